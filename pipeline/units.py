@@ -1,0 +1,80 @@
+"""Sizes and durations as people write them: `128MiB`, `90s`, `5%`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+_FACTORS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_QUANTITY = re.compile(r"\s*(\d+(?:_\d+)*(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
+
+
+def parse_size(value: Any) -> int:
+    """Bytes from a number or a text such as `128MiB` or `1.5 GB`.
+
+    Raises:
+        ValueError: The value is not a size of at least one byte.
+    """
+    return _at_least(1, round(_quantity(value, _FACTORS, "a size such as 128MiB or 2GB")), value)
+
+
+def parse_seconds(value: Any) -> float:
+    """Seconds from a number or a text such as `90s`, `5min` or `2h`.
+
+    Raises:
+        ValueError: The value is not a duration.
+    """
+    return _quantity(value, _SECONDS, "a duration such as 90s, 5min or 2h")
+
+
+def format_size(count: float) -> str:
+    """Bytes as people read them: `1.5 GiB`; exact multiples have no decimals."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return _trim(count) + f" {unit}"
+        count /= 1024
+    return _trim(count) + " TiB"
+
+
+def _trim(count: float) -> str:
+    return f"{count:.1f}".removesuffix(".0")
+
+
+def _quantity(value: Any, factors: dict[str, Any], wanted: str) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        number, factor = value, 1.0
+    else:
+        match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
+        if match is None or match[2].lower() not in factors:
+            raise ValueError(f"{value!r} is not {wanted}")
+        number, factor = float(match[1]), factors[match[2].lower()]
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"{value!r} is not {wanted}")
+    return number * factor
+
+
+def _at_least(least: int, number: int, value: Any) -> int:
+    if number < least:
+        raise ValueError(f"{value!r} is below {least}")
+    return number
+
+
+Size = Annotated[int, BeforeValidator(parse_size)]
+"""Bytes, at least one; written as a number or with a unit."""
+
+Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(ge=0)]
+"""Seconds; written as a number or with a unit."""

@@ -1,0 +1,208 @@
+"""YAML files whose errors name the line, for settings and jobs alike.
+
+The files are read by YAML 1.2's rules for plain words: `yes`, `no`, `on` and `off` are text (they
+are column values more often than switches), `1e6` is a number and `12:30` is text.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from pipeline.errors import UsageError
+
+_TYPE_WORDS = {"str": "text", "int": "number", "float": "number", "NoneType": "value"}
+Location = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class YamlFile:
+    """A parsed file.
+
+    Attributes:
+        name: How to name the file in messages.
+        data: The document; an empty file is an empty mapping.
+        lines: The line of each key and list item, by its path from the top. Lines count from 1.
+    """
+
+    name: str
+    data: dict[str, Any]
+    lines: dict[Location, int]
+
+    def where(self, location: Location) -> str:
+        """`file:line` of the nearest thing at or above a location."""
+        for depth in range(len(location), 0, -1):
+            line = self.lines.get(location[:depth])
+            if line is not None:
+                return f"{self.name}:{line}"
+        return self.name
+
+
+def read_yaml(path: Path, error: type[UsageError]) -> YamlFile:
+    """Read a file that holds one mapping.
+
+    Raises:
+        UsageError: As the given subclass: the file cannot be read, is not YAML, is not a mapping,
+            or names a key twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise error(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise error(f"{path} cannot be read: {problem}") from None
+    return parse_yaml(text, str(path), error)
+
+
+def parse_yaml(text: str, name: str, error: type[UsageError]) -> YamlFile:
+    """Parse the text of a file that holds one mapping; `name` is for messages.
+
+    Raises:
+        UsageError: As in `read_yaml`.
+    """
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return YamlFile(name, {}, {})
+            lines: dict[Location, int] = {}
+            _note_lines(node, (), lines, name, error)
+            data = loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as problem:
+        mark = problem.problem_mark or problem.context_mark
+        at = f":{mark.line + 1}" if mark else ""
+        raise error(f"{name}{at}: not YAML: {problem.problem or problem.context}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as problem:
+        raise error(f"{name}: not YAML: {problem}") from None
+    if not isinstance(data, dict):
+        raise error(f"{name}: expected `key: value` lines at the top, found {_kind(data)}")
+    return YamlFile(name, data, lines)
+
+
+def nearest(word: str, known: list[str]) -> str | None:
+    """The known word that a mistyped one most likely means."""
+    matches = get_close_matches(word.lower(), known, n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def explain_error(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str | None]:
+    """One validation error in words, and a hint if there is one."""
+    location: Location = tuple(part for part in detail["loc"])
+    key = dotted(location)
+    if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = known_keys(model, location[:-1])
+        match = nearest(str(location[-1]), known)
+        what = f"unknown key `{key}`"
+        if match:
+            return f"{what}; did you mean `{match}`?", None
+        return what, "known here: " + ", ".join(known)
+    if detail["type"] == "missing":
+        return f"`{key}` is missing", None
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    message = message[:1].lower() + message[1:]
+    if detail["type"] in ("value_error", "assertion_error"):
+        return f"`{key}`: {message}" if key else message, None
+    return f"`{key}`: {message}, not {_shown(detail['input'])}", None
+
+
+def dotted(location: Location) -> str:
+    """`input.columns[2]` for `("input", "columns", 2)`."""
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def known_keys(model: type[BaseModel], location: Location) -> list[str]:
+    """The keys that a model knows at a location, as they are written in files."""
+    for part in location:
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        field = fields.get(str(part))
+        inner = _model_in(field.annotation) if field else None
+        if inner is None:
+            return []
+        model = inner
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list | tuple):
+        return _kind(value)
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    return f"the {_TYPE_WORDS.get(type(value).__name__, 'value')} {_shown(value)}"
+
+
+def _note_lines(
+    node: yaml.Node, at: Location, lines: dict[Location, int], name: str, error: type[UsageError]
+) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            path = (*at, str(key.value))
+            line = key.start_mark.line + 1
+            if path in lines:
+                raise error(f"{name}:{line}: `{dotted(path)}` is given twice (line {lines[path]})")
+            lines[path] = line
+            _note_lines(value, path, lines, name, error)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            lines[(*at, index)] = item.start_mark.line + 1
+            _note_lines(item, (*at, index), lines, name, error)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's plain words."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if not tag.endswith((":bool", ":int", ":float"))]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _rule, _first in (
+    ("bool", r"(true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    # A leading zero makes an identifier such as 007, not a number.
+    ("int", r"[-+]?(0|[1-9][0-9_]*)$", "-+0123456789"),
+    ("float", r"[-+]?(0|[1-9][0-9_]*)(\.[0-9]*)?([eE][-+]?[0-9]+)?$", "-+0123456789"),
+    ("float", r"[-+]?\.([0-9]+([eE][-+]?[0-9]+)?|inf|Inf|INF)$", "-+."),
+    ("float", r"\.(nan|NaN|NAN)$", "."),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_rule), list(_first))
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes what `_Loader` would read as something else."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [*_Loader.yaml_implicit_resolvers.get(first, []), *rules]
+    for first, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()
+}
+
+
+def dump_yaml(data: dict[str, Any]) -> str:
+    """The YAML text of a mapping, keys in their order; `parse_yaml` reads the same mapping back."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
