@@ -7,9 +7,9 @@ Two habits to copy:
   difference of two timestamps is not a number of calendar days. Casting at the top makes one
   transform fit both, and a value that does not fit fails the chunk with its reason instead of
   turning into null. (Strings are not cast: use `str.to_date()`.)
-* **Filter early.** Polars pushes the predicate into the read as far as it can. A condition that is
-  plainly about stored columns (`l_shipdate >= 1994-01-01`) belongs in the job's `filter`, which also
-  skips whole files and row groups before anything is read.
+* **Filter early.** Polars pushes the predicate into the read as far as it can. A condition that
+  is plainly about stored columns (`l_shipdate >= 1994-01-01`) belongs in the job's `filter`, which
+  also skips whole files and row groups before anything is read.
 """
 
 import polars as pl

@@ -12,7 +12,7 @@ copy:
 
 import polars as pl
 
-from pipeline import read_table
+from pipeline.storage import read_table
 
 
 def supplier_nation(
@@ -22,9 +22,8 @@ def supplier_nation(
 
     Args:
         lf: TPC-H lineitem.
-        suppliers: URI of TPC-H supplier as one Parquet object (10,000 rows a scale factor).
-        nations: URI of TPC-H nation as one Parquet object (25 rows); without it the nation stays a
-            number.
+        suppliers: URI of TPC-H supplier, an object or a prefix (10,000 rows a scale factor).
+        nations: URI of TPC-H nation (25 rows); without it the nation stays a number.
 
     Returns:
         One row for each row, in order: `l_orderkey`, `l_linenumber`, `l_suppkey`, `l_quantity`,

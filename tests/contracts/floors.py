@@ -1,0 +1,81 @@
+"""Which floor each module stands on. A module imports from lower floors only.
+
+A package that is named as a whole (`pipeline.storage`) is one room: its own files may import each
+other. A new module needs a line here: the lowest floor that lets it import what it needs.
+"""
+
+FLOORS: dict[str, int] = {
+    "partitioning.errors": 0,
+    "partitioning.tablefile": 1,
+    "partitioning.windows": 1,
+    "partitioning.model": 2,
+    "partitioning.reader": 3,
+    "partitioning.packing": 4,
+    "partitioning.pruning": 4,
+    "partitioning.listing": 4,
+    "partitioning.footers": 4,
+    "partitioning.planner": 5,
+    "pipeline.errors": 10,
+    "pipeline.units": 11,
+    "pipeline.yamlfile": 11,
+    "pipeline.liveness": 11,
+    "pipeline.layers": 12,
+    "pipeline.sparse": 11,
+    "pipeline.settings": 13,
+    "pipeline.job": 13,
+    "pipeline.storage": 14,
+    "pipeline.transforms": 14,
+    "pipeline.reading": 15,
+    "pipeline.ledger": 15,
+    "pipeline.process": 15,
+    "pipeline.batches": 15,
+    "pipeline.publish": 16,
+    "pipeline.engine": 17,
+    "pipeline.flows": 18,
+    "pipeline.report": 19,
+    "pipeline.stack": 19,
+    "pipeline.cli": 20,
+}
+
+# Packages of a whole distribution that only one room may import, and that room.
+DOORS: dict[str, tuple[str, ...]] = {
+    "dask": ("pipeline.engine",),
+    "distributed": ("pipeline.engine",),
+    "prefect_dask": ("pipeline.engine",),
+    "prefect": ("pipeline.flows",),
+    "aiobotocore": ("pipeline.storage",),
+    "boto3": ("pipeline.storage",),
+    "botocore": ("pipeline.storage",),
+    "fsspec": ("pipeline.storage",),
+    "obstore": ("pipeline.storage",),
+    "s3fs": ("pipeline.storage",),
+}
+
+# A bare package only re-exports, for those outside it: its own modules may not import it.
+UNORDERED = frozenset({"partitioning", "pipeline"})
+
+
+def room_of(module: str) -> str | None:
+    """The longest named prefix of a module: `pipeline.storage.s3` -> `pipeline.storage`."""
+    parts = module.split(".")
+    candidates = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((name for name in candidates if name in FLOORS), None)
+
+
+def broken_rules(module: str, target: str) -> list[str]:
+    """What is wrong with `module` importing `target`: nothing, or a sentence for each rule."""
+    top = target.partition(".")[0]
+    room, other = room_of(module), room_of(target)
+    problems = []
+    if module.startswith("partitioning") and top in {"pipeline", *DOORS}:
+        problems.append(f"{module} imports {target}: partitioning knows only Parquet and listings")
+    elif top in DOORS and room not in DOORS[top]:
+        problems.append(f"{module} imports {target}: only {', '.join(DOORS[top])} may")
+    if target in UNORDERED and module.startswith(f"{target}."):
+        problems.append(f"{module} imports its own package {target}: import the module itself")
+    if room and other and room != other and FLOORS[other] >= FLOORS[room]:
+        problems.append(
+            f"{module} (floor {FLOORS[room]}) imports {target} (floor {FLOORS[other]}): "
+            "imports go down only"
+        )
+    return problems

@@ -1,0 +1,55 @@
+"""What the packages import is declared in pyproject.toml, not merely there by luck."""
+
+import sys
+import tomllib
+from importlib import metadata
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.contracts.source import ROOT, imports_of, python_files
+
+OURS = {"partitioning", "pipeline", "benchmarks", "examples"}
+
+
+def _names(requirements: list[str]) -> set[str]:
+    """Names of distributions, those that an extra of another brings included."""
+    names: set[str] = set()
+    for requirement in map(Requirement, requirements):
+        names.add(canonicalize_name(requirement.name))
+        if requirement.extras:
+            names |= {
+                canonicalize_name(inner.name)
+                for inner in map(Requirement, metadata.requires(requirement.name) or [])
+                if inner.marker
+                and any(inner.marker.evaluate({"extra": extra}) for extra in requirement.extras)
+            }
+    return names
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"),
+    [
+        ("partitioning", ()),
+        ("pipeline", ("local",)),
+        ("examples", ()),
+        ("benchmarks", ("bench", "local")),
+    ],
+)
+def test_imports_are_declared(folder: str, extras: tuple[str, ...]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    declared = _names(project["dependencies"])
+    for extra in extras:
+        declared |= _names(project["optional-dependencies"][extra])
+    provided_by = metadata.packages_distributions()
+    missing = set()
+    for path in python_files(folder):
+        for _, target, line in imports_of(path):
+            top = target.partition(".")[0]
+            if top in OURS or top in sys.stdlib_module_names:
+                continue
+            providers = {canonicalize_name(name) for name in provided_by.get(top, [])}
+            if not providers & declared:
+                missing.add(f"{path.relative_to(ROOT)}:{line} imports {top}")
+    assert not missing, "\n".join(sorted(missing))
