@@ -1,0 +1,93 @@
+"""The embedded stack: S3 (SeaweedFS), a Prefect server and a Dask cluster, on this machine only.
+
+`up` starts what does not run and repairs what is half dead; `down` stops exactly what `up`
+started. All of it listens on 127.0.0.1 and keeps its data, logs and state in one folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.settings import Settings
+from pipeline.stack import processes
+from pipeline.stack.starting import TITLES, Echo, is_serving, start_missing
+from pipeline.stack.state import NAMES, Service, ServiceName, StackState, StateFolder
+
+__all__ = ["Service", "ServiceStatus", "StackState", "down", "status", "up"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """One line of `status`.
+
+    Attributes:
+        name: `s3`, `prefect` or `dask`.
+        title: The same for people.
+        state: `running`, `silent` (runs, but does not answer), `died` or `stopped`.
+        pid: The process, if it runs.
+        address: Where its clients connect.
+        page: Its page for people, if it has one.
+    """
+
+    name: ServiceName
+    title: str
+    state: str
+    pid: int | None = None
+    address: str = ""
+    page: str = ""
+
+
+def up(settings: Settings, echo: Echo = print) -> StackState:
+    """Start every service that does not run, and say what runs where.
+
+    Calling it again changes nothing. What a crash left behind is cleared away first; the data in
+    S3 is kept, and so are credentials, and ports where they are still free.
+
+    Raises:
+        StackError: A service did not start; what this call started is stopped again.
+    """
+    folder = StateFolder(settings.state_dir)
+    folder.create()
+    with folder.lock():
+        before = folder.load() or StackState(settings.environment)
+        before = StackState(settings.environment, before.services, before.s3)
+        keep = [one.pid for one in before.services.values() if is_serving(one)]
+        try:
+            state = start_missing(folder, settings, before, echo)
+        except BaseException:
+            processes.stop(folder.marker(), keep=keep)
+            raise
+        folder.save(state)
+    return state
+
+
+def down(settings: Settings, echo: Echo = print) -> None:
+    """Stop everything that `up` started, and nothing else. Calling it again changes nothing."""
+    folder = StateFolder(settings.state_dir)
+    if not folder.root.exists():
+        echo("The embedded stack is not up.")
+        return
+    with folder.lock():
+        state = folder.load() or StackState(settings.environment)
+        ran = [service for service in state.services.values() if service.alive]
+        stopped = processes.stop(folder.marker())
+        folder.forget()
+    for service in ran:
+        echo(f"{TITLES[service.name]}: stopped (process {service.pid})")
+    if not stopped:
+        echo("The embedded stack is not up.")
+
+
+def status(settings: Settings) -> list[ServiceStatus]:
+    """What runs of the embedded stack."""
+    state = StateFolder(settings.state_dir).load() or StackState(settings.environment)
+    return [_status_of(name, state.services.get(name)) for name in NAMES]
+
+
+def _status_of(name: ServiceName, service: Service | None) -> ServiceStatus:
+    if service is None:
+        return ServiceStatus(name, TITLES[name], "stopped")
+    if not service.alive:
+        return ServiceStatus(name, TITLES[name], "died")
+    state = "running" if processes.answers(service.ports[0]) else "silent"
+    return ServiceStatus(name, TITLES[name], state, service.pid, service.address, service.page)

@@ -1,0 +1,165 @@
+"""Starting processes that outlive us, and stopping exactly those."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from pipeline.liveness import is_alive, start_time
+
+MARKER = "_CHUNKMAP_STACK"
+"""The variable that marks the environment of every process of a stack."""
+HOST = "127.0.0.1"
+_POLL = 0.05  # seconds
+
+# Processes that this very process started: only their parent can clear them away once they ended.
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+def free_ports(count: int) -> tuple[int, ...]:
+    """As many different ports that are free at this moment."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind((HOST, 0))
+        return tuple(one.getsockname()[1] for one in sockets)
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def all_free(ports: Sequence[int]) -> bool:
+    """Whether every one of these ports is free at this moment."""
+    return all(_is_free(port) for port in ports)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as one:
+        # As servers do; otherwise connections that linger after a crash count as taken.
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def answers(port: int) -> bool:
+    """Whether something accepts connections at a port of this machine."""
+    try:
+        with socket.create_connection((HOST, port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def spawn(
+    command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path, marker: str
+) -> tuple[int, float]:
+    """Start a command in a session of its own, so that no terminal's Ctrl-C or hang-up reaches it.
+
+    Args:
+        command: Program and arguments.
+        environment: All of its variables.
+        folder: Its working folder.
+        log: Where its output is appended.
+        marker: Value of the variable by which it is found after a crash.
+
+    Returns:
+        Its process id and start time.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        output.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {command[0]}\n".encode())
+        output.flush()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env={**environment, MARKER: marker},
+            start_new_session=True,
+        )
+    _children[process.pid] = process
+    # A process that has ended already keeps its id until we clear it away, so 0 harms no one.
+    return process.pid, start_time(process.pid) or 0.0
+
+
+def runs(pid: int, started: float) -> bool:
+    """Whether a process that was noted still runs."""
+    _clear_away(pid)
+    return is_alive(pid, started)
+
+
+def marked(marker: str) -> list[psutil.Process]:
+    """Every process of this machine whose environment holds the marker."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and process.environ().get(MARKER) == marker:
+                found.append(process)
+    return found
+
+
+def stop(marker: str, keep: Collection[int] = (), seconds: float = 10) -> int:
+    """Stop a stack's processes but those of the sessions to keep.
+
+    Leaders of sessions are asked first, because each ends its own children well; whatever is left
+    after the given time is killed.
+
+    Returns:
+        How many processes were stopped.
+    """
+    targets = [process for process in marked(marker) if _session(process) not in keep]
+    for process in targets:
+        if _session(process) == process.pid:
+            _signal(process, signal.SIGTERM)
+    _await_end(targets, seconds)
+    # Children that outlived their leader, or were born in the meantime.
+    rest = [process for process in marked(marker) if _session(process) not in keep]
+    for process in rest:
+        _signal(process, signal.SIGKILL)
+    _await_end(rest, seconds)
+    return len(targets)
+
+
+def _await_end(processes: Sequence[psutil.Process], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while any(_runs(process) for process in processes) and time.monotonic() < deadline:
+        time.sleep(_POLL)
+
+
+def _runs(process: psutil.Process) -> bool:
+    _clear_away(process.pid)
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _session(process: psutil.Process) -> int:
+    try:
+        return os.getsid(process.pid)
+    except OSError:
+        return 0
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    # psutil compares the start time first, so an id that was used again is left alone.
+    with suppress(psutil.Error, OSError):
+        process.send_signal(number)
+
+
+def _clear_away(pid: int) -> None:
+    child = _children.get(pid)
+    if child is not None and child.poll() is not None:
+        del _children[pid]

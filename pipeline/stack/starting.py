@@ -1,0 +1,167 @@
+"""Starting the missing services side by side, whatever happens on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.errors import StackError
+from pipeline.settings import Settings
+from pipeline.stack import processes, services
+from pipeline.stack.services import Launch
+from pipeline.stack.state import Service, ServiceName, StackState, StateFolder
+
+Echo = Callable[[str], None]
+Ports = dict[ServiceName, tuple[int, ...]]
+
+TITLES: dict[ServiceName, str] = {
+    "s3": "S3 (SeaweedFS)",
+    "prefect": "Prefect server",
+    "dask": "Dask cluster",
+}
+_COUNTS: dict[ServiceName, int] = {
+    "s3": services.S3_PORTS,
+    "prefect": services.PREFECT_PORTS,
+    "dask": services.DASK_PORTS,
+}
+_START_SECONDS = 120.0
+_ATTEMPTS = 3
+_POLL = 0.05  # seconds
+_LOG_LINES = 15
+
+
+class _PortTaken(Exception):
+    """A service ended because another program took a port between our choice and its start."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    launch: Launch
+    service: Service
+    since: float
+
+
+def choose_ports(state: StackState, running: Mapping[ServiceName, Service]) -> Ports:
+    """Ports of every service: those that it has, else those that it had, else free ones."""
+    ports: Ports = {name: service.ports for name, service in running.items()}
+    for name, service in state.services.items():
+        if name not in ports and processes.all_free(service.ports):
+            ports[name] = service.ports
+    wanting = [name for name in _COUNTS if name not in ports]
+    # All at once: ports that are chosen one after another may be the same.
+    free = iter(processes.free_ports(sum(_COUNTS[name] for name in wanting)))
+    for name in wanting:
+        ports[name] = tuple(next(free) for _ in range(_COUNTS[name]))
+    return ports
+
+
+def start_missing(
+    folder: StateFolder, settings: Settings, state: StackState, echo: Echo
+) -> StackState:
+    """Start every service of the state that does not run.
+
+    Raises:
+        StackError: One of them did not start.
+    """
+    for _ in range(_ATTEMPTS):
+        running = {name: one for name, one in state.services.items() if is_serving(one)}
+        ports = choose_ports(state, running)
+        if any(_moved(name, state, ports) for name in ("s3", "prefect")):
+            # Its workers were told the old addresses.
+            running.pop("dask", None)
+        processes.stop(folder.marker(), keep=[one.pid for one in running.values()])
+        try:
+            return _start(folder, settings, replace(state, services=running), ports, echo)
+        except _PortTaken as problem:
+            last = problem
+            state = folder.load() or state
+    raise StackError(f"{last}; gave up after {_ATTEMPTS} attempts with other ports")
+
+
+def is_serving(service: Service) -> bool:
+    """Whether a service runs and accepts connections."""
+    return processes.runs(service.pid, service.started) and processes.answers(service.ports[0])
+
+
+def _moved(name: ServiceName, state: StackState, ports: Ports) -> bool:
+    return name not in state.services or state.services[name].ports != ports[name]
+
+
+def _start(
+    folder: StateFolder, settings: Settings, state: StackState, ports: Ports, echo: Echo
+) -> StackState:
+    state = replace(state, s3=services.s3_settings(folder.root, ports["s3"][0]))
+    pending = []
+    for name in _COUNTS:
+        if name in state.services:
+            echo(f"{describe(state.services[name])}, runs already")
+            continue
+        launch = _launch(name, folder, settings, ports)
+        pending.append(_spawn(folder, launch))
+        state = replace(state, services={**state.services, name: pending[-1].service})
+        # Noted at once, so that whatever kills us leaves a stack that can be stopped.
+        folder.save(state)
+    _await_ready(folder, pending, echo)
+    return state
+
+
+def _launch(name: ServiceName, folder: StateFolder, settings: Settings, ports: Ports) -> Launch:
+    if name == "s3":
+        return services.s3(folder.root, ports["s3"])
+    if name == "prefect":
+        return services.prefect(folder.root, ports["prefect"])
+    return services.dask(folder.root, ports, settings.dask)
+
+
+def _spawn(folder: StateFolder, launch: Launch) -> _Pending:
+    pid, started = processes.spawn(
+        launch.command,
+        launch.environment,
+        launch.folder,
+        log_of(folder, launch.name),
+        folder.marker(),
+    )
+    service = Service(launch.name, pid, started, launch.address, launch.page, launch.ports)
+    return _Pending(launch, service, time.monotonic())
+
+
+def _await_ready(folder: StateFolder, pending: Sequence[_Pending], echo: Echo) -> None:
+    waiting = list(pending)
+    while waiting:
+        for one in list(waiting):
+            if one.launch.is_ready():
+                waiting.remove(one)
+                seconds = time.monotonic() - one.since
+                echo(f"{describe(one.service)}, started in {seconds:.1f} s")
+            elif not processes.runs(one.service.pid, one.service.started):
+                raise _ended(folder, one)
+            elif time.monotonic() - one.since > _START_SECONDS:
+                raise _error(folder, one, f"did not answer within {_START_SECONDS:.0f} s")
+        time.sleep(_POLL)
+
+
+def _ended(folder: StateFolder, one: _Pending) -> Exception:
+    if not processes.all_free(one.launch.ports):
+        taken = ", ".join(str(port) for port in one.launch.ports)
+        return _PortTaken(f"{TITLES[one.service.name]}: a port of {taken} is taken")
+    return _error(folder, one, "ended while it started")
+
+
+def _error(folder: StateFolder, one: _Pending, what: str) -> StackError:
+    log = log_of(folder, one.service.name)
+    text = log.read_text(encoding="utf-8", errors="replace").rpartition("\n--- ")[2]
+    tail = "\n".join(text.splitlines()[-_LOG_LINES:])
+    return StackError(f"{TITLES[one.service.name]} {what}:\n{tail}", f"the whole log is {log}")
+
+
+def log_of(folder: StateFolder, name: ServiceName) -> Path:
+    """A service's log."""
+    return folder.logs / f"{name}.log"
+
+
+def describe(service: Service) -> str:
+    """What runs where, in a line."""
+    page = f", page {service.page}" if service.page else ""
+    return f"{TITLES[service.name]}: {service.address}{page} (process {service.pid})"

@@ -1,0 +1,124 @@
+"""What the embedded stack remembers between commands: one file, one lock."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.liveness import is_alive
+
+ServiceName = Literal["s3", "prefect", "dask"]
+NAMES: tuple[ServiceName, ...] = ("s3", "prefect", "dask")
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One process of the stack, with all its children.
+
+    Attributes:
+        name: `s3`, `prefect` or `dask`.
+        pid: The process, which leads a session of its own.
+        started: Its start time, as `pipeline.liveness.start_time` gives it.
+        address: Where its clients connect.
+        page: The address of its page for people, empty if it has none.
+        ports: The ports it was given, to be given again after a crash.
+    """
+
+    name: ServiceName
+    pid: int
+    started: float
+    address: str
+    page: str = ""
+    ports: tuple[int, ...] = ()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return is_alive(self.pid, self.started)
+
+
+@dataclass(frozen=True, slots=True)
+class StackState:
+    """The stack as it was last left.
+
+    Attributes:
+        environment: The environment of the settings it was started for.
+        services: Its processes by name. Those that died are listed until `up` or `down` cleans up.
+        s3: The S3 settings that reach it, credentials included.
+    """
+
+    environment: str
+    services: dict[ServiceName, Service] = field(default_factory=dict)
+    s3: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def alive(self, name: ServiceName) -> bool:
+        """Whether a service's process runs."""
+        service = self.services.get(name)
+        return service is not None and service.alive
+
+
+class StateFolder:
+    """The stack's folder: data, logs, the state file and the lock."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.file = self.root / "stack.json"
+        self.logs = self.root / "logs"
+
+    def create(self) -> None:
+        """Make the folder, for this user alone, and keep it out of version control."""
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.logs.mkdir(exist_ok=True)
+        ignore = self.root / ".gitignore"
+        if not ignore.exists():
+            ignore.write_text("*\n", encoding="utf-8")
+
+    def marker(self) -> str:
+        """What every process of this stack has in its environment, to be found by after a crash."""
+        return f"{self.root}:{self.root.stat().st_ino}"
+
+    def load(self) -> StackState | None:
+        """The stored state; None if there is none, or it was damaged."""
+        try:
+            data: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
+            services = {
+                name: Service(**{**service, "ports": tuple(service["ports"])})
+                for name, service in data["services"].items()
+            }
+            return StackState(data["environment"], services, data["s3"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def save(self, state: StackState) -> None:
+        """Replace the state file in one step; only this user may read it."""
+        write_private(self.file, json.dumps(asdict(state), indent=2))
+
+    def forget(self) -> None:
+        """Remove the state file."""
+        self.file.unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Wait for, then hold, the right to change the stack. A dead holder's lock is gone."""
+        descriptor = os.open(self.root / "stack.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace a file in one step; only this user may read it."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    draft.replace(path)
