@@ -1,0 +1,104 @@
+"""Every page's commands run, in the page's order, as its reader would run them in a checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.contracts.source import ROOT, repository_files
+from tests.docs.pages import Block, blocks, commands, missing, read
+
+PAGES = [path for path in repository_files() if path.suffix == ".md"]
+BIN = Path(sys.executable).parent
+COPIED = ("Makefile", "conf", "constraints.txt", "examples", "pyproject.toml")
+
+# These run the tests, which this is one of, or change the checkout's own files.
+NOT_HERE = ("make test", "make test-fast", "make lint", "make format", "make lock", "make clean")
+
+
+class Checkout:
+    """A folder that looks like a checkout whose `.venv` is the running interpreter's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for item in COPIED:
+            source = ROOT / item
+            (shutil.copytree if source.is_dir() else shutil.copy2)(source, folder / item)
+        # What make takes for "installed"; it has to be newer than the copied requirements.
+        (folder / ".installed").touch()
+
+    def run(self, line: str) -> str:
+        """What a command shows. Fails the test, with all that it showed, when it fails."""
+        if line.startswith("make "):
+            line += f" BIN={BIN} STAMP=.installed"
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", line],
+            check=False,
+            cwd=self.folder,
+            env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "120"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert done.returncode == 0, f"$ {line}\n{done.stdout}\nexit code {done.returncode}"
+        return done.stdout
+
+    def execute(self, block: Block) -> None:
+        """Writes the file, or runs the program or the commands, that the block holds."""
+        if block.title is not None:
+            path = self.folder / block.title
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text, "utf-8")
+        elif block.language == "python":
+            program = self.folder / "snippet.py"
+            program.write_text(block.text, "utf-8")
+            self.run("python snippet.py")
+        elif block.language == "console":
+            for line, shows in commands(block):
+                if line not in NOT_HERE:
+                    shown = self.run(line)
+                    lacks = missing(shows, shown)
+                    assert lacks is None, f"$ {line}\n{shown}\nlacks the line {lacks!r}"
+
+
+def runs_something(page: Path) -> bool:
+    found = blocks(read(page))
+    lines = [c.line for b in found if b.language == "console" for c in commands(b)]
+    programs = [block for block in found if block.language == "python" and not block.title]
+    return bool(programs) or any(line not in NOT_HERE for line in lines)
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if runs_something(page)], ids=lambda page: page.name
+)
+def test_the_page_does_what_it_says(page: Path, tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
+    try:
+        for block in blocks(read(page)):
+            checkout.execute(block)
+    finally:
+        # A page that fails half-way leaves its servers up.
+        checkout.run("chunkmap down")
+
+
+def test_a_failing_command_fails_the_page(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
+    with pytest.raises(AssertionError, match="exit code 3"):
+        checkout.execute(Block("console", None, "$ echo so far; exit 3\n", 1))
+    with pytest.raises(AssertionError, match="lacks the line 'two'"):
+        checkout.execute(Block("console", None, "$ echo one\ntwo\n", 1))
+
+
+def test_files_and_programs_are_written_and_run(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
+    checkout.execute(Block("yaml", "new/job.yaml", "name: a\n", 1))
+    checkout.execute(Block("console", None, "$ cat new/job.yaml\nname: a\n", 1))
+    checkout.execute(Block("python", None, "import pathlib; pathlib.Path('ran').touch()\n", 1))
+    assert (tmp_path / "ran").exists()
+    assert "-m pytest" in checkout.run("make -n test")
