@@ -6,35 +6,41 @@ other. A new module needs a line here: the lowest floor that lets it import what
 
 FLOORS: dict[str, int] = {
     "partitioning.errors": 0,
+    "partitioning.globs": 0,
+    "partitioning.filters": 1,
     "partitioning.tablefile": 1,
     "partitioning.windows": 1,
     "partitioning.model": 2,
+    "partitioning.request": 2,
+    "partitioning.hive": 3,
     "partitioning.reader": 3,
+    "partitioning.footers": 4,
+    "partitioning.fsspec_reader": 4,
+    "partitioning.listing": 4,
     "partitioning.packing": 4,
     "partitioning.pruning": 4,
-    "partitioning.listing": 4,
-    "partitioning.footers": 4,
     "partitioning.planner": 5,
     "pipeline.errors": 10,
+    "pipeline.liveness": 11,
+    "pipeline.sparse": 11,
     "pipeline.units": 11,
     "pipeline.yamlfile": 11,
-    "pipeline.liveness": 11,
     "pipeline.layers": 12,
-    "pipeline.sparse": 11,
-    "pipeline.settings": 13,
     "pipeline.job": 13,
+    "pipeline.settings": 13,
+    "pipeline.batches": 14,
     "pipeline.storage": 14,
     "pipeline.transforms": 14,
-    "pipeline.reading": 15,
     "pipeline.ledger": 15,
-    "pipeline.process": 15,
-    "pipeline.batches": 15,
-    "pipeline.publish": 16,
-    "pipeline.engine": 17,
-    "pipeline.flows": 18,
-    "pipeline.report": 19,
-    "pipeline.stack": 19,
-    "pipeline.cli": 20,
+    "pipeline.reading": 15,
+    "pipeline.process": 16,
+    "pipeline.mapping": 17,
+    "pipeline.publish": 17,
+    "pipeline.engine": 18,
+    "pipeline.flows": 19,
+    "pipeline.report": 20,
+    "pipeline.stack": 20,
+    "pipeline.cli": 21,
 }
 
 # Packages of a whole distribution that only one room may import, and that room.
@@ -46,7 +52,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "aiobotocore": ("pipeline.storage",),
     "boto3": ("pipeline.storage",),
     "botocore": ("pipeline.storage",),
-    "fsspec": ("pipeline.storage",),
+    "fsspec": ("pipeline.storage", "partitioning.fsspec_reader"),
     "obstore": ("pipeline.storage",),
     "s3fs": ("pipeline.storage",),
 }
@@ -67,9 +73,9 @@ def broken_rules(module: str, target: str) -> list[str]:
     top = target.partition(".")[0]
     room, other = room_of(module), room_of(target)
     problems = []
-    if module.startswith("partitioning") and top in {"pipeline", *DOORS}:
+    if module.startswith("partitioning") and top == "pipeline":
         problems.append(f"{module} imports {target}: partitioning knows only Parquet and listings")
-    elif top in DOORS and room not in DOORS[top]:
+    if top in DOORS and room not in DOORS[top]:
         problems.append(f"{module} imports {target}: only {', '.join(DOORS[top])} may")
     if target in UNORDERED and module.startswith(f"{target}."):
         problems.append(f"{module} imports its own package {target}: import the module itself")
