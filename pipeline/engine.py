@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import EngineUnavailableError
+from pipeline.rounds import Kind
+from pipeline.settings import DaskSettings
 
 if TYPE_CHECKING:
     from distributed import LocalCluster
+    from prefect_dask import DaskTaskRunner
+    from prefect_dask.task_runners import PrefectDaskFuture
 
 # What the first batch would otherwise wait for: five seconds of imports in every worker.
 _PRELOAD = ("polars", "prefect_dask")
@@ -66,3 +73,97 @@ def _cores() -> int:
     from dask.system import CPU_COUNT
 
     return int(CPU_COUNT)
+
+
+def task_runner(settings: DaskSettings, environment: Mapping[str, str]) -> DaskTaskRunner:
+    """The task runner that the settings describe.
+
+    Args:
+        settings: A scheduler's address, a cluster class, or else a local cluster for the flow.
+        environment: Variables of the workers of a local cluster.
+    """
+    from prefect_dask import DaskTaskRunner
+
+    if settings.scheduler:
+        check_scheduler(settings.scheduler, settings.connect_timeout)
+        return DaskTaskRunner(address=settings.scheduler)
+    if settings.cluster_class:
+        return DaskTaskRunner(
+            cluster_class=settings.cluster_class.replace(":", "."),
+            cluster_kwargs=dict(settings.cluster_kwargs),
+        )
+    return DaskTaskRunner(
+        cluster_class=start_local_cluster,
+        cluster_kwargs={
+            "workers": settings.workers,
+            "threads": settings.threads_per_worker,
+            "memory": settings.memory_per_worker,
+            "environment": dict(environment),
+        },
+    )
+
+
+def check_scheduler(address: str, timeout: float) -> None:
+    """Raise EngineUnavailableError when no scheduler answers at the address in time (seconds)."""
+    from distributed import Client
+
+    try:
+        Client(address, timeout=timeout, set_as_default=False).close()  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, ImportError) as error:
+        raise EngineUnavailableError(
+            f"no Dask scheduler answers at {address} (dask.scheduler) within {timeout:g} s: {error}",
+            hint="start one, or `chunkmap up`, or unset dask.scheduler for a local cluster",
+        ) from error
+
+
+def thread_count(runner: DaskTaskRunner) -> int:
+    """Worker threads of the runner's cluster at this moment, at least one."""
+    workers = runner.client.scheduler_info(n_workers=-1)["workers"]
+    return max(1, sum(worker["nthreads"] for worker in workers.values()))
+
+
+def wait_any(futures: Sequence[PrefectDaskFuture[Any]], seconds: float) -> None:
+    """Return when one of the futures is done, whatever way, or the time is up."""
+    from distributed import wait
+    from distributed.client import FutureCancelledError
+
+    with suppress(TimeoutError, FutureCancelledError):
+        wait(
+            [future.wrapped_future for future in futures],
+            timeout=seconds,
+            return_when="FIRST_COMPLETED",
+        )
+
+
+def fate(future: PrefectDaskFuture[Any]) -> tuple[Kind | None, str]:
+    """What became of a future (None while it is under way), and what is known of it.
+
+    Prefect's own `wait` swallows a killed worker and takes a cancelled future for a done one, so
+    the Dask future is asked.
+    """
+    from distributed import KilledWorker
+
+    inner = future.wrapped_future
+    match inner.status:
+        case "pending":
+            return None, ""
+        case "cancelled":
+            return "cancelled", "the Dask future was cancelled"
+        case "lost":
+            return "lost", "the scheduler lost it"
+        case "error":
+            error = inner.exception()
+            if isinstance(error, KilledWorker):
+                return "killed", f"{error.last_worker.address} and others died with it"
+            return "error", f"{type(error).__name__}: {error}"
+    return "finished", ""
+
+
+def worker_name() -> str:
+    """The name of the Dask worker that runs this, or of this process."""
+    from distributed import get_worker
+
+    try:
+        return str(get_worker().name)  # type: ignore[no-untyped-call]
+    except ValueError:
+        return f"process-{os.getpid()}"

@@ -1,0 +1,116 @@
+"""Chunks left -> batches. Pure.
+
+Guided self-scheduling: a batch takes a share of the work that is left, so the first are large and
+the last are small, and all workers end at about the same time (Polychronopoulos and Kuck, 1987:
+share = left / (2 x threads)). Bounds on seconds and chunks keep a lost batch cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+GUESSED_SPEED = 100e6
+"""Decoded bytes a thread maps in a second, until the first batches have been measured."""
+CHUNK_OVERHEAD = 1e6
+"""A chunk costs about as much as this many decoded bytes, however small it is (about 10 ms)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The chunks that one Prefect task run maps."""
+
+    name: str
+    """Unique within the run."""
+    spec: str
+    """The chunks' indices as half-open ranges: `0-500,503-504`. Small, whatever their number."""
+
+    @property
+    def indices(self) -> list[int]:
+        """The chunks' indices, in order."""
+        return [i for start, stop in _ranges(self.spec) for i in range(start, stop)]
+
+    def __len__(self) -> int:
+        return sum(stop - start for start, stop in _ranges(self.spec))
+
+
+def _ranges(spec: str) -> Iterator[tuple[int, int]]:
+    for part in spec.split(","):
+        start, _, stop = part.partition("-")
+        yield int(start), int(stop)
+
+
+def spec_of(indices: Sequence[int]) -> str:
+    """Ascending indices as half-open ranges."""
+    parts: list[list[int]] = []
+    for index in indices:
+        if parts and parts[-1][1] == index:
+            parts[-1][1] = index + 1
+        else:
+            parts.append([index, index + 1])
+    return ",".join(f"{start}-{stop}" for start, stop in parts)
+
+
+class Batcher:
+    """Cuts what is left into batches, one at a time, with sizes that follow the measured speed."""
+
+    def __init__(
+        self,
+        prefix: str,
+        indices: Sequence[int],
+        decoded_bytes: Sequence[int],
+        threads: int,
+        seconds: float,
+        max_chunks: int,
+    ) -> None:
+        """Start.
+
+        Args:
+            prefix: Begins the name of each batch.
+            indices: What is left, ascending.
+            decoded_bytes: Estimated size of each of them.
+            threads: Worker threads that share the work.
+            seconds: How long a batch should run at most.
+            max_chunks: Most chunks in a batch.
+        """
+        self._prefix = prefix
+        self._indices = indices
+        self._costs = [size + CHUNK_OVERHEAD for size in decoded_bytes]
+        self._left = sum(self._costs)
+        self._threads = max(1, threads)
+        self._seconds = seconds
+        self._max_chunks = max_chunks
+        self._position = 0
+        self._number = 0
+        self._measured_cost = 0.0
+        self._measured_seconds = 0.0
+
+    @property
+    def speed(self) -> float:
+        """Cost units that a thread maps in a second."""
+        if self._measured_seconds < 1e-9:
+            return GUESSED_SPEED
+        return self._measured_cost / self._measured_seconds
+
+    def measured(self, chunks: int, decoded_bytes: int, seconds: float) -> None:
+        """Learn from a finished batch."""
+        self._measured_cost += decoded_bytes + chunks * CHUNK_OVERHEAD
+        self._measured_seconds += seconds
+
+    def take(self) -> Batch | None:
+        """The next batch, or None when everything is handed out."""
+        if self._position >= len(self._indices):
+            return None
+        share = self._left / (2 * self._threads)
+        budget = min(share, self._seconds * self.speed)
+        start, cost = self._position, 0.0
+        while self._position < len(self._indices) and self._position - start < self._max_chunks:
+            following = self._costs[self._position]
+            if self._position > start and cost + following > budget:
+                break
+            cost += following
+            self._position += 1
+        self._left -= cost
+        self._number += 1
+        name = f"{self._prefix}{self._number:05d}"
+        return Batch(name, spec_of(self._indices[start : self._position]))

@@ -1,0 +1,176 @@
+"""One batch: its chunks mapped one after the other, with reading and staging beside computing."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import stamina
+
+from partitioning import Chunk
+from pipeline.batches import Batch
+from pipeline.errors import is_transient
+from pipeline.ledger import Completion, Failure, segment_name
+from pipeline.process import Mapped, RunContext, compute, failure_of, open_chunk, open_run, stage
+from pipeline.reading import ChunkSource
+
+T = TypeVar("T")
+
+CHUNK_BUDGET_SECONDS = 120.0
+"""How long a chunk's transient errors are waited out in the worker; the next round tries again."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """What a batch reports back: small, whatever the number of its chunks."""
+
+    batch: str
+    done: int
+    failed: int
+    rows_in: int
+    rows_out: int
+    bytes_in: int
+    bytes_out: int
+    decoded_bytes: int
+    """As the plan estimates it; the measure of how much work it was."""
+    seconds: float
+
+
+def map_batch(run_uri: str, fingerprint: str, batch: Batch, worker: str = "serial") -> BatchResult:
+    """Map a batch's chunks and store their completions and failures.
+
+    A bad chunk is recorded and its neighbours go on. What is raised instead is what concerns the
+    whole batch: no storage, no transform.
+    """
+    context = open_run(run_uri, fingerprint)
+    return _BatchRun(context, batch, worker).run()
+
+
+@dataclass(slots=True)
+class _BatchRun:
+    context: RunContext
+    batch: Batch
+    worker: str
+    attempt: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    columns: set[str] = field(default_factory=set)
+    """Columns that the last chunk turned out to read: fetched ahead for the next."""
+    entries: list[Completion | Failure] = field(default_factory=list)
+    stored: list[Completion | Failure] = field(default_factory=list)
+    segments: int = 0
+    flushed: float = field(default_factory=time.monotonic)
+    decoded: int = 0
+
+    def run(self) -> BatchResult:
+        clock = time.perf_counter()
+        with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "stage") as stager:
+            staging: deque[tuple[Mapped, Future[Completion]]] = deque()
+            for chunk, source in self._sources(reader):
+                self.decoded += chunk.decoded_bytes
+                mapped = self._guarded(chunk, lambda c=chunk, s=source: self._compute(c, s))
+                # One result waits to be staged while the next is computed, never more.
+                self._collect(staging)
+                if mapped is not None:
+                    staging.append((mapped, stager.submit(self._stage, mapped)))
+                self._flush_if_due()
+            self._collect(staging)
+        self._flush()
+        return self._result(time.perf_counter() - clock)
+
+    def _sources(self, reader: ThreadPoolExecutor) -> Iterator[tuple[Chunk, ChunkSource]]:
+        """Each chunk with its source; the next one's bytes arrive while this one is computed."""
+        chunks = self.context.plan.chunks(self.batch.indices)
+        ahead: tuple[Chunk, ChunkSource, Future[None] | None] | None = None
+        for chunk in chunks:
+            opened = self._ahead(chunk, reader)
+            if ahead is not None:
+                yield from self._arrived(*ahead)
+            ahead = opened
+        if ahead is not None:
+            yield from self._arrived(*ahead)
+
+    def _ahead(
+        self, chunk: Chunk, reader: ThreadPoolExecutor
+    ) -> tuple[Chunk, ChunkSource, Future[None] | None]:
+        source = open_chunk(self.context, chunk)
+        if not self.context.settings.reading.prefetch:
+            return chunk, source, None
+        return chunk, source, reader.submit(lambda: source.prefetch(self.columns))
+
+    def _arrived(
+        self, chunk: Chunk, source: ChunkSource, reading: Future[None] | None
+    ) -> Iterator[tuple[Chunk, ChunkSource]]:
+        try:
+            if reading is not None:
+                # An error of the read ahead comes up again, and is dealt with, when it is used.
+                reading.exception()
+            yield chunk, source
+        finally:
+            self.columns = source.columns_read or self.columns
+            source.close()
+
+    def _compute(self, chunk: Chunk, source: ChunkSource) -> Mapped:
+        clock = time.perf_counter()
+        source.prefetch(self.columns)
+        return compute(self.context, chunk, source, time.perf_counter() - clock)
+
+    def _guarded(self, chunk: Chunk, work: Callable[[], T]) -> T | None:
+        """Do a chunk's work, waiting out what may pass; what does not is recorded."""
+        try:
+            for attempt in stamina.retry_context(
+                on=is_transient,
+                attempts=self.context.job.retries + 1,
+                timeout=CHUNK_BUDGET_SECONDS,
+            ):
+                with attempt:
+                    return work()
+        except Exception as error:
+            self.entries.append(failure_of(chunk, error, self.batch.name, self.worker))
+        return None
+
+    def _stage(self, mapped: Mapped) -> Completion:
+        return stage(self.context, mapped, self.batch.name, self.worker)
+
+    def _collect(self, staging: deque[tuple[Mapped, Future[Completion]]]) -> None:
+        while staging:
+            mapped, work = staging.popleft()
+            if is_transient(work.exception()):
+                done = self._guarded(mapped.chunk, lambda m=mapped: self._stage(m))
+            else:
+                done = self._guarded(mapped.chunk, work.result)
+            if done is not None:
+                self.entries.append(done)
+
+    def _flush_if_due(self) -> None:
+        limits = self.context.settings.batches
+        late = time.monotonic() - self.flushed >= limits.flush_seconds
+        if late or len(self.entries) >= limits.flush_chunks:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self.entries:
+            self.segments += 1
+            name = segment_name(self.batch.name, self.attempt, self.segments)
+            self.context.ledger.write_segment(name, self.entries)
+            self.stored += self.entries
+            self.entries = []
+        self.flushed = time.monotonic()
+
+    def _result(self, seconds: float) -> BatchResult:
+        done = [entry for entry in self.stored if isinstance(entry, Completion)]
+        return BatchResult(
+            batch=self.batch.name,
+            done=len(done),
+            failed=len(self.stored) - len(done),
+            rows_in=sum(c.rows_in for c in done),
+            rows_out=sum(c.rows_out for c in done),
+            bytes_in=sum(c.bytes_in for c in done),
+            bytes_out=sum(c.bytes_out for c in done),
+            decoded_bytes=self.decoded,
+            seconds=seconds,
+        )
+

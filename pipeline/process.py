@@ -1,0 +1,254 @@
+"""One chunk: read, transform, check, stage. Plain functions that know no engine."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+import traceback
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from urllib.parse import quote
+
+import polars as pl
+
+from partitioning import Chunk, Plan, filter_expr
+from pipeline.errors import Transient, TransformError
+from pipeline.job import Job
+from pipeline.ledger import Completion, Failure, Ledger, RunRecord
+from pipeline.reading import ChunkSource, polars_schema
+from pipeline.settings import Settings, load_settings
+from pipeline.storage import Storage, join, own_storage
+from pipeline.transforms import Transform, resolve
+
+MESSAGE_CHARACTERS = 2000
+"""Longer error messages (Polars prints whole query plans) are cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """All that mapping a chunk of one run needs, opened once a process."""
+
+    storage: Storage
+    settings: Settings
+    ledger: Ledger
+    record: RunRecord
+    job: Job
+    plan: Plan
+    transform: Transform
+    schema: pl.Schema
+    """Of the dataset, as Polars reads it."""
+    row_filter: pl.Expr | None
+
+
+@lru_cache(maxsize=2)
+def open_run(run_uri: str, fingerprint: str) -> RunContext:
+    """The context of a run, from storage and this process's own settings.
+
+    Args:
+        run_uri: `<output>.chunkmap/runs/<run>/`.
+        fingerprint: Of the code that the driver wants to run; a worker that has other code says so.
+    """
+    settings, storage = load_settings(), own_storage()
+    ledger = Ledger.open(storage, run_uri)
+    job, plan = ledger.job(), ledger.plan()
+    transform = resolve(job.transform, job.params, settings.transforms)
+    if transform.fingerprint != fingerprint:
+        raise TransformError(
+            f"this worker's {job.transform} has fingerprint {transform.fingerprint}, "
+            f"the driver's {fingerprint}",
+            hint="give the workers the driver's version of the code",
+        )
+    return context_of(storage, settings, ledger, ledger.record(), job, plan, transform)
+
+
+def context_of(
+    storage: Storage,
+    settings: Settings,
+    ledger: Ledger,
+    record: RunRecord,
+    job: Job,
+    plan: Plan,
+    transform: Transform,
+) -> RunContext:
+    """Derive what the rest determines."""
+    terms = job.input.filter
+    row_filter = filter_expr(terms, plan.schema) if terms else None
+    return RunContext(
+        storage=storage,
+        settings=settings,
+        ledger=ledger,
+        record=record,
+        job=job,
+        plan=plan,
+        transform=transform,
+        schema=polars_schema(plan.schema),
+        row_filter=row_filter,
+    )
+
+
+def open_chunk(context: RunContext, chunk: Chunk) -> ChunkSource:
+    """A chunk, ready to be read."""
+    return ChunkSource(
+        context.storage,
+        chunk,
+        context.schema,
+        context.row_filter,
+        columns=context.job.input.columns,
+    )
+
+
+def apply(transform: Transform, frame: pl.LazyFrame) -> pl.DataFrame:
+    """Run a transform on a frame.
+
+    Raises:
+        TransformError: it raised, or did not return a LazyFrame.
+    """
+    try:
+        result = transform.call(frame)
+        if not isinstance(result, pl.LazyFrame):
+            kind = type(result).__name__
+            raise TransformError(f"{transform.name} returned {kind}, not a LazyFrame")
+        return result.collect(engine="streaming")
+    except Exception as error:
+        raise _foreign(transform, error) from error
+
+
+def _foreign(transform: Transform, error: Exception) -> Exception:
+    """What comes out of a collect: our own reading errors as they are, the rest is the user's.
+
+    Polars wraps what an IO source raises, so ours is found among the causes, or by its context.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, Transient | TransformError) or _is_ours(seen):
+            return seen  # type: ignore[return-value]
+        seen = seen.__cause__ or seen.__context__
+    return TransformError(f"{transform.name} raised {type(error).__name__}: {error}")
+
+
+def _is_ours(error: BaseException) -> bool:
+    from pipeline.errors import ChunkmapError
+
+    return isinstance(error, ChunkmapError)
+
+
+def output_uri(context: RunContext, chunk: Chunk) -> str:
+    """The final key of a chunk's output: ordered, below its partition, unique to the run."""
+    folders = [f"{name}={_hive(value)}" for name, value in chunk.partition]
+    name = f"part-{chunk.index:07d}-{context.record.run}.parquet"
+    return join(context.ledger.output, *folders, name)
+
+
+def _hive(value: object) -> str:
+    return "__HIVE_DEFAULT_PARTITION__" if value is None else quote(str(value), safe="")
+
+
+def encode(frame: pl.DataFrame, job: Job, partition: Sequence[str]) -> memoryview:
+    """A frame as the bytes of a Parquet file; Hive columns are in the key, not in the file."""
+    buffer = io.BytesIO()
+    held = frame.drop([name for name in partition if name in frame.columns])
+    held.write_parquet(
+        buffer, compression=job.output.compression, row_group_size=job.output.row_group_rows
+    )
+    return buffer.getbuffer()
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A chunk that is computed and encoded, but not staged."""
+
+    chunk: Chunk
+    frame_schema: str
+    rows_in: int
+    rows_out: int
+    bytes_in: int
+    data: memoryview
+    started: float
+    read_seconds: float
+    compute_seconds: float
+
+
+def compute(
+    context: RunContext, chunk: Chunk, source: ChunkSource, read_seconds: float
+) -> Mapped:
+    """Transform and encode a chunk."""
+    started = time.time()
+    clock = time.perf_counter()
+    frame = apply(context.transform, source.scan())
+    data = encode(frame, context.job, [name for name, _ in chunk.partition])
+    return Mapped(
+        chunk=chunk,
+        frame_schema=json.dumps({name: str(kind) for name, kind in frame.schema.items()}),
+        rows_in=chunk.rows - source.rows_filtered,
+        rows_out=frame.height,
+        bytes_in=source.bytes_read,
+        data=data,
+        started=started - read_seconds,
+        read_seconds=read_seconds,
+        compute_seconds=time.perf_counter() - clock,
+    )
+
+
+def stage(context: RunContext, mapped: Mapped, batch: str, worker: str) -> Completion:
+    """Stage a computed chunk; what comes back is the proof that it is done."""
+    clock = time.perf_counter()
+    attempt = uuid.uuid4().hex
+    area = context.ledger.state + "staged/"
+    uri = output_uri(context, mapped.chunk)
+    staged = context.storage.stage(uri, mapped.data, attempt, area)
+    seconds = time.perf_counter() - clock
+    return Completion(
+        chunk=mapped.chunk.id,
+        index=mapped.chunk.index,
+        batch=batch,
+        attempt=attempt,
+        worker=worker,
+        started=mapped.started,
+        seconds=mapped.read_seconds + mapped.compute_seconds + seconds,
+        read_seconds=mapped.read_seconds,
+        compute_seconds=mapped.compute_seconds,
+        stage_seconds=seconds,
+        rows_in=mapped.rows_in,
+        rows_out=mapped.rows_out,
+        bytes_in=mapped.bytes_in,
+        bytes_out=len(mapped.data),
+        code=context.transform.fingerprint,
+        schema=mapped.frame_schema,
+        uri=uri,
+        upload=staged.upload,
+        parts=staged.parts,
+        sha256=hashlib.sha256(mapped.data).hexdigest(),
+    )
+
+
+def failure_of(chunk: Chunk, error: Exception, batch: str, worker: str) -> Failure:
+    """The record of a failed try."""
+    return Failure(
+        chunk=chunk.id,
+        index=chunk.index,
+        batch=batch,
+        attempt=uuid.uuid4().hex,
+        worker=worker,
+        at=time.time(),
+        error=type(error).__name__,
+        message=str(error)[:MESSAGE_CHARACTERS],
+        transient=isinstance(error, Transient),
+        trace="".join(traceback.format_exception(error))[-2 * MESSAGE_CHARACTERS :],
+    )
+
+
+def process_chunk(
+    context: RunContext, chunk: Chunk, batch: str = "serial", worker: str = "serial"
+) -> Completion:
+    """Map one chunk from start to end, without overlapping anything. Raises what goes wrong."""
+    source = open_chunk(context, chunk)
+    try:
+        return stage(context, compute(context, chunk, source, 0.0), batch, worker)
+    finally:
+        source.close()
+
+

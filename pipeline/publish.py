@@ -1,0 +1,261 @@
+"""Publishing: freeze the choice, claim, make visible, write the manifest, move the pointer.
+
+It only rolls forward. Whoever meets a claim finishes it first, and finishing twice changes
+nothing; so a driver may die between any two requests and any other one goes on.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+import polars as pl
+
+from pipeline.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    OutputNotEmptyError,
+    PreconditionFailedError,
+    StorageError,
+)
+from pipeline.manifest import Catalog, Claim, Commit, Head, Manifest, commit_of
+from pipeline.storage import Staged
+
+COMPLETE_AT_ONCE = 1000
+"""Uploads completed between two looks at what came of them."""
+
+
+class UploadsVanishedError(StorageError):
+    """Staged outputs are gone (a lifecycle rule, an emptied server); their chunks are left again.
+
+    Attributes:
+        chunks: Ids of the chunks.
+        commit: Name of the frozen commit that names them, once it is claimed.
+    """
+
+    def __init__(self, chunks: list[str], commit: str | None = None) -> None:
+        super().__init__(f"{len(chunks)} staged outputs have vanished")
+        self.chunks = chunks
+        self.commit = commit
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What publishing came to."""
+
+    manifest: Manifest
+    already: bool
+    """It had been published before."""
+
+
+def staged_of(output: str, files: pl.DataFrame) -> list[Staged]:
+    """The tokens of a commit record's files."""
+    columns = ["key", "upload", "parts", "bytes", "attempt"]
+    return [
+        Staged(output + key, upload, tuple(parts), size, attempt)
+        for key, upload, parts, size, attempt in files.select(columns).iter_rows()
+    ]
+
+
+def prepare_output(catalog: Catalog, mode: str, run: str) -> Manifest:
+    """Look at the output before a run: finish what others began, refuse what cannot work.
+
+    Args:
+        catalog: Of the output.
+        mode: Of the job.
+        run: The run that wants to publish there.
+
+    Returns:
+        The current manifest.
+
+    Raises:
+        OutputNotEmptyError: it holds what no manifest names, or, in mode `error`, anything that
+            another run published.
+    """
+    manifest = settle(catalog)
+    others = [entry for entry in manifest.commits if entry.run != run]
+    if mode == "error" and others:
+        raise OutputNotEmptyError(
+            f"{catalog.output} already holds {sum(e.files for e in others)} files of run "
+            f"{others[0].run}, and the mode is `error`",
+            hint="choose another output, or set output.mode to append or overwrite",
+        )
+    strangers = _strangers(catalog, manifest)
+    if strangers:
+        raise OutputNotEmptyError(
+            f"{catalog.output} holds {len(strangers)} objects that chunkmap did not publish, "
+            f"such as {strangers[0]}",
+            hint="choose another output, or move them away",
+        )
+    return manifest
+
+
+def _strangers(catalog: Catalog, manifest: Manifest) -> list[str]:
+    named = set(catalog.snapshot(manifest)["key"].to_list())
+    found = {info.uri.removeprefix(catalog.output) for info in catalog.storage.list(catalog.output)}
+    return sorted(found - named)
+
+
+def settle(catalog: Catalog) -> Manifest:
+    """Finish a claim that someone left behind, if there is one."""
+    while True:
+        head, etag = catalog.head()
+        if head.publishing is None:
+            manifest = catalog.manifest(head.current)
+            tidy(catalog, manifest)
+            return manifest
+        _finish(catalog, head, etag)
+
+
+def publish(
+    catalog: Catalog,
+    name: str,
+    run: str,
+    mode: str,
+    base: int,
+    completions: pl.DataFrame,
+    missing: list[str],
+) -> Published:
+    """Make a run's completions visible, exactly once.
+
+    Args:
+        catalog: Of the output.
+        name: Of the commit: unique to what is committed.
+        run: The run's id.
+        mode: Of the output.
+        base: Number of the manifest that was current when the run was created.
+        completions: One row a chunk (schema of the ledger).
+        missing: Ids of planned chunks that are left out.
+
+    Raises:
+        UploadsVanishedError: some staged outputs are gone; map their chunks again.
+        ConflictError: another commit since `base` touched what this one replaces.
+    """
+    commit = catalog.commit(name)
+    if commit is None:
+        commit = commit_of(name, run, mode, base, catalog.output, completions, missing)
+        gone = catalog.storage.missing(staged_of(catalog.output, commit.files))
+        if gone:
+            raise UploadsVanishedError(_chunks_of(commit, gone))
+        commit = catalog.write_commit(commit)
+    return _claim_and_finish(catalog, commit)
+
+
+def _claim_and_finish(catalog: Catalog, commit: Commit) -> Published:
+    name, already = commit.entry.name, True
+    while True:
+        head, etag = catalog.head()
+        if head.publishing is not None:
+            already &= head.publishing.commit != name
+            _finish(catalog, head, etag)
+            continue
+        current = catalog.manifest(head.current)
+        if any(entry.name == name for entry in current.commits):
+            tidy(catalog, current)
+            return Published(current, already)
+        _refuse_conflicts(catalog, commit, current)
+        already = False
+        claimed = Head(current=head.current, publishing=Claim(commit=name, base=head.current))
+        # Losing the race is no error: look again at what the winner did.
+        with suppress(PreconditionFailedError, AlreadyExistsError):
+            catalog.move_head(claimed, etag)
+
+
+def _refuse_conflicts(catalog: Catalog, commit: Commit, current: Manifest) -> None:
+    """Appends and overwrites of other partitions go on top of anything; the rest must not."""
+    mode = commit.entry.mode
+    since = _commits_since(catalog, commit.base, current)
+    if mode == "error" and current.commits:
+        raise OutputNotEmptyError(
+            f"run {current.commits[-1].run} has published to {catalog.output} in the meantime"
+        )
+    for other in since:
+        if mode == "overwrite" or (
+            mode == "overwrite-partitions" and _overlap(commit, other, catalog)
+        ):
+            raise ConflictError(
+                f"run {other} has published to {catalog.output} since run {commit.entry.run} "
+                "began, and both replace the same files",
+                hint="look at the output, then run the job again with --again",
+            )
+
+
+def _overlap(commit: Commit, other: str, catalog: Catalog) -> bool:
+    theirs = catalog.commit(other)
+    return theirs is None or bool(theirs.partitions() & commit.partitions())
+
+
+def _commits_since(catalog: Catalog, base: int, current: Manifest) -> list[str]:
+    before: set[str] = set()
+    if base:
+        before = {entry.name for entry in catalog.manifest(base).commits}
+    return [entry.name for entry in current.commits if entry.name not in before]
+
+
+def _finish(catalog: Catalog, head: Head, etag: str | None) -> None:
+    """Roll a claim forward to its end. Any driver may; twice changes nothing."""
+    claim = head.publishing
+    assert claim is not None
+    commit = catalog.commit(claim.commit)
+    assert commit is not None, "a claim names a frozen commit"
+    staged = staged_of(catalog.output, commit.files)
+    gone: list[Staged] = []
+    for start in range(0, len(staged), COMPLETE_AT_ONCE):
+        gone += catalog.storage.complete(staged[start : start + COMPLETE_AT_ONCE])
+    if gone:
+        raise UploadsVanishedError(_chunks_of(commit, gone), claim.commit)
+    manifest = catalog.write_manifest(catalog.manifest(claim.base), commit.entry)
+    with suppress(PreconditionFailedError):
+        catalog.move_head(Head(current=manifest.number), etag)
+
+
+def _chunks_of(commit: Commit, gone: list[Staged]) -> list[str]:
+    attempts = [item.attempt for item in gone]
+    return commit.files.filter(pl.col("attempt").is_in(attempts))["chunk"].to_list()
+
+
+def amend(catalog: Catalog, name: str, completions: pl.DataFrame) -> None:
+    """Give a claimed commit other attempts for the chunks whose uploads had vanished."""
+    commit = catalog.commit(name)
+    assert commit is not None, "only a frozen commit is amended"
+    fresh = commit_of(
+        name, commit.entry.run, commit.entry.mode, commit.base, catalog.output, completions, ()
+    )
+    catalog.amend(commit, fresh.files)
+
+
+def abort_spares(catalog: Catalog, spares: pl.DataFrame) -> None:
+    """Abort the attempts that were not chosen."""
+    if spares.height:
+        files = spares.select(
+            key=pl.col("uri").str.strip_prefix(catalog.output),
+            upload="upload",
+            parts="parts",
+            bytes="bytes_out",
+            attempt="attempt",
+        )
+        catalog.storage.abort(staged_of(catalog.output, files))
+
+
+def tidy(catalog: Catalog, manifest: Manifest) -> int:
+    """Move files that the manifest replaced out of the output; returns their number.
+
+    They are copied beside the output first, where older versions are read from.
+    """
+    if manifest.number == 0 or manifest.commits[-1].mode not in (
+        "overwrite",
+        "overwrite-partitions",
+    ):
+        return 0
+    before = catalog.snapshot(catalog.manifest(manifest.number - 1))
+    replaced = before.join(catalog.snapshot(manifest), on="key", how="anti")
+    there = {info.uri for info in catalog.storage.list(catalog.output)}
+    moved = 0
+    for key in replaced["key"].to_list():
+        if catalog.output + key in there:
+            target = f"{catalog.state}replaced/{manifest.number}/{key}"
+            catalog.storage.copy(catalog.output + key, target)
+            catalog.storage.delete(catalog.output + key)
+            moved += 1
+    return moved
+

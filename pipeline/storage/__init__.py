@@ -1,0 +1,26 @@
+"""The only door to S3 and local files.
+
+Everything above this floor names objects by URI and sees only our errors. Retries of what may pass
+happen here, once: the clients' own retries are off.
+"""
+
+from pipeline.storage.door import RetryPolicy, Storage, open_storage, own_storage, read_table
+from pipeline.storage.reader import StorageReader
+from pipeline.storage.records import Backend, Blob, Staged
+from pipeline.storage.uris import as_prefix, join, parse, state_prefix
+
+__all__ = [
+    "Backend",
+    "Blob",
+    "RetryPolicy",
+    "Staged",
+    "Storage",
+    "StorageReader",
+    "as_prefix",
+    "join",
+    "open_storage",
+    "own_storage",
+    "parse",
+    "read_table",
+    "state_prefix",
+]

@@ -1,0 +1,220 @@
+"""`Storage`: objects by URI, on whichever backend the URI names, with one retry policy."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from typing import TYPE_CHECKING, TypeVar
+
+import stamina
+
+from partitioning import ObjectInfo
+from pipeline.errors import (
+    AlreadyExistsError,
+    ObjectMissingError,
+    PreconditionFailedError,
+    Transient,
+)
+from pipeline.settings import Settings, load_settings
+from pipeline.storage.access import Access
+from pipeline.storage.local import LocalBackend
+from pipeline.storage.records import Backend, Blob, Staged
+from pipeline.storage.s3_staging import S3Backend
+from pipeline.storage.uris import parse
+
+if TYPE_CHECKING:
+    import polars as pl
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How long errors that may pass are tried again: exponential, jittered, within a budget."""
+
+    attempts: int = 6
+    """Tries in all."""
+    seconds: float = 45.0
+    """Budget of one operation, waits included."""
+    wait_initial: float = 0.1
+    """Seconds; doubled after each try."""
+    wait_max: float = 5.0
+
+
+class Storage:
+    """Reads, writes and stages objects by URI."""
+
+    def __init__(self, backends: dict[str, Backend], retry: RetryPolicy | None = None) -> None:
+        self._backends = backends
+        self._retry = retry or RetryPolicy()
+
+    def backend(self, uri: str) -> Backend:
+        """The backend of a URI's scheme."""
+        return self._backends[parse(uri).scheme]
+
+    def _tried(self, call: Callable[[], T]) -> T:
+        policy = self._retry
+        # stamina wants exception types; `Transient` is a marker that only exceptions carry.
+        for attempt in stamina.retry_context(
+            on=lambda error: isinstance(error, Transient),
+            attempts=policy.attempts,
+            timeout=policy.seconds,
+            wait_initial=policy.wait_initial,
+            wait_max=policy.wait_max,
+            wait_jitter=policy.wait_initial,
+        ):
+            with attempt:
+                return call()
+        raise AssertionError("stamina returns or raises")
+
+    def list(self, prefix: str) -> list[ObjectInfo]:
+        """Every object whose URI starts with the prefix, in any order."""
+        return self._tried(lambda: list(self.backend(prefix).list(prefix)))
+
+    def head(self, uri: str) -> ObjectInfo:
+        """ETag and size. Raises ObjectMissingError."""
+        return self._tried(lambda: self.backend(uri).head(uri))
+
+    def get(self, uri: str) -> Blob:
+        """The whole object. Raises ObjectMissingError."""
+        return self._tried(lambda: self.backend(uri).get(uri))
+
+    def get_if_there(self, uri: str) -> Blob | None:
+        """The whole object, or None."""
+        try:
+            return self.get(uri)
+        except ObjectMissingError:
+            return None
+
+    def get_ranges(self, info: ObjectInfo, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """Half-open byte ranges of the version that `info` names. Raises ObjectChangedError."""
+        return self._tried(lambda: self.backend(info.uri).get_ranges(info, ranges))
+
+    def put(self, uri: str, data: bytes) -> None:
+        """Write, whatever is there. For advisory objects only."""
+        self._tried(lambda: self.backend(uri).put(uri, data))
+
+    def put_new(self, uri: str, data: bytes) -> None:
+        """Create an object that must not be there.
+
+        A write whose reply was lost comes back as "already exists" when it is tried again: what is
+        there is read back, and our own bytes mean success. So whoever must be told apart from
+        another writer has an id in its bytes.
+
+        Raises:
+            AlreadyExistsError: something else is there.
+        """
+
+        def create() -> None:
+            try:
+                self.backend(uri).put_new(uri, data)
+            except (AlreadyExistsError, PreconditionFailedError) as error:
+                found = self.get_if_there(uri)
+                if found is None or found.data != data:
+                    raise AlreadyExistsError(uri) from error
+
+        self._tried(create)
+
+    def put_if(self, uri: str, data: bytes, etag: str) -> None:
+        """Replace the version with this ETag; the bytes must hold an id of the writer.
+
+        Raises:
+            PreconditionFailedError: the object is another version, or gone.
+        """
+
+        def replace() -> None:
+            try:
+                self.backend(uri).put_if(uri, data, etag)
+            except (AlreadyExistsError, PreconditionFailedError, ObjectMissingError) as error:
+                found = self.get_if_there(uri)
+                if found is None or found.data != data:
+                    raise PreconditionFailedError(uri) from error
+
+        self._tried(replace)
+
+    def copy(self, source: str, target: str) -> None:
+        """Copy on the server's side, within one backend."""
+        self._tried(lambda: self.backend(source).copy(source, target))
+
+    def delete(self, uri: str) -> None:
+        """Remove; an absent object is no error."""
+        self._tried(lambda: self.backend(uri).delete(uri))
+
+    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> Staged:
+        """Write without making visible. A repeated try leaves an orphan, which cleaning finds."""
+        return self._tried(lambda: self.backend(uri).stage(uri, data, attempt, area))
+
+    def missing(self, staged: Sequence[Staged]) -> list[Staged]:
+        """Those that have vanished and can never be completed."""
+        return self._by_backend(staged, lambda backend, some: backend.missing(some))
+
+    def complete(self, staged: Sequence[Staged]) -> list[Staged]:
+        """Make visible; returns those that have vanished. Completing twice changes nothing."""
+        return self._by_backend(staged, lambda backend, some: backend.complete(some))
+
+    def abort(self, staged: Sequence[Staged]) -> None:
+        """Drop what is staged; what is already gone is no error."""
+
+        def drop(backend: Backend, some: Sequence[Staged]) -> list[Staged]:
+            backend.abort(some)
+            return []
+
+        self._by_backend(staged, drop)
+
+    def staged_under(self, prefix: str, area: str) -> list[Staged]:
+        """What is staged for URIs that start with the prefix."""
+        return self._tried(lambda: list(self.backend(prefix).staged_under(prefix, area)))
+
+    def _by_backend(
+        self,
+        staged: Sequence[Staged],
+        call: Callable[[Backend, Sequence[Staged]], list[Staged]],
+    ) -> list[Staged]:
+        found: list[Staged] = []
+        for scheme, group in groupby(staged, key=lambda item: parse(item.uri).scheme):
+            some = list(group)
+            found += self._tried(lambda s=scheme, m=some: call(self._backends[s], m))
+        return found
+
+
+def open_storage(settings: Settings) -> Storage:
+    """The storage that the settings name: S3 by the standard AWS variables, and local files."""
+    s3 = settings.s3
+    access = Access(
+        endpoint=s3.endpoint_url,
+        region=s3.region or "us-east-1",
+        profile=s3.profile,
+        key_id=s3.access_key_id.get_secret_value() if s3.access_key_id else None,
+        secret=s3.secret_access_key.get_secret_value() if s3.secret_access_key else None,
+        token=s3.session_token.get_secret_value() if s3.session_token else None,
+    )
+    return Storage({"s3": S3Backend(access), "file": LocalBackend()})
+
+
+@cache
+def own_storage() -> Storage:
+    """The storage that this process's own settings name, opened once."""
+    return open_storage(load_settings())
+
+
+@cache
+def read_table(uri: str) -> pl.DataFrame:
+    """A small table, read once a process: one Parquet object, or every one below a prefix.
+
+    For joins in transforms. The frame is shared: do not change it in place.
+
+    Args:
+        uri: An object (`….parquet`) or a prefix, on S3 or local.
+    """
+    import polars as pl
+
+    storage = own_storage()
+    if uri.endswith(".parquet"):
+        return pl.read_parquet(io.BytesIO(storage.get(uri).data))
+    found = sorted(info.uri for info in storage.list(uri) if info.uri.endswith(".parquet"))
+    if not found:
+        raise ObjectMissingError(uri)
+    return pl.concat(pl.read_parquet(io.BytesIO(storage.get(one).data)) for one in found)

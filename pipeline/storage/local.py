@@ -1,0 +1,162 @@
+"""Local files: the same promises as S3 on one machine's file system."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from partitioning import ObjectInfo
+from pipeline.errors import (
+    AlreadyExistsError,
+    ObjectChangedError,
+    ObjectMissingError,
+    PreconditionFailedError,
+)
+from pipeline.storage.records import Blob, Staged
+from pipeline.storage.translate import translating
+from pipeline.storage.uris import parse
+
+def _path(uri: str) -> Path:
+    return Path(parse(uri).key)
+
+
+def _etag(found: os.stat_result) -> str:
+    # A rewrite changes the inode or the time; a truncation changes the size.
+    return f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"
+
+
+class LocalBackend:
+    """Files below `file://` URIs."""
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """See `Backend.list`."""
+        at = parse(prefix).key
+        for folder, _, names in os.walk(os.path.dirname(at)):
+            for name in names:
+                path = os.path.join(folder, name)
+                if path.startswith(at):
+                    yield self.head(f"file://{path}")
+
+    def head(self, uri: str) -> ObjectInfo:
+        """See `Backend.head`."""
+        with translating("head", uri):
+            found = _path(uri).stat()
+        return ObjectInfo(uri, _etag(found), found.st_size)
+
+    def get(self, uri: str) -> Blob:
+        """See `Backend.get`."""
+        with translating("get", uri), _path(uri).open("rb") as file:
+            etag = _etag(os.fstat(file.fileno()))
+            return Blob(file.read(), etag)
+
+    def get_ranges(self, info: ObjectInfo, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """See `Backend.get_ranges`: the file is held open, so a replacement cannot mix in."""
+        with translating("get", info.uri), _path(info.uri).open("rb") as file:
+            data = [memoryview(os.pread(file.fileno(), b - a, a)) for a, b in ranges]
+            now = _etag(os.fstat(file.fileno()))
+        if now != info.etag:
+            raise ObjectChangedError(info.uri, info.etag, now)
+        return data
+
+    def put(self, uri: str, data: bytes) -> None:
+        """See `Backend.put`."""
+        with translating("put", uri):
+            os.replace(self._written(uri, data), _path(uri))
+
+    def put_new(self, uri: str, data: bytes) -> None:
+        """See `Backend.put_new`: a hard link to a whole file fails if the name is taken."""
+        with translating("put", uri):
+            temporary = self._written(uri, data)
+            try:
+                os.link(temporary, _path(uri))
+            except FileExistsError as error:
+                raise AlreadyExistsError(uri) from error
+            finally:
+                temporary.unlink()
+
+    def put_if(self, uri: str, data: bytes, etag: str) -> None:
+        """See `Backend.put_if`: compare and rename under a lock that all our processes take."""
+        with self._locked(uri):
+            if self.head(uri).etag != etag:
+                raise PreconditionFailedError(uri)
+            self.put(uri, data)
+
+    @contextmanager
+    def _locked(self, uri: str) -> Iterator[None]:
+        path = _path(uri)
+        with translating("lock", uri), path.with_name(f".{path.name}.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _written(self, uri: str, data: bytes | memoryview) -> Path:
+        path = _path(uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        temporary.write_bytes(data)
+        return temporary
+
+    def copy(self, source: str, target: str) -> None:
+        """See `Backend.copy`."""
+        with translating("copy", source):
+            path = _path(target)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+            shutil.copyfile(_path(source), temporary)
+            os.replace(temporary, path)
+
+    def delete(self, uri: str) -> None:
+        """See `Backend.delete`."""
+        with translating("delete", uri):
+            _path(uri).unlink(missing_ok=True)
+
+    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> Staged:
+        """See `Backend.stage`: a temporary file, on the output's own file system."""
+        temporary = Path(f"{_path(area)}{_path(uri)}.{attempt}")
+        with translating("stage", uri):
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+        return Staged(uri, str(temporary), (), len(data), attempt)
+
+    def missing(self, staged: Sequence[Staged]) -> list[Staged]:
+        """See `Backend.missing`."""
+        return [i for i in staged if not os.path.exists(i.upload) and not self._is_ours(i)]
+
+    def _is_ours(self, item: Staged) -> bool:
+        # Final names hold the run's id, so only attempts of one chunk can meet at one name, and
+        # the commit record has frozen which of them may be completed.
+        try:
+            return self.head(item.uri).size == item.size
+        except ObjectMissingError:
+            return False
+
+    def complete(self, staged: Sequence[Staged]) -> list[Staged]:
+        """See `Backend.complete`."""
+        gone = []
+        for item in staged:
+            try:
+                _path(item.uri).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(item.upload, _path(item.uri))
+            except FileNotFoundError:
+                if not self._is_ours(item):
+                    gone.append(item)
+        return gone
+
+    def abort(self, staged: Sequence[Staged]) -> None:
+        """See `Backend.abort`."""
+        for item in staged:
+            Path(item.upload).unlink(missing_ok=True)
+
+    def staged_under(self, prefix: str, area: str) -> Iterator[Staged]:
+        """See `Backend.staged_under`."""
+        at, root = parse(prefix).key, str(_path(area))
+        for folder, _, names in os.walk(root):
+            for name in names:
+                final, _, attempt = os.path.join(folder, name)[len(root) :].rpartition(".")
+                if final.startswith(at):
+                    temporary = os.path.join(folder, name)
+                    yield Staged(f"file://{final}", temporary, (), 0, attempt)

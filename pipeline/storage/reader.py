@@ -1,0 +1,91 @@
+"""The planner's reader over our storage: obstore where the objects are in S3."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+from partitioning import ObjectInfo, Tail, TailRequest
+from pipeline.errors import (
+    ObjectChangedError,
+    ObjectMissingError,
+    PreconditionFailedError,
+    StorageError,
+    Transient,
+)
+from pipeline.storage.door import Storage, own_storage
+from pipeline.storage.s3 import S3Objects
+
+_BLOCK = 4096
+"""Tails asked for together; they are handed on, and their memory freed, block by block."""
+_TRIES = 4
+
+
+class StorageReader:
+    """Implements `partitioning.Reader`. Pickles as "the storage of whoever opens it"."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Credentials never travel: each process opens its own storage from its own settings.
+        return own_reader, ()
+
+    def list(self, uri_prefix: str) -> Iterator[ObjectInfo]:
+        """See `Reader.list`."""
+        yield from self._storage.list(uri_prefix)
+
+    def head(self, uri: str) -> ObjectInfo:
+        """See `Reader.head`."""
+        try:
+            return self._storage.head(uri)
+        except ObjectMissingError as error:
+            raise FileNotFoundError(str(error)) from error
+
+    def read_tails(self, requests: Iterable[TailRequest], concurrency: int) -> Iterator[Tail]:
+        """See `Reader.read_tails`."""
+        pending = iter(requests)
+        while block := list(islice(pending, _BLOCK)):
+            backend = self._storage.backend(block[0].object.uri)
+            if isinstance(backend, S3Objects):
+                yield from backend.wait(_tails(backend, block, concurrency))
+            else:
+                with ThreadPoolExecutor(min(concurrency, 16)) as pool:
+                    yield from pool.map(self._tail, block)
+
+    def _tail(self, request: TailRequest) -> Tail:
+        info = request.object
+        span = (max(0, info.size - request.length), info.size)
+        try:
+            return Tail(info, bytes(self._storage.get_ranges(info, [span])[0]))
+        except StorageError as error:
+            return Tail(info, None, str(error))
+
+
+async def _tails(backend: S3Objects, requests: list[TailRequest], concurrency: int) -> list[Tail]:
+    gate = asyncio.Semaphore(concurrency)
+
+    async def one(request: TailRequest) -> Tail:
+        info = request.object
+        span = (max(0, info.size - request.length), info.size)
+        async with gate:
+            for again in range(_TRIES):
+                try:
+                    return Tail(info, bytes(await backend.read_range(info, *span)))
+                except PreconditionFailedError:
+                    return Tail(info, None, str(ObjectChangedError(info.uri, info.etag, None)))
+                except StorageError as error:
+                    if not isinstance(error, Transient) or again == _TRIES - 1:
+                        return Tail(info, None, str(error))
+                await asyncio.sleep(0.1 * 2**again)
+        raise AssertionError("the loop returns")
+
+    return await asyncio.gather(*map(one, requests))
+
+
+def own_reader() -> StorageReader:
+    """A reader over the storage that this process's own settings name."""
+    return StorageReader(own_storage())

@@ -1,0 +1,239 @@
+"""Objects in S3: obstore for speed, s3fs where obstore has no door (raw uploads, odd keys)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from functools import cached_property
+from typing import Any, TypeVar
+
+import obstore
+from fsspec.asyn import sync
+from obstore.store import S3Store
+
+from partitioning import ObjectInfo
+from pipeline.errors import ObjectChangedError, ObjectMissingError, PreconditionFailedError
+from pipeline.storage.access import Access
+from pipeline.storage.records import Blob, Staged
+from pipeline.storage.translate import translated, translating
+from pipeline.storage.uris import parse
+
+T = TypeVar("T")
+
+COPY_BYTES = 5 << 30
+"""The largest object that S3 copies in one request."""
+CONCURRENCY = 32
+"""Requests in flight when many small ones are sent."""
+
+
+def spellable(key: str) -> bool:
+    """Whether obstore can name this key: it refuses empty, `.` and `..` segments."""
+    return not any(part in ("", ".", "..") for part in key.rstrip("/").split("/"))
+
+
+class S3Objects:
+    """The objects of one S3 service."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._stores: dict[str, S3Store] = {}
+
+    @cached_property
+    def _fs(self) -> Any:
+        return self._access.filesystem()
+
+    def store(self, bucket: str) -> S3Store:
+        """The obstore client of a bucket, made once."""
+        if bucket not in self._stores:
+            self._stores[bucket] = self._access.store(bucket)
+        return self._stores[bucket]
+
+    def _send(self, action: str, uri: str, **arguments: Any) -> Any:
+        """One raw request through s3fs's client: no retries of its own, no translation of its own."""
+        return self.wait(self.request(action, uri, **arguments))
+
+    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        async def held() -> T:
+            return await coroutine
+
+        result: T = sync(self._fs.loop, held)
+        return result
+
+    async def request(self, action: str, uri: str, **arguments: Any) -> Any:
+        at = parse(uri)
+        client = await self._fs.get_s3(at.bucket)
+        with translating(action, uri):
+            return await getattr(client, action)(Bucket=at.bucket, Key=at.key, **arguments)
+
+    async def gather(
+        self, one: Callable[[Staged], Coroutine[Any, Any, T]], many: Sequence[Staged]
+    ) -> list[T]:
+        gate = asyncio.Semaphore(CONCURRENCY)
+
+        async def held(item: Staged) -> T:
+            async with gate:
+                return await one(item)
+
+        return await asyncio.gather(*(held(item) for item in many))
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """See `Backend.list`. Falls back to s3fs's client where a key defeats obstore."""
+        at = parse(prefix)
+        with translating("list", prefix):
+            try:
+                # obstore lists whole directories: a prefix is cut back to its last slash.
+                folder = at.key[: at.key.rfind("/") + 1]
+                if folder and not spellable(folder):
+                    raise ValueError(folder)
+                found = [
+                    meta
+                    for page in obstore.list(self.store(at.bucket), folder or None, chunk_size=1000)
+                    for meta in page
+                ]
+            except ValueError:
+                yield from self._list_exactly(at.bucket, at.key)
+                return
+        for meta in found:
+            if meta["path"].startswith(at.key):
+                uri = f"s3://{at.bucket}/{meta['path']}"
+                yield ObjectInfo(uri, str(meta["e_tag"]).strip('"'), meta["size"])
+
+    def _list_exactly(self, bucket: str, prefix: str) -> Iterator[ObjectInfo]:
+        token: dict[str, str] = {}
+        while True:
+            page = self.wait(self._page(bucket, Prefix=prefix, **token))
+            for entry in page.get("Contents", ()):
+                uri = f"s3://{bucket}/{entry['Key']}"
+                yield ObjectInfo(uri, entry["ETag"].strip('"'), entry["Size"])
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    async def _page(self, bucket: str, **arguments: Any) -> Any:
+        client = await self._fs.get_s3(bucket)
+        with translating("list", f"s3://{bucket}/{arguments.get('Prefix', '')}"):
+            return await client.list_objects_v2(Bucket=bucket, **arguments)
+
+    def head(self, uri: str) -> ObjectInfo:
+        """See `Backend.head`."""
+        at = parse(uri)
+        if not spellable(at.key):
+            said = self._send("head_object", uri)
+            return ObjectInfo(uri, said["ETag"].strip('"'), said["ContentLength"])
+        with translating("head", uri):
+            meta = obstore.head(self.store(at.bucket), at.key)
+        return ObjectInfo(uri, str(meta["e_tag"]).strip('"'), meta["size"])
+
+    def get(self, uri: str) -> Blob:
+        """See `Backend.get`."""
+        at = parse(uri)
+        if not spellable(at.key):
+            data, etag = self.wait(self._body(uri))
+            return Blob(data, etag)
+        with translating("get", uri):
+            result = obstore.get(self.store(at.bucket), at.key)
+            return Blob(result.bytes().to_bytes(), str(result.meta["e_tag"]).strip('"'))
+
+    async def _body(self, uri: str, **arguments: Any) -> tuple[bytes, str]:
+        said = await self.request("get_object", uri, **arguments)
+        async with said["Body"] as body:
+            with translating("get", uri):
+                return await body.read(), said["ETag"].strip('"')
+
+    def get_ranges(self, info: ObjectInfo, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """See `Backend.get_ranges`: every request carries If-Match, so versions cannot mix."""
+        try:
+            return self.wait(self._read_ranges(info, ranges))
+        except PreconditionFailedError as error:
+            raise ObjectChangedError(info.uri, info.etag, self.head(info.uri).etag) from error
+
+    async def _read_ranges(
+        self, info: ObjectInfo, ranges: Sequence[tuple[int, int]]
+    ) -> list[memoryview]:
+        return await asyncio.gather(*(self.read_range(info, *span) for span in ranges))
+
+    async def read_range(self, info: ObjectInfo, start: int, stop: int) -> memoryview:
+        """Bytes [start, stop) of the version that `info` names, or an error of ours."""
+        at = parse(info.uri)
+        if not spellable(at.key):
+            data, _ = await self._body(
+                info.uri, Range=f"bytes={start}-{stop - 1}", IfMatch=f'"{info.etag}"'
+            )
+            return _whole(memoryview(data), info, start, stop)
+        with translating("get", info.uri):
+            result = await obstore.get_async(
+                self.store(at.bucket),
+                at.key,
+                options={"range": (start, stop), "if_match": f'"{info.etag}"'},
+            )
+            return _whole(memoryview(await result.bytes_async()), info, start, stop)
+
+    # -- writing ------------------------------------------------------------------------------
+
+    def put(self, uri: str, data: bytes) -> None:
+        """See `Backend.put`."""
+        self._put(uri, data, "overwrite")
+
+    def put_new(self, uri: str, data: bytes) -> None:
+        """See `Backend.put_new`."""
+        self._put(uri, data, "create")
+
+    def put_if(self, uri: str, data: bytes, etag: str) -> None:
+        """See `Backend.put_if`."""
+        self._put(uri, data, {"e_tag": f'"{etag}"'})
+
+    def _put(self, uri: str, data: bytes, mode: Any) -> None:
+        at = parse(uri)
+        with translating("put", uri):
+            obstore.put(self.store(at.bucket), at.key, data, mode=mode, use_multipart=False)
+
+    def copy(self, source: str, target: str) -> None:
+        """See `Backend.copy`."""
+        size = self.head(source).size
+        at = parse(source)
+        origin = {"Bucket": at.bucket, "Key": at.key}
+        if size <= COPY_BYTES:
+            self._send("copy_object", target, CopySource=origin)
+        else:
+            self.wait(self._copy_in_parts(origin, target, size))
+
+    async def _copy_in_parts(self, origin: dict[str, str], target: str, size: int) -> None:
+        upload = (await self.request("create_multipart_upload", target))["UploadId"]
+        parts = []
+        for number, start in enumerate(range(0, size, COPY_BYTES // 5), 1):
+            stop = min(start + COPY_BYTES // 5, size)
+            said = await self.request(
+                "upload_part_copy",
+                target,
+                UploadId=upload,
+                PartNumber=number,
+                CopySource=origin,
+                CopySourceRange=f"bytes={start}-{stop - 1}",
+            )
+            parts.append(str(said["CopyPartResult"]["ETag"]).strip('"'))
+        await self.request(
+            "complete_multipart_upload", target, UploadId=upload, MultipartUpload=listed(parts)
+        )
+
+    def delete(self, uri: str) -> None:
+        """See `Backend.delete`."""
+        try:
+            self._send("delete_object", uri)
+        except ObjectMissingError:
+            pass
+
+
+def listed(parts: Sequence[str]) -> dict[str, Any]:
+    """The body of CompleteMultipartUpload for parts numbered from one."""
+    numbered = enumerate(parts, 1)
+    return {"Parts": [{"ETag": f'"{etag}"', "PartNumber": n} for n, etag in numbered]}
+
+
+def _whole(data: memoryview, info: ObjectInfo, start: int, stop: int) -> memoryview:
+    """A body that came back short is a lost connection, not data."""
+    if len(data) != stop - start:
+        error = ConnectionError(f"{len(data)} of {stop - start} bytes came back")
+        raise translated(error, "get", info.uri)
+    return data

@@ -1,0 +1,131 @@
+"""Foreign storage errors become ours here, once, by table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import botocore.exceptions
+import obstore.exceptions as foreign
+
+from pipeline.errors import (
+    AccessDeniedError,
+    AlreadyExistsError,
+    BucketMissingError,
+    ObjectMissingError,
+    PreconditionFailedError,
+    StorageError,
+    TransientStorageError,
+)
+from pipeline.storage.uris import parse
+
+_MISSING = {"NoSuchKey", "NoSuchUpload", "404", "NotFound"}
+_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "401", "403"}
+_LOST_RACE = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
+_TRANSIENT = {
+    "SlowDown",
+    "ServiceUnavailable",
+    "InternalError",
+    "RequestTimeout",
+    "RequestTimeTooSkewed",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+    "OperationAborted",
+}
+_RIGHTS = {
+    "list": "s3:ListBucket",
+    "list uploads": "s3:ListBucketMultipartUploads",
+    "list_parts": "s3:ListMultipartUploadParts",
+    "get": "s3:GetObject",
+    "get_object": "s3:GetObject",
+    "head": "s3:GetObject",
+    "head_object": "s3:GetObject",
+    "delete_object": "s3:DeleteObject",
+    "abort_multipart_upload": "s3:AbortMultipartUpload",
+    "put": "s3:PutObject",
+    "copy_object": "s3:PutObject",
+    "create_multipart_upload": "s3:PutObject",
+    "upload_part": "s3:PutObject",
+    "upload_part_copy": "s3:PutObject",
+    "complete_multipart_upload": "s3:PutObject",
+}
+"""The permission that each action needs, as policies spell it."""
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>([^<]+)</Code>")
+
+
+def from_code(code: str, status: int, action: str, uri: str, detail: str) -> StorageError:
+    """The error that an S3 error code and HTTP status mean."""
+    said = f"{action} {uri}: {code or status} {detail}".strip()
+    names = {code, str(status)}
+    if names & _LOST_RACE:
+        return PreconditionFailedError(uri)
+    if names & _TRANSIENT or status >= 500 or status in (408, 429):
+        return TransientStorageError(said)
+    if code == "NoSuchBucket":
+        return BucketMissingError(parse(uri).bucket)
+    if names & _MISSING:
+        return ObjectMissingError(uri)
+    if names & _DENIED:
+        return AccessDeniedError(
+            _RIGHTS.get(action, action),
+            uri,
+            hint=f"the server said {code or status}: check the credentials (AWS_PROFILE, "
+            "AWS_ACCESS_KEY_ID) and their rights",
+        )
+    return StorageError(said)
+
+
+def _from_text(error: Exception, action: str, uri: str) -> StorageError:
+    """obstore's generic errors carry status and S3 code in their text only."""
+    text = str(error)
+    status = _STATUS.search(text)
+    code = _CODE.search(text)
+    if status is None:
+        return TransientStorageError(f"{action} {uri}: {text.splitlines()[0]}")
+    return from_code(code.group(1) if code else "", int(status.group(1)), action, uri, "")
+
+
+def translated(error: Exception, action: str, uri: str) -> Exception:
+    """Our error for a foreign one; anything unknown comes back as it is."""
+    match error:
+        case StorageError():
+            return error
+        case foreign.AlreadyExistsError():
+            return AlreadyExistsError(uri)
+        case foreign.PreconditionError():
+            return PreconditionFailedError(uri)
+        case foreign.PermissionDeniedError() | foreign.UnauthenticatedError():
+            return from_code("AccessDenied", 403, action, uri, "")
+        case FileNotFoundError():
+            return ObjectMissingError(uri)
+        case foreign.BaseError():
+            return _from_text(error, action, uri)
+        case botocore.exceptions.ClientError():
+            said = error.response.get("Error", {})
+            meta = error.response.get("ResponseMetadata", {})
+            status = int(meta.get("HTTPStatusCode", 0))
+            return from_code(said.get("Code", ""), status, action, uri, said.get("Message", ""))
+        case botocore.exceptions.NoCredentialsError():
+            return from_code("AccessDenied", 401, action, uri, "")
+        case botocore.exceptions.BotoCoreError() | TimeoutError() | ConnectionError():
+            return TransientStorageError(f"{action} {uri}: {error}")
+        case PermissionError():
+            return from_code("AccessDenied", 403, action, uri, "")
+        case OSError():
+            return StorageError(f"{action} {uri}: {error.strerror or error}")
+    return error
+
+
+@contextmanager
+def translating(action: str, uri: str) -> Iterator[None]:
+    """Raise ours for every foreign error of the block."""
+    try:
+        yield
+    except Exception as error:
+        ours = translated(error, action, uri)
+        if ours is error:
+            raise
+        raise ours from error
