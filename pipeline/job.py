@@ -15,6 +15,7 @@ How it is operated (addresses, sizes of batches) is in the settings instead.
 from __future__ import annotations
 
 import re
+import sys
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -72,12 +73,15 @@ def _function(value: str) -> str:
     return value
 
 
-def _percentage(value: Any) -> Any:
-    if isinstance(value, str) and not re.fullmatch(r"\d+(\.\d+)?\s*%", value):
-        raise ValueError(f"{value!r} is neither a number of chunks nor a share such as 5%")
-    if isinstance(value, str) and float(value.rstrip(" %")) > 100:
-        raise ValueError(f"{value!r} is above 100%")
-    return value
+def _limit(value: Any) -> int | str | None:
+    """A number of chunks, or a share such as `5%`."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?\s*%", value):
+        if float(value.rstrip(" %")) > 100:
+            raise ValueError(f"{value!r} is above 100%")
+        return value
+    raise ValueError(f"{value!r} is neither a number of chunks nor a share such as 5%")
 
 
 def _term(term: Any) -> Term:
@@ -214,7 +218,7 @@ class Job(_Part):
     """Tries after the first of a chunk whose error may pass."""
     rounds: PositiveInt = 3
     """Passes over what is left, each in smaller batches."""
-    max_failures: Annotated[NonNegativeInt | str | None, BeforeValidator(_percentage)] = None
+    max_failures: Annotated[int | str | None, BeforeValidator(_limit)] = None
     """Stop when more chunks than this failed: a number or a share such as 5%."""
     chunk_timeout: Annotated[Seconds, Field(gt=0)] | None = None
     """Longest that a chunk may take, in seconds."""
@@ -223,6 +227,8 @@ class Job(_Part):
     @model_validator(mode="after")
     def _apart(self) -> Self:
         output = self.output.uri.rstrip("/") + "/"
+        if re.fullmatch(r"s3://[^/]+/", output):
+            raise ValueError(f"output {self.output.uri} is a whole bucket; name a prefix in it")
         for uri in self.input.uri:
             source = uri.rstrip("/") + "/"
             if source.startswith(output) or output.startswith(source):
@@ -261,13 +267,19 @@ def _validate(file: YamlFile) -> Job:
     try:
         return Job.model_validate(file.data)
     except ValidationError as problems:
-        lines, hints = [], []
-        for detail in problems.errors():
-            location = tuple(part for part in detail["loc"])
-            words, hint = explain_error(detail, Job)
-            lines.append(f"{file.where(location)}: {words}")
-            hints += [hint] if hint else []
-        raise JobError("\n".join(lines), "\n".join(hints) or None) from None
+        raise _job_error(file, problems) from None
+
+
+def _job_error(file: YamlFile, problems: ValidationError) -> JobError:
+    """All that is wrong with a file, from its top to its bottom."""
+    found = []
+    for detail in problems.errors():
+        location = tuple(detail["loc"])
+        words, hint = explain_error(detail, Job)
+        found.append((file.line(location) or sys.maxsize, f"{file.where(location)}: {words}", hint))
+    found.sort(key=lambda one: one[0])
+    hints = [hint for _, _, hint in found if hint]
+    return JobError("\n".join(line for _, line, _ in found), "\n".join(hints) or None)
 
 
 def _plain(value: Any) -> Any:

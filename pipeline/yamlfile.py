@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from pydantic_core import ErrorDetails
 
 from pipeline.errors import UsageError
 
-_TYPE_WORDS = {"str": "text", "int": "number", "float": "number", "NoneType": "value"}
 Location = tuple[str | int, ...]
 
 
@@ -36,13 +36,15 @@ class YamlFile:
     data: dict[str, Any]
     lines: dict[Location, int]
 
+    def line(self, location: Location) -> int | None:
+        """The line of the nearest thing at or above a location; None if there is none."""
+        above = (location[:depth] for depth in range(len(location), 0, -1))
+        return next((self.lines[one] for one in above if one in self.lines), None)
+
     def where(self, location: Location) -> str:
         """`file:line` of the nearest thing at or above a location."""
-        for depth in range(len(location), 0, -1):
-            line = self.lines.get(location[:depth])
-            if line is not None:
-                return f"{self.name}:{line}"
-        return self.name
+        line = self.line(location)
+        return self.name if line is None else f"{self.name}:{line}"
 
 
 def read_yaml(path: Path, error: type[UsageError]) -> YamlFile:
@@ -97,22 +99,55 @@ def nearest(word: str, known: list[str]) -> str | None:
 
 def explain_error(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str | None]:
     """One validation error in words, and a hint if there is one."""
-    location: Location = tuple(part for part in detail["loc"])
-    key = dotted(location)
-    if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = known_keys(model, location[:-1])
-        match = nearest(str(location[-1]), known)
-        what = f"unknown key `{key}`"
-        if match:
-            return f"{what}; did you mean `{match}`?", None
-        return what, "known here: " + ", ".join(known)
-    if detail["type"] == "missing":
+    location: Location = tuple(detail["loc"])
+    key, kind = dotted(location), detail["type"]
+    if kind == "extra_forbidden":
+        return _explain_unknown(location, model)
+    if kind == "missing":
         return f"`{key}` is missing", None
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    message = message[:1].lower() + message[1:]
-    if detail["type"] in ("value_error", "assertion_error"):
-        return f"`{key}`: {message}" if key else message, None
-    return f"`{key}`: {message}, not {_shown(detail['input'])}", None
+    message = detail["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return (f"`{key}`: {message}" if key else message), None
+    wanted = _WANTED.get(kind) or message.removeprefix("Input should be ").rstrip(".")
+    return f"`{key}`: expected {wanted}, found {_shown(detail['input'])}", None
+
+
+# Pydantic's kinds of error, where its own words are for programmers.
+_WANTED = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "a mapping (`key: value`)",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "invalid-json-value": "text, a number, true, false, a list or a mapping",
+    "model_attributes_type": "a mapping (`key: value`)",
+    "model_type": "a mapping (`key: value`)",
+    "path_type": "a path",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "too_short": "at least one item",
+}
+
+
+def _explain_unknown(location: Location, model: type[BaseModel]) -> tuple[str, str | None]:
+    what = f"unknown key `{dotted(location)}`"
+    word, known = str(location[-1]), known_keys(model, location[:-1])
+    match = nearest(word, known)
+    if match:
+        return f"{what}; did you mean `{match}`?", None
+    # The right key in the wrong place, such as `target` beside `chunks` rather than in it.
+    elsewhere = {
+        inner: f"{section}.{inner}"
+        for section in known_keys(model, ())
+        for inner in known_keys(model, (section,))
+    }
+    match = nearest(word, list(elsewhere))
+    if match:
+        return f"{what}; did you mean `{elsewhere[match]}`?", None
+    return what, "known here: " + ", ".join(known)
 
 
 def dotted(location: Location) -> str:
@@ -145,7 +180,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 def _shown(value: Any) -> str:
     if isinstance(value, dict | list | tuple):
         return _kind(value)
-    text = repr(value)
+    text = str(value) if isinstance(value, date) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -154,7 +189,7 @@ def _kind(value: Any) -> str:
         return "a mapping"
     if isinstance(value, list | tuple):
         return "a list"
-    return f"the {_TYPE_WORDS.get(type(value).__name__, 'value')} {_shown(value)}"
+    return _shown(value)
 
 
 def _note_lines(

@@ -19,6 +19,7 @@ MARKER = "_CHUNKMAP_STACK"
 """The variable that marks the environment of every process of a stack."""
 HOST = "127.0.0.1"
 _POLL = 0.05  # seconds
+_LOG_LIMIT = 10 * 2**20  # bytes
 
 # Processes that this very process started: only their parent can clear them away once they ended.
 _children: dict[int, subprocess.Popen[bytes]] = {}
@@ -77,6 +78,8 @@ def spawn(
         Its process id and start time.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if log.exists() and log.stat().st_size > _LOG_LIMIT:
+        log.replace(log.with_suffix(".old.log"))
     with log.open("ab") as output:
         output.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {command[0]}\n".encode())
         output.flush()

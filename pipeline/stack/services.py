@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import StackError
-from pipeline.settings import DaskSettings, S3Settings
+from pipeline.errors import StackError, StorageError
+from pipeline.settings import DaskSettings, S3Settings, Settings
 from pipeline.stack.processes import HOST, answers
 from pipeline.stack.state import ServiceName, write_private
 
@@ -97,6 +97,7 @@ def s3(root: Path, ports: tuple[int, ...]) -> Launch:
     data.mkdir(exist_ok=True)
     arguments = {
         "dir": data,
+        "bucket": BUCKET,
         "ip": HOST,
         "ip.bind": HOST,
         "master.telemetry": "false",
@@ -158,7 +159,7 @@ def dask(root: Path, ports: Mapping[ServiceName, tuple[int, ...]], sizes: DaskSe
     command = (sys.executable, "-m", "pipeline.stack.dask_daemon", json.dumps(request), str(ready))
     environment = {
         **_own_environment(),
-        **S3Settings(**s3_settings(root, ports["s3"][0])).environment(),
+        **S3Settings.model_validate(s3_settings(root, ports["s3"][0])).environment(),
         "PREFECT_API_URL": f"http://{HOST}:{ports['prefect'][0]}/api",
     }
     address, page = f"tcp://{HOST}:{scheduler}", f"http://{HOST}:{pages}/status"
@@ -191,30 +192,16 @@ def _weed() -> str:
 
 
 def _has_bucket(root: Path, port: int) -> bool:
-    """Whether S3 takes our signature and has the bucket, which is made when it is missing."""
+    """Whether S3 takes our signature and has the bucket that it makes when it starts."""
     if not answers(port):
         return False
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError
-    from botocore.session import Session
+    from pipeline.storage import open_storage
 
-    settings = s3_settings(root, port)
-    client = Session().create_client(
-        "s3",
-        endpoint_url=settings["endpoint_url"],
-        region_name=settings["region"],
-        aws_access_key_id=settings["access_key_id"],
-        aws_secret_access_key=settings["secret_access_key"],
-        config=Config(retries={"max_attempts": 0}, connect_timeout=2, read_timeout=5),
-    )
+    storage = open_storage(Settings(s3=S3Settings.model_validate(s3_settings(root, port))))
     try:
-        names = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
-        if BUCKET not in names:
-            client.create_bucket(Bucket=BUCKET)
-    except (BotoCoreError, ClientError):
+        storage.get_if_there(f"s3://{BUCKET}/ready")
+    except StorageError:
         return False
-    finally:
-        client.close()
     return True
 
 

@@ -104,7 +104,7 @@ def _start(
         # Noted at once, so that whatever kills us leaves a stack that can be stopped.
         folder.save(state)
     _await_ready(folder, pending, echo)
-    return state
+    return replace(state, services={name: state.services[name] for name in _COUNTS})
 
 
 def _launch(name: ServiceName, folder: StateFolder, settings: Settings, ports: Ports) -> Launch:
