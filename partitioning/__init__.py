@@ -1,6 +1,7 @@
 """Plan chunks of a Parquet dataset: list, read footers, prune, pack.
 
 Pure planning: it knows Parquet and object listings, and no execution engine.
+Begin with `plan_dataset`.
 """
 
 from partitioning.errors import (
@@ -13,19 +14,32 @@ from partitioning.errors import (
     SchemaMismatchError,
     TargetError,
 )
+from partitioning.explain import Distribution, Explain, PlanResult
+from partitioning.filters import Filter, Term, filter_expr
+from partitioning.fsspec_reader import FsspecReader
 from partitioning.model import Chunk, Fragment, ObjectInfo, Plan, Skipped
+from partitioning.planner import plan_dataset
 from partitioning.reader import Reader, Tail, TailRequest
+from partitioning.request import PlanRequest
+from partitioning.snapshot import Changes
 
 __all__ = [
     "BadObjectsError",
+    "Changes",
     "Chunk",
     "ColumnError",
+    "Distribution",
+    "Explain",
+    "Filter",
     "FilterError",
     "Fragment",
+    "FsspecReader",
     "NoParquetError",
     "ObjectInfo",
     "Plan",
     "PlanFormatError",
+    "PlanRequest",
+    "PlanResult",
     "PlanningError",
     "Reader",
     "SchemaMismatchError",
@@ -33,4 +47,7 @@ __all__ = [
     "Tail",
     "TailRequest",
     "TargetError",
+    "Term",
+    "filter_expr",
+    "plan_dataset",
 ]

@@ -1,0 +1,142 @@
+"""A snapshot with all its row groups, packed, named and stored as a plan."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from partitioning.model import Plan, Status, chunk_id, fragment_identity
+from partitioning.packing import PackRules, pack
+from partitioning.request import PlanRequest
+from partitioning.snapshot import Groups, Ints, Snapshot, objects_table
+
+
+def freeze(
+    request: PlanRequest,
+    snapshot: Snapshot,
+    ordered: tuple[Ints, Ints, Groups],
+    *,
+    read_key: dict[str, Any],
+    schema: pa.Schema,
+    bad: list[tuple[int, int, str]],
+) -> Plan:
+    """Pack what is left into chunks, and store it.
+
+    Args:
+        request: the chunking.
+        snapshot: the objects.
+        ordered: each object's first row group, each row group's object, and all row groups.
+        read_key: what decides the figures kept, for the next planning.
+        schema: the dataset's.
+        bad: (object, offset, reason) of each bad one.
+    """
+    starts, owner, groups = ordered
+    member = np.flatnonzero(groups.kept & (snapshot.status[owner] == Status.PLANNED))
+    rules = PackRules(
+        target=request.target,
+        open_cost=request.open_cost,
+        max_rows=request.max_rows,
+        per_file=request.per_file,
+        per_partition=request.per_partition,
+        cross_partitions=request.cross_partitions,
+    )
+    owners = owner[member]
+    ranges = np.array(
+        list(
+            pack(
+                rules,
+                owners.tolist(),
+                snapshot.partition[owners].tolist(),
+                groups.rows[member].tolist(),
+                groups.decoded[member].tolist(),
+            )
+        ),
+        np.int64,
+    ).reshape(-1, 2)
+    chunks = _chunks_table(snapshot, ordered, member, ranges)
+    schemas = snapshot.schemas
+    skipped = [(snapshot.infos[i], offset, reason) for i, offset, reason in bad]
+    tables = {
+        "chunks": chunks,
+        "row_groups": pa.table(
+            {
+                "object": pa.array(owner, pa.int32()),
+                "rows": pa.array(groups.rows, pa.int64()),
+                "stored": pa.array(groups.stored, pa.int64()),
+                "decoded": pa.array(groups.decoded, pa.int64()),
+                "kept": pa.array(groups.kept),
+            }
+        ),
+        "objects": objects_table(snapshot, starts),
+        "schemas": pa.table({"schema": pa.array(schemas, pa.binary())}),
+        "skipped": pa.table(
+            {
+                "uri": pa.array([info.uri for info, _, _ in skipped], pa.string()),
+                "etag": pa.array([info.etag for info, _, _ in skipped], pa.string()),
+                "size": pa.array([info.size for info, _, _ in skipped], pa.int64()),
+                "offset": pa.array([offset for _, offset, _ in skipped], pa.int64()),
+                "reason": pa.array([reason for _, _, reason in skipped], pa.string()),
+            }
+        ),
+    }
+    serialised = schema.serialize().to_pybytes()
+    identity = hashlib.blake2b(serialised, digest_size=16)
+    identity.update(b"".join(chunks["id"].to_pylist()))
+    return Plan.build(
+        tables,
+        {
+            "id": identity.hexdigest(),
+            "schema": serialised.hex(),
+            "input": {**request.describe(), "read_key": read_key},
+            "chunks": len(ranges),
+            "fragments": int(chunks["fragments"].to_numpy().sum()),
+            "objects": len(np.unique(owners)),
+            "rows": int(groups.rows[member].sum()),
+            "stored_bytes": int(groups.stored[member].sum()),
+            "decoded_bytes": int(groups.decoded[member].sum()),
+        },
+    )
+
+
+def _chunks_table(
+    snapshot: Snapshot, ordered: tuple[Ints, Ints, Groups], member: Ints, ranges: Ints
+) -> pa.Table:
+    """Name the chunks: `ranges` are over the member row groups."""
+    starts, owner, groups = ordered
+    count = len(member)
+    first = np.zeros(count, bool)
+    # A fragment begins where a chunk does, or where row groups do not follow in one object.
+    first[ranges[:, 0]] = True
+    first[1:] |= (np.diff(member) != 1) | (owner[member][1:] != owner[member][:-1])
+    begins = np.flatnonzero(first)
+    ends = np.append(begins[1:], count)[: len(begins)]
+    objects = owner[member[begins]]
+    low = member[begins] - starts[objects]
+    high = member[ends - 1] + 1 - starts[objects]
+    infos = snapshot.infos
+    identities = [
+        fragment_identity(infos[o].uri, infos[o].etag, infos[o].size, a, b)
+        for o, a, b in zip(objects.tolist(), low.tolist(), high.tolist(), strict=True)
+    ]
+    bounds = np.searchsorted(begins, ranges)
+    ids = [chunk_id(identities[a:b]) for a, b in bounds.tolist()]
+
+    def sums(values: Ints) -> Ints:
+        total = np.zeros(count + 1, np.int64)
+        np.cumsum(values[member], out=total[1:])
+        return total[ranges[:, 1]] - total[ranges[:, 0]]
+
+    return pa.table(
+        {
+            "id": pa.array(ids, pa.binary(16)),
+            "start": pa.array(member[ranges[:, 0]], pa.int64()),
+            "stop": pa.array(member[ranges[:, 1] - 1] + 1, pa.int64()),
+            "fragments": pa.array(bounds[:, 1] - bounds[:, 0], pa.int64()),
+            "rows": pa.array(sums(groups.rows), pa.int64()),
+            "stored_bytes": pa.array(sums(groups.stored), pa.int64()),
+            "decoded_bytes": pa.array(sums(groups.decoded), pa.int64()),
+        }
+    )

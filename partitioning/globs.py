@@ -1,0 +1,58 @@
+"""Globs over object keys: `*` and `?` stay within a segment, `**` crosses segments."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+_MAGIC = re.compile(r"[*?[]")
+
+
+def has_magic(text: str) -> bool:
+    """Tell whether a text could be read as a glob."""
+    return _MAGIC.search(text) is not None
+
+
+def literal_prefix(pattern: str) -> str:
+    """Return what comes before the first wildcard."""
+    found = _MAGIC.search(pattern)
+    return pattern[: found.start()] if found else pattern
+
+
+@lru_cache(256)
+def compile_glob(pattern: str) -> re.Pattern[str]:
+    """Return the regular expression (for `fullmatch`) of a glob.
+
+    `**/` matches any number of whole segments, `[!a]` any character but a. A `[` that
+    nothing closes is itself.
+    """
+    out: list[str] = []
+    i = 0
+    while i < len(pattern):
+        char = pattern[i]
+        if pattern.startswith("**/", i) and (i == 0 or pattern[i - 1] == "/"):
+            out.append("(?:[^/]*/)*")
+            i += 3
+            continue
+        if pattern.startswith("**", i):
+            out.append(".*")
+            i += 2
+            continue
+        end = pattern.find("]", i + 3 if pattern.startswith("[!", i) else i + 2)
+        if char == "[" and end > 0:
+            body = pattern[i + 1 : end]
+            negated = body.startswith("!")
+            inner = body[negated:].replace("\\", "\\\\").replace("[", "\\[").replace("^", "\\^")
+            inner = re.sub(r"([&~|])", r"\\\1", inner)
+            out.append(f"[{'^/' if negated else ''}{inner}]")
+            i = end + 1
+            continue
+        out.append({"*": "[^/]*", "?": "[^/]"}.get(char, re.escape(char)))
+        i += 1
+    return re.compile("".join(out), re.DOTALL)
+
+
+def matches_any(patterns: tuple[str, ...], path: str) -> bool:
+    """Tell whether a key below the prefix matches a pattern (without a slash: its last segment)."""
+    name = path.rsplit("/", 1)[-1]
+    return any(compile_glob(p).fullmatch(path if "/" in p else name) for p in patterns)

@@ -1,0 +1,170 @@
+"""The objects that an input names: prefixes, objects, globs; hidden and empty ones left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from partitioning.errors import NoParquetError
+from partitioning.globs import compile_glob, has_magic, literal_prefix, matches_any
+from partitioning.model import ObjectInfo
+from partitioning.reader import Reader
+from partitioning.request import PlanRequest
+
+_SUFFIXES = (".parquet", ".parq", ".pq")
+_HEADS = 32
+"""HEAD requests in flight for an explicit list."""
+
+
+@dataclass(slots=True)
+class Listing:
+    """The objects of an input, and what was left out."""
+
+    objects: list[ObjectInfo] = field(default_factory=list)
+    directories: list[str] = field(default_factory=list)
+    """Each object's directory below its prefix (Hive values are looked for there)."""
+    listed: int = 0
+    requests: int = 0
+    """Lower bound: a listing is counted as its pages of 1,000."""
+    hidden: int = 0
+    empty: int = 0
+    unnamed: int = 0
+    """Without a Parquet name."""
+    excluded: int = 0
+    """By `include` or `exclude`."""
+
+
+def list_objects(request: PlanRequest, reader: Reader) -> Listing:
+    """List the input once, in no particular order; an object named twice counts once.
+
+    Raises:
+        NoParquetError: the input, or one item of a list, names no object.
+    """
+    uris = request.uri if isinstance(request.uri, tuple) else (request.uri,)
+    if not uris:
+        raise NoParquetError("the input is an empty list")
+    listing = Listing()
+    seen: set[str] = set()
+    heads = _heads([u for u in uris if not u.endswith("/")], reader, listing)
+    for uri in uris:
+        found = 0
+        for info, base, hive in _resolve(uri, heads.get(uri), reader, listing):
+            found += 1
+            if info.uri in seen:
+                continue
+            seen.add(info.uri)
+            _take(info, base, hive, request, listing, explicit=info is heads.get(uri))
+        if not found:
+            raise NoParquetError(f"no object at {uri}")
+    listing.listed = len(seen)
+    if not listing.objects:
+        raise NoParquetError(_nothing(uris, listing))
+    return listing
+
+
+def _nothing(uris: tuple[str, ...], listing: Listing) -> str:
+    counts = (
+        (listing.unnamed, "not named *.parquet, *.parq or *.pq (name them with include)"),
+        (listing.excluded, "left out by include and exclude"),
+        (listing.hidden, "hidden (a name that begins with _ or .)"),
+        (listing.empty, "empty"),
+    )
+    why = ", ".join(f"{count} {reason}" for count, reason in counts if count)
+    where = uris[0] if len(uris) == 1 else f"{uris[0]} and {len(uris) - 1} more"
+    return f"no Parquet object at {where}: of {listing.listed} objects, {why}"
+
+
+def _heads(uris: list[str], reader: Reader, listing: Listing) -> dict[str, ObjectInfo]:
+    def head(uri: str) -> ObjectInfo | None:
+        try:
+            return reader.head(uri)
+        except FileNotFoundError:
+            return None
+
+    listing.requests += len(uris)
+    if len(uris) == 1:
+        found = [head(uris[0])]
+    else:
+        with ThreadPoolExecutor(_HEADS) as pool:
+            found = list(pool.map(head, uris))
+    return {u: info for u, info in zip(uris, found, strict=True) if info is not None}
+
+
+def _resolve(
+    uri: str, head: ObjectInfo | None, reader: Reader, listing: Listing
+) -> Iterator[tuple[ObjectInfo, str, str]]:
+    """Yield (object, prefix for patterns, prefix for Hive values) of one item of the input."""
+    if head is not None:
+        root = _root(uri)
+        yield head, uri.rpartition("/")[0] + "/", root
+        return
+    prefix = uri if uri.endswith("/") else uri + "/"
+    found = False
+    for info in _counted(reader.list(prefix), listing):
+        found = True
+        yield info, prefix, prefix
+    if found or not has_magic(uri):
+        return
+    fixed = literal_prefix(uri)
+    base = fixed[: fixed.rfind("/") + 1]
+    keeps = _glob(uri)
+    for info in _counted(reader.list(fixed), listing):
+        if keeps(info.uri):
+            yield info, base, base
+
+
+def _glob(pattern: str) -> Callable[[str], bool]:
+    # A glob may name directories: everything below a match is taken, as of a prefix.
+    exact = compile_glob(pattern)
+    below = compile_glob(pattern if pattern.endswith("**") else pattern.rstrip("/") + "/**")
+    return lambda uri: bool(exact.fullmatch(uri) or below.fullmatch(uri))
+
+
+def _counted(objects: Iterator[ObjectInfo], listing: Listing) -> Iterator[ObjectInfo]:
+    count = 0
+    for info in objects:
+        count += 1
+        yield info
+    listing.requests += max(1, -(-count // 1000))
+
+
+def _root(uri: str) -> str:
+    """Return scheme and bucket: an object named on its own has all its directories' values."""
+    scheme, separator, rest = uri.partition("://")
+    return scheme + separator + rest[: rest.find("/") + 1] if separator else ""
+
+
+def _take(
+    info: ObjectInfo,
+    base: str,
+    hive: str,
+    request: PlanRequest,
+    listing: Listing,
+    *,
+    explicit: bool,
+) -> None:
+    path = info.uri[len(base) :]
+    if info.size == 0 or path.endswith("/"):
+        listing.empty += 1
+    elif not explicit and _hidden(path):
+        listing.hidden += 1
+    elif request.include and not matches_any(request.include, path):
+        listing.excluded += 1
+    elif not request.include and not explicit and not path.lower().endswith(_SUFFIXES):
+        listing.unnamed += 1
+    elif request.exclude and matches_any(request.exclude, path):
+        listing.excluded += 1
+    else:
+        listing.objects.append(info)
+        listing.directories.append(info.uri[len(hive) :].rpartition("/")[0])
+
+
+def _hidden(path: str) -> bool:
+    """Tell whether a segment begins with _ or . (a Hive directory `_x=1` is not hidden)."""
+    if "_" not in path and "." not in path:
+        return False
+    *directories, name = path.split("/")
+    if name[:1] in ("_", "."):
+        return True
+    return any(d[:1] in ("_", ".") and "=" not in d for d in directories)

@@ -1,0 +1,74 @@
+"""Row groups to chunks: order kept, nothing read, nothing random."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PackRules:
+    """Where a chunk ends."""
+
+    target: int
+    """Decoded bytes; a row group above it is a chunk of its own."""
+    open_cost: int = 0
+    """Bytes that an object counts at least; never lets one object alone exceed the target."""
+    max_rows: int | None = None
+    per_file: bool = False
+    """A chunk ends with its object and nowhere else."""
+    per_partition: bool = False
+    """A chunk ends with its partition and nowhere else."""
+    cross_partitions: bool = False
+
+
+def pack(
+    rules: PackRules,
+    objects: Sequence[int],
+    partitions: Sequence[int],
+    rows: Sequence[int],
+    decoded: Sequence[int],
+) -> Iterator[tuple[int, int]]:
+    """Yield half-open ranges over the row groups, in order, covering each exactly once.
+
+    A chunk's weight is the sum over its objects of max(decoded bytes, open cost); it exceeds
+    the target only for a single row group.
+
+    Args:
+        rules: where a chunk ends.
+        objects: for each row group, a number that changes with the object.
+        partitions: for each row group, a number that changes with the partition.
+        rows: rows of each row group.
+        decoded: decoded bytes of each row group.
+    """
+    count = len(objects)
+    if rules.per_file or rules.per_partition:
+        yield from _runs(objects if rules.per_file else partitions)
+        return
+    open_cost = min(rules.open_cost, rules.target)
+    start = weight = own = held = 0  # weight: of the objects before the current one
+    for i in range(count):
+        size = decoded[i]
+        same = i > start and objects[i] == objects[i - 1]
+        before = weight if same else weight + max(own, open_cost) * (i > start)
+        total = own + size if same else size
+        if i > start and (
+            before + max(total, open_cost) > rules.target
+            or (rules.max_rows is not None and held + rows[i] > rules.max_rows)
+            or (not rules.cross_partitions and partitions[i] != partitions[i - 1])
+        ):
+            yield start, i
+            start, before, total, held = i, 0, size, 0
+        weight, own, held = before, total, held + rows[i]
+    if count:
+        yield start, count
+
+
+def _runs(keys: Sequence[int]) -> Iterator[tuple[int, int]]:
+    start = 0
+    for i in range(1, len(keys)):
+        if keys[i] != keys[i - 1]:
+            yield start, i
+            start = i
+    if keys:
+        yield start, len(keys)

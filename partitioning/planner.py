@@ -1,0 +1,290 @@
+"""Listing, footers, pruning and packing put together: a request in, a plan out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+
+from partitioning.errors import BadObjectsError
+from partitioning.explain import PlanResult, explain
+from partitioning.filters import bind, check_columns
+from partitioning.footers import FooterBatch, FooterGroup, FooterSpec, read_footers
+from partitioning.freezing import freeze
+from partitioning.listing import list_objects
+from partitioning.model import Plan, Status
+from partitioning.pruning import PartitionFilter
+from partitioning.reader import Reader
+from partitioning.request import PlanRequest
+from partitioning.schemas import Variant, resolve
+from partitioning.schemas import check_columns as check_read_columns
+from partitioning.snapshot import (
+    Ints,
+    Snapshot,
+    add_batch,
+    compare,
+    reuse,
+    take_snapshot,
+)
+
+Mapper = Callable[
+    [Callable[[FooterGroup], FooterBatch], Sequence[FooterGroup]], Iterable[FooterBatch]
+]
+"""Runs a function over groups elsewhere and gives the results in any order. The function
+holds the reader; it, the groups and the results pickle."""
+Progress = Callable[[int, int], None]
+"""Called with footers read and footers to read."""
+
+_GROUP: Final = 1_000
+"""Footers of one group given to a mapper."""
+_FAIL_FAST: Final = 16
+"""Footers to read from which the first is read alone, to refuse a bad request early."""
+
+
+def plan_dataset(
+    request: PlanRequest,
+    reader: Reader,
+    *,
+    previous: Plan | None = None,
+    mapper: Mapper | None = None,
+    progress: Progress | None = None,
+) -> PlanResult:
+    """Plan the chunks of a Parquet dataset.
+
+    The same snapshot of objects and the same request give the same plan, byte for byte,
+    whatever the order of the listing, the concurrency, the machine, and whether footers were
+    read or taken over from `previous`.
+
+    Args:
+        request: what to plan and how to cut it.
+        reader: the store.
+        previous: an earlier plan of the same input: footers of objects with the same URI, ETag
+            and size are taken over from it if it was made for the same columns and filter.
+        mapper: reads the footers elsewhere from `request.map_threshold` of them on.
+        progress: told how far reading the footers is.
+
+    Returns:
+        The plan, the figures, and what changed since `previous`.
+
+    Raises:
+        NoParquetError: the input names no Parquet object.
+        BadObjectsError: objects are not readable Parquet; all of them are named.
+        SchemaMismatchError: columns differ and `request.schema` does not allow it.
+        ColumnError: a column to read does not exist.
+        FilterError: a filter term does not fit the columns.
+
+    Example:
+        >>> import fsspec, polars as pl
+        >>> from partitioning import FsspecReader, PlanRequest, Term, plan_dataset
+        >>> fs = fsspec.filesystem("memory")
+        >>> for day in ("2024-01-01", "2024-01-02", "2024-01-03"):
+        ...     with fs.open(f"/sales/day={day}/a.parquet", "wb") as file:
+        ...         pl.DataFrame({"price": [1.5, 2.5, 3.5]}).write_parquet(file)
+        >>> request = PlanRequest(
+        ...     "memory://sales/", filter=((Term("day", ">=", "2024-01-02"),),)
+        ... )
+        >>> result = plan_dataset(request, FsspecReader(fs))
+        >>> [dict(chunk.partition)["day"].isoformat() for chunk in result.plan.chunks()]
+        ['2024-01-02', '2024-01-03']
+        >>> result.explain.objects_pruned, result.plan.rows
+        (1, 6)
+        >>> result.plan.schema.names
+        ['price', 'day']
+    """
+    begun = time.perf_counter()
+    listing = list_objects(request, reader)
+    snapshot = take_snapshot(listing, lenient=request.schema == "union")
+    live = _prune(request, snapshot)
+    changes, here, there = compare(snapshot, previous)
+    if request.changed_only and previous is not None:
+        left = here[snapshot.status[here] == Status.PLANNED]
+        snapshot.status[left] = Status.UNCHANGED
+    read_key = _read_key(request, snapshot)
+    reused = 0
+    if previous is not None and previous.input.get("read_key") == read_key:
+        reused = reuse(snapshot, previous, here, there)
+    footers = _Footers(request, reader, snapshot, live, mapper=mapper, progress=progress)
+    footers.read()
+    schema, shadowed = footers.check()
+    starts, owner, groups = snapshot.ordered_groups()
+    plan = freeze(
+        request,
+        snapshot,
+        (starts, owner, groups),
+        read_key=read_key,
+        schema=schema,
+        bad=footers.bad,
+    )
+    figures = explain(
+        request,
+        listing,
+        snapshot,
+        (owner, groups),
+        plan,
+        reading=(footers.done, reused, footers.requests),
+        shadowed=shadowed,
+        seconds=time.perf_counter() - begun,
+    )
+    return PlanResult(plan, figures, changes)
+
+
+def _prune(request: PlanRequest, snapshot: Snapshot) -> list[tuple[int, ...]]:
+    """Mark objects that the partition values exclude; return the live filter groups of each."""
+    if not request.filter:
+        return [()] * len(snapshot)
+    types = dict(zip(snapshot.hive.names, snapshot.hive.types, strict=True))
+    decide = PartitionFilter(request.filter, types)
+    live: list[tuple[int, ...]] = []
+    ordinals = snapshot.partition.tolist()
+    for index, ordinal in enumerate(ordinals):
+        if index and ordinal == ordinals[index - 1]:
+            live.append(live[-1])
+        else:
+            live.append(decide.live(snapshot.partition_values(index)))
+    snapshot.status[[not groups for groups in live]] = Status.PRUNED
+    return live
+
+
+def _read_key(request: PlanRequest, snapshot: Snapshot) -> dict[str, Any]:
+    """Return what decides the figures kept of a footer: equal keys share footers."""
+    hive = {n: str(t) for n, t in zip(snapshot.hive.names, snapshot.hive.types, strict=True)}
+    return {**request.read_key(), "partitions": hive if request.filter else sorted(hive)}
+
+
+class _Footers:
+    """Reads the footers that are needed and still unknown."""
+
+    def __init__(
+        self,
+        request: PlanRequest,
+        reader: Reader,
+        snapshot: Snapshot,
+        live: list[tuple[int, ...]],
+        *,
+        mapper: Mapper | None,
+        progress: Progress | None,
+    ) -> None:
+        self._request, self._snapshot, self._live = request, snapshot, live
+        self._mapper, self._progress = mapper, progress
+        columns = request.columns if request.columns is not None else request.size_columns
+        names = frozenset(t.column for group in request.filter for t in group)
+        self._partitions = frozenset(snapshot.hive.names)
+        spec = FooterSpec(
+            columns=None if columns is None else frozenset(columns) | names,
+            filter=request.filter,
+            partitions=self._partitions,
+            limit=request.footer_limit,
+            first_read=request.first_read,
+            concurrency=request.footer_concurrency,
+        )
+        self._spec, self._reader = spec, reader
+        self.done = 0
+        """Footers read well."""
+        self.requests = 0
+        self.bad: list[tuple[int, int, str]] = []
+        """(object, offset, reason)."""
+
+    def read(self) -> None:
+        """Read what is needed.
+
+        Raises:
+            BadObjectsError: naming all bad objects, unless the request skips them.
+        """
+        status = self._snapshot.status
+        unknown = self._snapshot.counts < 0
+        wanted = np.flatnonzero(unknown & (status == Status.PLANNED))
+        if len(wanted) > _FAIL_FAST:
+            self._take(wanted[:1], None)
+            if self._snapshot.schemas and self._request.schema != "union":
+                self.check()
+            wanted = wanted[1:]
+        self._take(wanted, self._mapper)
+        # With everything pruned the schema is still wanted: from the first object that has one.
+        for index in range(len(self._snapshot)):
+            if self._snapshot.schemas:
+                break
+            if unknown[index] and status[index] != Status.PLANNED:
+                self._take(np.array([index]), None)
+        self._settle()
+
+    def _settle(self) -> None:
+        self.bad.sort()
+        if not self.bad:
+            return
+        infos = self._snapshot.infos
+        named = [(infos[i].uri, offset, reason) for i, offset, reason in self.bad]
+        if self._request.on_bad_object == "fail" or not self._snapshot.schemas:
+            raise BadObjectsError(named)
+        self._snapshot.status[[i for i, _, _ in self.bad]] = Status.SKIPPED
+
+    def _take(self, wanted: Ints, mapper: Mapper | None) -> None:
+        for batch in self._batches(wanted, mapper):
+            add_batch(self._snapshot, wanted, batch)
+            self.done += len(batch.positions)
+            self.requests += batch.requests
+            self.bad.extend((int(wanted[at]), *rest) for at, *rest in batch.errors)  # type: ignore[misc]
+
+    def _batches(self, wanted: Ints, mapper: Mapper | None) -> Iterator[FooterBatch]:
+        total = len(wanted)
+        if not total:
+            return
+        if mapper is None or total < self._request.map_threshold:
+            report = self._progress
+            told = None if report is None else lambda done: report(done, total)
+            yield read_footers(self._reader, self._spec, self._group(wanted, 0, total), told)
+            return
+        groups = [self._group(wanted, at, at + _GROUP) for at in range(0, total, _GROUP)]
+        done = 0
+        for batch in mapper(partial(read_footers, self._reader, self._spec), groups):
+            done += len(batch.positions) + len(batch.errors)
+            if self._progress is not None:
+                self._progress(done, total)
+            yield batch
+
+    def _group(self, wanted: Ints, start: int, stop: int) -> FooterGroup:
+        objects = wanted[start:stop].tolist()
+        infos = self._snapshot.infos
+        return FooterGroup(
+            start, tuple(infos[i] for i in objects), tuple(self._live[i] for i in objects)
+        )
+
+    def check(self) -> tuple[pa.Schema, tuple[str, ...]]:
+        """Return the dataset's schema, and the file columns that Hive columns hide.
+
+        Raises:
+            SchemaMismatchError, ColumnError, FilterError: as `plan_dataset`.
+        """
+        request = self._request
+        files = resolve(self._variants(), request.schema)
+        shadowed = tuple(n for n in files.names if n in self._partitions)
+        own = [f for f in files if f.name not in self._partitions]
+        schema = pa.schema(own + self._snapshot.hive.fields())
+        check_read_columns([*(request.columns or ()), *(request.size_columns or ())], schema.names)
+        check_columns(request.filter, schema.names)
+        for term in (t for group in request.filter for t in group):
+            bind(term, schema.field(term.column).type)
+        return schema, shadowed
+
+    def _variants(self) -> list[Variant]:
+        snapshot = self._snapshot
+        known = np.flatnonzero(snapshot.schema >= 0)
+        kinds, first, counts = np.unique(
+            snapshot.schema[known], return_index=True, return_counts=True
+        )
+        found = []
+        for place in np.argsort(first):
+            kind = kinds[place]
+            having = known[snapshot.schema[known] == kind][:2]
+            found.append(
+                Variant(
+                    pa.ipc.read_schema(pa.py_buffer(snapshot.schemas[int(kind)])),
+                    int(counts[place]),
+                    tuple(snapshot.infos[i].uri for i in having.tolist()),
+                )
+            )
+        return found

@@ -1,0 +1,261 @@
+"""The listed objects in plan order, with what is known of each: columns, not rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from partitioning import hive
+from partitioning.footers import FooterBatch
+from partitioning.listing import Listing
+from partitioning.model import PARTITION_PREFIX, ObjectInfo, PartitionValue, Plan, Status
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Groups:
+    """Row groups, a value each."""
+
+    rows: Ints
+    stored: Ints
+    decoded: Ints
+    kept: npt.NDArray[np.bool_]
+    """False: statistics prove that no row matches the filter."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @classmethod
+    def join(cls, parts: Iterable[Groups]) -> Groups:
+        """Put row groups one after the other."""
+        found = list(parts)
+        empty = np.zeros(0, np.int64)
+        return cls(
+            np.concatenate([empty, *(p.rows for p in found)]),
+            np.concatenate([empty, *(p.stored for p in found)]),
+            np.concatenate([empty, *(p.decoded for p in found)]),
+            np.concatenate([np.zeros(0, bool), *(p.kept for p in found)]),
+        )
+
+    def take(self, index: Ints) -> Groups:
+        """Return the row groups at some positions."""
+        return Groups(self.rows[index], self.stored[index], self.decoded[index], self.kept[index])
+
+
+@dataclass(slots=True)
+class Changes:
+    """What differs from the plan before; without one, everything is added."""
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    """Objects whose ETag or size is another."""
+    unchanged: int = 0
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """Objects sorted by partition values (nulls last), then by key in UTF-8 byte order."""
+
+    infos: list[ObjectInfo]
+    hive: hive.Hive
+    partition: Ints
+    """A number that changes with the partition values."""
+    status: npt.NDArray[np.uint8]
+    footer_size: Ints
+    schema: Ints
+    """Index in `schemas`, -1 while the footer is unknown."""
+    counts: Ints
+    """Row groups, -1 while the footer is unknown."""
+    starts: Ints
+    """Position of the first row group in `groups`."""
+    groups: Groups = field(default_factory=lambda: Groups.join([]))
+    schemas: list[bytes] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.infos)
+
+    def partition_values(self, index: int) -> dict[str, PartitionValue]:
+        """Return an object's Hive values."""
+        return {n: c[index] for n, c in zip(self.hive.names, self.hive.columns, strict=True)}
+
+    def add(self, objects: Ints, batch_schemas: list[bytes], figures: dict[str, Ints],
+            groups: Groups) -> None:  # fmt: skip
+        """Note the footers of some objects; their row groups come in the same order."""
+        known = {s: i for i, s in enumerate(self.schemas)}
+        for serialised in batch_schemas:
+            known.setdefault(serialised, len(known))
+        self.schemas = list(known)
+        mapping = np.array([known[s] for s in batch_schemas] or [0], np.int64)
+        counts = figures["counts"]
+        self.schema[objects] = mapping[figures["schema"]]
+        self.footer_size[objects] = figures["footer_size"]
+        self.counts[objects] = counts
+        self.starts[objects] = len(self.groups) + np.cumsum(counts) - counts
+        self.groups = Groups.join([self.groups, groups])
+
+    def ordered_groups(self) -> tuple[Ints, Ints, Groups]:
+        """Return each object's first position, each row group's object, and all row groups.
+
+        In plan order, the row groups of one object after those of the one before.
+        """
+        counts = np.maximum(self.counts, 0)
+        starts = np.cumsum(counts) - counts
+        owner = np.repeat(np.arange(len(self), dtype=np.int64), counts)
+        return starts, owner, self.groups.take(gather(self.starts, counts))
+
+
+def gather(starts: Ints, counts: Ints) -> Ints:
+    """Return the positions of ranges laid one after the other."""
+    shifts = starts - (np.cumsum(counts) - counts)
+    return np.repeat(shifts, counts) + np.arange(int(counts.sum()), dtype=np.int64)
+
+
+def take_snapshot(listing: Listing, *, lenient: bool) -> Snapshot:
+    """Sort a listing and parse its partition values.
+
+    Raises:
+        SchemaMismatchError: some objects lack a partition column, and `lenient` is false.
+    """
+    infos = listing.objects
+    uris = [info.uri for info in infos]
+    values = hive.parse(listing.directories, uris, lenient=lenient)
+    table = pa.table(
+        {
+            **{f"p{i}": pa.array(c, t)
+               for i, (c, t) in enumerate(zip(values.columns, values.types, strict=True))},
+            "uri": pa.array(uris, pa.string()),
+        }
+    )  # fmt: skip
+    keys = [(name, "ascending", "at_end") for name in table.column_names]
+    order = pc.sort_indices(table, sort_keys=keys).to_pylist()
+    count = len(infos)
+    sorted_hive = hive.Hive(
+        values.names, values.types, tuple([column[i] for i in order] for column in values.columns)
+    )
+    return Snapshot(
+        infos=[infos[i] for i in order],
+        hive=sorted_hive,
+        partition=_ordinals(sorted_hive, count),
+        status=np.full(count, Status.PLANNED, np.uint8),
+        footer_size=np.zeros(count, np.int64),
+        schema=np.full(count, -1, np.int64),
+        counts=np.full(count, -1, np.int64),
+        starts=np.zeros(count, np.int64),
+    )
+
+
+def _ordinals(values: hive.Hive, count: int) -> Ints:
+    differs = np.zeros(count, bool)
+    for column, kind in zip(values.columns, values.types, strict=True):
+        encoded = pa.array(column, kind).dictionary_encode(null_encoding="encode")
+        codes = encoded.indices.to_numpy()
+        differs[1:] |= codes[1:] != codes[:-1]
+    return np.cumsum(differs)
+
+
+def compare(snapshot: Snapshot, previous: Plan | None) -> tuple[Changes, Ints, Ints]:
+    """Return the changes, and the positions of unchanged objects here and in the plan before."""
+    nothing = np.zeros(0, np.int64)
+    if previous is None:
+        return Changes(added=tuple(i.uri for i in snapshot.infos)), nothing, nothing
+    table = previous.table("objects")
+    before = {
+        uri: (position, etag.strip('"'), size)
+        for position, (uri, etag, size) in enumerate(
+            zip(*(table[c].to_pylist() for c in ("uri", "etag", "size")), strict=True)
+        )
+    }
+    added, changed = [], []
+    here: list[int] = []
+    there: list[int] = []
+    for index, info in enumerate(snapshot.infos):
+        known = before.pop(info.uri, None)
+        if known is None:
+            added.append(info.uri)
+        elif known[1:] != (info.etag.strip('"'), info.size):
+            changed.append(info.uri)
+        else:
+            here.append(index)
+            there.append(known[0])
+    changes = Changes(tuple(added), tuple(before), tuple(changed), len(here))
+    return changes, np.array(here, np.int64), np.array(there, np.int64)
+
+
+def reuse(snapshot: Snapshot, previous: Plan, here: Ints, there: Ints) -> int:
+    """Take over the footers of unchanged objects from the plan before; return how many."""
+    table = previous.table("objects")
+    columns = {
+        name: table[name].to_numpy().astype(np.int64)
+        for name in ("row_groups", "row_group_start", "footer_size", "schema")
+    }
+    known = columns["row_groups"][there] >= 0
+    here, there = here[known], there[known]
+    counts = columns["row_groups"][there]
+    old = previous.table("row_groups")
+    groups = Groups(
+        old["rows"].to_numpy(),
+        old["stored"].to_numpy(),
+        old["decoded"].to_numpy(),
+        old["kept"].to_numpy(),
+    )
+    snapshot.add(
+        here,
+        previous.table("schemas")["schema"].to_pylist(),
+        {
+            "counts": counts,
+            "schema": columns["schema"][there],
+            "footer_size": columns["footer_size"][there],
+        },
+        groups.take(gather(columns["row_group_start"][there], counts)),
+    )
+    return len(here)
+
+
+def add_batch(snapshot: Snapshot, wanted: Ints, batch: FooterBatch) -> None:
+    """Take over freshly read footers; `wanted` maps their positions to objects."""
+
+    def ints(values: Any) -> Ints:
+        return np.frombuffer(values, np.int64).copy() if len(values) else np.zeros(0, np.int64)
+
+    snapshot.add(
+        wanted[ints(batch.positions)],
+        batch.schemas,
+        {
+            "counts": ints(batch.counts),
+            "schema": ints(batch.schema),
+            "footer_size": ints(batch.footer_sizes),
+        },
+        Groups(
+            ints(batch.rows),
+            ints(batch.stored),
+            ints(batch.decoded),
+            np.frombuffer(bytes(batch.kept), np.uint8).astype(bool),
+        ),
+    )
+
+
+def objects_table(snapshot: Snapshot, starts: Ints) -> pa.Table:
+    """Return the plan's table of objects."""
+    infos = snapshot.infos
+    columns = {
+        "uri": pa.array([i.uri for i in infos], pa.string()),
+        "etag": pa.array([i.etag for i in infos], pa.string()),
+        "size": pa.array([i.size for i in infos], pa.int64()),
+        "status": pa.array(snapshot.status, pa.uint8()),
+        "footer_size": pa.array(snapshot.footer_size, pa.int64()),
+        "schema": pa.array(snapshot.schema, pa.int32()),
+        "row_group_start": pa.array(starts, pa.int64()),
+        "row_groups": pa.array(snapshot.counts, pa.int32()),
+    }
+    found = snapshot.hive
+    for name, kind, values in zip(found.names, found.types, found.columns, strict=True):
+        columns[PARTITION_PREFIX + name] = pa.array(values, kind)
+    return pa.table(columns)
