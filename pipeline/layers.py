@@ -52,6 +52,7 @@ _OWN_S3 = (
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 )
+_OWN_S3_KEYS = ("endpoint_url", "profile", "access_key_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +116,24 @@ def environment_layer(environ: Mapping[str, str], model: type[BaseModel]) -> Lay
 
 
 def stack_layer(
-    state_dir: Path, environment: str, environ: Mapping[str, str], others: Iterable[Layer]
+    state_dir: Path,
+    environment: str,
+    environ: Mapping[str, str],
+    below: Iterable[Layer],
+    above: Iterable[Layer],
 ) -> Layer:
     """The addresses of the embedded stack's processes that run, if it was started for here.
 
     A stack that was started for another environment says nothing, so that a run against
     production never lands on it. Its S3 comes whole or not at all: never its credentials with the
     user's endpoint, or the other way round.
+
+    Args:
+        state_dir: The stack's folder.
+        environment: The environment of these settings.
+        environ: The variables of this process.
+        below: The layers that the stack wins over.
+        above: The layers that win over the stack.
     """
     state = _read_state(state_dir / "stack.json")
     values: dict[str, Any] = {}
@@ -131,13 +143,17 @@ def stack_layer(
             for name, service in state.get("services", {}).items()
             if is_alive(service["pid"], service["started"])
         }
-        others = list(others)
+        above = list(above)
+        others = [*below, *above]
+        own_s3 = any(environ.get(name) for name in _OWN_S3) or any(
+            _get(one, "s3", key) for one in above for key in _OWN_S3_KEYS
+        )
         if "prefect" in services:
             put(values, ("prefect", "api_url"), services["prefect"]["address"])
         if "dask" in services and not any(_get(one, "dask", "cluster_class") for one in others):
             put(values, ("dask", "scheduler"), services["dask"]["address"])
-        if "s3" in services and not any(environ.get(name) for name in _OWN_S3):
-            values["s3"] = {"endpoint_url": services["s3"]["address"], **state["s3"]}
+        if "s3" in services and not own_s3:
+            values["s3"] = {"profile": None, "session_token": None, **state["s3"]}
     return Layer(values, lambda location: "the embedded stack")
 
 

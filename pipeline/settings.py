@@ -243,7 +243,7 @@ def load_settings(
     files, name = _file_layers(cwd, above)
     named = layers.Layer({"environment": name}, lambda location: "default")
     first = _validate([named, *files, *above], cwd)
-    stack = layers.stack_layer(first.state_dir, first.environment, os.environ, [*files, *above])
+    stack = layers.stack_layer(first.state_dir, first.environment, os.environ, files, above)
     return _validate([named, *files, stack, *above], cwd) if stack.values else first
 
 
