@@ -23,6 +23,7 @@ FLOORS: dict[str, int] = {
     "partitioning.footers": 5,
     "partitioning.snapshot": 6,
     "partitioning.explain": 7,
+    "partitioning.freezing": 7,
     "partitioning.planner": 8,
     "pipeline.errors": 10,
     "pipeline.liveness": 11,
