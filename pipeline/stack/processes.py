@@ -117,15 +117,18 @@ def stop(marker: str, keep: Collection[int] = (), seconds: float = 10) -> int:
     """Stop a stack's processes but those of the sessions to keep.
 
     Leaders of sessions are asked first, because each ends its own children well; whatever is left
-    after the given time is killed.
+    after the given time is killed, and children whose leader is gone are killed at once.
 
     Returns:
         How many processes were stopped.
     """
     targets = [process for process in marked(marker) if _session(process) not in keep]
+    leaders = {process.pid for process in targets if _session(process) == process.pid}
     for process in targets:
-        if _session(process) == process.pid:
+        if process.pid in leaders:
             _signal(process, signal.SIGTERM)
+        elif _session(process) not in leaders:
+            _signal(process, signal.SIGKILL)
     _await_end(targets, seconds)
     # Children that outlived their leader, or were born in the meantime.
     rest = [process for process in marked(marker) if _session(process) not in keep]

@@ -1,0 +1,134 @@
+"""The embedded stack itself: started twice at once, looked at, killed, repaired and stopped."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from distributed import Client
+
+from pipeline import stack
+from pipeline.settings import Settings, load_settings
+from pipeline.stack import StackState, processes
+from pipeline.stack.state import StateFolder
+from pipeline.storage import open_storage
+
+# One worker process for all: these tests share one stack.
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("stack")]
+
+
+@dataclass(frozen=True)
+class Running:
+    folder: StateFolder
+    first: StackState
+    second: StackState
+
+    @property
+    def settings(self) -> Settings:
+        return load_settings(overrides={"state_dir": str(self.folder.root)})
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A stack that two commands started at once."""
+    folder = StateFolder(tmp_path_factory.mktemp("stack") / "state")
+    settings = Settings.model_validate({"state_dir": folder.root, "dask": {"workers": 1}})
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            first, second = pool.map(lambda _: stack.up(settings, lambda line: None), range(2))
+        yield Running(folder, first, second)
+    finally:
+        stack.down(settings, lambda line: None)
+        assert not processes.marked(folder.marker())
+
+
+def pids(state: StackState) -> dict[str, int]:
+    return {name: service.pid for name, service in state.services.items()}
+
+
+def test_two_ups_at_once_start_one_stack(running: Running) -> None:
+    assert running.first == running.second
+    assert list(pids(running.first)) == ["s3", "prefect", "dask"]
+    assert [one.state for one in stack.status(running.settings)] == ["running"] * 3
+
+
+def test_another_up_says_what_runs_and_changes_nothing(running: Running) -> None:
+    said: list[str] = []
+    assert pids(stack.up(running.settings, said.append)) == pids(running.first)
+    assert len(said) == 3
+    assert all(line.endswith("runs already") for line in said)
+
+
+def test_nothing_listens_beyond_this_machine(running: Running) -> None:
+    listening = [
+        connection.laddr
+        for process in processes.marked(running.folder.marker())
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) >= 10
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+
+
+def test_settings_find_the_stack(running: Running) -> None:
+    settings = running.settings
+    services = running.first.services
+    assert settings.s3.endpoint_url == services["s3"].address
+    assert settings.prefect.api_url == services["prefect"].address
+    assert settings.dask.scheduler == services["dask"].address
+
+
+def test_workers_are_told_the_addresses_and_have_imported_what_is_slow(running: Running) -> None:
+    def look() -> tuple[dict[str, str], bool]:
+        import os
+        import sys
+
+        return dict(os.environ), {"polars", "prefect_dask"} <= set(sys.modules)
+
+    settings = running.settings
+    with Client(settings.dask.scheduler, set_as_default=False) as client:
+        found = list(client.run(look).values())
+    assert len(found) == 1
+    variables, imported = found[0]
+    assert imported
+    assert variables["PREFECT_API_URL"] == settings.prefect.api_url
+    assert int(variables["POLARS_MAX_THREADS"]) >= 1
+    assert settings.s3.environment().items() <= variables.items()
+
+
+def test_the_secrets_are_in_no_command_line_and_no_log(running: Running) -> None:
+    secret = running.first.s3["secret_access_key"]
+    for process in processes.marked(running.folder.marker()):
+        assert secret not in " ".join(process.cmdline())
+    logs = [path.read_text(encoding="utf-8") for path in running.folder.logs.iterdir()]
+    assert len(logs) == 3
+    assert not any(secret in text for text in logs)
+
+
+def test_prefect_keeps_to_the_state_folder(running: Running) -> None:
+    server = psutil.Process(running.first.services["prefect"].pid)
+    home = running.folder.root / "prefect"
+    assert (home / "prefect.db").exists()
+    databases = [file.path for file in server.open_files() if file.path.endswith(".db")]
+    assert databases
+    assert all(Path(path).is_relative_to(home) for path in databases)
+
+
+def test_a_killed_stack_is_repaired_with_its_data_ports_and_credentials(running: Running) -> None:
+    open_storage(running.settings).put("s3://demo/kept", b"kept")
+    before = stack.up(running.settings, lambda line: None)
+    killed = [psutil.Process(service.pid) for service in before.services.values()]
+    for process in killed:
+        process.kill()
+    assert not psutil.wait_procs(killed, timeout=10)[1]
+    assert {one.state for one in stack.status(running.settings)} == {"died"}
+
+    after = stack.up(Settings.model_validate({"state_dir": running.folder.root}), lambda line: None)
+    assert set(pids(after).values()).isdisjoint(pids(before).values())
+    assert {name: one.address for name, one in after.services.items()} == {
+        name: one.address for name, one in before.services.items()
+    }
+    assert after.s3 == before.s3
+    assert open_storage(running.settings).get("s3://demo/kept").data == b"kept"
