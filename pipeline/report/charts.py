@@ -1,0 +1,337 @@
+"""Charts as Vega-Lite specifications, built with Altair.
+
+Each builder takes data frames and returns a specification as a dict, its data inside. Colours are
+the page's CSS variables; sizes follow the page's width. Titles, legends and text alternatives
+belong to the page (page.Chart), not to the drawing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from pipeline.report.figures import Share
+from pipeline.report.timeline import ticks
+
+COLOURS: Mapping[str, str] = {
+    name: f"var(--{name})" for name in ("read", "compute", "stage", "other", "idle", "plan", "bad")
+}
+SEQUENCE = tuple(f"var(--seq-{step})" for step in range(1, 6))
+SECONDS_LABEL = (
+    "datum.value == 0 ? '0' : datum.value < 1 ? format(datum.value * 1000, '.4~g') + ' ms' : "
+    "datum.value < 60 ? format(datum.value, '.4~g') + ' s' : "
+    "datum.value < 3600 ? format(datum.value / 60, '.4~g') + ' min' : "
+    "format(datum.value / 3600, '.4~g') + ' h'"
+)
+"""A Vega expression that labels an axis of seconds with the unit of each tick."""
+BYTES_LABEL = "replace(format(datum.value, '.3~s'), /([a-zA-Z]?)$/, ' $1') + 'B/s'"
+COUNT_LABEL = "format(datum.value, datum.value >= 10000 ? '.3~s' : ',')"
+
+
+def share_bar(shares: Sequence[Share], colours: Sequence[str]) -> dict[str, Any]:
+    """One bar cut into the parts of a whole, in order."""
+    rows, before = [], 0.0
+    for share, colour in zip(shares, colours, strict=True):
+        rows.append(
+            {
+                "part": share.name,
+                "start": before,
+                "stop": before + share.share,
+                "seconds": round(share.seconds, 3),
+                "share": share.share,
+                "colour": colour,
+            }
+        )
+        before += share.share
+    chart = (
+        alt.Chart(alt.NamedData("shares"), width="container", height=30)
+        .mark_bar(height=26, stroke="var(--paper)", strokeWidth=1)
+        .encode(
+            x=alt.X(
+                "start:Q", axis=None, scale=alt.Scale(domain=[0, max(before, 1e-9)], padding=0)
+            ),
+            x2="stop:Q",
+            color=alt.Color("colour:N", scale=None),
+            tooltip=[
+                alt.Tooltip("part:N", title="Part"),
+                alt.Tooltip("seconds:Q", title="Seconds", format=",.1f"),
+                alt.Tooltip("share:Q", title="Share", format=".1%"),
+            ],
+        )
+    )
+    return _spec(chart, {"shares": rows})
+
+
+def timeline(
+    spans: pl.DataFrame,
+    failures: pl.DataFrame,
+    rows: Sequence[str],
+    seconds: float,
+    pauses: Sequence[tuple[float, float]] = (),
+) -> dict[str, Any]:
+    """Every chunk as a bar of read, compute, stage and the rest, on its worker's row.
+
+    Args:
+        spans: Columns row, lane, start, read, compute, stage, stop (where each part ends, in
+            active seconds), and what the tooltip shows: chunk, index, batch, attempt, worker,
+            took, rows_in, rows_out.
+        failures: Columns row, at (active seconds), chunk, error.
+        rows: The rows from top to bottom.
+        seconds: The run's active seconds: the axis.
+        pauses: Where the run stood still (active seconds) and for how long.
+    """
+    lanes = int(spans["lane"].max() or 0) + 1  # type: ignore[arg-type]
+    y: dict[str, Any] = {"y": _rows_axis(rows)}
+    if lanes > 1:
+        y["yOffset"] = alt.YOffset("lane:O", scale=alt.Scale(paddingInner=0.15))
+    tooltip = [
+        alt.Tooltip("chunk:N", title="Chunk"),
+        alt.Tooltip("index:Q", title="Number in the plan", format=","),
+        alt.Tooltip("worker:N", title="Worker"),
+        alt.Tooltip("batch:N", title="Batch"),
+        alt.Tooltip("attempt:N", title="Attempt"),
+        alt.Tooltip("took:N", title="Took"),
+        alt.Tooltip("parts:N", title="Read, compute, stage"),
+        alt.Tooltip("rows_in:Q", title="Rows in", format=","),
+        alt.Tooltip("rows_out:Q", title="Rows out", format=","),
+    ]
+    # Where bars are wide enough to tell apart, a hairline parts neighbours.
+    hairline = 0.6 if spans.height <= 400 else 0
+    base = alt.Chart(alt.NamedData("chunks")).encode(**y, tooltip=tooltip)
+
+    def part(start: str, stop: str, colour: str) -> alt.Chart:
+        bar: alt.Chart = base.mark_bar(
+            color=COLOURS[colour], stroke="var(--paper)", strokeWidth=hairline, aria=False
+        ).encode(x=_time_axis(start, seconds), x2=f"{stop}:Q")
+        return bar
+
+    layers: list[alt.Chart] = [
+        part("start", "stop", "other"),
+        part("start", "read", "read"),
+        part("read", "compute", "compute"),
+        part("compute", "stage", "stage"),
+    ]
+    layers += _marks(bool(failures.height), bool(pauses), rows, seconds)
+    height = max(70, min(620, len(rows) * lanes * 22, 90 + len(rows) * lanes * 12))
+    chart = alt.layer(*layers).properties(width="container", height=height)
+    return _spec(chart, _marked({"chunks": spans.to_dicts()}, failures, pauses))
+
+
+def utilisation(
+    cells: pl.DataFrame,
+    failures: pl.DataFrame,
+    rows: Sequence[str],
+    seconds: float,
+    pauses: Sequence[tuple[float, float]] = (),
+) -> dict[str, Any]:
+    """How busy each row of workers was over time: timeline.utilisation as a heat map.
+
+    Failures as for timeline().
+    """
+    data = cells.select(
+        "row",
+        pl.col("start", "stop").round(4),
+        "chunks",
+        pl.col("busy").round(3),
+    )
+    base = (
+        alt.Chart(alt.NamedData("cells"))
+        .mark_rect(aria=False)
+        .encode(
+            x=_time_axis("start", seconds),
+            x2="stop:Q",
+            y=_rows_axis(rows),
+            color=alt.Color(
+                "busy:Q",
+                legend=None,
+                scale=alt.Scale(type="quantize", domain=[0, 1], range=list(SEQUENCE)),
+            ),
+            tooltip=[
+                alt.Tooltip("row:N", title="Worker"),
+                alt.Tooltip("busy:Q", title="Busy", format=".0%"),
+                alt.Tooltip("chunks:Q", title="Chunks", format=","),
+            ],
+        )
+    )
+    layers = [base, *_marks(bool(failures.height), bool(pauses), rows, seconds)]
+    height = max(70, min(620, len(rows) * 24))
+    chart = alt.layer(*layers).properties(width="container", height=height)
+    return _spec(chart, _marked({"cells": data.to_dicts()}, failures, pauses))
+
+
+def rate_over_time(
+    series: pl.DataFrame, mean: float, seconds: float, value_label: str
+) -> dict[str, Any]:
+    """A rate in steps over active seconds, with its mean.
+
+    Args:
+        series: Columns start, stop (active seconds), value, shown (its value in words).
+        mean: Where the dashed line is.
+        seconds: The axis.
+        value_label: A Vega expression that labels the axis of values.
+    """
+    rows = series.to_dicts()
+    if rows:
+        rows.append({**rows[-1], "start": rows[-1]["stop"]})
+    base = alt.Chart(alt.NamedData("series")).encode(
+        x=_time_axis("start", seconds),
+        y=alt.Y(
+            "value:Q",
+            title=None,
+            axis=alt.Axis(labelExpr=value_label, tickCount=4),
+            scale=alt.Scale(domainMin=0, nice=True, padding=0),
+        ),
+    )
+    area = base.mark_area(interpolate="step-after", line={"interpolate": "step-after"}, aria=False)
+    # Bars that cannot be seen: a tooltip wherever the pointer is.
+    hover = base.mark_bar(opacity=0, aria=False).encode(
+        x2="stop:Q", tooltip=[alt.Tooltip("shown:N", title="Rate")]
+    )
+    rule = (
+        alt.Chart(alt.NamedData("mean"))
+        .mark_rule(strokeDash=[4, 4], color="var(--soft)")
+        .encode(y="value:Q")
+    )
+    chart = alt.layer(area, rule, hover).properties(width="container", height=190)
+    return _spec(chart, {"series": rows, "mean": [{"value": mean}]})
+
+
+def histogram(
+    bins: pl.DataFrame, logarithmic: bool, marks: Sequence[tuple[float, str]]
+) -> dict[str, Any]:
+    """Counts of durations (figures.histogram), with marked values such as the median."""
+    top = float(bins["count"].max() or 1)  # type: ignore[arg-type]
+    axis = alt.Axis(labelExpr=SECONDS_LABEL, tickCount=6, labelOverlap="greedy")
+    scale = alt.Scale(zero=False, nice=False, padding=0)
+    if logarithmic:
+        low, high = bins["start"][0], bins["stop"][-1]
+        steps = [digit * 10.0**power for power in range(-6, 7) for digit in (1, 2, 5)]
+        axis.values = [step for step in steps if low <= step <= high]
+        scale = alt.Scale(type="log", nice=False, padding=0)
+    x = alt.X("start:Q", title=None, scale=scale, axis=axis)
+    bars = (
+        alt.Chart(alt.NamedData("bins"))
+        .mark_bar(stroke="var(--paper)", strokeWidth=1, aria=False)
+        .encode(
+            x=x,
+            x2="stop:Q",
+            y=alt.Y(
+                "count:Q",
+                title=None,
+                axis=alt.Axis(labelExpr=COUNT_LABEL, tickCount=4, tickMinStep=1),
+                scale=alt.Scale(domain=[0, top * 1.25], nice=False, padding=0),
+            ),
+            y2=alt.datum(0),
+            tooltip=[
+                alt.Tooltip("start:Q", title="From (s)", format=",.3~f"),
+                alt.Tooltip("stop:Q", title="To (s)", format=",.3~f"),
+                alt.Tooltip("count:Q", title="Chunks", format=","),
+            ],
+        )
+    )
+    marked = alt.Chart(alt.NamedData("marks")).encode(x=alt.X("value:Q"))
+    rules = marked.mark_rule(color="var(--ink)", strokeWidth=1, strokeDash=[4, 4]).encode(
+        y="y:Q", y2=alt.datum(0)
+    )
+    labels = marked.mark_text(align="left", dx=4, baseline="top").encode(y="y:Q", text="label:N")
+    halo = marked.mark_text(
+        align="left", dx=4, baseline="top", stroke="var(--paper)", strokeWidth=3
+    ).encode(y="y:Q", text="label:N")
+    # Labels stand above the bars, each lower than the last, so that close marks stay legible.
+    placed = [
+        {"value": value, "label": label, "y": top * (1.24 - 0.11 * place)}
+        for place, (value, label) in enumerate(marks)
+    ]
+    chart = alt.layer(bars, rules, halo, labels).properties(width="container", height=210)
+    return _spec(chart, {"bins": bins.to_dicts(), "marks": placed})
+
+
+def _time_axis(field: str, seconds: float) -> alt.X:
+    pad = "(datum.value % 60 < 10 ? '0' : '') + floor(datum.value % 60)"
+    clock, title = SECONDS_LABEL, None
+    if 90 < seconds <= 7200:
+        clock, title = f"floor(datum.value / 60) + ':' + {pad}", "min:s since the start"
+    elif 7200 < seconds <= 4 * 86_400:
+        minutes = pad.replace("datum.value", "floor(datum.value / 60)")
+        clock, title = f"floor(datum.value / 3600) + ':' + {minutes}", "h:min since the start"
+    elif seconds > 4 * 86_400:
+        clock, title = "format(datum.value / 86400, '.3~g') + ' d'", None
+    return alt.X(
+        f"{field}:Q",
+        title=title,
+        scale=alt.Scale(domain=[0, max(seconds, 1e-3)], nice=False, padding=0),
+        axis=alt.Axis(values=ticks(seconds), labelExpr=clock, labelOverlap="greedy"),
+    )
+
+
+def _rows_axis(rows: Sequence[str]) -> alt.Y:
+    return alt.Y(
+        "row:N",
+        title=None,
+        sort=list(rows),
+        scale=alt.Scale(domain=list(rows), paddingInner=0.18, paddingOuter=0.1),
+        axis=alt.Axis(
+            labels=len(rows) <= 60,
+            labelLimit=150,
+            labelExpr="replace(datum.label, /^[a-z]+:\\/\\//, '')",
+        ),
+    )
+
+
+def _marks(failures: bool, pauses: bool, rows: Sequence[str], seconds: float) -> list[alt.Chart]:
+    layers = []
+    if pauses:
+        base = alt.Chart(alt.NamedData("pauses")).encode(x=_time_axis("at", seconds))
+        layers.append(base.mark_rule(strokeDash=[2, 3], strokeWidth=1.5, color="var(--soft)"))
+        layers.append(
+            base.mark_text(align="left", baseline="bottom", dx=4).encode(
+                y=alt.value(-2), text="label:N"
+            )
+        )
+    if failures:
+        layers.append(
+            alt.Chart(alt.NamedData("failures"))
+            .mark_point(
+                shape="diamond",
+                size=46,
+                color="var(--bad)",
+                stroke="var(--paper)",
+                strokeWidth=0.8,
+                opacity=1,
+            )
+            .encode(
+                x=_time_axis("at", seconds),
+                y=_rows_axis(rows),
+                tooltip=[
+                    alt.Tooltip("error:N", title="Failed with"),
+                    alt.Tooltip("chunk:N", title="Chunk"),
+                    alt.Tooltip("row:N", title="Worker"),
+                ],
+            )
+        )
+    return layers
+
+
+def _marked(
+    data: dict[str, Any], failures: pl.DataFrame, pauses: Sequence[tuple[float, float]]
+) -> dict[str, Any]:
+    from pipeline.report.humanize import duration
+
+    if failures.height:
+        data["failures"] = failures.to_dicts()
+    if pauses:
+        data["pauses"] = [
+            {"at": at, "label": f"nothing ran for {duration(length)}"} for at, length in pauses
+        ]
+    return data
+
+
+def _spec(chart: alt.TopLevelMixin, data: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    # The data goes in afterwards: Altair would check every row against its schema.
+    spec = chart.to_dict()
+    for key in ("$schema", "config"):
+        spec.pop(key, None)
+    return {**spec, "datasets": data}

@@ -1,0 +1,232 @@
+"""A run as one JSON object, for programs. SCHEMA says what is in it.
+
+Times are seconds; moments are Unix seconds, and in `timeline`, `throughput` and `workers` seconds
+since `clock.origin` with pauses cut out. Completions are listed whole up to MAX_CHUNKS; above
+that, evenly spaced ones by index and the slowest, with `chunks.complete` false.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import polars as pl
+
+from pipeline.report import figures, timeline
+from pipeline.report.model import COMPLETION_SCHEMA, RunReport
+
+VERSION = 1
+MAX_CHUNKS = 20_000
+MAX_SLOWEST = 100
+MAX_GROUPS = 200
+MAX_MESSAGE = 8_000
+
+_NUMBER: dict[str, Any] = {"type": "number"}
+_COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
+_TEXT: dict[str, Any] = {"type": "string"}
+_MAYBE_NUMBER: dict[str, Any] = {"type": ["number", "null"]}
+_MAYBE_TEXT: dict[str, Any] = {"type": ["string", "null"]}
+
+
+def _object(properties: dict[str, Any], description: str = "") -> dict[str, Any]:
+    described = {"description": description} if description else {}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+        **described,
+    }
+
+
+def _list(items: dict[str, Any], description: str = "") -> dict[str, Any]:
+    return {"type": "array", "items": items, "description": description}
+
+
+_SHARE = _object({"name": _TEXT, "seconds": _NUMBER, "share": _NUMBER})
+
+SCHEMA: dict[str, Any] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": "chunkmap run report",
+    **_object(
+        {
+            "schema": {"const": "chunkmap.run-report"},
+            "version": {"const": VERSION},
+            "run": _object(
+                {
+                    **dict.fromkeys(
+                        ("id", "job", "input", "output", "mode", "transform", "fingerprint"), _TEXT
+                    ),
+                    "state": {"enum": ["done", "failed", "running", "interrupted"]},
+                    "chunks_planned": _COUNT,
+                    "rows_planned": _COUNT,
+                    "created": _NUMBER,
+                    "started": _MAYBE_NUMBER,
+                    "finished": _MAYBE_NUMBER,
+                    "rounds": _COUNT,
+                    "threads_per_worker": {"type": ["integer", "null"]},
+                    "environment": {"type": "object", "additionalProperties": _TEXT},
+                    "prefect_url": _MAYBE_TEXT,
+                    "resume_command": _MAYBE_TEXT,
+                    "chunks_published": _COUNT,
+                }
+            ),
+            "clock": _object(
+                {
+                    "origin": _NUMBER,
+                    "finish": _NUMBER,
+                    "pauses": _list(
+                        _object({"start": _NUMBER, "stop": _NUMBER}),
+                        "Unix seconds between which nothing ran.",
+                    ),
+                }
+            ),
+            "totals": _object(
+                {
+                    **dict.fromkeys(
+                        (
+                            "chunks_planned",
+                            "chunks_done",
+                            "chunks_failed",
+                            "chunks_left",
+                            "rows_in",
+                            "rows_out",
+                            "bytes_in",
+                            "bytes_out",
+                            "workers",
+                            "attempts_redone",
+                            "attempts_failed",
+                        ),
+                        _COUNT,
+                    ),
+                    **dict.fromkeys(
+                        (
+                            "seconds_redone",
+                            "wall_seconds",
+                            "paused_seconds",
+                            "active_seconds",
+                            "rows_per_second",
+                            "bytes_per_second",
+                        ),
+                        _NUMBER,
+                    ),
+                },
+                "A chunk that completed twice counts once, but in the redone figures.",
+            ),
+            "phases": _list(_SHARE, "The driver's phases, in order."),
+            "time": _list(_SHARE, "Where the workers' time went while chunks were mapped."),
+            "durations": {
+                "anyOf": [
+                    {"type": "null"},
+                    _object(
+                        {
+                            **dict.fromkeys(("minimum", "maximum", "mean"), _NUMBER),
+                            "quantiles": {"type": "object", "additionalProperties": _NUMBER},
+                        },
+                        "Seconds a completion; quantiles by their share, as in '0.95'.",
+                    ),
+                ]
+            },
+            "throughput": _list(
+                _object(
+                    dict.fromkeys(("start", "stop", "rows_per_second", "bytes_per_second"), _NUMBER)
+                )
+            ),
+            "workers": _list(
+                _object(
+                    {
+                        "worker": _TEXT,
+                        "chunks": _COUNT,
+                        "rows_in": _COUNT,
+                        "bytes_in": _COUNT,
+                        "busy_seconds": _NUMBER,
+                        "first": _NUMBER,
+                        "last": _NUMBER,
+                    }
+                )
+            ),
+            "failures": _list(
+                _object(
+                    {
+                        "error": _TEXT,
+                        "attempts": _COUNT,
+                        "chunks": _COUNT,
+                        "chunks_final": _COUNT,
+                        "transient": {"type": "boolean"},
+                        "first_at": _NUMBER,
+                        "last_at": _NUMBER,
+                        "chunk": _TEXT,
+                        "index": _COUNT,
+                        "worker": _TEXT,
+                        "message": _TEXT,
+                    }
+                ),
+                f"By kind, with an example each; at most {MAX_GROUPS}.",
+            ),
+            "chunks": _object(
+                {
+                    "complete": {"type": "boolean"},
+                    "completions": _COUNT,
+                    "columns": _object(
+                        {name: {"type": "array"} for name in COMPLETION_SCHEMA},
+                        "One array a column, all of one length, in order of index.",
+                    ),
+                }
+            ),
+        }
+    ),
+}
+"""The JSON Schema of render_json(). A change that breaks readers raises VERSION."""
+
+
+def build_json(report: RunReport) -> str:
+    """The report as JSON on one line, without NaN or infinities."""
+    clock = timeline.make_clock(report)
+    spans = timeline.spans(report, clock)
+    totals = figures.totals(report, clock)
+    durations = figures.durations(report.completions["seconds"])
+    run = asdict(report.run)
+    run["environment"] = dict(report.run.environment)
+    value = {
+        "schema": "chunkmap.run-report",
+        "version": VERSION,
+        "run": run,
+        "clock": {
+            "origin": clock.origin,
+            "finish": clock.finish,
+            "pauses": [{"start": start, "stop": stop} for start, stop in clock.pauses],
+        },
+        "totals": {
+            **asdict(totals),
+            "chunks_left": totals.chunks_left,
+            "rows_per_second": totals.rows_per_second,
+            "bytes_per_second": totals.bytes_per_second,
+        },
+        "phases": [asdict(share) for share in figures.phase_shares(report, clock)],
+        "time": [asdict(share) for share in figures.time_shares(report, spans)],
+        "durations": durations
+        and {**asdict(durations), "quantiles": {str(q): v for q, v in durations.quantiles}},
+        "throughput": timeline.throughput(spans, clock.active_seconds).to_dicts()
+        if spans.height
+        else [],
+        "workers": figures.per_worker(spans).to_dicts(),
+        "failures": [
+            {**asdict(group), "message": group.message[:MAX_MESSAGE]}
+            for group in figures.failure_groups(report)[:MAX_GROUPS]
+        ],
+        "chunks": _chunks(report.completions),
+    }
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def _chunks(completions: pl.DataFrame) -> dict[str, Any]:
+    ordered = completions.sort("index", "started", "attempt")
+    complete = ordered.height <= MAX_CHUNKS
+    if not complete:
+        ordered = ordered.with_row_index("at")
+        every = -(-ordered.height // (MAX_CHUNKS - MAX_SLOWEST))
+        slow = ordered.top_k(MAX_SLOWEST, by="seconds")["at"]
+        ordered = ordered.filter((pl.col("at") % every == 0) | pl.col("at").is_in(slow.implode()))
+    columns = ordered.select(list(COMPLETION_SCHEMA)).to_dict(as_series=False)
+    return {"complete": complete, "completions": completions.height, "columns": columns}

@@ -1,0 +1,68 @@
+"""A run in a few lines of Markdown."""
+
+from __future__ import annotations
+
+import re
+
+from pipeline.report import figures, timeline, wording
+from pipeline.report.humanize import count
+from pipeline.report.model import RunReport
+
+MAX_GROUPS = 5
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&!])")
+
+
+def build_markdown(report: RunReport, location: str | None) -> str:
+    """State, headline figures, what to do next, the main failures, and a link to the page."""
+    clock = timeline.make_clock(report)
+    totals = figures.totals(report, clock)
+    run = report.run
+    state, _ = wording.STATES[run.state]
+    lines = [f"# {_text(run.job)}: {state.lower()}", "", _text(wording.summary(run, totals)), ""]
+    lines += ["| | | |", "|:--|--:|:--|"]
+    lines += [
+        f"| {_text(card.label)} | **{_text(card.value)}** | {_text(card.note)} |"
+        for card in wording.cards(run, totals)
+    ]
+    notice = wording.notice(run, totals)
+    if notice is not None:
+        lines += ["", _text(notice.text)]
+        if notice.command:
+            lines += ["", *_fenced(notice.command)]
+    lines += _failures(report)
+    if location:
+        lines += ["", f"[Whole report](<{_address(location)}>)"]
+    lines += ["", f"Run {_text(run.id)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _failures(report: RunReport) -> list[str]:
+    groups = figures.failure_groups(report)
+    if not groups:
+        return []
+    lines = ["", "## Failures", "", "| error | attempts | still failed | example |"]
+    lines.append("|:--|--:|--:|:--|")
+    for group in groups[:MAX_GROUPS]:
+        first = next(iter(group.message.strip().splitlines()), "")[:160]
+        lines.append(
+            f"| {_text(group.error)} | {count(group.attempts)} | {count(group.chunks_final)} "
+            f"| {_text(first)} |"
+        )
+    if len(groups) > MAX_GROUPS:
+        lines += ["", f"… and {count(len(groups) - MAX_GROUPS)} more kinds."]
+    return lines
+
+
+def _text(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def _fenced(code: str) -> list[str]:
+    longest = max((len(run) for run in re.findall(r"`+", code)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}sh", code, fence]
+
+
+def _address(location: str) -> str:
+    return location.replace("<", "%3C").replace(">", "%3E").replace("\n", "%0A")

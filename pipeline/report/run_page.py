@@ -1,0 +1,331 @@
+"""What is on a run's page, from top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import polars as pl
+from markupsafe import Markup, escape
+
+from pipeline.report import charts, figures, tables, timeline, wording
+from pipeline.report.humanize import byte_rate, count, duration, instant, percent, plural
+from pipeline.report.model import RunReport
+from pipeline.report.page import (
+    Block,
+    Chart,
+    Example,
+    Facts,
+    LegendItem,
+    Note,
+    Page,
+    Section,
+    Table,
+)
+
+MAX_BARS = 3_000
+"""Above this many completions the timeline shows how busy workers were, not each chunk."""
+MAX_MARKS = 400
+MAX_GROUPS = 15
+MAX_MESSAGE = 8_000
+_PHASE_COLOURS = ("plan", "compute", "stage", "read", "other")
+_PARTS = ("read", "compute", "stage", "other", "idle")
+
+
+def build_page(report: RunReport) -> Page:
+    """The page of a run."""
+    clock = timeline.make_clock(report)
+    spans = timeline.spans(report, clock)
+    totals = figures.totals(report, clock)
+    run = report.run
+    state, tone = wording.STATES[run.state]
+    failures = _failures(report)
+    story = [
+        Section("How the run went", _course(report, clock, spans)),
+        Section("Speed", _speed(spans, clock, totals)) if spans.height else None,
+        Section("Chunks", _chunks(report, spans)) if spans.height else None,
+    ]
+    # A failed run is opened to learn why: that comes first.
+    story.insert(0 if run.state == "failed" and report.failures.height else 3, failures)
+    story.append(Section("The run", _facts(report)))
+    ended = run.finished if run.finished is not None else clock.finish
+    return Page(
+        title=run.job,
+        kicker="chunkmap run report",
+        summary=wording.summary(run, totals),
+        badge=state,
+        badge_tone=tone,
+        notice=wording.notice(run, totals),
+        cards=wording.cards(run, totals),
+        sections=tuple(section for section in story if section is not None),
+        footer=f"Run {run.id}, as of {instant(ended)}. Sizes are in decimal units (1 MB is "
+        "1,000,000 bytes); bytes are as stored, compressed.",
+    )
+
+
+def _course(report: RunReport, clock: timeline.Clock, spans: pl.DataFrame) -> tuple[Block, ...]:
+    blocks: list[Block] = []
+    phases = figures.phase_shares(report, clock)
+    if phases:
+        colours = [
+            charts.COLOURS[_PHASE_COLOURS[at % len(_PHASE_COLOURS)]] for at in range(len(phases))
+        ]
+        words = ", ".join(f"{share.name} {duration(share.seconds)}" for share in phases)
+        blocks.append(
+            Chart(
+                "Phases",
+                charts.share_bar(phases, colours),
+                f"Phases of the run: {words}.",
+                legend=tuple(
+                    LegendItem(share.name, colour, _part(share))
+                    for share, colour in zip(phases, colours, strict=True)
+                ),
+            )
+        )
+    if spans.is_empty() and report.failures.filter(pl.col("worker") != "").is_empty():
+        blocks.append(Note("No chunk has completed, so there is nothing to draw yet."))
+    else:
+        blocks.append(_timeline(report, clock, spans))
+    return tuple(blocks)
+
+
+def _timeline(report: RunReport, clock: timeline.Clock, spans: pl.DataFrame) -> Chart:
+    workers = pl.concat([spans["worker"], report.failures["worker"]])
+    names = timeline.worker_rows(workers.filter(workers != "").to_list())
+    rows = list(dict.fromkeys(names.values()))
+    seconds = clock.active_seconds
+    marks = _failure_marks(report, clock, names)
+    pauses = clock.pause_marks()
+    legend = (LegendItem("failed attempt", charts.COLOURS["bad"]),) if marks.height else ()
+    caption = _busy_sentence(report, spans) if spans.height else "No chunk has completed."
+    if len(names) > len(rows):
+        caption += f" Each row stands for up to {-(-len(names) // len(rows))} workers."
+    if spans.height > MAX_BARS:
+        cells = timeline.utilisation(spans, seconds, report.run.threads_per_worker)
+        steps = ("under 20%", "20–40%", "40–60%", "60–80%", "above 80%")
+        return Chart(
+            "How busy each worker was",
+            charts.utilisation(cells, marks, rows, seconds, pauses),
+            f"Heat map of {plural(len(rows), 'row')} of workers over {duration(seconds)}: the "
+            f"share of time spent on chunks. {caption}",
+            caption,
+            tuple(map(LegendItem, steps, charts.SEQUENCE)) + legend,
+        )
+    bars = _bars(spans, names)
+    return Chart(
+        "Chunks by worker" if spans.height else "Failed attempts by worker",
+        charts.timeline(bars, marks, rows, seconds, pauses),
+        f"Timeline of {plural(spans.height, 'completion')} on {plural(len(rows), 'worker')} over "
+        f"{duration(seconds)}. {caption}",
+        caption,
+        tuple(LegendItem(name, charts.COLOURS[name]) for name in _PARTS[:-1] if spans.height)
+        + legend,
+    )
+
+
+def _bars(spans: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame:
+    ends, reached = {}, pl.col("start")
+    for part in ("read", "compute", "stage"):
+        reached = reached + pl.col(f"{part}_seconds")
+        # Parts that ran at the same time must not reach past the chunk's end.
+        ends[part] = pl.min_horizontal(reached, "stop").round(4)
+    took = pl.struct("seconds", "read_seconds", "compute_seconds", "stage_seconds")
+    return spans.select(
+        pl.col("chunk").str.slice(0, 12),
+        "index",
+        "worker",
+        "batch",
+        "attempt",
+        "rows_in",
+        "rows_out",
+        pl.col("worker").replace_strict(names, return_dtype=pl.String).alias("row"),
+        timeline.lanes(spans),
+        pl.col("start", "stop").round(4),
+        pl.col("seconds").map_elements(duration, return_dtype=pl.String).alias("took"),
+        took.map_elements(
+            lambda row: " · ".join(
+                duration(row[f"{part}_seconds"]) for part in ("read", "compute", "stage")
+            ),
+            return_dtype=pl.String,
+        ).alias("parts"),
+        **ends,
+    )
+
+
+def _failure_marks(report: RunReport, clock: timeline.Clock, names: dict[str, str]) -> pl.DataFrame:
+    marks = report.failures.filter(pl.col("worker") != "").select(
+        row=pl.col("worker").replace_strict(names, return_dtype=pl.String),
+        at=clock.active(pl.col("at")).round(3),
+        chunk=pl.col("chunk").str.slice(0, 12),
+        error="error",
+    )
+    return marks.gather_every(-(-marks.height // MAX_MARKS) or 1)
+
+
+def _busy_sentence(report: RunReport, spans: pl.DataFrame) -> str:
+    shares = {share.name: share for share in figures.time_shares(report, spans)}
+    busy = 1 - shares["idle"].share
+    return f"While chunks were mapped, workers were busy {percent(busy)} of the time."
+
+
+def _speed(spans: pl.DataFrame, clock: timeline.Clock, totals: figures.Totals) -> tuple[Block, ...]:
+    seconds = clock.active_seconds
+    series = timeline.throughput(spans, seconds)
+
+    def chart(
+        title: str, column: str, mean: float, words: Callable[[float], str], axis: str
+    ) -> Chart:
+        data = series.select(
+            pl.col("start", "stop").round(4),
+            value=pl.col(column).round(1),
+            shown=pl.col(column).map_elements(words, return_dtype=pl.String),
+        )
+        peak = float(series[column].max() or 0.0)  # type: ignore[arg-type]
+        text = f"{words(mean)} on average over the run (dashed), {words(peak)} at best."
+        spec = charts.rate_over_time(data, mean, seconds, axis)
+        return Chart(
+            title, spec, f"{title} over time: {text}", text[0].upper() + text[1:], half=True
+        )
+
+    return (
+        chart(
+            "Rows read a second",
+            "rows_per_second",
+            totals.rows_per_second,
+            wording.rows_rate,
+            charts.COUNT_LABEL,
+        ),
+        chart(
+            "Bytes read a second",
+            "bytes_per_second",
+            totals.bytes_per_second,
+            byte_rate,
+            charts.BYTES_LABEL,
+        ),
+    )
+
+
+def _chunks(report: RunReport, spans: pl.DataFrame) -> tuple[Block, ...]:
+    shares = figures.time_shares(report, spans)
+    colours = [charts.COLOURS[share.name] for share in shares]
+    words = ", ".join(f"{share.name} {percent(share.share)}" for share in shares)
+    slowest = figures.slowest(report)
+    return (
+        _duration_chart(report),
+        Chart(
+            "Where the workers' time went",
+            charts.share_bar(shares, colours),
+            f"Share of the workers' time: {words}.",
+            _time_sentence(shares),
+            tuple(
+                LegendItem(share.name, colour, _part(share))
+                for share, colour in zip(shares, colours, strict=True)
+            ),
+            half=True,
+        ),
+        Table(
+            "Slowest chunks",
+            tables.slowest_table(slowest),
+        ),
+    )
+
+
+def _duration_chart(report: RunReport) -> Block:
+    seconds = report.completions["seconds"]
+    stats = figures.durations(seconds)
+    assert stats is not None
+    if len(seconds) == 1:
+        return Note(f"One chunk has completed; it took {duration(stats.maximum)}.", half=True)
+    bins, logarithmic = figures.histogram(seconds)
+    median, high = stats.quantile(0.5), stats.quantile(0.95)
+    text = (
+        f"Half of the chunks took up to {duration(median)}, 95% up to {duration(high)}; "
+        f"the slowest took {duration(stats.maximum)}."
+    )
+    marks = [(median, f"median {duration(median)}"), (high, f"95% {duration(high)}")]
+    return Chart(
+        "How long chunks took",
+        charts.histogram(bins, logarithmic, marks),
+        f"Histogram of the durations of {plural(len(seconds), 'chunk')}. {text}",
+        text + (" The axis is logarithmic." if logarithmic else ""),
+        half=True,
+    )
+
+
+def _time_sentence(shares: list[figures.Share]) -> str:
+    largest = max(shares, key=lambda share: share.seconds)
+    sense = {
+        "read": "most of it reading: storage or network is the limit",
+        "compute": "most of it in the transform",
+        "stage": "most of it writing: storage or network is the limit",
+        "other": "most of it in checks and waiting inside chunks",
+        "idle": "most of it idle: more chunks at once, or fewer workers, would use it better",
+    }
+    total = sum(share.seconds for share in shares)
+    return f"{duration(total)} of worker time, {sense[largest.name]}."
+
+
+def _failures(report: RunReport) -> Section:
+    groups = figures.failure_groups(report)
+    if not groups:
+        return Section("Failures", (Note("No attempt failed."),))
+    attempts = report.failures.height
+    final = report.failures.filter("final")["chunk"].n_unique()
+    lead = f"{plural(attempts, 'attempt')} failed"
+    lead += (
+        f"; {plural(final, 'chunk')} still failed at the end."
+        if final
+        else (
+            ", and every one of their chunks completed later."
+            if report.run.state == "done"
+            else "; no chunk has failed for good."
+        )
+    )
+    if len(groups) > MAX_GROUPS:
+        rest = sum(group.attempts for group in groups[MAX_GROUPS:])
+        lead += (
+            f" The {MAX_GROUPS} main kinds of {count(len(groups))} are shown; the others make up "
+            f"{plural(rest, 'attempt')}."
+        )
+    shown = groups[:MAX_GROUPS]
+    examples = tuple(
+        Example(
+            f"{group.error} in chunk {group.chunk[:12]} (number {group.index})"
+            + (f" on {group.worker}" if group.worker else ""),
+            group.message[:MAX_MESSAGE] or "(no message)",
+            open=at == 0 and bool(group.chunks_final),
+        )
+        for at, group in enumerate(shown)
+    )
+    return Section("Failures", (Table("By kind", tables.failures_table(shown)), *examples), lead)
+
+
+def _facts(report: RunReport) -> tuple[Block, ...]:
+    run = report.run
+    moments = [("Created", run.created), ("Started", run.started), ("Finished", run.finished)]
+    what = [
+        ("Run", run.id),
+        ("Input", run.input),
+        ("Output", f"{run.output} (mode {run.mode})"),
+        ("Transform", run.transform),
+        ("Fingerprint", run.fingerprint),
+        ("Rounds", count(run.rounds)),
+        *((name, instant(moment)) for name, moment in moments if moment is not None),
+    ]
+    if run.prefect_url:
+        what.append(("Prefect", _link(run.prefect_url)))
+    blocks: list[Block] = [Facts("What ran", tuple(what), half=bool(run.environment))]
+    if run.environment:
+        blocks.append(Facts("Where it ran", tuple(run.environment.items()), half=True))
+    return tuple(blocks)
+
+
+def _link(url: str) -> str:
+    # Only an address of the web becomes a link: javascript: and the like stay text.
+    if urlsplit(url).scheme not in ("http", "https"):
+        return url
+    return Markup('<a href="{0}" rel="noreferrer">{0}</a>').format(escape(url))
+
+
+def _part(share: figures.Share) -> str:
+    return f"{duration(share.seconds)} ({percent(share.share)})"
