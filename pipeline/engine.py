@@ -127,12 +127,9 @@ def wait_any(futures: Sequence[PrefectDaskFuture[Any]], seconds: float) -> None:
     from distributed import wait
     from distributed.client import FutureCancelledError
 
-    with suppress(TimeoutError, FutureCancelledError):
-        wait(
-            [future.wrapped_future for future in futures],
-            timeout=seconds,
-            return_when="FIRST_COMPLETED",
-        )
+    inner = [future.wrapped_future for future in futures]
+    with suppress(TimeoutError, FutureCancelledError), inner[0].client.as_current():
+        wait(inner, timeout=seconds, return_when="FIRST_COMPLETED")
 
 
 def fate(future: PrefectDaskFuture[Any]) -> tuple[Kind | None, str]:

@@ -168,11 +168,10 @@ class Ledger:
         self.state = state_prefix(self.output)
         self.prefix = join(self.state, "runs", run) + "/"
         self._segments: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        self._void: set[str] = set()
 
     @classmethod
-    def create(
-        cls, storage: Storage, job: Job, plan: Plan, fingerprint: str, base: int
-    ) -> Self:
+    def create(cls, storage: Storage, job: Job, plan: Plan, fingerprint: str, base: int) -> Self:
         """Store a run's record, job and plan, each once; an existing run is opened as it is."""
         ledger = cls(storage, job.output.uri, run_id(plan, job, fingerprint))
         record = RunRecord(
@@ -218,9 +217,16 @@ class Ledger:
         """The frozen plan."""
         return Plan.from_bytes(self._storage.get(self.prefix + "plan.arrow").data)
 
-    def write_segment(
-        self, name: str, entries: Sequence[Completion | Failure]
-    ) -> None:
+    def published(self) -> int | None:
+        """The number of the manifest that this run was published in, as its driver noted it."""
+        blob = self._storage.get_if_there(self.prefix + "published.json")
+        return None if blob is None else int(json.loads(blob.data)["manifest"])
+
+    def note_published(self, manifest: int) -> None:
+        """Note where the run was published: a short cut, never needed for correctness."""
+        self._storage.put(self.prefix + "published.json", orjson.dumps({"manifest": manifest}))
+
+    def write_segment(self, name: str, entries: Sequence[Completion | Failure]) -> None:
         """Append completions and failures under a name that nobody else uses."""
         lines = b"\n".join(
             orjson.dumps({"kind": type(entry).__name__.lower(), **asdict(entry)})
@@ -229,13 +235,18 @@ class Ledger:
         data = zstandard.compress(lines)
         self._storage.put_new(f"{self.prefix}completions/{name}.jsonl.zst", data)
 
+    def void(self, attempts: Iterable[str]) -> None:
+        """Do not count these attempts: what they staged is gone. Whoever publishes finds out."""
+        self._void |= set(attempts)
+
     def read(self) -> Progress:
         """Everything that is stored now; segments read before are not read again."""
         found = {info.uri for info in self._storage.list(self.prefix + "completions/")}
         new = sorted(found - self._segments.keys())
         with ThreadPoolExecutor(READERS) as pool:
             self._segments.update(zip(new, pool.map(self._read_segment, new), strict=True))
-        completions = self._collect("completion").sort("index", "attempt")
+        stored = self._collect("completion").sort("index", "attempt")
+        completions = stored.filter(~pl.col("attempt").is_in(list(self._void)))
         first = completions["chunk"].is_first_distinct()
         return Progress(
             completions=completions.filter(first),
@@ -257,12 +268,13 @@ class Ledger:
 
 
 def runs_of(storage: Storage, output: str) -> list[RunRecord]:
-    """The records of all runs of an output, in no order."""
+    """The records of all runs of an output, oldest first."""
     prefix = join(state_prefix(parse(output).uri), "runs") + "/"
     records = [info.uri for info in storage.list(prefix) if info.uri.endswith("/run.json")]
     with ThreadPoolExecutor(READERS) as pool:
         blobs = list(pool.map(storage.get, records))
-    return [RunRecord.model_validate_json(blob.data) for blob in blobs]
+    found = [RunRecord.model_validate_json(blob.data) for blob in blobs]
+    return sorted(found, key=lambda record: record.created)
 
 
 def to_ipc(frame: pl.DataFrame) -> bytes:

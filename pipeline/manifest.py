@@ -139,7 +139,13 @@ def folder_of(keys: pl.Series) -> list[str]:
 
 
 def commit_of(
-    name: str, run: str, mode: str, base: int, output: str, done: pl.DataFrame, missing: Iterable[str]
+    name: str,
+    run: str,
+    mode: str,
+    base: int,
+    output: str,
+    done: pl.DataFrame,
+    missing: Iterable[str],
 ) -> Commit:
     """Freeze completions (schema COMPLETIONS) into a commit record."""
     assert done.schema == COMPLETIONS
@@ -214,9 +220,7 @@ class Catalog:
     def write_manifest(self, base: Manifest, commit: CommitEntry) -> Manifest:
         """Write the manifest that puts a commit on top of a base; twice is once."""
         kept = () if commit.mode == "overwrite" else base.commits
-        manifest = Manifest(
-            number=base.number + 1, created=time.time(), commits=(*kept, commit)
-        )
+        manifest = Manifest(number=base.number + 1, created=time.time(), commits=(*kept, commit))
         data = manifest.model_dump_json(indent=1).encode()
         try:
             self.storage.put_new(join(self.state, "manifests", f"{manifest.number}.json"), data)

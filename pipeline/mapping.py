@@ -173,4 +173,3 @@ class _BatchRun:
             decoded_bytes=self.decoded,
             seconds=seconds,
         )
-

@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 import polars as pl
 
-from partitioning import Chunk, Plan, filter_expr
-from pipeline.errors import Transient, TransformError
+from partitioning import Chunk, Filter, Plan, Term, filter_expr
+from pipeline.errors import TransformError, Transient
 from pipeline.job import Job
 from pipeline.ledger import Completion, Failure, Ledger, RunRecord
 from pipeline.reading import ChunkSource, polars_schema
@@ -75,8 +75,6 @@ def context_of(
     transform: Transform,
 ) -> RunContext:
     """Derive what the rest determines."""
-    terms = job.input.filter
-    row_filter = filter_expr(terms, plan.schema) if terms else None
     return RunContext(
         storage=storage,
         settings=settings,
@@ -86,8 +84,18 @@ def context_of(
         plan=plan,
         transform=transform,
         schema=polars_schema(plan.schema),
-        row_filter=row_filter,
+        row_filter=filter_polars(filter_of(job), plan),
     )
+
+
+def filter_of(job: Job) -> Filter:
+    """The job's filter as the planner's terms."""
+    return tuple(tuple(Term(*term) for term in group) for group in job.input.filter or ())
+
+
+def filter_polars(terms: Filter, plan: Plan) -> pl.Expr | None:
+    """The terms as an expression over the plan's schema."""
+    return filter_expr(terms, plan.schema) if terms else None
 
 
 def open_chunk(context: RunContext, chunk: Chunk) -> ChunkSource:
@@ -172,9 +180,7 @@ class Mapped:
     compute_seconds: float
 
 
-def compute(
-    context: RunContext, chunk: Chunk, source: ChunkSource, read_seconds: float
-) -> Mapped:
+def compute(context: RunContext, chunk: Chunk, source: ChunkSource, read_seconds: float) -> Mapped:
     """Transform and encode a chunk."""
     started = time.time()
     clock = time.perf_counter()
@@ -250,5 +256,3 @@ def process_chunk(
         return stage(context, compute(context, chunk, source, 0.0), batch, worker)
     finally:
         source.close()
-
-

@@ -29,13 +29,17 @@ class UploadsVanishedError(StorageError):
     """Staged outputs are gone (a lifecycle rule, an emptied server); their chunks are left again.
 
     Attributes:
-        chunks: Ids of the chunks.
+        attempts: Of the chunks' completions.
         commit: Name of the frozen commit that names them, once it is claimed.
     """
 
-    def __init__(self, chunks: list[str], commit: str | None = None) -> None:
-        super().__init__(f"{len(chunks)} staged outputs have vanished")
-        self.chunks = chunks
+    def __init__(self, attempts: list[str], commit: str | None = None) -> None:
+        super().__init__(
+            f"{len(attempts)} staged outputs have vanished before they were published"
+            + (f" (commit {commit} is claimed and waits for them)" if commit else ""),
+            hint="run the job again: their chunks are mapped anew",
+        )
+        self.attempts = attempts
         self.commit = commit
 
 
@@ -136,7 +140,7 @@ def publish(
         commit = commit_of(name, run, mode, base, catalog.output, completions, missing)
         gone = catalog.storage.missing(staged_of(catalog.output, commit.files))
         if gone:
-            raise UploadsVanishedError(_chunks_of(commit, gone))
+            raise UploadsVanishedError([item.attempt for item in gone])
         commit = catalog.write_commit(commit)
     return _claim_and_finish(catalog, commit)
 
@@ -203,21 +207,26 @@ def _finish(catalog: Catalog, head: Head, etag: str | None) -> None:
     for start in range(0, len(staged), COMPLETE_AT_ONCE):
         gone += catalog.storage.complete(staged[start : start + COMPLETE_AT_ONCE])
     if gone:
-        raise UploadsVanishedError(_chunks_of(commit, gone), claim.commit)
+        raise UploadsVanishedError([item.attempt for item in gone], claim.commit)
     manifest = catalog.write_manifest(catalog.manifest(claim.base), commit.entry)
     with suppress(PreconditionFailedError):
         catalog.move_head(Head(current=manifest.number), etag)
 
 
-def _chunks_of(commit: Commit, gone: list[Staged]) -> list[str]:
-    attempts = [item.attempt for item in gone]
-    return commit.files.filter(pl.col("attempt").is_in(attempts))["chunk"].to_list()
+def amend(catalog: Catalog, vanished: UploadsVanishedError, completions: pl.DataFrame) -> None:
+    """Give a claimed commit other attempts for the chunks whose uploads had vanished.
 
-
-def amend(catalog: Catalog, name: str, completions: pl.DataFrame) -> None:
-    """Give a claimed commit other attempts for the chunks whose uploads had vanished."""
-    commit = catalog.commit(name)
-    assert commit is not None, "only a frozen commit is amended"
+    Args:
+        catalog: Of the output.
+        vanished: What publishing said.
+        completions: Of the run, with the chunks mapped anew.
+    """
+    name = vanished.commit
+    commit = catalog.commit(name) if name else None
+    if name is None or commit is None:
+        return  # Nothing was frozen yet: the next publish chooses among what is there.
+    lost = commit.files.filter(pl.col("attempt").is_in(vanished.attempts))
+    completions = completions.join(lost.select("chunk"), on="chunk", how="semi")
     fresh = commit_of(
         name, commit.entry.run, commit.entry.mode, commit.base, catalog.output, completions, ()
     )
@@ -258,4 +267,3 @@ def tidy(catalog: Catalog, manifest: Manifest) -> int:
             catalog.storage.delete(catalog.output + key)
             moved += 1
     return moved
-

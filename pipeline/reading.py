@@ -35,6 +35,7 @@ def polars_schema(schema: pa.Schema) -> pl.Schema:
     """The dataset's schema as Polars reads it from Parquet."""
     buffer = io.BytesIO()
     pq.write_table(schema.empty_table(), buffer)
+    buffer.seek(0)
     return pl.scan_parquet(buffer).collect_schema()
 
 
@@ -139,7 +140,9 @@ class ChunkSource:
         self._schema = schema
         self._visible = pl.Schema({n: schema[n] for n in columns or schema})
         self._filter = row_filter
-        self._filter_columns = set(row_filter.meta.root_names()) if row_filter is not None else set()
+        self._filter_columns = (
+            set(row_filter.meta.root_names()) if row_filter is not None else set()
+        )
         self._partition = dict(chunk.partition)
         self._copies: list[FragmentCopy] | None = None
         self._lock = Lock()

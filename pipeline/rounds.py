@@ -72,7 +72,9 @@ class SerialEngine:
             result = map_batch(*self._run, batch)
             self._outcomes.append(Outcome(batch, "finished", result))
         except Exception as error:
-            self._outcomes.append(Outcome(batch, "error", detail=f"{type(error).__name__}: {error}"))
+            self._outcomes.append(
+                Outcome(batch, "error", detail=f"{type(error).__name__}: {error}")
+            )
 
     def wait(self, seconds: float) -> list[Outcome]:
         """See `Engine.wait`."""
@@ -150,7 +152,13 @@ class Mapper:
         others = [index for index in left if index not in self._suspects]
         # Suspects go first and in ever smaller batches, so that the culprit ends up alone.
         worst = max((self._suspects[index] for index in suspects), default=0)
-        size = 1 if self.rounds >= self.job.rounds else math.isqrt(len(suspects)) // worst if worst else 1
+        size = (
+            1
+            if self.rounds >= self.job.rounds
+            else math.isqrt(len(suspects)) // worst
+            if worst
+            else 1
+        )
         for indices, most in ((suspects, max(1, size)), (others, self.limits.max_chunks)):
             if indices:
                 self._map(indices, most)

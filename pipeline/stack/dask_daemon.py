@@ -1,10 +1,9 @@
-"""The process that holds the embedded Dask cluster: `python -m pipeline.stack.dask_daemon`."""
+"""The process that holds the embedded Dask cluster."""
 
 from __future__ import annotations
 
 import json
 import signal
-import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -30,7 +29,3 @@ def main(request: str, ready: str) -> None:
     with start_local_cluster(**json.loads(request), local_directory=str(Path(ready).parent)):
         Path(ready).touch()
         ended.wait()
-
-
-if __name__ == "__main__":  # the workers import this module as well
-    main(*sys.argv[1:])

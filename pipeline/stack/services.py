@@ -12,11 +12,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
 
 from pipeline.errors import StackError, StorageError
 from pipeline.settings import DaskSettings, S3Settings, Settings
-from pipeline.stack.processes import HOST, answers
+from pipeline.stack.processes import HOST
 from pipeline.stack.state import ServiceName, write_private
 
 BUCKET = "demo"
@@ -35,6 +37,30 @@ _WEED_PORTS = (
     "admin.port",
     "admin.port.grpc",
 )
+
+# Not `-m`, which would search the user's folder first: it may hold a `pipeline` of its own.
+_DASK_DAEMON = (
+    "import sys; sys.path.append(sys.argv[1]); "
+    "from pipeline.stack.dask_daemon import main; main(*sys.argv[2:])"
+)
+_PACKAGES = str(Path(__file__).parents[2])
+
+# Without these a service would be led to a Prefect or an S3 of the user's.
+_FOREIGN = ("PREFECT_", "CHUNKMAP_", "AWS_ENDPOINT_URL", "AWS_CONTAINER_", "AWS_WEB_IDENTITY_")
+_FOREIGN_NAMES = frozenset(
+    {
+        "AWS_PROFILE",
+        "AWS_DEFAULT_PROFILE",
+        "AWS_REGION",
+        "AWS_DEFAULT_REGION",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_SECURITY_TOKEN",
+        "AWS_ROLE_ARN",
+    }
+)
+_KEPT_NAMES = frozenset({"CHUNKMAP_CONF", "CHUNKMAP_ENVIRONMENT"})
 
 # weed sizes its caches by the machine's memory; without a limit it grew to 1.4 GB here.
 _WEED_MEMORY = "600MiB"
@@ -140,7 +166,16 @@ def prefect(root: Path, ports: tuple[int, ...]) -> Launch:
     command = (sys.executable, "-m", "prefect", "server", "start", *options)
     page = f"http://{HOST}:{port}"
     api = f"{page}/api"
-    return Launch("prefect", command, environment, home, ports, api, page, lambda: _healthy(api))
+    return Launch(
+        "prefect",
+        command,
+        environment,
+        home,
+        ports,
+        api,
+        page,
+        lambda: _status_of(f"{api}/health") == HTTPStatus.OK,
+    )
 
 
 def dask(root: Path, ports: Mapping[ServiceName, tuple[int, ...]], sizes: DaskSettings) -> Launch:
@@ -156,7 +191,7 @@ def dask(root: Path, ports: Mapping[ServiceName, tuple[int, ...]], sizes: DaskSe
         "scheduler_port": scheduler,
         "dashboard_port": pages,
     }
-    command = (sys.executable, "-m", "pipeline.stack.dask_daemon", json.dumps(request), str(ready))
+    command = (sys.executable, "-P", "-c", _DASK_DAEMON, _PACKAGES, json.dumps(request), str(ready))
     environment = {
         **_own_environment(),
         **S3Settings.model_validate(s3_settings(root, ports["s3"][0])).environment(),
@@ -171,12 +206,10 @@ def dask(root: Path, ports: Mapping[ServiceName, tuple[int, ...]], sizes: DaskSe
 
 def _own_environment() -> dict[str, str]:
     """Our variables without those that would lead a service to someone else's Prefect or S3."""
-    foreign = ("PREFECT_", "AWS_", "CHUNKMAP_")
-    kept = {"AWS_CA_BUNDLE", "CHUNKMAP_CONF", "CHUNKMAP_ENVIRONMENT"}
     return {
         name: value
         for name, value in os.environ.items()
-        if name in kept or not name.startswith(foreign)
+        if name in _KEPT_NAMES or not (name in _FOREIGN_NAMES or name.startswith(_FOREIGN))
     }
 
 
@@ -193,7 +226,8 @@ def _weed() -> str:
 
 def _has_bucket(root: Path, port: int) -> bool:
     """Whether S3 takes our signature and has the bucket that it makes when it starts."""
-    if not answers(port):
+    # Asked first, because it gives up soon: the storage door waits longer for a mute server.
+    if _status_of(f"http://{HOST}:{port}/") != HTTPStatus.FORBIDDEN:
         return False
     from pipeline.storage import open_storage
 
@@ -205,11 +239,15 @@ def _has_bucket(root: Path, port: int) -> bool:
     return True
 
 
-def _healthy(api: str) -> bool:
-    # Without the proxies that the environment may name: this is our own machine.
+def _status_of(address: str) -> int | None:
+    """The status with which an HTTP server of this machine answers; None if none does."""
+    # Without the proxies that the environment may name.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"{api}/health", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError, ValueError):
-        return False
+        with opener.open(address, timeout=2) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as answer:
+        with answer:
+            return answer.code
+    except (OSError, HTTPException):
+        return None

@@ -131,12 +131,13 @@ def _await_ready(folder: StateFolder, pending: Sequence[_Pending], echo: Echo) -
     waiting = list(pending)
     while waiting:
         for one in list(waiting):
+            # First, because another program may be what answers at its port.
+            if not processes.runs(one.service.pid, one.service.started):
+                raise _ended(folder, one)
             if one.launch.is_ready():
                 waiting.remove(one)
                 seconds = time.monotonic() - one.since
                 echo(f"{describe(one.service)}, started in {seconds:.1f} s")
-            elif not processes.runs(one.service.pid, one.service.started):
-                raise _ended(folder, one)
             elif time.monotonic() - one.since > _START_SECONDS:
                 raise _error(folder, one, f"did not answer within {_START_SECONDS:.0f} s")
         time.sleep(_POLL)

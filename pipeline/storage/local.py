@@ -21,6 +21,7 @@ from pipeline.storage.records import Blob, Staged
 from pipeline.storage.translate import translating
 from pipeline.storage.uris import parse
 
+
 def _path(uri: str) -> Path:
     return Path(parse(uri).key)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -29,14 +30,17 @@ class StorageReader:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+        self._listings: dict[str, builtins.list[ObjectInfo]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Credentials never travel: each process opens its own storage from its own settings.
         return own_reader, ()
 
     def list(self, uri_prefix: str) -> Iterator[ObjectInfo]:
-        """See `Reader.list`."""
-        yield from self._storage.list(uri_prefix)
+        """See `Reader.list`. A reader lists a prefix once: it serves one planning."""
+        if uri_prefix not in self._listings:
+            self._listings[uri_prefix] = self._storage.list(uri_prefix)
+        yield from self._listings[uri_prefix]
 
     def head(self, uri: str) -> ObjectInfo:
         """See `Reader.head`."""

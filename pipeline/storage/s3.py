@@ -59,9 +59,14 @@ class S3Objects:
         result: T = sync(self._fs.loop, held)
         return result
 
+    async def client(self, bucket: str) -> Any:
+        """The raw client behind s3fs: no retries of its own, no translation of its own."""
+        await self._fs.set_session()
+        return await self._fs.get_s3(bucket)
+
     async def request(self, action: str, uri: str, **arguments: Any) -> Any:
         at = parse(uri)
-        client = await self._fs.get_s3(at.bucket)
+        client = await self.client(at.bucket)
         with translating(action, uri):
             return await getattr(client, action)(Bucket=at.bucket, Key=at.key, **arguments)
 
@@ -112,7 +117,7 @@ class S3Objects:
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
     async def _page(self, bucket: str, **arguments: Any) -> Any:
-        client = await self._fs.get_s3(bucket)
+        client = await self.client(bucket)
         with translating("list", f"s3://{bucket}/{arguments.get('Prefix', '')}"):
             return await client.list_objects_v2(Bucket=bucket, **arguments)
 

@@ -101,7 +101,7 @@ class S3Backend(S3Objects):
         at = parse(prefix)
 
         async def page() -> Any:
-            client = await self._fs.get_s3(at.bucket)
+            client = await self.client(at.bucket)
             with translating("list uploads", prefix):
                 return await client.list_multipart_uploads(Bucket=at.bucket, Prefix=at.key)
 

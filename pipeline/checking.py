@@ -1,0 +1,179 @@
+"""Holding an output against its manifest, and a transform against its own promises."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from partitioning import Chunk
+from pipeline.errors import ObjectMissingError, UsageError
+from pipeline.job import Job
+from pipeline.manifest import Catalog, Manifest
+from pipeline.planning import PlannedInput, plan_input
+from pipeline.process import apply, filter_of, filter_polars
+from pipeline.reading import ChunkSource, polars_schema
+from pipeline.settings import Settings
+from pipeline.storage import Storage
+
+READERS = 8
+"""Files read at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What reading an output again showed."""
+
+    output: str
+    manifest: int
+    files: int
+    rows: int
+    bytes: int
+    missing_chunks: int
+    """Planned chunks that the manifest says are left out."""
+    problems: tuple[str, ...]
+    """One sentence each; empty when all is well."""
+
+
+def verify_output(storage: Storage, output: str) -> Verification:
+    """Read every file of the current manifest: size, rows, checksum; and nothing else is there.
+
+    Raises:
+        UsageError: nothing was ever published there.
+    """
+    catalog = Catalog(storage, output)
+    head, etag = catalog.head()
+    if etag is None:
+        raise UsageError(f"{output} has no manifest: chunkmap has published nothing there")
+    manifest = catalog.manifest(head.current)
+    files = catalog.snapshot(manifest)
+    problems = list(_strangers(catalog, files))
+    if head.publishing is not None:
+        problems.append(f"commit {head.publishing.commit} is being published, or was interrupted")
+    with ThreadPoolExecutor(READERS) as pool:
+        rows = files.select("key", "rows", "bytes", "sha256").iter_rows()
+        problems += [p for p in pool.map(lambda row: _problem(storage, catalog, *row), rows) if p]
+    return Verification(
+        output=catalog.output,
+        manifest=manifest.number,
+        files=files.height,
+        rows=int(files["rows"].sum()),
+        bytes=int(files["bytes"].sum()),
+        missing_chunks=_missing(manifest),
+        problems=tuple(problems),
+    )
+
+
+def _missing(manifest: Manifest) -> int:
+    return sum(entry.missing for entry in manifest.commits)
+
+
+def _strangers(catalog: Catalog, files: pl.DataFrame) -> Iterator[str]:
+    named = set(files["key"].to_list())
+    for info in catalog.storage.list(catalog.output):
+        key = info.uri.removeprefix(catalog.output)
+        if key not in named:
+            yield f"{info.uri} is in the output, but no manifest names it"
+
+
+def _problem(
+    storage: Storage, catalog: Catalog, key: str, rows: int, size: int, sha256: str
+) -> str | None:
+    uri = catalog.output + key
+    try:
+        data = storage.get(uri).data
+    except ObjectMissingError:
+        return f"{uri} is missing"
+    if len(data) != size:
+        return f"{uri} has {len(data)} bytes, the manifest says {size}"
+    if hashlib.sha256(data).hexdigest() != sha256:
+        return f"{uri} has another checksum than the manifest says"
+    found = pq.read_metadata(pa.BufferReader(data)).num_rows
+    return None if found == rows else f"{uri} has {found} rows, the manifest says {rows}"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a transform does to one small chunk."""
+
+    chunk: Chunk
+    columns_read: tuple[str, ...]
+    schema_in: pl.Schema
+    schema_out: pl.Schema
+    rows_in: int
+    rows_out: int
+    head: pl.DataFrame
+    """The first rows of the result."""
+    rows_out_halves: int
+    differs: str | None
+    """How the result of the halves differs from that of the whole; None if it does not."""
+
+
+def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> Trial:
+    """Run a job's transform on its smallest chunk, whole and cut in two. Writes nothing.
+
+    A transform that groups, sorts or drops duplicates works within a chunk, so its result depends
+    on where chunks are cut: halves that differ from the whole show it.
+    """
+    planned = plan_input(job, settings, storage)
+    chunk = _smallest(planned)
+    source = ChunkSource(
+        storage,
+        chunk,
+        polars_schema(planned.result.plan.schema),
+        filter_polars(filter_of(job), planned.result.plan),
+        columns=job.input.columns,
+    )
+    try:
+        whole = source.scan().collect()
+        result = apply(planned.transform, source.scan())
+        columns = tuple(sorted(planned.probe.columns or source.columns_read))
+    finally:
+        source.close()
+    middle = whole.height // 2
+    halves = [apply(planned.transform, half.lazy()) for half in (whole[:middle], whole[middle:])]
+    return Trial(
+        chunk=chunk,
+        columns_read=columns,
+        schema_in=whole.schema,
+        schema_out=result.schema,
+        rows_in=whole.height,
+        rows_out=result.height,
+        head=result.head(rows),
+        rows_out_halves=sum(half.height for half in halves),
+        differs=_difference(result, halves),
+    )
+
+
+def _smallest(planned: PlannedInput) -> Chunk:
+    """One row group of the smallest chunk: enough to see, quick to read."""
+    plan = planned.result.plan
+    if not len(plan):
+        raise UsageError("the filter leaves no chunk to try")
+    sizes = plan.chunk_table["decoded_bytes"].to_pylist()
+    chunk = plan.chunk(sizes.index(min(sizes)))
+    return replace(chunk, fragments=chunk.fragments[:1])
+
+
+def _difference(whole: pl.DataFrame, halves: list[pl.DataFrame]) -> str | None:
+    schemas = {str(half.schema) for half in halves} - {str(whole.schema)}
+    if schemas:
+        return f"the halves have another schema: {schemas.pop()}"
+    joined = pl.concat(halves)
+    if joined.height != whole.height:
+        return f"whole it gives {whole.height} rows, cut in two {joined.height}"
+    if joined.equals(whole):
+        return None
+    if _digest(joined) == _digest(whole):
+        return "cut in two it gives the same rows in another order"
+    return "cut in two it gives other values"
+
+
+def _digest(frame: pl.DataFrame) -> list[str]:
+    """The rows in an order of their own, comparable whatever their types."""
+    return sorted(str(row) for row in frame.iter_rows())

@@ -1,0 +1,170 @@
+"""The commands, their flags and their help. What they do is in the modules they import."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import ChunkmapError
+
+app = typer.Typer(
+    name="chunkmap",
+    help="Map a Polars function over every chunk of a Parquet dataset in S3, exactly once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog="Exit codes: 0 done, 1 the run failed, 2 bad usage or input, 3 conflict, 130 interrupted.",
+)
+
+JobFile = Annotated[
+    Path, typer.Argument(metavar="JOB.yaml", help="The job file.", show_default=False)
+]
+Environment = Annotated[
+    str | None,
+    typer.Option("--environment", "-e", help="Take settings from conf/<environment>.yaml too."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
+Output = Annotated[
+    str, typer.Argument(metavar="OUTPUT", help="URI of an output prefix.", show_default=False)
+]
+
+
+@app.command()
+def up(environment: Environment = None) -> None:
+    """Start S3, a Prefect server and a Dask cluster on this machine."""
+    from pipeline.cli import services
+
+    services.up(environment)
+
+
+@app.command()
+def down(environment: Environment = None) -> None:
+    """Stop exactly what `up` started."""
+    from pipeline.cli import services
+
+    services.down(environment)
+
+
+@app.command()
+def demo(environment: Environment = None, json: Json = False) -> None:
+    """Run the main job end to end: start everything, TPC-H, plan, map, publish, verify, stop."""
+    from pipeline.cli import demo as demonstration
+
+    raise typer.Exit(demonstration.demo(environment, as_json=json))
+
+
+@app.command()
+def run(
+    job: JobFile,
+    environment: Environment = None,
+    accept_code: Annotated[
+        bool, typer.Option(help="Go on although the transform's code has changed.")
+    ] = False,
+    replan: Annotated[
+        bool, typer.Option(help="Plan anew instead of going on with an unfinished run's plan.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Run a job, or go on with it: maps what is left, publishes when nothing is."""
+    from pipeline.cli import running
+
+    raise typer.Exit(
+        running.run(job, environment, accept_code=accept_code, replan=replan, as_json=json)
+    )
+
+
+@app.command()
+def plan(
+    job: JobFile,
+    environment: Environment = None,
+    explain: Annotated[
+        bool, typer.Option(help="Say what was pruned, and how chunks are sized.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Show what a job would run: objects, row groups, chunks, bytes. Writes nothing."""
+    from pipeline.cli import looking
+
+    looking.plan(job, environment, explain=explain, as_json=json)
+
+
+@app.command()
+def check(
+    job: JobFile,
+    environment: Environment = None,
+    rows: Annotated[int, typer.Option(help="Rows to print.")] = 5,
+    json: Json = False,
+) -> None:
+    """Try a job's transform on one small chunk, whole and cut in two. Writes nothing."""
+    from pipeline.cli import looking
+
+    looking.check(job, environment, rows=rows, as_json=json)
+
+
+@app.command()
+def status(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="A run's id, or the first letters of it."),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Look at this output only.")
+    ] = None,
+    environment: Environment = None,
+    json: Json = False,
+) -> None:
+    """Show runs and how far they are, from storage alone."""
+    from pipeline.cli import states
+
+    states.status(run, output, environment, as_json=json)
+
+
+@app.command()
+def verify(output: Output, environment: Environment = None, json: Json = False) -> None:
+    """Read an output again and hold every file against the manifest: rows, size, checksum."""
+    from pipeline.cli import states
+
+    raise typer.Exit(states.verify(output, environment, as_json=json))
+
+
+@app.command()
+def config(environment: Environment = None, json: Json = False) -> None:
+    """Show every setting, secrets masked, and where it comes from."""
+    from pipeline.cli import states
+
+    states.config(environment, as_json=json)
+
+
+def main() -> None:
+    """Run the command line; every error of ours becomes a message and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        _show(error)
+        sys.exit(code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _exit_code(error: Exception) -> int | None:
+    if isinstance(error, ChunkmapError):
+        return error.exit_code
+    # The planner knows nothing of exit codes: all its errors are about the input.
+    from partitioning.errors import PlanningError
+
+    return 2 if isinstance(error, PlanningError) else None
+
+
+def _show(error: Exception) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    hint = getattr(error, "hint", None)
+    if hint:
+        print(f"next:  {hint}", file=sys.stderr)

@@ -1,0 +1,302 @@
+"""What a driver does around the mapping: liveness, publishing, reporting. Knows no engine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.errors import RunFailedError
+from pipeline.job import Job
+from pipeline.ledger import Ledger, Progress, RunRecord
+from pipeline.manifest import Catalog
+from pipeline.publish import UploadsVanishedError, abort_spares, amend, publish
+from pipeline.report.model import Phase, RunInfo, RunReport
+from pipeline.report.run_report import render_html, render_json, render_markdown
+from pipeline.rounds import MapProgress
+from pipeline.storage import Storage
+
+HEARTBEAT_SECONDS = 15.0
+"""How often a driver says that it is alive; silent for four of them, it counts as gone."""
+PUBLISH_TRIES = 3
+"""How often chunks whose uploads vanished are mapped again before giving up."""
+
+
+class DriverRecord(BaseModel):
+    """Who drives a run, and how far it is. Advisory: nothing depends on it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    driver: str
+    host: str
+    pid: int
+    started: float
+    seen: float
+    """Unix seconds of the last sign of life."""
+    state: str = "running"
+    """running, done, failed or interrupted."""
+    rounds: int = 0
+    batches: int = 0
+    phases: list[tuple[str, float, float]] = []
+    """(name, started, seconds) of each finished phase."""
+    flow_run: str | None = None
+    """Its page in Prefect's UI."""
+    progress: dict[str, Any] = {}
+
+
+@dataclass(slots=True)
+class Driver:
+    """Keeps `driver.json` of one run up to date."""
+
+    storage: Storage
+    uri: str
+    record: DriverRecord
+    _written: float = field(default=0.0)
+
+    @classmethod
+    def of(cls, storage: Storage, ledger: Ledger, flow_run: str | None = None) -> Driver:
+        """A driver of this process."""
+        now = time.time()
+        record = DriverRecord(
+            driver=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started=now,
+            seen=now,
+            flow_run=flow_run,
+        )
+        return cls(storage, ledger.prefix + "driver.json", record)
+
+    def saw(self, progress: MapProgress) -> None:
+        """Note progress; written only when a sign of life is due."""
+        self.record.rounds = progress.round
+        self.record.batches = progress.batches
+        self.record.progress = {
+            "done": progress.done,
+            "failed": progress.failed,
+            "chunks": progress.chunks,
+            "rows_in": progress.rows_in,
+        }
+        if time.time() - self._written >= HEARTBEAT_SECONDS:
+            self.write()
+
+    def write(self, state: str | None = None) -> None:
+        """Write the record now."""
+        self._written = self.record.seen = time.time()
+        self.record.state = state or self.record.state
+        self.storage.put(self.uri, self.record.model_dump_json().encode())
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a phase."""
+        started = time.time()
+        try:
+            yield
+        finally:
+            self.record.phases.append((name, started, time.time() - started))
+
+
+def read_driver(storage: Storage, ledger: Ledger) -> DriverRecord | None:
+    """Who drove a run last, if anybody did."""
+    blob = storage.get_if_there(ledger.prefix + "driver.json")
+    return None if blob is None else DriverRecord.model_validate_json(blob.data)
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What a run came to, in figures."""
+
+    run: str
+    job: str
+    state: str
+    """done or failed."""
+    output: str
+    manifest: int | None
+    chunks: int
+    mapped: int
+    """Chunks that this driver mapped; the rest was done before."""
+    failed: int
+    batches: int
+    rounds: int
+    rows_in: int
+    rows_out: int
+    bytes_in: int
+    bytes_out: int
+    seconds: float
+    """Of this driver."""
+    report: str
+    """URI of the HTML page; empty while there is none."""
+    local_report: str
+    notes: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+    """One line for each sort of failure."""
+
+
+class RunIncompleteError(RunFailedError):
+    """Some chunks failed: nothing was published, and all that is done is kept.
+
+    Attributes:
+        summary: The run's figures.
+    """
+
+    def __init__(self, summary: RunSummary) -> None:
+        super().__init__(
+            f"run {summary.run} ended with {summary.failed:,} of {summary.chunks:,} chunks failed; "
+            "nothing was published, all finished work is kept",
+            hint="mend the cause and run the job again: only the failed chunks are mapped",
+        )
+        self.summary = summary
+
+
+def publish_run(
+    storage: Storage,
+    job: Job,
+    ledger: Ledger,
+    vanished: UploadsVanishedError | None = None,
+) -> int:
+    """Publish a run whose every chunk is done; returns the manifest's number.
+
+    Args:
+        storage: Where.
+        job: Of the run.
+        ledger: Of the run.
+        vanished: What the last try said, once its chunks have been mapped again.
+
+    Raises:
+        UploadsVanishedError: some chunks are left again; map them, then call this with it.
+        RunFailedError: the chunks' schemas differ.
+    """
+    catalog, record, progress = Catalog(storage, ledger.output), ledger.record(), ledger.read()
+    assert progress.completions.height == record.chunks, "only a complete run is published"
+    check_schemas(progress.completions)
+    if vanished is not None:
+        amend(catalog, vanished, progress.completions)
+    try:
+        published = publish(
+            catalog,
+            record.run,
+            record.run,
+            job.output.mode,
+            record.base,
+            progress.completions,
+            [],
+        )
+    except UploadsVanishedError as error:
+        ledger.void(error.attempts)
+        raise
+    abort_spares(catalog, progress.spares)
+    ledger.note_published(published.manifest.number)
+    return published.manifest.number
+
+
+def check_schemas(completions: pl.DataFrame) -> None:
+    """Raise RunFailedError when chunks came out with different columns or types."""
+    counts = completions.group_by("schema").agg(pl.len(), pl.col("index").min()).sort("len")
+    if counts.height > 1:
+        odd, usual = counts.row(0, named=True), counts.row(-1, named=True)
+        theirs, ours = orjson.loads(odd["schema"]), orjson.loads(usual["schema"])
+        columns = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
+        said = ", ".join(
+            f"{n}: {theirs.get(n, 'absent')} / {ours.get(n, 'absent')}" for n in columns
+        )
+        raise RunFailedError(
+            f"the transform returned another schema on {odd['len']} chunks (such as chunk "
+            f"{odd['index']}) than on the other {usual['len']}: {said}",
+            hint="cast these columns in the transform, then run the job again",
+        )
+
+
+def failure_lines(failed: pl.DataFrame) -> tuple[str, ...]:
+    """One line for each sort of error among the last failures (schema FAILURES)."""
+    groups = failed.group_by("error", maintain_order=True).agg(
+        pl.len(), pl.col("message").first(), pl.col("index").first()
+    )
+    return tuple(
+        f"{row['len']} chunks: {row['error']}: {row['message'].splitlines()[0]} "
+        f"(chunk {row['index']}, say)"
+        for row in groups.sort("len", descending=True).iter_rows(named=True)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReport:
+    """Where a report is, and its short form."""
+
+    uri: str
+    path: str
+    """Of the local copy."""
+    markdown: str
+
+
+def store_report(
+    storage: Storage,
+    ledger: Ledger,
+    job: Job,
+    driver: DriverRecord,
+    state: str,
+    folder: Path,
+) -> StoredReport:
+    """Make a run's report, store it beside the run's state, and keep a copy here."""
+    report = report_of(ledger.record(), job, ledger.read(), driver, state)
+    html, said = render_html(report), render_json(report)
+    storage.put(ledger.prefix + "report.html", html.encode())
+    storage.put(ledger.prefix + "report.json", said.encode())
+    local = folder / "reports" / ledger.run
+    local.mkdir(parents=True, exist_ok=True)
+    (local / "report.html").write_text(html)
+    (local / "report.json").write_text(said)
+    uri = ledger.prefix + "report.html"
+    return StoredReport(uri, str(local / "report.html"), render_markdown(report, uri))
+
+
+def report_of(
+    record: RunRecord, job: Job, progress: Progress, driver: DriverRecord, state: str
+) -> RunReport:
+    """What the report is made from."""
+    final = set(progress.failed()["attempt"].to_list())
+    return RunReport(
+        run=RunInfo(
+            id=record.run,
+            job=record.job,
+            input=" ".join(job.input.uri),
+            output=record.output,
+            mode=record.mode,
+            transform=record.transform,
+            fingerprint=record.fingerprint,
+            state=state,  # type: ignore[arg-type]
+            chunks_planned=record.chunks,
+            rows_planned=record.rows,
+            created=record.created,
+            started=driver.started,
+            finished=time.time(),
+            rounds=driver.rounds,
+            environment=environment(),
+            prefect_url=driver.flow_run,
+            resume_command=None if state == "done" else "chunkmap run JOB.yaml",
+        ),
+        completions=pl.concat([progress.completions, progress.spares]),
+        failures=progress.failures.with_columns(final=pl.col("attempt").is_in(final)),
+        phases=tuple(Phase(*phase) for phase in driver.phases),
+    )
+
+
+def environment() -> dict[str, str]:
+    """What the figures depend on."""
+    packages = ("prefect", "prefect-dask", "distributed", "polars", "pyarrow")
+    return {
+        "Python": platform.python_version(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        **{name: version(name) for name in packages},
+    }

@@ -1,0 +1,1 @@
+"""The only Prefect flows and tasks."""

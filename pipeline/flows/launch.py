@@ -1,0 +1,36 @@
+"""Starting the flow from a command or a program: the addresses first, then Prefect and Dask."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from pipeline.driver import RunSummary
+from pipeline.flows.server import connect
+from pipeline.job import Job
+from pipeline.planning import Resume
+from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.flows.map_dataset import Listener
+
+
+def launch(job: Job, settings: Settings, listen: Listener, resume: Resume) -> RunSummary:
+    """Run a job as the flow `map_dataset`, on the cluster that the settings name.
+
+    Raises:
+        EngineUnavailableError: no Prefect server or scheduler answers.
+        RunIncompleteError: some chunks failed.
+    """
+    api_url = connect(settings.prefect)
+    from pipeline.engine import task_runner
+    from pipeline.flows.map_dataset import FlowOptions, map_dataset, options
+
+    environment = {"PREFECT_API_URL": api_url, **settings.s3.environment()}
+    runner = task_runner(settings.dask, environment)
+    flow: Any = map_dataset.with_options(task_runner=runner)
+    with options(FlowOptions(settings, listen, resume)), warnings.catch_warnings():
+        # Dask warns of task arguments that it thinks large; Prefect's context is.
+        warnings.filterwarnings("ignore", message="Sending large graph")
+        summary: RunSummary = flow(job.name, job.to_yaml())
+    return summary

@@ -1,0 +1,113 @@
+"""Runs as anybody can see them: from storage alone, without Prefect or Dask."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from pipeline.driver import HEARTBEAT_SECONDS, failure_lines, read_driver
+from pipeline.errors import UsageError
+from pipeline.ledger import Ledger, RunRecord, runs_of
+from pipeline.storage import Storage, parse
+
+SILENT_SECONDS = 4 * HEARTBEAT_SECONDS
+"""Without a sign of life for so long, a driver counts as gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """One run, as its state in storage shows it."""
+
+    run: str
+    job: str
+    state: str
+    """done, failed, running, silent since …, interrupted, or new."""
+    chunks: int
+    done: int
+    failed: int
+    rows_in: int
+    rows_out: int
+    bytes_in: int
+    bytes_out: int
+    created: float
+    """Unix seconds."""
+    driver: str
+    """Who drives or drove it."""
+    output: str
+    report: str
+    errors: tuple[str, ...]
+
+
+def overview(storage: Storage, output: str) -> list[RunState]:
+    """Every run of an output, oldest first."""
+    return [_state(storage, record) for record in runs_of(storage, output)]
+
+
+def _state(storage: Storage, record: RunRecord) -> RunState:
+    ledger = Ledger(storage, record.output, record.run)
+    progress = ledger.read()
+    done, failed = progress.completions, progress.failed()
+    state, driver = _liveness(storage, ledger)
+    return RunState(
+        run=record.run,
+        job=record.job,
+        state=state,
+        chunks=record.chunks,
+        done=done.height,
+        failed=failed.height,
+        rows_in=int(done["rows_in"].sum()),
+        rows_out=int(done["rows_out"].sum()),
+        bytes_in=int(done["bytes_in"].sum()),
+        bytes_out=int(done["bytes_out"].sum()),
+        created=record.created,
+        driver=driver,
+        output=record.output,
+        report=ledger.prefix + "report.html",
+        errors=failure_lines(failed),
+    )
+
+
+def _liveness(storage: Storage, ledger: Ledger) -> tuple[str, str]:
+    driver = read_driver(storage, ledger)
+    who = f"process {driver.pid} on {driver.host}" if driver else "nobody yet"
+    if ledger.published() is not None:
+        return "done", who
+    if driver is None:
+        return "new", who
+    silent = time.time() - driver.seen
+    if driver.state == "running" and silent > SILENT_SECONDS:
+        return f"silent since {time.strftime('%H:%M:%S', time.localtime(driver.seen))}", who
+    return driver.state, who
+
+
+def find_run(runs: list[RunState], wanted: str) -> RunState:
+    """The run whose id begins as asked for.
+
+    Raises:
+        UsageError: none does, or several.
+    """
+    found = [one for one in runs if one.run.startswith(wanted)]
+    if len(found) == 1:
+        return found[0]
+    ids = [one.run for one in runs]
+    if found:
+        raise UsageError(f"{wanted!r} is the beginning of {len(found)} runs: {', '.join(ids)}")
+    near = get_close_matches(wanted, ids, 3, 0.3) or ids[-3:]
+    raise UsageError(f"there is no run {wanted!r}", hint=f"there are {', '.join(near) or 'none'}")
+
+
+def known_outputs(state_dir: Path) -> list[str]:
+    """The outputs that runs were started for from this folder."""
+    file = state_dir / "outputs.json"
+    return list(json.loads(file.read_text())) if file.exists() else []
+
+
+def remember_output(state_dir: Path, output: str) -> None:
+    """Note an output, so that `status` finds it without being told."""
+    uri = parse(output).uri.rstrip("/") + "/"
+    outputs = [*(one for one in known_outputs(state_dir) if one != uri), uri]
+    state_dir.mkdir(parents=True, exist_ok=True)
+    (state_dir / "outputs.json").write_text(json.dumps(outputs))
