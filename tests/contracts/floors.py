@@ -48,8 +48,8 @@ FLOORS: dict[str, int] = {
     "pipeline.checking": 19,
     "pipeline.driver": 19,
     "pipeline.engine": 19,
-    "pipeline.overview": 19,
     "pipeline.flows": 20,
+    "pipeline.overview": 20,
     "pipeline.stack": 21,
     "pipeline.cli": 22,
 }
