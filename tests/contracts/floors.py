@@ -48,10 +48,10 @@ FLOORS: dict[str, int] = {
     "pipeline.checking": 19,
     "pipeline.driver": 19,
     "pipeline.engine": 19,
-    "pipeline.flows": 20,
     "pipeline.overview": 20,
-    "pipeline.stack": 21,
-    "pipeline.cli": 22,
+    "pipeline.flows": 21,
+    "pipeline.stack": 22,
+    "pipeline.cli": 23,
 }
 
 # Packages of a whole distribution that only one room may import, and that room.
