@@ -270,15 +270,15 @@ def _runs(indices: Iterable[int]) -> Iterator[tuple[int, int]]:
         for start in range(indices.start, indices.stop, _BLOCK):
             yield start, min(start + _BLOCK, indices.stop)
         return
-    start = stop = -1
+    start = stop = 0
     for index in indices:
-        if index == stop and stop - start < _BLOCK:
+        if start < stop == index and stop - start < _BLOCK:
             stop += 1
             continue
-        if start >= 0:
+        if start < stop:
             yield start, stop
         start, stop = index, index + 1
-    if start >= 0:
+    if start < stop:
         yield start, stop
 
 

@@ -1,0 +1,108 @@
+"""One schema of many: the rules, and errors that name columns and objects."""
+
+from __future__ import annotations
+
+import pickle
+
+import pyarrow as pa
+import pytest
+
+from partitioning import FilterError, Plan, PlanRequest, SchemaMismatchError, Term, plan_dataset
+from partitioning.schemas import normalise
+from tests.partitioning.stores import DictReader, parquet
+
+INT = pa.table({"a": [1], "b": [1]})
+TEXT = pa.table({"a": [1], "b": ["x"]})
+MORE = pa.table({"a": [1], "b": [1], "c": [1.5]})
+NULL = pa.table({"a": [1], "b": pa.nulls(1)})
+
+
+def plan(*tables: pa.Table, **options: object) -> Plan:
+    reader = DictReader({f"s3://b/t/{i}.parquet": parquet(t) for i, t in enumerate(tables)})
+    return plan_dataset(PlanRequest("s3://b/t/", **options), reader).plan  # type: ignore[arg-type]
+
+
+def test_order_metadata_nullability_and_offsets_do_not_make_schemas_differ() -> None:
+    other = pa.table(
+        [pa.array([1]), pa.array([1])],
+        schema=pa.schema(
+            [pa.field("b", pa.int64(), nullable=False), ("a", pa.int64())], {"k": "v"}
+        ),
+    )
+    assert plan(INT, other).schema == INT.schema
+    wide = pa.schema([("s", pa.large_string()), ("l", pa.large_list(pa.field("item", pa.int8())))])
+    slim = pa.schema([("s", pa.string_view()), ("l", pa.list_(pa.field("x", pa.int8())))])
+    assert normalise(wide) == normalise(slim)
+
+
+@pytest.mark.parametrize(
+    ("tables", "rule", "names"),
+    [
+        ((INT, MORE), "union", ["a", "b", "c"]),
+        ((MORE, INT), "union", ["a", "b", "c"]),
+        ((INT, MORE), "first", ["a", "b"]),
+        ((MORE, INT), "first", ["a", "b", "c"]),
+    ],
+)
+def test_union_and_first(tables: tuple[pa.Table, ...], rule: str, names: list[str]) -> None:
+    assert plan(*tables, schema=rule).schema.names == names
+
+
+def test_a_null_column_takes_the_others_type_in_a_union() -> None:
+    assert plan(NULL, TEXT, schema="union").schema.field("b").type == pa.string()
+
+
+def test_further_columns_of_different_types_do_not_matter_to_first() -> None:
+    odd = pa.table({"a": [1], "b": [1], "c": ["x"]})
+    assert plan(INT, MORE, odd, schema="first").schema.names == ["a", "b"]
+
+
+@pytest.mark.parametrize("rule", ["identical", "union", "first"])
+def test_a_conflict_of_types_names_the_column_and_two_objects_of_each(rule: str) -> None:
+    with pytest.raises(SchemaMismatchError) as caught:
+        plan(INT, INT, INT, TEXT, TEXT, schema=rule)
+    text = str(caught.value)
+    assert "b: int64 in 3 (s3://b/t/0.parquet, s3://b/t/1.parquet); string in 2 " in text
+    assert "(s3://b/t/3.parquet, s3://b/t/4.parquet)" in text
+    assert "  a: " not in text
+    assert str(pickle.loads(pickle.dumps(caught.value))) == text
+
+
+def test_an_absent_column_is_named() -> None:
+    with pytest.raises(SchemaMismatchError, match=r"c: absent in 2 \(.*\); double in 1 \("):
+        plan(INT, INT, MORE)
+
+
+def test_a_nested_conflict_names_the_path() -> None:
+    one = pa.table(
+        {
+            "s": [{"x": [{"y": 1}], "z": 1}],
+            "m": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())),
+        }
+    )
+    two = pa.table(
+        {"s": [{"x": [{"y": "a"}]}], "m": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int32()))}
+    )
+    with pytest.raises(SchemaMismatchError) as caught:
+        plan(one, two)
+    text = str(caught.value)
+    assert "s.x[].y: int64 in 1 (s3://b/t/0.parquet); string in 1 (s3://b/t/1.parquet)" in text
+    assert "s.z: int64 in 1 (s3://b/t/0.parquet); absent in 1" in text
+    assert "m[value]: int64 in 1" in text
+
+
+def test_many_differing_columns_are_cut_short() -> None:
+    one = pa.table({f"c{i}": [1] for i in range(30)})
+    two = pa.table({f"c{i}": ["x"] for i in range(30)})
+    with pytest.raises(SchemaMismatchError, match="and 10 more columns"):
+        plan(one, two)
+
+
+def test_a_column_that_an_object_lacks_is_null_to_the_filter() -> None:
+    tables = (INT, MORE)
+    having = plan(*tables, schema="union", filter=((Term("c", ">", 1),),))
+    assert [f.uri for c in having.chunks() for f in c.fragments] == ["s3://b/t/1.parquet"]
+    lacking = plan(*tables, schema="union", filter=((Term("c", "is null"),),))
+    assert [f.uri for c in lacking.chunks() for f in c.fragments] == ["s3://b/t/0.parquet"]
+    with pytest.raises(FilterError, match="a column 'd' that is not there"):
+        plan(*tables, schema="union", filter=((Term("d", "is null"),),))
