@@ -26,6 +26,8 @@ from pipeline.yamlfile import (
 )
 
 PREFIX = "CHUNKMAP_"
+STACK = "the embedded stack"
+"""The source of what the stack's processes say."""
 # CHUNKMAP_CONF says where the files are; it is no setting itself.
 _NOT_SETTINGS = frozenset({"CHUNKMAP_CONF"})
 
@@ -154,7 +156,7 @@ def stack_layer(
             put(values, ("dask", "scheduler"), services["dask"]["address"])
         if "s3" in services and not own_s3:
             values["s3"] = {"profile": None, "session_token": None, **state["s3"]}
-    return Layer(values, lambda location: "the embedded stack")
+    return Layer(values, lambda location: STACK)
 
 
 def put(values: dict[str, Any], location: tuple[str, ...], value: Any) -> None:

@@ -207,6 +207,10 @@ class Settings(BaseSettings):
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
 
+    def source(self, key: str) -> str:
+        """Where a setting, by its dotted key, came from: a file and line, a variable, a flag."""
+        return self._sources.get(key, "default")
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -250,8 +254,7 @@ def load_settings(
 def explain(settings: Settings) -> list[tuple[str, str, str]]:
     """Every setting as (key, value with secrets masked, where it came from)."""
     return [
-        (key, _masked(key, value), settings._sources.get(key, "default"))
-        for key, value in _leaves(settings, "")
+        (key, _masked(key, value), settings.source(key)) for key, value in _leaves(settings, "")
     ]
 
 

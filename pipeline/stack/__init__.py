@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.layers import STACK
 from pipeline.settings import Settings
 from pipeline.stack import processes
 from pipeline.stack.starting import TITLES, Echo, is_serving, start_missing
 from pipeline.stack.state import NAMES, Service, ServiceName, StackState, StateFolder
 
 __all__ = ["Service", "ServiceStatus", "StackState", "down", "status", "up"]
+
+_OWN_S3 = ("s3.endpoint_url", "s3.profile", "s3.access_key_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,9 @@ def up(settings: Settings, echo: Echo = print) -> StackState:
             processes.stop(folder.marker(), keep=keep)
             raise
         folder.save(state)
+    own = [key for key in _OWN_S3 if settings.source(key) not in ("default", STACK)]
+    if own:
+        echo(f"The settings use another S3 than this one: {own[0]} from {settings.source(own[0])}")
     return state
 
 

@@ -22,7 +22,7 @@ _POLL = 0.05  # seconds
 _LOG_LIMIT = 10 * 2**20  # bytes
 
 # Processes that this very process started: only their parent can clear them away once they ended.
-_children: dict[int, subprocess.Popen[bytes]] = {}
+_children: dict[int, tuple[subprocess.Popen[bytes], str]] = {}
 
 
 def free_ports(count: int) -> tuple[int, ...]:
@@ -92,7 +92,7 @@ def spawn(
             env={**environment, MARKER: marker},
             start_new_session=True,
         )
-    _children[process.pid] = process
+    _children[process.pid] = process, marker
     # A process that has ended already keeps its id until we clear it away, so 0 harms no one.
     return process.pid, start_time(process.pid) or 0.0
 
@@ -108,9 +108,16 @@ def marked(marker: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get(MARKER) == marker:
+            if process.pid != os.getpid() and _mark_of(process) == marker:
                 found.append(process)
     return found
+
+
+def _mark_of(process: psutil.Process) -> str | None:
+    _clear_away(process.pid)
+    child = _children.get(process.pid)
+    # For a moment after its start, a process's environment still reads as empty.
+    return child[1] if child else process.environ().get(MARKER)
 
 
 def stop(marker: str, keep: Collection[int] = (), seconds: float = 10) -> int:
@@ -167,5 +174,5 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
 
 def _clear_away(pid: int) -> None:
     child = _children.get(pid)
-    if child is not None and child.poll() is not None:
+    if child is not None and child[0].poll() is not None:
         del _children[pid]

@@ -60,6 +60,9 @@ _FOREIGN_NAMES = frozenset(
         "AWS_ROLE_ARN",
     }
 )
+_PREFECT_ACCESS = frozenset(
+    {"PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_API_SSL_CERT_FILE"}
+)
 _KEPT_NAMES = frozenset({"CHUNKMAP_CONF", "CHUNKMAP_ENVIRONMENT"})
 
 # weed sizes its caches by the machine's memory; without a limit it grew to 1.4 GB here.
@@ -178,9 +181,11 @@ def prefect(root: Path, ports: tuple[int, ...]) -> Launch:
     )
 
 
-def dask(root: Path, ports: Mapping[ServiceName, tuple[int, ...]], sizes: DaskSettings) -> Launch:
-    """A Dask cluster of this machine, in a process of its own."""
-    scheduler, pages = ports["dask"]
+def dask(
+    root: Path, ports: tuple[int, ...], sizes: DaskSettings, s3_port: int, prefect_api: str
+) -> Launch:
+    """A Dask cluster of this machine, in a process of its own, whose workers know the others."""
+    scheduler, pages = ports
     ready = root / "dask" / "ready"
     ready.parent.mkdir(exist_ok=True)
     ready.unlink(missing_ok=True)
@@ -194,14 +199,14 @@ def dask(root: Path, ports: Mapping[ServiceName, tuple[int, ...]], sizes: DaskSe
     command = (sys.executable, "-P", "-c", _DASK_DAEMON, _PACKAGES, json.dumps(request), str(ready))
     environment = {
         **_own_environment(),
-        **S3Settings.model_validate(s3_settings(root, ports["s3"][0])).environment(),
-        "PREFECT_API_URL": f"http://{HOST}:{ports['prefect'][0]}/api",
+        **S3Settings.model_validate(s3_settings(root, s3_port)).environment(),
+        # With what the user's own server may ask for; the stack's asks for nothing.
+        **{name: value for name, value in os.environ.items() if name in _PREFECT_ACCESS},
+        "PREFECT_API_URL": prefect_api,
     }
     address, page = f"tcp://{HOST}:{scheduler}", f"http://{HOST}:{pages}/status"
     # Transforms are found from the folder in which `up` was given, as they are without a stack.
-    return Launch(
-        "dask", command, environment, Path.cwd(), ports["dask"], address, page, ready.exists
-    )
+    return Launch("dask", command, environment, Path.cwd(), ports, address, page, ready.exists)
 
 
 def _own_environment() -> dict[str, str]:

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from pipeline.errors import StackError
+from pipeline.layers import STACK
 from pipeline.settings import Settings
 from pipeline.stack import processes, services
 from pipeline.stack.services import Launch
@@ -43,6 +45,19 @@ class _Pending:
     since: float
 
 
+def given_elsewhere(settings: Settings) -> dict[ServiceName, str]:
+    """The services that the settings name somewhere else, in words; the stack starts no other."""
+    found: dict[ServiceName, str] = {}
+    for name, key, value in (
+        ("prefect", "prefect.api_url", settings.prefect.api_url),
+        ("dask", "dask.scheduler", settings.dask.scheduler),
+        ("dask", "dask.cluster_class", settings.dask.cluster_class),
+    ):
+        if value and settings.source(key) != STACK:
+            found[cast(ServiceName, name)] = f"{value} (from {settings.source(key)})"
+    return found
+
+
 def choose_ports(state: StackState, running: Mapping[ServiceName, Service]) -> Ports:
     """Ports of every service: those that it has, else those that it had, else free ones."""
     ports: Ports = {name: service.ports for name, service in running.items()}
@@ -65,10 +80,11 @@ def start_missing(
     Raises:
         StackError: One of them did not start.
     """
+    elsewhere = given_elsewhere(settings)
     for _ in range(_ATTEMPTS):
         running = {name: one for name, one in state.services.items() if is_serving(one)}
         ports = choose_ports(state, running)
-        if any(_moved(name, state, ports) for name in ("s3", "prefect")):
+        if any(_moved(name, state, ports) for name in ("s3", "prefect") if name not in elsewhere):
             # Its workers were told the old addresses.
             running.pop("dask", None)
         processes.stop(folder.marker(), keep=[one.pid for one in running.values()])
@@ -94,9 +110,13 @@ def _start(
 ) -> StackState:
     state = replace(state, s3=services.s3_settings(folder.root, ports["s3"][0]))
     pending = []
+    elsewhere = given_elsewhere(settings)
     for name in _COUNTS:
         if name in state.services:
             echo(f"{describe(state.services[name])}, runs already")
+            continue
+        if name in elsewhere:
+            echo(f"{TITLES[name]}: {elsewhere[name]}, not started here")
             continue
         launch = _launch(name, folder, settings, ports)
         pending.append(_spawn(folder, launch))
@@ -104,7 +124,7 @@ def _start(
         # Noted at once, so that whatever kills us leaves a stack that can be stopped.
         folder.save(state)
     _await_ready(folder, pending, echo)
-    return replace(state, services={name: state.services[name] for name in _COUNTS})
+    return replace(state, services=_ordered(state.services))
 
 
 def _launch(name: ServiceName, folder: StateFolder, settings: Settings, ports: Ports) -> Launch:
@@ -112,7 +132,15 @@ def _launch(name: ServiceName, folder: StateFolder, settings: Settings, ports: P
         return services.s3(folder.root, ports["s3"])
     if name == "prefect":
         return services.prefect(folder.root, ports["prefect"])
-    return services.dask(folder.root, ports, settings.dask)
+    if "prefect" in given_elsewhere(settings):
+        api = settings.prefect.api_url or ""
+    else:
+        api = services.prefect(folder.root, ports["prefect"]).address
+    return services.dask(folder.root, ports["dask"], settings.dask, ports["s3"][0], api)
+
+
+def _ordered(found: Mapping[ServiceName, Service]) -> dict[ServiceName, Service]:
+    return {name: found[name] for name in _COUNTS if name in found}
 
 
 def _spawn(folder: StateFolder, launch: Launch) -> _Pending:

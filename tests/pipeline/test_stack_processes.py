@@ -14,9 +14,9 @@ import pytest
 
 from pipeline.errors import StackError
 from pipeline.liveness import is_alive, start_time
-from pipeline.settings import Settings
+from pipeline.settings import Settings, load_settings
 from pipeline.stack import down, processes, services, status, up
-from pipeline.stack.starting import choose_ports
+from pipeline.stack.starting import choose_ports, given_elsewhere
 from pipeline.stack.state import Service, StackState, StateFolder
 
 # Ignores SIGTERM, and so does its child, which says through a pipe that both are there.
@@ -149,6 +149,18 @@ def test_ports_are_used_again_unless_they_are_taken() -> None:
     assert ports["s3"] == free[1:]
     assert ports["prefect"] != (port,)
     assert len({port for chosen in ports.values() for port in chosen}) == 13
+
+
+def test_what_the_settings_name_elsewhere_is_not_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://prefect:4200/api")
+    flags = {"dask.cluster_class": "dask_kubernetes.operator:KubeCluster"}
+    assert given_elsewhere(load_settings(overrides=flags, cwd=tmp_path)) == {
+        "prefect": "http://prefect:4200/api (from PREFECT_API_URL)",
+        "dask": "dask_kubernetes.operator:KubeCluster (from flag (dask.cluster_class))",
+    }
+    assert given_elsewhere(Settings()) == {}
 
 
 def test_a_damaged_state_is_no_state(folder: StateFolder) -> None:
