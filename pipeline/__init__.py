@@ -1,1 +1,1 @@
-"""Execution: jobs, storage, runs and their engines. Import the submodules; this file stays empty."""
+"""Execution: jobs, storage, runs and their engines. Import the submodules: this stays empty."""

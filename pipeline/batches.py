@@ -59,6 +59,7 @@ class Batcher:
         prefix: str,
         indices: Sequence[int],
         decoded_bytes: Sequence[int],
+        *,
         threads: int,
         seconds: float,
         max_chunks: int,

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import polars as pl
 import pyarrow as pa
@@ -57,7 +58,7 @@ def verify_output(storage: Storage, output: str) -> Verification:
         problems.append(f"commit {head.publishing.commit} is being published, or was interrupted")
     with ThreadPoolExecutor(READERS) as pool:
         rows = files.select("key", "rows", "bytes", "sha256").iter_rows()
-        problems += [p for p in pool.map(lambda row: _problem(storage, catalog, *row), rows) if p]
+        problems += [p for p in pool.map(partial(_problem, catalog), rows) if p]
     return Verification(
         output=catalog.output,
         manifest=manifest.number,
@@ -75,18 +76,17 @@ def _missing(manifest: Manifest) -> int:
 
 def _strangers(catalog: Catalog, files: pl.DataFrame) -> Iterator[str]:
     named = set(files["key"].to_list())
-    for info in catalog.storage.list(catalog.output):
+    for info in catalog.storage.objects(catalog.output):
         key = info.uri.removeprefix(catalog.output)
         if key not in named:
             yield f"{info.uri} is in the output, but no manifest names it"
 
 
-def _problem(
-    storage: Storage, catalog: Catalog, key: str, rows: int, size: int, sha256: str
-) -> str | None:
+def _problem(catalog: Catalog, file: tuple[str, int, int, str]) -> str | None:
+    key, rows, size, sha256 = file
     uri = catalog.output + key
     try:
-        data = storage.get(uri).data
+        data = catalog.storage.get(uri).data
     except ObjectMissingError:
         return f"{uri} is missing"
     if len(data) != size:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.errors import RunFailedError
 from pipeline.job import Job
 from pipeline.ledger import Ledger, Progress, RunRecord
-from pipeline.manifest import Catalog
+from pipeline.manifest import Catalog, draft_commit
 from pipeline.publish import UploadsVanishedError, abort_spares, amend, publish
 from pipeline.report.model import Phase, RunInfo, RunReport
 from pipeline.report.run_report import render_html, render_json, render_markdown
@@ -161,16 +161,12 @@ class RunIncompleteError(RunFailedError):
 
 
 def publish_run(
-    storage: Storage,
-    job: Job,
-    ledger: Ledger,
-    vanished: UploadsVanishedError | None = None,
+    storage: Storage, ledger: Ledger, vanished: UploadsVanishedError | None = None
 ) -> int:
     """Publish a run whose every chunk is done; returns the manifest's number.
 
     Args:
         storage: Where.
-        job: Of the run.
         ledger: Of the run.
         vanished: What the last try said, once its chunks have been mapped again.
 
@@ -181,18 +177,11 @@ def publish_run(
     catalog, record, progress = Catalog(storage, ledger.output), ledger.record(), ledger.read()
     assert progress.completions.height == record.chunks, "only a complete run is published"
     check_schemas(progress.completions)
+    draft = draft_commit(record, progress.completions)
     if vanished is not None:
-        amend(catalog, vanished, progress.completions)
+        amend(catalog, vanished, draft)
     try:
-        published = publish(
-            catalog,
-            record.run,
-            record.run,
-            job.output.mode,
-            record.base,
-            progress.completions,
-            [],
-        )
+        published = publish(catalog, draft)
     except UploadsVanishedError as error:
         ledger.void(error.attempts)
         raise
@@ -241,15 +230,10 @@ class StoredReport:
 
 
 def store_report(
-    storage: Storage,
-    ledger: Ledger,
-    job: Job,
-    driver: DriverRecord,
-    state: str,
-    folder: Path,
+    storage: Storage, ledger: Ledger, driver: DriverRecord, state: str, folder: Path
 ) -> StoredReport:
     """Make a run's report, store it beside the run's state, and keep a copy here."""
-    report = report_of(ledger.record(), job, ledger.read(), driver, state)
+    report = report_of(ledger.record(), ledger.job(), ledger.read(), driver, state)
     html, said = render_html(report), render_json(report)
     storage.put(ledger.prefix + "report.html", html.encode())
     storage.put(ledger.prefix + "report.json", said.encode())

@@ -57,7 +57,7 @@ def start_local_cluster(
     }
     # Only this way are they set before the worker's interpreter starts.
     dask.config.set({f"distributed.nanny.pre-spawn-environ.{k}": v for k, v in variables.items()})
-    return LocalCluster(  # type: ignore[no-untyped-call]
+    return LocalCluster(
         n_workers=workers,
         threads_per_worker=threads,
         memory_limit=memory or "auto",
@@ -108,10 +108,11 @@ def check_scheduler(address: str, timeout: float) -> None:
     from distributed import Client
 
     try:
-        Client(address, timeout=timeout, set_as_default=False).close()  # type: ignore[no-untyped-call]
+        Client(address, timeout=timeout, set_as_default=False).close()
     except (OSError, ValueError, ImportError) as error:
         raise EngineUnavailableError(
-            f"no Dask scheduler answers at {address} (dask.scheduler) within {timeout:g} s: {error}",
+            f"no Dask scheduler answers at {address} (dask.scheduler) within {timeout:g} s: "
+            f"{error}",
             hint="start one, or `chunkmap up`, or unset dask.scheduler for a local cluster",
         ) from error
 
@@ -119,7 +120,7 @@ def check_scheduler(address: str, timeout: float) -> None:
 def thread_count(runner: DaskTaskRunner) -> int:
     """Worker threads of the runner's cluster at this moment, at least one."""
     workers = runner.client.scheduler_info(n_workers=-1)["workers"]
-    return max(1, sum(worker["nthreads"] for worker in workers.values()))
+    return max(1, sum(int(worker["nthreads"]) for worker in workers.values()))
 
 
 def wait_any(futures: Sequence[PrefectDaskFuture[Any]], seconds: float) -> None:
@@ -161,6 +162,6 @@ def worker_name() -> str:
     from distributed import get_worker
 
     try:
-        return str(get_worker().name)  # type: ignore[no-untyped-call]
+        return str(get_worker().name)
     except ValueError:
         return f"process-{os.getpid()}"

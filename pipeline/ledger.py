@@ -241,7 +241,7 @@ class Ledger:
 
     def read(self) -> Progress:
         """Everything that is stored now; segments read before are not read again."""
-        found = {info.uri for info in self._storage.list(self.prefix + "completions/")}
+        found = {info.uri for info in self._storage.objects(self.prefix + "completions/")}
         new = sorted(found - self._segments.keys())
         with ThreadPoolExecutor(READERS) as pool:
             self._segments.update(zip(new, pool.map(self._read_segment, new), strict=True))
@@ -270,7 +270,7 @@ class Ledger:
 def runs_of(storage: Storage, output: str) -> list[RunRecord]:
     """The records of all runs of an output, oldest first."""
     prefix = join(state_prefix(parse(output).uri), "runs") + "/"
-    records = [info.uri for info in storage.list(prefix) if info.uri.endswith("/run.json")]
+    records = [info.uri for info in storage.objects(prefix) if info.uri.endswith("/run.json")]
     with ThreadPoolExecutor(READERS) as pool:
         blobs = list(pool.map(storage.get, records))
     found = [RunRecord.model_validate_json(blob.data) for blob in blobs]

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -22,22 +23,21 @@ import pyarrow.ipc
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import AlreadyExistsError, ObjectMissingError
-from pipeline.ledger import COMPLETIONS
+from pipeline.ledger import RunRecord
 from pipeline.storage import Storage, join, parse, state_prefix
 
-FILES = pl.Schema(
-    {
-        "key": pl.String,
-        "rows": pl.Int64,
-        "bytes": pl.Int64,
-        "sha256": pl.String,
-        "chunk": pl.String,
-        "index": pl.Int64,
-        "attempt": pl.String,
-        "upload": pl.String,
-        "parts": pl.List(pl.String),
-    }
-)
+_FILES: dict[str, Any] = {
+    "key": pl.String,
+    "rows": pl.Int64,
+    "bytes": pl.Int64,
+    "sha256": pl.String,
+    "chunk": pl.String,
+    "index": pl.Int64,
+    "attempt": pl.String,
+    "upload": pl.String,
+    "parts": pl.List(pl.String),
+}
+FILES = pl.Schema(_FILES)
 """The columns of a commit record: `key` is relative to the output, `sha256` our own checksum."""
 
 
@@ -138,19 +138,19 @@ def folder_of(keys: pl.Series) -> list[str]:
     return [key.rpartition("/")[0] for key in keys.to_list()]
 
 
-def commit_of(
-    name: str,
-    run: str,
-    mode: str,
-    base: int,
-    output: str,
-    done: pl.DataFrame,
-    missing: Iterable[str],
+def draft_commit(
+    record: RunRecord, done: pl.DataFrame, missing: Iterable[str] = (), name: str | None = None
 ) -> Commit:
-    """Freeze completions (schema COMPLETIONS) into a commit record."""
-    assert done.schema == COMPLETIONS
+    """Completions of a run as a commit that is not frozen yet.
+
+    Args:
+        record: The run.
+        done: One completion a chunk (schema COMPLETIONS).
+        missing: Ids of planned chunks that are left out.
+        name: Of the commit, unique to what is committed; default the run's id.
+    """
     files = done.select(
-        key=pl.col("uri").str.strip_prefix(output),
+        key=pl.col("uri").str.strip_prefix(record.output),
         rows="rows_out",
         bytes="bytes_out",
         sha256="sha256",
@@ -162,15 +162,15 @@ def commit_of(
     )
     left_out = tuple(missing)
     entry = CommitEntry(
-        name=name,
-        run=run,
-        mode=mode,
+        name=name or record.run,
+        run=record.run,
+        mode=record.mode,
         files=files.height,
         rows=int(files["rows"].sum()),
         bytes=int(files["bytes"].sum()),
         missing=len(left_out),
     )
-    return Commit(entry, base, left_out, files)
+    return Commit(entry, record.base, left_out, files)
 
 
 class Catalog:

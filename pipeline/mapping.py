@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import stamina
@@ -71,7 +72,7 @@ class _BatchRun:
             staging: deque[tuple[Mapped, Future[Completion]]] = deque()
             for chunk, source in self._sources(reader):
                 self.decoded += chunk.decoded_bytes
-                mapped = self._guarded(chunk, lambda c=chunk, s=source: self._compute(c, s))
+                mapped = self._guarded(chunk, partial(self._compute, chunk, source))
                 # One result waits to be staged while the next is computed, never more.
                 self._collect(staging)
                 if mapped is not None:
@@ -138,8 +139,9 @@ class _BatchRun:
     def _collect(self, staging: deque[tuple[Mapped, Future[Completion]]]) -> None:
         while staging:
             mapped, work = staging.popleft()
-            if is_transient(work.exception()):
-                done = self._guarded(mapped.chunk, lambda m=mapped: self._stage(m))
+            error = work.exception()
+            if error is not None and is_transient(error):
+                done = self._guarded(mapped.chunk, partial(self._stage, mapped))
             else:
                 done = self._guarded(mapped.chunk, work.result)
             if done is not None:

@@ -1,4 +1,4 @@
-"""From a job to a run: probe the transform, plan the input, store the plan, or resume an old one."""
+"""From a job to a run: probe the transform, plan the input, store the plan or resume one."""
 
 from __future__ import annotations
 

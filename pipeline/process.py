@@ -62,24 +62,11 @@ def open_run(run_uri: str, fingerprint: str) -> RunContext:
             f"the driver's {fingerprint}",
             hint="give the workers the driver's version of the code",
         )
-    return context_of(storage, settings, ledger, ledger.record(), job, plan, transform)
-
-
-def context_of(
-    storage: Storage,
-    settings: Settings,
-    ledger: Ledger,
-    record: RunRecord,
-    job: Job,
-    plan: Plan,
-    transform: Transform,
-) -> RunContext:
-    """Derive what the rest determines."""
     return RunContext(
         storage=storage,
         settings=settings,
         ledger=ledger,
-        record=record,
+        record=ledger.record(),
         job=job,
         plan=plan,
         transform=transform,

@@ -18,7 +18,7 @@ from pipeline.errors import (
     PreconditionFailedError,
     StorageError,
 )
-from pipeline.manifest import Catalog, Claim, Commit, Head, Manifest, commit_of
+from pipeline.manifest import Catalog, Claim, Commit, Head, Manifest
 from pipeline.storage import Staged
 
 COMPLETE_AT_ONCE = 1000
@@ -96,7 +96,9 @@ def prepare_output(catalog: Catalog, mode: str, run: str) -> Manifest:
 
 def _strangers(catalog: Catalog, manifest: Manifest) -> list[str]:
     named = set(catalog.snapshot(manifest)["key"].to_list())
-    found = {info.uri.removeprefix(catalog.output) for info in catalog.storage.list(catalog.output)}
+    found = {
+        info.uri.removeprefix(catalog.output) for info in catalog.storage.objects(catalog.output)
+    }
     return sorted(found - named)
 
 
@@ -111,33 +113,16 @@ def settle(catalog: Catalog) -> Manifest:
         _finish(catalog, head, etag)
 
 
-def publish(
-    catalog: Catalog,
-    name: str,
-    run: str,
-    mode: str,
-    base: int,
-    completions: pl.DataFrame,
-    missing: list[str],
-) -> Published:
+def publish(catalog: Catalog, draft: Commit) -> Published:
     """Make a run's completions visible, exactly once.
-
-    Args:
-        catalog: Of the output.
-        name: Of the commit: unique to what is committed.
-        run: The run's id.
-        mode: Of the output.
-        base: Number of the manifest that was current when the run was created.
-        completions: One row a chunk (schema of the ledger).
-        missing: Ids of planned chunks that are left out.
 
     Raises:
         UploadsVanishedError: some staged outputs are gone; map their chunks again.
-        ConflictError: another commit since `base` touched what this one replaces.
+        ConflictError: another commit since the draft's base touched what this one replaces.
     """
-    commit = catalog.commit(name)
+    commit = catalog.commit(draft.entry.name)
     if commit is None:
-        commit = commit_of(name, run, mode, base, catalog.output, completions, missing)
+        commit = draft
         gone = catalog.storage.missing(staged_of(catalog.output, commit.files))
         if gone:
             raise UploadsVanishedError([item.attempt for item in gone])
@@ -213,24 +198,20 @@ def _finish(catalog: Catalog, head: Head, etag: str | None) -> None:
         catalog.move_head(Head(current=manifest.number), etag)
 
 
-def amend(catalog: Catalog, vanished: UploadsVanishedError, completions: pl.DataFrame) -> None:
+def amend(catalog: Catalog, vanished: UploadsVanishedError, draft: Commit) -> None:
     """Give a claimed commit other attempts for the chunks whose uploads had vanished.
 
     Args:
         catalog: Of the output.
         vanished: What publishing said.
-        completions: Of the run, with the chunks mapped anew.
+        draft: The same commit, drafted again from the ledger with those chunks mapped anew.
     """
     name = vanished.commit
     commit = catalog.commit(name) if name else None
     if name is None or commit is None:
         return  # Nothing was frozen yet: the next publish chooses among what is there.
     lost = commit.files.filter(pl.col("attempt").is_in(vanished.attempts))
-    completions = completions.join(lost.select("chunk"), on="chunk", how="semi")
-    fresh = commit_of(
-        name, commit.entry.run, commit.entry.mode, commit.base, catalog.output, completions, ()
-    )
-    catalog.amend(commit, fresh.files)
+    catalog.amend(commit, draft.files.join(lost.select("chunk"), on="chunk", how="semi"))
 
 
 def abort_spares(catalog: Catalog, spares: pl.DataFrame) -> None:
@@ -258,7 +239,7 @@ def tidy(catalog: Catalog, manifest: Manifest) -> int:
         return 0
     before = catalog.snapshot(catalog.manifest(manifest.number - 1))
     replaced = before.join(catalog.snapshot(manifest), on="key", how="anti")
-    there = {info.uri for info in catalog.storage.list(catalog.output)}
+    there = {info.uri for info in catalog.storage.objects(catalog.output)}
     moved = 0
     for key in replaced["key"].to_list():
         if catalog.output + key in there:

@@ -169,9 +169,9 @@ class Mapper:
             f"r{self.rounds}-{uuid.uuid4().hex[:4]}-",
             indices,
             [int(sizes[index]) for index in indices],
-            self.engine.threads,
-            self.limits.seconds,
-            most,
+            threads=self.engine.threads,
+            seconds=self.limits.seconds,
+            max_chunks=most,
         )
         ahead = self.engine.threads * self.limits.in_flight_per_thread
         in_flight = 0
@@ -206,8 +206,9 @@ class Mapper:
 
     def _record_killer(self, outcome: Outcome) -> None:
         message = (
-            f"the worker died while this chunk was alone in its batch ({outcome.detail}); if it ran "
-            f"out of memory, plan again with a chunks.target below {self.job.chunks.target >> 20} MiB"
+            f"the worker died while this chunk was alone in its batch ({outcome.detail}); if it "
+            f"ran out of memory, plan again with a chunks.target below "
+            f"{self.job.chunks.target >> 20} MiB"
         )
         self._record(outcome.batch.indices, "WorkerKilledError", message, transient=False)
 

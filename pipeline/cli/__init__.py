@@ -1,4 +1,4 @@
-"""The command `chunkmap`. Importing it is cheap: each command imports what it needs when it runs."""
+"""The command `chunkmap`. Importing it is cheap: a command imports what it needs as it runs."""
 
 from pipeline.cli.app import app, main
 

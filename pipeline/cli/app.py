@@ -17,7 +17,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    epilog="Exit codes: 0 done, 1 the run failed, 2 bad usage or input, 3 conflict, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 the run failed, 2 bad usage or input, 3 conflict, "
+    "130 interrupted.",
 )
 
 JobFile = Annotated[
@@ -72,9 +73,7 @@ def run(
     """Run a job, or go on with it: maps what is left, publishes when nothing is."""
     from pipeline.cli import running
 
-    raise typer.Exit(
-        running.run(job, environment, accept_code=accept_code, replan=replan, as_json=json)
-    )
+    running.run(job, environment, accept_code=accept_code, replan=replan, as_json=json)
 
 
 @app.command()

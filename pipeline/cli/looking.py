@@ -58,7 +58,7 @@ def _print_explain(planned: PlannedInput) -> None:
         "left out": f"{found.objects_hidden:,} hidden, {found.objects_empty:,} empty, "
         f"{found.objects_unnamed:,} without a Parquet name, {found.objects_excluded:,} excluded, "
         f"{found.objects_skipped:,} bad",
-        "footers": f"{found.footers_read:,} read, {found.footers_reused:,} known from a plan before",
+        "footers": f"{found.footers_read:,} read, {found.footers_reused:,} known before",
     }
     out.print(pairs("why", rows))
     sizes = found.chunk_sizes

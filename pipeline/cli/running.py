@@ -21,14 +21,12 @@ from pipeline.settings import Settings, load_settings
 
 def run(
     path: Path, environment: str | None, *, accept_code: bool, replan: bool, as_json: bool
-) -> int:
-    """Run a job file and show what came of it; returns the exit code."""
+) -> None:
+    """Run a job file and show what came of it."""
     quiet_libraries()
     job = load_job(path)
     settings = load_settings(environment)
-    return run_job(
-        job, settings, str(path), accept_code=accept_code, replan=replan, as_json=as_json
-    )
+    run_job(job, settings, str(path), accept_code=accept_code, replan=replan, as_json=as_json)
 
 
 def run_job(
@@ -39,8 +37,13 @@ def run_job(
     accept_code: bool = False,
     replan: bool = False,
     as_json: bool = False,
-) -> int:
-    """Run a job; `name` is what the user calls its file."""
+) -> None:
+    """Run a job; `name` is what the user calls its file.
+
+    Raises:
+        RunIncompleteError: some chunks failed; the summary has been shown.
+        RunInterruptedError: the user pressed Ctrl-C.
+    """
     from pipeline.driver import RunIncompleteError, RunSummary
     from pipeline.flows.launch import launch
     from pipeline.planning import Resume
@@ -62,19 +65,13 @@ def run_job(
         try:
             summary = launch(job, settings, listen, Resume(accept_code, replan))
         except RunIncompleteError as error:
-            failed = error
+            show(error.summary)
+            raise
         except KeyboardInterrupt as error:
             raise RunInterruptedError(
                 "interrupted: what is done is kept", hint=f"go on with: chunkmap run {name}"
             ) from error
-        else:
-            failed = None
-    if failed is None:
-        show(summary)
-        return 0
-    show(failed.summary)
-    notes.print(f"[red]error:[/] {failed}\nnext:  {failed.hint}")
-    return failed.exit_code
+    show(summary)
 
 
 def _print(summary: object) -> None:

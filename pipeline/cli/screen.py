@@ -11,11 +11,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from pipeline.rounds import MapProgress
 
 PLAIN_SECONDS = 5.0
 """How often a line is printed where there is no terminal."""
@@ -56,18 +59,6 @@ def pairs(title: str, rows: Mapping[str, object]) -> Table:
     for name, value in rows.items():
         table.add_row(name, str(value))
     return table
-
-
-class Snapshot(Protocol):
-    """What progress is shown of (see `pipeline.rounds.MapProgress`)."""
-
-    chunks: int
-    done: int
-    failed: int
-    rows_in: int
-    bytes_in: int
-    seconds: float
-    resumed: int
 
 
 class Display:
@@ -113,7 +104,7 @@ class Display:
             elif not self._quiet:
                 notes.print(f"{name} …")
 
-    def mapping(self, now: Snapshot) -> None:
+    def mapping(self, now: MapProgress) -> None:
         """Show how far the mapping is."""
         said = self._said(now)
         if self._bar is not None and self._task is not None:
@@ -122,9 +113,9 @@ class Display:
             )
         elif not self._quiet and time.monotonic() - self._printed >= PLAIN_SECONDS:
             self._printed = time.monotonic()
-            notes.print(f"map {now.done:,}/{now.chunks:,} chunks, {said}")
+            notes.print(f"map {said}")
 
-    def _said(self, now: Snapshot) -> str:
+    def _said(self, now: MapProgress) -> str:
         if self._first is None:
             # Speed is of this driver's own work: what was done before does not count.
             self._first = (now.seconds, now.rows_in, now.bytes_in, now.done)
@@ -135,7 +126,8 @@ class Display:
         eta = f"{left / speed:,.0f} s" if speed > 0 else "–"
         failed = f"[red]{now.failed:,} failed[/], " if now.failed else ""
         return (
-            f"{now.done:,}/{now.chunks:,} chunks, {failed}{(now.rows_in - rows) / seconds:,.0f} rows/s, "
+            f"{now.done:,}/{now.chunks:,} chunks, {failed}"
+            f"{(now.rows_in - rows) / seconds:,.0f} rows/s, "
             f"{(now.bytes_in - bytes_in) / seconds / 1e6:,.1f} MB/s, ETA {eta}"
         )
 

@@ -27,7 +27,7 @@ def launch(job: Job, settings: Settings, listen: Listener, resume: Resume) -> Ru
     from pipeline.flows.map_dataset import FlowOptions, map_dataset, options
 
     environment = {"PREFECT_API_URL": api_url, **settings.s3.environment()}
-    runner = task_runner(settings.dask, environment)
+    runner: Any = task_runner(settings.dask, environment)
     flow: Any = map_dataset.with_options(task_runner=runner)
     with options(FlowOptions(settings, listen, resume)), warnings.catch_warnings():
         # Dask warns of task arguments that it thinks large; Prefect's context is.

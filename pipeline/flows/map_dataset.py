@@ -1,4 +1,4 @@
-"""The flow `map_dataset`: plan (a task), map batches of chunks on Dask, publish (a task), report."""
+"""The flow `map_dataset`: plan (a task), map batches of chunks on Dask, publish (a task)."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def publish_task(run: str, run_uri: str, vanished: UploadsVanishedError | None) 
     """Publish a run that is complete; returns the manifest's number."""
     storage = open_storage(_given().settings)
     ledger = Ledger.open(storage, run_uri)
-    return publish_run(storage, ledger.job(), ledger, vanished)
+    return publish_run(storage, ledger, vanished)
 
 
 def _given() -> FlowOptions:
@@ -231,7 +231,8 @@ class _Run:
         said = f"{progress.done:,} of {progress.chunks:,} chunks, {progress.failed:,} failed"
         if self.artifact is None:
             key = f"progress-{self.planned.ledger.run}"
-            self.artifact = create_progress_artifact(progress=percent, key=key, description=said)
+            made: Any = create_progress_artifact(progress=percent, key=key, description=said)
+            self.artifact = made
         else:
             update_progress_artifact(self.artifact, progress=percent, description=said)
 
@@ -239,7 +240,7 @@ class _Run:
         state = "done" if manifest is not None else "failed"
         ledger = self.planned.ledger
         report = store_report(
-            self.storage, ledger, self.job, self.driver.record, state, self.given.settings.state_dir
+            self.storage, ledger, self.driver.record, state, self.given.settings.state_dir
         )
         create_markdown_artifact(markdown=report.markdown, key=f"run-{ledger.run}")
         self.driver.write(state)

@@ -43,7 +43,7 @@ class Access:
             config |= {"aws_endpoint": self.endpoint, "aws_virtual_hosted_style_request": False}
         return S3Store(
             bucket,
-            config=config,
+            config=config,  # type: ignore[arg-type]
             client_options={
                 "allow_http": True,
                 "connect_timeout": f"{CONNECT_SECONDS}s",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
 
@@ -70,9 +70,9 @@ class Storage:
                 return call()
         raise AssertionError("stamina returns or raises")
 
-    def list(self, prefix: str) -> list[ObjectInfo]:
+    def objects(self, prefix: str) -> list[ObjectInfo]:
         """Every object whose URI starts with the prefix, in any order."""
-        return self._tried(lambda: list(self.backend(prefix).list(prefix)))
+        return self._tried(lambda: list(self.backend(prefix).objects(prefix)))
 
     def head(self, uri: str) -> ObjectInfo:
         """ETag and size. Raises ObjectMissingError."""
@@ -175,8 +175,7 @@ class Storage:
     ) -> list[Staged]:
         found: list[Staged] = []
         for scheme, group in groupby(staged, key=lambda item: parse(item.uri).scheme):
-            some = list(group)
-            found += self._tried(lambda s=scheme, m=some: call(self._backends[s], m))
+            found += self._tried(partial(call, self._backends[scheme], list(group)))
         return found
 
 
@@ -214,7 +213,7 @@ def read_table(uri: str) -> pl.DataFrame:
     storage = own_storage()
     if uri.endswith(".parquet"):
         return pl.read_parquet(io.BytesIO(storage.get(uri).data))
-    found = sorted(info.uri for info in storage.list(uri) if info.uri.endswith(".parquet"))
+    found = sorted(info.uri for info in storage.objects(uri) if info.uri.endswith(".parquet"))
     if not found:
         raise ObjectMissingError(uri)
     return pl.concat(pl.read_parquet(io.BytesIO(storage.get(one).data)) for one in found)

@@ -34,8 +34,8 @@ def _etag(found: os.stat_result) -> str:
 class LocalBackend:
     """Files below `file://` URIs."""
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """See `Backend.list`."""
+    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """See `Backend.objects`."""
         at = parse(prefix).key
         for folder, _, names in os.walk(os.path.dirname(at)):
             for name in names:

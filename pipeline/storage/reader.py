@@ -39,7 +39,7 @@ class StorageReader:
     def list(self, uri_prefix: str) -> Iterator[ObjectInfo]:
         """See `Reader.list`. A reader lists a prefix once: it serves one planning."""
         if uri_prefix not in self._listings:
-            self._listings[uri_prefix] = self._storage.list(uri_prefix)
+            self._listings[uri_prefix] = self._storage.objects(uri_prefix)
         yield from self._listings[uri_prefix]
 
     def head(self, uri: str) -> ObjectInfo:

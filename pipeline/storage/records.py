@@ -36,7 +36,7 @@ class Staged:
 class Backend(Protocol):
     """What `Storage` needs of one kind of storage. All URIs are of this kind."""
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object below the prefix, in any order."""
         ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -49,10 +50,12 @@ class S3Objects:
         return self._stores[bucket]
 
     def _send(self, action: str, uri: str, **arguments: Any) -> Any:
-        """One raw request through s3fs's client: no retries of its own, no translation of its own."""
+        """One raw request, synchronously."""
         return self.wait(self.request(action, uri, **arguments))
 
     def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the client's own loop."""
+
         async def held() -> T:
             return await coroutine
 
@@ -65,6 +68,7 @@ class S3Objects:
         return await self._fs.get_s3(bucket)
 
     async def request(self, action: str, uri: str, **arguments: Any) -> Any:
+        """One raw request about one object; errors are ours."""
         at = parse(uri)
         client = await self.client(at.bucket)
         with translating(action, uri):
@@ -73,6 +77,7 @@ class S3Objects:
     async def gather(
         self, one: Callable[[Staged], Coroutine[Any, Any, T]], many: Sequence[Staged]
     ) -> list[T]:
+        """Do one thing to many, so many at a time that the server is busy and not drowned."""
         gate = asyncio.Semaphore(CONCURRENCY)
 
         async def held(item: Staged) -> T:
@@ -83,8 +88,8 @@ class S3Objects:
 
     # -- reading ------------------------------------------------------------------------------
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """See `Backend.list`. Falls back to s3fs's client where a key defeats obstore."""
+    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """See `Backend.objects`. Falls back to s3fs's client where a key defeats obstore."""
         at = parse(prefix)
         with translating("list", prefix):
             try:
@@ -224,10 +229,8 @@ class S3Objects:
 
     def delete(self, uri: str) -> None:
         """See `Backend.delete`."""
-        try:
+        with suppress(ObjectMissingError):
             self._send("delete_object", uri)
-        except ObjectMissingError:
-            pass
 
 
 def listed(parts: Sequence[str]) -> dict[str, Any]:

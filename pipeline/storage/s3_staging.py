@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from pipeline.errors import ObjectMissingError
@@ -89,10 +90,8 @@ class S3Backend(S3Objects):
         """See `Backend.abort`."""
 
         async def drop(item: Staged) -> None:
-            try:
+            with suppress(ObjectMissingError):
                 await self.request("abort_multipart_upload", item.uri, UploadId=item.upload)
-            except ObjectMissingError:
-                pass
 
         self.wait(self.gather(drop, staged))
 
