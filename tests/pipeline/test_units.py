@@ -25,7 +25,7 @@ def test_sizes(written: object, count: int) -> None:
     "written", [0, -1, True, None, "", "MiB", "1 apple", "-5MiB", float("inf")]
 )
 def test_what_is_no_size_is_refused(written: object) -> None:
-    with pytest.raises(ValueError, match="is not a size|is below 1"):
+    with pytest.raises(ValueError, match=r"is not a size|is below 1"):
         parse_size(written)
 
 
