@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prefect_dask.task_runners import PrefectDaskFuture
 
 # What the first batch would otherwise wait for: five seconds of imports in every worker.
-_PRELOAD = ("polars", "prefect_dask")
+_PRELOAD = ("polars", "prefect_dask", "pipeline.flows.map_dataset")
 
 
 def start_local_cluster(

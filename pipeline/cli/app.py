@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import ChunkmapError
+from pipeline.leaving import leave
 
 app = typer.Typer(
     name="chunkmap",
@@ -142,15 +143,17 @@ def main() -> None:
     """Run the command line; every error of ours becomes a message and an exit code."""
     try:
         app(standalone_mode=True)
+    except SystemExit as end:
+        leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        leave(130)
     except Exception as error:
         code = _exit_code(error)
         if code is None:
             raise
         _show(error)
-        sys.exit(code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        leave(code)
 
 
 def _exit_code(error: Exception) -> int | None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from pipeline.cli.screen import (
     Display,
     complain,
-    notes,
     out,
     pairs,
     print_json,

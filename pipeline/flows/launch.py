@@ -6,13 +6,18 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from pipeline.driver import RunSummary
-from pipeline.flows.server import connect
+from pipeline.flows.server import connect, drain
 from pipeline.job import Job
+from pipeline.leaving import leave_at_once
 from pipeline.planning import Resume
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from pipeline.flows.map_dataset import Listener
+
+
+DRAIN_SECONDS = 10.0
+"""How long a driver waits, once its run is over, for Prefect to take the last logs and events."""
 
 
 def launch(job: Job, settings: Settings, listen: Listener, resume: Resume) -> RunSummary:
@@ -32,5 +37,9 @@ def launch(job: Job, settings: Settings, listen: Listener, resume: Resume) -> Ru
     with options(FlowOptions(settings, listen, resume)), warnings.catch_warnings():
         # Dask warns of task arguments that it thinks large; Prefect's context is.
         warnings.filterwarnings("ignore", message="Sending large graph")
-        summary: RunSummary = flow(job.name, job.to_yaml())
+        try:
+            summary: RunSummary = flow(job.name, job.to_yaml())
+        finally:
+            if not drain(DRAIN_SECONDS):
+                leave_at_once()
     return summary

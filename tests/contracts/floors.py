@@ -26,6 +26,7 @@ FLOORS: dict[str, int] = {
     "partitioning.freezing": 7,
     "partitioning.planner": 8,
     "pipeline.errors": 10,
+    "pipeline.leaving": 11,
     "pipeline.liveness": 11,
     "pipeline.sparse": 11,
     "pipeline.units": 11,
