@@ -102,6 +102,14 @@ def footer_length(tail: bytes, size: int, limit: int) -> int:
     return length
 
 
+class _Footer(pq.ParquetFile):  # type: ignore[misc]
+    """A file of which only the footer is there."""
+
+    def _build_nested_paths(self) -> dict[str, list[int]]:
+        # For reading columns by name: a third of the time that opening takes, and not used here.
+        return {}
+
+
 def parse_footer(tail: bytes, length: int, size: int) -> pq.FileMetaData:
     """Parse a footer that lies at the end of `tail`.
 
@@ -109,7 +117,7 @@ def parse_footer(tail: bytes, length: int, size: int) -> pq.FileMetaData:
         BadFooter: it does not parse, or contradicts itself.
     """
     try:
-        file = pq.ParquetFile(
+        file = _Footer(
             pa.BufferReader(tail),
             # A list's claimed length is allocated before it is read: an element takes at
             # least three bytes, so a longer list is a lie.

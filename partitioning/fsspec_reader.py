@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -87,6 +88,8 @@ class FsspecReader:
         try:
             data = self._retried(lambda: self._suffix(info, min(request.length, info.size)))
         except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EINVAL:
+                return Tail(info, None, f"replaced since it was listed with ETag {info.etag}")
             return Tail(info, None, f"{type(error).__name__}: {error}")
         if len(data) != min(request.length, info.size):
             return Tail(info, None, f"read {len(data)} bytes of {request.length}: it has changed")
@@ -124,7 +127,9 @@ class FsspecReader:
                 return call()
             except _FINAL:
                 raise
-            except OSError:
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # how s3fs says that a condition did not hold
+                    raise
                 # A fixed pause would bring all threads back at once.
                 self._pause(_FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1.0))
         return call()
