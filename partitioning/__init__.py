@@ -18,7 +18,7 @@ from partitioning.explain import Distribution, Explain, PlanResult
 from partitioning.filters import Filter, Term, filter_expr
 from partitioning.fsspec_reader import FsspecReader
 from partitioning.model import Chunk, Fragment, ObjectInfo, Plan, Skipped
-from partitioning.planner import plan_dataset
+from partitioning.planner import Mapper, Progress, plan_dataset
 from partitioning.reader import Reader, Tail, TailRequest
 from partitioning.request import PlanRequest
 from partitioning.snapshot import Changes
@@ -34,6 +34,7 @@ __all__ = [
     "FilterError",
     "Fragment",
     "FsspecReader",
+    "Mapper",
     "NoParquetError",
     "ObjectInfo",
     "Plan",
@@ -41,6 +42,7 @@ __all__ = [
     "PlanRequest",
     "PlanResult",
     "PlanningError",
+    "Progress",
     "Reader",
     "SchemaMismatchError",
     "Skipped",

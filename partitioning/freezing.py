@@ -57,7 +57,7 @@ def freeze(
         np.int64,
     ).reshape(-1, 2)
     chunks = _chunks_table(snapshot, ordered, member, ranges)
-    schemas = snapshot.schemas
+    schemas, kinds = snapshot.canonical_schemas()
     skipped = [(snapshot.infos[i], offset, reason) for i, offset, reason in bad]
     tables = {
         "chunks": chunks,
@@ -70,7 +70,7 @@ def freeze(
                 "kept": pa.array(groups.kept),
             }
         ),
-        "objects": objects_table(snapshot, starts),
+        "objects": objects_table(snapshot, starts, kinds),
         "schemas": pa.table({"schema": pa.array(schemas, pa.binary())}),
         "skipped": pa.table(
             {

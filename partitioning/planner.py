@@ -200,13 +200,13 @@ class _Footers:
         wanted = np.flatnonzero(unknown & (status == Status.PLANNED))
         if len(wanted) > _FAIL_FAST:
             self._take(wanted[:1], None)
-            if self._snapshot.schemas and self._request.schema != "union":
+            if self._snapshot.any_schema and self._request.schema != "union":
                 self.check()
             wanted = wanted[1:]
         self._take(wanted, self._mapper)
         # With everything pruned the schema is still wanted: from the first object that has one.
         for index in range(len(self._snapshot)):
-            if self._snapshot.schemas:
+            if self._snapshot.any_schema:
                 break
             if unknown[index] and status[index] != Status.PLANNED:
                 self._take(np.array([index]), None)
@@ -218,7 +218,7 @@ class _Footers:
             return
         infos = self._snapshot.infos
         named = [(infos[i].uri, offset, reason) for i, offset, reason in self.bad]
-        if self._request.on_bad_object == "fail" or not self._snapshot.schemas:
+        if self._request.on_bad_object == "fail" or not self._snapshot.any_schema:
             raise BadObjectsError(named)
         self._snapshot.status[[i for i, _, _ in self.bad]] = Status.SKIPPED
 

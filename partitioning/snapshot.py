@@ -82,6 +82,11 @@ class Snapshot:
     def __len__(self) -> int:
         return len(self.infos)
 
+    @property
+    def any_schema(self) -> bool:
+        """Tell whether at least one footer is known."""
+        return bool((self.schema >= 0).any())
+
     def partition_values(self, index: int) -> dict[str, PartitionValue]:
         """Return an object's Hive values."""
         return {n: c[index] for n, c in zip(self.hive.names, self.hive.columns, strict=True)}
@@ -100,6 +105,18 @@ class Snapshot:
         self.counts[objects] = counts
         self.starts[objects] = len(self.groups) + np.cumsum(counts) - counts
         self.groups = Groups.join([self.groups, groups])
+
+    def canonical_schemas(self) -> tuple[list[bytes], Ints]:
+        """Return the schemas in the order of the objects, and each object's index among them.
+
+        What order footers arrived in, and schemas that no object has any more, leave no trace.
+        """
+        known = self.schema >= 0
+        kinds, first = np.unique(self.schema[known], return_index=True)
+        order = kinds[np.argsort(first)]
+        ranks = np.full(len(self.schemas) + 1, -1, np.int64)  # the last for -1
+        ranks[order] = np.arange(len(order))
+        return [self.schemas[kind] for kind in order.tolist()], ranks[self.schema]
 
     def ordered_groups(self) -> tuple[Ints, Ints, Groups]:
         """Return each object's first position, each row group's object, and all row groups.
@@ -196,7 +213,9 @@ def reuse(snapshot: Snapshot, previous: Plan, here: Ints, there: Ints) -> int:
         name: table[name].to_numpy().astype(np.int64)
         for name in ("row_groups", "row_group_start", "footer_size", "schema")
     }
-    known = columns["row_groups"][there] >= 0
+    # What is pruned stays unread, so that this plan is the one that planning afresh gives.
+    wanted = snapshot.status[here] != Status.PRUNED
+    known = wanted & (columns["row_groups"][there] >= 0)
     here, there = here[known], there[known]
     counts = columns["row_groups"][there]
     old = previous.table("row_groups")
@@ -242,7 +261,7 @@ def add_batch(snapshot: Snapshot, wanted: Ints, batch: FooterBatch) -> None:
     )
 
 
-def objects_table(snapshot: Snapshot, starts: Ints) -> pa.Table:
+def objects_table(snapshot: Snapshot, starts: Ints, schema: Ints) -> pa.Table:
     """Return the plan's table of objects."""
     infos = snapshot.infos
     columns = {
@@ -251,7 +270,7 @@ def objects_table(snapshot: Snapshot, starts: Ints) -> pa.Table:
         "size": pa.array([i.size for i in infos], pa.int64()),
         "status": pa.array(snapshot.status, pa.uint8()),
         "footer_size": pa.array(snapshot.footer_size, pa.int64()),
-        "schema": pa.array(snapshot.schema, pa.int32()),
+        "schema": pa.array(schema, pa.int32()),
         "row_group_start": pa.array(starts, pa.int64()),
         "row_groups": pa.array(snapshot.counts, pa.int32()),
     }

@@ -93,6 +93,44 @@ def test_planning_again_gives_the_plan_that_planning_afresh_gives(
     assert len(reader.lengths) == len(after) - len(same)
 
 
+@st.composite
+def mixed(draw: st.DrawFn) -> dict[str, bytes]:
+    """Return a dataset of which some objects have further columns."""
+    objects = {}
+    for number in draw(st.lists(st.integers(0, 8), min_size=1, max_size=6, unique=True)):
+        start = draw(st.integers(0, 20))
+        further: dict[str, list[object]] = draw(
+            st.sampled_from([{}, {"a": [1] * 5}, {"b": ["x"] * 5, "a": [2] * 5}])
+        )
+        part = draw(st.integers(1, 2))
+        objects[f"s3://b/t/p={part}/{number}.parquet"] = parquet(
+            ids(start, start + 5, **further), draw(st.integers(1, 5))
+        )
+    return objects
+
+
+TERMS = [
+    (Term("id", "<", 10),),
+    (Term("p", "==", 1), Term("id", ">", 3)),
+    (Term("p", "in", [2, 3]),),
+    (Term("p", ">", 5),),
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(mixed(), mixed(), st.lists(st.sampled_from(TERMS), max_size=2), st.integers(0, 99))
+def test_planning_again_is_exact_with_a_filter_and_several_schemas(
+    before: dict[str, bytes],
+    after: dict[str, bytes],
+    groups: list[tuple[Term, ...]],
+    seed: int,
+) -> None:
+    request = PlanRequest("s3://b/t/", schema="union", filter=tuple(groups))
+    previous = plan_dataset(request, DictReader(before)).plan
+    again = plan_dataset(request, DictReader(after, shuffle=seed), previous=previous).plan
+    assert again.to_bytes() == plan_dataset(request, DictReader(after)).plan.to_bytes()
+
+
 @settings(max_examples=50, deadline=None)
 @given(datasets(), requests, st.data())
 def test_a_stored_plan_gives_any_chunk_alone(
