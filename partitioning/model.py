@@ -69,6 +69,8 @@ class Fragment:
     """Compressed bytes of the columns that are read."""
     decoded_bytes: int
     """Estimated bytes in memory of the columns that are read."""
+    partition: Partition = ()
+    """Its object's Hive values, in the order of the directories: no part of its identity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +262,9 @@ class Plan:
         ids = ranges["id"].to_pylist()
         bounds = zip(ranges["start"].to_pylist(), ranges["stop"].to_pylist(), strict=True)
         for rank, (identity, (begin, end)) in enumerate(zip(ids, bounds, strict=True)):
-            ordinals_, fragments = block.fragments(begin, end)
-            yield Chunk(identity.hex(), start + rank, block.partition(ordinals_), fragments)
+            fragments = block.fragments(begin, end)
+            partition = shared_partition(fragments)
+            yield Chunk(identity.hex(), start + rank, partition, fragments)
 
 
 def _runs(indices: Iterable[int]) -> Iterator[tuple[int, int]]:
@@ -295,20 +298,20 @@ class _Block:
         self._rows, self._stored, self._decoded = (
             np.concatenate([[0], np.cumsum(groups[c].to_numpy())]) for c in _MEASURES
         )
-        self._partitions = {
-            name.removeprefix(PARTITION_PREFIX): objects[name].to_pylist()
-            for name in objects.column_names
-            if name.startswith(PARTITION_PREFIX)
-        }
+        hive = [c for c in objects.column_names if c.startswith(PARTITION_PREFIX)]
+        names = [c.removeprefix(PARTITION_PREFIX) for c in hive]
+        values = zip(*(objects[c].to_pylist() for c in hive), strict=True)
+        self._partitions: list[Partition] = [
+            tuple(zip(names, row, strict=True)) for row in values
+        ] or [()] * len(objects)
 
-    def fragments(self, start: int, stop: int) -> tuple[list[int], tuple[Fragment, ...]]:
-        """Return the ordinals of the objects, and the fragments, of row groups [start, stop)."""
+    def fragments(self, start: int, stop: int) -> tuple[Fragment, ...]:
+        """Return the fragments of the row groups [start, stop)."""
         begin, end = start - self._base, stop - self._base
-        found, ordinals = [], []
+        found = []
         for ordinal, first, last in member_runs(self._ordinals, self._member, begin, end):
             uri, etag, size, footer_size, own = self._objects[ordinal - self._low]
             own -= self._base
-            ordinals.append(ordinal)
             found.append(
                 Fragment(
                     uri=uri,
@@ -321,18 +324,20 @@ class _Block:
                     footer_size=footer_size,
                     stored_bytes=int(self._stored[last] - self._stored[first]),
                     decoded_bytes=int(self._decoded[last] - self._decoded[first]),
+                    partition=self._partitions[ordinal - self._low],
                 )
             )
-        return ordinals, tuple(found)
+        return tuple(found)
 
-    def partition(self, ordinals: list[int]) -> Partition:
-        """Return the partition values that the objects share."""
-        shared: list[tuple[str, PartitionValue]] = []
-        for name, values in self._partitions.items():
-            found = {values[ordinal - self._low] for ordinal in ordinals}
-            if len(found) == 1:
-                shared.append((name, found.pop()))
-        return tuple(shared)
+
+def shared_partition(fragments: tuple[Fragment, ...]) -> Partition:
+    """Return the Hive values that all fragments have in common."""
+    first = fragments[0].partition
+    if all(f.partition == first for f in fragments):
+        return first
+    return tuple(
+        pair for at, pair in enumerate(first) if all(f.partition[at] == pair for f in fragments)
+    )
 
 
 _MEASURES: Final = ("rows", "stored", "decoded")

@@ -196,6 +196,15 @@ def test_a_chunk_may_cross_partitions_only_when_asked() -> None:
     assert len(partitions("k=1/n=1", "k=1/n=2")) == 2
 
 
+def test_each_fragment_knows_its_own_partition() -> None:
+    reader = store("t/k=1/n=1/a.parquet", "t/k=1/n=2/a.parquet")
+    plan = plan_dataset(PlanRequest("s3://b/t/", cross_partitions=True), reader).plan
+    assert [f.partition for f in plan.chunk(0).fragments] == [
+        (("k", 1), ("n", 1)),
+        (("k", 1), ("n", 2)),
+    ]
+
+
 def test_a_lacking_partition_column_is_refused_with_both_examples() -> None:
     reader = store("t/n=1/a.parquet", "t/b.parquet")
     with pytest.raises(SchemaMismatchError, match=r"'n' is in the key of s3://b/t/n=1/a\.parquet"):
