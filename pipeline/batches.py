@@ -60,7 +60,6 @@ class Batcher:
         indices: Sequence[int],
         decoded_bytes: Sequence[int],
         *,
-        threads: int,
         seconds: float,
         max_chunks: int,
     ) -> None:
@@ -70,7 +69,6 @@ class Batcher:
             prefix: Begins the name of each batch.
             indices: What is left, ascending.
             decoded_bytes: Estimated size of each of them.
-            threads: Worker threads that share the work.
             seconds: How long a batch should run at most.
             max_chunks: Most chunks in a batch.
         """
@@ -78,7 +76,6 @@ class Batcher:
         self._indices = indices
         self._costs = [size + CHUNK_OVERHEAD for size in decoded_bytes]
         self._left = sum(self._costs)
-        self._threads = max(1, threads)
         self._seconds = seconds
         self._max_chunks = max_chunks
         self._position = 0
@@ -98,11 +95,11 @@ class Batcher:
         self._measured_cost += decoded_bytes + chunks * CHUNK_OVERHEAD
         self._measured_seconds += seconds
 
-    def take(self) -> Batch | None:
-        """The next batch, or None when everything is handed out."""
+    def take(self, threads: int) -> Batch | None:
+        """The next batch for a cluster of so many threads, or None when all is handed out."""
         if self._position >= len(self._indices):
             return None
-        share = self._left / (2 * self._threads)
+        share = self._left / (2 * max(1, threads))
         budget = min(share, self._seconds * self.speed)
         start, cost = self._position, 0.0
         while self._position < len(self._indices) and self._position - start < self._max_chunks:

@@ -18,11 +18,12 @@ import orjson
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.errors import RunFailedError
+from pipeline.errors import RunFailedError, SchemaChangedError
 from pipeline.job import Job
-from pipeline.ledger import Ledger, Progress, RunRecord
+from pipeline.ledger import Ledger
 from pipeline.manifest import Catalog, draft_commit
 from pipeline.publish import UploadsVanishedError, abort_spares, amend, publish
+from pipeline.records import Progress, RunRecord
 from pipeline.report.model import Phase, RunInfo, RunReport
 from pipeline.report.run_report import render_html, render_json, render_markdown
 from pipeline.rounds import MapProgress
@@ -172,11 +173,11 @@ def publish_run(
 
     Raises:
         UploadsVanishedError: some chunks are left again; map them, then call this with it.
-        RunFailedError: the chunks' schemas differ.
+        SchemaChangedError: the chunks' schemas differ.
     """
     catalog, record, progress = Catalog(storage, ledger.output), ledger.record(), ledger.read()
     assert progress.completions.height == record.chunks, "only a complete run is published"
-    check_schemas(progress.completions)
+    check_schemas(progress)
     draft = draft_commit(record, progress.completions)
     if vanished is not None:
         amend(catalog, vanished, draft)
@@ -190,21 +191,21 @@ def publish_run(
     return published.manifest.number
 
 
-def check_schemas(completions: pl.DataFrame) -> None:
+def check_schemas(progress: Progress) -> None:
     """Raise RunFailedError when chunks came out with different columns or types."""
-    counts = completions.group_by("schema").agg(pl.len(), pl.col("index").min()).sort("len")
-    if counts.height > 1:
-        odd, usual = counts.row(0, named=True), counts.row(-1, named=True)
-        theirs, ours = orjson.loads(odd["schema"]), orjson.loads(usual["schema"])
-        columns = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
-        said = ", ".join(
-            f"{n}: {theirs.get(n, 'absent')} / {ours.get(n, 'absent')}" for n in columns
-        )
-        raise RunFailedError(
-            f"the transform returned another schema on {odd['len']} chunks (such as chunk "
-            f"{odd['index']}) than on the other {usual['len']}: {said}",
-            hint="cast these columns in the transform, then run the job again",
-        )
+    counts = progress.completions.group_by("schema").agg(pl.len(), pl.col("index").min())
+    if counts.height < 2:
+        return
+    odd, *_, usual = counts.sort("len").iter_rows(named=True)
+    theirs = orjson.loads(progress.schemas[odd["schema"]])
+    ours = orjson.loads(progress.schemas[usual["schema"]])
+    columns = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    said = ", ".join(f"{n}: {theirs.get(n, 'absent')} / {ours.get(n, 'absent')}" for n in columns)
+    raise SchemaChangedError(
+        f"the transform returned another schema on {odd['len']} chunks (such as chunk "
+        f"{odd['index']}) than on the other {usual['len']}: {said}",
+        hint="cast these columns in the transform, then run the job with --replan",
+    )
 
 
 def failure_lines(failed: pl.DataFrame) -> tuple[str, ...]:

@@ -118,9 +118,9 @@ def check_scheduler(address: str, timeout: float) -> None:
 
 
 def thread_count(runner: DaskTaskRunner) -> int:
-    """Worker threads of the runner's cluster at this moment, at least one."""
+    """Worker threads of the runner's cluster at this moment."""
     workers = runner.client.scheduler_info(n_workers=-1)["workers"]
-    return max(1, sum(int(worker["nthreads"]) for worker in workers.values()))
+    return sum(int(worker["nthreads"]) for worker in workers.values())
 
 
 def wait_any(futures: Sequence[PrefectDaskFuture[Any]], seconds: float) -> None:

@@ -17,6 +17,7 @@
     │   ├── AlreadyExistsError
     │   └── PreconditionFailedError
     ├── TransformError
+    ├── ChunkTimeoutError
     ├── SchemaChangedError
     ├── StackError
     ├── RunFailedError
@@ -200,6 +201,10 @@ class PreconditionFailedError(StorageError):
 
 class TransformError(ChunkmapError):
     """The transform cannot be loaded, raised, or returned what it may not return."""
+
+
+class ChunkTimeoutError(ChunkmapError):
+    """A chunk took longer than the job's `chunk_timeout`; its worker ended itself."""
 
 
 class SchemaChangedError(ChunkmapError):

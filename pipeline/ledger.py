@@ -7,125 +7,36 @@ minus the completions, whoever asks, at any moment.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Self
 
 import orjson
 import polars as pl
 import zstandard
-from pydantic import BaseModel, ConfigDict
 
 from partitioning import Plan
+from partitioning.tablefile import TableFile, pack_tables
 from pipeline.errors import AlreadyExistsError, ObjectMissingError, UsageError
 from pipeline.job import Job, parse_job
+from pipeline.records import (
+    COMPLETIONS,
+    FAILURES,
+    Completion,
+    Failure,
+    Progress,
+    RunRecord,
+    Segment,
+    digest_of,
+)
 from pipeline.storage import Storage, join, parse, state_prefix
 
 READERS = 16
 """Segments read at a time."""
-
-
-class RunRecord(BaseModel):
-    """What a run is; written once, before anything is mapped."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    version: int = 1
-    run: str
-    """16 hex digits, derived from plan, transform, parameters and output."""
-    job: str
-    """The job's name."""
-    plan: str
-    """The plan's id."""
-    chunks: int
-    rows: int
-    transform: str
-    fingerprint: str
-    """Of the transform's source and parameters, at the run's creation."""
-    output: str
-    """URI of the output prefix."""
-    mode: str
-    base: int
-    """Number of the manifest that was current at the run's creation."""
-    created: float
-    """Unix seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """The proof that a chunk is done."""
-
-    chunk: str
-    index: int
-    batch: str
-    attempt: str
-    """Unique to this try of this chunk; also in the metadata of what it staged."""
-    worker: str
-    started: float
-    """Unix seconds."""
-    seconds: float
-    """From the moment the chunk was at hand to the end of its staging."""
-    read_seconds: float
-    compute_seconds: float
-    stage_seconds: float
-    rows_in: int
-    """Rows that reached the transform: those planned, less those the job's filter took away."""
-    rows_out: int
-    bytes_in: int
-    """Bytes that were read."""
-    bytes_out: int
-    """Bytes of the staged Parquet file."""
-    code: str
-    """Fingerprint of the transform that made it."""
-    schema: str
-    """The output's columns and types, as JSON."""
-    uri: str
-    """Where the output appears once published."""
-    upload: str
-    parts: tuple[str, ...]
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """One failed try of one chunk."""
-
-    chunk: str
-    index: int
-    batch: str
-    attempt: str
-    worker: str
-    at: float
-    """Unix seconds."""
-    error: str
-    """Name of the error's class."""
-    message: str
-    transient: bool
-    trace: str
-    """The end of the traceback."""
-
-
-_TYPES: dict[str, Any] = {
-    "str": pl.String,
-    "int": pl.Int64,
-    "float": pl.Float64,
-    "bool": pl.Boolean,
-    "tuple[str, ...]": pl.List(pl.String),
-}
-
-
-def _schema(record: type) -> pl.Schema:
-    return pl.Schema({n: _TYPES[t] for n, t in record.__annotations__.items()})
-
-
-COMPLETIONS = _schema(Completion)
-FAILURES = _schema(Failure)
-_KINDS = {"completion": COMPLETIONS, "failure": FAILURES}
 
 
 def run_id(plan: Plan, job: Job, fingerprint: str) -> str:
@@ -134,28 +45,6 @@ def run_id(plan: Plan, job: Job, fingerprint: str) -> str:
     output["uri"] = parse(job.output.uri).uri.rstrip("/")
     said = [plan.id, job.transform, fingerprint, job.params, output]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What the ledger says at one moment."""
-
-    completions: pl.DataFrame
-    """One row a chunk that is done (schema COMPLETIONS), in the plan's order."""
-    spares: pl.DataFrame
-    """Further completions of the same chunks: published never, aborted at publish."""
-    failures: pl.DataFrame
-    """Every failed try (schema FAILURES), oldest first."""
-
-    def left(self, chunks: int) -> list[int]:
-        """Indices of the chunks of a plan of this many that have no completion."""
-        done = set(self.completions["index"].to_list())
-        return [index for index in range(chunks) if index not in done]
-
-    def failed(self) -> pl.DataFrame:
-        """The last failure of each chunk that has no completion."""
-        last = self.failures.unique("chunk", keep="last", maintain_order=True)
-        return last.join(self.completions, on="chunk", how="anti").sort("index")
 
 
 class Ledger:
@@ -167,7 +56,9 @@ class Ledger:
         self.output = parse(output).uri.rstrip("/") + "/"
         self.state = state_prefix(self.output)
         self.prefix = join(self.state, "runs", run) + "/"
-        self._segments: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        self._segments: dict[str, Segment] = {}
+        self._folded: frozenset[str] = frozenset()
+        self._base = 0
         self._void: set[str] = set()
 
     @classmethod
@@ -226,13 +117,22 @@ class Ledger:
         """Note where the run was published: a short cut, never needed for correctness."""
         self._storage.put(self.prefix + "published.json", orjson.dumps({"manifest": manifest}))
 
-    def write_segment(self, name: str, entries: Sequence[Completion | Failure]) -> None:
-        """Append completions and failures under a name that nobody else uses."""
-        lines = b"\n".join(
-            orjson.dumps({"kind": type(entry).__name__.lower(), **asdict(entry)})
-            for entry in entries
-        )
-        data = zstandard.compress(lines)
+    def write_segment(
+        self,
+        name: str,
+        entries: Sequence[Completion | Failure],
+        schemas: Iterable[str] = (),
+    ) -> None:
+        """Append completions and failures under a name that nobody else uses.
+
+        Args:
+            name: Of the segment.
+            entries: Completions and failures.
+            schemas: Of the completions' outputs, as JSON.
+        """
+        lines = [{"kind": "schema", "columns": schema} for schema in schemas]
+        lines += [{"kind": type(entry).__name__.lower(), **asdict(entry)} for entry in entries]
+        data = zstandard.compress(b"\n".join(map(orjson.dumps, lines)))
         self._storage.put_new(f"{self.prefix}completions/{name}.jsonl.zst", data)
 
     def void(self, attempts: Iterable[str]) -> None:
@@ -240,31 +140,97 @@ class Ledger:
         self._void |= set(attempts)
 
     def read(self) -> Progress:
-        """Everything that is stored now; segments read before are not read again."""
-        found = {info.uri for info in self._storage.objects(self.prefix + "completions/")}
-        new = sorted(found - self._segments.keys())
-        with ThreadPoolExecutor(READERS) as pool:
-            self._segments.update(zip(new, pool.map(self._read_segment, new), strict=True))
-        stored = self._collect("completion").sort("index", "attempt")
-        completions = stored.filter(~pl.col("attempt").is_in(list(self._void)))
+        """Everything that is stored now; what was read before is not read again."""
+        stored = self._stored()
+        completions = pl.concat([one.completions for one in stored]).sort("index", "attempt")
+        completions = completions.filter(~pl.col("attempt").is_in(list(self._void)))
         first = completions["chunk"].is_first_distinct()
         return Progress(
             completions=completions.filter(first),
             spares=completions.filter(~first),
-            failures=self._collect("failure").sort("at"),
+            failures=pl.concat([one.failures for one in stored]).sort("at"),
+            schemas={digest: text for one in stored for digest, text in one.schemas.items()},
         )
 
-    def _read_segment(self, uri: str) -> dict[str, list[dict[str, Any]]]:
-        data = zstandard.decompress(self._storage.get(uri).data)
-        kinds: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _KINDS}
-        for line in data.splitlines():
-            entry = orjson.loads(line)
-            kinds[entry.pop("kind")].append(entry)
-        return kinds
+    def of_batch(self, batch: str) -> Progress:
+        """What earlier tries of one batch have stored."""
+        found = self._storage.objects(f"{self.prefix}completions/{batch}-")
+        parts = [_EMPTY, *(self._read_segment(info.uri) for info in found)]
+        return Progress(
+            completions=pl.concat([one.completions for one in parts]),
+            spares=COMPLETIONS.to_frame(),
+            failures=pl.concat([one.failures for one in parts]),
+            schemas={},
+        )
 
-    def _collect(self, kind: str) -> pl.DataFrame:
-        rows = [row for kinds in self._segments.values() for row in kinds[kind]]
-        return pl.DataFrame(rows, schema=_KINDS[kind], orient="row")
+    def fold(self) -> None:
+        """Write everything that is known as one object, so that the next reader reads one.
+
+        A day of 8 workers that flush every 5 s leaves 138,000 segments: two minutes of reading.
+        """
+        stored = self._stored()
+        names = sorted(name for name in self._segments if not _is_base(name))
+        tables = {
+            "completions": pl.concat([one.completions for one in stored]).to_arrow(),
+            "failures": pl.concat([one.failures for one in stored]).to_arrow(),
+            "segments": pl.DataFrame({"name": [*self._folded, *names]}).to_arrow(),
+        }
+        schemas = {digest: text for one in stored for digest, text in one.schemas.items()}
+        with suppress(AlreadyExistsError):
+            self._storage.put_new(
+                f"{self.prefix}completions/base-{self._base + 1:06d}.arrow",
+                pack_tables(tables, {"schemas": schemas}),
+            )
+
+    @property
+    def unfolded(self) -> int:
+        """Segments that were read one by one."""
+        return sum(not _is_base(name) for name in self._segments)
+
+    def _stored(self) -> list[Segment]:
+        """All segments, the newest base first."""
+        prefix = self.prefix + "completions/"
+        found = {info.uri.removeprefix(prefix) for info in self._storage.objects(prefix)}
+        newest = max((name for name in found if _is_base(name)), default=None)
+        if newest is not None and newest not in self._segments:
+            self._open_base(newest)
+        known = self._segments.keys() | set(self._folded)
+        new = sorted(name for name in found - known if not _is_base(name))
+        with ThreadPoolExecutor(READERS) as pool:
+            read = pool.map(lambda name: self._read_segment(prefix + name), new)
+            self._segments.update(zip(new, read, strict=True))
+        return [_EMPTY, *self._segments.values()]
+
+    def _open_base(self, name: str) -> None:
+        """Take a base instead of the segments that it holds."""
+        file = TableFile(self._storage.get(f"{self.prefix}completions/{name}").data)
+        frames = {
+            part: pl.DataFrame(pl.from_arrow(file.table(part))).cast(dict(schema))  # type: ignore[arg-type]
+            for part, schema in (("completions", COMPLETIONS), ("failures", FAILURES))
+        }
+        self._folded = frozenset(file.table("segments")["name"].to_pylist())
+        self._base = int(name.removeprefix("base-").removesuffix(".arrow"))
+        kept = {n: one for n, one in self._segments.items() if n not in self._folded}
+        kept = {n: one for n, one in kept.items() if not _is_base(n)}
+        self._segments = {name: Segment(**frames, schemas=file.meta["schemas"]), **kept}
+
+    def _read_segment(self, uri: str) -> Segment:
+        rows: dict[str, list[dict[str, Any]]] = {"completion": [], "failure": [], "schema": []}
+        for line in zstandard.decompress(self._storage.get(uri).data).splitlines():
+            entry = orjson.loads(line)
+            rows[entry.pop("kind")].append(entry)
+        return Segment(
+            pl.DataFrame(rows["completion"], schema=COMPLETIONS, orient="row"),
+            pl.DataFrame(rows["failure"], schema=FAILURES, orient="row"),
+            {digest_of(one["columns"]): one["columns"] for one in rows["schema"]},
+        )
+
+
+_EMPTY = Segment(COMPLETIONS.to_frame(), FAILURES.to_frame(), {})
+
+
+def _is_base(name: str) -> bool:
+    return name.startswith("base-")
 
 
 def runs_of(storage: Storage, output: str) -> list[RunRecord]:
@@ -277,19 +243,6 @@ def runs_of(storage: Storage, output: str) -> list[RunRecord]:
     return sorted(found, key=lambda record: record.created)
 
 
-def to_ipc(frame: pl.DataFrame) -> bytes:
-    """A frame as Arrow IPC bytes."""
-    buffer = io.BytesIO()
-    frame.write_ipc(buffer, compression="zstd")
-    return buffer.getvalue()
-
-
 def segment_name(batch: str, attempt: str, number: int) -> str:
     """The name of a batch's n-th segment."""
     return f"{batch}-{attempt}-{number:04d}"
-
-
-def iterate(frame: pl.DataFrame) -> Iterable[Completion]:
-    """A frame's rows as records."""
-    for row in frame.iter_rows(named=True):
-        yield Completion(**{**row, "parts": tuple(row["parts"])})

@@ -23,7 +23,7 @@ import pyarrow.ipc
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import AlreadyExistsError, ObjectMissingError
-from pipeline.ledger import RunRecord
+from pipeline.records import RunRecord
 from pipeline.storage import Storage, join, parse, state_prefix
 
 _FILES: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections import deque
@@ -9,21 +10,25 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from threading import Timer
 from typing import TypeVar
 
 import stamina
 
 from partitioning import Chunk
 from pipeline.batches import Batch
-from pipeline.errors import is_transient
-from pipeline.ledger import Completion, Failure, segment_name
+from pipeline.errors import ChunkTimeoutError, is_transient
+from pipeline.ledger import segment_name
 from pipeline.process import Mapped, RunContext, compute, failure_of, open_chunk, open_run, stage
 from pipeline.reading import ChunkSource
+from pipeline.records import Completion, Failure
 
 T = TypeVar("T")
 
 CHUNK_BUDGET_SECONDS = 120.0
 """How long a chunk's transient errors are waited out in the worker; the next round tries again."""
+TIMEOUT_EXIT = 75
+"""Exit code of a worker that ends itself because a chunk hangs (EX_TEMPFAIL)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +53,13 @@ def map_batch(run_uri: str, fingerprint: str, batch: Batch, worker: str = "seria
     A bad chunk is recorded and its neighbours go on. What is raised instead is what concerns the
     whole batch: no storage, no transform.
     """
-    context = open_run(run_uri, fingerprint)
-    return _BatchRun(context, batch, worker).run()
+    return BatchRun(open_run(run_uri, fingerprint), batch, worker).run()
 
 
 @dataclass(slots=True)
-class _BatchRun:
+class BatchRun:
+    """One try of one batch."""
+
     context: RunContext
     batch: Batch
     worker: str
@@ -61,32 +67,52 @@ class _BatchRun:
     columns: set[str] = field(default_factory=set)
     """Columns that the last chunk turned out to read: fetched ahead for the next."""
     entries: list[Completion | Failure] = field(default_factory=list)
+    """Not stored yet."""
     stored: list[Completion | Failure] = field(default_factory=list)
+    schemas: dict[str, None] = field(default_factory=dict)
+    """Of outputs, as JSON; those that this try has not stored yet."""
     segments: int = 0
     flushed: float = field(default_factory=time.monotonic)
     decoded: int = 0
 
     def run(self) -> BatchResult:
+        """Map the batch's chunks that no earlier try of it has settled."""
         clock = time.perf_counter()
+        self._map(self._unsettled())
+        self._flush()
+        return self._result(time.perf_counter() - clock)
+
+    def _unsettled(self) -> list[int]:
+        """Indices without a completion or a final failure.
+
+        When a worker dies, Dask runs its batch again elsewhere: what the dead one had stored is
+        not done again, and a chunk that hung is not touched again.
+        """
+        before = self.context.ledger.of_batch(self.batch.name)
+        settled = set(before.completions["index"].to_list())
+        settled |= set(before.failures.filter(~before.failures["transient"])["index"].to_list())
+        return [index for index in self.batch.indices if index not in settled]
+
+    def _map(self, indices: list[int]) -> None:
         with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "stage") as stager:
             staging: deque[tuple[Mapped, Future[Completion]]] = deque()
-            for chunk, source in self._sources(reader):
+            for chunk, source in self._sources(indices, reader):
                 self.decoded += chunk.decoded_bytes
-                mapped = self._guarded(chunk, partial(self._compute, chunk, source))
+                with self._watched(chunk):
+                    mapped = self._guarded(chunk, partial(self._compute, chunk, source))
                 # One result waits to be staged while the next is computed, never more.
                 self._collect(staging)
                 if mapped is not None:
                     staging.append((mapped, stager.submit(self._stage, mapped)))
                 self._flush_if_due()
             self._collect(staging)
-        self._flush()
-        return self._result(time.perf_counter() - clock)
 
-    def _sources(self, reader: ThreadPoolExecutor) -> Iterator[tuple[Chunk, ChunkSource]]:
+    def _sources(
+        self, indices: list[int], reader: ThreadPoolExecutor
+    ) -> Iterator[tuple[Chunk, ChunkSource]]:
         """Each chunk with its source; the next one's bytes arrive while this one is computed."""
-        chunks = self.context.plan.chunks(self.batch.indices)
         ahead: tuple[Chunk, ChunkSource, Future[None] | None] | None = None
-        for chunk in chunks:
+        for chunk in self.context.plan.chunks(indices):
             opened = self._ahead(chunk, reader)
             if ahead is not None:
                 yield from self._arrived(*ahead)
@@ -100,7 +126,7 @@ class _BatchRun:
         source = open_chunk(self.context, chunk)
         if not self.context.settings.reading.prefetch:
             return chunk, source, None
-        return chunk, source, reader.submit(lambda: source.prefetch(self.columns))
+        return chunk, source, reader.submit(source.prefetch, self.columns)
 
     def _arrived(
         self, chunk: Chunk, source: ChunkSource, reading: Future[None] | None
@@ -118,6 +144,26 @@ class _BatchRun:
         clock = time.perf_counter()
         source.prefetch(self.columns)
         return compute(self.context, chunk, source, time.perf_counter() - clock)
+
+    def _watched(self, chunk: Chunk) -> Watch:
+        return Watch(self.context.job.chunk_timeout, partial(self._give_up, chunk))
+
+    def _give_up(self, chunk: Chunk) -> None:
+        """End this process: a chunk hangs, and Polars cannot be interrupted.
+
+        The failure is stored first, so that the batch's next try leaves the chunk alone.
+        """
+        limit = self.context.job.chunk_timeout
+        error = ChunkTimeoutError(
+            f"the chunk was not done after {limit:g} s (chunk_timeout); its worker ended itself",
+            hint="raise chunk_timeout, or plan again with a smaller chunks.target",
+        )
+        try:
+            entries = [*self.entries, failure_of(chunk, error, self.batch.name, self.worker)]
+            name = segment_name(self.batch.name, self.attempt, self.segments + 1)
+            self.context.ledger.write_segment(name + "-timeout", entries, self.schemas)
+        finally:
+            os._exit(TIMEOUT_EXIT)
 
     def _guarded(self, chunk: Chunk, work: Callable[[], T]) -> T | None:
         """Do a chunk's work, waiting out what may pass; what does not is recorded."""
@@ -145,6 +191,7 @@ class _BatchRun:
             else:
                 done = self._guarded(mapped.chunk, work.result)
             if done is not None:
+                self.schemas.setdefault(mapped.frame_schema)
                 self.entries.append(done)
 
     def _flush_if_due(self) -> None:
@@ -157,7 +204,7 @@ class _BatchRun:
         if self.entries:
             self.segments += 1
             name = segment_name(self.batch.name, self.attempt, self.segments)
-            self.context.ledger.write_segment(name, self.entries)
+            self.context.ledger.write_segment(name, self.entries, self.schemas)
             self.stored += self.entries
             self.entries = []
         self.flushed = time.monotonic()
@@ -175,3 +222,19 @@ class _BatchRun:
             decoded_bytes=self.decoded,
             seconds=seconds,
         )
+
+
+class Watch:
+    """Calls a function, from a thread of its own, when its block takes too long."""
+
+    def __init__(self, seconds: float | None, call: Callable[[], None]) -> None:
+        self._timer = None if seconds is None else Timer(seconds, call)
+
+    def __enter__(self) -> None:
+        if self._timer is not None:
+            self._timer.daemon = True
+            self._timer.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()

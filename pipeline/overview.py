@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pipeline.driver import HEARTBEAT_SECONDS, failure_lines, read_driver
 from pipeline.errors import UsageError
-from pipeline.ledger import Ledger, RunRecord, runs_of
+from pipeline.ledger import Ledger, runs_of
+from pipeline.records import RunRecord
 from pipeline.storage import Storage, parse
 
 SILENT_SECONDS = 4 * HEARTBEAT_SECONDS

@@ -19,11 +19,12 @@ from partitioning import (
 from partitioning.listing import list_objects
 from pipeline.errors import ConflictError, InputError, JobError
 from pipeline.job import Job
-from pipeline.ledger import Ledger, RunRecord, run_id, runs_of
+from pipeline.ledger import Ledger, run_id, runs_of
 from pipeline.manifest import Catalog
 from pipeline.process import filter_of
 from pipeline.publish import prepare_output
 from pipeline.reading import polars_schema
+from pipeline.records import RunRecord
 from pipeline.settings import Settings
 from pipeline.storage import Storage, StorageReader, parse
 from pipeline.transforms import Transform, fingerprint_of, resolve

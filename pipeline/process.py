@@ -18,8 +18,9 @@ import polars as pl
 from partitioning import Chunk, Filter, Plan, Term, filter_expr
 from pipeline.errors import TransformError, Transient
 from pipeline.job import Job
-from pipeline.ledger import Completion, Failure, Ledger, RunRecord
+from pipeline.ledger import Ledger
 from pipeline.reading import ChunkSource, polars_schema
+from pipeline.records import Completion, Failure, RunRecord, digest_of
 from pipeline.settings import Settings, load_settings
 from pipeline.storage import Storage, join, own_storage
 from pipeline.transforms import Transform, resolve
@@ -210,7 +211,7 @@ def stage(context: RunContext, mapped: Mapped, batch: str, worker: str) -> Compl
         bytes_in=mapped.bytes_in,
         bytes_out=len(mapped.data),
         code=context.transform.fingerprint,
-        schema=mapped.frame_schema,
+        schema=digest_of(mapped.frame_schema),
         uri=uri,
         upload=staged.upload,
         parts=staged.parts,

@@ -9,7 +9,7 @@ import math
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -18,14 +18,19 @@ import polars as pl
 from partitioning import Plan
 from pipeline.batches import Batch, Batcher
 from pipeline.job import Job
-from pipeline.ledger import Failure, Ledger, Progress
+from pipeline.ledger import Ledger
 from pipeline.mapping import BatchResult, map_batch
+from pipeline.records import Failure, Progress
 from pipeline.settings import BatchSettings
 
 Kind = Literal["finished", "error", "killed", "cancelled", "lost"]
 """What became of a batch: `killed` took its worker with it, `lost` vanished with the scheduler."""
 PAUSE_SECONDS = 2.0
 """Wait before the second round; doubled for each further one, jittered."""
+FOLD_SECONDS = 60.0
+"""How often the driver folds the ledger's segments."""
+FOLD_SEGMENTS = 200
+"""Fewer are not worth it: they are read within a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +50,19 @@ class Engine(Protocol):
 
     @property
     def threads(self) -> int:
-        """Batches that run at the same time."""
+        """Batches that can run at the same time at this moment."""
         ...
 
     def submit(self, batch: Batch) -> None:
-        """Start a batch, or queue it."""
+        """Start a batch, or queue it. A batch may be submitted again while it runs."""
         ...
 
     def wait(self, seconds: float) -> list[Outcome]:
         """Outcomes that have come in; waits at most so long for the first."""
+        ...
+
+    def drop(self, batch: Batch) -> None:
+        """Forget every submission of this batch that has not come in."""
         ...
 
 
@@ -81,6 +90,9 @@ class SerialEngine:
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
 
+    def drop(self, batch: Batch) -> None:
+        """See `Engine.drop`: everything has come in already."""
+
 
 @dataclass(frozen=True, slots=True)
 class MapProgress:
@@ -103,6 +115,56 @@ class MapProgress:
     """Chunks that were done before."""
 
 
+class Flights:
+    """The batches that are under way, with how long each may take."""
+
+    def __init__(self, engine: Engine, limits: BatchSettings) -> None:
+        self._engine = engine
+        self._limits = limits
+        self._since: dict[str, float] = {}
+        self._copies: dict[str, int] = {}
+        self._batches: dict[str, Batch] = {}
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def send(self, batch: Batch) -> None:
+        """Submit a batch for the first time."""
+        self._batches[batch.name] = batch
+        self._copies[batch.name] = 1
+        self._since[batch.name] = time.monotonic()
+        self._engine.submit(batch)
+
+    def landed(self, seconds: float) -> Iterator[Outcome]:
+        """The outcome of each batch that came in: of its first copy to finish, or its last."""
+        for outcome in self._engine.wait(seconds):
+            name = outcome.batch.name
+            if name not in self._batches:
+                continue
+            self._copies[name] -= 1
+            if outcome.kind == "finished" or not self._copies[name]:
+                self._engine.drop(self._batches.pop(name))
+                yield outcome
+
+    def send_stragglers_again(self, expected_seconds: float) -> None:
+        """Submit batches once more that are far past their time, without waiting for the first.
+
+        Two completions of one chunk are harmless, and a stopped worker never ends a batch.
+        """
+        factor, least = self._limits.straggler_factor, self._limits.straggler_seconds
+        latest = time.monotonic() - max(least, factor * expected_seconds)
+        for name, batch in self._batches.items():
+            if self._since[name] < latest and self._copies[name] == 1:
+                self._copies[name] += 1
+                self._engine.submit(batch)
+
+    def abandon(self) -> None:
+        """Drop everything."""
+        for batch in self._batches.values():
+            self._engine.drop(batch)
+        self._batches.clear()
+
+
 @dataclass(slots=True)
 class Mapper:
     """Drives the rounds of one run."""
@@ -117,18 +179,23 @@ class Mapper:
     batches: int = 0
     rounds: int = 0
     resumed: int = 0
+    stopped: str = ""
+    """Why it ended before its time: more failures than the job allows."""
     details: list[str] = field(default_factory=list)
     """What batches that failed as a whole said."""
     _suspects: dict[int, int] = field(default_factory=dict)
     """Chunks of batches that killed their worker, with how often."""
     _totals: dict[str, int] = field(default_factory=dict)
+    _failed_before: int = 0
+    _folded: float = field(default_factory=time.monotonic)
 
     def run(self) -> Progress:
         """Map until nothing is left, the rounds are used up, or only terminal failures remain."""
         progress = self.ledger.read()
         self.resumed = progress.completions.height
+        self._failed_before = progress.failed().height
         self._count(progress)
-        while self.rounds < self.job.rounds:
+        while self.rounds < self.job.rounds and not self.stopped:
             left = self._worth_mapping(progress)
             if not left:
                 break
@@ -151,41 +218,65 @@ class Mapper:
         suspects = [index for index in left if index in self._suspects]
         others = [index for index in left if index not in self._suspects]
         # Suspects go first and in ever smaller batches, so that the culprit ends up alone.
-        worst = max((self._suspects[index] for index in suspects), default=0)
-        size = (
-            1
-            if self.rounds >= self.job.rounds
-            else math.isqrt(len(suspects)) // worst
-            if worst
-            else 1
-        )
-        for indices, most in ((suspects, max(1, size)), (others, self.limits.max_chunks)):
-            if indices:
+        for indices, most in (
+            (suspects, self._suspect_batch(suspects)),
+            (others, self.limits.max_chunks),
+        ):
+            if indices and not self.stopped:
                 self._map(indices, most)
+
+    def _suspect_batch(self, suspects: Sequence[int]) -> int:
+        """Most chunks in a batch of suspects: the square root, then single ones."""
+        worst = max((self._suspects[index] for index in suspects), default=1)
+        if worst > 1 or self.rounds >= self.job.rounds:
+            return 1
+        return max(1, math.isqrt(len(suspects)))
 
     def _map(self, indices: Sequence[int], most: int) -> None:
         sizes = self.plan.chunk_table["decoded_bytes"].to_numpy()
         batcher = Batcher(
             f"r{self.rounds}-{uuid.uuid4().hex[:4]}-",
             indices,
-            [int(sizes[index]) for index in indices],
-            threads=self.engine.threads,
+            sizes[indices].tolist(),
             seconds=self.limits.seconds,
             max_chunks=most,
         )
-        ahead = self.engine.threads * self.limits.in_flight_per_thread
-        in_flight = 0
-        while True:
-            while in_flight < ahead and (batch := batcher.take()) is not None:
-                self.engine.submit(batch)
-                self.batches += 1
-                in_flight += 1
-            if not in_flight:
-                return
-            for outcome in self.engine.wait(1.0):
-                in_flight -= 1
+        flights = Flights(self.engine, self.limits)
+        more = True
+        while more or flights:
+            threads = self.engine.threads
+            while more and len(flights) < threads * self.limits.in_flight_per_thread:
+                batch = batcher.take(threads)
+                more = batch is not None
+                if batch is not None:
+                    flights.send(batch)
+                    self.batches += 1
+            for outcome in flights.landed(1.0):
                 self._settle(outcome, batcher)
+            if not more:
+                flights.send_stragglers_again(self.limits.seconds)
             self._tell()
+            self._fold_if_due()
+            if self._too_many_failures():
+                flights.abandon()
+                return
+
+    def _too_many_failures(self) -> bool:
+        limit = self.job.max_failures
+        if limit is None:
+            return False
+        failed = self._totals["failed"] - self._failed_before
+        most = share_of(limit, len(self.plan))
+        if failed > most:
+            self.stopped = f"{failed:,} chunks failed, and max_failures is {limit}"
+        return bool(self.stopped)
+
+    def _fold_if_due(self) -> None:
+        if time.monotonic() - self._folded < FOLD_SECONDS:
+            return
+        self._folded = time.monotonic()
+        if self.ledger.unfolded > FOLD_SEGMENTS:
+            self.ledger.fold()
 
     def _settle(self, outcome: Outcome, batcher: Batcher) -> None:
         result = outcome.result
@@ -205,10 +296,13 @@ class Mapper:
             self._record(outcome.batch.indices, "BatchError", outcome.detail, transient=True)
 
     def _record_killer(self, outcome: Outcome) -> None:
+        if self.ledger.of_batch(outcome.batch.name).failures.height:
+            return  # It hung, and its worker said so before it ended itself.
+        [chunk] = self.plan.chunks(outcome.batch.indices)
         message = (
-            f"the worker died while this chunk was alone in its batch ({outcome.detail}); if it "
-            f"ran out of memory, plan again with a chunks.target below "
-            f"{self.job.chunks.target >> 20} MiB"
+            f"the worker died while this chunk, of {chunk.decoded_bytes >> 20} MiB decoded, was "
+            f"alone in its batch: {outcome.detail}. If it ran out of memory, plan again "
+            f"(--replan) with a chunks.target below {self.job.chunks.target >> 20} MiB"
         )
         self._record(outcome.batch.indices, "WorkerKilledError", message, transient=False)
 
@@ -248,3 +342,10 @@ class Mapper:
                 **self._totals,
             )
         )
+
+
+def share_of(limit: int | str, chunks: int) -> int:
+    """A number of chunks, given as such or as a share like `5%`."""
+    if isinstance(limit, int):
+        return limit
+    return int(chunks * float(limit.rstrip("% ")) / 100)

@@ -129,6 +129,10 @@ class BatchSettings(_Section):
     """A worker stores its completions at least this often, while chunks finish."""
     flush_chunks: PositiveInt = 200
     """A worker stores its completions at least after this many chunks."""
+    straggler_factor: Annotated[float, Field(ge=1)] = 6.0
+    """A batch that takes this many times `seconds` is mapped again elsewhere."""
+    straggler_seconds: Annotated[Seconds, Field(gt=0)] = 60.0
+    """But not before this long."""
 
 
 class PlannerSettings(_Section):

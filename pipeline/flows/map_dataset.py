@@ -30,19 +30,26 @@ from pipeline.driver import (
     publish_run,
     store_report,
 )
+from pipeline.errors import EngineUnavailableError
 from pipeline.flows.server import ui_address
 from pipeline.job import Job, parse_job
-from pipeline.ledger import Ledger, Progress
+from pipeline.ledger import Ledger
 from pipeline.mapping import BatchResult, map_batch
 from pipeline.overview import remember_output
 from pipeline.planning import Planned, Resume, plan_run
 from pipeline.publish import UploadsVanishedError
+from pipeline.records import Progress
 from pipeline.rounds import Mapper, MapProgress, Outcome
 from pipeline.settings import Settings, load_settings
 from pipeline.storage import Storage, open_storage
 
 ARTIFACT_SECONDS = 5.0
 """How often the progress artifact moves."""
+
+COUNT_SECONDS = 5.0
+"""How often the cluster's threads are counted."""
+NO_WORKERS_SECONDS = 120.0
+"""How long a run waits for the first worker, or for another one when all are gone."""
 
 Listener = Callable[[str, MapProgress | None], None]
 """Is told the phase (plan, map, publish, report) and, while mapping, the progress."""
@@ -105,11 +112,24 @@ class DaskEngine:
         self._runner = runner
         self._run = run_uri, fingerprint
         self._flying: dict[Any, Batch] = {}
+        self._threads = 0
+        self._counted = self._served = time.monotonic()
 
     @property
     def threads(self) -> int:
-        """See `Engine.threads`."""
-        return engine.thread_count(self._runner)
+        """See `Engine.threads`. Workers come and go: counted anew every few seconds."""
+        now = time.monotonic()
+        if not self._threads or now - self._counted > COUNT_SECONDS:
+            self._threads = engine.thread_count(self._runner)
+            self._counted = now
+        if self._threads:
+            self._served = now
+        elif now - self._served > NO_WORKERS_SECONDS:
+            raise EngineUnavailableError(
+                f"the Dask cluster has had no worker for {NO_WORKERS_SECONDS:g} s",
+                hint="start workers, then run the job again: what is done is kept",
+            )
+        return max(1, self._threads)
 
     def submit(self, batch: Batch) -> None:
         """See `Engine.submit`."""
@@ -124,6 +144,11 @@ class DaskEngine:
             if kind is not None:
                 outcomes.append(_outcome(self._flying.pop(future), future, kind, detail))
         return outcomes
+
+    def drop(self, batch: Batch) -> None:
+        """See `Engine.drop`."""
+        for future in [f for f, b in self._flying.items() if b.name == batch.name]:
+            del self._flying[future]
 
 
 def _outcome(batch: Batch, future: Any, kind: Any, detail: str) -> Outcome:

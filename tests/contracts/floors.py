@@ -28,6 +28,7 @@ FLOORS: dict[str, int] = {
     "pipeline.errors": 10,
     "pipeline.leaving": 11,
     "pipeline.liveness": 11,
+    "pipeline.records": 11,
     "pipeline.sparse": 11,
     "pipeline.units": 11,
     "pipeline.yamlfile": 11,
