@@ -95,16 +95,18 @@ def _resolve(
     uri: str, head: ObjectInfo | None, reader: Reader, listing: Listing
 ) -> Iterator[tuple[ObjectInfo, str, str]]:
     """Yield (object, prefix for patterns, prefix for Hive values) of one item of the input."""
-    if head is not None:
-        root = _root(uri)
-        yield head, uri.rpartition("/")[0] + "/", root
+    if head is not None and head.size:
+        yield head, uri.rpartition("/")[0] + "/", _root(uri)
         return
+    # Nothing, or an empty object: some tools mark a directory with one.
     prefix = uri if uri.endswith("/") else uri + "/"
     found = False
     for info in _counted(reader.list(prefix), listing):
         found = True
         yield info, prefix, prefix
-    if found or not has_magic(uri):
+    if not found and head is not None:
+        yield head, uri.rpartition("/")[0] + "/", _root(uri)
+    if found or head is not None or not has_magic(uri):
         return
     fixed = literal_prefix(uri)
     base = fixed[: fixed.rfind("/") + 1]
@@ -162,8 +164,6 @@ def _take(
 
 def _hidden(path: str) -> bool:
     """Tell whether a segment begins with _ or . (a Hive directory `_x=1` is not hidden)."""
-    if "_" not in path and "." not in path:
-        return False
     *directories, name = path.split("/")
     if name[:1] in ("_", "."):
         return True

@@ -58,6 +58,15 @@ def test_an_object_named_explicitly_needs_no_parquet_name() -> None:
     assert uris(reader, "s3://b/t/_part-0") == ["s3://b/t/_part-0"]
 
 
+def test_an_empty_object_may_mark_a_directory() -> None:
+    reader = store("t/a.parquet")
+    reader.objects["s3://b/t"] = b""
+    assert uris(reader, "s3://b/t") == ["s3://b/t/a.parquet"]
+    reader.objects["s3://b/e.parquet"] = b""
+    with pytest.raises(NoParquetError, match="of 1 objects, 1 empty"):
+        uris(reader, "s3://b/e.parquet")
+
+
 def test_an_explicit_list_counts_an_object_once() -> None:
     reader = store("t/a.parquet", "t/b.parquet", "u/c.parquet")
     found = uris(reader, ("s3://b/t/a.parquet", "s3://b/u/", "s3://b/t/*.parquet"))
