@@ -108,8 +108,11 @@ def _given() -> FlowOptions:
 class DaskEngine:
     """Batches as Prefect task runs on the flow's DaskTaskRunner."""
 
-    def __init__(self, runner: Any, run_uri: str, fingerprint: str) -> None:
+    def __init__(
+        self, runner: Any, run_uri: str, fingerprint: str, task_of_batch: Any = map_batch_task
+    ) -> None:
         self._runner = runner
+        self._task = task_of_batch
         self._run = run_uri, fingerprint
         self._flying: dict[Any, Batch] = {}
         self._threads = 0
@@ -133,7 +136,7 @@ class DaskEngine:
 
     def submit(self, batch: Batch) -> None:
         """See `Engine.submit`."""
-        self._flying[map_batch_task.submit(*self._run, batch.name, batch.spec)] = batch
+        self._flying[self._task.submit(*self._run, batch.name, batch.spec)] = batch
 
     def wait(self, seconds: float) -> list[Outcome]:
         """See `Engine.wait`. Futures are dropped as they come in: Dask frees their results."""
