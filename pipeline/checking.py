@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from partitioning import Chunk
+from pipeline.catalog import Catalog
 from pipeline.errors import ObjectMissingError, UsageError
 from pipeline.job import Job
-from pipeline.manifest import Catalog, Manifest
+from pipeline.manifest import Manifest
 from pipeline.planning import PlannedInput, plan_input
 from pipeline.process import apply, filter_of, filter_polars
 from pipeline.reading import ChunkSource, polars_schema

@@ -18,11 +18,12 @@ import orjson
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.catalog import Catalog
 from pipeline.errors import RunFailedError, SchemaChangedError
 from pipeline.job import Job
 from pipeline.ledger import Ledger
-from pipeline.manifest import Catalog, draft_commit
-from pipeline.publish import UploadsVanishedError, abort_spares, amend, publish
+from pipeline.manifest import Manifest, draft_commit, files_of
+from pipeline.publish import UploadsVanishedError, abort_spares, amend, publish, settle
 from pipeline.records import Progress, RunRecord
 from pipeline.report.model import Phase, RunInfo, RunReport
 from pipeline.report.run_report import render_html, render_json, render_markdown
@@ -162,33 +163,62 @@ class RunIncompleteError(RunFailedError):
 
 
 def publish_run(
-    storage: Storage, ledger: Ledger, vanished: UploadsVanishedError | None = None
+    storage: Storage,
+    ledger: Ledger,
+    vanished: UploadsVanishedError | None = None,
+    *,
+    without_failed: bool = False,
 ) -> int:
-    """Publish a run whose every chunk is done; returns the manifest's number.
+    """Publish what a run has completed and not published; returns the manifest's number.
 
     Args:
         storage: Where.
         ledger: Of the run.
         vanished: What the last try said, once its chunks have been mapped again.
+        without_failed: Publish although chunks are missing; the manifest lists them, and a later
+            call adds just those that have come since.
 
     Raises:
         UploadsVanishedError: some chunks are left again; map them, then call this with it.
         SchemaChangedError: the chunks' schemas differ.
     """
-    catalog, record, progress = Catalog(storage, ledger.output), ledger.record(), ledger.read()
-    assert progress.completions.height == record.chunks, "only a complete run is published"
+    catalog, record, keep = Catalog(storage, ledger.output), ledger.record(), ledger.job().output
+    progress = ledger.read()
     check_schemas(progress)
-    draft = draft_commit(record, progress.completions)
-    if vanished is not None:
-        amend(catalog, vanished, draft)
-    try:
-        published = publish(catalog, draft)
-    except UploadsVanishedError as error:
-        ledger.void(error.attempts)
-        raise
+    while True:
+        manifest = settle_own(catalog, vanished, progress)
+        earlier = [catalog.known(one) for one in manifest.commits if one.run == record.run]
+        rest = progress.completions
+        for commit in earlier:
+            rest = rest.join(commit.files.select("chunk"), on="chunk", how="anti")
+        missing = _missing(ledger, progress)
+        assert without_failed or not missing, "only a complete run is published"
+        if rest.is_empty() and earlier:
+            break
+        draft = draft_commit(record, rest, missing, earlier, keep.keep_versions)
+        try:
+            publish(catalog, draft)
+        except UploadsVanishedError as error:
+            ledger.void(error.attempts)
+            raise
     abort_spares(catalog, progress.spares)
-    ledger.note_published(published.manifest.number)
-    return published.manifest.number
+    if not missing:
+        ledger.note_published(manifest.number)
+    return manifest.number
+
+
+def settle_own(
+    catalog: Catalog, vanished: UploadsVanishedError | None, progress: Progress
+) -> Manifest:
+    """Finish whatever claim there is, with other attempts for what had vanished."""
+    if vanished is not None:
+        amend(catalog, vanished, files_of(catalog.output, progress.completions))
+    return settle(catalog)
+
+
+def _missing(ledger: Ledger, progress: Progress) -> list[str]:
+    done = set(progress.completions["chunk"].to_list())
+    return [chunk for chunk in ledger.plan().chunk_ids if chunk not in done]
 
 
 def check_schemas(progress: Progress) -> None:

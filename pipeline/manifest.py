@@ -1,4 +1,4 @@
-"""What an output holds: the pointer, its manifests, and the commit records they list.
+"""What an output holds: the pointer, its manifests, and the commit records that they list.
 
     HEAD.json            pointer: the current manifest's number, and the claim of who publishes
     manifests/<n>.json   one snapshot: an ordered list of commits
@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import io
 import json
-import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +21,7 @@ import pyarrow as pa
 import pyarrow.ipc
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.errors import AlreadyExistsError, ObjectMissingError
 from pipeline.records import RunRecord
-from pipeline.storage import Storage, join, parse, state_prefix
 
 _FILES: dict[str, Any] = {
     "key": pl.String,
@@ -48,9 +45,12 @@ class _Record(BaseModel):
 class Claim(_Record):
     """Who publishes, on top of what."""
 
-    commit: str
     base: int
-    """The manifest that the commit goes on top of."""
+    """The manifest that the new one goes on top of."""
+    commit: str | None = None
+    """The commit that is added."""
+    rollback: int | None = None
+    """Or the manifest that is brought back."""
 
 
 class Head(_Record):
@@ -76,6 +76,10 @@ class CommitEntry(_Record):
     bytes: int
     missing: int = 0
     """Planned chunks that are not in it."""
+    keep_versions: int = 1
+    """Replaced versions that are kept from here on."""
+    amendments: int = 0
+    """Amendments of its record that count."""
 
 
 class Manifest(_Record):
@@ -86,6 +90,8 @@ class Manifest(_Record):
     created: float
     """Unix seconds."""
     commits: tuple[CommitEntry, ...]
+    rollback_of: int | None = None
+    """The manifest that this one brought back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +105,8 @@ class Commit:
     """Ids of planned chunks that failed and are left out."""
     files: pl.DataFrame
     """Schema FILES."""
-
-    def partitions(self) -> set[str]:
-        """The folders that its files are in."""
-        return set(folder_of(self.files["key"]))
+    replaces: tuple[str, ...] = ()
+    """In mode overwrite-partitions: the folders whose earlier files it drops."""
 
     def to_bytes(self) -> bytes:
         """Arrow IPC, with the rest as JSON in the schema's metadata."""
@@ -110,6 +114,7 @@ class Commit:
             "entry": self.entry.model_dump(),
             "base": self.base,
             "missing": self.missing,
+            "replaces": self.replaces,
             "writer": uuid.uuid4().hex,
         }
         table = self.files.to_arrow().replace_schema_metadata({"chunkmap": json.dumps(said)})
@@ -129,28 +134,55 @@ class Commit:
             entry=CommitEntry(**said["entry"]),
             base=said["base"],
             missing=tuple(said["missing"]),
+            replaces=tuple(said["replaces"]),
             files=pl.DataFrame(pl.from_arrow(table)).cast(dict(FILES)),  # type: ignore[arg-type]
         )
 
 
-def folder_of(keys: pl.Series) -> list[str]:
-    """The folder of each key: its partition, when the output is partitioned."""
-    return [key.rpartition("/")[0] for key in keys.to_list()]
+def folders(files: pl.DataFrame) -> list[str]:
+    """The folder of each file: its partition, where the output is partitioned."""
+    return [key.rpartition("/")[0] for key in files["key"].to_list()]
 
 
 def draft_commit(
-    record: RunRecord, done: pl.DataFrame, missing: Iterable[str] = (), name: str | None = None
+    record: RunRecord,
+    done: pl.DataFrame,
+    missing: Iterable[str] = (),
+    earlier: Sequence[Commit] = (),
+    keep_versions: int = 1,
 ) -> Commit:
     """Completions of a run as a commit that is not frozen yet.
 
     Args:
         record: The run.
-        done: One completion a chunk (schema COMPLETIONS).
+        done: One completion a chunk (schema COMPLETIONS), of chunks not committed before.
         missing: Ids of planned chunks that are left out.
-        name: Of the commit, unique to what is committed; default the run's id.
+        earlier: Commits of the same run that are published: this one adds to them.
+        keep_versions: Replaced versions to keep.
     """
-    files = done.select(
-        key=pl.col("uri").str.strip_prefix(record.output),
+    files = files_of(record.output, done)
+    left_out = tuple(missing)
+    # What an earlier commit of this run has replaced holds this run's files now.
+    already = {folder for one in earlier for folder in one.replaces}
+    mode = "append" if earlier and record.mode != "overwrite-partitions" else record.mode
+    entry = CommitEntry(
+        name=f"{record.run}.{len(earlier) + 1}" if earlier else record.run,
+        run=record.run,
+        mode=mode,
+        files=files.height,
+        rows=int(files["rows"].sum()),
+        bytes=int(files["bytes"].sum()),
+        missing=len(left_out),
+        keep_versions=keep_versions,
+    )
+    replaced = set(folders(files)) - already if mode == "overwrite-partitions" else set()
+    return Commit(entry, record.base, left_out, files, tuple(sorted(replaced)))
+
+
+def files_of(output: str, completions: pl.DataFrame) -> pl.DataFrame:
+    """Completions as files of a commit record (schema FILES)."""
+    return completions.select(
+        key=pl.col("uri").str.strip_prefix(output),
         rows="rows_out",
         bytes="bytes_out",
         sha256="sha256",
@@ -160,137 +192,3 @@ def draft_commit(
         upload="upload",
         parts="parts",
     )
-    left_out = tuple(missing)
-    entry = CommitEntry(
-        name=name or record.run,
-        run=record.run,
-        mode=record.mode,
-        files=files.height,
-        rows=int(files["rows"].sum()),
-        bytes=int(files["bytes"].sum()),
-        missing=len(left_out),
-    )
-    return Commit(entry, record.base, left_out, files)
-
-
-class Catalog:
-    """Reads and writes the state of one output."""
-
-    def __init__(self, storage: Storage, output: str) -> None:
-        self.storage = storage
-        self.output = parse(output).uri.rstrip("/") + "/"
-        self.state = state_prefix(self.output)
-
-    @property
-    def _head_uri(self) -> str:
-        return self.state + "HEAD.json"
-
-    def head(self) -> tuple[Head, str | None]:
-        """The pointer and its ETag; an output that was never published has a default one."""
-        blob = self.storage.get_if_there(self._head_uri)
-        if blob is None:
-            return Head(), None
-        return Head.model_validate_json(blob.data), blob.etag
-
-    def move_head(self, head: Head, etag: str | None) -> None:
-        """Replace the pointer if it is still the one with this ETag (None: if there is none).
-
-        Raises:
-            PreconditionFailedError, AlreadyExistsError: someone else was faster.
-        """
-        data = head.model_copy(update={"writer": uuid.uuid4().hex}).model_dump_json().encode()
-        if etag is None:
-            self.storage.put_new(self._head_uri, data)
-        else:
-            self.storage.put_if(self._head_uri, data, etag)
-
-    def manifest(self, number: int | None = None) -> Manifest:
-        """A manifest by number, or the current one.
-
-        Raises:
-            ObjectMissingError: there is no such manifest.
-        """
-        if number is None:
-            number = self.head()[0].current
-        if number == 0:
-            return Manifest(number=0, created=0.0, commits=())
-        blob = self.storage.get(join(self.state, "manifests", f"{number}.json"))
-        return Manifest.model_validate_json(blob.data)
-
-    def write_manifest(self, base: Manifest, commit: CommitEntry) -> Manifest:
-        """Write the manifest that puts a commit on top of a base; twice is once."""
-        kept = () if commit.mode == "overwrite" else base.commits
-        manifest = Manifest(number=base.number + 1, created=time.time(), commits=(*kept, commit))
-        data = manifest.model_dump_json(indent=1).encode()
-        try:
-            self.storage.put_new(join(self.state, "manifests", f"{manifest.number}.json"), data)
-        except AlreadyExistsError:
-            # Under one claim there is one commit: whoever came first wrote the same list.
-            return self.manifest(manifest.number)
-        return manifest
-
-    def commit(self, name: str) -> Commit | None:
-        """A commit record, with its amendments; None if there is none of this name."""
-        blob = self.storage.get_if_there(self._commit_uri(name, 0))
-        if blob is None:
-            return None
-        commit = Commit.from_bytes(blob.data)
-        number = 1
-        while (more := self.storage.get_if_there(self._commit_uri(name, number))) is not None:
-            commit = _amended(commit, Commit.from_bytes(more.data))
-            number += 1
-        return commit
-
-    def write_commit(self, commit: Commit) -> Commit:
-        """Freeze a commit record; if one of its name is there, that one counts."""
-        try:
-            self.storage.put_new(self._commit_uri(commit.entry.name, 0), commit.to_bytes())
-        except AlreadyExistsError:
-            found = self.commit(commit.entry.name)
-            assert found is not None
-            return found
-        return commit
-
-    def amend(self, commit: Commit, files: pl.DataFrame) -> Commit:
-        """Name other attempts for chunks whose uploads vanished after the record was frozen."""
-        name, number = commit.entry.name, 1
-        while True:
-            change = Commit(commit.entry, commit.base, commit.missing, files)
-            try:
-                self.storage.put_new(self._commit_uri(name, number), change.to_bytes())
-                return self.commit(name) or commit
-            except AlreadyExistsError:
-                number += 1
-
-    def _commit_uri(self, name: str, amendment: int) -> str:
-        suffix = f".{amendment}" if amendment else ""
-        return join(self.state, "commits", f"{name}{suffix}.arrow")
-
-    def snapshot(self, manifest: Manifest) -> pl.DataFrame:
-        """The files of a manifest (schema FILES and `commit`), in the order of their commits.
-
-        Raises:
-            ObjectMissingError: a commit record is gone.
-        """
-        files = pl.DataFrame(schema={**FILES, "commit": pl.String})
-        for entry in manifest.commits:
-            commit = self.commit(entry.name)
-            if commit is None:
-                raise ObjectMissingError(self._commit_uri(entry.name, 0))
-            if entry.mode == "overwrite":
-                files = files.clear()
-            elif entry.mode == "overwrite-partitions":
-                replaced = [f in commit.partitions() for f in folder_of(files["key"])]
-                files = files.filter(~pl.Series(replaced, dtype=pl.Boolean))
-            named = commit.files.with_columns(commit=pl.lit(entry.name))
-            files = pl.concat([files, named])
-        return files
-
-
-def _amended(commit: Commit, change: Commit) -> Commit:
-    untouched = commit.files.join(change.files, on="chunk", how="anti")
-    files = pl.concat([untouched, change.files]).sort("index")
-    entry = commit.entry.model_copy(
-        update={"rows": int(files["rows"].sum()), "bytes": int(files["bytes"].sum())}
-    )
-    return Commit(entry, commit.base, commit.missing, files)

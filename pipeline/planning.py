@@ -17,10 +17,10 @@ from partitioning import (
     plan_dataset,
 )
 from partitioning.listing import list_objects
+from pipeline.catalog import Catalog
 from pipeline.errors import ConflictError, InputError, JobError
 from pipeline.job import Job
 from pipeline.ledger import Ledger, run_id, runs_of
-from pipeline.manifest import Catalog
 from pipeline.process import filter_of
 from pipeline.publish import prepare_output
 from pipeline.reading import polars_schema

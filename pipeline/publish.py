@@ -11,15 +11,18 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from pipeline.catalog import Catalog
 from pipeline.errors import (
     AlreadyExistsError,
     ConflictError,
     OutputNotEmptyError,
     PreconditionFailedError,
     StorageError,
+    UsageError,
 )
-from pipeline.manifest import Catalog, Claim, Commit, Head, Manifest
+from pipeline.manifest import Claim, Commit, Head, Manifest, files_of, folders
 from pipeline.storage import Staged
+from pipeline.versions import locate, restore, tidy
 
 COMPLETE_AT_ONCE = 1000
 """Uploads completed between two looks at what came of them."""
@@ -153,39 +156,48 @@ def _claim_and_finish(catalog: Catalog, commit: Commit) -> Published:
 def _refuse_conflicts(catalog: Catalog, commit: Commit, current: Manifest) -> None:
     """Appends and overwrites of other partitions go on top of anything; the rest must not."""
     mode = commit.entry.mode
-    since = _commits_since(catalog, commit.base, current)
-    if mode == "error" and current.commits:
-        raise OutputNotEmptyError(
-            f"run {current.commits[-1].run} has published to {catalog.output} in the meantime"
-        )
-    for other in since:
-        if mode == "overwrite" or (
-            mode == "overwrite-partitions" and _overlap(commit, other, catalog)
-        ):
+    for other in _commits_since(catalog, commit, current):
+        if mode in {"error", "overwrite"} or _overlap(commit, other):
             raise ConflictError(
-                f"run {other} has published to {catalog.output} since run {commit.entry.run} "
-                "began, and both replace the same files",
-                hint="look at the output, then run the job again with --again",
+                f"run {other.entry.run} has published to {catalog.output} since run "
+                f"{commit.entry.run} began, and the mode is {mode}",
+                hint="look at the output (chunkmap history), then run the job again with --replan",
             )
 
 
-def _overlap(commit: Commit, other: str, catalog: Catalog) -> bool:
-    theirs = catalog.commit(other)
-    return theirs is None or bool(theirs.partitions() & commit.partitions())
+def _overlap(commit: Commit, other: Commit) -> bool:
+    """Whether a commit replaces folders that the other has files in."""
+    return bool(set(commit.replaces) & set(folders(other.files)))
 
 
-def _commits_since(catalog: Catalog, base: int, current: Manifest) -> list[str]:
+def _commits_since(catalog: Catalog, commit: Commit, current: Manifest) -> list[Commit]:
+    """Commits of other runs that came after this one's run had begun."""
     before: set[str] = set()
-    if base:
-        before = {entry.name for entry in catalog.manifest(base).commits}
-    return [entry.name for entry in current.commits if entry.name not in before]
+    if commit.base:
+        before = {entry.name for entry in catalog.manifest(commit.base).commits}
+    return [
+        catalog.known(entry)
+        for entry in current.commits
+        if entry.name not in before and entry.run != commit.entry.run
+    ]
 
 
 def _finish(catalog: Catalog, head: Head, etag: str | None) -> None:
     """Roll a claim forward to its end. Any driver may; twice changes nothing."""
     claim = head.publishing
-    assert claim is not None
-    commit = catalog.commit(claim.commit)
+    assert claim is not None, "only a claim is finished"
+    if claim.rollback is not None:
+        target = catalog.manifest(claim.rollback)
+        restore(catalog, target)
+        manifest = catalog.write_manifest(claim.base, target.commits, target.number)
+    else:
+        manifest = _add(catalog, claim)
+    with suppress(PreconditionFailedError):
+        catalog.move_head(Head(current=manifest.number), etag)
+
+
+def _add(catalog: Catalog, claim: Claim) -> Manifest:
+    commit = catalog.commit(claim.commit or "")
     assert commit is not None, "a claim names a frozen commit"
     staged = staged_of(catalog.output, commit.files)
     gone: list[Staged] = []
@@ -193,58 +205,57 @@ def _finish(catalog: Catalog, head: Head, etag: str | None) -> None:
         gone += catalog.storage.complete(staged[start : start + COMPLETE_AT_ONCE])
     if gone:
         raise UploadsVanishedError([item.attempt for item in gone], claim.commit)
-    manifest = catalog.write_manifest(catalog.manifest(claim.base), commit.entry)
-    with suppress(PreconditionFailedError):
-        catalog.move_head(Head(current=manifest.number), etag)
+    before = catalog.manifest(claim.base).commits
+    kept = () if commit.entry.mode == "overwrite" else before
+    return catalog.write_manifest(claim.base, (*kept, commit.entry))
 
 
-def amend(catalog: Catalog, vanished: UploadsVanishedError, draft: Commit) -> None:
+def rollback(catalog: Catalog, number: int | None = None) -> Manifest:
+    """Make an older manifest's files current again, as a new manifest.
+
+    Args:
+        catalog: Of the output.
+        number: Of the manifest; default the one before the current.
+
+    Raises:
+        UsageError: there is no such manifest, or its files are no longer kept.
+    """
+    while True:
+        current = settle(catalog)
+        head, etag = catalog.head()
+        target = current.number - 1 if number is None else number
+        if not 0 <= target < current.number:
+            raise UsageError(
+                f"{catalog.output} has no manifest {target} before its current one, "
+                f"{current.number}",
+                hint=f"chunkmap history {catalog.output} lists them",
+            )
+        if head.current != current.number or head.publishing is not None:
+            continue
+        locate(catalog, catalog.manifest(target))
+        with suppress(PreconditionFailedError, AlreadyExistsError):
+            claim = Claim(base=current.number, rollback=target)
+            catalog.move_head(Head(current=current.number, publishing=claim), etag)
+            return settle(catalog)
+
+
+def amend(catalog: Catalog, vanished: UploadsVanishedError, files: pl.DataFrame) -> None:
     """Give a claimed commit other attempts for the chunks whose uploads had vanished.
 
     Args:
         catalog: Of the output.
         vanished: What publishing said.
-        draft: The same commit, drafted again from the ledger with those chunks mapped anew.
+        files: Of the run's completions (schema FILES), with those chunks mapped anew.
     """
     name = vanished.commit
     commit = catalog.commit(name) if name else None
-    if name is None or commit is None:
+    if commit is None:
         return  # Nothing was frozen yet: the next publish chooses among what is there.
     lost = commit.files.filter(pl.col("attempt").is_in(vanished.attempts))
-    catalog.amend(commit, draft.files.join(lost.select("chunk"), on="chunk", how="semi"))
+    catalog.amend(commit, files.join(lost.select("chunk"), on="chunk", how="semi"))
 
 
 def abort_spares(catalog: Catalog, spares: pl.DataFrame) -> None:
     """Abort the attempts that were not chosen."""
     if spares.height:
-        files = spares.select(
-            key=pl.col("uri").str.strip_prefix(catalog.output),
-            upload="upload",
-            parts="parts",
-            bytes="bytes_out",
-            attempt="attempt",
-        )
-        catalog.storage.abort(staged_of(catalog.output, files))
-
-
-def tidy(catalog: Catalog, manifest: Manifest) -> int:
-    """Move files that the manifest replaced out of the output; returns their number.
-
-    They are copied beside the output first, where older versions are read from.
-    """
-    if manifest.number == 0 or manifest.commits[-1].mode not in (
-        "overwrite",
-        "overwrite-partitions",
-    ):
-        return 0
-    before = catalog.snapshot(catalog.manifest(manifest.number - 1))
-    replaced = before.join(catalog.snapshot(manifest), on="key", how="anti")
-    there = {info.uri for info in catalog.storage.objects(catalog.output)}
-    moved = 0
-    for key in replaced["key"].to_list():
-        if catalog.output + key in there:
-            target = f"{catalog.state}replaced/{manifest.number}/{key}"
-            catalog.storage.copy(catalog.output + key, target)
-            catalog.storage.delete(catalog.output + key)
-            moved += 1
-    return moved
+        catalog.storage.abort(staged_of(catalog.output, files_of(catalog.output, spares)))

@@ -8,7 +8,7 @@ cannot mix versions, and cost nothing beyond the requests that are needed anyway
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from threading import Lock
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from polars.io.plugins import register_io_source
 
 from partitioning import Chunk, Fragment, ObjectInfo
-from pipeline.errors import InputError, ObjectChangedError
+from pipeline.errors import ObjectChangedError
 from pipeline.sparse import SparseFile, coalesce
 from pipeline.storage import Storage
 
@@ -43,6 +43,7 @@ class FragmentCopy:
     """The local copy of one fragment, filled column by column."""
 
     def __init__(self, storage: Storage, fragment: Fragment) -> None:
+        self.partition = dict(fragment.partition)
         self._storage = storage
         self._fragment = fragment
         self._info = ObjectInfo(fragment.uri, fragment.etag, fragment.size)
@@ -50,13 +51,16 @@ class FragmentCopy:
         self._held: set[str] = set()
         self._lock = Lock()
         self.bytes_read = 0
-        whole = fragment.size <= WHOLE_BYTES
-        start = 0 if whole else fragment.size - fragment.footer_size
-        self._fetch([(start, fragment.size)])
-        self._metadata = self._parse(start)
-        self._whole = whole
-        if not whole:
-            self._file.write(0, memoryview(b"PAR1"))
+        self._whole = fragment.size <= WHOLE_BYTES
+        try:
+            start = 0 if self._whole else fragment.size - fragment.footer_size
+            self._fetch([(start, fragment.size)])
+            self._metadata = self._parse()
+            if not self._whole:
+                self._file.write(0, memoryview(b"PAR1"))
+        except BaseException:
+            self._file.close()
+            raise
 
     def _fetch(self, spans: Sequence[tuple[int, int]]) -> None:
         for (start, _), data in zip(
@@ -65,7 +69,7 @@ class FragmentCopy:
             self._file.write(start, data)
             self.bytes_read += len(data)
 
-    def _parse(self, start: int) -> pq.FileMetaData:
+    def _parse(self) -> pq.FileMetaData:
         """The footer, held against the plan: the conditional read vouches for its version."""
         with open(self._file.path, "rb") as file:
             metadata = pq.read_metadata(file)
@@ -124,6 +128,21 @@ def _belongs(path: str, columns: set[str]) -> bool:
     return any(path == name or path.startswith(name + ".") for name in columns)
 
 
+def _open_all(storage: Storage, fragments: Sequence[Fragment]) -> list[FragmentCopy]:
+    """Open fragments, several at a time; when one cannot be opened, none stays open."""
+    if len(fragments) == 1:
+        return [FragmentCopy(storage, fragments[0])]
+    with ThreadPoolExecutor(FRAGMENTS_AT_ONCE) as pool:
+        opening = [pool.submit(FragmentCopy, storage, fragment) for fragment in fragments]
+    errors = [error for one in opening if (error := one.exception()) is not None]
+    if errors:
+        for one in opening:
+            if one.exception() is None:
+                one.result().close()
+        raise errors[0]
+    return [one.result() for one in opening]
+
+
 class ChunkSource:
     """One chunk, opened for reading."""
 
@@ -143,7 +162,8 @@ class ChunkSource:
         self._filter_columns = (
             set(row_filter.meta.root_names()) if row_filter is not None else set()
         )
-        self._partition = dict(chunk.partition)
+        # With chunks that cross partitions these names have a value for each fragment.
+        self._hive = {name for name, _ in chunk.fragments[0].partition}
         self._copies: list[FragmentCopy] | None = None
         self._lock = Lock()
         self._filtered: dict[tuple[int, int], int] = {}
@@ -161,7 +181,7 @@ class ChunkSource:
 
     def prefetch(self, columns: Iterable[str]) -> None:
         """Open all fragments and bring the columns here, several fragments at a time."""
-        wanted = {*columns, *self._filter_columns} - self._partition.keys()
+        wanted = {*columns, *self._filter_columns} - self._hive
         copies = self._opened()
         if len(copies) == 1:
             copies[0].fetch(wanted)
@@ -172,14 +192,7 @@ class ChunkSource:
     def _opened(self) -> list[FragmentCopy]:
         with self._lock:
             if self._copies is None:
-                fragments = self._chunk.fragments
-                if len(fragments) == 1:
-                    self._copies = [FragmentCopy(self._storage, fragments[0])]
-                else:
-                    with ThreadPoolExecutor(FRAGMENTS_AT_ONCE) as pool:
-                        self._copies = list(
-                            pool.map(lambda f: FragmentCopy(self._storage, f), fragments)
-                        )
+                self._copies = _open_all(self._storage, self._chunk.fragments)
             return self._copies
 
     def scan(self) -> pl.LazyFrame:
@@ -197,12 +210,12 @@ class ChunkSource:
         names = list(self._visible) if with_columns is None else with_columns
         wanted = dict.fromkeys([*names, *sorted(self._filter_columns)])
         self.columns_read |= set(wanted)
-        stored = [name for name in wanted if name not in self._partition]
+        stored = [name for name in wanted if name not in self._hive]
         self.prefetch(stored)
         left = n_rows
         for number, copy in enumerate(self._opened()):
             for group, lazy in enumerate(copy.frames(stored)):
-                frame = self._shaped(lazy, list(wanted)).collect()
+                frame = self._shaped(lazy, list(wanted), copy.partition).collect()
                 if self._filter is not None:
                     kept = frame.filter(self._filter)
                     self._filtered[number, group] = frame.height - kept.height
@@ -215,14 +228,16 @@ class ChunkSource:
                 if left == 0:
                     return
 
-    def _shaped(self, lazy: pl.LazyFrame, names: list[str]) -> pl.LazyFrame:
+    def _shaped(
+        self, lazy: pl.LazyFrame, names: list[str], partition: Mapping[str, Any]
+    ) -> pl.LazyFrame:
         """Columns in order, of the dataset's types; Hive values and missing columns filled in."""
         have = lazy.collect_schema()
         expressions: list[pl.Expr] = []
         for name in names:
             dtype: Any = self._schema[name]
-            if name in self._partition:
-                expressions.append(pl.lit(self._partition[name], dtype=dtype).alias(name))
+            if name in partition:
+                expressions.append(pl.lit(partition[name], dtype=dtype).alias(name))
             elif name not in have:
                 expressions.append(pl.lit(None, dtype=dtype).alias(name))
             elif have[name] != dtype:
@@ -238,10 +253,3 @@ class ChunkSource:
             for copy in self._copies or ():
                 copy.close()
             self._copies = []
-
-
-def check_columns(columns: Sequence[str], schema: pl.Schema) -> None:
-    """Raise InputError when a named column is not in the data."""
-    missing = [name for name in columns if name not in schema]
-    if missing:
-        raise InputError(f"the data has no column {missing[0]!r}; it has {', '.join(schema)}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from partitioning import ObjectInfo
@@ -26,9 +27,18 @@ def _path(uri: str) -> Path:
     return Path(parse(uri).key)
 
 
+_SCRATCH = ".chunkmap~"
+"""Ends the names of our locks and half-written files, which no listing shows."""
+
+
 def _etag(found: os.stat_result) -> str:
     # A rewrite changes the inode or the time; a truncation changes the size.
     return f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"
+
+
+def _scratch(path: Path, mark: str) -> Path:
+    """A file of ours beside another, on the same file system."""
+    return path.with_name(f".{path.name}.{mark}{_SCRATCH}")
 
 
 class LocalBackend:
@@ -40,8 +50,10 @@ class LocalBackend:
         for folder, _, names in os.walk(os.path.dirname(at)):
             for name in names:
                 path = os.path.join(folder, name)
-                if path.startswith(at):
-                    yield self.head(f"file://{path}")
+                if path.startswith(at) and not name.endswith(_SCRATCH):
+                    # What goes away while we look is not there.
+                    with suppress(ObjectMissingError):
+                        yield self.head(f"file://{path}")
 
     def head(self, uri: str) -> ObjectInfo:
         """See `Backend.head`."""
@@ -90,15 +102,19 @@ class LocalBackend:
     @contextmanager
     def _locked(self, uri: str) -> Iterator[None]:
         path = _path(uri)
-        with translating("lock", uri), path.with_name(f".{path.name}.lock").open("w") as file:
+        with translating("lock", uri), _scratch(path, "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def _written(self, uri: str, data: bytes | memoryview) -> Path:
         path = _path(uri)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        temporary = _scratch(path, uuid.uuid4().hex)
         temporary.write_bytes(data)
+        # The kernel's own time stamps are some milliseconds coarse, and inodes are used again: a
+        # file replaced twice in a row could carry the version mark of the first one.
+        now = time.time_ns()
+        os.utime(temporary, ns=(now, now))
         return temporary
 
     def copy(self, source: str, target: str) -> None:
@@ -106,7 +122,7 @@ class LocalBackend:
         with translating("copy", source):
             path = _path(target)
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+            temporary = _scratch(path, uuid.uuid4().hex)
             shutil.copyfile(_path(source), temporary)
             os.replace(temporary, path)
 
@@ -121,17 +137,17 @@ class LocalBackend:
         with translating("stage", uri):
             temporary.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(data)
-        return Staged(uri, str(temporary), (), len(data), attempt)
+            etag = _etag(temporary.stat())
+        return Staged(uri, str(temporary), (etag,), len(data), attempt)
 
     def missing(self, staged: Sequence[Staged]) -> list[Staged]:
         """See `Backend.missing`."""
         return [i for i in staged if not os.path.exists(i.upload) and not self._is_ours(i)]
 
     def _is_ours(self, item: Staged) -> bool:
-        # Final names hold the run's id, so only attempts of one chunk can meet at one name, and
-        # the commit record has frozen which of them may be completed.
+        # Renaming changes neither the inode nor the time.
         try:
-            return self.head(item.uri).size == item.size
+            return (self.head(item.uri).etag,) == item.parts
         except ObjectMissingError:
             return False
 

@@ -20,7 +20,7 @@ from pipeline.errors import (
 from pipeline.storage.door import Storage, own_storage
 from pipeline.storage.s3 import S3Objects
 
-_BLOCK = 4096
+_BLOCK = 256
 """Tails asked for together; they are handed on, and their memory freed, block by block."""
 _TRIES = 4
 

@@ -26,7 +26,7 @@ class Staged:
     upload: str
     """Multipart upload id, or the path of the temporary file."""
     parts: tuple[str, ...]
-    """ETags of the uploaded parts, in order; empty for local files."""
+    """ETags of the uploaded parts, in order; of a local file, its one version mark."""
     size: int
     """Bytes."""
     attempt: str

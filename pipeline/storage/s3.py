@@ -10,10 +10,16 @@ from typing import Any, TypeVar
 
 import obstore
 from fsspec.asyn import sync
+from obstore.exceptions import InvalidPathError
 from obstore.store import S3Store
 
 from partitioning import ObjectInfo
-from pipeline.errors import ObjectChangedError, ObjectMissingError, PreconditionFailedError
+from pipeline.errors import (
+    AlreadyExistsError,
+    ObjectChangedError,
+    ObjectMissingError,
+    PreconditionFailedError,
+)
 from pipeline.storage.access import Access
 from pipeline.storage.records import Blob, Staged
 from pipeline.storage.translate import translated, translating
@@ -29,7 +35,7 @@ CONCURRENCY = 32
 
 def spellable(key: str) -> bool:
     """Whether obstore can name this key: it refuses empty, `.` and `..` segments."""
-    return not any(part in ("", ".", "..") for part in key.rstrip("/").split("/"))
+    return not any(part in ("", ".", "..") for part in key.split("/"))
 
 
 class S3Objects:
@@ -91,21 +97,21 @@ class S3Objects:
     def objects(self, prefix: str) -> Iterator[ObjectInfo]:
         """See `Backend.objects`. Falls back to s3fs's client where a key defeats obstore."""
         at = parse(prefix)
+        # obstore lists whole directories: a prefix is cut back to its last slash.
+        folder = at.key[: at.key.rfind("/") + 1]
+        if folder and not spellable(folder[:-1]):
+            yield from self._list_exactly(at.bucket, at.key)
+            return
         with translating("list", prefix):
             try:
-                # obstore lists whole directories: a prefix is cut back to its last slash.
-                folder = at.key[: at.key.rfind("/") + 1]
-                if folder and not spellable(folder):
-                    raise ValueError(folder)
-                found = [
-                    meta
-                    for page in obstore.list(self.store(at.bucket), folder or None, chunk_size=1000)
-                    for meta in page
-                ]
-            except ValueError:
-                yield from self._list_exactly(at.bucket, at.key)
-                return
-        for meta in found:
+                pages = list(obstore.list(self.store(at.bucket), folder or None, chunk_size=1000))
+            except InvalidPathError:
+                # One key that obstore cannot spell ends its whole listing.
+                pages = None
+        if pages is None:
+            yield from self._list_exactly(at.bucket, at.key)
+            return
+        for meta in (meta for page in pages for meta in page):
             if meta["path"].startswith(at.key):
                 uri = f"s3://{at.bucket}/{meta['path']}"
                 yield ObjectInfo(uri, str(meta["e_tag"]).strip('"'), meta["size"])
@@ -184,18 +190,24 @@ class S3Objects:
 
     def put(self, uri: str, data: bytes) -> None:
         """See `Backend.put`."""
-        self._put(uri, data, "overwrite")
+        self._put(uri, data, "overwrite", {})
 
     def put_new(self, uri: str, data: bytes) -> None:
         """See `Backend.put_new`."""
-        self._put(uri, data, "create")
+        try:
+            self._put(uri, data, "create", {"IfNoneMatch": "*"})
+        except PreconditionFailedError as error:
+            raise AlreadyExistsError(uri) from error
 
     def put_if(self, uri: str, data: bytes, etag: str) -> None:
         """See `Backend.put_if`."""
-        self._put(uri, data, {"e_tag": f'"{etag}"'})
+        self._put(uri, data, {"e_tag": f'"{etag}"'}, {"IfMatch": f'"{etag}"'})
 
-    def _put(self, uri: str, data: bytes, mode: Any) -> None:
+    def _put(self, uri: str, data: bytes, mode: Any, condition: dict[str, str]) -> None:
         at = parse(uri)
+        if not spellable(at.key):
+            self._send("put_object", uri, Body=data, **condition)
+            return
         with translating("put", uri):
             obstore.put(self.store(at.bucket), at.key, data, mode=mode, use_multipart=False)
 

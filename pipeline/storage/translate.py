@@ -45,6 +45,7 @@ _RIGHTS = {
     "delete_object": "s3:DeleteObject",
     "abort_multipart_upload": "s3:AbortMultipartUpload",
     "put": "s3:PutObject",
+    "put_object": "s3:PutObject",
     "copy_object": "s3:PutObject",
     "create_multipart_upload": "s3:PutObject",
     "upload_part": "s3:PutObject",
@@ -100,6 +101,8 @@ def translated(error: Exception, action: str, uri: str) -> Exception:
         case foreign.PermissionDeniedError() | foreign.UnauthenticatedError():
             return from_code("AccessDenied", 403, action, uri, "")
         case FileNotFoundError():
+            if "<Code>NoSuchBucket</Code>" in str(error):
+                return BucketMissingError(parse(uri).bucket)
             return ObjectMissingError(uri)
         case foreign.BaseError():
             return _from_text(error, action, uri)
