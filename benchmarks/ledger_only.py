@@ -17,7 +17,7 @@ from prefect.context import FlowRunContext
 from partitioning import ObjectInfo, Plan, PlanRequest, Tail, TailRequest, plan_dataset
 from pipeline.batches import Batch
 from pipeline.engine import worker_name
-from pipeline.flows.map_dataset import DaskEngine
+from pipeline.flows.dask_engine import DaskEngine
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.mapping import BatchResult, BatchRun

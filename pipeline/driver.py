@@ -22,6 +22,7 @@ from pipeline.catalog import Catalog
 from pipeline.errors import RunFailedError, SchemaChangedError
 from pipeline.job import Job
 from pipeline.ledger import Ledger
+from pipeline.liveness import start_time
 from pipeline.manifest import Manifest, draft_commit, files_of
 from pipeline.publish import UploadsVanishedError, abort_spares, amend, publish, settle
 from pipeline.records import Progress, RunRecord
@@ -44,6 +45,8 @@ class DriverRecord(BaseModel):
     driver: str
     host: str
     pid: int
+    process_started: float
+    """Start time of the process, as `pipeline.liveness` tells it: pids are used again."""
     started: float
     seen: float
     """Unix seconds of the last sign of life."""
@@ -75,6 +78,7 @@ class Driver:
             driver=uuid.uuid4().hex,
             host=socket.gethostname(),
             pid=os.getpid(),
+            process_started=start_time(os.getpid()) or 0.0,
             started=now,
             seen=now,
             flow_run=flow_run,
@@ -90,6 +94,9 @@ class Driver:
             "failed": progress.failed,
             "chunks": progress.chunks,
             "rows_in": progress.rows_in,
+            "rows_out": progress.rows_out,
+            "bytes_in": progress.bytes_in,
+            "bytes_out": progress.bytes_out,
         }
         if time.time() - self._written >= HEARTBEAT_SECONDS:
             self.write()

@@ -117,6 +117,14 @@ def check_scheduler(address: str, timeout: float) -> None:
         ) from error
 
 
+def connection_errors() -> tuple[type[BaseException], ...]:
+    """What submitting raises when the scheduler is gone."""
+    from distributed.comm import CommClosedError
+    from distributed.client import FutureCancelledError
+
+    return (CommClosedError, FutureCancelledError, OSError, TimeoutError)
+
+
 def thread_count(runner: DaskTaskRunner) -> int:
     """Worker threads of the runner's cluster at this moment."""
     workers = runner.client.scheduler_info(n_workers=-1)["workers"]

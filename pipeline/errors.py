@@ -22,6 +22,7 @@
     ├── StackError
     ├── RunFailedError
     ├── RunInterruptedError             130
+    ├── RunCancelledError
     └── ConflictError                   3
 
 Whether trying again may help is told by type: an error that is `Transient` may pass, every other
@@ -223,6 +224,10 @@ class RunInterruptedError(ChunkmapError):
     """The user interrupted the run; what is done is kept."""
 
     exit_code = 130
+
+
+class RunCancelledError(ChunkmapError):
+    """Somebody cancelled the run; what is done is kept."""
 
 
 class ConflictError(ChunkmapError):

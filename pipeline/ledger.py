@@ -117,6 +117,18 @@ class Ledger:
         """Note where the run was published: a short cut, never needed for correctness."""
         self._storage.put(self.prefix + "published.json", orjson.dumps({"manifest": manifest}))
 
+    def cancel(self) -> None:
+        """Ask whoever drives the run to stop."""
+        self._storage.put(self.prefix + "cancel.json", orjson.dumps({"at": time.time()}))
+
+    def is_cancelled(self) -> bool:
+        """Whether somebody has asked the driver to stop."""
+        return self._storage.get_if_there(self.prefix + "cancel.json") is not None
+
+    def clear_cancel(self) -> None:
+        """Take the wish back: a driver that begins anew was told to."""
+        self._storage.delete(self.prefix + "cancel.json")
+
     def write_segment(
         self,
         name: str,

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from pipeline.driver import HEARTBEAT_SECONDS, failure_lines, read_driver
+from pipeline.attaching import is_driving
+from pipeline.driver import failure_lines, read_driver
 from pipeline.errors import UsageError
 from pipeline.ledger import Ledger, runs_of
 from pipeline.records import RunRecord
 from pipeline.storage import Storage, parse
-
-SILENT_SECONDS = 4 * HEARTBEAT_SECONDS
-"""Without a sign of life for so long, a driver counts as gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +76,7 @@ def _liveness(storage: Storage, ledger: Ledger) -> tuple[str, str]:
         return "done", who
     if driver is None:
         return "new", who
-    silent = time.time() - driver.seen
-    if driver.state == "running" and silent > SILENT_SECONDS:
+    if driver.state == "running" and not is_driving(driver, ""):
         return f"silent since {time.strftime('%H:%M:%S', time.localtime(driver.seen))}", who
     return driver.state, who
 

@@ -18,7 +18,7 @@ from partitioning import (
 )
 from partitioning.listing import list_objects
 from pipeline.catalog import Catalog
-from pipeline.errors import ConflictError, InputError, JobError
+from pipeline.errors import ConflictError, InputError, JobError, UsageError
 from pipeline.job import Job
 from pipeline.ledger import Ledger, run_id, runs_of
 from pipeline.process import filter_of
@@ -175,6 +175,10 @@ class Resume:
     """Go on although the transform's code has changed."""
     replan: bool = False
     """Plan anew instead of going on with the frozen plan."""
+    take_over: bool = False
+    """Drive although another driver seems to be alive."""
+    run: str | None = None
+    """Take up this very run, whatever else there is."""
 
 
 def plan_run(job: Job, settings: Settings, storage: Storage, resume: Resume) -> Planned:
@@ -186,27 +190,58 @@ def plan_run(job: Job, settings: Settings, storage: Storage, resume: Resume) -> 
     """
     code = fingerprint_of(job.transform, job.params, settings.transforms)
     records = runs_of(storage, job.output.uri)
-    unfinished = [one for one in _same_job(job, storage, records) if not _published(storage, one)]
+    if resume.run is not None:
+        return _resumed(_named(records, resume.run), code, storage, resume)
+    same = _same_job(job, storage, records)
+    unfinished = [one for one in same if not _is_published(storage, one)]
     if unfinished and not resume.replan:
         return _resumed(unfinished[-1], code, storage, resume)
-    previous = Ledger(storage, job.output.uri, records[-1].run).plan() if records else None
-    planned = plan_input(job, settings, storage, previous)
-    plan = planned.result.plan
+    return _fresh(job, settings, storage, code, same[-1] if same else None)
+
+
+def _fresh(
+    job: Job, settings: Settings, storage: Storage, code: str, before: RunRecord | None
+) -> Planned:
+    """Plan the input now. The same input, code and output are the same run as before."""
+    previous = None if before is None else Ledger(storage, before.output, before.run)
+    adds = job.output.mode == "append" and previous is not None and previous.published()
+    if adds:
+        # What an earlier run of this job appended is not appended again.
+        changes = job.input.model_copy(update={"changed_only": True})
+        job = job.model_copy(update={"input": changes})
+    planned = plan_input(job, settings, storage, previous.plan() if previous else None)
+    plan, explain = planned.result.plan, planned.result.explain
+    if adds and previous is not None and not len(plan):
+        note = f"the output holds all {explain.objects_unchanged:,} objects of the input already"
+        return Planned(previous, previous.plan(), code, False, (note,))
     run = run_id(plan, job, code)
     manifest = prepare_output(Catalog(storage, job.output.uri), job.output.mode, run)
     ledger = Ledger.create(storage, job, plan, code, manifest.number)
-    is_new = run not in {one.run for one in records}
-    return Planned(ledger, plan, code, is_new, planned.result.explain.warnings if is_new else ())
+    is_new = before is None or before.run != run
+    return Planned(ledger, plan, code, is_new, explain.warnings if is_new else ())
+
+
+def _named(records: list[RunRecord], run: str) -> RunRecord:
+    for record in records:
+        if record.run == run:
+            return record
+    raise UsageError(f"there is no run {run}")
 
 
 def _same_job(job: Job, storage: Storage, records: list[RunRecord]) -> list[RunRecord]:
-    """The runs of just this job file, oldest first."""
-    text = job.to_yaml()
+    """The runs of this very job, oldest first."""
     ledgers = [(one, Ledger(storage, job.output.uri, one.run)) for one in records]
-    return [one for one, ledger in ledgers if ledger.job().to_yaml() == text]
+    return [one for one, ledger in ledgers if _asks_the_same(ledger.job(), job)]
 
 
-def _published(storage: Storage, record: RunRecord) -> bool:
+def _asks_the_same(stored: Job, job: Job) -> bool:
+    """Whether two jobs differ in nothing but what a driver may choose anew."""
+    free = {"retries", "rounds", "max_failures", "chunk_timeout", "name"}
+    kept = {"input": {"changed_only"}, **dict.fromkeys(free, True)}
+    return stored.model_dump(exclude=kept) == job.model_dump(exclude=kept)  # type: ignore[arg-type]
+
+
+def _is_published(storage: Storage, record: RunRecord) -> bool:
     return Ledger(storage, record.output, record.run).published() is not None
 
 
@@ -219,5 +254,33 @@ def _resumed(record: RunRecord, code: str, storage: Storage, resume: Resume) -> 
         )
     ledger = Ledger(storage, record.output, record.run)
     prepare_output(Catalog(storage, record.output), record.mode, record.run)
-    note = f"resuming run {record.run}: its plan of {record.chunks} chunks is frozen"
-    return Planned(ledger, ledger.plan(), code, False, (note,))
+    notes = [f"resuming run {record.run}: its plan of {record.chunks:,} chunks is frozen"]
+    plan = ledger.plan()
+    changes = input_changes(storage, ledger.job(), plan)
+    if changes:
+        notes.append(f"{changes}; --replan would plan them too")
+    return Planned(ledger, plan, code, False, tuple(notes))
+
+
+def input_changes(storage: Storage, job: Job, plan: Plan) -> str | None:
+    """What a listing of the input shows beside a plan, in a sentence; None if nothing changed."""
+    request = PlanRequest(
+        uri=tuple(_normal(uri) for uri in job.input.uri),
+        include=job.input.include,
+        exclude=job.input.exclude,
+    )
+    try:
+        listed = list_objects(request, StorageReader(storage)).objects
+    except PlanningError as error:
+        return f"the input cannot be listed any more ({error})"
+    now = {info.uri: (info.etag.strip('"'), info.size) for info in listed}
+    objects = plan.table("objects").select(["uri", "etag", "size"]).to_pylist()
+    then = {row["uri"]: (row["etag"].strip('"'), row["size"]) for row in objects}
+    added, removed = len(now.keys() - then.keys()), len(then.keys() - now.keys())
+    changed = sum(now[uri] != then[uri] for uri in now.keys() & then.keys())
+    if not (added or removed or changed):
+        return None
+    return (
+        f"the input has changed since: {added:,} objects added, {removed:,} removed, "
+        f"{changed:,} changed"
+    )

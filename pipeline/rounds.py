@@ -242,6 +242,12 @@ class Mapper:
             max_chunks=most,
         )
         flights = Flights(self.engine, self.limits)
+        try:
+            self._fly(batcher, flights)
+        finally:
+            flights.abandon()
+
+    def _fly(self, batcher: Batcher, flights: Flights) -> None:
         more = True
         while more or flights:
             threads = self.engine.threads
@@ -258,7 +264,6 @@ class Mapper:
             self._tell()
             self._fold_if_due()
             if self._too_many_failures():
-                flights.abandon()
                 return
 
     def _too_many_failures(self) -> bool:

@@ -13,7 +13,7 @@ from pipeline.planning import Resume
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
-    from pipeline.flows.map_dataset import Listener
+    from pipeline.driving import Listener
 
 
 DRAIN_SECONDS = 10.0

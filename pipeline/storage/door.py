@@ -17,6 +17,7 @@ from pipeline.errors import (
     ObjectMissingError,
     PreconditionFailedError,
     Transient,
+    TransientStorageError,
 )
 from pipeline.settings import Settings, load_settings
 from pipeline.storage.access import Access
@@ -113,7 +114,12 @@ class Storage:
                 self.backend(uri).put_new(uri, data)
             except (AlreadyExistsError, PreconditionFailedError) as error:
                 found = self.get_if_there(uri)
-                if found is None or found.data != data:
+                if found is None:
+                    # S3 may refuse a writer although the other one then fails, too (409).
+                    raise TransientStorageError(
+                        f"put {uri}: lost a race that nobody won"
+                    ) from error
+                if found.data != data:
                     raise AlreadyExistsError(uri) from error
 
         self._tried(create)
@@ -130,8 +136,13 @@ class Storage:
                 self.backend(uri).put_if(uri, data, etag)
             except (AlreadyExistsError, PreconditionFailedError, ObjectMissingError) as error:
                 found = self.get_if_there(uri)
-                if found is None or found.data != data:
-                    raise PreconditionFailedError(uri) from error
+                if found is not None and found.data == data:
+                    return
+                if found is not None and found.etag == etag:
+                    raise TransientStorageError(
+                        f"put {uri}: lost a race that nobody won"
+                    ) from error
+                raise PreconditionFailedError(uri) from error
 
         self._tried(replace)
 

@@ -119,6 +119,9 @@ def translated(error: Exception, action: str, uri: str) -> Exception:
             return from_code("AccessDenied", 403, action, uri, "")
         case OSError():
             return StorageError(f"{action} {uri}: {error.strerror or error}")
+    if type(error).__module__.startswith("aiohttp."):
+        # A body that ends early comes up as it is, past botocore's own errors.
+        return TransientStorageError(f"{action} {uri}: {error}")
     return error
 
 

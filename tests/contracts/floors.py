@@ -52,10 +52,12 @@ FLOORS: dict[str, int] = {
     "pipeline.checking": 20,
     "pipeline.driver": 20,
     "pipeline.engine": 20,
-    "pipeline.overview": 21,
-    "pipeline.flows": 22,
-    "pipeline.stack": 23,
-    "pipeline.cli": 24,
+    "pipeline.attaching": 21,
+    "pipeline.driving": 22,
+    "pipeline.overview": 22,
+    "pipeline.flows": 23,
+    "pipeline.stack": 24,
+    "pipeline.cli": 25,
 }
 
 # Packages of a whole distribution that only one room may import, and that room.

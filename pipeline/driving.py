@@ -1,0 +1,248 @@
+"""Driving a run to its end: attach or map, publish, report. The same with every engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pipeline.attaching import is_driving, watch
+from pipeline.driver import (
+    PUBLISH_TRIES,
+    Driver,
+    RunIncompleteError,
+    RunSummary,
+    StoredReport,
+    failure_lines,
+    publish_run,
+    read_driver,
+    store_report,
+)
+from pipeline.errors import ConflictError, RunCancelledError
+from pipeline.job import Job
+from pipeline.ledger import Ledger
+from pipeline.planning import Planned, Resume, plan_run
+from pipeline.publish import UploadsVanishedError
+from pipeline.records import Progress
+from pipeline.rounds import Engine, Mapper, MapProgress, SerialEngine
+from pipeline.settings import Settings
+from pipeline.storage import Storage
+
+CANCEL_SECONDS = 5.0
+"""How often a driver looks whether somebody has cancelled its run."""
+
+Listener = Callable[[str, MapProgress | None], None]
+"""Is told the phase (plan, map, publish, report) and, while mapping, the progress."""
+
+
+class Surroundings(Protocol):
+    """What an orchestrator does around a run. None of it matters to the result."""
+
+    @property
+    def page(self) -> str | None:
+        """Where the orchestrator shows this run."""
+        ...
+
+    def engine(self, run_uri: str, fingerprint: str) -> Engine:
+        """What maps the batches."""
+        ...
+
+    def publish(self, ledger: Ledger, vanished: UploadsVanishedError | None) -> int:
+        """Publish a complete run; returns the manifest's number."""
+        ...
+
+    def mapping(self, run: str, progress: MapProgress) -> None:
+        """Show progress."""
+        ...
+
+    def ended(self, run: str, report: StoredReport) -> None:
+        """Show the report."""
+        ...
+
+
+@dataclass(slots=True)
+class Serial:
+    """No orchestrator: everything in this process, one batch after the other."""
+
+    storage: Storage
+    page: str | None = None
+
+    def engine(self, run_uri: str, fingerprint: str) -> Engine:
+        """See `Surroundings.engine`."""
+        return SerialEngine(run_uri, fingerprint)
+
+    def publish(self, ledger: Ledger, vanished: UploadsVanishedError | None) -> int:
+        """See `Surroundings.publish`."""
+        return publish_run(self.storage, ledger, vanished)
+
+    def mapping(self, run: str, progress: MapProgress) -> None:
+        """See `Surroundings.mapping`."""
+
+    def ended(self, run: str, report: StoredReport) -> None:
+        """See `Surroundings.ended`."""
+
+
+def run_serially(
+    job: Job, settings: Settings, storage: Storage, resume: Resume | None = None
+) -> RunSummary:
+    """Run a job without Prefect and Dask: the oracle of the real engine, and a debugger's friend.
+
+    Raises:
+        RunIncompleteError: some chunks failed.
+    """
+    resume = resume or Resume()
+    started = time.time()
+    planned = plan_run(job, settings, storage, resume)
+    driving = Driving(job, settings, storage, planned, Serial(storage), resume)
+    driving.driver.record.phases.append(("plan", started, time.time() - started))
+    return driving.to_the_end()
+
+
+@dataclass(slots=True)
+class Driving:
+    """One driver's work on one run."""
+
+    job: Job
+    settings: Settings
+    storage: Storage
+    planned: Planned
+    around: Surroundings
+    resume: Resume
+    listen: Listener = lambda phase, progress: None
+    driver: Driver = field(init=False)
+    mapper: Mapper | None = None
+    _looked: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.driver = Driver.of(self.storage, self.planned.ledger, self.around.page)
+
+    def to_the_end(self) -> RunSummary:
+        """Bring the run to its end, whoever else has a hand in it.
+
+        Raises:
+            RunIncompleteError: some chunks failed; nothing was published.
+            RunCancelledError: somebody cancelled the run.
+        """
+        ledger = self.planned.ledger
+        own = self.driver.record.driver
+        if is_driving(read_driver(self.storage, ledger), own) and not self.resume.take_over:
+            self.listen("attached", None)
+            watch(self.storage, ledger, own, lambda progress: self.listen("attached", progress))
+        manifest = ledger.published()
+        if manifest is not None:
+            return self._summary("done", ledger.read(), manifest)
+        return self._driven()
+
+    def _driven(self) -> RunSummary:
+        ledger = self.planned.ledger
+        ledger.clear_cancel()
+        self.driver.write()
+        state = "failed"
+        try:
+            progress, manifest = self._map_and_publish()
+            state = "done" if manifest is not None else "failed"
+        except KeyboardInterrupt:
+            state = "interrupted"
+            raise
+        except RunCancelledError:
+            state = "cancelled"
+            raise
+        finally:
+            self.driver.write(state)
+        self.listen("report", None)
+        return self._reported(state, progress, manifest)
+
+    def _map_and_publish(self) -> tuple[Progress, int | None]:
+        ledger, plan = self.planned.ledger, self.planned.plan
+        vanished: UploadsVanishedError | None = None
+        for _ in range(PUBLISH_TRIES):
+            with self.driver.phase("map"):
+                progress = self._mapped()
+            if progress.completions.height < len(plan):
+                return progress, None
+            self.listen("publish", None)
+            with self.driver.phase("publish"):
+                try:
+                    return progress, self.around.publish(ledger, vanished)
+                except UploadsVanishedError as error:
+                    self._refuse_foreign(error)
+                    ledger.void(error.attempts)
+                    vanished = error
+        assert vanished is not None, "each try ends with a return or with uploads that vanished"
+        raise vanished
+
+    def _refuse_foreign(self, error: UploadsVanishedError) -> None:
+        """A claim of another run whose uploads are gone can be finished by its own job only."""
+        run = (error.commit or self.planned.ledger.run).partition(".")[0]
+        if run != self.planned.ledger.run:
+            raise ConflictError(
+                f"run {run} has claimed {self.planned.ledger.output}, and {error}",
+                hint=f"first finish it: chunkmap retry {run}",
+            ) from error
+
+    def _mapped(self) -> Progress:
+        ledger = self.planned.ledger
+        self.mapper = Mapper(
+            ledger=ledger,
+            plan=self.planned.plan,
+            job=self.job,
+            limits=self.settings.batches,
+            engine=self.around.engine(ledger.prefix, self.planned.fingerprint),
+            listen=self._tell,
+        )
+        return self.mapper.run()
+
+    def _tell(self, progress: MapProgress) -> None:
+        self.driver.saw(progress)
+        self.listen("map", progress)
+        self.around.mapping(self.planned.ledger.run, progress)
+        if time.monotonic() - self._looked >= CANCEL_SECONDS:
+            self._looked = time.monotonic()
+            if self.planned.ledger.is_cancelled():
+                raise RunCancelledError(
+                    f"run {self.planned.ledger.run} was cancelled; what is done is kept",
+                    hint=f"go on with: chunkmap retry {self.planned.ledger.run}",
+                )
+
+    def _reported(self, state: str, progress: Progress, manifest: int | None) -> RunSummary:
+        ledger = self.planned.ledger
+        report = store_report(
+            self.storage, ledger, self.driver.record, state, self.settings.state_dir
+        )
+        self.around.ended(ledger.run, report)
+        summary = self._summary(state, progress, manifest, report)
+        if manifest is None:
+            raise RunIncompleteError(summary)
+        return summary
+
+    def _summary(
+        self,
+        state: str,
+        progress: Progress,
+        manifest: int | None,
+        report: StoredReport | None = None,
+    ) -> RunSummary:
+        done, failed = progress.completions, progress.failed()
+        mapper, ledger = self.mapper, self.planned.ledger
+        return RunSummary(
+            run=ledger.run,
+            job=self.job.name,
+            state=state,
+            output=ledger.output,
+            manifest=manifest,
+            chunks=len(self.planned.plan),
+            mapped=done.height - mapper.resumed if mapper else 0,
+            failed=failed.height,
+            batches=mapper.batches if mapper else 0,
+            rounds=mapper.rounds if mapper else 0,
+            rows_in=int(done["rows_in"].sum()),
+            rows_out=int(done["rows_out"].sum()),
+            bytes_in=int(done["bytes_in"].sum()),
+            bytes_out=int(done["bytes_out"].sum()),
+            seconds=time.time() - self.driver.record.started,
+            report=report.uri if report else ledger.prefix + "report.html",
+            local_report=report.path if report else "",
+            notes=(*self.planned.notes, *([mapper.stopped] if mapper and mapper.stopped else [])),
+            errors=failure_lines(failed),
+        )
