@@ -111,12 +111,10 @@ def translated(error: Exception, action: str, uri: str) -> Exception:
             meta = error.response.get("ResponseMetadata", {})
             status = int(meta.get("HTTPStatusCode", 0))
             return from_code(said.get("Code", ""), status, action, uri, said.get("Message", ""))
-        case botocore.exceptions.NoCredentialsError():
-            return from_code("AccessDenied", 401, action, uri, "")
+        case botocore.exceptions.NoCredentialsError() | PermissionError():
+            return from_code("AccessDenied", 403, action, uri, "")
         case botocore.exceptions.BotoCoreError() | TimeoutError() | ConnectionError():
             return TransientStorageError(f"{action} {uri}: {error}")
-        case PermissionError():
-            return from_code("AccessDenied", 403, action, uri, "")
         case OSError():
             return StorageError(f"{action} {uri}: {error.strerror or error}")
     if type(error).__module__.startswith("aiohttp."):

@@ -1,0 +1,68 @@
+"""The places that the storage contract is held against."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.storage import Backend, RetryPolicy, Storage
+from pipeline.storage.local import LocalBackend
+from pipeline.storage.s3_staging import S3Backend
+from tests.pipeline.storage.memory import MemoryBackend
+from tests.servers.launching import BUCKET, Server
+
+QUICK = RetryPolicy(attempts=3, seconds=30.0, wait_initial=0.01, wait_max=0.05)
+PLACES = [
+    "memory",
+    "local",
+    "moto",
+    pytest.param("seaweedfs", marks=pytest.mark.integration),
+    pytest.param("ministack", marks=pytest.mark.integration),
+]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A prefix of its own on one kind of storage."""
+
+    name: str
+    backend: Backend
+    storage: Storage
+    prefix: str
+    server: Server | None = None
+
+    @property
+    def area(self) -> str:
+        return self.prefix.rstrip("/") + ".staged/"
+
+    def uri(self, key: str) -> str:
+        return self.prefix + key
+
+
+@pytest.fixture(scope="session")
+def backends() -> dict[str, Backend]:
+    """Backends by place, made once."""
+    return {}
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest, backends: dict[str, Backend], tmp_path: Path) -> Place:
+    name: str = request.param
+    if name in ("memory", "local"):
+        backend: Backend = MemoryBackend() if name == "memory" else LocalBackend()
+        scheme = "s3" if name == "memory" else "file"
+        prefix = f"file://{tmp_path}/data/" if name == "local" else "s3://memory/data/"
+        return Place(name, backend, Storage({scheme: backend}, QUICK), prefix)
+    server: Server = request.getfixturevalue(name)
+    backend = backends.setdefault(name, S3Backend(server.access))
+    prefix = f"s3://{BUCKET}/{uuid.uuid4().hex}/"
+    return Place(name, backend, Storage({"s3": backend}, QUICK), prefix, server)
+
+
+def skip_on(place: Place, name: str, reason: str) -> None:
+    """Leave out what one server is known to do wrong."""
+    if place.name == name:
+        pytest.skip(f"{name}: {reason}")

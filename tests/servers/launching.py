@@ -1,0 +1,199 @@
+"""Starts one S3 server as a child of this process, waits until it answers, and stops just it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import botocore.config
+import botocore.exceptions
+
+from pipeline.settings import S3Settings
+from pipeline.stack import services
+from pipeline.stack.processes import HOST, free_ports
+from pipeline.storage.access import Access
+
+BUCKET = "bucket"
+READER = ("READER0123456789", "only-reads-and-lists")
+"""Credentials that SeaweedFS lets read and list, and nothing else."""
+START_SECONDS = 60.0
+TRIES = 3
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs."""
+
+    name: str
+    endpoint: str
+    key_id: str
+    secret: str
+    pid: int
+
+    @property
+    def access(self) -> Access:
+        return Access(self.endpoint, key_id=self.key_id, secret=self.secret)
+
+    @property
+    def reader(self) -> Access:
+        """Access that may read and list only (on servers that know rights)."""
+        return Access(self.endpoint, key_id=READER[0], secret=READER[1])
+
+    def settings(self) -> S3Settings:
+        return S3Settings.model_validate(
+            {
+                "endpoint_url": self.endpoint,
+                "region": "us-east-1",
+                "access_key_id": self.key_id,
+                "secret_access_key": self.secret,
+            }
+        )
+
+    def client(self) -> Any:
+        """A raw client, for what no storage of ours would do."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=self.key_id,
+            aws_secret_access_key=self.secret,
+            config=botocore.config.Config(
+                retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=20
+            ),
+        )
+
+
+@contextmanager
+def moto(folder: Path) -> Iterator[Server]:
+    """Moto: checks no signatures, loses its state; quick, and right for unit tests."""
+    with _first_that_starts(folder, "moto", _moto) as server:
+        yield server
+
+
+@contextmanager
+def seaweedfs(folder: Path) -> Iterator[Server]:
+    """SeaweedFS, as the embedded stack starts it: real signatures and rights."""
+    with _first_that_starts(folder, "seaweedfs", _seaweedfs) as server:
+        yield server
+
+
+@contextmanager
+def ministack(folder: Path) -> Iterator[Server]:
+    """MiniStack: clean in every race, byte-order listings, any key; checks no signatures."""
+    with _first_that_starts(folder, "ministack", _ministack) as server:
+        yield server
+
+
+@dataclass(frozen=True)
+class _Start:
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    port: int
+    key_id: str = "test"
+    secret: str = "test"
+
+
+def _script(name: str) -> str:
+    return str(Path(sysconfig.get_path("scripts")) / name)
+
+
+def _moto(folder: Path) -> _Start:
+    (port,) = free_ports(1)
+    # Werkzeug warns on its log that it is no production server; the log is a file.
+    return _Start([_script("moto_server"), "-H", HOST, "-p", str(port)], os.environ, port)
+
+
+def _ministack(folder: Path) -> _Start:
+    (port,) = free_ports(1)
+    environment = {
+        **os.environ,
+        "GATEWAY_PORT": str(port),
+        "BIND_HOST": HOST,
+        "MINISTACK_HOST": HOST,
+        "SERVICES": "s3",
+        "LOG_LEVEL": "WARNING",
+        "TMPDIR": str(folder),
+        "DOCKER_HOST": f"unix://{folder}/no-docker.sock",
+    }
+    return _Start([sys.executable, "-m", "ministack"], environment, port)
+
+
+def _seaweedfs(folder: Path) -> _Start:
+    ports = free_ports(services.S3_PORTS)
+    owner = services.s3_settings(folder, ports[0])
+    config = folder / "s3.json"
+    said = json.loads(config.read_text())
+    if len(said["identities"]) == 1:
+        credentials = [{"accessKey": READER[0], "secretKey": READER[1]}]
+        reader = {"name": "reader", "credentials": credentials, "actions": ["Read", "List"]}
+        config.write_text(json.dumps({"identities": [*said["identities"], reader]}))
+    launch = services.s3(folder, ports)
+    return _Start(
+        launch.command,
+        launch.environment,
+        ports[0],
+        owner["access_key_id"],
+        owner["secret_access_key"],
+    )
+
+
+@contextmanager
+def _first_that_starts(folder: Path, name: str, prepare: Any) -> Iterator[Server]:
+    """Start, with other ports if somebody took ours between looking and binding."""
+    for again in range(TRIES):
+        own = folder / str(again)
+        own.mkdir(parents=True)
+        start = prepare(own)
+        with (own / "server.log").open("wb") as log:
+            process = subprocess.Popen(
+                start.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=own,
+                env=dict(start.environment),
+                start_new_session=True,
+            )
+        endpoint = f"http://{HOST}:{start.port}"
+        server = Server(name, endpoint, start.key_id, start.secret, process.pid)
+        try:
+            if _has_started(server, process):
+                yield server
+                return
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+    raise RuntimeError(f"{name} did not start: {(own / 'server.log').read_text()[-2000:]}")
+
+
+def _has_started(server: Server, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until the server has made our bucket; False when it ended instead."""
+    client = server.client()
+    deadline = time.monotonic() + START_SECONDS
+    try:
+        while process.poll() is None and time.monotonic() < deadline:
+            with suppress(botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError):
+                with suppress(client.exceptions.BucketAlreadyOwnedByYou):
+                    client.create_bucket(Bucket=BUCKET)
+                client.put_object(Bucket=BUCKET, Key="ready", Body=b"")
+                client.delete_object(Bucket=BUCKET, Key="ready")
+                return True
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.1)
+        return False
+    finally:
+        client.close()
