@@ -119,8 +119,8 @@ def check_scheduler(address: str, timeout: float) -> None:
 
 def connection_errors() -> tuple[type[BaseException], ...]:
     """What submitting raises when the scheduler is gone."""
-    from distributed.comm import CommClosedError
     from distributed.client import FutureCancelledError
+    from distributed.comm import CommClosedError
 
     return (CommClosedError, FutureCancelledError, OSError, TimeoutError)
 

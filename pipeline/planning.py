@@ -17,6 +17,7 @@ from partitioning import (
     plan_dataset,
 )
 from partitioning.listing import list_objects
+from pipeline.batches import GUESSED_SPEED
 from pipeline.catalog import Catalog
 from pipeline.errors import ConflictError, InputError, JobError, UsageError
 from pipeline.job import Job
@@ -216,9 +217,30 @@ def _fresh(
         return Planned(previous, previous.plan(), code, False, (note,))
     run = run_id(plan, job, code)
     manifest = prepare_output(Catalog(storage, job.output.uri), job.output.mode, run)
+    note = _check_lifecycle(job, plan, storage)
     ledger = Ledger.create(storage, job, plan, code, manifest.number)
     is_new = before is None or before.run != run
-    return Planned(ledger, plan, code, is_new, explain.warnings if is_new else ())
+    return Planned(ledger, plan, code, is_new, (*explain.warnings, *note) if is_new else ())
+
+
+def _check_lifecycle(job: Job, plan: Plan, storage: Storage) -> tuple[str, ...]:
+    """What the bucket's own rule about incomplete uploads means for a run.
+
+    Raises:
+        UsageError: the rule would drop staged outputs before a single thread could map the plan.
+    """
+    days = storage.abort_days(job.output.uri)
+    if days is None:
+        return ()
+    longest = plan.decoded_bytes / GUESSED_SPEED / 86400
+    said = f"the bucket of {job.output.uri} aborts incomplete uploads after {days:g} days"
+    if longest > days:
+        raise UsageError(
+            f"{said}, and this run may take {longest:.1f} on one thread: staged outputs would be "
+            "lost before they are published",
+            hint="lengthen the lifecycle rule, or split the input into several jobs",
+        )
+    return (f"{said}: a run that stays unpublished longer maps those chunks again",)
 
 
 def _named(records: list[RunRecord], run: str) -> RunRecord:

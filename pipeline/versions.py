@@ -57,11 +57,11 @@ def _replaced(catalog: Catalog, manifest: Manifest) -> pl.DataFrame:
     return catalog.snapshot(before).join(catalog.snapshot(manifest), on="key", how="anti")
 
 
-def prune(catalog: Catalog, newest: int) -> int:
+def prune(catalog: Catalog, newest: int, *, dry_run: bool = False) -> int:
     """Delete what was replaced by manifests up to this number; returns the number of files."""
     kept = catalog.storage.objects(catalog.state + "replaced/")
     old = [info.uri for info in kept if _number(catalog, info.uri) <= newest]
-    _each(catalog.storage.delete, old)
+    _each(catalog.storage.delete, [] if dry_run else old)
     return len(old)
 
 

@@ -33,6 +33,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and n
 Output = Annotated[
     str, typer.Argument(metavar="OUTPUT", help="URI of an output prefix.", show_default=False)
 ]
+RunId = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's id, or its first letters.", show_default=False)
+]
+InOutput = Annotated[
+    str | None, typer.Option("--output", "-o", help="The run's output; default any known one.")
+]
 
 
 @app.command()
@@ -69,12 +75,22 @@ def run(
     replan: Annotated[
         bool, typer.Option(help="Plan anew instead of going on with an unfinished run's plan.")
     ] = False,
+    take_over: Annotated[
+        bool, typer.Option(help="Drive the run although another driver seems to be alive.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Run a job, or go on with it: maps what is left, publishes when nothing is."""
     from pipeline.cli import running
 
-    running.run(job, environment, accept_code=accept_code, replan=replan, as_json=json)
+    running.run(
+        job,
+        environment,
+        accept_code=accept_code,
+        replan=replan,
+        take_over=take_over,
+        as_json=json,
+    )
 
 
 @app.command()
@@ -129,6 +145,101 @@ def verify(output: Output, environment: Environment = None, json: Json = False) 
     from pipeline.cli import states
 
     raise typer.Exit(states.verify(output, environment, as_json=json))
+
+
+@app.command()
+def retry(
+    run: RunId,
+    output: InOutput = None,
+    accept_code: Annotated[
+        bool, typer.Option(help="Go on although the transform's code has changed.")
+    ] = False,
+    environment: Environment = None,
+    json: Json = False,
+) -> None:
+    """Take a run up again by its id: what failed, and what was never tried."""
+    from pipeline.cli import runs
+
+    runs.retry(run, output, environment, accept_code=accept_code, as_json=json)
+
+
+@app.command()
+def cancel(
+    run: RunId,
+    output: InOutput = None,
+    discard: Annotated[bool, typer.Option(help="Abort what is staged, too.")] = False,
+    environment: Environment = None,
+    json: Json = False,
+) -> None:
+    """Stop a run, wherever its driver is; what is staged is kept."""
+    from pipeline.cli import runs
+
+    runs.cancel(run, output, environment, discard=discard, as_json=json)
+
+
+@app.command()
+def publish(
+    run: RunId,
+    output: InOutput = None,
+    without_failed: Annotated[
+        bool, typer.Option("--without-failed", help="Leave out the chunks that are not done.")
+    ] = False,
+    environment: Environment = None,
+    json: Json = False,
+) -> None:
+    """Publish what a run has completed; a later retry adds what is missing."""
+    from pipeline.cli import runs
+
+    runs.publish(run, output, environment, without_failed=without_failed, as_json=json)
+
+
+@app.command()
+def history(output: Output, environment: Environment = None, json: Json = False) -> None:
+    """List what was published to an output, newest first."""
+    from pipeline.cli import runs
+
+    runs.history(output, environment, as_json=json)
+
+
+@app.command()
+def rollback(
+    output: Output,
+    to: Annotated[
+        int | None, typer.Option(help="A manifest's number; default the last but one.")
+    ] = None,
+    environment: Environment = None,
+    json: Json = False,
+) -> None:
+    """Make an older version of an output current again."""
+    from pipeline.cli import runs
+
+    runs.rollback(output, to, environment, as_json=json)
+
+
+@app.command()
+def clean(
+    output: Output,
+    older_than: Annotated[str, typer.Option(help="Spare younger uploads.")] = "7d",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
+    ] = False,
+    discard: Annotated[
+        list[str] | None, typer.Option(help="An unfinished run to give up; may be repeated.")
+    ] = None,
+    environment: Environment = None,
+    json: Json = False,
+) -> None:
+    """Abort abandoned uploads and remove what no manifest names."""
+    from pipeline.cli import runs
+
+    runs.clean(
+        output,
+        environment,
+        older_than=older_than,
+        dry_run=dry_run,
+        discard=discard or [],
+        as_json=json,
+    )
 
 
 @app.command()

@@ -19,13 +19,27 @@ from pipeline.settings import Settings, load_settings
 
 
 def run(
-    path: Path, environment: str | None, *, accept_code: bool, replan: bool, as_json: bool
+    path: Path,
+    environment: str | None,
+    *,
+    accept_code: bool,
+    replan: bool,
+    take_over: bool,
+    as_json: bool,
 ) -> None:
     """Run a job file and show what came of it."""
     quiet_libraries()
     job = load_job(path)
     settings = load_settings(environment)
-    run_job(job, settings, str(path), accept_code=accept_code, replan=replan, as_json=as_json)
+    run_job(
+        job,
+        settings,
+        str(path),
+        accept_code=accept_code,
+        replan=replan,
+        take_over=take_over,
+        as_json=as_json,
+    )
 
 
 def run_job(
@@ -35,9 +49,11 @@ def run_job(
     *,
     accept_code: bool = False,
     replan: bool = False,
+    take_over: bool = False,
     as_json: bool = False,
+    run: str | None = None,
 ) -> None:
-    """Run a job; `name` is what the user calls its file.
+    """Run a job; `name` is what the user calls its file, `run` a run to take up by its id.
 
     Raises:
         RunIncompleteError: some chunks failed; the summary has been shown.
@@ -62,13 +78,14 @@ def run_job(
                 display.mapping(progress)
 
         try:
-            summary = launch(job, settings, listen, Resume(accept_code, replan))
+            summary = launch(job, settings, listen, Resume(accept_code, replan, take_over, run))
         except RunIncompleteError as error:
             show(error.summary)
             raise
         except KeyboardInterrupt as error:
             raise RunInterruptedError(
-                "interrupted: what is done is kept", hint=f"go on with: chunkmap run {name}"
+                "interrupted: what is done is kept",
+                hint=f"go on with: chunkmap {'retry' if run else 'run'} {name}",
             ) from error
     show(summary)
 

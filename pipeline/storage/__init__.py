@@ -4,7 +4,14 @@ Everything above this floor names objects by URI and sees only our errors. Retri
 happen here, once: the clients' own retries are off.
 """
 
-from pipeline.storage.door import RetryPolicy, Storage, open_storage, own_storage, read_table
+from pipeline.storage.door import (
+    RetryPolicy,
+    Storage,
+    open_storage,
+    own_storage,
+    read_table,
+    scan_options,
+)
 from pipeline.storage.reader import StorageReader
 from pipeline.storage.records import Backend, Blob, Staged
 from pipeline.storage.uris import as_prefix, join, parse, state_prefix
@@ -22,5 +29,6 @@ __all__ = [
     "own_storage",
     "parse",
     "read_table",
+    "scan_options",
     "state_prefix",
 ]

@@ -166,6 +166,10 @@ class Storage:
         """Make visible; returns those that have vanished. Completing twice changes nothing."""
         return self._by_backend(staged, lambda backend, some: backend.complete(some))
 
+    def abort_days(self, uri: str) -> float | None:
+        """After how many days the storage drops what is staged; None if never, or unknown."""
+        return self.backend(uri).abort_days(uri)
+
     def abort(self, staged: Sequence[Staged]) -> None:
         """Drop what is staged; what is already gone is no error."""
 
@@ -202,6 +206,20 @@ def open_storage(settings: Settings) -> Storage:
         token=s3.session_token.get_secret_value() if s3.session_token else None,
     )
     return Storage({"s3": S3Backend(access), "file": LocalBackend()})
+
+
+def scan_options(settings: Settings) -> dict[str, str]:
+    """What Polars' own scans need to reach the same S3. Holds secrets."""
+    s3 = settings.s3
+    secrets = {
+        "aws_access_key_id": s3.access_key_id,
+        "aws_secret_access_key": s3.secret_access_key,
+        "aws_session_token": s3.session_token,
+    }
+    options = {name: value.get_secret_value() for name, value in secrets.items() if value}
+    if s3.endpoint_url:
+        options |= {"aws_endpoint_url": s3.endpoint_url, "aws_allow_http": "true"}
+    return options | {"aws_region": s3.region or "us-east-1"}
 
 
 @cache

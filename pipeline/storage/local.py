@@ -163,6 +163,10 @@ class LocalBackend:
                     gone.append(item)
         return gone
 
+    def abort_days(self, uri: str) -> float | None:
+        """See `Backend.abort_days`: nobody drops our files."""
+        return None
+
     def abort(self, staged: Sequence[Staged]) -> None:
         """See `Backend.abort`."""
         for item in staged:
@@ -176,4 +180,5 @@ class LocalBackend:
                 final, _, attempt = os.path.join(folder, name)[len(root) :].rpartition(".")
                 if final.startswith(at):
                     temporary = os.path.join(folder, name)
-                    yield Staged(f"file://{final}", temporary, (), 0, attempt)
+                    created = os.stat(temporary).st_mtime
+                    yield Staged(f"file://{final}", temporary, (), 0, attempt, created)

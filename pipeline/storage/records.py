@@ -31,6 +31,8 @@ class Staged:
     """Bytes."""
     attempt: str
     """Unique id of the attempt that wrote it; stored as metadata of the object."""
+    created: float = 0.0
+    """Unix seconds; only of what a listing found."""
 
 
 class Backend(Protocol):
@@ -85,6 +87,10 @@ class Backend(Protocol):
 
     def complete(self, staged: Sequence[Staged]) -> list[Staged]:
         """Make visible. Returns those that have vanished; completing twice changes nothing."""
+        ...
+
+    def abort_days(self, uri: str) -> float | None:
+        """After how many days the storage drops what is staged; None if never, or unknown."""
         ...
 
     def abort(self, staged: Sequence[Staged]) -> None:

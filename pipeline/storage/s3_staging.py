@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-from pipeline.errors import ObjectMissingError
+from pipeline.errors import ObjectMissingError, StorageError
 from pipeline.storage.records import Staged
 from pipeline.storage.s3 import S3Objects, listed
 from pipeline.storage.translate import translating
@@ -86,6 +86,28 @@ class S3Backend(S3Objects):
         flags = self.wait(self.gather(finish, staged))
         return [item for item, flag in zip(staged, flags, strict=True) if not flag]
 
+    def abort_days(self, uri: str) -> float | None:
+        """See `Backend.abort_days`: the bucket's lifecycle rules."""
+        at = parse(uri)
+
+        async def rules() -> Any:
+            client = await self.client(at.bucket)
+            with translating("get lifecycle", uri):
+                return await client.get_bucket_lifecycle_configuration(Bucket=at.bucket)
+
+        try:
+            found = self.wait(rules()).get("Rules", ())
+        except StorageError:
+            return None  # There is none, or we may not read it.
+        days = [
+            float(rule["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"])
+            for rule in found
+            if rule.get("Status") == "Enabled"
+            and "AbortIncompleteMultipartUpload" in rule
+            and at.key.startswith(_prefix_of(rule))
+        ]
+        return min(days, default=None)
+
     def abort(self, staged: Sequence[Staged]) -> None:
         """See `Backend.abort`."""
 
@@ -105,4 +127,19 @@ class S3Backend(S3Objects):
                 return await client.list_multipart_uploads(Bucket=at.bucket, Prefix=at.key)
 
         for entry in self.wait(page()).get("Uploads", ()):
-            yield Staged(f"s3://{at.bucket}/{entry['Key']}", entry["UploadId"], (), 0, "")
+            yield Staged(
+                uri=f"s3://{at.bucket}/{entry['Key']}",
+                upload=entry["UploadId"],
+                parts=(),
+                size=0,
+                attempt="",
+                created=entry["Initiated"].timestamp(),
+            )
+
+
+def _prefix_of(rule: dict[str, Any]) -> str:
+    """The keys that a lifecycle rule is about; older rules name them outside the filter."""
+    chosen = rule.get("Filter", {})
+    return str(
+        chosen.get("Prefix") or chosen.get("And", {}).get("Prefix") or rule.get("Prefix", "")
+    )

@@ -53,6 +53,8 @@ FLOORS: dict[str, int] = {
     "pipeline.driver": 20,
     "pipeline.engine": 20,
     "pipeline.attaching": 21,
+    "pipeline.cleaning": 19,
+    "pipeline.scanning": 19,
     "pipeline.driving": 22,
     "pipeline.overview": 22,
     "pipeline.flows": 23,

@@ -1,0 +1,164 @@
+"""`chunkmap retry`, `cancel`, `publish`, `history`, `rollback`, `clean`: what is done to runs."""
+
+from __future__ import annotations
+
+import time
+
+from rich.table import Table
+
+from pipeline.cli.screen import notes, out, print_json, size
+from pipeline.errors import UsageError
+from pipeline.ledger import Ledger
+from pipeline.overview import find_run, known_outputs, overview
+from pipeline.settings import Settings, load_settings
+from pipeline.storage import Storage, open_storage
+from pipeline.units import parse_seconds
+
+
+def _ledger(run: str, output: str | None, settings: Settings, storage: Storage) -> Ledger:
+    """The run whose id begins so, among those of the known outputs."""
+    outputs = [output] if output else known_outputs(settings.state_dir)
+    if not outputs:
+        raise UsageError(
+            "no output is known here", hint="name it with --output s3://bucket/prefix/"
+        )
+    found = find_run([one for uri in outputs for one in overview(storage, uri)], run)
+    return Ledger(storage, found.output, found.run)
+
+
+def retry(
+    run: str, output: str | None, environment: str | None, *, accept_code: bool, as_json: bool
+) -> None:
+    """Take a run up again by its id: failed chunks, and those that were never tried."""
+    from pipeline.cli.running import run_job
+    from pipeline.cli.screen import quiet_libraries
+
+    quiet_libraries()
+    settings = load_settings(environment)
+    ledger = _ledger(run, output, settings, open_storage(settings))
+    if ledger.published() is not None:
+        notes.print(f"run {ledger.run} is published: nothing is left to retry")
+    run_job(
+        ledger.job(),
+        settings,
+        ledger.run,
+        accept_code=accept_code,
+        as_json=as_json,
+        run=ledger.run,
+    )
+
+
+def cancel(
+    run: str, output: str | None, environment: str | None, *, discard: bool, as_json: bool
+) -> None:
+    """Ask the driver of a run to stop; keep what is staged, or abort it."""
+    from pipeline.cleaning import discard_run
+
+    settings = load_settings(environment)
+    storage = open_storage(settings)
+    ledger = _ledger(run, output, settings, storage)
+    if ledger.published() is not None:
+        raise UsageError(f"run {ledger.run} is published already")
+    ledger.cancel()
+    aborted = discard_run(storage, ledger) if discard else 0
+    if as_json:
+        print_json({"run": ledger.run, "cancelled": True, "aborted": aborted})
+        return
+    kept = f"{aborted:,} staged outputs aborted" if discard else "what is staged is kept"
+    out.print(f"run {ledger.run}: its driver stops within seconds; {kept}")
+
+
+def publish(
+    run: str, output: str | None, environment: str | None, *, without_failed: bool, as_json: bool
+) -> None:
+    """Publish what a run has completed."""
+    from pipeline.driver import publish_run
+
+    settings = load_settings(environment)
+    storage = open_storage(settings)
+    ledger = _ledger(run, output, settings, storage)
+    record, done = ledger.record(), ledger.read().completions.height
+    if done < record.chunks and not without_failed:
+        raise UsageError(
+            f"run {ledger.run} has {record.chunks - done:,} of {record.chunks:,} chunks left",
+            hint=f"chunkmap retry {ledger.run}, or publish the rest: --without-failed",
+        )
+    manifest = publish_run(storage, ledger, without_failed=without_failed)
+    if as_json:
+        left_out = record.chunks - done
+        print_json({"run": ledger.run, "manifest": manifest, "chunks": done, "missing": left_out})
+        return
+    out.print(f"run {ledger.run}: {done:,} of {record.chunks:,} chunks are in manifest {manifest}")
+
+
+def history(output: str, environment: str | None, *, as_json: bool) -> None:
+    """List the manifests of an output, newest first."""
+    from pipeline.catalog import Catalog
+
+    catalog = Catalog(open_storage(load_settings(environment)), output)
+    current = catalog.head()[0].current
+    manifests = [catalog.manifest(number) for number in range(current, 0, -1)]
+    if as_json:
+        print_json([manifest.model_dump() for manifest in manifests])
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("manifest", "published", "mode", "run", "files", "rows", "bytes"):
+        table.add_column(name, justify="right" if name in ("files", "rows", "bytes") else "left")
+    for manifest in manifests:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.created))
+        if manifest.rollback_of is not None:
+            table.add_row(str(manifest.number), when, f"rollback to {manifest.rollback_of}")
+            continue
+        last = manifest.commits[-1]
+        figures = (f"{last.files:,}", f"{last.rows:,}", size(last.bytes))
+        table.add_row(str(manifest.number), when, last.mode, last.run, *figures)
+    out.print(table if manifests else "nothing was published yet")
+
+
+def rollback(output: str, to: int | None, environment: str | None, *, as_json: bool) -> None:
+    """Make an older manifest current again."""
+    from pipeline import publish as publishing
+    from pipeline.catalog import Catalog
+
+    catalog = Catalog(open_storage(load_settings(environment)), output)
+    manifest = publishing.rollback(catalog, to)
+    if as_json:
+        print_json(manifest.model_dump())
+        return
+    out.print(
+        f"{catalog.output}: manifest {manifest.number} has the files of {manifest.rollback_of}"
+    )
+
+
+def clean(
+    output: str,
+    environment: str | None,
+    *,
+    older_than: str,
+    dry_run: bool,
+    discard: list[str],
+    as_json: bool,
+) -> None:
+    """Abort abandoned uploads and remove what no manifest names."""
+    from pipeline import cleaning
+
+    storage = open_storage(load_settings(environment))
+    done = cleaning.clean(
+        storage,
+        output,
+        older_than=parse_seconds(older_than),
+        dry_run=dry_run,
+        discard=discard,
+    )
+    if as_json:
+        print_json(done)
+        return
+    would = "would be " if dry_run else ""
+    out.print(
+        f"{done.output}: {done.uploads:,} abandoned uploads {would}aborted, "
+        f"{done.replaced + len(done.strays):,} files {would}removed"
+    )
+    if done.spared:
+        out.print(
+            f"spared the unfinished runs {', '.join(done.spared)} (--discard RUN gives one up)"
+        )
