@@ -69,6 +69,10 @@ lock: $(STAMP) ## resolve constraints.txt again (ARGS=--upgrade for newer versio
 	  --universal --python-version 3.11 --generate-hashes --no-annotate \
 	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 	  --quiet --output-file constraints.txt $(ARGS)
+	@for peer in benchmarks/peers/locks/*.in; do $(BIN)/uv pip compile $$peer \
+	  --universal --python-version 3.11 --generate-hashes --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+	  --quiet --output-file $${peer%.in}.txt $(ARGS) || exit; done
 
 clean: ## remove .venv and caches (never .chunkmap, where servers keep their state)
 	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -1,0 +1,135 @@
+"""chunkmap through its Python API, on a cluster that is up: as `chunkmap run JOB` does it."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.peers.protocol import Spec, main
+from pipeline.job import Job
+from pipeline.planning import Resume, plan_input
+from pipeline.rounds import MapProgress
+from pipeline.settings import DaskSettings, Settings, load_settings
+from pipeline.storage import open_storage
+
+THREADS_PER_WORKER = 8
+"""Of a cluster of our own that has more threads than cores, for work that waits."""
+
+
+@dataclass(slots=True)
+class Phases:
+    """How long each phase of a run took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _name: str = "start"
+    _since: float = field(default_factory=time.perf_counter)
+
+    def listen(self, phase: str, progress: MapProgress | None) -> None:
+        """Told of by the flow."""
+        now = time.perf_counter()
+        self.seconds[self._name] = self.seconds.get(self._name, 0.0) + now - self._since
+        self._name, self._since = phase, now
+
+    def end(self) -> dict[str, float]:
+        """All phases, the last one ended."""
+        self.listen("", None)
+        return self.seconds
+
+
+@dataclass(slots=True)
+class State:
+    """What start-up made."""
+
+    settings: Settings
+    cluster: Any = None
+
+
+def start(spec: Spec) -> State:
+    """Import what a run imports, and start a cluster if one of a size of its own is asked for."""
+    import pipeline.flows.launch
+    import pipeline.flows.map_dataset  # noqa: F401 - the imports are the start-up
+
+    settings = load_settings()
+    if not spec.workers:
+        return State(settings)
+    from pipeline.engine import start_local_cluster
+
+    threads = 1 if spec.workers <= spec.cores else min(THREADS_PER_WORKER, spec.workers)
+    environment = {"PREFECT_API_URL": str(settings.prefect.api_url), **settings.s3.environment()}
+    cluster = start_local_cluster(spec.workers // threads, threads, None, environment)
+    own = DaskSettings(scheduler=str(cluster.scheduler_address))
+    return State(settings.model_copy(update={"dask": own}), cluster)
+
+
+def stop(state: State) -> None:
+    """End a cluster of our own."""
+    if state.cluster is not None:
+        state.cluster.close()
+
+
+def job_of(spec: Spec, output: str) -> Job:
+    """The job of one time the work is done."""
+    return Job.model_validate({**spec.job, "output": {**spec.job["output"], "uri": output}})
+
+
+def run(state: State, spec: Spec, output: str) -> dict[str, Any]:
+    """Run the job and return its figures."""
+    from pipeline.driver import RunIncompleteError
+    from pipeline.flows.launch import launch
+
+    phases = Phases()
+    try:
+        summary = launch(job_of(spec, output), state.settings, phases.listen, Resume())
+    except RunIncompleteError as error:
+        error.add_note("; ".join(error.summary.errors))
+        raise
+    return {
+        "rows": summary.rows_out,
+        "tasks": summary.chunks,
+        "mapped": summary.mapped,
+        "phases": phases.end(),
+    }
+
+
+def plan(state: State, spec: Spec, output: str) -> dict[str, Any]:
+    """Plan the job's input; nothing is stored."""
+    storage = open_storage(state.settings)
+    planned = plan_input(job_of(spec, output), state.settings, storage)
+    return {"rows": planned.result.plan.rows, "parts": len(planned.result.plan)}
+
+
+def resume(state: State, spec: Spec, output: str) -> dict[str, Any]:
+    """Run a job to its end, untimed; then time the same command again."""
+    run(state, spec, output)
+    return _timed_run(state, spec, output)
+
+
+def resume_half(state: State, spec: Spec, output: str) -> dict[str, Any]:
+    """Run a job of which half of the chunks fail, untimed; then time going on with it."""
+    from pipeline.errors import RunFailedError
+
+    storage, marker = open_storage(state.settings), spec.params["marker"]
+    storage.put(marker, b"half")
+    try:
+        with suppress(RunFailedError):
+            run(state, spec, output)
+    finally:
+        storage.delete(marker)
+    return _timed_run(state, spec, output)
+
+
+def _timed_run(state: State, spec: Spec, output: str) -> dict[str, Any]:
+    clock = time.perf_counter()
+    figures = run(state, spec, output)
+    return {**figures, "work_seconds": time.perf_counter() - clock}
+
+
+if __name__ == "__main__":
+    main(
+        start,
+        {"map": run, "plan": plan, "resume": resume, "resume-half": resume_half},
+        stop,
+        ("chunkmap", "polars", "prefect", "distributed", "obstore"),
+    )
