@@ -120,7 +120,7 @@ def check_scheduler(address: str, timeout: float) -> None:
 def connection_errors() -> tuple[type[BaseException], ...]:
     """What submitting raises when the scheduler is gone."""
     from distributed.client import FutureCancelledError
-    from distributed.comm import CommClosedError
+    from distributed.comm.core import CommClosedError
 
     return (CommClosedError, FutureCancelledError, OSError, TimeoutError)
 

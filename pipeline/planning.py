@@ -217,10 +217,10 @@ def _fresh(
         return Planned(previous, previous.plan(), code, False, (note,))
     run = run_id(plan, job, code)
     manifest = prepare_output(Catalog(storage, job.output.uri), job.output.mode, run)
-    note = _check_lifecycle(job, plan, storage)
+    rule = _check_lifecycle(job, plan, storage)
     ledger = Ledger.create(storage, job, plan, code, manifest.number)
     is_new = before is None or before.run != run
-    return Planned(ledger, plan, code, is_new, (*explain.warnings, *note) if is_new else ())
+    return Planned(ledger, plan, code, is_new, (*explain.warnings, *rule) if is_new else ())
 
 
 def _check_lifecycle(job: Job, plan: Plan, storage: Storage) -> tuple[str, ...]:

@@ -205,7 +205,7 @@ def history(output: Output, environment: Environment = None, json: Json = False)
 def rollback(
     output: Output,
     to: Annotated[
-        int | None, typer.Option(help="A manifest's number; default the last but one.")
+        int | None, typer.Option(help="A manifest's number; default the one before.")
     ] = None,
     environment: Environment = None,
     json: Json = False,
@@ -220,9 +220,7 @@ def rollback(
 def clean(
     output: Output,
     older_than: Annotated[str, typer.Option(help="Spare younger uploads.")] = "7d",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
     discard: Annotated[
         list[str] | None, typer.Option(help="An unfinished run to give up; may be repeated.")
     ] = None,
