@@ -26,7 +26,7 @@ from pipeline.records import Completion, Progress
 from pipeline.rounds import Mapper, MapProgress
 from pipeline.settings import Settings
 from pipeline.storage import own_storage
-from pipeline.transforms import fingerprint_of
+from pipeline.transforms import code_of
 
 
 class ManyObjects:
@@ -124,7 +124,7 @@ _listen: Callable[[MapProgress], None] = lambda progress: None  # noqa: E731
 
 def ledger_only_run(settings: Settings, job: Job, plan: Plan) -> tuple[Ledger, str]:
     """Store a run to be mapped by `ledger_only_flow`; returns it and its fingerprint."""
-    code = fingerprint_of(job.transform, job.params, settings.transforms)
+    code = code_of(job, settings.transforms)
     return Ledger.create(own_storage(), job, plan, code, 0), code
 
 

@@ -26,6 +26,7 @@ from pipeline.liveness import start_time
 from pipeline.manifest import Manifest, draft_commit, files_of
 from pipeline.publish import UploadsVanishedError, abort_spares, amend, publish, settle
 from pipeline.records import Progress, RunRecord
+from pipeline.reducing import drop_partials, reduced_of
 from pipeline.report.model import Phase, RunInfo, RunReport
 from pipeline.report.run_report import render_html, render_json, render_markdown
 from pipeline.rounds import MapProgress
@@ -189,20 +190,20 @@ def publish_run(
         UploadsVanishedError: some chunks are left again; map them, then call this with it.
         SchemaChangedError: the chunks' schemas differ.
     """
-    catalog, record, keep = Catalog(storage, ledger.output), ledger.record(), ledger.job().output
+    catalog, record, job = Catalog(storage, ledger.output), ledger.record(), ledger.job()
     progress = ledger.read()
     check_schemas(progress)
     while True:
         manifest = settle_own(catalog, vanished, progress)
         earlier = [catalog.known(one) for one in manifest.commits if one.run == record.run]
-        rest = progress.completions
+        rest = reduced_of(ledger, progress) if job.reduce else progress.completions
         for commit in earlier:
             rest = rest.join(commit.files.select("chunk"), on="chunk", how="anti")
         missing = _missing(ledger, progress)
         assert without_failed or not missing, "only a complete run is published"
         if rest.is_empty() and earlier:
             break
-        draft = draft_commit(record, rest, missing, earlier, keep.keep_versions)
+        draft = draft_commit(record, rest, missing, earlier, job.output.keep_versions)
         try:
             publish(catalog, draft)
         except UploadsVanishedError as error:
@@ -211,6 +212,8 @@ def publish_run(
     abort_spares(catalog, progress.spares)
     if not missing:
         ledger.note_published(manifest.number)
+        if job.reduce:
+            drop_partials(storage, ledger)
     return manifest.number
 
 

@@ -25,6 +25,7 @@ from pipeline.ledger import Ledger
 from pipeline.planning import Planned, Resume, plan_run
 from pipeline.publish import UploadsVanishedError
 from pipeline.records import Progress
+from pipeline.reducing import Step, partials_of, reduce_step, reduced_of, tree
 from pipeline.rounds import Engine, Mapper, MapProgress, SerialEngine
 from pipeline.settings import Settings
 from pipeline.storage import Storage
@@ -46,6 +47,10 @@ class Surroundings(Protocol):
 
     def engine(self, run_uri: str, fingerprint: str) -> Engine:
         """What maps the batches."""
+        ...
+
+    def reduce(self, run_uri: str, fingerprint: str, steps: list[Step]) -> None:
+        """Do some steps of the reduce, in any order; raises what one of them raises."""
         ...
 
     def publish(self, ledger: Ledger, vanished: UploadsVanishedError | None) -> int:
@@ -71,6 +76,11 @@ class Serial:
     def engine(self, run_uri: str, fingerprint: str) -> Engine:
         """See `Surroundings.engine`."""
         return SerialEngine(run_uri, fingerprint)
+
+    def reduce(self, run_uri: str, fingerprint: str, steps: list[Step]) -> None:
+        """See `Surroundings.reduce`."""
+        for step in steps:
+            reduce_step(run_uri, fingerprint, step)
 
     def publish(self, ledger: Ledger, vanished: UploadsVanishedError | None) -> int:
         """See `Surroundings.publish`."""
@@ -161,6 +171,7 @@ class Driving:
                 progress = self._mapped()
             if progress.completions.height < len(plan):
                 return progress, None
+            self._reduced(progress)
             self.listen("publish", None)
             with self.driver.phase("publish"):
                 try:
@@ -171,6 +182,17 @@ class Driving:
                     vanished = error
         assert vanished is not None, "each try ends with a return or with uploads that vanished"
         raise vanished
+
+    def _reduced(self, progress: Progress) -> None:
+        """Combine the chunks' partial results, unless that is done or not asked for."""
+        ledger = self.planned.ledger
+        partials = partials_of(ledger, progress) if self.job.reduce else []
+        if not partials or reduced_of(ledger, progress).height:
+            return
+        self.listen("reduce", None)
+        with self.driver.phase("reduce"):
+            for level in tree(partials):
+                self.around.reduce(ledger.prefix, self.planned.fingerprint, level)
 
     def _refuse_foreign(self, error: UploadsVanishedError) -> None:
         """A claim of another run whose uploads are gone can be finished by its own job only."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +115,22 @@ def check_scheduler(address: str, timeout: float) -> None:
             f"{error}",
             hint="start one, or `chunkmap up`, or unset dask.scheduler for a local cluster",
         ) from error
+
+
+def cluster_mapper(runner: DaskTaskRunner) -> Callable[[Any, Sequence[Any]], Iterator[Any]]:
+    """A mapper for the planner: groups of footers are read by the workers, results as they come."""
+
+    def mapped(function: Any, groups: Sequence[Any]) -> Iterator[Any]:
+        from distributed import as_completed
+
+        client = runner.client
+        futures = client.map(function, groups, pure=False)
+        with client.as_current():
+            for future in as_completed(futures):
+                yield future.result()
+                future.release()
+
+    return mapped
 
 
 def connection_errors() -> tuple[type[BaseException], ...]:

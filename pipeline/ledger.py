@@ -26,6 +26,8 @@ from pipeline.job import Job, parse_job
 from pipeline.records import (
     COMPLETIONS,
     FAILURES,
+    PARTIAL,
+    REDUCE,
     Completion,
     Failure,
     Progress,
@@ -154,12 +156,15 @@ class Ledger:
     def read(self) -> Progress:
         """Everything that is stored now; what was read before is not read again."""
         stored = self._stored()
-        completions = pl.concat([one.completions for one in stored]).sort("index", "attempt")
-        completions = completions.filter(~pl.col("attempt").is_in(list(self._void)))
-        first = completions["chunk"].is_first_distinct()
+        known = pl.concat([one.completions for one in stored]).sort("index", "attempt")
+        known = known.filter(~pl.col("attempt").is_in(list(self._void)))
+        of_reduce = pl.col("batch") == REDUCE
+        completions = known.filter(~of_reduce)
+        chosen = _chosen(completions)
         return Progress(
-            completions=completions.filter(first),
-            spares=completions.filter(~first),
+            completions=completions.filter(chosen),
+            spares=completions.filter(~chosen),
+            reduced=known.filter(of_reduce),
             failures=pl.concat([one.failures for one in stored]).sort("at"),
             schemas={digest: text for one in stored for digest, text in one.schemas.items()},
         )
@@ -236,6 +241,24 @@ class Ledger:
             pl.DataFrame(rows["failure"], schema=FAILURES, orient="row"),
             {digest_of(one["columns"]): one["columns"] for one in rows["schema"]},
         )
+
+
+def _chosen(completions: pl.DataFrame) -> pl.Series:
+    """Which of several completions of a chunk counts, by a fixed rule: the same for everybody.
+
+    Of staged outputs the first. Partials hold several chunks, which count together: a partial is
+    taken if none of its chunks is in one that was taken before; chunks left over are mapped again.
+    """
+    if PARTIAL not in completions["upload"]:
+        return completions["chunk"].is_first_distinct()
+    taken: set[str] = set()
+    uris: set[str] = set()
+    groups = completions.group_by("uri").agg("chunk", pl.len())
+    for uri, chunks, _ in groups.sort("len", "uri", descending=[True, False]).iter_rows():
+        if taken.isdisjoint(chunks):
+            taken |= set(chunks)
+            uris.add(uri)
+    return completions["uri"].is_in(list(uris))
 
 
 _EMPTY = Segment(COMPLETIONS.to_frame(), FAILURES.to_frame(), {})

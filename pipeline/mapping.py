@@ -8,20 +8,31 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Timer
 from typing import TypeVar
 
+import polars as pl
 import stamina
 
 from partitioning import Chunk
 from pipeline.batches import Batch
 from pipeline.errors import ChunkTimeoutError, is_transient
 from pipeline.ledger import segment_name
-from pipeline.process import Mapped, RunContext, compute, failure_of, open_chunk, open_run, stage
+from pipeline.process import (
+    Mapped,
+    RunContext,
+    completion_of,
+    compute,
+    failure_of,
+    open_chunk,
+    open_run,
+    stage,
+)
 from pipeline.reading import ChunkSource
-from pipeline.records import Completion, Failure
+from pipeline.records import PARTIAL, Completion, Failure
+from pipeline.reducing import store_partial
 
 T = TypeVar("T")
 
@@ -53,7 +64,9 @@ def map_batch(run_uri: str, fingerprint: str, batch: Batch, worker: str = "seria
     A bad chunk is recorded and its neighbours go on. What is raised instead is what concerns the
     whole batch: no storage, no transform.
     """
-    return BatchRun(open_run(run_uri, fingerprint), batch, worker).run()
+    context = open_run(run_uri, fingerprint)
+    kind = BatchRun if context.job.reduce is None else ReducingRun
+    return kind(context, batch, worker).run()
 
 
 @dataclass(slots=True)
@@ -191,8 +204,11 @@ class BatchRun:
             else:
                 done = self._guarded(mapped.chunk, work.result)
             if done is not None:
-                self.schemas.setdefault(mapped.frame_schema)
-                self.entries.append(done)
+                self._keep(mapped, done)
+
+    def _keep(self, mapped: Mapped, done: Completion) -> None:
+        self.schemas.setdefault(mapped.frame_schema)
+        self.entries.append(done)
 
     def _flush_if_due(self) -> None:
         limits = self.context.settings.batches
@@ -222,6 +238,46 @@ class BatchRun:
             decoded_bytes=self.decoded,
             seconds=seconds,
         )
+
+
+@dataclass(slots=True)
+class ReducingRun(BatchRun):
+    """A batch of a job with a reduce: its chunks' results are combined, not staged."""
+
+    frames: list[pl.DataFrame] = field(default_factory=list)
+    """Results of the chunks that are not stored yet."""
+
+    def _stage(self, mapped: Mapped) -> Completion:
+        return completion_of(
+            self.context,
+            mapped,
+            batch=self.batch.name,
+            worker=self.worker,
+            attempt=uuid.uuid4().hex,
+            stage_seconds=0.0,
+            bytes_out=0,
+            uri="",
+            upload=PARTIAL,
+            parts=(),
+            sha256="",
+        )
+
+    def _keep(self, mapped: Mapped, done: Completion) -> None:
+        BatchRun._keep(self, mapped, done)
+        self.frames.append(mapped.frame)
+
+    def _flush(self) -> None:
+        if self.frames:
+            # One partial for all chunks of the segment: the segment is their proof, and its
+            # chunks count together or not at all.
+            name = segment_name(self.batch.name, self.attempt, self.segments + 1)
+            uri, size = store_partial(self.context, name, self.frames)
+            self.entries = [
+                replace(entry, uri=uri, bytes_out=size) if isinstance(entry, Completion) else entry
+                for entry in self.entries
+            ]
+            self.frames = []
+        BatchRun._flush(self)
 
 
 class Watch:

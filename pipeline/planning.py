@@ -28,7 +28,7 @@ from pipeline.reading import polars_schema
 from pipeline.records import RunRecord
 from pipeline.settings import Settings
 from pipeline.storage import Storage, StorageReader, parse
-from pipeline.transforms import Transform, fingerprint_of, resolve
+from pipeline.transforms import Transform, code_of, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,14 +182,23 @@ class Resume:
     """Take up this very run, whatever else there is."""
 
 
-def plan_run(job: Job, settings: Settings, storage: Storage, resume: Resume) -> Planned:
+def plan_run(
+    job: Job, settings: Settings, storage: Storage, resume: Resume, mapper: Any = None
+) -> Planned:
     """Find the run that a job means: an unfinished one of the same job, or a new one.
+
+    Args:
+        job: The job.
+        settings: How to plan.
+        storage: Where.
+        resume: What the user allows.
+        mapper: Reads the footers of large inputs elsewhere (see `partitioning.plan_dataset`).
 
     Raises:
         ConflictError: the unfinished run was made by other code.
         And what `plan_input` and `prepare_output` raise.
     """
-    code = fingerprint_of(job.transform, job.params, settings.transforms)
+    code = code_of(job, settings.transforms)
     records = runs_of(storage, job.output.uri)
     if resume.run is not None:
         return _resumed(_named(records, resume.run), code, storage, resume)
@@ -197,30 +206,44 @@ def plan_run(job: Job, settings: Settings, storage: Storage, resume: Resume) -> 
     unfinished = [one for one in same if not _is_published(storage, one)]
     if unfinished and not resume.replan:
         return _resumed(unfinished[-1], code, storage, resume)
-    return _fresh(job, settings, storage, code, same[-1] if same else None)
-
-
-def _fresh(
-    job: Job, settings: Settings, storage: Storage, code: str, before: RunRecord | None
-) -> Planned:
-    """Plan the input now. The same input, code and output are the same run as before."""
+    before = same[-1] if same else None
     previous = None if before is None else Ledger(storage, before.output, before.run)
-    adds = job.output.mode == "append" and previous is not None and previous.published()
-    if adds:
-        # What an earlier run of this job appended is not appended again.
-        changes = job.input.model_copy(update={"changed_only": True})
-        job = job.model_copy(update={"input": changes})
-    planned = plan_input(job, settings, storage, previous.plan() if previous else None)
-    plan, explain = planned.result.plan, planned.result.explain
-    if adds and previous is not None and not len(plan):
-        note = f"the output holds all {explain.objects_unchanged:,} objects of the input already"
-        return Planned(previous, previous.plan(), code, False, (note,))
-    run = run_id(plan, job, code)
-    manifest = prepare_output(Catalog(storage, job.output.uri), job.output.mode, run)
-    rule = _check_lifecycle(job, plan, storage)
-    ledger = Ledger.create(storage, job, plan, code, manifest.number)
-    is_new = before is None or before.run != run
-    return Planned(ledger, plan, code, is_new, (*explain.warnings, *rule) if is_new else ())
+    return _Fresh(settings, storage, code, previous, mapper).plan(job)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fresh:
+    """Plans the input now. The same input, code and output are the same run as before."""
+
+    settings: Settings
+    storage: Storage
+    code: str
+    previous: Ledger | None
+    """The last run of the same job."""
+    mapper: Any
+
+    def plan(self, job: Job) -> Planned:
+        previous = self.previous
+        if job.output.mode == "append" and previous is not None and previous.published():
+            # What an earlier run of this job appended is not appended again.
+            changes = job.input.model_copy(update={"changed_only": True})
+            job = job.model_copy(update={"input": changes})
+        before = previous.plan() if previous else None
+        result = plan_input(job, self.settings, self.storage, before, self.mapper).result
+        if previous is not None and before is not None and not len(result.plan):
+            held = result.explain.objects_unchanged
+            note = f"the output holds all {held:,} objects of the input already"
+            return Planned(previous, before, self.code, False, (note,))
+        return self._store(job, result)
+
+    def _store(self, job: Job, result: PlanResult) -> Planned:
+        plan, uri = result.plan, job.output.uri
+        run = run_id(plan, job, self.code)
+        is_new = self.previous is None or self.previous.run != run
+        manifest = prepare_output(Catalog(self.storage, uri), job.output.mode, run)
+        notes = (*result.explain.warnings, *_check_lifecycle(job, plan, self.storage))
+        ledger = Ledger.create(self.storage, job, plan, self.code, manifest.number)
+        return Planned(ledger, plan, self.code, is_new, notes if is_new else ())
 
 
 def _check_lifecycle(job: Job, plan: Plan, storage: Storage) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 from urllib.parse import quote
 
 import polars as pl
@@ -23,7 +24,7 @@ from pipeline.reading import ChunkSource, polars_schema
 from pipeline.records import Completion, Failure, RunRecord, digest_of
 from pipeline.settings import Settings, load_settings
 from pipeline.storage import Storage, join, own_storage
-from pipeline.transforms import Transform, resolve
+from pipeline.transforms import Transform, code_of, resolve
 
 MESSAGE_CHARACTERS = 2000
 """Longer error messages (Polars prints whole query plans) are cut."""
@@ -40,6 +41,8 @@ class RunContext:
     job: Job
     plan: Plan
     transform: Transform
+    code: str
+    """Fingerprint of all the job's code."""
     schema: pl.Schema
     """Of the dataset, as Polars reads it."""
     row_filter: pl.Expr | None
@@ -57,10 +60,10 @@ def open_run(run_uri: str, fingerprint: str) -> RunContext:
     ledger = Ledger.open(storage, run_uri)
     job, plan = ledger.job(), ledger.plan()
     transform = resolve(job.transform, job.params, settings.transforms)
-    if transform.fingerprint != fingerprint:
+    code = code_of(job, settings.transforms)
+    if code != fingerprint:
         raise TransformError(
-            f"this worker's {job.transform} has fingerprint {transform.fingerprint}, "
-            f"the driver's {fingerprint}",
+            f"this worker's {job.transform} has fingerprint {code}, the driver's {fingerprint}",
             hint="give the workers the driver's version of the code",
         )
     return RunContext(
@@ -71,6 +74,7 @@ def open_run(run_uri: str, fingerprint: str) -> RunContext:
         job=job,
         plan=plan,
         transform=transform,
+        code=code,
         schema=polars_schema(plan.schema),
         row_filter=filter_polars(filter_of(job), plan),
     )
@@ -155,32 +159,35 @@ def encode(frame: pl.DataFrame, job: Job, partition: Sequence[str]) -> memoryvie
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """A chunk that is computed and encoded, but not staged."""
+    """A chunk that is computed, but not staged."""
 
     chunk: Chunk
+    frame: pl.DataFrame
     frame_schema: str
+    """As JSON."""
     rows_in: int
-    rows_out: int
     bytes_in: int
-    data: memoryview
     started: float
     read_seconds: float
     compute_seconds: float
 
 
+def schema_text(frame: pl.DataFrame) -> str:
+    """A frame's columns and types, as JSON."""
+    return json.dumps({name: str(kind) for name, kind in frame.schema.items()})
+
+
 def compute(context: RunContext, chunk: Chunk, source: ChunkSource, read_seconds: float) -> Mapped:
-    """Transform and encode a chunk."""
+    """Transform a chunk."""
     started = time.time()
     clock = time.perf_counter()
     frame = apply(context.transform, source.scan())
-    data = encode(frame, context.job, [name for name, _ in chunk.partition])
     return Mapped(
         chunk=chunk,
-        frame_schema=json.dumps({name: str(kind) for name, kind in frame.schema.items()}),
+        frame=frame,
+        frame_schema=schema_text(frame),
         rows_in=chunk.rows - source.rows_filtered,
-        rows_out=frame.height,
         bytes_in=source.bytes_read,
-        data=data,
         started=started - read_seconds,
         read_seconds=read_seconds,
         compute_seconds=time.perf_counter() - clock,
@@ -188,34 +195,45 @@ def compute(context: RunContext, chunk: Chunk, source: ChunkSource, read_seconds
 
 
 def stage(context: RunContext, mapped: Mapped, batch: str, worker: str) -> Completion:
-    """Stage a computed chunk; what comes back is the proof that it is done."""
+    """Encode and stage a computed chunk; what comes back is the proof that it is done."""
     clock = time.perf_counter()
-    attempt = uuid.uuid4().hex
-    area = context.ledger.state + "staged/"
-    uri = output_uri(context, mapped.chunk)
-    staged = context.storage.stage(uri, mapped.data, attempt, area)
+    data = encode(mapped.frame, context.job, [name for name, _ in mapped.chunk.partition])
+    uri, attempt = output_uri(context, mapped.chunk), uuid.uuid4().hex
+    staged = context.storage.stage(uri, data, attempt, context.ledger.state + "staged/")
     seconds = time.perf_counter() - clock
-    return Completion(
-        chunk=mapped.chunk.id,
-        index=mapped.chunk.index,
+    return completion_of(
+        context,
+        mapped,
         batch=batch,
-        attempt=attempt,
         worker=worker,
-        started=mapped.started,
-        seconds=mapped.read_seconds + mapped.compute_seconds + seconds,
-        read_seconds=mapped.read_seconds,
-        compute_seconds=mapped.compute_seconds,
+        attempt=attempt,
         stage_seconds=seconds,
-        rows_in=mapped.rows_in,
-        rows_out=mapped.rows_out,
-        bytes_in=mapped.bytes_in,
-        bytes_out=len(mapped.data),
-        code=context.transform.fingerprint,
-        schema=digest_of(mapped.frame_schema),
+        bytes_out=len(data),
         uri=uri,
         upload=staged.upload,
         parts=staged.parts,
-        sha256=hashlib.sha256(mapped.data).hexdigest(),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def completion_of(
+    context: RunContext, mapped: Mapped, *, stage_seconds: float, **where: Any
+) -> Completion:
+    """The completion of a computed chunk; `where` is what staging it came to."""
+    return Completion(
+        chunk=mapped.chunk.id,
+        index=mapped.chunk.index,
+        started=mapped.started,
+        seconds=mapped.read_seconds + mapped.compute_seconds + stage_seconds,
+        read_seconds=mapped.read_seconds,
+        compute_seconds=mapped.compute_seconds,
+        stage_seconds=stage_seconds,
+        rows_in=mapped.rows_in,
+        rows_out=mapped.frame.height,
+        bytes_in=mapped.bytes_in,
+        code=context.code,
+        schema=digest_of(mapped.frame_schema),
+        **where,
     )
 
 

@@ -21,6 +21,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.manifest import Claim, Commit, Head, Manifest, files_of, folders
+from pipeline.records import PARTIAL
 from pipeline.storage import Staged
 from pipeline.versions import locate, restore, tidy
 
@@ -257,5 +258,6 @@ def amend(catalog: Catalog, vanished: UploadsVanishedError, files: pl.DataFrame)
 
 def abort_spares(catalog: Catalog, spares: pl.DataFrame) -> None:
     """Abort the attempts that were not chosen."""
+    spares = spares.filter(pl.col("upload") != PARTIAL)
     if spares.height:
         catalog.storage.abort(staged_of(catalog.output, files_of(catalog.output, spares)))

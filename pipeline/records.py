@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -34,6 +34,12 @@ class RunRecord(BaseModel):
     """Number of the manifest that was current at the run's creation."""
     created: float
     """Unix seconds."""
+
+
+PARTIAL = "partial"
+"""In place of an upload: the chunk's result is in a partial (its URI), combined with others."""
+REDUCE = "reduce"
+"""In place of a batch: the completion is not of a chunk but of the whole reduce."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +140,8 @@ class Progress:
     """Every failed try (schema FAILURES), oldest first."""
     schemas: dict[str, str]
     """Columns and types of outputs, as JSON, by digest."""
+    reduced: pl.DataFrame = field(default_factory=COMPLETIONS.to_frame)
+    """Completions of whole reduces (schema COMPLETIONS); `chunk` names what was reduced."""
 
     def left(self, chunks: int) -> list[int]:
         """Indices of the chunks of a plan of this many that have no completion."""

@@ -7,8 +7,10 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -17,6 +19,7 @@ from threading import Lock
 from typing import Any
 
 from pipeline.errors import JobError, TransformNotAllowedError
+from pipeline.job import Job
 from pipeline.settings import TransformSettings
 
 _loaded: dict[str, str] = {}
@@ -81,6 +84,16 @@ def fingerprint_of(name: str, params: Mapping[str, Any], settings: TransformSett
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
+def code_of(job: Job, settings: TransformSettings) -> str:
+    """The fingerprint of all code that a job runs: its transform, and its reduce if it has one."""
+    own = fingerprint_of(job.transform, job.params, settings)
+    if job.reduce is None:
+        return own
+    names = [name for name in (job.reduce.combine, job.reduce.finalize) if name]
+    parts = [own, *(fingerprint_of(name, {}, settings) for name in names)]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+
+
 def _check_allowed(module: str, settings: TransformSettings) -> None:
     if not _is_allowed(module, settings):
         raise TransformNotAllowedError(
@@ -111,9 +124,13 @@ class _searching:
 
 def _sources(module: str, settings: TransformSettings) -> Iterator[tuple[str, str]]:
     """The digest of the source of a module and of each allowed module that it imports."""
+    importlib.invalidate_caches()
     pending, seen = [module], set[str]()
     while pending:
         name = pending.pop()
+        parent = name.rpartition(".")[0]
+        if _is_allowed(parent, settings):
+            pending.append(parent)  # It is imported first, and may do anything.
         if name in seen:
             continue
         seen.add(name)
@@ -163,13 +180,23 @@ def _imports(tree: ast.Module, module: str) -> Iterator[str]:
 def _import(module: str, settings: TransformSettings) -> Any:
     with _searching(settings):
         sources = dict(_sources(module, settings))
-        for name, digest in sources.items():
-            if name in sys.modules and _loaded.get(name, digest) != digest:
-                del sys.modules[name]
-        importlib.invalidate_caches()
+        if any(_loaded.get(name, digest) != digest for name, digest in sources.items()):
+            # Those that did not change hold functions of those that did: all go.
+            for name in sources:
+                _forget(name)
         try:
             imported = importlib.import_module(module)
-        except ImportError as error:
+        except Exception as error:
             raise JobError(f"transform module {module!r} cannot be imported: {error}") from error
         _loaded.update({name: sources[name] for name in sources if name in sys.modules})
     return imported
+
+
+def _forget(name: str) -> None:
+    """Make the next import of a module read its source."""
+    sys.modules.pop(name, None)
+    origin = _origin(name)
+    if origin is not None:
+        # The interpreter takes a compiled file for current by size and whole seconds.
+        with suppress(OSError, NotImplementedError):
+            os.unlink(importlib.util.cache_from_source(origin))

@@ -12,6 +12,7 @@ from pipeline import engine
 from pipeline.batches import Batch
 from pipeline.errors import EngineUnavailableError
 from pipeline.mapping import BatchResult, map_batch
+from pipeline.reducing import Step, reduce_step
 from pipeline.rounds import Outcome
 
 COUNT_SECONDS = 5.0
@@ -26,6 +27,12 @@ NO_WORKERS_SECONDS = 120.0
 def map_batch_task(run_uri: str, fingerprint: str, name: str, spec: str) -> BatchResult:
     """Map one batch of chunks, on a Dask worker."""
     return map_batch(run_uri, fingerprint, Batch(name, spec), engine.worker_name())
+
+
+@task(name="reduce", task_run_name="{name}", persist_result=False, cache_policy=NO_CACHE, retries=2)
+def reduce_task(run_uri: str, fingerprint: str, name: str, step: Step) -> None:
+    """Do one step of the reduce, on a Dask worker."""
+    reduce_step(run_uri, fingerprint, step, engine.worker_name())
 
 
 class DaskEngine:

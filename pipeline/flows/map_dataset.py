@@ -20,15 +20,17 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
+from pipeline import engine
 from pipeline.driver import RunSummary, StoredReport, publish_run
 from pipeline.driving import Driving, Listener
-from pipeline.flows.dask_engine import DaskEngine
+from pipeline.flows.dask_engine import DaskEngine, reduce_task
 from pipeline.flows.server import ui_address
 from pipeline.job import parse_job
 from pipeline.ledger import Ledger
 from pipeline.overview import remember_output
 from pipeline.planning import Planned, Resume, plan_run
 from pipeline.publish import UploadsVanishedError
+from pipeline.reducing import Step
 from pipeline.rounds import Engine, MapProgress
 from pipeline.settings import Settings, load_settings
 from pipeline.storage import open_storage
@@ -70,7 +72,9 @@ def plan_task(job_name: str, job_yaml: str) -> Planned:
     """Store the plan, or find the unfinished run of this job."""
     given = _given()
     storage = open_storage(given.settings)
-    return plan_run(parse_job(job_yaml), given.settings, storage, given.resume)
+    context = FlowRunContext.get()
+    mapper = engine.cluster_mapper(context.task_runner) if context else None  # type: ignore[arg-type]
+    return plan_run(parse_job(job_yaml), given.settings, storage, given.resume, mapper)
 
 
 @task(name="publish", task_run_name="publish {run}", persist_result=False, cache_policy=NO_CACHE)
@@ -133,6 +137,12 @@ class InPrefect:
         context = FlowRunContext.get()
         assert context is not None, "a flow runs in a flow run's context"
         return DaskEngine(context.task_runner, run_uri, fingerprint)
+
+    def reduce(self, run_uri: str, fingerprint: str, steps: list[Step]) -> None:
+        """See `Surroundings.reduce`."""
+        futures = [reduce_task.submit(run_uri, fingerprint, step.name, step) for step in steps]
+        for future in futures:
+            future.result()
 
     def publish(self, ledger: Ledger, vanished: UploadsVanishedError | None) -> int:
         """See `Surroundings.publish`."""
