@@ -123,7 +123,7 @@ def cluster_mapper(runner: DaskTaskRunner) -> Callable[[Any, Sequence[Any]], Ite
     def mapped(function: Any, groups: Sequence[Any]) -> Iterator[Any]:
         from distributed import as_completed
 
-        client = runner.client
+        client: Any = runner.client
         futures = client.map(function, groups, pure=False)
         with client.as_current():
             for future in as_completed(futures):
