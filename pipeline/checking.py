@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,7 +15,12 @@ import pyarrow.parquet as pq
 
 from partitioning import Chunk
 from pipeline.catalog import Catalog
-from pipeline.errors import ObjectMissingError, UsageError
+from pipeline.errors import (
+    EngineUnavailableError,
+    ObjectMissingError,
+    TransientStorageError,
+    UsageError,
+)
 from pipeline.job import Job
 from pipeline.manifest import Manifest
 from pipeline.planning import PlannedInput, plan_input
@@ -22,9 +28,40 @@ from pipeline.process import apply, filter_of, filter_polars
 from pipeline.reading import ChunkSource, polars_schema
 from pipeline.settings import Settings
 from pipeline.storage import Storage
+from pipeline.transforms import resolve
 
 READERS = 8
 """Files read at a time."""
+
+
+@contextmanager
+def reaching(settings: Settings) -> Iterator[None]:
+    """Around the first words with S3: when nobody answers, it is the address that is wrong.
+
+    Raises:
+        EngineUnavailableError: S3 does not answer, however often it was tried.
+    """
+    try:
+        yield
+    except TransientStorageError as error:
+        where = settings.s3.endpoint_url or "Amazon's address"
+        raise EngineUnavailableError(
+            f"S3 does not answer at {where} (s3.endpoint_url): {error}",
+            hint="is it up, and is the address right? `chunkmap config` says where it comes from",
+        ) from error
+
+
+def preflight(job: Job, settings: Settings, storage: Storage) -> None:
+    """Refuse what is cheap to refuse, before anything is started for a job. Writes nothing.
+
+    Raises:
+        JobError, TransformNotAllowedError: the transform is not there or may not be used.
+        EngineUnavailableError, BucketMissingError, AccessDeniedError: the output's state cannot
+            be read.
+    """
+    resolve(job.transform, job.params, settings.transforms)
+    with reaching(settings):
+        Catalog(storage, job.output.uri).head()
 
 
 @dataclass(frozen=True, slots=True)

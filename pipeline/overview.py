@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from pipeline.attaching import is_driving
-from pipeline.driver import failure_lines, read_driver
+from pipeline.driver import DriverRecord, failure_lines, read_driver
 from pipeline.errors import UsageError
 from pipeline.ledger import Ledger, runs_of
 from pipeline.records import RunRecord
 from pipeline.storage import Storage, parse
+
+_REPORTED = ("done", "failed")
+"""States in which a driver leaves a report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,9 @@ class RunState:
     """Who drives or drove it."""
     output: str
     report: str
+    """URI of its page; empty while there is none."""
+    page: str
+    """Of Prefect's UI, while that server is up; empty if it was driven without one."""
     errors: tuple[str, ...]
 
 
@@ -49,7 +57,8 @@ def _state(storage: Storage, record: RunRecord) -> RunState:
     ledger = Ledger(storage, record.output, record.run)
     progress = ledger.read()
     done, failed = progress.completions, progress.failed()
-    state, driver = _liveness(storage, ledger)
+    seen = _driver(storage, ledger)
+    state, driver = _liveness(ledger, seen)
     return RunState(
         run=record.run,
         job=record.job,
@@ -64,13 +73,21 @@ def _state(storage: Storage, record: RunRecord) -> RunState:
         created=record.created,
         driver=driver,
         output=record.output,
-        report=ledger.prefix + "report.html",
+        report=ledger.prefix + "report.html" if state in _REPORTED else "",
+        page=(seen.flow_run if seen else None) or "",
         errors=failure_lines(failed),
     )
 
 
-def _liveness(storage: Storage, ledger: Ledger) -> tuple[str, str]:
-    driver = read_driver(storage, ledger)
+def _driver(storage: Storage, ledger: Ledger) -> DriverRecord | None:
+    """Who drives, as far as it can be read: another release may have written it otherwise."""
+    try:
+        return read_driver(storage, ledger)
+    except ValidationError:
+        return None
+
+
+def _liveness(ledger: Ledger, driver: DriverRecord | None) -> tuple[str, str]:
     who = f"process {driver.pid} on {driver.host}" if driver else "nobody yet"
     if ledger.published() is not None:
         return "done", who
@@ -93,8 +110,23 @@ def find_run(runs: list[RunState], wanted: str) -> RunState:
     ids = [one.run for one in runs]
     if found:
         raise UsageError(f"{wanted!r} is the beginning of {len(found)} runs: {', '.join(ids)}")
-    near = get_close_matches(wanted, ids, 3, 0.3) or ids[-3:]
-    raise UsageError(f"there is no run {wanted!r}", hint=f"there are {', '.join(near) or 'none'}")
+    near = get_close_matches(wanted, ids, 1, 0.5)
+    if near:
+        raise UsageError(f"there is no run {wanted!r}", hint=f"did you mean {near[0]}?")
+    last = ", ".join(ids[-3:]) or "none"
+    raise UsageError(f"there is no run {wanted!r}", hint=f"the latest runs are: {last}")
+
+
+def fetch_report(storage: Storage, uri: str, folder: Path, run: str) -> str | None:
+    """Bring a run's report to this machine; its page's path, or None if there is no report."""
+    local = folder / "reports" / run
+    for name in ("report.json", "report.html"):
+        blob = storage.get_if_there(uri.rpartition("/")[0] + "/" + name)
+        if blob is None:
+            return None
+        local.mkdir(parents=True, exist_ok=True)
+        (local / name).write_bytes(blob.data)
+    return str(local / "report.html")
 
 
 def known_outputs(state_dir: Path) -> list[str]:

@@ -8,8 +8,11 @@ from typing import Annotated
 
 import typer
 
-from pipeline.errors import ChunkmapError
+from pipeline.cli.ending import complain, quiet_libraries
 from pipeline.leaving import leave
+
+INTERRUPTED = 130
+"""The exit code of a command that the user stopped with Ctrl-C."""
 
 app = typer.Typer(
     name="chunkmap",
@@ -42,19 +45,19 @@ InOutput = Annotated[
 
 
 @app.command()
-def up(environment: Environment = None) -> None:
+def up(environment: Environment = None, json: Json = False) -> None:
     """Start S3, a Prefect server and a Dask cluster on this machine."""
     from pipeline.cli import services
 
-    services.up(environment)
+    services.up(environment, as_json=json)
 
 
 @app.command()
-def down(environment: Environment = None) -> None:
+def down(environment: Environment = None, json: Json = False) -> None:
     """Stop exactly what `up` started."""
     from pipeline.cli import services
 
-    services.down(environment)
+    services.down(environment, as_json=json)
 
 
 @app.command()
@@ -250,32 +253,21 @@ def config(environment: Environment = None, json: Json = False) -> None:
 
 def main() -> None:
     """Run the command line; every error of ours becomes a message and an exit code."""
+    quiet_libraries()
+    # Anywhere on the line: also when the line itself is what is wrong.
+    as_json = "--json" in sys.argv[1:]
     try:
-        app(standalone_mode=True)
+        code = app(standalone_mode=not as_json)
     except SystemExit as end:
+        if end.code == INTERRUPTED:
+            print("interrupted", file=sys.stderr)
         leave(end.code if isinstance(end.code, int) else int(end.code is not None))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        leave(130)
-    except Exception as error:
-        code = _exit_code(error)
-        if code is None:
+    except (Exception, KeyboardInterrupt) as error:
+        ended = complain(error, as_json=as_json)
+        if ended is None:
             raise
-        _show(error)
-        leave(code)
-
-
-def _exit_code(error: Exception) -> int | None:
-    if isinstance(error, ChunkmapError):
-        return error.exit_code
-    # The planner knows nothing of exit codes: all its errors are about the input.
-    from partitioning.errors import PlanningError
-
-    return 2 if isinstance(error, PlanningError) else None
-
-
-def _show(error: Exception) -> None:
-    print(f"error: {error}", file=sys.stderr)
-    hint = getattr(error, "hint", None)
-    if hint:
-        print(f"next:  {hint}", file=sys.stderr)
+        leave(ended)
+    else:
+        if code == INTERRUPTED:
+            complain(KeyboardInterrupt(), as_json=as_json)
+        leave(code if isinstance(code, int) else 0)

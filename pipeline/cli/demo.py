@@ -9,11 +9,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from pipeline import stack
-from pipeline.cli.running import run_job
-from pipeline.cli.screen import notes, quiet_libraries
+from pipeline.checking import verify_output
+from pipeline.cli.running import run_job, show
+from pipeline.cli.screen import notes, print_json, say
 from pipeline.cli.states import verify
 from pipeline.errors import StackError
 from pipeline.job import Job, load_job
@@ -28,15 +30,22 @@ FILES = 8
 
 def demo(environment: str | None, *, as_json: bool) -> int:
     """Run the demo; returns the exit code."""
-    quiet_libraries()
     job = load_job(JOB)
     with _stack(environment) as settings:
         if settings.prefect.api_url:
-            notes.print(f"Prefect UI: {settings.prefect.api_url.removesuffix('/api')}")
+            _note(f"Prefect UI: {settings.prefect.api_url.removesuffix('/api')}")
         _generate(job, settings)
-        run_job(job, settings, str(JOB), as_json=as_json)
-        # With --json there is one object on stdout, and it is the run's.
-        return verify(job.output.uri, environment, quiet=as_json)
+        outcome = run_job(job, settings, "chunkmap demo", quiet=as_json)
+        if not as_json:
+            show(outcome)
+            return verify(job.output.uri, environment)
+        found = verify_output(open_storage(settings), job.output.uri)
+        print_json(outcome.to_dict() | {"verified": asdict(found)})
+        return 1 if found.problems else 0
+
+
+def _note(text: str) -> None:
+    say(text, console=notes)
 
 
 @contextmanager
@@ -44,12 +53,12 @@ def _stack(environment: str | None) -> Iterator[Settings]:
     """The embedded stack, stopped afterwards unless it ran before."""
     before = load_settings(environment)
     ran = all(one.state == "running" for one in stack.status(before))
-    stack.up(before, notes.print)
+    stack.up(before, _note)
     try:
         yield load_settings(environment)
     finally:
         if not ran:
-            stack.down(before, notes.print)
+            stack.down(before, _note)
 
 
 def _generate(job: Job, settings: Settings) -> None:
@@ -57,7 +66,7 @@ def _generate(job: Job, settings: Settings) -> None:
     storage = open_storage(settings)
     target = job.input.uri[0]
     if len(storage.objects(target)) == FILES:
-        notes.print(f"TPC-H lineitem is in {target} already")
+        _note(f"TPC-H lineitem is in {target} already")
         return
     tool = shutil.which("tpchgen-cli", path=str(Path(sys.executable).parent))
     if tool is None:
@@ -71,4 +80,4 @@ def _generate(job: Job, settings: Settings) -> None:
             raise StackError(f"tpchgen-cli failed: {done.stderr.strip()}")
         for path in sorted(Path(folder, "lineitem").iterdir()):
             storage.put(target + path.name, path.read_bytes())
-    notes.print(f"TPC-H lineitem generated into {target} in {time.perf_counter() - clock:.1f} s")
+    _note(f"TPC-H lineitem generated into {target} in {time.perf_counter() - clock:.1f} s")

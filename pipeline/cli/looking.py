@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import polars as pl
-
-from pipeline.checking import Trial, try_transform
-from pipeline.cli.screen import complain, out, pairs, print_json, size
-from pipeline.job import load_job
-from pipeline.planning import PlannedInput, plan_input
+from pipeline.cli.screen import columns, out, print_json, say, show_pairs, size, warn
+from pipeline.job import Job, load_job
 from pipeline.settings import load_settings
-from pipeline.storage import open_storage
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from pipeline.checking import Trial
+    from pipeline.planning import PlannedInput
 
 BAR = 40
 """Characters of the longest bar of a histogram."""
@@ -20,20 +22,25 @@ BAR = 40
 
 def plan(path: Path, environment: str | None, *, explain: bool, as_json: bool) -> None:
     """Show what a job would run."""
-    settings = load_settings(environment)
-    planned = plan_input(load_job(path), settings, open_storage(settings))
+    job, settings = load_job(path), load_settings(environment)
+    from pipeline.checking import reaching
+    from pipeline.planning import plan_input
+    from pipeline.storage import open_storage
+
+    with reaching(settings):
+        planned = plan_input(job, settings, open_storage(settings))
     if as_json:
         figures = planned.result.explain.to_dict()
         print_json({"plan": planned.result.plan.id, **figures, "columns": planned.probe.columns})
         return
-    _print_plan(planned)
+    _print_plan(planned, job)
     if explain:
         _print_explain(planned)
     for warning in planned.result.explain.warnings:
-        complain(warning)
+        warn(warning)
 
 
-def _print_plan(planned: PlannedInput) -> None:
+def _print_plan(planned: PlannedInput, job: Job) -> None:
     found = planned.result.explain
     columns = planned.probe.columns
     rows = {
@@ -44,9 +51,10 @@ def _print_plan(planned: PlannedInput) -> None:
         "bytes": f"{size(found.bytes_to_read)} to read of {size(found.bytes_listed)} stored, "
         f"{size(found.bytes_decoded)} decoded",
         "columns": ", ".join(columns) if columns else "all (what is read could not be told)",
+        "output": f"{job.output.uri}, mode {job.output.mode}",
         "planned in": f"{found.seconds:.2f} s, {found.requests:,} requests",
     }
-    out.print(pairs(f"plan {planned.result.plan.id[:16]} (nothing was written)", rows))
+    show_pairs(f"plan {planned.result.plan.id[:16]} (nothing was written)", rows)
 
 
 def _print_explain(planned: PlannedInput) -> None:
@@ -60,52 +68,78 @@ def _print_explain(planned: PlannedInput) -> None:
         f"{found.objects_skipped:,} bad",
         "footers": f"{found.footers_read:,} read, {found.footers_reused:,} known before",
     }
-    out.print(pairs("why", rows))
+    show_pairs("why", rows)
     sizes = found.chunk_sizes
     if sizes is not None:
         most = max(count for _, _, count in sizes.histogram)
-        out.print("chunks by decoded size")
+        say(
+            f"chunks by decoded size (median {size(sizes.median)}, 95% below {size(sizes.p95)}, "
+            f"most {size(sizes.most)})"
+        )
         for low, high, count in sizes.histogram:
             bar = "█" * max(1 if count else 0, round(BAR * count / most))
-            out.print(f"  {size(low):>10} – {size(high):<10} {count:>9,} {bar}")
+            say(f"  {size(low):>9} – {size(high):<9} {count:>9,} {bar}")
 
 
 def check(path: Path, environment: str | None, *, rows: int, as_json: bool) -> None:
     """Try a transform on one small chunk."""
-    settings = load_settings(environment)
-    trial = try_transform(load_job(path), settings, open_storage(settings), rows)
+    job, settings = load_job(path), load_settings(environment)
+    from pipeline.checking import reaching, try_transform
+    from pipeline.storage import open_storage
+
+    with reaching(settings):
+        trial = try_transform(job, settings, open_storage(settings), rows)
     if as_json:
         _print_trial_json(trial)
-        return
-    out.print(
-        pairs(
-            f"one chunk of {trial.rows_in:,} rows",
-            {
-                "reads": ", ".join(trial.columns_read),
-                "in": _schema(trial.schema_in),
-                "out": _schema(trial.schema_out),
-                "rows": f"{trial.rows_in:,} in, {trial.rows_out:,} out",
-                "cut in two": f"{trial.rows_out_halves:,} out",
-            },
-        )
-    )
+    else:
+        _print_trial(trial, job.transform, rows)
+
+
+def _print_trial(trial: Trial, name: str, rows: int) -> None:
+    import polars as pl
+
+    figures = {
+        "rows": f"{trial.rows_in:,} in, {trial.rows_out:,} out",
+        "cut in two": f"{trial.rows_out_halves:,} out",
+        "reads": f"{len(trial.columns_read)} of {len(trial.schema_in)} columns",
+    }
+    show_pairs(f"{name} on one chunk of {trial.rows_in:,} rows", figures)
+    out.print()
+    out.print(columns(("column", "in", "out", ""), _schemas(trial)))
+    out.print()
     with pl.Config(tbl_rows=rows, tbl_hide_dataframe_shape=True, tbl_width_chars=out.width):
         out.print(str(trial.head), markup=False)
     if trial.differs:
-        complain(
+        warn(
             f"{trial.differs}. A transform that groups, sorts or drops duplicates does so within "
             "each chunk, and where chunks are cut is not part of your question."
         )
 
 
-def _schema(schema: pl.Schema) -> str:
-    return ", ".join(f"{name}: {kind}" for name, kind in schema.items())
+def _schemas(trial: Trial) -> list[tuple[str, str, str, str]]:
+    """A line for each column: its type before and after, and what becomes of it."""
+    before, after = _schema(trial.schema_in), _schema(trial.schema_out)
+    return [
+        (name, before.get(name, ""), after.get(name, ""), _fate(name, trial))
+        for name in {**before, **after}
+    ]
+
+
+def _fate(name: str, trial: Trial) -> str:
+    if name not in trial.schema_in:
+        return "new"
+    said = ["read"] if name in trial.columns_read else ["not read"]
+    return ", ".join(said if name in trial.schema_out else [*said, "dropped"])
+
+
+def _schema(schema: pl.Schema) -> dict[str, str]:
+    return {name: str(kind) for name, kind in schema.items()}
 
 
 def _print_trial_json(trial: Trial) -> None:
     data = asdict(trial)
-    data["schema_in"] = {name: str(kind) for name, kind in trial.schema_in.items()}
-    data["schema_out"] = {name: str(kind) for name, kind in trial.schema_out.items()}
+    data["schema_in"] = _schema(trial.schema_in)
+    data["schema_out"] = _schema(trial.schema_out)
     data["head"] = trial.head.to_dicts()
     data["chunk"] = trial.chunk.id
     print_json(data)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 
-from rich.table import Table
-
-from pipeline.cli.screen import notes, out, print_json, size
+from pipeline.cli.screen import columns, notes, out, print_json, say, size
 from pipeline.errors import UsageError
 from pipeline.ledger import Ledger
 from pipeline.overview import find_run, known_outputs, overview
@@ -30,22 +28,16 @@ def retry(
     run: str, output: str | None, environment: str | None, *, accept_code: bool, as_json: bool
 ) -> None:
     """Take a run up again by its id: failed chunks, and those that were never tried."""
-    from pipeline.cli.running import run_job
-    from pipeline.cli.screen import quiet_libraries
+    from pipeline.cli.running import run_job, show
+    from pipeline.planning import Resume
 
-    quiet_libraries()
     settings = load_settings(environment)
     ledger = _ledger(run, output, settings, open_storage(settings))
     if ledger.published() is not None:
-        notes.print(f"run {ledger.run} is published: nothing is left to retry")
-    run_job(
-        ledger.job(),
-        settings,
-        ledger.run,
-        accept_code=accept_code,
-        as_json=as_json,
-        run=ledger.run,
-    )
+        say(f"run {ledger.run} is published: nothing is left to retry", console=notes)
+    again = f"chunkmap retry {ledger.run}"
+    resume = Resume(accept_code=accept_code, run=ledger.run)
+    show(run_job(ledger.job(), settings, again, resume, quiet=as_json), as_json=as_json)
 
 
 def cancel(
@@ -65,7 +57,7 @@ def cancel(
         print_json({"run": ledger.run, "cancelled": True, "aborted": aborted})
         return
     kept = f"{aborted:,} staged outputs aborted" if discard else "what is staged is kept"
-    out.print(f"run {ledger.run}: its driver stops within seconds; {kept}")
+    say(f"run {ledger.run}: its driver stops within seconds; {kept}")
 
 
 def publish(
@@ -88,7 +80,7 @@ def publish(
         left_out = record.chunks - done
         print_json({"run": ledger.run, "manifest": manifest, "chunks": done, "missing": left_out})
         return
-    out.print(f"run {ledger.run}: {done:,} of {record.chunks:,} chunks are in manifest {manifest}")
+    say(f"run {ledger.run}: {done:,} of {record.chunks:,} chunks are in manifest {manifest}")
 
 
 def history(output: str, environment: str | None, *, as_json: bool) -> None:
@@ -99,20 +91,23 @@ def history(output: str, environment: str | None, *, as_json: bool) -> None:
     current = catalog.head()[0].current
     manifests = [catalog.manifest(number) for number in range(current, 0, -1)]
     if as_json:
-        print_json([manifest.model_dump() for manifest in manifests])
+        print_json({"manifests": [manifest.model_dump() for manifest in manifests]})
         return
-    table = Table(box=None, pad_edge=False)
-    for name in ("manifest", "published", "mode", "run", "files", "rows", "bytes"):
-        table.add_column(name, justify="right" if name in ("files", "rows", "bytes") else "left")
+    rows = []
     for manifest in manifests:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.created))
         if manifest.rollback_of is not None:
-            table.add_row(str(manifest.number), when, f"rollback to {manifest.rollback_of}")
+            said = f"rollback to {manifest.rollback_of}"
+            rows.append((manifest.number, when, said, "", "", "", ""))
             continue
         last = manifest.commits[-1]
         figures = (f"{last.files:,}", f"{last.rows:,}", size(last.bytes))
-        table.add_row(str(manifest.number), when, last.mode, last.run, *figures)
-    out.print(table if manifests else "nothing was published yet")
+        rows.append((manifest.number, when, last.mode, last.run, *figures))
+    names = ("manifest", "published", "mode", "run", "files", "rows", "bytes")
+    if rows:
+        out.print(columns(names, rows, right=("files", "rows", "bytes")))
+    else:
+        say("nothing was published yet")
 
 
 def rollback(output: str, to: int | None, environment: str | None, *, as_json: bool) -> None:
@@ -125,9 +120,7 @@ def rollback(output: str, to: int | None, environment: str | None, *, as_json: b
     if as_json:
         print_json(manifest.model_dump())
         return
-    out.print(
-        f"{catalog.output}: manifest {manifest.number} has the files of {manifest.rollback_of}"
-    )
+    say(f"{catalog.output}: manifest {manifest.number} has the files of {manifest.rollback_of}")
 
 
 def clean(
@@ -154,11 +147,9 @@ def clean(
         print_json(done)
         return
     would = "would be " if dry_run else ""
-    out.print(
+    say(
         f"{done.output}: {done.uploads:,} abandoned uploads {would}aborted, "
         f"{done.replaced + len(done.strays):,} files {would}removed"
     )
     if done.spared:
-        out.print(
-            f"spared the unfinished runs {', '.join(done.spared)} (--discard RUN gives one up)"
-        )
+        say(f"spared the unfinished runs {', '.join(done.spared)} (--discard RUN gives one up)")

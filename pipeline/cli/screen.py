@@ -1,45 +1,35 @@
-"""What the commands share in the terminal: progress, tables, JSON, quiet libraries."""
+"""What the commands share in the terminal: consoles, tables, lines, JSON."""
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.markup import escape
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from pipeline.rounds import MapProgress
+from pipeline.cli.ending import print_object
 
-PLAIN_SECONDS = 5.0
-"""How often a line is printed where there is no terminal."""
+PIPE_COLUMNS = 200
+"""Where there is no terminal nobody sees a width, and a URI cut in two is of no use."""
 
-out = Console(highlight=False)
+
+def _console(stream: TextIO, *, stderr: bool) -> Console:
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else PIPE_COLUMNS)
+
+
+out = _console(sys.stdout, stderr=False)
 """For results."""
-notes = Console(stderr=True, highlight=False)
+notes = _console(sys.stderr, stderr=True)
 """For everything else: with --json nothing but the object is on stdout."""
-
-
-def quiet_libraries() -> None:
-    """Before Prefect and Dask are imported: their logs go to files and the server, not here."""
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    for name in ("distributed", "stamina", "asyncio", "tornado"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def print_json(value: Any) -> None:
     """One machine-readable object on stdout."""
-    data = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    print(json.dumps(data, default=str), flush=True)
+    print_object(asdict(value) if is_dataclass(value) and not isinstance(value, type) else value)
 
 
 def size(count: float) -> str:
@@ -51,102 +41,54 @@ def size(count: float) -> str:
     raise AssertionError("the last unit returns")
 
 
-def pairs(title: str, rows: Mapping[str, object]) -> Table:
-    """A small table of names and values."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
-    table.add_column(style="dim")
+def speed(count: float, seconds: float) -> str:
+    """Bytes a second for people; small ones are not shown as nothing."""
+    megabytes = count / max(seconds, 1e-9) / 1e6
+    return f"{megabytes:,.1f} MB/s" if megabytes >= 1 else f"{megabytes:.2g} MB/s"
+
+
+def plural(count: int, noun: str) -> str:
+    """A number of things."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "es" if noun.endswith("h") else "s")
+
+
+def say(text: str, *, mark: str = "", console: Console = out) -> None:
+    """Print a line as it is: what looks like markup is the user's, and nothing is cut."""
+    console.print(f"{mark}{escape(text)}", soft_wrap=not console.is_terminal)
+
+
+def warn(text: str) -> None:
+    """Print a warning."""
+    say(text, mark="[yellow]note:[/] ", console=notes)
+
+
+def bad(text: str, console: Console = out) -> None:
+    """Print one thing that is wrong."""
+    say(text, mark="  [red]✗[/] ", console=console)
+
+
+def show_pairs(title: str, rows: Mapping[str, object]) -> None:
+    """Print a title and, below it, a small table of names and values."""
+    if title:
+        say(title, mark="[bold]")
+    table = Table(show_header=False, **_PLAIN)
+    table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, str(value))
+        table.add_row(name, escape(str(value)))
+    out.print(table)
+
+
+def columns(
+    names: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()
+) -> Table:
+    """A table with a header; no value is cut, whatever the terminal's width."""
+    table = Table(**_PLAIN)
+    for name in names:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(str(value)) for value in row))
     return table
 
 
-class Display:
-    """Progress of a run: a bar in a terminal, a line every few seconds elsewhere."""
-
-    def __init__(self, quiet: bool = False) -> None:
-        self._quiet = quiet
-        self._live = notes.is_terminal and not quiet
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        self._phase = ""
-        self._printed = 0.0
-        self._first: tuple[float, int, int, int] | None = None
-
-    def __enter__(self) -> Self:
-        if self._live:
-            self._bar = Progress(
-                TextColumn("[bold]{task.fields[phase]:<8}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.fields[said]}"),
-                TimeElapsedColumn(),
-                console=notes,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task("", total=None, phase="starting", said="")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def phase(self, name: str) -> None:
-        """Say what goes on now."""
-        if name != self._phase:
-            self._phase = name
-            if self._bar is not None and self._task is not None:
-                self._bar.update(self._task, phase=name, total=None if name == "plan" else 1)
-            elif not self._quiet:
-                notes.print(f"{name} …")
-
-    def mapping(self, now: MapProgress) -> None:
-        """Show how far the mapping is."""
-        said = self._said(now)
-        if self._bar is not None and self._task is not None:
-            self._bar.update(
-                self._task, phase="map", total=now.chunks, completed=now.done, said=said
-            )
-        elif not self._quiet and time.monotonic() - self._printed >= PLAIN_SECONDS:
-            self._printed = time.monotonic()
-            notes.print(f"map {said}")
-
-    def _said(self, now: MapProgress) -> str:
-        if self._first is None:
-            # Speed is of this driver's own work: what was done before does not count.
-            self._first = (now.seconds, now.rows_in, now.bytes_in, now.done)
-        started, rows, bytes_in, done = self._first
-        seconds = max(now.seconds - started, 1e-3)
-        speed = (now.done - done) / seconds
-        left = now.chunks - now.done
-        eta = f"{left / speed:,.0f} s" if speed > 0 else "–"
-        failed = f"[red]{now.failed:,} failed[/], " if now.failed else ""
-        return (
-            f"{now.done:,}/{now.chunks:,} chunks, {failed}"
-            f"{(now.rows_in - rows) / seconds:,.0f} rows/s, "
-            f"{(now.bytes_in - bytes_in) / seconds / 1e6:,.1f} MB/s, ETA {eta}"
-        )
-
-
-@contextmanager
-def timed() -> Iterator[list[float]]:
-    """A list that holds the seconds of the block once it is over."""
-    seconds: list[float] = []
-    started = time.perf_counter()
-    yield seconds
-    seconds.append(time.perf_counter() - started)
-
-
-def complain(text: str) -> None:
-    """Print a warning."""
-    notes.print(f"[yellow]note:[/] {text}")
-
-
-def flush() -> None:
-    """Let everything out before the process ends."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+_PLAIN: dict[str, Any] = {"box": None, "pad_edge": False}

@@ -3,83 +3,103 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
+from typing import TYPE_CHECKING
 
-from rich.table import Table
-
-from pipeline.cli.screen import notes, out, pairs, print_json, size
+from pipeline.cli.screen import bad, columns, out, plural, print_json, say, show_pairs, size
 from pipeline.errors import UsageError
 from pipeline.settings import explain, load_settings
+
+if TYPE_CHECKING:
+    from pipeline.overview import RunState
+
+_RUNS = ("run", "job", "state", "done", "chunks", "rows out", "created")
 
 
 def status(run: str | None, output: str | None, environment: str | None, *, as_json: bool) -> None:
     """Show all known runs, or one."""
+    from pipeline.checking import reaching
     from pipeline.overview import find_run, known_outputs, overview
     from pipeline.storage import open_storage
 
     settings = load_settings(environment)
-    storage = open_storage(settings)
     outputs = [output] if output else known_outputs(settings.state_dir)
     if not outputs:
         raise UsageError(
             "no output is known here", hint="name one: chunkmap status --output s3://bucket/prefix/"
         )
-    found = [one for uri in outputs for one in overview(storage, uri)]
+    with reaching(settings):
+        storage = open_storage(settings)
+        found = [one for uri in outputs for one in overview(storage, uri)]
     if run is not None:
-        found = [find_run(found, run)]
-    if as_json:
-        print_json([asdict(one) for one in found])
-        return
-    if run is not None:
-        _one(found[0])
-        return
-    table = Table(box=None, pad_edge=False)
-    for name in ("run", "job", "state", "chunks done", "rows out", "created", "output"):
-        table.add_column(name, justify="right" if name in ("chunks done", "rows out") else "left")
-    for one in found:
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.created))
-        chunks = f"{one.done:,} / {one.chunks:,}"
-        table.add_row(one.run, one.job, one.state, chunks, f"{one.rows_out:,}", when, one.output)
-    out.print(table if found else "no runs")
+        one = find_run(found, run)
+        print_json(one) if as_json else _one(one)
+    elif as_json:
+        print_json({"runs": [asdict(one) for one in found]})
+    else:
+        _all(found, outputs)
 
 
-def _one(one: object) -> None:
-    from pipeline.overview import RunState
+def _all(found: Sequence[RunState], outputs: Sequence[str]) -> None:
+    """A table for each output: a line then has room for whole ids at 80 columns."""
+    if not found:
+        say(f"no runs of {', '.join(outputs)}")
+    for output, runs in groupby(found, key=lambda one: one.output):
+        say(output, mark="[bold]")
+        rows = [
+            (
+                one.run,
+                one.job,
+                one.state,
+                f"{one.done:,}" + (f" ({one.failed:,} failed)" if one.failed else ""),
+                f"{one.chunks:,}",
+                f"{one.rows_out:,}",
+                time.strftime("%m-%d %H:%M", time.localtime(one.created)),
+            )
+            for one in runs
+        ]
+        out.print(columns(_RUNS, rows, right=("done", "chunks", "rows out")))
 
-    assert isinstance(one, RunState)
+
+def _one(one: RunState) -> None:
     rows = {
         "state": one.state,
         "chunks": f"{one.done:,} of {one.chunks:,} done, {one.failed:,} failed",
         "rows": f"{one.rows_in:,} in, {one.rows_out:,} out",
         "bytes": f"{size(one.bytes_in)} read, {size(one.bytes_out)} written",
+        "created": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.created)),
         "driver": one.driver,
         "output": one.output,
-        "report": one.report,
+        "report": one.report or "none yet",
+        "Prefect UI": one.page or "unknown",
     }
-    out.print(pairs(f"{one.job} · run {one.run}", rows))
+    show_pairs(f"{one.job} · run {one.run}", rows)
     for line in one.errors:
-        out.print(f"  [red]✗[/] {line}")
+        bad(line)
 
 
-def verify(
-    output: str, environment: str | None, *, as_json: bool = False, quiet: bool = False
-) -> int:
-    """Verify an output; returns the exit code. `quiet` prints problems only."""
-    from pipeline.checking import verify_output
+def verify(output: str, environment: str | None, *, as_json: bool = False) -> int:
+    """Verify an output; returns the exit code."""
+    from pipeline.checking import reaching, verify_output
     from pipeline.storage import open_storage
 
-    found = verify_output(open_storage(load_settings(environment)), output)
+    settings = load_settings(environment)
+    with reaching(settings):
+        found = verify_output(open_storage(settings), output)
     if as_json:
         print_json(found)
     else:
-        for problem in found.problems:
-            notes.print(f"[red]✗[/] {problem}")
-    if not as_json and not quiet:
-        verdict = "as its manifest says" if not found.problems else "NOT as its manifest says"
-        out.print(
-            f"{found.output} is {verdict}: manifest {found.manifest}, {found.files:,} files, "
-            f"{found.rows:,} rows, {size(found.bytes)}"
+        verdict = "is NOT as its manifest says" if found.problems else "is as its manifest says"
+        say(
+            f"{found.output} {verdict}: manifest {found.manifest}, "
+            f"{plural(found.files, 'file')}, {found.rows:,} rows, {size(found.bytes)}"
         )
+        for problem in found.problems:
+            bad(problem)
+        if found.missing_chunks:
+            say(f"  {plural(found.missing_chunks, 'planned chunk')} left out, as its manifest says")
     return 1 if found.problems else 0
 
 
@@ -89,9 +109,5 @@ def config(environment: str | None, *, as_json: bool) -> None:
     if as_json:
         print_json({key: {"value": value, "source": source} for key, value, source in lines})
         return
-    table = Table(box=None, pad_edge=False)
-    for name in ("setting", "value", "from"):
-        table.add_column(name, overflow="fold")
-    for line in lines:
-        table.add_row(*line)
-    out.print(table)
+    rows = [(key, value or "–", source) for key, value, source in lines]
+    out.print(columns(("setting", "value", "from"), rows))

@@ -78,4 +78,4 @@ def drain(seconds: float) -> bool:
 
 def ui_address(api_url: str) -> str:
     """The address of the pages for people."""
-    return api_url.removesuffix("/api")
+    return api_url.rstrip("/").removesuffix("/api")

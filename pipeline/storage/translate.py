@@ -85,7 +85,8 @@ def _from_text(error: Exception, action: str, uri: str) -> StorageError:
     status = _STATUS.search(text)
     code = _CODE.search(text)
     if status is None:
-        return TransientStorageError(f"{action} {uri}: {text.splitlines()[0]}")
+        # "Generic S3 error: Error performing list request: … - what went wrong"
+        return TransientStorageError(f"{action} {uri}: {text.splitlines()[0].rpartition(' - ')[2]}")
     return from_code(code.group(1) if code else "", int(status.group(1)), action, uri, "")
 
 
