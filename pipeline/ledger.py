@@ -80,8 +80,10 @@ class Ledger:
             base=base,
             created=time.time(),
         )
-        # The record comes last: a run that has one is whole.
-        storage.put_new(ledger.prefix + "plan.arrow", plan.to_bytes())
+        # The record comes last: a run that has one is whole. A plan of the same chunks may have
+        # other estimates, or other objects that it goes without: the first one counts.
+        with suppress(AlreadyExistsError):
+            storage.put_new(ledger.prefix + "plan.arrow", plan.to_bytes())
         with suppress(AlreadyExistsError):
             storage.put_new(ledger.prefix + "job.yaml", job.to_yaml().encode())
         with suppress(AlreadyExistsError):

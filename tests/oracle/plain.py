@@ -15,16 +15,14 @@ def dataset(
     objects: Mapping[str, bytes], hive: Mapping[str, pl.DataType] | None = None
 ) -> pl.DataFrame:
     """All objects by key, one below the other; what an object lacks is null, Hive columns last."""
+    hive = hive or {}
     frames = [with_hive(pl.read_parquet(io.BytesIO(objects[k])), k, hive) for k in sorted(objects)]
-    names = [
-        n for n in dict.fromkeys(n for f in frames for n in f.columns) if n not in (hive or {})
-    ]
-    return pl.concat(frames, how="diagonal").select(*names, *(hive or {}))
+    names = dict.fromkeys(name for frame in frames for name in frame.columns)
+    stored = [name for name in names if name not in hive]
+    return pl.concat(frames, how="diagonal").select(*stored, *hive)
 
 
-def with_hive(
-    frame: pl.DataFrame, key: str, hive: Mapping[str, pl.DataType] | None
-) -> pl.DataFrame:
+def with_hive(frame: pl.DataFrame, key: str, hive: Mapping[str, pl.DataType]) -> pl.DataFrame:
     """An object's frame with the values that its folders say."""
     said = dict(folder.split("=", 1) for folder in key.split("/") if "=" in folder)
 
@@ -33,7 +31,7 @@ def with_hive(
             return pl.lit(None, dtype)
         return pl.lit(text).str.to_date() if dtype == pl.Date else pl.lit(text).cast(dtype)
 
-    return frame.with_columns(value(said[n], dtype).alias(n) for n, dtype in (hive or {}).items())
+    return frame.with_columns(value(said[n], dtype).alias(n) for n, dtype in hive.items())
 
 
 def mapped(pieces: Sequence[pl.DataFrame], rows: Rows) -> pl.DataFrame:

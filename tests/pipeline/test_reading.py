@@ -55,11 +55,13 @@ COLUMNS: dict[str, tuple[pa.DataType, Callable[[int], Any]]] = {
 def objects(draw: st.DrawFn) -> tuple[dict[str, bytes], dict[str, pl.DataType]]:
     """A dataset as objects by key, and the types of its Hive columns."""
     names = draw(st.lists(st.sampled_from(sorted(COLUMNS)), unique=True, max_size=4))
-    hive: dict[str, pl.DataType] = draw(
-        st.sampled_from(
-            [{}, {"k": pl.Int64()}, {"d": pl.Date()}, {"k": pl.Int64(), "s": pl.String()}]
-        )
-    )
+    layouts: list[dict[str, pl.DataType]] = [
+        {},
+        {"k": pl.Int64()},
+        {"d": pl.Date()},
+        {"k": pl.Int64(), "s": pl.String()},
+    ]
+    hive = draw(st.sampled_from(layouts))
     values = {"k": ["1", "2", "3"], "d": ["2024-01-01", "2024-02-29"], "s": ["x y", "ü"]}
     found: dict[str, bytes] = {}
     start = 0
@@ -357,7 +359,7 @@ def test_an_object_that_is_not_the_planned_one_is_found_out(what: str, opened: b
     assert expected in raised(caught.value)
     source.close()
     fresh = source_of(storage, plan, plan.chunk(0))
-    with pytest.raises(expected, match="a.parquet"):
+    with pytest.raises(expected, match=r"a\.parquet"):
         fresh.prefetch(["id"])
     fresh.close()
 
@@ -366,8 +368,9 @@ def test_a_plan_that_names_other_rows_is_refused() -> None:
     _, storage = stored({"a.parquet": parquet(100, group=50)})
     plan = plan_of(storage)
     chunk = plan.chunk(0)
-    for change in ({"rows": 99}, {"row_group_stop": 3, "rows": 150}):
-        wrong = replace(chunk, fragments=(replace(chunk.fragments[0], **change),))
+    fragment = chunk.fragments[0]
+    for other in (replace(fragment, rows=99), replace(fragment, row_group_stop=3, rows=150)):
+        wrong = replace(chunk, fragments=(other,))
         with pytest.raises(ObjectChangedError):
             source_of(storage, plan, wrong).prefetch(["id"])
 

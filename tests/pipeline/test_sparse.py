@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -22,7 +23,7 @@ def test_ranges_cover_what_is_asked_for_and_little_more(spans: list[tuple[int, i
     found = coalesce(spans)
     assert found == sorted(found)
     assert all(0 < stop - start <= sparse.RANGE_BYTES for start, stop in found)
-    assert all(a[1] <= b[0] for a, b in zip(found, found[1:], strict=False))
+    assert all(a[1] <= b[0] for a, b in pairwise(found))
     for start, stop in spans:
         covered = sum(max(0, min(stop, b) - max(start, a)) for a, b in found)
         assert covered == stop - start

@@ -106,5 +106,8 @@ class Faulty:
     def abort(self, staged: Sequence[Staged]) -> None:
         return self._do("abort", lambda: self.inner.abort(staged))
 
+    def abort_days(self, uri: str) -> float | None:
+        return self._do("abort_days", lambda: self.inner.abort_days(uri))
+
     def staged_under(self, prefix: str, area: str) -> Iterator[Staged]:
         return self._do("staged_under", lambda: iter(list(self.inner.staged_under(prefix, area))))

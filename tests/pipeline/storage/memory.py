@@ -118,6 +118,9 @@ class MemoryBackend:
             for item in staged:
                 self.uploads.pop(item.upload, None)
 
+    def abort_days(self, uri: str) -> float | None:
+        return None
+
     def staged_under(self, prefix: str, area: str) -> Iterator[Staged]:
         with self._lock:
             found = [

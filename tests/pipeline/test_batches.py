@@ -1,0 +1,95 @@
+"""Batches: every chunk in exactly one, within the bounds, large ones first."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.batches import CHUNK_OVERHEAD, GUESSED_SPEED, Batch, Batcher, spec_of
+
+INDICES = st.sets(st.integers(0, 5000), max_size=300).map(sorted)
+
+
+@given(INDICES.filter(bool))
+def test_a_spec_is_its_indices(indices: list[int]) -> None:
+    batch = Batch("b", spec_of(indices))
+    assert batch.indices == indices
+    assert len(batch) == len(indices)
+
+
+def test_a_spec_of_many_is_short() -> None:
+    assert spec_of(range(100_000)) == "0-100000"
+    assert spec_of([3, 4, 5, 9]) == "3-6,9-10"
+
+
+@given(
+    indices=INDICES,
+    seed=st.randoms(use_true_random=False),
+    threads=st.lists(st.integers(0, 64), min_size=1, max_size=5),
+    seconds=st.floats(0.1, 100),
+    most=st.integers(1, 100),
+    speeds=st.lists(st.floats(1e-3, 1e3), max_size=5),
+)
+def test_each_chunk_is_in_one_batch_within_the_bounds(
+    indices: list[int],
+    seed: object,
+    threads: list[int],
+    seconds: float,
+    most: int,
+    speeds: list[float],
+) -> None:
+    sizes = [seed.randint(0, 1 << 30) for _ in indices]  # type: ignore[attr-defined]
+    cost = dict(zip(indices, sizes, strict=True))
+    batcher = Batcher("p-", indices, sizes, seconds=seconds, max_chunks=most)
+    names, found, left = set(), [], sum(sizes) + len(sizes) * CHUNK_OVERHEAD
+    turn = 0
+    while True:
+        now, speed = threads[turn % len(threads)], batcher.speed
+        batch = batcher.take(now)
+        if batch is None:
+            break
+        turn += 1
+        names.add(batch.name)
+        found += batch.indices
+        own = sum(cost[i] for i in batch.indices) + len(batch) * CHUNK_OVERHEAD
+        assert 1 <= len(batch) <= most
+        budget = min(seconds * speed, left / (2 * max(1, now)))
+        assert len(batch) == 1 or own <= budget * (1 + 1e-9)
+        left -= own
+        if turn <= len(speeds):
+            batcher.measured(len(batch), 1 << 20, speeds[turn - 1])
+    assert found == indices
+    assert len(names) == turn
+    assert all(name.startswith("p-") for name in names)
+    assert batcher.take(1) is None
+
+
+def test_the_first_are_large_and_the_last_are_small() -> None:
+    batcher = Batcher("p", range(10_000), [0] * 10_000, seconds=1e9, max_chunks=10_000)
+    sizes = []
+    while (batch := batcher.take(4)) is not None:
+        sizes.append(len(batch))
+    assert sizes[0] == 10_000 // 8
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-8:] == [1] * 8
+
+
+@pytest.mark.parametrize("factor", [0.01, 1, 7])
+def test_sizes_follow_the_measured_speed(factor: float) -> None:
+    size = 1 << 20
+    batcher = Batcher("p", range(10**6), [size] * 10**6, seconds=2.0, max_chunks=10**6)
+    guessed = batcher.take(1)
+    assert guessed is not None
+    assert len(guessed) == int(2.0 * GUESSED_SPEED / (size + CHUNK_OVERHEAD))
+    for _ in range(3):
+        batcher.measured(len(guessed), len(guessed) * size, 2.0 / factor)
+    adapted = batcher.take(1)
+    assert adapted is not None
+    assert abs(len(adapted) - factor * len(guessed)) <= 1 + factor
+
+
+def test_batches_that_took_no_time_teach_nothing() -> None:
+    batcher = Batcher("p", [0, 1], [5, 5], seconds=1.0, max_chunks=10)
+    batcher.measured(0, 0, 0.0)
+    assert batcher.speed == GUESSED_SPEED
