@@ -40,7 +40,10 @@ class Answer:
 class Subject(Protocol):
     """What measure.py measures. Tests make up their own."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Of the peer."""
+        ...
 
     def run(self, spec: Spec, variables: Mapping[str, str]) -> Answer:
         """Do the work in a fresh process; never raises for what the subject does wrong."""

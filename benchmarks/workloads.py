@@ -65,6 +65,7 @@ class Workload:
         aims: What is meant to be reached.
         limits: Most tasks for a peer whose cost for each would take hours.
         workers: Worker threads to run on one after the other, for a scaling curve.
+        sizes: Numbers of tasks to run one after the other, by scale, for a curve of their cost.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Workload:
     aims: tuple[Aim, ...] = ()
     limits: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     workers: tuple[int, ...] = ()
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def is_checked(self) -> bool:
@@ -171,16 +173,27 @@ WORKLOADS: Mapping[str, Workload] = {
             aims=(Aim(("dask-dataframe",), 1 / 8),),
         ),
         Workload(
-            "chunks",
-            "as many chunks as there are row groups, no row of which is kept; peers run as many "
-            "tasks that do nothing and record nothing",
+            "ledger",
+            "the cost of a chunk itself: ours are recorded as done without reading or writing "
+            "them, while peers run as many tasks that do nothing and record nothing",
             "tasks",
             "row-groups",
-            "nothing",
+            "same",
             peers=("dask-futures", "ray-data", "prefect-naive"),
-            chunks={"target": 1},
             aims=(Aim(("dask-futures", "ray-data", "prefect-naive"), 1.0),),
             limits={"prefect-naive": 200},
+            sizes=MappingProxyType(
+                {"s": (100, 1_000, 10_000), "m": (1_000, 10_000, 100_000), "l": (100_000,)}
+            ),
+        ),
+        Workload(
+            "chunks",
+            "as many chunks as there are row groups, read and mapped, no row of which is kept",
+            "map",
+            "row-groups",
+            "nothing",
+            peers=(),
+            chunks={"target": 1},
         ),
         Workload(
             "resume",

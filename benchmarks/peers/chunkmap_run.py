@@ -120,6 +120,24 @@ def resume_half(state: State, spec: Spec, output: str) -> dict[str, Any]:
     return _timed_run(state, spec, output)
 
 
+def ledger(state: State, spec: Spec, output: str) -> dict[str, Any]:
+    """Store a plan of so many chunks, untimed; then time mapping it without reading or writing."""
+    from benchmarks.ledger_only import ledger_only_flow, ledger_only_run, only, synthetic_plan
+    from pipeline.engine import task_runner
+    from pipeline.flows.server import connect
+
+    settings = state.settings
+    api_url = connect(settings.prefect)
+    stored, code = ledger_only_run(settings, job_of(spec, output), synthetic_plan(spec.tasks))
+    environment = {"PREFECT_API_URL": api_url, **settings.s3.environment()}
+    run_flow = only(ledger_only_flow, task_runner(settings.dask, environment))
+    clock = time.perf_counter()
+    done = run_flow(stored.prefix, code).completions.height
+    if done != spec.tasks:
+        raise RuntimeError(f"{done:,} of {spec.tasks:,} chunks were recorded")
+    return {"tasks": done, "work_seconds": time.perf_counter() - clock}
+
+
 def _timed_run(state: State, spec: Spec, output: str) -> dict[str, Any]:
     clock = time.perf_counter()
     figures = run(state, spec, output)
@@ -129,7 +147,7 @@ def _timed_run(state: State, spec: Spec, output: str) -> dict[str, Any]:
 if __name__ == "__main__":
     main(
         start,
-        {"map": run, "plan": plan, "resume": resume, "resume-half": resume_half},
+        {"map": run, "plan": plan, "resume": resume, "resume-half": resume_half, "ledger": ledger},
         stop,
         ("chunkmap", "polars", "prefect", "distributed", "obstore"),
     )

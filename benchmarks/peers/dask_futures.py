@@ -51,11 +51,11 @@ def nothing(number: int) -> int:
     return number
 
 
-def chunks(client: Client, spec: Spec, output: str) -> dict[str, int]:
+def tasks(client: Client, spec: Spec, output: str) -> dict[str, int]:
     """As many tasks as there would be chunks."""
     futures = client.map(nothing, range(spec.tasks), pure=False)
     return {"tasks": len(client.gather(futures))}
 
 
 if __name__ == "__main__":
-    main(start, {"map": write, "chunks": chunks}, Client.close, ("dask", "polars", "s3fs"))
+    main(start, {"map": write, "ledger": tasks}, Client.close, ("dask", "polars", "s3fs"))

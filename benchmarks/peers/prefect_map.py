@@ -59,11 +59,11 @@ def write(state: None, spec: Spec, output: str) -> None:
         map_files(spec.input, output, spec.transform, dict(spec.params))
 
 
-def chunks(state: None, spec: Spec, output: str) -> dict[str, int]:
+def tasks(state: None, spec: Spec, output: str) -> dict[str, int]:
     """Run the flow of nothing."""
     with disable_run_logger():
         return {"tasks": map_nothing(spec.tasks)}
 
 
 if __name__ == "__main__":
-    main(start, {"map": write, "chunks": chunks}, packages=("prefect", "polars", "s3fs"))
+    main(start, {"map": write, "ledger": tasks}, packages=("prefect", "polars", "s3fs"))

@@ -67,7 +67,7 @@ def nothing(number: int) -> int:
     return number
 
 
-def chunks(store: fs.S3FileSystem, spec: Spec, output: str) -> dict[str, int]:
+def tasks(store: fs.S3FileSystem, spec: Spec, output: str) -> dict[str, int]:
     """As many tasks as there would be chunks."""
     return {"tasks": len(ray.get([nothing.remote(number) for number in range(spec.tasks)]))}
 
@@ -78,4 +78,4 @@ def stop(store: fs.S3FileSystem) -> None:
 
 
 if __name__ == "__main__":
-    main(start, {"map": write, "chunks": chunks}, stop, ("ray", "polars", "pyarrow"))
+    main(start, {"map": write, "ledger": tasks}, stop, ("ray", "polars", "pyarrow"))

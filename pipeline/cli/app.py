@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli import bench
 from pipeline.cli.ending import complain, quiet_libraries
 from pipeline.leaving import leave
 
@@ -249,6 +250,9 @@ def config(environment: Environment = None, json: Json = False) -> None:
     from pipeline.cli import states
 
     states.config(environment, as_json=json)
+
+
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
