@@ -212,6 +212,7 @@ class Driving:
             limits=self.settings.batches,
             engine=self.around.engine(ledger.prefix, self.planned.fingerprint),
             listen=self._tell,
+            only_failed=self.resume.only_failed,
         )
         return self.mapper.run()
 

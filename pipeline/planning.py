@@ -180,6 +180,8 @@ class Resume:
     """Drive although another driver seems to be alive."""
     run: str | None = None
     """Take up this very run, whatever else there is."""
+    only_failed: bool = False
+    """Map the chunks that have failed, and leave alone those that were never tried."""
 
 
 def plan_run(

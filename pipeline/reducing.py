@@ -186,3 +186,39 @@ def _to_ipc(frame: pl.DataFrame) -> bytes:
 
 def _from_ipc(data: bytes) -> pl.DataFrame:
     return pl.read_ipc(io.BytesIO(data))
+
+
+def combine_problem(
+    name: str, call: Callable[..., Any], partials: Sequence[pl.DataFrame]
+) -> str | None:
+    """How a `combine` breaks its promise on three partials, in a sentence; None if it keeps it.
+
+    It must not matter in which groups partials are combined: combine([a, b, c]) must equal
+    combine([combine([a, b]), c]) and combine([a, combine([b, c])]), but for the order of rows and
+    the last digits of floating-point sums.
+
+    Raises:
+        TransformError: it raised, or did not return a LazyFrame.
+    """
+    a, b, c = partials
+
+    def join(*frames: pl.DataFrame) -> pl.DataFrame:
+        return _applied(name, call, [frame.lazy() for frame in frames])
+
+    whole = join(a, b, c)
+    if whole.schema != a.schema:
+        return f"{name} changes the columns from {dict(a.schema)} to {dict(whole.schema)}"
+    for other in (join(join(a, b), c), join(a, join(b, c))):
+        if not _alike(whole, other):
+            return f"{name} is not associative: its result depends on how chunks are grouped"
+    return None
+
+
+def _alike(one: pl.DataFrame, other: pl.DataFrame) -> bool:
+    from polars.testing import assert_frame_equal
+
+    try:
+        assert_frame_equal(one, other, check_row_order=False, rel_tol=1e-9)
+    except AssertionError:
+        return False
+    return True

@@ -175,6 +175,8 @@ class Mapper:
     limits: BatchSettings
     engine: Engine
     listen: Callable[[MapProgress], None] = lambda _: None
+    only_failed: bool = False
+    """Map the chunks that have failed before, and no others."""
     started: float = field(default_factory=time.time)
     batches: int = 0
     rounds: int = 0
@@ -187,13 +189,16 @@ class Mapper:
     """Chunks of batches that killed their worker, with how often."""
     _totals: dict[str, int] = field(default_factory=dict)
     _failed_before: int = 0
+    _wanted: set[int] | None = None
     _folded: float = field(default_factory=time.monotonic)
 
     def run(self) -> Progress:
         """Map until nothing is left, the rounds are used up, or only terminal failures remain."""
         progress = self.ledger.read()
         self.resumed = progress.completions.height
-        self._failed_before = progress.failed().height
+        failed = set(progress.failed()["index"].to_list())
+        self._failed_before = len(failed)
+        self._wanted = failed if self.only_failed else None
         self._count(progress)
         while self.rounds < self.job.rounds and not self.stopped:
             left = self._worth_mapping(progress)
@@ -212,7 +217,8 @@ class Mapper:
         """What is left, less what has failed for good since this driver began."""
         recent = progress.failures.filter(pl.col("at") >= self.started, ~pl.col("transient"))
         hopeless = set(recent["index"].to_list())
-        return [index for index in progress.left(len(self.plan)) if index not in hopeless]
+        left = [index for index in progress.left(len(self.plan)) if index not in hopeless]
+        return left if self._wanted is None else [i for i in left if i in self._wanted]
 
     def _round(self, left: list[int]) -> None:
         suspects = [index for index in left if index in self._suspects]
