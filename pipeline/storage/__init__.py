@@ -5,7 +5,6 @@ happen here, once: the clients' own retries are off.
 """
 
 from pipeline.storage.door import (
-    RetryPolicy,
     Storage,
     open_storage,
     own_storage,
@@ -14,6 +13,7 @@ from pipeline.storage.door import (
 )
 from pipeline.storage.reader import StorageReader
 from pipeline.storage.records import Backend, Blob, Staged
+from pipeline.storage.retrying import RetryPolicy
 from pipeline.storage.uris import as_prefix, join, parse, state_prefix
 
 __all__ = [

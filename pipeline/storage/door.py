@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
-
-import stamina
 
 from partitioning import ObjectInfo
 from pipeline.errors import (
     AlreadyExistsError,
     ObjectMissingError,
     PreconditionFailedError,
-    Transient,
     TransientStorageError,
 )
 from pipeline.settings import Settings, load_settings
 from pipeline.storage.access import Access
 from pipeline.storage.local import LocalBackend
 from pipeline.storage.records import Backend, Blob, Staged
+from pipeline.storage.retrying import RetryPolicy
 from pipeline.storage.s3_staging import S3Backend
 from pipeline.storage.uris import parse
 
@@ -30,19 +27,6 @@ if TYPE_CHECKING:
     import polars as pl
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How long errors that may pass are tried again: exponential, jittered, within a budget."""
-
-    attempts: int = 6
-    """Tries in all."""
-    seconds: float = 45.0
-    """Budget of one operation, waits included."""
-    wait_initial: float = 0.1
-    """Seconds; doubled after each try."""
-    wait_max: float = 5.0
 
 
 class Storage:
@@ -57,16 +41,7 @@ class Storage:
         return self._backends[parse(uri).scheme]
 
     def _tried(self, call: Callable[[], T]) -> T:
-        policy = self._retry
-        # stamina wants exception types; `Transient` is a marker that only exceptions carry.
-        for attempt in stamina.retry_context(
-            on=lambda error: isinstance(error, Transient),
-            attempts=policy.attempts,
-            timeout=policy.seconds,
-            wait_initial=policy.wait_initial,
-            wait_max=policy.wait_max,
-            wait_jitter=policy.wait_initial,
-        ):
+        for attempt in self._retry.tries():
             with attempt:
                 return call()
         raise AssertionError("stamina returns or raises")

@@ -22,6 +22,7 @@ from pipeline.errors import (
 )
 from pipeline.storage.access import Access
 from pipeline.storage.records import Blob, Staged
+from pipeline.storage.retrying import RetryPolicy
 from pipeline.storage.translate import translated, translating
 from pipeline.storage.uris import parse
 
@@ -41,8 +42,9 @@ def spellable(key: str) -> bool:
 class S3Objects:
     """The objects of one S3 service."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, retry: RetryPolicy | None = None) -> None:
         self._access = access
+        self._retry = retry or RetryPolicy()
         self._stores: dict[str, S3Store] = {}
 
     @cached_property
@@ -80,6 +82,17 @@ class S3Objects:
         with translating(action, uri):
             return await getattr(client, action)(Bucket=at.bucket, Key=at.key, **arguments)
 
+    async def patiently(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """One of many requests that succeed or fail together, tried again on its own.
+
+        Tried again together, a thousand of them would hardly ever all succeed at a server that
+        refuses one in a hundred.
+        """
+        async for attempt in self._retry.tries():
+            with attempt:
+                return await call()
+        raise AssertionError("stamina returns or raises")
+
     async def gather(
         self, one: Callable[[Staged], Coroutine[Any, Any, T]], many: Sequence[Staged]
     ) -> list[T]:
@@ -88,7 +101,7 @@ class S3Objects:
 
         async def held(item: Staged) -> T:
             async with gate:
-                return await one(item)
+                return await self.patiently(lambda: one(item))
 
         return await asyncio.gather(*(held(item) for item in many))
 
@@ -168,7 +181,10 @@ class S3Objects:
     async def _read_ranges(
         self, info: ObjectInfo, ranges: Sequence[tuple[int, int]]
     ) -> list[memoryview]:
-        return await asyncio.gather(*(self.read_range(info, *span) for span in ranges))
+        async def read(start: int, stop: int) -> memoryview:
+            return await self.patiently(lambda: self.read_range(info, start, stop))
+
+        return await asyncio.gather(*(read(*span) for span in ranges))
 
     async def read_range(self, info: ObjectInfo, start: int, stop: int) -> memoryview:
         """Bytes [start, stop) of the version that `info` names, or an error of ours."""

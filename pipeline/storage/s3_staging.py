@@ -33,12 +33,14 @@ class S3Backend(S3Objects):
 
         async def send(number: int, start: int) -> str:
             async with gate:
-                done = await self.request(
-                    "upload_part",
-                    uri,
-                    UploadId=upload,
-                    PartNumber=number,
-                    Body=bytes(data[start : start + PART_BYTES]),
+                done = await self.patiently(
+                    lambda: self.request(
+                        "upload_part",
+                        uri,
+                        UploadId=upload,
+                        PartNumber=number,
+                        Body=bytes(data[start : start + PART_BYTES]),
+                    )
                 )
             return str(done["ETag"]).strip('"')
 
