@@ -112,16 +112,14 @@ class Catalog:
             return found
         return commit
 
-    def amend(self, commit: Commit, files: pl.DataFrame) -> Commit:
-        """Name other attempts for chunks whose uploads vanished after the record was frozen."""
-        name, number = commit.entry.name, 1
-        while True:
-            change = replace(commit, files=files)
-            try:
-                self.storage.put_new(self._commit_uri(name, number), change.to_bytes())
-                return self.commit(name) or commit
-            except AlreadyExistsError:
-                number += 1
+    def amend(self, commit: Commit, files: pl.DataFrame) -> None:
+        """Name other attempts for chunks whose uploads vanished after the record was frozen.
+
+        Raises:
+            AlreadyExistsError: somebody has amended it since it was read.
+        """
+        uri = self._commit_uri(commit.entry.name, commit.entry.amendments + 1)
+        self.storage.put_new(uri, replace(commit, files=files).to_bytes())
 
     def _commit_uri(self, name: str, amendment: int) -> str:
         suffix = f".{amendment}" if amendment else ""

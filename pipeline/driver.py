@@ -23,8 +23,15 @@ from pipeline.errors import RunFailedError, SchemaChangedError
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.liveness import start_time
-from pipeline.manifest import Manifest, draft_commit, files_of
-from pipeline.publish import UploadsVanishedError, abort_spares, amend, publish, settle
+from pipeline.manifest import draft_commit, files_of
+from pipeline.publish import (
+    UploadsVanishedError,
+    abort_spares,
+    amend,
+    commits_of,
+    publish,
+    settle,
+)
 from pipeline.records import Progress, RunRecord
 from pipeline.reducing import drop_partials, reduced_of
 from pipeline.report.model import Phase, RunInfo, RunReport
@@ -193,10 +200,13 @@ def publish_run(
     catalog, record, job = Catalog(storage, ledger.output), ledger.record(), ledger.job()
     progress = ledger.read()
     check_schemas(progress)
+    done = reduced_of(ledger, progress) if job.reduce else progress.completions
     while True:
-        manifest = settle_own(catalog, vanished, progress)
-        earlier = [catalog.known(one) for one in manifest.commits if one.run == record.run]
-        rest = reduced_of(ledger, progress) if job.reduce else progress.completions
+        if vanished is not None:
+            amend(catalog, vanished, record.run, files_of(catalog.output, done))
+        manifest = settle(catalog)
+        earlier = [catalog.known(e) for e in commits_of(catalog, record.run, record.base)]
+        rest = done
         for commit in earlier:
             rest = rest.join(commit.files.select("chunk"), on="chunk", how="anti")
         missing = _missing(ledger, progress)
@@ -209,21 +219,14 @@ def publish_run(
         except UploadsVanishedError as error:
             ledger.void(error.attempts)
             raise
-    abort_spares(catalog, progress.spares)
+    chosen = pl.concat([commit.files.select("attempt") for commit in earlier])
+    known = pl.concat([progress.completions, progress.spares])
+    abort_spares(catalog, known.join(chosen, on="attempt", how="anti"))
     if not missing:
         ledger.note_published(manifest.number)
         if job.reduce:
             drop_partials(storage, ledger)
     return manifest.number
-
-
-def settle_own(
-    catalog: Catalog, vanished: UploadsVanishedError | None, progress: Progress
-) -> Manifest:
-    """Finish whatever claim there is, with other attempts for what had vanished."""
-    if vanished is not None:
-        amend(catalog, vanished, files_of(catalog.output, progress.completions))
-    return settle(catalog)
 
 
 def _missing(ledger: Ledger, progress: Progress) -> list[str]:

@@ -20,7 +20,7 @@ from pipeline.errors import (
     StorageError,
     UsageError,
 )
-from pipeline.manifest import Claim, Commit, Head, Manifest, files_of, folders
+from pipeline.manifest import Claim, Commit, CommitEntry, Head, Manifest, files_of, folders
 from pipeline.records import PARTIAL
 from pipeline.storage import Staged
 from pipeline.versions import locate, restore, tidy
@@ -80,7 +80,7 @@ def prepare_output(catalog: Catalog, mode: str, run: str) -> Manifest:
         OutputNotEmptyError: it holds what no manifest names, or, in mode `error`, anything that
             another run published.
     """
-    manifest = settle(catalog)
+    manifest, own = _settled_but_own(catalog, run)
     others = [entry for entry in manifest.commits if entry.run != run]
     if mode == "error" and others:
         raise OutputNotEmptyError(
@@ -88,7 +88,10 @@ def prepare_output(catalog: Catalog, mode: str, run: str) -> Manifest:
             f"{others[0].run}, and the mode is `error`",
             hint="choose another output, or set output.mode to append or overwrite",
         )
-    strangers = _strangers(catalog, manifest)
+    strangers = _strangers(catalog, manifest, own)
+    head, _ = catalog.head()
+    if strangers and (head.current != manifest.number or (head.publishing and own is None)):
+        return prepare_output(catalog, mode, run)  # They are being published just now.
     if strangers:
         raise OutputNotEmptyError(
             f"{catalog.output} holds {len(strangers)} objects that chunkmap did not publish, "
@@ -98,8 +101,30 @@ def prepare_output(catalog: Catalog, mode: str, run: str) -> Manifest:
     return manifest
 
 
-def _strangers(catalog: Catalog, manifest: Manifest) -> list[str]:
+def _settled_but_own(catalog: Catalog, run: str) -> tuple[Manifest, Commit | None]:
+    """Finish what others began; what this run itself lost is mapped anew and finished later."""
+    try:
+        return settle(catalog), None
+    except UploadsVanishedError as error:
+        commit = catalog.commit(error.commit or "")
+        if commit is None or commit.entry.run != run:
+            raise foreign_claim(catalog.output, error) from error
+        return catalog.manifest(catalog.head()[0].current), commit
+
+
+def foreign_claim(output: str, error: UploadsVanishedError) -> ConflictError:
+    """A claim of another run whose uploads are gone can be finished by its own job only."""
+    run = (error.commit or "").partition(".")[0]
+    return ConflictError(
+        f"run {run} has claimed {output}, and {error}",
+        hint=f"first finish it: chunkmap retry {run}",
+    )
+
+
+def _strangers(catalog: Catalog, manifest: Manifest, own: Commit | None) -> list[str]:
     named = set(catalog.snapshot(manifest)["key"].to_list())
+    if own is not None:
+        named |= set(own.files["key"].to_list())
     found = {
         info.uri.removeprefix(catalog.output) for info in catalog.storage.objects(catalog.output)
     }
@@ -126,11 +151,11 @@ def publish(catalog: Catalog, draft: Commit) -> Published:
     """
     commit = catalog.commit(draft.entry.name)
     if commit is None:
-        commit = draft
-        gone = catalog.storage.missing(staged_of(catalog.output, commit.files))
-        if gone:
+        gone = catalog.storage.missing(staged_of(catalog.output, draft.files))
+        # Another driver of this run may have frozen its choice, and more, while we looked.
+        commit = catalog.commit(draft.entry.name) if gone else catalog.write_commit(draft)
+        if commit is None:
             raise UploadsVanishedError([item.attempt for item in gone])
-        commit = catalog.write_commit(commit)
     return _claim_and_finish(catalog, commit)
 
 
@@ -143,7 +168,8 @@ def _claim_and_finish(catalog: Catalog, commit: Commit) -> Published:
             _finish(catalog, head, etag)
             continue
         current = catalog.manifest(head.current)
-        if any(entry.name == name for entry in current.commits):
+        # Also one that a later overwrite replaced, or a rollback took away, has been published.
+        if any(entry.name == name for entry in commits_of(catalog, commit.entry.run, commit.base)):
             tidy(catalog, current)
             return Published(current, already)
         _refuse_conflicts(catalog, commit, current)
@@ -152,6 +178,13 @@ def _claim_and_finish(catalog: Catalog, commit: Commit) -> Published:
         # Losing the race is no error: look again at what the winner did.
         with suppress(PreconditionFailedError, AlreadyExistsError):
             catalog.move_head(claimed, etag)
+
+
+def commits_of(catalog: Catalog, run: str, base: int) -> list[CommitEntry]:
+    """The commits of a run, in order, in whatever manifest: it began on top of this base."""
+    numbers = range(base + 1, catalog.head()[0].current + 1)
+    entries = [entry for number in numbers for entry in catalog.manifest(number).commits]
+    return list({entry.name: entry for entry in entries if entry.run == run}.values())
 
 
 def _refuse_conflicts(catalog: Catalog, commit: Commit, current: Manifest) -> None:
@@ -192,7 +225,12 @@ def _finish(catalog: Catalog, head: Head, etag: str | None) -> None:
         restore(catalog, target)
         manifest = catalog.write_manifest(claim.base, target.commits, target.number)
     else:
-        manifest = _add(catalog, claim)
+        try:
+            manifest = _add(catalog, claim)
+        except UploadsVanishedError:
+            if catalog.head()[1] != etag:
+                return  # While we slept it was finished, and what it published was replaced.
+            raise
     with suppress(PreconditionFailedError):
         catalog.move_head(Head(current=manifest.number), etag)
 
@@ -240,20 +278,29 @@ def rollback(catalog: Catalog, number: int | None = None) -> Manifest:
             return settle(catalog)
 
 
-def amend(catalog: Catalog, vanished: UploadsVanishedError, files: pl.DataFrame) -> None:
+def amend(catalog: Catalog, vanished: UploadsVanishedError, run: str, files: pl.DataFrame) -> None:
     """Give a claimed commit other attempts for the chunks whose uploads had vanished.
 
     Args:
         catalog: Of the output.
         vanished: What publishing said.
+        run: Whose completions these are.
         files: Of the run's completions (schema FILES), with those chunks mapped anew.
+
+    Raises:
+        ConflictError: the commit is another run's.
     """
-    name = vanished.commit
-    commit = catalog.commit(name) if name else None
-    if commit is None:
-        return  # Nothing was frozen yet: the next publish chooses among what is there.
-    lost = commit.files.filter(pl.col("attempt").is_in(vanished.attempts))
-    catalog.amend(commit, files.join(lost.select("chunk"), on="chunk", how="semi"))
+    while True:
+        commit = catalog.commit(vanished.commit or "")
+        if commit is None:
+            return  # Nothing was frozen yet: the next publish chooses among what is there.
+        if commit.entry.run != run:
+            raise foreign_claim(catalog.output, vanished)
+        lost = commit.files.filter(pl.col("attempt").is_in(vanished.attempts))
+        if lost.is_empty():
+            return  # Another driver was faster, and what it named counts.
+        with suppress(AlreadyExistsError):
+            catalog.amend(commit, files.join(lost.select("chunk"), on="chunk", how="semi"))
 
 
 def abort_spares(catalog: Catalog, spares: pl.DataFrame) -> None:
