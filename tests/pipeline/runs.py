@@ -30,11 +30,11 @@ def parquet(start: int, rows: int) -> bytes:
     return buffer.getvalue()
 
 
-def plan_of(chunks: int, rows: int = 2, folders: int = 0) -> Plan:
-    """A plan of so many chunks; in so many Hive partitions, if any."""
+def plan_of(chunks: int, rows: int = 2, folders: tuple[int, ...] = ()) -> Plan:
+    """A plan of so many chunks; in turns in these Hive partitions, if any."""
     backend = MemoryBackend()
     for number in range(chunks):
-        folder = f"k={number % folders}/" if folders else ""
+        folder = f"k={folders[number % len(folders)]}/" if folders else ""
         backend.put(f"{INPUT}{folder}{number:03d}.parquet", parquet(number * rows, rows))
     reader = StorageReader(Storage({"s3": backend}))
     return plan_dataset(PlanRequest(INPUT, per_file=True), reader).plan

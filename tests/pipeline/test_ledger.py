@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UsageError
 from pipeline.ledger import Ledger, run_id, runs_of, segment_name
 from pipeline.records import COMPLETIONS, FAILURES, Completion, Failure, Progress
+from pipeline.storage import Storage
 from tests.pipeline.runs import (
     OUTPUT,
     SCHEMA,
@@ -24,7 +25,7 @@ from tests.pipeline.runs import (
     with_other_figures,
 )
 from tests.pipeline.storage.faulty import Faulty
-from tests.pipeline.storage.memory import AT_ONCE, MemoryBackend, Storage
+from tests.pipeline.storage.memory import AT_ONCE, MemoryBackend
 
 PLAN = plan_of(5)
 

@@ -30,6 +30,11 @@ def at(number: int, fault: Fault) -> Script:
     return lambda n, name: fault if n == number else None
 
 
+def dies_at(number: int, fault: Fault) -> Script:
+    """End at one call: this process makes no further ones."""
+    return lambda n, name: fault if n == number else "before" if n > number else None
+
+
 def each(name: str, times: int, fault: Fault) -> Script:
     """Fail the first so many calls of one name."""
     left = [times]
