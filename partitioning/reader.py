@@ -26,7 +26,7 @@ class Tail:
     data: bytes | None
     """The bytes, or None with `error` set."""
     error: str | None = None
-    """One sentence: absent, replaced since it was listed, forbidden, unreachable."""
+    """One sentence: absent, replaced since it was listed, forbidden."""
 
 
 @runtime_checkable
@@ -53,7 +53,8 @@ class Reader(Protocol):
         """Read many tails, at most `concurrency` in flight, in any order.
 
         Each read is conditional on the listed ETag, so that the bytes belong to the listed
-        version. One object's failure is its `Tail.error`; it is never raised. Requests are
-        taken lazily: memory does not grow with their number.
+        version. One object's failure is its `Tail.error`; it is never raised. What is raised is
+        that the store itself does not answer, which says nothing about its objects. Requests
+        are taken lazily: memory does not grow with their number.
         """
         ...

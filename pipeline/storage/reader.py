@@ -22,7 +22,6 @@ from pipeline.storage.s3 import S3Objects
 
 _BLOCK = 256
 """Tails asked for together; they are handed on, and their memory freed, block by block."""
-_TRIES = 4
 
 
 class StorageReader:
@@ -66,7 +65,14 @@ class StorageReader:
         try:
             return Tail(info, bytes(self._storage.get_ranges(info, [span])[0]))
         except StorageError as error:
-            return Tail(info, None, str(error))
+            return _unread(info, error)
+
+
+def _unread(info: ObjectInfo, error: StorageError) -> Tail:
+    """An object that cannot be read is bad; a store that does not answer makes no object bad."""
+    if isinstance(error, Transient):
+        raise error
+    return Tail(info, None, str(error))
 
 
 async def _tails(backend: S3Objects, requests: list[TailRequest], concurrency: int) -> list[Tail]:
@@ -76,16 +82,13 @@ async def _tails(backend: S3Objects, requests: list[TailRequest], concurrency: i
         info = request.object
         span = (max(0, info.size - request.length), info.size)
         async with gate:
-            for again in range(_TRIES):
-                try:
-                    return Tail(info, bytes(await backend.read_range(info, *span)))
-                except PreconditionFailedError:
-                    return Tail(info, None, str(ObjectChangedError(info.uri, info.etag, None)))
-                except StorageError as error:
-                    if not isinstance(error, Transient) or again == _TRIES - 1:
-                        return Tail(info, None, str(error))
-                await asyncio.sleep(0.1 * 2**again)
-        raise AssertionError("the loop returns")
+            try:
+                data = await backend.patiently(lambda: backend.read_range(info, *span))
+            except PreconditionFailedError:
+                return Tail(info, None, str(ObjectChangedError(info.uri, info.etag, None)))
+            except StorageError as error:
+                return _unread(info, error)
+        return Tail(info, bytes(data))
 
     return await asyncio.gather(*map(one, requests))
 
