@@ -210,8 +210,22 @@ class Mapper:
             self._round(left)
             progress = self.ledger.read()
             self._count(progress)
+        if self._say_what_was_lost(progress):
+            progress = self.ledger.read()
+            self._count(progress)
         self._tell()
         return progress
+
+    def _say_what_was_lost(self, progress: Progress) -> bool:
+        """Record a failure of the chunks whose batches never came to them, round after round."""
+        recent = progress.failures.filter(pl.col("at") >= self.started)
+        told = set(recent["index"].to_list())
+        lost = [index for index in self._worth_mapping(progress) if index not in told]
+        if not lost or self.stopped or not self.details:
+            return False
+        message = f"its batch was lost in each of {self.rounds} rounds: {self.details[-1]}"
+        self._record(lost, "BatchLostError", message, transient=True)
+        return True
 
     def _worth_mapping(self, progress: Progress) -> list[int]:
         """What is left, less what has failed for good since this driver began."""
