@@ -11,7 +11,7 @@ SOURCES := partitioning pipeline benchmarks examples tests
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-fast lint format up down bench chaos lock clean
+.PHONY: help install demo test test-fast lint format up down bench chaos lock reference clean
 
 help: ## list these targets
 	@echo "usage: make TARGET"
@@ -73,6 +73,9 @@ lock: $(STAMP) ## resolve constraints.txt again (ARGS=--upgrade for newer versio
 	  --universal --python-version 3.11 --generate-hashes --no-annotate \
 	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 	  --quiet --output-file $${peer%.in}.txt $(ARGS) || exit; done
+
+reference: $(STAMP) ## write docs/reference from the code
+	@$(BIN)/python -m pipeline.cli.reference
 
 clean: ## remove .venv and caches (never .chunkmap, where servers keep their state)
 	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

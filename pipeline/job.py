@@ -144,8 +144,9 @@ class Input(_Part):
     """Columns that the transform may see. Default: what it needs, found by asking Polars."""
     filter: Annotated[Filter | None, BeforeValidator(_filter)] = None
     """Rows to read: any of these, each all of its (column, operator, value) terms."""
-    include: tuple[str, ...] = ("**",)
-    """Glob patterns of object names below the prefix, one of which must match."""
+    include: tuple[str, ...] = ()
+    """Glob patterns of object names below the prefix, one of which must match. Default: what is
+    named `*.parquet`, `*.parq` or `*.pq`."""
     exclude: tuple[str, ...] = ()
     """Glob patterns of object names below the prefix, none of which may match."""
     schema_: Literal["identical", "union", "first"] = Field(default="identical", alias="schema")

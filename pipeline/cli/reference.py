@@ -1,0 +1,125 @@
+"""The reference pages of docs/, written from the code: commands, job file, settings."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from pipeline.cli.app import app
+from pipeline.job import Job
+from pipeline.settings import Settings
+
+PAGES = ("commands.md", "job.md", "settings.md")
+_NOTE = "<!-- Written by `make reference` from the code. Change the docstrings there. -->"
+
+
+def pages() -> dict[str, str]:
+    """Each page's text by its name."""
+    return {
+        "commands.md": _page("Commands", _commands()),
+        "job.md": _page("The job file", _model(Job, "", _doc(Job.__module__))),
+        "settings.md": _page("Settings", _model(Settings, "", _doc(Settings.__module__))),
+    }
+
+
+def write(folder: Path) -> None:
+    """Write the pages."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in pages().items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _page(title: str, lines: Iterator[str]) -> str:
+    return "\n".join([f"# {title}", "", _NOTE, "", *lines]).rstrip() + "\n"
+
+
+def _doc(module: str) -> str:
+    import sys
+
+    text = inspect.cleandoc(sys.modules[module].__doc__ or "")
+    # An indented example is fenced, so that it is shown as what it is.
+    out: list[str] = []
+    inside = False
+    for line in text.splitlines():
+        if line.startswith("    ") and not inside:
+            out.append("```text")
+            inside = True
+        elif inside and line and not line.startswith("    "):
+            if not out[-1]:
+                out.pop()
+            out += ["```", ""]
+            inside = False
+        out.append(line.removeprefix("    ") if inside else line)
+    return "\n".join([*out, "```"] if inside else out)
+
+
+def _commands() -> Iterator[str]:
+    group: Any = typer.main.get_command(app)
+    yield group.help or ""
+    yield ""
+    yield group.epilog or ""
+    for name, command in _flat(group, ""):
+        arguments = [p for p in command.params if p.param_type_name == "argument"]
+        usage = " ".join(["chunkmap", name, *(p.metavar or p.name.upper() for p in arguments)])
+        yield from ("", f"## {name}", "", (command.help or "").strip(), "", f"`{usage}`")
+        options = [p for p in command.params if p.param_type_name == "option" and p.help]
+        if options:
+            yield from ("", "| option | meaning |", "| --- | --- |")
+            for option in options:
+                spelled = ", ".join(f"`{one}`" for one in option.opts)
+                yield f"| {spelled} | {option.help} |"
+
+
+def _flat(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _flat(command, f"{prefix}{name} ")
+        else:
+            yield prefix + name, command
+
+
+def _model(model: type[BaseModel], prefix: str, intro: str) -> Iterator[str]:
+    yield from (intro, "", "| key | default | meaning |", "| --- | --- | --- |")
+    yield from _rows(model, prefix)
+
+
+def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        inner = _section(field.annotation)
+        if inner is not None:
+            yield f"| **`{key}`** | | {_cell(inspect.getdoc(inner))} |"
+            yield from _rows(inner, f"{key}.")
+            continue
+        yield f"| `{key}` | {_default(field)} | {_cell(field.description)} |"
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    options = [annotation, *getattr(annotation, "__args__", ())]
+    models = [one for one in options if inspect.isclass(one) and issubclass(one, BaseModel)]
+    return models[0] if models else None
+
+
+def _default(field: Any) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if value in (None, PydanticUndefined, (), {}):
+        return ""
+    if isinstance(value, tuple):
+        return ", ".join(f"`{one}`" for one in value)
+    return f"`{value}`"
+
+
+def _cell(text: str | None) -> str:
+    return " ".join((text or "").split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    write(Path("docs/reference"))
