@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from prefect_dask import DaskTaskRunner
     from prefect_dask.task_runners import PrefectDaskFuture
 
-# What the first batch would otherwise wait for: five seconds of imports in every worker.
-_PRELOAD = ("polars", "prefect_dask", "pipeline.flows.map_dataset")
+PRELOAD = ("polars", "prefect_dask", "pipeline.flows.map_dataset")
+"""What the first batch would otherwise wait for: five seconds of imports in every worker."""
+ALLOWED_FAILURES = 1
+"""Workers that a batch may take with it, less one, before it is split. Dask's own default, 3, costs
+four workers; none would take a batch whose worker was merely stopped for a killer."""
 
 
 def start_local_cluster(
@@ -57,6 +60,7 @@ def start_local_cluster(
     }
     # Only this way are they set before the worker's interpreter starts.
     dask.config.set({f"distributed.nanny.pre-spawn-environ.{k}": v for k, v in variables.items()})
+    dask.config.set({"distributed.scheduler.allowed-failures": ALLOWED_FAILURES})
     return LocalCluster(
         n_workers=workers,
         threads_per_worker=threads,
@@ -65,7 +69,7 @@ def start_local_cluster(
         scheduler_port=scheduler_port,
         dashboard_address=f"127.0.0.1:{dashboard_port}",
         local_directory=local_directory,
-        preload=list(_PRELOAD),
+        preload=list(PRELOAD),
     )
 
 

@@ -1,0 +1,141 @@
+"""A Prefect server and a Dask cluster of processes that can each be killed and started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from distributed import Client
+
+from pipeline.engine import ALLOWED_FAILURES, PRELOAD
+from pipeline.stack import services
+from pipeline.stack.processes import HOST, answers, free_ports
+from tests.faults.world import Command, Process, Scenario, World, await_that
+
+DASK = {
+    "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(ALLOWED_FAILURES),
+    # A stopped worker is given up after this long (by default 5 minutes).
+    "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "8s",
+    "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s",
+}
+
+
+@dataclass
+class Cluster:
+    """Everything that `chunkmap run` talks to."""
+
+    world: World
+    prefect: Process
+    scheduler: Process
+    api: str
+    address: str
+    workers: dict[str, Process] = field(default_factory=dict)
+
+    # -- processes ----------------------------------------------------------------------------
+
+    def environment(self, client: str) -> dict[str, str]:
+        return {**self.world.environment(client), **DASK, "PREFECT_API_URL": self.api}
+
+    def add_worker(self, name: str, *, nanny: bool = False, **more: str) -> Process:
+        """Start a worker whose S3 requests the proxy knows by its name."""
+        arguments = ["--name", name, "--nthreads", "1", "--nworkers", "1", "--host", HOST]
+        arguments += ["--no-dashboard", "--nanny" if nanny else "--no-nanny"]
+        arguments += ["--local-directory", str(self.world.folder / "spill")]
+        arguments += ["--memory-limit", more.pop("memory", "0")]
+        for module in PRELOAD:
+            arguments += ["--preload", module]
+        command = (sys.executable, "-m", "distributed.cli.dask_worker", self.address, *arguments)
+        environment = {**self.environment(name), **more}
+        worker = Process(name, command, environment, self.world.folder).start()
+        self.workers[name] = worker
+        return worker
+
+    def repair(self) -> None:
+        """Bring back what a scenario killed: two plain workers, and what they need."""
+        if not self.prefect.runs:
+            self.prefect.start()
+        if not self.scheduler.runs:
+            self.scheduler.start()
+            await_that(self.has_scheduler, "the scheduler")
+        for name, worker in list(self.workers.items()):
+            if name not in ("w0", "w1"):
+                worker.stop()
+                del self.workers[name]
+        for name in ("w0", "w1"):
+            if name not in self.workers or not self.workers[name].runs:
+                self.add_worker(name)
+        self.await_workers(2)
+        await_that(self.has_prefect, "the Prefect server")
+
+    def await_workers(self, count: int) -> None:
+        def there() -> bool:
+            with Client(self.address, set_as_default=False, timeout=20) as client:
+                names = {w["name"] for w in client.scheduler_info(n_workers=-1)["workers"].values()}
+            return len(names) == count and names <= self.workers.keys()
+
+        await_that(there, f"{count} workers")
+
+    def has_scheduler(self) -> bool:
+        assert self.scheduler.runs, self.scheduler.said()
+        return answers(int(self.address.rpartition(":")[2]))
+
+    def has_prefect(self) -> bool:
+        assert self.prefect.runs, self.prefect.said()
+        return services._status_of(f"{self.api}/health") == 200
+
+    def kill_workers(self, *_: object) -> None:
+        for worker in self.workers.values():
+            worker.kill()
+
+    # -- commands -----------------------------------------------------------------------------
+
+    def start(self, scenario: Scenario, *flags: str, client: str = "driver") -> Command:
+        """`chunkmap run JOB --json`."""
+        code = "from pipeline.cli import main; main()"
+        environment = {**self.environment(client), "CHUNKMAP_DASK__SCHEDULER": self.address}
+        arguments = ("-c", code, "run", str(scenario.file), "--json", *flags)
+        return Command(arguments, environment, self.world.folder)
+
+
+def worker_process(nanny: Process) -> psutil.Process:
+    """The worker that a nanny watches over."""
+    children = psutil.Process(nanny.pid).children()
+    return max(children, key=lambda child: child.memory_info().rss)
+
+
+def stop_signal(process: Process) -> None:
+    """SIGSTOP."""
+    process.signal(signal.SIGSTOP)
+
+
+@contextmanager
+def running_cluster(world: World) -> Iterator[Cluster]:
+    """Start everything side by side; stop it at the end."""
+    prefect_port, scheduler_port = free_ports(2)
+    launch = services.prefect(_made(world.folder / "prefect-root"), (prefect_port,))
+    _made(launch.folder)
+    prefect = Process("prefect", launch.command, launch.environment, world.folder)
+    arguments = ("--host", HOST, "--port", str(scheduler_port), "--no-dashboard", "--no-show")
+    command = (sys.executable, "-m", "distributed.cli.dask_scheduler", *arguments)
+    scheduler = Process(
+        "scheduler", command, {**os.environ, **DASK, "PYTHONPATH": os.getcwd()}, world.folder
+    )
+    address = f"tcp://{HOST}:{scheduler_port}"
+    cluster = Cluster(world, prefect, scheduler, launch.address, address)
+    try:
+        cluster.repair()
+        yield cluster
+    finally:
+        for process in (*cluster.workers.values(), scheduler, prefect):
+            process.stop()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,66 @@
+"""One world a test process, a scenario a test."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pipeline.process import open_run
+from pipeline.storage import own_storage
+from tests.faults.cluster import Cluster, running_cluster
+from tests.faults.world import Scenario, World, running_world
+
+NewScenario = Callable[..., Scenario]
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with running_world(tmp_path_factory.mktemp("world")) as world:
+        yield world
+
+
+@pytest.fixture(scope="session")
+def running(world: World) -> Iterator[Cluster]:
+    with running_cluster(world) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(running: Cluster) -> Cluster:
+    """Prefect, a scheduler and two workers, all in order whatever the last test did."""
+    running.repair()
+    return running
+
+
+@pytest.fixture(scope="module", autouse=True)
+def inhabitant(world: World) -> Iterator[None]:
+    """Makes this process the proxy's client `driver`, as the serial engine's batches see it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in world.environment("driver").items():
+            patch.setenv(name, value)
+        for cached in (own_storage, open_run):
+            cached.cache_clear()
+        yield
+    for cached in (own_storage, open_run):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def new(world: World, request: pytest.FixtureRequest) -> Iterator[NewScenario]:
+    """Makes scenarios over the usual dataset, or over one of their own."""
+    label = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:60].strip("-")
+
+    def make(**said: object) -> Scenario:
+        name = f"{label}-{uuid.uuid4().hex[:6]}"
+        if said.pop("own_input", False):
+            said["input"] = f"s3://demo/{name}/in/"
+            world.write(str(said["input"]))
+        said.setdefault("input", world.shared_input)
+        return Scenario(world, name, **said)  # type: ignore[arg-type]
+
+    world.proxy.reset()
+    yield make
+    world.proxy.reset()

@@ -1,0 +1,103 @@
+"""What holds after every fault, checked against plain Polars over the input."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import polars as pl
+from polars.testing import assert_frame_equal
+
+from pipeline.catalog import Catalog
+from pipeline.driver import RunSummary
+from pipeline.records import Progress
+from pipeline.storage import Staged
+from tests.faults.faulty import doubled
+from tests.faults.world import Scenario
+
+Oracle = Callable[[pl.LazyFrame], pl.LazyFrame]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What an output holds for somebody who knows nothing of manifests."""
+
+    frame: pl.DataFrame
+    keys: set[str]
+
+
+def oracle(scenario: Scenario, transform: Oracle = doubled) -> pl.DataFrame:
+    """The expected output: the transform over the whole input, without any engine."""
+    return transform(read_all(scenario, scenario.input).frame.lazy()).collect().sort("id")
+
+
+def read_all(scenario: Scenario, uri: str) -> Seen:
+    """Every object under a prefix, as a plain glob would read it."""
+    storage = scenario.storage
+    found = sorted(info.uri for info in storage.objects(uri))
+    frames = [pl.read_parquet(io.BytesIO(storage.get(one).data)) for one in found]
+    return Seen(pl.concat(frames) if frames else pl.DataFrame(), {k[len(uri) :] for k in found})
+
+
+def check_output(scenario: Scenario, expected: pl.DataFrame) -> None:
+    """The output: each row once, as the oracle has it, and nothing that no manifest names."""
+    catalog = Catalog(scenario.storage, scenario.output)
+    head, _ = catalog.head()
+    assert head.publishing is None, "a claim is left"
+    manifest = catalog.manifest(head.current)
+    files = catalog.snapshot(manifest)
+    seen = read_all(scenario, scenario.output)
+    assert seen.keys == set(files["key"].to_list()), "the glob and the manifest differ"
+    if not expected.is_empty():
+        assert seen.frame["id"].is_unique().all(), "a row is there twice"
+        assert_frame_equal(seen.frame.sort("id"), expected)
+    assert files["rows"].sum() == expected.height
+    if len(manifest.commits) == 1:
+        assert manifest.commits[0].rows == expected.height
+    sizes = {info.uri: info.size for info in scenario.storage.objects(scenario.output)}
+    assert {scenario.output + k: size for k, size in files.select("key", "bytes").rows()} == sizes
+
+
+def check_ledger(scenario: Scenario, progress: Progress, redone: int) -> None:
+    """The ledger: every chunk done, not more of them twice than can be explained, no uploads."""
+    assert progress.completions.height == len(scenario.ledger.plan())
+    assert progress.spares.height <= redone, progress.spares.select("index", "batch", "worker")
+    every = pl.concat([progress.completions, progress.spares])
+    named = set(every["upload"].to_list())
+    left = {
+        item.upload
+        for uri in every["uri"].unique()
+        for item in scenario.storage.staged_under(uri, scenario.ledger.state + "staged/")
+    }
+    assert not (left & named), "an upload that the run names is unfinished"
+
+
+def check_everything(
+    scenario: Scenario, *, redone: int = 0, transform: Oracle = doubled
+) -> RunSummary:
+    """Hold all invariants against a run that has ended well.
+
+    Args:
+        scenario: Whose command has succeeded at last.
+        redone: Most chunks that may have been completed twice (those in flight at the fault).
+        transform: What the job's transform comes to, for the oracle.
+
+    Returns:
+        The summary of one more run, which has mapped nothing.
+    """
+    scenario.inject()
+    progress = scenario.ledger.read()
+    check_ledger(scenario, progress, redone)
+    check_output(scenario, oracle(scenario, transform))
+    before = Catalog(scenario.storage, scenario.output).head()
+    again = scenario.run_here()
+    assert (again.state, again.mapped) == ("done", 0), again
+    assert Catalog(scenario.storage, scenario.output).head() == before, "it was published again"
+    return again
+
+
+def unfinished(scenario: Scenario) -> list[Staged]:
+    """Uploads under the output that were neither completed nor aborted."""
+    area = scenario.ledger.state + "staged/"
+    return scenario.storage.staged_under(scenario.output, area)

@@ -1,0 +1,34 @@
+"""`python -m tests.faults.serial_driver JOB.yaml`: a driver without Prefect and Dask."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import orjson
+
+from pipeline.driver import RunIncompleteError
+from pipeline.driving import run_serially
+from pipeline.errors import ChunkmapError
+from pipeline.job import load_job
+from pipeline.settings import load_settings
+from pipeline.storage import open_storage
+
+
+def main(file: str) -> int:
+    """Run a job; the exit code is the one that `chunkmap run` would give."""
+    settings = load_settings()
+    try:
+        summary = run_serially(load_job(Path(file)), settings, open_storage(settings))
+    except ChunkmapError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        if isinstance(error, RunIncompleteError):
+            print(orjson.dumps(asdict(error.summary)).decode())
+        return error.exit_code
+    print(orjson.dumps(asdict(summary)).decode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

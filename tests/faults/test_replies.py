@@ -1,0 +1,51 @@
+"""Requests that fail, are late, or whose reply is lost: the run goes on without being told."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.conftest import NewScenario
+from tests.faults.invariants import check_everything, unfinished
+from tests.faults.points import POINTS, WRITES, Point
+from tests.faults.rules import Act, Rule
+from tests.faults.world import CHUNKS
+
+pytestmark = pytest.mark.faults
+
+
+def test_nothing_goes_wrong(new: NewScenario) -> None:
+    scenario = new()
+    summary = scenario.run_here()
+    assert (summary.chunks, summary.mapped, summary.rows_out) == (CHUNKS, CHUNKS, 12_000)
+    check_everything(scenario)
+    assert not unfinished(scenario)
+
+
+@pytest.mark.parametrize("point", WRITES, ids=lambda point: point.name)
+def test_the_reply_to_a_write_is_lost(new: NewScenario, point: Point) -> None:
+    scenario = new()
+    rule = point.rule("lose")
+    scenario.inject(rule)
+    scenario.run_here()
+    assert rule.happened.is_set()
+    check_everything(scenario)
+
+
+@pytest.mark.parametrize("act", ["refuse", "reset", "500", "503", "truncate"])
+def test_every_step_fails_once(new: NewScenario, act: Act) -> None:
+    scenario = new()
+    rules = [point.rule(act) for point in POINTS]
+    scenario.inject(*rules)
+    scenario.run_here()
+    assert all(rule.happened.is_set() for rule in rules)
+    check_everything(scenario)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_fifth_of_all_requests_fails(new: NewScenario, seed: int) -> None:
+    scenario = new()
+    acts: tuple[Act, ...] = ("refuse", "reset", "500", "503", "truncate", "lose")
+    rules = [Rule(act, times=None, share=0.2 / len(acts)) for act in acts]
+    scenario.inject(*(rule.seeded(seed * 100 + n) for n, rule in enumerate(rules)))
+    scenario.run_here_until_done()
+    check_everything(scenario)

@@ -1,0 +1,43 @@
+"""kill -9 of workers at each step of a chunk; stopped workers; workers that are short of disk."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.cluster import Cluster
+from tests.faults.conftest import NewScenario
+from tests.faults.invariants import check_everything
+from tests.faults.rules import Rule
+from tests.faults.world import CHUNKS
+
+pytestmark = pytest.mark.faults
+
+STEPS = {
+    "reading": Rule("refuse", "GetObject", "/in/", "w0", nth=4),
+    "having read": Rule("lose", "GetObject", "/in/", "w0", nth=4),
+    "beginning an upload": Rule("refuse", "CreateMultipartUpload", client="w0", nth=2),
+    "having begun an upload": Rule("lose", "CreateMultipartUpload", client="w0", nth=2),
+    "uploading": Rule("refuse", "UploadPart", client="w0", nth=3),
+    "having uploaded": Rule("lose", "UploadPart", client="w0", nth=3),
+    "storing completions": Rule("refuse", "PutObject", "completions/", "w0", nth=2),
+    "having stored completions": Rule("lose", "PutObject", "completions/", "w0", nth=2),
+}
+
+
+def test_nothing_goes_wrong(new: NewScenario, cluster: Cluster) -> None:
+    scenario = new()
+    ended = cluster.start(scenario).wait()
+    assert ended.code == 0, ended
+    assert ended.summary["mapped"] == CHUNKS
+    check_everything(scenario)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_worker_dies(new: NewScenario, cluster: Cluster, step: str) -> None:
+    scenario, rule = new(), STEPS[step]
+    rule.call = cluster.workers["w0"].kill
+    scenario.inject(rule)
+    ended = cluster.start(scenario).wait()
+    assert rule.happened.is_set()
+    assert ended.code == 0, ended
+    check_everything(scenario)
