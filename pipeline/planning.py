@@ -16,6 +16,7 @@ from partitioning import (
     PlanResult,
     plan_dataset,
 )
+from partitioning.hive import raw_values
 from partitioning.listing import list_objects
 from pipeline.batches import GUESSED_SPEED
 from pipeline.catalog import Catalog
@@ -148,9 +149,7 @@ def plan_input(
     reader = StorageReader(storage)
     request = request_of(job, settings, None)
     if job.input.columns is None:
-        schema = _sample_schema(request, reader)
-        columns = probe(transform, polars_schema(schema)).columns if schema else None
-        request = replace(request, size_columns=columns)
+        request = replace(request, size_columns=_columns_read(request, reader, transform))
     result = plan_dataset(request, reader, previous=previous, mapper=mapper)
     visible = polars_schema(result.plan.schema)
     if job.input.columns is not None:
@@ -158,13 +157,22 @@ def plan_input(
     return PlannedInput(result, transform, probe(transform, visible))
 
 
-def _sample_schema(request: PlanRequest, reader: StorageReader) -> Any:
-    """The schema of one readable object: enough to ask a transform which columns it reads."""
-    uris = sorted(info.uri for info in list_objects(request, reader).objects)
-    for uri in uris[:3]:
-        alone = replace(request, uri=uri, filter=(), include=("**",), exclude=())
+def _columns_read(
+    request: PlanRequest, reader: StorageReader, transform: Transform
+) -> tuple[str, ...] | None:
+    """What the transform asks of one readable object; for estimates of sizes only."""
+    listed = list_objects(request, reader)
+    for info, directory in sorted(
+        zip(listed.objects, listed.directories, strict=True), key=lambda pair: pair[0].uri
+    )[:3]:
+        alone = replace(request, uri=info.uri, filter=(), include=("**",), exclude=())
         with suppress(PlanningError):
-            return plan_dataset(alone, reader).plan.schema
+            schema = plan_dataset(alone, reader).plan.schema
+            # Alone, it also has the partition values of folders above the input's prefix.
+            above = {name for name, _ in raw_values(info.uri)}
+            above -= {name for name, _ in raw_values(directory)}
+            columns = probe(transform, polars_schema(schema)).columns
+            return columns and tuple(name for name in columns if name not in above)
     return None
 
 
