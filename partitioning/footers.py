@@ -270,10 +270,15 @@ def read_footers(
     larger: list[TailRequest] = []
 
     def first() -> Iterator[TailRequest]:
-        for info in group.objects:
-            yield TailRequest(info, min(info.size, length.bytes))
+        for i, info in enumerate(group.objects):
+            if info.size < _SMALLEST:
+                # Not asked for: a range of an empty object is an error of its own on every store.
+                bad = f"{info.size} bytes: too small for a Parquet file"
+                batch.errors.append((group.start + i, 0, bad))
+            else:
+                yield TailRequest(info, min(info.size, length.bytes))
 
-    done = 0
+    done = sum(info.size < _SMALLEST for info in group.objects)
     for second in (False, True):
         requests = list(larger) if second else first()
         for tail in reader.read_tails(requests, spec.concurrency):

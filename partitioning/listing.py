@@ -147,7 +147,8 @@ def _take(
     explicit: bool,
 ) -> None:
     path = info.uri[len(base) :]
-    if info.size == 0 or path.endswith("/"):
+    if path.endswith("/") or (info.size == 0 and not path.lower().endswith(_SUFFIXES)):
+        # It marks a directory. An empty one with a Parquet name is a bad object: a lost upload.
         listing.empty += 1
     elif not explicit and _hidden(path):
         listing.hidden += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import EngineUnavailableError
@@ -111,14 +112,26 @@ def check_scheduler(address: str, timeout: float) -> None:
     """Raise EngineUnavailableError when no scheduler answers at the address in time (seconds)."""
     from distributed import Client
 
-    try:
-        Client(address, timeout=timeout, set_as_default=False).close()
-    except (OSError, ValueError, ImportError) as error:
+    problems: list[Exception | None] = []
+
+    def knock() -> None:
+        try:
+            Client(address, timeout=timeout, set_as_default=False).close()
+            problems.append(None)
+        except (OSError, ValueError, ImportError) as error:
+            problems.append(error)
+
+    # Apart, because Dask waits for ever for one that takes the connection and then says nothing.
+    thread = Thread(target=knock, name="knock", daemon=True)
+    thread.start()
+    thread.join(timeout)
+    problem = problems[0] if problems else TimeoutError("it does not speak Dask's language")
+    if problem is not None:
         raise EngineUnavailableError(
             f"no Dask scheduler answers at {address} (dask.scheduler) within {timeout:g} s: "
-            f"{error}",
+            f"{problem}",
             hint="start one, or `chunkmap up`, or unset dask.scheduler for a local cluster",
-        ) from error
+        ) from problem
 
 
 def cluster_mapper(runner: DaskTaskRunner) -> Callable[[Any, Sequence[Any]], Iterator[Any]]:

@@ -143,6 +143,7 @@ class BucketMissingError(StorageError, InputError):
     exit_code = 2
 
     def __init__(self, bucket: str, hint: str | None = None) -> None:
+        hint = hint or "make it, or mend the job; is s3.endpoint_url the right one?"
         super().__init__(f"bucket s3://{bucket}/ does not exist", hint)
         self.bucket = bucket
 

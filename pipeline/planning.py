@@ -114,7 +114,10 @@ def probe(transform: Transform, schema: pl.Schema) -> Probe:
         # Some transforms cannot cope with no rows; the chunks will show what is wrong.
         return Probe(None, None)
     kind = type(result).__name__
-    raise JobError(f"{transform.name} returned {kind}, not a LazyFrame")
+    raise JobError(
+        f"{transform.name} returned {kind}, not a LazyFrame",
+        hint="return the frame's query itself, without .collect()",
+    )
 
 
 def columns_read(result: pl.LazyFrame, asked: set[str]) -> tuple[str, ...]:

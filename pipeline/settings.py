@@ -78,8 +78,8 @@ class PrefectSettings(_Section):
 
     api_url: Annotated[str, AfterValidator(_prefect_address)] | None = None
     """Its API, such as http://127.0.0.1:4200/api. Also from PREFECT_API_URL."""
-    connect_timeout: Seconds = 15.0
-    """How long to wait for its first answer."""
+    connect_timeout: Seconds = 10.0
+    """How long to wait for its first answer; with what comes before, within 15 s."""
 
 
 class DaskSettings(_Section):
@@ -93,7 +93,7 @@ class DaskSettings(_Section):
     """Chunks that one worker maps at a time; Polars uses further threads inside."""
     memory_per_worker: Size | None = None
     """Limit of a worker's memory, in bytes. Default: an equal share of the machine."""
-    connect_timeout: Seconds = 15.0
+    connect_timeout: Seconds = 10.0
     """How long to wait for the scheduler's first answer."""
     cluster_class: str | None = None
     """A class that makes a cluster, such as dask_kubernetes.operator:KubeCluster."""

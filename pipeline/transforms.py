@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import sys
@@ -61,7 +62,23 @@ def resolve(name: str, params: Mapping[str, Any], settings: TransformSettings) -
             f"{module_name} has no function {function_name!r}",
             hint=f"did you mean {module_name}:{near[0]}?" if near else None,
         )
+    _check_params(name, function, params)
     return Transform(name, fingerprint, partial(function, **params))
+
+
+def _check_params(name: str, function: Callable[..., Any], params: Mapping[str, Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # Not written in Python: calling it will show.
+    try:
+        signature.bind(None, **params)
+    except TypeError as error:
+        takes = ", ".join(list(signature.parameters)[1:]) or "none"
+        raise JobError(
+            f"{name} cannot be called with the frame and params {list(params)}: {error}",
+            hint=f"mend the job's params; it takes {takes}",
+        ) from error
 
 
 def fingerprint_of(name: str, params: Mapping[str, Any], settings: TransformSettings) -> str:

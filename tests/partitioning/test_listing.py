@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from partitioning import (
+    BadObjectsError,
     FsspecReader,
     NoParquetError,
     Plan,
@@ -62,9 +63,16 @@ def test_an_empty_object_may_mark_a_directory() -> None:
     reader = store("t/a.parquet")
     reader.objects["s3://b/t"] = b""
     assert uris(reader, "s3://b/t") == ["s3://b/t/a.parquet"]
-    reader.objects["s3://b/e.parquet"] = b""
+    reader.objects["s3://b/e"] = b""
     with pytest.raises(NoParquetError, match="of 1 objects, 1 empty"):
-        uris(reader, "s3://b/e.parquet")
+        uris(reader, "s3://b/e")
+
+
+def test_an_empty_object_with_a_parquet_name_is_a_bad_one() -> None:
+    reader = store("t/a.parquet")
+    reader.objects["s3://b/t/b.parquet"] = b""
+    with pytest.raises(BadObjectsError, match=r"b\.parquet: at byte 0: 0 bytes: too small"):
+        plan_dataset(PlanRequest("s3://b/t/"), reader)
 
 
 def test_an_explicit_list_counts_an_object_once() -> None:
@@ -132,7 +140,7 @@ def test_hidden_empty_and_other_names_are_left_out_and_counted() -> None:
         "t/a.parquet", "t/_SUCCESS", "t/.part.crc", "t/_tmp/x.parquet", "t/.snap/y.parquet",
         "t/read.me", "t/_k=1/b.parquet",
     )  # fmt: skip
-    reader.objects |= {"s3://b/t/z.parquet": b"", "s3://b/t/dir/": b""}
+    reader.objects |= {"s3://b/t/mark": b"", "s3://b/t/dir/": b""}
     listing = list_objects(PlanRequest("s3://b/t/"), reader)
     found = [i.uri for i in listing.objects]
     assert found == ["s3://b/t/a.parquet", "s3://b/t/_k=1/b.parquet"]

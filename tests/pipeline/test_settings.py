@@ -366,7 +366,7 @@ def test_settings_are_frozen_and_survive_pickling(project: Path) -> None:
 
 
 def test_defaults_need_no_source_and_no_disk() -> None:
-    assert Settings().dask.connect_timeout == 15
+    assert Settings().dask.connect_timeout == 10
 
 
 def test_every_setting_is_described() -> None:
