@@ -82,7 +82,8 @@ def prepare_output(catalog: Catalog, mode: str, run: str) -> Manifest:
     """
     manifest, own = _settled_but_own(catalog, run)
     others = [entry for entry in manifest.commits if entry.run != run]
-    if mode == "error" and others:
+    # A run that has published is done, whoever came after it and whether it was noted or not.
+    if mode == "error" and others and not commits_of(catalog, run, 0):
         raise OutputNotEmptyError(
             f"{catalog.output} already holds {sum(e.files for e in others)} files of run "
             f"{others[0].run}, and the mode is `error`",
