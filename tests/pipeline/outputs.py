@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
+from functools import cache
 
 import polars as pl
 
@@ -27,9 +28,15 @@ def visible(backend: MemoryBackend) -> dict[str, bytes]:
     }
 
 
+@cache
+def ids(data: bytes) -> tuple[int, ...]:
+    """The ids in a file."""
+    return tuple(pl.read_parquet(io.BytesIO(data))["id"])
+
+
 def rows(files: dict[str, bytes]) -> list[int]:
     """The ids in files, sorted."""
-    return sorted(i for data in files.values() for i in pl.read_parquet(io.BytesIO(data))["id"])
+    return sorted(i for data in files.values() for i in ids(data))
 
 
 def check_manifests(backend: MemoryBackend) -> None:
@@ -43,8 +50,7 @@ def check_manifests(backend: MemoryBackend) -> None:
     for row in files.iter_rows(named=True):
         data = there[row["key"]]
         assert hashlib.sha256(data).hexdigest() == row["sha256"]
-        assert pl.read_parquet(io.BytesIO(data)).height == row["rows"]
-    assert sum(entry.rows for entry in current.commits[-1:]) >= 0
+        assert len(ids(data)) == row["rows"]
     if head.current > 1:
         locate(catalog, catalog.manifest(head.current - 1))  # keep_versions is 1
 
