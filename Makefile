@@ -58,8 +58,8 @@ up: $(STAMP) ## start the local S3, Prefect server and Dask cluster
 down: $(STAMP) ## stop what `make up` started
 	@$(BIN)/chunkmap down $(ARGS)
 
-bench: $(STAMP) ## run the benchmarks, one process, timings printed
-	@$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only -p no:xdist $(ARGS)
+bench: $(STAMP) ## measure chunkmap beside its peers and write a report (ARGS=--full for all)
+	@$(BIN)/chunkmap bench run $(ARGS)
 
 chaos: $(STAMP) ## run only the tests that kill processes
 	@$(BIN)/python -m pytest -m faults $(ARGS)

@@ -89,8 +89,7 @@ def environment_of(peer: Peer, state_dir: Path, echo: Echo = lambda line: None) 
         raise PeerMissingError(f"{peer.title} needs `{peer.program}`, which is not installed")
     if peer.lock is None:
         return Environment((sys.executable, "-m", f"benchmarks.peers.{peer.module}"), {})
-    folder = state_dir / "bench" / "environments" / peer.lock
-    python = _made(peer, folder, LOCKS / f"{peer.lock}.txt", echo)
+    python = _made(peer, state_dir, echo)
     # Only this package may be seen from there, not what is installed beside it.
     code = state_dir / "bench" / "code"
     _link(code / "benchmarks", Path(__file__).parent)
@@ -98,18 +97,31 @@ def environment_of(peer: Peer, state_dir: Path, echo: Echo = lambda line: None) 
     return Environment(command, {"PYTHONPATH": str(code.resolve()), "PYTHONNOUSERSITE": "1"})
 
 
-def _made(peer: Peer, folder: Path, lock: Path, echo: Echo) -> Path:
+def is_installed(peer: Peer, state_dir: Path) -> bool:
+    """Whether a peer's environment is there, as its lock says now."""
+    if peer.lock is None:
+        return True
+    mark = state_dir / "bench" / "environments" / peer.lock / "installed"
+    return mark.exists() and mark.read_text("ascii") == _wanted(peer.lock)
+
+
+def _wanted(lock: str) -> str:
+    content = (LOCKS / f"{lock}.txt").read_bytes()
+    return hashlib.sha256(content + sys.version.encode()).hexdigest()
+
+
+def _made(peer: Peer, state_dir: Path, echo: Echo) -> Path:
+    assert peer.lock is not None, "this very environment is not made"
+    folder, lock = state_dir / "bench" / "environments" / peer.lock, LOCKS / f"{peer.lock}.txt"
     python = folder / "bin" / "python"
-    mark = folder / "installed"
-    wanted = hashlib.sha256(lock.read_bytes() + sys.version.encode()).hexdigest()
-    if mark.exists() and mark.read_text("ascii") == wanted:
+    if is_installed(peer, state_dir):
         return python
     echo(f"installing {peer.title} into {folder} (once)")
     shutil.rmtree(folder, ignore_errors=True)
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input"]
     _call(peer, [sys.executable, "-m", "venv", str(folder)])
     _call(peer, [*pip, "install", "-qq", "--no-deps", "--require-hashes", "-r", str(lock)])
-    mark.write_text(wanted, "ascii")
+    (folder / "installed").write_text(_wanted(peer.lock), "ascii")
     return python
 
 

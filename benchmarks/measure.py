@@ -111,7 +111,7 @@ def measure(
     def ask(one: Contender, mark: str, iterations: int, own: int, **extra: str) -> Answer:
         assert one.subject is not None
         output = conditions.output(workload.name, one.name, mark)
-        spec = _spec(
+        spec = spec_of(
             conditions,
             workload,
             card,
@@ -211,7 +211,7 @@ def remove(storage: Storage, prefix: str) -> None:
         list(pool.map(lambda info: storage.delete(info.uri), storage.objects(prefix)))
 
 
-def _spec(
+def spec_of(
     conditions: Conditions,
     workload: Workload,
     card: Card,
@@ -221,6 +221,17 @@ def _spec(
     workers: int,
     tasks: int,
 ) -> Spec:
+    """What one process of a subject is given.
+
+    Args:
+        conditions: Where data lives, and its scale.
+        workload: What is done.
+        card: Of its dataset.
+        output: Prefix to write under.
+        iterations: Times that the work is done.
+        workers: Worker threads of a cluster of chunkmap's own; 0 for the one that runs.
+        tasks: How many tasks, where their cost is measured.
+    """
     params = bound_params(workload, conditions.root, conditions.scale)
     job = {
         "name": f"bench-{workload.name}",

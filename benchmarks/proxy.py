@@ -69,7 +69,7 @@ class CountingProxy:
     _requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     _read: int = 0
     _written: int = 0
-    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
+    _loop: asyncio.AbstractEventLoop | None = None
     _thread: threading.Thread | None = None
     _started: threading.Event = field(default_factory=threading.Event)
 
@@ -85,8 +85,8 @@ class CountingProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        if self._thread is not None:
+        if self._loop is not None and self._thread is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
 
     def traffic(self) -> Traffic:
@@ -97,22 +97,17 @@ class CountingProxy:
         return Traffic(requests=requests, bytes_read=self._read, bytes_written=self._written)
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(
+        loop = self._loop = asyncio.new_event_loop()
+        server = loop.run_until_complete(
             asyncio.start_server(self._serve, "127.0.0.1", 0, limit=_LIMIT)
         )
         self.endpoint = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         self._started.set()
         try:
-            self._loop.run_forever()
+            loop.run_forever()
         finally:
-            server.close()
-            tasks = asyncio.all_tasks(self._loop)
-            for task in tasks:
-                task.cancel()
-            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.close()
+            loop.run_until_complete(_end(server))
+            loop.close()
 
     async def _serve(self, client: asyncio.StreamReader, answer: asyncio.StreamWriter) -> None:
         parts = urlsplit(self.upstream)
@@ -157,6 +152,15 @@ class CountingProxy:
         self._requests[kind_of(method, target, named), status] += 1
         closing = (named.get("connection", ""), reply.get("connection", ""))
         return not any(value.lower() == "close" for value in closing)
+
+
+async def _end(server: asyncio.Server) -> None:
+    """Stop listening, and hang up on everybody."""
+    server.close()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 async def _head(reader: asyncio.StreamReader) -> tuple[bytes, _Headers]:

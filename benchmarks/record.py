@@ -161,6 +161,8 @@ class Record(_Model):
     """Times that each of them does the work."""
     command: str
     """That gives this session again."""
+    request: dict[str, Any] = {}
+    """The same for `--resume`: see session.Request."""
     machine: Machine
     datasets: tuple[Card, ...] = ()
     noise: Noise | None = None

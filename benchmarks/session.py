@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -149,7 +149,10 @@ class Session:
             path = records_folder(self.settings) / f"{self.request.resume}.json"
             if not path.exists():
                 raise UsageError(f"there is no record {self.request.resume} in {path.parent}")
-            return load_record(path)
+            record = load_record(path)
+            # What is left is measured as the rest was, whatever other flags say now.
+            self.request = Request(**{**record.request, "resume": record.id})
+            return record
         now = datetime.now(UTC)
         return Record(
             id=f"{now:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}",
@@ -158,6 +161,7 @@ class Session:
             repeat=self.request.repeat,
             iterations=self.request.iterations,
             command=self.request.command(),
+            request=asdict(self.request),
             machine=describe(self._threads()),
         )
 

@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.compare import changes, comparisons, lost
+from benchmarks.record import Record
+from pipeline.cli.app import app
+from tests.benchmarks.made_up import around, bad, full_record, record, result
+
+
+def of(ratio: float, day: int = 1) -> Record:
+    """A record in which chunkmap takes so many times Polars' seconds."""
+    return record(
+        result("row-map", "chunkmap", around(ratio)),
+        result("row-map", "polars", around(1.0)),
+        day=day,
+    )
+
+
+def test_comparisons_of_a_full_record() -> None:
+    said = {(one.workload, one.theirs.subject): one for one in comparisons(full_record())}
+    assert said["row-map", "polars"].said == "no difference"
+    assert said["row-map", "duckdb"].said == "faster"
+    assert said["few-rows", "polars"].said == "slower"
+    assert said["row-map", "daft"].found is None
+    assert said["row-map", "polars"].met is True
+    assert said["row-map", "ray-data"].met is True
+    assert said["row-map", "daft"].met is None
+    assert not any(workload == "wait" for workload, _ in said)
+
+
+def test_the_cost_of_a_task_is_compared_at_the_largest_number_of_each() -> None:
+    said = {one.theirs.subject: one for one in comparisons(full_record()) if one.ours.tasks}
+    assert said["ray-data"].ours.tasks == 10_000
+    assert said["prefect-naive"].theirs.tasks == 200
+    assert said["prefect-naive"].found is not None
+    assert said["prefect-naive"].found.value == pytest.approx(3e-4 / 0.1)
+
+
+def test_without_an_a_a_run_nothing_is_a_difference() -> None:
+    blind = full_record().model_copy(update={"noise": None})
+    assert {one.said for one in comparisons(blind) if one.found} == {"no difference"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [(1.0, 1.5, "worse"), (1.0, 1.01, "no difference"), (1.5, 1.0, "better")],
+)
+def test_changes(before: float, after: float, said: str) -> None:
+    (change,) = changes(of(before), of(after, 2))
+    assert (change.says, change.is_regression) == (said, said == "worse")
+
+
+def test_a_slower_machine_is_no_regression() -> None:
+    """Ratios are compared, never seconds."""
+    slow = record(
+        result("row-map", "chunkmap", around(10.0)), result("row-map", "polars", around(10.0))
+    )
+    (change,) = changes(of(1.0), slow)
+    assert not change.is_regression
+
+
+def test_what_failed_since_is_lost() -> None:
+    after = record(
+        bad("row-map", "chunkmap", "wrong", "2 rows"), result("row-map", "polars", around(1.0))
+    )
+    assert lost(of(1.0), after) == ["row-map against polars: chunkmap wrong"]
+    assert lost(of(1.0), of(1.5)) == []
+
+
+@pytest.mark.parametrize(("ratio", "code"), [(1.01, 0), (1.5, 1)])
+def test_the_gate(tmp_path: Path, ratio: float, code: int) -> None:
+    for name, made in (("before", of(1.0)), ("after", of(ratio, 2))):
+        (tmp_path / f"{name}.json").write_text(made.model_dump_json())
+    words = ["bench", "gate", str(tmp_path / "after.json")]
+    words += ["--baseline", str(tmp_path / "before.json")]
+    shown = CliRunner().invoke(app, words)
+    assert shown.exit_code == code, shown.output
+    assert ("worse" in shown.output) is bool(code)
+
+
+def test_the_gate_fails_when_a_subject_fails(tmp_path: Path) -> None:
+    failed = record(
+        bad("row-map", "chunkmap", "failed", "x"), result("row-map", "polars", around(1.0))
+    )
+    for name, made in (("before", of(1.0)), ("after", failed)):
+        (tmp_path / f"{name}.json").write_text(made.model_dump_json())
+    words = ["bench", "gate", str(tmp_path / "after.json"), "--json"]
+    shown = CliRunner().invoke(app, [*words, "--baseline", str(tmp_path / "before.json")])
+    assert shown.exit_code == 1
+    assert "chunkmap failed" in shown.stdout

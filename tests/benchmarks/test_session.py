@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.environments import PEERS
+from benchmarks.pytest_storage import as_pytest_benchmark, save
+from benchmarks.session import Request, Session, chosen, peers_of, variants
+from benchmarks.workloads import ALL, WORKLOADS
+from pipeline.cli.app import app
+from pipeline.cli.benching import find_record
+from pipeline.errors import UsageError
+from pipeline.settings import Settings
+from tests.benchmarks.made_up import full_record, record
+
+
+def test_suites_and_names_choose_workloads() -> None:
+    assert [one.name for one in chosen(["main"])] == ["row-map", "few-rows", "strings"]
+    assert [one.name for one in chosen(["wait", "row-map"])] == ["row-map", "wait"]
+    assert len(chosen([])) == len(chosen(["all"])) == len(WORKLOADS)
+    with pytest.raises(UsageError, match="no workload or suite 'nope'"):
+        chosen(["nope"])
+
+
+def test_the_main_suite_is_against_everybody_and_the_rest_against_polars() -> None:
+    assert peers_of(WORKLOADS["row-map"], Request()) == list(ALL)
+    assert peers_of(WORKLOADS["join"], Request()) == ["polars"]
+    assert peers_of(WORKLOADS["join"], Request(full=True)) == ["polars", "duckdb"]
+    assert peers_of(WORKLOADS["row-map"], Request(against=("duckdb",))) == ["duckdb"]
+    with pytest.raises(UsageError, match="no peer 'nope'"):
+        peers_of(WORKLOADS["row-map"], Request(against=("nope",)))
+
+
+def test_every_peer_is_in_the_main_suite() -> None:
+    assert {"chunkmap", *ALL} == set(PEERS)
+
+
+def test_curves_have_points() -> None:
+    assert variants(WORKLOADS["wait"], "s")[0] == (1, 0)
+    assert variants(WORKLOADS["ledger"], "s") == [(0, 100), (0, 1_000), (0, 10_000)]
+    assert variants(WORKLOADS["row-map"], "s") == [(0, 0)]
+
+
+def test_the_command_asks_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Request(("main", "join"), "m", ("polars", "duckdb"), 7, 3, True, False, "s3://x/y/")
+    seen: list[Request] = []
+    monkeypatch.setattr(
+        "pipeline.cli.benching.run", lambda request, environment, *, as_json: seen.append(request)
+    )
+    words = asked.command().split()
+    assert words[0] == "chunkmap"
+    result = CliRunner().invoke(app, words[1:])
+    assert result.exit_code == 0, result.output
+    assert seen == [asked]
+
+
+def test_settings_must_allow_the_transforms(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="do not allow") as caught:
+        Session(Settings(state_dir=tmp_path), Request())
+    assert "conf/base.yaml" in str(caught.value.hint)
+
+
+def test_records_are_found_by_the_beginning_of_their_id(tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path)
+    with pytest.raises(UsageError, match="no session"):
+        find_record(settings, None)
+    folder = tmp_path / "bench" / "records"
+    folder.mkdir(parents=True)
+    for day in (1, 2):
+        made = record(day=day)
+        (folder / f"{made.id}.json").write_text(made.model_dump_json())
+    assert find_record(settings, None).created.day == 2
+    assert find_record(settings, "20260101").created.day == 1
+    assert find_record(settings, str(folder / f"{made.id}.json")).created.day == 2
+    with pytest.raises(UsageError, match="may be"):
+        find_record(settings, "2026")
+
+
+def test_pytest_benchmark_reads_what_is_stored(tmp_path: Path) -> None:
+    for day in (1, 2):
+        save(full_record(day, day * 1.0), tmp_path)
+    shown = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest_benchmark",
+            "--storage",
+            tmp_path.as_uri(),
+            "compare",
+            "--group-by=group",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert "row-map[chunkmap]" in shown.stdout
+    assert "ledger[ray-data-10000 tasks]" in shown.stdout
+
+
+def test_stored_entries_are_those_with_valid_times() -> None:
+    made = as_pytest_benchmark(full_record())
+    assert len(made["benchmarks"]) == sum(one.state == "ok" for one in full_record().results)
+    assert json.dumps(made)
+
+
+def test_list_names_everything() -> None:
+    shown = CliRunner().invoke(app, ["bench", "list", "--json"])
+    assert shown.exit_code == 0, shown.output
+    told = json.loads(shown.stdout)
+    assert set(told["workloads"]) == set(WORKLOADS)
+    assert set(told["peers"]) == set(PEERS)
