@@ -29,6 +29,7 @@ from pipeline.publish import (
     abort_spares,
     amend,
     commits_of,
+    gone_spares,
     publish,
     settle,
 )
@@ -201,24 +202,26 @@ def publish_run(
     progress = ledger.read()
     check_schemas(progress)
     done = reduced_of(ledger, progress) if job.reduce else progress.completions
-    while True:
-        if vanished is not None:
-            amend(catalog, vanished, record.run, files_of(catalog.output, done))
-        manifest = settle(catalog)
-        earlier = [catalog.known(e) for e in commits_of(catalog, record.run, record.base)]
-        rest = done
-        for commit in earlier:
-            rest = rest.join(commit.files.select("chunk"), on="chunk", how="anti")
-        missing = _missing(ledger, progress)
-        assert without_failed or not missing, "only a complete run is published"
-        if rest.is_empty() and earlier:
-            break
-        draft = draft_commit(record, rest, missing, earlier, job.output.keep_versions)
-        try:
+    try:
+        while True:
+            if vanished is not None:
+                amend(catalog, vanished, record.run, files_of(catalog.output, done))
+            manifest = settle(catalog)
+            earlier = [catalog.known(e) for e in commits_of(catalog, record.run, record.base)]
+            rest = done
+            for commit in earlier:
+                rest = rest.join(commit.files.select("chunk"), on="chunk", how="anti")
+            missing = _missing(ledger, progress)
+            assert without_failed or not missing, "only a complete run is published"
+            if rest.is_empty() and earlier:
+                break
+            draft = draft_commit(record, rest, missing, earlier, job.output.keep_versions)
             publish(catalog, draft)
-        except UploadsVanishedError as error:
-            ledger.void(error.attempts)
-            raise
+    except UploadsVanishedError as error:
+        # Together with spares that would be chosen next, and found gone one try after the other.
+        error.attempts += gone_spares(catalog, progress.spares)
+        ledger.void(error.attempts)
+        raise
     chosen = pl.concat([commit.files.select("attempt") for commit in earlier])
     known = pl.concat([progress.completions, progress.spares])
     abort_spares(catalog, known.join(chosen, on="attempt", how="anti"))

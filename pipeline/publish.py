@@ -306,6 +306,15 @@ def amend(catalog: Catalog, vanished: UploadsVanishedError, run: str, files: pl.
 
 def abort_spares(catalog: Catalog, spares: pl.DataFrame) -> None:
     """Abort the attempts that were not chosen."""
-    spares = spares.filter(pl.col("upload") != PARTIAL)
-    if spares.height:
-        catalog.storage.abort(staged_of(catalog.output, files_of(catalog.output, spares)))
+    catalog.storage.abort(_staged_spares(catalog, spares))
+
+
+def gone_spares(catalog: Catalog, spares: pl.DataFrame) -> list[str]:
+    """The attempts among these completions whose uploads have vanished."""
+    gone = catalog.storage.missing(_staged_spares(catalog, spares))
+    return [item.attempt for item in gone]
+
+
+def _staged_spares(catalog: Catalog, spares: pl.DataFrame) -> list[Staged]:
+    staged = spares.filter(pl.col("upload") != PARTIAL)
+    return staged_of(catalog.output, files_of(catalog.output, staged))

@@ -393,6 +393,22 @@ def test_uploads_that_vanished_before_anything_was_frozen() -> None:
     assert rows(visible(backend)) == list(range(6))
 
 
+def test_all_that_vanished_is_found_out_at_once() -> None:
+    """An emptied server leaves many completions of a chunk without their uploads."""
+    backend, run = ready("error")
+    for _ in range(4):
+        run.complete(1)
+    kept = run.ledger.read().completions.filter(pl.col("index") != 1)["attempt"]
+    lost = [a for _, _, a in backend.uploads.values() if a not in set(kept)]
+    vanish(backend, *lost)
+    with pytest.raises(UploadsVanishedError) as caught:
+        publish(run)
+    assert sorted(caught.value.attempts) == sorted(lost)
+    assert run.ledger.read().left(3) == [1]
+    run.complete(1)
+    assert publish_run(run.storage, run.ledger, caught.value) == 1
+
+
 def frozen_then_vanished(mode: str = "error") -> tuple[MemoryBackend, Run, str]:
     """A run that claimed, died, and lost an upload then."""
     backend, run = ready(mode)
