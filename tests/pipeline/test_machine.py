@@ -274,6 +274,6 @@ class Appends(Output):
 
 
 TestOutput = Output.TestCase
-TestOutput.settings = settings(SETTINGS, max_examples=600)
+TestOutput.settings = settings(SETTINGS, max_examples=550)
 TestAppends = Appends.TestCase
-TestAppends.settings = settings(SETTINGS, max_examples=400)
+TestAppends.settings = settings(SETTINGS, max_examples=450)
