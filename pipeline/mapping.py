@@ -6,8 +6,9 @@ import os
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Timer
@@ -109,29 +110,35 @@ class BatchRun:
     def _map(self, indices: list[int]) -> None:
         with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "stage") as stager:
             staging: deque[tuple[Mapped, Future[Completion]]] = deque()
-            for chunk, source in self._sources(indices, reader):
-                self.decoded += chunk.decoded_bytes
-                with self._watched(chunk):
-                    mapped = self._guarded(chunk, partial(self._compute, chunk, source))
-                # One result waits to be staged while the next is computed, never more.
-                self._collect(staging)
-                if mapped is not None:
-                    staging.append((mapped, stager.submit(self._stage, mapped)))
-                self._flush_if_due()
+            with closing(self._sources(indices, reader)) as sources:
+                for chunk, source in sources:
+                    self.decoded += chunk.decoded_bytes
+                    with self._watched(chunk):
+                        mapped = self._guarded(chunk, partial(self._compute, chunk, source))
+                    # One result waits to be staged while the next is computed, never more.
+                    self._collect(staging)
+                    if mapped is not None:
+                        staging.append((mapped, stager.submit(self._stage, mapped)))
+                    self._flush_if_due()
             self._collect(staging)
 
     def _sources(
         self, indices: list[int], reader: ThreadPoolExecutor
-    ) -> Iterator[tuple[Chunk, ChunkSource]]:
+    ) -> Generator[tuple[Chunk, ChunkSource], None, None]:
         """Each chunk with its source; the next one's bytes arrive while this one is computed."""
-        ahead: tuple[Chunk, ChunkSource, Future[None] | None] | None = None
-        for chunk in self.context.plan.chunks(indices):
-            opened = self._ahead(chunk, reader)
-            if ahead is not None:
-                yield from self._arrived(*ahead)
-            ahead = opened
-        if ahead is not None:
-            yield from self._arrived(*ahead)
+        opened: deque[tuple[Chunk, ChunkSource, Future[None] | None]] = deque()
+        try:
+            for chunk in self.context.plan.chunks(indices):
+                opened.append(self._ahead(chunk, reader))
+                if len(opened) > 1:
+                    yield from self._arrived(*opened.popleft())
+            while opened:
+                yield from self._arrived(*opened.popleft())
+        finally:
+            for _, source, reading in opened:  # The batch ends early.
+                if reading is not None:
+                    reading.exception()
+                source.close()
 
     def _ahead(
         self, chunk: Chunk, reader: ThreadPoolExecutor
