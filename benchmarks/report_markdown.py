@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.compare import Comparison, comparisons
 from benchmarks.record import Record, Result
 from benchmarks.report_tables import reproduce, seconds
-from benchmarks.report_words import headline
+from benchmarks.report_words import headline, shown_ratio
 from benchmarks.stats import median
 from pipeline.report import humanize
 
@@ -62,8 +62,8 @@ def _ratio_row(one: Comparison) -> str:
             f"| {one.workload} | {one.theirs.title} | – | – | {side.title} {side.state} | {aim} |"
         )
     return (
-        f"| {one.workload} | {one.theirs.title} | {one.found.value:.2f} | "
-        f"{one.found.low:.2f} to {one.found.high:.2f} | {one.said} | {aim} |"
+        f"| {one.workload} | {one.theirs.title} | {shown_ratio(one.found.value)} | "
+        f"{shown_ratio(one.found.low)} to {shown_ratio(one.found.high)} | {one.said} | {aim} |"
     )
 
 

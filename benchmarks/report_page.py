@@ -9,7 +9,7 @@ from benchmarks import charts, report_tables
 from benchmarks.compare import Comparison, comparisons
 from benchmarks.environments import PEERS, REFERENCE
 from benchmarks.record import Record, Result
-from benchmarks.report_words import best_and_worst, headline
+from benchmarks.report_words import best_and_worst, headline, shown_ratio
 from benchmarks.stats import Interval, median, ratio
 from benchmarks.workloads import WORKLOADS
 from pipeline.report import humanize
@@ -103,7 +103,7 @@ def _cards(record: Record, found: Sequence[Comparison], bad: Sequence[Result]) -
 def _extreme(one: Comparison | None) -> tuple[str, str]:
     if one is None or one.found is None:
         return "–", "no comparison"
-    return f"{one.found.value:.2f}", f"of {one.theirs.title} on {one.workload}"
+    return shown_ratio(one.found.value), f"of {one.theirs.title} on {one.workload}"
 
 
 def _ratios(record: Record, found: Sequence[Comparison]) -> Section:
@@ -315,7 +315,8 @@ def _details(record: Record) -> Iterator[Section]:
             for one in results
             if one.state != "ok"
         ]
-        lead = WORKLOADS[name].says.capitalize() + "." if name in WORKLOADS else ""
+        said = WORKLOADS[name].says if name in WORKLOADS else ""
+        lead = f"{said[:1].upper()}{said[1:]}." if said else ""
         yield Section(name, tuple(blocks), lead)
 
 

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from benchmarks.compare import Comparison
 from benchmarks.environments import PEERS
 from benchmarks.record import Record, Result
+from benchmarks.report_words import shown_ratio
 from benchmarks.stats import Interval, median
 from pipeline.report import humanize
 from pipeline.report.tables import table_html
@@ -44,7 +45,7 @@ def aims(found: Sequence[Comparison]) -> Markup:
     for one in found:
         if one.aim is None:
             continue
-        reached = "–" if one.found is None else f"{one.found.value:.2f}"
+        reached = "–" if one.found is None else shown_ratio(one.found.value)
         if one.met:
             said = _coloured("met", "var(--good)")
         elif one.found is None:
@@ -170,7 +171,7 @@ def _cell(one: Comparison) -> str:
         hint = escape(side.error[:300], quote=True)
         return f'<abbr title="{hint}" style="color:var(--warn)">{escape(side.state)}</abbr>'
     hint = f"{one.said}; 95% interval {one.found.low:.2f} to {one.found.high:.2f}"
-    shown = f"{one.found.value:.2f}"
+    shown = shown_ratio(one.found.value)
     if one.said in ("no difference", "too few samples"):
         # A number in the colour of a difference would be read as one.
         shown = f"{shown} <small>{'≈' if one.said == 'no difference' else '?'}</small>"

@@ -43,3 +43,8 @@ def best_and_worst(found: Sequence[Comparison]) -> tuple[Comparison | None, Comp
         key=lambda one: one.found.value if one.found else 0.0,
     )
     return (shown[0], shown[-1]) if shown else (None, None)
+
+
+def shown_ratio(value: float) -> str:
+    """A ratio with two decimals, or two digits where those would be zero."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"

@@ -89,6 +89,9 @@ def report(
     session: Annotated[
         str | None, typer.Argument(metavar="[ID]", help="A session; default: the newest.")
     ] = None,
+    docs: Annotated[
+        Path | None, typer.Option(help="Put the figures into this Markdown page too.", exists=True)
+    ] = None,
     root: Root = ROOT,
     environment: Environment = None,
     json: Json = False,
@@ -96,7 +99,7 @@ def report(
     """Write the report of a session again: HTML, Markdown and JSON."""
     from pipeline.cli import benching
 
-    benching.report(session, root, environment, as_json=json)
+    benching.report(session, docs, root, environment, as_json=json)
 
 
 @app.command()

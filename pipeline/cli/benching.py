@@ -10,7 +10,7 @@ from benchmarks.compare import changes, comparisons, lost
 from benchmarks.datasets import DATASETS
 from benchmarks.environments import PEERS, REFERENCE
 from benchmarks.record import Record, load_record, records_in
-from benchmarks.reporting import Written, write_report
+from benchmarks.reporting import Written, update_docs, write_report
 from benchmarks.session import Request, Session, records_folder
 from benchmarks.stats import Interval
 from benchmarks.workloads import WORKLOADS
@@ -50,10 +50,14 @@ def run(request: Request, environment: str | None, *, as_json: bool) -> None:
     _show(record, written, as_json=as_json)
 
 
-def report(session: str | None, root: str, environment: str | None, *, as_json: bool) -> None:
-    """Write a session's report again."""
+def report(
+    session: str | None, docs: Path | None, root: str, environment: str | None, *, as_json: bool
+) -> None:
+    """Write a session's report again, and its figures into a page of the documentation."""
     with _stack(environment) as settings:
         record = find_record(settings, session)
+        if docs is not None:
+            update_docs(docs, record)
         written = write_report(record, settings, root, _earlier(settings, record))
     _show(record, written, as_json=as_json)
 
