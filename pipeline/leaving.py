@@ -14,6 +14,11 @@ def leave_at_once() -> None:
     _at_once = True
 
 
+def is_leaving_at_once() -> bool:
+    """Whether somebody has asked for it."""
+    return _at_once
+
+
 def leave(code: int) -> None:
     """Exit with a code: orderly, or at once if somebody asked for it."""
     sys.stdout.flush()

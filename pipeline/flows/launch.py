@@ -6,10 +6,10 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from pipeline.driver import RunSummary
-from pipeline.errors import EngineUnavailableError
-from pipeline.flows.server import connect, drain
+from pipeline.errors import ChunkmapError, EngineUnavailableError
+from pipeline.flows.server import connect, drain, few_retries
 from pipeline.job import Job
-from pipeline.leaving import leave_at_once
+from pipeline.leaving import is_leaving_at_once, leave_at_once
 from pipeline.planning import Resume
 from pipeline.settings import DaskSettings, Settings
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 DRAIN_SECONDS = 10.0
 """How long a driver waits, once its run is over, for Prefect to take the last logs and events."""
+PREFECT_RETRIES = 1
+"""How often a request to Prefect is repeated. With its own default, 5, a driver whose server is
+gone waits for a minute with each request."""
 
 
 def launch(job: Job, settings: Settings, listen: Listener, resume: Resume) -> RunSummary:
@@ -34,13 +37,22 @@ def launch(job: Job, settings: Settings, listen: Listener, resume: Resume) -> Ru
     environment = {"PREFECT_API_URL": api_url, **settings.s3.environment()}
     runner: Any = _runner(settings.dask, environment)
     flow: Any = map_dataset.with_options(task_runner=runner)
-    with options(FlowOptions(settings, listen, resume)), warnings.catch_warnings():
+    given = FlowOptions(settings, listen, resume)
+    with options(given), few_retries(PREFECT_RETRIES), warnings.catch_warnings():
         # Dask warns of task arguments that it thinks large; Prefect's context is.
         warnings.filterwarnings("ignore", message="Sending large graph")
         try:
             summary: RunSummary = flow(job.name, job.to_yaml())
+        except Exception as error:
+            if not given.ended or isinstance(error, ChunkmapError):
+                raise
+            leave_at_once()
+            # The run is over; only Prefect could not be told. What counts is the ledger.
+            if isinstance(given.ended[0], ChunkmapError):
+                raise given.ended[0] from None
+            return given.ended[0]
         finally:
-            if not drain(DRAIN_SECONDS):
+            if not is_leaving_at_once() and not drain(DRAIN_SECONDS):
                 leave_at_once()
     return summary
 

@@ -6,8 +6,9 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
+from threading import Thread
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +24,7 @@ from prefect.context import FlowRunContext
 from pipeline import engine
 from pipeline.driver import RunSummary, StoredReport, publish_run
 from pipeline.driving import Driving, Listener
+from pipeline.errors import ChunkmapError
 from pipeline.flows.dask_engine import DaskEngine, reduce_task
 from pipeline.flows.server import ui_address
 from pipeline.job import parse_job
@@ -37,6 +39,8 @@ from pipeline.storage import open_storage
 
 ARTIFACT_SECONDS = 5.0
 """How often the progress artifact moves."""
+LAST_WORDS_SECONDS = 3.0
+"""How long a run that is over waits for Prefect to take its report."""
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +52,8 @@ class FlowOptions:
     settings: Settings
     listen: Listener = lambda phase, progress: None
     resume: Resume = field(default_factory=Resume)
+    ended: list[RunSummary | ChunkmapError] = field(default_factory=list)
+    """How the run ended, whatever Prefect makes of it afterwards."""
 
 
 _options: ContextVar[FlowOptions | None] = ContextVar("options", default=None)
@@ -111,7 +117,13 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
         given.listen,
     )
     driving.driver.record.phases.append(("plan", started, time.time() - started))
-    return driving.to_the_end()
+    try:
+        summary = driving.to_the_end()
+    except ChunkmapError as error:
+        given.ended.append(error)
+        raise
+    given.ended.append(summary)
+    return summary
 
 
 @dataclass(slots=True)
@@ -122,6 +134,7 @@ class InPrefect:
     """
 
     _artifact: UUID | None = None
+    _telling: Thread | None = None
     _shown: float = 0.0
 
     @property
@@ -155,7 +168,7 @@ class InPrefect:
             self._shown = time.monotonic()
             percent = 100.0 * progress.done / max(1, progress.chunks)
             said = f"{progress.done:,} of {progress.chunks:,} chunks, {progress.failed:,} failed"
-            self._shielded(lambda: self._show(f"progress-{run}", percent, said))
+            self._tell(lambda: self._show(f"progress-{run}", percent, said))
 
     def _show(self, key: str, percent: float, said: str) -> None:
         if self._artifact is None:
@@ -166,10 +179,24 @@ class InPrefect:
 
     def ended(self, run: str, report: StoredReport) -> None:
         """See `Surroundings.ended`."""
-        self._shielded(lambda: create_markdown_artifact(markdown=report.markdown, key=f"run-{run}"))
+        if self._telling is not None:
+            self._telling.join(LAST_WORDS_SECONDS)
+            if self._telling.is_alive():
+                return  # Whoever does not listen is not told more.
+        self._tell(lambda: create_markdown_artifact(markdown=report.markdown, key=f"run-{run}"))
+        assert self._telling is not None, "it was started just now"
+        self._telling.join(LAST_WORDS_SECONDS)
 
-    def _shielded(self, call: Callable[[], object]) -> None:
-        try:
-            call()
-        except Exception as error:
-            log.warning("Prefect's pages are not up to date: %s", error)
+    def _tell(self, call: Callable[[], object]) -> None:
+        """Tell Prefect, in a thread: a server that is gone or slow must not hold the run up."""
+        if self._telling is None or not self._telling.is_alive():
+            run = copy_context().run
+            self._telling = Thread(target=run, args=(_shielded, call), daemon=True)
+            self._telling.start()
+
+
+def _shielded(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except Exception as error:
+        log.warning("Prefect's pages are not up to date: %s", error)

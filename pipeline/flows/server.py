@@ -7,6 +7,8 @@ import os
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pipeline.errors import EngineUnavailableError
 from pipeline.settings import PrefectSettings
@@ -74,6 +76,16 @@ def drain(seconds: float) -> bool:
         if isinstance(left, tuple) and left[1]:
             return False
     return True
+
+
+@contextmanager
+def few_retries(most: int) -> Iterator[None]:
+    """Let Prefect's client repeat a request this often at most."""
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    few = min(most, PREFECT_CLIENT_MAX_RETRIES.value())
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: few}):
+        yield
 
 
 def ui_address(api_url: str) -> str:
