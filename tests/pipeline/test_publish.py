@@ -1,11 +1,9 @@
-"""Publishing: exactly once, whoever dies at whatever request, and however many publish at once."""
+"""Publishing: exactly once, in every mode, whoever dies at whatever request."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 
-import polars as pl
 import pytest
 
 from partitioning import Plan
@@ -13,44 +11,23 @@ from pipeline.catalog import Catalog
 from pipeline.driver import publish_run
 from pipeline.errors import ConflictError, OutputNotEmptyError
 from pipeline.manifest import Commit, CommitEntry, files_of
-from pipeline.publish import UploadsVanishedError, prepare_output, rollback, settle
+from pipeline.publish import prepare_output, settle
 from pipeline.storage import Storage
 from tests.pipeline.outputs import check_manifests, check_settled, copied, keys_of, rows, visible
-from tests.pipeline.runs import OUTPUT, Run, plan_of, run_of
-from tests.pipeline.storage.faulty import Fault, Faulty, KilledError, Script, dies_at
+from tests.pipeline.publishing import (
+    APART,
+    MODES,
+    OTHER,
+    PLAN,
+    head,
+    publish,
+    published,
+    ready,
+    requests,
+)
+from tests.pipeline.runs import OUTPUT, run_of
+from tests.pipeline.storage.faulty import Fault, Faulty, KilledError, dies_at
 from tests.pipeline.storage.memory import AT_ONCE, MemoryBackend
-
-PLAN = plan_of(3, folders=(0, 1))
-OTHER = plan_of(4, folders=(1, 2))
-APART = plan_of(2, folders=(7,))
-MODES = ["error", "append", "overwrite", "overwrite-partitions"]
-
-
-def publish(run: Run) -> int:
-    return publish_run(run.storage, run.ledger)
-
-
-def published(backend: MemoryBackend, plan: Plan, mode: str, code: str = "code") -> Run:
-    """A run, mapped and published."""
-    run = run_of(backend.storage(), plan, mode, code)
-    run.complete()
-    publish(run)
-    return run
-
-
-def ready(mode: str, plan: Plan = PLAN) -> tuple[MemoryBackend, Run]:
-    """An output (published before, where the mode allows it), and a run that is mapped."""
-    backend = MemoryBackend()
-    if mode != "error":
-        published(backend, OTHER, "append", "earlier")
-    run = run_of(backend.storage(), plan, mode)
-    run.complete()
-    return backend, run
-
-
-def head(backend: MemoryBackend) -> int:
-    return Catalog(backend.storage(), OUTPUT).head()[0].current
-
 
 # -- modes ------------------------------------------------------------------------------------
 
@@ -190,12 +167,6 @@ def test_who_came_in_between(mode: str, theirs: str, plan: Plan) -> None:
 # -- killed at every request ------------------------------------------------------------------
 
 
-def requests(backend: MemoryBackend, run: Run) -> int:
-    counted = Faulty(copied(backend), lambda n, name: None)
-    publish(run.again(Storage({"s3": counted}, AT_ONCE)))
-    return len(counted.calls)
-
-
 @pytest.mark.parametrize("fault", ["before", "after"])
 @pytest.mark.parametrize("mode", MODES)
 def test_whoever_dies_at_whatever_request_the_next_one_finishes(mode: str, fault: Fault) -> None:
@@ -237,249 +208,3 @@ def test_whoever_dies_twice_is_finished_by_a_stranger(mode: str) -> None:
         following = published(broken, APART, "append", "following")
         check_settled(broken)
         assert len(keys_of(following, visible(broken))) == 2
-
-
-# -- several at once --------------------------------------------------------------------------
-
-
-def stalled_at(number: int, meanwhile: Callable[[], object]) -> Script:
-    """Stop before one request, while somebody else does something, and go on."""
-
-    def script(n: int, name: str) -> Fault:
-        if n == number:
-            meanwhile()
-        return None
-
-    return script
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_two_drivers_publish_one_run(mode: str) -> None:
-    backend, run = ready(mode)
-    healthy = copied(backend)
-    publish(run.again(healthy.storage()))
-    for number in range(requests(backend, run)):
-        shared = copied(backend)
-        other = run.again(shared.storage())
-        slow = Faulty(shared, stalled_at(number, lambda other=other: publish(other)))  # type: ignore[misc]
-        publish(run.again(Storage({"s3": slow}, AT_ONCE)))
-        check_settled(shared)
-        assert visible(shared) == visible(healthy)
-        assert head(shared) == head(healthy)
-
-
-@pytest.mark.parametrize("theirs", MODES[1:])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("plan", [OTHER, APART], ids=["same partitions", "other partitions"])
-def test_two_runs_publish_at_once(mode: str, theirs: str, plan: Plan) -> None:
-    """Both are published, or the loser has a conflict and nothing of it is to be seen."""
-    backend, run = ready(mode)
-    theirs_of = run_of(backend.storage(), plan, theirs, "theirs")
-    theirs_of.complete()
-    # Every request where they meet in the same partitions, every third one otherwise.
-    for number in range(0, requests(backend, run), 1 if plan is OTHER else 3):
-        shared = copied(backend)
-        other = theirs_of.again(shared.storage())
-        lost: list[Run] = []
-
-        def meanwhile(other: Run = other, lost: list[Run] = lost) -> None:
-            try:
-                publish(other)
-            except ConflictError:
-                lost.append(other)
-
-        slow = Faulty(shared, stalled_at(number, meanwhile))
-        mine = run.again(Storage({"s3": slow}, AT_ONCE))
-        try:
-            publish(mine)
-        except ConflictError:
-            lost.append(mine)
-        settle(Catalog(shared.storage(), OUTPUT))
-        check_settled(shared)
-        assert len(lost) < 2, "one of them wins"
-        for one, plan_ in ((mine, PLAN), (other, plan)):
-            found = keys_of(one, visible(shared))
-            if one in lost:
-                assert not found
-            elif one is other and mine not in lost and mode.startswith("overwrite"):
-                continue  # Mine may have replaced it, in whole or in part, and knew of it.
-            elif one is mine and other not in lost and theirs.startswith("overwrite"):
-                continue
-            else:
-                assert len(found) == len(plan_)
-
-
-def test_a_driver_that_was_asleep_disturbs_nothing() -> None:
-    """It claimed and slept; meanwhile its run was finished, and replaced by another one."""
-    backend, run = ready("append")
-    for number in range(requests(backend, run)):
-        shared = copied(backend)
-        other = run.again(shared.storage())
-
-        def meanwhile(other: Run = other, shared: MemoryBackend = shared) -> None:
-            publish(other)
-            published(shared, APART, "overwrite", "later")
-
-        slow = Faulty(shared, stalled_at(number, meanwhile))
-        publish(run.again(Storage({"s3": slow}, AT_ONCE)))
-        check_settled(shared)
-        assert rows(visible(shared)) == [0, 1, 2, 3]
-        assert keys_of(run, visible(shared)) == []
-
-
-def test_a_run_that_was_replaced_is_not_published_again() -> None:
-    """Its driver died before it noted that it was done."""
-    backend, run = ready("append")
-    publish(run)
-    backend.delete(run.ledger.prefix + "published.json")
-    published(backend, APART, "overwrite", "later")
-    before = visible(backend)
-    publish(run.again(backend.storage()))
-    check_settled(backend)
-    assert visible(backend) == before
-
-
-def test_a_rollback_at_any_moment_of_another_publish() -> None:
-    backend, run = ready("append")
-    for number in range(requests(backend, run)):
-        shared = copied(backend)
-        catalog = Catalog(shared.storage(), OUTPUT)
-        slow = Faulty(shared, stalled_at(number, lambda catalog=catalog: rollback(catalog)))  # type: ignore[misc]
-        publish(run.again(Storage({"s3": slow}, AT_ONCE)))
-        settle(catalog)
-        check_settled(shared)
-
-
-def test_preparing_while_another_run_publishes() -> None:
-    """What is becoming visible just then is no stranger."""
-    backend, run = ready("append")
-    counted = Faulty(copied(backend), lambda n, name: None)
-    prepare_output(Catalog(Storage({"s3": counted}, AT_ONCE), OUTPUT), "append", "mine")
-    steps = requests(backend, run)
-    for number in range(len(counted.calls)):
-        for step in range(0, steps, 3):
-            shared = copied(backend)
-            dying = Storage({"s3": Faulty(shared, dies_at(step, "after"), KilledError)}, AT_ONCE)
-
-            def meanwhile(dying: Storage = dying) -> None:
-                with suppress(KilledError):
-                    publish(run.again(dying))
-
-            slow = Storage({"s3": Faulty(shared, stalled_at(number, meanwhile))}, AT_ONCE)
-            assert prepare_output(Catalog(slow, OUTPUT), "append", "mine").number in (1, 2)
-
-
-# -- uploads that vanish ----------------------------------------------------------------------
-
-
-def vanish(backend: MemoryBackend, *attempts: str) -> None:
-    for upload, (_, _, attempt) in list(backend.uploads.items()):
-        if attempt in attempts:
-            del backend.uploads[upload]
-
-
-def test_uploads_that_vanished_before_anything_was_frozen() -> None:
-    backend, run = ready("error")
-    lost = run.ledger.read().completions["attempt"].to_list()[1]
-    vanish(backend, lost)
-    with pytest.raises(UploadsVanishedError) as caught:
-        publish(run)
-    assert (caught.value.attempts, caught.value.commit) == ([lost], None)
-    assert visible(backend) == {}
-    assert run.ledger.read().left(3) == [1]
-    run.complete(1)
-    publish_run(run.storage, run.ledger, caught.value)
-    check_settled(backend)
-    assert rows(visible(backend)) == list(range(6))
-
-
-def test_all_that_vanished_is_found_out_at_once() -> None:
-    """An emptied server leaves many completions of a chunk without their uploads."""
-    backend, run = ready("error")
-    for _ in range(4):
-        run.complete(1)
-    kept = run.ledger.read().completions.filter(pl.col("index") != 1)["attempt"]
-    lost = [a for _, _, a in backend.uploads.values() if a not in set(kept)]
-    vanish(backend, *lost)
-    with pytest.raises(UploadsVanishedError) as caught:
-        publish(run)
-    assert sorted(caught.value.attempts) == sorted(lost)
-    assert run.ledger.read().left(3) == [1]
-    run.complete(1)
-    assert publish_run(run.storage, run.ledger, caught.value) == 1
-
-
-def frozen_then_vanished(mode: str = "error") -> tuple[MemoryBackend, Run, str]:
-    """A run that claimed, died, and lost an upload then."""
-    backend, run = ready(mode)
-    lost = str(run.ledger.read().completions["attempt"].to_list()[1])
-    counted = Faulty(copied(backend), lambda n, name: None)
-    publish(run.again(Storage({"s3": counted}, AT_ONCE)))
-    dying = Faulty(backend, dies_at(counted.calls.index("complete"), "before"), KilledError)
-    with pytest.raises(KilledError):
-        publish(run.again(Storage({"s3": dying}, AT_ONCE)))
-    vanish(backend, lost)
-    return backend, run, lost
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_uploads_that_vanished_after_the_claim_are_amended(mode: str) -> None:
-    backend, run, lost = frozen_then_vanished(mode)
-    run = run.again(backend.storage())
-    with pytest.raises(UploadsVanishedError) as caught:
-        publish(run)
-    assert (caught.value.attempts, caught.value.commit) == ([lost], run.ledger.run)
-    run.ledger.void(caught.value.attempts)
-    assert run.ledger.read().left(3) == [1]
-    new = run.complete(1)[0]
-    publish_run(run.storage, run.ledger, caught.value)
-    check_settled(backend)
-    files = Catalog(backend.storage(), OUTPUT).snapshot(
-        Catalog(backend.storage(), OUTPUT).manifest()
-    )
-    own = files.filter(pl.col("key").str.contains(run.ledger.run)).sort("index")
-    assert own["attempt"].to_list()[1] == new.attempt
-    assert own.height == 3
-
-
-def test_a_run_whose_claimed_uploads_vanished_can_be_taken_up_again() -> None:
-    """Its own job is the only one that can finish it: preparing must not stop it."""
-    backend, run, _ = frozen_then_vanished()
-    catalog = Catalog(backend.storage(), OUTPUT)
-    assert prepare_output(catalog, "error", run.ledger.run).number == 0
-
-
-def test_another_run_meets_a_claim_whose_uploads_vanished() -> None:
-    """It must neither finish it with its own files nor be told that its own are gone."""
-    backend, run, lost = frozen_then_vanished("append")
-    other = run_of(backend.storage(), PLAN, "append", "another")
-    other.complete()
-    before = visible(backend)
-    with pytest.raises(UploadsVanishedError) as caught:
-        publish(other)
-    assert caught.value.commit == run.ledger.run
-    with pytest.raises((UploadsVanishedError, ConflictError)):
-        publish_run(other.storage, other.ledger, caught.value)
-    assert keys_of(other, visible(backend)) == []
-    assert set(visible(backend)) >= set(before)
-    frozen = Catalog(backend.storage(), OUTPUT).commit(run.ledger.run)
-    assert frozen is not None
-    assert lost in frozen.files["attempt"].to_list()
-    assert all(run.ledger.run in key for key in frozen.files["key"])
-
-
-def test_two_drivers_amend_one_commit() -> None:
-    """Each mapped the lost chunk anew; the second must not change what the first published."""
-    backend, run, _ = frozen_then_vanished()
-    drivers = [run.again(backend.storage()) for _ in range(2)]
-    errors = []
-    for one in drivers:
-        with pytest.raises(UploadsVanishedError) as caught:
-            publish(one)
-        one.ledger.void(caught.value.attempts)
-        errors.append(caught.value)
-    for one, error in zip(drivers, errors, strict=True):
-        one.complete(1)
-        publish_run(one.storage, one.ledger, error)
-        check_settled(backend)
-    assert rows(visible(backend)) == list(range(6))

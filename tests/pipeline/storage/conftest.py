@@ -66,3 +66,9 @@ def skip_on(place: Place, name: str, reason: str) -> None:
     """Leave out what one server is known to do wrong."""
     if place.name == name:
         pytest.skip(f"{name}: {reason}")
+
+
+def names(place: Place, prefix: str) -> list[str]:
+    found = [info.uri.removeprefix(place.prefix) for info in place.storage.objects(prefix)]
+    assert len(found) == len(set(found))
+    return sorted(found)
