@@ -216,7 +216,7 @@ def publish_run(
             if rest.is_empty() and earlier:
                 break
             draft = draft_commit(record, rest, missing, earlier, job.output.keep_versions)
-            publish(catalog, draft)
+            publish(catalog, draft, ledger.accepted())
     except UploadsVanishedError as error:
         # Together with spares that would be chosen next, and found gone one try after the other.
         error.attempts += gone_spares(catalog, progress.spares)

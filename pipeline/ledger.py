@@ -121,6 +121,18 @@ class Ledger:
         """Note where the run was published: a short cut, never needed for correctness."""
         self._storage.put(self.prefix + "published.json", orjson.dumps({"manifest": manifest}))
 
+    def accept(self, manifest: int) -> None:
+        """Note that whoever drives has seen the output up to this manifest, and goes on top of it.
+
+        The run's base stays: what it has published itself is looked for from there.
+        """
+        self._storage.put(self.prefix + "accepted.json", orjson.dumps({"manifest": manifest}))
+
+    def accepted(self) -> int:
+        """The newest manifest that nobody who published it is in conflict with."""
+        blob = self._storage.get_if_there(self.prefix + "accepted.json")
+        return 0 if blob is None else int(json.loads(blob.data)["manifest"])
+
     def cancel(self) -> None:
         """Ask whoever drives the run to stop."""
         self._storage.put(self.prefix + "cancel.json", orjson.dumps({"at": time.time()}))

@@ -256,6 +256,9 @@ class _Fresh:
         manifest = prepare_output(Catalog(self.storage, uri), job.output.mode, run)
         notes = (*result.explain.warnings, *_check_lifecycle(job, plan, self.storage))
         ledger = Ledger.create(self.storage, job, plan, self.code, manifest.number)
+        if not is_new:
+            # Asked for again, with the output as it is now in sight: that is no conflict any more.
+            ledger.accept(manifest.number)
         return Planned(ledger, plan, self.code, is_new, notes if is_new else ())
 
 

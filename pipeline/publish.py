@@ -143,8 +143,13 @@ def settle(catalog: Catalog) -> Manifest:
         _finish(catalog, head, etag)
 
 
-def publish(catalog: Catalog, draft: Commit) -> Published:
+def publish(catalog: Catalog, draft: Commit, accepted: int = 0) -> Published:
     """Make a run's completions visible, exactly once.
+
+    Args:
+        catalog: Of the output.
+        draft: What to publish, unless a commit of its name is frozen already.
+        accepted: Manifest up to which nothing is in conflict, although it came after the base.
 
     Raises:
         UploadsVanishedError: some staged outputs are gone; map their chunks again.
@@ -157,10 +162,10 @@ def publish(catalog: Catalog, draft: Commit) -> Published:
         commit = catalog.commit(draft.entry.name) if gone else catalog.write_commit(draft)
         if commit is None:
             raise UploadsVanishedError([item.attempt for item in gone])
-    return _claim_and_finish(catalog, commit)
+    return _claim_and_finish(catalog, commit, accepted)
 
 
-def _claim_and_finish(catalog: Catalog, commit: Commit) -> Published:
+def _claim_and_finish(catalog: Catalog, commit: Commit, accepted: int) -> Published:
     name, already = commit.entry.name, True
     while True:
         head, etag = catalog.head()
@@ -173,7 +178,7 @@ def _claim_and_finish(catalog: Catalog, commit: Commit) -> Published:
         if any(entry.name == name for entry in commits_of(catalog, commit.entry.run, commit.base)):
             tidy(catalog, current)
             return Published(current, already)
-        _refuse_conflicts(catalog, commit, current)
+        _refuse_conflicts(catalog, commit, current, accepted)
         already = False
         claimed = Head(current=head.current, publishing=Claim(commit=name, base=head.current))
         # Losing the race is no error: look again at what the winner did.
@@ -188,10 +193,10 @@ def commits_of(catalog: Catalog, run: str, base: int) -> list[CommitEntry]:
     return list({entry.name: entry for entry in entries if entry.run == run}.values())
 
 
-def _refuse_conflicts(catalog: Catalog, commit: Commit, current: Manifest) -> None:
+def _refuse_conflicts(catalog: Catalog, commit: Commit, current: Manifest, accepted: int) -> None:
     """Appends and overwrites of other partitions go on top of anything; the rest must not."""
     mode = commit.entry.mode
-    for other in _commits_since(catalog, commit, current):
+    for other in _commits_since(catalog, commit, current, max(commit.base, accepted)):
         if mode in {"error", "overwrite"} or _overlap(commit, other):
             raise ConflictError(
                 f"run {other.entry.run} has published to {catalog.output} since run "
@@ -205,11 +210,11 @@ def _overlap(commit: Commit, other: Commit) -> bool:
     return bool(set(commit.replaces) & set(folders(other.files)))
 
 
-def _commits_since(catalog: Catalog, commit: Commit, current: Manifest) -> list[Commit]:
-    """Commits of other runs that came after this one's run had begun."""
+def _commits_since(catalog: Catalog, commit: Commit, current: Manifest, base: int) -> list[Commit]:
+    """Commits of other runs that came after a manifest."""
     before: set[str] = set()
-    if commit.base:
-        before = {entry.name for entry in catalog.manifest(commit.base).commits}
+    if base:
+        before = {entry.name for entry in catalog.manifest(base).commits}
     return [
         catalog.known(entry)
         for entry in current.commits
