@@ -131,7 +131,7 @@ class Connection:
 
     async def _answer(self, request: Request, head: Message, body: bytes) -> None:
         rule = struck(self.proxy.rules, request)
-        act = "pass" if rule is None else rule.act
+        act: str = "pass" if rule is None else rule.act
         try:
             if act != "lose":
                 await self._call(rule, request)

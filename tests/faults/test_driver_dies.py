@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from tests.faults.cluster import Cluster
 from tests.faults.conftest import NewScenario
 from tests.faults.invariants import check_everything
 from tests.faults.points import POINTS, Point
-from tests.faults.rules import Act
+from tests.faults.rules import Act, Rule
+from tests.faults.world import CHUNKS
 
 pytestmark = pytest.mark.faults
 
@@ -28,3 +30,25 @@ def test_a_serial_driver_dies(new: NewScenario, point: Point, act: Act) -> None:
     scenario.inject()
     scenario.run_here()
     check_everything(scenario)
+
+
+FLOW_DEATHS = {
+    "having stored the run": (Rule("lose", "PutObject", "run.json"), 0),
+    # What the workers had begun goes on without their driver.
+    "mapping": (Rule("pass", "PutObject", "completions/", nth=2), CHUNKS // 2),
+    "claiming the output": (Rule("lose", "PutObject", "HEAD.json"), 0),
+    "completing the uploads": (Rule("refuse", "CompleteMultipartUpload", nth=7), 0),
+}
+
+
+@pytest.mark.parametrize("step", FLOW_DEATHS)
+def test_a_flow_dies(new: NewScenario, cluster: Cluster, step: str) -> None:
+    scenario, (rule, redone) = new(), FLOW_DEATHS[step]
+    scenario.inject(rule)
+    driver = cluster.start(scenario)
+    rule.call = driver.kill
+    assert driver.wait().code == -9
+    scenario.inject()
+    again = cluster.start(scenario).wait()
+    assert again.code == 0, again
+    check_everything(scenario, redone=redone)

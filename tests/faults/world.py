@@ -27,7 +27,7 @@ from pipeline.errors import ChunkmapError
 from pipeline.job import Job, parse_job
 from pipeline.ledger import Ledger, runs_of
 from pipeline.planning import Resume
-from pipeline.settings import S3Settings, Settings
+from pipeline.settings import Settings
 from pipeline.stack import services
 from pipeline.stack.processes import free_ports
 from pipeline.storage import Storage, open_storage
@@ -41,6 +41,8 @@ CHUNKS = FILES * GROUPS
 START_SECONDS = 60.0
 RUN_SECONDS = 120.0
 TRANSFORMS = "tests.faults.faulty"
+READER = ("READER0123456789", "only-reads-and-lists")
+"""Credentials that may read and list, and nothing else."""
 
 
 class Process:
@@ -153,6 +155,7 @@ class World:
             "CHUNKMAP_BATCHES__FLUSH_CHUNKS": "2",
             "CHUNKMAP_STATE_DIR": str(self.folder / "state"),
             "POLARS_MAX_THREADS": "1",
+            "PYTHONFAULTHANDLER": "1",
         }
 
     @cached_property
@@ -204,6 +207,7 @@ def running_world(folder: Path) -> Iterator[World]:
     folder = folder.resolve()
     ports = free_ports(services.S3_PORTS)
     access = services.s3_settings(folder, ports[0])
+    _add_reader(folder / "s3.json")
     launch = services.s3(folder, ports)
     weed = Process("weed", launch.command, launch.environment, folder)
     with running_proxy(ports[0]) as proxy:
@@ -214,6 +218,13 @@ def running_world(folder: Path) -> Iterator[World]:
             yield world
         finally:
             weed.stop()
+
+
+def _add_reader(config: Path) -> None:
+    said = json.loads(config.read_text())
+    credentials = [{"accessKey": READER[0], "secretKey": READER[1]}]
+    reader = {"name": "reader", "credentials": credentials, "actions": ["Read", "List"]}
+    config.write_text(json.dumps({"identities": [*said["identities"], reader]}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,10 +326,17 @@ class Scenario:
             arguments, {**self.world.environment(client), **environment}, self.world.folder
         )
 
-    def run_here(self, **allowed: bool) -> RunSummary:
+    def run_here(self, resume: Resume | None = None) -> RunSummary:
         """Run the job serially in this process, which is the proxy's client `driver`."""
         settings = self.world.settings("driver")
-        return run_serially(self.job, settings, open_storage(settings), Resume(**allowed))
+        return run_serially(self.job, settings, open_storage(settings), resume)
+
+    def run_read_only(self) -> RunSummary:
+        """Run the job with credentials that may not write."""
+        said = self.world.settings("driver").model_dump()
+        said["s3"] |= {"access_key_id": READER[0], "secret_access_key": READER[1]}
+        settings = Settings.model_validate(said)
+        return run_serially(self.job, settings, open_storage(settings))
 
     def run_here_until_done(self, tries: int = 3) -> RunSummary:
         """The same command again until it succeeds."""

@@ -1,0 +1,94 @@
+"""Transforms that raise, hang, kill their process, eat all memory, or change their mind."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.driver import RunIncompleteError
+from pipeline.errors import SchemaChangedError
+from pipeline.planning import Resume
+from tests.faults.cluster import Cluster
+from tests.faults.conftest import NewScenario
+from tests.faults.invariants import check_output, oracle, read_all
+from tests.faults.world import CHUNKS, ROWS, Ended, Scenario
+
+pytestmark = pytest.mark.faults
+
+ROW, CHUNK = 7 * ROWS + 3, 7
+"""The bad row, and the chunk that it is in."""
+
+
+def _others_are_done(scenario: Scenario, ended: Ended, error: str) -> None:
+    """One chunk has failed and is named; all others are done; nothing is visible."""
+    assert ended.code == 1, ended
+    assert (ended.summary["failed"], ended.summary["state"]) == (1, "failed"), ended
+    progress = scenario.ledger.read()
+    assert progress.completions.height == CHUNKS - 1
+    assert progress.failed().select("index", "error").rows() == [(CHUNK, error)]
+    assert not read_all(scenario, scenario.output).keys
+
+
+def test_one_chunk_raises(new: NewScenario) -> None:
+    scenario = new(transform="raising", params={"row": ROW})
+    with pytest.raises(RunIncompleteError):
+        scenario.run_here()
+    progress = scenario.ledger.read()
+    assert progress.failed().select("index", "error").rows() == [(CHUNK, "TransformError")]
+    assert "row 3503 is bad" in progress.failed()["message"][0]
+    assert progress.failures.height == 1, "a bug is not tried again"
+    assert progress.completions.height == CHUNKS - 1
+    assert not read_all(scenario, scenario.output).keys
+
+
+def test_one_chunk_returns_another_schema(new: NewScenario) -> None:
+    scenario = new(transform="fickle", params={"row": ROW})
+    with pytest.raises(SchemaChangedError, match=f"such as chunk {CHUNK}"):
+        scenario.run_here()
+    assert not read_all(scenario, scenario.output).keys
+
+
+def test_one_chunk_hangs(new: NewScenario, cluster: Cluster) -> None:
+    for name in list(cluster.workers):
+        cluster.workers.pop(name).stop()
+    for name in ("n0", "n1"):
+        cluster.add_worker(name, nanny=True)
+    cluster.await_workers(2)
+    changes = {"chunk_timeout": 5}
+    scenario = new(transform="hanging", params={"row": ROW}, changes=changes)
+    _others_are_done(scenario, cluster.start(scenario).wait(), "ChunkTimeoutError")
+
+
+def test_one_chunk_kills_its_process(new: NewScenario, cluster: Cluster) -> None:
+    for name in list(cluster.workers):
+        cluster.workers.pop(name).stop()
+    for name in ("n0", "n1"):
+        cluster.add_worker(name, nanny=True)
+    cluster.await_workers(2)
+    scenario = new(transform="killing", params={"row": ROW})
+    _others_are_done(scenario, cluster.start(scenario).wait(240), "WorkerKilledError")
+
+
+def test_one_chunk_eats_all_memory(new: NewScenario, cluster: Cluster) -> None:
+    for name in list(cluster.workers):
+        cluster.workers.pop(name).stop()
+    for name in ("n0", "n1"):
+        cluster.add_worker(name, nanny=True, memory="800MB")
+    cluster.await_workers(2)
+    scenario = new(transform="greedy", params={"row": ROW})
+    ended = cluster.start(scenario).wait(240)
+    _others_are_done(scenario, ended, "WorkerKilledError")
+    assert "chunks.target" in scenario.ledger.read().failed()["message"][0]
+
+
+def test_a_mended_transform_maps_only_what_failed(new: NewScenario) -> None:
+    scenario = new(transform="raising", params={"row": ROW})
+    with pytest.raises(RunIncompleteError):
+        scenario.run_here()
+    before = scenario.ledger.read().completions
+    # The code is the same for everybody here: the bad row is taken out of its sight instead.
+    mended = Scenario(scenario.world, f"{scenario.name}-2", scenario.input, "raising")
+    mended.output, mended.params = scenario.output, {"row": -1}
+    summary = mended.run_here(Resume(replan=True))
+    assert summary.state == "done"
+    check_output(mended, oracle(mended))
+    assert before.height == CHUNKS - 1
