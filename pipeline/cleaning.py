@@ -59,13 +59,18 @@ def clean(
     strays = _strays(catalog, records, spared)
     keep = manifest.commits[-1].keep_versions if manifest.commits else 1
     replaced = prune(catalog, manifest.number - keep, dry_run=dry_run)
+    count = len(uploads)
     if not dry_run:
-        storage.abort(uploads)
+        while uploads:
+            storage.abort(uploads)
+            # Servers list so many uploads and no more: look again until there are none.
+            uploads = _abandoned(catalog, spared, given_up, older_than)
+            count += len(uploads)
         for uri in strays:
             storage.delete(uri)
     return Cleaned(
         output=catalog.output,
-        uploads=len(uploads),
+        uploads=count,
         replaced=replaced,
         strays=tuple(strays),
         spared=tuple(spared),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from pipeline.attaching import is_driving, watch
+from pipeline.catalog import Catalog
 from pipeline.driver import (
     PUBLISH_TRIES,
     Driver,
@@ -19,6 +20,7 @@ from pipeline.driver import (
     read_driver,
     store_report,
 )
+from pipeline.engines import Engine, SerialEngine
 from pipeline.errors import ConflictError, RunCancelledError
 from pipeline.job import Job
 from pipeline.ledger import Ledger
@@ -26,7 +28,7 @@ from pipeline.planning import Planned, Resume, plan_run
 from pipeline.publish import UploadsVanishedError
 from pipeline.records import Progress
 from pipeline.reducing import Step, partials_of, reduce_step, reduced_of, tree
-from pipeline.rounds import Engine, Mapper, MapProgress, SerialEngine
+from pipeline.rounds import Mapper, MapProgress
 from pipeline.settings import Settings
 from pipeline.storage import Storage
 
@@ -141,8 +143,22 @@ class Driving:
             watch(self.storage, ledger, own, lambda progress: self.listen("attached", progress))
         manifest = ledger.published()
         if manifest is not None:
-            return self._summary("done", ledger.read(), manifest)
+            return replace(
+                self._summary("done", ledger.read(), manifest), notes=self._notes(manifest)
+            )
         return self._driven()
+
+    def _notes(self, manifest: int) -> tuple[str, ...]:
+        """What to say of a run that was published before."""
+        ledger, notes = self.planned.ledger, self.planned.notes
+        current = Catalog(self.storage, ledger.output).manifest()
+        if any(entry.run == ledger.run for entry in current.commits):
+            return notes
+        return (
+            *notes,
+            f"the run was published as manifest {manifest}, which has been replaced or rolled back "
+            f"since: chunkmap rollback {ledger.output} --to {manifest} brings it back",
+        )
 
     def _driven(self) -> RunSummary:
         ledger = self.planned.ledger

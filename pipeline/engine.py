@@ -8,8 +8,8 @@ from contextlib import suppress
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from pipeline.engines import Kind
 from pipeline.errors import EngineUnavailableError
-from pipeline.rounds import Kind
 from pipeline.settings import DaskSettings
 
 if TYPE_CHECKING:

@@ -9,89 +9,27 @@ import math
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
 
 import polars as pl
 
 from partitioning import Plan
-from pipeline.batches import Batch, Batcher
+from pipeline.batches import Batcher
+from pipeline.engines import Engine, Flights, Outcome
 from pipeline.job import Job
 from pipeline.ledger import Ledger
-from pipeline.mapping import BatchResult, map_batch
 from pipeline.records import Failure, Progress
 from pipeline.settings import BatchSettings
 
-Kind = Literal["finished", "error", "killed", "cancelled", "lost"]
-"""What became of a batch: `killed` took its worker with it, `lost` vanished with the scheduler."""
 PAUSE_SECONDS = 2.0
 """Wait before the second round; doubled for each further one, jittered."""
+BLAMED_AFTER = 2
+"""Deaths of a worker, with a chunk alone in its batch, after which the chunk is to blame."""
 FOLD_SECONDS = 60.0
 """How often the driver folds the ledger's segments."""
 FOLD_SEGMENTS = 200
 """Fewer are not worth it: they are read within a second."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one batch."""
-
-    batch: Batch
-    kind: Kind
-    result: BatchResult | None = None
-    """Only of a finished one."""
-    detail: str = ""
-    """What is known otherwise."""
-
-
-class Engine(Protocol):
-    """What runs batches."""
-
-    @property
-    def threads(self) -> int:
-        """Batches that can run at the same time at this moment."""
-        ...
-
-    def submit(self, batch: Batch) -> None:
-        """Start a batch, or queue it. A batch may be submitted again while it runs."""
-        ...
-
-    def wait(self, seconds: float) -> list[Outcome]:
-        """Outcomes that have come in; waits at most so long for the first."""
-        ...
-
-    def drop(self, batch: Batch) -> None:
-        """Forget every submission of this batch that has not come in."""
-        ...
-
-
-class SerialEngine:
-    """Runs each batch at once, in this process: the oracle of the others."""
-
-    threads = 1
-
-    def __init__(self, run_uri: str, fingerprint: str) -> None:
-        self._run = run_uri, fingerprint
-        self._outcomes: list[Outcome] = []
-
-    def submit(self, batch: Batch) -> None:
-        """See `Engine.submit`."""
-        try:
-            result = map_batch(*self._run, batch)
-            self._outcomes.append(Outcome(batch, "finished", result))
-        except Exception as error:
-            self._outcomes.append(
-                Outcome(batch, "error", detail=f"{type(error).__name__}: {error}")
-            )
-
-    def wait(self, seconds: float) -> list[Outcome]:
-        """See `Engine.wait`."""
-        outcomes, self._outcomes = self._outcomes, []
-        return outcomes
-
-    def drop(self, batch: Batch) -> None:
-        """See `Engine.drop`: everything has come in already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,56 +51,6 @@ class MapProgress:
     """Since this driver began to map."""
     resumed: int
     """Chunks that were done before."""
-
-
-class Flights:
-    """The batches that are under way, with how long each may take."""
-
-    def __init__(self, engine: Engine, limits: BatchSettings) -> None:
-        self._engine = engine
-        self._limits = limits
-        self._since: dict[str, float] = {}
-        self._copies: dict[str, int] = {}
-        self._batches: dict[str, Batch] = {}
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def send(self, batch: Batch) -> None:
-        """Submit a batch for the first time."""
-        self._batches[batch.name] = batch
-        self._copies[batch.name] = 1
-        self._since[batch.name] = time.monotonic()
-        self._engine.submit(batch)
-
-    def landed(self, seconds: float) -> Iterator[Outcome]:
-        """The outcome of each batch that came in: of its first copy to finish, or its last."""
-        for outcome in self._engine.wait(seconds):
-            name = outcome.batch.name
-            if name not in self._batches:
-                continue
-            self._copies[name] -= 1
-            if outcome.kind == "finished" or not self._copies[name]:
-                self._engine.drop(self._batches.pop(name))
-                yield outcome
-
-    def send_stragglers_again(self, expected_seconds: float) -> None:
-        """Submit batches once more that are far past their time, without waiting for the first.
-
-        Two completions of one chunk are harmless, and a stopped worker never ends a batch.
-        """
-        factor, least = self._limits.straggler_factor, self._limits.straggler_seconds
-        latest = time.monotonic() - max(least, factor * expected_seconds)
-        for name, batch in self._batches.items():
-            if self._since[name] < latest and self._copies[name] == 1:
-                self._copies[name] += 1
-                self._engine.submit(batch)
-
-    def abandon(self) -> None:
-        """Drop everything."""
-        for batch in self._batches.values():
-            self._engine.drop(batch)
-        self._batches.clear()
 
 
 @dataclass(slots=True)
@@ -188,6 +76,10 @@ class Mapper:
     _suspects: dict[int, int] = field(default_factory=dict)
     """Chunks of batches that killed their worker, with how often."""
     _totals: dict[str, int] = field(default_factory=dict)
+    _alone: dict[int, int] = field(default_factory=dict)
+    """Chunks that were alone in their batch when the worker died, with how often."""
+    _series: list[str] = field(default_factory=lambda: [f"driver-{uuid.uuid4().hex[:8]}-"])
+    """What the names of this driver's batches begin with; its own records come first."""
     _failed_before: int = 0
     _wanted: set[int] | None = None
     _folded: float = field(default_factory=time.monotonic)
@@ -218,8 +110,7 @@ class Mapper:
 
     def _say_what_was_lost(self, progress: Progress) -> bool:
         """Record a failure of the chunks whose batches never came to them, round after round."""
-        recent = progress.failures.filter(pl.col("at") >= self.started)
-        told = set(recent["index"].to_list())
+        told = set(self._own(progress.failures)["index"].to_list())
         lost = [index for index in self._worth_mapping(progress) if index not in told]
         if not lost or self.stopped or not self.details:
             return False
@@ -229,10 +120,15 @@ class Mapper:
 
     def _worth_mapping(self, progress: Progress) -> list[int]:
         """What is left, less what has failed for good since this driver began."""
-        recent = progress.failures.filter(pl.col("at") >= self.started, ~pl.col("transient"))
-        hopeless = set(recent["index"].to_list())
+        final = self._own(progress.failures).filter(~pl.col("transient"))
+        hopeless = set(final["index"].to_list())
         left = [index for index in progress.left(len(self.plan)) if index not in hopeless]
         return left if self._wanted is None else [i for i in left if i in self._wanted]
+
+    def _own(self, failures: pl.DataFrame) -> pl.DataFrame:
+        """Failures of this driver's own batches. By name: workers' clocks may differ from ours."""
+        series = failures["batch"].str.replace(r"\d+$", "")
+        return failures.filter(series.is_in(self._series))
 
     def _round(self, left: list[int]) -> None:
         suspects = [index for index in left if index in self._suspects]
@@ -254,8 +150,9 @@ class Mapper:
 
     def _map(self, indices: Sequence[int], most: int) -> None:
         sizes = self.plan.chunk_table["decoded_bytes"].to_numpy()
+        self._series.append(f"r{self.rounds}-{uuid.uuid4().hex[:4]}-")
         batcher = Batcher(
-            f"r{self.rounds}-{uuid.uuid4().hex[:4]}-",
+            self._series[-1],
             indices,
             sizes[indices].tolist(),
             seconds=self.limits.seconds,
@@ -315,12 +212,17 @@ class Mapper:
             for index in outcome.batch.indices:
                 self._suspects[index] = self._suspects.get(index, 0) + 1
             if len(outcome.batch) == 1:
-                self._record_killer(outcome)
+                self._died_alone(outcome)
         elif outcome.kind == "error":
             # The batch never got to its chunks; its reason is theirs.
             self._record(outcome.batch.indices, "BatchError", outcome.detail, transient=True)
 
-    def _record_killer(self, outcome: Outcome) -> None:
+    def _died_alone(self, outcome: Outcome) -> None:
+        """A worker may die by chance: a chunk is to blame the second time, or in the last round."""
+        [index] = outcome.batch.indices
+        self._alone[index] = self._alone.get(index, 0) + 1
+        if self._alone[index] < BLAMED_AFTER and self.rounds < self.job.rounds:
+            return
         if self.ledger.of_batch(outcome.batch.name).failures.height:
             return  # It hung, and its worker said so before it ended itself.
         [chunk] = self.plan.chunks(outcome.batch.indices)
@@ -336,7 +238,7 @@ class Mapper:
             Failure(
                 chunk=chunk.id,
                 index=chunk.index,
-                batch="driver",
+                batch=self._series[0],
                 attempt=uuid.uuid4().hex,
                 worker="driver",
                 at=time.time(),

@@ -10,10 +10,10 @@ from prefect.cache_policies import NO_CACHE
 
 from pipeline import engine
 from pipeline.batches import Batch
+from pipeline.engines import Outcome
 from pipeline.errors import EngineUnavailableError
 from pipeline.mapping import BatchResult, map_batch
 from pipeline.reducing import Step, reduce_step
-from pipeline.rounds import Outcome
 
 COUNT_SECONDS = 5.0
 """How often the cluster's threads are counted."""

@@ -24,6 +24,7 @@ from prefect.context import FlowRunContext
 from pipeline import engine
 from pipeline.driver import RunSummary, StoredReport, publish_run
 from pipeline.driving import Driving, Listener
+from pipeline.engines import Engine
 from pipeline.errors import ChunkmapError
 from pipeline.flows.dask_engine import DaskEngine, reduce_task
 from pipeline.flows.server import ui_address
@@ -33,7 +34,7 @@ from pipeline.overview import remember_output
 from pipeline.planning import Planned, Resume, plan_run
 from pipeline.publish import UploadsVanishedError
 from pipeline.reducing import Step
-from pipeline.rounds import Engine, MapProgress
+from pipeline.rounds import MapProgress
 from pipeline.settings import Settings, load_settings
 from pipeline.storage import open_storage
 

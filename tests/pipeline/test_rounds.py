@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from pipeline import rounds
 from pipeline.batches import Batch
+from pipeline.engines import Kind, Outcome
 from pipeline.mapping import BatchResult
 from pipeline.records import Completion, Failure, Progress
-from pipeline.rounds import Kind, Mapper, MapProgress, Outcome, share_of
+from pipeline.rounds import Mapper, MapProgress, share_of
 from pipeline.settings import BatchSettings
 from tests.pipeline.runs import Run, job_of, plan_of, run_of
 from tests.pipeline.storage.memory import MemoryBackend
@@ -67,7 +68,8 @@ class Scripted:
                 # What was flushed before stays: here, nothing.
                 return Outcome(batch, "killed", detail="exit code -9")
             if index in self.failing:
-                entries.append(self.run.failure(index, time.time(), self.failing[index]))
+                failure = self.run.failure(index, time.time(), self.failing[index])
+                entries.append(replace(failure, batch=batch.name))
             else:
                 entries.append(self.run.completion(index))
         self.run.store(*entries)
@@ -141,7 +143,8 @@ def test_chunks_that_kill_end_up_alone(killers: frozenset[int], most: int) -> No
         assert not row["transient"]
     for killer in killers:
         alone = [batch for batch in engine.batches if batch.indices == [killer]]
-        assert len(alone) == 1
+        # The first death may be chance, except in the last round.
+        assert 1 <= len(alone) <= 2
     assert max(engine.times().values(), default=1) <= 3
 
 

@@ -1,0 +1,126 @@
+"""What runs batches, as the driver sees it: submit, wait, drop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from pipeline.batches import Batch
+from pipeline.mapping import BatchResult, map_batch
+from pipeline.settings import BatchSettings
+
+Kind = Literal["finished", "error", "killed", "cancelled", "lost"]
+"""What became of a batch: `killed` took its worker with it, `lost` vanished with the scheduler."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one batch."""
+
+    batch: Batch
+    kind: Kind
+    result: BatchResult | None = None
+    """Only of a finished one."""
+    detail: str = ""
+    """What is known otherwise."""
+
+
+class Engine(Protocol):
+    """What runs batches."""
+
+    @property
+    def threads(self) -> int:
+        """Batches that can run at the same time at this moment."""
+        ...
+
+    def submit(self, batch: Batch) -> None:
+        """Start a batch, or queue it. A batch may be submitted again while it runs."""
+        ...
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """Outcomes that have come in; waits at most so long for the first."""
+        ...
+
+    def drop(self, batch: Batch) -> None:
+        """Forget every submission of this batch that has not come in."""
+        ...
+
+
+class SerialEngine:
+    """Runs each batch at once, in this process: the oracle of the others."""
+
+    threads = 1
+
+    def __init__(self, run_uri: str, fingerprint: str) -> None:
+        self._run = run_uri, fingerprint
+        self._outcomes: list[Outcome] = []
+
+    def submit(self, batch: Batch) -> None:
+        """See `Engine.submit`."""
+        try:
+            result = map_batch(*self._run, batch)
+            self._outcomes.append(Outcome(batch, "finished", result))
+        except Exception as error:
+            self._outcomes.append(
+                Outcome(batch, "error", detail=f"{type(error).__name__}: {error}")
+            )
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """See `Engine.wait`."""
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
+
+    def drop(self, batch: Batch) -> None:
+        """See `Engine.drop`: everything has come in already."""
+
+
+class Flights:
+    """The batches that are under way, with how long each may take."""
+
+    def __init__(self, engine: Engine, limits: BatchSettings) -> None:
+        self._engine = engine
+        self._limits = limits
+        self._since: dict[str, float] = {}
+        self._copies: dict[str, int] = {}
+        self._batches: dict[str, Batch] = {}
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def send(self, batch: Batch) -> None:
+        """Submit a batch for the first time."""
+        self._batches[batch.name] = batch
+        self._copies[batch.name] = 1
+        self._since[batch.name] = time.monotonic()
+        self._engine.submit(batch)
+
+    def landed(self, seconds: float) -> Iterator[Outcome]:
+        """The outcome of each batch that came in: of its first copy to finish, or its last."""
+        for outcome in self._engine.wait(seconds):
+            name = outcome.batch.name
+            if name not in self._batches:
+                continue
+            self._copies[name] -= 1
+            if outcome.kind == "finished" or not self._copies[name]:
+                self._engine.drop(self._batches.pop(name))
+                yield outcome
+
+    def send_stragglers_again(self, expected_seconds: float) -> None:
+        """Submit batches once more that are far past their time, without waiting for the first.
+
+        Two completions of one chunk are harmless, and a stopped worker never ends a batch.
+        """
+        factor, least = self._limits.straggler_factor, self._limits.straggler_seconds
+        latest = time.monotonic() - max(least, factor * expected_seconds)
+        for name, batch in self._batches.items():
+            if self._since[name] < latest and self._copies[name] == 1:
+                self._copies[name] += 1
+                self._engine.submit(batch)
+
+    def abandon(self) -> None:
+        """Drop everything."""
+        for batch in self._batches.values():
+            self._engine.drop(batch)
+        self._batches.clear()
