@@ -1,0 +1,106 @@
+"""The command line by itself: quick help, usage errors, one object on stdout whatever happens."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMAND = (sys.executable, "-P", "-c")
+MAIN = "from pipeline.cli import main; main()"
+REPOSITORY = str(Path(__file__).parents[2])
+
+
+def give(
+    *arguments: str, cwd: Path | None = None, code: str = MAIN
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, code, *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": REPOSITORY, "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_help_imports_nothing_slow() -> None:
+    look = """
+import sys
+from pipeline.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+slow = {"prefect", "distributed", "dask", "polars", "pyarrow", "obstore", "botocore", "s3fs"}
+print(sorted(slow & set(sys.modules)), file=sys.stderr)
+"""
+    for arguments in (("--help",), ("run", "--help")):
+        said = give(*arguments, code=look)
+        assert (said.returncode, said.stderr.strip()) == (0, "[]")
+
+
+def test_help_answers_in_half_a_second() -> None:
+    def seconds() -> float:
+        clock = time.perf_counter()
+        assert give("--help").returncode == 0
+        return time.perf_counter() - clock
+
+    # Whatever else runs on this machine, one of a few tries is quick.
+    assert any(seconds() < 0.5 for _ in range(10))
+
+
+def test_help_names_every_exit_code() -> None:
+    said = give("--help").stdout
+    for code in ("0 done", "1 the run failed", "2 bad", "3 conflict", "130"):
+        assert code in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [(("runn",), "run"), (("run",), "JOB.yaml"), (("run", "x.yaml", "--replann"), "--replan")],
+)
+def test_usage_errors_exit_2(tmp_path: Path, arguments: tuple[str, ...], part: str) -> None:
+    said = give(*arguments, cwd=tmp_path)
+    assert (said.returncode, said.stdout) == (2, "")
+    assert part in said.stderr
+    as_json = give(*arguments, "--json", cwd=tmp_path)
+    assert as_json.returncode == 2
+    error = json.loads(as_json.stdout)
+    assert (error["error"], error["exit_code"]) == ("UsageError", 2)
+    assert part in error["message"]
+
+
+def test_a_setting_that_is_wrong_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "base.yaml").write_text("batches:\n  secnds: 3\n")
+    said = give("config", "--json", cwd=tmp_path)
+    assert said.returncode == 2
+    error = json.loads(said.stdout)
+    assert error["error"] == "SettingsError"
+    assert "conf/base.yaml:2" in error["message"]
+    assert "seconds" in error["message"]
+    assert f"error: {error['message']}" in said.stderr
+
+
+def test_status_where_nothing_ever_ran(tmp_path: Path) -> None:
+    said = give("status", cwd=tmp_path)
+    assert said.returncode == 2
+    assert "next:  name one: chunkmap status --output" in said.stderr
+
+
+def test_a_bug_keeps_its_traceback_and_is_still_one_object(tmp_path: Path) -> None:
+    broken = """
+import pipeline.cli.states
+pipeline.cli.states.config = None
+from pipeline.cli import main
+main()
+"""
+    said = give("config", "--json", cwd=tmp_path, code=broken)
+    assert said.returncode == 1
+    assert json.loads(said.stdout)["exit_code"] == 1
+    assert "Traceback" in said.stderr

@@ -1,0 +1,110 @@
+"""The other commands on the real stack: plan, check, status, verify, config, up, down."""
+
+import pytest
+
+from tests.integration.world import ROWS, World, parquet, sales
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def done(world: World) -> str:
+    """A run that is done; its id."""
+    answer = world.chunkmap("run", world.job("looked-at"), "--json")
+    assert answer.code == 0, answer.err
+    return str(answer.data["run"])
+
+
+def test_plan_says_what_would_run_and_writes_nothing(world: World) -> None:
+    job = world.job("planned", input={"filter": [["id", ">=", 2000]]})
+    said = world.chunkmap("plan", job, "--json").data
+    assert (said["objects_listed"], said["objects_planned"]) == (6, 4)
+    assert (said["row_groups"], said["row_groups_pruned"]) == (24, 8)
+    assert said["rows"] == 4000
+    assert said["columns"] == ["id", "price", "shop"]
+    shown = world.chunkmap("plan", job, "--explain")
+    for part in ("4 of 6 listed", "16 of 24", "8 row groups", "nothing was written", "█"):
+        assert part in shown.out
+    assert not world.objects("s3://demo/out/planned")
+
+
+def test_check_shows_the_transform_at_work(world: World) -> None:
+    shown = world.chunkmap("check", world.job("checked"))
+    assert shown.code == 0, shown.err
+    assert "note" not in shown.err
+    said = world.chunkmap("check", "checked.yaml", "--json", "--rows", "3").data
+    assert said["schema_out"] == {**said["schema_in"], "total": "Float64"}
+    assert len(said["head"]) == 3
+    assert said["differs"] is None
+    assert not world.objects("s3://demo/out/checked")
+
+
+def test_check_warns_of_what_depends_on_the_cut(world: World) -> None:
+    shown = world.chunkmap("check", world.job("grouped", "shop.transforms:groups"))
+    assert shown.code == 0
+    assert "note: whole it gives 5 rows, cut in two 10" in shown.err
+
+
+def test_status_is_readable_at_80_columns(world: World, done: str) -> None:
+    shown = world.chunkmap("status", "-o", "s3://demo/out/looked-at/", COLUMNS="80")
+    lines = [line.rstrip() for line in shown.out.splitlines()]
+    assert lines[0] == "s3://demo/out/looked-at/"
+    assert lines[2].split()[:3] == [done, "looked-at", "done"]
+    assert max(map(len, lines)) <= 80
+
+
+def test_status_of_one_run(world: World, done: str) -> None:
+    shown = world.chunkmap("status", done[:8])
+    assert f"looked-at · run {done}" in shown.out
+    wrong = world.chunkmap("status", done[:-1] + ("0" if done[-1] != "0" else "1"), "--json")
+    assert wrong.code == 2
+    assert wrong.data["hint"] == f"did you mean {done}?"
+
+
+def test_verify_sees_what_was_changed_lost_and_added(world: World, done: str) -> None:
+    output = "s3://demo/out/looked-at/"
+    assert world.chunkmap("verify", output).code == 0
+    changed, lost, *_ = sorted(uri for uri, _ in world.objects(output))
+    kept = {uri: world.storage.get(uri).data for uri in (changed, lost)}
+    flipped = bytes([*kept[changed][:99], kept[changed][99] ^ 1, *kept[changed][100:]])
+    world.storage.put(changed, flipped)
+    world.storage.delete(lost)
+    world.storage.put(output + "extra.parquet", parquet(sales(0, 1)))
+    said = world.chunkmap("verify", output, "--json")
+    assert said.code == 1
+    problems = "\n".join(said.data["problems"])
+    assert f"{changed} has another checksum" in problems
+    assert f"{lost} is missing" in problems
+    assert f"{output}extra.parquet is in the output, but no manifest names it" in problems
+    assert len(said.data["problems"]) == 3
+    assert "is NOT as its manifest says" in world.chunkmap("verify", output).out
+
+    world.storage.delete(output + "extra.parquet")
+    for uri, data in kept.items():
+        world.storage.put(uri, data)
+    again = world.chunkmap("verify", output, "--json")
+    assert (again.code, again.data["problems"]) == (0, [])
+    assert again.data["rows"] < ROWS
+
+
+def test_verify_of_what_was_never_published(world: World) -> None:
+    refused = world.chunkmap("verify", "s3://demo/sales/", "--json")
+    assert (refused.code, refused.data["error"]) == (2, "UsageError")
+    assert "s3://demo/sales/ has no manifest" in refused.data["message"]
+
+
+def test_config_masks_secrets_and_names_sources(world: World) -> None:
+    said = world.chunkmap("config", "--json", CHUNKMAP_DASK__WORKERS="3").data
+    assert said["dask.workers"] == {"value": "3", "source": "CHUNKMAP_DASK__WORKERS"}
+    assert said["transforms.allow"] == {"value": "shop", "source": "conf/base.yaml:1"}
+    assert said["s3.endpoint_url"]["source"] == "the embedded stack"
+    shown = world.chunkmap("config")
+    secret = world.settings.s3.secret_access_key
+    assert secret is not None
+    assert secret.get_secret_value() not in shown.out
+    assert "********" in shown.out
+
+
+def test_up_is_one_object_too(world: World) -> None:
+    said = world.chunkmap("up", "--json").data
+    assert [one["state"] for one in said["services"]] == ["running"] * 3

@@ -1,0 +1,33 @@
+"""`chunkmap demo`, from nothing, twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.stack import processes
+from pipeline.stack.state import StateFolder
+from tests.integration.world import REPOSITORY, World
+
+pytestmark = pytest.mark.integration
+
+
+def test_the_demo_runs_verifies_stops_and_then_finds_it_done(tmp_path: Path) -> None:
+    for name in ("conf", "examples"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    world = World(tmp_path)
+    first = world.chunkmap("demo", "--json")
+    assert first.code == 0, first.err
+    assert first.data["rows_in"] > 3_000_000
+    assert first.data["verified"]["rows"] == first.data["rows_out"]
+    assert first.data["mapped"] == first.data["chunks"]
+    assert Path(first.data["local_report"]).exists()
+    assert not processes.marked(StateFolder(tmp_path / ".chunkmap").marker())
+
+    again = world.chunkmap("demo")
+    assert again.code == 0, again.err
+    assert f"Run {first.data['run']} is complete: 0 of {first.data['chunks']}" in again.out
+    assert "is as its manifest says" in again.out
+    report = Path(first.data["local_report"]).with_name("report.json")
+    assert json.loads(report.read_text())["run"]["state"] == "done"
+    assert not processes.marked(StateFolder(tmp_path / ".chunkmap").marker())

@@ -1,0 +1,178 @@
+"""`chunkmap run` on the real stack: to the end, interrupted, killed, failing, mended."""
+
+import json
+import re
+import signal
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from pipeline.overview import overview
+from tests.integration.world import ROWS, Answer, World, sales
+
+pytestmark = pytest.mark.integration
+
+
+def oracle(rate: float = 1.0, above: int = -1) -> pl.DataFrame:
+    """What `total` makes of everything, by Polars alone."""
+    rows = sales(0, ROWS).filter(pl.col("id") > above, pl.col("price") > 10)
+    return rows.with_columns(total=pl.col("price") * rate)
+
+
+def ask_prefect(world: World, path: str, **filters: Any) -> list[dict[str, Any]]:
+    request = urllib.request.Request(
+        f"{world.settings.prefect.api_url}/{path}/filter",
+        data=json.dumps({"limit": 200, **filters}).encode(),
+        headers={"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request) as answer:
+        found: list[dict[str, Any]] = json.load(answer)
+    return found
+
+
+@pytest.fixture(scope="module")
+def first(world: World) -> Answer:
+    job = world.job("sales", input={"filter": [["id", ">", 1499]]}, params={"rate": 2.0})
+    return world.chunkmap("run", job, "--json")
+
+
+def test_the_output_is_what_polars_alone_computes(world: World, first: Answer) -> None:
+    assert first.code == 0, first.err
+    assert_frame_equal(world.frame("s3://demo/out/sales/"), oracle(2.0, above=1499))
+
+
+def test_the_figures_are_honest(world: World, first: Answer) -> None:
+    said = first.data
+    assert said["state"] == "done"
+    assert (said["rows_in"], said["rows_out"]) == (ROWS - 1500, oracle(above=1499).height)
+    assert said["chunks"] == said["mapped"] > 8
+    assert said["failed"] == 0
+    assert said["bytes_out"] == sum(i.size for i in world.storage.objects("s3://demo/out/sales/"))
+
+
+def test_the_report_is_in_s3_and_here(world: World, first: Answer) -> None:
+    stored = world.storage.get(first.data["report"]).data
+    assert Path(first.data["local_report"]).read_bytes() == stored
+    assert b"<html" in stored
+    report = json.loads(world.storage.get(first.data["report"].replace(".html", ".json")).data)
+    assert report["run"]["id"] == first.data["run"]
+
+
+def test_prefect_shows_the_run(world: World, first: Answer) -> None:
+    flow_run = first.data["prefect_ui"].rpartition("/")[2]
+    (shown,) = ask_prefect(world, "flow_runs", flow_runs={"id": {"any_": [flow_run]}})
+    assert (shown["name"], shown["state_type"]) == ("sales", "COMPLETED")
+    tasks = ask_prefect(world, "task_runs", flow_runs={"id": {"any_": [flow_run]}})
+    # Never one task run a chunk: batches, the plan and the publishing.
+    assert len(tasks) == first.data["batches"] + 2 < first.data["chunks"] + 2
+    names = {task["name"] for task in tasks}
+    assert {"plan sales", f"publish {first.data['run']}"} <= names
+    assert sum(bool(re.fullmatch(r"r1-[0-9a-f]+-\d{5}", name)) for name in names) == len(names) - 2
+    artifacts = ask_prefect(world, "artifacts", flow_runs={"id": {"any_": [flow_run]}})
+    by_type = {artifact["type"]: artifact for artifact in artifacts}
+    assert by_type["progress"]["data"] == 100
+    assert first.data["report"] in by_type["markdown"]["data"]
+
+
+def test_again_maps_nothing_and_says_so(world: World, first: Answer) -> None:
+    before = world.objects("s3://demo/out/sales/")
+    again = world.chunkmap("run", "sales.yaml")
+    assert again.code == 0, again.err
+    line = again.out.splitlines()[0]
+    assert line.startswith(f"Run {first.data['run']} is complete: 0 of {first.data['chunks']} ")
+    assert world.objects("s3://demo/out/sales/") == before
+
+
+def test_the_summary_for_people(world: World) -> None:
+    done = world.chunkmap("run", world.job("people"))
+    assert done.code == 0, done.err
+    for part in (
+        f"{ROWS:,} in, {oracle().height:,} out", "MB/s", "s3://demo/out/people/", "report.html",
+        "Prefect UI  http://", " mapped now, 0 failed)", " in 1 round",
+    ):  # fmt: skip
+        assert part in done.out
+    # Without a terminal: a line for each phase and for the progress, and nobody else's logs.
+    lines = [line.split(" ")[0] for line in done.err.splitlines()]
+    assert set(lines) == {"plan", "map", "publish", "report"}
+
+
+def test_interrupted_then_killed_then_finished(world: World) -> None:
+    job = world.job("stopped", "shop.transforms:slow")
+    completions = "s3://demo/out/stopped.chunkmap/runs/"
+
+    with world.start("run", job) as process:
+        world.await_some(completions, process)
+        while not any("/completions/" in uri for uri, _ in world.objects(completions)):
+            assert process.poll() is None, process.communicate()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=15)
+    assert process.returncode == 130
+    assert "next:  go on with: chunkmap run stopped.yaml" in said
+    assert "Traceback" not in said
+    (run,) = overview(world.storage, "s3://demo/out/stopped/")
+    assert run.state == "interrupted"
+    assert not world.objects("s3://demo/out/stopped/")
+
+    with world.start("run", job) as process:
+        while _done(world, "stopped") <= run.done + 2:
+            assert process.poll() is None, process.communicate()
+        process.kill()
+        process.communicate()
+    killed = _done(world, "stopped")
+    assert not world.objects("s3://demo/out/stopped/")
+
+    last = world.chunkmap("run", job, "--json")
+    assert last.code == 0, last.err
+    assert last.data["run"] == run.run
+    assert last.data["mapped"] <= last.data["chunks"] - killed
+    assert_frame_equal(world.frame("s3://demo/out/stopped/"), sales(0, ROWS))
+
+
+def _done(world: World, name: str) -> int:
+    (run,) = overview(world.storage, f"s3://demo/out/{name}/")
+    return run.done
+
+
+BROKEN = """import polars as pl
+
+
+def picky(frame: pl.LazyFrame) -> pl.LazyFrame:
+    def check(rows: pl.DataFrame) -> pl.DataFrame:
+        if (rows["id"] == 4321).any():
+            raise ValueError("row 4321 is [odd]")
+        return rows
+
+    return frame.map_batches(check)
+"""
+
+
+def test_a_failed_chunk_is_mended_alone(world: World) -> None:
+    module = world.root / "shop" / "picky.py"
+    module.write_text(BROKEN)
+    job = world.job("picky", "shop.picky:picky")
+
+    failed = world.chunkmap("run", job, "--json")
+    assert failed.code == 1
+    said = failed.data
+    assert (said["state"], said["failed"], said["error"]) == ("failed", 1, "RunIncompleteError")
+    assert said["mapped"] == said["chunks"] - 1
+    assert "ValueError: row 4321 is [odd]" in said["errors"][0]
+    assert not world.objects("s3://demo/out/picky/")
+    (run,) = overview(world.storage, "s3://demo/out/picky/")
+    assert (run.state, run.failed, run.done) == ("failed", 1, said["mapped"])
+    shown = world.chunkmap("status", run.run)
+    assert "row 4321 is [odd]" in shown.out
+
+    module.write_text(BROKEN.replace("4321).any()", "-1).any()"))
+    other_code = world.chunkmap("run", job, "--json")
+    assert (other_code.code, other_code.data["error"]) == (3, "ConflictError")
+    assert "--accept-code" in other_code.data["hint"]
+
+    mended = world.chunkmap("run", job, "--accept-code", "--json")
+    assert mended.code == 0, mended.err
+    assert (mended.data["run"], mended.data["mapped"]) == (said["run"], 1)
+    assert_frame_equal(world.frame("s3://demo/out/picky/"), sales(0, ROWS))

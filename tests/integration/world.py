@@ -1,0 +1,257 @@
+"""A folder of a user's own, with a stack of its own, in which tests give real commands."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from pipeline import stack
+from pipeline.settings import Settings, load_settings
+from pipeline.stack import processes, services
+from pipeline.stack.state import StateFolder
+from pipeline.storage import Storage, open_storage
+
+ROWS = 6_000
+FILES = 6
+COMMAND = (sys.executable, "-P", "-c", "from pipeline.cli import main; main()")
+"""As the installed `chunkmap` does, from whatever folder."""
+REPOSITORY = Path(__file__).parents[2]
+
+READER = ("READER0123456789", "reads-and-lists-only")
+BLIND = ("BLIND01234567890", "writes-only")
+"""Credentials of limited rights on the stack's S3."""
+
+UNTOUCHED = (
+    "s3://demo/sales/",
+    "s3://demo/bad/",
+    *(f"s3://demo/out/{name}" for name in ("bad", "held", "denied", "unreached", "unclustered")),
+)
+"""Where bad input must change nothing; other tests write elsewhere meanwhile."""
+
+TRANSFORMS = '''"""Transforms of the tests."""
+
+import time
+
+import polars as pl
+
+
+def total(frame: pl.LazyFrame, rate: float = 1.0) -> pl.LazyFrame:
+    return frame.filter(pl.col("price") > 10).with_columns(total=pl.col("price") * rate)
+
+
+def slow(frame: pl.LazyFrame, seconds: float = 0.4) -> pl.LazyFrame:
+    def nap(rows: pl.DataFrame) -> pl.DataFrame:
+        time.sleep(seconds if rows.height else 0)
+        return rows
+
+    return frame.map_batches(nap)
+
+
+def eager(frame: pl.LazyFrame) -> pl.DataFrame:
+    return frame.collect()
+
+
+def lacks(frame: pl.LazyFrame) -> pl.LazyFrame:
+    return frame.with_columns(total=pl.col("prize") * 2)
+
+
+def groups(frame: pl.LazyFrame) -> pl.LazyFrame:
+    return frame.group_by("shop").agg(pl.col("price").sum()).sort("shop")
+'''
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command said."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The one object on stdout."""
+        assert self.out.count("\n") == 1, self.out
+        found: dict[str, Any] = json.loads(self.out)
+        return found
+
+
+@dataclass(frozen=True)
+class World:
+    """The folder."""
+
+    root: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def settings(self) -> Settings:
+        return load_settings(cwd=self.root)
+
+    @cached_property
+    def storage(self) -> Storage:
+        return open_storage(self.settings)
+
+    def variables(self, **more: str) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(REPOSITORY), **self.environment, **more}
+
+    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+        """Give a command and do not wait for it."""
+        return subprocess.Popen(
+            [*COMMAND, *arguments],
+            cwd=self.root,
+            env=self.variables(**variables),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def chunkmap(self, *arguments: str, **variables: str) -> Answer:
+        """Give a command."""
+        clock = time.perf_counter()
+        with self.start(*arguments, **variables) as process:
+            out, err = process.communicate(timeout=250)
+        return Answer(process.returncode, out, err, time.perf_counter() - clock)
+
+    def job(
+        self, name: str, transform: str = "shop.transforms:total", source: str = "", **more: Any
+    ) -> str:
+        """Write a job file; returns its name. Its output is s3://demo/out/NAME/."""
+        job: dict[str, Any] = {
+            "name": name,
+            "input": {"uri": source or "s3://demo/sales/"},
+            "chunks": {"target": "16KiB"},
+            "transform": transform,
+            "output": {"uri": f"s3://demo/out/{name}/"},
+        }
+        for key, value in more.items():
+            job[key] = {**job[key], **value} if isinstance(job.get(key), dict) else value
+        # JSON is YAML.
+        (self.root / f"{name}.yaml").write_text(json.dumps(job, indent=1))
+        return f"{name}.yaml"
+
+    def objects(self, *prefixes: str) -> set[tuple[str, str]]:
+        """Everything in S3 whose URI begins with one of these, with its ETag."""
+        found = self.storage.objects("s3://demo/")
+        return {(info.uri, info.etag) for info in found if info.uri.startswith(prefixes)}
+
+    def frame(self, prefix: str) -> pl.DataFrame:
+        """All rows below a prefix, in the order of their ids."""
+        found = sorted(info.uri for info in self.storage.objects(prefix))
+        frames = [pl.read_parquet(BytesIO(self.storage.get(uri).data)) for uri in found]
+        return pl.concat(frames).sort("id")
+
+    def await_some(self, prefix: str, process: subprocess.Popen[str]) -> None:
+        """Return when there is an object below a prefix; the process must run on meanwhile."""
+        deadline = time.monotonic() + 90
+        while not self.storage.objects(prefix):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, f"nothing below {prefix}"
+            time.sleep(0.05)  # S3 has no event to wait for
+
+
+def sales(start: int, rows: int) -> pl.DataFrame:
+    """Rows with the ids from `start` on."""
+    ids = pl.int_range(start, start + rows, eager=True)
+    return pl.DataFrame(
+        {"id": ids, "price": (ids * 37 % 101).cast(pl.Float64), "shop": "s" + (ids % 5).cast(str)}
+    )
+
+
+def parquet(frame: pl.DataFrame, row_group: int = 250) -> bytes:
+    """A frame as a Parquet file."""
+    buffer = BytesIO()
+    frame.write_parquet(buffer, row_group_size=row_group)
+    return buffer.getvalue()
+
+
+def fill(storage: Storage) -> None:
+    """Good input, and one prefix for each sort of bad one."""
+    each = ROWS // FILES
+    for number in range(FILES):
+        storage.put(f"s3://demo/sales/{number}.parquet", parquet(sales(number * each, each)))
+    good = parquet(sales(0, 500))
+    odd = parquet(sales(500, 500).with_columns(pl.col("price").cast(str), extra=pl.lit(1)))
+    for name, other in {
+        "no-parquet": b"id,price\n1,2\n" * 20,
+        "empty": b"",
+        "cut-off": good[: len(good) // 2],
+        "differ": odd,
+    }.items():
+        storage.put(f"s3://demo/bad/{name}/good.parquet", good)
+        storage.put(f"s3://demo/bad/{name}/other.parquet", other)
+    storage.put("s3://demo/bad/csv/notes.csv", b"id,price\n1,2\n")
+    storage.put("s3://demo/out/held/other.txt", b"mine")
+
+
+def build(root: Path) -> World:
+    """Make the folder and start its stack."""
+    (root / "conf").mkdir(parents=True, exist_ok=True)
+    (root / "conf" / "base.yaml").write_text(
+        "transforms: {allow: [shop]}\ndask: {workers: 2}\nbatches: {seconds: 0.5, max_chunks: 4}\n"
+    )
+    for package in ("shop", "secret"):
+        (root / package).mkdir(exist_ok=True)
+    (root / "shop" / "__init__.py").touch()
+    (root / "shop" / "transforms.py").write_text(TRANSFORMS)
+    (root / "secret" / "__init__.py").write_text("open('imported', 'w').close()\n")
+    world = World(root)
+    _allow_others(world)
+    answer = world.chunkmap("up")
+    assert answer.code == 0, answer.err
+    fill(world.storage)
+    return world
+
+
+def _allow_others(world: World) -> None:
+    """Credentials of limited rights beside the stack's own, which come first."""
+    folder = StateFolder(world.root / ".chunkmap")
+    folder.create()
+    services.s3_settings(folder.root, 0)
+    config = folder.root / "s3.json"
+    identities = json.loads(config.read_text())["identities"]
+    for (key, secret), actions in ((READER, ["Read", "List"]), (BLIND, ["Write"])):
+        credentials = [{"accessKey": key, "secretKey": secret}]
+        identities.append({"name": key, "credentials": credentials, "actions": actions})
+    config.write_text(json.dumps({"identities": identities}))
+
+
+def tear_down(world: World) -> None:
+    """Stop the stack; nothing of it may be left."""
+    stack.down(load_settings(cwd=world.root), lambda line: None)
+    assert not processes.marked(StateFolder(world.root / ".chunkmap").marker())
+
+
+@contextmanager
+def shared(folder: Path) -> Iterator[World]:
+    """One world for all test processes: the first one makes it, the last one ends it."""
+    users = folder / "users"
+    world = World(folder / "world")
+
+    def counted(change: int, act: Callable[[World], object], when: Sequence[int]) -> None:
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            count = (int(users.read_text()) if users.exists() else 0) + change
+            if count in when:
+                act(world)
+            users.write_text(str(count))
+
+    counted(1, lambda one: build(one.root), when=[1])
+    try:
+        yield world
+    finally:
+        counted(-1, tear_down, when=[0])
