@@ -152,25 +152,28 @@ def cluster_mapper(runner: DaskTaskRunner) -> Callable[[Any, Sequence[Any]], Ite
 
 def connection_errors() -> tuple[type[BaseException], ...]:
     """What submitting raises when the scheduler is gone."""
-    from distributed.client import FutureCancelledError
+    from distributed.client import ClosedClientError, FutureCancelledError, FuturesCancelledError
     from distributed.comm.core import CommClosedError
 
-    return (CommClosedError, FutureCancelledError, OSError, TimeoutError)
+    cancelled = (FutureCancelledError, FuturesCancelledError)
+    return (CommClosedError, ClosedClientError, *cancelled, OSError, TimeoutError)
 
 
 def thread_count(runner: DaskTaskRunner) -> int:
-    """Worker threads of the runner's cluster at this moment."""
-    workers = runner.client.scheduler_info(n_workers=-1)["workers"]
+    """Worker threads of the runner's cluster at this moment; none while its scheduler is gone."""
+    try:
+        workers = runner.client.scheduler_info(n_workers=-1)["workers"]
+    except connection_errors():
+        return 0
     return sum(int(worker["nthreads"]) for worker in workers.values())
 
 
 def wait_any(futures: Sequence[PrefectDaskFuture[Any]], seconds: float) -> None:
     """Return when one of the futures is done, whatever way, or the time is up."""
     from distributed import wait
-    from distributed.client import FutureCancelledError
 
     inner = [future.wrapped_future for future in futures]
-    with suppress(TimeoutError, FutureCancelledError), inner[0].client.as_current():
+    with suppress(*connection_errors()), inner[0].client.as_current():
         wait(inner, timeout=seconds, return_when="FIRST_COMPLETED")
 
 
