@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ class Cluster:
     api: str
     address: str
     workers: dict[str, Process] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    """By which the scheduler knows the workers."""
 
     # -- processes ----------------------------------------------------------------------------
 
@@ -44,7 +47,9 @@ class Cluster:
 
     def add_worker(self, name: str, *, nanny: bool = False, **more: str) -> Process:
         """Start a worker whose S3 requests the proxy knows by its name."""
-        arguments = ["--name", name, "--nthreads", "1", "--nworkers", "1", "--host", HOST]
+        # The scheduler may still hold the name of the one that was killed.
+        label = f"{name}-{uuid.uuid4().hex[:4]}"
+        arguments = ["--name", label, "--nthreads", "1", "--nworkers", "1", "--host", HOST]
         arguments += ["--no-dashboard", "--nanny" if nanny else "--no-nanny"]
         arguments += ["--local-directory", str(self.world.folder / "spill")]
         arguments += ["--memory-limit", more.pop("memory", "0")]
@@ -54,6 +59,7 @@ class Cluster:
         environment = {**self.environment(name), **more}
         worker = Process(name, command, environment, self.world.folder).start()
         self.workers[name] = worker
+        self.labels[name] = label
         return worker
 
     def repair(self) -> None:
@@ -77,7 +83,7 @@ class Cluster:
         def there() -> bool:
             with Client(self.address, set_as_default=False, timeout=20) as client:
                 names = {w["name"] for w in client.scheduler_info(n_workers=-1)["workers"].values()}
-            return len(names) == count and names <= self.workers.keys()
+            return names == {self.labels[name] for name in self.workers} and len(names) == count
 
         await_that(there, f"{count} workers")
 

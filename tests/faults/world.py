@@ -86,8 +86,10 @@ class Process:
             os.killpg(self.pid, number)
 
     def kill(self, *_: object) -> None:
-        """Kill -9, at once."""
+        """Kill -9, and see it dead."""
         self.signal(signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait(10)
 
     def wait(self, seconds: float) -> int:
         assert self._process is not None, f"{self.name} was not started"
