@@ -23,6 +23,7 @@ from pipeline.driver import (
 from pipeline.engines import Engine, SerialEngine
 from pipeline.errors import ConflictError, RunCancelledError
 from pipeline.job import Job
+from pipeline.leaving import was_interrupted
 from pipeline.ledger import Ledger
 from pipeline.planning import Planned, Resume, plan_run
 from pipeline.publish import UploadsVanishedError
@@ -168,11 +169,12 @@ class Driving:
         try:
             progress, manifest = self._map_and_publish()
             state = "done" if manifest is not None else "failed"
-        except KeyboardInterrupt:
-            state = "interrupted"
-            raise
         except RunCancelledError:
             state = "cancelled"
+            raise
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) or was_interrupted():
+                state = "interrupted"
             raise
         finally:
             self.driver.write(state)

@@ -11,6 +11,7 @@ from pipeline.cli.progress import Display
 from pipeline.cli.screen import bad, plural, print_json, say, show_pairs, size, speed, warn
 from pipeline.errors import RunInterruptedError
 from pipeline.job import Job, load_job
+from pipeline.leaving import noting_interrupts, was_interrupted
 from pipeline.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ def run_job(
     display = Display(quiet=quiet)
 
     def listen(phase: str, progress: MapProgress | None) -> None:
+        if was_interrupted():
+            raise KeyboardInterrupt  # Somebody swallowed the first one.
         display.phase(phase)
         if progress is not None:
             display.mapping(progress)
@@ -92,13 +95,15 @@ def run_job(
         preflight(job, settings, open_storage(settings))
         from pipeline.flows.launch import launch
 
-        with display:
+        with display, noting_interrupts():
             summary = launch(job, settings, listen, resume or Resume())
     except RunIncompleteError as error:
         if not quiet:
             show(outcome_of(error.summary))
         raise
-    except KeyboardInterrupt as error:
+    except BaseException as error:
+        if not (isinstance(error, KeyboardInterrupt) or was_interrupted()):
+            raise
         raise RunInterruptedError(
             "interrupted: what is done is kept", hint=f"go on with: {again}"
         ) from error

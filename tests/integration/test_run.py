@@ -110,7 +110,7 @@ def test_interrupted_then_killed_then_finished(world: World) -> None:
             assert process.poll() is None, process.communicate()
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=15)
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert "next:  go on with: chunkmap run stopped.yaml" in said
     assert "Traceback" not in said
     (run,) = overview(world.storage, "s3://demo/out/stopped/")
