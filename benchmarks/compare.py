@@ -34,8 +34,8 @@ class Comparison:
 
     @property
     def met(self) -> bool | None:
-        """Whether the aim is met; None without an aim or a ratio."""
-        if self.aim is None or self.found is None:
+        """Whether the aim is met; None without an aim, a ratio, or enough samples to tell."""
+        if self.aim is None or self.found is None or self.said == "too few samples":
             return None
         return is_met(self.found, self.aim)
 

@@ -141,13 +141,16 @@ class CountingProxy:
             answer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             headers = [(name, value) for name, value in headers if name.lower() != b"expect"]
         _write_head(ask, line, headers)
-        self._written += await _body(client, ask, named, until_close=False)
+        # Not `+= await`: that would add to what the sum was before the wait.
+        sent = await _body(client, ask, named, until_close=False)
+        self._written += sent
         status_line, reply_headers = await _head(server)
         status = status_line.decode("latin-1").split(" ", 2)[1]
         _write_head(answer, status_line, reply_headers)
         reply = _named(reply_headers)
         if method != "HEAD" and status not in ("204", "304"):
-            self._read += await _body(server, answer, reply, until_close=True)
+            came = await _body(server, answer, reply, until_close=True)
+            self._read += came
         await answer.drain()
         self._requests[kind_of(method, target, named), status] += 1
         closing = (named.get("connection", ""), reply.get("connection", ""))

@@ -50,6 +50,8 @@ def aims(found: Sequence[Comparison]) -> Markup:
             said = _coloured("met", "var(--good)")
         elif one.found is None:
             said = _coloured(f"{one.theirs.title} {one.theirs.state}", "var(--warn)")
+        elif one.met is None:
+            said = _coloured("too few samples", "var(--soft)")
         else:
             said = _coloured(f"missed by {one.found.value / one.aim:.2f} times", "var(--bad)")
         rows.append(

@@ -19,12 +19,15 @@ def headline(record: Record, found: Sequence[Comparison]) -> str:
         )
     faster = sum(1 for one in shown if one.said == "faster")
     slower = sum(1 for one in shown if one.said == "slower")
-    same = len(shown) - faster - slower
+    few = sum(1 for one in shown if one.said == "too few samples")
+    same = len(shown) - faster - slower - few
     said = (
         f"In {humanize.plural(len(shown), 'comparison')} on "
         f"{humanize.plural(len({one.workload for one in shown}), 'workload')}, chunkmap was faster "
         f"in {faster}, slower in {slower}, and in {same} there was no difference beyond the noise."
     )
+    if few:
+        said += f" {few} had too few samples to tell."
     judged = [one for one in shown if one.met is not None]
     if judged:
         met = sum(1 for one in judged if one.met)

@@ -30,6 +30,13 @@ def test_comparisons_of_a_full_record() -> None:
     assert not any(workload == "wait" for workload, _ in said)
 
 
+def test_an_aim_is_not_met_by_one_sample() -> None:
+    (compared,) = comparisons(
+        record(result("row-map", "chunkmap", [1.0]), result("row-map", "polars", [2.0]))
+    )
+    assert (compared.said, compared.met) == ("too few samples", None)
+
+
 def test_the_cost_of_a_task_is_compared_at_the_largest_number_of_each() -> None:
     said = {one.theirs.subject: one for one in comparisons(full_record()) if one.ours.tasks}
     assert said["ray-data"].ours.tasks == 10_000

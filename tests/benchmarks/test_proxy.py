@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -111,6 +112,23 @@ def test_a_large_upload_is_counted_by_part(upstream: str) -> None:
     assert traffic.requests["UploadPart"] == {"200": 2}
     assert traffic.requests["CompleteMultipartUpload"] == {"200": 1}
     assert traffic.bytes_written > 10 * 2**20
+
+
+def test_nothing_is_lost_when_many_ask_at_once(upstream: str) -> None:
+    with CountingProxy(upstream) as proxy, client(proxy.endpoint) as s3:
+        s3.create_bucket(Bucket="many")
+
+        def both(number: int) -> bool:
+            s3.put_object(Bucket="many", Key=f"key-{number}", Body=BODY)
+            found = s3.get_object(Bucket="many", Key=f"key-{number}")["Body"].read()
+            return bool(found == BODY)
+
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(both, range(24)))
+        traffic = proxy.traffic()
+    assert traffic.requests["PutObject"] == traffic.requests["GetObject"] == {"200": 24}
+    assert traffic.bytes_read >= 24 * len(BODY)
+    assert traffic.bytes_written >= 24 * len(BODY)
 
 
 def test_https_cannot_be_counted() -> None:
