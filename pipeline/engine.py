@@ -56,6 +56,10 @@ def start_local_cluster(
     variables = {
         # Polars would start a thread for each core in every worker.
         "POLARS_MAX_THREADS": str(max(1, cores // (workers * threads))),
+        # Dask's profiler walks all threads' frames a hundred times a second. When a garbage
+        # collection runs meanwhile, Python 3.11 deadlocks with threads that are just starting
+        # (gh-106883): both workers froze for minutes on a thousand small chunks.
+        "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
         **{name: os.environ[name] for name in ("POLARS_MAX_THREADS",) if name in os.environ},
         **(environment or {}),
     }
