@@ -2,9 +2,9 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -46,12 +46,13 @@ print(sorted(slow & set(sys.modules)), file=sys.stderr)
 
 def test_help_answers_in_half_a_second() -> None:
     def seconds() -> float:
-        clock = time.perf_counter()
+        # Of the processor: a clock would measure what else this machine does.
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert give("--help").returncode == 0
-        return time.perf_counter() - clock
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    # Whatever else runs on this machine, one of a few tries is quick.
-    assert any(seconds() < 0.5 for _ in range(10))
+    assert min(seconds() for _ in range(3)) < 0.5
 
 
 def test_help_names_every_exit_code() -> None:
