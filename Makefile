@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 ARGS ?=
+N ?= 20
+SEED ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
@@ -61,8 +63,9 @@ down: $(STAMP) ## stop what `make up` started
 bench: $(STAMP) ## measure chunkmap beside its peers and write a report (ARGS=--full for all)
 	@$(BIN)/chunkmap bench run $(ARGS)
 
-chaos: $(STAMP) ## run only the tests that kill processes
-	@$(BIN)/python -m pytest -m faults $(ARGS)
+chaos: $(STAMP) ## long fault suite with N=20 random schedules; SEED=n plays one of them again
+	@CHAOS=$(N) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -m faults --timeout 600 \
+	  $(if $(SEED),tests/faults/test_schedules.py -s,tests/faults) $(ARGS)
 
 lock: $(STAMP) ## resolve constraints.txt again (ARGS=--upgrade for newer versions)
 	@$(BIN)/uv pip compile pyproject.toml --extra local --extra bench --extra dev \

@@ -22,7 +22,7 @@ from tests.faults.world import Command, Process, Scenario, World, await_that
 DASK = {
     "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(ALLOWED_FAILURES),
     # A stopped worker is given up after this long (by default 5 minutes).
-    "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "8s",
+    "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "12s",
     "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s",
 }
 
@@ -128,6 +128,8 @@ def running_cluster(world: World) -> Iterator[Cluster]:
     _made(launch.folder)
     prefect = Process("prefect", launch.command, launch.environment, world.folder)
     arguments = ("--host", HOST, "--port", str(scheduler_port), "--no-dashboard", "--no-show")
+    # Imported with the first task otherwise, while no heartbeat is heard.
+    arguments += ("--preload", "pipeline.flows.map_dataset")
     command = (sys.executable, "-m", "distributed.cli.dask_scheduler", *arguments)
     scheduler = Process(
         "scheduler", command, {**os.environ, **DASK, "PYTHONPATH": os.getcwd()}, world.folder

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,25 @@ from tests.faults.cluster import Cluster, running_cluster
 from tests.faults.world import Scenario, World, running_world
 
 NewScenario = Callable[..., Scenario]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the long form out, unless `make chaos` asks for it."""
+    if os.environ.get("CHAOS") or os.environ.get("CHAOS_SEED"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("chaos")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def mostly_long(
+    cases: Iterable[object], short: Container[str], name: Callable[[Any], str] = str
+) -> list[Any]:
+    """Parameters of which only the named ones are in the short form."""
+    return [
+        pytest.param(case, id=name(case), marks=() if name(case) in short else pytest.mark.chaos)
+        for case in cases
+    ]
 
 
 @pytest.fixture(scope="session")

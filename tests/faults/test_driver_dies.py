@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.faults.cluster import Cluster
-from tests.faults.conftest import NewScenario
+from tests.faults.conftest import NewScenario, mostly_long
 from tests.faults.invariants import check_everything
 from tests.faults.points import POINTS, Point
 from tests.faults.rules import Act, Rule
@@ -13,14 +13,27 @@ from tests.faults.world import CHUNKS
 
 pytestmark = pytest.mark.faults
 
-DEATHS = [(p, act) for p in POINTS for act in (("refuse", "lose") if p.writes else ("refuse",))]
+DEATHS: list[tuple[Point, Act]] = [
+    (p, act) for p in POINTS for act in (("refuse", "lose") if p.writes else ("refuse",))
+]
 
 
-@pytest.mark.parametrize(
-    ("point", "act"), DEATHS, ids=[f"{act} {point.name}" for point, act in DEATHS]
-)
-def test_a_serial_driver_dies(new: NewScenario, point: Point, act: Act) -> None:
-    scenario = new()
+SHORT = {
+    "lose store the run",
+    "lose store completions",
+    "lose claim the output",
+    "refuse complete an upload",
+    "lose move the pointer",
+}
+
+
+def _named(death: tuple[Point, Act]) -> str:
+    return f"{death[1]} {death[0].name}"
+
+
+@pytest.mark.parametrize("death", mostly_long(DEATHS, SHORT, _named))
+def test_a_serial_driver_dies(new: NewScenario, death: tuple[Point, Act]) -> None:
+    scenario, (point, act) = new(), death
     scenario.inject(rule := point.rule(act))
     driver = scenario.start_serially()
     rule.call = driver.kill
@@ -41,7 +54,7 @@ FLOW_DEATHS = {
 }
 
 
-@pytest.mark.parametrize("step", FLOW_DEATHS)
+@pytest.mark.parametrize("step", mostly_long(FLOW_DEATHS, {"completing the uploads"}))
 def test_a_flow_dies(new: NewScenario, cluster: Cluster, step: str) -> None:
     scenario, (rule, redone) = new(), FLOW_DEATHS[step]
     scenario.inject(rule)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.conftest import NewScenario
+from tests.faults.conftest import NewScenario, mostly_long
 from tests.faults.invariants import check_everything, unfinished
 from tests.faults.points import POINTS, WRITES, Point
 from tests.faults.rules import Act, Rule
@@ -21,6 +21,7 @@ def test_nothing_goes_wrong(new: NewScenario) -> None:
     assert not unfinished(scenario)
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("point", WRITES, ids=lambda point: point.name)
 def test_the_reply_to_a_write_is_lost(new: NewScenario, point: Point) -> None:
     scenario = new()
@@ -31,21 +32,23 @@ def test_the_reply_to_a_write_is_lost(new: NewScenario, point: Point) -> None:
     check_everything(scenario)
 
 
-@pytest.mark.parametrize("act", ["refuse", "reset", "500", "503", "truncate"])
+ACTS: tuple[Act, ...] = ("refuse", "reset", "500", "503", "truncate", "lose")
+
+
+@pytest.mark.parametrize("act", mostly_long(ACTS, {"503", "truncate", "lose"}))
 def test_every_step_fails_once(new: NewScenario, act: Act) -> None:
     scenario = new()
-    rules = [point.rule(act) for point in POINTS]
+    rules = [point.rule(act) for point in (WRITES if act == "lose" else POINTS)]
     scenario.inject(*rules)
     scenario.run_here()
     assert all(rule.happened.is_set() for rule in rules)
     check_everything(scenario)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", mostly_long(range(4), {"1"}))
 def test_a_fifth_of_all_requests_fails(new: NewScenario, seed: int) -> None:
     scenario = new()
-    acts: tuple[Act, ...] = ("refuse", "reset", "500", "503", "truncate", "lose")
-    rules = [Rule(act, times=None, share=0.2 / len(acts)) for act in acts]
+    rules = [Rule(act, times=None, share=0.2 / len(ACTS)) for act in ACTS]
     scenario.inject(*(rule.seeded(seed * 100 + n) for n, rule in enumerate(rules)))
     scenario.run_here_until_done()
     check_everything(scenario)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.faults.cluster import Cluster
-from tests.faults.conftest import NewScenario
+from tests.faults.conftest import NewScenario, mostly_long
 from tests.faults.invariants import check_everything
 from tests.faults.points import MAPPING, PUBLISHING, Point
 from tests.faults.rules import Rule
@@ -28,7 +28,7 @@ def _fresh(rule: Rule) -> Rule:
     return Rule(rule.act, rule.kind, rule.path, rule.client, rule.nth)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", mostly_long(STEPS, {"mapping"}))
 def test_the_prefect_server_dies(new: NewScenario, cluster: Cluster, step: str) -> None:
     scenario, reported = new(), list[float]()
     rule = _fresh(STEPS[step])
@@ -44,6 +44,7 @@ def test_the_prefect_server_dies(new: NewScenario, cluster: Cluster, step: str) 
     check_everything(scenario)
 
 
+@pytest.mark.chaos
 def test_the_prefect_server_dies_and_comes_back(new: NewScenario, cluster: Cluster) -> None:
     scenario = new()
     rule = _fresh(STEPS["mapping"])
@@ -74,6 +75,7 @@ def test_the_scheduler_dies_and_comes_back(new: NewScenario, cluster: Cluster) -
     check_everything(scenario, redone=CHUNKS)
 
 
+@pytest.mark.chaos
 def test_the_scheduler_dies_for_good(new: NewScenario, cluster: Cluster) -> None:
     scenario = new()
     rule = _fresh(STEPS["mapping"])
@@ -89,6 +91,7 @@ def test_the_scheduler_dies_for_good(new: NewScenario, cluster: Cluster) -> None
     check_everything(scenario, redone=CHUNKS)
 
 
+@pytest.mark.chaos
 def test_every_worker_dies(new: NewScenario, cluster: Cluster) -> None:
     scenario = new()
     rule = _fresh(STEPS["mapping"])
@@ -105,7 +108,10 @@ def test_every_worker_dies(new: NewScenario, cluster: Cluster) -> None:
 S3_DEATHS = [point for point in (*MAPPING, *PUBLISHING) if point.writes]
 
 
-@pytest.mark.parametrize("point", S3_DEATHS, ids=lambda point: point.name)
+@pytest.mark.parametrize(
+    "point",
+    mostly_long(S3_DEATHS, {"store completions", "complete an upload"}, lambda point: point.name),
+)
 def test_the_s3_server_dies_and_comes_back(new: NewScenario, point: Point) -> None:
     scenario = new()
     scenario.inject(rule := point.rule("lose"))

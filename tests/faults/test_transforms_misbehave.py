@@ -47,6 +47,7 @@ def test_one_chunk_returns_another_schema(new: NewScenario) -> None:
     assert not read_all(scenario, scenario.output).keys
 
 
+@pytest.mark.chaos
 def test_one_chunk_hangs(new: NewScenario, cluster: Cluster) -> None:
     for name in list(cluster.workers):
         cluster.workers.pop(name).stop()
@@ -68,6 +69,7 @@ def test_one_chunk_kills_its_process(new: NewScenario, cluster: Cluster) -> None
     _others_are_done(scenario, cluster.start(scenario).wait(240), "WorkerKilledError")
 
 
+@pytest.mark.chaos
 def test_one_chunk_eats_all_memory(new: NewScenario, cluster: Cluster) -> None:
     for name in list(cluster.workers):
         cluster.workers.pop(name).stop()

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from pipeline.planning import Resume
-from tests.faults.conftest import NewScenario
+from tests.faults.conftest import NewScenario, mostly_long
 from tests.faults.invariants import check_everything, check_output, oracle
 from tests.faults.points import PUBLISHING, Point
 from tests.faults.rules import Rule
@@ -18,6 +18,10 @@ pytestmark = pytest.mark.faults
 
 HOLD_SECONDS = 60.0
 TAKE_OVER = Resume(take_over=True)
+
+
+def _named(point: Point) -> str:
+    return point.name
 
 
 class Held:
@@ -62,7 +66,7 @@ def test_the_second_driver_watches_the_first(new: NewScenario) -> None:
     check_everything(scenario)
 
 
-@pytest.mark.parametrize("point", PUBLISHING, ids=lambda point: point.name)
+@pytest.mark.parametrize("point", mostly_long(PUBLISHING, {"complete an upload"}, _named))
 def test_two_drivers_publish_one_run(new: NewScenario, point: Point) -> None:
     scenario = new()
     held = Held(point, "first")
@@ -94,7 +98,7 @@ def _two_jobs(new: NewScenario, mode: str) -> tuple[Scenario, Scenario]:
 RACES = [point for point in PUBLISHING if point.name in ("freeze the commit", "claim the output")]
 
 
-@pytest.mark.parametrize("point", RACES, ids=lambda point: point.name)
+@pytest.mark.parametrize("point", mostly_long(RACES, {"claim the output"}, _named))
 def test_two_appends_at_once(new: NewScenario, point: Point) -> None:
     one, other = _two_jobs(new, "append")
     held = Held(point, "first")
@@ -112,7 +116,7 @@ def test_two_appends_at_once(new: NewScenario, point: Point) -> None:
     check_output(one, pl.concat([oracle(one), oracle(other)]).sort("id"))
 
 
-@pytest.mark.parametrize("point", RACES, ids=lambda point: point.name)
+@pytest.mark.parametrize("point", mostly_long(RACES, {"claim the output"}, _named))
 def test_two_overwrites_at_once(new: NewScenario, point: Point) -> None:
     one, other = _two_jobs(new, "overwrite")
     held = Held(point, "first")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.faults.cluster import Cluster
-from tests.faults.conftest import NewScenario
+from tests.faults.conftest import NewScenario, mostly_long
 from tests.faults.invariants import check_everything
 from tests.faults.rules import Rule
 from tests.faults.world import CHUNKS
@@ -24,6 +24,7 @@ STEPS = {
 }
 
 
+@pytest.mark.chaos
 def test_nothing_goes_wrong(new: NewScenario, cluster: Cluster) -> None:
     scenario = new()
     ended = cluster.start(scenario).wait()
@@ -32,7 +33,7 @@ def test_nothing_goes_wrong(new: NewScenario, cluster: Cluster) -> None:
     check_everything(scenario)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", mostly_long(STEPS, {"storing completions"}))
 def test_a_worker_dies(new: NewScenario, cluster: Cluster, step: str) -> None:
     scenario, rule = new(), STEPS[step]
     rule.call = cluster.workers["w0"].kill

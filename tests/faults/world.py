@@ -260,6 +260,10 @@ class Command:
         """Kill -9, at once."""
         self._process.kill()
 
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
     def wait(self, seconds: float = RUN_SECONDS) -> Ended:
         """Its end; when it does not come in time, the process is killed and the test fails."""
         try:
