@@ -114,7 +114,7 @@ class Display:
         done = now.done - first.done
         failed = f"{now.failed:,} failed, " if now.failed else ""
         if not done:
-            return f"{failed}ETA unknown yet"
+            return f"{failed}ETA unknown yet" if now.done < now.chunks else f"{failed}ETA 0 s"
         eta = _duration((now.chunks - now.done) * seconds / done)
         return (
             f"{failed}{(now.rows_in - first.rows_in) / seconds:,.0f} rows/s, "
