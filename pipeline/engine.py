@@ -166,7 +166,8 @@ def connection_errors() -> tuple[type[BaseException], ...]:
 def thread_count(runner: DaskTaskRunner) -> int:
     """Worker threads of the runner's cluster at this moment; none while its scheduler is gone."""
     try:
-        workers = runner.client.scheduler_info(n_workers=-1)["workers"]
+        # Empty while the client looks for its scheduler again.
+        workers = runner.client.scheduler_info(n_workers=-1).get("workers", {})
     except connection_errors():
         return 0
     return sum(int(worker["nthreads"]) for worker in workers.values())
