@@ -129,8 +129,8 @@ def running_cluster(world: World) -> Iterator[Cluster]:
     prefect = Process("prefect", launch.command, launch.environment, world.folder)
     arguments = ("--host", HOST, "--port", str(scheduler_port), "--no-dashboard", "--no-show")
     # Imported with the first task otherwise, while no heartbeat is heard.
-    arguments += ("--preload", "pipeline.flows.map_dataset")
-    command = (sys.executable, "-m", "distributed.cli.dask_scheduler", *arguments)
+    preload = ("--preload", "pipeline.flows.map_dataset")
+    command = (sys.executable, "-m", "distributed.cli.dask_scheduler", *arguments, *preload)
     scheduler = Process(
         "scheduler", command, {**os.environ, **DASK, "PYTHONPATH": os.getcwd()}, world.folder
     )

@@ -64,7 +64,9 @@ def check_ledger(scenario: Scenario, progress: Progress, redone: int, late: bool
     assert progress.completions.height == len(scenario.ledger.plan())
     assert progress.spares.height <= redone, progress.spares.select("index", "batch", "worker")
     every = pl.concat([progress.completions, progress.spares])
-    named = set((progress.completions if late else every)["upload"].to_list())
+    published = Catalog(scenario.storage, scenario.output)
+    chosen = published.snapshot(published.manifest()) if late else every
+    named = set(chosen["upload"].to_list())
     left = {
         item.upload
         for uri in every["uri"].unique()

@@ -55,11 +55,10 @@ class Schedule:
         if self.cluster is not None:
             victims += ["w0", "all workers", "scheduler", "prefect"]
         victim = self.random.choice(victims)
-        world = self.scenario.world
         if victim == "driver":
-            rule.call = lambda _: self.driver and self.driver.kill()
+            rule.call = self._kill_driver
         elif victim == "s3":
-            rule.call = lambda _: (world.weed.kill(), world.restart_s3())
+            rule.call = self._restart_s3
         else:
             assert self.cluster is not None
             kills: dict[str, Kill] = {
@@ -72,6 +71,14 @@ class Schedule:
             rule.call = lambda _: kill()
             self.restarts.append((rule, self.cluster.repair))
         self._add(rule, f"kill {victim}, ")
+
+    def _kill_driver(self, _: object) -> None:
+        assert self.driver is not None, "it sent the request"
+        self.driver.kill()
+
+    def _restart_s3(self, _: object) -> None:
+        self.scenario.world.weed.kill()
+        self.scenario.world.restart_s3()
 
     def _add(self, rule: Rule, what: str = "") -> None:
         self.rules.append(rule)

@@ -13,11 +13,9 @@ from tests.faults.world import CHUNKS
 
 pytestmark = pytest.mark.faults
 
-DEATHS: list[tuple[Point, Act]] = [
-    (p, act) for p in POINTS for act in (("refuse", "lose") if p.writes else ("refuse",))
-]
-
-
+BEFORE: Act = "refuse"
+AFTER: Act = "lose"
+DEATHS = [(p, act) for p in POINTS for act in ((BEFORE, AFTER) if p.writes else (BEFORE,))]
 SHORT = {
     "lose store the run",
     "lose store completions",
