@@ -1,0 +1,146 @@
+"""Map and reduce, run to a published output: TPC-H against its published answers, and 1TRC."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from examples import stations
+from pipeline import scan_output
+from pipeline.driving import run_serially
+from pipeline.job import parse_job
+from pipeline.reducing import combine_problem
+from pipeline.settings import load_settings
+from pipeline.storage import own_storage
+
+# TPC-H specification, revision 3.0.1, 2.4.1.5 and 2.4.6.5: answers at scale factor 1, which are
+# given to two digits.
+PRICING = [
+    ("A", "F", 37734107.00, 56586554400.73, 53758257134.87, 55909065222.83, 25.52, 38273.13, 0.05),
+    ("N", "F", 991417.00, 1487504710.38, 1413082168.05, 1469649223.19, 25.52, 38284.47, 0.05),
+    (
+        "N",
+        "O",
+        74476040.00,
+        111701729697.74,
+        106118230307.61,
+        110367043872.50,
+        25.50,
+        38249.12,
+        0.05,
+    ),
+    ("R", "F", 37719753.00, 56568041380.90, 53741292684.60, 55889619119.83, 25.51, 38250.85, 0.05),
+]
+COUNTS = [1478493, 38854, 2920374, 1478870]
+FORECAST = 123141078.23
+
+
+@pytest.fixture(scope="module")
+def lineitem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tpch")
+    tool = Path(sys.executable).parent / "tpchgen-cli"
+    command = [str(tool), "parquet", "-s", "1", "--tables=lineitem", "--parts=4"]
+    subprocess.run([*command, f"--output-dir={folder}"], check=True, capture_output=True)
+    return folder / "lineitem"
+
+
+def reduced(source: Path, target: Path, transform: str, combine: str, finalize: str = "") -> Path:
+    last = f", finalize: {finalize}" if finalize else ""
+    job = parse_job(
+        f"""
+name: reduction
+input: {{uri: {source}/}}
+chunks: {{target: 32MiB}}
+transform: {transform}
+reduce: {{combine: {combine}{last}}}
+output: {{uri: {target}/}}
+"""
+    )
+    settings = load_settings()
+    summary = run_serially(job, settings, own_storage())
+    assert summary.state == "done"
+    assert summary.chunks > 3
+    assert run_serially(job, settings, own_storage()).mapped == 0
+    state = Path(f"{target}.chunkmap", "runs", summary.run)
+    assert not list(state.glob("partials/*")), "what only the reduce needed is gone"
+    return target
+
+
+@pytest.mark.integration
+def test_query_1_is_the_published_answer(lineitem: Path, tmp_path: Path) -> None:
+    names = ("pricing", "add_pricing", "report_pricing")
+    found = reduced(lineitem, tmp_path / "q1", *(f"examples.tpch:{name}" for name in names))
+    rows = scan_output(str(found)).collect()
+    for row, expected, count in zip(rows.iter_rows(), PRICING, COUNTS, strict=True):
+        assert row[:2] == expected[:2]
+        assert [round(float(value), 2) for value in row[2:9]] == list(expected[2:])
+        assert row[9] == count
+
+
+@pytest.mark.integration
+def test_query_6_is_the_published_answer(lineitem: Path, tmp_path: Path) -> None:
+    names = ("forecast", "add_forecast")
+    found = reduced(lineitem, tmp_path / "q6", *(f"examples.tpch:{name}" for name in names))
+    assert round(float(scan_output(str(found)).collect().item()), 2) == FORECAST
+
+
+def measurements(number: int) -> pl.DataFrame:
+    rows = range(number * 5000, number * 5000 + 5000)
+    return pl.DataFrame(
+        {
+            "station": [f"s{row * 7919 % 40:02d}" for row in rows],
+            "measure": [(row * 104729 % 2000 - 1000) / 10 for row in rows],
+        }
+    )
+
+
+def test_the_trillion_row_query(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for number in range(6):
+        measurements(number).write_parquet(source / f"{number}.parquet")
+    names = ("partial", "combine", "finalize")
+    found = reduced_per_file(source, tmp_path / "out", *(f"examples.stations:{n}" for n in names))
+    measure = pl.col("measure")
+    expected = (
+        pl.read_parquet(source / "*.parquet")
+        .group_by("station")
+        .agg(least=measure.min(), mean=measure.mean(), greatest=measure.max())
+        .sort("station")
+    )
+    assert_frame_equal(scan_output(str(found)).collect(), expected)
+
+
+def reduced_per_file(source: Path, target: Path, *names: str) -> Path:
+    transform, combine, finalize = names
+    job = parse_job(
+        json.dumps(
+            {
+                "name": "stations",
+                "input": {"uri": f"{source}/"},
+                "chunks": {"per_file": True},
+                "transform": transform,
+                "reduce": {"combine": combine, "finalize": finalize},
+                "output": {"uri": f"{target}/"},
+            }
+        )
+    )
+    assert run_serially(job, load_settings(), own_storage()).chunks == 6
+    return target
+
+
+def test_a_combine_that_depends_on_groups_is_found_out() -> None:
+    partials = [stations.partial(measurements(n).lazy()).collect() for n in range(3)]
+    assert combine_problem("good", stations.combine, partials) is None
+
+    def mean_of_means(frames: list[pl.LazyFrame]) -> pl.LazyFrame:
+        return pl.concat(frames).group_by("station").agg(pl.all().mean())
+
+    floats = [frame.select("station", pl.col("total")) for frame in partials]
+    problem = combine_problem("bad", mean_of_means, floats)
+    assert problem is not None
+    assert "not associative" in problem
