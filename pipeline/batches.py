@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 GUESSED_SPEED = 100e6
 """Decoded bytes a thread maps in a second, until the first batches have been measured."""
+PROBE = 8
+"""Most chunks in a batch before the first has been measured."""
 CHUNK_OVERHEAD = 1e6
 """A chunk costs about as much as this many decoded bytes, however small it is (about 10 ms)."""
 
@@ -102,7 +104,10 @@ class Batcher:
         share = self._left / (2 * max(1, threads))
         budget = min(share, self._seconds * self.speed)
         start, cost = self._position, 0.0
-        while self._position < len(self._indices) and self._position - start < self._max_chunks:
+        # Until the speed is known, a batch is a probe: chunks may take a second as well as a
+        # millisecond, and the first of them must come back soon.
+        most = self._max_chunks if self._measured_seconds else min(PROBE, self._max_chunks)
+        while self._position < len(self._indices) and self._position - start < most:
             following = self._costs[self._position]
             if self._position > start and cost + following > budget:
                 break

@@ -173,7 +173,8 @@ class RunIncompleteError(RunFailedError):
         super().__init__(
             f"run {summary.run} ended with {summary.failed:,} of {summary.chunks:,} chunks failed; "
             "nothing was published, all finished work is kept",
-            hint="mend the cause and run the job again: only the failed chunks are mapped",
+            hint="mend the cause and run the job again: only the failed chunks are mapped "
+            "(--accept-code goes on with a transform that you have changed)",
         )
         self.summary = summary
 

@@ -175,6 +175,7 @@ class Driving:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) or was_interrupted():
                 state = "interrupted"
+                ledger.cancel()  # Workers stop after the chunk at hand; whoever resumes clears it.
             raise
         finally:
             self.driver.write(state)

@@ -19,7 +19,7 @@ import stamina
 
 from partitioning import Chunk
 from pipeline.batches import Batch
-from pipeline.errors import ChunkTimeoutError, is_transient
+from pipeline.errors import ChunkTimeoutError, RunCancelledError, is_transient
 from pipeline.ledger import segment_name
 from pipeline.process import (
     Mapped,
@@ -222,6 +222,9 @@ class BatchRun:
         late = time.monotonic() - self.flushed >= limits.flush_seconds
         if late or len(self.entries) >= limits.flush_chunks:
             self._flush()
+            if self.context.ledger.is_cancelled():
+                run = self.context.record.run
+                raise RunCancelledError(f"run {run} was cancelled; what is done is kept")
 
     def _flush(self) -> None:
         if self.entries:

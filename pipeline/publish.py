@@ -95,7 +95,7 @@ def prepare_output(catalog: Catalog, mode: str, run: str) -> Manifest:
         return prepare_output(catalog, mode, run)  # They are being published just now.
     if strangers:
         raise OutputNotEmptyError(
-            f"{catalog.output} holds {len(strangers)} objects that chunkmap did not publish, "
+            f"{catalog.output} holds what chunkmap did not publish: {len(strangers):,} in number, "
             f"such as {strangers[0]}",
             hint="choose another output, or move them away",
         )

@@ -24,6 +24,8 @@ from pipeline.settings import BatchSettings
 
 PAUSE_SECONDS = 2.0
 """Wait before the second round; doubled for each further one, jittered."""
+LOOK_SECONDS = 2.0
+"""How often the driver counts what is stored while batches are under way."""
 BLAMED_AFTER = 2
 """Deaths of a worker, with a chunk alone in its batch, after which the chunk is to blame."""
 FOLD_SECONDS = 60.0
@@ -82,6 +84,7 @@ class Mapper:
     """What the names of this driver's batches begin with; its own records come first."""
     _failed_before: int = 0
     _wanted: set[int] | None = None
+    _looked: float = 0.0
     _folded: float = field(default_factory=time.monotonic)
 
     def run(self) -> Progress:
@@ -178,6 +181,7 @@ class Mapper:
                 self._settle(outcome, batcher)
             if not more:
                 flights.send_stragglers_again(self.limits.seconds)
+            self._look()
             self._tell()
             self._fold_if_due()
             if self._too_many_failures():
@@ -200,12 +204,17 @@ class Mapper:
         if self.ledger.unfolded > FOLD_SEGMENTS:
             self.ledger.fold()
 
+    def _look(self) -> None:
+        """Count what is stored: batches store their chunks long before they come back."""
+        if time.monotonic() - self._looked >= LOOK_SECONDS:
+            self._count(self.ledger.read())
+
     def _settle(self, outcome: Outcome, batcher: Batcher) -> None:
         result = outcome.result
         if result is not None:
             batcher.measured(result.done + result.failed, result.decoded_bytes, result.seconds)
-            for name in ("done", "failed", "rows_in", "rows_out", "bytes_in", "bytes_out"):
-                self._totals[name] += getattr(result, name)
+            if result.failed:
+                self._looked = 0.0  # Whether there are too many is to be known now.
             return
         self.details.append(outcome.detail)
         if outcome.kind == "killed":
@@ -252,6 +261,7 @@ class Mapper:
         self.ledger.write_segment(f"driver-{uuid.uuid4().hex}", failures)
 
     def _count(self, progress: Progress) -> None:
+        self._looked = time.monotonic()
         done = progress.completions
         self._totals = {
             name: int(done[name].sum()) for name in ("rows_in", "rows_out", "bytes_in", "bytes_out")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.batches import CHUNK_OVERHEAD, GUESSED_SPEED, Batch, Batcher, spec_of
+from pipeline.batches import CHUNK_OVERHEAD, GUESSED_SPEED, PROBE, Batch, Batcher, spec_of
 
 INDICES = st.sets(st.integers(0, 5000), max_size=300).map(sorted)
 
@@ -67,6 +67,7 @@ def test_each_chunk_is_in_one_batch_within_the_bounds(
 
 def test_the_first_are_large_and_the_last_are_small() -> None:
     batcher = Batcher("p", range(10_000), [0] * 10_000, seconds=1e9, max_chunks=10_000)
+    batcher.measured(1, 0, 0.01)
     sizes = []
     while (batch := batcher.take(4)) is not None:
         sizes.append(len(batch))
@@ -79,14 +80,15 @@ def test_the_first_are_large_and_the_last_are_small() -> None:
 def test_sizes_follow_the_measured_speed(factor: float) -> None:
     size = 1 << 20
     batcher = Batcher("p", range(10**6), [size] * 10**6, seconds=2.0, max_chunks=10**6)
-    guessed = batcher.take(1)
-    assert guessed is not None
-    assert len(guessed) == int(2.0 * GUESSED_SPEED / (size + CHUNK_OVERHEAD))
+    probe = batcher.take(1)
+    assert probe is not None
+    assert len(probe) == PROBE
+    guessed = int(2.0 * GUESSED_SPEED / (size + CHUNK_OVERHEAD))
     for _ in range(3):
-        batcher.measured(len(guessed), len(guessed) * size, 2.0 / factor)
+        batcher.measured(guessed, guessed * size, 2.0 / factor)
     adapted = batcher.take(1)
     assert adapted is not None
-    assert abs(len(adapted) - factor * len(guessed)) <= 1 + factor
+    assert abs(len(adapted) - factor * guessed) <= 1 + factor
 
 
 def test_batches_that_took_no_time_teach_nothing() -> None:
