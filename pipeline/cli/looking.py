@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from pipeline.checking import Trial
+    from pipeline.estimating import Estimate
     from pipeline.planning import PlannedInput
 
 BAR = 40
@@ -24,18 +25,22 @@ def plan(path: Path, environment: str | None, *, explain: bool, as_json: bool) -
     """Show what a job would run."""
     job, settings = load_job(path), load_settings(environment)
     from pipeline.checking import reaching
+    from pipeline.estimating import estimate
     from pipeline.planning import plan_input
     from pipeline.storage import open_storage
 
+    storage = open_storage(settings)
     with reaching(settings):
-        planned = plan_input(job, settings, open_storage(settings))
+        planned = plan_input(job, settings, storage)
+        expected = estimate(storage, job, planned.result.plan)
     if as_json:
-        figures = planned.result.explain.to_dict()
+        figures = {**planned.result.explain.to_dict(), "estimate": asdict(expected)}
         print_json({"plan": planned.result.plan.id, **figures, "columns": planned.probe.columns})
         return
     _print_plan(planned, job)
     if explain:
         _print_explain(planned)
+        _print_estimate(expected)
     for warning in planned.result.explain.warnings:
         warn(warning)
 
@@ -55,6 +60,17 @@ def _print_plan(planned: PlannedInput, job: Job) -> None:
         "planned in": f"{found.seconds:.2f} s, {found.requests:,} requests",
     }
     show_pairs(f"plan {planned.result.plan.id[:16]} (nothing was written)", rows)
+
+
+def _print_estimate(expected: Estimate) -> None:
+    time = "unknown: no earlier run of this transform to this output"
+    if expected.seconds is not None:
+        time = (
+            f"{expected.seconds:,.0f} s to map, with the {expected.workers} workers of run "
+            f"{expected.run}"
+        )
+    memory = f"about {size(expected.memory_bytes)} a worker thread, by sizes"
+    show_pairs("expected", {"time": time, "memory": memory})
 
 
 def _print_explain(planned: PlannedInput) -> None:

@@ -57,6 +57,7 @@ FLOORS: dict[str, int] = {
     "pipeline.attaching": 22,
     "pipeline.cleaning": 19,
     "pipeline.scanning": 19,
+    "pipeline.estimating": 19,
     "pipeline.driving": 23,
     "pipeline.overview": 24,
     "pipeline.flows": 25,
