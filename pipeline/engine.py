@@ -163,13 +163,19 @@ def connection_errors() -> tuple[type[BaseException], ...]:
     return (CommClosedError, ClosedClientError, *cancelled, OSError, TimeoutError)
 
 
-def thread_count(runner: DaskTaskRunner) -> int:
-    """Worker threads of the runner's cluster at this moment; none while its scheduler is gone."""
+def thread_count(runner: DaskTaskRunner) -> int | None:
+    """Worker threads of the runner's cluster at this moment; None while its scheduler is gone."""
+    if runner._client is not None and runner._client.status == "closed":
+        # It looked for its scheduler for as long as a connection may take; the runner makes a new
+        # one when it is asked for it.
+        runner._client = None
     try:
         # Empty while the client looks for its scheduler again.
-        workers = runner.client.scheduler_info(n_workers=-1).get("workers", {})
+        workers = runner.client.scheduler_info(n_workers=-1).get("workers")
     except connection_errors():
-        return 0
+        return None
+    if workers is None:
+        return None
     return sum(int(worker["nthreads"]) for worker in workers.values())
 
 

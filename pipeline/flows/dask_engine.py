@@ -46,12 +46,16 @@ class DaskEngine:
         self._run = run_uri, fingerprint
         self._flying: dict[Any, Batch] = {}
         self._unsent: list[Outcome] = []
-        self._threads = 0
+        self._threads: int | None = None
         self._counted = self._served = time.monotonic()
 
     @property
     def threads(self) -> int:
-        """See `Engine.threads`. Workers come and go: counted anew every few seconds."""
+        """See `Engine.threads`. Workers come and go: counted anew every few seconds.
+
+        None while the scheduler is gone, lest one round after the other is lost to it. With a
+        scheduler but no workers it is one: a cluster that scales itself has to see work.
+        """
         now = time.monotonic()
         if not self._threads or now - self._counted > COUNT_SECONDS:
             self._threads = engine.thread_count(self._runner)
@@ -63,13 +67,14 @@ class DaskEngine:
                 f"the Dask cluster has had no worker for {NO_WORKERS_SECONDS:g} s",
                 hint="start workers, then run the job again: what is done is kept",
             )
-        return max(1, self._threads)
+        return 0 if self._threads is None else max(1, self._threads)
 
     def submit(self, batch: Batch) -> None:
         """See `Engine.submit`. A scheduler that is gone loses the batch, not the run."""
         try:
             future = self._task.submit(*self._run, batch.name, batch.spec)
         except engine.connection_errors() as error:
+            self._threads = None
             self._unsent.append(Outcome(batch, "lost", detail=f"not submitted: {error}"))
         else:
             self._flying[future] = batch
@@ -79,8 +84,12 @@ class DaskEngine:
         outcomes, self._unsent = self._unsent, []
         if self._flying:
             engine.wait_any(list(self._flying), 0.0 if outcomes else seconds)
+        elif not outcomes:
+            time.sleep(seconds)
         for future in list(self._flying):
             kind, detail = engine.fate(future)
+            if kind in ("cancelled", "lost"):
+                self._threads = None  # Is the scheduler still there?
             if kind is not None:
                 outcomes.append(_outcome(self._flying.pop(future), future, kind, detail))
         return outcomes
