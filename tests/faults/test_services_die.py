@@ -81,7 +81,7 @@ def test_the_scheduler_dies_for_good(new: NewScenario, cluster: Cluster) -> None
     rule = _fresh(STEPS["mapping"])
     rule.call = cluster.scheduler.kill
     scenario.inject(rule)
-    ended = cluster.start(scenario).wait()
+    ended = cluster.start(scenario).wait(240)
     assert ended.code in (1, 2), ended
     assert "Traceback" not in ended.said, ended
     cluster.repair()
