@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
@@ -141,20 +142,24 @@ class CountingProxy:
             answer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             headers = [(name, value) for name, value in headers if name.lower() != b"expect"]
         _write_head(ask, line, headers)
-        # Not `+= await`: that would add to what the sum was before the wait.
-        sent = await _body(client, ask, named, until_close=False)
-        self._written += sent
+        await _body(client, ask, named, self._wrote, until_close=False)
         status_line, reply_headers = await _head(server)
         status = status_line.decode("latin-1").split(" ", 2)[1]
+        # Counted before it is passed on: whoever has an answer finds it counted.
+        self._requests[kind_of(method, target, named), status] += 1
         _write_head(answer, status_line, reply_headers)
         reply = _named(reply_headers)
         if method != "HEAD" and status not in ("204", "304"):
-            came = await _body(server, answer, reply, until_close=True)
-            self._read += came
+            await _body(server, answer, reply, self._came, until_close=True)
         await answer.drain()
-        self._requests[kind_of(method, target, named), status] += 1
         closing = (named.get("connection", ""), reply.get("connection", ""))
         return not any(value.lower() == "close" for value in closing)
+
+    def _wrote(self, count: int) -> None:
+        self._written += count
+
+    def _came(self, count: int) -> None:
+        self._read += count
 
 
 async def _end(server: asyncio.Server) -> None:
@@ -188,33 +193,33 @@ async def _body(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
     headers: dict[str, str],
+    counted: Callable[[int], None],
     *,
     until_close: bool,
-) -> int:
-    """Pass a body on; returns its bytes."""
-    total = 0
+) -> None:
+    """Pass a body on; its bytes are counted before they are passed on."""
     if headers.get("transfer-encoding", "").lower() == "chunked":
         while size := int((line := await reader.readline()).split(b";")[0], 16):
-            writer.write(line + await reader.readexactly(size + 2))
+            piece = line + await reader.readexactly(size + 2)
+            counted(size)
+            writer.write(piece)
             await writer.drain()
-            total += size
         writer.write(line)
         while (row := await reader.readline()).rstrip(b"\r\n"):
             writer.write(row)
         writer.write(row)
-        return total
+        return
     left = int(headers.get("content-length", "-1"))
     if left < 0 and not until_close:
-        return 0
+        return
     while left != 0:
         data = await reader.read(min(_LIMIT, left) if left > 0 else _LIMIT)
         if not data:
             if left > 0:
                 raise asyncio.IncompleteReadError(b"", left)
             break
+        counted(len(data))
         writer.write(data)
         await writer.drain()
-        total += len(data)
         left -= len(data) if left > 0 else 0
     await writer.drain()
-    return total
