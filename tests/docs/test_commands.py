@@ -38,7 +38,7 @@ class Checkout:
             ["bash", "-euo", "pipefail", "-c", line],
             check=False,
             cwd=self.folder,
-            env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "120"},
+            env=_without_make() | {"PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "120"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -63,6 +63,11 @@ class Checkout:
                     shown = self.run(line)
                     lacks = missing(shows, shown)
                     assert lacks is None, f"$ {line}\n{shown}\nlacks the line {lacks!r}"
+
+
+def _without_make() -> dict[str, str]:
+    """The environment without what `make test ARGS=…` hands down to every make below it."""
+    return {k: v for k, v in os.environ.items() if k != "ARGS" and "MAKE" not in k}
 
 
 def runs_something(page: Path) -> bool:
