@@ -72,6 +72,7 @@ class CountingProxy:
     _written: int = 0
     _loop: asyncio.AbstractEventLoop | None = None
     _thread: threading.Thread | None = None
+    _serving: set[asyncio.Task[None] | None] = field(default_factory=set)
     _started: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -113,12 +114,16 @@ class CountingProxy:
     async def _serve(self, client: asyncio.StreamReader, answer: asyncio.StreamWriter) -> None:
         parts = urlsplit(self.upstream)
         server, ask = await asyncio.open_connection(parts.hostname, parts.port or 80, limit=_LIMIT)
+        # The loop holds its tasks weakly: one that waits for a client that is gone could vanish.
+        task = asyncio.current_task()
+        self._serving.add(task)
         try:
             while await self._exchange(client, answer, server, ask):
                 pass
         except (OSError, asyncio.IncompleteReadError, ValueError):
             pass  # either side hung up; both see it
         finally:
+            self._serving.discard(task)
             for writer in (ask, answer):
                 writer.close()
                 with suppress(OSError):

@@ -54,6 +54,7 @@ class Proxy:
     ports: dict[str, int] = field(default_factory=dict)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
     _servers: list[asyncio.Server] = field(default_factory=list)
+    _serving: set[asyncio.Task[None] | None] = field(default_factory=set)
 
     def endpoint(self, client: str) -> str:
         """The address for one client process."""
@@ -74,7 +75,14 @@ class Proxy:
 
     async def _open(self, client: str) -> int:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await Connection(self, client, reader, writer).serve()
+            # The loop holds its tasks weakly: one that waits for a client that is gone would be
+            # collected in the middle of it.
+            task = asyncio.current_task()
+            self._serving.add(task)
+            try:
+                await Connection(self, client, reader, writer).serve()
+            finally:
+                self._serving.discard(task)
 
         server = await asyncio.start_server(serve, HOST, 0, limit=HEAD_BYTES, backlog=1000)
         self._servers.append(server)
