@@ -26,6 +26,7 @@ from pipeline.manifest import Manifest
 from pipeline.planning import PlannedInput, plan_input
 from pipeline.process import apply, filter_of, filter_polars
 from pipeline.reading import ChunkSource, polars_schema
+from pipeline.reducing import combine_problem
 from pipeline.settings import Settings
 from pipeline.storage import Storage
 from pipeline.transforms import resolve
@@ -149,7 +150,8 @@ class Trial:
     """The first rows of the result."""
     rows_out_halves: int
     differs: str | None
-    """How the result of the halves differs from that of the whole; None if it does not."""
+    """How the result of the halves differs from that of the whole, or, with a reduce, how its
+    `combine` depends on the grouping of chunks; None if all is well."""
 
 
 def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> Trial:
@@ -184,8 +186,20 @@ def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> 
         rows_out=result.height,
         head=result.head(rows),
         rows_out_halves=sum(half.height for half in halves),
-        differs=_difference(result, halves),
+        differs=_difference(result, halves)
+        if job.reduce is None
+        else _reduce_problem(job.reduce.combine, planned, settings, whole),
     )
+
+
+def _reduce_problem(
+    combine: str, planned: PlannedInput, settings: Settings, whole: pl.DataFrame
+) -> str | None:
+    """Whether the job's `combine` is associative, tried on the partials of three pieces."""
+    third = max(1, whole.height // 3)
+    cuts = (whole[:third], whole[third : 2 * third], whole[2 * third :])
+    partials = [apply(planned.transform, cut.lazy()) for cut in cuts]
+    return combine_problem(combine, resolve(combine, {}, settings.transforms).call, partials)
 
 
 def _smallest(planned: PlannedInput) -> Chunk:

@@ -158,13 +158,16 @@ def retry(
     accept_code: Annotated[
         bool, typer.Option(help="Go on although the transform's code has changed.")
     ] = False,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Leave alone what was never tried.")
+    ] = False,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
     """Take a run up again by its id: what failed, and what was never tried."""
     from pipeline.cli import runs
 
-    runs.retry(run, output, environment, accept_code=accept_code, as_json=json)
+    runs.retry(run, output, environment, accept_code=accept_code, only_failed=failed, as_json=json)
 
 
 @app.command()

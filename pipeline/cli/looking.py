@@ -108,10 +108,10 @@ def check(path: Path, environment: str | None, *, rows: int, as_json: bool) -> N
     if as_json:
         _print_trial_json(trial)
     else:
-        _print_trial(trial, job.transform, rows)
+        _print_trial(trial, job, rows)
 
 
-def _print_trial(trial: Trial, name: str, rows: int) -> None:
+def _print_trial(trial: Trial, job: Job, rows: int) -> None:
     import polars as pl
 
     figures = {
@@ -119,13 +119,15 @@ def _print_trial(trial: Trial, name: str, rows: int) -> None:
         "cut in two": f"{trial.rows_out_halves:,} out",
         "reads": f"{len(trial.columns_read)} of {len(trial.schema_in)} columns",
     }
-    show_pairs(f"{name} on one chunk of {trial.rows_in:,} rows", figures)
+    show_pairs(f"{job.transform} on one chunk of {trial.rows_in:,} rows", figures)
     out.print()
     out.print(columns(("column", "in", "out", ""), _schemas(trial)))
     out.print()
     with pl.Config(tbl_rows=rows, tbl_hide_dataframe_shape=True, tbl_width_chars=out.width):
         out.print(str(trial.head), markup=False)
-    if trial.differs:
+    if trial.differs and job.reduce is not None:
+        warn(trial.differs)
+    elif trial.differs:
         warn(
             f"{trial.differs}. A transform that groups, sorts or drops duplicates does so within "
             "each chunk, and where chunks are cut is not part of your question."

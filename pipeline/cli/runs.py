@@ -25,7 +25,13 @@ def _ledger(run: str, output: str | None, settings: Settings, storage: Storage) 
 
 
 def retry(
-    run: str, output: str | None, environment: str | None, *, accept_code: bool, as_json: bool
+    run: str,
+    output: str | None,
+    environment: str | None,
+    *,
+    accept_code: bool,
+    only_failed: bool,
+    as_json: bool,
 ) -> None:
     """Take a run up again by its id: failed chunks, and those that were never tried."""
     from pipeline.cli.running import run_job, show
@@ -36,7 +42,7 @@ def retry(
     if ledger.published() is not None:
         say(f"run {ledger.run} is published: nothing is left to retry", console=notes)
     again = f"chunkmap retry {ledger.run}"
-    resume = Resume(accept_code=accept_code, run=ledger.run)
+    resume = Resume(accept_code=accept_code, run=ledger.run, only_failed=only_failed)
     show(run_job(ledger.job(), settings, again, resume, quiet=as_json), as_json=as_json)
 
 

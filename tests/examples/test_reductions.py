@@ -11,7 +11,9 @@ from polars.testing import assert_frame_equal
 
 from examples import stations
 from pipeline import scan_output
+from pipeline.checking import try_transform
 from pipeline.driving import run_serially
+from pipeline.errors import TransformError
 from pipeline.job import parse_job
 from pipeline.reducing import combine_problem
 from pipeline.settings import load_settings
@@ -144,3 +146,24 @@ def test_a_combine_that_depends_on_groups_is_found_out() -> None:
     problem = combine_problem("bad", mean_of_means, floats)
     assert problem is not None
     assert "not associative" in problem
+
+
+@pytest.mark.parametrize(("combine", "problem"), [("combine", None), ("finalize", "columns")])
+def test_check_tries_the_combine(tmp_path: Path, combine: str, problem: str | None) -> None:
+    (tmp_path / "in").mkdir()
+    measurements(0).write_parquet(tmp_path / "in" / "0.parquet")
+    reduce = {"combine": f"examples.stations:{combine}"}
+    said = {
+        "name": "checked",
+        "input": {"uri": f"{tmp_path}/in/"},
+        "transform": "examples.stations:partial",
+        "reduce": reduce,
+        "output": {"uri": f"{tmp_path}/out/"},
+    }
+    checked = parse_job(json.dumps(said))
+    if problem is None:
+        trial = try_transform(checked, load_settings(), own_storage(), 5)
+        assert trial.differs is None, "a transform that groups is what a reduce is for"
+    else:
+        with pytest.raises(TransformError, match="finalize"):
+            try_transform(checked, load_settings(), own_storage(), 5)
