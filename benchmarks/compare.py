@@ -89,7 +89,7 @@ class Change:
     before: Interval
     after: Interval
     floor: float
-    """The larger of both records' noise floors."""
+    """The larger of both records' noise floors, or what was set as the least difference."""
 
     @property
     def is_regression(self) -> bool:
@@ -106,10 +106,16 @@ class Change:
         return "better" if better and self.after.high < self.before.low else "no difference"
 
 
-def changes(before: Record, after: Record) -> list[Change]:
-    """Every ratio that both records have. Ratios, because absolute times are the machine's."""
+def changes(before: Record, after: Record, least: float = 0.0) -> list[Change]:
+    """Every ratio that both records have. Ratios, because absolute times are the machine's.
+
+    Args:
+        before: The earlier record.
+        after: The later one.
+        least: As a share: a smaller difference is none, however quiet the machine was.
+    """
     old = {(one.workload, one.theirs.subject): one.found for one in comparisons(before)}
-    floor = max(before.floor, after.floor)
+    floor = max(before.floor, after.floor, least)
     made = []
     for one in comparisons(after):
         was = old.get((one.workload, one.theirs.subject))

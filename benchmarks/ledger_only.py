@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import resource
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -16,15 +19,16 @@ from prefect.context import FlowRunContext
 
 from partitioning import ObjectInfo, Plan, PlanRequest, Tail, TailRequest, plan_dataset
 from pipeline.batches import Batch
-from pipeline.engine import worker_name
+from pipeline.engine import task_runner, worker_name
 from pipeline.flows.dask_engine import DaskEngine
+from pipeline.flows.server import connect, talking_to
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.mapping import BatchResult, BatchRun
 from pipeline.process import open_run
 from pipeline.records import Completion, Progress
 from pipeline.rounds import Mapper, MapProgress
-from pipeline.settings import Settings
+from pipeline.settings import Settings, load_settings
 from pipeline.storage import own_storage
 from pipeline.transforms import code_of
 
@@ -131,3 +135,27 @@ def ledger_only_run(settings: Settings, job: Job, plan: Plan) -> tuple[Ledger, s
 def only(flow_: Any, runner: Any) -> Any:
     """The flow with this task runner."""
     return flow_.with_options(task_runner=runner)
+
+
+def main(chunks: int, output: str) -> None:
+    """Map so many chunks in this process alone, and print its peak memory in MB."""
+    settings = load_settings()
+    job = Job.model_validate(
+        {
+            "name": f"ledger-{chunks}",
+            "input": {"uri": "s3://demo/none/"},
+            "transform": "benchmarks.transforms:identity",
+            "output": {"uri": output},
+        }
+    )
+    with talking_to(connect(settings.prefect), 1):
+        ledger, code = ledger_only_run(settings, job, synthetic_plan(chunks))
+        runner = task_runner(settings.dask, settings.s3.environment())
+        progress = only(ledger_only_flow, runner)(ledger.prefix, code)
+    assert progress.completions.height == chunks
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+
+
+if __name__ == "__main__":
+    # Workers look for the task in a module that they can import: not in this `__main__`.
+    importlib.import_module("benchmarks.ledger_only").main(int(sys.argv[1]), sys.argv[2])

@@ -11,13 +11,14 @@ from typing import Any
 from benchmarks.datasets import Card, Scale
 from benchmarks.digest import digest_of
 from benchmarks.environments import REFERENCE
+from benchmarks.expected import Expected
 from benchmarks.machine import cores, load
 from benchmarks.peers.protocol import Spec
 from benchmarks.proxy import CountingProxy
 from benchmarks.record import Iteration, Noise, Process, Result, Traffic
 from benchmarks.stats import noise_floor
 from benchmarks.subjects import Answer, Subject
-from benchmarks.workloads import Expected, Workload, bound_params
+from benchmarks.workloads import Workload, bound_params
 from pipeline.storage import Storage
 
 Echo = Callable[[str], None]
@@ -122,7 +123,9 @@ def measure(
         )
         return one.subject.run(spec, {**one.variables, **extra})
 
-    for number in range(conditions.repeat):
+    # Of a session that was interrupted here: to chunkmap it would be a run that is done already.
+    remove(storage, conditions.output(workload.name))
+    for number in range(min(conditions.repeat, workload.repeat or conditions.repeat)):
         for one in order.sample(alive, len(alive)):
             tally = tallies[one.name]
             if tally.error:
@@ -233,7 +236,7 @@ def spec_of(
         tasks: How many tasks, where their cost is measured.
     """
     params = bound_params(workload, conditions.root, conditions.scale)
-    job = {
+    job: dict[str, Any] = {
         "name": f"bench-{workload.name}",
         "input": {"uri": card.uri},
         "chunks": dict(workload.chunks),
@@ -241,6 +244,11 @@ def spec_of(
         "params": params,
         "output": {"uri": output, "compression": "zstd"},
     }
+    if workload.rows_per_task:
+        job["input"]["filter"] = [["id", "<", tasks * workload.rows_per_task]]
+    if workload.reduce:
+        named = workload.reduce.items()
+        job["reduce"] = {key: f"benchmarks.transforms:{name}" for key, name in named}
     return Spec(
         workload=workload.name,
         input=card.uri,
@@ -252,6 +260,8 @@ def spec_of(
         tasks=tasks,
         job=job,
         workers=workers,
+        finalize=workload.reduce.get("finalize", ""),
+        keys=workload.keys,
     )
 
 

@@ -63,9 +63,11 @@ class CountingProxy:
 
     Args:
         upstream: Endpoint of the S3 server, over plain HTTP.
+        delay: Seconds that each request waits before it goes on: a server that is far away.
     """
 
     upstream: str
+    delay: float = 0.0
     endpoint: str = ""
     _requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     _read: int = 0
@@ -146,6 +148,8 @@ class CountingProxy:
             # Answered here: the body is passed on as it comes.
             answer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             headers = [(name, value) for name, value in headers if name.lower() != b"expect"]
+        if self.delay:
+            await asyncio.sleep(self.delay)
         _write_head(ask, line, headers)
         await _body(client, ask, named, self._wrote, until_close=False)
         status_line, reply_headers = await _head(server)

@@ -216,7 +216,9 @@ def _curves(record: Record) -> Iterator[Section]:
         points = sorted((one for one in mine if one.workers), key=lambda one: one.workers)
         if len(points) > 1:
             blocks.append(_scaling(name, points))
-        tasked = [one for one in record.results if one.workload == name and one.tasks]
+        tasked = [
+            one for one in record.results if one.workload == name and one.tasks and not one.workers
+        ]
         if any(one.state == "ok" for one in tasked):
             blocks.append(_cost(name, [one for one in tasked if one.state == "ok"]))
     if blocks:
@@ -242,6 +244,11 @@ def _scaling(name: str, points: Sequence[Result]) -> Chart:
         f"{last.workers} threads are {rows[-1]['speedup']:.1f} times as fast as {first.workers}: "
         f"{humanize.percent(share)} of the ideal."
     )
+    aim = WORKLOADS[name].efficiency if name in WORKLOADS else None
+    if aim is not None:
+        said += (
+            f" At least {humanize.percent(aim)} is aimed at: {'met' if share >= aim else 'missed'}."
+        )
     return Chart(f"Scaling: {name}", charts.scaling(rows), said, said, half=True)
 
 

@@ -8,9 +8,12 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import current_thread, main_thread
+from types import FrameType
 from typing import Any, Protocol
 
 import psutil
@@ -89,8 +92,12 @@ class ProcessSubject:
                     },
                     start_new_session=True,
                 )
-                with Sampler(process.pid, tuple(self.services)) as sampler:
-                    out, problem = self._wait(process)
+                try:
+                    with Sampler(process.pid, tuple(self.services)) as sampler:
+                        out, problem = self._wait(process)
+                except BaseException:
+                    end_group(process)
+                    raise
             said = errors.read_text("utf-8", errors="replace")
         answer = parse(out, process.returncode, problem, said)
         return replace_use(answer, sampler.use.peak_bytes, sampler.use.cpu_seconds)
@@ -103,10 +110,27 @@ class ProcessSubject:
             problem = f"it was not done after {self.timeout:g} s"
             end_group(process)
             out, _ = process.communicate()
-        except BaseException:
-            end_group(process)
-            raise
         return out.decode("utf-8", errors="replace"), problem
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does: what it started is stopped on the way out.
+
+    Subjects lead sessions of their own, so nobody else would stop them.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if current_thread() is not main_thread():
+        yield  # Python gives signals to the main thread alone.
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

@@ -16,12 +16,12 @@ import pytest
 
 from benchmarks.datasets import ensure
 from benchmarks.environments import PEERS, REFERENCE, environment_of, is_installed
+from benchmarks.expected import expect
 from benchmarks.measure import Conditions, check, remove, spec_of
 from benchmarks.serving import Serving
-from benchmarks.session import DEFAULT_ROOT, TRANSFORMS, contender
-from benchmarks.workloads import WORKLOADS, expect
-from pipeline import stack
-from pipeline.settings import Settings, load_settings
+from benchmarks.session import DEFAULT_ROOT, contender
+from benchmarks.workloads import WORKLOADS
+from pipeline.settings import Settings
 from pipeline.storage import open_storage
 
 ROUNDS = 3
@@ -33,19 +33,10 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def settings() -> Settings:
-    found = load_settings()
-    if not all(one.state == "running" for one in stack.status(found)):
-        pytest.skip("the local stack is down: chunkmap up")
-    if TRANSFORMS not in found.transforms.allow:
-        pytest.skip(f"the settings do not allow {TRANSFORMS} as transforms")
-    return found
-
-
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("name", "subject"), CASES)
-def test_workload(benchmark: Any, settings: Settings, name: str, subject: str) -> None:
+def test_workload(benchmark: Any, running: Settings, name: str, subject: str) -> None:
+    settings = running
     peer = PEERS[subject]
     if not is_installed(peer, settings.state_dir):
         pytest.skip(f"{peer.title} is not installed: chunkmap bench run installs it")

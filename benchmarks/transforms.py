@@ -6,6 +6,7 @@ others say the same in their own words and are held against the same expected re
 
 from __future__ import annotations
 
+import datetime
 import time
 
 import polars as pl
@@ -126,11 +127,83 @@ def same(lf: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def extremes(lf: pl.LazyFrame) -> pl.LazyFrame:
-    """The least, total and greatest measure, and how many, by station: of a chunk or of chunks."""
+    """The least, total and greatest measure, and how many, by station."""
     measure = pl.col("measure")
     return lf.group_by("station").agg(
-        least=measure.min(), total=measure.sum(), greatest=measure.max(), rows=pl.len()
+        least=measure.min(),
+        total=measure.sum(),
+        greatest=measure.max(),
+        rows=pl.len().cast(pl.Int64),
     )
+
+
+def all_extremes(partials: list[pl.LazyFrame]) -> pl.LazyFrame:
+    """`extremes` of several chunks as of one."""
+    least, greatest = pl.col("least").min(), pl.col("greatest").max()
+    total, rows = pl.col("total").sum(), pl.col("rows").sum()
+    return pl.concat(partials).group_by("station").agg(least, total, greatest, rows)
+
+
+def mean_extremes(lf: pl.LazyFrame) -> pl.LazyFrame:
+    """The one-trillion-row query: least, mean and greatest measure by station, in order."""
+    mean = pl.col("total") / pl.col("rows")
+    return lf.select("station", "least", "greatest", "rows", mean=mean).sort("station")
+
+
+PRICES = ("sum_qty", "sum_base_price", "sum_disc_price", "sum_charge", "sum_disc")
+LINE = ("l_returnflag", "l_linestatus")
+
+
+def pricing(lf: pl.LazyFrame) -> pl.LazyFrame:
+    """TPC-H query 1, one chunk, in floats as everybody here computes it."""
+    price = pl.col("l_extendedprice")
+    paid = price * (1 - pl.col("l_discount"))
+    return (
+        lf.filter(pl.col("l_shipdate") <= datetime.date(1998, 9, 2))
+        .group_by(LINE)
+        .agg(
+            sum_qty=pl.col("l_quantity").sum(),
+            sum_base_price=price.sum(),
+            sum_disc_price=paid.sum(),
+            sum_charge=(paid * (1 + pl.col("l_tax"))).sum(),
+            sum_disc=pl.col("l_discount").sum(),
+            count_order=pl.len().cast(pl.Int64),
+        )
+    )
+
+
+def all_pricing(partials: list[pl.LazyFrame]) -> pl.LazyFrame:
+    """`pricing` of several chunks as of one."""
+    return pl.concat(partials).group_by(LINE).agg(pl.col(*PRICES, "count_order").sum())
+
+
+def report_pricing(lf: pl.LazyFrame) -> pl.LazyFrame:
+    """TPC-H query 1: sums, averages and counts, in order."""
+    count = pl.col("count_order")
+    return lf.select(
+        *LINE,
+        *PRICES[:4],
+        avg_qty=pl.col("sum_qty") / count,
+        avg_price=pl.col("sum_base_price") / count,
+        avg_disc=pl.col("sum_disc") / count,
+        count_order=count,
+    ).sort(LINE)
+
+
+def forecast(lf: pl.LazyFrame) -> pl.LazyFrame:
+    """TPC-H query 6, one chunk."""
+    chosen = lf.filter(
+        pl.col("l_shipdate") >= datetime.date(1994, 1, 1),
+        pl.col("l_shipdate") < datetime.date(1995, 1, 1),
+        pl.col("l_discount").is_between(0.05, 0.07),
+        pl.col("l_quantity") < 24,
+    )
+    return chosen.select(revenue=(pl.col("l_extendedprice") * pl.col("l_discount")).sum())
+
+
+def all_forecast(partials: list[pl.LazyFrame]) -> pl.LazyFrame:
+    """`forecast` of several chunks as of one."""
+    return pl.concat(partials).select(pl.col("revenue").sum())
 
 
 def half(lf: pl.LazyFrame, *, marker: str) -> pl.LazyFrame:

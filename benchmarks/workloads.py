@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-import polars as pl
+from benchmarks.datasets import Scale, prefix_of
 
-from benchmarks import transforms
-from benchmarks.datasets import Card, Scale, prefix_of
-from benchmarks.digest import Digest, digest, read, total
-from pipeline.storage import Storage
-
-Kind = Literal["map", "plan", "tasks", "resume", "wait"]
+Kind = Literal["map", "plan", "tasks", "resume", "wait", "publish"]
 """What the clock runs for: S3 to S3; planning alone; very many chunks of nothing; a second run of
-the same job; waiting."""
+the same job; waiting; publishing alone."""
 
 ALL = (
     "polars",
@@ -66,6 +58,14 @@ class Workload:
         limits: Most tasks for a peer whose cost for each would take hours.
         workers: Worker threads to run on one after the other, for a scaling curve.
         sizes: Numbers of tasks to run one after the other, by scale, for a curve of their cost.
+        reduce: Functions of benchmarks.transforms that combine and finalize, if it reduces.
+        keys: Columns whose values are the output's Hive partitions.
+        rows_per_task: Rows of one chunk, where only as many chunks are mapped as there are tasks:
+            those with the lowest `id`.
+        tasks_per_worker: So many tasks for each worker thread of a scaling curve.
+        repeat: Most processes of each subject, where one takes minutes.
+        efficiency: What the last point of a scaling curve is meant to reach, as a share.
+        ci: It is in the small set whose ratios are held against a baseline at each change.
     """
 
     name: str
@@ -81,11 +81,23 @@ class Workload:
     limits: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     workers: tuple[int, ...] = ()
     sizes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    reduce: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    keys: tuple[str, ...] = ()
+    rows_per_task: int = 0
+    tasks_per_worker: int = 0
+    repeat: int | None = None
+    efficiency: float | None = None
+    ci: bool = False
+
+    @property
+    def suites(self) -> frozenset[str]:
+        """The names of the suites that it is in, its own among them."""
+        return frozenset({self.name, self.suite, "all"} | ({"ci"} if self.ci else set()))
 
     @property
     def is_checked(self) -> bool:
         """Whether it writes rows that are held against the expected ones."""
-        return self.kind in ("map", "resume", "wait")
+        return self.kind in ("map", "resume", "wait", "publish")
 
 
 _FAST = Aim(("polars", "duckdb", "daft"), 1.15)
@@ -141,11 +153,41 @@ WORKLOADS: Mapping[str, Workload] = {
         ),
         Workload(
             "daily",
-            "three years of Hive partitions, one small file a day",
+            "three years of Hive partitions, one small file a day, into the same partitions",
             "map",
             "daily",
             "daily_kinds",
-            peers=("polars",),
+            peers=("polars", "duckdb"),
+            keys=("day",),
+        ),
+        Workload(
+            "stations",
+            "map and reduce: least, mean and greatest measure of each station (1TRC)",
+            "map",
+            "measurements",
+            "extremes",
+            peers=("polars", "duckdb"),
+            reduce=MappingProxyType({"combine": "all_extremes", "finalize": "mean_extremes"}),
+            aims=(Aim(("polars",), 1.15),),
+            ci=True,
+        ),
+        Workload(
+            "tpch-q1",
+            "map and reduce: TPC-H query 1, eight sums and averages of four groups",
+            "map",
+            "lineitem",
+            "pricing",
+            peers=("polars", "duckdb"),
+            reduce=MappingProxyType({"combine": "all_pricing", "finalize": "report_pricing"}),
+        ),
+        Workload(
+            "tpch-q6",
+            "map and reduce: TPC-H query 6, one sum over a fiftieth of the rows",
+            "map",
+            "lineitem",
+            "forecast",
+            peers=("polars", "duckdb"),
+            reduce=MappingProxyType({"combine": "all_forecast"}),
         ),
         Workload(
             "skew",
@@ -154,6 +196,7 @@ WORKLOADS: Mapping[str, Workload] = {
             "events",
             "same",
             peers=("polars", "dask-futures"),
+            ci=True,
         ),
         Workload(
             "python",
@@ -215,21 +258,36 @@ WORKLOADS: Mapping[str, Workload] = {
             chunks={"target": 1},
         ),
         Workload(
+            "publish",
+            "make staged files visible, one of four rows for each chunk",
+            "publish",
+            "row-groups",
+            "same",
+            peers=(),
+            chunks={"target": 1},
+            sizes=MappingProxyType({"s": (500,), "m": (2_000,), "l": (10_000,)}),
+            rows_per_task=4,
+        ),
+        Workload(
             "wait",
-            "wait a tenth of a second for each of 1,000 chunks, on 1 to 32 worker threads",
+            "wait half a second for each chunk, 24 chunks for each of 1 to 32 worker threads",
             "wait",
             "row-groups",
             "wait",
-            params={"seconds": 0.1},
+            params={"seconds": 0.5},
             peers=(),
             chunks={"target": 1},
-            workers=(1, 4, 8, 16, 32),
+            workers=(1, 4, 16, 32),
+            rows_per_task=4,
+            tasks_per_worker=24,
+            repeat=1,
+            efficiency=0.9,
         ),
     )
 }
 
 
-def bound_params(workload: Workload, root: str, scale: Scale) -> dict[str, Any]:
+def bound_params(workload: Workload, root: str, scale: str) -> dict[str, Any]:
     """The parameters of a workload's transform on one dataset."""
     return {
         name: value.format(root=root.rstrip("/"), scale=scale) if isinstance(value, str) else value
@@ -242,54 +300,6 @@ def needs(workload: Workload) -> tuple[str, ...]:
     return (workload.dataset, "supplier") if workload.name == "join" else (workload.dataset,)
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """What a workload must write."""
-
-    schema: Mapping[str, pl.DataType]
-    digest: Digest
-
-
-def expect(storage: Storage, root: str, workload: Workload, card: Card) -> Expected:
-    """What must come out: the transform over one file after the other, without any engine.
-
-    It is kept in S3, under the hash of what it depends on.
-    """
-    params = bound_params(workload, root, _scale(card))
-    # Chunks that fail or wait on purpose come out as they went in.
-    name = "same" if workload.kind in ("resume", "wait") and workload.name != "resume" else ""
-    function = getattr(transforms, name or workload.transform)
-    schema = schema_of(storage, workload, card, function, {} if name else params)
-    said = json.dumps([inspect.getsource(function), params, card.model_dump(), str(schema)])
-    key = hashlib.sha256(said.encode()).hexdigest()[:16]
-    uri = f"{root.rstrip('/')}/expected/{workload.name}-{card.scale}-{key}.json"
-    stored = storage.get_if_there(uri)
-    if stored is not None:
-        return Expected(schema, Digest(**json.loads(bytes(stored.data))))
-    whole = total(
-        digest(
-            function(read(storage, info.uri).lazy(), **({} if name else params)).collect(), schema
-        )
-        for info in storage.objects(card.uri)
-    )
-    body = {"rows": whole.rows, "exact": whole.exact, "sums": dict(whole.sums)}
-    storage.put(uri, json.dumps(body).encode())
-    return Expected(schema, whole)
-
-
-def schema_of(
-    storage: Storage, workload: Workload, card: Card, function: Any, params: Mapping[str, Any]
-) -> dict[str, pl.DataType]:
-    """The schema of a workload's result, from its first file."""
-    first = min(info.uri for info in storage.objects(card.uri))
-    return dict(function(read(storage, first).head(0).lazy(), **params).collect_schema())
-
-
 def input_of(root: str, workload: Workload, scale: Scale) -> str:
     """The URI of a workload's input."""
     return prefix_of(root, workload.dataset, scale) + "data/"
-
-
-def _scale(card: Card) -> Scale:
-    scale: Any = card.scale
-    return scale  # type: ignore[no-any-return]

@@ -13,6 +13,7 @@ from partitioning.errors import (
     PlanningError,
     SchemaMismatchError,
     TargetError,
+    WindowError,
 )
 from partitioning.explain import Distribution, Explain, PlanResult
 from partitioning.filters import Filter, Term, filter_expr
@@ -22,6 +23,14 @@ from partitioning.planner import Mapper, Progress, plan_dataset
 from partitioning.reader import Reader, Tail, TailRequest
 from partitioning.request import PlanRequest
 from partitioning.snapshot import Changes
+from partitioning.windowed import (
+    WindowInput,
+    inputs_digest,
+    inputs_of_listing,
+    inputs_of_plan,
+    windows_of_plan,
+)
+from partitioning.windows import Grain, Window, WindowFilter, Windowing
 
 __all__ = [
     "BadObjectsError",
@@ -34,6 +43,7 @@ __all__ = [
     "FilterError",
     "Fragment",
     "FsspecReader",
+    "Grain",
     "Mapper",
     "NoParquetError",
     "ObjectInfo",
@@ -50,6 +60,15 @@ __all__ = [
     "TailRequest",
     "TargetError",
     "Term",
+    "Window",
+    "WindowError",
+    "WindowFilter",
+    "WindowInput",
+    "Windowing",
     "filter_expr",
+    "inputs_digest",
+    "inputs_of_listing",
+    "inputs_of_plan",
     "plan_dataset",
+    "windows_of_plan",
 ]

@@ -7,6 +7,7 @@
     ├── TargetError          a chunking that cannot be
     ├── FilterError          a filter term that cannot be evaluated
     ├── ColumnError          a column that the dataset does not have
+    ├── WindowError          windows that cannot be, or that the data does not have
     └── PlanFormatError      bytes that are not a plan of a known version
 
 All are terminal: planning again the same input fails again.
@@ -61,6 +62,10 @@ class FilterError(PlanningError):
 
 class ColumnError(PlanningError):
     """A column to read is not in the dataset."""
+
+
+class WindowError(PlanningError):
+    """A window, a range of them or the column's values do not fit the grain."""
 
 
 class PlanFormatError(PlanningError):

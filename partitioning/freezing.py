@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from partitioning.model import Plan, Status, chunk_id, fragment_identity
+from partitioning.model import Plan, Status, chunk_id, fragment_identity, plan_id
 from partitioning.packing import PackRules, pack
 from partitioning.request import PlanRequest
 from partitioning.snapshot import Groups, Ints, Snapshot, objects_table
@@ -83,12 +82,10 @@ def freeze(
         ),
     }
     serialised = schema.serialize().to_pybytes()
-    identity = hashlib.blake2b(serialised, digest_size=16)
-    identity.update(b"".join(chunks["id"].to_pylist()))
     return Plan.build(
         tables,
         {
-            "id": identity.hexdigest(),
+            "id": plan_id(serialised, chunks["id"].to_pylist()),
             "schema": serialised.hex(),
             "input": {**request.describe(), "read_key": read_key},
             "chunks": len(ranges),

@@ -44,7 +44,13 @@ class Hive:
         return [pa.field(n, t) for n, t in zip(self.names, self.types, strict=True)]
 
 
-def parse(directories: Sequence[str], uris: Sequence[str], *, lenient: bool) -> Hive:
+def parse(
+    directories: Sequence[str],
+    uris: Sequence[str],
+    *,
+    lenient: bool,
+    others: Iterable[str] = (),
+) -> Hive:
     """Parse the objects' directories (below the prefix).
 
     Percent-decoding is for values only, as writers encode them; a key is never decoded. A
@@ -55,11 +61,13 @@ def parse(directories: Sequence[str], uris: Sequence[str], *, lenient: bool) -> 
         directories: a path per object.
         uris: the objects, for messages.
         lenient: a name that an object lacks is null instead of an error.
+        others: directories of objects that are left out, whose values decide types all the same:
+            the same column has the same type whichever windows of a dataset are planned.
 
     Raises:
         SchemaMismatchError: some objects lack a partition column that others have.
     """
-    distinct = {d: raw_values(d) for d in set(directories)}
+    distinct, others = {d: raw_values(d) for d in set(directories)}, tuple(others)
     names = _ordered_names(directories, distinct)
     if not lenient:
         _check(directories, distinct, uris, names)
@@ -67,7 +75,11 @@ def parse(directories: Sequence[str], uris: Sequence[str], *, lenient: bool) -> 
     for name in names:
         raws = {d: dict(pairs).get(name) for d, pairs in distinct.items()}
         texts = {d: None if r is None or r == NULL else unquote(r) for d, r in raws.items()}
-        kind, convert = _kind(t for t in texts.values() if t is not None)
+        further = (dict(raw_values(d)).get(name) for d in others)
+        kind, convert = _kind(
+            [t for t in texts.values() if t is not None]
+            + [unquote(r) for r in further if r is not None and r != NULL]
+        )
         values = {d: None if t is None else convert(t) for d, t in texts.items()}
         types.append(kind)
         columns.append([values[d] for d in directories])

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import compress
 
-from partitioning.errors import NoParquetError
+from partitioning.errors import NoParquetError, WindowError
 from partitioning.globs import compile_glob, has_magic, literal_prefix, matches_any
+from partitioning.hive import raw_values
 from partitioning.model import ObjectInfo
 from partitioning.reader import Reader
 from partitioning.request import PlanRequest
+from partitioning.windows import NULL_VALUE, WindowFilter, no_column
 
 _SUFFIXES = (".parquet", ".parq", ".pq")
 _HEADS = 32
@@ -33,6 +36,10 @@ class Listing:
     """Without a Parquet name."""
     excluded: int = 0
     """By `include` or `exclude`."""
+    outside: int = 0
+    """In none of the windows that the request keeps."""
+    outside_directories: set[str] = field(default_factory=set)
+    """Theirs: what is outside takes part in deciding the types of Hive columns."""
 
 
 def list_objects(request: PlanRequest, reader: Reader) -> Listing:
@@ -40,6 +47,7 @@ def list_objects(request: PlanRequest, reader: Reader) -> Listing:
 
     Raises:
         NoParquetError: the input, or one item of a list, names no object.
+        WindowError: `request.keep` does not fit the Hive columns or their values.
     """
     uris = request.uri if isinstance(request.uri, tuple) else (request.uri,)
     if not uris:
@@ -58,6 +66,8 @@ def list_objects(request: PlanRequest, reader: Reader) -> Listing:
         if not found:
             raise NoParquetError(f"no object at {uri}")
     listing.listed = len(seen)
+    if request.keep is not None and listing.objects:
+        _keep_windows(listing, request.keep, lenient=request.schema == "union")
     if not listing.objects:
         raise NoParquetError(_nothing(uris, listing))
     return listing
@@ -69,10 +79,33 @@ def _nothing(uris: tuple[str, ...], listing: Listing) -> str:
         (listing.excluded, "left out by include and exclude"),
         (listing.hidden, "hidden (a name that begins with _ or .)"),
         (listing.empty, "empty"),
+        (listing.outside, "outside the windows"),
     )
     why = ", ".join(f"{count} {reason}" for count, reason in counts if count)
     where = uris[0] if len(uris) == 1 else f"{uris[0]} and {len(uris) - 1} more"
     return f"no Parquet object at {where}: of {listing.listed} objects, {why}"
+
+
+def _keep_windows(listing: Listing, keep: WindowFilter, *, lenient: bool) -> None:
+    column, keeps = keep.windowing.column, keep.decider()
+    raws = {directory: dict(raw_values(directory)) for directory in set(listing.directories)}
+    if not any(column in names for names in raws.values()):
+        raise no_column(column, sorted(set().union(*raws.values())))
+    verdicts = {}
+    for directory, values in raws.items():
+        if column not in values and not lenient:
+            example = min(
+                info.uri
+                for info, own in zip(listing.objects, listing.directories, strict=True)
+                if own == directory
+            )
+            raise WindowError(f"partition column {column!r} is not in the key of {example}")
+        verdicts[directory] = keeps(values.get(column, NULL_VALUE))
+    chosen = [verdicts[directory] for directory in listing.directories]
+    listing.outside = len(chosen) - sum(chosen)
+    listing.outside_directories = {own for own, kept in verdicts.items() if not kept}
+    listing.objects = list(compress(listing.objects, chosen))
+    listing.directories = list(compress(listing.directories, chosen))
 
 
 def _heads(uris: list[str], reader: Reader, listing: Listing) -> dict[str, ObjectInfo]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -11,9 +11,11 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc
 
 from partitioning.errors import PlanFormatError
+from partitioning.subset import take_tables
 from partitioning.tablefile import TableFile, pack_tables
 
 FORMAT_VERSION: Final = 1
@@ -122,6 +124,13 @@ def fragment_identity(uri: str, etag: str, size: int, start: int, stop: int) -> 
 def chunk_id(identities: Iterable[str]) -> bytes:
     """Return the 16 bytes that identify a chunk of these fragments."""
     return hashlib.blake2b("".join(identities).encode(), digest_size=16).digest()
+
+
+def plan_id(schema: bytes, chunk_ids: Iterable[bytes]) -> str:
+    """Return the 32 hex digits that identify a plan of these chunks, in order."""
+    identity = hashlib.blake2b(schema, digest_size=16)
+    identity.update(b"".join(chunk_ids))
+    return identity.hexdigest()
 
 
 class Plan:
@@ -237,6 +246,36 @@ class Plan:
         """Return an inner table: chunks, row_groups, objects, schemas or skipped."""
         return self._file.table(name)
 
+    def take(self, indices: Sequence[int]) -> Plan:
+        """Return a plan of some chunks in this order: same ids and schema, ranked from 0.
+
+        It names only the objects that its chunks read. Taking all chunks in their order gives a
+        plan of the same id.
+
+        Raises:
+            IndexError: there is no such chunk.
+            ValueError: a chunk is named twice.
+        """
+        chosen = np.asarray(indices, np.int64)
+        if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(self):
+            raise IndexError(f"chunks {chosen.min()} to {chosen.max()} of a plan of {len(self)}")
+        if len(np.unique(chosen)) < len(chosen):
+            raise ValueError("a chunk is in a plan once")
+        names = ("chunks", "row_groups", "objects", "schemas", "skipped")
+        tables, objects = take_tables(
+            {name: self.table(name) for name in names}, chosen, Status.PLANNED
+        )
+        chunks = tables["chunks"]
+        sums = ("fragments", "rows", "stored_bytes", "decoded_bytes")
+        meta = {
+            **self._file.meta,
+            "id": plan_id(bytes.fromhex(self._file.meta["schema"]), chunks["id"].to_pylist()),
+            "chunks": len(chunks),
+            "objects": objects,
+            **{name: int(chunks[name].to_numpy().sum()) for name in sums},
+        }
+        return Plan.build(tables, meta)
+
     def chunk(self, index: int) -> Chunk:
         """Return one chunk, decoding little more than it."""
         if not 0 <= index < len(self):
@@ -252,7 +291,8 @@ class Plan:
 
     def _decode(self, start: int, stop: int) -> Iterator[Chunk]:
         ranges = self._file.rows("chunks", start, stop)
-        first, last = ranges["start"][0].as_py(), ranges["stop"][-1].as_py()
+        # Chunks that were taken out of another plan need not ascend.
+        first, last = pc.min(ranges["start"]).as_py(), pc.max(ranges["stop"]).as_py()
         ordinals = self._file.rows("row_groups", first, last)["object"]
         low, high = ordinals[0].as_py(), ordinals[-1].as_py()
         objects = self._file.rows("objects", low, high + 1)

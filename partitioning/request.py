@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 from partitioning.errors import TargetError
 from partitioning.filters import Filter
+from partitioning.windows import WindowFilter
 
 MIB: Final = 2**20
 
@@ -28,6 +29,9 @@ class PlanRequest:
     """With `columns` None: the columns that a transform was seen to read, for sizes only."""
     filter: Filter = ()
     """OR of ANDs of terms; see `partitioning.filters`."""
+    keep: WindowFilter | None = None
+    """Only objects whose Hive value lies in these windows: the others' footers are not read, and
+    the plan does not name them. It is no filter of rows, and changes no column's type."""
     include: tuple[str, ...] = ()
     """Globs; empty takes `*.parquet`, `*.parq` and `*.pq`. A pattern without a slash is held
     against the last segment of a key, one with a slash against the key below the prefix."""
@@ -98,6 +102,7 @@ class PlanRequest:
             "changed_only": self.changed_only,
             "chunks": {name: getattr(self, name) for name in chunks},
             "read_key": self.read_key(),
+            **({} if self.keep is None else {"keep": self.keep.describe()}),
         }
 
 

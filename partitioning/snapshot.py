@@ -143,7 +143,9 @@ def take_snapshot(listing: Listing, *, lenient: bool) -> Snapshot:
     """
     infos = listing.objects
     uris = [info.uri for info in infos]
-    values = hive.parse(listing.directories, uris, lenient=lenient)
+    values = hive.parse(
+        listing.directories, uris, lenient=lenient, others=listing.outside_directories
+    )
     table = pa.table(
         {
             **{f"p{i}": pa.array(c, t)

@@ -14,6 +14,9 @@ GUESSED_SPEED = 100e6
 """Decoded bytes a thread maps in a second, until the first batches have been measured."""
 PROBE = 8
 """Most chunks in a batch before the first has been measured."""
+LEAST_SHARE = 10
+"""The last batches are not smaller than this part of a whole one: each costs driver, worker and
+Prefect some 80 ms together, and workers that end a tenth of a batch apart are close enough."""
 CHUNK_OVERHEAD = 1e6
 """A chunk costs about as much as this many decoded bytes, however small it is (about 10 ms)."""
 
@@ -53,6 +56,31 @@ def spec_of(indices: Sequence[int]) -> str:
     return ",".join(f"{start}-{stop}" for start, stop in parts)
 
 
+@dataclass(slots=True)
+class Pace:
+    """What batches have taken so far. Shared by all that map the same transform side by side."""
+
+    cost: float = 0.0
+    """Decoded bytes and overhead."""
+    seconds: float = 0.0
+    """Of the threads that mapped them."""
+
+    @property
+    def speed(self) -> float:
+        """Cost units that a thread maps in a second."""
+        return self.cost / self.seconds if self.is_known else GUESSED_SPEED
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a batch has been measured."""
+        return self.seconds >= 1e-9
+
+    def measured(self, chunks: int, decoded_bytes: int, seconds: float) -> None:
+        """Learn from a finished batch."""
+        self.cost += decoded_bytes + chunks * CHUNK_OVERHEAD
+        self.seconds += seconds
+
+
 class Batcher:
     """Cuts what is left into batches, one at a time, with sizes that follow the measured speed."""
 
@@ -64,6 +92,7 @@ class Batcher:
         *,
         seconds: float,
         max_chunks: int,
+        pace: Pace | None = None,
     ) -> None:
         """Start.
 
@@ -73,7 +102,9 @@ class Batcher:
             decoded_bytes: Estimated size of each of them.
             seconds: How long a batch should run at most.
             max_chunks: Most chunks in a batch.
+            pace: What is known of the speed, and learns more. Default: nothing.
         """
+        self.pace = pace or Pace()
         self._prefix = prefix
         self._indices = indices
         self._costs = [size + CHUNK_OVERHEAD for size in decoded_bytes]
@@ -82,34 +113,23 @@ class Batcher:
         self._max_chunks = max_chunks
         self._position = 0
         self._number = 0
-        self._measured_cost = 0.0
-        self._measured_seconds = 0.0
-
-    @property
-    def speed(self) -> float:
-        """Cost units that a thread maps in a second."""
-        if self._measured_seconds < 1e-9:
-            return GUESSED_SPEED
-        return self._measured_cost / self._measured_seconds
-
-    def measured(self, chunks: int, decoded_bytes: int, seconds: float) -> None:
-        """Learn from a finished batch."""
-        self._measured_cost += decoded_bytes + chunks * CHUNK_OVERHEAD
-        self._measured_seconds += seconds
 
     def take(self, threads: int) -> Batch | None:
         """The next batch for a cluster of so many threads, or None when all is handed out."""
         if self._position >= len(self._indices):
             return None
         share = self._left / (2 * max(1, threads))
-        budget = min(share, self._seconds * self.speed)
+        most_work = self._seconds * self.pace.speed
+        least_work = most_work / LEAST_SHARE if self.pace.is_known else 0.0
+        budget = min(max(share, least_work), most_work)
         start, cost = self._position, 0.0
         # Until the speed is known, a batch is a probe: chunks may take a second as well as a
         # millisecond, and the first of them must come back soon.
-        most = self._max_chunks if self._measured_seconds else min(PROBE, self._max_chunks)
+        most = self._max_chunks if self.pace.is_known else min(PROBE, self._max_chunks)
         while self._position < len(self._indices) and self._position - start < most:
             following = self._costs[self._position]
-            if self._position > start and cost + following > budget:
+            # To the nearest whole chunk: within a batch, one is read while another is computed.
+            if self._position > start and cost + following / 2 > budget:
                 break
             cost += following
             self._position += 1

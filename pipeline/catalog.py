@@ -4,17 +4,46 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from itertools import chain as joined
+from itertools import takewhile
+from typing import TypeVar
 
 import polars as pl
 
 from pipeline.errors import AlreadyExistsError, ObjectMissingError
-from pipeline.manifest import FILES, Commit, CommitEntry, Head, Manifest, folders
+from pipeline.folding import Footprint, surviving
+from pipeline.manifest import (
+    FILES,
+    Commit,
+    CommitEntry,
+    Head,
+    Manifest,
+    ManifestRecord,
+    base_of,
+    chain,
+    folders,
+)
 from pipeline.storage import Storage, join, parse, state_prefix
 
 READERS = 16
-"""Commit records read at a time."""
+"""Commit records or manifests read at a time."""
+FOLDED = 8
+"""Manifests whose whole list is kept."""
+EMPTY = Manifest(number=0, created=0.0, commits=())
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def together(call: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Call with each item, several at a time; results in the items' order."""
+    if len(items) < 2:
+        return [call(item) for item in items]
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(call, items))
 
 
 class Catalog:
@@ -24,6 +53,13 @@ class Catalog:
         self.storage = storage
         self.output = parse(output).uri.rstrip("/") + "/"
         self.state = state_prefix(self.output)
+        self.tidied = -1
+        """The last manifest that was seen to have nothing of what it replaced in the output."""
+        # What never changes once it is written is kept: one catalog sees a thousand manifests.
+        self._manifests: dict[int, ManifestRecord] = {}
+        self._folded: dict[int, Manifest] = {}
+        self._names: dict[int, frozenset[str]] = {}
+        self._footprints: dict[tuple[str, int], Footprint] = {}
 
     @property
     def _head_uri(self) -> str:
@@ -57,24 +93,101 @@ class Catalog:
         if number is None:
             number = self.head()[0].current
         if number == 0:
-            return Manifest(number=0, created=0.0, commits=())
-        blob = self.storage.get(join(self.state, "manifests", f"{number}.json"))
-        return Manifest.model_validate_json(blob.data)
+            return EMPTY
+        found = self._folded.get(number)
+        return self._remember(self._fold(number)) if found is None else found
+
+    def _remember(self, manifest: Manifest) -> Manifest:
+        self._folded[manifest.number] = manifest
+        while len(self._folded) > FOLDED:
+            self._folded.pop(next(iter(self._folded)))
+        return manifest
+
+    def _fold(self, number: int) -> Manifest:
+        """Put together what is stored; what was read before is not read again."""
+        [top] = self._stored([number])
+        full = number if top.full is None else top.full
+        needed = list(takewhile(lambda n: n not in self._folded, chain(number, full)))
+        self._stored(needed)
+        lists, base = [top.commits], top.base
+        while base:
+            if base in self._folded:
+                lists.append(self._folded[base].commits)
+                break
+            [below] = self._stored([base])
+            lists.append(below.commits)
+            base = below.base
+        return Manifest(
+            number=number,
+            created=top.created,
+            commits=tuple(joined.from_iterable(reversed(lists))),
+            rollback_of=top.rollback_of,
+            full=full,
+        )
+
+    def _stored(self, numbers: Sequence[int]) -> list[ManifestRecord]:
+        """Stored manifests, which never change: each is read once."""
+        new = [number for number in numbers if number not in self._manifests]
+
+        def read(number: int) -> None:
+            blob = self.storage.get(self._manifest_uri(number))
+            self._manifests[number] = ManifestRecord.model_validate_json(blob.data)
+
+        together(read, new)
+        return [self._manifests[number] for number in numbers]
+
+    def entries(self, base: int = 0) -> list[CommitEntry]:
+        """All commits of the manifests after one, oldest first, whatever came over them since.
+
+        A list that has only grown has all commits of those before it: a few objects are read.
+        """
+        lists, number = [], self.head()[0].current
+        while number > base:
+            manifest = self.manifest(number)
+            lists.append(manifest.commits)
+            number = manifest.full - 1
+        return list({entry.name: entry for entry in joined.from_iterable(reversed(lists))}.values())
+
+    def names(self, number: int) -> frozenset[str]:
+        """Names of a manifest's commits."""
+        if number not in self._names:
+            self._names = {number: frozenset(e.name for e in self.manifest(number).commits)}
+        return self._names[number]
+
+    def added(self, number: int) -> tuple[CommitEntry, ...]:
+        """The commits that a manifest has on top of the one before; all, if it replaced that."""
+        manifest = self.manifest(number)
+        if manifest.full == number:
+            return manifest.commits
+        return manifest.commits[len(self.manifest(number - 1).commits) :]
 
     def write_manifest(
         self, base: int, commits: tuple[CommitEntry, ...], rollback_of: int | None = None
     ) -> Manifest:
         """Write the manifest on top of a base; twice is once."""
-        manifest = Manifest(
-            number=base + 1, created=time.time(), commits=commits, rollback_of=rollback_of
+        before = self.manifest(base)
+        number, held = base + 1, len(before.commits)
+        grown = rollback_of is None and commits[:held] == before.commits
+        full = before.full if grown else number
+        under = base_of(number, full) if grown else 0
+        record = ManifestRecord(
+            version=2,
+            number=number,
+            created=time.time(),
+            base=under,
+            full=full,
+            commits=commits[len(self.manifest(under).commits) :],
+            rollback_of=rollback_of,
         )
-        data = manifest.model_dump_json(indent=1).encode()
-        try:
-            self.storage.put_new(join(self.state, "manifests", f"{manifest.number}.json"), data)
-        except AlreadyExistsError:
-            # Under one claim there is one list: whoever came first wrote the same.
-            return self.manifest(manifest.number)
-        return manifest
+        data = record.model_dump_json(indent=1, exclude_defaults=True).encode()
+        # Under one claim there is one list: whoever came first wrote the same.
+        with suppress(AlreadyExistsError):
+            self.storage.put_new(self._manifest_uri(number), data)
+            self._manifests[number] = record
+        return self.manifest(number)
+
+    def _manifest_uri(self, number: int) -> str:
+        return join(self.state, "manifests", f"{number}.json")
 
     def commit(self, name: str, amendments: int | None = None) -> Commit | None:
         """A commit record with its amendments (all, or so many), or None."""
@@ -85,6 +198,9 @@ class Catalog:
         number = 1
         while amendments is None or number <= amendments:
             more = self.storage.get_if_there(self._commit_uri(name, number))
+            if more is None and amendments is not None:
+                # Amendments once had the names that later commits of a run have.
+                more = self.storage.get_if_there(self._commit_uri(f"{name}.{number}", 0))
             if more is None:
                 break
             commit = _amended(commit, Commit.from_bytes(more.data), number)
@@ -101,6 +217,10 @@ class Catalog:
         if commit is None:
             raise ObjectMissingError(self._commit_uri(entry.name, 0))
         return commit
+
+    def all_known(self, entries: Sequence[CommitEntry]) -> list[Commit]:
+        """Several commits that manifests list, read concurrently. Raises as `known`."""
+        return together(self.known, entries)
 
     def write_commit(self, commit: Commit) -> Commit:
         """Freeze a commit record; if one of its name is there, that one counts."""
@@ -122,7 +242,8 @@ class Catalog:
         self.storage.put_new(uri, replace(commit, files=files).to_bytes())
 
     def _commit_uri(self, name: str, amendment: int) -> str:
-        suffix = f".{amendment}" if amendment else ""
+        # Later commits of a run end in a number alone.
+        suffix = f".a{amendment}" if amendment else ""
         return join(self.state, "commits", f"{name}{suffix}.arrow")
 
     def snapshot(self, manifest: Manifest) -> pl.DataFrame:
@@ -131,21 +252,38 @@ class Catalog:
         Raises:
             ObjectMissingError: a commit record is gone.
         """
-        with ThreadPoolExecutor(READERS) as pool:
-            commits = list(pool.map(self.known, manifest.commits))
+        commits = self.all_known(manifest.commits)
+        prints = [Footprint.of(commit) for commit in commits]
         held: list[pl.DataFrame] = [pl.DataFrame(schema={**FILES, "commit": pl.String})]
-        for commit in commits:
-            if commit.entry.mode == "overwrite":
-                held = held[:1]
-            elif commit.entry.mode == "overwrite-partitions":
-                held = [_without(frame, commit.replaces) for frame in held]
-            held.append(commit.files.with_columns(commit=pl.lit(commit.entry.name)))
+        for commit, one, alive in zip(commits, prints, surviving(prints), strict=True):
+            files = commit.files
+            if len(alive) < len(one.folders):
+                keeps = [folder in alive for folder in folders(files)]
+                files = files.filter(pl.Series(keeps, dtype=pl.Boolean))
+            held.append(files.with_columns(commit=pl.lit(commit.entry.name)))
         return pl.concat(held)
 
+    def footprints(self, entries: Sequence[CommitEntry]) -> list[Footprint]:
+        """Where commits have files; a record is read once. Raises as `snapshot`."""
+        names = [(entry.name, entry.amendments) for entry in entries]
+        new = [e for e, name in zip(entries, names, strict=True) if name not in self._footprints]
 
-def _without(files: pl.DataFrame, replaced: tuple[str, ...]) -> pl.DataFrame:
-    keeps = [folder not in replaced for folder in folders(files)]
-    return files.filter(pl.Series(keeps, dtype=pl.Boolean))
+        def read(entry: CommitEntry) -> None:
+            self._footprints[entry.name, entry.amendments] = Footprint.of(self.known(entry))
+
+        together(read, new)
+        return [self._footprints[name] for name in names]
+
+    def keys(self, entries: Sequence[CommitEntry]) -> list[str]:
+        """The keys that are left when commits are folded, in their order. Raises as `snapshot`."""
+        prints = self.footprints(entries)
+        return [
+            key
+            for one, alive in zip(prints, surviving(prints), strict=True)
+            for folder, keys in one.folders.items()
+            if folder in alive
+            for key in keys
+        ]
 
 
 def _amended(commit: Commit, change: Commit, number: int) -> Commit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.job import Job
+from pipeline.ledger import Ledger
 from pipeline.manifest import Manifest
 from pipeline.planning import PlannedInput, plan_input
 from pipeline.process import apply, filter_of, filter_polars
@@ -75,7 +77,8 @@ class Verification:
     rows: int
     bytes: int
     missing_chunks: int
-    """Planned chunks that the manifest says are left out."""
+    """Planned chunks that the manifest says are left out, or that are in windows of its runs that
+    are not published yet."""
     problems: tuple[str, ...]
     """One sentence each; empty when all is well."""
 
@@ -94,7 +97,10 @@ def verify_output(storage: Storage, output: str) -> Verification:
     files = catalog.snapshot(manifest)
     problems = list(_strangers(catalog, files))
     if head.publishing is not None:
-        problems.append(f"commit {head.publishing.commit} is being published, or was interrupted")
+        named = " ".join(head.publishing.commits) or f"rollback to {head.publishing.rollback}"
+        problems.append(f"{named} is being published, or was interrupted")
+    left, said = _windows(catalog, manifest)
+    problems += said
     with ThreadPoolExecutor(READERS) as pool:
         rows = files.select("key", "rows", "bytes", "sha256").iter_rows()
         problems += [p for p in pool.map(partial(_problem, catalog), rows) if p]
@@ -104,13 +110,32 @@ def verify_output(storage: Storage, output: str) -> Verification:
         files=files.height,
         rows=int(files["rows"].sum()),
         bytes=int(files["bytes"].sum()),
-        missing_chunks=_missing(manifest),
+        missing_chunks=left + sum(e.missing for e in manifest.commits if e.window is None),
         problems=tuple(problems),
     )
 
 
-def _missing(manifest: Manifest) -> int:
-    return sum(entry.missing for entry in manifest.commits)
+def _windows(catalog: Catalog, manifest: Manifest) -> tuple[int, list[str]]:
+    """Planned chunks of runs with windows that no commit has, and what is wrong with that.
+
+    Counted over all manifests: what was replaced since has been published all the same.
+    """
+    runs = dict.fromkeys(entry.run for entry in manifest.commits if entry.window is not None)
+    published = Counter({run: 0 for run in runs})
+    for entry in catalog.entries():
+        if entry.run in runs:
+            published[entry.run] += entry.files
+    left, problems = 0, []
+    for run, count in published.items():
+        ledger = Ledger(catalog.storage, catalog.output, run)
+        chunks = ledger.record().chunks
+        left += chunks - count
+        if count > chunks or (count < chunks and ledger.published() is not None):
+            problems.append(
+                f"run {run} is noted as published, with {chunks} planned chunks, but its commits "
+                f"have {count}"
+            )
+    return left, problems
 
 
 def _strangers(catalog: Catalog, files: pl.DataFrame) -> Iterator[str]:

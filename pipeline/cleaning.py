@@ -108,7 +108,7 @@ def _run_of(uri: str) -> str:
 
 def _strays(catalog: Catalog, records: list[RunRecord], spared: list[str]) -> list[str]:
     """Visible files of our own naming that the current manifest does not list."""
-    named = set(catalog.snapshot(catalog.manifest())["key"].to_list())
+    named = set(catalog.keys(catalog.manifest().commits))
     ours = {record.run for record in records} - set(spared)
     return [
         info.uri

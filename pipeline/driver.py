@@ -24,6 +24,7 @@ from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.liveness import start_time
 from pipeline.manifest import draft_commit, files_of
+from pipeline.outages import advisory
 from pipeline.publish import (
     UploadsVanishedError,
     abort_spares,
@@ -80,8 +81,8 @@ class Driver:
     _written: float = field(default=0.0)
 
     @classmethod
-    def of(cls, storage: Storage, ledger: Ledger, flow_run: str | None = None) -> Driver:
-        """A driver of this process."""
+    def of(cls, storage: Storage, prefix: str, flow_run: str | None = None) -> Driver:
+        """A driver of this process, of the run (or backfill) whose state is under a prefix."""
         now = time.time()
         record = DriverRecord(
             driver=uuid.uuid4().hex,
@@ -92,7 +93,7 @@ class Driver:
             seen=now,
             flow_run=flow_run,
         )
-        return cls(storage, ledger.prefix + "driver.json", record)
+        return cls(storage, prefix + "driver.json", record)
 
     def saw(self, progress: MapProgress) -> None:
         """Note progress; written only when a sign of life is due."""
@@ -108,7 +109,8 @@ class Driver:
             "bytes_out": progress.bytes_out,
         }
         if time.time() - self._written >= HEARTBEAT_SECONDS:
-            self.write()
+            with advisory():
+                self.write()
 
     def write(self, state: str | None = None) -> None:
         """Write the record now."""

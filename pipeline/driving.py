@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
+from pipeline import logs
 from pipeline.attaching import is_driving, watch
 from pipeline.catalog import Catalog
 from pipeline.driver import (
@@ -21,17 +24,20 @@ from pipeline.driver import (
     store_report,
 )
 from pipeline.engines import Engine, SerialEngine
-from pipeline.errors import ConflictError, RunCancelledError
+from pipeline.errors import RunCancelledError
 from pipeline.job import Job
 from pipeline.leaving import was_interrupted
 from pipeline.ledger import Ledger
+from pipeline.outages import advisory, waited_out
 from pipeline.planning import Planned, Resume, plan_run
-from pipeline.publish import UploadsVanishedError
+from pipeline.publish import UploadsVanishedError, foreign_claim
 from pipeline.records import Progress
 from pipeline.reducing import Step, partials_of, reduce_step, reduced_of, tree
 from pipeline.rounds import Mapper, MapProgress
 from pipeline.settings import Settings
 from pipeline.storage import Storage
+
+log = logging.getLogger(__name__)
 
 CANCEL_SECONDS = 5.0
 """How often a driver looks whether somebody has cancelled its run."""
@@ -126,9 +132,10 @@ class Driving:
     driver: Driver = field(init=False)
     mapper: Mapper | None = None
     _looked: float = 0.0
+    _round: int = 0
 
     def __post_init__(self) -> None:
-        self.driver = Driver.of(self.storage, self.planned.ledger, self.around.page)
+        self.driver = Driver.of(self.storage, self.planned.ledger.prefix, self.around.page)
 
     def to_the_end(self) -> RunSummary:
         """Bring the run to its end, whoever else has a hand in it.
@@ -137,6 +144,10 @@ class Driving:
             RunIncompleteError: some chunks failed; nothing was published.
             RunCancelledError: somebody cancelled the run.
         """
+        with logs.at(run=self.planned.ledger.run):
+            return self._ended()
+
+    def _ended(self) -> RunSummary:
         ledger = self.planned.ledger
         own = self.driver.record.driver
         if is_driving(read_driver(self.storage, ledger), own) and not self.resume.take_over:
@@ -163,8 +174,9 @@ class Driving:
 
     def _driven(self) -> RunSummary:
         ledger = self.planned.ledger
-        ledger.clear_cancel()
-        self.driver.write()
+        waited_out(ledger.clear_cancel)
+        with advisory():
+            self.driver.write()
         state = "failed"
         try:
             progress, manifest = self._map_and_publish()
@@ -178,7 +190,9 @@ class Driving:
                 ledger.cancel()  # Workers stop after the chunk at hand; whoever resumes clears it.
             raise
         finally:
-            self.driver.write(state)
+            with advisory():
+                self.driver.write(state)
+            log.info("%s: %s", self.job.name, state)
         self.listen("report", None)
         return self._reported(state, progress, manifest)
 
@@ -194,7 +208,8 @@ class Driving:
             self.listen("publish", None)
             with self.driver.phase("publish"):
                 try:
-                    return progress, self.around.publish(ledger, vanished)
+                    publish = partial(self.around.publish, ledger, vanished)
+                    return progress, waited_out(publish)
                 except UploadsVanishedError as error:
                     self._refuse_foreign(error)
                     ledger.void(error.attempts)
@@ -215,12 +230,9 @@ class Driving:
 
     def _refuse_foreign(self, error: UploadsVanishedError) -> None:
         """A claim of another run whose uploads are gone can be finished by its own job only."""
-        run = (error.commit or self.planned.ledger.run).partition(".")[0]
-        if run != self.planned.ledger.run:
-            raise ConflictError(
-                f"run {run} has claimed {self.planned.ledger.output}, and {error}",
-                hint=f"first finish it: chunkmap retry {run}",
-            ) from error
+        ledger = self.planned.ledger
+        if not error.waits_for(ledger.run):
+            raise foreign_claim(ledger.output, error) from error
 
     def _mapped(self) -> Progress:
         ledger = self.planned.ledger
@@ -237,15 +249,27 @@ class Driving:
 
     def _tell(self, progress: MapProgress) -> None:
         self.driver.saw(progress)
+        if progress.round != self._round:
+            self._round = progress.round
+            log.info(
+                "%s: round %d, %d of %d chunks done, %d failed",
+                *(self.job.name, progress.round, progress.done, progress.chunks, progress.failed),
+            )
         self.listen("map", progress)
         self.around.mapping(self.planned.ledger.run, progress)
         if time.monotonic() - self._looked >= CANCEL_SECONDS:
             self._looked = time.monotonic()
-            if self.planned.ledger.is_cancelled():
+            if self._is_cancelled():
                 raise RunCancelledError(
                     f"run {self.planned.ledger.run} was cancelled; what is done is kept",
                     hint=f"go on with: chunkmap retry {self.planned.ledger.run}",
                 )
+
+    def _is_cancelled(self) -> bool:
+        wish = False
+        with advisory():
+            wish = self.planned.ledger.is_cancelled()
+        return wish
 
     def _reported(self, state: str, progress: Progress, manifest: int | None) -> RunSummary:
         ledger = self.planned.ledger

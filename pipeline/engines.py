@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from pipeline.batches import Batch
+from pipeline.errors import ChunkmapError, is_transient
 from pipeline.mapping import BatchResult, map_batch
 from pipeline.settings import BatchSettings
 
 Kind = Literal["finished", "error", "killed", "cancelled", "lost"]
 """What became of a batch: `killed` took its worker with it, `lost` vanished with the scheduler."""
+
+IDLE_SECONDS = 0.05
+"""How long an engine that has nothing to do lets others work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,14 @@ class Outcome:
     """Only of a finished one."""
     detail: str = ""
     """What is known otherwise."""
+    is_final: bool = False
+    """Any batch would end like this there: no such transform, other code, no rights."""
+
+    @classmethod
+    def of_error(cls, batch: Batch, error: Exception) -> Outcome:
+        """Of a batch that raised."""
+        is_final = isinstance(error, ChunkmapError) and not is_transient(error)
+        return cls(batch, "error", detail=f"{type(error).__name__}: {error}", is_final=is_final)
 
 
 class Engine(Protocol):
@@ -63,12 +75,12 @@ class SerialEngine:
             result = map_batch(*self._run, batch)
             self._outcomes.append(Outcome(batch, "finished", result))
         except Exception as error:
-            self._outcomes.append(
-                Outcome(batch, "error", detail=f"{type(error).__name__}: {error}")
-            )
+            self._outcomes.append(Outcome.of_error(batch, error))
 
     def wait(self, seconds: float) -> list[Outcome]:
         """See `Engine.wait`."""
+        if not self._outcomes:
+            time.sleep(min(seconds, IDLE_SECONDS))  # Held: there is nothing to wait for.
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
 

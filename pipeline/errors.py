@@ -7,7 +7,8 @@
     │   ├── InputError
     │   ├── OutputNotEmptyError
     │   ├── TransformNotAllowedError
-    │   └── EngineUnavailableError
+    │   ├── EngineUnavailableError
+    │   └── VersionMismatchError
     ├── StorageError
     │   ├── TransientStorageError       (Transient)
     │   ├── AccessDeniedError           2, also an InputError
@@ -107,6 +108,10 @@ class TransformNotAllowedError(UsageError):
 
 class EngineUnavailableError(UsageError):
     """No Dask scheduler or Prefect server answers at the address in the settings."""
+
+
+class VersionMismatchError(UsageError):
+    """Workers have another Python, or other packages, than whoever gives them work."""
 
 
 class StorageError(ChunkmapError):

@@ -34,6 +34,8 @@ from pydantic import (
     model_validator,
 )
 
+from partitioning.errors import WindowError
+from partitioning.windows import Windowing
 from pipeline.errors import JobError
 from pipeline.units import Seconds, Size, format_size
 from pipeline.yamlfile import YamlFile, dump_yaml, explain_error, parse_yaml, read_yaml
@@ -203,6 +205,29 @@ class Reduce(_Part):
     """`module:function` of the last LazyFrame to the result."""
 
 
+class WindowRule(_Part):
+    """How the input's partitions are cut into windows: what a backfill runs and commits by."""
+
+    column: str = Field(min_length=1)
+    """A Hive column of the input (a directory such as `ds=2024-02-29`)."""
+    grain: Literal["hour", "day", "month", "value"] = "day"
+    """Length of a window; finer values are grouped. `value`: each value is a window."""
+    timezone: str = "UTC"
+    """IANA name of the zone whose hours, days and months are meant."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        try:
+            self.windowing()
+        except WindowError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def windowing(self) -> Windowing:
+        """The same for the planner."""
+        return Windowing(self.column, self.grain, self.timezone)
+
+
 class Job(_Part):
     """One job, as its file says it."""
 
@@ -224,6 +249,22 @@ class Job(_Part):
     chunk_timeout: Annotated[Seconds, Field(gt=0)] | None = None
     """Longest that a chunk may take, in seconds."""
     reduce: Reduce | None = None
+    window: WindowRule | None = None
+    """What a backfill goes by. Default: the output has one commit a run."""
+
+    @model_validator(mode="after")
+    def _windows(self) -> Self:
+        if self.window is not None and self.chunks.cross_partitions:
+            raise ValueError(
+                "`window` and `chunks.cross_partitions` exclude each other: a chunk with rows of "
+                "two windows could not be committed with either"
+            )
+        if self.window is not None and self.reduce is not None:
+            raise ValueError(
+                "`window` and `reduce` exclude each other: a reduce has one result, not one a "
+                "window"
+            )
+        return self
 
     @model_validator(mode="after")
     def _apart(self) -> Self:

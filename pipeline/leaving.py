@@ -56,9 +56,13 @@ def is_leaving_at_once() -> bool:
 
 
 def leave(code: int) -> None:
-    """Exit with a code: orderly, or at once if somebody asked for it."""
+    """Exit with a code: orderly where Prefect or Dask have something to end, else at once.
+
+    The interpreter's own end takes as long as a short command, and the threads that some libraries
+    leave behind have been seen to abort it (SIGABRT, after all was said and done).
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    if _at_once:
+    if _at_once or not {"prefect", "distributed"} & sys.modules.keys():
         os._exit(code)
     sys.exit(code)

@@ -1,10 +1,11 @@
 """What an output holds: the pointer, its manifests, and the commit records that they list.
 
     HEAD.json            pointer: the current manifest's number, and the claim of who publishes
-    manifests/<n>.json   one snapshot: an ordered list of commits
+    manifests/<n>.json   one snapshot: the commits that it adds to an earlier one
     commits/<name>.arrow the files that one commit adds, frozen before they are made visible
 
-A manifest never repeats files: a snapshot is its commits, folded in order.
+A manifest never repeats files: a snapshot is its commits, folded in order. Nor does it repeat its
+list of commits: see `base_of`.
 """
 
 from __future__ import annotations
@@ -12,16 +13,20 @@ from __future__ import annotations
 import io
 import json
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.ipc
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
+from partitioning.windows import Windowing
 from pipeline.records import RunRecord
+
+SPAN = 32
+"""Manifests between two that repeat what was added since the last such one (see `base_of`)."""
 
 _FILES: dict[str, Any] = {
     "key": pl.String,
@@ -47,10 +52,18 @@ class Claim(_Record):
 
     base: int
     """The manifest that the new one goes on top of."""
-    commit: str | None = None
-    """The commit that is added."""
+    commits: tuple[str, ...] = ()
+    """The commits that are added, in this order, all together."""
     rollback: int | None = None
     """Or the manifest that is brought back."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one(cls, data: Any) -> Any:
+        """Read claims of the form that had one commit."""
+        if isinstance(data, dict) and data.get("commit") and "commits" not in data:
+            return {**data, "commits": (data["commit"],)}
+        return data
 
 
 class Head(_Record):
@@ -80,6 +93,15 @@ class CommitEntry(_Record):
     """Replaced versions that are kept from here on."""
     amendments: int = 0
     """Amendments of its record that count."""
+    window: str | None = None
+    """Label of the window that it is of, if the run is committed by windows."""
+    rule: str = ""
+    """How windows are cut (see `rule_of`). In mode overwrite-partitions a window's commit drops all
+    earlier files in folders of its window, whether it has files there or not."""
+    code: str = ""
+    """Fingerprint of the transform; of several, joined by commas. Old commits do not say."""
+    inputs: str = ""
+    """Digest of the window's objects, as `partitioning.inputs_digest` makes it."""
 
 
 class Manifest(_Record):
@@ -92,6 +114,55 @@ class Manifest(_Record):
     commits: tuple[CommitEntry, ...]
     rollback_of: int | None = None
     """The manifest that this one brought back."""
+    full: int = 0
+    """Since this manifest the list has only grown: it has all commits of those in between."""
+
+
+class ManifestRecord(_Record):
+    """A manifest as it is stored: what it adds to another one."""
+
+    version: int = 1
+    """1 has all commits, on top of nothing; 2 is what is written now."""
+    number: int
+    created: float
+    base: int = 0
+    """The manifest that the commits come on top of; 0 is the empty output."""
+    full: int | None = None
+    """As in `Manifest`; None is the manifest itself."""
+    commits: tuple[CommitEntry, ...]
+    rollback_of: int | None = None
+
+
+def base_of(number: int, full: int) -> int:
+    """The manifest that a stored one comes on top of, while the list only grows.
+
+    Usually the one before. Each 32nd comes on top of the 32nd before it, each 1,024th of the
+    1,024th before it, and so on: any manifest is folded from at most 31 objects a level, and each
+    commit is written once a level, so that nothing grows with the square of their number.
+    """
+    span = 1
+    while number % (span * SPAN) == 0:
+        span *= SPAN
+    return max(number - span, full)
+
+
+def chain(number: int, full: int) -> Iterator[int]:
+    """The stored manifests that one is folded from, newest first."""
+    while number > full:
+        yield number
+        number = base_of(number, full)
+    if number:
+        yield number
+
+
+def rule_of(windowing: Windowing) -> str:
+    """How windows are cut, in a word for commit entries: `column/grain/timezone`."""
+    return f"{windowing.column}/{windowing.grain}/{windowing.timezone}"
+
+
+def run_of(commit: str) -> str:
+    """The run that a commit is of, by its name (`<run>`, `<run>.2`, `<run>-<window>`)."""
+    return commit.partition("-")[0].partition(".")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,29 +215,44 @@ def folders(files: pl.DataFrame) -> list[str]:
     return [key.rpartition("/")[0] for key in files["key"].to_list()]
 
 
+@dataclass(frozen=True, slots=True)
+class CommitWindow:
+    """The window that a commit is of."""
+
+    label: str
+    windowing: Windowing
+    inputs: str = ""
+    """Digest of its objects."""
+
+
 def draft_commit(
     record: RunRecord,
     done: pl.DataFrame,
     missing: Iterable[str] = (),
     earlier: Sequence[Commit] = (),
     keep_versions: int = 1,
+    *,
+    window: CommitWindow | None = None,
 ) -> Commit:
-    """Completions of a run as a commit that is not frozen yet.
+    """Completions of a run, or of one window of it, as a commit that is not frozen yet.
 
     Args:
         record: The run.
         done: One completion a chunk (schema COMPLETIONS), of chunks not committed before.
-        missing: Ids of planned chunks that are left out.
-        earlier: Commits of the same run that are published: this one adds to them.
+        missing: Ids of planned chunks (of the window) that are left out.
+        earlier: Commits of the same run (and window) that are published: this one adds to them.
         keep_versions: Replaced versions to keep.
+        window: What the commit is of; default the whole run.
     """
     files = files_of(record.output, done)
     left_out = tuple(missing)
     # What an earlier commit of this run has replaced holds this run's files now.
     already = {folder for one in earlier for folder in one.replaces}
-    mode = "append" if earlier and record.mode != "overwrite-partitions" else record.mode
+    adds = bool(earlier) and (window is not None or record.mode != "overwrite-partitions")
+    mode = "append" if adds else record.mode
+    name = record.run if window is None else f"{record.run}-{window.label}"
     entry = CommitEntry(
-        name=f"{record.run}.{len(earlier) + 1}" if earlier else record.run,
+        name=f"{name}.{len(earlier) + 1}" if earlier else name,
         run=record.run,
         mode=mode,
         files=files.height,
@@ -174,6 +260,10 @@ def draft_commit(
         bytes=int(files["bytes"].sum()),
         missing=len(left_out),
         keep_versions=keep_versions,
+        window=None if window is None else window.label,
+        rule="" if window is None else rule_of(window.windowing),
+        code=",".join(sorted(set(done["code"].to_list()))) or record.fingerprint,
+        inputs="" if window is None else window.inputs,
     )
     replaced = set(folders(files)) - already if mode == "overwrite-partitions" else set()
     return Commit(entry, record.base, left_out, files, tuple(sorted(replaced)))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from contextvars import copy_context
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from threading import Timer
 from typing import TypeVar
@@ -18,6 +20,7 @@ import polars as pl
 import stamina
 
 from partitioning import Chunk
+from pipeline import logs, metrics
 from pipeline.batches import Batch
 from pipeline.errors import ChunkTimeoutError, RunCancelledError, is_transient
 from pipeline.ledger import segment_name
@@ -36,6 +39,8 @@ from pipeline.records import PARTIAL, Completion, Failure
 from pipeline.reducing import store_partial
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 CHUNK_BUDGET_SECONDS = 120.0
 """How long a chunk's transient errors are waited out in the worker; the next round tries again."""
@@ -57,17 +62,34 @@ class BatchResult:
     decoded_bytes: int
     """As the plan estimates it; the measure of how much work it was."""
     seconds: float
+    left: int = 0
+    """Chunks that were not tried, because the worker was told to leave."""
 
 
-def map_batch(run_uri: str, fingerprint: str, batch: Batch, worker: str = "serial") -> BatchResult:
+def map_batch(
+    run_uri: str,
+    fingerprint: str,
+    batch: Batch,
+    worker: str = "serial",
+    is_leaving: Callable[[], bool] = lambda: False,
+) -> BatchResult:
     """Map a batch's chunks and store their completions and failures.
 
     A bad chunk is recorded and its neighbours go on. What is raised instead is what concerns the
     whole batch: no storage, no transform.
+
+    Args:
+        run_uri: `<output>.chunkmap/runs/<run>/`.
+        fingerprint: Of the driver's code.
+        batch: Its name and its chunks.
+        worker: Who does it.
+        is_leaving: Whether the worker has been told to stop: then the chunk at hand is the last,
+            and the rest of the batch is handed back.
     """
     context = open_run(run_uri, fingerprint)
     kind = BatchRun if context.job.reduce is None else ReducingRun
-    return kind(context, batch, worker).run()
+    with logs.at(run=context.record.run, batch=batch.name):
+        return kind(context, batch, worker, is_leaving=is_leaving).run()
 
 
 @dataclass(slots=True)
@@ -77,6 +99,8 @@ class BatchRun:
     context: RunContext
     batch: Batch
     worker: str
+    _: KW_ONLY
+    is_leaving: Callable[[], bool] = lambda: False
     attempt: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     columns: set[str] = field(default_factory=set)
     """Columns that the last chunk turned out to read: fetched ahead for the next."""
@@ -88,13 +112,23 @@ class BatchRun:
     segments: int = 0
     flushed: float = field(default_factory=time.monotonic)
     decoded: int = 0
+    left: int = 0
+    """Chunks to be handed back."""
+    work: metrics.AtWork = field(init=False)
 
     def run(self) -> BatchResult:
         """Map the batch's chunks that no earlier try of it has settled."""
         clock = time.perf_counter()
-        self._map(self._unsettled())
-        self._flush()
-        return self._result(time.perf_counter() - clock)
+        indices = self._unsettled()
+        with metrics.working(self.context.record.run, self.batch.name, len(indices)) as self.work:
+            self._map(indices)
+            self._flush()
+        result = self._result(time.perf_counter() - clock)
+        log.info(
+            "%d chunks done, %d failed, %d handed back in %.1f s",
+            *(result.done, result.failed, result.left, result.seconds),
+        )
+        return result
 
     def _unsettled(self) -> list[int]:
         """Indices without a completion or a final failure.
@@ -111,15 +145,21 @@ class BatchRun:
         with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "stage") as stager:
             staging: deque[tuple[Mapped, Future[Completion]]] = deque()
             with closing(self._sources(indices, reader)) as sources:
-                for chunk, source in sources:
+                for number, (chunk, source) in enumerate(sources, 1):
                     self.decoded += chunk.decoded_bytes
-                    with self._watched(chunk):
-                        mapped = self._guarded(chunk, partial(self._compute, chunk, source))
-                    # One result waits to be staged while the next is computed, never more.
-                    self._collect(staging)
-                    if mapped is not None:
-                        staging.append((mapped, stager.submit(self._stage, mapped)))
+                    with logs.at(chunk=chunk.id):
+                        with self._watched(chunk):
+                            mapped = self._guarded(chunk, partial(self._compute, chunk, source))
+                        # One result waits to be staged while the next is computed, never more.
+                        self._collect(staging)
+                        if mapped is not None:
+                            staged = stager.submit(copy_context().run, self._stage, mapped)
+                            staging.append((mapped, staged))
                     self._flush_if_due()
+                    self.work.done = number
+                    if self.is_leaving():
+                        self.left = len(indices) - number
+                        break
             self._collect(staging)
 
     def _sources(
@@ -193,11 +233,21 @@ class BatchRun:
                 attempts=self.context.job.retries + 1,
                 timeout=CHUNK_BUDGET_SECONDS,
             ):
+                if attempt.num > 1:
+                    metrics.RETRIES.inc()
                 with attempt:
                     return work()
         except Exception as error:
-            self.entries.append(failure_of(chunk, error, self.batch.name, self.worker))
+            self._failed(failure_of(chunk, error, self.batch.name, self.worker))
         return None
+
+    def _failed(self, failure: Failure) -> None:
+        self.entries.append(failure)
+        metrics.FAILURES.labels(failure.error).inc()
+        if not failure.transient:
+            metrics.QUARANTINED.inc()
+        with logs.at(chunk=failure.chunk):
+            log.warning("chunk %d failed: %s: %s", failure.index, failure.error, failure.message)
 
     def _stage(self, mapped: Mapped) -> Completion:
         return stage(self.context, mapped, self.batch.name, self.worker)
@@ -231,9 +281,19 @@ class BatchRun:
             self.segments += 1
             name = segment_name(self.batch.name, self.attempt, self.segments)
             self.context.ledger.write_segment(name, self.entries, self.schemas)
+            self._count(self.entries)
             self.stored += self.entries
             self.entries = []
         self.flushed = time.monotonic()
+
+    def _count(self, stored: Iterable[Completion | Failure]) -> None:
+        for entry in stored:
+            if isinstance(entry, Completion):
+                metrics.CHUNKS.inc()
+                metrics.ROWS.labels("in").inc(entry.rows_in)
+                metrics.ROWS.labels("out").inc(entry.rows_out)
+                metrics.BYTES.labels("in").inc(entry.bytes_in)
+                metrics.BYTES.labels("out").inc(entry.bytes_out)
 
     def _result(self, seconds: float) -> BatchResult:
         done = [entry for entry in self.stored if isinstance(entry, Completion)]
@@ -247,6 +307,7 @@ class BatchRun:
             bytes_out=sum(c.bytes_out for c in done),
             decoded_bytes=self.decoded,
             seconds=seconds,
+            left=self.left,
         )
 
 

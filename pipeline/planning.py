@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,11 +19,13 @@ from partitioning import (
 )
 from partitioning.hive import raw_values
 from partitioning.listing import list_objects
+from partitioning.windows import WindowFilter
 from pipeline.batches import GUESSED_SPEED
 from pipeline.catalog import Catalog
 from pipeline.errors import ConflictError, InputError, JobError, UsageError
 from pipeline.job import Job
 from pipeline.ledger import Ledger, run_id, runs_of
+from pipeline.manifest import Manifest
 from pipeline.process import filter_of
 from pipeline.publish import prepare_output
 from pipeline.reading import polars_schema
@@ -140,9 +143,11 @@ def plan_input(
     settings: Settings,
     storage: Storage,
     previous: Plan | None = None,
+    *,
     mapper: Any = None,
+    keep: WindowFilter | None = None,
 ) -> PlannedInput:
-    """Plan a job's input; nothing is written.
+    """Plan a job's input, or some windows of it; nothing is written.
 
     Raises:
         PlanningError: the input cannot be planned (missing, bad objects, differing schemas …).
@@ -150,7 +155,7 @@ def plan_input(
     """
     transform = resolve(job.transform, job.params, settings.transforms)
     reader = StorageReader(storage)
-    request = request_of(job, settings, None)
+    request = replace(request_of(job, settings, None), keep=keep)
     if job.input.columns is None:
         request = replace(request, size_columns=_columns_read(request, reader, transform))
     result = plan_dataset(request, reader, previous=previous, mapper=mapper)
@@ -168,7 +173,7 @@ def _columns_read(
     for info, directory in sorted(
         zip(listed.objects, listed.directories, strict=True), key=lambda pair: pair[0].uri
     )[:3]:
-        alone = replace(request, uri=info.uri, filter=(), include=("**",), exclude=())
+        alone = replace(request, uri=info.uri, filter=(), keep=None, include=("**",), exclude=())
         with suppress(PlanningError):
             schema = plan_dataset(alone, reader).plan.schema
             # Alone, it also has the partition values of folders above the input's prefix.
@@ -242,19 +247,24 @@ class _Fresh:
             changes = job.input.model_copy(update={"changed_only": True})
             job = job.model_copy(update={"input": changes})
         before = previous.plan() if previous else None
-        result = plan_input(job, self.settings, self.storage, before, self.mapper).result
+        with ThreadPoolExecutor(1) as pool:
+            # The first request of its kind takes a while, and planning waits for others meanwhile.
+            days = pool.submit(self.storage.abort_days, job.output.uri)
+            planning = plan_input(job, self.settings, self.storage, before, mapper=self.mapper)
+        result = planning.result
         if previous is not None and before is not None and not len(result.plan):
             held = result.explain.objects_unchanged
             note = f"the output holds all {held:,} objects of the input already"
             return Planned(previous, before, self.code, False, (note,))
-        return self._store(job, result)
+        return self._store(job, result, days.result())
 
-    def _store(self, job: Job, result: PlanResult) -> Planned:
+    def _store(self, job: Job, result: PlanResult, abort_days: float | None) -> Planned:
         plan, uri = result.plan, job.output.uri
         run = run_id(plan, job, self.code)
         is_new = self.previous is None or self.previous.run != run
         manifest = prepare_output(Catalog(self.storage, uri), job.output.mode, run)
-        notes = (*result.explain.warnings, *_check_lifecycle(job, plan, self.storage))
+        _refuse_beside_backfills(manifest, job)
+        notes = (*result.explain.warnings, *_check_lifecycle(job, plan, abort_days))
         ledger = Ledger.create(self.storage, job, plan, self.code, manifest.number)
         if not is_new:
             # Asked for again, with the output as it is now in sight: that is no conflict any more.
@@ -262,13 +272,30 @@ class _Fresh:
         return Planned(ledger, plan, self.code, is_new, notes if is_new else ())
 
 
-def _check_lifecycle(job: Job, plan: Plan, storage: Storage) -> tuple[str, ...]:
+def _refuse_beside_backfills(manifest: Manifest, job: Job) -> None:
+    """Raise UsageError where appending the whole input would bring a backfill's rows twice."""
+    if job.output.mode != "append":
+        return
+    windows = sum(entry.window is not None for entry in manifest.commits)
+    if windows:
+        raise UsageError(
+            f"{job.output.uri} holds {windows:,} windows that backfills have published; a run that "
+            "appends knows nothing of them, and would bring their rows twice",
+            hint="append what is missing: chunkmap backfill create JOB.yaml",
+        )
+
+
+def _check_lifecycle(job: Job, plan: Plan, days: float | None) -> tuple[str, ...]:
     """What the bucket's own rule about incomplete uploads means for a run.
+
+    Args:
+        job: The job.
+        plan: Of its input.
+        days: After so many the bucket drops them; None if it never does.
 
     Raises:
         UsageError: the rule would drop staged outputs before a single thread could map the plan.
     """
-    days = storage.abort_days(job.output.uri)
     if days is None:
         return ()
     longest = plan.decoded_bytes / GUESSED_SPEED / 86400
@@ -290,8 +317,9 @@ def _named(records: list[RunRecord], run: str) -> RunRecord:
 
 
 def _same_job(job: Job, storage: Storage, records: list[RunRecord]) -> list[RunRecord]:
-    """The runs of this very job, oldest first."""
-    ledgers = [(one, Ledger(storage, job.output.uri, one.run)) for one in records]
+    """The runs of this very job, oldest first; not those of its backfills."""
+    own = [one for one in records if one.backfill is None]
+    ledgers = [(one, Ledger(storage, job.output.uri, one.run)) for one in own]
     return [one for one, ledger in ledgers if _asks_the_same(ledger.job(), job)]
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import time
 import traceback
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
@@ -26,6 +27,8 @@ from pipeline.settings import Settings, load_settings
 from pipeline.storage import Storage, join, own_storage
 from pipeline.transforms import Transform, code_of, resolve
 
+SMALL_BYTES = 1 << 20
+"""Decoded bytes of a chunk up to which Polars' in-memory engine is the faster one."""
 MESSAGE_CHARACTERS = 2000
 """Longer error messages (Polars prints whole query plans) are cut."""
 
@@ -101,8 +104,14 @@ def open_chunk(context: RunContext, chunk: Chunk) -> ChunkSource:
     )
 
 
-def apply(transform: Transform, frame: pl.LazyFrame) -> pl.DataFrame:
+def apply(transform: Transform, frame: pl.LazyFrame, size: float = math.inf) -> pl.DataFrame:
     """Run a transform on a frame.
+
+    Args:
+        transform: Of the job.
+        frame: What it is given.
+        size: Decoded bytes of it, as far as they are known. Polars' streaming engine keeps memory
+            low and cores busy; what is small needs neither, and is done in a quarter of the time.
 
     Raises:
         TransformError: it raised, or did not return a LazyFrame.
@@ -112,7 +121,7 @@ def apply(transform: Transform, frame: pl.LazyFrame) -> pl.DataFrame:
         if not isinstance(result, pl.LazyFrame):
             kind = type(result).__name__
             raise TransformError(f"{transform.name} returned {kind}, not a LazyFrame")
-        return result.collect(engine="streaming")
+        return result.collect(engine="in-memory" if size <= SMALL_BYTES else "streaming")
     except Exception as error:
         raise _foreign(transform, error) from error
 
@@ -150,7 +159,9 @@ def _hive(value: object) -> str:
 def encode(frame: pl.DataFrame, job: Job, partition: Sequence[str]) -> memoryview:
     """A frame as the bytes of a Parquet file; Hive columns are in the key, not in the file."""
     buffer = io.BytesIO()
-    held = frame.drop([name for name in partition if name in frame.columns])
+    in_key = [name for name in partition if name in frame.columns]
+    # To drop nothing would be a query of its own.
+    held = frame.drop(in_key) if in_key else frame
     held.write_parquet(
         buffer, compression=job.output.compression, row_group_size=job.output.row_group_rows
     )
@@ -181,7 +192,7 @@ def compute(context: RunContext, chunk: Chunk, source: ChunkSource, read_seconds
     """Transform a chunk."""
     started = time.time()
     clock = time.perf_counter()
-    frame = apply(context.transform, source.scan())
+    frame = apply(context.transform, source.scan(), chunk.decoded_bytes)
     return Mapped(
         chunk=chunk,
         frame=frame,
@@ -198,6 +209,8 @@ def stage(context: RunContext, mapped: Mapped, batch: str, worker: str) -> Compl
     """Encode and stage a computed chunk; what comes back is the proof that it is done."""
     clock = time.perf_counter()
     data = encode(mapped.frame, context.job, [name for name, _ in mapped.chunk.partition])
+    encoding, clock = time.perf_counter() - clock, time.perf_counter()
+    mapped = replace(mapped, compute_seconds=mapped.compute_seconds + encoding)
     uri, attempt = output_uri(context, mapped.chunk), uuid.uuid4().hex
     staged = context.storage.stage(uri, data, attempt, context.ledger.state + "staged/")
     seconds = time.perf_counter() - clock
@@ -251,14 +264,3 @@ def failure_of(chunk: Chunk, error: Exception, batch: str, worker: str) -> Failu
         transient=isinstance(error, Transient),
         trace="".join(traceback.format_exception(error))[-2 * MESSAGE_CHARACTERS :],
     )
-
-
-def process_chunk(
-    context: RunContext, chunk: Chunk, batch: str = "serial", worker: str = "serial"
-) -> Completion:
-    """Map one chunk from start to end, without overlapping anything. Raises what goes wrong."""
-    source = open_chunk(context, chunk)
-    try:
-        return stage(context, compute(context, chunk, source, 0.0), batch, worker)
-    finally:
-        source.close()

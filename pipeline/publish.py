@@ -6,45 +6,50 @@ nothing; so a driver may die between any two requests and any other one goes on.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import polars as pl
 
-from pipeline.catalog import Catalog
+from pipeline.catalog import Catalog, together
 from pipeline.errors import (
     AlreadyExistsError,
-    ConflictError,
     OutputNotEmptyError,
     PreconditionFailedError,
-    StorageError,
     UsageError,
 )
-from pipeline.manifest import Claim, Commit, CommitEntry, Head, Manifest, files_of, folders
+from pipeline.folding import Footprint, may_meet
+from pipeline.manifest import Claim, Commit, CommitEntry, Head, Manifest, files_of, run_of
 from pipeline.records import PARTIAL
+from pipeline.refusals import (
+    CommitsConflictError,
+    ForeignClaimError,
+    UploadsVanishedError,
+    foreign_claim,
+)
 from pipeline.storage import Staged
 from pipeline.versions import locate, restore, tidy
 
+__all__ = [
+    "CommitsConflictError",
+    "ForeignClaimError",
+    "Published",
+    "UploadsVanishedError",
+    "abort_spares",
+    "amend",
+    "commits_of",
+    "foreign_claim",
+    "gone_spares",
+    "prepare_output",
+    "publish",
+    "publish_all",
+    "rollback",
+    "settle",
+]
+
 COMPLETE_AT_ONCE = 1000
 """Uploads completed between two looks at what came of them."""
-
-
-class UploadsVanishedError(StorageError):
-    """Staged outputs are gone (a lifecycle rule, an emptied server); their chunks are left again.
-
-    Attributes:
-        attempts: Of the chunks' completions.
-        commit: Name of the frozen commit that names them, once it is claimed.
-    """
-
-    def __init__(self, attempts: list[str], commit: str | None = None) -> None:
-        super().__init__(
-            f"{len(attempts)} staged outputs have vanished before they were published"
-            + (f" (commit {commit} is claimed and waits for them)" if commit else ""),
-            hint="run the job again: their chunks are mapped anew",
-        )
-        self.attempts = attempts
-        self.commit = commit
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,8 @@ class Published:
     manifest: Manifest
     already: bool
     """It had been published before."""
+    commits: tuple[Commit, ...] = ()
+    """The records as they were frozen: they may name other attempts than the drafts did."""
 
 
 def staged_of(output: str, files: pl.DataFrame) -> list[Staged]:
@@ -91,7 +98,7 @@ def prepare_output(catalog: Catalog, mode: str, run: str) -> Manifest:
         )
     strangers = _strangers(catalog, manifest, own)
     head, _ = catalog.head()
-    if strangers and (head.current != manifest.number or (head.publishing and own is None)):
+    if strangers and (head.current != manifest.number or (head.publishing and not own)):
         return prepare_output(catalog, mode, run)  # They are being published just now.
     if strangers:
         raise OutputNotEmptyError(
@@ -102,30 +109,22 @@ def prepare_output(catalog: Catalog, mode: str, run: str) -> Manifest:
     return manifest
 
 
-def _settled_but_own(catalog: Catalog, run: str) -> tuple[Manifest, Commit | None]:
+def _settled_but_own(catalog: Catalog, run: str) -> tuple[Manifest, list[Commit]]:
     """Finish what others began; what this run itself lost is mapped anew and finished later."""
     try:
-        return settle(catalog), None
+        return settle(catalog), []
     except UploadsVanishedError as error:
-        commit = catalog.commit(error.commit or "")
-        if commit is None or commit.entry.run != run:
+        own = [c for c in _claimed(catalog, error.commits) if c.entry.run == run]
+        if not own:
             raise foreign_claim(catalog.output, error) from error
-        return catalog.manifest(catalog.head()[0].current), commit
+        head, _ = catalog.head()
+        names = head.publishing.commits if head.publishing is not None else error.commits
+        return catalog.manifest(head.current), _claimed(catalog, names)
 
 
-def foreign_claim(output: str, error: UploadsVanishedError) -> ConflictError:
-    """A claim of another run whose uploads are gone can be finished by its own job only."""
-    run = (error.commit or "").partition(".")[0]
-    return ConflictError(
-        f"run {run} has claimed {output}, and {error}",
-        hint=f"first finish it: chunkmap retry {run}",
-    )
-
-
-def _strangers(catalog: Catalog, manifest: Manifest, own: Commit | None) -> list[str]:
-    named = set(catalog.snapshot(manifest)["key"].to_list())
-    if own is not None:
-        named |= set(own.files["key"].to_list())
+def _strangers(catalog: Catalog, manifest: Manifest, own: list[Commit]) -> list[str]:
+    named = set(catalog.keys(manifest.commits))
+    named |= {key for commit in own for key in commit.files["key"].to_list()}
     found = {
         info.uri.removeprefix(catalog.output) for info in catalog.storage.objects(catalog.output)
     }
@@ -144,82 +143,127 @@ def settle(catalog: Catalog) -> Manifest:
 
 
 def publish(catalog: Catalog, draft: Commit, accepted: int = 0) -> Published:
-    """Make a run's completions visible, exactly once.
+    """Make a run's completions visible, exactly once. As `publish_all`, of one commit."""
+    return publish_all(catalog, [draft], accepted)
+
+
+def publish_all(catalog: Catalog, drafts: Sequence[Commit], accepted: int = 0) -> Published:
+    """Make several commits visible together, exactly once, in one manifest.
 
     Args:
         catalog: Of the output.
-        draft: What to publish, unless a commit of its name is frozen already.
+        drafts: What to publish, in this order. Where a commit of a draft's name is frozen already,
+            that one counts; what is published already stays as it is.
         accepted: Manifest up to which nothing is in conflict, although it came after the base.
 
     Raises:
         UploadsVanishedError: some staged outputs are gone; map their chunks again.
-        ConflictError: another commit since the draft's base touched what this one replaces.
+        CommitsConflictError: other runs' commits since the drafts' base touched what some of them
+            replace. Nothing was published; without those that it names the others can be.
     """
-    commit = catalog.commit(draft.entry.name)
-    if commit is None:
-        gone = catalog.storage.missing(staged_of(catalog.output, draft.files))
+    return _claim_and_finish(catalog, _frozen(catalog, drafts), accepted)
+
+
+def _frozen(catalog: Catalog, drafts: Sequence[Commit]) -> list[Commit]:
+    """Freeze what is not frozen yet, unless some of what it names has vanished."""
+    found = together(lambda draft: catalog.commit(draft.entry.name), drafts)
+    new = [draft for draft, there in zip(drafts, found, strict=True) if there is None]
+    staged = staged_of(catalog.output, pl.concat([d.files for d in new])) if new else []
+    gone = {item.attempt for item in catalog.storage.missing(staged)} if staged else set()
+    if gone:
         # Another driver of this run may have frozen its choice, and more, while we looked.
-        commit = catalog.commit(draft.entry.name) if gone else catalog.write_commit(draft)
-        if commit is None:
-            raise UploadsVanishedError([item.attempt for item in gone])
-    return _claim_and_finish(catalog, commit, accepted)
+        hit = [d for d in new if not gone.isdisjoint(d.files["attempt"].to_list())]
+        if None in together(lambda draft: catalog.commit(draft.entry.name), hit):
+            raise UploadsVanishedError(sorted(gone))
+    written = iter(together(catalog.write_commit, new))
+    return [next(written) if there is None else there for there in found]
 
 
-def _claim_and_finish(catalog: Catalog, commit: Commit, accepted: int) -> Published:
-    name, already = commit.entry.name, True
+def _claim_and_finish(catalog: Catalog, commits: list[Commit], accepted: int) -> Published:
+    names, already = {commit.entry.name for commit in commits}, True
     while True:
         head, etag = catalog.head()
         if head.publishing is not None:
-            already &= head.publishing.commit != name
+            already &= names.isdisjoint(head.publishing.commits)
             _finish(catalog, head, etag)
             continue
         current = catalog.manifest(head.current)
         # Also one that a later overwrite replaced, or a rollback took away, has been published.
-        if any(entry.name == name for entry in commits_of(catalog, commit.entry.run, commit.base)):
+        base = min(commit.base for commit in commits)
+        published = {entry.name for entry in catalog.entries(base)}
+        left = [commit for commit in commits if commit.entry.name not in published]
+        if not left:
             tidy(catalog, current)
-            return Published(current, already)
-        _refuse_conflicts(catalog, commit, current, accepted)
+            return Published(current, already, tuple(commits))
+        _refuse_conflicts(catalog, left, current, accepted)
         already = False
-        claimed = Head(current=head.current, publishing=Claim(commit=name, base=head.current))
+        if catalog.tidied != current.number:
+            # Its publisher may have died before it moved away what it had replaced: once there is
+            # another manifest on top, nobody would.
+            tidy(catalog, current)
+        claim = Claim(commits=tuple(commit.entry.name for commit in left), base=head.current)
         # Losing the race is no error: look again at what the winner did.
         with suppress(PreconditionFailedError, AlreadyExistsError):
-            catalog.move_head(claimed, etag)
+            catalog.move_head(Head(current=head.current, publishing=claim), etag)
 
 
 def commits_of(catalog: Catalog, run: str, base: int) -> list[CommitEntry]:
     """The commits of a run, in order, in whatever manifest: it began on top of this base."""
-    numbers = range(base + 1, catalog.head()[0].current + 1)
-    entries = [entry for number in numbers for entry in catalog.manifest(number).commits]
-    return list({entry.name: entry for entry in entries if entry.run == run}.values())
+    return [entry for entry in catalog.entries(base) if entry.run == run]
 
 
-def _refuse_conflicts(catalog: Catalog, commit: Commit, current: Manifest, accepted: int) -> None:
+def _refuse_conflicts(
+    catalog: Catalog, commits: list[Commit], current: Manifest, accepted: int
+) -> None:
     """Appends and overwrites of other partitions go on top of anything; the rest must not."""
+    lost = []
+    for commit in commits:
+        other = _in_conflict(catalog, commit, current, max(commit.base, accepted))
+        if other is not None:
+            lost.append((commit.entry, other))
+    if lost:
+        entry, other = lost[0]
+        which = f"window {entry.window} of run {entry.run}" if entry.window else f"run {entry.run}"
+        more = f" (and for {len(lost) - 1} more of them)" if len(lost) > 1 else ""
+        raise CommitsConflictError(
+            f"run {other.run} has published to {catalog.output} since {which} "
+            f"began{more}, and the mode is {entry.mode}",
+            [entry for entry, _ in lost],
+        )
+
+
+def _in_conflict(
+    catalog: Catalog, commit: Commit, current: Manifest, base: int
+) -> CommitEntry | None:
+    """A commit of another run that came after a manifest, and that this one must not replace."""
     mode = commit.entry.mode
-    for other in _commits_since(catalog, commit, current, max(commit.base, accepted)):
-        if mode in {"error", "overwrite"} or _overlap(commit, other):
-            raise ConflictError(
-                f"run {other.entry.run} has published to {catalog.output} since run "
-                f"{commit.entry.run} began, and the mode is {mode}",
-                hint="look at the output (chunkmap history), then run the job again with --replan",
-            )
+    before = catalog.names(base)
+    for other in current.commits:
+        if other.name in before:
+            continue
+        if other.run == commit.entry.run:
+            if _repeats(catalog, commit, other):
+                return other
+        elif mode in {"error", "overwrite"}:
+            return other
+        elif mode == "append" and commit.entry.window is not None:
+            # The same window's rows would be there twice.
+            if other.window == commit.entry.window:
+                return other
+        elif mode == "overwrite-partitions" and may_meet(commit.entry, other):
+            [there] = catalog.footprints([other])
+            if any(map(Footprint.of(commit).drops(), there.folders)):
+                return other
+    return None
 
 
-def _overlap(commit: Commit, other: Commit) -> bool:
-    """Whether a commit replaces folders that the other has files in."""
-    return bool(set(commit.replaces) & set(folders(other.files)))
-
-
-def _commits_since(catalog: Catalog, commit: Commit, current: Manifest, base: int) -> list[Commit]:
-    """Commits of other runs that came after a manifest."""
-    before: set[str] = set()
-    if base:
-        before = {entry.name for entry in catalog.manifest(base).commits}
-    return [
-        catalog.known(entry)
-        for entry in current.commits
-        if entry.name not in before and entry.run != commit.entry.run
-    ]
+def _repeats(catalog: Catalog, commit: Commit, other: CommitEntry) -> bool:
+    """Whether one process published a run whole while another did so by windows."""
+    if (other.window is None) == (commit.entry.window is None):
+        return False
+    [there] = catalog.footprints([other])
+    theirs = {key for keys in there.folders.values() for key in keys}
+    return not theirs.isdisjoint(commit.files["key"].to_list())
 
 
 def _finish(catalog: Catalog, head: Head, etag: str | None) -> None:
@@ -241,18 +285,27 @@ def _finish(catalog: Catalog, head: Head, etag: str | None) -> None:
         catalog.move_head(Head(current=manifest.number), etag)
 
 
+def _claimed(catalog: Catalog, names: Sequence[str]) -> list[Commit]:
+    commits = together(catalog.commit, names)
+    found = [commit for commit in commits if commit is not None]
+    assert len(found) == len(names), "a claim names frozen commits"
+    return found
+
+
 def _add(catalog: Catalog, claim: Claim) -> Manifest:
-    commit = catalog.commit(claim.commit or "")
-    assert commit is not None, "a claim names a frozen commit"
-    staged = staged_of(catalog.output, commit.files)
-    gone: list[Staged] = []
+    commits = _claimed(catalog, claim.commits)
+    staged = [item for commit in commits for item in staged_of(catalog.output, commit.files)]
+    gone: set[str] = set()
     for start in range(0, len(staged), COMPLETE_AT_ONCE):
-        gone += catalog.storage.complete(staged[start : start + COMPLETE_AT_ONCE])
+        lost = catalog.storage.complete(staged[start : start + COMPLETE_AT_ONCE])
+        gone |= {item.attempt for item in lost}
     if gone:
-        raise UploadsVanishedError([item.attempt for item in gone], claim.commit)
-    before = catalog.manifest(claim.base).commits
-    kept = () if commit.entry.mode == "overwrite" else before
-    return catalog.write_manifest(claim.base, (*kept, commit.entry))
+        hit = [c for c in commits if not gone.isdisjoint(c.files["attempt"].to_list())]
+        raise UploadsVanishedError(sorted(gone), tuple(commit.entry.name for commit in hit))
+    held = catalog.manifest(claim.base).commits
+    for commit in commits:
+        held = (commit.entry,) if commit.entry.mode == "overwrite" else (*held, commit.entry)
+    return catalog.write_manifest(claim.base, held)
 
 
 def rollback(catalog: Catalog, number: int | None = None) -> Manifest:
@@ -285,24 +338,29 @@ def rollback(catalog: Catalog, number: int | None = None) -> Manifest:
 
 
 def amend(catalog: Catalog, vanished: UploadsVanishedError, run: str, files: pl.DataFrame) -> None:
-    """Give a claimed commit other attempts for the chunks whose uploads had vanished.
+    """Give claimed commits other attempts for the chunks whose uploads had vanished.
 
     Args:
         catalog: Of the output.
-        vanished: What publishing said.
-        run: Whose completions these are.
+        vanished: What publishing said. If nothing was frozen yet there is nothing to amend: the
+            next publish chooses among what is there.
+        run: Whose completions these are; claimed commits of other runs are left to them.
         files: Of the run's completions (schema FILES), with those chunks mapped anew.
 
     Raises:
-        ConflictError: the commit is another run's.
+        ForeignClaimError: the commits are all other runs'.
     """
+    if not vanished.waits_for(run):
+        raise foreign_claim(catalog.output, vanished)
+    for name in vanished.commits:
+        if run_of(name) == run:
+            _amend(catalog, name, vanished.attempts, files)
+
+
+def _amend(catalog: Catalog, name: str, attempts: list[str], files: pl.DataFrame) -> None:
     while True:
-        commit = catalog.commit(vanished.commit or "")
-        if commit is None:
-            return  # Nothing was frozen yet: the next publish chooses among what is there.
-        if commit.entry.run != run:
-            raise foreign_claim(catalog.output, vanished)
-        lost = commit.files.filter(pl.col("attempt").is_in(vanished.attempts))
+        [commit] = _claimed(catalog, [name])
+        lost = commit.files.filter(pl.col("attempt").is_in(attempts))
         if lost.is_empty():
             return  # Another driver was faster, and what it named counts.
         with suppress(AlreadyExistsError):

@@ -32,6 +32,8 @@ class RunRecord(BaseModel):
     mode: str
     base: int
     """Number of the manifest that was current at the run's creation."""
+    backfill: str | None = None
+    """The backfill that it belongs to, if it does to one."""
     created: float
     """Unix seconds."""
 
@@ -58,6 +60,7 @@ class Completion:
     """From the moment the chunk was at hand to the end of its staging."""
     read_seconds: float
     compute_seconds: float
+    """In the transform, and encoding what came out of it."""
     stage_seconds: float
     rows_in: int
     """Rows that reached the transform: those planned, less those the job's filter took away."""

@@ -9,23 +9,32 @@ import math
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import polars as pl
 
 from partitioning import Plan
-from pipeline.batches import Batcher
+from pipeline.batches import Batcher, Pace
 from pipeline.engines import Engine, Flights, Outcome
 from pipeline.job import Job
 from pipeline.ledger import Ledger
+from pipeline.outages import advisory, waited_out
 from pipeline.records import Failure, Progress
 from pipeline.settings import BatchSettings
+from pipeline.units import share
 
+FUTILE_BATCHES = 5
+"""So many batches that cannot work at all, before any that does, end a run."""
 PAUSE_SECONDS = 2.0
 """Wait before the second round; doubled for each further one, jittered."""
 LOOK_SECONDS = 2.0
 """How often the driver counts what is stored while batches are under way."""
+LOOK_PAUSES = 1
+"""It pauses at least so many times as long as the last count took. Simulated: without a pause, a
+million chunks on a thousand workers take 17 hours instead of 5; longer ones save little, and let
+smaller runs wait for a driver that has much to catch up with."""
 BLAMED_AFTER = 2
 """Deaths of a worker, with a chunk alone in its batch, after which the chunk is to blame."""
 FOLD_SECONDS = 60.0
@@ -67,12 +76,19 @@ class Mapper:
     listen: Callable[[MapProgress], None] = lambda _: None
     only_failed: bool = False
     """Map the chunks that have failed before, and no others."""
+    only: Collection[int] | None = None
+    """Map these chunks and no others."""
+    saw: Callable[[Progress], None] = lambda _: None
+    """Is told what is stored, each time that it is counted."""
+    is_held: Callable[[], bool] = lambda: False
+    """While it says so, no further batch is handed out."""
+    pace: Pace = field(default_factory=Pace)
     started: float = field(default_factory=time.time)
     batches: int = 0
     rounds: int = 0
     resumed: int = 0
     stopped: str = ""
-    """Why it ended before its time: more failures than the job allows."""
+    """Why it ended before its time: more failures than the job allows, or batches that cannot."""
     details: list[str] = field(default_factory=list)
     """What batches that failed as a whole said."""
     _suspects: dict[int, int] = field(default_factory=dict)
@@ -85,15 +101,21 @@ class Mapper:
     _failed_before: int = 0
     _wanted: set[int] | None = None
     _looked: float = 0.0
+    _look_seconds: float = 0.0
+    """How long the last look took."""
     _folded: float = field(default_factory=time.monotonic)
+    _futile: int | None = 0
+    """Batches that could not come to their chunks, and never would; None once one has."""
 
     def run(self) -> Progress:
         """Map until nothing is left, the rounds are used up, or only terminal failures remain."""
-        progress = self.ledger.read()
+        progress = waited_out(self.ledger.read)
         self.resumed = progress.completions.height
         failed = set(progress.failed()["index"].to_list())
         self._failed_before = len(failed)
-        self._wanted = failed if self.only_failed else None
+        self._wanted = None if self.only is None else set(self.only)
+        if self.only_failed:
+            self._wanted = failed if self._wanted is None else failed & self._wanted
         self._count(progress)
         while self.rounds < self.job.rounds and not self.stopped:
             left = self._worth_mapping(progress)
@@ -103,10 +125,10 @@ class Mapper:
                 time.sleep(PAUSE_SECONDS * 2 ** (self.rounds - 1) * random.uniform(0.5, 1.5))
             self.rounds += 1
             self._round(left)
-            progress = self.ledger.read()
+            progress = waited_out(self.ledger.read)
             self._count(progress)
         if self._say_what_was_lost(progress):
-            progress = self.ledger.read()
+            progress = waited_out(self.ledger.read)
             self._count(progress)
         self._tell()
         return progress
@@ -160,6 +182,7 @@ class Mapper:
             sizes[indices].tolist(),
             seconds=self.limits.seconds,
             max_chunks=most,
+            pace=self.pace,
         )
         flights = Flights(self.engine, self.limits)
         try:
@@ -171,20 +194,25 @@ class Mapper:
         more = True
         while more or flights:
             threads = self.engine.threads
-            while more and len(flights) < threads * self.limits.in_flight_per_thread:
+            most = 0 if self.is_held() else threads * self.limits.in_flight_per_thread
+            while more and len(flights) < most:
                 batch = batcher.take(threads)
                 more = batch is not None
                 if batch is not None:
                     flights.send(batch)
                     self.batches += 1
             for outcome in flights.landed(1.0):
-                self._settle(outcome, batcher)
+                self._settle(outcome)
+                if outcome.result is not None and outcome.result.left:
+                    # Its worker was told to leave. Whoever takes it up finds in the ledger what is
+                    # done of it.
+                    flights.send(outcome.batch)
             if not more:
                 flights.send_stragglers_again(self.limits.seconds)
             self._look()
             self._tell()
             self._fold_if_due()
-            if self._too_many_failures():
+            if self.stopped or self._too_many_failures():
                 return
 
     def _too_many_failures(self) -> bool:
@@ -192,7 +220,7 @@ class Mapper:
         if limit is None:
             return False
         failed = self._totals["failed"] - self._failed_before
-        most = share_of(limit, len(self.plan))
+        most = share(limit, len(self.plan))
         if failed > most:
             self.stopped = f"{failed:,} chunks failed, and max_failures is {limit}"
         return bool(self.stopped)
@@ -202,18 +230,25 @@ class Mapper:
             return
         self._folded = time.monotonic()
         if self.ledger.unfolded > FOLD_SEGMENTS:
-            self.ledger.fold()
+            with advisory():
+                self.ledger.fold()
 
     def _look(self) -> None:
         """Count what is stored: batches store their chunks long before they come back."""
-        if time.monotonic() - self._looked >= LOOK_SECONDS:
-            self._count(self.ledger.read())
+        # With a million completions a look takes minutes: it must not be all that a driver does.
+        pause = max(LOOK_SECONDS, LOOK_PAUSES * self._look_seconds)
+        clock = time.monotonic()
+        if clock - self._looked >= pause:
+            with advisory():
+                self._count(self.ledger.read())
+                self._look_seconds = time.monotonic() - clock
 
-    def _settle(self, outcome: Outcome, batcher: Batcher) -> None:
+    def _settle(self, outcome: Outcome) -> None:
         result = outcome.result
         if result is not None:
-            batcher.measured(result.done + result.failed, result.decoded_bytes, result.seconds)
-            if result.failed:
+            self._futile = None
+            self.pace.measured(result.done + result.failed, result.decoded_bytes, result.seconds)
+            if result.failed and self.job.max_failures is not None:
                 self._looked = 0.0  # Whether there are too many is to be known now.
             return
         self.details.append(outcome.detail)
@@ -225,6 +260,18 @@ class Mapper:
         elif outcome.kind == "error":
             # The batch never got to its chunks; its reason is theirs.
             self._record(outcome.batch.indices, "BatchError", outcome.detail, transient=True)
+            self._stop_if_futile(outcome)
+
+    def _stop_if_futile(self, outcome: Outcome) -> None:
+        """What no batch can do is not tried with a hundred of them."""
+        if self._futile is None or not outcome.is_final:
+            return
+        self._futile += 1
+        if self._futile >= FUTILE_BATCHES:
+            self.stopped = (
+                f"{self._futile} batches ended before their first chunk, and none came to one: "
+                f"{outcome.detail}"
+            )
 
     def _died_alone(self, outcome: Outcome) -> None:
         """A worker may die by chance: a chunk is to blame the second time, or in the last round."""
@@ -232,7 +279,7 @@ class Mapper:
         self._alone[index] = self._alone.get(index, 0) + 1
         if self._alone[index] < BLAMED_AFTER and self.rounds < self.job.rounds:
             return
-        if self.ledger.of_batch(outcome.batch.name).failures.height:
+        if waited_out(partial(self.ledger.of_batch, outcome.batch.name)).failures.height:
             return  # It hung, and its worker said so before it ended itself.
         [chunk] = self.plan.chunks(outcome.batch.indices)
         message = (
@@ -258,10 +305,12 @@ class Mapper:
             )
             for chunk in self.plan.chunks(indices)
         ]
-        self.ledger.write_segment(f"driver-{uuid.uuid4().hex}", failures)
+        segment = f"driver-{uuid.uuid4().hex}"
+        waited_out(partial(self.ledger.write_segment, segment, failures))
 
     def _count(self, progress: Progress) -> None:
         self._looked = time.monotonic()
+        self.saw(progress)
         done = progress.completions
         self._totals = {
             name: int(done[name].sum()) for name in ("rows_in", "rows_out", "bytes_in", "bytes_out")
@@ -279,10 +328,3 @@ class Mapper:
                 **self._totals,
             )
         )
-
-
-def share_of(limit: int | str, chunks: int) -> int:
-    """A number of chunks, given as such or as a share like `5%`."""
-    if isinstance(limit, int):
-        return limit
-    return int(chunks * float(limit.rstrip("% ")) / 100)

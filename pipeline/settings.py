@@ -17,172 +17,52 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
-from urllib.parse import urlsplit
+from typing import Any
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
-    PositiveInt,
     PrivateAttr,
     SecretStr,
     ValidationError,
-    model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipeline import layers
 from pipeline.errors import SettingsError
-from pipeline.units import Seconds, Size
+from pipeline.sections import (
+    AdaptSettings,
+    BatchSettings,
+    DaskSettings,
+    LogSettings,
+    PlannerSettings,
+    PrefectSettings,
+    ReadingSettings,
+    S3Settings,
+    TlsSettings,
+    TransformSettings,
+)
 from pipeline.yamlfile import Location, dotted, explain_error
+
+__all__ = [
+    "MASK",
+    "AdaptSettings",
+    "BatchSettings",
+    "DaskSettings",
+    "LogSettings",
+    "PlannerSettings",
+    "PrefectSettings",
+    "ReadingSettings",
+    "S3Settings",
+    "Settings",
+    "TlsSettings",
+    "TransformSettings",
+    "explain",
+    "load_settings",
+]
 
 MASK = "********"
 _SECRET_WORDS = re.compile(r"password|passwd|secret|token|credential|api_?key", re.IGNORECASE)
-
-
-def _http_address(value: str) -> str:
-    parts = urlsplit(value)
-    if "@" in parts.netloc:
-        # The value would end up in logs and process lists.
-        raise ValueError("an address must not hold a user name or password")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("not an address such as http://127.0.0.1:4200")
-    return value.rstrip("/")
-
-
-def _prefect_address(value: str) -> str:
-    value = _http_address(value)
-    return value if urlsplit(value).path else value + "/api"
-
-
-def _scheduler_address(value: str) -> str:
-    value = value if "://" in value else f"tcp://{value}"
-    if not urlsplit(value).hostname:
-        raise ValueError("not an address such as tcp://127.0.0.1:8786")
-    return value
-
-
-HttpAddress = Annotated[str, AfterValidator(_http_address)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
-    )
-
-
-class PrefectSettings(_Section):
-    """The Prefect server."""
-
-    api_url: Annotated[str, AfterValidator(_prefect_address)] | None = None
-    """Its API, such as http://127.0.0.1:4200/api. Also from PREFECT_API_URL."""
-    connect_timeout: Seconds = 10.0
-    """How long to wait for its first answer; with what comes before, within 15 s."""
-
-
-class DaskSettings(_Section):
-    """The Dask cluster: a running scheduler, a cluster class, or else a local cluster."""
-
-    scheduler: Annotated[str, AfterValidator(_scheduler_address)] | None = None
-    """The address of a running scheduler, such as tcp://10.0.0.5:8786."""
-    workers: PositiveInt | None = None
-    """Worker processes of a local cluster. Default: one for each core."""
-    threads_per_worker: PositiveInt = 1
-    """Chunks that one worker maps at a time; Polars uses further threads inside."""
-    memory_per_worker: Size | None = None
-    """Limit of a worker's memory, in bytes. Default: an equal share of the machine."""
-    connect_timeout: Seconds = 10.0
-    """How long to wait for the scheduler's first answer."""
-    cluster_class: str | None = None
-    """A class that makes a cluster, such as dask_kubernetes.operator:KubeCluster."""
-    cluster_kwargs: dict[str, Any] = Field(default={}, repr=False)
-    """Its keyword arguments."""
-
-    @model_validator(mode="after")
-    def _one_cluster(self) -> DaskSettings:
-        if self.scheduler and self.cluster_class:
-            raise ValueError("give `scheduler` or `cluster_class`, not both")
-        return self
-
-
-class TransformSettings(_Section):
-    """Which code may be loaded as a transform."""
-
-    allow: tuple[str, ...] = ("examples",)
-    """Packages and modules that transforms may live in, checked before anything is imported."""
-    path: tuple[str, ...] = (".",)
-    """Folders that are searched for them before the installed packages."""
-
-
-class BatchSettings(_Section):
-    """How chunks are grouped into Prefect task runs."""
-
-    seconds: Annotated[Seconds, Field(gt=0)] = 5.0
-    """How long a batch should run."""
-    max_chunks: PositiveInt = 1000
-    """Most chunks in a batch."""
-    in_flight_per_thread: PositiveInt = 2
-    """Batches submitted ahead for each worker thread."""
-    flush_seconds: Annotated[Seconds, Field(gt=0)] = 2.0
-    """A worker stores its completions at least this often, while chunks finish."""
-    flush_chunks: PositiveInt = 200
-    """A worker stores its completions at least after this many chunks."""
-    straggler_factor: Annotated[float, Field(ge=1)] = 6.0
-    """A batch that takes this many times `seconds` is mapped again elsewhere."""
-    straggler_seconds: Annotated[Seconds, Field(gt=0)] = 60.0
-    """But not before this long."""
-
-
-class PlannerSettings(_Section):
-    """How the input is listed and its footers are read."""
-
-    footer_concurrency: PositiveInt = 128
-    """Footers read at a time."""
-    footer_limit: Size = 64 * 2**20
-    """Largest footer that is read, in bytes."""
-    map_threshold: PositiveInt = 20_000
-    """From this many objects on, footers are read by the cluster."""
-
-
-class ReadingSettings(_Section):
-    """How workers read chunks."""
-
-    prefetch: bool = True
-    """Read the next chunk's bytes while the present one is transformed."""
-
-
-class S3Settings(_Section):
-    """Where S3 is; unset values are found as every AWS tool finds them."""
-
-    endpoint_url: HttpAddress | None = None
-    """Another S3 than Amazon's. Also from AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL."""
-    region: str | None = None
-    """Also from AWS_REGION and AWS_DEFAULT_REGION."""
-    profile: str | None = None
-    """A profile of ~/.aws/config and ~/.aws/credentials. Also from AWS_PROFILE."""
-    access_key_id: SecretStr | None = None
-    """From AWS_ACCESS_KEY_ID, or the embedded stack."""
-    secret_access_key: SecretStr | None = None
-    """From AWS_SECRET_ACCESS_KEY, or the embedded stack."""
-    session_token: SecretStr | None = None
-    """From AWS_SESSION_TOKEN."""
-
-    def environment(self) -> dict[str, str]:
-        """The AWS variables that make another process see the same S3. Holds secrets."""
-        return {
-            name: value.get_secret_value() if isinstance(value, SecretStr) else value
-            for name, value in (
-                ("AWS_ENDPOINT_URL_S3", self.endpoint_url),
-                ("AWS_REGION", self.region),
-                ("AWS_PROFILE", self.profile),
-                ("AWS_ACCESS_KEY_ID", self.access_key_id),
-                ("AWS_SECRET_ACCESS_KEY", self.secret_access_key),
-                ("AWS_SESSION_TOKEN", self.session_token),
-            )
-            if value
-        }
 
 
 class Settings(BaseSettings):
@@ -206,6 +86,7 @@ class Settings(BaseSettings):
     planner: PlannerSettings = PlannerSettings()
     reading: ReadingSettings = ReadingSettings()
     s3: S3Settings = S3Settings()
+    logs: LogSettings = LogSettings()
     state_dir: Path = Path(".chunkmap")
     """A local folder for the embedded stack's data and logs, and fetched reports."""
 

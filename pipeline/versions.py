@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-import polars as pl
-
 from pipeline.catalog import Catalog
 from pipeline.errors import ObjectMissingError, UsageError
+from pipeline.folding import may_meet
 from pipeline.manifest import Manifest
 
 MOVERS = 16
 """Files copied or deleted at a time."""
+NARROW = 64
+"""Folders that are listed one by one; of more, the whole output is listed at once."""
 
 
 def tidy(catalog: Catalog, manifest: Manifest) -> int:
@@ -26,10 +27,11 @@ def tidy(catalog: Catalog, manifest: Manifest) -> int:
     whoever comes next moves it.
     """
     replaced = _replaced(catalog, manifest)
-    if replaced.is_empty():
+    if not replaced:
+        catalog.tidied = manifest.number
         return 0
-    there = {info.uri for info in catalog.storage.objects(catalog.output)}
-    keys = [key for key in replaced["key"].to_list() if catalog.output + key in there]
+    there = _there(catalog, {key.rpartition("/")[0] for key in replaced})
+    keys = [key for key in replaced if catalog.output + key in there]
     keep = manifest.commits[-1].keep_versions if manifest.commits else 1
 
     def move(key: str) -> None:
@@ -42,19 +44,33 @@ def tidy(catalog: Catalog, manifest: Manifest) -> int:
 
     _each(move, keys)
     prune(catalog, manifest.number - keep)
+    catalog.tidied = manifest.number
     return len(keys)
 
 
-def _replaced(catalog: Catalog, manifest: Manifest) -> pl.DataFrame:
-    """The files that this manifest dropped from the one before."""
+def _there(catalog: Catalog, folders: set[str]) -> set[str]:
+    """What is in these folders now; of many, or of the top one, in the whole output."""
+    whole = "" in folders or len(folders) > NARROW
+    prefixes = [""] if whole else [f"{folder}/" for folder in folders]
+    with ThreadPoolExecutor(MOVERS) as pool:
+        found = pool.map(lambda p: catalog.storage.objects(catalog.output + p), prefixes)
+        return {info.uri for one in found for info in one}
+
+
+def _replaced(catalog: Catalog, manifest: Manifest) -> list[str]:
+    """Keys of the files that this manifest dropped from the one before."""
     if manifest.number == 0:
-        return catalog.snapshot(manifest)
-    before = catalog.manifest(manifest.number - 1)
-    added = manifest.commits[len(before.commits) :]
-    grown = manifest.commits[: len(before.commits)] == before.commits
-    if grown and all(entry.mode in ("error", "append") for entry in added):
-        return catalog.snapshot(Manifest(number=0, created=0.0, commits=()))
-    return catalog.snapshot(before).join(catalog.snapshot(manifest), on="key", how="anti")
+        return []
+    before, after = catalog.manifest(manifest.number - 1).commits, manifest.commits
+    added = after[len(before) :]
+    if after[: len(before)] == before:
+        if all(entry.mode in ("error", "append") for entry in added):
+            return []
+        # The others are as they were: their records need not even be read.
+        before = tuple(one for one in before if any(may_meet(one, entry) for entry in added))
+        after = (*before, *added)
+    stays = set(catalog.keys(after))
+    return [key for key in catalog.keys(before) if key not in stays]
 
 
 def prune(catalog: Catalog, newest: int, *, dry_run: bool = False) -> int:
@@ -78,7 +94,7 @@ def locate(catalog: Catalog, manifest: Manifest) -> dict[str, str]:
     Raises:
         UsageError: some of its files are no longer kept.
     """
-    keys = catalog.snapshot(manifest)["key"].to_list()
+    keys = catalog.keys(manifest.commits)
     found = {
         info.uri.removeprefix(catalog.output): info.uri
         for info in catalog.storage.objects(catalog.output)

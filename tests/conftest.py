@@ -4,6 +4,10 @@ import os
 import shutil
 import tempfile
 
+import pytest
+
+from tests import scheduling
+
 _FOREIGN = ("AWS_", "CHUNKMAP_", "PREFECT_", "DASK_")
 _PREFECT_HOME = tempfile.mkdtemp(prefix="chunkmap-tests-prefect-")
 
@@ -15,15 +19,37 @@ def pytest_configure() -> None:
     """
     for name in [name for name in os.environ if name.startswith(_FOREIGN)]:
         del os.environ[name]
+    # Hundreds of processes are started, and each would compile our modules for itself.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ |= {
         # A test must never find the credentials of whoever runs it, nor ask a cloud for some.
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_EC2_METADATA_DISABLED": "true",
         "DO_NOT_TRACK": "1",
+        # Several processes of tests, and all that they start, share few cores.
+        "POLARS_MAX_THREADS": "1",
         "PREFECT_HOME": _PREFECT_HOME,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves to `make test-long` what would take `make test` beyond twelve minutes."""
+    wanted = bool(os.environ.get("LONG"))
+    left_out = [item for item in items if bool(item.get_closest_marker("long")) != wanted]
+    if wanted or left_out:
+        config.hook.pytest_deselected(items=left_out)
+        kept = set(items) - set(left_out)
+        items[:] = [item for item in items if item in kept]
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: scheduling.rank(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Which process of tests runs what."""
+    return scheduling.scheduler(config, log)
 
 
 def pytest_unconfigure() -> None:

@@ -33,6 +33,25 @@ QUERIES = {
     "join": """
         SELECT l_orderkey, l_linenumber, l_suppkey, l_quantity, s_name, s_nationkey
         FROM {input} LEFT JOIN read_parquet('{suppliers}*.parquet') ON l_suppkey = s_suppkey""",
+    "daily": 'SELECT day, "user", upper(kind) AS kind, value AS cents FROM {input}',
+    "stations": """
+        SELECT station, min(measure) AS least, max(measure) AS greatest, count(*) AS rows,
+               sum(measure) / count(*) AS mean
+        FROM {input} GROUP BY station ORDER BY station""",
+    "tpch-q1": """
+        SELECT l_returnflag, l_linestatus, sum(l_quantity) AS sum_qty,
+               sum(l_extendedprice) AS sum_base_price,
+               sum(l_extendedprice * (1 - l_discount)) AS sum_disc_price,
+               sum(l_extendedprice * (1 - l_discount) * (1 + l_tax)) AS sum_charge,
+               avg(l_quantity) AS avg_qty, avg(l_extendedprice) AS avg_price,
+               avg(l_discount) AS avg_disc, count(*) AS count_order
+        FROM {input} WHERE l_shipdate <= DATE '1998-09-02'
+        GROUP BY ALL ORDER BY l_returnflag, l_linestatus""",
+    "tpch-q6": """
+        SELECT sum(l_extendedprice * l_discount) AS revenue
+        FROM {input}
+        WHERE l_shipdate >= DATE '1994-01-01' AND l_shipdate < DATE '1995-01-01'
+          AND l_discount BETWEEN 0.05::DOUBLE AND 0.07::DOUBLE AND l_quantity < 24""",
 }
 
 
@@ -54,10 +73,13 @@ def start(spec: Spec) -> duckdb.DuckDBPyConnection:
 
 
 def write(connection: duckdb.DuckDBPyConnection, spec: Spec, output: str) -> int:
-    """Copy the query's result into one file; returns its rows."""
+    """Copy the query's result into one file, or into Hive partitions; returns its rows."""
     source = f"read_parquet('{spec.glob()}')"
     query = QUERIES[spec.workload].format(input=source, **spec.params)
     target = f"'{output}result.parquet' (FORMAT parquet, COMPRESSION zstd)"
+    if spec.keys:
+        keys = ", ".join(spec.keys)
+        target = f"'{output}' (FORMAT parquet, COMPRESSION zstd, PARTITION_BY ({keys}))"
     copied = connection.execute(f"COPY ({query}) TO {target}").fetchone()
     return int(copied[0]) if copied else 0
 

@@ -27,14 +27,17 @@ def transformed(options: dict[str, str], spec: Spec) -> pl.LazyFrame:
         return transforms.supplied(lines, scan(options, spec.params["suppliers"]))
     function: Any = getattr(transforms, spec.transform)
     mapped: pl.LazyFrame = function(lines, **spec.params)
+    if spec.finalize:
+        mapped = getattr(transforms, spec.finalize)(mapped)
     return mapped
 
 
 def write(options: dict[str, str], spec: Spec, output: str) -> None:
-    """Stream the query into one file."""
-    transformed(options, spec).sink_parquet(
-        output + "result.parquet", compression="zstd", storage_options=options
-    )
+    """Stream the query into one file, or into one for each Hive partition."""
+    target: Any = output + "result.parquet"
+    if spec.keys:
+        target = pl.PartitionBy(output, key=list(spec.keys), include_key=False)
+    transformed(options, spec).sink_parquet(target, compression="zstd", storage_options=options)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -50,6 +50,10 @@ class Spec:
     """The job file, for chunkmap itself."""
     workers: int = 0
     """Worker threads, where a workload is run on several numbers of them."""
+    finalize: str = ""
+    """Name of a function in benchmarks.transforms that comes last, where a workload reduces."""
+    keys: Sequence[str] = ()
+    """Columns whose values are to be the output's Hive partitions."""
 
     def glob(self) -> str:
         """The input as a pattern of files."""
@@ -73,7 +77,9 @@ class S3:
     def object_store(self) -> dict[str, str]:
         """Options as Polars and other users of Rust's object_store spell them."""
         return {
+            # Under both names: a variable AWS_ENDPOINT_URL_S3 wins over the plain one.
             "aws_endpoint_url": self.endpoint,
+            "aws_endpoint_url_s3": self.endpoint,
             "aws_access_key_id": self.key,
             "aws_secret_access_key": self.secret,
             "aws_region": self.region,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import bench
+from pipeline.cli import backfill, bench, cluster, tls
 from pipeline.cli.ending import complain, quiet_libraries
 from pipeline.leaving import leave
 
@@ -255,7 +255,10 @@ def config(environment: Environment = None, json: Json = False) -> None:
     states.config(environment, as_json=json)
 
 
+app.add_typer(backfill.app, name="backfill")
 app.add_typer(bench.app, name="bench")
+app.add_typer(cluster.app, name="cluster")
+app.add_typer(tls.app, name="tls")
 
 
 def main() -> None:

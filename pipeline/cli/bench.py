@@ -46,7 +46,7 @@ def list_(json: Json = False) -> None:
 def run(  # noqa: PLR0917 - Typer takes them as they stand
     suite: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[SUITE]…", help="Workloads, or main, rest, all. Default: all."),
+        typer.Argument(metavar="[SUITE]…", help="Workloads, or main, rest, ci, all. Default: all."),
     ] = None,
     scale: Annotated[Size, typer.Option(help="TPC-H at 1, 4 or 20, and the like.")] = Size.s,
     against: Annotated[
@@ -129,10 +129,57 @@ def gate(
     session: Annotated[
         str | None, typer.Argument(metavar="[ID]", help="A session; default: the newest.")
     ] = None,
+    least: Annotated[
+        float, typer.Option(min=0, help="As a share: a smaller difference is none.")
+    ] = 0.0,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
     """Fail if a ratio is worse than the baseline's by more than noise explains."""
     from pipeline.cli import benching
 
-    raise typer.Exit(benching.gate(baseline, session, environment, as_json=json))
+    raise typer.Exit(benching.gate(baseline, session, least, environment, as_json=json))
+
+
+@app.command()
+def simulate(  # noqa: PLR0917 - Typer takes them as they stand
+    workers: Annotated[str, typer.Option(help="Worker threads, each with a core of its own.")],
+    chunks: Annotated[str, typer.Option(help="Of equal size; 1e6 and 2.5M are numbers too.")],
+    bytes: Annotated[str, typer.Option(help="Stored bytes of the columns that are read: 100TB.")],
+    rows: Annotated[str, typer.Option(help="To be told rows a second.")] = "",
+    files: Annotated[str, typer.Option(help="Objects of the input. Default: one a chunk.")] = "",
+    wait: Annotated[str, typer.Option(help="What the transform waits for on each chunk.")] = "0s",
+    prefixes: Annotated[str, typer.Option(help="Over which requests are spread.")] = "1",
+    reduce: Annotated[
+        bool, typer.Option("--reduce", help="Chunks are combined instead of staged.")
+    ] = False,
+    store: Annotated[str, typer.Option(help="amazon, or here: as measured.")] = "amazon",
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Another value of a parameter."),
+    ] = None,
+    parameters: Annotated[
+        Path | None, typer.Option(help="Another file of parameters.", exists=True, dir_okay=False)
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with charts there.")] = None,
+    environment: Environment = None,
+    json: Json = False,
+) -> None:
+    """Simulate a run on more workers than there are: time, bottlenecks, requests, cost."""
+    from pipeline.cli import simulating
+
+    asked = simulating.Asked(
+        workers=workers,
+        chunks=chunks,
+        bytes=bytes,
+        rows=rows,
+        files=files,
+        wait=wait,
+        prefixes=prefixes,
+        reduces=reduce,
+        store=store,
+        changes=tuple(change or ()),
+        parameters=parameters,
+        html=html,
+    )
+    simulating.simulate(asked, environment, as_json=json)

@@ -13,6 +13,7 @@ from benchmarks.record import Record, load_record, records_in
 from benchmarks.reporting import Written, update_docs, write_report
 from benchmarks.session import Request, Session, records_folder
 from benchmarks.stats import Interval
+from benchmarks.subjects import stopped_by_sigterm
 from benchmarks.workloads import WORKLOADS
 from pipeline import stack
 from pipeline.cli.screen import columns, notes, out, print_json, say, show_pairs
@@ -42,7 +43,7 @@ def list_all(*, as_json: bool) -> None:
 
 def run(request: Request, environment: str | None, *, as_json: bool) -> None:
     """Measure what is requested, write the report, and show the ratios."""
-    with _stack(environment) as settings:
+    with stopped_by_sigterm(), _stack(environment) as settings:
         session = Session(settings, request, tell)
         tell(f"session {session.record.id}: {session.path}")
         record = session.run()
@@ -124,11 +125,13 @@ def history(environment: str | None, *, as_json: bool) -> None:
     out.print(columns(("session", "commit", "scale", "ratios (ours over theirs)"), lines))
 
 
-def gate(baseline: Path, session: str | None, environment: str | None, *, as_json: bool) -> int:
+def gate(
+    baseline: Path, session: str | None, least: float, environment: str | None, *, as_json: bool
+) -> int:
     """Hold a session against a baseline; returns the exit code."""
     settings = load_settings(environment)
     before, after = load_record(baseline), find_record(settings, session)
-    found = changes(before, after)
+    found = changes(before, after, least)
     worse = [one for one in found if one.is_regression]
     gone = lost(before, after)
     if not found and not gone:

@@ -18,6 +18,7 @@ from pipeline.cli.running import run_job, show
 from pipeline.cli.screen import notes, print_json, say
 from pipeline.cli.states import verify
 from pipeline.errors import StackError
+from pipeline.flows.server import ui_address
 from pipeline.job import Job, load_job
 from pipeline.settings import Settings, load_settings
 from pipeline.storage import open_storage
@@ -33,7 +34,7 @@ def demo(environment: str | None, *, as_json: bool) -> int:
     job = load_job(JOB)
     with _stack(environment) as settings:
         if settings.prefect.api_url:
-            _note(f"Prefect UI: {settings.prefect.api_url.removesuffix('/api')}")
+            _note(f"Prefect UI: {ui_address(settings.prefect.api_url)}")
         _generate(job, settings)
         outcome = run_job(job, settings, "chunkmap demo", quiet=as_json)
         if not as_json:
@@ -50,8 +51,11 @@ def _note(text: str) -> None:
 
 @contextmanager
 def _stack(environment: str | None) -> Iterator[Settings]:
-    """The embedded stack, stopped afterwards unless it ran before."""
+    """The embedded stack, stopped afterwards unless it ran before; none where all is elsewhere."""
     before = load_settings(environment)
+    if stack.is_elsewhere(before):
+        yield before
+        return
     ran = all(one.state == "running" for one in stack.status(before))
     stack.up(before, _note)
     try:

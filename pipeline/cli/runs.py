@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from pipeline.cli.screen import columns, notes, out, print_json, say, size
 from pipeline.errors import UsageError
 from pipeline.ledger import Ledger
+from pipeline.manifest import CommitEntry, Manifest
 from pipeline.overview import find_run, known_outputs, overview
 from pipeline.settings import Settings, load_settings
 from pipeline.storage import Storage, open_storage
@@ -95,25 +97,50 @@ def history(output: str, environment: str | None, *, as_json: bool) -> None:
 
     catalog = Catalog(open_storage(load_settings(environment)), output)
     current = catalog.head()[0].current
-    manifests = [catalog.manifest(number) for number in range(current, 0, -1)]
+    # Oldest first: each is folded from the one before.
+    added = [(catalog.manifest(n), catalog.added(n)) for n in range(1, current + 1)][::-1]
     if as_json:
-        print_json({"manifests": [manifest.model_dump() for manifest in manifests]})
+        # Of each what it adds: whole lists would grow with the square of their number.
+        said = [
+            {
+                **one.model_dump(exclude={"full", "commits"}),
+                "commits": [entry.model_dump() for entry in new],
+            }
+            for one, new in added
+        ]
+        print_json({"manifests": said})
         return
-    rows = []
-    for manifest in manifests:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.created))
-        if manifest.rollback_of is not None:
-            said = f"rollback to {manifest.rollback_of}"
-            rows.append((manifest.number, when, said, "", "", "", ""))
-            continue
-        last = manifest.commits[-1]
-        figures = (f"{last.files:,}", f"{last.rows:,}", size(last.bytes))
-        rows.append((manifest.number, when, last.mode, last.run, *figures))
-    names = ("manifest", "published", "mode", "run", "files", "rows", "bytes")
-    if rows:
-        out.print(columns(names, rows, right=("files", "rows", "bytes")))
-    else:
+    if not added:
         say("nothing was published yet")
+        return
+    by_windows = any(entry.window for _, new in added for entry in new)
+    rows = [_history_row(one, new, by_windows=by_windows) for one, new in added]
+    windows = ("windows",) if by_windows else ()
+    names = ("manifest", "published", "mode", "run", *windows, "files", "rows", "bytes")
+    out.print(columns(names, rows, right=("files", "rows", "bytes")))
+
+
+def _history_row(
+    manifest: Manifest, new: Sequence[CommitEntry], *, by_windows: bool
+) -> tuple[object, ...]:
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.created))
+    if manifest.rollback_of is not None:
+        said = f"rollback to {manifest.rollback_of}"
+        return (manifest.number, when, said, *[""] * (5 if by_windows else 4))
+    labels = sorted(entry.window for entry in new if entry.window)
+    between = "".join(labels[:1])
+    if len(labels) > 1:
+        between = f"{len(labels)}, {labels[0]} to {labels[-1]}"
+    return (
+        manifest.number,
+        when,
+        ", ".join(dict.fromkeys(entry.mode for entry in new)),
+        ", ".join(dict.fromkeys(entry.run for entry in new)),
+        *([between] if by_windows else []),
+        f"{sum(entry.files for entry in new):,}",
+        f"{sum(entry.rows for entry in new):,}",
+        size(sum(entry.bytes for entry in new)),
+    )
 
 
 def rollback(output: str, to: int | None, environment: str | None, *, as_json: bool) -> None:

@@ -47,6 +47,15 @@ def speed(count: float, seconds: float) -> str:
     return f"{megabytes:,.1f} MB/s" if megabytes >= 1 else f"{megabytes:.2g} MB/s"
 
 
+def clock(seconds: float) -> str:
+    """Seconds as a clock shows them; short ones as they are."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def plural(count: int, noun: str) -> str:
     """A number of things."""
     return f"{count:,} {noun}" + ("" if count == 1 else "es" if noun.endswith("h") else "s")
@@ -71,12 +80,17 @@ def show_pairs(title: str, rows: Mapping[str, object]) -> None:
     """Print a title and, below it, a small table of names and values."""
     if title:
         say(title, mark="[bold]")
+    out.print(pairs(rows))
+
+
+def pairs(rows: Mapping[str, object]) -> Table:
+    """A small table of names and values."""
     table = Table(show_header=False, **_PLAIN)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, escape(str(value)))
-    out.print(table)
+    return table
 
 
 def columns(

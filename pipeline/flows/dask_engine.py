@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import httpx
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
+from prefect.concurrency.sync import concurrency
+from prefect.context import SettingsContext
+from prefect.exceptions import PrefectException
 
 from pipeline import engine
 from pipeline.batches import Batch
+from pipeline.engine.profiling import stop_profiler
 from pipeline.engines import Outcome
 from pipeline.errors import EngineUnavailableError
+from pipeline.flows.server import patient
 from pipeline.mapping import BatchResult, map_batch
 from pipeline.reducing import Step, reduce_step
 
@@ -20,32 +30,98 @@ COUNT_SECONDS = 5.0
 NO_WORKERS_SECONDS = 120.0
 """How long a run waits for the first worker, or for another one when all are gone."""
 
+SLOT_RETRIES = 4
+"""How often Prefect is asked again for a slot of a limit."""
+
+_SILENCE = (PrefectException, ConcurrencySlotAcquisitionError, httpx.HTTPError)
+log = logging.getLogger(__name__)
+
 
 # Results are small and live in the ledger: nothing of them is persisted or cached by Prefect, whose
-# hashing and storage probes cost more than a batch of small chunks.
-@task(name="map-batch", task_run_name="{name}", persist_result=False, cache_policy=NO_CACHE)
-def map_batch_task(run_uri: str, fingerprint: str, name: str, spec: str) -> BatchResult:
-    """Map one batch of chunks, on a Dask worker."""
-    return map_batch(run_uri, fingerprint, Batch(name, spec), engine.worker_name())
+# hashing and storage probes cost more than a batch of small chunks. Whoever makes it persist them
+# all the same gets JSON: whoever can write to a store of pickles can run code where they are read.
+HOT: dict[str, Any] = {
+    "persist_result": False,
+    "cache_policy": NO_CACHE,
+    "result_serializer": "json",
+}
 
 
-@task(name="reduce", task_run_name="{name}", persist_result=False, cache_policy=NO_CACHE, retries=2)
+@task(name="map-batch", task_run_name="{name}", **HOT)
+def map_batch_task(
+    run_uri: str, fingerprint: str, name: str, spec: str, limit: str = ""
+) -> BatchResult:
+    """Map one batch of chunks, on a Dask worker, holding a slot of a limit of Prefect's if any."""
+    stop_profiler()
+    batch = Batch(name, spec)
+    with slot_of(limit):
+        return map_batch(run_uri, fingerprint, batch, engine.worker_name(), engine.is_leaving)
+
+
+@task(name="reduce", task_run_name="{name}", retries=2, **HOT)
 def reduce_task(run_uri: str, fingerprint: str, name: str, step: Step) -> None:
     """Do one step of the reduce, on a Dask worker."""
+    stop_profiler()
     reduce_step(run_uri, fingerprint, step, engine.worker_name())
+
+
+@contextmanager
+def slot_of(limit: str) -> Iterator[None]:
+    """Hold one slot of a global concurrency limit; where Prefect does not answer, go on without."""
+    with ExitStack() as stack:
+        if limit:
+            try:
+                # With SQLite below, Prefect is busy for moments when several ask at once.
+                with patient(SLOT_RETRIES):
+                    stack.enter_context(concurrency(limit, occupy=1, strict=False))
+            except (*_SILENCE, OSError, RuntimeError) as error:
+                log.warning("goes on without a slot of the limit %s: %s", limit, error)
+        yield
+
+
+class WholeSettings(SettingsContext):
+    """Prefect's settings as they are now, sent to the workers in one piece.
+
+    Every task run takes them along. Prefect takes them apart in the driver (20 ms) and validates
+    them anew in the worker (25 ms); pickled whole they cost half a millisecond. Driver and workers
+    have the same version of Prefect, or the run would have been refused.
+    """
+
+    @classmethod
+    def now(cls) -> WholeSettings:
+        """Of the flow run that this is called in."""
+        current = SettingsContext.get()
+        assert current is not None, "Prefect always has settings"
+        return cls(profile=current.profile, settings=current.settings)
+
+    def serialize(self, include_secrets: bool = True) -> dict[str, Any]:
+        """What `SettingsContext(**…)` makes the same settings of."""
+        if not include_secrets:
+            return super().serialize(include_secrets=False)
+        return {"profile": self.profile, "settings": self.settings}
 
 
 class DaskEngine:
     """The flow's DaskTaskRunner as an engine (see `pipeline.rounds.Engine`)."""
 
     def __init__(
-        self, runner: Any, run_uri: str, fingerprint: str, task_of_batch: Any = map_batch_task
+        self,
+        runner: Any,
+        run_uri: str,
+        fingerprint: str,
+        task_of_batch: Any = map_batch_task,
+        *,
+        priority: Callable[[], int] = lambda: 0,
+        limit: str | None = None,
     ) -> None:
+        self._priority = priority
+        self._limit = (limit,) if limit else ()
         self._runner = runner
         self._task = task_of_batch
         self._run = run_uri, fingerprint
         self._flying: dict[Any, Batch] = {}
         self._unsent: list[Outcome] = []
+        self._settings = WholeSettings.now()
         self._threads: int | None = None
         self._counted = self._served = time.monotonic()
 
@@ -72,7 +148,8 @@ class DaskEngine:
     def submit(self, batch: Batch) -> None:
         """See `Engine.submit`. A scheduler that is gone loses the batch, not the run."""
         try:
-            future = self._task.submit(*self._run, batch.name, batch.spec)
+            with engine.prioritised(self._priority()), self._settings:
+                future = self._task.submit(*self._run, batch.name, batch.spec, *self._limit)
         except engine.connection_errors() as error:
             self._threads = None
             self._unsent.append(Outcome(batch, "lost", detail=f"not submitted: {error}"))
@@ -106,4 +183,4 @@ def _outcome(batch: Batch, future: Any, kind: Any, detail: str) -> Outcome:
     try:
         return Outcome(batch, "finished", future.result())
     except Exception as error:
-        return Outcome(batch, "error", detail=f"{type(error).__name__}: {error}")
+        return Outcome.of_error(batch, error)

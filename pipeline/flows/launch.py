@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.driver import RunSummary
-from pipeline.errors import ChunkmapError, EngineUnavailableError
-from pipeline.flows.server import connect, drain, few_retries
+from pipeline.errors import ChunkmapError, EngineUnavailableError, RunCancelledError
+from pipeline.flows.server import connect, drain, talking_to
 from pipeline.job import Job
 from pipeline.leaving import is_leaving_at_once, leave_at_once
+from pipeline.logs import set_up_driver
 from pipeline.planning import Resume
-from pipeline.settings import DaskSettings, Settings
+from pipeline.settings import Settings
 
 if TYPE_CHECKING:
+    from pipeline.backfill.driving import Again
+    from pipeline.backfill.driving import Listener as BackfillListener
+    from pipeline.backfill.store import BackfillStore
+    from pipeline.backfill.summary import BackfillSummary
     from pipeline.driving import Listener
 
+T = TypeVar("T")
 
 DRAIN_SECONDS = 10.0
 """How long a driver waits, once its run is over, for Prefect to take the last logs and events."""
@@ -32,34 +40,78 @@ def launch(job: Job, settings: Settings, listen: Listener, resume: Resume) -> Ru
         RunIncompleteError: some chunks failed.
     """
     api_url = connect(settings.prefect)
+    set_up_driver(settings.logs.format, settings.logs.level)
     from pipeline.flows.map_dataset import FlowOptions, map_dataset, options
 
-    environment = {"PREFECT_API_URL": api_url, **settings.s3.environment()}
-    runner: Any = _runner(settings.dask, environment)
-    flow: Any = map_dataset.with_options(task_runner=runner)
+    flow: Any = map_dataset.with_options(task_runner=_runner(settings, api_url))
     given = FlowOptions(settings, listen, resume)
-    with options(given), few_retries(PREFECT_RETRIES), warnings.catch_warnings():
+    with options(given):
+        return _launched(api_url, given.ended, partial(flow, job.name, job.to_yaml()))
+
+
+def launch_backfill(
+    store: BackfillStore,
+    settings: Settings,
+    listen: BackfillListener,
+    again: Again,
+    **more: Any,
+) -> BackfillSummary:
+    """Drive a stored backfill as the flow `backfill`, on the cluster that the settings name.
+
+    Args:
+        store: The backfill.
+        settings: How to operate.
+        listen: Is told how far it is.
+        again: What to go on with.
+        more: Further `BackfillOptions`, for benchmarks.
+
+    Raises:
+        EngineUnavailableError: no Prefect server or scheduler answers.
+        BackfillIncompleteError, BackfillHeldError, RunCancelledError: see `BackfillDriver`.
+    """
+    api_url = connect(settings.prefect)
+    set_up_driver(settings.logs.format, settings.logs.level)
+    from pipeline.flows.backfill import BackfillOptions, backfill_flow, backfill_options
+
+    flow: Any = backfill_flow.with_options(task_runner=_runner(settings, api_url))
+    given = BackfillOptions(settings, again, listen, **more)
+    with backfill_options(given):
+        call = partial(flow, store.output, store.backfill)
+        return _launched(api_url, given.ended, call, beats=True)
+
+
+def _launched(
+    api_url: str,
+    ended: Sequence[T | ChunkmapError],
+    flow: Callable[[], T],
+    *,
+    beats: bool = False,
+) -> T:
+    """Call a flow; how it ended is in a list, whatever Prefect makes of it."""
+    with talking_to(api_url, PREFECT_RETRIES, beats=beats), warnings.catch_warnings():
         # Dask warns of task arguments that it thinks large; Prefect's context is.
         warnings.filterwarnings("ignore", message="Sending large graph")
         try:
-            summary: RunSummary = flow(job.name, job.to_yaml())
+            return flow()
         except Exception as error:
-            if not given.ended or isinstance(error, ChunkmapError):
+            if not ended or isinstance(error, ChunkmapError):
                 raise
-            leave_at_once()
-            # The run is over; only Prefect could not be told. What counts is the ledger.
-            if isinstance(given.ended[0], ChunkmapError):
-                raise given.ended[0] from None
-            return given.ended[0]
+            if not isinstance(ended[0], RunCancelledError):
+                # The run is over; only Prefect could not be told. What counts is the ledger.
+                leave_at_once()
+            if isinstance(ended[0], ChunkmapError):
+                raise ended[0] from None
+            return ended[0]
         finally:
             if not is_leaving_at_once() and not drain(DRAIN_SECONDS):
                 leave_at_once()
-    return summary
 
 
-def _runner(settings: DaskSettings, environment: dict[str, str]) -> Any:
+def _runner(given: Settings, api_url: str) -> Any:
     from pipeline.engine import task_runner
 
+    settings = given.dask
+    environment = {"PREFECT_API_URL": api_url, **given.s3.environment()}
     try:
         return task_runner(settings, environment)
     except EngineUnavailableError:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Thread
 from typing import Any
 from uuid import UUID
@@ -18,7 +19,6 @@ from prefect.artifacts import (
     create_progress_artifact,
     update_progress_artifact,
 )
-from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
 from pipeline import engine
@@ -26,8 +26,8 @@ from pipeline.driver import RunSummary, StoredReport, publish_run
 from pipeline.driving import Driving, Listener
 from pipeline.engines import Engine
 from pipeline.errors import ChunkmapError
-from pipeline.flows.dask_engine import DaskEngine, reduce_task
-from pipeline.flows.server import ui_address
+from pipeline.flows.dask_engine import HOT, DaskEngine, reduce_task
+from pipeline.flows.server import flow_run_page
 from pipeline.job import parse_job
 from pipeline.ledger import Ledger
 from pipeline.overview import remember_output
@@ -36,7 +36,7 @@ from pipeline.publish import UploadsVanishedError
 from pipeline.reducing import Step
 from pipeline.rounds import MapProgress
 from pipeline.settings import Settings, load_settings
-from pipeline.storage import open_storage
+from pipeline.storage import Storage, open_storage
 
 ARTIFACT_SECONDS = 5.0
 """How often the progress artifact moves."""
@@ -46,7 +46,7 @@ LAST_WORDS_SECONDS = 3.0
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FlowOptions:
     """What the caller of the flow knows and Prefect need not store."""
 
@@ -55,6 +55,11 @@ class FlowOptions:
     resume: Resume = field(default_factory=Resume)
     ended: list[RunSummary | ChunkmapError] = field(default_factory=list)
     """How the run ended, whatever Prefect makes of it afterwards."""
+
+    @cached_property
+    def storage(self) -> Storage:
+        """What the settings name, opened once: a client of S3 takes a quarter of a second."""
+        return open_storage(self.settings)
 
 
 _options: ContextVar[FlowOptions | None] = ContextVar("options", default=None)
@@ -74,24 +79,29 @@ def _given() -> FlowOptions:
     return _options.get() or FlowOptions(load_settings())
 
 
-@task(name="plan", task_run_name="plan {job_name}", persist_result=False, cache_policy=NO_CACHE)
+@task(name="plan", task_run_name="plan {job_name}", **HOT)
 def plan_task(job_name: str, job_yaml: str) -> Planned:
     """Store the plan, or find the unfinished run of this job."""
     given = _given()
-    storage = open_storage(given.settings)
     context = FlowRunContext.get()
     mapper = engine.cluster_mapper(context.task_runner) if context else None  # type: ignore[arg-type]
-    return plan_run(parse_job(job_yaml), given.settings, storage, given.resume, mapper)
+    return plan_run(parse_job(job_yaml), given.settings, given.storage, given.resume, mapper)
 
 
-@task(name="publish", task_run_name="publish {run}", persist_result=False, cache_policy=NO_CACHE)
+@task(name="publish", task_run_name="publish {run}", **HOT)
 def publish_task(run: str, run_uri: str, vanished: UploadsVanishedError | None) -> int:
     """Publish a run that is complete; returns the manifest's number."""
-    storage = open_storage(_given().settings)
+    storage = _given().storage
     return publish_run(storage, Ledger.open(storage, run_uri), vanished)
 
 
-@flow(name="map_dataset", flow_run_name="{name}", persist_result=False, validate_parameters=False)
+@flow(
+    name="map_dataset",
+    flow_run_name="{name}",
+    persist_result=False,
+    result_serializer="json",
+    validate_parameters=False,
+)
 def map_dataset(name: str, job_yaml: str) -> RunSummary:
     """Map a job's transform over every chunk of its input and publish the results once.
 
@@ -101,17 +111,21 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
 
     Raises:
         RunIncompleteError: some chunks failed; nothing was published, all work is kept.
+        VersionMismatchError: the workers have other packages than this process.
     """
     given = _given()
     job = parse_job(job_yaml)
     given.listen("plan", None)
     started = time.time()
+    context = FlowRunContext.get()
+    assert context is not None, "a flow runs in a flow run's context"
+    engine.check_versions(context.task_runner)
     planned = plan_task(name, job_yaml)
     remember_output(given.settings.state_dir, job.output.uri)
     driving = Driving(
         job,
         given.settings,
-        open_storage(given.settings),
+        given.storage,
         planned,
         InPrefect(),
         given.resume,
@@ -141,16 +155,14 @@ class InPrefect:
     @property
     def page(self) -> str | None:
         """See `Surroundings.page`."""
-        context = FlowRunContext.get()
-        if context is None or context.flow_run is None:
-            return None
-        return f"{ui_address(str(context.client.api_url))}/runs/flow-run/{context.flow_run.id}"
+        return flow_run_page()
 
     def engine(self, run_uri: str, fingerprint: str) -> Engine:
         """See `Surroundings.engine`."""
         context = FlowRunContext.get()
         assert context is not None, "a flow runs in a flow run's context"
-        return DaskEngine(context.task_runner, run_uri, fingerprint)
+        limit = _given().settings.batches.concurrency_limit
+        return DaskEngine(context.task_runner, run_uri, fingerprint, limit=limit)
 
     def reduce(self, run_uri: str, fingerprint: str, steps: list[Step]) -> None:
         """See `Surroundings.reduce`."""

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from pipeline.errors import EngineUnavailableError
 from pipeline.settings import PrefectSettings
 
+HEARTBEAT_SECONDS = 30
+"""How often a flow run that is watched says that it is alive."""
+
 
 def check_server(settings: PrefectSettings) -> str:
     """The API's address, once it has answered.
@@ -53,9 +56,9 @@ def connect(settings: PrefectSettings) -> str:
     # Before prefect is imported, and inherited by whatever this process starts: a process that
     # does not know the address starts a server of its own.
     os.environ["PREFECT_API_URL"] = api_url
-    from prefect.logging.configuration import setup_logging
+    from prefect.logging.configuration import ensure_logging_setup
 
-    setup_logging()
+    ensure_logging_setup()
     for handler in logging.getLogger().handlers:
         # The flow's logs go to the server; the terminal belongs to the progress bar.
         if type(handler).__name__ == "PrefectConsoleHandler":
@@ -79,15 +82,58 @@ def drain(seconds: float) -> bool:
 
 
 @contextmanager
-def few_retries(most: int) -> Iterator[None]:
-    """Let Prefect's client repeat a request this often at most."""
-    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+def talking_to(api_url: str, retries: int, *, beats: bool = False) -> Iterator[None]:
+    """Let Prefect's client talk to this server.
 
-    few = min(most, PREFECT_CLIENT_MAX_RETRIES.value())
-    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: few}):
+    Also where Prefect was imported, and took its settings, before the address was known: it would
+    start a server of its own.
+
+    Args:
+        api_url: Of the server.
+        retries: How often a request is repeated at most.
+        beats: Flow runs send heartbeats, by which an automation notices that a driver has died
+            (see `pipeline.flows.heartbeat`). Each then takes up to a second longer to end.
+    """
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_CLIENT_MAX_RETRIES,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        temporary_settings,
+    )
+
+    heartbeat = PREFECT_FLOWS_HEARTBEAT_FREQUENCY
+    settings = {
+        PREFECT_API_URL: api_url,
+        PREFECT_CLIENT_MAX_RETRIES: min(retries, PREFECT_CLIENT_MAX_RETRIES.value()),
+    }
+    if beats:
+        settings[heartbeat] = HEARTBEAT_SECONDS
+    elif heartbeat.value() == heartbeat.default():
+        settings[heartbeat] = None  # The user has not asked for them.
+    with temporary_settings(settings):
         yield
 
 
+@contextmanager
+def patient(retries: int) -> Iterator[None]:
+    """Let Prefect's client repeat a request this often, where the run depends on its answer."""
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: retries}):
+        yield
+
+
+def flow_run_page() -> str | None:
+    """The page of the flow run that this runs in; None outside of one."""
+    from prefect.context import FlowRunContext
+
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return None
+    return f"{ui_address(str(context.client.api_url))}/runs/flow-run/{context.flow_run.id}"
+
+
 def ui_address(api_url: str) -> str:
-    """The address of the pages for people."""
-    return api_url.rstrip("/").removesuffix("/api")
+    """The address of the pages for people: PREFECT_UI_URL, where they have another one."""
+    given = os.environ.get("PREFECT_UI_URL", "").rstrip("/")
+    return given or api_url.rstrip("/").removesuffix("/api")

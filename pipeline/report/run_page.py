@@ -256,7 +256,7 @@ def _time_sentence(shares: list[figures.Share]) -> str:
     largest = max(shares, key=lambda share: share.seconds)
     sense = {
         "read": "most of it reading: storage or network is the limit",
-        "compute": "most of it in the transform",
+        "compute": "most of it in the transform, and encoding its result",
         "stage": "most of it writing: storage or network is the limit",
         "other": "most of it in checks and waiting inside chunks",
         "idle": "most of it idle: more chunks at once, or fewer workers, would use it better",
@@ -313,14 +313,15 @@ def _facts(report: RunReport) -> tuple[Block, ...]:
         *((name, instant(moment)) for name, moment in moments if moment is not None),
     ]
     if run.prefect_url:
-        what.append(("Prefect", _link(run.prefect_url)))
+        what.append(("Prefect", link(run.prefect_url)))
     blocks: list[Block] = [Facts("What ran", tuple(what), half=bool(run.environment))]
     if run.environment:
         blocks.append(Facts("Where it ran", tuple(run.environment.items()), half=True))
     return tuple(blocks)
 
 
-def _link(url: str) -> str:
+def link(url: str) -> str:
+    """An address as a link, if it is one of the web."""
     # Only an address of the web becomes a link: javascript: and the like stay text.
     if urlsplit(url).scheme not in ("http", "https"):
         return url

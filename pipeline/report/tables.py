@@ -52,7 +52,6 @@ def slowest_table(slowest: pl.DataFrame) -> Markup:
         "parts": "Read · compute · stage",
         "worker": "Worker",
         "batch": "Batch",
-        "attempt": "Attempt",
         "rows_in": "Rows in",
         "size": "Read",
         "speed": "Rows/s",
@@ -61,7 +60,7 @@ def slowest_table(slowest: pl.DataFrame) -> Markup:
         pl.DataFrame(rows, schema=dict.fromkeys(labels, pl.String)),
         labels,
         numbers=("seconds", "rows_in", "size", "speed"),
-        markup=("chunk", "parts", "worker", "batch", "attempt"),
+        markup=("chunk", "parts", "worker", "batch"),
     )
 
 
@@ -69,8 +68,8 @@ def failures_table(groups: Sequence[FailureGroup]) -> Markup:
     """Kinds of failure, with counts and the first line of an example."""
     rows = [
         {
-            "error": _name(group.error),
-            "message": f'<span class="message">{escape(_first_line(group.message))}</span>',
+            "error": name_html(group.error),
+            "message": f'<span class="message">{escape(first_line(group.message))}</span>',
             "attempts": humanize.count(group.attempts),
             "chunks": humanize.count(group.chunks),
             "final": humanize.count(group.chunks_final),
@@ -104,9 +103,8 @@ def _slow_row(row: Mapping[str, object], longest: float) -> dict[str, str]:
         "chunk": f'<abbr class="mono" title="{escape(hint)}">{short}</abbr>',
         "seconds": humanize.duration(seconds),
         "parts": _meter(row, longest),
-        "worker": _name(str(row["worker"])),
-        "batch": _name(str(row["batch"])),
-        "attempt": _name(str(row["attempt"])),
+        "worker": name_html(str(row["worker"])),
+        "batch": name_html(str(row["batch"])),
         "rows_in": humanize.count(rows_in),
         "size": humanize.byte_size(int(str(row["bytes_in"]))),
         "speed": humanize.short_count(rows_in / seconds) if seconds > 0 else "–",
@@ -124,10 +122,12 @@ def _meter(row: Mapping[str, object], longest: float) -> str:
     return f'<span class="meter" role="img" title="{words}" aria-label="{words}">{bars}</span>'
 
 
-def _name(text: str) -> str:
+def name_html(text: str) -> str:
+    """A name that may be long: cut to fit, whole when pointed at."""
     return f'<span class="name" title="{escape(text)}">{escape(text)}</span>'
 
 
-def _first_line(text: str, limit: int = 240) -> str:
+def first_line(text: str, limit: int = 240) -> str:
+    """The first line of a message that says anything."""
     line = next((line.strip() for line in text.splitlines() if line.strip()), "(no message)")
     return line if len(line) <= limit else line[: limit - 1] + "…"

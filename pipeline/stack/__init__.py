@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pipeline.layers import STACK
 from pipeline.settings import Settings
 from pipeline.stack import processes
-from pipeline.stack.starting import TITLES, Echo, is_serving, start_missing
+from pipeline.stack.starting import TITLES, Echo, given_elsewhere, is_serving, start_missing
 from pipeline.stack.state import NAMES, Service, ServiceName, StackState, StateFolder
 
-__all__ = ["Service", "ServiceStatus", "StackState", "down", "status", "up"]
+__all__ = ["Service", "ServiceStatus", "StackState", "down", "is_elsewhere", "status", "up"]
 
 _OWN_S3 = ("s3.endpoint_url", "s3.profile", "s3.access_key_id")
 
@@ -65,6 +65,12 @@ def up(settings: Settings, echo: Echo = print) -> StackState:
     if own:
         echo(f"The settings use another S3 than this one: {own[0]} from {settings.source(own[0])}")
     return state
+
+
+def is_elsewhere(settings: Settings) -> bool:
+    """Whether the settings name a Prefect server, a Dask cluster and an S3 that are not ours."""
+    own_s3 = any(settings.source(key) not in ("default", STACK) for key in _OWN_S3)
+    return own_s3 and set(given_elsewhere(settings)) == {"prefect", "dask"}
 
 
 def down(settings: Settings, echo: Echo = print) -> None:

@@ -104,11 +104,15 @@ def runs(pid: int, started: float) -> bool:
 
 
 def marked(marker: str) -> list[psutil.Process]:
-    """Every process of this machine whose environment holds the marker."""
+    """Every process of this machine whose environment holds the marker.
+
+    Not those that have ended and wait for a parent that never asks: some machines keep even their
+    environment, and nothing more can be done to them.
+    """
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and _mark_of(process) == marker:
+            if process.pid != os.getpid() and _mark_of(process) == marker and _runs(process):
                 found.append(process)
     return found
 

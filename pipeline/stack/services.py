@@ -195,6 +195,7 @@ def dask(
         "memory": sizes.memory_per_worker,
         "scheduler_port": scheduler,
         "dashboard_port": pages,
+        "tls": sizes.tls.paths(),
     }
     command = (sys.executable, "-P", "-c", _DASK_DAEMON, _PACKAGES, json.dumps(request), str(ready))
     environment = {
@@ -204,7 +205,8 @@ def dask(
         **{name: value for name, value in os.environ.items() if name in _PREFECT_ACCESS},
         "PREFECT_API_URL": prefect_api,
     }
-    address, page = f"tcp://{HOST}:{scheduler}", f"http://{HOST}:{pages}/status"
+    scheme = "tls" if sizes.tls.ca else "tcp"
+    address, page = f"{scheme}://{HOST}:{scheduler}", f"http://{HOST}:{pages}/status"
     # Transforms are found from the folder in which `up` was given, as they are without a stack.
     return Launch("dask", command, environment, Path.cwd(), ports, address, page, ready.exists)
 

@@ -40,7 +40,9 @@ class Access:
         """
         config: dict[str, Any] = {"aws_region": self.region}
         if self.endpoint:
-            config |= {"aws_endpoint": self.endpoint, "aws_virtual_hosted_style_request": False}
+            # Under both names: a variable AWS_ENDPOINT_URL_S3 wins over the plain one.
+            config |= {"aws_endpoint": self.endpoint, "aws_endpoint_url_s3": self.endpoint}
+            config |= {"aws_virtual_hosted_style_request": False}
         return S3Store(
             bucket,
             config=config,  # type: ignore[arg-type]

@@ -180,7 +180,8 @@ def open_storage(settings: Settings) -> Storage:
         secret=s3.secret_access_key.get_secret_value() if s3.secret_access_key else None,
         token=s3.session_token.get_secret_value() if s3.session_token else None,
     )
-    return Storage({"s3": S3Backend(access), "file": LocalBackend()})
+    s3_backend = S3Backend(access, most_requests=s3.max_requests, copied_bytes=s3.copied_bytes)
+    return Storage({"s3": s3_backend, "file": LocalBackend()})
 
 
 def scan_options(settings: Settings) -> dict[str, str]:
@@ -193,7 +194,9 @@ def scan_options(settings: Settings) -> dict[str, str]:
     }
     options = {name: value.get_secret_value() for name, value in secrets.items() if value}
     if s3.endpoint_url:
-        options |= {"aws_endpoint_url": s3.endpoint_url, "aws_allow_http": "true"}
+        # Under both names: a variable AWS_ENDPOINT_URL_S3 wins over the plain one.
+        both = ("aws_endpoint_url", "aws_endpoint_url_s3")
+        options |= {name: s3.endpoint_url for name in both} | {"aws_allow_http": "true"}
     return options | {"aws_region": s3.region or "us-east-1"}
 
 

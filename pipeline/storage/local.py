@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -59,6 +61,8 @@ class LocalBackend:
         """See `Backend.head`."""
         with translating("head", uri):
             found = _path(uri).stat()
+            if stat.S_ISDIR(found.st_mode):
+                raise FileNotFoundError(errno.ENOENT, "a folder is no object", uri)
         return ObjectInfo(uri, _etag(found), found.st_size)
 
     def get(self, uri: str) -> Blob:

@@ -24,9 +24,9 @@ class Staged:
     uri: str
     """Where the object appears once it is published."""
     upload: str
-    """Multipart upload id, or the path of the temporary file."""
+    """Multipart upload id, URI of the object to be copied, or path of the temporary file."""
     parts: tuple[str, ...]
-    """ETags of the uploaded parts, in order; of a local file, its one version mark."""
+    """ETags of what was written, in order; of a local file, its one version mark."""
     size: int
     """Bytes."""
     attempt: str

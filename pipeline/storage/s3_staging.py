@@ -1,92 +1,104 @@
-"""Staged outputs in S3: multipart uploads that are completed only at publish."""
+"""Staged outputs in S3: written, invisible, and made visible only at publish.
+
+Two ways. Small outputs are objects in an area beside the output: one request to stage, and a copy
+on the server's side to publish. Large ones are multipart uploads at their final keys that are not
+completed: two requests at least and one to publish, but their bytes never move again. Measured with
+4 KiB outputs on one SeaweedFS, client's and server's CPU together: 6.9 ms to stage and 4.8 to look
+for and complete an upload, 1.3 and 2.9 for an object.
+
+Both ways end with nothing left that could be published a second time: a publisher that slept while
+others published, replaced and moved the file finds its source gone.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.errors import ObjectMissingError, StorageError
+from pipeline.storage.access import Access
 from pipeline.storage.records import Staged
-from pipeline.storage.s3 import S3Objects, listed
-from pipeline.storage.translate import translating
+from pipeline.storage.requests import MOST
+from pipeline.storage.retrying import RetryPolicy
+from pipeline.storage.s3 import S3Objects
+from pipeline.storage.s3_copies import Copies, is_copy
+from pipeline.storage.s3_uploads import PART_BYTES, Uploads
 from pipeline.storage.uris import parse
 
-PART_BYTES = 16 << 20
-"""Size of an upload's parts: 10,000 of them reach 156 GiB, and four in flight stay small."""
+__all__ = ["COPIED_BYTES", "PART_BYTES", "S3Backend"]
+
+T = TypeVar("T")
+
+COPIED_BYTES = 4 << 20
+"""Larger outputs are multipart uploads, unless the settings say otherwise (s3.copied_bytes)."""
 
 
 class S3Backend(S3Objects):
     """One S3 service, with staging."""
 
+    def __init__(
+        self,
+        access: Access,
+        retry: RetryPolicy | None = None,
+        most_requests: int = MOST,
+        copied_bytes: int = COPIED_BYTES,
+    ) -> None:
+        super().__init__(access, retry, most_requests)
+        self._copied_bytes = copied_bytes
+        self._copies, self._uploads = Copies(self), Uploads(self)
+
     def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> Staged:
-        """See `Backend.stage`: a multipart upload that is not completed."""
-        return self.wait(self._stage(uri, data, attempt))
-
-    async def _stage(self, uri: str, data: memoryview, attempt: str) -> Staged:
-        said = await self.request(
-            "create_multipart_upload", uri, Metadata={"chunkmap-attempt": attempt}
-        )
-        upload = said["UploadId"]
-        gate = asyncio.Semaphore(4)
-
-        async def send(number: int, start: int) -> str:
-            async with gate:
-                done = await self.patiently(
-                    lambda: self.request(
-                        "upload_part",
-                        uri,
-                        UploadId=upload,
-                        PartNumber=number,
-                        Body=bytes(data[start : start + PART_BYTES]),
-                    )
-                )
-            return str(done["ETag"]).strip('"')
-
-        starts = range(0, max(len(data), 1), PART_BYTES)
-        parts = await asyncio.gather(*(send(n, start) for n, start in enumerate(starts, 1)))
-        return Staged(uri, upload, tuple(parts), len(data), attempt)
+        """See `Backend.stage`."""
+        if len(data) <= self._copied_bytes and self._copies.can(uri, attempt, area):
+            return self._copies.stage(uri, data, attempt, area)
+        return self.wait(self._uploads.stage(uri, data, attempt))
 
     def missing(self, staged: Sequence[Staged]) -> list[Staged]:
         """See `Backend.missing`."""
+        return self._gone(self._look, staged)
 
-        async def gone(item: Staged) -> bool:
+    def complete(self, staged: Sequence[Staged]) -> list[Staged]:
+        """See `Backend.complete`."""
+        gone = self._gone(self._show, staged)
+        # Only now, and before whoever called us says that it is published.
+        self._copies.drop([item for item in staged if item not in gone])
+        return gone
+
+    def abort(self, staged: Sequence[Staged]) -> None:
+        """See `Backend.abort`."""
+        self._copies.drop(staged)
+        self._uploads.abort([item for item in staged if not is_copy(item)])
+
+    async def _look(self, item: Staged) -> None:
+        await (self._copies if is_copy(item) else self._uploads).look(item)
+
+    async def _show(self, item: Staged) -> None:
+        await (self._copies if is_copy(item) else self._uploads).show(item)
+
+    def _gone(
+        self, act: Callable[[Staged], Coroutine[Any, Any, None]], staged: Sequence[Staged]
+    ) -> list[Staged]:
+        """Do something with what is staged; those that are neither staged nor visible."""
+
+        async def is_gone(item: Staged) -> bool:
             try:
-                await self.request("list_parts", item.uri, UploadId=item.upload, MaxParts=1)
+                await act(item)
             except ObjectMissingError:
+                # Made visible before (by us, or by a driver that died) or gone for ever.
                 return not await self._is_ours(item)
             return False
 
-        flags = self.wait(self.gather(gone, staged))
+        flags = self.wait(self.gather(is_gone, staged))
         return [item for item, flag in zip(staged, flags, strict=True) if flag]
 
     async def _is_ours(self, item: Staged) -> bool:
-        """Whether the visible object was completed from this very upload."""
+        """Whether the visible object was made from this very attempt."""
         try:
             said = await self.request("head_object", item.uri)
         except ObjectMissingError:
             return False
         return bool(said.get("Metadata", {}).get("chunkmap-attempt") == item.attempt)
-
-    def complete(self, staged: Sequence[Staged]) -> list[Staged]:
-        """See `Backend.complete`."""
-
-        async def finish(item: Staged) -> bool:
-            try:
-                await self.request(
-                    "complete_multipart_upload",
-                    item.uri,
-                    UploadId=item.upload,
-                    MultipartUpload=listed(item.parts),
-                )
-            except ObjectMissingError:
-                # Either completed before (by us, or by a driver that died) or gone for ever.
-                return await self._is_ours(item)
-            return True
-
-        flags = self.wait(self.gather(finish, staged))
-        return [item for item, flag in zip(staged, flags, strict=True) if not flag]
 
     def abort_days(self, uri: str) -> float | None:
         """See `Backend.abort_days`: the bucket's lifecycle rules."""
@@ -94,13 +106,12 @@ class S3Backend(S3Objects):
 
         async def rules() -> Any:
             client = await self.client(at.bucket)
-            with translating("get lifecycle", uri):
+            async with self.requests.sending("get lifecycle", uri):
                 return await client.get_bucket_lifecycle_configuration(Bucket=at.bucket)
 
-        try:
+        found: Sequence[dict[str, Any]] = ()
+        with suppress(StorageError):  # There is none, or we may not read it.
             found = self.wait(rules()).get("Rules", ())
-        except StorageError:
-            return None  # There is none, or we may not read it.
         days = [
             float(rule["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"])
             for rule in found
@@ -110,33 +121,10 @@ class S3Backend(S3Objects):
         ]
         return min(days, default=None)
 
-    def abort(self, staged: Sequence[Staged]) -> None:
-        """See `Backend.abort`."""
-
-        async def drop(item: Staged) -> None:
-            with suppress(ObjectMissingError):
-                await self.request("abort_multipart_upload", item.uri, UploadId=item.upload)
-
-        self.wait(self.gather(drop, staged))
-
     def staged_under(self, prefix: str, area: str) -> Iterator[Staged]:
-        """See `Backend.staged_under`. Prefixes must be narrow: servers page uploads wrongly."""
-        at = parse(prefix)
-
-        async def page() -> Any:
-            client = await self.client(at.bucket)
-            with translating("list uploads", prefix):
-                return await client.list_multipart_uploads(Bucket=at.bucket, Prefix=at.key)
-
-        for entry in self.wait(page()).get("Uploads", ()):
-            yield Staged(
-                uri=f"s3://{at.bucket}/{entry['Key']}",
-                upload=entry["UploadId"],
-                parts=(),
-                size=0,
-                attempt="",
-                created=entry["Initiated"].timestamp(),
-            )
+        """See `Backend.staged_under`."""
+        yield from self._uploads.under(prefix)
+        yield from self._copies.under(prefix, area)
 
 
 def _prefix_of(rule: dict[str, Any]) -> str:

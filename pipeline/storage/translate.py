@@ -43,9 +43,11 @@ _RIGHTS = {
     "head": "s3:GetObject",
     "head_object": "s3:GetObject",
     "delete_object": "s3:DeleteObject",
+    "delete_objects": "s3:DeleteObject",
     "abort_multipart_upload": "s3:AbortMultipartUpload",
     "put": "s3:PutObject",
     "put_object": "s3:PutObject",
+    "copy": "s3:PutObject",
     "copy_object": "s3:PutObject",
     "create_multipart_upload": "s3:PutObject",
     "upload_part": "s3:PutObject",
@@ -88,6 +90,25 @@ def _from_text(error: Exception, action: str, uri: str) -> StorageError:
         # "Generic S3 error: Error performing list request: … - what went wrong"
         return TransientStorageError(f"{action} {uri}: {text.splitlines()[0].rpartition(' - ')[2]}")
     return from_code(code.group(1) if code else "", int(status.group(1)), action, uri, "")
+
+
+def status_of(error: Exception) -> str:
+    """The HTTP status that a foreign error stands for; `none` if no answer came at all."""
+    match error:
+        case foreign.AlreadyExistsError() | foreign.PreconditionError():
+            return "412"
+        case foreign.PermissionDeniedError():
+            return "403"
+        case foreign.UnauthenticatedError():
+            return "401"
+        case FileNotFoundError():
+            return "404"
+        case foreign.BaseError():
+            found = _STATUS.search(str(error))
+            return found.group(1) if found else "none"
+        case botocore.exceptions.ClientError():
+            return str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "none"))
+    return "none"
 
 
 def translated(error: Exception, action: str, uri: str) -> Exception:

@@ -11,12 +11,13 @@ import polars as pl
 
 from benchmarks.datasets import Card
 from benchmarks.digest import digest
+from benchmarks.expected import Expected
 from benchmarks.measure import Conditions, Contender
 from benchmarks.peers.protocol import Spec
 from benchmarks.record import Iteration, Machine, Noise, Process, Record, Result, Traffic
 from benchmarks.stats import noise_floor
 from benchmarks.subjects import Answer
-from benchmarks.workloads import Expected, Workload
+from benchmarks.workloads import Workload
 
 FRAME = pl.DataFrame(
     {"id": [1, 2, 3], "value": [0.5, 1.5, 2.5], "name": ["a", "b", "c"]},
@@ -47,7 +48,8 @@ class MadeUp:
             output = f"{spec.output}{number}/"
             if self.writes is not None:
                 folder = Path(output.removeprefix("file://"))
-                folder.mkdir(parents=True)
+                folder.mkdir(parents=True, exist_ok=True)
+                assert not list(folder.iterdir()), "something was left there by an earlier process"
                 self.writes.write_parquet(folder / "result.parquet")
             took = self.seconds(len(self.calls))
             iterations.append({"work_seconds": took, "output": output, "rows": 3, "extra": 1})

@@ -1,10 +1,12 @@
 from pathlib import Path
+from random import Random
 
 import pytest
 from typer.testing import CliRunner
 
 from benchmarks.compare import changes, comparisons, lost
-from benchmarks.record import Record
+from benchmarks.record import Noise, Record
+from benchmarks.stats import noise_floor
 from pipeline.cli.app import app
 from tests.benchmarks.made_up import around, bad, full_record, record, result
 
@@ -85,6 +87,36 @@ def test_the_gate(tmp_path: Path, ratio: float, code: int) -> None:
     shown = CliRunner().invoke(app, words)
     assert shown.exit_code == code, shown.output
     assert ("worse" in shown.output) is bool(code)
+
+
+@pytest.mark.parametrize(("ratio", "code"), [(1.2, 0), (2.0, 1)])
+def test_the_gate_with_a_least_difference(tmp_path: Path, ratio: float, code: int) -> None:
+    for name, made in (("before", of(1.0)), ("after", of(ratio, 2))):
+        (tmp_path / f"{name}.json").write_text(made.model_dump_json())
+    words = ["bench", "gate", str(tmp_path / "after.json"), "--least", "0.3"]
+    shown = CliRunner().invoke(app, [*words, "--baseline", str(tmp_path / "before.json")])
+    assert shown.exit_code == code, shown.output
+
+
+def drawn(seed: int, factor: float = 1.0) -> Record:
+    """A short session on a busy machine: times scatter by a fifth, here and in the A/A run."""
+    random = Random(seed)
+
+    def some(middle: float) -> list[float]:
+        return [middle * random.lognormvariate(0, 0.2) for _ in range(6)]
+
+    made = record(result("row-map", "chunkmap", some(factor)), result("row-map", "polars", some(1)))
+    pairs = {"chunkmap": (tuple(some(1.0)), tuple(some(1.0)))}
+    noise = Noise(workload="row-map", pairs=pairs, floor=noise_floor(list(pairs.values())))
+    return made.model_copy(update={"noise": noise})
+
+
+def test_noise_does_not_fail_the_gate_and_a_regression_does() -> None:
+    """A hundred pairs of sessions of the same code, and of code that takes three times as long."""
+    same = [changes(drawn(n), drawn(1000 + n), 0.3)[0].is_regression for n in range(100)]
+    slow = [changes(drawn(n), drawn(1000 + n, 3.0), 0.3)[0].is_regression for n in range(100)]
+    assert sum(same) == 0
+    assert sum(slow) >= 90
 
 
 def test_the_gate_fails_when_a_subject_fails(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks import datasets, generating
 from benchmarks.datasets import DATASETS, Dataset, ensure, find_card
-from benchmarks.workloads import WORKLOADS, expect
+from benchmarks.expected import expect
+from benchmarks.workloads import WORKLOADS
 from pipeline.settings import Settings
 from pipeline.storage import open_storage
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from benchmarks.environments import PEERS
 from benchmarks.pytest_storage import as_pytest_benchmark, save
-from benchmarks.session import Request, Session, chosen, peers_of, variants
+from benchmarks.session import Request, Session, chosen, noise_workload, peers_of, variants
 from benchmarks.workloads import ALL, WORKLOADS
 from pipeline.cli.app import app
 from pipeline.cli.benching import find_record
@@ -22,9 +22,24 @@ from tests.benchmarks.made_up import full_record, record
 def test_suites_and_names_choose_workloads() -> None:
     assert [one.name for one in chosen(["main"])] == ["row-map", "few-rows", "strings"]
     assert [one.name for one in chosen(["wait", "row-map"])] == ["row-map", "wait"]
+    assert [one.name for one in chosen(["ci"])] == ["stations", "skew"]
     assert len(chosen([])) == len(chosen(["all"])) == len(WORKLOADS)
     with pytest.raises(UsageError, match="no workload or suite 'nope'"):
         chosen(["nope"])
+
+
+@pytest.mark.parametrize(
+    ("names", "usual"),
+    [
+        ((), "row-map"),
+        (("main",), "row-map"),
+        (("ci",), "stations"),
+        (("wait", "join"), "join"),
+        (("wait",), "row-map"),
+    ],
+)
+def test_the_noise_is_that_of_what_is_measured(names: tuple[str, ...], usual: str) -> None:
+    assert noise_workload(chosen(names)).name == usual
 
 
 def test_the_main_suite_is_against_everybody_and_the_rest_against_polars() -> None:
@@ -41,7 +56,7 @@ def test_every_peer_is_in_the_main_suite() -> None:
 
 
 def test_curves_have_points() -> None:
-    assert variants(WORKLOADS["wait"], "s")[0] == (1, 0)
+    assert variants(WORKLOADS["wait"], "s") == [(1, 24), (4, 96), (16, 384), (32, 768)]
     assert variants(WORKLOADS["ledger"], "s") == [(0, 100), (0, 1_000), (0, 10_000)]
     assert variants(WORKLOADS["row-map"], "s") == [(0, 0)]
 

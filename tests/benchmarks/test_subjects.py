@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ from benchmarks.peers.protocol import Spec
 from benchmarks.serving import Serving
 from benchmarks.subjects import ProcessSubject
 
+ROOT = Path(__file__).parents[2]
 SPEC = Spec("made-up", "s3://in/", "s3://out/", "same", iterations=2)
 GOOD = """
 from benchmarks.peers.protocol import main
@@ -76,6 +79,42 @@ time.sleep(600)
         # A zombie until its new parent reaps it.
         assert psutil.Process(child).status() == psutil.STATUS_ZOMBIE
         psutil.Process(child).wait(0)
+
+
+HARNESS = """
+import sys
+from benchmarks.environments import Environment
+from benchmarks.peers.protocol import Spec
+from benchmarks.subjects import ProcessSubject, stopped_by_sigterm
+
+with stopped_by_sigterm():
+    environment = Environment((sys.executable, sys.argv[1]), {})
+    print("started", flush=True)
+    ProcessSubject("made-up", environment).run(Spec("x", "s3://in/", "s3://out/", "same"), {})
+"""
+
+
+def test_a_harness_that_is_told_to_stop_stops_its_subject(tmp_path: Path) -> None:
+    note, script = tmp_path / "pids", tmp_path / "hanging.py"
+    script.write_text(
+        "import os, pathlib, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"partial = pathlib.Path({str(note)!r} + '.partial')\n"
+        "partial.write_text(f'{os.getpid()} {child.pid}')\n"
+        f"partial.rename({str(note)!r})\n"
+        "time.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", HARNESS, str(script)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as harness:
+        deadline = time.monotonic() + 60
+        while not note.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        started = [psutil.Process(int(pid)) for pid in note.read_text().split()]
+        harness.send_signal(signal.SIGTERM)
+        assert harness.wait(30) == 128 + signal.SIGTERM
+    _, alive = psutil.wait_procs(started, timeout=10)
+    # A zombie waits for its new parent to reap it.
+    assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_memory_and_cpu_of_the_whole_tree_are_seen(tmp_path: Path) -> None:

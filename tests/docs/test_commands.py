@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from psutil import Process
 
+from pipeline.stack import processes
+from pipeline.stack.state import StateFolder
 from tests.contracts.source import ROOT, repository_files
 from tests.docs.pages import Block, blocks, commands, missing, read
 
@@ -16,7 +19,15 @@ BIN = Path(sys.executable).parent
 COPIED = ("Makefile", "conf", "constraints.txt", "examples", "pyproject.toml")
 
 # These run the tests, which this is one of, or change the checkout's own files.
-NOT_HERE = ("make test", "make test-fast", "make lint", "make format", "make lock", "make clean")
+NOT_HERE = (
+    "make test",
+    "make test-long",
+    "make test-fast",
+    "make lint",
+    "make format",
+    "make lock",
+    "make clean",
+)
 
 
 class Checkout:
@@ -47,6 +58,11 @@ class Checkout:
         assert done.returncode == 0, f"$ {line}\n{done.stdout}\nexit code {done.returncode}"
         return done.stdout
 
+    def servers(self) -> list[Process]:
+        """What runs of the stack in this folder."""
+        state = StateFolder(self.folder / ".chunkmap")
+        return processes.marked(state.marker()) if state.root.exists() else []
+
     def execute(self, block: Block) -> None:
         """Writes the file, or runs the program or the commands, that the block holds."""
         if block.title is not None:
@@ -61,6 +77,8 @@ class Checkout:
             for line, shows in commands(block):
                 if line not in NOT_HERE:
                     shown = self.run(line)
+                    if line == "make demo":
+                        assert not self.servers(), "it stops what it has started"
                     lacks = missing(shows, shown)
                     assert lacks is None, f"$ {line}\n{shown}\nlacks the line {lacks!r}"
 
@@ -77,10 +95,20 @@ def runs_something(page: Path) -> bool:
     return bool(programs) or any(line not in NOT_HERE for line in lines)
 
 
+LONG = ("backfills.md", "cluster.md", "benchmarks.md")
+"""Pages that take minutes."""
+
+
 @pytest.mark.integration
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if runs_something(page)], ids=lambda page: page.name
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.long if page.name in LONG else ())
+        for page in PAGES
+        if runs_something(page)
+    ],
+    ids=lambda page: page.name,
 )
 def test_the_page_does_what_it_says(page: Path, tmp_path: Path) -> None:
     checkout = Checkout(tmp_path)
@@ -90,6 +118,7 @@ def test_the_page_does_what_it_says(page: Path, tmp_path: Path) -> None:
     finally:
         # A page that fails half-way leaves its servers up.
         checkout.run("chunkmap down")
+        assert not checkout.servers()
 
 
 def test_a_failing_command_fails_the_page(tmp_path: Path) -> None:

@@ -1,14 +1,13 @@
 """Map and reduce, run to a published output: TPC-H against its published answers, and 1TRC."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from benchmarks.answers import COUNTS, FORECAST, PRICING
 from examples import stations
 from pipeline import scan_output
 from pipeline.checking import try_transform
@@ -18,36 +17,12 @@ from pipeline.job import parse_job
 from pipeline.reducing import combine_problem
 from pipeline.settings import load_settings
 from pipeline.storage import own_storage
-
-# TPC-H specification, revision 3.0.1, 2.4.1.5 and 2.4.6.5: answers at scale factor 1, which are
-# given to two digits.
-PRICING = [
-    ("A", "F", 37734107.00, 56586554400.73, 53758257134.87, 55909065222.83, 25.52, 38273.13, 0.05),
-    ("N", "F", 991417.00, 1487504710.38, 1413082168.05, 1469649223.19, 25.52, 38284.47, 0.05),
-    (
-        "N",
-        "O",
-        74476040.00,
-        111701729697.74,
-        106118230307.61,
-        110367043872.50,
-        25.50,
-        38249.12,
-        0.05,
-    ),
-    ("R", "F", 37719753.00, 56568041380.90, 53741292684.60, 55889619119.83, 25.51, 38250.85, 0.05),
-]
-COUNTS = [1478493, 38854, 2920374, 1478870]
-FORECAST = 123141078.23
+from tests import tpch
 
 
 @pytest.fixture(scope="module")
 def lineitem(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tpch")
-    tool = Path(sys.executable).parent / "tpchgen-cli"
-    command = [str(tool), "parquet", "-s", "1", "--tables=lineitem", "--parts=4"]
-    subprocess.run([*command, f"--output-dir={folder}"], check=True, capture_output=True)
-    return folder / "lineitem"
+    return tpch.lineitem(tmp_path_factory)
 
 
 def reduced(source: Path, target: Path, transform: str, combine: str, finalize: str = "") -> Path:

@@ -50,6 +50,12 @@ def greedy(frame: pl.LazyFrame, row: int, step: int = 32 << 20) -> pl.LazyFrame:
     return doubled(frame)
 
 
+def slow(frame: pl.LazyFrame, seconds: float) -> pl.LazyFrame:
+    """Takes its time on each chunk."""
+    time.sleep(seconds)
+    return doubled(frame)
+
+
 def fickle(frame: pl.LazyFrame, row: int) -> pl.LazyFrame:
     """Returns another type on the chunk that holds a row."""
     kind = pl.String if _holds(frame, row) else pl.Int64

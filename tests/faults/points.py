@@ -21,7 +21,9 @@ class Point:
     @property
     def writes(self) -> bool:
         """Whether something is different once it is done."""
-        return self.kind.startswith(("Put", "Create", "Upload", "Complete", "Delete", "Abort"))
+        return self.kind.startswith(
+            ("Put", "Create", "Upload", "Complete", "Copy", "Delete", "Abort")
+        )
 
     def rule(self, act: Act, **more: Any) -> Rule:
         """Something that goes wrong there."""
@@ -43,15 +45,19 @@ MAPPING = (
     Point("read a chunk", "GetObject", "/in/", 20),
     Point("begin an upload", "CreateMultipartUpload", nth=5),
     Point("upload a part", "UploadPart", nth=6),
+    Point("stage an object", "PutObject", "/staged/", 5),
     Point("store completions", "PutObject", "completions/", 3),
     Point("read completions", "GetObject", "completions/", 2),
 )
 PUBLISHING = (
     Point("confirm an upload", "ListParts", nth=5),
+    Point("confirm an object", "HeadObject", "/staged/", 5),
     Point("freeze the commit", "PutObject", "commits/"),
     Point("claim the output", "PutObject", "HEAD.json"),
     Point("read the commit", "GetObject", "commits/", 2),
     Point("complete an upload", "CompleteMultipartUpload", nth=7),
+    Point("copy an object", "CopyObject", nth=7),
+    Point("remove what was copied", "DeleteObjects"),
     Point("write the manifest", "PutObject", "manifests/"),
     Point("move the pointer", "PutObject", "HEAD.json", 2),
     Point("note the publication", "PutObject", "published.json"),

@@ -132,7 +132,7 @@ class Connection:
                     self.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                 body = await _body(self.reader, head)
                 method, target, _ = head.first.split(" ", 2)
-                request = request_of(self.client, method, target, "range" in head.headers)
+                request = request_of(self.client, method, target, head.headers)
                 await self._answer(request, head, body)
         self.writer.close()
         self._forget_server()

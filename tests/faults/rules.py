@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from threading import Event, Lock
 from typing import Literal
@@ -34,6 +34,8 @@ class Request:
     """With its percent-encoding taken off; of a listing, with its prefix."""
     query: str
     ranged: bool = False
+    copies: bool = False
+    """A PUT whose body is another object."""
 
     @property
     def kind(self) -> str:
@@ -46,8 +48,12 @@ class Request:
                 return "ListMultipartUploads"
             case "GET":
                 return "ListParts" if upload else "GetObject"
+            case "PUT" if self.copies:
+                return "CopyObject"
             case "PUT":
                 return "UploadPart" if upload else "PutObject"
+            case "POST" if "delete" in self.query:
+                return "DeleteObjects"
             case "POST" if upload:
                 return "CompleteMultipartUpload"
             case "POST":
@@ -60,12 +66,12 @@ class Request:
         return f"{self.client} {self.kind} {self.path}"
 
 
-def request_of(client: str, method: str, target: str, ranged: bool) -> Request:
-    """A request from its first line."""
+def request_of(client: str, method: str, target: str, headers: Container[str]) -> Request:
+    """A request from its first line and the names of its headers."""
     path, _, query = target.partition("?")
     prefix = "/".join(parse_qs(query).get("prefix", ()))
     path = unquote(path) + (f"/{prefix}" if prefix else "")
-    return Request(client, method, path, query, ranged)
+    return Request(client, method, path, query, "range" in headers, "x-amz-copy-source" in headers)
 
 
 @dataclass(slots=True)

@@ -21,6 +21,8 @@ SHORT = {
     "lose store completions",
     "lose claim the output",
     "refuse complete an upload",
+    "lose copy an object",
+    "lose remove what was copied",
     "lose move the pointer",
 }
 
@@ -49,6 +51,7 @@ FLOW_DEATHS = {
     "mapping": (Rule("pass", "PutObject", "completions/", nth=2), CHUNKS // 2),
     "claiming the output": (Rule("lose", "PutObject", "HEAD.json"), 0),
     "completing the uploads": (Rule("refuse", "CompleteMultipartUpload", nth=7), 0),
+    "copying": (Rule("lose", "CopyObject", nth=7), 0),
 }
 
 

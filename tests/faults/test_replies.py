@@ -17,6 +17,8 @@ def test_nothing_goes_wrong(new: NewScenario) -> None:
     scenario = new()
     summary = scenario.run_here()
     assert (summary.chunks, summary.mapped, summary.rows_out) == (CHUNKS, CHUNKS, 12_000)
+    kinds = {request.kind for request, _ in scenario.world.proxy.log}
+    assert {"CompleteMultipartUpload", "CopyObject"} <= kinds, "outputs are staged in both ways"
     check_everything(scenario)
     assert not unfinished(scenario)
 

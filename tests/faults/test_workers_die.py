@@ -17,8 +17,10 @@ STEPS = {
     "having read": Rule("lose", "GetObject", "/in/", "w0", nth=4),
     "beginning an upload": Rule("refuse", "CreateMultipartUpload", client="w0", nth=2),
     "having begun an upload": Rule("lose", "CreateMultipartUpload", client="w0", nth=2),
-    "uploading": Rule("refuse", "UploadPart", client="w0", nth=3),
-    "having uploaded": Rule("lose", "UploadPart", client="w0", nth=3),
+    "uploading": Rule("refuse", "UploadPart", client="w0", nth=2),
+    "having uploaded": Rule("lose", "UploadPart", client="w0", nth=2),
+    "staging an object": Rule("refuse", "PutObject", "/staged/", "w0", nth=2),
+    "having staged an object": Rule("lose", "PutObject", "/staged/", "w0", nth=2),
     "storing completions": Rule("refuse", "PutObject", "completions/", "w0", nth=2),
     "having stored completions": Rule("lose", "PutObject", "completions/", "w0", nth=2),
 }

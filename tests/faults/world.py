@@ -38,6 +38,8 @@ from tests.faults.rules import Rule
 FILES, GROUPS, ROWS = 12, 2, 500
 """Objects, row groups of an object, rows of a row group: a row group is a chunk."""
 CHUNKS = FILES * GROUPS
+COPIED_BYTES = 5445
+"""About half of the outputs are larger: these are uploads, the others are copied."""
 START_SECONDS = 60.0
 RUN_SECONDS = 120.0
 TRANSFORMS = "tests.faults.faulty"
@@ -133,7 +135,7 @@ class World:
 
     def settings(self, client: str | None = None) -> Settings:
         """Settings of a client of the proxy, or of one that goes straight to the server."""
-        said = dict(self.access)
+        said: dict[str, Any] = {**self.access, "copied_bytes": COPIED_BYTES}
         if client is not None:
             said["endpoint_url"] = self.proxy.endpoint(client)
         return Settings.model_validate(
@@ -155,6 +157,7 @@ class World:
             "CHUNKMAP_TRANSFORMS__ALLOW": f'["{TRANSFORMS}"]',
             "CHUNKMAP_TRANSFORMS__PATH": json.dumps([str(ROOT)]),
             "CHUNKMAP_BATCHES__FLUSH_CHUNKS": "2",
+            "CHUNKMAP_S3__COPIED_BYTES": str(COPIED_BYTES),
             "CHUNKMAP_STATE_DIR": str(self.folder / "state"),
             "POLARS_MAX_THREADS": "1",
             "PYTHONFAULTHANDLER": "1",

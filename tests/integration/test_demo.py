@@ -9,7 +9,8 @@ from pipeline.stack import processes
 from pipeline.stack.state import StateFolder
 from tests.integration.world import REPOSITORY, World
 
-pytestmark = pytest.mark.integration
+# README.md, whose commands are tested as well, runs the demo from nothing.
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 
 def test_the_demo_runs_verifies_stops_and_then_finds_it_done(tmp_path: Path) -> None:

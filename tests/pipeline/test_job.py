@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from partitioning import Windowing
 from pipeline.errors import JobError
 from pipeline.job import Job, load_job, parse_job
 
@@ -215,3 +216,34 @@ def test_a_written_job_reads_back_equal(
     again = parse_job(job.to_yaml())
     assert again == job
     assert repr(again) == repr(job)  # equality takes 1 for 1.0 and True
+
+
+WINDOW = """
+name: daily
+input: {uri: s3://b/in/}
+transform: examples.revenue:revenue
+output: {uri: s3://b/out/, mode: overwrite-partitions}
+window: {column: ds, grain: day, timezone: Europe/Berlin}
+"""
+
+
+def test_a_window_comes_back_as_it_was() -> None:
+    job = parse_job(WINDOW)
+    assert job.window is not None
+    assert job.window.windowing() == Windowing("ds", "day", "Europe/Berlin")
+    assert parse_job(job.to_yaml()) == job
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("grain: day", "grain: week", "grain"),
+        ("Europe/Berlin", "Europe/Berlim", "no time zone 'Europe/Berlim'"),
+        ("column: ds, ", "", "column"),
+        ("name: daily", "name: daily\nchunks: {cross_partitions: true}", "cross_partitions"),
+        ("name: daily", "name: daily\nreduce: {combine: 'a:b'}", "`window` and `reduce`"),
+    ],
+)
+def test_windows_that_cannot_be(old: str, new: str, said: str) -> None:
+    with pytest.raises(JobError, match=said):
+        parse_job(WINDOW.replace(old, new))

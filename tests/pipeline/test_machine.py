@@ -1,13 +1,14 @@
 """Random histories of an output: runs, workers and drivers that die, sleep and lose replies.
 
-After every step the invariants hold; at the end, giving each command once more brings every run to
-its end, or tells a conflict that is one.
+Some runs are published whole, some by windows: any of them at a time, in any order. After every
+step the invariants hold; at the end, giving each command once more brings every run to its end, or
+tells a conflict that is one.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from partitioning import Windowing, windows_of_plan
 from pipeline.catalog import Catalog
 from pipeline.driver import publish_run
 from pipeline.errors import ConflictError, OutputNotEmptyError, UsageError
 from pipeline.ledger import Ledger, run_id
 from pipeline.publish import UploadsVanishedError, foreign_claim, prepare_output, rollback, settle
 from pipeline.storage import Storage
+from pipeline.windowed import publish_windows
 from tests.pipeline.outputs import check_manifests, check_settled, rows, visible
 from tests.pipeline.runs import OUTPUT, Run, job_of, plan_of
 from tests.pipeline.storage.faulty import Fault, Faulty, KilledError, Script, lost
@@ -30,6 +33,8 @@ from tests.pipeline.storage.memory import AT_ONCE, MemoryBackend
 
 PLANS = [plan_of(2, folders=(0, 1)), plan_of(2, folders=(1, 2)), plan_of(1, folders=(5,))]
 MODES = ["error", "append", "overwrite", "overwrite-partitions"]
+WINDOWS = {"column": "k", "grain": "value"}
+LABELS = [windows_of_plan(plan, Windowing("k", "value")) for plan in PLANS]
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,9 @@ TROUBLE = st.one_of(
 )
 
 
+CODES = st.sampled_from(["a", "b", "by windows", "by windows"])
+
+
 class Output(RuleBasedStateMachine):
     """One output, and whoever works on it."""
 
@@ -56,6 +64,7 @@ class Output(RuleBasedStateMachine):
     def nothing(self) -> None:
         self.backend = MemoryBackend()
         self.runs: dict[str, tuple[Run, str]] = {}
+        self.by_windows: set[str] = set()
         self.checked: Mapping[str, object] = {}
         self.frozen: dict[str, object] = {}
         self.keys: list[set[str]] = []
@@ -84,36 +93,58 @@ class Output(RuleBasedStateMachine):
 
     def submit(self, storage: Storage, mode: str, plan: int, code: str) -> None:
         """What `chunkmap run` does before it maps anything."""
-        job, run = job_of(mode), run_id(PLANS[plan], job_of(mode), code)
+        if code == "by windows":  # In mode overwrite each would replace the others.
+            mode = mode.replace("overwrite-partitions", "overwrite")
+            mode = mode.replace("overwrite", "overwrite-partitions")
+        job = job_of(mode, **({"window": WINDOWS} if code == "by windows" else {}))  # type: ignore[arg-type]
+        run = run_id(PLANS[plan], job, code)
         manifest = prepare_output(Catalog(storage, OUTPUT), mode, run)
         ledger = Ledger.create(storage, job, PLANS[plan], code, manifest.number)
+        self.by_windows |= {run} if job.window else set()
         self.runs.setdefault(run, (Run(storage, ledger, PLANS[plan]), mode))
 
-    def drive(self, storage: Storage, run: Run) -> None:
-        """What `chunkmap run` does from there on."""
+    def drive(self, storage: Storage, run: Run, labels: Sequence[str] = ()) -> None:
+        """What `chunkmap run`, or a backfill, does from there on; of some windows only, maybe."""
         own = run.again(storage)
+        windows = self.windows(run, labels)
+        wanted = {chunk for chunks in windows.values() for chunk in chunks}
         if own.ledger.published() is not None:
             return
         prepare_output(Catalog(storage, OUTPUT), own.record.mode, own.ledger.run)
         vanished: UploadsVanishedError | None = None
         for _ in range(3):
             left = own.ledger.read().left(len(own.plan))
+            left = [i for i in left if not windows or own.plan.chunk_ids[i] in wanted]
             if left:
                 own.complete(*left)
             try:
-                publish_run(storage, own.ledger, vanished)
+                if windows:
+                    publish_windows(storage, own.ledger, windows, None, vanished)
+                else:
+                    publish_run(storage, own.ledger, vanished)
                 return
             except UploadsVanishedError as error:
-                if (error.commit or own.ledger.run).partition(".")[0] != own.ledger.run:
+                if not error.waits_for(own.ledger.run):
                     raise foreign_claim(OUTPUT, error) from error
                 own.ledger.void(error.attempts)
                 vanished = error
         raise AssertionError("uploads vanish once at most while a driver works")
 
+    def windows(self, run: Run, labels: Sequence[str] = ()) -> dict[str, list[str]]:
+        """Chunks of windows (of all, by default) of a run that is published by windows."""
+        if run.ledger.run not in self.by_windows:
+            return {}
+        found: dict[str, list[str]] = {}
+        owners = LABELS[[plan.id for plan in PLANS].index(run.plan.id)]
+        for chunk, label in zip(run.plan.chunk_ids, owners, strict=True):
+            if not labels or label in labels:
+                found.setdefault(label, []).append(chunk)
+        return found
+
     # -- steps --------------------------------------------------------------------------------
 
     @precondition(lambda self: len(self.runs) < 3)
-    @rule(data=st.data(), plan=st.integers(0, 2), code=st.sampled_from("ab"), trouble=TROUBLE)
+    @rule(data=st.data(), plan=st.integers(0, 2), code=CODES, trouble=TROUBLE)
     def somebody_submits(self, data: Any, plan: int, code: str, trouble: Trouble) -> None:
         mode = data.draw(st.sampled_from(self.modes))
         self.troubled(trouble, lambda storage: self.submit(storage, mode, plan, code))
@@ -129,19 +160,30 @@ class Output(RuleBasedStateMachine):
         self.troubled(trouble, lambda storage: self.drive(storage, run))
 
     @precondition(lambda self: self.runs)
+    @rule(data=st.data(), trouble=TROUBLE)
+    def a_driver_publishes_a_window(self, data: Any, trouble: Trouble) -> None:
+        run = self.some_run(data)
+        labels = sorted(self.windows(run))
+        if labels:
+            chosen = [data.draw(st.sampled_from(labels))]
+            self.troubled(trouble, lambda storage: self.drive(storage, run, chosen))
+
+    @precondition(lambda self: self.runs)
     @rule(data=st.data(), at=st.integers(0, 40), trouble=TROUBLE)
     def a_driver_sleeps_while_another_works(self, data: Any, at: int, trouble: Trouble) -> None:
         run, other = self.some_run(data), self.some_run(data)
+        # Two processes of one run may have other windows in mind, too.
+        some = [data.draw(st.sampled_from([(), *sorted(self.windows(r))])) for r in (run, other)]
         slept: list[int] = []
 
         def script(number: int, name: str) -> Fault:
             if number == at and not slept:
                 slept.append(number)
-                self.troubled(trouble, lambda storage: self.drive(storage, other))
+                self.troubled(trouble, lambda storage: self.drive(storage, other, some[1]))
             return None
 
         with suppress(ConflictError, OutputNotEmptyError):
-            self.drive(self.storage(script), run)
+            self.drive(self.storage(script), run, some[0])
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data(), trouble=TROUBLE)
@@ -205,8 +247,8 @@ class Output(RuleBasedStateMachine):
         catalog = Catalog(self.backend.storage(), OUTPUT)
         head, _ = catalog.head()
         named = set().union(*self.keys)
-        if head.publishing is not None and head.publishing.commit is not None:
-            commit = catalog.commit(head.publishing.commit)
+        for commit_name in head.publishing.commits if head.publishing is not None else ():
+            commit = catalog.commit(commit_name)
             assert commit is not None
             named |= set(commit.files["key"])
         there = visible(self.backend)
@@ -241,14 +283,21 @@ class Output(RuleBasedStateMachine):
             entries = {e.name: e for m in manifests for e in m.commits if e.run == name}
             frames = [catalog.known(entry).files for entry in entries.values()]
             files = pl.concat(frames) if frames else None
+            windows = self.windows(run)
             if ended[name] == "refused":
-                assert files is None
-                assert mode != "append"
+                assert files is None or windows
+                assert mode != "append" or windows, "but no window's rows are appended twice"
                 assert {e.run for m in manifests for e in m.commits} - {name}, "by another's commit"
+            if files is None:
+                assert ended[name] == "refused"
                 continue
-            assert files is not None
-            assert sorted(files["index"]) == list(range(len(run.plan)))
-            assert sorted(files["chunk"]) == sorted(run.plan.chunk_ids)
+            assert files["chunk"].is_unique().all()
+            published = [entry.window for entry in entries.values()]
+            assert len(set(published)) == len(published)
+            of_whole = [c for w in published if w is not None for c in windows[w]]
+            if ended[name] == "published":
+                assert sorted(files["index"]) == list(range(len(run.plan)))
+            assert sorted(files["chunk"]) == sorted(of_whole if windows else run.plan.chunk_ids)
             known = run.again(self.backend.storage()).ledger.read()
             attempts = {*known.completions["attempt"], *known.spares["attempt"]}
             assert set(files["attempt"]) <= attempts

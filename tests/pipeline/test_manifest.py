@@ -60,7 +60,7 @@ def test_an_output_that_was_never_published(catalog: Catalog) -> None:
 
 
 def test_the_pointer_moves_for_one(catalog: Catalog) -> None:
-    claimed = Head(current=0, publishing=Claim(base=0, commit="a"))
+    claimed = Head(current=0, publishing=Claim(base=0, commits=("a",)))
     catalog.move_head(claimed, None)
     head, etag = catalog.head()
     assert (head.current, head.publishing) == (0, claimed.publishing)

@@ -154,3 +154,26 @@ def test_preparing_while_another_run_publishes() -> None:
 
             slow = Storage({"s3": Faulty(shared, stalled_at(number, meanwhile))}, AT_ONCE)
             assert prepare_output(Catalog(slow, OUTPUT), "append", "mine").number in (1, 2)
+
+
+@pytest.mark.parametrize("theirs", ["overwrite", "overwrite-partitions"])
+def test_what_somebody_replaced_and_left_there_goes_whoever_publishes_next(theirs: str) -> None:
+    """They died once their manifest was current; mine was about to go on top of the one before."""
+    backend, run = ready("append", APART)
+    other = run_of(backend.storage(), PLAN, theirs, "theirs")
+    other.complete()
+    counted = Faulty(copied(backend), lambda n, name: None)
+    publish(other.again(Storage({"s3": counted}, AT_ONCE)))
+    moved = [number for number, name in enumerate(counted.calls) if name == "put_if"][-1]
+    for number in range(requests(backend, run)):
+        shared = copied(backend)
+        dying = Storage({"s3": Faulty(shared, dies_at(moved, "after"), KilledError)}, AT_ONCE)
+
+        def meanwhile(dying: Storage = dying) -> None:
+            with suppress(KilledError, ConflictError):  # Mine may have been first.
+                publish(other.again(dying))
+
+        slow = Faulty(shared, stalled_at(number, meanwhile))
+        publish(run.again(Storage({"s3": slow}, AT_ONCE)))
+        settle(Catalog(shared.storage(), OUTPUT))
+        check_settled(shared)

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from pipeline import rounds
 from pipeline.batches import Batch
 from pipeline.engines import Kind, Outcome
+from pipeline.errors import JobError, TransientStorageError
 from pipeline.mapping import BatchResult
 from pipeline.records import Completion, Failure, Progress
-from pipeline.rounds import Mapper, MapProgress, share_of
+from pipeline.rounds import FUTILE_BATCHES, Mapper, MapProgress
 from pipeline.settings import BatchSettings
+from pipeline.units import share
 from tests.pipeline.runs import Run, job_of, plan_of, run_of
 from tests.pipeline.storage.memory import MemoryBackend
 
@@ -39,6 +41,8 @@ class Scripted:
     killers: frozenset[int] = frozenset()
     failing: dict[int, bool] = field(default_factory=dict)
     """Chunks that fail, and whether that may pass."""
+    error: Exception | None = None
+    """What every batch raises before it comes to a chunk."""
     threads: int = 2
     batches: list[Batch] = field(default_factory=list)
     most_in_flight: int = 0
@@ -60,6 +64,8 @@ class Scripted:
         self._dropped.add(batch.name)
 
     def _outcome(self, batch: Batch, kind: Kind) -> Outcome:
+        if self.error is not None:
+            return Outcome.of_error(batch, self.error)
         if kind != "finished":
             return Outcome(batch, kind, detail=f"{kind} on purpose")
         entries: list[Completion | Failure] = []
@@ -186,6 +192,53 @@ def test_rounds_are_bounded_and_every_chunk_left_says_why(kind: Kind, most: int)
     assert progress.failed()["message"].str.contains("on purpose").all()
 
 
+class Away(MemoryBackend):
+    """Storage that takes none of the driver's own records for a while."""
+
+    left = 12
+
+    def put_new(self, uri: str, data: bytes) -> None:
+        if "/driver-" in uri and self.left:
+            self.left -= 1
+            raise TransientStorageError(f"put {uri}: nobody answers")
+        super().put_new(uri, data)
+
+
+def test_a_failure_is_recorded_once_storage_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    backend = Away()
+    run = run_of(backend.storage(), PLAN)
+    engine = Scripted(
+        run, fate=lambda batch: "error" if batch.name.startswith("r1-") else "finished"
+    )
+    assert mapper(run, engine).run().left(40) == []
+    assert backend.left == 0
+
+
+def test_a_run_whose_batches_cannot_begin_is_stopped() -> None:
+    run, engine = make()
+    engine.error = JobError("there is no module of that name")
+    work = mapper(run, engine, {"max_chunks": 1}, rounds=3)
+    progress = work.run()
+    assert len(engine.batches) < 2 * FUTILE_BATCHES
+    assert "no module of that name" in work.stopped
+    assert progress.completions.is_empty()
+    # Nothing is decided: with the module, the next driver maps them all.
+    assert mapper(run, Scripted(run)).run().left(40) == []
+
+
+def test_a_run_that_has_begun_goes_on_whatever_becomes_of_some_batches() -> None:
+    run, engine = make()
+    work = mapper(run, engine, {"max_chunks": 1}, rounds=1)
+    ended = Outcome.of_error(Batch("r1-x-1", "0-1"), JobError("other code"))
+    work._settle(
+        Outcome(Batch("r1-x-0", "1-2"), "finished", BatchResult("b", 1, 0, 1, 1, 1, 1, 1, 0.1))
+    )
+    for _ in range(2 * FUTILE_BATCHES):
+        work._settle(ended)
+    assert work.stopped == ""
+
+
 def test_what_failed_for_good_is_not_mapped_again_by_this_driver() -> None:
     run, engine = make(failing={3: False, 4: True})
     work = mapper(run, engine, rounds=4)
@@ -213,7 +266,7 @@ def test_only_what_failed() -> None:
 
 @pytest.mark.parametrize(("limit", "most"), [(0, 0), (2, 2), ("10%", 4), ("100%", 40)])
 def test_too_many_failures_stop_the_run(limit: int | str, most: int) -> None:
-    assert share_of(limit, 40) == most
+    assert share(limit, 40) == most
     run, engine = make(failing=dict.fromkeys(range(40), False))
     work = mapper(run, engine, {"max_chunks": 1}, max_failures=limit)
     progress = work.run()

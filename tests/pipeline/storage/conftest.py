@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.storage import Backend, RetryPolicy, Storage
 from pipeline.storage.local import LocalBackend
-from pipeline.storage.s3_staging import S3Backend
+from pipeline.storage.s3_staging import COPIED_BYTES, S3Backend
 from tests.pipeline.storage.memory import MemoryBackend
 from tests.servers.launching import BUCKET, Server
 
@@ -22,6 +22,8 @@ PLACES = [
     pytest.param("seaweedfs", marks=pytest.mark.integration),
     pytest.param("ministack", marks=pytest.mark.integration),
 ]
+UPLOADS = "-uploads"
+"""After a server's name: all outputs are staged as multipart uploads, small ones too."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,16 @@ def backends() -> dict[str, Backend]:
 
 @pytest.fixture(params=PLACES)
 def place(request: pytest.FixtureRequest, backends: dict[str, Backend], tmp_path: Path) -> Place:
-    name: str = request.param
+    param: str = request.param
+    name = param.removesuffix(UPLOADS)
     if name in ("memory", "local"):
         backend: Backend = MemoryBackend() if name == "memory" else LocalBackend()
         scheme = "s3" if name == "memory" else "file"
         prefix = f"file://{tmp_path}/data/" if name == "local" else "s3://memory/data/"
         return Place(name, backend, Storage({scheme: backend}, QUICK), prefix)
     server: Server = request.getfixturevalue(name)
-    backend = backends.setdefault(name, S3Backend(server.access))
+    copied = 0 if param.endswith(UPLOADS) else COPIED_BYTES
+    backend = backends.setdefault(param, S3Backend(server.access, copied_bytes=copied))
     prefix = f"s3://{BUCKET}/{uuid.uuid4().hex}/"
     return Place(name, backend, Storage({"s3": backend}, QUICK), prefix, server)
 

@@ -30,6 +30,7 @@ from pipeline.storage import Backend, Staged, Storage, parse
 from pipeline.storage.access import Access
 from pipeline.storage.local import LocalBackend
 from pipeline.storage.s3_staging import S3Backend
+from tests.pipeline.storage.conftest import QUICK
 from tests.servers.launching import BUCKET, Server
 
 Call = Callable[[Backend, str], object]
@@ -38,7 +39,7 @@ Call = Callable[[Backend, str], object]
 @cache
 def backend(access: Access) -> S3Backend:
     """One of each: making the clients takes longer than any call here."""
-    return S3Backend(access)
+    return S3Backend(access, QUICK)
 
 
 def staged(prefix: str) -> Staged:

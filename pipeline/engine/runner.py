@@ -1,87 +1,27 @@
-"""The only door to Dask."""
+"""Dask as the flows see it: a task runner, futures and what became of them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from pipeline.engines import Kind
+from pipeline.engine.local import start_local_cluster
+from pipeline.engine.security import security_of
 from pipeline.errors import EngineUnavailableError
 from pipeline.settings import DaskSettings
 
 if TYPE_CHECKING:
-    from distributed import LocalCluster
+    from distributed.security import Security
     from prefect_dask import DaskTaskRunner
     from prefect_dask.task_runners import PrefectDaskFuture
 
-PRELOAD = ("polars", "prefect_dask", "pipeline.flows.map_dataset")
-"""What the first batch would otherwise wait for: five seconds of imports in every worker."""
-ALLOWED_FAILURES = 1
-"""Workers that a batch may take with it, less one, before it is split. Dask's own default, 3, costs
-four workers; none would take a batch whose worker was merely stopped for a killer."""
+    from pipeline.engines import Kind
 
 
-def start_local_cluster(
-    workers: int | None = None,
-    threads: int = 1,
-    memory: int | None = None,
-    environment: Mapping[str, str] | None = None,
-    *,
-    scheduler_port: int = 0,
-    dashboard_port: int = 0,
-    local_directory: str | None = None,
-) -> LocalCluster:
-    """Start worker processes on this machine, reachable from this machine alone.
-
-    Args:
-        workers: Worker processes. Default: one for each core that the threads leave.
-        threads: Chunks that one worker maps at a time.
-        memory: Limit of one worker's memory in bytes. Default: an equal share of the machine.
-        environment: Variables of the workers, beyond ours; set before they import anything.
-        scheduler_port: The scheduler's port. Default: any.
-        dashboard_port: The port of its pages. Default: any.
-        local_directory: Where workers spill to. Default: a temporary folder.
-
-    Returns:
-        The cluster, once all workers are there. Close it.
-    """
-    import dask
-    from distributed import LocalCluster
-
-    cores = _cores()
-    workers = workers or max(1, cores // threads)
-    variables = {
-        # Polars would start a thread for each core in every worker.
-        "POLARS_MAX_THREADS": str(max(1, cores // (workers * threads))),
-        # Dask's profiler walks all threads' frames a hundred times a second. When a garbage
-        # collection runs meanwhile, Python 3.11 deadlocks with threads that are just starting
-        # (gh-106883): both workers froze for minutes on a thousand small chunks.
-        "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
-        **{name: os.environ[name] for name in ("POLARS_MAX_THREADS",) if name in os.environ},
-        **(environment or {}),
-    }
-    # Only this way are they set before the worker's interpreter starts.
-    dask.config.set({f"distributed.nanny.pre-spawn-environ.{k}": v for k, v in variables.items()})
-    dask.config.set({"distributed.scheduler.allowed-failures": ALLOWED_FAILURES})
-    return LocalCluster(
-        n_workers=workers,
-        threads_per_worker=threads,
-        memory_limit=memory or "auto",
-        host="127.0.0.1",
-        scheduler_port=scheduler_port,
-        dashboard_address=f"127.0.0.1:{dashboard_port}",
-        local_directory=local_directory,
-        preload=list(PRELOAD),
-    )
-
-
-def _cores() -> int:
-    from dask.system import CPU_COUNT
-
-    return int(CPU_COUNT)
+LEVEL = "CHUNKMAP_LOGS__LEVEL"
 
 
 def task_runner(settings: DaskSettings, environment: Mapping[str, str]) -> DaskTaskRunner:
@@ -93,13 +33,18 @@ def task_runner(settings: DaskSettings, environment: Mapping[str, str]) -> DaskT
     """
     from prefect_dask import DaskTaskRunner
 
+    security = security_of(settings.tls)
+    options = {"security": security} if security else {}
     if settings.scheduler:
-        check_scheduler(settings.scheduler, settings.connect_timeout)
-        return DaskTaskRunner(address=settings.scheduler)
+        check_scheduler(settings.scheduler, settings.connect_timeout, security)
+        return DaskTaskRunner(address=settings.scheduler, client_kwargs=options)
+    adapt = settings.adapt.model_dump() if settings.adapt.maximum else None
     if settings.cluster_class:
         return DaskTaskRunner(
             cluster_class=settings.cluster_class.replace(":", "."),
             cluster_kwargs=dict(settings.cluster_kwargs),
+            adapt_kwargs=adapt,
+            client_kwargs=options,
         )
     return DaskTaskRunner(
         cluster_class=start_local_cluster,
@@ -107,12 +52,16 @@ def task_runner(settings: DaskSettings, environment: Mapping[str, str]) -> DaskT
             "workers": settings.workers,
             "threads": settings.threads_per_worker,
             "memory": settings.memory_per_worker,
-            "environment": dict(environment),
+            # They share the terminal of whoever runs the job.
+            "environment": {LEVEL: os.environ.get(LEVEL, "warning"), **environment},
+            "tls": settings.tls.paths(),
         },
+        adapt_kwargs=adapt,
+        client_kwargs=options,
     )
 
 
-def check_scheduler(address: str, timeout: float) -> None:
+def check_scheduler(address: str, timeout: float, security: Security | None = None) -> None:
     """Raise EngineUnavailableError when no scheduler answers at the address in time (seconds)."""
     from distributed import Client
 
@@ -120,9 +69,9 @@ def check_scheduler(address: str, timeout: float) -> None:
 
     def knock() -> None:
         try:
-            Client(address, timeout=timeout, set_as_default=False).close()
+            Client(address, timeout=timeout, security=security, set_as_default=False).close()
             problems.append(None)
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, TypeError) as error:
             problems.append(error)
 
     # Apart, because Dask waits for ever for one that takes the connection and then says nothing.
@@ -134,8 +83,20 @@ def check_scheduler(address: str, timeout: float) -> None:
         raise EngineUnavailableError(
             f"no Dask scheduler answers at {address} (dask.scheduler) within {timeout:g} s: "
             f"{problem}",
-            hint="start one, or `chunkmap up`, or unset dask.scheduler for a local cluster",
+            hint="start one, or `chunkmap up`, or unset dask.scheduler for a local cluster; "
+            "one that asks for TLS needs dask.tls",
         ) from problem
+
+
+def check_versions(runner: Any) -> None:
+    """Refuse workers with other packages than ours.
+
+    Raises:
+        VersionMismatchError: both versions are named.
+    """
+    from pipeline.engine.asking import refuse_other_versions
+
+    refuse_other_versions(runner.client)
 
 
 def cluster_mapper(runner: DaskTaskRunner) -> Callable[[Any, Sequence[Any]], Iterator[Any]]:
@@ -152,6 +113,24 @@ def cluster_mapper(runner: DaskTaskRunner) -> Callable[[Any, Sequence[Any]], Ite
                 future.release()
 
     return mapped
+
+
+def sharing(runner: DaskTaskRunner) -> DaskTaskRunner:
+    """A task runner on the same cluster, with a client of its own: for a flow within a flow."""
+    from prefect_dask import DaskTaskRunner
+
+    client: Any = runner.client
+    options = {**runner.client_kwargs, "security": client.security}
+    return DaskTaskRunner(address=client.scheduler.address, client_kwargs=options)
+
+
+@contextmanager
+def prioritised(priority: int) -> Iterator[None]:
+    """Submit tasks with a priority: the scheduler hands out higher ones first."""
+    from dask.base import annotate
+
+    with annotate(priority=priority) if priority else nullcontext():
+        yield
 
 
 def connection_errors() -> tuple[type[BaseException], ...]:
@@ -220,3 +199,14 @@ def worker_name() -> str:
         return str(get_worker().name)
     except ValueError:
         return f"process-{os.getpid()}"
+
+
+def is_leaving() -> bool:
+    """Whether the Dask worker that runs this has been told to stop, or to retire."""
+    from distributed import get_worker
+    from distributed.core import Status
+
+    try:
+        return get_worker().status not in (Status.running, Status.paused)
+    except ValueError:
+        return False

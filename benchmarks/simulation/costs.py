@@ -1,0 +1,248 @@
+"""What one chunk, one batch and one phase of a case cost: arithmetic, no time passes here.
+
+The engine's own constants (parts of uploads, readers of segments, requests at a time) are taken
+from the engine.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from benchmarks.simulation.case import Case
+from benchmarks.simulation.parameters import Parameters
+from pipeline.ledger import READERS
+from pipeline.reading import WHOLE_BYTES
+from pipeline.reducing import FAN_IN
+from pipeline.settings import PlannerSettings
+from pipeline.storage.s3 import CONCURRENCY
+from pipeline.storage.s3_staging import COPIED_BYTES, PART_BYTES
+
+PARTS_AT_ONCE = 4
+FOOTERS_AT_ONCE = PlannerSettings().footer_concurrency
+PAGE = 1000
+"""Keys of one page of a listing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Seconds that the three steps of a chunk take in a worker, which overlap with its neighbours'.
+
+    Attributes:
+        read: Until its bytes are there.
+        compute: The transform, from bytes to a frame, and what it waits for.
+        stage: Until its output is staged.
+    """
+
+    read: float
+    compute: float
+    stage: float
+
+    @property
+    def longest(self) -> float:
+        """What a chunk takes once the others are under way."""
+        return max(self.read, self.compute, self.stage)
+
+    @property
+    def all(self) -> float:
+        """What a chunk takes alone."""
+        return self.read + self.compute + self.stage
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCost:
+    """What one batch takes of everybody, if nobody else is there.
+
+    Attributes:
+        seconds: Of the worker thread.
+        useful: Of those, its chunks' own: the rest is overhead.
+        cpu: Seconds of a core, in the worker.
+        gets: Requests that count as GET.
+        puts: Requests that count as PUT.
+        segments: Objects of completions that it stores.
+    """
+
+    seconds: float
+    useful: float
+    cpu: float
+    gets: int
+    puts: int
+    segments: int
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """The costs of one case."""
+
+    case: Case
+    parameters: Parameters
+
+    # -- a chunk ----------------------------------------------------------------------------
+
+    @property
+    def decoded_bytes(self) -> float:
+        """Of a chunk."""
+        return self.case.chunk_bytes * self.parameters.data.decoded_share
+
+    @property
+    def output_bytes(self) -> float:
+        """Of a chunk, stored."""
+        return self.case.chunk_bytes * self.parameters.data.output_share
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether an output is so small that it is staged as an object and copied."""
+        return self.output_bytes <= COPIED_BYTES
+
+    @property
+    def parts(self) -> int:
+        """Of a chunk's upload; none if there is no upload."""
+        return 0 if self.is_copied else math.ceil(self.output_bytes / PART_BYTES)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether an object is so small that it is read in one request."""
+        return self.case.stored_bytes / self.case.files <= WHOLE_BYTES
+
+    @property
+    def chunk_gets(self) -> float:
+        """GET requests of a chunk."""
+        fragments = max(1.0, self.case.files / self.case.chunks)
+        return fragments * (1.0 if self.is_whole else 1.0 + self.parameters.data.reads_per_chunk)
+
+    @property
+    def chunk_puts(self) -> int:
+        """PUT requests of a chunk: its object; or one to begin its upload, and its parts."""
+        return 0 if self.case.reduces else 1 + self.parts
+
+    @property
+    def chunk_cpu(self) -> float:
+        """Seconds of a core."""
+        worker = self.parameters.worker
+        return worker.chunk_seconds + self.decoded_bytes * worker.byte_seconds
+
+    def steps(self) -> Steps:
+        """Of one chunk."""
+        store = self.parameters.store
+        streams = 1.0 if self.is_whole else max(1.0, self.parameters.data.reads_per_chunk)
+        trips = 1 if self.is_whole else 2
+        waves = math.ceil(self.parts / PARTS_AT_ONCE)
+        at_once = max(1, min(self.parts, PARTS_AT_ONCE))
+        return Steps(
+            read=trips * store.get_seconds + self.case.chunk_bytes / (store.stream_bytes * streams),
+            compute=self.chunk_cpu + self.case.wait_seconds,
+            stage=0.0
+            if self.case.reduces
+            else (1 + waves) * store.put_seconds
+            + self.output_bytes / (store.stream_bytes * at_once),
+        )
+
+    # -- a batch ----------------------------------------------------------------------------
+
+    def batch(self, chunks: int) -> BatchCost:
+        """One batch: a pipeline of three steps, and its completions stored now and then."""
+        worker, store, limits = self.parameters.worker, self.parameters.store, self.case.batches
+        steps = self.steps()
+        pipeline = steps.all + (chunks - 1) * steps.longest
+        segments = max(
+            1,
+            math.ceil(chunks / limits.flush_chunks),
+            min(chunks, math.floor(pipeline / max(limits.flush_seconds, steps.longest))),
+        )
+        # A job that reduces stores what it has combined beside each segment.
+        objects = segments * (2 if self.case.reduces else 1)
+        flushes = segments * (worker.flush_seconds + store.get_seconds)
+        flushes += objects * store.put_seconds
+        return BatchCost(
+            seconds=worker.batch_seconds + store.list_seconds + pipeline + flushes,
+            useful=chunks * steps.longest,
+            cpu=worker.batch_seconds + chunks * self.chunk_cpu + segments * worker.flush_seconds,
+            # Whether somebody has cancelled the run is asked after each flush.
+            gets=math.ceil(chunks * self.chunk_gets) + segments,
+            puts=chunks * self.chunk_puts + objects + 1,
+            segments=segments,
+        )
+
+    @property
+    def plan_bytes(self) -> float:
+        """Of the stored plan."""
+        return self.case.chunks * self.parameters.data.plan_bytes_per_chunk
+
+    def opening(self) -> float:
+        """Seconds until a worker process has opened the run."""
+        if not self.case.cold:
+            return 0.0
+        store, worker = self.parameters.store, self.parameters.worker
+        own = worker.open_seconds + self.case.chunks * worker.open_chunk_seconds
+        return own + 3 * store.get_seconds + self.plan_bytes / store.stream_bytes
+
+    # -- the driver ---------------------------------------------------------------------------
+
+    def look(self, segments: int, new: int, entries: int, known: int) -> float:
+        """Seconds to read the ledger.
+
+        Args:
+            segments: Objects of completions that are there.
+            new: Of those, not read yet.
+            entries: Completions in those.
+            known: Completions altogether.
+        """
+        driver, store = self.parameters.driver, self.parameters.store
+        pages = max(1, math.ceil(segments / PAGE))
+        reading = max(math.ceil(new / READERS) * store.get_seconds, new * driver.segment_seconds)
+        return (
+            pages * store.list_seconds
+            + segments * driver.key_seconds
+            + reading
+            + entries * driver.entry_seconds
+            + known * driver.known_seconds
+        )
+
+    def fold(self, known: int) -> float:
+        """Seconds to fold the ledger."""
+        store = self.parameters.store
+        stored = known * self.parameters.data.state_bytes_per_chunk / store.stream_bytes
+        return known * self.parameters.driver.fold_seconds + store.put_seconds + stored
+
+    def planning(self) -> float:
+        """Seconds to list, to read the footers, to pack and to store the plan."""
+        case, driver, store = self.case, self.parameters.driver, self.parameters.store
+        listing = math.ceil(case.files / PAGE) * store.list_seconds
+        readers = case.workers if case.files >= case.footer_mappers else 1
+        if store.cores:
+            readers = min(readers, store.cores)
+        footers = max(
+            case.files * driver.plan_file_seconds / readers,
+            case.files * store.get_seconds / (FOOTERS_AT_ONCE * readers),
+            case.files / (store.gets_per_second * case.prefixes),
+        )
+        packing = case.chunks * driver.plan_chunk_seconds
+        return listing + footers + packing + self.plan_bytes / store.stream_bytes
+
+    def publishing(self) -> float:
+        """Seconds to look for every staged output and to show it, from one process."""
+        case, store = self.case, self.parameters.store
+        if case.reduces:
+            return 6 * store.put_seconds
+        each = max(
+            self.parameters.driver.publish_file_seconds,
+            (store.get_seconds + store.put_seconds) / CONCURRENCY,
+            2 / (store.puts_per_second * case.prefixes),
+        )
+        return case.chunks * each + 4 * store.put_seconds
+
+    def reducing(self, partials: int) -> float:
+        """Seconds to combine partial results in a tree, one step a Prefect task run."""
+        if not self.case.reduces:
+            return 0.0
+        store = self.parameters.store
+        steps = math.ceil(partials / (FAN_IN - 1))
+        each = self.parameters.worker.batch_seconds + store.put_seconds
+        each += FAN_IN * store.get_seconds
+        depth = max(1, math.ceil(math.log(max(partials, 2), FAN_IN)))
+        submitting = steps * self.parameters.driver.submit_seconds
+        return max(submitting, steps * each / self.case.workers) + depth * each
+
+    def reporting(self) -> float:
+        """Seconds to make the report."""
+        return self.case.chunks * self.parameters.driver.report_chunk_seconds

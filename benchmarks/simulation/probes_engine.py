@@ -1,0 +1,177 @@
+"""Measure what Prefect and Dask cost a batch, on a stack that is up and otherwise idle.
+
+Tasks that wait for a file keep the worker threads, so that submitting and polling are measured
+while nothing else happens; then tasks that do nothing show what each process spends on one.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
+
+from benchmarks.datasets import ensure
+from benchmarks.simulation.probes import Figures, job_of, stopwatch
+from pipeline import stack
+from pipeline.batches import Batch
+from pipeline.engine import task_runner
+from pipeline.flows.dask_engine import DaskEngine
+from pipeline.flows.launch import launch
+from pipeline.flows.server import connect, talking_to
+from pipeline.mapping import BatchResult
+from pipeline.planning import Resume
+from pipeline.settings import Settings
+from pipeline.storage import Storage
+
+QUEUED = 60
+HELD_SECONDS = 180.0
+"""How long workers are held at most."""
+IDLE_SECONDS = 2.0
+IDLE_MOMENTS = 5
+
+
+@task(name="probe", task_run_name="{name}", persist_result=False, cache_policy=NO_CACHE)
+def probe_task(run_uri: str, fingerprint: str, name: str, spec: str) -> BatchResult:
+    """Wait for a file, if one is named."""
+    deadline = time.monotonic() + HELD_SECONDS
+    while spec and not Path(spec).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return BatchResult(name, 0, 0, 0, 0, 0, 0, 0, 0.0)
+
+
+@flow(name="probe", persist_result=False, validate_parameters=False)
+def probe_flow(scheduler: int, workers: list[int], prefect: int) -> Figures:
+    """Submit, poll and take in batches.
+
+    Args:
+        scheduler: Process id of the scheduler.
+        workers: Process ids of the workers.
+        prefect: Process id of the Prefect server.
+    """
+    context = FlowRunContext.get()
+    assert context is not None, "a flow runs in a flow run's context"
+    engine = DaskEngine(context.task_runner, "none", "none", probe_task)
+    _through(engine, [Batch(f"warm{number}", "") for number in range(2 * engine.threads)])
+    gate = Path(tempfile.mkdtemp(prefix="chunkmap-bench-"), "go")
+    holders = [Batch(f"held{number}", str(gate)) for number in range(engine.threads)]
+    for batch in holders:
+        engine.submit(batch)
+    queued = [Batch(f"queued{number}", "") for number in range(QUEUED)]
+    watched = ([scheduler], workers, [prefect])
+    idle = _idle(watched)
+    clock, before = time.perf_counter(), [_cpu(pids) for pids in watched]
+    with stopwatch() as submitting:
+        for batch in queued:
+            engine.submit(batch)
+    with stopwatch() as polling:
+        landed = engine.wait(0.0)
+    assert not landed, f"submitting {QUEUED} batches took longer than {HELD_SECONDS:g} s"
+    gate.touch()
+    settling, left = 0.0, QUEUED + len(holders)
+    while left:
+        time.sleep(0.5)
+        with stopwatch() as looking:
+            found = len(engine.wait(0.0))
+        settling += max(0.0, looking.cpu - (left - found) * polling.cpu / QUEUED)
+        left -= found
+    shutil.rmtree(gate.parent)
+    time.sleep(3.0)  # The server is still at it.
+    after, waited = [_cpu(pids) for pids in watched], time.perf_counter() - clock
+    spent = [
+        max(0.0, b - a - rate * waited) / (QUEUED + len(holders))
+        for a, b, rate in zip(before, after, idle, strict=True)
+    ]
+    how = f"{QUEUED} batches that do nothing"
+    net = f"for {how}, less what is spent idle"
+    return {
+        "driver.submit_seconds": (submitting.cpu / QUEUED, f"submitting {how}, workers held"),
+        "driver.poll_seconds": (polling.cpu / QUEUED, f"looking once at {how}, none back"),
+        "driver.settle_seconds": (settling / QUEUED, f"taking in {how}"),
+        "services.scheduler_seconds": (
+            spent[0],
+            f"processor time of Dask's scheduler {net}",
+        ),
+        "worker.batch_seconds": (
+            spent[1],
+            f"processor time of the workers {net}",
+        ),
+        "services.prefect_seconds": (
+            spent[2],
+            f"processor time of Prefect's server {net}",
+        ),
+    }
+
+
+def _through(engine: DaskEngine, batches: Iterable[Batch]) -> None:
+    left = 0
+    for batch in batches:
+        engine.submit(batch)
+        left += 1
+    while left:
+        left -= len(engine.wait(1.0))
+
+
+def _idle(watched: Sequence[Sequence[int]]) -> list[float]:
+    """Seconds of a core that processes spend each second while nothing happens.
+
+    The quietest of several moments: they may still be at what came before.
+    """
+    moments = []
+    for _ in range(IDLE_MOMENTS):
+        clock, before = time.perf_counter(), [_cpu(pids) for pids in watched]
+        time.sleep(IDLE_SECONDS)
+        waited = time.perf_counter() - clock
+        after = [_cpu(pids) for pids in watched]
+        moments.append([(b - a) / waited for a, b in zip(before, after, strict=True)])
+    return [min(each) for each in zip(*moments, strict=True)]
+
+
+def _cpu(pids: Iterable[int]) -> float:
+    total = 0.0
+    for pid in pids:
+        times = psutil.Process(pid).cpu_times()
+        total += times.user + times.system
+    return total
+
+
+def engine(settings: Settings, storage: Storage, root: str) -> Figures:
+    """What a batch costs the driver, the scheduler, a worker and the Prefect server."""
+    pids = {one.name: one.pid for one in stack.status(settings) if one.pid is not None}
+    dask = psutil.Process(pids["dask"])
+    # Nannies start workers; what lives longest below them is the worker itself.
+    workers = [one.pid for one in dask.children(recursive=True) if not one.children()]
+    with talking_to(connect(settings.prefect), 1):
+        runner: Any = task_runner(settings.dask, settings.s3.environment())
+        flow_: Any = probe_flow.with_options(task_runner=runner)
+        found: Figures = flow_(dask.pid, workers, pids["prefect"])
+    return found | start(settings, storage, root)
+
+
+def start(settings: Settings, storage: Storage, root: str) -> Figures:
+    """What a run takes that has nearly nothing to do."""
+    card = ensure(storage, root, "row-groups", "s")
+    seconds = []
+    for _ in range(3):
+        few = {"filter": [["id", "<", 8]], "include": ["*0000.parquet"]}
+        job = job_of(root, card.uri, "identity", chunks={"target": 1}, input=few)
+        job = job.model_copy(update={"name": f"probe-{uuid.uuid4().hex[:6]}"})
+        began: dict[str, float] = {}
+        with stopwatch() as whole:
+            launch(job, settings, partial(_note, began), Resume())
+        seconds.append(whole.wall - (began["publish"] - began["map"]))
+    how = "the fastest of three runs of two tiny chunks, less their mapping"
+    return {"driver.start_seconds": (min(seconds), how)}
+
+
+def _note(began: dict[str, float], phase: str, progress: object) -> None:
+    began.setdefault(phase, time.perf_counter())

@@ -1,0 +1,206 @@
+"""Hours, days and months of a time zone, as instants in UTC.
+
+Instants are compared and subtracted in UTC only: Python compares two datetimes of one zone by what
+their clocks show, which is wrong where clocks go back.
+"""
+
+from __future__ import annotations
+
+import re
+from calendar import monthrange
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+from zoneinfo import ZoneInfo
+
+SPANS: Final = ("year", "month", "day", "hour")
+"""From coarse to fine."""
+_HOUR: Final = timedelta(hours=1)
+_DAY: Final = timedelta(days=1)
+_SECOND: Final = timedelta(seconds=1)
+_TEXT: Final = re.compile(
+    r"(?P<year>\d{4})"
+    r"(?:(?P<dash>-?)(?P<month>\d{2})"
+    r"(?:(?P=dash)(?P<day>\d{2})"
+    r"(?:[T _-]?(?P<hour>\d{2})"
+    r"(?::?(?P<minute>\d{2})(?::?(?P<second>\d{2})(?:[.,]\d{1,9})?)?)?"
+    r"\s?(?P<zone>Z|[+-]\d{2}(?::?\d{2})?)?"
+    r")?)?)?",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Spelled:
+    """A date or time as somebody wrote it."""
+
+    wall: datetime
+    """What the clock shows at its beginning."""
+    resolution: str
+    """year, month, day or hour (or finer)."""
+    offset: timedelta | None
+    """From UTC, where one was written."""
+
+    def begin(self, zone: ZoneInfo) -> datetime:
+        """Return its first instant, in UTC."""
+        if self.offset is None:
+            return instant(self.wall, zone)
+        return (self.wall - self.offset).replace(tzinfo=UTC)
+
+
+def spelled(text: str) -> Spelled | None:
+    """Read a date or time in the usual spellings, or return None.
+
+    `2024`, `2024-02`, `202402`, `2024-02-29`, `20240229`, `2024-02-29T05`, `2024-02-29-05`,
+    `2024022905`, `2024-02-29 05:30:00`, with `Z` or an offset after the time.
+    """
+    found = _TEXT.fullmatch(text.strip())
+    if found is None:
+        return None
+    numbers = [found[name] for name in ("year", "month", "day", "hour", "minute", "second")]
+    resolution = SPANS[min(sum(number is not None for number in numbers), len(SPANS)) - 1]
+    year, month, day, hour, minute, second = (int(number or 0) for number in numbers)
+    try:
+        wall = datetime(
+            year,
+            1 if numbers[1] is None else month,
+            1 if numbers[2] is None else day,
+            hour,
+            minute,
+            second,
+        )
+        offset = _offset(found["zone"])
+        wall - (offset or timedelta())  # Within the calendar?
+    except (ValueError, OverflowError):
+        return None
+    return Spelled(wall, resolution, offset)
+
+
+def _offset(text: str | None) -> timedelta | None:
+    if text is None or text in "Zz":
+        return None if text is None else timedelta()
+    digits = text[1:].replace(":", "").ljust(4, "0")
+    size = timedelta(hours=int(digits[:2]), minutes=int(digits[2:]))
+    if size >= _DAY:
+        raise ValueError(f"an offset of {text}")
+    return -size if text[0] == "-" else size
+
+
+def instant(wall: datetime, zone: ZoneInfo) -> datetime:
+    """Return when clocks show a time: first, if twice; if they skip it, when they do.
+
+    Beyond the calendar's ends (years 1 and 9999) it is the end.
+    """
+    try:
+        found = wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
+        if _wall(found, zone) == wall:
+            return found
+        # Skipped: with fold 1 it counts by the offset after, which gives an instant before.
+        return _change(wall.replace(tzinfo=zone, fold=1).astimezone(UTC), found, zone)
+    except OverflowError:
+        return (datetime.min if wall.year == 1 else datetime.max).replace(tzinfo=UTC)
+
+
+def _wall(moment: datetime, zone: ZoneInfo) -> datetime:
+    """What clocks show at an instant."""
+    try:
+        return moment.astimezone(zone).replace(tzinfo=None, fold=0)
+    except OverflowError:
+        return moment.replace(tzinfo=None)
+
+
+def _change(before: datetime, after: datetime, zone: ZoneInfo) -> datetime:
+    """The instant between two (UTC) at which clocks changed, to the second."""
+    offset = after.astimezone(zone).utcoffset()
+    low, high = before.replace(microsecond=0), after.replace(microsecond=0)
+    while high - low > _SECOND:
+        middle = low + (high - low) // 2 // _SECOND * _SECOND
+        if middle.astimezone(zone).utcoffset() == offset:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def floor(moment: datetime, span: str, zone: ZoneInfo) -> datetime:
+    """Return the beginning (UTC) of the hour, day, month or year that an instant is in."""
+    if span == "hour":
+        return _floor_hour(moment, zone)
+    begin = instant(_begin(_wall(moment, zone), span), zone)
+    # Where clocks go back over midnight, the day before is shown again: it is of the new day.
+    while (following := after(begin, span, zone)) <= moment:
+        begin = following
+    return begin
+
+
+def _floor_hour(moment: datetime, zone: ZoneInfo) -> datetime:
+    wall = _wall(moment, zone)
+    into = wall - wall.replace(minute=0, second=0, microsecond=0)
+    begin = moment - into
+    if _wall(begin, zone) == wall - into:
+        return begin
+    # Clocks changed within the hour (by half an hour on Lord Howe Island).
+    if _begin(_wall(begin, zone), "hour") == wall - into:
+        return _floor_hour(begin, zone)
+    return _change(begin, moment, zone)
+
+
+def after(begin: datetime, span: str, zone: ZoneInfo) -> datetime:
+    """Return the end of the hour, day, month or year that begins at an instant."""
+    try:
+        if span == "hour":
+            return next(
+                found
+                for hours in range(1, 4)
+                if (found := _floor_hour(begin + hours * _HOUR, zone)) > begin
+            )
+        wall = _begin(_wall(begin, zone), span)
+        while (found := instant(wall := _following(wall, span), zone)) <= begin:
+            pass  # A day that a zone left out: it changed sides of the date line.
+        return found
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC)
+
+
+def back(end: datetime, unit: str, count: int, zone: ZoneInfo) -> datetime:
+    """Return the instant so many hours, days or months before one, by the clock and calendar.
+
+    Raises:
+        OverflowError: that is before the year 1.
+    """
+    if unit == "hour":
+        return end - count * _HOUR
+    wall = _wall(end, zone)
+    if unit == "day":
+        return instant(wall - count * _DAY, zone)
+    year, month = divmod(wall.year * 12 + wall.month - 1 - count, 12)
+    if year < 1:
+        raise OverflowError(f"{count} months before {end}")
+    day = min(wall.day, monthrange(year, month + 1)[1])
+    return instant(wall.replace(year=year, month=month + 1, day=day), zone)
+
+
+def label_of(begin: datetime, span: str, zone: ZoneInfo) -> str:
+    """Return the name of the hour, day or month that begins at an instant."""
+    text = _wall(begin, zone).isoformat()[: {"month": 7, "day": 10, "hour": 13}[span]]
+    if span != "hour" or not begin.astimezone(zone).fold:
+        return text
+    return text + begin.astimezone(zone).strftime("%z")
+
+
+def _begin(wall: datetime, span: str) -> datetime:
+    zeros = {"minute": 0, "second": 0, "microsecond": 0}
+    more = {"hour": 0, "day": 1, "month": 1}
+    finer = {"hour": (), "day": ("hour",), "month": ("hour", "day")}
+    names = finer.get(span, ("hour", "day", "month"))
+    return wall.replace(**zeros, **{name: more[name] for name in names})  # type: ignore[arg-type]
+
+
+def _following(wall: datetime, span: str) -> datetime:
+    if span == "day":
+        return wall + _DAY
+    months = 12 if span == "year" else 1
+    year, month = divmod(wall.year * 12 + wall.month - 1 + months, 12)
+    if year > datetime.max.year:
+        raise OverflowError(f"the {span} after {wall}")
+    return wall.replace(year=year, month=month + 1)

@@ -1,0 +1,80 @@
+"""What the output holds of each window, and what failed before: from storage alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import polars as pl
+
+from partitioning.errors import WindowError
+from partitioning.hive import raw_values
+from partitioning.windows import Windowing
+from pipeline.backfill.records import BackfillRecord
+from pipeline.backfill.selecting import Held
+from pipeline.backfill.store import BackfillStore
+from pipeline.catalog import Catalog
+from pipeline.manifest import run_of
+from pipeline.storage import Storage
+
+
+def held_windows(catalog: Catalog, rule: Windowing) -> dict[str, Held]:
+    """The newest commit of each window that the output holds, by label.
+
+    Commits of windows say so themselves. What ordinary runs have published is told by the Hive
+    folders of its files: of which code and input it is made is not known.
+    """
+    manifest = catalog.manifest()
+    held: dict[str, Held] = {}
+    if any(entry.window is None for entry in manifest.commits):
+        held |= _by_folders(catalog, rule)
+    for entry in manifest.commits:
+        if entry.window is not None:
+            held[entry.window] = Held(entry.run, entry.code, entry.inputs)
+    return held
+
+
+def _by_folders(catalog: Catalog, rule: Windowing) -> dict[str, Held]:
+    held: dict[str, Held] = {}
+    files = catalog.snapshot(catalog.manifest()).select("key", "commit")
+    for key, commit in files.iter_rows():
+        values = dict(raw_values(key.rpartition("/")[0]))
+        raw = values.get(rule.column)
+        if raw is None:
+            continue
+        try:
+            label = rule.window_of(raw).label
+        except WindowError:
+            continue
+        held[label] = Held(run_of(commit), "", "")
+    return held
+
+
+def failed_before(storage: Storage, backfills: Iterable[BackfillRecord]) -> frozenset[str]:
+    """Labels of the windows that failed when an earlier backfill last tried them."""
+    failed: set[str] = set()
+    for record in backfills:
+        progress = BackfillStore(storage, record.output, record.backfill).progress()
+        if progress is None:
+            continue
+        for label, state in progress.select("label", "state").iter_rows():
+            if state == "failed":
+                failed.add(label)
+            elif state == "done":
+                failed.discard(label)
+    return frozenset(failed)
+
+
+def published_by(catalog: Catalog, record: BackfillRecord, windows: pl.DataFrame) -> set[str]:
+    """Which of some windows runs of a backfill have published, whatever came over them since.
+
+    Reads only; a commit that somebody has claimed and not finished does not count.
+
+    Args:
+        catalog: Of the output.
+        record: The backfill.
+        windows: Those to look for (schema WINDOWS).
+    """
+    mapped = windows.filter(pl.col("run").is_not_null())
+    wanted, runs = set(mapped["label"].to_list()), set(mapped["run"].to_list())
+    ours = [entry for entry in catalog.entries(record.base) if entry.run in runs]
+    return {entry.window for entry in ours if entry.window is not None} & wanted

@@ -1,0 +1,332 @@
+"""From a job and a range to a backfill: drafted without writing anything, then created, once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import polars as pl
+
+from partitioning import Plan
+from partitioning.listing import list_objects
+from partitioning.windowed import inputs_of_listing
+from partitioning.windows import Window, WindowFilter, Windowing
+from pipeline.backfill.holdings import failed_before, held_windows
+from pipeline.backfill.records import WINDOWS, BackfillRecord, Options, digest
+from pipeline.backfill.selecting import Choice, Chooser, Found
+from pipeline.backfill.store import BackfillStore, backfills_of
+from pipeline.backfill.tables import chunks_of, members_of, windows_table
+from pipeline.catalog import Catalog
+from pipeline.errors import ConflictError, UsageError
+from pipeline.job import Job
+from pipeline.ledger import run_id
+from pipeline.planning import plan_input, request_of
+from pipeline.publish import prepare_output
+from pipeline.settings import Settings
+from pipeline.storage import Storage, StorageReader
+from pipeline.transforms import code_of
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which windows a user asks for; nothing at all is every window of the input."""
+
+    start: str | None = None
+    end: str | None = None
+    """Exclusive."""
+    last: str | None = None
+    """A span such as 30d, before now."""
+    values: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    allow_missing: bool = False
+    """Also where the range reaches beyond the input's data."""
+
+    def words(self) -> str:
+        """What was asked for."""
+        if self.last:
+            said = f"last {self.last}"
+        elif self.values:
+            said = ", ".join(self.values)
+        elif self.start:
+            said = f"{self.start} to {self.end}"
+        else:
+            said = "all of the input"
+        return said + (f", without {', '.join(self.exclude)}" if self.exclude else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A backfill that is planned and not stored."""
+
+    job: Job
+    record: BackfillRecord
+    windows: pl.DataFrame
+    """Schema WINDOWS."""
+    plan: Plan | None
+    """Of the windows that are to be done; None when there are none."""
+    existing: BackfillRecord | None = None
+    """The unfinished backfill that the same request has made before: this is it."""
+
+
+def draft(
+    job: Job,
+    settings: Settings,
+    storage: Storage,
+    asked: Asked,
+    options: Options,
+    *,
+    mapper: Any = None,
+    accept_code: bool = False,
+) -> Draft:
+    """Plan a backfill; nothing is written.
+
+    Args:
+        job: With a `window`.
+        settings: How to plan.
+        storage: Where.
+        asked: Which windows.
+        options: How to go about them.
+        mapper: Reads the footers of large inputs elsewhere.
+        accept_code: Find the unfinished backfill of the same request although the code differs.
+
+    Raises:
+        UsageError: the job or the options do not fit a backfill.
+        WindowError: the range, the column or its values do not fit.
+        And what `plan_input` raises.
+    """
+    refuse_unfit(job, options)
+    code = code_of(job, settings.transforms)
+    request = _request_digest(job, asked, options)
+    earlier = backfills_of(storage, job.output.uri)
+    same = [one for one in earlier if one.request == request]
+    for one in same:
+        store = BackfillStore(storage, one.output, one.backfill)
+        if not is_over(store):
+            drafting = Drafting(job, settings, storage, one.code if accept_code else code)
+            return drafting.existing(one, store)
+    drafting = Drafting(job, settings, storage, code)
+    choices = drafting.choices(asked, options, earlier)
+    # Each one that is over counts: the same request after it is another backfill.
+    name = partial(digest, request, code, len(same))
+    return drafting.draft(choices, asked, options, name, mapper)
+
+
+def refuse_unfit(job: Job, options: Options) -> None:
+    """Raise UsageError for a job that no backfill can be made of."""
+    if job.window is None:
+        raise UsageError(
+            f"job {job.name} has no windows",
+            hint="add `window: {column: ds, grain: day}` to it; column is a Hive column",
+        )
+    mode = job.output.mode
+    if mode == "overwrite" or (mode == "error" and not options.all_or_nothing):
+        raise UsageError(
+            f"output.mode is {mode}, and a backfill publishes one window after the other",
+            hint="set it to overwrite-partitions, or to append",
+        )
+    if mode == "append" and options.reprocess in ("changed", "all"):
+        raise UsageError(
+            f"--reprocess {options.reprocess} with output.mode append would bring rows twice",
+            hint="set output.mode to overwrite-partitions",
+        )
+    if options.all_or_nothing and options.windows_per_run:
+        raise UsageError("--all-or-nothing maps all windows in one run: drop --windows-per-run")
+
+
+def is_over(store: BackfillStore) -> bool:
+    """Whether a backfill was cancelled, or has nothing left to do."""
+    driver = store.driver()
+    return store.control().cancelled or (driver is not None and driver.state == "done")
+
+
+def _request_digest(job: Job, asked: Asked, options: Options) -> str:
+    free = {"retries", "rounds", "max_failures", "chunk_timeout", "name"}
+    said = job.model_dump_json(exclude=dict.fromkeys(free, True))
+    return digest(said, asked.words(), options.reprocess, options.idempotency_key)
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """Drafts backfills of one job."""
+
+    job: Job
+    settings: Settings
+    storage: Storage
+    code: str
+    """Fingerprint of the transform now."""
+
+    @property
+    def rule(self) -> Windowing:
+        """How the job's windows are cut."""
+        assert self.job.window is not None, "refused before"
+        return self.job.window.windowing()
+
+    def existing(self, record: BackfillRecord, store: BackfillStore) -> Draft:
+        """The unfinished backfill of the same request. Raises ConflictError for other code."""
+        if record.code != self.code:
+            raise ConflictError(
+                f"backfill {record.backfill} of this request is unfinished, and "
+                f"{record.transform} has changed since (fingerprint {record.code}, now "
+                f"{self.code})",
+                hint=f"go on with the new code: chunkmap backfill resume {record.backfill} "
+                f"--accept-code; or begin anew: chunkmap backfill cancel {record.backfill}",
+            )
+        return Draft(self.job, record, store.windows(), store.plan(), existing=record)
+
+    def choices(
+        self, asked: Asked, options: Options, earlier: Sequence[BackfillRecord]
+    ) -> list[Choice]:
+        """What is to be done about each window that is asked for."""
+        found, windows = self._input()
+        wanted = self._wanted(asked, windows)
+        if not asked.allow_missing:
+            _refuse_outside(wanted, windows, asked)
+        catalog = Catalog(self.storage, self.job.output.uri)
+        failed: frozenset[str] = frozenset()
+        if options.reprocess == "failed":
+            failed = failed_before(self.storage, earlier)
+        held = held_windows(catalog, self.rule)
+        return Chooser(found, held, failed, self.code, options.reprocess).choose(wanted)
+
+    def _input(self) -> tuple[dict[str, Found], tuple[Window, ...]]:
+        """What the whole input holds, by window; one listing, no footer is read."""
+        request = request_of(self.job, self.settings, None)
+        listing = list_objects(request, StorageReader(self.storage))
+        inputs = inputs_of_listing(listing, self.rule)
+        found = {label: Found(one.objects, one.bytes, one.digest) for label, one in inputs.items()}
+        return found, tuple(sorted(one.window for one in inputs.values()))
+
+    def _wanted(self, asked: Asked, there: tuple[Window, ...]) -> tuple[Window, ...]:
+        rule = self.rule
+        if asked.last:
+            windows = rule.last(asked.last, datetime.now(UTC))
+        elif asked.values:
+            windows = rule.of_values(asked.values)
+        elif asked.start:
+            windows = rule.between(asked.start, asked.end or "")
+        elif rule.grain == "value" or not there:
+            windows = there
+        else:
+            windows = tuple(_between(rule, there[0], there[-1]))
+        left_out = set(rule.select(asked.exclude, windows)) if asked.exclude else set()
+        return tuple(window for window in windows if window not in left_out)
+
+    def draft(
+        self,
+        choices: list[Choice],
+        asked: Asked,
+        options: Options,
+        name: Callable[..., str],
+        mapper: Any = None,
+    ) -> Draft:
+        """Plan the windows that are to be done; `name` makes an id of some further values."""
+        todo = tuple(choice.window for choice in choices if choice.skipped is None)
+        plan = self._plan(todo, mapper) if todo else None
+        chunks = chunks_of(plan, self.rule)
+        windows = windows_table(choices, chunks, options)
+        labels = windows.filter(pl.col("skipped").is_null())["label"].to_list()
+        backfill = name(plan.id if plan else "", *labels)
+        runs: dict[int, str] = {}
+        if plan is not None:
+            members = members_of(windows, chunks)
+            runs = {
+                rank: run_id(plan.take(chosen), self.job, self.code, backfill)
+                for rank, chosen in members.items()
+            }
+        named = pl.col("group").replace_strict(runs, default=None, return_dtype=pl.String)
+        windows = windows.with_columns(run=named).match_to_schema(WINDOWS)
+        return Draft(self.job, self._record(backfill, asked, options, windows), windows, plan)
+
+    def _plan(self, todo: tuple[Window, ...], mapper: Any) -> Plan:
+        keep = WindowFilter(self.rule, todo)
+        planned = plan_input(self.job, self.settings, self.storage, mapper=mapper, keep=keep)
+        return planned.result.plan
+
+    def _record(
+        self, backfill: str, asked: Asked, options: Options, windows: pl.DataFrame
+    ) -> BackfillRecord:
+        catalog = Catalog(self.storage, self.job.output.uri)
+        return BackfillRecord(
+            backfill=backfill,
+            request=_request_digest(self.job, asked, options),
+            asked=asked.words(),
+            job=self.job.name,
+            output=catalog.output,
+            mode=self.job.output.mode,
+            transform=self.job.transform,
+            code=self.code,
+            column=self.rule.column,
+            grain=self.rule.grain,
+            options=options,
+            base=catalog.head()[0].current,
+            windows=windows.height,
+            todo=windows["skipped"].null_count(),
+            runs=windows["run"].n_unique() - (windows["run"].null_count() > 0),
+            chunks=int(windows["chunks"].sum()),
+            rows=int(windows["rows"].sum()),
+            decoded_bytes=int(windows["decoded_bytes"].sum()),
+            created=time.time(),
+        )
+
+
+def _between(rule: Windowing, first: Window, last: Window) -> list[Window]:
+    assert isinstance(first.start, datetime) and last.end is not None, "time windows"
+    return list(rule.between(first.start.isoformat(), last.end.isoformat()))
+
+
+def _refuse_outside(wanted: tuple[Window, ...], there: tuple[Window, ...], asked: Asked) -> None:
+    """A range that reaches beyond the data is a slip of the pen, or data that is late."""
+    if asked.values:
+        missing = [window.label for window in wanted if window not in set(there)]
+    else:
+        missing = [w.label for w in wanted if not there or w < there[0] or w > there[-1]]
+    if not missing:
+        return
+    have = f"{there[0].label} to {there[-1].label}" if there else "nothing"
+    part = missing[0] if len(missing) == 1 else f"{missing[0]} to {missing[-1]}"
+    raise UsageError(
+        f"{len(missing):,} of the {len(wanted):,} windows lie outside the input ({part}); it has "
+        f"{have}",
+        hint="name a range within it, or go on with what is there: --allow-missing",
+    )
+
+
+def create(storage: Storage, drafted: Draft) -> tuple[BackfillStore, bool]:
+    """Store a draft, unless the same one is stored; whether it is new.
+
+    Raises:
+        UsageError: there is nothing to do.
+        OutputNotEmptyError: the output holds what nobody published.
+    """
+    record = drafted.record
+    store = BackfillStore(storage, record.output, record.backfill)
+    if drafted.existing is not None:
+        return store, False
+    if drafted.plan is None or not record.todo:
+        raise NothingToDoError(drafted)
+    # Whoever published last may have died on the way.
+    prepare_output(Catalog(storage, record.output), record.mode, record.backfill)
+    return store, store.create(record, drafted.windows, drafted.plan, drafted.job)
+
+
+class NothingToDoError(UsageError):
+    """No window is left to be done; not an error of anybody's.
+
+    Attributes:
+        draft: What was looked at.
+    """
+
+    exit_code = 0
+
+    def __init__(self, drafted: Draft) -> None:
+        reasons = drafted.windows["skipped"].str.replace(r" (by|since) run \w+$", "")
+        why = reasons.value_counts(sort=True)
+        said = "; ".join(f"{count:,}: {reason}" for reason, count in why.head(3).iter_rows())
+        super().__init__(
+            f"none of the {drafted.record.windows:,} windows is left to be done ({said})"
+        )
+        self.draft = drafted

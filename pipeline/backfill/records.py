@@ -1,0 +1,138 @@
+"""What a backfill is, what its users wish while it runs, and how far its windows are."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+
+Reprocess = Literal["missing", "failed", "changed", "all"]
+"""Which windows are done again: those that the output lacks; those that failed in an earlier
+backfill; those whose input or code has changed since, and those that it lacks; all."""
+
+ACTIVE = 4
+"""Runs at a time, unless told otherwise."""
+RUNS = 50
+"""About so many runs has a backfill, however many windows: each is a flow run in Prefect."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+
+class Options(_Record):
+    """How a backfill goes about its windows."""
+
+    reprocess: Reprocess = "missing"
+    windows_per_run: PositiveInt | None = None
+    """Windows mapped as one set of chunks. Default: so many that there are about 50 runs."""
+    max_active: PositiveInt = ACTIVE
+    """Runs at a time."""
+    backwards: bool = False
+    """Newest window first."""
+    priority: int = 0
+    """Batches of a higher one go first on the cluster."""
+    canary: int | str | None = None
+    """Windows that go first: a number, or a share such as 1%."""
+    canary_limit: int | str = 0
+    """Chunks of the canary that may fail: a number, or a share. Beyond it, nothing else runs."""
+    canary_hold: bool = False
+    """Stop after the canary, until told to go on."""
+    max_failures: int | str | None = None
+    """Windows that may fail before the backfill stops: a number, or a share such as 5%."""
+    all_or_nothing: bool = False
+    """One commit of all windows, once all are done."""
+    idempotency_key: str = ""
+    """Another key, another backfill, though all else is the same."""
+
+
+class BackfillRecord(_Record):
+    """What a backfill is; written once, before anything is mapped."""
+
+    version: int = 1
+    backfill: str
+    """12 hex digits, derived from what is asked for and what there is."""
+    request: str
+    """Digest of what was asked for: the same request again is the same unfinished backfill."""
+    asked: str
+    """What was asked for, in words: 2022-01-01 to 2025-01-01, say."""
+    job: str
+    output: str
+    mode: str
+    transform: str
+    code: str
+    """Fingerprint of the transform at the creation."""
+    column: str
+    grain: str
+    options: Options
+    base: int
+    """Manifest that was current at the creation."""
+    windows: int
+    """Asked for; those that are skipped are among them."""
+    todo: int
+    runs: int
+    chunks: int
+    rows: int
+    decoded_bytes: int
+    created: float
+    """Unix seconds."""
+
+
+class Control(_Record):
+    """What users wish of a backfill while it runs. Replaced with If-Match."""
+
+    paused: bool = False
+    cancelled: bool = False
+    approved: bool = False
+    """Go on after the canary, whatever came of it."""
+    max_active: PositiveInt = ACTIVE
+    priority: int = 0
+    retries: NonNegativeInt = 0
+    """How often a retry was asked for; a driver at work tries what had failed once more."""
+    by: str = ""
+    """Who changed it last: a command, or Prefect."""
+
+
+_WINDOWS: dict[str, Any] = {
+    "label": pl.String,
+    "start": pl.String,  # ISO 8601, or the value itself
+    "end": pl.String,  # exclusive; null for values
+    "group": pl.Int64,  # rank of the run that maps it; null where there is nothing to do
+    "run": pl.String,  # its id
+    "canary": pl.Boolean,  # tried before all others
+    "skipped": pl.String,  # why there is nothing to do; null where there is
+    "chunks": pl.Int64,
+    "rows": pl.Int64,
+    "stored_bytes": pl.Int64,
+    "decoded_bytes": pl.Int64,
+    "inputs": pl.String,  # digest of its objects
+}
+WINDOWS = pl.Schema(_WINDOWS)
+"""The columns of a backfill's windows, a row each, in the order of time."""
+
+_PROGRESS: dict[str, Any] = {
+    "label": pl.String,
+    "state": pl.String,
+    "done": pl.Int64,  # chunks
+    "failed": pl.Int64,  # chunks
+    "rows_in": pl.Int64,
+    "rows_out": pl.Int64,
+    "bytes_in": pl.Int64,
+    "bytes_out": pl.Int64,
+    "busy": pl.Float64,  # seconds of threads
+    "started": pl.Float64,  # Unix seconds, of the first chunk
+    "ended": pl.Float64,  # Unix seconds, of the last chunk
+}
+PROGRESS = pl.Schema(_PROGRESS)
+"""The columns of how far the windows are, a row each, in the same order."""
+
+State = Literal["waiting", "mapping", "staged", "done", "failed", "skipped", "empty"]
+"""Of a window. `staged`: mapped, not yet published. `empty`: the input holds nothing of it."""
+
+
+def digest(*said: object) -> str:
+    """12 hex digits over some values."""
+    text = "\x1f".join(str(one) for one in said)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

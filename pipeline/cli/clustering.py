@@ -1,0 +1,173 @@
+"""`chunkmap cluster status`, `scale` and `doctor`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.live import Live
+from rich.markup import escape
+from rich.text import Text
+
+from pipeline.cli.screen import columns, notes, out, plural, print_json, say, size
+from pipeline.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from pipeline.engine import Cluster, WorkerView
+    from pipeline.engine.about import About
+
+WATCH_SECONDS = 2.0
+_WORKERS = ("worker", "state", "threads", "memory", "CPU", "Polars", "what runs there")
+_MARKS = {"ok": "[green]✓[/] ", "warning": "[yellow]![/] ", "error": "[red]✗[/] "}
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A worker, and what it says of itself."""
+
+    view: WorkerView
+    about: About | None
+    problem: str = ""
+    """Why it says nothing."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        said = asdict(self.about) if self.about else {}
+        return {**asdict(self.view), "about": said or None, "problem": self.problem}
+
+
+def status(environment: str | None, *, watch: bool, as_json: bool) -> None:
+    """Show the cluster once, or again and again."""
+    from pipeline.engine import cluster_of
+
+    settings = load_settings(environment)
+    with cluster_of(settings.dask) as cluster:
+        if not watch:
+            seen = _look(cluster)
+            print_json(_object(settings, cluster, seen)) if as_json else out.print(
+                _page(settings, cluster, seen)
+            )
+        elif as_json:
+            while True:
+                print_json(_object(settings, cluster, _look(cluster)))
+                time.sleep(WATCH_SECONDS)
+        else:
+            with Live(console=out, auto_refresh=False) as live:
+                while True:
+                    live.update(_page(settings, cluster, _look(cluster)), refresh=True)
+                    time.sleep(WATCH_SECONDS)
+
+
+def _look(cluster: Cluster) -> list[Seen]:
+    from pipeline.engine.about import About, about
+
+    views, answers = cluster.workers(), cluster.ask(about)
+    found = []
+    for view in views:
+        answer = answers.get(view.address, "it came just now")
+        known = answer if isinstance(answer, About) else None
+        found.append(Seen(view, known, "" if known else str(answer)))
+    return found
+
+
+def _object(settings: Settings, cluster: Cluster, seen: list[Seen]) -> dict[str, Any]:
+    return {
+        "scheduler": cluster.scheduler,
+        "dashboard": cluster.dashboard,
+        "prefect": _prefect_page(settings),
+        "threads": sum(one.view.threads for one in seen),
+        "workers": [one.to_dict() for one in seen],
+    }
+
+
+def _prefect_page(settings: Settings) -> str:
+    return (settings.prefect.api_url or "").removesuffix("/api")
+
+
+def _page(settings: Settings, cluster: Cluster, seen: list[Seen]) -> Group:
+    threads = sum(one.view.threads for one in seen)
+    head = [
+        f"[bold]{escape(cluster.scheduler)}[/]: {plural(len(seen), 'worker')}, "
+        f"{plural(threads, 'thread')}",
+        f"[dim]Dask's pages[/]  {escape(cluster.dashboard) or 'none'}",
+        f"[dim]Prefect's UI[/]  {escape(_prefect_page(settings)) or 'none set'}",
+        f"[dim]versions[/]      {escape(_versions(seen))}",
+    ]
+    lines = [Text.from_markup(line) for line in head]
+    return Group(*lines, columns(_WORKERS, [_row(one) for one in seen], right=("threads", "CPU")))
+
+
+def _versions(seen: list[Seen]) -> str:
+    """Each set of versions, with its workers where there are several."""
+    sets: dict[str, list[str]] = {}
+    for one in seen:
+        if one.about:
+            words = " ".join(f"{name} {value}" for name, value in one.about.versions.items())
+            sets.setdefault(words, []).append(one.view.name)
+    if len(sets) < 2:
+        return next(iter(sets), "unknown")
+    return "; ".join(f"{words} ({', '.join(names)})" for words, names in sets.items())
+
+
+def _row(one: Seen) -> tuple[str, ...]:
+    view = one.view
+    limit = f" of {size(view.memory_limit)}" if view.memory_limit else ""
+    polars = plural(one.about.polars_threads, "thread") if one.about else "?"
+    return (
+        view.name,
+        view.status.replace("_", " "),
+        str(view.threads),
+        size(view.memory) + limit,
+        f"{view.cpu:.0f}%",
+        polars,
+        one.problem or _work(one) or ("other tasks" if view.running else ""),
+    )
+
+
+def _work(one: Seen) -> str:
+    work = one.about.at_work if one.about else []
+    return "\n".join(
+        f"{each['batch']} of run {each['run']}: {each['done']:,} of "
+        f"{plural(each['chunks'], 'chunk')}, for {max(0.0, time.time() - each['since']):.0f} s"
+        for each in work
+    )
+
+
+def scale(workers: int, environment: str | None, *, as_json: bool) -> None:
+    """Scale, and say what was asked for."""
+    from pipeline.scaling import scale_cluster
+
+    settings = load_settings(environment)
+    before = scale_cluster(settings.dask, workers)
+    if as_json:
+        print_json({"before": before, "workers": workers})
+        return
+    if workers < before:
+        say(f"from {before} to {plural(workers, 'worker')}: the others hand back what they have")
+    else:
+        say(f"from {before} to {plural(workers, 'worker')}: new ones take work within seconds")
+
+
+def doctor(output: str | None, environment: str | None, *, as_json: bool) -> int:
+    """Check everything; returns the exit code."""
+    from pipeline.doctor import examine
+    from pipeline.overview import known_outputs
+
+    settings = load_settings(environment)
+    known = known_outputs(settings.state_dir)
+    findings = []
+    for finding in examine(settings, output or (known[-1] if known else None)):
+        findings.append(finding)
+        if not as_json:
+            say(f"{finding.what}: {finding.said}", mark=_MARKS[finding.level])
+            if finding.fix:
+                say(f"  {finding.fix}", mark="[dim]→[/] ")
+    errors = sum(one.level == "error" for one in findings)
+    warnings = sum(one.level == "warning" for one in findings)
+    if as_json:
+        print_json({"findings": [asdict(one) for one in findings], "errors": errors})
+    elif errors or warnings:
+        say(f"{plural(errors, 'error')}, {plural(warnings, 'warning')}", console=notes)
+    return 1 if errors else 0

@@ -1,0 +1,40 @@
+"""`python -m pipeline.cluster.scheduler`: a Dask scheduler as chunkmap wants it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from pipeline.errors import ChunkmapError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the scheduler until it is told to stop; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.cluster.scheduler", description="Run a Dask scheduler."
+    )
+    parser.add_argument(
+        "--host", help="address to listen at (default: all with dask.tls, else 127.0.0.1)"
+    )
+    parser.add_argument("--port", type=int, default=8786, help="its port (default: %(default)s)")
+    parser.add_argument(
+        "--dashboard-address",
+        default=":8787",
+        help="of its pages, /health and /metrics (default: %(default)s)",
+    )
+    given = parser.parse_args(arguments)
+    from pipeline.engine.serving import serve_scheduler
+    from pipeline.logs import set_up
+    from pipeline.settings import load_settings
+
+    try:
+        settings = load_settings()
+        set_up(settings.logs.format, settings.logs.level)
+        return serve_scheduler(settings, given.host, given.port, given.dashboard_address)
+    except ChunkmapError as error:
+        print(f"error: {error}\nnext:  {error.hint}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

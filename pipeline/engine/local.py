@@ -1,0 +1,81 @@
+"""A cluster of worker processes on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.engine.profile import PRELOAD, configure, for_machine, machine
+from pipeline.engine.security import security_of
+from pipeline.settings import TlsSettings
+
+if TYPE_CHECKING:
+    from distributed import LocalCluster
+
+STOP_SECONDS = 4.0
+"""Workers of a local cluster are stopped by somebody who waits for it."""
+
+
+def start_local_cluster(
+    workers: int | None = None,
+    threads: int | None = None,
+    memory: int | None = None,
+    environment: Mapping[str, str] | None = None,
+    *,
+    scheduler_port: int = 0,
+    dashboard_port: int = 0,
+    local_directory: str | None = None,
+    tls: Mapping[str, str] | None = None,
+) -> LocalCluster:
+    """Start worker processes on this machine, reachable from this machine alone.
+
+    Args:
+        workers: Worker processes. Default: one for each core that the threads leave.
+        threads: Chunks that one worker maps at a time. Default: one.
+        memory: Limit of one worker's memory in bytes. Default: an equal share of the machine.
+        environment: Variables of the workers, beyond ours; set before they import anything.
+        scheduler_port: The scheduler's port. Default: any.
+        dashboard_port: The port of its pages. Default: any.
+        local_directory: Where workers keep their files. Default: a temporary folder.
+        tls: The settings `dask.tls`. Default: no encryption; nothing leaves this machine.
+
+    Returns:
+        The cluster, once all workers are there. Close it.
+    """
+    from distributed import LocalCluster
+
+    from pipeline.engine.worker import MapNanny
+
+    cores, available = machine()
+    workers, profile = for_machine(cores, workers, threads, memory, available)
+    security = security_of(TlsSettings.model_validate(dict(tls or {})))
+    variables = {**profile.environment(), **(environment or {})}
+    # Only this way are they set before the worker's interpreter starts.
+    configure({f"distributed.nanny.pre-spawn-environ.{k}": v for k, v in variables.items()})
+    cluster = LocalCluster(
+        n_workers=workers,
+        threads_per_worker=profile.threads,
+        memory_limit=profile.memory,
+        host="127.0.0.1",
+        protocol="tls" if security else "tcp",
+        security=security,
+        worker_class=MapNanny,
+        stop_seconds=STOP_SECONDS,
+        scheduler_port=scheduler_port,
+        dashboard_address=f"127.0.0.1:{dashboard_port}",
+        local_directory=None if local_directory is None else str(Path(local_directory)),
+        preload=list(PRELOAD),
+    )
+    _let_scale(cluster)
+    return cluster
+
+
+def _let_scale(cluster: Any) -> None:
+    """Take `chunkmap cluster scale` from clients: workers belong to this process."""
+
+    async def scale(n: int) -> int:
+        cluster.scale(n)
+        return n
+
+    cluster.scheduler.handlers["chunkmap_scale"] = scale

@@ -1,0 +1,143 @@
+"""The charts of a backfill's report, as Vega-Lite specifications built with Altair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from pipeline.report.backfill_model import Calendar
+from pipeline.report.charts import finished
+
+COLOURS: Mapping[str, str] = {
+    "done": "var(--good)",
+    "partly": "var(--seq-3)",
+    "staged": "var(--read)",
+    "mapping": "var(--accent)",
+    "waiting": "var(--idle)",
+    "failed": "var(--bad)",
+    "skipped": "var(--other)",
+    "empty": "var(--paper)",
+}
+WORDS: Mapping[str, str] = {
+    "done": "published",
+    "partly": "partly done",
+    "staged": "mapped, not yet published",
+    "mapping": "being mapped",
+    "waiting": "waiting",
+    "failed": "failed",
+    "skipped": "left alone",
+    "empty": "not in the input (–)",
+}
+_MARKS = {"failed": "×", "empty": "–"}
+"""What is said by more than a colour."""
+_INKS = {"failed": "var(--paper)", "empty": "var(--faint)"}
+_MOST_LABELS = 40
+"""Rows that are all named; of more, every so many."""
+
+
+def heat_map(calendar: Calendar) -> dict[str, Any]:
+    """The windows as a calendar; a cell that failed has a cross besides its colour."""
+    rows, columns = list(calendar.rows), list(calendar.columns)
+    data = calendar.cells.select(
+        "name",
+        "windows",
+        "done",
+        "failed",
+        "chunks",
+        "chunks_done",
+        "chunks_failed",
+        row_name=pl.col("row").replace_strict(dict(enumerate(rows)), return_dtype=pl.String),
+        column_name=pl.col("column").replace_strict(
+            dict(enumerate(columns)), return_dtype=pl.String
+        ),
+        state=pl.col("state").replace_strict(dict(WORDS), return_dtype=pl.String),
+        colour=pl.col("state").replace_strict(dict(COLOURS), return_dtype=pl.String),
+        mark=pl.col("state").replace_strict(_MARKS, default="", return_dtype=pl.String),
+        ink=pl.col("state").replace_strict(_INKS, default="", return_dtype=pl.String),
+    )
+    every = -(-len(rows) // _MOST_LABELS) or 1
+    shown_columns = columns if calendar.unit in ("hour", "day", "month", "year") else []
+    base = alt.Chart(alt.NamedData("cells")).encode(
+        x=alt.X(
+            "column_name:N",
+            title=None,
+            sort=columns,
+            scale=alt.Scale(domain=columns, paddingInner=0.08, paddingOuter=0.02),
+            axis=alt.Axis(
+                orient="top",
+                labelAngle=0,
+                ticks=False,
+                domain=False,
+                values=shown_columns,
+                labelOverlap="greedy",
+            ),
+        ),
+        y=alt.Y(
+            "row_name:N",
+            title=None,
+            sort=rows,
+            scale=alt.Scale(domain=rows, paddingInner=0.08, paddingOuter=0.02),
+            axis=alt.Axis(values=rows[::every], labelLimit=150),
+        ),
+        tooltip=[
+            alt.Tooltip("name:N", title="Window" if calendar.unit in _SINGLE else "Windows"),
+            alt.Tooltip("state:N", title="State"),
+            alt.Tooltip("windows:Q", title="Windows", format=","),
+            alt.Tooltip("done:Q", title="Published", format=","),
+            alt.Tooltip("failed:Q", title="Failed", format=","),
+            alt.Tooltip("chunks_done:Q", title="Chunks done", format=","),
+            alt.Tooltip("chunks:Q", title="Chunks", format=","),
+        ],
+    )
+    squares = base.mark_rect(
+        aria=False, stroke="var(--line)", strokeWidth=0.6, cornerRadius=2
+    ).encode(color=alt.Color("colour:N", scale=None))
+    height = max(40, min(1400, len(rows) * 20))
+    layers: list[alt.Chart] = [squares]
+    if calendar.cells.filter(pl.col("state").is_in(list(_MARKS))).height:
+        marks = base.mark_text(fontSize=13, fontWeight=600, aria=False)
+        layers.append(marks.encode(text="mark:N", color=alt.Color("ink:N", scale=None)))
+    chart = alt.layer(*layers).properties(width="container", height=height)
+    return finished(chart, {"cells": data.to_dicts()})
+
+
+_SINGLE = ("hour", "day", "month", "value")
+
+
+def throughput(windows: pl.DataFrame, axis: str) -> dict[str, Any]:
+    """Rows by period: what came out of each window, in the order of time.
+
+    Args:
+        windows: Columns period, rows_out, seconds, shown.
+        axis: A Vega expression that labels the axis.
+    """
+    periods = windows["period"].to_list()
+    bars = (
+        alt.Chart(alt.NamedData("periods"))
+        .mark_bar(aria=False)
+        .encode(
+            x=alt.X(
+                "period:N",
+                title=None,
+                sort=periods,
+                axis=alt.Axis(
+                    labelAngle=0,
+                    labelOverlap="greedy",
+                    labelLimit=90,
+                    ticks=False,
+                    values=periods[:: -(-len(periods) // 8) or 1],
+                ),
+            ),
+            y=alt.Y("rows_out:Q", title=None, axis=alt.Axis(labelExpr=axis, tickCount=4)),
+            tooltip=[
+                alt.Tooltip("period:N", title="Windows of"),
+                alt.Tooltip("rows_out:Q", title="Rows out", format=","),
+                alt.Tooltip("shown:N", title="Threads' time"),
+            ],
+        )
+    )
+    chart = bars.properties(width="container", height=210)
+    return finished(chart, {"periods": windows.to_dicts()})

@@ -1,0 +1,98 @@
+"""Small staged outputs: objects of their own in an area, copied to their final keys at publish.
+
+A copy's source is `<area><final key>.<attempt>`, so that a listing of the area tells what is staged
+for which keys. Publishing copies, then removes the sources; both before the pointer moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import obstore
+
+from pipeline.storage.records import Staged
+from pipeline.storage.s3 import S3Objects, spellable
+from pipeline.storage.uris import parse
+
+MOST_KEY_BYTES = 1024
+"""S3's limit for a key's length in UTF-8."""
+
+
+def is_copy(item: Staged) -> bool:
+    """Whether something is staged in this way: then its token is a URI."""
+    return item.upload.startswith("s3://")
+
+
+class Copies:
+    """What is staged as objects of their own."""
+
+    def __init__(self, s3: S3Objects) -> None:
+        self._s3 = s3
+
+    def can(self, uri: str, attempt: str, area: str) -> bool:
+        """Whether an output can be staged in this way."""
+        at, source = parse(uri), parse(_source(uri, attempt, area))
+        return (
+            at.bucket == source.bucket
+            and spellable(at.key)
+            and spellable(source.key)
+            and len(source.key.encode()) <= MOST_KEY_BYTES
+        )
+
+    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> Staged:
+        """Write the source. The copy will carry its metadata, by which it is known as ours."""
+        source = _source(uri, attempt, area)
+        at = parse(source)
+        with self._s3.requests.sent("put", source):
+            said = obstore.put(
+                self._s3.store(at.bucket),
+                at.key,
+                data,
+                attributes={"chunkmap-attempt": attempt},
+                use_multipart=False,
+            )
+        return Staged(uri, source, (str(said["e_tag"]).strip('"'),), len(data), attempt)
+
+    async def look(self, item: Staged) -> None:
+        """Raise ObjectMissingError if it is not there."""
+        at = parse(item.upload)
+        async with self._s3.requests.sending("head", item.upload):
+            await obstore.head_async(self._s3.store(at.bucket), at.key)
+
+    async def show(self, item: Staged) -> None:
+        """Copy it to its final key. Raises ObjectMissingError."""
+        at, source = parse(item.uri), parse(item.upload)
+        async with self._s3.requests.sending("copy", item.uri):
+            await obstore.copy_async(self._s3.store(at.bucket), source.key, at.key)
+
+    def drop(self, staged: Sequence[Staged]) -> None:
+        """Remove sources, a thousand a request; an absent one is no error."""
+        sources = [parse(item.upload) for item in staged if is_copy(item)]
+        for bucket, group in groupby(sources, key=lambda at: at.bucket):
+            with self._s3.requests.sent("delete_objects", f"s3://{bucket}/"):
+                obstore.delete(self._s3.store(bucket), [at.key for at in group])
+
+    def under(self, prefix: str, area: str) -> Iterator[Staged]:
+        """Those of keys that start with the prefix."""
+        at, folder = parse(prefix), parse(area)
+        if not spellable(folder.key.rstrip("/")):
+            return
+        with self._s3.requests.sent("list", area):
+            found = obstore.list(self._s3.store(folder.bucket), folder.key, chunk_size=1000)
+            entries = [meta for page in found for meta in page]
+        for meta in entries:
+            final, _, attempt = meta["path"].removeprefix(folder.key).rpartition(".")
+            if final.startswith(at.key):
+                yield Staged(
+                    uri=f"s3://{folder.bucket}/{final}",
+                    upload=f"s3://{folder.bucket}/{meta['path']}",
+                    parts=(),
+                    size=meta["size"],
+                    attempt=attempt,
+                    created=meta["last_modified"].timestamp(),
+                )
+
+
+def _source(uri: str, attempt: str, area: str) -> str:
+    return f"{area}{parse(uri).key}.{attempt}"

@@ -1,0 +1,89 @@
+"""`bench run --resume`: what a session has measured is not measured again. Subjects are made up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from benchmarks import session as sessions
+from benchmarks.peers.protocol import Spec
+from benchmarks.session import Request, Session
+from benchmarks.subjects import Answer
+from pipeline.errors import UsageError
+from pipeline.settings import Settings, TransformSettings
+from tests.benchmarks.made_up import EXPECTED, MadeUp, card, contender
+
+
+class Interrupted(MadeUp):
+    """Is interrupted on its n-th call."""
+
+    at = 0
+
+    def run(self, spec: Spec, variables: Mapping[str, str]) -> Answer:
+        if self.at and len(self.calls) + 1 == self.at:
+            raise KeyboardInterrupt
+        return super().run(spec, variables)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sessions, "ensure", lambda storage, root, name, scale, echo: card(name))
+    monkeypatch.setattr(sessions, "expect", lambda *arguments: EXPECTED)
+    allowed = TransformSettings(allow=(sessions.TRANSFORMS,))
+    return Settings(state_dir=tmp_path / "state", transforms=allowed)
+
+
+def of(settings: Settings, request: Request, ours: MadeUp, theirs: MadeUp) -> Session:
+    made = Session(settings, request)
+    made._contenders = {"chunkmap": contender(ours), "polars": contender(theirs)}
+    return made
+
+
+def asked(tmp_path: Path, **changes: object) -> Request:
+    names = ("row-map", "few-rows", "strings")
+    given = {"names": names, "against": ("polars",), "repeat": 3, "root": tmp_path.as_uri()}
+    return Request(**{**given, **changes})  # type: ignore[arg-type]
+
+
+def test_an_interrupted_session_goes_on_where_it_stopped(
+    settings: Settings, tmp_path: Path
+) -> None:
+    first = Interrupted("chunkmap")
+    # The A/A run takes six; then three for the first workload; the second is interrupted.
+    first.at = 6 + 3 + 2
+    begun = of(settings, asked(tmp_path), first, MadeUp("polars"))
+    with pytest.raises(KeyboardInterrupt):
+        begun.run()
+    stored = json.loads(begun.path.read_text("utf-8"))
+    assert (stored["complete"], stored["noise"] is not None) == (False, True)
+    assert {one["workload"] for one in stored["results"]} == {"row-map"}
+
+    ours, theirs = MadeUp("chunkmap"), MadeUp("polars")
+    other = asked(tmp_path, names=("strings",), repeat=9, resume=begun.record.id)
+    record = of(settings, other, ours, theirs).run()
+    assert record.id == begun.record.id
+    assert record.complete
+    assert record.repeat == 3, "as it was begun, whatever is said now"
+    assert [one.workload for one in ours.calls] == ["few-rows"] * 3 + ["strings"] * 3
+    assert len(theirs.calls) == 6
+    assert record.noise is not None
+    assert [one["work_seconds"] for one in stored["results"][0]["processes"][0]["iterations"]] == [
+        one.work_seconds for one in record.of("row-map", "chunkmap")[0].processes[0].iterations
+    ]
+
+
+def test_a_complete_session_has_nothing_left(settings: Settings, tmp_path: Path) -> None:
+    done = of(settings, asked(tmp_path), MadeUp("chunkmap"), MadeUp("polars")).run()
+    ours = MadeUp("chunkmap")
+    again = of(settings, asked(tmp_path, resume=done.id), ours, MadeUp("polars")).run()
+    assert ours.calls == []
+    assert again.results == done.results
+
+
+def test_there_must_be_such_a_session(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no record nope"):
+        Session(settings, asked(tmp_path, resume="nope"))

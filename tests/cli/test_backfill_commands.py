@@ -1,0 +1,288 @@
+"""`chunkmap backfill …` in this process, through the serial engine, on local files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.backfill.driving import Again, BackfillDriver, Listener
+from pipeline.backfill.planning import Asked
+from pipeline.backfill.store import BackfillStore, backfills_of
+from pipeline.backfill.summary import BackfillSummary
+from pipeline.backfill.surroundings import SerialBackfill
+from pipeline.cli.app import app
+from pipeline.cli.ending import complain, describe
+from pipeline.driver import Driver
+from pipeline.job import Job
+from pipeline.settings import Settings
+from tests.pipeline.backfills import Days, days
+
+LEAP = days("2024-02-26", 8)
+BAD = ["2024-02-28", "2024-03-01"]
+
+
+class Terminal:
+    """Gives commands, and keeps what they say."""
+
+    def __init__(self, world: Days, capsys: pytest.CaptureFixture[str]) -> None:
+        self.world = world
+        self._capsys = capsys
+
+    def file(self, job: Job) -> str:
+        path = self.world.root / "job.yaml"
+        path.write_text(job.to_yaml())
+        return str(path)
+
+    def failing(self) -> str:
+        params = {"days": BAD, "mended": str(self.world.root / "mended")}
+        return self.file(self.world.job("fails", params=params))
+
+    def give(self, *arguments: str, code: int = 0) -> str:
+        """Give a command; what it says, on both streams, must end with this exit code."""
+        self._capsys.readouterr()
+        said = ""
+        try:
+            found = app(["backfill", *arguments], standalone_mode=False) or 0
+        except Exception as error:
+            told = describe(error)
+            assert told is not None, error
+            found, said = told["exit_code"], f"{told['message']}\n{told['hint']}"
+        shown = self._capsys.readouterr()
+        assert found == code, f"{arguments} ended with {found}:\n{shown.out}{shown.err}{said}"
+        return shown.out + shown.err + said
+
+    def object(self, *arguments: str, code: int = 0) -> dict[str, Any]:
+        """The one object on stdout."""
+        self._capsys.readouterr()
+        try:
+            app(["backfill", *arguments, "--json"], standalone_mode=False)
+        except Exception as error:
+            assert complain(error, as_json=True) == code, error
+        found: dict[str, Any] = json.loads(self._capsys.readouterr().out)
+        return found
+
+    def only(self) -> BackfillStore:
+        """The one backfill there is."""
+        (record,) = backfills_of(self.world.storage, self.world.output)
+        return BackfillStore(self.world.storage, record.output, record.backfill)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Days]:
+    monkeypatch.chdir(tmp_path)
+    one = Days(tmp_path)
+    one.write(LEAP)
+    yield one
+
+
+@pytest.fixture
+def terminal(
+    world: Days, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Terminal:
+    def serially(
+        store: BackfillStore, settings: Settings, listen: Listener, again: Again
+    ) -> BackfillSummary:
+        return BackfillDriver(store, settings, SerialBackfill(), again, listen).to_the_end()
+
+    monkeypatch.setattr("pipeline.flows.launch.launch_backfill", serially)
+    return Terminal(world, capsys)
+
+
+def alive(store: BackfillStore) -> Driver:
+    """As if this process drove it."""
+    driver = Driver.of(store.storage, store.prefix)
+    driver.write("running")
+    return driver
+
+
+def test_plan_shows_months_and_writes_nothing(terminal: Terminal) -> None:
+    before = sorted(terminal.world.root.rglob("*"))
+    job = terminal.file(terminal.world.job())
+    said = terminal.give("plan", job, "--from", "2024-02-27", "--to", "2024-03-03")
+    rows = [line.split() for line in said.splitlines() if line.startswith(("2024-0", "in all"))]
+    assert rows[0][:3] == ["2024-02", "3", "3"] and rows[1][:3] == ["2024-03", "2", "2"]
+    assert rows[2][:4] == ["in", "all", "5", "5"]
+    assert "nothing was written" in said and "unknown: no earlier run" in said
+    after = set(terminal.world.root.rglob("*")) - set(before)
+    assert {path.name for path in after if "__pycache__" not in str(path)} == {"job.yaml"}
+    told = terminal.object("plan", job, "--last", "3d", "--allow-missing")
+    assert (told["windows"], told["todo"], len(told["missing"])) == (3, 0, 3)
+
+
+def test_plan_says_why_windows_are_left_alone(terminal: Terminal) -> None:
+    world = terminal.world
+    world.run(world.job(), Asked("2024-02-26", "2024-02-28"))
+    job = terminal.file(world.job())
+    said = terminal.give("plan", job)
+    assert "2 done by" in said and "2024-02-26..2024-02-27" in said
+    assert "told by" in said
+    told = terminal.object("plan", job, "--reprocess", "all", "--canary", "2")
+    assert (told["todo"], told["chunks"]) == (8, 16)
+    assert told["forecast"]["seconds"] > 0
+    assert sum(one["canary"] for one in told["window_list"]) == 2
+
+
+def test_create_drives_and_is_one(terminal: Terminal) -> None:
+    job = terminal.file(terminal.world.job())
+    said = terminal.give("create", job, "--from", "2024-02-26", "--to", "2024-03-05")
+    assert "8 of 8 published, 0 failed" in said
+    assert "report.html" in said and list(terminal.world.root.rglob("report.html"))
+    assert "Nothing to do" in terminal.give("create", job)
+    told = terminal.object("create", job)
+    assert told["state"] == "nothing to do"
+    listed = terminal.object("list")["backfills"]
+    assert [(one["state"], one["done"], one["todo"]) for one in listed] == [("done", 8, 8)]
+    assert "is done" in terminal.give("resume", terminal.only().backfill[:4])
+    assert terminal.only().backfill in terminal.give("status", "last")
+
+
+def test_failures_are_shown_and_retried(terminal: Terminal) -> None:
+    job = terminal.failing()
+    told = terminal.object("create", job, code=1)
+    assert told["counts"]["failed"] == 2 and told["exit_code"] == 1
+    assert list(terminal.world.root.rglob("report.html"))
+    backfill = terminal.only().backfill
+    said = terminal.give("status", backfill)
+    assert said.count("✗1") == 2 and "4 chunks in 2 windows: TransformError" in said
+    assert f"chunkmap backfill retry {backfill}" in said
+    logs = terminal.give("logs", backfill, "--window", "2024-02-28")
+    assert logs.count("cannot do 2024-02-28") >= 2 and "Traceback" in logs
+    tries = terminal.object("logs", backfill)["attempts"]
+    assert {one["window"] for one in tries} == set(BAD)
+    (terminal.world.root / "mended").touch()
+    said = terminal.give("retry", backfill, "--window", BAD[0], code=1)
+    assert "1 of 8 windows failed" in said
+    assert terminal.object("status", backfill)["counts"]["failed"] == 1
+    said = terminal.give("retry", backfill, "--failed")
+    assert "8 of 8 published" in said
+    assert terminal.object("status", backfill)["state"] == "done"
+    assert "nothing is left to retry" in terminal.give("retry", backfill)
+
+
+def test_a_canary_is_held_and_let_go(terminal: Terminal) -> None:
+    job = terminal.file(terminal.world.job())
+    said = terminal.give("create", job, "--canary", "25%", "--canary-hold", code=1)
+    assert "2 windows done, 0 failed; 0 of 4 chunks failed (0.0%)" in said
+    backfill = terminal.only().backfill
+    assert terminal.object("status", backfill)["state"] == "held"
+    assert "8 of 8 published" in terminal.give("resume", backfill)
+
+
+def test_wishes_reach_who_drives(terminal: Terminal) -> None:
+    world = terminal.world
+    store = world.create(world.job())
+    here = ("--output", world.output)
+    backfill = store.backfill
+    driver = alive(store)
+    assert "nothing more is handed out" in terminal.give("pause", backfill, *here)
+    assert store.control().paused
+    assert "goes on" in terminal.give("resume", backfill, *here)
+    assert not store.control().paused and not store.control().approved
+    terminal.give("set", backfill, "--max-active", "9", "--priority", "-2", *here)
+    assert (store.control().max_active, store.control().priority) == (9, -2)
+    assert terminal.object("retry", backfill, *here)["retries"] == 1
+    refused = terminal.give("retry", backfill, "--window", "2024-02-27", *here, code=2)
+    assert "drives backfill" in refused
+    job = terminal.file(world.job())
+    assert "drives it already" in terminal.give("create", job, "--detach")
+    assert "stops within seconds" in terminal.give("cancel", backfill, *here)
+    driver.write("cancelled")
+    for command in ("resume", "retry", "pause"):
+        assert "was cancelled, for good" in terminal.give(command, backfill, *here, code=2)
+    assert terminal.object("status", backfill, *here)["state"] == "cancelled"
+
+
+def test_other_code_is_a_conflict_until_it_is_accepted(terminal: Terminal) -> None:
+    job = terminal.failing()
+    terminal.give("create", job, code=1)
+    backfill = terminal.only().backfill
+    code = terminal.world.root / f"{terminal.world.module}.py"
+    code.write_text(code.read_text().replace("cannot do", "still cannot do"))
+    (terminal.world.root / "mended").touch()
+    for command in (("create", job), ("resume", backfill), ("retry", backfill)):
+        assert "--accept-code" in terminal.give(*command, code=3)
+    assert "8 of 8 published" in terminal.give("create", job, "--accept-code")
+
+
+def test_report(terminal: Terminal) -> None:
+    terminal.give("create", terminal.failing(), code=1)
+    told = terminal.object("report", terminal.only().backfill)
+    page = Path(told["local_report"]).read_text()
+    assert page.count("data-chart>") == 3 and "cannot do" in page
+    assert terminal.world.storage.get(told["report"]).data.decode() == page
+
+
+@pytest.mark.parametrize(
+    ("change", "flags", "part"),
+    [
+        ({"window": {"column": "dsx", "grain": "day"}}, (), "no Hive column 'dsx'"),
+        ({"window": {"column": "ds", "grain": "hour"}}, (), "a whole day"),
+        ({"window": None}, (), "has no windows"),
+        ({}, ("--from", "2024-03-02", "--to", "2024-03-01"), "empty range"),
+        ({}, ("--from", "2024-03-01"), "--to is not"),
+        ({}, ("--from", "2024-03-01", "--to", "2024-03-08"), "2024-03-05 to 2024-03-07"),
+        ({}, ("--values", "2024-02-30"), "no date"),
+        ({}, ("--last", "3x"), "'3x' is no span"),
+        ({}, ("--last", "3d", "--values", "a"), "exclude each other"),
+        ({}, ("--exclude", "2020-01-01"), "names none of the 8 windows"),
+        ({}, ("--canary", "150%"), "--canary 150% is not between 0% and 100%"),
+        ({}, ("--max-failures", "many"), "neither a number nor a share"),
+        ({}, ("--canary-hold",), "no canary"),
+        ({}, ("--all-or-nothing", "--windows-per-run", "2"), "drop --windows-per-run"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    terminal: Terminal, change: dict[str, Any], flags: tuple[str, ...], part: str
+) -> None:
+    job = terminal.file(terminal.world.job(**change))
+    for command in ("plan", "create"):
+        assert part in terminal.give(command, job, *flags, code=2)
+    assert not list(terminal.world.root.glob("out*"))
+
+
+def test_ids_that_do_not_exist(terminal: Terminal) -> None:
+    assert "no output is known here" in terminal.give("status", "abc", code=2)
+    terminal.give("create", terminal.file(terminal.world.job()))
+    backfill = terminal.only().backfill
+    near = backfill[:-1] + ("0" if backfill[-1] != "0" else "1")
+    said = terminal.give("status", near, code=2)
+    assert f"there is no backfill '{near}'" in said and f"nearest: {backfill}" in said
+    said = terminal.give("logs", backfill, "--window", "2024-07-01", code=2)
+    assert "names none of the 8 windows" in said
+    assert "nothing to set" in terminal.give("set", backfill, code=2)
+    assert "nothing to retry" in terminal.give("retry", backfill, "-w", "2024-02-27", code=2)
+
+
+def test_watching_ends_with_the_driver(terminal: Terminal) -> None:
+    terminal.give("create", terminal.file(terminal.world.job()))
+    began = time.monotonic()
+    said = terminal.give("status", terminal.only().backfill, "--watch")
+    assert "8/8" not in said.splitlines()[0] and "published" in said
+    assert time.monotonic() - began < 20
+
+
+def test_looking_at_one_needs_neither_prefect_nor_dask(terminal: Terminal) -> None:
+    terminal.give("create", terminal.failing(), code=1)
+    look = """
+import sys
+from pipeline.cli import app
+app(["backfill", *sys.argv[1:]], standalone_mode=False)
+print(sorted({"prefect", "distributed", "dask"} & set(sys.modules)), file=sys.stderr)
+"""
+    backfill = terminal.only().backfill
+    for command in ("status", "report"):
+        said = subprocess.run(
+            [sys.executable, "-P", "-c", look, command, backfill],
+            cwd=terminal.world.root,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert said.stderr.strip().endswith("[]"), command

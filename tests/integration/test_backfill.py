@@ -1,0 +1,211 @@
+"""`chunkmap backfill` on the real stack: to its end, cancelled, paused, killed, mended."""
+
+import json
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from datetime import date, timedelta
+from typing import Any
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from pipeline.backfill.store import BackfillStore, backfills_of
+from pipeline.catalog import Catalog
+from pipeline.driver import DriverRecord
+from tests.integration.test_run import ask_prefect
+from tests.integration.world import World, parquet, sales
+
+pytestmark = pytest.mark.integration
+
+DAYS = [date(2024, 2, 25) + timedelta(days=number) for number in range(12)]
+"""Over a leap day and the end of a month."""
+EACH = 100
+INPUT = "s3://demo/daily/"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def daily(world: World) -> None:
+    for number, day in enumerate(DAYS):
+        rows = parquet(sales(number * EACH, EACH))
+        world.storage.put(f"{INPUT}ds={day}/0.parquet", rows)
+
+
+def job(world: World, name: str, transform: str = "total", **more: Any) -> str:
+    return world.job(
+        name,
+        f"shop.transforms:{transform}",
+        INPUT,
+        window={"column": "ds", "grain": "day"},
+        output={"mode": "overwrite-partitions"},
+        chunks={"per_file": True},
+        **more,
+    )
+
+
+def oracle(above: float = 10) -> pl.DataFrame:
+    rows = sales(0, EACH * len(DAYS)).filter(pl.col("price") > above)
+    return rows.with_columns(total=pl.col("price"))
+
+
+def output_of(name: str) -> str:
+    return f"s3://demo/out/{name}/"
+
+
+def the_backfill(world: World, name: str) -> BackfillStore:
+    [record] = backfills_of(world.storage, output_of(name))
+    return BackfillStore(world.storage, record.output, record.backfill)
+
+
+def frame(world: World, name: str) -> pl.DataFrame:
+    found = world.frame(output_of(name))
+    return found.select(column for column in found.columns if column != "ds")
+
+
+def published(world: World, name: str) -> int:
+    return len(Catalog(world.storage, output_of(name)).manifest().commits)
+
+
+def awaited(what: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> Any:
+    """What a question answers, once it answers with something true. S3 has no event to wait for."""
+    deadline = time.monotonic() + 120
+    while not (answer := what()):
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "nothing came"
+        time.sleep(0.1)
+    return answer
+
+
+def driver_at_work(world: World, name: str, process: subprocess.Popen[str]) -> DriverRecord:
+    """The driver, once it has published something and has not yet published all."""
+
+    def seen() -> DriverRecord | None:
+        if not backfills_of(world.storage, output_of(name)):
+            return None
+        driver = the_backfill(world, name).driver()
+        return driver if driver and published(world, name) else None
+
+    found: DriverRecord = awaited(seen, process)
+    assert published(world, name) < len(DAYS)
+    return found
+
+
+def set_state(world: World, driver: DriverRecord, state: str) -> None:
+    """What the buttons of Prefect's pages do."""
+    run = str(driver.flow_run).rpartition("/")[2]
+    request = urllib.request.Request(
+        f"{world.settings.prefect.api_url}/flow_runs/{run}/set_state",
+        data=json.dumps({"state": {"type": state}, "force": True}).encode(),
+        headers={"content-type": "application/json"},
+    )
+    urllib.request.urlopen(request).close()
+
+
+def prefect_state(world: World, driver: DriverRecord) -> str:
+    run = str(driver.flow_run).rpartition("/")[2]
+    [shown] = ask_prefect(world, "flow_runs", flow_runs={"id": {"any_": [run]}})
+    return str(shown["state_type"])
+
+
+@pytest.fixture
+def slowly(world: World) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Starts a backfill that takes a second a window, one run at a time."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(name: str) -> subprocess.Popen[str]:
+        path = job(world, name, "slow", params={"seconds": 0.6})
+        command = ("backfill", "create", path, "--windows-per-run", "1", "--max-active", "2")
+        started.append(world.start(*command, "--json"))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_every_window_is_published_once(world: World) -> None:
+    path = job(world, "all-days")
+    made = world.chunkmap("backfill", "create", path, "--windows-per-run", "3", "--json")
+    assert made.code == 0, made.err
+    assert_frame_equal(frame(world, "all-days"), oracle())
+    assert published(world, "all-days") == len(DAYS)
+    store = the_backfill(world, "all-days")
+    driver = store.driver()
+    assert driver is not None and driver.state == "done"
+    assert prefect_state(world, driver) == "COMPLETED"
+    again = world.chunkmap("backfill", "create", path, "--json")
+    assert again.code == 0, again.err
+    assert len(backfills_of(world.storage, output_of("all-days"))) == 1
+
+
+@pytest.mark.long
+def test_prefect_shows_a_flow_run_for_each_run(world: World) -> None:
+    path = job(world, "shown-days")
+    made = world.chunkmap("backfill", "create", path, "--windows-per-run", "4", "--json")
+    assert made.code == 0, made.err
+    names = {run["name"] for run in ask_prefect(world, "flow_runs")}
+    assert {"2024-02-25 to 2024-02-28", "2024-02-29 to 2024-03-03"} <= names
+
+
+def test_cancelling_in_prefect_cancels_it(world: World, slowly: Any) -> None:
+    process = slowly("cancelled-days")
+    driver = driver_at_work(world, "cancelled-days", process)
+    set_state(world, driver, "CANCELLING")
+    process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert prefect_state(world, driver) == "CANCELLED"
+    store = the_backfill(world, "cancelled-days")
+    assert store.control().cancelled
+    assert 0 < published(world, "cancelled-days") < len(DAYS)
+    refused = world.chunkmap(
+        "backfill", "resume", store.backfill, "-o", output_of("cancelled-days")
+    )
+    assert refused.code == 2
+    assert "cancelled" in refused.err
+
+
+def test_pausing_in_prefect_pauses_it(world: World, slowly: Any) -> None:
+    process = slowly("paused-days")
+    driver = driver_at_work(world, "paused-days", process)
+    set_state(world, driver, "PAUSED")
+    store = the_backfill(world, "paused-days")
+    awaited(lambda: store.control().paused, process)
+    set_state(world, driver, "RUNNING")
+    awaited(lambda: not store.control().paused, process)
+    process.communicate(timeout=200)
+    assert process.returncode == 0
+    assert_frame_equal(frame(world, "paused-days"), sales(0, EACH * len(DAYS)))
+
+
+@pytest.mark.long
+def test_pausing_by_command_is_seen_in_prefect(world: World, slowly: Any) -> None:
+    process = slowly("held-days")
+    driver = driver_at_work(world, "held-days", process)
+    store = the_backfill(world, "held-days")
+    output = ("-o", output_of("held-days"))
+    assert world.chunkmap("backfill", "pause", store.backfill, *output).code == 0
+    awaited(lambda: prefect_state(world, driver) == "PAUSED", process)
+    assert world.chunkmap("backfill", "resume", store.backfill, *output).code == 0
+    awaited(lambda: prefect_state(world, driver) == "RUNNING", process)
+    process.communicate(timeout=200)
+    assert process.returncode == 0
+    assert prefect_state(world, driver) == "COMPLETED"
+
+
+def test_another_driver_goes_on_where_one_was_killed(world: World, slowly: Any) -> None:
+    process = slowly("killed-days")
+    driver_at_work(world, "killed-days", process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    store = the_backfill(world, "killed-days")
+    output = ("-o", output_of("killed-days"))
+    status = world.chunkmap("backfill", "status", store.backfill, *output, "--json")
+    assert status.code == 0, status.err
+    done = world.chunkmap("backfill", "resume", store.backfill, *output, "--json")
+    assert done.code == 0, done.err
+    assert_frame_equal(frame(world, "killed-days"), sales(0, EACH * len(DAYS)))
+    assert published(world, "killed-days") == len(DAYS)

@@ -1,0 +1,35 @@
+"""Dask workers as chunkmap needs them, whoever started them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask
+import pytest
+from distributed import Client, LocalCluster
+
+from pipeline import engine
+from pipeline.engine.profiling import stop_profiler
+
+pytestmark = pytest.mark.integration
+
+
+def profilers(dask_worker: Any) -> list[str]:
+    return sorted(name for name in dask_worker.periodic_callbacks if "profile" in name)
+
+
+def test_our_workers_have_no_profiler() -> None:
+    with engine.start_local_cluster(1) as cluster, Client(cluster, set_as_default=False) as client:
+        [found] = client.run(profilers).values()
+    assert found == []
+
+
+def test_a_batch_stops_the_profiler_of_other_workers() -> None:
+    with (
+        dask.config.set({"distributed.worker.profile.enabled": True}),
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        assert set(*client.run(profilers).values()) == {"profile", "profile-cycle"}
+        client.submit(stop_profiler).result()
+        assert list(client.run(profilers).values()) == [[]]

@@ -1,0 +1,47 @@
+"""Clusters on this machine under TLS: one for a run, and the embedded stack's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline import engine
+from pipeline.certificates import make
+from pipeline.errors import EngineUnavailableError, SettingsError
+from pipeline.settings import DaskSettings
+from pipeline.stack import services
+
+
+def settings(folder: Path) -> DaskSettings:
+    tls = {"ca": folder / "ca.pem", "cert": folder / "worker.pem", "key": folder / "worker-key.pem"}
+    return DaskSettings.model_validate({"workers": 1, "tls": tls})
+
+
+@pytest.mark.long
+@pytest.mark.integration
+def test_a_runs_own_cluster(tmp_path: Path) -> None:
+    make(tmp_path)
+    with engine.task_runner(settings(tmp_path), {}) as runner:
+        address = runner.client.scheduler.address
+        assert address.startswith("tls://127.0.0.1:")
+        assert runner.client.submit(sum, (40, 2)).result() == 42
+        engine.check_versions(runner)
+        with pytest.raises(EngineUnavailableError, match="ssl_context"):
+            engine.check_scheduler(address, 5)
+
+
+@pytest.mark.long
+def test_the_stacks_cluster_is_told(tmp_path: Path) -> None:
+    launch = services.dask(tmp_path, (1111, 2222), settings(tmp_path), 3333, "http://h/api")
+    assert launch.address == "tls://127.0.0.1:1111"
+    request = json.loads(next(one for one in launch.command if one.startswith("{")))
+    assert request["tls"]["ca"] == str(tmp_path / "ca.pem")
+    plain = services.dask(tmp_path, (1111, 2222), DaskSettings(), 3333, "http://h/api")
+    assert plain.address == "tcp://127.0.0.1:1111"
+
+
+def test_a_missing_certificate_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"dask\.tls\.ca: .*ca\.pem: No such file"):
+        engine.task_runner(settings(tmp_path), {})
