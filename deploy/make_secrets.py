@@ -1,0 +1,210 @@
+"""Passwords, S3 identities and certificates of the cluster, each in a volume of its own.
+
+Runs before everything else, again and again: what is there is kept. A file in deploy/secrets wins
+over what would be made up. Each volume is mounted only where its secret is needed, and the
+authority's key (`authority`) nowhere but here.
+
+    make_secrets.py [--renew tls|s3]
+"""
+
+import argparse
+import configparser
+import json
+import os
+import re
+import secrets
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.certificates import make
+
+MADE = Path(os.environ.get("SECRETS", "/secrets"))
+GIVEN = Path(os.environ.get("GIVEN", "/given"))
+POLICIES = Path(__file__).parent / "policies"
+US = int(os.environ.get("CHUNKMAP_UID", "10001"))
+SERVERS = int(os.environ.get("SERVERS_GID", "999"))
+"""The group of PostgreSQL and Redis in their images."""
+ROLES = ("admin", "driver", "worker")
+PASSWORD = re.compile(r"[A-Za-z0-9._~-]{12,}\n?")
+"""What needs no quoting in an address or a configuration file."""
+S3_FOLDER = "/etc/seaweedfs"
+"""Where SeaweedFS's container has the volume `s3-server`."""
+GRPC_PARTS = ("master", "volume", "filer", "s3", "client")
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What the workers may touch: `bucket`, and prefixes as `bucket/prefix`."""
+
+    buckets: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def main() -> None:
+    """Make what is missing."""
+    parser = argparse.ArgumentParser(description="Make the cluster's secrets; keep what is there.")
+    parser.add_argument("--renew", choices=("tls", "s3"), action="append", default=[])
+    renew = parser.parse_args().renew
+    certificates(force="tls" in renew)
+    password("prefect", "auth", "prefect-auth", prefix="chunkmap:")
+    password("postgres", "password", "postgres-password", readers=SERVERS)
+    redis_password = password("redis", "password", "redis-password", readers=SERVERS)
+    write(MADE / "redis/redis.conf", f"requirepass {redis_password}\n", readers=SERVERS)
+    own_s3 = os.environ.get("S3_REPLICAS") == "0"
+    for role in ROLES:
+        credentials(role, own_s3=own_s3, renew="s3" in renew)
+    if not own_s3:
+        identities()
+        internal_certificates()
+
+
+def certificates(*, force: bool) -> None:
+    """One for each part, beside the authority's; the authority's key stays here."""
+    authority = MADE / "authority"
+    made = make(authority, ("dask-scheduler", "dask-worker"), force=force)
+    for part in ("scheduler", "worker", "client"):
+        for name, source in (("ca", "ca"), ("cert", part), ("key", f"{part}-key")):
+            text = (authority / f"{source}.pem").read_text("ascii")
+            write(MADE / f"tls-{part}/{name}.pem", text)
+    say("tls", f"{len(made.written)} files made, {len(made.kept)} kept")
+
+
+def password(volume: str, name: str, given: str, *, prefix: str = "", readers: int = US) -> str:
+    """A password that is given, was made before, or is made now; returns it."""
+    path = MADE / volume / name
+    if (GIVEN / given).exists():
+        text = (GIVEN / given).read_text("utf-8")
+        if not PASSWORD.fullmatch(text.removeprefix(prefix)):
+            sys.exit(f"{given}: at least 12 letters, digits and ._~-, after {prefix!r}")
+        found = text.rstrip("\n")
+    elif path.exists():
+        found = path.read_text("utf-8")
+    else:
+        found = prefix + secrets.token_hex(24)
+        say(volume, "made")
+    write(path, found, readers=readers)
+    return found
+
+
+def credentials(role: str, *, own_s3: bool, renew: bool) -> None:
+    """An AWS credentials file for one role; none where the user's own S3 knows us otherwise."""
+    path = MADE / f"s3-{role}/credentials"
+    given = GIVEN / f"s3-{role}-credentials"
+    if given.exists():
+        write(path, given.read_text("utf-8"))
+    elif own_s3:
+        path.unlink(missing_ok=True)
+    elif renew or not path.exists():
+        key = "CHUNKMAP" + secrets.token_hex(6).upper()
+        secret = secrets.token_urlsafe(30)
+        text = f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"
+        write(path, text)
+        say(f"s3-{role}", "made")
+
+
+def identities() -> None:
+    """SeaweedFS's identities and the policies of each, from deploy/policies."""
+    reach = Reach(
+        listed("S3_BUCKETS", "demo"), listed("S3_INPUTS", "demo/tpch/"), listed("S3_OUTPUTS", "")
+    )
+    people, policies = [], []
+    for role in ROLES:
+        file = configparser.ConfigParser()
+        file.read_string((MADE / f"s3-{role}/credentials").read_text("utf-8"))
+        known = file["default"]
+        one: dict[str, object] = {
+            "name": role,
+            "credentials": [
+                {
+                    "accessKey": known["aws_access_key_id"],
+                    "secretKey": known["aws_secret_access_key"],
+                }
+            ],
+        }
+        if role == "admin":
+            one["actions"] = ["Admin", "Read", "Write", "List", "Tagging"]
+        else:
+            template = json.loads((POLICIES / f"{role}.json").read_text("utf-8"))
+            policies.append({"name": role, "content": json.dumps(policy(template, reach))})
+            one["policyNames"] = [role]
+        people.append(one)
+    text = json.dumps({"identities": people, "policies": policies}, indent=1)
+    write(MADE / "s3-server/s3.json", text)
+
+
+def policy(template: dict[str, object], reach: Reach) -> dict[str, object]:
+    """A template for the given buckets and prefixes.
+
+    `BUCKET` stands for each bucket, `INPUT` and `OUTPUT` for each prefix; where no outputs are
+    named, they may be anywhere in the buckets. A statement about nothing is left out.
+    """
+    names = {
+        "BUCKET": reach.buckets,
+        "INPUT": reach.inputs,
+        "OUTPUT": reach.outputs or tuple(f"{bucket}/" for bucket in reach.buckets),
+    }
+    statements = []
+    for statement in template["Statement"]:  # type: ignore[attr-defined]
+        resources = [
+            resource.replace(word, name)
+            for resource in statement["Resource"]
+            for word, found in names.items()
+            if word in resource
+            for name in found
+        ]
+        if resources:
+            statements.append({**statement, "Resource": resources})
+    return {**template, "Statement": statements}
+
+
+def internal_certificates() -> None:
+    """SeaweedFS's own calls, whose port for S3 is open to the network, ask for a certificate.
+
+    Of an authority of its own: the cluster's workers must not be let in.
+    """
+    authority = MADE / "authority/s3"
+    make(authority, ("127.0.0.1",))
+    for name, source in (("ca", "ca"), ("cert", "worker"), ("key", "worker-key")):
+        write(MADE / f"s3-server/{name}.pem", (authority / f"{source}.pem").read_text("ascii"))
+    lines = [f'[grpc]\nca = "{S3_FOLDER}/ca.pem"']
+    lines += [
+        f'[grpc.{part}]\ncert = "{S3_FOLDER}/cert.pem"\nkey = "{S3_FOLDER}/key.pem"'
+        for part in GRPC_PARTS
+    ]
+    write(MADE / "s3-server/security.toml", "\n".join(lines) + "\n")
+
+
+def listed(name: str, default: str) -> tuple[str, ...]:
+    """A variable that holds names with commas between them."""
+    return tuple(filter(None, (part.strip() for part in os.environ.get(name, default).split(","))))
+
+
+def write(path: Path, text: str, *, readers: int = US) -> None:
+    """Replace a file that only its reader may read; the folder is the volume's root."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    own(draft, readers)
+    draft.replace(path)
+
+
+def own(path: Path, group: int) -> None:
+    """Give a file to the user of our images, and to a group that may read it."""
+    if os.geteuid() == 0:
+        shutil.chown(path, US, group)
+    path.chmod(0o400 if group == US else 0o440)
+
+
+def say(what: str, how: str) -> None:
+    """A line for the log; never a secret."""
+    print(f"{what}: {how}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
