@@ -16,7 +16,7 @@ from functools import partial
 import polars as pl
 
 from partitioning import Plan
-from pipeline.batches import Batcher, Pace
+from pipeline.batches import Batch, Batcher, Pace
 from pipeline.engines import Engine, Flights, Outcome
 from pipeline.job import Job
 from pipeline.ledger import Ledger
@@ -35,8 +35,6 @@ LOOK_PAUSES = 1
 """It pauses at least so many times as long as the last count took. Simulated: without a pause, a
 million chunks on a thousand workers take 17 hours instead of 5; longer ones save little, and let
 smaller runs wait for a driver that has much to catch up with."""
-BLAMED_AFTER = 2
-"""Deaths of a worker, with a chunk alone in its batch, after which the chunk is to blame."""
 FOLD_SECONDS = 60.0
 """How often the driver folds the ledger's segments."""
 FOLD_SEGMENTS = 200
@@ -94,8 +92,8 @@ class Mapper:
     _suspects: dict[int, int] = field(default_factory=dict)
     """Chunks of batches that killed their worker, with how often."""
     _totals: dict[str, int] = field(default_factory=dict)
-    _alone: dict[int, int] = field(default_factory=dict)
-    """Chunks that were alone in their batch when the worker died, with how often."""
+    _accused: list[Outcome] = field(default_factory=list)
+    """Of batches of one chunk whose worker died: that chunk did it, or another on that worker."""
     _series: list[str] = field(default_factory=lambda: [f"driver-{uuid.uuid4().hex[:8]}-"])
     """What the names of this driver's batches begin with; its own records come first."""
     _failed_before: int = 0
@@ -165,6 +163,24 @@ class Mapper:
         ):
             if indices and not self.stopped:
                 self._map(indices, most)
+        accused, self._accused = self._accused, []
+        for outcome in accused:
+            if not self.stopped:
+                self._try_alone(outcome)
+
+    def _try_alone(self, accused: Outcome) -> None:
+        """Map a chunk with nothing else under way: if the worker dies now, the chunk is to blame.
+
+        Not before: Dask counts a worker's death against all that it was given, the chunks of its
+        other threads and those that had not even begun.
+        """
+        if self._has_said_why(accused.batch):
+            return
+        self._map(accused.batch.indices, 1)
+        again, self._accused = self._accused, []
+        for outcome in again:
+            if not self._has_said_why(outcome.batch):
+                self._blame(outcome)
 
     def _suspect_batch(self, suspects: Sequence[int]) -> int:
         """Most chunks in a batch of suspects: the square root, then single ones."""
@@ -256,7 +272,7 @@ class Mapper:
             for index in outcome.batch.indices:
                 self._suspects[index] = self._suspects.get(index, 0) + 1
             if len(outcome.batch) == 1:
-                self._died_alone(outcome)
+                self._accused.append(outcome)
         elif outcome.kind == "error":
             # The batch never got to its chunks; its reason is theirs.
             self._record(outcome.batch.indices, "BatchError", outcome.detail, transient=True)
@@ -273,18 +289,15 @@ class Mapper:
                 f"{outcome.detail}"
             )
 
-    def _died_alone(self, outcome: Outcome) -> None:
-        """A worker may die by chance: a chunk is to blame the second time, or in the last round."""
-        [index] = outcome.batch.indices
-        self._alone[index] = self._alone.get(index, 0) + 1
-        if self._alone[index] < BLAMED_AFTER and self.rounds < self.job.rounds:
-            return
-        if waited_out(partial(self.ledger.of_batch, outcome.batch.name)).failures.height:
-            return  # It hung, and its worker said so before it ended itself.
+    def _has_said_why(self, batch: Batch) -> bool:
+        """Whether a chunk hung, and its worker recorded that before it ended itself."""
+        return waited_out(partial(self.ledger.of_batch, batch.name)).failures.height > 0
+
+    def _blame(self, outcome: Outcome) -> None:
         [chunk] = self.plan.chunks(outcome.batch.indices)
         message = (
             f"the worker died while this chunk, of {chunk.decoded_bytes >> 20} MiB decoded, was "
-            f"alone in its batch: {outcome.detail}. If it ran out of memory, plan again "
+            f"the only one under way: {outcome.detail}. If it ran out of memory, plan again "
             f"(--replan) with a chunks.target below {self.job.chunks.target >> 20} MiB"
         )
         self._record(outcome.batch.indices, "WorkerKilledError", message, transient=False)
