@@ -14,6 +14,8 @@ from pipeline.errors import EngineUnavailableError
 from pipeline.settings import DaskSettings
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from distributed.security import Security
     from prefect_dask import DaskTaskRunner
     from prefect_dask.task_runners import PrefectDaskFuture
@@ -122,6 +124,34 @@ def sharing(runner: DaskTaskRunner) -> DaskTaskRunner:
     client: Any = runner.client
     options = {**runner.client_kwargs, "security": client.security}
     return DaskTaskRunner(address=client.scheduler.address, client_kwargs=options)
+
+
+def pickled(value: Any) -> bytes:
+    """A value as Dask sends it: with functions by value that workers cannot import."""
+    from distributed.protocol.pickle import dumps
+
+    found: bytes = dumps(value)
+    return found
+
+
+def submit(
+    runner: DaskTaskRunner, key: str, task_run_id: UUID, function: Callable[..., Any], *given: Any
+) -> PrefectDaskFuture[Any]:
+    """Run a function on the cluster that ends with the final state of a task run.
+
+    Args:
+        runner: The flow's task runner.
+        key: Of Dask's future; used once.
+        task_run_id: Of Prefect's task run.
+        function: To be found in a module that workers have.
+        given: Its arguments.
+    """
+    from prefect_dask.task_runners import PrefectDaskFuture
+
+    # With a key and not pure: else Dask pickles everything only to make up a name.
+    client: Any = runner.client
+    future = client.submit(function, *given, key=key, pure=False)
+    return PrefectDaskFuture(wrapped_future=future, task_run_id=task_run_id)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
-from prefect.context import SettingsContext
 from prefect.exceptions import PrefectException
 
 from pipeline import engine
@@ -21,6 +20,7 @@ from pipeline.batches import Batch
 from pipeline.engine.profiling import stop_profiler
 from pipeline.engines import Outcome
 from pipeline.errors import EngineUnavailableError
+from pipeline.flows.sending import Sender
 from pipeline.flows.server import patient
 from pipeline.mapping import BatchResult, map_batch
 from pipeline.reducing import Step, reduce_step
@@ -79,28 +79,6 @@ def slot_of(limit: str) -> Iterator[None]:
         yield
 
 
-class WholeSettings(SettingsContext):
-    """Prefect's settings as they are now, sent to the workers in one piece.
-
-    Every task run takes them along. Prefect takes them apart in the driver (20 ms) and validates
-    them anew in the worker (25 ms); pickled whole they cost half a millisecond. Driver and workers
-    have the same version of Prefect, or the run would have been refused.
-    """
-
-    @classmethod
-    def now(cls) -> WholeSettings:
-        """Of the flow run that this is called in."""
-        current = SettingsContext.get()
-        assert current is not None, "Prefect always has settings"
-        return cls(profile=current.profile, settings=current.settings)
-
-    def serialize(self, include_secrets: bool = True) -> dict[str, Any]:
-        """What `SettingsContext(**…)` makes the same settings of."""
-        if not include_secrets:
-            return super().serialize(include_secrets=False)
-        return {"profile": self.profile, "settings": self.settings}
-
-
 class DaskEngine:
     """The flow's DaskTaskRunner as an engine (see `pipeline.rounds.Engine`)."""
 
@@ -115,13 +93,13 @@ class DaskEngine:
         limit: str | None = None,
     ) -> None:
         self._priority = priority
-        self._limit = (limit,) if limit else ()
         self._runner = runner
-        self._task = task_of_batch
-        self._run = run_uri, fingerprint
+        self._sender = Sender(runner, task_of_batch)
+        self._common = {"run_uri": run_uri, "fingerprint": fingerprint}
+        if limit:
+            self._common["limit"] = limit
         self._flying: dict[Any, Batch] = {}
         self._unsent: list[Outcome] = []
-        self._settings = WholeSettings.now()
         self._threads: int | None = None
         self._counted = self._served = time.monotonic()
 
@@ -148,8 +126,8 @@ class DaskEngine:
     def submit(self, batch: Batch) -> None:
         """See `Engine.submit`. A scheduler that is gone loses the batch, not the run."""
         try:
-            with engine.prioritised(self._priority()), self._settings:
-                future = self._task.submit(*self._run, batch.name, batch.spec, *self._limit)
+            with engine.prioritised(self._priority()):
+                future = self._sender.submit(**self._common, name=batch.name, spec=batch.spec)
         except engine.connection_errors() as error:
             self._threads = None
             self._unsent.append(Outcome(batch, "lost", detail=f"not submitted: {error}"))

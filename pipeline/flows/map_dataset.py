@@ -27,6 +27,7 @@ from pipeline.driving import Driving, Listener
 from pipeline.engines import Engine
 from pipeline.errors import ChunkmapError
 from pipeline.flows.dask_engine import HOT, DaskEngine, reduce_task
+from pipeline.flows.sending import Sender
 from pipeline.flows.server import flow_run_page
 from pipeline.job import parse_job
 from pipeline.ledger import Ledger
@@ -166,7 +167,11 @@ class InPrefect:
 
     def reduce(self, run_uri: str, fingerprint: str, steps: list[Step]) -> None:
         """See `Surroundings.reduce`."""
-        futures = [reduce_task.submit(run_uri, fingerprint, step.name, step) for step in steps]
+        context = FlowRunContext.get()
+        assert context is not None, "a flow runs in a flow run's context"
+        sender = Sender(context.task_runner, reduce_task)
+        common = {"run_uri": run_uri, "fingerprint": fingerprint}
+        futures = [sender.submit(**common, name=step.name, step=step) for step in steps]
         for future in futures:
             future.result()
 
