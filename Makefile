@@ -91,7 +91,7 @@ bench: $(STAMP) ## measure chunkmap beside its peers and write a report (ARGS=--
 	@$(BIN)/chunkmap bench run $(ARGS)
 
 bench-gate: $(STAMP) ## three minutes: a few ratios, held against benchmarks/baseline.json
-	@$(BIN)/chunkmap bench run ci --repeat 2 --iterations 3 --no-count
+	@$(BIN)/chunkmap bench run ci --no-count
 	@$(BIN)/chunkmap bench gate --baseline benchmarks/baseline.json --least 0.3
 
 chaos: $(STAMP) ## long fault suite with N=20 random schedules; SEED=n plays one of them again

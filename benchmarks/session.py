@@ -51,8 +51,8 @@ class Request:
     names: tuple[str, ...] = ()
     scale: Scale = "s"
     against: tuple[str, ...] | None = None
-    repeat: int = 5
-    iterations: int = 2
+    repeat: int = 2
+    iterations: int = 3
     full: bool = False
     count: bool = True
     root: str = DEFAULT_ROOT

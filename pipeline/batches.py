@@ -16,7 +16,7 @@ PROBE = 8
 """Most chunks in a batch before the first has been measured."""
 LEAST_SHARE = 10
 """The last batches are not smaller than this part of a whole one: each costs driver, worker and
-Prefect some 80 ms together, and workers that end a tenth of a batch apart are close enough."""
+Prefect some 40 ms together, and workers that end a tenth of a batch apart are close enough."""
 CHUNK_OVERHEAD = 1e6
 """A chunk costs about as much as this many decoded bytes, however small it is (about 10 ms)."""
 

@@ -53,10 +53,10 @@ def run(  # noqa: PLR0917 - Typer takes them as they stand
         list[str] | None,
         typer.Option(metavar="PEER", help="Only these peers; may be given several times."),
     ] = None,
-    repeat: Annotated[int, typer.Option(min=1, help="Processes of each, interleaved.")] = 5,
+    repeat: Annotated[int, typer.Option(min=1, help="Processes of each, interleaved.")] = 2,
     iterations: Annotated[
         int, typer.Option(min=1, help="Times each process does the work; the first is cold.")
-    ] = 2,
+    ] = 3,
     full: Annotated[bool, typer.Option(help="Every peer on every workload.")] = False,
     count: Annotated[bool, typer.Option(help="Count S3 requests, in an untimed pass.")] = True,
     root: Root = ROOT,
