@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,10 @@ from pipeline.settings import TlsSettings
 
 if TYPE_CHECKING:
     from distributed import LocalCluster
+
+_GIVEN = "distributed.nanny.pre-spawn-environ"
+_own: dict[str, str | None] = {}
+"""What this process had in the variables that its cluster's workers were given."""
 
 STOP_SECONDS = 4.0
 """Workers of a local cluster are stopped by somebody who waits for it."""
@@ -47,12 +52,11 @@ def start_local_cluster(
 
     from pipeline.engine.worker import MapNanny
 
+    _take_back()
     cores, available = machine()
     workers, profile = for_machine(cores, workers, threads, memory, available)
     security = security_of(TlsSettings.model_validate(dict(tls or {})))
-    variables = {**profile.environment(), **(environment or {})}
-    # Only this way are they set before the worker's interpreter starts.
-    configure({f"distributed.nanny.pre-spawn-environ.{k}": v for k, v in variables.items()})
+    _give({**profile.environment(), **(environment or {})})
     cluster = LocalCluster(
         n_workers=workers,
         threads_per_worker=profile.threads,
@@ -69,6 +73,29 @@ def start_local_cluster(
     )
     _let_scale(cluster)
     return cluster
+
+
+def _give(variables: Mapping[str, str]) -> None:
+    """Let workers that are started from now on have these variables.
+
+    Only by Dask's configuration are they set before a worker's interpreter starts. A nanny then
+    sets them in this process, for good, and prefers what this process has to what it is told: so
+    they are set here before, and `_take_back` undoes it.
+    """
+    _own.update({name: os.environ.get(name) for name in variables})
+    os.environ.update(variables)
+    configure({f"{_GIVEN}.{name}": value for name, value in variables.items()})
+
+
+def _take_back() -> None:
+    """Undo what an earlier cluster of this process was given."""
+    for name, value in _own.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    configure({f"{_GIVEN}.{name}": None for name in _own})
+    _own.clear()
 
 
 def _let_scale(cluster: Any) -> None:

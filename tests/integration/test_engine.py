@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import dask
@@ -33,3 +34,21 @@ def test_a_batch_stops_the_profiler_of_other_workers() -> None:
         assert set(*client.run(profilers).values()) == {"profile", "profile-cycle"}
         client.submit(stop_profiler).result()
         assert list(client.run(profilers).values()) == [[]]
+
+
+def test_each_cluster_of_a_process_has_its_own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nannies leave theirs in the process, and would prefer them to what they are told."""
+    monkeypatch.setenv("CHUNKMAP_ONE", "the process's own")
+    monkeypatch.delenv("CHUNKMAP_TWO", raising=False)
+    found = []
+    for given in ({"CHUNKMAP_ONE": "1", "CHUNKMAP_TWO": "2"}, {"CHUNKMAP_ONE": "3"}, {}):
+        with (
+            engine.start_local_cluster(1, environment=given) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            found += client.run(variables).values()
+    assert found == [["1", "2"], ["3", None], ["the process's own", None]]
+
+
+def variables() -> list[str | None]:
+    return [os.environ.get(name) for name in ("CHUNKMAP_ONE", "CHUNKMAP_TWO")]
