@@ -56,7 +56,7 @@ class BatchCost:
     Attributes:
         seconds: Of the worker thread.
         useful: Of those, its chunks' own: the rest is overhead.
-        cpu: Seconds of a core, in the worker.
+        cpu: Seconds of a core, in the worker, and in a store on the same machine.
         gets: Requests that count as GET.
         puts: Requests that count as PUT.
         segments: Objects of completions that it stores.
@@ -153,13 +153,17 @@ class Costs:
         objects = segments * (2 if self.case.reduces else 1)
         flushes = segments * (worker.flush_seconds + store.get_seconds)
         flushes += objects * store.put_seconds
+        # Whether somebody has cancelled the run is asked after each flush.
+        gets = math.ceil(chunks * self.chunk_gets) + segments
+        puts = chunks * self.chunk_puts + objects + 1
+        around = worker.batch_seconds + worker.enter_seconds
+        own = around + chunks * self.chunk_cpu + segments * worker.flush_seconds
         return BatchCost(
-            seconds=worker.batch_seconds + store.list_seconds + pipeline + flushes,
+            seconds=around + store.list_seconds + pipeline + flushes,
             useful=chunks * steps.longest,
-            cpu=worker.batch_seconds + chunks * self.chunk_cpu + segments * worker.flush_seconds,
-            # Whether somebody has cancelled the run is asked after each flush.
-            gets=math.ceil(chunks * self.chunk_gets) + segments,
-            puts=chunks * self.chunk_puts + objects + 1,
+            cpu=own + (gets + puts) * store.cpu_seconds,
+            gets=gets,
+            puts=puts,
             segments=segments,
         )
 

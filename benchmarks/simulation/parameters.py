@@ -60,7 +60,9 @@ class Worker(_Section):
     open_chunk_seconds: Cost
     """For each chunk of the plan, once a process."""
     batch_seconds: Cost
-    """To begin and end one batch: Prefect's engine around it, and what an earlier try stored."""
+    """To begin and end one batch, in Dask and Prefect."""
+    enter_seconds: Cost
+    """To begin and end one batch, in the engine: what an earlier try stored, its completions."""
     chunk_seconds: Cost
     """For each chunk, however small: reader, Polars query, encoder, hashes."""
     byte_seconds: Cost
@@ -110,6 +112,8 @@ class Store(_Section):
     """Most of the others a second on one prefix."""
     cores: int = Field(ge=0)
     """Cores that everything together shares; 0: each worker has its own, and so has the driver."""
+    cpu_seconds: Cost
+    """Of those cores, in the store, for a small request; 0 if it is elsewhere."""
 
 
 class Prices(_Section):

@@ -11,12 +11,14 @@ import statistics
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks.datasets import ensure
 from benchmarks.ledger_only import ManyObjects, ledger_only_run, synthetic_plan
@@ -32,6 +34,9 @@ from pipeline.records import Completion
 from pipeline.settings import Settings
 from pipeline.sparse import coalesce
 from pipeline.storage import Storage, StorageReader
+
+BURSTS, BURST = 5, 400
+"""Bursts of requests, and requests of each."""
 
 Figures = dict[str, tuple[float, str]]
 """Name of a parameter to its value and how it was measured."""
@@ -66,11 +71,11 @@ def quick(count: int, call: Callable[[int], object]) -> float:
     return statistics.quantiles(found, n=4)[0]
 
 
-def burst(count: int, call: Callable[[int], object], times: int = 5) -> float:
+def burst(count: int, call: Callable[[int], object]) -> float:
     """Calls a second from 32 threads: of the fastest of several bursts."""
     rates = []
     with ThreadPoolExecutor(32) as pool:
-        for number in range(times):
+        for number in range(BURSTS):
             with stopwatch() as took:
                 list(pool.map(call, range(number * count, (number + 1) * count)))
             rates.append(count / took.wall)
@@ -90,16 +95,25 @@ def job_of(root: str, source: str, transform: str, **more: Any) -> Job:
     )
 
 
-def store(storage: Storage, root: str) -> Figures:
-    """Latency and throughput of the object store, as this machine sees them."""
+def store(storage: Storage, root: str, server: int) -> Figures:
+    """Latency and throughput of the object store, as this machine sees them.
+
+    Args:
+        storage: Reaches it.
+        root: URI below which objects may be made.
+        server: Its process id.
+    """
     at, small, large = f"{root}simulation/store/{uuid.uuid4().hex[:8]}/", b"x" * 500, 64 << 20
     put = quick(100, lambda n: storage.put(f"{at}small/{n}", small))
     get = quick(100, lambda n: storage.get(f"{at}small/{n}"))
     storage.put(f"{at}large", bytes(large))
     info = storage.head(f"{at}large")
     stream = quick(8, lambda n: storage.get_ranges(info, [(0, large)]))
-    puts = burst(400, lambda n: storage.put(f"{at}many/{n}", small))
-    gets = burst(400, lambda n: storage.get(f"{at}many/{n}"))
+    processes = [server, *(one.pid for one in psutil.Process(server).children(recursive=True))]
+    before = cpu_of(processes)
+    puts = burst(BURST, lambda n: storage.put(f"{at}many/{n}", small))
+    gets = burst(BURST, lambda n: storage.get(f"{at}many/{n}"))
+    each = (cpu_of(processes) - before) / (2 * BURSTS * BURST)
     listed = quick(8, lambda n: storage.objects(f"{at}many/")) / 2
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda one: storage.delete(one.uri), storage.objects(at)))
@@ -110,7 +124,14 @@ def store(storage: Storage, root: str) -> Figures:
         "stream_bytes": (large / stream, "lower quartile of 8 reads of 64 MiB in one request"),
         "gets_per_second": (gets, "fastest of 5 bursts of 400 gets of 500 bytes from 32 threads"),
         "puts_per_second": (puts, "fastest of 5 bursts of 400 puts of 500 bytes from 32 threads"),
+        "cpu_seconds": (each, "processor time of the server for each request of those bursts"),
     }
+
+
+def cpu_of(pids: Iterable[int]) -> float:
+    """Seconds of processor time that processes have had."""
+    found = [psutil.Process(pid).cpu_times() for pid in pids]
+    return sum(one.user + one.system for one in found)
 
 
 def ledger(settings: Settings, storage: Storage, root: str) -> Figures:
@@ -230,7 +251,7 @@ def worker(settings: Settings, storage: Storage, root: str) -> Figures:
     """A worker's own work, in this process: very small chunks, then a row-wise map."""
     groups = ensure(storage, root, "row-groups", "s")
     tiny = job_of(
-        root, groups.uri, "identity", chunks={"target": 1}, input={"filter": [["id", "<", 1600]]}
+        root, groups.uri, "identity", chunks={"target": 1}, input={"filter": [["id", "<", 1760]]}
     )
     planned = plan_run(tiny, settings, storage, Resume())
     with stopwatch() as opening:
@@ -238,6 +259,10 @@ def worker(settings: Settings, storage: Storage, root: str) -> Figures:
     map_batch(planned.ledger.prefix, planned.fingerprint, Batch("probe0", "0-50"))
     with stopwatch() as small:
         map_batch(planned.ledger.prefix, planned.fingerprint, Batch("probe1", "50-400"))
+    with stopwatch() as single:
+        for number in range(400, 440):
+            batch = Batch(f"alone{number}", f"{number}-{number + 1}")
+            map_batch(planned.ledger.prefix, planned.fingerprint, batch)
     with stopwatch() as published:
         publish_run(storage, planned.ledger)
     lines = ensure(storage, root, "lineitem", "s")
@@ -251,13 +276,17 @@ def worker(settings: Settings, storage: Storage, root: str) -> Figures:
     stored = sum(chunk.stored_bytes for chunk in mapped.plan.chunks(range(1, count)))
     how = f"{count - 1} chunks of TPC-H lineitem, a row-wise map of seven columns"
     return {
-        "worker.open_seconds": (opening.cpu, "opening a run of 400 chunks in a fresh process"),
+        "worker.open_seconds": (opening.cpu, "opening a run of 440 chunks in a fresh process"),
         "worker.chunk_seconds": (each, "350 chunks of four rows, one after the other"),
+        "worker.enter_seconds": (
+            max(0.0, single.cpu / 40 - each),
+            "40 batches of one such chunk, less the chunks",
+        ),
         "worker.byte_seconds": (max(0.0, large.cpu - (count - 1) * each) / decoded, how),
         "data.decoded_share": (decoded / stored, how),
         "data.output_share": (result.bytes_out / stored, how),
         "data.reads_per_chunk": (_reads(mapped), how),
-        "driver.publish_file_seconds": (published.cpu / 400, "publishing 400 chunks"),
+        "driver.publish_file_seconds": (published.cpu / 440, "publishing 440 chunks"),
     }
 
 

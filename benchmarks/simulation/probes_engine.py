@@ -21,7 +21,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
 from benchmarks.datasets import ensure
-from benchmarks.simulation.probes import Figures, job_of, stopwatch
+from benchmarks.simulation.probes import Figures, cpu_of, job_of, stopwatch
 from pipeline import stack
 from pipeline.batches import Batch
 from pipeline.engine import task_runner
@@ -69,7 +69,7 @@ def probe_flow(scheduler: int, workers: list[int], prefect: int) -> Figures:
     queued = [Batch(f"queued{number}", "") for number in range(QUEUED)]
     watched = ([scheduler], workers, [prefect])
     idle = _idle(watched)
-    clock, before = time.perf_counter(), [_cpu(pids) for pids in watched]
+    clock, before = time.perf_counter(), [cpu_of(pids) for pids in watched]
     with stopwatch() as submitting:
         for batch in queued:
             engine.submit(batch)
@@ -86,7 +86,7 @@ def probe_flow(scheduler: int, workers: list[int], prefect: int) -> Figures:
         left -= found
     shutil.rmtree(gate.parent)
     time.sleep(3.0)  # The server is still at it.
-    after, waited = [_cpu(pids) for pids in watched], time.perf_counter() - clock
+    after, waited = [cpu_of(pids) for pids in watched], time.perf_counter() - clock
     spent = [
         max(0.0, b - a - rate * waited) / (QUEUED + len(holders))
         for a, b, rate in zip(before, after, idle, strict=True)
@@ -128,20 +128,12 @@ def _idle(watched: Sequence[Sequence[int]]) -> list[float]:
     """
     moments = []
     for _ in range(IDLE_MOMENTS):
-        clock, before = time.perf_counter(), [_cpu(pids) for pids in watched]
+        clock, before = time.perf_counter(), [cpu_of(pids) for pids in watched]
         time.sleep(IDLE_SECONDS)
         waited = time.perf_counter() - clock
-        after = [_cpu(pids) for pids in watched]
+        after = [cpu_of(pids) for pids in watched]
         moments.append([(b - a) / waited for a, b in zip(before, after, strict=True)])
     return [min(each) for each in zip(*moments, strict=True)]
-
-
-def _cpu(pids: Iterable[int]) -> float:
-    total = 0.0
-    for pid in pids:
-        times = psutil.Process(pid).cpu_times()
-        total += times.user + times.system
-    return total
 
 
 def engine(settings: Settings, storage: Storage, root: str) -> Figures:

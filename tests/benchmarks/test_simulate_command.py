@@ -139,4 +139,4 @@ def test_fitting_writes_what_was_measured_and_keeps_the_rest(
 
 def test_a_probe_is_of_the_fastest_quarter() -> None:
     assert probes.quick(40, lambda n: time.sleep(0.02 if n % 2 else 0.0)) < 0.01
-    assert probes.burst(10, lambda n: None, times=2) > 100
+    assert probes.burst(10, lambda n: None) > 100

@@ -45,6 +45,7 @@ def free(**changes: float) -> Parameters:
             "gets_per_second": PLENTY,
             "puts_per_second": PLENTY,
             "cores": 0,
+            "cpu_seconds": 0,
         },
         "prices": dict.fromkeys(Prices.model_fields, 0.0),
     }
