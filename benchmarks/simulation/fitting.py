@@ -19,7 +19,6 @@ from benchmarks.machine import cores, describe
 from benchmarks.session import DEFAULT_ROOT
 from benchmarks.simulation import probes, probes_engine
 from benchmarks.simulation.parameters import FILE
-from pipeline import stack
 from pipeline.settings import Settings, load_settings
 from pipeline.storage import Storage, open_storage
 
@@ -67,8 +66,7 @@ def _measured(group: str, settings: Settings, storage: Storage) -> probes.Figure
     if group == "engine":
         return probes_engine.engine(settings, storage, DEFAULT_ROOT)
     if group == "store":
-        [server] = [one.pid for one in stack.status(settings) if one.name == "s3" and one.pid]
-        store = probes.store(storage, DEFAULT_ROOT, server)
+        store = probes.store(settings, storage, DEFAULT_ROOT)
         store["cores"] = (cores(), "driver, servers and workers share them")
         return {f"store.{name}": said for name, said in store.items()}
     found: probes.Figures = getattr(probes, group)(settings, storage, DEFAULT_ROOT)

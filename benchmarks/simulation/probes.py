@@ -23,6 +23,7 @@ import psutil
 from benchmarks.datasets import ensure
 from benchmarks.ledger_only import ManyObjects, ledger_only_run, synthetic_plan
 from partitioning import Plan, PlanRequest, plan_dataset
+from pipeline import stack
 from pipeline.batches import Batch
 from pipeline.driver import Driver, publish_run, store_report
 from pipeline.job import Job
@@ -95,20 +96,15 @@ def job_of(root: str, source: str, transform: str, **more: Any) -> Job:
     )
 
 
-def store(storage: Storage, root: str, server: int) -> Figures:
-    """Latency and throughput of the object store, as this machine sees them.
-
-    Args:
-        storage: Reaches it.
-        root: URI below which objects may be made.
-        server: Its process id.
-    """
+def store(settings: Settings, storage: Storage, root: str) -> Figures:
+    """Latency and throughput of the object store, as this machine sees them."""
     at, small, large = f"{root}simulation/store/{uuid.uuid4().hex[:8]}/", b"x" * 500, 64 << 20
     put = quick(100, lambda n: storage.put(f"{at}small/{n}", small))
     get = quick(100, lambda n: storage.get(f"{at}small/{n}"))
     storage.put(f"{at}large", bytes(large))
     info = storage.head(f"{at}large")
     stream = quick(8, lambda n: storage.get_ranges(info, [(0, large)]))
+    [server] = [one.pid for one in stack.status(settings) if one.name == "s3" and one.pid]
     processes = [server, *(one.pid for one in psutil.Process(server).children(recursive=True))]
     before = cpu_of(processes)
     puts = burst(BURST, lambda n: storage.put(f"{at}many/{n}", small))
