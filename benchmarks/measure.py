@@ -246,6 +246,9 @@ def spec_of(
     }
     if workload.rows_per_task:
         job["input"]["filter"] = [["id", "<", tasks * workload.rows_per_task]]
+    if workload.kind == "backfill":
+        job["window"] = {"column": workload.keys[0], "grain": "day"}
+        job["output"]["mode"] = "overwrite-partitions"
     if workload.reduce:
         named = workload.reduce.items()
         job["reduce"] = {key: f"benchmarks.transforms:{name}" for key, name in named}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from benchmarks.datasets import Scale, prefix_of
 
-Kind = Literal["map", "plan", "tasks", "resume", "wait", "publish"]
+Kind = Literal["map", "plan", "tasks", "resume", "wait", "publish", "backfill"]
 """What the clock runs for: S3 to S3; planning alone; very many chunks of nothing; a second run of
 the same job; waiting; publishing alone."""
 
@@ -97,7 +97,7 @@ class Workload:
     @property
     def is_checked(self) -> bool:
         """Whether it writes rows that are held against the expected ones."""
-        return self.kind in ("map", "resume", "wait", "publish")
+        return self.kind in ("map", "resume", "wait", "publish", "backfill")
 
 
 _FAST = Aim(("polars", "duckdb", "daft"), 1.15)
@@ -267,6 +267,15 @@ WORKLOADS: Mapping[str, Workload] = {
             chunks={"target": 1},
             sizes=MappingProxyType({"s": (500,), "m": (2_000,), "l": (10_000,)}),
             rows_per_task=4,
+        ),
+        Workload(
+            "backfill",
+            "a backfill of three years, day by day: each day a window with a commit of its own",
+            "backfill",
+            "daily",
+            "daily_kinds",
+            keys=("day",),
+            repeat=1,
         ),
         Workload(
             "wait",

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from threading import Thread
 from typing import Protocol
 
 from pipeline import logs
@@ -33,6 +34,7 @@ from pipeline.planning import Planned, Resume, plan_run
 from pipeline.publish import UploadsVanishedError, foreign_claim
 from pipeline.records import Progress
 from pipeline.reducing import Step, partials_of, reduce_step, reduced_of, tree
+from pipeline.report.run_report import import_renderers
 from pipeline.rounds import Mapper, MapProgress
 from pipeline.settings import Settings
 from pipeline.storage import Storage
@@ -133,6 +135,7 @@ class Driving:
     mapper: Mapper | None = None
     _looked: float = 0.0
     _round: int = 0
+    _imports: Thread | None = None
 
     def __post_init__(self) -> None:
         self.driver = Driver.of(self.storage, self.planned.ledger.prefix, self.around.page)
@@ -249,6 +252,10 @@ class Driving:
 
     def _tell(self, progress: MapProgress) -> None:
         self.driver.saw(progress)
+        if self._imports is None:
+            # While the workers have their first batches, and nobody waits for this process.
+            self._imports = Thread(target=import_renderers, name="imports", daemon=True)
+            self._imports.start()
         if progress.round != self._round:
             self._round = progress.round
             log.info(

@@ -106,6 +106,24 @@ def publish(state: State, spec: Spec, output: str) -> dict[str, Any]:
     return {**figures, "work_seconds": figures["phases"]["publish"]}
 
 
+def backfill(state: State, spec: Spec, output: str) -> dict[str, Any]:
+    """Plan a backfill over every window of the input, store it and drive it to its end."""
+    from pipeline.backfill.driving import Again
+    from pipeline.backfill.planning import Asked, create, draft
+    from pipeline.backfill.records import Options
+    from pipeline.flows.launch import launch_backfill
+
+    storage = open_storage(state.settings)
+    drafted = draft(job_of(spec, output), state.settings, storage, Asked(), Options())
+    store, _ = create(storage, drafted)
+    counts = launch_backfill(store, state.settings, lambda board, phase: None, Again()).counts
+    return {
+        "rows": counts["rows_out"],
+        "tasks": counts["chunks_done"],
+        "windows": counts["done"],
+    }
+
+
 def resume(state: State, spec: Spec, output: str) -> dict[str, Any]:
     """Run a job to its end, untimed; then time the same command again."""
     run(state, spec, output)
@@ -160,6 +178,7 @@ if __name__ == "__main__":
             "resume-half": resume_half,
             "ledger": ledger,
             "publish": publish,
+            "backfill": backfill,
         },
         stop,
         ("chunkmap", "polars", "prefect", "distributed", "obstore"),

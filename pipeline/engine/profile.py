@@ -12,7 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-PRELOAD = ("polars", "prefect_dask", "pipeline.flows.map_dataset", "pipeline.engine.preload")
+PRELOAD = (
+    "polars",
+    "prefect_dask",
+    "pipeline.flows.map_dataset",
+    "pipeline.flows.preload",
+    "pipeline.engine.preload",
+)
 """What the first batch would otherwise wait for: five seconds of imports in every worker. The last
 one sets up logs."""
 ALLOWED_FAILURES = 1

@@ -58,7 +58,7 @@ def serve_scheduler(
             security=security,
             dashboard_address=_at(pages, host),
             # Imported with the first task otherwise, while no heartbeat is heard.
-            preload=PRELOAD[-2:],
+            preload=PRELOAD[-3:],
         )
         return await _served(scheduler)
 

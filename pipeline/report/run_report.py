@@ -12,6 +12,12 @@ from __future__ import annotations
 from pipeline.report.model import RunReport
 
 
+def import_renderers() -> None:
+    """Import what pages are made with, a second and a half, before it is needed."""
+    import pipeline.report.page
+    import pipeline.report.run_page  # noqa: F401
+
+
 def render_html(report: RunReport) -> str:
     """The report as one HTML page that loads nothing. Takes seconds at 100,000 chunks."""
     from pipeline.report.page import render_page

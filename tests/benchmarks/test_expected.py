@@ -38,7 +38,8 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> Storage:
 
 
 @pytest.mark.parametrize(
-    ("name", "tasks"), [("stations", 0), ("daily", 0), ("publish", 13), ("wait", 7)]
+    ("name", "tasks"),
+    [("stations", 0), ("daily", 0), ("backfill", 0), ("publish", 13), ("wait", 7)],
 )
 def test_our_own_engine_writes_what_is_expected(
     storage: Storage, tmp_path: Path, name: str, tasks: int
