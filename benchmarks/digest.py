@@ -10,12 +10,15 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import polars as pl
 
 from pipeline.storage import Storage
 
+AT_ONCE = 4
+"""Files read at a time."""
 TOLERANCE = 1e-9
 """Relative, of sums of floats: engines add in another order."""
 
@@ -85,7 +88,8 @@ def digest_of(storage: Storage, prefix: str, schema: Mapping[str, pl.DataType]) 
     found = [info for info in storage.objects(prefix) if info.uri.endswith(".parquet")]
     if not found:
         raise ValueError(f"there is no Parquet file under {prefix}")
-    return total(digest(read(storage, info.uri), schema) for info in found)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return total(pool.map(lambda info: digest(read(storage, info.uri), schema), found))
 
 
 def read(storage: Storage, uri: str) -> pl.DataFrame:

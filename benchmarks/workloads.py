@@ -132,7 +132,6 @@ WORKLOADS: Mapping[str, Workload] = {
             "lineitem",
             "strings",
             peers=ALL,
-            suite="main",
         ),
         Workload(
             "projection",
