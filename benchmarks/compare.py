@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.environments import REFERENCE
@@ -134,9 +134,3 @@ def lost(before: Record, after: Record) -> list[str]:
             side = there.ours if there.ours.state != "ok" else there.theirs
             names.append(f"{one.workload} against {one.theirs.subject}: {side.title} {side.state}")
     return names
-
-
-def best_peer(found: Sequence[Comparison]) -> Comparison | None:
-    """The fastest peer of one workload."""
-    with_ratio = [one for one in found if one.found is not None]
-    return max(with_ratio, key=lambda one: one.found.value if one.found else 0.0, default=None)

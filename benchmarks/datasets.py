@@ -22,7 +22,6 @@ from benchmarks import generating
 from pipeline.storage import Storage
 
 Scale = Literal["s", "m", "l"]
-SCALES: tuple[Scale, ...] = ("s", "m", "l")
 SEED = 20260101
 VERSION = 1
 """Of the generators: another number makes every dataset anew."""

@@ -5,7 +5,7 @@ The schema is committed (record.schema.json) and tested: a change of it is a new
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -202,8 +202,3 @@ def with_results(record: Record, results: Iterable[Result]) -> Record:
     """The record with these results in place of those of the same key, or after them."""
     merged = {one.key: one for one in (*record.results, *results)}
     return record.model_copy(update={"results": tuple(merged.values())})
-
-
-def subjects_of(results: Sequence[Result]) -> list[str]:
-    """Names of subjects in order of first appearance."""
-    return list(dict.fromkeys(one.subject for one in results))

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from benchmarks.datasets import Scale, prefix_of
-
 Kind = Literal["map", "plan", "tasks", "resume", "wait", "publish", "backfill"]
 """What the clock runs for: S3 to S3; planning alone; very many chunks of nothing; a second run of
 the same job; waiting; publishing alone."""
@@ -306,8 +304,3 @@ def bound_params(workload: Workload, root: str, scale: str) -> dict[str, Any]:
 def needs(workload: Workload) -> tuple[str, ...]:
     """The datasets that it reads."""
     return (workload.dataset, "supplier") if workload.name == "join" else (workload.dataset,)
-
-
-def input_of(root: str, workload: Workload, scale: Scale) -> str:
-    """The URI of a workload's input."""
-    return prefix_of(root, workload.dataset, scale) + "data/"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from pipeline.backfill.layout import lay_out
 from pipeline.backfill.status import BackfillStatus, look
 from pipeline.backfill.store import BackfillStore
 from pipeline.job import Job
-from pipeline.report.backfill_model import BackfillFailure, BackfillReport, Calendar
+from pipeline.report.backfill_model import BackfillReport, Calendar
 
 MOST_ROWS = 100
 """Rows of the page's calendar."""
@@ -69,7 +68,7 @@ def report_of(status: BackfillStatus, job: Job) -> BackfillReport:
         todo=record.todo,
         windows=status.windows,
         calendar=Calendar(layout.unit, layout.rows, layout.columns, layout.cells),
-        failures=tuple(BackfillFailure(**asdict(one)) for one in status.errors),
+        failures=status.errors,
         at=status.at,
         created=record.created,
         prefect_url=(status.driver.flow_run if status.driver else None) or "",

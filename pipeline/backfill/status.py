@@ -23,30 +23,12 @@ from pipeline.backfill.counting import Ledgers, Recount
 from pipeline.backfill.records import BackfillRecord, Control
 from pipeline.backfill.store import BackfillStore
 from pipeline.driver import DriverRecord
+from pipeline.report.backfill_model import BackfillFailure
 
 MOST_LEDGERS = 20
 """Runs whose failures are read for the table of errors."""
-ENDED = ("done", "cancelled")
-"""States that nothing comes after."""
 _VOLATILE = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-f]{12,}\b|\d+")
 """What differs between two messages of one error."""
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorGroup:
-    """Chunks that failed in the same way, with one example."""
-
-    error: str
-    """Name of the error's class."""
-    chunks: int
-    windows: int
-    window: str
-    """Of the example, as are the following."""
-    index: int
-    """Of the chunk in its run."""
-    worker: str
-    message: str
-    trace: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +56,7 @@ class BackfillStatus:
     """Bytes read."""
     eta_seconds: float | None
     """Until all is mapped, at this speed; None if it is not known, or nobody drives."""
-    errors: tuple[ErrorGroup, ...]
+    errors: tuple[BackfillFailure, ...]
     """The most frequent first."""
     errors_of: int
     """Runs whose failures were looked at, of …"""
@@ -193,7 +175,7 @@ def _failing(joined: pl.DataFrame) -> list[str]:
     return ordered["run"].to_list()
 
 
-def _errors(ledgers: Ledgers, runs: Sequence[str]) -> tuple[ErrorGroup, ...]:
+def _errors(ledgers: Ledgers, runs: Sequence[str]) -> tuple[BackfillFailure, ...]:
     """The failures of some runs, grouped by what they say."""
     frames = []
     for run, progress in ledgers.read(runs).items():
@@ -219,7 +201,7 @@ def _errors(ledgers: Ledgers, runs: Sequence[str]) -> tuple[ErrorGroup, ...]:
         .sort("chunks", descending=True)
     )
     return tuple(
-        ErrorGroup(
+        BackfillFailure(
             error=row["error"],
             chunks=row["chunks"],
             windows=row["windows"],

@@ -13,10 +13,13 @@ class BackfillFailure:
     """Chunks that failed in the same way, with one example."""
 
     error: str
+    """Name of the error's class."""
     chunks: int
     windows: int
     window: str
+    """Of the example, as are the following."""
     index: int
+    """Of the chunk in its run."""
     worker: str
     message: str
     trace: str

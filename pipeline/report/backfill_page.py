@@ -8,8 +8,9 @@ from typing import Any
 import polars as pl
 from markupsafe import Markup
 
-from pipeline.report import backfill_charts, charts, figures
+from pipeline.report import backfill_charts, charts
 from pipeline.report.backfill_model import BackfillFailure, BackfillReport
+from pipeline.report.durations import durations_chart
 from pipeline.report.humanize import (
     byte_size,
     count,
@@ -237,27 +238,15 @@ def _course(report: BackfillReport) -> Section | None:
     )
     if done.is_empty():
         return None
-    return Section("How it went", (_durations(done), _rows(done), _slowest(done)))
-
-
-def _durations(done: pl.DataFrame) -> Block:
-    seconds = done["seconds"].drop_nulls()
-    stats = figures.durations(seconds)
-    if stats is None or len(seconds) == 1:
-        return Note("One window has been mapped.", half=True)
-    bins, logarithmic = figures.histogram(seconds)
-    median, high = stats.quantile(0.5), stats.quantile(0.95)
-    text = (
-        f"Half of the windows took up to {duration(median)}, 95% up to {duration(high)}; the "
-        f"slowest took {duration(stats.maximum)}."
-    )
-    marks = [(median, f"median {duration(median)}"), (high, f"95% {duration(high)}")]
-    return Chart(
-        "How long windows took",
-        charts.histogram(bins, logarithmic, marks),
-        f"Histogram of the durations of {plural(len(seconds), 'window')}. {text}",
-        "From the first chunk's begin to the last one's end. " + text,
-        half=True,
+    return Section(
+        "How it went",
+        (
+            durations_chart(
+                "window", done["seconds"], "From the first chunk's begin to the last one's end. "
+            ),
+            _rows(done),
+            _slowest(done),
+        ),
     )
 
 

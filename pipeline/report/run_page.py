@@ -9,6 +9,7 @@ import polars as pl
 from markupsafe import Markup, escape
 
 from pipeline.report import charts, figures, tables, timeline, wording
+from pipeline.report.durations import durations_chart
 from pipeline.report.humanize import byte_rate, count, duration, instant, percent, plural
 from pipeline.report.model import RunReport
 from pipeline.report.page import (
@@ -211,7 +212,7 @@ def _chunks(report: RunReport, spans: pl.DataFrame) -> tuple[Block, ...]:
     words = ", ".join(f"{share.name} {percent(share.share)}" for share in shares)
     slowest = figures.slowest(report)
     return (
-        _duration_chart(report),
+        durations_chart("chunk", report.completions["seconds"]),
         Chart(
             "Where the workers' time went",
             charts.share_bar(shares, colours),
@@ -227,28 +228,6 @@ def _chunks(report: RunReport, spans: pl.DataFrame) -> tuple[Block, ...]:
             "Slowest chunks",
             tables.slowest_table(slowest),
         ),
-    )
-
-
-def _duration_chart(report: RunReport) -> Block:
-    seconds = report.completions["seconds"]
-    stats = figures.durations(seconds)
-    assert stats is not None
-    if len(seconds) == 1:
-        return Note(f"One chunk has completed; it took {duration(stats.maximum)}.", half=True)
-    bins, logarithmic = figures.histogram(seconds)
-    median, high = stats.quantile(0.5), stats.quantile(0.95)
-    text = (
-        f"Half of the chunks took up to {duration(median)}, 95% up to {duration(high)}; "
-        f"the slowest took {duration(stats.maximum)}."
-    )
-    marks = [(median, f"median {duration(median)}"), (high, f"95% {duration(high)}")]
-    return Chart(
-        "How long chunks took",
-        charts.histogram(bins, logarithmic, marks),
-        f"Histogram of the durations of {plural(len(seconds), 'chunk')}. {text}",
-        text + (" The axis is logarithmic." if logarithmic else ""),
-        half=True,
     )
 
 
