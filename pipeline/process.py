@@ -21,14 +21,12 @@ from partitioning import Chunk, Filter, Plan, Term, filter_expr
 from pipeline.errors import TransformError, Transient
 from pipeline.job import Job
 from pipeline.ledger import Ledger
-from pipeline.reading import ChunkSource, polars_schema
+from pipeline.reading import ChunkSource, engine_for, polars_schema
 from pipeline.records import Completion, Failure, RunRecord, digest_of
 from pipeline.settings import Settings, load_settings
 from pipeline.storage import Storage, join, own_storage
 from pipeline.transforms import Transform, code_of, resolve
 
-SMALL_BYTES = 1 << 20
-"""Decoded bytes of a chunk up to which Polars' in-memory engine is the faster one."""
 MESSAGE_CHARACTERS = 2000
 """Longer error messages (Polars prints whole query plans) are cut."""
 
@@ -110,8 +108,7 @@ def apply(transform: Transform, frame: pl.LazyFrame, size: float = math.inf) -> 
     Args:
         transform: Of the job.
         frame: What it is given.
-        size: Decoded bytes of it, as far as they are known. Polars' streaming engine keeps memory
-            low and cores busy; what is small needs neither, and is done in a quarter of the time.
+        size: Decoded bytes of it, as far as they are known.
 
     Raises:
         TransformError: it raised, or did not return a LazyFrame.
@@ -121,7 +118,7 @@ def apply(transform: Transform, frame: pl.LazyFrame, size: float = math.inf) -> 
         if not isinstance(result, pl.LazyFrame):
             kind = type(result).__name__
             raise TransformError(f"{transform.name} returned {kind}, not a LazyFrame")
-        return result.collect(engine="in-memory" if size <= SMALL_BYTES else "streaming")
+        return result.collect(engine=engine_for(size))
     except Exception as error:
         raise _foreign(transform, error) from error
 

@@ -95,6 +95,8 @@ def test_workers_are_told_the_addresses_and_have_imported_what_is_slow(running: 
     assert imported
     assert variables["PREFECT_API_URL"] == settings.prefect.api_url
     assert int(variables["POLARS_MAX_THREADS"]) >= 1
+    # Dask has a value of its own for it, which ours must win over.
+    assert variables["MALLOC_TRIM_THRESHOLD_"] == MALLOC["MALLOC_TRIM_THRESHOLD_"]
     assert settings.s3.environment().items() <= variables.items()
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pipeline.engine.profile import NANNY_BYTES, Profile, for_container, for_machine
+from pipeline.engine.profile import MALLOC, NANNY_BYTES, Profile, for_container, for_machine
 from pipeline.settings import Settings
 
 GIB = 1 << 30
@@ -41,10 +41,14 @@ def test_polars_has_the_whole_containers_cores_whatever_the_threads() -> None:
 
 
 def test_given_variables_win(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("POLARS_MAX_THREADS", raising=False)
-    assert Profile(1, 3, 0).environment() == {"POLARS_MAX_THREADS": "3"}
+    for name in ("POLARS_MAX_THREADS", *MALLOC):
+        monkeypatch.delenv(name, raising=False)
+    assert Profile(1, 3, 0).environment() == {"POLARS_MAX_THREADS": "3", **MALLOC}
     monkeypatch.setenv("POLARS_MAX_THREADS", "7")
-    assert Profile(1, 3, 0).environment() == {"POLARS_MAX_THREADS": "7"}
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
+    told = Profile(1, 3, 0).environment()
+    assert told["POLARS_MAX_THREADS"] == "7"
+    assert told["MALLOC_TRIM_THRESHOLD_"] == "65536"
 
 
 def configured(**variables: str) -> dict[str, object]:
