@@ -15,8 +15,14 @@ GUESSED_SPEED = 100e6
 PROBE = 8
 """Most chunks in a batch before the first has been measured."""
 LEAST_SHARE = 10
-"""The last batches are not smaller than this part of a whole one: each costs driver, worker and
-Prefect some 40 ms together, and workers that end a tenth of a batch apart are close enough."""
+"""The last batches are not smaller than this part of a whole one, unless that would leave a thread
+without one: workers that end a tenth of a batch apart are close enough."""
+SHARED_SECONDS = 0.04
+"""What a batch takes of what all threads have in common, half of it Prefect's server. So many
+threads must not ask for batches more often than that: with a thousand, whole ones run for 80 s."""
+OVERLAPPING = 8
+"""Chunks that a whole batch holds at least, however long they take: within one the next is read and
+the last is staged while one is computed, but its first and its last have nobody beside them."""
 CHUNK_OVERHEAD = 1e6
 """A chunk costs about as much as this many decoded bytes, however small it is (about 10 ms)."""
 
@@ -93,6 +99,7 @@ class Batcher:
         seconds: float,
         max_chunks: int,
         pace: Pace | None = None,
+        shared: float = SHARED_SECONDS,
     ) -> None:
         """Start.
 
@@ -100,9 +107,10 @@ class Batcher:
             prefix: Begins the name of each batch.
             indices: What is left, ascending.
             decoded_bytes: Estimated size of each of them.
-            seconds: How long a batch should run at most.
+            seconds: How long a batch should run at most, while threads are few and chunks small.
             max_chunks: Most chunks in a batch.
             pace: What is known of the speed, and learns more. Default: nothing.
+            shared: Seconds that a batch takes of what all threads have in common.
         """
         self.pace = pace or Pace()
         self._prefix = prefix
@@ -111,17 +119,17 @@ class Batcher:
         self._left = sum(self._costs)
         self._seconds = seconds
         self._max_chunks = max_chunks
+        self._shared = shared
         self._position = 0
         self._number = 0
+        self._last: float | None = None
+        """Cost units of each thread's last batch, once less than a least one for each is left."""
 
     def take(self, threads: int) -> Batch | None:
         """The next batch for a cluster of so many threads, or None when all is handed out."""
         if self._position >= len(self._indices):
             return None
-        share = self._left / (2 * max(1, threads))
-        most_work = self._seconds * self.pace.speed
-        least_work = most_work / LEAST_SHARE if self.pace.is_known else 0.0
-        budget = min(max(share, least_work), most_work)
+        budget = self._budget(max(1, threads))
         start, cost = self._position, 0.0
         # Until the speed is known, a batch is a probe: chunks may take a second as well as a
         # millisecond, and the first of them must come back soon.
@@ -137,3 +145,16 @@ class Batcher:
         self._number += 1
         name = f"{self._prefix}{self._number:05d}"
         return Batch(name, spec_of(self._indices[start : self._position]))
+
+    def _budget(self, threads: int) -> float:
+        """Cost units of the next batch."""
+        shared, speed, share = threads * self._shared, self.pace.speed, self._left / threads
+        several = OVERLAPPING * self._left / (len(self._indices) - self._position)
+        most = max(max(self._seconds, 2 * shared) * speed, several)
+        if not self.pace.is_known:
+            return min(share / 2, most)
+        least = max(self._seconds / LEAST_SHARE, shared) * speed
+        if self._last is None and share < least:
+            # Rounded up to a whole chunk, lest a few of them be left over.
+            self._last = share + 0.49 * self._costs[self._position]
+        return min(max(share / 2, least if self._last is None else self._last), most)

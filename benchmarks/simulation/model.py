@@ -26,7 +26,7 @@ import simpy
 from benchmarks.simulation.case import Case
 from benchmarks.simulation.costs import PAGE, BatchCost, Costs
 from benchmarks.simulation.parameters import Parameters
-from pipeline.batches import Batch, Batcher
+from pipeline.batches import SHARED_SECONDS, Batch, Batcher
 from pipeline.rounds import FOLD_SECONDS, FOLD_SEGMENTS, LOOK_PAUSES, LOOK_SECONDS
 
 WAIT_SECONDS = 1.0
@@ -226,7 +226,7 @@ class Mapping:
     def _drive(self) -> Steps:
         case, driver, tally = self.case, self.parameters.driver, self.tally
         workers, together = self.reduced.workers, self.reduced.together
-        batcher = _batcher(self.costs, self.reduced.chunks)
+        batcher = _batcher(self.costs, self.reduced)
         looked, pause, folded, unfolded, more = 0.0, 0.0, 0.0, 0.0, True
         yield from self._spend(self._look(), "look")
         while more or self._flying:
@@ -382,12 +382,14 @@ class Same(Sequence[int]):
         return self.value
 
 
-def _batcher(costs: Costs, chunks: int) -> Batcher:
+def _batcher(costs: Costs, reduced: Reduced) -> Batcher:
     case = costs.case
     return Batcher(
         "b",
-        range(chunks),
-        Same(int(costs.decoded_bytes), chunks),
+        range(reduced.chunks),
+        Same(int(costs.decoded_bytes), reduced.chunks),
+        # Threads that are not simulated ask for batches, too.
+        shared=SHARED_SECONDS * reduced.together,
         seconds=case.batches.seconds,
         max_chunks=case.batches.max_chunks,
     )

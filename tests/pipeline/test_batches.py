@@ -10,7 +10,9 @@ from pipeline.batches import (
     CHUNK_OVERHEAD,
     GUESSED_SPEED,
     LEAST_SHARE,
+    OVERLAPPING,
     PROBE,
+    SHARED_SECONDS,
     Batch,
     Batcher,
     spec_of,
@@ -54,7 +56,8 @@ def test_each_chunk_is_in_one_batch_within_the_bounds(
     turn = 0
     while True:
         now, speed = threads[turn % len(threads)], batcher.pace.speed
-        least = seconds * speed / LEAST_SHARE if batcher.pace.is_known else 0
+        shared = max(1, now) * SHARED_SECONDS
+        least = max(seconds / LEAST_SHARE, shared) * speed if batcher.pace.is_known else 0
         batch = batcher.take(now)
         if batch is None:
             break
@@ -63,7 +66,9 @@ def test_each_chunk_is_in_one_batch_within_the_bounds(
         found += batch.indices
         own = sum(cost[i] for i in batch.indices) + len(batch) * CHUNK_OVERHEAD
         assert 1 <= len(batch) <= most
-        budget = min(seconds * speed, max(least, left / (2 * max(1, now))))
+        several = OVERLAPPING * left / (len(indices) - len(found) + len(batch))
+        whole = max(max(seconds, 2 * shared) * speed, several)
+        budget = min(whole, max(least, left / (2 * max(1, now))))
         half = (cost[batch.indices[-1]] + CHUNK_OVERHEAD) / 2
         assert len(batch) == 1 or own - half <= budget * (1 + 1e-9)
         left -= own
@@ -84,8 +89,41 @@ def test_the_first_are_large_and_the_last_are_small() -> None:
         sizes.append(len(batch))
     assert sizes[0] == 10_000 // 8
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[-4:-1] == [200] * 3
+    # When there is no least one for each thread any more, they share what is left.
+    assert sizes[-5] >= 200 > sizes[-4] == sizes[-2] >= sizes[-1] > 100
     assert len(sizes) < 25
+
+
+@pytest.mark.parametrize(("threads", "chunks"), [(32, 64), (32, 96), (200, 200), (8, 24)])
+def test_no_thread_is_left_without_a_batch(threads: int, chunks: int) -> None:
+    batcher = Batcher("p", range(chunks), [0] * chunks, seconds=5, max_chunks=1000)
+    batcher.pace.measured(1, 0, 0.5)
+    first = [batcher.take(threads) for _ in range(threads)]
+    assert all(first)
+    assert sum(len(batch) for batch in first if batch) <= chunks
+
+
+def test_a_whole_batch_of_slow_chunks_lets_reading_and_staging_overlap() -> None:
+    # Ten seconds each, where a batch should take five.
+    batcher = Batcher("p", range(1000), [10**9] * 1000, seconds=5, max_chunks=1000)
+    batcher.pace.measured(1, 10**9, 10)
+    sizes = []
+    while (batch := batcher.take(4)) is not None:
+        sizes.append(len(batch))
+    assert sizes[0] == OVERLAPPING
+    assert sizes[-4:] == [1] * 4
+
+
+def test_many_threads_get_batches_that_driver_and_prefect_keep_up_with() -> None:
+    threads, second = 1000, 10  # Chunks of a tenth of a second.
+    batcher = Batcher("p", range(10**7), [0] * 10**7, seconds=5, max_chunks=10**6)
+    batcher.pace.measured(1, 0, 1 / second)
+    sizes = []
+    while (batch := batcher.take(threads)) is not None:
+        sizes.append(len(batch))
+    assert sizes[0] == 2 * threads * SHARED_SECONDS * second
+    # All of them together may not ask for one more often than that, on average.
+    assert 10**7 / second / threads / len(sizes) >= SHARED_SECONDS * 0.9
 
 
 @pytest.mark.parametrize("factor", [0.01, 1, 7])
@@ -100,7 +138,7 @@ def test_sizes_follow_the_measured_speed(factor: float) -> None:
         batcher.pace.measured(guessed, guessed * size, 2.0 / factor)
     adapted = batcher.take(1)
     assert adapted is not None
-    assert abs(len(adapted) - factor * guessed) <= 1 + factor
+    assert abs(len(adapted) - max(factor * guessed, OVERLAPPING)) <= 1 + factor
 
 
 def test_batches_that_took_no_time_teach_nothing() -> None:
