@@ -11,7 +11,6 @@ import traceback
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -21,6 +20,7 @@ from partitioning import Chunk, Filter, Plan, Term, filter_expr
 from pipeline.errors import TransformError, Transient
 from pipeline.job import Job
 from pipeline.ledger import Ledger
+from pipeline.once import once
 from pipeline.reading import ChunkSource, engine_for, polars_schema
 from pipeline.records import Completion, Failure, RunRecord, digest_of
 from pipeline.settings import Settings, load_settings
@@ -49,7 +49,7 @@ class RunContext:
     row_filter: pl.Expr | None
 
 
-@lru_cache(maxsize=2)
+@once(2)
 def open_run(run_uri: str, fingerprint: str) -> RunContext:
     """The context of a run, from storage and this process's own settings.
 

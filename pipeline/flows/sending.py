@@ -14,7 +14,6 @@ import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
-from functools import lru_cache
 from threading import local
 from typing import Any
 from uuid import UUID, uuid4
@@ -31,6 +30,7 @@ from prefect.settings import Settings
 from prefect.task_engine import run_task_sync
 
 from pipeline import engine
+from pipeline.once import once
 
 FLOWS = 8
 """Parcels that a worker keeps unpacked: of flow runs that share a cluster."""
@@ -99,7 +99,7 @@ def run_packed(parcel: bytes, task_run_id: UUID, parameters: dict[str, Any]) -> 
         )
 
 
-@lru_cache(maxsize=FLOWS)
+@once(FLOWS)
 def _unpacked(parcel: bytes) -> tuple[Task[..., Any], dict[str, Any]]:
     task, context = pickle.loads(parcel)
     return task, context

@@ -32,6 +32,7 @@ FLOORS: dict[str, int] = {
     "pipeline.certificates": 11,
     "pipeline.leaving": 11,
     "pipeline.liveness": 11,
+    "pipeline.once": 11,
     "pipeline.outages": 11,
     "pipeline.logs": 11,
     "pipeline.metrics": 11,

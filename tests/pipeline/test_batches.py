@@ -69,7 +69,8 @@ def test_each_chunk_is_in_one_batch_within_the_bounds(
         several = OVERLAPPING * left / (len(indices) - len(found) + len(batch))
         whole = max(max(seconds, 2 * shared) * speed, several)
         budget = min(whole, max(least, left / (2 * max(1, now))))
-        half = (cost[batch.indices[-1]] + CHUNK_OVERHEAD) / 2
+        half = (max(cost.values()) + CHUNK_OVERHEAD) / 2
+        half += (cost[batch.indices[-1]] + CHUNK_OVERHEAD) / 2
         assert len(batch) == 1 or own - half <= budget * (1 + 1e-9)
         left -= own
         if turn <= len(speeds):
