@@ -52,16 +52,16 @@ class Conditions:
         root: URI under which benchmark data lives.
         session: Id of the session: outputs go below it and are removed once they are checked.
         scale: Of the datasets.
-        repeat: Processes of each subject.
-        iterations: Times that each of them does the work.
+        repeat: Processes of each subject; None: what the workload says.
+        iterations: Times that each of them does the work; likewise.
         endpoint: The S3 endpoint, for the counting pass; None counts nothing.
     """
 
     root: str
     session: str
     scale: Scale
-    repeat: int = 5
-    iterations: int = 2
+    repeat: int | None = None
+    iterations: int | None = None
     endpoint: str | None = None
 
     def output(self, *names: str) -> str:
@@ -125,13 +125,14 @@ def measure(
 
     # Of a session that was interrupted here: to chunkmap it would be a run that is done already.
     remove(storage, conditions.output(workload.name))
-    for number in range(min(conditions.repeat, workload.repeat or conditions.repeat)):
+    processes, iterations = workload.times(conditions.repeat, conditions.iterations)
+    for number in range(processes):
         for one in order.sample(alive, len(alive)):
             tally = tallies[one.name]
             if tally.error:
                 continue  # it was wrong or failed: its time would count for nothing
             before = load()
-            answer = ask(one, f"{workers}-{number}", conditions.iterations, workers)
+            answer = ask(one, f"{workers}-{number}", iterations, workers)
             _note(tally, answer, number, before)
             if expected is not None and not tally.error:
                 tally.error = check(storage, answer.iterations, expected)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from benchmarks.datasets import Card
 from benchmarks.stats import Interval, median
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA_FILE = Path(__file__).parent / "record.schema.json"
 
 State = Literal["ok", "wrong", "failed", "missing"]
@@ -151,14 +151,15 @@ class Machine(_Model):
 class Record(_Model):
     """One session."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    """2: `repeat` and `iterations` may be null. Records of version 1 are read as well."""
     id: str
     created: datetime
     scale: str
-    repeat: int = Field(ge=1)
-    """Processes of each subject on each workload."""
-    iterations: int = Field(ge=1)
-    """Times that each of them does the work."""
+    repeat: int | None = Field(ge=1)
+    """Processes of each subject on each workload, if it was asked for."""
+    iterations: int | None = Field(ge=1)
+    """Times that each of them does the work, if it was asked for."""
     command: str
     """That gives this session again."""
     request: dict[str, Any] = {}

@@ -360,11 +360,7 @@ def _how(record: Record) -> tuple[tuple[str, str], ...]:
         )
         noise = f"The same subject as if it were two, on {record.noise.workload}: {pairs}."
     return (
-        (
-            "Repeats",
-            f"{record.repeat} processes of each, in another order each time; each does the work "
-            f"{humanize.plural(record.iterations, 'time')}, the first cold, the others warm.",
-        ),
+        ("Repeats", report_tables.repeats(record)),
         ("Noise", noise),
         ("Intervals", "95%, percentile bootstrap of the median, 4,000 resamples, fixed seed."),
         ("Memory", "Sampled every 0.1 s over the process tree; proportional set size."),

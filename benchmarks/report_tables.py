@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
 import polars as pl
@@ -155,7 +155,24 @@ def reproduce(record: Record, result: Result) -> str:
     words = ["chunkmap", "bench", "run", result.workload, "--scale", record.scale]
     if result.subject != "chunkmap":
         words += ["--against", result.subject]
-    return shlex.join([*words, "--repeat", str(record.repeat)])
+    for flag, number in (("--repeat", record.repeat), ("--iterations", record.iterations)):
+        words += [flag, str(number)] * (number is not None)
+    return shlex.join(words)
+
+
+def repeats(record: Record) -> str:
+    """How often things were measured, in words."""
+    processes = {len(one.processes) for one in record.results if one.processes}
+    times = {len(each.iterations) for one in record.results for each in one.processes}
+    return (
+        f"{_range(processes)} processes of each, in another order each time; each does the work "
+        f"{_range(times)} times, the first cold, the others warm."
+    )
+
+
+def _range(numbers: Iterable[int]) -> str:
+    least, most = min(numbers, default=0), max(numbers, default=0)
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def seconds(found: Interval) -> str:

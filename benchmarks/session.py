@@ -40,8 +40,8 @@ class Request:
         names: Workloads or suites (`main`, `rest`, `ci`, `all`); none means all.
         scale: Of the datasets.
         against: Peers; None means what the suite says.
-        repeat: Processes of each subject on each workload.
-        iterations: Times that each does the work: the first is cold, the others are warm.
+        repeat: Processes of each subject on each workload; None means what the workload says.
+        iterations: Times that each does the work: the first is cold, the others are warm. Likewise.
         full: Every peer on every workload.
         count: Whether requests are counted, in a pass of their own.
         root: URI under which all benchmark data lives.
@@ -51,8 +51,8 @@ class Request:
     names: tuple[str, ...] = ()
     scale: Scale = "s"
     against: tuple[str, ...] | None = None
-    repeat: int = 2
-    iterations: int = 3
+    repeat: int | None = None
+    iterations: int | None = None
     full: bool = False
     count: bool = True
     root: str = DEFAULT_ROOT
@@ -62,7 +62,8 @@ class Request:
         """The command that asks for this."""
         words = ["chunkmap", "bench", "run", *self.names, "--scale", self.scale]
         words += [word for peer in self.against or () for word in ("--against", peer)]
-        words += ["--repeat", str(self.repeat), "--iterations", str(self.iterations)]
+        words += ["--repeat", str(self.repeat)] * (self.repeat is not None)
+        words += ["--iterations", str(self.iterations)] * (self.iterations is not None)
         words += ["--full"] * self.full + ["--no-count"] * (not self.count)
         words += ["--root", self.root] * (self.root != DEFAULT_ROOT)
         return shlex.join(words)
@@ -107,7 +108,8 @@ def peers_of(workload: Workload, request: Request) -> list[str]:
         return [name for name in workload.peers if name in request.against]
     if request.full or workload.suite == "main":
         return list(workload.peers)
-    return [name for name in workload.peers if name in BASELINE_PEERS]
+    aimed_at = {name for aim in workload.aims for name in aim.peers}
+    return [name for name in workload.peers if name in BASELINE_PEERS or name in aimed_at]
 
 
 def records_folder(settings: Settings) -> Path:

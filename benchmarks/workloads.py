@@ -61,7 +61,8 @@ class Workload:
         rows_per_task: Rows of one chunk, where only as many chunks are mapped as there are tasks:
             those with the lowest `id`.
         tasks_per_worker: So many tasks for each worker thread of a scaling curve.
-        repeat: Most processes of each subject, where one takes minutes.
+        repeat: Processes of each subject, unless asked otherwise; default by suite.
+        iterations: Times that each does the work, likewise.
         efficiency: What the last point of a scaling curve is meant to reach, as a share.
         ci: It is in the small set whose ratios are held against a baseline at each change.
     """
@@ -84,6 +85,7 @@ class Workload:
     rows_per_task: int = 0
     tasks_per_worker: int = 0
     repeat: int | None = None
+    iterations: int | None = None
     efficiency: float | None = None
     ci: bool = False
 
@@ -91,6 +93,21 @@ class Workload:
     def suites(self) -> frozenset[str]:
         """The names of the suites that it is in, its own among them."""
         return frozenset({self.name, self.suite, "all"} | ({"ci"} if self.ci else set()))
+
+    def times(self, repeat: int | None, iterations: int | None) -> tuple[int, int]:
+        """Processes of each subject, and how often each does the work.
+
+        Either way there are three warm samples at least: with fewer nothing is called a difference.
+
+        Args:
+            repeat: Asked for; None for what the workload's suite says.
+            iterations: Likewise.
+        """
+        by_suite = (2, 3) if self.suite == "main" else (1, 4)
+        return (
+            repeat or self.repeat or by_suite[0],
+            iterations or self.iterations or by_suite[1],
+        )
 
     @property
     def is_checked(self) -> bool:
@@ -221,7 +238,10 @@ WORKLOADS: Mapping[str, Workload] = {
             "same",
             peers=("dask-futures", "ray-data", "prefect-naive"),
             aims=(Aim(("dask-futures", "ray-data", "prefect-naive"), 1.0),),
-            limits={"prefect-naive": 200},
+            suite="main",
+            repeat=1,
+            iterations=4,
+            limits={"prefect-naive": 100},
             sizes=MappingProxyType(
                 {"s": (100, 1_000, 10_000), "m": (1_000, 10_000, 100_000), "l": (100_000,)}
             ),
@@ -272,7 +292,7 @@ WORKLOADS: Mapping[str, Workload] = {
             "daily",
             "daily_kinds",
             keys=("day",),
-            repeat=1,
+            iterations=2,
         ),
         Workload(
             "wait",
@@ -286,7 +306,7 @@ WORKLOADS: Mapping[str, Workload] = {
             workers=(1, 4, 16, 32),
             rows_per_task=4,
             tasks_per_worker=24,
-            repeat=1,
+            iterations=2,
             efficiency=0.9,
         ),
     )

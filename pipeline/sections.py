@@ -148,7 +148,8 @@ class BatchSettings(_Section):
     """How chunks are grouped into Prefect task runs."""
 
     seconds: Annotated[Seconds, Field(gt=0)] = 5.0
-    """How long a batch should run."""
+    """How long a batch should run. It holds eight chunks at least, and lasts longer when threads
+    are so many that driver and Prefect would be asked too often: 80 s with a thousand."""
     max_chunks: PositiveInt = 1000
     """Most chunks in a batch."""
     in_flight_per_thread: PositiveInt = 2

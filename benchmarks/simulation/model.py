@@ -382,7 +382,7 @@ class Same(Sequence[int]):
         return self.value
 
 
-def _batcher(costs: Costs, reduced: Reduced) -> Batcher:
+def _batcher(costs: Costs, reduced: Reduction) -> Batcher:
     case = costs.case
     return Batcher(
         "b",

@@ -53,10 +53,16 @@ def run(  # noqa: PLR0917 - Typer takes them as they stand
         list[str] | None,
         typer.Option(metavar="PEER", help="Only these peers; may be given several times."),
     ] = None,
-    repeat: Annotated[int, typer.Option(min=1, help="Processes of each, interleaved.")] = 2,
+    repeat: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes of each, interleaved. Default: by suite, 2 or 1."),
+    ] = None,
     iterations: Annotated[
-        int, typer.Option(min=1, help="Times each process does the work; the first is cold.")
-    ] = 3,
+        int | None,
+        typer.Option(
+            min=1, help="Times each does the work; the first is cold. Default: 3, or 4 in one."
+        ),
+    ] = None,
     full: Annotated[bool, typer.Option(help="Every peer on every workload.")] = False,
     count: Annotated[bool, typer.Option(help="Count S3 requests, in an untimed pass.")] = True,
     root: Root = ROOT,

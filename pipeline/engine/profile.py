@@ -30,8 +30,8 @@ MALLOC = {
 }
 """Dask lets the C library give memory back at once (64 KiB), for what workers hold for long. Ours
 take the same buffers for each chunk (ranges that arrive, files that leave): mapping and clearing
-their pages anew was a sixth of a worker's processor time. What is kept is bounded by these, for each
-arena; Polars has an allocator of its own."""
+their pages anew was a sixth of a worker's processor time. What is kept is bounded by these, for
+each arena; Polars has an allocator of its own."""
 NANNY_BYTES = 192 << 20
 """What a container holds beside the worker: its nanny, with Dask imported, and files in memory."""
 

@@ -61,7 +61,7 @@ def contender(subject: MadeUp) -> Contender:
 
 
 def conditions(folder: Path, repeat: int = 3) -> Conditions:
-    return Conditions(folder.as_uri(), "session", "s", repeat)
+    return Conditions(folder.as_uri(), "session", "s", repeat, 2)
 
 
 def card(name: str = "lineitem") -> Card:

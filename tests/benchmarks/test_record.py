@@ -35,7 +35,7 @@ def test_records_are_listed_oldest_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"schema_version": 2}, {"unheard-of": 1}, {"repeat": 0}, {"results": [{}]}]
+    "change", [{"schema_version": 3}, {"unheard-of": 1}, {"repeat": 0}, {"results": [{}]}]
 )
 def test_other_files_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
     data = json.loads(record().model_dump_json()) | change

@@ -100,7 +100,7 @@ def test_markdown_has_every_row_and_failure() -> None:
 
 def test_each_row_has_its_command() -> None:
     said = commands(full_record())
-    assert "chunkmap bench run row-map --scale s --against polars --repeat 5" in said
+    assert "chunkmap bench run row-map --scale s --against polars --repeat 5 --iterations 2" in said
 
 
 def test_a_report_is_kept_here_and_there(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.benchmarks.made_up import full_record, record
 
 
 def test_suites_and_names_choose_workloads() -> None:
-    assert [one.name for one in chosen(["main"])] == ["row-map", "few-rows"]
+    assert [one.name for one in chosen(["main"])] == ["row-map", "few-rows", "ledger"]
     assert [one.name for one in chosen(["wait", "row-map"])] == ["row-map", "wait"]
     assert [one.name for one in chosen(["ci"])] == ["stations", "skew"]
     assert len(chosen([])) == len(chosen(["all"])) == len(WORKLOADS)
@@ -45,6 +45,7 @@ def test_the_noise_is_that_of_what_is_measured(names: tuple[str, ...], usual: st
 def test_the_main_suite_is_against_everybody_and_the_rest_against_polars() -> None:
     assert peers_of(WORKLOADS["row-map"], Request()) == list(ALL)
     assert peers_of(WORKLOADS["join"], Request()) == ["polars"]
+    assert peers_of(WORKLOADS["plan"], Request()) == ["dask-dataframe"], "an aim names it"
     assert peers_of(WORKLOADS["join"], Request(full=True)) == ["polars", "duckdb"]
     assert peers_of(WORKLOADS["row-map"], Request(against=("duckdb",))) == ["duckdb"]
     with pytest.raises(UsageError, match="no peer 'nope'"):
@@ -53,6 +54,15 @@ def test_the_main_suite_is_against_everybody_and_the_rest_against_polars() -> No
 
 def test_every_peer_is_in_the_main_suite() -> None:
     assert {"chunkmap", *ALL} == set(PEERS)
+
+
+@pytest.mark.parametrize("name", [one.name for one in WORKLOADS.values() if one.peers])
+def test_each_comparison_has_three_warm_samples(name: str) -> None:
+    processes, iterations = WORKLOADS[name].times(None, None)
+    if name != "backfill":  # Its six minutes would be ten.
+        assert processes * (iterations - 1) >= 3
+    assert WORKLOADS[name].times(5, None) == (5, iterations)
+    assert WORKLOADS[name].times(None, 7) == (processes, 7)
 
 
 def test_curves_have_points() -> None:

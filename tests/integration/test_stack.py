@@ -10,6 +10,7 @@ import pytest
 from distributed import Client
 
 from pipeline import stack
+from pipeline.engine.profile import MALLOC
 from pipeline.settings import Settings, load_settings
 from pipeline.stack import StackState, processes
 from pipeline.stack.state import StateFolder
