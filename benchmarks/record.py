@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from benchmarks.datasets import Card
 from benchmarks.stats import Interval, median
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION: Literal[2] = 2
 SCHEMA_FILE = Path(__file__).parent / "record.schema.json"
 
 State = Literal["ok", "wrong", "failed", "missing"]

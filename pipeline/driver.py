@@ -202,6 +202,8 @@ def publish_run(
         SchemaChangedError: the chunks' schemas differ.
     """
     catalog, record, job = Catalog(storage, ledger.output), ledger.record(), ledger.job()
+    if vanished is not None:
+        ledger.void(vanished.attempts)
     progress = ledger.read()
     check_schemas(progress)
     done = reduced_of(ledger, progress) if job.reduce else progress.completions

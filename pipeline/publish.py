@@ -6,7 +6,7 @@ nothing; so a driver may die between any two requests and any other one goes on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -300,8 +300,7 @@ def _add(catalog: Catalog, claim: Claim) -> Manifest:
         lost = catalog.storage.complete(staged[start : start + COMPLETE_AT_ONCE])
         gone |= {item.attempt for item in lost}
     if gone:
-        hit = [c for c in commits if not gone.isdisjoint(c.files["attempt"].to_list())]
-        raise UploadsVanishedError(sorted(gone), tuple(commit.entry.name for commit in hit))
+        raise _vanished(commits, gone)
     held = catalog.manifest(claim.base).commits
     for commit in commits:
         held = (commit.entry,) if commit.entry.mode == "overwrite" else (*held, commit.entry)
@@ -349,6 +348,7 @@ def amend(catalog: Catalog, vanished: UploadsVanishedError, run: str, files: pl.
 
     Raises:
         ForeignClaimError: the commits are all other runs'.
+        UploadsVanishedError: some of those chunks have not been mapped anew.
     """
     if not vanished.waits_for(run):
         raise foreign_claim(catalog.output, vanished)
@@ -357,14 +357,24 @@ def amend(catalog: Catalog, vanished: UploadsVanishedError, run: str, files: pl.
             _amend(catalog, name, vanished.attempts, files)
 
 
+def _vanished(commits: Sequence[Commit], attempts: Collection[str]) -> UploadsVanishedError:
+    lost = {c.entry.name: c.files.filter(pl.col("attempt").is_in(attempts)) for c in commits}
+    chunks = {name: files["chunk"].to_list() for name, files in lost.items() if files.height}
+    return UploadsVanishedError(sorted(attempts), chunks)
+
+
 def _amend(catalog: Catalog, name: str, attempts: list[str], files: pl.DataFrame) -> None:
+    there = files.filter(~pl.col("attempt").is_in(attempts))
     while True:
         [commit] = _claimed(catalog, [name])
         lost = commit.files.filter(pl.col("attempt").is_in(attempts))
         if lost.is_empty():
             return  # Another driver was faster, and what it named counts.
+        anew = there.join(lost.select("chunk"), on="chunk", how="semi")
+        if anew.height < lost.height:
+            raise _vanished([commit], attempts)  # Nobody has mapped them yet.
         with suppress(AlreadyExistsError):
-            catalog.amend(commit, files.join(lost.select("chunk"), on="chunk", how="semi"))
+            catalog.amend(commit, anew)
 
 
 def abort_spares(catalog: Catalog, spares: pl.DataFrame) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipeline.errors import ConflictError, StorageError
 from pipeline.manifest import CommitEntry, run_of
@@ -17,16 +17,30 @@ class UploadsVanishedError(StorageError):
         commit: The first of these, or None.
     """
 
-    def __init__(self, attempts: list[str], commits: tuple[str, ...] = ()) -> None:
-        more = f" and {len(commits) - 1} more" if len(commits) > 1 else ""
+    def __init__(
+        self, attempts: list[str], lost: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        """Say so.
+
+        Args:
+            attempts: Of the chunks' completions.
+            lost: Ids of the chunks, by the name of the frozen commit that names them.
+        """
+        self._lost = {name: tuple(chunks) for name, chunks in (lost or {}).items()}
+        self.commits = tuple(self._lost)
+        self.commit = self.commits[0] if self._lost else None
+        more = f" and {len(self.commits) - 1} more" if len(self.commits) > 1 else ""
+        claimed = f" (commit {self.commit}{more} is claimed and waits for them)"
         super().__init__(
             f"{len(attempts)} staged outputs have vanished before they were published"
-            + (f" (commit {commits[0]}{more} is claimed and waits for them)" if commits else ""),
+            + (claimed if self._lost else ""),
             hint="run the job again: their chunks are mapped anew",
         )
         self.attempts = attempts
-        self.commits = commits
-        self.commit = commits[0] if commits else None
+
+    def chunks_of(self, run: str) -> set[str]:
+        """Ids of the chunks that claimed commits of this run wait for, whatever their windows."""
+        return {chunk for name, own in self._lost.items() if run_of(name) == run for chunk in own}
 
     def waits_for(self, run: str) -> bool:
         """Whether this run can mend it: nothing is claimed yet, or something of its own is."""

@@ -74,6 +74,8 @@ def publish_windows(
     catalog = catalog or Catalog(storage, ledger.output)
     record, job = ledger.record(), ledger.job()
     rule = _rule(record, job)
+    if vanished is not None:
+        ledger.void(vanished.attempts)
     progress = ledger.read()
     check_schemas(progress)
     published = None

@@ -147,7 +147,7 @@ class Group:
         vanished: UploadsVanishedError | None = None
         try:
             for _ in range(PUBLISH_TRIES):
-                progress = self._map(engine, wanted)
+                progress = self._map(engine, wanted, vanished)
                 try:
                     if publishes:
                         self._publish_in_turn(vanished)
@@ -164,10 +164,16 @@ class Group:
             board.mark([w for w in wanted if w in board.in_state("mapping", "staged")], "waiting")
             raise
 
-    def _map(self, engine: Engine, wanted: list[str]) -> Progress:
+    def _map(
+        self, engine: Engine, wanted: list[str], vanished: UploadsVanishedError | None
+    ) -> Progress:
         shared = self.shared
         ranks = [shared.board.rank[label] for label in wanted]
-        chunks = np.flatnonzero(np.isin(self.owner, ranks)).tolist()
+        mine = np.isin(self.owner, ranks)
+        if vanished is not None:
+            # A commit of this run may wait for chunks of windows that are not asked for now.
+            mine |= np.isin(self.plan.chunk_ids, list(vanished.chunks_of(self.ledger.run)))
+        chunks = np.flatnonzero(mine).tolist()
         self.mapper = Mapper(
             ledger=self.ledger,
             plan=self.plan,
@@ -224,7 +230,7 @@ class Group:
             return
         staged = set(board.in_state("staged"))
         windows = {label: self._chunks_of(label) for label in self._full if label in staged}
-        if not windows:
+        if not windows and vanished is None:
             return
         try:
             publish = partial(

@@ -114,7 +114,9 @@ class Output(RuleBasedStateMachine):
         vanished: UploadsVanishedError | None = None
         for _ in range(3):
             left = own.ledger.read().left(len(own.plan))
-            left = [i for i in left if not windows or own.plan.chunk_ids[i] in wanted]
+            lost = vanished.chunks_of(own.ledger.run) if vanished is not None else set()
+            some = wanted | lost  # What is claimed is ended first, whatever its windows.
+            left = [i for i in left if not windows or own.plan.chunk_ids[i] in some]
             if left:
                 own.complete(*left)
             try:

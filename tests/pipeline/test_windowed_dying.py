@@ -125,6 +125,26 @@ def test_uploads_of_several_claimed_windows_vanish() -> None:
         1, 1, 0]  # fmt: skip
 
 
+def test_what_nobody_has_mapped_again_is_asked_for_again() -> None:
+    """Once, an amendment without it was written, and then another, for ever."""
+    backend, _, lost = claimed_then_vanished()
+    run = windowed_run(backend.storage(), daily(days(1, 2, 3), chunks=1))
+    with pytest.raises(UploadsVanishedError) as caught:
+        publish_days(run, *days(3))
+    assert caught.value.chunks_of(run.ledger.run) == set(run.plan.chunk_ids[:2])
+    assert caught.value.chunks_of("another") == set()
+    run.complete(0)
+    with pytest.raises(UploadsVanishedError) as again:
+        publish_days(run, *days(3), vanished=caught.value)
+    assert sorted(again.value.attempts) == sorted(lost)
+    assert not [key for key in backend.stored if ".a1" in key and days(2)[0] in key]
+    run.complete(1)
+    # Another process has not heard of what is void; the error tells it.
+    assert publish_days(run.again(backend.storage()), *days(3), vanished=again.value) is None
+    check_settled(backend)
+    assert rows(visible(backend)) == list(range(6))
+
+
 def test_another_run_meets_the_claim() -> None:
     backend, _, _ = claimed_then_vanished()
     run = windowed_run(backend.storage(), daily(days(1, 2, 3), chunks=1))
