@@ -35,9 +35,14 @@ class Once(Generic[R]):
             most: Results that are kept: the last ones that were asked for.
         """
         update_wrapper(self, function)
+        self.__qualname__: str = function.__qualname__
         self._function = function
         self._slot = lru_cache(maxsize=most)(lambda *_: _Slot())
         self.cache_clear = self._slot.cache_clear
+
+    def __reduce__(self) -> str:
+        # By name, as functions are: what a flow is pickled with may call this.
+        return self.__qualname__
 
     def __call__(self, *arguments: Any) -> R:
         """The result for these arguments."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -9,6 +10,7 @@ from threading import Barrier
 import pytest
 
 from pipeline.once import once
+from pipeline.process import open_run
 
 
 def test_threads_that_ask_together_get_one_result() -> None:
@@ -63,3 +65,7 @@ def test_the_last_ones_are_kept_and_can_be_forgotten() -> None:
     thing.cache_clear()
     assert thing(2) == 2
     assert calls[-1] == 2 and len(calls) == 5
+
+
+def test_it_travels_by_name_as_functions_do() -> None:
+    assert pickle.loads(pickle.dumps(open_run)) is open_run
