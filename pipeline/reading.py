@@ -250,15 +250,17 @@ class ChunkSource:
         for number, copy in enumerate(self._opened()):
             for step, lazy in enumerate(copy.frames(stored)):
                 shaped = self._shaped(lazy, list(wanted), copy.partition)
+                engine = copy.engine
                 if self._filter is not None:
-                    shaped = self._kept(shaped, copy.engine, (number, step)).lazy()
+                    # What is in memory by now is not streamed once more.
+                    shaped, engine = self._kept(shaped, engine, (number, step)).lazy(), "in-memory"
                 shaped = shaped.select(names)
                 if left is not None:
-                    first = shaped.head(left).collect(engine=copy.engine)
-                    left, shaped = left - first.height, first.lazy()
+                    first = shaped.head(left).collect(engine=engine)
+                    left, shaped, engine = left - first.height, first.lazy(), "in-memory"
                 if predicate is not None:
                     shaped = shaped.filter(predicate)
-                yield shaped.collect(engine=copy.engine)
+                yield shaped.collect(engine=engine)
                 if left == 0:
                     return
 

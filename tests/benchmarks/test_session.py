@@ -59,7 +59,7 @@ def test_every_peer_is_in_the_main_suite() -> None:
 @pytest.mark.parametrize("name", [one.name for one in WORKLOADS.values() if one.peers])
 def test_each_comparison_has_three_warm_samples(name: str) -> None:
     processes, iterations = WORKLOADS[name].times(None, None)
-    if name != "backfill":  # Its six minutes would be ten.
+    if name != "backfill":  # A minute and a half would be three.
         assert processes * (iterations - 1) >= 3
     assert WORKLOADS[name].times(5, None) == (5, iterations)
     assert WORKLOADS[name].times(None, 7) == (processes, 7)
