@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.checking import Checker
 from benchmarks.datasets import Card, Scale
-from benchmarks.digest import digest_of
 from benchmarks.environments import REFERENCE
 from benchmarks.expected import Expected
 from benchmarks.machine import cores, load
@@ -107,6 +107,7 @@ def measure(
     tallies = {one.name: _Tally() for one in contenders}
     alive = [one for one in contenders if one.subject is not None]
     order = random.Random(conditions.session + workload.name)
+    checker = None if expected is None else Checker(storage, expected)
     counts = {one.name: min(tasks, workload.limits.get(one.name, tasks)) for one in contenders}
 
     def ask(one: Contender, mark: str, iterations: int, own: int, **extra: str) -> Answer:
@@ -134,8 +135,8 @@ def measure(
             before = load()
             answer = ask(one, f"{workers}-{number}", iterations, workers)
             _note(tally, answer, number, before)
-            if expected is not None and not tally.error:
-                tally.error = check(storage, answer.iterations, expected)
+            if checker is not None and not tally.error:
+                tally.error = checker.problem(answer.iterations)
                 tally.wrong = tally.error != ""
             remove(storage, conditions.output(workload.name, one.name))
             echo(_line(workload, one, tally))
@@ -143,7 +144,7 @@ def measure(
     traffic = {}
     if conditions.endpoint is not None and not workers:
         for one in alive:
-            if not tallies[one.name].error:
+            if not tallies[one.name].error and _uses_storage(workload, one):
                 traffic[one.name] = _count(conditions, one, ask)
                 remove(storage, conditions.output(workload.name, one.name))
     return [
@@ -193,20 +194,6 @@ def measure_noise(
     samples = {one.subject: tuple(one.samples()) for one in found}
     pairs = {one.name: (samples[f"{one.name}-a"], samples[f"{one.name}-b"]) for one in contenders}
     return Noise(workload=workload.name, pairs=pairs, floor=noise_floor(list(pairs.values())))
-
-
-def check(storage: Storage, iterations: Iterable[Mapping[str, Any]], expected: Expected) -> str:
-    """How what was written differs from what was expected; empty if it does not."""
-    for iteration in iterations:
-        try:
-            problem = digest_of(storage, iteration["output"], expected.schema).difference(
-                expected.digest
-            )
-        except ValueError as error:
-            problem = str(error)
-        if problem:
-            return f"wrong result: {problem}"
-    return ""
 
 
 def remove(storage: Storage, prefix: str) -> None:
@@ -293,6 +280,11 @@ def _note(tally: _Tally, answer: Answer, number: int, before: float) -> None:
             ),
         )
     )
+
+
+def _uses_storage(workload: Workload, one: Contender) -> bool:
+    # A peer's tasks that do nothing, and that record nothing, ask nothing of S3.
+    return workload.kind != "tasks" or one.name == REFERENCE
 
 
 def _count(conditions: Conditions, one: Contender, ask: Callable[..., Answer]) -> Traffic | None:

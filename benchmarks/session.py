@@ -43,7 +43,8 @@ class Request:
         repeat: Processes of each subject on each workload; None means what the workload says.
         iterations: Times that each does the work: the first is cold, the others are warm. Likewise.
         full: Every peer on every workload.
-        count: Whether requests are counted, in a pass of their own.
+        count: Whether requests are counted, in a pass of their own: those of `main` and of
+            workloads that say so, or all with `full`.
         root: URI under which all benchmark data lives.
         resume: Id of a record to go on with.
     """
@@ -110,6 +111,11 @@ def peers_of(workload: Workload, request: Request) -> list[str]:
         return list(workload.peers)
     aimed_at = {name for aim in workload.aims for name in aim.peers}
     return [name for name in workload.peers if name in BASELINE_PEERS or name in aimed_at]
+
+
+def is_counted(workload: Workload, request: Request) -> bool:
+    """Whether a workload's requests are counted."""
+    return request.count and (request.full or workload.suite == "main" or workload.counted)
 
 
 def records_folder(settings: Settings) -> Path:
@@ -193,7 +199,7 @@ class Session:
         self.echo("A/A: the same thing twice, to know the noise of this machine")
         noise = measure_noise(
             self.storage,
-            self._conditions(),
+            self._conditions(workload),
             workload,
             card,
             [self._contender(REFERENCE), self._contender(BASELINE_PEERS[0])],
@@ -216,7 +222,7 @@ class Session:
                 expected = expect(self.storage, self.request.root, workload, card, tasks)
             found = measure(
                 self.storage,
-                self._conditions(),
+                self._conditions(workload),
                 workload,
                 card,
                 left,
@@ -227,20 +233,20 @@ class Session:
             )
             self._keep(with_results(self.record, found))
 
-    def _conditions(self) -> Conditions:
+    def _conditions(self, workload: Workload) -> Conditions:
         return Conditions(
             root=self.request.root,
             session=self.record.id,
             scale=self.request.scale,
             repeat=self.request.repeat,
             iterations=self.request.iterations,
-            endpoint=self._countable_endpoint(),
+            endpoint=self._endpoint() if is_counted(workload, self.request) else None,
         )
 
-    def _countable_endpoint(self) -> str | None:
+    def _endpoint(self) -> str | None:
         endpoint = self.settings.s3.endpoint_url
-        plain = endpoint is not None and endpoint.startswith("http://")
-        return endpoint if plain and self.request.count else None
+        # The proxy that counts speaks no TLS.
+        return endpoint if endpoint is not None and endpoint.startswith("http://") else None
 
     def _contender(self, name: str) -> Contender:
         if name not in self._contenders:

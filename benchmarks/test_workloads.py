@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.checking import Checker
 from benchmarks.datasets import ensure
 from benchmarks.environments import PEERS, REFERENCE, environment_of, is_installed
 from benchmarks.expected import expect
-from benchmarks.measure import Conditions, check, remove, spec_of
+from benchmarks.measure import Conditions, remove, spec_of
 from benchmarks.serving import Serving
 from benchmarks.session import DEFAULT_ROOT, contender
 from benchmarks.workloads import WORKLOADS
@@ -54,6 +55,6 @@ def test_workload(benchmark: Any, running: Settings, name: str, subject: str) ->
         with Serving(environment, spec, variables, folder) as serving:
             benchmark.pedantic(lambda: told.append(serving.work()), rounds=ROUNDS, warmup_rounds=1)
         expected = expect(storage, DEFAULT_ROOT, workload, card)
-        assert check(storage, told, expected) == ""
+        assert Checker(storage, expected).problem(told) == ""
     finally:
         remove(storage, output)

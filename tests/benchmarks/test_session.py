@@ -10,7 +10,15 @@ from typer.testing import CliRunner
 
 from benchmarks.environments import PEERS
 from benchmarks.pytest_storage import as_pytest_benchmark, save
-from benchmarks.session import Request, Session, chosen, noise_workload, peers_of, variants
+from benchmarks.session import (
+    Request,
+    Session,
+    chosen,
+    is_counted,
+    noise_workload,
+    peers_of,
+    variants,
+)
 from benchmarks.workloads import ALL, WORKLOADS
 from pipeline.cli.app import app
 from pipeline.cli.benching import find_record
@@ -52,6 +60,14 @@ def test_the_main_suite_is_against_everybody_and_the_rest_against_polars() -> No
         peers_of(WORKLOADS["row-map"], Request(against=("nope",)))
 
 
+def test_requests_are_counted_where_they_tell_something_of_their_own() -> None:
+    assert is_counted(WORKLOADS["row-map"], Request())
+    assert is_counted(WORKLOADS["publish"], Request())
+    assert not is_counted(WORKLOADS["strings"], Request())
+    assert is_counted(WORKLOADS["strings"], Request(full=True))
+    assert not is_counted(WORKLOADS["row-map"], Request(full=True, count=False))
+
+
 def test_every_peer_is_in_the_main_suite() -> None:
     assert {"chunkmap", *ALL} == set(PEERS)
 
@@ -66,8 +82,8 @@ def test_each_comparison_has_three_warm_samples(name: str) -> None:
 
 
 def test_curves_have_points() -> None:
-    assert variants(WORKLOADS["wait"], "s") == [(1, 24), (4, 96), (16, 384), (32, 768)]
-    assert variants(WORKLOADS["ledger"], "s") == [(0, 100), (0, 1_000), (0, 10_000)]
+    assert variants(WORKLOADS["wait"], "s") == [(1, 24), (8, 192), (32, 768)]
+    assert variants(WORKLOADS["ledger"], "s") == [(0, 1_000), (0, 10_000)]
     assert variants(WORKLOADS["row-map"], "s") == [(0, 0)]
 
 
