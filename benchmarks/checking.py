@@ -12,7 +12,7 @@ from partitioning import ObjectInfo
 from pipeline.storage import Storage
 
 Contents = tuple[tuple[tuple[str, ...], str, int], ...]
-"""Of each object: values of its Hive partitions, ETag, bytes. Names are left out: some are random."""
+"""Of each object: its Hive partitions, ETag, bytes. Names are left out: some are random."""
 
 
 @dataclass(slots=True)
