@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from benchmarks import checking
+from benchmarks import digest as digests
 from benchmarks.checking import Checker, contents
 from benchmarks.digest import digest
 from benchmarks.expected import Expected
@@ -37,13 +37,13 @@ def out() -> str:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Prefixes that were read."""
     told: list[str] = []
-    real = checking.digest_of
+    real = digests.digest_of
 
     def digest_of(storage: Storage, prefix: str, schema: Any) -> Any:
         told.append(prefix)
         return real(storage, prefix, schema)
 
-    monkeypatch.setattr(checking, "digest_of", digest_of)
+    monkeypatch.setattr("benchmarks.checking.digest_of", digest_of)
     return told
 
 
