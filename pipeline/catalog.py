@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import chain as joined
 from itertools import takewhile
+from threading import Lock
 from typing import TypeVar
 
 import polars as pl
@@ -33,6 +34,8 @@ READERS = 16
 """Commit records or manifests read at a time."""
 FOLDED = 8
 """Manifests whose whole list is kept."""
+KEPT_FILES = 100_000
+"""Files that the commit records kept in memory name together: some 50 MB."""
 EMPTY = Manifest(number=0, created=0.0, commits=())
 T = TypeVar("T")
 R = TypeVar("R")
@@ -60,6 +63,9 @@ class Catalog:
         self._folded: dict[int, Manifest] = {}
         self._names: dict[int, frozenset[str]] = {}
         self._footprints: dict[tuple[str, int], Footprint] = {}
+        self._commits: dict[tuple[str, int], Commit] = {}
+        self._kept = 0
+        self._keeping = Lock()
 
     @property
     def _head_uri(self) -> str:
@@ -191,10 +197,11 @@ class Catalog:
 
     def commit(self, name: str, amendments: int | None = None) -> Commit | None:
         """A commit record with its amendments (all, or so many), or None."""
-        blob = self.storage.get_if_there(self._commit_uri(name, 0))
-        if blob is None:
+        if amendments is not None and (name, amendments) in self._commits:
+            return self._commits[name, amendments]
+        commit = self._unamended(name)
+        if commit is None:
             return None
-        commit = Commit.from_bytes(blob.data)
         number = 1
         while amendments is None or number <= amendments:
             more = self.storage.get_if_there(self._commit_uri(name, number))
@@ -203,8 +210,28 @@ class Catalog:
                 more = self.storage.get_if_there(self._commit_uri(f"{name}.{number}", 0))
             if more is None:
                 break
-            commit = _amended(commit, Commit.from_bytes(more.data), number)
+            commit = self._keep(_amended(commit, Commit.from_bytes(more.data), number))
             number += 1
+        return commit
+
+    def _unamended(self, name: str) -> Commit | None:
+        kept = self._commits.get((name, 0))
+        if kept is not None:
+            return kept
+        blob = self.storage.get_if_there(self._commit_uri(name, 0))
+        return None if blob is None else self._keep(Commit.from_bytes(blob.data))
+
+    def _keep(self, commit: Commit) -> Commit:
+        """Keep a record that is stored: with so many amendments it never changes."""
+        key = commit.entry.name, commit.entry.amendments
+        with self._keeping:
+            if key in self._commits:
+                return commit
+            self._commits[key] = commit
+            self._kept += commit.files.height
+            while self._kept > KEPT_FILES:
+                oldest = self._commits.pop(next(iter(self._commits)))
+                self._kept -= oldest.files.height
         return commit
 
     def known(self, entry: CommitEntry) -> Commit:
@@ -230,7 +257,7 @@ class Catalog:
             found = self.commit(commit.entry.name)
             assert found is not None
             return found
-        return commit
+        return self._keep(commit)
 
     def amend(self, commit: Commit, files: pl.DataFrame) -> None:
         """Name other attempts for chunks whose uploads vanished after the record was frozen.

@@ -166,17 +166,14 @@ def publish_all(catalog: Catalog, drafts: Sequence[Commit], accepted: int = 0) -
 
 def _frozen(catalog: Catalog, drafts: Sequence[Commit]) -> list[Commit]:
     """Freeze what is not frozen yet, unless some of what it names has vanished."""
-    found = together(lambda draft: catalog.commit(draft.entry.name), drafts)
-    new = [draft for draft, there in zip(drafts, found, strict=True) if there is None]
-    staged = staged_of(catalog.output, pl.concat([d.files for d in new])) if new else []
+    staged = staged_of(catalog.output, pl.concat([draft.files for draft in drafts]))
     gone = {item.attempt for item in catalog.storage.missing(staged)} if staged else set()
     if gone:
-        # Another driver of this run may have frozen its choice, and more, while we looked.
-        hit = [d for d in new if not gone.isdisjoint(d.files["attempt"].to_list())]
+        # What this run has frozen already counts, whoever did it, whatever became of the rest.
+        hit = [d for d in drafts if not gone.isdisjoint(d.files["attempt"].to_list())]
         if None in together(lambda draft: catalog.commit(draft.entry.name), hit):
             raise UploadsVanishedError(sorted(gone))
-    written = iter(together(catalog.write_commit, new))
-    return [next(written) if there is None else there for there in found]
+    return together(catalog.write_commit, drafts)
 
 
 def _claim_and_finish(catalog: Catalog, commits: list[Commit], accepted: int) -> Published:

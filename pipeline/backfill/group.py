@@ -34,8 +34,6 @@ PUBLISH_SECONDS = 30.0
 """How often windows that are done are published while others of their run are still mapped."""
 CLAIM_SECONDS = 60.0
 """How long a run waits for another one to mend the claim that it has left on the output."""
-CLAIM_SECONDS = 60.0
-"""How long a run waits for another one to finish what it has claimed."""
 
 PublishWindows = Callable[..., int | None]
 """As `pipeline.windowed.publish_windows`. Benchmarks that stage nothing publish nothing."""

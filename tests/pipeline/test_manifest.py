@@ -100,6 +100,22 @@ def test_an_amendment_names_other_attempts(catalog: Catalog) -> None:
     assert catalog.known(amended.entry).files.equals(amended.files)
 
 
+def test_a_catalog_keeps_only_so_many_records(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.catalog.KEPT_FILES", 3)
+    for name in ("a", "b", "c"):
+        catalog.write_commit(commit(name, "append", f"{name}1", f"{name}2"))
+    assert list(catalog._commits) == [("c", 0)]
+    for name in ("a", "b", "c", "a"):
+        found = catalog.commit(name)
+        assert found is not None
+        assert found.files["key"].to_list() == [f"{name}1.parquet", f"{name}2.parquet"]
+    catalog.write_commit(commit("large", "append", *"vwxyz"))
+    assert not catalog._commits
+    assert catalog._kept == 0
+
+
 def snapshot(catalog: Catalog, *commits: Commit) -> list[str]:
     for one in commits:
         catalog.write_commit(one)

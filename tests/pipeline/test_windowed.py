@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
 
 import pytest
@@ -257,3 +258,17 @@ def test_windows_roll_back_together() -> None:
     third = published_days(backend, days(2), code="newest")
     check_settled(backend)
     assert len(keys_of(third, visible(backend))) == 2
+
+
+def test_a_window_more_costs_one_write_and_one_look() -> None:
+    def asked(count: int) -> Counter[str]:
+        backend = MemoryBackend()
+        labels = days(*range(1, count + 1))
+        run = windowed_run(backend.storage(), daily(labels, chunks=1), "overwrite-partitions")
+        complete(run)
+        counted = Faulty(backend, lambda n, name: None)
+        publish_days(run.again(Storage({"s3": counted}, AT_ONCE)))
+        return Counter(counted.calls)
+
+    # Each is frozen, and looked at for amendments. Whoever froze it reads it no more.
+    assert asked(9) - asked(5) == Counter(put_new=4, get=4)
