@@ -141,6 +141,8 @@ WORKLOADS: Mapping[str, Workload] = {
             "few_rows",
             peers=ALL,
             suite="main",
+            repeat=1,
+            iterations=4,
         ),
         Workload(
             "strings",

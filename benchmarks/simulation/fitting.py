@@ -79,4 +79,7 @@ def _entry(value: float, how: str, mark: dict[str, str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    fit(FILE, sys.argv[1:] or GROUPS)
+    asked = sys.argv[1:] or GROUPS
+    if unknown := set(asked) - set(GROUPS):
+        sys.exit(f"no group {', '.join(sorted(unknown))}: there are {', '.join(GROUPS)}")
+    fit(FILE, asked)
