@@ -22,7 +22,7 @@ def benchmarks(  # noqa: PLR0917 - a deployment sets them by name
     names: list[str] | None = None,
     scale: Scale = "s",
     against: list[str] | None = None,
-    repeat: int | None = None,
+    repeat: int = 1,
     full: bool = False,
     root: str = DEFAULT_ROOT,
 ) -> str:
@@ -32,7 +32,7 @@ def benchmarks(  # noqa: PLR0917 - a deployment sets them by name
         names: Workloads or suites; none means all.
         scale: Of the datasets: s, m or l.
         against: Only these peers.
-        repeat: Processes of each subject on each workload. Default: what the workload says.
+        repeat: Processes of each subject on each workload, interleaved.
         full: Every peer on every workload.
         root: URI under which benchmark data and reports live.
     """

@@ -52,15 +52,15 @@ class Conditions:
         root: URI under which benchmark data lives.
         session: Id of the session: outputs go below it and are removed once they are checked.
         scale: Of the datasets.
-        repeat: Processes of each subject; None: what the workload says.
-        iterations: Times that each of them does the work; likewise.
+        repeat: Processes of each subject.
+        iterations: Times that each of them does the work; None: what the workload says.
         endpoint: The S3 endpoint, for the counting pass; None counts nothing.
     """
 
     root: str
     session: str
     scale: Scale
-    repeat: int | None = None
+    repeat: int = 1
     iterations: int | None = None
     endpoint: str | None = None
 
@@ -126,8 +126,8 @@ def measure(
 
     # Of a session that was interrupted here: to chunkmap it would be a run that is done already.
     remove(storage, conditions.output(workload.name))
-    processes, iterations = workload.times(conditions.repeat, conditions.iterations)
-    for number in range(processes):
+    iterations = conditions.iterations or workload.iterations
+    for number in range(conditions.repeat):
         for one in order.sample(alive, len(alive)):
             tally = tallies[one.name]
             if tally.error:

@@ -157,7 +157,7 @@ class Record(_Model):
     created: datetime
     scale: str
     repeat: int | None = Field(ge=1)
-    """Processes of each subject on each workload, if it was asked for."""
+    """Processes of each subject on each workload; null in records that had a default by suite."""
     iterations: int | None = Field(ge=1)
     """Times that each of them does the work, if it was asked for."""
     command: str

@@ -155,8 +155,8 @@ def reproduce(record: Record, result: Result) -> str:
     words = ["chunkmap", "bench", "run", result.workload, "--scale", record.scale]
     if result.subject != "chunkmap":
         words += ["--against", result.subject]
-    for flag, number in (("--repeat", record.repeat), ("--iterations", record.iterations)):
-        words += [flag, str(number)] * (number is not None)
+    words += ["--repeat", str(record.repeat)] * ((record.repeat or 1) != 1)
+    words += ["--iterations", str(record.iterations)] * (record.iterations is not None)
     return shlex.join(words)
 
 
@@ -165,7 +165,7 @@ def repeats(record: Record) -> str:
     processes = {len(one.processes) for one in record.results if one.processes}
     times = {len(each.iterations) for one in record.results for each in one.processes}
     return (
-        f"{_range(processes)} processes of each, in another order each time; each does the work "
+        f"Processes of each: {_range(processes)}, in another order each time. Each does the work "
         f"{_range(times)} times, the first cold, the others warm."
     )
 

@@ -40,8 +40,9 @@ class Request:
         names: Workloads or suites (`main`, `rest`, `ci`, `all`); none means all.
         scale: Of the datasets.
         against: Peers; None means what the suite says.
-        repeat: Processes of each subject on each workload; None means what the workload says.
-        iterations: Times that each does the work: the first is cold, the others are warm. Likewise.
+        repeat: Processes of each subject on each workload, interleaved.
+        iterations: Times that each does the work: the first is cold, the others are warm. None
+            means what the workload says.
         full: Every peer on every workload.
         count: Whether requests are counted, in a pass of their own: those of `main` and of
             workloads that say so, or all with `full`.
@@ -52,7 +53,7 @@ class Request:
     names: tuple[str, ...] = ()
     scale: Scale = "s"
     against: tuple[str, ...] | None = None
-    repeat: int | None = None
+    repeat: int = 1
     iterations: int | None = None
     full: bool = False
     count: bool = True
@@ -63,7 +64,7 @@ class Request:
         """The command that asks for this."""
         words = ["chunkmap", "bench", "run", *self.names, "--scale", self.scale]
         words += [word for peer in self.against or () for word in ("--against", peer)]
-        words += ["--repeat", str(self.repeat)] * (self.repeat is not None)
+        words += ["--repeat", str(self.repeat)] * (self.repeat != 1)
         words += ["--iterations", str(self.iterations)] * (self.iterations is not None)
         words += ["--full"] * self.full + ["--no-count"] * (not self.count)
         words += ["--root", self.root] * (self.root != DEFAULT_ROOT)
@@ -167,7 +168,8 @@ class Session:
                 raise UsageError(f"there is no record {self.request.resume} in {path.parent}")
             record = load_record(path)
             # What is left is measured as the rest was, whatever other flags say now.
-            self.request = Request(**{**record.request, "resume": record.id})
+            before = {**record.request, "repeat": record.repeat or 1, "resume": record.id}
+            self.request = Request(**before)
             return record
         now = datetime.now(UTC)
         return Record(

@@ -61,8 +61,8 @@ class Workload:
         rows_per_task: Rows of one chunk, where only as many chunks are mapped as there are tasks:
             those with the lowest `id`.
         tasks_per_worker: So many tasks for each worker thread of a scaling curve.
-        repeat: Processes of each subject, unless asked otherwise; default by suite.
-        iterations: Times that each does the work, likewise.
+        iterations: Times that each process does the work, unless asked otherwise. Beside a peer
+            there are four: with fewer than three warm ones nothing is called a difference.
         efficiency: What the last point of a scaling curve is meant to reach, as a share.
         counted: Its requests are counted, if it is not of `main`, without `--full` too.
         ci: It is in the small set whose ratios are held against a baseline at each change.
@@ -85,8 +85,7 @@ class Workload:
     keys: tuple[str, ...] = ()
     rows_per_task: int = 0
     tasks_per_worker: int = 0
-    repeat: int | None = None
-    iterations: int | None = None
+    iterations: int = 4
     efficiency: float | None = None
     counted: bool = False
     ci: bool = False
@@ -95,21 +94,6 @@ class Workload:
     def suites(self) -> frozenset[str]:
         """The names of the suites that it is in, its own among them."""
         return frozenset({self.name, self.suite, "all"} | ({"ci"} if self.ci else set()))
-
-    def times(self, repeat: int | None, iterations: int | None) -> tuple[int, int]:
-        """Processes of each subject, and how often each does the work.
-
-        Either way there are three warm samples at least: with fewer nothing is called a difference.
-
-        Args:
-            repeat: Asked for; None for what the workload's suite says.
-            iterations: Likewise.
-        """
-        by_suite = (2, 3) if self.suite == "main" else (1, 4)
-        return (
-            repeat or self.repeat or by_suite[0],
-            iterations or self.iterations or by_suite[1],
-        )
 
     @property
     def is_checked(self) -> bool:
@@ -141,8 +125,6 @@ WORKLOADS: Mapping[str, Workload] = {
             "few_rows",
             peers=ALL,
             suite="main",
-            repeat=1,
-            iterations=4,
         ),
         Workload(
             "strings",
@@ -235,7 +217,6 @@ WORKLOADS: Mapping[str, Workload] = {
             "same",
             peers=("dask-dataframe",),
             aims=(Aim(("dask-dataframe",), 1 / 8),),
-            counted=True,
         ),
         Workload(
             "ledger",
@@ -247,11 +228,9 @@ WORKLOADS: Mapping[str, Workload] = {
             peers=("dask-futures", "ray-data", "prefect-naive"),
             aims=(Aim(("dask-futures", "ray-data", "prefect-naive"), 1.0),),
             suite="main",
-            repeat=1,
-            iterations=4,
             limits={"prefect-naive": 100},
             sizes=MappingProxyType(
-                {"s": (1_000, 10_000), "m": (1_000, 10_000, 100_000), "l": (100_000,)}
+                {"s": (1_000, 4_000), "m": (1_000, 10_000, 100_000), "l": (100_000,)}
             ),
         ),
         Workload(
@@ -262,6 +241,7 @@ WORKLOADS: Mapping[str, Workload] = {
             "nothing",
             peers=(),
             chunks={"target": 1},
+            iterations=2,
         ),
         Workload(
             "resume",
@@ -271,6 +251,7 @@ WORKLOADS: Mapping[str, Workload] = {
             "nothing",
             peers=(),
             chunks={"target": 1},
+            iterations=2,
         ),
         Workload(
             "resume-half",
@@ -281,6 +262,7 @@ WORKLOADS: Mapping[str, Workload] = {
             params={"marker": "{root}/markers/half-{scale}"},
             peers=(),
             chunks={"target": 1},
+            iterations=2,
         ),
         Workload(
             "publish",
@@ -293,6 +275,7 @@ WORKLOADS: Mapping[str, Workload] = {
             sizes=MappingProxyType({"s": (500,), "m": (2_000,), "l": (10_000,)}),
             rows_per_task=4,
             counted=True,
+            iterations=2,
         ),
         Workload(
             "backfill",

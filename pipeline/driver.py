@@ -18,7 +18,7 @@ import orjson
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.catalog import Catalog
+from pipeline.catalog import Catalog, together
 from pipeline.errors import RunFailedError, SchemaChangedError
 from pipeline.job import Job
 from pipeline.ledger import Ledger
@@ -287,8 +287,8 @@ def store_report(
     """Make a run's report, store it beside the run's state, and keep a copy here."""
     report = report_of(ledger.record(), ledger.job(), ledger.read(), driver, state)
     html, said = render_html(report), render_json(report)
-    storage.put(ledger.prefix + "report.html", html.encode())
-    storage.put(ledger.prefix + "report.json", said.encode())
+    bodies = {"report.html": html, "report.json": said}
+    together(lambda name: storage.put(ledger.prefix + name, bodies[name].encode()), list(bodies))
     local = folder / "reports" / ledger.run
     local.mkdir(parents=True, exist_ok=True)
     (local / "report.html").write_text(html)

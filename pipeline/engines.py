@@ -97,6 +97,9 @@ class Flights:
         self._since: dict[str, float] = {}
         self._copies: dict[str, int] = {}
         self._batches: dict[str, Batch] = {}
+        self.least = ""
+        """The least name of all batches that have been under way since `looked`: only they can have
+        stored anything since. Empty if there were none."""
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -104,6 +107,7 @@ class Flights:
     def send(self, batch: Batch) -> None:
         """Submit a batch for the first time."""
         self._batches[batch.name] = batch
+        self.least = min(self.least or batch.name, batch.name)
         self._copies[batch.name] = 1
         self._since[batch.name] = time.monotonic()
         self._engine.submit(batch)
@@ -118,6 +122,10 @@ class Flights:
             if outcome.kind == "finished" or not self._copies[name]:
                 self._engine.drop(self._batches.pop(name))
                 yield outcome
+
+    def looked(self) -> None:
+        """Note that all was read that batches have stored."""
+        self.least = min(self._batches, default="")
 
     def send_stragglers_again(self, expected_seconds: float) -> None:
         """Submit batches once more that are far past their time, without waiting for the first.

@@ -182,9 +182,15 @@ class Ledger:
         """Do not count these attempts: what they staged is gone. Whoever publishes finds out."""
         self._void |= set(attempts)
 
-    def read(self) -> Progress:
-        """Everything that is stored now; what was read before is not read again."""
-        stored = self._stored()
+    def read(self, since: str = "") -> Progress:
+        """Everything that is stored now; what was read before is not read again.
+
+        Args:
+            since: Name of a batch: look for what this one and those of greater names have stored,
+                and for nothing else that is new. A run of a million chunks may have as many
+                segments, whose names alone take a minute to list.
+        """
+        stored = self._stored(since)
         known = pl.concat([one.completions for one in stored]).sort("index", "attempt")
         known = known.filter(~pl.col("attempt").is_in(list(self._void)))
         of_reduce = pl.col("batch") == REDUCE
@@ -214,18 +220,29 @@ class Ledger:
 
         A day of 8 workers that flush every 5 s leaves 138,000 segments: two minutes of reading.
         """
-        stored = self._stored()
-        names = sorted(name for name in self._segments if not _is_base(name))
+        known = [_EMPTY, *self._segments.values()] if self._segments else self._stored()
+        names = [*self._folded, *(name for name in self._segments if not _is_base(name))]
+        whole = Segment(
+            pl.concat([one.completions for one in known]),
+            pl.concat([one.failures for one in known]),
+            {digest: text for one in known for digest, text in one.schemas.items()},
+        )
         tables = {
-            "completions": pl.concat([one.completions for one in stored]).to_arrow(),
-            "failures": pl.concat([one.failures for one in stored]).to_arrow(),
-            "segments": pl.DataFrame({"name": [*self._folded, *names]}).to_arrow(),
+            "completions": whole.completions.to_arrow(),
+            "failures": whole.failures.to_arrow(),
+            "segments": pl.DataFrame({"name": names}, schema={"name": pl.String}).to_arrow(),
         }
-        schemas = {digest: text for one in stored for digest, text in one.schemas.items()}
-        with suppress(AlreadyExistsError):
-            self._storage.put_new(
-                f"{self.prefix}completions/base-{self._base + 1:06d}.arrow",
-                pack_tables(tables, {"schemas": schemas}),
+        base = f"base-{self._base + 1:06d}.arrow"
+        try:
+            data = pack_tables(tables, {"schemas": whole.schemas})
+            self._storage.put_new(f"{self.prefix}completions/{base}", data)
+        except AlreadyExistsError:
+            self._stored()  # Somebody else folds, too: go on from there.
+        else:
+            self._base, self._folded, self._segments = (
+                self._base + 1,
+                frozenset(names),
+                {base: whole},
             )
 
     @property
@@ -233,10 +250,10 @@ class Ledger:
         """Segments that were read one by one."""
         return sum(not _is_base(name) for name in self._segments)
 
-    def _stored(self) -> list[Segment]:
-        """All segments, the newest base first."""
+    def _stored(self, since: str = "") -> list[Segment]:
+        """All segments that are known now, the newest base first."""
         prefix = self.prefix + "completions/"
-        found = {info.uri.removeprefix(prefix) for info in self._storage.objects(prefix)}
+        found = {info.uri.removeprefix(prefix) for info in self._storage.after(prefix, since)}
         newest = max((name for name in found if _is_base(name)), default=None)
         if newest is not None and newest not in self._segments:
             self._open_base(newest)

@@ -225,7 +225,7 @@ class Mapper:
                     flights.send(outcome.batch)
             if not more:
                 flights.send_stragglers_again(self.limits.seconds)
-            self._look()
+            self._look(flights)
             self._tell()
             self._fold_if_due()
             if self.stopped or self._too_many_failures():
@@ -249,14 +249,19 @@ class Mapper:
             with advisory():
                 self.ledger.fold()
 
-    def _look(self) -> None:
-        """Count what is stored: batches store their chunks long before they come back."""
+    def _look(self, flights: Flights) -> None:
+        """Count what is stored: batches store their chunks long before they come back.
+
+        What others store meanwhile (another driver, a worker that was given up) is counted when
+        the round is over.
+        """
         # With a million completions a look takes minutes: it must not be all that a driver does.
         pause = max(LOOK_SECONDS, LOOK_PAUSES * self._look_seconds)
         clock = time.monotonic()
         if clock - self._looked >= pause:
             with advisory():
-                self._count(self.ledger.read())
+                self._count(self.ledger.read(flights.least))
+                flights.looked()
                 self._look_seconds = time.monotonic() - clock
 
     def _settle(self, outcome: Outcome) -> None:

@@ -148,15 +148,16 @@ def ledger(state: State, spec: Spec, output: str) -> dict[str, Any]:
     """Store a plan of so many chunks, untimed; then time mapping it without reading or writing."""
     from benchmarks.ledger_only import ledger_only_flow, ledger_only_run, only, synthetic_plan
     from pipeline.engine import task_runner
-    from pipeline.flows.server import connect
+    from pipeline.flows.server import connect, talking_to
 
     settings = state.settings
     api_url = connect(settings.prefect)
     stored, code = ledger_only_run(settings, job_of(spec, output), synthetic_plan(spec.tasks))
     environment = {"PREFECT_API_URL": api_url, **settings.s3.environment()}
     run_flow = only(ledger_only_flow, task_runner(settings.dask, environment))
-    clock = time.perf_counter()
-    done = run_flow(stored.prefix, code).completions.height
+    with talking_to(api_url, 1):
+        clock = time.perf_counter()
+        done = run_flow(stored.prefix, code).completions.height
     if done != spec.tasks:
         raise RuntimeError(f"{done:,} of {spec.tasks:,} chunks were recorded")
     return {"tasks": done, "work_seconds": time.perf_counter() - clock}

@@ -186,7 +186,7 @@ class Costs:
         """Seconds to read the ledger.
 
         Args:
-            segments: Objects of completions that are there.
+            segments: Objects of completions that are listed.
             new: Of those, not read yet.
             entries: Completions in those.
             known: Completions altogether.

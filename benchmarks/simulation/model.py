@@ -228,7 +228,7 @@ class Mapping:
         workers, together = self.reduced.workers, self.reduced.together
         batcher = _batcher(self.costs, self.reduced)
         looked, pause, folded, unfolded, more = 0.0, 0.0, 0.0, 0.0, True
-        yield from self._spend(self._look(), "look")
+        yield from self._spend(self._look(whole=True), "look")
         while more or self._flying:
             while more and self._flying < workers * case.batches.in_flight_per_thread:
                 batch = batcher.take(workers)
@@ -258,7 +258,7 @@ class Mapping:
                 folded, unfolded = self._environment.now, 0.0
                 tally.folds += 1
                 self.puts.claim(1, folded)
-        yield from self._spend(self._look(), "look")
+        yield from self._spend(self._look(whole=True), "look")
 
     def _whole(self, simulated: int) -> int:
         """Of the whole case, at the same share of it."""
@@ -280,18 +280,21 @@ class Mapping:
         end = max(now + seconds + more, self.cores.claim(seconds + more, now))
         yield self._environment.timeout(end - now)
 
-    def _look(self) -> float:
-        """Read the ledger; returns how long it takes."""
+    def _look(self, *, whole: bool = False) -> float:
+        """Read the ledger, or what is new of it; returns how long it takes."""
         tally, together = self.tally, self.reduced.together
         new = round((tally.segments - self._known_segments) * together)
-        stored = self._whole(tally.segments)
+        # Half of what the batches under way will store is there, and is listed too.
+        each = tally.segments / max(1, tally.batches - self._flying)
+        listed = new + round(self._flying * each / 2 * together)
+        listed = self._whole(tally.segments) if whole else listed
         entries = round(self._unread_entries * together)
-        seconds = self.costs.look(stored, new, entries, self._whole(tally.chunks))
+        seconds = self.costs.look(listed, new, entries, self._whole(tally.chunks))
         self.gets.claim(new, self._environment.now)
-        self.puts.claim(1 + stored // PAGE, self._environment.now)
+        self.puts.claim(1 + listed // PAGE, self._environment.now)
         self._known_segments, self._unread_entries = tally.segments, 0
         tally.looks += 1
-        tally.listed += stored
+        tally.listed += listed
         return seconds
 
     # -- scheduler and workers ------------------------------------------------------------------

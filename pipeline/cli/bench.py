@@ -53,14 +53,11 @@ def run(  # noqa: PLR0917 - Typer takes them as they stand
         list[str] | None,
         typer.Option(metavar="PEER", help="Only these peers; may be given several times."),
     ] = None,
-    repeat: Annotated[
-        int | None,
-        typer.Option(min=1, help="Processes of each, interleaved. Default: by suite, 2 or 1."),
-    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Processes of each, interleaved.")] = 1,
     iterations: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Times each does the work; the first is cold. Default: 3, or 4 in one."
+            min=1, help="Times each does the work; the first is cold. Default: 4, some 2."
         ),
     ] = None,
     full: Annotated[bool, typer.Option(help="Every peer on every workload.")] = False,

@@ -47,8 +47,20 @@ class Storage:
         raise AssertionError("stamina returns or raises")
 
     def objects(self, prefix: str) -> list[ObjectInfo]:
-        """Every object whose URI starts with the prefix, in any order."""
+        """Every object whose URI starts with the prefix, in any order.
+
+        It costs what these cost, however many others there are beside them. So does `after`.
+        """
         return self._tried(lambda: list(self.backend(prefix).objects(prefix)))
+
+    def after(self, folder: str, name: str) -> list[ObjectInfo]:
+        """Every object right in a folder whose name there is greater than one, in any order.
+
+        Args:
+            folder: URI, with a slash at its end. What is in folders below it is left out.
+            name: Of an object that may be there or not.
+        """
+        return self._tried(lambda: list(self.backend(folder).after(folder, name)))
 
     def head(self, uri: str) -> ObjectInfo:
         """ETag and size. Raises ObjectMissingError."""

@@ -57,6 +57,13 @@ class LocalBackend:
                     with suppress(ObjectMissingError):
                         yield self.head(f"file://{path}")
 
+    def after(self, folder: str, name: str) -> Iterator[ObjectInfo]:
+        """See `Backend.after`."""
+        for info in self.objects(folder):
+            rest = info.uri.removeprefix(folder)
+            if rest > name and "/" not in rest:
+                yield info
+
     def head(self, uri: str) -> ObjectInfo:
         """See `Backend.head`."""
         with translating("head", uri):

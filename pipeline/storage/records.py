@@ -39,7 +39,11 @@ class Backend(Protocol):
     """What `Storage` needs of one kind of storage. All URIs are of this kind."""
 
     def objects(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object below the prefix, in any order."""
+        """Every object whose URI starts with the prefix, in any order."""
+        ...
+
+    def after(self, folder: str, name: str) -> Iterator[ObjectInfo]:
+        """Every object right in a folder whose name there is greater than one, in any order."""
         ...
 
     def head(self, uri: str) -> ObjectInfo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -14,7 +15,7 @@ from obstore.exceptions import InvalidPathError
 from obstore.store import S3Store
 
 if TYPE_CHECKING:
-    from obstore import GetOptions
+    from obstore import GetOptions, ObjectMeta
 
 from partitioning import ObjectInfo
 from pipeline.errors import (
@@ -28,10 +29,17 @@ from pipeline.storage.records import Blob, Staged
 from pipeline.storage.requests import MOST, Requests
 from pipeline.storage.retrying import RetryPolicy
 from pipeline.storage.translate import translated, translating
-from pipeline.storage.uris import parse
+from pipeline.storage.uris import Location, parse
 
 T = TypeVar("T")
 
+PAGE = 1000
+"""Keys of one page of a listing, at most."""
+UNORDERED = "--x-s3"
+"""Ends the names of directory buckets, whose listings are in no order and begin at their first key.
+https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html"""
+PLAIN = re.compile(r"[A-Za-z0-9_.=/-]+")
+"""Keys that obstore and S3 spell alike."""
 COPY_BYTES = 5 << 30
 """The largest object that S3 copies in one request."""
 CONCURRENCY = MOST
@@ -117,37 +125,65 @@ class S3Objects:
     # -- reading ------------------------------------------------------------------------------
 
     def objects(self, prefix: str) -> Iterator[ObjectInfo]:
-        """See `Backend.objects`. Falls back to s3fs's client where a key defeats obstore."""
+        """See `Backend.objects`."""
         at = parse(prefix)
+        # The greatest key before all that is wanted, or one that is hardly any smaller.
+        return self._listed(at, "" if at.key.endswith("/") else at.key[:-1])
+
+    def after(self, folder: str, name: str) -> Iterator[ObjectInfo]:
+        """See `Backend.after`."""
+        at = parse(folder)
+        for info in self._listed(at, at.key + name if name else ""):
+            rest = info.uri.removeprefix(at.uri)
+            # Some servers list a folder where a file of its name would be, out of the keys' order.
+            if rest > name and "/" not in rest:
+                yield info
+
+    def _listed(self, at: Location, start: str) -> Iterator[ObjectInfo]:
+        """What begins as wanted; listed from a key on, which leaves out the less before it.
+
+        Falls back to s3fs's client where a key defeats obstore.
+        """
         # obstore lists whole directories: a prefix is cut back to its last slash.
         folder = at.key[: at.key.rfind("/") + 1]
+        start = start if PLAIN.fullmatch(start) and not at.bucket.endswith(UNORDERED) else ""
         if folder and not spellable(folder[:-1]):
-            yield from self._list_exactly(at.bucket, at.key)
+            yield from self._list_exactly(at, start)
             return
-        with self.requests.sent("list", prefix):
+        with self.requests.sent("list", at.uri):
             try:
-                pages = list(obstore.list(self.store(at.bucket), folder or None, chunk_size=1000))
+                found = list(self._list_folder(at, folder, start))
             except InvalidPathError:
                 # One key that obstore cannot spell ends its whole listing.
-                pages = None
-        if pages is None:
-            yield from self._list_exactly(at.bucket, at.key)
+                found = None
+        if found is None:
+            yield from self._list_exactly(at, start)
             return
-        for meta in (meta for page in pages for meta in page):
+        for meta in found:
             if meta["path"].startswith(at.key):
                 uri = f"s3://{at.bucket}/{meta['path']}"
                 yield ObjectInfo(uri, str(meta["e_tag"]).strip('"'), meta["size"])
 
-    def _list_exactly(self, bucket: str, prefix: str) -> Iterator[ObjectInfo]:
-        token: dict[str, str] = {}
+    def _list_folder(self, at: Location, folder: str, start: str) -> Iterator[ObjectMeta]:
+        """The keys of a directory from one on, until none can follow that begins as wanted."""
+        store, name = self.store(at.bucket), at.key[len(folder) :]
+        for page in obstore.list(store, folder or None, offset=start or None, chunk_size=PAGE):
+            yield from page
+            # By its first part: see `after`.
+            last = page[-1]["path"][len(folder) :].partition("/")[0] if page else ""
+            if start and name and last > name and not last.startswith(name):
+                return
+
+    def _list_exactly(self, at: Location, start: str) -> Iterator[ObjectInfo]:
+        more: dict[str, str] = {"StartAfter": start} if start else {}
         while True:
-            page = self.wait(self._page(bucket, Prefix=prefix, **token))
+            page = self.wait(self._page(at.bucket, Prefix=at.key, **more))
             for entry in page.get("Contents", ()):
-                uri = f"s3://{bucket}/{entry['Key']}"
+                uri = f"s3://{at.bucket}/{entry['Key']}"
                 yield ObjectInfo(uri, entry["ETag"].strip('"'), entry["Size"])
             if not page.get("IsTruncated"):
                 return
-            token = {"ContinuationToken": page["NextContinuationToken"]}
+            more = {"ContinuationToken": page["NextContinuationToken"]}
 
     async def _page(self, bucket: str, **arguments: Any) -> Any:
         client = await self.client(bucket)

@@ -74,16 +74,12 @@ def test_every_peer_is_in_the_main_suite() -> None:
 
 @pytest.mark.parametrize("name", [one.name for one in WORKLOADS.values() if one.peers])
 def test_each_comparison_has_three_warm_samples(name: str) -> None:
-    processes, iterations = WORKLOADS[name].times(None, None)
-    if name != "backfill":  # A minute and a half would be three.
-        assert processes * (iterations - 1) >= 3
-    assert WORKLOADS[name].times(5, None) == (5, iterations)
-    assert WORKLOADS[name].times(None, 7) == (processes, 7)
+    assert name == "backfill" or WORKLOADS[name].iterations > 3  # That one takes a minute.
 
 
 def test_curves_have_points() -> None:
     assert variants(WORKLOADS["wait"], "s") == [(1, 24), (8, 192), (32, 768)]
-    assert variants(WORKLOADS["ledger"], "s") == [(0, 1_000), (0, 10_000)]
+    assert variants(WORKLOADS["ledger"], "s") == [(0, 1_000), (0, 4_000)]
     assert variants(WORKLOADS["row-map"], "s") == [(0, 0)]
 
 

@@ -14,7 +14,7 @@ import polars as pl
 from partitioning import Plan, PlanRequest, plan_dataset
 from pipeline.catalog import Catalog
 from pipeline.job import Job
-from pipeline.ledger import Ledger
+from pipeline.ledger import Ledger, segment_name
 from pipeline.records import Completion, Failure, RunRecord, digest_of
 from pipeline.storage import Storage, StorageReader, join
 from tests.pipeline.storage.memory import MemoryBackend
@@ -101,8 +101,9 @@ class Run:
             sha256=hashlib.sha256(data).hexdigest(),
         )
 
-    def store(self, *entries: Completion | Failure) -> None:
-        self.ledger.write_segment(uuid.uuid4().hex, entries, [SCHEMA])
+    def store(self, *entries: Completion | Failure, batch: str = "b") -> None:
+        name = segment_name(batch, uuid.uuid4().hex, 1)
+        self.ledger.write_segment(name, entries, [SCHEMA])
 
     def complete(self, *indices: int) -> list[Completion]:
         """Stage outputs and note them; default those of all chunks."""

@@ -156,7 +156,7 @@ def test_a_segment_is_read_once() -> None:
     run.complete(2)
     backend.calls.clear()
     assert run.ledger.read().left(5) == [3, 4]
-    assert backend.calls == ["objects", "get"]
+    assert backend.calls == ["after", "get"]
 
 
 def test_what_a_batch_left_behind(run: Run) -> None:
@@ -220,8 +220,45 @@ def test_a_folded_run_takes_few_requests() -> None:
     reader = run.again(run.storage)
     backend.calls.clear()
     assert reader.ledger.read().spares.height == 29
-    assert backend.calls == ["objects", "get"]
+    assert backend.calls == ["after", "get"]
     assert reader.ledger.unfolded == 0
+
+
+def test_what_some_batches_have_stored_is_read_without_listing_the_rest() -> None:
+    run = run_of(MemoryBackend().storage(), PLAN)
+    driver = run.again(run.storage).ledger
+
+    def stored(batch: str, index: int) -> None:
+        run.ledger.write_segment(segment_name(batch, "x", 1), [run.completion(index)])
+
+    for number in range(3):
+        stored(f"r1-{number}", number)
+    assert driver.read("r1-1").left(5) == [0, 3, 4]
+    stored("r1-3", 3)
+    assert driver.read("r1-3").left(5) == [0, 4], "what is known stays known"
+    driver.fold()
+    assert driver.unfolded == 0
+    stored("r1-4", 4)
+    assert driver.read("r1-4").left(5) == [0]
+    assert driver.read().left(5) == []
+    driver.fold()
+    assert run.again(run.storage).ledger.read().left(5) == []
+
+
+def test_of_two_that_fold_the_second_goes_on_from_the_first() -> None:
+    run = run_of(MemoryBackend().storage(), PLAN)
+    one, other = run.again(run.storage).ledger, run.again(run.storage).ledger
+    run.complete(0)
+    one.read()
+    other.read()
+    run.complete(1)
+    one.read()
+    one.fold()
+    other.fold()
+    assert other.unfolded == 0
+    assert other.read().left(5) == [2, 3, 4]
+    other.fold()
+    assert run.again(run.storage).ledger.read().left(5) == [2, 3, 4]
 
 
 def test_where_it_was_published_is_noted(run: Run) -> None:

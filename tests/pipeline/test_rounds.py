@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from partitioning import ObjectInfo
 from pipeline import rounds
 from pipeline.batches import Batch
 from pipeline.engines import Kind, Outcome
@@ -94,7 +95,7 @@ class Scripted:
                 entries.append(replace(failure, batch=batch.name))
             else:
                 entries.append(self.run.completion(index))
-        self.run.store(*entries)
+        self.run.store(*entries, batch=batch.name)
         done = sum(isinstance(entry, Completion) for entry in entries)
         result = BatchResult(
             batch.name, done, len(entries) - done, 2 * done, 2 * done, 10 * done, 5, 5, 0.1
@@ -134,6 +135,49 @@ def test_one_round_is_enough_when_nothing_goes_wrong() -> None:
     assert seen[-1].rows_in == seen[-1].rows_out == 80
     assert [one.done for one in seen] == sorted(one.done for one in seen)
     assert work.batches == seen[-1].batches == len(engine.batches)
+
+
+@dataclass
+class Listing(MemoryBackend):
+    """Notes from where on it was listed."""
+
+    begun: list[str] = field(default_factory=list)
+
+    def after(self, folder: str, name: str) -> Iterator[ObjectInfo]:
+        self.begun.append(name)
+        return super().after(folder, name)
+
+
+class InOrder(Scripted):
+    """Batches come back in the order in which they were handed out."""
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        return [self._landed.pop(0)] if self._landed else []
+
+
+def test_looks_list_only_what_is_under_way_and_see_everything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rounds, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(rounds, "LOOK_PAUSES", 0)
+    backend = Listing()
+    run = run_of(backend.storage(), PLAN)
+    seen: list[int] = []
+
+    def saw(progress: Progress) -> None:
+        there = run.again(run.storage).ledger.read().completions.height
+        assert progress.completions.height == there
+        seen.append(there)
+
+    driver = mapper(run, InOrder(run), {"max_chunks": 2})
+    driver.saw = saw
+    driver.run()
+    assert len(set(seen)) > 5
+    begun = [name for name in backend.begun if name]
+    assert len(begun) > 5
+    # Batches that have come back, and those before them, are listed no more.
+    assert begun == sorted(begun)
+    assert begun[0] < begun[-1]
 
 
 def test_what_is_done_is_not_mapped_again() -> None:

@@ -75,6 +75,9 @@ class Faulty:
     def objects(self, prefix: str) -> Iterator[ObjectInfo]:
         return self._do("objects", lambda: iter(list(self.inner.objects(prefix))))
 
+    def after(self, folder: str, name: str) -> Iterator[ObjectInfo]:
+        return self._do("after", lambda: iter(list(self.inner.after(folder, name))))
+
     def head(self, uri: str) -> ObjectInfo:
         return self._do("head", lambda: self.inner.head(uri))
 

@@ -49,6 +49,11 @@ class MemoryBackend:
             found = [self.head(uri) for uri in self.stored if uri.startswith(prefix)]
         return iter(found)
 
+    def after(self, folder: str, name: str) -> Iterator[ObjectInfo]:
+        found = self.objects(folder)
+        rests = ((info, info.uri.removeprefix(folder)) for info in found)
+        return (info for info, rest in rests if rest > name and "/" not in rest)
+
     def head(self, uri: str) -> ObjectInfo:
         blob = self.get(uri)
         return ObjectInfo(uri, blob.etag, len(blob.data))

@@ -59,6 +59,21 @@ def test_what_is_put_is_there(place: Place) -> None:
     assert place.storage.head(uri) == ObjectInfo(uri, second.etag, 4)
 
 
+def test_a_listing_holds_what_begins_as_wanted(place: Place) -> None:
+    names = ["a-1", "a-10", "a-2/x", "a-2/y", "a.b", "a", "b%20", "b c", "b/c/d", "z", "ä"]
+    uris = [place.uri(f"p/{name}") for name in names]
+    for uri in [*uris, place.uri("o"), place.uri("q/a-1")]:
+        place.storage.put(uri, b"x")
+    for part in ["", "a", "a-", "a-1", "a-10", "a-2/", "a-2/x", "b", "b/c", "c", "ä", "z/"]:
+        prefix = place.uri("p/") + part
+        found = sorted(info.uri for info in place.storage.objects(prefix))
+        assert found == sorted(uri for uri in uris if uri.startswith(prefix))
+    flat = [name for name in names if "/" not in name]
+    for after in ["", *names, "0", "a-", "b/", "zz"]:
+        found = sorted(info.uri for info in place.storage.after(place.uri("p/"), after))
+        assert found == sorted(place.uri(f"p/{name}") for name in flat if name > after)
+
+
 def test_an_etag_has_no_quotes(place: Place) -> None:
     uri = place.uri("a")
     place.storage.put(uri, b"x")
