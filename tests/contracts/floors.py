@@ -47,6 +47,7 @@ FLOORS: dict[str, int] = {
     "pipeline.batches": 14,
     "pipeline.storage": 14,
     "pipeline.transforms": 14,
+    "pipeline.segments": 14,
     "pipeline.ledger": 15,
     "pipeline.reading": 15,
     "pipeline.report": 15,
