@@ -43,6 +43,9 @@ from pipeline.storage import Storage, join, parse, state_prefix
 READERS = 64
 """Segments read at a time. At 100 ms each, 16 would take an hour and three quarters for a million,
 and processor time, the same for any number, takes five minutes."""
+BLOCK = 256
+"""Segments parsed at once: a frame for each would take a millisecond, and the entries of a hundred
+thousand of them as Python's objects would take gigabytes until they are frames."""
 
 
 def run_id(plan: Plan, job: Job, fingerprint: str, backfill: str | None = None) -> str:
@@ -247,9 +250,12 @@ class Ledger:
             self._take_base(newest, *unpack_base(data))
         new = {name for name in found - self._names - self._folded if not _base_number(name)}
         if new:
-            uris = [prefix + name for name in sorted(new)]
+            uris, loads = [prefix + name for name in sorted(new)], [EMPTY]
             with ThreadPoolExecutor(READERS) as pool:
-                self._loads.append(unpack_segments(pool.map(self._bytes, uris)))
+                for start in range(0, len(uris), BLOCK):
+                    packed = pool.map(self._bytes, uris[start : start + BLOCK])
+                    loads.append(unpack_segments(packed))
+            self._loads.append(joined(loads))
             self._names |= new
         return self._loads
 

@@ -37,7 +37,7 @@ def pack_segment(entries: Sequence[Completion | Failure], schemas: Iterable[str]
 
 
 def unpack_segments(packed: Iterable[bytes]) -> Segment:
-    """What any number of segments hold, as one: a frame for each would take a millisecond."""
+    """What some segments hold, as one."""
     rows: dict[str, list[dict[str, Any]]] = {"completion": [], "failure": [], "schema": []}
     for data in packed:
         for line in zstandard.decompress(data).splitlines():
