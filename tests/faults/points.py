@@ -54,7 +54,7 @@ PUBLISHING = (
     Point("confirm an object", "HeadObject", "/staged/", 5),
     Point("freeze the commit", "PutObject", "commits/"),
     Point("claim the output", "PutObject", "HEAD.json"),
-    Point("read the commit", "GetObject", "commits/", 2),
+    Point("look for amendments", "GetObject", "commits/"),
     Point("complete an upload", "CompleteMultipartUpload", nth=7),
     Point("copy an object", "CopyObject", nth=7),
     Point("remove what was copied", "DeleteObjects"),
