@@ -40,9 +40,9 @@ def headline(record: Record, found: Sequence[Comparison]) -> str:
 
 
 def best_and_worst(found: Sequence[Comparison]) -> tuple[Comparison | None, Comparison | None]:
-    """The comparisons with the least and the greatest ratio."""
+    """The comparisons with the least and the greatest ratio, of those with samples enough."""
     shown = sorted(
-        (one for one in found if one.found is not None),
+        (one for one in found if one.found is not None and one.said != "too few samples"),
         key=lambda one: one.found.value if one.found else 0.0,
     )
     return (shown[0], shown[-1]) if shown else (None, None)

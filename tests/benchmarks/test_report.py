@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.compare import comparisons
 from benchmarks.record import Record
 from benchmarks.report_markdown import build_markdown, commands
 from benchmarks.report_page import build_page
+from benchmarks.report_words import best_and_worst
 from benchmarks.reporting import update_docs, write_report
 from pipeline.errors import UsageError
 from pipeline.report.page import render_page
@@ -139,3 +141,16 @@ def test_charts_are_drawn_in_silence(tmp_path: Path) -> None:
     assert console == []
     assert charts >= 6
     assert f'data-charts="{charts} drawn, 0 failed"' in dom
+
+
+def test_best_and_worst_are_of_what_has_samples_enough() -> None:
+    made = record(
+        result("row-map", "chunkmap", around(1.0)),
+        result("row-map", "polars", around(2.0)),
+        result("backfill", "chunkmap", [9.0]),
+        result("backfill", "polars", [1.0]),
+    )
+    best, worst = best_and_worst(comparisons(made))
+    assert best is worst is not None
+    assert worst.workload == "row-map"
+    assert best_and_worst(()) == (None, None)
