@@ -35,7 +35,7 @@ READERS = 16
 FOLDED = 8
 """Manifests whose whole list is kept."""
 KEPT_FILES = 100_000
-"""Files that the commit records kept in memory name together: some 50 MB."""
+"""Files that the commit records kept in memory name together: some 30 MB."""
 EMPTY = Manifest(number=0, created=0.0, commits=())
 T = TypeVar("T")
 R = TypeVar("R")
@@ -197,8 +197,9 @@ class Catalog:
 
     def commit(self, name: str, amendments: int | None = None) -> Commit | None:
         """A commit record with its amendments (all, or so many), or None."""
-        if amendments is not None and (name, amendments) in self._commits:
-            return self._commits[name, amendments]
+        kept = None if amendments is None else self._commits.get((name, amendments))
+        if kept is not None:
+            return kept
         commit = self._unamended(name)
         if commit is None:
             return None

@@ -32,9 +32,9 @@ PAUSE_SECONDS = 2.0
 LOOK_SECONDS = 2.0
 """How often the driver counts what is stored while batches are under way."""
 LOOK_PAUSES = 1
-"""It pauses at least so many times as long as the last count took. Simulated: without a pause, a
-million chunks on a thousand workers take 17 hours instead of 5; longer ones save little, and let
-smaller runs wait for a driver that has much to catch up with."""
+"""It pauses at least so many times as long as the last count took, which leaves it half of its time
+for batches. Simulated, a million chunks on a thousand workers are mapped in 55 minutes without a
+pause, 58 with this one, 74 with one four times as long: there is then much to catch up with."""
 FOLD_SECONDS = 60.0
 """How often the driver folds the ledger's segments."""
 FOLD_SEGMENTS = 200
@@ -255,7 +255,7 @@ class Mapper:
         What others store meanwhile (another driver, a worker that was given up) is counted when
         the round is over.
         """
-        # With a million completions a look takes minutes: it must not be all that a driver does.
+        # With a thousand workers a look takes most of a minute: there must be time for batches.
         pause = max(LOOK_SECONDS, LOOK_PAUSES * self._look_seconds)
         clock = time.monotonic()
         if clock - self._looked >= pause:

@@ -15,13 +15,11 @@ from pipeline.ledger import READERS
 from pipeline.reading import WHOLE_BYTES
 from pipeline.reducing import FAN_IN
 from pipeline.settings import PlannerSettings
-from pipeline.storage.s3 import CONCURRENCY
+from pipeline.storage.s3 import CONCURRENCY, PAGE
 from pipeline.storage.s3_staging import COPIED_BYTES, PART_BYTES
 
 PARTS_AT_ONCE = 4
 FOOTERS_AT_ONCE = PlannerSettings().footer_concurrency
-PAGE = 1000
-"""Keys of one page of a listing."""
 
 
 @dataclass(frozen=True, slots=True)
