@@ -7,9 +7,10 @@ from collections.abc import Mapping as Map
 from dataclasses import dataclass
 
 from benchmarks.simulation.case import Case
-from benchmarks.simulation.costs import PAGE, Costs
+from benchmarks.simulation.costs import Costs
 from benchmarks.simulation.model import Clock, Mapping
 from benchmarks.simulation.parameters import Parameters
+from pipeline.storage.s3 import PAGE
 
 DRAIN_SECONDS = 10.0
 """The longest that a run which is over waits for the Prefect server."""

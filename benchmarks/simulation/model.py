@@ -24,10 +24,11 @@ from typing import Any, overload
 import simpy
 
 from benchmarks.simulation.case import Case
-from benchmarks.simulation.costs import PAGE, BatchCost, Costs
+from benchmarks.simulation.costs import BatchCost, Costs
 from benchmarks.simulation.parameters import Parameters
 from pipeline.batches import SHARED_SECONDS, Batch, Batcher
 from pipeline.rounds import FOLD_SECONDS, FOLD_SEGMENTS, LOOK_PAUSES, LOOK_SECONDS
+from pipeline.storage.s3 import PAGE
 
 WAIT_SECONDS = 1.0
 """How long the driver waits for the next batch to come back before it looks around."""
