@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from itertools import chain as joined
 from itertools import takewhile
@@ -14,11 +13,14 @@ from threading import Lock
 from typing import TypeVar
 
 import polars as pl
+import pyarrow as pa
+from pydantic import ValidationError
 
 from pipeline.errors import AlreadyExistsError, ObjectMissingError
-from pipeline.folding import Footprint, surviving
+from pipeline.folding import Footprint, renames, surviving
 from pipeline.manifest import (
     FILES,
+    MANIFEST_VERSION,
     Commit,
     CommitEntry,
     Head,
@@ -29,6 +31,8 @@ from pipeline.manifest import (
     folders,
 )
 from pipeline.storage import Storage, join, parse, state_prefix
+from pipeline.table.errors import DamagedStateError, ManifestConflictError, refuse_newer
+from pipeline.table.head import HeadFile, manifest_uri
 
 READERS = 16
 """Commit records or manifests read at a time."""
@@ -36,6 +40,8 @@ FOLDED = 8
 """Manifests whose whole list is kept."""
 KEPT_FILES = 100_000
 """Files that the commit records kept in memory name together: some 30 MB."""
+_AMENDMENT = re.compile(r"\.a\d+$")
+"""Ends the names of amendments."""
 EMPTY = Manifest(number=0, created=0.0, commits=())
 T = TypeVar("T")
 R = TypeVar("R")
@@ -56,7 +62,8 @@ class Catalog:
         self.storage = storage
         self.output = parse(output).uri.rstrip("/") + "/"
         self.state = state_prefix(self.output)
-        self.tidied = -1
+        self.head_file = HeadFile(storage, self.state)
+        self.moved = -1
         """The last manifest that was seen to have nothing of what it replaced in the output."""
         # What never changes once it is written is kept: one catalog sees a thousand manifests.
         self._manifests: dict[int, ManifestRecord] = {}
@@ -67,28 +74,13 @@ class Catalog:
         self._kept = 0
         self._keeping = Lock()
 
-    @property
-    def _head_uri(self) -> str:
-        return self.state + "HEAD.json"
-
     def head(self) -> tuple[Head, str | None]:
-        """The pointer and its ETag; an output that was never published has a default one."""
-        blob = self.storage.get_if_there(self._head_uri)
-        if blob is None:
-            return Head(), None
-        return Head.model_validate_json(blob.data), blob.etag
+        """The pointer and its ETag (see `HeadFile.read`)."""
+        return self.head_file.read()
 
-    def move_head(self, head: Head, etag: str | None) -> None:
-        """Replace the pointer if it is still the one with this ETag (None: if there is none).
-
-        Raises:
-            PreconditionFailedError, AlreadyExistsError: someone else was faster.
-        """
-        data = head.model_copy(update={"writer": uuid.uuid4().hex}).model_dump_json().encode()
-        if etag is None:
-            self.storage.put_new(self._head_uri, data)
-        else:
-            self.storage.put_if(self._head_uri, data, etag)
+    def move_head(self, head: Head, etag: str | None) -> str:
+        """Replace the pointer if it is still the one with this ETag (see `HeadFile.move`)."""
+        return self.head_file.move(head, etag)
 
     def manifest(self, number: int | None = None) -> Manifest:
         """A manifest by number, or the current one.
@@ -136,23 +128,50 @@ class Catalog:
         new = [number for number in numbers if number not in self._manifests]
 
         def read(number: int) -> None:
-            blob = self.storage.get(self._manifest_uri(number))
-            self._manifests[number] = ManifestRecord.model_validate_json(blob.data)
+            uri = manifest_uri(self.state, number)
+            try:
+                record = ManifestRecord.model_validate_json(self.storage.get(uri).data)
+            except ValidationError as error:
+                raise DamagedStateError(uri, error) from error
+            refuse_newer(uri, record.version, MANIFEST_VERSION)
+            if record.number != number or not 0 <= record.base < number:
+                why = f"it says that it is manifest {record.number} on top of {record.base}"
+                raise DamagedStateError(uri, why)
+            self._manifests[number] = record
 
         together(read, new)
         return [self._manifests[number] for number in numbers]
+
+    def stored_manifest(self, number: int) -> Manifest | None:
+        """A manifest, whether HEAD.json has come to it or not; None if it is not stored."""
+        try:
+            self._stored([number])
+        except ObjectMissingError:
+            return None
+        return self.manifest(number)
 
     def entries(self, base: int = 0) -> list[CommitEntry]:
         """All commits of the manifests after one, oldest first, whatever came over them since.
 
         A list that has only grown has all commits of those before it: a few objects are read.
         """
-        lists, number = [], self.head()[0].current
+        return self.history(self.head()[0].current, base)
+
+    def history(self, number: int, base: int = 0) -> list[CommitEntry]:
+        """All commits of the manifests after one and up to another, oldest first."""
+        lists = []
         while number > base:
             manifest = self.manifest(number)
             lists.append(manifest.commits)
             number = manifest.full - 1
         return list({entry.name: entry for entry in joined.from_iterable(reversed(lists))}.values())
+
+    def commit_names(self) -> list[str]:
+        """Names of all commits that were ever frozen, published or not."""
+        folder = join(self.state, "commits") + "/"
+        names = (info.uri.removeprefix(folder) for info in self.storage.objects(folder))
+        stems = (name.removesuffix(".arrow") for name in names if name.endswith(".arrow"))
+        return sorted(stem for stem in stems if not _AMENDMENT.search(stem))
 
     def names(self, number: int) -> frozenset[str]:
         """Names of a manifest's commits."""
@@ -170,14 +189,18 @@ class Catalog:
     def write_manifest(
         self, base: int, commits: tuple[CommitEntry, ...], rollback_of: int | None = None
     ) -> Manifest:
-        """Write the manifest on top of a base; twice is once."""
+        """Write the manifest on top of a base; twice is once.
+
+        Raises:
+            ManifestConflictError: another one of its number is stored already.
+        """
         before = self.manifest(base)
         number, held = base + 1, len(before.commits)
         grown = rollback_of is None and commits[:held] == before.commits
         full = before.full if grown else number
         under = base_of(number, full) if grown else 0
         record = ManifestRecord(
-            version=2,
+            version=MANIFEST_VERSION,
             number=number,
             created=time.time(),
             base=under,
@@ -186,14 +209,16 @@ class Catalog:
             rollback_of=rollback_of,
         )
         data = record.model_dump_json(indent=1, exclude_defaults=True).encode()
-        # Under one claim there is one list: whoever came first wrote the same.
-        with suppress(AlreadyExistsError):
-            self.storage.put_new(self._manifest_uri(number), data)
+        uri = manifest_uri(self.state, number)
+        try:
+            self.storage.put_new(uri, data)
             self._manifests[number] = record
+        except AlreadyExistsError as error:
+            # Under one claim there is one list: another process may have written the same.
+            [there] = self._stored([number])
+            if _content(there) != _content(record):
+                raise ManifestConflictError(uri) from error
         return self.manifest(number)
-
-    def _manifest_uri(self, number: int) -> str:
-        return join(self.state, "manifests", f"{number}.json")
 
     def commit(self, name: str, amendments: int | None = None) -> Commit | None:
         """A commit record with its amendments (all, or so many), or None."""
@@ -211,16 +236,27 @@ class Catalog:
                 more = self.storage.get_if_there(self._commit_uri(f"{name}.{number}", 0))
             if more is None:
                 break
-            commit = self._keep(_amended(commit, Commit.from_bytes(more.data), number))
+            change = _commit_of(more.data, self._commit_uri(name, number))
+            commit = self._keep(_amended(commit, change, number))
             number += 1
         return commit
+
+    def versions(self, name: str) -> list[Commit]:
+        """A commit as it was frozen, and after each of its amendments."""
+        found: list[Commit] = []
+        while (commit := self.commit(name, len(found))) is not None:
+            found.append(commit)
+            if commit.entry.amendments < len(found) - 1:
+                return found[:-1]
+        return found
 
     def _unamended(self, name: str) -> Commit | None:
         kept = self._commits.get((name, 0))
         if kept is not None:
             return kept
-        blob = self.storage.get_if_there(self._commit_uri(name, 0))
-        return None if blob is None else self._keep(Commit.from_bytes(blob.data))
+        uri = self._commit_uri(name, 0)
+        blob = self.storage.get_if_there(uri)
+        return None if blob is None else self._keep(_commit_of(blob.data, uri))
 
     def _keep(self, commit: Commit) -> Commit:
         """Keep a record that is stored: with so many amendments it never changes."""
@@ -280,16 +316,19 @@ class Catalog:
         Raises:
             ObjectMissingError: a commit record is gone.
         """
-        commits = self.all_known(manifest.commits)
+        commits = self.all_known([e for e in manifest.commits if e.mode != "release"])
         prints = [Footprint.of(commit) for commit in commits]
         held: list[pl.DataFrame] = [pl.DataFrame(schema={**FILES, "commit": pl.String})]
         for commit, one, alive in zip(commits, prints, surviving(prints), strict=True):
+            if not commit.entry.adds_files:
+                continue
             files = commit.files
             if len(alive) < len(one.folders):
                 keeps = [folder in alive for folder in folders(files)]
                 files = files.filter(pl.Series(keeps, dtype=pl.Boolean))
             held.append(files.with_columns(commit=pl.lit(commit.entry.name)))
-        return pl.concat(held)
+        files, renamed = pl.concat(held), renames(prints)
+        return files.with_columns(pl.col("key").replace(renamed)) if renamed else files
 
     def footprints(self, entries: Sequence[CommitEntry]) -> list[Footprint]:
         """Where commits have files; a record is read once. Raises as `snapshot`."""
@@ -297,7 +336,12 @@ class Catalog:
         new = [e for e, name in zip(entries, names, strict=True) if name not in self._footprints]
 
         def read(entry: CommitEntry) -> None:
-            self._footprints[entry.name, entry.amendments] = Footprint.of(self.known(entry))
+            found = (
+                Footprint(entry, frozenset(), {})
+                if entry.mode == "release"
+                else Footprint.of(self.known(entry))
+            )
+            self._footprints[entry.name, entry.amendments] = found
 
         together(read, new)
         return [self._footprints[name] for name in names]
@@ -305,13 +349,31 @@ class Catalog:
     def keys(self, entries: Sequence[CommitEntry]) -> list[str]:
         """The keys that are left when commits are folded, in their order. Raises as `snapshot`."""
         prints = self.footprints(entries)
+        renamed = renames(prints)
         return [
-            key
+            renamed.get(key, key)
             for one, alive in zip(prints, surviving(prints), strict=True)
+            if one.entry.adds_files
             for folder, keys in one.folders.items()
             if folder in alive
             for key in keys
         ]
+
+
+def _content(record: ManifestRecord) -> object:
+    """What a manifest says, whoever wrote it and when.
+
+    Two processes that finish one claim may have read different amendments of a commit.
+    """
+    names = tuple((entry.name, entry.mode, entry.releases) for entry in record.commits)
+    return record.base, record.full, record.rollback_of, names
+
+
+def _commit_of(data: bytes, uri: str) -> Commit:
+    try:
+        return Commit.from_bytes(data)
+    except (pa.ArrowException, pl.exceptions.PolarsError, ValueError, KeyError, TypeError) as error:
+        raise DamagedStateError(uri, error) from error
 
 
 def _amended(commit: Commit, change: Commit, number: int) -> Commit:

@@ -1,4 +1,8 @@
-"""Cleaning up after runs that were given up: abandoned uploads, files that no manifest names."""
+"""Vacuum: abort abandoned uploads, move orphan files away, delete versions that are not kept.
+
+Nothing is deleted that the current manifest, the one after it, or a kept version names. Orphans are
+moved beside the output first, and deleted by a later vacuum.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,12 @@ from dataclasses import dataclass
 
 from pipeline.catalog import Catalog
 from pipeline.ledger import Ledger, runs_of
+from pipeline.manifest import Manifest
 from pipeline.publish import settle
 from pipeline.records import RunRecord
 from pipeline.storage import Staged, Storage
-from pipeline.versions import prune
+from pipeline.table.keys import run_of_key
+from pipeline.table.retention import expire_orphans, expire_replaced, move_orphans
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +28,9 @@ class Cleaned:
     uploads: int
     """Staged outputs that were aborted."""
     replaced: int
-    """Files of versions that are no longer kept."""
+    """Files deleted: of versions that are no longer kept, and orphans moved away long ago."""
     strays: tuple[str, ...]
-    """Visible files of known runs that no manifest names: removed."""
+    """Files of known runs that no manifest names: moved to `orphaned/` beside the output."""
     spared: tuple[str, ...]
     """Unfinished runs whose staged work was left alone."""
     dry_run: bool
@@ -56,23 +62,17 @@ def clean(
     ]
     spared = [one.run for one in unfinished if one.run not in given_up]
     uploads = _abandoned(catalog, spared, given_up, older_than)
-    strays = _strays(catalog, records, spared)
-    keep = manifest.commits[-1].keep_versions if manifest.commits else 1
-    replaced = prune(catalog, manifest.number - keep, dry_run=dry_run)
-    count = len(uploads)
+    orphans = _orphans(catalog, manifest, records, spared)
+    replaced = expire_replaced(catalog, manifest, dry_run=dry_run)
+    replaced += expire_orphans(catalog, older_than, dry_run=dry_run)
     if not dry_run:
-        while uploads:
-            storage.abort(uploads)
-            # Servers list so many uploads and no more: look again until there are none.
-            uploads = _abandoned(catalog, spared, given_up, older_than)
-            count += len(uploads)
-        for uri in strays:
-            storage.delete(uri)
+        storage.abort(uploads)
+        move_orphans(catalog, [uri.removeprefix(catalog.output) for uri in orphans])
     return Cleaned(
         output=catalog.output,
-        uploads=count,
+        uploads=len(uploads),
         replaced=replaced,
-        strays=tuple(strays),
+        strays=tuple(orphans),
         spared=tuple(spared),
         dry_run=dry_run,
     )
@@ -83,7 +83,7 @@ def discard_run(storage: Storage, ledger: Ledger) -> int:
     progress = ledger.read()
     catalog = Catalog(storage, ledger.output)
     uploads = _abandoned(catalog, [], {ledger.run}, 0.0)
-    uploads = [one for one in uploads if _run_of(one.uri) == ledger.run]
+    uploads = [one for one in uploads if run_of_key(one.uri) == ledger.run]
     storage.abort(uploads)
     ledger.void(progress.completions["attempt"].to_list())
     return len(uploads)
@@ -97,21 +97,22 @@ def _abandoned(
     return [
         one
         for one in staged
-        if (run := _run_of(one.uri)) not in spared and (run in given_up or one.created < latest)
+        if (run := run_of_key(one.uri)) not in spared and (run in given_up or one.created < latest)
     ]
 
 
-def _run_of(uri: str) -> str:
-    """The id of the run that a final key belongs to (see `pipeline.process.output_uri`)."""
-    return uri.rpartition("-")[2].removesuffix(".parquet")
-
-
-def _strays(catalog: Catalog, records: list[RunRecord], spared: list[str]) -> list[str]:
-    """Visible files of our own naming that the current manifest does not list."""
-    named = set(catalog.keys(catalog.manifest().commits))
+def _orphans(
+    catalog: Catalog, manifest: Manifest, records: list[RunRecord], spared: list[str]
+) -> list[str]:
+    """Visible files of our own naming that neither the current manifest nor a claim names."""
+    named = set(catalog.keys(manifest.commits))
     ours = {record.run for record in records} - set(spared)
-    return [
+    found = [
         info.uri
         for info in catalog.storage.objects(catalog.output)
-        if info.uri.removeprefix(catalog.output) not in named and _run_of(info.uri) in ours
+        if info.uri.removeprefix(catalog.output) not in named and run_of_key(info.uri) in ours
     ]
+    head, _ = catalog.head()
+    if head.publishing is not None or head.current != manifest.number:
+        return []  # They are being published just now; the next vacuum sees.
+    return found

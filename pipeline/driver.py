@@ -32,6 +32,8 @@ from pipeline.publish import (
     commits_of,
     gone_spares,
     publish,
+    refuse_released,
+    released_commits,
     settle,
 )
 from pipeline.records import Progress, RunRecord
@@ -212,6 +214,8 @@ def publish_run(
             if vanished is not None:
                 amend(catalog, vanished, record.run, files_of(catalog.output, done))
             manifest = settle(catalog)
+            released = released_commits(catalog, record.run, record.base)
+            refuse_released(done, released)
             earlier = [catalog.known(e) for e in commits_of(catalog, record.run, record.base)]
             rest = done
             for commit in earlier:
@@ -220,7 +224,9 @@ def publish_run(
             assert without_failed or not missing, "only a complete run is published"
             if rest.is_empty() and earlier:
                 break
-            draft = draft_commit(record, rest, missing, earlier, job.output.keep_versions)
+            draft = draft_commit(
+                record, rest, missing, earlier, job.output.keep_versions, released=len(released)
+            )
             publish(catalog, draft, ledger.accepted())
     except UploadsVanishedError as error:
         # Together with spares that would be chosen next, and found gone one try after the other.

@@ -17,6 +17,7 @@
     │   ├── ObjectChangedError
     │   ├── AlreadyExistsError
     │   └── PreconditionFailedError
+    ├── StateError
     ├── TransformError
     ├── ChunkTimeoutError
     ├── SchemaChangedError
@@ -203,6 +204,18 @@ class PreconditionFailedError(StorageError):
 
     def __init__(self, uri: str, hint: str | None = None) -> None:
         super().__init__(f"{uri} was replaced by someone else in the meantime", hint)
+        self.uri = uri
+
+
+class StateError(ChunkmapError):
+    """An object that chunkmap keeps beside an output is damaged, or contradicts another one.
+
+    Attributes:
+        uri: The object.
+    """
+
+    def __init__(self, uri: str, message: str, hint: str | None = None) -> None:
+        super().__init__(message, hint)
         self.uri = uri
 
 

@@ -14,6 +14,7 @@ from partitioning.errors import WindowError
 from partitioning.hive import raw_values
 from partitioning.windows import Grain, Windowing
 from pipeline.manifest import Commit, CommitEntry, folders
+from pipeline.table.keys import original_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,17 @@ class _Windows:
         if entry.window is None:
             return set()
         return self._folders[entry.rule].get(entry.window, set())
+
+
+def renames(commits: Sequence[Footprint]) -> dict[str, str]:
+    """The present key of each file that rollbacks have renamed, by its original key."""
+    return {
+        original_key(key): key
+        for one in commits
+        if one.entry.mode == "restore"
+        for keys in one.folders.values()
+        for key in keys
+    }
 
 
 @lru_cache(maxsize=65_536)

@@ -25,6 +25,10 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from partitioning.windows import Windowing
 from pipeline.records import RunRecord
 
+HEAD_VERSION = 1
+"""Format of HEAD.json."""
+MANIFEST_VERSION = 3
+"""Format of manifests: 1 repeats all commits, 2 what they add, 3 has entries without files too."""
 SPAN = 32
 """Manifests between two that repeat what was added since the last such one (see `base_of`)."""
 
@@ -83,7 +87,9 @@ class CommitEntry(_Record):
     name: str
     run: str
     mode: str
-    """`overwrite` drops all files before it, `overwrite-partitions` those of its partitions."""
+    """How its files come on top of those before it. `overwrite` drops all of these,
+    `overwrite-partitions` those of its partitions. `restore` (of a rollback) renames some of them,
+    and `release` (of a repair) says that some commits are never to be published."""
     files: int
     rows: int
     bytes: int
@@ -102,6 +108,13 @@ class CommitEntry(_Record):
     """Fingerprint of the transform; of several, joined by commas. Old commits do not say."""
     inputs: str = ""
     """Digest of the window's objects, as `partitioning.inputs_digest` makes it."""
+    releases: tuple[str, ...] = ()
+    """In mode release: names of the commits that were claimed and given up."""
+
+    @property
+    def adds_files(self) -> bool:
+        """Whether a run has published files in it."""
+        return self.mode not in ("restore", "release")
 
 
 class Manifest(_Record):
@@ -122,7 +135,7 @@ class ManifestRecord(_Record):
     """A manifest as it is stored: what it adds to another one."""
 
     version: int = 1
-    """1 has all commits, on top of nothing; 2 is what is written now."""
+    """See MANIFEST_VERSION."""
     number: int
     created: float
     base: int = 0
@@ -233,6 +246,7 @@ def draft_commit(
     keep_versions: int = 1,
     *,
     window: CommitWindow | None = None,
+    released: int = 0,
 ) -> Commit:
     """Completions of a run, or of one window of it, as a commit that is not frozen yet.
 
@@ -243,6 +257,8 @@ def draft_commit(
         earlier: Commits of the same run (and window) that are published: this one adds to them.
         keep_versions: Replaced versions to keep.
         window: What the commit is of; default the whole run.
+        released: Commits of the same run (and window) that a repair has released: their names
+            are taken.
     """
     files = files_of(record.output, done)
     left_out = tuple(missing)
@@ -251,8 +267,9 @@ def draft_commit(
     adds = bool(earlier) and (window is not None or record.mode != "overwrite-partitions")
     mode = "append" if adds else record.mode
     name = record.run if window is None else f"{record.run}-{window.label}"
+    number = 1 + len(earlier) + released
     entry = CommitEntry(
-        name=f"{name}.{len(earlier) + 1}" if earlier else name,
+        name=f"{name}.{number}" if number > 1 else name,
         run=record.run,
         mode=mode,
         files=files.height,

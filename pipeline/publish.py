@@ -6,7 +6,7 @@ nothing; so a driver may die between any two requests and any other one goes on.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -22,14 +22,23 @@ from pipeline.errors import (
 from pipeline.folding import Footprint, may_meet
 from pipeline.manifest import Claim, Commit, CommitEntry, Head, Manifest, files_of, run_of
 from pipeline.records import PARTIAL
-from pipeline.refusals import (
+from pipeline.storage import Staged
+from pipeline.table.claims import claimed_commits, finish, settle, staged_of, vanished_from
+from pipeline.table.errors import (
     CommitsConflictError,
     ForeignClaimError,
     UploadsVanishedError,
     foreign_claim,
 )
-from pipeline.storage import Staged
-from pipeline.versions import locate, restore, tidy
+from pipeline.table.keys import run_of_key
+from pipeline.table.retention import (
+    kept_versions,
+    locate,
+    move_orphans,
+    move_replaced,
+    orphans_among,
+    unnamed_files,
+)
 
 __all__ = [
     "CommitsConflictError",
@@ -44,12 +53,11 @@ __all__ = [
     "prepare_output",
     "publish",
     "publish_all",
+    "refuse_released",
+    "released_commits",
     "rollback",
     "settle",
 ]
-
-COMPLETE_AT_ONCE = 1000
-"""Uploads completed between two looks at what came of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +69,6 @@ class Published:
     """It had been published before."""
     commits: tuple[Commit, ...] = ()
     """The records as they were frozen: they may name other attempts than the drafts did."""
-
-
-def staged_of(output: str, files: pl.DataFrame) -> list[Staged]:
-    """The tokens of a commit record's files."""
-    columns = ["key", "upload", "parts", "bytes", "attempt"]
-    return [
-        Staged(output + key, upload, tuple(parts), size, attempt)
-        for key, upload, parts, size, attempt in files.select(columns).iter_rows()
-    ]
 
 
 def prepare_output(catalog: Catalog, mode: str, run: str) -> Manifest:
@@ -88,7 +87,7 @@ def prepare_output(catalog: Catalog, mode: str, run: str) -> Manifest:
             another run published.
     """
     manifest, own = _settled_but_own(catalog, run)
-    others = [entry for entry in manifest.commits if entry.run != run]
+    others = [entry for entry in manifest.commits if entry.adds_files and entry.run != run]
     # A run that has published is done, whoever came after it and whether it was noted or not.
     if mode == "error" and others and not commits_of(catalog, run, 0):
         raise OutputNotEmptyError(
@@ -96,15 +95,22 @@ def prepare_output(catalog: Catalog, mode: str, run: str) -> Manifest:
             f"{others[0].run}, and the mode is `error`",
             hint="choose another output, or set output.mode to append or overwrite",
         )
-    strangers = _strangers(catalog, manifest, own)
+    unknown = _unknown_files(catalog, manifest, own)
+    if not unknown:
+        return manifest
     head, _ = catalog.head()
-    if strangers and (head.current != manifest.number or (head.publishing and not own)):
+    if head.current != manifest.number or (head.publishing and not own):
         return prepare_output(catalog, mode, run)  # They are being published just now.
-    if strangers:
+    orphans = orphans_among(catalog, unknown)
+    move_orphans(catalog, orphans)
+    left = sorted(set(unknown).difference(orphans))
+    if left:
         raise OutputNotEmptyError(
-            f"{catalog.output} holds what chunkmap did not publish: {len(strangers):,} in number, "
-            f"such as {strangers[0]}",
-            hint="choose another output, or move them away",
+            f"{catalog.output} contains {len(left):,} objects that chunkmap did not publish "
+            f"(for example {left[0]})",
+            hint=f"move away what no run needs any more: chunkmap clean {catalog.output}"
+            if any(map(run_of_key, left))
+            else "choose another output, or move them away",
         )
     return manifest
 
@@ -114,32 +120,17 @@ def _settled_but_own(catalog: Catalog, run: str) -> tuple[Manifest, list[Commit]
     try:
         return settle(catalog), []
     except UploadsVanishedError as error:
-        own = [c for c in _claimed(catalog, error.commits) if c.entry.run == run]
+        own = [c for c in claimed_commits(catalog, error.commits) if c.entry.run == run]
         if not own:
             raise foreign_claim(catalog.output, error) from error
         head, _ = catalog.head()
         names = head.publishing.commits if head.publishing is not None else error.commits
-        return catalog.manifest(head.current), _claimed(catalog, names)
+        return catalog.manifest(head.current), claimed_commits(catalog, names)
 
 
-def _strangers(catalog: Catalog, manifest: Manifest, own: list[Commit]) -> list[str]:
-    named = set(catalog.keys(manifest.commits))
-    named |= {key for commit in own for key in commit.files["key"].to_list()}
-    found = {
-        info.uri.removeprefix(catalog.output) for info in catalog.storage.objects(catalog.output)
-    }
-    return sorted(found - named)
-
-
-def settle(catalog: Catalog) -> Manifest:
-    """Finish a claim that someone left behind, if there is one."""
-    while True:
-        head, etag = catalog.head()
-        if head.publishing is None:
-            manifest = catalog.manifest(head.current)
-            tidy(catalog, manifest)
-            return manifest
-        _finish(catalog, head, etag)
+def _unknown_files(catalog: Catalog, manifest: Manifest, own: list[Commit]) -> list[str]:
+    named = catalog.keys(manifest.commits)
+    return unnamed_files(catalog, [*named, *(k for c in own for k in c.files["key"].to_list())])
 
 
 def publish(catalog: Catalog, draft: Commit, accepted: int = 0) -> Published:
@@ -177,36 +168,65 @@ def _frozen(catalog: Catalog, drafts: Sequence[Commit]) -> list[Commit]:
 
 
 def _claim_and_finish(catalog: Catalog, commits: list[Commit], accepted: int) -> Published:
-    names, already = {commit.entry.name for commit in commits}, True
+    names, already, writer = {commit.entry.name for commit in commits}, True, ""
     while True:
         head, etag = catalog.head()
         if head.publishing is not None:
             already &= names.isdisjoint(head.publishing.commits)
-            _finish(catalog, head, etag)
+            finish(catalog, head, etag, is_own=head.writer == writer)
             continue
         current = catalog.manifest(head.current)
         # Also one that a later overwrite replaced, or a rollback took away, has been published.
         base = min(commit.base for commit in commits)
-        published = {entry.name for entry in catalog.entries(base)}
+        entries = catalog.entries(base)
+        _refuse_released(commits, entries)
+        published = {entry.name for entry in entries}
         left = [commit for commit in commits if commit.entry.name not in published]
         if not left:
-            tidy(catalog, current)
+            move_replaced(catalog, current)
             return Published(current, already, tuple(commits))
         _refuse_conflicts(catalog, left, current, accepted)
         already = False
-        if catalog.tidied != current.number:
+        if catalog.moved != current.number:
             # Its publisher may have died before it moved away what it had replaced: once there is
             # another manifest on top, nobody would.
-            tidy(catalog, current)
+            move_replaced(catalog, current)
         claim = Claim(commits=tuple(commit.entry.name for commit in left), base=head.current)
         # Losing the race is no error: look again at what the winner did.
         with suppress(PreconditionFailedError, AlreadyExistsError):
-            catalog.move_head(Head(current=head.current, publishing=claim), etag)
+            writer = catalog.move_head(Head(current=head.current, publishing=claim), etag)
+
+
+def _refuse_released(commits: Sequence[Commit], entries: Sequence[CommitEntry]) -> None:
+    """A commit that a repair has released is never published: its files are mapped again."""
+    released = {name for entry in entries for name in entry.releases}
+    lost = [commit.files["attempt"] for commit in commits if commit.entry.name in released]
+    if lost:
+        raise UploadsVanishedError(sorted(pl.concat(lost).to_list()))
 
 
 def commits_of(catalog: Catalog, run: str, base: int) -> list[CommitEntry]:
     """The commits of a run, in order, in whatever manifest: it began on top of this base."""
     return [entry for entry in catalog.entries(base) if entry.run == run]
+
+
+def released_commits(catalog: Catalog, run: str, base: int) -> list[Commit]:
+    """Commits of a run that a repair has released since the manifest that the run began on."""
+    names = [name for entry in catalog.entries(base) for name in entry.releases]
+    return [c for c in together(catalog.commit, [n for n in names if run_of(n) == run]) if c]
+
+
+def refuse_released(done: pl.DataFrame, released: Sequence[Commit]) -> None:
+    """Raise UploadsVanishedError where completions are of commits that a repair has released.
+
+    Args:
+        done: Of the run (schema COMPLETIONS).
+        released: The commits (see `released_commits`).
+    """
+    attempts = {attempt for commit in released for attempt in commit.files["attempt"].to_list()}
+    lost = done.filter(pl.col("attempt").is_in(list(attempts)))
+    if lost.height:
+        raise UploadsVanishedError(sorted(lost["attempt"].to_list()))
 
 
 def _refuse_conflicts(
@@ -236,7 +256,7 @@ def _in_conflict(
     mode = commit.entry.mode
     before = catalog.names(base)
     for other in current.commits:
-        if other.name in before:
+        if other.name in before or not other.adds_files:
             continue
         if other.run == commit.entry.run:
             if _repeats(catalog, commit, other):
@@ -258,50 +278,8 @@ def _repeats(catalog: Catalog, commit: Commit, other: CommitEntry) -> bool:
     """Whether one process published a run whole while another did so by windows."""
     if (other.window is None) == (commit.entry.window is None):
         return False
-    [there] = catalog.footprints([other])
-    theirs = {key for keys in there.folders.values() for key in keys}
-    return not theirs.isdisjoint(commit.files["key"].to_list())
-
-
-def _finish(catalog: Catalog, head: Head, etag: str | None) -> None:
-    """Roll a claim forward to its end. Any driver may; twice changes nothing."""
-    claim = head.publishing
-    assert claim is not None, "only a claim is finished"
-    if claim.rollback is not None:
-        target = catalog.manifest(claim.rollback)
-        restore(catalog, target)
-        manifest = catalog.write_manifest(claim.base, target.commits, target.number)
-    else:
-        try:
-            manifest = _add(catalog, claim)
-        except UploadsVanishedError:
-            if catalog.head()[1] != etag:
-                return  # While we slept it was finished, and what it published was replaced.
-            raise
-    with suppress(PreconditionFailedError):
-        catalog.move_head(Head(current=manifest.number), etag)
-
-
-def _claimed(catalog: Catalog, names: Sequence[str]) -> list[Commit]:
-    commits = together(catalog.commit, names)
-    found = [commit for commit in commits if commit is not None]
-    assert len(found) == len(names), "a claim names frozen commits"
-    return found
-
-
-def _add(catalog: Catalog, claim: Claim) -> Manifest:
-    commits = _claimed(catalog, claim.commits)
-    staged = [item for commit in commits for item in staged_of(catalog.output, commit.files)]
-    gone: set[str] = set()
-    for start in range(0, len(staged), COMPLETE_AT_ONCE):
-        lost = catalog.storage.complete(staged[start : start + COMPLETE_AT_ONCE])
-        gone |= {item.attempt for item in lost}
-    if gone:
-        raise _vanished(commits, gone)
-    held = catalog.manifest(claim.base).commits
-    for commit in commits:
-        held = (commit.entry,) if commit.entry.mode == "overwrite" else (*held, commit.entry)
-    return catalog.write_manifest(claim.base, held)
+    theirs = set(catalog.known(other).files["chunk"].to_list())
+    return not theirs.isdisjoint(commit.files["chunk"].to_list())
 
 
 def rollback(catalog: Catalog, number: int | None = None) -> Manifest:
@@ -312,7 +290,8 @@ def rollback(catalog: Catalog, number: int | None = None) -> Manifest:
         number: Of the manifest; default the one before the current.
 
     Raises:
-        UsageError: there is no such manifest, or its files are no longer kept.
+        UsageError: there is no such manifest.
+        FilesMissingError: its files are no longer kept.
     """
     while True:
         current = settle(catalog)
@@ -326,7 +305,10 @@ def rollback(catalog: Catalog, number: int | None = None) -> Manifest:
             )
         if head.current != current.number or head.publishing is not None:
             continue
-        locate(catalog, catalog.manifest(target))
+        # Copies of versions that are not kept may be deleted at any moment, by a process that
+        # slept; those that are kept may not.
+        oldest = current.number - kept_versions(current) + 1
+        locate(catalog, catalog.manifest(target), oldest)
         with suppress(PreconditionFailedError, AlreadyExistsError):
             claim = Claim(base=current.number, rollback=target)
             catalog.move_head(Head(current=current.number, publishing=claim), etag)
@@ -354,22 +336,16 @@ def amend(catalog: Catalog, vanished: UploadsVanishedError, run: str, files: pl.
             _amend(catalog, name, vanished.attempts, files)
 
 
-def _vanished(commits: Sequence[Commit], attempts: Collection[str]) -> UploadsVanishedError:
-    lost = {c.entry.name: c.files.filter(pl.col("attempt").is_in(attempts)) for c in commits}
-    chunks = {name: files["chunk"].to_list() for name, files in lost.items() if files.height}
-    return UploadsVanishedError(sorted(attempts), chunks)
-
-
 def _amend(catalog: Catalog, name: str, attempts: list[str], files: pl.DataFrame) -> None:
     there = files.filter(~pl.col("attempt").is_in(attempts))
     while True:
-        [commit] = _claimed(catalog, [name])
+        [commit] = claimed_commits(catalog, [name])
         lost = commit.files.filter(pl.col("attempt").is_in(attempts))
         if lost.is_empty():
             return  # Another driver was faster, and what it named counts.
         anew = there.join(lost.select("chunk"), on="chunk", how="semi")
         if anew.height < lost.height:
-            raise _vanished([commit], attempts)  # Nobody has mapped them yet.
+            raise vanished_from([commit], attempts)  # Nobody has mapped them yet.
         with suppress(AlreadyExistsError):
             catalog.amend(commit, anew)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from pipeline.folding import window_label
 from pipeline.manifest import Manifest
 from pipeline.settings import load_settings
 from pipeline.storage import own_storage, scan_options
-from pipeline.versions import locate
+from pipeline.table.retention import locate
 
 if TYPE_CHECKING:
     import polars as pl
@@ -32,8 +33,8 @@ def scan_output(uri: str, version: int | None = None, window: str | None = None)
         A LazyFrame; Hive partitions in the keys become columns.
 
     Raises:
-        UsageError: nothing was published there, that version is no longer kept, or it has no such
-            window.
+        UsageError: nothing was published there, or it has no such window.
+        FilesMissingError: that version is no longer kept, or its files were deleted.
     """
     import polars as pl
 
@@ -54,7 +55,9 @@ def scan_output(uri: str, version: int | None = None, window: str | None = None)
     )
 
 
-def _of_window(uri: str, manifest: Manifest, places: dict[str, str], window: str) -> dict[str, str]:
+def _of_window(
+    uri: str, manifest: Manifest, places: Mapping[str, str], window: str
+) -> dict[str, str]:
     """Those of some files that are in folders of a window, however it was published."""
     known = {entry.window: entry.rule for entry in manifest.commits if entry.window is not None}
     rules = set(known.values())

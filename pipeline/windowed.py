@@ -24,6 +24,8 @@ from pipeline.publish import (
     foreign_claim,
     gone_spares,
     publish_all,
+    refuse_released,
+    released_commits,
     settle,
 )
 from pipeline.records import Progress, RunRecord
@@ -83,7 +85,9 @@ def publish_windows(
         if vanished is not None:
             amend(catalog, vanished, record.run, files_of(catalog.output, progress.completions))
         settle(catalog)
-        drafting = _Drafting(catalog, record, job, rule, progress.completions)
+        released = released_commits(catalog, record.run, record.base)
+        refuse_released(progress.completions, released)
+        drafting = _Drafting(catalog, record, job, rule, progress.completions, released)
         drafts = drafting.drafts(windows, inputs or {}, without_failed=without_failed)
         if drafts:
             publish = publish_all if together else _publish
@@ -123,6 +127,8 @@ class _Drafting:
     job: Job
     rule: Windowing
     done: pl.DataFrame
+    released: Sequence[Commit]
+    """Commits of the run that a repair has released."""
 
     def drafts(
         self,
@@ -160,6 +166,7 @@ class _Drafting:
                     commits,
                     self.job.output.keep_versions,
                     window=window,
+                    released=sum(commit.entry.window == label for commit in self.released),
                 )
             )
         return found

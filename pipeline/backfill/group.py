@@ -24,10 +24,10 @@ from pipeline.ledger import Ledger
 from pipeline.outages import advisory, waited_out
 from pipeline.publish import CommitsConflictError, UploadsVanishedError
 from pipeline.records import Progress
-from pipeline.refusals import ForeignClaimError
 from pipeline.rounds import Mapper, MapProgress
 from pipeline.settings import BatchSettings
 from pipeline.storage import Storage
+from pipeline.table.errors import ForeignClaimError
 from pipeline.windowed import publish_windows
 
 PUBLISH_SECONDS = 30.0

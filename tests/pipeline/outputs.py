@@ -10,7 +10,7 @@ from functools import cache
 import polars as pl
 
 from pipeline.catalog import Catalog
-from pipeline.versions import locate
+from pipeline.table.retention import locate
 from tests.pipeline.runs import OUTPUT, Run
 from tests.pipeline.storage.memory import MemoryBackend
 

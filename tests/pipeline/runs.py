@@ -74,7 +74,7 @@ class Run:
         attempt = attempt or uuid.uuid4().hex
         data = parquet(chunk.index * 2, chunk.rows)
         folders = [f"{name}={value}" for name, value in chunk.partition]
-        name = f"part-{chunk.index:07d}-{self.ledger.run}.parquet"
+        name = f"part-{chunk.index:07d}-{self.ledger.run}-{attempt[:8]}.parquet"
         uri = join(self.ledger.output, *folders, name)
         area = self.ledger.state + "staged/"
         staged = self.storage.stage(uri, memoryview(data), attempt, area)

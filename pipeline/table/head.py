@@ -1,0 +1,102 @@
+"""HEAD.json: which manifest of an output is current, and the claim of whoever publishes."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+
+from pydantic import ValidationError
+
+from pipeline.errors import ObjectMissingError
+from pipeline.manifest import HEAD_VERSION, Head
+from pipeline.storage import Storage, join
+from pipeline.table.errors import DamagedStateError, HeadBehindError, refuse_newer
+
+
+def manifest_uri(state: str, number: int) -> str:
+    """Where the manifest of a number is stored."""
+    return join(state, "manifests", f"{number}.json")
+
+
+def stored_manifests(storage: Storage, state: str) -> list[int]:
+    """Numbers of the manifests that are stored, in order."""
+    prefix = join(state, "manifests") + "/"
+    return sorted(_numbers(info.uri.removeprefix(prefix) for info in storage.objects(prefix)))
+
+
+def _numbers(names: Iterable[str]) -> list[int]:
+    stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
+    return [int(stem) for stem in stems if stem.isascii() and stem.isdigit()]
+
+
+class HeadFile:
+    """Reads and moves the pointer of one output.
+
+    A pointer that was deleted, or restored from a backup, would make whoever believes it publish
+    over newer manifests, and delete their files. So the first read looks for a manifest that the
+    pointer cannot explain.
+    """
+
+    def __init__(self, storage: Storage, state: str) -> None:
+        self._storage, self._state = storage, state
+        self.uri = join(state, "HEAD.json")
+        self._is_checked = False
+
+    def read(self) -> tuple[Head, str | None]:
+        """The pointer and its ETag; a default pointer and None where nothing was ever published.
+
+        Raises:
+            HeadBehindError: a manifest is stored that this pointer cannot have led to.
+            DamagedStateError: it cannot be read.
+        """
+        while True:
+            head, etag = self.read_unchecked()
+            if self._is_checked or not self._is_behind(head, etag):
+                self._is_checked = True
+                return head, etag
+            # A publisher moves the pointer before anybody can see a manifest two ahead of it.
+            if self.read_unchecked()[1] == etag:
+                newest = stored_manifests(self._storage, self._state)[-1]
+                raise HeadBehindError(self.uri, None if etag is None else head.current, newest)
+
+    def _is_behind(self, head: Head, etag: str | None) -> bool:
+        if etag is None:
+            return bool(stored_manifests(self._storage, self._state))
+        unexplained = head.current + (2 if head.publishing is not None else 1)
+        try:
+            self._storage.head(manifest_uri(self._state, unexplained))
+        except ObjectMissingError:
+            return False
+        return True
+
+    def read_unchecked(self) -> tuple[Head, str | None]:
+        """As `read`, believing whatever is there."""
+        blob = self._storage.get_if_there(self.uri)
+        if blob is None:
+            return Head(), None
+        try:
+            head = Head.model_validate_json(blob.data)
+        except ValidationError as error:
+            raise DamagedStateError(self.uri, error, etag=blob.etag) from error
+        refuse_newer(self.uri, head.version, HEAD_VERSION)
+        if head.publishing is not None and head.publishing.base != head.current:
+            why = f"it claims manifest {head.publishing.base} as its base, and points to another"
+            raise DamagedStateError(self.uri, why, etag=blob.etag)
+        return head, blob.etag
+
+    def move(self, head: Head, etag: str | None) -> str:
+        """Replace the pointer if it is still the one with this ETag (None: if there is none).
+
+        Returns:
+            The id of this write, which is stored as `Head.writer`.
+
+        Raises:
+            PreconditionFailedError, AlreadyExistsError: another process was faster.
+        """
+        writer = uuid.uuid4().hex
+        data = head.model_copy(update={"writer": writer}).model_dump_json().encode()
+        if etag is None:
+            self._storage.put_new(self.uri, data)
+        else:
+            self._storage.put_if(self.uri, data, etag)
+        return writer

@@ -1,0 +1,281 @@
+"""Repair an output whose pointer, claim or files contradict its manifests.
+
+`diagnose` only looks; `repair` does what a diagnosis says, and may be given again after a crash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.catalog import Catalog
+from pipeline.errors import (
+    AccessDeniedError,
+    AlreadyExistsError,
+    ChunkmapError,
+    PreconditionFailedError,
+    is_transient,
+)
+from pipeline.manifest import Claim, Head, Manifest, run_of
+from pipeline.table.claims import (
+    claimed_commits,
+    clear_commits,
+    explains,
+    finish,
+    release,
+    release_entry,
+    staged_of,
+)
+from pipeline.table.errors import DamagedStateError, FilesMissingError, ManifestConflictError
+from pipeline.table.head import stored_manifests
+from pipeline.table.retention import (
+    bring_back,
+    find_copies,
+    find_files,
+    locate,
+    move_orphans,
+    orphans_among,
+    unnamed_files,
+)
+
+Situation = Literal[
+    "head missing",
+    "head behind",
+    "head damaged",
+    "publish unfinished",
+    "rollback unfinished",
+    "files missing",
+    "orphan files",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with an output, and what can be done about it."""
+
+    situation: Situation
+    message: str
+    """What is wrong, in a sentence."""
+    action: str
+    """What `repair` does about it; empty where it can do nothing."""
+    advice: str = ""
+    """What else can be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What is wrong with an output."""
+
+    output: str
+    manifest: int
+    """Number of the newest manifest."""
+    problems: tuple[Problem, ...]
+
+    @property
+    def can_repair(self) -> bool:
+        """Whether `repair` has something to do."""
+        return any(problem.action for problem in self.problems)
+
+
+def diagnose(catalog: Catalog) -> Diagnosis:
+    """Look for what keeps commands from working on an output. Writes nothing.
+
+    Raises:
+        StateError: a manifest or a commit record is damaged, and has to be restored first.
+    """
+    numbers = stored_manifests(catalog.storage, catalog.state)
+    newest = numbers[-1] if numbers else 0
+    return Diagnosis(catalog.output, newest, tuple(_problems(catalog, newest)))
+
+
+def repair(catalog: Catalog) -> tuple[Diagnosis, ...]:
+    """Do what `diagnose` says, and look again, until there is nothing more to do.
+
+    Returns:
+        What was found each time; the last is what is left.
+
+    Raises:
+        StateError: a manifest or a commit record is damaged, and has to be restored first.
+        TransientStorageError, AccessDeniedError: as the storage said; repair may be called again.
+    """
+    found = [diagnose(catalog)]
+    while found[-1].can_repair and found[-1] not in found[:-1]:
+        for problem in found[-1].problems:
+            if problem.action:
+                _ACTIONS[problem.situation](catalog)
+        found.append(diagnose(catalog))
+    return tuple(found)
+
+
+# -- what is wrong -----------------------------------------------------------------------------
+
+
+def _problems(catalog: Catalog, newest: int) -> Iterator[Problem]:
+    try:
+        head, etag = catalog.head_file.read_unchecked()
+    except DamagedStateError as error:
+        yield _pointer_problem(catalog, "head damaged", str(error), newest)
+        return
+    uri, claim = catalog.head_file.uri, head.publishing
+    if etag is None:
+        if newest:
+            said = f"{uri} does not exist, though manifest {newest} is stored"
+            yield _pointer_problem(catalog, "head missing", said, newest)
+    elif newest > head.current + (claim is not None):
+        said = f"{uri} points to manifest {head.current}, though manifest {newest} is stored"
+        yield _pointer_problem(catalog, "head behind", said, newest)
+    elif claim is not None and newest > head.current and not _is_explained(catalog, claim):
+        said = f"{uri} claims manifest {newest}, which is stored and names other commits"
+        yield _pointer_problem(catalog, "head behind", said, newest)
+    elif claim is not None:
+        yield _claim_problem(catalog, claim)
+    else:
+        yield from _file_problems(catalog, catalog.manifest(head.current))
+
+
+def _is_explained(catalog: Catalog, claim: Claim) -> bool:
+    manifest = catalog.stored_manifest(claim.base + 1)
+    return manifest is None or explains(catalog, claim, manifest)
+
+
+def _pointer_problem(catalog: Catalog, situation: Situation, said: str, newest: int) -> Problem:
+    manifest = catalog.manifest(newest)
+    found = find_files(catalog, manifest)
+    files = len(found.missing) + len(found.places)
+    if files and not found.places:
+        return Problem(
+            situation,
+            f"{said}; none of its {files:,} files exists",
+            "",
+            f"restore the files, or, to start over, delete the state as well: {catalog.state}",
+        )
+    lost = f", of which {len(found.missing):,} do not exist" if found.missing else ""
+    return Problem(
+        situation,
+        said,
+        f"point to manifest {newest + 1}, with the {files:,} files of manifest {newest}{lost}; "
+        "commits that were being published are given up, and their chunks are mapped again",
+    )
+
+
+def _claim_problem(catalog: Catalog, claim: Claim) -> Problem:
+    if claim.rollback is not None:
+        try:
+            locate(catalog, catalog.manifest(claim.rollback))
+            said = "all its files are there"
+        except FilesMissingError as error:
+            said = str(error)
+        return Problem(
+            "rollback unfinished",
+            f"a rollback to manifest {claim.rollback} was begun and is not finished: {said}",
+            _FINISH,
+            _ALIVE,
+        )
+    commits = claimed_commits(catalog, claim.commits)
+    staged = [item for commit in commits for item in staged_of(catalog.output, commit.files)]
+    gone = len(catalog.storage.missing(staged))
+    runs = sorted({run_of(commit.entry.name) for commit in commits})
+    again = "; ".join(f"chunkmap retry {run}" for run in runs)
+    return Problem(
+        "publish unfinished",
+        f"run {', '.join(runs)} has begun to publish {len(staged):,} files and has not finished; "
+        + (f"{gone:,} of them have vanished" if gone else "none of them has vanished"),
+        _FINISH,
+        f"to keep its finished work, map only what has vanished: {again}" if gone else _ALIVE,
+    )
+
+
+_FINISH = "finish it, or give it up where that is not possible: its chunks are mapped again"
+_ALIVE = "a driver may be at work on it just now (chunkmap status): then wait for it"
+
+
+def _file_problems(catalog: Catalog, manifest: Manifest) -> Iterator[Problem]:
+    keys = catalog.keys(manifest.commits)
+    unnamed = unnamed_files(catalog, keys)
+    missing = _missing(catalog, keys)
+    if missing:
+        copies = find_copies(catalog, missing)
+        said = f"{len(missing):,} of the {len(keys):,} files of manifest {manifest.number} "
+        yield Problem(
+            "files missing",
+            f"{said}are not in the output, for example {missing[0]}",
+            f"copy {len(copies):,} of them back from where they are kept" if copies else "",
+            "restore them (a bucket with versions still has them), or go back: "
+            f"chunkmap rollback {catalog.output}"
+            if len(copies) < len(missing)
+            else "",
+        )
+    orphans = orphans_among(catalog, unnamed) if unnamed else []
+    if orphans:
+        yield Problem(
+            "orphan files",
+            f"{len(orphans):,} files were replaced or given up, and are in the output all the "
+            f"same, for example {orphans[0]}",
+            f"move them to {catalog.state}orphaned/, where vacuum deletes them later",
+        )
+
+
+def _missing(catalog: Catalog, keys: Sequence[str]) -> list[str]:
+    there = {info.uri for info in catalog.storage.objects(catalog.output)}
+    return [key for key in keys if catalog.output + key not in there]
+
+
+# -- what is done ------------------------------------------------------------------------------
+
+
+def _fix_pointer(catalog: Catalog) -> None:
+    """Point to a new manifest with the newest one's content, and give up what was claimed.
+
+    The claim is lost with the pointer, so every commit that was frozen and is in no manifest is
+    given up. A publisher that sleeps finds its manifest's number taken.
+    """
+    try:
+        etag = catalog.head_file.read_unchecked()[1]
+    except DamagedStateError as error:
+        etag = error.etag
+    newest = stored_manifests(catalog.storage, catalog.state)[-1]
+    history = catalog.history(newest)
+    listed = {entry.name for entry in history} | {n for e in history for n in e.releases}
+    names = [name for name in catalog.commit_names() if name not in listed]
+    before = catalog.manifest(newest)
+    entry = release_entry(before, newest + 1, names)
+    # Somebody who is faster, a publisher or another repair, has decided it: look again.
+    with suppress(ManifestConflictError, PreconditionFailedError, AlreadyExistsError):
+        catalog.write_manifest(newest, (*before.commits, entry))
+        catalog.move_head(Head(current=newest + 1), etag)
+        clear_commits(catalog, names)
+
+
+def _settle_claim(catalog: Catalog) -> None:
+    head, etag = catalog.head()
+    if head.publishing is None:
+        return
+    try:
+        finish(catalog, head, etag)
+    except ChunkmapError as error:
+        if is_transient(error) or isinstance(error, AccessDeniedError):
+            raise
+        release(catalog, head, etag)
+
+
+def _copy_back(catalog: Catalog) -> None:
+    missing = _missing(catalog, catalog.keys(catalog.manifest().commits))
+    bring_back(catalog, find_copies(catalog, missing))
+
+
+def _move_orphans(catalog: Catalog) -> None:
+    keys = catalog.keys(catalog.manifest().commits)
+    move_orphans(catalog, orphans_among(catalog, unnamed_files(catalog, keys)))
+
+
+_ACTIONS = {
+    "head missing": _fix_pointer,
+    "head behind": _fix_pointer,
+    "head damaged": _fix_pointer,
+    "publish unfinished": _settle_claim,
+    "rollback unfinished": _settle_claim,
+    "files missing": _copy_back,
+    "orphan files": _move_orphans,
+}

@@ -1,0 +1,272 @@
+"""Replaced versions of an output, which are kept beside it for a while.
+
+replaced/<n>/<key>   left the output when manifest n became current
+orphaned/<s>/<key>   lay in the output though no manifest named it, and was moved away at second s
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+
+import polars as pl
+
+from pipeline.catalog import Catalog, together
+from pipeline.errors import ObjectMissingError
+from pipeline.folding import may_meet
+from pipeline.manifest import FILES, Commit, CommitEntry, Manifest
+from pipeline.table.errors import FilesMissingError
+from pipeline.table.keys import kept_uri, original_key, restored_key
+
+MOVERS = 16
+"""Files copied or deleted at a time."""
+MAX_FOLDERS_LISTED = 64
+"""Folders that are listed one by one; of more, the whole output is listed at once."""
+COPY_ATTEMPTS = 3
+"""How often a file is looked for again that was moved while it was copied."""
+
+
+def move_replaced(catalog: Catalog, manifest: Manifest) -> int:
+    """Move what a manifest replaced out of the output; returns the number of files.
+
+    Each file is copied beside the output first. A driver that died in between left the rest: the
+    next one moves it. What a manifest replaced is never current again (see `table.keys`), so it
+    does not matter when a DELETE is carried out.
+    """
+    replaced = _replaced(catalog, manifest)
+    if not replaced:
+        catalog.moved = manifest.number
+        return 0
+    there = _there(catalog, {key.rpartition("/")[0] for key in replaced})
+    keys = [key for key in replaced if catalog.output + key in there]
+    keep = kept_versions(manifest)
+    _move_aside(catalog, keys, f"{catalog.state}replaced/{manifest.number}/" if keep else None)
+    expire_replaced(catalog, manifest)
+    catalog.moved = manifest.number
+    return len(keys)
+
+
+def move_orphans(catalog: Catalog, keys: Collection[str]) -> None:
+    """Move files that no manifest will ever name out of the output; vacuum deletes them later."""
+    if keys:
+        _move_aside(catalog, keys, f"{catalog.state}orphaned/{int(time.time())}/")
+
+
+def _move_aside(catalog: Catalog, keys: Iterable[str], folder: str | None) -> None:
+    def move(key: str) -> None:
+        source = catalog.output + key
+        with suppress(ObjectMissingError):  # Another driver moves them too, and was faster.
+            if folder is not None:
+                catalog.storage.copy(source, kept_uri(folder, key))
+            catalog.storage.delete(source)
+
+    _for_each(move, keys)
+
+
+def kept_versions(manifest: Manifest) -> int:
+    """How many versions before a manifest are kept while it is current."""
+    return manifest.commits[-1].keep_versions if manifest.commits else 1
+
+
+def _there(catalog: Catalog, folders: set[str]) -> set[str]:
+    """What is in these folders now; of many, or of the top one, in the whole output."""
+    whole = "" in folders or len(folders) > MAX_FOLDERS_LISTED
+    prefixes = [""] if whole else [f"{folder}/" for folder in folders]
+    with ThreadPoolExecutor(MOVERS) as pool:
+        found = pool.map(lambda p: catalog.storage.objects(catalog.output + p), prefixes)
+        return {info.uri for infos in found for info in infos}
+
+
+def _replaced(catalog: Catalog, manifest: Manifest) -> list[str]:
+    """Keys of the files that this manifest dropped from the one before."""
+    if manifest.number == 0:
+        return []
+    before, after = catalog.manifest(manifest.number - 1).commits, manifest.commits
+    added = after[len(before) :]
+    if after[: len(before)] == before:
+        if all(entry.mode in ("error", "append", "release") for entry in added):
+            return []
+        # The others are as they were: their records need not even be read.
+        before = tuple(one for one in before if any(may_meet(one, entry) for entry in added))
+        after = (*before, *added)
+    stays = set(catalog.keys(after))
+    return [key for key in catalog.keys(before) if key not in stays]
+
+
+def expire_replaced(catalog: Catalog, manifest: Manifest, *, dry_run: bool = False) -> int:
+    """Delete what belongs to no version that is kept any more; returns the number of files."""
+    folder = catalog.state + "replaced/"
+    newest = manifest.number - kept_versions(manifest)
+    old = [uri for number, uri in _numbered(catalog, folder) if number <= newest]
+    _for_each(catalog.storage.delete, [] if dry_run else old)
+    return len(old)
+
+
+def expire_orphans(catalog: Catalog, older_than: float, *, dry_run: bool = False) -> int:
+    """Delete orphans that were moved away so many seconds ago; returns the number of files."""
+    latest = time.time() - older_than
+    old = [u for at, u in _numbered(catalog, catalog.state + "orphaned/") if at < latest]
+    _for_each(catalog.storage.delete, [] if dry_run else old)
+    return len(old)
+
+
+def _numbered(catalog: Catalog, folder: str) -> list[tuple[int, str]]:
+    """The copies in a folder of numbered folders, with these numbers; anything else is left out."""
+    found = []
+    for info in catalog.storage.objects(folder):
+        number, _, key = info.uri.removeprefix(folder).partition("/")
+        if key and number.isascii() and number.isdigit():
+            found.append((int(number), info.uri))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Where the files of a manifest are."""
+
+    places: Mapping[str, str]
+    """URI by key, in the manifest's order."""
+    missing: tuple[str, ...]
+    """Keys that are neither in the output nor kept."""
+
+
+def find_files(catalog: Catalog, manifest: Manifest, oldest: int = 0) -> Files:
+    """Look for each file of a manifest in the output, and beside it.
+
+    Args:
+        catalog: Of the output.
+        manifest: Any that is stored.
+        oldest: Leave out copies that left the output with manifests before this one.
+    """
+    keys = catalog.keys(manifest.commits)
+    places = {
+        info.uri.removeprefix(catalog.output): info.uri
+        for info in catalog.storage.objects(catalog.output)
+    }
+    if any(key not in places for key in keys):
+        folder = catalog.state + "replaced/"
+        copies = [
+            (n, u) for n, u in _numbered(catalog, folder) if n > manifest.number and n >= oldest
+        ]
+        there = {uri for _, uri in copies}
+        for number in sorted({number for number, _ in copies}):
+            for key in keys:
+                uri = kept_uri(f"{folder}{number}/", key)
+                if key not in places and uri in there:
+                    places[key] = uri
+    missing = tuple(key for key in keys if key not in places)
+    return Files({key: places[key] for key in keys if key in places}, missing)
+
+
+def locate(catalog: Catalog, manifest: Manifest, oldest: int = 0) -> Mapping[str, str]:
+    """Where each file of a manifest is (see `find_files`): URI by key.
+
+    Raises:
+        FilesMissingError: some of its files are neither in the output nor kept.
+    """
+    found = find_files(catalog, manifest, oldest)
+    if found.missing:
+        files = len(found.missing) + len(found.places)
+        raise FilesMissingError(catalog.output, manifest.number, found.missing, files)
+    return found.places
+
+
+def find_copies(catalog: Catalog, keys: Iterable[str]) -> dict[str, str]:
+    """Where some files are kept beside the output, for whatever reason: URI by key."""
+    there = {
+        folder: {uri: number for number, uri in _numbered(catalog, folder)}
+        for folder in (f"{catalog.state}{name}/" for name in ("replaced", "orphaned"))
+    }
+    found = {}
+    for key in keys:
+        for folder, copies in there.items():
+            for number in sorted(set(copies.values())):
+                uri = kept_uri(f"{folder}{number}/", key)
+                if uri in copies:
+                    found[key] = uri
+    return found
+
+
+def bring_back(catalog: Catalog, places: Mapping[str, str]) -> None:
+    """Copy files that a manifest names from where they are kept (URI by key) into the output."""
+    _for_each(lambda key: catalog.storage.copy(places[key], catalog.output + key), places)
+
+
+def unnamed_files(catalog: Catalog, keys: Iterable[str]) -> list[str]:
+    """Keys of the files in the output that are not among some."""
+    found = (i.uri.removeprefix(catalog.output) for i in catalog.storage.objects(catalog.output))
+    return sorted(set(found).difference(keys))
+
+
+def restore(catalog: Catalog, target: Manifest, current: Manifest) -> Commit | None:
+    """Copy what was replaced since an older manifest back into the output, under new keys.
+
+    Args:
+        catalog: Of the output.
+        target: The manifest that is to be current again, as the one after `current`.
+        current: The manifest that is current.
+
+    Returns:
+        The record that names the new keys; None where all files are current still.
+
+    Raises:
+        FilesMissingError: some files are no longer kept.
+    """
+    number = current.number + 1
+    stays = set(catalog.keys(current.commits))
+    gone = [key for key in catalog.keys(target.commits) if key not in stays]
+    if not gone:
+        return None
+    places = [locate(catalog, target)]
+
+    def copy_back(key: str) -> None:
+        for attempt in range(COPY_ATTEMPTS):
+            try:
+                catalog.storage.copy(places[-1][key], catalog.output + restored_key(key, number))
+                return
+            except ObjectMissingError:
+                # A driver that moves replaced files has moved it just now.
+                if attempt + 1 == COPY_ATTEMPTS:
+                    raise
+                places.append(locate(catalog, target))
+
+    _for_each(copy_back, gone)
+    files = catalog.snapshot(target).filter(pl.col("key").is_in(gone)).select(list(FILES))
+    keys = [restored_key(key, number) for key in files["key"].to_list()]
+    entry = CommitEntry(
+        name=f"restore-{number}",
+        run="",
+        mode="restore",
+        files=0,
+        rows=0,
+        bytes=0,
+        keep_versions=kept_versions(target),
+    )
+    return Commit(entry, current.number, (), files.with_columns(key=pl.Series(keys)))
+
+
+def orphans_among(catalog: Catalog, keys: Iterable[str]) -> list[str]:
+    """Those of some keys, none of them current, that belong to commits of this output's past.
+
+    They were replaced, or claimed and given up: a publisher, a rollback or a delete that was late
+    has left them, and nothing will ever name them again.
+    """
+    entries = catalog.entries()
+    names = {name for entry in entries for name in entry.releases}
+    names |= {entry.name for entry in entries if entry.mode != "release"}
+    past = {
+        original_key(key)
+        for versions in together(catalog.versions, sorted(names))
+        for commit in versions
+        for key in commit.files["key"].to_list()
+    }
+    return [key for key in keys if original_key(key) in past]
+
+
+def _for_each(call: Callable[[str], object], items: Iterable[str]) -> None:
+    with ThreadPoolExecutor(MOVERS) as pool:
+        for _ in pool.map(call, items):
+            pass
