@@ -40,8 +40,8 @@ FOLDED = 8
 """Manifests whose whole list is kept."""
 KEPT_FILES = 100_000
 """Files that the commit records kept in memory name together: some 30 MB."""
-_AMENDMENT = re.compile(r"\.a\d+$")
-"""Ends the names of amendments."""
+_NOT_A_COMMIT = re.compile(r"\.a\d+$|^restore-")
+"""Names of amendments, and of what rollbacks restore."""
 EMPTY = Manifest(number=0, created=0.0, commits=())
 T = TypeVar("T")
 R = TypeVar("R")
@@ -166,12 +166,14 @@ class Catalog:
             number = manifest.full - 1
         return list({entry.name: entry for entry in joined.from_iterable(reversed(lists))}.values())
 
-    def commit_names(self) -> list[str]:
-        """Names of all commits that were ever frozen, published or not."""
+    def unpublished(self, number: int) -> list[str]:
+        """Names of the frozen commits that no manifest up to a number lists or releases."""
         folder = join(self.state, "commits") + "/"
         names = (info.uri.removeprefix(folder) for info in self.storage.objects(folder))
         stems = (name.removesuffix(".arrow") for name in names if name.endswith(".arrow"))
-        return sorted(stem for stem in stems if not _AMENDMENT.search(stem))
+        entries = self.history(number)
+        known = {entry.name for entry in entries}.union(*(entry.releases for entry in entries))
+        return sorted(s for s in stems if s not in known and not _NOT_A_COMMIT.search(s))
 
     def names(self, number: int) -> frozenset[str]:
         """Names of a manifest's commits."""

@@ -32,6 +32,7 @@ from pipeline.table.errors import (
 )
 from pipeline.table.keys import run_of_key
 from pipeline.table.retention import (
+    claimed_files,
     kept_versions,
     locate,
     move_orphans,
@@ -103,16 +104,26 @@ def prepare_output(catalog: Catalog, mode: str, run: str) -> Manifest:
         return prepare_output(catalog, mode, run)  # They are being published just now.
     orphans = orphans_among(catalog, unknown)
     move_orphans(catalog, orphans)
-    left = sorted(set(unknown).difference(orphans))
-    if left:
-        raise OutputNotEmptyError(
-            f"{catalog.output} contains {len(left):,} objects that chunkmap did not publish "
-            f"(for example {left[0]})",
-            hint=f"move away what no run needs any more: chunkmap clean {catalog.output}"
-            if any(map(run_of_key, left))
-            else "choose another output, or move them away",
-        )
+    _refuse_unknown(catalog, manifest, run, sorted(set(unknown).difference(orphans)))
     return manifest
+
+
+def _refuse_unknown(catalog: Catalog, manifest: Manifest, run: str, keys: list[str]) -> None:
+    """Raise OutputNotEmptyError for files that no manifest names, but for a run's own."""
+    claimed = claimed_files(catalog, manifest.number) if keys else {}
+    left = [key for key in keys if claimed.get(key) != run]
+    if not left:
+        return
+    hint = "choose another output, or move them away"
+    if any(key in claimed for key in left):
+        hint = f"a claim was lost; see what can be done: chunkmap repair {catalog.output}"
+    elif any(map(run_of_key, left)):
+        hint = f"move away what no run needs any more: chunkmap clean {catalog.output}"
+    raise OutputNotEmptyError(
+        f"{catalog.output} contains {len(left):,} objects that chunkmap did not publish "
+        f"(for example {left[0]})",
+        hint=hint,
+    )
 
 
 def _settled_but_own(catalog: Catalog, run: str) -> tuple[Manifest, list[Commit]]:

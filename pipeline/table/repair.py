@@ -26,17 +26,20 @@ from pipeline.table.claims import (
     finish,
     release,
     release_entry,
+    settle,
     staged_of,
 )
 from pipeline.table.errors import DamagedStateError, FilesMissingError, ManifestConflictError
 from pipeline.table.head import stored_manifests
 from pipeline.table.retention import (
     bring_back,
+    claimed_files,
     find_copies,
     find_files,
     locate,
     move_orphans,
     orphans_among,
+    replaced_keys,
     unnamed_files,
 )
 
@@ -47,6 +50,7 @@ Situation = Literal[
     "publish unfinished",
     "rollback unfinished",
     "files missing",
+    "claim lost",
     "orphan files",
 ]
 
@@ -207,7 +211,21 @@ def _file_problems(catalog: Catalog, manifest: Manifest) -> Iterator[Problem]:
             if len(copies) < len(missing)
             else "",
         )
-    orphans = orphans_among(catalog, unnamed) if unnamed else []
+    # What the manifest has just replaced is moved by the next command, as a version that is kept.
+    unnamed = [key for key in unnamed if key not in set(replaced_keys(catalog, manifest))]
+    if not unnamed:
+        return
+    claimed = claimed_files(catalog, manifest.number)
+    forgotten = sorted({run for key, run in claimed.items() if key in unnamed})
+    if forgotten:
+        yield Problem(
+            "claim lost",
+            f"files of run {', '.join(forgotten)} are in the output, though it has not published "
+            f"them and is not about to: {catalog.head_file.uri} was restored from an old copy",
+            "give up what it was publishing: its chunks are mapped again",
+            f"to publish them instead: chunkmap retry {forgotten[0]}",
+        )
+    orphans = orphans_among(catalog, unnamed)
     if orphans:
         yield Problem(
             "orphan files",
@@ -236,16 +254,23 @@ def _fix_pointer(catalog: Catalog) -> None:
     except DamagedStateError as error:
         etag = error.etag
     newest = stored_manifests(catalog.storage, catalog.state)[-1]
-    history = catalog.history(newest)
-    listed = {entry.name for entry in history} | {n for e in history for n in e.releases}
-    names = [name for name in catalog.commit_names() if name not in listed]
-    before = catalog.manifest(newest)
+    _give_up_unpublished(catalog, newest, etag)
+
+
+def _give_up_unpublished(catalog: Catalog, newest: int, etag: str | None) -> None:
+    names, before = catalog.unpublished(newest), catalog.manifest(newest)
     entry = release_entry(before, newest + 1, names)
     # Somebody who is faster, a publisher or another repair, has decided it: look again.
     with suppress(ManifestConflictError, PreconditionFailedError, AlreadyExistsError):
         catalog.write_manifest(newest, (*before.commits, entry))
         catalog.move_head(Head(current=newest + 1), etag)
         clear_commits(catalog, names)
+
+
+def _give_up_forgotten(catalog: Catalog) -> None:
+    head, etag = catalog.head()
+    if head.publishing is None:
+        _give_up_unpublished(catalog, head.current, etag)
 
 
 def _settle_claim(catalog: Catalog) -> None:
@@ -266,7 +291,7 @@ def _copy_back(catalog: Catalog) -> None:
 
 
 def _move_orphans(catalog: Catalog) -> None:
-    keys = catalog.keys(catalog.manifest().commits)
+    keys = catalog.keys(settle(catalog).commits)
     move_orphans(catalog, orphans_among(catalog, unnamed_files(catalog, keys)))
 
 
@@ -277,5 +302,6 @@ _ACTIONS = {
     "publish unfinished": _settle_claim,
     "rollback unfinished": _settle_claim,
     "files missing": _copy_back,
+    "claim lost": _give_up_forgotten,
     "orphan files": _move_orphans,
 }

@@ -36,7 +36,7 @@ def move_replaced(catalog: Catalog, manifest: Manifest) -> int:
     next one moves it. What a manifest replaced is never current again (see `table.keys`), so it
     does not matter when a DELETE is carried out.
     """
-    replaced = _replaced(catalog, manifest)
+    replaced = replaced_keys(catalog, manifest)
     if not replaced:
         catalog.moved = manifest.number
         return 0
@@ -80,7 +80,7 @@ def _there(catalog: Catalog, folders: set[str]) -> set[str]:
         return {info.uri for infos in found for info in infos}
 
 
-def _replaced(catalog: Catalog, manifest: Manifest) -> list[str]:
+def replaced_keys(catalog: Catalog, manifest: Manifest) -> list[str]:
     """Keys of the files that this manifest dropped from the one before."""
     if manifest.number == 0:
         return []
@@ -264,6 +264,16 @@ def orphans_among(catalog: Catalog, keys: Iterable[str]) -> list[str]:
         for key in commit.files["key"].to_list()
     }
     return [key for key in keys if original_key(key) in past]
+
+
+def claimed_files(catalog: Catalog, number: int) -> dict[str, str]:
+    """Files of frozen commits that no manifest up to a number lists: the run by key.
+
+    They are in the output while such a commit is claimed, or where the claim was lost.
+    """
+    names = catalog.unpublished(number)
+    commits = [commit for commit in together(catalog.commit, names) if commit is not None]
+    return {k: commit.entry.run for commit in commits for k in commit.files["key"].to_list()}
 
 
 def _for_each(call: Callable[[str], object], items: Iterable[str]) -> None:

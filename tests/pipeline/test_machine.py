@@ -1,15 +1,16 @@
 """Random histories of an output: runs, workers and drivers that die, sleep and lose replies.
 
-Some runs are published whole, some by windows: any of them at a time, in any order. After every
-step the invariants hold; at the end, giving each command once more brings every run to its end, or
-tells a conflict that is one.
+Some runs are published whole, some by windows: any of them at a time, in any order. Vacuum, repair
+and rollback run whenever somebody thinks of it, and sleep in the middle; requests arrive late; the
+pointer is deleted, or restored from a backup. After every step the invariants hold; at the end,
+giving each command once more brings every run to its end, or tells a conflict that is one.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +21,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from partitioning import Windowing, windows_of_plan
 from pipeline.catalog import Catalog
+from pipeline.cleaning import clean
 from pipeline.driver import publish_run
-from pipeline.errors import ConflictError, OutputNotEmptyError, UsageError
+from pipeline.errors import ConflictError, OutputNotEmptyError, StorageError, UsageError
 from pipeline.ledger import Ledger, run_id
 from pipeline.publish import UploadsVanishedError, foreign_claim, prepare_output, rollback, settle
-from pipeline.storage import Storage
+from pipeline.storage import Storage, state_prefix
+from pipeline.table.errors import FilesMissingError, HeadBehindError, ManifestConflictError
+from pipeline.table.head import HeadFile
+from pipeline.table.keys import original_key
+from pipeline.table.repair import repair
 from pipeline.windowed import publish_windows
 from tests.pipeline.outputs import check_manifests, check_settled, rows, visible
 from tests.pipeline.runs import OUTPUT, Run, job_of, plan_of
-from tests.pipeline.storage.faulty import Fault, Faulty, KilledError, Script, lost
+from tests.pipeline.storage.faulty import CHANGES, Fault, Faulty, KilledError, Script, lost
 from tests.pipeline.storage.memory import AT_ONCE, MemoryBackend
 
 PLANS = [plan_of(2, folders=(0, 1)), plan_of(2, folders=(1, 2)), plan_of(1, folders=(5,))]
@@ -42,16 +48,56 @@ class Trouble:
     """What goes wrong at one request of a command, if anything does."""
 
     at: int = -1
+    """Number of the request, among those that change something."""
     fault: Fault = None
     deadly: bool = False
+
+    def script(self) -> Script:
+        count = changes()
+
+        def fail(number: int, name: str) -> Fault:
+            now = count(name)
+            if now == self.at and name in CHANGES:
+                return self.fault
+            return "before" if self.deadly and -1 < self.at < now else None
+
+        return fail
+
+
+def changes() -> Callable[[str], int]:
+    """Counts a command's requests that change something: what comes before one is number 0."""
+    seen = [-1]
+
+    def count(name: str) -> int:
+        seen[0] += name in CHANGES
+        return seen[0]
+
+    return count
+
+
+def asleep(at: int, wake: Callable[[], None]) -> Script:
+    """Sleep once, before the request that changes something, or the one that reads, of a number."""
+    count = changes()
+    slept: list[int] = []
+
+    def script(number: int, name: str) -> Fault:
+        if not slept and at == (count(name) if at % 2 == 0 else number):
+            slept.append(number)
+            wake()
+        return None
+
+    return script
 
 
 TROUBLE = st.one_of(
     st.just(Trouble()),
-    st.builds(Trouble, st.integers(0, 40), st.sampled_from(["before", "after"]), st.booleans()),
+    st.builds(
+        Trouble, st.integers(0, 18), st.sampled_from(["before", "after", "late"]), st.booleans()
+    ),
 )
 
 
+COMMANDS = frozenset({"drive", "rollback", "vacuum", "discard", "repair"})
 CODES = st.sampled_from(["a", "b", "by windows", "by windows"])
 
 
@@ -60,8 +106,8 @@ class Output(RuleBasedStateMachine):
 
     modes = MODES
 
-    @initialize()
-    def nothing(self) -> None:
+    def __init__(self) -> None:
+        super().__init__()
         self.backend = MemoryBackend()
         self.runs: dict[str, tuple[Run, str]] = {}
         self.by_windows: set[str] = set()
@@ -70,23 +116,34 @@ class Output(RuleBasedStateMachine):
         self.keys: list[set[str]] = []
         """Keys that each manifest names, by its number."""
         self.rolled_back = False
+        self.released: set[str] = set()
+        self.late: list[Callable[[], object]] = []
+        """Requests that arrive when nobody thinks of them any more."""
+        self.late_came = False
+        self.pointers: list[bytes] = []
+        self.is_tampered = False
+        """The pointer was deleted or restored from a backup, and nobody has repaired it yet."""
 
     # -- commands -----------------------------------------------------------------------------
 
     def storage(self, script: Script, error: Callable[[], BaseException] = lost) -> Storage:
-        return Storage({"s3": Faulty(self.backend, script, error)}, AT_ONCE)
+        faulty = Faulty(self.backend, script, error)
+        faulty.late = self.late
+        return Storage({"s3": faulty}, AT_ONCE)
 
     def troubled(self, trouble: Trouble, command: Callable[[Storage], object]) -> None:
         """Give a command; it may die, and may be refused for a good reason."""
-
-        def script(number: int, name: str) -> Fault:
-            if number == trouble.at or (trouble.deadly and -1 < trouble.at < number):
-                return trouble.fault if number == trouble.at else "before"
-            return None
-
-        storage = self.storage(script, KilledError if trouble.deadly else lost)
-        with suppress(KilledError, ConflictError, OutputNotEmptyError):
+        storage = self.storage(trouble.script(), KilledError if trouble.deadly else lost)
+        with suppress(KilledError, ConflictError, OutputNotEmptyError), self.refused():
             command(storage)
+
+    @contextmanager
+    def refused(self) -> Iterator[None]:
+        """With a pointer that was tampered with, and only then, commands may refuse."""
+        try:
+            yield
+        except (HeadBehindError, ManifestConflictError):
+            assert self.is_tampered
 
     def seen_by(self, storage: Storage, run: Run) -> Run:
         return run.again(storage)
@@ -176,16 +233,83 @@ class Output(RuleBasedStateMachine):
         run, other = self.some_run(data), self.some_run(data)
         # Two processes of one run may have other windows in mind, too.
         some = [data.draw(st.sampled_from([(), *sorted(self.windows(r))])) for r in (run, other)]
-        slept: list[int] = []
 
-        def script(number: int, name: str) -> Fault:
-            if number == at and not slept:
-                slept.append(number)
-                self.troubled(trouble, lambda storage: self.drive(storage, other, some[1]))
-            return None
+        def wake() -> None:
+            self.troubled(trouble, lambda storage: self.drive(storage, other, some[1]))
 
-        with suppress(ConflictError, OutputNotEmptyError):
-            self.drive(self.storage(script), run, some[0])
+        with suppress(ConflictError, OutputNotEmptyError), self.refused():
+            self.drive(self.storage(asleep(at, wake)), run, some[0])
+
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data(), at=st.integers(0, 40), trouble=TROUBLE)
+    def somebody_sleeps_while_another_works(self, data: Any, at: int, trouble: Trouble) -> None:
+        sleeper, other = (data.draw(st.sampled_from(sorted(COMMANDS))) for _ in "ab")
+        run = self.some_run(data)
+
+        def wake() -> None:
+            self.troubled(trouble, lambda storage: self.do(other, storage, run))
+
+        with suppress(ConflictError, OutputNotEmptyError), self.refused():
+            self.do(sleeper, self.storage(asleep(at, wake)), run)
+
+    def do(self, command: str, storage: Storage, run: Run) -> None:
+        match command:
+            case "drive":
+                self.drive(storage, run)
+            case "rollback":
+                with suppress(UsageError, UploadsVanishedError, FilesMissingError):
+                    rollback(Catalog(storage, OUTPUT))
+            case "vacuum":
+                with suppress(UploadsVanishedError, FilesMissingError):
+                    clean(storage, OUTPUT, older_than=0.0)
+            case "discard":
+                with suppress(UploadsVanishedError, FilesMissingError):
+                    clean(storage, OUTPUT, older_than=0.0, discard=[run.ledger.run])
+            case "repair":
+                repair(Catalog(storage, OUTPUT))
+
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data(), command=st.sampled_from(["vacuum", "discard", "repair"]), trouble=TROUBLE)
+    def somebody_cleans_up(self, data: Any, command: str, trouble: Trouble) -> None:
+        run = self.some_run(data)
+        self.troubled(trouble, lambda storage: self.do(command, storage, run))
+
+    @precondition(lambda self: self.late)
+    @rule(data=st.data())
+    def a_late_request_arrives(self, data: Any) -> None:
+        self.late_came = True
+        late = self.late.pop(data.draw(st.integers(0, len(self.late) - 1)))
+        with suppress(StorageError):
+            late()
+
+    @precondition(lambda self: len(self.pointers) > 1 and not self.is_tampered)
+    @rule(data=st.data())
+    def the_pointer_is_lost_or_old(self, data: Any) -> None:
+        """Deleted by hand or by a lifecycle rule, or restored from a backup."""
+        uri = HeadFile(self.backend.storage(), state_prefix(OUTPUT)).uri
+        if not Catalog(self.backend.storage(), OUTPUT).head()[0].current:
+            return  # Nothing was published: there is nothing by which it could be missed.
+        old = data.draw(st.sampled_from([None, *self.pointers[:-1]]))
+        if old is None:
+            self.backend.delete(uri)
+        else:
+            self.backend.put(uri, old)
+        self.is_tampered = True
+        # Without a manifest that it cannot explain, an old pointer is as good as the newest one.
+        for command in sorted(COMMANDS.difference({"repair"})) if old is None else ():
+            before = dict(self.backend.stored)
+            for run, _ in self.runs.values():
+                with suppress(HeadBehindError):
+                    self.do(command, self.backend.storage(), run)
+                    assert run.ledger.published() is not None, "that is told without the pointer"
+            assert self.backend.stored == before, "a refusal changes nothing"
+
+    @precondition(lambda self: self.is_tampered)
+    @rule(trouble=TROUBLE)
+    def somebody_repairs_the_pointer(self, trouble: Trouble) -> None:
+        self.troubled(trouble, lambda storage: self.do("repair", storage, None))  # type: ignore[arg-type]
+        repair(Catalog(self.backend.storage(), OUTPUT))
+        self.is_tampered = False
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data(), trouble=TROUBLE)
@@ -208,22 +332,27 @@ class Output(RuleBasedStateMachine):
 
     @rule(trouble=TROUBLE)
     def somebody_rolls_back(self, trouble: Trouble) -> None:
-        def back(storage: Storage) -> None:
-            with suppress(UsageError, UploadsVanishedError):
-                rollback(Catalog(storage, OUTPUT))
-
-        self.troubled(trouble, back)
+        self.troubled(trouble, lambda storage: self.do("rollback", storage, None))  # type: ignore[arg-type]
 
     # -- what is always true ------------------------------------------------------------------
 
     @invariant()
     def it_holds(self) -> None:
         now = dict(self.backend.stored)
+        if self.is_tampered:
+            return
         if now != self.checked:
+            self.note_pointer()
             self.checked = now
             self.what_is_frozen_stays()
             self.nothing_is_lost()
             self.a_glob_sees_whole_chunks_of_commits()
+
+    def note_pointer(self) -> None:
+        """Keep each version of the pointer: one day somebody restores it."""
+        blob = self.backend.stored.get(HeadFile(self.backend.storage(), state_prefix(OUTPUT)).uri)
+        if blob is not None and blob.data not in self.pointers:
+            self.pointers.append(blob.data)
 
     def nothing_is_lost(self) -> None:
         """What the current manifest and the kept version name is there, whole."""
@@ -239,6 +368,9 @@ class Output(RuleBasedStateMachine):
         for number in range(len(self.keys), catalog.head()[0].current + 1):
             manifest = catalog.manifest(number)
             for entry in manifest.commits:
+                if not entry.adds_files:
+                    self.released |= set(entry.releases)
+                    continue
                 files = catalog.known(entry).files
                 assert files["chunk"].is_unique().all()
                 assert (files.height, files["rows"].sum()) == (entry.files, entry.rows)
@@ -249,14 +381,21 @@ class Output(RuleBasedStateMachine):
         catalog = Catalog(self.backend.storage(), OUTPUT)
         head, _ = catalog.head()
         named = set().union(*self.keys)
-        for commit_name in head.publishing.commits if head.publishing is not None else ():
+        current = set(catalog.snapshot(catalog.manifest(head.current))["key"])
+        claimed = head.publishing.commits if head.publishing is not None else ()
+        for commit_name in {*claimed, *self.released}:
             commit = catalog.commit(commit_name)
             assert commit is not None
             named |= set(commit.files["key"])
+            current |= set(commit.files["key"]) if commit_name in claimed else set()
         there = visible(self.backend)
-        assert set(there) <= named
+        assert {original_key(key) for key in there} <= {original_key(key) for key in named}
         for name, (run, _) in self.runs.items():
-            own = rows({key: data for key, data in there.items() if name in key})
+            # What was replaced may be back for a while, where a request came late.
+            whole = self.late_came or self.rolled_back or self.released
+            own = rows(
+                {k: d for k, d in there.items() if name in k and (not whole or k in current)}
+            )
             assert max(Counter(own).values(), default=1) == 1
             assert set(own) <= set(range(2 * len(run.plan)))
 
@@ -265,6 +404,10 @@ class Output(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Everybody gives the same command again, and nothing goes wrong any more."""
         storage = self.backend.storage()
+        for late in self.late:
+            with suppress(StorageError):
+                late()
+        repair(Catalog(storage, OUTPUT))
         ended: dict[str, str] = {}
         for _ in range(3):  # A claim whose uploads vanished must be ended by its own run first.
             for name, (run, _) in self.runs.items():
@@ -274,6 +417,7 @@ class Output(RuleBasedStateMachine):
                 except (ConflictError, OutputNotEmptyError):
                     ended[name] = "refused"
         settle(Catalog(storage, OUTPUT))
+        assert repair(Catalog(storage, OUTPUT))[-1].problems == ()
         check_settled(self.backend)
         self.check_ends(ended)
 
@@ -289,7 +433,8 @@ class Output(RuleBasedStateMachine):
             if ended[name] == "refused":
                 assert files is None or windows
                 assert mode != "append" or windows, "but no window's rows are appended twice"
-                assert {e.run for m in manifests for e in m.commits} - {name}, "by another's commit"
+                others = {e.run for m in manifests for e in m.commits if e.adds_files} - {name}
+                assert others, "by another's commit"
             if files is None:
                 assert ended[name] == "refused"
                 continue
@@ -320,11 +465,37 @@ class Appends(Output):
     def nothing_is_lost(self) -> None:
         """Nor does anything leave the output."""
         super().nothing_is_lost()
-        if not self.rolled_back:
+        if not self.rolled_back and not self.released:
             assert set().union(*self.keys) <= set(visible(self.backend))
 
 
+class Repairs(Output):
+    """It begins with an output that has a past, and a publish that died."""
+
+    modes = ("append", "overwrite", "overwrite-partitions")  # type: ignore[assignment]
+
+    @initialize(data=st.data(), at=st.integers(3, 14), rolled=st.booleans(), lost=st.booleans())
+    def a_driver_has_died(self, data: Any, at: int, rolled: bool, lost: bool) -> None:
+        for number, code in enumerate(("a", "b")):
+            mode = data.draw(st.sampled_from(self.modes))
+            self.submit(self.backend.storage(), mode, number, code)
+            run = list(self.runs.values())[-1][0]
+            self.drive(self.backend.storage(), run)
+            self.note_pointer()
+        if rolled:
+            rollback(Catalog(self.backend.storage(), OUTPUT))
+        mode = data.draw(st.sampled_from(self.modes))
+        self.submit(self.backend.storage(), mode, data.draw(st.integers(0, 2)), "c")
+        dead = list(self.runs.values())[-1][0]
+        fault = data.draw(st.sampled_from(["before", "after", "late"]))
+        self.troubled(Trouble(at, fault, True), lambda storage: self.drive(storage, dead))
+        if lost and self.backend.uploads:
+            del self.backend.uploads[data.draw(st.sampled_from(sorted(self.backend.uploads)))]
+
+
 TestOutput = Output.TestCase
-TestOutput.settings = settings(SETTINGS, max_examples=550)
+TestOutput.settings = settings(SETTINGS, max_examples=450)
+TestRepairs = Repairs.TestCase
+TestRepairs.settings = settings(SETTINGS, max_examples=250)
 TestAppends = Appends.TestCase
 TestAppends.settings = settings(SETTINGS, max_examples=450)

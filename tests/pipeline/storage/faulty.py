@@ -11,9 +11,14 @@ from pipeline.errors import TransientStorageError
 from pipeline.storage import Backend, Blob, Staged
 
 T = TypeVar("T")
-Fault = Literal["before", "after"] | None
+Fault = Literal["before", "after", "late"] | None
+"""Late: the reply is lost, and the request arrives when nobody thinks of it any more."""
 Script = Callable[[int, str], Fault]
 """Given a call's number (from 0) and its name, how it fails."""
+
+
+CHANGES = frozenset({"put", "put_new", "put_if", "copy", "delete", "complete", "abort"})
+"""Calls that change something."""
 
 
 class KilledError(BaseException):
@@ -56,6 +61,8 @@ class Faulty:
     ) -> None:
         self.inner = inner
         self.calls: list[str] = []
+        self.late: list[Callable[[], object]] = []
+        """Requests that have not arrived yet."""
         self._script = script
         self._error = error
         self._lock = Lock()
@@ -65,7 +72,9 @@ class Faulty:
             number = len(self.calls)
             self.calls.append(name)
             fault = self._script(number, name)
-        if fault == "before":
+        if fault == "late" and name in CHANGES:
+            self.late.append(call)
+        if fault in ("before", "late"):
             raise self._error()
         result = call()
         if fault == "after":
