@@ -38,6 +38,7 @@ from pipeline.report.run_report import import_renderers
 from pipeline.rounds import Mapper, MapProgress
 from pipeline.settings import Settings
 from pipeline.storage import Storage
+from pipeline.table.retention import locate
 
 log = logging.getLogger(__name__)
 
@@ -158,10 +159,22 @@ class Driving:
             watch(self.storage, ledger, own, lambda progress: self.listen("attached", progress))
         manifest = ledger.published()
         if manifest is not None:
+            self._refuse_missing_files()
             return replace(
                 self._summary("done", ledger.read(), manifest), notes=self._notes(manifest)
             )
         return self._driven()
+
+    def _refuse_missing_files(self) -> None:
+        """Look once whether what the run has published is still there.
+
+        Raises:
+            FilesMissingError: files were deleted that the current manifest names.
+        """
+        catalog = Catalog(self.storage, self.planned.ledger.output)
+        current = catalog.manifest()
+        if any(entry.run == self.planned.ledger.run for entry in current.commits):
+            locate(catalog, current)
 
     def _notes(self, manifest: int) -> tuple[str, ...]:
         """What to say of a run that was published before."""

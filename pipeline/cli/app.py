@@ -224,6 +224,19 @@ def rollback(
 
 
 @app.command()
+def repair(
+    output: Output,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; default is to say what.")] = False,
+    environment: Environment = None,
+    json: Json = False,
+) -> None:
+    """Diagnose and repair an output whose state is damaged."""
+    from pipeline.cli import repair as repairing
+
+    raise typer.Exit(repairing.repair(output, environment, yes=yes, as_json=json))
+
+
+@app.command()
 def clean(
     output: Output,
     older_than: Annotated[str, typer.Option(help="Spare younger uploads.")] = "7d",
@@ -234,7 +247,7 @@ def clean(
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Abort abandoned uploads and remove what no manifest names."""
+    """Abort abandoned uploads, and move away files that no manifest names."""
     from pipeline.cli import runs
 
     runs.clean(

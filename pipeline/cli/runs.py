@@ -124,8 +124,11 @@ def _history_row(
     manifest: Manifest, new: Sequence[CommitEntry], *, by_windows: bool
 ) -> tuple[object, ...]:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.created))
-    if manifest.rollback_of is not None:
+    released = [name for entry in new for name in entry.releases]
+    if manifest.rollback_of is not None or any(entry.mode == "release" for entry in new):
         said = f"rollback to {manifest.rollback_of}"
+        if manifest.rollback_of is None:
+            said = f"repair: gave up {', '.join(released) or 'a rollback'}"
         return (manifest.number, when, said, *[""] * (5 if by_windows else 4))
     labels = sorted(entry.window for entry in new if entry.window)
     between = "".join(labels[:1])
@@ -182,7 +185,12 @@ def clean(
     would = "would be " if dry_run else ""
     say(
         f"{done.output}: {done.uploads:,} abandoned uploads {would}aborted, "
-        f"{done.replaced + len(done.strays):,} files {would}removed"
+        f"{done.replaced:,} files of old versions {would}deleted"
     )
+    if done.strays:
+        say(
+            f"{len(done.strays):,} files that no manifest names {would}moved to "
+            f"{done.output.rstrip('/')}.chunkmap/orphaned/; a later clean deletes them"
+        )
     if done.spared:
         say(f"spared the unfinished runs {', '.join(done.spared)} (--discard RUN gives one up)")

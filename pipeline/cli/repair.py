@@ -1,0 +1,69 @@
+"""`chunkmap repair`: what is wrong with an output's state, and making it right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.cli.screen import bad, print_json, say
+from pipeline.settings import load_settings
+from pipeline.table.repair import Diagnosis, Problem
+
+
+def repair(output: str, environment: str | None, *, yes: bool, as_json: bool) -> int:
+    """Say what is wrong with an output, or repair it; returns the exit code.
+
+    Returns:
+        0 where nothing is wrong (any more), else 1.
+    """
+    from pipeline.catalog import Catalog
+    from pipeline.checking import reaching
+    from pipeline.storage import open_storage
+    from pipeline.table import repair as repairing
+
+    settings = load_settings(environment)
+    with reaching(settings):
+        catalog = Catalog(open_storage(settings), output)
+        found = repairing.repair(catalog) if yes else (repairing.diagnose(catalog),)
+    left = found[-1]
+    if as_json:
+        done = [problem for diagnosis in found[:-1] for problem in diagnosis.problems]
+        print_json(
+            {
+                "output": left.output,
+                "manifest": left.manifest,
+                "dry_run": not yes,
+                "repaired": [_row(problem) for problem in done if problem.action],
+                "problems": [_row(problem) for problem in left.problems],
+            }
+        )
+    else:
+        _show(found, dry_run=not yes)
+    return 1 if left.problems else 0
+
+
+def _row(problem: Problem) -> dict[str, str]:
+    return {
+        "situation": problem.situation,
+        "message": problem.message,
+        "action": problem.action,
+        "advice": problem.advice,
+    }
+
+
+def _show(found: Sequence[Diagnosis], *, dry_run: bool) -> None:
+    for diagnosis in found[:-1]:
+        for problem in diagnosis.problems:
+            if problem.action:
+                say(f"{problem.situation}: {problem.message}")
+                say(f"  repaired: {problem.action}")
+    left = found[-1]
+    for problem in left.problems:
+        bad(f"{problem.situation}: {problem.message}")
+        if problem.action:
+            say(f"    repair will: {problem.action}")
+        if problem.advice:
+            say(f"    or: {problem.advice}" if problem.action else f"    {problem.advice}")
+    if not left.problems:
+        say(f"{left.output} needs no repair: manifest {left.manifest} is current")
+    elif dry_run and left.can_repair:
+        say(f"nothing was changed; to repair it: chunkmap repair {left.output} --yes")

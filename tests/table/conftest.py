@@ -1,0 +1,72 @@
+"""Where the tests of the table run: in memory, and on a real S3 server."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+import pytest
+
+from partitioning import Plan
+from pipeline.catalog import Catalog
+from pipeline.driver import publish_run
+from pipeline.ledger import Ledger
+from pipeline.storage import Storage
+from pipeline.storage.s3_staging import COPIED_BYTES, S3Backend
+from tests.pipeline.runs import Run, job_of
+from tests.pipeline.storage.memory import AT_ONCE, MemoryBackend
+from tests.servers.fixtures import seaweedfs as seaweedfs
+from tests.servers.launching import BUCKET, Server
+
+PLACES = [
+    "memory",
+    *(pytest.param(n, marks=pytest.mark.integration) for n in ("copies", "uploads")),
+]
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output of its own, and ways to fill it."""
+
+    storage: Storage
+    uri: str
+
+    @property
+    def catalog(self) -> Catalog:
+        """As a new process sees it."""
+        return Catalog(self.storage, self.uri)
+
+    def run(self, plan: Plan, mode: str, code: str = "code") -> Run:
+        """A run on top of what is current; nothing is mapped."""
+        base = self.catalog.head()[0].current
+        ledger = Ledger.create(self.storage, job_of(mode, self.uri), plan, code, base)
+        return Run(self.storage, ledger, plan)
+
+    def publish(self, plan: Plan, mode: str, code: str = "code") -> Run:
+        run = self.run(plan, mode, code)
+        run.complete()
+        publish_run(self.storage, run.ledger)
+        return run
+
+    def keys(self) -> set[str]:
+        """What a plain glob sees."""
+        return {info.uri.removeprefix(self.uri) for info in self.storage.objects(self.uri)}
+
+    def named(self) -> set[str]:
+        """What the current manifest names."""
+        return set(self.catalog.keys(self.catalog.manifest().commits))
+
+    def snapshot(self) -> dict[str, str]:
+        """Everything below the output and its state: ETag by URI."""
+        return {i.uri: i.etag for i in self.storage.objects(self.uri.rstrip("/"))}
+
+
+@pytest.fixture(params=PLACES)
+def output(request: pytest.FixtureRequest) -> Output:
+    name = uuid.uuid4().hex
+    if request.param == "memory":
+        return Output(Storage({"s3": MemoryBackend()}, AT_ONCE), f"s3://out/{name}/")
+    server: Server = request.getfixturevalue("seaweedfs")
+    copied = COPIED_BYTES if request.param == "copies" else 0
+    backend = S3Backend(server.access, copied_bytes=copied)
+    return Output(Storage({"s3": backend}), f"s3://{BUCKET}/{name}/")

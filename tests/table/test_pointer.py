@@ -1,0 +1,147 @@
+"""HEAD.json that is gone, old or damaged: every command refuses, and repair puts it right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from pipeline.checking import verify_output
+from pipeline.cleaning import clean
+from pipeline.driver import publish_run
+from pipeline.errors import StateError
+from pipeline.publish import prepare_output, rollback
+from pipeline.table.errors import DamagedStateError, HeadBehindError
+from pipeline.table.repair import diagnose, repair
+from pipeline.table.retention import locate
+from tests.pipeline.runs import plan_of
+from tests.table.conftest import Output
+
+PLAN, OTHER = plan_of(3, folders=(0, 1)), plan_of(4, folders=(1, 2))
+
+COMMANDS: dict[str, Callable[[Output], object]] = {
+    "run": lambda output: prepare_output(output.catalog, "append", "0" * 16),
+    "clean": lambda output: clean(output.storage, output.uri, older_than=0.0),
+    "rollback": lambda output: rollback(output.catalog),
+    "verify": lambda output: verify_output(output.storage, output.uri),
+    "history": lambda output: output.catalog.head(),
+    "scan": lambda output: locate(output.catalog, output.catalog.manifest()),
+}
+
+
+def with_a_past(output: Output) -> bytes:
+    """Three manifests; returns the pointer as it was at the first."""
+    output.publish(PLAN, "append", "a")
+    old = output.storage.get(output.catalog.head_file.uri).data
+    output.publish(OTHER, "overwrite", "b")
+    output.publish(PLAN, "append", "c")
+    return old
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("kind", ["gone", "old"])
+def test_every_command_refuses_and_changes_nothing(output: Output, kind: str, command: str) -> None:
+    old, uri = with_a_past(output), output.catalog.head_file.uri
+    output.storage.delete(uri) if kind == "gone" else output.storage.put(uri, old)
+    before = output.snapshot()
+    with pytest.raises(HeadBehindError, match="manifest 3 is stored") as caught:
+        COMMANDS[command](output)
+    assert (caught.value.newest, caught.value.current) == (3, None if kind == "gone" else 1)
+    assert f"chunkmap repair {output.uri}" in str(caught.value.hint)
+    assert output.snapshot() == before
+
+
+@pytest.mark.parametrize("kind", ["gone", "old", "empty", "cut", "not JSON", "of another type"])
+def test_repair_points_to_the_newest_manifest(output: Output, kind: str) -> None:
+    old, uri = with_a_past(output), output.catalog.head_file.uri
+    files, named = output.keys(), output.named()
+    now = output.storage.get(uri).data
+    match kind:
+        case "gone":
+            output.storage.delete(uri)
+        case "old":
+            output.storage.put(uri, old)
+        case _:
+            bad = {"empty": b"", "cut": now[:20], "not JSON": b"\xff\x00", "of another type": b"[]"}
+            output.storage.put(uri, bad[kind])
+            with pytest.raises(DamagedStateError, match=uri):
+                output.catalog.head()
+    before = output.snapshot()
+    found = diagnose(output.catalog)
+    assert [problem.situation for problem in found.problems] == [
+        {"gone": "head missing", "old": "head behind"}.get(kind, "head damaged")
+    ]
+    assert output.snapshot() == before, "to diagnose is to look"
+    assert repair(output.catalog)[-1].problems == ()
+    assert (output.keys(), output.named()) == (files, named)
+    assert verify_output(output.storage, output.uri).problems == ()
+    run = output.publish(OTHER, "append", "d")
+    assert run.ledger.published() == output.catalog.head()[0].current == 5
+
+
+def test_a_pointer_with_a_claim_that_explains_the_manifest_is_rolled_forward(
+    output: Output,
+) -> None:
+    output.publish(PLAN, "append", "a")
+    run = output.run(OTHER, "append", "b")
+    run.complete()
+    claims: list[bytes] = []
+    move = output.storage.put_if
+
+    def note(uri: str, data: bytes, etag: str) -> None:
+        move(uri, data, etag)
+        claims.append(data)
+
+    output.storage.put_if = note  # type: ignore[method-assign]
+    publish_run(output.storage, run.ledger)
+    output.storage.put_if = move  # type: ignore[method-assign]
+    output.storage.put(output.catalog.head_file.uri, claims[0])
+    assert prepare_output(output.catalog, "append", "0" * 16).number == 2
+    assert output.keys() == output.named()
+
+
+def test_a_new_output_over_old_state_is_refused(output: Output) -> None:
+    """Files and pointer removed by hand: the old manifests must not be adopted."""
+    with_a_past(output)
+    output.storage.delete(output.catalog.head_file.uri)
+    for key in output.keys():
+        output.storage.delete(output.uri + key)
+    with pytest.raises(HeadBehindError):
+        prepare_output(output.catalog, "error", "0" * 16)
+    [problem] = repair(output.catalog)[-1].problems
+    assert (problem.situation, problem.action) == ("head missing", "")
+    assert output.catalog.state in problem.advice
+
+
+@pytest.mark.parametrize("name", ["manifests/3.json", "commits/{run}.arrow"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped"])
+def test_damaged_manifests_and_commit_records_are_named(
+    output: Output, name: str, damage: str
+) -> None:
+    with_a_past(output)
+    uri = output.catalog.state + name.format(run=output.catalog.manifest().commits[-1].run)
+    data = output.storage.get(uri).data
+    bad = {
+        "empty": b"",
+        "cut": data[: len(data) // 2],
+        "flipped": bytes([data[0] ^ 0xFF]) + data[1:],
+    }[damage]
+    output.storage.put(uri, bad)
+    for command in ("verify", "clean", "scan"):
+        with pytest.raises(StateError, match=uri):
+            COMMANDS[command](output)
+    with pytest.raises(StateError, match=uri):
+        diagnose(output.catalog)
+
+
+def test_formats_of_a_newer_release_are_refused(output: Output) -> None:
+    with_a_past(output)
+    for uri, field in (
+        (output.catalog.state + "manifests/3.json", '"version": 3'),
+        (output.catalog.head_file.uri, '"version":1'),
+    ):
+        data = output.storage.get(uri).data.decode()
+        output.storage.put(uri, data.replace(field, '"version":9').encode())
+        with pytest.raises(StateError, match="format 9"):
+            output.catalog.manifest()
+        output.storage.put(uri, data.encode())
