@@ -17,6 +17,7 @@
     │   ├── ObjectChangedError
     │   ├── AlreadyExistsError
     │   └── PreconditionFailedError
+    ├── StateError
     ├── TransformError
     ├── ChunkTimeoutError
     ├── SchemaChangedError
@@ -203,6 +204,22 @@ class PreconditionFailedError(StorageError):
 
     def __init__(self, uri: str, hint: str | None = None) -> None:
         super().__init__(f"{uri} was replaced by someone else in the meantime", hint)
+        self.uri = uri
+
+
+class StateError(ChunkmapError):
+    """A stored object of chunkmap's own is damaged, or is not what its name says.
+
+    Attributes:
+        uri: The object.
+    """
+
+    def __init__(self, uri: str, problem: str, hint: str | None = None) -> None:
+        hint = hint or (
+            "restore the object from a backup or an older version in the bucket, and find out "
+            "who wrote this one"
+        )
+        super().__init__(f"{uri} cannot be used: {problem}", hint)
         self.uri = uri
 
 

@@ -38,6 +38,7 @@ FLOORS: dict[str, int] = {
     "pipeline.metrics": 11,
     "pipeline.records": 11,
     "pipeline.sparse": 11,
+    "pipeline.stored": 11,
     "pipeline.units": 11,
     "pipeline.yamlfile": 11,
     "pipeline.layers": 12,
