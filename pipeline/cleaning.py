@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.catalog import Catalog
-from pipeline.ledger import Ledger, runs_of
+from pipeline.ledger import Ledger
 from pipeline.publish import settle
 from pipeline.records import RunRecord
+from pipeline.runs.ledger.find import runs_of
 from pipeline.storage import Staged, Storage
 from pipeline.versions import prune
 
