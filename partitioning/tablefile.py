@@ -1,11 +1,13 @@
 """Several Arrow tables in one immutable file, decoded a record batch at a time.
 
 Layout: the tables as Arrow IPC files (zstd buffers) one after the other, then a JSON
-directory, its length as 8 little-endian bytes, and the magic bytes at both ends.
+directory, a SHA-256 of all that, the directory's length as 8 little-endian bytes, and magic bytes
+at both ends. Files of earlier releases have no checksum, which the magic bytes at their end say.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from functools import lru_cache
@@ -17,6 +19,9 @@ import pyarrow.ipc
 from partitioning.errors import PlanFormatError
 
 MAGIC: Final = b"CMPLAN01"
+MAGIC_CHECKED: Final = b"CMPLAN02"
+"""At the end of a file that has a checksum."""
+_DIGEST_BYTES: Final = 32
 BATCH_ROWS: Final = 16_384
 """Rows of a record batch: small enough that reading one chunk decodes little."""
 _CACHED_BATCHES: Final = 16
@@ -39,9 +44,9 @@ def pack_tables(tables: Mapping[str, pa.Table], meta: Mapping[str, Any]) -> byte
         sink.write(buffer)
     trailer = json.dumps({"tables": directory, "meta": meta}, sort_keys=True).encode()
     sink.write(trailer)
-    sink.write(len(trailer).to_bytes(8, "little"))
-    sink.write(MAGIC)
-    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+    body = sink.getvalue().to_pybytes()
+    ends = hashlib.sha256(body).digest(), len(trailer).to_bytes(8, "little"), MAGIC_CHECKED
+    return b"".join((body, *ends))
 
 
 class TableFile:
@@ -53,11 +58,18 @@ class TableFile:
         size = self._buffer.size
         if size < len(MAGIC) + ends or self._bytes(0, len(MAGIC)) != MAGIC:
             raise PlanFormatError(f"not a plan file ({size} bytes without its magic bytes)")
-        if self._bytes(size - len(MAGIC), len(MAGIC)) != MAGIC:
+        magic = self._bytes(size - len(MAGIC), len(MAGIC))
+        if magic not in (MAGIC, MAGIC_CHECKED):
             raise PlanFormatError(f"truncated plan file ({size} bytes, no magic bytes at its end)")
+        self.has_checksum = magic == MAGIC_CHECKED
         length = int.from_bytes(self._bytes(size - ends, 8), "little")
+        ends += _DIGEST_BYTES if self.has_checksum else 0
         if length > size - ends:
             raise PlanFormatError(f"damaged plan file: directory of {length} in {size} bytes")
+        if self.has_checksum:
+            found = hashlib.sha256(self._buffer.slice(0, size - ends)).digest()
+            if found != self._bytes(size - ends, _DIGEST_BYTES):
+                raise PlanFormatError("damaged plan file: its bytes do not have its checksum")
         try:
             trailer = json.loads(self._bytes(size - ends - length, length))
             self.meta: dict[str, Any] = trailer["meta"]
@@ -65,7 +77,7 @@ class TableFile:
                 name: pa.ipc.open_file(self._buffer.slice(offset, count))
                 for name, (offset, count) in trailer["tables"].items()
             }
-        except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
             raise PlanFormatError(f"damaged plan file: {error}") from error
         self._batch = lru_cache(_CACHED_BATCHES)(self._read_batch)
 

@@ -16,6 +16,7 @@ import polars as pl
 import pyarrow as pa
 from pydantic import ValidationError
 
+from partitioning.errors import PlanFormatError
 from pipeline.errors import AlreadyExistsError, ObjectMissingError
 from pipeline.folding import Footprint, renames, surviving
 from pipeline.manifest import (
@@ -374,7 +375,14 @@ def _content(record: ManifestRecord) -> object:
 def _commit_of(data: bytes, uri: str) -> Commit:
     try:
         return Commit.from_bytes(data)
-    except (pa.ArrowException, pl.exceptions.PolarsError, ValueError, KeyError, TypeError) as error:
+    except (
+        PlanFormatError,
+        pa.ArrowException,
+        pl.exceptions.PolarsError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:
         raise DamagedStateError(uri, error) from error
 
 

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.catalog import Catalog
-from pipeline.ledger import Ledger, runs_of
+from pipeline.ledger import Ledger
 from pipeline.manifest import Manifest
 from pipeline.publish import settle
 from pipeline.records import RunRecord
+from pipeline.runs.ledger.find import runs_of
 from pipeline.storage import Staged, Storage
 from pipeline.table.keys import run_of_key
 from pipeline.table.retention import expire_orphans, expire_replaced, move_orphans

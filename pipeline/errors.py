@@ -208,14 +208,18 @@ class PreconditionFailedError(StorageError):
 
 
 class StateError(ChunkmapError):
-    """An object that chunkmap keeps beside an output is damaged, or contradicts another one.
+    """A stored object of chunkmap's own is damaged, or is not what its name says.
 
     Attributes:
         uri: The object.
     """
 
-    def __init__(self, uri: str, message: str, hint: str | None = None) -> None:
-        super().__init__(message, hint)
+    def __init__(self, uri: str, problem: str, hint: str | None = None) -> None:
+        hint = hint or (
+            "restore the object from a backup or an older version in the bucket, and find out "
+            "who wrote this one"
+        )
+        super().__init__(f"{uri} cannot be used: {problem}", hint)
         self.uri = uri
 
 

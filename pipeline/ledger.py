@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from typing import Self
@@ -19,7 +20,8 @@ import orjson
 import polars as pl
 
 from partitioning import Plan
-from pipeline.errors import AlreadyExistsError, ObjectMissingError, UsageError
+from partitioning.integrity import checked_plan
+from pipeline.errors import AlreadyExistsError, ObjectMissingError, StateError, UsageError
 from pipeline.job import Job, parse_job
 from pipeline.records import (
     PARTIAL,
@@ -30,22 +32,13 @@ from pipeline.records import (
     RunRecord,
     Segment,
 )
-from pipeline.segments import (
-    EMPTY,
-    joined,
-    pack_base,
-    pack_segment,
-    unpack_base,
-    unpack_segments,
-)
+from pipeline.runs.ledger.checks import EntryChecks, sentences
+from pipeline.runs.ledger.completion_log import CompletionLog
+from pipeline.segments import EMPTY, pack_segment
 from pipeline.storage import Storage, join, parse, state_prefix
+from pipeline.stored import parse_number, parse_stored, reading
 
-READERS = 64
-"""Segments read at a time. At 100 ms each, 16 would take an hour and three quarters for a million,
-and processor time, the same for any number, takes five minutes."""
-BLOCK = 256
-"""Segments parsed at once: a frame for each would take a millisecond, and the entries of a hundred
-thousand of them as Python's objects would take gigabytes until they are frames."""
+log = logging.getLogger(__name__)
 
 
 def run_id(plan: Plan, job: Job, fingerprint: str, backfill: str | None = None) -> str:
@@ -63,18 +56,25 @@ def run_id(plan: Plan, job: Job, fingerprint: str, backfill: str | None = None) 
 class Ledger:
     """One run's state in storage."""
 
-    def __init__(self, storage: Storage, output: str, run: str) -> None:
+    def __init__(self, storage: Storage, output: str, run: str, plan: Plan | None = None) -> None:
+        """Name a run; nothing is read yet.
+
+        Args:
+            storage: Where.
+            output: URI of the output prefix.
+            run: Its id.
+            plan: Its plan, where the caller has it: entries are checked against it.
+        """
         self._storage = storage
+        self._plan = plan
+        self._stored_plan: Plan | None = None
+        self._job: Job | None = None
+        self._checks: EntryChecks | None = None
         self.run = run
         self.output = parse(output).uri.rstrip("/") + "/"
         self.state = state_prefix(self.output)
         self.prefix = join(self.state, "runs", run) + "/"
-        self._loads = [EMPTY]
-        self._names: set[str] = set()
-        """Of the segments that were read since the base."""
-        self._base = 0
-        self._folded: frozenset[str] = frozenset()
-        """Names of the segments that the base holds."""
+        self._log = CompletionLog(storage, self.prefix, self._checked)
         self._void: set[str] = set()
 
     @classmethod
@@ -89,7 +89,7 @@ class Ledger:
         backfill: str | None = None,
     ) -> Self:
         """Store a run's record, job and plan, each once; an existing run is opened as it is."""
-        ledger = cls(storage, job.output.uri, run_id(plan, job, fingerprint, backfill))
+        ledger = cls(storage, job.output.uri, run_id(plan, job, fingerprint, backfill), plan)
         record = RunRecord(
             run=ledger.run,
             job=job.name,
@@ -120,26 +120,59 @@ class Ledger:
         state, _, run = run_uri.rstrip("/").rpartition("/runs/")
         return cls(storage, state.removesuffix(".chunkmap"), run)
 
+    def know(self, plan: Plan, job: Job) -> None:
+        """Take over the run's plan and job from a caller who has read them."""
+        self._plan, self._job = plan, job
+
     def record(self) -> RunRecord:
-        """The run's record. Raises UsageError when there is no such run."""
+        """The run's record.
+
+        Raises:
+            UsageError: there is no such run.
+            StateError: the record is damaged, or another run's.
+        """
+        uri = self.prefix + "run.json"
         try:
-            return RunRecord.model_validate_json(self._storage.get(self.prefix + "run.json").data)
+            data = self._storage.get(uri).data
         except ObjectMissingError as error:
             raise UsageError(f"there is no run {self.run} of {self.output}") from error
+        record = parse_stored(RunRecord, data, uri)
+        if record.run != self.run or not _same_place(record.output, self.output):
+            raise StateError(uri, f"it is the record of run {record.run} of {record.output}")
+        return record
 
     def job(self) -> Job:
-        """The job as it was when the run was created."""
-        text = self._storage.get(self.prefix + "job.yaml").data.decode()
-        return _parsed(text, self.prefix + "job.yaml")
+        """The job as it was when the run was created. Raises StateError if it is damaged."""
+        if self._job is None:
+            uri = self.prefix + "job.yaml"
+            data = self._storage.get(uri).data
+            with reading(uri):
+                text = data.decode()
+            self._job = _parsed(text, uri)
+        return self._job
 
     def plan(self) -> Plan:
-        """The frozen plan."""
-        return Plan.from_bytes(self._storage.get(self.prefix + "plan.arrow").data)
+        """The frozen plan. Raises StateError if it is damaged."""
+        if self._stored_plan is None:
+            uri = self.prefix + "plan.arrow"
+            data = self._storage.get(uri).data
+            with reading(uri):
+                self._stored_plan = checked_plan(data)
+        return self._stored_plan
 
     def published(self) -> int | None:
         """The number of the manifest that this run was published in, as its driver noted it."""
-        blob = self._storage.get_if_there(self.prefix + "published.json")
-        return None if blob is None else int(json.loads(blob.data)["manifest"])
+        return self._number("published.json")
+
+    def _number(self, name: str) -> int | None:
+        """The manifest that a note names. A note is never needed: a damaged one counts as none."""
+        uri = self.prefix + name
+        blob = self._storage.get_if_there(uri)
+        try:
+            return None if blob is None else parse_number(blob.data, "manifest", uri)
+        except StateError as error:
+            log.warning("%s; it is left out of account", error)
+            return None
 
     def note_published(self, manifest: int) -> None:
         """Note where the run was published: a short cut, never needed for correctness."""
@@ -154,8 +187,7 @@ class Ledger:
 
     def accepted(self) -> int:
         """The newest manifest that nobody who published it is in conflict with."""
-        blob = self._storage.get_if_there(self.prefix + "accepted.json")
-        return 0 if blob is None else int(json.loads(blob.data)["manifest"])
+        return self._number("accepted.json") or 0
 
     def cancel(self) -> None:
         """Ask whoever drives the run to stop."""
@@ -197,13 +229,14 @@ class Ledger:
                 and for nothing else that is new. A run of a million chunks may have as many
                 segments, whose names alone take a minute to list.
         """
-        stored = joined(self._stored(since))
+        stored = self._log.stored(since)
         known = stored.completions.sort("index", "attempt")
         known = known.filter(~pl.col("attempt").is_in(list(self._void)))
         of_reduce = pl.col("batch") == REDUCE
         completions = known.filter(~of_reduce)
         chosen = _chosen(completions)
         return Progress(
+            problems=sentences(stored.problems),
             completions=completions.filter(chosen),
             spares=completions.filter(~chosen),
             reduced=known.filter(of_reduce),
@@ -213,62 +246,32 @@ class Ledger:
 
     def of_batch(self, batch: str) -> Progress:
         """What earlier tries of one batch have stored."""
-        found = self._storage.objects(f"{self.prefix}completions/{batch}-")
-        stored = unpack_segments(self._bytes(info.uri) for info in found)
+        stored = self._log.of_batch(batch)
         return Progress(stored.completions, EMPTY.completions, stored.failures, schemas={})
 
     def fold(self) -> None:
-        """Write everything that is known as one object, so that the next reader reads one.
-
-        A day of 8 workers that flush every 5 s leaves 138,000 segments: two minutes of reading.
-        """
-        if not self._names:
-            self._stored()
-        if not self._names:
-            return  # Nothing, or nothing that is not folded already.
-        whole, names = joined(self._loads), self._folded | self._names
-        try:
-            self._storage.put_new(self._base_uri(self._base + 1), pack_base(whole, names))
-        except AlreadyExistsError:
-            self._stored()  # Somebody else folds, too: go on from there.
-        else:
-            self._take_base(self._base + 1, whole, names)
+        """Write everything that is known as one object, so that the next reader reads one."""
+        self._log.fold()
 
     @property
     def unfolded(self) -> int:
         """Segments that were read one by one."""
-        return len(self._names)
+        return self._log.unfolded
 
-    def _stored(self, since: str = "") -> list[Segment]:
-        """All that is known now, in any order."""
-        prefix = self.prefix + "completions/"
-        found = {info.uri.removeprefix(prefix) for info in self._storage.after(prefix, since)}
-        newest = max(map(_base_number, found), default=0)
-        if newest > self._base:
-            # What else was read is read again: two that fold the same run at once are rare.
-            data = self._storage.get(self._base_uri(newest)).data
-            self._take_base(newest, *unpack_base(data))
-        new = {name for name in found - self._names - self._folded if not _base_number(name)}
-        if new:
-            uris, loads = [prefix + name for name in sorted(new)], [EMPTY]
-            with ThreadPoolExecutor(READERS) as pool:
-                for start in range(0, len(uris), BLOCK):
-                    packed = pool.map(self._bytes, uris[start : start + BLOCK])
-                    loads.append(unpack_segments(packed))
-            self._loads.append(joined(loads))
-            self._names |= new
-        return self._loads
-
-    def _bytes(self, uri: str) -> bytes:
-        return self._storage.get(uri).data
-
-    def _base_uri(self, number: int) -> str:
-        return f"{self.prefix}completions/base-{number:06d}.arrow"
-
-    def _take_base(self, number: int, whole: Segment, names: frozenset[str]) -> None:
-        """Go on from a base instead of the segments that it holds."""
-        self._base, self._folded = number, names
-        self._loads, self._names = [EMPTY, whole], set()
+    def _checked(self, some: Segment) -> Segment:
+        """What counts of some entries: each is checked once, when it is read."""
+        if some.completions.is_empty() and some.failures.is_empty():
+            return some
+        if self._checks is None:
+            self._checks = EntryChecks(
+                plan=self._plan or self.plan(),
+                run=self.run,
+                output=self.output,
+                prefix=self.prefix,
+                tokens=self._storage.token_rule(self.output),
+                reduces=self.job().reduce is not None,
+            )
+        return self._checks.checked(some)
 
 
 def _chosen(completions: pl.DataFrame) -> pl.Series:
@@ -289,26 +292,19 @@ def _chosen(completions: pl.DataFrame) -> pl.Series:
     return completions["uri"].is_in(list(uris))
 
 
+def _same_place(one: str, other: str) -> bool:
+    """Whether two prefixes are the same; a local folder may go by several names."""
+    if one == other:
+        return True
+    if not (one.startswith("file://") and other.startswith("file://")):
+        return False
+    return os.path.realpath(parse(one).key) == os.path.realpath(parse(other).key)
+
+
 @lru_cache(64)
 def _parsed(text: str, name: str) -> Job:
     """A stored job: asked for with every window that is published, and never changed."""
     return parse_job(text, name)
-
-
-def _base_number(name: str) -> int:
-    """Of a base; 0 of a segment."""
-    base, _, rest = name.partition("-")
-    return int(rest.removesuffix(".arrow")) if base == "base" else 0
-
-
-def runs_of(storage: Storage, output: str) -> list[RunRecord]:
-    """The records of all runs of an output, oldest first."""
-    prefix = join(state_prefix(parse(output).uri), "runs") + "/"
-    records = [info.uri for info in storage.objects(prefix) if info.uri.endswith("/run.json")]
-    with ThreadPoolExecutor(READERS) as pool:
-        blobs = list(pool.map(storage.get, records))
-    found = [RunRecord.model_validate_json(blob.data) for blob in blobs]
-    return sorted(found, key=lambda record: record.created)
 
 
 def segment_name(batch: str, attempt: str, number: int) -> str:

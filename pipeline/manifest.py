@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.ipc
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from partitioning.tablefile import TableFile, pack_tables
 from partitioning.windows import Windowing
 from pipeline.records import RunRecord
 
@@ -193,7 +194,7 @@ class Commit:
     """In mode overwrite-partitions: the folders whose earlier files it drops."""
 
     def to_bytes(self) -> bytes:
-        """Arrow IPC, with the rest as JSON in the schema's metadata."""
+        """A table file, with a checksum."""
         said = {
             "entry": self.entry.model_dump(),
             "base": self.base,
@@ -201,19 +202,22 @@ class Commit:
             "replaces": self.replaces,
             "writer": uuid.uuid4().hex,
         }
-        table = self.files.to_arrow().replace_schema_metadata({"chunkmap": json.dumps(said)})
-        sink = pa.BufferOutputStream()
-        options = pa.ipc.IpcWriteOptions(compression="zstd")
-        with pa.ipc.new_file(sink, table.schema, options=options) as writer:
-            writer.write_table(table)
-        return bytes(sink.getvalue())
+        return pack_tables({"files": self.files.to_arrow()}, said)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Commit:
-        """Read what `to_bytes` wrote."""
-        with pa.ipc.open_file(io.BytesIO(data)) as reader:
-            table = reader.read_all()
-        said = json.loads(table.schema.metadata[b"chunkmap"])
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            ValueError, PlanFormatError, pyarrow.ArrowException: it is something else, or damaged.
+        """
+        if data.startswith(b"ARROW1"):  # As they were before they had a checksum.
+            with pa.ipc.open_file(io.BytesIO(data)) as reader:
+                table = reader.read_all()
+            said = json.loads(table.schema.metadata[b"chunkmap"])
+        else:
+            file = TableFile(data)
+            said, table = file.meta, file.table("files")
         return cls(
             entry=CommitEntry(**said["entry"]),
             base=said["base"],

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from pipeline.attaching import is_driving
 from pipeline.driver import DriverRecord, failure_lines, read_driver
 from pipeline.errors import UsageError
-from pipeline.ledger import Ledger, runs_of
+from pipeline.ledger import Ledger
 from pipeline.records import RunRecord
+from pipeline.runs.ledger.find import runs_of
 from pipeline.storage import Storage, parse
 
 _REPORTED = ("done", "failed")

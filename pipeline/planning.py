@@ -24,12 +24,13 @@ from pipeline.batches import GUESSED_SPEED
 from pipeline.catalog import Catalog
 from pipeline.errors import ConflictError, InputError, JobError, UsageError
 from pipeline.job import Job
-from pipeline.ledger import Ledger, run_id, runs_of
+from pipeline.ledger import Ledger, run_id
 from pipeline.manifest import Manifest
 from pipeline.process import filter_of
 from pipeline.publish import prepare_output
 from pipeline.reading import polars_schema
 from pipeline.records import RunRecord
+from pipeline.runs.ledger.find import runs_of
 from pipeline.settings import Settings
 from pipeline.storage import Storage, StorageReader, parse
 from pipeline.transforms import Transform, code_of, resolve

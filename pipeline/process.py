@@ -12,19 +12,19 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import quote
 
 import polars as pl
 
 from partitioning import Chunk, Filter, Plan, Term, filter_expr
-from pipeline.errors import TransformError, Transient
+from pipeline.errors import StateError, TransformError, Transient
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.once import once
 from pipeline.reading import ChunkSource, engine_for, polars_schema
 from pipeline.records import Completion, Failure, RunRecord, digest_of
+from pipeline.runs.ledger.keys import output_uri
 from pipeline.settings import Settings, load_settings
-from pipeline.storage import Storage, join, own_storage
+from pipeline.storage import Storage, own_storage, staged_area
 from pipeline.transforms import Transform, code_of, resolve
 
 MESSAGE_CHARACTERS = 2000
@@ -67,11 +67,17 @@ def open_run(run_uri: str, fingerprint: str) -> RunContext:
             f"this worker's {job.transform} has fingerprint {code}, the driver's {fingerprint}",
             hint="give the workers the driver's version of the code",
         )
+    record = ledger.record()
+    if record.plan != plan.id:
+        raise StateError(
+            ledger.prefix + "plan.arrow", f"it is plan {plan.id}, and the run has {record.plan}"
+        )
+    ledger.know(plan, job)
     return RunContext(
         storage=storage,
         settings=settings,
         ledger=ledger,
-        record=ledger.record(),
+        record=record,
         job=job,
         plan=plan,
         transform=transform,
@@ -142,17 +148,6 @@ def _is_ours(error: BaseException) -> bool:
     return isinstance(error, ChunkmapError)
 
 
-def output_uri(context: RunContext, chunk: Chunk) -> str:
-    """The final key of a chunk's output: ordered, below its partition, unique to the run."""
-    folders = [f"{name}={_hive(value)}" for name, value in chunk.partition]
-    name = f"part-{chunk.index:07d}-{context.record.run}.parquet"
-    return join(context.ledger.output, *folders, name)
-
-
-def _hive(value: object) -> str:
-    return "__HIVE_DEFAULT_PARTITION__" if value is None else quote(str(value), safe="")
-
-
 def encode(frame: pl.DataFrame, job: Job, partition: Sequence[str]) -> memoryview:
     """A frame as the bytes of a Parquet file; Hive columns are in the key, not in the file."""
     buffer = io.BytesIO()
@@ -208,8 +203,9 @@ def stage(context: RunContext, mapped: Mapped, batch: str, worker: str) -> Compl
     data = encode(mapped.frame, context.job, [name for name, _ in mapped.chunk.partition])
     encoding, clock = time.perf_counter() - clock, time.perf_counter()
     mapped = replace(mapped, compute_seconds=mapped.compute_seconds + encoding)
-    uri, attempt = output_uri(context, mapped.chunk), uuid.uuid4().hex
-    staged = context.storage.stage(uri, data, attempt, context.ledger.state + "staged/")
+    attempt = uuid.uuid4().hex
+    uri = output_uri(context.ledger.output, context.record.run, mapped.chunk, attempt)
+    staged = context.storage.stage(uri, data, attempt, staged_area(context.ledger.output))
     seconds = time.perf_counter() - clock
     return completion_of(
         context,

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt
+
+from pipeline.stored import BackfillId, RunId
 
 
 class RunRecord(BaseModel):
@@ -16,25 +18,25 @@ class RunRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     version: int = 1
-    run: str
+    run: RunId
     """16 hex digits, derived from plan, transform, parameters and output."""
     job: str
     """The job's name."""
     plan: str
     """The plan's id."""
-    chunks: int
-    rows: int
+    chunks: NonNegativeInt
+    rows: NonNegativeInt
     transform: str
     fingerprint: str
     """Of the transform's source and parameters, at the run's creation."""
     output: str
     """URI of the output prefix."""
     mode: str
-    base: int
+    base: NonNegativeInt
     """Number of the manifest that was current at the run's creation."""
-    backfill: str | None = None
+    backfill: BackfillId | None = None
     """The backfill that it belongs to, if it does to one."""
-    created: float
+    created: FiniteFloat
     """Unix seconds."""
 
 
@@ -116,6 +118,10 @@ COMPLETIONS = _schema(Completion)
 FAILURES = _schema(Failure)
 
 
+Problems = dict[str, tuple[int, str]]
+"""Entries of a ledger that do not count: by the reason, how many, and an example."""
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """One stored segment, or several folded into one."""
@@ -124,6 +130,8 @@ class Segment:
     failures: pl.DataFrame
     schemas: dict[str, str]
     """Columns and types of outputs, as JSON, by digest."""
+    problems: Problems = field(default_factory=dict)
+    """What was refused."""
 
 
 def digest_of(schema: str) -> str:
@@ -145,6 +153,9 @@ class Progress:
     """Columns and types of outputs, as JSON, by digest."""
     reduced: pl.DataFrame = field(default_factory=COMPLETIONS.to_frame)
     """Completions of whole reduces (schema COMPLETIONS); `chunk` names what was reduced."""
+    problems: tuple[str, ...] = ()
+    """A sentence for each kind of entry that does not count, because this run cannot have written
+    it, or because it cannot be read."""
 
     def left(self, chunks: int) -> list[int]:
         """Indices of the chunks of a plan of this many that have no completion."""

@@ -21,7 +21,8 @@ from pipeline.errors import TransformError
 from pipeline.ledger import Ledger
 from pipeline.process import RunContext, encode, open_run, schema_text
 from pipeline.records import REDUCE, Completion, Progress, digest_of
-from pipeline.storage import Storage, join
+from pipeline.runs.ledger.keys import reduced_uri
+from pipeline.storage import Storage, join, staged_area
 from pipeline.transforms import resolve
 
 FAN_IN = 16
@@ -151,8 +152,8 @@ def _stage(
     timing: tuple[float, float],
 ) -> Completion:
     data, attempt, clock = encode(frame, context.job, ()), uuid.uuid4().hex, time.perf_counter()
-    uri = join(context.ledger.output, f"part-0000000-{context.record.run}.parquet")
-    staged = context.storage.stage(uri, data, attempt, context.ledger.state + "staged/")
+    uri = reduced_uri(context.ledger.output, context.record.run, attempt)
+    staged = context.storage.stage(uri, data, attempt, staged_area(context.ledger.output))
     started, seconds = timing
     return Completion(
         chunk=step.name,

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from benchmarks.simulation.case import Case
 from benchmarks.simulation.parameters import Parameters
-from pipeline.ledger import READERS
 from pipeline.reading import WHOLE_BYTES
 from pipeline.reducing import FAN_IN
+from pipeline.runs.ledger.completion_log import READERS
 from pipeline.settings import PlannerSettings
 from pipeline.storage.s3 import CONCURRENCY, PAGE
 from pipeline.storage.s3_staging import COPIED_BYTES, PART_BYTES

@@ -11,7 +11,8 @@ import polars as pl
 
 from partitioning import Plan
 from pipeline.job import Job
-from pipeline.ledger import Ledger, runs_of
+from pipeline.ledger import Ledger
+from pipeline.runs.ledger.find import runs_of
 from pipeline.settings import Settings
 from pipeline.storage import Storage
 

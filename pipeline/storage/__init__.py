@@ -14,7 +14,7 @@ from pipeline.storage.door import (
 from pipeline.storage.reader import StorageReader
 from pipeline.storage.records import Backend, Blob, Staged
 from pipeline.storage.retrying import RetryPolicy
-from pipeline.storage.uris import as_prefix, join, parse, state_prefix
+from pipeline.storage.uris import as_prefix, join, parse, staged_area, state_prefix
 
 __all__ = [
     "Backend",
@@ -30,5 +30,6 @@ __all__ = [
     "parse",
     "read_table",
     "scan_options",
+    "staged_area",
     "state_prefix",
 ]

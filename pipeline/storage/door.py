@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
@@ -13,6 +13,7 @@ from pipeline.errors import (
     AlreadyExistsError,
     ObjectMissingError,
     PreconditionFailedError,
+    StateError,
     TransientStorageError,
 )
 from pipeline.settings import Settings, load_settings
@@ -21,7 +22,8 @@ from pipeline.storage.local import LocalBackend
 from pipeline.storage.records import Backend, Blob, Staged
 from pipeline.storage.retrying import RetryPolicy
 from pipeline.storage.s3_staging import S3Backend
-from pipeline.storage.uris import parse
+from pipeline.storage.uris import parse, staged_area, state_prefix
+from pipeline.tokens import TokenRule
 
 if TYPE_CHECKING:
     import polars as pl
@@ -165,6 +167,34 @@ class Storage:
             return []
 
         self._by_backend(staged, drop)
+
+    def token_rule(self, output: str) -> TokenRule:
+        """What the tokens of what is staged for an output can be.
+
+        Args:
+            output: URI of the output prefix, with a slash at its end.
+        """
+        return self.backend(output).token_rule(output, staged_area(output))
+
+    def check_staged(self, staged: Iterable[Staged], output: str) -> None:
+        """Refuse tokens that staging below an output could not have given.
+
+        To be called before tokens that others have written down are completed or aborted: that
+        copies and deletes what they name.
+
+        Raises:
+            StateError: one of them could not; it names the key and the token.
+        """
+        rule = self.token_rule(output)
+        for item in staged:
+            if not rule.allows(item.uri, item.upload, item.attempt):
+                raise StateError(
+                    item.uri,
+                    f"staging it as attempt {item.attempt[:64]!r} could not have given the token "
+                    f"{item.upload[:1024]!r}",
+                    hint="somebody else has written it down: find out who may write to "
+                    f"{state_prefix(output)}, then make it good with `chunkmap repair {output}`",
+                )
 
     def staged_under(self, prefix: str, area: str) -> list[Staged]:
         """What is staged for URIs that start with the prefix."""

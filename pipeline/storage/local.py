@@ -23,6 +23,7 @@ from pipeline.errors import (
 from pipeline.storage.records import Blob, Staged
 from pipeline.storage.translate import translating
 from pipeline.storage.uris import parse
+from pipeline.tokens import TokenRule
 
 
 def _path(uri: str) -> Path:
@@ -41,6 +42,10 @@ def _etag(found: os.stat_result) -> str:
 def _scratch(path: Path, mark: str) -> Path:
     """A file of ours beside another, on the same file system."""
     return path.with_name(f".{path.name}.{mark}{_SCRATCH}")
+
+
+def _temporary(uri: str, area: str) -> str:
+    return str(Path(f"{_path(area)}{_path(uri)}"))
 
 
 class LocalBackend:
@@ -144,7 +149,7 @@ class LocalBackend:
 
     def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> Staged:
         """See `Backend.stage`: a temporary file, on the output's own file system."""
-        temporary = Path(f"{_path(area)}{_path(uri)}.{attempt}")
+        temporary = Path(f"{_temporary(uri, area)}.{attempt}")
         with translating("stage", uri):
             temporary.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(data)
@@ -182,6 +187,10 @@ class LocalBackend:
         """See `Backend.abort`."""
         for item in staged:
             Path(item.upload).unlink(missing_ok=True)
+
+    def token_rule(self, output: str, area: str) -> TokenRule:
+        """See `Backend.token_rule`: paths of temporary files."""
+        return TokenRule(output, _temporary(output, area) + "/", None)
 
     def staged_under(self, prefix: str, area: str) -> Iterator[Staged]:
         """See `Backend.staged_under`."""

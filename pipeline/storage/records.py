@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from partitioning import ObjectInfo
+from pipeline.tokens import TokenRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,10 @@ class Backend(Protocol):
 
     def abort(self, staged: Sequence[Staged]) -> None:
         """Drop; what is already gone is no error."""
+        ...
+
+    def token_rule(self, output: str, area: str) -> TokenRule:
+        """What the tokens of outputs below a prefix can be that were staged with this area."""
         ...
 
     def staged_under(self, prefix: str, area: str) -> Iterator[Staged]:

@@ -32,7 +32,7 @@ class Copies:
 
     def can(self, uri: str, attempt: str, area: str) -> bool:
         """Whether an output can be staged in this way."""
-        at, source = parse(uri), parse(_source(uri, attempt, area))
+        at, source = parse(uri), parse(source_of(uri, attempt, area))
         return (
             at.bucket == source.bucket
             and spellable(at.key)
@@ -42,7 +42,7 @@ class Copies:
 
     def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> Staged:
         """Write the source. The copy will carry its metadata, by which it is known as ours."""
-        source = _source(uri, attempt, area)
+        source = source_of(uri, attempt, area)
         at = parse(source)
         with self._s3.requests.sent("put", source):
             said = obstore.put(
@@ -94,5 +94,6 @@ class Copies:
                 )
 
 
-def _source(uri: str, attempt: str, area: str) -> str:
+def source_of(uri: str, attempt: str, area: str) -> str:
+    """The object that an output is copied from."""
     return f"{area}{parse(uri).key}.{attempt}"

@@ -22,9 +22,10 @@ from pipeline.storage.records import Staged
 from pipeline.storage.requests import MOST
 from pipeline.storage.retrying import RetryPolicy
 from pipeline.storage.s3 import S3Objects
-from pipeline.storage.s3_copies import Copies, is_copy
+from pipeline.storage.s3_copies import Copies, is_copy, source_of
 from pipeline.storage.s3_uploads import PART_BYTES, Uploads
 from pipeline.storage.uris import parse
+from pipeline.tokens import UPLOAD_ID_PATTERN, TokenRule
 
 __all__ = ["COPIED_BYTES", "PART_BYTES", "S3Backend"]
 
@@ -120,6 +121,10 @@ class S3Backend(S3Objects):
             and at.key.startswith(_prefix_of(rule))
         ]
         return min(days, default=None)
+
+    def token_rule(self, output: str, area: str) -> TokenRule:
+        """See `Backend.token_rule`: sources of copies, and ids of uploads."""
+        return TokenRule(output, source_of(output, "", area).removesuffix("."), UPLOAD_ID_PATTERN)
 
     def staged_under(self, prefix: str, area: str) -> Iterator[Staged]:
         """See `Backend.staged_under`."""

@@ -54,6 +54,11 @@ def join(prefix: str, *names: str) -> str:
     return as_prefix(prefix) + "/".join(names)
 
 
+def staged_area(output_uri: str) -> str:
+    """Where small outputs lie until they are published."""
+    return state_prefix(output_uri) + "staged/"
+
+
 def state_prefix(output_uri: str) -> str:
     """Where the state of an output lives: beside it, never in it."""
     return output_uri.rstrip("/") + ".chunkmap/"

@@ -98,6 +98,7 @@ def _roll_forward(catalog: Catalog, claim: Claim) -> Manifest:
 
 def _make_visible(catalog: Catalog, commits: Sequence[Commit]) -> None:
     staged = [item for commit in commits for item in staged_of(catalog.output, commit.files)]
+    catalog.storage.check_staged(staged, catalog.output)
     gone: set[str] = set()
     for start in range(0, len(staged), COMPLETE_AT_ONCE):
         lost = catalog.storage.complete(staged[start : start + COMPLETE_AT_ONCE])
@@ -208,7 +209,9 @@ def clear_commits(catalog: Catalog, names: Sequence[str]) -> None:
     """Abort what released commits have staged, and move away what was made visible of them."""
     commits = [commit for commit in together(catalog.commit, names) if commit is not None]
     for commit in commits:
-        catalog.storage.abort(staged_of(catalog.output, commit.files))
+        staged = staged_of(catalog.output, commit.files)
+        catalog.storage.check_staged(staged, catalog.output)
+        catalog.storage.abort(staged)
     own = {key for commit in commits for key in commit.files["key"].to_list()}
     move_orphans(catalog, [key for key in _visible(catalog) if key in own])
 

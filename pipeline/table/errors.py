@@ -31,7 +31,7 @@ class DamagedStateError(StateError):
         reason = " ".join(str(why).split())[:300]
         super().__init__(
             uri,
-            f"{uri} is damaged: {reason}",
+            f"it is damaged: {reason}",
             hint="restore it from a version or a backup; see what else can be done: "
             f"chunkmap repair {_output_of(uri)}",
         )
@@ -47,14 +47,11 @@ class HeadBehindError(StateError):
     """
 
     def __init__(self, uri: str, current: int | None, newest: int) -> None:
-        said = (
-            f"{uri} is gone, though manifest {newest} is stored"
-            if current is None
-            else f"{uri} points to manifest {current}, though manifest {newest} is stored"
-        )
+        said = "it does not exist" if current is None else f"it points to manifest {current}"
         super().__init__(
             uri,
-            f"{said}: it was deleted, or restored from an old copy",
+            f"{said}, though manifest {newest} is stored: it was deleted, or restored from an old "
+            "copy",
             hint=f"see what would be done: chunkmap repair {_output_of(uri)}",
         )
         self.current, self.newest = current, newest
@@ -66,7 +63,7 @@ class ManifestConflictError(StateError):
     def __init__(self, uri: str) -> None:
         super().__init__(
             uri,
-            f"{uri} exists already, and names other commits than the publish under way",
+            "it exists already, and names other commits than the publish under way",
             hint=f"see what would be done: chunkmap repair {_output_of(uri)}",
         )
 
@@ -81,8 +78,8 @@ class FilesMissingError(StateError):
     def __init__(self, output: str, manifest: int, keys: Sequence[str], files: int) -> None:
         super().__init__(
             output,
-            f"{len(keys):,} of the {files:,} files of manifest {manifest} of {output} do not "
-            f"exist, for example {keys[0]}",
+            f"{len(keys):,} of the {files:,} files of its manifest {manifest} do not exist, for "
+            f"example {keys[0]}",
             hint="restore them (a bucket with versions still has them), or go back to a version "
             f"that is kept: chunkmap rollback {output}; chunkmap verify {output} lists them",
         )
@@ -98,7 +95,7 @@ def refuse_newer(uri: str, version: int, known: int) -> None:
     if version > known:
         raise StateError(
             uri,
-            f"{uri} has format {version}; this chunkmap knows {known} and older",
+            f"it has format {version}; this chunkmap knows {known} and older",
             hint="use the release of chunkmap that wrote it, or a newer one",
         )
 

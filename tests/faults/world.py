@@ -25,8 +25,9 @@ from pipeline.driver import RunSummary
 from pipeline.driving import run_serially
 from pipeline.errors import ChunkmapError
 from pipeline.job import Job, parse_job
-from pipeline.ledger import Ledger, runs_of
+from pipeline.ledger import Ledger
 from pipeline.planning import Resume
+from pipeline.runs.ledger.find import runs_of
 from pipeline.settings import Settings
 from pipeline.stack import services
 from pipeline.stack.processes import free_ports

@@ -20,7 +20,7 @@ from pipeline.backfill.summary import BackfillHeldError, BackfillIncompleteError
 from pipeline.driving import run_serially
 from pipeline.errors import ConflictError, RunCancelledError, UsageError
 from pipeline.job import Job
-from pipeline.ledger import runs_of
+from pipeline.runs.ledger.find import runs_of
 from tests.pipeline.backfills import Days, days
 
 LEAP = days("2024-02-26", 8)

@@ -12,6 +12,7 @@ from pipeline.errors import ChunkmapError, Transient, is_transient
 ARGUMENTS: dict[type[ChunkmapError], tuple[Any, ...]] = {
     errors.AccessDeniedError: ("s3:GetObject", "s3://bucket/key"),
     errors.BucketMissingError: ("bucket",),
+    errors.StateError: ("s3://bucket/key", "it is empty"),
     errors.ObjectChangedError: ("s3://bucket/key", '"planned"', '"found"'),
 }
 ALL = sorted(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
-from pipeline.ledger import Ledger, run_id, runs_of, segment_name
+from pipeline.ledger import Ledger, run_id, segment_name
 from pipeline.records import COMPLETIONS, FAILURES, Completion, Failure, Progress
+from pipeline.runs.ledger.find import runs_of
 from pipeline.storage import Storage
 from tests.pipeline.runs import (
     OUTPUT,
@@ -156,7 +158,7 @@ def test_a_segment_is_read_once() -> None:
     run.complete(2)
     backend.calls.clear()
     assert run.ledger.read().left(5) == [3, 4]
-    assert backend.calls == ["after", "get"]
+    assert backend.calls == ["objects", "after", "get"]
 
 
 def test_what_a_batch_left_behind(run: Run) -> None:
@@ -220,7 +222,11 @@ def test_a_folded_run_takes_few_requests() -> None:
     reader = run.again(run.storage)
     backend.calls.clear()
     assert reader.ledger.read().spares.height == 29
-    assert backend.calls == ["after", "get"]
+    # The base, the plan and the job, which its entries are checked against.
+    assert backend.calls == ["objects", "get", "get", "get", "after"]
+    backend.calls.clear()
+    assert reader.ledger.read().spares.height == 29
+    assert backend.calls == ["objects", "after"]
     assert reader.ledger.unfolded == 0
 
 
@@ -278,7 +284,8 @@ def test_a_wish_to_cancel_is_seen_and_taken_back(run: Run) -> None:
 def test_entries_keep_every_character(run: Run) -> None:
     odd = 'tab\t "quotes" \\ line\nbreak \u2028 ünï \x00'
     done = shifted(run.completion(0), worker=odd, parts=("a", "b\n"))
-    run.store(done, shifted_failure := Failure("c", 1, "b", "a", "w", 1.0, "E", odd, False, odd))
+    failure = replace(run.failure(1, 1.0), message=odd, trace=odd, worker=odd)
+    run.store(done, failure)
     progress = run.again(run.storage).ledger.read()
     assert completions(progress) == [done]
-    assert Failure(**progress.failures.row(0, named=True)) == shifted_failure
+    assert Failure(**progress.failures.row(0, named=True)) == failure

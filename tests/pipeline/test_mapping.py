@@ -23,10 +23,12 @@ from pipeline.errors import (
 )
 from pipeline.ledger import Ledger
 from pipeline.mapping import BatchRun
-from pipeline.process import RunContext, apply, encode, output_uri
+from pipeline.process import RunContext, apply, encode
 from pipeline.reading import polars_schema
+from pipeline.runs.ledger.keys import output_uri
 from pipeline.settings import Settings
 from pipeline.storage import Storage
+from pipeline.table.keys import run_of_key
 from pipeline.transforms import Transform
 from tests.pipeline.runs import INPUT, OUTPUT, Run, job_of, parquet, plan_of, run_of
 from tests.pipeline.storage.faulty import Faulty, Script, each
@@ -210,12 +212,14 @@ def test_what_a_transform_raises_is_its_own() -> None:
 
 
 def test_the_key_of_an_output() -> None:
-    case = Case()
-    assert output_uri(case.context, PLAN.chunk(4)) == (
-        f"{OUTPUT}part-0000004-{case.run.ledger.run}.parquet"
+    run, attempt = "0123456789abcdef", "fedcba98" + "0" * 24
+    assert output_uri(OUTPUT, run, PLAN.chunk(4), attempt) == (
+        f"{OUTPUT}part-0000004-{run}-fedcba98.parquet"
     )
     plan = plan_of(2, folders=(3,))
-    assert output_uri(case.context, plan.chunk(1)).startswith(f"{OUTPUT}k=3/part-0000001-")
+    uri = output_uri(OUTPUT, run, plan.chunk(1), attempt)
+    assert uri.startswith(f"{OUTPUT}k=3/part-0000001-")
+    assert run_of_key(uri) == run
 
 
 @pytest.mark.parametrize("compression", ["zstd", "snappy", "uncompressed"])

@@ -15,7 +15,7 @@ from pipeline.storage import Storage
 from pipeline.storage.s3_staging import COPIED_BYTES, S3Backend
 from tests.pipeline.runs import Run, job_of
 from tests.pipeline.storage.memory import AT_ONCE, MemoryBackend
-from tests.servers.fixtures import seaweedfs as seaweedfs
+from tests.servers.fixtures import seaweedfs  # noqa: F401
 from tests.servers.launching import BUCKET, Server
 
 PLACES = [
@@ -48,7 +48,7 @@ class Output:
         publish_run(self.storage, run.ledger)
         return run
 
-    def keys(self) -> set[str]:
+    def visible(self) -> set[str]:
         """What a plain glob sees."""
         return {info.uri.removeprefix(self.uri) for info in self.storage.objects(self.uri)}
 

@@ -54,7 +54,7 @@ def test_every_command_refuses_and_changes_nothing(output: Output, kind: str, co
 @pytest.mark.parametrize("kind", ["gone", "old", "empty", "cut", "not JSON", "of another type"])
 def test_repair_points_to_the_newest_manifest(output: Output, kind: str) -> None:
     old, uri = with_a_past(output), output.catalog.head_file.uri
-    files, named = output.keys(), output.named()
+    files, named = output.visible(), output.named()
     now = output.storage.get(uri).data
     match kind:
         case "gone":
@@ -73,7 +73,7 @@ def test_repair_points_to_the_newest_manifest(output: Output, kind: str) -> None
     ]
     assert output.snapshot() == before, "to diagnose is to look"
     assert repair(output.catalog)[-1].problems == ()
-    assert (output.keys(), output.named()) == (files, named)
+    assert (output.visible(), output.named()) == (files, named)
     assert verify_output(output.storage, output.uri).problems == ()
     run = output.publish(OTHER, "append", "d")
     assert run.ledger.published() == output.catalog.head()[0].current == 5
@@ -97,14 +97,14 @@ def test_a_pointer_with_a_claim_that_explains_the_manifest_is_rolled_forward(
     output.storage.put_if = move  # type: ignore[method-assign]
     output.storage.put(output.catalog.head_file.uri, claims[0])
     assert prepare_output(output.catalog, "append", "0" * 16).number == 2
-    assert output.keys() == output.named()
+    assert output.visible() == output.named()
 
 
 def test_a_new_output_over_old_state_is_refused(output: Output) -> None:
     """Files and pointer removed by hand: the old manifests must not be adopted."""
     with_a_past(output)
     output.storage.delete(output.catalog.head_file.uri)
-    for key in output.keys():
+    for key in output.visible():
         output.storage.delete(output.uri + key)
     with pytest.raises(HeadBehindError):
         prepare_output(output.catalog, "error", "0" * 16)

@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 from partitioning import ObjectInfo
 from pipeline.errors import TransientStorageError
 from pipeline.storage import Backend, Blob, Staged
+from pipeline.tokens import TokenRule
 
 T = TypeVar("T")
 Fault = Literal["before", "after", "late"] | None
@@ -125,6 +126,9 @@ class Faulty:
 
     def abort_days(self, uri: str) -> float | None:
         return self._do("abort_days", lambda: self.inner.abort_days(uri))
+
+    def token_rule(self, output: str, area: str) -> TokenRule:
+        return self.inner.token_rule(output, area)
 
     def staged_under(self, prefix: str, area: str) -> Iterator[Staged]:
         return self._do("staged_under", lambda: iter(list(self.inner.staged_under(prefix, area))))

@@ -16,6 +16,7 @@ from pipeline.errors import (
     PreconditionFailedError,
 )
 from pipeline.storage import Blob, RetryPolicy, Staged, Storage
+from pipeline.tokens import TokenRule
 
 AT_ONCE = RetryPolicy(attempts=4, seconds=30.0, wait_initial=0.0, wait_max=0.0)
 """Tries again without waiting."""
@@ -125,6 +126,9 @@ class MemoryBackend:
 
     def abort_days(self, uri: str) -> float | None:
         return None
+
+    def token_rule(self, output: str, area: str) -> TokenRule:
+        return TokenRule(output, None, r"^upload-[0-9]+$")
 
     def staged_under(self, prefix: str, area: str) -> Iterator[Staged]:
         with self._lock:

@@ -1,0 +1,1 @@
+"""A run of a job: its ledger, its workers, its driver."""

@@ -1,0 +1,58 @@
+"""Find the runs of an output. One whose record is damaged does not hide the others."""
+
+from __future__ import annotations
+
+import logging
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pipeline.errors import StateError
+from pipeline.ledger import Ledger
+from pipeline.records import RunRecord
+from pipeline.storage import Storage, join, parse, state_prefix
+
+READERS = 64
+"""Records read at a time."""
+_RUN_ID = re.compile(r"[0-9a-f]{16}")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunsFound:
+    """The runs of an output."""
+
+    records: list[RunRecord]
+    """Oldest first."""
+    damaged: dict[str, StateError]
+    """By the name of a run's folder, what is wrong with its record."""
+
+
+def find_runs(storage: Storage, output: str) -> RunsFound:
+    """Read the records of all runs of an output."""
+    prefix = join(state_prefix(parse(output).uri), "runs") + "/"
+    names = [info.uri.removeprefix(prefix) for info in storage.objects(prefix)]
+    runs = [name.removesuffix("/run.json") for name in names if name.endswith("/run.json")]
+
+    def read(run: str) -> RunRecord | StateError:
+        try:
+            if not _RUN_ID.fullmatch(run):
+                raise StateError(f"{prefix}{run}/run.json", f"{run!r} is not the id of a run")
+            return Ledger(storage, output, run).record()
+        except StateError as error:
+            return error
+
+    with ThreadPoolExecutor(READERS) as pool:
+        found = dict(zip(runs, pool.map(read, runs), strict=True))
+    records = [record for record in found.values() if isinstance(record, RunRecord)]
+    damaged = {run: error for run, error in found.items() if isinstance(error, StateError)}
+    return RunsFound(sorted(records, key=lambda record: record.created), damaged)
+
+
+def runs_of(storage: Storage, output: str) -> list[RunRecord]:
+    """Return the records of all runs of an output that can be read, oldest first."""
+    found = find_runs(storage, output)
+    for error in found.damaged.values():
+        log.warning("%s; this run is left out of account", error)
+    return found.records
