@@ -16,7 +16,8 @@ from pipeline.catalog import Catalog
 from pipeline.job import Job
 from pipeline.ledger import Ledger, segment_name
 from pipeline.records import Completion, Failure, RunRecord, digest_of
-from pipeline.storage import Storage, StorageReader, join
+from pipeline.runs.ledger.keys import output_uri
+from pipeline.storage import Storage, StorageReader
 from tests.pipeline.storage.memory import MemoryBackend
 
 INPUT = "s3://in/t/"
@@ -73,9 +74,7 @@ class Run:
         chunk = self.plan.chunk(index)
         attempt = attempt or uuid.uuid4().hex
         data = parquet(chunk.index * 2, chunk.rows)
-        folders = [f"{name}={value}" for name, value in chunk.partition]
-        name = f"part-{chunk.index:07d}-{self.ledger.run}.parquet"
-        uri = join(self.ledger.output, *folders, name)
+        uri = output_uri(self.ledger.output, self.ledger.run, chunk)
         area = self.ledger.state + "staged/"
         staged = self.storage.stage(uri, memoryview(data), attempt, area)
         return Completion(
