@@ -13,12 +13,13 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from pipeline.errors import StateError, TransformError
+from pipeline.errors import AccessDeniedError, StateError, TransformError
 from pipeline.ledger import Ledger
 from pipeline.process import RunContext, encode, open_run, schema_text
 from pipeline.records import REDUCE, Completion, Progress, digest_of
@@ -99,7 +100,7 @@ def reduce_step(run_uri: str, fingerprint: str, step: Step, worker: str = "seria
     """Do one step, unless it is done."""
     context = open_run(run_uri, fingerprint)
     ledger, storage = context.ledger, context.storage
-    if not step.is_last and storage.get_if_there(ledger.prefix + step.name) is not None:
+    if not step.is_last and _is_there(storage, ledger.prefix + step.name):
         return
     started, clock = time.time(), time.perf_counter()
     frames = [_from_ipc(storage.get(uri).data, uri) for uri in _inputs(ledger, step)]
@@ -110,6 +111,13 @@ def reduce_step(run_uri: str, fingerprint: str, step: Step, worker: str = "seria
         ledger.write_segment(f"reduce-{done.attempt}", [done], [schema_text(final)])
     else:
         storage.put(ledger.prefix + step.name, _to_ipc(result))
+
+
+def _is_there(storage: Storage, uri: str) -> bool:
+    # S3 may forbid an absent object to whoever may not list it; then the step is done again.
+    with suppress(AccessDeniedError):
+        return storage.get_if_there(uri) is not None
+    return False
 
 
 def combine(context: RunContext, frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
