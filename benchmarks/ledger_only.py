@@ -25,8 +25,8 @@ from pipeline.flows.server import connect, talking_to
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.mapping import BatchResult, BatchRun
-from pipeline.process import open_run
-from pipeline.records import Completion, Progress
+from pipeline.process import open_run, output_uri
+from pipeline.records import Completion, Progress, digest_of
 from pipeline.rounds import Mapper, MapProgress
 from pipeline.settings import Settings, load_settings
 from pipeline.storage import own_storage
@@ -69,14 +69,16 @@ class LedgerOnlyRun(BatchRun):
     def _map(self, indices: list[int]) -> None:
         schema = '{"id": "Int64"}'
         self.schemas.setdefault(schema)
+        tokens = self.context.storage.token_rule(self.context.ledger.output)
         for chunk in self.context.plan.chunks(indices):
             self.decoded += chunk.decoded_bytes
+            uri, attempt = output_uri(self.context, chunk), uuid.uuid4().hex
             self.entries.append(
                 Completion(
                     chunk=chunk.id,
                     index=chunk.index,
                     batch=self.batch.name,
-                    attempt=uuid.uuid4().hex,
+                    attempt=attempt,
                     worker=self.worker,
                     started=time.time(),
                     seconds=0.0,
@@ -88,9 +90,9 @@ class LedgerOnlyRun(BatchRun):
                     bytes_in=0,
                     bytes_out=0,
                     code=self.context.transform.fingerprint,
-                    schema="",
-                    uri="",
-                    upload="",
+                    schema=digest_of(schema),
+                    uri=uri,
+                    upload=tokens.token_of(uri, attempt),
                     parts=(),
                     sha256="",
                 )

@@ -40,7 +40,27 @@ class Reach:
 
     buckets: tuple[str, ...]
     inputs: tuple[str, ...]
+    """What jobs read; empty: anything in the buckets. Never written to by workers."""
     outputs: tuple[str, ...]
+    """An output each; one that ends with a slash stands for all outputs below it."""
+    tables: tuple[str, ...] = ()
+    """What else transforms read."""
+
+    def names(self, *, denied: bool) -> dict[str, tuple[str, ...]]:
+        """What stands for each word of a template; the longer words come first."""
+        anywhere = tuple(f"{bucket}/" for bucket in self.buckets)
+        outputs = tuple(
+            f"{name}*" if name.endswith("/") else name for name in self.outputs or anywhere
+        )
+        inputs = self.inputs or (() if denied else anywhere)
+        return {
+            "OUTPUT_KEY": keys(outputs),
+            "TABLE_KEY": keys(self.tables),
+            "BUCKET": self.buckets,
+            "INPUT": inputs,
+            "OUTPUT": outputs,
+            "TABLE": self.tables,
+        }
 
 
 def main() -> None:
@@ -108,7 +128,10 @@ def credentials(role: str, *, own_s3: bool, renew: bool) -> None:
 def identities() -> None:
     """SeaweedFS's identities and the policies of each, from deploy/policies."""
     reach = Reach(
-        listed("S3_BUCKETS", "demo"), listed("S3_INPUTS", "demo/tpch/"), listed("S3_OUTPUTS", "")
+        listed("S3_BUCKETS", "demo"),
+        listed("S3_INPUTS", "demo/tpch/"),
+        listed("S3_OUTPUTS", ""),
+        listed("S3_TABLES", ""),
     )
     people, policies = [], []
     for role in ROLES:
@@ -138,26 +161,35 @@ def identities() -> None:
 def policy(template: dict[str, object], reach: Reach) -> dict[str, object]:
     """A template for the given buckets and prefixes.
 
-    `BUCKET` stands for each bucket, `INPUT` and `OUTPUT` for each prefix; where no outputs are
-    named, they may be anywhere in the buckets. A statement about nothing is left out.
+    `BUCKET` stands for each bucket, `INPUT`, `OUTPUT` and `TABLE` for each prefix, and with `_KEY`
+    for the prefix without its bucket; where no outputs are named, they may be anywhere in the
+    buckets. A statement about nothing is left out.
     """
-    names = {
-        "BUCKET": reach.buckets,
-        "INPUT": reach.inputs,
-        "OUTPUT": reach.outputs or tuple(f"{bucket}/" for bucket in reach.buckets),
-    }
     statements = []
     for statement in template["Statement"]:  # type: ignore[attr-defined]
-        resources = [
-            resource.replace(word, name)
-            for resource in statement["Resource"]
-            for word, found in names.items()
-            if word in resource
-            for name in found
-        ]
-        if resources:
-            statements.append({**statement, "Resource": resources})
+        names = reach.names(denied=statement["Effect"] == "Deny")
+        filled = {**statement, "Resource": expanded(statement["Resource"], names)}
+        if "Condition" in statement:
+            prefixes = statement["Condition"]["StringLike"]["s3:prefix"]
+            said = expanded(prefixes, names)
+            filled["Condition"] = {"StringLike": {"s3:prefix": said}}
+        if filled["Resource"]:
+            statements.append(filled)
     return {**template, "Statement": statements}
+
+
+def expanded(texts: list[str], names: dict[str, tuple[str, ...]]) -> list[str]:
+    """Each text once for each thing that its word stands for."""
+    found = []
+    for text in texts:
+        word = next((word for word in names if word in text), None)
+        found += [text] if word is None else [text.replace(word, name) for name in names[word]]
+    return list(dict.fromkeys(found))
+
+
+def keys(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Prefixes without their bucket."""
+    return tuple(dict.fromkeys(name.partition("/")[2] for name in names))
 
 
 def internal_certificates() -> None:

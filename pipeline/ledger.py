@@ -21,7 +21,13 @@ import polars as pl
 
 from partitioning import Plan
 from partitioning.integrity import checked_plan
-from pipeline.errors import AlreadyExistsError, ObjectMissingError, StateError, UsageError
+from pipeline.errors import (
+    AccessDeniedError,
+    AlreadyExistsError,
+    ObjectMissingError,
+    StateError,
+    UsageError,
+)
 from pipeline.job import Job, parse_job
 from pipeline.records import (
     PARTIAL,
@@ -195,7 +201,10 @@ class Ledger:
 
     def is_cancelled(self) -> bool:
         """Whether somebody has asked the driver to stop."""
-        return self._storage.get_if_there(self.prefix + "cancel.json") is not None
+        # S3 forbids an absent object to whoever may not list it, which workers may not.
+        with suppress(AccessDeniedError):
+            return self._storage.get_if_there(self.prefix + "cancel.json") is not None
+        return False
 
     def clear_cancel(self) -> None:
         """Take the wish back: a driver that begins anew was told to."""

@@ -169,6 +169,7 @@ def publish_all(catalog: Catalog, drafts: Sequence[Commit], accepted: int = 0) -
 def _frozen(catalog: Catalog, drafts: Sequence[Commit]) -> list[Commit]:
     """Freeze what is not frozen yet, unless some of what it names has vanished."""
     staged = staged_of(catalog.output, pl.concat([draft.files for draft in drafts]))
+    catalog.storage.check_staged(staged, catalog.output)
     gone = {item.attempt for item in catalog.storage.missing(staged)} if staged else set()
     if gone:
         # What this run has frozen already counts, whoever did it, whatever became of the rest.
@@ -373,5 +374,7 @@ def gone_spares(catalog: Catalog, spares: pl.DataFrame) -> list[str]:
 
 
 def _staged_spares(catalog: Catalog, spares: pl.DataFrame) -> list[Staged]:
-    staged = spares.filter(pl.col("upload") != PARTIAL)
-    return staged_of(catalog.output, files_of(catalog.output, staged))
+    completions = spares.filter(pl.col("upload") != PARTIAL)
+    staged = staged_of(catalog.output, files_of(catalog.output, completions))
+    catalog.storage.check_staged(staged, catalog.output)
+    return staged

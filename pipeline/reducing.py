@@ -9,22 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from pipeline.errors import TransformError
+from pipeline.errors import AccessDeniedError, StateError, TransformError
 from pipeline.ledger import Ledger
 from pipeline.process import RunContext, encode, open_run, schema_text
 from pipeline.records import REDUCE, Completion, Progress, digest_of
+from pipeline.runs.ledger.checks import NODE_NAME, PARTIAL_NAME
 from pipeline.runs.ledger.keys import reduced_uri
 from pipeline.storage import Storage, join, staged_area
+from pipeline.stored import reading
 from pipeline.transforms import resolve
 
+MAGIC = b"CMPART01"
+"""Begins a partial result that has a checksum."""
+_NAMES = re.compile(f"(?:{PARTIAL_NAME})|(?:{NODE_NAME})")
 FAN_IN = 16
 """Partials that one step combines."""
 
@@ -93,10 +100,10 @@ def reduce_step(run_uri: str, fingerprint: str, step: Step, worker: str = "seria
     """Do one step, unless it is done."""
     context = open_run(run_uri, fingerprint)
     ledger, storage = context.ledger, context.storage
-    if not step.is_last and storage.get_if_there(ledger.prefix + step.name) is not None:
+    if not step.is_last and _is_there(storage, ledger.prefix + step.name):
         return
     started, clock = time.time(), time.perf_counter()
-    frames = [_from_ipc(storage.get(ledger.prefix + name).data) for name in step.inputs]
+    frames = [_from_ipc(storage.get(uri).data, uri) for uri in _inputs(ledger, step)]
     result = combine(context, frames)
     if step.is_last:
         final = finalize(context, result)
@@ -104,6 +111,13 @@ def reduce_step(run_uri: str, fingerprint: str, step: Step, worker: str = "seria
         ledger.write_segment(f"reduce-{done.attempt}", [done], [schema_text(final)])
     else:
         storage.put(ledger.prefix + step.name, _to_ipc(result))
+
+
+def _is_there(storage: Storage, uri: str) -> bool:
+    # S3 may forbid an absent object to whoever may not list it; then the step is done again.
+    with suppress(AccessDeniedError):
+        return storage.get_if_there(uri) is not None
+    return False
 
 
 def combine(context: RunContext, frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
@@ -179,14 +193,36 @@ def _stage(
     )
 
 
+def _inputs(ledger: Ledger, step: Step) -> list[str]:
+    """The objects that a step combines: below its own run's prefix, and nowhere else."""
+    for name in (step.name, *step.inputs):
+        if not _NAMES.fullmatch(name):
+            raise StateError(ledger.prefix + name, "it is neither a partial nor a step of a reduce")
+    return [ledger.prefix + name for name in step.inputs]
+
+
 def _to_ipc(frame: pl.DataFrame) -> bytes:
+    """A frame as Arrow IPC, behind a checksum."""
     buffer = io.BytesIO()
     frame.write_ipc(buffer, compression="zstd")
-    return buffer.getvalue()
+    data = buffer.getvalue()
+    return MAGIC + hashlib.sha256(data).digest() + data
 
 
-def _from_ipc(data: bytes) -> pl.DataFrame:
-    return pl.read_ipc(io.BytesIO(data))
+def _from_ipc(data: bytes, uri: str) -> pl.DataFrame:
+    """Read what `_to_ipc` wrote, or what earlier releases did, without a checksum.
+
+    Raises:
+        StateError: it is damaged.
+    """
+    with reading(uri, "remove it: the chunks that it holds have to be mapped again (--replan)"):
+        if data.startswith(MAGIC):
+            digest, data = data[len(MAGIC) : len(MAGIC) + 32], data[len(MAGIC) + 32 :]
+            if hashlib.sha256(data).digest() != digest:
+                raise ValueError("its bytes do not have its checksum")
+        elif not data.startswith(b"ARROW1"):
+            raise ValueError("it is no partial result")
+        return pl.read_ipc(io.BytesIO(data))
 
 
 def combine_problem(

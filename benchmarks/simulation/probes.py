@@ -145,7 +145,7 @@ def ledger(settings: Settings, storage: Storage, root: str) -> Figures:
         many[0].read()
     with stopwatch() as fold:
         many[0].fold()
-    base = storage.head(many[0].prefix + "completions/base-000001.arrow").size
+    base = storage.head(many[0].prefix + "folded/base-000001.arrow").size
     driver = Driver.of(storage, many[0].prefix)
     driver.record.phases.append(("map", time.time() - 60, 60.0))
     folder = Path(tempfile.mkdtemp(prefix="chunkmap-bench-"))
@@ -188,12 +188,12 @@ def _written(
     ids = iter(enumerate(made.plan().chunk_ids))
     with stopwatch() as writing:
         for number in range(segments):
-            entries = [_completion(next(ids), f"b{number:05d}", made.output) for _ in range(each)]
+            entries = [_completion(next(ids), f"b{number:05d}", made) for _ in range(each)]
             made.write_segment(f"b{number:05d}-{uuid.uuid4().hex[:12]}-0001", entries, ())
     return made, writing.cpu
 
 
-def _completion(chunk: tuple[int, str], batch: str, output: str) -> Completion:
+def _completion(chunk: tuple[int, str], batch: str, ledger: Ledger) -> Completion:
     index, name = chunk
     return Completion(
         chunk=name,
@@ -211,8 +211,8 @@ def _completion(chunk: tuple[int, str], batch: str, output: str) -> Completion:
         bytes_in=10**6,
         bytes_out=10**6,
         code="0" * 16,
-        schema="",
-        uri=f"{output}part-{index:07d}.parquet",
+        schema="0" * 16,
+        uri=f"{ledger.output}part-{index:07d}-{ledger.run}.parquet",
         upload=uuid.uuid4().hex * 2,
         parts=(uuid.uuid4().hex,),
         sha256=uuid.uuid4().hex * 2,

@@ -19,6 +19,7 @@ from pipeline.errors import (
     ObjectChangedError,
     ObjectMissingError,
     PreconditionFailedError,
+    StateError,
 )
 from pipeline.storage.records import Blob, Staged
 from pipeline.storage.translate import translating
@@ -48,12 +49,40 @@ def _temporary(uri: str, area: str) -> str:
     return str(Path(f"{_path(area)}{_path(uri)}"))
 
 
+def _is_staged(item: Staged) -> bool:
+    """Whether what was staged is still there. A link is not: we stage files."""
+    _refuse_links(item.upload)
+    try:
+        return stat.S_ISREG(os.lstat(item.upload).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _refuse_links(path: str) -> None:
+    """Refuse a path that leads out of a folder of state: nothing of ours is a link there.
+
+    Raises:
+        StateError: a folder below `<output>.chunkmap/` on the way is a symbolic link.
+    """
+    parts = path.split("/")
+    state = next((n for n, part in enumerate(parts) if part.endswith(".chunkmap")), len(parts))
+    for end in range(state + 2, len(parts)):
+        folder = "/".join(parts[:end])
+        if os.path.islink(folder):
+            raise StateError(
+                f"file://{folder}",
+                "it is a symbolic link, and what is deleted there would be deleted elsewhere",
+                hint="find out who made it, and remove the link",
+            )
+
+
 class LocalBackend:
     """Files below `file://` URIs."""
 
     def objects(self, prefix: str) -> Iterator[ObjectInfo]:
         """See `Backend.objects`."""
         at = parse(prefix).key
+        _refuse_links(at)
         for folder, _, names in os.walk(os.path.dirname(at)):
             for name in names:
                 path = os.path.join(folder, name)
@@ -144,6 +173,7 @@ class LocalBackend:
 
     def delete(self, uri: str) -> None:
         """See `Backend.delete`."""
+        _refuse_links(parse(uri).key)
         with translating("delete", uri):
             _path(uri).unlink(missing_ok=True)
 
@@ -158,7 +188,7 @@ class LocalBackend:
 
     def missing(self, staged: Sequence[Staged]) -> list[Staged]:
         """See `Backend.missing`."""
-        return [i for i in staged if not os.path.exists(i.upload) and not self._is_ours(i)]
+        return [i for i in staged if not _is_staged(i) and not self._is_ours(i)]
 
     def _is_ours(self, item: Staged) -> bool:
         # Renaming changes neither the inode nor the time.
@@ -172,6 +202,8 @@ class LocalBackend:
         gone = []
         for item in staged:
             try:
+                if not _is_staged(item):
+                    raise FileNotFoundError(errno.ENOENT, "nothing is staged", item.upload)
                 _path(item.uri).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(item.upload, _path(item.uri))
             except FileNotFoundError:
@@ -186,6 +218,7 @@ class LocalBackend:
     def abort(self, staged: Sequence[Staged]) -> None:
         """See `Backend.abort`."""
         for item in staged:
+            _refuse_links(item.upload)
             Path(item.upload).unlink(missing_ok=True)
 
     def token_rule(self, output: str, area: str) -> TokenRule:
@@ -195,10 +228,11 @@ class LocalBackend:
     def staged_under(self, prefix: str, area: str) -> Iterator[Staged]:
         """See `Backend.staged_under`."""
         at, root = parse(prefix).key, str(_path(area))
+        _refuse_links(root + "/")
         for folder, _, names in os.walk(root):
             for name in names:
                 final, _, attempt = os.path.join(folder, name)[len(root) :].rpartition(".")
                 if final.startswith(at):
                     temporary = os.path.join(folder, name)
-                    created = os.stat(temporary).st_mtime
+                    created = os.lstat(temporary).st_mtime
                     yield Staged(f"file://{final}", temporary, (), 0, attempt, created)

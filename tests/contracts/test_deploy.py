@@ -143,16 +143,36 @@ def test_a_given_secret_wins(tmp_path: Path) -> None:
 
 
 def test_policies_are_of_the_buckets_that_are_named(tmp_path: Path) -> None:
-    found = _make_secrets(tmp_path, S3_BUCKETS="lake, out", S3_INPUTS="", S3_OUTPUTS="out/daily/")
+    named = {"S3_BUCKETS": "lake, out", "S3_INPUTS": "", "S3_OUTPUTS": "out/daily/, out/one"}
+    found = _make_secrets(tmp_path, **named, S3_TABLES="lake/rates/")
     server = json.loads(found["s3-server/s3.json"])
     assert [one["name"] for one in server["identities"]] == ["admin", "driver", "worker"]
     (worker,) = [one for one in server["policies"] if one["name"] == "worker"]
     statements = {one["Sid"]: one for one in json.loads(worker["content"])["Statement"]}
-    assert "NeverInputs" not in statements
-    assert statements["StageAndRecord"]["Resource"] == ["arn:aws:s3:::out/daily/*"]
-    assert statements["Find"]["Resource"] == ["arn:aws:s3:::lake", "arn:aws:s3:::out"]
-    assert "arn:aws:s3:::lake/*.chunkmap/HEAD.json" in statements["NeverWhatDecides"]["Resource"]
-    assert not [word for word in ("BUCKET", "INPUT", "OUTPUT") if word in worker["content"]]
+    arn = "arn:aws:s3:::"
+    large = statements["StageLargeOutputs"]["Resource"]
+    assert large == [f"{arn}out/daily/*/*.parquet", f"{arn}out/one/*.parquet"]
+    staged = statements["StageAndRecord"]["Resource"]
+    assert f"{arn}out/daily/*.chunkmap/staged/*" in staged
+    assert f"{arn}out/one.chunkmap/runs/*/completions/*" in staged
+    # Where no inputs are named, they may be anywhere; that is no reason to forbid writing anywhere.
+    assert statements["ReadInputs"]["Resource"] == [
+        f"{arn}lake/*",
+        f"{arn}out/*",
+        f"{arn}lake/rates/*",
+    ]
+    assert statements["NeverInputs"]["Resource"] == [f"{arn}lake/rates/*"]
+    assert statements["FindStateAndTables"]["Resource"] == [f"{arn}lake", f"{arn}out"]
+    prefixes = statements["FindStateAndTables"]["Condition"]["StringLike"]["s3:prefix"]
+    assert prefixes == [
+        "daily/*.chunkmap/runs/*",
+        "one.chunkmap/runs/*",
+        "daily/*.chunkmap/doctor/*",
+        "one.chunkmap/doctor/*",
+        "rates/*",
+    ]
+    words = ("BUCKET", "INPUT", "OUTPUT", "TABLE", "KEY")
+    assert not [word for word in words if word in worker["content"]]
 
 
 @pytest.mark.parametrize("name", ["worker", "driver"])

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,14 @@ def moto(folder: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def seaweedfs(folder: Path) -> Iterator[Server]:
-    """SeaweedFS, as the embedded stack starts it: real signatures and rights."""
-    with _first_that_starts(folder, "seaweedfs", _seaweedfs) as server:
+def seaweedfs(folder: Path, identities: str | None = None) -> Iterator[Server]:
+    """SeaweedFS, as the embedded stack starts it: real signatures and rights.
+
+    Args:
+        folder: Of its files.
+        identities: Its configuration, whose first identity may do everything.
+    """
+    with _first_that_starts(folder, "seaweedfs", partial(_seaweedfs, identities)) as server:
         yield server
 
 
@@ -128,12 +134,14 @@ def _ministack(folder: Path) -> _Start:
     return _Start([sys.executable, "-m", "ministack"], environment, port)
 
 
-def _seaweedfs(folder: Path) -> _Start:
+def _seaweedfs(identities: str | None, folder: Path) -> _Start:
     ports = free_ports(services.S3_PORTS)
+    if identities is not None:
+        (folder / "s3.json").write_text(identities)
     owner = services.s3_settings(folder, ports[0])
     config = folder / "s3.json"
     said = json.loads(config.read_text())
-    if len(said["identities"]) == 1:
+    if identities is None and len(said["identities"]) == 1:
         credentials = [{"accessKey": READER[0], "secretKey": READER[1]}]
         reader = {"name": "reader", "credentials": credentials, "actions": ["Read", "List"]}
         config.write_text(json.dumps({"identities": [*said["identities"], reader]}))

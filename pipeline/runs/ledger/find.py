@@ -33,7 +33,9 @@ def find_runs(storage: Storage, output: str) -> RunsFound:
     """Read the records of all runs of an output."""
     prefix = join(state_prefix(parse(output).uri), "runs") + "/"
     names = [info.uri.removeprefix(prefix) for info in storage.objects(prefix)]
-    runs = [name.removesuffix("/run.json") for name in names if name.endswith("/run.json")]
+    # Right in a run's folder: workers may write names of their own into some folders below it.
+    found_in = (name.partition("/") for name in names)
+    runs = [run for run, _, rest in found_in if rest == "run.json"]
 
     def read(run: str) -> RunRecord | StateError:
         try:
