@@ -26,6 +26,7 @@ from pipeline.driver import publish_run
 from pipeline.errors import ConflictError, OutputNotEmptyError, StorageError, UsageError
 from pipeline.ledger import Ledger, run_id
 from pipeline.publish import UploadsVanishedError, foreign_claim, prepare_output, rollback, settle
+from pipeline.records import Completion
 from pipeline.storage import Storage, state_prefix
 from pipeline.table.errors import FilesMissingError, HeadBehindError, ManifestConflictError
 from pipeline.table.head import HeadFile
@@ -33,7 +34,7 @@ from pipeline.table.keys import original_key
 from pipeline.table.repair import repair
 from pipeline.windowed import publish_windows
 from tests.pipeline.outputs import check_manifests, check_settled, rows, visible
-from tests.pipeline.runs import OUTPUT, Run, job_of, plan_of
+from tests.pipeline.runs import OUTPUT, Run, job_of, plan_of, shifted
 from tests.pipeline.storage.faulty import CHANGES, Fault, Faulty, KilledError, Script, lost
 from tests.pipeline.storage.memory import AT_ONCE, MemoryBackend
 
@@ -97,6 +98,21 @@ TROUBLE = st.one_of(
 )
 
 
+FOREIGN = ("s3://in/t/000.parquet", "s3://other/x.parquet", "s3://out/t2.chunkmap/HEAD.json")
+LIES: dict[str, Callable[[Completion, str], dict[str, Any]]] = {
+    "a foreign source": lambda honest, other: {"upload": FOREIGN[1]},
+    "a foreign key": lambda honest, other: {"uri": FOREIGN[0]},
+    "both": lambda honest, other: {"uri": FOREIGN[2], "upload": FOREIGN[2]},
+    "another upload": lambda honest, other: {"upload": other},
+    "another chunk": lambda honest, other: {"chunk": "0" * 32},
+    "another index": lambda honest, other: {"index": honest.index + 1},
+    "another run's key": lambda honest, other: {"uri": honest.uri.replace("-", "-0", 1)},
+    "another attempt": lambda honest, other: {"attempt": "f" * 32},
+    "no attempt": lambda honest, other: {"attempt": "../../x"},
+    "negative rows": lambda honest, other: {"rows_out": -1},
+    "another folder": lambda honest, other: {"uri": honest.uri.replace("/part-", "/k=9/part-")},
+}
+"""What a hostile worker writes into a ledger."""
 COMMANDS = frozenset({"drive", "rollback", "vacuum", "discard", "repair"})
 CODES = st.sampled_from(["a", "b", "by windows", "by windows"])
 
@@ -109,6 +125,8 @@ class Output(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.backend = MemoryBackend()
+        for uri in FOREIGN:
+            self.backend.put(uri, b"theirs")
         self.runs: dict[str, tuple[Run, str]] = {}
         self.by_windows: set[str] = set()
         self.checked: Mapping[str, object] = {}
@@ -319,6 +337,15 @@ class Output(RuleBasedStateMachine):
         index = data.draw(st.integers(0, len(run.plan) - 1))
         self.troubled(trouble, lambda storage: run.again(storage).complete(index))
 
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data(), lie=st.sampled_from(sorted(LIES)), index=st.integers(0, 1))
+    def a_worker_lies(self, data: Any, lie: str, index: int) -> None:
+        """Nothing that it claims may be copied, deleted, or counted."""
+        run = self.some_run(data).again(self.backend.storage())
+        honest = run.completion(index % len(run.plan))
+        staged = sorted(self.backend.uploads)
+        run.store(shifted(honest, **LIES[lie](honest, data.draw(st.sampled_from(staged)))))
+
     @precondition(lambda self: self.backend.uploads)
     @rule(data=st.data())
     def an_upload_vanishes(self, data: Any) -> None:
@@ -343,6 +370,7 @@ class Output(RuleBasedStateMachine):
             return
         if now != self.checked:
             self.note_pointer()
+            self.nothing_of_others_is_touched()
             self.checked = now
             self.what_is_frozen_stays()
             self.nothing_is_lost()
@@ -357,6 +385,10 @@ class Output(RuleBasedStateMachine):
     def nothing_is_lost(self) -> None:
         """What the current manifest and the kept version name is there, whole."""
         check_manifests(self.backend)
+
+    def nothing_of_others_is_touched(self) -> None:
+        for uri in FOREIGN:
+            assert self.backend.stored[uri].data == b"theirs"
 
     def what_is_frozen_stays(self) -> None:
         """Manifests and commit records are written once; a commit has a chunk once at most."""
@@ -482,6 +514,7 @@ class Repairs(Output):
             run = list(self.runs.values())[-1][0]
             self.drive(self.backend.storage(), run)
             self.note_pointer()
+            self.nothing_of_others_is_touched()
         if rolled:
             rollback(Catalog(self.backend.storage(), OUTPUT))
         mode = data.draw(st.sampled_from(self.modes))

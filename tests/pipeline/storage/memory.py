@@ -103,7 +103,11 @@ class MemoryBackend:
 
     def missing(self, staged: Sequence[Staged]) -> list[Staged]:
         with self._lock:
-            return [i for i in staged if i.upload not in self.uploads and not self._is_ours(i)]
+            return [i for i in staged if not self._is_staged(i) and not self._is_ours(i)]
+
+    def _is_staged(self, item: Staged) -> bool:
+        # An upload belongs to its key: by another one it is not found.
+        return item.upload in self.uploads and self.uploads[item.upload][0] == item.uri
 
     def _is_ours(self, item: Staged) -> bool:
         return item.uri in self.stored and self.stored[item.uri].attempt == item.attempt
@@ -112,7 +116,7 @@ class MemoryBackend:
         gone = []
         with self._lock:
             for item in staged:
-                if item.upload in self.uploads:
+                if self._is_staged(item):
                     uri, data, attempt = self.uploads.pop(item.upload)
                     self.stored[uri] = _Stored(data, attempt)
                 elif not self._is_ours(item):
@@ -122,7 +126,8 @@ class MemoryBackend:
     def abort(self, staged: Sequence[Staged]) -> None:
         with self._lock:
             for item in staged:
-                self.uploads.pop(item.upload, None)
+                if self._is_staged(item):
+                    del self.uploads[item.upload]
 
     def abort_days(self, uri: str) -> float | None:
         return None

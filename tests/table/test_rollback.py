@@ -1,0 +1,201 @@
+"""Rollback: replaced files come back under new keys, whoever sleeps and whatever is late."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+
+from pipeline.catalog import Catalog
+from pipeline.checking import verify_output
+from pipeline.cleaning import clean
+from pipeline.errors import StorageError
+from pipeline.manifest import Claim
+from pipeline.publish import prepare_output, rollback
+from pipeline.storage import Storage
+from pipeline.table.errors import FilesMissingError
+from pipeline.table.keys import (
+    MAX_KEY_BYTES,
+    MAX_OUTPUT_KEY_BYTES,
+    kept_uri,
+    original_key,
+    restored_key,
+    run_of_key,
+)
+from pipeline.table.repair import diagnose, repair
+from pipeline.table.retention import locate
+from tests.pipeline.outputs import check_settled, copied, rows, visible
+from tests.pipeline.publishing import OTHER, PLAN, published
+from tests.pipeline.runs import OUTPUT, plan_of
+from tests.pipeline.storage.faulty import Fault, Faulty, KilledError, Script, dies_at
+from tests.pipeline.storage.memory import AT_ONCE, MemoryBackend
+from tests.table.conftest import Output
+
+RUN = "0123456789abcdef"
+
+
+def overwritten() -> MemoryBackend:
+    backend = MemoryBackend()
+    published(backend, PLAN, "overwrite-partitions", "old")
+    published(backend, OTHER, "overwrite", "new")
+    return backend
+
+
+def catalog_of(storage: Storage) -> Catalog:
+    return Catalog(storage, OUTPUT)
+
+
+def test_names() -> None:
+    key = f"k=1/part-0000001-{RUN}-01234567.parquet"
+    assert restored_key(key, 7) == f"k=1/part-0000001-{RUN}-01234567.r7.parquet"
+    assert restored_key(restored_key(key, 7), 12) == restored_key(key, 12)
+    assert original_key(restored_key(key, 7)) == original_key(key) == key
+    assert {run_of_key(name) for name in (key, restored_key(key, 7))} == {RUN}
+    assert run_of_key(f"part-0000001-{RUN}.parquet") == RUN
+    assert run_of_key("k=1/theirs.parquet") is None
+
+
+@pytest.mark.parametrize("length", [MAX_OUTPUT_KEY_BYTES - 20, MAX_OUTPUT_KEY_BYTES])
+def test_the_longest_keys_can_be_kept_and_restored(length: int) -> None:
+    folder = "s3://out/t.chunkmap/replaced/1234567/"
+    name = f"/part-0000001-{RUN}-01234567.parquet"
+    key = "k=" + "x" * (length - len("t/") - 2 - len(name)) + name
+    kept = kept_uri(folder, key)
+    assert len(kept.removeprefix("s3://out/")) <= MAX_KEY_BYTES
+    assert kept_uri(folder, key.replace("-01234567", "-11234567")) != kept
+    assert len("t/" + restored_key(key, 1_234_567)) <= MAX_KEY_BYTES
+
+
+def test_replaced_files_come_back_under_new_keys(output: Output) -> None:
+    output.publish(PLAN, "overwrite-partitions", "old")
+    first = output.visible()
+    output.publish(OTHER, "overwrite", "new")
+    manifest = rollback(output.catalog)
+    assert (manifest.number, manifest.rollback_of) == (3, 1)
+    assert output.visible() == output.named() == {restored_key(key, 3) for key in first}
+    assert verify_output(output.storage, output.uri).problems == ()
+    # There and back again: no key comes back.
+    seen = set(first) | output.visible()
+    rollback(output.catalog)
+    rollback(output.catalog)
+    assert output.visible() == output.named() == {restored_key(key, 5) for key in first}
+    assert seen.isdisjoint(output.visible())
+    assert verify_output(output.storage, output.uri).problems == ()
+    later = output.publish(PLAN, "append", "later")
+    assert later.ledger.published() == 6
+
+
+def test_what_is_current_stays_where_it_is(output: Output) -> None:
+    output.publish(PLAN, "append", "old")
+    first = output.visible()
+    output.publish(OTHER, "append", "new")
+    rollback(output.catalog)
+    assert output.visible() == output.named() == first
+
+
+def test_a_delete_that_comes_late_hits_nothing_current(output: Output) -> None:
+    output.publish(PLAN, "overwrite", "old")
+    late = output.visible()
+    output.publish(OTHER, "overwrite", "new")
+    rollback(output.catalog)
+    for key in late:  # As the publisher of manifest 2 sent it, and the server was slow.
+        output.storage.delete(output.uri + key)
+    assert verify_output(output.storage, output.uri).problems == ()
+
+
+def test_a_rollback_that_slept_leaves_nothing_that_stops_later_runs(output: Output) -> None:
+    output.publish(PLAN, "overwrite", "old")
+    output.publish(OTHER, "overwrite", "new")
+    rollback(output.catalog)
+    key = sorted(output.visible())[0]
+    data = output.storage.get(output.uri + key).data
+    rollback(output.catalog)
+    rollback(output.catalog)
+    output.storage.put(output.uri + key, data)  # Its copy arrives now.
+    [problem] = diagnose(output.catalog).problems
+    assert problem.situation == "orphan files"
+    prepare_output(output.catalog, "append", "0" * 16)
+    assert output.visible() == output.named()
+    moved = [i.uri for i in output.storage.objects(output.catalog.state + "orphaned/")]
+    assert [uri.partition("/orphaned/")[2].partition("/")[2] for uri in moved] == [key]
+    clean(output.storage, output.uri, older_than=3600.0)
+    assert len(list(output.storage.objects(output.catalog.state + "orphaned/"))) == 1
+    clean(output.storage, output.uri, older_than=-1.0)
+    assert list(output.storage.objects(output.catalog.state + "orphaned/")) == []
+
+
+@pytest.mark.parametrize("fault", ["before", "after", "late"])
+def test_whoever_dies_at_whatever_request_the_next_one_finishes(fault: Fault) -> None:
+    healthy = overwritten()
+    counted = Faulty(copied(healthy), lambda n, name: None)
+    rollback(catalog_of(Storage({"s3": counted}, AT_ONCE)))
+    for number in range(len(counted.calls)):
+        backend = copied(healthy)
+        dying = Faulty(backend, dies_at(number, fault), KilledError)
+        with suppress(KilledError):
+            rollback(catalog_of(Storage({"s3": dying}, AT_ONCE)))
+        prepare_output(catalog_of(backend.storage()), "append", "0" * 16)
+        for late in dying.late:
+            with suppress(StorageError):
+                late()
+        prepare_output(catalog_of(backend.storage()), "append", "0" * 16)
+        check_settled(backend)
+        assert rows(visible(backend)) in (list(range(6)), list(range(8)))
+
+
+def cleaned_at(number: int, backend: MemoryBackend) -> Script:
+    def script(n: int, name: str) -> Fault:
+        if n == number:
+            clean(backend.storage(), OUTPUT, older_than=-1.0)
+        return None
+
+    return script
+
+
+def test_clean_while_a_rollback_runs_loses_nothing() -> None:
+    """Each in the middle of the other, at every request."""
+    healthy = overwritten()
+    counted = Faulty(copied(healthy), lambda n, name: None)
+    rollback(catalog_of(Storage({"s3": counted}, AT_ONCE)))
+    for number in range(len(counted.calls)):
+        backend = copied(healthy)
+
+        def script(
+            n: int, name: str, number: int = number, backend: MemoryBackend = backend
+        ) -> Fault:
+            if n == number:
+                clean(backend.storage(), OUTPUT, older_than=-1.0)
+            return None
+
+        rollback(catalog_of(Storage({"s3": Faulty(backend, script)}, AT_ONCE)))
+        check_settled(backend)
+        assert rows(visible(backend)) == list(range(6))
+
+
+def test_a_version_that_is_not_kept_is_refused(output: Output) -> None:
+    output.publish(PLAN, "overwrite", "a")
+    output.publish(OTHER, "overwrite", "b")
+    output.publish(plan_of(1), "overwrite", "c")
+    with pytest.raises(FilesMissingError, match="manifest 1"):
+        rollback(output.catalog, 1)
+    assert rollback(output.catalog, 2).number == 4
+
+
+def test_a_claim_whose_kept_copies_are_gone_is_released(output: Output) -> None:
+    """Kept copies were deleted by hand, after a rollback had claimed the output."""
+    output.publish(PLAN, "overwrite", "a")
+    output.publish(OTHER, "overwrite", "b")
+    now, catalog = output.visible(), output.catalog
+    head, etag = catalog.head()
+    claim = Claim(base=2, rollback=1)
+    catalog.move_head(head.model_copy(update={"publishing": claim}), etag)
+    for info in output.storage.objects(catalog.state + "replaced/"):
+        output.storage.delete(info.uri)
+    with pytest.raises(FilesMissingError, match="manifest 1"):
+        prepare_output(output.catalog, "append", "0" * 16)
+    [problem] = diagnose(output.catalog).problems
+    assert problem.situation == "rollback unfinished"
+    assert repair(output.catalog)[-1].problems == ()
+    assert output.visible() == output.named() == now
+    assert locate(output.catalog, output.catalog.manifest())
+    assert output.publish(PLAN, "append", "c").ledger.published() == 4
