@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from partitioning import ObjectInfo
 from pipeline.errors import (
     AlreadyExistsError,
+    InvalidUriError,
     ObjectMissingError,
     PreconditionFailedError,
     TransientStorageError,
@@ -176,9 +177,19 @@ class Storage:
         call: Callable[[Backend, Sequence[Staged]], list[Staged]],
     ) -> list[Staged]:
         found: list[Staged] = []
-        for scheme, group in groupby(staged, key=lambda item: parse(item.uri).scheme):
-            found += self._tried(partial(call, self._backends[scheme], list(group)))
+        for scheme, group in groupby(staged, key=_scheme):
+            if scheme is None:
+                found += group  # No object has such a name.
+            else:
+                found += self._tried(partial(call, self._backends[scheme], list(group)))
         return found
+
+
+def _scheme(item: Staged) -> str | None:
+    try:
+        return parse(item.uri).scheme
+    except InvalidUriError:
+        return None
 
 
 def open_storage(settings: Settings) -> Storage:

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from partitioning import ObjectInfo
 from pipeline.errors import (
+    AccessDeniedError,
     AlreadyExistsError,
+    InvalidUriError,
     ObjectChangedError,
     ObjectMissingError,
+    ObjectRefusedError,
     PreconditionFailedError,
+    StorageError,
 )
 from pipeline.storage.records import Blob, Staged
 from pipeline.storage.translate import translating
 from pipeline.storage.uris import parse
+
+log = logging.getLogger(__name__)
 
 
 def _path(uri: str) -> Path:
@@ -153,26 +160,50 @@ class LocalBackend:
 
     def missing(self, staged: Sequence[Staged]) -> list[Staged]:
         """See `Backend.missing`."""
-        return [i for i in staged if not os.path.exists(i.upload) and not self._is_ours(i)]
+        return self._gone(self._look, staged)
+
+    def complete(self, staged: Sequence[Staged]) -> list[Staged]:
+        """See `Backend.complete`."""
+        return self._gone(self._show, staged)
+
+    def _look(self, item: Staged) -> None:
+        with translating("stat", item.uri):
+            os.stat(item.upload)
+
+    def _show(self, item: Staged) -> None:
+        with translating("rename", item.uri):
+            path = _path(item.uri)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(item.upload, path)
+
+    def _gone(self, act: Callable[[Staged], None], staged: Sequence[Staged]) -> list[Staged]:
+        """Do something with what is staged; those that are neither staged nor visible.
+
+        A path that the file system refuses is one of them; a missing right or a full disk is
+        raised, once each of the others has been dealt with.
+        """
+        gone, errors = [], []
+        for item in staged:
+            try:
+                act(item)
+            except (ObjectMissingError, ObjectRefusedError, InvalidUriError) as error:
+                if self._is_ours(item):
+                    continue
+                if not isinstance(error, ObjectMissingError):
+                    log.warning("a staged output can never be published: %s", error)
+                gone.append(item)
+            except StorageError as error:
+                errors.append(error)
+        if errors:
+            raise min(errors, key=lambda error: not isinstance(error, AccessDeniedError))
+        return gone
 
     def _is_ours(self, item: Staged) -> bool:
         # Renaming changes neither the inode nor the time.
         try:
             return (self.head(item.uri).etag,) == item.parts
-        except ObjectMissingError:
+        except (ObjectMissingError, ObjectRefusedError, InvalidUriError):
             return False
-
-    def complete(self, staged: Sequence[Staged]) -> list[Staged]:
-        """See `Backend.complete`."""
-        gone = []
-        for item in staged:
-            try:
-                _path(item.uri).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(item.upload, _path(item.uri))
-            except FileNotFoundError:
-                if not self._is_ours(item):
-                    gone.append(item)
-        return gone
 
     def abort_days(self, uri: str) -> float | None:
         """See `Backend.abort_days`: nobody drops our files."""
@@ -181,7 +212,8 @@ class LocalBackend:
     def abort(self, staged: Sequence[Staged]) -> None:
         """See `Backend.abort`."""
         for item in staged:
-            Path(item.upload).unlink(missing_ok=True)
+            with suppress(ObjectMissingError, ObjectRefusedError), translating("delete", item.uri):
+                os.unlink(item.upload)
 
     def staged_under(self, prefix: str, area: str) -> Iterator[Staged]:
         """See `Backend.staged_under`."""

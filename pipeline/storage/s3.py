@@ -23,6 +23,7 @@ from pipeline.errors import (
     ObjectChangedError,
     ObjectMissingError,
     PreconditionFailedError,
+    StorageError,
 )
 from pipeline.storage.access import Access
 from pipeline.storage.records import Blob, Staged
@@ -41,7 +42,7 @@ https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html"""
 PLAIN = re.compile(r"[A-Za-z0-9_.=/-]+")
 """Keys that obstore and S3 spell alike."""
 COPY_BYTES = 5 << 30
-"""The largest object that S3 copies in one request."""
+"""The largest object that S3 copies in one request; larger ones are copied in parts."""
 CONCURRENCY = MOST
 """Requests in flight when many small ones are sent, if the settings allow as many. At 100 ms each,
 the two that each of a million outputs needs take half an hour; with 32, an hour and three quarters.
@@ -62,6 +63,7 @@ class S3Objects:
         self._access = access
         self._retry = retry or RetryPolicy()
         self.requests = Requests(most_requests)
+        self.copy_bytes = COPY_BYTES
         self._stores: dict[str, S3Store] = {}
 
     @cached_property
@@ -279,32 +281,45 @@ class S3Objects:
             obstore.put(self.store(at.bucket), at.key, data, mode=mode, use_multipart=False)
 
     def copy(self, source: str, target: str) -> None:
-        """See `Backend.copy`."""
-        size = self.head(source).size
+        """See `Backend.copy`: of one version, so that parts of two cannot mix."""
+        info = self.head(source)
         at = parse(source)
-        origin = {"Bucket": at.bucket, "Key": at.key}
-        if size <= COPY_BYTES:
-            self._send("copy_object", target, CopySource=origin)
-        else:
-            self.wait(self._copy_in_parts(origin, target, size))
+        origin = {
+            "CopySource": {"Bucket": at.bucket, "Key": at.key},
+            "CopySourceIfMatch": f'"{info.etag}"',
+        }
+        try:
+            if info.size <= self.copy_bytes:
+                self._send("copy_object", target, **origin)
+            else:
+                self.wait(self._copy_in_parts(origin, target, info.size))
+        except PreconditionFailedError as error:
+            raise ObjectChangedError(source, info.etag, None) from error
 
-    async def _copy_in_parts(self, origin: dict[str, str], target: str, size: int) -> None:
+    async def _copy_in_parts(self, origin: dict[str, Any], target: str, size: int) -> None:
         upload = (await self.request("create_multipart_upload", target))["UploadId"]
-        parts = []
-        for number, start in enumerate(range(0, size, COPY_BYTES // 5), 1):
-            stop = min(start + COPY_BYTES // 5, size)
-            said = await self.request(
-                "upload_part_copy",
-                target,
-                UploadId=upload,
-                PartNumber=number,
-                CopySource=origin,
-                CopySourceRange=f"bytes={start}-{stop - 1}",
+        step = max(self.copy_bytes // 5, 1)
+        try:
+            parts = []
+            for number, start in enumerate(range(0, size, step), 1):
+                said = await self.request(
+                    "upload_part_copy",
+                    target,
+                    UploadId=upload,
+                    PartNumber=number,
+                    CopySourceRange=f"bytes={start}-{min(start + step, size) - 1}",
+                    **origin,
+                )
+                parts.append(str(said["CopyPartResult"]["ETag"]).strip('"'))
+            body = numbered(parts)
+            await self.request(
+                "complete_multipart_upload", target, UploadId=upload, MultipartUpload=body
             )
-            parts.append(str(said["CopyPartResult"]["ETag"]).strip('"'))
-        await self.request(
-            "complete_multipart_upload", target, UploadId=upload, MultipartUpload=listed(parts)
-        )
+        except BaseException:
+            # Nobody knows its id but us.
+            with suppress(StorageError):
+                await self.request("abort_multipart_upload", target, UploadId=upload)
+            raise
 
     def delete(self, uri: str) -> None:
         """See `Backend.delete`."""
@@ -312,10 +327,9 @@ class S3Objects:
             self._send("delete_object", uri)
 
 
-def listed(parts: Sequence[str]) -> dict[str, Any]:
+def numbered(parts: Sequence[str]) -> dict[str, Any]:
     """The body of CompleteMultipartUpload for parts numbered from one."""
-    numbered = enumerate(parts, 1)
-    return {"Parts": [{"ETag": f'"{etag}"', "PartNumber": n} for n, etag in numbered]}
+    return {"Parts": [{"ETag": f'"{etag}"', "PartNumber": n} for n, etag in enumerate(parts, 1)]}
 
 
 def _only(info: ObjectInfo, start: int, stop: int) -> GetOptions:

@@ -18,7 +18,9 @@ from pipeline.errors import (
     AlreadyExistsError,
     BucketMissingError,
     ChunkmapError,
+    InvalidUriError,
     ObjectMissingError,
+    ObjectRefusedError,
     PreconditionFailedError,
     StorageError,
     Transient,
@@ -247,11 +249,41 @@ def test_lost_races_are_told_as_412_or_409(status: int, said: str, scripted: Scr
             at.put_if(prefix + key, b"x", ETAG)
 
 
-def test_an_unknown_answer_is_terminal_and_quoted(scripted: Scripted) -> None:
-    scripted.answer = (400, code("EntityTooSmall"), 0)
-    with pytest.raises(StorageError, match="EntityTooSmall") as caught:
+@pytest.mark.parametrize("said", ["EntityTooSmall", "KeyTooLongError", "WhatIsThis"])
+def test_a_refusal_is_terminal_and_quoted(said: str, scripted: Scripted) -> None:
+    scripted.answer = (400, code(said), 0)
+    with pytest.raises(ObjectRefusedError, match=said) as caught:
+        scripted.backend().put(f"s3://{BUCKET}/key", b"x")
+    assert not isinstance(caught.value, Transient)
+
+
+def test_what_the_service_lacks_does_not_pass(scripted: Scripted) -> None:
+    scripted.answer = (501, code("NotImplemented"), 0)
+    with pytest.raises(StorageError, match="NotImplemented") as caught:
         scripted.backend().complete([staged(f"s3://{BUCKET}/")])
     assert not isinstance(caught.value, Transient)
+    assert caught.value.hint is not None
+
+
+@pytest.mark.parametrize("said", ["ExpiredToken", "InvalidToken", "AuthorizationHeaderMalformed"])
+@pytest.mark.parametrize("call", ["missing", "complete", "put"])
+def test_credentials_that_have_expired_are_no_refusal_of_an_object(
+    said: str, call: str, scripted: Scripted
+) -> None:
+    """Amazon answers 400 to them."""
+    scripted.answer = (400, code(said), 0)
+    with pytest.raises(AccessDeniedError) as caught:
+        ALL[call][1](scripted.backend(), f"s3://{BUCKET}/")
+    assert said in (caught.value.hint or "")
+
+
+def test_an_operation_that_another_one_holds_up_may_pass(scripted: Scripted) -> None:
+    scripted.answer = (409, code("OperationAborted"), 0)
+    at, prefix = scripted.backend(), f"s3://{BUCKET}/"
+    copy = dataclasses.replace(staged(prefix), upload=prefix + "source")
+    for item in (staged(prefix), copy):
+        with pytest.raises(TransientStorageError):
+            at.complete([item])
 
 
 # -- URIs -------------------------------------------------------------------------------------
@@ -269,4 +301,60 @@ def test_what_is_no_uri_of_ours(uri: str) -> None:
 def test_uris_keep_raw_keys(key: str) -> None:
     assert parse(f"s3://bucket/{key}").key == key
     assert parse(f"s3://bucket/{key}").uri == f"s3://bucket/{key}"
-    assert parse(f"file:///tmp/{key}").uri == f"file:///tmp/{key}"
+
+
+@pytest.mark.parametrize(
+    ("uri", "normal"),
+    [
+        ("s3a://bucket/key", "s3://bucket/key"),
+        ("s3://bucket", "s3://bucket/"),
+        ("s3://bucket//key/../x", "s3://bucket//key/../x"),
+        ("file:///a/./b//c/../d/", "file:///a/b/d/"),
+        ("file:////a", "file:///a"),
+        ("/a/.hidden/x", "file:///a/.hidden/x"),
+        ("/a/b/..", "file:///a/"),
+        ("/per%2Fcent #?*[x]", "file:///per%2Fcent #?*[x]"),
+    ],
+)
+def test_a_uri_has_one_normal_form(uri: str, normal: str) -> None:
+    assert parse(uri).uri == normal
+    assert parse(normal).uri == normal
+
+
+def test_a_relative_path_is_meant_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for uri in ("data/", "./data/", "data//", f"file://{tmp_path}/x/../data/"):
+        assert parse(uri).uri == f"file://{tmp_path}/data/"
+    assert parse(".").uri == f"file://{tmp_path}/"
+
+
+@pytest.mark.parametrize("char", ["\n", "\x00", "\x1b", "\x7f", "\ud800"])
+def test_a_key_with_a_control_character_is_named(char: str, tmp_path: Path) -> None:
+    uris = [f"s3://bucket/a{char}b", f"s3://bucket{char}/ab"]
+    for uri in [*uris, f"{tmp_path}/a{char}b"] if char == "\x00" else uris:
+        with pytest.raises(InvalidUriError) as caught:
+            parse(uri)
+        assert f"U+{ord(char):04X}" in str(caught.value)
+        assert char not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://KEY:SECRET@bucket/prefix/",
+        "s3://KEY:SEC/RET@bucket/",
+        "s3a://KEY:SEC+RET==@bucket/",
+        "gs://KEY:SECRET@bucket/key",
+        "https://KEY:SECRET@host/bucket",
+        "https://host/bucket/key?X-Amz-Signature=SECRET",
+    ],
+)
+def test_a_uri_with_credentials_is_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(InvalidUriError) as caught:
+        parse(uri)
+    said = f"{caught.value} {caught.value.hint} {caught.value.args}"
+    said = said.replace("AWS_SECRET_ACCESS_KEY", "")
+    assert "SEC" not in said
+    assert "RET" not in said
