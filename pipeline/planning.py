@@ -31,7 +31,7 @@ from pipeline.publish import prepare_output
 from pipeline.reading import polars_schema
 from pipeline.records import RunRecord
 from pipeline.settings import Settings
-from pipeline.storage import Storage, StorageReader, parse
+from pipeline.storage import Storage, StorageReader, parse, require_conditional_writes
 from pipeline.transforms import Transform, code_of, resolve
 
 
@@ -214,8 +214,10 @@ def plan_run(
 
     Raises:
         ConflictError: the unfinished run was made by other code.
+        UsageError: two drivers could not be kept apart at the output.
         And what `plan_input` and `prepare_output` raise.
     """
+    require_conditional_writes(storage, job.output.uri)
     code = code_of(job, settings.transforms)
     records = runs_of(storage, job.output.uri)
     if resume.run is not None:

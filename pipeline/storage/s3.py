@@ -30,7 +30,7 @@ from pipeline.storage.records import Blob, Staged
 from pipeline.storage.requests import MOST, Requests
 from pipeline.storage.retrying import RetryPolicy
 from pipeline.storage.translate import translated, translating
-from pipeline.storage.uris import Location, parse
+from pipeline.storage.uris import Location, parse, redacted
 
 T = TypeVar("T")
 
@@ -58,13 +58,35 @@ class S3Objects:
     """The objects of one S3 service."""
 
     def __init__(
-        self, access: Access, retry: RetryPolicy | None = None, most_requests: int = MOST
+        self,
+        access: Access,
+        retry: RetryPolicy | None = None,
+        most_requests: int = MOST,
+        *,
+        conditional: bool = True,
     ) -> None:
+        """Make the clients when they are needed.
+
+        Args:
+            access: Where, and who we are there.
+            retry: For requests that are tried again on their own.
+            most_requests: Under way at a time.
+            conditional: The service honours If-None-Match and If-Match on writes. If not, it is
+                looked before each such write, which serves a single writer.
+        """
         self._access = access
+        self.conditional = conditional
         self._retry = retry or RetryPolicy()
         self.requests = Requests(most_requests)
         self.copy_bytes = COPY_BYTES
+        self._bare_etags = False
+        """Whether this service wants ETags in conditions of writes without their quotes."""
         self._stores: dict[str, S3Store] = {}
+
+    @property
+    def service(self) -> str:
+        """What the service is called in messages."""
+        return redacted(self._access.endpoint) if self._access.endpoint else "Amazon S3"
 
     @cached_property
     def _fs(self) -> Any:
@@ -263,6 +285,12 @@ class S3Objects:
 
     def put_new(self, uri: str, data: bytes) -> None:
         """See `Backend.put_new`."""
+        if not self.conditional:
+            with suppress(ObjectMissingError):
+                self.head(uri)
+                raise AlreadyExistsError(uri)
+            self.put(uri, data)
+            return
         try:
             self._put(uri, data, "create", {"IfNoneMatch": "*"})
         except PreconditionFailedError as error:
@@ -270,7 +298,22 @@ class S3Objects:
 
     def put_if(self, uri: str, data: bytes, etag: str) -> None:
         """See `Backend.put_if`."""
-        self._put(uri, data, {"e_tag": f'"{etag}"'}, {"IfMatch": f'"{etag}"'})
+        if not self.conditional:
+            if self.head(uri).etag != etag:
+                raise PreconditionFailedError(uri)
+            self.put(uri, data)
+            return
+        try:
+            self._put_if(uri, data, etag if self._bare_etags else f'"{etag}"')
+        except (PreconditionFailedError, AlreadyExistsError):
+            if self._bare_etags or self.head(uri).etag != etag:
+                raise
+            # Ceph 16 compares the header, quotes and all, with the ETag.
+            self._put_if(uri, data, etag)
+            self._bare_etags = True
+
+    def _put_if(self, uri: str, data: bytes, etag: str) -> None:
+        self._put(uri, data, {"e_tag": etag}, {"IfMatch": etag})
 
     def _put(self, uri: str, data: bytes, mode: Any, condition: dict[str, str]) -> None:
         at = parse(uri)
@@ -311,6 +354,9 @@ class S3Objects:
                     **origin,
                 )
                 parts.append(str(said["CopyPartResult"]["ETag"]).strip('"'))
+            # Some servers ignore the condition.
+            if (await self._etag(origin["CopySource"])) != origin["CopySourceIfMatch"]:
+                raise PreconditionFailedError(target)
             body = numbered(parts)
             await self.request(
                 "complete_multipart_upload", target, UploadId=upload, MultipartUpload=body
@@ -320,6 +366,10 @@ class S3Objects:
             with suppress(StorageError):
                 await self.request("abort_multipart_upload", target, UploadId=upload)
             raise
+
+    async def _etag(self, origin: dict[str, str]) -> str:
+        said = await self.request("head_object", f"s3://{origin['Bucket']}/{origin['Key']}")
+        return str(said["ETag"])
 
     def delete(self, uri: str) -> None:
         """See `Backend.delete`."""

@@ -53,8 +53,10 @@ class S3Backend(S3Objects):
         retry: RetryPolicy | None = None,
         most_requests: int = MOST,
         copied_bytes: int = COPIED_BYTES,
+        *,
+        conditional: bool = True,
     ) -> None:
-        super().__init__(access, retry, most_requests)
+        super().__init__(access, retry, most_requests, conditional=conditional)
         self._copied_bytes = copied_bytes
         self._copies, self._uploads = Copies(self), Uploads(self)
 
