@@ -24,6 +24,7 @@ from pipeline.catalog import Catalog
 from pipeline.errors import ConflictError, UsageError
 from pipeline.job import Job
 from pipeline.ledger import run_id
+from pipeline.overlap import refuse_overlap
 from pipeline.planning import plan_input, request_of
 from pipeline.publish import prepare_output
 from pipeline.settings import Settings
@@ -99,6 +100,7 @@ def draft(
         And what `plan_input` raises.
     """
     refuse_unfit(job, options)
+    refuse_overlap(job)
     code = code_of(job, settings.transforms)
     request = _request_digest(job, asked, options)
     earlier = backfills_of(storage, job.output.uri)

@@ -45,6 +45,7 @@ FLOORS: dict[str, int] = {
     "pipeline.sections": 12,
     "pipeline.job": 13,
     "pipeline.settings": 13,
+    "pipeline.overlap": 14,
     "pipeline.batches": 14,
     "pipeline.storage": 14,
     "pipeline.transforms": 14,
