@@ -25,9 +25,10 @@ from pipeline.flows.server import connect, talking_to
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.mapping import BatchResult, BatchRun
-from pipeline.process import open_run, output_uri
+from pipeline.process import open_run
 from pipeline.records import Completion, Progress, digest_of
 from pipeline.rounds import Mapper, MapProgress
+from pipeline.runs.ledger.keys import output_uri
 from pipeline.settings import Settings, load_settings
 from pipeline.storage import own_storage
 from pipeline.transforms import code_of
@@ -72,7 +73,8 @@ class LedgerOnlyRun(BatchRun):
         tokens = self.context.storage.token_rule(self.context.ledger.output)
         for chunk in self.context.plan.chunks(indices):
             self.decoded += chunk.decoded_bytes
-            uri, attempt = output_uri(self.context, chunk), uuid.uuid4().hex
+            attempt, ledger = uuid.uuid4().hex, self.context.ledger
+            uri = output_uri(ledger.output, ledger.run, chunk, attempt)
             self.entries.append(
                 Completion(
                     chunk=chunk.id,

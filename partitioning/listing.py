@@ -16,6 +16,8 @@ from partitioning.request import PlanRequest
 from partitioning.windows import NULL_VALUE, WindowFilter, no_column
 
 _SUFFIXES = (".parquet", ".parq", ".pq")
+_STATE_SUFFIX = ".chunkmap"
+"""Ends the names of folders in which an output's state and its replaced files are."""
 _HEADS = 32
 """HEAD requests in flight for an explicit list."""
 
@@ -183,7 +185,7 @@ def _take(
     if path.endswith("/") or (info.size == 0 and not path.lower().endswith(_SUFFIXES)):
         # It marks a directory. An empty one with a Parquet name is a bad object: a lost upload.
         listing.empty += 1
-    elif not explicit and _hidden(path):
+    elif not explicit and is_hidden(path):
         listing.hidden += 1
     elif request.include and not matches_any(request.include, path):
         listing.excluded += 1
@@ -196,9 +198,14 @@ def _take(
         listing.directories.append(info.uri[len(hive) :].rpartition("/")[0])
 
 
-def _hidden(path: str) -> bool:
-    """Tell whether a segment begins with _ or . (a Hive directory `_x=1` is not hidden)."""
+def is_hidden(path: str) -> bool:
+    """Tell whether a segment begins with _ or . (a Hive directory `_x=1` is not hidden).
+
+    The state of an output, a folder `<output>.chunkmap/`, is hidden too.
+    """
     *directories, name = path.split("/")
     if name[:1] in ("_", "."):
         return True
-    return any(d[:1] in ("_", ".") and "=" not in d for d in directories)
+    return any(
+        (d[:1] in ("_", ".") and "=" not in d) or d.endswith(_STATE_SUFFIX) for d in directories
+    )

@@ -16,7 +16,15 @@ from pipeline.engine.about import About, about, about_with_prefect, versions
 from pipeline.errors import AccessDeniedError, ChunkmapError
 from pipeline.flows.server import check_server
 from pipeline.settings import Settings
-from pipeline.storage import Staged, Storage, join, open_storage, own_storage, state_prefix
+from pipeline.storage import (
+    Staged,
+    Storage,
+    find_condition_problem,
+    join,
+    open_storage,
+    own_storage,
+    state_prefix,
+)
 
 Level = Literal["ok", "warning", "error"]
 
@@ -267,6 +275,8 @@ def _rights(
     rights: dict[str, Any] = cluster.ask(try_rights, folder, seconds=ASK_SECONDS)
     try:
         yield from _judged(own, rights, names, where, endpoint)
+        if not own.problem:
+            yield _conditions(storage, folder, settings, endpoint)
     finally:
         _clean(storage, folder, [own, *rights.values()])
 
@@ -298,6 +308,25 @@ def _judged(
             "they may delete objects too, which no worker needs",
             "give workers keys of their own with narrower rights: SECURITY.md",
         )
+
+
+def _conditions(storage: Storage, folder: str, settings: Settings, endpoint: str) -> Finding:
+    what = "S3, conditional writes"
+    if not settings.s3.conditional:
+        said = "not relied on (s3.conditional_writes: single-writer)"
+        return Finding("warning", what, said, "see to it that no two drivers share an output")
+    try:
+        problem = find_condition_problem(storage, folder)
+    except ChunkmapError as error:
+        return Finding("error", what, str(error), error.hint or "")
+    if problem is None:
+        return Finding("ok", what, f"{endpoint} honours If-None-Match and If-Match")
+    return Finding(
+        "error",
+        what,
+        f"{endpoint} {problem}: two drivers could publish over each other",
+        "use another service, or s3.conditional_writes: single-writer (docs/cluster.md)",
+    )
 
 
 def _clean(storage: Storage, folder: str, tried: list[Any]) -> None:

@@ -4,6 +4,7 @@
     ├── UsageError                      2
     │   ├── SettingsError
     │   ├── JobError
+    │   ├── InvalidUriError
     │   ├── InputError
     │   ├── OutputNotEmptyError
     │   ├── TransformNotAllowedError
@@ -14,6 +15,7 @@
     │   ├── AccessDeniedError           2, also an InputError
     │   ├── BucketMissingError          2, also an InputError
     │   ├── ObjectMissingError
+    │   ├── ObjectRefusedError
     │   ├── ObjectChangedError
     │   ├── AlreadyExistsError
     │   └── PreconditionFailedError
@@ -95,6 +97,10 @@ class JobError(UsageError):
     """The job file is missing, is not YAML, or says something that a job cannot say."""
 
 
+class InvalidUriError(UsageError):
+    """A URI names no object or prefix that chunkmap could reach. No secret in it is repeated."""
+
+
 class InputError(UsageError):
     """The input is missing, unreadable, or not what the job says it is."""
 
@@ -120,7 +126,13 @@ class StorageError(ChunkmapError):
 
 
 class TransientStorageError(StorageError, Transient):
-    """A timeout, a broken connection, throttling or a 5xx answer."""
+    """A timeout, a broken connection, throttling or a 5xx answer.
+
+    Attributes:
+        status: The answer's HTTP status, or 0 if none came.
+    """
+
+    status: int = 0
 
 
 class AccessDeniedError(StorageError, InputError):
@@ -164,6 +176,10 @@ class ObjectMissingError(StorageError):
     def __init__(self, uri: str, hint: str | None = None) -> None:
         super().__init__(f"{uri} does not exist", hint)
         self.uri = uri
+
+
+class ObjectRefusedError(StorageError):
+    """The store refuses this one object, now and later: its key, its parts, or its upload's id."""
 
 
 class ObjectChangedError(StorageError):

@@ -36,8 +36,9 @@ from pydantic import (
 
 from partitioning.errors import WindowError
 from partitioning.windows import Windowing
-from pipeline.errors import JobError
+from pipeline.errors import InvalidUriError, JobError
 from pipeline.units import Seconds, Size, format_size
+from pipeline.uris import parse
 from pipeline.yamlfile import YamlFile, dump_yaml, explain_error, parse_yaml, read_yaml
 
 Value = bool | int | float | str | date | datetime | Decimal | None
@@ -62,11 +63,13 @@ def _uris(value: Any) -> Any:
 
 
 def _uri(value: str) -> str:
-    if re.match(r"s3://[^/*?\[\]]+(/|$)", value) or value.startswith(("file:///", "/")):
-        return value
-    if "://" not in value and value:
-        return value  # A local path, meant from the current folder.
-    raise ValueError(f"{value!r} is neither s3://bucket/prefix/ nor a local path")
+    try:
+        parse(value)
+    except InvalidUriError as error:
+        raise ValueError(f"{error} ({error.hint})" if error.hint else str(error)) from None
+    if not value:
+        raise ValueError("'' is neither s3://bucket/prefix/ nor a local path")
+    return value
 
 
 def _function(value: str) -> str:

@@ -26,13 +26,14 @@ from pipeline.errors import ConflictError, InputError, JobError, UsageError
 from pipeline.job import Job
 from pipeline.ledger import Ledger, run_id
 from pipeline.manifest import Manifest
+from pipeline.overlap import in_normal_form, refuse_overlap
 from pipeline.process import filter_of
 from pipeline.publish import prepare_output
 from pipeline.reading import polars_schema
 from pipeline.records import RunRecord
 from pipeline.runs.ledger.find import runs_of
 from pipeline.settings import Settings
-from pipeline.storage import Storage, StorageReader, parse
+from pipeline.storage import Storage, StorageReader, parse, require_conditional_writes
 from pipeline.transforms import Transform, code_of, resolve
 
 
@@ -64,7 +65,7 @@ def request_of(job: Job, settings: Settings, size_columns: tuple[str, ...] | Non
     """What the planner is asked for."""
     limits, chunks, source = settings.planner, job.chunks, job.input
     return PlanRequest(
-        uri=tuple(_normal(uri) for uri in source.uri),
+        uri=tuple(parse(uri).uri for uri in source.uri),
         columns=source.columns,
         size_columns=size_columns,
         filter=filter_of(job),
@@ -82,10 +83,6 @@ def request_of(job: Job, settings: Settings, size_columns: tuple[str, ...] | Non
         footer_limit=limits.footer_limit,
         map_threshold=limits.map_threshold,
     )
-
-
-def _normal(uri: str) -> str:
-    return uri if "://" in uri else parse(uri).uri
 
 
 def probe(transform: Transform, schema: pl.Schema) -> Probe:
@@ -153,7 +150,9 @@ def plan_input(
     Raises:
         PlanningError: the input cannot be planned (missing, bad objects, differing schemas …).
         JobError, InputError, TransformNotAllowedError: the transform does not fit.
+        UsageError: the input matches the output.
     """
+    refuse_overlap(job)
     transform = resolve(job.transform, job.params, settings.transforms)
     reader = StorageReader(storage)
     request = replace(request_of(job, settings, None), keep=keep)
@@ -215,8 +214,12 @@ def plan_run(
 
     Raises:
         ConflictError: the unfinished run was made by other code.
+        UsageError: two drivers could not be kept apart at the output.
         And what `plan_input` and `prepare_output` raise.
     """
+    if resume.run is None:
+        refuse_overlap(job)
+    require_conditional_writes(storage, job.output.uri)
     code = code_of(job, settings.transforms)
     records = runs_of(storage, job.output.uri)
     if resume.run is not None:
@@ -328,7 +331,8 @@ def _asks_the_same(stored: Job, job: Job) -> bool:
     """Whether two jobs differ in nothing but what a driver may choose anew."""
     free = {"retries", "rounds", "max_failures", "chunk_timeout", "name"}
     kept = {"input": {"changed_only"}, **dict.fromkeys(free, True)}
-    return stored.model_dump(exclude=kept) == job.model_dump(exclude=kept)  # type: ignore[arg-type]
+    ours, theirs = (in_normal_form(one) for one in (stored, job))
+    return ours.model_dump(exclude=kept) == theirs.model_dump(exclude=kept)  # type: ignore[arg-type]
 
 
 def _is_published(storage: Storage, record: RunRecord) -> bool:
@@ -355,7 +359,7 @@ def _resumed(record: RunRecord, code: str, storage: Storage, resume: Resume) -> 
 def input_changes(storage: Storage, job: Job, plan: Plan) -> str | None:
     """What a listing of the input shows beside a plan, in a sentence; None if nothing changed."""
     request = PlanRequest(
-        uri=tuple(_normal(uri) for uri in job.input.uri),
+        uri=tuple(parse(uri).uri for uri in job.input.uri),
         include=job.input.include,
         exclude=job.input.exclude,
     )

@@ -51,7 +51,7 @@ def scan_output(uri: str, version: int | None = None, window: str | None = None)
         files,
         glob=False,
         hive_partitioning=any("=" in key.rpartition("/")[0] for key in places),
-        storage_options=scan_options(load_settings()) if uri.startswith("s3") else None,
+        storage_options=scan_options(load_settings(), uri) if uri.startswith("s3") else None,
     )
 
 

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.units import Seconds, Size
+from pipeline.units import Seconds, Size, SizeOrNone
 
 
 def _http_address(value: str) -> str:
@@ -211,13 +211,27 @@ class S3Settings(_Section):
     """From AWS_SESSION_TOKEN."""
     max_requests: PositiveInt = 128
     """Most requests that one process, such as a worker, has under way at a time."""
-    copied_bytes: Size = 4 << 20
+    copied_bytes: SizeOrNone = 4 << 20
     """Outputs up to this size are staged as objects of the state's prefix and copied on the
     server's side when they are published: the fewest requests. Larger ones are multipart uploads
     that are completed then. 0: all of them."""
+    addressing: Literal["path", "virtual"] | None = None
+    """Where the bucket's name goes: `path` is https://host/bucket/key, `virtual` is
+    https://bucket.host/key, which some services insist on. Default: path with an endpoint_url, and
+    what Amazon prefers without one."""
+    conditional_writes: Literal["required", "single-writer"] = "required"
+    """`required`: before the first run to an output it is tried that the service honours
+    If-None-Match and If-Match, which keep two drivers from publishing over each other.
+    `single-writer`: for services that do not; you see to it that no two drivers, and nobody else,
+    ever work on an output at the same time."""
+
+    @property
+    def conditional(self) -> bool:
+        """Whether writes are to depend on the service's conditions."""
+        return self.conditional_writes == "required"
 
     def environment(self) -> dict[str, str]:
-        """The AWS variables that make another process see the same S3. Holds secrets."""
+        """The variables that make another process see the same S3. Holds secrets."""
         return {
             name: value.get_secret_value() if isinstance(value, SecretStr) else value
             for name, value in (
@@ -227,6 +241,8 @@ class S3Settings(_Section):
                 ("AWS_ACCESS_KEY_ID", self.access_key_id),
                 ("AWS_SECRET_ACCESS_KEY", self.secret_access_key),
                 ("AWS_SESSION_TOKEN", self.session_token),
+                ("CHUNKMAP_S3__ADDRESSING", self.addressing),
+                ("CHUNKMAP_S3__CONDITIONAL_WRITES", None if self.conditional else "single-writer"),
             )
             if value
         }

@@ -32,6 +32,15 @@ def parse_size(value: Any) -> int:
     return _at_least(1, round(_quantity(value, _FACTORS, "a size such as 128MiB or 2GB")), value)
 
 
+def parse_size_or_none(value: Any) -> int:
+    """As `parse_size`, but nothing at all (0) is a size, too.
+
+    Raises:
+        ValueError: The value is not a size.
+    """
+    return round(_quantity(value, _FACTORS, "a size such as 4MiB, or 0"))
+
+
 def parse_seconds(value: Any) -> float:
     """Seconds from a number or a text such as `90s`, `5min` or `2h`.
 
@@ -80,6 +89,9 @@ def _at_least(least: int, number: int, value: Any) -> int:
 
 Size = Annotated[int, BeforeValidator(parse_size)]
 """Bytes, at least one; written as a number or with a unit."""
+
+SizeOrNone = Annotated[int, BeforeValidator(parse_size_or_none)]
+"""Bytes, or 0 for none; written as a number or with a unit."""
 
 Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(ge=0)]
 """Seconds; written as a number or with a unit."""

@@ -9,15 +9,20 @@ import pytest
 from tests import scheduling
 
 _FOREIGN = ("AWS_", "CHUNKMAP_", "PREFECT_", "DASK_")
+CONTRACT_KEYS = pytest.StashKey[dict[str, str]]()
 _PREFECT_HOME = tempfile.mkdtemp(prefix="chunkmap-tests-prefect-")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Clears settings and credentials of this machine, before anything reads them at import.
 
     Once a process, not once a test: a fixture of a module or a session may then set what it needs.
     """
-    for name in [name for name in os.environ if name.startswith(_FOREIGN)]:
+    foreign = {name: os.environ[name] for name in os.environ if name.startswith(_FOREIGN)}
+    if "CONTRACT_S3" in os.environ:
+        # The one service of somebody else's that tests may use (tests/pipeline/storage).
+        config.stash[CONTRACT_KEYS] = {n: v for n, v in foreign.items() if n.startswith("AWS_")}
+    for name in foreign:
         del os.environ[name]
     # Hundreds of processes are started, and each would compile our modules for itself.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

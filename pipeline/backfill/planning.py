@@ -24,10 +24,11 @@ from pipeline.catalog import Catalog
 from pipeline.errors import ConflictError, UsageError
 from pipeline.job import Job
 from pipeline.ledger import run_id
+from pipeline.overlap import refuse_overlap
 from pipeline.planning import plan_input, request_of
 from pipeline.publish import prepare_output
 from pipeline.settings import Settings
-from pipeline.storage import Storage, StorageReader
+from pipeline.storage import Storage, StorageReader, require_conditional_writes
 from pipeline.transforms import code_of
 
 
@@ -99,6 +100,7 @@ def draft(
         And what `plan_input` raises.
     """
     refuse_unfit(job, options)
+    refuse_overlap(job)
     code = code_of(job, settings.transforms)
     request = _request_digest(job, asked, options)
     earlier = backfills_of(storage, job.output.uri)
@@ -299,10 +301,11 @@ def create(storage: Storage, drafted: Draft) -> tuple[BackfillStore, bool]:
     """Store a draft, unless the same one is stored; whether it is new.
 
     Raises:
-        UsageError: there is nothing to do.
+        UsageError: there is nothing to do, or two drivers could not be kept apart at the output.
         OutputNotEmptyError: the output holds what nobody published.
     """
     record = drafted.record
+    require_conditional_writes(storage, record.output)
     store = BackfillStore(storage, record.output, record.backfill)
     if drafted.existing is not None:
         return store, False

@@ -11,6 +11,7 @@ from pipeline.storage.door import (
     read_table,
     scan_options,
 )
+from pipeline.storage.probe import find_condition_problem, require_conditional_writes
 from pipeline.storage.reader import StorageReader
 from pipeline.storage.records import Backend, Blob, Staged
 from pipeline.storage.retrying import RetryPolicy
@@ -24,11 +25,13 @@ __all__ = [
     "Storage",
     "StorageReader",
     "as_prefix",
+    "find_condition_problem",
     "join",
     "open_storage",
     "own_storage",
     "parse",
     "read_table",
+    "require_conditional_writes",
     "scan_options",
     "staged_area",
     "state_prefix",

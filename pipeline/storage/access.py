@@ -32,20 +32,32 @@ class Access:
     """Access key id; None asks botocore's own chain (variables, profile, instance role)."""
     secret: str | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
+    addressing: str | None = None
+    """`path` or `virtual`; None leaves it to the clients at Amazon, and is `path` elsewhere."""
+
+    def options(self, bucket: str) -> dict[str, Any]:
+        """What obstore and Polars need to address a bucket, without credentials."""
+        options: dict[str, Any] = {"aws_region": self.region}
+        if self.addressing is not None:
+            options["aws_virtual_hosted_style_request"] = self.addressing == "virtual"
+        if self.endpoint:
+            endpoint = self.endpoint
+            if self.addressing == "virtual":
+                # Both want to be given the bucket's own host then.
+                endpoint = endpoint.replace("://", f"://{bucket}.", 1)
+            # Under both names: a variable AWS_ENDPOINT_URL_S3 wins over the plain one.
+            options |= {"aws_endpoint_url": endpoint, "aws_endpoint_url_s3": endpoint}
+            options.setdefault("aws_virtual_hosted_style_request", False)
+        return options
 
     def store(self, bucket: str) -> S3Store:
         """An obstore client of one bucket: listings, ranged reads, small writes.
 
         Its own retries are off: there is one retry policy, at the door.
         """
-        config: dict[str, Any] = {"aws_region": self.region}
-        if self.endpoint:
-            # Under both names: a variable AWS_ENDPOINT_URL_S3 wins over the plain one.
-            config |= {"aws_endpoint": self.endpoint, "aws_endpoint_url_s3": self.endpoint}
-            config |= {"aws_virtual_hosted_style_request": False}
         return S3Store(
             bucket,
-            config=config,  # type: ignore[arg-type]
+            config=self.options(bucket),  # type: ignore[arg-type]
             client_options={
                 "allow_http": True,
                 "connect_timeout": f"{CONNECT_SECONDS}s",
@@ -71,6 +83,7 @@ class Access:
                 "read_timeout": READ_SECONDS,
                 "retries": {"total_max_attempts": 1},
                 "max_pool_connections": 64,
+                "s3": {"addressing_style": self.addressing} if self.addressing else {},
                 # Trailing checksums send a body in small pieces: 60 MB/s instead of several 100.
                 # The request's signature covers the body already, and we keep a checksum of ours.
                 "request_checksum_calculation": "when_required",

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, TypeVar
 from partitioning import ObjectInfo
 from pipeline.errors import (
     AlreadyExistsError,
+    InvalidUriError,
     ObjectMissingError,
     PreconditionFailedError,
     StateError,
     TransientStorageError,
 )
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import S3Settings, Settings, load_settings
 from pipeline.storage.access import Access
 from pipeline.storage.local import LocalBackend
 from pipeline.storage.records import Backend, Blob, Staged
@@ -206,40 +207,57 @@ class Storage:
         call: Callable[[Backend, Sequence[Staged]], list[Staged]],
     ) -> list[Staged]:
         found: list[Staged] = []
-        for scheme, group in groupby(staged, key=lambda item: parse(item.uri).scheme):
-            found += self._tried(partial(call, self._backends[scheme], list(group)))
+        for scheme, group in groupby(staged, key=_scheme):
+            if scheme is None:
+                found += group  # No object has such a name.
+            else:
+                found += self._tried(partial(call, self._backends[scheme], list(group)))
         return found
+
+
+def _scheme(item: Staged) -> str | None:
+    try:
+        return parse(item.uri).scheme
+    except InvalidUriError:
+        return None
 
 
 def open_storage(settings: Settings) -> Storage:
     """The storage that the settings name: S3 by the standard AWS variables, and local files."""
     s3 = settings.s3
-    access = Access(
+    s3_backend = S3Backend(
+        _access(s3),
+        most_requests=s3.max_requests,
+        copied_bytes=s3.copied_bytes,
+        conditional=s3.conditional,
+    )
+    return Storage({"s3": s3_backend, "file": LocalBackend()})
+
+
+def _access(s3: S3Settings) -> Access:
+    return Access(
         endpoint=s3.endpoint_url,
         region=s3.region or "us-east-1",
         profile=s3.profile,
         key_id=s3.access_key_id.get_secret_value() if s3.access_key_id else None,
         secret=s3.secret_access_key.get_secret_value() if s3.secret_access_key else None,
         token=s3.session_token.get_secret_value() if s3.session_token else None,
+        addressing=s3.addressing,
     )
-    s3_backend = S3Backend(access, most_requests=s3.max_requests, copied_bytes=s3.copied_bytes)
-    return Storage({"s3": s3_backend, "file": LocalBackend()})
 
 
-def scan_options(settings: Settings) -> dict[str, str]:
-    """What Polars' own scans need to reach the same S3. Holds secrets."""
-    s3 = settings.s3
+def scan_options(settings: Settings, uri: str) -> dict[str, str]:
+    """What Polars' own scans need to reach the bucket of a URI. Holds secrets."""
+    access = _access(settings.s3)
     secrets = {
-        "aws_access_key_id": s3.access_key_id,
-        "aws_secret_access_key": s3.secret_access_key,
-        "aws_session_token": s3.session_token,
+        "aws_access_key_id": access.key_id,
+        "aws_secret_access_key": access.secret,
+        "aws_session_token": access.token,
     }
-    options = {name: value.get_secret_value() for name, value in secrets.items() if value}
-    if s3.endpoint_url:
-        # Under both names: a variable AWS_ENDPOINT_URL_S3 wins over the plain one.
-        both = ("aws_endpoint_url", "aws_endpoint_url_s3")
-        options |= {name: s3.endpoint_url for name in both} | {"aws_allow_http": "true"}
-    return options | {"aws_region": s3.region or "us-east-1"}
+    options = {name: value for name, value in secrets.items() if value}
+    for name, value in access.options(parse(uri).bucket).items():
+        options[name] = str(value).lower() if isinstance(value, bool) else value
+    return options | ({"aws_allow_http": "true"} if access.endpoint else {})
 
 
 @cache

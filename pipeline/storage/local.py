@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from partitioning import ObjectInfo
 from pipeline.errors import (
+    AccessDeniedError,
     AlreadyExistsError,
+    InvalidUriError,
     ObjectChangedError,
     ObjectMissingError,
+    ObjectRefusedError,
     PreconditionFailedError,
     StateError,
+    StorageError,
 )
 from pipeline.storage.records import Blob, Staged
 from pipeline.storage.translate import translating
 from pipeline.storage.uris import parse
 from pipeline.tokens import TokenRule
+
+log = logging.getLogger(__name__)
 
 
 def _path(uri: str) -> Path:
@@ -49,13 +56,15 @@ def _temporary(uri: str, area: str) -> str:
     return str(Path(f"{_path(area)}{_path(uri)}"))
 
 
-def _is_staged(item: Staged) -> bool:
-    """Whether what was staged is still there. A link is not: we stage files."""
+def _require_staged(item: Staged) -> None:
+    """Raise FileNotFoundError unless what was staged is still there. We stage files, and no links.
+
+    Raises:
+        StateError: see `_refuse_links`.
+    """
     _refuse_links(item.upload)
-    try:
-        return stat.S_ISREG(os.lstat(item.upload).st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+    if not stat.S_ISREG(os.lstat(item.upload).st_mode):
+        raise FileNotFoundError(errno.ENOENT, "nothing is staged", item.upload)
 
 
 def _refuse_links(path: str) -> None:
@@ -188,28 +197,51 @@ class LocalBackend:
 
     def missing(self, staged: Sequence[Staged]) -> list[Staged]:
         """See `Backend.missing`."""
-        return [i for i in staged if not _is_staged(i) and not self._is_ours(i)]
+        return self._gone(self._look, staged)
+
+    def complete(self, staged: Sequence[Staged]) -> list[Staged]:
+        """See `Backend.complete`."""
+        return self._gone(self._show, staged)
+
+    def _look(self, item: Staged) -> None:
+        with translating("stat", item.uri):
+            _require_staged(item)
+
+    def _show(self, item: Staged) -> None:
+        with translating("rename", item.uri):
+            _require_staged(item)
+            path = _path(item.uri)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(item.upload, path)
+
+    def _gone(self, act: Callable[[Staged], None], staged: Sequence[Staged]) -> list[Staged]:
+        """Do something with what is staged; those that are neither staged nor visible.
+
+        A path that the file system refuses is one of them; a missing right or a full disk is
+        raised, once each of the others has been dealt with.
+        """
+        gone, errors = [], []
+        for item in staged:
+            try:
+                act(item)
+            except (ObjectMissingError, ObjectRefusedError, InvalidUriError) as error:
+                if self._is_ours(item):
+                    continue
+                if not isinstance(error, ObjectMissingError):
+                    log.warning("a staged output can never be published: %s", error)
+                gone.append(item)
+            except StorageError as error:
+                errors.append(error)
+        if errors:
+            raise min(errors, key=lambda error: not isinstance(error, AccessDeniedError))
+        return gone
 
     def _is_ours(self, item: Staged) -> bool:
         # Renaming changes neither the inode nor the time.
         try:
             return (self.head(item.uri).etag,) == item.parts
-        except ObjectMissingError:
+        except (ObjectMissingError, ObjectRefusedError, InvalidUriError):
             return False
-
-    def complete(self, staged: Sequence[Staged]) -> list[Staged]:
-        """See `Backend.complete`."""
-        gone = []
-        for item in staged:
-            try:
-                if not _is_staged(item):
-                    raise FileNotFoundError(errno.ENOENT, "nothing is staged", item.upload)
-                _path(item.uri).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(item.upload, _path(item.uri))
-            except FileNotFoundError:
-                if not self._is_ours(item):
-                    gone.append(item)
-        return gone
 
     def abort_days(self, uri: str) -> float | None:
         """See `Backend.abort_days`: nobody drops our files."""
@@ -219,7 +251,8 @@ class LocalBackend:
         """See `Backend.abort`."""
         for item in staged:
             _refuse_links(item.upload)
-            Path(item.upload).unlink(missing_ok=True)
+            with suppress(ObjectMissingError, ObjectRefusedError), translating("delete", item.uri):
+                os.unlink(item.upload)
 
     def token_rule(self, output: str, area: str) -> TokenRule:
         """See `Backend.token_rule`: paths of temporary files."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from partitioning import ObjectInfo, Tail, TailRequest
 from pipeline.errors import (
+    InvalidUriError,
     ObjectChangedError,
     ObjectMissingError,
     PreconditionFailedError,
@@ -64,11 +65,11 @@ class StorageReader:
         span = (max(0, info.size - request.length), info.size)
         try:
             return Tail(info, bytes(self._storage.get_ranges(info, [span])[0]))
-        except StorageError as error:
+        except (StorageError, InvalidUriError) as error:
             return _unread(info, error)
 
 
-def _unread(info: ObjectInfo, error: StorageError) -> Tail:
+def _unread(info: ObjectInfo, error: StorageError | InvalidUriError) -> Tail:
     """An object that cannot be read is bad; a store that does not answer makes no object bad."""
     if isinstance(error, Transient):
         raise error
@@ -86,7 +87,7 @@ async def _tails(backend: S3Objects, requests: list[TailRequest], concurrency: i
                 data = await backend.patiently(lambda: backend.read_range(info, *span))
             except PreconditionFailedError:
                 return Tail(info, None, str(ObjectChangedError(info.uri, info.etag, None)))
-            except StorageError as error:
+            except (StorageError, InvalidUriError) as error:
                 return _unread(info, error)
         return Tail(info, bytes(data))
 

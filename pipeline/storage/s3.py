@@ -23,13 +23,14 @@ from pipeline.errors import (
     ObjectChangedError,
     ObjectMissingError,
     PreconditionFailedError,
+    StorageError,
 )
 from pipeline.storage.access import Access
 from pipeline.storage.records import Blob, Staged
 from pipeline.storage.requests import MOST, Requests
 from pipeline.storage.retrying import RetryPolicy
 from pipeline.storage.translate import translated, translating
-from pipeline.storage.uris import Location, parse
+from pipeline.storage.uris import Location, parse, redacted
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html"""
 PLAIN = re.compile(r"[A-Za-z0-9_.=/-]+")
 """Keys that obstore and S3 spell alike."""
 COPY_BYTES = 5 << 30
-"""The largest object that S3 copies in one request."""
+"""The largest object that S3 copies in one request; larger ones are copied in parts."""
 CONCURRENCY = MOST
 """Requests in flight when many small ones are sent, if the settings allow as many. At 100 ms each,
 the two that each of a million outputs needs take half an hour; with 32, an hour and three quarters.
@@ -57,12 +58,35 @@ class S3Objects:
     """The objects of one S3 service."""
 
     def __init__(
-        self, access: Access, retry: RetryPolicy | None = None, most_requests: int = MOST
+        self,
+        access: Access,
+        retry: RetryPolicy | None = None,
+        most_requests: int = MOST,
+        *,
+        conditional: bool = True,
     ) -> None:
+        """Make the clients when they are needed.
+
+        Args:
+            access: Where, and who we are there.
+            retry: For requests that are tried again on their own.
+            most_requests: Under way at a time.
+            conditional: The service honours If-None-Match and If-Match on writes. If not, it is
+                looked before each such write, which serves a single writer.
+        """
         self._access = access
+        self.conditional = conditional
         self._retry = retry or RetryPolicy()
         self.requests = Requests(most_requests)
+        self.copy_bytes = COPY_BYTES
+        self._bare_etags = False
+        """Whether this service wants ETags in conditions of writes without their quotes."""
         self._stores: dict[str, S3Store] = {}
+
+    @property
+    def service(self) -> str:
+        """What the service is called in messages."""
+        return redacted(self._access.endpoint) if self._access.endpoint else "Amazon S3"
 
     @cached_property
     def _fs(self) -> Any:
@@ -261,6 +285,12 @@ class S3Objects:
 
     def put_new(self, uri: str, data: bytes) -> None:
         """See `Backend.put_new`."""
+        if not self.conditional:
+            with suppress(ObjectMissingError):
+                self.head(uri)
+                raise AlreadyExistsError(uri)
+            self.put(uri, data)
+            return
         try:
             self._put(uri, data, "create", {"IfNoneMatch": "*"})
         except PreconditionFailedError as error:
@@ -268,7 +298,22 @@ class S3Objects:
 
     def put_if(self, uri: str, data: bytes, etag: str) -> None:
         """See `Backend.put_if`."""
-        self._put(uri, data, {"e_tag": f'"{etag}"'}, {"IfMatch": f'"{etag}"'})
+        if not self.conditional:
+            if self.head(uri).etag != etag:
+                raise PreconditionFailedError(uri)
+            self.put(uri, data)
+            return
+        try:
+            self._put_if(uri, data, etag if self._bare_etags else f'"{etag}"')
+        except (PreconditionFailedError, AlreadyExistsError):
+            if self._bare_etags or self.head(uri).etag != etag:
+                raise
+            # Ceph 16 compares the header, quotes and all, with the ETag.
+            self._put_if(uri, data, etag)
+            self._bare_etags = True
+
+    def _put_if(self, uri: str, data: bytes, etag: str) -> None:
+        self._put(uri, data, {"e_tag": etag}, {"IfMatch": etag})
 
     def _put(self, uri: str, data: bytes, mode: Any, condition: dict[str, str]) -> None:
         at = parse(uri)
@@ -279,32 +324,52 @@ class S3Objects:
             obstore.put(self.store(at.bucket), at.key, data, mode=mode, use_multipart=False)
 
     def copy(self, source: str, target: str) -> None:
-        """See `Backend.copy`."""
-        size = self.head(source).size
+        """See `Backend.copy`: of one version, so that parts of two cannot mix."""
+        info = self.head(source)
         at = parse(source)
-        origin = {"Bucket": at.bucket, "Key": at.key}
-        if size <= COPY_BYTES:
-            self._send("copy_object", target, CopySource=origin)
-        else:
-            self.wait(self._copy_in_parts(origin, target, size))
+        origin = {
+            "CopySource": {"Bucket": at.bucket, "Key": at.key},
+            "CopySourceIfMatch": f'"{info.etag}"',
+        }
+        try:
+            if info.size <= self.copy_bytes:
+                self._send("copy_object", target, **origin)
+            else:
+                self.wait(self._copy_in_parts(origin, target, info.size))
+        except PreconditionFailedError as error:
+            raise ObjectChangedError(source, info.etag, None) from error
 
-    async def _copy_in_parts(self, origin: dict[str, str], target: str, size: int) -> None:
+    async def _copy_in_parts(self, origin: dict[str, Any], target: str, size: int) -> None:
         upload = (await self.request("create_multipart_upload", target))["UploadId"]
-        parts = []
-        for number, start in enumerate(range(0, size, COPY_BYTES // 5), 1):
-            stop = min(start + COPY_BYTES // 5, size)
-            said = await self.request(
-                "upload_part_copy",
-                target,
-                UploadId=upload,
-                PartNumber=number,
-                CopySource=origin,
-                CopySourceRange=f"bytes={start}-{stop - 1}",
+        step = max(self.copy_bytes // 5, 1)
+        try:
+            parts = []
+            for number, start in enumerate(range(0, size, step), 1):
+                said = await self.request(
+                    "upload_part_copy",
+                    target,
+                    UploadId=upload,
+                    PartNumber=number,
+                    CopySourceRange=f"bytes={start}-{min(start + step, size) - 1}",
+                    **origin,
+                )
+                parts.append(str(said["CopyPartResult"]["ETag"]).strip('"'))
+            # Some servers ignore the condition.
+            if (await self._etag(origin["CopySource"])) != origin["CopySourceIfMatch"]:
+                raise PreconditionFailedError(target)
+            body = numbered(parts)
+            await self.request(
+                "complete_multipart_upload", target, UploadId=upload, MultipartUpload=body
             )
-            parts.append(str(said["CopyPartResult"]["ETag"]).strip('"'))
-        await self.request(
-            "complete_multipart_upload", target, UploadId=upload, MultipartUpload=listed(parts)
-        )
+        except BaseException:
+            # Nobody knows its id but us.
+            with suppress(StorageError):
+                await self.request("abort_multipart_upload", target, UploadId=upload)
+            raise
+
+    async def _etag(self, origin: dict[str, str]) -> str:
+        said = await self.request("head_object", f"s3://{origin['Bucket']}/{origin['Key']}")
+        return str(said["ETag"])
 
     def delete(self, uri: str) -> None:
         """See `Backend.delete`."""
@@ -312,10 +377,9 @@ class S3Objects:
             self._send("delete_object", uri)
 
 
-def listed(parts: Sequence[str]) -> dict[str, Any]:
+def numbered(parts: Sequence[str]) -> dict[str, Any]:
     """The body of CompleteMultipartUpload for parts numbered from one."""
-    numbered = enumerate(parts, 1)
-    return {"Parts": [{"ETag": f'"{etag}"', "PartNumber": n} for n, etag in numbered]}
+    return {"Parts": [{"ETag": f'"{etag}"', "PartNumber": n} for n, etag in enumerate(parts, 1)]}
 
 
 def _only(info: ObjectInfo, start: int, stop: int) -> GetOptions:

@@ -7,13 +7,15 @@ for which keys. Publishing copies, then removes the sources; both before the poi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby
 
 import obstore
 
+from pipeline.errors import InvalidUriError, ObjectRefusedError
 from pipeline.storage.records import Staged
 from pipeline.storage.s3 import S3Objects, spellable
-from pipeline.storage.uris import parse
+from pipeline.storage.uris import Location, parse
 
 MOST_KEY_BYTES = 1024
 """S3's limit for a key's length in UTF-8."""
@@ -67,11 +69,21 @@ class Copies:
             await obstore.copy_async(self._s3.store(at.bucket), source.key, at.key)
 
     def drop(self, staged: Sequence[Staged]) -> None:
-        """Remove sources, a thousand a request; an absent one is no error."""
-        sources = [parse(item.upload) for item in staged if is_copy(item)]
+        """Remove sources, a thousand per request; one that is absent or impossible is no error."""
+        sources = [at for item in staged if is_copy(item) and (at := _named(item)) is not None]
         for bucket, group in groupby(sources, key=lambda at: at.bucket):
-            with self._s3.requests.sent("delete_objects", f"s3://{bucket}/"):
-                obstore.delete(self._s3.store(bucket), [at.key for at in group])
+            keys = [at.key for at in group]
+            try:
+                self._delete(bucket, keys)
+            except ObjectRefusedError:
+                # One key that the server refuses must not keep the others.
+                for key in keys:
+                    with suppress(ObjectRefusedError):
+                        self._delete(bucket, [key])
+
+    def _delete(self, bucket: str, keys: list[str]) -> None:
+        with self._s3.requests.sent("delete_objects", f"s3://{bucket}/"):
+            obstore.delete(self._s3.store(bucket), keys)
 
     def under(self, prefix: str, area: str) -> Iterator[Staged]:
         """Those of keys that start with the prefix."""
@@ -92,6 +104,15 @@ class Copies:
                     attempt=attempt,
                     created=meta["last_modified"].timestamp(),
                 )
+
+
+def _named(item: Staged) -> Location | None:
+    """Where a source is; None if no object can be there."""
+    try:
+        at = parse(item.upload)
+    except InvalidUriError:
+        return None
+    return at if spellable(at.key) else None
 
 
 def source_of(uri: str, attempt: str, area: str) -> str:

@@ -12,11 +12,21 @@ others published, replaced and moved the file finds its source gone.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
-from pipeline.errors import ObjectMissingError, StorageError
+from pipeline.errors import (
+    AccessDeniedError,
+    AlreadyExistsError,
+    InvalidUriError,
+    ObjectMissingError,
+    ObjectRefusedError,
+    PreconditionFailedError,
+    StorageError,
+    TransientStorageError,
+)
 from pipeline.storage.access import Access
 from pipeline.storage.records import Staged
 from pipeline.storage.requests import MOST
@@ -29,7 +39,7 @@ from pipeline.tokens import UPLOAD_ID_PATTERN, TokenRule
 
 __all__ = ["COPIED_BYTES", "PART_BYTES", "S3Backend"]
 
-T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 COPIED_BYTES = 4 << 20
 """Larger outputs are multipart uploads, unless the settings say otherwise (s3.copied_bytes)."""
@@ -44,8 +54,10 @@ class S3Backend(S3Objects):
         retry: RetryPolicy | None = None,
         most_requests: int = MOST,
         copied_bytes: int = COPIED_BYTES,
+        *,
+        conditional: bool = True,
     ) -> None:
-        super().__init__(access, retry, most_requests)
+        super().__init__(access, retry, most_requests, conditional=conditional)
         self._copied_bytes = copied_bytes
         self._copies, self._uploads = Copies(self), Uploads(self)
 
@@ -80,24 +92,49 @@ class S3Backend(S3Objects):
     def _gone(
         self, act: Callable[[Staged], Coroutine[Any, Any, None]], staged: Sequence[Staged]
     ) -> list[Staged]:
-        """Do something with what is staged; those that are neither staged nor visible."""
+        """Do something with what is staged; those that are neither staged nor visible.
+
+        An item that the store refuses for good is one of them: nobody will ever complete it, and
+        its chunk can be mapped again. What concerns all (a missing right, an outage) is raised,
+        once the requests that are under way have ended.
+        """
 
         async def is_gone(item: Staged) -> bool:
             try:
                 await act(item)
-            except ObjectMissingError:
+            except (AlreadyExistsError, PreconditionFailedError) as error:
+                # No condition was sent: a 409 says that something else is going on with the key.
+                raise TransientStorageError(f"{item.uri}: {error}") from error
+            except (ObjectMissingError, ObjectRefusedError, InvalidUriError) as error:
                 # Made visible before (by us, or by a driver that died) or gone for ever.
-                return not await self._is_ours(item)
+                if await self._is_ours(item):
+                    return False
+                if not isinstance(error, ObjectMissingError):
+                    log.warning("a staged output can never be published: %s", error)
+                return True
             return False
 
-        flags = self.wait(self.gather(is_gone, staged))
+        errors: list[Exception] = []
+
+        async def outcome(item: Staged) -> bool:
+            if errors:
+                return False  # Nothing new is begun; what is under way comes to its end.
+            try:
+                return await self.patiently(lambda: is_gone(item))
+            except Exception as error:
+                errors.append(error)
+                return False
+
+        flags = self.wait(self.gather(outcome, staged))
+        if errors:
+            raise min(errors, key=lambda error: not isinstance(error, AccessDeniedError))
         return [item for item, flag in zip(staged, flags, strict=True) if flag]
 
     async def _is_ours(self, item: Staged) -> bool:
         """Whether the visible object was made from this very attempt."""
         try:
             said = await self.request("head_object", item.uri)
-        except ObjectMissingError:
+        except (ObjectMissingError, ObjectRefusedError, InvalidUriError):
             return False
         return bool(said.get("Metadata", {}).get("chunkmap-attempt") == item.attempt)
 

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from pipeline.errors import ObjectMissingError
+from pipeline.errors import (
+    InvalidUriError,
+    ObjectMissingError,
+    ObjectRefusedError,
+    TransientStorageError,
+)
 from pipeline.storage.records import Staged
-from pipeline.storage.s3 import S3Objects, listed
-from pipeline.storage.uris import parse
+from pipeline.storage.s3 import PAGE, S3Objects, numbered
+from pipeline.storage.uris import Location, parse
+
+log = logging.getLogger(__name__)
 
 PART_BYTES = 16 << 20
 """Size of an upload's parts: 10,000 of them reach 156 GiB, and four in flight stay small."""
+BUSY = 503
+"""HTTP status of a server that asks to be asked less."""
 
 
 class Uploads:
@@ -53,37 +63,72 @@ class Uploads:
 
     async def show(self, item: Staged) -> None:
         """Complete it. Raises ObjectMissingError."""
-        await self._s3.request(
-            "complete_multipart_upload",
-            item.uri,
-            UploadId=item.upload,
-            MultipartUpload=listed(item.parts),
-        )
+        try:
+            await self._s3.request(
+                "complete_multipart_upload",
+                item.uri,
+                UploadId=item.upload,
+                MultipartUpload=numbered(item.parts),
+            )
+        except TransientStorageError as error:
+            if error.status >= 500 and error.status != BUSY:
+                # To some servers an upload that is gone is an internal error: Ceph says for ever
+                # that "this multipart completion is already in progress".
+                await self.look(item)
+            raise
 
     def abort(self, staged: Sequence[Staged]) -> None:
-        """Abort; what is already gone is no error."""
+        """Abort; what is already gone, or was never possible, is no error."""
 
         async def drop(item: Staged) -> None:
-            with suppress(ObjectMissingError):
+            with suppress(ObjectMissingError, ObjectRefusedError, InvalidUriError):
                 await self._s3.request("abort_multipart_upload", item.uri, UploadId=item.upload)
 
         self._s3.wait(self._s3.gather(drop, staged))
 
     def under(self, prefix: str) -> Iterator[Staged]:
-        """Those of keys below a prefix. It must be narrow: servers page uploads wrongly."""
+        """Those of keys that start with the prefix, whatever way the server pages."""
         at = parse(prefix)
+        listed: set[tuple[str, str]] = set()
+        markers: dict[str, str] = {}
+        while True:
+            page = self._s3.wait(self._page(at, markers))
+            before = len(listed)
+            for entry in page.get("Uploads", ()):
+                name = (str(entry["Key"]), str(entry["UploadId"]))
+                if name in listed or not name[0].startswith(at.key):
+                    continue
+                listed.add(name)
+                yield Staged(
+                    uri=f"s3://{at.bucket}/{name[0]}",
+                    upload=name[1],
+                    parts=(),
+                    size=0,
+                    attempt="",
+                    created=entry["Initiated"].timestamp(),
+                )
+            if not page.get("IsTruncated"):
+                return
+            # Exactly what the server gives: SeaweedFS goes by upload ids alone, and would take a
+            # key marker for the one key that is wanted.
+            after = {
+                name: page[f"Next{name}"]
+                for name in ("KeyMarker", "UploadIdMarker")
+                if page.get(f"Next{name}")
+            }
+            if after == markers or (markers and len(listed) == before):
+                log.warning(
+                    "%s: the server does not list more than %s of its unfinished uploads; abort "
+                    "these, then look again",
+                    at.uri,
+                    f"{len(listed):,}",
+                )
+                return
+            markers = after
 
-        async def page() -> Any:
-            client = await self._s3.client(at.bucket)
-            async with self._s3.requests.sending("list uploads", prefix):
-                return await client.list_multipart_uploads(Bucket=at.bucket, Prefix=at.key)
-
-        for entry in self._s3.wait(page()).get("Uploads", ()):
-            yield Staged(
-                uri=f"s3://{at.bucket}/{entry['Key']}",
-                upload=entry["UploadId"],
-                parts=(),
-                size=0,
-                attempt="",
-                created=entry["Initiated"].timestamp(),
+    async def _page(self, at: Location, markers: Mapping[str, str]) -> Any:
+        client = await self._s3.client(at.bucket)
+        async with self._s3.requests.sending("list uploads", at.uri):
+            return await client.list_multipart_uploads(
+                Bucket=at.bucket, Prefix=at.key, MaxUploads=PAGE, **markers
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,14 +15,27 @@ from pipeline.errors import (
     AlreadyExistsError,
     BucketMissingError,
     ObjectMissingError,
+    ObjectRefusedError,
     PreconditionFailedError,
     StorageError,
     TransientStorageError,
 )
-from pipeline.storage.uris import parse
+from pipeline.storage.uris import parse, redacted
 
 _MISSING = {"NoSuchKey", "NoSuchUpload", "404", "NotFound"}
-_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "401", "403"}
+_DENIED = {
+    "AccessDenied",
+    "AuthorizationHeaderMalformed",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+    "401",
+    "403",
+}
+"""Amazon answers 400 to credentials that have expired or are for another region."""
 _LOST_RACE = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
 _TRANSIENT = {
     "SlowDown",
@@ -34,6 +48,20 @@ _TRANSIENT = {
     "TooManyRequests",
     "OperationAborted",
 }
+_REFUSED = {"400", "405", "411", "413", "414", "EntityTooLarge", "KeyTooLongError"}
+"""The request was understood, and is wrong for this object: it will be tomorrow, too."""
+_REFUSED_FILES = {
+    errno.EEXIST,
+    errno.EINVAL,
+    errno.EILSEQ,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.ENOTEMPTY,
+    errno.EXDEV,
+}
+"""What is wrong with a path, in contrast to a disk that is full or fails."""
 _RIGHTS = {
     "list": "s3:ListBucket",
     "list uploads": "s3:ListBucketMultipartUploads",
@@ -63,10 +91,14 @@ def from_code(code: str, status: int, action: str, uri: str, detail: str) -> Sto
     """The error that an S3 error code and HTTP status mean."""
     said = f"{action} {uri}: {code or status} {detail}".strip()
     names = {code, str(status)}
+    if code in _TRANSIENT:
+        return _transient(said, status)
     if names & _LOST_RACE:
         return PreconditionFailedError(uri)
-    if names & _TRANSIENT or status >= 500 or status in (408, 429):
-        return TransientStorageError(said)
+    if status == 501 or code == "NotImplemented":
+        return StorageError(said, hint="this S3 service lacks what chunkmap needs; use another")
+    if status >= 500 or status in (408, 429):
+        return _transient(said, status)
     if code == "NoSuchBucket":
         return BucketMissingError(parse(uri).bucket)
     if names & _MISSING:
@@ -78,7 +110,15 @@ def from_code(code: str, status: int, action: str, uri: str, detail: str) -> Sto
             hint=f"the server said {code or status}: check the credentials (AWS_PROFILE, "
             "AWS_ACCESS_KEY_ID) and their rights",
         )
+    if names & _REFUSED:
+        return ObjectRefusedError(said)
     return StorageError(said)
+
+
+def _transient(said: str, status: int) -> TransientStorageError:
+    error = TransientStorageError(said)
+    error.status = status
+    return error
 
 
 def _from_text(error: Exception, action: str, uri: str) -> StorageError:
@@ -90,6 +130,11 @@ def _from_text(error: Exception, action: str, uri: str) -> StorageError:
         # "Generic S3 error: Error performing list request: … - what went wrong"
         return TransientStorageError(f"{action} {uri}: {text.splitlines()[0].rpartition(' - ')[2]}")
     return from_code(code.group(1) if code else "", int(status.group(1)), action, uri, "")
+
+
+def _unspellable(error: Exception, action: str, uri: str) -> ObjectRefusedError:
+    why = str(error).splitlines()[0]
+    return ObjectRefusedError(f"{action} {redacted(uri)!r}: the key cannot be sent: {why}")
 
 
 def status_of(error: Exception) -> str:
@@ -116,33 +161,49 @@ def translated(error: Exception, action: str, uri: str) -> Exception:
     match error:
         case StorageError():
             return error
+        case foreign.BaseError():
+            return _from_obstore(error, action, uri)
+        case FileNotFoundError():
+            if "<Code>NoSuchBucket</Code>" in str(error):
+                return BucketMissingError(parse(uri).bucket)
+            return ObjectMissingError(uri)
+        case botocore.exceptions.ClientError():
+            said = error.response.get("Error", {})
+            meta = error.response.get("ResponseMetadata", {})
+            status = int(meta.get("HTTPStatusCode", 0))
+            text = said.get("Message") or ""
+            return from_code(said.get("Code", ""), status, action, uri, text)
+        case botocore.exceptions.NoCredentialsError() | PermissionError():
+            return from_code("AccessDenied", 403, action, uri, "")
+        case botocore.exceptions.ParamValidationError():
+            return ObjectRefusedError(f"{action} {redacted(uri)!r}: {error}")
+        case botocore.exceptions.BotoCoreError() | TimeoutError() | ConnectionError():
+            return TransientStorageError(f"{action} {uri}: {error}")
+        case OSError():
+            kind = ObjectRefusedError if error.errno in _REFUSED_FILES else StorageError
+            return kind(f"{action} {uri}: {error.strerror or error}")
+        case ValueError():
+            # obstore has no class for a key that it cannot parse, nor has UTF-8.
+            return _unspellable(error, action, uri)
+    if type(error).__module__.startswith("aiohttp."):
+        # A body that ends early comes up as it is, past botocore's own errors.
+        return TransientStorageError(f"{action} {uri}: {error}")
+    return error
+
+
+def _from_obstore(error: foreign.BaseError, action: str, uri: str) -> StorageError:
+    match error:
         case foreign.AlreadyExistsError():
             return AlreadyExistsError(uri)
         case foreign.PreconditionError():
             return PreconditionFailedError(uri)
         case foreign.PermissionDeniedError() | foreign.UnauthenticatedError():
             return from_code("AccessDenied", 403, action, uri, "")
-        case FileNotFoundError():
-            if "<Code>NoSuchBucket</Code>" in str(error):
-                return BucketMissingError(parse(uri).bucket)
-            return ObjectMissingError(uri)
-        case foreign.BaseError():
-            return _from_text(error, action, uri)
-        case botocore.exceptions.ClientError():
-            said = error.response.get("Error", {})
-            meta = error.response.get("ResponseMetadata", {})
-            status = int(meta.get("HTTPStatusCode", 0))
-            return from_code(said.get("Code", ""), status, action, uri, said.get("Message", ""))
-        case botocore.exceptions.NoCredentialsError() | PermissionError():
-            return from_code("AccessDenied", 403, action, uri, "")
-        case botocore.exceptions.BotoCoreError() | TimeoutError() | ConnectionError():
-            return TransientStorageError(f"{action} {uri}: {error}")
-        case OSError():
-            return StorageError(f"{action} {uri}: {error.strerror or error}")
-    if type(error).__module__.startswith("aiohttp."):
-        # A body that ends early comes up as it is, past botocore's own errors.
-        return TransientStorageError(f"{action} {uri}: {error}")
-    return error
+        case foreign.InvalidPathError():
+            return _unspellable(error, action, uri)
+        case foreign.NotSupportedError():
+            return StorageError(f"{action} {uri}: {error}")
+    return _from_text(error, action, uri)
 
 
 @contextmanager

@@ -3,9 +3,9 @@
 import pytest
 
 from pipeline.report import charts
-from tests.servers.fixtures import ministack, moto, seaweedfs
+from tests.servers.fixtures import external, ministack, moto, seaweedfs
 
-__all__ = ["ministack", "moto", "seaweedfs"]
+__all__ = ["external", "ministack", "moto", "seaweedfs"]
 
 
 @pytest.fixture(autouse=True)

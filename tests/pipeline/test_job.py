@@ -126,7 +126,7 @@ def test_a_filter_that_means_nothing_is_refused(written: str, complaint: str) ->
         ("- a\n", "expected `key: value` lines at the top, found a list"),
         ("just text\n", "expected `key: value` lines at the top, found 'just text'"),
         ("", "`transform` is missing"),
-        (LEAST.replace("s3://b/in/", "gs://b/in/"), "is neither s3://bucket/prefix/ nor a local"),
+        (LEAST.replace("s3://b/in/", "gs://b/in/"), "has the scheme 'gs' (use s3:// or file://)"),
         (LEAST.replace("s3://b/out/", "s3://b"), "a whole bucket"),
         (LEAST.replace("s3://b/out/", "s3://b/in/out/"), "lie within each other"),
         (LEAST.replace("name: a", "name: a/b"), "job.yaml:1: `name`"),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ class Server:
     endpoint: str
     key_id: str
     secret: str
-    pid: int
+    pid: int = 0
+    bucket: str = BUCKET
 
     @property
     def access(self) -> Access:
@@ -72,6 +74,36 @@ class Server:
                 retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=20
             ),
         )
+
+
+@contextmanager
+def external(endpoint: str, environ: Mapping[str, str]) -> Iterator[Server]:
+    """A service that somebody else runs, with a bucket of ours that is gone at the end.
+
+    Args:
+        endpoint: URL.
+        environ: Has AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
+    """
+    bucket = f"chunkmap-contract-{uuid.uuid4().hex[:12]}"
+    keys = environ["AWS_ACCESS_KEY_ID"], environ["AWS_SECRET_ACCESS_KEY"]
+    server = Server("external", endpoint, *keys, bucket=bucket)
+    client = server.client()
+    client.create_bucket(Bucket=bucket)
+    try:
+        yield server
+    finally:
+        _empty(client, bucket)
+        client.delete_bucket(Bucket=bucket)
+        client.close()
+
+
+def _empty(client: Any, bucket: str) -> None:
+    while uploads := client.list_multipart_uploads(Bucket=bucket).get("Uploads"):
+        for one in uploads:
+            client.abort_multipart_upload(Bucket=bucket, Key=one["Key"], UploadId=one["UploadId"])
+    while objects := client.list_objects_v2(Bucket=bucket).get("Contents"):
+        keys = [{"Key": one["Key"]} for one in objects]
+        client.delete_objects(Bucket=bucket, Delete={"Objects": keys})
 
 
 @contextmanager

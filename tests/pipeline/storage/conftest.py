@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,16 +14,19 @@ from pipeline.storage import Backend, RetryPolicy, Storage
 from pipeline.storage.local import LocalBackend
 from pipeline.storage.s3_staging import COPIED_BYTES, S3Backend
 from tests.pipeline.storage.memory import MemoryBackend
-from tests.servers.launching import BUCKET, Server
+from tests.servers.launching import Server
 
 QUICK = RetryPolicy(attempts=3, seconds=30.0, wait_initial=0.01, wait_max=0.05)
-PLACES = [
+PLACES: list[Any] = [
     "memory",
     "local",
     "moto",
     pytest.param("seaweedfs", marks=pytest.mark.integration),
     pytest.param("ministack", marks=pytest.mark.integration),
 ]
+if "CONTRACT_S3" in os.environ:
+    # Also on a service that runs already: CONTRACT_S3=http://… AWS_ACCESS_KEY_ID=… pytest
+    PLACES.append("external")
 UPLOADS = "-uploads"
 """After a server's name: all outputs are staged as multipart uploads, small ones too."""
 
@@ -62,7 +67,7 @@ def place(request: pytest.FixtureRequest, backends: dict[str, Backend], tmp_path
     server: Server = request.getfixturevalue(name)
     copied = 0 if param.endswith(UPLOADS) else COPIED_BYTES
     backend = backends.setdefault(param, S3Backend(server.access, copied_bytes=copied))
-    prefix = f"s3://{BUCKET}/{uuid.uuid4().hex}/"
+    prefix = f"s3://{server.bucket}/{uuid.uuid4().hex}/"
     return Place(name, backend, Storage({"s3": backend}, QUICK), prefix, server)
 
 

@@ -17,16 +17,15 @@ from pipeline.errors import (
     AccessDeniedError,
     AlreadyExistsError,
     BucketMissingError,
-    ChunkmapError,
     ObjectMissingError,
+    ObjectRefusedError,
     PreconditionFailedError,
     StorageError,
     Transient,
     TransientStorageError,
-    UsageError,
 )
 from pipeline.stack.processes import HOST
-from pipeline.storage import Backend, Staged, Storage, parse
+from pipeline.storage import Backend, Staged
 from pipeline.storage.access import Access
 from pipeline.storage.local import LocalBackend
 from pipeline.storage.s3_staging import S3Backend
@@ -247,26 +246,38 @@ def test_lost_races_are_told_as_412_or_409(status: int, said: str, scripted: Scr
             at.put_if(prefix + key, b"x", ETAG)
 
 
-def test_an_unknown_answer_is_terminal_and_quoted(scripted: Scripted) -> None:
-    scripted.answer = (400, code("EntityTooSmall"), 0)
-    with pytest.raises(StorageError, match="EntityTooSmall") as caught:
-        scripted.backend().complete([staged(f"s3://{BUCKET}/")])
+@pytest.mark.parametrize("said", ["EntityTooSmall", "KeyTooLongError", "WhatIsThis"])
+def test_a_refusal_is_terminal_and_quoted(said: str, scripted: Scripted) -> None:
+    scripted.answer = (400, code(said), 0)
+    with pytest.raises(ObjectRefusedError, match=said) as caught:
+        scripted.backend().put(f"s3://{BUCKET}/key", b"x")
     assert not isinstance(caught.value, Transient)
 
 
-# -- URIs -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("uri", ["s3://", "s3:///key", "gs://bucket/key", "http://host/key"])
-def test_what_is_no_uri_of_ours(uri: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        Storage({}).head(uri)
-    assert isinstance(caught.value, ChunkmapError)
+def test_what_the_service_lacks_does_not_pass(scripted: Scripted) -> None:
+    scripted.answer = (501, code("NotImplemented"), 0)
+    with pytest.raises(StorageError, match="NotImplemented") as caught:
+        scripted.backend().complete([staged(f"s3://{BUCKET}/")])
+    assert not isinstance(caught.value, Transient)
     assert caught.value.hint is not None
 
 
-@pytest.mark.parametrize("key", ["a", "a/b", "a//b/", "/a", "per%2Fcent #?*[x]", ""])
-def test_uris_keep_raw_keys(key: str) -> None:
-    assert parse(f"s3://bucket/{key}").key == key
-    assert parse(f"s3://bucket/{key}").uri == f"s3://bucket/{key}"
-    assert parse(f"file:///tmp/{key}").uri == f"file:///tmp/{key}"
+@pytest.mark.parametrize("said", ["ExpiredToken", "InvalidToken", "AuthorizationHeaderMalformed"])
+@pytest.mark.parametrize("call", ["missing", "complete", "put"])
+def test_credentials_that_have_expired_are_no_refusal_of_an_object(
+    said: str, call: str, scripted: Scripted
+) -> None:
+    """Amazon answers 400 to them."""
+    scripted.answer = (400, code(said), 0)
+    with pytest.raises(AccessDeniedError) as caught:
+        ALL[call][1](scripted.backend(), f"s3://{BUCKET}/")
+    assert said in (caught.value.hint or "")
+
+
+def test_an_operation_that_another_one_holds_up_may_pass(scripted: Scripted) -> None:
+    scripted.answer = (409, code("OperationAborted"), 0)
+    at, prefix = scripted.backend(), f"s3://{BUCKET}/"
+    copy = dataclasses.replace(staged(prefix), upload=prefix + "source")
+    for item in (staged(prefix), copy):
+        with pytest.raises(TransientStorageError):
+            at.complete([item])
