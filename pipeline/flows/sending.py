@@ -27,8 +27,6 @@ from pipeline.flows.worker_context import worker_context
 from pipeline.flows.worker_task import RUNNING, TaskRunNames, run_packed
 
 if TYPE_CHECKING:
-    from distributed import Future
-
     from pipeline.engines import Kind
 
 
@@ -47,7 +45,7 @@ class Ended:
 class SentTaskRun:
     """A task run that is under way."""
 
-    def __init__(self, sender: Sender, future: Future[Any], history: TaskRunHistory) -> None:
+    def __init__(self, sender: Sender, future: Any, history: TaskRunHistory) -> None:
         self.future = future
         self._sender, self.history = sender, history
 

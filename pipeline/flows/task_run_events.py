@@ -227,7 +227,8 @@ def _shown(state: StateReport) -> dict[str, Any]:
         "type": state.type,
         "name": state.name,
         "message": _message(state),
-        "state_details": {},
+        # The engine's word for an exception: its own retries are used up.
+        "state_details": {"retriable": False} if state.type == "FAILED" else {},
     }
 
 

@@ -155,9 +155,10 @@ class _NoServer(httpx.BaseTransport):
 
 @cache
 def _client() -> SyncPrefectClient:
-    return SyncPrefectClient(
+    client = SyncPrefectClient(
         "http://no-server.invalid/api", httpx_settings={"transport": _NoServer()}
     )
+    return client.__enter__()  # For good: whoever uses it enters it once more.
 
 
 @contextmanager
