@@ -18,11 +18,17 @@ def secrets_of(settings: BaseSettings, above: str = "") -> list[str]:
         value = getattr(settings, name)
         if isinstance(value, BaseSettings):
             found += secrets_of(value, f"{above}{name}.")
-        elif (isinstance(value, SecretStr) and value.get_secret_value()) or (
-            name == "custom_headers" and value
-        ):
+        elif _is_secret(name, value):
             found.append(f"{above}{name}")
     return found
+
+
+def _is_secret(name: str, value: object) -> bool:
+    if isinstance(value, SecretStr):
+        text = value.get_secret_value()
+        # An address is one only with a password; Prefect's own database, a file, has none.
+        return "@" in text if "://" in text else bool(text)
+    return name == "custom_headers" and bool(value)
 
 
 def held_secrets() -> list[str]:
