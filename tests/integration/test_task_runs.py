@@ -31,6 +31,7 @@ from tests.integration.world import Answer, World
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("guarded")]
 
 AUTH = "admin:only-the-driver-has-it"
+FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 BATCH = re.compile(r"r\d+-[0-9a-f]+-\d{5}")
 
 
@@ -120,7 +121,7 @@ def await_ended(guarded: Guarded, page: str, count: int) -> list[dict[str, Any]]
 
     def all_ended() -> bool:
         found = guarded.batches(page)
-        ended = [run for run in found if run["end_time"] or run["state_type"] == "CRASHED"]
+        ended = [run for run in found if run["state_type"] in FINAL]
         return len(ended) >= count and len(ended) == len(found)
 
     await_that(all_ended, f"{count} batches that ended", PATIENCE)
