@@ -6,14 +6,15 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pipeline.certificates import WARN_DAYS
 from pipeline.engine import Cluster, cluster_of
-from pipeline.engine.about import About, about, about_with_prefect, versions
+from pipeline.engine.about import About, about, versions
 from pipeline.errors import AccessDeniedError, ChunkmapError
+from pipeline.flows.credentials import held_secrets
 from pipeline.flows.server import check_server
 from pipeline.settings import Settings
 from pipeline.storage import (
@@ -81,7 +82,7 @@ def _examine(cluster: Cluster, settings: Settings, output: str | None) -> Iterat
     if not names:
         yield Finding("error", "workers", "there are none", "start some: docs/cluster.md")
     before = time.time()
-    answers = cluster.ask(about_with_prefect, 3.0, seconds=ASK_SECONDS)
+    answers = cluster.ask(about_worker, seconds=ASK_SECONDS)
     after = time.time()
     said: dict[str, About] = {}
     for address, answer in answers.items():
@@ -102,6 +103,11 @@ def _examine(cluster: Cluster, settings: Settings, output: str | None) -> Iterat
     yield from _limits(cluster, said)
     yield _prefect(said)
     yield from _rights(cluster, settings, output, names)
+
+
+def about_worker() -> About:
+    """What a worker says of itself."""
+    return replace(about(), prefect_secrets=tuple(held_secrets()))
 
 
 def _versions(everybody: Mapping[str, About]) -> Finding:
@@ -200,11 +206,19 @@ def _limits(cluster: Cluster, said: Mapping[str, About]) -> Iterator[Finding]:
 
 
 def _prefect(said: Mapping[str, About]) -> Finding:
-    problems = [f"{label}: {one.prefect}" for label, one in said.items() if one.prefect]
-    if problems:
-        fix = "set PREFECT_API_URL in the workers to an address that they reach"
-        return Finding("error", "Prefect, from workers", "; ".join(problems), fix)
-    return Finding("ok", "Prefect, from workers", "answers each of them")
+    what = "Prefect's secrets"
+    held = [
+        f"{label} holds {', '.join(one.prefect_secrets)}"
+        for label, one in said.items()
+        if one.prefect_secrets
+    ]
+    if held:
+        fix = (
+            "take them out of the workers' environment: workers make no request to Prefect, and "
+            "whoever has them can run commands where flows run (SECURITY.md)"
+        )
+        return Finding("warning", what, "; ".join(held), fix)
+    return Finding("ok", what, "no worker holds any")
 
 
 # -- rights on S3 ------------------------------------------------------------------------------

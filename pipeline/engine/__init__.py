@@ -4,12 +4,14 @@ from pipeline.engine.asking import Cluster, WorkerView, cluster_of, refuse_other
 from pipeline.engine.local import start_local_cluster
 from pipeline.engine.profile import ALLOWED_FAILURES, PRELOAD
 from pipeline.engine.runner import (
+    announce,
     check_scheduler,
     check_versions,
     cluster_mapper,
     connection_errors,
     fate,
     is_leaving,
+    listen,
     pickled,
     prioritised,
     sharing,
@@ -25,6 +27,7 @@ __all__ = [
     "PRELOAD",
     "Cluster",
     "WorkerView",
+    "announce",
     "check_scheduler",
     "check_versions",
     "cluster_mapper",
@@ -32,6 +35,7 @@ __all__ = [
     "connection_errors",
     "fate",
     "is_leaving",
+    "listen",
     "pickled",
     "prioritised",
     "refuse_other_versions",

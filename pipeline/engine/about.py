@@ -32,8 +32,8 @@ class About:
     polars_threads: int
     expires: dict[str, float] = field(default_factory=dict)
     """When its certificates (`ca`, `cert`) expire, in Unix seconds."""
-    prefect: str = ""
-    """What keeps it from Prefect's server; empty if nothing does."""
+    prefect_secrets: tuple[str, ...] = ()
+    """Prefect's settings that hold a secret there; workers are to have none."""
     at_work: list[dict[str, Any]] = field(default_factory=list)
     """Batches that it is at: run, batch, chunks, done, since."""
 
@@ -81,27 +81,3 @@ def _expiries() -> dict[str, float]:
         for name, path in (("ca", tls.ca), ("cert", tls.cert))
         if path is not None
     }
-
-
-async def about_with_prefect(seconds: float) -> About:
-    """This process, and whether it reaches the Prefect server that it was told of."""
-    import asyncio
-    from dataclasses import replace
-
-    return replace(about(), prefect=await asyncio.to_thread(_prefect_problem, seconds))
-
-
-def _prefect_problem(seconds: float) -> str:
-    from urllib.error import URLError
-    from urllib.request import urlopen
-
-    from pipeline.settings import load_settings
-
-    address = load_settings().prefect.api_url
-    if address is None:
-        return "no address (PREFECT_API_URL): it would start a server of its own"
-    try:
-        with urlopen(f"{address}/health", timeout=seconds):
-            return ""
-    except (URLError, OSError) as error:
-        return f"{address}: {error}"

@@ -85,6 +85,8 @@ class Profile:
             # Polars would start a thread for each core of the machine in every worker.
             "POLARS_MAX_THREADS": str(self.polars_threads),
             **MALLOC,
+            # Workers ask no Prefect server anything; what they run may not start one either.
+            "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         }
         return {name: os.environ.get(name, value) for name, value in chosen.items()}
 

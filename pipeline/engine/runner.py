@@ -14,11 +14,9 @@ from pipeline.errors import EngineUnavailableError
 from pipeline.settings import DaskSettings
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
+    from distributed import Future
     from distributed.security import Security
     from prefect_dask import DaskTaskRunner
-    from prefect_dask.task_runners import PrefectDaskFuture
 
     from pipeline.engines import Kind
 
@@ -135,23 +133,45 @@ def pickled(value: Any) -> bytes:
 
 
 def submit(
-    runner: DaskTaskRunner, key: str, task_run_id: UUID, function: Callable[..., Any], *given: Any
-) -> PrefectDaskFuture[Any]:
-    """Run a function on the cluster that ends with the final state of a task run.
+    runner: DaskTaskRunner, key: str, function: Callable[..., Any], *arguments: Any
+) -> Future[Any]:
+    """Run a function on the cluster.
 
     Args:
         runner: The flow's task runner.
         key: Of Dask's future; used once.
-        task_run_id: Of Prefect's task run.
         function: To be found in a module that workers have.
-        given: Its arguments.
+        arguments: Its arguments.
     """
-    from prefect_dask.task_runners import PrefectDaskFuture
-
     # With a key and not pure: else Dask pickles everything only to make up a name.
     client: Any = runner.client
-    future = client.submit(function, *given, key=key, pure=False)
-    return PrefectDaskFuture(wrapped_future=future, task_run_id=task_run_id)
+    future: Future[Any] = client.submit(function, *arguments, key=key, pure=False)
+    return future
+
+
+def announce(topic: str, message: Any) -> None:
+    """Tell the drivers that listen, from a worker; outside of one nobody is told.
+
+    Args:
+        topic: Of Dask's events. The scheduler keeps the last thousand of each.
+        message: Plain data.
+    """
+    from distributed import get_worker
+
+    with suppress(ValueError):
+        get_worker().log_event(topic, message)
+
+
+def listen(runner: DaskTaskRunner, topic: str, take: Callable[[Any], None]) -> None:
+    """Let a function take each message that workers announce from now on.
+
+    Args:
+        runner: A task runner on their cluster. One function for each topic.
+        topic: Of Dask's events.
+        take: Called in the client's own thread, with whatever any worker sent.
+    """
+    client: Any = runner.client
+    client.subscribe_topic(topic, lambda event: take(event[1]))
 
 
 @contextmanager
@@ -188,25 +208,19 @@ def thread_count(runner: DaskTaskRunner) -> int | None:
     return sum(int(worker["nthreads"]) for worker in workers.values())
 
 
-def wait_any(futures: Sequence[PrefectDaskFuture[Any]], seconds: float) -> None:
+def wait_any(futures: Sequence[Future[Any]], seconds: float) -> None:
     """Return when one of the futures is done, whatever way, or the time is up."""
     from distributed import wait
 
-    inner = [future.wrapped_future for future in futures]
-    with suppress(*connection_errors()), inner[0].client.as_current():
-        wait(inner, timeout=seconds, return_when="FIRST_COMPLETED")
+    with suppress(*connection_errors()), futures[0].client.as_current():
+        wait(list(futures), timeout=seconds, return_when="FIRST_COMPLETED")
 
 
-def fate(future: PrefectDaskFuture[Any]) -> tuple[Kind | None, str]:
-    """What became of a future (None while it is under way), and what is known of it.
-
-    Prefect's own `wait` swallows a killed worker and takes a cancelled future for a done one, so
-    the Dask future is asked.
-    """
+def fate(future: Future[Any]) -> tuple[Kind | None, str]:
+    """What became of a future (None while it is under way), and what is known of it."""
     from distributed import KilledWorker
 
-    inner = future.wrapped_future
-    match inner.status:
+    match future.status:
         case "pending":
             return None, ""
         case "cancelled":
@@ -214,7 +228,7 @@ def fate(future: PrefectDaskFuture[Any]) -> tuple[Kind | None, str]:
         case "lost":
             return "lost", "the scheduler lost it"
         case "error":
-            error = inner.exception()
+            error = future.exception()
             if isinstance(error, KilledWorker):
                 return "killed", f"{error.last_worker.address} and others died with it"
             return "error", f"{type(error).__name__}: {error}"

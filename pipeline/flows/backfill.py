@@ -23,6 +23,7 @@ from pipeline.backfill.surroundings import EngineOf
 from pipeline.engines import Engine
 from pipeline.errors import ChunkmapError, RunCancelledError
 from pipeline.flows.dask_engine import DaskEngine, map_batch_task
+from pipeline.flows.event_sender import flush_events
 from pipeline.flows.server import flow_run_page, patient
 from pipeline.flows.watching import Watcher
 from pipeline.settings import Settings, load_settings
@@ -32,6 +33,8 @@ from pipeline.windowed import publish_windows
 BY_PREFECT = "Prefect"
 """Who changed the wishes, when it was done in Prefect's pages or by its API."""
 
+FLUSH_SECONDS = 3.0
+"""How long a backfill that is over waits for Prefect to take the last events."""
 SUBFLOW_RETRIES = 4
 """How often Prefect is asked again for a subflow: with SQLite below, it is busy for moments."""
 
@@ -101,6 +104,8 @@ def backfill_flow(output: str, backfill: str) -> Any:
     except ChunkmapError as error:
         given.ended.append(error)
         raise
+    finally:
+        flush_events(FLUSH_SECONDS)
     given.ended.append(summary)
     return summary
 

@@ -49,8 +49,8 @@ def run_job(job: str) -> None:
     settings = load_settings()
     set_up_driver(settings.logs.format, settings.logs.level)
     found = parse_job(job) if "\n" in job else load_job(job)
-    environment = {"PREFECT_API_URL": check_server(settings.prefect), **settings.s3.environment()}
-    runner: Any = task_runner(settings.dask, environment)
+    check_server(settings.prefect)
+    runner: Any = task_runner(settings.dask, settings.s3.environment())
     mapped: Any = map_dataset.with_options(task_runner=runner)
     with options(FlowOptions(settings)):
         mapped(found.name, found.to_yaml())
@@ -74,8 +74,8 @@ def resume_backfill(output: str, backfill: str) -> Any:
     """
     settings = load_settings()
     set_up_driver(settings.logs.format, settings.logs.level)
-    environment = {"PREFECT_API_URL": check_server(settings.prefect), **settings.s3.environment()}
-    runner: Any = task_runner(settings.dask, environment)
+    check_server(settings.prefect)
+    runner: Any = task_runner(settings.dask, settings.s3.environment())
     driven: Any = backfill_flow.with_options(task_runner=runner)
     with backfill_options(BackfillOptions(settings)):
         return driven(output, backfill, return_state=True)

@@ -43,7 +43,7 @@ def launch(job: Job, settings: Settings, listen: Listener, resume: Resume) -> Ru
     set_up_driver(settings.logs.format, settings.logs.level)
     from pipeline.flows.map_dataset import FlowOptions, map_dataset, options
 
-    flow: Any = map_dataset.with_options(task_runner=_runner(settings, api_url))
+    flow: Any = map_dataset.with_options(task_runner=_runner(settings))
     given = FlowOptions(settings, listen, resume)
     with options(given):
         return _launched(api_url, given.ended, partial(flow, job.name, job.to_yaml()))
@@ -73,7 +73,7 @@ def launch_backfill(
     set_up_driver(settings.logs.format, settings.logs.level)
     from pipeline.flows.backfill import BackfillOptions, backfill_flow, backfill_options
 
-    flow: Any = backfill_flow.with_options(task_runner=_runner(settings, api_url))
+    flow: Any = backfill_flow.with_options(task_runner=_runner(settings))
     given = BackfillOptions(settings, again, listen, **more)
     with backfill_options(given):
         call = partial(flow, store.output, store.backfill)
@@ -107,13 +107,12 @@ def _launched(
                 leave_at_once()
 
 
-def _runner(given: Settings, api_url: str) -> Any:
+def _runner(given: Settings) -> Any:
     from pipeline.engine import task_runner
 
     settings = given.dask
-    environment = {"PREFECT_API_URL": api_url, **given.s3.environment()}
     try:
-        return task_runner(settings, environment)
+        return task_runner(settings, given.s3.environment())
     except EngineUnavailableError:
         # Dask may still be at it in a thread of its own.
         leave_at_once()

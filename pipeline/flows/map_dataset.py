@@ -26,8 +26,8 @@ from pipeline.driver import RunSummary, StoredReport, publish_run
 from pipeline.driving import Driving, Listener
 from pipeline.engines import Engine
 from pipeline.errors import ChunkmapError
-from pipeline.flows.dask_engine import HOT, DaskEngine, reduce_task
-from pipeline.flows.sending import Sender
+from pipeline.flows.dask_engine import HOT, DaskEngine, run_reduce_steps
+from pipeline.flows.event_sender import flush_events
 from pipeline.flows.server import flow_run_page
 from pipeline.job import parse_job
 from pipeline.ledger import Ledger
@@ -138,6 +138,8 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
     except ChunkmapError as error:
         given.ended.append(error)
         raise
+    finally:
+        flush_events(LAST_WORDS_SECONDS)
     given.ended.append(summary)
     return summary
 
@@ -169,11 +171,7 @@ class InPrefect:
         """See `Surroundings.reduce`."""
         context = FlowRunContext.get()
         assert context is not None, "a flow runs in a flow run's context"
-        sender = Sender(context.task_runner, reduce_task)
-        common = {"run_uri": run_uri, "fingerprint": fingerprint}
-        futures = [sender.submit(**common, name=step.name, step=step) for step in steps]
-        for future in futures:
-            future.result()
+        run_reduce_steps(context.task_runner, run_uri, fingerprint, steps)
 
     def publish(self, ledger: Ledger, vanished: UploadsVanishedError | None) -> int:
         """See `Surroundings.publish`."""

@@ -74,8 +74,13 @@ def drain(seconds: float) -> bool:
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
+    from pipeline.flows.event_sender import flush_events
+
+    deadline = time.monotonic() + seconds
+    if not flush_events(seconds):
+        return False
     for worker in (EventsWorker, APILogWorker):
-        left = worker.drain_all(timeout=seconds)
+        left = worker.drain_all(timeout=max(0.1, deadline - time.monotonic()))
         if isinstance(left, tuple) and left[1]:
             return False
     return True

@@ -60,9 +60,6 @@ _FOREIGN_NAMES = frozenset(
         "AWS_ROLE_ARN",
     }
 )
-_PREFECT_ACCESS = frozenset(
-    {"PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_API_SSL_CERT_FILE"}
-)
 _KEPT_NAMES = frozenset({"CHUNKMAP_CONF", "CHUNKMAP_ENVIRONMENT"})
 
 # weed sizes its caches by the machine's memory; without a limit it grew to 1.4 GB here.
@@ -181,10 +178,8 @@ def prefect(root: Path, ports: tuple[int, ...]) -> Launch:
     )
 
 
-def dask(
-    root: Path, ports: tuple[int, ...], sizes: DaskSettings, s3_port: int, prefect_api: str
-) -> Launch:
-    """A Dask cluster of this machine, in a process of its own, whose workers know the others."""
+def dask(root: Path, ports: tuple[int, ...], sizes: DaskSettings, s3_port: int) -> Launch:
+    """A Dask cluster of this machine, in a process of its own, whose workers know S3."""
     scheduler, pages = ports
     ready = root / "dask" / "ready"
     ready.parent.mkdir(exist_ok=True)
@@ -201,9 +196,6 @@ def dask(
     environment = {
         **_own_environment(),
         **S3Settings.model_validate(s3_settings(root, s3_port)).environment(),
-        # With what the user's own server may ask for; the stack's asks for nothing.
-        **{name: value for name, value in os.environ.items() if name in _PREFECT_ACCESS},
-        "PREFECT_API_URL": prefect_api,
     }
     scheme = "tls" if sizes.tls.ca else "tcp"
     address, page = f"{scheme}://{HOST}:{scheduler}", f"http://{HOST}:{pages}/status"

@@ -132,11 +132,7 @@ def _launch(name: ServiceName, folder: StateFolder, settings: Settings, ports: P
         return services.s3(folder.root, ports["s3"])
     if name == "prefect":
         return services.prefect(folder.root, ports["prefect"])
-    if "prefect" in given_elsewhere(settings):
-        api = settings.prefect.api_url or ""
-    else:
-        api = services.prefect(folder.root, ports["prefect"]).address
-    return services.dask(folder.root, ports["dask"], settings.dask, ports["s3"][0], api)
+    return services.dask(folder.root, ports["dask"], settings.dask, ports["s3"][0])
 
 
 def _ordered(found: Mapping[ServiceName, Service]) -> dict[ServiceName, Service]:

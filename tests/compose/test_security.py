@@ -33,6 +33,14 @@ try:
 except ssl.SSLError as error:
     print("refused", error.reason)
 """
+REACH = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], 4200), timeout=3)
+    print("reached")
+except OSError:
+    print("no way")
+"""
 TLS = "/etc/chunkmap/tls"
 WORKER = re.compile(r"tls://([\d.]+):(\d+)")
 
@@ -223,7 +231,20 @@ def test_workers_do_not_have_what_they_need_not(cluster: Cluster) -> None:
     for one in cluster.containers("dask-worker"):
         volumes = {mount.get("Name", "") for mount in one.details["Mounts"]}
         held = {name.removeprefix(f"{cluster.project}_") for name in volumes}
-        assert held == {"secret-prefect", "secret-s3-worker", "tls-worker"}
+        assert held == {"secret-s3-worker", "tls-worker"}
+
+
+@pytest.mark.parametrize("who", ["dask-worker", "dask-scheduler"])
+def test_what_runs_code_that_it_is_sent_does_not_reach_prefect(cluster: Cluster, who: str) -> None:
+    """Whoever may use its API can have any command run where flows run."""
+    variables = cluster.inside(who, "env")
+    assert not re.search(r"^PREFECT_\w*(AUTH|KEY|URL)\w*=", variables, re.MULTILINE)
+    (server,) = cluster.containers("prefect-server")
+    networks = server.details["NetworkSettings"]["Networks"].values()
+    for host in ("prefect-server", *(network["IPAddress"] for network in networks)):
+        said = cluster.inside(who, "python", "-c", REACH, host)
+        assert said.strip() == "no way", host
+    assert cluster.inside("prefect-worker", "python", "-c", REACH, "prefect-server") == "reached\n"
 
 
 REFUSED: dict[str, Callable[[Any], Any]] = {

@@ -167,7 +167,26 @@ def test_networks_are_apart() -> None:
     assert networks["cluster"]["internal"] is True
     on_database = {name for name in SERVICES if "database" in SERVICES[name].get("networks", [])}
     assert on_database == {"postgres", "redis", "prefect-server", "prefect-services"}
+    assert networks["prefect"]["internal"] is True
     assert SERVICES["dask-worker"]["networks"] == ["cluster"]
+
+
+@pytest.mark.parametrize("name", ["dask-worker", "dask-scheduler"])
+def test_what_runs_code_that_it_is_sent_has_no_way_to_prefect(name: str) -> None:
+    service = SERVICES[name]
+    assert not {*service["networks"]} & {*SERVICES["prefect-server"]["networks"]}
+    assert "secret-prefect" not in dict(_named(name))
+    assert not {"PREFECT_API_URL", "PREFECT_AUTH_FILE"} & service["environment"].keys()
+    assert "prefect-server" not in service["depends_on"]
+    # Without an address, Prefect would start a server of its own in each process.
+    assert service["environment"]["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] == "false"
+
+
+@pytest.mark.parametrize("name", ["driver", "prefect-worker", "prefect-init"])
+def test_what_runs_flows_has_a_way_to_prefect(name: str) -> None:
+    service = SERVICES[name]
+    assert "prefect" in service["networks"]
+    assert service["environment"]["PREFECT_AUTH_FILE"].startswith("/etc/chunkmap/prefect/")
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -196,7 +215,7 @@ def test_each_has_the_secrets_that_it_needs() -> None:
     server = {"secret-prefect", "secret-postgres", "secret-redis"}
     assert {name: volumes for name, volumes in held.items() if volumes} == {
         "dask-scheduler": {"tls-scheduler"},
-        "dask-worker": {"secret-prefect", "secret-s3-worker", "tls-worker"},
+        "dask-worker": {"secret-s3-worker", "tls-worker"},
         "driver": driver,
         "postgres": {"secret-postgres"},
         "prefect-init": {"secret-prefect"},

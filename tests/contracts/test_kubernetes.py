@@ -48,7 +48,7 @@ def test_its_variables_are_settings(
     assert there.logs.format == "json"
     assert there.dask.stop_seconds < GRACE_SECONDS
     assert there.dask.scheduler == "tcp://chunkmap-scheduler.chunkmap.svc:8786"
-    assert there.prefect.api_url == settings.prefect.api_url
+    assert there.prefect.api_url is None
 
 
 def test_the_workers_command_takes_what_the_operator_adds(

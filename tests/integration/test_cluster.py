@@ -215,7 +215,7 @@ def test_doctor_says_that_prefect_is_gone(cluster: OwnCluster) -> None:
     }
     found = findings(cluster, code=1, **nowhere)
     assert found["Prefect"]["level"] == "error"
-    assert found["Prefect, from workers"]["level"] == "ok"
+    assert found["Prefect's secrets"]["level"] == "ok"
 
 
 # -- versions ----------------------------------------------------------------------------------

@@ -34,11 +34,11 @@ def test_a_runs_own_cluster(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_the_stacks_cluster_is_told(tmp_path: Path) -> None:
-    launch = services.dask(tmp_path, (1111, 2222), settings(tmp_path), 3333, "http://h/api")
+    launch = services.dask(tmp_path, (1111, 2222), settings(tmp_path), 3333)
     assert launch.address == "tls://127.0.0.1:1111"
     request = json.loads(next(one for one in launch.command if one.startswith("{")))
     assert request["tls"]["ca"] == str(tmp_path / "ca.pem")
-    plain = services.dask(tmp_path, (1111, 2222), DaskSettings(), 3333, "http://h/api")
+    plain = services.dask(tmp_path, (1111, 2222), DaskSettings(), 3333)
     assert plain.address == "tcp://127.0.0.1:1111"
 
 

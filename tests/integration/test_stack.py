@@ -94,7 +94,8 @@ def test_workers_are_told_the_addresses_and_have_imported_what_is_slow(running: 
     assert len(found) == 1
     variables, imported = found[0]
     assert imported
-    assert variables["PREFECT_API_URL"] == settings.prefect.api_url
+    assert "PREFECT_API_URL" not in variables
+    assert variables["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] == "false"
     assert int(variables["POLARS_MAX_THREADS"]) >= 1
     # Dask has a value of its own for it, which ours must win over.
     assert variables["MALLOC_TRIM_THRESHOLD_"] == MALLOC["MALLOC_TRIM_THRESHOLD_"]

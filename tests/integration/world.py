@@ -43,6 +43,7 @@ UNTOUCHED = (
 
 TRANSFORMS = '''"""Transforms of the tests."""
 
+import os
 import time
 
 import polars as pl
@@ -58,6 +59,20 @@ def slow(frame: pl.LazyFrame, seconds: float = 0.4) -> pl.LazyFrame:
         return rows
 
     return frame.map_batches(nap)
+
+
+def dies(frame: pl.LazyFrame) -> pl.LazyFrame:
+    def end(rows: pl.DataFrame) -> pl.DataFrame:
+        os._exit(3)
+
+    return frame.map_batches(end)
+
+
+def tells(frame: pl.LazyFrame) -> pl.LazyFrame:
+    from prefect import get_run_logger
+
+    get_run_logger().warning("told by a transform")
+    return frame
 
 
 def eager(frame: pl.LazyFrame) -> pl.DataFrame:

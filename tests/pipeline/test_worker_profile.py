@@ -41,9 +41,10 @@ def test_polars_has_the_whole_containers_cores_whatever_the_threads() -> None:
 
 
 def test_given_variables_win(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("POLARS_MAX_THREADS", *MALLOC):
+    no_server = {"PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}
+    for name in ("POLARS_MAX_THREADS", *MALLOC, *no_server):
         monkeypatch.delenv(name, raising=False)
-    assert Profile(1, 3, 0).environment() == {"POLARS_MAX_THREADS": "3", **MALLOC}
+    assert Profile(1, 3, 0).environment() == {"POLARS_MAX_THREADS": "3", **MALLOC, **no_server}
     monkeypatch.setenv("POLARS_MAX_THREADS", "7")
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
     told = Profile(1, 3, 0).environment()

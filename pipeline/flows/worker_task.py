@@ -1,0 +1,212 @@
+"""A task run on a worker: Prefect's own task engine, without Prefect's server.
+
+The engine sends events and log lines to the server, for which workers would need its password:
+whoever has that can have any command run where flows run. Here they are collected and returned
+with the result, and the driver sends them (`pipeline.flows.task_run_events`).
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from functools import cache
+from threading import Lock
+from typing import Any, NamedTuple, get_args
+from uuid import UUID
+
+import httpx
+from prefect import Task
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas import State, TaskRun
+from prefect.context import SyncClientContext
+from prefect.logging import handlers
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Pending
+from prefect.task_engine import run_task_sync
+from pydantic import PrivateAttr
+from pydantic_core import to_jsonable_python
+
+from pipeline import engine
+from pipeline.errors import ChunkmapError, is_transient
+from pipeline.flows.task_report import (
+    MAX_CHARACTERS,
+    MAX_LINE,
+    MAX_LINES,
+    MAX_STATES,
+    STATE_NAME,
+    ErrorReport,
+    LogLine,
+    StateReport,
+    StateType,
+    TaskReport,
+    cut,
+)
+from pipeline.once import once
+
+FLOWS = 8
+"""Parcels that a worker keeps unpacked: of flow runs that share a cluster."""
+RUNNING = "chunkmap-running"
+"""The topic of Dask's events in which workers say that a task run has begun."""
+
+
+class TaskRunNames(NamedTuple):
+    """What a worker needs to know of a task run beside its parameters. Plain data."""
+
+    id: str
+    name: str
+    dynamic_key: str
+    flow_run_id: str | None
+
+
+class ReportedTaskRun(TaskRun):
+    """A task run that notes each state it enters."""
+
+    _states: list[StateReport] = PrivateAttr(default_factory=list)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "state" and isinstance(value, State) and len(self._states) < MAX_STATES:
+            report = _state_report(value)
+            if report.type == "RUNNING" and not self._states:
+                engine.announce(RUNNING, [str(self.id), report.at])
+            self._states.append(report)
+
+    @property
+    def reported(self) -> tuple[StateReport, ...]:
+        """The states so far, without the one it began with."""
+        return tuple(self._states)
+
+
+def _state_report(state: State[Any]) -> StateReport:
+    name, known = state.name or "", get_args(StateType)
+    # Prefect's others are of runs that are to stop or wait, which batches are not.
+    type_: StateType = state.type.value if state.type.value in known else "PENDING"  # type: ignore[assignment]
+    return StateReport(
+        type=type_,
+        name=name if re.match(STATE_NAME, name) else state.type.value.title(),
+        at=state.timestamp.timestamp(),
+        message=None if state.message is None else cut(state.message),
+    )
+
+
+def run_packed(parcel: bytes, names: tuple[Any, ...], parameters: dict[str, Any]) -> bytes:
+    """Run a task on a worker; returns a `TaskReport` as JSON.
+
+    Args:
+        parcel: The pickled task and context, the same for all task runs of a flow run.
+        names: Of this task run: the fields of `TaskRunNames`.
+        parameters: Of the task.
+    """
+    task, context = _unpacked(parcel)
+    named = TaskRunNames(*names)
+    # Without tags: the engine would ask the server for slots of their limits. The driver does.
+    task_run = ReportedTaskRun(
+        id=UUID(named.id),
+        name=named.name,
+        flow_run_id=None if named.flow_run_id is None else UUID(named.flow_run_id),
+        task_key=task.task_key,
+        dynamic_key=named.dynamic_key,
+        task_version=task.version,
+        state=Pending(),
+    )
+    result, error = None, None
+    with _lines_of(named.id) as lines, _offline():
+        try:
+            result = run_task_sync(task, task_run=task_run, parameters=parameters, context=context)
+        except Exception as raised:
+            error = _error_report(raised)
+    report = TaskReport(
+        states=task_run.reported,
+        lines=tuple(lines),
+        result=to_jsonable_python(result),
+        error=error,
+    )
+    return report.model_dump_json().encode()
+
+
+def _error_report(error: Exception) -> ErrorReport:
+    hint = getattr(error, "hint", None)
+    return ErrorReport(
+        type=type(error).__name__[:200],
+        message=cut(str(error)),
+        hint=cut(hint) if isinstance(hint, str) else None,
+        is_final=isinstance(error, ChunkmapError) and not is_transient(error),
+    )
+
+
+@once(FLOWS)
+def _unpacked(parcel: bytes) -> tuple[Task[..., Any], dict[str, Any]]:
+    task, context = pickle.loads(parcel)
+    return task, context
+
+
+# -- no server -------------------------------------------------------------------------------------
+
+
+class _NoServer(httpx.BaseTransport):
+    """Refuses every request of Prefect's client."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("workers have no Prefect server; only the driver talks to it")
+
+
+@cache
+def _client() -> SyncPrefectClient:
+    client = SyncPrefectClient(
+        "http://no-server.invalid/api", httpx_settings={"transport": _NoServer()}
+    )
+    return client.__enter__()  # For good: whoever uses it enters it once more.
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Let Prefect find a client that is there and refuses everything.
+
+    Without one it makes one for each task run, or starts a server.
+    """
+    token = SyncClientContext.__var__.set(SyncClientContext.model_construct(client=_client()))
+    try:
+        yield
+    finally:
+        SyncClientContext.__var__.reset(token)
+
+
+# -- log lines -------------------------------------------------------------------------------------
+
+_lines: dict[str, list[LogLine]] = {}
+"""Of the task runs that run in this process, by id."""
+_lock = Lock()
+
+
+@contextmanager
+def _lines_of(task_run_id: str) -> Iterator[list[LogLine]]:
+    """Collect what is logged for a task run's page, instead of sending it."""
+    handlers.set_api_log_sink(_collect)
+    found = _lines[task_run_id] = []
+    try:
+        yield found
+    finally:
+        del _lines[task_run_id]
+
+
+def _collect(log: dict[str, Any]) -> None:
+    """Take a log line that Prefect would send."""
+    lines = _lines.get(str(log.get("task_run_id")))
+    if lines is None:
+        if PREFECT_API_URL.value():  # It is a driver's own: tests, and clusters without processes.
+            handlers.APILogWorker.instance().send(log)
+        return
+    with _lock:
+        room = MAX_CHARACTERS - sum(len(line.message) for line in lines)
+        if len(lines) < MAX_LINES and room > len(log["message"][:MAX_LINE]):
+            lines.append(
+                LogLine(
+                    logger=log["name"][:200],
+                    level=min(100, max(0, log["level"])),
+                    at=datetime.fromisoformat(log["timestamp"]).timestamp(),
+                    message=cut(log["message"]),
+                )
+            )
