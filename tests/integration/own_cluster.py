@@ -67,7 +67,7 @@ class OwnCluster:
             **_bare(),
             **settings.s3.environment(),
             **self.tls("worker"),
-            "PREFECT_API_URL": str(settings.prefect.api_url),
+            **settings.prefect.environment(),
             "CHUNKMAP_DASK__SCHEDULER": self.address,
             "CHUNKMAP_TRANSFORMS__ALLOW": "shop",
             "CHUNKMAP_TRANSFORMS__PATH": str(self.world.root),

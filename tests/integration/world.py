@@ -20,7 +20,8 @@ import polars as pl
 
 from pipeline import stack
 from pipeline.settings import Settings, load_settings
-from pipeline.stack import processes, services
+from pipeline.stack import processes
+from pipeline.stack.credentials import s3_settings
 from pipeline.stack.state import StateFolder
 from pipeline.storage import Storage, open_storage
 
@@ -225,7 +226,7 @@ def _allow_others(world: World) -> None:
     """Credentials of limited rights beside the stack's own, which come first."""
     folder = StateFolder(world.root / ".chunkmap")
     folder.create()
-    services.s3_settings(folder.root, 0)
+    s3_settings(folder.root, 0)
     config = folder.root / "s3.json"
     identities = json.loads(config.read_text())["identities"]
     for (key, secret), actions in ((READER, ["Read", "List"]), (BLIND, ["Write"])):

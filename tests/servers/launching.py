@@ -20,6 +20,7 @@ import botocore.exceptions
 
 from pipeline.settings import S3Settings
 from pipeline.stack import services
+from pipeline.stack.credentials import s3_settings
 from pipeline.stack.processes import HOST, free_ports
 from pipeline.storage.access import Access
 
@@ -130,7 +131,7 @@ def _ministack(folder: Path) -> _Start:
 
 def _seaweedfs(folder: Path) -> _Start:
     ports = free_ports(services.S3_PORTS)
-    owner = services.s3_settings(folder, ports[0])
+    owner = s3_settings(folder, ports[0])
     config = folder / "s3.json"
     said = json.loads(config.read_text())
     if len(said["identities"]) == 1:
