@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.certificates import make
+from pipeline.certificates import DAYS, make
 
 SERVICES = ("master", "volume", "filer", "s3", "admin", "worker", "client")
 """What calls or is called over gRPC, with a certificate on both sides."""
@@ -19,7 +19,7 @@ TOKENS = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_sig
 """What signs requests for the data of volumes and filer, each of them for writing or reading."""
 
 
-def certificates(authority: Path, days: int) -> dict[str, str]:
+def certificates(authority: Path, days: int = DAYS) -> dict[str, str]:
     """The files that `security_toml` names, of an authority in a folder, which is made if missing.
 
     Nobody but the server may hold a certificate of this authority: it opens everything.

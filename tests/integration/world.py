@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -15,6 +16,7 @@ from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import polars as pl
 
@@ -144,6 +146,21 @@ class World:
         # JSON is YAML.
         (self.root / f"{name}.yaml").write_text(json.dumps(job, indent=1))
         return f"{name}.yaml"
+
+    def ask_prefect(self, path: str, body: object) -> Any:
+        """What Prefect's API answers to a POST, as its pages send it: with password and token."""
+        access = self.settings.prefect.environment()
+        api, password = access["PREFECT_API_URL"], access["PREFECT_API_AUTH_STRING"].encode()
+        headers = {
+            "Authorization": f"Basic {base64.b64encode(password).decode()}",
+            "Content-Type": "application/json",
+        }
+        token = Request(f"{api}/csrf-token?client=tests", headers=headers)
+        with urlopen(token) as answer:
+            headers["Prefect-Csrf-Token"] = json.load(answer)["token"]
+        headers["Prefect-Csrf-Client"] = "tests"
+        with urlopen(Request(f"{api}/{path}", json.dumps(body).encode(), headers)) as answer:
+            return json.load(answer)
 
     def objects(self, *prefixes: str) -> set[tuple[str, str]]:
         """Everything in S3 whose URI begins with one of these, with its ETag."""
