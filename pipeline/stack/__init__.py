@@ -13,17 +13,28 @@ from pipeline.layers import STACK
 from pipeline.private import is_closed
 from pipeline.settings import Settings
 from pipeline.stack import processes
+from pipeline.stack.credentials import PREFECT_PASSWORD
 from pipeline.stack.starting import (
     TITLES,
     Echo,
     given_elsewhere,
     is_outdated,
     is_usable,
+    login,
     start_missing,
 )
 from pipeline.stack.state import NAMES, Service, ServiceName, StackState, StateFolder
 
-__all__ = ["Service", "ServiceStatus", "StackState", "down", "is_elsewhere", "status", "up"]
+__all__ = [
+    "Service",
+    "ServiceStatus",
+    "StackState",
+    "down",
+    "is_elsewhere",
+    "prefect_login",
+    "status",
+    "up",
+]
 
 _OWN_S3 = ("s3.endpoint_url", "s3.profile", "s3.access_key_id")
 
@@ -85,6 +96,13 @@ def is_elsewhere(settings: Settings) -> bool:
     """Whether the settings name a Prefect server, a Dask cluster and an S3 that are not ours."""
     own_s3 = any(settings.source(key) not in ("default", STACK) for key in _OWN_S3)
     return own_s3 and set(given_elsewhere(settings)) == {"prefect", "dask"}
+
+
+def prefect_login(settings: Settings) -> str:
+    """How people log in to Prefect's pages; empty if these are not ours, or ask for nothing."""
+    if settings.prefect.auth_string is None or settings.source("prefect.auth_string") != STACK:
+        return ""
+    return login(str(settings.state_dir / PREFECT_PASSWORD))
 
 
 def down(settings: Settings, echo: Echo = print) -> None:

@@ -223,11 +223,12 @@ def describe(service: Service) -> str:
     """What runs where, in a line."""
     page = f", page {service.page}" if service.page else ""
     if service.password_file:
-        page += f" (log in with what is in {shown(service.password_file)})"
+        page += f" ({login(service.password_file)})"
     return f"{TITLES[service.name]}: {service.address}{page} (process {service.pid})"
 
 
-def shown(file: str) -> str:
-    """A file's path for people: relative where it is below the present folder."""
-    path = Path(file)
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+def login(password_file: str) -> str:
+    """How people log in to a page; the path is relative where it is below the present folder."""
+    path = Path(password_file)
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return f"log in with what is in {shown}"
