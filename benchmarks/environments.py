@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ChunkmapError
+from pipeline.private import state_folder
 
 LOCKS = Path(__file__).parent / "peers" / "locks"
 INSTALL_SECONDS = 1800
@@ -91,7 +92,7 @@ def environment_of(peer: Peer, state_dir: Path, echo: Echo = lambda line: None) 
         return Environment((sys.executable, "-m", f"benchmarks.peers.{peer.module}"), {})
     python = _made(peer, state_dir, echo)
     # Only this package may be seen from there, not what is installed beside it.
-    code = state_dir / "bench" / "code"
+    code = state_folder(state_dir, "bench", "code")
     _link(code / "benchmarks", Path(__file__).parent)
     command = (str(python), "-m", f"benchmarks.peers.{peer.module}")
     return Environment(command, {"PYTHONPATH": str(code.resolve()), "PYTHONNOUSERSITE": "1"})
@@ -112,7 +113,8 @@ def _wanted(lock: str) -> str:
 
 def _made(peer: Peer, state_dir: Path, echo: Echo) -> Path:
     assert peer.lock is not None, "this very environment is not made"
-    folder, lock = state_dir / "bench" / "environments" / peer.lock, LOCKS / f"{peer.lock}.txt"
+    folder = state_folder(state_dir, "bench", "environments") / peer.lock
+    lock = LOCKS / f"{peer.lock}.txt"
     python = folder / "bin" / "python"
     if is_installed(peer, state_dir):
         return python
@@ -138,7 +140,6 @@ def _call(peer: Peer, command: list[str]) -> None:
 
 
 def _link(link: Path, target: Path) -> None:
-    link.parent.mkdir(parents=True, exist_ok=True)
     if link.is_symlink() and Path(os.readlink(link)) == target.resolve():
         return
     link.unlink(missing_ok=True)

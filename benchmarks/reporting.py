@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.record import Record
 from benchmarks.report_markdown import build_markdown
 from pipeline.errors import UsageError
+from pipeline.private import state_folder
 from pipeline.report.page import render_page
 from pipeline.settings import Settings
 from pipeline.storage import open_storage
@@ -40,8 +41,7 @@ def write_report(
     from benchmarks.report_page import build_page
 
     uri = f"{root.rstrip('/')}/reports/{record.id}/"
-    folder = settings.state_dir / "bench" / "reports" / record.id
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = state_folder(settings.state_dir, "bench", "reports", record.id)
     markdown = build_markdown(record, uri + "report.html")
     texts = {
         "report.html": render_page(build_page(record, earlier)),

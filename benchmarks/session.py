@@ -20,6 +20,7 @@ from benchmarks.subjects import ProcessSubject
 from benchmarks.workloads import WORKLOADS, Workload, needs
 from pipeline import stack
 from pipeline.errors import UsageError
+from pipeline.private import state_folder
 from pipeline.settings import Settings
 from pipeline.storage import Storage, open_storage
 
@@ -257,7 +258,7 @@ class Session:
 
     def _keep(self, record: Record) -> None:
         self.record = record
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        state_folder(self.settings.state_dir, "bench", "records")
         partial = self.path.with_suffix(".partial")
         partial.write_text(record.model_dump_json(indent=1), encoding="utf-8")
         partial.replace(self.path)
@@ -280,8 +281,7 @@ def contender(name: str, settings: Settings, echo: Echo) -> Contender:
     variables = settings.s3.environment()
     if settings.s3.endpoint_url:
         variables["AWS_ENDPOINT_URL"] = settings.s3.endpoint_url
-    if settings.prefect.api_url:
-        variables["PREFECT_API_URL"] = settings.prefect.api_url
+    variables |= settings.prefect.environment()
     subject = ProcessSubject(name, environment, tuple(pids), folder)
     return Contender(name, peer.title, subject, variables=variables)
 

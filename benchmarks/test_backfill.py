@@ -19,10 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import httpx
 import polars as pl
 import psutil
 import pytest
+from prefect.client.orchestration import get_client
 
 from benchmarks.backfill_driver import FIRST, job_of
 from pipeline import stack
@@ -31,6 +31,7 @@ from pipeline.backfill.records import Options
 from pipeline.backfill.status import look
 from pipeline.backfill.store import BackfillStore
 from pipeline.catalog import Catalog
+from pipeline.flows.server import connect, talking_to
 from pipeline.settings import Settings, load_settings
 from pipeline.storage import open_storage
 
@@ -53,10 +54,10 @@ def settings() -> Settings:
 def prefect_runs(settings: Settings, since: datetime) -> int:
     """Flow and task runs that began since then."""
     total = 0
-    for kind in ("flow_runs", "task_runs"):
-        body = {kind: {"start_time": {"after_": since.isoformat()}}}
-        answer = httpx.post(f"{settings.prefect.api_url}/{kind}/count", json=body, timeout=30)
-        total += int(answer.raise_for_status().json())
+    with talking_to(connect(settings.prefect), 1), get_client(sync_client=True) as client:
+        for kind in ("flow_runs", "task_runs"):
+            body = {kind: {"start_time": {"after_": since.isoformat()}}}
+            total += int(client._client.post(f"/{kind}/count", json=body).json())
     return total
 
 

@@ -24,16 +24,16 @@ import polars as pl
 import pytest
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from benchmarks.clusters import local_cluster
 from benchmarks.proxy import CountingProxy
 from pipeline import stack
-from pipeline.engine import start_local_cluster
 from pipeline.flows.launch import launch
 from pipeline.flows.server import connect
 from pipeline.job import Job, parse_job
 from pipeline.ledger import Ledger
 from pipeline.planning import Resume
 from pipeline.records import Progress
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import DaskSettings, Settings, load_settings
 from pipeline.storage import Storage, open_storage
 
 DELAY = 0.030
@@ -75,19 +75,21 @@ def settings() -> Settings:
 
 
 @contextmanager
-def cluster_of(settings: Settings, workers: int, endpoint: str, **more: str) -> Iterator[Any]:
+def cluster_of(
+    settings: Settings, workers: int, endpoint: str, **more: str
+) -> Iterator[tuple[Any, DaskSettings]]:
     """A cluster of its own, whose workers reach S3 at an endpoint."""
     environment = {
         **settings.s3.environment(),
         "AWS_ENDPOINT_URL_S3": endpoint,
-        "PREFECT_API_URL": str(settings.prefect.api_url),
+        **settings.prefect.environment(),
         "POLARS_MAX_THREADS": "1",
         "CHUNKMAP_BATCHES__FLUSH_SECONDS": "60",
         "CHUNKMAP_LOGS__LEVEL": "warning",
         **more,
     }
-    with start_local_cluster(workers, 1, 2 << 30, environment) as cluster:
-        yield cluster
+    with local_cluster(workers, 1, environment, 2 << 30) as started:
+        yield started
 
 
 def fill(storage: Storage, prefix: str, shares: int, objects: int, rows: int) -> None:
@@ -115,10 +117,12 @@ output: {{uri: "s3://demo/scaling/{name}-{uuid.uuid4().hex[:8]}/"}}
     )
 
 
-def run(settings: Settings, address: str, work: Job, workers: int) -> tuple[Measured, Progress]:
+def run(
+    settings: Settings, own: DaskSettings, work: Job, workers: int
+) -> tuple[Measured, Progress]:
     """Run a job on a cluster."""
     changed = settings.model_dump()
-    changed["dask"] |= {"scheduler": address}
+    changed["dask"] |= {"scheduler": own.scheduler, "tls": own.tls.paths()}
     changed["batches"] |= {"seconds": 2.0}
     here = Settings.model_validate(changed)
     begun = time.time()
@@ -153,8 +157,8 @@ def test_cpu_bound(benchmark: Any, settings: Settings) -> None:
         found = []
         for workers in (1, 2):
             work = job(f"busy-{workers}", source, "python_function", workers, "{per_file: true}")
-            with cluster_of(settings, workers, endpoint) as cluster:
-                found.append(run(settings, cluster.scheduler_address, work, workers)[0])
+            with cluster_of(settings, workers, endpoint) as (_, own):
+                found.append(run(settings, own, work, workers)[0])
         return found
 
     report(benchmark, benchmark.pedantic(measure, rounds=1))
@@ -172,10 +176,10 @@ def test_latency_bound(benchmark: Any, settings: Settings) -> None:
             for workers in LATENT:
                 with cluster_of(
                     settings, workers, proxy.endpoint, CHUNKMAP_S3__MAX_REQUESTS="1"
-                ) as cluster:
+                ) as (_, own):
                     chunks = f"{{max_rows: {OBJECTS * ROWS}}}"
                     work = job(f"latent-{workers}", source, "identity", workers, chunks)
-                    found.append(run(settings, cluster.scheduler_address, work, workers)[0])
+                    found.append(run(settings, own, work, workers)[0])
         return found
 
     report(benchmark, benchmark.pedantic(measure, rounds=1))
@@ -203,14 +207,17 @@ def test_new_worker(benchmark: Any, settings: Settings) -> None:
     def measure() -> float:
         with (
             CountingProxy(str(settings.s3.endpoint_url), DELAY) as proxy,
-            cluster_of(settings, 1, proxy.endpoint, CHUNKMAP_S3__MAX_REQUESTS="1") as cluster,
+            cluster_of(settings, 1, proxy.endpoint, CHUNKMAP_S3__MAX_REQUESTS="1") as (
+                cluster,
+                own,
+            ),
         ):
             cluster.scheduler.add_plugin(joined)
             over = Event()
             scaling = Thread(target=_scale_when_busy, args=(cluster, over))
             scaling.start()
             try:
-                _, progress = run(settings, cluster.scheduler_address, work, 2)
+                _, progress = run(settings, own, work, 2)
             finally:
                 over.set()
                 scaling.join()

@@ -18,17 +18,17 @@ from typing import Any
 
 import pytest
 
+from benchmarks.clusters import local_cluster
 from benchmarks.datasets import ensure
 from benchmarks.session import DEFAULT_ROOT
 from benchmarks.simulation.answer import simulate
 from benchmarks.simulation.case import Case
 from benchmarks.simulation.fitting import HERE
 from benchmarks.simulation.parameters import load_parameters
-from pipeline.engine import start_local_cluster
 from pipeline.flows.launch import launch
 from pipeline.job import Job
 from pipeline.planning import Resume
-from pipeline.settings import DaskSettings, Settings
+from pipeline.settings import Settings
 from pipeline.storage import open_storage
 
 WORKERS = (1, 2, 4, 8, 16, 32)
@@ -46,9 +46,8 @@ NEAR = 0.25
 def cluster(settings: Settings, workers: int) -> Iterator[Settings]:
     """A cluster of so many threads, and the settings that name it."""
     threads = min(THREADS, workers)
-    environment = {"PREFECT_API_URL": str(settings.prefect.api_url), **settings.s3.environment()}
-    with start_local_cluster(workers // threads, threads, None, environment) as started:
-        own = DaskSettings(scheduler=str(started.scheduler_address))
+    environment = {**settings.prefect.environment(), **settings.s3.environment()}
+    with local_cluster(workers // threads, threads, environment) as (_, own):
         yield settings.model_copy(update={"dask": own})
 
 

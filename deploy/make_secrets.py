@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.certificates import make
+from pipeline.seaweedfs import certificates as certificates_of_s3
+from pipeline.seaweedfs import security_toml
 
 MADE = Path(os.environ.get("SECRETS", "/secrets"))
 GIVEN = Path(os.environ.get("GIVEN", "/given"))
@@ -31,7 +33,6 @@ PASSWORD = re.compile(r"[A-Za-z0-9._~-]{12,}\n?")
 """What needs no quoting in an address or a configuration file."""
 S3_FOLDER = "/etc/seaweedfs"
 """Where SeaweedFS's container has the volume `s3-server`."""
-GRPC_PARTS = ("master", "volume", "filer", "s3", "client")
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,16 +198,11 @@ def internal_certificates() -> None:
 
     Of an authority of its own: the cluster's workers must not be let in.
     """
-    authority = MADE / "authority/s3"
-    make(authority, ("127.0.0.1",))
-    for name, source in (("ca", "ca"), ("cert", "worker"), ("key", "worker-key")):
-        write(MADE / f"s3-server/{name}.pem", (authority / f"{source}.pem").read_text("ascii"))
-    lines = [f'[grpc]\nca = "{S3_FOLDER}/ca.pem"']
-    lines += [
-        f'[grpc.{part}]\ncert = "{S3_FOLDER}/cert.pem"\nkey = "{S3_FOLDER}/key.pem"'
-        for part in GRPC_PARTS
-    ]
-    write(MADE / "s3-server/security.toml", "\n".join(lines) + "\n")
+    folder = MADE / "s3-server"
+    for name, text in certificates_of_s3(MADE / "authority/s3").items():
+        write(folder / name, text)
+    # No tokens: the ports that would ask for them listen to the server's container alone.
+    write(folder / "security.toml", security_toml(S3_FOLDER, {}))
 
 
 def listed(name: str, default: str) -> tuple[str, ...]:

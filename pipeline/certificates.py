@@ -9,12 +9,13 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
+from pipeline.private import make_folder
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -28,6 +29,15 @@ WARN_DAYS = 30
 """From when on a certificate that expires is worth a word."""
 BEFORE = timedelta(minutes=10)
 """How far a clock may be behind ours and still take a certificate that was made just now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ephemeral:
+    """A certificate and its key for one cluster, in memory, and the authority that signed it."""
+
+    ca: str
+    cert: str
+    key: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +65,7 @@ def make(folder: Path, hosts: Sequence[str] = (), days: int = DAYS, *, force: bo
         UsageError: half an authority is there, or the folder cannot be written to.
     """
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         return _make(folder, hosts, days, force)
     except OSError as error:
         raise UsageError(f"{error.filename or folder}: {error.strerror}") from error
@@ -93,6 +103,16 @@ def _make(folder: Path, hosts: Sequence[str], days: int, force: bool) -> Made:
         _write(files[0], certificate, files[1], key)
         written += files
     return Made(tuple(written), tuple(kept))
+
+
+def ephemeral() -> Ephemeral:
+    """Make an authority that signs one certificate, and forget its key.
+
+    For processes that start each other and hand it on: nobody else can have one of that authority.
+    """
+    ca, ca_key = _authority()
+    certificate, key = _signed("worker", (), DAYS, ca, ca_key)
+    return Ephemeral(_pem(ca).decode(), _pem(certificate).decode(), _key_pem(key).decode())
 
 
 def expires(path: Path) -> datetime:
@@ -201,12 +221,21 @@ def _usage(*, signs: bool) -> x509.KeyUsage:
 def _write(
     path: Path, certificate: Certificate, key_path: Path, key: EllipticCurvePrivateKey
 ) -> None:
+    # The key first: a certificate without its key would count as made.
+    _replace(key_path, _key_pem(key), 0o600)
+    _replace(path, _pem(certificate), 0o644)
+
+
+def _pem(certificate: Certificate) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return certificate.public_bytes(Encoding.PEM)
+
+
+def _key_pem(key: EllipticCurvePrivateKey) -> bytes:
     from cryptography.hazmat.primitives import serialization as form
 
-    secret = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
-    # The key first: a certificate without its key would count as made.
-    _replace(key_path, secret, 0o600)
-    _replace(path, certificate.public_bytes(form.Encoding.PEM), 0o644)
+    return key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
 
 
 def _replace(path: Path, data: bytes, mode: int) -> None:

@@ -25,6 +25,7 @@ from pipeline.ledger import Ledger
 from pipeline.liveness import start_time
 from pipeline.manifest import draft_commit, files_of
 from pipeline.outages import advisory
+from pipeline.private import state_folder
 from pipeline.publish import (
     UploadsVanishedError,
     abort_spares,
@@ -295,8 +296,7 @@ def store_report(
     html, said = render_html(report), render_json(report)
     bodies = {"report.html": html, "report.json": said}
     together(lambda name: storage.put(ledger.prefix + name, bodies[name].encode()), list(bodies))
-    local = folder / "reports" / ledger.run
-    local.mkdir(parents=True, exist_ok=True)
+    local = state_folder(folder, "reports", ledger.run)
     (local / "report.html").write_text(html)
     (local / "report.json").write_text(said)
     uri = ledger.prefix + "report.html"

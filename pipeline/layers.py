@@ -34,6 +34,7 @@ _NOT_SETTINGS = frozenset({"CHUNKMAP_CONF"})
 # Variables of other programs that say the same as a setting of ours; earlier ones win.
 _STANDARD = (
     ("PREFECT_API_URL", ("prefect", "api_url")),
+    ("PREFECT_API_AUTH_STRING", ("prefect", "auth_string")),
     ("DASK_SCHEDULER_ADDRESS", ("dask", "scheduler")),
     ("AWS_ENDPOINT_URL_S3", ("s3", "endpoint_url")),
     ("AWS_ENDPOINT_URL", ("s3", "endpoint_url")),
@@ -117,28 +118,32 @@ def environment_layer(environ: Mapping[str, str], model: type[BaseModel]) -> Lay
     return Layer(values, lambda location: _variable(names, location))
 
 
-def stack_layer(
+def stack_layers(
     state_dir: Path,
     environment: str,
     environ: Mapping[str, str],
     below: Iterable[Layer],
     above: Iterable[Layer],
-) -> Layer:
-    """The addresses of the embedded stack's processes that run, if it was started for here.
+) -> tuple[Layer, Layer]:
+    """The addresses of the embedded stack's processes that run, and what these ask for.
 
     A stack that was started for another environment says nothing, so that a run against
-    production never lands on it. Its S3 comes whole or not at all: never its credentials with the
-    user's endpoint, or the other way round.
+    production never lands on it. Each service comes whole or not at all: never its credentials with
+    the user's address, or the other way round. So what they ask for wins over everything.
 
     Args:
         state_dir: The stack's folder.
         environment: The environment of these settings.
         environ: The variables of this process.
         below: The layers that the stack wins over.
-        above: The layers that win over the stack.
+        above: The layers that win over the stack's addresses.
+
+    Returns:
+        The addresses, and what wins over the layers above because it belongs to one of them.
     """
     state = _read_state(state_dir / "stack.json")
     values: dict[str, Any] = {}
+    secrets: dict[str, Any] = {}
     if state.get("environment") == environment:
         services = {
             name: service
@@ -150,13 +155,22 @@ def stack_layer(
         own_s3 = any(environ.get(name) for name in _OWN_S3) or any(
             _get(one, "s3", key) for one in above for key in _OWN_S3_KEYS
         )
-        if "prefect" in services:
+        if "prefect" in services and not any(_get(one, "prefect", "api_url") for one in above):
             put(values, ("prefect", "api_url"), services["prefect"]["address"])
-        if "dask" in services and not any(_get(one, "dask", "cluster_class") for one in others):
-            put(values, ("dask", "scheduler"), services["dask"]["address"])
+            # Both are None for a stack of an older version, which asks for nothing.
+            put(secrets, ("prefect", "auth_string"), state.get("prefect", {}).get("auth_string"))
+        if (
+            "dask" in services
+            and not any(_get(one, "dask", "cluster_class") for one in others)
+            and not any(_get(one, "dask", "scheduler") for one in above)
+        ):
+            address = services["dask"]["address"]
+            tls = state.get("tls", {}) if address.startswith("tls://") else {}
+            put(values, ("dask", "scheduler"), address)
+            put(secrets, ("dask", "tls"), {name: tls.get(name) for name in ("ca", "cert", "key")})
         if "s3" in services and not own_s3:
             values["s3"] = {"profile": None, "session_token": None, **state["s3"]}
-    return Layer(values, lambda location: STACK)
+    return Layer(values, lambda location: STACK), Layer(secrets, lambda location: STACK)
 
 
 def put(values: dict[str, Any], location: tuple[str, ...], value: Any) -> None:

@@ -14,6 +14,7 @@ from pipeline.attaching import is_driving
 from pipeline.driver import DriverRecord, failure_lines, read_driver
 from pipeline.errors import UsageError
 from pipeline.ledger import Ledger
+from pipeline.private import state_folder
 from pipeline.records import RunRecord
 from pipeline.runs.ledger.find import runs_of
 from pipeline.storage import Storage, parse
@@ -120,12 +121,11 @@ def find_run(runs: list[RunState], wanted: str) -> RunState:
 
 def fetch_report(storage: Storage, uri: str, folder: Path, run: str) -> str | None:
     """Bring a run's report to this machine; its page's path, or None if there is no report."""
-    local = folder / "reports" / run
     for name in ("report.json", "report.html"):
         blob = storage.get_if_there(uri.rpartition("/")[0] + "/" + name)
         if blob is None:
             return None
-        local.mkdir(parents=True, exist_ok=True)
+        local = state_folder(folder, "reports", run)
         (local / name).write_bytes(blob.data)
     return str(local / "report.html")
 
@@ -140,5 +140,4 @@ def remember_output(state_dir: Path, output: str) -> None:
     """Note an output, so that `status` finds it without being told."""
     uri = parse(output).uri.rstrip("/") + "/"
     outputs = [*(one for one in known_outputs(state_dir) if one != uri), uri]
-    state_dir.mkdir(parents=True, exist_ok=True)
-    (state_dir / "outputs.json").write_text(json.dumps(outputs))
+    (state_folder(state_dir) / "outputs.json").write_text(json.dumps(outputs))

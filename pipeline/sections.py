@@ -56,8 +56,22 @@ class PrefectSettings(_Section):
 
     api_url: Annotated[str, AfterValidator(_prefect_address)] | None = None
     """Its API, such as http://127.0.0.1:4200/api. Also from PREFECT_API_URL."""
+    auth_string: SecretStr | None = None
+    """What it asks for: a name, a colon and a password. From PREFECT_API_AUTH_STRING, or the
+    embedded stack."""
     connect_timeout: Seconds = 10.0
     """How long to wait for its first answer; with what comes before, within 15 s."""
+
+    def environment(self) -> dict[str, str]:
+        """The Prefect variables that make another process use the same server. Holds a secret."""
+        return {
+            name: value.get_secret_value() if isinstance(value, SecretStr) else value
+            for name, value in (
+                ("PREFECT_API_URL", self.api_url),
+                ("PREFECT_API_AUTH_STRING", self.auth_string),
+            )
+            if value
+        }
 
 
 class TlsSettings(_Section):

@@ -62,7 +62,9 @@ __all__ = [
 ]
 
 MASK = "********"
-_SECRET_WORDS = re.compile(r"password|passwd|secret|token|credential|api_?key", re.IGNORECASE)
+_SECRET_WORDS = re.compile(
+    r"password|passwd|secret|token|credential|api_?key|auth_?string", re.IGNORECASE
+)
 
 
 class Settings(BaseSettings):
@@ -132,8 +134,12 @@ def load_settings(
     files, name = _file_layers(cwd, above)
     named = layers.Layer({"environment": name}, lambda location: "default")
     first = _validate([named, *files, *above], cwd)
-    stack = layers.stack_layer(first.state_dir, first.environment, os.environ, files, above)
-    return _validate([named, *files, stack, *above], cwd) if stack.values else first
+    stack, secrets = layers.stack_layers(
+        first.state_dir, first.environment, os.environ, files, above
+    )
+    if not stack.values:
+        return first
+    return _validate([named, *files, stack, *above, secrets], cwd)
 
 
 def explain(settings: Settings) -> list[tuple[str, str, str]]:

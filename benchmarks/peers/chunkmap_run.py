@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from benchmarks.peers.protocol import Spec, main
 from pipeline.job import Job
 from pipeline.planning import Resume, plan_input
 from pipeline.rounds import MapProgress
-from pipeline.settings import DaskSettings, Settings, load_settings
+from pipeline.settings import Settings, load_settings
 from pipeline.storage import open_storage
 
 THREADS_PER_WORKER = 8
@@ -43,7 +43,8 @@ class State:
     """What start-up made."""
 
     settings: Settings
-    cluster: Any = None
+    cluster: ExitStack = field(default_factory=ExitStack)
+    """Of our own, if any."""
 
 
 def start(spec: Spec) -> State:
@@ -54,19 +55,19 @@ def start(spec: Spec) -> State:
     settings = load_settings()
     if not spec.workers:
         return State(settings)
-    from pipeline.engine import start_local_cluster
+    from benchmarks.clusters import local_cluster
 
     threads = 1 if spec.workers <= spec.cores else min(THREADS_PER_WORKER, spec.workers)
-    environment = {"PREFECT_API_URL": str(settings.prefect.api_url), **settings.s3.environment()}
-    cluster = start_local_cluster(spec.workers // threads, threads, None, environment)
-    own = DaskSettings(scheduler=str(cluster.scheduler_address))
+    environment = {**settings.prefect.environment(), **settings.s3.environment()}
+    cluster = ExitStack()
+    started = local_cluster(spec.workers // threads, threads, environment)
+    _, own = cluster.enter_context(started)
     return State(settings.model_copy(update={"dask": own}), cluster)
 
 
 def stop(state: State) -> None:
     """End a cluster of our own."""
-    if state.cluster is not None:
-        state.cluster.close()
+    state.cluster.close()
 
 
 def job_of(spec: Spec, output: str) -> Job:
@@ -153,7 +154,7 @@ def ledger(state: State, spec: Spec, output: str) -> dict[str, Any]:
     settings = state.settings
     api_url = connect(settings.prefect)
     stored, code = ledger_only_run(settings, job_of(spec, output), synthetic_plan(spec.tasks))
-    environment = {"PREFECT_API_URL": api_url, **settings.s3.environment()}
+    environment = {**settings.prefect.environment(), **settings.s3.environment()}
     run_flow = only(ledger_only_flow, task_runner(settings.dask, environment))
     with talking_to(api_url, 1):
         clock = time.perf_counter()

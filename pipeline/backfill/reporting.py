@@ -10,6 +10,7 @@ from pipeline.backfill.layout import lay_out
 from pipeline.backfill.status import BackfillStatus, look
 from pipeline.backfill.store import BackfillStore
 from pipeline.job import Job
+from pipeline.private import state_folder
 from pipeline.report.backfill_model import BackfillReport, Calendar
 
 MOST_ROWS = 100
@@ -33,8 +34,7 @@ def store_report(store: BackfillStore, folder: Path) -> tuple[str, str]:
     storage = store.storage
     storage.put(store.prefix + "report.html", html.encode())
     storage.put(store.prefix + "report.json", said.encode())
-    local = folder / "reports" / store.backfill
-    local.mkdir(parents=True, exist_ok=True)
+    local = state_folder(folder, "reports", store.backfill)
     (local / "report.html").write_text(html, encoding="utf-8")
     (local / "report.json").write_text(said, encoding="utf-8")
     return store.prefix + "report.html", str(local / "report.html")

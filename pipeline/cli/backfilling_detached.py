@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.backfill.store import BackfillStore
 from pipeline.cli.screen import notes, say, show_pairs
 from pipeline.errors import RunFailedError
+from pipeline.private import state_folder
 from pipeline.settings import Settings
 
 _MAIN = "from pipeline.cli import main; main()"
@@ -38,8 +39,7 @@ def start_detached(
     Raises:
         RunFailedError: it ended before it began to drive.
     """
-    log = settings.state_dir / "backfills" / f"{store.backfill}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    log = state_folder(settings.state_dir, "backfills") / f"{store.backfill}.log"
     command = [sys.executable, "-P", "-c", _MAIN, "backfill", "drive", store.backfill]
     command += ["--output", store.output, "--again", json.dumps(going)]
     command += ["--environment", environment] if environment else []

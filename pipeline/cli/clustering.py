@@ -13,6 +13,7 @@ from rich.text import Text
 
 from pipeline.cli.screen import columns, notes, out, plural, print_json, say, size
 from pipeline.settings import Settings, load_settings
+from pipeline.stack import prefect_login
 
 if TYPE_CHECKING:
     from pipeline.engine import Cluster, WorkerView
@@ -88,11 +89,13 @@ def _prefect_page(settings: Settings) -> str:
 
 def _page(settings: Settings, cluster: Cluster, seen: list[Seen]) -> Group:
     threads = sum(one.view.threads for one in seen)
+    login = prefect_login(settings)
     head = [
         f"[bold]{escape(cluster.scheduler)}[/]: {plural(len(seen), 'worker')}, "
         f"{plural(threads, 'thread')}",
         f"[dim]Dask's pages[/]  {escape(cluster.dashboard) or 'none'}",
-        f"[dim]Prefect's UI[/]  {escape(_prefect_page(settings)) or 'none set'}",
+        f"[dim]Prefect's UI[/]  {escape(_prefect_page(settings)) or 'none set'}"
+        + (f" ({escape(login)})" if login else ""),
         f"[dim]versions[/]      {escape(_versions(seen))}",
     ]
     lines = [Text.from_markup(line) for line in head]

@@ -34,7 +34,9 @@ def demo(environment: str | None, *, as_json: bool) -> int:
     job = load_job(JOB)
     with _stack(environment) as settings:
         if settings.prefect.api_url:
-            _note(f"Prefect UI: {ui_address(settings.prefect.api_url)}")
+            login = stack.prefect_login(settings)
+            page = ui_address(settings.prefect.api_url)
+            _note(f"Prefect UI: {page} ({login})" if login else f"Prefect UI: {page}")
         _generate(job, settings)
         outcome = run_job(job, settings, "chunkmap demo", quiet=as_json)
         if not as_json:

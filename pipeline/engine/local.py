@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.engine.profile import PRELOAD, configure, for_machine, machine
-from pipeline.engine.security import security_of
+from pipeline.engine.security import own_security, security_of
 from pipeline.settings import TlsSettings
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def start_local_cluster(
         scheduler_port: The scheduler's port. Default: any.
         dashboard_port: The port of its pages. Default: any.
         local_directory: Where workers keep their files. Default: a temporary folder.
-        tls: The settings `dask.tls`. Default: no encryption; nothing leaves this machine.
+        tls: The settings `dask.tls`. Default: a certificate that only this cluster has; clients
+            take it from the cluster.
 
     Returns:
         The cluster, once all workers are there. Close it.
@@ -55,14 +56,14 @@ def start_local_cluster(
     _take_back()
     cores, available = machine()
     workers, profile = for_machine(cores, workers, threads, memory, available)
-    security = security_of(TlsSettings.model_validate(dict(tls or {})))
+    security = security_of(TlsSettings.model_validate(dict(tls or {}))) or own_security()
     _give({**profile.environment(), **(environment or {})})
     cluster = LocalCluster(
         n_workers=workers,
         threads_per_worker=profile.threads,
         memory_limit=profile.memory,
         host="127.0.0.1",
-        protocol="tls" if security else "tcp",
+        protocol="tls",
         security=security,
         worker_class=MapNanny,
         stop_seconds=STOP_SECONDS,

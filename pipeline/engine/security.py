@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.certificates import ephemeral
 from pipeline.errors import SettingsError
 from pipeline.settings import TlsSettings
 
@@ -22,8 +23,6 @@ def security_of(settings: TlsSettings) -> Security | None:
     """
     if settings.ca is None or settings.cert is None or settings.key is None:
         return None
-    from distributed.security import Security
-
     for name in ("ca", "cert", "key"):
         path = getattr(settings, name).expanduser()
         try:
@@ -34,9 +33,24 @@ def security_of(settings: TlsSettings) -> Security | None:
                 "chunkmap tls init --directory DIR makes certificates",
             ) from error
     cert, key = str(settings.cert.expanduser()), str(settings.key.expanduser())
+    return _security(str(settings.ca.expanduser()), cert, key)
+
+
+def own_security() -> Security:
+    """What a cluster that this process starts and ends has to use, with a certificate of its own.
+
+    Every account of this machine reaches its scheduler, and who may send it tasks runs code as us.
+    """
+    made = ephemeral()
+    return _security(made.ca, made.cert, made.key)
+
+
+def _security(ca: str, cert: str, key: str) -> Security:
+    from distributed.security import Security
+
     return Security(
         require_encryption=True,
-        tls_ca_file=str(settings.ca.expanduser()),
+        tls_ca_file=ca,
         tls_client_cert=cert,
         tls_client_key=key,
         tls_worker_cert=cert,

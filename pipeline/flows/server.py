@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import time
@@ -55,7 +56,7 @@ def connect(settings: PrefectSettings) -> str:
     api_url = check_server(settings)
     # Before prefect is imported, and inherited by whatever this process starts: a process that
     # does not know the address starts a server of its own.
-    os.environ["PREFECT_API_URL"] = api_url
+    os.environ.update(settings.environment())
     from prefect.logging.configuration import ensure_logging_setup
 
     ensure_logging_setup()
@@ -63,7 +64,38 @@ def connect(settings: PrefectSettings) -> str:
         # The flow's logs go to the server; the terminal belongs to the progress bar.
         if type(handler).__name__ == "PrefectConsoleHandler":
             handler.setLevel(logging.CRITICAL + 1)
+    _check_password(api_url)
     return api_url
+
+
+def _check_password(api_url: str) -> None:
+    """Raise EngineUnavailableError when the server refuses the password that Prefect would send.
+
+    Servers without that page are left to say it themselves.
+    """
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
+
+    if PREFECT_API_KEY.value() is not None:
+        return  # Of Prefect Cloud.
+    # Where Prefect was imported before, its settings do not know what `connect` found.
+    given = os.environ.get("PREFECT_API_AUTH_STRING") or PREFECT_API_AUTH_STRING.value()
+    request = urllib.request.Request(api_url + "/admin/version")
+    if given:
+        encoded = base64.b64encode(given.encode()).decode("ascii")
+        request.add_header("Authorization", f"Basic {encoded}")
+    try:
+        urllib.request.urlopen(request, timeout=10).close()
+    except urllib.error.HTTPError as error:
+        if error.code not in (401, 403):
+            return
+        problem = "does not take the password that is set" if given else "asks for a password"
+        raise EngineUnavailableError(
+            f"the Prefect server at {api_url} {problem} (prefect.auth_string)",
+            "set PREFECT_API_AUTH_STRING; the embedded stack's is in the file prefect-password of "
+            "its state folder",
+        ) from error
+    except OSError:
+        return  # It answered a moment ago; if it is gone for good, the run says so.
 
 
 def drain(seconds: float) -> bool:
@@ -100,6 +132,7 @@ def talking_to(api_url: str, retries: int, *, beats: bool = False) -> Iterator[N
             (see `pipeline.flows.heartbeat`). Each then takes up to a second longer to end.
     """
     from prefect.settings import (
+        PREFECT_API_AUTH_STRING,
         PREFECT_API_URL,
         PREFECT_CLIENT_MAX_RETRIES,
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
@@ -111,6 +144,9 @@ def talking_to(api_url: str, retries: int, *, beats: bool = False) -> Iterator[N
         PREFECT_API_URL: api_url,
         PREFECT_CLIENT_MAX_RETRIES: min(retries, PREFECT_CLIENT_MAX_RETRIES.value()),
     }
+    password = os.environ.get("PREFECT_API_AUTH_STRING")
+    if password:
+        settings[PREFECT_API_AUTH_STRING] = password
     if beats:
         settings[heartbeat] = HEARTBEAT_SECONDS
     elif heartbeat.value() == heartbeat.default():

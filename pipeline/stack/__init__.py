@@ -1,20 +1,40 @@
 """The embedded stack: S3 (SeaweedFS), a Prefect server and a Dask cluster, on this machine only.
 
 `up` starts what does not run and repairs what is half dead; `down` stops exactly what `up`
-started. All of it listens on 127.0.0.1 and keeps its data, logs and state in one folder.
+started. All of it listens on 127.0.0.1 and keeps its data, logs and state in one folder. Every
+account of the machine reaches these ports, so each asks for a secret that lies in that folder.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.layers import STACK
+from pipeline.private import is_closed
 from pipeline.settings import Settings
 from pipeline.stack import processes
-from pipeline.stack.starting import TITLES, Echo, given_elsewhere, is_serving, start_missing
+from pipeline.stack.credentials import PREFECT_PASSWORD
+from pipeline.stack.starting import (
+    TITLES,
+    Echo,
+    given_elsewhere,
+    is_outdated,
+    is_usable,
+    login,
+    start_missing,
+)
 from pipeline.stack.state import NAMES, Service, ServiceName, StackState, StateFolder
 
-__all__ = ["Service", "ServiceStatus", "StackState", "down", "is_elsewhere", "status", "up"]
+__all__ = [
+    "Service",
+    "ServiceStatus",
+    "StackState",
+    "down",
+    "is_elsewhere",
+    "prefect_login",
+    "status",
+    "up",
+]
 
 _OWN_S3 = ("s3.endpoint_url", "s3.profile", "s3.access_key_id")
 
@@ -26,10 +46,12 @@ class ServiceStatus:
     Attributes:
         name: `s3`, `prefect` or `dask`.
         title: The same for people.
-        state: `running`, `silent` (runs, but does not answer), `died` or `stopped`.
+        state: `running`, `silent` (runs, but does not answer), `outdated` (an older version started
+            it, without passwords: `up` starts it again), `died` or `stopped`.
         pid: The process, if it runs.
         address: Where its clients connect.
         page: Its page for people, if it has one.
+        password_file: Holds what its page asks for, if it asks.
     """
 
     name: ServiceName
@@ -38,6 +60,7 @@ class ServiceStatus:
     pid: int | None = None
     address: str = ""
     page: str = ""
+    password_file: str = ""
 
 
 def up(settings: Settings, echo: Echo = print) -> StackState:
@@ -51,10 +74,12 @@ def up(settings: Settings, echo: Echo = print) -> StackState:
     """
     folder = StateFolder(settings.state_dir)
     folder.create()
+    if not is_closed(folder.root):
+        echo(f"{folder.root} holds secrets, and other accounts of this machine may read it")
     with folder.lock():
         before = folder.load() or StackState(settings.environment)
-        before = StackState(settings.environment, before.services, before.s3)
-        keep = [one.pid for one in before.services.values() if is_serving(one)]
+        before = replace(before, environment=settings.environment)
+        keep = [one.pid for one in before.services.values() if is_usable(one)]
         try:
             state = start_missing(folder, settings, before, echo)
         except BaseException:
@@ -71,6 +96,13 @@ def is_elsewhere(settings: Settings) -> bool:
     """Whether the settings name a Prefect server, a Dask cluster and an S3 that are not ours."""
     own_s3 = any(settings.source(key) not in ("default", STACK) for key in _OWN_S3)
     return own_s3 and set(given_elsewhere(settings)) == {"prefect", "dask"}
+
+
+def prefect_login(settings: Settings) -> str:
+    """How people log in to Prefect's pages; empty if these are not ours, or ask for nothing."""
+    if settings.prefect.auth_string is None or settings.source("prefect.auth_string") != STACK:
+        return ""
+    return login(str(settings.state_dir / PREFECT_PASSWORD))
 
 
 def down(settings: Settings, echo: Echo = print) -> None:
@@ -102,4 +134,12 @@ def _status_of(name: ServiceName, service: Service | None) -> ServiceStatus:
     if not service.alive:
         return ServiceStatus(name, TITLES[name], "died")
     state = "running" if processes.answers(service.ports[0]) else "silent"
-    return ServiceStatus(name, TITLES[name], state, service.pid, service.address, service.page)
+    return ServiceStatus(
+        name,
+        TITLES[name],
+        "outdated" if is_outdated(service) else state,
+        service.pid,
+        service.address,
+        service.page,
+        service.password_file,
+    )

@@ -63,7 +63,13 @@ def answers(port: int) -> bool:
 
 
 def spawn(
-    command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path, marker: str
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    folder: Path,
+    log: Path,
+    marker: str,
+    *,
+    umask: int = -1,
 ) -> tuple[int, float]:
     """Start a command in a session of its own, so that no terminal's Ctrl-C or hang-up reaches it.
 
@@ -73,6 +79,7 @@ def spawn(
         folder: Its working folder.
         log: Where its output is appended.
         marker: Value of the variable by which it is found after a crash.
+        umask: Its umask; -1 for ours.
 
     Returns:
         Its process id and start time.
@@ -91,6 +98,7 @@ def spawn(
             cwd=folder,
             env={**environment, MARKER: marker},
             start_new_session=True,
+            umask=umask,
         )
     _children[process.pid] = process, marker
     # A process that has ended already keeps its id until we clear it away, so 0 harms no one.

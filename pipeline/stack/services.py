@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import sys
 import sysconfig
@@ -17,12 +16,20 @@ from http.client import HTTPException
 from pathlib import Path
 
 from pipeline.errors import StackError, StorageError
-from pipeline.settings import DaskSettings, S3Settings, Settings
+from pipeline.private import OTHERS, make_folder
+from pipeline.settings import DaskSettings, PrefectSettings, S3Settings, Settings
+from pipeline.stack.credentials import (
+    PREFECT_PASSWORD,
+    make_tls,
+    prefect_password,
+    s3_security,
+    s3_settings,
+    tls_settings,
+)
 from pipeline.stack.processes import HOST
-from pipeline.stack.state import ServiceName, write_private
+from pipeline.stack.state import ServiceName
 
 BUCKET = "demo"
-REGION = "us-east-1"
 S3_PORTS, PREFECT_PORTS, DASK_PORTS = 10, 1, 2
 """How many ports each needs: weed opens ten, Dask one for the scheduler and one for its pages."""
 
@@ -46,7 +53,14 @@ _DASK_DAEMON = (
 _PACKAGES = str(Path(__file__).parents[2])
 
 # Without these a service would be led to a Prefect or an S3 of the user's.
-_FOREIGN = ("PREFECT_", "CHUNKMAP_", "AWS_ENDPOINT_URL", "AWS_CONTAINER_", "AWS_WEB_IDENTITY_")
+_FOREIGN = (
+    "PREFECT_",
+    "CHUNKMAP_",
+    "WEED_",
+    "AWS_ENDPOINT_URL",
+    "AWS_CONTAINER_",
+    "AWS_WEB_IDENTITY_",
+)
 _FOREIGN_NAMES = frozenset(
     {
         "AWS_PROFILE",
@@ -81,6 +95,8 @@ class Launch:
         address: Where its clients will connect.
         page: Its page for people, if it has one.
         is_ready: Whether it serves by now; must not wait long.
+        password_file: Holds what its page asks for, if it asks.
+        umask: What its files and sockets deny; -1 for what ours do.
     """
 
     name: ServiceName
@@ -91,36 +107,18 @@ class Launch:
     address: str
     page: str
     is_ready: Callable[[], bool]
-
-
-def s3_settings(root: Path, port: int) -> dict[str, str]:
-    """The settings that reach the stack's S3; its credentials are made once and kept."""
-    config = root / "s3.json"
-    try:
-        identity = json.loads(config.read_text(encoding="utf-8"))["identities"][0]
-        credentials = identity["credentials"][0]
-        access, secret = credentials["accessKey"], credentials["secretKey"]
-    except (OSError, ValueError, LookupError, TypeError):
-        access, secret = "CHUNKMAP" + secrets.token_hex(6).upper(), secrets.token_urlsafe(30)
-        identity = {
-            "name": "chunkmap",
-            "credentials": [{"accessKey": access, "secretKey": secret}],
-            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-        }
-        write_private(config, json.dumps({"identities": [identity]}))
-    return {
-        "endpoint_url": f"http://{HOST}:{port}",
-        "region": REGION,
-        "access_key_id": access,
-        "secret_access_key": secret,
-    }
+    password_file: str = ""
+    umask: int = -1
 
 
 def s3(root: Path, ports: tuple[int, ...]) -> Launch:
-    """SeaweedFS, on this machine only, with telemetry and everything but S3 off."""
+    """SeaweedFS, on this machine only, with telemetry and everything but S3 off.
+
+    Its own services ask for a certificate (gRPC) or a signed token (data of volumes); master and
+    filer serve nothing else over HTTP.
+    """
     port, *others = ports
-    data = root / "s3"
-    data.mkdir(exist_ok=True)
+    data = make_folder(root / "s3")
     arguments = {
         "dir": data,
         "bucket": BUCKET,
@@ -135,24 +133,40 @@ def s3(root: Path, ports: tuple[int, ...]) -> Launch:
         "s3.autoCreateBucket": "false",
         "webdav": "false",
         "admin.ui": "false",
+        "disableHttp": "true",
         **dict(zip(_WEED_PORTS, others, strict=True)),
     }
     for socket in ("filer", "s3"):
         path = root / f"{socket}.sock"
         if len(os.fsencode(path)) < _SOCKET_PATH:
             arguments[f"{socket}.localSocket"] = path
-    command = (_weed(), "mini", *(f"-{name}={value}" for name, value in arguments.items()))
+    program = (_weed(), f"-config_dir={s3_security(root)}", "mini")
+    command = (*program, *(f"-{name}={value}" for name, value in arguments.items()))
     address = f"http://{HOST}:{port}"
     environment = {**_own_environment(), "GOMEMLIMIT": _WEED_MEMORY}
     return Launch(
-        "s3", command, environment, data, ports, address, "", lambda: _has_bucket(root, port)
+        "s3",
+        command,
+        environment,
+        data,
+        ports,
+        address,
+        page="",
+        is_ready=lambda: _has_bucket(root, port),
+        # It puts sockets into /tmp that other accounts could connect to.
+        umask=OTHERS,
     )
 
 
 def prefect(root: Path, ports: tuple[int, ...]) -> Launch:
-    """One Prefect server on SQLite, apart from the user's own Prefect profile and settings."""
+    """One Prefect server on SQLite, apart from the user's own Prefect profile and settings.
+
+    Its API takes requests with its password only, those that change something with a CSRF token
+    too, and from its own pages.
+    """
     (port,) = ports
     home = root / "prefect"
+    password = prefect_password(root)
     environment = {
         **_own_environment(),
         "PREFECT_HOME": str(home),
@@ -160,6 +174,12 @@ def prefect(root: Path, ports: tuple[int, ...]) -> Launch:
         # Beside the package, where it is by default, two servers that start at once collide.
         "PREFECT_UI_STATIC_DIRECTORY": str(home / "ui"),
         "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api",
+        "PREFECT_SERVER_API_AUTH_STRING": password,
+        "PREFECT_API_AUTH_STRING": password,
+        "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": ",".join(
+            f"http://{name}:{port}" for name in (HOST, "localhost")
+        ),
         "PYTHONUNBUFFERED": "1",
     }
     options = ("--host", HOST, "--port", str(port), "--log-level", "WARNING")
@@ -174,31 +194,41 @@ def prefect(root: Path, ports: tuple[int, ...]) -> Launch:
         ports,
         api,
         page,
-        lambda: _status_of(f"{api}/health") == HTTPStatus.OK,
+        is_ready=lambda: _status_of(f"{api}/health") == HTTPStatus.OK,
+        password_file=str(root / PREFECT_PASSWORD),
+        umask=OTHERS,
     )
 
 
+def prefect_access(root: Path, address: str) -> PrefectSettings:
+    """The settings that reach the stack's Prefect server."""
+    settings = {"api_url": address, "auth_string": prefect_password(root)}
+    return PrefectSettings.model_validate(settings)
+
+
 def dask(root: Path, ports: tuple[int, ...], sizes: DaskSettings, s3_port: int) -> Launch:
-    """A Dask cluster of this machine, in a process of its own, whose workers know S3."""
+    """A Dask cluster of this machine, in a process of its own, whose workers know S3.
+
+    Only who holds a certificate from the state folder can connect to it.
+    """
     scheduler, pages = ports
-    ready = root / "dask" / "ready"
-    ready.parent.mkdir(exist_ok=True)
+    ready = make_folder(root / "dask") / "ready"
     ready.unlink(missing_ok=True)
+    make_tls(root)
     request = {
         "workers": sizes.workers,
         "threads": sizes.threads_per_worker,
         "memory": sizes.memory_per_worker,
         "scheduler_port": scheduler,
         "dashboard_port": pages,
-        "tls": sizes.tls.paths(),
+        "tls": tls_settings(root, "worker"),
     }
     command = (sys.executable, "-P", "-c", _DASK_DAEMON, _PACKAGES, json.dumps(request), str(ready))
     environment = {
         **_own_environment(),
         **S3Settings.model_validate(s3_settings(root, s3_port)).environment(),
     }
-    scheme = "tls" if sizes.tls.ca else "tcp"
-    address, page = f"{scheme}://{HOST}:{scheduler}", f"http://{HOST}:{pages}/status"
+    address, page = f"tls://{HOST}:{scheduler}", f"http://{HOST}:{pages}/status"
     # Transforms are found from the folder in which `up` was given, as they are without a stack.
     return Launch("dask", command, environment, Path.cwd(), ports, address, page, ready.exists)
 

@@ -12,6 +12,7 @@ from pipeline.errors import StackError
 from pipeline.layers import STACK
 from pipeline.settings import Settings
 from pipeline.stack import processes, services
+from pipeline.stack.credentials import prefect_password, s3_settings, tls_settings
 from pipeline.stack.services import Launch
 from pipeline.stack.state import Service, ServiceName, StackState, StateFolder
 
@@ -81,13 +82,18 @@ def start_missing(
         StackError: One of them did not start.
     """
     elsewhere = given_elsewhere(settings)
+    for name, service in state.services.items():
+        if is_outdated(service):
+            echo(f"{TITLES[name]}: an older version started it, which asks nobody who they are")
     for _ in range(_ATTEMPTS):
-        running = {name: one for name, one in state.services.items() if is_serving(one)}
+        running = {name: one for name, one in state.services.items() if is_usable(one)}
+        # First, so that their ports can be used again.
+        processes.stop(folder.marker(), keep=[one.pid for one in running.values()])
         ports = choose_ports(state, running)
         if any(_moved(name, state, ports) for name in ("s3", "prefect") if name not in elsewhere):
             # Its workers were told the old addresses.
             running.pop("dask", None)
-        processes.stop(folder.marker(), keep=[one.pid for one in running.values()])
+            processes.stop(folder.marker(), keep=[one.pid for one in running.values()])
         try:
             return _start(folder, settings, replace(state, services=running), ports, echo)
         except _PortTaken as problem:
@@ -96,9 +102,15 @@ def start_missing(
     raise StackError(f"{last}; gave up after {_ATTEMPTS} attempts with other ports")
 
 
-def is_serving(service: Service) -> bool:
-    """Whether a service runs and accepts connections."""
-    return processes.runs(service.pid, service.started) and processes.answers(service.ports[0])
+def is_usable(service: Service) -> bool:
+    """Whether a service runs, accepts connections, and asks its clients who they are."""
+    runs = service.secured and processes.runs(service.pid, service.started)
+    return runs and processes.answers(service.ports[0])
+
+
+def is_outdated(service: Service) -> bool:
+    """Whether a service runs that an older version started, without passwords."""
+    return not service.secured and processes.runs(service.pid, service.started)
 
 
 def _moved(name: ServiceName, state: StackState, ports: Ports) -> bool:
@@ -108,9 +120,14 @@ def _moved(name: ServiceName, state: StackState, ports: Ports) -> bool:
 def _start(
     folder: StateFolder, settings: Settings, state: StackState, ports: Ports, echo: Echo
 ) -> StackState:
-    state = replace(state, s3=services.s3_settings(folder.root, ports["s3"][0]))
-    pending = []
     elsewhere = given_elsewhere(settings)
+    state = replace(
+        state,
+        s3=s3_settings(folder.root, ports["s3"][0]),
+        prefect={} if "prefect" in elsewhere else {"auth_string": prefect_password(folder.root)},
+        tls=tls_settings(folder.root, "client"),
+    )
+    pending = []
     for name in _COUNTS:
         if name in state.services:
             echo(f"{describe(state.services[name])}, runs already")
@@ -146,8 +163,18 @@ def _spawn(folder: StateFolder, launch: Launch) -> _Pending:
         launch.folder,
         log_of(folder, launch.name),
         folder.marker(),
+        umask=launch.umask,
     )
-    service = Service(launch.name, pid, started, launch.address, launch.page, launch.ports)
+    service = Service(
+        launch.name,
+        pid,
+        started,
+        launch.address,
+        launch.page,
+        launch.ports,
+        launch.password_file,
+        secured=True,
+    )
     return _Pending(launch, service, time.monotonic())
 
 
@@ -189,4 +216,13 @@ def log_of(folder: StateFolder, name: ServiceName) -> Path:
 def describe(service: Service) -> str:
     """What runs where, in a line."""
     page = f", page {service.page}" if service.page else ""
+    if service.password_file:
+        page += f" ({login(service.password_file)})"
     return f"{TITLES[service.name]}: {service.address}{page} (process {service.pid})"
+
+
+def login(password_file: str) -> str:
+    """How people log in to a page; the path is relative where it is below the present folder."""
+    path = Path(password_file)
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return f"log in with what is in {shown}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.liveness import is_alive
+from pipeline.private import state_folder, write_file
 
 ServiceName = Literal["s3", "prefect", "dask"]
 NAMES: tuple[ServiceName, ...] = ("s3", "prefect", "dask")
@@ -28,6 +29,8 @@ class Service:
         address: Where its clients connect.
         page: The address of its page for people, empty if it has none.
         ports: The ports it was given, to be given again after a crash.
+        password_file: Holds what its page asks for, empty if it asks for nothing.
+        secured: Whether it asks its clients who they are. What older versions started does not.
     """
 
     name: ServiceName
@@ -36,6 +39,8 @@ class Service:
     address: str
     page: str = ""
     ports: tuple[int, ...] = ()
+    password_file: str = ""
+    secured: bool = False
 
     @property
     def alive(self) -> bool:
@@ -51,11 +56,15 @@ class StackState:
         environment: The environment of the settings it was started for.
         services: Its processes by name. Those that died are listed until `up` or `down` cleans up.
         s3: The S3 settings that reach it, credentials included.
+        prefect: The settings beside the address that reach its Prefect server: the password.
+        tls: The settings `dask.tls` of a client of its Dask cluster.
     """
 
     environment: str
     services: dict[ServiceName, Service] = field(default_factory=dict)
     s3: dict[str, str] = field(default_factory=dict, repr=False)
+    prefect: dict[str, str] = field(default_factory=dict, repr=False)
+    tls: dict[str, str] = field(default_factory=dict)
 
     def alive(self, name: ServiceName) -> bool:
         """Whether a service's process runs."""
@@ -73,11 +82,7 @@ class StateFolder:
 
     def create(self) -> None:
         """Make the folder, for this user alone, and keep it out of version control."""
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.logs.mkdir(exist_ok=True)
-        ignore = self.root / ".gitignore"
-        if not ignore.exists():
-            ignore.write_text("*\n", encoding="utf-8")
+        state_folder(self.root, self.logs.name)
 
     def marker(self) -> str:
         """What every process of this stack has in its environment, to be found by after a crash."""
@@ -91,13 +96,15 @@ class StateFolder:
                 name: Service(**{**service, "ports": tuple(service["ports"])})
                 for name, service in data["services"].items()
             }
-            return StackState(data["environment"], services, data["s3"])
+            # An older version's file has no more than S3's.
+            more = (data.get("prefect", {}), data.get("tls", {}))
+            return StackState(data["environment"], services, data["s3"], *more)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def save(self, state: StackState) -> None:
         """Replace the state file in one step; only this user may read it."""
-        write_private(self.file, json.dumps(asdict(state), indent=2))
+        write_file(self.file, json.dumps(asdict(state), indent=2))
 
     def forget(self) -> None:
         """Remove the state file."""
@@ -112,13 +119,3 @@ class StateFolder:
             yield
         finally:
             os.close(descriptor)
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace a file in one step; only this user may read it."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    draft.replace(path)

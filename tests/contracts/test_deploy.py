@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pipeline.seaweedfs import SERVICES
 from tests.contracts.source import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -123,6 +125,10 @@ def test_secrets_are_made_once(tmp_path: Path) -> None:
         "s3-server/s3.json",
         "tls-worker/key.pem",
     }
+    toml = tomllib.loads(first["s3-server/security.toml"])
+    assert toml["grpc"].keys() == {"ca", *SERVICES}
+    files = {toml["grpc"]["ca"], *toml["grpc"]["master"].values()}
+    assert {file.replace("/etc/seaweedfs", "s3-server") for file in files} <= first.keys()
     assert _make_secrets(tmp_path) == first
     renewed = _make_secrets(tmp_path, "--renew", "tls", "--renew", "s3")
     assert renewed["authority/ca.pem"] == first["authority/ca.pem"]

@@ -34,7 +34,8 @@ class Cluster:
     world: World
     prefect: Process
     scheduler: Process
-    api: str
+    access: dict[str, str]
+    """Variables that reach the Prefect server."""
     address: str
     workers: dict[str, Process] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
@@ -43,7 +44,7 @@ class Cluster:
     # -- processes ----------------------------------------------------------------------------
 
     def environment(self, client: str) -> dict[str, str]:
-        return {**self.world.environment(client), **DASK, "PREFECT_API_URL": self.api}
+        return {**self.world.environment(client), **DASK, **self.access}
 
     def add_worker(self, name: str, *, nanny: bool = False, **more: str) -> Process:
         """Start a worker whose S3 requests the proxy knows by its name."""
@@ -95,7 +96,7 @@ class Cluster:
 
     def has_prefect(self) -> bool:
         assert self.prefect.runs, self.prefect.said()
-        return services._status_of(f"{self.api}/health") == 200
+        return services._status_of(self.access["PREFECT_API_URL"] + "/health") == 200
 
     def kill_workers(self, *_: object) -> None:
         for worker in self.workers.values():
@@ -126,7 +127,9 @@ def stop_signal(process: Process) -> None:
 def running_cluster(world: World) -> Iterator[Cluster]:
     """Start everything side by side; stop it at the end."""
     prefect_port, scheduler_port = free_ports(2)
-    launch = services.prefect(_made(world.folder / "prefect-root"), (prefect_port,))
+    root = _made(world.folder / "prefect-root")
+    launch = services.prefect(root, (prefect_port,))
+    access = services.prefect_access(root, launch.address).environment()
     _made(launch.folder)
     prefect = Process("prefect", launch.command, launch.environment, world.folder)
     arguments = ("--host", HOST, "--port", str(scheduler_port), "--no-dashboard", "--no-show")
@@ -137,7 +140,7 @@ def running_cluster(world: World) -> Iterator[Cluster]:
         "scheduler", command, {**os.environ, **DASK, "PYTHONPATH": os.getcwd()}, world.folder
     )
     address = f"tcp://{HOST}:{scheduler_port}"
-    cluster = Cluster(world, prefect, scheduler, launch.address, address)
+    cluster = Cluster(world, prefect, scheduler, access, address)
     try:
         cluster.repair()
         yield cluster

@@ -30,6 +30,7 @@ from pipeline.planning import Resume
 from pipeline.runs.ledger.find import runs_of
 from pipeline.settings import Settings
 from pipeline.stack import services
+from pipeline.stack.credentials import s3_settings
 from pipeline.stack.processes import free_ports
 from pipeline.storage import Storage, open_storage
 from tests.contracts.source import ROOT
@@ -212,7 +213,7 @@ def running_world(folder: Path) -> Iterator[World]:
     """Start the S3 server and the proxy; stop both."""
     folder = folder.resolve()
     ports = free_ports(services.S3_PORTS)
-    access = services.s3_settings(folder, ports[0])
+    access = s3_settings(folder, ports[0])
     _add_reader(folder / "s3.json")
     launch = services.s3(folder, ports)
     weed = Process("weed", launch.command, launch.environment, folder)

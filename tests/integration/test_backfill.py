@@ -1,10 +1,8 @@
 """`chunkmap backfill` on the real stack: to its end, cancelled, paused, killed, mended."""
 
-import json
 import signal
 import subprocess
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from typing import Any
@@ -96,12 +94,7 @@ def driver_at_work(world: World, name: str, process: subprocess.Popen[str]) -> D
 def set_state(world: World, driver: DriverRecord, state: str) -> None:
     """What the buttons of Prefect's pages do."""
     run = str(driver.flow_run).rpartition("/")[2]
-    request = urllib.request.Request(
-        f"{world.settings.prefect.api_url}/flow_runs/{run}/set_state",
-        data=json.dumps({"state": {"type": state}, "force": True}).encode(),
-        headers={"content-type": "application/json"},
-    )
-    urllib.request.urlopen(request).close()
+    world.ask_prefect(f"flow_runs/{run}/set_state", {"state": {"type": state}, "force": True})
 
 
 def prefect_state(world: World, driver: DriverRecord) -> str:

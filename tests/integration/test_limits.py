@@ -1,7 +1,5 @@
 """Several runs share one S3: a limit in Prefect, of which each batch holds a slot."""
 
-import json
-import urllib.request
 from itertools import pairwise
 
 import polars as pl
@@ -14,12 +12,8 @@ pytestmark = pytest.mark.integration
 
 
 def make_limit(world: World, name: str, slots: int) -> None:
-    request = urllib.request.Request(
-        f"{world.settings.prefect.api_url}/v2/concurrency_limits/",
-        data=json.dumps({"name": name, "limit": slots, "active": True}).encode(),
-        headers={"content-type": "application/json"},
-    )
-    urllib.request.urlopen(request).close()
+    limit = {"name": name, "limit": slots, "active": True}
+    world.ask_prefect("v2/concurrency_limits/", limit)
 
 
 def spans(world: World, run: str, output: str) -> list[tuple[float, float]]:

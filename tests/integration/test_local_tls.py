@@ -9,9 +9,10 @@ import pytest
 
 from pipeline import engine
 from pipeline.certificates import make
+from pipeline.engine.security import security_of
 from pipeline.errors import EngineUnavailableError, SettingsError
 from pipeline.settings import DaskSettings
-from pipeline.stack import services
+from pipeline.stack import credentials, services
 
 
 def settings(folder: Path) -> DaskSettings:
@@ -32,14 +33,26 @@ def test_a_runs_own_cluster(tmp_path: Path) -> None:
             engine.check_scheduler(address, 5)
 
 
-@pytest.mark.long
-def test_the_stacks_cluster_is_told(tmp_path: Path) -> None:
-    launch = services.dask(tmp_path, (1111, 2222), settings(tmp_path), 3333)
+def test_the_stacks_cluster_has_certificates_of_its_own(tmp_path: Path) -> None:
+    launch = services.dask(tmp_path, (1111, 2222), settings(tmp_path / "users"), 3333)
     assert launch.address == "tls://127.0.0.1:1111"
     request = json.loads(next(one for one in launch.command if one.startswith("{")))
-    assert request["tls"]["ca"] == str(tmp_path / "ca.pem")
-    plain = services.dask(tmp_path, (1111, 2222), DaskSettings(), 3333)
-    assert plain.address == "tcp://127.0.0.1:1111"
+    assert request["tls"] == credentials.tls_settings(tmp_path, "worker")
+    assert all(Path(path).is_relative_to(tmp_path / "tls") for path in request["tls"].values())
+    assert all(Path(path).exists() for path in request["tls"].values())
+
+
+@pytest.mark.integration
+def test_a_runs_own_cluster_asks_for_a_certificate_that_only_it_has(tmp_path: Path) -> None:
+    make(tmp_path)
+    with engine.task_runner(DaskSettings(workers=1), {}) as runner:
+        address = runner.client.scheduler.address
+        assert address.startswith("tls://127.0.0.1:")
+        assert runner.client.submit(sum, (40, 2)).result() == 42
+        with pytest.raises(EngineUnavailableError):
+            engine.check_scheduler(address.replace("tls://", "tcp://"), 5)
+        with pytest.raises(EngineUnavailableError):
+            engine.check_scheduler(address, 5, security_of(settings(tmp_path).tls))
 
 
 def test_a_missing_certificate_is_named(tmp_path: Path) -> None:

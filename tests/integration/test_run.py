@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,7 @@ def oracle(rate: float = 1.0, above: int = -1) -> pl.DataFrame:
 
 
 def ask_prefect(world: World, path: str, **filters: Any) -> list[dict[str, Any]]:
-    request = urllib.request.Request(
-        f"{world.settings.prefect.api_url}/{path}/filter",
-        data=json.dumps({"limit": 200, **filters}).encode(),
-        headers={"content-type": "application/json"},
-    )
-    with urllib.request.urlopen(request) as answer:
-        found: list[dict[str, Any]] = json.load(answer)
+    found: list[dict[str, Any]] = world.ask_prefect(f"{path}/filter", {"limit": 200, **filters})
     return found
 
 

@@ -1,5 +1,8 @@
 """The embedded stack itself: started twice at once, looked at, killed, repaired and stopped."""
 
+import json
+import re
+import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,8 +14,10 @@ from distributed import Client
 
 from pipeline import stack
 from pipeline.engine.profile import MALLOC
+from pipeline.engine.security import security_of
 from pipeline.settings import Settings, load_settings
 from pipeline.stack import StackState, processes
+from pipeline.stack.starting import TITLES
 from pipeline.stack.state import StateFolder
 from pipeline.storage import open_storage
 
@@ -89,7 +94,8 @@ def test_workers_are_told_the_addresses_and_have_imported_what_is_slow(running: 
         return dict(os.environ), {"polars", "prefect_dask"} <= set(sys.modules)
 
     settings = running.settings
-    with Client(settings.dask.scheduler, set_as_default=False) as client:
+    security = security_of(settings.dask.tls)
+    with Client(settings.dask.scheduler, security=security, set_as_default=False) as client:
         found = list(client.run(look).values())
     assert len(found) == 1
     variables, imported = found[0]
@@ -103,12 +109,48 @@ def test_workers_are_told_the_addresses_and_have_imported_what_is_slow(running: 
 
 
 def test_the_secrets_are_in_no_command_line_and_no_log(running: Running) -> None:
-    secret = running.first.s3["secret_access_key"]
-    for process in processes.marked(running.folder.marker()):
-        assert secret not in " ".join(process.cmdline())
+    root = running.folder.root
+    signing = (root / "seaweedfs/security.toml").read_text().splitlines()
+    secrets = {
+        running.first.s3["secret_access_key"],
+        (root / "prefect-password").read_text().strip().partition(":")[2],
+        *(line.split('"')[1] for line in signing if re.fullmatch('key = "[0-9a-f]{64}"', line)),
+    }
+    assert len(secrets) == 6
+    lines = [" ".join(one.cmdline()) for one in processes.marked(running.folder.marker())]
     logs = [path.read_text(encoding="utf-8") for path in running.folder.logs.iterdir()]
     assert len(logs) == 3
-    assert not any(secret in text for text in logs)
+    assert not [secret for secret in secrets for text in lines + logs if secret in text]
+
+
+def test_only_this_user_may_read_the_secrets(running: Running) -> None:
+    root = running.folder.root
+    assert stat.S_IMODE(root.stat().st_mode) == 0o700
+    names = ["stack.json", "s3.json", "prefect-password", "seaweedfs/security.toml"]
+    names += [str(path.relative_to(root)) for path in root.glob("*/*key.pem")]
+    assert len(names) == 4 + 1 + 2 * 4
+    assert {stat.S_IMODE((root / name).stat().st_mode) for name in names} == {0o600}
+
+
+def test_a_stack_of_an_older_version_is_told_and_started_again(running: Running) -> None:
+    """As `up` of an older version wrote it: nothing but S3's credentials."""
+    before = running.folder.load()
+    assert before is not None
+    text = json.loads(running.folder.file.read_text())
+    for service in text["services"].values():
+        del service["secured"], service["password_file"]
+    del text["prefect"], text["tls"]
+    running.folder.file.write_text(json.dumps(text))
+    assert {one.state for one in stack.status(running.settings)} == {"outdated"}
+
+    said: list[str] = []
+    after = stack.up(running.settings, said.append)
+    outdated = [line for line in said if "an older version started it" in line]
+    assert [line.partition(":")[0] for line in outdated] == list(TITLES.values())
+    assert set(pids(after).values()).isdisjoint(pids(before).values())
+    addresses = {name: one.address for name, one in before.services.items()}
+    assert {name: one.address for name, one in after.services.items()} == addresses
+    assert {one.state for one in stack.status(running.settings)} == {"running"}
 
 
 def test_prefect_keeps_to_the_state_folder(running: Running) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -15,12 +16,14 @@ from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import polars as pl
 
 from pipeline import stack
 from pipeline.settings import Settings, load_settings
-from pipeline.stack import processes, services
+from pipeline.stack import processes
+from pipeline.stack.credentials import s3_settings
 from pipeline.stack.state import StateFolder
 from pipeline.storage import Storage, open_storage
 
@@ -159,6 +162,21 @@ class World:
         (self.root / f"{name}.yaml").write_text(json.dumps(job, indent=1))
         return f"{name}.yaml"
 
+    def ask_prefect(self, path: str, body: object) -> Any:
+        """What Prefect's API answers to a POST, as its pages send it: with password and token."""
+        access = self.settings.prefect.environment()
+        api, password = access["PREFECT_API_URL"], access["PREFECT_API_AUTH_STRING"].encode()
+        headers = {
+            "Authorization": f"Basic {base64.b64encode(password).decode()}",
+            "Content-Type": "application/json",
+        }
+        token = Request(f"{api}/csrf-token?client=tests", headers=headers)
+        with urlopen(token) as answer:
+            headers["Prefect-Csrf-Token"] = json.load(answer)["token"]
+        headers["Prefect-Csrf-Client"] = "tests"
+        with urlopen(Request(f"{api}/{path}", json.dumps(body).encode(), headers)) as answer:
+            return json.load(answer)
+
     def objects(self, *prefixes: str) -> set[tuple[str, str]]:
         """Everything in S3 whose URI begins with one of these, with its ETag."""
         found = self.storage.objects("s3://demo/")
@@ -240,7 +258,7 @@ def _allow_others(world: World) -> None:
     """Credentials of limited rights beside the stack's own, which come first."""
     folder = StateFolder(world.root / ".chunkmap")
     folder.create()
-    services.s3_settings(folder.root, 0)
+    s3_settings(folder.root, 0)
     config = folder.root / "s3.json"
     identities = json.loads(config.read_text())["identities"]
     for (key, secret), actions in ((READER, ["Read", "List"]), (BLIND, ["Write"])):

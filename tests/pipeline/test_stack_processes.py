@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import StackError
 from pipeline.liveness import is_alive, start_time
 from pipeline.settings import Settings, load_settings
-from pipeline.stack import down, processes, services, status, up
+from pipeline.stack import credentials, down, processes, services, status, up
 from pipeline.stack.starting import choose_ports, given_elsewhere
 from pipeline.stack.state import Service, StackState, StateFolder
 
@@ -177,11 +177,11 @@ def test_the_state_is_for_this_user_alone_and_does_not_show_its_secrets(
 
 
 def test_credentials_are_made_once(folder: StateFolder) -> None:
-    first = services.s3_settings(folder.root, 1)
-    assert services.s3_settings(folder.root, 1) == first
+    first = credentials.s3_settings(folder.root, 1)
+    assert credentials.s3_settings(folder.root, 1) == first
     assert (folder.root / "s3.json").stat().st_mode & 0o777 == 0o600
     (folder.root / "s3.json").write_text("damaged", encoding="utf-8")
-    assert services.s3_settings(folder.root, 1) != first
+    assert credentials.s3_settings(folder.root, 1) != first
 
 
 def test_a_service_that_ends_at_once_is_reported_and_nothing_stays(

@@ -22,6 +22,7 @@ import botocore.exceptions
 
 from pipeline.settings import S3Settings
 from pipeline.stack import services
+from pipeline.stack.credentials import s3_settings
 from pipeline.stack.processes import HOST, free_ports
 from pipeline.storage.access import Access
 
@@ -170,7 +171,7 @@ def _seaweedfs(identities: str | None, folder: Path) -> _Start:
     ports = free_ports(services.S3_PORTS)
     if identities is not None:
         (folder / "s3.json").write_text(identities)
-    owner = services.s3_settings(folder, ports[0])
+    owner = s3_settings(folder, ports[0])
     config = folder / "s3.json"
     said = json.loads(config.read_text())
     if identities is None and len(said["identities"]) == 1:
