@@ -44,6 +44,8 @@ FLOORS: dict[str, int] = {
     "pipeline.sections": 12,
     "pipeline.job": 13,
     "pipeline.settings": 13,
+    "pipeline.runs": 11,
+    "pipeline.runs.transforms": 11,
     "pipeline.batches": 14,
     "pipeline.storage": 14,
     "pipeline.transforms": 14,

@@ -1,11 +1,12 @@
-"""Servers that tests of the pipeline share."""
+"""Servers and folders that tests of the pipeline share."""
 
 import pytest
 
 from pipeline.report import charts
+from tests.pipeline.sources import folder
 from tests.servers.fixtures import ministack, moto, seaweedfs
 
-__all__ = ["ministack", "moto", "seaweedfs"]
+__all__ = ["folder", "ministack", "moto", "seaweedfs"]
 
 
 @pytest.fixture(autouse=True)
