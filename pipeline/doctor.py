@@ -6,11 +6,12 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pipeline.certificates import WARN_DAYS
+from pipeline.config.masking import mask_text
 from pipeline.engine import Cluster, cluster_of
 from pipeline.engine.about import About, about, about_with_prefect, versions
 from pipeline.errors import AccessDeniedError, ChunkmapError
@@ -52,6 +53,11 @@ def examine(settings: Settings, output: str | None) -> Iterator[Finding]:
         settings: Of whoever gives the cluster work.
         output: The output beside which rights on S3 are tried; None leaves that out.
     """
+    for finding in _findings(settings, output):
+        yield replace(finding, said=mask_text(finding.said), fix=mask_text(finding.fix))
+
+
+def _findings(settings: Settings, output: str | None) -> Iterator[Finding]:
     yield _tried("Prefect", lambda: f"answers at {check_server(settings.prefect)}")
     try:
         with cluster_of(settings.dask) as cluster:

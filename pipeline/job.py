@@ -36,6 +36,8 @@ from pydantic import (
 
 from partitioning.errors import WindowError
 from partitioning.windows import Windowing
+from pipeline.config.masking import mask_text, names_user
+from pipeline.config.yaml_loader import MAX_BYTES
 from pipeline.errors import JobError
 from pipeline.units import Seconds, Size, format_size
 from pipeline.yamlfile import YamlFile, dump_yaml, explain_error, parse_yaml, read_yaml
@@ -53,7 +55,11 @@ _WITH_LIST = ("in", "not in")
 
 class _Part(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
     )
 
 
@@ -62,11 +68,14 @@ def _uris(value: Any) -> Any:
 
 
 def _uri(value: str) -> str:
+    if names_user(value):
+        raise ValueError("a URI must not hold credentials: those of S3 are in the settings (s3.…)")
     if re.match(r"s3://[^/*?\[\]]+(/|$)", value) or value.startswith(("file:///", "/")):
         return value
     if "://" not in value and value:
         return value  # A local path, meant from the current folder.
-    raise ValueError(f"{value!r} is neither s3://bucket/prefix/ nor a local path")
+    shown = mask_text(repr(value))
+    raise ValueError(f"{shown} is neither s3://bucket/prefix/ nor a local path")
 
 
 def _function(value: str) -> str:
@@ -281,13 +290,23 @@ class Job(_Part):
         return self
 
     def to_yaml(self) -> str:
-        """The job as a file that loads to an equal job; what equals its default is left out."""
+        """The job as a file that loads to an equal job; what equals its default is left out.
+
+        Raises:
+            JobError: the file would be larger than what is read back.
+        """
         data = _plain(self.model_dump(by_alias=True, exclude_defaults=True))
         if len(self.input.uri) == 1:
             data["input"]["uri"] = self.input.uri[0]
         if "target" in data.get("chunks", {}):
             data["chunks"]["target"] = _exact_size(self.chunks.target)
-        return dump_yaml(data)
+        text = dump_yaml(data)
+        if len(text.encode()) > MAX_BYTES:
+            raise JobError(
+                f"job {self.name} is larger than {MAX_BYTES:,} bytes as a file",
+                hint="keep data in objects of its own, and name their URIs in params",
+            )
+        return text
 
 
 def load_job(path: str | Path) -> Job:

@@ -29,6 +29,7 @@ FLOORS: dict[str, int] = {
     "partitioning.freezing": 7,
     "partitioning.planner": 8,
     "pipeline.errors": 10,
+    "pipeline.config": 10,
     "pipeline.certificates": 11,
     "pipeline.leaving": 11,
     "pipeline.liveness": 11,
