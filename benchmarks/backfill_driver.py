@@ -84,7 +84,7 @@ def create_synthetic(output: str, windows: int, each: int) -> str:
     settings, job = load_settings(), job_of(output)
     storage = open_storage(settings)
     code = code_of(job, settings.transforms)
-    drafting = SyntheticDrafting(job, settings, storage, code, each)
+    drafting = SyntheticDrafting(job, settings, storage, code, each=each)
     end = FIRST + timedelta(days=windows)
     choices = [
         Choice(window, Found(each, 0, window.label), None)

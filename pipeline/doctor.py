@@ -11,6 +11,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pipeline.certificates import WARN_DAYS
+from pipeline.config.masking import mask_text
 from pipeline.engine import Cluster, cluster_of
 from pipeline.engine.about import About, about, versions
 from pipeline.errors import AccessDeniedError, ChunkmapError
@@ -61,6 +62,11 @@ def examine(settings: Settings, output: str | None) -> Iterator[Finding]:
         settings: Of whoever gives the cluster work.
         output: The output beside which rights on S3 are tried; None leaves that out.
     """
+    for finding in _findings(settings, output):
+        yield replace(finding, said=mask_text(finding.said), fix=mask_text(finding.fix))
+
+
+def _findings(settings: Settings, output: str | None) -> Iterator[Finding]:
     yield _tried("Prefect", lambda: f"answers at {check_server(settings.prefect)}")
     try:
         with cluster_of(settings.dask) as cluster:

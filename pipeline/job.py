@@ -36,6 +36,8 @@ from pydantic import (
 
 from partitioning.errors import WindowError
 from partitioning.windows import Windowing
+from pipeline.config.masking import mask_text, names_user
+from pipeline.config.yaml_loader import MAX_BYTES
 from pipeline.errors import InvalidUriError, JobError
 from pipeline.units import Seconds, Size, format_size
 from pipeline.uris import parse
@@ -54,7 +56,11 @@ _WITH_LIST = ("in", "not in")
 
 class _Part(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
     )
 
 
@@ -63,10 +69,13 @@ def _uris(value: Any) -> Any:
 
 
 def _uri(value: str) -> str:
+    if names_user(value):
+        raise ValueError("a URI must not hold credentials: those of S3 are in the settings (s3.…)")
     try:
         parse(value)
     except InvalidUriError as error:
-        raise ValueError(f"{error} ({error.hint})" if error.hint else str(error)) from None
+        said = mask_text(str(error))
+        raise ValueError(f"{said} ({error.hint})" if error.hint else said) from None
     if not value:
         raise ValueError("'' is neither s3://bucket/prefix/ nor a local path")
     return value
@@ -284,13 +293,23 @@ class Job(_Part):
         return self
 
     def to_yaml(self) -> str:
-        """The job as a file that loads to an equal job; what equals its default is left out."""
+        """The job as a file that loads to an equal job; what equals its default is left out.
+
+        Raises:
+            JobError: the file would be larger than what is read back.
+        """
         data = _plain(self.model_dump(by_alias=True, exclude_defaults=True))
         if len(self.input.uri) == 1:
             data["input"]["uri"] = self.input.uri[0]
         if "target" in data.get("chunks", {}):
             data["chunks"]["target"] = _exact_size(self.chunks.target)
-        return dump_yaml(data)
+        text = dump_yaml(data)
+        if len(text.encode()) > MAX_BYTES:
+            raise JobError(
+                f"job {self.name} is larger than {MAX_BYTES:,} bytes as a file",
+                hint="keep data in objects of its own, and name their URIs in params",
+            )
+        return text
 
 
 def load_job(path: str | Path) -> Job:

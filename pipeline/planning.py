@@ -32,6 +32,7 @@ from pipeline.publish import prepare_output
 from pipeline.reading import polars_schema
 from pipeline.records import RunRecord
 from pipeline.runs.ledger.find import runs_of
+from pipeline.runs.transforms.fingerprint import explain_difference, scheme_of
 from pipeline.settings import Settings
 from pipeline.storage import Storage, StorageReader, parse, require_conditional_writes
 from pipeline.transforms import Transform, code_of, resolve
@@ -230,7 +231,7 @@ def plan_run(
         return _resumed(unfinished[-1], code, storage, resume)
     before = same[-1] if same else None
     previous = None if before is None else Ledger(storage, before.output, before.run)
-    return _Fresh(settings, storage, code, previous, mapper).plan(job)
+    return _Fresh(settings, storage, code, previous, mapper, resume.accept_code).plan(job)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +244,7 @@ class _Fresh:
     previous: Ledger | None
     """The last run of the same job."""
     mapper: Any
+    accept_code: bool
 
     def plan(self, job: Job) -> Planned:
         previous = self.previous
@@ -264,16 +266,37 @@ class _Fresh:
 
     def _store(self, job: Job, result: PlanResult, abort_days: float | None) -> Planned:
         plan, uri = result.plan, job.output.uri
-        run = run_id(plan, job, self.code)
+        code, same = self._code_of_run(job, plan)
+        run = run_id(plan, job, code)
         is_new = self.previous is None or self.previous.run != run
         manifest = prepare_output(Catalog(self.storage, uri), job.output.mode, run)
         _refuse_beside_backfills(manifest, job)
-        notes = (*result.explain.warnings, *_check_lifecycle(job, plan, abort_days))
-        ledger = Ledger.create(self.storage, job, plan, self.code, manifest.number)
+        notes = (*result.explain.warnings, *_check_lifecycle(job, plan, abort_days), *same)
+        ledger = Ledger.create(self.storage, job, plan, code, manifest.number)
         if not is_new:
             # Asked for again, with the output as it is now in sight: that is no conflict any more.
             ledger.accept(manifest.number)
         return Planned(ledger, plan, self.code, is_new, notes if is_new else ())
+
+    def _code_of_run(self, job: Job, plan: Plan) -> tuple[str, tuple[str, ...]]:
+        """The fingerprint to name the run by: of the same run under another scheme, if allowed.
+
+        Raises:
+            ConflictError: such a run has published to an output that takes no second one.
+        """
+        record = self.previous.record() if self.previous is not None else None
+        if record is None or scheme_of(record.fingerprint) == scheme_of(self.code):
+            return self.code, ()
+        if run_id(plan, job, record.fingerprint) != record.run:
+            return self.code, ()
+        if self.accept_code:
+            return record.fingerprint, ()
+        difference = explain_difference(record.transform, record.fingerprint, self.code)
+        explanation = f"run {record.run} has mapped this very input, and {difference}"
+        hint = "if it has not, or that does not matter: --accept-code"
+        if job.output.mode == "error":
+            raise ConflictError(explanation, hint=f"{hint} takes that run as this one")
+        return self.code, (f"{explanation}; it is mapped again ({hint} would not)",)
 
 
 def _refuse_beside_backfills(manifest: Manifest, job: Job) -> None:
@@ -342,8 +365,8 @@ def _is_published(storage: Storage, record: RunRecord) -> bool:
 def _resumed(record: RunRecord, code: str, storage: Storage, resume: Resume) -> Planned:
     if record.fingerprint != code and not resume.accept_code:
         raise ConflictError(
-            f"run {record.run} of this job is unfinished, and {record.transform} has changed since "
-            f"(fingerprint {record.fingerprint}, now {code})",
+            f"run {record.run} of this job is unfinished, and "
+            f"{explain_difference(record.transform, record.fingerprint, code)}",
             hint="go on with the new code: --accept-code; or begin anew: --replan",
         )
     ledger = Ledger(storage, record.output, record.run)

@@ -20,11 +20,18 @@ from pydantic import (
 from pipeline.units import Seconds, Size, SizeOrNone
 
 
-def _http_address(value: str) -> str:
+def _refuse_secrets(value: str) -> None:
+    """Addresses end up in logs, reports and process lists."""
     parts = urlsplit(value)
-    if "@" in parts.netloc:
-        # The value would end up in logs and process lists.
+    if "@" in value:
         raise ValueError("an address must not hold a user name or password")
+    if parts.query or parts.fragment:
+        raise ValueError("an address must not hold a query (what follows `?` or `#`)")
+
+
+def _http_address(value: str) -> str:
+    _refuse_secrets(value)
+    parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("not an address such as http://127.0.0.1:4200")
     return value.rstrip("/")
@@ -37,6 +44,7 @@ def _prefect_address(value: str) -> str:
 
 def _scheduler_address(value: str) -> str:
     value = value if "://" in value else f"tcp://{value}"
+    _refuse_secrets(value)
     if not urlsplit(value).hostname:
         raise ValueError("not an address such as tcp://127.0.0.1:8786")
     return value

@@ -14,7 +14,6 @@ Each setting is taken from the last of these that has it:
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,12 @@ from pydantic import (
     BaseModel,
     Field,
     PrivateAttr,
-    SecretStr,
     ValidationError,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipeline import layers
+from pipeline.config.masking import MASK, mask
 from pipeline.errors import SettingsError
 from pipeline.sections import (
     AdaptSettings,
@@ -42,7 +41,7 @@ from pipeline.sections import (
     TlsSettings,
     TransformSettings,
 )
-from pipeline.yamlfile import Location, dotted, explain_error
+from pipeline.yamlfile import Location, explain_error
 
 __all__ = [
     "MASK",
@@ -60,11 +59,6 @@ __all__ = [
     "explain",
     "load_settings",
 ]
-
-MASK = "********"
-_SECRET_WORDS = re.compile(
-    r"password|passwd|secret|token|credential|api_?key|auth_?string", re.IGNORECASE
-)
 
 
 class Settings(BaseSettings):
@@ -190,8 +184,6 @@ def _settings_error(problems: ValidationError, sources: list[layers.Layer]) -> S
     lines, hints = [], []
     for detail in problems.errors():
         location = tuple(detail["loc"])
-        if _SECRET_WORDS.search(dotted(location)):
-            detail["input"] = MASK
         words, hint = explain_error(detail, Settings)
         where = layers.source_of(sources, location) or _nearest_source(sources, location)
         lines.append(f"{where}: {words}" if where else words)
@@ -217,19 +209,7 @@ def _leaves(section: BaseModel, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _masked(key: str, value: Any) -> str:
-    if isinstance(value, dict):
-        shown = {name: _masked_item(name, inner) for name, inner in value.items()}
-        return str(shown)
-    if isinstance(value, SecretStr):
-        return MASK
-    if isinstance(value, tuple):
-        return ", ".join(str(item) for item in value)
-    return "" if value is None else str(value)
-
-
-def _masked_item(name: str, value: Any) -> Any:
-    if _SECRET_WORDS.search(name):
-        return MASK
-    if isinstance(value, dict):
-        return {inner: _masked_item(inner, item) for inner, item in value.items()}
-    return value
+    if value is None:
+        return ""
+    masked = mask(value, "" if isinstance(value, bool | int | float) else key.rpartition(".")[2])
+    return ", ".join(map(str, masked)) if isinstance(masked, list) else str(masked)

@@ -6,7 +6,6 @@ are column values more often than switches), `1e6` is a number and `12:30` is te
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from datetime import date
 from difflib import get_close_matches
@@ -17,6 +16,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from pipeline.config.masking import MASK, is_secret_name, mask_text
+from pipeline.config.yaml_loader import MAX_BYTES, Dumper, Loader
 from pipeline.errors import UsageError
 
 Location = tuple[str | int, ...]
@@ -52,15 +53,28 @@ def read_yaml(path: Path, error: type[UsageError]) -> YamlFile:
 
     Raises:
         UsageError: As the given subclass: the file cannot be read, is not YAML, is not a mapping,
-            or names a key twice.
+            names a key twice, or is beyond the limits of `pipeline.config.yaml_loader`.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            # Not the whole of it: it may be data, or a device without an end.
+            content = file.read(MAX_BYTES + 1)
+        text = "" if len(content) > MAX_BYTES else content.decode("utf-8")
     except FileNotFoundError:
         raise error(f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError) as problem:
         raise error(f"{path} cannot be read: {problem}") from None
+    if len(content) > MAX_BYTES:
+        raise _too_large(content, str(path), error)
     return parse_yaml(text, str(path), error)
+
+
+def _too_large(content: bytes, name: str, error: type[UsageError]) -> UsageError:
+    line = content[:MAX_BYTES].count(b"\n") + 1
+    return error(
+        f"{name}:{line}: larger than {MAX_BYTES:,} bytes",
+        hint="keep data in objects of its own, and name their URIs",
+    )
 
 
 def parse_yaml(text: str, name: str, error: type[UsageError]) -> YamlFile:
@@ -69,8 +83,11 @@ def parse_yaml(text: str, name: str, error: type[UsageError]) -> YamlFile:
     Raises:
         UsageError: As in `read_yaml`.
     """
+    content = text.encode("utf-8", "surrogatepass")
+    if len(content) > MAX_BYTES:
+        raise _too_large(content, name, error)
     try:
-        loader = _Loader(text)
+        loader = Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:
@@ -105,11 +122,12 @@ def explain_error(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, st
         return _explain_unknown(location, model)
     if kind == "missing":
         return f"`{key}` is missing", None
-    message = detail["msg"].removeprefix("Value error, ")
+    message = mask_text(detail["msg"].removeprefix("Value error, "))
     if kind == "value_error":
         return (f"`{key}`: {message}" if key else message), None
     wanted = _WANTED.get(kind) or message.removeprefix("Input should be ").rstrip(".")
-    return f"`{key}`: expected {wanted}, found {_shown(detail['input'])}", None
+    shown = MASK if is_secret_name(key) else _shown(detail["input"])
+    return f"`{key}`: expected {wanted}, found {shown}", None
 
 
 # Pydantic's kinds of error, where its own words are for programmers.
@@ -180,7 +198,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 def _shown(value: Any) -> str:
     if isinstance(value, dict | list | tuple):
         return _kind(value)
-    text = str(value) if isinstance(value, date) else repr(value)
+    text = mask_text(str(value) if isinstance(value, date) else repr(value))
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -209,35 +227,6 @@ def _note_lines(
             _note_lines(item, (*at, index), lines, name, error)
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's plain words."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, rule) for tag, rule in rules if not tag.endswith((":bool", ":int", ":float"))]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _tag, _rule, _first in (
-    ("bool", r"(true|True|TRUE|false|False|FALSE)$", "tTfF"),
-    # A leading zero makes an identifier such as 007, not a number.
-    ("int", r"[-+]?(0|[1-9][0-9_]*)$", "-+0123456789"),
-    ("float", r"[-+]?(0|[1-9][0-9_]*)(\.[0-9]*)?([eE][-+]?[0-9]+)?$", "-+0123456789"),
-    ("float", r"[-+]?\.([0-9]+([eE][-+]?[0-9]+)?|inf|Inf|INF)$", "-+."),
-    ("float", r"\.(nan|NaN|NAN)$", "."),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_rule), list(_first))
-
-
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes what `_Loader` would read as something else."""
-
-
-_Dumper.yaml_implicit_resolvers = {
-    first: [*_Loader.yaml_implicit_resolvers.get(first, []), *rules]
-    for first, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()
-}
-
-
 def dump_yaml(data: dict[str, Any]) -> str:
     """The YAML text of a mapping, keys in their order; `parse_yaml` reads the same mapping back."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)

@@ -27,6 +27,7 @@ from pipeline.ledger import run_id
 from pipeline.overlap import refuse_overlap
 from pipeline.planning import plan_input, request_of
 from pipeline.publish import prepare_output
+from pipeline.runs.transforms.fingerprint import explain_difference
 from pipeline.settings import Settings
 from pipeline.storage import Storage, StorageReader, require_conditional_writes
 from pipeline.transforms import code_of
@@ -71,6 +72,8 @@ class Draft:
     """Of the windows that are to be done; None when there are none."""
     existing: BackfillRecord | None = None
     """The unfinished backfill that the same request has made before: this is it."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what the user should know before it is created."""
 
 
 def draft(
@@ -92,7 +95,8 @@ def draft(
         asked: Which windows.
         options: How to go about them.
         mapper: Reads the footers of large inputs elsewhere.
-        accept_code: Find the unfinished backfill of the same request although the code differs.
+        accept_code: Find the unfinished backfill of the same request although the code differs,
+            and take windows whose code was fingerprinted by another scheme as unchanged.
 
     Raises:
         UsageError: the job or the options do not fit a backfill.
@@ -110,7 +114,7 @@ def draft(
         if not is_over(store):
             drafting = Drafting(job, settings, storage, one.code if accept_code else code)
             return drafting.existing(one, store)
-    drafting = Drafting(job, settings, storage, code)
+    drafting = Drafting(job, settings, storage, code, accept_scheme=accept_code)
     choices = drafting.choices(asked, options, earlier)
     # Each one that is over counts: the same request after it is another backfill.
     name = partial(digest, request, code, len(same))
@@ -160,6 +164,8 @@ class Drafting:
     storage: Storage
     code: str
     """Fingerprint of the transform now."""
+    accept_scheme: bool = False
+    """Whether code that was fingerprinted by another scheme is taken as this one."""
 
     @property
     def rule(self) -> Windowing:
@@ -172,8 +178,7 @@ class Drafting:
         if record.code != self.code:
             raise ConflictError(
                 f"backfill {record.backfill} of this request is unfinished, and "
-                f"{record.transform} has changed since (fingerprint {record.code}, now "
-                f"{self.code})",
+                f"{explain_difference(record.transform, record.code, self.code)}",
                 hint=f"go on with the new code: chunkmap backfill resume {record.backfill} "
                 f"--accept-code; or begin anew: chunkmap backfill cancel {record.backfill}",
             )
@@ -192,7 +197,10 @@ class Drafting:
         if options.reprocess == "failed":
             failed = failed_before(self.storage, earlier)
         held = held_windows(catalog, self.rule)
-        return Chooser(found, held, failed, self.code, options.reprocess).choose(wanted)
+        chooser = Chooser(
+            found, held, failed, self.code, options.reprocess, accept_scheme=self.accept_scheme
+        )
+        return chooser.choose(wanted)
 
     def _input(self) -> tuple[dict[str, Found], tuple[Window, ...]]:
         """What the whole input holds, by window; one listing, no footer is read."""
@@ -241,7 +249,14 @@ class Drafting:
             }
         named = pl.col("group").replace_strict(runs, default=None, return_dtype=pl.String)
         windows = windows.with_columns(run=named).match_to_schema(WINDOWS)
-        return Draft(self.job, self._record(backfill, asked, options, windows), windows, plan)
+        unknown = sum(choice.is_of_other_scheme for choice in choices)
+        notes = (
+            f"of {unknown:,} windows chunkmap fingerprinted the code by another scheme, so whether "
+            "it has changed since cannot be told: they are mapped again (--accept-code takes their "
+            "code as unchanged)",
+        )
+        record = self._record(backfill, asked, options, windows)
+        return Draft(self.job, record, windows, plan, notes=notes if unknown else ())
 
     def _plan(self, todo: tuple[Window, ...], mapper: Any) -> Plan:
         keep = WindowFilter(self.rule, todo)

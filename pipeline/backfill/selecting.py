@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from partitioning.windows import Window
 from pipeline.backfill.records import Reprocess
+from pipeline.runs.transforms.fingerprint import scheme_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class Choice:
     found: Found | None
     skipped: str | None
     """Why there is nothing to do; None if there is."""
+    is_of_other_scheme: bool = False
+    """Whether it is chosen only because its code was fingerprinted by another scheme."""
 
     @property
     def is_empty(self) -> bool:
@@ -61,13 +64,24 @@ class Chooser:
     code: str
     """The transform's fingerprint now."""
     reprocess: Reprocess
+    accept_scheme: bool = False
+    """Whether code that was fingerprinted by another scheme counts as unchanged."""
 
     def choose(self, windows: Iterable[Window]) -> list[Choice]:
         """What is to be done about the windows that were asked for."""
-        return [
-            Choice(window, self.found.get(window.label), self._why_not(window.label))
-            for window in windows
-        ]
+        return [self._choice(window) for window in windows]
+
+    def _choice(self, window: Window) -> Choice:
+        skipped = self._why_not(window.label)
+        unknown = skipped is None and self._is_of_other_scheme(window.label)
+        return Choice(window, self.found.get(window.label), skipped, unknown)
+
+    def _is_of_other_scheme(self, label: str) -> bool:
+        """Whether nothing tells a window's input and code from today's but the scheme."""
+        found, held = self.found.get(label), self.held.get(label)
+        if self.reprocess != "changed" or found is None or held is None or not held.code:
+            return False
+        return held.inputs == found.inputs and scheme_of(held.code) != scheme_of(self.code)
 
     def _why_not(self, label: str) -> str | None:
         found, held = self.found.get(label), self.held.get(label)
@@ -79,7 +93,10 @@ class Chooser:
             return None
         if self.reprocess == "missing":
             return f"done by run {held.run}"
-        if held.inputs == found.inputs and held.code == self.code:
+        is_same_code = held.code == self.code or (
+            self.accept_scheme and self._is_of_other_scheme(label)
+        )
+        if held.inputs == found.inputs and is_same_code:
             return f"unchanged since run {held.run}"
         return None
 

@@ -33,6 +33,7 @@ from pipeline.errors import (
 from pipeline.job import load_job
 from pipeline.leaving import noting_interrupts, was_interrupted
 from pipeline.overview import remember_output
+from pipeline.runs.transforms.fingerprint import explain_difference
 from pipeline.settings import Settings, load_settings
 from pipeline.storage import open_storage
 from pipeline.transforms import code_of
@@ -163,6 +164,8 @@ def create(
             else:
                 say(f"Nothing to do: {nothing}.")
             return
+    for note in drafted.notes:
+        warn(note)
     remember_output(settings.state_dir, store.output)
     record = store.record()
     about = f"{record.todo:,} windows of {record.job}, {record.chunks:,} chunks in {record.runs:,}"
@@ -245,8 +248,8 @@ def _again(store: BackfillStore, settings: Settings, going: Going) -> Again:
     code = code_of(store.job(), settings.transforms)
     if code != record.code and not going.accept_code:
         raise ConflictError(
-            f"{record.transform} has changed since backfill {record.backfill} was created "
-            f"(fingerprint {record.code}, now {code})",
+            f"backfill {record.backfill} is unfinished, and "
+            f"{explain_difference(record.transform, record.code, code)}",
             hint="go on with the new code: --accept-code; or do all anew: chunkmap backfill "
             f"cancel {record.backfill}, then create it again",
         )

@@ -29,6 +29,7 @@ def plan_to_dict(drafted: Draft, expected: Forecast | None) -> dict[str, Any]:
         "skipped": [{"why": why, "windows": labels} for why, labels in skipped(windows)],
         "missing": windows.filter(pl.col("skipped") == EMPTY)["label"].to_list(),
         "forecast": expected.to_dict() if expected else None,
+        "notes": list(drafted.notes),
         "window_list": windows.to_dicts(),
     }
 
@@ -55,6 +56,8 @@ def show_plan(drafted: Draft, expected: Forecast | None) -> None:
     _show_skipped(windows)
     if expected is not None:
         _show_forecast(expected)
+    for note in drafted.notes:
+        warn(note)
     if drafted.existing is not None:
         warn(
             f"this is the unfinished backfill {record.backfill}: `create` goes on with it, and "

@@ -1,1 +1,1 @@
-"""A run of a job: its ledger, its workers, its driver."""
+"""A run of a job, from plan to publish."""

@@ -105,8 +105,13 @@ class Days:
     def storage(self) -> Storage:
         return own_storage()
 
-    def draft(self, job: Job, asked: Asked | None = None, **options: Any) -> Draft:
-        return draft(job, self.settings, self.storage, asked or Asked(), Options(**options))
+    def draft(
+        self, job: Job, asked: Asked | None = None, *, accept_code: bool = False, **options: Any
+    ) -> Draft:
+        chosen = Options(**options)
+        return draft(
+            job, self.settings, self.storage, asked or Asked(), chosen, accept_code=accept_code
+        )
 
     def create(self, job: Job, asked: Asked | None = None, **options: Any) -> BackfillStore:
         store, _ = create(self.storage, self.draft(job, asked, **options))

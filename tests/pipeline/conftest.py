@@ -1,11 +1,12 @@
-"""Servers that tests of the pipeline share."""
+"""Servers and folders that tests of the pipeline share."""
 
 import pytest
 
 from pipeline.report import charts
+from tests.pipeline.sources import folder
 from tests.servers.fixtures import external, ministack, moto, seaweedfs
 
-__all__ = ["external", "ministack", "moto", "seaweedfs"]
+__all__ = ["external", "folder", "ministack", "moto", "seaweedfs"]
 
 
 @pytest.fixture(autouse=True)

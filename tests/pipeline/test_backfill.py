@@ -112,6 +112,24 @@ def test_changed_maps_what_other_code_has_made(world: Days) -> None:
     assert world.draft(world.job("triple"), reprocess="changed").record.todo == 8
 
 
+def test_code_of_another_scheme_is_not_known_to_have_changed(
+    world: Days, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.runs.transforms.fingerprint.SCHEME", "v0")
+        world.run(world.job())
+        unfinished = world.create(world.job(), reprocess="all")
+    drafted = world.draft(world.job(), reprocess="changed")
+    assert drafted.record.todo == 8
+    assert "of 8 windows chunkmap fingerprinted the code by another scheme" in drafted.notes[0]
+    assert world.draft(world.job(), reprocess="changed", accept_code=True).record.todo == 0
+    world.write([LEAP[3]], value=7.0)
+    assert world.draft(world.job(), reprocess="changed", accept_code=True).record.todo == 1
+    with pytest.raises(ConflictError, match=r"scheme v0 .*cannot be told") as caught:
+        world.draft(world.job(), reprocess="all")
+    assert f"resume {unfinished.backfill} --accept-code" in str(caught.value.hint)
+
+
 def test_all_maps_everything_again(world: Days) -> None:
     world.run(world.job())
     before = world.rows()

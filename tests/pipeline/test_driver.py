@@ -221,6 +221,47 @@ def test_changed_code_does_not_go_on_unasked(world: World) -> None:
     assert codes.n_unique() == 2
 
 
+OLD_SCHEME = "pipeline.runs.transforms.fingerprint.SCHEME"
+
+
+def test_an_unfinished_run_of_another_scheme_resumes_when_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = world.job("fails", params={"index": 42})
+    with monkeypatch.context() as patch:
+        patch.setattr(OLD_SCHEME, "v0")
+        with pytest.raises(RunIncompleteError) as first:
+            world.run(job)
+    (world.root / "mended").touch()
+    with pytest.raises(ConflictError, match=r"scheme v0 .*cannot be told") as caught:
+        world.run(job)
+    assert "has changed since (" not in str(caught.value)
+    assert "--accept-code" in str(caught.value.hint)
+    summary = world.run(job, Resume(accept_code=True))
+    assert (summary.run, summary.state) == (first.value.summary.run, "done")
+    assert summary.mapped == 1
+
+
+@pytest.mark.parametrize("mode", ["error", "overwrite"])
+def test_a_published_run_of_another_scheme_is_still_the_same_run(
+    world: World, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    job = world.job(output={"uri": f"file://{world.output}/", "mode": mode})
+    with monkeypatch.context() as patch:
+        patch.setattr(OLD_SCHEME, "v0")
+        first = world.run(job)
+    again = world.run(job, Resume(accept_code=True))
+    assert (again.run, again.mapped) == (first.run, 0)
+    if mode == "error":
+        with pytest.raises(ConflictError, match="scheme v0") as caught:
+            world.run(job)
+        assert "--accept-code" in str(caught.value.hint)
+    else:
+        other = world.run(job)
+        assert other.mapped == other.chunks
+        assert any("scheme v0" in note for note in other.notes)
+
+
 def test_a_second_run_to_an_output_in_mode_error_is_refused(world: World) -> None:
     world.run(world.job())
     with pytest.raises(OutputNotEmptyError):

@@ -132,71 +132,98 @@ def test_a_module_that_cannot_be_imported(package: Package, source: str, said: s
         resolve(f"{package.name}.main:run", {}, package.settings())
 
 
-# -- fingerprints -----------------------------------------------------------------------------
-
-
-def test_layout_and_comments_do_not_enter(package: Package) -> None:
-    package.write("main", "def run(frame):\n    return frame.head(1)\n")
-    before = package.fingerprint()
-    package.write(
-        "main", "# new\n\n\ndef run( frame ):  # why\n\n    return (frame\n      .head(1))\n"
-    )
-    assert package.fingerprint() == before
-    assert len(before) == 16
-
-
-def test_everything_else_enters(package: Package) -> None:
-    package.write("main", "def run(frame, n=1):\n    return frame.head(n)\n\nother = run\n")
-    seen = {package.fingerprint(), package.fingerprint("main:other")}
-    seen |= {package.fingerprint(n=n) for n in (1, 2, None, "1", [1], {"a": 1})}
-    assert len(seen) == 8
-    package.write("main", "def run(frame, n=2):\n    return frame.head(n)\n")
-    assert package.fingerprint() not in seen
-
-
-def test_the_order_of_parameters_does_not_enter(package: Package) -> None:
-    package.write("main", run("pl.col('a')"))
-    assert package.fingerprint(a=1, b={"x": 1, "y": 2}) == package.fingerprint(
-        b={"y": 2, "x": 1}, a=1
-    )
+# -- defined in an allowed module ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "statement",
+    ("source", "function"),
     [
-        "from {package} import helper",
-        "from . import helper",
-        "from {package}.helper import N",
-        "from .helper import N",
-        "import {package}.helper",
-        "from .middle import helper",
-        "def later():\n    from . import helper",
+        ("from os import system\n", "system"),
+        ("from os import system as tidy\n", "tidy"),
+        ("from subprocess import run\n", "run"),
+        ("from .middle import system\n", "system"),
+        ("import subprocess\n", "subprocess"),
     ],
 )
-def test_helper_modules_enter(package: Package, statement: str) -> None:
-    package.write("helper", "N = 1\n")
-    package.write("middle", "from . import helper\n")
-    package.write("unrelated", "N = 1\n")
-    package.write("main", statement.format(package=package.name) + "\n" + run("pl.col('a')"))
-    before = package.fingerprint()
-    package.write("unrelated", "N = 2\n")
-    assert package.fingerprint() == before
-    package.write("helper", "N = 2\n")
-    assert package.fingerprint() != before
+def test_what_is_only_imported_is_refused_before_anything_is_imported(
+    package: Package, source: str, function: str, tmp_path: Path
+) -> None:
+    mark = tmp_path / "was-imported"
+    effect = f"from pathlib import Path\nPath({str(mark)!r}).touch()\n"
+    package.write("middle", effect + "from os import system\n")
+    package.write("main", effect + source)
+    name = f"{package.name}.main:{function}"
+    for call in (resolve, fingerprint_of):
+        with pytest.raises(TransformNotAllowedError, match="not defined in a file") as caught:
+            call(name, {}, package.settings())
+        assert "os.system" in str(caught.value) or "subprocess" in str(caught.value)
+    assert not mark.exists()
 
 
-def test_the_package_itself_enters(package: Package) -> None:
-    """Its `__init__` runs before the module does."""
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import os\nrun = os.system\n",
+        "import functools, os\nrun = functools.partial(os.system, 'true')\n",
+        "import subprocess\nrun = subprocess.call\n",
+        "import polars as pl\nrun = pl.LazyFrame.head\n",
+        "import operator\nrun = operator.methodcaller('head')\n",
+        "space = {}\nexec('def run(frame):\\n return frame', space)\nrun = space['run']\n",
+        "run = len\n",
+        "try:\n    from os import system as run\nexcept ImportError:\n    run = None\n",
+    ],
+)
+def test_what_is_defined_elsewhere_is_refused(package: Package, source: str) -> None:
+    package.write("main", source)
+    with pytest.raises(TransformNotAllowedError, match="not defined in a file"):
+        resolve(f"{package.name}.main:run", {}, package.settings())
+
+
+def test_a_class_is_refused(package: Package) -> None:
+    package.write("main", "class run:\n    def __init__(self, frame): ...\n")
+    with pytest.raises(JobError, match="is a class"):
+        resolve(f"{package.name}.main:run", {}, package.settings())
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        "run = lambda frame: plus(frame, 1)",
+        "run = functools.partial(plus, by=1)",
+        "run = functools.partial(functools.partial(plus), by=1)",
+        "@functools.singledispatch\ndef run(frame):\n    return plus(frame, 1)",
+        "@functools.wraps(functools.reduce)\ndef run(frame):\n    return plus(frame, 1)",
+        "class Plus:\n    def __call__(self, frame):\n        return plus(frame, 1)\nrun = Plus()",
+        "class Plus:\n    def one(self, frame):\n        return plus(frame, 1)\nrun = Plus().one",
+        "def make(by):\n    def inner(frame):\n        return plus(frame, by)\n    return inner\n"
+        "run = make(1)",
+        "from .other import run",
+        "from .other import *",
+    ],
+)
+def test_what_is_defined_here_is_taken(package: Package, definition: str) -> None:
+    plus = (
+        "import polars as pl\n\ndef plus(frame, by):\n    return frame.select(pl.col('a') + by)\n"
+    )
+    package.write("other", plus + "\ndef run(frame):\n    return plus(frame, 1)\n")
+    package.write("main", "import functools\n" + plus + definition + "\n")
+    assert package.run() == [2, 3]
+
+
+def test_a_module_without_python_source_is_named(package: Package) -> None:
+    with pytest.raises(JobError, match="has no Python source"):
+        resolve("_struct:pack", {}, package.settings("_struct"))
+
+
+def test_parents_that_are_not_allowed_run_and_count(package: Package) -> None:
+    """Importing `a.b` runs `a`, whatever the settings allow."""
     package.write("main", run("pl.col('a')"))
-    before = package.fingerprint()
+    settings = package.settings(f"{package.name}.main")
+    name = f"{package.name}.main:run"
+    before = fingerprint_of(name, {}, settings)
     package.write("__init__", "import polars\n")
-    assert package.fingerprint() != before
-
-
-def test_a_fingerprint_of_modules_that_import_each_other(package: Package) -> None:
-    package.write("helper", "from . import main\nN = 1\n")
-    package.write("main", "from . import helper\n" + run("pl.col('a')"))
-    assert package.fingerprint() == package.fingerprint()
+    assert fingerprint_of(name, {}, settings) != before
+    assert package.name not in sys.modules
 
 
 # -- imported anew ----------------------------------------------------------------------------

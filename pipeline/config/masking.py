@@ -1,0 +1,103 @@
+"""Mask secrets in what is shown: by the names that values have, and in URLs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MASK = "********"
+
+_SECRET_NAME = re.compile(
+    r"pass(word|wd|phrase)|pwd|secret|token|credential|authorization|signature"
+    r"|(access|account|api|encryption|private|shared|signing)[-_. ]?key"
+    r"|(?<![a-z])(auth|pass|sas|sig)(?![a-z])",
+    re.IGNORECASE,
+)
+_USER_IN_URL = re.compile(
+    r"([A-Za-z][A-Za-z0-9+.-]*://)"
+    # A secret key may hold slashes; digits and a slash after a colon are a port.
+    r"(?:[^\s/?#]*@|[^\s/?#@:]*:(?!\d*(?:[/\s]|$))[^\s@]*@)"
+)
+_QUOTED_PAIR = re.compile(r"""((["'])([\w.-]+)\2\s*[:=]\s*)(["'])(.*?)\4""")
+_PARAMETER = re.compile(r"""([?&]([\w.-]+)=)([^\s&;,#"']+)""")
+_PAIR = re.compile(r"""(?<![\w./-])(([\w.-]+)=)("[^"]*"|'[^']*'|[^\s&;,#"']+)""")
+_BEARER = re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE)
+_ASSIGNMENT = re.compile(r"(-{0,2}([A-Za-z_][\w.-]*)=).*", re.DOTALL)
+
+
+def is_secret_name(name: object) -> bool:
+    """Whether a value of this name is a secret."""
+    return _SECRET_NAME.search(str(name)) is not None
+
+
+def mask(value: Any, name: object = "") -> Any:
+    """A copy of a setting in which secrets are masked, at any depth.
+
+    Masked are values of keys that name a secret, of mappings such as `{name: TOKEN, value: …}`,
+    assignments and options in lists (`TOKEN=…`, `--token …`), and what `mask_text` masks.
+
+    Args:
+        value: Text, a number, or lists and mappings of such.
+        name: What it is the value of.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if is_secret_name(name) or hasattr(value, "get_secret_value"):
+        return MASK
+    if isinstance(value, Mapping):
+        return _masked_mapping(value)
+    if isinstance(value, str):
+        assignment = _ASSIGNMENT.fullmatch(value)
+        if assignment and is_secret_name(assignment[2]):
+            return assignment[1] + MASK
+        return _PAIR.sub(_pair, mask_text(value))
+    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes):
+        return _masked_items(list(value))
+    return value if isinstance(value, int | float) else mask_text(str(value))
+
+
+def _masked_mapping(value: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Of a mapping; Kubernetes and others write a pair as `{name: …, value: …}`."""
+    masked = {key: mask(item, key) for key, item in value.items()}
+    names = [item for key, item in value.items() if str(key).lower() in ("name", "key")]
+    if any(is_secret_name(item) for item in names if isinstance(item, str)):
+        masked |= {key: MASK for key in value if str(key).lower() == "value"}
+    return masked
+
+
+def _masked_items(items: list[Any]) -> list[Any]:
+    masked = []
+    is_value = False
+    for item in items:
+        masked.append(MASK if is_value and isinstance(item, str) else mask(item))
+        is_option = isinstance(item, str) and item.startswith("-") and "=" not in item
+        is_value = is_option and is_secret_name(item)
+    return masked
+
+
+def mask_text(text: str) -> str:
+    """Text in which users and passwords of URLs, secret parameters and the like are masked.
+
+    What only looks like an assignment is left alone: `token=1/` may be a Hive partition.
+
+    >>> mask_text("tcp://me:pw@host:80/a?token=x&b=1")
+    'tcp://********@host:80/a?token=********&b=1'
+    """
+    text = _USER_IN_URL.sub(rf"\1{MASK}@", text)
+    text = _QUOTED_PAIR.sub(_quoted_pair, text)
+    text = _PARAMETER.sub(_pair, text)
+    return _BEARER.sub(rf"\1 {MASK}", text)
+
+
+def names_user(uri: str) -> bool:
+    """Whether a URI has a user, a password or keys before its host or bucket."""
+    return _USER_IN_URL.match(uri) is not None
+
+
+def _quoted_pair(found: re.Match[str]) -> str:
+    return f"{found[1]}{found[4]}{MASK}{found[4]}" if is_secret_name(found[3]) else found[0]
+
+
+def _pair(found: re.Match[str]) -> str:
+    return found[1] + MASK if is_secret_name(found[2]) else found[0]
