@@ -57,6 +57,7 @@ FLOORS: dict[str, int] = {
     "pipeline.batches": 14,
     "pipeline.storage": 14,
     "pipeline.transforms": 14,
+    "pipeline.runs.ledger": 12,
     "pipeline.segments": 13,
     "pipeline.runs.ledger.completion_log": 14,
     "pipeline.runs.ledger.find": 16,

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contracts.source import ROOT, python_files, repository_files
-
-LONGEST = 400
+from tests.contracts.source import ROOT, repository_files
 
 # Assembled from halves, so that this file does not hold what it forbids.
 FORBIDDEN = {
@@ -54,11 +52,3 @@ def test_no_file_holds(what: str) -> None:
 )
 def test_the_patterns_find_what_they_are_for(what: str, example: str) -> None:
     assert FORBIDDEN[what].search(example)
-
-
-def test_files_stay_short() -> None:
-    lengths = {path: len(path.read_text("utf-8").splitlines()) for path in python_files()}
-    long = {
-        str(path.relative_to(ROOT)): lines for path, lines in lengths.items() if lines >= LONGEST
-    }
-    assert not long, f"split these, they reach {LONGEST} lines: {long}"
