@@ -10,7 +10,7 @@ from pipeline.catalog import Catalog
 from pipeline.ledger import Ledger
 from pipeline.publish import settle
 from pipeline.records import RunRecord
-from pipeline.runs.ledger.find import runs_of
+from pipeline.runs.ledger.find import find_runs
 from pipeline.storage import Staged, Storage
 from pipeline.versions import prune
 
@@ -50,12 +50,14 @@ def clean(
     """
     catalog = Catalog(storage, output)
     manifest = settle(catalog)
-    records = runs_of(storage, catalog.output)
-    given_up = set(discard)
+    found = find_runs(storage, catalog.output)
+    records, given_up = found.records, set(discard)
     unfinished = [
         one for one in records if Ledger(storage, one.output, one.run).published() is None
     ]
-    spared = [one.run for one in unfinished if one.run not in given_up]
+    # Of a damaged one it cannot be told whether it is finished: its staged work is left alone.
+    runs = [one.run for one in unfinished] + list(found.damaged)
+    spared = [run for run in runs if run not in given_up]
     uploads = _abandoned(catalog, spared, given_up, older_than)
     strays = _strays(catalog, records, spared)
     keep = manifest.commits[-1].keep_versions if manifest.commits else 1

@@ -11,6 +11,7 @@ from pipeline.backfill.status import BackfillStatus, look
 from pipeline.backfill.store import BackfillStore
 from pipeline.job import Job
 from pipeline.report.backfill_model import BackfillReport, Calendar
+from pipeline.stored import report_folder
 
 MOST_ROWS = 100
 """Rows of the page's calendar."""
@@ -33,7 +34,7 @@ def store_report(store: BackfillStore, folder: Path) -> tuple[str, str]:
     storage = store.storage
     storage.put(store.prefix + "report.html", html.encode())
     storage.put(store.prefix + "report.json", said.encode())
-    local = folder / "reports" / store.backfill
+    local = report_folder(folder, store.backfill)
     local.mkdir(parents=True, exist_ok=True)
     (local / "report.html").write_text(html, encoding="utf-8")
     (local / "report.json").write_text(said, encoding="utf-8")

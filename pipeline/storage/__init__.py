@@ -14,7 +14,14 @@ from pipeline.storage.door import (
 from pipeline.storage.reader import StorageReader
 from pipeline.storage.records import Backend, Blob, Staged
 from pipeline.storage.retrying import RetryPolicy
-from pipeline.storage.uris import as_prefix, join, parse, staged_area, state_prefix
+from pipeline.storage.uris import (
+    as_prefix,
+    join,
+    parse,
+    same_place,
+    staged_area,
+    state_prefix,
+)
 
 __all__ = [
     "Backend",
@@ -29,6 +36,7 @@ __all__ = [
     "own_storage",
     "parse",
     "read_table",
+    "same_place",
     "scan_options",
     "staged_area",
     "state_prefix",

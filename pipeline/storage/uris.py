@@ -62,3 +62,12 @@ def staged_area(output_uri: str) -> str:
 def state_prefix(output_uri: str) -> str:
     """Where the state of an output lives: beside it, never in it."""
     return output_uri.rstrip("/") + ".chunkmap/"
+
+
+def same_place(one: str, other: str) -> bool:
+    """Whether two prefixes are the same; a local folder may go by several names."""
+    if one == other:
+        return True
+    if not (one.startswith("file://") and other.startswith("file://")):
+        return False
+    return os.path.realpath(parse(one).key) == os.path.realpath(parse(other).key)
