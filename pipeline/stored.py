@@ -40,7 +40,7 @@ LABEL_PATTERN: Final = r"^[0-9A-Za-z_%~+-]{0,200}$"
 """The label of a window, as `partitioning.windows` makes it. It becomes part of keys."""
 
 _SEAL: Final = re.compile(rb',"sha256":"([0-9a-f]{64})"\}\s*$')
-_TEXT_SEAL: Final = re.compile(r"# sha256 ([0-9a-f]{64})\n?$")
+_TEXT_SEAL: Final = re.compile(r"# sha256 ([0-9a-f]{64})\n")
 _BYTES_SEAL: Final = b"CMSEAL01"
 _NAME = re.compile(r"[^/\\\x00-\x1f\x7f]{1,400}")
 
@@ -99,9 +99,11 @@ def _check_seal(data: bytes) -> None:
 
 
 def seal_text(text: str) -> bytes:
-    """Add a checksum to a text in which `#` begins a comment."""
-    body = text if text.endswith("\n") else text + "\n"
-    return f"{body}# sha256 {hashlib.sha256(body.encode()).hexdigest()}\n".encode()
+    """Put a checksum before a text in which `#` begins a comment.
+
+    Before it, because the first lines of a YAML file may be a YAML file.
+    """
+    return f"# sha256 {hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode()
 
 
 def parse_text(data: bytes, uri: str) -> str:
@@ -113,9 +115,9 @@ def parse_text(data: bytes, uri: str) -> str:
     with reading(uri):
         _check_size(data, MOST_JSON_BYTES)
         text = data.decode()
-        found = _TEXT_SEAL.search(text)
+        found = _TEXT_SEAL.match(text)
         if found is not None:
-            text = text[: found.start()]
+            text = text[found.end() :]
             if hashlib.sha256(text.encode()).hexdigest() != found[1]:
                 raise ValueError("its content does not have its checksum")
         return text

@@ -159,6 +159,6 @@ def _outcome(batch: Batch, future: Any, kind: Any, detail: str) -> Outcome:
     if kind != "finished":
         return Outcome(batch, kind, detail=detail)
     try:
-        return Outcome(batch, "finished", future.result())
+        return Outcome.of_result(batch, future.result())
     except Exception as error:
         return Outcome.of_error(batch, error)
