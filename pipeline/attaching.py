@@ -39,7 +39,7 @@ def watch(
         Whether the run was published meanwhile.
     """
     started = time.time()
-    while is_driving(record := read_driver(storage, ledger), own):
+    while is_driving(record := read_driver(storage, ledger.prefix), own):
         assert record is not None, "somebody drives"
         listen(_progress(record, started))
         time.sleep(LOOK_SECONDS)
@@ -47,8 +47,10 @@ def watch(
 
 
 def _progress(record: DriverRecord, started: float) -> MapProgress:
-    known = {"chunks": 0, "done": 0, "failed": 0, "rows_in": 0, "rows_out": 0}
-    known |= {"bytes_in": 0, "bytes_out": 0, **record.progress}
+    names = ("chunks", "done", "failed", "rows_in", "rows_out", "bytes_in", "bytes_out")
+    said = record.progress
+    known = {name: value for name in names if isinstance(value := said.get(name, 0), int)}
+    known = dict.fromkeys(names, 0) | known
     return MapProgress(
         round=record.rounds,
         batches=record.batches,

@@ -18,7 +18,9 @@ from partitioning import Chunk
 from pipeline.catalog import Catalog
 from pipeline.errors import (
     EngineUnavailableError,
+    JobError,
     ObjectMissingError,
+    StateError,
     TransientStorageError,
     UsageError,
 )
@@ -81,6 +83,9 @@ class Verification:
     are not published yet."""
     problems: tuple[str, ...]
     """One sentence each; empty when all is well."""
+    notes: tuple[str, ...] = ()
+    """What was refused in the ledgers of the manifest's runs: the output is as it should be, and
+    somebody has written what no run would."""
 
 
 def verify_output(storage: Storage, output: str) -> Verification:
@@ -112,7 +117,23 @@ def verify_output(storage: Storage, output: str) -> Verification:
         bytes=int(files["bytes"].sum()),
         missing_chunks=left + sum(e.missing for e in manifest.commits if e.window is None),
         problems=tuple(problems),
+        notes=_refused(catalog, manifest),
     )
+
+
+def _refused(catalog: Catalog, manifest: Manifest) -> tuple[str, ...]:
+    """What the ledgers of a manifest's runs hold that does not count."""
+
+    def notes(run: str) -> list[str]:
+        try:
+            found = Ledger(catalog.storage, catalog.output, run).read().problems
+        except (StateError, ObjectMissingError, JobError) as error:
+            found = (f"its ledger cannot be read: {error}",)
+        return [f"run {run}: {sentence}" for sentence in found]
+
+    runs = list(dict.fromkeys(entry.run for entry in manifest.commits))
+    with ThreadPoolExecutor(READERS) as pool:
+        return tuple(sentence for some in pool.map(notes, runs) for sentence in some)
 
 
 def _windows(catalog: Catalog, manifest: Manifest) -> tuple[int, list[str]]:

@@ -15,7 +15,7 @@ from pipeline.ledger import Ledger
 from pipeline.manifest import Manifest
 from pipeline.publish import settle
 from pipeline.records import RunRecord
-from pipeline.runs.ledger.find import runs_of
+from pipeline.runs.ledger.find import find_runs
 from pipeline.storage import Staged, Storage
 from pipeline.table.keys import run_of_key
 from pipeline.table.retention import expire_orphans, expire_replaced, move_orphans
@@ -56,12 +56,14 @@ def clean(
     """
     catalog = Catalog(storage, output)
     manifest = settle(catalog)
-    records = runs_of(storage, catalog.output)
-    given_up = set(discard)
+    found = find_runs(storage, catalog.output)
+    records, given_up = found.records, set(discard)
     unfinished = [
         one for one in records if Ledger(storage, one.output, one.run).published() is None
     ]
-    spared = [one.run for one in unfinished if one.run not in given_up]
+    # Of a damaged one it cannot be told whether it is finished: its staged work is left alone.
+    runs = [one.run for one in unfinished] + list(found.damaged)
+    spared = [run for run in runs if run not in given_up]
     uploads = _abandoned(catalog, spared, given_up, older_than)
     orphans = _orphans(catalog, manifest, records, spared)
     replaced = expire_replaced(catalog, manifest, dry_run=dry_run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import socket
@@ -16,10 +17,10 @@ from typing import Any
 
 import orjson
 import polars as pl
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from pipeline.catalog import Catalog, together
-from pipeline.errors import RunFailedError, SchemaChangedError
+from pipeline.errors import RunFailedError, SchemaChangedError, StateError
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.liveness import start_time
@@ -43,7 +44,11 @@ from pipeline.report.model import Phase, RunInfo, RunReport
 from pipeline.report.run_report import render_html, render_json, render_markdown
 from pipeline.rounds import MapProgress
 from pipeline.storage import Storage
+from pipeline.stored import Moment, parse_stored, report_folder, seal_json
 
+log = logging.getLogger(__name__)
+
+_NEWLINE = "\n"
 HEARTBEAT_SECONDS = 15.0
 """How often a driver says that it is alive; silent for four of them, it counts as gone."""
 PUBLISH_TRIES = 3
@@ -58,16 +63,16 @@ class DriverRecord(BaseModel):
     driver: str
     host: str
     pid: int
-    process_started: float
+    process_started: FiniteFloat
     """Start time of the process, as `pipeline.liveness` tells it: pids are used again."""
-    started: float
-    seen: float
+    started: Moment
+    seen: Moment
     """Unix seconds of the last sign of life."""
     state: str = "running"
     """running, done, failed or interrupted."""
     rounds: int = 0
     batches: int = 0
-    phases: list[tuple[str, float, float]] = []
+    phases: list[tuple[str, Moment, FiniteFloat]] = []
     """(name, started, seconds) of each finished phase."""
     flow_run: str | None = None
     """Its page in Prefect's UI."""
@@ -119,7 +124,7 @@ class Driver:
         """Write the record now."""
         self._written = self.record.seen = time.time()
         self.record.state = state or self.record.state
-        self.storage.put(self.uri, self.record.model_dump_json().encode())
+        self.storage.put(self.uri, seal_json(self.record.model_dump_json().encode()))
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -131,10 +136,23 @@ class Driver:
             self.record.phases.append((name, started, time.time() - started))
 
 
-def read_driver(storage: Storage, ledger: Ledger) -> DriverRecord | None:
-    """Who drove a run last, if anybody did."""
-    blob = storage.get_if_there(ledger.prefix + "driver.json")
-    return None if blob is None else DriverRecord.model_validate_json(blob.data)
+def read_driver(storage: Storage, prefix: str) -> DriverRecord | None:
+    """Who drove a run (or backfill) last, if anybody did and it can be told.
+
+    Nothing depends on it: of a record that is damaged, or that another release wrote otherwise,
+    nobody is known to drive.
+
+    Args:
+        storage: Where.
+        prefix: URI of the state of the run or backfill.
+    """
+    uri = prefix + "driver.json"
+    blob = storage.get_if_there(uri)
+    try:
+        return None if blob is None else parse_stored(DriverRecord, blob.data, uri)
+    except StateError as error:
+        log.warning("%s; nobody is taken to drive", error)
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,8 +273,8 @@ def check_schemas(progress: Progress) -> None:
     if counts.height < 2:
         return
     odd, *_, usual = counts.sort("len").iter_rows(named=True)
-    theirs = orjson.loads(progress.schemas[odd["schema"]])
-    ours = orjson.loads(progress.schemas[usual["schema"]])
+    theirs = orjson.loads(progress.schemas.get(odd["schema"], "{}"))
+    ours = orjson.loads(progress.schemas.get(usual["schema"], "{}"))
     columns = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
     said = ", ".join(f"{n}: {theirs.get(n, 'absent')} / {ours.get(n, 'absent')}" for n in columns)
     raise SchemaChangedError(
@@ -272,7 +290,7 @@ def failure_lines(failed: pl.DataFrame) -> tuple[str, ...]:
         pl.len(), pl.col("message").first(), pl.col("index").first()
     )
     return tuple(
-        f"{row['len']} chunks: {row['error']}: {row['message'].splitlines()[0]} "
+        f"{row['len']} chunks: {row['error']}: {row['message'].partition(_NEWLINE)[0]} "
         f"(chunk {row['index']}, say)"
         for row in groups.sort("len", descending=True).iter_rows(named=True)
     )
@@ -296,6 +314,7 @@ def store_report(
     html, said = render_html(report), render_json(report)
     bodies = {"report.html": html, "report.json": said}
     together(lambda name: storage.put(ledger.prefix + name, bodies[name].encode()), list(bodies))
+    report_folder(folder, ledger.run)  # Its name is checked there.
     local = state_folder(folder, "reports", ledger.run)
     (local / "report.html").write_text(html)
     (local / "report.json").write_text(said)

@@ -154,14 +154,15 @@ class Driving:
     def _ended(self) -> RunSummary:
         ledger = self.planned.ledger
         own = self.driver.record.driver
-        if is_driving(read_driver(self.storage, ledger), own) and not self.resume.take_over:
+        if is_driving(read_driver(self.storage, ledger.prefix), own) and not self.resume.take_over:
             self.listen("attached", None)
             watch(self.storage, ledger, own, lambda progress: self.listen("attached", progress))
         manifest = ledger.published()
         if manifest is not None:
             self._refuse_missing_files()
             return replace(
-                self._summary("done", ledger.read(), manifest), notes=self._notes(manifest)
+                self._summary("done", progress := ledger.read(), manifest),
+                notes=(*self._notes(manifest), *progress.problems),
             )
         return self._driven()
 
@@ -329,6 +330,10 @@ class Driving:
             seconds=time.time() - self.driver.record.started,
             report=report.uri if report else ledger.prefix + "report.html",
             local_report=report.path if report else "",
-            notes=(*self.planned.notes, *([mapper.stopped] if mapper and mapper.stopped else [])),
+            notes=(
+                *self.planned.notes,
+                *([mapper.stopped] if mapper and mapper.stopped else []),
+                *progress.problems,
+            ),
             errors=failure_lines(failed),
         )

@@ -15,6 +15,10 @@ from pipeline.settings import BatchSettings
 Kind = Literal["finished", "error", "killed", "cancelled", "lost"]
 """What became of a batch: `killed` took its worker with it, `lost` vanished with the scheduler."""
 
+MOST_COUNT = 1 << 60
+"""Rows or bytes of a batch, far beyond any."""
+MOST_SECONDS = 1e9
+"""Of a batch: 30 years."""
 IDLE_SECONDS = 0.05
 """How long an engine that has nothing to do lets others work."""
 
@@ -33,10 +37,39 @@ class Outcome:
     """Any batch would end like this there: no such transform, other code, no rights."""
 
     @classmethod
+    def of_result(cls, batch: Batch, result: object) -> Outcome:
+        """Of a batch that came back. What a worker says of it is checked before it is used."""
+        problem = _problem_of(batch, result)
+        if problem:
+            return cls(batch, "error", detail=f"its worker returned {problem}")
+        assert isinstance(result, BatchResult), "anything else is a problem"
+        return cls(batch, "finished", result)
+
+    @classmethod
     def of_error(cls, batch: Batch, error: Exception) -> Outcome:
         """Of a batch that raised."""
         is_final = isinstance(error, ChunkmapError) and not is_transient(error)
         return cls(batch, "error", detail=f"{type(error).__name__}: {error}", is_final=is_final)
+
+
+def _problem_of(batch: Batch, result: object) -> str:
+    """What is wrong with what a batch returned, in words; empty if nothing is."""
+    if type(result) is not BatchResult:
+        return f"{type(result).__name__}, not a BatchResult"
+    if result.batch != batch.name:
+        return "the result of another batch"
+    counts = (result.done, result.failed, result.left)
+    sizes = (result.rows_in, result.rows_out, result.bytes_in, result.bytes_out)
+    for count in (*counts, *sizes, result.decoded_bytes):
+        if type(count) is not int or not 0 <= count < MOST_COUNT:
+            return f"the count {str(count)[:40]}"
+    # A batch that was taken up again has less to do than its chunks.
+    if sum(counts) > len(batch):
+        return f"{sum(counts):,} chunks of a batch of {len(batch):,}"
+    seconds = result.seconds
+    if type(seconds) is not float or not 0.0 <= seconds < MOST_SECONDS:
+        return f"the time {str(seconds)[:40]}"
+    return ""
 
 
 class Engine(Protocol):
@@ -73,7 +106,7 @@ class SerialEngine:
         """See `Engine.submit`."""
         try:
             result = map_batch(*self._run, batch)
-            self._outcomes.append(Outcome(batch, "finished", result))
+            self._outcomes.append(Outcome.of_result(batch, result))
         except Exception as error:
             self._outcomes.append(Outcome.of_error(batch, error))
 

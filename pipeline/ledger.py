@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -41,8 +40,15 @@ from pipeline.records import (
 from pipeline.runs.ledger.checks import EntryChecks, sentences
 from pipeline.runs.ledger.completion_log import CompletionLog
 from pipeline.segments import EMPTY, pack_segment
-from pipeline.storage import Storage, join, parse, state_prefix
-from pipeline.stored import parse_number, parse_stored, reading
+from pipeline.storage import Storage, join, parse, same_place, state_prefix
+from pipeline.stored import (
+    parse_number,
+    parse_stored,
+    parse_text,
+    reading,
+    seal_json,
+    seal_text,
+)
 
 log = logging.getLogger(__name__)
 
@@ -115,9 +121,10 @@ class Ledger:
         with suppress(AlreadyExistsError):
             storage.put_new(ledger.prefix + "plan.arrow", plan.to_bytes())
         with suppress(AlreadyExistsError):
-            storage.put_new(ledger.prefix + "job.yaml", job.to_yaml().encode())
+            storage.put_new(ledger.prefix + "job.yaml", seal_text(job.to_yaml()))
         with suppress(AlreadyExistsError):
-            storage.put_new(ledger.prefix + "run.json", record.model_dump_json(indent=1).encode())
+            said = seal_json(record.model_dump_json(indent=1).encode())
+            storage.put_new(ledger.prefix + "run.json", said)
         return ledger
 
     @classmethod
@@ -143,7 +150,7 @@ class Ledger:
         except ObjectMissingError as error:
             raise UsageError(f"there is no run {self.run} of {self.output}") from error
         record = parse_stored(RunRecord, data, uri)
-        if record.run != self.run or not _same_place(record.output, self.output):
+        if record.run != self.run or not same_place(record.output, self.output):
             raise StateError(uri, f"it is the record of run {record.run} of {record.output}")
         return record
 
@@ -151,10 +158,7 @@ class Ledger:
         """The job as it was when the run was created. Raises StateError if it is damaged."""
         if self._job is None:
             uri = self.prefix + "job.yaml"
-            data = self._storage.get(uri).data
-            with reading(uri):
-                text = data.decode()
-            self._job = _parsed(text, uri)
+            self._job = _parsed(parse_text(self._storage.get(uri).data, uri), uri)
         return self._job
 
     def plan(self) -> Plan:
@@ -182,14 +186,18 @@ class Ledger:
 
     def note_published(self, manifest: int) -> None:
         """Note where the run was published: a short cut, never needed for correctness."""
-        self._storage.put(self.prefix + "published.json", orjson.dumps({"manifest": manifest}))
+        self._storage.put(
+            self.prefix + "published.json", seal_json(orjson.dumps({"manifest": manifest}))
+        )
 
     def accept(self, manifest: int) -> None:
         """Note that whoever drives has seen the output up to this manifest, and goes on top of it.
 
         The run's base stays: what it has published itself is looked for from there.
         """
-        self._storage.put(self.prefix + "accepted.json", orjson.dumps({"manifest": manifest}))
+        self._storage.put(
+            self.prefix + "accepted.json", seal_json(orjson.dumps({"manifest": manifest}))
+        )
 
     def accepted(self) -> int:
         """The newest manifest that nobody who published it is in conflict with."""
@@ -299,15 +307,6 @@ def _chosen(completions: pl.DataFrame) -> pl.Series:
             taken |= set(chunks)
             uris.add(uri)
     return completions["uri"].is_in(list(uris))
-
-
-def _same_place(one: str, other: str) -> bool:
-    """Whether two prefixes are the same; a local folder may go by several names."""
-    if one == other:
-        return True
-    if not (one.startswith("file://") and other.startswith("file://")):
-        return False
-    return os.path.realpath(parse(one).key) == os.path.realpath(parse(other).key)
 
 
 @lru_cache(64)

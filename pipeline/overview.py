@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from pipeline.attaching import is_driving
 from pipeline.driver import DriverRecord, failure_lines, read_driver
-from pipeline.errors import UsageError
+from pipeline.errors import (
+    ChunkmapError,
+    JobError,
+    ObjectMissingError,
+    StateError,
+    UsageError,
+)
 from pipeline.ledger import Ledger
 from pipeline.private import state_folder
 from pipeline.records import RunRecord
-from pipeline.runs.ledger.find import runs_of
+from pipeline.runs.ledger.find import find_runs
 from pipeline.storage import Storage, parse
+from pipeline.stored import report_folder
+
+log = logging.getLogger(__name__)
 
 _REPORTED = ("done", "failed")
 """States in which a driver leaves a report."""
@@ -30,7 +39,7 @@ class RunState:
     run: str
     job: str
     state: str
-    """done, failed, running, silent since …, interrupted, or new."""
+    """done, failed, running, silent since …, interrupted, new, or damaged."""
     chunks: int
     done: int
     failed: int
@@ -48,18 +57,53 @@ class RunState:
     page: str
     """Of Prefect's UI, while that server is up; empty if it was driven without one."""
     errors: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+    """What is wrong with what is stored of it: entries that are not counted, damaged objects."""
 
 
 def overview(storage: Storage, output: str) -> list[RunState]:
-    """Every run of an output, oldest first."""
-    return [_state(storage, record) for record in runs_of(storage, output)]
+    """Every run of an output, oldest first; those whose state is damaged come last."""
+    found = find_runs(storage, output)
+    uri = parse(output).uri.rstrip("/") + "/"
+    states = [_state_or_damage(storage, record) for record in found.records]
+    damaged = [_damaged(run, uri, error) for run, error in found.damaged.items()]
+    return states + damaged
+
+
+def _state_or_damage(storage: Storage, record: RunRecord) -> RunState:
+    try:
+        return _state(storage, record)
+    except (StateError, ObjectMissingError, JobError) as error:
+        damaged = _damaged(record.run, record.output, error)
+        return replace(damaged, job=record.job, chunks=record.chunks, created=record.created)
+
+
+def _damaged(run: str, output: str, error: ChunkmapError) -> RunState:
+    """A run of which too little can be read to say how far it is."""
+    problem = f"{error}. {error.hint}" if error.hint else str(error)
+    figures = dict.fromkeys(
+        ("chunks", "done", "failed", "rows_in", "rows_out", "bytes_in", "bytes_out"), 0
+    )
+    return RunState(
+        run=run,
+        job="?",
+        state="damaged",
+        **figures,
+        created=0.0,
+        driver="unknown",
+        output=output,
+        report="",
+        page="",
+        errors=(),
+        problems=(problem,),
+    )
 
 
 def _state(storage: Storage, record: RunRecord) -> RunState:
     ledger = Ledger(storage, record.output, record.run)
     progress = ledger.read()
     done, failed = progress.completions, progress.failed()
-    seen = _driver(storage, ledger)
+    seen = read_driver(storage, ledger.prefix)
     state, driver = _liveness(ledger, seen)
     return RunState(
         run=record.run,
@@ -78,15 +122,8 @@ def _state(storage: Storage, record: RunRecord) -> RunState:
         report=ledger.prefix + "report.html" if state in _REPORTED else "",
         page=(seen.flow_run if seen else None) or "",
         errors=failure_lines(failed),
+        problems=progress.problems,
     )
-
-
-def _driver(storage: Storage, ledger: Ledger) -> DriverRecord | None:
-    """Who drives, as far as it can be read: another release may have written it otherwise."""
-    try:
-        return read_driver(storage, ledger)
-    except ValidationError:
-        return None
 
 
 def _liveness(ledger: Ledger, driver: DriverRecord | None) -> tuple[str, str]:
@@ -121,6 +158,7 @@ def find_run(runs: list[RunState], wanted: str) -> RunState:
 
 def fetch_report(storage: Storage, uri: str, folder: Path, run: str) -> str | None:
     """Bring a run's report to this machine; its page's path, or None if there is no report."""
+    report_folder(folder, run)  # Its name is checked there.
     for name in ("report.json", "report.html"):
         blob = storage.get_if_there(uri.rpartition("/")[0] + "/" + name)
         if blob is None:
@@ -131,13 +169,22 @@ def fetch_report(storage: Storage, uri: str, folder: Path, run: str) -> str | No
 
 
 def known_outputs(state_dir: Path) -> list[str]:
-    """The outputs that runs were started for from this folder."""
+    """The outputs that runs were started for from this folder; none if the file is damaged."""
     file = state_dir / "outputs.json"
-    return list(json.loads(file.read_text())) if file.exists() else []
+    try:
+        found = json.loads(file.read_text("utf-8")) if file.exists() else []
+        outputs = [one for one in found if isinstance(one, str)]
+        return [one for one in outputs if parse(one).uri]
+    except (ValueError, TypeError, UsageError) as error:
+        log.warning("%s cannot be read (%s): name outputs with --output", file, error)
+        return []
 
 
 def remember_output(state_dir: Path, output: str) -> None:
     """Note an output, so that `status` finds it without being told."""
     uri = parse(output).uri.rstrip("/") + "/"
     outputs = [*(one for one in known_outputs(state_dir) if one != uri), uri]
-    (state_folder(state_dir) / "outputs.json").write_text(json.dumps(outputs))
+    target = state_folder(state_dir) / "outputs.json"
+    draft = target.with_name(f".outputs-{os.getpid()}.json")
+    draft.write_text(json.dumps(outputs), "utf-8")
+    draft.replace(target)

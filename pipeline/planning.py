@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,7 +23,14 @@ from partitioning.listing import list_objects
 from partitioning.windows import WindowFilter
 from pipeline.batches import GUESSED_SPEED
 from pipeline.catalog import Catalog
-from pipeline.errors import ConflictError, InputError, JobError, UsageError
+from pipeline.errors import (
+    ConflictError,
+    InputError,
+    JobError,
+    ObjectMissingError,
+    StateError,
+    UsageError,
+)
 from pipeline.job import Job
 from pipeline.ledger import Ledger, run_id
 from pipeline.manifest import Manifest
@@ -32,10 +40,13 @@ from pipeline.publish import prepare_output
 from pipeline.reading import polars_schema
 from pipeline.records import RunRecord
 from pipeline.runs.ledger.find import runs_of
+from pipeline.runs.ledger.keys import refuse_long_keys
 from pipeline.runs.transforms.fingerprint import explain_difference, scheme_of
 from pipeline.settings import Settings
 from pipeline.storage import Storage, StorageReader, parse, require_conditional_writes
 from pipeline.transforms import Transform, code_of, resolve
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +278,7 @@ class _Fresh:
     def _store(self, job: Job, result: PlanResult, abort_days: float | None) -> Planned:
         plan, uri = result.plan, job.output.uri
         code, same = self._code_of_run(job, plan)
+        refuse_long_keys(uri, plan)
         run = run_id(plan, job, code)
         is_new = self.previous is None or self.previous.run != run
         manifest = prepare_output(Catalog(self.storage, uri), job.output.mode, run)
@@ -347,7 +359,16 @@ def _same_job(job: Job, storage: Storage, records: list[RunRecord]) -> list[RunR
     """The runs of this very job, oldest first; not those of its backfills."""
     own = [one for one in records if one.backfill is None]
     ledgers = [(one, Ledger(storage, job.output.uri, one.run)) for one in own]
-    return [one for one, ledger in ledgers if _asks_the_same(ledger.job(), job)]
+    return [one for one, ledger in ledgers if _is_of(ledger, job)]
+
+
+def _is_of(ledger: Ledger, job: Job) -> bool:
+    """Whether a run asks for the same; of one whose job is damaged it cannot be told."""
+    try:
+        return _asks_the_same(ledger.job(), job)
+    except (StateError, JobError, ObjectMissingError) as error:
+        log.warning("run %s is left out of account: %s", ledger.run, error)
+        return False
 
 
 def _asks_the_same(stored: Job, job: Job) -> bool:

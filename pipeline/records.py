@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
-from pipeline.stored import BackfillId, RunId
+from pipeline.stored import BackfillId, Moment, RunId
 
 
 class RunRecord(BaseModel):
@@ -36,7 +36,7 @@ class RunRecord(BaseModel):
     """Number of the manifest that was current at the run's creation."""
     backfill: BackfillId | None = None
     """The backfill that it belongs to, if it does to one."""
-    created: FiniteFloat
+    created: Moment
     """Unix seconds."""
 
 

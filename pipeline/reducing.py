@@ -26,11 +26,9 @@ from pipeline.records import REDUCE, Completion, Progress, digest_of
 from pipeline.runs.ledger.checks import NODE_NAME, PARTIAL_NAME
 from pipeline.runs.ledger.keys import reduced_uri
 from pipeline.storage import Storage, join, staged_area
-from pipeline.stored import reading
+from pipeline.stored import reading, seal_bytes, unseal_bytes
 from pipeline.transforms import resolve
 
-MAGIC = b"CMPART01"
-"""Begins a partial result that has a checksum."""
 _NAMES = re.compile(f"(?:{PARTIAL_NAME})|(?:{NODE_NAME})")
 FAN_IN = 16
 """Partials that one step combines."""
@@ -205,8 +203,7 @@ def _to_ipc(frame: pl.DataFrame) -> bytes:
     """A frame as Arrow IPC, behind a checksum."""
     buffer = io.BytesIO()
     frame.write_ipc(buffer, compression="zstd")
-    data = buffer.getvalue()
-    return MAGIC + hashlib.sha256(data).digest() + data
+    return seal_bytes(buffer.getvalue())
 
 
 def _from_ipc(data: bytes, uri: str) -> pl.DataFrame:
@@ -215,14 +212,11 @@ def _from_ipc(data: bytes, uri: str) -> pl.DataFrame:
     Raises:
         StateError: it is damaged.
     """
-    with reading(uri, "remove it: the chunks that it holds have to be mapped again (--replan)"):
-        if data.startswith(MAGIC):
-            digest, data = data[len(MAGIC) : len(MAGIC) + 32], data[len(MAGIC) + 32 :]
-            if hashlib.sha256(data).digest() != digest:
-                raise ValueError("its bytes do not have its checksum")
-        elif not data.startswith(b"ARROW1"):
+    with reading(uri, "begin anew, with all its chunks: run the job with --replan"):
+        body = unseal_bytes(data)
+        if not body.startswith(b"ARROW1"):
             raise ValueError("it is no partial result")
-        return pl.read_ipc(io.BytesIO(data))
+        return pl.read_ipc(io.BytesIO(body))
 
 
 def combine_problem(

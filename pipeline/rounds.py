@@ -35,6 +35,12 @@ LOOK_PAUSES = 1
 """It pauses at least so many times as long as the last count took, which leaves it half of its time
 for batches. Simulated, a million chunks on a thousand workers are mapped in 55 minutes without a
 pause, 58 with this one, 74 with one four times as long: there is then much to catch up with."""
+HAND_BACKS = 20
+"""How often a batch is handed out again because its worker was told to leave, in one round."""
+MESSAGE_CHARACTERS = 10_000
+"""Longer messages, of what ended a batch, are cut."""
+SEGMENT_FAILURES = 1_000
+"""Failures that the driver writes into one segment."""
 FOLD_SECONDS = 60.0
 """How often the driver folds the ledger's segments."""
 FOLD_SEGMENTS = 200
@@ -98,6 +104,8 @@ class Mapper:
     """What the names of this driver's batches begin with; its own records come first."""
     _failed_before: int = 0
     _wanted: set[int] | None = None
+    _handed_back: dict[str, int] = field(default_factory=dict)
+    """How often batches came back because their worker was told to leave."""
     _looked: float = 0.0
     _look_seconds: float = 0.0
     """How long the last look took."""
@@ -220,9 +228,7 @@ class Mapper:
             for outcome in flights.landed(1.0):
                 self._settle(outcome)
                 if outcome.result is not None and outcome.result.left:
-                    # Its worker was told to leave. Whoever takes it up finds in the ledger what is
-                    # done of it.
-                    flights.send(outcome.batch)
+                    self._send_again(outcome.batch, flights)
             if not more:
                 flights.send_stragglers_again(self.limits.seconds)
             self._look(flights)
@@ -230,6 +236,17 @@ class Mapper:
             self._fold_if_due()
             if self.stopped or self._too_many_failures():
                 return
+
+    def _send_again(self, batch: Batch, flights: Flights) -> None:
+        """Hand out a batch whose worker was told to leave.
+
+        Whoever takes it up finds in the ledger what is done of it. One that comes back time after
+        time waits for the next round: workers that leave do not do that.
+        """
+        times = self._handed_back.get(batch.name, 0)
+        if times < HAND_BACKS:
+            self._handed_back[batch.name] = times + 1
+            flights.send(batch)
 
     def _too_many_failures(self) -> bool:
         limit = self.job.max_failures
@@ -317,14 +334,17 @@ class Mapper:
                 worker="driver",
                 at=time.time(),
                 error=error,
-                message=message,
+                message=message[:MESSAGE_CHARACTERS],
                 transient=transient,
                 trace="",
             )
             for chunk in self.plan.chunks(indices)
         ]
-        segment = f"driver-{uuid.uuid4().hex}"
-        waited_out(partial(self.ledger.write_segment, segment, failures))
+        # Not all of a large plan at once: readers refuse segments without bounds.
+        for start in range(0, len(failures), SEGMENT_FAILURES):
+            segment = f"driver-{uuid.uuid4().hex}"
+            some = failures[start : start + SEGMENT_FAILURES]
+            waited_out(partial(self.ledger.write_segment, segment, some))
 
     def _count(self, progress: Progress) -> None:
         self._looked = time.monotonic()

@@ -5,13 +5,15 @@ Whatever is wrong with an object comes out as a StateError that names it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import BaseModel, StringConstraints, ValidationError
+from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
 from pipeline.errors import ChunkmapError, StateError
 
@@ -27,6 +29,19 @@ RunId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 BackfillId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
 """The id of a backfill. It becomes part of local paths."""
 
+Moment = Annotated[float, Field(ge=0.0, lt=253_402_300_800.0, allow_inf_nan=False)]
+"""Unix seconds that can be shown: before the year 10,000."""
+CommitName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9a-f]{16}(-[0-9A-Za-z_%~+-]{0,200})?(\.[0-9]{1,9})?$"),
+]
+"""The name of a commit: `<run>`, `<run>-<window>`, and `.<n>` for the n-th of them."""
+LABEL_PATTERN: Final = r"^[0-9A-Za-z_%~+-]{0,200}$"
+"""The label of a window, as `partitioning.windows` makes it. It becomes part of keys."""
+
+_SEAL: Final = re.compile(rb',"sha256":"([0-9a-f]{64})"\}\s*$')
+_TEXT_SEAL: Final = re.compile(r"# sha256 ([0-9a-f]{64})\n")
+_BYTES_SEAL: Final = b"CMSEAL01"
 _NAME = re.compile(r"[^/\\\x00-\x1f\x7f]{1,400}")
 
 
@@ -64,6 +79,81 @@ def problem_of(error: Exception) -> str:
     return said if len(said) <= _SHOWN else said[:_SHOWN] + " …"
 
 
+def seal_json(document: bytes) -> bytes:
+    """Add a checksum to a JSON object, as its last field; `parse_stored` looks after it.
+
+    Without it, a changed byte in a number or a name would be another number or name.
+    """
+    body = document.rstrip()
+    assert body.endswith(b"}") and body != b"{}", "only an object with fields is sealed"
+    digest = hashlib.sha256(body).hexdigest().encode()
+    return body[:-1] + b',"sha256":"' + digest + b'"}'
+
+
+def _check_seal(data: bytes) -> None:
+    found = _SEAL.search(data)
+    if found is not None:
+        body = data[: found.start()] + b"}"
+        if hashlib.sha256(body).hexdigest().encode() != found[1]:
+            raise ValueError("its content does not have its checksum")
+
+
+def seal_text(text: str) -> bytes:
+    """Put a checksum before a text in which `#` begins a comment.
+
+    Before it, because the first lines of a YAML file may be a YAML file.
+    """
+    return f"# sha256 {hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode()
+
+
+def parse_text(data: bytes, uri: str) -> str:
+    """Read a text that `seal_text` has made, or one without a checksum.
+
+    Raises:
+        StateError: it is damaged.
+    """
+    with reading(uri):
+        _check_size(data, MOST_JSON_BYTES)
+        text = data.decode()
+        found = _TEXT_SEAL.match(text)
+        if found is not None:
+            text = text[found.end() :]
+            if hashlib.sha256(text.encode()).hexdigest() != found[1]:
+                raise ValueError("its content does not have its checksum")
+        return text
+
+
+def seal_bytes(data: bytes) -> bytes:
+    """Put a checksum before bytes."""
+    return _BYTES_SEAL + hashlib.sha256(data).digest() + data
+
+
+def unseal_bytes(data: bytes) -> bytes:
+    """Read what `seal_bytes` has made; bytes without a checksum come back as they are.
+
+    Raises:
+        ValueError: they do not have their checksum.
+    """
+    if not data.startswith(_BYTES_SEAL):
+        return data
+    start = len(_BYTES_SEAL) + 32
+    digest, body = data[len(_BYTES_SEAL) : start], data[start:]
+    if hashlib.sha256(body).digest() != digest:
+        raise ValueError("its content does not have its checksum")
+    return body
+
+
+def report_folder(state_dir: Path, name: str) -> Path:
+    """The local folder of the report of a run or a backfill.
+
+    Raises:
+        StateError: the name, which was read from storage, would lead elsewhere.
+    """
+    if not is_name(name):
+        raise StateError(repr(name), "it is not the id of a run or a backfill")
+    return state_dir / "reports" / name
+
+
 def parse_stored(
     model: type[M],
     data: bytes,
@@ -86,6 +176,7 @@ def parse_stored(
     """
     with reading(uri, hint):
         _check_size(data, most)
+        _check_seal(data)
         return model.model_validate_json(data)
 
 
@@ -97,6 +188,7 @@ def parse_number(data: bytes, name: str, uri: str) -> int:
     """
     with reading(uri):
         _check_size(data, MOST_JSON_BYTES)
+        _check_seal(data)
         document: Any = json.loads(data)
         value = document.get(name) if isinstance(document, dict) else None
         if type(value) is not int or value < 0:

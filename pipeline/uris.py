@@ -104,6 +104,15 @@ def redacted(uri: str) -> str:
     return shown.partition("?")[0] if scheme in ("http", "https") else shown
 
 
+def same_place(one: str, other: str) -> bool:
+    """Whether two prefixes are the same; a local folder may go by several names."""
+    if one == other:
+        return True
+    if not (one.startswith("file://") and other.startswith("file://")):
+        return False
+    return os.path.realpath(parse(one).key) == os.path.realpath(parse(other).key)
+
+
 def as_prefix(uri: str) -> str:
     """The URI with exactly one slash at its end."""
     return uri.rstrip("/") + "/"

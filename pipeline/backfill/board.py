@@ -37,18 +37,25 @@ class Board:
         self._ended = np.zeros(count)
         self._lock = Lock()
 
-    def recall(self, progress: pl.DataFrame) -> None:
-        """Take the figures of an earlier driver; states are found out anew."""
+    def recall(self, progress: pl.DataFrame) -> bool:
+        """Take the figures of an earlier driver; states are found out anew.
+
+        Returns:
+            Whether they are of these windows; of others nothing is taken.
+        """
+        if progress["label"].to_list() != self.labels:
+            return False
         with self._lock:
             for name in _COUNTED:
                 self._figures[name] = progress[name].cast(pl.Float64).to_numpy().copy()
             self._started = progress["started"].fill_null(np.inf).to_numpy().copy()
             self._ended = progress["ended"].fill_null(0.0).to_numpy().copy()
+        return True
 
     def follow(self, progress: pl.DataFrame) -> None:
         """Take everything that another driver says, states too."""
-        self.recall(progress)
-        self.states = progress["state"].to_list()
+        if self.recall(progress):
+            self.states = progress["state"].to_list()
 
     def mark(self, labels: Iterable[str], state: State) -> None:
         """Set the state of some windows."""

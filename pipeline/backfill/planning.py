@@ -27,6 +27,7 @@ from pipeline.ledger import run_id
 from pipeline.overlap import refuse_overlap
 from pipeline.planning import plan_input, request_of
 from pipeline.publish import prepare_output
+from pipeline.runs.ledger.keys import refuse_long_keys
 from pipeline.runs.transforms.fingerprint import explain_difference
 from pipeline.settings import Settings
 from pipeline.storage import Storage, StorageReader, require_conditional_writes
@@ -326,6 +327,7 @@ def create(storage: Storage, drafted: Draft) -> tuple[BackfillStore, bool]:
         return store, False
     if drafted.plan is None or not record.todo:
         raise NothingToDoError(drafted)
+    refuse_long_keys(record.output, drafted.plan)
     # Whoever published last may have died on the way.
     prepare_output(Catalog(storage, record.output), record.mode, record.backfill)
     return store, store.create(record, drafted.windows, drafted.plan, drafted.job)

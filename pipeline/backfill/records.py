@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+
+from pipeline.stored import BackfillId, Moment
 
 Reprocess = Literal["missing", "failed", "changed", "all"]
 """Which windows are done again: those that the output lacks; those that failed in an earlier
@@ -52,7 +54,7 @@ class BackfillRecord(_Record):
     """What a backfill is; written once, before anything is mapped."""
 
     version: int = 1
-    backfill: str
+    backfill: BackfillId
     """12 hex digits, derived from what is asked for and what there is."""
     request: str
     """Digest of what was asked for: the same request again is the same unfinished backfill."""
@@ -67,16 +69,16 @@ class BackfillRecord(_Record):
     column: str
     grain: str
     options: Options
-    base: int
+    base: NonNegativeInt
     """Manifest that was current at the creation."""
-    windows: int
+    windows: NonNegativeInt
     """Asked for; those that are skipped are among them."""
-    todo: int
-    runs: int
-    chunks: int
-    rows: int
-    decoded_bytes: int
-    created: float
+    todo: NonNegativeInt
+    runs: NonNegativeInt
+    chunks: NonNegativeInt
+    rows: NonNegativeInt
+    decoded_bytes: NonNegativeInt
+    created: Moment
     """Unix seconds."""
 
 
@@ -130,6 +132,7 @@ PROGRESS = pl.Schema(_PROGRESS)
 
 State = Literal["waiting", "mapping", "staged", "done", "failed", "skipped", "empty"]
 """Of a window. `staged`: mapped, not yet published. `empty`: the input holds nothing of it."""
+STATES: tuple[str, ...] = get_args(State)
 
 
 def digest(*said: object) -> str:

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import polars as pl
-from pydantic import ValidationError
 
 from pipeline.attaching import is_driving
 from pipeline.backfill.board import Board
@@ -97,8 +96,7 @@ def look(store: BackfillStore) -> BackfillStatus:
     """Everything about a backfill, now."""
     with ThreadPoolExecutor(5) as pool:
         parts = [
-            pool.submit(part)
-            for part in (store.record, store.control, lambda: driver_of(store), store.windows)
+            pool.submit(part) for part in (store.record, store.control, store.driver, store.windows)
         ]
         stored = pool.submit(store.progress)
         record, control, driver, windows = (part.result() for part in parts)
@@ -136,14 +134,6 @@ def look(store: BackfillStore) -> BackfillStatus:
         errors_of=len(failing[:MOST_LEDGERS]),
         errors_in=len(failing),
     )
-
-
-def driver_of(store: BackfillStore) -> DriverRecord | None:
-    """Who drives, as far as it can be read: another release may have written it otherwise."""
-    try:
-        return store.driver()
-    except ValidationError:
-        return None
 
 
 def state_of(

@@ -13,6 +13,7 @@ report.html, report.json
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -20,18 +21,34 @@ from difflib import get_close_matches
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.ipc
 
 from partitioning import Plan
-from pipeline.backfill.records import PROGRESS, WINDOWS, BackfillRecord, Control
-from pipeline.driver import DriverRecord
+from partitioning.integrity import checked_plan
+from pipeline.backfill.records import PROGRESS, STATES, WINDOWS, BackfillRecord, Control
+from pipeline.driver import DriverRecord, read_driver
 from pipeline.errors import (
     AlreadyExistsError,
     ObjectMissingError,
     PreconditionFailedError,
+    StateError,
     UsageError,
 )
 from pipeline.job import Job, parse_job
-from pipeline.storage import Storage, join, parse, state_prefix
+from pipeline.storage import Storage, join, parse, same_place, state_prefix
+from pipeline.stored import (
+    LABEL_PATTERN,
+    parse_stored,
+    parse_text,
+    reading,
+    seal_bytes,
+    seal_json,
+    seal_text,
+    unseal_bytes,
+)
+
+log = logging.getLogger(__name__)
 
 READERS = 16
 """Records read at a time."""
@@ -52,44 +69,73 @@ class BackfillStore:
         parts = {
             "plan.arrow": plan.to_bytes(),
             "windows.arrow": _pack(windows, WINDOWS),
-            "job.yaml": job.to_yaml().encode(),
-            "control.json": control.model_dump_json().encode(),
+            "job.yaml": seal_text(job.to_yaml()),
+            "control.json": seal_json(control.model_dump_json().encode()),
         }
         for name, data in parts.items():
             with suppress(AlreadyExistsError):
                 self.storage.put_new(self.prefix + name, data)
         try:
-            said = record.model_dump_json(indent=1).encode()
+            said = seal_json(record.model_dump_json(indent=1).encode())
             self.storage.put_new(self.prefix + "backfill.json", said)
         except AlreadyExistsError:
             return False
         return True
 
     def record(self) -> BackfillRecord:
-        """What the backfill is. Raises UsageError when there is none of this id."""
+        """What the backfill is.
+
+        Raises:
+            UsageError: there is none of this id.
+            StateError: its record is damaged, or another one's.
+        """
+        uri = self.prefix + "backfill.json"
         try:
-            blob = self.storage.get(self.prefix + "backfill.json")
+            data = self.storage.get(uri).data
         except ObjectMissingError as error:
             raise UsageError(f"there is no backfill {self.backfill} of {self.output}") from error
-        return BackfillRecord.model_validate_json(blob.data)
+        record = parse_stored(BackfillRecord, data, uri)
+        if record.backfill != self.backfill or not same_place(record.output, self.output):
+            said = f"it is the record of backfill {record.backfill} of {record.output}"
+            raise StateError(uri, said)
+        return record
 
     def windows(self) -> pl.DataFrame:
-        """Its windows (schema WINDOWS)."""
-        return _unpack(self.storage.get(self.prefix + "windows.arrow").data)
+        """Its windows (schema WINDOWS). Raises StateError if they are damaged."""
+        uri = self.prefix + "windows.arrow"
+        data = self.storage.get(uri).data
+        with reading(uri):
+            windows = _unpack(data, WINDOWS)
+            runs = windows["run"].drop_nulls()
+            if not runs.str.contains(r"^[0-9a-f]{16}$").all():
+                raise ValueError("it names runs that cannot be")
+            return windows
 
     def plan(self) -> Plan:
-        """The frozen plan of all windows that are to be done, in the order of time."""
-        return Plan.from_bytes(self.storage.get(self.prefix + "plan.arrow").data)
+        """The frozen plan of all windows that are to be done, in the order of time.
+
+        Raises StateError if it is damaged.
+        """
+        uri = self.prefix + "plan.arrow"
+        data = self.storage.get(uri).data
+        with reading(uri):
+            return checked_plan(data)
 
     def job(self) -> Job:
-        """The job as it was at the creation."""
-        text = self.storage.get(self.prefix + "job.yaml").data.decode()
-        return parse_job(text, self.prefix + "job.yaml")
+        """The job as it was at the creation. Raises StateError if it is damaged."""
+        uri = self.prefix + "job.yaml"
+        return parse_job(parse_text(self.storage.get(uri).data, uri), uri)
 
     def control(self) -> Control:
-        """What users wish at this moment."""
-        blob = self.storage.get(self.prefix + "control.json")
-        return Control.model_validate_json(blob.data)
+        """What users wish at this moment. Raises StateError if that cannot be read."""
+        return self._control()[0]
+
+    def _control(self) -> tuple[Control, str]:
+        """The control, and its ETag."""
+        uri = self.prefix + "control.json"
+        blob = self.storage.get(uri)
+        hint = "restore it, or write {} in its place: nothing is paused then, nothing cancelled"
+        return parse_stored(Control, blob.data, uri, hint=hint), blob.etag
 
     def change(self, by: str, change: Callable[[Control], dict[str, Any]]) -> Control:
         """Change what is wished; whoever changes it at the same time is not overwritten.
@@ -99,49 +145,74 @@ class BackfillStore:
             change: From the present wishes to the fields that shall differ. May raise.
         """
         while True:
-            blob = self.storage.get(self.prefix + "control.json")
-            now = Control.model_validate_json(blob.data)
+            now, etag = self._control()
             fields = change(now)
             if all(getattr(now, name) == value for name, value in fields.items()):
                 return now
             wished = Control.model_validate({**now.model_dump(), **fields, "by": by})
-            data = wished.model_dump_json().encode()
+            data = seal_json(wished.model_dump_json().encode())
             with suppress(PreconditionFailedError):
-                self.storage.put_if(self.prefix + "control.json", data, blob.etag)
+                self.storage.put_if(self.prefix + "control.json", data, etag)
                 return wished
 
     def driver(self) -> DriverRecord | None:
-        """Who drives it or drove it last, if anybody did."""
-        blob = self.storage.get_if_there(self.prefix + "driver.json")
-        return None if blob is None else DriverRecord.model_validate_json(blob.data)
+        """Who drives it or drove it last, if anybody did and it can be told."""
+        return read_driver(self.storage, self.prefix)
 
     def write_progress(self, progress: pl.DataFrame) -> None:
         """Store how far the windows are (schema PROGRESS): advisory."""
         self.storage.put(self.prefix + "progress.arrow", _pack(progress, PROGRESS))
 
     def progress(self) -> pl.DataFrame | None:
-        """How far the windows were when a driver last said so, if one did."""
-        blob = self.storage.get_if_there(self.prefix + "progress.arrow")
-        return None if blob is None else _unpack(blob.data)
+        """How far the windows were when a driver last said so, if one did and it can be read."""
+        uri = self.prefix + "progress.arrow"
+        blob = self.storage.get_if_there(uri)
+        try:
+            with reading(uri):
+                progress = None if blob is None else _unpack(blob.data, PROGRESS)
+                if progress is not None and not progress["state"].is_in(STATES).all():
+                    raise ValueError("it names states that there are not")
+        except StateError as error:
+            log.warning("%s; it is counted anew", error)
+            return None
+        return progress
 
 
 def _pack(frame: pl.DataFrame, schema: pl.Schema) -> bytes:
     sink = io.BytesIO()
     frame.match_to_schema(schema).write_ipc(sink, compression="zstd")
-    return sink.getvalue()
+    return seal_bytes(sink.getvalue())
 
 
-def _unpack(data: bytes) -> pl.DataFrame:
-    return pl.read_ipc(io.BytesIO(data))
+def _unpack(data: bytes, schema: pl.Schema) -> pl.DataFrame:
+    # By way of Arrow, which looks whether what it was given is what it says, and does not panic.
+    with pa.ipc.open_file(pa.py_buffer(unseal_bytes(data))) as reader:
+        table = reader.read_all()
+    table.validate(full=True)
+    frame = pl.DataFrame(pl.from_arrow(table)).match_to_schema(schema)
+    if (
+        "label" not in schema
+        or not frame["label"].str.contains(LABEL_PATTERN).fill_null(False).all()
+    ):
+        raise ValueError("it names windows that cannot be")
+    return frame
 
 
 def backfills_of(storage: Storage, output: str) -> list[BackfillRecord]:
-    """The records of all backfills of an output, oldest first."""
+    """The records of all backfills of an output that can be read, oldest first."""
     prefix = join(state_prefix(parse(output).uri), "backfills") + "/"
-    uris = [info.uri for info in storage.objects(prefix) if info.uri.endswith("/backfill.json")]
+    names = (info.uri.removeprefix(prefix).partition("/") for info in storage.objects(prefix))
+    ids = [one for one, _, rest in names if rest == "backfill.json"]
+
+    def read(one: str) -> BackfillRecord | None:
+        try:
+            return BackfillStore(storage, output, one).record()
+        except StateError as error:
+            log.warning("%s; this backfill is left out of account", error)
+            return None
+
     with ThreadPoolExecutor(READERS) as pool:
-        blobs = list(pool.map(storage.get, uris))
-    found = [BackfillRecord.model_validate_json(blob.data) for blob in blobs]
+        found = [record for record in pool.map(read, ids) if record is not None]
     return sorted(found, key=lambda record: record.created)
 
 

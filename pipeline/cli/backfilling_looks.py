@@ -17,7 +17,6 @@ from pipeline.backfill.layout import lay_out
 from pipeline.backfill.records import BackfillRecord
 from pipeline.backfill.status import (
     BackfillStatus,
-    driver_of,
     look,
     state_of,
 )
@@ -82,7 +81,7 @@ def list_all(output: str | None, environment: str | None, *, as_json: bool) -> N
 
 def _brief(store: BackfillStore, record: BackfillRecord) -> dict[str, Any]:
     """How far a backfill is, as far as its driver has said: no window is counted."""
-    driver = driver_of(store)
+    driver = store.driver()
     counts = {"waiting": record.todo} if driver is None or not driver.progress else driver.progress
     state = state_of(store.control(), driver, counts, alive=is_driving(driver, ""))
     return {"state": state, "done": counts.get("done", 0), "failed": counts.get("failed", 0)}

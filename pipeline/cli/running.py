@@ -127,9 +127,8 @@ def _page(summary: RunSummary, settings: Settings) -> str:
     from pipeline.storage import open_storage
 
     server = (settings.prefect.api_url or "").removesuffix("/api")
-    driver = read_driver(
-        storage := open_storage(settings), Ledger(storage, summary.output, summary.run)
-    )
+    storage = open_storage(settings)
+    driver = read_driver(storage, Ledger(storage, summary.output, summary.run).prefix)
     page = driver.flow_run if driver else None
     return page if page and page.startswith(server) else server
 

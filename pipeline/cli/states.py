@@ -61,6 +61,9 @@ def _all(found: Sequence[RunState], outputs: Sequence[str]) -> None:
             for one in runs
         ]
         out.print(columns(_RUNS, rows, right=("done", "chunks", "rows out")))
+    for one in found:
+        for problem in one.problems:
+            bad(f"run {one.run}: {problem}")
 
 
 def _one(one: RunState) -> None:
@@ -76,7 +79,7 @@ def _one(one: RunState) -> None:
         "Prefect UI": one.page or "unknown",
     }
     show_pairs(f"{one.job} · run {one.run}", rows)
-    for line in one.errors:
+    for line in (*one.errors, *one.problems):
         bad(line)
 
 
@@ -96,7 +99,7 @@ def verify(output: str, environment: str | None, *, as_json: bool = False) -> in
             f"{found.output} {verdict}: manifest {found.manifest}, "
             f"{plural(found.files, 'file')}, {found.rows:,} rows, {size(found.bytes)}"
         )
-        for problem in found.problems:
+        for problem in (*found.problems, *found.notes):
             bad(problem)
         if found.missing_chunks:
             say(f"  {plural(found.missing_chunks, 'planned chunk')} left out, as its manifest says")

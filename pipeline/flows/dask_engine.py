@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from prefect import task
@@ -233,9 +232,6 @@ def _outcome(batch: Batch, ended: Ended) -> Outcome:
         return Outcome(batch, ended.kind, detail=ended.detail, is_final=is_final)
     try:
         result = _RESULT.validate_python(ended.result)
-        figures = [value for value in asdict(result).values() if not isinstance(value, str)]
-        if result.batch != batch.name or not all(0 <= value < LARGEST for value in figures):
-            raise ValueError(f"it is not of {batch.name}, or its figures are out of bounds")
     except ValueError as error:
         return Outcome(batch, "error", detail=f"a worker's result cannot be used: {error}")
-    return Outcome(batch, "finished", result)
+    return Outcome.of_result(batch, result)

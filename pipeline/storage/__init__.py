@@ -15,7 +15,14 @@ from pipeline.storage.probe import find_condition_problem, require_conditional_w
 from pipeline.storage.reader import StorageReader
 from pipeline.storage.records import Backend, Blob, Staged
 from pipeline.storage.retrying import RetryPolicy
-from pipeline.storage.uris import as_prefix, join, parse, staged_area, state_prefix
+from pipeline.storage.uris import (
+    as_prefix,
+    join,
+    parse,
+    same_place,
+    staged_area,
+    state_prefix,
+)
 
 __all__ = [
     "Backend",
@@ -32,6 +39,7 @@ __all__ = [
     "parse",
     "read_table",
     "require_conditional_writes",
+    "same_place",
     "scan_options",
     "staged_area",
     "state_prefix",

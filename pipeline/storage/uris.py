@@ -7,6 +7,7 @@ from pipeline.uris import (
     join,
     parse,
     redacted,
+    same_place,
     staged_area,
     state_prefix,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "join",
     "parse",
     "redacted",
+    "same_place",
     "staged_area",
     "state_prefix",
 ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from pipeline.storage import parse
+from pipeline.uris import parse
 
 MAX_KEY_BYTES = 1024
 """Longest key that S3 takes, in bytes of UTF-8."""

@@ -9,6 +9,12 @@ import polars as pl
 
 from partitioning import Chunk, Plan
 from partitioning.model import PARTITION_PREFIX, Status
+from pipeline.errors import InputError
+from pipeline.table.keys import MAX_OUTPUT_KEY_BYTES
+from pipeline.uris import as_prefix, parse
+
+_SHOWN = 100
+"""Characters of a folder that an error shows."""
 
 
 def output_uri(output: str, run: str, chunk: Chunk, attempt: str) -> str:
@@ -34,6 +40,31 @@ def reduced_uri(output: str, run: str, attempt: str) -> str:
 
 def _name(index: int, run: str, attempt: str) -> str:
     return f"part-{index:07d}-{run}-{attempt[:8]}.parquet"
+
+
+def refuse_long_keys(output: str, plan: Plan) -> None:
+    """Refuse an output whose keys leave no room for what a rollback adds to them.
+
+    Raises:
+        InputError: S3 would not take some of them; both numbers and the folder are named.
+    """
+    at = parse(as_prefix(output))
+    if at.scheme != "s3" or not len(plan):
+        return
+    folders = folders_of(plan)
+    sizes = folders.str.len_bytes()
+    longest = int(sizes.max())  # type: ignore[arg-type]
+    name = _name(len(plan), "0" * 16, "0" * 8)
+    length = len(at.key.encode()) + longest + len(name)
+    if length > MAX_OUTPUT_KEY_BYTES:
+        folder = str(folders.filter(sizes == longest)[0])
+        shown = folder if len(folder) <= _SHOWN else f"{folder[:_SHOWN]}…"
+        raise InputError(
+            f"a file below {output} would have a key of {length:,} bytes, and "
+            f"{MAX_OUTPUT_KEY_BYTES:,} is the most that S3 takes and a rollback can lengthen: its "
+            f"partition is {shown}",
+            hint="choose a shorter output prefix, or leave the partition out (input.exclude)",
+        )
 
 
 def are_keys_of(output: str, run: str, folders: pl.Series | str = "") -> pl.Expr:
