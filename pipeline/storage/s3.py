@@ -23,12 +23,12 @@ from pipeline.errors import (
     ObjectChangedError,
     ObjectMissingError,
     PreconditionFailedError,
-    StorageError,
 )
 from pipeline.storage.access import Access
 from pipeline.storage.records import Blob, Staged
 from pipeline.storage.requests import MOST, Requests
 from pipeline.storage.retrying import RetryPolicy
+from pipeline.storage.s3_parts import copy_in_parts
 from pipeline.storage.translate import translated, translating
 from pipeline.storage.uris import Location, parse, redacted
 
@@ -135,14 +135,24 @@ class S3Objects:
         raise AssertionError("stamina returns or raises")
 
     async def gather(
-        self, one: Callable[[Staged], Coroutine[Any, Any, T]], many: Sequence[Staged]
+        self,
+        one: Callable[[Staged], Coroutine[Any, Any, T]],
+        many: Sequence[Staged],
+        *,
+        patient: bool = True,
     ) -> list[T]:
-        """Do one thing to many, so many at a time that the server is busy and not drowned."""
+        """Do one thing to many, so many at a time that the server is busy and not drowned.
+
+        Args:
+            one: What to do.
+            many: To what.
+            patient: Try each again on its own.
+        """
         gate = asyncio.Semaphore(CONCURRENCY)
 
         async def held(item: Staged) -> T:
             async with gate:
-                return await self.patiently(lambda: one(item))
+                return await (self.patiently(lambda: one(item)) if patient else one(item))
 
         return await asyncio.gather(*(held(item) for item in many))
 
@@ -335,51 +345,14 @@ class S3Objects:
             if info.size <= self.copy_bytes:
                 self._send("copy_object", target, **origin)
             else:
-                self.wait(self._copy_in_parts(origin, target, info.size))
+                self.wait(copy_in_parts(self, origin, target, info.size))
         except PreconditionFailedError as error:
             raise ObjectChangedError(source, info.etag, None) from error
-
-    async def _copy_in_parts(self, origin: dict[str, Any], target: str, size: int) -> None:
-        upload = (await self.request("create_multipart_upload", target))["UploadId"]
-        step = max(self.copy_bytes // 5, 1)
-        try:
-            parts = []
-            for number, start in enumerate(range(0, size, step), 1):
-                said = await self.request(
-                    "upload_part_copy",
-                    target,
-                    UploadId=upload,
-                    PartNumber=number,
-                    CopySourceRange=f"bytes={start}-{min(start + step, size) - 1}",
-                    **origin,
-                )
-                parts.append(str(said["CopyPartResult"]["ETag"]).strip('"'))
-            # Some servers ignore the condition.
-            if (await self._etag(origin["CopySource"])) != origin["CopySourceIfMatch"]:
-                raise PreconditionFailedError(target)
-            body = numbered(parts)
-            await self.request(
-                "complete_multipart_upload", target, UploadId=upload, MultipartUpload=body
-            )
-        except BaseException:
-            # Nobody knows its id but us.
-            with suppress(StorageError):
-                await self.request("abort_multipart_upload", target, UploadId=upload)
-            raise
-
-    async def _etag(self, origin: dict[str, str]) -> str:
-        said = await self.request("head_object", f"s3://{origin['Bucket']}/{origin['Key']}")
-        return str(said["ETag"])
 
     def delete(self, uri: str) -> None:
         """See `Backend.delete`."""
         with suppress(ObjectMissingError):
             self._send("delete_object", uri)
-
-
-def numbered(parts: Sequence[str]) -> dict[str, Any]:
-    """The body of CompleteMultipartUpload for parts numbered from one."""
-    return {"Parts": [{"ETag": f'"{etag}"', "PartNumber": n} for n, etag in enumerate(parts, 1)]}
 
 
 def _only(info: ObjectInfo, start: int, stop: int) -> GetOptions:

@@ -125,7 +125,7 @@ class S3Backend(S3Objects):
                 errors.append(error)
                 return False
 
-        flags = self.wait(self.gather(outcome, staged))
+        flags = self.wait(self.gather(outcome, staged, patient=False))
         if errors:
             raise min(errors, key=lambda error: not isinstance(error, AccessDeniedError))
         return [item for item, flag in zip(staged, flags, strict=True) if flag]

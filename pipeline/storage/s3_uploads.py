@@ -15,7 +15,8 @@ from pipeline.errors import (
     TransientStorageError,
 )
 from pipeline.storage.records import Staged
-from pipeline.storage.s3 import PAGE, S3Objects, numbered
+from pipeline.storage.s3 import PAGE, S3Objects
+from pipeline.storage.s3_parts import numbered
 from pipeline.storage.uris import Location, parse
 
 log = logging.getLogger(__name__)

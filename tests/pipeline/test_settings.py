@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from pipeline.errors import SettingsError
 from pipeline.liveness import start_time
-from pipeline.settings import MASK, S3Settings, Settings, explain, load_settings
+from pipeline.settings import MASK, Settings, explain, load_settings
 
 SECRET = "wJalrXUtnFEMI"
 Write = Callable[[str, str], None]
@@ -387,23 +387,3 @@ def test_the_shipped_files_are_valid(project: Path, monkeypatch: pytest.MonkeyPa
     assert "local" in environments
     for environment in environments:
         assert load_settings(environment, cwd=project).environment == environment
-
-
-def test_no_output_may_be_copied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As it is documented: 0 stages all of them as uploads."""
-    monkeypatch.setenv("CHUNKMAP_S3__COPIED_BYTES", "0")
-    assert load_settings(cwd=tmp_path).s3.copied_bytes == 0
-    monkeypatch.setenv("CHUNKMAP_S3__COPIED_BYTES", "8MiB")
-    assert load_settings(cwd=tmp_path).s3.copied_bytes == 8 << 20
-    monkeypatch.setenv("CHUNKMAP_S3__COPIED_BYTES", "-1")
-    with pytest.raises(SettingsError, match="is not a size"):
-        load_settings(cwd=tmp_path)
-
-
-def test_another_process_addresses_the_same_s3_in_the_same_way() -> None:
-    s3 = S3Settings(addressing="virtual", conditional_writes="single-writer")
-    assert s3.environment() == {
-        "CHUNKMAP_S3__ADDRESSING": "virtual",
-        "CHUNKMAP_S3__CONDITIONAL_WRITES": "single-writer",
-    }
-    assert S3Settings().environment() == {}
