@@ -58,16 +58,8 @@ def settings() -> Settings:
 
 def one_process(settings: Settings, target: str) -> float:
     """Seconds of Polars' own scan and sink, imports and start-up left out."""
-<<<<<<< HEAD
-    said = {
-        "source": PREFIX + "*.parquet",
-        "target": target,
-        "options": scan_options(settings, PREFIX),
-    }
-=======
     options = scan_options(settings, PREFIX)
     said = {"source": PREFIX + "*.parquet", "target": target, "options": options}
->>>>>>> storage
     done = subprocess.run(
         [sys.executable, "-c", POLARS, json.dumps(said)],
         capture_output=True,

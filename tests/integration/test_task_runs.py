@@ -57,11 +57,20 @@ class Guarded:
         }
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
-        token = base64.b64encode(AUTH.encode()).decode()
+        headers = {
+            "content-type": "application/json",
+            "authorization": f"Basic {base64.b64encode(AUTH.encode()).decode()}",
+        }
+        if method == "POST":
+            token = self._answer("GET", "csrf-token?client=tests", None, headers)["token"]
+            headers |= {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "tests"}
+        return self._answer(method, path, body, headers)
+
+    def _answer(self, method: str, path: str, body: Any, headers: dict[str, str]) -> Any:
         request = urllib.request.Request(
             f"{self.api}/{path}",
             data=None if body is None else json.dumps(body).encode(),
-            headers={"content-type": "application/json", "authorization": f"Basic {token}"},
+            headers=headers,
             method=method,
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
