@@ -13,10 +13,7 @@ from threading import Lock
 from typing import TypeVar
 
 import polars as pl
-import pyarrow as pa
-from pydantic import ValidationError
 
-from partitioning.errors import PlanFormatError
 from pipeline.errors import AlreadyExistsError, ObjectMissingError
 from pipeline.folding import Footprint, renames, surviving
 from pipeline.manifest import (
@@ -32,8 +29,14 @@ from pipeline.manifest import (
     folders,
 )
 from pipeline.storage import Storage, join, parse, state_prefix
-from pipeline.table.errors import DamagedStateError, ManifestConflictError, refuse_newer
-from pipeline.table.head import HeadFile, manifest_uri
+from pipeline.stored import parse_stored, reading, seal_json
+from pipeline.table.errors import (
+    DamagedStateError,
+    ManifestConflictError,
+    damage_hint,
+    refuse_newer,
+)
+from pipeline.table.head import MAX_BYTES, HeadFile, manifest_uri
 
 READERS = 16
 """Commit records or manifests read at a time."""
@@ -130,10 +133,9 @@ class Catalog:
 
         def read(number: int) -> None:
             uri = manifest_uri(self.state, number)
-            try:
-                record = ManifestRecord.model_validate_json(self.storage.get(uri).data)
-            except ValidationError as error:
-                raise DamagedStateError(uri, error) from error
+            hint = damage_hint(uri)
+            data = self.storage.get(uri).data
+            record = parse_stored(ManifestRecord, data, uri, most=MAX_BYTES, hint=hint)
             refuse_newer(uri, record.version, MANIFEST_VERSION)
             if record.number != number or not 0 <= record.base < number:
                 why = f"it says that it is manifest {record.number} on top of {record.base}"
@@ -211,7 +213,7 @@ class Catalog:
             commits=commits[len(self.manifest(under).commits) :],
             rollback_of=rollback_of,
         )
-        data = record.model_dump_json(indent=1, exclude_defaults=True).encode()
+        data = seal_json(record.model_dump_json(indent=1, exclude_defaults=True).encode())
         uri = manifest_uri(self.state, number)
         try:
             self.storage.put_new(uri, data)
@@ -373,17 +375,8 @@ def _content(record: ManifestRecord) -> object:
 
 
 def _commit_of(data: bytes, uri: str) -> Commit:
-    try:
+    with reading(uri, damage_hint(uri)):
         return Commit.from_bytes(data)
-    except (
-        PlanFormatError,
-        pa.ArrowException,
-        pl.exceptions.PolarsError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ) as error:
-        raise DamagedStateError(uri, error) from error
 
 
 def _amended(commit: Commit, change: Commit, number: int) -> Commit:

@@ -28,13 +28,7 @@ class DamagedStateError(StateError):
     """
 
     def __init__(self, uri: str, why: object, *, etag: str | None = None) -> None:
-        reason = " ".join(str(why).split())[:300]
-        super().__init__(
-            uri,
-            f"it is damaged: {reason}",
-            hint="restore it from a version or a backup; see what else can be done: "
-            f"chunkmap repair {_output_of(uri)}",
-        )
+        super().__init__(uri, f"it is damaged: {' '.join(str(why).split())}", damage_hint(uri))
         self.etag = etag
 
 
@@ -84,6 +78,14 @@ class FilesMissingError(StateError):
             f"that is kept: chunkmap rollback {output}; chunkmap verify {output} lists them",
         )
         self.keys = tuple(keys)
+
+
+def damage_hint(uri: str) -> str:
+    """What to do about a damaged object of an output's state."""
+    return (
+        "restore it from a version of the bucket or a backup; see what else can be done: "
+        f"chunkmap repair {_output_of(uri)}"
+    )
 
 
 def refuse_newer(uri: str, version: int, known: int) -> None:

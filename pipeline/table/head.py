@@ -5,12 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable
 
-from pydantic import ValidationError
-
-from pipeline.errors import ObjectMissingError
+from pipeline.errors import ObjectMissingError, StateError
 from pipeline.manifest import HEAD_VERSION, Head
 from pipeline.storage import Storage, join
+from pipeline.stored import parse_stored, seal_json
 from pipeline.table.errors import DamagedStateError, HeadBehindError, refuse_newer
+
+MAX_BYTES = 256 << 20
+"""Size of a pointer or a manifest: a million commits have some 200 MB."""
 
 
 def manifest_uri(state: str, number: int) -> str:
@@ -75,8 +77,8 @@ class HeadFile:
         if blob is None:
             return Head(), None
         try:
-            head = Head.model_validate_json(blob.data)
-        except ValidationError as error:
+            head = parse_stored(Head, blob.data, self.uri, most=MAX_BYTES)
+        except StateError as error:
             raise DamagedStateError(self.uri, error, etag=blob.etag) from error
         refuse_newer(self.uri, head.version, HEAD_VERSION)
         if head.publishing is not None and head.publishing.base != head.current:
@@ -94,7 +96,7 @@ class HeadFile:
             PreconditionFailedError, AlreadyExistsError: another process was faster.
         """
         writer = uuid.uuid4().hex
-        data = head.model_copy(update={"writer": writer}).model_dump_json().encode()
+        data = seal_json(head.model_copy(update={"writer": writer}).model_dump_json().encode())
         if etag is None:
             self._storage.put_new(self.uri, data)
         else:
