@@ -154,7 +154,9 @@ def test_a_stack_of_an_older_version_is_told_and_started_again(running: Running)
 
 
 def test_prefect_keeps_to_the_state_folder(running: Running) -> None:
-    server = psutil.Process(running.first.services["prefect"].pid)
+    state = running.folder.load()
+    assert state is not None
+    server = psutil.Process(state.services["prefect"].pid)
     home = running.folder.root / "prefect"
     assert (home / "prefect.db").exists()
     databases = [file.path for file in server.open_files() if file.path.endswith(".db")]
