@@ -30,6 +30,7 @@ FLOORS: dict[str, int] = {
     "partitioning.planner": 8,
     "pipeline.errors": 10,
     "pipeline.config": 10,
+    "pipeline.printable": 10,
     "pipeline.certificates": 11,
     "pipeline.leaving": 11,
     "pipeline.liveness": 11,
