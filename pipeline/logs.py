@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from textwrap import indent
 from typing import Any, Literal
+
+from pipeline.printable import one_line_json, printable, printable_line
 
 _here: ContextVar[dict[str, str]] = ContextVar("here", default={})  # noqa: B039 - not changed
 
@@ -45,7 +47,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return one_line_json(line)
 
 
 class TextFormatter(logging.Formatter):
@@ -56,8 +58,10 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter.format`."""
-        first, *rest = super().format(record).split("\n", 1)
-        ids = " ".join(f"{name}={value}" for name, value in _here.get().items())
+        first, *rest = printable(super().format(record)).split("\n", 1)
+        ids = printable_line(" ".join(f"{name}={value}" for name, value in _here.get().items()))
+        # Indented, no line of a message or a traceback can pass for a record of its own.
+        rest = [indent(lines, "    ", lambda line: True) for lines in rest]
         return "\n".join([f"{first} [{ids}]" if ids else first, *rest])
 
 

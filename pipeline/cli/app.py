@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from pipeline.cli import backfill, bench, cluster, tls
-from pipeline.cli.ending import complain, quiet_libraries
+from pipeline.cli.ending import complain, quiet_libraries, show_usage_error
+from pipeline.cli.terminal import guard_streams
 from pipeline.leaving import leave
 
 INTERRUPTED = 130
@@ -276,21 +277,24 @@ app.add_typer(tls.app, name="tls")
 
 def main() -> None:
     """Run the command line; every error of ours becomes a message and an exit code."""
+    guard_streams()
     quiet_libraries()
     # Anywhere on the line: also when the line itself is what is wrong.
     as_json = "--json" in sys.argv[1:]
     try:
-        code = app(standalone_mode=not as_json)
+        code = app(standalone_mode=False)
     except SystemExit as end:
-        if end.code == INTERRUPTED:
-            print("interrupted", file=sys.stderr)
         leave(end.code if isinstance(end.code, int) else int(end.code is not None))
     except (Exception, KeyboardInterrupt) as error:
+        if not as_json and hasattr(error, "format_message"):
+            leave(show_usage_error(error))
         ended = complain(error, as_json=as_json)
         if ended is None:
             raise
         leave(ended)
     else:
-        if code == INTERRUPTED:
-            complain(KeyboardInterrupt(), as_json=as_json)
+        if code == INTERRUPTED and as_json:
+            complain(KeyboardInterrupt(), as_json=True)
+        elif code == INTERRUPTED:
+            print("interrupted", file=sys.stderr)
         leave(code if isinstance(code, int) else 0)

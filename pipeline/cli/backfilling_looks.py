@@ -8,7 +8,6 @@ from typing import Any
 
 import polars as pl
 from rich.console import Group, RenderableType
-from rich.live import Live
 from rich.text import Text
 
 from pipeline.attaching import is_driving
@@ -24,7 +23,7 @@ from pipeline.backfill.store import BackfillStore, backfills_of
 from pipeline.checking import reaching
 from pipeline.cli.backfilling_calendar import calendar
 from pipeline.cli.backfilling_wishes import find
-from pipeline.cli.screen import clock, columns, out, pairs, print_json, say, size, speed
+from pipeline.cli.screen import clock, columns, live, out, pairs, print_json, say, size, speed
 from pipeline.errors import UsageError
 from pipeline.overview import known_outputs
 from pipeline.settings import load_settings
@@ -116,11 +115,11 @@ def _watch(store: BackfillStore) -> None:
         out.print(_shown(seen, MOST_ROWS))
         return
     rows = max(6, out.height - BESIDES)
-    with Live(_shown(seen, rows), console=out, auto_refresh=False) as live:
+    with live(_shown(seen, rows), out, auto_refresh=False) as page:
         while _goes_on(seen):
             time.sleep(WATCH_SECONDS)
             seen = look(store)
-            live.update(_shown(seen, rows), refresh=True)
+            page.update(_shown(seen, rows), refresh=True)
 
 
 def _goes_on(seen: BackfillStatus) -> bool:

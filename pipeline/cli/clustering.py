@@ -7,11 +7,19 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
-from rich.live import Live
-from rich.markup import escape
 from rich.text import Text
 
-from pipeline.cli.screen import columns, notes, out, plural, print_json, say, size
+from pipeline.cli.screen import (
+    columns,
+    live,
+    marked,
+    notes,
+    out,
+    plural,
+    print_json,
+    say,
+    size,
+)
 from pipeline.settings import Settings, load_settings
 from pipeline.stack import prefect_login
 
@@ -55,9 +63,9 @@ def status(environment: str | None, *, watch: bool, as_json: bool) -> None:
                 print_json(_object(settings, cluster, _look(cluster)))
                 time.sleep(WATCH_SECONDS)
         else:
-            with Live(console=out, auto_refresh=False) as live:
+            with live(Text(), out, auto_refresh=False) as page:
                 while True:
-                    live.update(_page(settings, cluster, _look(cluster)), refresh=True)
+                    page.update(_page(settings, cluster, _look(cluster)), refresh=True)
                     time.sleep(WATCH_SECONDS)
 
 
@@ -90,15 +98,14 @@ def _prefect_page(settings: Settings) -> str:
 def _page(settings: Settings, cluster: Cluster, seen: list[Seen]) -> Group:
     threads = sum(one.view.threads for one in seen)
     login = prefect_login(settings)
-    head = [
-        f"[bold]{escape(cluster.scheduler)}[/]: {plural(len(seen), 'worker')}, "
-        f"{plural(threads, 'thread')}",
-        f"[dim]Dask's pages[/]  {escape(cluster.dashboard) or 'none'}",
-        f"[dim]Prefect's UI[/]  {escape(_prefect_page(settings)) or 'none set'}"
-        + (f" ({escape(login)})" if login else ""),
-        f"[dim]versions[/]      {escape(_versions(seen))}",
+    prefect = (_prefect_page(settings) or "none set") + (f" ({login})" if login else "")
+    size_of_it = f": {plural(len(seen), 'worker')}, {plural(threads, 'thread')}"
+    lines = [
+        Text.assemble((cluster.scheduler, "bold"), size_of_it),
+        marked(cluster.dashboard or "none", "[dim]Dask's pages[/]  "),
+        marked(prefect, "[dim]Prefect's UI[/]  "),
+        marked(_versions(seen), "[dim]versions[/]      "),
     ]
-    lines = [Text.from_markup(line) for line in head]
     return Group(*lines, columns(_WORKERS, [_row(one) for one in seen], right=("threads", "CPU")))
 
 

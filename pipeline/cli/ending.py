@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
+from pipeline.config.masking import mask_text
 from pipeline.errors import ChunkmapError
+from pipeline.printable import continued, one_line_json, printable
 
 PLANNING_HINTS = {
     "NoParquetError": "look at what is there, and at input.uri, input.include and input.exclude",
@@ -54,7 +55,8 @@ def describe(error: BaseException) -> dict[str, Any] | None:
 
 
 def _described(kind: str, message: str, hint: str | None, exit_code: int) -> dict[str, Any]:
-    return {"error": kind, "message": message, "hint": hint, "exit_code": exit_code}
+    masked = hint if hint is None else mask_text(hint)
+    return {"error": kind, "message": mask_text(message), "hint": masked, "exit_code": exit_code}
 
 
 def complain(error: BaseException, *, as_json: bool) -> int | None:
@@ -64,9 +66,7 @@ def complain(error: BaseException, *, as_json: bool) -> int | None:
         if as_json:
             print_object(_described(type(error).__name__, str(error), "this is a bug", 1))
         return None
-    print(f"error: {said['message']}", file=sys.stderr)
-    if said["hint"]:
-        print(f"next:  {said['hint']}", file=sys.stderr)
+    _print_error(said)
     if as_json:
         # A run that failed has figures besides its error, and stdout holds one object.
         figures = getattr(error, "summary", None)
@@ -74,6 +74,24 @@ def complain(error: BaseException, *, as_json: bool) -> int | None:
     return int(said["exit_code"])
 
 
+def _print_error(said: dict[str, Any]) -> None:
+    """Print an error for people; lines of a message never look like lines of ours."""
+    for name in ("message", "hint"):
+        if said[name]:
+            word = "error: " if name == "message" else "next:  "
+            print(word + printable(continued(said[name], " " * len(word))), file=sys.stderr)
+
+
+def show_usage_error(error: Any) -> int:
+    """Show an error about the command line as typer does; returns the exit code."""
+    from typer.rich_utils import rich_format_error
+
+    message = printable(error.format_message())
+    error.format_message = lambda: message
+    rich_format_error(error)
+    return int(error.exit_code)
+
+
 def print_object(value: object) -> None:
     """One machine-readable object, on one line of stdout."""
-    print(json.dumps(value, default=str), flush=True)
+    print(one_line_json(value), flush=True)

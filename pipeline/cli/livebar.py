@@ -10,7 +10,8 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from pipeline.cli.screen import notes, say
+from pipeline.cli.screen import live, notes, say
+from pipeline.printable import printable_line
 
 PLAIN_SECONDS = 5.0
 """How often a line is printed where there is no terminal."""
@@ -31,15 +32,15 @@ class LiveBar:
     def __enter__(self) -> Self:
         if notes.is_terminal and not self._quiet:
             self._bar = Progress(
-                TextColumn("[bold]{task.fields[phase]:<8}"),
+                TextColumn("{task.fields[phase]:<8}", style="bold", markup=False),
                 BarColumn(bar_width=None),
-                TextColumn("{task.fields[counted]}"),
+                TextColumn("{task.fields[counted]}", markup=False),
                 TimeElapsedColumn(),
                 console=notes,
             )
             self._task = self._bar.add_task("", total=None, phase="start", counted="")
             # Gone at the end: the summary says it all.
-            self._live = Live(Group(self._bar, self._below), console=notes, transient=True)
+            self._live = live(Group(self._bar, self._below), console=notes, transient=True)
             self._live.start()
         return self
 
@@ -72,7 +73,7 @@ class LiveBar:
         if self._bar is not None:
             done, total = share if share[1] else (1, 1)
             self._bar.update(self._task, phase=phase, total=total, completed=done, counted=counted)
-            self._below.plain = " " * 9 + rest
+            self._below.plain = " " * 9 + printable_line(rest)
         elif time.monotonic() - self._printed >= PLAIN_SECONDS:
             self.line(self._last)
 

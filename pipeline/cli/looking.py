@@ -124,7 +124,7 @@ def _print_trial(trial: Trial, job: Job, rows: int) -> None:
     out.print(columns(("column", "in", "out", ""), _schemas(trial)))
     out.print()
     with pl.Config(tbl_rows=rows, tbl_hide_dataframe_shape=True, tbl_width_chars=out.width):
-        out.print(str(trial.head), markup=False)
+        out.print(str(trial.head))
     if trial.differs and job.reduce is not None:
         warn(trial.differs)
     elif trial.differs:

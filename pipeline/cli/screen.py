@@ -7,18 +7,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.cli.ending import print_object
+from pipeline.cli.terminal import SafeConsole
+from pipeline.printable import continued, printable
 
 PIPE_COLUMNS = 200
 """Where there is no terminal nobody sees a width, and a URI cut in two is of no use."""
 
 
 def _console(stream: TextIO, *, stderr: bool) -> Console:
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else PIPE_COLUMNS)
+    return SafeConsole(stderr=stderr, width=None if stream.isatty() else PIPE_COLUMNS)
 
 
 out = _console(sys.stdout, stderr=False)
@@ -61,14 +65,44 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "es" if noun.endswith("h") else "s")
 
 
-def say(text: str, *, mark: str = "", console: Console = out) -> None:
-    """Print a line as it is: what looks like markup is the user's, and nothing is cut."""
-    console.print(f"{mark}{escape(text)}", soft_wrap=not console.is_terminal)
+def say(text: str, *, mark: str = "", console: Console = out, indent: str = "    ") -> None:
+    """Print a line as it is: what looks like markup is the user's, and nothing is cut.
+
+    Args:
+        text: The line.
+        mark: Markup of ours before it; a style that it leaves open is the line's.
+        console: Where to.
+        indent: Before further lines of the text, so that data cannot pass for a line of ours.
+    """
+    console.print(marked(continued(text, indent), mark), soft_wrap=not console.is_terminal)
+
+
+def live(
+    renderable: RenderableType,
+    console: Console,
+    *,
+    auto_refresh: bool = True,
+    transient: bool = False,
+) -> Live:
+    """What is drawn again and again; it leaves stdout and stderr to `guard_streams`."""
+    return Live(
+        renderable,
+        console=console,
+        auto_refresh=auto_refresh,
+        transient=transient,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+
+
+def marked(text: str, mark: str = "") -> Text:
+    """Text as it is, after markup of ours."""
+    return Text.from_markup(f"{mark}{escape(printable(text))}", emoji=False)
 
 
 def warn(text: str) -> None:
     """Print a warning."""
-    say(text, mark="[yellow]note:[/] ", console=notes)
+    say(text, mark="[yellow]note:[/] ", console=notes, indent=" " * 6)
 
 
 def bad(text: str, console: Console = out) -> None:
@@ -89,7 +123,7 @@ def pairs(rows: Mapping[str, object]) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, escape(str(value)))
+        table.add_row(name, printable(str(value)))
     return table
 
 
@@ -101,7 +135,7 @@ def columns(
     for name in names:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(str(value)) for value in row))
+        table.add_row(*(printable(str(value)) for value in row))
     return table
 
 

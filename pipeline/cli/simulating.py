@@ -147,7 +147,7 @@ def _show(answer: Answer, points: Sequence[Point]) -> None:
     out.print()
     out.print(columns(head, lines, head[:4]))
     out.print()
-    say(plot(points))
+    say(plot(points), indent="")
 
 
 def _said(part: Part) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
+from pipeline.config.masking import mask_text
 from pipeline.errors import ChunkmapError
+from pipeline.printable import continued, printable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
         set_up(settings.logs.format, settings.logs.level)
         return serve_scheduler(settings, given.host, given.port, given.dashboard_address)
     except ChunkmapError as error:
-        print(f"error: {error}\nnext:  {error.hint}", file=sys.stderr)
+        message = continued(f"error: {error}") + f"\nnext:  {continued(str(error.hint))}"
+        print(printable(mask_text(message)), file=sys.stderr)
         return error.exit_code
 
 

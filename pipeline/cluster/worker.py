@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
+from pipeline.config.masking import mask_text
 from pipeline.errors import ChunkmapError
+from pipeline.printable import continued, printable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
             folder=given.local_directory,
         )
     except ChunkmapError as error:
-        print(f"error: {error}\nnext:  {error.hint}", file=sys.stderr)
+        message = continued(f"error: {error}") + f"\nnext:  {continued(str(error.hint))}"
+        print(printable(mask_text(message)), file=sys.stderr)
         return error.exit_code
 
 

@@ -20,6 +20,8 @@ from typing import Any, ClassVar, Literal
 
 from markupsafe import Markup
 
+from pipeline.printable import printable
+
 Tone = Literal["plain", "good", "warn", "bad"]
 _ASSETS = Path(__file__).parent / "assets"
 
@@ -154,22 +156,43 @@ def render_page(page: Page) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shown,
     )
     environment.filters["json"] = script_json
     has_charts = any(block.kind == "chart" for part in page.sections for block in part.blocks)
     scripts = [_vega_bundle(), _asset("page.js")] if has_charts else []
     return environment.get_template("page.html.j2").render(
         page=page,
-        style=Markup(_asset("page.css")),
-        scripts=[Markup(script) for script in scripts],
+        style=_Asset(_asset("page.css")),
+        scripts=[_Asset(script) for script in scripts],
         policy=_policy(scripts),
         theme=vega_theme(),
     )
 
 
+class _Asset(Markup):
+    """A style or a script of ours: the policy names its hash, so it stays as it is."""
+
+
+def _shown(value: Any) -> Any:
+    """Spell control characters and bidirectional overrides in whatever the page shows."""
+    if isinstance(value, _Asset) or not isinstance(value, str):
+        return value
+    return Markup(printable(str(value))) if isinstance(value, Markup) else printable(value)
+
+
+def _spelled(value: Any) -> Any:
+    """The same in the data of a chart."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Mapping):
+        return {_spelled(key): _spelled(item) for key, item in value.items()}
+    return [_spelled(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def script_json(value: Any) -> Markup:
     """JSON that is safe inside a script element, whatever its strings hold."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(_spelled(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(
         text.replace("&", "\\u0026")
         .replace("<", "\\u003c")

@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from pipeline.printable import escaped_json
 from pipeline.report import figures, timeline
 from pipeline.report.model import COMPLETION_SCHEMA, RunReport
 
@@ -217,7 +218,8 @@ def build_json(report: RunReport) -> str:
         ],
         "chunks": _chunks(report.completions),
     }
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return escaped_json(text)  # It may be read with `cat`.
 
 
 def _chunks(completions: pl.DataFrame) -> dict[str, Any]:

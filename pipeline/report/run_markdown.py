@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from pipeline.printable import printable
 from pipeline.report import figures, timeline, wording
 from pipeline.report.humanize import count
 from pipeline.report.model import RunReport
@@ -55,14 +56,14 @@ def _failures(report: RunReport) -> list[str]:
 
 def _text(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return _SPECIAL.sub(r"\\\1", printable(" ".join(text.split())))
 
 
 def _fenced(code: str) -> list[str]:
     longest = max((len(run) for run in re.findall(r"`+", code)), default=0)
     fence = "`" * max(3, longest + 1)
-    return [f"{fence}sh", code, fence]
+    return [f"{fence}sh", printable(code), fence]
 
 
 def _address(location: str) -> str:
-    return location.replace("<", "%3C").replace(">", "%3E").replace("\n", "%0A")
+    return printable(location).replace("<", "%3C").replace(">", "%3E").replace("\n", "%0A")

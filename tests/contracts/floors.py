@@ -33,6 +33,7 @@ FLOORS: dict[str, int] = {
     "pipeline.private": 10,
     "pipeline.uris": 10,
     "pipeline.config": 10,
+    "pipeline.printable": 10,
     "pipeline.certificates": 11,
     "pipeline.seaweedfs": 12,
     "pipeline.leaving": 11,

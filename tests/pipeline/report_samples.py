@@ -18,7 +18,10 @@ from pipeline.report.model import (
 )
 
 START = 1_767_225_600.0
-NASTY = "<script>alert(1)</script> & \"quoted\" 'too' </script><!-- `x` | é\u2028 漢字"
+NASTY = (
+    "<script>alert(1)</script> & \"quoted\" 'too' </script><!-- `x` | é\u2028 漢字 "
+    "\x1b[2J \x9b31m \u202e"
+)
 ERRORS = (
     (
         "ClientError",

@@ -42,7 +42,8 @@ def test_json_is_one_object_a_line() -> None:
 def test_text_has_the_ids_at_the_end_of_its_first_line() -> None:
     first, *rest = line(logs.TextFormatter(), run="abc", batch="r1").splitlines()
     assert first.endswith("here: it failed [run=abc batch=r1]")
-    assert rest[-1] == "and lines"
+    assert rest[-1] == "    and lines"
+    assert all(line.startswith("    ") for line in rest)
     assert line(logs.TextFormatter()).splitlines()[0].endswith("here: it failed")
 
 

@@ -118,6 +118,20 @@ def test_what_users_wrote_stays_text() -> None:
     assert links == []  # javascript: is no address to go to
 
 
+def test_no_form_of_a_report_has_characters_that_a_terminal_obeys() -> None:
+    report = hostile()
+    texts = [render_json(report), render_markdown(report), render_markdown(report, NASTY)]
+    page = Reader(render_html(report))
+    texts.append(page.text + str(page.elements))
+    texts += [text for kind, text in page.scripts if kind == "application/json"]
+    for text in texts:
+        assert not [character for character in "\x1b\x9b\x7f\u202e\u2028" if character in text]
+    # Spelled where it is shown, and whole where it is data.
+    assert "\\u202e" in page.text
+    assert "\\\\u202e" in texts[1]
+    assert json.loads(texts[0])["run"]["job"] == NASTY
+
+
 def test_a_failed_run_says_what_to_do_first() -> None:
     text = Reader(render_html(REPORTS["failed"])).text
     assert "What to do next" in text
