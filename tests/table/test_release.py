@@ -1,0 +1,201 @@
+"""A claim that can never be finished is given up, safely against a driver that sleeps."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.catalog import Catalog
+from pipeline.checking import verify_output
+from pipeline.cleaning import clean
+from pipeline.driver import publish_run
+from pipeline.publish import UploadsVanishedError, prepare_output, rollback, settle
+from pipeline.storage import Backend, Storage
+from pipeline.table.errors import ForeignClaimError
+from pipeline.table.repair import diagnose, repair
+from tests.pipeline.outputs import check_settled, copied, keys_of, rows, visible
+from tests.pipeline.publishing import APART, OTHER, PLAN, publish, ready
+from tests.pipeline.runs import OUTPUT, Run
+from tests.pipeline.storage.faulty import Fault, Faulty, KilledError, Script, dies_at
+from tests.pipeline.storage.memory import AT_ONCE, MemoryBackend
+from tests.table.conftest import Output
+
+MODES = ["append", "overwrite", "overwrite-partitions"]
+
+
+def catalog_of(backend: Backend) -> Catalog:
+    return Catalog(Storage({"s3": backend}, AT_ONCE), OUTPUT)
+
+
+def claimed(mode: str) -> tuple[MemoryBackend, Run]:
+    """A run has claimed, died, and lost an upload."""
+    backend, run = ready(mode)
+    counted = Faulty(copied(backend), lambda n, name: None)
+    publish(run.again(Storage({"s3": counted}, AT_ONCE)))
+    dying = Faulty(backend, dies_at(counted.calls.index("complete"), "before"), KilledError)
+    with pytest.raises(KilledError):
+        publish(run.again(Storage({"s3": dying}, AT_ONCE)))
+    del backend.uploads[sorted(backend.uploads)[0]]
+    return backend, run
+
+
+def publish_again(backend: MemoryBackend, run: Run) -> None:
+    """What a driver does when its job is run again."""
+    own, vanished = run.again(backend.storage()), None
+    for _ in range(3):
+        own.complete(*own.ledger.read().left(len(own.plan)))
+        try:
+            publish_run(own.storage, own.ledger, vanished)
+            return
+        except UploadsVanishedError as error:
+            own.ledger.void(error.attempts)
+            vanished = error
+    raise AssertionError("three tries are enough")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_it_is_given_up_and_mapped_again(mode: str) -> None:
+    backend, run = claimed(mode)
+    before = {key: data for key, data in visible(backend).items() if run.ledger.run not in key}
+    with pytest.raises(ForeignClaimError, match=run.ledger.run) as refused:
+        prepare_output(catalog_of(backend), "append", "0" * 16)
+    assert f"chunkmap repair {OUTPUT}" in str(refused.value.hint)
+    [problem] = diagnose(catalog_of(backend)).problems
+    assert problem.situation == "publish unfinished"
+    assert "1 of them have vanished" in problem.message
+    assert f"chunkmap retry {run.ledger.run}" in problem.advice
+    assert repair(catalog_of(backend))[-1].problems == ()
+    assert visible(backend) == before
+    assert backend.uploads == {}
+    for command in (
+        lambda: prepare_output(catalog_of(backend), "append", "0" * 16),
+        lambda: clean(backend.storage(), OUTPUT),
+    ):
+        command()
+    publish_again(backend, run)
+    check_settled(backend)
+    own = keys_of(run, visible(backend))
+    assert rows({key: visible(backend)[key] for key in own}) == list(range(6))
+    publish_again(backend, run)
+    check_settled(backend)
+
+
+@pytest.mark.parametrize("fault", ["before", "after", "late"])
+def test_repair_may_die_at_any_request(fault: Fault) -> None:
+    healthy, run = claimed("overwrite")
+    counted = Faulty(copied(healthy), lambda n, name: None)
+    repair(catalog_of(counted))
+    for number in range(len(counted.calls)):
+        backend = copied(healthy)
+        dying = Faulty(backend, dies_at(number, fault), KilledError)
+        with pytest.raises(KilledError):
+            repair(catalog_of(dying))
+        for late in dying.late:
+            late()
+        assert repair(catalog_of(backend))[-1].problems == ()
+        publish_again(backend, run)
+        check_settled(backend)
+        assert rows(visible(backend)) == list(range(6))
+
+
+def repaired_at(number: int, backend: MemoryBackend) -> Script:
+    def script(n: int, name: str) -> Fault:
+        if n == number:
+            repair(catalog_of(backend))
+        return None
+
+    return script
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_driver_that_slept_publishes_once_or_maps_again(mode: str) -> None:
+    """Repair comes while it is about to send any of its requests."""
+    healthy, run = ready(mode)
+    counted = Faulty(copied(healthy), lambda n, name: None)
+    publish(run.again(Storage({"s3": counted}, AT_ONCE)))
+    for number in range(len(counted.calls)):
+        backend = copied(healthy)
+        sleeper = Faulty(backend, repaired_at(number, backend))
+        try:
+            publish(run.again(Storage({"s3": sleeper}, AT_ONCE)))
+        except UploadsVanishedError:
+            publish_again(backend, run)
+        repair(catalog_of(backend))
+        check_settled(backend)
+        own = keys_of(run, visible(backend))
+        assert rows({key: visible(backend)[key] for key in own}) == list(range(6))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_sleeper_meets_its_released_claim(mode: str) -> None:
+    """Its uploads are gone, so repair gives the claim up, wherever it sleeps while it finishes."""
+    healthy, run = claimed(mode)
+    counted = Faulty(copied(healthy), lambda n, name: None)
+    with pytest.raises(UploadsVanishedError):
+        settle(catalog_of(counted))
+    for number in range(len(counted.calls)):
+        backend = copied(healthy)
+        settle(catalog_of(Faulty(backend, repaired_at(number, backend))))
+        assert repair(catalog_of(backend))[-1].problems == ()
+        check_settled(backend)
+        assert keys_of(run, visible(backend)) == []
+
+
+def test_others_publish_on_top_and_versions_stay(output: Output) -> None:
+    """On a real server: an upload is aborted after the claim, and the claim given up."""
+    output.publish(OTHER, "append", "a")
+    first = output.visible()
+    run = output.run(PLAN, "overwrite", "b")
+    staged = run.complete()
+    stop = RuntimeError("the driver dies here")
+
+    def die(*_: object) -> None:
+        raise stop
+
+    complete, output.storage.complete = output.storage.complete, die  # type: ignore[method-assign,assignment]
+    with pytest.raises(RuntimeError):
+        publish_run(output.storage, run.ledger)
+    output.storage.complete = complete  # type: ignore[method-assign]
+    [lost] = [item for item in output.storage.staged_under(*area_of(output)) if is_of(item.uri, 1)]
+    output.storage.abort([lost])
+    with pytest.raises(ForeignClaimError):
+        prepare_output(output.catalog, "append", "0" * 16)
+    assert repair(output.catalog)[-1].problems == ()
+    assert output.visible() == output.named() == first
+    assert output.storage.staged_under(*area_of(output)) == []
+    output.publish(APART, "append", "c")
+    rollback(output.catalog)
+    assert output.visible() == output.named() == first
+    assert verify_output(output.storage, output.uri).problems == ()
+    assert len(staged) == 3
+
+
+def area_of(output: Output) -> tuple[str, str]:
+    return output.uri, output.catalog.state + "staged/"
+
+
+def is_of(uri: str, index: int) -> bool:
+    return f"/part-{index:07d}-" in uri
+
+
+def test_files_deleted_by_hand_are_told(output: Output) -> None:
+    output.publish(PLAN, "append", "a")
+    gone = sorted(output.visible())[0]
+    output.storage.delete(output.uri + gone)
+    [problem] = diagnose(output.catalog).problems
+    assert (problem.situation, problem.action) == ("files missing", "")
+    assert gone in problem.message
+    assert repair(output.catalog)[-1].problems == (problem,)
+    kept = f"{output.catalog.state}orphaned/1/{gone}"
+    some = sorted(output.visible())[0]
+    output.storage.copy(output.uri + some, kept)
+    assert diagnose(output.catalog).problems[0].action.startswith("copy 1 ")
+    assert repair(output.catalog)[-1].problems == ()
+    assert output.visible() == output.named()
+
+
+def test_nothing_is_wrong(output: Output) -> None:
+    assert diagnose(output.catalog).problems == ()
+    output.publish(PLAN, "append", "a")
+    before = output.snapshot()
+    assert repair(output.catalog)[-1].problems == ()
+    assert output.snapshot() == before
