@@ -116,6 +116,8 @@ class RunReport:
     failures: pl.DataFrame = field(default_factory=FAILURE_SCHEMA.to_frame)
     """Columns as in FAILURE_SCHEMA, in any order."""
     phases: tuple[Phase, ...] = ()
+    not_counted: tuple[str, ...] = ()
+    """A sentence for each kind of entry of the ledger that this run cannot have written."""
 
     def __post_init__(self) -> None:
         """Cast both frames to their schemas.

@@ -165,6 +165,9 @@ SCHEMA: dict[str, Any] = {
                 ),
                 f"By kind, with an example each; at most {MAX_GROUPS}.",
             ),
+            "not_counted": _list(
+                _TEXT, "A sentence for each kind of entry that this run cannot have written."
+            ),
             "chunks": _object(
                 {
                     "complete": {"type": "boolean"},
@@ -216,6 +219,7 @@ def build_json(report: RunReport) -> str:
             {**asdict(group), "message": group.message[:MAX_MESSAGE]}
             for group in figures.failure_groups(report)[:MAX_GROUPS]
         ],
+        "not_counted": list(report.not_counted),
         "chunks": _chunks(report.completions),
     }
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)

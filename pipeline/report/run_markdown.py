@@ -31,6 +31,8 @@ def build_markdown(report: RunReport, location: str | None) -> str:
         if notice.command:
             lines += ["", *_fenced(notice.command)]
     lines += _failures(report)
+    for sentence in report.not_counted:
+        lines += ["", f"Not counted: {_text(sentence)}"]
     if location:
         lines += ["", f"[Whole report](<{_address(location)}>)"]
     lines += ["", f"Run {_text(run.id)}"]

@@ -49,6 +49,8 @@ def build_page(report: RunReport) -> Page:
     # A failed run is opened to learn why: that comes first.
     story.insert(0 if run.state == "failed" and report.failures.height else 3, failures)
     story.append(Section("The run", _facts(report)))
+    if report.not_counted:
+        story.insert(0, Section("Not counted", tuple(map(Note, report.not_counted))))
     ended = run.finished if run.finished is not None else clock.finish
     return Page(
         title=run.job,
