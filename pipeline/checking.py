@@ -195,6 +195,12 @@ class Trial:
     head: pl.DataFrame
     """The first rows of the result."""
     rows_out_halves: int
+    code: str
+    """Fingerprint of the transform."""
+    definitions: int
+    """Definitions of allowed modules that the fingerprint covers."""
+    notes: tuple[str, ...]
+    """What the fingerprint could not tell, and what it covers instead."""
     differs: str | None
     """How the result of the halves differs from that of the whole, or, with a reduce, how its
     `combine` depends on the grouping of chunks; None if all is well."""
@@ -232,6 +238,9 @@ def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> 
         rows_out=result.height,
         head=result.head(rows),
         rows_out_halves=sum(half.height for half in halves),
+        code=planned.transform.fingerprint,
+        definitions=planned.transform.definitions,
+        notes=planned.transform.notes,
         differs=_difference(result, halves)
         if job.reduce is None
         else _reduce_problem(job.reduce.combine, planned, settings, whole),

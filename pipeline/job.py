@@ -9,7 +9,9 @@
     params: {currency: EUR}
     output: {uri: s3://demo/revenue/, mode: error}
 
-How it is operated (addresses, sizes of batches) is in the settings instead.
+How it is operated (addresses, sizes of batches) is in the settings instead. A job file may have
+1 MiB, 100 levels of nesting, and aliases that repeat 100,000 values. A transform is defined in a
+module that `transforms.allow` names; a function that such a module only imports is refused.
 """
 
 from __future__ import annotations

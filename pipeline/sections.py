@@ -161,7 +161,8 @@ class TransformSettings(_Section):
     """Which code may be loaded as a transform."""
 
     allow: tuple[str, ...] = ("examples",)
-    """Packages and modules that transforms may live in, checked before anything is imported."""
+    """Packages and modules that transforms may be defined in, checked before anything is imported.
+    Importing one also runs its parent packages, which therefore count as part of it."""
     path: tuple[str, ...] = (".",)
     """Folders that are searched for them before the installed packages."""
 

@@ -6,7 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli.screen import columns, out, print_json, say, show_pairs, size, warn
+from pipeline.cli.screen import (
+    columns,
+    out,
+    plural,
+    print_json,
+    say,
+    show_pairs,
+    size,
+    warn,
+)
 from pipeline.job import Job, load_job
 from pipeline.settings import load_settings
 
@@ -118,6 +127,7 @@ def _print_trial(trial: Trial, job: Job, rows: int) -> None:
         "rows": f"{trial.rows_in:,} in, {trial.rows_out:,} out",
         "cut in two": f"{trial.rows_out_halves:,} out",
         "reads": f"{len(trial.columns_read)} of {len(trial.schema_in)} columns",
+        "code": f"{trial.code}, of {plural(trial.definitions, 'definition')}",
     }
     show_pairs(f"{job.transform} on one chunk of {trial.rows_in:,} rows", figures)
     out.print()
@@ -125,6 +135,8 @@ def _print_trial(trial: Trial, job: Job, rows: int) -> None:
     out.print()
     with pl.Config(tbl_rows=rows, tbl_hide_dataframe_shape=True, tbl_width_chars=out.width):
         out.print(str(trial.head))
+    for note in trial.notes:
+        warn(note)
     if trial.differs and job.reduce is not None:
         warn(trial.differs)
     elif trial.differs:

@@ -106,3 +106,37 @@ main()
     assert said.returncode == 1
     assert json.loads(said.stdout)["exit_code"] == 1
     assert "Traceback" in said.stderr
+
+
+def test_check_says_what_the_fingerprint_covers(tmp_path: Path) -> None:
+    import polars as pl
+
+    (tmp_path / "in").mkdir()
+    pl.DataFrame({"a": [1, 2]}).write_parquet(tmp_path / "in" / "a.parquet")
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "base.yaml").write_text("transforms: {allow: [shop]}\n")
+    source = "N = 2\n\ndef plain(lf):\n    return lf.head(N)\n\n"
+    source += "def dynamic(lf):\n    return eval('lf')\n"
+    (tmp_path / "shop.py").write_text(source)
+    for function in ("plain", "dynamic"):
+        job = {
+            "name": "a",
+            "input": {"uri": str(tmp_path / "in")},
+            "transform": f"shop:{function}",
+            "output": {"uri": str(tmp_path / "out")},
+        }
+        (tmp_path / "job.yaml").write_text(json.dumps(job))
+        said = give("check", "job.yaml", cwd=tmp_path)
+        assert said.returncode == 0, said.stderr
+        is_dynamic = function == "dynamic"
+        assert f", of {'3' if is_dynamic else '2'} definitions" in said.stdout
+        assert ("shop: it uses eval (line 7), so every change" in said.stderr) is is_dynamic
+        found = json.loads(give("check", "job.yaml", "--json", cwd=tmp_path).stdout)
+        assert found["code"].startswith("v2-")
+        assert len(found["notes"]) == is_dynamic
+
+
+def test_a_command_without_words_shows_its_help(tmp_path: Path) -> None:
+    said = give(cwd=tmp_path)
+    assert said.returncode == 2
+    assert "Usage" in said.stdout + said.stderr
