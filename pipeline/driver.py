@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 _NEWLINE = "\n"
 HEARTBEAT_SECONDS = 15.0
 """How often a driver says that it is alive; silent for four of them, it counts as gone."""
+_RUN_AGAIN = "run the job again: the reduce is done again"
 PUBLISH_TRIES = 3
 """How often chunks whose uploads vanished are mapped again before giving up."""
 
@@ -228,6 +229,8 @@ def publish_run(
     progress = ledger.read()
     check_schemas(progress)
     done = reduced_of(ledger, progress) if job.reduce else progress.completions
+    if job.reduce and done.is_empty() and progress.completions.height:
+        raise StateError(ledger.prefix, "the result of its reduce is not stored", _RUN_AGAIN)
     try:
         while True:
             if vanished is not None:

@@ -33,7 +33,7 @@ from pipeline.outages import advisory, waited_out
 from pipeline.planning import Planned, Resume, plan_run
 from pipeline.publish import UploadsVanishedError, foreign_claim
 from pipeline.records import Progress
-from pipeline.reducing import Step, partials_of, reduce_step, reduced_of, tree
+from pipeline.reducing import Step, partials_of, reduce_step, reduced_of, tree, without_partial
 from pipeline.report.run_report import import_renderers
 from pipeline.rounds import Mapper, MapProgress
 from pipeline.settings import Settings
@@ -221,27 +221,36 @@ class Driving:
                 progress = self._mapped()
             if progress.completions.height < len(plan):
                 return progress, None
-            self._reduced(progress)
-            self.listen("publish", None)
-            with self.driver.phase("publish"):
-                try:
-                    publish = partial(self.around.publish, ledger, vanished)
-                    return progress, waited_out(publish)
-                except UploadsVanishedError as error:
-                    self._refuse_foreign(error)
-                    ledger.void(error.attempts)
+            try:
+                self._reduced(progress)
+                self.listen("publish", None)
+                with self.driver.phase("publish"):
+                    return progress, waited_out(partial(self.around.publish, ledger, vanished))
+            except UploadsVanishedError as error:
+                self._refuse_foreign(error)
+                ledger.void(error.attempts)
+                if vanished is not None and vanished.commits and not error.commits:
+                    vanished.attempts += error.attempts  # What is claimed still waits for its own.
+                else:
                     vanished = error
         assert vanished is not None, "each try ends with a return or with uploads that vanished"
         raise vanished
 
     def _reduced(self, progress: Progress) -> None:
-        """Combine the chunks' partial results, unless that is done or not asked for."""
+        """Combine the chunks' partial results, unless that is done or not asked for.
+
+        Raises:
+            UploadsVanishedError: some partials are not stored; map their chunks again.
+        """
         ledger = self.planned.ledger
         partials = partials_of(ledger, progress) if self.job.reduce else []
         if not partials or reduced_of(ledger, progress).height:
             return
         self.listen("reduce", None)
         with self.driver.phase("reduce"):
+            lost = without_partial(self.storage, ledger, progress)
+            if lost:
+                raise UploadsVanishedError(lost)
             for level in tree(partials):
                 self.around.reduce(ledger.prefix, self.planned.fingerprint, level)
 

@@ -77,6 +77,13 @@ def reduced_of(ledger: Ledger, progress: Progress) -> pl.DataFrame:
     return found.sort("attempt").head(1)
 
 
+def without_partial(storage: Storage, ledger: Ledger, progress: Progress) -> list[str]:
+    """The attempts whose partial is not stored: their chunks have to be mapped again."""
+    there = [info.uri for info in storage.objects(ledger.prefix + "partials/")]
+    lost = progress.completions.filter(~pl.col("uri").is_in(there))
+    return lost["attempt"].to_list()
+
+
 def drop_partials(storage: Storage, ledger: Ledger) -> None:
     """Delete what only the reduce needed, once its result is published."""
     for folder in ("partials/", "reduced/"):
