@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -165,7 +165,7 @@ class Drafting:
     storage: Storage
     code: str
     """Fingerprint of the transform now."""
-    accept_scheme: bool = False
+    accept_scheme: bool = field(default=False, kw_only=True)
     """Whether code that was fingerprinted by another scheme is taken as this one."""
 
     @property
