@@ -84,7 +84,7 @@ def start_missing(
     elsewhere = given_elsewhere(settings)
     for name, service in state.services.items():
         if is_outdated(service):
-            echo(f"{TITLES[name]}: an older version started it, which asks nobody who they are")
+            echo(f"{TITLES[name]}: an older version started it, without secrets: started again")
     for _ in range(_ATTEMPTS):
         running = {name: one for name, one in state.services.items() if is_usable(one)}
         # First, so that their ports can be used again.
