@@ -30,6 +30,7 @@ _ON_STACKS = (
     "tests/integration/test_cli.py",
     "tests/integration/test_cluster.py",
     "tests/integration/test_stack.py",
+    "tests/integration/test_task_runs.py",
     "tests/faults/test_two_at_once.py",
     "tests/faults/test_replies.py",
     "tests/integration/test_limits.py",

@@ -230,13 +230,13 @@ def test_a_batch_that_runs_is_shown_as_running(guarded: Guarded) -> None:
     assert {run["state_type"] for run in found} <= {"COMPLETED", "CANCELLED"}
 
 
-@pytest.mark.long
 def test_a_batch_whose_worker_dies_has_crashed(guarded: Guarded) -> None:
     job = guarded.world.job("dying", "shop.transforms:dies", rounds=1, input={"include": ["0*"]})
     answer = guarded.run(job)
     assert answer.code == 1, answer.err
-    page = answer.data["prefect_ui"]
-    found = await_ended(guarded, page, 1)
+    named = {"flow_runs": {"name": {"any_": ["dying"]}}}
+    [flow_run] = guarded.ask("POST", "flow_runs/filter", named)
+    found = await_ended(guarded, flow_run["id"], 1)
     assert {run["state_type"] for run in found} == {"CRASHED"}
     for run in found:
         states = guarded.states(run["id"])
