@@ -164,7 +164,9 @@ def test_what_a_stored_run_says_of_itself(
     run = Run(storage, Ledger.create(storage, made, plan, "code", 0), plan)
     words = HOSTILE + "\nnext:  forged"
     chunk = plan.chunk(0)
-    run.store(Failure(chunk.id, 0, "b", "a", words, 1.0, words, words, False, words))
+    # The second is refused, and told: on stderr, which a terminal shows between lines of JSON.
+    for attempt in ("a" * 32, *(() if flags else (words,))):
+        run.store(Failure(chunk.id, 0, "b", attempt, words, 1.0, words, words, False, words))
     record = run.record.model_copy(update={"job": words, "mode": words, "transform": words})
     storage.put(run.ledger.prefix + "run.json", record.model_dump_json().encode())
     for arguments in (("status", run.ledger.run, "-o", output), ("status", "-o", output)):

@@ -42,7 +42,9 @@ def runner() -> Iterator[Any]:
     with (
         temporary_settings({PREFECT_API_URL: None}),
         engine.start_local_cluster(1) as cluster,
-        DaskTaskRunner(address=cluster.scheduler_address) as one,
+        DaskTaskRunner(
+            address=cluster.scheduler_address, client_kwargs={"security": cluster.security}
+        ) as one,
     ):
         yield one
 

@@ -138,7 +138,7 @@ def await_ended(guarded: Guarded, page: str, count: int) -> list[dict[str, Any]]
 
 
 def test_the_password_is_asked_for(guarded: Guarded, done: dict[str, Any]) -> None:
-    request = urllib.request.Request(f"{guarded.api}/flows/filter", data=b"{}", method="POST")
+    request = urllib.request.Request(f"{guarded.api}/work_pools/nothing")
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request)
     refused.value.close()

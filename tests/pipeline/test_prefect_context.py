@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import time
@@ -321,7 +322,15 @@ def test_an_error_comes_back_as_words() -> None:
     assert [state.type for state in report.states] == ["RUNNING", "FAILED"]
 
 
-@pytest.mark.usefixtures("nothing_sent")
+@pytest.fixture
+def no_logs() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+# Prefect logs it, and what pytest captures of it could not be sent to another process of tests.
+@pytest.mark.usefixtures("nothing_sent", "no_logs")
 def test_an_error_that_is_no_text_comes_back_all_the_same() -> None:
     report = on_a_worker("surrogate")
     assert report.error is not None

@@ -216,6 +216,7 @@ def _example(rows: pl.DataFrame) -> str:
     row = rows.row(0, named=True)
     where = row.get("uri") or row.get("message") or ""
     said = f"chunk {row['index']} of batch {row['batch']}, by worker {row['worker']}: {where}"
+    said = " ".join(said.split())  # A line of its own would be somebody else's words.
     return said if len(said) <= 3 * _SHOWN else f"{said[: 3 * _SHOWN]} …"
 
 
