@@ -31,6 +31,7 @@ from pipeline.runs.ledger.keys import refuse_long_keys
 from pipeline.runs.transforms.fingerprint import explain_difference
 from pipeline.settings import Settings
 from pipeline.storage import Storage, StorageReader, require_conditional_writes
+from pipeline.table.retention import locate
 from pipeline.transforms import code_of
 
 
@@ -319,6 +320,7 @@ def create(storage: Storage, drafted: Draft) -> tuple[BackfillStore, bool]:
     Raises:
         UsageError: there is nothing to do, or two drivers could not be kept apart at the output.
         OutputNotEmptyError: the output holds what nobody published.
+        FilesMissingError: the windows are done, but files of the output were deleted.
     """
     record = drafted.record
     require_conditional_writes(storage, record.output)
@@ -326,6 +328,8 @@ def create(storage: Storage, drafted: Draft) -> tuple[BackfillStore, bool]:
     if drafted.existing is not None:
         return store, False
     if drafted.plan is None or not record.todo:
+        catalog = Catalog(storage, record.output)
+        locate(catalog, catalog.manifest())  # What is up to date has to be there.
         raise NothingToDoError(drafted)
     refuse_long_keys(record.output, drafted.plan)
     # Whoever published last may have died on the way.

@@ -17,10 +17,12 @@ from pipeline.backfill.planning import Asked, NothingToDoError
 from pipeline.backfill.records import Options
 from pipeline.backfill.store import BackfillStore, backfills_of, find_backfill
 from pipeline.backfill.summary import BackfillHeldError, BackfillIncompleteError
+from pipeline.catalog import Catalog
 from pipeline.driving import run_serially
 from pipeline.errors import ConflictError, RunCancelledError, UsageError
 from pipeline.job import Job
 from pipeline.runs.ledger.find import runs_of
+from pipeline.table.errors import FilesMissingError
 from tests.pipeline.backfills import Days, days
 
 LEAP = days("2024-02-26", 8)
@@ -81,6 +83,15 @@ def test_the_same_backfill_twice_is_one(world: Days) -> None:
     with pytest.raises(NothingToDoError, match="8: done"):
         world.create(world.job())
     assert len(backfills_of(world.storage, world.output)) == 1
+
+
+def test_files_deleted_by_hand_are_told(world: Days) -> None:
+    world.run(world.job())
+    uri = Catalog(world.storage, world.output).output
+    gone = min(info.uri for info in world.storage.objects(uri))
+    world.storage.delete(gone)
+    with pytest.raises(FilesMissingError, match=gone.removeprefix(uri)):
+        world.create(world.job())
 
 
 def test_another_key_is_another_backfill(world: Days) -> None:

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from partitioning import PlanRequest, plan_dataset
 from pipeline.catalog import Catalog
 from pipeline.driver import RunIncompleteError, RunSummary
 from pipeline.driving import run_serially
@@ -26,9 +27,13 @@ from pipeline.errors import (
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.planning import Resume
+from pipeline.runs.ledger.keys import refuse_long_keys
 from pipeline.settings import Settings, load_settings
-from pipeline.storage import Storage, own_storage
+from pipeline.storage import Storage, StorageReader, own_storage
+from pipeline.table.errors import FilesMissingError
 from tests.oracle import plain
+from tests.pipeline.runs import parquet
+from tests.pipeline.storage.memory import MemoryBackend
 
 TRANSFORM = """
 import os
@@ -143,6 +148,27 @@ def test_a_run_is_the_transform_of_each_chunk(world: World, name: str) -> None:
     assert Path(summary.local_report).stat().st_size > 10_000
     stored = world.storage.get(summary.report.replace(".html", ".json")).data
     assert orjson.loads(stored)
+
+
+def test_files_deleted_by_hand_are_told(world: World) -> None:
+    world.run(world.job())
+    gone = min(world.output.rglob("*.parquet"))
+    gone.unlink()
+    with pytest.raises(FilesMissingError, match=gone.name) as caught:
+        world.run(world.job())
+    assert caught.value.exit_code == 1
+    assert "chunkmap rollback" in str(caught.value.hint)
+
+
+def test_keys_that_a_rollback_could_not_lengthen_are_refused() -> None:
+    name = 60 * "%E4%BD%A0"  # One Chinese character takes nine bytes.
+    backend = MemoryBackend()
+    backend.put(f"s3://in/t/k={name}/l={name}/a.parquet", parquet(0, 2))
+    plan = plan_dataset(PlanRequest("s3://in/t/"), StorageReader(backend.storage())).plan
+    with pytest.raises(InputError, match=r"1,\d\d\d bytes, and 1,008 is the most") as caught:
+        refuse_long_keys("s3://out/t/", plan)
+    assert "shorter output prefix" in str(caught.value.hint)
+    refuse_long_keys("file:///out/t/", plan)
 
 
 def test_the_same_command_again_maps_nothing(world: World) -> None:
