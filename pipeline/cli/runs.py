@@ -128,7 +128,7 @@ def _history_row(
     if manifest.rollback_of is not None or any(entry.mode == "release" for entry in new):
         said = f"rollback to {manifest.rollback_of}"
         if manifest.rollback_of is None:
-            said = f"repair: gave up {', '.join(released) or 'a rollback'}"
+            said = f"repair: gave up {', '.join(released)}" if released else "repair"
         return (manifest.number, when, said, *[""] * (5 if by_windows else 4))
     labels = sorted(entry.window for entry in new if entry.window)
     between = "".join(labels[:1])

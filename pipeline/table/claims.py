@@ -184,7 +184,8 @@ def release_entry(before: Manifest, number: int, names: Sequence[str]) -> Commit
         files=0,
         rows=0,
         bytes=0,
-        keep_versions=kept_versions(before),
+        # It changes no file, so it is no version of its own: what could be gone back to still can.
+        keep_versions=kept_versions(before) + 1,
         releases=tuple(names),
     )
 

@@ -183,7 +183,8 @@ def _daemon(folder: Path) -> Iterator[Path]:
         "--bip=172.29.0.1/24",
         "--default-address-pool=base=172.30.0.0/16,size=24",
         f"--host=unix://{socket}",
-        f"--data-root={folder / 'data'}",
+        # Where it is kept from one call to the next, base images need not be made again.
+        f"--data-root={os.environ.get('COMPOSE_ENGINE_DATA', folder / 'data')}",
         f"--exec-root={folder / 'exec'}",
         f"--pidfile={folder / 'docker.pid'}",
     ]

@@ -79,6 +79,15 @@ def test_repair_points_to_the_newest_manifest(output: Output, kind: str) -> None
     assert run.ledger.published() == output.catalog.head()[0].current == 5
 
 
+def test_versions_that_were_kept_can_still_be_gone_back_to(output: Output) -> None:
+    output.publish(PLAN, "overwrite", "a")
+    output.publish(OTHER, "overwrite", "b")
+    output.storage.delete(output.catalog.head_file.uri)
+    repair(output.catalog)
+    assert rollback(output.catalog, 1).number == 4
+    assert verify_output(output.storage, output.uri).problems == ()
+
+
 def test_a_pointer_with_a_claim_that_explains_the_manifest_is_rolled_forward(
     output: Output,
 ) -> None:
