@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from pipeline.cleaning import clean
 from pipeline.driver import publish_run
 from pipeline.errors import StateError
 from pipeline.publish import prepare_output, rollback
+from pipeline.stored import seal_json
 from pipeline.table.errors import DamagedStateError, HeadBehindError
 from pipeline.table.repair import diagnose, repair
 from pipeline.table.retention import locate
@@ -145,12 +147,11 @@ def test_damaged_manifests_and_commit_records_are_named(
 
 def test_formats_of_a_newer_release_are_refused(output: Output) -> None:
     with_a_past(output)
-    for uri, field in (
-        (output.catalog.state + "manifests/3.json", '"version": 3'),
-        (output.catalog.head_file.uri, '"version":1'),
-    ):
-        data = output.storage.get(uri).data.decode()
-        output.storage.put(uri, data.replace(field, '"version":9').encode())
+    for uri in (output.catalog.state + "manifests/3.json", output.catalog.head_file.uri):
+        data = output.storage.get(uri).data
+        said = {**json.loads(data), "version": 9}
+        del said["sha256"]
+        output.storage.put(uri, seal_json(json.dumps(said).encode()))
         with pytest.raises(StateError, match="format 9"):
             output.catalog.manifest()
-        output.storage.put(uri, data.encode())
+        output.storage.put(uri, data)
