@@ -13,7 +13,7 @@ from pipeline.driver import publish_run
 from pipeline.errors import StateError
 from pipeline.publish import prepare_output, rollback
 from pipeline.stored import seal_json
-from pipeline.table.errors import DamagedStateError, HeadBehindError
+from pipeline.table.errors import DamagedStateError, HeadBehindError, ManifestConflictError
 from pipeline.table.repair import diagnose, repair
 from pipeline.table.retention import locate
 from tests.pipeline.runs import plan_of
@@ -155,3 +155,12 @@ def test_formats_of_a_newer_release_are_refused(output: Output) -> None:
         with pytest.raises(StateError, match="format 9"):
             output.catalog.manifest()
         output.storage.put(uri, data)
+
+
+def test_another_manifest_of_the_same_number_is_never_adopted(output: Output) -> None:
+    with_a_past(output)
+    catalog = output.catalog
+    commits = catalog.manifest(3).commits
+    assert catalog.write_manifest(2, commits).number == 3, "the same once more is no conflict"
+    with pytest.raises(ManifestConflictError, match=r"manifests/3\.json"):
+        output.catalog.write_manifest(2, commits[:-1])
