@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -180,9 +181,14 @@ def test_what_transforms_log_is_on_the_pages(guarded: Guarded, done: dict[str, A
 
 def test_no_worker_asked_prefect_or_started_one(guarded: Guarded, done: dict[str, Any]) -> None:
     assert not guarded.knocked()
+    port = urlsplit(guarded.api).port
     for worker in guarded.cluster.workers.values():
         tree = psutil.Process(worker.pid).children(recursive=True)
         assert tree
+        # Events would go through a connection that Prefect keeps open.
+        peers = [one.raddr for process in tree for one in process.net_connections()]
+        called = {getattr(peer, "port", None) for peer in peers}
+        assert guarded.cluster.port in called and port not in called
         commands = " ".join(" ".join(one.cmdline()) for one in tree)
         assert "prefect.server" not in commands and "uvicorn" not in commands
         variables = [one.environ() for one in tree if "multiprocessing" in " ".join(one.cmdline())]
