@@ -283,3 +283,17 @@ def test_what_did_not_change_is_not_imported_again(package: Package) -> None:
     )
     assert package.run() == [0, 0]
     assert package.run() == [1, 1]
+
+
+def test_folders_without_init_at_any_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing above them is imported when they are looked for."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    top = f"package_{uuid.uuid4().hex[:8]}"
+    folder = tmp_path / top / "etl" / "daily"
+    folder.mkdir(parents=True)
+    (folder / "main.py").write_text(run("pl.col('a') + 1"))
+    settings = TransformSettings(allow=(f"{top}.etl",), path=(str(tmp_path),))
+    transform = resolve(f"{top}.etl.daily.main:run", {}, settings)
+    assert transform.call(FRAME).collect()["a"].to_list() == [2, 3]
+    for name in [name for name in sys.modules if name.startswith(top)]:
+        del sys.modules[name]

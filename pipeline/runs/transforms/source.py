@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.machinery
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -127,12 +128,9 @@ class Sources:
 
     def _find(self, name: str) -> importlib.machinery.ModuleSpec | None:
         parent = name.rpartition(".")[0]
-        where = None
-        if parent:
-            above = self.spec(parent)
-            if above is None or above.submodule_search_locations is None:
-                return None
-            where = list(above.submodule_search_locations)
+        where = self._folders(parent) if parent else None
+        if parent and not where:
+            return None
         for finder in sys.meta_path:
             find = getattr(finder, "find_spec", None)
             spec = find(name, where) if find is not None else None
@@ -140,10 +138,25 @@ class Sources:
                 return spec  # type: ignore[no-any-return]
         return None
 
+    def _folders(self, name: str) -> list[str]:
+        """The folders of a package; none if it is no package.
+
+        Those of a package without __init__.py are looked for here: its own list of them asks for
+        the package above it, which may not be imported yet.
+        """
+        spec = self.spec(name)
+        if spec is None or spec.submodule_search_locations is None:
+            return []
+        if spec.origin is not None:
+            return list(spec.submodule_search_locations)
+        parent, _, last = name.rpartition(".")
+        above = self._folders(parent) if parent else sys.path
+        folders = [os.path.join(folder, last) for folder in above]
+        return [folder for folder in folders if os.path.isdir(folder)]
+
     def below(self, name: str) -> Iterator[str]:
         """The names of a package's modules, at all depths."""
-        spec = self.spec(name)
-        for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for folder in self._folders(name):
             for inner in _modules_in(folder):
                 yield f"{name}.{inner}"
                 yield from self.below(f"{name}.{inner}")
