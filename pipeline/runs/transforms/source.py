@@ -133,26 +133,28 @@ class Sources:
             return None
         for finder in sys.meta_path:
             find = getattr(finder, "find_spec", None)
-            spec = find(name, where) if find is not None else None
+            try:
+                spec = find(name, where) if find is not None else None
+                if spec is not None and spec.submodule_search_locations is not None:
+                    spec.submodule_search_locations = list(spec.submodule_search_locations)
+            except KeyError:
+                # Of a package without __init__.py in another one: Python asks for the package above
+                # it, which is not imported yet.
+                return self._namespace(name, where or sys.path)
             if spec is not None:
                 return spec  # type: ignore[no-any-return]
         return None
 
-    def _folders(self, name: str) -> list[str]:
-        """The folders of a package; none if it is no package.
+    def _namespace(self, name: str, above: list[str]) -> importlib.machinery.ModuleSpec:
+        folders = [os.path.join(folder, name.rpartition(".")[2]) for folder in above]
+        spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = [folder for folder in folders if os.path.isdir(folder)]
+        return spec
 
-        Those of a package without __init__.py are looked for here: its own list of them asks for
-        the package above it, which may not be imported yet.
-        """
+    def _folders(self, name: str) -> list[str]:
+        """The folders of a package; none if it is no package."""
         spec = self.spec(name)
-        if spec is None or spec.submodule_search_locations is None:
-            return []
-        if spec.origin is not None:
-            return list(spec.submodule_search_locations)
-        parent, _, last = name.rpartition(".")
-        above = self._folders(parent) if parent else sys.path
-        folders = [os.path.join(folder, last) for folder in above]
-        return [folder for folder in folders if os.path.isdir(folder)]
+        return list((spec.submodule_search_locations if spec else None) or ())
 
     def below(self, name: str) -> Iterator[str]:
         """The names of a package's modules, at all depths."""
