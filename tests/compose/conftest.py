@@ -61,7 +61,7 @@ def cluster(
     cluster = Cluster(engine, jobs)
     # Small, so that one chunk can be too large, and one chunk at a time, so that runs last.
     cluster.variables |= {"WORKER_MEMORY": "1g", "WORKER_THREADS": "1"}
-    cluster.variables |= {"S3_INPUTS": "demo/tpch/,demo/small/,demo/daily/"}
+    cluster.variables |= {"S3_INPUTS": "demo/tpch/,demo/small/,demo/daily/,demo/large/"}
     clock = time.perf_counter()
     try:
         cluster.up()
