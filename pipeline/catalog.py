@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain as joined
 from itertools import takewhile
@@ -14,7 +15,7 @@ from typing import TypeVar
 
 import polars as pl
 
-from pipeline.errors import AlreadyExistsError, ObjectMissingError
+from pipeline.errors import AlreadyExistsError, ObjectMissingError, StateError
 from pipeline.folding import Footprint, renames, surviving
 from pipeline.manifest import (
     FILES,
@@ -248,12 +249,20 @@ class Catalog:
 
     def versions(self, name: str) -> list[Commit]:
         """A commit as it was frozen, and after each of its amendments."""
-        found: list[Commit] = []
-        while (commit := self.commit(name, len(found))) is not None:
-            found.append(commit)
-            if commit.entry.amendments < len(found) - 1:
-                return found[:-1]
-        return found
+        newest = self.commit(name)
+        before = range(newest.entry.amendments) if newest is not None else ()
+        found = (*(self.commit(name, number) for number in before), newest)
+        return [commit for commit in found if commit is not None]
+
+    def readable(self, names: Sequence[str]) -> list[Commit]:
+        """Those of some frozen commits whose records are stored and not damaged."""
+
+        def read(name: str) -> Commit | None:
+            with suppress(StateError):
+                return self.commit(name)
+            return None
+
+        return [commit for commit in together(read, names) if commit is not None]
 
     def _unamended(self, name: str) -> Commit | None:
         kept = self._commits.get((name, 0))

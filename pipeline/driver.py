@@ -26,7 +26,6 @@ from pipeline.ledger import Ledger
 from pipeline.liveness import start_time
 from pipeline.manifest import draft_commit, files_of
 from pipeline.outages import advisory
-from pipeline.private import state_folder
 from pipeline.publish import (
     UploadsVanishedError,
     abort_spares,
@@ -35,7 +34,7 @@ from pipeline.publish import (
     gone_spares,
     publish,
     refuse_released,
-    released_commits,
+    released_names,
     settle,
 )
 from pipeline.records import Progress, RunRecord
@@ -236,8 +235,8 @@ def publish_run(
             if vanished is not None:
                 amend(catalog, vanished, record.run, files_of(catalog.output, done))
             manifest = settle(catalog)
-            released = released_commits(catalog, record.run, record.base)
-            refuse_released(done, released)
+            released = released_names(catalog, record.run, record.base)
+            refuse_released(catalog, done, released)
             earlier = [catalog.known(e) for e in commits_of(catalog, record.run, record.base)]
             rest = done
             for commit in earlier:
@@ -247,7 +246,7 @@ def publish_run(
             if rest.is_empty() and earlier:
                 break
             draft = draft_commit(
-                record, rest, missing, earlier, job.output.keep_versions, released=len(released)
+                record, rest, missing, earlier, job.output.keep_versions, released=released
             )
             publish(catalog, draft, ledger.accepted())
     except UploadsVanishedError as error:
@@ -317,8 +316,7 @@ def store_report(
     html, said = render_html(report), render_json(report)
     bodies = {"report.html": html, "report.json": said}
     together(lambda name: storage.put(ledger.prefix + name, bodies[name].encode()), list(bodies))
-    report_folder(folder, ledger.run)  # Its name is checked there.
-    local = state_folder(folder, "reports", ledger.run)
+    local = report_folder(folder, ledger.run)
     (local / "report.html").write_text(html)
     (local / "report.json").write_text(said)
     uri = ledger.prefix + "report.html"

@@ -158,33 +158,25 @@ class Driving:
             self.listen("attached", None)
             watch(self.storage, ledger, own, lambda progress: self.listen("attached", progress))
         manifest = ledger.published()
-        if manifest is not None:
-            self._refuse_missing_files()
-            return replace(
-                self._summary("done", progress := ledger.read(), manifest),
-                notes=(*self._notes(manifest), *progress.problems),
-            )
-        return self._driven()
+        if manifest is None:
+            return self._driven()
+        notes, progress = self._look_at_output(manifest), ledger.read()
+        summary = self._summary("done", progress, manifest)
+        return replace(summary, notes=(*summary.notes, *notes))
 
-    def _refuse_missing_files(self) -> None:
-        """Look once whether what the run has published is still there.
+    def _look_at_output(self, manifest: int) -> tuple[str, ...]:
+        """Look once whether what the run has published before is still there; what to say of it.
 
         Raises:
             FilesMissingError: files were deleted that the current manifest names.
         """
-        catalog = Catalog(self.storage, self.planned.ledger.output)
+        ledger = self.planned.ledger
+        catalog = Catalog(self.storage, ledger.output)
         current = catalog.manifest()
-        if any(entry.run == self.planned.ledger.run for entry in current.commits):
-            locate(catalog, current)
-
-    def _notes(self, manifest: int) -> tuple[str, ...]:
-        """What to say of a run that was published before."""
-        ledger, notes = self.planned.ledger, self.planned.notes
-        current = Catalog(self.storage, ledger.output).manifest()
         if any(entry.run == ledger.run for entry in current.commits):
-            return notes
+            locate(catalog, current)
+            return ()
         return (
-            *notes,
             f"the run was published as manifest {manifest}, which has been replaced or rolled back "
             f"since: chunkmap rollback {ledger.output} --to {manifest} brings it back",
         )

@@ -13,8 +13,9 @@ from __future__ import annotations
 import io
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import polars as pl
@@ -250,7 +251,7 @@ def draft_commit(
     keep_versions: int = 1,
     *,
     window: CommitWindow | None = None,
-    released: int = 0,
+    released: Collection[str] = (),
 ) -> Commit:
     """Completions of a run, or of one window of it, as a commit that is not frozen yet.
 
@@ -261,8 +262,7 @@ def draft_commit(
         earlier: Commits of the same run (and window) that are published: this one adds to them.
         keep_versions: Replaced versions to keep.
         window: What the commit is of; default the whole run.
-        released: Commits of the same run (and window) that a repair has released: their names
-            are taken.
+        released: Names of the run's commits that a repair has released: they are taken.
     """
     files = files_of(record.output, done)
     left_out = tuple(missing)
@@ -271,9 +271,10 @@ def draft_commit(
     adds = bool(earlier) and (window is not None or record.mode != "overwrite-partitions")
     mode = "append" if adds else record.mode
     name = record.run if window is None else f"{record.run}-{window.label}"
-    number = 1 + len(earlier) + released
+    taken = {*(commit.entry.name for commit in earlier), *released}
+    names = (f"{name}.{number}" if number > 1 else name for number in count(1))
     entry = CommitEntry(
-        name=f"{name}.{number}" if number > 1 else name,
+        name=next(one for one in names if one not in taken),
         run=record.run,
         mode=mode,
         files=files.height,

@@ -158,12 +158,11 @@ def find_run(runs: list[RunState], wanted: str) -> RunState:
 
 def fetch_report(storage: Storage, uri: str, folder: Path, run: str) -> str | None:
     """Bring a run's report to this machine; its page's path, or None if there is no report."""
-    report_folder(folder, run)  # Its name is checked there.
     for name in ("report.json", "report.html"):
         blob = storage.get_if_there(uri.rpartition("/")[0] + "/" + name)
         if blob is None:
             return None
-        local = state_folder(folder, "reports", run)
+        local = report_folder(folder, run)
         (local / name).write_bytes(blob.data)
     return str(local / "report.html")
 

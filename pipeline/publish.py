@@ -23,7 +23,13 @@ from pipeline.folding import Footprint, may_meet
 from pipeline.manifest import Claim, Commit, CommitEntry, Head, Manifest, files_of, run_of
 from pipeline.records import PARTIAL
 from pipeline.storage import Staged
-from pipeline.table.claims import claimed_commits, finish, settle, staged_of, vanished_from
+from pipeline.table.claims import (
+    claimed_commits,
+    finish,
+    settle,
+    staged_of,
+    vanished_from,
+)
 from pipeline.table.errors import (
     CommitsConflictError,
     ForeignClaimError,
@@ -38,7 +44,7 @@ from pipeline.table.retention import (
     move_orphans,
     move_replaced,
     orphans_among,
-    unnamed_files,
+    visible_keys,
 )
 
 __all__ = [
@@ -55,7 +61,7 @@ __all__ = [
     "publish",
     "publish_all",
     "refuse_released",
-    "released_commits",
+    "released_names",
     "rollback",
     "settle",
 ]
@@ -140,8 +146,9 @@ def _settled_but_own(catalog: Catalog, run: str) -> tuple[Manifest, list[Commit]
 
 
 def _unknown_files(catalog: Catalog, manifest: Manifest, own: list[Commit]) -> list[str]:
-    named = catalog.keys(manifest.commits)
-    return unnamed_files(catalog, [*named, *(k for c in own for k in c.files["key"].to_list())])
+    named = set(catalog.keys(manifest.commits))
+    named.update(key for commit in own for key in commit.files["key"].to_list())
+    return sorted(set(visible_keys(catalog)) - named)
 
 
 def publish(catalog: Catalog, draft: Commit, accepted: int = 0) -> Published:
@@ -222,20 +229,22 @@ def commits_of(catalog: Catalog, run: str, base: int) -> list[CommitEntry]:
     return [entry for entry in catalog.entries(base) if entry.run == run]
 
 
-def released_commits(catalog: Catalog, run: str, base: int) -> list[Commit]:
+def released_names(catalog: Catalog, run: str, base: int) -> list[str]:
     """Commits of a run that a repair has released since the manifest that the run began on."""
     names = [name for entry in catalog.entries(base) for name in entry.releases]
-    return [c for c in together(catalog.commit, [n for n in names if run_of(n) == run]) if c]
+    return [name for name in names if run_of(name) == run]
 
 
-def refuse_released(done: pl.DataFrame, released: Sequence[Commit]) -> None:
+def refuse_released(catalog: Catalog, done: pl.DataFrame, names: Sequence[str]) -> None:
     """Raise UploadsVanishedError where completions are of commits that a repair has released.
 
     Args:
+        catalog: Of the output.
         done: Of the run (schema COMPLETIONS).
-        released: The commits (see `released_commits`).
+        names: Of these commits (see `released_names`).
     """
-    attempts = {attempt for commit in released for attempt in commit.files["attempt"].to_list()}
+    commits = catalog.readable(names)
+    attempts = {attempt for commit in commits for attempt in commit.files["attempt"].to_list()}
     lost = done.filter(pl.col("attempt").is_in(list(attempts)))
     if lost.height:
         raise UploadsVanishedError(sorted(lost["attempt"].to_list()))
@@ -308,7 +317,7 @@ def rollback(catalog: Catalog, number: int | None = None) -> Manifest:
     while True:
         current = settle(catalog)
         head, etag = catalog.head()
-        target = current.number - 1 if number is None else number
+        target = _version_before(catalog, current) if number is None else number
         if not 0 <= target < current.number:
             raise UsageError(
                 f"{catalog.output} has no manifest {target} before its current one, "
@@ -325,6 +334,14 @@ def rollback(catalog: Catalog, number: int | None = None) -> Manifest:
             claim = Claim(base=current.number, rollback=target)
             catalog.move_head(Head(current=current.number, publishing=claim), etag)
             return settle(catalog)
+
+
+def _version_before(catalog: Catalog, manifest: Manifest) -> int:
+    """The manifest before the one that a manifest has its files of: repairs change no file."""
+    number = manifest.number
+    while any(entry.mode == "release" for entry in catalog.manifest(number).commits[-1:]):
+        number -= 1
+    return number - 1
 
 
 def amend(catalog: Catalog, vanished: UploadsVanishedError, run: str, files: pl.DataFrame) -> None:

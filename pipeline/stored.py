@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, TypeVar
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
 from pipeline.errors import ChunkmapError, StateError
+from pipeline.private import state_folder
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -144,14 +145,14 @@ def unseal_bytes(data: bytes) -> bytes:
 
 
 def report_folder(state_dir: Path, name: str) -> Path:
-    """The local folder of the report of a run or a backfill.
+    """Make the local folder of the report of a run or a backfill; return it.
 
     Raises:
         StateError: the name, which was read from storage, would lead elsewhere.
     """
     if not is_name(name):
         raise StateError(repr(name), "it is not the id of a run or a backfill")
-    return state_dir / "reports" / name
+    return state_folder(state_dir, "reports", name)
 
 
 def parse_stored(

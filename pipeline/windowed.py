@@ -25,7 +25,7 @@ from pipeline.publish import (
     gone_spares,
     publish_all,
     refuse_released,
-    released_commits,
+    released_names,
     settle,
 )
 from pipeline.records import Progress, RunRecord
@@ -85,8 +85,8 @@ def publish_windows(
         if vanished is not None:
             amend(catalog, vanished, record.run, files_of(catalog.output, progress.completions))
         settle(catalog)
-        released = released_commits(catalog, record.run, record.base)
-        refuse_released(progress.completions, released)
+        released = released_names(catalog, record.run, record.base)
+        refuse_released(catalog, progress.completions, released)
         drafting = _Drafting(catalog, record, job, rule, progress.completions, released)
         drafts = drafting.drafts(windows, inputs or {}, without_failed=without_failed)
         if drafts:
@@ -127,8 +127,8 @@ class _Drafting:
     job: Job
     rule: Windowing
     done: pl.DataFrame
-    released: Sequence[Commit]
-    """Commits of the run that a repair has released."""
+    released: Sequence[str]
+    """Names of commits of the run that a repair has released."""
 
     def drafts(
         self,
@@ -166,7 +166,7 @@ class _Drafting:
                     commits,
                     self.job.output.keep_versions,
                     window=window,
-                    released=sum(commit.entry.window == label for commit in self.released),
+                    released=self.released,
                 )
             )
         return found

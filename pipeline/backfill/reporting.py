@@ -10,7 +10,6 @@ from pipeline.backfill.layout import lay_out
 from pipeline.backfill.status import BackfillStatus, look
 from pipeline.backfill.store import BackfillStore
 from pipeline.job import Job
-from pipeline.private import state_folder
 from pipeline.report.backfill_model import BackfillReport, Calendar
 from pipeline.stored import report_folder
 
@@ -35,8 +34,7 @@ def store_report(store: BackfillStore, folder: Path) -> tuple[str, str]:
     storage = store.storage
     storage.put(store.prefix + "report.html", html.encode())
     storage.put(store.prefix + "report.json", said.encode())
-    report_folder(folder, store.backfill)  # Its name is checked there.
-    local = state_folder(folder, "reports", store.backfill)
+    local = report_folder(folder, store.backfill)
     (local / "report.html").write_text(html, encoding="utf-8")
     (local / "report.json").write_text(said, encoding="utf-8")
     return store.prefix + "report.html", str(local / "report.html")

@@ -23,7 +23,13 @@ from pipeline.table.errors import (
     UploadsVanishedError,
 )
 from pipeline.table.head import manifest_uri
-from pipeline.table.retention import kept_versions, move_orphans, move_replaced, restore
+from pipeline.table.retention import (
+    kept_versions,
+    move_orphans,
+    move_replaced,
+    restore,
+    visible_keys,
+)
 
 COMPLETE_AT_ONCE = 1000
 """Uploads completed between two looks at what came of them."""
@@ -202,20 +208,21 @@ def _clear_released(catalog: Catalog, claim: Claim) -> None:
         return
     # What a rollback restores has keys that end so, and no other file has.
     suffix = f".r{claim.base + 1}.parquet"
-    restored = [key for key in _visible(catalog) if key.endswith(suffix)]
+    restored = [key for key in visible_keys(catalog) if key.endswith(suffix)]
     move_orphans(catalog, restored)
 
 
 def clear_commits(catalog: Catalog, names: Sequence[str]) -> None:
     """Abort what released commits have staged, and move away what was made visible of them."""
-    commits = [commit for commit in together(catalog.commit, names) if commit is not None]
+    commits = catalog.readable(names)
     for commit in commits:
-        staged = staged_of(catalog.output, commit.files)
-        catalog.storage.check_staged(staged, catalog.output)
-        catalog.storage.abort(staged)
+        catalog.storage.abort(own_staged(catalog, commit))
     own = {key for commit in commits for key in commit.files["key"].to_list()}
-    move_orphans(catalog, [key for key in _visible(catalog) if key in own])
+    move_orphans(catalog, [key for key in visible_keys(catalog) if key in own])
 
 
-def _visible(catalog: Catalog) -> list[str]:
-    return [i.uri.removeprefix(catalog.output) for i in catalog.storage.objects(catalog.output)]
+def own_staged(catalog: Catalog, commit: Commit) -> list[Staged]:
+    """The tokens of a commit's files, but for those that staging could not have given."""
+    rule = catalog.storage.token_rule(catalog.output)
+    staged = staged_of(catalog.output, commit.files)
+    return [item for item in staged if rule.allows(item.uri, item.upload, item.attempt)]

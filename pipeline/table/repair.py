@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -20,27 +20,25 @@ from pipeline.errors import (
 )
 from pipeline.manifest import Claim, Head, Manifest, run_of
 from pipeline.table.claims import (
-    claimed_commits,
     clear_commits,
     explains,
     finish,
+    own_staged,
     release,
     release_entry,
     settle,
-    staged_of,
 )
-from pipeline.table.errors import DamagedStateError, FilesMissingError, ManifestConflictError
+from pipeline.table.errors import DamagedStateError, ManifestConflictError
 from pipeline.table.head import stored_manifests
 from pipeline.table.retention import (
     bring_back,
     claimed_files,
     find_copies,
     find_files,
-    locate,
     move_orphans,
     orphans_among,
     replaced_keys,
-    unnamed_files,
+    visible_keys,
 )
 
 Situation = Literal[
@@ -147,11 +145,10 @@ def _is_explained(catalog: Catalog, claim: Claim) -> bool:
 def _pointer_problem(catalog: Catalog, situation: Situation, said: str, newest: int) -> Problem:
     manifest = catalog.manifest(newest)
     found = find_files(catalog, manifest)
-    files = len(found.missing) + len(found.places)
-    if files and not found.places:
+    if found.missing and not found.places:
         return Problem(
             situation,
-            f"{said}; none of its {files:,} files exists",
+            f"{said}; none of its {found.count:,} files exists",
             "",
             f"restore the files, or, to start over, delete the state as well: {catalog.state}",
         )
@@ -159,36 +156,35 @@ def _pointer_problem(catalog: Catalog, situation: Situation, said: str, newest: 
     return Problem(
         situation,
         said,
-        f"point to manifest {newest + 1}, with the {files:,} files of manifest {newest}{lost}; "
-        "commits that were being published are given up, and their chunks are mapped again",
+        f"point to manifest {newest + 1}, with the {found.count:,} files of manifest {newest}"
+        f"{lost}; commits that were being published are given up, and their chunks are mapped "
+        "again",
     )
 
 
 def _claim_problem(catalog: Catalog, claim: Claim) -> Problem:
     if claim.rollback is not None:
-        try:
-            locate(catalog, catalog.manifest(claim.rollback))
-            said = "all its files are there"
-        except FilesMissingError as error:
-            said = str(error)
+        missing = find_files(catalog, catalog.manifest(claim.rollback)).missing
+        said = f"{len(missing):,} of its files are gone" if missing else "all its files are there"
         return Problem(
             "rollback unfinished",
             f"a rollback to manifest {claim.rollback} was begun and is not finished: {said}",
             _FINISH,
             _ALIVE,
         )
-    commits = claimed_commits(catalog, claim.commits)
-    staged = [item for commit in commits for item in staged_of(catalog.output, commit.files)]
-    gone = len(catalog.storage.missing(staged))
-    runs = sorted({run_of(commit.entry.name) for commit in commits})
+    commits = catalog.readable(claim.commits)
+    files = sum(commit.files.height for commit in commits)
+    staged = [item for commit in commits for item in own_staged(catalog, commit)]
+    gone = files - len(staged) + len(catalog.storage.missing(staged))
+    runs = sorted({run_of(name) for name in claim.commits})
+    said = f"run {', '.join(runs)} has begun to publish {files:,} files and has not finished; "
+    said += f"{gone:,} of them have vanished" if gone else "none of them has vanished"
+    if len(commits) < len(claim.commits):
+        lost = len(claim.commits) - len(commits)
+        said += f"; {lost:,} of its {len(claim.commits):,} commit records cannot be read"
     again = "; ".join(f"chunkmap retry {run}" for run in runs)
-    return Problem(
-        "publish unfinished",
-        f"run {', '.join(runs)} has begun to publish {len(staged):,} files and has not finished; "
-        + (f"{gone:,} of them have vanished" if gone else "none of them has vanished"),
-        _FINISH,
-        f"to keep its finished work, map only what has vanished: {again}" if gone else _ALIVE,
-    )
+    advice = f"to keep its finished work, map only what has vanished: {again}" if gone else _ALIVE
+    return Problem("publish unfinished", said, _FINISH, advice)
 
 
 _FINISH = "finish it, or give it up where that is not possible: its chunks are mapped again"
@@ -196,9 +192,8 @@ _ALIVE = "a driver may be at work on it just now (chunkmap status): then wait fo
 
 
 def _file_problems(catalog: Catalog, manifest: Manifest) -> Iterator[Problem]:
-    keys = catalog.keys(manifest.commits)
-    unnamed = unnamed_files(catalog, keys)
-    missing = _missing(catalog, keys)
+    keys, there = catalog.keys(manifest.commits), set(visible_keys(catalog))
+    missing = [key for key in keys if key not in there]
     if missing:
         copies = find_copies(catalog, missing)
         said = f"{len(missing):,} of the {len(keys):,} files of manifest {manifest.number} "
@@ -212,7 +207,8 @@ def _file_problems(catalog: Catalog, manifest: Manifest) -> Iterator[Problem]:
             else "",
         )
     # What the manifest has just replaced is moved by the next command, as a version that is kept.
-    unnamed = [key for key in unnamed if key not in set(replaced_keys(catalog, manifest))]
+    unnamed = there.difference(keys)
+    unnamed -= set(replaced_keys(catalog, manifest)) if unnamed else set()
     if not unnamed:
         return
     claimed = claimed_files(catalog, manifest.number)
@@ -225,7 +221,7 @@ def _file_problems(catalog: Catalog, manifest: Manifest) -> Iterator[Problem]:
             "give up what it was publishing: its chunks are mapped again",
             f"to publish them instead: chunkmap retry {forgotten[0]}",
         )
-    orphans = orphans_among(catalog, unnamed)
+    orphans = orphans_among(catalog, sorted(unnamed))
     if orphans:
         yield Problem(
             "orphan files",
@@ -233,11 +229,6 @@ def _file_problems(catalog: Catalog, manifest: Manifest) -> Iterator[Problem]:
             f"same, for example {orphans[0]}",
             f"move them to {catalog.state}orphaned/, where vacuum deletes them later",
         )
-
-
-def _missing(catalog: Catalog, keys: Sequence[str]) -> list[str]:
-    there = {info.uri for info in catalog.storage.objects(catalog.output)}
-    return [key for key in keys if catalog.output + key not in there]
 
 
 # -- what is done ------------------------------------------------------------------------------
@@ -286,13 +277,14 @@ def _settle_claim(catalog: Catalog) -> None:
 
 
 def _copy_back(catalog: Catalog) -> None:
-    missing = _missing(catalog, catalog.keys(catalog.manifest().commits))
+    there = set(visible_keys(catalog))
+    missing = [key for key in catalog.keys(catalog.manifest().commits) if key not in there]
     bring_back(catalog, find_copies(catalog, missing))
 
 
 def _move_orphans(catalog: Catalog) -> None:
-    keys = catalog.keys(settle(catalog).commits)
-    move_orphans(catalog, orphans_among(catalog, unnamed_files(catalog, keys)))
+    named = catalog.keys(settle(catalog).commits)
+    move_orphans(catalog, orphans_among(catalog, set(visible_keys(catalog)).difference(named)))
 
 
 _ACTIONS = {

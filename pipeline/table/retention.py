@@ -7,7 +7,7 @@ orphaned/<s>/<key>   lay in the output though no manifest named it, and was move
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -132,6 +132,11 @@ class Files:
     missing: tuple[str, ...]
     """Keys that are neither in the output nor kept."""
 
+    @property
+    def count(self) -> int:
+        """Number of files that the manifest names."""
+        return len(self.places) + len(self.missing)
+
 
 def find_files(catalog: Catalog, manifest: Manifest, oldest: int = 0) -> Files:
     """Look for each file of a manifest in the output, and beside it.
@@ -142,23 +147,12 @@ def find_files(catalog: Catalog, manifest: Manifest, oldest: int = 0) -> Files:
         oldest: Leave out copies that left the output with manifests before this one.
     """
     keys = catalog.keys(manifest.commits)
-    places = {
-        info.uri.removeprefix(catalog.output): info.uri
-        for info in catalog.storage.objects(catalog.output)
-    }
-    if any(key not in places for key in keys):
-        folder = catalog.state + "replaced/"
-        copies = [
-            (n, u) for n, u in _numbered(catalog, folder) if n > manifest.number and n >= oldest
-        ]
-        there = {uri for _, uri in copies}
-        for number in sorted({number for number, _ in copies}):
-            for key in keys:
-                uri = kept_uri(f"{folder}{number}/", key)
-                if key not in places and uri in there:
-                    places[key] = uri
-    missing = tuple(key for key in keys if key not in places)
-    return Files({key: places[key] for key in keys if key in places}, missing)
+    there = set(visible_keys(catalog))
+    gone = [key for key in keys if key not in there]
+    copies = find_copies(catalog, gone, ("replaced",), max(manifest.number + 1, oldest))
+    places = {key: copies.get(key, catalog.output + key) for key in keys}
+    missing = tuple(key for key in gone if key not in copies)
+    return Files({key: uri for key, uri in places.items() if key not in missing}, missing)
 
 
 def locate(catalog: Catalog, manifest: Manifest, oldest: int = 0) -> Mapping[str, str]:
@@ -169,24 +163,31 @@ def locate(catalog: Catalog, manifest: Manifest, oldest: int = 0) -> Mapping[str
     """
     found = find_files(catalog, manifest, oldest)
     if found.missing:
-        files = len(found.missing) + len(found.places)
-        raise FilesMissingError(catalog.output, manifest.number, found.missing, files)
+        raise FilesMissingError(catalog.output, manifest.number, found.missing, found.count)
     return found.places
 
 
-def find_copies(catalog: Catalog, keys: Iterable[str]) -> dict[str, str]:
-    """Where some files are kept beside the output, for whatever reason: URI by key."""
-    there = {
-        folder: {uri: number for number, uri in _numbered(catalog, folder)}
-        for folder in (f"{catalog.state}{name}/" for name in ("replaced", "orphaned"))
-    }
-    found = {}
-    for key in keys:
-        for folder, copies in there.items():
-            for number in sorted(set(copies.values())):
-                uri = kept_uri(f"{folder}{number}/", key)
-                if uri in copies:
-                    found[key] = uri
+def find_copies(
+    catalog: Catalog,
+    keys: Collection[str],
+    folders: Sequence[str] = ("replaced", "orphaned"),
+    first: int = 0,
+) -> dict[str, str]:
+    """Where some files are kept beside the output: URI by key.
+
+    Args:
+        catalog: Of the output.
+        keys: Of the files.
+        folders: Names of the folders of copies to look in.
+        first: Leave out copies whose folder has a smaller number.
+    """
+    found: dict[str, str] = {}
+    for folder in folders if keys else ():
+        prefix = f"{catalog.state}{folder}/"
+        copies = {uri: n for n, uri in _numbered(catalog, prefix) if n >= first}
+        for number in sorted(set(copies.values())):
+            uris = {key: kept_uri(f"{prefix}{number}/", key) for key in keys if key not in found}
+            found |= {key: uri for key, uri in uris.items() if uri in copies}
     return found
 
 
@@ -195,10 +196,9 @@ def bring_back(catalog: Catalog, places: Mapping[str, str]) -> None:
     _for_each(lambda key: catalog.storage.copy(places[key], catalog.output + key), places)
 
 
-def unnamed_files(catalog: Catalog, keys: Iterable[str]) -> list[str]:
-    """Keys of the files in the output that are not among some."""
-    found = (i.uri.removeprefix(catalog.output) for i in catalog.storage.objects(catalog.output))
-    return sorted(set(found).difference(keys))
+def visible_keys(catalog: Catalog) -> list[str]:
+    """Keys of all objects in the output, whoever put them there."""
+    return [i.uri.removeprefix(catalog.output) for i in catalog.storage.objects(catalog.output)]
 
 
 def restore(catalog: Catalog, target: Manifest, current: Manifest) -> Commit | None:
@@ -255,7 +255,8 @@ def orphans_among(catalog: Catalog, keys: Iterable[str]) -> list[str]:
     has left them, and nothing will ever name them again.
     """
     entries = catalog.entries()
-    names = {name for entry in entries for name in entry.releases}
+    released = [name for entry in entries for name in entry.releases]
+    names = {commit.entry.name for commit in catalog.readable(released)}
     names |= {entry.name for entry in entries if entry.mode != "release"}
     past = {
         original_key(key)
@@ -271,8 +272,7 @@ def claimed_files(catalog: Catalog, number: int) -> dict[str, str]:
 
     They are in the output while such a commit is claimed, or where the claim was lost.
     """
-    names = catalog.unpublished(number)
-    commits = [commit for commit in together(catalog.commit, names) if commit is not None]
+    commits = catalog.readable(catalog.unpublished(number))
     return {k: commit.entry.run for commit in commits for k in commit.files["key"].to_list()}
 
 

@@ -30,7 +30,7 @@ FLOORS: dict[str, int] = {
     "partitioning.freezing": 7,
     "partitioning.planner": 8,
     "pipeline.errors": 9,
-    "pipeline.private": 10,
+    "pipeline.private": 9,
     "pipeline.uris": 10,
     "pipeline.config": 10,
     "pipeline.printable": 10,

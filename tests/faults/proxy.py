@@ -55,6 +55,7 @@ class Proxy:
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
     _servers: list[asyncio.Server] = field(default_factory=list)
     _serving: set[asyncio.Task[None] | None] = field(default_factory=set)
+    _late: set[asyncio.Task[None]] = field(default_factory=set)
 
     def endpoint(self, client: str) -> str:
         """The address for one client process."""
@@ -72,6 +73,28 @@ class Proxy:
         """Add a rule now."""
         self.rules = [*self.rules, rule]
         return rule
+
+    def send_later(self, seconds: float, raw: bytes) -> None:
+        """Forward a request after a while; nobody waits for its reply."""
+
+        async def send() -> None:
+            await asyncio.sleep(seconds)
+            with suppress(OSError, asyncio.IncompleteReadError):
+                reader, writer = await asyncio.open_connection(HOST, self.upstream)
+                writer.write(raw)
+                await _head(reader)
+                writer.close()
+
+        self._late.add(self._loop.create_task(send()))
+
+    def await_late(self) -> None:
+        """Wait until every late request has arrived."""
+
+        async def arrived() -> None:
+            await asyncio.gather(*self._late)
+            self._late.clear()
+
+        asyncio.run_coroutine_threadsafe(arrived(), self._loop).result(60)
 
     async def _open(self, client: str) -> int:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -146,6 +169,10 @@ class Connection:
             if act in ERRORS:
                 self._say_error(act, request)
                 return
+            if act == "late" and rule is not None:
+                self.proxy.send_later(rule.seconds, _without_expect(head) + body)
+                self._say_error("503", request)
+                return
             if act == "reset":
                 sock: socket.socket = self.writer.get_extra_info("socket")
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -181,13 +208,10 @@ class Connection:
     async def _forwarded(
         self, request: Request, head: Message, body: bytes
     ) -> tuple[Message, bytes]:
-        lines = [
-            line for line in head.raw.split(b"\r\n") if not line.lower().startswith(b"expect:")
-        ]
         for fresh in (self.server is None, True):
             try:
                 reader, writer = await self._connected()
-                writer.write(b"\r\n".join(lines) + body)
+                writer.write(_without_expect(head) + body)
                 await writer.drain()
                 reply = await _head(reader)
                 while reply.first.split(" ")[1] == "100":
@@ -213,6 +237,12 @@ class Connection:
         if self.server is not None:
             self.server[1].close()
         self.server = None
+
+
+def _without_expect(head: Message) -> bytes:
+    """The head of a request whose body is sent along at once."""
+    lines = head.raw.split(b"\r\n")
+    return b"\r\n".join(line for line in lines if not line.lower().startswith(b"expect:"))
 
 
 async def _head(reader: asyncio.StreamReader) -> Message:

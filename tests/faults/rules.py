@@ -10,7 +10,7 @@ from threading import Event, Lock
 from typing import Literal
 from urllib.parse import parse_qs, unquote
 
-Act = Literal["pass", "refuse", "lose", "delay", "truncate", "500", "503", "reset"]
+Act = Literal["pass", "refuse", "lose", "delay", "late", "truncate", "500", "503", "reset"]
 """What happens to a request:
 
 pass        it is forwarded; only the rule's `call` happens
@@ -18,6 +18,7 @@ refuse      the connection is closed, nothing is forwarded
 reset       the same, with a TCP reset
 lose        it is forwarded and takes effect; its reply is lost
 delay       it is forwarded late
+late        the proxy answers SlowDown, and forwards it later all the same
 truncate    the reply says its length, and ends half-way
 500, 503    the proxy answers InternalError or SlowDown, nothing is forwarded
 """
@@ -92,7 +93,7 @@ class Rule:
     share: float = 1.0
     """Probability with which it happens to each of them."""
     seconds: float = 0.0
-    """Of a delay."""
+    """Of a delay, or until a late request arrives."""
     call: Callable[[Request], object] | None = None
     """Called in a thread when it happens: before the request is forwarded, or, where the reply is
     lost, after. The request waits for it."""

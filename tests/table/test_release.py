@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
+
+import polars as pl
 import pytest
 
 from pipeline.catalog import Catalog
 from pipeline.checking import verify_output
 from pipeline.cleaning import clean
 from pipeline.driver import publish_run
+from pipeline.errors import StateError
+from pipeline.manifest import FILES, Claim, draft_commit, files_of
 from pipeline.publish import UploadsVanishedError, prepare_output, rollback, settle
 from pipeline.storage import Backend, Storage
 from pipeline.table.errors import ForeignClaimError
@@ -138,6 +143,39 @@ def test_a_sleeper_meets_its_released_claim(mode: str) -> None:
         assert repair(catalog_of(backend))[-1].problems == ()
         check_settled(backend)
         assert keys_of(run, visible(backend)) == []
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged", "a foreign source", "a foreign key"])
+def test_a_claim_whose_record_cannot_be_believed_is_given_up(output: Output, damage: str) -> None:
+    """By hand, or by an earlier release that believed what a worker wrote."""
+    output.publish(OTHER, "append", "a")
+    theirs = output.uri.rstrip("/") + "-theirs/x.parquet"
+    output.storage.put(theirs, b"theirs")
+    first, run = output.visible(), output.run(PLAN, "append", "b")
+    files = files_of(output.uri, pl.DataFrame([asdict(done) for done in run.complete()]))
+    column = {"a foreign source": "upload", "a foreign key": "key"}.get(damage)
+    value = theirs if column == "upload" else "../" + theirs.rpartition("/")[0]
+    files = files.with_columns(pl.lit(value).alias(column)) if column else files
+    record = draft_commit(run.record, run.ledger.read().completions)
+    catalog = output.catalog
+    catalog.write_commit(replace(record, files=files.cast(FILES)))
+    head, etag = catalog.head()
+    claim = Claim(base=head.current, commits=(record.entry.name,))
+    catalog.move_head(head.model_copy(update={"publishing": claim}), etag)
+    uri = f"{catalog.state}commits/{record.entry.name}.arrow"
+    if damage == "missing":
+        output.storage.delete(uri)
+    if damage == "damaged":
+        output.storage.put(uri, b"CMPLAN01")
+    # A key that climbs is one of its own to S3, at which nothing was staged.
+    with pytest.raises((StateError, ForeignClaimError)):
+        prepare_output(output.catalog, "append", "0" * 16)
+    assert [p.situation for p in diagnose(output.catalog).problems] == ["publish unfinished"]
+    assert repair(output.catalog)[-1].problems == ()
+    assert output.visible() == output.named() == first
+    assert output.storage.get(theirs).data == b"theirs"
+    later = output.publish(APART, "append", "c")
+    assert later.ledger.published() == output.catalog.head()[0].current
 
 
 def test_others_publish_on_top_and_versions_stay(output: Output) -> None:
