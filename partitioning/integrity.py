@@ -36,8 +36,10 @@ def checked_plan(data: bytes) -> Plan:
 def _check_chunks(plan: Plan) -> None:
     for chunk in plan.chunks():
         identities = (
-            fragment_identity(one.uri, one.etag, one.size, one.row_group_start, one.row_group_stop)
-            for one in chunk.fragments
+            fragment_identity(
+                part.uri, part.etag, part.size, part.row_group_start, part.row_group_stop
+            )
+            for part in chunk.fragments
         )
         if chunk.id != chunk_id(identities).hex():
             raise PlanFormatError(f"damaged plan: chunk {chunk.index} is not what its id says")

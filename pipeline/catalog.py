@@ -375,7 +375,7 @@ class Catalog:
 
 
 def _content(record: ManifestRecord) -> object:
-    """What a manifest says, whoever wrote it and when.
+    """Return what a manifest says, without its writer and its time.
 
     Two processes that finish one claim may have read different amendments of a commit.
     """

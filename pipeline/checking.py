@@ -84,8 +84,8 @@ class Verification:
     problems: tuple[str, ...]
     """One sentence each; empty when all is well."""
     notes: tuple[str, ...] = ()
-    """What was refused in the ledgers of the manifest's runs: the output is as it should be, and
-    somebody has written what no run would."""
+    """Entries that were refused in the ledgers of the manifest's runs; they do not affect the
+    output."""
 
 
 def verify_output(storage: Storage, output: str) -> Verification:

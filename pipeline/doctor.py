@@ -221,7 +221,7 @@ def _prefect(said: Mapping[str, About]) -> Finding:
     if held:
         fix = (
             "take them out of the workers' environment: workers make no request to Prefect, and "
-            "whoever has them can run commands where flows run (SECURITY.md)"
+            "they let their holder run commands where flows run (SECURITY.md)"
         )
         return Finding("warning", what, "; ".join(held), fix)
     return Finding("ok", what, "no worker holds any")

@@ -24,7 +24,7 @@ from pipeline.private import state_folder
 from pipeline.records import RunRecord
 from pipeline.runs.ledger.find import find_runs
 from pipeline.storage import Storage, parse
-from pipeline.stored import report_folder
+from pipeline.stored import report_folder, require_name
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +158,7 @@ def find_run(runs: list[RunState], wanted: str) -> RunState:
 
 def fetch_report(storage: Storage, uri: str, folder: Path, run: str) -> str | None:
     """Bring a run's report to this machine; its page's path, or None if there is no report."""
+    require_name(run)
     for name in ("report.json", "report.html"):
         blob = storage.get_if_there(uri.rpartition("/")[0] + "/" + name)
         if blob is None:

@@ -43,7 +43,7 @@ from pipeline.runs.ledger.find import runs_of
 from pipeline.runs.ledger.keys import refuse_long_keys
 from pipeline.runs.transforms.fingerprint import explain_difference, scheme_of
 from pipeline.settings import Settings
-from pipeline.storage import Storage, StorageReader, parse, require_conditional_writes
+from pipeline.storage import Storage, StorageReader, parse
 from pipeline.transforms import Transform, code_of, resolve
 
 log = logging.getLogger(__name__)
@@ -226,12 +226,10 @@ def plan_run(
 
     Raises:
         ConflictError: the unfinished run was made by other code.
-        UsageError: two drivers could not be kept apart at the output.
         And what `plan_input` and `prepare_output` raise.
     """
     if resume.run is None:
         refuse_overlap(job)
-    require_conditional_writes(storage, job.output.uri)
     code = code_of(job, settings.transforms)
     records = runs_of(storage, job.output.uri)
     if resume.run is not None:
@@ -388,7 +386,7 @@ def _resumed(record: RunRecord, code: str, storage: Storage, resume: Resume) -> 
         raise ConflictError(
             f"run {record.run} of this job is unfinished, and "
             f"{explain_difference(record.transform, record.fingerprint, code)}",
-            hint="go on with the new code: --accept-code; or begin anew: --replan",
+            hint="resume with the new code: --accept-code; or start over: --replan",
         )
     ledger = Ledger(storage, record.output, record.run)
     prepare_output(Catalog(storage, record.output), record.mode, record.run)

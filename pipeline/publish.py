@@ -22,7 +22,7 @@ from pipeline.errors import (
 from pipeline.folding import Footprint, may_meet
 from pipeline.manifest import Claim, Commit, CommitEntry, Head, Manifest, files_of, run_of
 from pipeline.records import PARTIAL
-from pipeline.storage import Staged
+from pipeline.storage import Staged, require_conditional_writes
 from pipeline.table.claims import (
     claimed_commits,
     finish,
@@ -92,7 +92,18 @@ def prepare_output(catalog: Catalog, mode: str, run: str) -> Manifest:
     Raises:
         OutputNotEmptyError: it holds what no manifest names, or, in mode `error`, anything that
             another run published.
+        UsageError: two drivers could not be kept apart there.
     """
+    _, etag = catalog.head()
+    if etag is not None:  # Somebody's claim may have to be finished below.
+        require_conditional_writes(catalog.storage, catalog.output)
+    manifest = _prepare(catalog, mode, run)
+    if etag is None:  # What is refused above is left as it was found, without a note.
+        require_conditional_writes(catalog.storage, catalog.output)
+    return manifest
+
+
+def _prepare(catalog: Catalog, mode: str, run: str) -> Manifest:
     manifest, own = _settled_but_own(catalog, run)
     others = [entry for entry in manifest.commits if entry.adds_files and entry.run != run]
     # A run that has published is done, whoever came after it and whether it was noted or not.
@@ -107,7 +118,7 @@ def prepare_output(catalog: Catalog, mode: str, run: str) -> Manifest:
         return manifest
     head, _ = catalog.head()
     if head.current != manifest.number or (head.publishing and not own):
-        return prepare_output(catalog, mode, run)  # They are being published just now.
+        return _prepare(catalog, mode, run)  # They are being published just now.
     orphans = orphans_among(catalog, unknown)
     move_orphans(catalog, orphans)
     _refuse_unknown(catalog, manifest, run, sorted(set(unknown).difference(orphans)))

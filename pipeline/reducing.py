@@ -219,7 +219,7 @@ def _from_ipc(data: bytes, uri: str) -> pl.DataFrame:
     Raises:
         StateError: it is damaged.
     """
-    with reading(uri, "begin anew, with all its chunks: run the job with --replan"):
+    with reading(uri, "start over, with all its chunks: run the job with --replan"):
         body = unseal_bytes(data)
         if not body.startswith(b"ARROW1"):
             raise ValueError("it is no partial result")

@@ -150,9 +150,14 @@ def report_folder(state_dir: Path, name: str) -> Path:
     Raises:
         StateError: the name, which was read from storage, would lead elsewhere.
     """
+    require_name(name)
+    return state_folder(state_dir, "reports", name)
+
+
+def require_name(name: str) -> None:
+    """Raise StateError if an id that was read from storage could lead a path elsewhere."""
     if not is_name(name):
         raise StateError(repr(name), "it is not the id of a run or a backfill")
-    return state_folder(state_dir, "reports", name)
 
 
 def parse_stored(

@@ -38,7 +38,7 @@ class Board:
         self._lock = Lock()
 
     def recall(self, progress: pl.DataFrame) -> bool:
-        """Take the figures of an earlier driver; states are found out anew.
+        """Take the figures of an earlier driver; states are computed again.
 
         Returns:
             Whether they are of these windows; of others nothing is taken.

@@ -182,7 +182,7 @@ class Drafting:
                 f"backfill {record.backfill} of this request is unfinished, and "
                 f"{explain_difference(record.transform, record.code, self.code)}",
                 hint=f"go on with the new code: chunkmap backfill resume {record.backfill} "
-                f"--accept-code; or begin anew: chunkmap backfill cancel {record.backfill}",
+                f"--accept-code; or start over: chunkmap backfill cancel {record.backfill}",
             )
         return Draft(self.job, record, store.windows(), store.plan(), existing=record)
 
@@ -323,9 +323,9 @@ def create(storage: Storage, drafted: Draft) -> tuple[BackfillStore, bool]:
         FilesMissingError: the windows are done, but files of the output were deleted.
     """
     record = drafted.record
-    require_conditional_writes(storage, record.output)
     store = BackfillStore(storage, record.output, record.backfill)
     if drafted.existing is not None:
+        require_conditional_writes(storage, record.output)
         return store, False
     if drafted.plan is None or not record.todo:
         catalog = Catalog(storage, record.output)

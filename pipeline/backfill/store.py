@@ -173,7 +173,7 @@ class BackfillStore:
                 if progress is not None and not progress["state"].is_in(STATES).all():
                     raise ValueError("it names states that there are not")
         except StateError as error:
-            log.warning("%s; it is counted anew", error)
+            log.warning("%s; counting again", error)
             return None
         return progress
 

@@ -193,7 +193,7 @@ class Storage:
                     item.uri,
                     f"staging it as attempt {item.attempt[:64]!r} could not have given the token "
                     f"{item.upload[:1024]!r}",
-                    hint="somebody else has written it down: find out who may write to "
+                    hint="no worker of this run wrote it: check who may write to "
                     f"{state_prefix(output)}, then make it good with `chunkmap repair {output}`",
                 )
 

@@ -1,8 +1,8 @@
-"""The claim on an output: finish it, whoever made it, or give it up.
+"""Finish, or give up, the claim that a publisher has on an output.
 
-Publishing only rolls forward. Whoever meets a claim finishes it first, and finishing twice changes
-nothing; so a driver may die between any two requests and any other one goes on. A claim that can
-never be finished is released: the manifest that it was to become says so instead.
+Publishing only rolls forward. A process that meets a claim finishes it first, and finishing twice
+changes nothing; so a driver may die between any two requests and any other one goes on. A claim
+that can never be finished is released: the manifest that it was to become says so instead.
 """
 
 from __future__ import annotations
@@ -160,8 +160,8 @@ def release(catalog: Catalog, head: Head, etag: str | None) -> Manifest:
     """Give up a claim that cannot be finished, safely against a publisher that sleeps.
 
     The manifest that it was to become is written first, with the content of the one before: that
-    decides it. Whoever meets the claim then, the sleeper too, aborts what it had staged, moves away
-    what it had made visible, and moves the pointer.
+    decides it. Every process that meets the claim then, the sleeper too, aborts what it had staged,
+    moves away what it had made visible, and moves the pointer.
 
     Args:
         catalog: Of the output.

@@ -133,7 +133,7 @@ class UploadsVanishedError(StorageError):
         super().__init__(
             f"{len(attempts)} staged outputs have vanished before they were published"
             + (claimed if self._lost else ""),
-            hint="run the job again: their chunks are mapped anew",
+            hint="run the job again: their chunks are mapped again",
         )
         self.attempts = attempts
 

@@ -1,4 +1,4 @@
-"""HEAD.json: which manifest of an output is current, and the claim of whoever publishes."""
+"""HEAD.json: which manifest of an output is current, and the claim of its publisher."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def _numbers(names: Iterable[str]) -> list[int]:
 class HeadFile:
     """Reads and moves the pointer of one output.
 
-    A pointer that was deleted, or restored from a backup, would make whoever believes it publish
-    over newer manifests, and delete their files. So the first read looks for a manifest that the
+    A process that believed a pointer which was deleted, or restored from a backup, would publish
+    over newer manifests and delete their files. So the first read looks for a manifest that the
     pointer cannot explain.
     """
 

@@ -251,7 +251,7 @@ def _fix_pointer(catalog: Catalog) -> None:
 def _give_up_unpublished(catalog: Catalog, newest: int, etag: str | None) -> None:
     names, before = catalog.unpublished(newest), catalog.manifest(newest)
     entry = release_entry(before, newest + 1, names)
-    # Somebody who is faster, a publisher or another repair, has decided it: look again.
+    # A publisher or another repair was faster and has decided it: diagnose again.
     with suppress(ManifestConflictError, PreconditionFailedError, AlreadyExistsError):
         catalog.write_manifest(newest, (*before.commits, entry))
         catalog.move_head(Head(current=newest + 1), etag)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.printable import continued
 from pipeline.settings import Settings
 from tests.integration.world import BLIND, READER, UNTOUCHED, World
 
@@ -143,7 +144,7 @@ def test_run_refuses(refusals: dict[str, Refusal], name: str) -> None:
     for part in parts:
         assert part in f"{said['message']} {said['hint']}"
     assert refusal.changed == []
-    assert f"error: {said['message']}" in refusal.err
+    assert "error: " + continued(said["message"], " " * 7) in refusal.err
     assert "Traceback" not in refusal.err
     assert said["hint"] or name in WITHOUT_NEXT_STEP
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,17 @@ from tests.pipeline.storage.memory import MemoryBackend, _Stored
 
 PLAN = plan_of(4, folders=(0, 1))
 NAMED = (ChunkmapError, PlanningError)
+
+
+def answers(readers: Mapping[str, Callable[[], object]]) -> dict[str, object]:
+    """What each reader says, or the named error that it raises."""
+    said: dict[str, object] = {}
+    for name, reader in readers.items():
+        try:
+            said[name] = reader()
+        except NAMED as error:
+            said[name] = error
+    return said
 
 
 def make_run() -> tuple[MemoryBackend, Run]:
@@ -71,13 +82,7 @@ def meaning(backend: MemoryBackend, run: str) -> dict[str, Any]:
         "runs": lambda: [record.run for record in runs_of(storage, OUTPUT)],
         "states": lambda: [state.run for state in overview(storage, OUTPUT)],
     }
-    said = {}
-    for name, reader in readers.items():
-        try:
-            said[name] = reader()
-        except NAMED as error:
-            said[name] = error
-    return said
+    return answers(readers)
 
 
 @pytest.fixture(scope="module")
@@ -255,13 +260,7 @@ def backfill_meaning(world: Days, store: BackfillStore) -> dict[str, Any]:
         "progress": lambda: None if (p := again.progress()) is None else p.rows(),
         "backfills": lambda: [one.backfill for one in backfills_of(store.storage, store.output)],
     }
-    said = {}
-    for name, reader in readers.items():
-        try:
-            said[name] = reader()
-        except NAMED as error:
-            said[name] = error
-    return said
+    return answers(readers)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

@@ -15,7 +15,7 @@ from polars.testing import assert_frame_equal
 
 from partitioning import PlanRequest, plan_dataset
 from pipeline.catalog import Catalog
-from pipeline.driver import RunIncompleteError, RunSummary
+from pipeline.driver import PUBLISH_TRIES, RunIncompleteError, RunSummary
 from pipeline.driving import run_serially
 from pipeline.errors import (
     ConflictError,
@@ -27,10 +27,12 @@ from pipeline.errors import (
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.planning import Resume
+from pipeline.runs.ledger.find import runs_of
 from pipeline.runs.ledger.keys import refuse_long_keys
 from pipeline.settings import Settings, load_settings
 from pipeline.storage import Storage, StorageReader, own_storage
-from pipeline.table.errors import FilesMissingError
+from pipeline.storage.local import LocalBackend
+from pipeline.table.errors import FilesMissingError, UploadsVanishedError
 from tests.oracle import plain
 from tests.pipeline.runs import parquet
 from tests.pipeline.storage.memory import MemoryBackend
@@ -158,6 +160,21 @@ def test_files_deleted_by_hand_are_told(world: World) -> None:
         world.run(world.job())
     assert caught.value.exit_code == 1
     assert "chunkmap rollback" in str(caught.value.hint)
+
+
+def test_what_can_never_be_completed_is_mapped_again_a_bounded_number_of_times(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that refuses every completion for good: each command tries so often, and says it."""
+    with monkeypatch.context() as broken:
+        broken.setattr(LocalBackend, "complete", lambda self, staged: list(staged))
+        with pytest.raises(UploadsVanishedError, match="10 staged outputs have vanished"):
+            world.run(world.job())
+    [record] = runs_of(world.storage, f"file://{world.output}/")
+    progress = Ledger(world.storage, record.output, record.run).read()
+    assert progress.completions.height + progress.spares.height == PUBLISH_TRIES * 10
+    summary = world.run(world.job())
+    assert (summary.state, summary.rows_out) == ("done", 100)
 
 
 def test_keys_that_a_rollback_could_not_lengthen_are_refused() -> None:
