@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -112,7 +113,7 @@ def explain(
     plan: Plan,
     *,
     reading: tuple[int, int, int],
-    shadowed: tuple[str, ...],
+    notes: Sequence[str],
     seconds: float,
 ) -> Explain:
     """Return the figures.
@@ -124,7 +125,7 @@ def explain(
         ordered: each row group's object, and the row groups, in plan order.
         plan: the outcome.
         reading: footers read, footers reused, requests for footers.
-        shadowed: columns of the files that Hive columns hide.
+        notes: what is told of columns.
         seconds: how long it took.
     """
     owner, groups = ordered
@@ -165,7 +166,7 @@ def explain(
                 decoded=groups.decoded[member],
                 chunks=chunk_sizes,
             )
-            + [f"column {name!r} of the files is hidden by the Hive column" for name in shadowed]
+            + list(notes)
         ),
     )
 

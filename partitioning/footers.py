@@ -5,25 +5,34 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
-from typing import Any, Final
+from typing import Final
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from partitioning.dtypes import (
+    FileTypes,
+    Int96Unit,
+    UnreadableSchemaError,
+    arrow_schema_of,
+    file_types,
+    pack_schema,
+)
 from partitioning.filters import Filter
 from partitioning.model import ObjectInfo
+from partitioning.parquet_footer import (
+    END,
+    BadFooter,
+    FileSchema,
+    Footer,
+    Wish,
+    parse_footer,
+)
 from partitioning.pruning import StatisticsFilter
 from partitioning.reader import Reader, TailRequest
-from partitioning.schemas import normalise
-from partitioning.sizes import Leaf, column_bytes, count_leaves, flat_leaves, leaves
+from partitioning.sizes import column_bytes, leaf_sizes
 
-END: Final = 8
-"""Bytes behind the footer: its length (4) and the magic bytes (4)."""
 _SMALLEST: Final = 12
 """Bytes of the smallest possible Parquet file: magic bytes at both ends, a length."""
-_MOST_ITEMS: Final = 1_000_000
-"""Elements of one list in a footer, at most: no honest file has as many columns or row groups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,14 @@ class FooterSpec:
     first_read: int
     """Bytes of the first suffix read."""
     concurrency: int
+    int96: Int96Unit = "us"
+    """Unit of INT96 times."""
+
+    @property
+    def wish(self) -> Wish:
+        """The same for the parser."""
+        filtered = {term.column for group in self.filter for term in group}
+        return Wish(self.columns, frozenset(filtered - self.partitions))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +86,10 @@ class FooterBatch:
     kept: bytearray = field(default_factory=bytearray)
     """1 unless statistics prove that no row matches the filter."""
     schemas: list[bytes] = field(default_factory=list)
-    """Distinct normalised Arrow schemas, serialised."""
+    """Distinct schemas, as `pack_schema` stores them."""
     errors: list[tuple[int, int, str]] = field(default_factory=list)
     """(position, offset in the object, reason) of each bad object."""
     requests: int = 0
-
-
-class BadFooter(Exception):
-    """One object is not readable Parquet: (offset in bytes, reason)."""
 
 
 def footer_length(tail: bytes, size: int, limit: int) -> int:
@@ -102,52 +115,21 @@ def footer_length(tail: bytes, size: int, limit: int) -> int:
     return length
 
 
-class _Footer(pq.ParquetFile):  # type: ignore[misc]
-    """A file of which only the footer is there."""
-
-    def _build_nested_paths(self) -> dict[str, list[int]]:
-        # For reading columns by name: a third of the time that opening takes, and not used here.
-        return {}
-
-
-def parse_footer(tail: bytes, length: int, size: int) -> pq.FileMetaData:
-    """Parse a footer that lies at the end of `tail`.
-
-    Raises:
-        BadFooter: it does not parse, or contradicts itself.
-    """
-    try:
-        file = _Footer(
-            pa.BufferReader(tail),
-            # A list's claimed length is allocated before it is read: an element takes at
-            # least three bytes, so a longer list is a lie.
-            thrift_container_size_limit=max(64, min(length // 3, _MOST_ITEMS)),
-            thrift_string_size_limit=length,
-        )
-        metadata = file.metadata
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise BadFooter(size - END - length, f"footer does not parse: {_line(error)}") from error
-    return metadata
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
-
-
 class _Layout:
     """What is the same for all files of one schema."""
 
-    def __init__(self, metadata: pq.FileMetaData, spec: FooterSpec) -> None:
-        arrow = metadata.schema.to_arrow_schema()
-        if count_leaves(arrow) != metadata.num_columns:
-            raise BadFooter(0, f"{metadata.num_columns} columns do not fit the schema")
-        self.serialised: bytes = normalise(arrow).serialize().to_pybytes()
-        self.leaves: tuple[Leaf, ...] = leaves(arrow, spec.columns)
-        self.filter = (
-            StatisticsFilter(spec.filter, spec.partitions, arrow, flat_leaves(arrow))
-            if spec.filter
-            else None
-        )
+    def __init__(self, schema: FileSchema, types: FileTypes, spec: FooterSpec) -> None:
+        self._schema, self._types, self._spec = schema, types, spec
+        self.packed = pack_schema(types.schema, types.notes)
+        self.sizes = leaf_sizes(schema, types.schema)
+
+    @cached_property
+    def filter(self) -> StatisticsFilter | None:
+        """The filter, bound to the types of these files."""
+        if not self._spec.filter:
+            return None
+        arrow = arrow_schema_of(self._types.schema)
+        return StatisticsFilter(self._spec.filter, self._spec.partitions, arrow, self._schema)
 
 
 class _Collector:
@@ -155,73 +137,42 @@ class _Collector:
 
     def __init__(self, spec: FooterSpec) -> None:
         self.batch = FooterBatch()
-        self._spec = spec
-        self._layouts: list[tuple[Any, Any, _Layout, int]] = []
+        self._spec, self._wish = spec, spec.wish
+        self._layouts: dict[tuple[bytes, bytes | None], tuple[_Layout, int]] = {}
 
     def add(
         self, position: int, live: tuple[int, ...], info: ObjectInfo, tail: bytes, length: int
     ) -> None:
-        metadata = parse_footer(tail, length, info.size)
-        batch = self.batch
-        start = info.size - END - length
+        footer = parse_footer(tail[-END - length : -END], info.size, self._wish)
         try:
-            layout, schema = self._layout(metadata)
-            groups = list(_groups(metadata, layout, live, info.size))
-        except BadFooter as bad:
-            raise BadFooter(start, bad.args[1]) from None
-        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-            raise BadFooter(start, f"footer does not parse: {_line(error)}") from error
+            layout, schema = self._layout(footer)
+        except UnreadableSchemaError as error:
+            raise BadFooter(info.size - END - length, str(error)) from None
+        batch = self.batch
         batch.positions.append(position)
         batch.footer_sizes.append(length + END)
         batch.schema.append(schema)
-        batch.counts.append(len(groups))
-        for rows, stored, decoded, kept in groups:
-            batch.rows.append(rows)
-            batch.stored.append(stored)
-            batch.decoded.append(decoded)
-            batch.kept.append(kept)
+        batch.counts.append(len(footer.groups))
+        for group in footer.groups:
+            batch.rows.append(group.rows)
+            batch.stored.append(sum(column.compressed for column in group.columns))
+            decoded = sum(
+                column_bytes(layout.sizes[column.leaf.index], group.rows, column)
+                for column in group.columns
+            )
+            batch.decoded.append(round(decoded))
+            keeps = layout.filter is None or layout.filter.keeps(group, footer.created_by, live)
+            batch.kept.append(group.rows > 0 and keeps)
 
-    def _layout(self, metadata: pq.FileMetaData) -> tuple[_Layout, int]:
-        schema, extra = metadata.schema, (metadata.metadata or {}).get(b"ARROW:schema")
-        for known, known_extra, layout, index in reversed(self._layouts):
-            if known_extra == extra and known.equals(schema):
-                return layout, index
-        layout = _Layout(metadata, self._spec)
-        if layout.serialised not in self.batch.schemas:
-            self.batch.schemas.append(layout.serialised)
-        index = self.batch.schemas.index(layout.serialised)
-        self._layouts.append((schema, extra, layout, index))
-        return layout, index
-
-
-def _groups(
-    metadata: pq.FileMetaData, layout: _Layout, live: tuple[int, ...], size: int
-) -> Iterator[tuple[int, int, int, bool]]:
-    total = 0
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        rows = group.num_rows
-        total += rows
-        stored, decoded = 0, 0.0
-        for leaf in layout.leaves:
-            column = group.column(leaf.index)
-            compressed = column.total_compressed_size
-            if not 0 <= compressed <= size or column.num_values < 0:
-                raise BadFooter(
-                    0,
-                    f"row group {index}, column {column.path_in_schema}: {compressed} bytes, "
-                    f"{column.num_values} values in an object of {size} bytes",
-                )
-            stored += compressed
-            decoded += column_bytes(leaf, rows, column)
-        if rows < 0:
-            raise BadFooter(0, f"row group {index} claims {rows} rows")
-        kept = rows > 0 and (
-            layout.filter is None or layout.filter.keeps(group, metadata.schema, live)
-        )
-        yield rows, stored, round(decoded), kept
-    if total != metadata.num_rows:
-        raise BadFooter(0, f"claims {metadata.num_rows} rows; its row groups hold {total}")
+    def _layout(self, footer: Footer) -> tuple[_Layout, int]:
+        key = (footer.schema.raw, footer.arrow_schema)
+        if key not in self._layouts:
+            types = file_types(footer.schema, footer.arrow_schema, self._spec.int96)
+            layout = _Layout(footer.schema, types, self._spec)
+            if layout.packed not in self.batch.schemas:
+                self.batch.schemas.append(layout.packed)
+            self._layouts[key] = layout, self.batch.schemas.index(layout.packed)
+        return self._layouts[key]
 
 
 class _SuffixLength:

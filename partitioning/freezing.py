@@ -5,9 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 
-from partitioning.model import Plan, Status, chunk_id, fragment_identity, plan_id
+from partitioning.dtypes import pack_schema, polars_schema_of
+from partitioning.model import (
+    Plan,
+    Status,
+    chunk_id,
+    fragment_identity,
+    plan_id,
+    schema_identity,
+)
 from partitioning.packing import PackRules, pack
 from partitioning.request import PlanRequest
 from partitioning.snapshot import Groups, Ints, Snapshot, objects_table
@@ -20,6 +29,7 @@ def freeze(
     *,
     read_key: dict[str, Any],
     schema: pa.Schema,
+    dtypes: pl.Schema,
     bad: list[tuple[int, int, str]],
 ) -> Plan:
     """Pack what is left into chunks, and store it.
@@ -29,7 +39,8 @@ def freeze(
         snapshot: the objects.
         ordered: each object's first row group, each row group's object, and all row groups.
         read_key: what decides the figures kept, for the next planning.
-        schema: the dataset's.
+        schema: the dataset's, in Arrow's types.
+        dtypes: the same in Polars' types.
         bad: (object, offset, reason) of each bad one.
     """
     starts, owner, groups = ordered
@@ -81,12 +92,14 @@ def freeze(
             }
         ),
     }
-    serialised = schema.serialize().to_pybytes()
+    meta: dict[str, Any] = {"schema": schema.serialize().to_pybytes().hex()}
+    if polars_schema_of(schema) != dtypes:  # Arrow does not say all of it.
+        meta["dtypes"] = pack_schema(dtypes).hex()
     return Plan.build(
         tables,
         {
-            "id": plan_id(serialised, chunks["id"].to_pylist()),
-            "schema": serialised.hex(),
+            **meta,
+            "id": plan_id(schema_identity(meta), chunks["id"].to_pylist()),
             "input": {**request.describe(), "read_key": read_key},
             "chunks": len(ranges),
             "fragments": int(chunks["fragments"].to_numpy().sum()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from partitioning.errors import PlanFormatError
-from partitioning.model import Plan, chunk_id, fragment_identity, plan_id
+from partitioning.model import Plan, chunk_id, fragment_identity, plan_id, schema_identity
 
 _TABLES = ("chunks", "row_groups", "objects", "schemas", "skipped")
 
@@ -23,7 +23,7 @@ def checked_plan(data: bytes) -> Plan:
                 plan.table(name).validate(full=True)
             _check_chunks(plan)
         chunks = plan.table("chunks")
-        found = plan_id(bytes.fromhex(plan._file.meta["schema"]), chunks["id"].to_pylist())
+        found = plan_id(schema_identity(plan._file.meta), chunks["id"].to_pylist())
         if found != plan.id or len(plan) != chunks.num_rows:
             raise PlanFormatError(f"damaged plan: its content is {found}, not {plan.id}")
     except PlanFormatError:

@@ -10,10 +10,12 @@ from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
 
+from partitioning.dtypes import polars_schema_of, unpack_schema
 from partitioning.errors import PlanFormatError
 from partitioning.subset import take_tables
 from partitioning.tablefile import TableFile, pack_tables
@@ -133,6 +135,11 @@ def plan_id(schema: bytes, chunk_ids: Iterable[bytes]) -> str:
     return identity.hexdigest()
 
 
+def schema_identity(meta: Mapping[str, Any]) -> bytes:
+    """Return what stands for the schema in a plan's id."""
+    return bytes.fromhex(meta["schema"]) + bytes.fromhex(meta.get("dtypes", ""))
+
+
 class Plan:
     """The frozen list of chunks of one dataset snapshot; columnar, decoded where it is looked at.
 
@@ -221,8 +228,18 @@ class Plan:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """The dataset's schema: the objects' columns, then the Hive columns."""
+        """The dataset's schema in Arrow's types: the objects' columns, then the Hive columns."""
         return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(self._file.meta["schema"])))
+
+    @cached_property
+    def dtypes(self) -> pl.Schema:
+        """The same in Polars' types: what `pl.scan_parquet` gives for the same objects."""
+        stored = self._file.meta.get("dtypes")
+        return (
+            polars_schema_of(self.schema)
+            if stored is None
+            else unpack_schema(bytes.fromhex(stored))[0]
+        )
 
     @cached_property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -269,7 +286,7 @@ class Plan:
         sums = ("fragments", "rows", "stored_bytes", "decoded_bytes")
         meta = {
             **self._file.meta,
-            "id": plan_id(bytes.fromhex(self._file.meta["schema"]), chunks["id"].to_pylist()),
+            "id": plan_id(schema_identity(self._file.meta), chunks["id"].to_pylist()),
             "chunks": len(chunks),
             "objects": objects,
             **{name: int(chunks[name].to_numpy().sum()) for name in sums},

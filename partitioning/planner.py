@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
-import pyarrow.ipc
 
+from partitioning.dtypes import arrow_schema_of, polars_schema_of, unpack_schema
 from partitioning.errors import BadObjectsError
 from partitioning.explain import PlanResult, explain
 from partitioning.filters import bind, check_columns
@@ -110,7 +112,7 @@ def plan_dataset(
         reused = reuse(snapshot, previous, here, there)
     footers = _Footers(request, reader, snapshot, live, mapper=mapper, progress=progress)
     footers.read()
-    schema, shadowed = footers.check()
+    schema, dtypes, shadowed = footers.check()
     starts, owner, groups = snapshot.ordered_groups()
     plan = freeze(
         request,
@@ -118,6 +120,7 @@ def plan_dataset(
         (starts, owner, groups),
         read_key=read_key,
         schema=schema,
+        dtypes=dtypes,
         bad=footers.bad,
     )
     figures = explain(
@@ -127,7 +130,10 @@ def plan_dataset(
         (owner, groups),
         plan,
         reading=(footers.done, reused, footers.requests),
-        shadowed=shadowed,
+        notes=[
+            *(f"column {name!r} of the files is hidden by the Hive column" for name in shadowed),
+            *footers.notes(),
+        ],
         seconds=time.perf_counter() - begun,
     )
     return PlanResult(plan, figures, changes)
@@ -181,6 +187,7 @@ class _Footers:
             limit=request.footer_limit,
             first_read=request.first_read,
             concurrency=request.footer_concurrency,
+            int96=request.int96,
         )
         self._spec, self._reader = spec, reader
         self.done = 0
@@ -253,22 +260,39 @@ class _Footers:
             start, tuple(infos[i] for i in objects), tuple(self._live[i] for i in objects)
         )
 
-    def check(self) -> tuple[pa.Schema, tuple[str, ...]]:
-        """Return the dataset's schema, and the file columns that Hive columns hide.
+    def check(self) -> tuple[pa.Schema, pl.Schema, tuple[str, ...]]:
+        """Return the dataset's schema in Arrow's types and in Polars', and hidden columns.
+
+        What Hive columns hide are file columns of their names.
 
         Raises:
             SchemaMismatchError, ColumnError, FilterError: as `plan_dataset`.
         """
         request = self._request
         files = resolve(self._variants(), request.schema)
-        shadowed = tuple(n for n in files.names if n in self._partitions)
-        own = [f for f in files if f.name not in self._partitions]
-        schema = pa.schema(own + self._snapshot.hive.fields())
+        shadowed = tuple(n for n in files if n in self._partitions)
+        own = {n: t for n, t in files.items() if n not in self._partitions}
+        hive = pa.schema(self._snapshot.hive.fields())
+        schema = pa.schema([*arrow_schema_of(pl.Schema(own)), *hive])
+        dtypes = pl.Schema({**own, **polars_schema_of(hive)})
         check_read_columns([*(request.columns or ()), *(request.size_columns or ())], schema.names)
         check_columns(request.filter, schema.names)
         for term in (t for group in request.filter for t in group):
             bind(term, schema.field(term.column).type)
-        return schema, shadowed
+        return schema, dtypes, shadowed
+
+    def notes(self) -> list[str]:
+        """What is told of types: which columns come as another one, and of how many objects."""
+        snapshot = self._snapshot
+        found: Counter[str] = Counter()
+        kinds, counts = np.unique(snapshot.schema[snapshot.schema >= 0], return_counts=True)
+        for kind, count in zip(kinds.tolist(), counts.tolist(), strict=True):
+            for note in unpack_schema(snapshot.schemas[kind])[1]:
+                found[note] += count
+        total = int(counts.sum())
+        return [
+            n if c == total else f"{n}, in {c:,} of {total:,} objects" for n, c in found.items()
+        ]
 
     def _variants(self) -> list[Variant]:
         snapshot = self._snapshot
@@ -282,7 +306,7 @@ class _Footers:
             having = known[snapshot.schema[known] == kind][:2]
             found.append(
                 Variant(
-                    pa.ipc.read_schema(pa.py_buffer(snapshot.schemas[int(kind)])),
+                    unpack_schema(snapshot.schemas[int(kind)])[0],
                     int(counts[place]),
                     tuple(snapshot.infos[i].uri for i in having.tolist()),
                 )

@@ -6,7 +6,6 @@ comes from statistics that are missing, unusable or of a kind that does not boun
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Callable
@@ -18,11 +17,16 @@ import pyarrow as pa
 
 from partitioning.filters import NANOSECONDS, Bound, Filter, Native, bind, is_binary, is_text
 from partitioning.model import PartitionValue
+from partitioning.parquet_footer import BYTE_ARRAY, ColumnChunk, FileSchema, Leaf, RowGroup
+from partitioning.writers import writer_trust
 
 _MAYBE_CUT: Final = 16
 """Bytes from which a text maximum may be a prefix of the true one: writers cut at 16 (Iceberg),
 64 (parquet-rs, parquet-java) or more, and some old ones forget to round the last byte up."""
-_UNITS: Final = {"milliseconds": 10**6, "microseconds": 10**3, "nanoseconds": 1}
+_TIMESTAMP: Final = 8
+"""Number of Parquet's logical type of times."""
+_UNITS: Final = {1: 10**6, 2: 10**3, 3: 1}
+"""Nanoseconds of each of its units."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,101 +131,120 @@ class StatisticsFilter:
     """The part of a filter that row-group statistics decide, for one file schema."""
 
     def __init__(
-        self, filters: Filter, partitions: frozenset[str], schema: pa.Schema, leaves: dict[str, int]
+        self, filters: Filter, partitions: frozenset[str], types: pa.Schema, schema: FileSchema
     ) -> None:
         """Bind the terms.
 
         Args:
             filters: the whole filter.
             partitions: Hive columns; their terms are decided elsewhere.
-            schema: the file's own Arrow schema.
-            leaves: the Parquet leaf of each top-level column that is not nested.
+            types: what the file's columns come as.
+            schema: the same as the footer has it.
 
         Raises:
             FilterError: a value does not compare with its column's type.
         """
-        self._leaves = leaves
-        self._kinds = {name: schema.field(name).type for name in leaves}
-        self._groups = []
-        for group in filters:
-            own = [t for t in group if t.column not in partitions]
-            self._groups.append(
-                [
-                    bind(t, schema.field(t.column).type if t.column in schema.names else pa.null())
-                    for t in own
-                ]
-            )
-        self._absent = {
-            b.column for group in self._groups for b in group if b.column not in schema.names
+        self._leaves = {
+            leaf.column: leaf for leaf in schema.leaves if leaf.is_top and not leaf.is_repeated
         }
+        self._kinds = {name: types.field(name).type for name in self._leaves}
+        kinds = {name: types.field(name).type for name in types.names}
+        self._groups = [
+            [bind(t, kinds.get(t.column, pa.null())) for t in group if t.column not in partitions]
+            for group in filters
+        ]
+        self._absent = {b.column for group in self._groups for b in group} - set(kinds)
 
-    def keeps(self, group: Any, schema: Any, live: tuple[int, ...]) -> bool:
-        """Tell whether a row group (pyarrow's metadata of it) may hold a matching row."""
+    def keeps(self, group: RowGroup, created_by: str, live: tuple[int, ...]) -> bool:
+        """Tell whether a row group may hold a matching row."""
         cache: dict[str, Stats] = {}
         for index in live:
-            if all(self._may(bound, group, schema, cache) for bound in self._groups[index]):
+            if all(self._may(bound, group, created_by, cache) for bound in self._groups[index]):
                 return True
         return False
 
-    def _may(self, bound: Bound, group: Any, schema: Any, cache: dict[str, Stats]) -> bool:
+    def _may(self, bound: Bound, group: RowGroup, created_by: str, cache: dict[str, Stats]) -> bool:
         name = bound.column
         if name not in cache:
             if name in self._absent:  # reads as null in every row
-                cache[name] = Stats(None, None, group.num_rows, group.num_rows)
+                cache[name] = Stats(None, None, group.rows, group.rows)
             elif name in self._leaves:
                 leaf = self._leaves[name]
-                cache[name] = column_stats(
-                    group.column(leaf), schema.column(leaf), self._kinds[name]
-                )
+                column = next(one for one in group.columns if one.leaf is leaf)
+                cache[name] = column_stats(column, self._kinds[name], created_by)
             else:
-                cache[name] = Stats(None, None, None, group.num_rows)
+                cache[name] = Stats(None, None, None, group.rows)
         return may_match(bound, cache[name])
 
 
-def column_stats(column: Any, leaf: Any, kind: pa.DataType) -> Stats:
-    """Return the usable statistics of one column chunk (pyarrow's metadata of it)."""
-    count = column.num_values
-    try:
-        found = column.statistics
-    except (pa.ArrowException, OSError, ValueError):
-        found = None
+def column_stats(column: ColumnChunk, kind: pa.DataType, created_by: str) -> Stats:
+    """Return the statistics of one column chunk that are to be believed.
+
+    Args:
+        column: As the footer has it.
+        kind: Arrow's type of what it comes as.
+        created_by: The file's writer.
+    """
+    count, found = column.values, column.statistics
     if found is None:
         return Stats(None, None, None, count)
-    nulls = found.null_count if found.has_null_count and 0 <= found.null_count <= count else None
-    if not found.has_min_max:
+    trust = writer_trust(created_by)
+    nulls = found.get(3)
+    if nulls is None or not 0 <= nulls <= count or not trust.null_counts:
+        nulls = None
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not trust.bounds_of(column.leaf, kind):
         return Stats(None, None, nulls, count)
-    try:
-        low = _native(found.min_raw, leaf, kind)
-        high = _native(found.max_raw, leaf, kind)
-    except (pa.ArrowException, ValueError, TypeError, struct.error):
-        low = high = None
-    return Stats(low, high, nulls, count)
+    # The fields of early files do not say how their values are ordered: signed, at any rate.
+    low, high = found.get(6), found.get(5)
+    if low is None and high is None and _is_signed(column.leaf, kind):
+        low, high = found.get(2), found.get(1)
+    return Stats(_native(low, column.leaf, kind), _native(high, column.leaf, kind), nulls, count)
 
 
-def _native(raw: Any, leaf: Any, kind: pa.DataType) -> Native | None:
+def _is_signed(leaf: Leaf, kind: pa.DataType) -> bool:
+    return leaf.physical < BYTE_ARRAY and not pa.types.is_unsigned_integer(kind)
+
+
+_WIDTHS: Final = {0: 1, 1: 4, 2: 8, 4: 4, 5: 8}
+"""Bytes of a value of each physical type that has a fixed number of them."""
+
+
+def _native(raw: bytes | None, leaf: Leaf, kind: pa.DataType) -> Native | None:
     """Return a raw statistic as it compares; None when it bounds nothing that we trust."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_boolean(kind):
-        return bool(raw)
-    if pa.types.is_floating(kind):
-        value: float = struct.unpack("<e", raw)[0] if isinstance(raw, bytes) else float(raw)
-        return None if math.isnan(value) else value
-    if is_text(kind) or is_binary(kind):
-        return bytes(raw)
-    if pa.types.is_decimal(kind):
-        return int.from_bytes(raw, "big", signed=True) if isinstance(raw, bytes) else int(raw)
-    if leaf.physical_type == "INT96" or not isinstance(raw, int):
+    if raw is None or len(raw) != _WIDTHS.get(leaf.physical, leaf.length or len(raw)):
         return None
-    if pa.types.is_unsigned_integer(kind):
-        # pyarrow gives the physical, signed value.
-        return raw % 2**kind.bit_width if kind.bit_width == 64 else raw % 2**32
+    if pa.types.is_boolean(kind):
+        return bool(raw[0]) if leaf.physical == 0 else None
+    if pa.types.is_floating(kind):
+        return _float(raw, leaf)
+    if is_text(kind) or is_binary(kind):
+        return raw if leaf.physical >= BYTE_ARRAY else None
+    if pa.types.is_decimal256(kind):
+        return None  # Polars' integers of 128 bits have an order of their own in files.
+    if leaf.physical >= BYTE_ARRAY:
+        return int.from_bytes(raw, "big", signed=True) if pa.types.is_decimal(kind) else None
+    if leaf.physical not in (1, 2):
+        return None
+    value = int.from_bytes(raw, "little", signed=not pa.types.is_unsigned_integer(kind))
     if pa.types.is_timestamp(kind):
-        return raw * _unit(leaf, kind)
-    return raw if pa.types.is_integer(kind) or pa.types.is_date32(kind) else None
+        return value * _unit(leaf, kind)
+    is_plain = pa.types.is_integer(kind) or pa.types.is_date32(kind) or pa.types.is_decimal(kind)
+    return value if is_plain else None
 
 
-def _unit(leaf: Any, kind: pa.DataType) -> int:
-    """Return the nanoseconds of a stored tick: files hold `s` columns in milliseconds."""
-    unit = json.loads(leaf.logical_type.to_json()).get("timeUnit", "")
-    return _UNITS.get(unit) or NANOSECONDS[kind.unit]
+def _float(raw: bytes, leaf: Leaf) -> float | None:
+    form = {2: "<e", 4: "<f", 8: "<d"}.get(len(raw))
+    if form is None or leaf.physical in (1, 2):
+        return None
+    value: float = struct.unpack(form, raw)[0]
+    return None if math.isnan(value) else value
+
+
+def _unit(leaf: Leaf, kind: pa.DataType) -> int:
+    """Return the nanoseconds of a stored tick."""
+    logical = (leaf.logical or {}).get(_TIMESTAMP, {}).get(2, {})
+    for field, unit in _UNITS.items():
+        if field in logical:
+            return unit
+    return {9: 10**6, 10: 10**3}.get(leaf.converted or 0) or NANOSECONDS[kind.unit]

@@ -10,6 +10,8 @@ from partitioning.filters import Filter
 from partitioning.windows import WindowFilter
 
 MIB: Final = 2**20
+_FIGURES: Final = 2
+"""Version of how footers are read: plans of another share no footers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,11 @@ class PlanRequest:
     """Globs of objects to leave out, as `include`."""
     schema: Literal["identical", "union", "first"] = "identical"
     """`union`: columns that an object lacks are null. `first`: the first object's columns count;
-    others' further columns are ignored, lacking ones are null. Types must agree in each case."""
+    others' further columns are ignored, lacking ones are null. Where types differ, `union` takes
+    the narrowest that holds the values of both, and `first` the first one's, if each value either
+    fits or is an error."""
+    int96: Literal["us", "ns"] = "us"
+    """Unit of the times that INT96 columns come as. Nanoseconds end in the year 2262."""
     on_bad_object: Literal["fail", "skip"] = "fail"
     """What an object that is not readable Parquet does to the plan."""
     changed_only: bool = False
@@ -83,6 +89,8 @@ class PlanRequest:
         """Return what decides the figures kept per row group: plans that agree share footers."""
         columns = self.columns if self.columns is not None else self.size_columns
         return {
+            "figures": _FIGURES,
+            "int96": self.int96,
             "columns": None if columns is None else sorted(columns),
             "filter": [[str(term) for term in group] for group in self.filter],
         }

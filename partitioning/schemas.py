@@ -5,57 +5,38 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Literal
 
-import pyarrow as pa
+import polars as pl
 
+from partitioning.dtypes import can_become, wider_type
 from partitioning.errors import ColumnError, SchemaMismatchError
 
 _SHOWN: Final = 20
+
+
+Rule = Literal["identical", "union", "first"]
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One distinct schema of a dataset."""
 
-    schema: pa.Schema
+    schema: pl.Schema
     count: int
     """Objects that have it."""
     examples: tuple[str, ...]
     """Up to two of them."""
 
 
-def normalise(schema: pa.Schema) -> pa.Schema:
-    """Drop what does not matter to a reader: metadata, nullability, the width of offsets."""
-    return pa.schema([pa.field(f.name, _type(f.type)) for f in schema])
-
-
-def _type(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return pa.string()
-    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
-        return pa.binary()
-    if pa.types.is_dictionary(kind):
-        return pa.dictionary(pa.int32(), _type(kind.value_type))
-    if pa.types.is_struct(kind):
-        return pa.struct([pa.field(f.name, _type(f.type)) for f in kind])
-    if pa.types.is_map(kind):
-        return pa.map_(_type(kind.key_type), _type(kind.item_type))
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(pa.field("element", _type(kind.value_type)), kind.list_size)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return pa.list_(pa.field("element", _type(kind.value_type)))
-    return kind
-
-
-def resolve(variants: Sequence[Variant], rule: str) -> pa.Schema:
+def resolve(variants: Sequence[Variant], rule: Rule) -> pl.Schema:
     """Return the dataset's schema.
 
     The order of columns does not matter: they are read by name. The first variant's order
     is kept.
 
     Args:
-        variants: distinct normalised schemas, in the order in which they first appear.
+        variants: distinct schemas, in the order in which they first appear.
         rule: `identical`, `union` or `first`, as in `PlanRequest.schema`.
 
     Raises:
@@ -64,34 +45,38 @@ def resolve(variants: Sequence[Variant], rule: str) -> pa.Schema:
     first = variants[0].schema
     if len(variants) == 1:
         return first
-    fields: dict[str, pa.Field] = {}
+    types: dict[str, pl.DataType] = dict(first)
     conflicts: set[str] = set()
-    for variant in variants:
-        for field in variant.schema:
-            known = fields.setdefault(field.name, field)
-            if known.type == field.type:
-                continue
-            if rule == "union" and pa.types.is_null(known.type):
-                fields[field.name] = field
-            elif rule == "identical" or not _ignorable(field, known, rule, first):
-                conflicts.add(field.name)
+    for variant in variants[1:]:
+        for name, dtype in variant.schema.items():
+            known = types.get(name)
+            if known is None and rule != "first":
+                types[name] = dtype
+            elif known is not None and known != dtype:
+                agreed = _agree(known, dtype, rule)
+                types[name] = agreed or known
+                if agreed is None:
+                    conflicts.add(name)
     if rule == "identical":
-        conflicts |= {name for name in fields if any(name not in v.schema.names for v in variants)}
+        conflicts |= {name for name in types if any(name not in v.schema for v in variants)}
     if conflicts:
-        raise SchemaMismatchError(_explain(variants, conflicts, list(fields), rule))
-    return first if rule in ("identical", "first") else pa.schema(list(fields.values()))
+        raise SchemaMismatchError(_explain(variants, conflicts, list(types), rule))
+    return pl.Schema(types)
 
 
-def _ignorable(field: pa.Field, known: pa.Field, rule: str, first: pa.Schema) -> bool:
-    # `first` ignores columns that the first object lacks, so their types may differ too.
-    return pa.types.is_null(field.type) or (rule == "first" and known.name not in first.names)
+def _agree(known: pl.DataType, dtype: pl.DataType, rule: Rule) -> pl.DataType | None:
+    """Return the type that two types of one column come as, or None if a rule has none."""
+    if rule == "union":
+        return wider_type(known, dtype)
+    if rule == "first" and can_become(dtype, known):
+        return known
+    return None
 
 
 def _explain(variants: Sequence[Variant], conflicts: set[str], order: list[str], rule: str) -> str:
     lines: list[str] = []
     for name in (n for n in order if n in conflicts):
-        trees = [dict(_paths(v.schema.field(name))) if name in v.schema.names else {}
-                 for v in variants]  # fmt: skip
+        trees = [dict(_paths(name, v.schema[name])) if name in v.schema else {} for v in variants]
         paths = list(dict.fromkeys(path for tree in trees for path in tree))
         reported: list[str] = []
         for path in paths:
@@ -116,25 +101,24 @@ def _kinds(variants: Sequence[Variant], kinds: list[str | None]) -> str:
     return "; ".join(texts)
 
 
-def _paths(field: pa.Field, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (path, type) of a field and all below it; a container's type is its sort only."""
-    path, kind = prefix + field.name, field.type
-    if pa.types.is_struct(kind):
-        yield path, "struct"
-        for child in kind:
-            yield from _paths(child, path + ".")
-    elif pa.types.is_map(kind):
-        yield path, "map"
-        yield from _paths(pa.field("[key]", kind.key_type), path)
-        yield from _paths(pa.field("[value]", kind.item_type), path)
-    elif pa.types.is_fixed_size_list(kind):
-        yield path, f"list of {kind.list_size}"
-        yield from _paths(pa.field("[]", kind.value_type), path)
-    elif pa.types.is_list(kind):
-        yield path, "list"
-        yield from _paths(pa.field("[]", kind.value_type), path)
+def _paths(path: str, dtype: Any) -> Iterator[tuple[str, str]]:
+    """Yield (path, type) of a column and all below it; a container's type is its sort only."""
+    if isinstance(dtype, pl.Struct):
+        yield path, "Struct"
+        for field in dtype.fields:
+            yield from _paths(f"{path}.{field.name}", field.dtype)
+    elif isinstance(dtype, pl.Map):
+        yield path, "Map"
+        yield from _paths(f"{path}[key]", dtype.key)
+        yield from _paths(f"{path}[value]", dtype.value)
+    elif isinstance(dtype, pl.Array):
+        yield path, f"Array of {dtype.size}"
+        yield from _paths(f"{path}[]", dtype.inner)
+    elif isinstance(dtype, pl.List):
+        yield path, "List"
+        yield from _paths(f"{path}[]", dtype.inner)
     else:
-        yield path, str(kind)
+        yield path, str(dtype)
 
 
 def check_columns(columns: Sequence[str], names: Sequence[str]) -> None:

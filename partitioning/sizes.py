@@ -24,22 +24,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
+import polars as pl
 import pyarrow as pa
 
+from partitioning.dtypes import arrow_type
 from partitioning.filters import is_binary, is_text
+from partitioning.parquet_footer import FIXED_LEN_BYTE_ARRAY, ColumnChunk, FileSchema, Leaf
 
 _VIEW: Final = 16
 _INLINE: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Leaf:
+class LeafSize:
     """How one Parquet leaf column decodes."""
 
-    index: int
-    """Position among the file's leaves."""
     width: float
     """Bytes a value, validity bit included."""
     buffers: bool
@@ -48,64 +49,52 @@ class Leaf:
     """List levels counted here: 8 bytes a row each."""
 
 
-def leaves(schema: pa.Schema, names: frozenset[str] | None) -> tuple[Leaf, ...]:
-    """Return the leaves of some top-level columns (None: all) of a file's Arrow schema."""
-    found: list[Leaf] = []
-    index = 0
-    for field in schema:
-        for width, buffers, offsets in _walk(field.type, field.nullable, 0):
-            if names is None or field.name in names:
-                found.append(Leaf(index, width, buffers, offsets))
-            index += 1
+def leaf_sizes(schema: FileSchema, types: pl.Schema) -> tuple[LeafSize, ...]:
+    """Return how each leaf of a file decodes, in their order.
+
+    Args:
+        schema: As the footer has it.
+        types: What its columns come as.
+    """
+    below: dict[str, list[Leaf]] = {name: [] for name in schema.columns}
+    for leaf in schema.leaves:
+        below[leaf.column].append(leaf)
+    found: list[LeafSize] = []
+    for name, leaves in below.items():
+        sizes = [LeafSize(*one) for one in _walk(arrow_type(types[name]), 0)]
+        if len(sizes) != len(leaves):  # It comes as something else than it is stored.
+            sizes = [LeafSize(_VIEW, True, int(leaf.is_repeated)) for leaf in leaves]
+        found += map(_sized, sizes, leaves)
     return tuple(found)
 
 
-def flat_leaves(schema: pa.Schema) -> dict[str, int]:
-    """Return the leaf position of each top-level column that is not nested."""
-    found: dict[str, int] = {}
-    index = 0
-    for field in schema:
-        count = sum(1 for _ in _walk(field.type, field.nullable, 0))
-        if not pa.types.is_nested(field.type) and count == 1:
-            found[field.name] = index
-        index += count
-    return found
+def _sized(size: LeafSize, leaf: Leaf) -> LeafSize:
+    """Return a leaf's size with what its file says of it."""
+    width, buffers = size.width, size.buffers
+    if leaf.physical == FIXED_LEN_BYTE_ARRAY and buffers:
+        width, buffers = _VIEW + (leaf.length if leaf.length > _INLINE else 0), False
+    return LeafSize(width + (0.125 if leaf.is_nullable else 0.0), buffers, size.offsets)
 
 
-def count_leaves(schema: pa.Schema) -> int:
-    """Return the number of Parquet leaves of an Arrow schema."""
-    return sum(1 for field in schema for _ in _walk(field.type, field.nullable, 0))
-
-
-def _walk(kind: pa.DataType, nullable: bool, offsets: int) -> Iterator[tuple[float, bool, int]]:
-    if isinstance(kind, pa.BaseExtensionType):
-        kind = kind.storage_type
-    children: list[tuple[pa.DataType, bool]] | None = None
-    if pa.types.is_struct(kind):
-        children = [(f.type, f.nullable) for f in kind]
-    elif pa.types.is_map(kind):
-        offsets += 1
-        children = [(kind.key_type, False), (kind.item_type, True)]
-    elif pa.types.is_fixed_size_list(kind):
-        children = [(kind.value_type, kind.value_field.nullable)]
-    elif pa.types.is_nested(kind):  # the lists
-        offsets += 1
-        children = [(kind.value_type, kind.value_field.nullable)]
-    if children is None:
-        width, buffers = _width(kind)
-        yield width + (0.125 if nullable else 0.0), buffers, offsets
+def _walk(kind: pa.DataType, offsets: int) -> Iterator[tuple[float, bool, int]]:
+    """Yield (bytes of a value, whether its bytes come on top, list levels) of each leaf."""
+    if not pa.types.is_nested(kind):
+        yield *_width(kind), offsets
         return
-    for child, child_nullable in children:
-        for width, buffers, inner in _walk(child, child_nullable, offsets):
+    if not pa.types.is_struct(kind) and not pa.types.is_fixed_size_list(kind):
+        offsets += 1
+    children = [kind.field(at).type for at in range(kind.num_fields)]
+    if pa.types.is_map(kind):
+        children = [kind.key_type, kind.item_type]
+    for child in children:
+        for width, buffers, inner in _walk(child, offsets):
             yield width, buffers, inner
-            offsets = 0  # counted once, at the first leaf below
+            offsets = 0  # Counted once, at the first leaf below.
 
 
 def _width(kind: pa.DataType) -> tuple[float, bool]:
     if pa.types.is_dictionary(kind):
         return 4.0, True
-    if pa.types.is_fixed_size_binary(kind) and not pa.types.is_decimal(kind):
-        return _VIEW + (kind.byte_width if kind.byte_width > _INLINE else 0), False
     if is_text(kind) or is_binary(kind):
         return float(_VIEW), True
     if pa.types.is_null(kind):
@@ -115,14 +104,14 @@ def _width(kind: pa.DataType) -> tuple[float, bool]:
     return kind.bit_width / 8, False
 
 
-def column_bytes(leaf: Leaf, rows: int, column: Any) -> float:
-    """Return the decoded bytes of one column chunk (pyarrow's metadata of it)."""
-    values = column.num_values
-    size: float = values * leaf.width + 8 * rows * leaf.offsets
-    if leaf.buffers:
-        stored = column.total_uncompressed_size
-        if column.has_dictionary_page:
-            size += stored
+def column_bytes(size: LeafSize, rows: int, column: ColumnChunk) -> float:
+    """Return the decoded bytes of one column chunk."""
+    values = column.values
+    decoded = values * size.width + 8 * rows * size.offsets
+    if size.buffers:
+        stored = column.uncompressed
+        if column.has_dictionary:
+            decoded += stored
         elif stored > (4 + _INLINE) * values:
-            size += stored - 4 * values
-    return size
+            decoded += stored - 4 * values
+    return decoded

@@ -29,7 +29,7 @@ from pipeline.ledger import Ledger
 from pipeline.manifest import Manifest
 from pipeline.planning import PlannedInput, plan_input
 from pipeline.process import apply, filter_of, filter_polars
-from pipeline.reading import ChunkSource, polars_schema
+from pipeline.reading import ChunkSource
 from pipeline.reducing import combine_problem
 from pipeline.settings import Settings
 from pipeline.storage import Storage
@@ -217,9 +217,10 @@ def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> 
     source = ChunkSource(
         storage,
         chunk,
-        polars_schema(planned.result.plan.schema),
+        planned.result.plan.dtypes,
         filter_polars(filter_of(job), planned.result.plan),
         columns=job.input.columns,
+        int96=job.input.int96,
     )
     try:
         whole = source.scan().collect()

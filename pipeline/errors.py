@@ -20,6 +20,7 @@
     │   ├── AlreadyExistsError
     │   └── PreconditionFailedError
     ├── StateError
+    ├── UnreadableObjectError
     ├── TransformError
     ├── ChunkTimeoutError
     ├── SchemaChangedError
@@ -197,6 +198,23 @@ class ObjectChangedError(StorageError):
         self.uri = uri
         self.planned = planned
         self.found = found
+
+
+class UnreadableObjectError(ChunkmapError):
+    """An object's data are damaged, or hold a value that does not fit its column's type.
+
+    Attributes:
+        uri: The object.
+        reason: What is wrong, and where.
+    """
+
+    def __init__(self, uri: str, reason: str) -> None:
+        super().__init__(
+            f"{uri} cannot be read: {reason}",
+            "replace it, leave it out (input.exclude), or set input.on_bad_object: skip",
+        )
+        self.uri = uri
+        self.reason = reason
 
 
 class AlreadyExistsError(StorageError):

@@ -167,6 +167,8 @@ class Input(_Part):
     """Glob patterns of object names below the prefix, none of which may match."""
     schema_: Literal["identical", "union", "first"] = Field(default="identical", alias="schema")
     """Whether files must agree, are widened to each other, or to the first."""
+    int96: Literal["us", "ns"] = "us"
+    """Unit of the times that INT96 columns come as. Nanoseconds end in the year 2262."""
     on_bad_object: Literal["fail", "skip"] = "fail"
     """What to do about an object that is not readable Parquet."""
     changed_only: bool = False

@@ -37,7 +37,6 @@ from pipeline.manifest import Manifest
 from pipeline.overlap import in_normal_form, refuse_overlap
 from pipeline.process import filter_of
 from pipeline.publish import prepare_output
-from pipeline.reading import polars_schema
 from pipeline.records import RunRecord
 from pipeline.runs.ledger.find import runs_of
 from pipeline.runs.ledger.keys import refuse_long_keys
@@ -84,6 +83,7 @@ def request_of(job: Job, settings: Settings, size_columns: tuple[str, ...] | Non
         include=source.include,
         exclude=source.exclude,
         schema=source.schema_,
+        int96=source.int96,
         on_bad_object=source.on_bad_object,
         changed_only=source.changed_only,
         target=chunks.target,
@@ -171,7 +171,7 @@ def plan_input(
     if job.input.columns is None:
         request = replace(request, size_columns=_columns_read(request, reader, transform))
     result = plan_dataset(request, reader, previous=previous, mapper=mapper)
-    visible = polars_schema(result.plan.schema)
+    visible = result.plan.dtypes
     if job.input.columns is not None:
         visible = pl.Schema({name: visible[name] for name in job.input.columns})
     return PlannedInput(result, transform, probe(transform, visible))
@@ -187,11 +187,11 @@ def _columns_read(
     )[:3]:
         alone = replace(request, uri=info.uri, filter=(), keep=None, include=("**",), exclude=())
         with suppress(PlanningError):
-            schema = plan_dataset(alone, reader).plan.schema
+            schema = plan_dataset(alone, reader).plan.dtypes
             # Alone, it also has the partition values of folders above the input's prefix.
             above = {name for name, _ in raw_values(info.uri)}
             above -= {name for name, _ in raw_values(directory)}
-            columns = probe(transform, polars_schema(schema)).columns
+            columns = probe(transform, schema).columns
             return columns and tuple(name for name in columns if name not in above)
     return None
 

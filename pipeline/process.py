@@ -20,7 +20,7 @@ from pipeline.errors import StateError, TransformError, Transient
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.once import once
-from pipeline.reading import ChunkSource, engine_for, polars_schema
+from pipeline.reading import ChunkSource, engine_for
 from pipeline.records import Completion, Failure, RunRecord, digest_of
 from pipeline.runs.ledger.keys import output_uri
 from pipeline.settings import Settings, load_settings
@@ -82,7 +82,7 @@ def open_run(run_uri: str, fingerprint: str) -> RunContext:
         plan=plan,
         transform=transform,
         code=code,
-        schema=polars_schema(plan.schema),
+        schema=plan.dtypes,
         row_filter=filter_polars(filter_of(job), plan),
     )
 
@@ -105,6 +105,7 @@ def open_chunk(context: RunContext, chunk: Chunk) -> ChunkSource:
         context.schema,
         context.row_filter,
         columns=context.job.input.columns,
+        int96=context.job.input.int96,
     )
 
 

@@ -10,17 +10,37 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any, Literal
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 from polars.io.plugins import register_io_source
 
 from partitioning import Chunk, Fragment, ObjectInfo
-from pipeline.errors import ObjectChangedError
+from partitioning.dtypes import (
+    FileTypes,
+    Int96Unit,
+    UnreadableSchemaError,
+    file_types,
+    is_odd_encoding,
+)
+from partitioning.pages import denies_nulls
+from partitioning.parquet_footer import (
+    END,
+    MAGIC,
+    BadFooter,
+    ColumnChunk,
+    Footer,
+    RowGroup,
+    Wish,
+    parse_footer,
+)
+from partitioning.thrift import ThriftError
+from partitioning.writers import writer_trust
+from pipeline.decoding import decode
+from pipeline.errors import ObjectChangedError, UnreadableObjectError
 from pipeline.sparse import SparseFile, coalesce
 from pipeline.storage import Storage
 
@@ -46,23 +66,29 @@ def engine_for(decoded_bytes: float) -> Engine:
     return "in-memory" if decoded_bytes <= SMALL_BYTES else "streaming"
 
 
-@lru_cache(maxsize=8)
-def polars_schema(schema: pa.Schema) -> pl.Schema:
-    """The dataset's schema as Polars reads it from Parquet."""
-    buffer = io.BytesIO()
-    pq.write_table(schema.empty_table(), buffer)
-    buffer.seek(0)
-    return pl.scan_parquet(buffer).collect_schema()
+@contextmanager
+def naming(uri: str, columns: Sequence[str]) -> Iterator[None]:
+    """Name the object, and the columns that are read, in an error of decoding.
+
+    Raises:
+        UnreadableObjectError: Polars raised, or panicked.
+    """
+    try:
+        yield
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise UnreadableObjectError(uri, f"columns {', '.join(columns)}: {_line(error)}") from error
 
 
 class FragmentCopy:
     """The local copy of one fragment, filled column by column."""
 
-    def __init__(self, storage: Storage, fragment: Fragment) -> None:
+    def __init__(self, storage: Storage, fragment: Fragment, int96: Int96Unit = "us") -> None:
         self.partition = dict(fragment.partition)
         self.engine = engine_for(fragment.decoded_bytes)
+        self.uri = fragment.uri
         self._storage = storage
         self._fragment = fragment
+        self._int96 = int96
         self._info = ObjectInfo(fragment.uri, fragment.etag, fragment.size)
         self._file = SparseFile(fragment.size)
         self._held: set[str] = set()
@@ -72,9 +98,10 @@ class FragmentCopy:
         try:
             start = 0 if self._whole else fragment.size - fragment.footer_size
             self._fetch([(start, fragment.size)])
-            self._metadata = self._parse()
+            self._footer = self._parse()
+            self._types = self._ask_types()
             if not self._whole:
-                self._file.write(0, memoryview(b"PAR1"))
+                self._file.write(0, memoryview(MAGIC))
         except BaseException:
             self._file.close()
             raise
@@ -86,22 +113,31 @@ class FragmentCopy:
             self._file.write(start, data)
             self.bytes_read += len(data)
 
-    def _parse(self) -> pq.FileMetaData:
+    def _parse(self) -> Footer:
         """The footer, held against the plan: the conditional read vouches for its version."""
-        with open(self._file.path, "rb") as file:
-            metadata = pq.read_metadata(file)
         part = self._fragment
-        groups = range(part.row_group_start, part.row_group_stop)
-        if metadata.num_row_groups < part.row_group_stop:
+        start, length = part.size - part.footer_size, part.footer_size - END
+        wish = Wish(encodings=True, groups=range(part.row_group_start, part.row_group_stop))
+        try:
+            footer = parse_footer(self._file.read(start, length), part.size, wish)
+        except BadFooter as bad:
+            raise UnreadableObjectError(part.uri, str(bad.args[1])) from None
+        if footer.count < part.row_group_stop:
             raise ObjectChangedError(part.uri, part.etag, None)
-        if sum(metadata.row_group(g).num_rows for g in groups) != part.rows:
+        if sum(group.rows for group in footer.groups) != part.rows:
             raise ObjectChangedError(part.uri, part.etag, None)
-        return metadata
+        return footer
+
+    def _ask_types(self) -> FileTypes:
+        try:
+            return file_types(self._footer.schema, self._footer.arrow_schema, self._int96)
+        except UnreadableSchemaError as error:
+            raise UnreadableObjectError(self.uri, str(error)) from None
 
     @property
     def columns(self) -> set[str]:
         """Top-level columns that the object has."""
-        return set(self._metadata.schema.to_arrow_schema().names)
+        return set(self._footer.schema.columns)
 
     def fetch(self, columns: Iterable[str]) -> None:
         """Bring columns of this fragment's row groups here, unless they are."""
@@ -112,62 +148,126 @@ class FragmentCopy:
             self._held |= wanted
 
     def _spans(self, columns: set[str]) -> Iterator[tuple[int, int]]:
-        for number in range(self._fragment.row_group_start, self._fragment.row_group_stop):
-            group = self._metadata.row_group(number)
-            for index in range(group.num_columns):
-                chunk = group.column(index)
-                if _belongs(chunk.path_in_schema, columns):
-                    start = chunk.data_page_offset
-                    if chunk.dictionary_page_offset:
-                        start = min(start, chunk.dictionary_page_offset)
-                    yield start, start + chunk.total_compressed_size
+        for group in self._footer.groups:
+            for chunk in group.columns:
+                if chunk.values and chunk.leaf.column in columns:
+                    yield chunk.start, chunk.start + chunk.compressed
 
     def frames(self, columns: Sequence[str]) -> Iterator[pl.LazyFrame]:
-        """Lazy frames of some row groups each, with those of the columns that the object has."""
+        """Lazy frames of some row groups each, with those of the columns that the object has.
+
+        Raises:
+            UnreadableObjectError: what pyarrow decodes is damaged.
+        """
         self.fetch(columns)
-        scan = pl.scan_parquet(self._file.path, glob=False, hive_partitioning=False)
         present = [name for name in columns if name in self._held]
-        start = self._fragment.row_start
-        for rows in self._steps():
-            if not present:
+        by_pyarrow = self._by_pyarrow(present)
+        by_polars = [name for name in present if name not in by_pyarrow]
+        scan = self._scan(by_polars) if by_polars else None
+        first = self._fragment.row_start
+        for groups in self._steps():
+            rows = sum(group.rows for _, group in groups)
+            frames: list[pl.LazyFrame] = []
+            if scan is not None:
+                # Polars takes no predicate past a slice, and so would decode what it could skip.
+                part = scan if rows == self._footer.rows else scan.slice(first, rows)
+                frames.append(part.select(by_polars))
+            if by_pyarrow:
+                frames.append(self._decode([number for number, _ in groups], by_pyarrow).lazy())
+            first += rows
+            if not frames:
                 # A frame of one stand-in column still carries the number of rows.
                 yield pl.LazyFrame().select(pl.int_range(rows, dtype=pl.UInt32).alias(""))
-            elif rows == self._metadata.num_rows:
-                # Polars takes no predicate past a slice, and so would decode what it could skip.
-                yield scan.select(present)
+            elif len(frames) == 1:
+                yield frames[0]
             else:
-                yield scan.slice(start, rows).select(present)
-            start += rows
+                yield pl.concat(frames, how="horizontal").select(present)
 
-    def _steps(self) -> Iterator[int]:
-        """Numbers of rows: of whole row groups, as many as are decoded together."""
+    def _scan(self, columns: Sequence[str]) -> pl.LazyFrame:
+        """Polars' own scan of the copy.
+
+        Its use of statistics is switched off where they may be wrong, or cut: a transform's
+        predicate is tried on them, and may fail on half a value.
+        """
+        trust = writer_trust(self._footer.created_by)
+        cut = any(self._types.schema[name] in (pl.String, pl.Binary) for name in columns)
+        return pl.scan_parquet(
+            self._file.path,
+            glob=False,
+            hive_partitioning=False,
+            use_statistics=trust.null_counts and trust.bytes and trust.times and not cut,
+        )
+
+    def _by_pyarrow(self, columns: Sequence[str]) -> list[str]:
+        """Columns that Polars refuses, or would read wrongly."""
+        if not self._types.is_read_by_polars or not self._is_opened_by_polars():
+            return list(columns)
+        odd = set(self._types.by_pyarrow)
+        for group in self._footer.groups:
+            for chunk in group.columns:
+                name = chunk.leaf.column
+                if name in self._held and name not in odd and self._is_odd(chunk):
+                    odd.add(name)
+        return [name for name in columns if name in odd]
+
+    def _is_opened_by_polars(self) -> bool:
+        """Whether Polars' own parser takes the footer: it is strict where others are not."""
+        part = self._fragment
+        tail = self._file.read(part.size - part.footer_size, part.footer_size)
+        try:
+            pl.read_parquet_metadata(io.BytesIO(tail))
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+            return False
+        return True
+
+    def _is_odd(self, chunk: ColumnChunk) -> bool:
+        if is_odd_encoding(chunk.leaf, chunk.encodings):
+            return True
+        try:
+            return denies_nulls(self._file.read, chunk)
+        except ThriftError as error:
+            raise UnreadableObjectError(
+                self.uri, f"column {chunk.leaf.path}, byte {chunk.start:,}: {error}"
+            ) from None
+
+    def _decode(self, groups: Sequence[int], columns: Sequence[str]) -> pl.DataFrame:
+        try:
+            return decode(self._file.path, self._footer.schema, groups, columns, self._int96)
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            where = f"row groups {groups[0]} to {groups[-1]}, columns {', '.join(columns)}"
+            raise UnreadableObjectError(self.uri, f"{where}: {_line(error)}") from None
+
+    def _steps(self) -> Iterator[list[tuple[int, RowGroup]]]:
+        """Whole row groups and their numbers: as many as are decoded together."""
         part = self._fragment
         most = STEP_BYTES * part.rows // max(part.decoded_bytes, 1)
+        step: list[tuple[int, RowGroup]] = []
         gathered = 0
-        for number in range(part.row_group_start, part.row_group_stop):
-            rows = self._metadata.row_group(number).num_rows
-            if gathered and gathered + rows > most:
-                yield gathered
-                gathered = 0
-            gathered += rows
-        yield gathered
+        for number, group in enumerate(self._footer.groups, part.row_group_start):
+            if step and gathered + group.rows > most:
+                yield step
+                step, gathered = [], 0
+            step.append((number, group))
+            gathered += group.rows
+        yield step
 
     def close(self) -> None:
         """Free the copy."""
         self._file.close()
 
 
-def _belongs(path: str, columns: set[str]) -> bool:
-    """Whether a leaf is part of one of the columns (whose names may hold dots themselves)."""
-    return any(path == name or path.startswith(name + ".") for name in columns)
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500]
 
 
-def _open_all(storage: Storage, fragments: Sequence[Fragment]) -> list[FragmentCopy]:
+def _open_all(
+    storage: Storage, fragments: Sequence[Fragment], int96: Int96Unit
+) -> list[FragmentCopy]:
     """Open fragments, several at a time; when one cannot be opened, none stays open."""
     if len(fragments) == 1:
-        return [FragmentCopy(storage, fragments[0])]
+        return [FragmentCopy(storage, fragments[0], int96)]
     with ThreadPoolExecutor(FRAGMENTS_AT_ONCE) as pool:
-        opening = [pool.submit(FragmentCopy, storage, fragment) for fragment in fragments]
+        opening = [pool.submit(FragmentCopy, storage, fragment, int96) for fragment in fragments]
     errors = [error for one in opening if (error := one.exception()) is not None]
     if errors:
         for one in opening:
@@ -186,8 +286,11 @@ class ChunkSource:
         chunk: Chunk,
         schema: pl.Schema,
         row_filter: pl.Expr | None = None,
+        *,
         columns: Sequence[str] | None = None,
+        int96: Int96Unit = "us",
     ) -> None:
+        self._int96 = int96
         self._storage = storage
         self._chunk = chunk
         self._schema = schema
@@ -226,7 +329,7 @@ class ChunkSource:
     def _opened(self) -> list[FragmentCopy]:
         with self._lock:
             if self._copies is None:
-                self._copies = _open_all(self._storage, self._chunk.fragments)
+                self._copies = _open_all(self._storage, self._chunk.fragments, self._int96)
             return self._copies
 
     def scan(self) -> pl.LazyFrame:
@@ -253,16 +356,43 @@ class ChunkSource:
                 engine = copy.engine
                 if self._filter is not None:
                     # What is in memory by now is not streamed once more.
-                    shaped, engine = self._kept(shaped, engine, (number, step)).lazy(), "in-memory"
-                shaped = shaped.select(names)
+                    with naming(copy.uri, stored):
+                        kept = self._kept(shaped, engine, (number, step))
+                    shaped, engine = kept.lazy(), "in-memory"
+                if not names:
+                    shaped, engine = self._counted(shaped, engine).lazy(), "in-memory"
+                elif shaped.collect_schema().names() != names:
+                    shaped = shaped.select(names)
                 if left is not None:
-                    first = shaped.head(left).collect(engine=engine)
+                    with naming(copy.uri, stored):
+                        first = shaped.head(left).collect(engine=engine)
                     left, shaped, engine = left - first.height, first.lazy(), "in-memory"
-                if predicate is not None:
-                    shaped = shaped.filter(predicate)
-                yield shaped.collect(engine=engine)
+                yield self._collected(shaped, predicate, engine, (copy.uri, stored))
                 if left == 0:
                     return
+
+    @staticmethod
+    def _counted(shaped: pl.LazyFrame, engine: Engine) -> pl.DataFrame:
+        """A frame without columns that has as many rows: what asks for none may still count."""
+        return pl.DataFrame(height=shaped.select(pl.len()).collect(engine=engine).item())
+
+    @staticmethod
+    def _collected(
+        shaped: pl.LazyFrame,
+        predicate: pl.Expr | None,
+        engine: Engine,
+        where: tuple[str, Sequence[str]],
+    ) -> pl.DataFrame:
+        """Collect, and tell what the object is to blame for from what the transform is."""
+        if predicate is None:
+            with naming(*where):
+                return shaped.collect(engine=engine)
+        try:
+            return shaped.filter(predicate).collect(engine=engine)
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+            with naming(*where):
+                shaped.collect(engine=engine)
+            raise  # Without the transform's own predicate it can be read.
 
     def _kept(self, shaped: pl.LazyFrame, engine: Engine, step: tuple[int, int]) -> pl.DataFrame:
         """What the job's own filter leaves; how many rows it takes away is counted."""

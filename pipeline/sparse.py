@@ -39,6 +39,10 @@ class SparseFile:
             written = os.pwrite(self._descriptor, data, offset)
             offset, data = offset + written, data[written:]
 
+    def read(self, offset: int, length: int) -> bytes:
+        """Return bytes from an offset on; fewer at the end."""
+        return os.pread(self._descriptor, length, offset)
+
     def close(self) -> None:
         """Free the memory; scans that are still open keep theirs."""
         if self._open:

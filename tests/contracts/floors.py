@@ -5,6 +5,11 @@ other. A new module needs a line here: the lowest floor that lets it import what
 """
 
 FLOORS: dict[str, int] = {
+    "partitioning.thrift": -3,
+    "partitioning.parquet_footer": -2,
+    "partitioning.dtypes": -1,
+    "partitioning.pages": -1,
+    "partitioning.writers": -1,
     "partitioning.errors": 0,
     "partitioning.globs": 0,
     "partitioning.filters": 1,
@@ -44,6 +49,7 @@ FLOORS: dict[str, int] = {
     "pipeline.metrics": 11,
     "pipeline.records": 11,
     "pipeline.sparse": 11,
+    "pipeline.decoding": 11,
     "pipeline.stored": 10,
     "pipeline.tokens": 10,
     "pipeline.units": 11,

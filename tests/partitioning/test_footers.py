@@ -16,7 +16,8 @@ from partitioning import (
     Tail,
     plan_dataset,
 )
-from partitioning.footers import BadFooter, FooterGroup, FooterSpec, footer_length, read_footers
+from partitioning.footers import FooterGroup, FooterSpec, footer_length, read_footers
+from partitioning.parquet_footer import BadFooter
 from tests.partitioning.stores import DictReader, dataset, ids, parquet
 
 GOOD = parquet(ids(0, 10), 4)

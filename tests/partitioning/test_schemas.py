@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from partitioning import FilterError, Plan, PlanRequest, SchemaMismatchError, Term, plan_dataset
-from partitioning.schemas import normalise
+from partitioning.dtypes import polars_schema_of
 from tests.partitioning.stores import DictReader, parquet
 
 INT = pa.table({"a": [1], "b": [1]})
@@ -32,7 +32,7 @@ def test_order_metadata_nullability_and_offsets_do_not_make_schemas_differ() -> 
     assert plan(INT, other).schema == INT.schema
     wide = pa.schema([("s", pa.large_string()), ("l", pa.large_list(pa.field("item", pa.int8())))])
     slim = pa.schema([("s", pa.string_view()), ("l", pa.list_(pa.field("x", pa.int8())))])
-    assert normalise(wide) == normalise(slim)
+    assert polars_schema_of(wide) == polars_schema_of(slim)
 
 
 @pytest.mark.parametrize(
@@ -62,14 +62,14 @@ def test_a_conflict_of_types_names_the_column_and_two_objects_of_each(rule: str)
     with pytest.raises(SchemaMismatchError) as caught:
         plan(INT, INT, INT, TEXT, TEXT, schema=rule)
     text = str(caught.value)
-    assert "b: int64 in 3 (s3://b/t/0.parquet, s3://b/t/1.parquet); string in 2 " in text
+    assert "b: Int64 in 3 (s3://b/t/0.parquet, s3://b/t/1.parquet); String in 2 " in text
     assert "(s3://b/t/3.parquet, s3://b/t/4.parquet)" in text
     assert "  a: " not in text
     assert str(pickle.loads(pickle.dumps(caught.value))) == text
 
 
 def test_an_absent_column_is_named() -> None:
-    with pytest.raises(SchemaMismatchError, match=r"c: absent in 2 \(.*\); double in 1 \("):
+    with pytest.raises(SchemaMismatchError, match=r"c: absent in 2 \(.*\); Float64 in 1 \("):
         plan(INT, INT, MORE)
 
 
@@ -86,9 +86,9 @@ def test_a_nested_conflict_names_the_path() -> None:
     with pytest.raises(SchemaMismatchError) as caught:
         plan(one, two)
     text = str(caught.value)
-    assert "s.x[].y: int64 in 1 (s3://b/t/0.parquet); string in 1 (s3://b/t/1.parquet)" in text
-    assert "s.z: int64 in 1 (s3://b/t/0.parquet); absent in 1" in text
-    assert "m[value]: int64 in 1" in text
+    assert "s.x[].y: Int64 in 1 (s3://b/t/0.parquet); String in 1 (s3://b/t/1.parquet)" in text
+    assert "s.z: Int64 in 1 (s3://b/t/0.parquet); absent in 1" in text
+    assert "m[value]: Int64 in 1" in text
 
 
 def test_many_differing_columns_are_cut_short() -> None:

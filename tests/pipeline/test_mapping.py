@@ -24,7 +24,6 @@ from pipeline.errors import (
 from pipeline.ledger import Ledger
 from pipeline.mapping import BatchRun
 from pipeline.process import RunContext, apply, encode
-from pipeline.reading import polars_schema
 from pipeline.runs.ledger.keys import output_uri
 from pipeline.settings import Settings
 from pipeline.storage import Storage
@@ -79,7 +78,7 @@ class Case:
             plan=PLAN,
             transform=Transform("module:function", "code", call),
             code="code",
-            schema=polars_schema(PLAN.schema),
+            schema=PLAN.dtypes,
             row_filter=None,
         )
 

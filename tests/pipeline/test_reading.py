@@ -22,7 +22,7 @@ from polars.testing import assert_frame_equal
 from partitioning import Chunk, Plan, PlanRequest, Term, filter_expr, plan_dataset
 from pipeline import reading, sparse
 from pipeline.errors import ObjectChangedError, ObjectMissingError, TransientStorageError
-from pipeline.reading import ChunkSource, polars_schema
+from pipeline.reading import ChunkSource
 from pipeline.storage import Storage, StorageReader
 from tests.oracle import plain
 from tests.pipeline.storage.faulty import Faulty, each
@@ -118,7 +118,7 @@ def plan_of(storage: Storage, **request: Any) -> Plan:
 
 
 def source_of(storage: Storage, plan: Plan, chunk: Chunk, **options: Any) -> ChunkSource:
-    return ChunkSource(storage, chunk, polars_schema(plan.schema), **options)
+    return ChunkSource(storage, chunk, plan.dtypes, **options)
 
 
 def collected(

@@ -1,0 +1,430 @@
+"""What the columns of a Parquet file come as: the types that `pl.scan_parquet` gives them.
+
+Polars is asked, with an empty file of the same schema. Where Polars cannot read a schema, or would
+read wrong values, pyarrow is the second decoder, and the column comes as a type that holds what is
+stored; a note says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, Literal
+from zoneinfo import ZoneInfo
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from polars.exceptions import PanicException, PolarsError
+
+from partitioning.parquet_footer import FIXED_LEN_BYTE_ARRAY, INT96, FileSchema, Leaf, empty_file
+
+Int96Unit = Literal["us", "ns"]
+"""Unit of the times that INT96 columns come as: microseconds reach beyond the year 2262."""
+
+_INTERVAL: Final = 21
+"""Parquet's converted type of month, day and millisecond in 12 bytes."""
+_MOST_DIGITS: Final = 38
+"""Digits of Polars' decimals."""
+_NEWER_TYPES: Final = {16: "VARIANT", 17: "GEOMETRY", 18: "GEOGRAPHY"}
+_UTC: Final = frozenset({"UTC", "+00:00", "Etc/UTC", "GMT", "Z"})
+_ARROW_ERRORS: Final = (pa.ArrowException, OSError, ValueError, TypeError, KeyError)
+
+
+class UnreadableSchemaError(Exception):
+    """Neither decoder has a type for a column."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileTypes:
+    """What the columns of files of one schema come as."""
+
+    schema: pl.Schema
+    is_read_by_polars: bool
+    """False if pyarrow decodes all columns."""
+    by_pyarrow: frozenset[str]
+    """Columns that pyarrow decodes though Polars reads the others."""
+    notes: tuple[str, ...]
+    """What is told in the plan: columns that come as another type than they are."""
+
+
+@lru_cache(maxsize=64)
+def file_types(schema: FileSchema, arrow_schema: bytes | None, int96: Int96Unit) -> FileTypes:
+    """Return what the columns of a file come as.
+
+    Args:
+        schema: As the footer has it.
+        arrow_schema: The Arrow schema beside it.
+        int96: Unit of INT96 times.
+
+    Raises:
+        UnreadableSchemaError: some column has no type.
+    """
+    found = _by_polars(schema, arrow_schema)
+    by_arrow = found is None
+    notes: list[str] = []
+    types: dict[str, pl.DataType] = {}
+    odd = _odd_columns(schema, found)
+    arrow = _by_pyarrow(schema, arrow_schema, int96) if by_arrow or odd else None
+    for name in schema.columns:
+        if found is not None and name not in odd:
+            types[name] = found[name]
+            continue
+        assert arrow is not None, "pyarrow was asked for odd columns"
+        kind = arrow.field(schema.columns.index(name)).type
+        types[name], note = _stored_type(name, kind)
+        notes += [note] if note else []
+    notes += [
+        f"column {leaf.path}: INT96 times, read as Datetime({int96}) (input.int96)"
+        for leaf in schema.leaves
+        if leaf.physical == INT96
+    ]
+    notes += [
+        f"column {leaf.path}: {_NEWER_TYPES[next(iter(leaf.logical))]}, read as it is stored"
+        for leaf in schema.leaves
+        if leaf.logical and next(iter(leaf.logical)) in _NEWER_TYPES
+    ]
+    return FileTypes(pl.Schema(types), not by_arrow, frozenset(odd), tuple(notes))
+
+
+def _by_polars(schema: FileSchema, arrow_schema: bytes | None) -> pl.Schema | None:
+    """Return Polars' own types, or None where it refuses."""
+    if any(leaf.logical and next(iter(leaf.logical)) in _NEWER_TYPES for leaf in schema.leaves):
+        return None
+    if not _has_known_zones(arrow_schema):
+        return None  # Polars would panic, and print that.
+    file = io.BytesIO(empty_file(schema, arrow_schema))
+    try:
+        found = pl.scan_parquet(file, glob=False, hive_partitioning=False).collect_schema()
+    except (PolarsError, PanicException):
+        return None
+    return found if tuple(found) == schema.columns else None
+
+
+def _odd_columns(schema: FileSchema, found: pl.Schema | None) -> set[str]:
+    """Return columns that Polars would read wrongly, or not at all, though it has their type."""
+    odd = {leaf.column for leaf in schema.leaves if leaf.physical == INT96}
+    odd |= {leaf.column for leaf in schema.leaves if leaf.converted == _INTERVAL}
+    return odd | {
+        name for name, dtype in (found or {}).items() if any(map(_is_too_wide, _within(dtype)))
+    }
+
+
+def _is_too_wide(dtype: pl.DataType) -> bool:
+    return isinstance(dtype, pl.Decimal) and (dtype.precision or 0) > _MOST_DIGITS
+
+
+def _within(dtype: pl.DataType) -> Iterable[pl.DataType]:
+    """Yield a type and all types within it."""
+    yield dtype
+    for inner in _children(dtype):
+        yield from _within(inner)
+
+
+def _children(dtype: Any) -> list[Any]:
+    if isinstance(dtype, pl.Struct):
+        return [field.dtype for field in dtype.fields]
+    if isinstance(dtype, pl.List | pl.Array):
+        return [dtype.inner]
+    if isinstance(dtype, pl.Map):
+        return [dtype.key, dtype.value]
+    return []
+
+
+def _has_known_zones(arrow_schema: bytes | None) -> bool:
+    """Tell whether Polars knows all time zones of an Arrow schema."""
+    if arrow_schema is None:
+        return True
+    try:
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(arrow_schema)))
+    except (*_ARROW_ERRORS, binascii.Error):
+        return True  # Types of Polars' own, or damaged: Polars is asked.
+    return all(_is_zone(kind.tz) for field in schema for kind in _arrow_within(field.type))
+
+
+def _arrow_within(kind: pa.DataType) -> Iterable[Any]:
+    """Yield the time types with a zone within a type."""
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        yield kind
+    for at in range(kind.num_fields):
+        yield from _arrow_within(kind.field(at).type)
+
+
+def _is_zone(name: str) -> bool:
+    if name in _UTC:
+        return True
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def _by_pyarrow(schema: FileSchema, arrow_schema: bytes | None, int96: Int96Unit) -> pa.Schema:
+    file = pa.BufferReader(empty_file(schema, arrow_schema))
+    try:
+        opened = pq.ParquetFile(file, coerce_int96_timestamp_unit=int96)
+        arrow: pa.Schema = opened.schema_arrow
+    except _ARROW_ERRORS as error:
+        raise UnreadableSchemaError(f"no reader has its types: {_line(error)}") from None
+    if tuple(arrow.names) != schema.columns:
+        raise UnreadableSchemaError("no reader has its columns")
+    return arrow
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _stored_type(name: str, kind: pa.DataType) -> tuple[pl.DataType, str | None]:
+    """Return the type that holds what pyarrow reads, and a note if that is another one."""
+    plain = plain_type(kind)
+    if plain is None:
+        raise UnreadableSchemaError(f"column {name!r} is of type {kind}, which Polars has not")
+    dtype = polars_type(plain)
+    if plain == kind:
+        return dtype, None
+    return dtype, f"column {name}: {kind}, read as {dtype}; a value that does not fit is an error"
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType | None:
+    """Return the nearest Arrow type that Polars has, or None if there is none that is safe."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain_type(kind.storage_type)
+    if pa.types.is_timestamp(kind) and kind.tz is not None and not _is_zone(kind.tz):
+        return pa.timestamp(kind.unit, "UTC")
+    if pa.types.is_decimal(kind) and kind.precision > _MOST_DIGITS:
+        return pa.decimal128(_MOST_DIGITS, kind.scale) if kind.scale <= _MOST_DIGITS else None
+    if pa.types.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    if pa.types.is_union(kind) or pa.types.is_interval(kind):
+        return None
+    if not pa.types.is_nested(kind):
+        return kind
+    return _plain_nested(kind)
+
+
+def _plain_nested(kind: pa.DataType) -> pa.DataType | None:
+    inner = [plain_type(kind.field(at).type) for at in range(kind.num_fields)]
+    if any(one is None for one in inner):
+        return None
+    if pa.types.is_struct(kind):
+        return pa.struct([kind.field(at).with_type(one) for at, one in enumerate(inner)])
+    if pa.types.is_map(kind):
+        pair = inner[0]
+        assert pair is not None, "types without a plain one are refused above"
+        return pa.map_(pair.field(0).type, pair.field(1).type)
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(inner[0]), kind.list_size)
+    return pa.large_list(kind.value_field.with_type(inner[0]))
+
+
+def polars_type(kind: pa.DataType) -> pl.DataType:
+    """Return the Polars type of an Arrow type that Polars has."""
+    table = pa.table({"": pa.array([], kind)})
+    frame = pl.DataFrame(pl.from_arrow(table))
+    return frame.schema[""]
+
+
+def is_odd_encoding(leaf: Leaf, encodings: Iterable[int]) -> bool:
+    """Tell whether Polars lacks an encoding of a column chunk that pyarrow has."""
+    return leaf.physical == FIXED_LEN_BYTE_ARRAY and any(one in (7, 9) for one in encodings)
+
+
+# -- As Arrow: for filters, and in stored plans ----------------------------------------------
+
+
+def arrow_schema_of(schema: pl.Schema) -> pa.Schema:
+    """Return a schema in Arrow's types, without metadata; what Polars alone has comes nearest."""
+    return pa.schema([pa.field(name, arrow_type(dtype)) for name, dtype in schema.items()])
+
+
+def arrow_type(dtype: Any) -> pa.DataType:
+    """Return the Arrow type that stands for a Polars type in filters."""
+    if isinstance(dtype, pl.Extension):
+        return arrow_type(dtype.ext_storage())
+    if isinstance(dtype, pl.Struct):
+        return pa.struct([pa.field(f.name, arrow_type(f.dtype)) for f in dtype.fields])
+    if isinstance(dtype, pl.Array):
+        return pa.list_(pa.field("element", arrow_type(dtype.inner)), dtype.size)
+    if isinstance(dtype, pl.List):
+        return pa.list_(pa.field("element", arrow_type(dtype.inner)))
+    if isinstance(dtype, pl.Map):
+        return pa.map_(arrow_type(dtype.key), arrow_type(dtype.value))
+    if isinstance(dtype, pl.Categorical | pl.Enum):
+        return pa.dictionary(pa.int32(), pa.string())
+    if dtype in (pl.Int128, pl.UInt128):
+        return pa.decimal256(39, 0)
+    kind = _LEAVES.get(type(dtype))
+    return kind if kind is not None else pl.Series([], dtype=dtype).to_arrow().type
+
+
+_LEAVES: Final[dict[type[pl.DataType], pa.DataType]] = {
+    pl.String: pa.string(),
+    pl.Binary: pa.binary(),
+}
+
+
+# -- Stored ------------------------------------------------------------------------------------
+
+
+_NOTES: Final = "chunkmap.notes"
+
+
+def pack_schema(schema: pl.Schema, notes: Iterable[str] = ()) -> bytes:
+    """Return a schema as bytes, the same for the same schema and notes: an empty Parquet file."""
+    file = io.BytesIO()
+    schema.to_frame().write_parquet(
+        file,
+        compression="uncompressed",
+        statistics=False,
+        metadata={_NOTES: json.dumps(list(notes))},
+    )
+    return file.getvalue()
+
+
+@lru_cache(maxsize=64)
+def unpack_schema(data: bytes) -> tuple[pl.Schema, tuple[str, ...]]:
+    """Return what `pack_schema` was given."""
+    file = io.BytesIO(data)
+    schema = pl.scan_parquet(file, glob=False, hive_partitioning=False).collect_schema()
+    return schema, tuple(json.loads(pl.read_parquet_metadata(io.BytesIO(data))[_NOTES]))
+
+
+@lru_cache(maxsize=8)
+def polars_schema_of(schema: pa.Schema) -> pl.Schema:
+    """Return an Arrow schema as Polars reads it from Parquet."""
+    file = io.BytesIO()
+    pq.write_table(schema.empty_table(), file)
+    file.seek(0)
+    return pl.scan_parquet(file, glob=False, hive_partitioning=False).collect_schema()
+
+
+# -- Several files -----------------------------------------------------------------------------
+
+
+def wider_type(one: Any, other: Any) -> pl.DataType | None:
+    """Return the narrowest type that holds all values of two, or None if there is none.
+
+    As Iceberg widens (https://iceberg.apache.org/spec/#schema-evolution) and Polars' supertypes
+    do, but never with a loss: integers do not become floats.
+    """
+    if one == other:
+        return one  # type: ignore[no-any-return]
+    for first, second in ((one, other), (other, one)):
+        if first == pl.Null:
+            return second  # type: ignore[no-any-return]
+        for rule in _RULES:
+            found = rule(first, second)
+            if found is not None:
+                return found
+    return None
+
+
+def _wider_number(one: Any, other: Any) -> pl.DataType | None:
+    if one.is_float() and other.is_float():
+        return max((one, other), key=lambda dtype: _FLOATS.index(type(dtype)))  # type: ignore[no-any-return]
+    if not (one.is_integer() and other.is_integer()):
+        return None
+    low = min(_reach(one)[0], _reach(other)[0])
+    high = max(_reach(one)[1], _reach(other)[1])
+    fits = (dtype for dtype in _INTEGERS if _reach(dtype)[0] <= low and high <= _reach(dtype)[1])
+    return next(fits, None)
+
+
+_FLOATS: Final = [pl.Float16, pl.Float32, pl.Float64]
+_INTEGERS: Final[tuple[Any, ...]] = (
+    pl.Int8(), pl.UInt8(), pl.Int16(), pl.UInt16(), pl.Int32(), pl.UInt32(), pl.Int64(),
+    pl.UInt64(), pl.Int128(), pl.UInt128(),
+)  # fmt: skip
+
+
+def _reach(dtype: Any) -> tuple[int, int]:
+    """Return the least and the greatest value of an integer type."""
+    bits = int(str(dtype).lstrip("UInt"))
+    return (
+        (0, 2**bits - 1)
+        if dtype.is_unsigned_integer()
+        else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    )
+
+
+def _wider_decimal(one: Any, other: Any) -> pl.DataType | None:
+    if not (isinstance(one, pl.Decimal) and isinstance(other, pl.Decimal)):
+        return None
+    scale = max(one.scale, other.scale)
+    whole = max((d.precision or _MOST_DIGITS) - d.scale for d in (one, other))
+    return pl.Decimal(whole + scale, scale) if whole + scale <= _MOST_DIGITS else None
+
+
+def _wider_time(one: Any, other: Any) -> pl.DataType | None:
+    units = ["ms", "us", "ns"]
+    if isinstance(one, pl.Duration) and isinstance(other, pl.Duration):
+        return pl.Duration(max(one.time_unit, other.time_unit, key=units.index))
+    if not (isinstance(one, pl.Datetime) and isinstance(other, pl.Datetime)):
+        return None
+    zones = {"UTC" if d.time_zone in _UTC else d.time_zone for d in (one, other)}
+    if len(zones) > 1:
+        return None
+    return pl.Datetime(max(one.time_unit, other.time_unit, key=units.index), zones.pop())
+
+
+def _wider_text(one: Any, other: Any) -> pl.DataType | None:
+    kinds = (pl.String, pl.Categorical, pl.Enum)
+    return pl.String() if isinstance(one, kinds) and isinstance(other, kinds) else None
+
+
+def _wider_list(one: Any, other: Any) -> pl.DataType | None:
+    lists = (pl.List, pl.Array)
+    if not (isinstance(one, lists) and isinstance(other, lists)):
+        return None
+    inner = wider_type(one.inner, other.inner)
+    if inner is None:
+        return None
+    if isinstance(one, pl.Array) and isinstance(other, pl.Array) and one.size == other.size:
+        return pl.Array(inner, one.size)
+    return pl.List(inner)
+
+
+def _wider_map(one: Any, other: Any) -> pl.DataType | None:
+    if not (isinstance(one, pl.Map) and isinstance(other, pl.Map)):
+        return None
+    key, value = wider_type(one.key, other.key), wider_type(one.value, other.value)
+    return None if key is None or value is None else pl.Map(key, value)
+
+
+def _wider_struct(one: Any, other: Any) -> pl.DataType | None:
+    if not (isinstance(one, pl.Struct) and isinstance(other, pl.Struct)):
+        return None
+    fields = {field.name: field.dtype for field in one.fields}
+    for field in other.fields:
+        wider = wider_type(fields.get(field.name, pl.Null()), field.dtype)
+        if wider is None:
+            return None
+        fields[field.name] = wider
+    return pl.Struct(fields)
+
+
+_RULES: Final[tuple[Callable[[Any, Any], pl.DataType | None], ...]] = (
+    _wider_number, _wider_decimal, _wider_time, _wider_text, _wider_list, _wider_map,
+    _wider_struct,
+)  # fmt: skip
+
+
+def can_become(dtype: Any, wanted: Any) -> bool:
+    """Tell whether values can be cast to a type so that each either fits or is an error."""
+    if wider_type(dtype, wanted) == wanted or (dtype.is_integer() and wanted.is_integer()):
+        return True
+    if isinstance(wanted, pl.Categorical | pl.Enum):
+        return isinstance(dtype, pl.String | pl.Categorical | pl.Enum)
+    if isinstance(dtype, pl.Struct) and isinstance(wanted, pl.Struct):
+        have = {field.name: field.dtype for field in dtype.fields}
+        return all(f.name not in have or can_become(have[f.name], f.dtype) for f in wanted.fields)
+    if isinstance(dtype, pl.List) and isinstance(wanted, pl.List):
+        return can_become(dtype.inner, wanted.inner)
+    return False

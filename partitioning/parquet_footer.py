@@ -1,0 +1,467 @@
+"""A Parquet file's footer, parsed and checked: schema, row groups, column chunks, statistics.
+
+Everything that a reader will later follow (offsets, sizes, counts) is held against the object's
+size here, for all columns, so that no reader has to meet it.
+
+The format: https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final
+
+from partitioning.thrift import (
+    BYTES,
+    INTEGER,
+    LISTS,
+    STRUCT,
+    Hook,
+    Many,
+    Struct,
+    ThriftError,
+    Values,
+    Wanted,
+    read_list_header,
+    read_struct,
+    skip,
+    write_list_header,
+    write_varint,
+)
+
+MAGIC: Final = b"PAR1"
+END: Final = 8
+"""Bytes behind the footer: its length (4) and the magic bytes (4)."""
+_MOST_LEVELS: Final = 32
+"""Levels of nested columns: readers recurse, and what nests without end exhausts their stack."""
+
+INT96: Final = 3
+BYTE_ARRAY: Final = 6
+FIXED_LEN_BYTE_ARRAY: Final = 7
+_PHYSICAL: Final = (
+    "BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY",
+)  # fmt: skip
+_LZO: Final = 3
+_CODECS: Final = 8
+_REPEATED: Final = 2
+
+
+class BadFooter(Exception):
+    """One object is not readable Parquet: (offset in bytes, reason)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One Parquet leaf: a column that holds values."""
+
+    index: int
+    """Position among the file's leaves."""
+    column: str
+    """Top-level column that it is part of."""
+    path: str
+    """Names from the top, joined by dots: for messages."""
+    physical: int
+    """Parquet's physical type."""
+    length: int
+    """Bytes of a value of fixed length, else 0."""
+    converted: int | None
+    """Parquet's older kind of logical type."""
+    logical: Values | None
+    """Parquet's logical type: a union of structs."""
+    definition: int
+    """Parquet's definition level of a value that is not null; 0 if nothing can be null."""
+    is_repeated: bool
+    """Whether it is in a list or a map."""
+    is_top: bool
+    """Whether it is a top-level column itself."""
+
+    @property
+    def is_nullable(self) -> bool:
+        """Whether it, or something that it is in, may be null."""
+        return self.definition > 0
+
+
+@dataclass(frozen=True, slots=True)
+class FileSchema:
+    """The schema of a file as its footer has it."""
+
+    leaves: tuple[Leaf, ...] = field(compare=False)
+    columns: tuple[str, ...]
+    """Top-level columns."""
+    raw: bytes
+    """The list of schema elements as the file has it."""
+
+
+@dataclass(slots=True)
+class ColumnChunk:
+    """One column chunk as a footer says it, checked against its object."""
+
+    leaf: Leaf
+    start: int
+    """Offset of its first page."""
+    compressed: int
+    """Bytes from there on."""
+    uncompressed: int
+    values: int
+    """Nulls included."""
+    has_dictionary: bool
+    encodings: list[int]
+    """Empty unless asked for."""
+    statistics: Values | None
+    """As stored; None unless asked for."""
+
+
+@dataclass(slots=True)
+class RowGroup:
+    """One row group."""
+
+    rows: int
+    columns: list[ColumnChunk]
+    """Those that were asked for, in the order of the leaves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """A footer."""
+
+    schema: FileSchema
+    rows: int
+    groups: list[RowGroup]
+    """Those that were asked for."""
+    count: int
+    """Row groups of the file."""
+    created_by: str
+    """The writer, as it calls itself; empty if it does not."""
+    arrow_schema: bytes | None
+    """The Arrow schema that the writer has stored beside its own."""
+
+
+_ELEMENT: Final[dict[int, Wanted]] = {
+    1: INTEGER, 2: INTEGER, 3: INTEGER, 4: BYTES, 5: INTEGER, 6: INTEGER,
+    10: Struct({n: Struct({1: INTEGER, 2: Struct({n: Struct({}) for n in (1, 2, 3)})})
+                for n in range(1, 19)}),
+}  # fmt: skip
+_STATISTICS: Final = Struct({1: BYTES, 2: BYTES, 3: INTEGER, 5: BYTES, 6: BYTES})
+_META: Final = {
+    1: INTEGER, 4: INTEGER, 5: INTEGER, 6: INTEGER, 7: INTEGER, 9: INTEGER, 11: INTEGER,
+}  # fmt: skip
+_COLUMN: Final = {1: BYTES, 3: Struct(_META), 8: Struct({}), 9: BYTES}
+_COLUMN_WITH_STATISTICS: Final = {**_COLUMN, 3: Struct({**_META, 12: _STATISTICS})}
+_COLUMN_WITH_ENCODINGS: Final = {**_COLUMN, 3: Struct({**_META, 2: Many(INTEGER)})}
+_KEY_VALUE: Final = Many(Struct({1: BYTES, 2: BYTES}))
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What to take from a footer besides what is always checked."""
+
+    columns: frozenset[str] | None = None
+    """Top-level columns whose column chunks are wanted; None is all."""
+    statistics: frozenset[str] = frozenset()
+    """Columns whose statistics are wanted."""
+    encodings: bool = False
+    """Whether the encodings are wanted."""
+    groups: range | None = None
+    """Row groups that are wanted: others are not looked at. None is all."""
+
+
+def parse_footer(data: bytes, size: int, wish: Wish) -> Footer:
+    """Parse a footer and check it.
+
+    Args:
+        data: The footer alone, without its length and the magic bytes.
+        size: Bytes of the object.
+        wish: What to take.
+
+    Raises:
+        BadFooter: it does not parse, contradicts itself or its object, or needs what no reader
+            here has.
+    """
+    start = size - END - len(data)
+    walk = _Walk(start, wish)
+    fields: dict[int, Wanted] = {
+        2: Hook(walk.schema_list), 3: INTEGER, 4: Hook(walk.row_groups), 5: _KEY_VALUE, 6: BYTES,
+    }  # fmt: skip
+    try:
+        found, _ = read_struct(data, 0, fields)
+        return walk.footer(found)
+    except (ThriftError, IndexError) as error:
+        reason = str(error) if isinstance(error, ThriftError) else "it ends too early"
+        raise BadFooter(start, f"footer does not parse: {reason}") from None
+    except UnicodeDecodeError:
+        raise BadFooter(start, "a column's name is not UTF-8") from None
+    except _Contradiction as error:
+        raise BadFooter(start, str(error)) from None
+
+
+class _Contradiction(Exception):
+    """What a footer says cannot be, or is not supported."""
+
+
+class _Walk:
+    """One pass over a footer; row groups come before what tells who wrote them."""
+
+    def __init__(self, end: int, wish: Wish) -> None:
+        self._end, self._wish = end, wish
+        self._schema: FileSchema | None = None
+        self._fields: tuple[Mapping[int, Any], ...] = ()
+        self._kept: tuple[bool, ...] = ()
+        self._groups: list[RowGroup] = []
+        self._count = self._rows = 0
+
+    def schema_list(self, data: bytes, at: int, kind: int) -> int:
+        end = skip(data, at, kind)
+        if kind not in LISTS:
+            raise _Contradiction("its schema is no list")
+        schema = self._schema = parse_schema(data[at:end])
+        wish = self._wish
+        self._kept = tuple(wish.columns is None or x.column in wish.columns for x in schema.leaves)
+        usual = _COLUMN_WITH_ENCODINGS if wish.encodings else _COLUMN
+        self._fields = tuple(
+            _COLUMN_WITH_STATISTICS if leaf.column in wish.statistics else usual
+            for leaf in schema.leaves
+        )
+        return end
+
+    def row_groups(self, data: bytes, at: int, kind: int) -> int:
+        if self._schema is None or self._count:
+            raise _Contradiction("its schema and its row groups are not in their order")
+        if kind not in LISTS:
+            return skip(data, at, kind)
+        element, count, at = read_list_header(data, at)
+        for _ in range(count):
+            if element != STRUCT:
+                raise _Contradiction("its row groups are no structs")
+            wanted = self._wish.groups
+            if wanted is None or self._count in wanted:
+                at = self._row_group(data, at)
+            else:
+                at = skip(data, at, STRUCT)
+            self._count += 1
+        return at
+
+    def _row_group(self, data: bytes, at: int) -> int:
+        columns: list[ColumnChunk] = []
+
+        def read_columns(data: bytes, at: int, kind: int) -> int:
+            if kind not in LISTS:
+                return skip(data, at, kind)
+            return self._columns(data, at, columns)
+
+        found, at = read_struct(data, at, {1: Hook(read_columns), 3: INTEGER})
+        rows = found.get(3, -1)
+        if rows < 0:
+            raise _Contradiction(f"row group {self._count} has {rows} rows")
+        assert self._schema is not None, "row groups without a schema are refused"
+        if len(columns) != len(self._schema.leaves):
+            raise _Contradiction(
+                f"row group {self._count} has {len(columns)} columns, the schema "
+                f"{len(self._schema.leaves)}"
+            )
+        for column in columns:
+            values = column.values
+            if values < rows or (values > rows and not column.leaf.is_repeated):
+                raise _Contradiction(
+                    f"row group {self._count} has {rows} rows, its column {column.leaf.path} "
+                    f"{values} values"
+                )
+        if self._wish.columns is not None:
+            kept = self._kept
+            columns = [one for one in columns if kept[one.leaf.index]]
+        self._rows += rows
+        self._groups.append(RowGroup(rows, columns))
+        return at
+
+    def _columns(self, data: bytes, at: int, columns: list[ColumnChunk]) -> int:
+        assert self._schema is not None, "row groups without a schema are refused"
+        leaves = self._schema.leaves
+        columns.clear()
+        element, count, at = read_list_header(data, at)
+        if count != len(leaves) or (count and element != STRUCT):
+            raise _Contradiction(
+                f"row group {self._count} has {count} columns, the schema {len(leaves)}"
+            )
+        for leaf, fields in zip(leaves, self._fields, strict=True):
+            found, at = read_struct(data, at, fields)
+            try:
+                columns.append(self._column(leaf, found))
+            except _Contradiction as error:
+                raise _Contradiction(
+                    f"row group {self._count}, column {leaf.path}: {error}"
+                ) from None
+        return at
+
+    def _column(self, leaf: Leaf, found: Values) -> ColumnChunk:
+        meta = found.get(3)
+        if 8 in found or 9 in found:
+            raise _Contradiction("encrypted columns are not supported")
+        if meta is None:
+            raise _Contradiction("its metadata are missing")
+        if 1 in found:
+            raise _Contradiction("its pages are in another file")
+        codec = meta.get(4, -1)
+        if codec == _LZO or not 0 <= codec < _CODECS:
+            raise _Contradiction(
+                "compressed with LZO: not supported" if codec == _LZO else f"unknown codec {codec}"
+            )
+        if meta.get(1) != leaf.physical:
+            raise _Contradiction("its type is not the schema's")
+        values, compressed = meta.get(5, -1), meta.get(7, -1)
+        start = meta.get(9, -1)
+        dictionary = meta.get(11, 0)
+        if dictionary > 0:  # Some writers store a 0 for none.
+            start = min(start, dictionary)
+        if values < 0 or compressed < 0 or meta.get(6, -1) < 0:
+            raise _Contradiction(f"{values} values in {compressed} bytes")
+        # Empty row groups point anywhere.
+        if values and not (start >= 4 and start + compressed <= self._end):
+            raise _Contradiction(
+                f"bytes {start:,} to {start + compressed:,} lie outside of the "
+                f"{self._end:,} bytes before the footer"
+            )
+        return ColumnChunk(
+            leaf,
+            start,
+            compressed,
+            meta[6],
+            values,
+            dictionary > 0,
+            meta.get(2, []),
+            meta.get(12),
+        )
+
+    def footer(self, found: Values) -> Footer:
+        if self._schema is None:
+            raise ThriftError("it has no schema")
+        rows = found.get(3, -1)
+        if rows != self._rows and self._wish.groups is None:
+            raise _Contradiction(f"claims {rows} rows; its row groups hold {self._rows}")
+        pairs = {one.get(1): one.get(2) for one in found.get(5, ())}
+        return Footer(
+            self._schema,
+            rows,
+            self._groups,
+            self._count,
+            found.get(6, b"").decode("utf-8", "replace"),
+            pairs.get(b"ARROW:schema"),
+        )
+
+
+@lru_cache(maxsize=64)
+def parse_schema(raw: bytes) -> FileSchema:
+    """Parse a list of schema elements: a tree, its nodes in depth-first order."""
+    _, count, at = read_list_header(raw, 0)
+    elements: list[Values] = []
+    for _ in range(count):
+        found, at = read_struct(raw, at, _ELEMENT)
+        elements.append(found)
+    if not elements:
+        raise _Contradiction("its schema is empty")
+    tree = _Tree(elements)
+    columns = tuple(tree.children())
+    if tree.at != len(elements):
+        raise _Contradiction(f"its schema has {len(elements)} elements, of which {tree.at} count")
+    if len(set(columns)) < len(columns):
+        twice = next(name for name in columns if columns.count(name) > 1)
+        raise _Contradiction(f"column {twice!r} occurs twice")
+    return FileSchema(tuple(tree.leaves), columns, raw)
+
+
+@dataclass(frozen=True, slots=True)
+class _Above:
+    """What a column is in."""
+
+    names: tuple[str, ...] = ()
+    definition: int = 0
+    is_repeated: bool = False
+
+
+class _Tree:
+    """Schema elements, taken one after the other."""
+
+    def __init__(self, elements: list[Values]) -> None:
+        self._elements = elements
+        self.at = 0
+        self.leaves: list[Leaf] = []
+
+    def children(self) -> Iterator[str]:
+        """Take the root and all below it; yield the names of the columns."""
+        root = self._take()
+        for _ in range(self._count(root, "the schema")):
+            yield self._node(_Above())
+
+    def _take(self) -> Values:
+        if self.at >= len(self._elements):
+            raise _Contradiction("its schema ends too early")
+        self.at += 1
+        return self._elements[self.at - 1]
+
+    def _count(self, element: Values, name: str) -> int:
+        count: int = element.get(5, 0)
+        if not 0 <= count <= len(self._elements):
+            raise _Contradiction(f"{name} claims {count} columns")
+        return count
+
+    def _node(self, above: _Above) -> str:
+        element = self._take()
+        name: str = element.get(4, b"").decode()
+        names = (*above.names, name)
+        if len(names) > _MOST_LEVELS:
+            raise _Contradiction(f"column {names[0]!r} has more than {_MOST_LEVELS} levels")
+        repetition = element.get(3)
+        if repetition not in (0, 1, _REPEATED):
+            raise _Contradiction(f"column {'.'.join(names)!r} does not say whether it is nullable")
+        inside = _Above(
+            names,
+            above.definition + (repetition != 0),
+            above.is_repeated or repetition == _REPEATED,
+        )
+        if 1 in element:
+            self._leaf(element, inside)
+            return name
+        count = self._count(element, repr(".".join(names)))
+        if not count:
+            raise _Contradiction(f"column {'.'.join(names)!r} has neither a type nor fields")
+        below = [self._node(inside) for _ in range(count)]
+        if len(set(below)) < len(below):
+            raise _Contradiction(f"column {'.'.join(names)!r} has two fields of one name")
+        return name
+
+    def _leaf(self, element: Values, inside: _Above) -> None:
+        path = ".".join(inside.names)
+        physical = element[1]
+        if not 0 <= physical < len(_PHYSICAL):
+            raise _Contradiction(f"column {path!r} is of the unknown type {physical}")
+        length = element.get(2, 0)
+        if physical == FIXED_LEN_BYTE_ARRAY and not 0 < length < 1 << 31:
+            raise _Contradiction(f"column {path!r} has values of {length} bytes")
+        self.leaves.append(
+            Leaf(
+                len(self.leaves),
+                inside.names[0],
+                path,
+                physical,
+                length,
+                element.get(6),
+                element.get(10),
+                inside.definition,
+                inside.is_repeated,
+                len(inside.names) == 1,
+            )
+        )
+
+
+def empty_file(schema: FileSchema, arrow_schema: bytes | None) -> bytes:
+    """Return a Parquet file of a schema, without rows: what readers make of it is asked with it."""
+    footer = b"\x15\x04\x19" + schema.raw + b"\x16\x00\x19" + write_list_header(STRUCT, 0)
+    if arrow_schema is not None:
+        key = b"ARROW:schema"
+        footer += (
+            b"\x19" + write_list_header(STRUCT, 1)
+            + b"\x18" + write_varint(len(key)) + key
+            + b"\x18" + write_varint(len(arrow_schema)) + arrow_schema + b"\x00"
+        )  # fmt: skip
+    footer += b"\x00"
+    return MAGIC + footer + len(footer).to_bytes(4, "little") + MAGIC

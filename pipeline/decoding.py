@@ -1,0 +1,106 @@
+"""Decoding columns with pyarrow: what Polars refuses, or would read wrongly.
+
+The result has the types that `partitioning.dtypes` promises: pyarrow's own, made plain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from partitioning.dtypes import Int96Unit, plain_type
+from partitioning.parquet_footer import INT96, FileSchema
+
+_PER_SECOND = {"us": 10**6, "ns": 10**9}
+
+
+class OutOfRangeError(ValueError):
+    """A time that no value of the wanted unit holds."""
+
+
+def decode(
+    path: str,
+    schema: FileSchema,
+    groups: Sequence[int],
+    columns: Sequence[str],
+    int96: Int96Unit,
+) -> pl.DataFrame:
+    """Decode columns of some row groups.
+
+    Args:
+        path: The file.
+        schema: As its footer has it.
+        groups: Numbers of the row groups.
+        columns: Top-level columns.
+        int96: Unit of INT96 times.
+
+    Raises:
+        OutOfRangeError: an INT96 time does not fit the unit.
+        pa.ArrowException, OSError, ValueError: the data are damaged.
+    """
+    times = {leaf.column for leaf in schema.leaves if leaf.physical == INT96}
+    table = _read(path, groups, columns, int96)
+    for name in times.intersection(columns):
+        seconds = _read(path, groups, [name], "s")
+        _check_times(name, table[name], seconds[name], int96)
+    plain = [_plain(table[name]) for name in columns]
+    return pl.DataFrame(pl.from_arrow(pa.table(plain, names=list(columns))))
+
+
+def _read(path: str, groups: Sequence[int], columns: Sequence[str], unit: str) -> pa.Table:
+    with pq.ParquetFile(path, coerce_int96_timestamp_unit=unit) as file:
+        found = file.read_row_groups(groups, columns=list(columns), use_threads=False)
+    return found.select(list(columns))
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    kind = plain_type(column.type)
+    if kind is None:
+        raise ValueError(f"columns of type {column.type} are not supported")
+    if kind == column.type:
+        return column
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = pa.chunked_array(
+            [part.storage for part in column.chunks], column.type.storage_type
+        )
+    return column.cast(kind)
+
+
+def _check_times(
+    name: str, times: pa.ChunkedArray, seconds: pa.ChunkedArray, unit: Int96Unit
+) -> None:
+    """Raise OutOfRangeError if a time is not the one that its seconds say: it has overflowed."""
+    for part, whole in zip(_times(times), _times(seconds), strict=True):
+        found = pc.cast(part, pa.int64())
+        expected = pc.cast(whole, pa.int64())
+        # Rounded down, as both are.
+        floors = pc.floor(pc.divide(pc.cast(found, pa.float64(), safe=False), _PER_SECOND[unit]))
+        off = pc.greater(pc.abs(pc.subtract(pc.cast(floors, pa.int64()), expected)), 1)
+        wrong = expected.filter(off)
+        if len(wrong):
+            raise OutOfRangeError(
+                f"column {name}: an INT96 time of {wrong[0].as_py():,} seconds from 1970 does not "
+                f"fit Datetime({unit}); set input.int96 to us"
+                if unit == "ns"
+                else f"column {name}: an INT96 time of {wrong[0].as_py():,} seconds from 1970 does "
+                f"not fit Datetime({unit})"
+            )
+
+
+def _times(column: pa.ChunkedArray) -> Iterator[pa.Array]:
+    """Yield the times within a column's values, however deep they lie."""
+    for part in column.chunks:
+        yield from _times_of(part)
+
+
+def _times_of(values: pa.Array) -> Iterator[pa.Array]:
+    if pa.types.is_timestamp(values.type):
+        yield values
+    elif pa.types.is_struct(values.type) or pa.types.is_nested(values.type):
+        inner = values.flatten()
+        for one in inner if isinstance(inner, list) else [inner]:
+            yield from _times_of(one)
