@@ -87,6 +87,7 @@ def freeze(
         {
             "id": plan_id(serialised, chunks["id"].to_pylist()),
             "schema": serialised.hex(),
+            "raw_folders": True,
             "input": {**request.describe(), "read_key": read_key},
             "chunks": len(ranges),
             "fragments": int(chunks["fragments"].to_numpy().sum()),

@@ -21,6 +21,7 @@
     │   └── PreconditionFailedError
     ├── StateError
     ├── TransformError
+    │   └── PartitionColumnError
     ├── ChunkTimeoutError
     ├── SchemaChangedError
     ├── StackError
@@ -241,6 +242,10 @@ class StateError(ChunkmapError):
 
 class TransformError(ChunkmapError):
     """The transform cannot be loaded, raised, or returned what it may not return."""
+
+
+class PartitionColumnError(TransformError):
+    """A result's partition column does not say what the key of the output will say."""
 
 
 class ChunkTimeoutError(ChunkmapError):

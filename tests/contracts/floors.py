@@ -7,6 +7,7 @@ other. A new module needs a line here: the lowest floor that lets it import what
 FLOORS: dict[str, int] = {
     "partitioning.errors": 0,
     "partitioning.globs": 0,
+    "partitioning.hivepaths": 0,
     "partitioning.filters": 1,
     "partitioning.schemas": 1,
     "partitioning.tablefile": 1,
@@ -60,6 +61,7 @@ FLOORS: dict[str, int] = {
     "pipeline.transforms": 14,
     "pipeline.runs.ledger": 12,
     "pipeline.segments": 13,
+    "pipeline.key_columns": 14,
     "pipeline.runs.ledger.completion_log": 14,
     "pipeline.runs.ledger.find": 16,
     "pipeline.ledger": 15,
