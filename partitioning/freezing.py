@@ -100,6 +100,7 @@ def freeze(
         {
             **meta,
             "id": plan_id(schema_identity(meta), chunks["id"].to_pylist()),
+            "raw_folders": True,
             "input": {**request.describe(), "read_key": read_key},
             "chunks": len(ranges),
             "fragments": int(chunks["fragments"].to_numpy().sum()),

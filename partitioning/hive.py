@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Final
@@ -11,22 +12,25 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from partitioning.errors import SchemaMismatchError
+from partitioning.errors import ColumnError, SchemaMismatchError
+from partitioning.hivepaths import NULL_VALUE, raw_values
 from partitioning.model import PartitionValue
 
-NULL: Final = "__HIVE_DEFAULT_PARTITION__"
 _INTEGER: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 _DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
+_TYPES: Final[Mapping[str, pa.DataType]] = {
+    "string": pa.string(),
+    "int8": pa.int8(),
+    "int16": pa.int16(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "date": pa.date32(),
+}
+HIVE_TYPES: Final = tuple(_TYPES)
+"""Types that a Hive column can be declared to have."""
 
-
-def raw_values(directory: str) -> tuple[tuple[str, str], ...]:
-    """Return the (name, raw value) pairs of a directory's path, in order; the last wins."""
-    found: dict[str, str] = {}
-    for segment in directory.split("/"):
-        name, equals, value = segment.partition("=")
-        if equals and name:
-            found[name] = value
-    return tuple(found.items())
+Convert = Callable[[str], PartitionValue]
+"""From a decoded text to a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +39,22 @@ class Hive:
 
     names: tuple[str, ...]
     types: tuple[pa.DataType, ...]
-    """date32, int64 or string: the narrowest that all values have."""
+    """As declared; else date32, int64 or string: the narrowest that all values have."""
     columns: tuple[list[PartitionValue], ...]
     """A value per object for each name."""
+    raws: tuple[list[str], ...]
+    """The raw text of each value: what tells partitions apart."""
 
     def fields(self) -> list[pa.Field]:
         """Return the Arrow fields, to be appended to the files' columns."""
         return [pa.field(n, t) for n, t in zip(self.names, self.types, strict=True)]
+
+    def take(self, order: Sequence[int]) -> Hive:
+        """Return the values of some objects, in this order."""
+        columns = tuple([column[i] for i in order] for column in self.columns)
+        return Hive(
+            self.names, self.types, columns, tuple([raws[i] for i in order] for raws in self.raws)
+        )
 
 
 def parse(
@@ -50,12 +63,13 @@ def parse(
     *,
     lenient: bool,
     others: Iterable[str] = (),
+    declared: Mapping[str, str] | None = None,
 ) -> Hive:
     """Parse the objects' directories (below the prefix).
 
-    Percent-decoding is for values only, as writers encode them; a key is never decoded. A
-    column is of integers if all its values are (leading zeros allowed, as in `month=01`), of
-    dates if all are `YYYY-MM-DD`, else of text.
+    Percent-decoding is for values only, as writers encode them; a key is never decoded. Unless
+    its type is declared, a column is of integers if all its values are (leading zeros allowed, as
+    in `month=01`), of dates if all are `YYYY-MM-DD`, else of text.
 
     Args:
         directories: a path per object.
@@ -63,66 +77,121 @@ def parse(
         lenient: a name that an object lacks is null instead of an error.
         others: directories of objects that are left out, whose values decide types all the same:
             the same column has the same type whichever windows of a dataset are planned.
+        declared: the type (of `HIVE_TYPES`) of some columns, by name.
 
     Raises:
-        SchemaMismatchError: some objects lack a partition column that others have.
+        SchemaMismatchError: some objects lack a partition column that others have, or a value is
+            not of its column's declared type.
+        ColumnError: a type is declared for what is no partition column.
     """
-    distinct, others = {d: raw_values(d) for d in set(directories)}, tuple(others)
-    names = _ordered_names(directories, distinct)
+    declared = declared or {}
+    distinct = {d: dict(raw_values(d)) for d in set(directories)}
+    outside = [dict(raw_values(d)) for d in others]
+    names = _ordered_names(distinct)
     if not lenient:
         _check(directories, distinct, uris, names)
-    types, columns = [], []
+    _check_declared(declared, names)
+    types, columns, spelled = [], [], []
     for name in names:
-        raws = {d: dict(pairs).get(name) for d, pairs in distinct.items()}
-        texts = {d: None if r is None or r == NULL else unquote(r) for d, r in raws.items()}
-        further = (dict(raw_values(d)).get(name) for d in others)
-        kind, convert = _kind(
-            [t for t in texts.values() if t is not None]
-            + [unquote(r) for r in further if r is not None and r != NULL]
-        )
-        values = {d: None if t is None else convert(t) for d, t in texts.items()}
+        own = {d: values.get(name, NULL_VALUE) for d, values in distinct.items()}
+        texts = {raw: unquote(raw) for raw in own.values() if raw != NULL_VALUE}
+        if name in declared:
+            kind, convert = _as_declared(
+                name, declared[name], texts, places=(own, directories, uris)
+            )
+        else:
+            further = {raws.get(name, NULL_VALUE) for raws in outside} - {NULL_VALUE}
+            kind, convert = _kind([*texts.values(), *map(unquote, further)])
+        values = {raw: convert(text) for raw, text in texts.items()}
         types.append(kind)
-        columns.append([values[d] for d in directories])
-    return Hive(tuple(names), tuple(types), tuple(columns))
+        columns.append([values.get(own[d]) for d in directories])
+        spelled.append([own[d] for d in directories])
+    return Hive(tuple(names), tuple(types), tuple(columns), tuple(spelled))
 
 
-def _ordered_names(
-    directories: Sequence[str], distinct: dict[str, tuple[tuple[str, str], ...]]
-) -> list[str]:
+def _ordered_names(distinct: Mapping[str, Mapping[str, str]]) -> list[str]:
     names: dict[str, None] = {}
     # Sorted, so that the order of a listing decides nothing.
     for directory in sorted(distinct):
-        names.update(dict.fromkeys(name for name, _ in distinct[directory]))
+        names.update(dict.fromkeys(distinct[directory]))
     return list(names)
 
 
 def _check(
     directories: Sequence[str],
-    distinct: dict[str, tuple[tuple[str, str], ...]],
+    distinct: Mapping[str, Mapping[str, str]],
     uris: Sequence[str],
     names: list[str],
 ) -> None:
-    lacking = {d for d, pairs in distinct.items() if len(pairs) != len(names)}
+    lacking = {d for d, values in distinct.items() if len(values) != len(names)}
     if not lacking:
         return
-    example = min(u for d, u in zip(directories, uris, strict=True) if d in lacking)
-    has = {name for name, _ in distinct[next(
-        d for d, u in zip(directories, uris, strict=True) if u == example)]}  # fmt: skip
-    name = next(n for n in names if n not in has)
-    other = min(u for d, u in zip(directories, uris, strict=True) if name in dict(distinct[d]))
+    example, directory = min((u, d) for d, u in zip(directories, uris, strict=True) if d in lacking)
+    name = next(n for n in names if n not in distinct[directory])
+    other = min(u for d, u in zip(directories, uris, strict=True) if name in distinct[d])
     raise SchemaMismatchError(
         f"partition column {name!r} is in the key of {other} and not in that of {example} "
         "(schema: union reads it as null)"
     )
 
 
-def _kind(texts: Iterable[str]) -> tuple[pa.DataType, Callable[[str], PartitionValue]]:
-    found = list(texts)
-    if found and all(_INTEGER.fullmatch(t) and -(2**63) <= int(t) < 2**63 for t in found):
-        return pa.int64(), int
-    if found and all(_is_date(t) for t in found):
-        return pa.date32(), date.fromisoformat
+def _check_declared(declared: Mapping[str, str], names: Sequence[str]) -> None:
+    for name, kind in declared.items():
+        if kind not in _TYPES:
+            raise ColumnError(
+                f"{kind!r} is no type of a Hive column; there are {', '.join(HIVE_TYPES)}"
+            )
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            have = ", ".join(names) or "none"
+            raise ColumnError(
+                f"a type is declared for {name!r}, which is no Hive column of the input; "
+                + (f"did you mean {near[0]!r}?" if near else f"it has {have}")
+            )
+
+
+def _as_declared(
+    name: str,
+    declared: str,
+    texts: Mapping[str, str],
+    places: tuple[Mapping[str, str], Sequence[str], Sequence[str]],
+) -> tuple[pa.DataType, Convert]:
+    """Return a column's declared type, and what makes a value of it.
+
+    Args:
+        name: of the column.
+        declared: its type.
+        texts: each raw text, decoded.
+        places: raw text by directory, and directory and URI of each object, for messages.
+    """
+    kind = _TYPES[declared]
+    fits, convert = _converter(kind)
+    for raw, text in sorted(texts.items()):
+        if not fits(text):
+            own, directories, uris = places
+            example = min(u for d, u in zip(directories, uris, strict=True) if own[d] == raw)
+            raise SchemaMismatchError(
+                f"Hive column {name!r} is declared as {declared}, and {text!r} is none: {example}"
+            )
+    return kind, convert
+
+
+def _kind(texts: Sequence[str]) -> tuple[pa.DataType, Convert]:
+    for kind in (pa.int64(), pa.date32()):
+        fits, convert = _converter(kind)
+        if texts and all(map(fits, texts)):
+            return kind, convert
     return pa.string(), str
+
+
+def _converter(kind: pa.DataType) -> tuple[Callable[[str], bool], Convert]:
+    """Return what tells whether a text is of a type, and what makes a value of it."""
+    if pa.types.is_integer(kind):
+        most = 2 ** (kind.bit_width - 1)
+        return lambda text: bool(_INTEGER.fullmatch(text)) and -most <= int(text) < most, int
+    if pa.types.is_date(kind):
+        return _is_date, date.fromisoformat
+    return lambda _: True, str
 
 
 def _is_date(text: str) -> bool:

@@ -9,11 +9,11 @@ from itertools import compress
 
 from partitioning.errors import NoParquetError, WindowError
 from partitioning.globs import compile_glob, has_magic, literal_prefix, matches_any
-from partitioning.hive import raw_values
+from partitioning.hivepaths import NULL_VALUE, raw_values
 from partitioning.model import ObjectInfo
 from partitioning.reader import Reader
 from partitioning.request import PlanRequest
-from partitioning.windows import NULL_VALUE, WindowFilter, no_column
+from partitioning.windows import WindowFilter, no_column
 
 _SUFFIXES = (".parquet", ".parq", ".pq")
 _STATE_SUFFIX = ".chunkmap"

@@ -17,6 +17,7 @@ import pyarrow.ipc
 
 from partitioning.dtypes import polars_schema_of, unpack_schema
 from partitioning.errors import PlanFormatError
+from partitioning.hivepaths import raw_of_object, spelled_out
 from partitioning.subset import take_tables
 from partitioning.tablefile import TableFile, pack_tables
 
@@ -27,6 +28,8 @@ _BLOCK: Final = 4096
 
 PartitionValue = date | int | str | None
 Partition = tuple[tuple[str, PartitionValue], ...]
+RawPartition = tuple[tuple[str, str], ...]
+"""Hive values as the folders spell them: they identify a partition."""
 
 
 class Status:
@@ -76,6 +79,18 @@ class Fragment:
     partition: Partition = ()
     """Its object's Hive values, in the order of the directories: no part of its identity."""
 
+    @property
+    def raw_partition(self) -> RawPartition:
+        """The same values as the folders of its object spell them."""
+        if not self.partition:
+            return ()
+        raws = raw_of_object(self.uri)
+        # A null may be of a folder that is not there, beside which one above the prefix counts not.
+        return tuple(
+            (name, spelled_out(value) if value is None else raws.get(name, spelled_out(value)))
+            for name, value in self.partition
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -88,6 +103,23 @@ class Chunk:
     partition: Partition
     """The Hive values that all its fragments share, in the order of the directories."""
     fragments: tuple[Fragment, ...]
+
+    @property
+    def raw_partition(self) -> RawPartition:
+        """The shared Hive values as the folders spell them.
+
+        Where chunks cross partitions, one value may be spelled in several ways: then it is spelled
+        in the shortest one.
+        """
+        if not self.partition:
+            return ()
+        first, *others = {fragment.raw_partition: None for fragment in self.fragments}
+        raws = dict(first)
+        differs = {name for other in others for name, raw in other if raws[name] != raw}
+        return tuple(
+            (name, spelled_out(value) if name in differs else raws[name])
+            for name, value in self.partition
+        )
 
     @property
     def rows(self) -> int:
@@ -220,6 +252,14 @@ class Plan:
     def fragments(self) -> int:
         """Fragments of all chunks."""
         return int(self._file.meta["fragments"])
+
+    @property
+    def has_raw_folders(self) -> bool:
+        """Tell whether outputs lie in folders that are spelled as the input's are.
+
+        Earlier releases spelled the values anew.
+        """
+        return bool(self._file.meta.get("raw_folders"))
 
     @property
     def input(self) -> dict[str, Any]:

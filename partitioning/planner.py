@@ -76,8 +76,9 @@ def plan_dataset(
     Raises:
         NoParquetError: the input names no Parquet object.
         BadObjectsError: objects are not readable Parquet; all of them are named.
-        SchemaMismatchError: columns differ and `request.schema` does not allow it.
-        ColumnError: a column to read does not exist.
+        SchemaMismatchError: columns differ and `request.schema` does not allow it, or a Hive value
+            is not of its column's declared type.
+        ColumnError: a column to read, or a Hive column of a declared type, does not exist.
         FilterError: a filter term does not fit the columns.
 
     Example:
@@ -100,7 +101,9 @@ def plan_dataset(
     """
     begun = time.perf_counter()
     listing = list_objects(request, reader)
-    snapshot = take_snapshot(listing, lenient=request.schema == "union")
+    snapshot = take_snapshot(
+        listing, lenient=request.schema == "union", hive_types=dict(request.hive_types)
+    )
     live = _prune(request, snapshot)
     changes, here, there = compare(snapshot, previous)
     if request.changed_only and previous is not None:

@@ -34,6 +34,9 @@ class PlanRequest:
     keep: WindowFilter | None = None
     """Only objects whose Hive value lies in these windows: the others' footers are not read, and
     the plan does not name them. It is no filter of rows, and changes no column's type."""
+    hive_types: tuple[tuple[str, str], ...] = ()
+    """(Hive column, type of `hive.HIVE_TYPES`): instead of what its values look like. It decides
+    what a transform and a filter see; a partition is identified by the text of its folder."""
     include: tuple[str, ...] = ()
     """Globs; empty takes `*.parquet`, `*.parq` and `*.pq`. A pattern without a slash is held
     against the last segment of a key, one with a slash against the key below the prefix."""
@@ -111,6 +114,7 @@ class PlanRequest:
             "chunks": {name: getattr(self, name) for name in chunks},
             "read_key": self.read_key(),
             **({} if self.keep is None else {"keep": self.keep.describe()}),
+            **({"hive_types": dict(self.hive_types)} if self.hive_types else {}),
         }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,7 +67,7 @@ class Snapshot:
     infos: list[ObjectInfo]
     hive: hive.Hive
     partition: Ints
-    """A number that changes with the partition values."""
+    """A number that changes with the raw partition values."""
     status: npt.NDArray[np.uint8]
     footer_size: Ints
     schema: Ints
@@ -135,30 +135,40 @@ def gather(starts: Ints, counts: Ints) -> Ints:
     return np.repeat(shifts, counts) + np.arange(int(counts.sum()), dtype=np.int64)
 
 
-def take_snapshot(listing: Listing, *, lenient: bool) -> Snapshot:
-    """Sort a listing and parse its partition values.
+def take_snapshot(
+    listing: Listing, *, lenient: bool, hive_types: Mapping[str, str] | None = None
+) -> Snapshot:
+    """Sort a listing and parse its partition values. Raises as `hive.parse`.
 
-    Raises:
-        SchemaMismatchError: some objects lack a partition column, and `lenient` is false.
+    Args:
+        listing: the objects.
+        lenient: a partition column that an object lacks is null.
+        hive_types: declared types of partition columns.
     """
     infos = listing.objects
     uris = [info.uri for info in infos]
     values = hive.parse(
-        listing.directories, uris, lenient=lenient, others=listing.outside_directories
+        listing.directories,
+        uris,
+        lenient=lenient,
+        others=listing.outside_directories,
+        declared=hive_types,
     )
-    table = pa.table(
-        {
-            **{f"p{i}": pa.array(c, t)
-               for i, (c, t) in enumerate(zip(values.columns, values.types, strict=True))},
-            "uri": pa.array(uris, pa.string()),
-        }
-    )  # fmt: skip
+    columns = {
+        f"p{i}": pa.array(c, t)
+        for i, (c, t) in enumerate(zip(values.columns, values.types, strict=True))
+    }
+    # Values that are spelled in two ways (`month=1`, `month=01`) are of two partitions.
+    columns |= {
+        f"r{i}": pa.array(raws, pa.string())
+        for i, (own, raws) in enumerate(zip(values.columns, values.raws, strict=True))
+        if len(set(own)) != len(set(raws))
+    }
+    table = pa.table({**columns, "uri": pa.array(uris, pa.string())})
     keys = [(name, "ascending", "at_end") for name in table.column_names]
     order = pc.sort_indices(table, sort_keys=keys).to_pylist()
     count = len(infos)
-    sorted_hive = hive.Hive(
-        values.names, values.types, tuple([column[i] for i in order] for column in values.columns)
-    )
+    sorted_hive = values.take(order)
     return Snapshot(
         infos=[infos[i] for i in order],
         hive=sorted_hive,
@@ -173,9 +183,8 @@ def take_snapshot(listing: Listing, *, lenient: bool) -> Snapshot:
 
 def _ordinals(values: hive.Hive, count: int) -> Ints:
     differs = np.zeros(count, bool)
-    for column, kind in zip(values.columns, values.types, strict=True):
-        encoded = pa.array(column, kind).dictionary_encode(null_encoding="encode")
-        codes = encoded.indices.to_numpy()
+    for raws in values.raws:
+        codes = pa.array(raws, pa.string()).dictionary_encode().indices.to_numpy()
         differs[1:] |= codes[1:] != codes[:-1]
     return np.cumsum(differs)
 

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from partitioning.errors import WindowError
-from partitioning.hive import raw_values
+from partitioning.hivepaths import NULL_VALUE, raw_values
 from partitioning.listing import Listing
 from partitioning.model import PARTITION_PREFIX, ObjectInfo, Plan
-from partitioning.windows import NULL_VALUE, Window, Windowing, no_column
+from partitioning.windows import Window, Windowing, no_column
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ from zoneinfo import ZoneInfo
 
 from partitioning.calendars import SPANS, Spelled, after, back, floor, label_of, spelled
 from partitioning.errors import WindowError
+from partitioning.hivepaths import NULL_VALUE
 
 Grain = Literal["hour", "day", "month", "value"]
 GRAINS: Final[tuple[str, ...]] = get_args(Grain)
-NULL_VALUE: Final = "__HIVE_DEFAULT_PARTITION__"
 _SPAN: Final = re.compile(r"(\d+)\s*(h|d|w|mo|m)", re.ASCII)
 _LONGEST_LABEL: Final = 150
 """Bytes of a value's label; S3 servers refuse segments of a key above 255."""

@@ -25,6 +25,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.job import Job
+from pipeline.key_columns import without_key_columns
 from pipeline.ledger import Ledger
 from pipeline.manifest import Manifest
 from pipeline.planning import PlannedInput, plan_input
@@ -211,6 +212,9 @@ def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> 
 
     A transform that groups, sorts or drops duplicates works within a chunk, so its result depends
     on where chunks are cut: halves that differ from the whole show it.
+
+    Raises:
+        PartitionColumnError: the result could not be written below its partition.
     """
     planned = plan_input(job, settings, storage)
     chunk = _smallest(planned)
@@ -225,6 +229,8 @@ def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> 
     try:
         whole = source.scan().collect()
         result = apply(planned.transform, source.scan())
+        if job.reduce is None:
+            without_key_columns(result, chunk, polars_schema(planned.result.plan.schema))
         columns = tuple(sorted(planned.probe.columns or source.columns_read))
     finally:
         source.close()

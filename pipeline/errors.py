@@ -22,6 +22,7 @@
     ├── StateError
     ├── UnreadableObjectError
     ├── TransformError
+    │   └── PartitionColumnError
     ├── ChunkTimeoutError
     ├── SchemaChangedError
     ├── StackError
@@ -259,6 +260,10 @@ class StateError(ChunkmapError):
 
 class TransformError(ChunkmapError):
     """The transform cannot be loaded, raised, or returned what it may not return."""
+
+
+class PartitionColumnError(TransformError):
+    """A result's partition column does not say what the key of the output will say."""
 
 
 class ChunkTimeoutError(ChunkmapError):

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import cast
 
 from partitioning.errors import WindowError
-from partitioning.hive import raw_values
+from partitioning.hivepaths import raw_values
 from partitioning.windows import Grain, Windowing
 from pipeline.manifest import Commit, CommitEntry, folders
 from pipeline.table.keys import original_key

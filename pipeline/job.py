@@ -147,6 +147,8 @@ def _filter(value: Any) -> Filter | None:
     return (tuple(_term(term) for term in value),)
 
 
+HiveType = Literal["string", "int8", "int16", "int32", "int64", "date"]
+"""As `partitioning.hive.HIVE_TYPES`."""
 Uri = Annotated[str, AfterValidator(_uri)]
 Function = Annotated[str, AfterValidator(_function)]
 
@@ -165,6 +167,9 @@ class Input(_Part):
     named `*.parquet`, `*.parq` or `*.pq`."""
     exclude: tuple[str, ...] = ()
     """Glob patterns of object names below the prefix, none of which may match."""
+    hive_types: dict[str, HiveType] = {}
+    """Types of Hive columns, such as `{zip: string}`. Default: int64 or date if all values of the
+    column are such, else string. Folders of the output are spelled as those of the input anyway."""
     schema_: Literal["identical", "union", "first"] = Field(default="identical", alias="schema")
     """Whether files must agree, are widened to each other, or to the first."""
     int96: Literal["us", "ns"] = "us"

@@ -18,7 +18,7 @@ from partitioning import (
     PlanResult,
     plan_dataset,
 )
-from partitioning.hive import raw_values
+from partitioning.hivepaths import raw_values
 from partitioning.listing import list_objects
 from partitioning.windows import WindowFilter
 from pipeline.batches import GUESSED_SPEED
@@ -80,6 +80,7 @@ def request_of(job: Job, settings: Settings, size_columns: tuple[str, ...] | Non
         columns=source.columns,
         size_columns=size_columns,
         filter=filter_of(job),
+        hive_types=tuple(source.hive_types.items()),
         include=source.include,
         exclude=source.exclude,
         schema=source.schema_,

@@ -9,7 +9,6 @@ import math
 import time
 import traceback
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +17,7 @@ import polars as pl
 from partitioning import Chunk, Filter, Plan, Term, filter_expr
 from pipeline.errors import StateError, TransformError, Transient
 from pipeline.job import Job
+from pipeline.key_columns import without_key_columns
 from pipeline.ledger import Ledger
 from pipeline.once import once
 from pipeline.reading import ChunkSource, engine_for
@@ -149,13 +149,10 @@ def _is_ours(error: BaseException) -> bool:
     return isinstance(error, ChunkmapError)
 
 
-def encode(frame: pl.DataFrame, job: Job, partition: Sequence[str]) -> memoryview:
-    """A frame as the bytes of a Parquet file; Hive columns are in the key, not in the file."""
+def encode(frame: pl.DataFrame, job: Job) -> memoryview:
+    """A frame as the bytes of a Parquet file."""
     buffer = io.BytesIO()
-    in_key = [name for name in partition if name in frame.columns]
-    # To drop nothing would be a query of its own.
-    held = frame.drop(in_key) if in_key else frame
-    held.write_parquet(
+    frame.write_parquet(
         buffer, compression=job.output.compression, row_group_size=job.output.row_group_rows
     )
     return buffer.getbuffer()
@@ -201,7 +198,7 @@ def compute(context: RunContext, chunk: Chunk, source: ChunkSource, read_seconds
 def stage(context: RunContext, mapped: Mapped, batch: str, worker: str) -> Completion:
     """Encode and stage a computed chunk; what comes back is the proof that it is done."""
     clock = time.perf_counter()
-    data = encode(mapped.frame, context.job, [name for name, _ in mapped.chunk.partition])
+    data = encode(without_key_columns(mapped.frame, mapped.chunk, context.schema), context.job)
     encoding, clock = time.perf_counter() - clock, time.perf_counter()
     mapped = replace(mapped, compute_seconds=mapped.compute_seconds + encoding)
     attempt = uuid.uuid4().hex

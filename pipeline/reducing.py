@@ -170,7 +170,7 @@ def _stage(
     worker: str,
     timing: tuple[float, float],
 ) -> Completion:
-    data, attempt, clock = encode(frame, context.job, ()), uuid.uuid4().hex, time.perf_counter()
+    data, attempt, clock = encode(frame, context.job), uuid.uuid4().hex, time.perf_counter()
     uri = reduced_uri(context.ledger.output, context.record.run, attempt)
     staged = context.storage.stage(uri, data, attempt, staged_area(context.ledger.output))
     started, seconds = timing

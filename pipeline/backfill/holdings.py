@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import polars as pl
 
 from partitioning.errors import WindowError
-from partitioning.hive import raw_values
+from partitioning.hivepaths import raw_values
 from partitioning.windows import Windowing
 from pipeline.backfill.records import BackfillRecord
 from pipeline.backfill.selecting import Held

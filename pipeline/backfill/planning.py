@@ -153,7 +153,11 @@ def is_over(store: BackfillStore) -> bool:
 
 def _request_digest(job: Job, asked: Asked, options: Options) -> str:
     free = {"retries", "rounds", "max_failures", "chunk_timeout", "name"}
-    said = job.model_dump_json(exclude=dict.fromkeys(free, True))
+    left_out: dict[str, Any] = dict.fromkeys(free, True)
+    if not job.input.hive_types:
+        # Requests from before there was such a key are the same requests.
+        left_out["input"] = {"hive_types"}
+    said = job.model_dump_json(exclude=left_out)
     return digest(said, asked.words(), options.reprocess, options.idempotency_key)
 
 

@@ -203,9 +203,9 @@ def test_one_object_has_the_values_of_all_its_directories() -> None:
     assert below.chunk(0).partition == ()
 
 
-def test_equal_values_in_different_directories_are_one_partition() -> None:
+def test_equal_values_in_different_directories_are_two_partitions() -> None:
     found = partitions("n=1", "n=01", per_partition=True)
-    assert found == [(("n", 1),)]
+    assert found == [(("n", 1),), (("n", 1),)]
 
 
 def test_a_chunk_may_cross_partitions_only_when_asked() -> None:

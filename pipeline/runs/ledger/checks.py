@@ -16,7 +16,7 @@ import polars as pl
 
 from partitioning import Plan
 from pipeline.records import PARTIAL, REDUCE, Problems, Segment
-from pipeline.runs.ledger.keys import are_keys_of, folders_of
+from pipeline.runs.ledger.keys import are_keys_of, folders_of, former_folders_of
 from pipeline.tokens import ATTEMPT_PATTERN, TokenRule
 
 MOST_COUNT: Final = 1 << 44
@@ -80,8 +80,10 @@ class EntryChecks:
 
     @cached_property
     def _planned(self) -> pl.DataFrame:
-        """The id and the folder of each chunk."""
-        return pl.DataFrame({"id": _ids(self.plan), "folder": folders_of(self.plan)})
+        """The id and the folder of each chunk; where it differs, the one of earlier releases."""
+        former = former_folders_of(self.plan)
+        others = {} if former is None else {"former": former}
+        return pl.DataFrame({"id": _ids(self.plan), "folder": folders_of(self.plan), **others})
 
     def _completions(self, rows: pl.DataFrame, problems: Problems) -> pl.DataFrame:
         if rows.is_empty():
@@ -104,7 +106,8 @@ class EntryChecks:
     def _staged(self, rows: pl.DataFrame, problems: Problems) -> pl.DataFrame:
         """Completions of chunks that were staged one by one."""
         rows, folders = self._of_plan(rows, problems)
-        return self._tokens(rows, are_keys_of(self.output, self.run, folders), problems)
+        keys = (are_keys_of(self.output, self.run, column) for column in folders)
+        return self._tokens(rows, pl.any_horizontal(keys), problems)
 
     def _reduced(self, rows: pl.DataFrame, problems: Problems) -> pl.DataFrame:
         """Completions of the whole reduce."""
@@ -132,13 +135,13 @@ class EntryChecks:
         allowed = _allowed(rows, self.tokens)
         return _kept(rows, {"staging could not have given its token": allowed}, problems)
 
-    def _of_plan(self, rows: pl.DataFrame, problems: Problems) -> tuple[pl.DataFrame, pl.Series]:
-        """Rows about chunks of the plan, and the folders of these."""
+    def _of_plan(self, rows: pl.DataFrame, problems: Problems) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Rows about chunks of the plan, and the folders that these may have."""
         inside = pl.col("index").is_between(0, len(self.plan) - 1)
         rows = _kept(rows, {"the plan has no such chunk": inside}, problems)
         ids = self._planned["id"].gather(rows["index"])
         rows = _kept(rows, {"the plan has no such chunk": pl.col("chunk") == ids}, problems)
-        return rows, self._planned["folder"].gather(rows["index"])
+        return rows, self._planned.drop("id")[rows["index"]]
 
     def _failures(self, rows: pl.DataFrame, problems: Problems) -> pl.DataFrame:
         if rows.is_empty():

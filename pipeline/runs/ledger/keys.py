@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
-
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from partitioning import Chunk, Plan
+from partitioning.hivepaths import NULL_VALUE, spelled_out
 from partitioning.model import PARTITION_PREFIX, Status
 from pipeline.errors import InputError
 from pipeline.table.keys import MAX_OUTPUT_KEY_BYTES
 from pipeline.uris import as_prefix, parse
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 _SHOWN = 100
 """Characters of a folder that an error shows."""
@@ -29,7 +32,7 @@ def output_uri(output: str, run: str, chunk: Chunk, attempt: str) -> str:
         chunk: Of the run's plan.
         attempt: Id of the attempt at the chunk.
     """
-    folders = "".join(f"{_folder(name, value)}/" for name, value in chunk.partition)
+    folders = "".join(f"{folder_of(name, raw)}/" for name, raw in chunk.raw_partition)
     return f"{output}{folders}{_name(chunk.index, run, attempt)}"
 
 
@@ -86,9 +89,9 @@ def are_keys_of(output: str, run: str, folders: pl.Series | str = "") -> pl.Expr
     )
 
 
-def _folder(name: str, value: object) -> str:
-    text = "__HIVE_DEFAULT_PARTITION__" if value is None else quote(str(value), safe="")
-    return f"{name}={text}"
+def folder_of(name: str, raw: str) -> str:
+    """Return the folder of a Hive value: as the input spells it, so that it is the same one."""
+    return f"{name}={raw}"
 
 
 def folders_of(plan: Plan) -> pl.Series:
@@ -96,6 +99,22 @@ def folders_of(plan: Plan) -> pl.Series:
 
     All at once: chunk by chunk, a plan of 100,000 takes seconds.
     """
+    return _folders(plan, former=False)
+
+
+def former_folders_of(plan: Plan) -> pl.Series | None:
+    """Return the folders in which earlier releases have put the outputs of a plan of theirs.
+
+    They spelled each value anew: `month=01` as `month=1`. None where that makes no difference, and
+    for plans of this release.
+    """
+    if plan.has_raw_folders:
+        return None
+    former = _folders(plan, former=True)
+    return None if former.equals(folders_of(plan)) else former
+
+
+def _folders(plan: Plan, *, former: bool) -> pl.Series:
     chunks, objects = plan.chunk_table, plan.table("objects")
     names = [name for name in objects.column_names if name.startswith(PARTITION_PREFIX)]
     if not names or not len(plan):
@@ -107,14 +126,44 @@ def folders_of(plan: Plan) -> pl.Series:
     owner, member = np.append(owner, 0), np.append(member, False)
     bounds = np.empty(2 * len(plan), np.int64)
     bounds[::2], bounds[1::2] = chunks["start"].to_numpy(), chunks["stop"].to_numpy()
+    uris = pl.Series(pl.from_arrow(objects["uri"]))
     columns = {}
     for name in names:
-        encoded = objects[name].combine_chunks().dictionary_encode(null_encoding="encode")
-        values = encoded.dictionary.to_pylist()
-        codes = encoded.indices.to_numpy().astype(np.int64)[owner]
-        low = np.minimum.reduceat(np.where(member, codes, len(values)), bounds)[::2]
-        high = np.maximum.reduceat(np.where(member, codes, -1), bounds)[::2]
         column = name.removeprefix(PARTITION_PREFIX)
-        texts = pl.Series([f"{_folder(column, value)}/" for value in values] + [""])
-        columns[name] = texts.gather(np.where(low == high, low, len(values)))
+        encoded = objects[name].combine_chunks().dictionary_encode(null_encoding="encode")
+        values = pl.Series(map(spelled_out, encoded.dictionary.to_pylist()), dtype=pl.String)
+        codes = encoded.indices.to_numpy().astype(np.int64)
+        shared = _shared(codes, owner, member, bounds)
+        spelled = values.gather(shared)
+        if not former:
+            raws = _raws(uris, column, values.gather(codes))
+            kinds = raws.unique(maintain_order=True)
+            ranks = raws.replace_strict(kinds, np.arange(len(kinds)), return_dtype=pl.Int64)
+            own = kinds.gather(_shared(ranks.to_numpy(), owner, member, bounds))
+            # One value that is spelled in several ways: see `Chunk.raw_partition`.
+            spelled = own.fill_null(spelled).set(spelled.is_null(), None)
+        columns[name] = (f"{column}=" + spelled + "/").fill_null("")
     return pl.DataFrame(columns).select(pl.concat_str(pl.all())).to_series()
+
+
+def _shared(codes: Ints, owner: Ints, member: Bools, bounds: Ints) -> pl.Series:
+    """Return the code that all objects of a chunk have; null where they differ.
+
+    Args:
+        codes: Of each object.
+        owner: Object of each row group.
+        member: Whether a row group is read.
+        bounds: Start and stop of each chunk's row groups, in turns.
+    """
+    own = codes[owner]
+    most = int(codes.max()) + 1
+    low = np.minimum.reduceat(np.where(member, own, most), bounds)[::2]
+    high = np.maximum.reduceat(np.where(member, own, -1), bounds)[::2]
+    return pl.Series(low).set(pl.Series(low != high), None)
+
+
+def _raws(uris: pl.Series, column: str, spelled: pl.Series) -> pl.Series:
+    """Return the raw text of a column in each object's folders; see `Fragment.raw_partition`."""
+    pattern = rf"(?s)^(?:.*/)?{pl.escape_regex(column)}=([^/]*)/"
+    raws = uris.str.extract(pattern, 1).fill_null(spelled)
+    return raws.set(spelled == NULL_VALUE, NULL_VALUE)
