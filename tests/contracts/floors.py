@@ -76,6 +76,7 @@ FLOORS: dict[str, int] = {
     "pipeline.table.claims": 19,
     "pipeline.table.repair": 21,
     "pipeline.catalog": 17,
+    "pipeline.appending": 18,
     "pipeline.process": 16,
     "pipeline.reducing": 17,
     "pipeline.mapping": 18,
