@@ -12,6 +12,7 @@ from partitioning.errors import (
     PlanFormatError,
     PlanningError,
     SchemaMismatchError,
+    TableFormatError,
     TargetError,
     WindowError,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "Reader",
     "SchemaMismatchError",
     "Skipped",
+    "TableFormatError",
     "Tail",
     "TailRequest",
     "TargetError",

@@ -6,6 +6,7 @@
     ├── SchemaMismatchError  objects whose columns differ
     ├── TargetError          a chunking that cannot be
     ├── FilterError          a filter term that cannot be evaluated
+    ├── TableFormatError     a Delta, Iceberg or Hudi table, whose folder is no plain Parquet
     ├── ColumnError          a column that the dataset does not have
     ├── WindowError          windows that cannot be, or that the data does not have
     └── PlanFormatError      bytes that are not a plan of a known version
@@ -50,6 +51,10 @@ class BadObjectsError(PlanningError):
 
 class SchemaMismatchError(PlanningError):
     """The objects' columns differ in a way that the chosen schema rule does not allow."""
+
+
+class TableFormatError(PlanningError):
+    """The input lies in the folder of a Delta Lake, Iceberg or Hudi table."""
 
 
 class TargetError(PlanningError):

@@ -13,6 +13,7 @@ from partitioning.hivepaths import NULL_VALUE, raw_values
 from partitioning.model import ObjectInfo
 from partitioning.reader import Reader
 from partitioning.request import PlanRequest
+from partitioning.tableformats import TableRoot, refuse_inside_tables, refuse_tables, table_root
 from partitioning.windows import WindowFilter, no_column
 
 _SUFFIXES = (".parquet", ".parq", ".pq")
@@ -42,6 +43,8 @@ class Listing:
     """In none of the windows that the request keeps."""
     outside_directories: set[str] = field(default_factory=set)
     """Theirs: what is outside takes part in deciding the types of Hive columns."""
+    tables: dict[str, TableRoot] = field(default_factory=dict)
+    """Folders of table formats among what was listed, taken or not, by their URI."""
 
 
 def list_objects(request: PlanRequest, reader: Reader) -> Listing:
@@ -49,6 +52,7 @@ def list_objects(request: PlanRequest, reader: Reader) -> Listing:
 
     Raises:
         NoParquetError: the input, or one item of a list, names no object.
+        TableFormatError: the input reads in the folder of a Delta Lake, Iceberg or Hudi table.
         WindowError: `request.keep` does not fit the Hive columns or their values.
     """
     uris = request.uri if isinstance(request.uri, tuple) else (request.uri,)
@@ -68,11 +72,21 @@ def list_objects(request: PlanRequest, reader: Reader) -> Listing:
         if not found:
             raise NoParquetError(f"no object at {uri}")
     listing.listed = len(seen)
+    refuse_tables(listing.tables.values(), (info.uri for info in listing.objects))
+    listing.requests += refuse_inside_tables(_unlisted_above(uris), reader)
     if request.keep is not None and listing.objects:
         _keep_windows(listing, request.keep, lenient=request.schema == "union")
     if not listing.objects:
         raise NoParquetError(_nothing(uris, listing))
     return listing
+
+
+def _unlisted_above(uris: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Each item of an input, with a URI such that the folders above it have not been listed."""
+    for uri in uris:
+        fixed = literal_prefix(uri)
+        # Of an object or a glob its own folder has not been listed as a whole either.
+        yield uri, uri if uri.endswith("/") else fixed[: fixed.rfind("/") + 1] + "*"
 
 
 def _nothing(uris: tuple[str, ...], listing: Listing) -> str:
@@ -131,6 +145,7 @@ def _resolve(
 ) -> Iterator[tuple[ObjectInfo, str, str]]:
     """Yield (object, prefix for patterns, prefix for Hive values) of one item of the input."""
     if head is not None and head.size:
+        _note_table(head, listing)
         yield head, uri.rpartition("/")[0] + "/", _root(uri)
         return
     # Nothing, or an empty object: some tools mark a directory with one.
@@ -162,8 +177,15 @@ def _counted(objects: Iterator[ObjectInfo], listing: Listing) -> Iterator[Object
     count = 0
     for info in objects:
         count += 1
+        _note_table(info, listing)
         yield info
     listing.requests += max(1, -(-count // 1000))
+
+
+def _note_table(info: ObjectInfo, listing: Listing) -> None:
+    root = table_root(info.uri)
+    if root is not None:
+        listing.tables.setdefault(root.uri, root)
 
 
 def _root(uri: str) -> str:

@@ -230,7 +230,7 @@ def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> 
         whole = source.scan().collect()
         result = apply(planned.transform, source.scan())
         if job.reduce is None:
-            without_key_columns(result, chunk, polars_schema(planned.result.plan.schema))
+            without_key_columns(result, chunk, planned.result.plan.dtypes)
         columns = tuple(sorted(planned.probe.columns or source.columns_read))
     finally:
         source.close()

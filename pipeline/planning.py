@@ -21,6 +21,7 @@ from partitioning import (
 from partitioning.hivepaths import raw_values
 from partitioning.listing import list_objects
 from partitioning.windows import WindowFilter
+from pipeline.appending import refuse_appending_again
 from pipeline.batches import GUESSED_SPEED
 from pipeline.catalog import Catalog
 from pipeline.errors import (
@@ -236,12 +237,15 @@ def plan_run(
     if resume.run is not None:
         return _resumed(_named(records, resume.run), code, storage, resume)
     same = _same_job(job, storage, records)
-    unfinished = [one for one in same if not _is_published(storage, one)]
-    if unfinished and not resume.replan:
+    published = [one for one in same if _is_published(storage, one)]
+    if len(published) < len(same) and not resume.replan:
+        unfinished = [one for one in same if one not in published]
         return _resumed(unfinished[-1], code, storage, resume)
-    before = same[-1] if same else None
-    previous = None if before is None else Ledger(storage, before.output, before.run)
-    return _Fresh(settings, storage, code, previous, mapper, resume.accept_code).plan(job)
+    ledgers, done = (
+        tuple(Ledger(storage, one.output, one.run) for one in records)
+        for records in (same, published)
+    )
+    return _Fresh(settings, storage, code, ledgers, done, mapper, resume.accept_code).plan(job)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,15 +255,24 @@ class _Fresh:
     settings: Settings
     storage: Storage
     code: str
-    previous: Ledger | None
-    """The last run of the same job."""
+    same: tuple[Ledger, ...]
+    """The runs of the same job, oldest first."""
+    published: tuple[Ledger, ...]
+    """Those of them that are published."""
     mapper: Any
     accept_code: bool
 
+    @property
+    def previous(self) -> Ledger | None:
+        """The last run of the same job."""
+        return self.same[-1] if self.same else None
+
     def plan(self, job: Job) -> Planned:
         previous = self.previous
-        if job.output.mode == "append" and previous is not None and previous.published():
-            # What an earlier run of this job appended is not appended again.
+        if job.output.mode == "append" and self.published:
+            # What an earlier run of this job appended is not appended again. One that was never
+            # published has appended nothing.
+            previous = self.published[-1]
             changes = job.input.model_copy(update={"changed_only": True})
             job = job.model_copy(update={"input": changes})
         before = previous.plan() if previous else None
@@ -280,8 +293,12 @@ class _Fresh:
         refuse_long_keys(uri, plan)
         run = run_id(plan, job, code)
         is_new = self.previous is None or self.previous.run != run
-        manifest = prepare_output(Catalog(self.storage, uri), job.output.mode, run)
+        catalog = Catalog(self.storage, uri)
+        manifest = prepare_output(catalog, job.output.mode, run)
         _refuse_beside_backfills(manifest, job)
+        if job.output.mode == "append":
+            earlier = [one for one in self.published if one.run != run]
+            refuse_appending_again(catalog, manifest, earlier, plan)
         notes = (*result.explain.warnings, *_check_lifecycle(job, plan, abort_days), *same)
         ledger = Ledger.create(self.storage, job, plan, code, manifest.number)
         if not is_new:

@@ -18,6 +18,9 @@ PLANNING_HINTS = {
     "skip",
     "SchemaMismatchError": "set input.schema to union or first, or leave the odd ones out "
     "(input.exclude)",
+    "TableFormatError": "write the table's current rows to a plain folder with an engine that "
+    "reads it (Spark, DuckDB, Polars' scan_delta or scan_iceberg), and name that as input.uri; or "
+    "leave the table out (input.exclude)",
     "FilterError": "mend input.filter: each term is [column, operator, value]",
     "ColumnError": "mend input.columns",
     "TargetError": "mend the job's chunks",

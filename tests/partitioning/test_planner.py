@@ -246,7 +246,7 @@ def test_figures_of_a_planning() -> None:
     figures = result.explain
     assert (figures.row_groups, figures.row_groups_pruned) == (12, 8)
     assert (figures.objects_planned, figures.objects_without_rows) == (2, 2)
-    assert (figures.rows, figures.footers_read, figures.requests) == (14, 4, 5)
+    assert (figures.rows, figures.footers_read, figures.requests) == (14, 4, 7)
     assert figures.bytes_listed == sum(map(len, objects.values()))
     assert 0 < figures.bytes_to_read < figures.bytes_listed
     assert figures.chunk_sizes is not None

@@ -1,0 +1,151 @@
+"""Recognise folders of table formats: Delta Lake, Apache Iceberg, Apache Hudi.
+
+Such a folder also holds files that the table has replaced or deleted rows of. Which files count is
+written in the table's own log, so a plain reader of the folder gets rows that are no longer there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from partitioning.errors import TableFormatError
+from partitioning.reader import Reader
+
+MAX_PARENTS: Final = 8
+"""Folders above an input that are looked at, the nearest ones."""
+MAX_PROBES: Final = 64
+"""Requests about folders above all inputs of a list."""
+_THREADS: Final = 16
+_ICEBERG_METADATA: Final = re.compile(
+    r"(?:v\d+|\d{5,}-[0-9a-f-]{32,36})(?:\.gz)?\.metadata\.json(?:\.gz)?|version-hint\.text"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TableRoot:
+    """The folder of a table, and what shows that it is one."""
+
+    uri: str
+    """With a slash at its end."""
+    format: str
+    """The name of the format."""
+    evidence: str
+    """URI of an object that only a table of this format has."""
+
+    def error(self, object_uri: str) -> TableFormatError:
+        """The refusal of an object that lies in the table's folder."""
+        return TableFormatError(
+            f"{self.uri} is {self.format} table ({self.evidence} is there), and {object_uri} lies "
+            "in it: such a folder also holds files that the table has replaced or deleted, so it "
+            "cannot be read as plain Parquet"
+        )
+
+
+def table_root(uri: str) -> TableRoot | None:
+    """The table that an object is a part of, as its name alone tells; usually none."""
+    # Called with every object of a listing: three searches of a substring decide nearly all.
+    if "/_delta_log/" in uri:
+        return TableRoot(uri[: uri.index("/_delta_log/") + 1], "a Delta Lake", uri)
+    if "/.hoodie" in uri:
+        return _hudi_root(uri)
+    if "/metadata/" in uri:
+        folder, _, name = uri.rpartition("/")
+        if folder.endswith("/metadata") and _ICEBERG_METADATA.fullmatch(name):
+            return TableRoot(folder.removesuffix("metadata"), "an Apache Iceberg", uri)
+    return None
+
+
+def _hudi_root(uri: str) -> TableRoot | None:
+    before, _, after = uri.partition("/.hoodie")
+    # Each partition of a Hudi table has a file of that name; the table has a folder.
+    if after.startswith(("/", "_partition_metadata")):
+        return TableRoot(before + "/", "an Apache Hudi", uri)
+    return None
+
+
+def refuse_tables(roots: Iterable[TableRoot], uris: Iterable[str]) -> None:
+    """Refuse objects to read that lie in the folder of a table.
+
+    Raises:
+        TableFormatError: naming the first such table and one of the objects.
+    """
+    by_uri = {root.uri: root for root in roots}
+    if not by_uri:
+        return
+    for uri in uris:
+        for folder in _folders(uri):
+            if folder in by_uri:
+                raise by_uri[folder].error(uri)
+
+
+def refuse_inside_tables(inputs: Iterable[tuple[str, str]], reader: Reader) -> int:
+    """Refuse inputs that are a part of a table, which listing below them cannot show.
+
+    Looks at the nearest folders above each input, with a few requests that usually find nothing.
+    A reader that may not list what lies above its input learns nothing there; that is no error.
+
+    Args:
+        inputs: Each item of the input, and the URI above which to look.
+        reader: The store.
+
+    Returns:
+        How many requests were made.
+
+    Raises:
+        TableFormatError: a folder above an input is a table.
+    """
+    probes: dict[str, str] = {}
+    for item, uri in inputs:
+        for above in islice(_folders(uri), MAX_PARENTS):
+            for probe in _probes(above, uri[len(above) :]):
+                probes.setdefault(probe, item)
+    chosen = dict(list(probes.items())[:MAX_PROBES])
+    if not chosen:
+        return 0
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(lambda probe: _find(probe, reader), chosen)
+        for item, root in zip(chosen.values(), found, strict=True):
+            if root is not None:
+                raise root.error(item)
+    return len(chosen)
+
+
+def _find(probe: str, reader: Reader) -> TableRoot | None:
+    try:
+        if probe.endswith("/"):
+            return next(filter(None, (table_root(info.uri) for info in reader.list(probe))), None)
+        return table_root(reader.head(probe).uri)
+    except Exception:
+        # Absent, or forbidden to whoever may read the input only. A store that does not answer
+        # fails the listing of the input itself.
+        return None
+
+
+def _folders(uri: str) -> Iterator[str]:
+    """The folders above a URI, nearest first, with a slash at their end."""
+    scheme, separator, rest = uri.partition("://")
+    path = rest if separator else uri
+    end = path.rstrip("/").rfind("/")
+    while end > 0:
+        yield f"{scheme}{separator}{path[: end + 1]}" if separator else path[: end + 1]
+        end = path.rfind("/", 0, end)
+
+
+def _probes(folder: str, rest: str) -> Iterator[str]:
+    """What to look for in a folder above an input; what has a slash at its end is listed.
+
+    Args:
+        folder: Above the input.
+        rest: The input's own path from there.
+    """
+    if "=" in folder.rstrip("/").rpartition("/")[2]:
+        return  # A partition: its table is further up.
+    yield folder + "_delta_log/"
+    yield folder + ".hoodie/hoodie.properties"
+    if rest.startswith("data/"):
+        yield folder + "metadata/"
