@@ -18,6 +18,7 @@ from partitioning import Chunk
 from pipeline.catalog import Catalog
 from pipeline.errors import (
     EngineUnavailableError,
+    InputError,
     JobError,
     ObjectMissingError,
     StateError,
@@ -35,6 +36,7 @@ from pipeline.reducing import combine_problem
 from pipeline.settings import Settings
 from pipeline.storage import Storage
 from pipeline.transforms import resolve
+from pipeline.user_code import user_code
 
 READERS = 8
 """Files read at a time."""
@@ -227,7 +229,8 @@ def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> 
         int96=job.input.int96,
     )
     try:
-        whole = source.scan().collect()
+        with user_code(chunk.fragments[0].uri, "cannot be read:", InputError):
+            whole = source.scan().collect()
         result = apply(planned.transform, source.scan())
         if job.reduce is None:
             without_key_columns(result, chunk, planned.result.plan.dtypes)

@@ -11,6 +11,7 @@ from pipeline.batches import Batch
 from pipeline.errors import ChunkmapError, is_transient
 from pipeline.mapping import BatchResult, map_batch
 from pipeline.settings import BatchSettings
+from pipeline.user_code import describe, is_from_signal
 
 Kind = Literal["finished", "error", "killed", "cancelled", "lost"]
 """What became of a batch: `killed` took its worker with it, `lost` vanished with the scheduler."""
@@ -35,6 +36,8 @@ class Outcome:
     """What is known otherwise."""
     is_final: bool = False
     """Any batch would end like this there: no such transform, other code, no rights."""
+    is_transient: bool = False
+    """Storage was away: the same batch may end well the next time."""
 
     @classmethod
     def of_result(cls, batch: Batch, result: object) -> Outcome:
@@ -46,10 +49,15 @@ class Outcome:
         return cls(batch, "finished", result)
 
     @classmethod
-    def of_error(cls, batch: Batch, error: Exception) -> Outcome:
+    def of_error(cls, batch: Batch, error: BaseException) -> Outcome:
         """Of a batch that raised."""
-        is_final = isinstance(error, ChunkmapError) and not is_transient(error)
-        return cls(batch, "error", detail=f"{type(error).__name__}: {error}", is_final=is_final)
+        return cls(
+            batch,
+            "error",
+            detail=describe(error),
+            is_final=isinstance(error, ChunkmapError) and not is_transient(error),
+            is_transient=is_transient(error),
+        )
 
 
 def _problem_of(batch: Batch, result: object) -> str:
@@ -107,7 +115,9 @@ class SerialEngine:
         try:
             result = map_batch(*self._run, batch)
             self._outcomes.append(Outcome.of_result(batch, result))
-        except Exception as error:
+        except BaseException as error:
+            if is_from_signal(error):
+                raise
             self._outcomes.append(Outcome.of_error(batch, error))
 
     def wait(self, seconds: float) -> list[Outcome]:

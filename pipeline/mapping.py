@@ -37,6 +37,7 @@ from pipeline.process import (
 from pipeline.reading import ChunkSource
 from pipeline.records import PARTIAL, Completion, Failure
 from pipeline.reducing import store_partial
+from pipeline.user_code import is_from_signal
 
 T = TypeVar("T")
 
@@ -237,7 +238,10 @@ class BatchRun:
                     metrics.RETRIES.inc()
                 with attempt:
                     return work()
-        except Exception as error:
+        except BaseException as error:
+            # Libraries that read and write panic, too: a chunk's fault is never its batch's.
+            if is_from_signal(error):
+                raise
             self._failed(failure_of(chunk, error, self.batch.name, self.worker))
         return None
 

@@ -45,6 +45,7 @@ from pipeline.runs.transforms.fingerprint import explain_difference, scheme_of
 from pipeline.settings import Settings
 from pipeline.storage import Storage, StorageReader, parse
 from pipeline.transforms import Transform, code_of, resolve
+from pipeline.user_code import is_from_signal
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,9 @@ def probe(transform: Transform, schema: pl.Schema) -> Probe:
             f"{transform.name} needs a column that the data lacks: {missing}",
             hint=f"the data has {', '.join(schema)}",
         ) from error
-    except Exception:
+    except BaseException as error:
+        if is_from_signal(error):
+            raise
         # Some transforms cannot cope with no rows; the chunks will show what is wrong.
         return Probe(None, None)
     kind = type(result).__name__

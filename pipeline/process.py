@@ -26,6 +26,7 @@ from pipeline.runs.ledger.keys import output_uri
 from pipeline.settings import Settings, load_settings
 from pipeline.storage import Storage, own_storage, staged_area
 from pipeline.transforms import Transform, code_of, resolve
+from pipeline.user_code import message_of, user_code
 
 MESSAGE_CHARACTERS = 2000
 """Longer error messages (Polars prints whole query plans) are cut."""
@@ -119,42 +120,23 @@ def apply(transform: Transform, frame: pl.LazyFrame, size: float = math.inf) -> 
 
     Raises:
         TransformError: it raised, or did not return a LazyFrame.
+        ChunkmapError: the frame could not be read.
     """
-    try:
+    with user_code(transform.name):
         result = transform.call(frame)
         if not isinstance(result, pl.LazyFrame):
             kind = type(result).__name__
             raise TransformError(f"{transform.name} returned {kind}, not a LazyFrame")
         return result.collect(engine=engine_for(size))
-    except Exception as error:
-        raise _foreign(transform, error) from error
-
-
-def _foreign(transform: Transform, error: Exception) -> Exception:
-    """What comes out of a collect: our own reading errors as they are, the rest is the user's.
-
-    Polars wraps what an IO source raises, so ours is found among the causes, or by its context.
-    """
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, Transient | TransformError) or _is_ours(seen):
-            return seen  # type: ignore[return-value]
-        seen = seen.__cause__ or seen.__context__
-    return TransformError(f"{transform.name} raised {type(error).__name__}: {error}")
-
-
-def _is_ours(error: BaseException) -> bool:
-    from pipeline.errors import ChunkmapError
-
-    return isinstance(error, ChunkmapError)
 
 
 def encode(frame: pl.DataFrame, job: Job) -> memoryview:
     """A frame as the bytes of a Parquet file."""
     buffer = io.BytesIO()
-    frame.write_parquet(
-        buffer, compression=job.output.compression, row_group_size=job.output.row_group_rows
-    )
+    with user_code(job.transform, "returned what cannot be written:"):
+        frame.write_parquet(
+            buffer, compression=job.output.compression, row_group_size=job.output.row_group_rows
+        )
     return buffer.getbuffer()
 
 
@@ -241,7 +223,7 @@ def completion_of(
     )
 
 
-def failure_of(chunk: Chunk, error: Exception, batch: str, worker: str) -> Failure:
+def failure_of(chunk: Chunk, error: BaseException, batch: str, worker: str) -> Failure:
     """The record of a failed try."""
     return Failure(
         chunk=chunk.id,
@@ -251,7 +233,7 @@ def failure_of(chunk: Chunk, error: Exception, batch: str, worker: str) -> Failu
         worker=worker,
         at=time.time(),
         error=type(error).__name__,
-        message=str(error)[:MESSAGE_CHARACTERS],
+        message=message_of(error)[:MESSAGE_CHARACTERS],
         transient=isinstance(error, Transient),
         trace="".join(traceback.format_exception(error))[-2 * MESSAGE_CHARACTERS :],
     )

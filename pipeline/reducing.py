@@ -28,6 +28,7 @@ from pipeline.runs.ledger.keys import reduced_uri
 from pipeline.storage import Storage, join, staged_area
 from pipeline.stored import reading, seal_bytes, unseal_bytes
 from pipeline.transforms import resolve
+from pipeline.user_code import user_code
 
 _NAMES = re.compile(f"(?:{PARTIAL_NAME})|(?:{NODE_NAME})")
 FAN_IN = 16
@@ -154,12 +155,10 @@ def finalize(context: RunContext, frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _applied(name: str, call: Callable[..., Any], argument: Any) -> pl.DataFrame:
-    try:
+    with user_code(name):
         result = call(argument)
         if isinstance(result, pl.LazyFrame):
             return result.collect(engine="streaming")
-    except Exception as error:
-        raise TransformError(f"{name} raised {type(error).__name__}: {error}") from error
     raise TransformError(f"{name} returned {type(result).__name__}, not a LazyFrame")
 
 

@@ -96,7 +96,7 @@ class Mapper:
     details: list[str] = field(default_factory=list)
     """What batches that failed as a whole said."""
     _suspects: dict[int, int] = field(default_factory=dict)
-    """Chunks of batches that killed their worker, with how often."""
+    """Chunks of batches that killed their worker or failed as a whole, with how often."""
     _totals: dict[str, int] = field(default_factory=dict)
     _accused: list[Outcome] = field(default_factory=list)
     """Of batches of one chunk whose worker died: that chunk did it, or another on that worker."""
@@ -291,14 +291,20 @@ class Mapper:
             return
         self.details.append(outcome.detail)
         if outcome.kind == "killed":
-            for index in outcome.batch.indices:
-                self._suspects[index] = self._suspects.get(index, 0) + 1
+            self._suspect(outcome.batch)
             if len(outcome.batch) == 1:
                 self._accused.append(outcome)
         elif outcome.kind == "error":
-            # The batch never got to its chunks; its reason is theirs.
+            # The batch did not get to its end; its reason is its chunks'.
             self._record(outcome.batch.indices, "BatchError", outcome.detail, transient=True)
             self._stop_if_futile(outcome)
+            if not outcome.is_transient:
+                self._suspect(outcome.batch)
+
+    def _suspect(self, batch: Batch) -> None:
+        """Note that one of a batch's chunks may be what ends whole batches."""
+        for index in batch.indices:
+            self._suspects[index] = self._suspects.get(index, 0) + 1
 
     def _stop_if_futile(self, outcome: Outcome) -> None:
         """What no batch can do is not tried with a hundred of them."""

@@ -23,6 +23,7 @@ from pipeline.runs.transforms.fingerprint import fingerprint, joined
 from pipeline.runs.transforms.reach import Reach, Reached, allows
 from pipeline.runs.transforms.source import Module, Sources
 from pipeline.settings import TransformSettings
+from pipeline.user_code import describe, is_from_signal
 
 _loaded: dict[str, str] = {}
 """Digest of the source that each imported module was loaded from."""
@@ -263,8 +264,12 @@ def _import(module: str, sources: Sources, settings: TransformSettings) -> Any:
                 _forget(name, sources)
     try:
         imported = importlib.import_module(module)
-    except Exception as error:
-        raise JobError(f"transform module {module!r} cannot be imported: {error}") from error
+    except BaseException as error:
+        if is_from_signal(error):
+            raise
+        raise JobError(
+            f"transform module {module!r} cannot be imported: {describe(error)}"
+        ) from error
     _loaded.update({name: digest for name, digest in digests.items() if name in sys.modules})
     return imported
 

@@ -228,8 +228,14 @@ class DaskEngine:
 def _outcome(batch: Batch, ended: Ended) -> Outcome:
     """What became of a batch. A worker's figures must at least be figures of this batch."""
     if ended.kind != "finished":
-        is_final = ended.error is not None and ended.error.is_final
-        return Outcome(batch, ended.kind, detail=ended.detail, is_final=is_final)
+        error = ended.error
+        return Outcome(
+            batch,
+            ended.kind,
+            detail=ended.detail,
+            is_final=error is not None and error.is_final,
+            is_transient=error is not None and error.is_transient,
+        )
     try:
         result = _RESULT.validate_python(ended.result)
     except ValueError as error:

@@ -73,6 +73,8 @@ class ErrorReport(_Model):
     hint: Text | None = None
     is_final: bool = False
     """Whether every task run of this kind would end like this."""
+    is_transient: bool = False
+    """Whether it may pass by itself: storage was away."""
 
 
 class TaskReport(_Model):

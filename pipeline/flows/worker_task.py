@@ -45,6 +45,7 @@ from pipeline.flows.task_report import (
     cut,
 )
 from pipeline.once import once
+from pipeline.user_code import is_from_signal, message_of
 
 FLOWS = 8
 """Parcels that a worker keeps unpacked: of flow runs that share a cluster."""
@@ -116,7 +117,10 @@ def run_packed(parcel: bytes, names: tuple[Any, ...], parameters: dict[str, Any]
     with _lines_of(named.id) as lines, _offline():
         try:
             result = run_task_sync(task, task_run=task_run, parameters=parameters, context=context)
-        except Exception as raised:
+        except BaseException as raised:
+            # Dask ends a worker whose task raises SystemExit or KeyboardInterrupt.
+            if is_from_signal(raised):
+                raise
             error = _error_report(raised)
     report = TaskReport(
         states=task_run.reported,
@@ -127,13 +131,14 @@ def run_packed(parcel: bytes, names: tuple[Any, ...], parameters: dict[str, Any]
     return report.model_dump_json().encode()
 
 
-def _error_report(error: Exception) -> ErrorReport:
+def _error_report(error: BaseException) -> ErrorReport:
     hint = getattr(error, "hint", None)
     return ErrorReport(
         type=type(error).__name__[:200],
-        message=cut(str(error)),
+        message=cut(message_of(error)),
         hint=cut(hint) if isinstance(hint, str) else None,
         is_final=isinstance(error, ChunkmapError) and not is_transient(error),
+        is_transient=is_transient(error),
     )
 
 

@@ -52,6 +52,7 @@ FLOORS: dict[str, int] = {
     "pipeline.records": 11,
     "pipeline.sparse": 11,
     "pipeline.decoding": 11,
+    "pipeline.user_code": 12,
     "pipeline.stored": 10,
     "pipeline.tokens": 10,
     "pipeline.units": 11,

@@ -123,6 +123,16 @@ def test_a_combine_that_depends_on_groups_is_found_out() -> None:
     assert "not associative" in problem
 
 
+def test_a_combine_that_ends_its_process_is_named() -> None:
+    partials = [stations.partial(measurements(n).lazy()).collect() for n in range(3)]
+
+    def leave(frames: list[pl.LazyFrame]) -> pl.LazyFrame:
+        raise SystemExit("enough")
+
+    with pytest.raises(TransformError, match="leave raised SystemExit: enough"):
+        combine_problem("leave", leave, partials)
+
+
 @pytest.mark.parametrize(("combine", "problem"), [("combine", None), ("finalize", "columns")])
 def test_check_tries_the_combine(tmp_path: Path, combine: str, problem: str | None) -> None:
     (tmp_path / "in").mkdir()

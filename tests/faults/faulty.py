@@ -10,6 +10,12 @@ from pathlib import Path
 
 import polars as pl
 
+NO_EXCEPTIONS: dict[str, type[BaseException]] = {
+    "panic": pl.exceptions.PanicException,
+    "exit": SystemExit,
+    "interrupt": KeyboardInterrupt,
+}
+
 
 def doubled(frame: pl.LazyFrame) -> pl.LazyFrame:
     """All rows as they are, and a column of our own."""
@@ -24,6 +30,13 @@ def raising(frame: pl.LazyFrame, row: int) -> pl.LazyFrame:
     """Raises on the chunk that holds a row."""
     if _holds(frame, row):
         raise ZeroDivisionError(f"row {row} is bad")
+    return doubled(frame)
+
+
+def leaving(frame: pl.LazyFrame, row: int, kind: str) -> pl.LazyFrame:
+    """Raises what is no Exception on the chunk that holds a row."""
+    if _holds(frame, row):
+        raise NO_EXCEPTIONS[kind]("enough")
     return doubled(frame)
 
 

@@ -40,6 +40,19 @@ def test_one_chunk_raises(new: NewScenario) -> None:
     assert not read_all(scenario, scenario.output).keys
 
 
+@pytest.mark.parametrize("kind", ["panic", "exit", "interrupt"])
+def test_one_chunk_raises_what_is_no_exception(
+    new: NewScenario, cluster: Cluster, kind: str
+) -> None:
+    """Dask ends a worker for the last two, with all that it was given."""
+    scenario = new(transform="leaving", params={"row": ROW, "kind": kind})
+    _others_are_done(scenario, cluster.start(scenario).wait(240), "TransformError")
+    progress = scenario.ledger.read()
+    assert "enough" in progress.failed()["message"][0]
+    assert progress.failures.height == 1, "a bug is not tried again"
+    assert all(worker.runs for worker in cluster.workers.values())
+
+
 def test_one_chunk_returns_another_schema(new: NewScenario) -> None:
     scenario = new(transform="fickle", params={"row": ROW})
     with pytest.raises(SchemaChangedError, match=f"such as chunk {CHUNK}"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -126,6 +127,69 @@ def test_bad_chunks_fail_alone(prefetch: bool) -> None:
     assert failed["message"].str.contains("ValueError: not these").all()
     assert failed["trace"].str.contains("picky").all()
     assert not failed["transient"].any()
+
+
+@pytest.mark.parametrize("lazily", [False, True], ids=["called", "collected"])
+@pytest.mark.parametrize("kind", [pl.exceptions.PanicException, SystemExit, GeneratorExit])
+def test_a_chunk_fails_alone_whatever_its_transform_raises(
+    kind: type[BaseException], lazily: bool
+) -> None:
+    def picky(frame: pl.LazyFrame) -> pl.LazyFrame:
+        def check(some: pl.DataFrame) -> pl.DataFrame:
+            if some["id"][0] in (2, 6):
+                raise kind("not these")
+            return some
+
+        return frame.map_batches(check) if lazily else check(frame.collect()).lazy()
+
+    case = Case(picky)
+    result = case.map()
+    assert (result.done, result.failed) == (4, 2)
+    failed = case.failures()
+    assert failed["index"].to_list() == [1, 3]
+    assert failed["error"].unique().to_list() == ["TransformError"]
+    assert failed["message"].str.contains(f"module:function raised {kind.__name__}: not").all()
+    assert not failed["transient"].any()
+
+
+def test_ctrl_c_ends_the_batch() -> None:
+    def interrupted(frame: pl.LazyFrame) -> pl.LazyFrame:
+        signal.raise_signal(signal.SIGINT)
+        return frame
+
+    case = Case(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        case.map()
+    assert case.failures().is_empty()
+
+
+def test_a_chunk_whose_result_cannot_be_written_fails_alone() -> None:
+    def odd(frame: pl.LazyFrame) -> pl.LazyFrame:
+        rows = frame.collect()
+        objects = pl.Series("o", [object()] * rows.height, dtype=pl.Object)
+        return rows.with_columns(objects).lazy() if rows["id"][0] == 2 else frame
+
+    case = Case(odd)
+    assert case.map().done == 5
+    failed = case.failures()
+    assert failed["index"].to_list() == [1]
+    assert failed["message"].str.starts_with("examples.revenue:revenue returned what cannot").all()
+
+
+@pytest.mark.parametrize("name", ["get_ranges", "stage"])
+def test_a_panic_beside_the_transform_is_its_chunks(name: str) -> None:
+    case = Case()
+    work = getattr(case.backend, name)
+
+    def panicking(first: Any, *rest: Any) -> Any:
+        if "002" in str(first) or "0000002" in str(first):
+            raise pl.exceptions.PanicException("index out of bounds")
+        return work(first, *rest)
+
+    setattr(case.backend, name, panicking)
+    result = case.map()
+    assert (result.done, result.failed) == (5, 1)
+    assert case.failures().select("index", "error").rows() == [(2, "PanicException")]
 
 
 def test_a_batch_that_runs_again_leaves_alone_what_is_settled() -> None:

@@ -274,6 +274,33 @@ def test_rounds_are_bounded_and_every_chunk_left_says_why(kind: Kind, most: int)
     assert progress.failed()["message"].str.contains("on purpose").all()
 
 
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(culprits=st.frozensets(st.integers(0, 39), max_size=4), most=st.integers(1, 1000))
+def test_a_batch_that_fails_as_a_whole_is_cut_down_to_its_culprit(
+    culprits: frozenset[int], most: int
+) -> None:
+    def fate(batch: Batch) -> Kind:
+        return "error" if culprits.intersection(batch.indices) else "finished"
+
+    run, engine = make(fate=fate)
+    work = mapper(run, engine, {"max_chunks": most, "seconds": 100})
+    progress = work.run()
+    assert progress.left(40) == sorted(culprits)
+    assert failed(progress) == dict.fromkeys(culprits, "BatchError")
+    assert progress.failed()["message"].str.contains("error on purpose").all()
+    assert work.rounds <= 3
+
+
+def test_batches_are_not_cut_down_because_storage_was_away() -> None:
+    run, engine = make()
+    engine.error = TransientStorageError("nobody answers")
+    mapper(run, engine, {"max_chunks": 40, "seconds": 100}, rounds=3).run()
+    last = [len(batch) for batch in engine.batches if batch.name.startswith("r3-")]
+    assert max(last) > 1
+
+
 class Away(MemoryBackend):
     """Storage that takes none of the driver's own records for a while."""
 

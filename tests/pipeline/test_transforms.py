@@ -124,6 +124,7 @@ def test_a_function_that_does_not_exist_names_the_nearest(package: Package) -> N
         ("import no_such_package_anywhere\n", "no_such_package_anywhere"),
         ("raise ValueError('broken at import')\n", "broken at import"),
         ("1 / 0\n", "division by zero"),
+        ("import sys\nsys.exit(3)\n", "SystemExit: 3"),
     ],
 )
 def test_a_module_that_cannot_be_imported(package: Package, source: str, said: str) -> None:
