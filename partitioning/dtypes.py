@@ -226,9 +226,8 @@ def _plain_nested(kind: pa.DataType) -> pa.DataType | None:
 
 def polars_type(kind: pa.DataType) -> pl.DataType:
     """Return the Polars type of an Arrow type that Polars has."""
-    table = pa.table({"": pa.array([], kind)})
-    frame = pl.DataFrame(pl.from_arrow(table))
-    return frame.schema[""]
+    table = pa.table({"column": pa.array([], kind)})
+    return pl.DataFrame(pl.from_arrow(table)).schema["column"]
 
 
 def is_odd_encoding(leaf: Leaf, encodings: Iterable[int]) -> bool:
