@@ -160,7 +160,7 @@ def _is_zone(name: str) -> bool:
         return True
     try:
         ZoneInfo(name)
-    except (ValueError, OSError):
+    except (ValueError, OSError, KeyError):
         return False
     return True
 

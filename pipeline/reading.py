@@ -416,6 +416,8 @@ class ChunkSource:
                 changed.append(pl.lit(None, dtype=dtype).alias(name))
             elif have[name] != dtype:
                 changed.append(pl.col(name).cast(dtype))
+        if not names:
+            return lazy  # To select nothing would lose the number of rows.
         # `with_columns` first: literals alone would make a frame of one row.
         return (lazy.with_columns(changed) if changed else lazy).select(names)
 

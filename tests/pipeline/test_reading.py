@@ -146,7 +146,8 @@ def in_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
 
 QUERIES: dict[str, plain.Rows] = {
     "all": lambda f: f,
-    "reversed": lambda f: f.select(pl.all().reverse()),
+    # Not with `reverse()`: Polars' of a struct that is null throughout forgets what is in it.
+    "reversed": lambda f: f.with_row_index("#").sort("#", descending=True).drop("#"),
     "projected": lambda f: f.select("id"),
     "computed": lambda f: f.with_columns(twice=pl.col("id") * 2).drop("id"),
     "filtered": lambda f: f.filter(pl.col("id") % 3 == 1),
