@@ -81,6 +81,8 @@ class Verification:
     files: int
     rows: int
     bytes: int
+    left_out: int
+    """Objects that could not be read, and are left out."""
     missing_chunks: int
     """Planned chunks that the manifest says are left out, or that are in windows of its runs that
     are not published yet."""
@@ -118,6 +120,7 @@ def verify_output(storage: Storage, output: str) -> Verification:
         files=files.height,
         rows=int(files["rows"].sum()),
         bytes=int(files["bytes"].sum()),
+        left_out=sum(entry.left_out for entry in manifest.commits),
         missing_chunks=left + sum(e.missing for e in manifest.commits if e.window is None),
         problems=tuple(problems),
         notes=_refused(catalog, manifest),

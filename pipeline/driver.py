@@ -351,7 +351,7 @@ def report_of(
         completions=pl.concat([progress.completions, progress.spares]),
         failures=progress.failures.with_columns(final=pl.col("attempt").is_in(final)),
         phases=tuple(Phase(*phase) for phase in driver.phases),
-        not_counted=progress.problems,
+        not_counted=(*progress.problems, *progress.left_out()),
     )
 
 

@@ -335,6 +335,7 @@ class Driving:
                 *self.planned.notes,
                 *([mapper.stopped] if mapper and mapper.stopped else []),
                 *progress.problems,
+                *progress.left_out(),
             ),
             errors=failure_lines(failed),
         )

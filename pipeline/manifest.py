@@ -31,6 +31,8 @@ HEAD_VERSION = 1
 """Format of HEAD.json."""
 MANIFEST_VERSION = 3
 """Format of manifests: 1 repeats all commits, 2 what they add, 3 has entries without files too."""
+MOST_NAMED = 10_000
+"""Objects that a commit record names as left out."""
 SPAN = 32
 """Manifests between two that repeat what was added since the last such one (see `base_of`)."""
 
@@ -112,6 +114,8 @@ class CommitEntry(_Record):
     """Digest of the window's objects, as `partitioning.inputs_digest` makes it."""
     releases: tuple[str, ...] = ()
     """In mode release: names of the commits that were claimed and given up."""
+    left_out: int = 0
+    """Objects that could not be read and are left out (`input.on_bad_object: skip`)."""
 
     @property
     def adds_files(self) -> bool:
@@ -193,6 +197,8 @@ class Commit:
     """Schema FILES."""
     replaces: tuple[str, ...] = ()
     """In mode overwrite-partitions: the folders whose earlier files it drops."""
+    left_out: tuple[str, ...] = ()
+    """Objects that could not be read, each with the reason after a space; at most MOST_NAMED."""
 
     def to_bytes(self) -> bytes:
         """A table file, with a checksum."""
@@ -201,6 +207,7 @@ class Commit:
             "base": self.base,
             "missing": self.missing,
             "replaces": self.replaces,
+            "left_out": self.left_out,
             "writer": uuid.uuid4().hex,
         }
         return pack_tables({"files": self.files.to_arrow()}, said)
@@ -224,6 +231,7 @@ class Commit:
             base=said["base"],
             missing=tuple(said["missing"]),
             replaces=tuple(said["replaces"]),
+            left_out=tuple(said.get("left_out", ())),
             files=pl.DataFrame(pl.from_arrow(table)).cast(dict(FILES)),  # type: ignore[arg-type]
         )
 
@@ -265,7 +273,8 @@ def draft_commit(
         released: Names of the run's commits that a repair has released: they are taken.
     """
     files = files_of(record.output, done)
-    left_out = tuple(missing)
+    absent = tuple(missing)
+    left_out = done["left_out"].explode(empty_as_null=False).drop_nulls()
     # What an earlier commit of this run has replaced holds this run's files now.
     already = {folder for one in earlier for folder in one.replaces}
     adds = bool(earlier) and (window is not None or record.mode != "overwrite-partitions")
@@ -280,15 +289,17 @@ def draft_commit(
         files=files.height,
         rows=int(files["rows"].sum()),
         bytes=int(files["bytes"].sum()),
-        missing=len(left_out),
+        missing=len(absent),
         keep_versions=keep_versions,
         window=None if window is None else window.label,
         rule="" if window is None else rule_of(window.windowing),
         code=",".join(sorted(set(done["code"].to_list()))) or record.fingerprint,
         inputs="" if window is None else window.inputs,
+        left_out=left_out.str.split(" ").list.first().n_unique(),
     )
     replaced = set(folders(files)) - already if mode == "overwrite-partitions" else set()
-    return Commit(entry, record.base, left_out, files, tuple(sorted(replaced)))
+    named = tuple(left_out.head(MOST_NAMED).to_list())
+    return Commit(entry, record.base, absent, files, tuple(sorted(replaced)), named)
 
 
 def files_of(output: str, completions: pl.DataFrame) -> pl.DataFrame:

@@ -22,7 +22,12 @@ import stamina
 from partitioning import Chunk
 from pipeline import logs, metrics
 from pipeline.batches import Batch
-from pipeline.errors import ChunkTimeoutError, RunCancelledError, is_transient
+from pipeline.errors import (
+    ChunkTimeoutError,
+    RunCancelledError,
+    UnreadableObjectError,
+    is_transient,
+)
 from pipeline.ledger import segment_name
 from pipeline.process import (
     Mapped,
@@ -202,9 +207,16 @@ class BatchRun:
             source.close()
 
     def _compute(self, chunk: Chunk, source: ChunkSource) -> Mapped:
-        clock = time.perf_counter()
-        source.prefetch(self.columns)
-        return compute(self.context, chunk, source, time.perf_counter() - clock)
+        while True:
+            clock = time.perf_counter()
+            try:
+                source.prefetch(self.columns)
+                return compute(self.context, chunk, source, time.perf_counter() - clock)
+            except UnreadableObjectError as error:
+                # What was read of it may have been used already: all of the chunk is done again.
+                if not source.leave_out(error):
+                    raise
+                log.warning("chunk %d goes on without an object: %s", chunk.index, error)
 
     def _watched(self, chunk: Chunk) -> Watch:
         return Watch(self.context.job.chunk_timeout, partial(self._give_up, chunk))

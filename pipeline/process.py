@@ -107,6 +107,7 @@ def open_chunk(context: RunContext, chunk: Chunk) -> ChunkSource:
         context.row_filter,
         columns=context.job.input.columns,
         int96=context.job.input.int96,
+        skip_unreadable=context.job.input.on_bad_object == "skip",
     )
 
 
@@ -153,6 +154,8 @@ class Mapped:
     started: float
     read_seconds: float
     compute_seconds: float
+    left_out: tuple[str, ...] = ()
+    """Objects that could not be read, and why."""
 
 
 def schema_text(frame: pl.DataFrame) -> str:
@@ -169,11 +172,12 @@ def compute(context: RunContext, chunk: Chunk, source: ChunkSource, read_seconds
         chunk=chunk,
         frame=frame,
         frame_schema=schema_text(frame),
-        rows_in=chunk.rows - source.rows_filtered,
+        rows_in=chunk.rows - source.rows_left_out - source.rows_filtered,
         bytes_in=source.bytes_read,
         started=started - read_seconds,
         read_seconds=read_seconds,
         compute_seconds=time.perf_counter() - clock,
+        left_out=source.left_out,
     )
 
 
@@ -219,6 +223,7 @@ def completion_of(
         bytes_in=mapped.bytes_in,
         code=context.code,
         schema=digest_of(mapped.frame_schema),
+        left_out=mapped.left_out,
         **where,
     )
 

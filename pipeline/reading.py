@@ -51,6 +51,8 @@ FRAGMENTS_AT_ONCE = 8
 STEP_BYTES = 32 << 20
 """Decoded bytes of row groups that are decoded together. Each step reads the footer again, which
 for a hundred columns takes as long as decoding a small row group; more would only cost memory."""
+_REASON = 500
+"""Characters of a reason that are kept."""
 SMALL_BYTES = 1 << 20
 """Decoded bytes up to which Polars' in-memory engine is the faster one."""
 
@@ -225,10 +227,8 @@ class FragmentCopy:
             return True
         try:
             return denies_nulls(self._file.read, chunk)
-        except ThriftError as error:
-            raise UnreadableObjectError(
-                self.uri, f"column {chunk.leaf.path}, byte {chunk.start:,}: {error}"
-            ) from None
+        except ThriftError:
+            return False  # Polars will say what is wrong with it, if anything is.
 
     def _decode(self, groups: Sequence[int], columns: Sequence[str]) -> pl.DataFrame:
         try:
@@ -289,8 +289,11 @@ class ChunkSource:
         *,
         columns: Sequence[str] | None = None,
         int96: Int96Unit = "us",
+        skip_unreadable: bool = False,
     ) -> None:
         self._int96 = int96
+        self._skips = skip_unreadable
+        self._unreadable: dict[str, str] = {}
         self._storage = storage
         self._chunk = chunk
         self._schema = schema
@@ -316,10 +319,34 @@ class ChunkSource:
         """Rows that the job's own filter took away, so far as they were read."""
         return sum(self._filtered.values())
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Objects that could not be read, each with the reason after a space."""
+        return tuple(f"{uri} {reason[:_REASON]}" for uri, reason in self._unreadable.items())
+
+    @property
+    def rows_left_out(self) -> int:
+        """Rows of these objects."""
+        return sum(f.rows for f in self._chunk.fragments if f.uri in self._unreadable)
+
+    def leave_out(self, error: UnreadableObjectError) -> bool:
+        """Go on without an object that cannot be read; whether that is allowed.
+
+        What has been read of the chunk does not count: it is to be scanned again.
+        """
+        known = error.uri in {fragment.uri for fragment in self._chunk.fragments}
+        if not self._skips or not known or error.uri in self._unreadable:
+            return False
+        self._unreadable[error.uri] = error.reason
+        self._filtered.clear()
+        return True
+
     def prefetch(self, columns: Iterable[str]) -> None:
         """Open all fragments and bring the columns here, several fragments at a time."""
         wanted = {*columns, *self._filter_columns} - self._hive
         copies = self._opened()
+        if not copies:
+            return
         if len(copies) == 1:
             copies[0].fetch(wanted)
             return
@@ -329,8 +356,9 @@ class ChunkSource:
     def _opened(self) -> list[FragmentCopy]:
         with self._lock:
             if self._copies is None:
-                self._copies = _open_all(self._storage, self._chunk.fragments, self._int96)
-            return self._copies
+                readable = [f for f in self._chunk.fragments if f.uri not in self._unreadable]
+                self._copies = _open_all(self._storage, readable, self._int96)
+            return [copy for copy in self._copies if copy.uri not in self._unreadable]
 
     def scan(self) -> pl.LazyFrame:
         """The chunk as a LazyFrame; it is read when it is collected, as often as it is."""

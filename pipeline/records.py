@@ -80,6 +80,9 @@ class Completion:
     upload: str
     parts: tuple[str, ...]
     sha256: str
+    left_out: tuple[str, ...] = ()
+    """Objects that could not be read, with the reason after a space (`input.on_bad_object: skip`);
+    their rows are in none of the figures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,17 @@ class Progress:
         """Indices of the chunks of a plan of this many that have no completion."""
         done = set(self.completions["index"].to_list())
         return [index for index in range(chunks) if index not in done]
+
+    def left_out(self) -> tuple[str, ...]:
+        """A sentence about objects that could not be read and were left out, if there are any."""
+        found = self.completions["left_out"].explode(empty_as_null=False).drop_nulls()
+        if found.is_empty():
+            return ()
+        uris = found.str.split(" ").list.first().n_unique()
+        return (
+            f"{uris:,} objects could not be read and are left out (input.on_bad_object: skip), "
+            f"such as {found[0]}",
+        )
 
     def failed(self) -> pl.DataFrame:
         """The last failure of each chunk that has no completion."""

@@ -180,7 +180,18 @@ def _frame(rows: list[dict[str, Any]], schema: pl.Schema) -> pl.DataFrame:
     Polars by itself makes each list a series: 200 rows take three times as long, 2,000 six times.
     """
     fields = pa.schema([(name, _ARROW[dtype]) for name, dtype in schema.items()])
-    return pl.DataFrame(pl.from_arrow(pa.Table.from_pylist(rows, schema=fields)))
+    return _conformed(pl.DataFrame(pl.from_arrow(pa.Table.from_pylist(rows, schema=fields))))
+
+
+def _conformed(frame: pl.DataFrame) -> pl.DataFrame:
+    """Entries of earlier releases with what they do not say."""
+    if "sha256" not in frame.columns:
+        return frame
+    if "left_out" not in frame.columns:
+        return frame.with_columns(left_out=pl.lit([], pl.List(pl.String)))
+    if frame["left_out"].null_count():
+        return frame.with_columns(pl.col("left_out").fill_null([]))
+    return frame
 
 
 @lru_cache(256)
@@ -218,7 +229,7 @@ def unpack_base(data: bytes) -> tuple[Segment, frozenset[str]]:
     """
     file = TableFile(data)
     completions, failures = (
-        pl.DataFrame(pl.from_arrow(file.table(part))).cast(dict(schema))  # type: ignore[arg-type]
+        _conformed(pl.DataFrame(pl.from_arrow(file.table(part)))).cast(dict(schema))  # type: ignore[arg-type]
         for part, schema in (("completions", COMPLETIONS), ("failures", FAILURES))
     )
     names = frozenset(file.table("segments")["name"].to_pylist())

@@ -101,6 +101,8 @@ def verify(output: str, environment: str | None, *, as_json: bool = False) -> in
         )
         for problem in (*found.problems, *found.notes):
             bad(problem)
+        if found.left_out:
+            say(f"  {plural(found.left_out, 'object')} that could not be read left out")
         if found.missing_chunks:
             say(f"  {plural(found.missing_chunks, 'planned chunk')} left out, as its manifest says")
     return 1 if found.problems else 0

@@ -117,7 +117,8 @@ class RunReport:
     """Columns as in FAILURE_SCHEMA, in any order."""
     phases: tuple[Phase, ...] = ()
     not_counted: tuple[str, ...] = ()
-    """A sentence for each kind of entry of the ledger that this run cannot have written."""
+    """A sentence for each kind of entry of the ledger that this run cannot have written, and one
+    about objects that could not be read."""
 
     def __post_init__(self) -> None:
         """Cast both frames to their schemas.

@@ -120,7 +120,29 @@ def test_a_segment_with_values_of_other_types_is_left_out(run: Run, change: dict
     assert "a segment cannot be read" in progress.problems[0]
 
 
-@pytest.mark.parametrize("name", [*COMPLETIONS, "parts in the list"])
+LATER = ("left_out",)
+"""What entries of earlier releases do not say."""
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_an_entry_of_an_earlier_release_counts(run: Run, name: str) -> None:
+    entry = {"kind": "completion", **asdict(run.completion(1))}
+    del entry[name]
+    raw(run, entry, {"kind": "completion", **asdict(run.completion(0))})
+    progress = run.ledger.read()
+    assert (progress.left(5), progress.problems) == ([2, 3, 4], ())
+    assert progress.completions[name].to_list() == [[], []]
+
+
+@pytest.mark.parametrize("left_out", [[None], ["x" * 10_000], ["x"] * 10_001])
+def test_objects_left_out_that_are_no_list_of_them(run: Run, left_out: list[str | None]) -> None:
+    raw(run, {"kind": "completion", **asdict(run.completion(1)), "left_out": left_out})
+    progress = run.ledger.read()
+    assert progress.left(5) == [0, 1, 2, 3, 4]
+    assert len(progress.problems) == 1
+
+
+@pytest.mark.parametrize("name", [*(n for n in COMPLETIONS if n not in LATER), "parts in the list"])
 @pytest.mark.parametrize("is_there", [True, False])
 def test_an_entry_that_lacks_a_value_is_not_counted(run: Run, name: str, is_there: bool) -> None:
     entry = {"kind": "completion", **asdict(run.completion(1))}

@@ -30,6 +30,7 @@ MOST_NAME: Final = 1024
 MOST_PARTS: Final = 10_000
 """Parts of an upload, as S3 allows."""
 MOST_ETAG: Final = 256
+MOST_REASON: Final = 8 << 10
 """Bytes of a part's ETag."""
 
 PARTIAL_NAME: Final = r"partials/[0-9A-Za-z][0-9A-Za-z._-]{0,254}\.arrow"
@@ -94,7 +95,8 @@ class EntryChecks:
             ),
             "a text is too long": pl.all_horizontal(_text(name, MOST_NAME) for name in _NAMES),
             "the attempt is not one of ours": pl.col("attempt").str.contains(ATTEMPT_PATTERN),
-            "its parts are not those of an upload": _parts_are_sound(rows),
+            "its parts are not those of an upload": _are_short(rows["parts"], MOST_ETAG),
+            "what it left out is no list of objects": _are_short(rows["left_out"], MOST_REASON),
         }
         rows = _kept(rows, common, problems)
         if not self.reduces:
@@ -163,14 +165,13 @@ def _ids(plan: Plan) -> pl.Series:
     return ids.cast(pl.Binary).bin.encode("hex")
 
 
-def _parts_are_sound(rows: pl.DataFrame) -> pl.Series:
-    """Whether each row's parts are few enough, and each of them short."""
-    parts = rows["parts"]
-    every = parts.explode(empty_as_null=False).str.len_bytes()
-    short = parts.list.len() <= MOST_PARTS
-    if every.null_count() or (every.max() or 0) > MOST_ETAG:  # type: ignore[operator]
-        sizes = parts.list.eval(pl.element().str.len_bytes().fill_null(MOST_ETAG + 1))
-        short &= sizes.list.max().fill_null(0) <= MOST_ETAG
+def _are_short(lists: pl.Series, most: int) -> pl.Series:
+    """Whether each row's texts are few enough, and each of them has at most so many bytes."""
+    every = lists.explode(empty_as_null=False).str.len_bytes()
+    short = lists.list.len() <= MOST_PARTS
+    if every.null_count() or (every.max() or 0) > most:  # type: ignore[operator]
+        sizes = lists.list.eval(pl.element().str.len_bytes().fill_null(most + 1))
+        short &= sizes.list.max().fill_null(0) <= most
     return short
 
 
