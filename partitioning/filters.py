@@ -106,6 +106,10 @@ def check_columns(filters: Filter, names: Sequence[str]) -> None:
             near = difflib.get_close_matches(term.column, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; columns: {', '.join(names)}"
             raise FilterError(f"the filter names a column {term.column!r} that is not there{hint}")
+        if term.column == "*" or re.fullmatch(r"\^.*\$", term.column):
+            raise FilterError(
+                f"column {term.column!r} cannot be filtered: to Polars its name is a pattern"
+            )
 
 
 def bind(term: Term, kind: pa.DataType) -> Bound:

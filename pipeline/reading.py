@@ -15,6 +15,7 @@ from threading import Lock
 from typing import Any, Literal
 
 import polars as pl
+import polars.selectors as cs
 import pyarrow as pa
 from polars.io.plugins import register_io_source
 
@@ -66,6 +67,11 @@ def engine_for(decoded_bytes: float) -> Engine:
     needs neither, and is done in a quarter of the time.
     """
     return "in-memory" if decoded_bytes <= SMALL_BYTES else "streaming"
+
+
+def by_name(names: Sequence[str]) -> pl.Expr:
+    """Columns of just these names, in this order; `pl.col` takes some, such as `*`, as patterns."""
+    return cs.by_name(*names)
 
 
 @contextmanager
@@ -173,7 +179,7 @@ class FragmentCopy:
             if scan is not None:
                 # Polars takes no predicate past a slice, and so would decode what it could skip.
                 part = scan if rows == self._footer.rows else scan.slice(first, rows)
-                frames.append(part.select(by_polars))
+                frames.append(part.select(by_name(by_polars)))
             if by_pyarrow:
                 frames.append(self._decode([number for number, _ in groups], by_pyarrow).lazy())
             first += rows
@@ -183,7 +189,7 @@ class FragmentCopy:
             elif len(frames) == 1:
                 yield frames[0]
             else:
-                yield pl.concat(frames, how="horizontal").select(present)
+                yield pl.concat(frames, how="horizontal").select(by_name(present))
 
     def _scan(self, columns: Sequence[str]) -> pl.LazyFrame:
         """Polars' own scan of the copy.
@@ -390,7 +396,7 @@ class ChunkSource:
                 if not names:
                     shaped, engine = self._counted(shaped, engine).lazy(), "in-memory"
                 elif shaped.collect_schema().names() != names:
-                    shaped = shaped.select(names)
+                    shaped = shaped.select(by_name(names))
                 if left is not None:
                     with naming(copy.uri, stored):
                         first = shaped.head(left).collect(engine=engine)
@@ -443,11 +449,11 @@ class ChunkSource:
             elif name not in have:
                 changed.append(pl.lit(None, dtype=dtype).alias(name))
             elif have[name] != dtype:
-                changed.append(pl.col(name).cast(dtype))
+                changed.append(by_name([name]).cast(dtype))
         if not names:
             return lazy  # To select nothing would lose the number of rows.
         # `with_columns` first: literals alone would make a frame of one row.
-        return (lazy.with_columns(changed) if changed else lazy).select(names)
+        return (lazy.with_columns(changed) if changed else lazy).select(by_name(names))
 
     def close(self) -> None:
         """Free all copies."""

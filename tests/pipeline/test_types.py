@@ -8,12 +8,13 @@ from decimal import Decimal
 from typing import Any
 
 import polars as pl
+import polars.selectors as cs
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from polars.testing import assert_frame_equal
 
-from partitioning import PlanRequest, plan_dataset
+from partitioning import FilterError, PlanRequest, Term, plan_dataset
 from partitioning.explain import PlanResult
 from pipeline.errors import UnreadableObjectError
 from pipeline.reading import ChunkSource
@@ -208,6 +209,20 @@ def test_int96_beside_columns_that_polars_reads() -> None:
 def test_queries_that_need_no_column_see_all_rows(query: Any, expected: list[int]) -> None:
     found, _ = read(one(pa.int64(), [5, 6, 7], row_group_size=2), query=query)
     assert found["r"].to_list() == expected
+
+
+def test_columns_whose_names_are_patterns_to_polars() -> None:
+    table = pa.table({"*": [1, 2], "^a.*$": pa.array([3, 4], pa.int32()), "ab": ["x", "y"]})
+    data = by_pyarrow(table)
+    found, _ = read(data)
+    assert_frame_equal(found, pl.DataFrame(pl.from_arrow(table)))
+    found, _ = read(data, query=lambda lf: lf.select(cs.by_name("*")))
+    assert found.to_dict(as_series=False) == {"*": [1, 2]}
+    wide = table.set_column(1, "^a.*$", pa.array([5, 6], pa.int64()))
+    both, _ = read(data, by_pyarrow(wide), schema="union")
+    assert both["^a.*$"].to_list() == [3, 4, 5, 6]
+    with pytest.raises(FilterError, match="its name is a pattern"):
+        read(data, filter=((Term("*", ">", 1),),))
 
 
 def test_a_time_of_day_stays_one() -> None:
