@@ -11,7 +11,9 @@ import base64
 import binascii
 import io
 import json
+import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Literal
@@ -413,6 +415,68 @@ _RULES: Final[tuple[Callable[[Any, Any], pl.DataType | None], ...]] = (
     _wider_number, _wider_decimal, _wider_time, _wider_text, _wider_list, _wider_map,
     _wider_struct,
 )  # fmt: skip
+
+
+_SIMPLE: Final[dict[str, pl.DataType]] = {
+    **{str(dtype).lower(): dtype for dtype in _INTEGERS},
+    "float32": pl.Float32(),
+    "float64": pl.Float64(),
+    "boolean": pl.Boolean(),
+    "string": pl.String(),
+    "categorical": pl.Categorical(),
+    "binary": pl.Binary(),
+    "date": pl.Date(),
+    "time": pl.Time(),
+}
+_TYPE: Final = re.compile(r"(datetime|duration|decimal|list)\[(.+)\]")
+
+
+def parse_type(text: str) -> pl.DataType:
+    """Return the type of a name such as `int64`, `datetime[us, UTC]` or `decimal[38, 2]`.
+
+    Raises:
+        ValueError: there is no such type.
+    """
+    plain = _SIMPLE.get(text.strip().lower())
+    if plain is not None:
+        return plain
+    found = _TYPE.fullmatch(text.strip())
+    if found is not None:
+        kind, inside = found.groups()
+        if kind == "list":
+            return pl.List(parse_type(inside))
+        parts = [part.strip() for part in inside.split(",")]
+        with suppress(ValueError, TypeError, PolarsError):
+            return _parametric(kind, parts)
+    known = ", ".join([*_SIMPLE, "datetime[us]", "datetime[us, UTC]", "duration[us]"])
+    raise ValueError(f"{text!r} is no type; there are {known}, decimal[38, 2] and list[…]")
+
+
+def _parametric(kind: str, parts: list[str]) -> pl.DataType:
+    if kind == "decimal":
+        precision, scale = map(int, parts)
+        if 0 <= scale <= precision <= _MOST_DIGITS and precision:
+            return pl.Decimal(precision, scale)
+    elif parts[0] in ("ms", "us", "ns") and len(parts) <= (2 if kind == "datetime" else 1):
+        unit: Any = parts[0]
+        if kind == "duration":
+            return pl.Duration(unit)
+        if len(parts) == 1 or _is_zone(parts[1]):
+            return pl.Datetime(unit, parts[1] if len(parts) == 2 else None)
+    raise ValueError(kind)
+
+
+def can_be_cast(dtype: Any, wanted: Any) -> bool:
+    """Tell whether a column may be declared to be of a type: a value that does not fit is an error.
+
+    Beyond `can_become` these are integers from text, to text and to decimals. What rounds, or
+    guesses a format, is the transform's to do.
+    """
+    if can_become(dtype, wanted):
+        return True
+    if dtype == pl.String:
+        return bool(wanted.is_integer())
+    return bool(dtype.is_integer() and (isinstance(wanted, pl.Decimal) or wanted == pl.String))
 
 
 def can_become(dtype: Any, wanted: Any) -> bool:

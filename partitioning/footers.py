@@ -51,12 +51,14 @@ class FooterSpec:
     concurrency: int
     int96: Int96Unit = "us"
     """Unit of INT96 times."""
+    declared: frozenset[str] = frozenset()
+    """Columns that come as another type than the files': their statistics decide nothing."""
 
     @property
     def wish(self) -> Wish:
         """The same for the parser."""
         filtered = {term.column for group in self.filter for term in group}
-        return Wish(self.columns, frozenset(filtered - self.partitions))
+        return Wish(self.columns, frozenset(filtered - self.partitions - self.declared))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,10 @@ class _Layout:
         if not self._spec.filter:
             return None
         arrow = arrow_schema_of(self._types.schema)
-        return StatisticsFilter(self._spec.filter, self._spec.partitions, arrow, self._schema)
+        spec = self._spec
+        return StatisticsFilter(
+            spec.filter, spec.partitions, arrow, self._schema, declared=spec.declared
+        )
 
 
 class _Collector:

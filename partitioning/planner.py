@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from partitioning.dtypes import arrow_schema_of, polars_schema_of, unpack_schema
+from partitioning.dtypes import arrow_schema_of, parse_type, polars_schema_of, unpack_schema
 from partitioning.errors import BadObjectsError
 from partitioning.explain import PlanResult, explain
 from partitioning.filters import bind, check_columns
@@ -191,6 +191,7 @@ class _Footers:
             first_read=request.first_read,
             concurrency=request.footer_concurrency,
             int96=request.int96,
+            declared=frozenset(name for name, _ in request.types),
         )
         self._spec, self._reader = spec, reader
         self.done = 0
@@ -272,7 +273,8 @@ class _Footers:
             SchemaMismatchError, ColumnError, FilterError: as `plan_dataset`.
         """
         request = self._request
-        files = resolve(self._variants(), request.schema)
+        declared = {name: parse_type(text) for name, text in request.types}
+        files = resolve(self._variants(), request.schema, declared)
         shadowed = tuple(n for n in files if n in self._partitions)
         own = {n: t for n, t in files.items() if n not in self._partitions}
         hive = pa.schema(self._snapshot.hive.fields())

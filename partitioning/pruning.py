@@ -131,7 +131,13 @@ class StatisticsFilter:
     """The part of a filter that row-group statistics decide, for one file schema."""
 
     def __init__(
-        self, filters: Filter, partitions: frozenset[str], types: pa.Schema, schema: FileSchema
+        self,
+        filters: Filter,
+        partitions: frozenset[str],
+        types: pa.Schema,
+        schema: FileSchema,
+        *,
+        declared: frozenset[str] = frozenset(),
     ) -> None:
         """Bind the terms.
 
@@ -140,6 +146,7 @@ class StatisticsFilter:
             partitions: Hive columns; their terms are decided elsewhere.
             types: what the file's columns come as.
             schema: the same as the footer has it.
+            declared: columns that come as another type than the file's: any row may match.
 
         Raises:
             FilterError: a value does not compare with its column's type.
@@ -150,7 +157,11 @@ class StatisticsFilter:
         self._kinds = {name: types.field(name).type for name in self._leaves}
         kinds = {name: types.field(name).type for name in types.names}
         self._groups = [
-            [bind(t, kinds.get(t.column, pa.null())) for t in group if t.column not in partitions]
+            [
+                bind(term, kinds.get(term.column, pa.null()))
+                for term in group
+                if term.column not in partitions | declared
+            ]
             for group in filters
         ]
         self._absent = {b.column for group in self._groups for b in group} - set(kinds)

@@ -47,6 +47,9 @@ class PlanRequest:
     others' further columns are ignored, lacking ones are null. Where types differ, `union` takes
     the narrowest that holds the values of both, and `first` the first one's, if each value either
     fits or is an error."""
+    types: tuple[tuple[str, str], ...] = ()
+    """Types that columns come as (`partitioning.dtypes.parse_type`), whatever they are in the
+    files: each value either fits or is an error."""
     int96: Literal["us", "ns"] = "us"
     """Unit of the times that INT96 columns come as. Nanoseconds end in the year 2262."""
     on_bad_object: Literal["fail", "skip"] = "fail"
@@ -94,6 +97,7 @@ class PlanRequest:
         return {
             "figures": _FIGURES,
             "int96": self.int96,
+            "types": dict(self.types),
             "columns": None if columns is None else sorted(columns),
             "filter": [[str(term) for term in group] for group in self.filter],
         }

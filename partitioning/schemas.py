@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import polars as pl
 
-from partitioning.dtypes import can_become, wider_type
+from partitioning.dtypes import can_be_cast, can_become, wider_type
 from partitioning.errors import ColumnError, SchemaMismatchError
 
 _SHOWN: Final = 20
@@ -29,7 +29,9 @@ class Variant:
     """Up to two of them."""
 
 
-def resolve(variants: Sequence[Variant], rule: Rule) -> pl.Schema:
+def resolve(
+    variants: Sequence[Variant], rule: Rule, declared: Mapping[str, pl.DataType] | None = None
+) -> pl.Schema:
     """Return the dataset's schema.
 
     The order of columns does not matter: they are read by name. The first variant's order
@@ -38,10 +40,14 @@ def resolve(variants: Sequence[Variant], rule: Rule) -> pl.Schema:
     Args:
         variants: distinct schemas, in the order in which they first appear.
         rule: `identical`, `union` or `first`, as in `PlanRequest.schema`.
+        declared: types that columns come as, whatever they are in the files.
 
     Raises:
+        ColumnError: no object has a column that is declared.
         SchemaMismatchError: naming each differing column, its types, and two objects of each.
     """
+    if declared:
+        variants = _declared(variants, declared)
     first = variants[0].schema
     if len(variants) == 1:
         return first
@@ -62,6 +68,24 @@ def resolve(variants: Sequence[Variant], rule: Rule) -> pl.Schema:
     if conflicts:
         raise SchemaMismatchError(_explain(variants, conflicts, list(types), rule))
     return pl.Schema(types)
+
+
+def _declared(variants: Sequence[Variant], declared: Mapping[str, pl.DataType]) -> list[Variant]:
+    """Return the variants with the declared types in place of their own."""
+    names = list(dict.fromkeys(name for variant in variants for name in variant.schema))
+    check_columns(list(declared), names)
+    for name, wanted in declared.items():
+        for variant in variants:
+            dtype = variant.schema.get(name, wanted)
+            if not can_be_cast(dtype, wanted):
+                raise SchemaMismatchError(
+                    f"column {name} is declared as {wanted} (input.types), and {dtype} cannot be "
+                    f"cast to it without a loss: in {', '.join(variant.examples)}"
+                )
+    return [
+        replace(v, schema=pl.Schema({n: declared.get(n, t) for n, t in v.schema.items()}))
+        for v in variants
+    ]
 
 
 def _agree(known: pl.DataType, dtype: pl.DataType, rule: Rule) -> pl.DataType | None:

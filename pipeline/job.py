@@ -36,6 +36,7 @@ from pydantic import (
     model_validator,
 )
 
+from partitioning.dtypes import parse_type
 from partitioning.errors import WindowError
 from partitioning.windows import Windowing
 from pipeline.config.masking import mask_text, names_user
@@ -147,6 +148,12 @@ def _filter(value: Any) -> Filter | None:
     return (tuple(_term(term) for term in value),)
 
 
+def _column_type(value: str) -> str:
+    parse_type(value)
+    return value
+
+
+ColumnType = Annotated[str, AfterValidator(_column_type)]
 HiveType = Literal["string", "int8", "int16", "int32", "int64", "date"]
 """As `partitioning.hive.HIVE_TYPES`."""
 Uri = Annotated[str, AfterValidator(_uri)]
@@ -172,6 +179,9 @@ class Input(_Part):
     column are such, else string. Folders of the output are spelled as those of the input anyway."""
     schema_: Literal["identical", "union", "first"] = Field(default="identical", alias="schema")
     """Whether files must agree, are widened to each other, or to the first."""
+    types: dict[str, ColumnType] = {}
+    """Types that columns come as, whatever they are in the files, such as
+    `{id: int64, at: "datetime[us, UTC]"}`. A value that does not fit is an error."""
     int96: Literal["us", "ns"] = "us"
     """Unit of the times that INT96 columns come as. Nanoseconds end in the year 2262."""
     on_bad_object: Literal["fail", "skip"] = "fail"

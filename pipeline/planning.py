@@ -86,6 +86,7 @@ def request_of(job: Job, settings: Settings, size_columns: tuple[str, ...] | Non
         include=source.include,
         exclude=source.exclude,
         schema=source.schema_,
+        types=tuple(source.types.items()),
         int96=source.int96,
         on_bad_object=source.on_bad_object,
         changed_only=source.changed_only,

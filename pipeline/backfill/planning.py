@@ -154,9 +154,10 @@ def is_over(store: BackfillStore) -> bool:
 def _request_digest(job: Job, asked: Asked, options: Options) -> str:
     free = {"retries", "rounds", "max_failures", "chunk_timeout", "name"}
     left_out: dict[str, Any] = dict.fromkeys(free, True)
-    if not job.input.hive_types:
-        # Requests from before there was such a key are the same requests.
-        left_out["input"] = {"hive_types"}
+    # Requests from before there were such keys are the same requests.
+    newer = ("hive_types", "types", "int96")
+    fields = type(job.input).model_fields
+    left_out["input"] = {n for n in newer if getattr(job.input, n) == fields[n].get_default()}
     said = job.model_dump_json(exclude=left_out)
     return digest(said, asked.words(), options.reprocess, options.idempotency_key)
 
