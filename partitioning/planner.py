@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from partitioning.dtypes import arrow_schema_of, parse_type, polars_schema_of, unpack_schema
-from partitioning.errors import BadObjectsError
+from partitioning.errors import BadObjectsError, ColumnError, FilterError
 from partitioning.explain import PlanResult, explain
 from partitioning.filters import bind, check_columns
 from partitioning.footers import FooterBatch, FooterGroup, FooterSpec, read_footers
@@ -278,6 +278,7 @@ class _Footers:
         shadowed = tuple(n for n in files if n in self._partitions)
         own = {n: t for n, t in files.items() if n not in self._partitions}
         hive = pa.schema(self._snapshot.hive.fields())
+        self._add_object_column(own)
         schema = pa.schema([*arrow_schema_of(pl.Schema(own)), *hive])
         dtypes = pl.Schema({**own, **polars_schema_of(hive)})
         check_read_columns([*(request.columns or ()), *(request.size_columns or ())], schema.names)
@@ -285,6 +286,16 @@ class _Footers:
         for term in (t for group in request.filter for t in group):
             bind(term, schema.field(term.column).type)
         return schema, dtypes, shadowed
+
+    def _add_object_column(self, own: dict[str, pl.DataType]) -> None:
+        name = self._request.object_column
+        if name is None:
+            return
+        if name in own or name in self._partitions:
+            raise ColumnError(f"object_column {name!r} is a column of the dataset: choose another")
+        if any(term.column == name for group in self._request.filter for term in group):
+            raise FilterError(f"{name!r} is the object_column: choose objects by include, exclude")
+        own[name] = pl.String()
 
     def notes(self) -> list[str]:
         """What is told of types: which columns come as another one, and of how many objects."""

@@ -50,6 +50,8 @@ class PlanRequest:
     types: tuple[tuple[str, str], ...] = ()
     """Types that columns come as (`partitioning.dtypes.parse_type`), whatever they are in the
     files: each value either fits or is an error."""
+    object_column: str | None = None
+    """A column of this name has the URI of each row's object."""
     int96: Literal["us", "ns"] = "us"
     """Unit of the times that INT96 columns come as. Nanoseconds end in the year 2262."""
     on_bad_object: Literal["fail", "skip"] = "fail"

@@ -230,6 +230,7 @@ def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> 
         filter_polars(filter_of(job), planned.result.plan),
         columns=job.input.columns,
         int96=job.input.int96,
+        object_column=job.input.object_column,
     )
     try:
         with user_code(chunk.fragments[0].uri, "cannot be read:", InputError):

@@ -182,6 +182,8 @@ class Input(_Part):
     types: dict[str, ColumnType] = {}
     """Types that columns come as, whatever they are in the files, such as
     `{id: int64, at: "datetime[us, UTC]"}`. A value that does not fit is an error."""
+    object_column: str | None = Field(default=None, min_length=1)
+    """A column of this name has the URI of each row's object."""
     int96: Literal["us", "ns"] = "us"
     """Unit of the times that INT96 columns come as. Nanoseconds end in the year 2262."""
     on_bad_object: Literal["fail", "skip"] = "fail"

@@ -88,6 +88,7 @@ def request_of(job: Job, settings: Settings, size_columns: tuple[str, ...] | Non
         schema=source.schema_,
         types=tuple(source.types.items()),
         int96=source.int96,
+        object_column=source.object_column,
         on_bad_object=source.on_bad_object,
         changed_only=source.changed_only,
         target=chunks.target,

@@ -107,6 +107,7 @@ def open_chunk(context: RunContext, chunk: Chunk) -> ChunkSource:
         context.row_filter,
         columns=context.job.input.columns,
         int96=context.job.input.int96,
+        object_column=context.job.input.object_column,
         skip_unreadable=context.job.input.on_bad_object == "skip",
     )
 

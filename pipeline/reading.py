@@ -296,7 +296,9 @@ class ChunkSource:
         columns: Sequence[str] | None = None,
         int96: Int96Unit = "us",
         skip_unreadable: bool = False,
+        object_column: str | None = None,
     ) -> None:
+        self._object_column = object_column
         self._int96 = int96
         self._skips = skip_unreadable
         self._unreadable: dict[str, str] = {}
@@ -309,7 +311,9 @@ class ChunkSource:
             set(row_filter.meta.root_names()) if row_filter is not None else set()
         )
         # With chunks that cross partitions these names have a value for each fragment.
-        self._hive = {name for name, _ in chunk.fragments[0].partition}
+        self._given = {name for name, _ in chunk.fragments[0].partition}
+        if object_column is not None:
+            self._given.add(object_column)
         self._copies: list[FragmentCopy] | None = None
         self._lock = Lock()
         self._filtered: dict[tuple[int, int], int] = {}
@@ -349,7 +353,7 @@ class ChunkSource:
 
     def prefetch(self, columns: Iterable[str]) -> None:
         """Open all fragments and bring the columns here, several fragments at a time."""
-        wanted = {*columns, *self._filter_columns} - self._hive
+        wanted = {*columns, *self._filter_columns} - self._given
         copies = self._opened()
         if not copies:
             return
@@ -381,12 +385,12 @@ class ChunkSource:
         names = list(self._visible) if with_columns is None else with_columns
         wanted = dict.fromkeys([*names, *sorted(self._filter_columns)])
         self.columns_read |= set(wanted)
-        stored = [name for name in wanted if name not in self._hive]
+        stored = [name for name in wanted if name not in self._given]
         self.prefetch(stored)
         left = n_rows
         for number, copy in enumerate(self._opened()):
             for step, lazy in enumerate(copy.frames(stored)):
-                shaped = self._shaped(lazy, list(wanted), copy.partition)
+                shaped = self._shaped(lazy, list(wanted), self._given_by(copy))
                 engine = copy.engine
                 if self._filter is not None:
                     # What is in memory by now is not streamed once more.
@@ -427,6 +431,12 @@ class ChunkSource:
             with naming(*where):
                 shaped.collect(engine=engine)
             raise  # Without the transform's own predicate it can be read.
+
+    def _given_by(self, copy: FragmentCopy) -> dict[str, Any]:
+        """Values of columns that the object does not hold: of its folders, and its own URI."""
+        if self._object_column is None:
+            return copy.partition
+        return {**copy.partition, self._object_column: copy.uri}
 
     def _kept(self, shaped: pl.LazyFrame, engine: Engine, step: tuple[int, int]) -> pl.DataFrame:
         """What the job's own filter leaves; how many rows it takes away is counted."""

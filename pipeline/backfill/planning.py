@@ -155,7 +155,7 @@ def _request_digest(job: Job, asked: Asked, options: Options) -> str:
     free = {"retries", "rounds", "max_failures", "chunk_timeout", "name"}
     left_out: dict[str, Any] = dict.fromkeys(free, True)
     # Requests from before there were such keys are the same requests.
-    newer = ("hive_types", "types", "int96")
+    newer = ("hive_types", "types", "int96", "object_column")
     fields = type(job.input).model_fields
     left_out["input"] = {n for n in newer if getattr(job.input, n) == fields[n].get_default()}
     said = job.model_dump_json(exclude=left_out)

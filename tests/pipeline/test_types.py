@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from polars.testing import assert_frame_equal
 
-from partitioning import FilterError, PlanRequest, Term, plan_dataset
+from partitioning import ColumnError, FilterError, PlanRequest, Term, plan_dataset
 from partitioning.explain import PlanResult
 from pipeline.errors import UnreadableObjectError
 from pipeline.reading import ChunkSource
@@ -50,7 +50,13 @@ def read(*objects: bytes, query: Any = lambda lf: lf, **request: Any) -> Row:
     result = plan_dataset(PlanRequest(PREFIX, **request), StorageReader(storage))
     frames = []
     for chunk in result.plan.chunks():
-        source = ChunkSource(storage, chunk, result.plan.dtypes, int96=request.get("int96", "us"))
+        source = ChunkSource(
+            storage,
+            chunk,
+            result.plan.dtypes,
+            int96=request.get("int96", "us"),
+            object_column=request.get("object_column"),
+        )
         try:
             frames.append(query(source.scan()).collect())
         finally:
@@ -223,6 +229,20 @@ def test_columns_whose_names_are_patterns_to_polars() -> None:
     assert both["^a.*$"].to_list() == [3, 4, 5, 6]
     with pytest.raises(FilterError, match="its name is a pattern"):
         read(data, filter=((Term("*", ">", 1),),))
+
+
+def test_the_objects_name_as_a_column() -> None:
+    objects = one(pa.int64(), [1, 2]), one(pa.int64(), [3])
+    found, _ = read(*objects, object_column="from", cross_partitions=True)
+    assert found.rows() == [
+        (1, "s3://b/t/0.parquet"), (2, "s3://b/t/0.parquet"), (3, "s3://b/t/1.parquet"),
+    ]  # fmt: skip
+    found, _ = read(*objects, object_column="from", query=lambda lf: lf.select("from"))
+    assert found["from"].n_unique() == 2
+    with pytest.raises(ColumnError, match="choose another"):
+        read(*objects, object_column="a")
+    with pytest.raises(FilterError, match="include, exclude"):
+        read(*objects, object_column="from", filter=((Term("from", "==", "x"),),))
 
 
 def test_a_time_of_day_stays_one() -> None:
