@@ -31,6 +31,7 @@ from pipeline.errors import (
     StateError,
     UsageError,
 )
+from pipeline.former_folders import refuse_former_folders
 from pipeline.job import Job
 from pipeline.ledger import Ledger, run_id
 from pipeline.manifest import Manifest
@@ -282,6 +283,7 @@ class _Fresh:
         is_new = self.previous is None or self.previous.run != run
         manifest = prepare_output(Catalog(self.storage, uri), job.output.mode, run)
         _refuse_beside_backfills(manifest, job)
+        refuse_former_folders(Catalog(self.storage, uri), job.output.mode, plan, [run])
         notes = (*result.explain.warnings, *_check_lifecycle(job, plan, abort_days), *same)
         ledger = Ledger.create(self.storage, job, plan, code, manifest.number)
         if not is_new:
@@ -390,9 +392,11 @@ def _resumed(record: RunRecord, code: str, storage: Storage, resume: Resume) -> 
             hint="resume with the new code: --accept-code; or start over: --replan",
         )
     ledger = Ledger(storage, record.output, record.run)
-    prepare_output(Catalog(storage, record.output), record.mode, record.run)
+    catalog = Catalog(storage, record.output)
+    prepare_output(catalog, record.mode, record.run)
     notes = [f"resuming run {record.run}: its plan of {record.chunks:,} chunks is frozen"]
     plan = ledger.plan()
+    refuse_former_folders(catalog, record.mode, plan, [record.run])
     changes = input_changes(storage, ledger.job(), plan)
     if changes:
         notes.append(f"{changes}; --replan would plan them too")
