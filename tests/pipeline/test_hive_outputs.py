@@ -15,14 +15,14 @@ import pytest
 
 from partitioning import Plan
 from partitioning.hive import HIVE_TYPES
-from partitioning.hivepaths import spelled_out
+from partitioning.hivepaths import NULL_VALUE, spelled_out
 from partitioning.model import Chunk
 from pipeline.backfill.driving import BackfillDriver
 from pipeline.backfill.planning import Asked, _request_digest, create, draft
 from pipeline.backfill.records import Options
 from pipeline.backfill.surroundings import SerialBackfill
 from pipeline.catalog import Catalog
-from pipeline.checking import try_transform
+from pipeline.checking import try_transform, verify_output
 from pipeline.driver import RunIncompleteError, RunSummary
 from pipeline.driving import run_serially
 from pipeline.errors import PartitionColumnError, UsageError
@@ -30,6 +30,8 @@ from pipeline.job import HiveType, Job
 from pipeline.scanning import scan_output
 from pipeline.settings import Settings, load_settings
 from pipeline.storage import Storage, own_storage
+from tests.pipeline.runs import parquet
+from tests.servers.launching import BUCKET
 
 TRANSFORM = """
 import os
@@ -166,7 +168,43 @@ def test_folders_of_the_output_are_those_of_the_input(world: World) -> None:
     world.write(wanted)
     world.run(world.job())
     assert world.ids() == {folder: [n, n + 1] for folder, n in sorted(wanted.items())}
-    assert scan_output(world.output).collect().height == 22
+    rows = scan_output(world.output).collect()
+    assert dict(rows.group_by("k").len().iter_rows()) == {
+        "01": 2, "1": 2, "a b": 4, "/": 2, None: 2, "ü": 2, "[1]": 2, "*": 2, "x=y": 2, "?": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "server", ["moto", pytest.param("seaweedfs", marks=pytest.mark.integration)]
+)
+def test_folders_on_s3_are_those_of_the_input(
+    world: World, server: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = request.getfixturevalue(server).access
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", access.endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", access.key_id)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", access.secret)
+    own_storage.cache_clear()
+    try:
+        prefix = f"s3://{BUCKET}/{uuid.uuid4().hex}"
+        folders = ["k=01", "k=1", "k=a b", "k=a%20b", "k=%2F", f"k={NULL_VALUE}", "k=ü", "k=[1]",
+                   "k=*", "k=x=y", "k=?", "k=#", "k=+", "k=%FF", "k=&;'", "k={x}",
+                   "k="]  # fmt: skip
+        for number, folder in enumerate(folders):
+            own_storage().put(f"{prefix}/in/{folder}/a.parquet", parquet(10 * number, 2))
+        output = {"uri": f"{prefix}/out/", "mode": "error"}
+        world.run(world.job("seen", input={"uri": f"{prefix}/in/"}, output=output))
+        catalog = Catalog(own_storage(), f"{prefix}/out/")
+        keys = catalog.snapshot(catalog.manifest())["key"].to_list()
+        assert sorted(key.rpartition("/")[0] for key in keys) == sorted(folders)
+        assert verify_output(own_storage(), f"{prefix}/out/").problems == ()
+        rows = scan_output(f"{prefix}/out/").collect()
+        assert sorted(rows["id"].to_list()) == sorted(
+            10 * n + i for n in range(len(folders)) for i in range(2)
+        )
+        assert rows.filter(pl.col("k").ne_missing(pl.col("seen"))).is_empty()
+    finally:
+        own_storage.cache_clear()
 
 
 def test_leading_zeros_are_kept(world: World) -> None:
@@ -180,7 +218,8 @@ def test_declared_text_is_what_the_transform_sees(world: World) -> None:
     world.write({"k=01234": 0})
     world.run(world.job("seen", input={"hive_types": {"k": "string"}}))
     assert world.ids() == {"k=01234": [0, 1]}
-    assert scan_output(world.output).collect()["seen"].to_list() == ["01234"] * 2
+    rows = scan_output(world.output).collect()
+    assert rows.rows() == [(0, "01234", "01234"), (1, "01234", "01234")]
 
 
 def test_types_of_the_job_are_those_of_the_planner() -> None:
@@ -208,14 +247,15 @@ def test_two_spellings_replace_each_its_own(world: World) -> None:
 VALUES: dict[str, Any] = {"window": {"column": "k", "grain": "value"}}
 
 
-def test_windows_of_values_with_zeros_are_found_and_replaced(world: World) -> None:
-    world.write({"k=01": 0, "k=1": 10, "k=unknown": 20})
+@pytest.mark.parametrize("other", ["unknown", "20"])
+def test_windows_of_values_with_zeros_are_found_and_replaced(world: World, other: str) -> None:
+    world.write({"k=01": 0, "k=1": 10, f"k={other}": 20})
     job = world.job(mode="overwrite-partitions", **VALUES)
     world.backfill(job)
     assert scan_output(world.output, window="01").collect()["id"].to_list() == [0, 1]
     world.write({"k=01": 30})
     world.backfill(job, Asked(values=("01",)), reprocess="all")
-    assert world.ids() == {"k=01": [30, 31], "k=1": [10, 11], "k=unknown": [20, 21]}
+    assert world.ids() == {"k=01": [30, 31], "k=1": [10, 11], f"k={other}": [20, 21]}
     assert scan_output(world.output, window="01").collect()["id"].to_list() == [30, 31]
 
 
@@ -310,6 +350,16 @@ def test_a_result_that_says_what_the_key_says_is_written(
     world.write({folder: 0})
     summary = world.run(world.job(function))
     assert summary.rows_out == (0 if function == "key_alone_of_nothing" else 2)
+
+
+def test_chunks_that_cross_partitions_are_read_back(world: World) -> None:
+    world.write({"k=a/j=1": 0, "k=a/j=2": 10, "k=b/j=1": 20})
+    job = world.job("same", chunks={"cross_partitions": True, "max_rows": 4})
+    world.run(job)
+    assert sorted(world.ids()) == ["k=a", "k=b/j=1"]
+    rows = scan_output(world.output).collect()
+    wanted = [(0, "a", 1), (1, "a", 1), (10, "a", 2), (11, "a", 2), (20, "b", 1), (21, "b", 1)]
+    assert sorted(rows.select("id", "k", "j").rows()) == wanted
 
 
 def test_nulls_that_the_key_says_are_null(world: World) -> None:
