@@ -18,6 +18,7 @@ from pipeline.backfill.surroundings import SerialBackfill
 from pipeline.checking import try_transform
 from pipeline.cli import backfilling, backfilling_looks
 from pipeline.cli.backfilling_plan import plan_to_dict, show_plan
+from pipeline.cli.screen import out
 from pipeline.errors import JobError
 from pipeline.job import Job, parse_job
 from pipeline.scanning import scan_output
@@ -142,7 +143,7 @@ def test_what_is_in_no_window_is_told(world: World, capsys: pytest.CaptureFixtur
     assert summary.notes == (told,)
     seen = look(store)
     assert seen.to_dict()["record"]["outside_folders"] == (f"ds={NULL}",)
-    backfilling_looks.out.print(backfilling_looks._shown(seen, 10))
+    out.print(backfilling_looks._shown(seen, 10))
     assert "is in no window" in " ".join(capsys.readouterr().out.split())
 
 
