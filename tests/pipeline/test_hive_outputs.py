@@ -6,6 +6,7 @@ import re
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any, get_args
 
@@ -220,6 +221,38 @@ def test_declared_text_is_what_the_transform_sees(world: World) -> None:
     assert world.ids() == {"k=01234": [0, 1]}
     rows = scan_output(world.output).collect()
     assert rows.rows() == [(0, "01234", "01234"), (1, "01234", "01234")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw", "wanted", "dtype"),
+    [
+        ("int8", "07", 7, pl.Int8),
+        ("int16", "7", 7, pl.Int16),
+        ("int32", "-7", -7, pl.Int32),
+        ("date", "2024-01-05", date(2024, 1, 5), pl.Date),
+        ("string", "2024-01-05", "2024-01-05", pl.String),
+    ],
+)
+def test_every_declared_type_goes_through(
+    world: World, kind: str, raw: str, wanted: object, dtype: pl.DataType
+) -> None:
+    null = f"k={NULL_VALUE}"
+    world.write({f"k={raw}": 0, null: 10})
+    source = {"hive_types": {"k": kind}, "filter": [["k", "==", wanted]]}
+    world.run(world.job("seen", "append", input=source))
+    source["filter"] = [["k", "is null"]]
+    world.run(world.job("seen", "append", input=source))
+    assert world.ids() == {f"k={raw}": [0, 1], null: [10, 11]}
+    rows = scan_output(world.output).sort("id").collect()
+    assert rows.schema["k"] == rows.schema["seen"] == dtype
+    assert rows["k"].to_list() == rows["seen"].to_list() == [wanted, wanted, None, None]
+
+
+def test_a_run_of_a_job_with_windows_reads_nulls_too(world: World) -> None:
+    world.write({"k=2024-01-01": 0, f"k={NULL_VALUE}": 10})
+    window = {"column": "k", "grain": "day"}
+    world.run(world.job("same", "overwrite-partitions", window=window))
+    assert world.ids() == {"k=2024-01-01": [0, 1], f"k={NULL_VALUE}": [10, 11]}
 
 
 def test_types_of_the_job_are_those_of_the_planner() -> None:
