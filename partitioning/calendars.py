@@ -48,6 +48,21 @@ class Spelled:
         return (self.wall - self.offset).replace(tzinfo=UTC)
 
 
+def refined(coarse: Spelled, number: int) -> Spelled | None:
+    """Return the month of a year, the day of a month or the hour of a day by its number.
+
+    None if there is none such, or nothing finer than what is given.
+    """
+    finer = SPANS[SPANS.index(coarse.resolution) + 1 :][:1]
+    if not finer:
+        return None
+    try:
+        wall = coarse.wall.replace(**{finer[0]: number})  # type: ignore[arg-type]
+    except ValueError:
+        return None
+    return Spelled(wall, finer[0], coarse.offset)
+
+
 def spelled(text: str) -> Spelled | None:
     """Read a date or time in the usual spellings, or return None.
 

@@ -42,6 +42,8 @@ class Explain:
     objects_empty: int
     objects_unnamed: int
     """Without a Parquet name."""
+    unnamed_example: str
+    """URI of the first of them; empty if there is none."""
     objects_excluded: int
     """By include and exclude."""
     objects_pruned: int
@@ -139,6 +141,7 @@ def explain(
         objects_hidden=listing.hidden,
         objects_empty=listing.empty,
         objects_unnamed=listing.unnamed,
+        unnamed_example=listing.unnamed_example,
         objects_excluded=listing.excluded,
         objects_pruned=int((status == Status.PRUNED).sum()),
         objects_unchanged=int((status == Status.UNCHANGED).sum()),
@@ -167,8 +170,20 @@ def explain(
                 chunks=chunk_sizes,
             )
             + list(notes)
+            + left_out_for_names(listing.unnamed, listing.unnamed_example)
         ),
     )
+
+
+def left_out_for_names(count: int, example: str) -> list[str]:
+    """Return a sentence on objects that are not named as Parquet objects are; none without any."""
+    if not count:
+        return []
+    objects = "1 object is" if count == 1 else f"{count:,} objects are"
+    return [
+        f"{objects} left out: not named *.parquet, *.parq or *.pq, such as {example} "
+        "(input.include names what is read)"
+    ]
 
 
 def _warnings(

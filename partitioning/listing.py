@@ -9,7 +9,7 @@ from itertools import compress
 
 from partitioning.errors import NoParquetError, WindowError
 from partitioning.globs import compile_glob, has_magic, literal_prefix, matches_any
-from partitioning.hivepaths import NULL_VALUE, raw_values
+from partitioning.hivepaths import raw_values
 from partitioning.model import ObjectInfo
 from partitioning.reader import Reader
 from partitioning.request import PlanRequest
@@ -37,6 +37,8 @@ class Listing:
     empty: int = 0
     unnamed: int = 0
     """Without a Parquet name."""
+    unnamed_example: str = ""
+    """URI of the first of them."""
     excluded: int = 0
     """By `include` or `exclude`."""
     outside: int = 0
@@ -103,20 +105,21 @@ def _nothing(uris: tuple[str, ...], listing: Listing) -> str:
 
 
 def _keep_windows(listing: Listing, keep: WindowFilter, *, lenient: bool) -> None:
-    column, keeps = keep.windowing.column, keep.decider()
+    columns, keeps = keep.windowing.columns, keep.decider()
     raws = {directory: dict(raw_values(directory)) for directory in set(listing.directories)}
-    if not any(column in names for names in raws.values()):
-        raise no_column(column, sorted(set().union(*raws.values())))
+    for column in columns:
+        if not any(column in names for names in raws.values()):
+            raise no_column(column, sorted(set().union(*raws.values())))
     verdicts = {}
     for directory, values in raws.items():
-        if column not in values and not lenient:
+        if not lenient and (lacking := [name for name in columns if name not in values]):
             example = min(
                 info.uri
                 for info, own in zip(listing.objects, listing.directories, strict=True)
                 if own == directory
             )
-            raise WindowError(f"partition column {column!r} is not in the key of {example}")
-        verdicts[directory] = keeps(values.get(column, NULL_VALUE))
+            raise WindowError(f"partition column {lacking[0]!r} is not in the key of {example}")
+        verdicts[directory] = keeps(values)
     chosen = [verdicts[directory] for directory in listing.directories]
     listing.outside = len(chosen) - sum(chosen)
     listing.outside_directories = {own for own, kept in verdicts.items() if not kept}
@@ -213,6 +216,7 @@ def _take(
         listing.excluded += 1
     elif not request.include and not explicit and not path.lower().endswith(_SUFFIXES):
         listing.unnamed += 1
+        listing.unnamed_example = min(listing.unnamed_example or info.uri, info.uri)
     elif request.exclude and matches_any(request.exclude, path):
         listing.excluded += 1
     else:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from partitioning.errors import WindowError
-from partitioning.hivepaths import NULL_VALUE, raw_values
+from partitioning.hivepaths import raw_values
 from partitioning.listing import Listing
 from partitioning.model import PARTITION_PREFIX, ObjectInfo, Plan
 from partitioning.windows import Window, Windowing, no_column
@@ -48,15 +48,46 @@ def inputs_of_listing(listing: Listing, windowing: Windowing) -> dict[str, Windo
     """
     if not listing.objects:
         return {}
+    names = {name for d in set(listing.directories) for name, _ in raw_values(d)}
+    _check_columns(windowing, sorted(names))
     windows = _Windows(windowing)
-    raws = {d: dict(raw_values(d)).get(windowing.column) for d in set(listing.directories)}
-    if not any(raw is not None for raw in raws.values()):
-        names = {name for d in raws for name, _ in raw_values(d)}
-        raise no_column(windowing.column, sorted(names))
     return _inputs(
-        (windows.of(raws[directory]), info)
+        (windows.of(directory), info)
         for info, directory in zip(listing.objects, listing.directories, strict=True)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class OutsideInput:
+    """The objects that are in no window, because a value is null or not there."""
+
+    objects: int = 0
+    bytes: int = 0
+    """Of the objects, together."""
+    folders: tuple[str, ...] = ()
+    """Their Hive values, sorted: `ds=__HIVE_DEFAULT_PARTITION__`."""
+
+
+def outside_of_windows(listing: Listing, windowing: Windowing) -> OutsideInput:
+    """Return what a listing holds that is in no window, whichever are asked for.
+
+    Raises:
+        WindowError: a value does not fit the grain.
+    """
+    windows = _Windows(windowing)
+    outside = [
+        (directory, info.size)
+        for info, directory in zip(listing.objects, listing.directories, strict=True)
+        if windows.of(directory) is None
+    ]
+    folders = {_shown(windowing, directory) for directory in {d for d, _ in outside}}
+    return OutsideInput(len(outside), sum(size for _, size in outside), tuple(sorted(folders)))
+
+
+def _shown(windowing: Windowing, directory: str) -> str:
+    """The values of a directory, as folders; `no ds` where there is none."""
+    raws = dict(raw_values(directory))
+    return "/".join(f"{n}={raws[n]}" if n in raws else f"no {n}" for n in windowing.columns)
 
 
 def inputs_of_plan(plan: Plan, windowing: Windowing) -> dict[str, WindowInput]:
@@ -68,9 +99,22 @@ def inputs_of_plan(plan: Plan, windowing: Windowing) -> dict[str, WindowInput]:
     uris, etags, sizes = (table[name].to_pylist() for name in ("uri", "etag", "size"))
     windows = _Windows(windowing)
     return _inputs(
-        (windows.of_uri(uri), ObjectInfo(uri, etag, size))
+        (windows.of(uri.rpartition("/")[0]), ObjectInfo(uri, etag, size))
         for uri, etag, size in zip(uris, etags, sizes, strict=True)
     )
+
+
+def label_of_folder(windowing: Windowing, folder: str) -> str | None:
+    """Return the label of the window that a folder is in; None if it is in none.
+
+    Raises:
+        WindowError: its values do not fit the grain.
+    """
+    raws = dict(raw_values(folder))
+    if any(name not in raws for name in windowing.columns):
+        return None
+    window = windowing.window_of_raws(raws)
+    return None if window is None else window.label
 
 
 def windows_of_plan(plan: Plan, windowing: Windowing) -> list[str]:
@@ -90,10 +134,10 @@ def windows_of_plan(plan: Plan, windowing: Windowing) -> list[str]:
     windows, uris = _Windows(windowing), objects["uri"]
     labels: dict[int, str] = {}
     for index in np.union1d(first, last).tolist():
-        window = windows.of_uri(uris[index].as_py())
+        window = windows.of(uris[index].as_py().rpartition("/")[0])
         if window is None:
             raise WindowError(
-                f"column {windowing.column!r} is null in {uris[index].as_py()}: its rows are in no "
+                f"column {windowing.title!r} is null in {uris[index].as_py()}: its rows are in no "
                 f"{windowing.grain}"
             )
         labels[index] = window.label
@@ -114,33 +158,36 @@ def _objects(plan: Plan, windowing: Windowing) -> pa.Table:
         for name in table.column_names
         if name.startswith(PARTITION_PREFIX)
     ]
-    if windowing.column not in names:
-        raise no_column(windowing.column, names)
+    _check_columns(windowing, names)
     return table
 
 
+def _check_columns(windowing: Windowing, names: Sequence[str]) -> None:
+    for column in windowing.columns:
+        if column not in names:
+            raise no_column(column, names)
+
+
 class _Windows:
-    """The window of each raw value, worked out once."""
+    """The window of each directory, worked out once for equal values."""
 
     def __init__(self, windowing: Windowing) -> None:
         self._rule = windowing
-        self._known: dict[str, Window | None] = {}
-        self._raws: dict[str, str | None] = {}
+        self._known: dict[tuple[str | None, ...], Window | None] = {}
+        self._directories: dict[str, Window | None] = {}
 
-    def of(self, raw: str | None) -> Window | None:
-        """The window, or None for null."""
-        value = NULL_VALUE if raw is None else raw
-        if value not in self._known:
-            null = value == NULL_VALUE and self._rule.grain != "value"
-            self._known[value] = None if null else self._rule.window_of(value)
-        return self._known[value]
+    def of(self, directory: str) -> Window | None:
+        """The window, or None for null.
 
-    def of_uri(self, uri: str) -> Window | None:
-        directory = uri.rpartition("/")[0]
-        if directory not in self._raws:
-            # Directories above the prefix may have the name too: the last one wins, in a plan too.
-            self._raws[directory] = dict(raw_values(directory)).get(self._rule.column)
-        return self.of(self._raws[directory])
+        Directories above an input's prefix may count too: the last of a name wins, as in a plan.
+        """
+        if directory not in self._directories:
+            raws = dict(raw_values(directory))
+            values = tuple(raws.get(name) for name in self._rule.columns)
+            if values not in self._known:
+                self._known[values] = self._rule.window_of_raws(raws)
+            self._directories[directory] = self._known[values]
+        return self._directories[directory]
 
 
 def _inputs(found: Iterator[tuple[Window | None, ObjectInfo]]) -> dict[str, WindowInput]:

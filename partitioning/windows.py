@@ -1,4 +1,4 @@
-"""Windows: half-open ranges of the values of one Hive column.
+"""Windows: half-open ranges of the values of a Hive column, or of several that make up a date.
 
 A time window is a calendar hour, day or month of one time zone, so that a day has 23 or 25 hours
 where the clocks change. Windows of one grain tile time: each instant is in exactly one.
@@ -7,7 +7,7 @@ where the clocks change. Windows of one grain tile time: each instant is in exac
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -17,12 +17,22 @@ from typing import Final, Literal, get_args
 from urllib.parse import quote, unquote
 from zoneinfo import ZoneInfo
 
-from partitioning.calendars import SPANS, Spelled, after, back, floor, label_of, spelled
+from partitioning.calendars import (
+    SPANS,
+    Spelled,
+    after,
+    back,
+    floor,
+    label_of,
+    refined,
+    spelled,
+)
 from partitioning.errors import WindowError
 from partitioning.hivepaths import NULL_VALUE
 
 Grain = Literal["hour", "day", "month", "value"]
 GRAINS: Final[tuple[str, ...]] = get_args(Grain)
+_NUMBER: Final = re.compile(r"\d{1,2}", re.ASCII)
 _SPAN: Final = re.compile(r"(\d+)\s*(h|d|w|mo|m)", re.ASCII)
 _LONGEST_LABEL: Final = 150
 """Bytes of a value's label; S3 servers refuse segments of a key above 255."""
@@ -49,7 +59,7 @@ class Windowing:
     """How the values of a column are cut into windows.
 
     Raises:
-        WindowError: there is no such grain or time zone.
+        WindowError: there is no such grain or time zone, or several columns cannot be cut so.
     """
 
     column: str
@@ -58,11 +68,57 @@ class Windowing:
     """Finer values are grouped (days by month); coarser ones do not fit."""
     timezone: str = "UTC"
     """IANA name: where hours, days and months begin, and what values without an offset mean."""
+    further: tuple[str, ...] = ()
+    """Names of Hive columns that hold the finer parts of the date, each the number of a month, a
+    day or an hour: (month, day) after a column of years, (hour,) after one of days."""
 
     def __post_init__(self) -> None:
         if self.grain not in GRAINS:
             raise WindowError(f"{self.grain!r} is no grain; there are {', '.join(GRAINS)}")
+        if self.further and self.grain == "value":
+            raise WindowError(f"columns {self.title} make up a date: the grain is not value")
+        if len(set(self.columns)) < len(self.columns) or len(self.columns) > len(SPANS):
+            raise WindowError(
+                f"columns {self.title} are no date: name those of year, month, day and hour, from "
+                "coarse to fine"
+            )
         _zone(self.timezone)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of all columns, from coarse to fine."""
+        return (self.column, *self.further)
+
+    @property
+    def title(self) -> str:
+        """The columns' names, for messages."""
+        return ", ".join(self.columns)
+
+    def window_of_raws(self, raws: Mapping[str, str]) -> Window | None:
+        """Return the window of an object by the raw Hive values of its folders.
+
+        None where one of the columns is null or not there: that is in no hour, day or month.
+
+        Raises:
+            WindowError: the values do not fit the grain.
+        """
+        values = [raws.get(name, NULL_VALUE) for name in self.columns]
+        if self.grain == "value":
+            return self.window_of(values[0])
+        if NULL_VALUE in values:
+            return None
+        if not self.further:
+            return self.window_of(values[0])
+        found = self._spelled(unquote(values[0]))
+        for name, value in zip(self.further, map(unquote, values[1:]), strict=True):
+            finer = refined(found, int(value)) if _NUMBER.fullmatch(value) else None
+            if finer is None:
+                raise WindowError(
+                    f"column {name!r} has the value {value!r}, which is no part of the "
+                    f"{found.resolution} that {self.column!r} begins with ({values[0]})"
+                )
+            found = finer
+        return self._fitting(found, "-".join(map(unquote, values)))
 
     def window_of(self, raw: str) -> Window:
         """Return the window of one raw Hive value, percent-encoded or not.
@@ -77,13 +133,7 @@ class Windowing:
             return Window(text, None, _value_label(text))
         if text == NULL_VALUE:
             raise WindowError(f"column {self.column!r} is null: it is in no {self.grain}")
-        found = self._spelled(text)
-        if SPANS.index(found.resolution) < SPANS.index(self.grain):
-            raise WindowError(
-                f"column {self.column!r} has the value {text!r}, a whole {found.resolution}: it "
-                f"does not fit windows of the grain {self.grain}"
-            )
-        return self._at(found.begin(_zone(self.timezone)))
+        return self._fitting(self._spelled(text), text)
 
     def parse(self, text: str) -> Window:
         """Return the window that a label, or a date as a user types it, names.
@@ -197,6 +247,14 @@ class Windowing:
             )
         return begin
 
+    def _fitting(self, found: Spelled, text: str) -> Window:
+        if SPANS.index(found.resolution) < SPANS.index(self.grain):
+            raise WindowError(
+                f"column {self.title!r} has the value {text!r}, a whole {found.resolution}: it "
+                f"does not fit windows of the grain {self.grain}"
+            )
+        return self._at(found.begin(_zone(self.timezone)))
+
     def _spelled(self, text: str) -> Spelled:
         found = spelled(text)
         if found is None:
@@ -230,19 +288,18 @@ class WindowFilter:
     windowing: Windowing
     windows: tuple[Window, ...]
 
-    def decider(self) -> Callable[[str], bool]:
-        """Return what tells whether a raw Hive value is in one of the windows.
+    def decider(self) -> Callable[[Mapping[str, str]], bool]:
+        """Return what tells whether raw Hive values are in one of the windows.
 
         A null is in no time window. It raises WindowError for a value that does not fit the grain.
         """
         rule, chosen = self.windowing, frozenset(self.windows)
-        nulls = rule.grain == "value"
 
         @cache
-        def keeps(raw: str) -> bool:
-            return (nulls or raw != NULL_VALUE) and rule.window_of(raw) in chosen
+        def keeps(*raws: str) -> bool:
+            return rule.window_of_raws(dict(zip(rule.columns, raws, strict=True))) in chosen
 
-        return keeps
+        return lambda raws: keeps(*(raws.get(name, NULL_VALUE) for name in rule.columns))
 
     def describe(self) -> dict[str, object]:
         """Return it as JSON values."""
@@ -252,6 +309,7 @@ class WindowFilter:
             "grain": rule.grain,
             "timezone": rule.timezone,
             "windows": [window.label for window in self.windows],
+            **({"further": list(rule.further)} if rule.further else {}),
         }
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from partitioning import Chunk
+from partitioning.explain import left_out_for_names
 from pipeline.catalog import Catalog
 from pipeline.errors import (
     EngineUnavailableError,
@@ -206,7 +207,8 @@ class Trial:
     definitions: int
     """Definitions of allowed modules that the fingerprint covers."""
     notes: tuple[str, ...]
-    """What the fingerprint could not tell, and what it covers instead."""
+    """What the fingerprint could not tell, what it covers instead, and what of the input is left
+    out for its name."""
     differs: str | None
     """How the result of the halves differs from that of the whole, or, with a reduce, how its
     `combine` depends on the grouping of chunks; None if all is well."""
@@ -222,7 +224,7 @@ def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> 
         PartitionColumnError: the result could not be written below its partition.
     """
     planned = plan_input(job, settings, storage)
-    chunk = _smallest(planned)
+    chunk, found = _smallest(planned), planned.result.explain
     source = ChunkSource(
         storage,
         chunk,
@@ -254,7 +256,10 @@ def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> 
         rows_out_halves=sum(half.height for half in halves),
         code=planned.transform.fingerprint,
         definitions=planned.transform.definitions,
-        notes=planned.transform.notes,
+        notes=(
+            *planned.transform.notes,
+            *left_out_for_names(found.objects_unnamed, found.unnamed_example),
+        ),
         differs=_difference(result, halves)
         if job.reduce is None
         else _reduce_problem(job.reduce.combine, planned, settings, whole),

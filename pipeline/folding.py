@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import cast
 
 from partitioning.errors import WindowError
-from partitioning.hivepaths import raw_values
+from partitioning.windowed import label_of_folder
 from partitioning.windows import Grain, Windowing
 from pipeline.manifest import Commit, CommitEntry, folders
 from pipeline.table.keys import original_key
@@ -103,12 +103,11 @@ def renames(commits: Sequence[Footprint]) -> dict[str, str]:
 @lru_cache(maxsize=65_536)
 def window_label(rule: str, folder: str) -> str | None:
     """The window that a folder of an output is in (see `manifest.rule_of`), if it is in one."""
-    column, grain, timezone = rule.split("/", 2)
-    raw = dict(raw_values(folder)).get(column)
-    if raw is None:
-        return None
+    columns, grain, timezone = rule.split("/", 2)
+    column, *further = columns.split("=")
     try:
-        return Windowing(column, cast("Grain", grain), timezone).window_of(raw).label
+        windowing = Windowing(column, cast("Grain", grain), timezone, tuple(further))
+        return label_of_folder(windowing, folder)
     except WindowError:
         return None
 

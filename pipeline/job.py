@@ -241,8 +241,11 @@ class Reduce(_Part):
 class WindowRule(_Part):
     """How the input's partitions are cut into windows: what a backfill runs and commits by."""
 
-    column: str = Field(min_length=1)
+    column: Annotated[str, Field(min_length=1)] | None = None
     """A Hive column of the input (a directory such as `ds=2024-02-29`)."""
+    columns: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Instead: Hive columns that make up a date, from coarse to fine, such as
+    `[year, month, day]`, or `[ds, hour]`."""
     grain: Literal["hour", "day", "month", "value"] = "day"
     """Length of a window; finer values are grouped. `value`: each value is a window."""
     timezone: str = "UTC"
@@ -250,6 +253,8 @@ class WindowRule(_Part):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if (self.column is None) == (not self.columns):
+            raise ValueError("give `column`, or `columns` if several make up a date")
         try:
             self.windowing()
         except WindowError as error:
@@ -258,7 +263,8 @@ class WindowRule(_Part):
 
     def windowing(self) -> Windowing:
         """The same for the planner."""
-        return Windowing(self.column, self.grain, self.timezone)
+        column, *further = self.columns or (self.column or "",)
+        return Windowing(column, self.grain, self.timezone, tuple(further))
 
 
 class Job(_Part):

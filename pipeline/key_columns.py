@@ -68,7 +68,7 @@ def _refuse_other(
 
 
 def _named(chunk: Chunk) -> str:
-    return f"chunk {chunk.index} ({chunk.id})"
+    return f"chunk {chunk.index}"
 
 
 def _renaming(name: str) -> str:

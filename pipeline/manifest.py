@@ -175,8 +175,11 @@ def chain(number: int, full: int) -> Iterator[int]:
 
 
 def rule_of(windowing: Windowing) -> str:
-    """How windows are cut, in a word for commit entries: `column/grain/timezone`."""
-    return f"{windowing.column}/{windowing.grain}/{windowing.timezone}"
+    """How windows are cut, in a word for commit entries: `column/grain/timezone`.
+
+    Several columns are joined by `=`, which no folder's column has in its name.
+    """
+    return f"{'='.join(windowing.columns)}/{windowing.grain}/{windowing.timezone}"
 
 
 def run_of(commit: str) -> str:

@@ -32,6 +32,7 @@ from pipeline.errors import (
     StateError,
     UsageError,
 )
+from pipeline.former_folders import refuse_former_folders
 from pipeline.job import Job
 from pipeline.ledger import Ledger, run_id
 from pipeline.manifest import Manifest
@@ -301,6 +302,7 @@ class _Fresh:
         catalog = Catalog(self.storage, uri)
         manifest = prepare_output(catalog, job.output.mode, run)
         _refuse_beside_backfills(manifest, job)
+        refuse_former_folders(catalog, job.output.mode, plan, [run])
         if job.output.mode == "append":
             earlier = [one for one in self.published if one.run != run]
             refuse_appending_again(catalog, manifest, earlier, plan)
@@ -412,9 +414,11 @@ def _resumed(record: RunRecord, code: str, storage: Storage, resume: Resume) -> 
             hint="resume with the new code: --accept-code; or start over: --replan",
         )
     ledger = Ledger(storage, record.output, record.run)
-    prepare_output(Catalog(storage, record.output), record.mode, record.run)
+    catalog = Catalog(storage, record.output)
+    prepare_output(catalog, record.mode, record.run)
     notes = [f"resuming run {record.run}: its plan of {record.chunks:,} chunks is frozen"]
     plan = ledger.plan()
+    refuse_former_folders(catalog, record.mode, plan, [record.run])
     changes = input_changes(storage, ledger.job(), plan)
     if changes:
         notes.append(f"{changes}; --replan would plan them too")

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
 
+import pyarrow as pa
+
+from partitioning import SchemaMismatchError
+from partitioning.hive import parse
+from partitioning.hivepaths import raw_values
 from pipeline.catalog import Catalog
-from pipeline.errors import UsageError
+from pipeline.errors import JobError, ObjectMissingError, StateError, UsageError
 from pipeline.folding import window_label
+from pipeline.ledger import Ledger
 from pipeline.manifest import Manifest
 from pipeline.settings import load_settings
 from pipeline.storage import own_storage, scan_options
@@ -30,29 +39,23 @@ def scan_output(uri: str, version: int | None = None, window: str | None = None)
         window: Label of a window, such as `2024-02-29`: only its files; default all.
 
     Returns:
-        A LazyFrame; Hive partitions in the keys become columns.
+        A LazyFrame; Hive partitions in the keys become columns, of the types that the planner
+        gives them (`input.hive_types` of the last run's job first).
 
     Raises:
         UsageError: nothing was published there, or it has no such window.
         FilesMissingError: that version is no longer kept, or its files were deleted.
     """
-    import polars as pl
-
     catalog = Catalog(own_storage(), uri)
     manifest = catalog.manifest(version)
     places = locate(catalog, manifest)
-    if window is not None:
-        places = _of_window(uri, manifest, places, window)
-    if not places:
+    chosen = places if window is None else _of_window(uri, manifest, places, window)
+    if not chosen:
         which = "" if window is None else f" of window {window}"
         raise UsageError(f"{uri} has no published files{which} (manifest {manifest.number})")
-    files = [place.removeprefix("file://") for place in places.values()]
-    return pl.scan_parquet(
-        files,
-        glob=False,
-        hive_partitioning=any("=" in key.rpartition("/")[0] for key in places),
-        storage_options=scan_options(load_settings(), uri) if uri.startswith("s3") else None,
-    )
+    files = {key: place.removeprefix("file://") for key, place in chosen.items()}
+    options = scan_options(load_settings(), uri) if uri.startswith("s3") else None
+    return _scan(files, _Hive.of(list(places), _declared(catalog, manifest)), options)
 
 
 def _of_window(
@@ -73,3 +76,98 @@ def _of_window(
             hint=f"is it {near[0]}?" if near else f"it has {len(known):,} windows",
         )
     return found
+
+
+def _declared(catalog: Catalog, manifest: Manifest) -> dict[str, str]:
+    """The types of Hive columns that the job of the newest run declares, if it can be read."""
+    runs = [entry.run for entry in manifest.commits if entry.adds_files]
+    with suppress(StateError, JobError, ObjectMissingError):
+        if runs:
+            job = Ledger(catalog.storage, catalog.output, runs[-1]).job()
+            return {name: str(kind) for name, kind in job.input.hive_types.items()}
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Hive:
+    """The Hive columns of an output."""
+
+    schema: pl.Schema
+    values: Mapping[str, Mapping[str, Any]]
+    """By folder, those that it has."""
+
+    @classmethod
+    def of(cls, keys: Sequence[str], declared: Mapping[str, str]) -> _Hive:
+        """Read the columns of all files: they have the same types whichever window is read."""
+        import polars as pl
+
+        folders = sorted({key.rpartition("/")[0] for key in keys})
+        raws = {folder: dict(raw_values(folder)) for folder in folders}
+        names = {name for values in raws.values() for name in values}
+        own = {name: kind for name, kind in declared.items() if name in names}
+        try:
+            found = parse(folders, folders, lenient=True, declared=own)
+        except SchemaMismatchError:
+            # Earlier runs may have published values that are not of the type declared now.
+            found = parse(folders, folders, lenient=True)
+        frame = pl.DataFrame(pl.from_arrow(pa.schema(found.fields()).empty_table()))
+        rows = zip(*found.columns, strict=True) if found.names else ([()] * len(folders))
+        values = {
+            folder: {
+                name: value
+                for name, value in zip(found.names, row, strict=True)
+                if name in raws[folder]
+            }
+            for folder, row in zip(folders, rows, strict=True)
+        }
+        return cls(frame.schema, values)
+
+    def is_plain(self, folders: Iterable[str]) -> bool:
+        """Whether Polars itself finds the values of some folders."""
+        return all(
+            len(self.values[folder]) == len(self.schema) and _is_readable(folder)
+            for folder in folders
+        )
+
+
+def _scan(files: Mapping[str, str], hive: _Hive, options: dict[str, Any] | None) -> pl.LazyFrame:
+    """Scan files by key."""
+    import polars as pl
+
+    parts: dict[str, list[str]] = {}
+    for key, place in files.items():
+        parts.setdefault(key.rpartition("/")[0], []).append(place)
+    if hive.is_plain(parts):
+        return pl.scan_parquet(
+            list(files.values()),
+            glob=False,
+            hive_partitioning=bool(hive.schema),
+            hive_schema=dict(hive.schema) if hive.schema else None,
+            storage_options=options,
+        )
+    # A scan for each folder. Chunks that cross partitions have a column in the file instead.
+    return pl.concat(
+        (
+            pl.scan_parquet(
+                places, glob=False, hive_partitioning=False, storage_options=options
+            ).with_columns(
+                pl.lit(value, dtype=hive.schema[name]).alias(name)
+                for name, value in hive.values[folder].items()
+            )
+            for folder, places in parts.items()
+        ),
+        how="diagonal",
+    )
+
+
+def _is_readable(folder: str) -> bool:
+    """Whether Polars finds the Hive values of a folder that is spelled so."""
+    for segment in folder.split("/"):
+        _, _, raw = segment.partition("=")
+        if "*" in raw or "=" in raw:
+            return False
+        try:
+            unquote_to_bytes(raw).decode()
+        except UnicodeDecodeError:
+            return False
+    return True

@@ -366,7 +366,7 @@ class BackfillDriver:
             batches=self._batches,
             seconds=time.time() - self.driver.record.started,
             counts=self.board.counts(),
-            notes=tuple(self.notes),
+            notes=(*([record.outside] if record.outside else []), *self.notes),
             canary=self.canary,
         )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 import polars as pl
 
 from partitioning.errors import WindowError
-from partitioning.hivepaths import raw_values
+from partitioning.windowed import label_of_folder
 from partitioning.windows import Windowing
 from pipeline.backfill.records import BackfillRecord
 from pipeline.backfill.selecting import Held
@@ -37,15 +38,10 @@ def _by_folders(catalog: Catalog, rule: Windowing) -> dict[str, Held]:
     held: dict[str, Held] = {}
     files = catalog.snapshot(catalog.manifest()).select("key", "commit")
     for key, commit in files.iter_rows():
-        values = dict(raw_values(key.rpartition("/")[0]))
-        raw = values.get(rule.column)
-        if raw is None:
-            continue
-        try:
-            label = rule.window_of(raw).label
-        except WindowError:
-            continue
-        held[label] = Held(run_of(commit), "", "")
+        with suppress(WindowError):
+            label = label_of_folder(rule, key.rpartition("/")[0])
+            if label is not None:
+                held[label] = Held(run_of(commit), "", "")
     return held
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -12,16 +12,24 @@ from typing import Any
 import polars as pl
 
 from partitioning import Plan
-from partitioning.listing import list_objects
-from partitioning.windowed import inputs_of_listing
+from partitioning.explain import left_out_for_names
+from partitioning.listing import Listing, list_objects
+from partitioning.windowed import inputs_of_listing, outside_of_windows
 from partitioning.windows import Window, WindowFilter, Windowing
 from pipeline.backfill.holdings import failed_before, held_windows
-from pipeline.backfill.records import WINDOWS, BackfillRecord, Options, digest
+from pipeline.backfill.records import (
+    MAX_FOLDERS_NAMED,
+    WINDOWS,
+    BackfillRecord,
+    Options,
+    digest,
+)
 from pipeline.backfill.selecting import Choice, Chooser, Found
 from pipeline.backfill.store import BackfillStore, backfills_of
 from pipeline.backfill.tables import chunks_of, members_of, windows_table
 from pipeline.catalog import Catalog
 from pipeline.errors import ConflictError, UsageError
+from pipeline.former_folders import refuse_former_folders
 from pipeline.job import Job
 from pipeline.ledger import run_id
 from pipeline.overlap import refuse_overlap
@@ -117,10 +125,12 @@ def draft(
             drafting = Drafting(job, settings, storage, one.code if accept_code else code)
             return drafting.existing(one, store)
     drafting = Drafting(job, settings, storage, code, accept_scheme=accept_code)
-    choices = drafting.choices(asked, options, earlier)
+    listing = drafting.listing()
+    choices = drafting.choices(listing, asked, options, earlier)
     # Each one that is over counts: the same request after it is another backfill.
     name = partial(digest, request, code, len(same))
-    return drafting.draft(choices, asked, options, name, mapper)
+    drafted = drafting.draft(choices, asked, options, name, mapper)
+    return drafting.with_outside(drafted, listing)
 
 
 def refuse_unfit(job: Job, options: Options) -> None:
@@ -154,10 +164,12 @@ def is_over(store: BackfillStore) -> bool:
 def _request_digest(job: Job, asked: Asked, options: Options) -> str:
     free = {"retries", "rounds", "max_failures", "chunk_timeout", "name"}
     left_out: dict[str, Any] = dict.fromkeys(free, True)
-    # Requests from before there were such keys are the same requests.
+    # Requests from before there were these keys are the same requests.
     newer = ("hive_types", "types", "int96", "object_column")
     fields = type(job.input).model_fields
     left_out["input"] = {n for n in newer if getattr(job.input, n) == fields[n].get_default()}
+    if job.window is not None and not job.window.columns:
+        left_out["window"] = {"columns"}
     said = job.model_dump_json(exclude=left_out)
     return digest(said, asked.words(), options.reprocess, options.idempotency_key)
 
@@ -191,11 +203,37 @@ class Drafting:
             )
         return Draft(self.job, record, store.windows(), store.plan(), existing=record)
 
+    def listing(self) -> Listing:
+        """List the whole input; no footer is read."""
+        request = request_of(self.job, self.settings, None)
+        return list_objects(request, StorageReader(self.storage))
+
+    def with_outside(self, drafted: Draft, listing: Listing) -> Draft:
+        """Add to a draft what of the input no backfill reads: what is in no window, odd names."""
+        outside = outside_of_windows(listing, self.rule)
+        more = len(outside.folders) - MAX_FOLDERS_NAMED
+        record = drafted.record.model_copy(
+            update={
+                "outside_objects": outside.objects,
+                "outside_bytes": outside.bytes,
+                "outside_folders": (
+                    *outside.folders[:MAX_FOLDERS_NAMED],
+                    *([f"{more:,} more"] if more > 0 else []),
+                ),
+            }
+        )
+        notes = left_out_for_names(listing.unnamed, listing.unnamed_example)
+        return replace(drafted, record=record, notes=(*drafted.notes, *notes))
+
     def choices(
-        self, asked: Asked, options: Options, earlier: Sequence[BackfillRecord]
+        self,
+        listing: Listing,
+        asked: Asked,
+        options: Options,
+        earlier: Sequence[BackfillRecord],
     ) -> list[Choice]:
         """What is to be done about each window that is asked for."""
-        found, windows = self._input()
+        found, windows = self._windows(listing)
         wanted = self._wanted(asked, windows)
         if not asked.allow_missing:
             _refuse_outside(wanted, windows, asked)
@@ -209,10 +247,8 @@ class Drafting:
         )
         return chooser.choose(wanted)
 
-    def _input(self) -> tuple[dict[str, Found], tuple[Window, ...]]:
-        """What the whole input holds, by window; one listing, no footer is read."""
-        request = request_of(self.job, self.settings, None)
-        listing = list_objects(request, StorageReader(self.storage))
+    def _windows(self, listing: Listing) -> tuple[dict[str, Found], tuple[Window, ...]]:
+        """What the whole input holds, by window."""
         inputs = inputs_of_listing(listing, self.rule)
         found = {label: Found(one.objects, one.bytes, one.digest) for label, one in inputs.items()}
         return found, tuple(sorted(one.window for one in inputs.values()))
@@ -283,7 +319,7 @@ class Drafting:
             mode=self.job.output.mode,
             transform=self.job.transform,
             code=self.code,
-            column=self.rule.column,
+            column=self.rule.title,
             grain=self.rule.grain,
             options=options,
             base=catalog.head()[0].current,
@@ -323,22 +359,26 @@ def create(storage: Storage, drafted: Draft) -> tuple[BackfillStore, bool]:
     """Store a draft, unless the same one is stored; whether it is new.
 
     Raises:
-        UsageError: there is nothing to do, or two drivers could not be kept apart at the output.
+        UsageError: there is nothing to do, two drivers could not be kept apart at the output, or it
+            holds partitions that an earlier release has spelled otherwise.
         OutputNotEmptyError: the output holds what nobody published.
         FilesMissingError: the windows are done, but files of the output were deleted.
     """
     record = drafted.record
     store = BackfillStore(storage, record.output, record.backfill)
+    catalog = Catalog(storage, record.output)
+    if drafted.plan is not None:
+        runs = drafted.windows["run"].drop_nulls().to_list()
+        refuse_former_folders(catalog, record.mode, drafted.plan, runs)
     if drafted.existing is not None:
         require_conditional_writes(storage, record.output)
         return store, False
     if drafted.plan is None or not record.todo:
-        catalog = Catalog(storage, record.output)
         locate(catalog, catalog.manifest())  # What is up to date has to be there.
         raise NothingToDoError(drafted)
     refuse_long_keys(record.output, drafted.plan)
     # Whoever published last may have died on the way.
-    prepare_output(Catalog(storage, record.output), record.mode, record.backfill)
+    prepare_output(catalog, record.mode, record.backfill)
     return store, store.create(record, drafted.windows, drafted.plan, drafted.job)
 
 

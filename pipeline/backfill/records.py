@@ -9,6 +9,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from pipeline.stored import BackfillId, Moment
+from pipeline.units import format_size
 
 Reprocess = Literal["missing", "failed", "changed", "all"]
 """Which windows are done again: those that the output lacks; those that failed in an earlier
@@ -16,6 +17,8 @@ backfill; those whose input or code has changed since, and those that it lacks; 
 
 ACTIVE = 4
 """Runs at a time, unless told otherwise."""
+MAX_FOLDERS_NAMED = 5
+"""Folders outside of all windows that a record names."""
 RUNS = 50
 """About so many runs has a backfill, however many windows: each is a flow run in Prefect."""
 
@@ -67,6 +70,7 @@ class BackfillRecord(_Record):
     code: str
     """Fingerprint of the transform at the creation."""
     column: str
+    """Of the windows; several are joined by commas."""
     grain: str
     options: Options
     base: NonNegativeInt
@@ -80,6 +84,25 @@ class BackfillRecord(_Record):
     decoded_bytes: NonNegativeInt
     created: Moment
     """Unix seconds."""
+    outside_objects: NonNegativeInt = 0
+    """Objects of the input that are in no window, whichever are asked for: a value is null."""
+    outside_bytes: NonNegativeInt = 0
+    """Of these, together."""
+    outside_folders: tuple[str, ...] = ()
+    """The first of their Hive values, as folders."""
+
+    @property
+    def outside(self) -> str | None:
+        """What of the input is in no window, in a sentence; None if nothing is."""
+        if not self.outside_objects:
+            return None
+        one = self.outside_objects == 1
+        objects = "1 object" if one else f"{self.outside_objects:,} objects"
+        return (
+            f"{objects} of the input ({format_size(self.outside_bytes)}) {'is' if one else 'are'} "
+            f"in no window, and no backfill reads {'it' if one else 'them'}: "
+            f"{', '.join(self.outside_folders)}"
+        )
 
 
 class Control(_Record):

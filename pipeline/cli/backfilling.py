@@ -159,10 +159,15 @@ def create(
         try:
             store, is_new = create_backfill(storage, drafted)
         except NothingToDoError as nothing:
+            outside = drafted.record.outside
+            left = [outside] if outside else []
             if as_json:
-                print_json({"backfill": None, "state": "nothing to do", "message": str(nothing)})
+                said = {"backfill": None, "state": "nothing to do", "message": str(nothing)}
+                print_json(said | {"notes": left})
             else:
                 say(f"Nothing to do: {nothing}.")
+                for note in left:
+                    warn(note)
             return
     for note in drafted.notes:
         warn(note)

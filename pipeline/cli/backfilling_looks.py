@@ -174,6 +174,8 @@ def _figures(seen: BackfillStatus) -> dict[str, object]:
     rows["driver"] = seen.who + (
         f", max-active {control.max_active}, priority {control.priority}" if seen.alive else ""
     )
+    if record.outside is not None:
+        rows["left out"] = record.outside
     rows["output"] = record.output
     if seen.driver is not None and seen.driver.flow_run:
         rows["Prefect UI"] = seen.driver.flow_run

@@ -47,6 +47,8 @@ def show_plan(drafted: Draft, expected: Forecast | None) -> None:
         f"{size(record.decoded_bytes)} decoded",
         "output": f"{record.output}, mode {record.mode}",
     }
+    if record.outside is not None:
+        rows["left out"] = record.outside
     canary = windows.filter(pl.col("canary"))["label"].to_list()
     if canary:
         rows["canary"] = f"{plural(len(canary), 'window')} first: {ranges(canary, windows)}"

@@ -90,6 +90,7 @@ FLOORS: dict[str, int] = {
     "pipeline.reducing": 17,
     "pipeline.mapping": 18,
     "pipeline.publish": 20,
+    "pipeline.former_folders": 18,
     "pipeline.engines": 21,
     "pipeline.planning": 21,
     "pipeline.rounds": 22,

@@ -99,7 +99,12 @@ def folders_of(plan: Plan) -> pl.Series:
 
     All at once: chunk by chunk, a plan of 100,000 takes seconds.
     """
-    return _folders(plan, former=False)
+    return _folders(plan, respelled=False)
+
+
+def respelled_folders_of(plan: Plan) -> pl.Series:
+    """Return the same folders with each value spelled anew, in the shortest way."""
+    return _folders(plan, respelled=True)
 
 
 def former_folders_of(plan: Plan) -> pl.Series | None:
@@ -110,11 +115,11 @@ def former_folders_of(plan: Plan) -> pl.Series | None:
     """
     if plan.has_raw_folders:
         return None
-    former = _folders(plan, former=True)
+    former = respelled_folders_of(plan)
     return None if former.equals(folders_of(plan)) else former
 
 
-def _folders(plan: Plan, *, former: bool) -> pl.Series:
+def _folders(plan: Plan, *, respelled: bool) -> pl.Series:
     chunks, objects = plan.chunk_table, plan.table("objects")
     names = [name for name in objects.column_names if name.startswith(PARTITION_PREFIX)]
     if not names or not len(plan):
@@ -135,7 +140,7 @@ def _folders(plan: Plan, *, former: bool) -> pl.Series:
         codes = encoded.indices.to_numpy().astype(np.int64)
         shared = _shared(codes, owner, member, bounds)
         spelled = values.gather(shared)
-        if not former:
+        if not respelled:
             raws = _raws(uris, column, values.gather(codes))
             kinds = raws.unique(maintain_order=True)
             ranks = raws.replace_strict(kinds, np.arange(len(kinds)), return_dtype=pl.Int64)
