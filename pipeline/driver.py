@@ -345,6 +345,7 @@ def report_of(
             finished=time.time(),
             rounds=driver.rounds,
             environment=environment(),
+            tables={table.uri: table.label for table in record.tables or ()},
             prefect_url=driver.flow_run,
             resume_command=None if state == "done" else "chunkmap run JOB.yaml",
         ),

@@ -253,6 +253,9 @@ class Job(_Part):
     """`module:function`, LazyFrame to LazyFrame."""
     params: dict[str, JsonValue] = {}
     """Keyword arguments of the transform."""
+    tables: tuple[Uri, ...] = ()
+    """Tables (an object or a prefix) that the transform reads with `read_table`, beside those that
+    planning finds by trying it on no rows. A run reads them in the version it was planned with."""
     output: Output
     retries: NonNegativeInt = 3
     """Tries after the first of a chunk whose error may pass."""

@@ -44,7 +44,8 @@ from pipeline.runs.ledger.find import runs_of
 from pipeline.runs.ledger.keys import refuse_long_keys
 from pipeline.runs.transforms.fingerprint import explain_difference, scheme_of
 from pipeline.settings import Settings
-from pipeline.storage import Storage, StorageReader, parse
+from pipeline.storage import Storage, StorageReader, Tables, parse, replaced_tables
+from pipeline.tables import TableVersion
 from pipeline.transforms import Transform, code_of, resolve
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,10 @@ class Probe:
     """Of its result, or None if it cannot be told."""
 
 
+UNKNOWN = Probe(None, None)
+"""Of a transform that cannot cope with no rows."""
+
+
 def request_of(job: Job, settings: Settings, size_columns: tuple[str, ...] | None) -> PlanRequest:
     """What the planner is asked for."""
     limits, chunks, source = settings.planner, job.chunks, job.input
@@ -98,13 +103,30 @@ def request_of(job: Job, settings: Settings, size_columns: tuple[str, ...] | Non
     )
 
 
-def probe(transform: Transform, schema: pl.Schema) -> Probe:
+def probe(transform: Transform, schema: pl.Schema, tables: Tables | None = None) -> Probe:
     """Run a transform on no rows, and watch what it asks for.
+
+    Args:
+        transform: Of the job.
+        schema: Of the data.
+        tables: Notes which tables it reads, and in which versions.
 
     Raises:
         JobError: it does not return a LazyFrame.
-        InputError: it needs a column that the data lacks.
+        InputError: it needs a column that the data lacks, or a table that cannot be read.
     """
+    tables = tables or Tables(is_open=True)
+    with tables.used():
+        found = _probe(transform, schema)
+    if found == UNKNOWN and tables.problem is not None:
+        raise InputError(
+            f"{transform.name} reads a table that cannot be read: {tables.problem}",
+            hint=tables.problem.hint,
+        ) from tables.problem
+    return found
+
+
+def _probe(transform: Transform, schema: pl.Schema) -> Probe:
     asked: set[str] = set()
 
     def nothing(
@@ -126,7 +148,7 @@ def probe(transform: Transform, schema: pl.Schema) -> Probe:
         ) from error
     except Exception:
         # Some transforms cannot cope with no rows; the chunks will show what is wrong.
-        return Probe(None, None)
+        return UNKNOWN
     kind = type(result).__name__
     raise JobError(
         f"{transform.name} returned {kind}, not a LazyFrame",
@@ -147,6 +169,8 @@ class PlannedInput:
     result: PlanResult
     transform: Transform
     probe: Probe
+    tables: Tables
+    """What the transform was seen to read, and what the job declares."""
 
 
 def plan_input(
@@ -167,19 +191,34 @@ def plan_input(
     """
     refuse_overlap(job)
     transform = resolve(job.transform, job.params, settings.transforms)
-    reader = StorageReader(storage)
+    reader, tables = StorageReader(storage), declared_tables(job)
     request = replace(request_of(job, settings, None), keep=keep)
     if job.input.columns is None:
-        request = replace(request, size_columns=_columns_read(request, reader, transform))
+        request = replace(request, size_columns=_columns_read(request, reader, transform, tables))
     result = plan_dataset(request, reader, previous=previous, mapper=mapper)
     visible = polars_schema(result.plan.schema)
     if job.input.columns is not None:
         visible = pl.Schema({name: visible[name] for name in job.input.columns})
-    return PlannedInput(result, transform, probe(transform, visible))
+    return PlannedInput(result, transform, probe(transform, visible, tables), tables)
+
+
+def declared_tables(job: Job) -> Tables:
+    """The tables that a job declares, as they are now; open for those that planning finds.
+
+    Raises:
+        InputError: one of them is not there.
+    """
+    tables = Tables(is_open=True)
+    for uri in job.tables:
+        try:
+            tables.version(uri)
+        except ObjectMissingError as error:
+            raise InputError(f"there is no table {uri} (the job's `tables`)") from error
+    return tables
 
 
 def _columns_read(
-    request: PlanRequest, reader: StorageReader, transform: Transform
+    request: PlanRequest, reader: StorageReader, transform: Transform, tables: Tables
 ) -> tuple[str, ...] | None:
     """What the transform asks of one readable object; for estimates of sizes only."""
     listed = list_objects(request, reader)
@@ -192,7 +231,7 @@ def _columns_read(
             # Alone, it also has the partition values of folders above the input's prefix.
             above = {name for name, _ in raw_values(info.uri)}
             above -= {name for name, _ in raw_values(directory)}
-            columns = probe(transform, polars_schema(schema)).columns
+            columns = probe(transform, polars_schema(schema), tables).columns
             return columns and tuple(name for name in columns if name not in above)
     return None
 
@@ -283,14 +322,16 @@ class _Fresh:
         if previous is not None and before is not None and not len(result.plan):
             held = result.explain.objects_unchanged
             note = f"the output holds all {held:,} objects of the input already"
-            return Planned(previous, before, self.code, False, (note,))
-        return self._store(job, result, days.result())
+            notes = (note, *_tables_replaced(previous.record(), planning.tables.versions))
+            return Planned(previous, before, self.code, False, notes)
+        return self._store(job, planning, days.result())
 
-    def _store(self, job: Job, result: PlanResult, abort_days: float | None) -> Planned:
+    def _store(self, job: Job, planning: PlannedInput, abort_days: float | None) -> Planned:
+        result, tables = planning.result, planning.tables.versions
         plan, uri = result.plan, job.output.uri
-        code, same = self._code_of_run(job, plan)
+        code, same = self._code_of_run(job, plan, tables)
         refuse_long_keys(uri, plan)
-        run = run_id(plan, job, code)
+        run = run_id(plan, job, code, tables=tables)
         is_new = self.previous is None or self.previous.run != run
         catalog = Catalog(self.storage, uri)
         manifest = prepare_output(catalog, job.output.mode, run)
@@ -299,13 +340,15 @@ class _Fresh:
             earlier = [one for one in self.published if one.run != run]
             refuse_appending_again(catalog, manifest, earlier, plan)
         notes = (*result.explain.warnings, *_check_lifecycle(job, plan, abort_days), *same)
-        ledger = Ledger.create(self.storage, job, plan, code, manifest.number)
+        ledger = Ledger.create(self.storage, job, plan, code, manifest.number, tables=tables)
         if not is_new:
             # Asked for again, with the output as it is now in sight: that is no conflict any more.
             ledger.accept(manifest.number)
         return Planned(ledger, plan, self.code, is_new, notes if is_new else ())
 
-    def _code_of_run(self, job: Job, plan: Plan) -> tuple[str, tuple[str, ...]]:
+    def _code_of_run(
+        self, job: Job, plan: Plan, tables: tuple[TableVersion, ...]
+    ) -> tuple[str, tuple[str, ...]]:
         """The fingerprint to name the run by: of the same run under another scheme, if allowed.
 
         Raises:
@@ -314,7 +357,7 @@ class _Fresh:
         record = self.previous.record() if self.previous is not None else None
         if record is None or scheme_of(record.fingerprint) == scheme_of(self.code):
             return self.code, ()
-        if run_id(plan, job, record.fingerprint) != record.run:
+        if run_id(plan, job, record.fingerprint, tables=tables) != record.run:
             return self.code, ()
         if self.accept_code:
             return record.fingerprint, ()
@@ -337,6 +380,18 @@ def _refuse_beside_backfills(manifest: Manifest, job: Job) -> None:
             "appends knows nothing of them, and would bring their rows twice",
             hint="append what is missing: chunkmap backfill create JOB.yaml",
         )
+
+
+def _tables_replaced(record: RunRecord, now: tuple[TableVersion, ...]) -> tuple[str, ...]:
+    """What to say where tables are other versions than those that a run has read."""
+    then = {one.uri: one for one in record.tables or ()}
+    replaced = [one.uri for one in now if then.get(one.uri, one) != one]
+    if not replaced:
+        return ()
+    return (
+        f"{', '.join(replaced)} was replaced since; rows that were appended before keep their "
+        "values",
+    )
 
 
 def _check_lifecycle(job: Job, plan: Plan, days: float | None) -> tuple[str, ...]:
@@ -404,6 +459,13 @@ def _resumed(record: RunRecord, code: str, storage: Storage, resume: Resume) -> 
             f"run {record.run} of this job is unfinished, and "
             f"{explain_difference(record.transform, record.fingerprint, code)}",
             hint="resume with the new code: --accept-code; or start over: --replan",
+        )
+    replaced = replaced_tables(record.tables or ())
+    if replaced:
+        raise ConflictError(
+            f"run {record.run} of this job is unfinished, and {replaced}, which the "
+            "transform reads, was replaced since it was planned",
+            hint="start over with the new table: --replan; or put the earlier version back",
         )
     ledger = Ledger(storage, record.output, record.run)
     prepare_output(Catalog(storage, record.output), record.mode, record.run)

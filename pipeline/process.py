@@ -24,7 +24,7 @@ from pipeline.reading import ChunkSource, engine_for, polars_schema
 from pipeline.records import Completion, Failure, RunRecord, digest_of
 from pipeline.runs.ledger.keys import output_uri
 from pipeline.settings import Settings, load_settings
-from pipeline.storage import Storage, own_storage, staged_area
+from pipeline.storage import Storage, Tables, own_storage, staged_area
 from pipeline.transforms import Transform, code_of, resolve
 
 MESSAGE_CHARACTERS = 2000
@@ -47,6 +47,8 @@ class RunContext:
     schema: pl.Schema
     """Of the dataset, as Polars reads it."""
     row_filter: pl.Expr | None
+    tables: Tables
+    """The tables that the transform may read, in the run's versions."""
 
 
 @once(2)
@@ -84,6 +86,7 @@ def open_run(run_uri: str, fingerprint: str) -> RunContext:
         code=code,
         schema=polars_schema(plan.schema),
         row_filter=filter_polars(filter_of(job), plan),
+        tables=Tables(record.tables),
     )
 
 
@@ -184,7 +187,8 @@ def compute(context: RunContext, chunk: Chunk, source: ChunkSource, read_seconds
     """Transform a chunk."""
     started = time.time()
     clock = time.perf_counter()
-    frame = apply(context.transform, source.scan(), chunk.decoded_bytes)
+    with context.tables.used():
+        frame = apply(context.transform, source.scan(), chunk.decoded_bytes)
     return Mapped(
         chunk=chunk,
         frame=frame,

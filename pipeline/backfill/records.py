@@ -9,6 +9,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from pipeline.stored import BackfillId, Moment
+from pipeline.tables import TableVersion
 
 Reprocess = Literal["missing", "failed", "changed", "all"]
 """Which windows are done again: those that the output lacks; those that failed in an earlier
@@ -80,6 +81,9 @@ class BackfillRecord(_Record):
     decoded_bytes: NonNegativeInt
     created: Moment
     """Unix seconds."""
+    tables: tuple[TableVersion, ...] | None = None
+    """Tables that the transform reads, in the versions that all its runs see. Old ones do not
+    say."""
 
 
 class Control(_Record):

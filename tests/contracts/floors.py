@@ -46,6 +46,7 @@ FLOORS: dict[str, int] = {
     "pipeline.records": 11,
     "pipeline.sparse": 11,
     "pipeline.stored": 10,
+    "pipeline.tables": 10,
     "pipeline.tokens": 10,
     "pipeline.units": 11,
     "pipeline.yamlfile": 11,
