@@ -203,6 +203,9 @@ class Output(_Part):
     """The prefix, which holds nothing but published Parquet."""
     mode: Literal["error", "append", "overwrite", "overwrite-partitions"] = "error"
     """What to do about what is there already."""
+    schema_: Literal["identical", "widen"] = Field(default="identical", alias="schema")
+    """Whether a run's columns must be those that files in the output have. `widen`: it may also
+    bring further columns, and types one of which holds the other (int32 and int64)."""
     compression: Literal["zstd", "snappy", "lz4", "gzip", "brotli", "uncompressed"] = "zstd"
     row_group_rows: PositiveInt | None = None
     """Rows in a row group. Default: the writer's."""

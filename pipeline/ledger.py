@@ -66,7 +66,8 @@ def run_id(
     A backfill's runs are its own: it may be told to do again what has been done. With another
     version of a table that the transform reads it is other work.
     """
-    output = job.output.model_dump(mode="json", exclude={"keep_versions"})
+    # What may be changed in a run that is mapped leaves it the same.
+    output = job.output.model_dump(mode="json", exclude={"keep_versions", "schema_"})
     output["uri"] = parse(job.output.uri).uri.rstrip("/")
     said: list[Any] = [plan.id, job.transform, fingerprint, job.params, output]
     said += [backfill] if backfill else []
@@ -109,6 +110,7 @@ class Ledger:
         *,
         backfill: str | None = None,
         tables: tuple[TableVersion, ...] | None = None,
+        columns: Sequence[str] = (),
     ) -> Self:
         """Store a run's record, job and plan, each once; an existing run is opened as it is."""
         run = run_id(plan, job, fingerprint, backfill, tables)
@@ -127,6 +129,7 @@ class Ledger:
             backfill=backfill,
             created=time.time(),
             tables=tables,
+            columns=tuple(columns),
         )
         # The record comes last: a run that has one is whole. A plan of the same chunks may have
         # other estimates, or other objects that it goes without: the first one counts.
@@ -214,6 +217,16 @@ class Ledger:
     def accepted(self) -> int:
         """The newest manifest that nobody who published it is in conflict with."""
         return self._number("accepted.json") or 0
+
+    def allow_widening(self) -> None:
+        """Note that the output may be widened by this run, though its stored job says nothing."""
+        self._storage.put(self.prefix + "widen.json", orjson.dumps({"at": time.time()}))
+
+    def widens(self) -> bool:
+        """Whether the output may get further columns, or wider types, by this run."""
+        if self.job().output.schema_ == "widen":
+            return True
+        return self._storage.get_if_there(self.prefix + "widen.json") is not None
 
     def cancel(self) -> None:
         """Ask whoever drives the run to stop."""

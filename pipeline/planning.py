@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,6 +26,7 @@ from partitioning.windows import WindowFilter
 from pipeline.appending import refuse_appending_again
 from pipeline.batches import GUESSED_SPEED
 from pipeline.catalog import Catalog
+from pipeline.columns import Columns, stored_columns
 from pipeline.errors import (
     ConflictError,
     InputError,
@@ -32,19 +35,21 @@ from pipeline.errors import (
     StateError,
     UsageError,
 )
+from pipeline.folding import Footprint, window_label
 from pipeline.job import Job
 from pipeline.ledger import Ledger, run_id
-from pipeline.manifest import Manifest
+from pipeline.manifest import CommitEntry, Manifest
 from pipeline.overlap import in_normal_form, refuse_overlap
 from pipeline.process import filter_of
 from pipeline.publish import prepare_output
 from pipeline.reading import polars_schema
 from pipeline.records import RunRecord
 from pipeline.runs.ledger.find import runs_of
-from pipeline.runs.ledger.keys import refuse_long_keys
+from pipeline.runs.ledger.keys import folders_of, refuse_long_keys
 from pipeline.runs.transforms.fingerprint import explain_difference, scheme_of
 from pipeline.settings import Settings
 from pipeline.storage import Storage, StorageReader, Tables, parse, replaced_tables
+from pipeline.table.schemas import Addition, refuse_other_columns
 from pipeline.tables import TableVersion
 from pipeline.transforms import Transform, code_of, resolve
 
@@ -73,6 +78,13 @@ class Probe:
     """Columns that it reads, or None if it cannot be told."""
     schema: pl.Schema | None
     """Of its result, or None if it cannot be told."""
+    is_static: bool = False
+    """Whether the result has this schema whatever the data are."""
+
+    @property
+    def result_columns(self) -> Columns:
+        """Names and types of the result's columns; empty where they cannot be told."""
+        return {name: str(kind) for name, kind in (self.schema or {}).items()}
 
 
 UNKNOWN = Probe(None, None)
@@ -139,7 +151,11 @@ def _probe(transform: Transform, schema: pl.Schema) -> Probe:
     try:
         result = transform.call(register_io_source(nothing, schema=schema, validate_schema=True))
         if isinstance(result, pl.LazyFrame):
-            return Probe(columns_read(result, asked), result.collect().schema)
+            # A transform that has looked at data already may do something else with other data.
+            looked = bool(asked)
+            promised = result.collect_schema()
+            columns, schema = columns_read(result, asked), result.collect().schema
+            return Probe(columns, schema, is_static=not looked and promised == schema)
     except pl.exceptions.ColumnNotFoundError as error:
         missing = str(error).splitlines()[0]
         raise InputError(
@@ -278,12 +294,20 @@ def plan_run(
     published = [one for one in same if _is_published(storage, one)]
     if len(published) < len(same) and not resume.replan:
         unfinished = [one for one in same if one not in published]
-        return _resumed(unfinished[-1], code, storage, resume)
+        return _with_rule(job, _resumed(unfinished[-1], code, storage, resume))
     ledgers, done = (
         tuple(Ledger(storage, one.output, one.run) for one in records)
         for records in (same, published)
     )
-    return _Fresh(settings, storage, code, ledgers, done, mapper, resume.accept_code).plan(job)
+    fresh = _Fresh(settings, storage, code, ledgers, done, mapper, resume.accept_code)
+    return _with_rule(job, fresh.plan(job))
+
+
+def _with_rule(job: Job, planned: Planned) -> Planned:
+    """Note what the job says now about the output's schema: the run's stored job may say less."""
+    if job.output.schema_ == "widen" and not planned.ledger.widens():
+        planned.ledger.allow_widening()
+    return planned
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +364,17 @@ class _Fresh:
             earlier = [one for one in self.published if one.run != run]
             refuse_appending_again(catalog, manifest, earlier, plan)
         notes = (*result.explain.warnings, *_check_lifecycle(job, plan, abort_days), *same)
-        ledger = Ledger.create(self.storage, job, plan, code, manifest.number, tables=tables)
+        planned = planned_footprints(job, plan)
+        refuse_planned_columns(catalog, manifest, job, planning.probe, planned)
+        ledger = Ledger.create(
+            self.storage,
+            job,
+            plan,
+            code,
+            manifest.number,
+            tables=tables,
+            columns=tuple(planning.probe.result_columns),
+        )
         if not is_new:
             # Asked for again, with the output as it is now in sight: that is no conflict any more.
             ledger.accept(manifest.number)
@@ -367,6 +401,54 @@ class _Fresh:
         if job.output.mode == "error":
             raise ConflictError(explanation, hint=f"{hint} takes that run as this one")
         return self.code, (f"{explanation}; it is mapped again ({hint} would not)",)
+
+
+def refuse_planned_columns(
+    catalog: Catalog, manifest: Manifest, job: Job, probe: Probe, planned: Sequence[Footprint]
+) -> None:
+    """Refuse a plan whose result could not be published beside files that stay in the output.
+
+    Only where the transform's columns do not depend on its data; otherwise publishing will tell.
+
+    Args:
+        catalog: Of the output.
+        manifest: What it holds.
+        job: The job.
+        probe: Of its transform.
+        planned: What is to be published first (see `planned_footprints`).
+
+    Raises:
+        SchemaChangedError: naming the columns and the way on.
+    """
+    if job.reduce is not None or not probe.is_static or not manifest.commits:
+        return
+    text = json.dumps(probe.result_columns)
+    additions = [Addition(one, stored_columns(text, min(one.folders))) for one in planned]
+    widens = job.output.schema_ == "widen"
+    refuse_other_columns(catalog, manifest, additions, lambda: widens)
+
+
+def planned_footprints(job: Job, plan: Plan, rule: str = "") -> list[Footprint]:
+    """Where a plan's files will be, and what they will replace; one for each window.
+
+    Args:
+        job: The job.
+        plan: Of its input.
+        rule: How windows are cut (see `manifest.rule_of`), if it is published by windows.
+    """
+    by_window: dict[str | None, list[str]] = {}
+    for folder in folders_of(plan).str.strip_suffix("/").unique().sort():
+        label = window_label(rule, folder) if rule else None
+        by_window.setdefault(label, []).append(folder)
+    return [_planned(job.output.mode, rule, *pair) for pair in by_window.items()]
+
+
+def _planned(mode: str, rule: str, label: str | None, folders: list[str]) -> Footprint:
+    entry = CommitEntry(
+        name="", run="", mode=mode, files=1, rows=0, bytes=0, window=label, rule=rule
+    )
+    replaces = frozenset(folders) if mode == "overwrite-partitions" else frozenset[str]()
+    return Footprint(entry, replaces, dict.fromkeys(folders, ()))
 
 
 def _refuse_beside_backfills(manifest: Manifest, job: Job) -> None:
@@ -444,7 +526,8 @@ def _is_of(ledger: Ledger, job: Job) -> bool:
 def _asks_the_same(stored: Job, job: Job) -> bool:
     """Whether two jobs differ in nothing but what a driver may choose anew."""
     free = {"retries", "rounds", "max_failures", "chunk_timeout", "name"}
-    kept = {"input": {"changed_only"}, **dict.fromkeys(free, True)}
+    nested = {"input": {"changed_only"}, "output": {"schema_"}}
+    kept = {**nested, **dict.fromkeys(free, True)}
     ours, theirs = (in_normal_form(one) for one in (stored, job))
     return ours.model_dump(exclude=kept) == theirs.model_dump(exclude=kept)  # type: ignore[arg-type]
 

@@ -178,6 +178,13 @@ class Mapped:
     compute_seconds: float
 
 
+def in_order(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+    """A frame with its columns in this order, if it has just these columns."""
+    if frame.columns == list(names) or set(frame.columns) != set(names):
+        return frame
+    return frame.select(names)
+
+
 def schema_text(frame: pl.DataFrame) -> str:
     """A frame's columns and types, as JSON."""
     return json.dumps({name: str(kind) for name, kind in frame.schema.items()})
@@ -189,6 +196,7 @@ def compute(context: RunContext, chunk: Chunk, source: ChunkSource, read_seconds
     clock = time.perf_counter()
     with context.tables.used():
         frame = apply(context.transform, source.scan(), chunk.decoded_bytes)
+    frame = in_order(frame, context.record.columns)
     return Mapped(
         chunk=chunk,
         frame=frame,

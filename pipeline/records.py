@@ -39,6 +39,9 @@ class RunRecord(BaseModel):
     """The backfill that it belongs to, if it does to one."""
     tables: tuple[TableVersion, ...] | None = None
     """Tables that the transform reads, in the versions that all chunks see. Old runs do not say."""
+    columns: tuple[str, ...] = ()
+    """Names of the result's columns as planning saw them: the order that all files have. Empty if
+    it could not be told."""
     created: Moment
     """Unix seconds."""
 

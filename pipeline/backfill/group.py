@@ -120,6 +120,7 @@ class Group:
             record.base,
             backfill=record.backfill,
             tables=record.tables,
+            columns=record.columns,
         )
         labels = mine["label"].to_list()
         inputs = dict(zip(labels, mine["inputs"].to_list(), strict=True))

@@ -24,8 +24,15 @@ from pipeline.catalog import Catalog
 from pipeline.errors import ConflictError, UsageError
 from pipeline.job import Job
 from pipeline.ledger import run_id
+from pipeline.manifest import rule_of
 from pipeline.overlap import refuse_overlap
-from pipeline.planning import PlannedInput, plan_input, request_of
+from pipeline.planning import (
+    PlannedInput,
+    plan_input,
+    planned_footprints,
+    refuse_planned_columns,
+    request_of,
+)
 from pipeline.publish import prepare_output
 from pipeline.runs.ledger.keys import refuse_long_keys
 from pipeline.runs.transforms.fingerprint import explain_difference
@@ -37,7 +44,6 @@ from pipeline.storage import (
     require_conditional_writes,
 )
 from pipeline.table.retention import locate
-from pipeline.tables import TableVersion
 from pipeline.transforms import code_of
 
 
@@ -173,7 +179,10 @@ def _request_digest(job: Job, asked: Asked, options: Options) -> str:
     free = {"retries", "rounds", "max_failures", "chunk_timeout", "name"}
     # Keys that there were not always: where they say nothing, the request is the one of before.
     free |= set() if job.tables else {"tables"}
-    said = job.model_dump_json(exclude=dict.fromkeys(free, True))
+    exclude: dict[str, Any] = dict.fromkeys(free, True)
+    if job.output.schema_ == "identical":
+        exclude["output"] = {"schema_"}
+    said = job.model_dump_json(exclude=exclude)
     return digest(said, asked.words(), options.reprocess, options.idempotency_key)
 
 
@@ -290,20 +299,27 @@ class Drafting:
             "it has changed since cannot be told: they are mapped again (--accept-code takes their "
             "code as unchanged)",
         )
-        record = self._record(backfill, asked, options, windows, tables)
+        record = self._record(backfill, asked, options, windows)
+        if planned is not None:
+            self._refuse_columns(planned, options)
+            columns = tuple(planned.probe.result_columns)
+            record = record.model_copy(update={"tables": tables, "columns": columns})
         return Draft(self.job, record, windows, plan, notes=notes if unknown else ())
+
+    def _refuse_columns(self, planned: PlannedInput, options: Options) -> None:
+        """Refuse windows whose result could not stand beside files that stay in the output."""
+        catalog = Catalog(self.storage, self.job.output.uri)
+        windows = planned_footprints(self.job, planned.result.plan, rule_of(self.rule))
+        # One by one they are beside those of the next ones, as these are now.
+        first = windows if options.all_or_nothing else windows[:1]
+        refuse_planned_columns(catalog, catalog.manifest(), self.job, planned.probe, first)
 
     def _plan(self, todo: tuple[Window, ...], mapper: Any) -> PlannedInput:
         keep = WindowFilter(self.rule, todo)
         return plan_input(self.job, self.settings, self.storage, mapper=mapper, keep=keep)
 
     def _record(
-        self,
-        backfill: str,
-        asked: Asked,
-        options: Options,
-        windows: pl.DataFrame,
-        tables: tuple[TableVersion, ...],
+        self, backfill: str, asked: Asked, options: Options, windows: pl.DataFrame
     ) -> BackfillRecord:
         catalog = Catalog(self.storage, self.job.output.uri)
         return BackfillRecord(
@@ -326,7 +342,6 @@ class Drafting:
             rows=int(windows["rows"].sum()),
             decoded_bytes=int(windows["decoded_bytes"].sum()),
             created=time.time(),
-            tables=tables,
         )
 
 

@@ -84,6 +84,8 @@ class BackfillRecord(_Record):
     tables: tuple[TableVersion, ...] | None = None
     """Tables that the transform reads, in the versions that all its runs see. Old ones do not
     say."""
+    columns: tuple[str, ...] = ()
+    """Names of the result's columns, in the order that all files have."""
 
 
 class Control(_Record):
