@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.ledger_only import ManyObjects, ledger_only_task
-from partitioning import ObjectInfo, Plan, PlanRequest, plan_dataset
+from partitioning import ObjectInfo, PlanRequest, plan_dataset
 from partitioning.windows import Window
 from pipeline.backfill.driving import Again
 from pipeline.backfill.planning import Asked, Drafting, create
@@ -31,9 +31,10 @@ from pipeline.backfill.store import BackfillStore
 from pipeline.flows.dask_engine import map_batch_task
 from pipeline.flows.launch import launch_backfill
 from pipeline.job import Job, parse_job
+from pipeline.planning import UNKNOWN, PlannedInput
 from pipeline.settings import load_settings
-from pipeline.storage import open_storage
-from pipeline.transforms import code_of
+from pipeline.storage import Tables, open_storage
+from pipeline.transforms import code_of, resolve
 from pipeline.windowed import publish_windows
 
 FIRST = date(2022, 1, 1)
@@ -74,9 +75,11 @@ class SyntheticDrafting(Drafting):
     each: int = 100
     """Chunks in a window."""
 
-    def _plan(self, todo: tuple[Window, ...], mapper: Any) -> Plan:
+    def _plan(self, todo: tuple[Window, ...], mapper: Any) -> PlannedInput:
         request = PlanRequest("s3://demo/none/", per_file=True)
-        return plan_dataset(request, ManyDays(len(todo), self.each)).plan
+        result = plan_dataset(request, ManyDays(len(todo), self.each))
+        transform = resolve(self.job.transform, {}, self.settings.transforms)
+        return PlannedInput(result, transform, UNKNOWN, Tables())
 
 
 def create_synthetic(output: str, windows: int, each: int) -> str:

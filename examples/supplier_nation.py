@@ -1,11 +1,12 @@
 """A join against a small table: who supplied each line item, and from which nation.
 
 The large side is the chunk; the small side is the same for every chunk. `read_table` reads it once
-in each worker process and keeps it, so a thousand chunks cost one download a worker. Two habits to
-copy:
+in each worker process and keeps it, so a thousand chunks cost one download a worker. A run reads
+each table in the version that it was planned with, and a replaced table makes another run. Two
+habits to copy:
 
-* **Pass tables by URI, as parameters.** They then count towards the run's identity, and a copy of
-  the job against another table is another run.
+* **Pass tables by URI, as parameters**, and read them at the top of the transform: planning sees
+  them there. One that is read only under a condition is named in the job, as `tables: [URI]`.
 * **Say what the join may do.** `how="left"` keeps every line item, and `validate="m:1"` fails the
   chunk when the small table names a key twice, instead of multiplying rows.
 """

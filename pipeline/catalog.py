@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import polars as pl
 
+from pipeline.columns import Columns
 from pipeline.errors import AlreadyExistsError, ObjectMissingError, StateError
 from pipeline.folding import Footprint, renames, surviving
 from pipeline.manifest import (
@@ -70,6 +71,8 @@ class Catalog:
         self.head_file = HeadFile(storage, self.state)
         self.moved = -1
         """The last manifest that was seen to have nothing of what it replaced in the output."""
+        self.columns_of_old: dict[str, Columns] = {}
+        """Columns of commits that do not say them, by name, as `table.schemas` finds them."""
         # What never changes once it is written is kept: one catalog sees a thousand manifests.
         self._manifests: dict[int, ManifestRecord] = {}
         self._folded: dict[int, Manifest] = {}

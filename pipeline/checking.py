@@ -209,6 +209,9 @@ class Trial:
     notes: tuple[str, ...]
     """What the fingerprint could not tell, what it covers instead, and what of the input is left
     out for its name."""
+    """What the fingerprint could not tell, and what it covers instead."""
+    tables: dict[str, str]
+    """Tables that it reads: URI to version."""
     differs: str | None
     """How the result of the halves differs from that of the whole, or, with a reduce, how its
     `combine` depends on the grouping of chunks; None if all is well."""
@@ -234,36 +237,40 @@ def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> 
         int96=job.input.int96,
         object_column=job.input.object_column,
     )
-    try:
-        with user_code(chunk.fragments[0].uri, "cannot be read:", InputError):
-            whole = source.scan().collect()
-        result = apply(planned.transform, source.scan())
-        if job.reduce is None:
-            without_key_columns(result, chunk, planned.result.plan.dtypes)
-        columns = tuple(sorted(planned.probe.columns or source.columns_read))
-    finally:
-        source.close()
-    middle = whole.height // 2
-    halves = [apply(planned.transform, half.lazy()) for half in (whole[:middle], whole[middle:])]
-    return Trial(
-        chunk=chunk,
-        columns_read=columns,
-        schema_in=whole.schema,
-        schema_out=result.schema,
-        rows_in=whole.height,
-        rows_out=result.height,
-        head=result.head(rows),
-        rows_out_halves=sum(half.height for half in halves),
-        code=planned.transform.fingerprint,
-        definitions=planned.transform.definitions,
-        notes=(
-            *planned.transform.notes,
-            *left_out_for_names(found.objects_unnamed, found.unnamed_example),
-        ),
-        differs=_difference(result, halves)
-        if job.reduce is None
-        else _reduce_problem(job.reduce.combine, planned, settings, whole),
-    )
+    with planned.tables.used():
+        try:
+            with user_code(chunk.fragments[0].uri, "cannot be read:", InputError):
+                whole = source.scan().collect()
+            result = apply(planned.transform, source.scan())
+            if job.reduce is None:
+                without_key_columns(result, chunk, planned.result.plan.dtypes)
+            columns = tuple(sorted(planned.probe.columns or source.columns_read))
+        finally:
+            source.close()
+        middle = whole.height // 2
+        halves = [
+            apply(planned.transform, half.lazy()) for half in (whole[:middle], whole[middle:])
+        ]
+        return Trial(
+            chunk=chunk,
+            columns_read=columns,
+            schema_in=whole.schema,
+            schema_out=result.schema,
+            rows_in=whole.height,
+            rows_out=result.height,
+            head=result.head(rows),
+            rows_out_halves=sum(half.height for half in halves),
+            code=planned.transform.fingerprint,
+            definitions=planned.transform.definitions,
+            notes=(
+                *planned.transform.notes,
+                *left_out_for_names(found.objects_unnamed, found.unnamed_example),
+            ),
+            tables={one.uri: one.label for one in planned.tables.versions},
+            differs=_difference(result, halves)
+            if job.reduce is None
+            else _reduce_problem(job.reduce.combine, planned, settings, whole),
+        )
 
 
 def _reduce_problem(

@@ -8,7 +8,7 @@ import platform
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -20,6 +20,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from pipeline.catalog import Catalog, together
+from pipeline.columns import Columns, Difference, differences, stored_columns
 from pipeline.errors import RunFailedError, SchemaChangedError, StateError
 from pipeline.job import Job
 from pipeline.ledger import Ledger
@@ -220,7 +221,8 @@ def publish_run(
 
     Raises:
         UploadsVanishedError: some chunks are left again; map them, then call this with it.
-        SchemaChangedError: the chunks' schemas differ.
+        SchemaChangedError: the chunks' schemas differ, or files that stay in the output have other
+            columns.
     """
     catalog, record, job = Catalog(storage, ledger.output), ledger.record(), ledger.job()
     if vanished is not None:
@@ -246,9 +248,15 @@ def publish_run(
             if rest.is_empty() and earlier:
                 break
             draft = draft_commit(
-                record, rest, missing, earlier, job.output.keep_versions, released=released
+                record,
+                rest,
+                missing,
+                earlier,
+                job.output.keep_versions,
+                released=released,
+                columns=columns_of_run(progress, rest),
             )
-            publish(catalog, draft, ledger.accepted())
+            publish(catalog, draft, ledger.accepted(), widens=ledger.widens)
     except UploadsVanishedError as error:
         # Together with spares that would be chosen next, and found gone one try after the other.
         error.attempts += gone_spares(catalog, progress.spares)
@@ -270,20 +278,40 @@ def _missing(ledger: Ledger, progress: Progress) -> list[str]:
 
 
 def check_schemas(progress: Progress) -> None:
-    """Raise RunFailedError when chunks came out with different columns or types."""
+    """Raise SchemaChangedError when chunks came out with different columns or types.
+
+    The order of columns is no difference: files are read by name.
+    """
     counts = progress.completions.group_by("schema").agg(pl.len(), pl.col("index").min())
     if counts.height < 2:
         return
-    odd, *_, usual = counts.sort("len").iter_rows(named=True)
-    theirs = orjson.loads(progress.schemas.get(odd["schema"], "{}"))
+    *others, usual = counts.sort("len", "schema").iter_rows(named=True)
     ours = orjson.loads(progress.schemas.get(usual["schema"], "{}"))
-    columns = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
-    said = ", ".join(f"{n}: {theirs.get(n, 'absent')} / {ours.get(n, 'absent')}" for n in columns)
-    raise SchemaChangedError(
+    for odd in others:
+        theirs = orjson.loads(progress.schemas.get(odd["schema"], "{}"))
+        found = differences(theirs, ours)
+        if found:
+            raise _odd_schema(odd, usual, found)
+
+
+def _odd_schema(
+    odd: dict[str, Any], usual: dict[str, Any], found: Sequence[Difference]
+) -> SchemaChangedError:
+    said = ", ".join(map(str, found))
+    return SchemaChangedError(
         f"the transform returned another schema on {odd['len']} chunks (such as chunk "
         f"{odd['index']}) than on the other {usual['len']}: {said}",
         hint="cast these columns in the transform, then run the job with --replan",
     )
+
+
+def columns_of_run(progress: Progress, done: pl.DataFrame) -> Columns:
+    """The columns of the files of some completions, which are alike (see `check_schemas`)."""
+    first = done.head(1)
+    if first.is_empty():
+        return {}
+    text = progress.schemas.get(first["schema"][0], "")
+    return stored_columns(text, first["uri"][0].rpartition("/")[0])
 
 
 def failure_lines(failed: pl.DataFrame) -> tuple[str, ...]:
@@ -345,6 +373,7 @@ def report_of(
             finished=time.time(),
             rounds=driver.rounds,
             environment=environment(),
+            tables={table.uri: table.label for table in record.tables or ()},
             prefect_url=driver.flow_run,
             resume_command=None if state == "done" else "chunkmap run JOB.yaml",
         ),

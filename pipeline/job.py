@@ -222,6 +222,9 @@ class Output(_Part):
     """The prefix, which holds nothing but published Parquet."""
     mode: Literal["error", "append", "overwrite", "overwrite-partitions"] = "error"
     """What to do about what is there already."""
+    schema_: Literal["identical", "widen"] = Field(default="identical", alias="schema")
+    """Whether a run's columns must be those that files in the output have. `widen`: it may also
+    bring further columns, and types one of which holds the other (int32 and int64)."""
     compression: Literal["zstd", "snappy", "lz4", "gzip", "brotli", "uncompressed"] = "zstd"
     row_group_rows: PositiveInt | None = None
     """Rows in a row group. Default: the writer's."""
@@ -278,6 +281,9 @@ class Job(_Part):
     """`module:function`, LazyFrame to LazyFrame."""
     params: dict[str, JsonValue] = {}
     """Keyword arguments of the transform."""
+    tables: tuple[Uri, ...] = ()
+    """Tables (an object or a prefix) that the transform reads with `read_table`, beside those that
+    planning finds by trying it on no rows. A run reads them in the version it was planned with."""
     output: Output
     retries: NonNegativeInt = 3
     """Tries after the first of a chunk whose error may pass."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Self
+from typing import Any, Self
 
 import orjson
 import polars as pl
@@ -49,19 +49,29 @@ from pipeline.stored import (
     seal_json,
     seal_text,
 )
+from pipeline.tables import TableVersion
 
 log = logging.getLogger(__name__)
 
 
-def run_id(plan: Plan, job: Job, fingerprint: str, backfill: str | None = None) -> str:
+def run_id(
+    plan: Plan,
+    job: Job,
+    fingerprint: str,
+    backfill: str | None = None,
+    tables: Sequence[TableVersion] | None = None,
+) -> str:
     """16 hex digits: the same work to the same place is the same run, whoever submits it.
 
-    A backfill's runs are its own: it may be told to do again what has been done.
+    A backfill's runs are its own: it may be told to do again what has been done. With another
+    version of a table that the transform reads it is other work.
     """
-    output = job.output.model_dump(mode="json", exclude={"keep_versions"})
+    # What may be changed in a run that is mapped leaves it the same.
+    output = job.output.model_dump(mode="json", exclude={"keep_versions", "schema_"})
     output["uri"] = parse(job.output.uri).uri.rstrip("/")
-    said = [plan.id, job.transform, fingerprint, job.params, output]
+    said: list[Any] = [plan.id, job.transform, fingerprint, job.params, output]
     said += [backfill] if backfill else []
+    said += [[one.model_dump(mode="json") for one in tables]] if tables else []
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -99,9 +109,12 @@ class Ledger:
         base: int,
         *,
         backfill: str | None = None,
+        tables: tuple[TableVersion, ...] | None = None,
+        columns: Sequence[str] = (),
     ) -> Self:
         """Store a run's record, job and plan, each once; an existing run is opened as it is."""
-        ledger = cls(storage, job.output.uri, run_id(plan, job, fingerprint, backfill), plan)
+        run = run_id(plan, job, fingerprint, backfill, tables)
+        ledger = cls(storage, job.output.uri, run, plan)
         record = RunRecord(
             run=ledger.run,
             job=job.name,
@@ -115,6 +128,8 @@ class Ledger:
             base=base,
             backfill=backfill,
             created=time.time(),
+            tables=tables,
+            columns=tuple(columns),
         )
         # The record comes last: a run that has one is whole. A plan of the same chunks may have
         # other estimates, or other objects that it goes without: the first one counts.
@@ -202,6 +217,16 @@ class Ledger:
     def accepted(self) -> int:
         """The newest manifest that nobody who published it is in conflict with."""
         return self._number("accepted.json") or 0
+
+    def allow_widening(self) -> None:
+        """Note that the output may be widened by this run, though its stored job says nothing."""
+        self._storage.put(self.prefix + "widen.json", orjson.dumps({"at": time.time()}))
+
+    def widens(self) -> bool:
+        """Whether the output may get further columns, or wider types, by this run."""
+        if self.job().output.schema_ == "widen":
+            return True
+        return self._storage.get_if_there(self.prefix + "widen.json") is not None
 
     def cancel(self) -> None:
         """Ask whoever drives the run to stop."""

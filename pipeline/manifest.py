@@ -14,7 +14,7 @@ import io
 import json
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from partitioning.tablefile import TableFile, pack_tables
 from partitioning.windows import Windowing
+from pipeline.columns import Columns, digest_columns
 from pipeline.records import RunRecord
 
 HEAD_VERSION = 1
@@ -112,6 +113,9 @@ class CommitEntry(_Record):
     """Fingerprint of the transform; of several, joined by commas. Old commits do not say."""
     inputs: str = ""
     """Digest of the window's objects, as `partitioning.inputs_digest` makes it."""
+    columns: str = ""
+    """Digest of the columns of its files, whatever their order (see `Commit.columns`). Old commits
+    do not say."""
     releases: tuple[str, ...] = ()
     """In mode release: names of the commits that were claimed and given up."""
     left_out: int = 0
@@ -200,6 +204,8 @@ class Commit:
     """Schema FILES."""
     replaces: tuple[str, ...] = ()
     """In mode overwrite-partitions: the folders whose earlier files it drops."""
+    columns: Columns = field(default_factory=dict)
+    """Names and types of its files' columns, as Polars spells them. Old commits do not say."""
     left_out: tuple[str, ...] = ()
     """Objects that could not be read, each with the reason after a space; at most MOST_NAMED."""
 
@@ -210,6 +216,7 @@ class Commit:
             "base": self.base,
             "missing": self.missing,
             "replaces": self.replaces,
+            "columns": self.columns,
             "left_out": self.left_out,
             "writer": uuid.uuid4().hex,
         }
@@ -234,6 +241,7 @@ class Commit:
             base=said["base"],
             missing=tuple(said["missing"]),
             replaces=tuple(said["replaces"]),
+            columns=dict(said.get("columns", {})),
             left_out=tuple(said.get("left_out", ())),
             files=pl.DataFrame(pl.from_arrow(table)).cast(dict(FILES)),  # type: ignore[arg-type]
         )
@@ -263,6 +271,7 @@ def draft_commit(
     *,
     window: CommitWindow | None = None,
     released: Collection[str] = (),
+    columns: Columns | None = None,
 ) -> Commit:
     """Completions of a run, or of one window of it, as a commit that is not frozen yet.
 
@@ -274,6 +283,7 @@ def draft_commit(
         keep_versions: Replaced versions to keep.
         window: What the commit is of; default the whole run.
         released: Names of the run's commits that a repair has released: they are taken.
+        columns: Of the files.
     """
     files = files_of(record.output, done)
     absent = tuple(missing)
@@ -298,11 +308,19 @@ def draft_commit(
         rule="" if window is None else rule_of(window.windowing),
         code=",".join(sorted(set(done["code"].to_list()))) or record.fingerprint,
         inputs="" if window is None else window.inputs,
+        columns=digest_columns(columns or {}),
         left_out=left_out.str.split(" ").list.first().n_unique(),
     )
     replaced = set(folders(files)) - already if mode == "overwrite-partitions" else set()
-    named = tuple(left_out.head(MOST_NAMED).to_list())
-    return Commit(entry, record.base, absent, files, tuple(sorted(replaced)), named)
+    return Commit(
+        entry,
+        record.base,
+        absent,
+        files,
+        tuple(sorted(replaced)),
+        columns=dict(columns or {}),
+        left_out=tuple(left_out.head(MOST_NAMED).to_list()),
+    )
 
 
 def files_of(output: str, completions: pl.DataFrame) -> pl.DataFrame:

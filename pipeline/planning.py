@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,6 +26,7 @@ from partitioning.windows import WindowFilter
 from pipeline.appending import refuse_appending_again
 from pipeline.batches import GUESSED_SPEED
 from pipeline.catalog import Catalog
+from pipeline.columns import Columns, stored_columns
 from pipeline.errors import (
     ConflictError,
     InputError,
@@ -32,19 +35,22 @@ from pipeline.errors import (
     StateError,
     UsageError,
 )
+from pipeline.folding import Footprint, window_label
 from pipeline.former_folders import refuse_former_folders
 from pipeline.job import Job
 from pipeline.ledger import Ledger, run_id
-from pipeline.manifest import Manifest
+from pipeline.manifest import CommitEntry, Manifest
 from pipeline.overlap import in_normal_form, refuse_overlap
 from pipeline.process import filter_of
 from pipeline.publish import prepare_output
 from pipeline.records import RunRecord
 from pipeline.runs.ledger.find import runs_of
-from pipeline.runs.ledger.keys import refuse_long_keys
+from pipeline.runs.ledger.keys import folders_of, refuse_long_keys
 from pipeline.runs.transforms.fingerprint import explain_difference, scheme_of
 from pipeline.settings import Settings
-from pipeline.storage import Storage, StorageReader, parse
+from pipeline.storage import Storage, StorageReader, Tables, parse, replaced_tables
+from pipeline.table.schemas import Addition, refuse_other_columns
+from pipeline.tables import TableVersion
 from pipeline.transforms import Transform, code_of, resolve
 from pipeline.user_code import is_from_signal
 
@@ -73,6 +79,17 @@ class Probe:
     """Columns that it reads, or None if it cannot be told."""
     schema: pl.Schema | None
     """Of its result, or None if it cannot be told."""
+    is_static: bool = False
+    """Whether the result has this schema whatever the data are."""
+
+    @property
+    def result_columns(self) -> Columns:
+        """Names and types of the result's columns; empty where they cannot be told."""
+        return {name: str(kind) for name, kind in (self.schema or {}).items()}
+
+
+UNKNOWN = Probe(None, None)
+"""Of a transform that cannot cope with no rows."""
 
 
 def request_of(job: Job, settings: Settings, size_columns: tuple[str, ...] | None) -> PlanRequest:
@@ -103,13 +120,30 @@ def request_of(job: Job, settings: Settings, size_columns: tuple[str, ...] | Non
     )
 
 
-def probe(transform: Transform, schema: pl.Schema) -> Probe:
+def probe(transform: Transform, schema: pl.Schema, tables: Tables | None = None) -> Probe:
     """Run a transform on no rows, and watch what it asks for.
+
+    Args:
+        transform: Of the job.
+        schema: Of the data.
+        tables: Notes which tables it reads, and in which versions.
 
     Raises:
         JobError: it does not return a LazyFrame.
-        InputError: it needs a column that the data lacks.
+        InputError: it needs a column that the data lacks, or a table that cannot be read.
     """
+    tables = tables or Tables(is_open=True)
+    with tables.used():
+        found = _probe(transform, schema)
+    if found == UNKNOWN and tables.problem is not None:
+        raise InputError(
+            f"{transform.name} reads a table that cannot be read: {tables.problem}",
+            hint=tables.problem.hint,
+        ) from tables.problem
+    return found
+
+
+def _probe(transform: Transform, schema: pl.Schema) -> Probe:
     asked: set[str] = set()
 
     def nothing(
@@ -122,7 +156,11 @@ def probe(transform: Transform, schema: pl.Schema) -> Probe:
     try:
         result = transform.call(register_io_source(nothing, schema=schema, validate_schema=True))
         if isinstance(result, pl.LazyFrame):
-            return Probe(columns_read(result, asked), result.collect().schema)
+            # A transform that has looked at data already may do something else with other data.
+            looked = bool(asked)
+            promised = result.collect_schema()
+            columns, schema = columns_read(result, asked), result.collect().schema
+            return Probe(columns, schema, is_static=not looked and promised == schema)
     except pl.exceptions.ColumnNotFoundError as error:
         missing = str(error).splitlines()[0]
         raise InputError(
@@ -133,7 +171,7 @@ def probe(transform: Transform, schema: pl.Schema) -> Probe:
         if is_from_signal(error):
             raise
         # Some transforms cannot cope with no rows; the chunks will show what is wrong.
-        return Probe(None, None)
+        return UNKNOWN
     kind = type(result).__name__
     raise JobError(
         f"{transform.name} returned {kind}, not a LazyFrame",
@@ -154,6 +192,8 @@ class PlannedInput:
     result: PlanResult
     transform: Transform
     probe: Probe
+    tables: Tables
+    """What the transform was seen to read, and what the job declares."""
 
 
 def plan_input(
@@ -174,19 +214,34 @@ def plan_input(
     """
     refuse_overlap(job)
     transform = resolve(job.transform, job.params, settings.transforms)
-    reader = StorageReader(storage)
+    reader, tables = StorageReader(storage), declared_tables(job)
     request = replace(request_of(job, settings, None), keep=keep)
     if job.input.columns is None:
-        request = replace(request, size_columns=_columns_read(request, reader, transform))
+        request = replace(request, size_columns=_columns_read(request, reader, transform, tables))
     result = plan_dataset(request, reader, previous=previous, mapper=mapper)
     visible = result.plan.dtypes
     if job.input.columns is not None:
         visible = pl.Schema({name: visible[name] for name in job.input.columns})
-    return PlannedInput(result, transform, probe(transform, visible))
+    return PlannedInput(result, transform, probe(transform, visible, tables), tables)
+
+
+def declared_tables(job: Job) -> Tables:
+    """The tables that a job declares, as they are now; open for those that planning finds.
+
+    Raises:
+        InputError: one of them is not there.
+    """
+    tables = Tables(is_open=True)
+    for uri in job.tables:
+        try:
+            tables.version(uri)
+        except ObjectMissingError as error:
+            raise InputError(f"there is no table {uri} (the job's `tables`)") from error
+    return tables
 
 
 def _columns_read(
-    request: PlanRequest, reader: StorageReader, transform: Transform
+    request: PlanRequest, reader: StorageReader, transform: Transform, tables: Tables
 ) -> tuple[str, ...] | None:
     """What the transform asks of one readable object; for estimates of sizes only."""
     listed = list_objects(request, reader)
@@ -199,7 +254,7 @@ def _columns_read(
             # Alone, it also has the partition values of folders above the input's prefix.
             above = {name for name, _ in raw_values(info.uri)}
             above -= {name for name, _ in raw_values(directory)}
-            columns = probe(transform, schema).columns
+            columns = probe(transform, schema, tables).columns
             return columns and tuple(name for name in columns if name not in above)
     return None
 
@@ -246,12 +301,20 @@ def plan_run(
     published = [one for one in same if _is_published(storage, one)]
     if len(published) < len(same) and not resume.replan:
         unfinished = [one for one in same if one not in published]
-        return _resumed(unfinished[-1], code, storage, resume)
+        return _with_rule(job, _resumed(unfinished[-1], code, storage, resume))
     ledgers, done = (
         tuple(Ledger(storage, one.output, one.run) for one in records)
         for records in (same, published)
     )
-    return _Fresh(settings, storage, code, ledgers, done, mapper, resume.accept_code).plan(job)
+    fresh = _Fresh(settings, storage, code, ledgers, done, mapper, resume.accept_code)
+    return _with_rule(job, fresh.plan(job))
+
+
+def _with_rule(job: Job, planned: Planned) -> Planned:
+    """Note what the job says now about the output's schema: the run's stored job may say less."""
+    if job.output.schema_ == "widen" and not planned.ledger.widens():
+        planned.ledger.allow_widening()
+    return planned
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,14 +353,16 @@ class _Fresh:
         if previous is not None and before is not None and not len(result.plan):
             held = result.explain.objects_unchanged
             note = f"the output holds all {held:,} objects of the input already"
-            return Planned(previous, before, self.code, False, (note,))
-        return self._store(job, result, days.result())
+            notes = (note, *_tables_replaced(previous.record(), planning.tables.versions))
+            return Planned(previous, before, self.code, False, notes)
+        return self._store(job, planning, days.result())
 
-    def _store(self, job: Job, result: PlanResult, abort_days: float | None) -> Planned:
+    def _store(self, job: Job, planning: PlannedInput, abort_days: float | None) -> Planned:
+        result, tables = planning.result, planning.tables.versions
         plan, uri = result.plan, job.output.uri
-        code, same = self._code_of_run(job, plan)
+        code, same = self._code_of_run(job, plan, tables)
         refuse_long_keys(uri, plan)
-        run = run_id(plan, job, code)
+        run = run_id(plan, job, code, tables=tables)
         is_new = self.previous is None or self.previous.run != run
         catalog = Catalog(self.storage, uri)
         manifest = prepare_output(catalog, job.output.mode, run)
@@ -307,13 +372,25 @@ class _Fresh:
             earlier = [one for one in self.published if one.run != run]
             refuse_appending_again(catalog, manifest, earlier, plan)
         notes = (*result.explain.warnings, *_check_lifecycle(job, plan, abort_days), *same)
-        ledger = Ledger.create(self.storage, job, plan, code, manifest.number)
+        planned = planned_footprints(job, plan)
+        refuse_planned_columns(catalog, manifest, job, planning.probe, planned)
+        ledger = Ledger.create(
+            self.storage,
+            job,
+            plan,
+            code,
+            manifest.number,
+            tables=tables,
+            columns=tuple(planning.probe.result_columns),
+        )
         if not is_new:
             # Asked for again, with the output as it is now in sight: that is no conflict any more.
             ledger.accept(manifest.number)
         return Planned(ledger, plan, self.code, is_new, notes if is_new else ())
 
-    def _code_of_run(self, job: Job, plan: Plan) -> tuple[str, tuple[str, ...]]:
+    def _code_of_run(
+        self, job: Job, plan: Plan, tables: tuple[TableVersion, ...]
+    ) -> tuple[str, tuple[str, ...]]:
         """The fingerprint to name the run by: of the same run under another scheme, if allowed.
 
         Raises:
@@ -322,7 +399,7 @@ class _Fresh:
         record = self.previous.record() if self.previous is not None else None
         if record is None or scheme_of(record.fingerprint) == scheme_of(self.code):
             return self.code, ()
-        if run_id(plan, job, record.fingerprint) != record.run:
+        if run_id(plan, job, record.fingerprint, tables=tables) != record.run:
             return self.code, ()
         if self.accept_code:
             return record.fingerprint, ()
@@ -332,6 +409,54 @@ class _Fresh:
         if job.output.mode == "error":
             raise ConflictError(explanation, hint=f"{hint} takes that run as this one")
         return self.code, (f"{explanation}; it is mapped again ({hint} would not)",)
+
+
+def refuse_planned_columns(
+    catalog: Catalog, manifest: Manifest, job: Job, probe: Probe, planned: Sequence[Footprint]
+) -> None:
+    """Refuse a plan whose result could not be published beside files that stay in the output.
+
+    Only where the transform's columns do not depend on its data; otherwise publishing will tell.
+
+    Args:
+        catalog: Of the output.
+        manifest: What it holds.
+        job: The job.
+        probe: Of its transform.
+        planned: What is to be published first (see `planned_footprints`).
+
+    Raises:
+        SchemaChangedError: naming the columns and the way on.
+    """
+    if job.reduce is not None or not probe.is_static or not manifest.commits:
+        return
+    text = json.dumps(probe.result_columns)
+    additions = [Addition(one, stored_columns(text, min(one.folders))) for one in planned]
+    widens = job.output.schema_ == "widen"
+    refuse_other_columns(catalog, manifest, additions, lambda: widens)
+
+
+def planned_footprints(job: Job, plan: Plan, rule: str = "") -> list[Footprint]:
+    """Where a plan's files will be, and what they will replace; one for each window.
+
+    Args:
+        job: The job.
+        plan: Of its input.
+        rule: How windows are cut (see `manifest.rule_of`), if it is published by windows.
+    """
+    by_window: dict[str | None, list[str]] = {}
+    for folder in folders_of(plan).str.strip_suffix("/").unique().sort():
+        label = window_label(rule, folder) if rule else None
+        by_window.setdefault(label, []).append(folder)
+    return [_planned(job.output.mode, rule, *pair) for pair in by_window.items()]
+
+
+def _planned(mode: str, rule: str, label: str | None, folders: list[str]) -> Footprint:
+    entry = CommitEntry(
+        name="", run="", mode=mode, files=1, rows=0, bytes=0, window=label, rule=rule
+    )
+    replaces = frozenset(folders) if mode == "overwrite-partitions" else frozenset[str]()
+    return Footprint(entry, replaces, dict.fromkeys(folders, ()))
 
 
 def _refuse_beside_backfills(manifest: Manifest, job: Job) -> None:
@@ -345,6 +470,18 @@ def _refuse_beside_backfills(manifest: Manifest, job: Job) -> None:
             "appends knows nothing of them, and would bring their rows twice",
             hint="append what is missing: chunkmap backfill create JOB.yaml",
         )
+
+
+def _tables_replaced(record: RunRecord, now: tuple[TableVersion, ...]) -> tuple[str, ...]:
+    """What to say where tables are other versions than those that a run has read."""
+    then = {one.uri: one for one in record.tables or ()}
+    replaced = [one.uri for one in now if then.get(one.uri, one) != one]
+    if not replaced:
+        return ()
+    return (
+        f"{', '.join(replaced)} was replaced since; rows that were appended before keep their "
+        "values",
+    )
 
 
 def _check_lifecycle(job: Job, plan: Plan, days: float | None) -> tuple[str, ...]:
@@ -397,7 +534,8 @@ def _is_of(ledger: Ledger, job: Job) -> bool:
 def _asks_the_same(stored: Job, job: Job) -> bool:
     """Whether two jobs differ in nothing but what a driver may choose anew."""
     free = {"retries", "rounds", "max_failures", "chunk_timeout", "name"}
-    kept = {"input": {"changed_only"}, **dict.fromkeys(free, True)}
+    nested = {"input": {"changed_only"}, "output": {"schema_"}}
+    kept = {**nested, **dict.fromkeys(free, True)}
     ours, theirs = (in_normal_form(one) for one in (stored, job))
     return ours.model_dump(exclude=kept) == theirs.model_dump(exclude=kept)  # type: ignore[arg-type]
 
@@ -412,6 +550,13 @@ def _resumed(record: RunRecord, code: str, storage: Storage, resume: Resume) -> 
             f"run {record.run} of this job is unfinished, and "
             f"{explain_difference(record.transform, record.fingerprint, code)}",
             hint="resume with the new code: --accept-code; or start over: --replan",
+        )
+    replaced = replaced_tables(record.tables or ())
+    if replaced:
+        raise ConflictError(
+            f"run {record.run} of this job is unfinished, and {replaced}, which the "
+            "transform reads, was replaced since it was planned",
+            hint="start over with the new table: --replan; or put the earlier version back",
         )
     ledger = Ledger(storage, record.output, record.run)
     catalog = Catalog(storage, record.output)

@@ -9,6 +9,7 @@ import math
 import time
 import traceback
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from pipeline.reading import ChunkSource, engine_for
 from pipeline.records import Completion, Failure, RunRecord, digest_of
 from pipeline.runs.ledger.keys import output_uri
 from pipeline.settings import Settings, load_settings
-from pipeline.storage import Storage, own_storage, staged_area
+from pipeline.storage import Storage, Tables, own_storage, staged_area
 from pipeline.transforms import Transform, code_of, resolve
 from pipeline.user_code import message_of, user_code
 
@@ -48,6 +49,8 @@ class RunContext:
     schema: pl.Schema
     """Of the dataset, as Polars reads it."""
     row_filter: pl.Expr | None
+    tables: Tables
+    """The tables that the transform may read, in the run's versions."""
 
 
 @once(2)
@@ -85,6 +88,7 @@ def open_run(run_uri: str, fingerprint: str) -> RunContext:
         code=code,
         schema=plan.dtypes,
         row_filter=filter_polars(filter_of(job), plan),
+        tables=Tables(record.tables),
     )
 
 
@@ -159,6 +163,13 @@ class Mapped:
     """Objects that could not be read, and why."""
 
 
+def in_order(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+    """A frame with its columns in this order, if it has just these columns."""
+    if frame.columns == list(names) or set(frame.columns) != set(names):
+        return frame
+    return frame[list(names)]
+
+
 def schema_text(frame: pl.DataFrame) -> str:
     """A frame's columns and types, as JSON."""
     return json.dumps({name: str(kind) for name, kind in frame.schema.items()})
@@ -168,7 +179,9 @@ def compute(context: RunContext, chunk: Chunk, source: ChunkSource, read_seconds
     """Transform a chunk."""
     started = time.time()
     clock = time.perf_counter()
-    frame = apply(context.transform, source.scan(), chunk.decoded_bytes)
+    with context.tables.used():
+        frame = apply(context.transform, source.scan(), chunk.decoded_bytes)
+    frame = in_order(frame, context.record.columns)
     return Mapped(
         chunk=chunk,
         frame=frame,

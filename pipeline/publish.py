@@ -6,7 +6,7 @@ nothing; so a driver may die between any two requests and any other one goes on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -46,6 +46,7 @@ from pipeline.table.retention import (
     orphans_among,
     visible_keys,
 )
+from pipeline.table.schemas import Addition, refuse_other_columns
 
 __all__ = [
     "CommitsConflictError",
@@ -162,12 +163,25 @@ def _unknown_files(catalog: Catalog, manifest: Manifest, own: list[Commit]) -> l
     return sorted(set(visible_keys(catalog)) - named)
 
 
-def publish(catalog: Catalog, draft: Commit, accepted: int = 0) -> Published:
+def never() -> bool:
+    """Tell that an output may not be widened."""
+    return False
+
+
+def publish(
+    catalog: Catalog, draft: Commit, accepted: int = 0, *, widens: Callable[[], bool] = never
+) -> Published:
     """Make a run's completions visible, exactly once. As `publish_all`, of one commit."""
-    return publish_all(catalog, [draft], accepted)
+    return publish_all(catalog, [draft], accepted, widens=widens)
 
 
-def publish_all(catalog: Catalog, drafts: Sequence[Commit], accepted: int = 0) -> Published:
+def publish_all(
+    catalog: Catalog,
+    drafts: Sequence[Commit],
+    accepted: int = 0,
+    *,
+    widens: Callable[[], bool] = never,
+) -> Published:
     """Make several commits visible together, exactly once, in one manifest.
 
     Args:
@@ -175,13 +189,28 @@ def publish_all(catalog: Catalog, drafts: Sequence[Commit], accepted: int = 0) -
         drafts: What to publish, in this order. Where a commit of a draft's name is frozen already,
             that one counts; what is published already stays as it is.
         accepted: Manifest up to which nothing is in conflict, although it came after the base.
+        widens: Whether the output may get further columns, or wider types; asked where it matters.
 
     Raises:
+        SchemaChangedError: the files that stay in the output have other columns.
         UploadsVanishedError: some staged outputs are gone; map their chunks again.
         CommitsConflictError: other runs' commits since the drafts' base touched what some of them
             replace. Nothing was published; without those that it names the others can be.
     """
-    return _claim_and_finish(catalog, _frozen(catalog, drafts), accepted)
+    # Before anything is frozen: the run may be given another rule, and publish after all.
+    number = catalog.head()[0].current
+    entries = catalog.history(number, min(draft.base for draft in drafts))
+    published = {entry.name for entry in entries}
+    left = [draft for draft in drafts if draft.entry.name not in published]
+    _refuse_columns(catalog, left, catalog.manifest(number), widens)
+    return _claim_and_finish(catalog, _frozen(catalog, drafts), accepted, widens)
+
+
+def _refuse_columns(
+    catalog: Catalog, commits: Sequence[Commit], manifest: Manifest, widens: Callable[[], bool]
+) -> None:
+    additions = [Addition(Footprint.of(commit), commit.columns) for commit in commits]
+    refuse_other_columns(catalog, manifest, additions, widens)
 
 
 def _frozen(catalog: Catalog, drafts: Sequence[Commit]) -> list[Commit]:
@@ -197,7 +226,9 @@ def _frozen(catalog: Catalog, drafts: Sequence[Commit]) -> list[Commit]:
     return together(catalog.write_commit, drafts)
 
 
-def _claim_and_finish(catalog: Catalog, commits: list[Commit], accepted: int) -> Published:
+def _claim_and_finish(
+    catalog: Catalog, commits: list[Commit], accepted: int, widens: Callable[[], bool]
+) -> Published:
     names, already, writer = {commit.entry.name for commit in commits}, True, ""
     while True:
         head, etag = catalog.head()
@@ -216,6 +247,7 @@ def _claim_and_finish(catalog: Catalog, commits: list[Commit], accepted: int) ->
             move_replaced(catalog, current)
             return Published(current, already, tuple(commits))
         _refuse_conflicts(catalog, left, current, accepted)
+        _refuse_columns(catalog, left, current, widens)
         already = False
         if catalog.moved != current.number:
             # Its publisher may have died before it moved away what it had replaced: once there is

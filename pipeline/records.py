@@ -10,6 +10,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from pipeline.stored import BackfillId, Moment, RunId
+from pipeline.tables import TableVersion
 
 
 class RunRecord(BaseModel):
@@ -36,6 +37,11 @@ class RunRecord(BaseModel):
     """Number of the manifest that was current at the run's creation."""
     backfill: BackfillId | None = None
     """The backfill that it belongs to, if it does to one."""
+    tables: tuple[TableVersion, ...] | None = None
+    """Tables that the transform reads, in the versions that all chunks see. Old runs do not say."""
+    columns: tuple[str, ...] = ()
+    """Names of the result's columns as planning saw them: the order that all files have. Empty if
+    it could not be told."""
     created: Moment
     """Unix seconds."""
 

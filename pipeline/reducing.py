@@ -135,7 +135,8 @@ def combine(context: RunContext, frames: Sequence[pl.DataFrame]) -> pl.DataFrame
     assert context.job.reduce is not None, "only a job with a reduce combines"
     name = context.job.reduce.combine
     call = resolve(name, {}, context.settings.transforms).call
-    result = _applied(name, call, [frame.lazy() for frame in frames])
+    with context.tables.used():
+        result = _applied(name, call, [frame.lazy() for frame in frames])
     if result.schema != frames[0].schema:
         raise TransformError(
             f"{name} changed the columns from {dict(frames[0].schema)} to {dict(result.schema)}",
@@ -151,7 +152,8 @@ def finalize(context: RunContext, frame: pl.DataFrame) -> pl.DataFrame:
     name = context.job.reduce.finalize
     if name is None:
         return frame
-    return _applied(name, resolve(name, {}, context.settings.transforms).call, frame.lazy())
+    with context.tables.used():
+        return _applied(name, resolve(name, {}, context.settings.transforms).call, frame.lazy())
 
 
 def _applied(name: str, call: Callable[..., Any], argument: Any) -> pl.DataFrame:

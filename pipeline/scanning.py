@@ -15,6 +15,7 @@ from partitioning import SchemaMismatchError
 from partitioning.hive import parse
 from partitioning.hivepaths import raw_values
 from pipeline.catalog import Catalog
+from pipeline.columns import Columns, digest_columns, widened
 from pipeline.errors import JobError, ObjectMissingError, StateError, UsageError
 from pipeline.folding import window_label
 from pipeline.ledger import Ledger
@@ -22,6 +23,7 @@ from pipeline.manifest import Manifest
 from pipeline.settings import load_settings
 from pipeline.storage import own_storage, scan_options
 from pipeline.table.retention import locate
+from pipeline.table.schemas import columns_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -40,12 +42,15 @@ def scan_output(uri: str, version: int | None = None, window: str | None = None)
 
     Returns:
         A LazyFrame; Hive partitions in the keys become columns, of the types that the planner
-        gives them (`input.hive_types` of the last run's job first).
+        gives them (`input.hive_types` of the last run's job first). Where the output was widened,
+        files of before have nulls in the columns that they lack, and the wider types.
 
     Raises:
         UsageError: nothing was published there, or it has no such window.
         FilesMissingError: that version is no longer kept, or its files were deleted.
     """
+    import polars as pl
+
     catalog = Catalog(own_storage(), uri)
     manifest = catalog.manifest(version)
     places = locate(catalog, manifest)
@@ -53,9 +58,57 @@ def scan_output(uri: str, version: int | None = None, window: str | None = None)
     if not chosen:
         which = "" if window is None else f" of window {window}"
         raise UsageError(f"{uri} has no published files{which} (manifest {manifest.number})")
-    files = {key: place.removeprefix("file://") for key, place in chosen.items()}
-    options = scan_options(load_settings(), uri) if uri.startswith("s3") else None
+    storage_options = scan_options(load_settings(), uri) if uri.startswith("s3") else None
+    options: dict[str, Any] = {"storage_options": storage_options}
+    schema = _widened_schema(catalog, manifest, chosen, storage_options)
+    if schema is not None:
+        upcast = pl.ScanCastOptions(integer_cast="upcast", float_cast="upcast")
+        options |= {"schema": schema, "missing_columns": "insert", "cast_options": upcast}
+    files = {key: _path(place) for key, place in chosen.items()}
     return _scan(files, _Hive.of(list(places), _declared(catalog, manifest)), options)
+
+
+def _path(place: str) -> str:
+    return place.removeprefix("file://")
+
+
+def _widened_schema(
+    catalog: Catalog,
+    manifest: Manifest,
+    places: Mapping[str, str],
+    storage_options: dict[str, str] | None,
+) -> pl.Schema | None:
+    """The columns that hold those of all files; None where all files are alike, as usual.
+
+    Read from one file of each kind.
+    """
+    import polars as pl
+
+    if len({entry.columns for entry in manifest.commits if entry.adds_files and entry.files}) < 2:
+        return None
+    kinds = {
+        entry.name: digest_columns(columns_of(catalog, entry))
+        for entry in manifest.commits
+        if entry.adds_files
+    }
+    examples: dict[str, str] = {}
+    for key, commit in catalog.snapshot(manifest).select("key", "commit").iter_rows():
+        if key in places:
+            examples.setdefault(kinds[commit], places[key])
+    if len(examples) < 2:
+        return None
+    merged: Columns = {}
+    types: dict[str, pl.DataType] = {}
+    for place in examples.values():
+        found = pl.scan_parquet(
+            _path(place), glob=False, hive_partitioning=False, storage_options=storage_options
+        ).collect_schema()
+        both = widened(merged, {name: str(kind) for name, kind in found.items()})
+        if both is None:
+            return None  # Published before chunkmap looked: Polars says what does not fit.
+        types |= {name: kind for name, kind in found.items() if both[name] == str(kind)}
+        merged = both
+    return pl.Schema({name: types[name] for name in merged})
 
 
 def _of_window(
@@ -130,7 +183,7 @@ class _Hive:
         )
 
 
-def _scan(files: Mapping[str, str], hive: _Hive, options: dict[str, Any] | None) -> pl.LazyFrame:
+def _scan(files: Mapping[str, str], hive: _Hive, options: Mapping[str, Any]) -> pl.LazyFrame:
     """Scan files by key."""
     import polars as pl
 
@@ -143,14 +196,12 @@ def _scan(files: Mapping[str, str], hive: _Hive, options: dict[str, Any] | None)
             glob=False,
             hive_partitioning=bool(hive.schema),
             hive_schema=dict(hive.schema) if hive.schema else None,
-            storage_options=options,
+            **options,
         )
     # A scan for each folder. Chunks that cross partitions have a column in the file instead.
     return pl.concat(
         (
-            pl.scan_parquet(
-                places, glob=False, hive_partitioning=False, storage_options=options
-            ).with_columns(
+            pl.scan_parquet(places, glob=False, hive_partitioning=False, **options).with_columns(
                 pl.lit(value, dtype=hive.schema[name]).alias(name)
                 for name, value in hive.values[folder].items()
             )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
 from partitioning import Windowing
 from pipeline.catalog import Catalog
-from pipeline.driver import check_schemas
+from pipeline.driver import check_schemas, columns_of_run
 from pipeline.errors import UsageError
 from pipeline.job import Job
 from pipeline.ledger import Ledger
@@ -70,7 +70,8 @@ def publish_windows(
         CommitsConflictError: other runs have published the windows that it names since this run
             began; unless `together`, the others are published.
         ForeignClaimError: another run must map its own vanished chunks before anybody can publish.
-        SchemaChangedError: the chunks' schemas differ.
+        SchemaChangedError: the chunks' schemas differ, or files that stay in the output have other
+            columns.
         UsageError: the job has no windows, or its mode is one that windows cannot have.
     """
     catalog = catalog or Catalog(storage, ledger.output)
@@ -87,11 +88,11 @@ def publish_windows(
         settle(catalog)
         released = released_names(catalog, record.run, record.base)
         refuse_released(catalog, progress.completions, released)
-        drafting = _Drafting(catalog, record, job, rule, progress.completions, released)
+        drafting = _Drafting(catalog, record, job, rule, progress, released)
         drafts = drafting.drafts(windows, inputs or {}, without_failed=without_failed)
         if drafts:
             publish = publish_all if together else _publish
-            published = publish(catalog, drafts, ledger.accepted())
+            published = publish(catalog, drafts, ledger.accepted(), widens=ledger.widens)
     except UploadsVanishedError as error:
         if not error.waits_for(record.run):
             raise foreign_claim(catalog.output, error) from error
@@ -126,7 +127,7 @@ class _Drafting:
     record: RunRecord
     job: Job
     rule: Windowing
-    done: pl.DataFrame
+    progress: Progress
     released: Sequence[str]
     """Names of commits of the run that a repair has released."""
 
@@ -146,7 +147,7 @@ class _Drafting:
         published = {chunk for files in whole for chunk in files["chunk"].to_list()}
         done = self._by_window(windows)
         for label, chunks in windows.items():
-            own = done.get(label, self.done.head(0))
+            own = done.get(label, self.progress.completions.head(0))
             missing = set(chunks) - set(own["chunk"].to_list())
             before = earlier.get(label, [])
             # Read only where something may be left: most windows are published whole, and once.
@@ -167,6 +168,7 @@ class _Drafting:
                     self.job.output.keep_versions,
                     window=window,
                     released=self.released,
+                    columns=columns_of_run(self.progress, own),
                 )
             )
         return found
@@ -179,12 +181,16 @@ class _Drafting:
             },
             schema={"chunk": pl.String, "window": pl.String},
         )
-        joined = self.done.join(owner, on="chunk", how="inner", maintain_order="left")
+        joined = self.progress.completions.join(
+            owner, on="chunk", how="inner", maintain_order="left"
+        )
         parts = joined.partition_by("window", as_dict=True, include_key=False)
         return {str(label): part for (label,), part in parts.items()}
 
 
-def _publish(catalog: Catalog, drafts: list[Commit], accepted: int) -> Published:
+def _publish(
+    catalog: Catalog, drafts: list[Commit], accepted: int, *, widens: Callable[[], bool]
+) -> Published:
     """Publish what is in no conflict; then tell what is."""
     lost: list[CommitEntry] = []
     told: CommitsConflictError | None = None
@@ -193,7 +199,7 @@ def _publish(catalog: Catalog, drafts: list[Commit], accepted: int) -> Published
         left = [draft for draft in drafts if draft.entry.name not in names]
         try:
             if left:
-                published = publish_all(catalog, left, accepted)
+                published = publish_all(catalog, left, accepted, widens=widens)
             break
         except CommitsConflictError as error:
             told = told or error

@@ -113,7 +113,14 @@ class Group:
         chunks = np.flatnonzero(np.isin(owner, mine["rank"].to_numpy()))
         part, record = plan.take(chunks.tolist()), shared.record
         ledger = Ledger.create(
-            shared.storage, shared.job, part, record.code, record.base, backfill=record.backfill
+            shared.storage,
+            shared.job,
+            part,
+            record.code,
+            record.base,
+            backfill=record.backfill,
+            tables=record.tables,
+            columns=record.columns,
         )
         labels = mine["label"].to_list()
         inputs = dict(zip(labels, mine["inputs"].to_list(), strict=True))

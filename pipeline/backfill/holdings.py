@@ -13,9 +13,12 @@ from partitioning.windows import Windowing
 from pipeline.backfill.records import BackfillRecord
 from pipeline.backfill.selecting import Held
 from pipeline.backfill.store import BackfillStore
-from pipeline.catalog import Catalog
+from pipeline.catalog import Catalog, together
+from pipeline.errors import StateError, UsageError
+from pipeline.ledger import Ledger
 from pipeline.manifest import run_of
-from pipeline.storage import Storage
+from pipeline.storage import Storage, changed_tables
+from pipeline.tables import TableVersion
 
 
 def held_windows(catalog: Catalog, rule: Windowing) -> dict[str, Held]:
@@ -32,6 +35,23 @@ def held_windows(catalog: Catalog, rule: Windowing) -> dict[str, Held]:
         if entry.window is not None:
             held[entry.window] = Held(entry.run, entry.code, entry.inputs)
     return held
+
+
+def outdated_runs(catalog: Catalog, runs: Iterable[str]) -> frozenset[str]:
+    """Those of some runs that have read tables which were replaced since.
+
+    A run whose record is damaged or gone says nothing, nor does one of before tables were noted.
+    """
+
+    def tables(run: str) -> tuple[TableVersion, ...]:
+        with suppress(StateError, UsageError):
+            return Ledger(catalog.storage, catalog.output, run).record().tables or ()
+        return ()
+
+    names = sorted(set(runs))
+    read = dict(zip(names, together(tables, names), strict=True))
+    now = changed_tables(frozenset(one for versions in read.values() for one in versions))
+    return frozenset(run for run, versions in read.items() if not now.isdisjoint(versions))
 
 
 def _by_folders(catalog: Catalog, rule: Windowing) -> dict[str, Held]:

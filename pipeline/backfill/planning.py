@@ -16,7 +16,7 @@ from partitioning.explain import left_out_for_names
 from partitioning.listing import Listing, list_objects
 from partitioning.windowed import inputs_of_listing, outside_of_windows
 from partitioning.windows import Window, WindowFilter, Windowing
-from pipeline.backfill.holdings import failed_before, held_windows
+from pipeline.backfill.holdings import failed_before, held_windows, outdated_runs
 from pipeline.backfill.records import (
     MAX_FOLDERS_NAMED,
     WINDOWS,
@@ -32,13 +32,25 @@ from pipeline.errors import ConflictError, UsageError
 from pipeline.former_folders import refuse_former_folders
 from pipeline.job import Job
 from pipeline.ledger import run_id
+from pipeline.manifest import rule_of
 from pipeline.overlap import refuse_overlap
-from pipeline.planning import plan_input, request_of
+from pipeline.planning import (
+    PlannedInput,
+    plan_input,
+    planned_footprints,
+    refuse_planned_columns,
+    request_of,
+)
 from pipeline.publish import prepare_output
 from pipeline.runs.ledger.keys import refuse_long_keys
 from pipeline.runs.transforms.fingerprint import explain_difference
 from pipeline.settings import Settings
-from pipeline.storage import Storage, StorageReader, require_conditional_writes
+from pipeline.storage import (
+    Storage,
+    StorageReader,
+    replaced_tables,
+    require_conditional_writes,
+)
 from pipeline.table.retention import locate
 from pipeline.transforms import code_of
 
@@ -155,6 +167,18 @@ def refuse_unfit(job: Job, options: Options) -> None:
         raise UsageError("--all-or-nothing maps all windows in one run: drop --windows-per-run")
 
 
+def refuse_replaced_tables(record: BackfillRecord) -> None:
+    """Raise ConflictError where tables that a backfill's transform reads were replaced since."""
+    replaced = replaced_tables(record.tables or ())
+    if replaced:
+        raise ConflictError(
+            f"backfill {record.backfill} is unfinished, and {replaced}, which the "
+            "transform reads, was replaced since it was planned",
+            hint=f"start over with the new table: chunkmap backfill cancel {record.backfill}, then "
+            "create it again; or put the earlier version back",
+        )
+
+
 def is_over(store: BackfillStore) -> bool:
     """Whether a backfill was cancelled, or has nothing left to do."""
     driver = store.driver()
@@ -163,13 +187,16 @@ def is_over(store: BackfillStore) -> bool:
 
 def _request_digest(job: Job, asked: Asked, options: Options) -> str:
     free = {"retries", "rounds", "max_failures", "chunk_timeout", "name"}
+    # Keys that there were not always: where they say nothing, the request is the one of before.
+    free |= set() if job.tables else {"tables"}
     left_out: dict[str, Any] = dict.fromkeys(free, True)
-    # Requests from before there were these keys are the same requests.
     newer = ("hive_types", "types", "int96", "object_column")
     fields = type(job.input).model_fields
     left_out["input"] = {n for n in newer if getattr(job.input, n) == fields[n].get_default()}
     if job.window is not None and not job.window.columns:
         left_out["window"] = {"columns"}
+    if job.output.schema_ == "identical":
+        left_out["output"] = {"schema_"}
     said = job.model_dump_json(exclude=left_out)
     return digest(said, asked.words(), options.reprocess, options.idempotency_key)
 
@@ -201,6 +228,7 @@ class Drafting:
                 hint=f"go on with the new code: chunkmap backfill resume {record.backfill} "
                 f"--accept-code; or start over: chunkmap backfill cancel {record.backfill}",
             )
+        refuse_replaced_tables(record)
         return Draft(self.job, record, store.windows(), store.plan(), existing=record)
 
     def listing(self) -> Listing:
@@ -242,8 +270,17 @@ class Drafting:
         if options.reprocess == "failed":
             failed = failed_before(self.storage, earlier)
         held = held_windows(catalog, self.rule)
+        outdated: frozenset[str] = frozenset()
+        if options.reprocess == "changed":
+            outdated = outdated_runs(catalog, (one.run for one in held.values()))
         chooser = Chooser(
-            found, held, failed, self.code, options.reprocess, accept_scheme=self.accept_scheme
+            found,
+            held,
+            failed,
+            self.code,
+            options.reprocess,
+            accept_scheme=self.accept_scheme,
+            outdated=outdated,
         )
         return chooser.choose(wanted)
 
@@ -278,16 +315,19 @@ class Drafting:
     ) -> Draft:
         """Plan the windows that are to be done; `name` makes an id of some further values."""
         todo = tuple(choice.window for choice in choices if choice.skipped is None)
-        plan = self._plan(todo, mapper) if todo else None
+        planned = self._plan(todo, mapper) if todo else None
+        plan = planned.result.plan if planned else None
+        tables = planned.tables.versions if planned else ()
         chunks = chunks_of(plan, self.rule)
         windows = windows_table(choices, chunks, options)
         labels = windows.filter(pl.col("skipped").is_null())["label"].to_list()
-        backfill = name(plan.id if plan else "", *labels)
+        versions = [table.model_dump_json() for table in tables]
+        backfill = name(plan.id if plan else "", *labels, *versions)
         runs: dict[int, str] = {}
         if plan is not None:
             members = members_of(windows, chunks)
             runs = {
-                rank: run_id(plan.take(chosen), self.job, self.code, backfill)
+                rank: run_id(plan.take(chosen), self.job, self.code, backfill, tables)
                 for rank, chosen in members.items()
             }
         named = pl.col("group").replace_strict(runs, default=None, return_dtype=pl.String)
@@ -299,12 +339,23 @@ class Drafting:
             "code as unchanged)",
         )
         record = self._record(backfill, asked, options, windows)
+        if planned is not None:
+            self._refuse_columns(planned, options)
+            columns = tuple(planned.probe.result_columns)
+            record = record.model_copy(update={"tables": tables, "columns": columns})
         return Draft(self.job, record, windows, plan, notes=notes if unknown else ())
 
-    def _plan(self, todo: tuple[Window, ...], mapper: Any) -> Plan:
+    def _refuse_columns(self, planned: PlannedInput, options: Options) -> None:
+        """Refuse windows whose result could not stand beside files that stay in the output."""
+        catalog = Catalog(self.storage, self.job.output.uri)
+        windows = planned_footprints(self.job, planned.result.plan, rule_of(self.rule))
+        # One by one they are beside those of the next ones, as these are now.
+        first = windows if options.all_or_nothing else windows[:1]
+        refuse_planned_columns(catalog, catalog.manifest(), self.job, planned.probe, first)
+
+    def _plan(self, todo: tuple[Window, ...], mapper: Any) -> PlannedInput:
         keep = WindowFilter(self.rule, todo)
-        planned = plan_input(self.job, self.settings, self.storage, mapper=mapper, keep=keep)
-        return planned.result.plan
+        return plan_input(self.job, self.settings, self.storage, mapper=mapper, keep=keep)
 
     def _record(
         self, backfill: str, asked: Asked, options: Options, windows: pl.DataFrame

@@ -9,6 +9,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from pipeline.stored import BackfillId, Moment
+from pipeline.tables import TableVersion
 from pipeline.units import format_size
 
 Reprocess = Literal["missing", "failed", "changed", "all"]
@@ -84,6 +85,11 @@ class BackfillRecord(_Record):
     decoded_bytes: NonNegativeInt
     created: Moment
     """Unix seconds."""
+    tables: tuple[TableVersion, ...] | None = None
+    """Tables that the transform reads, in the versions that all its runs see. Old ones do not
+    say."""
+    columns: tuple[str, ...] = ()
+    """Names of the result's columns, in the order that all files have."""
     outside_objects: NonNegativeInt = 0
     """Objects of the input that are in no window, whichever are asked for: a value is null."""
     outside_bytes: NonNegativeInt = 0

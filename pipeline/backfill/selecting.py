@@ -66,6 +66,8 @@ class Chooser:
     reprocess: Reprocess
     accept_scheme: bool = False
     """Whether code that was fingerprinted by another scheme counts as unchanged."""
+    outdated: frozenset[str] = frozenset()
+    """Runs that have read tables which were replaced since."""
 
     def choose(self, windows: Iterable[Window]) -> list[Choice]:
         """What is to be done about the windows that were asked for."""
@@ -96,7 +98,7 @@ class Chooser:
         is_same_code = held.code == self.code or (
             self.accept_scheme and self._is_of_other_scheme(label)
         )
-        if held.inputs == found.inputs and is_same_code:
+        if held.inputs == found.inputs and is_same_code and held.run not in self.outdated:
             return f"unchanged since run {held.run}"
         return None
 

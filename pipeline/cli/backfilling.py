@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.attaching import is_driving
-from pipeline.backfill.planning import Asked, NothingToDoError, draft
+from pipeline.backfill.planning import (
+    Asked,
+    NothingToDoError,
+    draft,
+    refuse_replaced_tables,
+)
 from pipeline.backfill.planning import create as create_backfill
 from pipeline.backfill.records import Options
 from pipeline.backfill.store import BackfillStore
@@ -258,6 +263,7 @@ def _again(store: BackfillStore, settings: Settings, going: Going) -> Again:
             hint="go on with the new code: --accept-code; or do all anew: chunkmap backfill "
             f"cancel {record.backfill}, then create it again",
         )
+    refuse_replaced_tables(record)
     return Again(
         only=tuple(going.only),
         only_failed=going.only_failed,

@@ -128,6 +128,7 @@ def _print_trial(trial: Trial, job: Job, rows: int) -> None:
         "cut in two": f"{trial.rows_out_halves:,} out",
         "reads": f"{len(trial.columns_read)} of {len(trial.schema_in)} columns",
         "code": f"{trial.code}, of {plural(trial.definitions, 'definition')}",
+        **{f"table {uri}": version for uri, version in trial.tables.items()},
     }
     show_pairs(f"{job.transform} on one chunk of {trial.rows_in:,} rows", figures)
     out.print()

@@ -83,6 +83,8 @@ class RunInfo:
     """Chunks that one worker can map at once; None to take the most that one did."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Versions, processor, workers: label to text."""
+    tables: Mapping[str, str] = field(default_factory=dict)
+    """Tables that the transform read beside the input: URI to version."""
     prefect_url: str | None = None
     """The flow run's page in the Prefect UI."""
     resume_command: str | None = None

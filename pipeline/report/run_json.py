@@ -68,6 +68,7 @@ SCHEMA: dict[str, Any] = {
                     "rounds": _COUNT,
                     "threads_per_worker": {"type": ["integer", "null"]},
                     "environment": {"type": "object", "additionalProperties": _TEXT},
+                    "tables": {"type": "object", "additionalProperties": _TEXT},
                     "prefect_url": _MAYBE_TEXT,
                     "resume_command": _MAYBE_TEXT,
                     "chunks_published": _COUNT,
@@ -192,6 +193,7 @@ def build_json(report: RunReport) -> str:
     durations = figures.durations(report.completions["seconds"])
     run = asdict(report.run)
     run["environment"] = dict(report.run.environment)
+    run["tables"] = dict(report.run.tables)
     value = {
         "schema": "chunkmap.run-report",
         "version": VERSION,

@@ -290,6 +290,7 @@ def _facts(report: RunReport) -> tuple[Block, ...]:
         ("Output", f"{run.output} (mode {run.mode})"),
         ("Transform", run.transform),
         ("Fingerprint", run.fingerprint),
+        *((f"Table {uri}", version) for uri, version in run.tables.items()),
         ("Rounds", count(run.rounds)),
         *((name, instant(moment)) for name, moment in moments if moment is not None),
     ]

@@ -8,13 +8,13 @@ from pipeline.storage.door import (
     Storage,
     open_storage,
     own_storage,
-    read_table,
     scan_options,
 )
 from pipeline.storage.probe import find_condition_problem, require_conditional_writes
 from pipeline.storage.reader import StorageReader
 from pipeline.storage.records import Backend, Blob, Staged
 from pipeline.storage.retrying import RetryPolicy
+from pipeline.storage.tables import Tables, changed_tables, read_table, replaced_tables
 from pipeline.storage.uris import (
     as_prefix,
     join,
@@ -31,13 +31,16 @@ __all__ = [
     "Staged",
     "Storage",
     "StorageReader",
+    "Tables",
     "as_prefix",
+    "changed_tables",
     "find_condition_problem",
     "join",
     "open_storage",
     "own_storage",
     "parse",
     "read_table",
+    "replaced_tables",
     "require_conditional_writes",
     "same_place",
     "scan_options",

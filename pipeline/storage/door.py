@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from itertools import groupby
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from partitioning import ObjectInfo
 from pipeline.errors import (
@@ -25,9 +24,6 @@ from pipeline.storage.retrying import RetryPolicy
 from pipeline.storage.s3_staging import S3Backend
 from pipeline.storage.uris import parse, staged_area, state_prefix
 from pipeline.tokens import TokenRule
-
-if TYPE_CHECKING:
-    import polars as pl
 
 T = TypeVar("T")
 
@@ -264,23 +260,3 @@ def scan_options(settings: Settings, uri: str) -> dict[str, str]:
 def own_storage() -> Storage:
     """The storage that this process's own settings name, opened once."""
     return open_storage(load_settings())
-
-
-@cache
-def read_table(uri: str) -> pl.DataFrame:
-    """A small table, read once a process: one Parquet object, or every one below a prefix.
-
-    For joins in transforms. The frame is shared: do not change it in place.
-
-    Args:
-        uri: An object (`….parquet`) or a prefix, on S3 or local.
-    """
-    import polars as pl
-
-    storage = own_storage()
-    if uri.endswith(".parquet"):
-        return pl.read_parquet(io.BytesIO(storage.get(uri).data))
-    found = sorted(info.uri for info in storage.objects(uri) if info.uri.endswith(".parquet"))
-    if not found:
-        raise ObjectMissingError(uri)
-    return pl.concat(pl.read_parquet(io.BytesIO(storage.get(one).data)) for one in found)

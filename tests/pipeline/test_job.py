@@ -148,7 +148,7 @@ def test_all_that_is_wrong_is_said_at_once_from_top_to_bottom() -> None:
 def test_a_key_like_no_other_gets_the_known_ones() -> None:
     error = refusal(LEAST.replace("s3://b/out/}", "s3://b/out/, zzz: 1}"))
     assert error.hint is not None
-    assert "uri, mode, compression" in error.hint
+    assert "uri, mode, schema, compression" in error.hint
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

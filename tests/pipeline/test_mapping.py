@@ -27,7 +27,7 @@ from pipeline.mapping import BatchRun
 from pipeline.process import RunContext, apply, encode
 from pipeline.runs.ledger.keys import output_uri
 from pipeline.settings import Settings
-from pipeline.storage import Storage
+from pipeline.storage import Storage, Tables
 from pipeline.table.keys import run_of_key
 from pipeline.transforms import Transform
 from tests.pipeline.runs import INPUT, OUTPUT, Run, job_of, parquet, plan_of, run_of
@@ -81,6 +81,7 @@ class Case:
             code="code",
             schema=PLAN.dtypes,
             row_filter=None,
+            tables=Tables(),
         )
 
     def map(self, batch: Batch = ALL) -> mapping.BatchResult:

@@ -1,0 +1,121 @@
+"""The schema of an output: no commit may add files that cannot be read with those that stay."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from pipeline.catalog import Catalog
+from pipeline.columns import Columns, differences, digest_columns, stored_columns, widened
+from pipeline.errors import ChunkmapError, SchemaChangedError
+from pipeline.folding import Footprint, surviving
+from pipeline.ledger import Ledger
+from pipeline.manifest import CommitEntry, Manifest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """Files that are to come on top of an output."""
+
+    footprint: Footprint
+    columns: Columns
+    """Of these files; empty where nothing is known."""
+
+
+def refuse_other_columns(
+    catalog: Catalog,
+    manifest: Manifest,
+    additions: Sequence[Addition],
+    widens: Callable[[], bool],
+) -> None:
+    """Refuse files whose columns are not those of the files that stay beside them.
+
+    Args:
+        catalog: Of the output.
+        manifest: What the output holds.
+        additions: What is to come on top of it, together.
+        widens: Whether the output may be widened; asked only where that matters.
+
+    Raises:
+        SchemaChangedError: naming the columns and the way on.
+    """
+    known = [one for one in additions if one.columns and one.footprint.folders]
+    new = {digest_columns(one.columns) for one in known}
+    held = [entry for entry in manifest.commits if entry.adds_files and entry.files]
+    if not new or ({entry.columns for entry in held} <= new and len(new) == 1):
+        return  # What is usual; nothing was read for it.
+    staying = _staying(catalog, manifest, [one.footprint for one in additions])
+    current: Columns = {}
+    for columns in _distinct(catalog, staying):
+        current = widened(current, columns) or current
+    if not current:
+        return
+    for one in known:
+        found = differences(current, one.columns)
+        if found and not (all(item.is_safe for item in found) and widens()):
+            raise _refusal(catalog.output, one, current, staying)
+
+
+def _staying(
+    catalog: Catalog, manifest: Manifest, on_top: Sequence[Footprint]
+) -> list[CommitEntry]:
+    """The commits of a manifest that have files left once others are on top of it."""
+    prints = catalog.footprints(manifest.commits)
+    alive = surviving([*prints, *on_top])
+    pairs = zip(manifest.commits, alive[: len(prints)], strict=True)
+    return [entry for entry, folders in pairs if entry.adds_files and folders]
+
+
+def _distinct(catalog: Catalog, entries: Iterable[CommitEntry]) -> list[Columns]:
+    """The columns of some commits, each only once."""
+    examples = {entry.columns or entry.name: entry for entry in entries}
+    found = [columns_of(catalog, entry) for entry in examples.values()]
+    return [columns for columns in found if columns]
+
+
+def columns_of(catalog: Catalog, entry: CommitEntry) -> Columns:
+    """The columns of a commit's files; empty if they cannot be told."""
+    commit = catalog.known(entry)
+    if commit.columns or commit.files.is_empty():
+        return dict(commit.columns)
+    # It was made before commits said so: its run's ledger does.
+    seen = catalog.columns_of_old
+    if entry.name not in seen:
+        seen[entry.name] = _columns_by_ledger(catalog, entry, commit.files)
+    return seen[entry.name]
+
+
+def _columns_by_ledger(catalog: Catalog, entry: CommitEntry, files: pl.DataFrame) -> Columns:
+    try:
+        progress = Ledger(catalog.storage, catalog.output, entry.run).read()
+    except ChunkmapError as error:
+        log.warning("the columns of commit %s cannot be told: %s", entry.name, error)
+        return {}
+    known = pl.concat([progress.completions, progress.spares, progress.reduced])
+    made = known.join(files.select("attempt"), on="attempt", how="semi").head(1)
+    text = progress.schemas.get(made["schema"][0], "") if made.height else ""
+    return stored_columns(text, files["key"][0].rpartition("/")[0])
+
+
+def _refusal(
+    output: str, one: Addition, current: Mapping[str, str], staying: Sequence[CommitEntry]
+) -> SchemaChangedError:
+    found = differences(current, one.columns)
+    run = one.footprint.entry.run
+    said = ", ".join(map(str, found))
+    whole = "replace the whole output (output.mode: overwrite)"
+    if all(item.is_safe for item in found):
+        hint = f"let the output be widened (output.schema: widen), or {whole}"
+    else:
+        hint = f"give these columns the output's types in the transform, or {whole}"
+    return SchemaChangedError(
+        f"{'run ' + run if run else 'the job'} gives other columns than {output} has in files that "
+        f"stay (of run {staying[-1].run}), and no reader could take them together: {said} "
+        "(in the output / new)",
+        hint=hint,
+    )
