@@ -52,6 +52,10 @@ class SchemaMismatchError(PlanningError):
     """The objects' columns differ in a way that the chosen schema rule does not allow."""
 
 
+class HiveTypeError(PlanningError):
+    """The declared type of a Hive column is none, or is not that of all its values."""
+
+
 class TargetError(PlanningError):
     """The chunking asked for is impossible or contradicts itself."""
 
