@@ -57,6 +57,10 @@ class TableFormatError(PlanningError):
     """The input lies in the folder of a Delta Lake, Iceberg or Hudi table."""
 
 
+class HiveTypeError(PlanningError):
+    """The declared type of a Hive column is none, or is not that of all its values."""
+
+
 class TargetError(PlanningError):
     """The chunking asked for is impossible or contradicts itself."""
 

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from partitioning.errors import ColumnError, SchemaMismatchError
+from partitioning.errors import HiveTypeError, SchemaMismatchError
 from partitioning.hivepaths import NULL_VALUE, raw_values
 from partitioning.model import PartitionValue
 
@@ -80,9 +80,9 @@ def parse(
         declared: the type (of `HIVE_TYPES`) of some columns, by name.
 
     Raises:
-        SchemaMismatchError: some objects lack a partition column that others have, or a value is
-            not of its column's declared type.
-        ColumnError: a type is declared for what is no partition column.
+        SchemaMismatchError: some objects lack a partition column that others have.
+        HiveTypeError: a type is declared for what is no partition column, or a value is not of its
+            column's declared type.
     """
     declared = declared or {}
     distinct = {d: dict(raw_values(d)) for d in set(directories)}
@@ -138,13 +138,13 @@ def _check(
 def _check_declared(declared: Mapping[str, str], names: Sequence[str]) -> None:
     for name, kind in declared.items():
         if kind not in _TYPES:
-            raise ColumnError(
+            raise HiveTypeError(
                 f"{kind!r} is no type of a Hive column; there are {', '.join(HIVE_TYPES)}"
             )
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             have = ", ".join(names) or "none"
-            raise ColumnError(
+            raise HiveTypeError(
                 f"a type is declared for {name!r}, which is no Hive column of the input; "
                 + (f"did you mean {near[0]!r}?" if near else f"it has {have}")
             )
@@ -170,7 +170,7 @@ def _as_declared(
         if not fits(text):
             own, directories, uris = places
             example = min(u for d, u in zip(directories, uris, strict=True) if own[d] == raw)
-            raise SchemaMismatchError(
+            raise HiveTypeError(
                 f"Hive column {name!r} is declared as {declared}, and {text!r} is none: {example}"
             )
     return kind, convert

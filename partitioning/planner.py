@@ -76,9 +76,9 @@ def plan_dataset(
     Raises:
         NoParquetError: the input names no Parquet object.
         BadObjectsError: objects are not readable Parquet; all of them are named.
-        SchemaMismatchError: columns differ and `request.schema` does not allow it, or a Hive value
-            is not of its column's declared type.
-        ColumnError: a column to read, or a Hive column of a declared type, does not exist.
+        SchemaMismatchError: columns differ and `request.schema` does not allow it.
+        HiveTypeError: the declared type of a Hive column is not that of all its values.
+        ColumnError: a column to read does not exist.
         FilterError: a filter term does not fit the columns.
 
     Example:

@@ -36,7 +36,9 @@ def without_key_columns(frame: pl.DataFrame, chunk: Chunk, schema: pl.Schema) ->
     if frame.height:
         raws = dict(chunk.raw_partition)
         for name, value in values.items():
-            _refuse_other(frame[name], value, schema[name], folder_of(name, raws[name]), chunk)
+            _refuse_other(
+                frame.get_column(name), value, schema[name], folder_of(name, raws[name]), chunk
+            )
         if len(values) == frame.width:
             raise PartitionColumnError(
                 f"{_named(chunk)}: the result has {frame.height:,} rows and no column but "
@@ -44,7 +46,9 @@ def without_key_columns(frame: pl.DataFrame, chunk: Chunk, schema: pl.Schema) ->
                 f"has no rows. Return another column too, or this one by another name: "
                 f"{_renaming(next(iter(values)))}"
             )
-    return frame.drop(list(values))
+    # By position: a name such as `*` or `^k$` means several columns to `drop`.
+    kept = [at for at, name in enumerate(frame.columns) if name not in values]
+    return frame.select(pl.nth(kept)) if kept else pl.DataFrame()
 
 
 def _refuse_other(

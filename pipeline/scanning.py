@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 
 import pyarrow as pa
 
-from partitioning import SchemaMismatchError
+from partitioning import HiveTypeError
 from partitioning.hive import parse
 from partitioning.hivepaths import raw_values
 from pipeline.catalog import Catalog
@@ -160,7 +160,7 @@ class _Hive:
         own = {name: kind for name, kind in declared.items() if name in names}
         try:
             found = parse(folders, folders, lenient=True, declared=own)
-        except SchemaMismatchError:
+        except HiveTypeError:
             # Earlier runs may have published values that are not of the type declared now.
             found = parse(folders, folders, lenient=True)
         frame = pl.DataFrame(pl.from_arrow(pa.schema(found.fields()).empty_table()))

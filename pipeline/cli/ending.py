@@ -16,6 +16,7 @@ PLANNING_HINTS = {
     "NoParquetError": "look at what is there, and at input.uri, input.include and input.exclude",
     "BadObjectsError": "replace them, leave them out (input.exclude), or set input.on_bad_object: "
     "skip",
+    "HiveTypeError": "change input.hive_types, or leave the odd ones out (input.exclude)",
     "SchemaMismatchError": "set input.schema to union or first, or leave the odd ones out "
     "(input.exclude)",
     "TableFormatError": "write the table's current rows to a plain folder with an engine that "

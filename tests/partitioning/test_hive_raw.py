@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from partitioning import (
-    ColumnError,
+    HiveTypeError,
     Plan,
     PlanRequest,
-    SchemaMismatchError,
     Term,
     Windowing,
     plan_dataset,
@@ -159,7 +158,7 @@ def test_a_filter_sees_the_declared_type() -> None:
      ("date", "2024-02-30"), ("date", "20240201"), ("int32", "a%20b")],
 )  # fmt: skip
 def test_a_value_that_does_not_fit_is_refused_by_name(kind: str, raw: str) -> None:
-    with pytest.raises(SchemaMismatchError, match=rf"declared as {kind}.*: s3://b/t/d={raw}/0\.pa"):
+    with pytest.raises(HiveTypeError, match=rf"declared as {kind}.*: s3://b/t/d={raw}/0\.pa"):
         plan_of(f"d={raw}", hive_types=(("d", kind),))
 
 
@@ -170,12 +169,12 @@ def test_a_null_fits_every_type() -> None:
 
 
 def test_a_type_of_no_hive_column_is_refused() -> None:
-    with pytest.raises(ColumnError, match=re.escape("'moth', which is no Hive column")) as error:
+    with pytest.raises(HiveTypeError, match=re.escape("'moth', which is no Hive column")) as error:
         plan_of("month=01", hive_types=(("moth", "string"),))
     assert "did you mean 'month'?" in str(error.value)
-    with pytest.raises(ColumnError, match="'id'"):
+    with pytest.raises(HiveTypeError, match="'id'"):
         plan_of("month=01", hive_types=(("id", "string"),))
-    with pytest.raises(ColumnError, match="'float' is no type"):
+    with pytest.raises(HiveTypeError, match="'float' is no type"):
         plan_of("month=01", hive_types=(("month", "float"),))
 
 
