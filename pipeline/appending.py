@@ -1,7 +1,8 @@
-"""Refuse to append an object's rows a second time.
+"""Refuse plans of what is new in an input where that would repeat rows of the output, or lose them.
 
 A job that appends reads only what is new in its input. An object that was replaced, or removed and
-put back, looks new too, but the output holds the rows of its earlier version.
+put back, looks new too, but the output holds the rows of its earlier version. And a job that
+overwrites and reads only what is new (`input.changed_only`) would drop the rows of all else.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from partitioning import Plan
-from partitioning.model import Status
+from partitioning.model import PARTITION_PREFIX, Status
 from pipeline.catalog import Catalog, together
 from pipeline.errors import InputError
+from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.manifest import Manifest
 
@@ -44,6 +46,38 @@ def refuse_appending_again(
             held |= dict.fromkeys(appended, ledger.run)
     if held:
         raise _refusal(catalog.output, held)
+
+
+def refuse_losing_rows(job: Job, plan: Plan) -> None:
+    """Refuse to replace the rows of unchanged objects by those of changed ones.
+
+    Raises:
+        InputError: the job overwrites rows of objects that the plan leaves out as unchanged.
+    """
+    table = plan.table("objects")
+    status = table["status"].to_pylist()
+    if job.output.mode not in ("overwrite", "overwrite-partitions") or not len(plan):
+        return
+    parts = [_NO_PARTITION] * len(status)
+    names = [name for name in table.column_names if name.startswith(PARTITION_PREFIX)]
+    if job.output.mode == "overwrite-partitions" and names:
+        parts = list(zip(*(table[name].to_pylist() for name in names), strict=True))
+    replaced = {part for part, one in zip(parts, status, strict=True) if one == Status.PLANNED}
+    lost = [
+        uri
+        for uri, part, one in zip(table["uri"].to_pylist(), parts, status, strict=True)
+        if one == Status.UNCHANGED and part in replaced
+    ]
+    if lost:
+        raise InputError(
+            f"with input.changed_only, mode {job.output.mode} would drop the rows of {len(lost):,} "
+            f"unchanged objects of the input, such as {lost[0]}",
+            hint="leave changed_only out, so that all that is replaced is mapped again"
+            + ("" if job.window is None else "; or: chunkmap backfill create --reprocess changed"),
+        )
+
+
+_NO_PARTITION: tuple[object, ...] = ()
 
 
 def _read_objects(plan: Plan) -> set[str]:

@@ -23,7 +23,7 @@ from partitioning import (
 from partitioning.hivepaths import raw_values
 from partitioning.listing import list_objects
 from partitioning.windows import WindowFilter
-from pipeline.appending import refuse_appending_again
+from pipeline.appending import refuse_appending_again, refuse_losing_rows
 from pipeline.batches import GUESSED_SPEED
 from pipeline.catalog import Catalog
 from pipeline.columns import Columns, stored_columns
@@ -156,11 +156,9 @@ def _probe(transform: Transform, schema: pl.Schema) -> Probe:
     try:
         result = transform.call(register_io_source(nothing, schema=schema, validate_schema=True))
         if isinstance(result, pl.LazyFrame):
-            # A transform that has looked at data already may do something else with other data.
-            looked = bool(asked)
-            promised = result.collect_schema()
-            columns, schema = columns_read(result, asked), result.collect().schema
-            return Probe(columns, schema, is_static=not looked and promised == schema)
+            promised = None if asked else _promised_schema(result)
+            columns, found = columns_read(result, asked), result.collect().schema
+            return Probe(columns, found, is_static=found == promised)
     except pl.exceptions.ColumnNotFoundError as error:
         missing = str(error).splitlines()[0]
         raise InputError(
@@ -177,6 +175,21 @@ def _probe(transform: Transform, schema: pl.Schema) -> Probe:
         f"{transform.name} returned {kind}, not a LazyFrame",
         hint="return the frame's query itself, without .collect()",
     )
+
+
+def _promised_schema(result: pl.LazyFrame) -> pl.Schema | None:
+    """The columns that a query has whatever its data; None where they depend on them.
+
+    Polars holds functions for single columns to the types that it expects of them; those for whole
+    frames may return what they like. (A transform that has looked at data already may make another
+    query of other data; whoever asks has to know that.)
+    """
+    said = result.explain(optimized=False)
+    return None if any(word in said for word in _FRAME_FUNCTIONS) else result.collect_schema()
+
+
+_FRAME_FUNCTIONS = ("OPAQUE_PYTHON", "MAP_GROUPS")
+"""How Polars' plans show that a function of the user's makes whole frames."""
 
 
 def columns_read(result: pl.LazyFrame, asked: set[str]) -> tuple[str, ...]:
@@ -338,11 +351,11 @@ class _Fresh:
 
     def plan(self, job: Job) -> Planned:
         previous = self.previous
-        if job.output.mode == "append" and self.published:
+        if job.output.mode == "append" or job.input.changed_only:
             # What an earlier run of this job appended is not appended again. One that was never
             # published has appended nothing.
-            previous = self.published[-1]
-            changes = job.input.model_copy(update={"changed_only": True})
+            previous = self.published[-1] if self.published else previous
+            changes = job.input.model_copy(update={"changed_only": bool(self.published)})
             job = job.model_copy(update={"input": changes})
         before = previous.plan() if previous else None
         with ThreadPoolExecutor(1) as pool:
@@ -371,6 +384,7 @@ class _Fresh:
         if job.output.mode == "append":
             earlier = [one for one in self.published if one.run != run]
             refuse_appending_again(catalog, manifest, earlier, plan)
+        refuse_losing_rows(job, plan)
         notes = (*result.explain.warnings, *_check_lifecycle(job, plan, abort_days), *same)
         planned = planned_footprints(job, plan)
         refuse_planned_columns(catalog, manifest, job, planning.probe, planned)

@@ -10,6 +10,7 @@ import pytest
 from pipeline.catalog import Catalog
 from pipeline.driver import RunIncompleteError
 from pipeline.errors import InputError
+from pipeline.job import Job
 from pipeline.publish import rollback
 from tests.pipeline.small import Small
 
@@ -146,3 +147,43 @@ def test_a_reduce_holds_the_rows_of_all_its_objects(small: Small) -> None:
     write(small, "a", 10)
     with pytest.raises(InputError, match=r"a\.parquet"):
         small.run(job)
+
+
+# -- changed_only -----------------------------------------------------------------------------
+
+
+def changed(small: Small, mode: str, function: str = "same") -> Job:
+    return small.job(function, mode, input={"uri": small.input, "changed_only": True})
+
+
+def test_what_did_not_change_is_not_overwritten_away(small: Small) -> None:
+    small.run(changed(small, "overwrite"))
+    write(small, "a", 10)
+    with pytest.raises(InputError, match=r"1 unchanged objects .*b\.parquet") as caught:
+        small.run(changed(small, "overwrite"))
+    assert "leave changed_only out" in str(caught.value.hint)
+    assert values(small) == [0, 1, 2, 100, 101, 102]
+
+
+def test_partitions_that_have_changed_are_replaced_whole_or_not_at_all(small: Small) -> None:
+    for name in "ab":
+        (small.root / "in" / f"{name}.parquet").unlink()
+        small.write(f"k=1/{name}.parquet", pl.DataFrame({"v": [ord(name)]}))
+    small.write("k=2/c.parquet", pl.DataFrame({"v": [1]}))
+    small.run(changed(small, "overwrite-partitions"))
+    small.write("k=2/c.parquet", pl.DataFrame({"v": [2, 3]}))
+    small.run(changed(small, "overwrite-partitions"))
+    assert values(small) == [2, 3, 97, 98]
+    small.write("k=1/a.parquet", pl.DataFrame({"v": [4, 5]}))
+    with pytest.raises(InputError, match=r"1 unchanged objects .*k=1/b\.parquet"):
+        small.run(changed(small, "overwrite-partitions"))
+    assert values(small) == [2, 3, 97, 98]
+
+
+def test_only_what_was_published_counts_as_unchanged(small: Small) -> None:
+    write(small, "c", 13)
+    with pytest.raises(RunIncompleteError):
+        small.run(changed(small, "overwrite", "fails"))
+    write(small, "c")
+    small.run(changed(small, "overwrite", "fails"), replan=True)
+    assert values(small) == [0, 1, 2, 100, 101, 102, 200, 201, 202]
