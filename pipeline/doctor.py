@@ -86,7 +86,8 @@ def _tried(what: str, call: Callable[[], str]) -> Finding:
 def _examine(cluster: Cluster, settings: Settings, output: str | None) -> Iterator[Finding]:
     names = {one.address: one.name for one in cluster.workers()}
     if not names:
-        yield Finding("error", "workers", "there are none", "start some: docs/cluster.md")
+        fix = "`chunkmap up` starts those of the local stack again; of other clusters: "
+        yield Finding("error", "workers", "there are none", fix + "docs/cluster.md")
     before = time.time()
     answers = cluster.ask(about_worker, seconds=ASK_SECONDS)
     after = time.time()
