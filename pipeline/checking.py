@@ -52,8 +52,9 @@ def reaching(settings: Settings) -> Iterator[None]:
         yield
     except TransientStorageError as error:
         where = settings.s3.endpoint_url or "Amazon's address"
+        others = ", or where s3.buckets says" if settings.s3.buckets else ""
         raise EngineUnavailableError(
-            f"S3 does not answer at {where} (s3.endpoint_url): {error}",
+            f"S3 does not answer at {where} (s3.endpoint_url{others}): {error}",
             hint="is it up, and is the address right? `chunkmap config` says where it comes from",
         ) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -119,9 +120,10 @@ def _replace_closed_nannies(cluster: Any) -> None:
     while it imports. Dask's cluster does not look after it.
     """
     from distributed.core import Status
-    from tornado.ioloop import PeriodicCallback
 
     def replace() -> None:
+        if cluster.status in (Status.closing, Status.closed):
+            return
         closed = [
             name
             for name, nanny in cluster.workers.items()
@@ -132,6 +134,6 @@ def _replace_closed_nannies(cluster: Any) -> None:
         if closed:
             cluster.scale(len(cluster.worker_spec))
 
-    look = PeriodicCallback(replace, REPLACE_SECONDS * 1000)
-    cluster.periodic_callbacks["chunkmap-replace"] = look  # Stopped with the cluster.
-    cluster.loop.add_callback(look.start)
+        asyncio.get_running_loop().call_later(REPLACE_SECONDS, replace)
+
+    cluster.loop.add_callback(replace)

@@ -75,7 +75,8 @@ _FOREIGN_NAMES = frozenset(
         "AWS_ROLE_ARN",
     }
 )
-_KEPT_NAMES = frozenset({"CHUNKMAP_CONF", "CHUNKMAP_ENVIRONMENT"})
+# Where buckets are that the stack has not, its workers have to know, too.
+_KEPT_NAMES = frozenset({"CHUNKMAP_CONF", "CHUNKMAP_ENVIRONMENT", "CHUNKMAP_S3__BUCKETS"})
 
 # weed sizes its caches by the machine's memory; without a limit it grew to 1.4 GB here.
 _WEED_MEMORY = "600MiB"

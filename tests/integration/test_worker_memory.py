@@ -56,8 +56,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def test_the_chunk_is_named_and_the_next_job_runs(small: World) -> None:
-    more = {"chunks": {"per_file": True}}
-    job = small.job("eats", "greed:greedy", params={"row": 7 * ROWS + 3}, **more)
+    chunks = {"per_file": True}
+    job = small.job("eats", "greed:greedy", params={"row": 7 * ROWS + 3}, chunks=chunks)
     eaten = small.chunkmap("run", job, "--json")
     assert eaten.code == 1, eaten.err
     assert (eaten.data["mapped"], eaten.data["failed"]) == (CHUNKS - 1, 1), eaten.out
@@ -65,7 +65,7 @@ def test_the_chunk_is_named_and_the_next_job_runs(small: World) -> None:
     assert "WorkerKilledError" in error
     assert "(chunk 7, say)" in error
 
-    job = small.job("eats-not", "greed:greedy", params={"row": -1}, **more)
+    job = small.job("eats-not", "greed:greedy", params={"row": -1}, chunks=chunks)
     done = small.chunkmap("run", job, "--json")
     assert done.code == 0, done.err
     assert small.frame("s3://demo/out/eats-not/").height == CHUNKS * ROWS
