@@ -223,6 +223,7 @@ def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> 
         polars_schema(planned.result.plan.schema),
         filter_polars(filter_of(job), planned.result.plan),
         columns=job.input.columns,
+        verified=job.input.verify_checksums,
     )
     try:
         with user_code(chunk.fragments[0].uri, "cannot be read:", InputError):

@@ -17,6 +17,7 @@
     │   ├── ObjectMissingError
     │   ├── ObjectRefusedError
     │   ├── ObjectChangedError
+    │   ├── ObjectDamagedError
     │   ├── AlreadyExistsError
     │   └── PreconditionFailedError
     ├── StateError
@@ -197,6 +198,19 @@ class ObjectChangedError(StorageError):
         self.uri = uri
         self.planned = planned
         self.found = found
+
+
+class ObjectDamagedError(StorageError):
+    """Bytes of an input object are not those that were written.
+
+    Attributes:
+        uri: The object.
+    """
+
+    def __init__(self, uri: str, problem: str, hint: str | None = None) -> None:
+        hint = hint or "restore the object from where it came from, or exclude it (input.exclude)"
+        super().__init__(f"{uri} is damaged: {problem}", hint)
+        self.uri = uri
 
 
 class AlreadyExistsError(StorageError):

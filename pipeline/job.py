@@ -169,6 +169,9 @@ class Input(_Part):
     """Whether files must agree, are widened to each other, or to the first."""
     on_bad_object: Literal["fail", "skip"] = "fail"
     """What to do about an object that is not readable Parquet."""
+    verify_checksums: bool = False
+    """Hold each page that is read against the checksum that its writer stored, if it did. Every
+    column is then decoded twice."""
     changed_only: bool = False
     """Read only objects that are new or changed since the output was last published."""
 

@@ -106,6 +106,7 @@ def open_chunk(context: RunContext, chunk: Chunk) -> ChunkSource:
         context.schema,
         context.row_filter,
         columns=context.job.input.columns,
+        verified=context.job.input.verify_checksums,
     )
 
 

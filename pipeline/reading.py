@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from threading import Lock
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from polars.io.plugins import register_io_source
 
 from partitioning import Chunk, Fragment, ObjectInfo
 from pipeline.errors import ObjectChangedError
+from pipeline.page_checksums import verify_pages
 from pipeline.sparse import SparseFile, coalesce
 from pipeline.storage import Storage
 
@@ -58,7 +59,8 @@ def polars_schema(schema: pa.Schema) -> pl.Schema:
 class FragmentCopy:
     """The local copy of one fragment, filled column by column."""
 
-    def __init__(self, storage: Storage, fragment: Fragment) -> None:
+    def __init__(self, storage: Storage, fragment: Fragment, *, verified: bool = False) -> None:
+        self._verified = verified
         self.partition = dict(fragment.partition)
         self.engine = engine_for(fragment.decoded_bytes)
         self._storage = storage
@@ -109,7 +111,16 @@ class FragmentCopy:
             wanted = (set(columns) & self.columns) - self._held
             if wanted and not self._whole:
                 self._fetch(coalesce(self._spans(wanted)))
+            if wanted and self._verified:
+                self._verify(wanted)
             self._held |= wanted
+
+    def _verify(self, columns: set[str]) -> None:
+        schema = self._metadata.schema
+        leaves = {n for n in range(len(schema)) if _belongs(schema.column(n).path, columns)}
+        part = self._fragment
+        groups = range(part.row_group_start, part.row_group_stop)
+        verify_pages(self._file.path, part.uri, groups, leaves)
 
     def _spans(self, columns: set[str]) -> Iterator[tuple[int, int]]:
         for number in range(self._fragment.row_group_start, self._fragment.row_group_stop):
@@ -162,12 +173,15 @@ def _belongs(path: str, columns: set[str]) -> bool:
     return any(path == name or path.startswith(name + ".") for name in columns)
 
 
-def _open_all(storage: Storage, fragments: Sequence[Fragment]) -> list[FragmentCopy]:
+def _open_all(
+    storage: Storage, fragments: Sequence[Fragment], *, verified: bool
+) -> list[FragmentCopy]:
     """Open fragments, several at a time; when one cannot be opened, none stays open."""
+    copy = partial(FragmentCopy, storage, verified=verified)
     if len(fragments) == 1:
-        return [FragmentCopy(storage, fragments[0])]
+        return [copy(fragments[0])]
     with ThreadPoolExecutor(FRAGMENTS_AT_ONCE) as pool:
-        opening = [pool.submit(FragmentCopy, storage, fragment) for fragment in fragments]
+        opening = [pool.submit(copy, fragment) for fragment in fragments]
     errors = [error for one in opening if (error := one.exception()) is not None]
     if errors:
         for one in opening:
@@ -187,7 +201,10 @@ class ChunkSource:
         schema: pl.Schema,
         row_filter: pl.Expr | None = None,
         columns: Sequence[str] | None = None,
+        *,
+        verified: bool = False,
     ) -> None:
+        self._verified = verified
         self._storage = storage
         self._chunk = chunk
         self._schema = schema
@@ -226,7 +243,9 @@ class ChunkSource:
     def _opened(self) -> list[FragmentCopy]:
         with self._lock:
             if self._copies is None:
-                self._copies = _open_all(self._storage, self._chunk.fragments)
+                self._copies = _open_all(
+                    self._storage, self._chunk.fragments, verified=self._verified
+                )
             return self._copies
 
     def scan(self) -> pl.LazyFrame:
