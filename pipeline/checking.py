@@ -31,7 +31,7 @@ from pipeline.key_columns import without_key_columns
 from pipeline.ledger import Ledger
 from pipeline.manifest import Manifest
 from pipeline.planning import PlannedInput, plan_input
-from pipeline.process import apply, filter_of, filter_polars
+from pipeline.process import apply, filter_of, filter_polars, read_options
 from pipeline.reading import ChunkSource
 from pipeline.reducing import combine_problem
 from pipeline.settings import Settings
@@ -54,8 +54,9 @@ def reaching(settings: Settings) -> Iterator[None]:
         yield
     except TransientStorageError as error:
         where = settings.s3.endpoint_url or "Amazon's address"
+        others = ", or where s3.buckets says" if settings.s3.buckets else ""
         raise EngineUnavailableError(
-            f"S3 does not answer at {where} (s3.endpoint_url): {error}",
+            f"S3 does not answer at {where} (s3.endpoint_url{others}): {error}",
             hint="is it up, and is the address right? `chunkmap config` says where it comes from",
         ) from error
 
@@ -233,9 +234,7 @@ def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> 
         chunk,
         planned.result.plan.dtypes,
         filter_polars(filter_of(job), planned.result.plan),
-        columns=job.input.columns,
-        int96=job.input.int96,
-        object_column=job.input.object_column,
+        options=read_options(job),
     )
     with planned.tables.used():
         try:

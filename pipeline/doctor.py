@@ -25,6 +25,7 @@ from pipeline.storage import (
     join,
     open_storage,
     own_storage,
+    parse,
     state_prefix,
 )
 
@@ -86,7 +87,8 @@ def _tried(what: str, call: Callable[[], str]) -> Finding:
 def _examine(cluster: Cluster, settings: Settings, output: str | None) -> Iterator[Finding]:
     names = {one.address: one.name for one in cluster.workers()}
     if not names:
-        yield Finding("error", "workers", "there are none", "start some: docs/cluster.md")
+        fix = "`chunkmap up` starts those of the local stack again; of other clusters: "
+        yield Finding("error", "workers", "there are none", fix + "docs/cluster.md")
     before = time.time()
     answers = cluster.ask(about_worker, seconds=ASK_SECONDS)
     after = time.time()
@@ -290,13 +292,13 @@ def _rights(
     folder = join(state_prefix(output), "doctor", uuid.uuid4().hex) + "/"
     storage = open_storage(settings)
     own = _try_rights(lambda: storage, folder)
-    endpoint = settings.s3.endpoint_url or "Amazon S3"
+    endpoint = settings.s3.of_bucket(parse(output).bucket).endpoint_url or "Amazon S3"
     where = f"{state_prefix(output)} ({endpoint})"
     rights: dict[str, Any] = cluster.ask(try_rights, folder, seconds=ASK_SECONDS)
     try:
         yield from _judged(own, rights, names, where, endpoint)
         if not own.problem:
-            yield _conditions(storage, folder, settings, endpoint)
+            yield _conditions(storage, folder, endpoint)
     finally:
         _clean(storage, folder, [own, *rights.values()])
 
@@ -330,9 +332,9 @@ def _judged(
         )
 
 
-def _conditions(storage: Storage, folder: str, settings: Settings, endpoint: str) -> Finding:
+def _conditions(storage: Storage, folder: str, endpoint: str) -> Finding:
     what = "S3, conditional writes"
-    if not settings.s3.conditional:
+    if not storage.is_conditional(folder):
         said = "not relied on (s3.conditional_writes: single-writer)"
         return Finding("warning", what, said, "see to it that no two drivers share an output")
     try:

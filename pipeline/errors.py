@@ -209,11 +209,9 @@ class UnreadableObjectError(ChunkmapError):
         reason: What is wrong, and where.
     """
 
-    def __init__(self, uri: str, reason: str) -> None:
-        super().__init__(
-            f"{uri} cannot be read: {reason}",
-            "replace it, leave it out (input.exclude), or set input.on_bad_object: skip",
-        )
+    def __init__(self, uri: str, reason: str, hint: str | None = None) -> None:
+        hint = hint or "replace it, leave it out (input.exclude), or set input.on_bad_object: skip"
+        super().__init__(f"{uri} cannot be read: {reason}", hint)
         self.uri = uri
         self.reason = reason
 

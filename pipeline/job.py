@@ -188,6 +188,9 @@ class Input(_Part):
     """Unit of the times that INT96 columns come as. Nanoseconds end in the year 2262."""
     on_bad_object: Literal["fail", "skip"] = "fail"
     """What to do about an object that is not readable Parquet."""
+    verify_checksums: bool = False
+    """Hold each page that is read against the checksum that its writer stored, if it did. Every
+    column is then decoded twice."""
     changed_only: bool = False
     """Read only objects that are new or changed since the output was last published."""
 

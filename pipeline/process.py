@@ -21,7 +21,7 @@ from pipeline.job import Job
 from pipeline.key_columns import without_key_columns
 from pipeline.ledger import Ledger
 from pipeline.once import once
-from pipeline.reading import ChunkSource, engine_for
+from pipeline.reading import ChunkSource, ReadOptions, engine_for
 from pipeline.records import Completion, Failure, RunRecord, digest_of
 from pipeline.runs.ledger.keys import output_uri
 from pipeline.settings import Settings, load_settings
@@ -102,6 +102,18 @@ def filter_polars(terms: Filter, plan: Plan) -> pl.Expr | None:
     return filter_expr(terms, plan.schema) if terms else None
 
 
+def read_options(job: Job) -> ReadOptions:
+    """How a job's input is read."""
+    source = job.input
+    return ReadOptions(
+        columns=source.columns,
+        int96=source.int96,
+        object_column=source.object_column,
+        verify_checksums=source.verify_checksums,
+        skip_unreadable=source.on_bad_object == "skip",
+    )
+
+
 def open_chunk(context: RunContext, chunk: Chunk) -> ChunkSource:
     """A chunk, ready to be read."""
     return ChunkSource(
@@ -109,10 +121,7 @@ def open_chunk(context: RunContext, chunk: Chunk) -> ChunkSource:
         chunk,
         context.schema,
         context.row_filter,
-        columns=context.job.input.columns,
-        int96=context.job.input.int96,
-        object_column=context.job.input.object_column,
-        skip_unreadable=context.job.input.on_bad_object == "skip",
+        options=read_options(context.job),
     )
 
 

@@ -11,6 +11,8 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any, Literal
 
@@ -42,6 +44,7 @@ from partitioning.thrift import ThriftError
 from partitioning.writers import writer_trust
 from pipeline.decoding import decode
 from pipeline.errors import ObjectChangedError, UnreadableObjectError
+from pipeline.page_checksums import verify_pages
 from pipeline.sparse import SparseFile, coalesce
 from pipeline.storage import Storage
 
@@ -69,6 +72,25 @@ def engine_for(decoded_bytes: float) -> Engine:
     return "in-memory" if decoded_bytes <= SMALL_BYTES else "streaming"
 
 
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How chunks are read."""
+
+    columns: Sequence[str] | None = None
+    """Columns that a transform may see; default all."""
+    int96: Int96Unit = "us"
+    """Unit of INT96 times."""
+    object_column: str | None = None
+    """A column of this name has the URI of each row's object."""
+    verify_checksums: bool = False
+    """Whether pages are held against their checksums."""
+    skip_unreadable: bool = False
+    """Whether a chunk goes on without objects that cannot be read."""
+
+
+DEFAULTS = ReadOptions()
+
+
 def by_name(names: Sequence[str]) -> pl.Expr:
     """Columns of just these names, in this order; `pl.col` takes some, such as `*`, as patterns."""
     return cs.by_name(*names)
@@ -90,13 +112,15 @@ def naming(uri: str, columns: Sequence[str]) -> Iterator[None]:
 class FragmentCopy:
     """The local copy of one fragment, filled column by column."""
 
-    def __init__(self, storage: Storage, fragment: Fragment, int96: Int96Unit = "us") -> None:
+    def __init__(
+        self, storage: Storage, fragment: Fragment, options: ReadOptions = DEFAULTS
+    ) -> None:
         self.partition = dict(fragment.partition)
         self.engine = engine_for(fragment.decoded_bytes)
         self.uri = fragment.uri
         self._storage = storage
         self._fragment = fragment
-        self._int96 = int96
+        self._options = options
         self._info = ObjectInfo(fragment.uri, fragment.etag, fragment.size)
         self._file = SparseFile(fragment.size)
         self._held: set[str] = set()
@@ -138,7 +162,7 @@ class FragmentCopy:
 
     def _ask_types(self) -> FileTypes:
         try:
-            return file_types(self._footer.schema, self._footer.arrow_schema, self._int96)
+            return file_types(self._footer.schema, self._footer.arrow_schema, self._options.int96)
         except UnreadableSchemaError as error:
             raise UnreadableObjectError(self.uri, str(error)) from None
 
@@ -153,7 +177,15 @@ class FragmentCopy:
             wanted = (set(columns) & self.columns) - self._held
             if wanted and not self._whole:
                 self._fetch(coalesce(self._spans(wanted)))
+            if wanted and self._options.verify_checksums:
+                self._verify(wanted)
             self._held |= wanted
+
+    def _verify(self, columns: set[str]) -> None:
+        leaves = {leaf.index for leaf in self._footer.schema.leaves if leaf.column in columns}
+        part = self._fragment
+        groups = range(part.row_group_start, part.row_group_stop)
+        verify_pages(self._file.path, part.uri, groups, leaves)
 
     def _spans(self, columns: set[str]) -> Iterator[tuple[int, int]]:
         for group in self._footer.groups:
@@ -238,7 +270,8 @@ class FragmentCopy:
 
     def _decode(self, groups: Sequence[int], columns: Sequence[str]) -> pl.DataFrame:
         try:
-            return decode(self._file.path, self._footer.schema, groups, columns, self._int96)
+            unit = self._options.int96
+            return decode(self._file.path, self._footer.schema, groups, columns, unit)
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             where = f"row groups {groups[0]} to {groups[-1]}, columns {', '.join(columns)}"
             raise UnreadableObjectError(self.uri, f"{where}: {_line(error)}") from None
@@ -267,13 +300,14 @@ def _line(error: BaseException) -> str:
 
 
 def _open_all(
-    storage: Storage, fragments: Sequence[Fragment], int96: Int96Unit
+    storage: Storage, fragments: Sequence[Fragment], options: ReadOptions
 ) -> list[FragmentCopy]:
     """Open fragments, several at a time; when one cannot be opened, none stays open."""
+    copy = partial(FragmentCopy, storage, options=options)
     if len(fragments) == 1:
-        return [FragmentCopy(storage, fragments[0], int96)]
+        return [copy(fragments[0])]
     with ThreadPoolExecutor(FRAGMENTS_AT_ONCE) as pool:
-        opening = [pool.submit(FragmentCopy, storage, fragment, int96) for fragment in fragments]
+        opening = [pool.submit(copy, fragment) for fragment in fragments]
     errors = [error for one in opening if (error := one.exception()) is not None]
     if errors:
         for one in opening:
@@ -293,27 +327,22 @@ class ChunkSource:
         schema: pl.Schema,
         row_filter: pl.Expr | None = None,
         *,
-        columns: Sequence[str] | None = None,
-        int96: Int96Unit = "us",
-        skip_unreadable: bool = False,
-        object_column: str | None = None,
+        options: ReadOptions = DEFAULTS,
     ) -> None:
-        self._object_column = object_column
-        self._int96 = int96
-        self._skips = skip_unreadable
+        self._options = options
         self._unreadable: dict[str, str] = {}
         self._storage = storage
         self._chunk = chunk
         self._schema = schema
-        self._visible = pl.Schema({n: schema[n] for n in columns or schema})
+        self._visible = pl.Schema({n: schema[n] for n in options.columns or schema})
         self._filter = row_filter
         self._filter_columns = (
             set(row_filter.meta.root_names()) if row_filter is not None else set()
         )
         # With chunks that cross partitions these names have a value for each fragment.
         self._given = {name for name, _ in chunk.fragments[0].partition}
-        if object_column is not None:
-            self._given.add(object_column)
+        if options.object_column is not None:
+            self._given.add(options.object_column)
         self._copies: list[FragmentCopy] | None = None
         self._lock = Lock()
         self._filtered: dict[tuple[int, int], int] = {}
@@ -345,7 +374,7 @@ class ChunkSource:
         What has been read of the chunk does not count: it is to be scanned again.
         """
         known = error.uri in {fragment.uri for fragment in self._chunk.fragments}
-        if not self._skips or not known or error.uri in self._unreadable:
+        if not self._options.skip_unreadable or not known or error.uri in self._unreadable:
             return False
         self._unreadable[error.uri] = error.reason
         self._filtered.clear()
@@ -367,7 +396,7 @@ class ChunkSource:
         with self._lock:
             if self._copies is None:
                 readable = [f for f in self._chunk.fragments if f.uri not in self._unreadable]
-                self._copies = _open_all(self._storage, readable, self._int96)
+                self._copies = _open_all(self._storage, readable, self._options)
             return [copy for copy in self._copies if copy.uri not in self._unreadable]
 
     def scan(self) -> pl.LazyFrame:
@@ -434,9 +463,9 @@ class ChunkSource:
 
     def _given_by(self, copy: FragmentCopy) -> dict[str, Any]:
         """Values of columns that the object does not hold: of its folders, and its own URI."""
-        if self._object_column is None:
+        if self._options.object_column is None:
             return copy.partition
-        return {**copy.partition, self._object_column: copy.uri}
+        return {**copy.partition, self._options.object_column: copy.uri}
 
     def _kept(self, shaped: pl.LazyFrame, engine: Engine, step: tuple[int, int]) -> pl.DataFrame:
         """What the job's own filter leaves; how many rows it takes away is counted."""

@@ -23,7 +23,7 @@ from pipeline.ledger import Ledger
 from pipeline.outages import advisory, waited_out
 from pipeline.records import Failure, Progress
 from pipeline.settings import BatchSettings
-from pipeline.units import share
+from pipeline.units import format_size, share
 
 FUTILE_BATCHES = 5
 """So many batches that cannot work at all, before any that does, end a run."""
@@ -324,9 +324,9 @@ class Mapper:
     def _blame(self, outcome: Outcome) -> None:
         [chunk] = self.plan.chunks(outcome.batch.indices)
         message = (
-            f"the worker died while this chunk, of {chunk.decoded_bytes >> 20} MiB decoded, was "
+            f"the worker died while this chunk, of {format_size(chunk.decoded_bytes)} decoded, was "
             f"the only one under way: {outcome.detail}. If it ran out of memory, plan again "
-            f"(--replan) with a chunks.target below {self.job.chunks.target >> 20} MiB"
+            f"(--replan) with a chunks.target below {format_size(self.job.chunks.target)}"
         )
         self._record(outcome.batch.indices, "WorkerKilledError", message, transient=False)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -51,6 +53,7 @@ def _scheduler_address(value: str) -> str:
 
 
 HttpAddress = Annotated[str, AfterValidator(_http_address)]
+_BUCKET = r"^[A-Za-z0-9._*?\[\]!-]+$"
 
 
 class _Section(BaseModel):
@@ -217,6 +220,46 @@ class LogSettings(_Section):
     """The least that is worth a line. Workers that a run starts for itself begin at warnings."""
 
 
+class BucketSettings(_Section):
+    """How a bucket is reached, where that differs from `s3`.
+
+    Its key is the bucket's name, or a glob such as `archive-*`; a name wins, then the longest glob.
+    What is unset is as `s3` says. It names where credentials are, and never holds them: each
+    process reads its own.
+    """
+
+    endpoint_url: HttpAddress | None = None
+    """The service that has the bucket. One of Amazon's, where `s3.endpoint_url` is another, is
+    https://s3.REGION.amazonaws.com."""
+    region: str | None = None
+    """The bucket's region."""
+    profile: str | None = None
+    """The profile of ~/.aws/config and ~/.aws/credentials that has its credentials."""
+    env_prefix: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """Prefix of the variables that hold its credentials: with `ARCHIVE_` they are
+    ARCHIVE_AWS_ACCESS_KEY_ID, ARCHIVE_AWS_SECRET_ACCESS_KEY and ARCHIVE_AWS_SESSION_TOKEN. Workers
+    need them too."""
+    anonymous: bool = False
+    """Send requests without a signature, as public buckets allow."""
+    requester_pays: bool = False
+    """Agree to pay for requests and transfers, which such buckets ask of their readers."""
+    sse_kms_key: Annotated[str, Field(pattern=r"^[\x21-\x7e]+$")] | None = None
+    """Id, ARN or alias of the KMS key that encrypts what is written (SSE-KMS)."""
+    expected_owner: Annotated[str, Field(pattern=r"^[0-9]{12}$")] | None = None
+    """Account that must own the bucket (12 digits, quoted in YAML); any other's is refused."""
+    addressing: Literal["path", "virtual"] | None = None
+    """As `s3.addressing`."""
+    conditional_writes: Literal["required", "single-writer"] | None = None
+    """As `s3.conditional_writes`."""
+
+    @model_validator(mode="after")
+    def _one_identity(self) -> BucketSettings:
+        given = [name for name in ("profile", "env_prefix", "anonymous") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"give `{given[0]}` or `{given[1]}`, not both")
+        return self
+
+
 class S3Settings(_Section):
     """Where S3 is; unset values are found as every AWS tool finds them."""
 
@@ -247,14 +290,44 @@ class S3Settings(_Section):
     If-None-Match and If-Match, which keep two drivers from publishing over each other.
     `single-writer`: for services that do not; you see to it that no two drivers, and nobody else,
     ever work on an output at the same time."""
+    buckets: dict[Annotated[str, Field(pattern=_BUCKET)], BucketSettings] = {}
+    """Buckets that are reached in another way: on another service, with other credentials, …"""
 
     @property
     def conditional(self) -> bool:
         """Whether writes are to depend on the service's conditions."""
         return self.conditional_writes == "required"
 
+    def of_bucket(self, name: str) -> BucketSettings:
+        """How a bucket is reached, with what it shares with the others filled in."""
+        key = self.bucket_key(name)
+        found = BucketSettings() if key is None else self.buckets[key]
+        shared = ("endpoint_url", "region", "addressing", "conditional_writes")
+        return found.model_copy(
+            update={key: getattr(self, key) for key in shared if getattr(found, key) is None}
+        )
+
+    def bucket_key(self, name: str) -> str | None:
+        """The key in `buckets` that is about a bucket: its name, else the longest glob."""
+        if name in self.buckets:
+            return name
+        globs = [key for key in self.buckets if fnmatchcase(name, key)]
+        return max(globs, key=len, default=None)
+
+    def _buckets_text(self) -> str:
+        return (
+            json.dumps(
+                {key: one.model_dump(exclude_defaults=True) for key, one in self.buckets.items()}
+            )
+            if self.buckets
+            else ""
+        )
+
     def environment(self) -> dict[str, str]:
-        """The variables that make another process see the same S3. Holds secrets."""
+        """The variables that make another process see the same S3. Holds secrets.
+
+        Not those that `env_prefix` of a bucket names: processes get them from where this one did.
+        """
         return {
             name: value.get_secret_value() if isinstance(value, SecretStr) else value
             for name, value in (
@@ -266,6 +339,7 @@ class S3Settings(_Section):
                 ("AWS_SESSION_TOKEN", self.session_token),
                 ("CHUNKMAP_S3__ADDRESSING", self.addressing),
                 ("CHUNKMAP_S3__CONDITIONAL_WRITES", None if self.conditional else "single-writer"),
+                ("CHUNKMAP_S3__BUCKETS", self._buckets_text()),
             )
             if value
         }

@@ -41,7 +41,7 @@ from pipeline.sections import (
     TlsSettings,
     TransformSettings,
 )
-from pipeline.yamlfile import Location, explain_error
+from pipeline.yamlfile import Location, dotted, explain_error
 
 __all__ = [
     "MASK",
@@ -138,9 +138,8 @@ def load_settings(
 
 def explain(settings: Settings) -> list[tuple[str, str, str]]:
     """Every setting as (key, value with secrets masked, where it came from)."""
-    return [
-        (key, _masked(key, value), settings.source(key)) for key, value in _leaves(settings, "")
-    ]
+    found = [(dotted(at), at[-1], value) for at, value in _leaves(settings)]
+    return [(key, _masked(name, value), settings.source(key)) for key, name, value in found]
 
 
 def _file_layers(cwd: Path, above: list[layers.Layer]) -> tuple[list[layers.Layer], str]:
@@ -173,10 +172,10 @@ def _validate(sources: list[layers.Layer], cwd: Path) -> Settings:
     except ValidationError as problems:
         raise _settings_error(problems, sources) from None
     settings = settings.model_copy(update={"state_dir": cwd / settings.state_dir})
-    for key, _ in _leaves(settings, ""):
-        source = layers.source_of(sources, tuple(key.split(".")))
+    for at, _ in _leaves(settings):
+        source = layers.source_of(sources, at)
         if source is not None:
-            settings._sources[key] = source
+            settings._sources[dotted(at)] = source
     return settings
 
 
@@ -199,17 +198,21 @@ def _nearest_source(sources: list[layers.Layer], location: Location) -> str | No
     return None
 
 
-def _leaves(section: BaseModel, prefix: str) -> Iterator[tuple[str, Any]]:
+def _leaves(section: BaseModel, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every setting, by where it is."""
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, BaseModel):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from _leaves(value, (*at, name))
+        elif isinstance(value, dict) and any(isinstance(one, BaseModel) for one in value.values()):
+            for key, one in value.items():
+                yield from _leaves(one, (*at, name, key))
         else:
-            yield f"{prefix}{name}", value
+            yield (*at, name), value
 
 
-def _masked(key: str, value: Any) -> str:
+def _masked(name: str, value: Any) -> str:
     if value is None:
         return ""
-    masked = mask(value, "" if isinstance(value, bool | int | float) else key.rpartition(".")[2])
+    masked = mask(value, "" if isinstance(value, bool | int | float) else name)
     return ", ".join(map(str, masked)) if isinstance(masked, list) else str(masked)

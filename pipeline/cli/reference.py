@@ -95,7 +95,7 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
         inner = _section(field.annotation)
         if inner is not None:
             yield f"| **`{key}`** | | {_cell(inspect.getdoc(inner))} |"
-            yield from _rows(inner, f"{key}.")
+            yield from _rows(inner, f"{key}.NAME." if _is_mapping(field.annotation) else f"{key}.")
             continue
         yield f"| `{key}` | {_default(field)} | {_cell(field.description)} |"
 
@@ -104,6 +104,10 @@ def _section(annotation: Any) -> type[BaseModel] | None:
     options = [annotation, *getattr(annotation, "__args__", ())]
     models = [one for one in options if inspect.isclass(one) and issubclass(one, BaseModel)]
     return models[0] if models else None
+
+
+def _is_mapping(annotation: Any) -> bool:
+    return getattr(annotation, "__origin__", None) is dict
 
 
 def _default(field: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ _own: dict[str, str | None] = {}
 
 STOP_SECONDS = 4.0
 """Workers of a local cluster are stopped by somebody who waits for it."""
+REPLACE_SECONDS = 5.0
+"""How often a local cluster looks for nannies that have closed."""
 
 
 def start_local_cluster(
@@ -73,6 +76,7 @@ def start_local_cluster(
         preload=list(PRELOAD),
     )
     _let_scale(cluster)
+    _replace_closed_nannies(cluster)
     return cluster
 
 
@@ -107,3 +111,29 @@ def _let_scale(cluster: Any) -> None:
         return n
 
     cluster.scheduler.handlers["chunkmap_scale"] = scale
+
+
+def _replace_closed_nannies(cluster: Any) -> None:
+    """Let the cluster start a worker in the place of each whose nanny has given up.
+
+    A nanny closes for good when its worker does not start, such as one that is ended for its memory
+    while it imports. Dask's cluster does not look after it.
+    """
+    from distributed.core import Status
+
+    def replace() -> None:
+        if cluster.status in (Status.closing, Status.closed):
+            return
+        closed = [
+            name
+            for name, nanny in cluster.workers.items()
+            if nanny.status in (Status.closed, Status.failed) and name in cluster.worker_spec
+        ]
+        for name in closed:
+            del cluster.workers[name]
+        if closed:
+            cluster.scale(len(cluster.worker_spec))
+
+        asyncio.get_running_loop().call_later(REPLACE_SECONDS, replace)
+
+    cluster.loop.add_callback(replace)

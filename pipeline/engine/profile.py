@@ -37,6 +37,13 @@ NANNY_BYTES = 192 << 20
 
 DASK: dict[str, Any] = {
     "distributed": {
+        "deploy": {
+            # A cluster that is held in a driver's process, or in that of `chunkmap up`, closes the
+            # nanny of a worker that has been away for this long, by default 15 s, and never makes
+            # another. A worker that ran out of memory is back after 5 s of imports, on a busy
+            # machine after a minute: its nanny sees to it, and must not be closed meanwhile.
+            "lost-worker-timeout": "365 days",
+        },
         "scheduler": {
             "allowed-failures": ALLOWED_FAILURES,
             # A worker that is stopped or cut off is given up after this long. It beats every few

@@ -9,6 +9,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from pipeline.engine.local import start_local_cluster
+from pipeline.engine.profile import configure
 from pipeline.engine.security import security_of
 from pipeline.errors import EngineUnavailableError
 from pipeline.settings import DaskSettings
@@ -40,6 +41,8 @@ def task_runner(settings: DaskSettings, environment: Mapping[str, str]) -> DaskT
         return DaskTaskRunner(address=settings.scheduler, client_kwargs=options)
     adapt = settings.adapt.model_dump() if settings.adapt.maximum else None
     if settings.cluster_class:
+        # Some clusters have their scheduler, or their nannies, in the driver's process.
+        configure()
         return DaskTaskRunner(
             cluster_class=settings.cluster_class.replace(":", "."),
             cluster_kwargs=dict(settings.cluster_kwargs),

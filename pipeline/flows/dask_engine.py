@@ -147,7 +147,8 @@ class DaskEngine:
         elif now - self._served > NO_WORKERS_SECONDS:
             raise EngineUnavailableError(
                 f"the Dask cluster has had no worker for {NO_WORKERS_SECONDS:g} s",
-                hint="start workers, then run the job again: what is done is kept",
+                hint="start workers (`chunkmap up` starts the local stack's again), then run the "
+                "job again: what is done is kept",
             )
         return 0 if self._threads is None else max(1, self._threads)
 

@@ -17,7 +17,9 @@ from pipeline.stack.credentials import PREFECT_PASSWORD
 from pipeline.stack.starting import (
     TITLES,
     Echo,
+    await_workers,
     given_elsewhere,
+    has_no_workers,
     is_outdated,
     is_usable,
     login,
@@ -46,8 +48,9 @@ class ServiceStatus:
     Attributes:
         name: `s3`, `prefect` or `dask`.
         title: The same for people.
-        state: `running`, `silent` (runs, but does not answer), `outdated` (an older version started
-            it, without passwords: `up` starts it again), `died` or `stopped`.
+        state: `running`, `silent` (runs, but does not answer), `idle` (Dask without workers: `up`
+            starts it again), `outdated` (an older version started it, without passwords: `up`
+            starts it again), `died` or `stopped`.
         pid: The process, if it runs.
         address: Where its clients connect.
         page: Its page for people, if it has one.
@@ -79,6 +82,7 @@ def up(settings: Settings, echo: Echo = print) -> StackState:
     with folder.lock():
         before = folder.load() or StackState(settings.environment)
         before = replace(before, environment=settings.environment)
+        await_workers(before, echo)
         keep = [one.pid for one in before.services.values() if is_usable(one)]
         try:
             state = start_missing(folder, settings, before, echo)
@@ -134,6 +138,8 @@ def _status_of(name: ServiceName, service: Service | None) -> ServiceStatus:
     if not service.alive:
         return ServiceStatus(name, TITLES[name], "died")
     state = "running" if processes.answers(service.ports[0]) else "silent"
+    if has_no_workers(service):
+        state = "idle"
     return ServiceStatus(
         name,
         TITLES[name],

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import StackError, StorageError
 from pipeline.private import OTHERS, make_folder
@@ -74,7 +75,8 @@ _FOREIGN_NAMES = frozenset(
         "AWS_ROLE_ARN",
     }
 )
-_KEPT_NAMES = frozenset({"CHUNKMAP_CONF", "CHUNKMAP_ENVIRONMENT"})
+# Where buckets are that the stack has not, its workers have to know, too.
+_KEPT_NAMES = frozenset({"CHUNKMAP_CONF", "CHUNKMAP_ENVIRONMENT", "CHUNKMAP_S3__BUCKETS"})
 
 # weed sizes its caches by the machine's memory; without a limit it grew to 1.4 GB here.
 _WEED_MEMORY = "600MiB"
@@ -233,6 +235,15 @@ def dask(root: Path, ports: tuple[int, ...], sizes: DaskSettings, s3_port: int) 
     return Launch("dask", command, environment, Path.cwd(), ports, address, page, ready.exists)
 
 
+def worker_count(pages: int) -> int | None:
+    """How many workers the Dask cluster has whose pages are at this port; None if they are mute."""
+    body = _body_of(f"http://{HOST}:{pages}/json/counts.json")
+    try:
+        return int(json.loads(body)["workers"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def _own_environment() -> dict[str, str]:
     """Our variables without those that would lead a service to someone else's Prefect or S3."""
     return {
@@ -270,13 +281,26 @@ def _has_bucket(root: Path, port: int) -> bool:
 
 def _status_of(address: str) -> int | None:
     """The status with which an HTTP server of this machine answers; None if none does."""
-    # Without the proxies that the environment may name.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(address, timeout=2) as answer:
+        with _opened(address) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as answer:
         with answer:
             return answer.code
     except (OSError, HTTPException):
         return None
+
+
+def _body_of(address: str) -> bytes:
+    """What an HTTP server of this machine answers; empty if none does."""
+    try:
+        with _opened(address) as answer:
+            return bytes(answer.read(1 << 20))
+    except (OSError, HTTPException):
+        return b""
+
+
+def _opened(address: str) -> Any:
+    # Without the proxies that the environment may name.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return opener.open(address, timeout=2)

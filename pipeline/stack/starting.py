@@ -30,6 +30,9 @@ _COUNTS: dict[ServiceName, int] = {
     "dask": services.DASK_PORTS,
 }
 _START_SECONDS = 120.0
+WORKERS_SECONDS = 60.0
+"""How long `up` waits for a Dask cluster's workers to come back before it starts the cluster again.
+All of them are away for a while when a job's chunks run out of memory."""
 _ATTEMPTS = 3
 _POLL = 0.05  # seconds
 _LOG_LINES = 15
@@ -85,6 +88,8 @@ def start_missing(
     for name, service in state.services.items():
         if is_outdated(service):
             echo(f"{TITLES[name]}: an older version started it, without secrets: started again")
+        elif has_no_workers(service):
+            echo(f"{TITLES[name]}: it has no workers: started again")
     for _ in range(_ATTEMPTS):
         running = {name: one for name, one in state.services.items() if is_usable(one)}
         # First, so that their ports can be used again.
@@ -102,10 +107,27 @@ def start_missing(
     raise StackError(f"{last}; gave up after {_ATTEMPTS} attempts with other ports")
 
 
+def await_workers(state: StackState, echo: Echo) -> None:
+    """Wait until a running Dask cluster has a worker, for as long as one may take to come back."""
+    service = state.services.get("dask")
+    if service is None or not has_no_workers(service):
+        return
+    echo(f"{TITLES['dask']}: it has no workers; waiting for one to come back")
+    deadline = time.monotonic() + WORKERS_SECONDS
+    while has_no_workers(service) and time.monotonic() < deadline:
+        time.sleep(1)
+
+
+def has_no_workers(service: Service) -> bool:
+    """Whether a service is a Dask cluster that runs without workers at this moment."""
+    is_dask = service.name == "dask" and processes.runs(service.pid, service.started)
+    return is_dask and services.worker_count(service.ports[1]) == 0
+
+
 def is_usable(service: Service) -> bool:
-    """Whether a service runs, accepts connections, and asks its clients who they are."""
+    """Whether a service runs, accepts connections, can work, and asks its clients who they are."""
     runs = service.secured and processes.runs(service.pid, service.started)
-    return runs and processes.answers(service.ports[0])
+    return runs and processes.answers(service.ports[0]) and not has_no_workers(service)
 
 
 def is_outdated(service: Service) -> bool:

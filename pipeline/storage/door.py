@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from itertools import groupby
+from threading import Lock
 from typing import TypeVar
 
 from partitioning import ObjectInfo
@@ -17,9 +18,10 @@ from pipeline.errors import (
     TransientStorageError,
 )
 from pipeline.settings import S3Settings, Settings, load_settings
-from pipeline.storage.access import Access
+from pipeline.storage.access import access_of
 from pipeline.storage.local import LocalBackend
 from pipeline.storage.records import Backend, Blob, Staged
+from pipeline.storage.requests import Requests
 from pipeline.storage.retrying import RetryPolicy
 from pipeline.storage.s3_staging import S3Backend
 from pipeline.storage.uris import parse, staged_area, state_prefix
@@ -31,13 +33,25 @@ T = TypeVar("T")
 class Storage:
     """Reads, writes and stages objects by URI."""
 
-    def __init__(self, backends: dict[str, Backend], retry: RetryPolicy | None = None) -> None:
+    def __init__(
+        self,
+        backends: Mapping[str, Backend | Callable[[str], Backend]],
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        """Make it.
+
+        Args:
+            backends: By the URIs' scheme; or what finds it by the bucket's name.
+            retry: For what may pass.
+        """
         self._backends = backends
         self._retry = retry or RetryPolicy()
 
     def backend(self, uri: str) -> Backend:
-        """The backend of a URI's scheme."""
-        return self._backends[parse(uri).scheme]
+        """The backend that has a URI."""
+        at = parse(uri)
+        found = self._backends[at.scheme]
+        return found(at.bucket) if callable(found) else found
 
     def _tried(self, call: Callable[[], T]) -> T:
         for attempt in self._retry.tries():
@@ -133,7 +147,13 @@ class Storage:
         self._tried(replace)
 
     def copy(self, source: str, target: str) -> None:
-        """Copy on the server's side, within one backend."""
+        """Copy on the server's side, within one backend.
+
+        Raises:
+            InvalidUriError: the two are on services, or reached in ways, that differ.
+        """
+        if self.backend(source) is not self.backend(target):
+            raise InvalidUriError(f"{source} cannot be copied to {target}: another service has it")
         self._tried(lambda: self.backend(source).copy(source, target))
 
     def delete(self, uri: str) -> None:
@@ -164,6 +184,10 @@ class Storage:
             return []
 
         self._by_backend(staged, drop)
+
+    def is_conditional(self, uri: str) -> bool:
+        """Whether writes there depend on the service's conditions."""
+        return getattr(self.backend(uri), "conditional", True)
 
     def token_rule(self, output: str) -> TokenRule:
         """What the tokens of what is staged for an output can be.
@@ -203,48 +227,57 @@ class Storage:
         call: Callable[[Backend, Sequence[Staged]], list[Staged]],
     ) -> list[Staged]:
         found: list[Staged] = []
-        for scheme, group in groupby(staged, key=_scheme):
-            if scheme is None:
+        for backend, group in groupby(staged, key=self._backend_of):
+            if backend is None:
                 found += group  # No object has such a name.
             else:
-                found += self._tried(partial(call, self._backends[scheme], list(group)))
+                found += self._tried(partial(call, backend, list(group)))
         return found
 
+    def _backend_of(self, item: Staged) -> Backend | None:
+        try:
+            return self.backend(item.uri)
+        except InvalidUriError:
+            return None
 
-def _scheme(item: Staged) -> str | None:
-    try:
-        return parse(item.uri).scheme
-    except InvalidUriError:
-        return None
+
+class S3Services:
+    """The S3 backends of a process: one for each way in which the settings reach buckets.
+
+    Each is made when its first bucket is wanted. Together they keep to `s3.max_requests`.
+    """
+
+    def __init__(self, s3: S3Settings) -> None:
+        self._s3 = s3
+        self._requests = Requests(s3.max_requests)
+        self._made: dict[str | None, S3Backend] = {}
+        self._lock = Lock()
+
+    def __call__(self, bucket: str) -> S3Backend:
+        """The backend of a bucket."""
+        key = self._s3.bucket_key(bucket)
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = self._make(bucket)
+            return self._made[key]
+
+    def _make(self, bucket: str) -> S3Backend:
+        return S3Backend(
+            access_of(self._s3, bucket),
+            requests=self._requests,
+            copied_bytes=self._s3.copied_bytes,
+            conditional=self._s3.of_bucket(bucket).conditional_writes == "required",
+        )
 
 
 def open_storage(settings: Settings) -> Storage:
     """The storage that the settings name: S3 by the standard AWS variables, and local files."""
-    s3 = settings.s3
-    s3_backend = S3Backend(
-        _access(s3),
-        most_requests=s3.max_requests,
-        copied_bytes=s3.copied_bytes,
-        conditional=s3.conditional,
-    )
-    return Storage({"s3": s3_backend, "file": LocalBackend()})
-
-
-def _access(s3: S3Settings) -> Access:
-    return Access(
-        endpoint=s3.endpoint_url,
-        region=s3.region or "us-east-1",
-        profile=s3.profile,
-        key_id=s3.access_key_id.get_secret_value() if s3.access_key_id else None,
-        secret=s3.secret_access_key.get_secret_value() if s3.secret_access_key else None,
-        token=s3.session_token.get_secret_value() if s3.session_token else None,
-        addressing=s3.addressing,
-    )
+    return Storage({"s3": S3Services(settings.s3), "file": LocalBackend()})
 
 
 def scan_options(settings: Settings, uri: str) -> dict[str, str]:
     """What Polars' own scans need to reach the bucket of a URI. Holds secrets."""
-    access = _access(settings.s3)
+    access = access_of(settings.s3, parse(uri).bucket)
     secrets = {
         "aws_access_key_id": access.key_id,
         "aws_secret_access_key": access.secret,

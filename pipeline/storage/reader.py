@@ -6,7 +6,7 @@ import asyncio
 import builtins
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 from partitioning import ObjectInfo, Tail, TailRequest
@@ -53,12 +53,21 @@ class StorageReader:
         """See `Reader.read_tails`."""
         pending = iter(requests)
         while block := list(islice(pending, _BLOCK)):
-            backend = self._storage.backend(block[0].object.uri)
-            if isinstance(backend, S3Objects):
-                yield from backend.wait(_tails(backend, block, concurrency))
-            else:
-                with ThreadPoolExecutor(min(concurrency, 16)) as pool:
-                    yield from pool.map(self._tail, block)
+            # Inputs may be on several services.
+            for backend, some in groupby(block, self._s3_of):
+                if backend is not None:
+                    yield from backend.wait(_tails(backend, list(some), concurrency))
+                else:
+                    with ThreadPoolExecutor(min(concurrency, 16)) as pool:
+                        yield from pool.map(self._tail, some)
+
+    def _s3_of(self, request: TailRequest) -> S3Objects | None:
+        """The service that has an object; None for what is not in S3, or cannot be."""
+        try:
+            backend = self._storage.backend(request.object.uri)
+        except InvalidUriError:
+            return None  # Whoever reads it says why.
+        return backend if isinstance(backend, S3Objects) else None
 
     def _tail(self, request: TailRequest) -> Tail:
         info = request.object

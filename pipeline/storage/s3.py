@@ -61,7 +61,7 @@ class S3Objects:
         self,
         access: Access,
         retry: RetryPolicy | None = None,
-        most_requests: int = MOST,
+        requests: Requests | int = MOST,
         *,
         conditional: bool = True,
     ) -> None:
@@ -70,23 +70,30 @@ class S3Objects:
         Args:
             access: Where, and who we are there.
             retry: For requests that are tried again on their own.
-            most_requests: Under way at a time.
+            requests: Under way at a time, or the count that is shared with other services.
             conditional: The service honours If-None-Match and If-Match on writes. If not, it is
                 looked before each such write, which serves a single writer.
         """
         self._access = access
         self.conditional = conditional
         self._retry = retry or RetryPolicy()
-        self.requests = Requests(most_requests)
+        self.requests = requests if isinstance(requests, Requests) else Requests(requests)
         self.copy_bytes = COPY_BYTES
         self._bare_etags = False
         """Whether this service wants ETags in conditions of writes without their quotes."""
         self._stores: dict[str, S3Store] = {}
+        self._prepared: Any = None
+        """The raw client that says what the bucket asks for."""
 
     @property
     def service(self) -> str:
         """What the service is called in messages."""
         return redacted(self._access.endpoint) if self._access.endpoint else "Amazon S3"
+
+    @property
+    def lists_exactly(self) -> bool:
+        """Whether obstore cannot list the bucket (see `Access.store`)."""
+        return self._access.expected_owner is not None
 
     @cached_property
     def _fs(self) -> Any:
@@ -114,7 +121,18 @@ class S3Objects:
     async def client(self, bucket: str) -> Any:
         """The raw client behind s3fs: no retries of its own, no translation of its own."""
         await self._fs.set_session()
-        return await self._fs.get_s3(bucket)
+        client = await self._fs.get_s3(bucket)
+        if client is not self._prepared:
+            events = client.meta.events
+            events.register_first("before-parameter-build.s3", self._add_parameters)
+            self._prepared = client
+        return client
+
+    def _add_parameters(self, params: dict[str, Any], model: Any, **_: Any) -> None:
+        """Say in each raw request what the bucket asks for, where the action knows of it."""
+        known = () if model.input_shape is None else model.input_shape.members
+        for name, value in self._access.parameters(known).items():
+            params.setdefault(name, value)
 
     async def request(self, action: str, uri: str, **arguments: Any) -> Any:
         """One raw request about one object; errors are ours."""
@@ -181,7 +199,7 @@ class S3Objects:
         # obstore lists whole directories: a prefix is cut back to its last slash.
         folder = at.key[: at.key.rfind("/") + 1]
         start = start if PLAIN.fullmatch(start) and not at.bucket.endswith(UNORDERED) else ""
-        if folder and not spellable(folder[:-1]):
+        if self.lists_exactly or (folder and not spellable(folder[:-1])):
             yield from self._list_exactly(at, start)
             return
         with self.requests.sent("list", at.uri):
@@ -209,12 +227,16 @@ class S3Objects:
                 return
 
     def _list_exactly(self, at: Location, start: str) -> Iterator[ObjectInfo]:
+        for entry in self.entries(at, start):
+            uri = f"s3://{at.bucket}/{entry['Key']}"
+            yield ObjectInfo(uri, entry["ETag"].strip('"'), entry["Size"])
+
+    def entries(self, at: Location, start: str) -> Iterator[dict[str, Any]]:
+        """What begins as a location does, from a key on, as S3's own listing has it."""
         more: dict[str, str] = {"StartAfter": start} if start else {}
         while True:
             page = self.wait(self._page(at.bucket, Prefix=at.key, **more))
-            for entry in page.get("Contents", ()):
-                uri = f"s3://{at.bucket}/{entry['Key']}"
-                yield ObjectInfo(uri, entry["ETag"].strip('"'), entry["Size"])
+            yield from page.get("Contents", ())
             if not page.get("IsTruncated"):
                 return
             more = {"ContinuationToken": page["NextContinuationToken"]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from datetime import datetime
 from itertools import groupby
 
 import obstore
@@ -90,20 +91,29 @@ class Copies:
         at, folder = parse(prefix), parse(area)
         if not spellable(folder.key.rstrip("/")):
             return
-        with self._s3.requests.sent("list", area):
-            found = obstore.list(self._s3.store(folder.bucket), folder.key, chunk_size=1000)
-            entries = [meta for page in found for meta in page]
-        for meta in entries:
-            final, _, attempt = meta["path"].removeprefix(folder.key).rpartition(".")
+        for key, size, modified in self._listed(folder):
+            final, _, attempt = key.removeprefix(folder.key).rpartition(".")
             if final.startswith(at.key):
                 yield Staged(
                     uri=f"s3://{folder.bucket}/{final}",
-                    upload=f"s3://{folder.bucket}/{meta['path']}",
+                    upload=f"s3://{folder.bucket}/{key}",
                     parts=(),
-                    size=meta["size"],
+                    size=size,
                     attempt=attempt,
-                    created=meta["last_modified"].timestamp(),
+                    created=modified.timestamp(),
                 )
+
+    def _listed(self, folder: Location) -> Iterator[tuple[str, int, datetime]]:
+        """Keys in a folder, with sizes and times."""
+        if self._s3.lists_exactly:
+            for entry in self._s3.entries(folder, ""):
+                yield entry["Key"], entry["Size"], entry["LastModified"]
+            return
+        with self._s3.requests.sent("list", folder.uri):
+            found = obstore.list(self._s3.store(folder.bucket), folder.key, chunk_size=1000)
+            entries = [meta for page in found for meta in page]
+        for meta in entries:
+            yield meta["path"], meta["size"], meta["last_modified"]
 
 
 def _named(item: Staged) -> Location | None:

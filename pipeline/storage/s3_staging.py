@@ -29,7 +29,7 @@ from pipeline.errors import (
 )
 from pipeline.storage.access import Access
 from pipeline.storage.records import Staged
-from pipeline.storage.requests import MOST
+from pipeline.storage.requests import MOST, Requests
 from pipeline.storage.retrying import RetryPolicy
 from pipeline.storage.s3 import S3Objects
 from pipeline.storage.s3_copies import Copies, is_copy, source_of
@@ -52,12 +52,12 @@ class S3Backend(S3Objects):
         self,
         access: Access,
         retry: RetryPolicy | None = None,
-        most_requests: int = MOST,
+        requests: Requests | int = MOST,
         copied_bytes: int = COPIED_BYTES,
         *,
         conditional: bool = True,
     ) -> None:
-        super().__init__(access, retry, most_requests, conditional=conditional)
+        super().__init__(access, retry, requests, conditional=conditional)
         self._copied_bytes = copied_bytes
         self._copies, self._uploads = Copies(self), Uploads(self)
 

@@ -38,6 +38,7 @@ FLOORS: dict[str, int] = {
     "partitioning.planner": 8,
     "pipeline.errors": 9,
     "pipeline.private": 9,
+    "pipeline.page_checksums": 10,
     "pipeline.uris": 10,
     "pipeline.config": 10,
     "pipeline.printable": 10,

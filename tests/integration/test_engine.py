@@ -10,6 +10,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from pipeline import engine
+from pipeline.engine import local
 from pipeline.engine.profiling import stop_profiler
 
 pytestmark = pytest.mark.integration
@@ -34,6 +35,16 @@ def test_a_batch_stops_the_profiler_of_other_workers() -> None:
         assert set(*client.run(profilers).values()) == {"profile", "profile-cycle"}
         client.submit(stop_profiler).result()
         assert list(client.run(profilers).values()) == [[]]
+
+
+def test_a_local_cluster_replaces_nannies_that_gave_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one does whose worker is ended while it starts."""
+    monkeypatch.setattr(local, "REPLACE_SECONDS", 0.2)
+    with engine.start_local_cluster(1) as cluster, Client(cluster, set_as_default=False) as client:
+        [before] = client.scheduler_info()["workers"]
+        cluster.sync(cluster.workers[0].close)
+        assert client.submit(os.getpid).result(timeout=120) > 0
+        assert before not in client.scheduler_info()["workers"]
 
 
 def test_each_cluster_of_a_process_has_its_own_variables(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ ARGUMENTS: dict[type[ChunkmapError], tuple[Any, ...]] = {
     errors.AccessDeniedError: ("s3:GetObject", "s3://bucket/key"),
     errors.BucketMissingError: ("bucket",),
     errors.StateError: ("s3://bucket/key", "it is empty"),
+    errors.UnreadableObjectError: ("s3://bucket/key", "row group 1, column a"),
     errors.ObjectChangedError: ("s3://bucket/key", '"planned"', '"found"'),
 }
 ALL = sorted(

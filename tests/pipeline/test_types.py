@@ -17,7 +17,7 @@ from polars.testing import assert_frame_equal
 from partitioning import ColumnError, FilterError, PlanRequest, Term, plan_dataset
 from partitioning.explain import PlanResult
 from pipeline.errors import UnreadableObjectError
-from pipeline.reading import ChunkSource
+from pipeline.reading import ChunkSource, ReadOptions
 from pipeline.storage import Storage, StorageReader
 from tests.pipeline.storage.memory import AT_ONCE, MemoryBackend
 
@@ -54,8 +54,9 @@ def read(*objects: bytes, query: Any = lambda lf: lf, **request: Any) -> Row:
             storage,
             chunk,
             result.plan.dtypes,
-            int96=request.get("int96", "us"),
-            object_column=request.get("object_column"),
+            options=ReadOptions(
+                int96=request.get("int96", "us"), object_column=request.get("object_column")
+            ),
         )
         try:
             frames.append(query(source.scan()).collect())

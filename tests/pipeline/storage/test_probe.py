@@ -87,7 +87,7 @@ def test_a_service_that_ignores_conditions_is_refused(
             assert "s3.conditional_writes" in (caught.value.hint or "")
         found = [info.uri for info in storage.objects(prefix) if "/in/" not in info.uri]
         assert found == []
-        assert problem in _conditions(storage, prefix + "/doctor/", settings, "it").said
+        assert problem in _conditions(storage, prefix + "/doctor/", "it").said
 
 
 def test_a_single_writer_may_go_on(
@@ -113,7 +113,7 @@ def test_a_single_writer_may_go_on(
         named = {catalog.output + key for key in catalog.keys(catalog.manifest().commits)}
         assert named == {info.uri for info in storage.objects(catalog.output)}
         assert len(named) == 4
-        assert _conditions(storage, prefix + "/doctor/", settings, "it").level == "warning"
+        assert _conditions(storage, prefix + "/doctor/", "it").level == "warning"
 
 
 def test_a_single_writer_still_creates_once(prefix: str, seaweedfs: Server) -> None:
@@ -159,5 +159,5 @@ def test_the_servers_of_our_tests_honour_conditions(
     settings = settings_of(server)
     storage = open_storage(settings)
     assert find_condition_problem(storage, prefix) is None
-    assert _conditions(storage, prefix, settings, "it").level == "ok"
+    assert _conditions(storage, prefix, "it").level == "ok"
     assert storage.objects(prefix) == []

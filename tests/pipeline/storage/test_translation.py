@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,7 +106,7 @@ def test_a_missing_bucket(
 @pytest.mark.parametrize("who", ["wrong secret", "unknown key"])
 @pytest.mark.parametrize("call", ALL.values(), ids=ALL)
 def test_wrong_credentials(who: str, call: tuple[str, Call], seaweedfs: Server) -> None:
-    change = {"secret": "wrong"} if who == "wrong secret" else {"key_id": "NOBODY"}
+    change: dict[str, Any] = {"secret": "wrong"} if who == "wrong secret" else {"key_id": "NOBODY"}
     _denied(backend(dataclasses.replace(seaweedfs.access, **change)), call)
 
 
