@@ -5,9 +5,10 @@ VENV ?= .venv
 # Test processes: one more than the two cores of CI, since tests on real stacks mostly wait.
 JOBS ?= 3
 ARGS ?=
-# How many, where a target asks: random schedules (20), workers (2).
+# How many, where a target asks: random schedules (20), workers (2), changes (2000).
 N ?=
 SEED ?=
+FOLDER ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
@@ -18,7 +19,7 @@ COMPOSE ?= docker compose -f docker-compose.dask.yml
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-long test-fast test-compose lint format up down cluster-up cluster-scale cluster-down cluster-logs bench bench-gate chaos lock reference clean
+.PHONY: help install demo test test-long test-fast test-compose lint format up down cluster-up cluster-scale cluster-down cluster-logs bench bench-gate chaos fuzz differential lock reference clean
 
 help: ## list these targets
 	@echo "usage: make TARGET"
@@ -97,6 +98,13 @@ bench-gate: $(STAMP) ## three minutes: a few ratios, held against benchmarks/bas
 chaos: $(STAMP) ## long fault suite with N=20 random schedules; SEED=n plays one of them again
 	@CHAOS=$(or $(N),20) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -m faults --timeout 600 \
 	  $(if $(SEED),tests/faults/test_schedules.py -s,tests/faults) $(ARGS)
+
+fuzz: $(STAMP) ## N=2000 changes of one field of footers, read by chunkmap; SEED=n begins elsewhere
+	@$(BIN)/python -m tests.fuzz.footers --count $(or $(N),2000) --seed $(or $(SEED),0) $(ARGS)
+
+differential: $(STAMP) ## read all Parquet files below FOLDER=… with chunkmap and others, and compare
+	@test -n "$(FOLDER)" || { echo "which files? make differential FOLDER=corpus" >&2; exit 2; }
+	@$(BIN)/python -m tests.fuzz.differential "$(FOLDER)" $(ARGS)
 
 lock: $(STAMP) ## resolve constraints.txt again (ARGS=--upgrade for newer versions)
 	@$(LOCK) pyproject.toml --extra local --extra cluster --extra bench --extra dev \

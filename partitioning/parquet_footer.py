@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Final
 
 from partitioning.thrift import (
@@ -43,6 +43,13 @@ FIXED_LEN_BYTE_ARRAY: Final = 7
 _PHYSICAL: Final = (
     "BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY",
 )  # fmt: skip
+WIDTHS: Final = {0: 1, 1: 4, 2: 8, 4: 4, 5: 8}
+"""Bytes of a statistic of each physical type that has a fixed number of them."""
+_ENCODINGS: Final = frozenset((0, 2, 3, 4, 5, 6, 7, 8, 9))
+_MOST: Final = 1 << 40
+"""Rows, values or bytes of a row group from which they are no numbers but damage."""
+_LONG_VALUE: Final = 1 << 16
+"""Bytes of values of fixed length, up to which there may be less than one: all are null."""
 _LZO: Final = 3
 _CODECS: Final = 8
 _REPEATED: Final = 2
@@ -62,6 +69,8 @@ class Leaf:
     """Top-level column that it is part of."""
     path: str
     """Names from the top, joined by dots: for messages."""
+    names: tuple[str, ...] = field(repr=False)
+    """The same as they are."""
     physical: int
     """Parquet's physical type."""
     length: int
@@ -99,8 +108,12 @@ class ColumnChunk:
     """One column chunk as a footer says it, checked against its object."""
 
     leaf: Leaf
+    codec: int
+    """Parquet's number of its compression."""
     start: int
     """Offset of its first page."""
+    data_start: int
+    """Offset of its first data page."""
     compressed: int
     """Bytes from there on."""
     uncompressed: int
@@ -147,9 +160,6 @@ _STATISTICS: Final = Struct({1: BYTES, 2: BYTES, 3: INTEGER, 5: BYTES, 6: BYTES}
 _META: Final = {
     1: INTEGER, 4: INTEGER, 5: INTEGER, 6: INTEGER, 7: INTEGER, 9: INTEGER, 11: INTEGER,
 }  # fmt: skip
-_COLUMN: Final = {1: BYTES, 3: Struct(_META), 8: Struct({}), 9: BYTES}
-_COLUMN_WITH_STATISTICS: Final = {**_COLUMN, 3: Struct({**_META, 12: _STATISTICS})}
-_COLUMN_WITH_ENCODINGS: Final = {**_COLUMN, 3: Struct({**_META, 2: Many(INTEGER)})}
 _KEY_VALUE: Final = Many(Struct({1: BYTES, 2: BYTES}))
 
 
@@ -159,8 +169,8 @@ class Wish:
 
     columns: frozenset[str] | None = None
     """Top-level columns whose column chunks are wanted; None is all."""
-    statistics: frozenset[str] = frozenset()
-    """Columns whose statistics are wanted."""
+    statistics: frozenset[str] | None = frozenset()
+    """Columns whose statistics are wanted; None is all."""
     encodings: bool = False
     """Whether the encodings are wanted."""
     groups: range | None = None
@@ -196,6 +206,16 @@ def parse_footer(data: bytes, size: int, wish: Wish) -> Footer:
         raise BadFooter(start, str(error)) from None
 
 
+@cache
+def _column_fields(encodings: bool, statistics: bool) -> Mapping[int, Wanted]:
+    meta: dict[int, Wanted] = dict(_META)
+    if encodings:
+        meta[2] = Many(INTEGER)
+    if statistics:
+        meta[12] = _STATISTICS
+    return {1: BYTES, 3: Struct(meta), 8: Struct({}), 9: BYTES}
+
+
 class _Contradiction(Exception):
     """What a footer says cannot be, or is not supported."""
 
@@ -218,10 +238,11 @@ class _Walk:
         schema = self._schema = parse_schema(data[at:end])
         wish = self._wish
         self._kept = tuple(wish.columns is None or x.column in wish.columns for x in schema.leaves)
-        usual = _COLUMN_WITH_ENCODINGS if wish.encodings else _COLUMN
+        usual = _column_fields(wish.encodings, statistics=False)
+        more = _column_fields(wish.encodings, statistics=True)
+        wanted = wish.statistics
         self._fields = tuple(
-            _COLUMN_WITH_STATISTICS if leaf.column in wish.statistics else usual
-            for leaf in schema.leaves
+            more if wanted is None or leaf.column in wanted else usual for leaf in schema.leaves
         )
         return end
 
@@ -309,12 +330,16 @@ class _Walk:
         if meta.get(1) != leaf.physical:
             raise _Contradiction("its type is not the schema's")
         values, compressed = meta.get(5, -1), meta.get(7, -1)
-        start = meta.get(9, -1)
+        start = data_start = meta.get(9, -1)
         dictionary = meta.get(11, 0)
         if dictionary > 0:  # Some writers store a 0 for none.
             start = min(start, dictionary)
         if values < 0 or compressed < 0 or meta.get(6, -1) < 0:
             raise _Contradiction(f"{values} values in {compressed} bytes")
+        if leaf.length > max(meta[6], _LONG_VALUE):
+            raise _Contradiction(f"values of {leaf.length:,} bytes in {meta[6]:,}")
+        if values > _MOST or meta[6] > _MOST:
+            raise _Contradiction(f"claims {values:,} values in {meta[6]:,} bytes")
         # Empty row groups point anywhere.
         if values and not (start >= 4 and start + compressed <= self._end):
             raise _Contradiction(
@@ -323,7 +348,9 @@ class _Walk:
             )
         return ColumnChunk(
             leaf,
+            codec,
             start,
+            data_start,
             compressed,
             meta[6],
             values,
@@ -442,6 +469,7 @@ class _Tree:
                 len(self.leaves),
                 inside.names[0],
                 path,
+                inside.names,
                 physical,
                 length,
                 element.get(6),
@@ -453,15 +481,97 @@ class _Tree:
         )
 
 
+# -- Written -----------------------------------------------------------------------------------
+
+
 def empty_file(schema: FileSchema, arrow_schema: bytes | None) -> bytes:
     """Return a Parquet file of a schema, without rows: what readers make of it is asked with it."""
-    footer = b"\x15\x04\x19" + schema.raw + b"\x16\x00\x19" + write_list_header(STRUCT, 0)
-    if arrow_schema is not None:
-        key = b"ARROW:schema"
-        footer += (
-            b"\x19" + write_list_header(STRUCT, 1)
-            + b"\x18" + write_varint(len(key)) + key
-            + b"\x18" + write_varint(len(arrow_schema)) + arrow_schema + b"\x00"
-        )  # fmt: skip
-    footer += b"\x00"
-    return MAGIC + footer + len(footer).to_bytes(4, "little") + MAGIC
+    return MAGIC + write_footer(Footer(schema, 0, [], 0, "", arrow_schema))
+
+
+def write_footer(footer: Footer) -> bytes:
+    """Return the end of a file: a footer, its length and the magic bytes.
+
+    It says what was checked, and nothing else: decoders that are given it instead of the file's own
+    meet no sizes, indexes, notes or encryption that may be damaged, and see what the planner saw.
+    Statistics are those of columns that have their encodings and statistics parsed.
+    """
+    groups = [_group_bytes(group) for group in footer.groups]
+    data = b"".join(
+        (
+            b"\x15\x04\x19", footer.schema.raw, b"\x16", _zigzag(footer.rows),
+            b"\x19", write_list_header(STRUCT, len(groups)), *groups,
+            _key_value_bytes(footer.arrow_schema),
+            # Fields 6 and 7: the writer, for whose faults decoders make up, and the columns' order.
+            b"\x08\x0c", _binary(footer.created_by.encode()),
+            b"\x19", write_list_header(STRUCT, len(footer.schema.leaves)),
+            b"\x1c\x00\x00" * len(footer.schema.leaves), b"\x00",
+        )
+    )  # fmt: skip
+    return data + len(data).to_bytes(4, "little") + MAGIC
+
+
+def _zigzag(value: int) -> bytes:
+    """Return an integer that is not negative."""
+    return write_varint(value << 1)
+
+
+def _binary(value: bytes) -> bytes:
+    return write_varint(len(value)) + value
+
+
+def _key_value_bytes(arrow_schema: bytes | None) -> bytes:
+    """Return field 5 behind field 4, in the long form so that the next may follow either."""
+    if arrow_schema is None:
+        return b""
+    pair = b"\x18" + _binary(b"ARROW:schema") + b"\x18" + _binary(arrow_schema) + b"\x00"
+    return b"\x19" + write_list_header(STRUCT, 1) + pair
+
+
+def _group_bytes(group: RowGroup) -> bytes:
+    columns = [_column_chunk_bytes(column) for column in group.columns]
+    return b"".join(
+        (
+            b"\x19", write_list_header(STRUCT, len(columns)), *columns,
+            b"\x16", _zigzag(sum(column.uncompressed for column in group.columns)),
+            b"\x16", _zigzag(group.rows), b"\x00",
+        )
+    )  # fmt: skip
+
+
+def _column_chunk_bytes(column: ColumnChunk) -> bytes:
+    encodings = [one for one in column.encodings if one in _ENCODINGS]
+    return b"".join(
+        (
+            b"\x26\x00\x1c\x15", _zigzag(column.leaf.physical),
+            b"\x19", write_list_header(5, len(encodings)), *map(_zigzag, encodings),
+            b"\x19", _path_bytes(column.leaf.names),
+            b"\x15", _zigzag(column.codec),
+            b"\x16", _zigzag(column.values),
+            b"\x16", _zigzag(column.uncompressed),
+            b"\x16", _zigzag(column.compressed),
+            b"\x26", _zigzag(column.data_start),
+            b"\x26" + _zigzag(column.start) if column.has_dictionary else b"",
+            _statistics_bytes(column), b"\x00\x00",
+        )
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=10_000)
+def _path_bytes(names: tuple[str, ...]) -> bytes:
+    return write_list_header(8, len(names)) + b"".join(_binary(one.encode()) for one in names)
+
+
+def _statistics_bytes(column: ColumnChunk) -> bytes:
+    """Return field 12: of numbers and times, which are never cut, what is possible."""
+    found = column.statistics
+    width = WIDTHS.get(column.leaf.physical)
+    if not found or width is None or not column.leaf.is_top or column.leaf.is_repeated:
+        return b""
+    parts = [b"\x0c\x18"]  # The long form of the field's header.
+    if 0 <= found.get(3, -1) <= column.values:
+        parts += [b"\x36", _zigzag(found[3])]
+    for number in (5, 6):
+        if len(found.get(number, b"")) == width:
+            parts += [b"\x08", _zigzag(number), _binary(found[number])]
+    return b"".join((*parts, b"\x00"))

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from partitioning.filters import NANOSECONDS, Bound, Filter, Native, bind, is_binary, is_text
 from partitioning.model import PartitionValue
-from partitioning.parquet_footer import BYTE_ARRAY, ColumnChunk, FileSchema, Leaf, RowGroup
+from partitioning.parquet_footer import BYTE_ARRAY, WIDTHS, ColumnChunk, FileSchema, Leaf, RowGroup
 from partitioning.writers import writer_trust
 
 _MAYBE_CUT: Final = 16
@@ -217,13 +217,9 @@ def _is_signed(leaf: Leaf, kind: pa.DataType) -> bool:
     return leaf.physical < BYTE_ARRAY and not pa.types.is_unsigned_integer(kind)
 
 
-_WIDTHS: Final = {0: 1, 1: 4, 2: 8, 4: 4, 5: 8}
-"""Bytes of a value of each physical type that has a fixed number of them."""
-
-
 def _native(raw: bytes | None, leaf: Leaf, kind: pa.DataType) -> Native | None:
     """Return a raw statistic as it compares; None when it bounds nothing that we trust."""
-    if raw is None or len(raw) != _WIDTHS.get(leaf.physical, leaf.length or len(raw)):
+    if raw is None or len(raw) != WIDTHS.get(leaf.physical, leaf.length or len(raw)):
         return None
     if pa.types.is_boolean(kind):
         return bool(raw[0]) if leaf.physical == 0 else None

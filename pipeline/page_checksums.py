@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import UnreadableObjectError
 
 
-def verify_pages(path: str | Path, uri: str, row_groups: Iterable[int], leaves: set[int]) -> None:
+def verify_pages(path: str | Path, uri: str, numbers: Sequence[int], leaves: set[int]) -> None:
     """Decode columns of a local copy, and hold each page against its checksum.
 
     Pages without a checksum pass: most writers store none. One column of one row group is in memory
@@ -20,17 +20,17 @@ def verify_pages(path: str | Path, uri: str, row_groups: Iterable[int], leaves: 
     Args:
         path: The copy, which holds the bytes of these columns at their own offsets.
         uri: The object that it is a copy of.
-        row_groups: Numbers of the row groups.
+        numbers: Of the copy's row groups in the object, for messages.
         leaves: Numbers of the columns, as the footer counts them.
 
     Raises:
         UnreadableObjectError: a page is not what was written; it names row group and column.
     """
     with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
-        for group in row_groups:
+        for at, group in enumerate(numbers):
             for leaf in sorted(leaves):
                 try:
-                    file.reader.read_row_group(group, column_indices=[leaf], use_threads=False)
+                    file.reader.read_row_group(at, column_indices=[leaf], use_threads=False)
                 except (pa.ArrowException, OSError) as error:
                     column = file.metadata.schema.column(leaf).path
                     problem = f"row group {group}, column {column}: {error}"

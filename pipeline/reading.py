@@ -7,11 +7,10 @@ cannot mix versions, and cost nothing beyond the requests that are needed anyway
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
 from typing import Any, Literal
@@ -39,6 +38,7 @@ from partitioning.parquet_footer import (
     RowGroup,
     Wish,
     parse_footer,
+    write_footer,
 )
 from partitioning.thrift import ThriftError
 from partitioning.writers import writer_trust
@@ -131,9 +131,9 @@ class FragmentCopy:
             start = 0 if self._whole else fragment.size - fragment.footer_size
             self._fetch([(start, fragment.size)])
             self._footer = self._parse()
+            self._numbers, self._groups = self._with_rows()
             self._types = self._ask_types()
-            if not self._whole:
-                self._file.write(0, memoryview(MAGIC))
+            self._write_own_footer()
         except BaseException:
             self._file.close()
             raise
@@ -149,7 +149,8 @@ class FragmentCopy:
         """The footer, held against the plan: the conditional read vouches for its version."""
         part = self._fragment
         start, length = part.size - part.footer_size, part.footer_size - END
-        wish = Wish(encodings=True, groups=range(part.row_group_start, part.row_group_stop))
+        wanted = range(part.row_group_start, part.row_group_stop)
+        wish = Wish(statistics=None, encodings=True, groups=wanted)
         try:
             footer = parse_footer(self._file.read(start, length), part.size, wish)
         except BadFooter as bad:
@@ -160,11 +161,37 @@ class FragmentCopy:
             raise ObjectChangedError(part.uri, part.etag, None)
         return footer
 
+    def _with_rows(self) -> tuple[list[int], list[RowGroup]]:
+        """Row groups that have rows, and their numbers in the object."""
+        numbered = enumerate(self._footer.groups, self._fragment.row_group_start)
+        found = [(number, group) for number, group in numbered if group.rows]
+        return [number for number, _ in found], [group for _, group in found]
+
     def _ask_types(self) -> FileTypes:
         try:
             return file_types(self._footer.schema, self._footer.arrow_schema, self._options.int96)
         except UnreadableSchemaError as error:
             raise UnreadableObjectError(self.uri, str(error)) from None
+
+    def _write_own_footer(self) -> None:
+        """Put a footer of our own behind the object: that of these row groups, as it was checked.
+
+        Decoders end the process on some footers, and take others for something else than the
+        planner did.
+        """
+        footer = self._footer
+        if not self._has_statistics():
+            for group in self._groups:
+                for chunk in group.columns:
+                    chunk.statistics = None
+        own = replace(footer, rows=self._fragment.rows, groups=self._groups)
+        self._file.write(0, memoryview(MAGIC))
+        self._file.write(self._fragment.size, memoryview(write_footer(own)))
+
+    def _has_statistics(self) -> bool:
+        """Whether Polars is to try a transform's predicates on statistics: not if they may lie."""
+        trust = writer_trust(self._footer.created_by)
+        return trust.null_counts and trust.times
 
     @property
     def columns(self) -> set[str]:
@@ -183,9 +210,7 @@ class FragmentCopy:
 
     def _verify(self, columns: set[str]) -> None:
         leaves = {leaf.index for leaf in self._footer.schema.leaves if leaf.column in columns}
-        part = self._fragment
-        groups = range(part.row_group_start, part.row_group_stop)
-        verify_pages(self._file.path, part.uri, groups, leaves)
+        verify_pages(self._file.path, self.uri, self._numbers, leaves)
 
     def _spans(self, columns: set[str]) -> Iterator[tuple[int, int]]:
         for group in self._footer.groups:
@@ -203,14 +228,18 @@ class FragmentCopy:
         present = [name for name in columns if name in self._held]
         by_pyarrow = self._by_pyarrow(present)
         by_polars = [name for name in present if name not in by_pyarrow]
-        scan = self._scan(by_polars) if by_polars else None
-        first = self._fragment.row_start
+        scan = (
+            pl.scan_parquet(self._file.path, glob=False, hive_partitioning=False)
+            if by_polars
+            else None
+        )
+        first = 0
         for groups in self._steps():
             rows = sum(group.rows for _, group in groups)
             frames: list[pl.LazyFrame] = []
             if scan is not None:
                 # Polars takes no predicate past a slice, and so would decode what it could skip.
-                part = scan if rows == self._footer.rows else scan.slice(first, rows)
+                part = scan if rows == self._fragment.rows else scan.slice(first, rows)
                 frames.append(part.select(by_name(by_polars)))
             if by_pyarrow:
                 frames.append(self._decode([number for number, _ in groups], by_pyarrow).lazy())
@@ -223,24 +252,9 @@ class FragmentCopy:
             else:
                 yield pl.concat(frames, how="horizontal").select(by_name(present))
 
-    def _scan(self, columns: Sequence[str]) -> pl.LazyFrame:
-        """Polars' own scan of the copy.
-
-        Its use of statistics is switched off where they may be wrong, or cut: a transform's
-        predicate is tried on them, and may fail on half a value.
-        """
-        trust = writer_trust(self._footer.created_by)
-        cut = any(self._types.schema[name] in (pl.String, pl.Binary) for name in columns)
-        return pl.scan_parquet(
-            self._file.path,
-            glob=False,
-            hive_partitioning=False,
-            use_statistics=trust.null_counts and trust.bytes and trust.times and not cut,
-        )
-
     def _by_pyarrow(self, columns: Sequence[str]) -> list[str]:
         """Columns that Polars refuses, or would read wrongly."""
-        if not self._types.is_read_by_polars or not self._is_opened_by_polars():
+        if not self._types.is_read_by_polars:
             return list(columns)
         odd = set(self._types.by_pyarrow)
         for group in self._footer.groups:
@@ -249,16 +263,6 @@ class FragmentCopy:
                 if name in self._held and name not in odd and self._is_odd(chunk):
                     odd.add(name)
         return [name for name in columns if name in odd]
-
-    def _is_opened_by_polars(self) -> bool:
-        """Whether Polars' own parser takes the footer: it is strict where others are not."""
-        part = self._fragment
-        tail = self._file.read(part.size - part.footer_size, part.footer_size)
-        try:
-            pl.read_parquet_metadata(io.BytesIO(tail))
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
-            return False
-        return True
 
     def _is_odd(self, chunk: ColumnChunk) -> bool:
         if is_odd_encoding(chunk.leaf, chunk.encodings):
@@ -273,16 +277,17 @@ class FragmentCopy:
             unit = self._options.int96
             return decode(self._file.path, self._footer.schema, groups, columns, unit)
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            where = f"row groups {groups[0]} to {groups[-1]}, columns {', '.join(columns)}"
+            first, last = self._numbers[groups[0]], self._numbers[groups[-1]]
+            where = f"row groups {first} to {last}, columns {', '.join(columns)}"
             raise UnreadableObjectError(self.uri, f"{where}: {_line(error)}") from None
 
     def _steps(self) -> Iterator[list[tuple[int, RowGroup]]]:
-        """Whole row groups and their numbers: as many as are decoded together."""
+        """Whole row groups and their numbers in the copy: as many as are decoded together."""
         part = self._fragment
         most = STEP_BYTES * part.rows // max(part.decoded_bytes, 1)
         step: list[tuple[int, RowGroup]] = []
         gathered = 0
-        for number, group in enumerate(self._footer.groups, part.row_group_start):
+        for number, group in enumerate(self._groups):
             if step and gathered + group.rows > most:
                 yield step
                 step, gathered = [], 0

@@ -15,6 +15,8 @@ TARGETS = {
     "down",
     "bench",
     "chaos",
+    "fuzz",
+    "differential",
     "lock",
     "clean",
 }
