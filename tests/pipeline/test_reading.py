@@ -22,7 +22,7 @@ from polars.testing import assert_frame_equal
 from partitioning import Chunk, Plan, PlanRequest, Term, filter_expr, plan_dataset
 from pipeline import reading, sparse
 from pipeline.errors import ObjectChangedError, ObjectMissingError, TransientStorageError
-from pipeline.reading import ChunkSource
+from pipeline.reading import ChunkSource, ReadOptions
 from pipeline.storage import Storage, StorageReader
 from tests.oracle import plain
 from tests.pipeline.storage.faulty import Faulty, each
@@ -118,7 +118,10 @@ def plan_of(storage: Storage, **request: Any) -> Plan:
 
 
 def source_of(storage: Storage, plan: Plan, chunk: Chunk, **options: Any) -> ChunkSource:
-    return ChunkSource(storage, chunk, plan.dtypes, **options)
+    columns = options.pop("columns", None)
+    return ChunkSource(
+        storage, chunk, plan.dtypes, options=ReadOptions(columns=columns), **options
+    )
 
 
 def collected(
