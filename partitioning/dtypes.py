@@ -240,6 +240,11 @@ def is_odd_encoding(leaf: Leaf, encodings: Iterable[int]) -> bool:
 # -- As Arrow: for filters, and in stored plans ----------------------------------------------
 
 
+INT128: Final = pa.decimal256(39, 0)
+"""Stands for Polars' integers of 128 bits: Arrow has none, and Polars has no such decimals."""
+UINT128: Final = pa.decimal256(40, 0)
+
+
 def arrow_schema_of(schema: pl.Schema) -> pa.Schema:
     """Return a schema in Arrow's types, without metadata; what Polars alone has comes nearest."""
     return pa.schema([pa.field(name, arrow_type(dtype)) for name, dtype in schema.items()])
@@ -260,7 +265,7 @@ def arrow_type(dtype: Any) -> pa.DataType:
     if isinstance(dtype, pl.Categorical | pl.Enum):
         return pa.dictionary(pa.int32(), pa.string())
     if dtype in (pl.Int128, pl.UInt128):
-        return pa.decimal256(39, 0)
+        return INT128 if dtype == pl.Int128 else UINT128
     kind = _LEAVES.get(type(dtype))
     return kind if kind is not None else pl.Series([], dtype=dtype).to_arrow().type
 

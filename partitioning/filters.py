@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
+from partitioning.dtypes import INT128, UINT128
 from partitioning.errors import FilterError
 
 if TYPE_CHECKING:
@@ -151,6 +152,10 @@ def _compare(term: Term, value: Native | Fraction, kind: pa.DataType, floating: 
 
 def _range(kind: pa.DataType) -> tuple[int, int]:
     """Return the least and greatest native value of an integer-like type."""
+    if kind == INT128:
+        return -(2**127), 2**127 - 1
+    if kind == UINT128:
+        return 0, 2**128 - 1
     if pa.types.is_decimal(kind):
         return -(10**kind.precision) + 1, 10**kind.precision - 1
     if pa.types.is_unsigned_integer(kind):
@@ -348,7 +353,10 @@ def _literal(value: Native, kind: pa.DataType) -> pl.Expr:
         count = int(value) // NANOSECONDS[unit]
         return pl.lit(count, dtype=pl.Int64).cast(pl.Datetime(unit, kind.tz))
     if pa.types.is_decimal(kind):
-        exact = Decimal(int(value)).scaleb(-kind.scale)
+        if pa.types.is_decimal256(kind):
+            return pl.lit(value, dtype=pl.Int128 if kind == INT128 else pl.UInt128)
+        # From text: arithmetic rounds to the digits of Python's decimal context.
+        exact = Decimal(f"{int(value)}E-{kind.scale}")
         return pl.lit(exact, dtype=pl.Decimal(kind.precision, kind.scale))
     if is_text(kind):
         return pl.lit(bytes(value).decode() if isinstance(value, bytes) else value)

@@ -1,4 +1,4 @@
-"""What data pages of version 2 say of their nulls, held against the levels that they store.
+"""What data pages say of themselves, held against what they store and what the footer says.
 
 Files by parquet-cpp-arrow 10 have pages with nulls that say `num_nulls: 0`. Polars believes it,
 and reads the values of neighbours; pyarrow looks at the levels.
@@ -25,11 +25,15 @@ _DATA_PAGE_V2: Final = 3
 _HEADER: Final[dict[int, Wanted]] = {
     1: INTEGER,
     3: INTEGER,
+    5: Struct({1: INTEGER}),
     8: Struct({1: INTEGER, 2: INTEGER, 5: INTEGER, 6: INTEGER}),
 }
 _FIRST_READ: Final = 256
 _MOST_HEADER: Final = 1 << 20
 """Bytes of a page's header, at most: it may hold two values as statistics."""
+
+_MOST_BELIEVED: Final = 1 << 20
+"""Values of a column chunk, up to which its pages are not counted: decoders allocate as many."""
 
 ReadBytes = Callable[[int, int], bytes]
 """Reads from an offset as many bytes, or fewer at the object's end."""
@@ -65,6 +69,34 @@ def denies_nulls(read: ReadBytes, column: ColumnChunk) -> bool:
                 return True
         at += size + length
     return False
+
+
+def check_values(read: ReadBytes, column: ColumnChunk) -> None:
+    """Check that the pages have as many values as the footer says, where those are many.
+
+    Decoders allocate memory for what the footer says, and end the process where there is none.
+
+    Args:
+        read: Reads the object.
+        column: The column chunk.
+
+    Raises:
+        ThriftError: the pages are damaged, or have other values.
+    """
+    if column.values <= _MOST_BELIEVED:
+        return
+    at, end = column.start, column.start + column.compressed
+    found = 0
+    while at < end and found < column.values:
+        header, size = _read_header(read, at, end)
+        length = header.get(3, -1)
+        if length < 0:
+            raise ThriftError(f"a page of {length} bytes")
+        page: Values = header.get(5) or header.get(8) or {}
+        found += max(page.get(1, 0), 0)
+        at += size + length
+    if found != column.values:
+        raise ThriftError(f"the footer claims {column.values:,} values, the pages have {found:,}")
 
 
 def _read_header(read: ReadBytes, at: int, end: int) -> tuple[Values, int]:

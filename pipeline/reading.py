@@ -28,7 +28,7 @@ from partitioning.dtypes import (
     file_types,
     is_odd_encoding,
 )
-from partitioning.pages import denies_nulls
+from partitioning.pages import check_values, denies_nulls
 from partitioning.parquet_footer import (
     END,
     MAGIC,
@@ -253,19 +253,27 @@ class FragmentCopy:
                 yield pl.concat(frames, how="horizontal").select(by_name(present))
 
     def _by_pyarrow(self, columns: Sequence[str]) -> list[str]:
-        """Columns that Polars refuses, or would read wrongly."""
-        if not self._types.is_read_by_polars:
-            return list(columns)
-        odd = set(self._types.by_pyarrow)
-        for group in self._footer.groups:
+        """Columns that Polars refuses, or would read wrongly.
+
+        Raises:
+            UnreadableObjectError: the pages of one are damaged.
+        """
+        odd = set(self._types.by_pyarrow if self._types.is_read_by_polars else columns)
+        for group in self._groups:
             for chunk in group.columns:
                 name = chunk.leaf.column
-                if name in self._held and name not in odd and self._is_odd(chunk):
+                if name in columns and self._is_odd(chunk, is_known=name in odd):
                     odd.add(name)
         return [name for name in columns if name in odd]
 
-    def _is_odd(self, chunk: ColumnChunk) -> bool:
-        if is_odd_encoding(chunk.leaf, chunk.encodings):
+    def _is_odd(self, chunk: ColumnChunk, is_known: bool) -> bool:
+        try:
+            check_values(self._file.read, chunk)
+        except ThriftError as error:
+            raise UnreadableObjectError(
+                self.uri, f"column {chunk.leaf.path}, byte {chunk.start:,}: {error}"
+            ) from None
+        if is_known or is_odd_encoding(chunk.leaf, chunk.encodings):
             return True
         try:
             return denies_nulls(self._file.read, chunk)

@@ -109,6 +109,18 @@ def test_what_cannot_be_is_refused_in_planning(
     assert reason in plan.reason
 
 
+def test_values_that_the_pages_have_not_are_refused(tmp_path: Path) -> None:
+    """Polars allocates memory for as many, and ends the process."""
+    damaged = tmp_path / "damaged.parquet"
+    path = (4, 0, 1, 0, 3, 5)
+    damaged.write_bytes(changed("types list+list_text", path, Node(I64, 2**32)))
+    plan = plan_file(str(damaged))
+    assert not isinstance(plan, Refused)
+    found = read_planned(plan)
+    assert isinstance(found, Refused)
+    assert "claims 4,294,967,296 values, the pages have 21" in found.reason
+
+
 def test_a_tree_is_written_as_it_was_read() -> None:
     for data in corpus.footers().values():
         footer = footer_of(data)

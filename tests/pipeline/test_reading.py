@@ -119,9 +119,7 @@ def plan_of(storage: Storage, **request: Any) -> Plan:
 
 def source_of(storage: Storage, plan: Plan, chunk: Chunk, **options: Any) -> ChunkSource:
     columns = options.pop("columns", None)
-    return ChunkSource(
-        storage, chunk, plan.dtypes, options=ReadOptions(columns=columns), **options
-    )
+    return ChunkSource(storage, chunk, plan.dtypes, options=ReadOptions(columns=columns), **options)
 
 
 def collected(
