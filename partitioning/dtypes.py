@@ -87,16 +87,15 @@ def file_types(schema: FileSchema, arrow_schema: bytes | None, int96: Int96Unit)
         if leaf.physical == INT96
     ]
     notes += [
-        f"column {leaf.path}: {_NEWER_TYPES[next(iter(leaf.logical))]}, read as it is stored"
-        for leaf in schema.leaves
-        if leaf.logical and next(iter(leaf.logical)) in _NEWER_TYPES
+        f"column {path}: {_NEWER_TYPES.get(number, 'an unknown type')}, read as it is stored"
+        for path, number in schema.newer
     ]
     return FileTypes(pl.Schema(types), not by_arrow, frozenset(odd), tuple(notes))
 
 
 def _by_polars(schema: FileSchema, arrow_schema: bytes | None) -> pl.Schema | None:
     """Return Polars' own types, or None where it refuses."""
-    if any(leaf.logical and next(iter(leaf.logical)) in _NEWER_TYPES for leaf in schema.leaves):
+    if schema.newer:
         return None
     if not _has_known_zones(arrow_schema):
         return None  # Polars would panic, and print that.

@@ -50,6 +50,7 @@ _MOST: Final = 1 << 40
 """Rows, values or bytes of a row group from which they are no numbers but damage."""
 _LONG_VALUE: Final = 1 << 16
 """Bytes of values of fixed length, up to which there may be less than one: all are null."""
+_VARIANT: Final = 16
 _LZO: Final = 3
 _CODECS: Final = 8
 _REPEATED: Final = 2
@@ -101,6 +102,8 @@ class FileSchema:
     """Top-level columns."""
     raw: bytes
     """The list of schema elements as the file has it."""
+    newer: tuple[tuple[str, int], ...] = ()
+    """Path and number of logical types that came after 2024 (VARIANT and later)."""
 
 
 @dataclass(slots=True)
@@ -341,9 +344,10 @@ class _Walk:
         if values > _MOST or meta[6] > _MOST:
             raise _Contradiction(f"claims {values:,} values in {meta[6]:,} bytes")
         # Empty row groups point anywhere.
-        if values and not (start >= 4 and start + compressed <= self._end):
+        end = max(start + compressed, data_start)
+        if values and not (start >= 4 and end <= self._end):
             raise _Contradiction(
-                f"bytes {start:,} to {start + compressed:,} lie outside of the "
+                f"bytes {start:,} to {end:,} lie outside of the "
                 f"{self._end:,} bytes before the footer"
             )
         return ColumnChunk(
@@ -393,7 +397,7 @@ def parse_schema(raw: bytes) -> FileSchema:
     if len(set(columns)) < len(columns):
         twice = next(name for name in columns if columns.count(name) > 1)
         raise _Contradiction(f"column {twice!r} occurs twice")
-    return FileSchema(tuple(tree.leaves), columns, raw)
+    return FileSchema(tuple(tree.leaves), columns, raw, tuple(tree.newer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,6 +416,7 @@ class _Tree:
         self._elements = elements
         self.at = 0
         self.leaves: list[Leaf] = []
+        self.newer: list[tuple[str, int]] = []
 
     def children(self) -> Iterator[str]:
         """Take the root and all below it; yield the names of the columns."""
@@ -445,6 +450,7 @@ class _Tree:
             above.definition + (repetition != 0),
             above.is_repeated or repetition == _REPEATED,
         )
+        self.newer += [(".".join(names), n) for n in element.get(10, ()) if n >= _VARIANT]
         if 1 in element:
             self._leaf(element, inside)
             return name
