@@ -78,7 +78,7 @@ def _do(job: dict[str, Any], originals: dict[str, pl.DataFrame], answers: TextIO
     _stage("planning", answers)
     try:
         plan, memory = _plan(job, original)
-        if memory > 10 * job["footer"] + _SLACK:
+        if memory > 10 * job["footer"] + job.get("slack", _SLACK):
             return {"outcome": "memory", "detail": f"planning took {memory:,} bytes"}
         if isinstance(plan, Refused):
             return {"outcome": "refused in planning", "detail": plan.reason}
