@@ -124,6 +124,22 @@ def test_values_that_the_pages_have_not_are_refused(tmp_path: Path) -> None:
     assert "claims 4,294,967,296 values, the pages have 21" in found.reason
 
 
+def test_rows_that_the_pages_have_not_are_refused(tmp_path: Path) -> None:
+    """pyarrow, which reads this encoding for Polars, would give those that there are."""
+    data = corpus.footers()["encoding BYTE_STREAM_SPLIT, fixed"]
+    footer = footer_of(data)
+    for path in ((3,), (4, 0, 3), (4, 0, 1, 0, 3, 5)):
+        assert at(footer, path).value == corpus.ROWS
+        footer = replaced(footer, path, Node(I64, 20))
+    damaged = tmp_path / "damaged.parquet"
+    damaged.write_bytes(with_footer(data, footer))
+    plan = plan_file(str(damaged))
+    assert not isinstance(plan, Refused)
+    found = read_planned(plan)
+    assert isinstance(found, Refused)
+    assert "12 rows instead of 20" in found.reason
+
+
 def test_a_tree_is_written_as_it_was_read() -> None:
     for data in corpus.footers().values():
         footer = footer_of(data)
