@@ -173,7 +173,7 @@ class Wish:
     columns: frozenset[str] | None = None
     """Top-level columns whose column chunks are wanted; None is all."""
     statistics: frozenset[str] | None = frozenset()
-    """Columns whose statistics are wanted; None is all."""
+    """Columns whose statistics are wanted; None is those that `write_footer` writes."""
     encodings: bool = False
     """Whether the encodings are wanted."""
     groups: range | None = None
@@ -245,7 +245,8 @@ class _Walk:
         more = _column_fields(wish.encodings, statistics=True)
         wanted = wish.statistics
         self._fields = tuple(
-            more if wanted is None or leaf.column in wanted else usual for leaf in schema.leaves
+            more if (_is_bounded(leaf) if wanted is None else leaf.column in wanted) else usual
+            for leaf in schema.leaves
         )
         return end
 
@@ -500,7 +501,7 @@ def write_footer(footer: Footer) -> bytes:
 
     It says what was checked, and nothing else: decoders that are given it instead of the file's own
     meet no sizes, indexes, notes or encryption that may be damaged, and see what the planner saw.
-    Statistics are those of columns that have their encodings and statistics parsed.
+    Encodings and statistics are there as far as the footer was parsed for them.
     """
     groups = [_group_bytes(group) for group in footer.groups]
     data = b"".join(
@@ -546,33 +547,51 @@ def _group_bytes(group: RowGroup) -> bytes:
 
 
 def _column_chunk_bytes(column: ColumnChunk) -> bytes:
-    encodings = [one for one in column.encodings if one in _ENCODINGS]
+    leaf = column.leaf
+    found = bytearray(_usual_bytes(leaf.names, leaf.physical, column.codec, *column.encodings))
+    numbers = [
+        (0x16, column.values), (0x16, column.uncompressed), (0x16, column.compressed),
+        (0x26, column.data_start),
+    ]  # fmt: skip
+    if column.has_dictionary:
+        numbers.append((0x26, column.start))
+    for head, value in numbers:  # In place: there are thousands.
+        found.append(head)
+        value <<= 1  # noqa: PLW2901
+        while value > 127:
+            found.append(value & 127 | 128)
+            value >>= 7  # noqa: PLW2901
+        found.append(value)
+    if column.statistics:
+        found += _statistics_bytes(column)
+    found += b"\x00\x00"
+    return bytes(found)
+
+
+@lru_cache(maxsize=20_000)
+def _usual_bytes(names: tuple[str, ...], physical: int, codec: int, *encodings: int) -> bytes:
+    """Return what is the same for a column in most row groups."""
+    known = [one for one in encodings if one in _ENCODINGS]
     return b"".join(
         (
-            b"\x26\x00\x1c\x15", _zigzag(column.leaf.physical),
-            b"\x19", write_list_header(5, len(encodings)), *map(_zigzag, encodings),
-            b"\x19", _path_bytes(column.leaf.names),
-            b"\x15", _zigzag(column.codec),
-            b"\x16", _zigzag(column.values),
-            b"\x16", _zigzag(column.uncompressed),
-            b"\x16", _zigzag(column.compressed),
-            b"\x26", _zigzag(column.data_start),
-            b"\x26" + _zigzag(column.start) if column.has_dictionary else b"",
-            _statistics_bytes(column), b"\x00\x00",
+            b"\x26\x00\x1c\x15", _zigzag(physical),
+            b"\x19", write_list_header(5, len(known)), *map(_zigzag, known),
+            b"\x19", write_list_header(8, len(names)), *(_binary(one.encode()) for one in names),
+            b"\x15", _zigzag(codec),
         )
     )  # fmt: skip
 
 
-@lru_cache(maxsize=10_000)
-def _path_bytes(names: tuple[str, ...]) -> bytes:
-    return write_list_header(8, len(names)) + b"".join(_binary(one.encode()) for one in names)
+def _is_bounded(leaf: Leaf) -> bool:
+    """Tell whether statistics bound all values: those of numbers and times are never cut."""
+    return leaf.physical in WIDTHS and leaf.is_top and not leaf.is_repeated
 
 
 def _statistics_bytes(column: ColumnChunk) -> bytes:
-    """Return field 12: of numbers and times, which are never cut, what is possible."""
+    """Return field 12, as far as it is possible."""
     found = column.statistics
     width = WIDTHS.get(column.leaf.physical)
-    if not found or width is None or not column.leaf.is_top or column.leaf.is_repeated:
+    if not found or not _is_bounded(column.leaf):
         return b""
     parts = [b"\x0c\x18"]  # The long form of the field's header.
     if 0 <= found.get(3, -1) <= column.values:

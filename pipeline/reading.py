@@ -281,13 +281,17 @@ class FragmentCopy:
             return False  # Polars will say what is wrong with it, if anything is.
 
     def _decode(self, groups: Sequence[int], columns: Sequence[str]) -> pl.DataFrame:
+        first, last = self._numbers[groups[0]], self._numbers[groups[-1]]
+        where = f"row groups {first} to {last}, columns {', '.join(columns)}"
         try:
             unit = self._options.int96
-            return decode(self._file.path, self._footer.schema, groups, columns, unit)
+            found = decode(self._file.path, self._footer.schema, groups, columns, unit)
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            first, last = self._numbers[groups[0]], self._numbers[groups[-1]]
-            where = f"row groups {first} to {last}, columns {', '.join(columns)}"
             raise UnreadableObjectError(self.uri, f"{where}: {_line(error)}") from None
+        rows = sum(self._groups[group].rows for group in groups)
+        if found.height != rows:  # pyarrow is content with fewer.
+            raise UnreadableObjectError(self.uri, f"{where}: {found.height} rows instead of {rows}")
+        return found
 
     def _steps(self) -> Iterator[list[tuple[int, RowGroup]]]:
         """Whole row groups and their numbers in the copy: as many as are decoded together."""

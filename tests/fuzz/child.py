@@ -6,6 +6,7 @@ Before each stage it says so; whoever listens then knows in which one it died or
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import re
@@ -36,6 +37,7 @@ def main(memory: int) -> None:
     Args:
         memory: Bytes of address space above those of a process that has just begun.
     """
+    faulthandler.enable()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # What libraries print is no answer.
     _warm_up()
@@ -78,7 +80,7 @@ def _do(job: dict[str, Any], originals: dict[str, pl.DataFrame], answers: TextIO
     _stage("planning", answers)
     try:
         plan, memory = _plan(job, original)
-        if memory > 10 * job["footer"] + _SLACK:
+        if memory > 10 * job["footer"] + job.get("slack", _SLACK):
             return {"outcome": "memory", "detail": f"planning took {memory:,} bytes"}
         if isinstance(plan, Refused):
             return {"outcome": "refused in planning", "detail": plan.reason}

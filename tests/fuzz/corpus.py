@@ -154,7 +154,7 @@ def footers() -> dict[str, bytes]:
         for codec in ("none", "snappy", "gzip", "brotli", "lz4", "zstd")
     }
     found |= {
-        f"encoding {encoding}": by_pyarrow(
+        f"encoding {encoding}{', fixed' * (name == 'fixed')}": by_pyarrow(
             _mixed(name), use_dictionary=False, column_encoding={name: encoding}
         )
         for encoding, name in (

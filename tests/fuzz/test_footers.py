@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from tests.fuzz import corpus
@@ -22,6 +24,7 @@ from tests.fuzz.thrift_tree import (
     footer_of,
     replaced,
     with_footer,
+    write_tree,
 )
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and /proc are Linux's")
@@ -121,10 +124,46 @@ def test_values_that_the_pages_have_not_are_refused(tmp_path: Path) -> None:
     assert "claims 4,294,967,296 values, the pages have 21" in found.reason
 
 
+def test_rows_that_the_pages_have_not_are_refused(tmp_path: Path) -> None:
+    """pyarrow, which reads this encoding for Polars, would give those that there are."""
+    data = corpus.footers()["encoding BYTE_STREAM_SPLIT, fixed"]
+    footer = footer_of(data)
+    for path in ((3,), (4, 0, 3), (4, 0, 1, 0, 3, 5)):
+        assert at(footer, path).value == corpus.ROWS
+        footer = replaced(footer, path, Node(I64, 20))
+    damaged = tmp_path / "damaged.parquet"
+    damaged.write_bytes(with_footer(data, footer))
+    plan = plan_file(str(damaged))
+    assert not isinstance(plan, Refused)
+    found = read_planned(plan)
+    assert isinstance(found, Refused)
+    assert "12 rows instead of 20" in found.reason
+
+
 def test_a_tree_is_written_as_it_was_read() -> None:
     for data in corpus.footers().values():
         footer = footer_of(data)
         assert footer_of(with_footer(data, footer)) == footer
+
+
+def test_planning_takes_no_more_memory_than_ten_times_the_footer(tmp_path: Path) -> None:
+    table = pa.table({f"column_{i}": pa.array(range(20), pa.int64()) for i in range(500)})
+    data = corpus.by_pyarrow(table, row_group_size=1, use_dictionary=False)
+    footer = footer_of(data)
+    claims = replaced(footer, (4,), replace(at(footer, (4,)), claimed=2**31))
+    child = Child()
+    try:
+        for number, (tree, outcome) in enumerate(
+            ((footer, "planned"), (claims, "refused in planning"))
+        ):
+            path = tmp_path / f"{number}.parquet"
+            path.write_bytes(with_footer(data, tree))
+            length = path.stat().st_size - len(data) + len(write_tree(footer))
+            assert length > 1 << 20
+            job = {"path": str(path), "footer": length, "slack": 1 << 20, "skip": ["reading"]}
+            assert child.do(job).outcome == outcome
+    finally:
+        child.close()
 
 
 @pytest.mark.parametrize(
