@@ -492,6 +492,13 @@ def can_become(dtype: Any, wanted: Any) -> bool:
     if isinstance(dtype, pl.Struct) and isinstance(wanted, pl.Struct):
         have = {field.name: field.dtype for field in dtype.fields}
         return all(f.name not in have or can_become(have[f.name], f.dtype) for f in wanted.fields)
-    if isinstance(dtype, pl.List) and isinstance(wanted, pl.List):
-        return can_become(dtype.inner, wanted.inner)
+    if isinstance(dtype, pl.List | pl.Array) and isinstance(wanted, pl.List | pl.Array):
+        fits = isinstance(wanted, pl.List) or _size(dtype) == wanted.size
+        return fits and can_become(dtype.inner, wanted.inner)
+    if isinstance(dtype, pl.Map) and isinstance(wanted, pl.Map):
+        return can_become(dtype.key, wanted.key) and can_become(dtype.value, wanted.value)
     return False
+
+
+def _size(dtype: pl.List | pl.Array) -> int | None:
+    return dtype.size if isinstance(dtype, pl.Array) else None

@@ -4,6 +4,7 @@
     ├── NoParquetError       nothing to plan was found
     ├── BadObjectsError      objects that are not readable Parquet, all of them
     ├── SchemaMismatchError  objects whose columns differ
+    ├── HiveTypeError        a declared type that values of a Hive column are not of
     ├── TargetError          a chunking that cannot be
     ├── FilterError          a filter term that cannot be evaluated
     ├── TableFormatError     a Delta, Iceberg or Hudi table, whose folder is no plain Parquet

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -24,6 +25,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[CONTRACT_KEYS] = {n: v for n, v in foreign.items() if n.startswith("AWS_")}
     for name in foreign:
         del os.environ[name]
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As in the background of a shell: Ctrl-C would do nothing to us, and to what we start.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Hundreds of processes are started, and each would compile our modules for itself.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ |= {

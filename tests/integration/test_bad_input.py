@@ -60,7 +60,7 @@ CASES: dict[str, tuple[Setup, str, tuple[str, ...]]] = {
     ),
     "schemas differ": (
         job(source=f"{BAD}/differ/"), "SchemaMismatchError",
-        ("price: double", "string", "extra: absent", "differ/good.parquet", "differ/other.parquet"),
+        ("price: Float64", "String", "extra: absent", "differ/good.parquet", "differ/other.parq"),
     ),
     "no such module": (
         job(transform="shop.none:total"), "JobError", ("'shop.none' does not exist",),

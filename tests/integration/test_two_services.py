@@ -11,7 +11,11 @@ from tests.integration.world import World, parquet, sales, tear_down
 from tests.servers import launching
 from tests.servers.launching import BUCKET, Server
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("two-services")]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.long,
+    pytest.mark.xdist_group("two-services"),
+]
 
 
 @pytest.fixture

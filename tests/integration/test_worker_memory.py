@@ -77,6 +77,7 @@ def test_the_chunk_is_named_and_the_next_job_runs(small: World) -> None:
     await_that(lambda: len(_workers(small)) == 2, "all workers", 120)
 
 
+@pytest.mark.long
 def test_a_cluster_without_workers_is_told_and_started_again(small: World) -> None:
     assert small.chunkmap("cluster", "scale", "0").code == 0
     await_that(lambda: not _workers(small), "the workers' end")

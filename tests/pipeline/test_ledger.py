@@ -39,7 +39,7 @@ def run() -> Run:
 
 def completions(progress: Progress) -> list[Completion]:
     return [
-        Completion(**{**row, "parts": tuple(row["parts"])})
+        Completion(**{**row, "parts": tuple(row["parts"]), "left_out": tuple(row["left_out"])})
         for row in progress.completions.iter_rows(named=True)
     ]
 

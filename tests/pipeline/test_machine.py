@@ -527,8 +527,8 @@ class Repairs(Output):
 
 
 TestOutput = Output.TestCase
-TestOutput.settings = settings(SETTINGS, max_examples=450)
+TestOutput.settings = settings(SETTINGS, max_examples=300)
 TestRepairs = Repairs.TestCase
-TestRepairs.settings = settings(SETTINGS, max_examples=250)
+TestRepairs.settings = settings(SETTINGS, max_examples=170)
 TestAppends = Appends.TestCase
-TestAppends.settings = settings(SETTINGS, max_examples=450)
+TestAppends.settings = settings(SETTINGS, max_examples=300)
