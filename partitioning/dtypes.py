@@ -56,6 +56,21 @@ class FileTypes:
 
 
 @lru_cache(maxsize=64)
+def plain_arrow_schema(arrow_schema: bytes) -> bytes:
+    """Return an Arrow schema, as footers have it, without what it says of the file as a whole.
+
+    pandas' index is such a thing, and differs from file to file of one dataset.
+    """
+    try:
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(arrow_schema)))
+    except (*_ARROW_ERRORS, binascii.Error):
+        return arrow_schema  # Types of Polars' own, or damaged.
+    if not schema.metadata:
+        return arrow_schema
+    return base64.b64encode(schema.remove_metadata().serialize().to_pybytes())
+
+
+@lru_cache(maxsize=64)
 def file_types(schema: FileSchema, arrow_schema: bytes | None, int96: Int96Unit) -> FileTypes:
     """Return what the columns of a file come as.
 

@@ -16,6 +16,7 @@ from partitioning.dtypes import (
     arrow_schema_of,
     file_types,
     pack_schema,
+    plain_arrow_schema,
 )
 from partitioning.filters import Filter
 from partitioning.model import ObjectInfo
@@ -170,9 +171,11 @@ class _Collector:
             batch.kept.append(group.rows > 0 and keeps)
 
     def _layout(self, footer: Footer) -> tuple[_Layout, int]:
-        key = (footer.schema.raw, footer.arrow_schema)
+        stored = footer.arrow_schema
+        arrow_schema = None if stored is None else plain_arrow_schema(stored)
+        key = (footer.schema.raw, arrow_schema)
         if key not in self._layouts:
-            types = file_types(footer.schema, footer.arrow_schema, self._spec.int96)
+            types = file_types(footer.schema, arrow_schema, self._spec.int96)
             layout = _Layout(footer.schema, types, self._spec)
             if layout.packed not in self.batch.schemas:
                 self.batch.schemas.append(layout.packed)

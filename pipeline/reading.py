@@ -27,6 +27,7 @@ from partitioning.dtypes import (
     UnreadableSchemaError,
     file_types,
     is_odd_encoding,
+    plain_arrow_schema,
 )
 from partitioning.pages import check_values, denies_nulls
 from partitioning.parquet_footer import (
@@ -159,7 +160,9 @@ class FragmentCopy:
             raise ObjectChangedError(part.uri, part.etag, None)
         if sum(group.rows for group in footer.groups) != part.rows:
             raise ObjectChangedError(part.uri, part.etag, None)
-        return footer
+        if footer.arrow_schema is None:
+            return footer
+        return replace(footer, arrow_schema=plain_arrow_schema(footer.arrow_schema))
 
     def _with_rows(self) -> tuple[list[int], list[RowGroup]]:
         """Row groups that have rows, and their numbers in the object."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pickle
 
+import polars as pl
 import pyarrow as pa
 import pytest
 
 from partitioning import FilterError, Plan, PlanRequest, SchemaMismatchError, Term, plan_dataset
-from partitioning.dtypes import polars_schema_of
+from partitioning.dtypes import file_types, polars_schema_of
 from tests.partitioning.stores import DictReader, parquet
 
 INT = pa.table({"a": [1], "b": [1]})
@@ -33,6 +34,14 @@ def test_order_metadata_nullability_and_offsets_do_not_make_schemas_differ() -> 
     wide = pa.schema([("s", pa.large_string()), ("l", pa.large_list(pa.field("item", pa.int8())))])
     slim = pa.schema([("s", pa.string_view()), ("l", pa.list_(pa.field("x", pa.int8())))])
     assert polars_schema_of(wide) == polars_schema_of(slim)
+
+
+def test_what_a_schema_says_of_its_file_makes_no_other_schema() -> None:
+    """pandas stores the number of rows there: types are asked for once, not once a file."""
+    tables = [INT.replace_schema_metadata({"pandas": f'{{"stop": {n}}}'}) for n in range(20)]
+    file_types.cache_clear()
+    assert plan(*tables).dtypes == {"a": pl.Int64(), "b": pl.Int64()}
+    assert file_types.cache_info().misses == 1
 
 
 @pytest.mark.parametrize(
