@@ -218,6 +218,12 @@ def test_queries_that_need_no_column_see_all_rows(query: Any, expected: list[int
     assert found["r"].to_list() == expected
 
 
+def test_files_without_columns_have_rows() -> None:
+    data = by_polars(pl.DataFrame(height=3))
+    found, _ = read(data, query=lambda lf: lf.with_row_index("r"))
+    assert found["r"].to_list() == [0, 1, 2]
+
+
 def test_columns_whose_names_are_patterns_to_polars() -> None:
     table = pa.table({"*": [1, 2], "^a.*$": pa.array([3, 4], pa.int32()), "ab": ["x", "y"]})
     data = by_pyarrow(table)
