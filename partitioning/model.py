@@ -257,7 +257,7 @@ class Plan:
     def has_raw_folders(self) -> bool:
         """Tell whether outputs lie in folders that are spelled as the input's are.
 
-        Earlier releases spelled the values anew.
+        Earlier releases wrote the values in another spelling.
         """
         return bool(self._file.meta.get("raw_folders"))
 

@@ -41,11 +41,6 @@ class Integer:
 
 
 @dataclass(frozen=True, slots=True)
-class Boolean:
-    """A field that is wanted if it holds a truth value."""
-
-
-@dataclass(frozen=True, slots=True)
 class Bytes:
     """A field that is wanted if it holds bytes or text."""
 
@@ -71,12 +66,11 @@ class Struct:
     fields: Mapping[int, Wanted]
 
 
-Wanted = Integer | Boolean | Bytes | Many | Struct | Hook
+Wanted = Integer | Bytes | Many | Struct | Hook
 Values = dict[int, Any]
 """The fields of a struct that are wanted and there, by their numbers."""
 
 INTEGER: Final = Integer()
-BOOLEAN: Final = Boolean()
 BYTES: Final = Bytes()
 
 
@@ -141,8 +135,7 @@ def read_struct(  # noqa: PLR0912 -- in one piece, because each call would cost 
             if want is INTEGER:
                 found[number] = (value >> 1) ^ -(value & 1)
         elif kind <= FALSE:
-            if want is BOOLEAN:
-                found[number] = kind == TRUE
+            continue  # The header is the value, and nobody wants it.
         elif want is None:
             if kind == STRUCT:
                 at = _skip_struct(data, at, depth + 1)

@@ -84,10 +84,7 @@ def _check_times(
         if len(wrong):
             raise OutOfRangeError(
                 f"column {name}: an INT96 time of {wrong[0].as_py():,} seconds from 1970 does not "
-                f"fit Datetime({unit}); set input.int96 to us"
-                if unit == "ns"
-                else f"column {name}: an INT96 time of {wrong[0].as_py():,} seconds from 1970 does "
-                f"not fit Datetime({unit})"
+                f"fit Datetime({unit})" + ("; set input.int96 to us" if unit == "ns" else "")
             )
 
 

@@ -1,4 +1,4 @@
-"""Outputs of earlier releases, which spelled partitions anew: `month=01` as `month=1`.
+"""Outputs of earlier releases, which wrote partitions in another spelling: `month=01` as `month=1`.
 
 A run that replaces partitions writes `month=01` and would leave the rows of `month=1` where they
 are, so that each is there twice. Which of the two an output holds is told by the plans of its runs.

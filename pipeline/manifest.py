@@ -207,7 +207,7 @@ class Commit:
     columns: Columns = field(default_factory=dict)
     """Names and types of its files' columns, as Polars spells them. Old commits do not say."""
     left_out: tuple[str, ...] = ()
-    """Objects that could not be read, each with the reason after a space; at most MOST_NAMED."""
+    """Objects that could not be read, each with the reason behind a tab; at most MOST_NAMED."""
 
     def to_bytes(self) -> bytes:
         """A table file, with a checksum."""
@@ -309,7 +309,7 @@ def draft_commit(
         code=",".join(sorted(set(done["code"].to_list()))) or record.fingerprint,
         inputs="" if window is None else window.inputs,
         columns=digest_columns(columns or {}),
-        left_out=left_out.str.split(" ").list.first().n_unique(),
+        left_out=left_out.str.split("\t").list.first().n_unique(),
     )
     replaced = set(folders(files)) - already if mode == "overwrite-partitions" else set()
     return Commit(

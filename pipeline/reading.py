@@ -380,8 +380,8 @@ class ChunkSource:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Objects that could not be read, each with the reason after a space."""
-        return tuple(f"{uri} {reason[:_REASON]}" for uri, reason in self._unreadable.items())
+        """Objects that could not be read, each with the reason behind a tab."""
+        return tuple(f"{uri}\t{reason[:_REASON]}" for uri, reason in self._unreadable.items())
 
     @property
     def rows_left_out(self) -> int:

@@ -87,7 +87,7 @@ class Completion:
     parts: tuple[str, ...]
     sha256: str
     left_out: tuple[str, ...] = ()
-    """Objects that could not be read, with the reason after a space (`input.on_bad_object: skip`);
+    """Objects that could not be read, with the reason behind a tab (`input.on_bad_object: skip`);
     their rows are in none of the figures."""
 
 
@@ -176,10 +176,10 @@ class Progress:
         found = self.completions["left_out"].explode(empty_as_null=False).drop_nulls()
         if found.is_empty():
             return ()
-        uris = found.str.split(" ").list.first().n_unique()
+        uris = found.str.split("\t").list.first().n_unique()
         return (
             f"{uris:,} objects could not be read and are left out (input.on_bad_object: skip), "
-            f"such as {found[0]}",
+            f"such as {found[0].replace(chr(9), ': ')}",
         )
 
     def failed(self) -> pl.DataFrame:

@@ -58,7 +58,7 @@ def test_with_skip_it_is_left_out_and_listed(world: World, chunks: dict[str, boo
     assert (summary.state, summary.rows_in, summary.rows_out) == ("done", 90, 90)
     [note] = [note for note in summary.notes if "could not be read" in note]
     assert note.startswith("1 objects could not be read and are left out")
-    assert f"file://{path} column" in note
+    assert f"file://{path}: column" in note
     found = plain.published(world.output)["id"].sort().to_list()
     assert found == [i for i in range(100) if i // 10 != 3]
     catalog = Catalog(world.storage, f"file://{world.output}/")
@@ -67,10 +67,21 @@ def test_with_skip_it_is_left_out_and_listed(world: World, chunks: dict[str, boo
     commit = catalog.commit(entry.name)
     assert commit is not None
     [named] = commit.left_out
-    assert named.startswith(f"file://{path} ")
+    assert named.startswith(f"file://{path}\t")
     verified = verify_output(world.storage, f"file://{world.output}/")
     assert (verified.left_out, verified.problems) == (1, ())
     assert "could not be read" in Path(summary.local_report).read_text()
+
+
+def test_names_with_spaces_are_counted_one_by_one(world: World) -> None:
+    for number in (1, 3):
+        path = damage(world, number)
+        path.rename(path.with_name(f"zz {number}.parquet"))
+    summary = world.run(world.job(input=source(world, **SKIP)))
+    [note] = [note for note in summary.notes if "could not be read" in note]
+    assert note.startswith("2 objects")
+    catalog = Catalog(world.storage, f"file://{world.output}/")
+    assert [entry.left_out for entry in catalog.manifest().commits] == [2]
 
 
 def test_a_chunk_of_nothing_but_bad_objects_is_empty(world: World) -> None:
