@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.certificates import make
-from pipeline.engine import start_local_cluster
+from pipeline.engine.local import start_local_cluster
 from pipeline.settings import DaskSettings
 
 

@@ -19,7 +19,8 @@ from prefect.context import FlowRunContext
 
 from partitioning import ObjectInfo, Plan, PlanRequest, Tail, TailRequest, plan_dataset
 from pipeline.batches import Batch
-from pipeline.engine import task_runner, worker_name
+from pipeline.engine.futures import worker_name
+from pipeline.engine.runner import task_runner
 from pipeline.flows.dask_engine import DaskEngine
 from pipeline.flows.server import connect, talking_to
 from pipeline.job import Job

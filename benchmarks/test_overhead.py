@@ -24,7 +24,7 @@ from prefect import flow, task, unmapped
 
 from benchmarks import ledger_only
 from pipeline import stack
-from pipeline.engine import task_runner
+from pipeline.engine.runner import task_runner
 from pipeline.flows.launch import launch
 from pipeline.flows.server import connect, talking_to
 from pipeline.job import Job, parse_job

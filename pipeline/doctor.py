@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from pipeline.certificates import WARN_DAYS
 from pipeline.config.masking import mask_text
-from pipeline.engine import Cluster, cluster_of
 from pipeline.engine.about import About, about, versions
+from pipeline.engine.asking import Cluster, cluster_of
 from pipeline.errors import AccessDeniedError, ChunkmapError
 from pipeline.flows.credentials import held_secrets
 from pipeline.flows.server import check_server

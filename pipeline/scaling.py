@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from pipeline.engine import cluster_of
+from pipeline.engine.asking import cluster_of
 from pipeline.errors import EngineUnavailableError, UsageError
 from pipeline.settings import DaskSettings
 

@@ -24,7 +24,7 @@ from benchmarks.datasets import ensure
 from benchmarks.simulation.probes import Figures, cpu_of, job_of, stopwatch
 from pipeline import stack
 from pipeline.batches import Batch
-from pipeline.engine import task_runner
+from pipeline.engine.runner import task_runner
 from pipeline.flows.dask_engine import DaskEngine
 from pipeline.flows.launch import launch
 from pipeline.flows.server import connect, talking_to

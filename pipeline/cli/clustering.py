@@ -24,8 +24,8 @@ from pipeline.settings import Settings, load_settings
 from pipeline.stack import prefect_login
 
 if TYPE_CHECKING:
-    from pipeline.engine import Cluster, WorkerView
     from pipeline.engine.about import About
+    from pipeline.engine.asking import Cluster, WorkerView
 
 WATCH_SECONDS = 2.0
 _WORKERS = ("worker", "state", "threads", "memory", "CPU", "Polars", "what runs there")
@@ -49,7 +49,7 @@ class Seen:
 
 def status(environment: str | None, *, watch: bool, as_json: bool) -> None:
     """Show the cluster once, or again and again."""
-    from pipeline.engine import cluster_of
+    from pipeline.engine.asking import cluster_of
 
     settings = load_settings(environment)
     with cluster_of(settings.dask) as cluster:

@@ -1,49 +1,8 @@
-"""The only door to Dask."""
+"""Dask: its client, the task runner of flows, the processes of a cluster. The only door to it.
 
-from pipeline.engine.asking import Cluster, WorkerView, cluster_of, refuse_other_versions
-from pipeline.engine.local import start_local_cluster
-from pipeline.engine.profile import ALLOWED_FAILURES, PRELOAD
-from pipeline.engine.runner import (
-    announce,
-    check_scheduler,
-    check_versions,
-    cluster_mapper,
-    connection_errors,
-    fate,
-    is_leaving,
-    listen,
-    pickled,
-    prioritised,
-    sharing,
-    submit,
-    task_runner,
-    thread_count,
-    wait_any,
-    worker_name,
-)
-
-__all__ = [
-    "ALLOWED_FAILURES",
-    "PRELOAD",
-    "Cluster",
-    "WorkerView",
-    "announce",
-    "check_scheduler",
-    "check_versions",
-    "cluster_mapper",
-    "cluster_of",
-    "connection_errors",
-    "fate",
-    "is_leaving",
-    "listen",
-    "pickled",
-    "prioritised",
-    "refuse_other_versions",
-    "sharing",
-    "start_local_cluster",
-    "submit",
-    "task_runner",
-    "thread_count",
-    "wait_any",
-    "worker_name",
-]
+`task_runner.py` and `futures.py` are what flows use; `serve.py`, `scheduler.py` and `worker.py` are
+the processes (`python -m pipeline.cluster.scheduler` and `….worker`), which read the settings
+(`CHUNKMAP_DASK__…`) and Dask's own variables (`DASK_…`), and serve `/health` and `/metrics` at the
+port of Dask's pages. `graceful_worker.py` hands batches back on shutdown. `local/` starts S3,
+Prefect and Dask on this machine.
+"""

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.engine.about import PACKAGES, versions
-from pipeline.engine.runner import check_scheduler
+from pipeline.engine.reachability import check_scheduler
 from pipeline.engine.security import security_of
-from pipeline.errors import EngineUnavailableError, VersionMismatchError
+from pipeline.errors import EngineUnavailableError
 from pipeline.settings import DaskSettings
 
 ASK_SECONDS = 5.0
@@ -155,47 +154,3 @@ def cluster_of(settings: DaskSettings) -> Iterator[Cluster]:
         timeout=settings.connect_timeout,
     ) as client:
         yield Cluster(client)
-
-
-def refuse_other_versions(client: Any, seconds: float = ASK_SECONDS) -> None:
-    """Refuse a cluster whose workers have another Python, or other packages, than this process.
-
-    Tasks and results travel as pickles, and Parquet is written by the workers' Polars: what differs
-    is told before anything runs. Workers that do not answer are left out.
-
-    Raises:
-        VersionMismatchError: it names both versions and the workers.
-    """
-    ours = versions()
-
-    async def look() -> dict[str, Any]:
-        asked = client.get_versions(packages=list(PACKAGES))  # A coroutine on the client's loop.
-        found = await asyncio.wait_for(asked, seconds)
-        return dict(found["workers"])
-
-    try:
-        answers = client.sync(look)
-    except (OSError, TimeoutError):
-        return
-    wrong: dict[tuple[str, str], list[str]] = {}
-    for address, answer in answers.items():
-        said = {**answer["packages"], "python": ".".join(answer["host"]["python"].split(".")[:2])}
-        for name, mine in ours.items():
-            theirs = said.get(name) or "none"
-            if theirs != mine:
-                wrong.setdefault((name, theirs), []).append(address)
-    if wrong:
-        lines = [
-            f"{name} {ours[name]} here, {theirs} on {_few(workers)}"
-            for (name, theirs), workers in sorted(wrong.items())
-        ]
-        raise VersionMismatchError(
-            "the cluster's workers have other versions: " + "; ".join(lines),
-            "give the driver and the workers the same image, or the same constraints.txt",
-        )
-
-
-def _few(names: Sequence[str]) -> str:
-    most = 3
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

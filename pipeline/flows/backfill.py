@@ -13,13 +13,13 @@ from prefect import flow
 from prefect.context import FlowRunContext
 from prefect.states import Cancelled
 
-from pipeline import engine
 from pipeline.backfill.driving import Again, BackfillDriver, Listener
 from pipeline.backfill.group import PublishWindows
 from pipeline.backfill.records import Control
 from pipeline.backfill.store import BackfillStore
 from pipeline.backfill.summary import BackfillSummary
 from pipeline.backfill.surroundings import EngineOf
+from pipeline.engine.runner import sharing
 from pipeline.engines import Engine
 from pipeline.errors import ChunkmapError, RunCancelledError
 from pipeline.flows.dask_engine import DaskEngine, map_batch_task
@@ -180,7 +180,7 @@ class BackfillInPrefect:
                 raise
             ends.append(None)
 
-        subflow: Any = map_windows.with_options(task_runner=engine.sharing(runner))  # type: ignore[arg-type]
+        subflow: Any = map_windows.with_options(task_runner=sharing(runner))  # type: ignore[arg-type]
         token = _work.set(noted)
         try:
             with patient(SUBFLOW_RETRIES):

@@ -10,9 +10,16 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import TypeAdapter
 
-from pipeline import engine
 from pipeline.batches import Batch
+from pipeline.engine.futures import (
+    connection_errors,
+    is_leaving,
+    prioritised,
+    wait_any,
+    worker_name,
+)
 from pipeline.engine.profiling import stop_profiler
+from pipeline.engine.runner import thread_count
 from pipeline.engines import Outcome
 from pipeline.errors import EngineUnavailableError, RunFailedError
 from pipeline.flows.sending import Ended, Sender, SentTaskRun
@@ -51,14 +58,14 @@ def map_batch_task(run_uri: str, fingerprint: str, name: str, spec: str) -> Batc
     """Map one batch of chunks, on a Dask worker."""
     stop_profiler()
     batch = Batch(name, spec)
-    return map_batch(run_uri, fingerprint, batch, engine.worker_name(), engine.is_leaving)
+    return map_batch(run_uri, fingerprint, batch, worker_name(), is_leaving)
 
 
 @task(name="reduce", task_run_name="{name}", retries=2, **HOT)
 def reduce_task(run_uri: str, fingerprint: str, name: str, step: Step) -> None:
     """Do one step of the reduce, on a Dask worker."""
     stop_profiler()
-    reduce_step(run_uri, fingerprint, step, engine.worker_name())
+    reduce_step(run_uri, fingerprint, step, worker_name())
 
 
 def run_reduce_steps(runner: Any, run_uri: str, fingerprint: str, steps: Sequence[Step]) -> None:
@@ -72,7 +79,7 @@ def run_reduce_steps(runner: Any, run_uri: str, fingerprint: str, steps: Sequenc
     left = [sender.submit(**common, name=step.name, step=step) for step in steps]
     try:
         while left:
-            engine.wait_any([sent.future for sent in left], 1.0)
+            wait_any([sent.future for sent in left], 1.0)
             for sent in list(left):
                 ended = sent.ended()
                 if ended is not None:
@@ -140,7 +147,7 @@ class DaskEngine:
         """
         now = time.monotonic()
         if not self._threads or now - self._counted > COUNT_SECONDS:
-            self._threads = engine.thread_count(self._runner)
+            self._threads = thread_count(self._runner)
             self._counted = now
         if self._threads:
             self._served = now
@@ -164,9 +171,9 @@ class DaskEngine:
 
     def _send(self, batch: Batch) -> None:
         try:
-            with engine.prioritised(self._priority()):
+            with prioritised(self._priority()):
                 sent = self._sender.submit(**self._common, name=batch.name, spec=batch.spec)
-        except engine.connection_errors() as error:
+        except connection_errors() as error:
             self._threads = None
             self._unsent.append(Outcome(batch, "lost", detail=f"not submitted: {error}"))
         else:
@@ -178,7 +185,7 @@ class DaskEngine:
         outcomes, self._unsent = self._unsent, []
         if self._flying:
             futures = [sent.future for sent in self._flying]
-            engine.wait_any(futures, 0.0 if outcomes else seconds)
+            wait_any(futures, 0.0 if outcomes else seconds)
         elif not outcomes:
             time.sleep(seconds)
         for sent in list(self._flying):

@@ -20,7 +20,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.utilities.callables import parameter_schema
 from prefect.workers.process import ProcessWorker
 
-from pipeline.engine import task_runner
+from pipeline.engine.runner import task_runner
 from pipeline.flows.backfill import BackfillOptions, backfill_flow, backfill_options
 from pipeline.flows.heartbeat import switch_off, switch_on
 from pipeline.flows.map_dataset import FlowOptions, map_dataset, options

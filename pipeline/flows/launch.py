@@ -108,7 +108,7 @@ def _launched(
 
 
 def _runner(given: Settings) -> Any:
-    from pipeline.engine import task_runner
+    from pipeline.engine.runner import task_runner
 
     settings = given.dask
     try:

@@ -21,9 +21,10 @@ from prefect.artifacts import (
 )
 from prefect.context import FlowRunContext
 
-from pipeline import engine
 from pipeline.driver import RunSummary, StoredReport, publish_run
 from pipeline.driving import Driving, Listener
+from pipeline.engine.runner import cluster_mapper
+from pipeline.engine.versions import check_versions
 from pipeline.engines import Engine
 from pipeline.errors import ChunkmapError
 from pipeline.flows.dask_engine import HOT, DaskEngine, run_reduce_steps
@@ -85,7 +86,7 @@ def plan_task(job_name: str, job_yaml: str) -> Planned:
     """Store the plan, or find the unfinished run of this job."""
     given = _given()
     context = FlowRunContext.get()
-    mapper = engine.cluster_mapper(context.task_runner) if context else None  # type: ignore[arg-type]
+    mapper = cluster_mapper(context.task_runner) if context else None  # type: ignore[arg-type]
     return plan_run(parse_job(job_yaml), given.settings, given.storage, given.resume, mapper)
 
 
@@ -120,7 +121,7 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
     started = time.time()
     context = FlowRunContext.get()
     assert context is not None, "a flow runs in a flow run's context"
-    engine.check_versions(context.task_runner)
+    check_versions(context.task_runner)
     planned = plan_task(name, job_yaml)
     remember_output(given.settings.state_dir, job.output.uri)
     driving = Driving(

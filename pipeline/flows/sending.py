@@ -19,7 +19,7 @@ from prefect import Task
 from prefect.context import FlowRunContext
 from prefect.settings import get_current_settings
 
-from pipeline import engine
+from pipeline.engine.futures import fate, listen, pickled, submit
 from pipeline.flows.event_sender import Origin, event_sender
 from pipeline.flows.task_report import ErrorReport, LogLine, TaskReport, read_report
 from pipeline.flows.task_run_events import TaskRunHistory, TaskRunTemplate
@@ -51,7 +51,7 @@ class SentTaskRun:
 
     def ended(self) -> Ended | None:
         """How it ended, or None while it is under way. To be asked until it has, once."""
-        kind, detail = engine.fate(self.future)
+        kind, detail = fate(self.future)
         if kind is None:
             return None
         if kind == "finished":
@@ -93,12 +93,12 @@ class Sender:
             parameters: Names of the parameters that it will be given.
         """
         self._runner, self._name = runner, task.fn.__name__
-        self._parcel = engine.pickled((task, worker_context()))
+        self._parcel = pickled((task, worker_context()))
         self._template = TaskRunTemplate(task, parameters)
         self._events, self._origin = event_sender(), Origin()
         self._has_logs = get_current_settings().logging.to_api.enabled
         self.tags = self._template.tags
-        engine.listen(runner, RUNNING, _note_running)
+        listen(runner, RUNNING, _note_running)
 
     def submit(self, **parameters: Any) -> SentTaskRun:
         """Start a task run, named by its parameter `name`."""
@@ -115,9 +115,7 @@ class Sender:
             None if flow_run is None else str(flow_run),
         )
         key = f"{self._name}-{history.id}"
-        future = engine.submit(
-            self._runner, key, run_packed, self._parcel, tuple(names), parameters
-        )
+        future = submit(self._runner, key, run_packed, self._parcel, tuple(names), parameters)
         sent = _sent[str(history.id)] = SentTaskRun(self, future, history)
         self.tell(first)
         return sent

@@ -29,7 +29,7 @@ from prefect.task_engine import run_task_sync
 from pydantic import PrivateAttr
 from pydantic_core import to_jsonable_python
 
-from pipeline import engine
+from pipeline.engine.futures import announce
 from pipeline.errors import ChunkmapError, is_transient
 from pipeline.flows.task_report import (
     MAX_CHARACTERS,
@@ -72,7 +72,7 @@ class ReportedTaskRun(TaskRun):
         if name == "state" and isinstance(value, State) and len(self._states) < MAX_STATES:
             report = _state_report(value)
             if report.type == "RUNNING" and not self._states:
-                engine.announce(RUNNING, [str(self.id), report.at])
+                announce(RUNNING, [str(self.id), report.at])
             self._states.append(report)
 
     @property

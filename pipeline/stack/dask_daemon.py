@@ -24,7 +24,7 @@ def main(request: str, ready: str) -> None:
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
 
-    from pipeline.engine import start_local_cluster
+    from pipeline.engine.local import start_local_cluster
 
     with start_local_cluster(**json.loads(request), local_directory=str(Path(ready).parent)):
         Path(ready).touch()

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 from distributed import Client
 
-from pipeline.engine import ALLOWED_FAILURES, PRELOAD
+from pipeline.engine.profile import ALLOWED_FAILURES, PRELOAD
 from pipeline.stack import services
 from pipeline.stack.processes import HOST, answers, free_ports
 from tests.faults.world import Command, Process, Scenario, World, await_that

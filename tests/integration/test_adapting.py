@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pipeline import engine
+from pipeline.engine.runner import task_runner, thread_count
 from pipeline.settings import DaskSettings
 from tests.faults.world import await_that
 
@@ -25,10 +25,10 @@ def test_workers_come_with_the_work_and_go_with_it() -> None:
     settings = DaskSettings.model_validate(
         {"workers": 1, "threads_per_worker": 1, "adapt": {"minimum": 1, "maximum": 2}}
     )
-    with engine.task_runner(settings, {}) as runner:
+    with task_runner(settings, {}) as runner:
         client = runner.client
         futures = client.map(nap, range(8), pure=False)
-        await_that(lambda: engine.thread_count(runner) == 2, "a second worker", PATIENCE)
+        await_that(lambda: thread_count(runner) == 2, "a second worker", PATIENCE)
         assert client.gather(futures) == list(range(8))
         del futures
-        await_that(lambda: engine.thread_count(runner) == 1, "one worker", PATIENCE)
+        await_that(lambda: thread_count(runner) == 1, "one worker", PATIENCE)

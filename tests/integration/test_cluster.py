@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from pipeline.certificates import make
-from pipeline.engine import cluster_of
 from pipeline.engine.about import About, about
+from pipeline.engine.asking import cluster_of
 from pipeline.stack.processes import HOST
 from tests.faults.world import await_that
 from tests.integration.own_cluster import PATIENCE, OwnCluster, own_cluster

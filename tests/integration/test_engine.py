@@ -9,8 +9,8 @@ import dask
 import pytest
 from distributed import Client, LocalCluster
 
-from pipeline import engine
 from pipeline.engine import local
+from pipeline.engine.local import start_local_cluster
 from pipeline.engine.profiling import stop_profiler
 
 pytestmark = pytest.mark.integration
@@ -21,7 +21,7 @@ def profilers(dask_worker: Any) -> list[str]:
 
 
 def test_our_workers_have_no_profiler() -> None:
-    with engine.start_local_cluster(1) as cluster, Client(cluster, set_as_default=False) as client:
+    with start_local_cluster(1) as cluster, Client(cluster, set_as_default=False) as client:
         [found] = client.run(profilers).values()
     assert found == []
 
@@ -40,7 +40,7 @@ def test_a_batch_stops_the_profiler_of_other_workers() -> None:
 def test_a_local_cluster_replaces_nannies_that_gave_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """As one does whose worker is ended while it starts."""
     monkeypatch.setattr(local, "REPLACE_SECONDS", 0.2)
-    with engine.start_local_cluster(1) as cluster, Client(cluster, set_as_default=False) as client:
+    with start_local_cluster(1) as cluster, Client(cluster, set_as_default=False) as client:
         [before] = client.scheduler_info()["workers"]
         cluster.sync(cluster.workers[0].close)
         assert client.submit(os.getpid).result(timeout=120) > 0
@@ -54,7 +54,7 @@ def test_each_cluster_of_a_process_has_its_own_variables(monkeypatch: pytest.Mon
     found = []
     for given in ({"CHUNKMAP_ONE": "1", "CHUNKMAP_TWO": "2"}, {"CHUNKMAP_ONE": "3"}, {}):
         with (
-            engine.start_local_cluster(1, environment=given) as cluster,
+            start_local_cluster(1, environment=given) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
             found += client.run(variables).values()

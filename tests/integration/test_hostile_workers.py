@@ -16,8 +16,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_dask import DaskTaskRunner
 
-from pipeline import engine
 from pipeline.batches import Batch
+from pipeline.engine.local import start_local_cluster
 from pipeline.engines import Outcome
 from pipeline.flows import sending
 from pipeline.flows.dask_engine import DaskEngine
@@ -41,7 +41,7 @@ def runner() -> Iterator[Any]:
     """A task runner on a worker process, without a Prefect server."""
     with (
         temporary_settings({PREFECT_API_URL: None}),
-        engine.start_local_cluster(1) as cluster,
+        start_local_cluster(1) as cluster,
         DaskTaskRunner(
             address=cluster.scheduler_address, client_kwargs={"security": cluster.security}
         ) as one,

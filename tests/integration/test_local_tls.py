@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import engine
 from pipeline.certificates import make
+from pipeline.engine.reachability import check_scheduler
+from pipeline.engine.runner import task_runner
 from pipeline.engine.security import security_of
+from pipeline.engine.versions import check_versions
 from pipeline.errors import EngineUnavailableError, SettingsError
 from pipeline.settings import DaskSettings
 from pipeline.stack import credentials, services
@@ -24,13 +26,13 @@ def settings(folder: Path) -> DaskSettings:
 @pytest.mark.integration
 def test_a_runs_own_cluster(tmp_path: Path) -> None:
     make(tmp_path)
-    with engine.task_runner(settings(tmp_path), {}) as runner:
+    with task_runner(settings(tmp_path), {}) as runner:
         address = runner.client.scheduler.address
         assert address.startswith("tls://127.0.0.1:")
         assert runner.client.submit(sum, (40, 2)).result() == 42
-        engine.check_versions(runner)
+        check_versions(runner)
         with pytest.raises(EngineUnavailableError, match="ssl_context"):
-            engine.check_scheduler(address, 5)
+            check_scheduler(address, 5)
 
 
 def test_the_stacks_cluster_has_certificates_of_its_own(tmp_path: Path) -> None:
@@ -45,16 +47,16 @@ def test_the_stacks_cluster_has_certificates_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.integration
 def test_a_runs_own_cluster_asks_for_a_certificate_that_only_it_has(tmp_path: Path) -> None:
     make(tmp_path)
-    with engine.task_runner(DaskSettings(workers=1), {}) as runner:
+    with task_runner(DaskSettings(workers=1), {}) as runner:
         address = runner.client.scheduler.address
         assert address.startswith("tls://127.0.0.1:")
         assert runner.client.submit(sum, (40, 2)).result() == 42
         with pytest.raises(EngineUnavailableError):
-            engine.check_scheduler(address.replace("tls://", "tcp://"), 5)
+            check_scheduler(address.replace("tls://", "tcp://"), 5)
         with pytest.raises(EngineUnavailableError):
-            engine.check_scheduler(address, 5, security_of(settings(tmp_path).tls))
+            check_scheduler(address, 5, security_of(settings(tmp_path).tls))
 
 
 def test_a_missing_certificate_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"dask\.tls\.ca: .*ca\.pem: No such file"):
-        engine.task_runner(settings(tmp_path), {})
+        task_runner(settings(tmp_path), {})

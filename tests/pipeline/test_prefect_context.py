@@ -45,7 +45,7 @@ from prefect_dask import DaskTaskRunner, PrefectDaskClient
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 
-from pipeline import engine
+from pipeline.engine.futures import pickled
 from pipeline.errors import TransformError
 from pipeline.flows.credentials import secrets_of
 from pipeline.flows.dask_engine import map_batch_task
@@ -154,7 +154,7 @@ def test_no_secret_is_submitted(submitted: Any, monkeypatch: pytest.MonkeyPatch)
     context = known.model_copy(update={"settings": planted, "profile": profile})
     with context, flow_context():
         sent = submitted()
-    whole = engine.pickled(sent)
+    whole = pickled(sent)
     assert PLANTED.encode() not in whole
     _, arguments, _ = pickle.loads(whole)
     parcel, *_ = arguments
@@ -254,7 +254,7 @@ def look(name: str, what: str) -> Any:
 def on_a_worker(what: str, one: Any = look, **more: str) -> TaskReport:
     """As Dask calls it, where no variable of the driver is."""
     with tags("nightly"), flow_context():
-        parcel = engine.pickled((one, worker_context()))
+        parcel = pickled((one, worker_context()))
     names = TaskRunNames(str(uuid4()), "b1", "key", str(uuid4()))
     report = run_packed(parcel, tuple(names), {"name": "b1", "what": what, **more})
     return read_report(report)

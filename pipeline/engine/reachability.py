@@ -1,0 +1,38 @@
+"""Find out whether a scheduler answers, within a time limit."""
+
+from __future__ import annotations
+
+from threading import Thread
+from typing import TYPE_CHECKING
+
+from pipeline.errors import EngineUnavailableError
+
+if TYPE_CHECKING:
+    from distributed.security import Security
+
+
+def check_scheduler(address: str, timeout: float, security: Security | None = None) -> None:
+    """Raise EngineUnavailableError when no scheduler answers at the address in time (seconds)."""
+    from distributed import Client
+
+    problems: list[Exception | None] = []
+
+    def knock() -> None:
+        try:
+            Client(address, timeout=timeout, security=security, set_as_default=False).close()
+            problems.append(None)
+        except (OSError, ValueError, ImportError, TypeError) as error:
+            problems.append(error)
+
+    # Apart, because Dask waits for ever for one that takes the connection and then says nothing.
+    thread = Thread(target=knock, name="knock", daemon=True)
+    thread.start()
+    thread.join(timeout)
+    problem = problems[0] if problems else TimeoutError("it does not speak Dask's language")
+    if problem is not None:
+        raise EngineUnavailableError(
+            f"no Dask scheduler answers at {address} (dask.scheduler) within {timeout:g} s: "
+            f"{problem}",
+            hint="start one, or `chunkmap up`, or unset dask.scheduler for a local cluster; "
+            "one that asks for TLS needs dask.tls",
+        ) from problem
