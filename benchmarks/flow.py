@@ -10,11 +10,11 @@ from __future__ import annotations
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
-from benchmarks.datasets import Scale
-from benchmarks.record import records_in
-from benchmarks.reporting import write_report
-from benchmarks.session import DEFAULT_ROOT, Request, Session, records_folder
-from pipeline.settings import load_settings
+from benchmarks.report.write import write_report
+from benchmarks.suite.datasets import Scale
+from benchmarks.suite.record import records_in
+from benchmarks.suite.session import DEFAULT_ROOT, Request, Session, records_folder
+from pipeline.config.settings import load_settings
 
 
 @flow(name="benchmarks", persist_result=False)

@@ -18,9 +18,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.certificates import make
-from pipeline.seaweedfs import certificates as certificates_of_s3
-from pipeline.seaweedfs import security_toml
+from pipeline.cluster.certificates import make
+from pipeline.cluster.local.seaweedfs import certificates as certificates_of_s3
+from pipeline.cluster.local.seaweedfs import security_toml
 
 MADE = Path(os.environ.get("SECRETS", "/secrets"))
 GIVEN = Path(os.environ.get("GIVEN", "/given"))

@@ -25,7 +25,7 @@ from partitioning.planner import Mapper, Progress, plan_dataset
 from partitioning.reader import Reader, Tail, TailRequest
 from partitioning.request import PlanRequest
 from partitioning.snapshot import Changes
-from partitioning.windowed import (
+from partitioning.window_inputs import (
     WindowInput,
     inputs_digest,
     inputs_of_listing,

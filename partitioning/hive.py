@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from partitioning.errors import HiveTypeError, SchemaMismatchError
-from partitioning.hivepaths import NULL_VALUE, raw_values
+from partitioning.hive_paths import NULL_VALUE, raw_values
 from partitioning.model import PartitionValue
 
 _INTEGER: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)

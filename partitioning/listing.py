@@ -9,11 +9,11 @@ from itertools import compress
 
 from partitioning.errors import NoParquetError, WindowError
 from partitioning.globs import compile_glob, has_magic, literal_prefix, matches_any
-from partitioning.hivepaths import raw_values
+from partitioning.hive_paths import raw_values
 from partitioning.model import ObjectInfo
 from partitioning.reader import Reader
 from partitioning.request import PlanRequest
-from partitioning.tableformats import TableRoot, refuse_inside_tables, refuse_tables, table_root
+from partitioning.table_formats import TableRoot, refuse_inside_tables, refuse_tables, table_root
 from partitioning.windows import WindowFilter, no_column
 
 _SUFFIXES = (".parquet", ".parq", ".pq")

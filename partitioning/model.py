@@ -17,9 +17,9 @@ import pyarrow.ipc
 
 from partitioning.dtypes import polars_schema_of, unpack_schema
 from partitioning.errors import PlanFormatError
-from partitioning.hivepaths import raw_of_object, spelled_out
-from partitioning.subset import take_tables
-from partitioning.tablefile import TableFile, pack_tables
+from partitioning.hive_paths import raw_of_object, spelled_out
+from partitioning.plan_subset import take_tables
+from partitioning.table_file import TableFile, pack_tables
 
 FORMAT_VERSION: Final = 1
 PARTITION_PREFIX: Final = "partition:"

@@ -17,9 +17,9 @@ from partitioning.errors import BadObjectsError, ColumnError, FilterError
 from partitioning.explain import PlanResult, explain
 from partitioning.filters import bind, check_columns
 from partitioning.footers import FooterBatch, FooterGroup, FooterSpec, read_footers
-from partitioning.freezing import freeze
 from partitioning.listing import list_objects
 from partitioning.model import Plan, Status
+from partitioning.plan_builder import freeze
 from partitioning.pruning import PartitionFilter
 from partitioning.reader import Reader
 from partitioning.request import PlanRequest

@@ -18,7 +18,7 @@ import pyarrow as pa
 from partitioning.filters import NANOSECONDS, Bound, Filter, Native, bind, is_binary, is_text
 from partitioning.model import PartitionValue
 from partitioning.parquet_footer import BYTE_ARRAY, WIDTHS, ColumnChunk, FileSchema, Leaf, RowGroup
-from partitioning.writers import writer_trust
+from partitioning.untrusted_statistics import writer_trust
 
 _MAYBE_CUT: Final = 16
 """Bytes from which a text maximum may be a prefix of the true one: writers cut at 16 (Iceberg),

@@ -17,7 +17,7 @@ from typing import Final, Literal, get_args
 from urllib.parse import quote, unquote
 from zoneinfo import ZoneInfo
 
-from partitioning.calendars import (
+from partitioning.calendar import (
     SPANS,
     Spelled,
     after,
@@ -28,7 +28,7 @@ from partitioning.calendars import (
     spelled,
 )
 from partitioning.errors import WindowError
-from partitioning.hivepaths import NULL_VALUE
+from partitioning.hive_paths import NULL_VALUE
 
 Grain = Literal["hour", "day", "month", "value"]
 GRAINS: Final[tuple[str, ...]] = get_args(Grain)

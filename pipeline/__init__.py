@@ -7,15 +7,15 @@ submodules. Nothing is loaded until it is asked for: `chunkmap --help` pays for 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.scanning import scan_output
     from pipeline.storage import read_table
+    from pipeline.table.scan import scan_output
 
 __all__ = ["read_table", "scan_output"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "scan_output":
-        from pipeline.scanning import scan_output
+        from pipeline.table.scan import scan_output
 
         return scan_output
     if name == "read_table":

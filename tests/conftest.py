@@ -7,7 +7,7 @@ import tempfile
 
 import pytest
 
-from tests import scheduling
+from tests.support import scheduling
 
 _FOREIGN = ("AWS_", "CHUNKMAP_", "PREFECT_", "DASK_")
 CONTRACT_KEYS = pytest.StashKey[dict[str, str]]()
@@ -21,7 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     foreign = {name: os.environ[name] for name in os.environ if name.startswith(_FOREIGN)}
     if "CONTRACT_S3" in os.environ:
-        # The one service of somebody else's that tests may use (tests/pipeline/storage).
+        # The one service of somebody else's that tests may use (tests/storage).
         config.stash[CONTRACT_KEYS] = {n: v for n, v in foreign.items() if n.startswith("AWS_")}
     for name in foreign:
         del os.environ[name]

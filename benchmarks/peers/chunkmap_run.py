@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.peers.protocol import Spec, main
-from pipeline.job import Job
-from pipeline.planning import Resume, plan_input
-from pipeline.rounds import MapProgress
-from pipeline.settings import Settings, load_settings
+from pipeline.config.job import Job
+from pipeline.config.settings import Settings, load_settings
+from pipeline.runs.driver.map_stage import MapProgress
+from pipeline.runs.driver.plan import Resume, plan_input
 from pipeline.storage import open_storage
 
 THREADS_PER_WORKER = 8
@@ -55,7 +55,7 @@ def start(spec: Spec) -> State:
     settings = load_settings()
     if not spec.workers:
         return State(settings)
-    from benchmarks.clusters import local_cluster
+    from benchmarks.suite.clusters import local_cluster
 
     threads = 1 if spec.workers <= spec.cores else min(THREADS_PER_WORKER, spec.workers)
     environment = {**settings.prefect.environment(), **settings.s3.environment()}
@@ -77,8 +77,8 @@ def job_of(spec: Spec, output: str) -> Job:
 
 def run(state: State, spec: Spec, output: str) -> dict[str, Any]:
     """Run the job and return its figures."""
-    from pipeline.driver import RunIncompleteError
     from pipeline.flows.launch import launch
+    from pipeline.runs.driver.heartbeat import RunIncompleteError
 
     phases = Phases()
     try:
@@ -109,10 +109,10 @@ def publish(state: State, spec: Spec, output: str) -> dict[str, Any]:
 
 def backfill(state: State, spec: Spec, output: str) -> dict[str, Any]:
     """Plan a backfill over every window of the input, store it and drive it to its end."""
-    from pipeline.backfill.driving import Again
-    from pipeline.backfill.planning import Asked, create, draft
-    from pipeline.backfill.records import Options
     from pipeline.flows.launch import launch_backfill
+    from pipeline.runs.backfill.driver import Again
+    from pipeline.runs.backfill.plan import Asked, create, draft
+    from pipeline.runs.backfill.records import Options
 
     storage = open_storage(state.settings)
     drafted = draft(job_of(spec, output), state.settings, storage, Asked(), Options())
@@ -147,8 +147,8 @@ def resume_half(state: State, spec: Spec, output: str) -> dict[str, Any]:
 
 def ledger(state: State, spec: Spec, output: str) -> dict[str, Any]:
     """Store a plan of so many chunks, untimed; then time mapping it without reading or writing."""
-    from benchmarks.ledger_only import ledger_only_flow, ledger_only_run, only, synthetic_plan
-    from pipeline.engine.runner import task_runner
+    from benchmarks.micro.ledger_only import ledger_only_flow, ledger_only_run, only, synthetic_plan
+    from pipeline.cluster.task_runner import task_runner
     from pipeline.flows.server import connect, talking_to
 
     settings = state.settings

@@ -10,7 +10,7 @@ from benchmarks.simulation.case import Case
 from benchmarks.simulation.costs import Costs
 from benchmarks.simulation.model import Clock, Mapping
 from benchmarks.simulation.parameters import Parameters
-from pipeline.storage.s3 import PAGE
+from pipeline.storage.s3_objects import PAGE
 
 DRAIN_SECONDS = 10.0
 """The longest that a run which is over waits for the Prefect server."""

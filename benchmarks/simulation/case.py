@@ -6,9 +6,9 @@ import math
 import re
 from dataclasses import dataclass, field
 
+from pipeline.config.settings import BatchSettings
+from pipeline.config.units import parse_seconds, parse_size
 from pipeline.errors import UsageError
-from pipeline.settings import BatchSettings
-from pipeline.units import parse_seconds, parse_size
 
 MOST_CHUNKS = 10_000_000
 """More would take minutes and gigabytes to simulate."""

@@ -10,7 +10,7 @@ import altair as alt
 import polars as pl
 from markupsafe import Markup
 
-from benchmarks.charts import OURS
+from benchmarks.report.charts import OURS
 from benchmarks.simulation.answer import Answer
 from benchmarks.simulation.curve import EFFICIENT, Point, efficient_up_to
 from pipeline.report import humanize

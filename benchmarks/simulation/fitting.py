@@ -15,11 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import cores, describe
-from benchmarks.session import DEFAULT_ROOT
 from benchmarks.simulation import probes, probes_engine
 from benchmarks.simulation.parameters import FILE
-from pipeline.settings import Settings, load_settings
+from benchmarks.suite.machine import cores, describe
+from benchmarks.suite.session import DEFAULT_ROOT
+from pipeline.config.settings import Settings, load_settings
 from pipeline.storage import Storage, open_storage
 
 HERE = "here"

@@ -5,7 +5,7 @@ Batches are simulated, not chunks: within a batch a worker does the same thing o
 in the order of arrival; a batch claims all it needs when it starts and ends no sooner than it has
 got it. That keeps rates exact over anything longer than a batch.
 
-The driver's loop is the engine's (`pipeline.rounds.Mapper._fly`), with its own batcher.
+The loop is that of `pipeline.runs.driver.map_stage.Mapper._fly`, with its own batcher.
 
 Very large cases are reduced, in two ways that keep every rate as it is. Workers move in groups: one
 that is simulated stands for several, and whatever is shared is charged for all of them. And where
@@ -26,9 +26,9 @@ import simpy
 from benchmarks.simulation.case import Case
 from benchmarks.simulation.costs import BatchCost, Costs
 from benchmarks.simulation.parameters import Parameters
-from pipeline.batches import SHARED_SECONDS, Batch, Batcher
-from pipeline.rounds import FOLD_SECONDS, FOLD_SEGMENTS, LOOK_PAUSES, LOOK_SECONDS
-from pipeline.storage.s3 import PAGE
+from pipeline.runs.driver.batching import SHARED_SECONDS, Batch, Batcher
+from pipeline.runs.driver.map_stage import FOLD_SECONDS, FOLD_SEGMENTS, LOOK_PAUSES, LOOK_SECONDS
+from pipeline.storage.s3_objects import PAGE
 
 WAIT_SECONDS = 1.0
 """How long the driver waits for the next batch to come back before it looks around."""

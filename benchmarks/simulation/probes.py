@@ -20,20 +20,20 @@ from typing import Any
 
 import psutil
 
-from benchmarks.datasets import ensure
-from benchmarks.ledger_only import ManyObjects, ledger_only_run, synthetic_plan
+from benchmarks.micro.ledger_only import ManyObjects, ledger_only_run, synthetic_plan
+from benchmarks.suite.datasets import ensure
 from partitioning import Plan, PlanRequest, plan_dataset
-from pipeline import stack
-from pipeline.batches import Batch
-from pipeline.driver import Driver, publish_run, store_report
-from pipeline.job import Job
-from pipeline.ledger import Ledger
-from pipeline.mapping import map_batch
-from pipeline.planning import Planned, Resume, plan_run
-from pipeline.process import open_chunk, open_run
-from pipeline.records import Completion
-from pipeline.settings import Settings
-from pipeline.sparse import coalesce
+from pipeline.cluster import local
+from pipeline.config.job import Job
+from pipeline.config.settings import Settings
+from pipeline.runs.driver.batching import Batch
+from pipeline.runs.driver.heartbeat import Driver, publish_run, store_report
+from pipeline.runs.driver.plan import Planned, Resume, plan_run
+from pipeline.runs.ledger.ledger import Ledger
+from pipeline.runs.ledger.records import Completion
+from pipeline.runs.worker.batch import map_batch
+from pipeline.runs.worker.chunk import open_chunk, open_run
+from pipeline.runs.worker.sparse_file import coalesce
 from pipeline.storage import Storage, StorageReader
 
 BURSTS, BURST = 5, 400
@@ -104,7 +104,7 @@ def store(settings: Settings, storage: Storage, root: str) -> Figures:
     storage.put(f"{at}large", bytes(large))
     info = storage.head(f"{at}large")
     stream = quick(8, lambda n: storage.get_ranges(info, [(0, large)]))
-    [server] = [one.pid for one in stack.status(settings) if one.name == "s3" and one.pid]
+    [server] = [one.pid for one in local.status(settings) if one.name == "s3" and one.pid]
     processes = [server, *(one.pid for one in psutil.Process(server).children(recursive=True))]
     before = cpu_of(processes)
     puts = burst(BURST, lambda n: storage.put(f"{at}many/{n}", small))

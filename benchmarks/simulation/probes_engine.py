@@ -20,17 +20,17 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
-from benchmarks.datasets import ensure
 from benchmarks.simulation.probes import Figures, cpu_of, job_of, stopwatch
-from pipeline import stack
-from pipeline.batches import Batch
-from pipeline.engine.runner import task_runner
-from pipeline.flows.dask_engine import DaskEngine
+from benchmarks.suite.datasets import ensure
+from pipeline.cluster import local
+from pipeline.cluster.task_runner import task_runner
+from pipeline.config.settings import Settings
+from pipeline.flows.executor import DaskEngine
 from pipeline.flows.launch import launch
 from pipeline.flows.server import connect, talking_to
-from pipeline.mapping import BatchResult
-from pipeline.planning import Resume
-from pipeline.settings import Settings
+from pipeline.runs.driver.batching import Batch
+from pipeline.runs.driver.plan import Resume
+from pipeline.runs.worker.batch import BatchResult
 from pipeline.storage import Storage
 
 QUEUED = 60
@@ -138,7 +138,7 @@ def _idle(watched: Sequence[Sequence[int]]) -> list[float]:
 
 def engine(settings: Settings, storage: Storage, root: str) -> Figures:
     """What a batch costs the driver, the scheduler, a worker and the Prefect server."""
-    pids = {one.name: one.pid for one in stack.status(settings) if one.pid is not None}
+    pids = {one.name: one.pid for one in local.status(settings) if one.pid is not None}
     dask = psutil.Process(pids["dask"])
     # Nannies start workers; what lives longest below them is the worker itself.
     workers = [one.pid for one in dask.children(recursive=True) if not one.children()]

@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import backfill, bench, cluster, tls
-from pipeline.cli.ending import complain, quiet_libraries, show_usage_error
+from benchmarks import cli
+from pipeline.cli import cluster, tls
+from pipeline.cli.backfill import commands
+from pipeline.cli.errors import complain, quiet_libraries, show_usage_error
 from pipeline.cli.terminal import guard_streams
-from pipeline.leaving import leave
+from pipeline.processes import leave
 
 INTERRUPTED = 130
 """The exit code of a command that the user stopped with Ctrl-C."""
@@ -49,17 +51,17 @@ InOutput = Annotated[
 @app.command()
 def up(environment: Environment = None, json: Json = False) -> None:
     """Start S3, a Prefect server and a Dask cluster on this machine."""
-    from pipeline.cli import services
+    from pipeline.cli import local
 
-    services.up(environment, as_json=json)
+    local.up(environment, as_json=json)
 
 
 @app.command()
 def down(environment: Environment = None, json: Json = False) -> None:
     """Stop exactly what `up` started."""
-    from pipeline.cli import services
+    from pipeline.cli import local
 
-    services.down(environment, as_json=json)
+    local.down(environment, as_json=json)
 
 
 @app.command()
@@ -86,9 +88,9 @@ def run(
     json: Json = False,
 ) -> None:
     """Run a job, or go on with it: maps what is left, publishes when nothing is."""
-    from pipeline.cli import running
+    from pipeline.cli import run
 
-    running.run(
+    run.run(
         job,
         environment,
         accept_code=accept_code,
@@ -108,9 +110,9 @@ def plan(
     json: Json = False,
 ) -> None:
     """Show what a job would run: objects, row groups, chunks, bytes. Writes nothing."""
-    from pipeline.cli import looking
+    from pipeline.cli import plan
 
-    looking.plan(job, environment, explain=explain, as_json=json)
+    plan.plan(job, environment, explain=explain, as_json=json)
 
 
 @app.command()
@@ -121,9 +123,9 @@ def check(
     json: Json = False,
 ) -> None:
     """Try a job's transform on one small chunk, whole and cut in two. Writes nothing."""
-    from pipeline.cli import looking
+    from pipeline.cli import plan
 
-    looking.check(job, environment, rows=rows, as_json=json)
+    plan.check(job, environment, rows=rows, as_json=json)
 
 
 @app.command()
@@ -139,17 +141,17 @@ def status(
     json: Json = False,
 ) -> None:
     """Show runs and how far they are, from storage alone."""
-    from pipeline.cli import states
+    from pipeline.cli import status
 
-    states.status(run, output, environment, as_json=json)
+    status.status(run, output, environment, as_json=json)
 
 
 @app.command()
 def verify(output: Output, environment: Environment = None, json: Json = False) -> None:
     """Read an output again and hold every file against the manifest: rows, size, checksum."""
-    from pipeline.cli import states
+    from pipeline.cli import status
 
-    raise typer.Exit(states.verify(output, environment, as_json=json))
+    raise typer.Exit(status.verify(output, environment, as_json=json))
 
 
 @app.command()
@@ -264,13 +266,13 @@ def clean(
 @app.command()
 def config(environment: Environment = None, json: Json = False) -> None:
     """Show every setting, secrets masked, and where it comes from."""
-    from pipeline.cli import states
+    from pipeline.cli import status
 
-    states.config(environment, as_json=json)
+    status.config(environment, as_json=json)
 
 
-app.add_typer(backfill.app, name="backfill")
-app.add_typer(bench.app, name="bench")
+app.add_typer(commands.app, name="backfill")
+app.add_typer(cli.app, name="bench")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(tls.app, name="tls")
 

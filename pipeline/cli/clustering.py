@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.text import Text
 
-from pipeline.cli.screen import (
+from pipeline.cli.output import (
     columns,
     live,
     marked,
@@ -20,12 +20,12 @@ from pipeline.cli.screen import (
     say,
     size,
 )
-from pipeline.settings import Settings, load_settings
-from pipeline.stack import prefect_login
+from pipeline.cluster.local import prefect_login
+from pipeline.config.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from pipeline.engine.about import About
-    from pipeline.engine.asking import Cluster, WorkerView
+    from pipeline.cluster.client import Cluster, WorkerView
+    from pipeline.cluster.process_info import About
 
 WATCH_SECONDS = 2.0
 _WORKERS = ("worker", "state", "threads", "memory", "CPU", "Polars", "what runs there")
@@ -49,7 +49,7 @@ class Seen:
 
 def status(environment: str | None, *, watch: bool, as_json: bool) -> None:
     """Show the cluster once, or again and again."""
-    from pipeline.engine.asking import cluster_of
+    from pipeline.cluster.client import cluster_of
 
     settings = load_settings(environment)
     with cluster_of(settings.dask) as cluster:
@@ -70,7 +70,7 @@ def status(environment: str | None, *, watch: bool, as_json: bool) -> None:
 
 
 def _look(cluster: Cluster) -> list[Seen]:
-    from pipeline.engine.about import About, about
+    from pipeline.cluster.process_info import About, about
 
     views, answers = cluster.workers(), cluster.ask(about)
     found = []
@@ -147,7 +147,7 @@ def _work(one: Seen) -> str:
 
 def scale(workers: int, environment: str | None, *, as_json: bool) -> None:
     """Scale, and say what was asked for."""
-    from pipeline.scaling import scale_cluster
+    from pipeline.cluster.scaling import scale_cluster
 
     settings = load_settings(environment)
     before = scale_cluster(settings.dask, workers)
@@ -162,8 +162,8 @@ def scale(workers: int, environment: str | None, *, as_json: bool) -> None:
 
 def doctor(output: str | None, environment: str | None, *, as_json: bool) -> int:
     """Check everything; returns the exit code."""
-    from pipeline.doctor import examine
-    from pipeline.overview import known_outputs
+    from pipeline.flows.doctor import examine
+    from pipeline.runs.admin.status import known_outputs
 
     settings = load_settings(environment)
     known = known_outputs(settings.state_dir)

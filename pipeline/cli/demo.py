@@ -12,15 +12,15 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline import stack
-from pipeline.checking import verify_output
-from pipeline.cli.running import run_job, show
-from pipeline.cli.screen import notes, print_json, say
-from pipeline.cli.states import verify
+from pipeline.cli.output import notes, print_json, say
+from pipeline.cli.run import run_job, show
+from pipeline.cli.status import verify
+from pipeline.cluster import local
+from pipeline.config.job import Job, load_job
+from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import StackError
 from pipeline.flows.server import ui_address
-from pipeline.job import Job, load_job
-from pipeline.settings import Settings, load_settings
+from pipeline.runs.driver.dry_run import verify_output
 from pipeline.storage import open_storage
 
 JOB = Path("conf/jobs/demo.yaml")
@@ -34,7 +34,7 @@ def demo(environment: str | None, *, as_json: bool) -> int:
     job = load_job(JOB)
     with _stack(environment) as settings:
         if settings.prefect.api_url:
-            login = stack.prefect_login(settings)
+            login = local.prefect_login(settings)
             page = ui_address(settings.prefect.api_url)
             _note(f"Prefect UI: {page} ({login})" if login else f"Prefect UI: {page}")
         _generate(job, settings)
@@ -55,16 +55,16 @@ def _note(text: str) -> None:
 def _stack(environment: str | None) -> Iterator[Settings]:
     """The embedded stack, stopped afterwards unless it ran before; none where all is elsewhere."""
     before = load_settings(environment)
-    if stack.is_elsewhere(before):
+    if local.is_elsewhere(before):
         yield before
         return
-    ran = all(one.state == "running" for one in stack.status(before))
-    stack.up(before, _note)
+    ran = all(one.state == "running" for one in local.status(before))
+    local.up(before, _note)
     try:
         yield load_settings(environment)
     finally:
         if not ran:
-            stack.down(before, _note)
+            local.down(before, _note)
 
 
 def _generate(job: Job, settings: Settings) -> None:

@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from pipeline.cli.app import app
-from pipeline.job import Job
-from pipeline.settings import Settings
+from pipeline.config.job import Job
+from pipeline.config.settings import Settings
 
 PAGES = ("commands.md", "job.md", "settings.md")
 _NOTE = "<!-- Written by `make reference` from the code. Change the docstrings there. -->"

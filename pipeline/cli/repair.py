@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.cli.screen import bad, print_json, say
-from pipeline.settings import load_settings
+from pipeline.cli.output import bad, print_json, say
+from pipeline.config.settings import load_settings
 from pipeline.table.repair import Diagnosis, Problem
 
 
@@ -15,10 +15,10 @@ def repair(output: str, environment: str | None, *, yes: bool, as_json: bool) ->
     Returns:
         0 where nothing is wrong (any more), else 1.
     """
-    from pipeline.catalog import Catalog
-    from pipeline.checking import reaching
+    from pipeline.runs.driver.dry_run import reaching
     from pipeline.storage import open_storage
     from pipeline.table import repair as repairing
+    from pipeline.table.log import Catalog
 
     settings = load_settings(environment)
     with reaching(settings):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from pipeline.cli.screen import columns, notes, out, print_json, say, size
+from pipeline.cli.output import columns, notes, out, print_json, say, size
+from pipeline.config.settings import Settings, load_settings
+from pipeline.config.units import parse_seconds
 from pipeline.errors import UsageError
-from pipeline.ledger import Ledger
-from pipeline.manifest import CommitEntry, Manifest
-from pipeline.overview import find_run, known_outputs, overview
-from pipeline.settings import Settings, load_settings
+from pipeline.runs.admin.status import find_run, known_outputs, overview
+from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage, open_storage
-from pipeline.units import parse_seconds
+from pipeline.table.manifest import CommitEntry, Manifest
 
 
 def _ledger(run: str, output: str | None, settings: Settings, storage: Storage) -> Ledger:
@@ -36,8 +36,8 @@ def retry(
     as_json: bool,
 ) -> None:
     """Take a run up again by its id: failed chunks, and those that were never tried."""
-    from pipeline.cli.running import run_job, show
-    from pipeline.planning import Resume
+    from pipeline.cli.run import run_job, show
+    from pipeline.runs.driver.plan import Resume
 
     settings = load_settings(environment)
     ledger = _ledger(run, output, settings, open_storage(settings))
@@ -52,7 +52,7 @@ def cancel(
     run: str, output: str | None, environment: str | None, *, discard: bool, as_json: bool
 ) -> None:
     """Ask the driver of a run to stop; keep what is staged, or abort it."""
-    from pipeline.cleaning import discard_run
+    from pipeline.runs.admin.vacuum import discard_run
 
     settings = load_settings(environment)
     storage = open_storage(settings)
@@ -72,7 +72,7 @@ def publish(
     run: str, output: str | None, environment: str | None, *, without_failed: bool, as_json: bool
 ) -> None:
     """Publish what a run has completed."""
-    from pipeline.driver import publish_run
+    from pipeline.runs.driver.heartbeat import publish_run
 
     settings = load_settings(environment)
     storage = open_storage(settings)
@@ -93,7 +93,7 @@ def publish(
 
 def history(output: str, environment: str | None, *, as_json: bool) -> None:
     """List the manifests of an output, newest first."""
-    from pipeline.catalog import Catalog
+    from pipeline.table.log import Catalog
 
     catalog = Catalog(open_storage(load_settings(environment)), output)
     current = catalog.head()[0].current
@@ -148,8 +148,8 @@ def _history_row(
 
 def rollback(output: str, to: int | None, environment: str | None, *, as_json: bool) -> None:
     """Make an older manifest current again."""
-    from pipeline import publish as publishing
-    from pipeline.catalog import Catalog
+    from pipeline.table import publish as publishing
+    from pipeline.table.log import Catalog
 
     catalog = Catalog(open_storage(load_settings(environment)), output)
     manifest = publishing.rollback(catalog, to)
@@ -169,10 +169,10 @@ def clean(
     as_json: bool,
 ) -> None:
     """Abort abandoned uploads and remove what no manifest names."""
-    from pipeline import cleaning
+    from pipeline.runs.admin import vacuum
 
     storage = open_storage(load_settings(environment))
-    done = cleaning.clean(
+    done = vacuum.clean(
         storage,
         output,
         older_than=parse_seconds(older_than),

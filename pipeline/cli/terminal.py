@@ -1,6 +1,6 @@
 """The door to the terminal: whatever is printed in a command passes here, and is spelled.
 
-Commands print through the consoles of `pipeline.cli.screen`, which spell the text of each segment
+Commands print through the consoles of `pipeline.cli.output`, which spell the text of each segment
 and add colours of their own. All else that ends up on stdout and stderr (tracebacks, warnings,
 lines of libraries) passes the streams that `guard_streams` puts in place.
 """

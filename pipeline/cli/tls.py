@@ -38,8 +38,8 @@ def init(
     ] = False,
 ) -> None:
     """Make a private CA and certificates of scheduler, workers and clients. Overwrites nothing."""
-    from pipeline.certificates import expires, make
-    from pipeline.cli.screen import print_json, say
+    from pipeline.cli.output import print_json, say
+    from pipeline.cluster.certificates import expires, make
 
     made = make(directory, host or (), days, force=force)
     until = expires(directory / "client.pem")

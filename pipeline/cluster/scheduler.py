@@ -25,9 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="of its pages, /health and /metrics (default: %(default)s)",
     )
     given = parser.parse_args(arguments)
-    from pipeline.engine.serving import serve_scheduler
+    from pipeline.cluster.serve import serve_scheduler
+    from pipeline.config.settings import load_settings
     from pipeline.logs import set_up
-    from pipeline.settings import load_settings
 
     try:
         settings = load_settings()

@@ -27,9 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dashboard", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--local-directory", help="for temporary files")
     given = parser.parse_args(arguments)
-    from pipeline.engine.serving import serve_worker
+    from pipeline.cluster.serve import serve_worker
+    from pipeline.config.settings import load_settings
     from pipeline.logs import set_up
-    from pipeline.settings import load_settings
 
     pages = given.dashboard_address
     try:

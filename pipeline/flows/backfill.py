@@ -13,22 +13,22 @@ from prefect import flow
 from prefect.context import FlowRunContext
 from prefect.states import Cancelled
 
-from pipeline.backfill.driving import Again, BackfillDriver, Listener
-from pipeline.backfill.group import PublishWindows
-from pipeline.backfill.records import Control
-from pipeline.backfill.store import BackfillStore
-from pipeline.backfill.summary import BackfillSummary
-from pipeline.backfill.surroundings import EngineOf
-from pipeline.engine.runner import sharing
-from pipeline.engines import Engine
+from pipeline.cluster.task_runner import sharing
+from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError, RunCancelledError
-from pipeline.flows.dask_engine import DaskEngine, map_batch_task
 from pipeline.flows.event_sender import flush_events
+from pipeline.flows.executor import DaskEngine, map_batch_task
+from pipeline.flows.run_state import Watcher
 from pipeline.flows.server import flow_run_page, patient
-from pipeline.flows.watching import Watcher
-from pipeline.settings import Settings, load_settings
+from pipeline.runs.backfill.driver import Again, BackfillDriver, Listener
+from pipeline.runs.backfill.orchestrator import EngineOf
+from pipeline.runs.backfill.records import Control
+from pipeline.runs.backfill.run import PublishWindows
+from pipeline.runs.backfill.store import BackfillStore
+from pipeline.runs.backfill.summary import BackfillSummary
+from pipeline.runs.driver.executor import Engine
+from pipeline.runs.driver.publish_windows import publish_windows
 from pipeline.storage import open_storage
-from pipeline.windowed import publish_windows
 
 BY_PREFECT = "Prefect"
 """Who changed the wishes, when it was done in Prefect's pages or by its API."""
@@ -150,7 +150,7 @@ def _engine(run_uri: str, fingerprint: str, priority: Callable[[], int]) -> Engi
 
 @dataclass(slots=True)
 class BackfillInPrefect:
-    """Prefect around a backfill (see `pipeline.backfill.driving.Surroundings`)."""
+    """Prefect around a backfill (see `pipeline.runs.backfill.driver.Surroundings`)."""
 
     store: BackfillStore
     _watcher: Watcher = field(default_factory=Watcher)

@@ -7,21 +7,21 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.driver import RunSummary
+from pipeline.config.job import Job
+from pipeline.config.settings import Settings
 from pipeline.errors import ChunkmapError, EngineUnavailableError, RunCancelledError
 from pipeline.flows.server import connect, drain, talking_to
-from pipeline.job import Job
-from pipeline.leaving import is_leaving_at_once, leave_at_once
 from pipeline.logs import set_up_driver
-from pipeline.planning import Resume
-from pipeline.settings import Settings
+from pipeline.processes import is_leaving_at_once, leave_at_once
+from pipeline.runs.driver.heartbeat import RunSummary
+from pipeline.runs.driver.plan import Resume
 
 if TYPE_CHECKING:
-    from pipeline.backfill.driving import Again
-    from pipeline.backfill.driving import Listener as BackfillListener
-    from pipeline.backfill.store import BackfillStore
-    from pipeline.backfill.summary import BackfillSummary
-    from pipeline.driving import Listener
+    from pipeline.runs.backfill.driver import Again
+    from pipeline.runs.backfill.driver import Listener as BackfillListener
+    from pipeline.runs.backfill.store import BackfillStore
+    from pipeline.runs.backfill.summary import BackfillSummary
+    from pipeline.runs.driver.run import Listener
 
 T = TypeVar("T")
 
@@ -108,7 +108,7 @@ def _launched(
 
 
 def _runner(given: Settings) -> Any:
-    from pipeline.engine.runner import task_runner
+    from pipeline.cluster.task_runner import task_runner
 
     settings = given.dask
     try:

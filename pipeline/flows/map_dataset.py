@@ -21,24 +21,24 @@ from prefect.artifacts import (
 )
 from prefect.context import FlowRunContext
 
-from pipeline.driver import RunSummary, StoredReport, publish_run
-from pipeline.driving import Driving, Listener
-from pipeline.engine.runner import cluster_mapper
-from pipeline.engine.versions import check_versions
-from pipeline.engines import Engine
+from pipeline.cluster.task_runner import cluster_mapper
+from pipeline.cluster.versions import check_versions
+from pipeline.config.job import parse_job
+from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError
-from pipeline.flows.dask_engine import HOT, DaskEngine, run_reduce_steps
 from pipeline.flows.event_sender import flush_events
+from pipeline.flows.executor import HOT, DaskEngine, run_reduce_steps
 from pipeline.flows.server import flow_run_page
-from pipeline.job import parse_job
-from pipeline.ledger import Ledger
-from pipeline.overview import remember_output
-from pipeline.planning import Planned, Resume, plan_run
-from pipeline.publish import UploadsVanishedError
-from pipeline.reducing import Step
-from pipeline.rounds import MapProgress
-from pipeline.settings import Settings, load_settings
+from pipeline.runs.admin.status import remember_output
+from pipeline.runs.driver.executor import Engine
+from pipeline.runs.driver.heartbeat import RunSummary, StoredReport, publish_run
+from pipeline.runs.driver.map_stage import MapProgress
+from pipeline.runs.driver.plan import Planned, Resume, plan_run
+from pipeline.runs.driver.run import Driving, Listener
+from pipeline.runs.ledger.ledger import Ledger
+from pipeline.runs.worker.reduce import Step
 from pipeline.storage import Storage, open_storage
+from pipeline.table.publish import UploadsVanishedError
 
 ARTIFACT_SECONDS = 5.0
 """How often the progress artifact moves."""
@@ -147,7 +147,7 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
 
 @dataclass(slots=True)
 class InPrefect:
-    """Prefect around a run (see `pipeline.driving.Surroundings`).
+    """Prefect around a run (see `pipeline.runs.driver.run.Surroundings`).
 
     Its pages are for people: when the server is gone, the run goes on without them.
     """

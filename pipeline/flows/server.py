@@ -11,8 +11,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pipeline.config.settings import PrefectSettings
 from pipeline.errors import EngineUnavailableError
-from pipeline.settings import PrefectSettings
 
 HEARTBEAT_SECONDS = 30
 """How often a flow run that is watched says that it is alive."""
@@ -129,7 +129,7 @@ def talking_to(api_url: str, retries: int, *, beats: bool = False) -> Iterator[N
         api_url: Of the server.
         retries: How often a request is repeated at most.
         beats: Flow runs send heartbeats, by which an automation notices that a driver has died
-            (see `pipeline.flows.heartbeat`). Each then takes up to a second longer to end.
+            (see `pipeline.flows.automations`). Each then takes up to a second longer to end.
     """
     from prefect.settings import (
         PREFECT_API_AUTH_STRING,

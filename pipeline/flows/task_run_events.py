@@ -3,7 +3,7 @@
 Prefect 3 has no other way to record a task run: whoever runs it sends an event for each state
 (`prefect.task-run.*`). The driver makes them of what it knows itself, when it submitted the task
 run, and of the few fields that a worker returns. They are what Prefect's own engine would send
-(tests/pipeline/test_task_run_events.py holds them against it).
+(tests/flows/test_task_run_events.py holds them against it).
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ from prefect.task_engine import run_task_sync
 from pydantic import PrivateAttr
 from pydantic_core import to_jsonable_python
 
-from pipeline.engine.futures import announce
+from pipeline.cluster.futures import announce
+from pipeline.concurrency import once
 from pipeline.errors import ChunkmapError, is_transient
 from pipeline.flows.task_report import (
     MAX_CHARACTERS,
@@ -44,8 +45,7 @@ from pipeline.flows.task_report import (
     TaskReport,
     cut,
 )
-from pipeline.once import once
-from pipeline.user_code import is_from_signal, message_of
+from pipeline.runs.transforms.user_code import is_from_signal, message_of
 
 FLOWS = 8
 """Parcels that a worker keeps unpacked: of flow runs that share a cluster."""

@@ -13,8 +13,8 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from pipeline.report.figures import Share
-from pipeline.report.timeline import ticks
+from pipeline.report.run_figures import Share
+from pipeline.report.run_timeline import ticks
 
 VALIDATED = False
 """Whether each chart is held against the schema of Vega-Lite when it is made."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from pipeline.report import charts, figures
+from pipeline.report import charts, run_figures
 from pipeline.report.humanize import duration, plural
 from pipeline.report.page import Block, Chart, Note
 
@@ -18,11 +18,11 @@ def durations_chart(thing: str, seconds: pl.Series, before: str = "") -> Block:
         before: Begins the text below it.
     """
     seconds = seconds.drop_nulls()
-    stats = figures.durations(seconds)
+    stats = run_figures.durations(seconds)
     if stats is None or len(seconds) == 1:
         took = f"; it took {duration(stats.maximum)}" if stats else ""
         return Note(f"One {thing} has completed{took}.", half=True)
-    bins, logarithmic = figures.histogram(seconds)
+    bins, logarithmic = run_figures.histogram(seconds)
     median, high = stats.quantile(0.5), stats.quantile(0.95)
     text = (
         f"Half of the {thing}s took up to {duration(median)}, 95% up to {duration(high)}; "

@@ -14,8 +14,8 @@ from typing import Any
 import polars as pl
 
 from pipeline.printable import escaped_json
-from pipeline.report import figures, timeline
-from pipeline.report.model import COMPLETION_SCHEMA, RunReport
+from pipeline.report import run_figures, run_timeline
+from pipeline.report.run_model import COMPLETION_SCHEMA, RunReport
 
 VERSION = 1
 MAX_CHUNKS = 20_000
@@ -187,10 +187,10 @@ SCHEMA: dict[str, Any] = {
 
 def build_json(report: RunReport) -> str:
     """The report as JSON on one line, without NaN or infinities."""
-    clock = timeline.make_clock(report)
-    spans = timeline.spans(report, clock)
-    totals = figures.totals(report, clock)
-    durations = figures.durations(report.completions["seconds"])
+    clock = run_timeline.make_clock(report)
+    spans = run_timeline.spans(report, clock)
+    totals = run_figures.totals(report, clock)
+    durations = run_figures.durations(report.completions["seconds"])
     run = asdict(report.run)
     run["environment"] = dict(report.run.environment)
     run["tables"] = dict(report.run.tables)
@@ -209,17 +209,17 @@ def build_json(report: RunReport) -> str:
             "rows_per_second": totals.rows_per_second,
             "bytes_per_second": totals.bytes_per_second,
         },
-        "phases": [asdict(share) for share in figures.phase_shares(report, clock)],
-        "time": [asdict(share) for share in figures.time_shares(report, spans)],
+        "phases": [asdict(share) for share in run_figures.phase_shares(report, clock)],
+        "time": [asdict(share) for share in run_figures.time_shares(report, spans)],
         "durations": durations
         and {**asdict(durations), "quantiles": {str(q): v for q, v in durations.quantiles}},
-        "throughput": timeline.throughput(spans, clock.active_seconds).to_dicts()
+        "throughput": run_timeline.throughput(spans, clock.active_seconds).to_dicts()
         if spans.height
         else [],
-        "workers": figures.per_worker(spans).to_dicts(),
+        "workers": run_figures.per_worker(spans).to_dicts(),
         "failures": [
             {**asdict(group), "message": group.message[:MAX_MESSAGE]}
-            for group in figures.failure_groups(report)[:MAX_GROUPS]
+            for group in run_figures.failure_groups(report)[:MAX_GROUPS]
         ],
         "not_counted": list(report.not_counted),
         "chunks": _chunks(report.completions),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from pipeline.printable import printable
-from pipeline.report import figures, timeline, wording
+from pipeline.report import run_figures, run_text, run_timeline
 from pipeline.report.humanize import count
-from pipeline.report.model import RunReport
+from pipeline.report.run_model import RunReport
 
 MAX_GROUPS = 5
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&!])")
@@ -15,17 +15,17 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&!])")
 
 def build_markdown(report: RunReport, location: str | None) -> str:
     """State, headline figures, what to do next, the main failures, and a link to the page."""
-    clock = timeline.make_clock(report)
-    totals = figures.totals(report, clock)
+    clock = run_timeline.make_clock(report)
+    totals = run_figures.totals(report, clock)
     run = report.run
-    state, _ = wording.STATES[run.state]
-    lines = [f"# {_text(run.job)}: {state.lower()}", "", _text(wording.summary(run, totals)), ""]
+    state, _ = run_text.STATES[run.state]
+    lines = [f"# {_text(run.job)}: {state.lower()}", "", _text(run_text.summary(run, totals)), ""]
     lines += ["| | | |", "|:--|--:|:--|"]
     lines += [
         f"| {_text(card.label)} | **{_text(card.value)}** | {_text(card.note)} |"
-        for card in wording.cards(run, totals)
+        for card in run_text.cards(run, totals)
     ]
-    notice = wording.notice(run, totals)
+    notice = run_text.notice(run, totals)
     if notice is not None:
         lines += ["", _text(notice.text)]
         if notice.command:
@@ -40,7 +40,7 @@ def build_markdown(report: RunReport, location: str | None) -> str:
 
 
 def _failures(report: RunReport) -> list[str]:
-    groups = figures.failure_groups(report)
+    groups = run_figures.failure_groups(report)
     if not groups:
         return []
     lines = ["", "## Failures", "", "| error | attempts | still failed | example |"]

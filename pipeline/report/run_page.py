@@ -8,10 +8,9 @@ from urllib.parse import urlsplit
 import polars as pl
 from markupsafe import Markup, escape
 
-from pipeline.report import charts, figures, tables, timeline, wording
+from pipeline.report import charts, run_figures, run_text, run_timeline, tables
 from pipeline.report.durations import durations_chart
 from pipeline.report.humanize import byte_rate, count, duration, instant, percent, plural
-from pipeline.report.model import RunReport
 from pipeline.report.page import (
     Block,
     Chart,
@@ -23,6 +22,7 @@ from pipeline.report.page import (
     Section,
     Table,
 )
+from pipeline.report.run_model import RunReport
 
 MAX_BARS = 3_000
 """Above this many completions the timeline shows how busy workers were, not each chunk."""
@@ -35,11 +35,11 @@ _PARTS = ("read", "compute", "stage", "other", "idle")
 
 def build_page(report: RunReport) -> Page:
     """The page of a run."""
-    clock = timeline.make_clock(report)
-    spans = timeline.spans(report, clock)
-    totals = figures.totals(report, clock)
+    clock = run_timeline.make_clock(report)
+    spans = run_timeline.spans(report, clock)
+    totals = run_figures.totals(report, clock)
     run = report.run
-    state, tone = wording.STATES[run.state]
+    state, tone = run_text.STATES[run.state]
     failures = _failures(report)
     story = [
         Section("How the run went", _course(report, clock, spans)),
@@ -55,20 +55,20 @@ def build_page(report: RunReport) -> Page:
     return Page(
         title=run.job,
         kicker="chunkmap run report",
-        summary=wording.summary(run, totals),
+        summary=run_text.summary(run, totals),
         badge=state,
         badge_tone=tone,
-        notice=wording.notice(run, totals),
-        cards=wording.cards(run, totals),
+        notice=run_text.notice(run, totals),
+        cards=run_text.cards(run, totals),
         sections=tuple(section for section in story if section is not None),
         footer=f"Run {run.id}, as of {instant(ended)}. Sizes are in decimal units (1 MB is "
         "1,000,000 bytes); bytes are as stored, compressed.",
     )
 
 
-def _course(report: RunReport, clock: timeline.Clock, spans: pl.DataFrame) -> tuple[Block, ...]:
+def _course(report: RunReport, clock: run_timeline.Clock, spans: pl.DataFrame) -> tuple[Block, ...]:
     blocks: list[Block] = []
-    phases = figures.phase_shares(report, clock)
+    phases = run_figures.phase_shares(report, clock)
     if phases:
         colours = [
             charts.COLOURS[_PHASE_COLOURS[at % len(_PHASE_COLOURS)]] for at in range(len(phases))
@@ -92,9 +92,9 @@ def _course(report: RunReport, clock: timeline.Clock, spans: pl.DataFrame) -> tu
     return tuple(blocks)
 
 
-def _timeline(report: RunReport, clock: timeline.Clock, spans: pl.DataFrame) -> Chart:
+def _timeline(report: RunReport, clock: run_timeline.Clock, spans: pl.DataFrame) -> Chart:
     workers = pl.concat([spans["worker"], report.failures["worker"]])
-    names = timeline.worker_rows(workers.filter(workers != "").to_list())
+    names = run_timeline.worker_rows(workers.filter(workers != "").to_list())
     rows = list(dict.fromkeys(names.values()))
     seconds = clock.active_seconds
     marks = _failure_marks(report, clock, names)
@@ -104,7 +104,7 @@ def _timeline(report: RunReport, clock: timeline.Clock, spans: pl.DataFrame) -> 
     if len(names) > len(rows):
         caption += f" Each row stands for up to {-(-len(names) // len(rows))} workers."
     if spans.height > MAX_BARS:
-        cells = timeline.utilisation(spans, seconds, report.run.threads_per_worker)
+        cells = run_timeline.utilisation(spans, seconds, report.run.threads_per_worker)
         steps = ("under 20%", "20–40%", "40–60%", "60–80%", "above 80%")
         return Chart(
             "How busy each worker was",
@@ -142,7 +142,7 @@ def _bars(spans: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame:
         "rows_in",
         "rows_out",
         pl.col("worker").replace_strict(names, return_dtype=pl.String).alias("row"),
-        timeline.lanes(spans),
+        run_timeline.lanes(spans),
         pl.col("start", "stop").round(4),
         pl.col("seconds").map_elements(duration, return_dtype=pl.String).alias("took"),
         took.map_elements(
@@ -155,7 +155,9 @@ def _bars(spans: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame:
     )
 
 
-def _failure_marks(report: RunReport, clock: timeline.Clock, names: dict[str, str]) -> pl.DataFrame:
+def _failure_marks(
+    report: RunReport, clock: run_timeline.Clock, names: dict[str, str]
+) -> pl.DataFrame:
     marks = report.failures.filter(pl.col("worker") != "").select(
         row=pl.col("worker").replace_strict(names, return_dtype=pl.String),
         at=clock.active(pl.col("at")).round(3),
@@ -166,14 +168,16 @@ def _failure_marks(report: RunReport, clock: timeline.Clock, names: dict[str, st
 
 
 def _busy_sentence(report: RunReport, spans: pl.DataFrame) -> str:
-    shares = {share.name: share for share in figures.time_shares(report, spans)}
+    shares = {share.name: share for share in run_figures.time_shares(report, spans)}
     busy = 1 - shares["idle"].share
     return f"While chunks were mapped, workers were busy {percent(busy)} of the time."
 
 
-def _speed(spans: pl.DataFrame, clock: timeline.Clock, totals: figures.Totals) -> tuple[Block, ...]:
+def _speed(
+    spans: pl.DataFrame, clock: run_timeline.Clock, totals: run_figures.Totals
+) -> tuple[Block, ...]:
     seconds = clock.active_seconds
-    series = timeline.throughput(spans, seconds)
+    series = run_timeline.throughput(spans, seconds)
 
     def chart(
         title: str, column: str, mean: float, words: Callable[[float], str], axis: str
@@ -195,7 +199,7 @@ def _speed(spans: pl.DataFrame, clock: timeline.Clock, totals: figures.Totals) -
             "Rows read a second",
             "rows_per_second",
             totals.rows_per_second,
-            wording.rows_rate,
+            run_text.rows_rate,
             charts.COUNT_LABEL,
         ),
         chart(
@@ -209,10 +213,10 @@ def _speed(spans: pl.DataFrame, clock: timeline.Clock, totals: figures.Totals) -
 
 
 def _chunks(report: RunReport, spans: pl.DataFrame) -> tuple[Block, ...]:
-    shares = figures.time_shares(report, spans)
+    shares = run_figures.time_shares(report, spans)
     colours = [charts.COLOURS[share.name] for share in shares]
     words = ", ".join(f"{share.name} {percent(share.share)}" for share in shares)
-    slowest = figures.slowest(report)
+    slowest = run_figures.slowest(report)
     return (
         durations_chart("chunk", report.completions["seconds"]),
         Chart(
@@ -233,7 +237,7 @@ def _chunks(report: RunReport, spans: pl.DataFrame) -> tuple[Block, ...]:
     )
 
 
-def _time_sentence(shares: list[figures.Share]) -> str:
+def _time_sentence(shares: list[run_figures.Share]) -> str:
     largest = max(shares, key=lambda share: share.seconds)
     sense = {
         "read": "most of it reading: storage or network is the limit",
@@ -247,7 +251,7 @@ def _time_sentence(shares: list[figures.Share]) -> str:
 
 
 def _failures(report: RunReport) -> Section:
-    groups = figures.failure_groups(report)
+    groups = run_figures.failure_groups(report)
     if not groups:
         return Section("Failures", (Note("No attempt failed."),))
     attempts = report.failures.height
@@ -310,5 +314,5 @@ def link(url: str) -> str:
     return Markup('<a href="{0}" rel="noreferrer">{0}</a>').format(escape(url))
 
 
-def _part(share: figures.Share) -> str:
+def _part(share: run_figures.Share) -> str:
     return f"{duration(share.seconds)} ({percent(share.share)})"

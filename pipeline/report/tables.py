@@ -11,7 +11,7 @@ from great_tables import GT
 from markupsafe import Markup
 
 from pipeline.report import humanize
-from pipeline.report.figures import FailureGroup
+from pipeline.report.run_figures import FailureGroup
 
 _STYLE = re.compile(r"<style>.*?</style>", re.DOTALL)
 _NUMBERS = "right"

@@ -4,18 +4,18 @@ Everything above this floor names objects by URI and sees only our errors. Retri
 happen here, once: the clients' own retries are off.
 """
 
-from pipeline.storage.door import (
+from pipeline.storage.backend import Backend, Blob, Staged
+from pipeline.storage.lookup_tables import Tables, changed_tables, read_table, replaced_tables
+from pipeline.storage.planner_reader import StorageReader
+from pipeline.storage.probe import find_condition_problem, require_conditional_writes
+from pipeline.storage.retry import RetryPolicy
+from pipeline.storage.storage import (
     Storage,
     open_storage,
     own_storage,
     scan_options,
 )
-from pipeline.storage.probe import find_condition_problem, require_conditional_writes
-from pipeline.storage.reader import StorageReader
-from pipeline.storage.records import Backend, Blob, Staged
-from pipeline.storage.retrying import RetryPolicy
-from pipeline.storage.tables import Tables, changed_tables, read_table, replaced_tables
-from pipeline.storage.uris import (
+from pipeline.uris import (
     as_prefix,
     join,
     parse,

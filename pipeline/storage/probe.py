@@ -20,9 +20,9 @@ from pipeline.errors import (
     Transient,
     UsageError,
 )
-from pipeline.storage.door import Storage
-from pipeline.storage.s3 import S3Objects
-from pipeline.storage.uris import join, parse, state_prefix
+from pipeline.storage.s3_objects import S3Objects
+from pipeline.storage.storage import Storage
+from pipeline.uris import join, parse, state_prefix
 
 NOTE = "probe.json"
 """Name of the object in an output's state that says which service passed."""

@@ -14,9 +14,9 @@ from itertools import groupby
 import obstore
 
 from pipeline.errors import InvalidUriError, ObjectRefusedError
-from pipeline.storage.records import Staged
-from pipeline.storage.s3 import S3Objects, spellable
-from pipeline.storage.uris import Location, parse
+from pipeline.storage.backend import Staged
+from pipeline.storage.s3_objects import S3Objects, spellable
+from pipeline.uris import Location, parse
 
 MOST_KEY_BYTES = 1024
 """S3's limit for a key's length in UTF-8."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import PreconditionFailedError, StorageError
 
 if TYPE_CHECKING:
-    from pipeline.storage.s3 import S3Objects
+    from pipeline.storage.s3_objects import S3Objects
 
 
 def numbered(parts: Sequence[str]) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from pipeline.errors import (
     ObjectRefusedError,
     TransientStorageError,
 )
-from pipeline.storage.records import Staged
-from pipeline.storage.s3 import PAGE, S3Objects
+from pipeline.storage.backend import Staged
+from pipeline.storage.s3_objects import PAGE, S3Objects
 from pipeline.storage.s3_parts import numbered
-from pipeline.storage.uris import Location, parse
+from pipeline.uris import Location, parse
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,7 @@ from contextlib import suppress
 
 import polars as pl
 
-from pipeline.catalog import Catalog, together
 from pipeline.errors import PreconditionFailedError
-from pipeline.manifest import Claim, Commit, CommitEntry, Head, Manifest
 from pipeline.storage import Staged
 from pipeline.table.errors import (
     DamagedStateError,
@@ -23,6 +21,8 @@ from pipeline.table.errors import (
     UploadsVanishedError,
 )
 from pipeline.table.head import manifest_uri
+from pipeline.table.log import Catalog, together
+from pipeline.table.manifest import Claim, Commit, CommitEntry, Head, Manifest
 from pipeline.table.retention import (
     kept_versions,
     move_orphans,

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pipeline.errors import ConflictError, StateError, StorageError
-from pipeline.manifest import CommitEntry, run_of
+from pipeline.table.manifest import CommitEntry, run_of
 
 
 class DamagedStateError(StateError):

@@ -6,10 +6,10 @@ import uuid
 from collections.abc import Iterable
 
 from pipeline.errors import ObjectMissingError, StateError
-from pipeline.manifest import HEAD_VERSION, Head
 from pipeline.storage import Storage, join
-from pipeline.stored import parse_stored, seal_json
+from pipeline.storage.documents import parse_stored, seal_json
 from pipeline.table.errors import DamagedStateError, HeadBehindError, refuse_newer
+from pipeline.table.manifest import HEAD_VERSION, Head
 
 MAX_BYTES = 256 << 20
 """Size of a pointer or a manifest: a million commits have some 200 MB."""

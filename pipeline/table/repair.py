@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.catalog import Catalog
 from pipeline.errors import (
     AccessDeniedError,
     AlreadyExistsError,
@@ -18,7 +17,6 @@ from pipeline.errors import (
     PreconditionFailedError,
     is_transient,
 )
-from pipeline.manifest import Claim, Head, Manifest, run_of
 from pipeline.table.claims import (
     clear_commits,
     explains,
@@ -30,6 +28,8 @@ from pipeline.table.claims import (
 )
 from pipeline.table.errors import DamagedStateError, ManifestConflictError
 from pipeline.table.head import stored_manifests
+from pipeline.table.log import Catalog
+from pipeline.table.manifest import Claim, Head, Manifest, run_of
 from pipeline.table.retention import (
     bring_back,
     claimed_files,

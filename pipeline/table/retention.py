@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from pipeline.catalog import Catalog, together
 from pipeline.errors import ObjectMissingError
-from pipeline.folding import may_meet
-from pipeline.manifest import FILES, Commit, CommitEntry, Manifest
 from pipeline.table.errors import FilesMissingError
 from pipeline.table.keys import kept_uri, original_key, restored_key
+from pipeline.table.log import Catalog, together
+from pipeline.table.manifest import FILES, Commit, CommitEntry, Manifest
+from pipeline.table.replay import may_meet
 
 MOVERS = 16
 """Files copied or deleted at a time."""

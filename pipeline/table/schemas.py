@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from pipeline.catalog import Catalog
-from pipeline.columns import Columns, differences, digest_columns, stored_columns, widened
 from pipeline.errors import ChunkmapError, SchemaChangedError
-from pipeline.folding import Footprint, surviving
-from pipeline.ledger import Ledger
-from pipeline.manifest import CommitEntry, Manifest
+from pipeline.runs.ledger.ledger import Ledger
+from pipeline.table.columns import Columns, differences, digest_columns, stored_columns, widened
+from pipeline.table.log import Catalog
+from pipeline.table.manifest import CommitEntry, Manifest
+from pipeline.table.replay import Footprint, surviving
 
 log = logging.getLogger(__name__)
 

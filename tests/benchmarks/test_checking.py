@@ -9,16 +9,16 @@ from typing import Any
 import polars as pl
 import pytest
 
-from benchmarks import digest as digests
-from benchmarks.checking import Checker, contents
-from benchmarks.digest import digest
-from benchmarks.expected import Expected
+from benchmarks.suite import digest as digests
+from benchmarks.suite.checking import Checker, contents
+from benchmarks.suite.digest import digest
+from benchmarks.suite.expected import Expected
 from partitioning import ObjectInfo
-from pipeline.settings import Settings
+from pipeline.config.settings import Settings
 from pipeline.storage import Storage, open_storage
-from tests.benchmarks.made_up import EXPECTED, FRAME
 from tests.servers.fixtures import moto
 from tests.servers.launching import BUCKET, Server
+from tests.support.benchmark_records import EXPECTED, FRAME
 
 __all__ = ["moto"]
 
@@ -43,7 +43,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         told.append(prefix)
         return real(storage, prefix, schema)
 
-    monkeypatch.setattr("benchmarks.checking.digest_of", digest_of)
+    monkeypatch.setattr("benchmarks.suite.checking.digest_of", digest_of)
     return told
 
 

@@ -4,11 +4,11 @@ from random import Random
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.compare import changes, comparisons, lost
-from benchmarks.record import Noise, Record
-from benchmarks.stats import noise_floor
+from benchmarks.suite.compare import changes, comparisons, lost
+from benchmarks.suite.record import Noise, Record
+from benchmarks.suite.stats import noise_floor
 from pipeline.cli.app import app
-from tests.benchmarks.made_up import around, bad, full_record, record, result
+from tests.support.benchmark_records import around, bad, full_record, record, result
 
 
 def of(ratio: float, day: int = 1) -> Record:

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import datasets, generating
-from benchmarks.datasets import DATASETS, Dataset, ensure, find_card
-from benchmarks.expected import expect
-from benchmarks.workloads import WORKLOADS
-from pipeline.settings import Settings
+from benchmarks.suite import datasets, generating
+from benchmarks.suite.datasets import DATASETS, Dataset, ensure, find_card
+from benchmarks.suite.expected import expect
+from benchmarks.suite.workloads import WORKLOADS
+from pipeline.config.settings import Settings
 from pipeline.storage import open_storage
 
 SMALL = {

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.digest import Digest, digest, digest_of, total
-from pipeline.settings import Settings
+from benchmarks.suite.digest import Digest, digest, digest_of, total
+from pipeline.config.settings import Settings
 from pipeline.storage import open_storage
 
 ROWS = st.lists(

@@ -10,18 +10,19 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import datasets, generating, transforms
-from benchmarks.answers import PUBLISHED, difference
-from benchmarks.datasets import Dataset, ensure
-from benchmarks.digest import digest_of
-from benchmarks.expected import expect
-from benchmarks.measure import Conditions, spec_of
-from benchmarks.workloads import WORKLOADS, Workload
-from pipeline.driving import run_serially
-from pipeline.job import Job
-from pipeline.settings import load_settings
+from benchmarks import transforms
+from benchmarks.suite import datasets, generating
+from benchmarks.suite.answers import PUBLISHED, difference
+from benchmarks.suite.datasets import Dataset, ensure
+from benchmarks.suite.digest import digest_of
+from benchmarks.suite.expected import expect
+from benchmarks.suite.measure import Conditions, spec_of
+from benchmarks.suite.workloads import WORKLOADS, Workload
+from pipeline.config.job import Job
+from pipeline.config.settings import load_settings
+from pipeline.runs.driver.run import run_serially
 from pipeline.storage import Storage, open_storage, own_storage
-from tests import tpch
+from tests.support import tpch
 
 MADE = {
     "measurements": lambda: generating.measurements(3, 2000, 500, 1),

@@ -7,11 +7,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from benchmarks.compare import comparisons
-from benchmarks.measure import Contender, measure, measure_noise
-from pipeline.settings import Settings
+from benchmarks.suite.compare import comparisons
+from benchmarks.suite.measure import Contender, measure, measure_noise
+from pipeline.config.settings import Settings
 from pipeline.storage import Storage, open_storage
-from tests.benchmarks.made_up import (
+from tests.support.benchmark_records import (
     EXPECTED,
     FRAME,
     WORKLOAD,
@@ -99,7 +99,7 @@ def test_a_missing_peer_is_told(storage: Storage, tmp_path: Path) -> None:
 def test_a_peer_that_tells_nothing_has_failed(storage: Storage, tmp_path: Path) -> None:
     class Mute(MadeUp):
         def run(self, spec: object, variables: object) -> object:  # type: ignore[override]
-            from benchmarks.subjects import Answer
+            from benchmarks.suite.subjects import Answer
 
             return Answer(0.1)
 

@@ -12,9 +12,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from benchmarks import transforms
-from benchmarks.datasets import DATASETS
-from benchmarks.environments import LOCKS, PEERS, REFERENCE, PeerMissingError, environment_of
-from benchmarks.workloads import WORKLOADS, needs
+from benchmarks.suite.datasets import DATASETS
+from benchmarks.suite.environments import LOCKS, PEERS, REFERENCE, PeerMissingError, environment_of
+from benchmarks.suite.workloads import WORKLOADS, needs
 
 LOCKED = {peer.name: peer for peer in PEERS.values() if peer.lock}
 SCRIPTS = LOCKS.parent
@@ -102,7 +102,7 @@ def test_a_peer_that_cannot_be_installed_is_missing(
 ) -> None:
     from dataclasses import replace
 
-    import benchmarks.environments as environments
+    import benchmarks.suite.environments as environments
 
     monkeypatch.setattr(environments, "LOCKS", tmp_path)
     pin = "chunkmap-made-up==1.0 \\\n    --hash=sha256:" + "0" * 64 + "\n"

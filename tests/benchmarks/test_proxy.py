@@ -13,7 +13,7 @@ import pytest
 from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
 
-from benchmarks.proxy import CountingProxy, kind_of
+from benchmarks.suite.proxy import CountingProxy, kind_of
 
 BODY = os.urandom(300_000)
 

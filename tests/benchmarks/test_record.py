@@ -5,8 +5,8 @@ import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
-from benchmarks.record import SCHEMA_FILE, Record, load_record, records_in, with_results
-from tests.benchmarks.made_up import around, bad, full_record, record, result
+from benchmarks.suite.record import SCHEMA_FILE, Record, load_record, records_in, with_results
+from tests.support.benchmark_records import around, bad, full_record, record, result
 
 
 def test_the_schema_is_the_committed_one() -> None:

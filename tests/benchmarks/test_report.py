@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.compare import comparisons
-from benchmarks.record import Record
-from benchmarks.report_markdown import build_markdown, commands
-from benchmarks.report_page import build_page
-from benchmarks.report_words import best_and_worst
-from benchmarks.reporting import update_docs, write_report
+from benchmarks.report.markdown import build_markdown, commands
+from benchmarks.report.page import build_page
+from benchmarks.report.text import best_and_worst
+from benchmarks.report.write import update_docs, write_report
+from benchmarks.suite.compare import comparisons
+from benchmarks.suite.record import Record
+from pipeline.config.settings import Settings
 from pipeline.errors import UsageError
 from pipeline.report.page import render_page
-from pipeline.settings import Settings
-from tests.benchmarks.made_up import around, bad, full_record, record, result
-from tests.pipeline.test_report_chromium import BROWSER, browse
+from tests.report.test_chromium import BROWSER, browse
+from tests.support.benchmark_records import around, bad, full_record, record, result
 
 RECORDS = {
     "full": full_record(),

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import session as sessions
 from benchmarks.peers.protocol import Spec
-from benchmarks.session import Request, Session
-from benchmarks.subjects import Answer
+from benchmarks.suite import session as sessions
+from benchmarks.suite.session import Request, Session
+from benchmarks.suite.subjects import Answer
+from pipeline.config.settings import Settings, TransformSettings
 from pipeline.errors import UsageError
-from pipeline.settings import Settings, TransformSettings
-from tests.benchmarks.made_up import EXPECTED, MadeUp, card, contender
+from tests.support.benchmark_records import EXPECTED, MadeUp, card, contender
 
 
 class Interrupted(MadeUp):

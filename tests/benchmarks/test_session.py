@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.environments import PEERS
-from benchmarks.pytest_storage import as_pytest_benchmark, save
-from benchmarks.session import (
+from benchmarks.commands import find_record
+from benchmarks.suite.environments import PEERS
+from benchmarks.suite.pytest_storage import as_pytest_benchmark, save
+from benchmarks.suite.session import (
     Request,
     Session,
     chosen,
@@ -19,12 +20,11 @@ from benchmarks.session import (
     peers_of,
     variants,
 )
-from benchmarks.workloads import ALL, WORKLOADS
+from benchmarks.suite.workloads import ALL, WORKLOADS
 from pipeline.cli.app import app
-from pipeline.cli.benching import find_record
+from pipeline.config.settings import Settings
 from pipeline.errors import UsageError
-from pipeline.settings import Settings
-from tests.benchmarks.made_up import full_record, record
+from tests.support.benchmark_records import full_record, record
 
 
 def test_suites_and_names_choose_workloads() -> None:
@@ -87,7 +87,7 @@ def test_the_command_asks_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Request(("main", "join"), "m", ("polars", "duckdb"), 7, 3, True, False, "s3://x/y/")
     seen: list[Request] = []
     monkeypatch.setattr(
-        "pipeline.cli.benching.run", lambda request, environment, *, as_json: seen.append(request)
+        "benchmarks.commands.run", lambda request, environment, *, as_json: seen.append(request)
     )
     words = asked.command().split()
     assert words[0] == "chunkmap"

@@ -24,8 +24,8 @@ from benchmarks.simulation.parameters import (
     Worker,
     load_parameters,
 )
-from pipeline.batches import Batch
-from pipeline.settings import BatchSettings
+from pipeline.config.settings import BatchSettings
+from pipeline.runs.driver.batching import Batch
 
 PLENTY = 1e18
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.stats import Interval, median, noise_floor, ratio, verdict
+from benchmarks.suite.stats import Interval, median, noise_floor, ratio, verdict
 
 SECONDS = st.lists(st.floats(0.01, 1000), min_size=1, max_size=12)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.environments import Environment
 from benchmarks.peers.protocol import Spec
-from benchmarks.serving import Serving
-from benchmarks.subjects import ProcessSubject
+from benchmarks.suite.environments import Environment
+from benchmarks.suite.serving import Serving
+from benchmarks.suite.subjects import ProcessSubject
 
 ROOT = Path(__file__).parents[2]
 SPEC = Spec("made-up", "s3://in/", "s3://out/", "same", iterations=2)
@@ -83,9 +83,9 @@ time.sleep(600)
 
 HARNESS = """
 import sys
-from benchmarks.environments import Environment
+from benchmarks.suite.environments import Environment
 from benchmarks.peers.protocol import Spec
-from benchmarks.subjects import ProcessSubject, stopped_by_sigterm
+from benchmarks.suite.subjects import ProcessSubject, stopped_by_sigterm
 
 with stopped_by_sigterm():
     environment = Environment((sys.executable, sys.argv[1]), {})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import polars as pl
 from rich.console import Console, Group
 
-from pipeline.backfill.layout import lay_out
-from pipeline.cli.backfilling_calendar import calendar
+from pipeline.cli.backfill.calendar import calendar
+from pipeline.runs.backfill.calendar_layout import lay_out
 
 
 def shown(labels: list[str], states: list[str], grain: str = "day", width: int = 80) -> list[str]:

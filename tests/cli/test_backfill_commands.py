@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from pipeline.backfill.driving import Again, BackfillDriver, Listener
-from pipeline.backfill.planning import Asked
-from pipeline.backfill.store import BackfillStore, backfills_of
-from pipeline.backfill.summary import BackfillSummary
-from pipeline.backfill.surroundings import SerialBackfill
 from pipeline.cli.app import app
-from pipeline.cli.ending import complain, describe
-from pipeline.driver import Driver
-from pipeline.job import Job
-from pipeline.settings import Settings
-from tests.pipeline.backfills import Days, days
+from pipeline.cli.errors import complain, describe
+from pipeline.config.job import Job
+from pipeline.config.settings import Settings
+from pipeline.runs.backfill.driver import Again, BackfillDriver, Listener
+from pipeline.runs.backfill.orchestrator import SerialBackfill
+from pipeline.runs.backfill.plan import Asked
+from pipeline.runs.backfill.store import BackfillStore, backfills_of
+from pipeline.runs.backfill.summary import BackfillSummary
+from pipeline.runs.driver.heartbeat import Driver
+from tests.support.backfills import Days, days
 
 LEAP = days("2024-02-26", 8)
 BAD = ["2024-02-28", "2024-03-01"]

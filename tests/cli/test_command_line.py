@@ -97,8 +97,8 @@ def test_status_where_nothing_ever_ran(tmp_path: Path) -> None:
 
 def test_a_bug_keeps_its_traceback_and_is_still_one_object(tmp_path: Path) -> None:
     broken = """
-import pipeline.cli.states
-pipeline.cli.states.config = None
+import pipeline.cli.status
+pipeline.cli.status.config = None
 from pipeline.cli import main
 main()
 """

@@ -13,12 +13,12 @@ from xml.sax.saxutils import escape
 import polars as pl
 import pytest
 
-from pipeline.ledger import Ledger
-from pipeline.records import Failure
+from pipeline.runs.ledger.ledger import Ledger
+from pipeline.runs.ledger.records import Failure
 from pipeline.storage import Storage
-from pipeline.storage.local import LocalBackend
-from tests.cli.hostile import ESCAPES, HOSTILE, assert_harmless, give
-from tests.pipeline.runs import Run, job_of, plan_of
+from pipeline.storage.local_backend import LocalBackend
+from tests.support.hostile_text import ESCAPES, HOSTILE, assert_harmless, give
+from tests.support.runs_by_hand import Run, job_of, plan_of
 
 TRANSFORMS = f"""
 import polars as pl
@@ -136,7 +136,7 @@ def test_arguments_of_the_command_line(shop: Path) -> None:
 
 def test_tracebacks_warnings_and_prints(shop: Path, terminal: bool) -> None:
     broken = (
-        "import logging, sys, warnings, pipeline.cli.states as states\n"
+        "import logging, sys, warnings, pipeline.cli.status as states\n"
         "def broken(*args, **options):\n"
         f"    text = {HOSTILE!r}\n"
         "    warnings.warn(text)\n"

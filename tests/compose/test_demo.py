@@ -54,7 +54,7 @@ def test_lines_of_drivers_and_workers_are_objects_that_name_the_run(
         code, out, said = run.ended()
     assert code == 0, said[-3000:]
     name = json.loads(out)["run"]
-    ours = [line for line in _objects(said) if line["logger"] == "pipeline.driving"]
+    ours = [line for line in _objects(said) if line["logger"] == "pipeline.runs.driver.run"]
     assert ours, said[-3000:]
     assert {line["run"] for line in ours} == {name}
     lines = _objects(cluster("logs", "--no-log-prefix", "--tail", "500", "dask-worker"))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.settings import load_settings
+from pipeline.config.settings import load_settings
 from tests.contracts.source import ROOT
 
 FILE = ROOT / "docker-compose.dask.yml"

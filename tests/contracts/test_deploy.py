@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.seaweedfs import SERVICES
+from pipeline.cluster.local.seaweedfs import SERVICES
 from tests.contracts.source import ROOT
 
 DEPLOY = ROOT / "deploy"

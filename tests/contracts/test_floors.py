@@ -53,10 +53,10 @@ def test_importing_the_package_imports_no_engine() -> None:
         ("partitioning.footers", "s3fs", "only pipeline.storage may"),
         ("partitioning.model", "partitioning.planner", "imports go down only"),
         ("partitioning.model", "partitioning", "its own package"),
-        ("pipeline.ledger", "distributed.client", "only pipeline.engine may"),
+        ("pipeline.runs.ledger.ledger", "distributed.client", "only pipeline.cluster may"),
         ("pipeline.cli", "prefect.states", "only pipeline.flows may"),
-        ("pipeline.publish", "obstore.store", "only pipeline.storage may"),
-        ("pipeline.storage.s3", "pipeline.ledger", "imports go down only"),
+        ("pipeline.table.publish", "obstore.store", "only pipeline.storage may"),
+        ("pipeline.storage.s3_objects", "pipeline.runs.ledger.ledger", "imports go down only"),
     ],
 )
 def test_the_rules_catch_what_they_forbid(module: str, target: str, fragment: str) -> None:
@@ -66,12 +66,12 @@ def test_the_rules_catch_what_they_forbid(module: str, target: str, fragment: st
 @pytest.mark.parametrize(
     ("module", "target"),
     [
-        ("pipeline.storage.s3", "obstore.store"),
-        ("pipeline.storage.s3", "pipeline.storage.records"),
+        ("pipeline.storage.s3_objects", "obstore.store"),
+        ("pipeline.storage.s3_objects", "pipeline.storage.backend"),
         ("partitioning.fsspec_reader", "fsspec.asyn"),
-        ("pipeline.engine", "prefect_dask"),
-        ("pipeline.flows.mapping", "pipeline.publish"),
-        ("pipeline.ledger", "partitioning.model"),
+        ("pipeline.cluster", "prefect_dask"),
+        ("pipeline.flows.mapping", "pipeline.table.publish"),
+        ("pipeline.runs.ledger.ledger", "partitioning.model"),
     ],
 )
 def test_the_rules_allow_what_is_meant(module: str, target: str) -> None:

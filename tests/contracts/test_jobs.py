@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.job import load_job
+from pipeline.config.job import load_job
 from tests.contracts.source import ROOT
 
 JOBS = sorted((ROOT / "conf" / "jobs").glob("*.y*ml"))

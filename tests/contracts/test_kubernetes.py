@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.settings import Settings, load_settings
+from pipeline.config.settings import Settings, load_settings
 from tests.contracts.source import ROOT
 
 GRACE_SECONDS = 30

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from pipeline.doctor import _try_rights
+from pipeline.flows.doctor import _try_rights
 from pipeline.storage import Storage
-from pipeline.storage.s3_staging import S3Backend
+from pipeline.storage.s3_backend import S3Backend
 from tests.servers.roles import Roles, roles
 
 pytestmark = pytest.mark.integration

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from psutil import Process
 
-from pipeline.stack import processes
-from pipeline.stack.state import StateFolder
+from pipeline.cluster.local import processes
+from pipeline.cluster.local.state import StateFolder
 from tests.contracts.source import ROOT, repository_files
 from tests.docs.pages import Block, blocks, commands, missing, read
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.job import load_job
+from pipeline.config.job import load_job
 from tests.contracts.source import ROOT, repository_files
 from tests.docs.pages import LANGUAGES, Block, Command, blocks, commands, links, missing, read
 

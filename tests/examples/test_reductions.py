@@ -7,17 +7,17 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from benchmarks.answers import COUNTS, FORECAST, PRICING
+from benchmarks.suite.answers import COUNTS, FORECAST, PRICING
 from examples import stations
 from pipeline import scan_output
-from pipeline.checking import try_transform
-from pipeline.driving import run_serially
+from pipeline.config.job import parse_job
+from pipeline.config.settings import load_settings
 from pipeline.errors import TransformError
-from pipeline.job import parse_job
-from pipeline.reducing import combine_problem
-from pipeline.settings import load_settings
+from pipeline.runs.driver.dry_run import try_transform
+from pipeline.runs.driver.run import run_serially
+from pipeline.runs.worker.reduce import combine_problem
 from pipeline.storage import own_storage
-from tests import tpch
+from tests.support import tpch
 
 
 @pytest.fixture(scope="module")

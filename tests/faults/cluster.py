@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 from distributed import Client
 
-from pipeline.engine.profile import ALLOWED_FAILURES, PRELOAD
-from pipeline.stack import services
-from pipeline.stack.processes import HOST, answers, free_ports
+from pipeline.cluster.local import services
+from pipeline.cluster.local.processes import HOST, answers, free_ports
+from pipeline.cluster.resources import ALLOWED_FAILURES, PRELOAD
 from tests.faults.world import Command, Process, Scenario, World, await_that
 
 DASK = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.process import open_run
+from pipeline.runs.worker.chunk import open_run
 from pipeline.storage import own_storage
 from tests.faults.cluster import Cluster, running_cluster
 from tests.faults.world import Scenario, World, running_world

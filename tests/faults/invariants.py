@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import polars as pl
 from polars.testing import assert_frame_equal
 
-from pipeline.catalog import Catalog
-from pipeline.driver import RunSummary
-from pipeline.records import Progress
+from pipeline.runs.driver.heartbeat import RunSummary
+from pipeline.runs.ledger.records import Progress
 from pipeline.storage import Staged
+from pipeline.table.log import Catalog
 from tests.faults.faulty import doubled
 from tests.faults.world import Scenario
 

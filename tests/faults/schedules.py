@@ -7,16 +7,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from pipeline.catalog import Catalog
-from pipeline.cleaning import clean
 from pipeline.errors import ChunkmapError
-from pipeline.publish import rollback
+from pipeline.runs.admin.vacuum import clean
+from pipeline.table.log import Catalog
+from pipeline.table.publish import rollback
 from pipeline.table.repair import repair
 from tests.faults.cluster import Cluster
 from tests.faults.points import POINTS, WRITES
 from tests.faults.rules import Act, Rule
 from tests.faults.world import Command, Ended, Scenario
-from tests.pipeline.runs import Run, shifted
+from tests.support.runs_by_hand import Run, shifted
 
 ACTS: tuple[Act, ...] = ("refuse", "reset", "500", "503", "truncate", "lose", "late")
 Kill = Callable[[], object]

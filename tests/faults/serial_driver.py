@@ -8,11 +8,11 @@ from pathlib import Path
 
 import orjson
 
-from pipeline.driver import RunIncompleteError
-from pipeline.driving import run_serially
+from pipeline.config.job import load_job
+from pipeline.config.settings import load_settings
 from pipeline.errors import ChunkmapError
-from pipeline.job import load_job
-from pipeline.settings import load_settings
+from pipeline.runs.driver.heartbeat import RunIncompleteError
+from pipeline.runs.driver.run import run_serially
 from pipeline.storage import open_storage
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from pipeline.driver import RunIncompleteError
 from pipeline.errors import AccessDeniedError
+from pipeline.runs.driver.heartbeat import RunIncompleteError
 from tests.faults.conftest import NewScenario
 from tests.faults.invariants import check_everything, check_output, read_all
 from tests.faults.rules import Rule

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from pipeline.catalog import Catalog
+from pipeline.table.log import Catalog
 from pipeline.table.repair import repair
 from tests.faults.conftest import NewScenario
 from tests.faults.invariants import check_everything

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.driver import RunIncompleteError
 from pipeline.errors import SchemaChangedError
-from pipeline.planning import Resume
+from pipeline.runs.driver.heartbeat import RunIncompleteError
+from pipeline.runs.driver.plan import Resume
 from tests.faults.cluster import Cluster
 from tests.faults.conftest import NewScenario
 from tests.faults.invariants import check_output, oracle, read_all

@@ -7,7 +7,7 @@ from threading import Event
 import polars as pl
 import pytest
 
-from pipeline.planning import Resume
+from pipeline.runs.driver.plan import Resume
 from tests.faults.conftest import NewScenario, mostly_long
 from tests.faults.invariants import check_everything, check_output, oracle
 from tests.faults.points import PUBLISHING, Point

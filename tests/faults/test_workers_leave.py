@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 
-from pipeline.stack.processes import HOST
+from pipeline.cluster.local.processes import HOST
 from tests.faults.cluster import Cluster
 from tests.faults.conftest import NewScenario
 from tests.faults.invariants import check_everything

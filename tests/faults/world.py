@@ -21,17 +21,17 @@ import polars as pl
 import pyarrow.parquet as pq
 import yaml
 
-from pipeline.driver import RunSummary
-from pipeline.driving import run_serially
+from pipeline.cluster.local import services
+from pipeline.cluster.local.credentials import s3_settings
+from pipeline.cluster.local.processes import free_ports
+from pipeline.config.job import Job, parse_job
+from pipeline.config.settings import Settings
 from pipeline.errors import ChunkmapError
-from pipeline.job import Job, parse_job
-from pipeline.ledger import Ledger
-from pipeline.planning import Resume
+from pipeline.runs.driver.heartbeat import RunSummary
+from pipeline.runs.driver.plan import Resume
+from pipeline.runs.driver.run import run_serially
 from pipeline.runs.ledger.find import runs_of
-from pipeline.settings import Settings
-from pipeline.stack import services
-from pipeline.stack.credentials import s3_settings
-from pipeline.stack.processes import free_ports
+from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage, open_storage
 from tests.contracts.source import ROOT
 from tests.faults.proxy import Proxy, running_proxy

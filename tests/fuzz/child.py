@@ -23,7 +23,7 @@ import polars as pl
 from partitioning import Plan
 from partitioning.errors import FilterError
 from partitioning.filters import Term
-from pipeline import reading, sparse
+from pipeline.runs.worker import chunk_source, sparse_file
 from tests.fuzz import corpus
 from tests.fuzz.compared import Refused, difference, known_readers, plan_file, read_by, read_planned
 
@@ -73,8 +73,8 @@ def _stage(name: str, answers: TextIO) -> None:
 
 def _do(job: dict[str, Any], originals: dict[str, pl.DataFrame], answers: TextIO) -> dict[str, Any]:
     in_ranges = bool(job.get("ranges"))
-    reading.WHOLE_BYTES = 0 if in_ranges else 512 << 10
-    sparse.GAP_BYTES = 0 if in_ranges else 512 << 10
+    chunk_source.WHOLE_BYTES = 0 if in_ranges else 512 << 10
+    sparse_file.GAP_BYTES = 0 if in_ranges else 512 << 10
     skip = set(job["skip"])  # Of readers.
     original = _original(job, originals)
     _stage("planning", answers)

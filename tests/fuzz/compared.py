@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from partitioning import Chunk, Plan, PlanningError, PlanRequest, plan_dataset
 from partitioning.filters import Filter
+from pipeline.config.settings import load_settings
 from pipeline.errors import ChunkmapError
-from pipeline.reading import ChunkSource
-from pipeline.settings import load_settings
+from pipeline.runs.worker.chunk_source import ChunkSource
 from pipeline.storage import StorageReader, open_storage
 
 _MOST_COMPARED: Final = 200_000

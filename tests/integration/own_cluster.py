@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.request import urlopen
 
-from pipeline.certificates import make
-from pipeline.settings import DaskSettings
-from pipeline.stack.processes import HOST, answers, free_ports
+from pipeline.cluster.certificates import make
+from pipeline.cluster.local.processes import HOST, answers, free_ports
+from pipeline.config.settings import DaskSettings
 from tests.faults.world import Process, await_that
 from tests.integration.world import REPOSITORY, World
 

@@ -10,7 +10,7 @@ import json
 import sys
 
 from pipeline.cli import main
-from pipeline.settings import load_settings
+from pipeline.config.settings import load_settings
 from pipeline.storage import open_storage
 from tests.integration.world import UNTOUCHED
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from pipeline.engine.runner import task_runner, thread_count
-from pipeline.settings import DaskSettings
+from pipeline.cluster.task_runner import task_runner, thread_count
+from pipeline.config.settings import DaskSettings
 from tests.faults.world import await_that
 
 pytestmark = pytest.mark.integration

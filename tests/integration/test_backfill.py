@@ -11,9 +11,9 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from pipeline.backfill.store import BackfillStore, backfills_of
-from pipeline.catalog import Catalog
-from pipeline.driver import DriverRecord
+from pipeline.runs.backfill.store import BackfillStore, backfills_of
+from pipeline.runs.driver.heartbeat import DriverRecord
+from pipeline.table.log import Catalog
 from tests.integration.test_run import ask_prefect
 from tests.integration.world import World, parquet, sales
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.config.settings import Settings
 from pipeline.printable import continued
-from pipeline.settings import Settings
 from tests.integration.world import BLIND, READER, UNTOUCHED, World
 
 pytestmark = pytest.mark.integration

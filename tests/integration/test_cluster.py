@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.certificates import make
-from pipeline.engine.about import About, about
-from pipeline.engine.asking import cluster_of
-from pipeline.stack.processes import HOST
+from pipeline.cluster.certificates import make
+from pipeline.cluster.client import cluster_of
+from pipeline.cluster.local.processes import HOST
+from pipeline.cluster.process_info import About, about
 from tests.faults.world import await_that
 from tests.integration.own_cluster import PATIENCE, OwnCluster, own_cluster
 from tests.integration.world import READER, ROWS, World

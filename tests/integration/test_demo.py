@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stack import processes
-from pipeline.stack.state import StateFolder
+from pipeline.cluster.local import processes
+from pipeline.cluster.local.state import StateFolder
 from tests.integration.world import REPOSITORY, World
 
 # README.md, whose commands are tested as well, runs the demo from nothing.

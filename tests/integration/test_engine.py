@@ -9,9 +9,9 @@ import dask
 import pytest
 from distributed import Client, LocalCluster
 
-from pipeline.engine import local
-from pipeline.engine.local import start_local_cluster
-from pipeline.engine.profiling import stop_profiler
+from pipeline.cluster import local_cluster
+from pipeline.cluster.dask_profiler import stop_profiler
+from pipeline.cluster.local_cluster import start_local_cluster
 
 pytestmark = pytest.mark.integration
 
@@ -39,7 +39,7 @@ def test_a_batch_stops_the_profiler_of_other_workers() -> None:
 
 def test_a_local_cluster_replaces_nannies_that_gave_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """As one does whose worker is ended while it starts."""
-    monkeypatch.setattr(local, "REPLACE_SECONDS", 0.2)
+    monkeypatch.setattr(local_cluster, "REPLACE_SECONDS", 0.2)
     with start_local_cluster(1) as cluster, Client(cluster, set_as_default=False) as client:
         [before] = client.scheduler_info()["workers"]
         cluster.sync(cluster.workers[0].close)

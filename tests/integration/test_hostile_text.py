@@ -7,9 +7,9 @@ from urllib.parse import quote
 import polars as pl
 import pytest
 
-from pipeline.backfill.store import backfills_of
-from tests.cli.hostile import ESCAPES, HOSTILE, assert_harmless, give
+from pipeline.runs.backfill.store import backfills_of
 from tests.integration.world import World, parquet
+from tests.support.hostile_text import ESCAPES, HOSTILE, assert_harmless, give
 
 pytestmark = pytest.mark.integration
 

@@ -16,13 +16,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_dask import DaskTaskRunner
 
-from pipeline.batches import Batch
-from pipeline.engine.local import start_local_cluster
-from pipeline.engines import Outcome
-from pipeline.flows import sending
-from pipeline.flows.dask_engine import DaskEngine
+from pipeline.cluster.local_cluster import start_local_cluster
+from pipeline.flows import task_sender
+from pipeline.flows.executor import DaskEngine
 from pipeline.flows.task_report import MAX_REPORT_BYTES
-from pipeline.mapping import BatchResult
+from pipeline.runs.driver.batching import Batch
+from pipeline.runs.driver.executor import Outcome
+from pipeline.runs.worker.batch import BatchResult
 
 pytestmark = pytest.mark.integration
 
@@ -63,7 +63,7 @@ def outcome(runner: Any) -> Outcome:
 
 def instead(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Any]) -> None:
     """Let workers do something else than what they are asked for."""
-    monkeypatch.setattr(sending, "run_packed", function)
+    monkeypatch.setattr(task_sender, "run_packed", function)
 
 
 def report(**changes: Any) -> bytes:

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 from prefect.client.orchestration import get_client
 
+from pipeline.flows.concurrency_slots import Slots
 from pipeline.flows.server import talking_to
-from pipeline.flows.slots import Slots
-from pipeline.ledger import Ledger
+from pipeline.runs.ledger.ledger import Ledger
 from tests.faults.world import await_that
 from tests.integration.world import World
 
@@ -105,7 +105,7 @@ def test_no_more_slots_are_held_than_batches_can_run(world: World) -> None:
 def test_a_lease_that_cannot_be_renewed_stops_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("pipeline.flows.slots.RENEW_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.flows.concurrency_slots.RENEW_SECONDS", 0.0)
     make_limit(world, "fleeting", 1)
     slots = Slots(["fleeting"])
     slots.want("a")

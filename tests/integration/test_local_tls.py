@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.certificates import make
-from pipeline.engine.reachability import check_scheduler
-from pipeline.engine.runner import task_runner
-from pipeline.engine.security import security_of
-from pipeline.engine.versions import check_versions
+from pipeline.cluster.certificates import make
+from pipeline.cluster.local import credentials, services
+from pipeline.cluster.reachability import check_scheduler
+from pipeline.cluster.task_runner import task_runner
+from pipeline.cluster.tls import security_of
+from pipeline.cluster.versions import check_versions
+from pipeline.config.settings import DaskSettings
 from pipeline.errors import EngineUnavailableError, SettingsError
-from pipeline.settings import DaskSettings
-from pipeline.stack import credentials, services
 
 
 def settings(folder: Path) -> DaskSettings:

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from pipeline.overview import overview
+from pipeline.runs.admin.status import overview
 from tests.integration.world import ROWS, Answer, World, sales
 
 pytestmark = pytest.mark.integration

@@ -12,13 +12,13 @@ import psutil
 import pytest
 from distributed import Client
 
-from pipeline import stack
-from pipeline.engine.profile import MALLOC
-from pipeline.engine.security import security_of
-from pipeline.settings import Settings, load_settings
-from pipeline.stack import StackState, processes
-from pipeline.stack.starting import TITLES
-from pipeline.stack.state import StateFolder
+from pipeline.cluster import local
+from pipeline.cluster.local import StackState, processes
+from pipeline.cluster.local.start import TITLES
+from pipeline.cluster.local.state import StateFolder
+from pipeline.cluster.resources import MALLOC
+from pipeline.cluster.tls import security_of
+from pipeline.config.settings import Settings, load_settings
 from pipeline.storage import open_storage
 
 # One worker process for all: these tests share one stack.
@@ -43,10 +43,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     settings = Settings.model_validate({"state_dir": folder.root, "dask": {"workers": 1}})
     try:
         with ThreadPoolExecutor(2) as pool:
-            first, second = pool.map(lambda _: stack.up(settings, lambda line: None), range(2))
+            first, second = pool.map(lambda _: local.up(settings, lambda line: None), range(2))
         yield Running(folder, first, second)
     finally:
-        stack.down(settings, lambda line: None)
+        local.down(settings, lambda line: None)
         assert not processes.marked(folder.marker())
 
 
@@ -57,12 +57,12 @@ def pids(state: StackState) -> dict[str, int]:
 def test_two_ups_at_once_start_one_stack(running: Running) -> None:
     assert running.first == running.second
     assert list(pids(running.first)) == ["s3", "prefect", "dask"]
-    assert [one.state for one in stack.status(running.settings)] == ["running"] * 3
+    assert [one.state for one in local.status(running.settings)] == ["running"] * 3
 
 
 def test_another_up_says_what_runs_and_changes_nothing(running: Running) -> None:
     said: list[str] = []
-    assert pids(stack.up(running.settings, said.append)) == pids(running.first)
+    assert pids(local.up(running.settings, said.append)) == pids(running.first)
     assert len(said) == 3
     assert all(line.endswith("runs already") for line in said)
 
@@ -141,16 +141,16 @@ def test_a_stack_of_an_older_version_is_told_and_started_again(running: Running)
         del service["secured"], service["password_file"]
     del text["prefect"], text["tls"]
     running.folder.file.write_text(json.dumps(text))
-    assert {one.state for one in stack.status(running.settings)} == {"outdated"}
+    assert {one.state for one in local.status(running.settings)} == {"outdated"}
 
     said: list[str] = []
-    after = stack.up(running.settings, said.append)
+    after = local.up(running.settings, said.append)
     outdated = [line for line in said if "an older version started it" in line]
     assert [line.partition(":")[0] for line in outdated] == list(TITLES.values())
     assert set(pids(after).values()).isdisjoint(pids(before).values())
     addresses = {name: one.address for name, one in before.services.items()}
     assert {name: one.address for name, one in after.services.items()} == addresses
-    assert {one.state for one in stack.status(running.settings)} == {"running"}
+    assert {one.state for one in local.status(running.settings)} == {"running"}
 
 
 def test_prefect_keeps_to_the_state_folder(running: Running) -> None:
@@ -166,14 +166,14 @@ def test_prefect_keeps_to_the_state_folder(running: Running) -> None:
 
 def test_a_killed_stack_is_repaired_with_its_data_ports_and_credentials(running: Running) -> None:
     open_storage(running.settings).put("s3://demo/kept", b"kept")
-    before = stack.up(running.settings, lambda line: None)
+    before = local.up(running.settings, lambda line: None)
     killed = [psutil.Process(service.pid) for service in before.services.values()]
     for process in killed:
         process.kill()
     assert not psutil.wait_procs(killed, timeout=10)[1]
-    assert {one.state for one in stack.status(running.settings)} == {"died"}
+    assert {one.state for one in local.status(running.settings)} == {"died"}
 
-    after = stack.up(Settings.model_validate({"state_dir": running.folder.root}), lambda line: None)
+    after = local.up(Settings.model_validate({"state_dir": running.folder.root}), lambda line: None)
     assert set(pids(after).values()).isdisjoint(pids(before).values())
     assert {name: one.address for name, one in after.services.items()} == {
         name: one.address for name, one in before.services.items()

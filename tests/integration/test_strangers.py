@@ -23,13 +23,12 @@ from distributed.security import Security
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from pipeline import seaweedfs
-from pipeline.certificates import make
-from pipeline.engine.security import security_of
-from pipeline.settings import TlsSettings
-from pipeline.stack import processes
-from pipeline.stack.services import _weed
-from pipeline.stack.state import Service, StateFolder
+from pipeline.cluster.certificates import make
+from pipeline.cluster.local import processes, seaweedfs
+from pipeline.cluster.local.services import _weed
+from pipeline.cluster.local.state import Service, StateFolder
+from pipeline.cluster.tls import security_of
+from pipeline.config.settings import TlsSettings
 from tests.integration.world import World
 
 pytestmark = pytest.mark.integration

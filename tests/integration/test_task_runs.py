@@ -22,9 +22,9 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from pipeline.ledger import Ledger
-from pipeline.stack import services
-from pipeline.stack.processes import HOST, free_ports
+from pipeline.cluster.local import services
+from pipeline.cluster.local.processes import HOST, free_ports
+from pipeline.runs.ledger.ledger import Ledger
 from tests.faults.world import Process, await_that
 from tests.integration.own_cluster import PATIENCE, OwnCluster, own_cluster
 from tests.integration.world import Answer, World

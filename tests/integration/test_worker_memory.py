@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline import stack
+from pipeline.cluster import local
 from tests.faults.world import await_that
 from tests.integration.world import World, parquet, sales, tear_down
 
@@ -91,7 +91,7 @@ def test_a_cluster_without_workers_is_told_and_started_again(small: World) -> No
     assert "Dask cluster: it has no workers: started again" in up.out + up.err
     assert up.out.count("runs already") + up.err.count("runs already") == 2
     assert len(_workers(small)) == 2
-    assert [one.state for one in stack.status(small.settings)] == ["running"] * 3
+    assert [one.state for one in local.status(small.settings)] == ["running"] * 3
 
 
 def _workers(world: World) -> list[object]:

@@ -20,11 +20,11 @@ from urllib.request import Request, urlopen
 
 import polars as pl
 
-from pipeline import stack
-from pipeline.settings import Settings, load_settings
-from pipeline.stack import processes
-from pipeline.stack.credentials import s3_settings
-from pipeline.stack.state import StateFolder
+from pipeline.cluster import local
+from pipeline.cluster.local import processes
+from pipeline.cluster.local.credentials import s3_settings
+from pipeline.cluster.local.state import StateFolder
+from pipeline.config.settings import Settings, load_settings
 from pipeline.storage import Storage, open_storage
 
 ROWS = 6_000
@@ -271,7 +271,7 @@ def _allow_others(world: World) -> None:
 
 def tear_down(world: World) -> None:
     """Stop the stack; nothing of it may be left."""
-    stack.down(load_settings(cwd=world.root), lambda line: None)
+    local.down(load_settings(cwd=world.root), lambda line: None)
     assert not processes.marked(StateFolder(world.root / ".chunkmap").marker())
 
 

@@ -18,7 +18,7 @@ from partitioning import (
 )
 from partitioning.footers import FooterGroup, FooterSpec, footer_length, read_footers
 from partitioning.parquet_footer import BadFooter
-from tests.partitioning.stores import DictReader, dataset, ids, parquet
+from tests.support.stores import DictReader, dataset, ids, parquet
 
 GOOD = parquet(ids(0, 10), 4)
 LENGTH = int.from_bytes(GOOD[-8:-4], "little")

@@ -23,7 +23,7 @@ from partitioning import (
 from partitioning.hive import HIVE_TYPES
 from partitioning.model import Chunk
 from pipeline.runs.ledger.keys import folders_of, former_folders_of, output_uri
-from tests.partitioning.stores import DictReader, ids, parquet
+from tests.support.stores import DictReader, ids, parquet
 
 FILE = parquet(ids(0, 3), 1)
 

@@ -24,7 +24,7 @@ from partitioning.globs import compile_glob
 from partitioning.listing import list_objects
 from partitioning.model import ObjectInfo
 from partitioning.reader import Reader, TailRequest
-from tests.partitioning.stores import DictReader, ids, parquet
+from tests.support.stores import DictReader, ids, parquet
 
 FILE = parquet(ids(0, 3))
 ODD_KEYS = [

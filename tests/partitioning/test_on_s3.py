@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.planning_server import BUCKET, Server, filesystem, serve, weed
+from benchmarks.micro.planning_server import BUCKET, Server, filesystem, serve, weed
 from partitioning import FsspecReader, ObjectInfo, PlanRequest, TailRequest, plan_dataset
-from tests.partitioning.stores import ids, parquet
+from tests.support.stores import ids, parquet
 
 pytestmark = [
     pytest.mark.integration,

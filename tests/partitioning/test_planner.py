@@ -22,8 +22,8 @@ from partitioning import (
 )
 from partitioning.footers import FooterBatch
 from partitioning.model import chunk_id, fragment_identity
-from partitioning.tablefile import pack_tables
-from tests.partitioning.stores import DictReader, dataset, ids, parquet, read
+from partitioning.table_file import pack_tables
+from tests.support.stores import DictReader, dataset, ids, parquet, read
 
 
 @st.composite

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from partitioning import FilterError, Plan, PlanRequest, Term, filter_expr, plan_dataset
 from partitioning.filters import Bound, Filter
 from partitioning.pruning import Stats, may_match
-from tests.partitioning.stores import DictReader, parquet, read
+from tests.support.stores import DictReader, parquet, read
 
 NAIVE = datetime(2024, 1, 1)
 TIMES = st.integers(-3, 3).map(lambda h: NAIVE + timedelta(hours=h))

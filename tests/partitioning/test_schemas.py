@@ -10,7 +10,7 @@ import pytest
 
 from partitioning import FilterError, Plan, PlanRequest, SchemaMismatchError, Term, plan_dataset
 from partitioning.dtypes import file_types, polars_schema_of
-from tests.partitioning.stores import DictReader, parquet
+from tests.support.stores import DictReader, parquet
 
 INT = pa.table({"a": [1], "b": [1]})
 TEXT = pa.table({"a": [1], "b": ["x"]})

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from partitioning import PlanRequest, plan_dataset
-from tests.partitioning.stores import DictReader
+from tests.support.stores import DictReader
 
 N = 20_000
 RANDOM = random.Random(0)

@@ -20,8 +20,8 @@ from partitioning import (
     windows_of_plan,
 )
 from partitioning.listing import Listing, list_objects
-from partitioning.windowed import OutsideInput, label_of_folder, outside_of_windows
-from tests.partitioning.stores import DictReader, ids, parquet
+from partitioning.window_inputs import OutsideInput, label_of_folder, outside_of_windows
+from tests.support.stores import DictReader, ids, parquet
 
 FILE = parquet(ids(0, 3))
 NULL = "__HIVE_DEFAULT_PARTITION__"

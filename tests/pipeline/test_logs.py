@@ -78,7 +78,7 @@ def test_it_reaches_the_handlers_of_others(style: str) -> None:
         f"logs.set_up({style!r})\n"
         "with logs.at(run='abc'):\n"
         "    logging.getLogger('distributed.worker').warning('theirs')\n"
-        "    logging.getLogger('pipeline.mapping').info('ours')\n"
+        "    logging.getLogger('pipeline.runs.worker.batch').info('ours')\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
@@ -98,7 +98,7 @@ def test_a_level_keeps_the_rest_out() -> None:
         "import logging, distributed\n"
         "from pipeline import logs\n"
         "logs.set_up('text', 'warning')\n"
-        "for name in ('distributed.worker', 'pipeline.mapping', 'examples.mine'):\n"
+        "for name in ('distributed.worker', 'pipeline.runs.worker.batch', 'examples.mine'):\n"
         "    logging.getLogger(name).info('not this')\n"
         "    logging.getLogger(name).warning('but this')\n"
     )
@@ -119,7 +119,7 @@ def test_a_driver_writes_lines_for_machines_alone(style: str) -> None:
         "logging.getLogger().addHandler(muted)\n"
         f"logs.set_up_driver({style!r})\n"
         "with logs.at(backfill='abc'):\n"
-        "    logging.getLogger('pipeline.driving').info('round 1')\n"
+        "    logging.getLogger('pipeline.runs.driver.run').info('round 1')\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True

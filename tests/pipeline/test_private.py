@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.overview import remember_output
+from pipeline.cluster.local.state import StateFolder
 from pipeline.private import is_closed, make_folder, state_folder, write_file
-from pipeline.stack.state import StateFolder
+from pipeline.runs.admin.status import remember_output
 from tests.contracts.source import ROOT
 
 # What makes folders of its own: outputs, generated pages, working folders of processes.
 MAKES_OTHERS = {
     "pipeline/private.py",
     "pipeline/cli/reference.py",
-    "pipeline/stack/processes.py",
-    "pipeline/storage/local.py",
+    "pipeline/cluster/local/processes.py",
+    "pipeline/storage/local_backend.py",
 }
 
 

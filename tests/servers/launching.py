@@ -20,11 +20,11 @@ import boto3
 import botocore.config
 import botocore.exceptions
 
-from pipeline.settings import S3Settings
-from pipeline.stack import services
-from pipeline.stack.credentials import s3_settings
-from pipeline.stack.processes import HOST, free_ports
-from pipeline.storage.access import Access
+from pipeline.cluster.local import services
+from pipeline.cluster.local.credentials import s3_settings
+from pipeline.cluster.local.processes import HOST, free_ports
+from pipeline.config.settings import S3Settings
+from pipeline.storage.s3_connection import Access
 
 BUCKET = "bucket"
 READER = ("READER0123456789", "only-reads-and-lists")

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import pytest
 
 from partitioning import Plan
-from pipeline.catalog import Catalog
-from pipeline.driver import publish_run
-from pipeline.ledger import Ledger
+from pipeline.runs.driver.heartbeat import publish_run
+from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage
-from pipeline.storage.s3_staging import COPIED_BYTES, S3Backend
-from tests.pipeline.runs import Run, job_of
-from tests.pipeline.storage.memory import AT_ONCE, MemoryBackend
+from pipeline.storage.s3_backend import COPIED_BYTES, S3Backend
+from pipeline.table.log import Catalog
 from tests.servers.fixtures import seaweedfs  # noqa: F401
 from tests.servers.launching import BUCKET, Server
+from tests.support.memory_storage import AT_ONCE, MemoryBackend
+from tests.support.runs_by_hand import Run, job_of
 
 PLACES = [
     "memory",

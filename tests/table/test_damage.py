@@ -7,12 +7,12 @@ from functools import cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.catalog import Catalog
 from pipeline.errors import StateError
-from tests.pipeline.outputs import copied
-from tests.pipeline.publishing import OTHER, PLAN, published
-from tests.pipeline.runs import OUTPUT
-from tests.pipeline.storage.memory import MemoryBackend
+from pipeline.table.log import Catalog
+from tests.support.memory_storage import MemoryBackend
+from tests.support.outputs import copied
+from tests.support.publishing import OTHER, PLAN, published
+from tests.support.runs_by_hand import OUTPUT
 
 
 @cache

@@ -7,16 +7,16 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.checking import verify_output
-from pipeline.cleaning import clean
-from pipeline.driver import publish_run
 from pipeline.errors import StateError
-from pipeline.publish import prepare_output, rollback
-from pipeline.stored import seal_json
+from pipeline.runs.admin.vacuum import clean
+from pipeline.runs.driver.dry_run import verify_output
+from pipeline.runs.driver.heartbeat import publish_run
+from pipeline.storage.documents import seal_json
 from pipeline.table.errors import DamagedStateError, HeadBehindError, ManifestConflictError
+from pipeline.table.publish import prepare_output, rollback
 from pipeline.table.repair import diagnose, repair
 from pipeline.table.retention import locate
-from tests.pipeline.runs import plan_of
+from tests.support.runs_by_hand import plan_of
 from tests.table.conftest import Output
 
 PLAN, OTHER = plan_of(3, folders=(0, 1)), plan_of(4, folders=(1, 2))

@@ -7,21 +7,21 @@ from dataclasses import asdict, replace
 import polars as pl
 import pytest
 
-from pipeline.catalog import Catalog
-from pipeline.checking import verify_output
-from pipeline.cleaning import clean
-from pipeline.driver import publish_run
 from pipeline.errors import StateError
-from pipeline.manifest import FILES, Claim, draft_commit, files_of
-from pipeline.publish import UploadsVanishedError, prepare_output, rollback, settle
+from pipeline.runs.admin.vacuum import clean
+from pipeline.runs.driver.dry_run import verify_output
+from pipeline.runs.driver.heartbeat import publish_run
 from pipeline.storage import Backend, Storage
 from pipeline.table.errors import ForeignClaimError
+from pipeline.table.log import Catalog
+from pipeline.table.manifest import FILES, Claim, draft_commit, files_of
+from pipeline.table.publish import UploadsVanishedError, prepare_output, rollback, settle
 from pipeline.table.repair import diagnose, repair
-from tests.pipeline.outputs import check_settled, copied, keys_of, rows, visible
-from tests.pipeline.publishing import APART, OTHER, PLAN, publish, ready
-from tests.pipeline.runs import OUTPUT, Run
-from tests.pipeline.storage.faulty import Fault, Faulty, KilledError, Script, dies_at
-from tests.pipeline.storage.memory import AT_ONCE, MemoryBackend
+from tests.support.faulty_storage import Fault, Faulty, KilledError, Script, dies_at
+from tests.support.memory_storage import AT_ONCE, MemoryBackend
+from tests.support.outputs import check_settled, copied, keys_of, rows, visible
+from tests.support.publishing import APART, OTHER, PLAN, publish, ready
+from tests.support.runs_by_hand import OUTPUT, Run
 from tests.table.conftest import Output
 
 MODES = ["append", "overwrite", "overwrite-partitions"]

@@ -6,12 +6,9 @@ from contextlib import suppress
 
 import pytest
 
-from pipeline.catalog import Catalog
-from pipeline.checking import verify_output
-from pipeline.cleaning import clean
 from pipeline.errors import StorageError
-from pipeline.manifest import Claim
-from pipeline.publish import prepare_output, rollback
+from pipeline.runs.admin.vacuum import clean
+from pipeline.runs.driver.dry_run import verify_output
 from pipeline.storage import Storage
 from pipeline.table.errors import FilesMissingError
 from pipeline.table.keys import (
@@ -22,13 +19,16 @@ from pipeline.table.keys import (
     restored_key,
     run_of_key,
 )
+from pipeline.table.log import Catalog
+from pipeline.table.manifest import Claim
+from pipeline.table.publish import prepare_output, rollback
 from pipeline.table.repair import diagnose, repair
 from pipeline.table.retention import locate
-from tests.pipeline.outputs import check_settled, copied, rows, visible
-from tests.pipeline.publishing import OTHER, PLAN, published
-from tests.pipeline.runs import OUTPUT, plan_of
-from tests.pipeline.storage.faulty import Fault, Faulty, KilledError, Script, dies_at
-from tests.pipeline.storage.memory import AT_ONCE, MemoryBackend
+from tests.support.faulty_storage import Fault, Faulty, KilledError, Script, dies_at
+from tests.support.memory_storage import AT_ONCE, MemoryBackend
+from tests.support.outputs import check_settled, copied, rows, visible
+from tests.support.publishing import OTHER, PLAN, published
+from tests.support.runs_by_hand import OUTPUT, plan_of
 from tests.table.conftest import Output
 
 RUN = "0123456789abcdef"

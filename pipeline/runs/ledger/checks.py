@@ -15,9 +15,9 @@ from typing import Final
 import polars as pl
 
 from partitioning import Plan
-from pipeline.records import PARTIAL, REDUCE, Problems, Segment
 from pipeline.runs.ledger.keys import are_keys_of, folders_of, former_folders_of
-from pipeline.tokens import ATTEMPT_PATTERN, TokenRule
+from pipeline.runs.ledger.records import PARTIAL, REDUCE, Problems, Segment
+from pipeline.storage.tokens import ATTEMPT_PATTERN, TokenRule
 
 MOST_COUNT: Final = 1 << 44
 """Rows or bytes of one chunk. Larger than any object can be; sums of many stay far below 2^63."""

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 from partitioning import ObjectInfo
 from pipeline.errors import AlreadyExistsError, StateError
-from pipeline.records import Problems, Segment
 from pipeline.runs.ledger.checks import note, sentences
-from pipeline.segments import (
+from pipeline.runs.ledger.records import Problems, Segment
+from pipeline.runs.ledger.segments import (
     EMPTY,
     MOST_PACKED,
     joined,
@@ -24,7 +24,7 @@ from pipeline.segments import (
     unpack_base,
     unpack_segments,
 )
-from pipeline.stored import reading
+from pipeline.storage.documents import reading
 
 READERS = 64
 """Segments read at a time. At 100 ms each, 16 would take an hour and three quarters for a million,

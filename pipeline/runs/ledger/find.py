@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.errors import StateError
-from pipeline.ledger import Ledger
-from pipeline.records import RunRecord
+from pipeline.runs.ledger.ledger import Ledger
+from pipeline.runs.ledger.records import RunRecord
 from pipeline.storage import Storage, join, parse, state_prefix
 
 READERS = 64

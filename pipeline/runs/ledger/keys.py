@@ -7,7 +7,7 @@ import numpy.typing as npt
 import polars as pl
 
 from partitioning import Chunk, Plan
-from partitioning.hivepaths import NULL_VALUE, spelled_out
+from partitioning.hive_paths import NULL_VALUE, spelled_out
 from partitioning.model import PARTITION_PREFIX, Status
 from pipeline.errors import InputError
 from pipeline.table.keys import MAX_OUTPUT_KEY_BYTES

@@ -1,0 +1,134 @@
+"""A backfill of synthetic chunks, driven in a process of its own: for test_backfill.py.
+
+    python -m benchmarks.micro.backfill_driver create OUTPUT WINDOWS CHUNKS_EACH    prints its id
+    python -m benchmarks.micro.backfill_driver ledger-only OUTPUT ID
+    python -m benchmarks.micro.backfill_driver drive OUTPUT ID
+
+Ledger only, chunks are neither read nor staged, and windows are not published: what is left is what
+Prefect, Dask, the ledger and the driver cost.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+from functools import partial
+from typing import Any
+
+from benchmarks.micro.ledger_only import ManyObjects, ledger_only_task
+from partitioning import ObjectInfo, PlanRequest, plan_dataset
+from partitioning.windows import Window
+from pipeline.config.job import Job, parse_job
+from pipeline.config.settings import load_settings
+from pipeline.flows.executor import map_batch_task
+from pipeline.flows.launch import launch_backfill
+from pipeline.runs.backfill.driver import Again
+from pipeline.runs.backfill.plan import Asked, Drafting, create
+from pipeline.runs.backfill.records import Options, digest
+from pipeline.runs.backfill.selection import Choice, Found
+from pipeline.runs.backfill.store import BackfillStore
+from pipeline.runs.driver.plan import UNKNOWN, PlannedInput
+from pipeline.runs.driver.publish_windows import publish_windows
+from pipeline.runs.transforms.loading import code_of, resolve
+from pipeline.storage import Tables, open_storage
+
+FIRST = date(2022, 1, 1)
+
+
+class ManyDays(ManyObjects):
+    """Objects that exist only as a listing, in daily partitions."""
+
+    def __init__(self, windows: int, each: int) -> None:
+        super().__init__(windows * each)
+        self._each = each
+
+    def list(self, uri_prefix: str) -> Iterator[ObjectInfo]:
+        """See `Reader.list`."""
+        for number, info in enumerate(super().list("")):
+            day = FIRST + timedelta(days=number // self._each)
+            yield ObjectInfo(f"{uri_prefix}ds={day}/{info.uri}", info.etag, info.size)
+
+
+def job_of(output: str, source: str = "s3://demo/none/") -> Job:
+    """A job over days whose transform does nothing."""
+    return parse_job(
+        f"""
+name: backfill
+input: {{uri: "{source}"}}
+chunks: {{per_file: true}}
+transform: benchmarks.transforms:identity
+window: {{column: ds, grain: day}}
+output: {{uri: "{output}", mode: overwrite-partitions}}
+"""
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticDrafting(Drafting):
+    """Drafts backfills of input that exists only as a listing."""
+
+    each: int = 100
+    """Chunks in a window."""
+
+    def _plan(self, todo: tuple[Window, ...], mapper: Any) -> PlannedInput:
+        request = PlanRequest("s3://demo/none/", per_file=True)
+        result = plan_dataset(request, ManyDays(len(todo), self.each))
+        transform = resolve(self.job.transform, {}, self.settings.transforms)
+        return PlannedInput(result, transform, UNKNOWN, Tables())
+
+
+def create_synthetic(output: str, windows: int, each: int) -> str:
+    """Store a backfill of so many windows with so many chunks each; returns its id."""
+    settings, job = load_settings(), job_of(output)
+    storage = open_storage(settings)
+    code = code_of(job, settings.transforms)
+    drafting = SyntheticDrafting(job, settings, storage, code, each=each)
+    end = FIRST + timedelta(days=windows)
+    choices = [
+        Choice(window, Found(each, 0, window.label), None)
+        for window in drafting.rule.between(str(FIRST), str(end))
+    ]
+    drafted = drafting.draft(choices, Asked(), Options(), partial(digest, output))
+    store, _ = create(storage, drafted)
+    return store.backfill
+
+
+def no_publish(*_: Any, **__: Any) -> None:
+    """Nothing was staged, and nothing can be published."""
+
+
+def drive(output: str, backfill: str, *, ledger_only: bool) -> None:
+    """Drive a backfill to its end; prints its figures and this process's peak memory as JSON."""
+    settings = load_settings()
+    store = BackfillStore(open_storage(settings), output, backfill)
+    started = time.perf_counter()
+    task: Any = ledger_only_task if ledger_only else map_batch_task
+    publish = no_publish if ledger_only else publish_windows
+    summary = launch_backfill(
+        store, settings, lambda board, phase: None, Again(), task_of_batch=task, publish=publish
+    )
+    said = {
+        "state": summary.state,
+        "batches": summary.batches,
+        "seconds": time.perf_counter() - started,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        **summary.counts,
+    }
+    print(json.dumps(said))
+
+
+def main(action: str, output: str, *given: str) -> None:
+    """Do what the command line says."""
+    if action == "create":
+        print(create_synthetic(output, int(given[0]), int(given[1])))
+    else:
+        drive(output, given[0], ledger_only=action == "ledger-only")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

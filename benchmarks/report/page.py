@@ -1,0 +1,382 @@
+"""The benchmark report as a page: ratios first, then charts, then every detail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from benchmarks.report import charts, tables
+from benchmarks.report.text import best_and_worst, headline, shown_ratio
+from benchmarks.suite.compare import Comparison, comparisons
+from benchmarks.suite.environments import PEERS, REFERENCE
+from benchmarks.suite.record import Record, Result
+from benchmarks.suite.stats import Interval, median, ratio
+from benchmarks.suite.workloads import WORKLOADS
+from pipeline.report import humanize
+from pipeline.report.page import (
+    Block,
+    Card,
+    Chart,
+    Example,
+    Facts,
+    LegendItem,
+    Note,
+    Notice,
+    Page,
+    Section,
+    Table,
+)
+
+_KINDS = (LegendItem("cold: first time in a process", charts.COLD), LegendItem("warm", charts.OURS))
+
+
+def build_page(record: Record, earlier: Sequence[Record] = ()) -> Page:
+    """The whole page.
+
+    Args:
+        record: The session.
+        earlier: Other sessions of the same scale, oldest first, for the history.
+    """
+    found = comparisons(record)
+    sections = [
+        _ratios(record, found),
+        _times(record),
+        _memory(record),
+        *_curves(record),
+        *_history([*earlier, record]),
+        *_details(record),
+        _method(record),
+    ]
+    bad = [one for one in record.results if one.state != "ok"]
+    return Page(
+        title=f"Benchmarks at scale {record.scale}",
+        kicker="chunkmap benchmark report",
+        summary=headline(record, found),
+        badge="complete" if record.complete else "not complete",
+        badge_tone="good" if record.complete and not bad else "warn",
+        cards=_cards(record, found, bad),
+        notice=Notice("To run the same again:", record.command),
+        sections=tuple(sections),
+        footer=f"Session {record.id}, {record.created:%Y-%m-%d %H:%M} UTC, "
+        f"commit {record.machine.commit}{' with changes' if record.machine.dirty else ''}.",
+    )
+
+
+def _cards(record: Record, found: Sequence[Comparison], bad: Sequence[Result]) -> tuple[Card, ...]:
+    judged = [one for one in found if one.met is not None]
+    met = sum(1 for one in judged if one.met)
+    best, worst = best_and_worst(found)
+    noise = "not measured" if record.noise is None else humanize.percent(record.floor)
+    return (
+        Card(
+            "Aims met",
+            f"{met} of {len(judged)}" if judged else "none set",
+            "",
+            "plain" if not judged else "good" if met == len(judged) else "warn",
+        ),
+        Card("Best", *_extreme(best)),
+        Card("Worst", *_extreme(worst)),
+        Card("Noise floor", noise, "a smaller difference is none"),
+        Card(
+            "Workloads",
+            humanize.count(len(record.workloads())),
+            humanize.plural(len({one.subject for one in record.results}) - 1, "peer"),
+        ),
+        Card(
+            "Failed, wrong or missing",
+            humanize.count(len(bad)),
+            "; ".join(f"{one.title} on {one.workload}" for one in bad[:3]),
+            "bad" if bad else "plain",
+        ),
+        Card("Machine", humanize.plural(record.machine.cores, "core"), record.machine.cpu),
+        Card(
+            "Load before",
+            f"{record.machine.load:g}",
+            "of others: times are not to be trusted"
+            if record.machine.load > record.machine.cores / 2
+            else "the machine was quiet",
+            "warn" if record.machine.load > record.machine.cores / 2 else "plain",
+        ),
+    )
+
+
+def _extreme(one: Comparison | None) -> tuple[str, str]:
+    if one is None or one.found is None:
+        return "–", "no comparison"
+    return shown_ratio(one.found.value), f"of {one.theirs.title} on {one.workload}"
+
+
+def _ratios(record: Record, found: Sequence[Comparison]) -> Section:
+    if not found:
+        return Section("Ratios", (Note("Nothing was compared: no peer was measured."),))
+    blocks: list[Block] = [
+        Table(
+            "chunkmap's seconds over each peer's",
+            tables.ratios(found),
+            "Below 1 chunkmap is faster. Green: faster; red: slower; grey and ≈: no difference "
+            "beyond the noise floor; ?: fewer than three samples. Point at a number for its 95% "
+            "interval, or at a word for the error.",
+        )
+    ]
+    if any(one.aim is not None for one in found):
+        blocks.append(Table("Aims", tables.aims(found)))
+    return Section(
+        "Ratios",
+        tuple(blocks),
+        "Medians of the warm iterations, start-up left out, on the same machine, data, S3 server "
+        "and compression. A time counts only after its rows were read again and held against the "
+        "expected ones.",
+    )
+
+
+def _times(record: Record) -> Section:
+    blocks: list[Block] = []
+    for name in _plain_workloads(record):
+        rows, order = _time_rows(record, name)
+        if rows:
+            blocks.append(
+                Chart(
+                    name,
+                    charts.times(rows, order),
+                    _described(name, rows),
+                    WORKLOADS[name].says if name in WORKLOADS else "",
+                    legend=_KINDS,
+                    half=True,
+                )
+            )
+    return Section(
+        "Time",
+        tuple(blocks) or (Note("No workload ended well enough to show its time."),),
+        "Median with its 95% bootstrap interval; each faint tick is one sample.",
+    )
+
+
+def _plain_workloads(record: Record) -> Iterator[str]:
+    for name in record.workloads():
+        if not any(one.workers or one.tasks for one in record.results if one.workload == name):
+            yield name
+
+
+def _ok(record: Record, workload: str) -> list[Result]:
+    found = [one for one in record.results if one.workload == workload and one.state == "ok"]
+    return sorted(found, key=lambda one: (one.subject != REFERENCE, median(one.samples()).value))
+
+
+def _time_rows(record: Record, workload: str) -> tuple[list[dict[str, Any]], list[str]]:
+    rows = []
+    results = _ok(record, workload)
+    for one in results:
+        for kind, samples in (("cold", one.cold()), ("warm", one.warm())):
+            if samples:
+                middle = median(samples)
+                rows.append(
+                    {
+                        **_interval(middle),
+                        "title": one.title,
+                        "ours": one.subject == REFERENCE,
+                        "kind": kind,
+                        "samples": samples,
+                        "count": len(samples),
+                        "shown": tables.seconds(middle),
+                    }
+                )
+    return rows, [one.title for one in results]
+
+
+def _memory(record: Record) -> Section:
+    blocks: list[Block] = []
+    for name in _plain_workloads(record):
+        results = _ok(record, name)
+        if len(results) < 2:
+            continue
+        rows = [
+            {
+                "title": one.title,
+                "ours": one.subject == REFERENCE,
+                "value": one.peak_bytes(),
+                "shown": humanize.byte_size(one.peak_bytes()),
+            }
+            for one in results
+        ]
+        said = "; ".join(f"{row['title']} {row['shown']}" for row in rows)
+        spec = charts.bars(rows, [one.title for one in results], charts.MEGABYTES_LABEL)
+        blocks.append(Chart(name, spec, f"Peak memory on {name}: {said}.", half=True))
+    return Section(
+        "Peak memory",
+        tuple(blocks) or (Note("Nothing to compare."),),
+        "Of the whole process tree, shared pages divided among their users. chunkmap's includes "
+        "the Dask cluster and the Prefect server that run beside it, Prefect's the server.",
+    )
+
+
+def _curves(record: Record) -> Iterator[Section]:
+    blocks: list[Block] = []
+    for name in record.workloads():
+        mine = [one for one in record.of(name, REFERENCE) if one.state == "ok"]
+        points = sorted((one for one in mine if one.workers), key=lambda one: one.workers)
+        if len(points) > 1:
+            blocks.append(_scaling(name, points))
+        tasked = [
+            one for one in record.results if one.workload == name and one.tasks and not one.workers
+        ]
+        if any(one.state == "ok" for one in tasked):
+            blocks.append(_cost(name, [one for one in tasked if one.state == "ok"]))
+    if blocks:
+        yield Section("Curves", tuple(blocks))
+
+
+def _scaling(name: str, points: Sequence[Result]) -> Chart:
+    first, last = points[0], points[-1]
+    rows: list[dict[str, Any]] = []
+    for one in points:
+        faster = ratio(first.samples(), one.samples())
+        rows.append(
+            {
+                "workers": one.workers,
+                "speedup": faster.value,
+                "low": faster.low,
+                "high": faster.high,
+                "shown": f"{faster.value:.2f} [{faster.low:.2f}, {faster.high:.2f}]",
+            }
+        )
+    share = rows[-1]["speedup"] / (last.workers / first.workers)
+    said = (
+        f"{last.workers} threads are {rows[-1]['speedup']:.1f} times as fast as {first.workers}: "
+        f"{humanize.percent(share)} of the ideal."
+    )
+    aim = WORKLOADS[name].efficiency if name in WORKLOADS else None
+    if aim is not None:
+        said += (
+            f" At least {humanize.percent(aim)} is aimed at: {'met' if share >= aim else 'missed'}."
+        )
+    return Chart(f"Scaling: {name}", charts.scaling(rows), said, said, half=True)
+
+
+def _cost(name: str, results: Sequence[Result]) -> Chart:
+    rows = []
+    for one in sorted(results, key=lambda each: each.tasks):
+        middle = median(one.samples())
+        rows.append(
+            {
+                **_interval(middle),
+                "title": one.title,
+                "tasks": one.tasks,
+                "shown": tables.seconds(middle),
+            }
+        )
+    titles = sorted({one.title for one in results}, key=lambda title: title != "chunkmap")
+    largest = {row["title"]: row for row in rows}
+    said = "; ".join(f"{title} {largest[title]['shown']}" for title in titles)
+    legend = tuple(
+        LegendItem(title, charts.SERIES[n % len(charts.SERIES)]) for n, title in enumerate(titles)
+    )
+    return Chart(
+        f"Cost of one: {name}",
+        charts.cost_per_task(rows, titles),
+        f"Cost of one chunk or task at the largest number measured: {said}.",
+        "Ours are planned and recorded one by one; the peers' tasks do nothing and are not "
+        "recorded.",
+        legend=legend,
+        half=True,
+    )
+
+
+def _history(records: Sequence[Record]) -> Iterator[Section]:
+    by_workload: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        for one in comparisons(record):
+            if one.found is not None:
+                by_workload.setdefault(one.workload, []).append(
+                    {
+                        "peer": one.theirs.title,
+                        "session": f"{record.created:%d %b %H:%M}",
+                        "ratio": one.found.value,
+                        "low": one.found.low,
+                        "high": one.found.high,
+                        "commit": record.machine.commit,
+                    }
+                )
+    order = [f"{record.created:%d %b %H:%M}" for record in records]
+    blocks: list[Block] = []
+    for name, rows in by_workload.items():
+        if len({row["session"] for row in rows}) < 2:
+            continue
+        peers = list(dict.fromkeys(row["peer"] for row in rows))
+        legend = tuple(
+            LegendItem(peer, charts.SERIES[n % len(charts.SERIES)]) for n, peer in enumerate(peers)
+        )
+        said = f"Ratios of {name} over {len({row['session'] for row in rows})} sessions."
+        blocks.append(Chart(name, charts.history(rows, order), said, legend=legend, half=True))
+    if blocks:
+        yield Section("History", tuple(blocks), "Ratios over the sessions of this machine.")
+
+
+def _details(record: Record) -> Iterator[Section]:
+    for name in record.workloads():
+        results = [one for one in record.results if one.workload == name]
+        blocks: list[Block] = [Table("", tables.subjects(record, results))]
+        if any(one.traffic is not None for one in results):
+            blocks.append(Table("S3 requests of one iteration", tables.requests(results)))
+        blocks += [
+            Example(f"{one.title}: {one.state}", one.error or "(it said nothing)", open=True)
+            for one in results
+            if one.state != "ok"
+        ]
+        said = WORKLOADS[name].says if name in WORKLOADS else ""
+        lead = f"{said[:1].upper()}{said[1:]}." if said else ""
+        yield Section(name, tuple(blocks), lead)
+
+
+def _method(record: Record) -> Section:
+    machine = record.machine
+    blocks: list[Block] = [
+        Facts(
+            "Machine",
+            (
+                ("Processor", f"{machine.cpu}, {machine.cores} cores"),
+                ("Memory", humanize.byte_size(machine.memory_bytes)),
+                ("System", machine.system),
+                ("Python", machine.python),
+                ("Commit", machine.commit + (" with changes" if machine.dirty else "")),
+                ("Load before", f"{machine.load:g}"),
+                ("Cluster", humanize.plural(machine.cluster_threads, "worker thread")),
+            ),
+            half=True,
+        ),
+        Facts("Versions", tuple(tables.versions(record.results)), half=True),
+        Facts("How it was measured", _how(record)),
+        Table("Datasets", tables.datasets(record)),
+    ]
+    return Section("Method", tuple(blocks))
+
+
+def _how(record: Record) -> tuple[tuple[str, str], ...]:
+    noise = "There was no A/A run, so nothing counts as a difference."
+    if record.noise is not None:
+        pairs = "; ".join(
+            f"{PEERS[name].title if name in PEERS else name} "
+            f"{ratio(a, b).value:.3f} [{ratio(a, b).low:.3f}, {ratio(a, b).high:.3f}]"
+            for name, (a, b) in record.noise.pairs.items()
+        )
+        noise = f"The same subject as if it were two, on {record.noise.workload}: {pairs}."
+    return (
+        ("Repeats", tables.repeats(record)),
+        ("Noise", noise),
+        ("Intervals", "95%, percentile bootstrap of the median, 4,000 resamples, fixed seed."),
+        ("Memory", "Sampled every 0.1 s over the process tree; proportional set size."),
+        ("Requests", "Counted by a proxy in a pass of its own that is not timed."),
+        (
+            "Caches",
+            "The system's page cache and the S3 server's are warm for everybody; cold means the "
+            "first time in a process.",
+        ),
+    )
+
+
+def _interval(found: Interval) -> dict[str, float]:
+    return {"value": found.value, "low": found.low, "high": found.high}
+
+
+def _described(name: str, rows: Sequence[dict[str, Any]]) -> str:
+    said = "; ".join(f"{row['title']} {row['kind']} {row['shown']}" for row in rows)
+    return f"Seconds on {name}: {said}."

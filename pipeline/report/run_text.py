@@ -1,0 +1,149 @@
+"""The sentences that the page and the Markdown share: headline, figures, what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+
+from pipeline.report.humanize import (
+    byte_rate,
+    byte_size,
+    count,
+    duration,
+    instant,
+    percent,
+    plural,
+    rate,
+    short_count,
+)
+from pipeline.report.page import Card, Notice, Tone
+from pipeline.report.run_figures import Totals
+from pipeline.report.run_model import RunInfo
+
+STATES: Mapping[str, tuple[str, Tone]] = {
+    "done": ("Done", "good"),
+    "failed": ("Failed", "bad"),
+    "running": ("Running", "plain"),
+    "interrupted": ("Interrupted", "warn"),
+}
+
+
+def summary(run: RunInfo, totals: Totals) -> str:
+    """The run in one sentence."""
+    took = duration(totals.active_seconds)
+    if run.state == "done":
+        if run.chunks_planned == 0:
+            return "The plan held no chunk, so there was nothing to map."
+        return (
+            f"{_rows(totals.rows_in)} of {run.input} became {_rows(totals.rows_out)} "
+            f"in {run.output}, in {took}."
+        )
+    published = "Nothing is published."
+    if run.chunks_published:
+        verb = "is" if run.chunks_published == 1 else "are"
+        published = f"{plural(run.chunks_published, 'chunk')} of them {verb} published."
+    share = totals.chunks_done / run.chunks_planned if run.chunks_planned else 0.0
+    done = (
+        f"{count(totals.chunks_done)} of {plural(run.chunks_planned, 'chunk')} "
+        f"({percent(share)}) of {run.input}"
+    )
+    if not totals.chunks_done and run.state != "running":
+        ended = "the run failed" if run.state == "failed" else "the run was stopped"
+        whole = f"None of {plural(run.chunks_planned, 'chunk')} of {run.input} was mapped"
+        return f"{whole} before {ended}, after {took}. {published}"
+    if run.state == "running":
+        return f"{done} mapped so far, in {took}."
+    if run.state == "interrupted":
+        return f"{done} were mapped in {took} before the run was stopped. {published}"
+    return f"{done} were mapped in {took}, then the run failed. {published}"
+
+
+def notice(run: RunInfo, totals: Totals) -> Notice | None:
+    """What to do next; None while the run goes on by itself."""
+    if run.state == "running":
+        return None
+    if run.state == "done":
+        command = f"chunkmap verify {shlex.quote(run.output)}"
+        return Notice("Every planned chunk is mapped and published. To check it:", command, "good")
+    left, kept = plural(totals.chunks_left, "chunk"), totals.chunks_done
+    what = f"What to do next: {left} left. "
+    if totals.chunks_failed:
+        what += "Mend the cause (see the failures below), then run this. "
+    elif totals.chunks_left == 0:
+        what = "What to do next: every chunk is mapped, but not published. Run this. "
+    else:
+        what += "To go on where it stopped, run this. "
+    if kept:
+        what += f"The {plural(kept, 'completed chunk')} {'is' if kept == 1 else 'are'} kept."
+    tone: Tone = "bad" if run.state == "failed" else "warn"
+    return Notice(what.strip(), run.resume_command or "", tone)
+
+
+def cards(run: RunInfo, totals: Totals) -> tuple[Card, ...]:
+    """The eight headline figures."""
+    return (
+        _chunks_card(totals),
+        Card("Rows in", short_count(totals.rows_in), _exact(totals.rows_in, run.rows_planned)),
+        Card("Rows out", short_count(totals.rows_out), _kept(totals)),
+        _time_card(run, totals),
+        Card("Read", byte_size(totals.bytes_in), f"written {byte_size(totals.bytes_out)}"),
+        Card("Rows a second", short_count(totals.rows_per_second), "of input, over the whole run"),
+        Card(
+            "Bytes a second",
+            byte_rate(totals.bytes_per_second),
+            f"by {plural(totals.workers, 'worker')}" if totals.workers else "",
+        ),
+        _redone_card(totals),
+    )
+
+
+def _chunks_card(totals: Totals) -> Card:
+    tone: Tone = "bad" if totals.chunks_failed else "plain"
+    note = f"of {count(totals.chunks_planned)} planned"
+    if totals.chunks_failed:
+        note += f"; {count(totals.chunks_failed)} failed"
+    elif totals.chunks_left:
+        note += f"; {count(totals.chunks_left)} left"
+    return Card("Chunks done", count(totals.chunks_done), note, tone)
+
+
+def _time_card(run: RunInfo, totals: Totals) -> Card:
+    if totals.paused_seconds:
+        note = f"and nothing ran for {duration(totals.paused_seconds)}"
+    elif run.started is not None:
+        note = f"from {instant(run.started)}"
+    else:
+        note = "never started"
+    return Card("Time", duration(totals.active_seconds), note)
+
+
+def _redone_card(totals: Totals) -> Card:
+    if not totals.attempts_redone:
+        return Card("Redone work", "None", "every chunk was mapped once" * bool(totals.chunks_done))
+    share = totals.attempts_redone / max(1, totals.chunks_planned)
+    note = f"{percent(share)} of the chunks" if share <= 1 else f"{share:.1f} for each chunk"
+    if totals.seconds_redone:
+        note += f"; {duration(totals.seconds_redone)} in second copies"
+    return Card("Redone work", plural(totals.attempts_redone, "attempt"), note, "warn")
+
+
+def _exact(rows: int, planned: int) -> str:
+    if rows != planned:
+        return f"of {short_count(planned)} planned"
+    return count(rows) if rows >= 1_000_000 else "as planned"
+
+
+def _kept(totals: Totals) -> str:
+    if not totals.rows_in:
+        return ""
+    share = totals.rows_out / totals.rows_in
+    return f"{percent(share)} of rows in" if share <= 1 else f"{share:,.2f} times the rows in"
+
+
+def _rows(number: int) -> str:
+    return f"{short_count(number)} {'row' if number == 1 else 'rows'}"
+
+
+def rows_rate(value: float) -> str:
+    """Rows a second in words."""
+    return rate(value, "rows")

@@ -1,0 +1,190 @@
+"""Runs as anybody can see them: from storage alone, without Prefect or Dask."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from pipeline.errors import (
+    ChunkmapError,
+    JobError,
+    ObjectMissingError,
+    StateError,
+    UsageError,
+)
+from pipeline.private import state_folder
+from pipeline.runs.driver.following import is_driving
+from pipeline.runs.driver.heartbeat import DriverRecord, failure_lines, read_driver
+from pipeline.runs.ledger.find import find_runs
+from pipeline.runs.ledger.ledger import Ledger
+from pipeline.runs.ledger.records import RunRecord
+from pipeline.storage import Storage, parse
+from pipeline.storage.documents import report_folder, require_name
+
+log = logging.getLogger(__name__)
+
+_REPORTED = ("done", "failed")
+"""States in which a driver leaves a report."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """One run, as its state in storage shows it."""
+
+    run: str
+    job: str
+    state: str
+    """done, failed, running, silent since …, interrupted, new, or damaged."""
+    chunks: int
+    done: int
+    failed: int
+    rows_in: int
+    rows_out: int
+    bytes_in: int
+    bytes_out: int
+    created: float
+    """Unix seconds."""
+    driver: str
+    """Who drives or drove it."""
+    output: str
+    report: str
+    """URI of its page; empty while there is none."""
+    page: str
+    """Of Prefect's UI, while that server is up; empty if it was driven without one."""
+    errors: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+    """What is wrong with what is stored of it: entries that are not counted, damaged objects."""
+
+
+def overview(storage: Storage, output: str) -> list[RunState]:
+    """Every run of an output, oldest first; those whose state is damaged come last."""
+    found = find_runs(storage, output)
+    uri = parse(output).uri.rstrip("/") + "/"
+    states = [_state_or_damage(storage, record) for record in found.records]
+    damaged = [_damaged(run, uri, error) for run, error in found.damaged.items()]
+    return states + damaged
+
+
+def _state_or_damage(storage: Storage, record: RunRecord) -> RunState:
+    try:
+        return _state(storage, record)
+    except (StateError, ObjectMissingError, JobError) as error:
+        damaged = _damaged(record.run, record.output, error)
+        return replace(damaged, job=record.job, chunks=record.chunks, created=record.created)
+
+
+def _damaged(run: str, output: str, error: ChunkmapError) -> RunState:
+    """A run of which too little can be read to say how far it is."""
+    problem = f"{error}. {error.hint}" if error.hint else str(error)
+    figures = dict.fromkeys(
+        ("chunks", "done", "failed", "rows_in", "rows_out", "bytes_in", "bytes_out"), 0
+    )
+    return RunState(
+        run=run,
+        job="?",
+        state="damaged",
+        **figures,
+        created=0.0,
+        driver="unknown",
+        output=output,
+        report="",
+        page="",
+        errors=(),
+        problems=(problem,),
+    )
+
+
+def _state(storage: Storage, record: RunRecord) -> RunState:
+    ledger = Ledger(storage, record.output, record.run)
+    progress = ledger.read()
+    done, failed = progress.completions, progress.failed()
+    seen = read_driver(storage, ledger.prefix)
+    state, driver = _liveness(ledger, seen)
+    return RunState(
+        run=record.run,
+        job=record.job,
+        state=state,
+        chunks=record.chunks,
+        done=done.height,
+        failed=failed.height,
+        rows_in=int(done["rows_in"].sum()),
+        rows_out=int(done["rows_out"].sum()),
+        bytes_in=int(done["bytes_in"].sum()),
+        bytes_out=int(done["bytes_out"].sum()),
+        created=record.created,
+        driver=driver,
+        output=record.output,
+        report=ledger.prefix + "report.html" if state in _REPORTED else "",
+        page=(seen.flow_run if seen else None) or "",
+        errors=failure_lines(failed),
+        problems=progress.problems,
+    )
+
+
+def _liveness(ledger: Ledger, driver: DriverRecord | None) -> tuple[str, str]:
+    who = f"process {driver.pid} on {driver.host}" if driver else "nobody yet"
+    if ledger.published() is not None:
+        return "done", who
+    if driver is None:
+        return "new", who
+    if driver.state == "running" and not is_driving(driver, ""):
+        return f"silent since {time.strftime('%H:%M:%S', time.localtime(driver.seen))}", who
+    return driver.state, who
+
+
+def find_run(runs: list[RunState], wanted: str) -> RunState:
+    """The run whose id begins as asked for.
+
+    Raises:
+        UsageError: none does, or several.
+    """
+    found = [one for one in runs if one.run.startswith(wanted)]
+    if len(found) == 1:
+        return found[0]
+    ids = [one.run for one in runs]
+    if found:
+        raise UsageError(f"{wanted!r} is the beginning of {len(found)} runs: {', '.join(ids)}")
+    near = get_close_matches(wanted, ids, 1, 0.5)
+    if near:
+        raise UsageError(f"there is no run {wanted!r}", hint=f"did you mean {near[0]}?")
+    last = ", ".join(ids[-3:]) or "none"
+    raise UsageError(f"there is no run {wanted!r}", hint=f"the latest runs are: {last}")
+
+
+def fetch_report(storage: Storage, uri: str, folder: Path, run: str) -> str | None:
+    """Bring a run's report to this machine; its page's path, or None if there is no report."""
+    require_name(run)
+    for name in ("report.json", "report.html"):
+        blob = storage.get_if_there(uri.rpartition("/")[0] + "/" + name)
+        if blob is None:
+            return None
+        local = report_folder(folder, run)
+        (local / name).write_bytes(blob.data)
+    return str(local / "report.html")
+
+
+def known_outputs(state_dir: Path) -> list[str]:
+    """The outputs that runs were started for from this folder; none if the file is damaged."""
+    file = state_dir / "outputs.json"
+    try:
+        found = json.loads(file.read_text("utf-8")) if file.exists() else []
+        outputs = [one for one in found if isinstance(one, str)]
+        return [one for one in outputs if parse(one).uri]
+    except (ValueError, TypeError, UsageError) as error:
+        log.warning("%s cannot be read (%s): name outputs with --output", file, error)
+        return []
+
+
+def remember_output(state_dir: Path, output: str) -> None:
+    """Note an output, so that `status` finds it without being told."""
+    uri = parse(output).uri.rstrip("/") + "/"
+    outputs = [*(one for one in known_outputs(state_dir) if one != uri), uri]
+    target = state_folder(state_dir) / "outputs.json"
+    draft = target.with_name(f".outputs-{os.getpid()}.json")
+    draft.write_text(json.dumps(outputs), "utf-8")
+    draft.replace(target)

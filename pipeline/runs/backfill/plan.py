@@ -1,0 +1,452 @@
+"""From a job and a range to a backfill: drafted without writing anything, then created, once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import polars as pl
+
+from partitioning import Plan
+from partitioning.explain import left_out_for_names
+from partitioning.listing import Listing, list_objects
+from partitioning.window_inputs import inputs_of_listing, outside_of_windows
+from partitioning.windows import Window, WindowFilter, Windowing
+from pipeline.config.job import Job
+from pipeline.config.settings import Settings
+from pipeline.errors import ConflictError, UsageError
+from pipeline.runs.backfill.output_windows import failed_before, held_windows, outdated_runs
+from pipeline.runs.backfill.records import (
+    MAX_FOLDERS_NAMED,
+    WINDOWS,
+    BackfillRecord,
+    Options,
+    digest,
+)
+from pipeline.runs.backfill.selection import Choice, Chooser, Found
+from pipeline.runs.backfill.store import BackfillStore, backfills_of
+from pipeline.runs.backfill.windows_table import chunks_of, members_of, windows_table
+from pipeline.runs.driver.former_folders import refuse_former_folders
+from pipeline.runs.driver.overlap import refuse_overlap
+from pipeline.runs.driver.plan import (
+    PlannedInput,
+    plan_input,
+    planned_footprints,
+    refuse_planned_columns,
+    request_of,
+)
+from pipeline.runs.ledger.keys import refuse_long_keys
+from pipeline.runs.ledger.ledger import run_id
+from pipeline.runs.transforms.fingerprint import explain_difference
+from pipeline.runs.transforms.loading import code_of
+from pipeline.storage import (
+    Storage,
+    StorageReader,
+    replaced_tables,
+    require_conditional_writes,
+)
+from pipeline.table.log import Catalog
+from pipeline.table.manifest import rule_of
+from pipeline.table.publish import prepare_output
+from pipeline.table.retention import locate
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which windows a user asks for; nothing at all is every window of the input."""
+
+    start: str | None = None
+    end: str | None = None
+    """Exclusive."""
+    last: str | None = None
+    """A span such as 30d, before now."""
+    values: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    allow_missing: bool = False
+    """Also where the range reaches beyond the input's data."""
+
+    def words(self) -> str:
+        """What was asked for."""
+        if self.last:
+            said = f"last {self.last}"
+        elif self.values:
+            said = ", ".join(self.values)
+        elif self.start:
+            said = f"{self.start} to {self.end}"
+        else:
+            said = "all of the input"
+        return said + (f", without {', '.join(self.exclude)}" if self.exclude else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A backfill that is planned and not stored."""
+
+    job: Job
+    record: BackfillRecord
+    windows: pl.DataFrame
+    """Schema WINDOWS."""
+    plan: Plan | None
+    """Of the windows that are to be done; None when there are none."""
+    existing: BackfillRecord | None = None
+    """The unfinished backfill that the same request has made before: this is it."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what the user should know before it is created."""
+
+
+def draft(
+    job: Job,
+    settings: Settings,
+    storage: Storage,
+    asked: Asked,
+    options: Options,
+    *,
+    mapper: Any = None,
+    accept_code: bool = False,
+) -> Draft:
+    """Plan a backfill; nothing is written.
+
+    Args:
+        job: With a `window`.
+        settings: How to plan.
+        storage: Where.
+        asked: Which windows.
+        options: How to go about them.
+        mapper: Reads the footers of large inputs elsewhere.
+        accept_code: Find the unfinished backfill of the same request although the code differs,
+            and take windows whose code was fingerprinted by another scheme as unchanged.
+
+    Raises:
+        UsageError: the job or the options do not fit a backfill.
+        WindowError: the range, the column or its values do not fit.
+        And what `plan_input` raises.
+    """
+    refuse_unfit(job, options)
+    refuse_overlap(job)
+    code = code_of(job, settings.transforms)
+    request = _request_digest(job, asked, options)
+    earlier = backfills_of(storage, job.output.uri)
+    same = [one for one in earlier if one.request == request]
+    for one in same:
+        store = BackfillStore(storage, one.output, one.backfill)
+        if not is_over(store):
+            drafting = Drafting(job, settings, storage, one.code if accept_code else code)
+            return drafting.existing(one, store)
+    drafting = Drafting(job, settings, storage, code, accept_scheme=accept_code)
+    listing = drafting.listing()
+    choices = drafting.choices(listing, asked, options, earlier)
+    # Each one that is over counts: the same request after it is another backfill.
+    name = partial(digest, request, code, len(same))
+    drafted = drafting.draft(choices, asked, options, name, mapper)
+    return drafting.with_outside(drafted, listing)
+
+
+def refuse_unfit(job: Job, options: Options) -> None:
+    """Raise UsageError for a job that no backfill can be made of."""
+    if job.window is None:
+        raise UsageError(
+            f"job {job.name} has no windows",
+            hint="add `window: {column: ds, grain: day}` to it; column is a Hive column",
+        )
+    mode = job.output.mode
+    if mode == "overwrite" or (mode == "error" and not options.all_or_nothing):
+        raise UsageError(
+            f"output.mode is {mode}, and a backfill publishes one window after the other",
+            hint="set it to overwrite-partitions, or to append",
+        )
+    if mode == "append" and options.reprocess in ("changed", "all"):
+        raise UsageError(
+            f"--reprocess {options.reprocess} with output.mode append would bring rows twice",
+            hint="set output.mode to overwrite-partitions",
+        )
+    if options.all_or_nothing and options.windows_per_run:
+        raise UsageError("--all-or-nothing maps all windows in one run: drop --windows-per-run")
+
+
+def refuse_replaced_tables(record: BackfillRecord) -> None:
+    """Raise ConflictError where tables that a backfill's transform reads were replaced since."""
+    replaced = replaced_tables(record.tables or ())
+    if replaced:
+        raise ConflictError(
+            f"backfill {record.backfill} is unfinished, and {replaced}, which the "
+            "transform reads, was replaced since it was planned",
+            hint=f"start over with the new table: chunkmap backfill cancel {record.backfill}, then "
+            "create it again; or put the earlier version back",
+        )
+
+
+def is_over(store: BackfillStore) -> bool:
+    """Whether a backfill was cancelled, or has nothing left to do."""
+    driver = store.driver()
+    return store.control().cancelled or (driver is not None and driver.state == "done")
+
+
+def _request_digest(job: Job, asked: Asked, options: Options) -> str:
+    free = {"retries", "rounds", "max_failures", "chunk_timeout", "name"}
+    # Keys that there were not always: where they say nothing, the request is the one of before.
+    free |= set() if job.tables else {"tables"}
+    left_out: dict[str, Any] = dict.fromkeys(free, True)
+    newer = ("hive_types", "types", "int96", "object_column", "verify_checksums")
+    fields = type(job.input).model_fields
+    left_out["input"] = {n for n in newer if getattr(job.input, n) == fields[n].get_default()}
+    if job.window is not None and not job.window.columns:
+        left_out["window"] = {"columns"}
+    if job.output.schema_ == "identical":
+        left_out["output"] = {"schema_"}
+    said = job.model_dump_json(exclude=left_out)
+    return digest(said, asked.words(), options.reprocess, options.idempotency_key)
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """Drafts backfills of one job."""
+
+    job: Job
+    settings: Settings
+    storage: Storage
+    code: str
+    """Fingerprint of the transform now."""
+    accept_scheme: bool = field(default=False, kw_only=True)
+    """Whether code that was fingerprinted by another scheme is taken as this one."""
+
+    @property
+    def rule(self) -> Windowing:
+        """How the job's windows are cut."""
+        assert self.job.window is not None, "refused before"
+        return self.job.window.windowing()
+
+    def existing(self, record: BackfillRecord, store: BackfillStore) -> Draft:
+        """The unfinished backfill of the same request. Raises ConflictError for other code."""
+        if record.code != self.code:
+            raise ConflictError(
+                f"backfill {record.backfill} of this request is unfinished, and "
+                f"{explain_difference(record.transform, record.code, self.code)}",
+                hint=f"go on with the new code: chunkmap backfill resume {record.backfill} "
+                f"--accept-code; or start over: chunkmap backfill cancel {record.backfill}",
+            )
+        refuse_replaced_tables(record)
+        return Draft(self.job, record, store.windows(), store.plan(), existing=record)
+
+    def listing(self) -> Listing:
+        """List the whole input; no footer is read."""
+        request = request_of(self.job, self.settings, None)
+        return list_objects(request, StorageReader(self.storage))
+
+    def with_outside(self, drafted: Draft, listing: Listing) -> Draft:
+        """Add to a draft what of the input no backfill reads: what is in no window, odd names."""
+        outside = outside_of_windows(listing, self.rule)
+        more = len(outside.folders) - MAX_FOLDERS_NAMED
+        record = drafted.record.model_copy(
+            update={
+                "outside_objects": outside.objects,
+                "outside_bytes": outside.bytes,
+                "outside_folders": (
+                    *outside.folders[:MAX_FOLDERS_NAMED],
+                    *([f"{more:,} more"] if more > 0 else []),
+                ),
+            }
+        )
+        notes = left_out_for_names(listing.unnamed, listing.unnamed_example)
+        return replace(drafted, record=record, notes=(*drafted.notes, *notes))
+
+    def choices(
+        self,
+        listing: Listing,
+        asked: Asked,
+        options: Options,
+        earlier: Sequence[BackfillRecord],
+    ) -> list[Choice]:
+        """What is to be done about each window that is asked for."""
+        found, windows = self._windows(listing)
+        wanted = self._wanted(asked, windows)
+        if not asked.allow_missing:
+            _refuse_outside(wanted, windows, asked)
+        catalog = Catalog(self.storage, self.job.output.uri)
+        failed: frozenset[str] = frozenset()
+        if options.reprocess == "failed":
+            failed = failed_before(self.storage, earlier)
+        held = held_windows(catalog, self.rule)
+        outdated: frozenset[str] = frozenset()
+        if options.reprocess == "changed":
+            outdated = outdated_runs(catalog, (one.run for one in held.values()))
+        chooser = Chooser(
+            found,
+            held,
+            failed,
+            self.code,
+            options.reprocess,
+            accept_scheme=self.accept_scheme,
+            outdated=outdated,
+        )
+        return chooser.choose(wanted)
+
+    def _windows(self, listing: Listing) -> tuple[dict[str, Found], tuple[Window, ...]]:
+        """What the whole input holds, by window."""
+        inputs = inputs_of_listing(listing, self.rule)
+        found = {label: Found(one.objects, one.bytes, one.digest) for label, one in inputs.items()}
+        return found, tuple(sorted(one.window for one in inputs.values()))
+
+    def _wanted(self, asked: Asked, there: tuple[Window, ...]) -> tuple[Window, ...]:
+        rule = self.rule
+        if asked.last:
+            windows = rule.last(asked.last, datetime.now(UTC))
+        elif asked.values:
+            windows = rule.of_values(asked.values)
+        elif asked.start:
+            windows = rule.between(asked.start, asked.end or "")
+        elif rule.grain == "value" or not there:
+            windows = there
+        else:
+            windows = tuple(_between(rule, there[0], there[-1]))
+        left_out = set(rule.select(asked.exclude, windows)) if asked.exclude else set()
+        return tuple(window for window in windows if window not in left_out)
+
+    def draft(
+        self,
+        choices: list[Choice],
+        asked: Asked,
+        options: Options,
+        name: Callable[..., str],
+        mapper: Any = None,
+    ) -> Draft:
+        """Plan the windows that are to be done; `name` makes an id of some further values."""
+        todo = tuple(choice.window for choice in choices if choice.skipped is None)
+        planned = self._plan(todo, mapper) if todo else None
+        plan = planned.result.plan if planned else None
+        tables = planned.tables.versions if planned else ()
+        chunks = chunks_of(plan, self.rule)
+        windows = windows_table(choices, chunks, options)
+        labels = windows.filter(pl.col("skipped").is_null())["label"].to_list()
+        versions = [table.model_dump_json() for table in tables]
+        backfill = name(plan.id if plan else "", *labels, *versions)
+        runs: dict[int, str] = {}
+        if plan is not None:
+            members = members_of(windows, chunks)
+            runs = {
+                rank: run_id(plan.take(chosen), self.job, self.code, backfill, tables)
+                for rank, chosen in members.items()
+            }
+        named = pl.col("group").replace_strict(runs, default=None, return_dtype=pl.String)
+        windows = windows.with_columns(run=named).match_to_schema(WINDOWS)
+        unknown = sum(choice.is_of_other_scheme for choice in choices)
+        notes = (
+            f"of {unknown:,} windows chunkmap fingerprinted the code by another scheme, so whether "
+            "it has changed since cannot be told: they are mapped again (--accept-code takes their "
+            "code as unchanged)",
+        )
+        record = self._record(backfill, asked, options, windows)
+        if planned is not None:
+            self._refuse_columns(planned, options)
+            columns = tuple(planned.probe.result_columns)
+            record = record.model_copy(update={"tables": tables, "columns": columns})
+        return Draft(self.job, record, windows, plan, notes=notes if unknown else ())
+
+    def _refuse_columns(self, planned: PlannedInput, options: Options) -> None:
+        """Refuse windows whose result could not stand beside files that stay in the output."""
+        catalog = Catalog(self.storage, self.job.output.uri)
+        windows = planned_footprints(self.job, planned.result.plan, rule_of(self.rule))
+        # One by one they are beside those of the next ones, as these are now.
+        first = windows if options.all_or_nothing else windows[:1]
+        refuse_planned_columns(catalog, catalog.manifest(), self.job, planned.probe, first)
+
+    def _plan(self, todo: tuple[Window, ...], mapper: Any) -> PlannedInput:
+        keep = WindowFilter(self.rule, todo)
+        return plan_input(self.job, self.settings, self.storage, mapper=mapper, keep=keep)
+
+    def _record(
+        self, backfill: str, asked: Asked, options: Options, windows: pl.DataFrame
+    ) -> BackfillRecord:
+        catalog = Catalog(self.storage, self.job.output.uri)
+        return BackfillRecord(
+            backfill=backfill,
+            request=_request_digest(self.job, asked, options),
+            asked=asked.words(),
+            job=self.job.name,
+            output=catalog.output,
+            mode=self.job.output.mode,
+            transform=self.job.transform,
+            code=self.code,
+            column=self.rule.title,
+            grain=self.rule.grain,
+            options=options,
+            base=catalog.head()[0].current,
+            windows=windows.height,
+            todo=windows["skipped"].null_count(),
+            runs=windows["run"].n_unique() - (windows["run"].null_count() > 0),
+            chunks=int(windows["chunks"].sum()),
+            rows=int(windows["rows"].sum()),
+            decoded_bytes=int(windows["decoded_bytes"].sum()),
+            created=time.time(),
+        )
+
+
+def _between(rule: Windowing, first: Window, last: Window) -> list[Window]:
+    assert isinstance(first.start, datetime) and last.end is not None, "time windows"
+    return list(rule.between(first.start.isoformat(), last.end.isoformat()))
+
+
+def _refuse_outside(wanted: tuple[Window, ...], there: tuple[Window, ...], asked: Asked) -> None:
+    """A range that reaches beyond the data is a slip of the pen, or data that is late."""
+    if asked.values:
+        missing = [window.label for window in wanted if window not in set(there)]
+    else:
+        missing = [w.label for w in wanted if not there or w < there[0] or w > there[-1]]
+    if not missing:
+        return
+    have = f"{there[0].label} to {there[-1].label}" if there else "nothing"
+    part = missing[0] if len(missing) == 1 else f"{missing[0]} to {missing[-1]}"
+    raise UsageError(
+        f"{len(missing):,} of the {len(wanted):,} windows lie outside the input ({part}); it has "
+        f"{have}",
+        hint="name a range within it, or go on with what is there: --allow-missing",
+    )
+
+
+def create(storage: Storage, drafted: Draft) -> tuple[BackfillStore, bool]:
+    """Store a draft, unless the same one is stored; whether it is new.
+
+    Raises:
+        UsageError: there is nothing to do, two drivers could not be kept apart at the output, or it
+            holds partitions that an earlier release has spelled otherwise.
+        OutputNotEmptyError: the output holds what nobody published.
+        FilesMissingError: the windows are done, but files of the output were deleted.
+    """
+    record = drafted.record
+    store = BackfillStore(storage, record.output, record.backfill)
+    catalog = Catalog(storage, record.output)
+    if drafted.plan is not None:
+        runs = drafted.windows["run"].drop_nulls().to_list()
+        refuse_former_folders(catalog, record.mode, drafted.plan, runs)
+    if drafted.existing is not None:
+        require_conditional_writes(storage, record.output)
+        return store, False
+    if drafted.plan is None or not record.todo:
+        locate(catalog, catalog.manifest())  # What is up to date has to be there.
+        raise NothingToDoError(drafted)
+    refuse_long_keys(record.output, drafted.plan)
+    # Whoever published last may have died on the way.
+    prepare_output(catalog, record.mode, record.backfill)
+    return store, store.create(record, drafted.windows, drafted.plan, drafted.job)
+
+
+class NothingToDoError(UsageError):
+    """No window is left to be done; not an error of anybody's.
+
+    Attributes:
+        draft: What was looked at.
+    """
+
+    exit_code = 0
+
+    def __init__(self, drafted: Draft) -> None:
+        reasons = drafted.windows["skipped"].str.replace(r" (by|since) run \w+$", "")
+        why = reasons.value_counts(sort=True)
+        said = "; ".join(f"{count:,}: {reason}" for reason, count in why.head(3).iter_rows())
+        super().__init__(
+            f"none of the {drafted.record.windows:,} windows is left to be done ({said})"
+        )
+        self.draft = drafted

@@ -1,0 +1,233 @@
+"""A backfill as anybody can see it: from storage alone, without Prefect or Dask.
+
+While a driver is alive it says every few seconds how far the windows are (`progress.arrow`), and
+once more when it ends. If it was killed, windows are counted anew: what is published from the
+manifests, the rest from the ledgers of the runs that had been begun.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import polars as pl
+
+from pipeline.report.backfill_model import BackfillFailure
+from pipeline.runs.backfill.progress import Board
+from pipeline.runs.backfill.records import BackfillRecord, Control
+from pipeline.runs.backfill.recount import Ledgers, Recount
+from pipeline.runs.backfill.store import BackfillStore
+from pipeline.runs.driver.following import is_driving
+from pipeline.runs.driver.heartbeat import DriverRecord
+
+MOST_LEDGERS = 20
+"""Runs whose failures are read for the table of errors."""
+_VOLATILE = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-f]{12,}\b|\d+")
+"""What differs between two messages of one error."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BackfillStatus:
+    """One backfill, as its state in storage shows it."""
+
+    record: BackfillRecord
+    control: Control
+    state: str
+    """new, running, paused, cancelling, silent since …, interrupted, held, failed, cancelled or
+    done."""
+    driver: DriverRecord | None
+    """Who drives or drove it."""
+    alive: bool
+    """Whether it is driven at this moment."""
+    at: float
+    """Unix seconds of the figures."""
+    windows: pl.DataFrame
+    """Schema WINDOWS with that of PROGRESS, a row a window in the order of time."""
+    counts: dict[str, int]
+    """Windows in each state; chunks, chunks_done, chunks_failed, rows and bytes."""
+    rows_per_second: float | None
+    """Rows read, since the driver began; None if nothing is done yet."""
+    bytes_per_second: float | None
+    """Bytes read."""
+    eta_seconds: float | None
+    """Until all is mapped, at this speed; None if it is not known, or nobody drives."""
+    errors: tuple[BackfillFailure, ...]
+    """The most frequent first."""
+    errors_of: int
+    """Runs whose failures were looked at, of …"""
+    errors_in: int
+    """… so many that have failures."""
+
+    @property
+    def who(self) -> str:
+        """The driver, in words."""
+        driver = self.driver
+        return f"process {driver.pid} on {driver.host}" if driver else "nobody yet"
+
+    @property
+    def todo(self) -> int:
+        """Windows that were to be done."""
+        return self.record.todo
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {
+            "backfill": self.record.backfill,
+            "state": self.state,
+            "record": self.record.model_dump(),
+            "control": self.control.model_dump(),
+            "driver": self.driver.model_dump() if self.driver else None,
+            "alive": self.alive,
+            "at": self.at,
+            "counts": self.counts,
+            "rows_per_second": self.rows_per_second,
+            "bytes_per_second": self.bytes_per_second,
+            "eta_seconds": self.eta_seconds,
+            "errors": [asdict(one) for one in self.errors],
+            "windows": self.windows.to_dicts(),
+        }
+
+
+def look(store: BackfillStore) -> BackfillStatus:
+    """Everything about a backfill, now."""
+    with ThreadPoolExecutor(5) as pool:
+        parts = [
+            pool.submit(part) for part in (store.record, store.control, store.driver, store.windows)
+        ]
+        stored = pool.submit(store.progress)
+        record, control, driver, windows = (part.result() for part in parts)
+        progress = stored.result()
+    assert isinstance(record, BackfillRecord) and isinstance(control, Control)
+    assert isinstance(windows, pl.DataFrame)
+    assert driver is None or isinstance(driver, DriverRecord)
+    alive = is_driving(driver, "")
+    board = Board(windows)
+    if progress is not None:
+        board.follow(progress)
+    ledgers = Ledgers(store)
+    # A driver that could still say how it ended has said how far the windows were.
+    if not alive and (progress is None or driver is None or driver.state == "running"):
+        recount = Recount(ledgers, record, windows, board)
+        recount.recount(driver if progress is not None else None)
+    joined = windows.join(board.frame(), on="label", how="left", maintain_order="left")
+    failing = _failing(joined)
+    errors = _errors(ledgers, failing[:MOST_LEDGERS])
+    at = driver.seen if alive and driver is not None else time.time()
+    speed = _speed(joined, driver, at)
+    return BackfillStatus(
+        record=record,
+        control=control,
+        state=state_of(control, driver, board.counts(), alive=alive),
+        driver=driver,
+        alive=alive,
+        at=at,
+        windows=joined,
+        counts=board.counts(),
+        rows_per_second=speed.rows if speed else None,
+        bytes_per_second=speed.bytes if speed else None,
+        eta_seconds=speed.eta if speed and alive and not control.paused else None,
+        errors=errors,
+        errors_of=len(failing[:MOST_LEDGERS]),
+        errors_in=len(failing),
+    )
+
+
+def state_of(
+    control: Control, driver: DriverRecord | None, counts: dict[str, int], *, alive: bool
+) -> str:
+    """A backfill's state in one word, or in `silent since …`."""
+    if alive:
+        if control.cancelled:
+            return "cancelling"
+        return "paused" if control.paused else "running"
+    left = sum(counts.get(state, 0) for state in ("waiting", "mapping", "staged", "failed"))
+    if driver is not None and not left:
+        return "done"
+    if control.cancelled:
+        return "cancelled"
+    if driver is None:
+        return "new"
+    if driver.state == "running":
+        return f"silent since {time.strftime('%H:%M:%S', time.localtime(driver.seen))}"
+    # It ended as it should and something is left: what it did has been undone since.
+    return "failed" if driver.state == "done" else driver.state
+
+
+def _failing(joined: pl.DataFrame) -> list[str]:
+    """The runs that have failures, those with most first."""
+    bad = joined.filter((pl.col("failed") > 0) & pl.col("run").is_not_null())
+    counted = bad.group_by("run", maintain_order=True).agg(pl.col("failed").sum())
+    ordered = counted.sort("failed", descending=True, maintain_order=True)
+    return ordered["run"].to_list()
+
+
+def _errors(ledgers: Ledgers, runs: Sequence[str]) -> tuple[BackfillFailure, ...]:
+    """The failures of some runs, grouped by what they say."""
+    frames = []
+    for run, progress in ledgers.read(runs).items():
+        failed = progress.failed() if progress is not None else None
+        if failed is None or failed.is_empty():
+            continue
+        of_chunk = ledgers.windows_of(run)
+        label = pl.Series([of_chunk[index] for index in failed["index"].to_list()])
+        frames.append(failed.with_columns(window=label))
+    if not frames:
+        return ()
+    known = pl.concat(frames)
+    kinds = [_VOLATILE.sub("#", text.partition("\n")[0]) for text in known["message"].to_list()]
+    example = ("window", "index", "worker", "message", "trace")
+    groups = (
+        known.with_columns(kind=pl.Series(kinds))
+        .group_by("error", "kind", maintain_order=True)
+        .agg(
+            pl.len().alias("chunks"),
+            pl.col("window").n_unique().alias("windows"),
+            *(pl.col(name).first().alias(f"_{name}") for name in example),
+        )
+        .sort("chunks", descending=True)
+    )
+    return tuple(
+        BackfillFailure(
+            error=row["error"],
+            chunks=row["chunks"],
+            windows=row["windows"],
+            **{name: row[f"_{name}"] for name in example},
+        )
+        for row in groups.iter_rows(named=True)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Speed:
+    rows: float
+    bytes: float
+    eta: float | None
+
+
+def _speed(joined: pl.DataFrame, driver: DriverRecord | None, at: float) -> _Speed | None:
+    """What has been done since the driver began; of windows begun before, the share since."""
+    if driver is None:
+        return None
+    mine = joined.filter(pl.col("ended") > driver.started)
+    if mine.is_empty():
+        return None
+    length = (pl.col("ended") - pl.col("started")).clip(1e-3)
+    since = pl.max_horizontal("started", pl.lit(driver.started))
+    share = ((pl.col("ended") - since) / length).clip(0.0, 1.0)
+    part = pl.col("decoded_bytes") / pl.col("chunks").clip(1)
+    done, left = pl.col("done") * part, (pl.col("chunks") - pl.col("done")) * part
+    sums = mine.select(
+        rows=(pl.col("rows_in") * share).sum(),
+        bytes=(pl.col("bytes_in") * share).sum(),
+        done=(done * share).sum(),
+    ).row(0, named=True)
+    # A driver that has ended counts until its last chunk; one that works until now.
+    until = at if driver.state == "running" else float(mine["ended"].max() or at)  # type: ignore[arg-type]
+    seconds = max(min(until, driver.seen + 60.0) - driver.started, 1e-3)
+    rest = float(joined.filter(pl.col("run").is_not_null()).select(left.sum()).item())
+    eta = rest * seconds / sums["done"] if sums["done"] else None
+    return _Speed(sums["rows"] / seconds, sums["bytes"] / seconds, eta)

@@ -1,0 +1,97 @@
+"""The table of a backfill's windows: what each has to do, and which run does it. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from math import ceil
+
+import polars as pl
+
+from partitioning import Plan
+from partitioning.window_inputs import windows_of_plan
+from partitioning.windows import Windowing
+from pipeline.config.units import share
+from pipeline.runs.backfill.records import RUNS, WINDOWS, Options
+from pipeline.runs.backfill.selection import Choice, grouped, spread
+
+_FIGURES = ("rows", "stored_bytes", "decoded_bytes")
+
+
+def chunks_of(plan: Plan | None, rule: Windowing) -> pl.DataFrame:
+    """A row a chunk, in the plan's order: its window's label, its rows and bytes."""
+    if plan is None:
+        return pl.DataFrame(schema={"label": pl.String, **dict.fromkeys(_FIGURES, pl.Int64)})
+    frame = pl.DataFrame(pl.from_arrow(plan.chunk_table.select(list(_FIGURES))))
+    return frame.select(
+        pl.Series("label", windows_of_plan(plan, rule), dtype=pl.String),
+        pl.col(_FIGURES).cast(pl.Int64),
+    )
+
+
+def windows_table(choices: list[Choice], chunks: pl.DataFrame, options: Options) -> pl.DataFrame:
+    """A row a window (schema WINDOWS without `run`).
+
+    Args:
+        choices: What is to be done about each, in the order of time.
+        chunks: As `chunks_of` gives them.
+        options: How windows are put into runs.
+    """
+    names = ("label", "start", "end", "skipped", "inputs")
+    asked = pl.DataFrame(
+        [_row(one) for one in choices], schema={name: WINDOWS[name] for name in names}, orient="row"
+    )
+    sums = chunks.group_by("label").agg(
+        pl.len().cast(pl.Int64).alias("chunks"), pl.col(_FIGURES).sum()
+    )
+    joined = asked.join(sums, on="label", how="left", maintain_order="left")
+    filled = joined.with_columns(pl.col("chunks", *_FIGURES).fill_null(0))
+    # A window of which the job's filter leaves nothing has objects and no chunk.
+    nothing = pl.col("skipped").is_null() & (pl.col("chunks") == 0)
+    why = pl.when(nothing).then(pl.lit("the filter leaves nothing of it")).otherwise("skipped")
+    windows = filled.with_columns(skipped=why)
+    labels = windows.filter(pl.col("skipped").is_null())["label"].to_list()
+    canary = _canary(labels, options)
+    ranks = {
+        label: rank for rank, run in enumerate(_runs(labels, canary, options)) for label in run
+    }
+    return windows.with_columns(
+        group=pl.col("label").replace_strict(ranks, default=None, return_dtype=pl.Int64),
+        canary=pl.col("label").is_in(canary),
+    )
+
+
+def members_of(windows: pl.DataFrame, chunks: pl.DataFrame) -> dict[int, list[int]]:
+    """The chunks of each run, ascending, by the run's rank."""
+    owned = chunks.select("label").with_row_index("chunk")
+    joined = owned.join(windows.select("label", "group"), on="label", maintain_order="left")
+    return {
+        rank: members["chunk"].to_list()
+        for (rank,), members in joined.group_by("group", maintain_order=True)
+    }
+
+
+def _row(choice: Choice) -> tuple[str, str, str | None, str | None, str | None]:
+    window = choice.window
+    end = None if window.end is None else window.end.isoformat()
+    inputs = choice.found.inputs if choice.found else None
+    return window.label, _moment(window.start), end, choice.skipped, inputs
+
+
+def _moment(start: datetime | str) -> str:
+    return start if isinstance(start, str) else start.isoformat()
+
+
+def _canary(labels: list[str], options: Options) -> list[str]:
+    """The windows that go first, spread evenly over all."""
+    if not options.canary:
+        return []
+    count = ceil(share(options.canary, len(labels)))
+    return [labels[rank] for rank in spread(count, len(labels))]
+
+
+def _runs(labels: list[str], canary: list[str], options: Options) -> list[list[str]]:
+    """The windows of each run, in the order in which runs are begun."""
+    if options.all_or_nothing:
+        return [labels] if labels else []
+    per_run = options.windows_per_run or max(1, ceil(len(labels) / RUNS))
+    return grouped(labels, canary, per_run, backwards=options.backwards)

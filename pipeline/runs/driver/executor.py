@@ -1,0 +1,189 @@
+"""What runs batches, as the driver sees it: submit, wait, drop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from pipeline.config.settings import BatchSettings
+from pipeline.errors import ChunkmapError, is_transient
+from pipeline.runs.driver.batching import Batch
+from pipeline.runs.transforms.user_code import describe, is_from_signal
+from pipeline.runs.worker.batch import BatchResult, map_batch
+
+Kind = Literal["finished", "error", "killed", "cancelled", "lost"]
+"""What became of a batch: `killed` took its worker with it, `lost` vanished with the scheduler."""
+
+MOST_COUNT = 1 << 60
+"""Rows or bytes of a batch, far beyond any."""
+MOST_SECONDS = 1e9
+"""Of a batch: 30 years."""
+IDLE_SECONDS = 0.05
+"""How long an engine that has nothing to do lets others work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one batch."""
+
+    batch: Batch
+    kind: Kind
+    result: BatchResult | None = None
+    """Only of a finished one."""
+    detail: str = ""
+    """What is known otherwise."""
+    is_final: bool = False
+    """Any batch would end like this there: no such transform, other code, no rights."""
+    is_transient: bool = False
+    """Storage was away: the same batch may end well the next time."""
+
+    @classmethod
+    def of_result(cls, batch: Batch, result: object) -> Outcome:
+        """Of a batch that came back. What a worker says of it is checked before it is used."""
+        problem = _problem_of(batch, result)
+        if problem:
+            return cls(batch, "error", detail=f"its worker returned {problem}")
+        assert isinstance(result, BatchResult), "anything else is a problem"
+        return cls(batch, "finished", result)
+
+    @classmethod
+    def of_error(cls, batch: Batch, error: BaseException) -> Outcome:
+        """Of a batch that raised."""
+        return cls(
+            batch,
+            "error",
+            detail=describe(error),
+            is_final=isinstance(error, ChunkmapError) and not is_transient(error),
+            is_transient=is_transient(error),
+        )
+
+
+def _problem_of(batch: Batch, result: object) -> str:
+    """What is wrong with what a batch returned, in words; empty if nothing is."""
+    if type(result) is not BatchResult:
+        return f"{type(result).__name__}, not a BatchResult"
+    if result.batch != batch.name:
+        return "the result of another batch"
+    counts = (result.done, result.failed, result.left)
+    sizes = (result.rows_in, result.rows_out, result.bytes_in, result.bytes_out)
+    for count in (*counts, *sizes, result.decoded_bytes):
+        if type(count) is not int or not 0 <= count < MOST_COUNT:
+            return f"the count {str(count)[:40]}"
+    # A batch that was taken up again has less to do than its chunks.
+    if sum(counts) > len(batch):
+        return f"{sum(counts):,} chunks of a batch of {len(batch):,}"
+    seconds = result.seconds
+    if type(seconds) is not float or not 0.0 <= seconds < MOST_SECONDS:
+        return f"the time {str(seconds)[:40]}"
+    return ""
+
+
+class Engine(Protocol):
+    """What runs batches."""
+
+    @property
+    def threads(self) -> int:
+        """Batches that can run at the same time at this moment."""
+        ...
+
+    def submit(self, batch: Batch) -> None:
+        """Start a batch, or queue it. A batch may be submitted again while it runs."""
+        ...
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """Outcomes that have come in; waits at most so long for the first."""
+        ...
+
+    def drop(self, batch: Batch) -> None:
+        """Forget every submission of this batch that has not come in."""
+        ...
+
+
+class SerialEngine:
+    """Runs each batch at once, in this process: the oracle of the others."""
+
+    threads = 1
+
+    def __init__(self, run_uri: str, fingerprint: str) -> None:
+        self._run = run_uri, fingerprint
+        self._outcomes: list[Outcome] = []
+
+    def submit(self, batch: Batch) -> None:
+        """See `Engine.submit`."""
+        try:
+            result = map_batch(*self._run, batch)
+            self._outcomes.append(Outcome.of_result(batch, result))
+        except BaseException as error:
+            if is_from_signal(error):
+                raise
+            self._outcomes.append(Outcome.of_error(batch, error))
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """See `Engine.wait`."""
+        if not self._outcomes:
+            time.sleep(min(seconds, IDLE_SECONDS))  # Held: there is nothing to wait for.
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
+
+    def drop(self, batch: Batch) -> None:
+        """See `Engine.drop`: everything has come in already."""
+
+
+class Flights:
+    """The batches that are under way, with how long each may take."""
+
+    def __init__(self, engine: Engine, limits: BatchSettings) -> None:
+        self._engine = engine
+        self._limits = limits
+        self._since: dict[str, float] = {}
+        self._copies: dict[str, int] = {}
+        self._batches: dict[str, Batch] = {}
+        self.least = ""
+        """The least name of all batches that have been under way since `looked`: only they can have
+        stored anything since. Empty if there were none."""
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def send(self, batch: Batch) -> None:
+        """Submit a batch for the first time."""
+        self._batches[batch.name] = batch
+        self.least = min(self.least or batch.name, batch.name)
+        self._copies[batch.name] = 1
+        self._since[batch.name] = time.monotonic()
+        self._engine.submit(batch)
+
+    def landed(self, seconds: float) -> Iterator[Outcome]:
+        """The outcome of each batch that came in: of its first copy to finish, or its last."""
+        for outcome in self._engine.wait(seconds):
+            name = outcome.batch.name
+            if name not in self._batches:
+                continue
+            self._copies[name] -= 1
+            if outcome.kind == "finished" or not self._copies[name]:
+                self._engine.drop(self._batches.pop(name))
+                yield outcome
+
+    def looked(self) -> None:
+        """Note that all was read that batches have stored."""
+        self.least = min(self._batches, default="")
+
+    def send_stragglers_again(self, expected_seconds: float) -> None:
+        """Submit batches once more that are far past their time, without waiting for the first.
+
+        Two completions of one chunk are harmless, and a stopped worker never ends a batch.
+        """
+        factor, least = self._limits.straggler_factor, self._limits.straggler_seconds
+        latest = time.monotonic() - max(least, factor * expected_seconds)
+        for name, batch in self._batches.items():
+            if self._since[name] < latest and self._copies[name] == 1:
+                self._copies[name] += 1
+                self._engine.submit(batch)
+
+    def abandon(self) -> None:
+        """Drop everything."""
+        for batch in self._batches.values():
+            self._engine.drop(batch)
+        self._batches.clear()

@@ -1,0 +1,394 @@
+"""What a driver does around the mapping: liveness, publishing, reporting. Knows no engine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+from pydantic import BaseModel, ConfigDict, FiniteFloat
+
+from pipeline.config.job import Job
+from pipeline.errors import RunFailedError, SchemaChangedError, StateError
+from pipeline.liveness import start_time
+from pipeline.report.render import render_html, render_json, render_markdown
+from pipeline.report.run_model import Phase, RunInfo, RunReport
+from pipeline.runs.driver.map_stage import MapProgress
+from pipeline.runs.ledger.ledger import Ledger
+from pipeline.runs.ledger.records import Progress, RunRecord
+from pipeline.runs.worker.reduce import drop_partials, reduced_of
+from pipeline.storage import Storage
+from pipeline.storage.documents import Moment, parse_stored, report_folder, seal_json
+from pipeline.storage.outages import advisory
+from pipeline.table.columns import Columns, Difference, differences, stored_columns
+from pipeline.table.log import Catalog, together
+from pipeline.table.manifest import draft_commit, files_of
+from pipeline.table.publish import (
+    UploadsVanishedError,
+    abort_spares,
+    amend,
+    commits_of,
+    gone_spares,
+    publish,
+    refuse_released,
+    released_names,
+    settle,
+)
+
+log = logging.getLogger(__name__)
+
+_NEWLINE = "\n"
+HEARTBEAT_SECONDS = 15.0
+"""How often a driver says that it is alive; silent for four of them, it counts as gone."""
+_RUN_AGAIN = "run the job again: the reduce is done again"
+PUBLISH_TRIES = 3
+"""How often chunks whose uploads vanished are mapped again before giving up."""
+
+
+class DriverRecord(BaseModel):
+    """Who drives a run, and how far it is. Advisory: nothing depends on it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    driver: str
+    host: str
+    pid: int
+    process_started: FiniteFloat
+    """Start time of the process, as `pipeline.liveness` tells it: pids are used again."""
+    started: Moment
+    seen: Moment
+    """Unix seconds of the last sign of life."""
+    state: str = "running"
+    """running, done, failed or interrupted."""
+    rounds: int = 0
+    batches: int = 0
+    phases: list[tuple[str, Moment, FiniteFloat]] = []
+    """(name, started, seconds) of each finished phase."""
+    flow_run: str | None = None
+    """Its page in Prefect's UI."""
+    progress: dict[str, Any] = {}
+
+
+@dataclass(slots=True)
+class Driver:
+    """Keeps `driver.json` of one run up to date."""
+
+    storage: Storage
+    uri: str
+    record: DriverRecord
+    _written: float = field(default=0.0)
+
+    @classmethod
+    def of(cls, storage: Storage, prefix: str, flow_run: str | None = None) -> Driver:
+        """A driver of this process, of the run (or backfill) whose state is under a prefix."""
+        now = time.time()
+        record = DriverRecord(
+            driver=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            process_started=start_time(os.getpid()) or 0.0,
+            started=now,
+            seen=now,
+            flow_run=flow_run,
+        )
+        return cls(storage, prefix + "driver.json", record)
+
+    def saw(self, progress: MapProgress) -> None:
+        """Note progress; written only when a sign of life is due."""
+        self.record.rounds = progress.round
+        self.record.batches = progress.batches
+        self.record.progress = {
+            "done": progress.done,
+            "failed": progress.failed,
+            "chunks": progress.chunks,
+            "rows_in": progress.rows_in,
+            "rows_out": progress.rows_out,
+            "bytes_in": progress.bytes_in,
+            "bytes_out": progress.bytes_out,
+        }
+        if time.time() - self._written >= HEARTBEAT_SECONDS:
+            with advisory():
+                self.write()
+
+    def write(self, state: str | None = None) -> None:
+        """Write the record now."""
+        self._written = self.record.seen = time.time()
+        self.record.state = state or self.record.state
+        self.storage.put(self.uri, seal_json(self.record.model_dump_json().encode()))
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a phase."""
+        started = time.time()
+        try:
+            yield
+        finally:
+            self.record.phases.append((name, started, time.time() - started))
+
+
+def read_driver(storage: Storage, prefix: str) -> DriverRecord | None:
+    """Who drove a run (or backfill) last, if anybody did and it can be told.
+
+    Nothing depends on it: of a record that is damaged, or that another release wrote otherwise,
+    nobody is known to drive.
+
+    Args:
+        storage: Where.
+        prefix: URI of the state of the run or backfill.
+    """
+    uri = prefix + "driver.json"
+    blob = storage.get_if_there(uri)
+    try:
+        return None if blob is None else parse_stored(DriverRecord, blob.data, uri)
+    except StateError as error:
+        log.warning("%s; nobody is taken to drive", error)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What a run came to, in figures."""
+
+    run: str
+    job: str
+    state: str
+    """done or failed."""
+    output: str
+    manifest: int | None
+    chunks: int
+    mapped: int
+    """Chunks that this driver mapped; the rest was done before."""
+    failed: int
+    batches: int
+    rounds: int
+    rows_in: int
+    rows_out: int
+    bytes_in: int
+    bytes_out: int
+    seconds: float
+    """Of this driver."""
+    report: str
+    """URI of the HTML page; empty while there is none."""
+    local_report: str
+    notes: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+    """One line for each sort of failure."""
+
+
+class RunIncompleteError(RunFailedError):
+    """Some chunks failed: nothing was published, and all that is done is kept.
+
+    Attributes:
+        summary: The run's figures.
+    """
+
+    def __init__(self, summary: RunSummary) -> None:
+        super().__init__(
+            f"run {summary.run} ended with {summary.failed:,} of {summary.chunks:,} chunks failed; "
+            "nothing was published, all finished work is kept",
+            hint="mend the cause and run the job again: only the failed chunks are mapped "
+            "(--accept-code goes on with a transform that you have changed)",
+        )
+        self.summary = summary
+
+
+def publish_run(
+    storage: Storage,
+    ledger: Ledger,
+    vanished: UploadsVanishedError | None = None,
+    *,
+    without_failed: bool = False,
+) -> int:
+    """Publish what a run has completed and not published; returns the manifest's number.
+
+    Args:
+        storage: Where.
+        ledger: Of the run.
+        vanished: What the last try said, once its chunks have been mapped again.
+        without_failed: Publish although chunks are missing; the manifest lists them, and a later
+            call adds just those that have come since.
+
+    Raises:
+        UploadsVanishedError: some chunks are left again; map them, then call this with it.
+        SchemaChangedError: the chunks' schemas differ, or files that stay in the output have other
+            columns.
+    """
+    catalog, record, job = Catalog(storage, ledger.output), ledger.record(), ledger.job()
+    if vanished is not None:
+        ledger.void(vanished.attempts)
+    progress = ledger.read()
+    check_schemas(progress)
+    done = reduced_of(ledger, progress) if job.reduce else progress.completions
+    if job.reduce and done.is_empty() and progress.completions.height:
+        raise StateError(ledger.prefix, "the result of its reduce is not stored", _RUN_AGAIN)
+    try:
+        while True:
+            if vanished is not None:
+                amend(catalog, vanished, record.run, files_of(catalog.output, done))
+            manifest = settle(catalog)
+            released = released_names(catalog, record.run, record.base)
+            refuse_released(catalog, done, released)
+            earlier = [catalog.known(e) for e in commits_of(catalog, record.run, record.base)]
+            rest = done
+            for commit in earlier:
+                rest = rest.join(commit.files.select("chunk"), on="chunk", how="anti")
+            missing = _missing(ledger, progress)
+            assert without_failed or not missing, "only a complete run is published"
+            if rest.is_empty() and earlier:
+                break
+            draft = draft_commit(
+                record,
+                rest,
+                missing,
+                earlier,
+                job.output.keep_versions,
+                released=released,
+                columns=columns_of_run(progress, rest),
+            )
+            publish(catalog, draft, ledger.accepted(), widens=ledger.widens)
+    except UploadsVanishedError as error:
+        # Together with spares that would be chosen next, and found gone one try after the other.
+        error.attempts += gone_spares(catalog, progress.spares)
+        ledger.void(error.attempts)
+        raise
+    chosen = pl.concat([commit.files.select("attempt") for commit in earlier])
+    known = pl.concat([progress.completions, progress.spares])
+    abort_spares(catalog, known.join(chosen, on="attempt", how="anti"))
+    if not missing:
+        ledger.note_published(manifest.number)
+        if job.reduce:
+            drop_partials(storage, ledger)
+    return manifest.number
+
+
+def _missing(ledger: Ledger, progress: Progress) -> list[str]:
+    done = set(progress.completions["chunk"].to_list())
+    return [chunk for chunk in ledger.plan().chunk_ids if chunk not in done]
+
+
+def check_schemas(progress: Progress) -> None:
+    """Raise SchemaChangedError when chunks came out with different columns or types.
+
+    The order of columns is no difference: files are read by name.
+    """
+    counts = progress.completions.group_by("schema").agg(pl.len(), pl.col("index").min())
+    if counts.height < 2:
+        return
+    *others, usual = counts.sort("len", "schema").iter_rows(named=True)
+    ours = orjson.loads(progress.schemas.get(usual["schema"], "{}"))
+    for odd in others:
+        theirs = orjson.loads(progress.schemas.get(odd["schema"], "{}"))
+        found = differences(theirs, ours)
+        if found:
+            raise _odd_schema(odd, usual, found)
+
+
+def _odd_schema(
+    odd: dict[str, Any], usual: dict[str, Any], found: Sequence[Difference]
+) -> SchemaChangedError:
+    said = ", ".join(map(str, found))
+    return SchemaChangedError(
+        f"the transform returned another schema on {odd['len']} chunks (such as chunk "
+        f"{odd['index']}) than on the other {usual['len']}: {said}",
+        hint="cast these columns in the transform, then run the job with --replan",
+    )
+
+
+def columns_of_run(progress: Progress, done: pl.DataFrame) -> Columns:
+    """The columns of the files of some completions, which are alike (see `check_schemas`)."""
+    first = done.head(1)
+    if first.is_empty():
+        return {}
+    text = progress.schemas.get(first["schema"][0], "")
+    return stored_columns(text, first["uri"][0].rpartition("/")[0])
+
+
+def failure_lines(failed: pl.DataFrame) -> tuple[str, ...]:
+    """One line for each sort of error among the last failures (schema FAILURES)."""
+    groups = failed.group_by("error", maintain_order=True).agg(
+        pl.len(), pl.col("message").first(), pl.col("index").first()
+    )
+    return tuple(
+        f"{row['len']} chunks: {row['error']}: {row['message'].partition(_NEWLINE)[0]} "
+        f"(chunk {row['index']}, say)"
+        for row in groups.sort("len", descending=True).iter_rows(named=True)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReport:
+    """Where a report is, and its short form."""
+
+    uri: str
+    path: str
+    """Of the local copy."""
+    markdown: str
+
+
+def store_report(
+    storage: Storage, ledger: Ledger, driver: DriverRecord, state: str, folder: Path
+) -> StoredReport:
+    """Make a run's report, store it beside the run's state, and keep a copy here."""
+    report = report_of(ledger.record(), ledger.job(), ledger.read(), driver, state)
+    html, said = render_html(report), render_json(report)
+    bodies = {"report.html": html, "report.json": said}
+    together(lambda name: storage.put(ledger.prefix + name, bodies[name].encode()), list(bodies))
+    local = report_folder(folder, ledger.run)
+    (local / "report.html").write_text(html)
+    (local / "report.json").write_text(said)
+    uri = ledger.prefix + "report.html"
+    return StoredReport(uri, str(local / "report.html"), render_markdown(report, uri))
+
+
+def report_of(
+    record: RunRecord, job: Job, progress: Progress, driver: DriverRecord, state: str
+) -> RunReport:
+    """What the report is made from."""
+    final = set(progress.failed()["attempt"].to_list())
+    return RunReport(
+        run=RunInfo(
+            id=record.run,
+            job=record.job,
+            input=" ".join(job.input.uri),
+            output=record.output,
+            mode=record.mode,
+            transform=record.transform,
+            fingerprint=record.fingerprint,
+            state=state,  # type: ignore[arg-type]
+            chunks_planned=record.chunks,
+            rows_planned=record.rows,
+            created=record.created,
+            started=driver.started,
+            finished=time.time(),
+            rounds=driver.rounds,
+            environment=environment(),
+            tables={table.uri: table.label for table in record.tables or ()},
+            prefect_url=driver.flow_run,
+            resume_command=None if state == "done" else "chunkmap run JOB.yaml",
+        ),
+        completions=pl.concat([progress.completions, progress.spares]),
+        failures=progress.failures.with_columns(final=pl.col("attempt").is_in(final)),
+        phases=tuple(Phase(*phase) for phase in driver.phases),
+        not_counted=(*progress.problems, *progress.left_out()),
+    )
+
+
+def environment() -> dict[str, str]:
+    """What the figures depend on."""
+    packages = ("prefect", "prefect-dask", "distributed", "polars", "pyarrow")
+    return {
+        "Python": platform.python_version(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        **{name: version(name) for name in packages},
+    }

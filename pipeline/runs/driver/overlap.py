@@ -1,0 +1,160 @@
+"""Refuse a job whose input would match its own output, however either is written.
+
+The next run would read what this one wrote, and an appending job would grow without end.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from partitioning.globs import compile_glob, has_magic, literal_prefix, matches_any
+from partitioning.listing import is_hidden
+from pipeline.config.job import Job
+from pipeline.errors import UsageError
+from pipeline.uris import STATE_SUFFIX, as_prefix, parse
+
+FILE_START = "part-"
+"""How the names of published files begin (see `pipeline.runs.worker.chunk.output_uri`)."""
+_EXAMPLE = FILE_START + "0000000-0123456789abcdef.parquet"
+_SUFFIXES = (".parquet", ".parq", ".pq")
+
+
+def refuse_overlap(job: Job) -> None:
+    """Compare a job's input with its output; nothing is read but links of the file system.
+
+    Raises:
+        UsageError: the input matches the output or lies in an output's state, or the output does,
+            or its URI could be that of another output.
+    """
+    output = job.output.uri
+    _refuse_odd_output(output)
+    inside = _segments(output)
+    for uri in job.input.uri:
+        if _state_folder(_segments(uri)):
+            raise UsageError(
+                f"input {uri} lies in the state of an output, which is nobody's data",
+                hint="read the output itself; older versions: pipeline.scan_output(uri, version)",
+            )
+        if _is_within(_segments(uri), inside) or _is_within(inside, _segments(uri)):
+            raise UsageError(
+                f"input {uri} and output {output} lie within each other: "
+                "the next run would read what this one wrote",
+                hint="name an output outside of the input",
+            )
+        if has_magic(uri) and _meets(_segments(uri, glob=True), inside):
+            if _left_out(uri, output, job.input.exclude):
+                continue
+            raise UsageError(
+                f"input {uri} matches the output {output}: "
+                "the next run would read what this one wrote",
+                hint="name an output that the input does not match, or leave it out: input.exclude",
+            )
+
+
+def in_normal_form(job: Job) -> Job:
+    """A job that does not depend on how its URIs are spelt."""
+    source = {"uri": tuple(parse(uri).uri for uri in job.input.uri)}
+    output = {"uri": as_prefix(parse(job.output.uri).uri)}
+    return job.model_copy(
+        update={
+            "input": job.input.model_copy(update=source),
+            "output": job.output.model_copy(update=output),
+        }
+    )
+
+
+def _refuse_odd_output(output: str) -> None:
+    at = parse(output)
+    folder = _state_folder(_segments(output))
+    if folder:
+        raise UsageError(
+            f"output {output} lies in {folder}, the state of another output",
+            hint="name an output outside of it",
+        )
+    names = at.key.rstrip("/").split("/")
+    if at.scheme == "s3" and any(name in ("", ".", "..") for name in names):
+        raise UsageError(
+            f"output {output} has an empty segment, `.` or `..` in it, which some S3 services "
+            "take for another prefix",
+            hint=f"write s3://{at.bucket}/{'/'.join(_resolved(names))}/",
+        )
+
+
+def _state_folder(segments: Sequence[str]) -> str | None:
+    """The first segment that is the name of an output's state."""
+    ends = (s for s in segments if s.endswith(STATE_SUFFIX) and s != STATE_SUFFIX)
+    return next(ends, None)
+
+
+def _segments(uri: str, *, glob: bool = False) -> list[str]:
+    """Scheme, bucket and names of a URI, as the store itself would read it.
+
+    Links are resolved; empty names, `.` and `..` are gone.
+
+    Args:
+        uri: Of an object or a prefix.
+        glob: Names from the first wildcard on are no names of files.
+    """
+    at = parse(uri)
+    names = at.key.split("/")
+    if at.scheme == "file":
+        fixed = next((n for n, name in enumerate(names) if glob and has_magic(name)), len(names))
+        real = os.path.realpath("/" + "/".join(names[:fixed]))
+        names = [*real.split("/"), *names[fixed:]]
+    return [at.scheme, at.bucket, *_resolved(names)]
+
+
+def _resolved(names: Sequence[str]) -> list[str]:
+    kept: list[str] = []
+    for name in names:
+        if name == "..":
+            del kept[-1:]
+        elif name not in ("", "."):
+            kept.append(name)
+    return kept
+
+
+def _is_within(inner: list[str], outer: list[str]) -> bool:
+    return inner[: len(outer)] == outer
+
+
+def _meets(pattern: list[str], output: list[str]) -> bool:
+    """Whether a glob may match something that is published to an output.
+
+    A glob that matches a folder takes everything below it.
+    """
+    if not pattern:
+        return True
+    if not output:
+        return all(map(_may_be_published, pattern))
+    first = pattern[0]
+    if first == "**":
+        return _meets(pattern[1:], output) or _meets(pattern, output[1:])
+    head, crosses, _ = first.partition("**")
+    if crosses:
+        return compile_glob(head + "*").fullmatch(output[0]) is not None
+    if compile_glob(first).fullmatch(output[0]) is None:
+        return False
+    return _meets(pattern[1:], output[1:])
+
+
+def _may_be_published(name: str) -> bool:
+    """Whether a segment of a glob may match a Hive folder or a file that a run writes."""
+    if not has_magic(name):
+        return "=" in name
+    if not name.lower().endswith(_SUFFIXES):
+        return True
+    start = literal_prefix(name)
+    return FILE_START.startswith(start) or start.startswith(FILE_START)
+
+
+def _left_out(uri: str, output: str, exclude: tuple[str, ...]) -> bool:
+    """Whether listing the input leaves the output out: by name, or by `input.exclude`."""
+    fixed = literal_prefix(parse(uri).uri)
+    base, prefix = fixed[: fixed.rfind("/") + 1], as_prefix(parse(output).uri)
+    if not prefix.startswith(base):
+        return False
+    folder = prefix[len(base) :]
+    paths = (folder + _EXAMPLE, f"{folder}any-column=any-value/{_EXAMPLE}")
+    return all(is_hidden(path) or matches_any(exclude, path) for path in paths)

@@ -1,0 +1,232 @@
+"""Publishing a run by windows: each is a commit of its own, any number of them one manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from partitioning import Windowing
+from pipeline.config.job import Job
+from pipeline.errors import UsageError
+from pipeline.runs.driver.heartbeat import check_schemas, columns_of_run
+from pipeline.runs.ledger.ledger import Ledger
+from pipeline.runs.ledger.records import Progress, RunRecord
+from pipeline.storage import Storage
+from pipeline.table.log import Catalog
+from pipeline.table.manifest import Commit, CommitEntry, CommitWindow, draft_commit, files_of
+from pipeline.table.publish import (
+    CommitsConflictError,
+    Published,
+    UploadsVanishedError,
+    abort_spares,
+    amend,
+    commits_of,
+    foreign_claim,
+    gone_spares,
+    publish_all,
+    refuse_released,
+    released_names,
+    settle,
+)
+
+
+def publish_windows(
+    storage: Storage,
+    ledger: Ledger,
+    windows: Mapping[str, Sequence[str]],
+    inputs: Mapping[str, str] | None = None,
+    vanished: UploadsVanishedError | None = None,
+    *,
+    without_failed: bool = False,
+    together: bool = False,
+    catalog: Catalog | None = None,
+) -> int | None:
+    """Publish those of a run's windows that are complete, together, in one manifest.
+
+    Of all windows of a run at once it is all or nothing for readers of the manifest. It may be
+    called again and again, by several processes: what is published is not published again, and a
+    claim that somebody left behind is finished first.
+
+    Args:
+        storage: Where.
+        ledger: Of the run, whose job has a `window`.
+        windows: Ids of the planned chunks of each window, by its label (see
+            `partitioning.windows_of_plan`). A window without any chunk is published empty; in mode
+            overwrite-partitions that empties it.
+        inputs: Digest of each window's objects (see `partitioning.inputs_of_plan`).
+        vanished: What the last call said, once its chunks have been mapped again.
+        without_failed: Publish also windows that lack chunks; the manifest says how many, and a
+            later call adds those that have come since.
+        together: Publish none of them if one is in conflict.
+        catalog: Of the output; one that is used again has less to read.
+
+    Returns:
+        The manifest's number, or None if there was nothing to publish.
+
+    Raises:
+        UploadsVanishedError: some chunks are left again; map them, then call this with it.
+        CommitsConflictError: other runs have published the windows that it names since this run
+            began; unless `together`, the others are published.
+        ForeignClaimError: another run must map its own vanished chunks before anybody can publish.
+        SchemaChangedError: the chunks' schemas differ, or files that stay in the output have other
+            columns.
+        UsageError: the job has no windows, or its mode is one that windows cannot have.
+    """
+    catalog = catalog or Catalog(storage, ledger.output)
+    record, job = ledger.record(), ledger.job()
+    rule = _rule(record, job)
+    if vanished is not None:
+        ledger.void(vanished.attempts)
+    progress = ledger.read()
+    check_schemas(progress)
+    published = None
+    try:
+        if vanished is not None:
+            amend(catalog, vanished, record.run, files_of(catalog.output, progress.completions))
+        settle(catalog)
+        released = released_names(catalog, record.run, record.base)
+        refuse_released(catalog, progress.completions, released)
+        drafting = _Drafting(catalog, record, job, rule, progress, released)
+        drafts = drafting.drafts(windows, inputs or {}, without_failed=without_failed)
+        if drafts:
+            publish = publish_all if together else _publish
+            published = publish(catalog, drafts, ledger.accepted(), widens=ledger.widens)
+    except UploadsVanishedError as error:
+        if not error.waits_for(record.run):
+            raise foreign_claim(catalog.output, error) from error
+        # Together with spares that would be chosen next, and found gone one try after the other.
+        error.attempts += gone_spares(catalog, progress.spares)
+        ledger.void(error.attempts)
+        raise
+    _end(catalog, ledger, record, progress, published)
+    return None if published is None else published.manifest.number
+
+
+def _rule(record: RunRecord, job: Job) -> Windowing:
+    if job.window is None:
+        raise UsageError(
+            f"the job of run {record.run} has no windows",
+            hint="name their column and grain in the job: window: {column: ds, grain: day}",
+        )
+    if record.mode == "overwrite":
+        raise UsageError(
+            f"run {record.run} cannot be published by windows: in mode overwrite each would "
+            "replace the others",
+            hint="set output.mode to overwrite-partitions",
+        )
+    return job.window.windowing()
+
+
+@dataclass(frozen=True, slots=True)
+class _Drafting:
+    """Makes commits of what is done and not published yet."""
+
+    catalog: Catalog
+    record: RunRecord
+    job: Job
+    rule: Windowing
+    progress: Progress
+    released: Sequence[str]
+    """Names of commits of the run that a repair has released."""
+
+    def drafts(
+        self,
+        windows: Mapping[str, Sequence[str]],
+        inputs: Mapping[str, str],
+        *,
+        without_failed: bool,
+    ) -> list[Commit]:
+        earlier: dict[str | None, list[CommitEntry]] = {}
+        for entry in commits_of(self.catalog, self.record.run, self.record.base):
+            earlier.setdefault(entry.window, []).append(entry)
+        found = []
+        # The run may have been published as a whole too, as far as it was done.
+        whole = [commit.files for commit in self.catalog.all_known(earlier.pop(None, []))]
+        published = {chunk for files in whole for chunk in files["chunk"].to_list()}
+        done = self._by_window(windows)
+        for label, chunks in windows.items():
+            own = done.get(label, self.progress.completions.head(0))
+            missing = set(chunks) - set(own["chunk"].to_list())
+            before = earlier.get(label, [])
+            # Read only where something may be left: most windows are published whole, and once.
+            if (missing and not without_failed) or (before and not before[-1].missing):
+                continue
+            commits = [self.catalog.known(entry) for entry in before]
+            already = published.union(*(commit.files["chunk"].to_list() for commit in commits))
+            own = own.filter(~pl.col("chunk").is_in(list(already)))
+            if own.is_empty() and (before or not already.isdisjoint(chunks)):
+                continue
+            window = CommitWindow(label, self.rule, inputs.get(label, ""))
+            found.append(
+                draft_commit(
+                    self.record,
+                    own,
+                    sorted(missing),
+                    commits,
+                    self.job.output.keep_versions,
+                    window=window,
+                    released=self.released,
+                    columns=columns_of_run(self.progress, own),
+                )
+            )
+        return found
+
+    def _by_window(self, windows: Mapping[str, Sequence[str]]) -> dict[str, pl.DataFrame]:
+        owner = pl.DataFrame(
+            {
+                "chunk": [chunk for chunks in windows.values() for chunk in chunks],
+                "window": [label for label, chunks in windows.items() for _ in chunks],
+            },
+            schema={"chunk": pl.String, "window": pl.String},
+        )
+        joined = self.progress.completions.join(
+            owner, on="chunk", how="inner", maintain_order="left"
+        )
+        parts = joined.partition_by("window", as_dict=True, include_key=False)
+        return {str(label): part for (label,), part in parts.items()}
+
+
+def _publish(
+    catalog: Catalog, drafts: list[Commit], accepted: int, *, widens: Callable[[], bool]
+) -> Published:
+    """Publish what is in no conflict; then tell what is."""
+    lost: list[CommitEntry] = []
+    told: CommitsConflictError | None = None
+    while True:
+        names = {entry.name for entry in lost}
+        left = [draft for draft in drafts if draft.entry.name not in names]
+        try:
+            if left:
+                published = publish_all(catalog, left, accepted, widens=widens)
+            break
+        except CommitsConflictError as error:
+            told = told or error
+            lost += [draft.entry for draft in left if draft.entry.name in error.commits]
+    if told is not None:
+        raise CommitsConflictError(told.message, lost) from told
+    return published
+
+
+def _end(
+    catalog: Catalog,
+    ledger: Ledger,
+    record: RunRecord,
+    progress: Progress,
+    published: Published | None,
+) -> None:
+    """Abort what was not chosen; once every planned chunk is published, note that."""
+    known = pl.concat([progress.completions, progress.spares])
+    if published is not None:
+        files = pl.concat([commit.files for commit in published.commits])
+        theirs = known.join(files.select("chunk"), on="chunk", how="semi")
+        abort_spares(catalog, theirs.join(files.select("attempt"), on="attempt", how="anti"))
+    entries = commits_of(catalog, record.run, record.base)
+    if sum(entry.files for entry in entries) < record.chunks or ledger.published() is not None:
+        return
+    # Somebody who published some of them may have died before it came to their spares.
+    chosen = pl.concat([commit.files.select("attempt") for commit in catalog.all_known(entries)])
+    abort_spares(catalog, known.join(chosen, on="attempt", how="anti"))
+    number = published.manifest.number if published else catalog.head()[0].current
+    ledger.note_published(number)

@@ -1,0 +1,284 @@
+"""Load transforms: allowed before imported, fingerprinted by what they reach, parameters bound."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from types import FunctionType, MethodType
+from typing import Any
+
+from pipeline.config.job import Job
+from pipeline.config.settings import TransformSettings
+from pipeline.errors import JobError, TransformNotAllowedError
+from pipeline.runs.transforms.fingerprint import fingerprint, joined
+from pipeline.runs.transforms.reach import Reach, Reached, allows
+from pipeline.runs.transforms.source import Module, Sources
+from pipeline.runs.transforms.user_code import describe, is_from_signal
+
+_loaded: dict[str, str] = {}
+"""Digest of the source that each imported module was loaded from."""
+_lock = Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """A function of the user's, ready to be called."""
+
+    name: str
+    """`module:function`."""
+    fingerprint: str
+    """`v2-` and 16 hex digits over what the function reaches, and its parameters."""
+    call: Callable[..., Any]
+    """Takes the LazyFrame; the parameters are bound."""
+    definitions: int = 0
+    """How many definitions of allowed modules it reaches, itself included."""
+    notes: tuple[str, ...] = ()
+    """What the fingerprint could not tell, and what it covers instead."""
+
+
+def resolve(name: str, params: Mapping[str, Any], settings: TransformSettings) -> Transform:
+    """Find, allow and import a transform.
+
+    A module whose source changed since this process imported it is imported again, so that a
+    long-lived worker never runs old code.
+
+    Raises:
+        TransformNotAllowedError: the settings do not allow its module, or the function is not
+            defined in an allowed module.
+        JobError: there is no such module or function, or it cannot be imported.
+    """
+    module_name, _, function_name = name.partition(":")
+    with _lock:
+        reached, sources = _read(name, settings)
+        module = _import(module_name, sources, settings)
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        near = get_close_matches(function_name, names, 1)
+        raise JobError(
+            f"{module_name} has no function {function_name!r}",
+            hint=f"did you mean {module_name}:{near[0]}?" if near else None,
+        )
+    _check_defined(name, function, settings)
+    _check_params(name, function, params)
+    return Transform(
+        name=name,
+        fingerprint=fingerprint(name, reached, params),
+        call=partial(function, **params),
+        definitions=reached.definitions,
+        notes=reached.notes,
+    )
+
+
+def _check_defined(name: str, value: Any, settings: TransformSettings) -> None:
+    """Raise unless a function, below its decorators and partials, is of an allowed module."""
+    if isinstance(value, type):
+        raise JobError(
+            f"{name} is a class, and a transform is a function",
+            hint="name a function that takes a LazyFrame and returns one",
+        )
+    chain = list(_unwrapped(value))
+    if not any(_is_defined_in_allowed(function, settings) for function in chain):
+        innermost = chain[-1]
+        module = getattr(innermost, "__module__", None) or type(innermost).__module__
+        what = getattr(innermost, "__qualname__", type(innermost).__qualname__)
+        raise _not_defined(name, f"{module}.{what}")
+
+
+def _not_defined(name: str, what: str) -> TransformNotAllowedError:
+    return TransformNotAllowedError(
+        f"transform {name} is {what}, which is not defined in a file of an allowed module",
+        hint=f"define a function in {name.partition(':')[0]} that calls it",
+    )
+
+
+def _unwrapped(value: Any) -> Iterator[Any]:
+    """A callable, and what is below its partials, decorators and methods."""
+    for _ in range(100):
+        yield value
+        if isinstance(value, partial):
+            value = value.func
+        elif isinstance(value, MethodType):
+            value = value.__func__
+        elif getattr(value, "__wrapped__", None) is not None:
+            value = value.__wrapped__
+        elif callable(value) and isinstance(vars(type(value)).get("__call__"), FunctionType):
+            value = vars(type(value))["__call__"]
+        else:
+            return
+
+
+def _is_defined_in_allowed(function: Any, settings: TransformSettings) -> bool:
+    """Whether a function's code is from the file of an allowed module."""
+    if not isinstance(function, FunctionType):
+        return False
+    module = sys.modules.get(function.__globals__.get("__name__", ""))
+    file: str | None = getattr(module, "__file__", None)
+    if module is None or file is None or not allows(settings.allow, module.__name__):
+        return False
+    return os.path.abspath(file) == os.path.abspath(function.__code__.co_filename)
+
+
+def _check_params(name: str, function: Callable[..., Any], params: Mapping[str, Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # Not written in Python: calling it will show.
+    try:
+        signature.bind(None, **params)
+    except TypeError as error:
+        takes = ", ".join(list(signature.parameters)[1:]) or "none"
+        raise JobError(
+            f"{name} cannot be called with the frame and params {list(params)}: {error}",
+            hint=f"mend the job's params; it takes {takes}",
+        ) from error
+
+
+def fingerprint_of(name: str, params: Mapping[str, Any], settings: TransformSettings) -> str:
+    """The fingerprint of a transform, from its source on disk; nothing is imported.
+
+    See `pipeline.runs.transforms.reach` for what it covers.
+
+    Raises:
+        TransformNotAllowedError: the settings do not allow its module, or the name is only
+            imported there from a module that they do not allow.
+        JobError: there is no such module.
+    """
+    with _lock:
+        return fingerprint(name, _read(name, settings)[0], params)
+
+
+def code_of(job: Job, settings: TransformSettings) -> str:
+    """The fingerprint of all code that a job runs: its transform, and its reduce if it has one."""
+    parts = [fingerprint_of(job.transform, job.params, settings)]
+    if job.reduce is not None:
+        names = [name for name in (job.reduce.combine, job.reduce.finalize) if name]
+        parts += [fingerprint_of(name, {}, settings) for name in names]
+    return joined(parts)
+
+
+def _read(name: str, settings: TransformSettings) -> tuple[Reached, Sources]:
+    """Read what a transform reaches; nothing is imported."""
+    module_name, colon, function = name.partition(":")
+    if not colon:
+        raise JobError(f"transform {name!r} is not of the form module:function")
+    if not allows(settings.allow, module_name):
+        raise TransformNotAllowedError(
+            f"transform module {module_name!r} is not allowed: transforms.allow is "
+            f"{list(settings.allow)}",
+            hint=f"add {module_name.partition('.')[0]!r} to transforms.allow in conf/base.yaml",
+        )
+    _search(settings)
+    sources = Sources()
+    module = sources.module(module_name)
+    if module is None:
+        raise _no_module(module_name, sources, settings)
+    foreign = _imported_from(module, function, sources, settings, set())
+    if foreign is not None:
+        raise _not_defined(name, foreign)
+    reach = Reach(sources, settings.allow)
+    reach.function(module, function)
+    return reach.result(), sources
+
+
+def _no_module(name: str, sources: Sources, settings: TransformSettings) -> JobError:
+    if sources.spec(name) is not None:
+        return JobError(
+            f"transform module {name!r} has no Python source",
+            hint="a transform is read before it is imported: name a module that is a .py file",
+        )
+    return JobError(
+        f"transform module {name!r} does not exist",
+        hint=f"searched in {', '.join(settings.path)} (transforms.path) "
+        "and among the installed packages",
+    )
+
+
+def _imported_from(
+    module: Module, name: str, sources: Sources, settings: TransformSettings, seen: set[str]
+) -> str | None:
+    """Where a name comes from that is only imported, from modules that are not allowed."""
+    units = module.bindings.get(name, ())
+    if not units or any(unit.statement is not None for unit in units) or module.name in seen:
+        return None
+    seen.add(module.name)
+    found = None
+    for target in (target for unit in units for target in unit.imports[name]):
+        *above, attribute = target
+        source = ".".join(above)
+        inner = sources.module(source) if source and allows(settings.allow, source) else None
+        if inner is not None:
+            found = _imported_from(inner, attribute, sources, settings, seen)
+        elif not allows(settings.allow, ".".join(target)):
+            found = ".".join(target)
+        if found is None:
+            return None
+    return found
+
+
+def _search(settings: TransformSettings) -> None:
+    """Put the settings' folders first on the import path, for good: imports may come later."""
+    for path in reversed([str(Path(path).resolve()) for path in settings.path]):
+        if path not in sys.path:
+            sys.path.insert(0, path)
+    importlib.invalidate_caches()
+
+
+def _digests(module: str, sources: Sources, settings: TransformSettings) -> dict[str, str]:
+    """The digest of a module's source, of its parents', and of each allowed module's it imports."""
+    pending, found = [module], dict[str, str]()
+    while pending:
+        name = pending.pop()
+        parent = name.rpartition(".")[0]
+        if parent and parent not in found:
+            pending.append(parent)  # It is imported first, and may do anything.
+        source = sources.module(name) if name not in found else None
+        if source is None:
+            continue
+        found[name] = source.digest
+        if allows(settings.allow, name):
+            imported = {
+                ".".join(path[: n + 1]) for path, _ in source.imports for n in range(len(path))
+            }
+            pending += [one for one in sorted(imported) if allows(settings.allow, one)]
+    return dict(sorted(found.items()))
+
+
+def _import(module: str, sources: Sources, settings: TransformSettings) -> Any:
+    digests = _digests(module, sources, settings)
+    changed = {name for name, digest in digests.items() if _loaded.get(name, digest) != digest}
+    if changed:
+        # Those that did not change hold functions of those that did: all go.
+        for name in digests:
+            if name in changed or allows(settings.allow, name):
+                _forget(name, sources)
+    try:
+        imported = importlib.import_module(module)
+    except BaseException as error:
+        if is_from_signal(error):
+            raise
+        raise JobError(
+            f"transform module {module!r} cannot be imported: {describe(error)}"
+        ) from error
+    _loaded.update({name: digest for name, digest in digests.items() if name in sys.modules})
+    return imported
+
+
+def _forget(name: str, sources: Sources) -> None:
+    """Make the next import of a module read its source."""
+    sys.modules.pop(name, None)
+    spec = sources.spec(name)
+    if spec is not None and spec.origin is not None:
+        # The interpreter takes a compiled file for current by size and whole seconds.
+        with suppress(OSError, NotImplementedError):
+            os.unlink(importlib.util.cache_from_source(spec.origin))

@@ -1,0 +1,383 @@
+"""One batch: its chunks mapped one after the other, with reading and staging beside computing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from contextvars import copy_context
+from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import partial
+from threading import Timer
+from typing import TypeVar
+
+import polars as pl
+import stamina
+
+from partitioning import Chunk
+from pipeline import logs, metrics
+from pipeline.errors import (
+    ChunkTimeoutError,
+    RunCancelledError,
+    UnreadableObjectError,
+    is_transient,
+)
+from pipeline.runs.driver.batching import Batch
+from pipeline.runs.ledger.ledger import segment_name
+from pipeline.runs.ledger.records import PARTIAL, Completion, Failure
+from pipeline.runs.transforms.user_code import is_from_signal
+from pipeline.runs.worker.chunk import (
+    Mapped,
+    RunContext,
+    completion_of,
+    compute,
+    failure_of,
+    open_chunk,
+    open_run,
+    stage,
+)
+from pipeline.runs.worker.chunk_source import ChunkSource
+from pipeline.runs.worker.reduce import store_partial
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+CHUNK_BUDGET_SECONDS = 120.0
+"""How long a chunk's transient errors are waited out in the worker; the next round tries again."""
+TIMEOUT_EXIT = 75
+"""Exit code of a worker that ends itself because a chunk hangs (EX_TEMPFAIL)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """What a batch reports back: small, whatever the number of its chunks."""
+
+    batch: str
+    done: int
+    failed: int
+    rows_in: int
+    rows_out: int
+    bytes_in: int
+    bytes_out: int
+    decoded_bytes: int
+    """As the plan estimates it; the measure of how much work it was."""
+    seconds: float
+    left: int = 0
+    """Chunks that were not tried, because the worker was told to leave."""
+
+
+def map_batch(
+    run_uri: str,
+    fingerprint: str,
+    batch: Batch,
+    worker: str = "serial",
+    is_leaving: Callable[[], bool] = lambda: False,
+) -> BatchResult:
+    """Map a batch's chunks and store their completions and failures.
+
+    A bad chunk is recorded and its neighbours go on. What is raised instead is what concerns the
+    whole batch: no storage, no transform.
+
+    Args:
+        run_uri: `<output>.chunkmap/runs/<run>/`.
+        fingerprint: Of the driver's code.
+        batch: Its name and its chunks.
+        worker: Who does it.
+        is_leaving: Whether the worker has been told to stop: then the chunk at hand is the last,
+            and the rest of the batch is handed back.
+    """
+    context = open_run(run_uri, fingerprint)
+    kind = BatchRun if context.job.reduce is None else ReducingRun
+    with logs.at(run=context.record.run, batch=batch.name):
+        return kind(context, batch, worker, is_leaving=is_leaving).run()
+
+
+@dataclass(slots=True)
+class BatchRun:
+    """One try of one batch."""
+
+    context: RunContext
+    batch: Batch
+    worker: str
+    _: KW_ONLY
+    is_leaving: Callable[[], bool] = lambda: False
+    attempt: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    columns: set[str] = field(default_factory=set)
+    """Columns that the last chunk turned out to read: fetched ahead for the next."""
+    entries: list[Completion | Failure] = field(default_factory=list)
+    """Not stored yet."""
+    stored: list[Completion | Failure] = field(default_factory=list)
+    schemas: dict[str, None] = field(default_factory=dict)
+    """Of outputs, as JSON; those that this try has not stored yet."""
+    segments: int = 0
+    flushed: float = field(default_factory=time.monotonic)
+    decoded: int = 0
+    left: int = 0
+    """Chunks to be handed back."""
+    work: metrics.AtWork = field(init=False)
+
+    def run(self) -> BatchResult:
+        """Map the batch's chunks that no earlier try of it has settled."""
+        clock = time.perf_counter()
+        indices = self._unsettled()
+        with metrics.working(self.context.record.run, self.batch.name, len(indices)) as self.work:
+            self._map(indices)
+            self._flush()
+        result = self._result(time.perf_counter() - clock)
+        log.info(
+            "%d chunks done, %d failed, %d handed back in %.1f s",
+            *(result.done, result.failed, result.left, result.seconds),
+        )
+        return result
+
+    def _unsettled(self) -> list[int]:
+        """Indices without a completion or a final failure.
+
+        When a worker dies, Dask runs its batch again elsewhere: what the dead one had stored is
+        not done again, and a chunk that hung is not touched again.
+        """
+        before = self.context.ledger.of_batch(self.batch.name)
+        settled = set(before.completions["index"].to_list())
+        settled |= set(before.failures.filter(~before.failures["transient"])["index"].to_list())
+        return [index for index in self.batch.indices if index not in settled]
+
+    def _map(self, indices: list[int]) -> None:
+        with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "stage") as stager:
+            staging: deque[tuple[Mapped, Future[Completion]]] = deque()
+            with closing(self._sources(indices, reader)) as sources:
+                for number, (chunk, source) in enumerate(sources, 1):
+                    self.decoded += chunk.decoded_bytes
+                    with logs.at(chunk=chunk.id):
+                        with self._watched(chunk):
+                            mapped = self._guarded(chunk, partial(self._compute, chunk, source))
+                        # One result waits to be staged while the next is computed, never more.
+                        self._collect(staging)
+                        if mapped is not None:
+                            staged = stager.submit(copy_context().run, self._stage, mapped)
+                            staging.append((mapped, staged))
+                    self._flush_if_due()
+                    self.work.done = number
+                    if self.is_leaving():
+                        self.left = len(indices) - number
+                        break
+            self._collect(staging)
+
+    def _sources(
+        self, indices: list[int], reader: ThreadPoolExecutor
+    ) -> Generator[tuple[Chunk, ChunkSource], None, None]:
+        """Each chunk with its source; the next one's bytes arrive while this one is computed."""
+        opened: deque[tuple[Chunk, ChunkSource, Future[None] | None]] = deque()
+        try:
+            for chunk in self.context.plan.chunks(indices):
+                opened.append(self._ahead(chunk, reader))
+                if len(opened) > 1:
+                    yield from self._arrived(*opened.popleft())
+            while opened:
+                yield from self._arrived(*opened.popleft())
+        finally:
+            for _, source, reading in opened:  # The batch ends early.
+                if reading is not None:
+                    reading.exception()
+                source.close()
+
+    def _ahead(
+        self, chunk: Chunk, reader: ThreadPoolExecutor
+    ) -> tuple[Chunk, ChunkSource, Future[None] | None]:
+        source = open_chunk(self.context, chunk)
+        if not self.context.settings.reading.prefetch:
+            return chunk, source, None
+        return chunk, source, reader.submit(source.prefetch, self.columns)
+
+    def _arrived(
+        self, chunk: Chunk, source: ChunkSource, reading: Future[None] | None
+    ) -> Iterator[tuple[Chunk, ChunkSource]]:
+        try:
+            if reading is not None:
+                # An error of the read ahead comes up again, and is dealt with, when it is used.
+                reading.exception()
+            yield chunk, source
+        finally:
+            self.columns = source.columns_read or self.columns
+            source.close()
+
+    def _compute(self, chunk: Chunk, source: ChunkSource) -> Mapped:
+        while True:
+            clock = time.perf_counter()
+            try:
+                source.prefetch(self.columns)
+                return compute(self.context, chunk, source, time.perf_counter() - clock)
+            except UnreadableObjectError as error:
+                # What was read of it may have been used already: all of the chunk is done again.
+                if not source.leave_out(error):
+                    raise
+                log.warning("chunk %d goes on without an object: %s", chunk.index, error)
+
+    def _watched(self, chunk: Chunk) -> Watch:
+        return Watch(self.context.job.chunk_timeout, partial(self._give_up, chunk))
+
+    def _give_up(self, chunk: Chunk) -> None:
+        """End this process: a chunk hangs, and Polars cannot be interrupted.
+
+        The failure is stored first, so that the batch's next try leaves the chunk alone.
+        """
+        limit = self.context.job.chunk_timeout
+        error = ChunkTimeoutError(
+            f"the chunk was not done after {limit:g} s (chunk_timeout); its worker ended itself",
+            hint="raise chunk_timeout, or plan again with a smaller chunks.target",
+        )
+        try:
+            entries = [*self.entries, failure_of(chunk, error, self.batch.name, self.worker)]
+            name = segment_name(self.batch.name, self.attempt, self.segments + 1)
+            self.context.ledger.write_segment(name + "-timeout", entries, self.schemas)
+        finally:
+            os._exit(TIMEOUT_EXIT)
+
+    def _guarded(self, chunk: Chunk, work: Callable[[], T]) -> T | None:
+        """Do a chunk's work, waiting out what may pass; what does not is recorded."""
+        try:
+            for attempt in stamina.retry_context(
+                on=is_transient,
+                attempts=self.context.job.retries + 1,
+                timeout=CHUNK_BUDGET_SECONDS,
+            ):
+                if attempt.num > 1:
+                    metrics.RETRIES.inc()
+                with attempt:
+                    return work()
+        except BaseException as error:
+            # Libraries that read and write panic, too: a chunk's fault is never its batch's.
+            if is_from_signal(error):
+                raise
+            self._failed(failure_of(chunk, error, self.batch.name, self.worker))
+        return None
+
+    def _failed(self, failure: Failure) -> None:
+        self.entries.append(failure)
+        metrics.FAILURES.labels(failure.error).inc()
+        if not failure.transient:
+            metrics.QUARANTINED.inc()
+        with logs.at(chunk=failure.chunk):
+            log.warning("chunk %d failed: %s: %s", failure.index, failure.error, failure.message)
+
+    def _stage(self, mapped: Mapped) -> Completion:
+        return stage(self.context, mapped, self.batch.name, self.worker)
+
+    def _collect(self, staging: deque[tuple[Mapped, Future[Completion]]]) -> None:
+        while staging:
+            mapped, work = staging.popleft()
+            error = work.exception()
+            if error is not None and is_transient(error):
+                done = self._guarded(mapped.chunk, partial(self._stage, mapped))
+            else:
+                done = self._guarded(mapped.chunk, work.result)
+            if done is not None:
+                self._keep(mapped, done)
+
+    def _keep(self, mapped: Mapped, done: Completion) -> None:
+        self.schemas.setdefault(mapped.frame_schema)
+        self.entries.append(done)
+
+    def _flush_if_due(self) -> None:
+        limits = self.context.settings.batches
+        late = time.monotonic() - self.flushed >= limits.flush_seconds
+        if late or len(self.entries) >= limits.flush_chunks:
+            self._flush()
+            if self.context.ledger.is_cancelled():
+                run = self.context.record.run
+                raise RunCancelledError(f"run {run} was cancelled; what is done is kept")
+
+    def _flush(self) -> None:
+        if self.entries:
+            self.segments += 1
+            name = segment_name(self.batch.name, self.attempt, self.segments)
+            self.context.ledger.write_segment(name, self.entries, self.schemas)
+            self._count(self.entries)
+            self.stored += self.entries
+            self.entries = []
+        self.flushed = time.monotonic()
+
+    def _count(self, stored: Iterable[Completion | Failure]) -> None:
+        for entry in stored:
+            if isinstance(entry, Completion):
+                metrics.CHUNKS.inc()
+                metrics.ROWS.labels("in").inc(entry.rows_in)
+                metrics.ROWS.labels("out").inc(entry.rows_out)
+                metrics.BYTES.labels("in").inc(entry.bytes_in)
+                metrics.BYTES.labels("out").inc(entry.bytes_out)
+
+    def _result(self, seconds: float) -> BatchResult:
+        done = [entry for entry in self.stored if isinstance(entry, Completion)]
+        return BatchResult(
+            batch=self.batch.name,
+            done=len(done),
+            failed=len(self.stored) - len(done),
+            rows_in=sum(c.rows_in for c in done),
+            rows_out=sum(c.rows_out for c in done),
+            bytes_in=sum(c.bytes_in for c in done),
+            bytes_out=sum(c.bytes_out for c in done),
+            decoded_bytes=self.decoded,
+            seconds=seconds,
+            left=self.left,
+        )
+
+
+@dataclass(slots=True)
+class ReducingRun(BatchRun):
+    """A batch of a job with a reduce: its chunks' results are combined, not staged."""
+
+    frames: list[pl.DataFrame] = field(default_factory=list)
+    """Results of the chunks that are not stored yet."""
+
+    def _stage(self, mapped: Mapped) -> Completion:
+        return completion_of(
+            self.context,
+            mapped,
+            batch=self.batch.name,
+            worker=self.worker,
+            attempt=uuid.uuid4().hex,
+            stage_seconds=0.0,
+            bytes_out=0,
+            uri="",
+            upload=PARTIAL,
+            parts=(),
+            sha256="",
+        )
+
+    def _keep(self, mapped: Mapped, done: Completion) -> None:
+        BatchRun._keep(self, mapped, done)
+        self.frames.append(mapped.frame)
+
+    def _flush(self) -> None:
+        if self.frames:
+            # One partial for all chunks of the segment: the segment is their proof, and its
+            # chunks count together or not at all.
+            name = segment_name(self.batch.name, self.attempt, self.segments + 1)
+            uri, size = store_partial(self.context, name, self.frames)
+            self.entries = [
+                replace(entry, uri=uri, bytes_out=size) if isinstance(entry, Completion) else entry
+                for entry in self.entries
+            ]
+            self.frames = []
+        BatchRun._flush(self)
+
+
+class Watch:
+    """Calls a function, from a thread of its own, when its block takes too long."""
+
+    def __init__(self, seconds: float | None, call: Callable[[], None]) -> None:
+        self._timer = None if seconds is None else Timer(seconds, call)
+
+    def __enter__(self) -> None:
+        if self._timer is not None:
+            self._timer.daemon = True
+            self._timer.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()

@@ -1,0 +1,267 @@
+"""One chunk: read, transform, check, stage. Plain functions that know no engine."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import time
+import traceback
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import polars as pl
+
+from partitioning import Chunk, Filter, Plan, Term, filter_expr
+from pipeline.concurrency import once
+from pipeline.config.job import Job
+from pipeline.config.settings import Settings, load_settings
+from pipeline.errors import StateError, TransformError, Transient
+from pipeline.runs.ledger.keys import output_uri
+from pipeline.runs.ledger.ledger import Ledger
+from pipeline.runs.ledger.records import Completion, Failure, RunRecord, digest_of
+from pipeline.runs.transforms.loading import Transform, code_of, resolve
+from pipeline.runs.transforms.user_code import message_of, user_code
+from pipeline.runs.worker.chunk_source import ChunkSource, ReadOptions, engine_for
+from pipeline.runs.worker.key_columns import without_key_columns
+from pipeline.storage import Storage, Tables, own_storage, staged_area
+
+MESSAGE_CHARACTERS = 2000
+"""Longer error messages (Polars prints whole query plans) are cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """All that mapping a chunk of one run needs, opened once a process."""
+
+    storage: Storage
+    settings: Settings
+    ledger: Ledger
+    record: RunRecord
+    job: Job
+    plan: Plan
+    transform: Transform
+    code: str
+    """Fingerprint of all the job's code."""
+    schema: pl.Schema
+    """Of the dataset, as Polars reads it."""
+    row_filter: pl.Expr | None
+    tables: Tables
+    """The tables that the transform may read, in the run's versions."""
+
+
+@once(2)
+def open_run(run_uri: str, fingerprint: str) -> RunContext:
+    """The context of a run, from storage and this process's own settings.
+
+    Args:
+        run_uri: `<output>.chunkmap/runs/<run>/`.
+        fingerprint: Of the code that the driver wants to run; a worker that has other code says so.
+    """
+    settings, storage = load_settings(), own_storage()
+    ledger = Ledger.open(storage, run_uri)
+    job, plan = ledger.job(), ledger.plan()
+    transform = resolve(job.transform, job.params, settings.transforms)
+    code = code_of(job, settings.transforms)
+    if code != fingerprint:
+        raise TransformError(
+            f"this worker's {job.transform} has fingerprint {code}, the driver's {fingerprint}",
+            hint="give the workers the driver's version of the code",
+        )
+    record = ledger.record()
+    if record.plan != plan.id:
+        raise StateError(
+            ledger.prefix + "plan.arrow", f"it is plan {plan.id}, and the run has {record.plan}"
+        )
+    ledger.know(plan, job)
+    return RunContext(
+        storage=storage,
+        settings=settings,
+        ledger=ledger,
+        record=record,
+        job=job,
+        plan=plan,
+        transform=transform,
+        code=code,
+        schema=plan.dtypes,
+        row_filter=filter_polars(filter_of(job), plan),
+        tables=Tables(record.tables),
+    )
+
+
+def filter_of(job: Job) -> Filter:
+    """The job's filter as the planner's terms."""
+    return tuple(tuple(Term(*term) for term in group) for group in job.input.filter or ())
+
+
+def filter_polars(terms: Filter, plan: Plan) -> pl.Expr | None:
+    """The terms as an expression over the plan's schema."""
+    return filter_expr(terms, plan.schema) if terms else None
+
+
+def read_options(job: Job) -> ReadOptions:
+    """How a job's input is read."""
+    source = job.input
+    return ReadOptions(
+        columns=source.columns,
+        int96=source.int96,
+        object_column=source.object_column,
+        verify_checksums=source.verify_checksums,
+        skip_unreadable=source.on_bad_object == "skip",
+    )
+
+
+def open_chunk(context: RunContext, chunk: Chunk) -> ChunkSource:
+    """A chunk, ready to be read."""
+    return ChunkSource(
+        context.storage,
+        chunk,
+        context.schema,
+        context.row_filter,
+        options=read_options(context.job),
+    )
+
+
+def apply(transform: Transform, frame: pl.LazyFrame, size: float = math.inf) -> pl.DataFrame:
+    """Run a transform on a frame.
+
+    Args:
+        transform: Of the job.
+        frame: What it is given.
+        size: Decoded bytes of it, as far as they are known.
+
+    Raises:
+        TransformError: it raised, or did not return a LazyFrame.
+        ChunkmapError: the frame could not be read.
+    """
+    with user_code(transform.name):
+        result = transform.call(frame)
+        if not isinstance(result, pl.LazyFrame):
+            kind = type(result).__name__
+            raise TransformError(f"{transform.name} returned {kind}, not a LazyFrame")
+        return result.collect(engine=engine_for(size))
+
+
+def encode(frame: pl.DataFrame, job: Job) -> memoryview:
+    """A frame as the bytes of a Parquet file."""
+    buffer = io.BytesIO()
+    with user_code(job.transform, "returned what cannot be written:"):
+        frame.write_parquet(
+            buffer, compression=job.output.compression, row_group_size=job.output.row_group_rows
+        )
+    return buffer.getbuffer()
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A chunk that is computed, but not staged."""
+
+    chunk: Chunk
+    frame: pl.DataFrame
+    frame_schema: str
+    """As JSON."""
+    rows_in: int
+    bytes_in: int
+    started: float
+    read_seconds: float
+    compute_seconds: float
+    left_out: tuple[str, ...] = ()
+    """Objects that could not be read, and why."""
+
+
+def in_order(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+    """A frame with its columns in this order, if it has just these columns."""
+    if frame.columns == list(names) or set(frame.columns) != set(names):
+        return frame
+    return frame[list(names)]
+
+
+def schema_text(frame: pl.DataFrame) -> str:
+    """A frame's columns and types, as JSON."""
+    return json.dumps({name: str(kind) for name, kind in frame.schema.items()})
+
+
+def compute(context: RunContext, chunk: Chunk, source: ChunkSource, read_seconds: float) -> Mapped:
+    """Transform a chunk."""
+    started = time.time()
+    clock = time.perf_counter()
+    with context.tables.used():
+        frame = apply(context.transform, source.scan(), chunk.decoded_bytes)
+    frame = in_order(frame, context.record.columns)
+    return Mapped(
+        chunk=chunk,
+        frame=frame,
+        frame_schema=schema_text(frame),
+        rows_in=chunk.rows - source.rows_left_out - source.rows_filtered,
+        bytes_in=source.bytes_read,
+        started=started - read_seconds,
+        read_seconds=read_seconds,
+        compute_seconds=time.perf_counter() - clock,
+        left_out=source.left_out,
+    )
+
+
+def stage(context: RunContext, mapped: Mapped, batch: str, worker: str) -> Completion:
+    """Encode and stage a computed chunk; what comes back is the proof that it is done."""
+    clock = time.perf_counter()
+    data = encode(without_key_columns(mapped.frame, mapped.chunk, context.schema), context.job)
+    encoding, clock = time.perf_counter() - clock, time.perf_counter()
+    mapped = replace(mapped, compute_seconds=mapped.compute_seconds + encoding)
+    attempt = uuid.uuid4().hex
+    uri = output_uri(context.ledger.output, context.record.run, mapped.chunk, attempt)
+    staged = context.storage.stage(uri, data, attempt, staged_area(context.ledger.output))
+    seconds = time.perf_counter() - clock
+    return completion_of(
+        context,
+        mapped,
+        batch=batch,
+        worker=worker,
+        attempt=attempt,
+        stage_seconds=seconds,
+        bytes_out=len(data),
+        uri=uri,
+        upload=staged.upload,
+        parts=staged.parts,
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def completion_of(
+    context: RunContext, mapped: Mapped, *, stage_seconds: float, **where: Any
+) -> Completion:
+    """The completion of a computed chunk; `where` is what staging it came to."""
+    return Completion(
+        chunk=mapped.chunk.id,
+        index=mapped.chunk.index,
+        started=mapped.started,
+        seconds=mapped.read_seconds + mapped.compute_seconds + stage_seconds,
+        read_seconds=mapped.read_seconds,
+        compute_seconds=mapped.compute_seconds,
+        stage_seconds=stage_seconds,
+        rows_in=mapped.rows_in,
+        rows_out=mapped.frame.height,
+        bytes_in=mapped.bytes_in,
+        code=context.code,
+        schema=digest_of(mapped.frame_schema),
+        left_out=mapped.left_out,
+        **where,
+    )
+
+
+def failure_of(chunk: Chunk, error: BaseException, batch: str, worker: str) -> Failure:
+    """The record of a failed try."""
+    return Failure(
+        chunk=chunk.id,
+        index=chunk.index,
+        batch=batch,
+        attempt=uuid.uuid4().hex,
+        worker=worker,
+        at=time.time(),
+        error=type(error).__name__,
+        message=message_of(error)[:MESSAGE_CHARACTERS],
+        transient=isinstance(error, Transient),
+        trace="".join(traceback.format_exception(error))[-2 * MESSAGE_CHARACTERS :],
+    )

@@ -1,0 +1,522 @@
+"""Reading a chunk: pinned versions, only the columns that are asked for, as a LazyFrame.
+
+Two ways to hold a version were compared. Polars' own S3 scan with a HEAD after it sees a
+replacement only afterwards, and misses one that is put back. Conditional range requests (If-Match)
+cannot mix versions, and cost nothing beyond the requests that are needed anyway. Hence the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from threading import Lock
+from typing import Any, Literal
+
+import polars as pl
+import polars.selectors as cs
+import pyarrow as pa
+from polars.io.plugins import register_io_source
+
+from partitioning import Chunk, Fragment, ObjectInfo
+from partitioning.dtypes import (
+    FileTypes,
+    Int96Unit,
+    UnreadableSchemaError,
+    file_types,
+    is_odd_encoding,
+    plain_arrow_schema,
+)
+from partitioning.pages import check_values, denies_nulls
+from partitioning.parquet_footer import (
+    END,
+    MAGIC,
+    BadFooter,
+    ColumnChunk,
+    Footer,
+    RowGroup,
+    Wish,
+    parse_footer,
+    write_footer,
+)
+from partitioning.thrift import ThriftError
+from partitioning.untrusted_statistics import writer_trust
+from pipeline.errors import ObjectChangedError, UnreadableObjectError
+from pipeline.runs.worker.decoding import decode
+from pipeline.runs.worker.page_checksums import verify_pages
+from pipeline.runs.worker.sparse_file import SparseFile, coalesce
+from pipeline.storage import Storage
+
+WHOLE_BYTES = 512 << 10
+"""Objects up to this size are read whole: one request instead of two."""
+FRAGMENTS_AT_ONCE = 8
+"""Small fragments of one chunk that are read at a time."""
+STEP_BYTES = 32 << 20
+"""Decoded bytes of row groups that are decoded together. Each step reads the footer again, which
+for a hundred columns takes as long as decoding a small row group; more would only cost memory."""
+_REASON = 500
+"""Characters of a reason that are kept."""
+SMALL_BYTES = 1 << 20
+"""Decoded bytes up to which Polars' in-memory engine is the faster one."""
+
+Engine = Literal["in-memory", "streaming"]
+
+
+def engine_for(decoded_bytes: float) -> Engine:
+    """Which of Polars' engines to collect with.
+
+    The streaming engine keeps memory low and works on what fits into a core's cache; what is small
+    needs neither, and is done in a quarter of the time.
+    """
+    return "in-memory" if decoded_bytes <= SMALL_BYTES else "streaming"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How chunks are read."""
+
+    columns: Sequence[str] | None = None
+    """Columns that a transform may see; default all."""
+    int96: Int96Unit = "us"
+    """Unit of INT96 times."""
+    object_column: str | None = None
+    """A column of this name has the URI of each row's object."""
+    verify_checksums: bool = False
+    """Whether pages are held against their checksums."""
+    skip_unreadable: bool = False
+    """Whether a chunk goes on without objects that cannot be read."""
+
+
+DEFAULTS = ReadOptions()
+
+
+def by_name(names: Sequence[str]) -> pl.Expr:
+    """Columns of just these names, in this order; `pl.col` takes some, such as `*`, as patterns."""
+    return cs.by_name(*names)
+
+
+@contextmanager
+def naming(uri: str, columns: Sequence[str]) -> Iterator[None]:
+    """Name the object, and the columns that are read, in an error of decoding.
+
+    Raises:
+        UnreadableObjectError: Polars raised, or panicked.
+    """
+    try:
+        yield
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise UnreadableObjectError(uri, f"columns {', '.join(columns)}: {_line(error)}") from error
+
+
+class FragmentCopy:
+    """The local copy of one fragment, filled column by column."""
+
+    def __init__(
+        self, storage: Storage, fragment: Fragment, options: ReadOptions = DEFAULTS
+    ) -> None:
+        self.partition = dict(fragment.partition)
+        self.engine = engine_for(fragment.decoded_bytes)
+        self.uri = fragment.uri
+        self._storage = storage
+        self._fragment = fragment
+        self._options = options
+        self._info = ObjectInfo(fragment.uri, fragment.etag, fragment.size)
+        self._file = SparseFile(fragment.size)
+        self._held: set[str] = set()
+        self._lock = Lock()
+        self.bytes_read = 0
+        self._whole = fragment.size <= WHOLE_BYTES
+        try:
+            start = 0 if self._whole else fragment.size - fragment.footer_size
+            self._fetch([(start, fragment.size)])
+            self._footer = self._parse()
+            self._numbers, self._groups = self._with_rows()
+            self._types = self._ask_types()
+            self._write_own_footer()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _fetch(self, spans: Sequence[tuple[int, int]]) -> None:
+        for (start, _), data in zip(
+            spans, self._storage.get_ranges(self._info, spans), strict=True
+        ):
+            self._file.write(start, data)
+            self.bytes_read += len(data)
+
+    def _parse(self) -> Footer:
+        """The footer, held against the plan: the conditional read vouches for its version."""
+        part = self._fragment
+        start, length = part.size - part.footer_size, part.footer_size - END
+        wanted = range(part.row_group_start, part.row_group_stop)
+        wish = Wish(statistics=None, encodings=True, groups=wanted)
+        try:
+            footer = parse_footer(self._file.read(start, length), part.size, wish)
+        except BadFooter as bad:
+            raise UnreadableObjectError(part.uri, str(bad.args[1])) from None
+        if footer.count < part.row_group_stop:
+            raise ObjectChangedError(part.uri, part.etag, None)
+        if sum(group.rows for group in footer.groups) != part.rows:
+            raise ObjectChangedError(part.uri, part.etag, None)
+        if footer.arrow_schema is None:
+            return footer
+        return replace(footer, arrow_schema=plain_arrow_schema(footer.arrow_schema))
+
+    def _with_rows(self) -> tuple[list[int], list[RowGroup]]:
+        """Row groups that have rows, and their numbers in the object."""
+        numbered = enumerate(self._footer.groups, self._fragment.row_group_start)
+        found = [(number, group) for number, group in numbered if group.rows]
+        return [number for number, _ in found], [group for _, group in found]
+
+    def _ask_types(self) -> FileTypes:
+        try:
+            return file_types(self._footer.schema, self._footer.arrow_schema, self._options.int96)
+        except UnreadableSchemaError as error:
+            raise UnreadableObjectError(self.uri, str(error)) from None
+
+    def _write_own_footer(self) -> None:
+        """Put a footer of our own behind the object: that of these row groups, as it was checked.
+
+        Decoders end the process on some footers, and take others for something else than the
+        planner did.
+        """
+        footer = self._footer
+        if not self._has_statistics():
+            for group in self._groups:
+                for chunk in group.columns:
+                    chunk.statistics = None
+        own = replace(footer, rows=self._fragment.rows, groups=self._groups)
+        self._file.write(0, memoryview(MAGIC))
+        self._file.write(self._fragment.size, memoryview(write_footer(own)))
+
+    def _has_statistics(self) -> bool:
+        """Whether Polars is to try a transform's predicates on statistics: not if they may lie."""
+        trust = writer_trust(self._footer.created_by)
+        return trust.null_counts and trust.times
+
+    @property
+    def columns(self) -> set[str]:
+        """Top-level columns that the object has."""
+        return set(self._footer.schema.columns)
+
+    def fetch(self, columns: Iterable[str]) -> None:
+        """Bring columns of this fragment's row groups here, unless they are."""
+        with self._lock:
+            wanted = (set(columns) & self.columns) - self._held
+            if wanted and not self._whole:
+                self._fetch(coalesce(self._spans(wanted)))
+            if wanted and self._options.verify_checksums:
+                self._verify(wanted)
+            self._held |= wanted
+
+    def _verify(self, columns: set[str]) -> None:
+        leaves = {leaf.index for leaf in self._footer.schema.leaves if leaf.column in columns}
+        verify_pages(self._file.path, self.uri, self._numbers, leaves)
+
+    def _spans(self, columns: set[str]) -> Iterator[tuple[int, int]]:
+        for group in self._footer.groups:
+            for chunk in group.columns:
+                if chunk.values and chunk.leaf.column in columns:
+                    yield chunk.start, chunk.start + chunk.compressed
+
+    def frames(self, columns: Sequence[str]) -> Iterator[pl.LazyFrame]:
+        """Lazy frames of some row groups each, with those of the columns that the object has.
+
+        Raises:
+            UnreadableObjectError: what pyarrow decodes is damaged.
+        """
+        self.fetch(columns)
+        present = [name for name in columns if name in self._held]
+        by_pyarrow = self._by_pyarrow(present)
+        by_polars = [name for name in present if name not in by_pyarrow]
+        scan = (
+            pl.scan_parquet(self._file.path, glob=False, hive_partitioning=False)
+            if by_polars
+            else None
+        )
+        first = 0
+        for groups in self._steps():
+            rows = sum(group.rows for _, group in groups)
+            frames: list[pl.LazyFrame] = []
+            if scan is not None:
+                # Polars takes no predicate past a slice, and so would decode what it could skip.
+                part = scan if rows == self._fragment.rows else scan.slice(first, rows)
+                frames.append(part.select(by_name(by_polars)))
+            if by_pyarrow:
+                frames.append(self._decode([number for number, _ in groups], by_pyarrow).lazy())
+            first += rows
+            if not frames:
+                # A frame of one stand-in column still carries the number of rows.
+                yield pl.LazyFrame().select(pl.int_range(rows, dtype=pl.UInt32).alias(""))
+            elif len(frames) == 1:
+                yield frames[0]
+            else:
+                yield pl.concat(frames, how="horizontal").select(by_name(present))
+
+    def _by_pyarrow(self, columns: Sequence[str]) -> list[str]:
+        """Columns that Polars refuses, or would read wrongly.
+
+        Raises:
+            UnreadableObjectError: the pages of one are damaged.
+        """
+        odd = set(self._types.by_pyarrow if self._types.is_read_by_polars else columns)
+        for group in self._groups:
+            for chunk in group.columns:
+                name = chunk.leaf.column
+                if name in columns and self._is_odd(chunk, is_known=name in odd):
+                    odd.add(name)
+        return [name for name in columns if name in odd]
+
+    def _is_odd(self, chunk: ColumnChunk, is_known: bool) -> bool:
+        try:
+            check_values(self._file.read, chunk)
+        except ThriftError as error:
+            raise UnreadableObjectError(
+                self.uri, f"column {chunk.leaf.path}, byte {chunk.start:,}: {error}"
+            ) from None
+        if is_known or is_odd_encoding(chunk.leaf, chunk.encodings):
+            return True
+        try:
+            return denies_nulls(self._file.read, chunk)
+        except ThriftError:
+            return False  # Polars will say what is wrong with it, if anything is.
+
+    def _decode(self, groups: Sequence[int], columns: Sequence[str]) -> pl.DataFrame:
+        first, last = self._numbers[groups[0]], self._numbers[groups[-1]]
+        where = f"row groups {first} to {last}, columns {', '.join(columns)}"
+        try:
+            unit = self._options.int96
+            found = decode(self._file.path, self._footer.schema, groups, columns, unit)
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            raise UnreadableObjectError(self.uri, f"{where}: {_line(error)}") from None
+        rows = sum(self._groups[group].rows for group in groups)
+        if found.height != rows:  # pyarrow is content with fewer.
+            raise UnreadableObjectError(self.uri, f"{where}: {found.height} rows instead of {rows}")
+        return found
+
+    def _steps(self) -> Iterator[list[tuple[int, RowGroup]]]:
+        """Whole row groups and their numbers in the copy: as many as are decoded together."""
+        part = self._fragment
+        most = STEP_BYTES * part.rows // max(part.decoded_bytes, 1)
+        step: list[tuple[int, RowGroup]] = []
+        gathered = 0
+        for number, group in enumerate(self._groups):
+            if step and gathered + group.rows > most:
+                yield step
+                step, gathered = [], 0
+            step.append((number, group))
+            gathered += group.rows
+        yield step
+
+    def close(self) -> None:
+        """Free the copy."""
+        self._file.close()
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500]
+
+
+def _open_all(
+    storage: Storage, fragments: Sequence[Fragment], options: ReadOptions
+) -> list[FragmentCopy]:
+    """Open fragments, several at a time; when one cannot be opened, none stays open."""
+    copy = partial(FragmentCopy, storage, options=options)
+    if len(fragments) == 1:
+        return [copy(fragments[0])]
+    with ThreadPoolExecutor(FRAGMENTS_AT_ONCE) as pool:
+        opening = [pool.submit(copy, fragment) for fragment in fragments]
+    errors = [error for one in opening if (error := one.exception()) is not None]
+    if errors:
+        for one in opening:
+            if one.exception() is None:
+                one.result().close()
+        raise errors[0]
+    return [one.result() for one in opening]
+
+
+class ChunkSource:
+    """One chunk, opened for reading."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        chunk: Chunk,
+        schema: pl.Schema,
+        row_filter: pl.Expr | None = None,
+        *,
+        options: ReadOptions = DEFAULTS,
+    ) -> None:
+        self._options = options
+        self._unreadable: dict[str, str] = {}
+        self._storage = storage
+        self._chunk = chunk
+        self._schema = schema
+        self._visible = pl.Schema({n: schema[n] for n in options.columns or schema})
+        self._filter = row_filter
+        self._filter_columns = (
+            set(row_filter.meta.root_names()) if row_filter is not None else set()
+        )
+        # With chunks that cross partitions these names have a value for each fragment.
+        self._given = {name for name, _ in chunk.fragments[0].partition}
+        if options.object_column is not None:
+            self._given.add(options.object_column)
+        self._copies: list[FragmentCopy] | None = None
+        self._lock = Lock()
+        self._filtered: dict[tuple[int, int], int] = {}
+        self.columns_read: set[str] = set()
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that came over the network so far."""
+        return sum(copy.bytes_read for copy in self._copies or ())
+
+    @property
+    def rows_filtered(self) -> int:
+        """Rows that the job's own filter took away, so far as they were read."""
+        return sum(self._filtered.values())
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Objects that could not be read, each with the reason behind a tab."""
+        return tuple(f"{uri}\t{reason[:_REASON]}" for uri, reason in self._unreadable.items())
+
+    @property
+    def rows_left_out(self) -> int:
+        """Rows of these objects."""
+        return sum(f.rows for f in self._chunk.fragments if f.uri in self._unreadable)
+
+    def leave_out(self, error: UnreadableObjectError) -> bool:
+        """Go on without an object that cannot be read; whether that is allowed.
+
+        What has been read of the chunk does not count: it is to be scanned again.
+        """
+        known = error.uri in {fragment.uri for fragment in self._chunk.fragments}
+        if not self._options.skip_unreadable or not known or error.uri in self._unreadable:
+            return False
+        self._unreadable[error.uri] = error.reason
+        self._filtered.clear()
+        return True
+
+    def prefetch(self, columns: Iterable[str]) -> None:
+        """Open all fragments and bring the columns here, several fragments at a time."""
+        wanted = {*columns, *self._filter_columns} - self._given
+        copies = self._opened()
+        if not copies:
+            return
+        if len(copies) == 1:
+            copies[0].fetch(wanted)
+            return
+        with ThreadPoolExecutor(FRAGMENTS_AT_ONCE) as pool:
+            list(pool.map(lambda copy: copy.fetch(wanted), copies))
+
+    def _opened(self) -> list[FragmentCopy]:
+        with self._lock:
+            if self._copies is None:
+                readable = [f for f in self._chunk.fragments if f.uri not in self._unreadable]
+                self._copies = _open_all(self._storage, readable, self._options)
+            return [copy for copy in self._copies if copy.uri not in self._unreadable]
+
+    def scan(self) -> pl.LazyFrame:
+        """The chunk as a LazyFrame; it is read when it is collected, as often as it is."""
+        # Not `is_pure`: the same plan over another chunk must never be taken for this one.
+        return register_io_source(self._frames, schema=self._visible, validate_schema=True)
+
+    def _frames(
+        self,
+        with_columns: list[str] | None,
+        predicate: pl.Expr | None,
+        n_rows: int | None,
+        batch_size: int | None,
+    ) -> Iterator[pl.DataFrame]:
+        names = list(self._visible) if with_columns is None else with_columns
+        wanted = dict.fromkeys([*names, *sorted(self._filter_columns)])
+        self.columns_read |= set(wanted)
+        stored = [name for name in wanted if name not in self._given]
+        self.prefetch(stored)
+        left = n_rows
+        for number, copy in enumerate(self._opened()):
+            for step, lazy in enumerate(copy.frames(stored)):
+                shaped = self._shaped(lazy, list(wanted), self._given_by(copy))
+                engine = copy.engine
+                if self._filter is not None:
+                    # What is in memory by now is not streamed once more.
+                    with naming(copy.uri, stored):
+                        kept = self._kept(shaped, engine, (number, step))
+                    shaped, engine = kept.lazy(), "in-memory"
+                if not names:
+                    shaped, engine = self._counted(shaped, engine).lazy(), "in-memory"
+                elif shaped.collect_schema().names() != names:
+                    shaped = shaped.select(by_name(names))
+                if left is not None:
+                    with naming(copy.uri, stored):
+                        first = shaped.head(left).collect(engine=engine)
+                    left, shaped, engine = left - first.height, first.lazy(), "in-memory"
+                yield self._collected(shaped, predicate, engine, (copy.uri, stored))
+                if left == 0:
+                    return
+
+    @staticmethod
+    def _counted(shaped: pl.LazyFrame, engine: Engine) -> pl.DataFrame:
+        """A frame without columns that has as many rows: what asks for none may still count."""
+        return pl.DataFrame(height=shaped.select(pl.len()).collect(engine=engine).item())
+
+    @staticmethod
+    def _collected(
+        shaped: pl.LazyFrame,
+        predicate: pl.Expr | None,
+        engine: Engine,
+        where: tuple[str, Sequence[str]],
+    ) -> pl.DataFrame:
+        """Collect, and tell what the object is to blame for from what the transform is."""
+        if predicate is None:
+            with naming(*where):
+                return shaped.collect(engine=engine)
+        try:
+            return shaped.filter(predicate).collect(engine=engine)
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+            with naming(*where):
+                shaped.collect(engine=engine)
+            raise  # Without the transform's own predicate it can be read.
+
+    def _given_by(self, copy: FragmentCopy) -> dict[str, Any]:
+        """Values of columns that the object does not hold: of its folders, and its own URI."""
+        if self._options.object_column is None:
+            return copy.partition
+        return {**copy.partition, self._options.object_column: copy.uri}
+
+    def _kept(self, shaped: pl.LazyFrame, engine: Engine, step: tuple[int, int]) -> pl.DataFrame:
+        """What the job's own filter leaves; how many rows it takes away is counted."""
+        assert self._filter is not None, "only a job with a filter takes rows away"
+        frame = shaped.collect(engine=engine)
+        kept = frame.filter(self._filter)
+        self._filtered[step] = frame.height - kept.height
+        return kept
+
+    def _shaped(
+        self, lazy: pl.LazyFrame, names: list[str], partition: Mapping[str, Any]
+    ) -> pl.LazyFrame:
+        """Columns in order, of the dataset's types; Hive values and missing columns filled in."""
+        have = lazy.collect_schema()
+        changed: list[pl.Expr] = []
+        for name in names:
+            dtype: Any = self._schema[name]
+            if name in partition:
+                changed.append(pl.lit(partition[name], dtype=dtype).alias(name))
+            elif name not in have:
+                changed.append(pl.lit(None, dtype=dtype).alias(name))
+            elif have[name] != dtype:
+                changed.append(by_name([name]).cast(dtype))
+        if not names:
+            return lazy  # To select nothing would lose the number of rows.
+        # `with_columns` first: literals alone would make a frame of one row.
+        return (lazy.with_columns(changed) if changed else lazy).select(by_name(names))
+
+    def close(self) -> None:
+        """Free all copies."""
+        with self._lock:
+            for copy in self._copies or ():
+                copy.close()
+            self._copies = []

@@ -1,0 +1,263 @@
+"""Reduce: partial results are combined in batches, then in a tree, then finalized and staged.
+
+`combine` is associative and keeps the columns, so it does not matter in which groups chunks come
+together. Partials and the tree's nodes are immutable objects in the run's state; the name of a node
+derives from what it combines, so a death in the reduce redoes only what is not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from pipeline.errors import AccessDeniedError, StateError, TransformError
+from pipeline.runs.ledger.checks import NODE_NAME, PARTIAL_NAME
+from pipeline.runs.ledger.keys import reduced_uri
+from pipeline.runs.ledger.ledger import Ledger
+from pipeline.runs.ledger.records import REDUCE, Completion, Progress, digest_of
+from pipeline.runs.transforms.loading import resolve
+from pipeline.runs.transforms.user_code import user_code
+from pipeline.runs.worker.chunk import RunContext, encode, open_run, schema_text
+from pipeline.storage import Storage, join, staged_area
+from pipeline.storage.documents import reading, seal_bytes, unseal_bytes
+
+_NAMES = re.compile(f"(?:{PARTIAL_NAME})|(?:{NODE_NAME})")
+FAN_IN = 16
+"""Partials that one step combines."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Combine some partials or nodes into one."""
+
+    name: str
+    """Derived from the inputs."""
+    inputs: tuple[str, ...]
+    """Names of objects below the run's prefix."""
+    is_last: bool
+    """Finalize and stage the result, too."""
+
+
+def tree(partials: Sequence[str]) -> list[list[Step]]:
+    """The steps that bring partials together, level by level; the last level has one step."""
+    levels: list[list[Step]] = []
+    names = sorted(partials)
+    while True:
+        groups = [tuple(names[i : i + FAN_IN]) for i in range(0, len(names), FAN_IN)]
+        level = [Step(_node(group), group, len(groups) == 1) for group in groups]
+        levels.append(level)
+        if len(level) <= 1:
+            return levels
+        names = [step.name for step in level]
+
+
+def _node(inputs: tuple[str, ...]) -> str:
+    digest = hashlib.sha256("\n".join(inputs).encode()).hexdigest()[:32]
+    return f"reduced/{digest}.arrow"
+
+
+def partials_of(ledger: Ledger, progress: Progress) -> list[str]:
+    """The names of the partials that hold a run's chunks, each chunk in just one of them."""
+    return sorted({uri.removeprefix(ledger.prefix) for uri in progress.completions["uri"]})
+
+
+def reduced_of(ledger: Ledger, progress: Progress) -> pl.DataFrame:
+    """The completion of the reduce of just these partials (schema COMPLETIONS), or no row."""
+    partials = partials_of(ledger, progress)
+    last = tree(partials)[-1][0].name if partials else ""
+    found = progress.reduced.filter(pl.col("chunk") == last)
+    return found.sort("attempt").head(1)
+
+
+def without_partial(storage: Storage, ledger: Ledger, progress: Progress) -> list[str]:
+    """The attempts whose partial is not stored: their chunks have to be mapped again."""
+    there = [info.uri for info in storage.objects(ledger.prefix + "partials/")]
+    lost = progress.completions.filter(~pl.col("uri").is_in(there))
+    return lost["attempt"].to_list()
+
+
+def drop_partials(storage: Storage, ledger: Ledger) -> None:
+    """Delete what only the reduce needed, once its result is published."""
+    for folder in ("partials/", "reduced/"):
+        for info in storage.objects(ledger.prefix + folder):
+            storage.delete(info.uri)
+
+
+def store_partial(
+    context: RunContext, name: str, frames: Sequence[pl.DataFrame]
+) -> tuple[str, int]:
+    """Combine chunks' results and store them in the run's state; returns URI and bytes."""
+    data = _to_ipc(combine(context, frames))
+    uri = join(context.ledger.prefix, "partials", f"{name}.arrow")
+    context.storage.put_new(uri, data)
+    return uri, len(data)
+
+
+def reduce_step(run_uri: str, fingerprint: str, step: Step, worker: str = "serial") -> None:
+    """Do one step, unless it is done."""
+    context = open_run(run_uri, fingerprint)
+    ledger, storage = context.ledger, context.storage
+    if not step.is_last and _is_there(storage, ledger.prefix + step.name):
+        return
+    started, clock = time.time(), time.perf_counter()
+    frames = [_from_ipc(storage.get(uri).data, uri) for uri in _inputs(ledger, step)]
+    result = combine(context, frames)
+    if step.is_last:
+        final = finalize(context, result)
+        done = _stage(context, step, final, worker, (started, time.perf_counter() - clock))
+        ledger.write_segment(f"reduce-{done.attempt}", [done], [schema_text(final)])
+    else:
+        storage.put(ledger.prefix + step.name, _to_ipc(result))
+
+
+def _is_there(storage: Storage, uri: str) -> bool:
+    # S3 may forbid an absent object to whoever may not list it; then the step is done again.
+    with suppress(AccessDeniedError):
+        return storage.get_if_there(uri) is not None
+    return False
+
+
+def combine(context: RunContext, frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Merge partial results with the job's `combine`.
+
+    Raises:
+        TransformError: it raised, or changed the columns.
+    """
+    assert context.job.reduce is not None, "only a job with a reduce combines"
+    name = context.job.reduce.combine
+    call = resolve(name, {}, context.settings.transforms).call
+    with context.tables.used():
+        result = _applied(name, call, [frame.lazy() for frame in frames])
+    if result.schema != frames[0].schema:
+        raise TransformError(
+            f"{name} changed the columns from {dict(frames[0].schema)} to {dict(result.schema)}",
+            hint="combine takes partial results and returns one of the same columns and types; "
+            "what else there is to do belongs into finalize",
+        )
+    return result
+
+
+def finalize(context: RunContext, frame: pl.DataFrame) -> pl.DataFrame:
+    """Make the result of the last partial, with the job's `finalize` if it has one."""
+    assert context.job.reduce is not None, "only a job with a reduce finalizes"
+    name = context.job.reduce.finalize
+    if name is None:
+        return frame
+    with context.tables.used():
+        return _applied(name, resolve(name, {}, context.settings.transforms).call, frame.lazy())
+
+
+def _applied(name: str, call: Callable[..., Any], argument: Any) -> pl.DataFrame:
+    with user_code(name):
+        result = call(argument)
+        if isinstance(result, pl.LazyFrame):
+            return result.collect(engine="streaming")
+    raise TransformError(f"{name} returned {type(result).__name__}, not a LazyFrame")
+
+
+def _stage(
+    context: RunContext,
+    step: Step,
+    frame: pl.DataFrame,
+    worker: str,
+    timing: tuple[float, float],
+) -> Completion:
+    data, attempt, clock = encode(frame, context.job), uuid.uuid4().hex, time.perf_counter()
+    uri = reduced_uri(context.ledger.output, context.record.run, attempt)
+    staged = context.storage.stage(uri, data, attempt, staged_area(context.ledger.output))
+    started, seconds = timing
+    return Completion(
+        chunk=step.name,
+        index=0,
+        batch=REDUCE,
+        attempt=attempt,
+        worker=worker,
+        started=started,
+        seconds=time.time() - started,
+        read_seconds=0.0,
+        compute_seconds=seconds,
+        stage_seconds=time.perf_counter() - clock,
+        rows_in=frame.height,
+        rows_out=frame.height,
+        bytes_in=0,
+        bytes_out=len(data),
+        code=context.code,
+        schema=digest_of(schema_text(frame)),
+        uri=uri,
+        upload=staged.upload,
+        parts=staged.parts,
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def _inputs(ledger: Ledger, step: Step) -> list[str]:
+    """The objects that a step combines: below its own run's prefix, and nowhere else."""
+    for name in (step.name, *step.inputs):
+        if not _NAMES.fullmatch(name):
+            raise StateError(ledger.prefix + name, "it is neither a partial nor a step of a reduce")
+    return [ledger.prefix + name for name in step.inputs]
+
+
+def _to_ipc(frame: pl.DataFrame) -> bytes:
+    """A frame as Arrow IPC, behind a checksum."""
+    buffer = io.BytesIO()
+    frame.write_ipc(buffer, compression="zstd")
+    return seal_bytes(buffer.getvalue())
+
+
+def _from_ipc(data: bytes, uri: str) -> pl.DataFrame:
+    """Read what `_to_ipc` wrote, or what earlier releases did, without a checksum.
+
+    Raises:
+        StateError: it is damaged.
+    """
+    with reading(uri, "start over, with all its chunks: run the job with --replan"):
+        body = unseal_bytes(data)
+        if not body.startswith(b"ARROW1"):
+            raise ValueError("it is no partial result")
+        return pl.read_ipc(io.BytesIO(body))
+
+
+def combine_problem(
+    name: str, call: Callable[..., Any], partials: Sequence[pl.DataFrame]
+) -> str | None:
+    """How a `combine` breaks its promise on three partials, in a sentence; None if it keeps it.
+
+    It must not matter in which groups partials are combined: combine([a, b, c]) must equal
+    combine([combine([a, b]), c]) and combine([a, combine([b, c])]), but for the order of rows and
+    the last digits of floating-point sums.
+
+    Raises:
+        TransformError: it raised, or did not return a LazyFrame.
+    """
+    a, b, c = partials
+
+    def join(*frames: pl.DataFrame) -> pl.DataFrame:
+        return _applied(name, call, [frame.lazy() for frame in frames])
+
+    whole = join(a, b, c)
+    if whole.schema != a.schema:
+        return f"{name} changes the columns from {dict(a.schema)} to {dict(whole.schema)}"
+    for other in (join(join(a, b), c), join(a, join(b, c))):
+        if not _alike(whole, other):
+            return f"{name} is not associative: its result depends on how chunks are grouped"
+    return None
+
+
+def _alike(one: pl.DataFrame, other: pl.DataFrame) -> bool:
+    from polars.testing import assert_frame_equal
+
+    try:
+        assert_frame_equal(one, other, check_row_order=False, rel_tol=1e-9)
+    except AssertionError:
+        return False
+    return True

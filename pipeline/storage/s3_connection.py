@@ -1,0 +1,210 @@
+"""How S3 is reached: endpoint, region and credentials, resolved once from the standard places."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Container
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import botocore.session
+from obstore.store import S3Store
+from s3fs import S3FileSystem
+
+from pipeline.config.settings import S3Settings
+from pipeline.errors import SettingsError, UsageError
+
+if TYPE_CHECKING:
+    from botocore.credentials import Credentials
+
+CONNECT_SECONDS = 5.0
+"""Long enough for a busy server, short enough to name a dead address while the user looks on."""
+OWNER_HEADER = "x-amz-expected-bucket-owner"
+READ_SECONDS = 60.0
+"""One range or part; larger transfers are cut into several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """One S3 service and who we are there."""
+
+    endpoint: str | None = None
+    """URL; None means AWS."""
+    region: str = "us-east-1"
+    profile: str | None = None
+    key_id: str | None = None
+    """Access key id; None asks botocore's own chain (variables, profile, instance role)."""
+    secret: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+    addressing: str | None = None
+    """`path` or `virtual`; None leaves it to the clients at Amazon, and is `path` elsewhere."""
+    anonymous: bool = False
+    """Sign nothing."""
+    requester_pays: bool = False
+    sse_kms_key: str | None = None
+    """The KMS key that encrypts what is written."""
+    expected_owner: str | None = None
+    """The account that must own the bucket; S3 refuses requests where another does."""
+
+    def options(self, bucket: str) -> dict[str, Any]:
+        """What obstore and Polars need to address a bucket, without credentials."""
+        options: dict[str, Any] = {"aws_region": self.region}
+        if self.anonymous:
+            options["aws_skip_signature"] = True
+        if self.requester_pays:
+            options["aws_request_payer"] = True
+        if self.sse_kms_key:
+            options |= {
+                "aws_server_side_encryption": "aws:kms",
+                "aws_sse_kms_key_id": self.sse_kms_key,
+            }
+        if self.addressing is not None:
+            options["aws_virtual_hosted_style_request"] = self.addressing == "virtual"
+        if self.endpoint:
+            endpoint = self.endpoint
+            if self.addressing == "virtual":
+                # Both want to be given the bucket's own host then.
+                endpoint = endpoint.replace("://", f"://{bucket}.", 1)
+            # Under both names: a variable AWS_ENDPOINT_URL_S3 wins over the plain one.
+            options |= {"aws_endpoint_url": endpoint, "aws_endpoint_url_s3": endpoint}
+            options.setdefault("aws_virtual_hosted_style_request", False)
+        return options
+
+    def store(self, bucket: str) -> S3Store:
+        """An obstore client of one bucket: listings, ranged reads, small writes.
+
+        Its own retries are off: there is one retry policy, at the door. It does not sign the header
+        of the expected owner in listings, which S3 then refuses: list by the other client.
+        """
+        headers = {OWNER_HEADER: self.expected_owner} if self.expected_owner else {}
+        identity: dict[str, Any] = (
+            {} if self.anonymous else {"credential_provider": _Provider(self._credentials())}
+        )
+        return S3Store(
+            bucket,
+            config=self.options(bucket),  # type: ignore[arg-type]
+            client_options={
+                "allow_http": True,
+                "connect_timeout": f"{CONNECT_SECONDS}s",
+                "timeout": f"{READ_SECONDS}s",
+                "default_headers": headers,
+            },
+            retry_config={"max_retries": 0},
+            **identity,
+        )
+
+    def parameters(self, known: Container[str]) -> dict[str, str]:
+        """What raw requests say beside their own parameters, of those that the action knows."""
+        wanted = {
+            "RequestPayer": "requester" if self.requester_pays else None,
+            "ServerSideEncryption": "aws:kms" if self.sse_kms_key else None,
+            "SSEKMSKeyId": self.sse_kms_key,
+            "ExpectedBucketOwner": self.expected_owner,
+            "ExpectedSourceBucketOwner": self.expected_owner,
+        }
+        return {name: value for name, value in wanted.items() if value and name in known}
+
+    def filesystem(self) -> S3FileSystem:
+        """An s3fs client: multipart uploads, copies, and keys that obstore cannot spell."""
+        # None for who has them in hand, or shows none.
+        chain = None if self.anonymous or self.key_id is not None else self._credentials()
+        frozen = None if chain is None else chain.get_frozen_credentials()
+        static = self.key_id is not None or self.profile is None
+        return S3FileSystem(
+            anon=self.anonymous,
+            key=self.key_id or (frozen.access_key if frozen and static else None),
+            secret=self.secret or (frozen.secret_key if frozen and static else None),
+            token=self.token or (frozen.token if frozen and static else None),
+            profile=None if static else self.profile,
+            endpoint_url=self.endpoint,
+            client_kwargs={"region_name": self.region},
+            config_kwargs={
+                "connect_timeout": CONNECT_SECONDS,
+                "read_timeout": READ_SECONDS,
+                "retries": {"total_max_attempts": 1},
+                "max_pool_connections": 64,
+                "s3": {"addressing_style": self.addressing} if self.addressing else {},
+                # Trailing checksums send a body in small pieces: 60 MB/s instead of several 100.
+                # The request's signature covers the body already, and we keep a checksum of ours.
+                "request_checksum_calculation": "when_required",
+                "response_checksum_validation": "when_required",
+            },
+            use_listings_cache=False,
+            skip_instance_cache=True,
+        )
+
+    def _credentials(self) -> Credentials:
+        if self.key_id is not None:
+            from botocore.credentials import Credentials
+
+            return Credentials(self.key_id, self.secret or "", self.token)
+        found = botocore.session.Session(profile=self.profile).get_credentials()
+        if found is None:
+            raise UsageError(
+                "no S3 credentials found",
+                hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
+                "or start the embedded stack with `chunkmap up`",
+            )
+        return found
+
+
+def access_of(s3: S3Settings, bucket: str) -> Access:
+    """How the settings reach a bucket.
+
+    Raises:
+        SettingsError: a variable that is to hold its credentials is not set here.
+    """
+    how = s3.of_bucket(bucket)
+    shared = Access(
+        endpoint=how.endpoint_url,
+        region=how.region or "us-east-1",
+        addressing=how.addressing,
+        anonymous=how.anonymous,
+        requester_pays=how.requester_pays,
+        sse_kms_key=how.sse_kms_key,
+        expected_owner=how.expected_owner,
+    )
+    if how.anonymous:
+        return shared
+    if how.env_prefix is not None:
+        return _with_variables(shared, bucket, how.env_prefix)
+    if how.profile is not None:
+        return replace(shared, profile=how.profile)
+    return replace(
+        shared,
+        profile=s3.profile,
+        key_id=s3.access_key_id.get_secret_value() if s3.access_key_id else None,
+        secret=s3.secret_access_key.get_secret_value() if s3.secret_access_key else None,
+        token=s3.session_token.get_secret_value() if s3.session_token else None,
+    )
+
+
+def _with_variables(shared: Access, bucket: str, prefix: str) -> Access:
+    names = [f"{prefix}{name}" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
+    missing = [name for name in names if not os.environ.get(name)]
+    if missing:
+        raise SettingsError(
+            f"{' and '.join(missing)} not set in this process: bucket {bucket} needs them "
+            f"(s3.buckets, env_prefix {prefix})",
+            hint="set them for drivers and for workers; those of the local stack have the "
+            "variables that `chunkmap up` had",
+        )
+    key_id, secret = (os.environ[name] for name in names)
+    token = os.environ.get(f"{prefix}AWS_SESSION_TOKEN") or None
+    return replace(shared, key_id=key_id, secret=secret, token=token)
+
+
+class _Provider:
+    """Gives obstore the credentials that botocore holds, refreshed by botocore."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+
+    def __call__(self) -> Any:
+        frozen = self._credentials.get_frozen_credentials()
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": getattr(self._credentials, "_expiry_time", None),
+        }

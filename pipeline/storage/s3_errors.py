@@ -1,0 +1,218 @@
+"""Foreign storage errors become ours here, once, by table."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import botocore.exceptions
+import obstore.exceptions as foreign
+
+from pipeline.errors import (
+    AccessDeniedError,
+    AlreadyExistsError,
+    BucketMissingError,
+    ObjectMissingError,
+    ObjectRefusedError,
+    PreconditionFailedError,
+    StorageError,
+    TransientStorageError,
+)
+from pipeline.uris import parse, redacted
+
+_MISSING = {"NoSuchKey", "NoSuchUpload", "404", "NotFound"}
+_DENIED = {
+    "AccessDenied",
+    "AuthorizationHeaderMalformed",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+    "401",
+    "403",
+}
+"""Amazon answers 400 to credentials that have expired or are for another region."""
+_LOST_RACE = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
+_TRANSIENT = {
+    "SlowDown",
+    "ServiceUnavailable",
+    "InternalError",
+    "RequestTimeout",
+    "RequestTimeTooSkewed",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+    "OperationAborted",
+}
+_REFUSED = {"400", "405", "411", "413", "414", "EntityTooLarge", "KeyTooLongError"}
+"""The request was understood, and is wrong for this object: it will be tomorrow, too."""
+_REFUSED_FILES = {
+    errno.EEXIST,
+    errno.EINVAL,
+    errno.EILSEQ,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.ENOTEMPTY,
+    errno.EXDEV,
+}
+"""What is wrong with a path, in contrast to a disk that is full or fails."""
+_RIGHTS = {
+    "list": "s3:ListBucket",
+    "list uploads": "s3:ListBucketMultipartUploads",
+    "list_parts": "s3:ListMultipartUploadParts",
+    "get": "s3:GetObject",
+    "get_object": "s3:GetObject",
+    "head": "s3:GetObject",
+    "head_object": "s3:GetObject",
+    "delete_object": "s3:DeleteObject",
+    "delete_objects": "s3:DeleteObject",
+    "abort_multipart_upload": "s3:AbortMultipartUpload",
+    "put": "s3:PutObject",
+    "put_object": "s3:PutObject",
+    "copy": "s3:PutObject",
+    "copy_object": "s3:PutObject",
+    "create_multipart_upload": "s3:PutObject",
+    "upload_part": "s3:PutObject",
+    "upload_part_copy": "s3:PutObject",
+    "complete_multipart_upload": "s3:PutObject",
+}
+"""The permission that each action needs, as policies spell it."""
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>([^<]+)</Code>")
+
+
+def from_code(code: str, status: int, action: str, uri: str, detail: str) -> StorageError:
+    """The error that an S3 error code and HTTP status mean."""
+    said = f"{action} {uri}: {code or status} {detail}".strip()
+    names = {code, str(status)}
+    if code in _TRANSIENT:
+        return _transient(said, status)
+    if names & _LOST_RACE:
+        return PreconditionFailedError(uri)
+    if status == 501 or code == "NotImplemented":
+        return StorageError(said, hint="this S3 service lacks what chunkmap needs; use another")
+    if status >= 500 or status in (408, 429):
+        return _transient(said, status)
+    if code == "NoSuchBucket":
+        return BucketMissingError(parse(uri).bucket)
+    if names & _MISSING:
+        return ObjectMissingError(uri)
+    if names & _DENIED:
+        return AccessDeniedError(
+            _RIGHTS.get(action, action),
+            uri,
+            hint=f"the server said {code or status}: check the credentials (AWS_PROFILE, "
+            "AWS_ACCESS_KEY_ID) and their rights",
+        )
+    if names & _REFUSED:
+        return ObjectRefusedError(said)
+    return StorageError(said)
+
+
+def _transient(said: str, status: int) -> TransientStorageError:
+    error = TransientStorageError(said)
+    error.status = status
+    return error
+
+
+def _from_text(error: Exception, action: str, uri: str) -> StorageError:
+    """obstore's generic errors carry status and S3 code in their text only."""
+    text = str(error)
+    status = _STATUS.search(text)
+    code = _CODE.search(text)
+    if status is None:
+        # "Generic S3 error: Error performing list request: … - what went wrong"
+        return TransientStorageError(f"{action} {uri}: {text.splitlines()[0].rpartition(' - ')[2]}")
+    return from_code(code.group(1) if code else "", int(status.group(1)), action, uri, "")
+
+
+def _unspellable(error: Exception, action: str, uri: str) -> ObjectRefusedError:
+    why = str(error).splitlines()[0]
+    return ObjectRefusedError(f"{action} {redacted(uri)!r}: the key cannot be sent: {why}")
+
+
+def status_of(error: Exception) -> str:
+    """The HTTP status that a foreign error stands for; `none` if no answer came at all."""
+    match error:
+        case foreign.AlreadyExistsError() | foreign.PreconditionError():
+            return "412"
+        case foreign.PermissionDeniedError():
+            return "403"
+        case foreign.UnauthenticatedError():
+            return "401"
+        case FileNotFoundError():
+            return "404"
+        case foreign.BaseError():
+            found = _STATUS.search(str(error))
+            return found.group(1) if found else "none"
+        case botocore.exceptions.ClientError():
+            return str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "none"))
+    return "none"
+
+
+def translated(error: Exception, action: str, uri: str) -> Exception:
+    """Our error for a foreign one; anything unknown comes back as it is."""
+    match error:
+        case StorageError():
+            return error
+        case foreign.BaseError():
+            return _from_obstore(error, action, uri)
+        case FileNotFoundError():
+            if "<Code>NoSuchBucket</Code>" in str(error):
+                return BucketMissingError(parse(uri).bucket)
+            return ObjectMissingError(uri)
+        case botocore.exceptions.ClientError():
+            said = error.response.get("Error", {})
+            meta = error.response.get("ResponseMetadata", {})
+            status = int(meta.get("HTTPStatusCode", 0))
+            text = said.get("Message") or ""
+            return from_code(said.get("Code", ""), status, action, uri, text)
+        case botocore.exceptions.NoCredentialsError() | PermissionError():
+            return from_code("AccessDenied", 403, action, uri, "")
+        case botocore.exceptions.ParamValidationError():
+            return ObjectRefusedError(f"{action} {redacted(uri)!r}: {error}")
+        case botocore.exceptions.BotoCoreError() | TimeoutError() | ConnectionError():
+            return TransientStorageError(f"{action} {uri}: {error}")
+        case OSError():
+            kind = ObjectRefusedError if error.errno in _REFUSED_FILES else StorageError
+            return kind(f"{action} {uri}: {error.strerror or error}")
+        case ValueError():
+            # obstore has no class for a key that it cannot parse, nor has UTF-8.
+            return _unspellable(error, action, uri)
+    if type(error).__module__.startswith("aiohttp."):
+        # A body that ends early comes up as it is, past botocore's own errors.
+        return TransientStorageError(f"{action} {uri}: {error}")
+    return error
+
+
+def _from_obstore(error: foreign.BaseError, action: str, uri: str) -> StorageError:
+    match error:
+        case foreign.AlreadyExistsError():
+            return AlreadyExistsError(uri)
+        case foreign.PreconditionError():
+            return PreconditionFailedError(uri)
+        case foreign.PermissionDeniedError() | foreign.UnauthenticatedError():
+            return from_code("AccessDenied", 403, action, uri, "")
+        case foreign.InvalidPathError():
+            return _unspellable(error, action, uri)
+        case foreign.NotSupportedError():
+            return StorageError(f"{action} {uri}: {error}")
+    return _from_text(error, action, uri)
+
+
+@contextmanager
+def translating(action: str, uri: str) -> Iterator[None]:
+    """Raise ours for every foreign error of the block."""
+    try:
+        yield
+    except Exception as error:
+        ours = translated(error, action, uri)
+        if ours is error:
+            raise
+        raise ours from error

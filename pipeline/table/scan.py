@@ -1,0 +1,224 @@
+"""Reading an output: the files of a manifest, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
+
+import pyarrow as pa
+
+from partitioning import HiveTypeError
+from partitioning.hive import parse
+from partitioning.hive_paths import raw_values
+from pipeline.config.settings import load_settings
+from pipeline.errors import JobError, ObjectMissingError, StateError, UsageError
+from pipeline.runs.ledger.ledger import Ledger
+from pipeline.storage import own_storage, scan_options
+from pipeline.table.columns import Columns, digest_columns, widened
+from pipeline.table.log import Catalog
+from pipeline.table.manifest import Manifest
+from pipeline.table.replay import window_label
+from pipeline.table.retention import locate
+from pipeline.table.schemas import columns_of
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def scan_output(uri: str, version: int | None = None, window: str | None = None) -> pl.LazyFrame:
+    """The rows of an output, as one manifest has them.
+
+    A plain glob over the prefix may, for the seconds in which an overwrite is published, see both
+    the old files and the new; a manifest never does.
+
+    Args:
+        uri: The output prefix.
+        version: Number of an older manifest (`chunkmap history` lists them); default the current.
+        window: Label of a window, such as `2024-02-29`: only its files; default all.
+
+    Returns:
+        A LazyFrame; Hive partitions in the keys become columns, of the types that the planner
+        gives them (`input.hive_types` of the last run's job first). Where the output was widened,
+        files of before have nulls in the columns that they lack, and the wider types.
+
+    Raises:
+        UsageError: nothing was published there, or it has no such window.
+        FilesMissingError: that version is no longer kept, or its files were deleted.
+    """
+    import polars as pl
+
+    catalog = Catalog(own_storage(), uri)
+    manifest = catalog.manifest(version)
+    places = locate(catalog, manifest)
+    chosen = places if window is None else _of_window(uri, manifest, places, window)
+    if not chosen:
+        which = "" if window is None else f" of window {window}"
+        raise UsageError(f"{uri} has no published files{which} (manifest {manifest.number})")
+    storage_options = scan_options(load_settings(), uri) if uri.startswith("s3") else None
+    options: dict[str, Any] = {"storage_options": storage_options}
+    schema = _widened_schema(catalog, manifest, chosen, storage_options)
+    if schema is not None:
+        upcast = pl.ScanCastOptions(integer_cast="upcast", float_cast="upcast")
+        options |= {"schema": schema, "missing_columns": "insert", "cast_options": upcast}
+    files = {key: _path(place) for key, place in chosen.items()}
+    return _scan(files, _Hive.of(list(places), _declared(catalog, manifest)), options)
+
+
+def _path(place: str) -> str:
+    return place.removeprefix("file://")
+
+
+def _widened_schema(
+    catalog: Catalog,
+    manifest: Manifest,
+    places: Mapping[str, str],
+    storage_options: dict[str, str] | None,
+) -> pl.Schema | None:
+    """The columns that hold those of all files; None where all files are alike, as usual.
+
+    Read from one file of each kind.
+    """
+    import polars as pl
+
+    if len({entry.columns for entry in manifest.commits if entry.adds_files and entry.files}) < 2:
+        return None
+    kinds = {
+        entry.name: digest_columns(columns_of(catalog, entry))
+        for entry in manifest.commits
+        if entry.adds_files
+    }
+    examples: dict[str, str] = {}
+    for key, commit in catalog.snapshot(manifest).select("key", "commit").iter_rows():
+        if key in places:
+            examples.setdefault(kinds[commit], places[key])
+    if len(examples) < 2:
+        return None
+    merged: Columns = {}
+    types: dict[str, pl.DataType] = {}
+    for place in examples.values():
+        found = pl.scan_parquet(
+            _path(place), glob=False, hive_partitioning=False, storage_options=storage_options
+        ).collect_schema()
+        both = widened(merged, {name: str(kind) for name, kind in found.items()})
+        if both is None:
+            return None  # Published before chunkmap looked: Polars says what does not fit.
+        types |= {name: kind for name, kind in found.items() if both[name] == str(kind)}
+        merged = both
+    return pl.Schema({name: types[name] for name in merged})
+
+
+def _of_window(
+    uri: str, manifest: Manifest, places: Mapping[str, str], window: str
+) -> dict[str, str]:
+    """Those of some files that are in folders of a window, however it was published."""
+    known = {entry.window: entry.rule for entry in manifest.commits if entry.window is not None}
+    rules = set(known.values())
+    found = {
+        key: place
+        for key, place in places.items()
+        if any(window_label(rule, key.rpartition("/")[0]) == window for rule in rules)
+    }
+    if not found and window not in known:
+        near = get_close_matches(window, known, 1)
+        raise UsageError(
+            f"manifest {manifest.number} of {uri} has no window {window!r}",
+            hint=f"is it {near[0]}?" if near else f"it has {len(known):,} windows",
+        )
+    return found
+
+
+def _declared(catalog: Catalog, manifest: Manifest) -> dict[str, str]:
+    """The types of Hive columns that the job of the newest run declares, if it can be read."""
+    runs = [entry.run for entry in manifest.commits if entry.adds_files]
+    with suppress(StateError, JobError, ObjectMissingError):
+        if runs:
+            job = Ledger(catalog.storage, catalog.output, runs[-1]).job()
+            return {name: str(kind) for name, kind in job.input.hive_types.items()}
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Hive:
+    """The Hive columns of an output."""
+
+    schema: pl.Schema
+    values: Mapping[str, Mapping[str, Any]]
+    """By folder, those that it has."""
+
+    @classmethod
+    def of(cls, keys: Sequence[str], declared: Mapping[str, str]) -> _Hive:
+        """Read the columns of all files: they have the same types whichever window is read."""
+        import polars as pl
+
+        folders = sorted({key.rpartition("/")[0] for key in keys})
+        raws = {folder: dict(raw_values(folder)) for folder in folders}
+        names = {name for values in raws.values() for name in values}
+        own = {name: kind for name, kind in declared.items() if name in names}
+        try:
+            found = parse(folders, folders, lenient=True, declared=own)
+        except HiveTypeError:
+            # Earlier runs may have published values that are not of the type declared now.
+            found = parse(folders, folders, lenient=True)
+        frame = pl.DataFrame(pl.from_arrow(pa.schema(found.fields()).empty_table()))
+        rows = zip(*found.columns, strict=True) if found.names else ([()] * len(folders))
+        values = {
+            folder: {
+                name: value
+                for name, value in zip(found.names, row, strict=True)
+                if name in raws[folder]
+            }
+            for folder, row in zip(folders, rows, strict=True)
+        }
+        return cls(frame.schema, values)
+
+    def is_plain(self, folders: Iterable[str]) -> bool:
+        """Whether Polars itself finds the values of some folders."""
+        return all(
+            len(self.values[folder]) == len(self.schema) and _is_readable(folder)
+            for folder in folders
+        )
+
+
+def _scan(files: Mapping[str, str], hive: _Hive, options: Mapping[str, Any]) -> pl.LazyFrame:
+    """Scan files by key."""
+    import polars as pl
+
+    parts: dict[str, list[str]] = {}
+    for key, place in files.items():
+        parts.setdefault(key.rpartition("/")[0], []).append(place)
+    if hive.is_plain(parts):
+        return pl.scan_parquet(
+            list(files.values()),
+            glob=False,
+            hive_partitioning=bool(hive.schema),
+            hive_schema=dict(hive.schema) if hive.schema else None,
+            **options,
+        )
+    # A scan for each folder. Chunks that cross partitions have a column in the file instead.
+    return pl.concat(
+        (
+            pl.scan_parquet(places, glob=False, hive_partitioning=False, **options).with_columns(
+                pl.lit(value, dtype=hive.schema[name]).alias(name)
+                for name, value in hive.values[folder].items()
+            )
+            for folder, places in parts.items()
+        ),
+        how="diagonal",
+    )
+
+
+def _is_readable(folder: str) -> bool:
+    """Whether Polars finds the Hive values of a folder that is spelled so."""
+    for segment in folder.split("/"):
+        _, _, raw = segment.partition("=")
+        if "*" in raw or "=" in raw:
+            return False
+        try:
+            unquote_to_bytes(raw).decode()
+        except UnicodeDecodeError:
+            return False
+    return True

@@ -1,0 +1,249 @@
+"""Job files: what they mean, and what is said about those that mean nothing."""
+
+from datetime import date
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from partitioning import Windowing
+from pipeline.config.job import Job, load_job, parse_job
+from pipeline.errors import JobError
+
+JOB = """\
+name: lineitem-revenue
+input:
+  uri: s3://demo/tpch/lineitem/
+  columns: null
+  filter: [[l_shipdate, ">=", 1994-01-01]]
+chunks: {target: 128MiB}
+transform: examples.revenue:revenue
+params: {currency: EUR}
+output: {uri: s3://demo/revenue/, mode: error}
+"""
+LEAST = "name: a\ninput: {uri: s3://b/in/}\ntransform: m:f\noutput: {uri: s3://b/out/}\n"
+
+
+def refusal(text: str) -> JobError:
+    with pytest.raises(JobError) as caught:
+        parse_job(text)
+    assert caught.value.exit_code == 2
+    return caught.value
+
+
+def test_a_job_is_read_as_written() -> None:
+    job = parse_job(JOB)
+    assert job.name == "lineitem-revenue"
+    assert job.input.uri == ("s3://demo/tpch/lineitem/",)
+    assert job.input.columns is None
+    assert job.input.filter == ((("l_shipdate", ">=", date(1994, 1, 1)),),)
+    assert job.chunks.target == 128 * 2**20
+    assert job.params == {"currency": "EUR"}
+    assert job.output.mode == "error"
+
+
+def test_a_job_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parse_job(LEAST).retries = 9  # type: ignore[misc]
+
+
+def test_a_job_without_extras_has_the_documented_defaults() -> None:
+    job = parse_job(LEAST)
+    assert (job.retries, job.rounds, job.max_failures, job.chunk_timeout) == (3, 3, None, None)
+    assert (job.input.schema_, job.input.on_bad_object) == ("identical", "fail")
+    assert (job.output.compression, job.output.keep_versions) == ("zstd", 1)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("null", None),
+        ("[]", None),
+        ("[[a, '==', 1]]", ((("a", "==", 1),),)),
+        ("[[a, '>=', 1], [b, IN, [x, y]]]", ((("a", ">=", 1), ("b", "in", ("x", "y"))),)),
+        ("[[[a, '<', 1.5]], [[b, is  null]]]", ((("a", "<", 1.5),), (("b", "is null", None),))),
+        ("[[a, is not null, null]]", ((("a", "is not null", None),),)),
+        ("[[country, '==', no]]", ((("country", "==", "no"),),)),
+        ("[[code, '==', 007]]", ((("code", "==", "007"),),)),
+        ("[[time, '==', 12:30]]", ((("time", "==", "12:30"),),)),
+        ("[[a, '>', 1e6]]", ((("a", ">", 1e6),),)),
+    ],
+)
+def test_filters_mean_any_of_all_of(written: str, meant: object) -> None:
+    text = LEAST.replace("s3://b/in/}", f"s3://b/in/, filter: {written}}}")
+    assert parse_job(text).input.filter == meant
+
+
+@pytest.mark.parametrize(
+    ("written", "complaint"),
+    [
+        ("5", "a filter is a list"),
+        ("[a, '==', 1]", "'a' is not [column, operator, value]"),
+        ("[[a, '=', 1]]", "'=' is not an operator"),
+        ("[[a, '==']]", "needs a value"),
+        ("[[a, '==', null]]", "there is `is null`"),
+        ("[[a, in, 3]]", "needs a list of values, found 3"),
+        ("[[a, is null, 3]]", "takes no value, found 3"),
+        ("[[a, '==', {b: 1}]]", "cannot be compared"),
+        ("[[1, '==', 1]]", "1 is not a column's name"),
+    ],
+)
+def test_a_filter_that_means_nothing_is_refused(written: str, complaint: str) -> None:
+    error = refusal(LEAST.replace("s3://b/in/}", f"s3://b/in/, filter: {written}}}"))
+    assert complaint in str(error)
+    assert str(error).startswith("job.yaml:2: `input.filter`")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (
+            JOB.replace("uri: s3://demo/t", "url: s3://demo/t"),
+            "job.yaml:3: unknown key `input.url`",
+        ),
+        (JOB.replace("target", "tagret"), "job.yaml:6: unknown key `chunks.tagret`"),
+        (JOB + "target: 5\n", "job.yaml:10: unknown key `target`; did you mean `chunks.target`?"),
+        (JOB + "retires: 5\n", "job.yaml:10: unknown key `retires`; did you mean `retries`?"),
+        (JOB.replace("128MiB", "lots"), "job.yaml:6: `chunks.target`: 'lots' is not a size"),
+        (JOB.replace("128MiB", "0"), "job.yaml:6: `chunks.target`: 0 is below 1"),
+        (JOB.replace("mode: error", "mode: erorr"), "found 'erorr'"),
+        (JOB.replace("examples.revenue:revenue", "examples.revenue"), "is not module:function"),
+        (
+            JOB.replace("params: {currency: EUR}", "params: 3"),
+            "job.yaml:8: `params`: expected a map",
+        ),
+        (
+            JOB.replace("EUR", "2024-01-01"),
+            "job.yaml:8: `params.currency`: expected text, a number",
+        ),
+        (JOB + "retries: many\n", "job.yaml:10: `retries`: expected a whole number, found 'many'"),
+        (JOB + "max_failures: 120%\n", "'120%' is above 100%"),
+        (JOB + "max_failures: -1\n", "-1 is neither a number of chunks nor a share"),
+        (JOB + "chunk_timeout: soon\n", "'soon' is not a duration"),
+        (JOB + "name: again\n", "job.yaml:10: `name` is given twice (line 1)"),
+        (JOB + "output: [\n", "not YAML"),
+        ("- a\n", "expected `key: value` lines at the top, found a list"),
+        ("just text\n", "expected `key: value` lines at the top, found 'just text'"),
+        ("", "`transform` is missing"),
+        (LEAST.replace("s3://b/in/", "gs://b/in/"), "has the scheme 'gs' (use s3:// or file://)"),
+        (LEAST.replace("s3://b/out/", "s3://b"), "a whole bucket"),
+        (LEAST.replace("s3://b/out/", "s3://b/in/out/"), "lie within each other"),
+        (LEAST.replace("name: a", "name: a/b"), "job.yaml:1: `name`"),
+        (LEAST + "chunks: {per_file: true, per_partition: true}\n", "not both"),
+    ],
+)
+def test_bad_jobs_are_refused_with_the_line(text: str, complaint: str) -> None:
+    assert complaint in str(refusal(text))
+
+
+def test_all_that_is_wrong_is_said_at_once_from_top_to_bottom() -> None:
+    text = "nmae: a\ninput: {uri: s3://b/in/}\ntransform: 3\nrounds: 0\n"
+    lines = str(refusal(text)).splitlines()
+    assert [line.split(":")[1] for line in lines[:3]] == ["1", "3", "4"]
+    assert lines[0] == "job.yaml:1: unknown key `nmae`; did you mean `name`?"
+    assert set(lines[3:]) == {"job.yaml: `name` is missing", "job.yaml: `output` is missing"}
+
+
+def test_a_key_like_no_other_gets_the_known_ones() -> None:
+    error = refusal(LEAST.replace("s3://b/out/}", "s3://b/out/, zzz: 1}"))
+    assert error.hint is not None
+    assert "uri, mode, schema, compression" in error.hint
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"none\.yaml does not exist"):
+        load_job(tmp_path / "none.yaml")
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "binary.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(JobError, match=r"binary\.yaml cannot be read"):
+        load_job(path)
+
+
+def test_a_file_is_read_like_its_text(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(JOB, encoding="utf-8")
+    assert load_job(path) == load_job(str(path)) == parse_job(JOB)
+
+
+def test_a_written_job_is_short() -> None:
+    assert parse_job(LEAST).to_yaml() == (
+        "name: a\ninput:\n  uri: s3://b/in/\ntransform: m:f\noutput:\n  uri: s3://b/out/\n"
+    )
+
+
+WORDS = st.sampled_from(
+    ["a", "no", "on", "1e6", "007", "1_000", "12:30", "~", "null", "1994-01-01"]
+)
+TEXTS = WORDS | st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1)
+SCALARS = TEXTS | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.dates()
+TERMS = (
+    st.tuples(TEXTS, st.sampled_from(["==", "<", ">="]), SCALARS)
+    | st.tuples(TEXTS, st.sampled_from(["in", "not in"]), st.lists(SCALARS, min_size=1, max_size=3))
+    | st.tuples(TEXTS, st.just("is null"))
+)
+JSON = st.recursive(
+    st.none() | TEXTS | st.booleans() | st.integers() | st.floats(allow_nan=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    terms=st.lists(st.lists(TERMS, min_size=1, max_size=2), max_size=2),
+    params=st.dictionaries(TEXTS, JSON, max_size=3),
+    target=st.integers(1, 2**50),
+    retries=st.integers(0, 9),
+    schema=st.sampled_from(["identical", "union", "first"]),
+)
+def test_a_written_job_reads_back_equal(
+    terms: list[object], params: dict[str, object], target: int, retries: int, schema: str
+) -> None:
+    job = Job.model_validate(
+        {
+            "name": "a",
+            "input": {"uri": "s3://b/in/", "filter": terms, "schema": schema},
+            "chunks": {"target": target},
+            "transform": "m:f",
+            "params": params,
+            "output": {"uri": "s3://b/out/"},
+            "retries": retries,
+        }
+    )
+    again = parse_job(job.to_yaml())
+    assert again == job
+    assert repr(again) == repr(job)  # equality takes 1 for 1.0 and True
+
+
+WINDOW = """
+name: daily
+input: {uri: s3://b/in/}
+transform: examples.revenue:revenue
+output: {uri: s3://b/out/, mode: overwrite-partitions}
+window: {column: ds, grain: day, timezone: Europe/Berlin}
+"""
+
+
+def test_a_window_comes_back_as_it_was() -> None:
+    job = parse_job(WINDOW)
+    assert job.window is not None
+    assert job.window.windowing() == Windowing("ds", "day", "Europe/Berlin")
+    assert parse_job(job.to_yaml()) == job
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("grain: day", "grain: week", "grain"),
+        ("Europe/Berlin", "Europe/Berlim", "no time zone 'Europe/Berlim'"),
+        ("column: ds, ", "", "column"),
+        ("name: daily", "name: daily\nchunks: {cross_partitions: true}", "cross_partitions"),
+        ("name: daily", "name: daily\nreduce: {combine: 'a:b'}", "`window` and `reduce`"),
+    ],
+)
+def test_windows_that_cannot_be(old: str, new: str, said: str) -> None:
+    with pytest.raises(JobError, match=said):
+        parse_job(WINDOW.replace(old, new))

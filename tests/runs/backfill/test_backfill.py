@@ -1,0 +1,406 @@
+"""Whole backfills through the serial engine on local files, held against plain Polars."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event, Thread
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from partitioning.errors import WindowError
+from pipeline.config.job import Job
+from pipeline.errors import ConflictError, RunCancelledError, UsageError
+from pipeline.runs.backfill.driver import Again
+from pipeline.runs.backfill.plan import Asked, NothingToDoError
+from pipeline.runs.backfill.records import Options
+from pipeline.runs.backfill.store import BackfillStore, backfills_of, find_backfill
+from pipeline.runs.backfill.summary import BackfillHeldError, BackfillIncompleteError
+from pipeline.runs.driver.run import run_serially
+from pipeline.runs.ledger.find import runs_of
+from pipeline.table.errors import FilesMissingError
+from pipeline.table.log import Catalog
+from tests.support.backfills import Days, days
+
+LEAP = days("2024-02-26", 8)
+"""Over the end of a leap year's February."""
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Days]:
+    monkeypatch.chdir(tmp_path)
+    one = Days(tmp_path)
+    one.write(LEAP)
+    yield one
+
+
+def states(world: Days, store: BackfillStore) -> dict[str, str]:
+    progress = store.progress()
+    assert progress is not None
+    return dict(progress.select("label", "state").iter_rows())
+
+
+@pytest.mark.parametrize("per_run", [None, 1, 3, 100])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_every_window_is_a_commit(world: Days, per_run: int | None, backwards: bool) -> None:
+    summary = world.run(world.job(), windows_per_run=per_run, backwards=backwards)
+    assert (summary.state, summary.todo, summary.counts["done"]) == ("done", 8, 8)
+    assert_frame_equal(world.rows(), world.expected())
+    assert world.windows_held() == [str(day) for day in LEAP]
+    assert summary.runs == -(-8 // (per_run or 1))
+
+
+def test_a_range_is_half_open(world: Days) -> None:
+    world.run(world.job(), Asked("2024-02-28", "2024-03-01"))
+    assert world.windows_held() == ["2024-02-28", "2024-02-29"]
+
+
+def test_exclude(world: Days) -> None:
+    world.run(world.job(), Asked("2024-02-28", "2024-03-02", exclude=("2024-02-29",)))
+    assert world.windows_held() == ["2024-02-28", "2024-03-01"]
+
+
+def test_months(world: Days) -> None:
+    summary = world.run(world.job(window={"column": "ds", "grain": "month"}))
+    assert world.windows_held() == ["2024-02", "2024-03"]
+    assert summary.counts["chunks_done"] == 16
+    assert_frame_equal(world.rows(), world.expected())
+
+
+def test_values(world: Days) -> None:
+    job = world.job(window={"column": "ds", "grain": "value"})
+    world.run(job, Asked(values=("2024-02-29", "2024-02-26")))
+    assert world.windows_held() == ["2024-02-26", "2024-02-29"]
+
+
+def test_the_same_backfill_twice_is_one(world: Days) -> None:
+    first, second = world.create(world.job()), world.create(world.job())
+    assert first.backfill == second.backfill
+    world.drive(first)
+    with pytest.raises(NothingToDoError, match="8: done"):
+        world.create(world.job())
+    assert len(backfills_of(world.storage, world.output)) == 1
+
+
+def test_files_deleted_by_hand_are_told(world: Days) -> None:
+    world.run(world.job())
+    uri = Catalog(world.storage, world.output).output
+    gone = min(info.uri for info in world.storage.objects(uri))
+    world.storage.delete(gone)
+    with pytest.raises(FilesMissingError, match=gone.removeprefix(uri)):
+        world.create(world.job())
+
+
+def test_another_key_is_another_backfill(world: Days) -> None:
+    job = world.job()
+    ids = {world.create(job, idempotency_key=key).backfill for key in ("", "a", "b")}
+    assert len(ids) == 3
+
+
+def test_missing_maps_what_the_output_lacks(world: Days) -> None:
+    world.run(world.job(), Asked("2024-02-26", "2024-02-28"))
+    summary = world.run(world.job())
+    assert (summary.windows, summary.todo) == (8, 6)
+    assert_frame_equal(world.rows(), world.expected())
+
+
+def test_changed_maps_what_has_other_input(world: Days) -> None:
+    world.run(world.job())
+    world.write([LEAP[3]], value=7.0)
+    with pytest.raises(NothingToDoError):
+        world.create(world.job())
+    summary = world.run(world.job(), reprocess="changed")
+    assert summary.todo == 1
+    assert_frame_equal(world.rows(), world.expected())
+
+
+def test_changed_maps_what_other_code_has_made(world: Days) -> None:
+    world.run(world.job())
+    assert world.draft(world.job(), reprocess="changed").record.todo == 0
+    assert world.draft(world.job("triple"), reprocess="changed").record.todo == 8
+
+
+def test_code_of_another_scheme_is_not_known_to_have_changed(
+    world: Days, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.runs.transforms.fingerprint.SCHEME", "v0")
+        world.run(world.job())
+        unfinished = world.create(world.job(), reprocess="all")
+    drafted = world.draft(world.job(), reprocess="changed")
+    assert drafted.record.todo == 8
+    assert "of 8 windows chunkmap fingerprinted the code by another scheme" in drafted.notes[0]
+    assert world.draft(world.job(), reprocess="changed", accept_code=True).record.todo == 0
+    world.write([LEAP[3]], value=7.0)
+    assert world.draft(world.job(), reprocess="changed", accept_code=True).record.todo == 1
+    with pytest.raises(ConflictError, match=r"scheme v0 .*cannot be told") as caught:
+        world.draft(world.job(), reprocess="all")
+    assert f"resume {unfinished.backfill} --accept-code" in str(caught.value.hint)
+
+
+def test_all_maps_everything_again(world: Days) -> None:
+    world.run(world.job())
+    before = world.rows()
+    summary = world.run(world.job(), reprocess="all")
+    assert (summary.todo, summary.counts["done"]) == (8, 8)
+    assert_frame_equal(world.rows(), before)
+
+
+def test_a_window_that_loses_its_rows_is_emptied(world: Days) -> None:
+    world.run(world.job())
+    world.run(world.job("nothing"), Asked(values=(), start="2024-02-29", end="2024-03-01"),
+              reprocess="all")  # fmt: skip
+    left = world.expected().filter(pl.col("ds") != pl.date(2024, 2, 29))
+    assert_frame_equal(world.rows(), left)
+
+
+def failing(world: Days, *bad: str, **more: object) -> Job:
+    params = {"days": list(bad), "mended": str(world.root / "mended")}
+    return world.job("fails", params=params, **more)
+
+
+def test_one_bad_window_fails_alone_and_is_retried(world: Days) -> None:
+    store = world.create(failing(world, "2024-02-29", "2024-03-01"))
+    with pytest.raises(BackfillIncompleteError, match="2 of 8 windows failed") as failure:
+        world.drive(store)
+    assert failure.value.summary.counts["done"] == 6
+    found = states(world, store)
+    assert [w for w, state in found.items() if state == "failed"] == ["2024-02-29", "2024-03-01"]
+    (world.root / "mended").touch()
+    assert world.drive(store).state == "done"
+
+
+def test_retry_of_one_window_leaves_the_other(world: Days) -> None:
+    store = world.create(failing(world, "2024-02-29", "2024-03-01"))
+    with pytest.raises(BackfillIncompleteError):
+        world.drive(store)
+    (world.root / "mended").touch()
+    with pytest.raises(BackfillIncompleteError, match="7 are published"):
+        world.drive(store, Again(only=("2024-02-29",)))
+    assert world.drive(store, Again(only_failed=True)).state == "done"
+    assert world.windows_held() == [str(day) for day in LEAP]
+
+
+def test_failed_maps_what_failed_before(world: Days) -> None:
+    store = world.create(failing(world, "2024-02-29"))
+    with pytest.raises(BackfillIncompleteError):
+        world.drive(store)
+    store.change("test", lambda _: {"cancelled": True})
+    drafted = world.draft(failing(world, "2024-02-29"), reprocess="failed")
+    todo = drafted.windows.filter(pl.col("skipped").is_null())["label"].to_list()
+    assert todo == ["2024-02-29"]
+
+
+def test_too_many_failures_stop_it(world: Days) -> None:
+    job = failing(world, *map(str, LEAP[:4]))
+    store = world.create(job, windows_per_run=1, max_active=1, max_failures="20%")
+    with pytest.raises(BackfillIncompleteError) as failure:
+        world.drive(store)
+    summary = failure.value.summary
+    assert any("--max-failures is 20%" in note for note in summary.notes)
+    assert (summary.counts["failed"], summary.counts["waiting"]) == (2, 6)
+
+
+def test_all_or_nothing_publishes_nothing_when_one_window_fails(world: Days) -> None:
+    store = world.create(failing(world, "2024-02-29"), all_or_nothing=True)
+    with pytest.raises(BackfillIncompleteError):
+        world.drive(store)
+    assert world.manifest_numbers() == 0
+    (world.root / "mended").touch()
+    assert world.drive(store).state == "done"
+    assert world.manifest_numbers() == 1
+    assert world.rows().height == 80
+
+
+def test_a_canary_that_fails_holds_the_rest(world: Days) -> None:
+    store = world.create(failing(world, str(LEAP[4])), canary=1)
+    with pytest.raises(BackfillHeldError, match="canary failed") as held:
+        world.drive(store)
+    counts = held.value.summary.counts
+    assert (counts["failed"], counts["waiting"]) == (1, 7)
+    (world.root / "mended").touch()
+    assert world.drive(store).state == "done"
+
+
+def test_a_canary_that_is_held_waits_to_be_told(world: Days) -> None:
+    store = world.create(world.job(), canary="25%", canary_hold=True)
+    with pytest.raises(BackfillHeldError, match="waits to be told") as held:
+        world.drive(store)
+    assert held.value.summary.counts["done"] == 2
+    store.change("test", lambda _: {"approved": True})
+    assert world.drive(store).state == "done"
+    assert_frame_equal(world.rows(), world.expected())
+
+
+@pytest.mark.parametrize("limit", [0, "50%"])
+def test_a_canary_of_all_or_nothing_publishes_nothing(world: Days, limit: int | str) -> None:
+    store = world.create(world.job(), canary=2, canary_limit=limit, canary_hold=True,
+                         all_or_nothing=True)  # fmt: skip
+    with pytest.raises(BackfillHeldError) as held:
+        world.drive(store)
+    assert held.value.summary.counts["staged"] == 2
+    assert world.manifest_numbers() == 0
+    store.change("test", lambda _: {"approved": True})
+    world.drive(store)
+    assert_frame_equal(world.rows(), world.expected())
+
+
+def test_cancelling_stops_it_and_keeps_what_is_published(world: Days) -> None:
+    store = world.create(world.job(), windows_per_run=1, max_active=1)
+    driver = world.driver(store)
+
+    def cancel_at_three(board: object, phase: str) -> None:
+        if driver.board.counts()["done"] >= 3:
+            store.change("test", lambda _: {"cancelled": True})
+            driver._looked = 0.0
+
+    driver.listen = cancel_at_three
+    with pytest.raises(RunCancelledError):
+        driver.to_the_end()
+    assert 3 <= len(world.windows_held()) < 8
+    # A cancelled one is over: the same request is another backfill.
+    again = world.create(world.job())
+    assert again.backfill != store.backfill
+    world.drive(again)
+    assert_frame_equal(world.rows(), world.expected())
+
+
+def test_pausing_holds_it(world: Days) -> None:
+    store = world.create(world.job(), windows_per_run=1, max_active=1)
+    store.change("test", lambda _: {"paused": True})
+    driver, paused = world.driver(store), Event()
+
+    def listen(board: object, phase: str) -> None:
+        driver._looked = 0.0
+        if phase == "paused":
+            paused.set()
+
+    driver.listen = listen
+    thread = Thread(target=driver.to_the_end)
+    thread.start()
+    assert paused.wait(20)
+    assert world.manifest_numbers() == 0
+    store.change("test", lambda _: {"paused": False})
+    thread.join(60)
+    assert_frame_equal(world.rows(), world.expected())
+
+
+def test_a_driver_that_is_killed_is_followed_by_another(world: Days) -> None:
+    store = world.create(world.job(), windows_per_run=3, max_active=1)
+    driver = world.driver(store)
+
+    def die(board: object, phase: str) -> None:
+        if driver.board.counts()["done"] >= 3:
+            raise KeyboardInterrupt
+
+    driver.listen = die
+    with pytest.raises(KeyboardInterrupt):
+        driver.to_the_end()
+    assert 3 <= len(world.windows_held()) < 8
+    store.write_progress(
+        driver.board.frame().with_columns(done=pl.lit(0, pl.Int64), rows_in=pl.lit(0, pl.Int64))
+    )
+    summary = world.drive(store)
+    assert (summary.state, summary.counts["done"]) == ("done", 8)
+    assert (summary.counts["chunks_done"], summary.counts["rows_in"]) == (16, 80)
+    assert_frame_equal(world.rows(), world.expected())
+    assert len(runs_of(world.storage, world.output)) == 3
+
+
+def test_a_window_whose_input_comes_later(world: Days) -> None:
+    more = days("2024-03-05", 3)
+    world.write(more[2:])
+    asked = Asked("2024-02-26", "2024-03-08")
+    first = world.run(world.job(), asked)
+    assert (first.counts["done"], first.counts["empty"]) == (9, 2)
+    world.write(more)
+    second = world.run(world.job(), asked)
+    assert (second.todo, second.counts["done"]) == (2, 2)
+    assert_frame_equal(world.rows(), world.expected())
+
+
+def test_two_backfills_that_overlap(world: Days) -> None:
+    """Whoever is second at a window finds it done, and says so; nothing is there twice."""
+    job = world.job(output={"uri": world.output, "mode": "append"})
+    first = world.create(job, Asked("2024-02-26", "2024-03-01"))
+    second = world.create(job, Asked("2024-02-28", "2024-03-05"))
+    world.drive(first)
+    counts = world.drive(second).counts
+    assert (counts["done"], counts["skipped"]) == (4, 2)
+    assert_frame_equal(world.rows(), world.expected())
+
+
+def test_two_backfills_that_do_the_same_windows_again(world: Days) -> None:
+    """Of two that replace the same windows, the second is told that the first was there."""
+    first = world.create(world.job(), reprocess="all", idempotency_key="a")
+    second = world.create(world.job(), reprocess="all", idempotency_key="b")
+    world.drive(first)
+    with pytest.raises(BackfillIncompleteError, match="8 of 8 windows failed") as failure:
+        world.drive(second)
+    assert "has published" in failure.value.summary.notes[0]
+    assert_frame_equal(world.rows(), world.expected())
+
+
+def test_windows_in_progress_are_told(world: Days) -> None:
+    store = world.create(world.job())
+    world.drive(store)
+    progress = store.progress()
+    assert progress is not None
+    assert progress["done"].to_list() == [2] * 8
+    assert progress["rows_in"].sum() == progress["rows_out"].sum() == 80
+    assert progress["started"].min() <= time.time()  # type: ignore[operator]
+
+
+def test_what_cannot_be_is_refused_before_anything_is_written(world: Days) -> None:
+    job = world.job()
+    with pytest.raises(UsageError, match="3 of the 6 windows lie outside the input"):
+        world.draft(job, Asked("2024-03-02", "2024-03-08"))
+    with pytest.raises(WindowError, match="empty range"):
+        world.draft(job, Asked("2024-03-02", "2024-03-01"))
+    with pytest.raises(WindowError, match="did you mean 'ds'"):
+        world.draft(world.job(window={"column": "dss", "grain": "day"}))
+    with pytest.raises(WindowError, match="does not fit"):
+        world.draft(world.job(window={"column": "ds", "grain": "hour"}))
+    with pytest.raises(UsageError, match="has no windows"):
+        world.draft(world.job(window=None))
+    for mode, why in (("error", "one window after the other"), ("overwrite", "one window")):
+        with pytest.raises(UsageError, match=why):
+            world.draft(world.job(output={"uri": world.output, "mode": mode}))
+    with pytest.raises(UsageError, match="rows twice"):
+        world.draft(world.job(output={"uri": world.output, "mode": "append"}), reprocess="all")
+    assert not (world.root / "out").exists()
+    assert not (world.root / "out.chunkmap").exists()
+
+
+def test_an_id_that_does_not_exist(world: Days) -> None:
+    store = world.create(world.job())
+    wrong = ("0" if store.backfill[0] != "0" else "1") + store.backfill[1:]
+    with pytest.raises(UsageError) as failure:
+        find_backfill(world.storage, [world.output], wrong)
+    assert store.backfill in str(failure.value.hint)
+    found = find_backfill(world.storage, [world.output], store.backfill[:5])
+    assert found.backfill == store.backfill
+
+
+def test_other_code_stops_a_resume(world: Days) -> None:
+    store = world.create(world.job())
+    source = world.root / f"{world.module}.py"
+    source.write_text(source.read_text().replace("* 2", "* 5"))
+    with pytest.raises(ConflictError, match="has changed since"):
+        world.create(world.job())
+    assert Options().reprocess == "missing"
+    assert store.record().todo == 8
+
+
+def test_a_run_does_not_append_what_a_backfill_has_appended(world: Days) -> None:
+    job = world.job(output={"uri": world.output, "mode": "append"})
+    world.run(job, Asked("2024-02-26", "2024-02-28"))
+    before = world.manifest_numbers()
+    with pytest.raises(UsageError, match="holds 2 windows"):
+        run_serially(job, world.settings, world.storage)
+    assert world.manifest_numbers() == before
+    world.run(job)
+    assert_frame_equal(world.rows(), world.expected())

@@ -1,0 +1,189 @@
+"""A job that appends never brings an object's rows twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from pipeline.config.job import Job
+from pipeline.errors import InputError
+from pipeline.runs.driver.heartbeat import RunIncompleteError
+from pipeline.table.log import Catalog
+from pipeline.table.publish import rollback
+from tests.support.small import Small
+
+TRANSFORMS = """
+import polars as pl
+
+def same(frame):
+    return frame
+
+def total(frame):
+    return frame.select(pl.col("v").sum())
+
+def add(frames):
+    return pl.concat(frames).sum()
+
+def fails(frame):
+    def check(series):
+        if (series == 13).any():
+            raise ValueError("cannot do 13")
+        return series
+    return frame.with_columns(pl.col("v").map_batches(check, return_dtype=pl.Int64))
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
+    monkeypatch.chdir(tmp_path)
+    made = Small(tmp_path, TRANSFORMS)
+    for name in "ab":
+        write(made, name)
+    return made
+
+
+def write(small: Small, name: str, first: int | None = None, rows: int = 3) -> None:
+    start = (ord(name) - ord("a")) * 100 if first is None else first
+    small.write(f"{name}.parquet", pl.DataFrame({"v": range(start, start + rows)}))
+
+
+def values(small: Small) -> list[int]:
+    return small.rows()["v"].sort().to_list()
+
+
+def test_new_objects_are_appended(small: Small) -> None:
+    small.run(small.job())
+    write(small, "c")
+    small.run(small.job())
+    assert values(small) == [0, 1, 2, 100, 101, 102, 200, 201, 202]
+
+
+def test_a_replaced_object_is_refused_and_named(small: Small) -> None:
+    first = small.run(small.job())
+    write(small, "a", 10)
+    write(small, "c")
+    with pytest.raises(InputError, match=rf"1 object .*run {first.run}.*/in/a\.parquet") as caught:
+        small.run(small.job())
+    assert "b.parquet" not in str(caught.value) and "c.parquet" not in str(caught.value)
+    assert "overwrite" in str(caught.value.hint)
+    assert values(small) == [0, 1, 2, 100, 101, 102]
+
+
+def test_the_way_on_replaces_the_rows(small: Small) -> None:
+    small.run(small.job())
+    write(small, "a", 10)
+    small.run(small.job(mode="overwrite"))
+    assert values(small) == [10, 11, 12, 100, 101, 102]
+
+
+def test_of_many_objects_some_are_named(small: Small) -> None:
+    for name in "cdefgh":
+        write(small, name)
+    small.run(small.job())
+    for name in "abcdefgh":
+        write(small, name, 1000)
+    with pytest.raises(InputError, match=r"8 objects .*e\.parquet …$"):
+        small.run(small.job())
+
+
+def test_an_object_that_was_removed_and_put_back(small: Small) -> None:
+    small.run(small.job())
+    (small.root / "in" / "a.parquet").unlink()
+    write(small, "c")
+    small.run(small.job())  # Its plan does not know the object any more.
+    write(small, "a", 10)
+    with pytest.raises(InputError, match=r"a\.parquet"):
+        small.run(small.job())
+
+
+def test_planning_again_after_an_unpublished_run(small: Small) -> None:
+    """What counts as new is what no published run has, not what the last plan lacked."""
+    small.run(small.job("fails"))
+    write(small, "c", 13)
+    with pytest.raises(RunIncompleteError):
+        small.run(small.job("fails"))
+    write(small, "c")
+    small.run(small.job("fails"), replan=True)
+    assert values(small) == [0, 1, 2, 100, 101, 102, 200, 201, 202]
+
+
+def test_several_runs_are_looked_at(small: Small) -> None:
+    small.run(small.job())
+    write(small, "c")
+    second = small.run(small.job())
+    write(small, "d")
+    small.run(small.job())
+    write(small, "c", 10)
+    with pytest.raises(InputError, match=rf"run {second.run}.*c\.parquet"):
+        small.run(small.job())
+
+
+def test_an_object_whose_rows_were_taken_away_may_come_again(small: Small) -> None:
+    small.run(small.job())
+    write(small, "c")
+    small.run(small.job())
+    rollback(Catalog(small.storage, small.output))
+    write(small, "c", 210)
+    small.run(small.job())
+    assert values(small) == [0, 1, 2, 100, 101, 102, 210, 211, 212]
+
+
+def test_a_bad_object_that_was_repaired_is_new(small: Small) -> None:
+    (small.root / "in" / "bad.parquet").write_bytes(b"PAR1 is what it is not")
+    source = {"uri": small.input, "on_bad_object": "skip"}
+    small.run(small.job(input=source))
+    write(small, "c")
+    small.run(small.job(input=source))
+    small.write("bad.parquet", pl.DataFrame({"v": [7]}))
+    small.run(small.job(input=source))
+    assert values(small) == [0, 1, 2, 7, 100, 101, 102, 200, 201, 202]
+
+
+def test_a_reduce_holds_the_rows_of_all_its_objects(small: Small) -> None:
+    job = small.job("total", reduce={"combine": f"{small.module}:add"})
+    small.run(job)
+    write(small, "a", 10)
+    with pytest.raises(InputError, match=r"a\.parquet"):
+        small.run(job)
+
+
+# -- changed_only -----------------------------------------------------------------------------
+
+
+def changed(small: Small, mode: str, function: str = "same") -> Job:
+    return small.job(function, mode, input={"uri": small.input, "changed_only": True})
+
+
+def test_what_did_not_change_is_not_overwritten_away(small: Small) -> None:
+    small.run(changed(small, "overwrite"))
+    write(small, "a", 10)
+    with pytest.raises(InputError, match=r"1 unchanged objects .*b\.parquet") as caught:
+        small.run(changed(small, "overwrite"))
+    assert "leave changed_only out" in str(caught.value.hint)
+    assert values(small) == [0, 1, 2, 100, 101, 102]
+
+
+def test_partitions_that_have_changed_are_replaced_whole_or_not_at_all(small: Small) -> None:
+    for name in "ab":
+        (small.root / "in" / f"{name}.parquet").unlink()
+        small.write(f"k=1/{name}.parquet", pl.DataFrame({"v": [ord(name)]}))
+    small.write("k=2/c.parquet", pl.DataFrame({"v": [1]}))
+    small.run(changed(small, "overwrite-partitions"))
+    small.write("k=2/c.parquet", pl.DataFrame({"v": [2, 3]}))
+    small.run(changed(small, "overwrite-partitions"))
+    assert values(small) == [2, 3, 97, 98]
+    small.write("k=1/a.parquet", pl.DataFrame({"v": [4, 5]}))
+    with pytest.raises(InputError, match=r"1 unchanged objects .*k=1/b\.parquet"):
+        small.run(changed(small, "overwrite-partitions"))
+    assert values(small) == [2, 3, 97, 98]
+
+
+def test_only_what_was_published_counts_as_unchanged(small: Small) -> None:
+    write(small, "c", 13)
+    with pytest.raises(RunIncompleteError):
+        small.run(changed(small, "overwrite", "fails"))
+    write(small, "c")
+    small.run(changed(small, "overwrite", "fails"), replan=True)
+    assert values(small) == [0, 1, 2, 100, 101, 102, 200, 201, 202]

@@ -1,0 +1,50 @@
+"""Where requests go is what the settings say, whatever variables there are."""
+
+from __future__ import annotations
+
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+
+import pytest
+
+from pipeline.config.settings import Settings
+from pipeline.errors import ObjectMissingError
+from pipeline.storage import open_storage, parse
+
+
+class NothingHere(BaseHTTPRequestHandler):
+    """A server that has no object, and notes what it is asked for."""
+
+    asked: list[str]
+
+    def do_HEAD(self) -> None:
+        self.asked.append(parse(f"s3:/{self.path}").key)
+        self.send_response(404)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("key", ["plain", "odd//key"], ids=["obstore", "s3fs"])
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"])
+def test_the_settings_endpoint_wins_over_variables(
+    variable: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A nanny leaves the variables of its workers in its own process, for one."""
+    asked: list[str] = []
+    handler = type("Handler", (NothingHere,), {"asked": asked})
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    s3 = {"endpoint_url": endpoint, "access_key_id": "a", "secret_access_key": "b"}
+    try:
+        with pytest.raises(ObjectMissingError):
+            open_storage(Settings.model_validate({"s3": s3})).head(f"s3://bucket/{key}")
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert asked == [key]

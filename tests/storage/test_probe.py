@@ -1,0 +1,163 @@
+"""A service that ignores conditions on writes is refused, unless there is a single writer."""
+
+from __future__ import annotations
+
+import io
+import uuid
+from collections.abc import Sequence
+
+import polars as pl
+import pytest
+
+from pipeline.config.job import Job
+from pipeline.config.settings import Settings
+from pipeline.errors import AlreadyExistsError, PreconditionFailedError, UsageError
+from pipeline.flows.doctor import _conditions
+from pipeline.runs.backfill.plan import Asked, create, draft
+from pipeline.runs.backfill.records import Options
+from pipeline.runs.driver.plan import Resume, plan_run
+from pipeline.runs.driver.run import run_serially
+from pipeline.storage import (
+    Storage,
+    find_condition_problem,
+    join,
+    open_storage,
+    own_storage,
+    require_conditional_writes,
+)
+from pipeline.table.log import Catalog
+from tests.servers.forgetful import CONDITIONS, forgetful
+from tests.servers.launching import BUCKET, Server
+
+pytestmark = pytest.mark.integration
+
+
+def settings_of(server: Server, **s3: object) -> Settings:
+    said = {**server.settings().model_dump(), **s3}
+    transforms = {"allow": ["tests.storage.test_probe"]}
+    return Settings.model_validate({"s3": said, "transforms": transforms})
+
+
+def same(frame: pl.LazyFrame, note: str = "") -> pl.LazyFrame:
+    """A transform."""
+    return frame
+
+
+def job_in(prefix: str, storage: Storage, **more: object) -> Job:
+    for day in (1, 2):
+        buffer = io.BytesIO()
+        pl.DataFrame({"id": [day]}).write_parquet(buffer)
+        storage.put(join(prefix, "in", f"ds=2024-01-0{day}", "a.parquet"), buffer.getvalue())
+    output = {"uri": join(prefix, "out/"), "mode": "append"}
+    said = {"name": "probe", "input": {"uri": join(prefix, "in/")}, "output": output}
+    function = "tests.storage.test_probe:same"
+    return Job.model_validate({**said, "transform": function, **more})
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+@pytest.mark.parametrize(
+    ("ignored", "problem"),
+    [
+        (CONDITIONS, "ignores If-None-Match"),
+        (("if-none-match",), "ignores If-None-Match"),
+        (("if-match",), "ignores If-Match"),
+    ],
+)
+def test_a_service_that_ignores_conditions_is_refused(
+    ignored: Sequence[str], problem: str, prefix: str, seaweedfs: Server
+) -> None:
+    with forgetful(seaweedfs, ignored) as (server, _):
+        settings = settings_of(server)
+        storage = open_storage(settings)
+        job = job_in(prefix, storage, window={"column": "ds"})
+        planned = draft(job, settings, storage, Asked(), Options())
+        for begin in (
+            lambda: run_serially(job, settings, storage, Resume()),
+            lambda: plan_run(job, settings, storage, Resume()),
+            lambda: create(storage, planned),
+        ):
+            with pytest.raises(UsageError) as caught:
+                begin()
+            assert f"{server.endpoint} {problem}" in str(caught.value)
+            assert job.output.uri in str(caught.value)
+            assert "s3.conditional_writes" in (caught.value.hint or "")
+        found = [info.uri for info in storage.objects(prefix) if "/in/" not in info.uri]
+        assert found == []
+        assert problem in _conditions(storage, prefix + "/doctor/", "it").said
+
+
+def test_a_single_writer_may_go_on(
+    prefix: str,
+    seaweedfs: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    with forgetful(seaweedfs) as (server, _):
+        settings = settings_of(server, conditional_writes="single-writer")
+        monkeypatch.setenv("CHUNKMAP_TRANSFORMS__ALLOW", '["tests.storage.test_probe"]')
+        for name, value in settings.s3.environment().items():
+            monkeypatch.setenv(name, value)
+        own_storage.cache_clear()
+        request.addfinalizer(own_storage.cache_clear)
+        storage = open_storage(settings)
+        job = job_in(prefix, storage)
+        run_serially(job, settings, storage, Resume())
+        other = job.model_copy(update={"name": "other", "params": {"note": "again"}})
+        run_serially(other, settings, storage, Resume())
+        catalog = Catalog(storage, job.output.uri)
+        assert catalog.manifest().number == 2
+        named = {catalog.output + key for key in catalog.keys(catalog.manifest().commits)}
+        assert named == {info.uri for info in storage.objects(catalog.output)}
+        assert len(named) == 4
+        assert _conditions(storage, prefix + "/doctor/", "it").level == "warning"
+
+
+def test_a_single_writer_still_creates_once(prefix: str, seaweedfs: Server) -> None:
+    with forgetful(seaweedfs) as (server, _):
+        storage = open_storage(settings_of(server, conditional_writes="single-writer"))
+        storage.put_new(join(prefix, "a"), b"one")
+        with pytest.raises(AlreadyExistsError):
+            storage.put_new(join(prefix, "a"), b"two")
+        etag = storage.head(join(prefix, "a")).etag
+        storage.put_if(join(prefix, "a"), b"three", etag)
+        with pytest.raises(PreconditionFailedError):
+            storage.put_if(join(prefix, "a"), b"four", etag)
+        with pytest.raises(PreconditionFailedError):
+            storage.put_if(join(prefix, "none"), b"five", etag)
+        assert storage.get(join(prefix, "a")).data == b"three"
+
+
+def test_a_service_is_tried_once_per_output(prefix: str, seaweedfs: Server) -> None:
+    with forgetful(seaweedfs, ()) as (server, asked):
+        storage = open_storage(settings_of(server))
+        output = join(prefix, "out/")
+        require_conditional_writes(storage, output)
+        assert len(asked) > 5
+        assert [info.uri for info in storage.objects(prefix)] == [
+            join(prefix, "out.chunkmap", "probe.json")
+        ]
+        asked.clear()
+        require_conditional_writes(storage, output)
+        assert len(asked) == 1
+        # Another way to the same store, such as a proxy, is another service.
+        require_conditional_writes(open_storage(settings_of(seaweedfs)), output)
+        storage.put(join(prefix, "out.chunkmap", "probe.json"), b"[not JSON")
+        asked.clear()
+        require_conditional_writes(storage, output)
+        assert len(asked) > 5
+
+
+@pytest.mark.parametrize("name", ["seaweedfs", "ministack", "moto"])
+def test_the_servers_of_our_tests_honour_conditions(
+    name: str, prefix: str, request: pytest.FixtureRequest
+) -> None:
+    server: Server = request.getfixturevalue(name)
+    settings = settings_of(server)
+    storage = open_storage(settings)
+    assert find_condition_problem(storage, prefix) is None
+    assert _conditions(storage, prefix, "it").level == "ok"
+    assert storage.objects(prefix) == []

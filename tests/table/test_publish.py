@@ -1,0 +1,210 @@
+"""Publishing: exactly once, in every mode, whoever dies at whatever request."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+
+from partitioning import Plan
+from pipeline.errors import ConflictError, OutputNotEmptyError
+from pipeline.runs.driver.heartbeat import publish_run
+from pipeline.storage import Storage
+from pipeline.table.log import Catalog
+from pipeline.table.manifest import Commit, CommitEntry, files_of
+from pipeline.table.publish import prepare_output, settle
+from tests.support.faulty_storage import Fault, Faulty, KilledError, dies_at
+from tests.support.memory_storage import AT_ONCE, MemoryBackend
+from tests.support.outputs import check_manifests, check_settled, copied, keys_of, rows, visible
+from tests.support.publishing import (
+    APART,
+    MODES,
+    OTHER,
+    PLAN,
+    head,
+    publish,
+    published,
+    ready,
+    requests,
+)
+from tests.support.runs_by_hand import OUTPUT, run_of
+
+# -- modes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_published_is_there_and_nothing_else(mode: str) -> None:
+    backend, run = ready(mode)
+    before = visible(backend)
+    spare = run.complete(1)[0]
+    chosen = run.ledger.read()
+    assert publish(run) == (1 if mode == "error" else 2)
+    check_settled(backend)
+    own = keys_of(run, visible(backend))
+    assert len(own) == 3
+    assert rows({key: visible(backend)[key] for key in own}) == list(range(6))
+    rest = {key for key in visible(backend) if key not in own}
+    kept = {
+        "error": set(),
+        "append": set(before),
+        "overwrite": set(),
+        "overwrite-partitions": {key for key in before if not key.startswith(("k=0/", "k=1/"))},
+    }[mode]
+    assert rest == kept
+    assert backend.uploads == {}, "spares are aborted"
+    assert chosen.spares.height == 1
+    assert spare.index == 1
+    assert run.ledger.published() == head(backend)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_publishing_twice_is_once(mode: str) -> None:
+    backend, run = ready(mode)
+    publish(run)
+    before = copied(backend).stored
+    assert publish(run.again(run.storage)) == head(backend)
+    assert backend.stored == before
+
+
+def test_the_manifest_adds_up() -> None:
+    backend, run = ready("append")
+    publish(run)
+    catalog = Catalog(backend.storage(), OUTPUT)
+    manifest = catalog.manifest()
+    assert [(one.run, one.files, one.rows) for one in manifest.commits][1:] == [
+        (run.ledger.run, 3, 6)
+    ]
+    assert manifest.commits[0].files == 4
+    files = catalog.snapshot(manifest)
+    assert files["rows"].sum() == sum(one.rows for one in manifest.commits) == 14
+    assert files["bytes"].sum() == sum(one.bytes for one in manifest.commits)
+
+
+def test_a_commit_comes_back_as_it_was() -> None:
+    _, run = ready("error")
+    files = files_of(OUTPUT, run.ledger.read().completions)
+    entry = CommitEntry(name="n", run="r", mode="append", files=3, rows=6, bytes=9, missing=1)
+    commit = Commit(entry, 4, ("chunk",), files, ("k=1",))
+    again = Commit.from_bytes(commit.to_bytes())
+    assert (again.entry, again.base, again.missing, again.replaces) == (
+        entry,
+        4,
+        ("chunk",),
+        ("k=1",),
+    )
+    assert again.files.equals(files)
+
+
+def test_without_the_failed_and_with_them_later() -> None:
+    backend = MemoryBackend()
+    run = run_of(backend.storage(), PLAN)
+    run.complete(0, 2)
+    assert publish_run(run.storage, run.ledger, without_failed=True) == 1
+    check_settled(backend)
+    assert rows(visible(backend)) == [0, 1, 4, 5]
+    [entry] = Catalog(backend.storage(), OUTPUT).manifest().commits
+    assert entry.missing == 1
+    assert run.ledger.published() is None
+    run.complete(1)
+    assert publish(run.again(run.storage)) == 2
+    check_settled(backend)
+    assert rows(visible(backend)) == list(range(6))
+    assert run.ledger.published() == 2
+
+
+# -- refusals ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_output_with_a_stranger_is_refused(mode: str) -> None:
+    backend = MemoryBackend()
+    backend.put(OUTPUT + "k=1/theirs.parquet", b"x")
+    with pytest.raises(OutputNotEmptyError, match=r"theirs\.parquet"):
+        prepare_output(Catalog(backend.storage(), OUTPUT), mode, "run")
+
+
+def test_mode_error_accepts_its_own_run_only() -> None:
+    backend = MemoryBackend()
+    run = published(backend, PLAN, "error")
+    catalog = Catalog(backend.storage(), OUTPUT)
+    assert prepare_output(catalog, "error", run.ledger.run).number == 1
+    with pytest.raises(OutputNotEmptyError, match=run.ledger.run):
+        prepare_output(catalog, "error", "another")
+    assert prepare_output(catalog, "append", "another").number == 1
+
+
+@pytest.mark.parametrize("theirs", ["append", "overwrite"])
+def test_mode_error_accepts_its_own_run_whoever_came_after_it(theirs: str) -> None:
+    """Its driver may have died before it noted that it was done."""
+    backend = MemoryBackend()
+    run = published(backend, PLAN, "error")
+    published(backend, OTHER, theirs, "later")
+    prepare_output(Catalog(backend.storage(), OUTPUT), "error", run.ledger.run)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("theirs", ["append", "overwrite"])
+@pytest.mark.parametrize("plan", [OTHER, APART], ids=["same partitions", "other partitions"])
+def test_who_came_in_between(mode: str, theirs: str, plan: Plan) -> None:
+    """Appends, and overwrites of other partitions, go on top; the rest is a conflict."""
+    backend, run = ready(mode)
+    between = published(backend, plan, theirs, "between")
+    before = copied(backend)
+    if mode == "append" or (mode == "overwrite-partitions" and plan is APART):
+        publish(run)
+        check_settled(backend)
+        assert len(keys_of(run, visible(backend))) == 3
+        assert len(keys_of(between, visible(backend))) == len(plan)
+        return
+    with pytest.raises(ConflictError) as caught:
+        publish(run)
+    assert caught.value.exit_code == 3
+    assert visible(backend) == visible(before)
+    assert head(backend) == head(before)
+    check_settled(backend)
+
+
+# -- killed at every request ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+@pytest.mark.parametrize("mode", MODES)
+def test_whoever_dies_at_whatever_request_the_next_one_finishes(mode: str, fault: Fault) -> None:
+    backend, run = ready(mode)
+    run.complete(1)  # a spare
+    healthy = copied(backend)
+    publish(run.again(healthy.storage()))
+    old = set(visible(backend))
+    for number in range(requests(backend, run)):
+        broken = copied(backend)
+        dying = Faulty(broken, dies_at(number, fault), KilledError)
+        with pytest.raises(KilledError):
+            publish(run.again(Storage({"s3": dying}, AT_ONCE)))
+        check_manifests(broken)
+        if mode in ("error", "append"):
+            assert old <= set(visible(broken)), dying.calls
+        publish(run.again(broken.storage()))
+        check_settled(broken)
+        assert visible(broken) == visible(healthy), dying.calls
+        assert head(broken) == head(healthy)
+        assert broken.uploads == {}
+
+
+@pytest.mark.parametrize("mode", ["error", "overwrite"])
+def test_whoever_dies_twice_is_finished_by_a_stranger(mode: str) -> None:
+    """Another run that comes along finishes the claim, and goes on top."""
+    backend, run = ready(mode)
+    for number in range(0, requests(backend, run), 2):
+        broken = copied(backend)
+        for again in (0, 1):
+            dying = Faulty(broken, dies_at(number + again, "after"), KilledError)
+            with suppress(KilledError):
+                publish(run.again(Storage({"s3": dying}, AT_ONCE)))
+        claimed = Catalog(broken.storage(), OUTPUT).head()[0].publishing is not None
+        settle(Catalog(broken.storage(), OUTPUT))
+        check_settled(broken)
+        if claimed:
+            assert len(keys_of(run, visible(broken))) == 3
+        following = published(broken, APART, "append", "following")
+        check_settled(broken)
+        assert len(keys_of(following, visible(broken))) == 2
