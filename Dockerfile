@@ -27,7 +27,6 @@ RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
 COPY pyproject.toml README.md LICENSE ./
 COPY partitioning partitioning
 COPY pipeline pipeline
-COPY benchmarks benchmarks
 RUN /opt/build/bin/pip wheel --quiet --no-deps --no-index --no-build-isolation \
       --wheel-dir /opt/wheels . && \
     /opt/build/bin/pip --python /opt/chunkmap/bin/python install --quiet --no-deps --no-index \

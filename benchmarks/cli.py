@@ -1,4 +1,4 @@
-"""`chunkmap bench …`: the commands and their flags; the work is in the package benchmarks."""
+"""The commands of `chunkmap bench` and their flags; what they do is in commands.py."""
 
 from __future__ import annotations
 

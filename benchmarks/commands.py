@@ -12,12 +12,13 @@ from benchmarks.suite.datasets import DATASETS
 from benchmarks.suite.environments import PEERS, REFERENCE
 from benchmarks.suite.record import Record, load_record, records_in
 from benchmarks.suite.session import Request, Session, records_folder
+from benchmarks.suite.settings import load_suite_settings
 from benchmarks.suite.stats import Interval
 from benchmarks.suite.subjects import stopped_by_sigterm
 from benchmarks.suite.workloads import WORKLOADS
 from pipeline.cli.output import columns, notes, out, print_json, say, show_pairs
 from pipeline.cluster import local
-from pipeline.config.settings import Settings, load_settings
+from pipeline.config.settings import Settings
 from pipeline.errors import UsageError
 
 
@@ -65,7 +66,7 @@ def report(
 
 def compare(before: str, after: str, environment: str | None, *, as_json: bool) -> None:
     """Print how each ratio went from one session to another."""
-    settings = load_settings(environment)
+    settings = load_suite_settings(environment)
     first, second = find_record(settings, before), find_record(settings, after)
     found = changes(first, second)
     if as_json:
@@ -89,7 +90,7 @@ def compare(before: str, after: str, environment: str | None, *, as_json: bool) 
 
 def history(environment: str | None, *, as_json: bool) -> None:
     """Print the sessions of this machine, each with its ratios."""
-    settings = load_settings(environment)
+    settings = load_suite_settings(environment)
     records = records_in(records_folder(settings))
     ratios = [
         {
@@ -129,7 +130,7 @@ def gate(
     baseline: Path, session: str | None, least: float, environment: str | None, *, as_json: bool
 ) -> int:
     """Hold a session against a baseline; returns the exit code."""
-    settings = load_settings(environment)
+    settings = load_suite_settings(environment)
     before, after = load_record(baseline), find_record(settings, session)
     found = changes(before, after, least)
     worse = [one for one in found if one.is_regression]
@@ -175,12 +176,12 @@ def find_record(settings: Settings, name: str | None) -> Record:
 @contextmanager
 def _stack(environment: str | None) -> Iterator[Settings]:
     """The local stack, stopped afterwards unless it ran before."""
-    before = load_settings(environment)
+    before = load_suite_settings(environment)
     ran = all(one.state == "running" for one in local.status(before))
     if not ran:
         local.up(before, tell)
     try:
-        yield load_settings(environment)
+        yield load_suite_settings(environment)
     finally:
         if not ran:
             local.down(before, tell)

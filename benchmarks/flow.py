@@ -14,7 +14,7 @@ from benchmarks.report.write import write_report
 from benchmarks.suite.datasets import Scale
 from benchmarks.suite.record import records_in
 from benchmarks.suite.session import DEFAULT_ROOT, Request, Session, records_folder
-from pipeline.config.settings import load_settings
+from benchmarks.suite.settings import load_suite_settings
 
 
 @flow(name="benchmarks", persist_result=False)
@@ -36,7 +36,7 @@ def benchmarks(  # noqa: PLR0917 - a deployment sets them by name
         full: Every peer on every workload.
         root: URI under which benchmark data and reports live.
     """
-    settings = load_settings()
+    settings = load_suite_settings()
     logger = get_run_logger()
     request = Request(
         names=tuple(names or ()),

@@ -1,4 +1,7 @@
-"""How this process ends when a library would keep it waiting, or keep from us that it is to."""
+"""Processes: exit at once, remember a Ctrl-C, and identify one by its id and start time.
+
+A process id alone identifies nothing, since ids are used again; with the start time it is unique.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import current_thread, main_thread
 from types import FrameType
 
@@ -15,7 +19,7 @@ _interrupted = False
 
 
 @contextmanager
-def noting_interrupts() -> Iterator[None]:
+def record_interrupts() -> Iterator[None]:
     """Remember that the user pressed Ctrl-C during the block, besides raising KeyboardInterrupt.
 
     Pydantic turns a KeyboardInterrupt into an error of its own, and others catch that: what is
@@ -44,18 +48,18 @@ def was_interrupted() -> bool:
     return _interrupted
 
 
-def leave_at_once() -> None:
+def exit_without_waiting() -> None:
     """End without waiting for background threads, once the exit code is known."""
     global _at_once  # noqa: PLW0603 - one process has one end
     _at_once = True
 
 
-def is_leaving_at_once() -> bool:
+def exits_without_waiting() -> bool:
     """Whether somebody has asked for it."""
     return _at_once
 
 
-def leave(code: int) -> None:
+def exit_process(code: int) -> None:
     """Exit with a code: orderly where Prefect or Dask have something to end, else at once.
 
     The interpreter's own end takes as long as a short command, and the threads that some libraries
@@ -66,3 +70,32 @@ def leave(code: int) -> None:
     if _at_once or not {"prefect", "distributed"} & sys.modules.keys():
         os._exit(code)
     sys.exit(code)
+
+
+def start_time(pid: int) -> float | None:
+    """When a process started, in a unit that only compares for equality; None if it does not run.
+
+    A zombie does not run.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None if Path("/proc/self/stat").exists() else _portable_start_time(pid)
+    # The second field, the command in brackets, may itself hold spaces and brackets.
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else float(fields[19])
+
+
+def _portable_start_time(pid: int) -> float | None:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
+        return None
+
+
+def is_alive(pid: int, started: float) -> bool:
+    """Whether the very process that was noted with this start time runs."""
+    return start_time(pid) == started

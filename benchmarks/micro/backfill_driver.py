@@ -21,10 +21,10 @@ from functools import partial
 from typing import Any
 
 from benchmarks.micro.ledger_only import ManyObjects, ledger_only_task
+from benchmarks.suite.settings import load_suite_settings
 from partitioning import ObjectInfo, PlanRequest, plan_dataset
 from partitioning.windows import Window
 from pipeline.config.job import Job, parse_job
-from pipeline.config.settings import load_settings
 from pipeline.flows.executor import map_batch_task
 from pipeline.flows.launch import launch_backfill
 from pipeline.runs.backfill.driver import Again
@@ -84,7 +84,7 @@ class SyntheticDrafting(Drafting):
 
 def create_synthetic(output: str, windows: int, each: int) -> str:
     """Store a backfill of so many windows with so many chunks each; returns its id."""
-    settings, job = load_settings(), job_of(output)
+    settings, job = load_suite_settings(), job_of(output)
     storage = open_storage(settings)
     code = code_of(job, settings.transforms)
     drafting = SyntheticDrafting(job, settings, storage, code, each=each)
@@ -104,7 +104,7 @@ def no_publish(*_: Any, **__: Any) -> None:
 
 def drive(output: str, backfill: str, *, ledger_only: bool) -> None:
     """Drive a backfill to its end; prints its figures and this process's peak memory as JSON."""
-    settings = load_settings()
+    settings = load_suite_settings()
     store = BackfillStore(open_storage(settings), output, backfill)
     started = time.perf_counter()
     task: Any = ledger_only_task if ledger_only else map_batch_task

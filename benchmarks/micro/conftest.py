@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.suite.session import TRANSFORMS
+from benchmarks.suite.settings import TRANSFORMS, VARIABLE, load_suite_settings
 from pipeline.cluster import local
-from pipeline.config.settings import Settings, load_settings
+from pipeline.config.settings import Settings
 
 
 @pytest.fixture(scope="session")
 def running() -> Settings:
     """The settings of a stack that is up and may run the workloads' transforms."""
-    found = load_settings()
+    found = load_suite_settings()
     if not all(one.state == "running" for one in local.status(found)):
-        pytest.skip("the local stack is down: chunkmap up")
-    if TRANSFORMS not in found.transforms.allow:
-        pytest.skip(f"the settings do not allow {TRANSFORMS} as transforms")
+        pytest.skip(f"the local stack is down: {VARIABLE}=examples,{TRANSFORMS} chunkmap up")
     return found

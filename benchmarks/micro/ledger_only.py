@@ -17,20 +17,20 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
+from benchmarks.suite.settings import load_suite_settings
 from partitioning import ObjectInfo, Plan, PlanRequest, Tail, TailRequest, plan_dataset
 from pipeline.cluster.futures import worker_name
 from pipeline.cluster.task_runner import task_runner
 from pipeline.config.job import Job
-from pipeline.config.settings import Settings, load_settings
+from pipeline.config.settings import Settings
 from pipeline.flows.executor import DaskEngine
 from pipeline.flows.server import connect, talking_to
-from pipeline.runs.driver.batching import Batch
 from pipeline.runs.driver.map_stage import Mapper, MapProgress
 from pipeline.runs.ledger.keys import output_uri
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Completion, Progress, digest_of
 from pipeline.runs.transforms.loading import code_of
-from pipeline.runs.worker.batch import BatchResult, BatchRun
+from pipeline.runs.worker.batch import Batch, BatchResult, BatchRun
 from pipeline.runs.worker.chunk import open_run
 from pipeline.storage import own_storage
 
@@ -144,7 +144,7 @@ def only(flow_: Any, runner: Any) -> Any:
 
 def main(chunks: int, output: str) -> None:
     """Map so many chunks in this process alone, and print its peak memory in MB."""
-    settings = load_settings()
+    settings = load_suite_settings()
     job = Job.model_validate(
         {
             "name": f"ledger-{chunks}",

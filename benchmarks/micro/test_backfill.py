@@ -25,8 +25,9 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from benchmarks.micro.backfill_driver import FIRST, job_of
+from benchmarks.suite.settings import load_suite_settings
 from pipeline.cluster import local
-from pipeline.config.settings import Settings, load_settings
+from pipeline.config.settings import Settings
 from pipeline.flows.server import connect, talking_to
 from pipeline.runs.backfill.plan import Asked, create, draft
 from pipeline.runs.backfill.records import Options
@@ -45,7 +46,7 @@ MOST_STATUS_SECONDS = 2.0
 
 @pytest.fixture(scope="module")
 def settings() -> Settings:
-    found = load_settings()
+    found = load_suite_settings()
     if not all(one.state == "running" for one in local.status(found)):
         pytest.skip("the local stack is down: chunkmap up")
     return found

@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 
 from benchmarks.suite.generating import tpch
+from benchmarks.suite.settings import load_suite_settings
 from pipeline.cluster import local
 from pipeline.config.job import parse_job
-from pipeline.config.settings import Settings, load_settings
+from pipeline.config.settings import Settings
 from pipeline.flows.launch import launch
 from pipeline.runs.driver.plan import Resume
 from pipeline.storage import open_storage, scan_options
@@ -46,7 +47,7 @@ print(time.perf_counter() - clock)
 
 @pytest.fixture(scope="module")
 def settings() -> Settings:
-    found = load_settings()
+    found = load_suite_settings()
     if not all(one.state == "running" for one in local.status(found)):
         pytest.skip("the local stack is down: chunkmap up")
     storage = open_storage(found)

@@ -23,10 +23,11 @@ import pytest
 from prefect import flow, task, unmapped
 
 from benchmarks.micro import ledger_only
+from benchmarks.suite.settings import load_suite_settings
 from pipeline.cluster import local
 from pipeline.cluster.task_runner import task_runner
 from pipeline.config.job import Job, parse_job
-from pipeline.config.settings import Settings, load_settings
+from pipeline.config.settings import Settings
 from pipeline.flows.launch import launch
 from pipeline.flows.server import connect, talking_to
 from pipeline.runs.driver.plan import Resume
@@ -40,7 +41,7 @@ NAIVE = 300
 
 @pytest.fixture(scope="module")
 def settings() -> Iterator[Settings]:
-    found = load_settings()
+    found = load_suite_settings()
     if not all(one.state == "running" for one in local.status(found)):
         pytest.skip("the local stack is down: chunkmap up")
     with talking_to(connect(found.prefect), 1):

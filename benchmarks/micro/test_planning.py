@@ -20,8 +20,8 @@ import pytest
 
 from benchmarks.micro.planning_peers import dask_partitions, pyarrow_row_groups
 from benchmarks.micro.planning_server import Server, serve, small_file, upload, weed
+from benchmarks.suite.settings import load_suite_settings
 from partitioning import ObjectInfo, Plan, PlanRequest, Tail, TailRequest, plan_dataset
-from pipeline.config.settings import load_settings
 from pipeline.storage import StorageReader, open_storage
 
 SIZES = (3_000, 20_000)
@@ -56,7 +56,7 @@ def uri(server: Server) -> Uri:
 
 
 def open_reader() -> StorageReader:
-    return StorageReader(open_storage(load_settings()))
+    return StorageReader(open_storage(load_suite_settings()))
 
 
 def once(benchmark: Any, run: Callable[[], Any], files: int, rounds: int = 1) -> Any:

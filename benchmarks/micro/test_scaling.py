@@ -26,9 +26,11 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from benchmarks.suite.clusters import local_cluster
 from benchmarks.suite.proxy import CountingProxy
+from benchmarks.suite.settings import load_suite_settings
 from pipeline.cluster import local
 from pipeline.config.job import Job, parse_job
-from pipeline.config.settings import DaskSettings, Settings, load_settings
+from pipeline.config.sections import DaskSettings
+from pipeline.config.settings import Settings
 from pipeline.flows.launch import launch
 from pipeline.flows.server import connect
 from pipeline.runs.driver.plan import Resume
@@ -67,7 +69,7 @@ class Measured:
 
 @pytest.fixture(scope="module")
 def settings() -> Settings:
-    found = load_settings()
+    found = load_suite_settings()
     if not all(one.state == "running" for one in local.status(found)):
         pytest.skip("the local stack is down: chunkmap up")
     connect(found.prefect)

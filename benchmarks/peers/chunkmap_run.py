@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.peers.protocol import Spec, main
+from benchmarks.suite.settings import load_suite_settings
 from pipeline.config.job import Job
-from pipeline.config.settings import Settings, load_settings
+from pipeline.config.settings import Settings
 from pipeline.runs.driver.map_stage import MapProgress
 from pipeline.runs.driver.plan import Resume, plan_input
 from pipeline.storage import open_storage
@@ -52,7 +53,7 @@ def start(spec: Spec) -> State:
     import pipeline.flows.launch
     import pipeline.flows.map_dataset  # noqa: F401 - the imports are the start-up
 
-    settings = load_settings()
+    settings = load_suite_settings()
     if not spec.workers:
         return State(settings)
     from benchmarks.suite.clusters import local_cluster

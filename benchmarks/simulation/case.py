@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass, field
 
-from pipeline.config.settings import BatchSettings
+from pipeline.config.sections import BatchSettings
 from pipeline.config.units import parse_seconds, parse_size
 from pipeline.errors import UsageError
 

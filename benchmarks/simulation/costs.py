@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from benchmarks.simulation.case import Case
 from benchmarks.simulation.parameters import Parameters
-from pipeline.config.settings import PlannerSettings
+from pipeline.config.sections import PlannerSettings
 from pipeline.runs.ledger.completion_log import READERS
 from pipeline.runs.worker.chunk_source import WHOLE_BYTES
 from pipeline.runs.worker.reduce import FAN_IN
-from pipeline.storage.s3_backend import COPIED_BYTES, PART_BYTES
+from pipeline.storage.s3_backend import COPIED_BYTES
 from pipeline.storage.s3_objects import CONCURRENCY, PAGE
+from pipeline.storage.s3_uploads import PART_BYTES
 
 PARTS_AT_ONCE = 4
 FOOTERS_AT_ONCE = PlannerSettings().footer_concurrency

@@ -19,7 +19,8 @@ from benchmarks.simulation import probes, probes_engine
 from benchmarks.simulation.parameters import FILE
 from benchmarks.suite.machine import cores, describe
 from benchmarks.suite.session import DEFAULT_ROOT
-from pipeline.config.settings import Settings, load_settings
+from benchmarks.suite.settings import load_suite_settings
+from pipeline.config.settings import Settings
 from pipeline.storage import Storage, open_storage
 
 HERE = "here"
@@ -36,7 +37,7 @@ def fit(path: Path, groups: Sequence[str] = GROUPS) -> None:
         path: The file; what it holds besides is kept.
         groups: Of GROUPS.
     """
-    settings = load_settings()
+    settings = load_suite_settings()
     storage, machine = open_storage(settings), describe()
     mark = {"measured": f"{datetime.now(UTC):%Y-%m-%d}", "commit": machine.commit}
     said: dict[str, Any] = json.loads(path.read_text("utf-8"))

@@ -26,8 +26,9 @@ import simpy
 from benchmarks.simulation.case import Case
 from benchmarks.simulation.costs import BatchCost, Costs
 from benchmarks.simulation.parameters import Parameters
-from pipeline.runs.driver.batching import SHARED_SECONDS, Batch, Batcher
+from pipeline.runs.driver.batching import SHARED_SECONDS, Batcher
 from pipeline.runs.driver.map_stage import FOLD_SECONDS, FOLD_SEGMENTS, LOOK_PAUSES, LOOK_SECONDS
+from pipeline.runs.worker.batch import Batch
 from pipeline.storage.s3_objects import PAGE
 
 WAIT_SECONDS = 1.0

@@ -26,12 +26,11 @@ from partitioning import Plan, PlanRequest, plan_dataset
 from pipeline.cluster import local
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
-from pipeline.runs.driver.batching import Batch
 from pipeline.runs.driver.heartbeat import Driver, publish_run, store_report
 from pipeline.runs.driver.plan import Planned, Resume, plan_run
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Completion
-from pipeline.runs.worker.batch import map_batch
+from pipeline.runs.worker.batch import Batch, map_batch
 from pipeline.runs.worker.chunk import open_chunk, open_run
 from pipeline.runs.worker.sparse_file import coalesce
 from pipeline.storage import Storage, StorageReader

@@ -28,9 +28,8 @@ from pipeline.config.settings import Settings
 from pipeline.flows.executor import DaskEngine
 from pipeline.flows.launch import launch
 from pipeline.flows.server import connect, talking_to
-from pipeline.runs.driver.batching import Batch
 from pipeline.runs.driver.plan import Resume
-from pipeline.runs.worker.batch import BatchResult
+from pipeline.runs.worker.batch import Batch, BatchResult
 from pipeline.storage import Storage
 
 QUEUED = 60

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.cluster.certificates import make
 from pipeline.cluster.local_cluster import start_local_cluster
-from pipeline.config.settings import DaskSettings
+from pipeline.config.sections import DaskSettings
 
 
 @contextmanager

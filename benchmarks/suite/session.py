@@ -16,6 +16,7 @@ from benchmarks.suite.expected import expect
 from benchmarks.suite.machine import cores, describe
 from benchmarks.suite.measure import Conditions, Contender, measure, measure_noise
 from benchmarks.suite.record import Record, load_record, with_results
+from benchmarks.suite.settings import TRANSFORMS
 from benchmarks.suite.subjects import ProcessSubject
 from benchmarks.suite.workloads import WORKLOADS, Workload, needs
 from pipeline.cluster import local
@@ -28,7 +29,6 @@ DEFAULT_ROOT = "s3://demo/bench/"
 BASELINE_PEERS = ("polars",)
 """Whom the rest of the workloads is held against, unless the full matrix is asked for."""
 NOISE_WORKLOAD = "row-map"
-TRANSFORMS = "benchmarks.transforms"
 
 Echo = Callable[[str], None]
 
@@ -140,7 +140,7 @@ class Session:
         if TRANSFORMS not in self.settings.transforms.allow:
             raise UsageError(
                 f"the settings do not allow the workloads' transforms ({TRANSFORMS})",
-                hint=f"add {TRANSFORMS!r} to transforms.allow in conf/base.yaml",
+                hint="load them with benchmarks.suite.settings.load_suite_settings",
             )
         self.storage = open_storage(self.settings)
         self.record = self._begun()

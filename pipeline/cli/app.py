@@ -8,12 +8,11 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import cli
-from pipeline.cli import cluster, tls
+from pipeline.cli import bench, cluster, tls
 from pipeline.cli.backfill import commands
 from pipeline.cli.errors import complain, quiet_libraries, show_usage_error
 from pipeline.cli.terminal import guard_streams
-from pipeline.processes import leave
+from pipeline.processes import exit_process
 
 INTERRUPTED = 130
 """The exit code of a command that the user stopped with Ctrl-C."""
@@ -272,7 +271,7 @@ def config(environment: Environment = None, json: Json = False) -> None:
 
 
 app.add_typer(commands.app, name="backfill")
-app.add_typer(cli.app, name="bench")
+app.add_typer(bench.bench_app(), name="bench")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(tls.app, name="tls")
 
@@ -286,17 +285,17 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except SystemExit as end:
-        leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+        exit_process(end.code if isinstance(end.code, int) else int(end.code is not None))
     except (Exception, KeyboardInterrupt) as error:
         if not as_json and hasattr(error, "format_message"):
-            leave(show_usage_error(error))
+            exit_process(show_usage_error(error))
         ended = complain(error, as_json=as_json)
         if ended is None:
             raise
-        leave(ended)
+        exit_process(ended)
     else:
         if code == INTERRUPTED and as_json:
             complain(KeyboardInterrupt(), as_json=True)
         elif code == INTERRUPTED:
             print("interrupted", file=sys.stderr)
-        leave(code if isinstance(code, int) else 0)
+        exit_process(code if isinstance(code, int) else 0)

@@ -12,7 +12,7 @@ from pipeline.cli.run_progress import Display
 from pipeline.config.job import Job, load_job
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import RunInterruptedError
-from pipeline.processes import noting_interrupts, was_interrupted
+from pipeline.processes import record_interrupts, was_interrupted
 
 if TYPE_CHECKING:
     from pipeline.runs.driver.heartbeat import RunSummary
@@ -95,7 +95,7 @@ def run_job(
         preflight(job, settings, open_storage(settings))
         from pipeline.flows.launch import launch
 
-        with display, noting_interrupts():
+        with display, record_interrupts():
             summary = launch(job, settings, listen, resume or Resume())
     except RunIncompleteError as error:
         if not quiet:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.cluster.reachability import check_scheduler
 from pipeline.cluster.tls import security_of
-from pipeline.config.settings import DaskSettings
+from pipeline.config.sections import DaskSettings
 from pipeline.errors import EngineUnavailableError
 
 ASK_SECONDS = 5.0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster.resources import PRELOAD, configure, for_machine, machine
 from pipeline.cluster.tls import own_security, security_of
-from pipeline.config.settings import TlsSettings
+from pipeline.config.sections import TlsSettings
 
 if TYPE_CHECKING:
     from distributed import LocalCluster

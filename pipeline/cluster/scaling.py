@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from pipeline.cluster.client import cluster_of
-from pipeline.config.settings import DaskSettings
+from pipeline.config.sections import DaskSettings
 from pipeline.errors import EngineUnavailableError, UsageError
 
 HINT = (

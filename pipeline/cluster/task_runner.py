@@ -11,7 +11,7 @@ from pipeline.cluster.local_cluster import start_local_cluster
 from pipeline.cluster.reachability import check_scheduler
 from pipeline.cluster.resources import configure
 from pipeline.cluster.tls import security_of
-from pipeline.config.settings import DaskSettings
+from pipeline.config.sections import DaskSettings
 
 if TYPE_CHECKING:
     from prefect_dask import DaskTaskRunner

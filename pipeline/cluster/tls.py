@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.cluster.certificates import ephemeral
-from pipeline.config.settings import TlsSettings
+from pipeline.config.sections import TlsSettings
 from pipeline.errors import SettingsError
 
 if TYPE_CHECKING:

@@ -1,1 +1,5 @@
-"""What users write: job files and settings, with errors that name file and line."""
+"""What users write: the job file and the settings, with errors that name file and line.
+
+`job.py` is the job file (what is computed), `settings.py` the settings (where and how). Both are
+frozen models. No I/O but reading these files.
+"""

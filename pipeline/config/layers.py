@@ -23,7 +23,7 @@ from pipeline.config.yaml_file import (
     read_yaml,
 )
 from pipeline.errors import SettingsError
-from pipeline.liveness import is_alive
+from pipeline.processes import is_alive
 
 PREFIX = "CHUNKMAP_"
 STACK = "the embedded stack"

@@ -23,9 +23,8 @@ from pipeline.errors import EngineUnavailableError, RunFailedError
 from pipeline.flows.concurrency_slots import Slots
 from pipeline.flows.task_report import error_of
 from pipeline.flows.task_sender import Ended, Sender, SentTaskRun
-from pipeline.runs.driver.batching import Batch
 from pipeline.runs.driver.executor import Outcome
-from pipeline.runs.worker.batch import BatchResult, map_batch
+from pipeline.runs.worker.batch import Batch, BatchResult, map_batch
 from pipeline.runs.worker.reduce import Step, reduce_step
 
 PARAMETERS = ("run_uri", "fingerprint", "name", "spec")

@@ -12,7 +12,7 @@ from pipeline.config.settings import Settings
 from pipeline.errors import ChunkmapError, EngineUnavailableError, RunCancelledError
 from pipeline.flows.server import connect, drain, talking_to
 from pipeline.logs import set_up_driver
-from pipeline.processes import is_leaving_at_once, leave_at_once
+from pipeline.processes import exit_without_waiting, exits_without_waiting
 from pipeline.runs.driver.heartbeat import RunSummary
 from pipeline.runs.driver.plan import Resume
 
@@ -98,13 +98,13 @@ def _launched(
                 raise
             if not isinstance(ended[0], RunCancelledError):
                 # The run is over; only Prefect could not be told. What counts is the ledger.
-                leave_at_once()
+                exit_without_waiting()
             if isinstance(ended[0], ChunkmapError):
                 raise ended[0] from None
             return ended[0]
         finally:
-            if not is_leaving_at_once() and not drain(DRAIN_SECONDS):
-                leave_at_once()
+            if not exits_without_waiting() and not drain(DRAIN_SECONDS):
+                exit_without_waiting()
 
 
 def _runner(given: Settings) -> Any:
@@ -115,7 +115,7 @@ def _runner(given: Settings) -> Any:
         return task_runner(settings, given.s3.environment())
     except EngineUnavailableError:
         # Dask may still be at it in a thread of its own.
-        leave_at_once()
+        exit_without_waiting()
         raise
     except (ImportError, AttributeError) as error:
         raise EngineUnavailableError(

@@ -38,7 +38,7 @@ from pipeline.runs.driver.run import Driving, Listener
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.worker.reduce import Step
 from pipeline.storage import Storage, open_storage
-from pipeline.table.publish import UploadsVanishedError
+from pipeline.table.errors import UploadsVanishedError
 
 ARTIFACT_SECONDS = 5.0
 """How often the progress artifact moves."""

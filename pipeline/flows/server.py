@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipeline.config.settings import PrefectSettings
+from pipeline.config.sections import PrefectSettings
 from pipeline.errors import EngineUnavailableError
 
 HEARTBEAT_SECONDS = 30

@@ -11,7 +11,7 @@ import botocore.session
 from obstore.store import S3Store
 from s3fs import S3FileSystem
 
-from pipeline.config.settings import S3Settings
+from pipeline.config.sections import S3Settings
 from pipeline.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:

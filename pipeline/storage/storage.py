@@ -9,7 +9,8 @@ from threading import Lock
 from typing import TypeVar
 
 from partitioning import ObjectInfo
-from pipeline.config.settings import S3Settings, Settings, load_settings
+from pipeline.config.sections import S3Settings
+from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import (
     AlreadyExistsError,
     InvalidUriError,

@@ -13,9 +13,8 @@ from __future__ import annotations
 import io
 import json
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
 import polars as pl
@@ -25,8 +24,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from partitioning.table_file import TableFile, pack_tables
 from partitioning.windows import Windowing
-from pipeline.runs.ledger.records import RunRecord
-from pipeline.table.columns import Columns, digest_columns
+from pipeline.table.columns import Columns
 
 HEAD_VERSION = 1
 """Format of HEAD.json."""
@@ -206,6 +204,8 @@ class Commit:
     """In mode overwrite-partitions: the folders whose earlier files it drops."""
     columns: Columns = field(default_factory=dict)
     """Names and types of its files' columns, as Polars spells them. Old commits do not say."""
+    hive_types: Mapping[str, str] = field(default_factory=dict)
+    """Types of partition columns that the job declares (`input.hive_types`), by name."""
     left_out: tuple[str, ...] = ()
     """Objects that could not be read, each with the reason behind a tab; at most MOST_NAMED."""
 
@@ -217,6 +217,7 @@ class Commit:
             "missing": self.missing,
             "replaces": self.replaces,
             "columns": self.columns,
+            "hive_types": dict(self.hive_types),
             "left_out": self.left_out,
             "writer": uuid.uuid4().hex,
         }
@@ -242,6 +243,7 @@ class Commit:
             missing=tuple(said["missing"]),
             replaces=tuple(said["replaces"]),
             columns=dict(said.get("columns", {})),
+            hive_types=dict(said.get("hive_types", {})),
             left_out=tuple(said.get("left_out", ())),
             files=pl.DataFrame(pl.from_arrow(table)).cast(dict(FILES)),  # type: ignore[arg-type]
         )
@@ -250,89 +252,3 @@ class Commit:
 def folders(files: pl.DataFrame) -> list[str]:
     """The folder of each file: its partition, where the output is partitioned."""
     return [key.rpartition("/")[0] for key in files["key"].to_list()]
-
-
-@dataclass(frozen=True, slots=True)
-class CommitWindow:
-    """The window that a commit is of."""
-
-    label: str
-    windowing: Windowing
-    inputs: str = ""
-    """Digest of its objects."""
-
-
-def draft_commit(
-    record: RunRecord,
-    done: pl.DataFrame,
-    missing: Iterable[str] = (),
-    earlier: Sequence[Commit] = (),
-    keep_versions: int = 1,
-    *,
-    window: CommitWindow | None = None,
-    released: Collection[str] = (),
-    columns: Columns | None = None,
-) -> Commit:
-    """Completions of a run, or of one window of it, as a commit that is not frozen yet.
-
-    Args:
-        record: The run.
-        done: One completion a chunk (schema COMPLETIONS), of chunks not committed before.
-        missing: Ids of planned chunks (of the window) that are left out.
-        earlier: Commits of the same run (and window) that are published: this one adds to them.
-        keep_versions: Replaced versions to keep.
-        window: What the commit is of; default the whole run.
-        released: Names of the run's commits that a repair has released: they are taken.
-        columns: Of the files.
-    """
-    files = files_of(record.output, done)
-    absent = tuple(missing)
-    left_out = done["left_out"].explode(empty_as_null=False).drop_nulls()
-    # What an earlier commit of this run has replaced holds this run's files now.
-    already = {folder for one in earlier for folder in one.replaces}
-    adds = bool(earlier) and (window is not None or record.mode != "overwrite-partitions")
-    mode = "append" if adds else record.mode
-    name = record.run if window is None else f"{record.run}-{window.label}"
-    taken = {*(commit.entry.name for commit in earlier), *released}
-    names = (f"{name}.{number}" if number > 1 else name for number in count(1))
-    entry = CommitEntry(
-        name=next(one for one in names if one not in taken),
-        run=record.run,
-        mode=mode,
-        files=files.height,
-        rows=int(files["rows"].sum()),
-        bytes=int(files["bytes"].sum()),
-        missing=len(absent),
-        keep_versions=keep_versions,
-        window=None if window is None else window.label,
-        rule="" if window is None else rule_of(window.windowing),
-        code=",".join(sorted(set(done["code"].to_list()))) or record.fingerprint,
-        inputs="" if window is None else window.inputs,
-        columns=digest_columns(columns or {}),
-        left_out=left_out.str.split("\t").list.first().n_unique(),
-    )
-    replaced = set(folders(files)) - already if mode == "overwrite-partitions" else set()
-    return Commit(
-        entry,
-        record.base,
-        absent,
-        files,
-        tuple(sorted(replaced)),
-        columns=dict(columns or {}),
-        left_out=tuple(left_out.head(MOST_NAMED).to_list()),
-    )
-
-
-def files_of(output: str, completions: pl.DataFrame) -> pl.DataFrame:
-    """Completions as files of a commit record (schema FILES)."""
-    return completions.select(
-        key=pl.col("uri").str.strip_prefix(output),
-        rows="rows_out",
-        bytes="bytes_out",
-        sha256="sha256",
-        chunk="chunk",
-        index="index",
-        attempt="attempt",
-        upload="upload",
-        parts="parts",
-    )

@@ -18,8 +18,7 @@ from pipeline.errors import (
     PreconditionFailedError,
     UsageError,
 )
-from pipeline.runs.ledger.records import PARTIAL
-from pipeline.storage import Staged, require_conditional_writes
+from pipeline.storage import require_conditional_writes
 from pipeline.table.claims import (
     claimed_commits,
     finish,
@@ -29,13 +28,12 @@ from pipeline.table.claims import (
 )
 from pipeline.table.errors import (
     CommitsConflictError,
-    ForeignClaimError,
     UploadsVanishedError,
     foreign_claim,
 )
 from pipeline.table.keys import run_of_key
 from pipeline.table.log import Catalog, together
-from pipeline.table.manifest import Claim, Commit, CommitEntry, Head, Manifest, files_of, run_of
+from pipeline.table.manifest import Claim, Commit, CommitEntry, Head, Manifest, run_of
 from pipeline.table.replay import Footprint, may_meet
 from pipeline.table.retention import (
     claimed_files,
@@ -47,25 +45,6 @@ from pipeline.table.retention import (
     visible_keys,
 )
 from pipeline.table.schemas import Addition, refuse_other_columns
-
-__all__ = [
-    "CommitsConflictError",
-    "ForeignClaimError",
-    "Published",
-    "UploadsVanishedError",
-    "abort_spares",
-    "amend",
-    "commits_of",
-    "foreign_claim",
-    "gone_spares",
-    "prepare_output",
-    "publish",
-    "publish_all",
-    "refuse_released",
-    "released_names",
-    "rollback",
-    "settle",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,21 +399,3 @@ def _amend(catalog: Catalog, name: str, attempts: list[str], files: pl.DataFrame
             raise vanished_from([commit], attempts)  # Nobody has mapped them yet.
         with suppress(AlreadyExistsError):
             catalog.amend(commit, anew)
-
-
-def abort_spares(catalog: Catalog, spares: pl.DataFrame) -> None:
-    """Abort the attempts that were not chosen."""
-    catalog.storage.abort(_staged_spares(catalog, spares))
-
-
-def gone_spares(catalog: Catalog, spares: pl.DataFrame) -> list[str]:
-    """The attempts among these completions whose uploads have vanished."""
-    gone = catalog.storage.missing(_staged_spares(catalog, spares))
-    return [item.attempt for item in gone]
-
-
-def _staged_spares(catalog: Catalog, spares: pl.DataFrame) -> list[Staged]:
-    completions = spares.filter(pl.col("upload") != PARTIAL)
-    staged = staged_of(catalog.output, files_of(catalog.output, completions))
-    catalog.storage.check_staged(staged, catalog.output)
-    return staged

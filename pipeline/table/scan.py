@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,7 @@ from partitioning import HiveTypeError
 from partitioning.hive import parse
 from partitioning.hive_paths import raw_values
 from pipeline.config.settings import load_settings
-from pipeline.errors import JobError, ObjectMissingError, StateError, UsageError
-from pipeline.runs.ledger.ledger import Ledger
+from pipeline.errors import UsageError
 from pipeline.storage import own_storage, scan_options
 from pipeline.table.columns import Columns, digest_columns, widened
 from pipeline.table.log import Catalog
@@ -131,14 +129,10 @@ def _of_window(
     return found
 
 
-def _declared(catalog: Catalog, manifest: Manifest) -> dict[str, str]:
-    """The types of Hive columns that the job of the newest run declares, if it can be read."""
-    runs = [entry.run for entry in manifest.commits if entry.adds_files]
-    with suppress(StateError, JobError, ObjectMissingError):
-        if runs:
-            job = Ledger(catalog.storage, catalog.output, runs[-1]).job()
-            return {name: str(kind) for name, kind in job.input.hive_types.items()}
-    return {}
+def _declared(catalog: Catalog, manifest: Manifest) -> Mapping[str, str]:
+    """The types of Hive columns that the job of the newest run declares."""
+    runs = [entry for entry in manifest.commits if entry.adds_files]
+    return catalog.known(runs[-1]).hive_types if runs else {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ from dataclasses import dataclass
 import polars as pl
 
 from pipeline.errors import ChunkmapError, SchemaChangedError
-from pipeline.runs.ledger.ledger import Ledger
-from pipeline.table.columns import Columns, differences, digest_columns, stored_columns, widened
+from pipeline.storage import join
+from pipeline.table.columns import Columns, differences, digest_columns, widened
 from pipeline.table.log import Catalog
 from pipeline.table.manifest import CommitEntry, Manifest
 from pipeline.table.replay import Footprint, surviving
@@ -83,23 +84,20 @@ def columns_of(catalog: Catalog, entry: CommitEntry) -> Columns:
     commit = catalog.known(entry)
     if commit.columns or commit.files.is_empty():
         return dict(commit.columns)
-    # It was made before commits said so: its run's ledger does.
+    # Made before commits said so: one of its files does.
     seen = catalog.columns_of_old
     if entry.name not in seen:
-        seen[entry.name] = _columns_by_ledger(catalog, entry, commit.files)
+        seen[entry.name] = _columns_in_a_file(catalog, commit.files["key"][0])
     return seen[entry.name]
 
 
-def _columns_by_ledger(catalog: Catalog, entry: CommitEntry, files: pl.DataFrame) -> Columns:
+def _columns_in_a_file(catalog: Catalog, key: str) -> Columns:
     try:
-        progress = Ledger(catalog.storage, catalog.output, entry.run).read()
-    except ChunkmapError as error:
-        log.warning("the columns of commit %s cannot be told: %s", entry.name, error)
+        data = catalog.storage.get(join(catalog.output, key)).data
+        return {name: str(kind) for name, kind in pl.read_parquet_schema(io.BytesIO(data)).items()}
+    except (ChunkmapError, pl.exceptions.PolarsError) as error:
+        log.warning("the columns of %s cannot be told: %s", key, error)
         return {}
-    known = pl.concat([progress.completions, progress.spares, progress.reduced])
-    made = known.join(files.select("attempt"), on="attempt", how="semi").head(1)
-    text = progress.schemas.get(made["schema"][0], "") if made.height else ""
-    return stored_columns(text, files["key"][0].rpartition("/")[0])
 
 
 def _refusal(

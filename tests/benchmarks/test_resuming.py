@@ -12,7 +12,8 @@ from benchmarks.peers.protocol import Spec
 from benchmarks.suite import session as sessions
 from benchmarks.suite.session import Request, Session
 from benchmarks.suite.subjects import Answer
-from pipeline.config.settings import Settings, TransformSettings
+from pipeline.config.sections import TransformSettings
+from pipeline.config.settings import Settings
 from pipeline.errors import UsageError
 from tests.support.benchmark_records import EXPECTED, MadeUp, card, contender
 

@@ -24,8 +24,8 @@ from benchmarks.simulation.parameters import (
     Worker,
     load_parameters,
 )
-from pipeline.config.settings import BatchSettings
-from pipeline.runs.driver.batching import Batch
+from pipeline.config.sections import BatchSettings
+from pipeline.runs.worker.batch import Batch
 
 PLENTY = 1e18
 

@@ -32,7 +32,7 @@ def test_help_imports_nothing_slow() -> None:
     look = """
 import sys
 from pipeline.cli import main
-sys.modules["pipeline.cli.app"].leave = sys.exit  # to look around before this process ends
+sys.modules["pipeline.cli.app"].exit_process = sys.exit  # to look around before this process ends
 try:
     main()
 except SystemExit as end:

@@ -10,9 +10,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from pipeline import logs, metrics
-from pipeline.runs.driver.batching import Batch
 from pipeline.runs.driver.executor import Kind, Outcome
-from pipeline.runs.worker.batch import BatchResult, BatchRun
+from pipeline.runs.worker.batch import Batch, BatchResult, BatchRun
 from tests.runs.driver.test_map_stage import PLAN, Scripted, mapper
 from tests.runs.worker.test_batch import ALL, Case
 from tests.support.memory_storage import MemoryBackend

@@ -23,6 +23,7 @@ from tests.compose.engine import Engine, wait_until
 from tests.contracts.source import ROOT
 
 FILE = ROOT / "docker-compose.dask.yml"
+TRANSFORMS = ROOT / "tests" / "compose" / "transforms.yml"
 UP_SECONDS = 600.0
 """With every core busy; an idle machine takes about one."""
 CLI = ("sh", "/usr/local/lib/chunkmap/entrypoint.sh")
@@ -63,11 +64,15 @@ class Cluster:
             names = ("PREFECT_PORT", "DASHBOARD_PORT", "S3_PORT", "PROMETHEUS_PORT")
             self.ports = dict(zip(names, ports, strict=True))
         self.variables |= {name: str(port) for name, port in self.ports.items()}
-        self.variables |= {"COMPOSE_PROJECT_NAME": self.project, "JOBS": str(self.jobs)}
+        self.variables |= {
+            "COMPOSE_PROJECT_NAME": self.project,
+            "JOBS": str(self.jobs),
+            "TEST_TRANSFORMS": str(TRANSFORMS.parent / "transforms" / "cluster_transforms.py"),
+        }
 
     def command(self, *arguments: str) -> tuple[list[str], dict[str, str]]:
         """`docker compose …` and its environment."""
-        files = [word for path in (FILE, *self.more) for word in ("--file", str(path))]
+        files = [word for path in (FILE, TRANSFORMS, *self.more) for word in ("--file", str(path))]
         # From nothing: a developer's own .env must not be read.
         program = [self.engine.program, "compose", "--env-file", os.devnull, *files, *arguments]
         return program, {**self.engine.variables, **self.variables}

@@ -58,7 +58,7 @@ def write_job(
         f"name: {name}\n"
         f"input: {{uri: s3://demo/{source}/}}\n"
         "chunks: {per_file: true}\n"
-        f"transform: benchmarks.transforms:{transform}\n"
+        f"transform: cluster_transforms:{transform}\n"
         f"params: {params}\n"
         f"output: {{uri: {output}, mode: {'overwrite-partitions' if window else 'error'}}}\n"
         + (f"window: {{column: {window}, grain: day}}\n" if window else ""),

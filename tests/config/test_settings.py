@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from pipeline.config.settings import MASK, Settings, explain, load_settings
+from pipeline.config.masking import MASK
+from pipeline.config.settings import Settings, explain, load_settings
 from pipeline.errors import SettingsError
-from pipeline.liveness import start_time
+from pipeline.processes import start_time
 
 SECRET = "wJalrXUtnFEMI"
 Write = Callable[[str, str], None]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.settings import MASK, explain, load_settings
-from pipeline.liveness import start_time
+from pipeline.config.masking import MASK
+from pipeline.config.settings import explain, load_settings
+from pipeline.processes import start_time
 
 PASSWORD = "chunkmap:0123456789"
 TLS = {"ca": "/stack/ca.pem", "cert": "/stack/client.pem", "key": "/stack/client-key.pem"}

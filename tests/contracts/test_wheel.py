@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.contracts.source import ROOT, repository_files
 
-PACKAGED = {"partitioning", "pipeline", "benchmarks"}
+PACKAGED = {"partitioning", "pipeline"}
 
 
 def test_the_wheel_holds_the_packages_whole(tmp_path: Path) -> None:

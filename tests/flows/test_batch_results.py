@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.runs.driver.batching import Batch
 from pipeline.runs.driver.executor import Outcome
 from pipeline.runs.driver.map_stage import HAND_BACKS, SEGMENT_FAILURES
-from pipeline.runs.worker.batch import BatchResult
+from pipeline.runs.worker.batch import Batch, BatchResult
 from tests.runs.driver.test_map_stage import Scripted, make, mapper
 
 BATCH = Batch("r1-x-00001", "0-5")

@@ -13,7 +13,7 @@ from urllib.request import urlopen
 
 from pipeline.cluster.certificates import make
 from pipeline.cluster.local.processes import HOST, answers, free_ports
-from pipeline.config.settings import DaskSettings
+from pipeline.config.sections import DaskSettings
 from tests.faults.world import Process, await_that
 from tests.integration.world import REPOSITORY, World
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from pipeline.cluster.task_runner import task_runner, thread_count
-from pipeline.config.settings import DaskSettings
+from pipeline.config.sections import DaskSettings
 from tests.faults.world import await_that
 
 pytestmark = pytest.mark.integration

@@ -20,9 +20,8 @@ from pipeline.cluster.local_cluster import start_local_cluster
 from pipeline.flows import task_sender
 from pipeline.flows.executor import DaskEngine
 from pipeline.flows.task_report import MAX_REPORT_BYTES
-from pipeline.runs.driver.batching import Batch
 from pipeline.runs.driver.executor import Outcome
-from pipeline.runs.worker.batch import BatchResult
+from pipeline.runs.worker.batch import Batch, BatchResult
 
 pytestmark = pytest.mark.integration
 

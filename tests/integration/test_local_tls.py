@@ -13,7 +13,7 @@ from pipeline.cluster.reachability import check_scheduler
 from pipeline.cluster.task_runner import task_runner
 from pipeline.cluster.tls import security_of
 from pipeline.cluster.versions import check_versions
-from pipeline.config.settings import DaskSettings
+from pipeline.config.sections import DaskSettings
 from pipeline.errors import EngineUnavailableError, SettingsError
 
 

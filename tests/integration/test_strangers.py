@@ -28,7 +28,7 @@ from pipeline.cluster.local import processes, seaweedfs
 from pipeline.cluster.local.services import _weed
 from pipeline.cluster.local.state import Service, StateFolder
 from pipeline.cluster.tls import security_of
-from pipeline.config.settings import TlsSettings
+from pipeline.config.sections import TlsSettings
 from tests.integration.world import World
 
 pytestmark = pytest.mark.integration

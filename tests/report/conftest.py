@@ -1,15 +1,7 @@
-"""Servers and folders that tests of the pipeline share."""
+"""Fixtures of this folder; see tests/support/fixtures.py."""
 
-import pytest
-
-from pipeline.report import charts
 from tests.servers.fixtures import external, ministack, moto, seaweedfs
+from tests.support.fixtures import valid_charts
 from tests.support.sources import folder
 
-__all__ = ["external", "folder", "ministack", "moto", "seaweedfs"]
-
-
-@pytest.fixture(autouse=True)
-def valid_charts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every chart that a test makes is held against the schema of Vega-Lite."""
-    monkeypatch.setattr(charts, "VALIDATED", True)
+__all__ = ["external", "folder", "ministack", "moto", "seaweedfs", "valid_charts"]

@@ -27,17 +27,18 @@ from pipeline.runs.driver.publish_windows import publish_windows
 from pipeline.runs.ledger.ledger import Ledger, run_id
 from pipeline.runs.ledger.records import Completion
 from pipeline.storage import Storage, state_prefix
-from pipeline.table.errors import FilesMissingError, HeadBehindError, ManifestConflictError
+from pipeline.table.claims import settle
+from pipeline.table.errors import (
+    FilesMissingError,
+    HeadBehindError,
+    ManifestConflictError,
+    UploadsVanishedError,
+    foreign_claim,
+)
 from pipeline.table.head import HeadFile
 from pipeline.table.keys import original_key
 from pipeline.table.log import Catalog
-from pipeline.table.publish import (
-    UploadsVanishedError,
-    foreign_claim,
-    prepare_output,
-    rollback,
-    settle,
-)
+from pipeline.table.publish import prepare_output, rollback
 from pipeline.table.repair import repair
 from tests.support.faulty_storage import CHANGES, Fault, Faulty, KilledError, Script, lost
 from tests.support.memory_storage import AT_ONCE, MemoryBackend

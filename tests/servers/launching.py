@@ -23,7 +23,7 @@ import botocore.exceptions
 from pipeline.cluster.local import services
 from pipeline.cluster.local.credentials import s3_settings
 from pipeline.cluster.local.processes import HOST, free_ports
-from pipeline.config.settings import S3Settings
+from pipeline.config.sections import S3Settings
 from pipeline.storage.s3_connection import Access
 
 BUCKET = "bucket"

@@ -13,6 +13,7 @@ import pytest
 from pipeline.storage import Backend, RetryPolicy, Storage
 from pipeline.storage.local_backend import LocalBackend
 from pipeline.storage.s3_backend import COPIED_BYTES, S3Backend
+from tests.servers.fixtures import external, ministack, moto, seaweedfs  # noqa: F401
 from tests.servers.launching import Server
 from tests.support.memory_storage import MemoryBackend
 

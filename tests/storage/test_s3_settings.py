@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.settings import S3Settings, load_settings
+from pipeline.config.sections import S3Settings
+from pipeline.config.settings import load_settings
 from pipeline.errors import SettingsError
 
 

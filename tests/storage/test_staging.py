@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.errors import ObjectMissingError
 from pipeline.storage import Staged
-from pipeline.storage.s3_backend import COPIED_BYTES, PART_BYTES
+from pipeline.storage.s3_backend import COPIED_BYTES
+from pipeline.storage.s3_uploads import PART_BYTES
 from tests.storage.conftest import PLACES, UPLOADS, Place, names
 
 BOTH_WAYS = [

@@ -6,8 +6,9 @@ import pytest
 
 from pipeline.runs.driver.dry_run import verify_output
 from pipeline.storage import Staged
+from pipeline.table.errors import UploadsVanishedError
 from pipeline.table.log import Catalog
-from pipeline.table.publish import UploadsVanishedError, rollback
+from pipeline.table.publish import rollback
 from tests.storage.conftest import Place
 from tests.support.windowing import complete, daily, days, publish_days, windowed_run
 

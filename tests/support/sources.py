@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.settings import TransformSettings
+from pipeline.config.sections import TransformSettings
 from pipeline.runs.transforms.loading import fingerprint_of
 
 RUN = "def run(frame, n=1):\n    return frame.head(n)\n"

@@ -8,8 +8,8 @@ from partitioning import Plan, PlanRequest, inputs_of_plan, plan_dataset, window
 from pipeline.runs.driver.publish_windows import publish_windows
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage, StorageReader
+from pipeline.table.errors import UploadsVanishedError
 from pipeline.table.log import Catalog
-from pipeline.table.publish import UploadsVanishedError
 from tests.support.memory_storage import MemoryBackend
 from tests.support.runs_by_hand import INPUT, OUTPUT, Run, job_of, parquet
 

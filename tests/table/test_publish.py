@@ -8,11 +8,13 @@ import pytest
 
 from partitioning import Plan
 from pipeline.errors import ConflictError, OutputNotEmptyError
+from pipeline.runs.driver.commit import files_of
 from pipeline.runs.driver.heartbeat import publish_run
 from pipeline.storage import Storage
+from pipeline.table.claims import settle
 from pipeline.table.log import Catalog
-from pipeline.table.manifest import Commit, CommitEntry, files_of
-from pipeline.table.publish import prepare_output, settle
+from pipeline.table.manifest import Commit, CommitEntry
+from pipeline.table.publish import prepare_output
 from tests.support.faulty_storage import Fault, Faulty, KilledError, dies_at
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.outputs import check_manifests, check_settled, copied, keys_of, rows, visible

@@ -10,8 +10,9 @@ import pytest
 from partitioning import Plan
 from pipeline.errors import ConflictError
 from pipeline.storage import Storage
+from pipeline.table.claims import settle
 from pipeline.table.log import Catalog
-from pipeline.table.publish import prepare_output, rollback, settle
+from pipeline.table.publish import prepare_output, rollback
 from tests.support.faulty_storage import Fault, Faulty, KilledError, Script, dies_at
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.outputs import check_settled, copied, keys_of, rows, visible

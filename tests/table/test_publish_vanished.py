@@ -8,8 +8,9 @@ import pytest
 from pipeline.errors import ConflictError
 from pipeline.runs.driver.heartbeat import publish_run
 from pipeline.storage import Storage
+from pipeline.table.errors import UploadsVanishedError
 from pipeline.table.log import Catalog
-from pipeline.table.publish import UploadsVanishedError, prepare_output
+from pipeline.table.publish import prepare_output
 from tests.support.faulty_storage import Faulty, KilledError, dies_at
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.outputs import check_settled, copied, keys_of, rows, visible

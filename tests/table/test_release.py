@@ -9,13 +9,15 @@ import pytest
 
 from pipeline.errors import StateError
 from pipeline.runs.admin.vacuum import clean
+from pipeline.runs.driver.commit import draft_commit, files_of
 from pipeline.runs.driver.dry_run import verify_output
 from pipeline.runs.driver.heartbeat import publish_run
 from pipeline.storage import Backend, Storage
-from pipeline.table.errors import ForeignClaimError
+from pipeline.table.claims import settle
+from pipeline.table.errors import ForeignClaimError, UploadsVanishedError
 from pipeline.table.log import Catalog
-from pipeline.table.manifest import FILES, Claim, draft_commit, files_of
-from pipeline.table.publish import UploadsVanishedError, prepare_output, rollback, settle
+from pipeline.table.manifest import FILES, Claim
+from pipeline.table.publish import prepare_output, rollback
 from pipeline.table.repair import diagnose, repair
 from tests.support.faulty_storage import Fault, Faulty, KilledError, Script, dies_at
 from tests.support.memory_storage import AT_ONCE, MemoryBackend

@@ -21,7 +21,7 @@ from pipeline.errors import (
     RunInterruptedError,
     UsageError,
 )
-from pipeline.processes import noting_interrupts, was_interrupted
+from pipeline.processes import record_interrupts, was_interrupted
 from pipeline.runs.admin.status import remember_output
 from pipeline.runs.backfill.plan import (
     Asked,
@@ -285,7 +285,7 @@ def _driven(
     try:
         from pipeline.flows.launch import launch_backfill
 
-        with display, noting_interrupts():
+        with display, record_interrupts():
             return launch_backfill(store, settings, listen, again)
     except (BackfillIncompleteError, BackfillHeldError) as error:
         places = _places(store, settings)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.liveness import is_alive, start_time
+from pipeline.processes import is_alive, start_time
 
 MARKER = "_CHUNKMAP_STACK"
 """The variable that marks the environment of every process of a stack."""

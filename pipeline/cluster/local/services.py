@@ -26,7 +26,8 @@ from pipeline.cluster.local.credentials import (
 )
 from pipeline.cluster.local.processes import HOST
 from pipeline.cluster.local.state import ServiceName
-from pipeline.config.settings import DaskSettings, PrefectSettings, S3Settings, Settings
+from pipeline.config.sections import DaskSettings, PrefectSettings, S3Settings
+from pipeline.config.settings import Settings
 from pipeline.errors import StackError, StorageError
 from pipeline.private import OTHERS, make_folder
 

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.liveness import is_alive
 from pipeline.private import state_folder, write_file
+from pipeline.processes import is_alive
 
 ServiceName = Literal["s3", "prefect", "dask"]
 NAMES: tuple[ServiceName, ...] = ("s3", "prefect", "dask")
@@ -25,7 +25,7 @@ class Service:
     Attributes:
         name: `s3`, `prefect` or `dask`.
         pid: The process, which leads a session of its own.
-        started: Its start time, as `pipeline.liveness.start_time` gives it.
+        started: Its start time, as `pipeline.processes.start_time` gives it.
         address: Where its clients connect.
         page: The address of its page for people, empty if it has none.
         ports: The ports it was given, to be given again after a crash.

@@ -14,10 +14,10 @@ from pipeline.runs.ledger.find import find_runs
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import RunRecord
 from pipeline.storage import Staged, Storage
+from pipeline.table.claims import settle
 from pipeline.table.keys import run_of_key
 from pipeline.table.log import Catalog
 from pipeline.table.manifest import Manifest
-from pipeline.table.publish import settle
 from pipeline.table.retention import expire_orphans, expire_replaced, move_orphans
 
 

@@ -43,8 +43,8 @@ from pipeline.runs.driver.following import is_driving
 from pipeline.runs.driver.heartbeat import Driver
 from pipeline.runs.driver.publish_windows import publish_windows
 from pipeline.storage.outages import advisory, waited_out
+from pipeline.table.claims import settle
 from pipeline.table.log import Catalog
-from pipeline.table.publish import settle
 
 log = logging.getLogger(__name__)
 

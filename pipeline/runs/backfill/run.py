@@ -13,7 +13,7 @@ import polars as pl
 
 from partitioning import Plan
 from pipeline.config.job import Job
-from pipeline.config.settings import BatchSettings
+from pipeline.config.sections import BatchSettings
 from pipeline.errors import RunFailedError
 from pipeline.runs.backfill.progress import Board, Ranks
 from pipeline.runs.backfill.records import BackfillRecord
@@ -26,9 +26,8 @@ from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress
 from pipeline.storage import Storage
 from pipeline.storage.outages import advisory, waited_out
-from pipeline.table.errors import ForeignClaimError
+from pipeline.table.errors import CommitsConflictError, ForeignClaimError, UploadsVanishedError
 from pipeline.table.log import Catalog
-from pipeline.table.publish import CommitsConflictError, UploadsVanishedError
 
 PUBLISH_SECONDS = 30.0
 """How often windows that are done are published while others of their run are still mapped."""

@@ -7,8 +7,10 @@ share = left / (2 x threads)). Bounds on seconds and chunks keep a lost batch ch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from pipeline.runs.worker.batch import Batch, spec_of
 
 GUESSED_SPEED = 100e6
 """Decoded bytes a thread maps in a second, until the first batches have been measured."""
@@ -25,41 +27,6 @@ OVERLAPPING = 8
 the last is staged while one is computed, but its first and its last have nobody beside them."""
 CHUNK_OVERHEAD = 1e6
 """A chunk costs about as much as this many decoded bytes, however small it is (about 10 ms)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """The chunks that one Prefect task run maps."""
-
-    name: str
-    """Unique within the run."""
-    spec: str
-    """The chunks' indices as half-open ranges: `0-500,503-504`. Small, whatever their number."""
-
-    @property
-    def indices(self) -> list[int]:
-        """The chunks' indices, in order."""
-        return [i for start, stop in _ranges(self.spec) for i in range(start, stop)]
-
-    def __len__(self) -> int:
-        return sum(stop - start for start, stop in _ranges(self.spec))
-
-
-def _ranges(spec: str) -> Iterator[tuple[int, int]]:
-    for part in spec.split(","):
-        start, _, stop = part.partition("-")
-        yield int(start), int(stop)
-
-
-def spec_of(indices: Sequence[int]) -> str:
-    """Ascending indices as half-open ranges."""
-    parts: list[list[int]] = []
-    for index in indices:
-        if parts and parts[-1][1] == index:
-            parts[-1][1] = index + 1
-        else:
-            parts.append([index, index + 1])
-    return ",".join(f"{start}-{stop}" for start, stop in parts)
 
 
 @dataclass(slots=True)

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from pipeline.config.settings import BatchSettings
+from pipeline.config.sections import BatchSettings
 from pipeline.errors import ChunkmapError, is_transient
-from pipeline.runs.driver.batching import Batch
 from pipeline.runs.transforms.user_code import describe, is_from_signal
-from pipeline.runs.worker.batch import BatchResult, map_batch
+from pipeline.runs.worker.batch import Batch, BatchResult, map_batch
 
 Kind = Literal["finished", "error", "killed", "cancelled", "lost"]
 """What became of a batch: `killed` took its worker with it, `lost` vanished with the scheduler."""

@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from pipeline.liveness import is_alive
+from pipeline.processes import is_alive
 from pipeline.runs.driver.heartbeat import HEARTBEAT_SECONDS, DriverRecord, read_driver
 from pipeline.runs.driver.map_stage import MapProgress
 from pipeline.runs.ledger.ledger import Ledger

@@ -21,9 +21,10 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from pipeline.config.job import Job
 from pipeline.errors import RunFailedError, SchemaChangedError, StateError
-from pipeline.liveness import start_time
+from pipeline.processes import start_time
 from pipeline.report.render import render_html, render_json, render_markdown
 from pipeline.report.run_model import Phase, RunInfo, RunReport
+from pipeline.runs.driver.commit import abort_spares, draft_commit, files_of, gone_spares
 from pipeline.runs.driver.map_stage import MapProgress
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress, RunRecord
@@ -31,20 +32,11 @@ from pipeline.runs.worker.reduce import drop_partials, reduced_of
 from pipeline.storage import Storage
 from pipeline.storage.documents import Moment, parse_stored, report_folder, seal_json
 from pipeline.storage.outages import advisory
+from pipeline.table.claims import settle
 from pipeline.table.columns import Columns, Difference, differences, stored_columns
+from pipeline.table.errors import UploadsVanishedError
 from pipeline.table.log import Catalog, together
-from pipeline.table.manifest import draft_commit, files_of
-from pipeline.table.publish import (
-    UploadsVanishedError,
-    abort_spares,
-    amend,
-    commits_of,
-    gone_spares,
-    publish,
-    refuse_released,
-    released_names,
-    settle,
-)
+from pipeline.table.publish import amend, commits_of, publish, refuse_released, released_names
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +57,7 @@ class DriverRecord(BaseModel):
     host: str
     pid: int
     process_started: FiniteFloat
-    """Start time of the process, as `pipeline.liveness` tells it: pids are used again."""
+    """Start time of the process, as `pipeline.processes` tells it: pids are used again."""
     started: Moment
     seen: Moment
     """Unix seconds of the last sign of life."""
@@ -255,6 +247,7 @@ def publish_run(
                 job.output.keep_versions,
                 released=released,
                 columns=columns_of_run(progress, rest),
+                hive_types=job.input.hive_types,
             )
             publish(catalog, draft, ledger.accepted(), widens=ledger.widens)
     except UploadsVanishedError as error:

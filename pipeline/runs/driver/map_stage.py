@@ -17,12 +17,13 @@ import polars as pl
 
 from partitioning import Plan
 from pipeline.config.job import Job
-from pipeline.config.settings import BatchSettings
+from pipeline.config.sections import BatchSettings
 from pipeline.config.units import format_size, share
-from pipeline.runs.driver.batching import Batch, Batcher, Pace
+from pipeline.runs.driver.batching import Batcher, Pace
 from pipeline.runs.driver.executor import Engine, Flights, Outcome
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Failure, Progress
+from pipeline.runs.worker.batch import Batch
 from pipeline.storage.outages import advisory, waited_out
 
 FUTILE_BATCHES = 5

@@ -10,25 +10,28 @@ import polars as pl
 from partitioning import Windowing
 from pipeline.config.job import Job
 from pipeline.errors import UsageError
+from pipeline.runs.driver.commit import (
+    CommitWindow,
+    abort_spares,
+    draft_commit,
+    files_of,
+    gone_spares,
+)
 from pipeline.runs.driver.heartbeat import check_schemas, columns_of_run
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress, RunRecord
 from pipeline.storage import Storage
+from pipeline.table.claims import settle
+from pipeline.table.errors import CommitsConflictError, UploadsVanishedError, foreign_claim
 from pipeline.table.log import Catalog
-from pipeline.table.manifest import Commit, CommitEntry, CommitWindow, draft_commit, files_of
+from pipeline.table.manifest import Commit, CommitEntry
 from pipeline.table.publish import (
-    CommitsConflictError,
     Published,
-    UploadsVanishedError,
-    abort_spares,
     amend,
     commits_of,
-    foreign_claim,
-    gone_spares,
     publish_all,
     refuse_released,
     released_names,
-    settle,
 )
 
 
@@ -169,6 +172,7 @@ class _Drafting:
                     window=window,
                     released=self.released,
                     columns=columns_of_run(self.progress, own),
+                    hive_types=self.job.input.hive_types,
                 )
             )
         return found

@@ -43,8 +43,8 @@ from pipeline.runs.worker.reduce import (
 )
 from pipeline.storage import Storage
 from pipeline.storage.outages import advisory, waited_out
+from pipeline.table.errors import UploadsVanishedError, foreign_claim
 from pipeline.table.log import Catalog
-from pipeline.table.publish import UploadsVanishedError, foreign_claim
 from pipeline.table.retention import locate
 
 log = logging.getLogger(__name__)

@@ -1,1 +1,4 @@
-"""The state of a run beside its output: what its entries may say, and how they are stored."""
+"""The state of a run beside its output: run.json, job.yaml, plan.arrow, completions/.
+
+What is left to do is the plan minus the completions.
+"""

@@ -18,7 +18,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from pipeline.config.job import Job
-from pipeline.config.settings import TransformSettings
+from pipeline.config.sections import TransformSettings
 from pipeline.errors import JobError, TransformNotAllowedError
 from pipeline.runs.transforms.fingerprint import fingerprint, joined
 from pipeline.runs.transforms.reach import Reach, Reached, allows

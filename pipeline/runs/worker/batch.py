@@ -7,7 +7,7 @@ import os
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from contextvars import copy_context
@@ -27,7 +27,6 @@ from pipeline.errors import (
     UnreadableObjectError,
     is_transient,
 )
-from pipeline.runs.driver.batching import Batch
 from pipeline.runs.ledger.ledger import segment_name
 from pipeline.runs.ledger.records import PARTIAL, Completion, Failure
 from pipeline.runs.transforms.user_code import is_from_signal
@@ -381,3 +380,38 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The chunks that one Prefect task run maps."""
+
+    name: str
+    """Unique within the run."""
+    spec: str
+    """The chunks' indices as half-open ranges: `0-500,503-504`. Small, whatever their number."""
+
+    @property
+    def indices(self) -> list[int]:
+        """The chunks' indices, in order."""
+        return [i for start, stop in _ranges(self.spec) for i in range(start, stop)]
+
+    def __len__(self) -> int:
+        return sum(stop - start for start, stop in _ranges(self.spec))
+
+
+def _ranges(spec: str) -> Iterator[tuple[int, int]]:
+    for part in spec.split(","):
+        start, _, stop = part.partition("-")
+        yield int(start), int(stop)
+
+
+def spec_of(indices: Sequence[int]) -> str:
+    """Ascending indices as half-open ranges."""
+    parts: list[list[int]] = []
+    for index in indices:
+        if parts and parts[-1][1] == index:
+            parts[-1][1] = index + 1
+        else:
+            parts.append([index, index + 1])
+    return ",".join(f"{start}-{stop}" for start, stop in parts)

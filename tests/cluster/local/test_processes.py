@@ -16,7 +16,7 @@ from pipeline.cluster.local.start import choose_ports, given_elsewhere
 from pipeline.cluster.local.state import Service, StackState, StateFolder
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import StackError
-from pipeline.liveness import is_alive, start_time
+from pipeline.processes import is_alive, start_time
 
 # Ignores SIGTERM, and so does its child, which says through a pipe that both are there.
 STUBBORN = """

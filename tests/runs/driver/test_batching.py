@@ -13,10 +13,9 @@ from pipeline.runs.driver.batching import (
     OVERLAPPING,
     PROBE,
     SHARED_SECONDS,
-    Batch,
     Batcher,
-    spec_of,
 )
+from pipeline.runs.worker.batch import Batch, spec_of
 
 INDICES = st.sets(st.integers(0, 5000), max_size=300).map(sorted)
 

@@ -13,15 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from partitioning import ObjectInfo
-from pipeline.config.settings import BatchSettings
+from pipeline.config.sections import BatchSettings
 from pipeline.config.units import share
 from pipeline.errors import JobError, TransientStorageError
 from pipeline.runs.driver import map_stage
-from pipeline.runs.driver.batching import Batch
 from pipeline.runs.driver.executor import Kind, Outcome
 from pipeline.runs.driver.map_stage import FUTILE_BATCHES, Mapper, MapProgress
 from pipeline.runs.ledger.records import Completion, Failure, Progress
-from pipeline.runs.worker.batch import BatchResult
+from pipeline.runs.worker.batch import Batch, BatchResult
 from tests.support.memory_storage import MemoryBackend
 from tests.support.runs_by_hand import Run, job_of, plan_of, run_of
 

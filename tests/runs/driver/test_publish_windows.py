@@ -12,14 +12,11 @@ from pipeline.errors import ConflictError, UsageError
 from pipeline.runs.driver.heartbeat import publish_run
 from pipeline.runs.driver.publish_windows import publish_windows
 from pipeline.storage import Storage
+from pipeline.table.claims import settle
+from pipeline.table.errors import CommitsConflictError
 from pipeline.table.log import Catalog
 from pipeline.table.manifest import run_of as run_of_commit
-from pipeline.table.publish import (
-    CommitsConflictError,
-    commits_of,
-    rollback,
-    settle,
-)
+from pipeline.table.publish import commits_of, rollback
 from tests.support.faulty_storage import Fault, Faulty
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.outputs import check_settled, copied, keys_of, rows, visible

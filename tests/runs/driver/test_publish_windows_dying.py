@@ -6,13 +6,10 @@ import pytest
 
 from pipeline.errors import ConflictError
 from pipeline.storage import Storage
+from pipeline.table.claims import settle
+from pipeline.table.errors import ForeignClaimError, UploadsVanishedError
 from pipeline.table.log import Catalog
-from pipeline.table.publish import (
-    ForeignClaimError,
-    UploadsVanishedError,
-    commits_of,
-    settle,
-)
+from pipeline.table.publish import commits_of
 from tests.support.faulty_storage import Fault, Faulty, KilledError, dies_at
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.outputs import check_manifests, check_settled, copied, keys_of, rows, visible

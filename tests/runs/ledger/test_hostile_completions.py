@@ -18,6 +18,7 @@ import pytest
 from partitioning import Plan, PlanRequest, plan_dataset
 from pipeline.errors import StateError
 from pipeline.runs.admin.vacuum import clean, discard_run
+from pipeline.runs.driver.commit import draft_commit
 from pipeline.runs.driver.heartbeat import publish_run
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Completion
@@ -25,9 +26,9 @@ from pipeline.runs.worker.reduce import drop_partials
 from pipeline.storage import RetryPolicy, Staged, Storage, StorageReader, staged_area
 from pipeline.storage.local_backend import LocalBackend
 from pipeline.storage.s3_backend import S3Backend
+from pipeline.table.errors import UploadsVanishedError
 from pipeline.table.log import Catalog
-from pipeline.table.manifest import draft_commit
-from pipeline.table.publish import UploadsVanishedError, publish
+from pipeline.table.publish import publish
 from tests.servers.launching import Server
 from tests.servers.roles import Roles, roles
 from tests.support.runs_by_hand import Run, job_of, parquet

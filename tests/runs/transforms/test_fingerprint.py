@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.settings import TransformSettings
+from pipeline.config.sections import TransformSettings
 from pipeline.runs.transforms.fingerprint import SCHEME, explain_difference, joined, scheme_of
 from pipeline.runs.transforms.loading import resolve
 from tests.support.sources import ONE_MODULE, RUN, Folder, change

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from pipeline.config.settings import TransformSettings
+from pipeline.config.sections import TransformSettings
 from pipeline.errors import JobError, TransformNotAllowedError
 from pipeline.runs.transforms.loading import fingerprint_of, resolve
 

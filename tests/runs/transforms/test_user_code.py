@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from pipeline.errors import ObjectChangedError, TransformError
-from pipeline.processes import noting_interrupts
+from pipeline.processes import record_interrupts
 from pipeline.runs.transforms.user_code import describe, user_code
 
 
@@ -69,12 +69,12 @@ def test_an_error_of_ours_below_a_panic_comes_out() -> None:
 def test_ctrl_c_is_no_error_of_the_code() -> None:
     with pytest.raises(KeyboardInterrupt), user_code("m:f"):
         signal.raise_signal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), noting_interrupts(), user_code("m:f"):
+    with pytest.raises(KeyboardInterrupt), record_interrupts(), user_code("m:f"):
         signal.raise_signal(signal.SIGINT)
 
 
 def test_a_keyboard_interrupt_without_a_signal_is_the_codes_where_that_can_be_told() -> None:
-    with noting_interrupts():
+    with record_interrupts():
         assert type(_raised(partial(_raise_in_user_code, KeyboardInterrupt()))) is TransformError
     # Python's own handler leaves no trace, so it counts as the user's.
     assert type(_raised(partial(_raise_in_user_code, KeyboardInterrupt()))) is KeyboardInterrupt

@@ -21,12 +21,11 @@ from pipeline.errors import (
     TransformError,
     TransientStorageError,
 )
-from pipeline.runs.driver.batching import Batch
 from pipeline.runs.ledger.keys import output_uri
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.transforms.loading import Transform
 from pipeline.runs.worker import batch
-from pipeline.runs.worker.batch import BatchRun
+from pipeline.runs.worker.batch import Batch, BatchRun
 from pipeline.runs.worker.chunk import RunContext, apply, encode
 from pipeline.storage import Storage, Tables
 from pipeline.table.keys import run_of_key

@@ -1,0 +1,1 @@
+"""Benchmarks of single parts, as tests: `pytest benchmarks/micro`."""

@@ -1,0 +1,1 @@
+"""The report of the suite, as HTML, Markdown and JSON."""

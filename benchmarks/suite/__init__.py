@@ -1,0 +1,1 @@
+"""The benchmark suite: workloads, peers and how they are measured."""

@@ -1,0 +1,1 @@
+"""`chunkmap backfill …`: plan, create, watch and control backfills."""

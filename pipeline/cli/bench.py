@@ -1,0 +1,41 @@
+"""`chunkmap bench`: the benchmark suite of a checkout; elsewhere, where to find it."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import cast
+
+import typer
+
+from pipeline.errors import UsageError
+
+_SUITE = Path(__file__).parents[2] / "benchmarks" / "cli.py"
+
+
+def bench_app() -> typer.Typer:
+    """The commands of the suite, which lies beside this package in a checkout only.
+
+    It is found by its place, so that nobody's own folder of that name is taken for it.
+    """
+    if _SUITE.is_file():
+        return cast(typer.Typer, importlib.import_module("benchmarks.cli").app)
+    return _missing
+
+
+_missing = typer.Typer(
+    name="bench",
+    help="Measure chunkmap beside its peers (in a checkout of the repository).",
+    pretty_exceptions_enable=False,
+)
+
+
+@_missing.callback(
+    invoke_without_command=True,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def _point_to_the_checkout() -> None:
+    raise UsageError(
+        "the benchmark suite is not part of the installed package",
+        hint="clone the repository and run `make bench` there",
+    )

@@ -1,0 +1,1 @@
+"""What anybody may do from storage alone, without a driver: status, verification, vacuum."""

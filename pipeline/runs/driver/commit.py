@@ -1,0 +1,126 @@
+"""Turn completions of a run into commits of its output, and give up their duplicates."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import polars as pl
+
+from partitioning.windows import Windowing
+from pipeline.runs.ledger.records import PARTIAL, RunRecord
+from pipeline.storage import Staged
+from pipeline.table.claims import (
+    staged_of,
+)
+from pipeline.table.columns import Columns, digest_columns
+from pipeline.table.log import Catalog
+from pipeline.table.manifest import MOST_NAMED, Commit, CommitEntry, folders, rule_of
+
+
+@dataclass(frozen=True, slots=True)
+class CommitWindow:
+    """The window that a commit is of."""
+
+    label: str
+    windowing: Windowing
+    inputs: str = ""
+    """Digest of its objects."""
+
+
+def draft_commit(
+    record: RunRecord,
+    done: pl.DataFrame,
+    missing: Iterable[str] = (),
+    earlier: Sequence[Commit] = (),
+    keep_versions: int = 1,
+    *,
+    window: CommitWindow | None = None,
+    released: Collection[str] = (),
+    columns: Columns | None = None,
+    hive_types: Mapping[str, str] | None = None,
+) -> Commit:
+    """Completions of a run, or of one window of it, as a commit that is not frozen yet.
+
+    Args:
+        record: The run.
+        done: One completion a chunk (schema COMPLETIONS), of chunks not committed before.
+        missing: Ids of planned chunks (of the window) that are left out.
+        earlier: Commits of the same run (and window) that are published: this one adds to them.
+        keep_versions: Replaced versions to keep.
+        window: What the commit is of; default the whole run.
+        released: Names of the run's commits that a repair has released: they are taken.
+        columns: Of the files.
+        hive_types: Types of partition columns that the job declares.
+    """
+    files = files_of(record.output, done)
+    absent = tuple(missing)
+    left_out = done["left_out"].explode(empty_as_null=False).drop_nulls()
+    # What an earlier commit of this run has replaced holds this run's files now.
+    already = {folder for one in earlier for folder in one.replaces}
+    adds = bool(earlier) and (window is not None or record.mode != "overwrite-partitions")
+    mode = "append" if adds else record.mode
+    name = record.run if window is None else f"{record.run}-{window.label}"
+    taken = {*(commit.entry.name for commit in earlier), *released}
+    names = (f"{name}.{number}" if number > 1 else name for number in count(1))
+    entry = CommitEntry(
+        name=next(one for one in names if one not in taken),
+        run=record.run,
+        mode=mode,
+        files=files.height,
+        rows=int(files["rows"].sum()),
+        bytes=int(files["bytes"].sum()),
+        missing=len(absent),
+        keep_versions=keep_versions,
+        window=None if window is None else window.label,
+        rule="" if window is None else rule_of(window.windowing),
+        code=",".join(sorted(set(done["code"].to_list()))) or record.fingerprint,
+        inputs="" if window is None else window.inputs,
+        columns=digest_columns(columns or {}),
+        left_out=left_out.str.split("\t").list.first().n_unique(),
+    )
+    replaced = set(folders(files)) - already if mode == "overwrite-partitions" else set()
+    return Commit(
+        entry,
+        record.base,
+        absent,
+        files,
+        tuple(sorted(replaced)),
+        columns=dict(columns or {}),
+        hive_types=hive_types or {},
+        left_out=tuple(left_out.head(MOST_NAMED).to_list()),
+    )
+
+
+def files_of(output: str, completions: pl.DataFrame) -> pl.DataFrame:
+    """Completions as files of a commit record (schema FILES)."""
+    return completions.select(
+        key=pl.col("uri").str.strip_prefix(output),
+        rows="rows_out",
+        bytes="bytes_out",
+        sha256="sha256",
+        chunk="chunk",
+        index="index",
+        attempt="attempt",
+        upload="upload",
+        parts="parts",
+    )
+
+
+def abort_spares(catalog: Catalog, spares: pl.DataFrame) -> None:
+    """Abort the attempts that were not chosen."""
+    catalog.storage.abort(_staged_spares(catalog, spares))
+
+
+def gone_spares(catalog: Catalog, spares: pl.DataFrame) -> list[str]:
+    """The attempts among these completions whose uploads have vanished."""
+    gone = catalog.storage.missing(_staged_spares(catalog, spares))
+    return [item.attempt for item in gone]
+
+
+def _staged_spares(catalog: Catalog, spares: pl.DataFrame) -> list[Staged]:
+    completions = spares.filter(pl.col("upload") != PARTIAL)
+    staged = staged_of(catalog.output, files_of(catalog.output, completions))
+    catalog.storage.check_staged(staged, catalog.output)
+    return staged
