@@ -57,8 +57,9 @@ test-fast: $(STAMP) ## run the tests that start no servers
 test-compose: $(STAMP) ## run the cluster's tests on a container engine (skipped, and said so, where there is none)
 	@COMPOSE_TESTS=1 $(BIN)/python -m pytest tests/compose --timeout 1800 -s $(ARGS)
 
-lint: $(STAMP) ## ruff (rules and format) and mypy --strict
+lint: $(STAMP) ## ruff (rules and format), import contracts and mypy --strict
 	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/mypy
 

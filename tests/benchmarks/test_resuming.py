@@ -11,6 +11,7 @@ import pytest
 from benchmarks.peers.protocol import Spec
 from benchmarks.suite import session as sessions
 from benchmarks.suite.session import Request, Session
+from benchmarks.suite.settings import TRANSFORMS
 from benchmarks.suite.subjects import Answer
 from pipeline.config.sections import TransformSettings
 from pipeline.config.settings import Settings
@@ -34,7 +35,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sessions, "ensure", lambda storage, root, name, scale, echo: card(name))
     monkeypatch.setattr(sessions, "expect", lambda *arguments: EXPECTED)
-    allowed = TransformSettings(allow=(sessions.TRANSFORMS,))
+    allowed = TransformSettings(allow=(TRANSFORMS,))
     return Settings(state_dir=tmp_path / "state", transforms=allowed)
 
 
