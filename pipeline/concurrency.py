@@ -1,59 +1,55 @@
-"""A cache whose callers wait for the one that is already making what they want."""
+"""Threads: map a function over items, and let concurrent equal calls run once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache, update_wrapper
-from threading import Lock
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Condition
+from typing import Protocol, TypeVar, cast
 
+from cachetools import LRUCache, cached
+
+T = TypeVar("T")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+REQUESTS = 16
+"""Default number of threads: each mostly waits for S3, and every request is limited again there."""
 
 
-class _Slot:
-    """What is made of some arguments, once it is."""
+def map_concurrently(
+    function: Callable[[T], R], items: Iterable[T], threads: int = REQUESTS
+) -> list[R]:
+    """Apply a function to each item in a thread pool; results in the order of the items."""
+    todo = list(items)
+    if len(todo) < 2:
+        return [function(item) for item in todo]
+    with ThreadPoolExecutor(min(threads, len(todo))) as pool:
+        return list(pool.map(function, todo))
 
-    __slots__ = ("lock", "made")
 
-    def __init__(self) -> None:
-        self.lock = Lock()
-        self.made: list[Any] = []
+class SingleFlight(Protocol[R_co]):
+    """A function whose last results are kept."""
+
+    def __call__(self, *arguments: object) -> R_co:
+        """Return the kept result for these arguments, or call the function."""
+
+    def cache_clear(self) -> None:
+        """Forget all results."""
 
 
-class Once(Generic[R]):
-    """A function that is called once for the same arguments, whoever asks at the same time.
+def single_flight(size: int) -> Callable[[Callable[..., R]], SingleFlight[R]]:
+    """Decorate a function so that concurrent calls with equal arguments run it once.
 
-    `lru_cache` alone lets all threads of a worker that begin together make the same thing. A call
-    that raises is not remembered: the next one tries again.
+    With `lru_cache` alone, all threads of a worker that start together would compute the same. A
+    call that raises is not kept: the next one runs again.
+
+    Args:
+        size: Number of results that are kept, the most recently used ones.
     """
 
-    def __init__(self, function: Callable[..., R], most: int) -> None:
-        """Wrap.
+    def decorate(function: Callable[..., R]) -> SingleFlight[R]:
+        cache: LRUCache[object, R] = LRUCache(size)
+        return cast(SingleFlight[R], cached(cache, condition=Condition())(function))
 
-        Args:
-            function: Of hashable, positional arguments.
-            most: Results that are kept: the last ones that were asked for.
-        """
-        update_wrapper(self, function)
-        self.__qualname__: str = function.__qualname__
-        self._function = function
-        self._slot = lru_cache(maxsize=most)(lambda *_: _Slot())
-        self.cache_clear = self._slot.cache_clear
-
-    def __reduce__(self) -> str:
-        # By name, as functions are: what a flow is pickled with may call this.
-        return self.__qualname__
-
-    def __call__(self, *arguments: Any) -> R:
-        """The result for these arguments."""
-        slot = self._slot(*arguments)
-        with slot.lock:
-            if not slot.made:
-                slot.made.append(self._function(*arguments))
-            result: R = slot.made[0]
-            return result
-
-
-def once(most: int) -> Callable[[Callable[..., R]], Once[R]]:
-    """Decorate a function with `Once`."""
-    return lambda function: Once(function, most)
+    return decorate

@@ -18,7 +18,7 @@ from pathlib import Path
 from pipeline.errors import ChunkmapError
 from pipeline.private import state_folder
 
-LOCKS = Path(__file__).parent / "peers" / "locks"
+LOCKS = Path(__file__).parents[1] / "peers" / "locks"
 INSTALL_SECONDS = 1800
 REFERENCE = "chunkmap"
 
@@ -93,7 +93,7 @@ def environment_of(peer: Peer, state_dir: Path, echo: Echo = lambda line: None) 
     python = _made(peer, state_dir, echo)
     # Only this package may be seen from there, not what is installed beside it.
     code = state_folder(state_dir, "bench", "code")
-    _link(code / "benchmarks", Path(__file__).parent)
+    _link(code / "benchmarks", Path(__file__).parents[1])
     command = (str(python), "-m", f"benchmarks.peers.{peer.module}")
     return Environment(command, {"PYTHONPATH": str(code.resolve()), "PYTHONNOUSERSITE": "1"})
 

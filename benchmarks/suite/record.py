@@ -16,7 +16,7 @@ from benchmarks.suite.datasets import Card
 from benchmarks.suite.stats import Interval, median
 
 SCHEMA_VERSION: Literal[2] = 2
-SCHEMA_FILE = Path(__file__).parent / "record.schema.json"
+SCHEMA_FILE = Path(__file__).parents[1] / "record.schema.json"
 
 State = Literal["ok", "wrong", "failed", "missing"]
 """`wrong`: it wrote something else than was expected. `missing`: it could not be installed."""

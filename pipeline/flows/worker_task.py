@@ -30,7 +30,7 @@ from pydantic import PrivateAttr
 from pydantic_core import to_jsonable_python
 
 from pipeline.cluster.futures import announce
-from pipeline.concurrency import once
+from pipeline.concurrency import single_flight
 from pipeline.errors import ChunkmapError, is_transient
 from pipeline.flows.task_report import (
     MAX_CHARACTERS,
@@ -142,7 +142,7 @@ def _error_report(error: BaseException) -> ErrorReport:
     )
 
 
-@once(FLOWS)
+@single_flight(FLOWS)
 def _unpacked(parcel: bytes) -> tuple[Task[..., Any], dict[str, Any]]:
     task, context = pickle.loads(parcel)
     return task, context

@@ -14,7 +14,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from partitioning import ObjectInfo
-from pipeline.concurrency import once
+from pipeline.concurrency import single_flight
 from pipeline.errors import (
     ChunkmapError,
     JobError,
@@ -197,7 +197,7 @@ def _version(uri: str) -> TableVersion:
     return versions.pop()
 
 
-@once(MAX_TABLES)
+@single_flight(MAX_TABLES)
 def _read(version: TableVersion) -> pl.DataFrame:
     import polars as pl
 

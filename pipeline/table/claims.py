@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import polars as pl
 
+from pipeline.concurrency import map_concurrently
 from pipeline.errors import PreconditionFailedError
 from pipeline.storage import Staged
 from pipeline.table.errors import (
@@ -21,7 +22,7 @@ from pipeline.table.errors import (
     UploadsVanishedError,
 )
 from pipeline.table.head import manifest_uri
-from pipeline.table.log import Catalog, together
+from pipeline.table.log import Catalog
 from pipeline.table.manifest import Claim, Commit, CommitEntry, Head, Manifest
 from pipeline.table.retention import (
     kept_versions,
@@ -139,7 +140,7 @@ def claimed_commits(catalog: Catalog, names: Sequence[str]) -> list[Commit]:
         DamagedStateError: one of them is not stored, though it was before it was claimed.
     """
     commits = []
-    for name, commit in zip(names, together(catalog.commit, names), strict=True):
+    for name, commit in zip(names, map_concurrently(catalog.commit, names), strict=True):
         if commit is None:
             raise DamagedStateError(catalog.head_file.uri, f"commit {name}, claimed, is not stored")
         commits.append(commit)

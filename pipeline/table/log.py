@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain as joined
 from itertools import takewhile
 from threading import Lock
-from typing import TypeVar
 
 import polars as pl
 
+from pipeline.concurrency import map_concurrently
 from pipeline.errors import AlreadyExistsError, ObjectMissingError, StateError
 from pipeline.storage import Storage, join, parse, state_prefix
 from pipeline.storage.documents import parse_stored, reading, seal_json
@@ -40,8 +39,6 @@ from pipeline.table.manifest import (
 )
 from pipeline.table.replay import Footprint, renames, surviving
 
-READERS = 16
-"""Commit records or manifests read at a time."""
 FOLDED = 8
 """Manifests whose whole list is kept."""
 KEPT_FILES = 100_000
@@ -49,16 +46,6 @@ KEPT_FILES = 100_000
 _NOT_A_COMMIT = re.compile(r"\.a\d+$|^restore-")
 """Names of amendments, and of what rollbacks restore."""
 EMPTY = Manifest(number=0, created=0.0, commits=())
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-def together(call: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Call with each item, several at a time; results in the items' order."""
-    if len(items) < 2:
-        return [call(item) for item in items]
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(call, items))
 
 
 class Catalog:
@@ -146,7 +133,7 @@ class Catalog:
                 raise DamagedStateError(uri, why)
             self._manifests[number] = record
 
-        together(read, new)
+        map_concurrently(read, new)
         return [self._manifests[number] for number in numbers]
 
     def stored_manifest(self, number: int) -> Manifest | None:
@@ -265,7 +252,7 @@ class Catalog:
                 return self.commit(name)
             return None
 
-        return [commit for commit in together(read, names) if commit is not None]
+        return [commit for commit in map_concurrently(read, names) if commit is not None]
 
     def _unamended(self, name: str) -> Commit | None:
         kept = self._commits.get((name, 0))
@@ -301,7 +288,7 @@ class Catalog:
 
     def all_known(self, entries: Sequence[CommitEntry]) -> list[Commit]:
         """Several commits that manifests list, read concurrently. Raises as `known`."""
-        return together(self.known, entries)
+        return map_concurrently(self.known, entries)
 
     def write_commit(self, commit: Commit) -> Commit:
         """Freeze a commit record; if one of its name is there, that one counts."""
@@ -360,7 +347,7 @@ class Catalog:
             )
             self._footprints[entry.name, entry.amendments] = found
 
-        together(read, new)
+        map_concurrently(read, new)
         return [self._footprints[name] for name in names]
 
     def keys(self, entries: Sequence[CommitEntry]) -> list[str]:

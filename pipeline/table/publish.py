@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from pipeline.concurrency import map_concurrently
 from pipeline.errors import (
     AlreadyExistsError,
     OutputNotEmptyError,
@@ -32,7 +33,7 @@ from pipeline.table.errors import (
     foreign_claim,
 )
 from pipeline.table.keys import run_of_key
-from pipeline.table.log import Catalog, together
+from pipeline.table.log import Catalog
 from pipeline.table.manifest import Claim, Commit, CommitEntry, Head, Manifest, run_of
 from pipeline.table.replay import Footprint, may_meet
 from pipeline.table.retention import (
@@ -200,9 +201,9 @@ def _frozen(catalog: Catalog, drafts: Sequence[Commit]) -> list[Commit]:
     if gone:
         # What this run has frozen already counts, whoever did it, whatever became of the rest.
         hit = [d for d in drafts if not gone.isdisjoint(d.files["attempt"].to_list())]
-        if None in together(lambda draft: catalog.commit(draft.entry.name), hit):
+        if None in map_concurrently(lambda draft: catalog.commit(draft.entry.name), hit):
             raise UploadsVanishedError(sorted(gone))
-    return together(catalog.write_commit, drafts)
+    return map_concurrently(catalog.write_commit, drafts)
 
 
 def _claim_and_finish(

@@ -7,22 +7,21 @@ orphaned/<s>/<key>   lay in the output though no manifest named it, and was move
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 
 import polars as pl
 
+from pipeline.concurrency import map_concurrently
 from pipeline.errors import ObjectMissingError
 from pipeline.table.errors import FilesMissingError
 from pipeline.table.keys import kept_uri, original_key, restored_key
-from pipeline.table.log import Catalog, together
+from pipeline.table.log import Catalog
 from pipeline.table.manifest import FILES, Commit, CommitEntry, Manifest
 from pipeline.table.replay import may_meet
 
-MOVERS = 16
-"""Files copied or deleted at a time."""
 MAX_FOLDERS_LISTED = 64
 """Folders that are listed one by one; of more, the whole output is listed at once."""
 COPY_ATTEMPTS = 3
@@ -63,7 +62,7 @@ def _move_aside(catalog: Catalog, keys: Iterable[str], folder: str | None) -> No
                 catalog.storage.copy(source, kept_uri(folder, key))
             catalog.storage.delete(source)
 
-    _for_each(move, keys)
+    map_concurrently(move, keys)
 
 
 def kept_versions(manifest: Manifest) -> int:
@@ -75,9 +74,11 @@ def _there(catalog: Catalog, folders: set[str]) -> set[str]:
     """What is in these folders now; of many, or of the top one, in the whole output."""
     whole = "" in folders or len(folders) > MAX_FOLDERS_LISTED
     prefixes = [""] if whole else [f"{folder}/" for folder in folders]
-    with ThreadPoolExecutor(MOVERS) as pool:
-        found = pool.map(lambda p: catalog.storage.objects(catalog.output + p), prefixes)
-        return {info.uri for infos in found for info in infos}
+
+    def listed(prefix: str) -> list[str]:
+        return [info.uri for info in catalog.storage.objects(catalog.output + prefix)]
+
+    return set(chain.from_iterable(map_concurrently(listed, prefixes)))
 
 
 def replaced_keys(catalog: Catalog, manifest: Manifest) -> list[str]:
@@ -101,7 +102,7 @@ def expire_replaced(catalog: Catalog, manifest: Manifest, *, dry_run: bool = Fal
     folder = catalog.state + "replaced/"
     newest = manifest.number - kept_versions(manifest)
     old = [uri for number, uri in _numbered(catalog, folder) if number <= newest]
-    _for_each(catalog.storage.delete, [] if dry_run else old)
+    map_concurrently(catalog.storage.delete, [] if dry_run else old)
     return len(old)
 
 
@@ -109,7 +110,7 @@ def expire_orphans(catalog: Catalog, older_than: float, *, dry_run: bool = False
     """Delete orphans that were moved away so many seconds ago; returns the number of files."""
     latest = time.time() - older_than
     old = [u for at, u in _numbered(catalog, catalog.state + "orphaned/") if at < latest]
-    _for_each(catalog.storage.delete, [] if dry_run else old)
+    map_concurrently(catalog.storage.delete, [] if dry_run else old)
     return len(old)
 
 
@@ -193,7 +194,11 @@ def find_copies(
 
 def bring_back(catalog: Catalog, places: Mapping[str, str]) -> None:
     """Copy files that a manifest names from where they are kept (URI by key) into the output."""
-    _for_each(lambda key: catalog.storage.copy(places[key], catalog.output + key), places)
+
+    def copy(key: str) -> None:
+        catalog.storage.copy(places[key], catalog.output + key)
+
+    map_concurrently(copy, places)
 
 
 def visible_keys(catalog: Catalog) -> list[str]:
@@ -233,7 +238,7 @@ def restore(catalog: Catalog, target: Manifest, current: Manifest) -> Commit | N
                     raise
                 places.append(locate(catalog, target))
 
-    _for_each(copy_back, gone)
+    map_concurrently(copy_back, gone)
     files = catalog.snapshot(target).filter(pl.col("key").is_in(gone)).select(list(FILES))
     keys = [restored_key(key, number) for key in files["key"].to_list()]
     entry = CommitEntry(
@@ -260,7 +265,7 @@ def orphans_among(catalog: Catalog, keys: Iterable[str]) -> list[str]:
     names |= {entry.name for entry in entries if entry.mode != "release"}
     past = {
         original_key(key)
-        for versions in together(catalog.versions, sorted(names))
+        for versions in map_concurrently(catalog.versions, sorted(names))
         for commit in versions
         for key in commit.files["key"].to_list()
     }
@@ -274,9 +279,3 @@ def claimed_files(catalog: Catalog, number: int) -> dict[str, str]:
     """
     commits = catalog.readable(catalog.unpublished(number))
     return {k: commit.entry.run for commit in commits for k in commit.files["key"].to_list()}
-
-
-def _for_each(call: Callable[[str], object], items: Iterable[str]) -> None:
-    with ThreadPoolExecutor(MOVERS) as pool:
-        for _ in pool.map(call, items):
-            pass

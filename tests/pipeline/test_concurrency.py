@@ -9,14 +9,14 @@ from threading import Barrier
 
 import pytest
 
-from pipeline.concurrency import once
+from pipeline.concurrency import single_flight
 from pipeline.runs.worker.chunk import open_run
 
 
 def test_threads_that_ask_together_get_one_result() -> None:
     made: list[str] = []
 
-    @once(4)
+    @single_flight(4)
     def thing(name: str) -> object:
         made.append(name)
         time.sleep(0.05)
@@ -38,7 +38,7 @@ def test_threads_that_ask_together_get_one_result() -> None:
 def test_what_raises_is_tried_again_by_whoever_waits() -> None:
     calls: list[int] = []
 
-    @once(1)
+    @single_flight(1)
     def thing() -> str:
         calls.append(1)
         if len(calls) == 1:
@@ -54,7 +54,7 @@ def test_what_raises_is_tried_again_by_whoever_waits() -> None:
 def test_the_last_ones_are_kept_and_can_be_forgotten() -> None:
     calls: list[int] = []
 
-    @once(2)
+    @single_flight(2)
     def thing(number: int) -> int:
         calls.append(number)
         return number

@@ -10,6 +10,7 @@ import polars as pl
 from partitioning.errors import WindowError
 from partitioning.window_inputs import label_of_folder
 from partitioning.windows import Windowing
+from pipeline.concurrency import map_concurrently
 from pipeline.errors import StateError, UsageError
 from pipeline.runs.backfill.records import BackfillRecord
 from pipeline.runs.backfill.selection import Held
@@ -17,7 +18,7 @@ from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage, changed_tables
 from pipeline.storage.table_versions import TableVersion
-from pipeline.table.log import Catalog, together
+from pipeline.table.log import Catalog
 from pipeline.table.manifest import run_of
 
 
@@ -49,7 +50,7 @@ def outdated_runs(catalog: Catalog, runs: Iterable[str]) -> frozenset[str]:
         return ()
 
     names = sorted(set(runs))
-    read = dict(zip(names, together(tables, names), strict=True))
+    read = dict(zip(names, map_concurrently(tables, names), strict=True))
     now = changed_tables(frozenset(one for versions in read.values() for one in versions))
     return frozenset(run for run, versions in read.items() if not now.isdisjoint(versions))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -11,6 +10,7 @@ import polars as pl
 
 from partitioning.window_inputs import windows_of_plan
 from partitioning.windows import Window, Windowing
+from pipeline.concurrency import map_concurrently
 from pipeline.errors import ObjectMissingError, UsageError
 from pipeline.runs.backfill.output_windows import published_by
 from pipeline.runs.backfill.progress import Board
@@ -20,9 +20,6 @@ from pipeline.runs.driver.heartbeat import DriverRecord
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress
 from pipeline.table.log import Catalog
-
-READERS = 8
-"""Ledgers read at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +131,7 @@ class Ledgers:
     def read(self, runs: Sequence[str]) -> dict[str, Progress | None]:
         """What the ledgers of some runs say; None for a run that was not begun."""
         new = [run for run in runs if run not in self._known]
-        with ThreadPoolExecutor(READERS) as pool:
-            self._known.update(zip(new, pool.map(self._read, new), strict=True))
+        self._known.update(zip(new, map_concurrently(self._read, new, 8), strict=True))
         return {run: self._known[run] for run in runs}
 
     def _read(self, run: str) -> Progress | None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any
@@ -26,6 +25,7 @@ import pyarrow.ipc
 
 from partitioning import Plan
 from partitioning.integrity import checked_plan
+from pipeline.concurrency import map_concurrently
 from pipeline.config.job import Job, parse_job
 from pipeline.errors import (
     AlreadyExistsError,
@@ -49,9 +49,6 @@ from pipeline.storage.documents import (
 )
 
 log = logging.getLogger(__name__)
-
-READERS = 16
-"""Records read at a time."""
 
 
 class BackfillStore:
@@ -211,8 +208,7 @@ def backfills_of(storage: Storage, output: str) -> list[BackfillRecord]:
             log.warning("%s; this backfill is left out of account", error)
             return None
 
-    with ThreadPoolExecutor(READERS) as pool:
-        found = [record for record in pool.map(read, ids) if record is not None]
+    found = [record for record in map_concurrently(read, ids) if record is not None]
     return sorted(found, key=lambda record: record.created)
 
 

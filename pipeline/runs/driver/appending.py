@@ -11,10 +11,11 @@ from collections.abc import Collection, Iterable
 
 from partitioning import Plan
 from partitioning.model import PARTITION_PREFIX, Status
+from pipeline.concurrency import map_concurrently
 from pipeline.config.job import Job
 from pipeline.errors import InputError
 from pipeline.runs.ledger.ledger import Ledger
-from pipeline.table.log import Catalog, together
+from pipeline.table.log import Catalog
 from pipeline.table.manifest import Manifest
 
 SHOWN = 5
@@ -39,7 +40,9 @@ def refuse_appending_again(
     ledgers = [ledger for ledger in earlier if ledger.run in runs]
     planned = _read_objects(plan)
     held: dict[str, str] = {}
-    for ledger, known in zip(ledgers, together(lambda one: one.plan(), ledgers), strict=True):
+    for ledger, known in zip(
+        ledgers, map_concurrently(lambda one: one.plan(), ledgers), strict=True
+    ):
         before = planned & _read_objects(known)
         if before:
             appended = _held_objects(catalog, manifest, ledger, before)

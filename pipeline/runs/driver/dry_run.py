@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 import polars as pl
 import pyarrow as pa
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from partitioning import Chunk
 from partitioning.explain import left_out_for_names
+from pipeline.concurrency import map_concurrently
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
 from pipeline.errors import (
@@ -39,8 +40,8 @@ from pipeline.storage import Storage
 from pipeline.table.log import Catalog
 from pipeline.table.manifest import Manifest
 
-READERS = 8
-"""Files read at a time."""
+FILES_AT_ONCE = 8
+"""Files that are read whole at the same time."""
 
 
 @contextmanager
@@ -113,9 +114,8 @@ def verify_output(storage: Storage, output: str) -> Verification:
         problems.append(f"{named} is being published, or was interrupted")
     left, said = _windows(catalog, manifest)
     problems += said
-    with ThreadPoolExecutor(READERS) as pool:
-        rows = files.select("key", "rows", "bytes", "sha256").iter_rows()
-        problems += [p for p in pool.map(partial(_problem, catalog), rows) if p]
+    rows = files.select("key", "rows", "bytes", "sha256").iter_rows()
+    problems += filter(None, map_concurrently(partial(_problem, catalog), rows, FILES_AT_ONCE))
     return Verification(
         output=catalog.output,
         manifest=manifest.number,
@@ -140,8 +140,7 @@ def _refused(catalog: Catalog, manifest: Manifest) -> tuple[str, ...]:
         return [f"run {run}: {sentence}" for sentence in found]
 
     runs = list(dict.fromkeys(entry.run for entry in manifest.commits))
-    with ThreadPoolExecutor(READERS) as pool:
-        return tuple(sentence for some in pool.map(notes, runs) for sentence in some)
+    return tuple(chain.from_iterable(map_concurrently(notes, runs)))
 
 
 def _windows(catalog: Catalog, manifest: Manifest) -> tuple[int, list[str]]:

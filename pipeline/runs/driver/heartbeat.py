@@ -19,6 +19,7 @@ import orjson
 import polars as pl
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
+from pipeline.concurrency import map_concurrently
 from pipeline.config.job import Job
 from pipeline.errors import RunFailedError, SchemaChangedError, StateError
 from pipeline.processes import start_time
@@ -35,7 +36,7 @@ from pipeline.storage.outages import advisory
 from pipeline.table.claims import settle
 from pipeline.table.columns import Columns, Difference, differences, stored_columns
 from pipeline.table.errors import UploadsVanishedError
-from pipeline.table.log import Catalog, together
+from pipeline.table.log import Catalog
 from pipeline.table.publish import amend, commits_of, publish, refuse_released, released_names
 
 log = logging.getLogger(__name__)
@@ -336,7 +337,9 @@ def store_report(
     report = report_of(ledger.record(), ledger.job(), ledger.read(), driver, state)
     html, said = render_html(report), render_json(report)
     bodies = {"report.html": html, "report.json": said}
-    together(lambda name: storage.put(ledger.prefix + name, bodies[name].encode()), list(bodies))
+    map_concurrently(
+        lambda name: storage.put(ledger.prefix + name, bodies[name].encode()), list(bodies)
+    )
     local = report_folder(folder, ledger.run)
     (local / "report.html").write_text(html)
     (local / "report.json").write_text(said)

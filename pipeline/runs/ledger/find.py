@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from pipeline.concurrency import map_concurrently
 from pipeline.errors import StateError
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import RunRecord
 from pipeline.storage import Storage, join, parse, state_prefix
 
-READERS = 64
+RECORDS_AT_ONCE = 64
 """Records read at a time."""
 _RUN_ID = re.compile(r"[0-9a-f]{16}")
 
@@ -45,8 +45,7 @@ def find_runs(storage: Storage, output: str) -> RunsFound:
         except StateError as error:
             return error
 
-    with ThreadPoolExecutor(READERS) as pool:
-        found = dict(zip(runs, pool.map(read, runs), strict=True))
+    found = dict(zip(runs, map_concurrently(read, runs, RECORDS_AT_ONCE), strict=True))
     records = [record for record in found.values() if isinstance(record, RunRecord)]
     damaged = {run: error for run, error in found.items() if isinstance(error, StateError)}
     return RunsFound(sorted(records, key=lambda record: record.created), damaged)

@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from partitioning import Chunk, Filter, Plan, Term, filter_expr
-from pipeline.concurrency import once
+from pipeline.concurrency import single_flight
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import StateError, TransformError, Transient
@@ -53,7 +53,7 @@ class RunContext:
     """The tables that the transform may read, in the run's versions."""
 
 
-@once(2)
+@single_flight(2)
 def open_run(run_uri: str, fingerprint: str) -> RunContext:
     """The context of a run, from storage and this process's own settings.
 
