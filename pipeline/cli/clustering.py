@@ -163,7 +163,7 @@ def scale(workers: int, environment: str | None, *, as_json: bool) -> None:
 def doctor(output: str | None, environment: str | None, *, as_json: bool) -> int:
     """Check everything; returns the exit code."""
     from pipeline.flows.doctor import examine
-    from pipeline.runs.admin.status import known_outputs
+    from pipeline.runs.admin.known_outputs import known_outputs
 
     settings = load_settings(environment)
     known = known_outputs(settings.state_dir)

@@ -20,7 +20,7 @@ from pipeline.config.job import Job, load_job
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import StackError
 from pipeline.flows.server import ui_address
-from pipeline.runs.driver.dry_run import verify_output
+from pipeline.runs.admin.verify import verify_output
 from pipeline.storage import open_storage
 
 JOB = Path("conf/jobs/demo.yaml")

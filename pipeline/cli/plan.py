@@ -33,9 +33,9 @@ BAR = 40
 def plan(path: Path, environment: str | None, *, explain: bool, as_json: bool) -> None:
     """Show what a job would run."""
     job, settings = load_job(path), load_settings(environment)
-    from pipeline.runs.driver.dry_run import reaching
     from pipeline.runs.driver.estimate import estimate
     from pipeline.runs.driver.plan import plan_input
+    from pipeline.runs.driver.preflight import reaching
     from pipeline.storage import open_storage
 
     storage = open_storage(settings)
@@ -109,7 +109,8 @@ def _print_explain(planned: PlannedInput) -> None:
 def check(path: Path, environment: str | None, *, rows: int, as_json: bool) -> None:
     """Try a transform on one small chunk."""
     job, settings = load_job(path), load_settings(environment)
-    from pipeline.runs.driver.dry_run import reaching, try_transform
+    from pipeline.runs.driver.dry_run import try_transform
+    from pipeline.runs.driver.preflight import reaching
     from pipeline.storage import open_storage
 
     with reaching(settings):

@@ -15,7 +15,7 @@ def repair(output: str, environment: str | None, *, yes: bool, as_json: bool) ->
     Returns:
         0 where nothing is wrong (any more), else 1.
     """
-    from pipeline.runs.driver.dry_run import reaching
+    from pipeline.runs.driver.preflight import reaching
     from pipeline.storage import open_storage
     from pipeline.table import repair as repairing
     from pipeline.table.log import Catalog

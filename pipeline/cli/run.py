@@ -69,10 +69,10 @@ def run_job(
         RunIncompleteError: some chunks failed; unless quiet, the summary has been shown.
         RunInterruptedError: the user pressed Ctrl-C.
     """
-    from pipeline.runs.driver.dry_run import preflight
     from pipeline.runs.driver.heartbeat import RunIncompleteError
     from pipeline.runs.driver.map_stage import MapProgress
     from pipeline.runs.driver.plan import Resume
+    from pipeline.runs.driver.preflight import preflight
     from pipeline.storage import open_storage
 
     clock = time.perf_counter()

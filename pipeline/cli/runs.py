@@ -9,7 +9,8 @@ from pipeline.cli.output import columns, notes, out, print_json, say, size
 from pipeline.config.settings import Settings, load_settings
 from pipeline.config.units import parse_seconds
 from pipeline.errors import UsageError
-from pipeline.runs.admin.status import find_run, known_outputs, overview
+from pipeline.runs.admin.known_outputs import known_outputs
+from pipeline.runs.admin.status import find_run, overview
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage, open_storage
 from pipeline.table.manifest import CommitEntry, Manifest

@@ -20,8 +20,9 @@ _RUNS = ("run", "job", "state", "done", "chunks", "rows out", "created")
 
 def status(run: str | None, output: str | None, environment: str | None, *, as_json: bool) -> None:
     """Show all known runs, or one."""
-    from pipeline.runs.admin.status import find_run, known_outputs, overview
-    from pipeline.runs.driver.dry_run import reaching
+    from pipeline.runs.admin.known_outputs import known_outputs
+    from pipeline.runs.admin.status import find_run, overview
+    from pipeline.runs.driver.preflight import reaching
     from pipeline.storage import open_storage
 
     settings = load_settings(environment)
@@ -85,7 +86,8 @@ def _one(one: RunState) -> None:
 
 def verify(output: str, environment: str | None, *, as_json: bool = False) -> int:
     """Verify an output; returns the exit code."""
-    from pipeline.runs.driver.dry_run import reaching, verify_output
+    from pipeline.runs.admin.verify import verify_output
+    from pipeline.runs.driver.preflight import reaching
     from pipeline.storage import open_storage
 
     settings = load_settings(environment)

@@ -29,7 +29,7 @@ from pipeline.errors import ChunkmapError
 from pipeline.flows.event_sender import flush_events
 from pipeline.flows.executor import HOT, DaskEngine, run_reduce_steps
 from pipeline.flows.server import flow_run_page
-from pipeline.runs.admin.status import remember_output
+from pipeline.runs.admin.known_outputs import remember_output
 from pipeline.runs.driver.executor import Engine
 from pipeline.runs.driver.heartbeat import RunSummary, StoredReport, publish_run
 from pipeline.runs.driver.map_stage import MapProgress

@@ -298,7 +298,7 @@ def _slowest(done: pl.DataFrame) -> Table:
 
 
 def _facts(report: BackfillReport) -> tuple[Block, ...]:
-    from pipeline.report.run_page import link
+    from pipeline.report.page import link
 
     items: list[tuple[str, Any]] = [("Backfill", report.id), *report.facts]
     items.append(("Created", instant(report.created)))

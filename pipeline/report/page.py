@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from pipeline.printable import printable
 
@@ -271,3 +272,11 @@ def _script(text: str) -> str:
     if "</script" in lowered or "<!--" in lowered or "</style" in lowered:
         raise ValueError("a script or style of the page would end its own element")
     return text.replace("\r\n", "\n")
+
+
+def link(url: str) -> str:
+    """An address as a link, if it is one of the web."""
+    # Only an address of the web becomes a link: javascript: and the like stay text.
+    if urlsplit(url).scheme not in ("http", "https"):
+        return url
+    return Markup('<a href="{0}" rel="noreferrer">{0}</a>').format(escape(url))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 import polars as pl
-from markupsafe import Markup, escape
 
 from pipeline.report import charts, run_figures, run_text, run_timeline, tables
 from pipeline.report.durations import durations_chart
@@ -21,6 +19,7 @@ from pipeline.report.page import (
     Page,
     Section,
     Table,
+    link,
 )
 from pipeline.report.run_model import RunReport
 
@@ -304,14 +303,6 @@ def _facts(report: RunReport) -> tuple[Block, ...]:
     if run.environment:
         blocks.append(Facts("Where it ran", tuple(run.environment.items()), half=True))
     return tuple(blocks)
-
-
-def link(url: str) -> str:
-    """An address as a link, if it is one of the web."""
-    # Only an address of the web becomes a link: javascript: and the like stay text.
-    if urlsplit(url).scheme not in ("http", "https"):
-        return url
-    return Markup('<a href="{0}" rel="noreferrer">{0}</a>').format(escape(url))
 
 
 def _part(share: run_figures.Share) -> str:

@@ -13,9 +13,8 @@ from pipeline import scan_output
 from pipeline.config.job import parse_job
 from pipeline.config.settings import load_settings
 from pipeline.errors import TransformError
-from pipeline.runs.driver.dry_run import try_transform
+from pipeline.runs.driver.dry_run import combine_problem, try_transform
 from pipeline.runs.driver.run import run_serially
-from pipeline.runs.worker.reduce import combine_problem
 from pipeline.storage import own_storage
 from tests.support import tpch
 

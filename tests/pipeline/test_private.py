@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.cluster.local.state import StateFolder
 from pipeline.private import is_closed, make_folder, state_folder, write_file
-from pipeline.runs.admin.status import remember_output
+from pipeline.runs.admin.known_outputs import remember_output
 from tests.contracts.source import ROOT
 
 # What makes folders of its own: outputs, generated pages, working folders of processes.

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from partitioning.errors import PlanningError
 from partitioning.table_file import MAGIC, TableFile
 from pipeline.errors import ChunkmapError, StateError
-from pipeline.runs.admin.status import fetch_report, known_outputs, overview, remember_output
+from pipeline.runs.admin.known_outputs import known_outputs, remember_output
+from pipeline.runs.admin.status import fetch_report, overview
 from pipeline.runs.admin.vacuum import clean
 from pipeline.runs.backfill.driver import Again
 from pipeline.runs.backfill.store import BackfillStore, backfills_of

@@ -14,7 +14,7 @@ import pytest
 from pipeline.config.job import Job
 from pipeline.config.settings import load_settings
 from pipeline.runs.admin.status import overview
-from pipeline.runs.driver.dry_run import verify_output
+from pipeline.runs.admin.verify import verify_output
 from pipeline.runs.driver.plan import Resume, plan_run
 from pipeline.runs.driver.run import run_serially
 from pipeline.runs.ledger.ledger import Ledger

@@ -15,10 +15,10 @@ import polars as pl
 import pytest
 
 from pipeline.config.settings import Settings, load_settings
+from pipeline.runs.admin.verify import verify_output
 from pipeline.runs.backfill.driver import Again, BackfillDriver
 from pipeline.runs.backfill.orchestrator import SerialBackfill
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
-from pipeline.runs.driver.dry_run import verify_output
 from pipeline.runs.driver.run import run_serially
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import open_storage

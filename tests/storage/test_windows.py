@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.runs.driver.dry_run import verify_output
+from pipeline.runs.admin.verify import verify_output
 from pipeline.storage import Staged
 from pipeline.table.errors import UploadsVanishedError
 from pipeline.table.log import Catalog

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import StateError
 from pipeline.runs.admin.vacuum import clean
-from pipeline.runs.driver.dry_run import verify_output
+from pipeline.runs.admin.verify import verify_output
 from pipeline.runs.driver.heartbeat import publish_run
 from pipeline.storage.documents import seal_json
 from pipeline.table.errors import DamagedStateError, HeadBehindError, ManifestConflictError

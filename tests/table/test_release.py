@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.errors import StateError
 from pipeline.runs.admin.vacuum import clean
+from pipeline.runs.admin.verify import verify_output
 from pipeline.runs.driver.commit import draft_commit, files_of
-from pipeline.runs.driver.dry_run import verify_output
 from pipeline.runs.driver.heartbeat import publish_run
 from pipeline.storage import Backend, Storage
 from pipeline.table.claims import settle

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import StorageError
 from pipeline.runs.admin.vacuum import clean
-from pipeline.runs.driver.dry_run import verify_output
+from pipeline.runs.admin.verify import verify_output
 from pipeline.storage import Storage
 from pipeline.table.errors import FilesMissingError
 from pipeline.table.keys import (

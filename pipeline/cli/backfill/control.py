@@ -5,42 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.cli.backfill.create import Going, drive
+from pipeline.cli.backfill.find import find
 from pipeline.cli.output import notes, out, print_json, say
-from pipeline.config.settings import Settings, load_settings
+from pipeline.config.settings import load_settings
 from pipeline.errors import UsageError
-from pipeline.runs.admin.status import known_outputs
 from pipeline.runs.backfill.records import Control
 from pipeline.runs.backfill.recount import rule_of, windows_named
 from pipeline.runs.backfill.status import BackfillStatus, look
-from pipeline.runs.backfill.store import BackfillStore, backfills_of, find_backfill
-from pipeline.runs.driver.dry_run import reaching
-from pipeline.storage import open_storage
+from pipeline.runs.backfill.store import BackfillStore
 
 BY = "command line"
-LAST = "last"
-"""Names the newest backfill: ids are hex digits."""
-
-
-def find(backfill: str, output: str | None, settings: Settings) -> BackfillStore:
-    """The backfill whose id begins so, or the newest, among those of the known outputs.
-
-    Raises:
-        UsageError: there is none, or several.
-    """
-    outputs = [output] if output else known_outputs(settings.state_dir)
-    if not outputs:
-        raise UsageError(
-            "no output is known here", hint="name it with --output s3://bucket/prefix/"
-        )
-    with reaching(settings):
-        storage = open_storage(settings)
-        if backfill != LAST:
-            return find_backfill(storage, outputs, backfill)
-        records = [one for uri in outputs for one in backfills_of(storage, uri)]
-        if not records:
-            raise UsageError(f"there is no backfill of {', '.join(outputs)}")
-        newest = max(records, key=lambda one: one.created)
-        return BackfillStore(storage, newest.output, newest.backfill)
 
 
 def pause(backfill: str, output: str | None, environment: str | None, *, as_json: bool) -> None:

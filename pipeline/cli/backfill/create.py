@@ -22,7 +22,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.processes import record_interrupts, was_interrupted
-from pipeline.runs.admin.status import remember_output
+from pipeline.runs.admin.known_outputs import remember_output
 from pipeline.runs.backfill.plan import (
     Asked,
     NothingToDoError,
@@ -37,8 +37,8 @@ from pipeline.runs.backfill.summary import (
     BackfillIncompleteError,
     BackfillSummary,
 )
-from pipeline.runs.driver.dry_run import preflight, reaching
 from pipeline.runs.driver.following import is_driving
+from pipeline.runs.driver.preflight import preflight, reaching
 from pipeline.runs.transforms.fingerprint import explain_difference
 from pipeline.runs.transforms.loading import code_of
 from pipeline.storage import open_storage
@@ -211,7 +211,7 @@ def drive_stored(backfill: str, output: str | None, environment: str | None, aga
         environment: Of the settings.
         again: The fields of `Going`, as JSON.
     """
-    from pipeline.cli.backfill.control import find
+    from pipeline.cli.backfill.find import find
 
     settings = load_settings(environment)
     store = find(backfill, output, settings)

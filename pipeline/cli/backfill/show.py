@@ -11,11 +11,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from pipeline.cli.backfill.calendar import calendar
-from pipeline.cli.backfill.control import find
+from pipeline.cli.backfill.find import find
 from pipeline.cli.output import clock, columns, live, out, pairs, print_json, say, size, speed
 from pipeline.config.settings import load_settings
 from pipeline.errors import UsageError
-from pipeline.runs.admin.status import known_outputs
+from pipeline.runs.admin.known_outputs import known_outputs
 from pipeline.runs.backfill.calendar_layout import lay_out
 from pipeline.runs.backfill.records import BackfillRecord
 from pipeline.runs.backfill.recount import rule_of, windows_named
@@ -25,8 +25,8 @@ from pipeline.runs.backfill.status import (
     state_of,
 )
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
-from pipeline.runs.driver.dry_run import reaching
 from pipeline.runs.driver.following import is_driving
+from pipeline.runs.driver.preflight import reaching
 from pipeline.storage import open_storage
 
 WATCH_SECONDS = 2.0

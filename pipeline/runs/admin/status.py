@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import time
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -17,7 +15,6 @@ from pipeline.errors import (
     StateError,
     UsageError,
 )
-from pipeline.private import state_folder
 from pipeline.runs.driver.following import is_driving
 from pipeline.runs.driver.heartbeat import DriverRecord, failure_lines, read_driver
 from pipeline.runs.ledger.find import find_runs
@@ -166,25 +163,3 @@ def fetch_report(storage: Storage, uri: str, folder: Path, run: str) -> str | No
         local = report_folder(folder, run)
         (local / name).write_bytes(blob.data)
     return str(local / "report.html")
-
-
-def known_outputs(state_dir: Path) -> list[str]:
-    """The outputs that runs were started for from this folder; none if the file is damaged."""
-    file = state_dir / "outputs.json"
-    try:
-        found = json.loads(file.read_text("utf-8")) if file.exists() else []
-        outputs = [one for one in found if isinstance(one, str)]
-        return [one for one in outputs if parse(one).uri]
-    except (ValueError, TypeError, UsageError) as error:
-        log.warning("%s cannot be read (%s): name outputs with --output", file, error)
-        return []
-
-
-def remember_output(state_dir: Path, output: str) -> None:
-    """Note an output, so that `status` finds it without being told."""
-    uri = parse(output).uri.rstrip("/") + "/"
-    outputs = [*(one for one in known_outputs(state_dir) if one != uri), uri]
-    target = state_folder(state_dir) / "outputs.json"
-    draft = target.with_name(f".outputs-{os.getpid()}.json")
-    draft.write_text(json.dumps(outputs), "utf-8")
-    draft.replace(target)

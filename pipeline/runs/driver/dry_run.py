@@ -1,192 +1,34 @@
-"""Holding an output against its manifest, and a transform against its own promises."""
+"""Try a transform on one small chunk, and hold it to its promises."""
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import chain
+from typing import Any
 
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from partitioning import Chunk
 from partitioning.explain import left_out_for_names
-from pipeline.concurrency import map_concurrently
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
 from pipeline.errors import (
-    EngineUnavailableError,
     InputError,
-    JobError,
-    ObjectMissingError,
-    StateError,
-    TransientStorageError,
     UsageError,
 )
 from pipeline.runs.driver.plan import PlannedInput, plan_input
-from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.transforms.loading import resolve
 from pipeline.runs.transforms.user_code import user_code
-from pipeline.runs.worker.chunk import apply, filter_of, filter_polars, read_options
+from pipeline.runs.worker.chunk import (
+    apply,
+    filter_of,
+    filter_polars,
+    read_options,
+)
 from pipeline.runs.worker.chunk_source import ChunkSource
 from pipeline.runs.worker.key_columns import without_key_columns
-from pipeline.runs.worker.reduce import combine_problem
+from pipeline.runs.worker.reduce import call_and_collect
 from pipeline.storage import Storage
-from pipeline.table.log import Catalog
-from pipeline.table.manifest import Manifest
-
-FILES_AT_ONCE = 8
-"""Files that are read whole at the same time."""
-
-
-@contextmanager
-def reaching(settings: Settings) -> Iterator[None]:
-    """Around the first words with S3: when nobody answers, it is the address that is wrong.
-
-    Raises:
-        EngineUnavailableError: S3 does not answer, however often it was tried.
-    """
-    try:
-        yield
-    except TransientStorageError as error:
-        where = settings.s3.endpoint_url or "Amazon's address"
-        others = ", or where s3.buckets says" if settings.s3.buckets else ""
-        raise EngineUnavailableError(
-            f"S3 does not answer at {where} (s3.endpoint_url{others}): {error}",
-            hint="is it up, and is the address right? `chunkmap config` says where it comes from",
-        ) from error
-
-
-def preflight(job: Job, settings: Settings, storage: Storage) -> None:
-    """Refuse what is cheap to refuse, before anything is started for a job. Writes nothing.
-
-    Raises:
-        JobError, TransformNotAllowedError: the transform is not there or may not be used.
-        EngineUnavailableError, BucketMissingError, AccessDeniedError: the output's state cannot
-            be read.
-    """
-    resolve(job.transform, job.params, settings.transforms)
-    with reaching(settings):
-        Catalog(storage, job.output.uri).head()
-
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """What reading an output again showed."""
-
-    output: str
-    manifest: int
-    files: int
-    rows: int
-    bytes: int
-    left_out: int
-    """Objects that could not be read, and are left out."""
-    missing_chunks: int
-    """Planned chunks that the manifest says are left out, or that are in windows of its runs that
-    are not published yet."""
-    problems: tuple[str, ...]
-    """One sentence each; empty when all is well."""
-    notes: tuple[str, ...] = ()
-    """Entries that were refused in the ledgers of the manifest's runs; they do not affect the
-    output."""
-
-
-def verify_output(storage: Storage, output: str) -> Verification:
-    """Read every file of the current manifest: size, rows, checksum; and nothing else is there.
-
-    Raises:
-        UsageError: nothing was ever published there.
-    """
-    catalog = Catalog(storage, output)
-    head, etag = catalog.head()
-    if etag is None:
-        raise UsageError(f"{output} has no manifest: chunkmap has published nothing there")
-    manifest = catalog.manifest(head.current)
-    files = catalog.snapshot(manifest)
-    problems = list(_strangers(catalog, files))
-    if head.publishing is not None:
-        named = " ".join(head.publishing.commits) or f"rollback to {head.publishing.rollback}"
-        problems.append(f"{named} is being published, or was interrupted")
-    left, said = _windows(catalog, manifest)
-    problems += said
-    rows = files.select("key", "rows", "bytes", "sha256").iter_rows()
-    problems += filter(None, map_concurrently(partial(_problem, catalog), rows, FILES_AT_ONCE))
-    return Verification(
-        output=catalog.output,
-        manifest=manifest.number,
-        files=files.height,
-        rows=int(files["rows"].sum()),
-        bytes=int(files["bytes"].sum()),
-        left_out=sum(entry.left_out for entry in manifest.commits),
-        missing_chunks=left + sum(e.missing for e in manifest.commits if e.window is None),
-        problems=tuple(problems),
-        notes=_refused(catalog, manifest),
-    )
-
-
-def _refused(catalog: Catalog, manifest: Manifest) -> tuple[str, ...]:
-    """What the ledgers of a manifest's runs hold that does not count."""
-
-    def notes(run: str) -> list[str]:
-        try:
-            found = Ledger(catalog.storage, catalog.output, run).read().problems
-        except (StateError, ObjectMissingError, JobError) as error:
-            found = (f"its ledger cannot be read: {error}",)
-        return [f"run {run}: {sentence}" for sentence in found]
-
-    runs = list(dict.fromkeys(entry.run for entry in manifest.commits))
-    return tuple(chain.from_iterable(map_concurrently(notes, runs)))
-
-
-def _windows(catalog: Catalog, manifest: Manifest) -> tuple[int, list[str]]:
-    """Planned chunks of runs with windows that no commit has, and what is wrong with that.
-
-    Counted over all manifests: what was replaced since has been published all the same.
-    """
-    runs = dict.fromkeys(entry.run for entry in manifest.commits if entry.window is not None)
-    published = Counter({run: 0 for run in runs})
-    for entry in catalog.entries():
-        if entry.run in runs:
-            published[entry.run] += entry.files
-    left, problems = 0, []
-    for run, count in published.items():
-        ledger = Ledger(catalog.storage, catalog.output, run)
-        chunks = ledger.record().chunks
-        left += chunks - count
-        if count > chunks or (count < chunks and ledger.published() is not None):
-            problems.append(
-                f"run {run} is noted as published, with {chunks} planned chunks, but its commits "
-                f"have {count}"
-            )
-    return left, problems
-
-
-def _strangers(catalog: Catalog, files: pl.DataFrame) -> Iterator[str]:
-    named = set(files["key"].to_list())
-    for info in catalog.storage.objects(catalog.output):
-        key = info.uri.removeprefix(catalog.output)
-        if key not in named:
-            yield f"{info.uri} is in the output, but no manifest names it"
-
-
-def _problem(catalog: Catalog, file: tuple[str, int, int, str]) -> str | None:
-    key, rows, size, sha256 = file
-    uri = catalog.output + key
-    try:
-        data = catalog.storage.get(uri).data
-    except ObjectMissingError:
-        return f"{uri} is missing"
-    if len(data) != size:
-        return f"{uri} has {len(data)} bytes, the manifest says {size}"
-    if hashlib.sha256(data).hexdigest() != sha256:
-        return f"{uri} has another checksum than the manifest says"
-    found = pq.read_metadata(pa.BufferReader(data)).num_rows
-    return None if found == rows else f"{uri} has {found} rows, the manifest says {rows}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,3 +150,39 @@ def _difference(whole: pl.DataFrame, halves: list[pl.DataFrame]) -> str | None:
 def _digest(frame: pl.DataFrame) -> list[str]:
     """The rows in an order of their own, comparable whatever their types."""
     return sorted(str(row) for row in frame.iter_rows())
+
+
+def combine_problem(
+    name: str, call: Callable[..., Any], partials: Sequence[pl.DataFrame]
+) -> str | None:
+    """How a `combine` breaks its promise on three partials, in a sentence; None if it keeps it.
+
+    It must not matter in which groups partials are combined: combine([a, b, c]) must equal
+    combine([combine([a, b]), c]) and combine([a, combine([b, c])]), but for the order of rows and
+    the last digits of floating-point sums.
+
+    Raises:
+        TransformError: it raised, or did not return a LazyFrame.
+    """
+    a, b, c = partials
+
+    def join(*frames: pl.DataFrame) -> pl.DataFrame:
+        return call_and_collect(name, call, [frame.lazy() for frame in frames])
+
+    whole = join(a, b, c)
+    if whole.schema != a.schema:
+        return f"{name} changes the columns from {dict(a.schema)} to {dict(whole.schema)}"
+    for other in (join(join(a, b), c), join(a, join(b, c))):
+        if not _alike(whole, other):
+            return f"{name} is not associative: its result depends on how chunks are grouped"
+    return None
+
+
+def _alike(one: pl.DataFrame, other: pl.DataFrame) -> bool:
+    from polars.testing import assert_frame_equal
+
+    try:
+        assert_frame_equal(one, other, check_row_order=False, rel_tol=1e-9)
+    except AssertionError:
+        return False
+    return True

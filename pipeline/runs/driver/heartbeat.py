@@ -27,9 +27,9 @@ from pipeline.report.render import render_html, render_json, render_markdown
 from pipeline.report.run_model import Phase, RunInfo, RunReport
 from pipeline.runs.driver.commit import abort_spares, draft_commit, files_of, gone_spares
 from pipeline.runs.driver.map_stage import MapProgress
+from pipeline.runs.driver.reduce_stage import drop_partials, reduced_of
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress, RunRecord
-from pipeline.runs.worker.reduce import drop_partials, reduced_of
 from pipeline.storage import Storage
 from pipeline.storage.documents import Moment, parse_stored, report_folder, seal_json
 from pipeline.storage.outages import advisory

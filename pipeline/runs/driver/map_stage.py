@@ -20,7 +20,8 @@ from pipeline.config.job import Job
 from pipeline.config.sections import BatchSettings
 from pipeline.config.units import format_size, share
 from pipeline.runs.driver.batching import Batcher, Pace
-from pipeline.runs.driver.executor import Engine, Flights, Outcome
+from pipeline.runs.driver.executor import Engine, Outcome
+from pipeline.runs.driver.in_flight import Flights
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Failure, Progress
 from pipeline.runs.worker.batch import Batch

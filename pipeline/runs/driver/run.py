@@ -31,16 +31,10 @@ from pipeline.runs.driver.heartbeat import (
 )
 from pipeline.runs.driver.map_stage import Mapper, MapProgress
 from pipeline.runs.driver.plan import Planned, Resume, plan_run
+from pipeline.runs.driver.reduce_stage import partials_of, reduced_of, without_partial
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress
-from pipeline.runs.worker.reduce import (
-    Step,
-    partials_of,
-    reduce_step,
-    reduced_of,
-    tree,
-    without_partial,
-)
+from pipeline.runs.worker.reduce import Step, reduce_step, tree
 from pipeline.storage import Storage
 from pipeline.storage.outages import advisory, waited_out
 from pipeline.table.errors import UploadsVanishedError, foreign_claim

@@ -23,7 +23,7 @@ from pipeline.errors import AccessDeniedError, StateError, TransformError
 from pipeline.runs.ledger.checks import NODE_NAME, PARTIAL_NAME
 from pipeline.runs.ledger.keys import reduced_uri
 from pipeline.runs.ledger.ledger import Ledger
-from pipeline.runs.ledger.records import REDUCE, Completion, Progress, digest_of
+from pipeline.runs.ledger.records import REDUCE, Completion, digest_of
 from pipeline.runs.transforms.loading import resolve
 from pipeline.runs.transforms.user_code import user_code
 from pipeline.runs.worker.chunk import RunContext, encode, open_run, schema_text
@@ -63,33 +63,6 @@ def tree(partials: Sequence[str]) -> list[list[Step]]:
 def _node(inputs: tuple[str, ...]) -> str:
     digest = hashlib.sha256("\n".join(inputs).encode()).hexdigest()[:32]
     return f"reduced/{digest}.arrow"
-
-
-def partials_of(ledger: Ledger, progress: Progress) -> list[str]:
-    """The names of the partials that hold a run's chunks, each chunk in just one of them."""
-    return sorted({uri.removeprefix(ledger.prefix) for uri in progress.completions["uri"]})
-
-
-def reduced_of(ledger: Ledger, progress: Progress) -> pl.DataFrame:
-    """The completion of the reduce of just these partials (schema COMPLETIONS), or no row."""
-    partials = partials_of(ledger, progress)
-    last = tree(partials)[-1][0].name if partials else ""
-    found = progress.reduced.filter(pl.col("chunk") == last)
-    return found.sort("attempt").head(1)
-
-
-def without_partial(storage: Storage, ledger: Ledger, progress: Progress) -> list[str]:
-    """The attempts whose partial is not stored: their chunks have to be mapped again."""
-    there = [info.uri for info in storage.objects(ledger.prefix + "partials/")]
-    lost = progress.completions.filter(~pl.col("uri").is_in(there))
-    return lost["attempt"].to_list()
-
-
-def drop_partials(storage: Storage, ledger: Ledger) -> None:
-    """Delete what only the reduce needed, once its result is published."""
-    for folder in ("partials/", "reduced/"):
-        for info in storage.objects(ledger.prefix + folder):
-            storage.delete(info.uri)
 
 
 def store_partial(
@@ -136,7 +109,7 @@ def combine(context: RunContext, frames: Sequence[pl.DataFrame]) -> pl.DataFrame
     name = context.job.reduce.combine
     call = resolve(name, {}, context.settings.transforms).call
     with context.tables.used():
-        result = _applied(name, call, [frame.lazy() for frame in frames])
+        result = call_and_collect(name, call, [frame.lazy() for frame in frames])
     if result.schema != frames[0].schema:
         raise TransformError(
             f"{name} changed the columns from {dict(frames[0].schema)} to {dict(result.schema)}",
@@ -153,10 +126,13 @@ def finalize(context: RunContext, frame: pl.DataFrame) -> pl.DataFrame:
     if name is None:
         return frame
     with context.tables.used():
-        return _applied(name, resolve(name, {}, context.settings.transforms).call, frame.lazy())
+        return call_and_collect(
+            name, resolve(name, {}, context.settings.transforms).call, frame.lazy()
+        )
 
 
-def _applied(name: str, call: Callable[..., Any], argument: Any) -> pl.DataFrame:
+def call_and_collect(name: str, call: Callable[..., Any], argument: Any) -> pl.DataFrame:
+    """Call a function of the user's and collect the LazyFrame that it returns."""
     with user_code(name):
         result = call(argument)
         if isinstance(result, pl.LazyFrame):
@@ -225,39 +201,3 @@ def _from_ipc(data: bytes, uri: str) -> pl.DataFrame:
         if not body.startswith(b"ARROW1"):
             raise ValueError("it is no partial result")
         return pl.read_ipc(io.BytesIO(body))
-
-
-def combine_problem(
-    name: str, call: Callable[..., Any], partials: Sequence[pl.DataFrame]
-) -> str | None:
-    """How a `combine` breaks its promise on three partials, in a sentence; None if it keeps it.
-
-    It must not matter in which groups partials are combined: combine([a, b, c]) must equal
-    combine([combine([a, b]), c]) and combine([a, combine([b, c])]), but for the order of rows and
-    the last digits of floating-point sums.
-
-    Raises:
-        TransformError: it raised, or did not return a LazyFrame.
-    """
-    a, b, c = partials
-
-    def join(*frames: pl.DataFrame) -> pl.DataFrame:
-        return _applied(name, call, [frame.lazy() for frame in frames])
-
-    whole = join(a, b, c)
-    if whole.schema != a.schema:
-        return f"{name} changes the columns from {dict(a.schema)} to {dict(whole.schema)}"
-    for other in (join(join(a, b), c), join(a, join(b, c))):
-        if not _alike(whole, other):
-            return f"{name} is not associative: its result depends on how chunks are grouped"
-    return None
-
-
-def _alike(one: pl.DataFrame, other: pl.DataFrame) -> bool:
-    from polars.testing import assert_frame_equal
-
-    try:
-        assert_frame_equal(one, other, check_row_order=False, rel_tol=1e-9)
-    except AssertionError:
-        return False
-    return True

@@ -21,11 +21,12 @@ from partitioning.model import Chunk
 from pipeline.config.job import HiveType, Job
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import PartitionColumnError, UsageError
+from pipeline.runs.admin.verify import verify_output
 from pipeline.runs.backfill.driver import BackfillDriver
 from pipeline.runs.backfill.orchestrator import SerialBackfill
 from pipeline.runs.backfill.plan import Asked, _request_digest, create, draft
 from pipeline.runs.backfill.records import Options
-from pipeline.runs.driver.dry_run import try_transform, verify_output
+from pipeline.runs.driver.dry_run import try_transform
 from pipeline.runs.driver.heartbeat import RunIncompleteError, RunSummary
 from pipeline.runs.driver.run import run_serially
 from pipeline.storage import Storage, own_storage

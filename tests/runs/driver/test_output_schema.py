@@ -14,9 +14,9 @@ import pytest
 
 from partitioning.table_file import TableFile, pack_tables
 from pipeline.errors import SchemaChangedError
+from pipeline.runs.admin.verify import verify_output
 from pipeline.runs.backfill.plan import Asked
 from pipeline.runs.backfill.summary import BackfillIncompleteError
-from pipeline.runs.driver.dry_run import verify_output
 from pipeline.runs.ledger.find import runs_of
 from pipeline.table.columns import differences, digest_columns, stored_columns, widened, wider
 from pipeline.table.log import Catalog

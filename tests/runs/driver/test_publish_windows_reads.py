@@ -10,7 +10,7 @@ import pytest
 from pipeline.cli.runs import history
 from pipeline.errors import UsageError
 from pipeline.runs.admin.vacuum import clean
-from pipeline.runs.driver.dry_run import verify_output
+from pipeline.runs.admin.verify import verify_output
 from pipeline.storage import Storage
 from pipeline.storage.local_backend import LocalBackend
 from pipeline.table.log import Catalog

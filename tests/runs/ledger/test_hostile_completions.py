@@ -20,9 +20,9 @@ from pipeline.errors import StateError
 from pipeline.runs.admin.vacuum import clean, discard_run
 from pipeline.runs.driver.commit import draft_commit
 from pipeline.runs.driver.heartbeat import publish_run
+from pipeline.runs.driver.reduce_stage import drop_partials
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Completion
-from pipeline.runs.worker.reduce import drop_partials
 from pipeline.storage import RetryPolicy, Staged, Storage, StorageReader, staged_area
 from pipeline.storage.local_backend import LocalBackend
 from pipeline.storage.s3_backend import S3Backend

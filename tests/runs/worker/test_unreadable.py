@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline.runs.driver.dry_run import verify_output
+from pipeline.runs.admin.verify import verify_output
 from pipeline.runs.driver.heartbeat import RunIncompleteError
 from pipeline.table.log import Catalog
 from tests.runs.driver.test_run import World

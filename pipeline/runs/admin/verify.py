@@ -1,0 +1,143 @@
+"""Verify an output: read every file that its manifest names, and look for others."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.concurrency import map_concurrently
+from pipeline.errors import (
+    JobError,
+    ObjectMissingError,
+    StateError,
+    UsageError,
+)
+from pipeline.runs.ledger.ledger import Ledger
+from pipeline.storage import Storage
+from pipeline.table.log import Catalog
+from pipeline.table.manifest import Manifest
+
+FILES_AT_ONCE = 8
+"""Files that are read whole at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What reading an output again showed."""
+
+    output: str
+    manifest: int
+    files: int
+    rows: int
+    bytes: int
+    left_out: int
+    """Objects that could not be read, and are left out."""
+    missing_chunks: int
+    """Planned chunks that the manifest says are left out, or that are in windows of its runs that
+    are not published yet."""
+    problems: tuple[str, ...]
+    """One sentence each; empty when all is well."""
+    notes: tuple[str, ...] = ()
+    """Entries that were refused in the ledgers of the manifest's runs; they do not affect the
+    output."""
+
+
+def verify_output(storage: Storage, output: str) -> Verification:
+    """Read every file of the current manifest: size, rows, checksum; and nothing else is there.
+
+    Raises:
+        UsageError: nothing was ever published there.
+    """
+    catalog = Catalog(storage, output)
+    head, etag = catalog.head()
+    if etag is None:
+        raise UsageError(f"{output} has no manifest: chunkmap has published nothing there")
+    manifest = catalog.manifest(head.current)
+    files = catalog.snapshot(manifest)
+    problems = list(_strangers(catalog, files))
+    if head.publishing is not None:
+        named = " ".join(head.publishing.commits) or f"rollback to {head.publishing.rollback}"
+        problems.append(f"{named} is being published, or was interrupted")
+    left, said = _windows(catalog, manifest)
+    problems += said
+    rows = files.select("key", "rows", "bytes", "sha256").iter_rows()
+    problems += filter(None, map_concurrently(partial(_problem, catalog), rows, FILES_AT_ONCE))
+    return Verification(
+        output=catalog.output,
+        manifest=manifest.number,
+        files=files.height,
+        rows=int(files["rows"].sum()),
+        bytes=int(files["bytes"].sum()),
+        left_out=sum(entry.left_out for entry in manifest.commits),
+        missing_chunks=left + sum(e.missing for e in manifest.commits if e.window is None),
+        problems=tuple(problems),
+        notes=_refused(catalog, manifest),
+    )
+
+
+def _refused(catalog: Catalog, manifest: Manifest) -> tuple[str, ...]:
+    """What the ledgers of a manifest's runs hold that does not count."""
+
+    def notes(run: str) -> list[str]:
+        try:
+            found = Ledger(catalog.storage, catalog.output, run).read().problems
+        except (StateError, ObjectMissingError, JobError) as error:
+            found = (f"its ledger cannot be read: {error}",)
+        return [f"run {run}: {sentence}" for sentence in found]
+
+    runs = list(dict.fromkeys(entry.run for entry in manifest.commits))
+    return tuple(chain.from_iterable(map_concurrently(notes, runs)))
+
+
+def _windows(catalog: Catalog, manifest: Manifest) -> tuple[int, list[str]]:
+    """Planned chunks of runs with windows that no commit has, and what is wrong with that.
+
+    Counted over all manifests: what was replaced since has been published all the same.
+    """
+    runs = dict.fromkeys(entry.run for entry in manifest.commits if entry.window is not None)
+    published = Counter({run: 0 for run in runs})
+    for entry in catalog.entries():
+        if entry.run in runs:
+            published[entry.run] += entry.files
+    left, problems = 0, []
+    for run, count in published.items():
+        ledger = Ledger(catalog.storage, catalog.output, run)
+        chunks = ledger.record().chunks
+        left += chunks - count
+        if count > chunks or (count < chunks and ledger.published() is not None):
+            problems.append(
+                f"run {run} is noted as published, with {chunks} planned chunks, but its commits "
+                f"have {count}"
+            )
+    return left, problems
+
+
+def _strangers(catalog: Catalog, files: pl.DataFrame) -> Iterator[str]:
+    named = set(files["key"].to_list())
+    for info in catalog.storage.objects(catalog.output):
+        key = info.uri.removeprefix(catalog.output)
+        if key not in named:
+            yield f"{info.uri} is in the output, but no manifest names it"
+
+
+def _problem(catalog: Catalog, file: tuple[str, int, int, str]) -> str | None:
+    key, rows, size, sha256 = file
+    uri = catalog.output + key
+    try:
+        data = catalog.storage.get(uri).data
+    except ObjectMissingError:
+        return f"{uri} is missing"
+    if len(data) != size:
+        return f"{uri} has {len(data)} bytes, the manifest says {size}"
+    if hashlib.sha256(data).hexdigest() != sha256:
+        return f"{uri} has another checksum than the manifest says"
+    found = pq.read_metadata(pa.BufferReader(data)).num_rows
+    return None if found == rows else f"{uri} has {found} rows, the manifest says {rows}"
