@@ -22,7 +22,7 @@ ALL = dict(found())
 
 
 def test_they_are_found() -> None:
-    assert {"map_dataset.map_dataset", "dask_engine.map_batch_task"} <= set(ALL)
+    assert {"map_dataset.map_dataset", "executor.map_batch_task"} <= set(ALL)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -25,7 +25,10 @@ output: {{uri: {folder}/out/}}
     )
 
 
-def test_an_earlier_run_tells_the_time_and_sizes_tell_the_memory(tmp_path: Path) -> None:
+def test_an_earlier_run_tells_the_time_and_sizes_tell_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHUNKMAP_TRANSFORMS__ALLOW", "benchmarks.transforms")
     (tmp_path / "in").mkdir()
     for number in range(6):
         frame = pl.DataFrame({"id": range(1000), "n": [float(number)] * 1000})
