@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from importlinter import cli
 
+from tests.contracts.picture import picture, shown
 from tests.contracts.source import PACKAGES, ROOT, imports_of, module_name, modules, python_files
 
 
@@ -84,3 +85,7 @@ def _names_imported(path: Path) -> Iterator[tuple[str, str, int]]:
             for alias in node.names:
                 if f"{node.module}.{alias.name}" not in modules():
                     yield node.module, alias.name, node.lineno
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_contracts() -> None:
+    assert shown() == picture(), "draw it again: python -m tests.contracts.picture"
