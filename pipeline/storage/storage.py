@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from itertools import groupby
@@ -272,8 +274,23 @@ class S3Services:
 
 
 def open_storage(settings: Settings) -> Storage:
-    """The storage that the settings name: S3 by the standard AWS variables, and local files."""
-    return Storage({"s3": S3Services(settings.s3), "file": LocalBackend()})
+    """Open the storage that the settings name: S3 by the standard AWS variables, and local files.
+
+    A process has one client for the same settings and variables: making one takes a quarter of a
+    second, and its requests are limited together.
+    """
+    aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    with _opened_lock:
+        for s3, variables, storage in _opened:
+            if s3 == settings.s3 and variables == aws:
+                return storage
+        storage = Storage({"s3": S3Services(settings.s3), "file": LocalBackend()})
+        _opened.append((settings.s3, aws, storage))
+        return storage
+
+
+_opened: deque[tuple[S3Settings, dict[str, str], Storage]] = deque(maxlen=4)
+_opened_lock = Lock()
 
 
 def scan_options(settings: Settings, uri: str) -> dict[str, str]:
