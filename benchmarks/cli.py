@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.options import Environment, Json
+
 app = typer.Typer(
     name="bench",
     help="Measure chunkmap beside others who do the same work, and report it.",
@@ -26,11 +28,6 @@ class Size(StrEnum):
     l = "l"  # noqa: E741 - as the command line spells it
 
 
-Environment = Annotated[
-    str | None,
-    typer.Option("--environment", "-e", help="Take settings from conf/<environment>.yaml too."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
 Root = Annotated[str, typer.Option(help="Prefix under which datasets and reports live.")]
 
 

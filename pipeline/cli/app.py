@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +10,7 @@ import typer
 from pipeline.cli import bench, cluster, tls
 from pipeline.cli.backfill import commands
 from pipeline.cli.errors import complain, quiet_libraries, show_usage_error
+from pipeline.cli.options import Environment, InOutput, JobFile, Json, Output, RunId
 from pipeline.cli.terminal import guard_streams
 from pipeline.processes import exit_process
 
@@ -27,24 +27,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 the run failed, 2 bad usage or input, 3 conflict, "
     "130 interrupted.",
 )
-
-JobFile = Annotated[
-    Path, typer.Argument(metavar="JOB.yaml", help="The job file.", show_default=False)
-]
-Environment = Annotated[
-    str | None,
-    typer.Option("--environment", "-e", help="Take settings from conf/<environment>.yaml too."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
-Output = Annotated[
-    str, typer.Argument(metavar="OUTPUT", help="URI of an output prefix.", show_default=False)
-]
-RunId = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's id, or its first letters.", show_default=False)
-]
-InOutput = Annotated[
-    str | None, typer.Option("--output", "-o", help="The run's output; default any known one.")
-]
 
 
 @app.command()
@@ -239,7 +221,7 @@ def repair(
 
 
 @app.command()
-def clean(
+def vacuum(
     output: Output,
     older_than: Annotated[str, typer.Option(help="Spare younger uploads.")] = "7d",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
@@ -249,10 +231,10 @@ def clean(
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Abort abandoned uploads, and move away files that no manifest names."""
+    """Abort abandoned uploads and move orphan files away."""
     from pipeline.cli import runs
 
-    runs.clean(
+    runs.vacuum(
         output,
         environment,
         older_than=older_than,
@@ -260,6 +242,9 @@ def clean(
         discard=discard or [],
         as_json=json,
     )
+
+
+app.command("clean", hidden=True, deprecated=True)(vacuum)
 
 
 @app.command()

@@ -160,7 +160,7 @@ def rollback(output: str, to: int | None, environment: str | None, *, as_json: b
     say(f"{catalog.output}: manifest {manifest.number} has the files of {manifest.rollback_of}")
 
 
-def clean(
+def vacuum(
     output: str,
     environment: str | None,
     *,

@@ -116,7 +116,7 @@ def _refuse_unknown(catalog: Catalog, manifest: Manifest, run: str, keys: list[s
     if any(key in claimed for key in left):
         hint = f"a claim was lost; see what can be done: chunkmap repair {catalog.output}"
     elif any(map(run_of_key, left)):
-        hint = f"move away what no run needs any more: chunkmap clean {catalog.output}"
+        hint = f"move away what no run needs any more: chunkmap vacuum {catalog.output}"
     raise OutputNotEmptyError(
         f"{catalog.output} contains {len(left):,} objects that chunkmap did not publish "
         f"(for example {left[0]})",

@@ -16,13 +16,9 @@ from pipeline.cli.backfill.options import (
     CanaryHold,
     CanaryLimit,
     Detach,
-    Environment,
     Exclude,
     From,
     Id,
-    InOutput,
-    JobFile,
-    Json,
     Key,
     Last,
     MaxActive,
@@ -35,6 +31,7 @@ from pipeline.cli.backfill.options import (
     WindowNames,
     WindowsPerRun,
 )
+from pipeline.cli.options import Environment, InOutput, JobFile, Json
 
 app = typer.Typer(
     name="backfill",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,23 +20,12 @@ class Reprocess(StrEnum):
     all = "all"
 
 
-JobFile = Annotated[
-    Path, typer.Argument(metavar="JOB.yaml", help="A job with `window`.", show_default=False)
-]
 Id = Annotated[
     str,
     typer.Argument(
         metavar="ID", help="Its id or the first letters; `last` is the newest.", show_default=False
     ),
 ]
-InOutput = Annotated[
-    str | None, typer.Option("--output", "-o", help="The backfill's output; default any known one.")
-]
-Environment = Annotated[
-    str | None,
-    typer.Option("--environment", "-e", help="Take settings from conf/<environment>.yaml too."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
 
 From = Annotated[
     str | None,
