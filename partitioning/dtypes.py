@@ -280,6 +280,11 @@ def arrow_type(dtype: Any) -> pa.DataType:
         return pa.dictionary(pa.int32(), pa.string())
     if dtype in (pl.Int128, pl.UInt128):
         return INT128 if dtype == pl.Int128 else UINT128
+    return _leaf_type(dtype)
+
+
+@lru_cache(maxsize=256)
+def _leaf_type(dtype: Any) -> pa.DataType:
     kind = _LEAVES.get(type(dtype))
     return kind if kind is not None else pl.Series([], dtype=dtype).to_arrow().type
 

@@ -7,6 +7,8 @@ other. A new module needs a line here: the lowest floor that lets it import what
 FLOORS: dict[str, int] = {
     "partitioning.thrift": -3,
     "partitioning.parquet_footer": -2,
+    "partitioning.footer_pattern": -1,
+    "partitioning.footer_arrays": 0,
     "partitioning.dtypes": -1,
     "partitioning.pages": -1,
     "partitioning.writers": -1,
