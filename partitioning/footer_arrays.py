@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from partitioning.footer_pattern import UsualFooter
+from partitioning.footer_pattern import FooterMatcher, UsualFooter, codec_and_encodings
 from partitioning.parquet_footer import (
+    END,
     LONG_VALUE,
     MOST_VALUES,
+    ColumnChunk,
     FileSchema,
+    Footer,
     Leaf,
+    RowGroup,
+    Wish,
+    parse_footer,
     parse_statistics,
 )
 from partitioning.thrift import Values
@@ -94,6 +101,67 @@ def read_columns(
     claimed = read_varints(b"".join(one.rows for one in footers))
     are_good = ~np.logical_or.reduceat(wrong, firsts) & (np.add.reduceat(rows, firsts) == claimed)
     return columns, are_good
+
+
+_MATCHER: Final = FooterMatcher(statistics=True)
+_LARGE: Final = 4 << 10
+"""Bytes of a footer from which arrays pay though there is no other to decode with it."""
+
+
+def read_footer(data: bytes, size: int, wish: Wish) -> Footer:
+    """Return what `parse_footer` does, sooner if the footer is a usual one and not small.
+
+    Raises:
+        BadFooter: as `parse_footer`.
+    """
+    usual = _MATCHER.match(data) if len(data) >= _LARGE else None
+    if usual is not None:
+        columns, are_good = read_columns(usual.schema, [usual], [size - END - len(data)])
+        if are_good.all():
+            groups = list(_row_groups(usual, columns, wish))
+            return Footer(
+                usual.schema, int(columns.rows.sum()), groups, usual.count, usual.created_by,
+                usual.arrow_schema,
+            )  # fmt: skip
+    return parse_footer(data, size, wish)
+
+
+def _row_groups(usual: UsualFooter, columns: ColumnArrays, wish: Wish) -> Iterator[RowGroup]:
+    """Yield the row groups that are wanted."""
+    leaves = [(leaf, wish.has_statistics(leaf)) for leaf in usual.schema.leaves]
+    kept = [at for at, (leaf, _) in enumerate(leaves) if wish.has_column(leaf)]
+    for group in range(usual.count) if wish.groups is None else wish.groups:
+        if group >= usual.count:
+            return
+        numbers = [
+            array[group, kept].tolist()
+            for array in (
+                columns.start, columns.data_start, columns.compressed, columns.uncompressed,
+                columns.values, columns.has_dictionary,
+            )
+        ]  # fmt: skip
+        found = []
+        for at, *own in zip(kept, *numbers, strict=True):
+            leaf, has_statistics = leaves[at]
+            place = group * len(leaves) + at
+            codec, encodings = codec_and_encodings(usual.kinds[place])
+            raw = usual.statistics[place] if has_statistics else b""
+            start, data_start, compressed, uncompressed, values, has_dictionary = own
+            found.append(
+                ColumnChunk(
+                    leaf,
+                    codec,
+                    start,
+                    data_start,
+                    compressed,
+                    uncompressed,
+                    values,
+                    has_dictionary,
+                    encodings if wish.encodings else [],
+                    parse_statistics(raw) if raw else None,
+                )
+            )
+        yield RowGroup(int(columns.rows[group]), found)
 
 
 def _are_wrong(schema: FileSchema, columns: ColumnArrays, ends: Ints) -> Bools:

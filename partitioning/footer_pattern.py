@@ -32,6 +32,7 @@ from partitioning.thrift import (
     INTEGER,
     LIST,
     STRUCT,
+    Many,
     Struct,
     ThriftError,
     Wanted,
@@ -148,6 +149,8 @@ class UsualFooter:
     """Row groups."""
     created_by: str
     arrow_schema: bytes | None
+    kinds: tuple[bytes, ...]
+    """Fields 1 to 4 of each column chunk's metadata; see `codec_and_encodings`."""
     types: bytes
     """Physical type of each column chunk; 255 if there is none, or its codec is not supported."""
     numbers: bytes
@@ -238,6 +241,7 @@ class FooterMatcher:
             count,
             created_by,
             arrow_schema,
+            kinds,
             bytes(map(_physical_type, kinds)),
             b"".join(numbers),
             bytes(map(bool, dictionaries)),
@@ -270,3 +274,10 @@ def _physical_type(kind: bytes) -> int:
     is_whole = end == len(data) and found == {1: physical, 4: codec, 5: 0}
     is_known = codec != LZO and 0 <= codec < CODECS and 0 <= physical < _NO_TYPE
     return physical if is_whole and is_known else _NO_TYPE
+
+
+@lru_cache(maxsize=20_000)
+def codec_and_encodings(kind: bytes) -> tuple[int, list[int]]:
+    """Return what a column chunk's fields 1 to 4 say; it has passed the checks."""
+    found, _ = read_struct(kind + b"\x00", 0, {2: Many(INTEGER), 4: INTEGER})
+    return found[4], found.get(2, [])

@@ -187,6 +187,14 @@ class Wish:
     groups: range | None = None
     """Row groups that are wanted: others are not looked at. None is all."""
 
+    def has_statistics(self, leaf: Leaf) -> bool:
+        """Tell whether a column's statistics are wanted."""
+        return _is_bounded(leaf) if self.statistics is None else leaf.column in self.statistics
+
+    def has_column(self, leaf: Leaf) -> bool:
+        """Tell whether the column chunks of a column are wanted."""
+        return self.columns is None or leaf.column in self.columns
+
 
 def parse_footer(data: bytes, size: int, wish: Wish) -> Footer:
     """Parse a footer and check it.
@@ -248,14 +256,10 @@ class _Walk:
             raise Contradiction("its schema is no list")
         schema = self._schema = parse_schema(data[at:end])
         wish = self._wish
-        self._kept = tuple(wish.columns is None or x.column in wish.columns for x in schema.leaves)
+        self._kept = tuple(map(wish.has_column, schema.leaves))
         usual = _column_fields(wish.encodings, statistics=False)
         more = _column_fields(wish.encodings, statistics=True)
-        wanted = wish.statistics
-        self._fields = tuple(
-            more if (_is_bounded(leaf) if wanted is None else leaf.column in wanted) else usual
-            for leaf in schema.leaves
-        )
+        self._fields = tuple(more if wish.has_statistics(x) else usual for x in schema.leaves)
         return end
 
     def row_groups(self, data: bytes, at: int, kind: int) -> int:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from random import Random
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from partitioning import ObjectInfo, Tail, TailRequest, Term
-from partitioning.footer_arrays import read_varints
+from partitioning import ObjectInfo, Tail, TailRequest, Term, footer_arrays
+from partitioning.footer_arrays import read_footer, read_varints
 from partitioning.footer_pattern import FooterMatcher
 from partitioning.footers import FooterBatch, FooterGroup, FooterSpec, read_footers
-from partitioning.parquet_footer import Wish, parse_footer
+from partitioning.parquet_footer import BadFooter, Footer, Wish, parse_footer
 from partitioning.thrift import write_varint
 from tests.fuzz import corpus
 from tests.fuzz.changes import change_footer
@@ -192,3 +192,31 @@ def test_bytes_that_no_object_has_are_refused_though_no_values_are_there() -> No
     batch = read({"a": with_footer(data, claims)})
     ((_, _, reason),) = batch.errors
     assert "claims 0 values in" in reason
+
+
+WISHES = {
+    "workers": Wish(statistics=None, encodings=True, groups=range(1, 3)),
+    "all": Wish(statistics=None, encodings=True),
+    "some": Wish(frozenset(("int32", "list")), frozenset(("int32",))),
+}
+
+
+def whole(
+    parse: Callable[[bytes, int, Wish], Footer], own: bytes, size: int, wish: Wish
+) -> Footer | tuple[Any, ...]:
+    """Return a footer, or what is wrong with it."""
+    try:
+        return parse(own, size, wish)
+    except BadFooter as bad:
+        return bad.args
+
+
+@pytest.mark.parametrize("wish", WISHES)
+def test_whole_footers_say_the_same_either_way(wish: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(footer_arrays, "_LARGE", 0)
+    random = Random(f"whole {wish}")
+    for name, data in CORPUS.items():
+        plain = footer(data)
+        for own in (plain, *(changed_bytes(plain, random) for _ in range(40))):
+            asked = own, len(data), WISHES[wish]
+            assert whole(read_footer, *asked) == whole(parse_footer, *asked), name
