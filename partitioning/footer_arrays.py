@@ -184,15 +184,17 @@ def _are_wrong(schema: FileSchema, columns: ColumnArrays, ends: Ints) -> Bools:
 def read_varints(data: bytes) -> Ints:
     """Return signed (zigzag) integers of at most 62 bits that lie one after the other."""
     raw = np.frombuffer(data, np.uint8)
-    ends = np.flatnonzero(raw < 128)
-    starts = np.zeros(len(ends), np.int64)
-    starts[1:] = ends[:-1] + 1
+    starts = np.flatnonzero(raw < 128)  # So far where each ends.
+    more = np.diff(starts, prepend=-1).astype(np.uint8) - 1
+    starts -= more
     values = (raw[starts] & 127).astype(np.int64)
-    more = ends - starts
     for place in range(1, int(more.max(initial=0)) + 1):
         longer = np.flatnonzero(more >= place)
         values[longer] |= (raw[starts[longer] + place] & 127).astype(np.int64) << 7 * place
-    return (values >> 1) ^ -(values & 1)
+    signs = -(values & 1)
+    values >>= 1
+    values ^= signs
+    return values
 
 
 def _flags(data: bytes) -> Bools:

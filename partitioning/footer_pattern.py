@@ -78,15 +78,20 @@ def _bytes_pattern() -> bytes:
 
 
 def _chunk_pattern(*, statistics: bool) -> bytes:
-    """Return the pattern of a column chunk."""
+    """Return the pattern of a column chunk.
+
+    No part of it is tried in more than a few ways, so that time is in proportion to the footer.
+    """
     three = (rb"\x15" + _VARINT) * 3 + rb"\x00"
-    encoding_stats = _list(STRUCT, three, 8)
+    # Two of one byte each is what most have, and is tried first, which saves a tenth of the time.
+    small = (rb"\x15[\x00-\x7f]" * 3 + rb"\x00") * 2
+    encoding_stats = _any_of([_byte(2 << 4 | STRUCT) + small, _list(STRUCT, three, 8)])
     histogram = _list(6, _VARINT, 14)
     size_statistics = (
         rb"[\x1c\x2c\x3c\x4c](?:\x16" + _VARINT + rb")?+(?:[\x19\x29]" + histogram
         + rb")?+(?:[\x19\x29\x39]" + histogram + rb")?+\x00"
     )  # fmt: skip
-    bounds = (
+    any_bounds = (
         _any_of([
             rb"[\x18\x28\x38\x48\x58\x68]" + _bytes_pattern(),
             rb"[\x16\x26\x36\x46]" + _VARINT,
@@ -94,10 +99,17 @@ def _chunk_pattern(*, statistics: bool) -> bytes:
         ])
         + rb"*+\x00"
     )  # fmt: skip
+    # So are those of numbers, as Arrow writes them.
+    number = rb"(?:\x08.{8}|\x04.{4})"
+    number_bounds = b"".join((
+        rb"\x18", number, rb"\x18", number, rb"\x16", _VARINT,
+        rb"\x28", number, rb"\x18", number, rb"\x11\x11\x00",
+    ))  # fmt: skip
+    bounds = _any_of([number_bounds, any_bounds])
     behind = _INTEGERS + b"(?:" + size_statistics + b")?+" + _INTEGERS
     return b"".join((
         # 2: offset of the metadata. 3: these; in them 1: type, 2: encodings, 3: path, 4: codec.
-        rb"\x26", _VARINT, rb"\x1c(?P<kind>\x15.\x19.+?\x15[\x00-\x10])",
+        rb"\x26", _VARINT, rb"\x1c(?>(?P<kind>\x15.\x19[^\x19]*+\x19.+?\x15[\x00-\x10])(?=\x16))",
         # 5: values, 6: bytes uncompressed, 7: compressed, 9: offset of data pages.
         rb"(?P<numbers>\x16", _NUMBER, rb"\x16", _NUMBER, rb"\x16", _NUMBER, rb"\x26", _NUMBER,
         # 11: offset of the dictionary.
@@ -123,6 +135,10 @@ _BEGIN: Final = re.compile(rb"\x15" + _VARINT + rb"\x19", re.DOTALL)
 """The version; then comes the schema, a list."""
 _GROUPS_BEGIN: Final = re.compile(rb"\x16(" + _NUMBER + rb")\x19")
 """The number of rows; then come the row groups, a list."""
+
+_LEAST: Final = 52
+"""Bytes for each column chunk, on average, from which matching takes less memory than ten footers;
+writers need more, unless they leave statistics out and names are of one letter."""
 
 Tokens = tuple[bytes, ...]
 
@@ -218,6 +234,8 @@ class FooterMatcher:
             return None
         kind, count, at = read_list_header(data, begin.end())
         if not count or kind != STRUCT or not data.startswith(head.columns, at):
+            return None
+        if len(data) < count * leaves * _LEAST:
             return None
         tokens = _pattern(statistics=self._statistics)(data, at + len(head.columns))
         if len(tokens) != count * leaves + 1:

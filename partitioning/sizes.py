@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -63,11 +64,16 @@ def leaf_sizes(schema: FileSchema, types: pl.Schema) -> tuple[LeafSize, ...]:
         below[leaf.column].append(leaf)
     found: list[LeafSize] = []
     for name, leaves in below.items():
-        sizes = [LeafSize(*one) for one in _walk(arrow_type(types[name]), 0)]
+        sizes = _type_sizes(arrow_type(types[name]))
         if len(sizes) != len(leaves):  # It comes as something else than it is stored.
-            sizes = [LeafSize(_VIEW, True, int(leaf.is_repeated)) for leaf in leaves]
+            sizes = tuple(LeafSize(_VIEW, True, int(leaf.is_repeated)) for leaf in leaves)
         found += map(_sized, sizes, leaves)
     return tuple(found)
+
+
+@lru_cache(maxsize=256)
+def _type_sizes(kind: pa.DataType) -> tuple[LeafSize, ...]:
+    return tuple(LeafSize(*one) for one in _walk(kind, 0))
 
 
 def _sized(size: LeafSize, leaf: Leaf) -> LeafSize:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from random import Random
 from typing import Any
@@ -220,3 +221,31 @@ def test_whole_footers_say_the_same_either_way(wish: str, monkeypatch: pytest.Mo
         for own in (plain, *(changed_bytes(plain, random) for _ in range(40))):
             asked = own, len(data), WISHES[wish]
             assert whole(read_footer, *asked) == whole(parse_footer, *asked), name
+
+
+def test_matching_takes_time_in_proportion_to_the_footer() -> None:
+    """What begins like column chunks within column chunks is not tried again and again."""
+    plain = footer(CORPUS["many row groups"])
+    begin = plain.index(b"\x19\x1c\x26") + 2
+    chunk = b"\x15\x00\x16\x00\x16\x00\x16\x00\x26\x00\x3c"
+    own = plain[:begin] + b"\x26\x00\x1c\x15\x00\x19\x05\x19" + (b"\x18\x0b" + chunk) * 50_000
+    matcher = FooterMatcher(statistics=False)
+    begun = time.process_time()
+    assert matcher.match(own) is None
+    assert time.process_time() - begun < 1.0
+
+
+def test_the_smallest_column_chunks_are_left_to_the_parser() -> None:
+    """Matching would take more than ten times their memory."""
+    table = pa.table({"a": pa.array(range(300), pa.int64())})
+    plain = corpus.by_pyarrow(
+        table, row_group_size=1, write_statistics=False, use_dictionary=False, store_schema=False
+    )
+    tree = footer_of(plain)
+    for group in range(300):  # Fields that no reader needs: page encodings and histograms.
+        for number in (13, 16):
+            tree = replaced(tree, (4, group, 1, 0, 3, number), None)
+    data = with_footer(plain, tree)
+    assert is_usual(plain)
+    assert not is_usual(data)
+    assert outcome(read({"a": data})) == outcome(by_parser({"a": data}))
