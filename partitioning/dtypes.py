@@ -278,8 +278,11 @@ def arrow_type(dtype: Any) -> pa.DataType:
         return pa.map_(arrow_type(dtype.key), arrow_type(dtype.value))
     if isinstance(dtype, pl.Categorical | pl.Enum):
         return pa.dictionary(pa.int32(), pa.string())
-    if dtype in (pl.Int128, pl.UInt128):
-        return INT128 if dtype == pl.Int128 else UINT128
+    return _leaf_type(dtype)
+
+
+@lru_cache(maxsize=256)
+def _leaf_type(dtype: Any) -> pa.DataType:
     kind = _LEAVES.get(type(dtype))
     return kind if kind is not None else pl.Series([], dtype=dtype).to_arrow().type
 
@@ -287,6 +290,8 @@ def arrow_type(dtype: Any) -> pa.DataType:
 _LEAVES: Final[dict[type[pl.DataType], pa.DataType]] = {
     pl.String: pa.string(),
     pl.Binary: pa.binary(),
+    pl.Int128: INT128,
+    pl.UInt128: UINT128,
 }
 
 
@@ -299,13 +304,19 @@ _NOTES: Final = "chunkmap.notes"
 def pack_schema(schema: pl.Schema, notes: Iterable[str] = ()) -> bytes:
     """Return a schema as bytes, the same for the same schema and notes: an empty Parquet file."""
     file = io.BytesIO()
-    schema.to_frame().write_parquet(
+    columns = [_empty_column(dtype).alias(name) for name, dtype in schema.items()]
+    pl.DataFrame(columns).write_parquet(
         file,
         compression="uncompressed",
         statistics=False,
         metadata={_NOTES: json.dumps(list(notes))},
     )
     return file.getvalue()
+
+
+@lru_cache(maxsize=256)
+def _empty_column(dtype: Any) -> pl.Series:
+    return pl.Series([], dtype=dtype)
 
 
 @lru_cache(maxsize=64)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import Final
 
@@ -19,18 +20,19 @@ from partitioning.dtypes import (
     plain_arrow_schema,
 )
 from partitioning.filters import Filter
+from partitioning.footer_arrays import read_columns
+from partitioning.footer_pattern import FooterMatcher, UsualFooter
 from partitioning.model import ObjectInfo
 from partitioning.parquet_footer import (
     END,
     BadFooter,
     FileSchema,
-    Footer,
     Wish,
     parse_footer,
 )
-from partitioning.pruning import StatisticsFilter
+from partitioning.pruning import FindClaims, StatisticsFilter
 from partitioning.reader import Reader, TailRequest
-from partitioning.sizes import column_bytes, leaf_sizes
+from partitioning.sizes import column_bytes, leaf_sizes, row_group_bytes
 
 _SMALLEST: Final = 12
 """Bytes of the smallest possible Parquet file: magic bytes at both ends, a length."""
@@ -118,47 +120,151 @@ def footer_length(tail: bytes, size: int, limit: int) -> int:
     return length
 
 
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """An object whose footer is here."""
+
+    position: int
+    live: tuple[int, ...]
+    info: ObjectInfo
+    data: bytes
+    """The footer alone."""
+
+    @property
+    def start(self) -> int:
+        """Offset of the footer."""
+        return self.info.size - END - len(self.data)
+
+
+_Schema = tuple[bytes, bytes | None]
+"""Parquet's schema of a file, and Arrow's."""
+
+
 class _Layout:
     """What is the same for all files of one schema."""
 
-    def __init__(self, schema: FileSchema, types: FileTypes, spec: FooterSpec) -> None:
-        self._schema, self._types, self._spec = schema, types, spec
-        self.packed = pack_schema(types.schema, types.notes)
+    def __init__(self, schema: FileSchema, types: FileTypes, spec: FooterSpec, index: int) -> None:
+        self.schema, self._types, self._spec = schema, types, spec
+        self.index = index
+        """Position of the schema in the batch."""
         self.sizes = leaf_sizes(schema, types.schema)
+        self.wanted = [
+            leaf.index
+            for leaf in schema.leaves
+            if spec.columns is None or leaf.column in spec.columns
+        ]
+        """Leaves whose sizes count."""
+
+    def keeps(self, rows: int, find: FindClaims, created_by: str, live: tuple[int, ...]) -> bool:
+        """Tell whether a row group may hold a matching row; see `StatisticsFilter.keeps`."""
+        if self._filter is None:
+            return rows > 0
+        return rows > 0 and self._filter.keeps(rows, find, created_by, live)
 
     @cached_property
-    def filter(self) -> StatisticsFilter | None:
+    def _filter(self) -> StatisticsFilter | None:
         """The filter, bound to the types of these files."""
         if not self._spec.filter:
             return None
         arrow = arrow_schema_of(self._types.schema)
         spec = self._spec
         return StatisticsFilter(
-            spec.filter, spec.partitions, arrow, self._schema, declared=spec.declared
+            spec.filter, spec.partitions, arrow, self.schema, declared=spec.declared
         )
 
 
 class _Collector:
-    """Turns footers into the columns of a `FooterBatch`."""
+    """Turns footers into the columns of a `FooterBatch`.
+
+    Usual footers are decoded and checked many at a time; the others one by one.
+    """
+
+    _TOGETHER = 8_192
+    """Column chunks that are decoded together: enough to pay, and few megabytes."""
 
     def __init__(self, spec: FooterSpec) -> None:
         self.batch = FooterBatch()
         self._spec, self._wish = spec, spec.wish
-        self._layouts: dict[tuple[bytes, bytes | None], tuple[_Layout, int]] = {}
+        self._matcher = FooterMatcher(statistics=bool(self._wish.statistics))
+        self._layouts: dict[_Schema, _Layout] = {}
+        self._packed: dict[bytes, int] = {}
+        """Position of each schema in the batch."""
+        self._usual: dict[_Schema, list[tuple[_Object, UsualFooter]]] = {}
+        """Footers that matched and are not decoded yet, by their schemas."""
+        self._chunks = 0
+        """Their column chunks."""
 
     def add(
         self, position: int, live: tuple[int, ...], info: ObjectInfo, tail: bytes, length: int
     ) -> None:
-        footer = parse_footer(tail[-END - length : -END], info.size, self._wish)
-        try:
-            layout, schema = self._layout(footer)
-        except UnreadableSchemaError as error:
-            raise BadFooter(info.size - END - length, str(error)) from None
+        """Take a footer over, now or with others later."""
+        one = _Object(position, live, info, tail[-END - length : -END])
+        usual = self._matcher.match(one.data)
+        if usual is None:
+            self._add_any(one)
+            return
+        key = (usual.schema.raw, usual.arrow_schema)
+        self._usual.setdefault(key, []).append((one, usual))
+        self._chunks += len(usual.types)
+        if self._chunks >= self._TOGETHER:
+            self.finish()
+
+    def finish(self) -> None:
+        """Take over the footers that wait.
+
+        Raises:
+            FilterError: a filter value does not compare with its column's type.
+        """
+        waiting, self._usual, self._chunks = self._usual, {}, 0
+        for usual in waiting.values():
+            self._add_usual(usual)
+
+    def _add_usual(self, usual: list[tuple[_Object, UsualFooter]]) -> None:
+        """Take over footers of one schema."""
+        schema, arrow_schema = usual[0][1].schema, usual[0][1].arrow_schema
+        columns, are_good = read_columns(
+            schema, [footer for _, footer in usual], [one.start for one, _ in usual]
+        )
+        layout = None
+        if are_good.any():  # Nobody is asked about the types of footers that are not checked.
+            with suppress(UnreadableSchemaError):
+                layout = self._layout(schema, arrow_schema)
+        if layout is None:
+            for one, _ in usual:
+                self._add_any(one)
+            return
+        rows = columns.rows.tolist()
+        stored = columns.compressed[:, layout.wanted].sum(axis=1).tolist()
+        decoded = row_group_bytes(layout.sizes, columns, layout.wanted).tolist()
         batch = self.batch
-        batch.positions.append(position)
-        batch.footer_sizes.append(length + END)
-        batch.schema.append(schema)
-        batch.counts.append(len(footer.groups))
+        start = 0
+        for (one, footer), is_good in zip(usual, are_good.tolist(), strict=True):
+            stop = start + footer.count
+            if is_good:
+                self._add_object(one, layout, footer.count)
+                batch.rows.extend(rows[start:stop])
+                batch.stored.extend(stored[start:stop])
+                batch.decoded.extend(decoded[start:stop])
+                for group, count in enumerate(rows[start:stop]):
+                    find = partial(columns.claims, footer, start, group)
+                    batch.kept.append(layout.keeps(count, find, footer.created_by, one.live))
+            else:
+                self._add_any(one)
+            start = stop
+
+    def _add_any(self, one: _Object) -> None:
+        """Take a footer over by itself, or note what is wrong with it."""
+        try:
+            footer = parse_footer(one.data, one.info.size, self._wish)
+            layout = self._layout(footer.schema, footer.arrow_schema)
+        except BadFooter as bad:
+            self.batch.errors.append((one.position, *bad.args))
+            return
+        except UnreadableSchemaError as error:
+            self.batch.errors.append((one.position, one.start, str(error)))
+            return
+        self._add_object(one, layout, len(footer.groups))
+        batch = self.batch
         for group in footer.groups:
             batch.rows.append(group.rows)
             batch.stored.append(sum(column.compressed for column in group.columns))
@@ -167,19 +273,24 @@ class _Collector:
                 for column in group.columns
             )
             batch.decoded.append(round(decoded))
-            keeps = layout.filter is None or layout.filter.keeps(group, footer.created_by, live)
-            batch.kept.append(group.rows > 0 and keeps)
+            batch.kept.append(layout.keeps(group.rows, group.claims, footer.created_by, one.live))
 
-    def _layout(self, footer: Footer) -> tuple[_Layout, int]:
-        stored = footer.arrow_schema
+    def _add_object(self, one: _Object, layout: _Layout, row_groups: int) -> None:
+        batch = self.batch
+        batch.positions.append(one.position)
+        batch.footer_sizes.append(len(one.data) + END)
+        batch.schema.append(layout.index)
+        batch.counts.append(row_groups)
+
+    def _layout(self, schema: FileSchema, stored: bytes | None) -> _Layout:
         arrow_schema = None if stored is None else plain_arrow_schema(stored)
-        key = (footer.schema.raw, arrow_schema)
+        key = (schema.raw, arrow_schema)
         if key not in self._layouts:
-            types = file_types(footer.schema, arrow_schema, self._spec.int96)
-            layout = _Layout(footer.schema, types, self._spec)
-            if layout.packed not in self.batch.schemas:
-                self.batch.schemas.append(layout.packed)
-            self._layouts[key] = layout, self.batch.schemas.index(layout.packed)
+            types = file_types(schema, arrow_schema, self._spec.int96)
+            packed = pack_schema(types.schema, types.notes)
+            index = self._packed.setdefault(packed, len(self._packed))
+            self._layouts[key] = _Layout(schema, types, self._spec, index)
+            self.batch.schemas = list(self._packed)
         return self._layouts[key]
 
 
@@ -259,4 +370,5 @@ def read_footers(
             done += 1
             if progress is not None and (done % 256 == 0 or done == len(group.objects)):
                 progress(done)
+    collector.finish()
     return batch

@@ -46,13 +46,13 @@ _PHYSICAL: Final = (
 WIDTHS: Final = {0: 1, 1: 4, 2: 8, 4: 4, 5: 8}
 """Bytes of a statistic of each physical type that has a fixed number of them."""
 _ENCODINGS: Final = frozenset((0, 2, 3, 4, 5, 6, 7, 8, 9))
-_MOST: Final = 1 << 40
+MOST_VALUES: Final = 1 << 40
 """Rows, values or bytes of a row group from which they are no numbers but damage."""
-_LONG_VALUE: Final = 1 << 16
+LONG_VALUE: Final = 1 << 16
 """Bytes of values of fixed length, up to which there may be less than one: all are null."""
 _VARIANT: Final = 16
-_LZO: Final = 3
-_CODECS: Final = 8
+LZO: Final = 3
+CODECS: Final = 8
 _REPEATED: Final = 2
 
 
@@ -137,6 +137,12 @@ class RowGroup:
     columns: list[ColumnChunk]
     """Those that were asked for, in the order of the leaves."""
 
+    def claims(self, leaf: Leaf) -> tuple[int, Values | None]:
+        """Return the values and the statistics of a column chunk that was asked for."""
+        # The leaf may be that of an equal schema that was parsed before.
+        (found,) = (one for one in self.columns if one.leaf.index == leaf.index)
+        return found.values, found.statistics
+
 
 @dataclass(frozen=True, slots=True)
 class Footer:
@@ -163,7 +169,9 @@ _STATISTICS: Final = Struct({1: BYTES, 2: BYTES, 3: INTEGER, 5: BYTES, 6: BYTES}
 _META: Final = {
     1: INTEGER, 4: INTEGER, 5: INTEGER, 6: INTEGER, 7: INTEGER, 9: INTEGER, 11: INTEGER,
 }  # fmt: skip
-_KEY_VALUE: Final = Many(Struct({1: BYTES, 2: BYTES}))
+_END: Final[dict[int, Wanted]] = {5: Many(Struct({1: BYTES, 2: BYTES})), 6: BYTES}
+"""Fields behind the row groups."""
+_ROW_GROUPS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +186,14 @@ class Wish:
     """Whether the encodings are wanted."""
     groups: range | None = None
     """Row groups that are wanted: others are not looked at. None is all."""
+
+    def has_statistics(self, leaf: Leaf) -> bool:
+        """Tell whether a column's statistics are wanted."""
+        return _is_bounded(leaf) if self.statistics is None else leaf.column in self.statistics
+
+    def has_column(self, leaf: Leaf) -> bool:
+        """Tell whether the column chunks of a column are wanted."""
+        return self.columns is None or leaf.column in self.columns
 
 
 def parse_footer(data: bytes, size: int, wish: Wish) -> Footer:
@@ -195,7 +211,7 @@ def parse_footer(data: bytes, size: int, wish: Wish) -> Footer:
     start = size - END - len(data)
     walk = _Walk(start, wish)
     fields: dict[int, Wanted] = {
-        2: Hook(walk.schema_list), 3: INTEGER, 4: Hook(walk.row_groups), 5: _KEY_VALUE, 6: BYTES,
+        2: Hook(walk.schema_list), 3: INTEGER, _ROW_GROUPS: Hook(walk.row_groups), **_END,
     }  # fmt: skip
     try:
         found, _ = read_struct(data, 0, fields)
@@ -205,7 +221,7 @@ def parse_footer(data: bytes, size: int, wish: Wish) -> Footer:
         raise BadFooter(start, f"footer does not parse: {reason}") from None
     except UnicodeDecodeError:
         raise BadFooter(start, "a column's name is not UTF-8") from None
-    except _Contradiction as error:
+    except Contradiction as error:
         raise BadFooter(start, str(error)) from None
 
 
@@ -219,7 +235,7 @@ def _column_fields(encodings: bool, statistics: bool) -> Mapping[int, Wanted]:
     return {1: BYTES, 3: Struct(meta), 8: Struct({}), 9: BYTES}
 
 
-class _Contradiction(Exception):
+class Contradiction(Exception):
     """What a footer says cannot be, or is not supported."""
 
 
@@ -237,28 +253,24 @@ class _Walk:
     def schema_list(self, data: bytes, at: int, kind: int) -> int:
         end = skip(data, at, kind)
         if kind not in LISTS:
-            raise _Contradiction("its schema is no list")
+            raise Contradiction("its schema is no list")
         schema = self._schema = parse_schema(data[at:end])
         wish = self._wish
-        self._kept = tuple(wish.columns is None or x.column in wish.columns for x in schema.leaves)
+        self._kept = tuple(map(wish.has_column, schema.leaves))
         usual = _column_fields(wish.encodings, statistics=False)
         more = _column_fields(wish.encodings, statistics=True)
-        wanted = wish.statistics
-        self._fields = tuple(
-            more if (_is_bounded(leaf) if wanted is None else leaf.column in wanted) else usual
-            for leaf in schema.leaves
-        )
+        self._fields = tuple(more if wish.has_statistics(x) else usual for x in schema.leaves)
         return end
 
     def row_groups(self, data: bytes, at: int, kind: int) -> int:
         if self._schema is None or self._count:
-            raise _Contradiction("its schema and its row groups are not in their order")
+            raise Contradiction("its schema and its row groups are not in their order")
         if kind not in LISTS:
             return skip(data, at, kind)
         element, count, at = read_list_header(data, at)
         for _ in range(count):
             if element != STRUCT:
-                raise _Contradiction("its row groups are no structs")
+                raise Contradiction("its row groups are no structs")
             wanted = self._wish.groups
             if wanted is None or self._count in wanted:
                 at = self._row_group(data, at)
@@ -278,17 +290,17 @@ class _Walk:
         found, at = read_struct(data, at, {1: Hook(read_columns), 3: INTEGER})
         rows = found.get(3, -1)
         if rows < 0:
-            raise _Contradiction(f"row group {self._count} has {rows} rows")
+            raise Contradiction(f"row group {self._count} has {rows} rows")
         assert self._schema is not None, "row groups without a schema are refused"
         if len(columns) != len(self._schema.leaves):
-            raise _Contradiction(
+            raise Contradiction(
                 f"row group {self._count} has {len(columns)} columns, the schema "
                 f"{len(self._schema.leaves)}"
             )
         for column in columns:
             values = column.values
             if values < rows or (values > rows and not column.leaf.is_repeated):
-                raise _Contradiction(
+                raise Contradiction(
                     f"row group {self._count} has {rows} rows, its column {column.leaf.path} "
                     f"{values} values"
                 )
@@ -305,15 +317,15 @@ class _Walk:
         columns.clear()
         element, count, at = read_list_header(data, at)
         if count != len(leaves) or (count and element != STRUCT):
-            raise _Contradiction(
+            raise Contradiction(
                 f"row group {self._count} has {count} columns, the schema {len(leaves)}"
             )
         for leaf, fields in zip(leaves, self._fields, strict=True):
             found, at = read_struct(data, at, fields)
             try:
                 columns.append(self._column(leaf, found))
-            except _Contradiction as error:
-                raise _Contradiction(
+            except Contradiction as error:
+                raise Contradiction(
                     f"row group {self._count}, column {leaf.path}: {error}"
                 ) from None
         return at
@@ -321,33 +333,35 @@ class _Walk:
     def _column(self, leaf: Leaf, found: Values) -> ColumnChunk:
         meta = found.get(3)
         if 8 in found or 9 in found:
-            raise _Contradiction("encrypted columns are not supported")
+            raise Contradiction("encrypted columns are not supported")
         if meta is None:
-            raise _Contradiction("its metadata are missing")
+            raise Contradiction("its metadata are missing")
         if 1 in found:
-            raise _Contradiction("its pages are in another file")
+            raise Contradiction("its pages are in another file")
         codec = meta.get(4, -1)
-        if codec == _LZO or not 0 <= codec < _CODECS:
-            raise _Contradiction(
-                "compressed with LZO: not supported" if codec == _LZO else f"unknown codec {codec}"
+        if codec == LZO or not 0 <= codec < CODECS:
+            raise Contradiction(
+                "compressed with LZO: not supported" if codec == LZO else f"unknown codec {codec}"
             )
         if meta.get(1) != leaf.physical:
-            raise _Contradiction("its type is not the schema's")
+            raise Contradiction("its type is not the schema's")
         values, compressed = meta.get(5, -1), meta.get(7, -1)
         start = data_start = meta.get(9, -1)
         dictionary = meta.get(11, 0)
         if dictionary > 0:  # Some writers store a 0 for none.
             start = min(start, dictionary)
         if values < 0 or compressed < 0 or meta.get(6, -1) < 0:
-            raise _Contradiction(f"{values} values in {compressed} bytes")
-        if leaf.length > max(meta[6], _LONG_VALUE):
-            raise _Contradiction(f"values of {leaf.length:,} bytes in {meta[6]:,}")
-        if values > _MOST or meta[6] > _MOST:
-            raise _Contradiction(f"claims {values:,} values in {meta[6]:,} bytes")
+            raise Contradiction(f"{values} values in {compressed} bytes")
+        if leaf.length > max(meta[6], LONG_VALUE):
+            raise Contradiction(f"values of {leaf.length:,} bytes in {meta[6]:,}")
+        if max(values, meta[6], compressed) > MOST_VALUES:
+            raise Contradiction(
+                f"claims {values:,} values in {meta[6]:,} bytes, {compressed:,} compressed"
+            )
         # Empty row groups point anywhere.
         end = max(start + compressed, data_start)
         if values and not (start >= 4 and end <= self._end):
-            raise _Contradiction(
+            raise Contradiction(
                 f"bytes {start:,} to {end:,} lie outside of the "
                 f"{self._end:,} bytes before the footer"
             )
@@ -369,16 +383,41 @@ class _Walk:
             raise ThriftError("it has no schema")
         rows = found.get(3, -1)
         if rows != self._rows and self._wish.groups is None:
-            raise _Contradiction(f"claims {rows} rows; its row groups hold {self._rows}")
-        pairs = {one.get(1): one.get(2) for one in found.get(5, ())}
-        return Footer(
-            self._schema,
-            rows,
-            self._groups,
-            self._count,
-            found.get(6, b"").decode("utf-8", "replace"),
-            pairs.get(b"ARROW:schema"),
-        )
+            raise Contradiction(f"claims {rows} rows; its row groups hold {self._rows}")
+        return Footer(self._schema, rows, self._groups, self._count, *_writer(found))
+
+
+def parse_statistics(data: bytes) -> Values:
+    """Parse a struct of statistics; fields as a `ColumnChunk` has them."""
+    return read_struct(data, 0, _STATISTICS.fields)[0]
+
+
+def _writer(found: Values) -> tuple[str, bytes | None]:
+    """Return who wrote a file, and the Arrow schema, from the fields behind the row groups."""
+    pairs = {one.get(1): one.get(2) for one in found.get(5, ())}
+    return found.get(6, b"").decode("utf-8", "replace"), pairs.get(b"ARROW:schema")
+
+
+@lru_cache(maxsize=64)
+def parse_end(data: bytes) -> tuple[str, bytes | None]:
+    """Parse what follows the row groups: the same bytes in most files of a dataset.
+
+    Returns:
+        The writer, as it calls itself, and the Arrow schema; as a `Footer` has them.
+
+    Raises:
+        ThriftError: it is damaged, or has again what comes before.
+        IndexError: it is cut short.
+    """
+
+    def refuse(data: bytes, at: int, kind: int) -> int:
+        raise ThriftError("a second schema, or second row groups")
+
+    fields = {2: Hook(refuse), 3: INTEGER, _ROW_GROUPS: Hook(refuse), **_END}
+    found, _ = read_struct(data, 0, fields, number=_ROW_GROUPS)
+    if 3 in found:
+        raise ThriftError("a second number of rows")
+    return _writer(found)
 
 
 @lru_cache(maxsize=64)
@@ -390,14 +429,14 @@ def parse_schema(raw: bytes) -> FileSchema:
         found, at = read_struct(raw, at, _ELEMENT)
         elements.append(found)
     if not elements:
-        raise _Contradiction("its schema is empty")
+        raise Contradiction("its schema is empty")
     tree = _Tree(elements)
     columns = tuple(tree.children())
     if tree.at != len(elements):
-        raise _Contradiction(f"its schema has {len(elements)} elements, of which {tree.at} count")
+        raise Contradiction(f"its schema has {len(elements)} elements, of which {tree.at} count")
     if len(set(columns)) < len(columns):
         twice = next(name for name in columns if columns.count(name) > 1)
-        raise _Contradiction(f"column {twice!r} occurs twice")
+        raise Contradiction(f"column {twice!r} occurs twice")
     return FileSchema(tuple(tree.leaves), columns, raw, tuple(tree.newer))
 
 
@@ -427,14 +466,14 @@ class _Tree:
 
     def _take(self) -> Values:
         if self.at >= len(self._elements):
-            raise _Contradiction("its schema ends too early")
+            raise Contradiction("its schema ends too early")
         self.at += 1
         return self._elements[self.at - 1]
 
     def _count(self, element: Values, name: str) -> int:
         count: int = element.get(5, 0)
         if not 0 <= count <= len(self._elements):
-            raise _Contradiction(f"{name} claims {count} columns")
+            raise Contradiction(f"{name} claims {count} columns")
         return count
 
     def _node(self, above: _Above) -> str:
@@ -442,10 +481,10 @@ class _Tree:
         name: str = element.get(4, b"").decode()
         names = (*above.names, name)
         if len(names) > _MOST_LEVELS:
-            raise _Contradiction(f"column {names[0]!r} has more than {_MOST_LEVELS} levels")
+            raise Contradiction(f"column {names[0]!r} has more than {_MOST_LEVELS} levels")
         repetition = element.get(3)
         if repetition not in (0, 1, _REPEATED):
-            raise _Contradiction(f"column {'.'.join(names)!r} does not say whether it is nullable")
+            raise Contradiction(f"column {'.'.join(names)!r} does not say whether it is nullable")
         inside = _Above(
             names,
             above.definition + (repetition != 0),
@@ -457,20 +496,20 @@ class _Tree:
             return name
         count = self._count(element, repr(".".join(names)))
         if not count:
-            raise _Contradiction(f"column {'.'.join(names)!r} has neither a type nor fields")
+            raise Contradiction(f"column {'.'.join(names)!r} has neither a type nor fields")
         below = [self._node(inside) for _ in range(count)]
         if len(set(below)) < len(below):
-            raise _Contradiction(f"column {'.'.join(names)!r} has two fields of one name")
+            raise Contradiction(f"column {'.'.join(names)!r} has two fields of one name")
         return name
 
     def _leaf(self, element: Values, inside: _Above) -> None:
         path = ".".join(inside.names)
         physical = element[1]
         if not 0 <= physical < len(_PHYSICAL):
-            raise _Contradiction(f"column {path!r} is of the unknown type {physical}")
+            raise Contradiction(f"column {path!r} is of the unknown type {physical}")
         length = element.get(2, 0)
         if physical == FIXED_LEN_BYTE_ARRAY and not 0 < length < 1 << 31:
-            raise _Contradiction(f"column {path!r} has values of {length} bytes")
+            raise Contradiction(f"column {path!r} has values of {length} bytes")
         self.leaves.append(
             Leaf(
                 len(self.leaves),

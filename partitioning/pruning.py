@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from partitioning.filters import NANOSECONDS, Bound, Filter, Native, bind, is_binary, is_text
 from partitioning.model import PartitionValue
-from partitioning.parquet_footer import BYTE_ARRAY, WIDTHS, ColumnChunk, FileSchema, Leaf, RowGroup
+from partitioning.parquet_footer import BYTE_ARRAY, WIDTHS, FileSchema, Leaf
+from partitioning.thrift import Values
 from partitioning.untrusted_statistics import writer_trust
 
 _MAYBE_CUT: Final = 16
@@ -27,6 +28,9 @@ _TIMESTAMP: Final = 8
 """Number of Parquet's logical type of times."""
 _UNITS: Final = {1: 10**6, 2: 10**3, 3: 1}
 """Nanoseconds of each of its units."""
+
+FindClaims = Callable[[Leaf], tuple[int, Values | None]]
+"""Returns a column chunk's number of values and its statistics, as a footer has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,37 +170,46 @@ class StatisticsFilter:
         ]
         self._absent = {b.column for group in self._groups for b in group} - set(kinds)
 
-    def keeps(self, group: RowGroup, created_by: str, live: tuple[int, ...]) -> bool:
-        """Tell whether a row group may hold a matching row."""
+    def keeps(self, rows: int, find: FindClaims, created_by: str, live: tuple[int, ...]) -> bool:
+        """Tell whether a row group may hold a matching row.
+
+        Args:
+            rows: Its rows.
+            find: Returns what the footer says of a column chunk in it.
+            created_by: The file's writer.
+            live: Groups of the filter that the partition values leave.
+        """
         cache: dict[str, Stats] = {}
-        for index in live:
-            if all(self._may(bound, group, created_by, cache) for bound in self._groups[index]):
-                return True
-        return False
 
-    def _may(self, bound: Bound, group: RowGroup, created_by: str, cache: dict[str, Stats]) -> bool:
-        name = bound.column
-        if name not in cache:
-            if name in self._absent:  # reads as null in every row
-                cache[name] = Stats(None, None, group.rows, group.rows)
-            elif name in self._leaves:
-                leaf = self._leaves[name]
-                column = next(one for one in group.columns if one.leaf is leaf)
-                cache[name] = column_stats(column, self._kinds[name], created_by)
-            else:
-                cache[name] = Stats(None, None, None, group.rows)
-        return may_match(bound, cache[name])
+        def may(bound: Bound) -> bool:
+            name = bound.column
+            if name not in cache:
+                cache[name] = self._stats(name, rows, find, created_by)
+            return may_match(bound, cache[name])
+
+        return any(all(map(may, self._groups[index])) for index in live)
+
+    def _stats(self, name: str, rows: int, find: FindClaims, created_by: str) -> Stats:
+        if name in self._absent:  # reads as null in every row
+            return Stats(None, None, rows, rows)
+        leaf = self._leaves.get(name)
+        if leaf is None:
+            return Stats(None, None, None, rows)
+        return column_stats(leaf, *find(leaf), self._kinds[name], created_by)
 
 
-def column_stats(column: ColumnChunk, kind: pa.DataType, created_by: str) -> Stats:
+def column_stats(
+    leaf: Leaf, count: int, found: Values | None, kind: pa.DataType, created_by: str
+) -> Stats:
     """Return the statistics of one column chunk that are to be believed.
 
     Args:
-        column: As the footer has it.
+        leaf: The column.
+        count: Values, nulls included.
+        found: The statistics as the footer has them.
         kind: Arrow's type of what it comes as.
         created_by: The file's writer.
     """
-    count, found = column.values, column.statistics
     if found is None:
         return Stats(None, None, None, count)
     trust = writer_trust(created_by)
@@ -204,13 +217,13 @@ def column_stats(column: ColumnChunk, kind: pa.DataType, created_by: str) -> Sta
     if nulls is None or not 0 <= nulls <= count or not trust.null_counts:
         nulls = None
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not trust.bounds_of(column.leaf, kind):
+    if not trust.bounds_of(leaf, kind):
         return Stats(None, None, nulls, count)
     # The fields of early files do not say how their values are ordered: signed, at any rate.
     low, high = found.get(6), found.get(5)
-    if low is None and high is None and _is_signed(column.leaf, kind):
+    if low is None and high is None and _is_signed(leaf, kind):
         low, high = found.get(2), found.get(1)
-    return Stats(_native(low, column.leaf, kind), _native(high, column.leaf, kind), nulls, count)
+    return Stats(_native(low, leaf, kind), _native(high, leaf, kind), nulls, count)
 
 
 def _is_signed(leaf: Leaf, kind: pa.DataType) -> bool:

@@ -22,15 +22,18 @@ lineitem it is 1.5 % above what Polars holds, and no column is off by more than 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from partitioning.dtypes import arrow_type
 from partitioning.filters import is_binary, is_text
+from partitioning.footer_arrays import ColumnArrays, Ints
 from partitioning.parquet_footer import FIXED_LEN_BYTE_ARRAY, ColumnChunk, FileSchema, Leaf
 
 _VIEW: Final = 16
@@ -61,11 +64,16 @@ def leaf_sizes(schema: FileSchema, types: pl.Schema) -> tuple[LeafSize, ...]:
         below[leaf.column].append(leaf)
     found: list[LeafSize] = []
     for name, leaves in below.items():
-        sizes = [LeafSize(*one) for one in _walk(arrow_type(types[name]), 0)]
+        sizes = _type_sizes(arrow_type(types[name]))
         if len(sizes) != len(leaves):  # It comes as something else than it is stored.
-            sizes = [LeafSize(_VIEW, True, int(leaf.is_repeated)) for leaf in leaves]
+            sizes = tuple(LeafSize(_VIEW, True, int(leaf.is_repeated)) for leaf in leaves)
         found += map(_sized, sizes, leaves)
     return tuple(found)
+
+
+@lru_cache(maxsize=256)
+def _type_sizes(kind: pa.DataType) -> tuple[LeafSize, ...]:
+    return tuple(LeafSize(*one) for one in _walk(kind, 0))
 
 
 def _sized(size: LeafSize, leaf: Leaf) -> LeafSize:
@@ -102,6 +110,22 @@ def _width(kind: pa.DataType) -> tuple[float, bool]:
     if pa.types.is_decimal(kind):
         return 16.0, False
     return kind.bit_width / 8, False
+
+
+def row_group_bytes(
+    sizes: Sequence[LeafSize], columns: ColumnArrays, wanted: Sequence[int]
+) -> Ints:
+    """Return the decoded bytes of row groups: what `column_bytes` says of the wanted leaves."""
+    picked = [sizes[index] for index in wanted]
+    width = np.array([size.width for size in picked])
+    offsets = np.array([size.offsets for size in picked], np.int64)
+    buffers = np.array([size.buffers for size in picked], bool)
+    values, stored = columns.values[:, wanted], columns.uncompressed[:, wanted]
+    plain = np.where(stored > (4 + _INLINE) * values, stored - 4 * values, 0)
+    behind = np.where(columns.has_dictionary[:, wanted], stored, plain)
+    decoded = values * width + 8 * columns.rows[:, np.newaxis] * offsets
+    total: Ints = np.rint((decoded + np.where(buffers, behind, 0)).sum(axis=1)).astype(np.int64)
+    return total
 
 
 def column_bytes(size: LeafSize, rows: int, column: ColumnChunk) -> float:

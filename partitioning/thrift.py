@@ -20,7 +20,8 @@ INTEGERS: Final = frozenset((4, 5, 6))
 """16, 32 and 64 bits: zigzag varints all of them."""
 DOUBLE: Final = 7
 BINARY: Final = 8
-LISTS: Final = frozenset((9, 10))
+LIST: Final = 9
+LISTS: Final = frozenset((LIST, 10))
 """Lists and sets."""
 MAP: Final = 11
 STRUCT: Final = 12
@@ -100,11 +101,18 @@ def read_list_header(data: bytes, at: int) -> tuple[int, int, int]:
 
 
 def read_struct(  # noqa: PLR0912 -- in one piece, because each call would cost a fifth
-    data: bytes, at: int, fields: Mapping[int, Wanted], depth: int = 0
+    data: bytes, at: int, fields: Mapping[int, Wanted], depth: int = 0, number: int = 0
 ) -> tuple[Values, int]:
     """Return a struct's wanted fields, and where it ends.
 
     As Thrift's own readers do, a field of another kind than expected counts as absent.
+
+    Args:
+        data: The bytes.
+        at: Where the struct begins, or one of its fields.
+        fields: The wanted ones.
+        depth: Levels that it is within.
+        number: The field before the first; 0 if there is none.
 
     Raises:
         ThriftError: it is damaged.
@@ -113,7 +121,6 @@ def read_struct(  # noqa: PLR0912 -- in one piece, because each call would cost 
     if depth > _MOST_DEPTH:
         raise ThriftError(f"more than {_MOST_DEPTH} levels of structs")
     found: Values = {}
-    number = 0
     wanted = fields.get
     while True:
         head = data[at]

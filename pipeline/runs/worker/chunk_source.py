@@ -29,6 +29,7 @@ from partitioning.dtypes import (
     is_odd_encoding,
     plain_arrow_schema,
 )
+from partitioning.footer_arrays import read_footer
 from partitioning.pages import check_values, denies_nulls
 from partitioning.parquet_footer import (
     END,
@@ -38,7 +39,6 @@ from partitioning.parquet_footer import (
     Footer,
     RowGroup,
     Wish,
-    parse_footer,
     write_footer,
 )
 from partitioning.thrift import ThriftError
@@ -153,7 +153,7 @@ class FragmentCopy:
         wanted = range(part.row_group_start, part.row_group_stop)
         wish = Wish(statistics=None, encodings=True, groups=wanted)
         try:
-            footer = parse_footer(self._file.read(start, length), part.size, wish)
+            footer = read_footer(self._file.read(start, length), part.size, wish)
         except BadFooter as bad:
             raise UnreadableObjectError(part.uri, str(bad.args[1])) from None
         if footer.count < part.row_group_stop:
