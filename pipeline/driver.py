@@ -26,6 +26,7 @@ from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.liveness import start_time
 from pipeline.manifest import draft_commit, files_of
+from pipeline.null_types import agreed_types, has_nulls, merged, odd_attempts
 from pipeline.outages import advisory
 from pipeline.publish import (
     UploadsVanishedError,
@@ -38,13 +39,14 @@ from pipeline.publish import (
     released_names,
     settle,
 )
-from pipeline.records import Progress, RunRecord
+from pipeline.records import PARTIAL, Progress, RunRecord
 from pipeline.reducing import drop_partials, reduced_of
 from pipeline.report.model import Phase, RunInfo, RunReport
 from pipeline.report.run_report import render_html, render_json, render_markdown
-from pipeline.rounds import MapProgress
+from pipeline.rounds import MapProgress, OutputFacts
 from pipeline.storage import Storage
 from pipeline.stored import Moment, parse_stored, report_folder, seal_json
+from pipeline.table.schemas import types_of_output
 
 log = logging.getLogger(__name__)
 
@@ -227,7 +229,7 @@ def publish_run(
     catalog, record, job = Catalog(storage, ledger.output), ledger.record(), ledger.job()
     if vanished is not None:
         ledger.void(vanished.attempts)
-    progress = ledger.read()
+    progress = settled(ledger, ledger.read())
     check_schemas(progress)
     done = reduced_of(ledger, progress) if job.reduce else progress.completions
     if job.reduce and done.is_empty() and progress.completions.height:
@@ -277,21 +279,49 @@ def _missing(ledger: Ledger, progress: Progress) -> list[str]:
     return [chunk for chunk in ledger.plan().chunk_ids if chunk not in done]
 
 
-def check_schemas(progress: Progress) -> None:
+def settled(ledger: Ledger, progress: Progress) -> Progress:
+    """What a ledger says once chunks that were mapped again for a type count with that alone."""
+    odd = odd_attempts(progress, agreed_types(progress))
+    known = pl.concat([progress.completions, progress.spares])
+    others = known.join(odd, on="attempt", how="anti")
+    replaced = odd.join(others, on="chunk", how="semi")
+    # A partial counts as a whole: none of it, unless all of it was mapped again.
+    kept = odd.join(replaced, on="attempt", how="anti").filter(pl.col("upload") == PARTIAL)
+    replaced = replaced.join(kept, on="uri", how="anti")
+    if replaced.is_empty():
+        return progress
+    ledger.set_aside(replaced["attempt"].to_list())
+    return ledger.read()
+
+
+def check_schemas(progress: Progress, open_columns: bool = False) -> None:
     """Raise SchemaChangedError when chunks came out with different columns or types.
 
     The order of columns is no difference: files are read by name.
+
+    Args:
+        progress: Of the run.
+        open_columns: Let columns pass that hold nothing but nulls in some chunks.
     """
     counts = progress.completions.group_by("schema").agg(pl.len(), pl.col("index").min())
     if counts.height < 2:
         return
-    *others, usual = counts.sort("len", "schema").iter_rows(named=True)
-    ours = orjson.loads(progress.schemas.get(usual["schema"], "{}"))
-    for odd in others:
-        theirs = orjson.loads(progress.schemas.get(odd["schema"], "{}"))
-        found = differences(theirs, ours)
+    types = {digest: progress.schemas.get(digest, "{}") for digest in counts["schema"]}
+    typed = {digest: not has_nulls(text) for digest, text in types.items()}
+    counts = counts.with_columns(typed=pl.col("schema").replace_strict(typed))
+    *others, usual = counts.sort("typed", "len", "schema").iter_rows(named=True)
+    ours = orjson.loads(types[usual["schema"]])
+    # What needs a change comes first; nulls need none.
+    for odd in reversed(others):
+        found = differences(orjson.loads(types[odd["schema"]]), ours)
+        if open_columns:
+            found = [one for one in found if not _is_open(one)]
         if found:
             raise _odd_schema(odd, usual, found)
+
+
+def _is_open(one: Difference) -> bool:
+    return one.held is not None and one.new is not None and merged(one.held, one.new) is not None
 
 
 def _odd_schema(
@@ -301,8 +331,25 @@ def _odd_schema(
     return SchemaChangedError(
         f"the transform returned another schema on {odd['len']} chunks (such as chunk "
         f"{odd['index']}) than on the other {usual['len']}: {said}",
-        hint="cast these columns in the transform, then run the job with --replan",
+        hint="run the job again: chunks of nothing but nulls then take the others' types"
+        if all(map(_is_open, found))
+        else "cast these columns in the transform, then run the job with --replan",
     )
+
+
+def facts_of_output(job: Job, record: RunRecord, catalog: Catalog) -> OutputFacts:
+    """What a run needs to know of its output while it is mapped."""
+
+    def types() -> Columns:
+        # What is reduced has other columns than its chunks; what is replaced has no say.
+        keeps = job.output.mode in ("append", "overwrite-partitions") and job.reduce is None
+        return types_of_output(catalog) if keeps else {}
+
+    def published() -> list[str]:
+        commits = catalog.all_known(commits_of(catalog, record.run, record.base))
+        return [chunk for commit in commits for chunk in commit.files["chunk"].to_list()]
+
+    return OutputFacts(types, published)
 
 
 def columns_of_run(progress: Progress, done: pl.DataFrame) -> Columns:

@@ -19,6 +19,7 @@ from pipeline.driver import (
     RunIncompleteError,
     RunSummary,
     StoredReport,
+    facts_of_output,
     failure_lines,
     publish_run,
     read_driver,
@@ -262,6 +263,7 @@ class Driving:
             engine=self.around.engine(ledger.prefix, self.planned.fingerprint),
             listen=self._tell,
             only_failed=self.resume.only_failed,
+            output=facts_of_output(self.job, ledger.record(), Catalog(self.storage, ledger.output)),
         )
         return self.mapper.run()
 

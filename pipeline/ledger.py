@@ -98,6 +98,7 @@ class Ledger:
         self.prefix = join(self.state, "runs", run) + "/"
         self._log = CompletionLog(storage, self.prefix, self._checked)
         self._void: set[str] = set()
+        self._aside: set[str] = set()
 
     @classmethod
     def create(
@@ -263,6 +264,10 @@ class Ledger:
         """Do not count these attempts: what they staged is gone. Whoever publishes finds out."""
         self._void |= set(attempts)
 
+    def set_aside(self, attempts: Iterable[str]) -> None:
+        """Choose none of these attempts: others of their chunks are to be published instead."""
+        self._aside |= set(attempts)
+
     def read(self, since: str = "") -> Progress:
         """Everything that is stored now; what was read before is not read again.
 
@@ -275,12 +280,13 @@ class Ledger:
         known = stored.completions.sort("index", "attempt")
         known = known.filter(~pl.col("attempt").is_in(list(self._void)))
         of_reduce = pl.col("batch") == REDUCE
-        completions = known.filter(~of_reduce)
+        aside = known["attempt"].is_in(list(self._aside))
+        completions = known.filter(~of_reduce & ~aside)
         chosen = _chosen(completions)
         return Progress(
             problems=sentences(stored.problems),
             completions=completions.filter(chosen),
-            spares=completions.filter(~chosen),
+            spares=pl.concat([completions.filter(~chosen), known.filter(~of_reduce & aside)]),
             reduced=known.filter(of_reduce),
             failures=stored.failures.sort("at"),
             schemas=stored.schemas,

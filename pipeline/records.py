@@ -89,6 +89,8 @@ class Completion:
     left_out: tuple[str, ...] = ()
     """Objects that could not be read, with the reason behind a tab (`input.on_bad_object: skip`);
     their rows are in none of the figures."""
+    filled: tuple[str, ...] = ()
+    """Columns of nothing but nulls that were given the type which they have elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)

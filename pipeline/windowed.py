@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
 from partitioning import Windowing
 from pipeline.catalog import Catalog
-from pipeline.driver import check_schemas, columns_of_run
+from pipeline.driver import check_schemas, columns_of_run, settled
 from pipeline.errors import UsageError
 from pipeline.job import Job
 from pipeline.ledger import Ledger
@@ -79,8 +79,8 @@ def publish_windows(
     rule = _rule(record, job)
     if vanished is not None:
         ledger.void(vanished.attempts)
-    progress = ledger.read()
-    check_schemas(progress)
+    progress = settled(ledger, ledger.read())
+    check_schemas(progress, open_columns=True)
     published = None
     try:
         if vanished is not None:
@@ -90,6 +90,7 @@ def publish_windows(
         refuse_released(catalog, progress.completions, released)
         drafting = _Drafting(catalog, record, job, rule, progress, released)
         drafts = drafting.drafts(windows, inputs or {}, without_failed=without_failed)
+        _refuse_open_columns(progress, drafts)
         if drafts:
             publish = publish_all if together else _publish
             published = publish(catalog, drafts, ledger.accepted(), widens=ledger.widens)
@@ -102,6 +103,13 @@ def publish_windows(
         raise
     _end(catalog, ledger, record, progress, published)
     return None if published is None else published.manifest.number
+
+
+def _refuse_open_columns(progress: Progress, drafts: Sequence[Commit]) -> None:
+    """Raise SchemaChangedError where some windows would lack a type that others of them have."""
+    chunks = {chunk for draft in drafts for chunk in draft.files["chunk"].to_list()}
+    done = progress.completions.filter(pl.col("chunk").is_in(list(chunks)))
+    check_schemas(replace(progress, completions=done))
 
 
 def _rule(record: RunRecord, job: Job) -> Windowing:

@@ -16,15 +16,17 @@ from pipeline.backfill.board import Board, Ranks
 from pipeline.backfill.records import BackfillRecord
 from pipeline.batches import Pace
 from pipeline.catalog import Catalog
-from pipeline.driver import PUBLISH_TRIES, failure_lines
+from pipeline.columns import Columns
+from pipeline.driver import PUBLISH_TRIES, facts_of_output, failure_lines
 from pipeline.engines import Engine
 from pipeline.errors import RunFailedError
 from pipeline.job import Job
 from pipeline.ledger import Ledger
+from pipeline.null_types import open_chunks
 from pipeline.outages import advisory, waited_out
 from pipeline.publish import CommitsConflictError, UploadsVanishedError
 from pipeline.records import Progress
-from pipeline.rounds import Mapper, MapProgress
+from pipeline.rounds import Mapper, MapProgress, OutputFacts
 from pipeline.settings import BatchSettings
 from pipeline.storage import Storage
 from pipeline.table.errors import ForeignClaimError
@@ -94,6 +96,9 @@ class Group:
     _published: float = field(default_factory=time.monotonic)
     _full: list[str] = field(default_factory=list)
     _conflicts: dict[str, str] = field(default_factory=dict)
+    _is_mapped: bool = False
+    """Whether nothing is under way: then every column has the type that it will have."""
+    _output_types: Columns = field(default_factory=dict)
     """By window, why it was not published though it is done."""
 
     @classmethod
@@ -179,6 +184,10 @@ class Group:
             # A commit of this run may wait for chunks of windows that are not asked for now.
             mine |= np.isin(self.plan.chunk_ids, list(vanished.chunks_of(self.ledger.run)))
         chunks = np.flatnonzero(mine).tolist()
+        facts = facts_of_output(shared.job, self.ledger.record(), shared.catalog)
+        with shared.publishing:
+            self._output_types = waited_out(facts.types)
+        self._is_mapped = False
         self.mapper = Mapper(
             ledger=self.ledger,
             plan=self.plan,
@@ -189,13 +198,27 @@ class Group:
             only=chunks,
             saw=self._saw,
             is_held=shared.is_held,
+            output=OutputFacts(lambda: self._output_types, partial(self._published_chunks, facts)),
             pace=shared.pace,
         )
-        return self.mapper.run()
+        progress = self.mapper.run()
+        self._is_mapped = True
+        self._saw(progress)
+        return progress
+
+    def _published_chunks(self, facts: OutputFacts) -> Collection[str]:
+        with self.shared.publishing:
+            return facts.published()
 
     def _saw(self, progress: Progress) -> None:
         board = self.shared.board
-        self._full = board.saw(progress, self.owner, self.labels)
+        full = board.saw(progress, self.owner, self.labels)
+        if not self._is_mapped:
+            # Others may still say what type a column of nulls is to have.
+            waiting = open_chunks(progress, self._output_types)
+            held = {board.labels[self.owner[index]] for index in waiting}
+            full = [label for label in full if label not in held]
+        self._full = full
         mapping = set(board.in_state("mapping"))
         board.mark([label for label in self._full if label in mapping], "staged")
 

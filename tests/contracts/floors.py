@@ -80,6 +80,7 @@ FLOORS: dict[str, int] = {
     "pipeline.report": 15,
     "pipeline.manifest": 14,
     "pipeline.folding": 16,
+    "pipeline.null_types": 12,
     "pipeline.table": 10,
     "pipeline.table.keys": 11,
     "pipeline.table.errors": 15,

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,20 @@ def test_the_report_is_in_s3_and_here(world: World, first: Answer) -> None:
     assert b"<html" in stored
     report = json.loads(world.storage.get(first.data["report"].replace(".html", ".json")).data)
     assert report["run"]["id"] == first.data["run"]
+
+
+def test_nulls_take_the_type_of_other_chunks(world: World) -> None:
+    said = world.chunkmap("run", world.job("remarks", "shop.transforms:remarks"), "--json").data
+    assert said["chunks"] == said["mapped"] > 4
+    found = world.frame("s3://demo/out/remarks/")
+    expected = [[str(i)] if i > 5900 else None for i in range(ROWS)]
+    assert found.sort("id")["remark"].to_list() == expected
+    files = [info.uri for info in world.storage.objects("s3://demo/out/remarks/")]
+    types = {
+        pl.read_parquet_schema(BytesIO(world.storage.get(uri).data))["remark"] for uri in files
+    }
+    assert types == {pl.List(pl.String)}
+    assert world.storage.objects("s3://demo/out/remarks.chunkmap/staged/") == []
 
 
 def test_prefect_shows_the_run(world: World, first: Answer) -> None:
