@@ -25,7 +25,7 @@ from pipeline.errors import RunFailedError, SchemaChangedError, StateError
 from pipeline.job import Job
 from pipeline.ledger import Ledger
 from pipeline.liveness import start_time
-from pipeline.manifest import draft_commit, files_of
+from pipeline.manifest import LeftOut, draft_commit, files_of
 from pipeline.null_types import agreed_types, has_nulls, merged, odd_attempts
 from pipeline.outages import advisory
 from pipeline.publish import (
@@ -39,6 +39,7 @@ from pipeline.publish import (
     released_names,
     settle,
 )
+from pipeline.quarantine import left_out_of
 from pipeline.records import PARTIAL, Progress, RunRecord
 from pipeline.reducing import drop_partials, reduced_of
 from pipeline.report.model import Phase, RunInfo, RunReport
@@ -186,6 +187,10 @@ class RunSummary:
     notes: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
     """One line for each sort of failure."""
+    left_out: int = 0
+    """Objects that could not be read, and are left out."""
+    quarantine: tuple[str, ...] = ()
+    """Where the records of those in quarantine are, once the run is published."""
 
 
 class RunIncompleteError(RunFailedError):
@@ -257,6 +262,7 @@ def publish_run(
                 job.output.keep_versions,
                 released=released,
                 columns=columns_of_run(progress, rest),
+                left_out=_left_out(ledger, record, progress, rest, is_first=not earlier),
             )
             publish(catalog, draft, ledger.accepted(), widens=ledger.widens)
     except UploadsVanishedError as error:
@@ -272,6 +278,16 @@ def publish_run(
         if job.reduce:
             drop_partials(storage, ledger)
     return manifest.number
+
+
+def _left_out(
+    ledger: Ledger, record: RunRecord, progress: Progress, done: pl.DataFrame, *, is_first: bool
+) -> LeftOut:
+    """What a commit of a run goes without; what planning could not read is told by the first."""
+    job = ledger.job()
+    # One file of a reduce has the rows of all chunks.
+    of_chunks = progress.completions if job.reduce else done
+    return left_out_of(job, record, ledger.plan(), of_chunks, lambda uri: is_first)
 
 
 def _missing(ledger: Ledger, progress: Progress) -> list[str]:

@@ -30,15 +30,18 @@ from pipeline.errors import RunCancelledError
 from pipeline.job import Job
 from pipeline.leaving import was_interrupted
 from pipeline.ledger import Ledger
+from pipeline.manifest import run_of
 from pipeline.outages import advisory, waited_out
 from pipeline.planning import Planned, Resume, plan_run
 from pipeline.publish import UploadsVanishedError, foreign_claim
+from pipeline.quarantine import refuse_many_quarantined, unreadable_uris
 from pipeline.records import Progress
 from pipeline.reducing import Step, partials_of, reduce_step, reduced_of, tree, without_partial
 from pipeline.report.run_report import import_renderers
 from pipeline.rounds import Mapper, MapProgress
 from pipeline.settings import Settings
 from pipeline.storage import Storage
+from pipeline.table.evidence import find_evidence
 from pipeline.table.retention import locate
 
 log = logging.getLogger(__name__)
@@ -214,6 +217,8 @@ class Driving:
                 progress = self._mapped()
             if progress.completions.height < len(plan):
                 return progress, None
+            unreadable = unreadable_uris(plan, progress)
+            refuse_many_quarantined(self.job, plan, unreadable)
             try:
                 self._reduced(progress)
                 self.listen("publish", None)
@@ -315,6 +320,11 @@ class Driving:
     ) -> RunSummary:
         done, failed = progress.completions, progress.failed()
         mapper, ledger = self.mapper, self.planned.ledger
+        quarantine: tuple[str, ...] = ()
+        if manifest is not None and self.job.input.on_bad_object == "quarantine":
+            catalog = Catalog(self.storage, ledger.output)
+            records = find_evidence(catalog, catalog.manifest(manifest))
+            quarantine = tuple(uri for name, uri in records.items() if run_of(name) == ledger.run)
         return RunSummary(
             run=ledger.run,
             job=self.job.name,
@@ -338,6 +348,9 @@ class Driving:
                 *([mapper.stopped] if mapper and mapper.stopped else []),
                 *progress.problems,
                 *progress.left_out(),
+                *(f"the objects in quarantine are listed in {uri}" for uri in quarantine),
             ),
             errors=failure_lines(failed),
+            left_out=len(unreadable_uris(self.planned.plan, progress)),
+            quarantine=quarantine,
         )

@@ -60,17 +60,22 @@ def run_id(
     fingerprint: str,
     backfill: str | None = None,
     tables: Sequence[TableVersion] | None = None,
+    *,
+    skips: bool = False,
 ) -> str:
     """16 hex digits: the same work to the same place is the same run, whoever submits it.
 
     A backfill's runs are its own: it may be told to do again what has been done. With another
-    version of a table that the transform reads it is other work.
+    version of a table that the transform reads it is other work. So it is to go without bad objects
+    (`skips`) after a run of the same plan has failed at them.
     """
     # What may be changed in a run that is mapped leaves it the same.
     output = job.output.model_dump(mode="json", exclude={"keep_versions", "schema_"})
     output["uri"] = parse(job.output.uri).uri.rstrip("/")
     said: list[Any] = [plan.id, job.transform, fingerprint, job.params, output]
     said += [backfill] if backfill else []
+    if skips or job.input.on_bad_object == "quarantine":
+        said += [job.input.on_bad_object]
     said += [[one.model_dump(mode="json") for one in tables]] if tables else []
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -112,9 +117,10 @@ class Ledger:
         backfill: str | None = None,
         tables: tuple[TableVersion, ...] | None = None,
         columns: Sequence[str] = (),
+        skips: bool = False,
     ) -> Self:
         """Store a run's record, job and plan, each once; an existing run is opened as it is."""
-        run = run_id(plan, job, fingerprint, backfill, tables)
+        run = run_id(plan, job, fingerprint, backfill, tables, skips=skips)
         ledger = cls(storage, job.output.uri, run, plan)
         record = RunRecord(
             run=ledger.run,

@@ -111,7 +111,7 @@ def read_options(job: Job) -> ReadOptions:
         int96=source.int96,
         object_column=source.object_column,
         verify_checksums=source.verify_checksums,
-        skip_unreadable=source.on_bad_object == "skip",
+        skip_unreadable=source.on_bad_object != "fail",
     )
 
 

@@ -7,13 +7,21 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
-from partitioning import Windowing
+from partitioning import Plan, Windowing
 from pipeline.catalog import Catalog
 from pipeline.driver import check_schemas, columns_of_run, settled
 from pipeline.errors import UsageError
+from pipeline.folding import window_label
 from pipeline.job import Job
 from pipeline.ledger import Ledger
-from pipeline.manifest import Commit, CommitEntry, CommitWindow, draft_commit, files_of
+from pipeline.manifest import (
+    Commit,
+    CommitEntry,
+    CommitWindow,
+    draft_commit,
+    files_of,
+    rule_of,
+)
 from pipeline.publish import (
     CommitsConflictError,
     Published,
@@ -28,6 +36,7 @@ from pipeline.publish import (
     released_names,
     settle,
 )
+from pipeline.quarantine import left_out_of
 from pipeline.records import Progress, RunRecord
 from pipeline.storage import Storage
 
@@ -88,7 +97,7 @@ def publish_windows(
         settle(catalog)
         released = released_names(catalog, record.run, record.base)
         refuse_released(catalog, progress.completions, released)
-        drafting = _Drafting(catalog, record, job, rule, progress, released)
+        drafting = _Drafting(catalog, record, job, rule, progress, ledger.plan(), released)
         drafts = drafting.drafts(windows, inputs or {}, without_failed=without_failed)
         _refuse_open_columns(progress, drafts)
         if drafts:
@@ -127,6 +136,11 @@ def _rule(record: RunRecord, job: Job) -> Windowing:
     return job.window.windowing()
 
 
+def in_window(rule: Windowing, *labels: str) -> Callable[[str], bool]:
+    """Return what tells whether an object is in one of these windows."""
+    return lambda uri: window_label(rule_of(rule), uri.rpartition("/")[0]) in labels
+
+
 @dataclass(frozen=True, slots=True)
 class _Drafting:
     """Makes commits of what is done and not published yet."""
@@ -136,6 +150,7 @@ class _Drafting:
     job: Job
     rule: Windowing
     progress: Progress
+    plan: Plan
     released: Sequence[str]
     """Names of commits of the run that a repair has released."""
 
@@ -177,6 +192,13 @@ class _Drafting:
                     window=window,
                     released=self.released,
                     columns=columns_of_run(self.progress, own),
+                    left_out=left_out_of(
+                        self.job,
+                        self.record,
+                        self.plan,
+                        own,
+                        in_window(self.rule, label) if not commits else lambda uri: False,
+                    ),
                 )
             )
         return found

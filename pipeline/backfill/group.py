@@ -25,12 +25,13 @@ from pipeline.ledger import Ledger
 from pipeline.null_types import open_chunks
 from pipeline.outages import advisory, waited_out
 from pipeline.publish import CommitsConflictError, UploadsVanishedError
+from pipeline.quarantine import refuse_many_quarantined, unreadable_uris
 from pipeline.records import Progress
 from pipeline.rounds import Mapper, MapProgress, OutputFacts
 from pipeline.settings import BatchSettings
 from pipeline.storage import Storage
 from pipeline.table.errors import ForeignClaimError
-from pipeline.windowed import publish_windows
+from pipeline.windowed import in_window, publish_windows
 
 PUBLISH_SECONDS = 30.0
 """How often windows that are done are published while others of their run are still mapped."""
@@ -260,6 +261,9 @@ class Group:
         windows = {label: self._chunks_of(label) for label in self._full if label in staged}
         if not windows and vanished is None:
             return
+        is_own = in_window(shared.job.window.windowing(), *self.labels)  # type: ignore[union-attr]
+        unreadable = unreadable_uris(self.plan, self.ledger.read(), is_own)
+        refuse_many_quarantined(shared.job, self.plan, unreadable)
         try:
             publish = partial(
                 shared.publish,
