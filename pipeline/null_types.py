@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache, reduce
@@ -23,6 +24,8 @@ MOST_TEXT: Final = 16 << 10
 """Characters of types that go with each batch. Of more, chunks get theirs when all are mapped."""
 _MOST_TYPE: Final = 64 << 10
 """Characters of one type: an Enum may have many categories."""
+_MOST_WIDTH: Final = 1 << 20
+"""Values of an Array: each null is to hold so many."""
 _NULL: Final = re.compile(r"\bNull\b")
 
 Types = dict[str, pl.DataType]
@@ -79,6 +82,8 @@ def _dtype_of(node: ast.expr) -> pl.DataType:
         raise ValueError("it is no type")
     named = {str(one.arg): ast.literal_eval(one.value) for one in node.keywords}
     made: Any = _MADE[node.func.id]
+    if math.prod(named.get("shape", ())) > _MOST_WIDTH:
+        raise ValueError("nulls of it would take too much memory")
     if node.func.id == "Struct":
         [fields] = node.args
         if not isinstance(fields, ast.Dict):

@@ -234,6 +234,10 @@ def test_windows_of_a_run_have_one_schema(
     """Also where each is published as soon as it is done."""
     if eager:
         monkeypatch.setattr("pipeline.backfill.group.PUBLISH_SECONDS", 0.0)
+        monkeypatch.setattr("pipeline.rounds.LOOK_SECONDS", 0.0)
+        monkeypatch.setattr("pipeline.rounds.LOOK_PAUSES", 0)
+        with (world.root / "conf" / "base.yaml").open("a") as file:
+            file.write("batches: {max_chunks: 1}\n")
     world.run(world.job("noted"), windows_per_run=3)
     rows = scan_output(world.output).collect()
     assert rows.schema["note"] == pl.String
@@ -275,7 +279,7 @@ def test_a_type_is_read_as_it_is_spelled(kind: pl.DataType) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "Nul", "__import__('os').system('true')", "List(", "List()", "Struct(1)", "(" * 10_000,
-     "List(" * 2_000 + "Null" + ")" * 2_000, "Datetime(time_unit='h')", "Int64(1)", "x" * 10**6],
+     "List(" * 2_000 + "Null" + ")" * 2_000, "Datetime(time_unit='h')", "Int64(1)", "Array(Int8, shape=(100000, 100000))", "x" * 10**6],
     ids=lambda text: text[:20],
 )  # fmt: skip
 def test_what_is_no_type_is_none(text: str) -> None:
