@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import orjson
 import polars as pl
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
+from partitioning.model import Skipped
 from pipeline.catalog import Catalog, together
 from pipeline.columns import Columns, Difference, differences, stored_columns
 from pipeline.errors import RunFailedError, SchemaChangedError, StateError
@@ -403,7 +404,11 @@ def store_report(
     storage: Storage, ledger: Ledger, driver: DriverRecord, state: str, folder: Path
 ) -> StoredReport:
     """Make a run's report, store it beside the run's state, and keep a copy here."""
-    report = report_of(ledger.record(), ledger.job(), ledger.read(), driver, state)
+    job, progress = ledger.job(), ledger.read()
+    report = report_of(ledger.record(), job, progress, driver, state)
+    if job.input.on_bad_object != "fail":
+        not_counted = (*report.not_counted, *_skipped(ledger.plan().skipped))
+        report = replace(report, not_counted=not_counted)
     html, said = render_html(report), render_json(report)
     bodies = {"report.html": html, "report.json": said}
     together(lambda name: storage.put(ledger.prefix + name, bodies[name].encode()), list(bodies))
@@ -412,6 +417,15 @@ def store_report(
     (local / "report.json").write_text(said)
     uri = ledger.prefix + "report.html"
     return StoredReport(uri, str(local / "report.html"), render_markdown(report, uri))
+
+
+def _skipped(skipped: Sequence[Skipped]) -> Iterator[str]:
+    """A sentence about the objects that planning could not read, if there are any."""
+    if skipped:
+        yield (
+            f"{len(skipped):,} objects are not readable Parquet and are left out "
+            f"(input.on_bad_object), such as {skipped[0].uri}: {skipped[0].reason}"
+        )
 
 
 def report_of(

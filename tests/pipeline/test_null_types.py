@@ -279,7 +279,8 @@ def test_a_type_is_read_as_it_is_spelled(kind: pl.DataType) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "Nul", "__import__('os').system('true')", "List(", "List()", "Struct(1)", "(" * 10_000,
-     "List(" * 2_000 + "Null" + ")" * 2_000, "Datetime(time_unit='h')", "Int64(1)", "Array(Int8, shape=(100000, 100000))", "x" * 10**6],
+     "List(" * 2_000 + "Null" + ")" * 2_000, "Datetime(time_unit='h')", "Int64(1)",
+     "Array(Int8, shape=(100000, 100000))", "x" * 10**6],
     ids=lambda text: text[:20],
 )  # fmt: skip
 def test_what_is_no_type_is_none(text: str) -> None:

@@ -99,6 +99,8 @@ def test_a_commit_tells_what_it_goes_without(small: Small) -> None:
     assert summary.quarantine == (uri,)
     assert uri == f"{small.output[:-1]}.chunkmap/quarantine/1/{entry.name}.jsonl"
     assert any(uri in note for note in summary.notes)
+    report = Path(summary.local_report).read_text()
+    assert "1.parquet" in report and "3.parquet" in report
     assert small.run(job(small)).run == summary.run  # Nothing is new.
 
 
