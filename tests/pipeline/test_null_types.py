@@ -205,6 +205,27 @@ def test_a_reduce_brings_together_what_has_a_type(small: Small, most: int) -> No
     assert small.rows().to_dicts() == [{"k": 1, "note": 4.0}]
 
 
+@pytest.mark.parametrize("at", ["rounds.Mapper._type_nulls", "driving.Serial.reduce"])
+def test_a_reduce_that_dies_on_the_way_is_resumed(
+    small: Small, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    fill(small, [None, None, None, *range(20), None])
+    settings = small.settings.model_copy(
+        update={"batches": small.settings.batches.model_copy(update={"max_chunks": 2})}
+    )
+    job = small.job("keyed", "error", reduce={"combine": f"{small.module}:add"})
+
+    def die(*args: Any, **more: Any) -> None:
+        raise SystemError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"pipeline.{at}", die)
+        with pytest.raises(SystemError):
+            run_serially(job, settings, small.storage, Resume())
+    run_serially(job, settings, small.storage, Resume())
+    assert small.rows().to_dicts() == [{"k": 1, "note": sum(range(20))}]
+
+
 # -- windows ----------------------------------------------------------------------------------
 
 DAILY = """
