@@ -48,6 +48,20 @@ _FILES: dict[str, Any] = {
     "upload": pl.String,
     "parts": pl.List(pl.String),
 }
+_QUARANTINED: dict[str, Any] = {
+    "uri": pl.String,
+    "etag": pl.String,
+    "size": pl.Int64,
+    "row_groups": pl.List(pl.Int64),
+    "reason": pl.String,
+    "run": pl.String,
+    "chunk": pl.String,
+    "at": pl.Float64,
+}
+QUARANTINED = pl.Schema(_QUARANTINED)
+"""Objects in quarantine: a row for each chunk that goes without one. `row_groups` is the half-open
+range of that chunk, `at` the Unix seconds at which it was found. An object that planning found bad
+is in no chunk."""
 FILES = pl.Schema(_FILES)
 """The columns of a commit record: `key` is relative to the output, `sha256` our own checksum."""
 
@@ -119,7 +133,9 @@ class CommitEntry(_Record):
     releases: tuple[str, ...] = ()
     """In mode release: names of the commits that were claimed and given up."""
     left_out: int = 0
-    """Objects that could not be read and are left out (`input.on_bad_object: skip`)."""
+    """Objects that could not be read and are left out (`input.on_bad_object`)."""
+    quarantined: int = 0
+    """Those of them that are in quarantine (`input.on_bad_object: quarantine`)."""
 
     @property
     def adds_files(self) -> bool:
@@ -208,6 +224,8 @@ class Commit:
     """Names and types of its files' columns, as Polars spells them. Old commits do not say."""
     left_out: tuple[str, ...] = ()
     """Objects that could not be read, each with the reason behind a tab; at most MOST_NAMED."""
+    quarantined: pl.DataFrame = field(default_factory=QUARANTINED.to_frame)
+    """Those that are in quarantine (schema QUARANTINED); at most MOST_NAMED rows."""
 
     def to_bytes(self) -> bytes:
         """A table file, with a checksum."""
@@ -220,7 +238,10 @@ class Commit:
             "left_out": self.left_out,
             "writer": uuid.uuid4().hex,
         }
-        return pack_tables({"files": self.files.to_arrow()}, said)
+        tables = {"files": self.files.to_arrow()}
+        if self.quarantined.height:
+            tables["quarantined"] = self.quarantined.to_arrow()
+        return pack_tables(tables, said)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Commit:
@@ -229,6 +250,7 @@ class Commit:
         Raises:
             ValueError, PlanFormatError, pyarrow.ArrowException: it is something else, or damaged.
         """
+        quarantined = QUARANTINED.to_frame()
         if data.startswith(b"ARROW1"):  # As they were before they had a checksum.
             with pa.ipc.open_file(io.BytesIO(data)) as reader:
                 table = reader.read_all()
@@ -236,6 +258,9 @@ class Commit:
         else:
             file = TableFile(data)
             said, table = file.meta, file.table("files")
+            if said["entry"].get("quarantined"):
+                found = pl.DataFrame(pl.from_arrow(file.table("quarantined")))
+                quarantined = found.cast(dict(QUARANTINED))  # type: ignore[arg-type]
         return cls(
             entry=CommitEntry(**said["entry"]),
             base=said["base"],
@@ -243,6 +268,7 @@ class Commit:
             replaces=tuple(said["replaces"]),
             columns=dict(said.get("columns", {})),
             left_out=tuple(said.get("left_out", ())),
+            quarantined=quarantined,
             files=pl.DataFrame(pl.from_arrow(table)).cast(dict(FILES)),  # type: ignore[arg-type]
         )
 
@@ -262,6 +288,16 @@ class CommitWindow:
     """Digest of its objects."""
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Objects that a commit goes without, since they could not be read."""
+
+    named: tuple[str, ...] = ()
+    """Each with the reason behind a tab."""
+    quarantined: pl.DataFrame = field(default_factory=QUARANTINED.to_frame)
+    """Schema QUARANTINED."""
+
+
 def draft_commit(
     record: RunRecord,
     done: pl.DataFrame,
@@ -272,6 +308,7 @@ def draft_commit(
     window: CommitWindow | None = None,
     released: Collection[str] = (),
     columns: Columns | None = None,
+    left_out: LeftOut | None = None,
 ) -> Commit:
     """Completions of a run, or of one window of it, as a commit that is not frozen yet.
 
@@ -284,10 +321,10 @@ def draft_commit(
         window: What the commit is of; default the whole run.
         released: Names of the run's commits that a repair has released: they are taken.
         columns: Of the files.
+        left_out: Objects that could not be read.
     """
     files = files_of(record.output, done)
-    absent = tuple(missing)
-    left_out = done["left_out"].explode(empty_as_null=False).drop_nulls()
+    absent, left_out = tuple(missing), left_out or LeftOut()
     # What an earlier commit of this run has replaced holds this run's files now.
     already = {folder for one in earlier for folder in one.replaces}
     adds = bool(earlier) and (window is not None or record.mode != "overwrite-partitions")
@@ -309,7 +346,8 @@ def draft_commit(
         code=",".join(sorted(set(done["code"].to_list()))) or record.fingerprint,
         inputs="" if window is None else window.inputs,
         columns=digest_columns(columns or {}),
-        left_out=left_out.str.split("\t").list.first().n_unique(),
+        left_out=len({one.partition("\t")[0] for one in left_out.named}),
+        quarantined=left_out.quarantined["uri"].n_unique(),
     )
     replaced = set(folders(files)) - already if mode == "overwrite-partitions" else set()
     return Commit(
@@ -319,7 +357,8 @@ def draft_commit(
         files,
         tuple(sorted(replaced)),
         columns=dict(columns or {}),
-        left_out=tuple(left_out.head(MOST_NAMED).to_list()),
+        left_out=left_out.named[:MOST_NAMED],
+        quarantined=left_out.quarantined.head(MOST_NAMED),
     )
 
 

@@ -36,6 +36,7 @@ from pipeline.runs.worker.chunk_source import ChunkSource
 from pipeline.runs.worker.key_columns import without_key_columns
 from pipeline.runs.worker.reduce import combine_problem
 from pipeline.storage import Storage
+from pipeline.table.evidence import find_evidence
 from pipeline.table.log import Catalog
 from pipeline.table.manifest import Manifest
 
@@ -85,6 +86,8 @@ class Verification:
     bytes: int
     left_out: int
     """Objects that could not be read, and are left out."""
+    quarantine: tuple[str, ...]
+    """Where the records of objects in quarantine are."""
     missing_chunks: int
     """Planned chunks that the manifest says are left out, or that are in windows of its runs that
     are not published yet."""
@@ -113,6 +116,7 @@ def verify_output(storage: Storage, output: str) -> Verification:
         problems.append(f"{named} is being published, or was interrupted")
     left, said = _windows(catalog, manifest)
     problems += said
+    evidence = find_evidence(catalog, manifest)
     with ThreadPoolExecutor(READERS) as pool:
         rows = files.select("key", "rows", "bytes", "sha256").iter_rows()
         problems += [p for p in pool.map(partial(_problem, catalog), rows) if p]
@@ -123,6 +127,7 @@ def verify_output(storage: Storage, output: str) -> Verification:
         rows=int(files["rows"].sum()),
         bytes=int(files["bytes"].sum()),
         left_out=sum(entry.left_out for entry in manifest.commits),
+        quarantine=tuple(sorted(evidence.values())),
         missing_chunks=left + sum(e.missing for e in manifest.commits if e.window is None),
         problems=tuple(problems),
         notes=_refused(catalog, manifest),
