@@ -93,7 +93,7 @@ bench: $(STAMP) ## measure chunkmap beside its peers and write a report (ARGS=--
 	@$(BIN)/chunkmap bench run $(ARGS)
 
 bench-gate: $(STAMP) ## three minutes: a few ratios, held against benchmarks/baseline.json
-	@$(BIN)/python -m pytest benchmarks/test_footers.py -q -s
+	@$(BIN)/python -m pytest benchmarks/micro/test_footers.py -q -s
 	@$(BIN)/chunkmap bench run ci --no-count
 	@$(BIN)/chunkmap bench gate --baseline benchmarks/baseline.json --least 0.3
 

@@ -27,6 +27,7 @@
     ├── SchemaChangedError
     ├── StackError
     ├── RunFailedError
+    │   └── QuarantineLimitError
     ├── RunInterruptedError             130
     ├── RunCancelledError
     └── ConflictError                   3
@@ -210,7 +211,10 @@ class UnreadableObjectError(ChunkmapError):
     """
 
     def __init__(self, uri: str, reason: str, hint: str | None = None) -> None:
-        hint = hint or "replace it, leave it out (input.exclude), or set input.on_bad_object: skip"
+        hint = hint or (
+            "replace it, leave it out (input.exclude), or set input.on_bad_object: skip, or "
+            "quarantine"
+        )
         super().__init__(f"{uri} cannot be read: {reason}", hint)
         self.uri = uri
         self.reason = reason
@@ -278,6 +282,10 @@ class StackError(ChunkmapError):
 
 class RunFailedError(ChunkmapError):
     """The run ended with chunks that failed; their errors are in its report."""
+
+
+class QuarantineLimitError(RunFailedError):
+    """More objects could not be read than the job allows (`input.max_quarantined`)."""
 
 
 class RunInterruptedError(ChunkmapError):

@@ -104,10 +104,12 @@ class LedgerOnlyRun(BatchRun):
 
 
 @task(name="map-batch", task_run_name="{name}", persist_result=False, cache_policy=NO_CACHE)
-def ledger_only_task(run_uri: str, fingerprint: str, name: str, spec: str) -> BatchResult:
+def ledger_only_task(
+    run_uri: str, fingerprint: str, name: str, spec: str, types: str
+) -> BatchResult:
     """As `map_batch_task`, without reading and staging."""
     context = open_run(run_uri, fingerprint)
-    return LedgerOnlyRun(context, Batch(name, spec), worker_name()).run()
+    return LedgerOnlyRun(context, Batch(name, spec, types), worker_name()).run()
 
 
 @flow(name="ledger-only", persist_result=False, validate_parameters=False)

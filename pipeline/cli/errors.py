@@ -15,7 +15,7 @@ from pipeline.printable import continued, one_line_json, printable
 PLANNING_HINTS = {
     "NoParquetError": "look at what is there, and at input.uri, input.include and input.exclude",
     "BadObjectsError": "replace them, leave them out (input.exclude), or set input.on_bad_object: "
-    "skip",
+    "skip, or quarantine",
     "HiveTypeError": "change input.hive_types, or leave the odd ones out (input.exclude)",
     "SchemaMismatchError": "set input.schema to union or first, or leave the odd ones out "
     "(input.exclude)",

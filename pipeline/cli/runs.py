@@ -74,6 +74,7 @@ def publish(
 ) -> None:
     """Publish what a run has completed."""
     from pipeline.runs.driver.heartbeat import publish_run
+    from pipeline.runs.driver.quarantine import refuse_many_quarantined, unreadable_uris
 
     settings = load_settings(environment)
     storage = open_storage(settings)
@@ -84,6 +85,8 @@ def publish(
             f"run {ledger.run} has {record.chunks - done:,} of {record.chunks:,} chunks left",
             hint=f"chunkmap retry {ledger.run}, or publish the rest: --without-failed",
         )
+    unreadable = unreadable_uris(ledger.plan(), ledger.read())
+    refuse_many_quarantined(ledger.job(), ledger.plan(), unreadable)
     manifest = publish_run(storage, ledger, without_failed=without_failed)
     if as_json:
         left_out = record.chunks - done

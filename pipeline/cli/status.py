@@ -105,6 +105,8 @@ def verify(output: str, environment: str | None, *, as_json: bool = False) -> in
             bad(problem)
         if found.left_out:
             say(f"  {plural(found.left_out, 'object')} that could not be read left out")
+        for uri in found.quarantine:
+            say(f"  in quarantine: {uri}")
         if found.missing_chunks:
             say(f"  {plural(found.missing_chunks, 'planned chunk')} left out, as its manifest says")
     return 1 if found.problems else 0

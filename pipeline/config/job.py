@@ -101,6 +101,14 @@ def _limit(value: Any) -> int | str | None:
     raise ValueError(f"{value!r} is neither a number of chunks nor a share such as 5%")
 
 
+def _object_limit(value: Any) -> int | str | None:
+    """A number of objects, or a share such as `1%`."""
+    try:
+        return _limit(value)
+    except ValueError as error:
+        raise ValueError(str(error).replace("number of chunks", "number of objects")) from None
+
+
 def _term(term: Any) -> Term:
     if not isinstance(term, list | tuple) or not 2 <= len(term) <= 3:
         raise ValueError(f"{term!r} is not [column, operator, value]")
@@ -186,13 +194,23 @@ class Input(_Part):
     """A column of this name has the URI of each row's object."""
     int96: Literal["us", "ns"] = "us"
     """Unit of the times that INT96 columns come as. Nanoseconds end in the year 2262."""
-    on_bad_object: Literal["fail", "skip"] = "fail"
-    """What to do about an object that is not readable Parquet."""
+    on_bad_object: Literal["fail", "skip", "quarantine"] = "fail"
+    """What to do about an object that is not readable Parquet: fail, go on without it, or go on and
+    keep a record of it beside the output."""
+    max_quarantined: Annotated[int | str | None, BeforeValidator(_object_limit)] = None
+    """Publish nothing when more objects than this are in quarantine: a number, or a share of the
+    input's objects such as 1%."""
     verify_checksums: bool = False
     """Hold each page that is read against the checksum that its writer stored, if it did. Every
     column is then decoded twice."""
     changed_only: bool = False
     """Read only objects that are new or changed since the output was last published."""
+
+    @model_validator(mode="after")
+    def _limits_quarantine(self) -> Self:
+        if self.max_quarantined is not None and self.on_bad_object != "quarantine":
+            raise ValueError("`max_quarantined` needs `on_bad_object: quarantine`")
+        return self
 
 
 class Chunks(_Part):

@@ -27,7 +27,7 @@ from pipeline.runs.driver.executor import Outcome
 from pipeline.runs.worker.batch import Batch, BatchResult, map_batch
 from pipeline.runs.worker.reduce import Step, reduce_step
 
-PARAMETERS = ("run_uri", "fingerprint", "name", "spec")
+PARAMETERS = ("run_uri", "fingerprint", "name", "spec", "types")
 """Of a task that maps a batch."""
 COUNT_SECONDS = 5.0
 """How often the cluster's threads are counted."""
@@ -53,10 +53,10 @@ HOT: dict[str, Any] = {
 
 
 @task(name="map-batch", task_run_name="{name}", **HOT)
-def map_batch_task(run_uri: str, fingerprint: str, name: str, spec: str) -> BatchResult:
+def map_batch_task(run_uri: str, fingerprint: str, name: str, spec: str, types: str) -> BatchResult:
     """Map one batch of chunks, on a Dask worker."""
     stop_profiler()
-    batch = Batch(name, spec)
+    batch = Batch(name, spec, types)
     return map_batch(run_uri, fingerprint, batch, worker_name(), is_leaving)
 
 
@@ -171,7 +171,9 @@ class DaskEngine:
     def _send(self, batch: Batch) -> None:
         try:
             with prioritised(self._priority()):
-                sent = self._sender.submit(**self._common, name=batch.name, spec=batch.spec)
+                sent = self._sender.submit(
+                    **self._common, name=batch.name, spec=batch.spec, types=batch.types
+                )
         except connection_errors() as error:
             self._threads = None
             self._unsent.append(Outcome(batch, "lost", detail=f"not submitted: {error}"))

@@ -21,6 +21,7 @@ from pipeline.table.errors import (
     ManifestConflictError,
     UploadsVanishedError,
 )
+from pipeline.table.evidence import write_evidence
 from pipeline.table.head import manifest_uri
 from pipeline.table.log import Catalog
 from pipeline.table.manifest import Claim, Commit, CommitEntry, Head, Manifest
@@ -96,6 +97,7 @@ def _roll_forward(catalog: Catalog, claim: Claim) -> Manifest:
     if claim.rollback is None:
         commits = claimed_commits(catalog, claim.commits)
         _make_visible(catalog, commits)
+        write_evidence(catalog, claim.base + 1, commits)
         return catalog.write_manifest(claim.base, _listed(catalog, claim.base, commits))
     target, current = catalog.manifest(claim.rollback), catalog.manifest(claim.base)
     record = restore(catalog, target, current)

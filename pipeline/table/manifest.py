@@ -46,6 +46,20 @@ _FILES: dict[str, Any] = {
     "upload": pl.String,
     "parts": pl.List(pl.String),
 }
+_QUARANTINED: dict[str, Any] = {
+    "uri": pl.String,
+    "etag": pl.String,
+    "size": pl.Int64,
+    "row_groups": pl.List(pl.Int64),
+    "reason": pl.String,
+    "run": pl.String,
+    "chunk": pl.String,
+    "at": pl.Float64,
+}
+QUARANTINED = pl.Schema(_QUARANTINED)
+"""Objects in quarantine: a row for each chunk that goes without one. `row_groups` is the half-open
+range of that chunk, `at` the Unix seconds at which it was found. An object that planning found bad
+is in no chunk."""
 FILES = pl.Schema(_FILES)
 """The columns of a commit record: `key` is relative to the output, `sha256` our own checksum."""
 
@@ -117,7 +131,9 @@ class CommitEntry(_Record):
     releases: tuple[str, ...] = ()
     """In mode release: names of the commits that were claimed and given up."""
     left_out: int = 0
-    """Objects that could not be read and are left out (`input.on_bad_object: skip`)."""
+    """Objects that could not be read and are left out (`input.on_bad_object`)."""
+    quarantined: int = 0
+    """Those of them that are in quarantine (`input.on_bad_object: quarantine`)."""
 
     @property
     def adds_files(self) -> bool:
@@ -208,6 +224,8 @@ class Commit:
     """Types of partition columns that the job declares (`input.hive_types`), by name."""
     left_out: tuple[str, ...] = ()
     """Objects that could not be read, each with the reason behind a tab; at most MOST_NAMED."""
+    quarantined: pl.DataFrame = field(default_factory=QUARANTINED.to_frame)
+    """Those that are in quarantine (schema QUARANTINED); at most MOST_NAMED rows."""
 
     def to_bytes(self) -> bytes:
         """A table file, with a checksum."""
@@ -221,7 +239,10 @@ class Commit:
             "left_out": self.left_out,
             "writer": uuid.uuid4().hex,
         }
-        return pack_tables({"files": self.files.to_arrow()}, said)
+        tables = {"files": self.files.to_arrow()}
+        if self.quarantined.height:
+            tables["quarantined"] = self.quarantined.to_arrow()
+        return pack_tables(tables, said)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Commit:
@@ -230,6 +251,7 @@ class Commit:
         Raises:
             ValueError, PlanFormatError, pyarrow.ArrowException: it is something else, or damaged.
         """
+        quarantined = QUARANTINED.to_frame()
         if data.startswith(b"ARROW1"):  # As they were before they had a checksum.
             with pa.ipc.open_file(io.BytesIO(data)) as reader:
                 table = reader.read_all()
@@ -237,6 +259,9 @@ class Commit:
         else:
             file = TableFile(data)
             said, table = file.meta, file.table("files")
+            if said["entry"].get("quarantined"):
+                found = pl.DataFrame(pl.from_arrow(file.table("quarantined")))
+                quarantined = found.cast(dict(QUARANTINED))  # type: ignore[arg-type]
         return cls(
             entry=CommitEntry(**said["entry"]),
             base=said["base"],
@@ -245,6 +270,7 @@ class Commit:
             columns=dict(said.get("columns", {})),
             hive_types=dict(said.get("hive_types", {})),
             left_out=tuple(said.get("left_out", ())),
+            quarantined=quarantined,
             files=pl.DataFrame(pl.from_arrow(table)).cast(dict(FILES)),  # type: ignore[arg-type]
         )
 

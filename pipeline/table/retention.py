@@ -17,6 +17,7 @@ import polars as pl
 from pipeline.concurrency import map_concurrently
 from pipeline.errors import ObjectMissingError
 from pipeline.table.errors import FilesMissingError
+from pipeline.table.evidence import expire_evidence
 from pipeline.table.keys import kept_uri, original_key, restored_key
 from pipeline.table.log import Catalog
 from pipeline.table.manifest import FILES, Commit, CommitEntry, Manifest
@@ -103,7 +104,8 @@ def expire_replaced(catalog: Catalog, manifest: Manifest, *, dry_run: bool = Fal
     newest = manifest.number - kept_versions(manifest)
     old = [uri for number, uri in _numbered(catalog, folder) if number <= newest]
     map_concurrently(catalog.storage.delete, [] if dry_run else old)
-    return len(old)
+    records = expire_evidence(catalog, manifest, kept_versions(manifest), dry_run=dry_run)
+    return len(old) + records
 
 
 def expire_orphans(catalog: Catalog, older_than: float, *, dry_run: bool = False) -> int:

@@ -11,12 +11,16 @@ import polars as pl
 
 from pipeline.errors import ChunkmapError, SchemaChangedError
 from pipeline.storage import join
+from pipeline.table.column_types import merged
 from pipeline.table.columns import Columns, differences, digest_columns, widened
 from pipeline.table.log import Catalog
 from pipeline.table.manifest import CommitEntry, Manifest
 from pipeline.table.replay import Footprint, surviving
 
 log = logging.getLogger(__name__)
+
+_KINDS = 8
+"""Schemas of an output that are looked at for the types of its columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,22 @@ def _distinct(catalog: Catalog, entries: Iterable[CommitEntry]) -> list[Columns]
     examples = {entry.columns or entry.name: entry for entry in entries}
     found = [columns_of(catalog, entry) for entry in examples.values()]
     return [columns for columns in found if columns]
+
+
+def types_of_output(catalog: Catalog) -> Columns:
+    """The types that columns of an output have, as far as few requests tell: the newest come first.
+
+    What has been replaced since may be among them, so it is good for nothing but nulls.
+    """
+    newest: dict[str, CommitEntry] = {}
+    for entry in reversed(catalog.manifest().commits):
+        if entry.adds_files and entry.files and entry.columns and len(newest) < _KINDS:
+            newest.setdefault(entry.columns, entry)
+    found: Columns = {}
+    for entry in newest.values():
+        for name, kind in catalog.known(entry).columns.items():
+            found[name] = merged(found.get(name, kind), kind) or found[name]
+    return found
 
 
 def columns_of(catalog: Catalog, entry: CommitEntry) -> Columns:

@@ -81,7 +81,7 @@ class Caught(Exception):
     """What a submission would have sent, instead of sending it."""
 
 
-PARAMETERS = {"run_uri": "s3://a/b/", "fingerprint": "f", "name": "b1", "spec": "0-3"}
+PARAMETERS = {"run_uri": "s3://a/b/", "fingerprint": "f", "name": "b1", "spec": "0-3", "types": ""}
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from pipeline.runs.admin.status import overview
-from tests.integration.world import ROWS, Answer, World, sales
+from tests.integration.world import ROWS, Answer, World, parquet, sales
 
 pytestmark = pytest.mark.integration
 
@@ -53,6 +54,46 @@ def test_the_report_is_in_s3_and_here(world: World, first: Answer) -> None:
     assert b"<html" in stored
     report = json.loads(world.storage.get(first.data["report"].replace(".html", ".json")).data)
     assert report["run"]["id"] == first.data["run"]
+
+
+def test_nulls_take_the_type_of_other_chunks(world: World) -> None:
+    said = world.chunkmap("run", world.job("remarks", "shop.transforms:remarks"), "--json").data
+    assert said["chunks"] == said["mapped"] > 4
+    found = world.frame("s3://demo/out/remarks/")
+    expected = [[str(i)] if i > 5900 else None for i in range(ROWS)]
+    assert found.sort("id")["remark"].to_list() == expected
+    files = [info.uri for info in world.storage.objects("s3://demo/out/remarks/")]
+    types = {
+        pl.read_parquet_schema(BytesIO(world.storage.get(uri).data))["remark"] for uri in files
+    }
+    assert types == {pl.List(pl.String)}
+    assert world.storage.objects("s3://demo/out/remarks.chunkmap/staged/") == []
+
+
+def test_objects_in_quarantine_are_listed_beside_the_output(world: World) -> None:
+    source = "s3://demo/quarantined/"
+    good = parquet(sales(0, 1000))
+    footer = len(good) - 8 - int.from_bytes(good[-8:-4], "little")
+    world.storage.put(f"{source}good.parquet", good)
+    world.storage.put(f"{source}bad.parquet", good[:4] + b"\xa5" * (footer - 4) + good[footer:])
+    world.storage.put(f"{source}worse.parquet", b"PAR1 is what it is not")
+    rules = {"on_bad_object": "quarantine", "max_quarantined": "50%"}
+    job = world.job("quarantined", source=source, input=rules)
+    refused = world.chunkmap("run", job, "--json")
+    assert refused.code == 1
+    assert "2 of 3 objects cannot be read" in refused.err + refused.out
+    assert world.objects("s3://demo/out/quarantined/") == set()
+    job = world.job("quarantined", source=source, input={**rules, "max_quarantined": 2})
+    said = world.chunkmap("run", job, "--json").data
+    [uri] = said["quarantine"]
+    assert said["left_out"] == 2
+    lines = world.storage.get(uri).data.splitlines()
+    assert {json.loads(line)["uri"] for line in lines} == {
+        f"{source}bad.parquet",
+        f"{source}worse.parquet",
+    }
+    verified = world.chunkmap("verify", "s3://demo/out/quarantined/", "--json").data
+    assert (verified["problems"], verified["quarantine"]) == ([], [uri])
 
 
 def test_prefect_shows_the_run(world: World, first: Answer) -> None:

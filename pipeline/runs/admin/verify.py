@@ -22,6 +22,7 @@ from pipeline.errors import (
 )
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage
+from pipeline.table.evidence import find_evidence
 from pipeline.table.log import Catalog
 from pipeline.table.manifest import Manifest
 
@@ -40,6 +41,8 @@ class Verification:
     bytes: int
     left_out: int
     """Objects that could not be read, and are left out."""
+    quarantine: tuple[str, ...]
+    """Where the records of objects in quarantine are."""
     missing_chunks: int
     """Planned chunks that the manifest says are left out, or that are in windows of its runs that
     are not published yet."""
@@ -68,6 +71,7 @@ def verify_output(storage: Storage, output: str) -> Verification:
         problems.append(f"{named} is being published, or was interrupted")
     left, said = _windows(catalog, manifest)
     problems += said
+    evidence = find_evidence(catalog, manifest)
     rows = files.select("key", "rows", "bytes", "sha256").iter_rows()
     problems += filter(None, map_concurrently(partial(_problem, catalog), rows, FILES_AT_ONCE))
     return Verification(
@@ -77,6 +81,7 @@ def verify_output(storage: Storage, output: str) -> Verification:
         rows=int(files["rows"].sum()),
         bytes=int(files["bytes"].sum()),
         left_out=sum(entry.left_out for entry in manifest.commits),
+        quarantine=tuple(sorted(evidence.values())),
         missing_chunks=left + sum(e.missing for e in manifest.commits if e.window is None),
         problems=tuple(problems),
         notes=_refused(catalog, manifest),

@@ -190,7 +190,7 @@ def _request_digest(job: Job, asked: Asked, options: Options) -> str:
     # Keys that there were not always: where they say nothing, the request is the one of before.
     free |= set() if job.tables else {"tables"}
     left_out: dict[str, Any] = dict.fromkeys(free, True)
-    newer = ("hive_types", "types", "int96", "object_column", "verify_checksums")
+    newer = ("hive_types", "types", "int96", "object_column", "verify_checksums", "max_quarantined")
     fields = type(job.input).model_fields
     left_out["input"] = {n for n in newer if getattr(job.input, n) == fields[n].get_default()}
     if job.window is not None and not job.window.columns:

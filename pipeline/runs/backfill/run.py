@@ -19,13 +19,16 @@ from pipeline.runs.backfill.progress import Board, Ranks
 from pipeline.runs.backfill.records import BackfillRecord
 from pipeline.runs.driver.batching import Pace
 from pipeline.runs.driver.executor import Engine
-from pipeline.runs.driver.heartbeat import PUBLISH_TRIES, failure_lines
-from pipeline.runs.driver.map_stage import Mapper, MapProgress
-from pipeline.runs.driver.publish_windows import publish_windows
+from pipeline.runs.driver.heartbeat import PUBLISH_TRIES, facts_of_output, failure_lines
+from pipeline.runs.driver.map_stage import Mapper, MapProgress, OutputFacts
+from pipeline.runs.driver.publish_windows import in_window, publish_windows
+from pipeline.runs.driver.quarantine import refuse_many_quarantined, unreadable_uris
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress
+from pipeline.runs.worker.null_types import open_chunks
 from pipeline.storage import Storage
 from pipeline.storage.outages import advisory, waited_out
+from pipeline.table.columns import Columns
 from pipeline.table.errors import CommitsConflictError, ForeignClaimError, UploadsVanishedError
 from pipeline.table.log import Catalog
 
@@ -93,6 +96,9 @@ class Group:
     _published: float = field(default_factory=time.monotonic)
     _full: list[str] = field(default_factory=list)
     _conflicts: dict[str, str] = field(default_factory=dict)
+    _is_mapped: bool = False
+    """Whether nothing is under way: then every column has the type that it will have."""
+    _output_types: Columns = field(default_factory=dict)
     """By window, why it was not published though it is done."""
 
     @classmethod
@@ -178,6 +184,10 @@ class Group:
             # A commit of this run may wait for chunks of windows that are not asked for now.
             mine |= np.isin(self.plan.chunk_ids, list(vanished.chunks_of(self.ledger.run)))
         chunks = np.flatnonzero(mine).tolist()
+        facts = facts_of_output(shared.job, self.ledger.record(), shared.catalog)
+        with shared.publishing:
+            self._output_types = waited_out(facts.types)
+        self._is_mapped = False
         self.mapper = Mapper(
             ledger=self.ledger,
             plan=self.plan,
@@ -188,13 +198,27 @@ class Group:
             only=chunks,
             saw=self._saw,
             is_held=shared.is_held,
+            output=OutputFacts(lambda: self._output_types, partial(self._published_chunks, facts)),
             pace=shared.pace,
         )
-        return self.mapper.run()
+        progress = self.mapper.run()
+        self._is_mapped = True
+        self._saw(progress)
+        return progress
+
+    def _published_chunks(self, facts: OutputFacts) -> Collection[str]:
+        with self.shared.publishing:
+            return facts.published()
 
     def _saw(self, progress: Progress) -> None:
         board = self.shared.board
-        self._full = board.saw(progress, self.owner, self.labels)
+        full = board.saw(progress, self.owner, self.labels)
+        if not self._is_mapped:
+            # Others may still say what type a column of nulls is to have.
+            waiting = open_chunks(progress, self._output_types)
+            held = {board.labels[self.owner[index]] for index in waiting}
+            full = [label for label in full if label not in held]
+        self._full = full
         mapping = set(board.in_state("mapping"))
         board.mark([label for label in self._full if label in mapping], "staged")
 
@@ -236,6 +260,9 @@ class Group:
         windows = {label: self._chunks_of(label) for label in self._full if label in staged}
         if not windows and vanished is None:
             return
+        is_own = in_window(shared.job.window.windowing(), *self.labels)  # type: ignore[union-attr]
+        unreadable = unreadable_uris(self.plan, self.ledger.read(), is_own)
+        refuse_many_quarantined(shared.job, self.plan, unreadable)
         try:
             publish = partial(
                 shared.publish,

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+import polars as pl
+
 from partitioning import Plan
 from partitioning.model import PARTITION_PREFIX, Status
 from pipeline.concurrency import map_concurrently
@@ -100,7 +102,20 @@ def _held_objects(
     ids = set(files["chunk"].to_list())
     indices = [index for index, chunk in enumerate(ledger.plan().chunk_ids) if chunk in ids]
     chunks = ledger.plan().chunks(indices)
-    return {part.uri for chunk in chunks for part in chunk.fragments if part.uri in uris}
+    found = {(p.uri, chunk.id) for chunk in chunks for p in chunk.fragments if p.uri in uris}
+    return {uri for uri, _ in found - _left_out(ledger, files, uris)} if found else set()
+
+
+def _left_out(ledger: Ledger, files: pl.DataFrame, uris: Collection[str]) -> set[tuple[str, str]]:
+    """Objects that could not be read, with the chunks of some files that go without them."""
+    if ledger.job().input.on_bad_object == "fail":
+        return set()
+    progress = ledger.read()
+    known = pl.concat([progress.completions, progress.spares])
+    made = known.join(files.select("attempt"), on="attempt", how="semi")
+    rows = made.select("chunk", "left_out").iter_rows()
+    pairs = {(one.partition("\t")[0], chunk) for chunk, left_out in rows for one in left_out}
+    return {(uri, chunk) for uri, chunk in pairs if uri in uris}
 
 
 def _refusal(output: str, held: dict[str, str]) -> InputError:

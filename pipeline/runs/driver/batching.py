@@ -67,6 +67,7 @@ class Batcher:
         max_chunks: int,
         pace: Pace | None = None,
         shared: float = SHARED_SECONDS,
+        types: str = "",
     ) -> None:
         """Start.
 
@@ -78,6 +79,7 @@ class Batcher:
             max_chunks: Most chunks in a batch.
             pace: What is known of the speed, and learns more. Default: nothing.
             shared: Seconds that a batch takes of what all threads have in common.
+            types: See `Batch.types`.
         """
         self.pace = pace or Pace()
         self._prefix = prefix
@@ -87,6 +89,7 @@ class Batcher:
         self._seconds = seconds
         self._max_chunks = max_chunks
         self._shared = shared
+        self._types = types
         self._position = 0
         self._number = 0
         self._last: float | None = None
@@ -111,7 +114,7 @@ class Batcher:
         self._left -= cost
         self._number += 1
         name = f"{self._prefix}{self._number:05d}"
-        return Batch(name, spec_of(self._indices[start : self._position]))
+        return Batch(name, spec_of(self._indices[start : self._position]), self._types)
 
     def _budget(self, threads: int) -> float:
         """Cost units of the next batch."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 import polars as pl
@@ -16,7 +16,7 @@ from pipeline.table.claims import (
 )
 from pipeline.table.columns import Columns, digest_columns
 from pipeline.table.log import Catalog
-from pipeline.table.manifest import MOST_NAMED, Commit, CommitEntry, folders, rule_of
+from pipeline.table.manifest import MOST_NAMED, QUARANTINED, Commit, CommitEntry, folders, rule_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,16 @@ class CommitWindow:
     windowing: Windowing
     inputs: str = ""
     """Digest of its objects."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Objects that a commit goes without, since they could not be read."""
+
+    named: tuple[str, ...] = ()
+    """Each with the reason behind a tab."""
+    quarantined: pl.DataFrame = field(default_factory=QUARANTINED.to_frame)
+    """Schema QUARANTINED."""
 
 
 def draft_commit(
@@ -40,6 +50,7 @@ def draft_commit(
     released: Collection[str] = (),
     columns: Columns | None = None,
     hive_types: Mapping[str, str] | None = None,
+    left_out: LeftOut | None = None,
 ) -> Commit:
     """Completions of a run, or of one window of it, as a commit that is not frozen yet.
 
@@ -53,10 +64,10 @@ def draft_commit(
         released: Names of the run's commits that a repair has released: they are taken.
         columns: Of the files.
         hive_types: Types of partition columns that the job declares.
+        left_out: Objects that could not be read.
     """
     files = files_of(record.output, done)
-    absent = tuple(missing)
-    left_out = done["left_out"].explode(empty_as_null=False).drop_nulls()
+    absent, left_out = tuple(missing), left_out or LeftOut()
     # What an earlier commit of this run has replaced holds this run's files now.
     already = {folder for one in earlier for folder in one.replaces}
     adds = bool(earlier) and (window is not None or record.mode != "overwrite-partitions")
@@ -78,7 +89,8 @@ def draft_commit(
         code=",".join(sorted(set(done["code"].to_list()))) or record.fingerprint,
         inputs="" if window is None else window.inputs,
         columns=digest_columns(columns or {}),
-        left_out=left_out.str.split("\t").list.first().n_unique(),
+        left_out=len({one.partition("\t")[0] for one in left_out.named}),
+        quarantined=left_out.quarantined["uri"].n_unique(),
     )
     replaced = set(folders(files)) - already if mode == "overwrite-partitions" else set()
     return Commit(
@@ -89,7 +101,8 @@ def draft_commit(
         tuple(sorted(replaced)),
         columns=dict(columns or {}),
         hive_types=hive_types or {},
-        left_out=tuple(left_out.head(MOST_NAMED).to_list()),
+        left_out=left_out.named[:MOST_NAMED],
+        quarantined=left_out.quarantined.head(MOST_NAMED),
     )
 
 

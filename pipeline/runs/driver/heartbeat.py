@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,25 +19,30 @@ import orjson
 import polars as pl
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
+from partitioning.model import Skipped
 from pipeline.concurrency import map_concurrently
 from pipeline.config.job import Job
 from pipeline.errors import RunFailedError, SchemaChangedError, StateError
 from pipeline.processes import start_time
 from pipeline.report.render import render_html, render_json, render_markdown
 from pipeline.report.run_model import Phase, RunInfo, RunReport
-from pipeline.runs.driver.commit import abort_spares, draft_commit, files_of, gone_spares
-from pipeline.runs.driver.map_stage import MapProgress
+from pipeline.runs.driver.commit import LeftOut, abort_spares, draft_commit, files_of, gone_spares
+from pipeline.runs.driver.map_stage import MapProgress, OutputFacts
+from pipeline.runs.driver.quarantine import left_out_of
 from pipeline.runs.driver.reduce_stage import drop_partials, reduced_of
 from pipeline.runs.ledger.ledger import Ledger
-from pipeline.runs.ledger.records import Progress, RunRecord
+from pipeline.runs.ledger.records import PARTIAL, Progress, RunRecord
+from pipeline.runs.worker.null_types import agreed_types, odd_attempts
 from pipeline.storage import Storage
 from pipeline.storage.documents import Moment, parse_stored, report_folder, seal_json
 from pipeline.storage.outages import advisory
 from pipeline.table.claims import settle
+from pipeline.table.column_types import has_nulls, merged
 from pipeline.table.columns import Columns, Difference, differences, stored_columns
 from pipeline.table.errors import UploadsVanishedError
 from pipeline.table.log import Catalog
 from pipeline.table.publish import amend, commits_of, publish, refuse_released, released_names
+from pipeline.table.schemas import types_of_output
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +182,10 @@ class RunSummary:
     notes: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
     """One line for each sort of failure."""
+    left_out: int = 0
+    """Objects that could not be read, and are left out."""
+    quarantine: tuple[str, ...] = ()
+    """Where the records of those in quarantine are, once the run is published."""
 
 
 class RunIncompleteError(RunFailedError):
@@ -220,7 +229,7 @@ def publish_run(
     catalog, record, job = Catalog(storage, ledger.output), ledger.record(), ledger.job()
     if vanished is not None:
         ledger.void(vanished.attempts)
-    progress = ledger.read()
+    progress = settled(ledger, ledger.read())
     check_schemas(progress)
     done = reduced_of(ledger, progress) if job.reduce else progress.completions
     if job.reduce and done.is_empty() and progress.completions.height:
@@ -249,6 +258,7 @@ def publish_run(
                 released=released,
                 columns=columns_of_run(progress, rest),
                 hive_types=job.input.hive_types,
+                left_out=_left_out(ledger, record, progress, rest, is_first=not earlier),
             )
             publish(catalog, draft, ledger.accepted(), widens=ledger.widens)
     except UploadsVanishedError as error:
@@ -266,26 +276,64 @@ def publish_run(
     return manifest.number
 
 
+def _left_out(
+    ledger: Ledger, record: RunRecord, progress: Progress, done: pl.DataFrame, *, is_first: bool
+) -> LeftOut:
+    """What a commit of a run goes without; what planning could not read is told by the first."""
+    job = ledger.job()
+    # One file of a reduce has the rows of all chunks.
+    of_chunks = progress.completions if job.reduce else done
+    return left_out_of(job, record, ledger.plan(), of_chunks, lambda uri: is_first)
+
+
 def _missing(ledger: Ledger, progress: Progress) -> list[str]:
     done = set(progress.completions["chunk"].to_list())
     return [chunk for chunk in ledger.plan().chunk_ids if chunk not in done]
 
 
-def check_schemas(progress: Progress) -> None:
+def settled(ledger: Ledger, progress: Progress) -> Progress:
+    """What a ledger says once chunks that were mapped again for a type count with that alone."""
+    odd = odd_attempts(progress, agreed_types(progress))
+    known = pl.concat([progress.completions, progress.spares])
+    others = known.join(odd, on="attempt", how="anti")
+    replaced = odd.join(others, on="chunk", how="semi")
+    # A partial counts as a whole: none of it, unless all of it was mapped again.
+    kept = odd.join(replaced, on="attempt", how="anti").filter(pl.col("upload") == PARTIAL)
+    replaced = replaced.join(kept, on="uri", how="anti")
+    if replaced.is_empty():
+        return progress
+    ledger.set_aside(replaced["attempt"].to_list())
+    return ledger.read()
+
+
+def check_schemas(progress: Progress, open_columns: bool = False) -> None:
     """Raise SchemaChangedError when chunks came out with different columns or types.
 
     The order of columns is no difference: files are read by name.
+
+    Args:
+        progress: Of the run.
+        open_columns: Let columns pass that hold nothing but nulls in some chunks.
     """
     counts = progress.completions.group_by("schema").agg(pl.len(), pl.col("index").min())
     if counts.height < 2:
         return
-    *others, usual = counts.sort("len", "schema").iter_rows(named=True)
-    ours = orjson.loads(progress.schemas.get(usual["schema"], "{}"))
-    for odd in others:
-        theirs = orjson.loads(progress.schemas.get(odd["schema"], "{}"))
-        found = differences(theirs, ours)
+    types = {digest: progress.schemas.get(digest, "{}") for digest in counts["schema"]}
+    typed = {digest: not has_nulls(text) for digest, text in types.items()}
+    counts = counts.with_columns(typed=pl.col("schema").replace_strict(typed))
+    *others, usual = counts.sort("typed", "len", "schema").iter_rows(named=True)
+    ours = orjson.loads(types[usual["schema"]])
+    # What needs a change comes first; nulls need none.
+    for odd in reversed(others):
+        found = differences(orjson.loads(types[odd["schema"]]), ours)
+        if open_columns:
+            found = [one for one in found if not _is_open(one)]
         if found:
             raise _odd_schema(odd, usual, found)
+
+
+def _is_open(one: Difference) -> bool:
+    return one.held is not None and one.new is not None and merged(one.held, one.new) is not None
 
 
 def _odd_schema(
@@ -295,8 +343,25 @@ def _odd_schema(
     return SchemaChangedError(
         f"the transform returned another schema on {odd['len']} chunks (such as chunk "
         f"{odd['index']}) than on the other {usual['len']}: {said}",
-        hint="cast these columns in the transform, then run the job with --replan",
+        hint="run the job again: chunks of nothing but nulls then take the others' types"
+        if all(map(_is_open, found))
+        else "cast these columns in the transform, then run the job with --replan",
     )
+
+
+def facts_of_output(job: Job, record: RunRecord, catalog: Catalog) -> OutputFacts:
+    """What a run needs to know of its output while it is mapped."""
+
+    def types() -> Columns:
+        # What is reduced has other columns than its chunks; what is replaced has no say.
+        keeps = job.output.mode in ("append", "overwrite-partitions") and job.reduce is None
+        return types_of_output(catalog) if keeps else {}
+
+    def published() -> list[str]:
+        commits = catalog.all_known(commits_of(catalog, record.run, record.base))
+        return [chunk for commit in commits for chunk in commit.files["chunk"].to_list()]
+
+    return OutputFacts(types, published)
 
 
 def columns_of_run(progress: Progress, done: pl.DataFrame) -> Columns:
@@ -334,7 +399,11 @@ def store_report(
     storage: Storage, ledger: Ledger, driver: DriverRecord, state: str, folder: Path
 ) -> StoredReport:
     """Make a run's report, store it beside the run's state, and keep a copy here."""
-    report = report_of(ledger.record(), ledger.job(), ledger.read(), driver, state)
+    job, progress = ledger.job(), ledger.read()
+    report = report_of(ledger.record(), job, progress, driver, state)
+    if job.input.on_bad_object != "fail":
+        not_counted = (*report.not_counted, *_skipped(ledger.plan().skipped))
+        report = replace(report, not_counted=not_counted)
     html, said = render_html(report), render_json(report)
     bodies = {"report.html": html, "report.json": said}
     map_concurrently(
@@ -345,6 +414,15 @@ def store_report(
     (local / "report.json").write_text(said)
     uri = ledger.prefix + "report.html"
     return StoredReport(uri, str(local / "report.html"), render_markdown(report, uri))
+
+
+def _skipped(skipped: Sequence[Skipped]) -> Iterator[str]:
+    """A sentence about the objects that planning could not read, if there are any."""
+    if skipped:
+        yield (
+            f"{len(skipped):,} objects are not readable Parquet and are left out "
+            f"(input.on_bad_object), such as {skipped[0].uri}: {skipped[0].reason}"
+        )
 
 
 def report_of(

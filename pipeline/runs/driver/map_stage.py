@@ -5,6 +5,7 @@ Knows no engine: whatever can run a batch and say what became of it will do.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import time
@@ -25,7 +26,10 @@ from pipeline.runs.driver.in_flight import Flights
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Failure, Progress
 from pipeline.runs.worker.batch import Batch
+from pipeline.runs.worker.null_types import MOST_TEXT, agreed_types, odd_attempts
 from pipeline.storage.outages import advisory, waited_out
+from pipeline.table.column_types import has_nulls
+from pipeline.table.columns import Columns
 
 FUTILE_BATCHES = 5
 """So many batches that cannot work at all, before any that does, end a run."""
@@ -43,6 +47,8 @@ MESSAGE_CHARACTERS = 10_000
 """Longer messages, of what ended a batch, are cut."""
 SEGMENT_FAILURES = 1_000
 """Failures that the driver writes into one segment."""
+TYPINGS = 2
+"""How often chunks are mapped again for types that others have found; once is usual."""
 FOLD_SECONDS = 60.0
 """How often the driver folds the ledger's segments."""
 FOLD_SEGMENTS = 200
@@ -70,6 +76,16 @@ class MapProgress:
     """Chunks that were done before."""
 
 
+@dataclass(frozen=True, slots=True)
+class OutputFacts:
+    """What a run needs to know of its output while it is mapped."""
+
+    types: Callable[[], Columns] = dict
+    """Types that its columns have: for those that are nothing but nulls in a chunk."""
+    published: Callable[[], Collection[str]] = tuple
+    """Ids of the run's chunks that it has already: they stay as they are."""
+
+
 @dataclass(slots=True)
 class Mapper:
     """Drives the rounds of one run."""
@@ -88,6 +104,7 @@ class Mapper:
     """Is told what is stored, each time that it is counted."""
     is_held: Callable[[], bool] = lambda: False
     """While it says so, no further batch is handed out."""
+    output: OutputFacts = OutputFacts()
     pace: Pace = field(default_factory=Pace)
     started: float = field(default_factory=time.time)
     batches: int = 0
@@ -112,6 +129,10 @@ class Mapper:
     _look_seconds: float = 0.0
     """How long the last look took."""
     _folded: float = field(default_factory=time.monotonic)
+    _known: Columns = field(default_factory=dict)
+    """Types of the output's columns."""
+    _types: Columns = field(default_factory=dict)
+    """Types of columns that some chunks have no type for."""
     _futile: int | None = 0
     """Batches that could not come to their chunks, and never would; None once one has."""
 
@@ -125,21 +146,54 @@ class Mapper:
         if self.only_failed:
             self._wanted = failed if self._wanted is None else failed & self._wanted
         self._count(progress)
-        while self.rounds < self.job.rounds and not self.stopped:
-            left = self._worth_mapping(progress)
-            if not left:
+        if self._worth_mapping(progress):
+            self._known = waited_out(self.output.types)
+            self._types = agreed_types(progress, self._known)
+        progress = self._in_rounds(progress)
+        for _ in range(TYPINGS):
+            if self.stopped or not self._type_nulls(progress):
                 break
-            if self.rounds:
-                time.sleep(PAUSE_SECONDS * 2 ** (self.rounds - 1) * random.uniform(0.5, 1.5))
-            self.rounds += 1
-            self._round(left)
-            progress = waited_out(self.ledger.read)
-            self._count(progress)
+            progress = self._in_rounds(waited_out(self.ledger.read))
         if self._say_what_was_lost(progress):
             progress = waited_out(self.ledger.read)
             self._count(progress)
         self._tell()
         return progress
+
+    def _in_rounds(self, progress: Progress) -> Progress:
+        before = self.rounds
+        while self.rounds < before + self.job.rounds and not self.stopped:
+            left = self._worth_mapping(progress)
+            if not left:
+                break
+            past = self.rounds - before
+            if past:
+                time.sleep(PAUSE_SECONDS * 2 ** (past - 1) * random.uniform(0.5, 1.5))
+            self.rounds += 1
+            self._round(left)
+            progress = waited_out(self.ledger.read)
+            self._count(progress)
+            self._types = agreed_types(progress, self._known)
+        return progress
+
+    def _type_nulls(self, progress: Progress) -> bool:
+        """Leave chunks again that had no type for a column which others have a type for.
+
+        Returns:
+            Whether there were any.
+        """
+        self._types = agreed_types(progress, self._known)
+        odd = odd_attempts(progress, self._types)
+        if odd.is_empty():
+            return False
+        published = waited_out(self.output.published)
+        odd = odd.filter(~pl.col("chunk").is_in(list(published)))
+        if self.only is not None:
+            odd = odd.filter(pl.col("index").is_in(list(self.only)))
+        self.ledger.set_aside(odd["attempt"].to_list())
+        if self._wanted is not None:
+            self._wanted |= set(odd["index"].to_list())
+        return odd.join(progress.completions, on="attempt", how="semi").height > 0
 
     def _say_what_was_lost(self, progress: Progress) -> bool:
         """Record a failure of the chunks whose batches never came to them, round after round."""
@@ -209,12 +263,20 @@ class Mapper:
             seconds=self.limits.seconds,
             max_chunks=most,
             pace=self.pace,
+            types=self._types_text(),
         )
         flights = Flights(self.engine, self.limits)
         try:
             self._fly(batcher, flights)
         finally:
             flights.abandon()
+
+    def _types_text(self) -> str:
+        known = {name: kind for name, kind in self._known.items() if not has_nulls(kind)}
+        text = json.dumps(known | self._types)
+        if len(text) > MOST_TEXT:
+            text = json.dumps(self._types)
+        return text if self._types or known else ""
 
     def _fly(self, batcher: Batcher, flights: Flights) -> None:
         more = True

@@ -37,6 +37,7 @@ from pipeline.runs.driver.appending import refuse_appending_again, refuse_losing
 from pipeline.runs.driver.batching import GUESSED_SPEED
 from pipeline.runs.driver.former_folders import refuse_former_folders
 from pipeline.runs.driver.overlap import in_normal_form, refuse_overlap
+from pipeline.runs.driver.quarantine import refuse_many_quarantined
 from pipeline.runs.ledger.find import runs_of
 from pipeline.runs.ledger.keys import folders_of, refuse_long_keys
 from pipeline.runs.ledger.ledger import Ledger, run_id
@@ -107,7 +108,7 @@ def request_of(job: Job, settings: Settings, size_columns: tuple[str, ...] | Non
         types=tuple(source.types.items()),
         int96=source.int96,
         object_column=source.object_column,
-        on_bad_object=source.on_bad_object,
+        on_bad_object="fail" if source.on_bad_object == "fail" else "skip",
         changed_only=source.changed_only,
         target=chunks.target,
         max_rows=chunks.max_rows,
@@ -224,6 +225,7 @@ def plan_input(
         PlanningError: the input cannot be planned (missing, bad objects, differing schemas …).
         JobError, InputError, TransformNotAllowedError: the transform does not fit.
         UsageError: the input matches the output.
+        QuarantineLimitError: more objects are bad than the job allows.
     """
     refuse_overlap(job)
     transform = resolve(job.transform, job.params, settings.transforms)
@@ -232,6 +234,7 @@ def plan_input(
     if job.input.columns is None:
         request = replace(request, size_columns=_columns_read(request, reader, transform, tables))
     result = plan_dataset(request, reader, previous=previous, mapper=mapper)
+    refuse_many_quarantined(job, result.plan, {one.uri for one in result.plan.skipped})
     visible = result.plan.dtypes
     if job.input.columns is not None:
         visible = pl.Schema({name: visible[name] for name in job.input.columns})
@@ -376,6 +379,9 @@ class _Fresh:
         code, same = self._code_of_run(job, plan, tables)
         refuse_long_keys(uri, plan)
         run = run_id(plan, job, code, tables=tables)
+        skips = job.input.on_bad_object == "skip" and self._has_failed_at_bad(job, run)
+        if skips:
+            run = run_id(plan, job, code, tables=tables, skips=True)
         is_new = self.previous is None or self.previous.run != run
         catalog = Catalog(self.storage, uri)
         manifest = prepare_output(catalog, job.output.mode, run)
@@ -396,11 +402,19 @@ class _Fresh:
             manifest.number,
             tables=tables,
             columns=tuple(planning.probe.result_columns),
+            skips=skips,
         )
         if not is_new:
             # Asked for again, with the output as it is now in sight: that is no conflict any more.
             ledger.accept(manifest.number)
         return Planned(ledger, plan, self.code, is_new, notes if is_new else ())
+
+    def _has_failed_at_bad(self, job: Job, run: str) -> bool:
+        """Whether there is a run of this id whose chunks are to fail at a bad object."""
+        try:
+            return Ledger(self.storage, job.output.uri, run).job().input.on_bad_object == "fail"
+        except (StateError, JobError, ObjectMissingError):
+            return False
 
     def _code_of_run(
         self, job: Job, plan: Plan, tables: tuple[TableVersion, ...]
@@ -548,7 +562,7 @@ def _is_of(ledger: Ledger, job: Job) -> bool:
 def _asks_the_same(stored: Job, job: Job) -> bool:
     """Whether two jobs differ in nothing but what a driver may choose anew."""
     free = {"retries", "rounds", "max_failures", "chunk_timeout", "name"}
-    nested = {"input": {"changed_only"}, "output": {"schema_"}}
+    nested = {"input": {"changed_only", "max_quarantined"}, "output": {"schema_"}}
     kept = {**nested, **dict.fromkeys(free, True)}
     ours, theirs = (in_normal_form(one) for one in (stored, job))
     return ours.model_dump(exclude=kept) == theirs.model_dump(exclude=kept)  # type: ignore[arg-type]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
-from partitioning import Windowing
+from partitioning import Plan, Windowing
 from pipeline.config.job import Job
 from pipeline.errors import UsageError
 from pipeline.runs.driver.commit import (
@@ -17,14 +17,15 @@ from pipeline.runs.driver.commit import (
     files_of,
     gone_spares,
 )
-from pipeline.runs.driver.heartbeat import check_schemas, columns_of_run
+from pipeline.runs.driver.heartbeat import check_schemas, columns_of_run, settled
+from pipeline.runs.driver.quarantine import left_out_of
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress, RunRecord
 from pipeline.storage import Storage
 from pipeline.table.claims import settle
 from pipeline.table.errors import CommitsConflictError, UploadsVanishedError, foreign_claim
 from pipeline.table.log import Catalog
-from pipeline.table.manifest import Commit, CommitEntry
+from pipeline.table.manifest import Commit, CommitEntry, rule_of
 from pipeline.table.publish import (
     Published,
     amend,
@@ -33,6 +34,7 @@ from pipeline.table.publish import (
     refuse_released,
     released_names,
 )
+from pipeline.table.replay import window_label
 
 
 def publish_windows(
@@ -82,8 +84,8 @@ def publish_windows(
     rule = _rule(record, job)
     if vanished is not None:
         ledger.void(vanished.attempts)
-    progress = ledger.read()
-    check_schemas(progress)
+    progress = settled(ledger, ledger.read())
+    check_schemas(progress, open_columns=True)
     published = None
     try:
         if vanished is not None:
@@ -91,8 +93,9 @@ def publish_windows(
         settle(catalog)
         released = released_names(catalog, record.run, record.base)
         refuse_released(catalog, progress.completions, released)
-        drafting = _Drafting(catalog, record, job, rule, progress, released)
+        drafting = _Drafting(catalog, record, job, rule, progress, ledger.plan(), released)
         drafts = drafting.drafts(windows, inputs or {}, without_failed=without_failed)
+        _refuse_open_columns(progress, drafts)
         if drafts:
             publish = publish_all if together else _publish
             published = publish(catalog, drafts, ledger.accepted(), widens=ledger.widens)
@@ -105,6 +108,13 @@ def publish_windows(
         raise
     _end(catalog, ledger, record, progress, published)
     return None if published is None else published.manifest.number
+
+
+def _refuse_open_columns(progress: Progress, drafts: Sequence[Commit]) -> None:
+    """Raise SchemaChangedError where some windows would lack a type that others of them have."""
+    chunks = {chunk for draft in drafts for chunk in draft.files["chunk"].to_list()}
+    done = progress.completions.filter(pl.col("chunk").is_in(list(chunks)))
+    check_schemas(replace(progress, completions=done))
 
 
 def _rule(record: RunRecord, job: Job) -> Windowing:
@@ -122,6 +132,11 @@ def _rule(record: RunRecord, job: Job) -> Windowing:
     return job.window.windowing()
 
 
+def in_window(rule: Windowing, *labels: str) -> Callable[[str], bool]:
+    """Return what tells whether an object is in one of these windows."""
+    return lambda uri: window_label(rule_of(rule), uri.rpartition("/")[0]) in labels
+
+
 @dataclass(frozen=True, slots=True)
 class _Drafting:
     """Makes commits of what is done and not published yet."""
@@ -131,6 +146,7 @@ class _Drafting:
     job: Job
     rule: Windowing
     progress: Progress
+    plan: Plan
     released: Sequence[str]
     """Names of commits of the run that a repair has released."""
 
@@ -173,6 +189,13 @@ class _Drafting:
                     released=self.released,
                     columns=columns_of_run(self.progress, own),
                     hive_types=self.job.input.hive_types,
+                    left_out=left_out_of(
+                        self.job,
+                        self.record,
+                        self.plan,
+                        own,
+                        in_window(self.rule, label) if not commits else lambda uri: False,
+                    ),
                 )
             )
         return found

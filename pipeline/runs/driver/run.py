@@ -24,6 +24,7 @@ from pipeline.runs.driver.heartbeat import (
     RunIncompleteError,
     RunSummary,
     StoredReport,
+    facts_of_output,
     failure_lines,
     publish_run,
     read_driver,
@@ -31,6 +32,7 @@ from pipeline.runs.driver.heartbeat import (
 )
 from pipeline.runs.driver.map_stage import Mapper, MapProgress
 from pipeline.runs.driver.plan import Planned, Resume, plan_run
+from pipeline.runs.driver.quarantine import refuse_many_quarantined, unreadable_uris
 from pipeline.runs.driver.reduce_stage import partials_of, reduced_of, without_partial
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress
@@ -38,7 +40,9 @@ from pipeline.runs.worker.reduce import Step, reduce_step, tree
 from pipeline.storage import Storage
 from pipeline.storage.outages import advisory, waited_out
 from pipeline.table.errors import UploadsVanishedError, foreign_claim
+from pipeline.table.evidence import find_evidence
 from pipeline.table.log import Catalog
+from pipeline.table.manifest import run_of
 from pipeline.table.retention import locate
 
 log = logging.getLogger(__name__)
@@ -214,6 +218,8 @@ class Driving:
                 progress = self._mapped()
             if progress.completions.height < len(plan):
                 return progress, None
+            unreadable = unreadable_uris(plan, progress)
+            refuse_many_quarantined(self.job, plan, unreadable)
             try:
                 self._reduced(progress)
                 self.listen("publish", None)
@@ -263,6 +269,7 @@ class Driving:
             engine=self.around.engine(ledger.prefix, self.planned.fingerprint),
             listen=self._tell,
             only_failed=self.resume.only_failed,
+            output=facts_of_output(self.job, ledger.record(), Catalog(self.storage, ledger.output)),
         )
         return self.mapper.run()
 
@@ -314,6 +321,11 @@ class Driving:
     ) -> RunSummary:
         done, failed = progress.completions, progress.failed()
         mapper, ledger = self.mapper, self.planned.ledger
+        quarantine: tuple[str, ...] = ()
+        if manifest is not None and self.job.input.on_bad_object == "quarantine":
+            catalog = Catalog(self.storage, ledger.output)
+            records = find_evidence(catalog, catalog.manifest(manifest))
+            quarantine = tuple(uri for name, uri in records.items() if run_of(name) == ledger.run)
         return RunSummary(
             run=ledger.run,
             job=self.job.name,
@@ -337,6 +349,9 @@ class Driving:
                 *([mapper.stopped] if mapper and mapper.stopped else []),
                 *progress.problems,
                 *progress.left_out(),
+                *(f"the objects in quarantine are listed in {uri}" for uri in quarantine),
             ),
             errors=failure_lines(failed),
+            left_out=len(unreadable_uris(self.planned.plan, progress)),
+            quarantine=quarantine,
         )

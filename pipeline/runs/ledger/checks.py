@@ -30,8 +30,9 @@ MOST_NAME: Final = 1024
 MOST_PARTS: Final = 10_000
 """Parts of an upload, as S3 allows."""
 MOST_ETAG: Final = 256
-MOST_REASON: Final = 8 << 10
 """Bytes of a part's ETag."""
+MOST_REASON: Final = 8 << 10
+"""Bytes of an object that was left out, with the reason."""
 
 PARTIAL_NAME: Final = r"partials/[0-9A-Za-z][0-9A-Za-z._-]{0,254}\.arrow"
 """Name of a partial below its run's prefix."""
@@ -97,6 +98,7 @@ class EntryChecks:
             "the attempt is not one of ours": pl.col("attempt").str.contains(ATTEMPT_PATTERN),
             "its parts are not those of an upload": _are_short(rows["parts"], MOST_ETAG),
             "what it left out is no list of objects": _are_short(rows["left_out"], MOST_REASON),
+            "what it filled is no list of columns": _are_short(rows["filled"], MOST_NAME),
         }
         rows = _kept(rows, common, problems)
         if not self.reduces:

@@ -60,17 +60,22 @@ def run_id(
     fingerprint: str,
     backfill: str | None = None,
     tables: Sequence[TableVersion] | None = None,
+    *,
+    skips: bool = False,
 ) -> str:
     """16 hex digits: the same work to the same place is the same run, whoever submits it.
 
     A backfill's runs are its own: it may be told to do again what has been done. With another
-    version of a table that the transform reads it is other work.
+    version of a table that the transform reads it is other work. So it is to go without bad objects
+    (`skips`) after a run of the same plan has failed at them.
     """
     # What may be changed in a run that is mapped leaves it the same.
     output = job.output.model_dump(mode="json", exclude={"keep_versions", "schema_"})
     output["uri"] = parse(job.output.uri).uri.rstrip("/")
     said: list[Any] = [plan.id, job.transform, fingerprint, job.params, output]
     said += [backfill] if backfill else []
+    if skips or job.input.on_bad_object == "quarantine":
+        said += [job.input.on_bad_object]
     said += [[one.model_dump(mode="json") for one in tables]] if tables else []
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -98,6 +103,7 @@ class Ledger:
         self.prefix = join(self.state, "runs", run) + "/"
         self._log = CompletionLog(storage, self.prefix, self._checked)
         self._void: set[str] = set()
+        self._aside: set[str] = set()
 
     @classmethod
     def create(
@@ -111,9 +117,10 @@ class Ledger:
         backfill: str | None = None,
         tables: tuple[TableVersion, ...] | None = None,
         columns: Sequence[str] = (),
+        skips: bool = False,
     ) -> Self:
         """Store a run's record, job and plan, each once; an existing run is opened as it is."""
-        run = run_id(plan, job, fingerprint, backfill, tables)
+        run = run_id(plan, job, fingerprint, backfill, tables, skips=skips)
         ledger = cls(storage, job.output.uri, run, plan)
         record = RunRecord(
             run=ledger.run,
@@ -263,6 +270,10 @@ class Ledger:
         """Do not count these attempts: what they staged is gone. Whoever publishes finds out."""
         self._void |= set(attempts)
 
+    def set_aside(self, attempts: Iterable[str]) -> None:
+        """Choose none of these attempts: others of their chunks are to be published instead."""
+        self._aside |= set(attempts)
+
     def read(self, since: str = "") -> Progress:
         """Everything that is stored now; what was read before is not read again.
 
@@ -275,12 +286,13 @@ class Ledger:
         known = stored.completions.sort("index", "attempt")
         known = known.filter(~pl.col("attempt").is_in(list(self._void)))
         of_reduce = pl.col("batch") == REDUCE
-        completions = known.filter(~of_reduce)
+        aside = known["attempt"].is_in(list(self._aside))
+        completions = known.filter(~of_reduce & ~aside)
         chosen = _chosen(completions)
         return Progress(
             problems=sentences(stored.problems),
             completions=completions.filter(chosen),
-            spares=completions.filter(~chosen),
+            spares=pl.concat([completions.filter(~chosen), known.filter(~of_reduce & aside)]),
             reduced=known.filter(of_reduce),
             failures=stored.failures.sort("at"),
             schemas=stored.schemas,

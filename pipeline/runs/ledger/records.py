@@ -87,8 +87,10 @@ class Completion:
     parts: tuple[str, ...]
     sha256: str
     left_out: tuple[str, ...] = ()
-    """Objects that could not be read, with the reason behind a tab (`input.on_bad_object: skip`);
-    their rows are in none of the figures."""
+    """Objects that could not be read, with the reason behind a tab (see
+    `input.on_bad_object`); their rows are in none of the figures."""
+    filled: tuple[str, ...] = ()
+    """Columns of nothing but nulls that were given the type which they have elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,7 @@ class Progress:
             return ()
         uris = found.str.split("\t").list.first().n_unique()
         return (
-            f"{uris:,} objects could not be read and are left out (input.on_bad_object: skip), "
+            f"{uris:,} objects could not be read and are left out (input.on_bad_object), "
             f"such as {found[0].replace(chr(9), ': ')}",
         )
 

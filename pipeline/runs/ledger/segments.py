@@ -183,15 +183,21 @@ def _frame(rows: list[dict[str, Any]], schema: pl.Schema) -> pl.DataFrame:
     return _conformed(pl.DataFrame(pl.from_arrow(pa.Table.from_pylist(rows, schema=fields))))
 
 
+_LATER: Final = ("left_out", "filled")
+"""Lists of completions that those of earlier releases do not have."""
+
+
 def _conformed(frame: pl.DataFrame) -> pl.DataFrame:
     """Entries of earlier releases with what they do not say."""
     if "sha256" not in frame.columns:
         return frame
-    if "left_out" not in frame.columns:
-        return frame.with_columns(left_out=pl.lit([], pl.List(pl.String)))
-    if frame["left_out"].null_count():
-        return frame.with_columns(pl.col("left_out").fill_null([]))
-    return frame
+    none = pl.lit([], pl.List(pl.String))
+    absent = [name for name in _LATER if name not in frame.columns]
+    if absent:
+        frame = frame.with_columns(none.alias(name) for name in absent)
+    if any(frame[name].null_count() for name in _LATER):
+        frame = frame.with_columns(pl.col(name).fill_null([]) for name in _LATER)
+    return frame.select(list(COMPLETIONS)) if absent else frame
 
 
 @lru_cache(256)

@@ -28,7 +28,7 @@ from pipeline.errors import (
     is_transient,
 )
 from pipeline.runs.ledger.ledger import segment_name
-from pipeline.runs.ledger.records import PARTIAL, Completion, Failure
+from pipeline.runs.ledger.records import PARTIAL, Completion, Failure, digest_of
 from pipeline.runs.transforms.user_code import is_from_signal
 from pipeline.runs.worker.chunk import (
     Mapped,
@@ -38,9 +38,11 @@ from pipeline.runs.worker.chunk import (
     failure_of,
     open_chunk,
     open_run,
+    schema_text,
     stage,
 )
 from pipeline.runs.worker.chunk_source import ChunkSource
+from pipeline.runs.worker.null_types import fill_types, types_of_frames, types_of_text
 from pipeline.runs.worker.reduce import store_partial
 
 T = TypeVar("T")
@@ -210,7 +212,9 @@ class BatchRun:
             clock = time.perf_counter()
             try:
                 source.prefetch(self.columns)
-                return compute(self.context, chunk, source, time.perf_counter() - clock)
+                seconds = time.perf_counter() - clock
+                types = types_of_text(self.batch.types)
+                return compute(self.context, chunk, source, seconds, types)
             except UnreadableObjectError as error:
                 # What was read of it may have been used already: all of the chunk is done again.
                 if not source.leave_out(error):
@@ -357,13 +361,32 @@ class ReducingRun(BatchRun):
             # One partial for all chunks of the segment: the segment is their proof, and its
             # chunks count together or not at all.
             name = segment_name(self.batch.name, self.attempt, self.segments + 1)
+            done = self._filled([e for e in self.entries if isinstance(e, Completion)])
             uri, size = store_partial(self.context, name, self.frames)
             self.entries = [
-                replace(entry, uri=uri, bytes_out=size) if isinstance(entry, Completion) else entry
-                for entry in self.entries
+                *(entry for entry in self.entries if not isinstance(entry, Completion)),
+                *(replace(entry, uri=uri, bytes_out=size) for entry in done),
             ]
             self.frames = []
         BatchRun._flush(self)
+
+    def _filled(self, done: list[Completion]) -> list[Completion]:
+        """Give columns of nothing but nulls the types that the segment's other chunks have."""
+        types = types_of_frames(self.frames)
+        if not types:
+            return done
+        found = [fill_types(frame, types) for frame in self.frames]
+        self.frames = [frame for frame, _ in found]
+        texts = [schema_text(frame) for frame in self.frames]
+        self.schemas |= dict.fromkeys(texts)
+        return [
+            replace(
+                entry,
+                schema=digest_of(text),
+                filled=tuple(dict.fromkeys((*entry.filled, *filled))),
+            )
+            for entry, text, (_, filled) in zip(done, texts, found, strict=True)
+        ]
 
 
 class Watch:
@@ -390,6 +413,8 @@ class Batch:
     """Unique within the run."""
     spec: str
     """The chunks' indices as half-open ranges: `0-500,503-504`. Small, whatever their number."""
+    types: str = ""
+    """Types of columns, as JSON, for chunks where they hold nothing but nulls (`null_types`)."""
 
     @property
     def indices(self) -> list[int]:

@@ -9,7 +9,7 @@ import math
 import time
 import traceback
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from pipeline.runs.transforms.loading import Transform, code_of, resolve
 from pipeline.runs.transforms.user_code import message_of, user_code
 from pipeline.runs.worker.chunk_source import ChunkSource, ReadOptions, engine_for
 from pipeline.runs.worker.key_columns import without_key_columns
+from pipeline.runs.worker.null_types import fill_types
 from pipeline.storage import Storage, Tables, own_storage, staged_area
 
 MESSAGE_CHARACTERS = 2000
@@ -110,7 +111,7 @@ def read_options(job: Job) -> ReadOptions:
         int96=source.int96,
         object_column=source.object_column,
         verify_checksums=source.verify_checksums,
-        skip_unreadable=source.on_bad_object == "skip",
+        skip_unreadable=source.on_bad_object != "fail",
     )
 
 
@@ -170,6 +171,8 @@ class Mapped:
     compute_seconds: float
     left_out: tuple[str, ...] = ()
     """Objects that could not be read, and why."""
+    filled: tuple[str, ...] = ()
+    """See `Completion.filled`."""
 
 
 def in_order(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
@@ -184,13 +187,19 @@ def schema_text(frame: pl.DataFrame) -> str:
     return json.dumps({name: str(kind) for name, kind in frame.schema.items()})
 
 
-def compute(context: RunContext, chunk: Chunk, source: ChunkSource, read_seconds: float) -> Mapped:
-    """Transform a chunk."""
+def compute(
+    context: RunContext,
+    chunk: Chunk,
+    source: ChunkSource,
+    read_seconds: float,
+    types: Mapping[str, pl.DataType] | None = None,
+) -> Mapped:
+    """Transform a chunk; `types` are for columns that come out as nothing but nulls."""
     started = time.time()
     clock = time.perf_counter()
     with context.tables.used():
         frame = apply(context.transform, source.scan(), chunk.decoded_bytes)
-    frame = in_order(frame, context.record.columns)
+    frame, filled = fill_types(in_order(frame, context.record.columns), types or {})
     return Mapped(
         chunk=chunk,
         frame=frame,
@@ -201,6 +210,7 @@ def compute(context: RunContext, chunk: Chunk, source: ChunkSource, read_seconds
         read_seconds=read_seconds,
         compute_seconds=time.perf_counter() - clock,
         left_out=source.left_out,
+        filled=filled,
     )
 
 
@@ -247,6 +257,7 @@ def completion_of(
         code=context.code,
         schema=digest_of(mapped.frame_schema),
         left_out=mapped.left_out,
+        filled=mapped.filled,
         **where,
     )
 

@@ -39,7 +39,14 @@ def run() -> Run:
 
 def completions(progress: Progress) -> list[Completion]:
     return [
-        Completion(**{**row, "parts": tuple(row["parts"]), "left_out": tuple(row["left_out"])})
+        Completion(
+            **{
+                **row,
+                "parts": tuple(row["parts"]),
+                "left_out": tuple(row["left_out"]),
+                "filled": tuple(row["filled"]),
+            }
+        )
         for row in progress.completions.iter_rows(named=True)
     ]
 

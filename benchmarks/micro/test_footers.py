@@ -1,6 +1,6 @@
 """What planning costs for each footer, beside pyarrow's own parse of the same footers.
 
-    pytest benchmarks/test_footers.py -s
+    pytest benchmarks/micro/test_footers.py -s
 
 Planning is all of it: listing, parsing, checking, pruning, packing, storing. Storage is memory. The
 objects differ in their values, as those of a dataset do. Processor time, the least of several
