@@ -17,7 +17,7 @@ from partitioning.errors import BadObjectsError, ColumnError, FilterError
 from partitioning.explain import PlanResult, explain
 from partitioning.filters import bind, check_columns
 from partitioning.footers import FooterBatch, FooterGroup, FooterSpec, read_footers
-from partitioning.freezing import freeze
+from partitioning.freezing import freeze, rules_of
 from partitioning.listing import list_objects
 from partitioning.model import Plan, Status
 from partitioning.pruning import PartitionFilter
@@ -112,7 +112,7 @@ def plan_dataset(
     read_key = _read_key(request, snapshot)
     reused = 0
     if previous is not None and previous.input.get("read_key") == read_key:
-        reused = reuse(snapshot, previous, here, there)
+        reused = reuse(snapshot, previous, here, there, rules_of(request).cut_from)
     footers = _Footers(request, reader, snapshot, live, mapper=mapper, progress=progress)
     footers.read()
     schema, dtypes, shadowed = footers.check()

@@ -158,7 +158,8 @@ class FragmentCopy:
             raise UnreadableObjectError(part.uri, str(bad.args[1])) from None
         if footer.count < part.row_group_stop:
             raise ObjectChangedError(part.uri, part.etag, None)
-        if sum(group.rows for group in footer.groups) != part.rows:
+        found = sum(group.rows for group in footer.groups)
+        if found != part.rows if part.part is None else found < part.part[1]:
             raise ObjectChangedError(part.uri, part.etag, None)
         if footer.arrow_schema is None:
             return footer
@@ -187,7 +188,7 @@ class FragmentCopy:
             for group in self._groups:
                 for chunk in group.columns:
                     chunk.statistics = None
-        own = replace(footer, rows=self._fragment.rows, groups=self._groups)
+        own = replace(footer, rows=sum(g.rows for g in self._groups), groups=self._groups)
         self._file.write(0, memoryview(MAGIC))
         self._file.write(self._fragment.size, memoryview(write_footer(own)))
 
@@ -236,17 +237,18 @@ class FragmentCopy:
             if by_polars
             else None
         )
-        first = 0
-        for groups in self._steps():
-            rows = sum(group.rows for _, group in groups)
+        total = sum(group.rows for group in self._groups)
+        for groups, first, rows in self._steps():
             frames: list[pl.LazyFrame] = []
             if scan is not None:
                 # Polars takes no predicate past a slice, and so would decode what it could skip.
-                part = scan if rows == self._fragment.rows else scan.slice(first, rows)
+                part = scan if rows == total else scan.slice(first, rows)
                 frames.append(part.select(by_name(by_polars)))
             if by_pyarrow:
-                frames.append(self._decode([number for number, _ in groups], by_pyarrow).lazy())
-            first += rows
+                decoded = self._decode(groups, by_pyarrow)
+                if self._fragment.part is not None:
+                    decoded = decoded.slice(first, rows)
+                frames.append(decoded.lazy())
             if not frames:
                 # A frame of one stand-in column still carries the number of rows.
                 yield pl.LazyFrame().select(pl.int_range(rows, dtype=pl.UInt32).alias(""))
@@ -296,19 +298,25 @@ class FragmentCopy:
             raise UnreadableObjectError(self.uri, f"{where}: {found.height} rows instead of {rows}")
         return found
 
-    def _steps(self) -> Iterator[list[tuple[int, RowGroup]]]:
-        """Whole row groups and their numbers in the copy: as many as are decoded together."""
-        part = self._fragment
-        most = STEP_BYTES * part.rows // max(part.decoded_bytes, 1)
-        step: list[tuple[int, RowGroup]] = []
-        gathered = 0
+    def _steps(self) -> Iterator[tuple[list[int], int, int]]:
+        """What is decoded together: row groups of the copy, the first row in it, and the rows.
+
+        As many whole row groups as are worth it, or the fragment's part of its only one.
+        """
+        fragment = self._fragment
+        if fragment.part is not None:
+            yield [0], fragment.part[0], fragment.rows
+            return
+        most = STEP_BYTES * fragment.rows // max(fragment.decoded_bytes, 1)
+        step: list[int] = []
+        first = gathered = 0
         for number, group in enumerate(self._groups):
             if step and gathered + group.rows > most:
-                yield step
-                step, gathered = [], 0
-            step.append((number, group))
+                yield step, first, gathered
+                step, first, gathered = [], first + gathered, 0
+            step.append(number)
             gathered += group.rows
-        yield step
+        yield step, first, gathered
 
     def close(self) -> None:
         """Free the copy."""
