@@ -20,6 +20,7 @@ from partitioning.dtypes import (
 )
 from partitioning.filters import Filter
 from partitioning.model import ObjectInfo
+from partitioning.page_index import is_indexed
 from partitioning.parquet_footer import (
     END,
     BadFooter,
@@ -171,7 +172,7 @@ class _Collector:
             batch.decoded.append(round(decoded))
             keeps = layout.filter is None or layout.filter.keeps(group, footer.created_by, live)
             batch.kept.append(group.rows > 0 and keeps)
-            batch.indexed.append(all(c.index_length > 0 for c in group.columns if c.values))
+            batch.indexed.append(all(is_indexed(c) for c in group.columns if c.values))
 
     def _layout(self, footer: Footer) -> tuple[_Layout, int]:
         stored = footer.arrow_schema
