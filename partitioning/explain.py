@@ -235,7 +235,7 @@ def _warnings(
             f"{mib(request.target)}; the largest, {mib(int(decoded[largest]))}, is in "
             f"{snapshot.infos[int(owner_of_whole[largest])].uri}"
         )
-    elif len(chunks) and chunks.max() > request.target:
+    elif (request.per_file or request.per_partition) and (chunks > request.target).any():
         found.append(
             f"{int((chunks > request.target).sum())} chunks are above the target of "
             f"{mib(request.target)}, the largest {mib(int(chunks.max()))}: per_file and "

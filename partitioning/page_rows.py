@@ -46,8 +46,7 @@ _HEADER: Final[dict[int, Wanted]] = {
     8: Struct({1: INTEGER, 3: INTEGER, 4: INTEGER, 5: INTEGER, 6: INTEGER}),
 }  # fmt: skip
 _CODECS: Final = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
-_EPOCH_INT96: Final = bytes(8) + (2_440_588).to_bytes(4, "little")
-"""1970 as INT96: zeros would be a time that few types hold."""
+_WIDTHS: Final = {**WIDTHS, INT96: 12}
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,9 +202,7 @@ def _any_values(leaf: Leaf, count: int) -> bytes:
         return bytes(-(-count // 8))
     if leaf.physical == BYTE_ARRAY:
         return b"\x01\x00\x00\x00\x00" * count  # One byte each: a decimal must have some.
-    if leaf.physical == INT96:
-        return _EPOCH_INT96 * count
-    width = leaf.length if leaf.physical == FIXED_LEN_BYTE_ARRAY else WIDTHS[leaf.physical]
+    width = leaf.length if leaf.physical == FIXED_LEN_BYTE_ARRAY else _WIDTHS[leaf.physical]
     return bytes(width * count)
 
 
