@@ -49,6 +49,10 @@ _CODECS: Final = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 _WIDTHS: Final = {**WIDTHS, INT96: 12}
 
 
+class OtherRowsError(ThriftError):
+    """A page has other rows than its index says."""
+
+
 @dataclass(frozen=True, slots=True)
 class PageFigures:
     """What a data page counts in its column chunk."""
@@ -70,7 +74,8 @@ def check_page(data: bytes, column: ColumnChunk, rows: int) -> PageFigures:
         rows: That it should have.
 
     Raises:
-        ThriftError: it has not.
+        OtherRowsError: it has other rows.
+        ThriftError: it is damaged.
     """
     header, size = _header(data)
     kind, one, two = header.get(1), header.get(5), header.get(8)
@@ -82,13 +87,13 @@ def check_page(data: bytes, column: ColumnChunk, rows: int) -> PageFigures:
         raise ThriftError("it is no data page")
     values = page.get(1, -1)
     if kind == _DATA_PAGE_V2 and page.get(3) != rows:
-        raise ThriftError(f"it has {page.get(3)} rows, its index says {rows}")
+        raise OtherRowsError(f"it has {page.get(3)} rows, its index says {rows}")
     found = values
     if column.leaf.repetition:
         levels = _levels(data[size:], column, header)
         found = _begun_rows(levels, values, column.leaf.repetition.bit_length())
     if found != rows:
-        raise ThriftError(f"it has {found} rows, its index says {rows}")
+        raise OtherRowsError(f"it has {found} rows, its index says {rows}")
     encoding = page.get(2 if kind == _DATA_PAGE else 4, -1)
     return PageFigures(values, size + uncompressed, encoding in _DICTIONARY_ENCODINGS)
 
@@ -160,7 +165,7 @@ def _begun_rows(levels: bytes, values: int, width: int) -> int:
                 if not count:
                     raise ThriftError("a run of no levels")
             if not done and not is_first:
-                raise ThriftError("it does not begin with a row")
+                raise OtherRowsError("it does not begin with a row, as its index says")
             found, done = found + begun, done + count
     except IndexError:
         raise ThriftError("its levels end too early") from None

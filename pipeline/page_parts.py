@@ -12,7 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from partitioning.page_index import PageIndex
-from partitioning.page_rows import PageFigures, check_dictionary, check_page, empty_page
+from partitioning.page_rows import (
+    OtherRowsError,
+    PageFigures,
+    check_dictionary,
+    check_page,
+    empty_page,
+)
 from partitioning.parquet_footer import MAGIC, ColumnChunk, Footer, RowGroup, write_footer
 from partitioning.thrift import ThriftError
 from pipeline.sparse import SparseFile
@@ -20,6 +26,10 @@ from pipeline.sparse import SparseFile
 
 class DamagedPagesError(ValueError):
     """Pages are not what their index says."""
+
+
+class ShiftedPagesError(DamagedPagesError):
+    """Pages have other rows than their index says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +98,7 @@ def write_part(
         target: An empty file.
 
     Raises:
+        ShiftedPagesError: a page has other rows than its index says.
         DamagedPagesError: a page is not what its index says.
     """
     target.write(0, memoryview(MAGIC))
@@ -180,6 +191,5 @@ def _naming(cut: _Cut, offset: int) -> Iterator[None]:
     try:
         yield
     except ThriftError as error:
-        raise DamagedPagesError(
-            f"column {cut.column.leaf.path}, page at byte {offset:,}: {error}"
-        ) from None
+        kind = ShiftedPagesError if isinstance(error, OtherRowsError) else DamagedPagesError
+        raise kind(f"column {cut.column.leaf.path}, page at byte {offset:,}: {error}") from None

@@ -45,9 +45,9 @@ from partitioning.parquet_footer import (
 from partitioning.thrift import ThriftError
 from partitioning.writers import writer_trust
 from pipeline.decoding import decode
-from pipeline.errors import ObjectChangedError, UnreadableObjectError
+from pipeline.errors import ObjectChangedError, UnreadableObjectError, WrongPageIndexError
 from pipeline.page_checksums import verify_pages
-from pipeline.page_parts import DamagedPagesError, choose_pages, write_part
+from pipeline.page_parts import DamagedPagesError, ShiftedPagesError, choose_pages, write_part
 from pipeline.sparse import SparseFile, coalesce
 from pipeline.storage import Storage
 
@@ -265,8 +265,10 @@ class FragmentCopy:
             try:
                 own = write_part(pages, source, self._footer, group, target)
             except DamagedPagesError as error:
+                is_shifted = isinstance(error, ShiftedPagesError)
+                kind = WrongPageIndexError if is_shifted else UnreadableObjectError
                 number = self._fragment.row_group_start
-                raise UnreadableObjectError(self.uri, f"row group {number}, {error}") from None
+                raise kind(self.uri, f"row group {number}, {error}") from None
         first = part[0] - pages.start
         self._hold(found, _LocalFile(target, [own], self._local.numbers, first))
         return found
@@ -486,6 +488,8 @@ class ChunkSource:
 
         What has been read of the chunk does not count: it is to be scanned again.
         """
+        if isinstance(error, WrongPageIndexError):
+            return False
         known = error.uri in {fragment.uri for fragment in self._chunk.fragments}
         if not self._options.skip_unreadable or not known or error.uri in self._unreadable:
             return False
