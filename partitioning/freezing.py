@@ -18,7 +18,7 @@ from partitioning.model import (
     plan_id,
     schema_identity,
 )
-from partitioning.packing import PackRules, pack, parts_of
+from partitioning.packing import PackRules, PartLimit, pack, parts_of
 from partitioning.request import PlanRequest
 from partitioning.snapshot import Groups, Ints, Snapshot, objects_table
 
@@ -72,8 +72,11 @@ def freeze(
         "decoded": pa.array(groups.decoded, pa.int64()),
         "kept": pa.array(groups.kept),
     }
-    if "first_row" in chunks.column_names:
-        row_groups["indexed"] = pa.array(groups.indexed)
+    asked = {**request.describe(), "read_key": read_key}
+    if rules.cut_from is not None and "first_row" in chunks.column_names:
+        # Of smaller ones it does not count, and is not always known.
+        row_groups["indexed"] = pa.array(groups.indexed & (groups.decoded >= rules.cut_from))
+        asked["cut_from"] = rules.cut_from
     schemas, kinds = snapshot.canonical_schemas()
     skipped = [(snapshot.infos[i], offset, reason) for i, offset, reason in bad]
     tables = {
@@ -100,7 +103,7 @@ def freeze(
             **meta,
             "id": plan_id(schema_identity(meta), chunks["id"].to_pylist()),
             "raw_folders": True,
-            "input": {**request.describe(), "read_key": read_key},
+            "input": asked,
             "chunks": len(chunks),
             "objects": len(np.unique(owners)),
             **{
@@ -173,13 +176,18 @@ def _cut(
     if rules.cut_from is None:
         return chunks
     found: list[pa.Table] = []
+    limits: dict[int, PartLimit] = {}
     done = 0
     for at in np.flatnonzero(chunks["decoded_bytes"].to_numpy() >= rules.cut_from).tolist():
         group = chunks["start"][at].as_py()
         rows, is_indexed = int(groups.rows[group]), bool(groups.indexed[group])
-        count = parts_of(rules, rows, int(groups.decoded[group]), is_indexed=is_indexed)
+        ordinal = int(owner[group])
+        info, number = snapshot.infos[ordinal], group - int(starts[ordinal])
+        limit = limits.setdefault(ordinal, PartLimit(rules, info.size))
+        most = limit.most(int(groups.stored[group]), is_indexed=is_indexed)
+        count = parts_of(rules, rows, int(groups.decoded[group]), most)
+        limit.take(count)
         if count > 1:
-            info, number = snapshot.infos[int(owner[group])], group - int(starts[owner[group]])
             bounds = [rows * part // count for part in range(count + 1)]
             pinned = (info.uri, info.etag, info.size, number, number + 1)
             ids = [chunk_id([fragment_identity(*pinned, part=p)]) for p in pairwise(bounds)]

@@ -14,6 +14,8 @@ CUT_ABOVE: Final = 2
 """Times the target that a row group may decode to before it is cut."""
 MOST_UNINDEXED: Final = 4
 """Parts of a row group without an offset index, at most: that often its bytes are read."""
+MOST_RATIO: Final = 256
+"""Of the least part's decoded bytes to the stored bytes that each part beyond those must have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +43,40 @@ class PackRules:
         return max(CUT_ABOVE * self.target + 1, 2 * self.least_part)
 
 
-def parts_of(rules: PackRules, rows: int, decoded: int, *, is_indexed: bool) -> int:
+def parts_of(rules: PackRules, rows: int, decoded: int, most: int) -> int:
     """Return into how many parts of consecutive rows a row group is cut.
 
     Args:
         rules: where a chunk ends.
         rows: of the row group.
         decoded: its decoded bytes.
-        is_indexed: whether single pages can be found.
+        most: parts, at most.
     """
     if rules.cut_from is None or decoded < rules.cut_from:
         return 1
-    most = decoded // rules.least_part
-    if not is_indexed:
-        most = min(most, MOST_UNINDEXED)
-    return max(1, min(-(-decoded // rules.target), most, rows))
+    wanted = min(-(-decoded // rules.target), decoded // rules.least_part)
+    return max(1, min(wanted, most, rows))
+
+
+class PartLimit:
+    """How many parts the row groups of one object may have.
+
+    A footer may claim any number of rows, and none of them has been read. What is there are the
+    object's bytes: so that a plan stays in proportion to them, each further part takes some.
+    """
+
+    def __init__(self, rules: PackRules, size: int) -> None:
+        self._bytes_of_part = max(1, rules.least_part // MOST_RATIO)
+        self._left = size // self._bytes_of_part
+
+    def most(self, stored: int, *, is_indexed: bool) -> int:
+        """Return the most parts of a row group, of so many stored bytes."""
+        more = min(self._left, stored // self._bytes_of_part) if is_indexed else 0
+        return MOST_UNINDEXED + more
+
+    def take(self, parts: int) -> None:
+        """Note that a row group is cut."""
+        self._left -= max(0, parts - MOST_UNINDEXED)
 
 
 def pack(

@@ -234,8 +234,9 @@ def reuse(snapshot: Snapshot, previous: Plan, here: Ints, there: Ints, cut_from:
         previous: the plan before.
         here: positions of the unchanged objects.
         there: the same in the plan before.
-        cut_from: decoded bytes from which a row group is cut, and it counts whether it is indexed:
-            only plans in which one is cut know that. None if none is cut.
+        cut_from: decoded bytes from which a row group is cut, and it counts whether it is indexed.
+            Only plans in which one is cut know that, of row groups that it counted for. None if
+            none is cut.
     """
     table = previous.table("objects")
     columns = {
@@ -247,9 +248,12 @@ def reuse(snapshot: Snapshot, previous: Plan, here: Ints, there: Ints, cut_from:
     known = wanted & (columns["row_groups"][there] >= 0)
     old = previous.table("row_groups")
     has_indexed = "indexed" in old.column_names
-    if cut_from is not None and not has_indexed:
-        large = old["object"].to_numpy()[old["decoded"].to_numpy() >= cut_from]
-        known &= ~np.isin(there, large)
+    if cut_from is not None:
+        decoded = old["decoded"].to_numpy()
+        unknown = decoded >= cut_from
+        if has_indexed:
+            unknown &= decoded < previous.input["cut_from"]
+        known &= ~np.isin(there, old["object"].to_numpy()[unknown])
     here, there = here[known], there[known]
     counts = columns["row_groups"][there]
     groups = Groups(

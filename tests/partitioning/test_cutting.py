@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from partitioning import Chunk, Plan, PlanRequest, plan_dataset
 from partitioning.explain import PlanResult
 from partitioning.integrity import checked_plan
-from partitioning.packing import MOST_UNINDEXED, PackRules, parts_of
+from partitioning.packing import (
+    MOST_RATIO,
+    MOST_UNINDEXED,
+    PackRules,
+    PartLimit,
+    parts_of,
+)
 from partitioning.parquet_footer import Wish, parse_footer
 from partitioning.thrift import write_varint
 from tests.partitioning.stores import DictReader, ids, parquet
@@ -155,13 +161,36 @@ def test_a_plan_that_cuts_nothing_is_stored_as_ever(indexed: dict[str, bytes]) -
     decoded=st.integers(0, 10**9),
     target=st.integers(1, 10**8),
     least=st.integers(1, 10**8),
-    is_indexed=st.booleans(),
+    most=st.integers(2, 1000),
 )
-def test_how_many_parts(rows: int, decoded: int, target: int, least: int, is_indexed: bool) -> None:
+def test_how_many_parts(rows: int, decoded: int, target: int, least: int, most: int) -> None:
     rules = PackRules(target, least_part=least)
-    count = parts_of(rules, rows, decoded, is_indexed=is_indexed)
-    assert 1 <= count <= rows
+    count = parts_of(rules, rows, decoded, most)
+    assert 1 <= count <= min(rows, most)
     assert count == 1 or (decoded > 2 * target and decoded // count >= least)
-    assert is_indexed or count <= MOST_UNINDEXED
     if decoded > 2 * target and decoded >= 2 * least and rows > 1:
         assert count > 1
+
+
+def test_a_plan_is_in_proportion_to_the_bytes_that_are_there() -> None:
+    """Whatever footers claim: row groups that overlap share the bytes of their object."""
+    rules = PackRules(1, least_part=50 * MOST_RATIO)
+    limit = PartLimit(rules, 10 * 50)
+    huge = 1 << 50
+    counts = []
+    for _ in range(3):
+        counts.append(parts_of(rules, huge, huge, limit.most(8 * 50, is_indexed=True)))
+        limit.take(counts[-1])
+    assert counts == [MOST_UNINDEXED + 8, MOST_UNINDEXED + 2, MOST_UNINDEXED]
+    assert parts_of(rules, huge, huge, limit.most(huge, is_indexed=False)) == MOST_UNINDEXED
+
+
+def test_what_is_stored_in_few_bytes_has_few_parts() -> None:
+    same = pa.table({"id": pa.array([7] * 100_000, pa.int64())})
+    objects = {URI: parquet(same, write_page_index=True)}
+    [whole] = chunks(objects, 1 << 30)
+    least = 10_000
+    found = chunks(objects, 1, least_part=least)
+    assert len(found) == MOST_UNINDEXED + whole.stored_bytes // (least // MOST_RATIO)
+    assert len(found) < whole.decoded_bytes // least
+    assert sum(c.rows for c in found) == 100_000

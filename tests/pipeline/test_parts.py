@@ -25,6 +25,7 @@ from pipeline import reading, sparse
 from pipeline.errors import UnreadableObjectError, WrongPageIndexError
 from pipeline.reading import ChunkSource, ReadOptions
 from pipeline.storage import Storage, StorageReader
+from tests.fuzz import corpus
 from tests.pipeline.storage.memory import AT_ONCE, MemoryBackend
 
 URI = "s3://b/t/a.parquet"
@@ -402,3 +403,27 @@ def test_other_encodings_than_plain_ones(version: str, nullable: bool) -> None:
         data_page_version=version,
     )  # fmt: skip
     assert_parts_are_the_whole(data, 5_000)
+
+
+@pytest.mark.usefixtures("in_ranges")
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("nulls", [0, 3])
+@pytest.mark.parametrize("name", sorted(corpus.TYPES))
+def test_every_type_by_its_pages(name: str, nulls: int, version: str) -> None:
+    values = corpus.column(name, nulls)
+    is_nullable = bool(nulls) or pa.types.is_null(values.type)
+    values = pa.concat_arrays([values] * 4)
+    numbers = pa.array([n % 100 for n in range(len(values))], pa.int8())
+    fields = [pa.field(name, values.type, nullable=is_nullable), pa.field("number", pa.int8())]
+    data = written(
+        pa.table([values, numbers], schema=pa.schema(fields)), write_page_index=True,
+        data_page_size=16, write_batch_size=2, data_page_version=version,
+    )  # fmt: skip
+    storage = stored(data)
+    plan = plan_of(storage)
+    [expected], _ = read(storage, plan)
+    for start in range(0, len(values), 5):
+        stop = min(start + 5, len(values))
+        source = ChunkSource(storage, part_of(plan.chunk(0), start, stop), plan.dtypes)
+        assert_frame_equal(source.scan().collect(), expected.slice(start, stop - start))
+        source.close()
