@@ -185,7 +185,8 @@ class FragmentCopy:
         if footer.count < part.row_group_stop:
             raise ObjectChangedError(part.uri, part.etag, None)
         found = sum(group.rows for group in footer.groups)
-        if found != part.rows if part.part is None else found < part.part[1]:
+        is_planned = found == part.rows if part.part is None else found >= part.part[1]
+        if not is_planned:
             raise ObjectChangedError(part.uri, part.etag, None)
         if footer.arrow_schema is None:
             return footer

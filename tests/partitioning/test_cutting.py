@@ -21,6 +21,9 @@ from partitioning.packing import (
 )
 from partitioning.parquet_footer import Wish, parse_footer
 from partitioning.thrift import write_varint
+from partitioning.windowed import windows_of_plan
+from partitioning.windows import Windowing
+from pipeline.runs.ledger.keys import folders_of
 from tests.partitioning.stores import DictReader, ids, parquet
 
 URI = "s3://b/t/a.parquet"
@@ -194,3 +197,15 @@ def test_what_is_stored_in_few_bytes_has_few_parts() -> None:
     assert len(found) == MOST_UNINDEXED + whole.stored_bytes // (least // MOST_RATIO)
     assert len(found) < whole.decoded_bytes // least
     assert sum(c.rows for c in found) == 100_000
+
+
+def test_parts_are_in_the_window_and_the_folder_of_their_object() -> None:
+    objects = {
+        f"s3://b/t/ds=2024-01-0{day}/a.parquet": parquet(ids(0, ROWS), write_page_index=True)
+        for day in (1, 2)
+    }
+    plan = planned(objects, GROUP // 3 + 1).plan
+    assert windows_of_plan(plan, Windowing("ds", "day")) == ["2024-01-01"] * 3 + ["2024-01-02"] * 3
+    assert folders_of(plan).to_list() == ["ds=2024-01-01/"] * 3 + ["ds=2024-01-02/"] * 3
+    some = plan.take([4, 1])
+    assert windows_of_plan(some, Windowing("ds", "day")) == ["2024-01-02", "2024-01-01"]
