@@ -20,6 +20,7 @@ from partitioning.dtypes import (
 )
 from partitioning.filters import Filter
 from partitioning.model import ObjectInfo
+from partitioning.page_index import is_indexed
 from partitioning.parquet_footer import (
     END,
     BadFooter,
@@ -82,12 +83,14 @@ class FooterBatch:
     footer_sizes: array[int] = field(default_factory=lambda: array("q"))
     schema: array[int] = field(default_factory=lambda: array("q"))
     counts: array[int] = field(default_factory=lambda: array("q"))
-    """Row groups of the object; the next four hold a value for each of them."""
+    """Row groups of the object; the next five hold a value for each of them."""
     rows: array[int] = field(default_factory=lambda: array("q"))
     stored: array[int] = field(default_factory=lambda: array("q"))
     decoded: array[int] = field(default_factory=lambda: array("q"))
     kept: bytearray = field(default_factory=bytearray)
     """1 unless statistics prove that no row matches the filter."""
+    indexed: bytearray = field(default_factory=bytearray)
+    """1 if an offset index says where the pages of each column lie that is read."""
     schemas: list[bytes] = field(default_factory=list)
     """Distinct schemas, as `pack_schema` stores them."""
     errors: list[tuple[int, int, str]] = field(default_factory=list)
@@ -169,6 +172,7 @@ class _Collector:
             batch.decoded.append(round(decoded))
             keeps = layout.filter is None or layout.filter.keeps(group, footer.created_by, live)
             batch.kept.append(group.rows > 0 and keeps)
+            batch.indexed.append(all(is_indexed(c) for c in group.columns if c.values))
 
     def _layout(self, footer: Footer) -> tuple[_Layout, int]:
         stored = footer.arrow_schema

@@ -86,6 +86,8 @@ class Leaf:
     """Whether it is in a list or a map."""
     is_top: bool
     """Whether it is a top-level column itself."""
+    repetition: int = 0
+    """Lists and maps that it is in, one within the other: Parquet's repetition level."""
 
     @property
     def is_nullable(self) -> bool:
@@ -127,6 +129,10 @@ class ColumnChunk:
     """Empty unless asked for."""
     statistics: Values | None
     """As stored; None unless asked for."""
+    index_start: int = 0
+    """Offset of its offset index, which says where its pages lie."""
+    index_length: int = 0
+    """Bytes of that; 0 if there is none, or it cannot be where the footer says."""
 
 
 @dataclass(slots=True)
@@ -216,7 +222,7 @@ def _column_fields(encodings: bool, statistics: bool) -> Mapping[int, Wanted]:
         meta[2] = Many(INTEGER)
     if statistics:
         meta[12] = _STATISTICS
-    return {1: BYTES, 3: Struct(meta), 8: Struct({}), 9: BYTES}
+    return {1: BYTES, 3: Struct(meta), 4: INTEGER, 5: INTEGER, 8: Struct({}), 9: BYTES}
 
 
 class _Contradiction(Exception):
@@ -362,7 +368,15 @@ class _Walk:
             dictionary > 0,
             meta.get(2, []),
             meta.get(12),
+            *self._index(found),
         )
+
+    def _index(self, found: Values) -> tuple[int, int]:
+        """Return offset and bytes of an offset index; a reader can go without one."""
+        start, length = found.get(4, 0), found.get(5, 0)
+        if start < len(MAGIC) or length <= 0 or start + length > self._end:
+            return 0, 0
+        return start, length
 
     def footer(self, found: Values) -> Footer:
         if self._schema is None:
@@ -407,7 +421,7 @@ class _Above:
 
     names: tuple[str, ...] = ()
     definition: int = 0
-    is_repeated: bool = False
+    repetition: int = 0
 
 
 class _Tree:
@@ -449,7 +463,7 @@ class _Tree:
         inside = _Above(
             names,
             above.definition + (repetition != 0),
-            above.is_repeated or repetition == _REPEATED,
+            above.repetition + (repetition == _REPEATED),
         )
         self.newer += [(".".join(names), n) for n in element.get(10, ()) if n >= _VARIANT]
         if 1 in element:
@@ -482,8 +496,9 @@ class _Tree:
                 element.get(6),
                 element.get(10),
                 inside.definition,
-                inside.is_repeated,
+                inside.repetition > 0,
                 len(inside.names) == 1,
+                inside.repetition,
             )
         )
 
