@@ -59,6 +59,10 @@ class Explain:
     """Of the objects whose footers are known and that are not left out."""
     row_groups_pruned: int
     """By statistics, and empty ones."""
+    row_groups_cut: int
+    """Far above the target: mapped as several chunks of consecutive rows."""
+    parts: int
+    """Chunks that these are."""
     bytes_listed: int
     """Of all objects taken from the listing, before pruning."""
     bytes_to_read: int
@@ -136,6 +140,9 @@ def explain(
     member = planned & groups.kept
     chunk_sizes = plan.chunk_table["decoded_bytes"].to_numpy()
     with_rows = len(np.unique(owner[member]))
+    parts = _parts(plan)
+    whole = member.copy()
+    whole[parts] = False
     return Explain(
         objects_listed=listing.listed,
         objects_hidden=listing.hidden,
@@ -150,6 +157,8 @@ def explain(
         objects_planned=with_rows,
         row_groups=int(planned.sum()),
         row_groups_pruned=int((planned & ~groups.kept).sum()),
+        row_groups_cut=len(np.unique(parts)),
+        parts=len(parts),
         bytes_listed=sum(info.size for info in snapshot.infos),
         bytes_to_read=plan.stored_bytes,
         bytes_decoded=plan.decoded_bytes,
@@ -166,13 +175,33 @@ def explain(
                 request,
                 snapshot,
                 owner=owner[member],
-                decoded=groups.decoded[member],
+                whole=(owner[whole], groups.decoded[whole]),
                 chunks=chunk_sizes,
             )
+            + _read_often(np.unique(parts), groups)
             + list(notes)
             + left_out_for_names(listing.unnamed, listing.unnamed_example)
         ),
     )
+
+
+def _parts(plan: Plan) -> Ints:
+    """Return for each chunk that is part of a row group the position of that row group."""
+    table = plan.chunk_table
+    if "first_row" not in table.column_names:
+        return np.zeros(0, np.int64)
+    return table.filter(table["first_row"].is_valid())["start"].to_numpy()  # type: ignore[no-any-return]
+
+
+def _read_often(cut: Ints, groups: Groups) -> list[str]:
+    """Return a sentence on row groups that are read once for each of their parts."""
+    unindexed = int((~groups.indexed[cut]).sum())
+    if not unindexed:
+        return []
+    return [
+        f"{unindexed} of the {len(cut)} row groups that are cut have no page index: each of their "
+        "parts reads all their bytes (pyarrow writes one with write_page_index=True)"
+    ]
 
 
 def left_out_for_names(count: int, example: str) -> list[str]:
@@ -187,20 +216,26 @@ def left_out_for_names(count: int, example: str) -> list[str]:
 
 
 def _warnings(
-    request: PlanRequest, snapshot: Snapshot, *, owner: Ints, decoded: Ints, chunks: Ints
+    request: PlanRequest,
+    snapshot: Snapshot,
+    *,
+    owner: Ints,
+    whole: tuple[Ints, Ints],
+    chunks: Ints,
 ) -> list[str]:
     found: list[str] = []
+    owner_of_whole, decoded = whole
     objects = np.unique(owner)
     sizes = np.array([snapshot.infos[i].size for i in objects.tolist()], np.int64)
     over = decoded > request.target
     if over.any():
         largest = int(np.argmax(decoded))
         found.append(
-            f"{int(over.sum())} of {len(decoded)} row groups decode to more than the target of "
+            f"{int(over.sum())} of {len(owner)} row groups decode to more than the target of "
             f"{mib(request.target)}; the largest, {mib(int(decoded[largest]))}, is in "
-            f"{snapshot.infos[int(owner[largest])].uri}"
+            f"{snapshot.infos[int(owner_of_whole[largest])].uri}"
         )
-    elif len(chunks) and chunks.max() > request.target:
+    elif (request.per_file or request.per_partition) and (chunks > request.target).any():
         found.append(
             f"{int((chunks > request.target).sum())} chunks are above the target of "
             f"{mib(request.target)}, the largest {mib(int(chunks.max()))}: per_file and "

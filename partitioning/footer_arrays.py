@@ -9,7 +9,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from partitioning.footer_pattern import FooterMatcher, UsualFooter, codec_and_encodings
+from partitioning.footer_pattern import (
+    FooterMatcher,
+    UsualFooter,
+    codec_and_encodings,
+    offset_index,
+)
 from partitioning.parquet_footer import (
     END,
     LONG_VALUE,
@@ -118,7 +123,7 @@ def read_footer(data: bytes, size: int, wish: Wish) -> Footer:
     if usual is not None:
         columns, are_good = read_columns(usual.schema, [usual], [size - END - len(data)])
         if are_good.all():
-            groups = list(_row_groups(usual, columns, wish))
+            groups = list(_row_groups(usual, columns, wish, size - END - len(data)))
             return Footer(
                 usual.schema, int(columns.rows.sum()), groups, usual.count, usual.created_by,
                 usual.arrow_schema,
@@ -126,7 +131,9 @@ def read_footer(data: bytes, size: int, wish: Wish) -> Footer:
     return parse_footer(data, size, wish)
 
 
-def _row_groups(usual: UsualFooter, columns: ColumnArrays, wish: Wish) -> Iterator[RowGroup]:
+def _row_groups(
+    usual: UsualFooter, columns: ColumnArrays, wish: Wish, end: int
+) -> Iterator[RowGroup]:
     """Yield the row groups that are wanted."""
     leaves = [(leaf, wish.has_statistics(leaf)) for leaf in usual.schema.leaves]
     kept = [at for at, (leaf, _) in enumerate(leaves) if wish.has_column(leaf)]
@@ -159,6 +166,7 @@ def _row_groups(usual: UsualFooter, columns: ColumnArrays, wish: Wish) -> Iterat
                     has_dictionary,
                     encodings if wish.encodings else [],
                     parse_statistics(raw) if raw else None,
+                    *offset_index(usual.indexes[place], end),
                 )
             )
         yield RowGroup(int(columns.rows[group]), found)

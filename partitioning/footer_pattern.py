@@ -25,6 +25,7 @@ from partitioning.parquet_footer import (
     LZO,
     Contradiction,
     FileSchema,
+    index_range,
     parse_end,
     parse_schema,
 )
@@ -120,7 +121,7 @@ def _chunk_pattern(*, statistics: bool) -> bytes:
         rb"(?:\x19", encoding_stats, rb")?+", behind,
         rb"|(?(dictionary)\x29|\x49)", encoding_stats, behind, rb")?+\x00",
         # 4 to 7: page indexes.
-        _INTEGERS, rb"\x00",
+        b"(?P<index>", _INTEGERS, rb")\x00",
     ))  # fmt: skip
 
 
@@ -179,6 +180,8 @@ class UsualFooter:
     """Varints of each row group: two pairs of a field's header and its value."""
     statistics: tuple[bytes, ...]
     """Structs of each column chunk, empty where it has none; none at all unless asked for."""
+    indexes: tuple[bytes, ...]
+    """Fields 4 to 7 of each column chunk; see `offset_index`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +246,8 @@ class FooterMatcher:
         rest = tokens.pop()[-1]
         if not rest:
             return None
-        kinds, numbers, dictionaries, *statistics, rows, following, _ = zip(*tokens, strict=True)
+        fields = zip(*tokens, strict=True)
+        kinds, numbers, dictionaries, *statistics, indexes, rows, following, _ = fields
         # The last byte of a row group is followed by other fields: the first may look like it.
         rest = following[-1] + rest
         # Row groups end where a row group must, and nowhere else.
@@ -266,6 +270,7 @@ class FooterMatcher:
             b"".join(dictionaries),
             b"".join(ends),
             statistics[0] if statistics else (),
+            indexes,
         )
 
 
@@ -299,3 +304,15 @@ def codec_and_encodings(kind: bytes) -> tuple[int, list[int]]:
     """Return what a column chunk's fields 1 to 4 say; it has passed the checks."""
     found, _ = read_struct(kind + b"\x00", 0, {2: Many(INTEGER), 4: INTEGER})
     return found[4], found.get(2, [])
+
+
+def offset_index(index: bytes, end: int) -> tuple[int, int]:
+    """Return offset and bytes of a column chunk's offset index; see `index_range`.
+
+    Args:
+        index: Fields 4 to 7 of the column chunk.
+        end: Where what the footer tells of must end.
+    """
+    # Their numbers count from the field before, 3.
+    found, _ = read_struct(b"\x35\x00" + index + b"\x00", 0, {4: INTEGER, 5: INTEGER})
+    return index_range(found, end)

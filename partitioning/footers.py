@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -21,12 +21,19 @@ from partitioning.dtypes import (
 )
 from partitioning.filters import Filter
 from partitioning.footer_arrays import read_columns
-from partitioning.footer_pattern import FooterMatcher, UsualFooter
+from partitioning.footer_pattern import (
+    FooterMatcher,
+    UsualFooter,
+    codec_and_encodings,
+    offset_index,
+)
 from partitioning.model import ObjectInfo
+from partitioning.page_index import is_indexed
 from partitioning.parquet_footer import (
     END,
     BadFooter,
     FileSchema,
+    Leaf,
     Wish,
     parse_footer,
 )
@@ -84,12 +91,14 @@ class FooterBatch:
     footer_sizes: array[int] = field(default_factory=lambda: array("q"))
     schema: array[int] = field(default_factory=lambda: array("q"))
     counts: array[int] = field(default_factory=lambda: array("q"))
-    """Row groups of the object; the next four hold a value for each of them."""
+    """Row groups of the object; the next five hold a value for each of them."""
     rows: array[int] = field(default_factory=lambda: array("q"))
     stored: array[int] = field(default_factory=lambda: array("q"))
     decoded: array[int] = field(default_factory=lambda: array("q"))
     kept: bytearray = field(default_factory=bytearray)
     """1 unless statistics prove that no row matches the filter."""
+    indexed: bytearray = field(default_factory=bytearray)
+    """1 if an offset index says where the pages of each column lie that is read."""
     schemas: list[bytes] = field(default_factory=list)
     """Distinct schemas, as `pack_schema` stores them."""
     errors: list[tuple[int, int, str]] = field(default_factory=list)
@@ -148,12 +157,11 @@ class _Layout:
         self.index = index
         """Position of the schema in the batch."""
         self.sizes = leaf_sizes(schema, types.schema)
-        self.wanted = [
-            leaf.index
-            for leaf in schema.leaves
-            if spec.columns is None or leaf.column in spec.columns
+        self.leaves = [
+            leaf for leaf in schema.leaves if spec.columns is None or leaf.column in spec.columns
         ]
-        """Leaves whose sizes count."""
+        """Those that are read."""
+        self.wanted = [leaf.index for leaf in self.leaves]
 
     def keeps(self, rows: int, find: FindClaims, created_by: str, live: tuple[int, ...]) -> bool:
         """Tell whether a row group may hold a matching row; see `StatisticsFilter.keeps`."""
@@ -248,6 +256,9 @@ class _Collector:
                 for group, count in enumerate(rows[start:stop]):
                     find = partial(columns.claims, footer, start, group)
                     batch.kept.append(layout.keeps(count, find, footer.created_by, one.live))
+                    is_there = columns.values[start + group].tolist()
+                    leaves = [leaf for leaf in layout.leaves if is_there[leaf.index]]
+                    batch.indexed.append(_are_indexed(footer, group, leaves, one.start))
             else:
                 self._add_any(one)
             start = stop
@@ -274,6 +285,9 @@ class _Collector:
             )
             batch.decoded.append(round(decoded))
             batch.kept.append(layout.keeps(group.rows, group.claims, footer.created_by, one.live))
+            batch.indexed.append(
+                all(is_indexed(c.leaf, c.codec, c.index_length) for c in group.columns if c.values)
+            )
 
     def _add_object(self, one: _Object, layout: _Layout, row_groups: int) -> None:
         batch = self.batch
@@ -292,6 +306,19 @@ class _Collector:
             self._layouts[key] = _Layout(schema, types, self._spec, index)
             self.batch.schemas = list(self._packed)
         return self._layouts[key]
+
+
+def _are_indexed(footer: UsualFooter, group: int, leaves: Sequence[Leaf], end: int) -> bool:
+    """Tell whether some columns of a row group may be read by their pages."""
+    first = group * len(footer.schema.leaves)
+    for leaf in leaves:
+        index = footer.indexes[first + leaf.index]
+        if not index:
+            return False  # As most writers have it.
+        codec, _ = codec_and_encodings(footer.kinds[first + leaf.index])
+        if not is_indexed(leaf, codec, offset_index(index, end)[1]):
+            return False
+    return True
 
 
 class _SuffixLength:

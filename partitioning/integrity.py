@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from partitioning.errors import PlanFormatError
-from partitioning.model import Plan, chunk_id, fragment_identity, plan_id, schema_identity
+from partitioning.model import Plan, chunk_id, plan_id, schema_identity
 
 _TABLES = ("chunks", "row_groups", "objects", "schemas", "skipped")
 
@@ -35,11 +35,6 @@ def checked_plan(data: bytes) -> Plan:
 
 def _check_chunks(plan: Plan) -> None:
     for chunk in plan.chunks():
-        identities = (
-            fragment_identity(
-                part.uri, part.etag, part.size, part.row_group_start, part.row_group_stop
-            )
-            for part in chunk.fragments
-        )
+        identities = (fragment.identity for fragment in chunk.fragments)
         if chunk.id != chunk_id(identities).hex():
             raise PlanFormatError(f"damaged plan: chunk {chunk.index} is not what its id says")

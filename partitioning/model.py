@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from typing import Any, Final
@@ -22,6 +22,8 @@ from partitioning.plan_subset import take_tables
 from partitioning.table_file import TableFile, pack_tables
 
 FORMAT_VERSION: Final = 1
+CUT_VERSION: Final = 2
+"""Of plans that cut row groups: earlier releases would read the whole of one for each part."""
 PARTITION_PREFIX: Final = "partition:"
 """Prefix of the columns of a plan's object table that hold Hive partition values."""
 _BLOCK: Final = 4096
@@ -58,7 +60,7 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """Consecutive row groups of one object, pinned to its version."""
+    """Consecutive row groups of one object, or rows of one, pinned to its version."""
 
     uri: str
     etag: str
@@ -78,6 +80,14 @@ class Fragment:
     """Estimated bytes in memory of the columns that are read."""
     partition: Partition = ()
     """Its object's Hive values, in the order of the directories: no part of its identity."""
+    part: tuple[int, int] | None = None
+    """Half-open range of rows of its only row group, where that is cut; None is all rows."""
+
+    @property
+    def identity(self) -> str:
+        """The text that identifies it."""
+        start, stop = self.row_group_start, self.row_group_stop
+        return fragment_identity(self.uri, self.etag, self.size, start, stop, part=self.part)
 
     @property
     def raw_partition(self) -> RawPartition:
@@ -149,10 +159,19 @@ class Skipped:
     reason: str
 
 
-def fragment_identity(uri: str, etag: str, size: int, start: int, stop: int) -> str:
+def fragment_identity(
+    uri: str,
+    etag: str,
+    size: int,
+    start: int,
+    stop: int,
+    *,
+    part: tuple[int, int] | None = None,
+) -> str:
     """Return the text that identifies a fragment: lengths first, so that none is ambiguous."""
     etag = etag.strip('"')  # some clients keep the quotes of the HTTP header
-    return f"{len(uri)}:{uri},{len(etag)}:{etag},{size},{start},{stop};"
+    rows = "" if part is None else f",{part[0]},{part[1]}"
+    return f"{len(uri)}:{uri},{len(etag)}:{etag},{size},{start},{stop}{rows};"
 
 
 def chunk_id(identities: Iterable[str]) -> bytes:
@@ -176,22 +195,26 @@ class Plan:
     """The frozen list of chunks of one dataset snapshot; columnar, decoded where it is looked at.
 
     Three tables: `objects` (every object listed), `row_groups` (every row group of the
-    objects whose footer is known, in plan order) and `chunks` (ranges of row groups).
+    objects whose footer is known, in plan order) and `chunks` (ranges of row groups). Where a row
+    group is cut, `chunks` has a further column `first_row`, and `row_groups` has `indexed`.
     A plan pickles as its stored bytes.
     """
 
     def __init__(self, file: TableFile) -> None:
         version = file.meta.get("version")
-        if version != FORMAT_VERSION:
+        if version not in (FORMAT_VERSION, CUT_VERSION):
             raise PlanFormatError(
-                f"the plan has format version {version}; this release reads {FORMAT_VERSION}"
+                f"the plan has format version {version}; this release reads {FORMAT_VERSION} "
+                f"and {CUT_VERSION}"
             )
         self._file = file
 
     @classmethod
     def build(cls, tables: Mapping[str, pa.Table], meta: Mapping[str, Any]) -> Plan:
         """Freeze tables into a plan (used by the planner)."""
-        return cls(TableFile(pack_tables(tables, {**meta, "version": FORMAT_VERSION})))
+        is_cut = "first_row" in tables["chunks"].column_names
+        version = CUT_VERSION if is_cut else FORMAT_VERSION
+        return cls(TableFile(pack_tables(tables, {**meta, "version": version})))
 
     @classmethod
     def from_bytes(cls, data: bytes | memoryview | pa.Buffer) -> Plan:
@@ -295,7 +318,8 @@ class Plan:
     def chunk_table(self) -> pa.Table:
         """A row a chunk: id (16 bytes), start, stop, fragments, rows, stored and decoded bytes.
 
-        start and stop are positions in the table of row groups.
+        start and stop are positions in the table of row groups. A chunk that is part of a row group
+        has in first_row the rows of it that come before; others have null there.
         """
         return self._file.table("chunks")
 
@@ -358,10 +382,44 @@ class Plan:
         block = _Block(objects, groups, low, base)
         ids = ranges["id"].to_pylist()
         bounds = zip(ranges["start"].to_pylist(), ranges["stop"].to_pylist(), strict=True)
+        parts = _parts_of(ranges)
         for rank, (identity, (begin, end)) in enumerate(zip(ids, bounds, strict=True)):
             fragments = block.fragments(begin, end)
+            part = parts.get(rank)
+            if part is not None:
+                fragments = (part.of(fragments[0]),)
             partition = shared_partition(fragments)
             yield Chunk(identity.hex(), start + rank, partition, fragments)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A chunk that is part of a row group."""
+
+    first_row: int
+    rows: int
+    stored_bytes: int
+    decoded_bytes: int
+
+    def of(self, whole: Fragment) -> Fragment:
+        """Return this part of a row group."""
+        return replace(
+            whole,
+            row_start=whole.row_start + self.first_row,
+            rows=self.rows,
+            stored_bytes=self.stored_bytes,
+            decoded_bytes=self.decoded_bytes,
+            part=(self.first_row, self.first_row + self.rows),
+        )
+
+
+def _parts_of(chunks: pa.Table) -> dict[int, _Part]:
+    """Return those of some chunks that are parts of row groups, by their positions."""
+    if "first_row" not in chunks.column_names:
+        return {}
+    names = ("first_row", "rows", "stored_bytes", "decoded_bytes")
+    figures = zip(*(chunks[name].to_pylist() for name in names), strict=True)
+    return {rank: _Part(*one) for rank, one in enumerate(figures) if one[0] is not None}
 
 
 def _runs(indices: Iterable[int]) -> Iterator[tuple[int, int]]:

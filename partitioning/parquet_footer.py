@@ -86,6 +86,8 @@ class Leaf:
     """Whether it is in a list or a map."""
     is_top: bool
     """Whether it is a top-level column itself."""
+    repetition: int = 0
+    """Lists and maps that it is in, one within the other: Parquet's repetition level."""
 
     @property
     def is_nullable(self) -> bool:
@@ -127,6 +129,10 @@ class ColumnChunk:
     """Empty unless asked for."""
     statistics: Values | None
     """As stored; None unless asked for."""
+    index_start: int = 0
+    """Offset of its offset index, which says where its pages lie."""
+    index_length: int = 0
+    """Bytes of that; 0 if there is none, or it cannot be where the footer says."""
 
 
 @dataclass(slots=True)
@@ -232,11 +238,27 @@ def _column_fields(encodings: bool, statistics: bool) -> Mapping[int, Wanted]:
         meta[2] = Many(INTEGER)
     if statistics:
         meta[12] = _STATISTICS
-    return {1: BYTES, 3: Struct(meta), 8: Struct({}), 9: BYTES}
+    return {1: BYTES, 3: Struct(meta), 4: INTEGER, 5: INTEGER, 8: Struct({}), 9: BYTES}
 
 
 class Contradiction(Exception):
     """What a footer says cannot be, or is not supported."""
+
+
+def index_range(found: Values, end: int) -> tuple[int, int]:
+    """Return offset and bytes of a column chunk's offset index, which a reader can go without.
+
+    Args:
+        found: Fields of the column chunk.
+        end: Where the footer begins.
+
+    Returns:
+        0 and 0 if there is none, or it cannot be where the footer says.
+    """
+    start, length = found.get(4, 0), found.get(5, 0)
+    if start < len(MAGIC) or length <= 0 or start + length > end:
+        return 0, 0
+    return start, length
 
 
 class _Walk:
@@ -376,6 +398,7 @@ class _Walk:
             dictionary > 0,
             meta.get(2, []),
             meta.get(12),
+            *index_range(found, self._end),
         )
 
     def footer(self, found: Values) -> Footer:
@@ -446,7 +469,7 @@ class _Above:
 
     names: tuple[str, ...] = ()
     definition: int = 0
-    is_repeated: bool = False
+    repetition: int = 0
 
 
 class _Tree:
@@ -488,7 +511,7 @@ class _Tree:
         inside = _Above(
             names,
             above.definition + (repetition != 0),
-            above.is_repeated or repetition == _REPEATED,
+            above.repetition + (repetition == _REPEATED),
         )
         self.newer += [(".".join(names), n) for n in element.get(10, ()) if n >= _VARIANT]
         if 1 in element:
@@ -521,8 +544,9 @@ class _Tree:
                 element.get(6),
                 element.get(10),
                 inside.definition,
-                inside.is_repeated,
+                inside.repetition > 0,
                 len(inside.names) == 1,
+                inside.repetition,
             )
         )
 

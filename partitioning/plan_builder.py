@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import pairwise
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -17,9 +18,12 @@ from partitioning.model import (
     plan_id,
     schema_identity,
 )
-from partitioning.packing import PackRules, pack
+from partitioning.packing import PackRules, PartLimit, pack, parts_of
 from partitioning.request import PlanRequest
 from partitioning.snapshot import Groups, Ints, Snapshot, objects_table
+
+_SAME: Final = ("start", "stop", "fragments")
+"""Columns of a chunk that its parts share."""
 
 
 def freeze(
@@ -45,14 +49,7 @@ def freeze(
     """
     starts, owner, groups = ordered
     member = np.flatnonzero(groups.kept & (snapshot.status[owner] == Status.PLANNED))
-    rules = PackRules(
-        target=request.target,
-        open_cost=request.open_cost,
-        max_rows=request.max_rows,
-        per_file=request.per_file,
-        per_partition=request.per_partition,
-        cross_partitions=request.cross_partitions,
-    )
+    rules = rules_of(request)
     owners = owner[member]
     ranges = np.array(
         list(
@@ -67,19 +64,24 @@ def freeze(
         np.int64,
     ).reshape(-1, 2)
     chunks = _chunks_table(snapshot, ordered, member, ranges)
+    chunks = _cut(rules, snapshot, ordered, chunks)
+    row_groups = {
+        "object": pa.array(owner, pa.int32()),
+        "rows": pa.array(groups.rows, pa.int64()),
+        "stored": pa.array(groups.stored, pa.int64()),
+        "decoded": pa.array(groups.decoded, pa.int64()),
+        "kept": pa.array(groups.kept),
+    }
+    asked = {**request.describe(), "read_key": read_key}
+    if rules.cut_from is not None and "first_row" in chunks.column_names:
+        # Of smaller ones it does not count, and is not always known.
+        row_groups["indexed"] = pa.array(groups.indexed & (groups.decoded >= rules.cut_from))
+        asked["cut_from"] = rules.cut_from
     schemas, kinds = snapshot.canonical_schemas()
     skipped = [(snapshot.infos[i], offset, reason) for i, offset, reason in bad]
     tables = {
         "chunks": chunks,
-        "row_groups": pa.table(
-            {
-                "object": pa.array(owner, pa.int32()),
-                "rows": pa.array(groups.rows, pa.int64()),
-                "stored": pa.array(groups.stored, pa.int64()),
-                "decoded": pa.array(groups.decoded, pa.int64()),
-                "kept": pa.array(groups.kept),
-            }
-        ),
+        "row_groups": pa.table(row_groups),
         "objects": objects_table(snapshot, starts, kinds),
         "schemas": pa.table({"schema": pa.array(schemas, pa.binary())}),
         "skipped": pa.table(
@@ -101,14 +103,27 @@ def freeze(
             **meta,
             "id": plan_id(schema_identity(meta), chunks["id"].to_pylist()),
             "raw_folders": True,
-            "input": {**request.describe(), "read_key": read_key},
-            "chunks": len(ranges),
-            "fragments": int(chunks["fragments"].to_numpy().sum()),
+            "input": asked,
+            "chunks": len(chunks),
             "objects": len(np.unique(owners)),
-            "rows": int(groups.rows[member].sum()),
-            "stored_bytes": int(groups.stored[member].sum()),
-            "decoded_bytes": int(groups.decoded[member].sum()),
+            **{
+                name: int(chunks[name].to_numpy().sum())
+                for name in ("fragments", "rows", "stored_bytes", "decoded_bytes")
+            },
         },
+    )
+
+
+def rules_of(request: PlanRequest) -> PackRules:
+    """Return where chunks end."""
+    return PackRules(
+        target=request.target,
+        open_cost=request.open_cost,
+        max_rows=request.max_rows,
+        per_file=request.per_file,
+        per_partition=request.per_partition,
+        cross_partitions=request.cross_partitions,
+        least_part=request.least_part,
     )
 
 
@@ -149,5 +164,62 @@ def _chunks_table(
             "rows": pa.array(sums(groups.rows), pa.int64()),
             "stored_bytes": pa.array(sums(groups.stored), pa.int64()),
             "decoded_bytes": pa.array(sums(groups.decoded), pa.int64()),
+        }
+    )
+
+
+def _cut(
+    rules: PackRules, snapshot: Snapshot, ordered: tuple[Ints, Ints, Groups], chunks: pa.Table
+) -> pa.Table:
+    """Cut chunks that are one row group far above the target; others stay as they are."""
+    starts, owner, groups = ordered
+    if rules.cut_from is None:
+        return chunks
+    found: list[pa.Table] = []
+    limits: dict[int, PartLimit] = {}
+    done = 0
+    for at in np.flatnonzero(chunks["decoded_bytes"].to_numpy() >= rules.cut_from).tolist():
+        group = chunks["start"][at].as_py()
+        rows, is_indexed = int(groups.rows[group]), bool(groups.indexed[group])
+        ordinal = int(owner[group])
+        info, number = snapshot.infos[ordinal], group - int(starts[ordinal])
+        limit = limits.setdefault(ordinal, PartLimit(rules, info.size))
+        most = limit.most(int(groups.stored[group]), is_indexed=is_indexed)
+        count = parts_of(rules, rows, int(groups.decoded[group]), most)
+        limit.take(count)
+        if count > 1:
+            bounds = [rows * part // count for part in range(count + 1)]
+            pinned = (info.uri, info.etag, info.size, number, number + 1)
+            ids = [chunk_id([fragment_identity(*pinned, part=p)]) for p in pairwise(bounds)]
+            parts = _parts_table(chunks.slice(at, 1), ids, bounds, is_indexed=is_indexed)
+            found += [chunks.slice(done, at - done), parts]
+            done = at + 1
+    if not found:
+        return chunks
+    return pa.concat_tables([*found, chunks.slice(done)], promote_options="default")
+
+
+def _parts_table(
+    whole: pa.Table, ids: list[bytes], bounds: list[int], *, is_indexed: bool
+) -> pa.Table:
+    """Return the parts of a chunk; each reads all its bytes where pages cannot be found."""
+    count = len(ids)
+
+    def shares(name: str) -> pa.Array:
+        total = whole[name][0].as_py()
+        if not is_indexed:
+            return pa.array([total] * count, pa.int64())
+        ends = [total * bound // bounds[-1] for bound in bounds]
+        return pa.array(np.diff(ends), pa.int64())
+
+    same = {name: pa.array(whole[name].to_pylist() * count, pa.int64()) for name in _SAME}
+    return pa.table(
+        {
+            "id": pa.array(ids, pa.binary(16)),
+            **same,
+            "rows": pa.array(np.diff(bounds), pa.int64()),
+            "stored_bytes": shares("stored_bytes"),
+            "decoded_bytes": shares("decoded_bytes"),
+            "first_row": pa.array(bounds[:-1], pa.int64()),
         }
     )

@@ -19,7 +19,7 @@ from partitioning.filters import bind, check_columns
 from partitioning.footers import FooterBatch, FooterGroup, FooterSpec, read_footers
 from partitioning.listing import list_objects
 from partitioning.model import Plan, Status
-from partitioning.plan_builder import freeze
+from partitioning.plan_builder import freeze, rules_of
 from partitioning.pruning import PartitionFilter
 from partitioning.reader import Reader
 from partitioning.request import PlanRequest
@@ -112,7 +112,7 @@ def plan_dataset(
     read_key = _read_key(request, snapshot)
     reused = 0
     if previous is not None and previous.input.get("read_key") == read_key:
-        reused = reuse(snapshot, previous, here, there)
+        reused = reuse(snapshot, previous, here, there, rules_of(request).cut_from)
     footers = _Footers(request, reader, snapshot, live, mapper=mapper, progress=progress)
     footers.read()
     schema, dtypes, shadowed = footers.check()

@@ -63,6 +63,9 @@ class PlanRequest:
     open_cost: int = 4 * MIB
     """The least that an object counts in a chunk, in bytes, so that small files do not pile up
     (Spark's openCostInBytes and Iceberg's open-file-cost have this default)."""
+    least_part: int = 16 * MIB
+    """Decoded bytes of a part of a row group, at least, when one is cut. A row group is cut if it
+    decodes to more than twice the target and to two such parts."""
     max_rows: int | None = None
     """Rows of a chunk, at most; a larger row group is a chunk of its own."""
     per_file: bool = False
@@ -81,7 +84,7 @@ class PlanRequest:
     """Footers to read from which a mapper is used, where there is one."""
 
     def __post_init__(self) -> None:
-        for name, least in (("target", 1), ("max_rows", 1), ("open_cost", 0),
+        for name, least in (("target", 1), ("max_rows", 1), ("open_cost", 0), ("least_part", 1),
                             ("footer_concurrency", 1), ("footer_limit", 12), ("first_read", 8),
                             ("map_threshold", 0)):  # fmt: skip
             value = getattr(self, name)

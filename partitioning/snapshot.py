@@ -28,6 +28,8 @@ class Groups:
     decoded: Ints
     kept: npt.NDArray[np.bool_]
     """False: statistics prove that no row matches the filter."""
+    indexed: npt.NDArray[np.bool_]
+    """Whether single pages of each column that is read can be found."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -42,11 +44,18 @@ class Groups:
             np.concatenate([empty, *(p.stored for p in found)]),
             np.concatenate([empty, *(p.decoded for p in found)]),
             np.concatenate([np.zeros(0, bool), *(p.kept for p in found)]),
+            np.concatenate([np.zeros(0, bool), *(p.indexed for p in found)]),
         )
 
     def take(self, index: Ints) -> Groups:
         """Return the row groups at some positions."""
-        return Groups(self.rows[index], self.stored[index], self.decoded[index], self.kept[index])
+        return Groups(
+            self.rows[index],
+            self.stored[index],
+            self.decoded[index],
+            self.kept[index],
+            self.indexed[index],
+        )
 
 
 @dataclass(slots=True)
@@ -217,8 +226,18 @@ def compare(snapshot: Snapshot, previous: Plan | None) -> tuple[Changes, Ints, I
     return changes, np.array(here, np.int64), np.array(there, np.int64)
 
 
-def reuse(snapshot: Snapshot, previous: Plan, here: Ints, there: Ints) -> int:
-    """Take over the footers of unchanged objects from the plan before; return how many."""
+def reuse(snapshot: Snapshot, previous: Plan, here: Ints, there: Ints, cut_from: int | None) -> int:
+    """Take over the footers of unchanged objects from the plan before; return how many.
+
+    Args:
+        snapshot: the objects.
+        previous: the plan before.
+        here: positions of the unchanged objects.
+        there: the same in the plan before.
+        cut_from: decoded bytes from which a row group is cut, and it counts whether it is indexed.
+            Only plans in which one is cut know that, of row groups that it counted for. None if
+            none is cut.
+    """
     table = previous.table("objects")
     columns = {
         name: table[name].to_numpy().astype(np.int64)
@@ -227,14 +246,22 @@ def reuse(snapshot: Snapshot, previous: Plan, here: Ints, there: Ints) -> int:
     # What is pruned stays unread, so that this plan is the one that planning afresh gives.
     wanted = snapshot.status[here] != Status.PRUNED
     known = wanted & (columns["row_groups"][there] >= 0)
+    old = previous.table("row_groups")
+    has_indexed = "indexed" in old.column_names
+    if cut_from is not None:
+        decoded = old["decoded"].to_numpy()
+        unknown = decoded >= cut_from
+        if has_indexed:
+            unknown &= decoded < previous.input["cut_from"]
+        known &= ~np.isin(there, old["object"].to_numpy()[unknown])
     here, there = here[known], there[known]
     counts = columns["row_groups"][there]
-    old = previous.table("row_groups")
     groups = Groups(
         old["rows"].to_numpy(),
         old["stored"].to_numpy(),
         old["decoded"].to_numpy(),
         old["kept"].to_numpy(),
+        old["indexed"].to_numpy() if has_indexed else np.zeros(len(old), bool),
     )
     snapshot.add(
         here,
@@ -268,6 +295,7 @@ def add_batch(snapshot: Snapshot, wanted: Ints, batch: FooterBatch) -> None:
             ints(batch.stored),
             ints(batch.decoded),
             np.frombuffer(bytes(batch.kept), np.uint8).astype(bool),
+            np.frombuffer(bytes(batch.indexed), np.uint8).astype(bool),
         ),
     )
 

@@ -21,6 +21,7 @@
     │   └── PreconditionFailedError
     ├── StateError
     ├── UnreadableObjectError
+    │   └── WrongPageIndexError
     ├── TransformError
     │   └── PartitionColumnError
     ├── ChunkTimeoutError
@@ -218,6 +219,21 @@ class UnreadableObjectError(ChunkmapError):
         super().__init__(f"{uri} cannot be read: {reason}", hint)
         self.uri = uri
         self.reason = reason
+
+
+class WrongPageIndexError(UnreadableObjectError):
+    """A page has other rows than its index says.
+
+    No run goes on without such an object: other parts of its row group, in other chunks, may have
+    been read by the same index, and nothing showed.
+    """
+
+    def __init__(self, uri: str, reason: str, hint: str | None = None) -> None:
+        hint = hint or (
+            "write it again, leave it out (input.exclude), or have its row groups read whole by a "
+            "higher chunks.target"
+        )
+        super().__init__(uri, reason, hint)
 
 
 class AlreadyExistsError(StorageError):

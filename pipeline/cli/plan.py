@@ -88,6 +88,7 @@ def _print_explain(planned: PlannedInput) -> None:
         "pruned by partition": f"{found.objects_pruned:,} objects",
         "pruned by statistics": f"{found.row_groups_pruned:,} row groups, "
         f"{found.objects_without_rows:,} whole objects",
+        "cut": f"{found.row_groups_cut:,} row groups, into {found.parts:,} chunks",
         "left out": f"{found.objects_hidden:,} hidden, {found.objects_empty:,} empty, "
         f"{found.objects_unnamed:,} without a Parquet name, {found.objects_excluded:,} excluded, "
         f"{found.objects_skipped:,} bad",

@@ -217,13 +217,14 @@ class Chunks(_Part):
     """How the input is cut."""
 
     target: Size = 128 * 2**20
-    """Bytes of a chunk, decoded in memory, of the columns that are read."""
+    """Bytes of a chunk, decoded in memory, of the columns that are read. A row group of more than
+    twice as many is cut into chunks of consecutive rows, of 16 MiB at least."""
     max_rows: PositiveInt | None = None
-    """Most rows of a chunk; a row group is never cut."""
+    """Most rows of a chunk; a row group of more is a chunk of its own."""
     per_file: bool = False
-    """A chunk for each object."""
+    """A chunk for each object, whatever its size."""
     per_partition: bool = False
-    """A chunk for each Hive partition."""
+    """A chunk for each Hive partition, whatever its size."""
     cross_partitions: bool = False
     """Chunks may span Hive partitions."""
 

@@ -33,7 +33,8 @@ def datasets(draw: st.DrawFn) -> dict[str, bytes]:
     for number in range(draw(st.integers(1, 6))):
         rows = draw(st.integers(0, 12))
         part = draw(st.integers(1, 3))
-        data = parquet(ids(start, start + rows), draw(st.integers(1, 5)))
+        group, has_index = draw(st.integers(1, 5)), draw(st.booleans())
+        data = parquet(ids(start, start + rows), group, write_page_index=has_index)
         objects[f"s3://b/t/p={part}/{number}.parquet"] = data
         start += rows
     return objects
@@ -46,6 +47,7 @@ requests = st.builds(
     open_cost=st.integers(0, 50),
     max_rows=st.none() | st.integers(1, 10),
     cross_partitions=st.booleans(),
+    least_part=st.sampled_from([1, 8, 16 << 20]),
 ) | st.sampled_from(
     [PlanRequest("s3://b/t/", per_file=True), PlanRequest("s3://b/t/", per_partition=True)]
 )
@@ -91,7 +93,10 @@ def test_planning_again_gives_the_plan_that_planning_afresh_gives(
     assert set(again.changes.added) == set(after) - set(before)
     assert set(again.changes.removed) == set(before) - set(after)
     assert set(again.changes.changed) == (set(after) & set(before)) - same
-    assert len(reader.lengths) == len(after) - len(same)
+    # Only a plan that cuts row groups knows which are indexed.
+    is_known = second.least_part > 200
+    read = len(after) - len(same)
+    assert len(reader.lengths) == read if is_known else read <= len(reader.lengths) <= len(after)
 
 
 @st.composite
@@ -173,6 +178,9 @@ def test_the_identity_of_a_chunk_is_its_fragments_and_nothing_else() -> None:
             for f in one.fragments
         ).hex()
     )
+    [first] = one.fragments
+    etag = first.etag.strip('"')
+    assert first.identity == f"{len(first.uri)}:{first.uri},32:{etag},{first.size},0,3;"
     quoted = fragment_identity("s3://b/k", '"e"', 1, 0, 1)
     assert quoted == fragment_identity("s3://b/k", "e", 1, 0, 1)
     assert quoted != fragment_identity("s3://b/k", "f", 1, 0, 1)
@@ -292,7 +300,7 @@ def test_indices_out_of_range_and_foreign_bytes_are_refused() -> None:
     names = ("chunks", "row_groups", "objects", "schemas", "skipped")
     tables = {name: plan.table(name) for name in names}
     newer = pack_tables(tables, {**plan._file.meta, "version": 7})
-    with pytest.raises(PlanFormatError, match="version 7; this release reads 1"):
+    with pytest.raises(PlanFormatError, match="version 7; this release reads 1 and 2"):
         Plan.from_bytes(newer)
     assert repr(plan).startswith("Plan(")
     assert plan.input["uri"] == "s3://b/t/"

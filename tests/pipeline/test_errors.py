@@ -14,6 +14,7 @@ ARGUMENTS: dict[type[ChunkmapError], tuple[Any, ...]] = {
     errors.BucketMissingError: ("bucket",),
     errors.StateError: ("s3://bucket/key", "it is empty"),
     errors.UnreadableObjectError: ("s3://bucket/key", "row group 1, column a"),
+    errors.WrongPageIndexError: ("s3://bucket/key", "row group 1, column a"),
     errors.ObjectChangedError: ("s3://bucket/key", '"planned"', '"found"'),
 }
 ALL = sorted(

@@ -69,6 +69,10 @@ def read(chunk: Chunk, objects: Mapping[str, bytes]) -> list[pa.Table]:
         groups = list(range(fragment.row_group_start, fragment.row_group_stop))
         before = sum(file.metadata.row_group(i).num_rows for i in range(fragment.row_group_start))
         table = file.read_row_groups(groups)
+        if fragment.part is not None:
+            start, stop = fragment.part
+            assert len(groups) == 1 and 0 <= start < stop <= table.num_rows
+            table, before = table.slice(start, stop - start), before + start
         assert (table.num_rows, before) == (fragment.rows, fragment.row_start)
         found.append(table)
     return found

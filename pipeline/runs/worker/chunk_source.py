@@ -7,7 +7,7 @@ cannot mix versions, and cost nothing beyond the requests that are needed anyway
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,6 +30,7 @@ from partitioning.dtypes import (
     plain_arrow_schema,
 )
 from partitioning.footer_arrays import read_footer
+from partitioning.page_index import PageIndex, is_indexed, parse_page_index
 from partitioning.pages import check_values, denies_nulls
 from partitioning.parquet_footer import (
     END,
@@ -43,9 +44,15 @@ from partitioning.parquet_footer import (
 )
 from partitioning.thrift import ThriftError
 from partitioning.untrusted_statistics import writer_trust
-from pipeline.errors import ObjectChangedError, UnreadableObjectError
+from pipeline.errors import ObjectChangedError, UnreadableObjectError, WrongPageIndexError
 from pipeline.runs.worker.decoding import decode
 from pipeline.runs.worker.page_checksums import verify_pages
+from pipeline.runs.worker.page_parts import (
+    DamagedPagesError,
+    ShiftedPagesError,
+    choose_pages,
+    write_part,
+)
 from pipeline.runs.worker.sparse_file import SparseFile, coalesce
 from pipeline.storage import Storage
 
@@ -110,8 +117,28 @@ def naming(uri: str, columns: Sequence[str]) -> Iterator[None]:
         raise UnreadableObjectError(uri, f"columns {', '.join(columns)}: {_line(error)}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class _LocalFile:
+    """Columns of row groups in a local file, with a footer of our own."""
+
+    file: SparseFile
+    groups: Sequence[RowGroup]
+    numbers: Sequence[int]
+    """Of the row groups, in the object."""
+    first: int
+    """Rows before the fragment's first."""
+
+    @property
+    def rows(self) -> int:
+        return sum(group.rows for group in self.groups)
+
+
 class FragmentCopy:
-    """The local copy of one fragment, filled column by column."""
+    """The local copy of one fragment, filled column by column.
+
+    Of a fragment that is part of a row group, columns with an offset index are brought as the pages
+    that hold its rows, into files of their own; others as a whole.
+    """
 
     def __init__(
         self, storage: Storage, fragment: Fragment, options: ReadOptions = DEFAULTS
@@ -124,26 +151,30 @@ class FragmentCopy:
         self._options = options
         self._info = ObjectInfo(fragment.uri, fragment.etag, fragment.size)
         self._file = SparseFile(fragment.size)
-        self._held: set[str] = set()
+        self._parts: list[SparseFile] = []
+        self._held: dict[str, _LocalFile] = {}
+        """Where columns are that have been brought here."""
         self._lock = Lock()
         self.bytes_read = 0
         self._whole = fragment.size <= WHOLE_BYTES
         try:
             start = 0 if self._whole else fragment.size - fragment.footer_size
-            self._fetch([(start, fragment.size)])
+            self._fetch([(start, fragment.size)], self._file)
             self._footer = self._parse()
-            self._numbers, self._groups = self._with_rows()
+            numbers, self._groups = self._with_rows()
+            first = 0 if fragment.part is None else fragment.part[0]
+            self._local = _LocalFile(self._file, self._groups, numbers, first)
             self._types = self._ask_types()
             self._write_own_footer()
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
-    def _fetch(self, spans: Sequence[tuple[int, int]]) -> None:
+    def _fetch(self, spans: Sequence[tuple[int, int]], file: SparseFile) -> None:
         for (start, _), data in zip(
             spans, self._storage.get_ranges(self._info, spans), strict=True
         ):
-            self._file.write(start, data)
+            file.write(start, data)
             self.bytes_read += len(data)
 
     def _parse(self) -> Footer:
@@ -158,7 +189,9 @@ class FragmentCopy:
             raise UnreadableObjectError(part.uri, str(bad.args[1])) from None
         if footer.count < part.row_group_stop:
             raise ObjectChangedError(part.uri, part.etag, None)
-        if sum(group.rows for group in footer.groups) != part.rows:
+        found = sum(group.rows for group in footer.groups)
+        is_planned = found == part.rows if part.part is None else found >= part.part[1]
+        if not is_planned:
             raise ObjectChangedError(part.uri, part.etag, None)
         if footer.arrow_schema is None:
             return footer
@@ -187,7 +220,7 @@ class FragmentCopy:
             for group in self._groups:
                 for chunk in group.columns:
                     chunk.statistics = None
-        own = replace(footer, rows=self._fragment.rows, groups=self._groups)
+        own = replace(footer, rows=self._local.rows, groups=self._groups)
         self._file.write(0, memoryview(MAGIC))
         self._file.write(self._fragment.size, memoryview(write_footer(own)))
 
@@ -204,16 +237,69 @@ class FragmentCopy:
     def fetch(self, columns: Iterable[str]) -> None:
         """Bring columns of this fragment's row groups here, unless they are."""
         with self._lock:
-            wanted = (set(columns) & self.columns) - self._held
+            wanted = (set(columns) & self.columns) - self._held.keys()
+            if not wanted:
+                return
+            if not self._whole and self._fragment.part is not None:
+                wanted -= self._fetch_pages(wanted, self._fragment.part)
             if wanted and not self._whole:
-                self._fetch(coalesce(self._spans(wanted)))
-            if wanted and self._options.verify_checksums:
-                self._verify(wanted)
-            self._held |= wanted
+                self._fetch(coalesce(self._spans(wanted)), self._file)
+            self._hold(wanted, self._local)
 
-    def _verify(self, columns: set[str]) -> None:
-        leaves = {leaf.index for leaf in self._footer.schema.leaves if leaf.column in columns}
-        verify_pages(self._file.path, self.uri, self._numbers, leaves)
+    def _hold(self, columns: set[str], local: _LocalFile) -> None:
+        if columns and self._options.verify_checksums:
+            leaves = {leaf.index for leaf in self._footer.schema.leaves if leaf.column in columns}
+            verify_pages(local.file.path, self.uri, local.numbers, leaves)
+        self._held |= dict.fromkeys(columns, local)
+
+    def _fetch_pages(self, columns: set[str], part: tuple[int, int]) -> set[str]:
+        """Bring the pages here that hold a part of the row group, of columns where they are known.
+
+        Returns:
+            These columns.
+        """
+        group = self._groups[0]
+        indexes = self._page_indexes(group, columns)
+        found = {column.leaf.column for column, _ in indexes}
+        if not found:
+            return found
+        pages = choose_pages(indexes, *part)
+        target = SparseFile(0)
+        self._parts.append(target)
+        with SparseFile(self._fragment.size) as source:
+            self._fetch(coalesce(pages.spans()), source)
+            try:
+                own = write_part(pages, source, self._footer, group, target)
+            except DamagedPagesError as error:
+                is_shifted = isinstance(error, ShiftedPagesError)
+                kind = WrongPageIndexError if is_shifted else UnreadableObjectError
+                number = self._fragment.row_group_start
+                raise kind(self.uri, f"row group {number}, {error}") from None
+        first = part[0] - pages.start
+        self._hold(found, _LocalFile(target, [own], self._local.numbers, first))
+        return found
+
+    def _page_indexes(
+        self, group: RowGroup, columns: set[str]
+    ) -> list[tuple[ColumnChunk, PageIndex]]:
+        """The offset indexes of columns that have good ones, throughout."""
+        wanted = [chunk for chunk in group.columns if chunk.leaf.column in columns]
+        lacking = {
+            chunk.leaf.column
+            for chunk in wanted
+            if not is_indexed(chunk.leaf, chunk.codec, chunk.index_length)
+        }
+        wanted = [chunk for chunk in wanted if chunk.leaf.column not in lacking]
+        spans = [(chunk.index_start, chunk.index_start + chunk.index_length) for chunk in wanted]
+        self._fetch(coalesce(spans), self._file)
+        found = []
+        for chunk in wanted:
+            data = self._file.read(chunk.index_start, chunk.index_length)
+            try:
+                found.append((chunk, parse_page_index(data, chunk, group.rows)))
+            except ThriftError:
+                lacking.add(chunk.leaf.column)
+        return [(chunk, index) for chunk, index in found if chunk.leaf.column not in lacking]
 
     def _spans(self, columns: set[str]) -> Iterator[tuple[int, int]]:
         for group in self._footer.groups:
@@ -228,25 +314,15 @@ class FragmentCopy:
             UnreadableObjectError: what pyarrow decodes is damaged.
         """
         self.fetch(columns)
-        present = [name for name in columns if name in self._held]
-        by_pyarrow = self._by_pyarrow(present)
-        by_polars = [name for name in present if name not in by_pyarrow]
-        scan = (
-            pl.scan_parquet(self._file.path, glob=False, hive_partitioning=False)
-            if by_polars
-            else None
-        )
-        first = 0
-        for groups in self._steps():
-            rows = sum(group.rows for _, group in groups)
-            frames: list[pl.LazyFrame] = []
-            if scan is not None:
-                # Polars takes no predicate past a slice, and so would decode what it could skip.
-                part = scan if rows == self._fragment.rows else scan.slice(first, rows)
-                frames.append(part.select(by_name(by_polars)))
-            if by_pyarrow:
-                frames.append(self._decode([number for number, _ in groups], by_pyarrow).lazy())
-            first += rows
+        held = {name: self._held[name] for name in columns if name in self._held}
+        present = list(held)
+        locals_ = {id(local): local for local in held.values()}.values()
+        readers = [
+            self._reader(local, [name for name in present if held[name] is local])
+            for local in locals_
+        ]
+        for groups, first, rows in self._steps():
+            frames = [frame for read in readers for frame in read(groups, first, rows)]
             if not frames:
                 # A frame of one stand-in column still carries the number of rows.
                 yield pl.LazyFrame().select(pl.int_range(rows, dtype=pl.UInt32).alias(""))
@@ -255,23 +331,43 @@ class FragmentCopy:
             else:
                 yield pl.concat(frames, how="horizontal").select(by_name(present))
 
-    def _by_pyarrow(self, columns: Sequence[str]) -> list[str]:
+    def _reader(
+        self, local: _LocalFile, columns: Sequence[str]
+    ) -> Callable[[Sequence[int], int, int], Iterator[pl.LazyFrame]]:
+        """Return what gives frames of columns for a step: see `_steps`."""
+        by_pyarrow = self._by_pyarrow(local, columns)
+        by_polars = [name for name in columns if name not in by_pyarrow]
+        scan = pl.scan_parquet(local.file.path, glob=False, hive_partitioning=False)
+        total = local.rows
+
+        def read(groups: Sequence[int], first: int, rows: int) -> Iterator[pl.LazyFrame]:
+            if by_polars:
+                # Polars takes no predicate past a slice, and so would decode what it could skip.
+                part = scan if rows == total else scan.slice(local.first + first, rows)
+                yield part.select(by_name(by_polars))
+            if by_pyarrow:
+                decoded = self._decode(local, groups, by_pyarrow)
+                yield decoded.slice(local.first, rows).lazy()
+
+        return read
+
+    def _by_pyarrow(self, local: _LocalFile, columns: Sequence[str]) -> list[str]:
         """Columns that Polars refuses, or would read wrongly.
 
         Raises:
             UnreadableObjectError: the pages of one are damaged.
         """
         odd = set(self._types.by_pyarrow if self._types.is_read_by_polars else columns)
-        for group in self._groups:
+        for group in local.groups:
             for chunk in group.columns:
                 name = chunk.leaf.column
-                if name in columns and self._is_odd(chunk, is_known=name in odd):
+                if name in columns and self._is_odd(local, chunk, is_known=name in odd):
                     odd.add(name)
         return [name for name in columns if name in odd]
 
-    def _is_odd(self, chunk: ColumnChunk, is_known: bool) -> bool:
+    def _is_odd(self, local: _LocalFile, chunk: ColumnChunk, *, is_known: bool) -> bool:
         try:
-            check_values(self._file.read, chunk)
+            check_values(local.file.read, chunk)
         except ThriftError as error:
             raise UnreadableObjectError(
                 self.uri, f"column {chunk.leaf.path}, byte {chunk.start:,}: {error}"
@@ -279,40 +375,49 @@ class FragmentCopy:
         if is_known or is_odd_encoding(chunk.leaf, chunk.encodings):
             return True
         try:
-            return denies_nulls(self._file.read, chunk)
+            return denies_nulls(local.file.read, chunk)
         except ThriftError:
             return False  # Polars will say what is wrong with it, if anything is.
 
-    def _decode(self, groups: Sequence[int], columns: Sequence[str]) -> pl.DataFrame:
-        first, last = self._numbers[groups[0]], self._numbers[groups[-1]]
+    def _decode(
+        self, local: _LocalFile, groups: Sequence[int], columns: Sequence[str]
+    ) -> pl.DataFrame:
+        first, last = local.numbers[groups[0]], local.numbers[groups[-1]]
         where = f"row groups {first} to {last}, columns {', '.join(columns)}"
         try:
             unit = self._options.int96
-            found = decode(self._file.path, self._footer.schema, groups, columns, unit)
+            found = decode(local.file.path, self._footer.schema, groups, columns, unit)
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise UnreadableObjectError(self.uri, f"{where}: {_line(error)}") from None
-        rows = sum(self._groups[group].rows for group in groups)
+        rows = sum(local.groups[group].rows for group in groups)
         if found.height != rows:  # pyarrow is content with fewer.
             raise UnreadableObjectError(self.uri, f"{where}: {found.height} rows instead of {rows}")
         return found
 
-    def _steps(self) -> Iterator[list[tuple[int, RowGroup]]]:
-        """Whole row groups and their numbers in the copy: as many as are decoded together."""
-        part = self._fragment
-        most = STEP_BYTES * part.rows // max(part.decoded_bytes, 1)
-        step: list[tuple[int, RowGroup]] = []
-        gathered = 0
+    def _steps(self) -> Iterator[tuple[list[int], int, int]]:
+        """What is decoded together: row groups, first row and rows, counted from the fragment's.
+
+        As many whole row groups as are worth it, or the fragment's part of its only one.
+        """
+        fragment = self._fragment
+        if fragment.part is not None:
+            yield [0], 0, fragment.rows
+            return
+        most = STEP_BYTES * fragment.rows // max(fragment.decoded_bytes, 1)
+        step: list[int] = []
+        first = gathered = 0
         for number, group in enumerate(self._groups):
             if step and gathered + group.rows > most:
-                yield step
-                step, gathered = [], 0
-            step.append((number, group))
+                yield step, first, gathered
+                step, first, gathered = [], first + gathered, 0
+            step.append(number)
             gathered += group.rows
-        yield step
+        yield step, first, gathered
 
     def close(self) -> None:
         """Free the copy."""
-        self._file.close()
+        for file in (self._file, *self._parts):
+            file.close()
 
 
 def _line(error: BaseException) -> str:
@@ -393,6 +498,8 @@ class ChunkSource:
 
         What has been read of the chunk does not count: it is to be scanned again.
         """
+        if isinstance(error, WrongPageIndexError):
+            return False
         known = error.uri in {fragment.uri for fragment in self._chunk.fragments}
         if not self._options.skip_unreadable or not known or error.uri in self._unreadable:
             return False

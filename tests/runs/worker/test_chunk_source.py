@@ -103,7 +103,8 @@ def cuts(draw: st.DrawFn) -> dict[str, Any]:
     if kind == "partition":
         return {"per_partition": True}
     tight = {"target": draw(st.integers(1, 3000)), "open_cost": draw(st.sampled_from([0, 100]))}
-    return tight | {"cross_partitions": kind == "across"}
+    least = draw(st.sampled_from([1, 16 << 20]))
+    return tight | {"cross_partitions": kind == "across", "least_part": least}
 
 
 def stored(found: Mapping[str, bytes]) -> tuple[MemoryBackend, Storage]:
