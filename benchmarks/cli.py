@@ -168,7 +168,7 @@ def simulate(  # noqa: PLR0917 - Typer takes them as they stand
     """Simulate a run on more workers than there are: time, bottlenecks, requests, cost."""
     from benchmarks.simulation import commands
 
-    asked = commands.Asked(
+    asked = commands.SimulationOptions(
         workers=workers,
         chunks=chunks,
         bytes=bytes,

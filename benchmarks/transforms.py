@@ -217,7 +217,7 @@ def half(lf: pl.LazyFrame, *, marker: str) -> pl.LazyFrame:
     def check(frame: pl.DataFrame) -> pl.DataFrame:
         from pipeline.storage import own_storage
 
-        if frame.height and frame["id"][0] // 4 % 2 and own_storage().get_if_there(marker):
+        if frame.height and frame["id"][0] // 4 % 2 and own_storage().get_or_none(marker):
             raise ValueError("this half of the chunks is not to be done yet")
         return frame
 

@@ -21,7 +21,7 @@ from partitioning.explain import Distribution, Explain, PlanResult
 from partitioning.filters import Filter, Term, filter_expr
 from partitioning.fsspec_reader import FsspecReader
 from partitioning.model import Chunk, Fragment, ObjectInfo, Plan, Skipped
-from partitioning.planner import Mapper, Progress, plan_dataset
+from partitioning.planner import MapStage, Progress, plan_dataset
 from partitioning.reader import Reader, Tail, TailRequest
 from partitioning.request import PlanRequest
 from partitioning.snapshot import Changes
@@ -47,7 +47,7 @@ __all__ = [
     "FsspecReader",
     "Grain",
     "HiveTypeError",
-    "Mapper",
+    "MapStage",
     "NoParquetError",
     "ObjectInfo",
     "Plan",

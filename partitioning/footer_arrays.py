@@ -23,8 +23,8 @@ from partitioning.parquet_footer import (
     FileSchema,
     Footer,
     Leaf,
+    RequestedState,
     RowGroup,
-    Wish,
     parse_footer,
     parse_statistics,
 )
@@ -113,7 +113,7 @@ _LARGE: Final = 4 << 10
 """Bytes of a footer from which arrays pay though there is no other to decode with it."""
 
 
-def read_footer(data: bytes, size: int, wish: Wish) -> Footer:
+def read_footer(data: bytes, size: int, wish: RequestedState) -> Footer:
     """Return what `parse_footer` does, sooner if the footer is a usual one and not small.
 
     Raises:
@@ -132,7 +132,7 @@ def read_footer(data: bytes, size: int, wish: Wish) -> Footer:
 
 
 def _row_groups(
-    usual: UsualFooter, columns: ColumnArrays, wish: Wish, end: int
+    usual: UsualFooter, columns: ColumnArrays, wish: RequestedState, end: int
 ) -> Iterator[RowGroup]:
     """Yield the row groups that are wanted."""
     leaves = [(leaf, wish.has_statistics(leaf)) for leaf in usual.schema.leaves]

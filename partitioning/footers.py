@@ -34,7 +34,7 @@ from partitioning.parquet_footer import (
     BadFooter,
     FileSchema,
     Leaf,
-    Wish,
+    RequestedState,
     parse_footer,
 )
 from partitioning.pruning import FindClaims, StatisticsFilter
@@ -65,10 +65,10 @@ class FooterSpec:
     """Columns that come as another type than the files': their statistics decide nothing."""
 
     @property
-    def wish(self) -> Wish:
+    def wish(self) -> RequestedState:
         """The same for the parser."""
         filtered = {term.column for group in self.filter for term in group}
-        return Wish(self.columns, frozenset(filtered - self.partitions - self.declared))
+        return RequestedState(self.columns, frozenset(filtered - self.partitions - self.declared))
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,7 +181,7 @@ _ROW_GROUPS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class RequestedState:
     """What to take from a footer besides what is always checked."""
 
     columns: frozenset[str] | None = None
@@ -202,7 +202,7 @@ class Wish:
         return self.columns is None or leaf.column in self.columns
 
 
-def parse_footer(data: bytes, size: int, wish: Wish) -> Footer:
+def parse_footer(data: bytes, size: int, wish: RequestedState) -> Footer:
     """Parse a footer and check it.
 
     Args:
@@ -264,7 +264,7 @@ def index_range(found: Values, end: int) -> tuple[int, int]:
 class _Walk:
     """One pass over a footer; row groups come before what tells who wrote them."""
 
-    def __init__(self, end: int, wish: Wish) -> None:
+    def __init__(self, end: int, wish: RequestedState) -> None:
         self._end, self._wish = end, wish
         self._schema: FileSchema | None = None
         self._fields: tuple[Mapping[int, Any], ...] = ()

@@ -34,7 +34,7 @@ from partitioning.snapshot import (
     take_snapshot,
 )
 
-Mapper = Callable[
+MapStage = Callable[
     [Callable[[FooterGroup], FooterBatch], Sequence[FooterGroup]], Iterable[FooterBatch]
 ]
 """Runs a function over groups elsewhere and gives the results in any order. The function
@@ -53,7 +53,7 @@ def plan_dataset(
     reader: Reader,
     *,
     previous: Plan | None = None,
-    mapper: Mapper | None = None,
+    mapper: MapStage | None = None,
     progress: Progress | None = None,
 ) -> PlanResult:
     """Plan the chunks of a Parquet dataset.
@@ -175,7 +175,7 @@ class _Footers:
         snapshot: Snapshot,
         live: list[tuple[int, ...]],
         *,
-        mapper: Mapper | None,
+        mapper: MapStage | None,
         progress: Progress | None,
     ) -> None:
         self._request, self._snapshot, self._live = request, snapshot, live
@@ -233,14 +233,14 @@ class _Footers:
             raise BadObjectsError(named)
         self._snapshot.status[[i for i, _, _ in self.bad]] = Status.SKIPPED
 
-    def _take(self, wanted: Ints, mapper: Mapper | None) -> None:
+    def _take(self, wanted: Ints, mapper: MapStage | None) -> None:
         for batch in self._batches(wanted, mapper):
             add_batch(self._snapshot, wanted, batch)
             self.done += len(batch.positions)
             self.requests += batch.requests
             self.bad.extend((int(wanted[at]), *rest) for at, *rest in batch.errors)  # type: ignore[misc]
 
-    def _batches(self, wanted: Ints, mapper: Mapper | None) -> Iterator[FooterBatch]:
+    def _batches(self, wanted: Ints, mapper: MapStage | None) -> Iterator[FooterBatch]:
         total = len(wanted)
         if not total:
             return

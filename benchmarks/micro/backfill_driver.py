@@ -28,13 +28,13 @@ from pipeline.config.job import Job, parse_job
 from pipeline.flows.executor import map_batch_task
 from pipeline.flows.launch import launch_backfill
 from pipeline.runs.backfill.driver import Again
-from pipeline.runs.backfill.plan import Asked, Drafting, create
+from pipeline.runs.backfill.plan import Drafting, WindowSelection, create
 from pipeline.runs.backfill.records import Options, digest
-from pipeline.runs.backfill.selection import Choice, Found
+from pipeline.runs.backfill.selection import InputWindow, WindowDecision
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.driver.plan import UNKNOWN, PlannedInput
 from pipeline.runs.driver.publish_windows import publish_windows
-from pipeline.runs.transforms.loading import code_of, resolve
+from pipeline.runs.transforms.loading import job_fingerprint, load_transform
 from pipeline.storage import Tables, open_storage
 
 FIRST = date(2022, 1, 1)
@@ -78,7 +78,7 @@ class SyntheticDrafting(Drafting):
     def _plan(self, todo: tuple[Window, ...], mapper: Any) -> PlannedInput:
         request = PlanRequest("s3://demo/none/", per_file=True)
         result = plan_dataset(request, ManyDays(len(todo), self.each))
-        transform = resolve(self.job.transform, {}, self.settings.transforms)
+        transform = load_transform(self.job.transform, {}, self.settings.transforms)
         return PlannedInput(result, transform, UNKNOWN, Tables())
 
 
@@ -86,14 +86,14 @@ def create_synthetic(output: str, windows: int, each: int) -> str:
     """Store a backfill of so many windows with so many chunks each; returns its id."""
     settings, job = load_suite_settings(), job_of(output)
     storage = open_storage(settings)
-    code = code_of(job, settings.transforms)
+    code = job_fingerprint(job, settings.transforms)
     drafting = SyntheticDrafting(job, settings, storage, code, each=each)
     end = FIRST + timedelta(days=windows)
     choices = [
-        Choice(window, Found(each, 0, window.label), None)
+        WindowDecision(window, InputWindow(each, 0, window.label), None)
         for window in drafting.rule.between(str(FIRST), str(end))
     ]
-    drafted = drafting.draft(choices, Asked(), Options(), partial(digest, output))
+    drafted = drafting.draft(choices, WindowSelection(), Options(), partial(digest, output))
     store, _ = create(storage, drafted)
     return store.backfill
 

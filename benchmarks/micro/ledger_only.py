@@ -23,14 +23,15 @@ from pipeline.cluster.futures import worker_name
 from pipeline.cluster.task_runner import task_runner
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
-from pipeline.flows.executor import DaskEngine
+from pipeline.flows.executor import DaskExecutor
 from pipeline.flows.server import connect, talking_to
-from pipeline.runs.driver.map_stage import Mapper, MapProgress
+from pipeline.runs.driver.map_stage import MapStage
+from pipeline.runs.driver.summary import MapProgress
 from pipeline.runs.ledger.keys import output_uri
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Completion, Progress, digest_of
-from pipeline.runs.transforms.loading import code_of
-from pipeline.runs.worker.batch import Batch, BatchResult, BatchRun
+from pipeline.runs.transforms.loading import job_fingerprint
+from pipeline.runs.worker.batch import Batch, BatchAttempt, BatchResult
 from pipeline.runs.worker.chunk import open_run
 from pipeline.storage import own_storage
 
@@ -65,7 +66,7 @@ def synthetic_plan(chunks: int) -> Plan:
     return plan_dataset(request, ManyObjects(chunks)).plan
 
 
-class LedgerOnlyRun(BatchRun):
+class LedgerOnlyRun(BatchAttempt):
     """A batch whose chunks are done as soon as they are looked at."""
 
     def _map(self, indices: list[int]) -> None:
@@ -118,12 +119,12 @@ def ledger_only_flow(run_uri: str, fingerprint: str) -> Progress:
     ledger = Ledger.open(own_storage(), run_uri)
     context = FlowRunContext.get()
     assert context is not None
-    mapper = Mapper(
+    mapper = MapStage(
         ledger=ledger,
         plan=ledger.plan(),
         job=ledger.job(),
         limits=_settings.batches,
-        engine=DaskEngine(context.task_runner, run_uri, fingerprint, ledger_only_task),
+        executor=DaskExecutor(context.task_runner, run_uri, fingerprint, ledger_only_task),
         listen=_listen,
     )
     return mapper.run()
@@ -135,7 +136,7 @@ _listen: Callable[[MapProgress], None] = lambda progress: None  # noqa: E731
 
 def ledger_only_run(settings: Settings, job: Job, plan: Plan) -> tuple[Ledger, str]:
     """Store a run to be mapped by `ledger_only_flow`; returns it and its fingerprint."""
-    code = code_of(job, settings.transforms)
+    code = job_fingerprint(job, settings.transforms)
     return Ledger.create(own_storage(), job, plan, code, 0), code
 
 

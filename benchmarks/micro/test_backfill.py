@@ -29,12 +29,12 @@ from benchmarks.suite.settings import load_suite_settings
 from pipeline.cluster import local
 from pipeline.config.settings import Settings
 from pipeline.flows.server import connect, talking_to
-from pipeline.runs.backfill.plan import Asked, create, draft
+from pipeline.runs.backfill.plan import WindowSelection, create, draft
 from pipeline.runs.backfill.records import Options
 from pipeline.runs.backfill.status import look
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.storage import open_storage
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 
 WINDOWS = 1_000
 LEDGER_ONLY, STAGED = 100, 10
@@ -153,11 +153,11 @@ def test_staged(benchmark: Any, settings: Settings) -> None:
     _fill(settings, source)
     output = f"s3://demo/backfills/{uuid.uuid4().hex[:8]}/"
     job = job_of(output, source)
-    store, _ = create(storage, draft(job, settings, storage, Asked(), Options()))
+    store, _ = create(storage, draft(job, settings, storage, WindowSelection(), Options()))
     since = datetime.now(UTC)
     said = benchmark.pedantic(lambda: Drive("drive", store).run(), rounds=1)
     runs = prefect_runs(settings, since)
-    manifest = Catalog(storage, output).manifest()
+    manifest = TableLog(storage, output).manifest()
     report(
         benchmark,
         ms_per_chunk=benchmark.stats.stats.median / (WINDOWS * STAGED) * 1000,

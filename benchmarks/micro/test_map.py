@@ -25,7 +25,7 @@ from pipeline.cluster import local
 from pipeline.config.job import parse_job
 from pipeline.config.settings import Settings
 from pipeline.flows.launch import launch
-from pipeline.runs.driver.plan import Resume
+from pipeline.runs.driver.plan import ResumeOptions
 from pipeline.storage import open_storage, scan_options
 
 SCALE = 4
@@ -82,7 +82,7 @@ output: {{uri: {target}}}
 """
     )
     clock = time.perf_counter()
-    summary = launch(job, settings, lambda phase, progress: None, Resume())
+    summary = launch(job, settings, lambda phase, progress: None, ResumeOptions())
     return time.perf_counter() - clock, summary.rows_out
 
 

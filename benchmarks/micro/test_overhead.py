@@ -30,7 +30,7 @@ from pipeline.config.job import Job, parse_job
 from pipeline.config.settings import Settings
 from pipeline.flows.launch import launch
 from pipeline.flows.server import connect, talking_to
-from pipeline.runs.driver.plan import Resume
+from pipeline.runs.driver.plan import ResumeOptions
 from pipeline.storage import open_storage
 
 SMALL = 10_000
@@ -123,7 +123,7 @@ def test_small_chunks(benchmark: Any, settings: Settings) -> None:
         def listen(phase: str, _: object) -> None:
             phases.setdefault(phase, time.perf_counter() - started)
 
-        assert launch(job("small", prefix), settings, listen, Resume()).chunks == SMALL
+        assert launch(job("small", prefix), settings, listen, ResumeOptions()).chunks == SMALL
 
     benchmark.pedantic(run, rounds=1)
     mapped = (phases["publish"] - phases["map"]) / SMALL * 1000

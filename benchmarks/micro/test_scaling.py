@@ -33,7 +33,7 @@ from pipeline.config.sections import DaskSettings
 from pipeline.config.settings import Settings
 from pipeline.flows.launch import launch
 from pipeline.flows.server import connect
-from pipeline.runs.driver.plan import Resume
+from pipeline.runs.driver.plan import ResumeOptions
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress
 from pipeline.storage import Storage, open_storage
@@ -128,7 +128,7 @@ def run(
     changed["batches"] |= {"seconds": 2.0}
     here = Settings.model_validate(changed)
     begun = time.time()
-    summary = launch(work, here, lambda *_: None, Resume())
+    summary = launch(work, here, lambda *_: None, ResumeOptions())
     ledger = Ledger(open_storage(settings), summary.output, summary.run)
     progress = ledger.read()
     done = progress.completions

@@ -28,7 +28,7 @@ from benchmarks.suite.session import DEFAULT_ROOT
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
 from pipeline.flows.launch import launch
-from pipeline.runs.driver.plan import Resume
+from pipeline.runs.driver.plan import ResumeOptions
 from pipeline.storage import open_storage
 
 WORKERS = (1, 2, 4, 8, 16, 32)
@@ -73,7 +73,7 @@ def actual(settings: Settings, source: str, workers: int) -> tuple[float, dict[s
         def listen(phase: str, _: object) -> None:
             began.setdefault(phase, time.perf_counter() - clock)
 
-        summary = launch(job(source, workers * EACH), own, listen, Resume())
+        summary = launch(job(source, workers * EACH), own, listen, ResumeOptions())
         seconds = time.perf_counter() - clock
     assert summary.chunks == workers * EACH
     return seconds, began

@@ -11,8 +11,8 @@ from benchmarks.peers.protocol import Spec, main
 from benchmarks.suite.settings import load_suite_settings
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
-from pipeline.runs.driver.map_stage import MapProgress
-from pipeline.runs.driver.plan import Resume, plan_input
+from pipeline.runs.driver.plan import ResumeOptions, plan_input
+from pipeline.runs.driver.summary import MapProgress
 from pipeline.storage import open_storage
 
 THREADS_PER_WORKER = 8
@@ -79,11 +79,11 @@ def job_of(spec: Spec, output: str) -> Job:
 def run(state: State, spec: Spec, output: str) -> dict[str, Any]:
     """Run the job and return its figures."""
     from pipeline.flows.launch import launch
-    from pipeline.runs.driver.heartbeat import RunIncompleteError
+    from pipeline.runs.driver.summary import RunIncompleteError
 
     phases = Phases()
     try:
-        summary = launch(job_of(spec, output), state.settings, phases.listen, Resume())
+        summary = launch(job_of(spec, output), state.settings, phases.listen, ResumeOptions())
     except RunIncompleteError as error:
         error.add_note("; ".join(error.summary.errors))
         raise
@@ -112,11 +112,11 @@ def backfill(state: State, spec: Spec, output: str) -> dict[str, Any]:
     """Plan a backfill over every window of the input, store it and drive it to its end."""
     from pipeline.flows.launch import launch_backfill
     from pipeline.runs.backfill.driver import Again
-    from pipeline.runs.backfill.plan import Asked, create, draft
+    from pipeline.runs.backfill.plan import WindowSelection, create, draft
     from pipeline.runs.backfill.records import Options
 
     storage = open_storage(state.settings)
-    drafted = draft(job_of(spec, output), state.settings, storage, Asked(), Options())
+    drafted = draft(job_of(spec, output), state.settings, storage, WindowSelection(), Options())
     store, _ = create(storage, drafted)
     counts = launch_backfill(store, state.settings, lambda board, phase: None, Again()).counts
     return {

@@ -19,7 +19,7 @@ from pipeline.report import humanize
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SimulationOptions:
     """The command's words, as they were typed.
 
     Attributes:
@@ -51,7 +51,7 @@ class Asked:
     html: Path | None = None
 
 
-def simulate(asked: Asked, environment: str | None, *, as_json: bool) -> None:
+def simulate(asked: SimulationOptions, environment: str | None, *, as_json: bool) -> None:
     """Simulate what was asked for, and show what came of it."""
     case, changes = _case(asked, environment), _changes(asked.changes)
     path = asked.parameters or FILE
@@ -73,7 +73,7 @@ def simulate(asked: Asked, environment: str | None, *, as_json: bool) -> None:
         say(f"page: {asked.html}")
 
 
-def _case(asked: Asked, environment: str | None) -> Case:
+def _case(asked: SimulationOptions, environment: str | None) -> Case:
     settings = load_settings(environment)
     chunks = parse_count(asked.chunks, "chunks")
     return Case(

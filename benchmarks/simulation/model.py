@@ -5,7 +5,7 @@ Batches are simulated, not chunks: within a batch a worker does the same thing o
 in the order of arrival; a batch claims all it needs when it starts and ends no sooner than it has
 got it. That keeps rates exact over anything longer than a batch.
 
-The loop is that of `pipeline.runs.driver.map_stage.Mapper._fly`, with its own batcher.
+The loop is that of `pipeline.runs.driver.map_stage.MapStage._fly`, with its own batcher.
 
 Very large cases are reduced, in two ways that keep every rate as it is. Workers move in groups: one
 that is simulated stands for several, and whatever is shared is charged for all of them. And where

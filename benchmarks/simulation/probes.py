@@ -26,8 +26,10 @@ from partitioning import Plan, PlanRequest, plan_dataset
 from pipeline.cluster import local
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
-from pipeline.runs.driver.heartbeat import Driver, publish_run, store_report
-from pipeline.runs.driver.plan import Planned, Resume, plan_run
+from pipeline.runs.driver.heartbeat import Heartbeat
+from pipeline.runs.driver.plan import PreparedRun, ResumeOptions, plan_run
+from pipeline.runs.driver.publish import publish_run
+from pipeline.runs.driver.report import store_report
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Completion
 from pipeline.runs.worker.batch import Batch, map_batch
@@ -145,7 +147,7 @@ def ledger(settings: Settings, storage: Storage, root: str) -> Figures:
     with stopwatch() as fold:
         many[0].fold()
     base = storage.head(many[0].prefix + "folded/base-000001.arrow").size
-    driver = Driver.of(storage, many[0].prefix)
+    driver = Heartbeat.of(storage, many[0].prefix)
     driver.record.phases.append(("map", time.time() - 60, 60.0))
     folder = Path(tempfile.mkdtemp(prefix="chunkmap-bench-"))
     try:
@@ -248,7 +250,7 @@ def worker(settings: Settings, storage: Storage, root: str) -> Figures:
     tiny = job_of(
         root, groups.uri, "identity", chunks={"target": 1}, input={"filter": [["id", "<", 1760]]}
     )
-    planned = plan_run(tiny, settings, storage, Resume())
+    planned = plan_run(tiny, settings, storage, ResumeOptions())
     with stopwatch() as opening:
         open_run(planned.ledger.prefix, planned.fingerprint)
     map_batch(planned.ledger.prefix, planned.fingerprint, Batch("probe0", "0-50"))
@@ -261,7 +263,7 @@ def worker(settings: Settings, storage: Storage, root: str) -> Figures:
     with stopwatch() as published:
         publish_run(storage, planned.ledger)
     lines = ensure(storage, root, "lineitem", "s")
-    mapped = plan_run(job_of(root, lines.uri, "row_map"), settings, storage, Resume())
+    mapped = plan_run(job_of(root, lines.uri, "row_map"), settings, storage, ResumeOptions())
     count = len(mapped.plan)
     map_batch(mapped.ledger.prefix, mapped.fingerprint, Batch("probe0", "0-1"))
     with stopwatch() as large:
@@ -285,7 +287,7 @@ def worker(settings: Settings, storage: Storage, root: str) -> Figures:
     }
 
 
-def _reads(mapped: Planned) -> float:
+def _reads(mapped: PreparedRun) -> float:
     """Range requests for the columns of the first chunk, as its reader coalesces them."""
     context = open_run(mapped.ledger.prefix, mapped.fingerprint)
     [chunk] = mapped.plan.chunks([0])

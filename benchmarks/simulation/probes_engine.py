@@ -25,10 +25,10 @@ from benchmarks.suite.datasets import ensure
 from pipeline.cluster import local
 from pipeline.cluster.task_runner import task_runner
 from pipeline.config.settings import Settings
-from pipeline.flows.executor import DaskEngine
+from pipeline.flows.executor import DaskExecutor
 from pipeline.flows.launch import launch
 from pipeline.flows.server import connect, talking_to
-from pipeline.runs.driver.plan import Resume
+from pipeline.runs.driver.plan import ResumeOptions
 from pipeline.runs.worker.batch import Batch, BatchResult
 from pipeline.storage import Storage
 
@@ -59,7 +59,7 @@ def probe_flow(scheduler: int, workers: list[int], prefect: int) -> Figures:
     """
     context = FlowRunContext.get()
     assert context is not None, "a flow runs in a flow run's context"
-    engine = DaskEngine(context.task_runner, "none", "none", probe_task)
+    engine = DaskExecutor(context.task_runner, "none", "none", probe_task)
     _through(engine, [Batch(f"warm{number}", "") for number in range(2 * engine.threads)])
     gate = Path(tempfile.mkdtemp(prefix="chunkmap-bench-"), "go")
     holders = [Batch(f"held{number}", str(gate)) for number in range(engine.threads)]
@@ -111,7 +111,7 @@ def probe_flow(scheduler: int, workers: list[int], prefect: int) -> Figures:
     }
 
 
-def _through(engine: DaskEngine, batches: Iterable[Batch]) -> None:
+def _through(engine: DaskExecutor, batches: Iterable[Batch]) -> None:
     left = 0
     for batch in batches:
         engine.submit(batch)
@@ -158,7 +158,7 @@ def start(settings: Settings, storage: Storage, root: str) -> Figures:
         job = job.model_copy(update={"name": f"probe-{uuid.uuid4().hex[:6]}"})
         began: dict[str, float] = {}
         with stopwatch() as whole:
-            launch(job, settings, partial(_note, began), Resume())
+            launch(job, settings, partial(_note, began), ResumeOptions())
         seconds.append(whole.wall - (began["publish"] - began["map"]))
     how = "the fastest of three runs of two tiny chunks, less their mapping"
     return {"driver.start_seconds": (min(seconds), how)}

@@ -144,7 +144,7 @@ def prefix_of(root: str, name: str, scale: Scale) -> str:
 
 def find_card(storage: Storage, root: str, name: str, scale: Scale) -> Card | None:
     """The card of a dataset that is there, whole and of the present version."""
-    blob = storage.get_if_there(prefix_of(root, name, scale) + "card.json")
+    blob = storage.get_or_none(prefix_of(root, name, scale) + "card.json")
     if blob is None:
         return None
     card = Card.model_validate_json(blob.data)

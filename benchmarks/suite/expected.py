@@ -62,7 +62,7 @@ def expect(storage: Storage, root: str, workload: Workload, card: Card, tasks: i
     said = json.dumps([sources, params, limit, card.model_dump(), str(schema)])
     key = hashlib.sha256(said.encode()).hexdigest()[:16]
     uri = f"{root.rstrip('/')}/expected/{workload.name}-{card.scale}-{key}.json"
-    stored = storage.get_if_there(uri)
+    stored = storage.get_or_none(uri)
     if stored is not None:
         return Expected(schema, Digest(**json.loads(bytes(stored.data))))
     results = (mapped(read(storage, uri).lazy()).collect() for uri in files)

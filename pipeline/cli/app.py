@@ -9,7 +9,7 @@ import typer
 
 from pipeline.cli import bench, cluster, tls
 from pipeline.cli.backfill import commands
-from pipeline.cli.errors import complain, quiet_libraries, show_usage_error
+from pipeline.cli.errors import quiet_libraries, report_error, show_usage_error
 from pipeline.cli.options import Environment, InOutput, JobFile, Json, Output, RunId
 from pipeline.cli.terminal import guard_streams
 from pipeline.processes import exit_process
@@ -274,13 +274,13 @@ def main() -> None:
     except (Exception, KeyboardInterrupt) as error:
         if not as_json and hasattr(error, "format_message"):
             exit_process(show_usage_error(error))
-        ended = complain(error, as_json=as_json)
+        ended = report_error(error, as_json=as_json)
         if ended is None:
             raise
         exit_process(ended)
     else:
         if code == INTERRUPTED and as_json:
-            complain(KeyboardInterrupt(), as_json=True)
+            report_error(KeyboardInterrupt(), as_json=True)
         elif code == INTERRUPTED:
             print("interrupted", file=sys.stderr)
         exit_process(code if isinstance(code, int) else 0)

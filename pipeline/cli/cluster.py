@@ -25,8 +25,8 @@ from pipeline.cli.output import (
 from pipeline.config.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from pipeline.cluster.client import Cluster, WorkerView
-    from pipeline.cluster.process_info import About
+    from pipeline.cluster.client import ClusterClient, WorkerView
+    from pipeline.cluster.process_info import ProcessInfo
 
 app = typer.Typer(
     name="cluster",
@@ -123,11 +123,11 @@ def doctor(
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class WorkerRow:
     """A worker, and what it says of itself."""
 
     view: WorkerView
-    about: About | None
+    about: ProcessInfo | None
     problem: str = ""
     """Why it says nothing."""
 
@@ -137,19 +137,19 @@ class Seen:
         return {**asdict(self.view), "about": said or None, "problem": self.problem}
 
 
-def _look(cluster: Cluster) -> list[Seen]:
-    from pipeline.cluster.process_info import About, about
+def _look(cluster: ClusterClient) -> list[WorkerRow]:
+    from pipeline.cluster.process_info import ProcessInfo, about
 
     views, answers = cluster.workers(), cluster.ask(about)
     found = []
     for view in views:
         answer = answers.get(view.address, "it came just now")
-        known = answer if isinstance(answer, About) else None
-        found.append(Seen(view, known, "" if known else str(answer)))
+        known = answer if isinstance(answer, ProcessInfo) else None
+        found.append(WorkerRow(view, known, "" if known else str(answer)))
     return found
 
 
-def _object(settings: Settings, cluster: Cluster, seen: list[Seen]) -> dict[str, Any]:
+def _object(settings: Settings, cluster: ClusterClient, seen: list[WorkerRow]) -> dict[str, Any]:
     return {
         "scheduler": cluster.scheduler,
         "dashboard": cluster.dashboard,
@@ -163,7 +163,7 @@ def _prefect_page(settings: Settings) -> str:
     return (settings.prefect.api_url or "").removesuffix("/api")
 
 
-def _page(settings: Settings, cluster: Cluster, seen: list[Seen]) -> Group:
+def _page(settings: Settings, cluster: ClusterClient, seen: list[WorkerRow]) -> Group:
     threads = sum(one.view.threads for one in seen)
     from pipeline.cluster.local import prefect_login
 
@@ -179,7 +179,7 @@ def _page(settings: Settings, cluster: Cluster, seen: list[Seen]) -> Group:
     return Group(*lines, columns(_WORKERS, [_row(one) for one in seen], right=("threads", "CPU")))
 
 
-def _versions(seen: list[Seen]) -> str:
+def _versions(seen: list[WorkerRow]) -> str:
     """Each set of versions, with its workers where there are several."""
     sets: dict[str, list[str]] = {}
     for one in seen:
@@ -191,7 +191,7 @@ def _versions(seen: list[Seen]) -> str:
     return "; ".join(f"{words} ({', '.join(names)})" for words, names in sets.items())
 
 
-def _row(one: Seen) -> tuple[str, ...]:
+def _row(one: WorkerRow) -> tuple[str, ...]:
     view = one.view
     limit = f" of {size(view.memory_limit)}" if view.memory_limit else ""
     polars = plural(one.about.polars_threads, "thread") if one.about else "?"
@@ -206,7 +206,7 @@ def _row(one: Seen) -> tuple[str, ...]:
     )
 
 
-def _work(one: Seen) -> str:
+def _work(one: WorkerRow) -> str:
     work = one.about.at_work if one.about else []
     return "\n".join(
         f"{each['batch']} of run {each['run']}: {each['done']:,} of "

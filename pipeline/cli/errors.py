@@ -63,7 +63,7 @@ def _described(kind: str, message: str, hint: str | None, exit_code: int) -> dic
     return {"error": kind, "message": mask_text(message), "hint": masked, "exit_code": exit_code}
 
 
-def complain(error: BaseException, *, as_json: bool) -> int | None:
+def report_error(error: BaseException, *, as_json: bool) -> int | None:
     """Show an error; returns the exit code, or None if it is a bug, whose traceback is wanted."""
     said = describe(error)
     if said is None:

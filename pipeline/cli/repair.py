@@ -18,12 +18,12 @@ def repair(output: str, environment: str | None, *, yes: bool, as_json: bool) ->
     from pipeline.runs.driver.preflight import reaching
     from pipeline.storage import open_storage
     from pipeline.table import repair as repairing
-    from pipeline.table.log import Catalog
+    from pipeline.table.log import TableLog
 
     settings = load_settings(environment)
     with reaching(settings):
-        catalog = Catalog(open_storage(settings), output)
-        found = repairing.repair(catalog) if yes else (repairing.diagnose(catalog),)
+        table_log = TableLog(open_storage(settings), output)
+        found = repairing.repair(table_log) if yes else (repairing.diagnose(table_log),)
     left = found[-1]
     if as_json:
         done = [problem for diagnosis in found[:-1] for problem in diagnosis.problems]

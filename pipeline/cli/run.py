@@ -15,8 +15,8 @@ from pipeline.errors import RunInterruptedError
 from pipeline.processes import record_interrupts, was_interrupted
 
 if TYPE_CHECKING:
-    from pipeline.runs.driver.heartbeat import RunSummary
-    from pipeline.runs.driver.plan import Resume
+    from pipeline.runs.driver.plan import ResumeOptions
+    from pipeline.runs.driver.summary import RunSummary
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,9 @@ def run(
 ) -> None:
     """Run a job file and show what came of it."""
     job, settings = load_job(path), load_settings(environment)
-    from pipeline.runs.driver.plan import Resume
+    from pipeline.runs.driver.plan import ResumeOptions
 
-    resume = Resume(accept_code=accept_code, replan=replan, take_over=take_over)
+    resume = ResumeOptions(accept_code=accept_code, replan=replan, take_over=take_over)
     show(run_job(job, settings, f"chunkmap run {path}", resume, quiet=as_json), as_json=as_json)
 
 
@@ -59,7 +59,7 @@ def run_job(
     job: Job,
     settings: Settings,
     again: str,
-    resume: Resume | None = None,
+    resume: ResumeOptions | None = None,
     *,
     quiet: bool = False,
 ) -> Outcome:
@@ -69,10 +69,9 @@ def run_job(
         RunIncompleteError: some chunks failed; unless quiet, the summary has been shown.
         RunInterruptedError: the user pressed Ctrl-C.
     """
-    from pipeline.runs.driver.heartbeat import RunIncompleteError
-    from pipeline.runs.driver.map_stage import MapProgress
-    from pipeline.runs.driver.plan import Resume
+    from pipeline.runs.driver.plan import ResumeOptions
     from pipeline.runs.driver.preflight import preflight
+    from pipeline.runs.driver.summary import MapProgress, RunIncompleteError
     from pipeline.storage import open_storage
 
     clock = time.perf_counter()
@@ -96,7 +95,7 @@ def run_job(
         from pipeline.flows.launch import launch
 
         with display, record_interrupts():
-            summary = launch(job, settings, listen, resume or Resume())
+            summary = launch(job, settings, listen, resume or ResumeOptions())
     except RunIncompleteError as error:
         if not quiet:
             show(outcome_of(error.summary))
@@ -111,7 +110,7 @@ def run_job(
 
 
 def _with_local_report(summary: RunSummary, settings: Settings) -> RunSummary:
-    from pipeline.runs.admin.status import fetch_report
+    from pipeline.runs.driver.report import fetch_report
     from pipeline.storage import open_storage
 
     if summary.local_report:

@@ -8,7 +8,7 @@ from pipeline.cli.output import clock, plural, speed
 from pipeline.cli.progress_bar import LiveBar
 
 if TYPE_CHECKING:
-    from pipeline.runs.driver.map_stage import MapProgress
+    from pipeline.runs.driver.summary import MapProgress
 
 
 class Display(LiveBar):

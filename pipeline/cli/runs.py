@@ -10,7 +10,7 @@ from pipeline.config.settings import Settings, load_settings
 from pipeline.config.units import parse_seconds
 from pipeline.errors import UsageError
 from pipeline.runs.admin.known_outputs import known_outputs
-from pipeline.runs.admin.status import find_run, overview
+from pipeline.runs.admin.status import find_run, list_runs
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage, open_storage
 from pipeline.table.manifest import CommitEntry, Manifest
@@ -23,7 +23,7 @@ def _ledger(run: str, output: str | None, settings: Settings, storage: Storage) 
         raise UsageError(
             "no output is known here", hint="name it with --output s3://bucket/prefix/"
         )
-    found = find_run([one for uri in outputs for one in overview(storage, uri)], run)
+    found = find_run([one for uri in outputs for one in list_runs(storage, uri)], run)
     return Ledger(storage, found.output, found.run)
 
 
@@ -38,14 +38,14 @@ def retry(
 ) -> None:
     """Take a run up again by its id: failed chunks, and those that were never tried."""
     from pipeline.cli.run import run_job, show
-    from pipeline.runs.driver.plan import Resume
+    from pipeline.runs.driver.plan import ResumeOptions
 
     settings = load_settings(environment)
     ledger = _ledger(run, output, settings, open_storage(settings))
     if ledger.published() is not None:
         say(f"run {ledger.run} is published: nothing is left to retry", console=notes)
     again = f"chunkmap retry {ledger.run}"
-    resume = Resume(accept_code=accept_code, run=ledger.run, only_failed=only_failed)
+    resume = ResumeOptions(accept_code=accept_code, run=ledger.run, only_failed=only_failed)
     show(run_job(ledger.job(), settings, again, resume, quiet=as_json), as_json=as_json)
 
 
@@ -73,7 +73,7 @@ def publish(
     run: str, output: str | None, environment: str | None, *, without_failed: bool, as_json: bool
 ) -> None:
     """Publish what a run has completed."""
-    from pipeline.runs.driver.heartbeat import publish_run
+    from pipeline.runs.driver.publish import publish_run
     from pipeline.runs.driver.quarantine import refuse_many_quarantined, unreadable_uris
 
     settings = load_settings(environment)
@@ -97,12 +97,12 @@ def publish(
 
 def history(output: str, environment: str | None, *, as_json: bool) -> None:
     """List the manifests of an output, newest first."""
-    from pipeline.table.log import Catalog
+    from pipeline.table.log import TableLog
 
-    catalog = Catalog(open_storage(load_settings(environment)), output)
-    current = catalog.head()[0].current
+    table_log = TableLog(open_storage(load_settings(environment)), output)
+    current = table_log.head()[0].current
     # Oldest first: each is folded from the one before.
-    added = [(catalog.manifest(n), catalog.added(n)) for n in range(1, current + 1)][::-1]
+    added = [(table_log.manifest(n), table_log.added(n)) for n in range(1, current + 1)][::-1]
     if as_json:
         # Of each what it adds: whole lists would grow with the square of their number.
         said = [
@@ -153,14 +153,14 @@ def _history_row(
 def rollback(output: str, to: int | None, environment: str | None, *, as_json: bool) -> None:
     """Make an older manifest current again."""
     from pipeline.table import publish as publishing
-    from pipeline.table.log import Catalog
+    from pipeline.table.log import TableLog
 
-    catalog = Catalog(open_storage(load_settings(environment)), output)
-    manifest = publishing.rollback(catalog, to)
+    table_log = TableLog(open_storage(load_settings(environment)), output)
+    manifest = publishing.rollback(table_log, to)
     if as_json:
         print_json(manifest.model_dump())
         return
-    say(f"{catalog.output}: manifest {manifest.number} has the files of {manifest.rollback_of}")
+    say(f"{table_log.output}: manifest {manifest.number} has the files of {manifest.rollback_of}")
 
 
 def vacuum(
@@ -176,7 +176,7 @@ def vacuum(
     from pipeline.runs.admin import vacuum
 
     storage = open_storage(load_settings(environment))
-    done = vacuum.clean(
+    done = vacuum.vacuum(
         storage,
         output,
         older_than=parse_seconds(older_than),

@@ -13,7 +13,7 @@ from pipeline.config.settings import explain, load_settings
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from pipeline.runs.admin.status import RunState
+    from pipeline.runs.admin.status import RunStatus
 
 _RUNS = ("run", "job", "state", "done", "chunks", "rows out", "created")
 
@@ -21,7 +21,7 @@ _RUNS = ("run", "job", "state", "done", "chunks", "rows out", "created")
 def status(run: str | None, output: str | None, environment: str | None, *, as_json: bool) -> None:
     """Show all known runs, or one."""
     from pipeline.runs.admin.known_outputs import known_outputs
-    from pipeline.runs.admin.status import find_run, overview
+    from pipeline.runs.admin.status import find_run, list_runs
     from pipeline.runs.driver.preflight import reaching
     from pipeline.storage import open_storage
 
@@ -33,7 +33,7 @@ def status(run: str | None, output: str | None, environment: str | None, *, as_j
         )
     with reaching(settings):
         storage = open_storage(settings)
-        found = [one for uri in outputs for one in overview(storage, uri)]
+        found = [one for uri in outputs for one in list_runs(storage, uri)]
     if run is not None:
         one = find_run(found, run)
         print_json(one) if as_json else _one(one)
@@ -43,7 +43,7 @@ def status(run: str | None, output: str | None, environment: str | None, *, as_j
         _all(found, outputs)
 
 
-def _all(found: Sequence[RunState], outputs: Sequence[str]) -> None:
+def _all(found: Sequence[RunStatus], outputs: Sequence[str]) -> None:
     """A table for each output: a line then has room for whole ids at 80 columns."""
     if not found:
         say(f"no runs of {', '.join(outputs)}")
@@ -67,7 +67,7 @@ def _all(found: Sequence[RunState], outputs: Sequence[str]) -> None:
             bad(f"run {one.run}: {problem}")
 
 
-def _one(one: RunState) -> None:
+def _one(one: RunStatus) -> None:
     rows = {
         "state": one.state,
         "chunks": f"{one.done:,} of {one.chunks:,} done, {one.failed:,} failed",

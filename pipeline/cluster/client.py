@@ -39,7 +39,7 @@ class WorkerView:
     """Unix seconds of its last heartbeat, by the scheduler's clock."""
 
 
-class Cluster:
+class ClusterClient:
     """A running cluster, through a client of its scheduler."""
 
     def __init__(self, client: Any) -> None:
@@ -131,7 +131,7 @@ def _gone(address: str) -> Exception:
 
 
 @contextmanager
-def cluster_of(settings: DaskSettings) -> Iterator[Cluster]:
+def cluster_of(settings: DaskSettings) -> Iterator[ClusterClient]:
     """A client of the scheduler that the settings name.
 
     Raises:
@@ -153,4 +153,4 @@ def cluster_of(settings: DaskSettings) -> Iterator[Cluster]:
         set_as_default=False,
         timeout=settings.connect_timeout,
     ) as client:
-        yield Cluster(client)
+        yield ClusterClient(client)

@@ -26,7 +26,7 @@ GONE = (CommClosedError, RPCClosed, OSError, KeyError)
 """What talking to a scheduler or worker raises that is gone, or does not know us any more."""
 
 
-class MapWorker(Worker):
+class GracefulWorker(Worker):
     """A Dask worker that can hand its batches back."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -65,7 +65,7 @@ class MapWorker(Worker):
         await self.close(nanny=not restart, reason=reason)
 
 
-class MapNanny(Nanny):
+class GracefulNanny(Nanny):
     """A nanny whose worker hands its batches back before it is stopped.
 
     Args:
@@ -74,7 +74,7 @@ class MapNanny(Nanny):
     """
 
     def __init__(self, *args: Any, stop_seconds: float = STOP_SECONDS, **kwargs: Any) -> None:
-        super().__init__(*args, **{"worker_class": MapWorker, **kwargs})
+        super().__init__(*args, **{"worker_class": GracefulWorker, **kwargs})
         self.stop_seconds = stop_seconds
         self._leaving = False
 

@@ -54,7 +54,7 @@ def start_local_cluster(
     """
     from distributed import LocalCluster
 
-    from pipeline.cluster.graceful_worker import MapNanny
+    from pipeline.cluster.graceful_worker import GracefulNanny
 
     _take_back()
     cores, available = machine()
@@ -68,7 +68,7 @@ def start_local_cluster(
         host="127.0.0.1",
         protocol="tls",
         security=security,
-        worker_class=MapNanny,
+        worker_class=GracefulNanny,
         stop_seconds=STOP_SECONDS,
         scheduler_port=scheduler_port,
         dashboard_address=f"127.0.0.1:{dashboard_port}",

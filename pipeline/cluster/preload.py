@@ -15,12 +15,12 @@ def dask_setup(worker: Any) -> None:
     Args:
         worker: The Dask worker, whose preload this is; a scheduler has none of its own to obey.
     """
-    from pipeline.cluster.graceful_worker import MapWorker
+    from pipeline.cluster.graceful_worker import GracefulWorker
     from pipeline.config.settings import load_settings
     from pipeline.logs import set_up
 
     logs = load_settings().logs
     set_up(logs.format, logs.level)
-    if isinstance(worker, MapWorker) and worker.nanny:
+    if isinstance(worker, GracefulWorker) and worker.nanny:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)

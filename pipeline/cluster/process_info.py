@@ -16,7 +16,7 @@ PACKAGES = ("chunkmap", "distributed", "polars", "prefect", "pyarrow")
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class ProcessInfo:
     """A process of the cluster."""
 
     host: str
@@ -49,7 +49,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def about() -> About:
+def about() -> ProcessInfo:
     """This process."""
     import polars
 
@@ -57,7 +57,7 @@ def about() -> About:
     from pipeline.cluster.resources import machine
 
     cores, memory = machine()
-    return About(
+    return ProcessInfo(
         host=socket.gethostname(),
         pid=os.getpid(),
         versions=versions(),

@@ -13,7 +13,7 @@ from distributed import Scheduler
 from distributed.comm.core import connect
 from distributed.security import Security
 
-from pipeline.cluster.graceful_worker import MapNanny
+from pipeline.cluster.graceful_worker import GracefulNanny
 from pipeline.cluster.resources import PRELOAD, configure, for_container, machine
 from pipeline.cluster.tls import security_of
 from pipeline.config.settings import Settings
@@ -110,7 +110,7 @@ def serve_worker(
 
     async def run() -> int:
         await _reached(str(dask.scheduler), security)
-        nanny = MapNanny(
+        nanny = GracefulNanny(
             dask.scheduler,
             name=name,
             nthreads=profile.threads,

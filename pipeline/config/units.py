@@ -50,7 +50,7 @@ def parse_seconds(value: Any) -> float:
     return _quantity(value, _SECONDS, "a duration such as 90s, 5min or 2h")
 
 
-def share(limit: int | str, whole: int) -> float:
+def resolve_limit(limit: int | str, whole: int) -> float:
     """A number given as such, or as a share of a whole: `5%`."""
     return float(limit) if isinstance(limit, int) else whole * float(limit.rstrip("% ")) / 100
 

@@ -17,16 +17,16 @@ from pipeline.cluster.task_runner import sharing
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError, RunCancelledError
 from pipeline.flows.event_sender import flush_events
-from pipeline.flows.executor import DaskEngine, map_batch_task
-from pipeline.flows.run_state import Watcher
+from pipeline.flows.executor import DaskExecutor, map_batch_task
+from pipeline.flows.run_state import RunStateWatcher
 from pipeline.flows.server import flow_run_page, patient
 from pipeline.runs.backfill.driver import Again, BackfillDriver, Listener
-from pipeline.runs.backfill.orchestrator import EngineOf
+from pipeline.runs.backfill.orchestrator import ExecutorOf
 from pipeline.runs.backfill.records import Control
 from pipeline.runs.backfill.run import PublishWindows
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.backfill.summary import BackfillSummary
-from pipeline.runs.driver.executor import Engine
+from pipeline.runs.driver.executor import Executor
 from pipeline.runs.driver.publish_windows import publish_windows
 from pipeline.storage import open_storage
 
@@ -55,7 +55,7 @@ class BackfillOptions:
 
 
 _options: ContextVar[BackfillOptions | None] = ContextVar("backfill_options", default=None)
-_work: ContextVar[Callable[[EngineOf], None] | None] = ContextVar("work", default=None)
+_work: ContextVar[Callable[[ExecutorOf], None] | None] = ContextVar("work", default=None)
 
 
 @contextmanager
@@ -92,12 +92,12 @@ def backfill_flow(output: str, backfill: str) -> Any:
     """
     given = _given()
     store = BackfillStore(open_storage(given.settings), output, backfill)
-    around = BackfillInPrefect(store)
+    orchestrator = PrefectBackfillOrchestrator(store)
     driver = BackfillDriver(
-        store, given.settings, around, given.again, given.listen, publish=given.publish
+        store, given.settings, orchestrator, given.again, given.listen, publish=given.publish
     )
     try:
-        summary = driver.to_the_end()
+        summary = driver.run()
     except RunCancelledError as error:
         given.ended.append(error)
         return Cancelled(message=str(error))
@@ -131,14 +131,14 @@ def _at_work(name: str) -> None:
     # be among what it names.
     work = _work.get()
     assert work is not None, f"{name} is a part of a backfill, not a flow to start"
-    work(_engine)
+    work(_executor)
 
 
-def _engine(run_uri: str, fingerprint: str, priority: Callable[[], int]) -> Engine:
+def _executor(run_uri: str, fingerprint: str, priority: Callable[[], int]) -> Executor:
     context = FlowRunContext.get()
     assert context is not None, "a flow runs in a flow run's context"
     given = _given()
-    return DaskEngine(
+    return DaskExecutor(
         context.task_runner,
         run_uri,
         fingerprint,
@@ -149,21 +149,21 @@ def _engine(run_uri: str, fingerprint: str, priority: Callable[[], int]) -> Engi
 
 
 @dataclass(slots=True)
-class BackfillInPrefect:
-    """Prefect around a backfill (see `pipeline.runs.backfill.driver.Surroundings`)."""
+class PrefectBackfillOrchestrator:
+    """Prefect around a backfill (see `pipeline.runs.backfill.driver.BackfillOrchestrator`)."""
 
     store: BackfillStore
-    _watcher: Watcher = field(default_factory=Watcher)
+    _watcher: RunStateWatcher = field(default_factory=RunStateWatcher)
     _paused: bool = False
     """Whether Prefect's run was paused when we last looked."""
 
     @property
     def page(self) -> str | None:
-        """See `Surroundings.page`."""
+        """See `BackfillOrchestrator.page`."""
         return flow_run_page()
 
-    def run(self, name: str, work: Callable[[EngineOf], None]) -> None:
-        """See `Surroundings.run`: a subflow, in a thread of its own.
+    def run(self, name: str, work: Callable[[ExecutorOf], None]) -> None:
+        """See `BackfillOrchestrator.run`: a subflow, in a thread of its own.
 
         When Prefect cannot make one, or cannot be told how it ended, the run goes on without.
         """
@@ -172,9 +172,9 @@ class BackfillInPrefect:
         runner: Any = context.task_runner
         ends: list[BaseException | None] = []
 
-        def noted(engine_of: EngineOf) -> None:
+        def noted(executor_of: ExecutorOf) -> None:
             try:
-                work(engine_of)
+                work(executor_of)
             except BaseException as error:
                 ends.append(error)
                 raise
@@ -190,12 +190,12 @@ class BackfillInPrefect:
                 raise ends[0] from None
             log.warning("Prefect has no flow run of %s: %s", name, error)
             if not ends:
-                work(_engine)
+                work(_executor)
         finally:
             _work.reset(token)
 
     def agree(self, control: Control) -> Control | None:
-        """See `Surroundings.agree`. Whoever changed something since we last looked is right."""
+        """See `BackfillOrchestrator.agree`. The latest change wins."""
         wish = self._watcher.wish()
         if wish is None:
             return None  # A server that is gone wishes nothing.

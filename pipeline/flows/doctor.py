@@ -11,15 +11,15 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pipeline.cluster.certificates import WARN_DAYS
-from pipeline.cluster.client import Cluster, cluster_of
-from pipeline.cluster.process_info import About, about, versions
+from pipeline.cluster.client import ClusterClient, cluster_of
+from pipeline.cluster.process_info import ProcessInfo, about, versions
 from pipeline.config.masking import mask_text
 from pipeline.config.settings import Settings
 from pipeline.errors import AccessDeniedError, ChunkmapError
 from pipeline.flows.secret_settings import held_secrets
 from pipeline.flows.server import check_server
 from pipeline.storage import (
-    Staged,
+    StagedObject,
     Storage,
     find_condition_problem,
     join,
@@ -84,7 +84,7 @@ def _tried(what: str, call: Callable[[], str]) -> Finding:
         return Finding("error", what, str(error), error.hint or "")
 
 
-def _examine(cluster: Cluster, settings: Settings, output: str | None) -> Iterator[Finding]:
+def _examine(cluster: ClusterClient, settings: Settings, output: str | None) -> Iterator[Finding]:
     names = {one.address: one.name for one in cluster.workers()}
     if not names:
         fix = "`chunkmap up` starts those of the local stack again; of other clusters: "
@@ -92,18 +92,18 @@ def _examine(cluster: Cluster, settings: Settings, output: str | None) -> Iterat
     before = time.time()
     answers = cluster.ask(about_worker, seconds=ASK_SECONDS)
     after = time.time()
-    said: dict[str, About] = {}
+    said: dict[str, ProcessInfo] = {}
     for address, answer in answers.items():
         label = f"worker {names.get(address, address)}"
-        if isinstance(answer, About):
+        if isinstance(answer, ProcessInfo):
             said[label] = answer
         else:
             yield Finding(
                 "error", label, f"does not answer: {answer}", "is chunkmap installed there?"
             )
     scheduler = cluster.ask_scheduler(about)
-    everybody = {**said, **({"scheduler": scheduler} if isinstance(scheduler, About) else {})}
-    if not isinstance(scheduler, About):
+    everybody = {**said, **({"scheduler": scheduler} if isinstance(scheduler, ProcessInfo) else {})}
+    if not isinstance(scheduler, ProcessInfo):
         yield Finding("warning", "scheduler", f"runs without chunkmap: {scheduler}")
     yield _versions(everybody)
     yield _clocks(everybody, before, after)
@@ -113,12 +113,12 @@ def _examine(cluster: Cluster, settings: Settings, output: str | None) -> Iterat
     yield from _rights(cluster, settings, output, names)
 
 
-def about_worker() -> About:
+def about_worker() -> ProcessInfo:
     """What a worker says of itself."""
     return replace(about(), prefect_secrets=tuple(held_secrets()))
 
 
-def _versions(everybody: Mapping[str, About]) -> Finding:
+def _versions(everybody: Mapping[str, ProcessInfo]) -> Finding:
     ours = versions()
     wrong = [
         f"{name} is {ours[name]} here and {theirs} in {label}"
@@ -132,7 +132,7 @@ def _versions(everybody: Mapping[str, About]) -> Finding:
     return Finding("ok", "versions", ", ".join(f"{k} {v}" for k, v in ours.items()))
 
 
-def _clocks(everybody: Mapping[str, About], before: float, after: float) -> Finding:
+def _clocks(everybody: Mapping[str, ProcessInfo], before: float, after: float) -> Finding:
     """Answers were given between two moments of ours; what lies outside is skew."""
     skews = {
         label: max(before - one.clock, one.clock - after, 0.0)
@@ -148,7 +148,9 @@ def _clocks(everybody: Mapping[str, About], before: float, after: float) -> Find
     return Finding(level, "clocks", f"{worst} is {skew:.0f} s off", "synchronise clocks (NTP)")
 
 
-def _tls(settings: Settings, cluster: Cluster, everybody: Mapping[str, About]) -> Iterator[Finding]:
+def _tls(
+    settings: Settings, cluster: ClusterClient, everybody: Mapping[str, ProcessInfo]
+) -> Iterator[Finding]:
     if not cluster.scheduler.startswith("tls://"):
         local = _is_local(cluster.scheduler)
         yield (
@@ -185,7 +187,7 @@ def _is_local(address: str) -> bool:
     return urlsplit(address).hostname in LOOPBACK
 
 
-def _limits(cluster: Cluster, said: Mapping[str, About]) -> Iterator[Finding]:
+def _limits(cluster: ClusterClient, said: Mapping[str, ProcessInfo]) -> Iterator[Finding]:
     files = {label: one.open_files for label, one in said.items() if one.open_files < FILES}
     if files:
         worst = min(files, key=lambda label: files[label])
@@ -213,7 +215,7 @@ def _limits(cluster: Cluster, said: Mapping[str, About]) -> Iterator[Finding]:
         yield Finding("ok", "memory", "each worker has a limit")
 
 
-def _prefect(said: Mapping[str, About]) -> Finding:
+def _prefect(said: Mapping[str, ProcessInfo]) -> Finding:
     what = "Prefect's secrets"
     held = [
         f"{label} holds {', '.join(one.prefect_secrets)}"
@@ -237,7 +239,7 @@ class Rights:
     """What a process could do beside an output."""
 
     problem: str = ""
-    staged: Staged | None = None
+    staged: StagedObject | None = None
     """What it staged, for somebody else to abort."""
     may_delete: bool = False
 
@@ -279,7 +281,7 @@ def _try_rights(opened: Callable[[], Storage], scratch: str) -> Rights:
 
 
 def _rights(
-    cluster: Cluster, settings: Settings, output: str | None, names: Mapping[str, str]
+    cluster: ClusterClient, settings: Settings, output: str | None, names: Mapping[str, str]
 ) -> Iterator[Finding]:
     if output is None:
         yield Finding(

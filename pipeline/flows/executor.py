@@ -22,7 +22,7 @@ from pipeline.cluster.task_runner import thread_count
 from pipeline.errors import EngineUnavailableError, RunFailedError
 from pipeline.flows.concurrency_slots import Slots
 from pipeline.flows.task_report import error_of
-from pipeline.flows.task_sender import Ended, Sender, SentTaskRun
+from pipeline.flows.task_sender import Ended, SentTaskRun, TaskSender
 from pipeline.runs.driver.executor import Outcome
 from pipeline.runs.worker.batch import Batch, BatchResult, map_batch
 from pipeline.runs.worker.reduce import Step, reduce_step
@@ -45,14 +45,14 @@ _RESULT = TypeAdapter(BatchResult)
 # Results are small and live in the ledger: nothing of them is persisted or cached by Prefect, whose
 # hashing and storage probes cost more than a batch of small chunks. Whoever makes it persist them
 # all the same gets JSON: whoever can write to a store of pickles can run code where they are read.
-HOT: dict[str, Any] = {
+TASK_OPTIONS: dict[str, Any] = {
     "persist_result": False,
     "cache_policy": NO_CACHE,
     "result_serializer": "json",
 }
 
 
-@task(name="map-batch", task_run_name="{name}", **HOT)
+@task(name="map-batch", task_run_name="{name}", **TASK_OPTIONS)
 def map_batch_task(run_uri: str, fingerprint: str, name: str, spec: str, types: str) -> BatchResult:
     """Map one batch of chunks, on a Dask worker."""
     stop_profiler()
@@ -60,7 +60,7 @@ def map_batch_task(run_uri: str, fingerprint: str, name: str, spec: str, types: 
     return map_batch(run_uri, fingerprint, batch, worker_name(), is_leaving)
 
 
-@task(name="reduce", task_run_name="{name}", retries=2, **HOT)
+@task(name="reduce", task_run_name="{name}", retries=2, **TASK_OPTIONS)
 def reduce_task(run_uri: str, fingerprint: str, name: str, step: Step) -> None:
     """Do one step of the reduce, on a Dask worker."""
     stop_profiler()
@@ -73,7 +73,7 @@ def run_reduce_steps(runner: Any, run_uri: str, fingerprint: str, steps: Sequenc
     Raises:
         ChunkmapError: what a step raised, or that it was lost. Those that are done are kept.
     """
-    sender = Sender(runner, reduce_task, ("run_uri", "fingerprint", "name", "step"))
+    sender = TaskSender(runner, reduce_task, ("run_uri", "fingerprint", "name", "step"))
     common = {"run_uri": run_uri, "fingerprint": fingerprint}
     left = [sender.submit(**common, name=step.name, step=step) for step in steps]
     try:
@@ -99,7 +99,7 @@ def _check_step(ended: Ended) -> None:
         )
 
 
-class DaskEngine:
+class DaskExecutor:
     """The flow's DaskTaskRunner as an engine (see `pipeline.runs.driver.map_stage.Engine`)."""
 
     def __init__(
@@ -124,7 +124,7 @@ class DaskEngine:
         """
         self._priority = priority
         self._runner = runner
-        self._sender = Sender(runner, task_of_batch, PARAMETERS)
+        self._sender = TaskSender(runner, task_of_batch, PARAMETERS)
         self._common = {"run_uri": run_uri, "fingerprint": fingerprint}
         self._flying: dict[SentTaskRun, Batch] = {}
         self._waiting: dict[str, list[Batch]] = {}

@@ -13,8 +13,8 @@ from pipeline.errors import ChunkmapError, EngineUnavailableError, RunCancelledE
 from pipeline.flows.server import connect, drain, talking_to
 from pipeline.logs import set_up_driver
 from pipeline.processes import exit_without_waiting, exits_without_waiting
-from pipeline.runs.driver.heartbeat import RunSummary
-from pipeline.runs.driver.plan import Resume
+from pipeline.runs.driver.plan import ResumeOptions
+from pipeline.runs.driver.summary import RunSummary
 
 if TYPE_CHECKING:
     from pipeline.runs.backfill.driver import Again
@@ -32,7 +32,7 @@ PREFECT_RETRIES = 1
 gone waits for a minute with each request."""
 
 
-def launch(job: Job, settings: Settings, listen: Listener, resume: Resume) -> RunSummary:
+def launch(job: Job, settings: Settings, listen: Listener, resume: ResumeOptions) -> RunSummary:
     """Run a job as the flow `map_dataset`, on the cluster that the settings name.
 
     Raises:

@@ -27,14 +27,15 @@ from pipeline.config.job import parse_job
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError
 from pipeline.flows.event_sender import flush_events
-from pipeline.flows.executor import HOT, DaskEngine, run_reduce_steps
+from pipeline.flows.executor import TASK_OPTIONS, DaskExecutor, run_reduce_steps
 from pipeline.flows.server import flow_run_page
 from pipeline.runs.admin.known_outputs import remember_output
-from pipeline.runs.driver.executor import Engine
-from pipeline.runs.driver.heartbeat import RunSummary, StoredReport, publish_run
-from pipeline.runs.driver.map_stage import MapProgress
-from pipeline.runs.driver.plan import Planned, Resume, plan_run
-from pipeline.runs.driver.run import Driving, Listener
+from pipeline.runs.driver.executor import Executor
+from pipeline.runs.driver.plan import PreparedRun, ResumeOptions, plan_run
+from pipeline.runs.driver.publish import publish_run
+from pipeline.runs.driver.report import StoredReport
+from pipeline.runs.driver.run import Listener, RunDriver
+from pipeline.runs.driver.summary import MapProgress, RunSummary
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.worker.reduce import Step
 from pipeline.storage import Storage, open_storage
@@ -54,7 +55,7 @@ class FlowOptions:
 
     settings: Settings
     listen: Listener = lambda phase, progress: None
-    resume: Resume = field(default_factory=Resume)
+    resume: ResumeOptions = field(default_factory=ResumeOptions)
     ended: list[RunSummary | ChunkmapError] = field(default_factory=list)
     """How the run ended, whatever Prefect makes of it afterwards."""
 
@@ -81,8 +82,8 @@ def _given() -> FlowOptions:
     return _options.get() or FlowOptions(load_settings())
 
 
-@task(name="plan", task_run_name="plan {job_name}", **HOT)
-def plan_task(job_name: str, job_yaml: str) -> Planned:
+@task(name="plan", task_run_name="plan {job_name}", **TASK_OPTIONS)
+def plan_task(job_name: str, job_yaml: str) -> PreparedRun:
     """Store the plan, or find the unfinished run of this job."""
     given = _given()
     context = FlowRunContext.get()
@@ -90,7 +91,7 @@ def plan_task(job_name: str, job_yaml: str) -> Planned:
     return plan_run(parse_job(job_yaml), given.settings, given.storage, given.resume, mapper)
 
 
-@task(name="publish", task_run_name="publish {run}", **HOT)
+@task(name="publish", task_run_name="publish {run}", **TASK_OPTIONS)
 def publish_task(run: str, run_uri: str, vanished: UploadsVanishedError | None) -> int:
     """Publish a run that is complete; returns the manifest's number."""
     storage = _given().storage
@@ -124,18 +125,18 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
     check_versions(context.task_runner)
     planned = plan_task(name, job_yaml)
     remember_output(given.settings.state_dir, job.output.uri)
-    driving = Driving(
+    driver = RunDriver(
         job,
         given.settings,
         given.storage,
         planned,
-        InPrefect(),
+        PrefectOrchestrator(),
         given.resume,
         given.listen,
     )
-    driving.driver.record.phases.append(("plan", started, time.time() - started))
+    driver.heartbeat.record.phases.append(("plan", started, time.time() - started))
     try:
-        summary = driving.to_the_end()
+        summary = driver.run()
     except ChunkmapError as error:
         given.ended.append(error)
         raise
@@ -146,8 +147,8 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
 
 
 @dataclass(slots=True)
-class InPrefect:
-    """Prefect around a run (see `pipeline.runs.driver.run.Surroundings`).
+class PrefectOrchestrator:
+    """Prefect as the host of a run (see `pipeline.runs.driver.orchestrator.Orchestrator`).
 
     Its pages are for people: when the server is gone, the run goes on without them.
     """
@@ -158,28 +159,28 @@ class InPrefect:
 
     @property
     def page(self) -> str | None:
-        """See `Surroundings.page`."""
+        """See `Orchestrator.page`."""
         return flow_run_page()
 
-    def engine(self, run_uri: str, fingerprint: str) -> Engine:
-        """See `Surroundings.engine`."""
+    def executor(self, run_uri: str, fingerprint: str) -> Executor:
+        """See `Orchestrator.executor`."""
         context = FlowRunContext.get()
         assert context is not None, "a flow runs in a flow run's context"
         limit = _given().settings.batches.concurrency_limit
-        return DaskEngine(context.task_runner, run_uri, fingerprint, limit=limit)
+        return DaskExecutor(context.task_runner, run_uri, fingerprint, limit=limit)
 
     def reduce(self, run_uri: str, fingerprint: str, steps: list[Step]) -> None:
-        """See `Surroundings.reduce`."""
+        """See `Orchestrator.reduce`."""
         context = FlowRunContext.get()
         assert context is not None, "a flow runs in a flow run's context"
         run_reduce_steps(context.task_runner, run_uri, fingerprint, steps)
 
     def publish(self, ledger: Ledger, vanished: UploadsVanishedError | None) -> int:
-        """See `Surroundings.publish`."""
+        """See `Orchestrator.publish`."""
         return publish_task(ledger.run, ledger.prefix, vanished)
 
     def mapping(self, run: str, progress: MapProgress) -> None:
-        """See `Surroundings.mapping`: the progress artifact, every few seconds."""
+        """See `Orchestrator.mapping`: the progress artifact, every few seconds."""
         over = progress.done >= progress.chunks
         if over or time.monotonic() - self._shown >= ARTIFACT_SECONDS:
             self._shown = time.monotonic()
@@ -195,7 +196,7 @@ class InPrefect:
             update_progress_artifact(self._artifact, progress=percent, description=said)
 
     def ended(self, run: str, report: StoredReport) -> None:
-        """See `Surroundings.ended`."""
+        """See `Orchestrator.ended`."""
         if self._telling is not None:
             self._telling.join(LAST_WORDS_SECONDS)
             if self._telling.is_alive():

@@ -19,7 +19,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
 from prefect.states import Paused, Running
 
-Wish = Literal["run", "pause", "cancel"]
+RequestedState = Literal["run", "pause", "cancel"]
 
 PAUSE_SECONDS = 365 * 86400
 """How long a pause lasts at most: Prefect wants to know."""
@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Watcher:
+class RunStateWatcher:
     """Looks at the state of the flow run that this runs in, and of the topmost one above it."""
 
     _client: SyncPrefectClient | None = None
     _runs: tuple[UUID, ...] = ()
 
-    def wish(self) -> Wish | None:
+    def wish(self) -> RequestedState | None:
         """What the runs' states ask for; None where the server does not say."""
         try:
             states = [self._api().read_flow_run(run).state for run in self._watched()]

@@ -45,7 +45,7 @@ class Ended:
 class SentTaskRun:
     """A task run that is under way."""
 
-    def __init__(self, sender: Sender, future: Any, history: TaskRunHistory) -> None:
+    def __init__(self, sender: TaskSender, future: Any, history: TaskRunHistory) -> None:
         self.future = future
         self._sender, self.history = sender, history
 
@@ -81,7 +81,7 @@ class SentTaskRun:
         return Ended("error", error=report.error, detail=detail)
 
 
-class Sender:
+class TaskSender:
     """Submits runs of one task, with plain parameters, from the flow run that it is made in."""
 
     def __init__(self, runner: Any, task: Task[..., Any], parameters: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ Everything above this floor names objects by URI and sees only our errors. Retri
 happen here, once: the clients' own retries are off.
 """
 
-from pipeline.storage.backend import Backend, Blob, Staged
+from pipeline.storage.backend import Backend, Blob, StagedObject
 from pipeline.storage.lookup_tables import Tables, changed_tables, read_table, replaced_tables
 from pipeline.storage.planner_reader import StorageReader
 from pipeline.storage.probe import find_condition_problem, require_conditional_writes
@@ -28,7 +28,7 @@ __all__ = [
     "Backend",
     "Blob",
     "RetryPolicy",
-    "Staged",
+    "StagedObject",
     "Storage",
     "StorageReader",
     "Tables",

@@ -19,7 +19,7 @@ class Blob:
 
 
 @dataclass(frozen=True, slots=True)
-class Staged:
+class StagedObject:
     """The token of an output that is written but invisible."""
 
     uri: str
@@ -82,15 +82,15 @@ class Backend(Protocol):
         """Remove; an absent object is no error."""
         ...
 
-    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> Staged:
+    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> StagedObject:
         """Write without making visible; `area` is a prefix for temporary files, if it needs any."""
         ...
 
-    def missing(self, staged: Sequence[Staged]) -> list[Staged]:
+    def missing(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
         """Those that can no longer be completed and are not complete by our own hand."""
         ...
 
-    def complete(self, staged: Sequence[Staged]) -> list[Staged]:
+    def complete(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
         """Make visible. Returns those that have vanished; completing twice changes nothing."""
         ...
 
@@ -98,7 +98,7 @@ class Backend(Protocol):
         """After how many days the storage drops what is staged; None if never, or unknown."""
         ...
 
-    def abort(self, staged: Sequence[Staged]) -> None:
+    def abort(self, staged: Sequence[StagedObject]) -> None:
         """Drop; what is already gone is no error."""
         ...
 
@@ -106,6 +106,6 @@ class Backend(Protocol):
         """What the tokens of outputs below a prefix can be that were staged with this area."""
         ...
 
-    def staged_under(self, prefix: str, area: str) -> Iterator[Staged]:
+    def staged_under(self, prefix: str, area: str) -> Iterator[StagedObject]:
         """What is staged for URIs that start with the prefix (parts and sizes left out)."""
         ...

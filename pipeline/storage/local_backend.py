@@ -26,7 +26,7 @@ from pipeline.errors import (
     StateError,
     StorageError,
 )
-from pipeline.storage.backend import Blob, Staged
+from pipeline.storage.backend import Blob, StagedObject
 from pipeline.storage.s3_errors import translating
 from pipeline.storage.tokens import TokenRule
 from pipeline.uris import parse
@@ -56,7 +56,7 @@ def _temporary(uri: str, area: str) -> str:
     return str(Path(f"{_path(area)}{_path(uri)}"))
 
 
-def _require_staged(item: Staged) -> None:
+def _require_staged(item: StagedObject) -> None:
     """Raise FileNotFoundError unless what was staged is still there. We stage files, and no links.
 
     Raises:
@@ -186,35 +186,37 @@ class LocalBackend:
         with translating("delete", uri):
             _path(uri).unlink(missing_ok=True)
 
-    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> Staged:
+    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> StagedObject:
         """See `Backend.stage`: a temporary file, on the output's own file system."""
         temporary = Path(f"{_temporary(uri, area)}.{attempt}")
         with translating("stage", uri):
             temporary.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(data)
             etag = _etag(temporary.stat())
-        return Staged(uri, str(temporary), (etag,), len(data), attempt)
+        return StagedObject(uri, str(temporary), (etag,), len(data), attempt)
 
-    def missing(self, staged: Sequence[Staged]) -> list[Staged]:
+    def missing(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
         """See `Backend.missing`."""
         return self._gone(self._look, staged)
 
-    def complete(self, staged: Sequence[Staged]) -> list[Staged]:
+    def complete(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
         """See `Backend.complete`."""
         return self._gone(self._show, staged)
 
-    def _look(self, item: Staged) -> None:
+    def _look(self, item: StagedObject) -> None:
         with translating("stat", item.uri):
             _require_staged(item)
 
-    def _show(self, item: Staged) -> None:
+    def _show(self, item: StagedObject) -> None:
         with translating("rename", item.uri):
             _require_staged(item)
             path = _path(item.uri)
             path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(item.upload, path)
 
-    def _gone(self, act: Callable[[Staged], None], staged: Sequence[Staged]) -> list[Staged]:
+    def _gone(
+        self, act: Callable[[StagedObject], None], staged: Sequence[StagedObject]
+    ) -> list[StagedObject]:
         """Do something with what is staged; those that are neither staged nor visible.
 
         A path that the file system refuses is one of them; a missing right or a full disk is
@@ -236,7 +238,7 @@ class LocalBackend:
             raise min(errors, key=lambda error: not isinstance(error, AccessDeniedError))
         return gone
 
-    def _is_ours(self, item: Staged) -> bool:
+    def _is_ours(self, item: StagedObject) -> bool:
         # Renaming changes neither the inode nor the time.
         try:
             return (self.head(item.uri).etag,) == item.parts
@@ -247,7 +249,7 @@ class LocalBackend:
         """See `Backend.abort_days`: nobody drops our files."""
         return None
 
-    def abort(self, staged: Sequence[Staged]) -> None:
+    def abort(self, staged: Sequence[StagedObject]) -> None:
         """See `Backend.abort`."""
         for item in staged:
             _refuse_links(item.upload)
@@ -258,7 +260,7 @@ class LocalBackend:
         """See `Backend.token_rule`: paths of temporary files."""
         return TokenRule(output, _temporary(output, area) + "/", None)
 
-    def staged_under(self, prefix: str, area: str) -> Iterator[Staged]:
+    def staged_under(self, prefix: str, area: str) -> Iterator[StagedObject]:
         """See `Backend.staged_under`."""
         at, root = parse(prefix).key, str(_path(area))
         _refuse_links(root + "/")
@@ -268,4 +270,4 @@ class LocalBackend:
                 if final.startswith(at):
                     temporary = os.path.join(folder, name)
                     created = os.lstat(temporary).st_mtime
-                    yield Staged(f"file://{final}", temporary, (), 0, attempt, created)
+                    yield StagedObject(f"file://{final}", temporary, (), 0, attempt, created)

@@ -20,7 +20,7 @@ kept then, and the same command goes on."""
 log = logging.getLogger(__name__)
 
 
-def waited_out(call: Callable[[], T]) -> T:
+def retry_until_available(call: Callable[[], T]) -> T:
     """Do something that may be done again, until it works or an error says that it will not."""
     for attempt in stamina.retry_context(
         on=is_transient,
@@ -35,7 +35,7 @@ def waited_out(call: Callable[[], T]) -> T:
 
 
 @contextmanager
-def advisory() -> Iterator[None]:
+def best_effort() -> Iterator[None]:
     """Around what is nice to have: where storage is away for now, it is left out."""
     try:
         yield

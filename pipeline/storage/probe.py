@@ -46,7 +46,7 @@ def require_conditional_writes(storage: Storage, output: str) -> None:
     if not isinstance(backend, S3Objects) or not backend.conditional:
         return
     state, service = state_prefix(parse(output).uri), backend.service
-    note = storage.get_if_there(join(state, NOTE))
+    note = storage.get_or_none(join(state, NOTE))
     if note is not None and service in _passed(note.data):
         return
     problem = find_condition_problem(storage, join(state, "probe"))

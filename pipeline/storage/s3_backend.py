@@ -27,7 +27,7 @@ from pipeline.errors import (
     StorageError,
     TransientStorageError,
 )
-from pipeline.storage.backend import Staged
+from pipeline.storage.backend import StagedObject
 from pipeline.storage.retry import RetryPolicy
 from pipeline.storage.s3_connection import Access
 from pipeline.storage.s3_copies import Copies, is_copy, source_of
@@ -61,37 +61,39 @@ class S3Backend(S3Objects):
         self._copied_bytes = copied_bytes
         self._copies, self._uploads = Copies(self), Uploads(self)
 
-    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> Staged:
+    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> StagedObject:
         """See `Backend.stage`."""
         if len(data) <= self._copied_bytes and self._copies.can(uri, attempt, area):
             return self._copies.stage(uri, data, attempt, area)
         return self.wait(self._uploads.stage(uri, data, attempt))
 
-    def missing(self, staged: Sequence[Staged]) -> list[Staged]:
+    def missing(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
         """See `Backend.missing`."""
         return self._gone(self._look, staged)
 
-    def complete(self, staged: Sequence[Staged]) -> list[Staged]:
+    def complete(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
         """See `Backend.complete`."""
         gone = self._gone(self._show, staged)
         # Only now, and before whoever called us says that it is published.
         self._copies.drop([item for item in staged if item not in gone])
         return gone
 
-    def abort(self, staged: Sequence[Staged]) -> None:
+    def abort(self, staged: Sequence[StagedObject]) -> None:
         """See `Backend.abort`."""
         self._copies.drop(staged)
         self._uploads.abort([item for item in staged if not is_copy(item)])
 
-    async def _look(self, item: Staged) -> None:
+    async def _look(self, item: StagedObject) -> None:
         await (self._copies if is_copy(item) else self._uploads).look(item)
 
-    async def _show(self, item: Staged) -> None:
+    async def _show(self, item: StagedObject) -> None:
         await (self._copies if is_copy(item) else self._uploads).show(item)
 
     def _gone(
-        self, act: Callable[[Staged], Coroutine[Any, Any, None]], staged: Sequence[Staged]
-    ) -> list[Staged]:
+        self,
+        act: Callable[[StagedObject], Coroutine[Any, Any, None]],
+        staged: Sequence[StagedObject],
+    ) -> list[StagedObject]:
         """Do something with what is staged; those that are neither staged nor visible.
 
         An item that the store refuses for good is one of them: nobody will ever complete it, and
@@ -99,7 +101,7 @@ class S3Backend(S3Objects):
         once the requests that are under way have ended.
         """
 
-        async def is_gone(item: Staged) -> bool:
+        async def is_gone(item: StagedObject) -> bool:
             try:
                 await act(item)
             except (AlreadyExistsError, PreconditionFailedError) as error:
@@ -116,7 +118,7 @@ class S3Backend(S3Objects):
 
         errors: list[Exception] = []
 
-        async def outcome(item: Staged) -> bool:
+        async def outcome(item: StagedObject) -> bool:
             if errors:
                 return False  # Nothing new is begun; what is under way comes to its end.
             try:
@@ -130,7 +132,7 @@ class S3Backend(S3Objects):
             raise min(errors, key=lambda error: not isinstance(error, AccessDeniedError))
         return [item for item, flag in zip(staged, flags, strict=True) if flag]
 
-    async def _is_ours(self, item: Staged) -> bool:
+    async def _is_ours(self, item: StagedObject) -> bool:
         """Whether the visible object was made from this very attempt."""
         try:
             said = await self.request("head_object", item.uri)
@@ -163,7 +165,7 @@ class S3Backend(S3Objects):
         """See `Backend.token_rule`: sources of copies, and ids of uploads."""
         return TokenRule(output, source_of(output, "", area).removesuffix("."), UPLOAD_ID_PATTERN)
 
-    def staged_under(self, prefix: str, area: str) -> Iterator[Staged]:
+    def staged_under(self, prefix: str, area: str) -> Iterator[StagedObject]:
         """See `Backend.staged_under`."""
         yield from self._uploads.under(prefix)
         yield from self._copies.under(prefix, area)

@@ -14,7 +14,7 @@ from itertools import groupby
 import obstore
 
 from pipeline.errors import InvalidUriError, ObjectRefusedError
-from pipeline.storage.backend import Staged
+from pipeline.storage.backend import StagedObject
 from pipeline.storage.s3_objects import S3Objects, spellable
 from pipeline.uris import Location, parse
 
@@ -22,7 +22,7 @@ MOST_KEY_BYTES = 1024
 """S3's limit for a key's length in UTF-8."""
 
 
-def is_copy(item: Staged) -> bool:
+def is_copy(item: StagedObject) -> bool:
     """Whether something is staged in this way: then its token is a URI."""
     return item.upload.startswith("s3://")
 
@@ -43,7 +43,7 @@ class Copies:
             and len(source.key.encode()) <= MOST_KEY_BYTES
         )
 
-    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> Staged:
+    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> StagedObject:
         """Write the source. The copy will carry its metadata, by which it is known as ours."""
         source = source_of(uri, attempt, area)
         at = parse(source)
@@ -55,21 +55,21 @@ class Copies:
                 attributes={"chunkmap-attempt": attempt},
                 use_multipart=False,
             )
-        return Staged(uri, source, (str(said["e_tag"]).strip('"'),), len(data), attempt)
+        return StagedObject(uri, source, (str(said["e_tag"]).strip('"'),), len(data), attempt)
 
-    async def look(self, item: Staged) -> None:
+    async def look(self, item: StagedObject) -> None:
         """Raise ObjectMissingError if it is not there."""
         at = parse(item.upload)
         async with self._s3.requests.sending("head", item.upload):
             await obstore.head_async(self._s3.store(at.bucket), at.key)
 
-    async def show(self, item: Staged) -> None:
+    async def show(self, item: StagedObject) -> None:
         """Copy it to its final key. Raises ObjectMissingError."""
         at, source = parse(item.uri), parse(item.upload)
         async with self._s3.requests.sending("copy", item.uri):
             await obstore.copy_async(self._s3.store(at.bucket), source.key, at.key)
 
-    def drop(self, staged: Sequence[Staged]) -> None:
+    def drop(self, staged: Sequence[StagedObject]) -> None:
         """Remove sources, a thousand per request; one that is absent or impossible is no error."""
         sources = [at for item in staged if is_copy(item) and (at := _named(item)) is not None]
         for bucket, group in groupby(sources, key=lambda at: at.bucket):
@@ -86,7 +86,7 @@ class Copies:
         with self._s3.requests.sent("delete_objects", f"s3://{bucket}/"):
             obstore.delete(self._s3.store(bucket), keys)
 
-    def under(self, prefix: str, area: str) -> Iterator[Staged]:
+    def under(self, prefix: str, area: str) -> Iterator[StagedObject]:
         """Those of keys that start with the prefix."""
         at, folder = parse(prefix), parse(area)
         if not spellable(folder.key.rstrip("/")):
@@ -94,7 +94,7 @@ class Copies:
         for key, size, modified in self._listed(folder):
             final, _, attempt = key.removeprefix(folder.key).rpartition(".")
             if final.startswith(at.key):
-                yield Staged(
+                yield StagedObject(
                     uri=f"s3://{folder.bucket}/{final}",
                     upload=f"s3://{folder.bucket}/{key}",
                     parts=(),
@@ -116,7 +116,7 @@ class Copies:
             yield meta["path"], meta["size"], meta["last_modified"]
 
 
-def _named(item: Staged) -> Location | None:
+def _named(item: StagedObject) -> Location | None:
     """Where a source is; None if no object can be there."""
     try:
         at = parse(item.upload)

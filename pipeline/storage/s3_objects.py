@@ -24,7 +24,7 @@ from pipeline.errors import (
     ObjectMissingError,
     PreconditionFailedError,
 )
-from pipeline.storage.backend import Blob, Staged
+from pipeline.storage.backend import Blob, StagedObject
 from pipeline.storage.retry import RetryPolicy
 from pipeline.storage.s3_connection import Access
 from pipeline.storage.s3_errors import translated, translating
@@ -154,8 +154,8 @@ class S3Objects:
 
     async def gather(
         self,
-        one: Callable[[Staged], Coroutine[Any, Any, T]],
-        many: Sequence[Staged],
+        one: Callable[[StagedObject], Coroutine[Any, Any, T]],
+        many: Sequence[StagedObject],
         *,
         patient: bool = True,
     ) -> list[T]:
@@ -168,7 +168,7 @@ class S3Objects:
         """
         gate = asyncio.Semaphore(CONCURRENCY)
 
-        async def held(item: Staged) -> T:
+        async def held(item: StagedObject) -> T:
             async with gate:
                 return await (self.patiently(lambda: one(item)) if patient else one(item))
 

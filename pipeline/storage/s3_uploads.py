@@ -14,7 +14,7 @@ from pipeline.errors import (
     ObjectRefusedError,
     TransientStorageError,
 )
-from pipeline.storage.backend import Staged
+from pipeline.storage.backend import StagedObject
 from pipeline.storage.s3_objects import PAGE, S3Objects
 from pipeline.storage.s3_parts import numbered
 from pipeline.uris import Location, parse
@@ -33,7 +33,7 @@ class Uploads:
     def __init__(self, s3: S3Objects) -> None:
         self._s3 = s3
 
-    async def stage(self, uri: str, data: memoryview, attempt: str) -> Staged:
+    async def stage(self, uri: str, data: memoryview, attempt: str) -> StagedObject:
         """Begin an upload and send its parts."""
         said = await self._s3.request(
             "create_multipart_upload", uri, Metadata={"chunkmap-attempt": attempt}
@@ -56,13 +56,13 @@ class Uploads:
 
         starts = range(0, max(len(data), 1), PART_BYTES)
         parts = await asyncio.gather(*(send(n, start) for n, start in enumerate(starts, 1)))
-        return Staged(uri, upload, tuple(parts), len(data), attempt)
+        return StagedObject(uri, upload, tuple(parts), len(data), attempt)
 
-    async def look(self, item: Staged) -> None:
+    async def look(self, item: StagedObject) -> None:
         """Raise ObjectMissingError if it is not there."""
         await self._s3.request("list_parts", item.uri, UploadId=item.upload, MaxParts=1)
 
-    async def show(self, item: Staged) -> None:
+    async def show(self, item: StagedObject) -> None:
         """Complete it. Raises ObjectMissingError."""
         try:
             await self._s3.request(
@@ -78,16 +78,16 @@ class Uploads:
                 await self.look(item)
             raise
 
-    def abort(self, staged: Sequence[Staged]) -> None:
+    def abort(self, staged: Sequence[StagedObject]) -> None:
         """Abort; what is already gone, or was never possible, is no error."""
 
-        async def drop(item: Staged) -> None:
+        async def drop(item: StagedObject) -> None:
             with suppress(ObjectMissingError, ObjectRefusedError, InvalidUriError):
                 await self._s3.request("abort_multipart_upload", item.uri, UploadId=item.upload)
 
         self._s3.wait(self._s3.gather(drop, staged))
 
-    def under(self, prefix: str) -> Iterator[Staged]:
+    def under(self, prefix: str) -> Iterator[StagedObject]:
         """Those of keys that start with the prefix, whatever way the server pages."""
         at = parse(prefix)
         listed: set[tuple[str, str]] = set()
@@ -100,7 +100,7 @@ class Uploads:
                 if name in listed or not name[0].startswith(at.key):
                     continue
                 listed.add(name)
-                yield Staged(
+                yield StagedObject(
                     uri=f"s3://{at.bucket}/{name[0]}",
                     upload=name[1],
                     parts=(),

@@ -21,7 +21,7 @@ from pipeline.errors import (
     StateError,
     TransientStorageError,
 )
-from pipeline.storage.backend import Backend, Blob, Staged
+from pipeline.storage.backend import Backend, Blob, StagedObject
 from pipeline.storage.local_backend import LocalBackend
 from pipeline.storage.retry import RetryPolicy
 from pipeline.storage.s3_backend import S3Backend
@@ -86,7 +86,7 @@ class Storage:
         """The whole object. Raises ObjectMissingError."""
         return self._tried(lambda: self.backend(uri).get(uri))
 
-    def get_if_there(self, uri: str) -> Blob | None:
+    def get_or_none(self, uri: str) -> Blob | None:
         """The whole object, or None."""
         try:
             return self.get(uri)
@@ -116,7 +116,7 @@ class Storage:
             try:
                 self.backend(uri).put_new(uri, data)
             except (AlreadyExistsError, PreconditionFailedError) as error:
-                found = self.get_if_there(uri)
+                found = self.get_or_none(uri)
                 if found is None:
                     # S3 may refuse a writer although the other one then fails, too (409).
                     raise TransientStorageError(
@@ -138,7 +138,7 @@ class Storage:
             try:
                 self.backend(uri).put_if(uri, data, etag)
             except (AlreadyExistsError, PreconditionFailedError, ObjectMissingError) as error:
-                found = self.get_if_there(uri)
+                found = self.get_or_none(uri)
                 if found is not None and found.data == data:
                     return
                 if found is not None and found.etag == etag:
@@ -163,15 +163,15 @@ class Storage:
         """Remove; an absent object is no error."""
         self._tried(lambda: self.backend(uri).delete(uri))
 
-    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> Staged:
+    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> StagedObject:
         """Write without making visible. A repeated try leaves an orphan, which cleaning finds."""
         return self._tried(lambda: self.backend(uri).stage(uri, data, attempt, area))
 
-    def missing(self, staged: Sequence[Staged]) -> list[Staged]:
+    def missing(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
         """Those that have vanished and can never be completed."""
         return self._by_backend(staged, lambda backend, some: backend.missing(some))
 
-    def complete(self, staged: Sequence[Staged]) -> list[Staged]:
+    def complete(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
         """Make visible; returns those that have vanished. Completing twice changes nothing."""
         return self._by_backend(staged, lambda backend, some: backend.complete(some))
 
@@ -179,10 +179,10 @@ class Storage:
         """After how many days the storage drops what is staged; None if never, or unknown."""
         return self.backend(uri).abort_days(uri)
 
-    def abort(self, staged: Sequence[Staged]) -> None:
+    def abort(self, staged: Sequence[StagedObject]) -> None:
         """Drop what is staged; what is already gone is no error."""
 
-        def drop(backend: Backend, some: Sequence[Staged]) -> list[Staged]:
+        def drop(backend: Backend, some: Sequence[StagedObject]) -> list[StagedObject]:
             backend.abort(some)
             return []
 
@@ -200,7 +200,7 @@ class Storage:
         """
         return self.backend(output).token_rule(output, staged_area(output))
 
-    def check_staged(self, staged: Iterable[Staged], output: str) -> None:
+    def check_staged(self, staged: Iterable[StagedObject], output: str) -> None:
         """Refuse tokens that staging below an output could not have given.
 
         To be called before tokens that others have written down are completed or aborted: that
@@ -220,16 +220,16 @@ class Storage:
                     f"{state_prefix(output)}, then make it good with `chunkmap repair {output}`",
                 )
 
-    def staged_under(self, prefix: str, area: str) -> list[Staged]:
+    def staged_under(self, prefix: str, area: str) -> list[StagedObject]:
         """What is staged for URIs that start with the prefix."""
         return self._tried(lambda: list(self.backend(prefix).staged_under(prefix, area)))
 
     def _by_backend(
         self,
-        staged: Sequence[Staged],
-        call: Callable[[Backend, Sequence[Staged]], list[Staged]],
-    ) -> list[Staged]:
-        found: list[Staged] = []
+        staged: Sequence[StagedObject],
+        call: Callable[[Backend, Sequence[StagedObject]], list[StagedObject]],
+    ) -> list[StagedObject]:
+        found: list[StagedObject] = []
         for backend, group in groupby(staged, key=self._backend_of):
             if backend is None:
                 found += group  # No object has such a name.
@@ -237,7 +237,7 @@ class Storage:
                 found += self._tried(partial(call, backend, list(group)))
         return found
 
-    def _backend_of(self, item: Staged) -> Backend | None:
+    def _backend_of(self, item: StagedObject) -> Backend | None:
         try:
             return self.backend(item.uri)
         except InvalidUriError:

@@ -14,7 +14,7 @@ import polars as pl
 
 from pipeline.concurrency import map_concurrently
 from pipeline.errors import PreconditionFailedError
-from pipeline.storage import Staged
+from pipeline.storage import StagedObject
 from pipeline.table.errors import (
     DamagedStateError,
     FilesMissingError,
@@ -23,7 +23,7 @@ from pipeline.table.errors import (
 )
 from pipeline.table.evidence import write_evidence
 from pipeline.table.head import manifest_uri
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.manifest import Claim, Commit, CommitEntry, Head, Manifest
 from pipeline.table.retention import (
     kept_versions,
@@ -37,31 +37,31 @@ COMPLETE_AT_ONCE = 1000
 """Uploads completed between two looks at what came of them."""
 
 
-def staged_of(output: str, files: pl.DataFrame) -> list[Staged]:
+def staged_of(output: str, files: pl.DataFrame) -> list[StagedObject]:
     """The tokens of a commit record's files."""
     columns = ["key", "upload", "parts", "bytes", "attempt"]
     return [
-        Staged(output + key, upload, tuple(parts), size, attempt)
+        StagedObject(output + key, upload, tuple(parts), size, attempt)
         for key, upload, parts, size, attempt in files.select(columns).iter_rows()
     ]
 
 
-def settle(catalog: Catalog) -> Manifest:
+def settle(table_log: TableLog) -> Manifest:
     """Finish a claim that a driver left behind, if there is one; returns the current manifest."""
     while True:
-        head, etag = catalog.head()
+        head, etag = table_log.head()
         if head.publishing is None:
-            manifest = catalog.manifest(head.current)
-            move_replaced(catalog, manifest)
+            manifest = table_log.manifest(head.current)
+            move_replaced(table_log, manifest)
             return manifest
-        finish(catalog, head, etag)
+        finish(table_log, head, etag)
 
 
-def finish(catalog: Catalog, head: Head, etag: str | None, *, is_own: bool = False) -> None:
+def finish(table_log: TableLog, head: Head, etag: str | None, *, is_own: bool = False) -> None:
     """Roll a claim forward to its end. Any driver may; twice changes nothing.
 
     Args:
-        catalog: Of the output.
+        table_log: Of the output.
         head: The pointer, with the claim.
         etag: Of the pointer.
         is_own: This process has just claimed: its manifest is hardly there yet.
@@ -73,78 +73,80 @@ def finish(catalog: Catalog, head: Head, etag: str | None, *, is_own: bool = Fal
     claim = head.publishing
     assert claim is not None, "only a claim is finished"
     # With the manifest stored, all that it names had been made visible.
-    manifest = None if is_own else catalog.stored_manifest(claim.base + 1)
+    manifest = None if is_own else table_log.stored_manifest(claim.base + 1)
     is_found = manifest is not None
     if manifest is None:
         try:
-            manifest = _roll_forward(catalog, claim)
+            manifest = _roll_forward(table_log, claim)
         except (UploadsVanishedError, FilesMissingError, ManifestConflictError):
-            if catalog.head()[1] != etag:
+            if table_log.head()[1] != etag:
                 return  # While we slept it was finished, and what it published was replaced.
-            manifest, is_found = catalog.stored_manifest(claim.base + 1), True
+            manifest, is_found = table_log.stored_manifest(claim.base + 1), True
             if manifest is None:
                 raise
     if _is_release(manifest, claim):
-        _clear_released(catalog, claim)
-    elif is_found and not explains(catalog, claim, manifest):
-        raise ManifestConflictError(manifest_uri(catalog.state, manifest.number))
+        _clear_released(table_log, claim)
+    elif is_found and not explains(table_log, claim, manifest):
+        raise ManifestConflictError(manifest_uri(table_log.state, manifest.number))
     with suppress(PreconditionFailedError):
-        catalog.move_head(Head(current=manifest.number), etag)
+        table_log.move_head(Head(current=manifest.number), etag)
 
 
-def _roll_forward(catalog: Catalog, claim: Claim) -> Manifest:
+def _roll_forward(table_log: TableLog, claim: Claim) -> Manifest:
     """Make everything that a claim names visible, and write its manifest."""
     if claim.rollback is None:
-        commits = claimed_commits(catalog, claim.commits)
-        _make_visible(catalog, commits)
-        write_evidence(catalog, claim.base + 1, commits)
-        return catalog.write_manifest(claim.base, _listed(catalog, claim.base, commits))
-    target, current = catalog.manifest(claim.rollback), catalog.manifest(claim.base)
-    record = restore(catalog, target, current)
-    restored = () if record is None else (catalog.write_commit(record).entry,)
-    return catalog.write_manifest(claim.base, (*target.commits, *restored), target.number)
+        commits = claimed_commits(table_log, claim.commits)
+        _make_visible(table_log, commits)
+        write_evidence(table_log, claim.base + 1, commits)
+        return table_log.write_manifest(claim.base, _listed(table_log, claim.base, commits))
+    target, current = table_log.manifest(claim.rollback), table_log.manifest(claim.base)
+    record = restore(table_log, target, current)
+    restored = () if record is None else (table_log.write_commit(record).entry,)
+    return table_log.write_manifest(claim.base, (*target.commits, *restored), target.number)
 
 
-def _make_visible(catalog: Catalog, commits: Sequence[Commit]) -> None:
-    staged = [item for commit in commits for item in staged_of(catalog.output, commit.files)]
-    catalog.storage.check_staged(staged, catalog.output)
+def _make_visible(table_log: TableLog, commits: Sequence[Commit]) -> None:
+    staged = [item for commit in commits for item in staged_of(table_log.output, commit.files)]
+    table_log.storage.check_staged(staged, table_log.output)
     gone: set[str] = set()
     for start in range(0, len(staged), COMPLETE_AT_ONCE):
-        lost = catalog.storage.complete(staged[start : start + COMPLETE_AT_ONCE])
+        lost = table_log.storage.complete(staged[start : start + COMPLETE_AT_ONCE])
         gone |= {item.attempt for item in lost}
     if gone:
         raise vanished_from(commits, gone)
 
 
-def _listed(catalog: Catalog, base: int, commits: Sequence[Commit]) -> tuple[CommitEntry, ...]:
+def _listed(table_log: TableLog, base: int, commits: Sequence[Commit]) -> tuple[CommitEntry, ...]:
     """The commits of the manifest that adds some commits to a base."""
-    held = catalog.manifest(base).commits
+    held = table_log.manifest(base).commits
     for commit in commits:
         held = (commit.entry,) if commit.entry.mode == "overwrite" else (*held, commit.entry)
     return held
 
 
-def explains(catalog: Catalog, claim: Claim, manifest: Manifest) -> bool:
+def explains(table_log: TableLog, claim: Claim, manifest: Manifest) -> bool:
     """Whether a claim is what led to the manifest after its base, published or released."""
     if _is_release(manifest, claim):
         return True
     if claim.rollback is not None:
         return manifest.rollback_of == claim.rollback
-    commits = claimed_commits(catalog, claim.commits)
-    listed = _listed(catalog, claim.base, commits)
+    commits = claimed_commits(table_log, claim.commits)
+    listed = _listed(table_log, claim.base, commits)
     return [entry.name for entry in listed] == [entry.name for entry in manifest.commits]
 
 
-def claimed_commits(catalog: Catalog, names: Sequence[str]) -> list[Commit]:
+def claimed_commits(table_log: TableLog, names: Sequence[str]) -> list[Commit]:
     """The frozen commits that a claim names.
 
     Raises:
         DamagedStateError: one of them is not stored, though it was before it was claimed.
     """
     commits = []
-    for name, commit in zip(names, map_concurrently(catalog.commit, names), strict=True):
+    for name, commit in zip(names, map_concurrently(table_log.commit, names), strict=True):
         if commit is None:
-            raise DamagedStateError(catalog.head_file.uri, f"commit {name}, claimed, is not stored")
+            raise DamagedStateError(
+                table_log.head_file.uri, f"commit {name}, claimed, is not stored"
+            )
         commits.append(commit)
     return commits
 
@@ -159,7 +161,7 @@ def vanished_from(commits: Sequence[Commit], attempts: Collection[str]) -> Uploa
 # -- giving up a claim -------------------------------------------------------------------------
 
 
-def release(catalog: Catalog, head: Head, etag: str | None) -> Manifest:
+def release(table_log: TableLog, head: Head, etag: str | None) -> Manifest:
     """Give up a claim that cannot be finished, safely against a publisher that sleeps.
 
     The manifest that it was to become is written first, with the content of the one before: that
@@ -167,7 +169,7 @@ def release(catalog: Catalog, head: Head, etag: str | None) -> Manifest:
     moves away what it had made visible, and moves the pointer.
 
     Args:
-        catalog: Of the output.
+        table_log: Of the output.
         head: The pointer, with the claim.
         etag: Of the pointer.
 
@@ -176,12 +178,12 @@ def release(catalog: Catalog, head: Head, etag: str | None) -> Manifest:
     """
     claim = head.publishing
     assert claim is not None, "only a claim is released"
-    before = catalog.manifest(claim.base)
+    before = table_log.manifest(claim.base)
     entry = release_entry(before, claim.base + 1, claim.commits)
     with suppress(ManifestConflictError):
-        catalog.write_manifest(claim.base, (*before.commits, entry))
-    finish(catalog, head, etag)
-    return catalog.manifest(claim.base + 1)
+        table_log.write_manifest(claim.base, (*before.commits, entry))
+    finish(table_log, head, etag)
+    return table_log.manifest(claim.base + 1)
 
 
 def release_entry(before: Manifest, number: int, names: Sequence[str]) -> CommitEntry:
@@ -205,27 +207,27 @@ def _is_release(manifest: Manifest, claim: Claim) -> bool:
     return last is not None and last.mode == "release" and last.name == f"release-{claim.base + 1}"
 
 
-def _clear_released(catalog: Catalog, claim: Claim) -> None:
+def _clear_released(table_log: TableLog, claim: Claim) -> None:
     if claim.rollback is None:
-        clear_commits(catalog, claim.commits)
+        clear_commits(table_log, claim.commits)
         return
     # What a rollback restores has keys that end so, and no other file has.
     suffix = f".r{claim.base + 1}.parquet"
-    restored = [key for key in visible_keys(catalog) if key.endswith(suffix)]
-    move_orphans(catalog, restored)
+    restored = [key for key in visible_keys(table_log) if key.endswith(suffix)]
+    move_orphans(table_log, restored)
 
 
-def clear_commits(catalog: Catalog, names: Sequence[str]) -> None:
+def clear_commits(table_log: TableLog, names: Sequence[str]) -> None:
     """Abort what released commits have staged, and move away what was made visible of them."""
-    commits = catalog.readable(names)
+    commits = table_log.readable(names)
     for commit in commits:
-        catalog.storage.abort(own_staged(catalog, commit))
+        table_log.storage.abort(own_staged(table_log, commit))
     own = {key for commit in commits for key in commit.files["key"].to_list()}
-    move_orphans(catalog, [key for key in visible_keys(catalog) if key in own])
+    move_orphans(table_log, [key for key in visible_keys(table_log) if key in own])
 
 
-def own_staged(catalog: Catalog, commit: Commit) -> list[Staged]:
+def own_staged(table_log: TableLog, commit: Commit) -> list[StagedObject]:
     """The tokens of a commit's files, but for those that staging could not have given."""
-    rule = catalog.storage.token_rule(catalog.output)
-    staged = staged_of(catalog.output, commit.files)
+    rule = table_log.storage.token_rule(table_log.output)
+    staged = staged_of(table_log.output, commit.files)
     return [item for item in staged if rule.allows(item.uri, item.upload, item.attempt)]

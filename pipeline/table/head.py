@@ -73,7 +73,7 @@ class HeadFile:
 
     def read_unchecked(self) -> tuple[Head, str | None]:
         """As `read`, believing whatever is there."""
-        blob = self._storage.get_if_there(self.uri)
+        blob = self._storage.get_or_none(self.uri)
         if blob is None:
             return Head(), None
         try:

@@ -48,7 +48,7 @@ _NOT_A_COMMIT = re.compile(r"\.a\d+$|^restore-")
 EMPTY = Manifest(number=0, created=0.0, commits=())
 
 
-class Catalog:
+class TableLog:
     """Reads and writes the state of one output."""
 
     def __init__(self, storage: Storage, output: str) -> None:
@@ -60,7 +60,7 @@ class Catalog:
         """The last manifest that was seen to have nothing of what it replaced in the output."""
         self.columns_of_old: dict[str, Columns] = {}
         """Columns of commits that do not say them, by name, as `table.schemas` finds them."""
-        # What never changes once it is written is kept: one catalog sees a thousand manifests.
+        # What never changes once it is written is kept: one log may see a thousand manifests.
         self._manifests: dict[int, ManifestRecord] = {}
         self._folded: dict[int, Manifest] = {}
         self._names: dict[int, frozenset[str]] = {}
@@ -226,10 +226,10 @@ class Catalog:
             return None
         number = 1
         while amendments is None or number <= amendments:
-            more = self.storage.get_if_there(self._commit_uri(name, number))
+            more = self.storage.get_or_none(self._commit_uri(name, number))
             if more is None and amendments is not None:
                 # Amendments once had the names that later commits of a run have.
-                more = self.storage.get_if_there(self._commit_uri(f"{name}.{number}", 0))
+                more = self.storage.get_or_none(self._commit_uri(f"{name}.{number}", 0))
             if more is None:
                 break
             change = _commit_of(more.data, self._commit_uri(name, number))
@@ -259,7 +259,7 @@ class Catalog:
         if kept is not None:
             return kept
         uri = self._commit_uri(name, 0)
-        blob = self.storage.get_if_there(uri)
+        blob = self.storage.get_or_none(uri)
         return None if blob is None else self._keep(_commit_of(blob.data, uri))
 
     def _keep(self, commit: Commit) -> Commit:

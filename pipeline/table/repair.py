@@ -28,7 +28,7 @@ from pipeline.table.claims import (
 )
 from pipeline.table.errors import DamagedStateError, ManifestConflictError
 from pipeline.table.head import stored_manifests
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.manifest import Claim, Head, Manifest, run_of
 from pipeline.table.retention import (
     bring_back,
@@ -81,18 +81,18 @@ class Diagnosis:
         return any(problem.action for problem in self.problems)
 
 
-def diagnose(catalog: Catalog) -> Diagnosis:
+def diagnose(table_log: TableLog) -> Diagnosis:
     """Look for what keeps commands from working on an output. Writes nothing.
 
     Raises:
         StateError: a manifest or a commit record is damaged, and has to be restored first.
     """
-    numbers = stored_manifests(catalog.storage, catalog.state)
+    numbers = stored_manifests(table_log.storage, table_log.state)
     newest = numbers[-1] if numbers else 0
-    return Diagnosis(catalog.output, newest, tuple(_problems(catalog, newest)))
+    return Diagnosis(table_log.output, newest, tuple(_problems(table_log, newest)))
 
 
-def repair(catalog: Catalog) -> tuple[Diagnosis, ...]:
+def repair(table_log: TableLog) -> tuple[Diagnosis, ...]:
     """Do what `diagnose` says, and look again, until there is nothing more to do.
 
     Returns:
@@ -102,55 +102,55 @@ def repair(catalog: Catalog) -> tuple[Diagnosis, ...]:
         StateError: a manifest or a commit record is damaged, and has to be restored first.
         TransientStorageError, AccessDeniedError: as the storage said; repair may be called again.
     """
-    found = [diagnose(catalog)]
+    found = [diagnose(table_log)]
     while found[-1].can_repair and found[-1] not in found[:-1]:
         for problem in found[-1].problems:
             if problem.action:
-                _ACTIONS[problem.situation](catalog)
-        found.append(diagnose(catalog))
+                _ACTIONS[problem.situation](table_log)
+        found.append(diagnose(table_log))
     return tuple(found)
 
 
 # -- what is wrong -----------------------------------------------------------------------------
 
 
-def _problems(catalog: Catalog, newest: int) -> Iterator[Problem]:
+def _problems(table_log: TableLog, newest: int) -> Iterator[Problem]:
     try:
-        head, etag = catalog.head_file.read_unchecked()
+        head, etag = table_log.head_file.read_unchecked()
     except DamagedStateError as error:
-        yield _pointer_problem(catalog, "head damaged", str(error), newest)
+        yield _pointer_problem(table_log, "head damaged", str(error), newest)
         return
-    uri, claim = catalog.head_file.uri, head.publishing
+    uri, claim = table_log.head_file.uri, head.publishing
     if etag is None:
         if newest:
             said = f"{uri} does not exist, though manifest {newest} is stored"
-            yield _pointer_problem(catalog, "head missing", said, newest)
+            yield _pointer_problem(table_log, "head missing", said, newest)
     elif newest > head.current + (claim is not None):
         said = f"{uri} points to manifest {head.current}, though manifest {newest} is stored"
-        yield _pointer_problem(catalog, "head behind", said, newest)
-    elif claim is not None and newest > head.current and not _is_explained(catalog, claim):
+        yield _pointer_problem(table_log, "head behind", said, newest)
+    elif claim is not None and newest > head.current and not _is_explained(table_log, claim):
         said = f"{uri} claims manifest {newest}, which is stored and names other commits"
-        yield _pointer_problem(catalog, "head behind", said, newest)
+        yield _pointer_problem(table_log, "head behind", said, newest)
     elif claim is not None:
-        yield _claim_problem(catalog, claim)
+        yield _claim_problem(table_log, claim)
     else:
-        yield from _file_problems(catalog, catalog.manifest(head.current))
+        yield from _file_problems(table_log, table_log.manifest(head.current))
 
 
-def _is_explained(catalog: Catalog, claim: Claim) -> bool:
-    manifest = catalog.stored_manifest(claim.base + 1)
-    return manifest is None or explains(catalog, claim, manifest)
+def _is_explained(table_log: TableLog, claim: Claim) -> bool:
+    manifest = table_log.stored_manifest(claim.base + 1)
+    return manifest is None or explains(table_log, claim, manifest)
 
 
-def _pointer_problem(catalog: Catalog, situation: Situation, said: str, newest: int) -> Problem:
-    manifest = catalog.manifest(newest)
-    found = find_files(catalog, manifest)
+def _pointer_problem(table_log: TableLog, situation: Situation, said: str, newest: int) -> Problem:
+    manifest = table_log.manifest(newest)
+    found = find_files(table_log, manifest)
     if found.missing and not found.places:
         return Problem(
             situation,
             f"{said}; none of its {found.count:,} files exists",
             "",
-            f"restore the files, or, to start over, delete the state as well: {catalog.state}",
+            f"restore the files, or, to start over, delete the state as well: {table_log.state}",
         )
     lost = f", of which {len(found.missing):,} do not exist" if found.missing else ""
     return Problem(
@@ -162,9 +162,9 @@ def _pointer_problem(catalog: Catalog, situation: Situation, said: str, newest: 
     )
 
 
-def _claim_problem(catalog: Catalog, claim: Claim) -> Problem:
+def _claim_problem(table_log: TableLog, claim: Claim) -> Problem:
     if claim.rollback is not None:
-        missing = find_files(catalog, catalog.manifest(claim.rollback)).missing
+        missing = find_files(table_log, table_log.manifest(claim.rollback)).missing
         said = f"{len(missing):,} of its files are gone" if missing else "all its files are there"
         return Problem(
             "rollback unfinished",
@@ -172,10 +172,10 @@ def _claim_problem(catalog: Catalog, claim: Claim) -> Problem:
             _FINISH,
             _ALIVE,
         )
-    commits = catalog.readable(claim.commits)
+    commits = table_log.readable(claim.commits)
     files = sum(commit.files.height for commit in commits)
-    staged = [item for commit in commits for item in own_staged(catalog, commit)]
-    gone = files - len(staged) + len(catalog.storage.missing(staged))
+    staged = [item for commit in commits for item in own_staged(table_log, commit)]
+    gone = files - len(staged) + len(table_log.storage.missing(staged))
     runs = sorted({run_of(name) for name in claim.commits})
     said = f"run {', '.join(runs)} has begun to publish {files:,} files and has not finished; "
     said += f"{gone:,} of them have vanished" if gone else "none of them has vanished"
@@ -191,100 +191,102 @@ _FINISH = "finish it, or give it up where that is not possible: its chunks are m
 _ALIVE = "a driver may be at work on it just now (chunkmap status): then wait for it"
 
 
-def _file_problems(catalog: Catalog, manifest: Manifest) -> Iterator[Problem]:
-    keys, there = catalog.keys(manifest.commits), set(visible_keys(catalog))
+def _file_problems(table_log: TableLog, manifest: Manifest) -> Iterator[Problem]:
+    keys, there = table_log.keys(manifest.commits), set(visible_keys(table_log))
     missing = [key for key in keys if key not in there]
     if missing:
-        copies = find_copies(catalog, missing)
+        copies = find_copies(table_log, missing)
         said = f"{len(missing):,} of the {len(keys):,} files of manifest {manifest.number} "
         yield Problem(
             "files missing",
             f"{said}are not in the output, for example {missing[0]}",
             f"copy {len(copies):,} of them back from where they are kept" if copies else "",
             "restore them (a bucket with versions still has them), or go back: "
-            f"chunkmap rollback {catalog.output}"
+            f"chunkmap rollback {table_log.output}"
             if len(copies) < len(missing)
             else "",
         )
     # What the manifest has just replaced is moved by the next command, as a version that is kept.
     unnamed = there.difference(keys)
-    unnamed -= set(replaced_keys(catalog, manifest)) if unnamed else set()
+    unnamed -= set(replaced_keys(table_log, manifest)) if unnamed else set()
     if not unnamed:
         return
-    claimed = claimed_files(catalog, manifest.number)
+    claimed = claimed_files(table_log, manifest.number)
     forgotten = sorted({run for key, run in claimed.items() if key in unnamed})
     if forgotten:
         yield Problem(
             "claim lost",
             f"files of run {', '.join(forgotten)} are in the output, though it has not published "
-            f"them and is not about to: {catalog.head_file.uri} was restored from an old copy",
+            f"them and is not about to: {table_log.head_file.uri} was restored from an old copy",
             "give up what it was publishing: its chunks are mapped again",
             f"to publish them instead: chunkmap retry {forgotten[0]}",
         )
-    orphans = orphans_among(catalog, sorted(unnamed))
+    orphans = orphans_among(table_log, sorted(unnamed))
     if orphans:
         yield Problem(
             "orphan files",
             f"{len(orphans):,} files were replaced or given up, and are in the output all the "
             f"same, for example {orphans[0]}",
-            f"move them to {catalog.state}orphaned/, where vacuum deletes them later",
+            f"move them to {table_log.state}orphaned/, where vacuum deletes them later",
         )
 
 
 # -- what is done ------------------------------------------------------------------------------
 
 
-def _fix_pointer(catalog: Catalog) -> None:
+def _fix_pointer(table_log: TableLog) -> None:
     """Point to a new manifest with the newest one's content, and give up what was claimed.
 
     The claim is lost with the pointer, so every commit that was frozen and is in no manifest is
     given up. A publisher that sleeps finds its manifest's number taken.
     """
     try:
-        etag = catalog.head_file.read_unchecked()[1]
+        etag = table_log.head_file.read_unchecked()[1]
     except DamagedStateError as error:
         etag = error.etag
-    newest = stored_manifests(catalog.storage, catalog.state)[-1]
-    _give_up_unpublished(catalog, newest, etag)
+    newest = stored_manifests(table_log.storage, table_log.state)[-1]
+    _give_up_unpublished(table_log, newest, etag)
 
 
-def _give_up_unpublished(catalog: Catalog, newest: int, etag: str | None) -> None:
-    names, before = catalog.unpublished(newest), catalog.manifest(newest)
+def _give_up_unpublished(table_log: TableLog, newest: int, etag: str | None) -> None:
+    names, before = table_log.unpublished(newest), table_log.manifest(newest)
     entry = release_entry(before, newest + 1, names)
     # A publisher or another repair was faster and has decided it: diagnose again.
     with suppress(ManifestConflictError, PreconditionFailedError, AlreadyExistsError):
-        catalog.write_manifest(newest, (*before.commits, entry))
-        catalog.move_head(Head(current=newest + 1), etag)
-        clear_commits(catalog, names)
+        table_log.write_manifest(newest, (*before.commits, entry))
+        table_log.move_head(Head(current=newest + 1), etag)
+        clear_commits(table_log, names)
 
 
-def _give_up_forgotten(catalog: Catalog) -> None:
-    head, etag = catalog.head()
+def _give_up_forgotten(table_log: TableLog) -> None:
+    head, etag = table_log.head()
     if head.publishing is None:
-        _give_up_unpublished(catalog, head.current, etag)
+        _give_up_unpublished(table_log, head.current, etag)
 
 
-def _settle_claim(catalog: Catalog) -> None:
-    head, etag = catalog.head()
+def _settle_claim(table_log: TableLog) -> None:
+    head, etag = table_log.head()
     if head.publishing is None:
         return
     try:
-        finish(catalog, head, etag)
+        finish(table_log, head, etag)
     except ChunkmapError as error:
         if is_transient(error) or isinstance(error, AccessDeniedError):
             raise
-        release(catalog, head, etag)
+        release(table_log, head, etag)
 
 
-def _copy_back(catalog: Catalog) -> None:
-    there = set(visible_keys(catalog))
-    missing = [key for key in catalog.keys(catalog.manifest().commits) if key not in there]
-    bring_back(catalog, find_copies(catalog, missing))
+def _copy_back(table_log: TableLog) -> None:
+    there = set(visible_keys(table_log))
+    missing = [key for key in table_log.keys(table_log.manifest().commits) if key not in there]
+    bring_back(table_log, find_copies(table_log, missing))
 
 
-def _move_orphans(catalog: Catalog) -> None:
-    named = catalog.keys(settle(catalog).commits)
-    move_orphans(catalog, orphans_among(catalog, set(visible_keys(catalog)).difference(named)))
+def _move_orphans(table_log: TableLog) -> None:
+    named = table_log.keys(settle(table_log).commits)
+    move_orphans(
+        table_log, orphans_among(table_log, set(visible_keys(table_log)).difference(named))
+    )
 
 
 _ACTIONS = {

@@ -17,7 +17,7 @@ from pipeline.config.settings import load_settings
 from pipeline.errors import UsageError
 from pipeline.storage import own_storage, scan_options
 from pipeline.table.columns import Columns, digest_columns, widened
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.manifest import Manifest
 from pipeline.table.replay import window_label
 from pipeline.table.retention import locate
@@ -49,21 +49,21 @@ def scan_output(uri: str, version: int | None = None, window: str | None = None)
     """
     import polars as pl
 
-    catalog = Catalog(own_storage(), uri)
-    manifest = catalog.manifest(version)
-    places = locate(catalog, manifest)
+    table_log = TableLog(own_storage(), uri)
+    manifest = table_log.manifest(version)
+    places = locate(table_log, manifest)
     chosen = places if window is None else _of_window(uri, manifest, places, window)
     if not chosen:
         which = "" if window is None else f" of window {window}"
         raise UsageError(f"{uri} has no published files{which} (manifest {manifest.number})")
     storage_options = scan_options(load_settings(), uri) if uri.startswith("s3") else None
     options: dict[str, Any] = {"storage_options": storage_options}
-    schema = _widened_schema(catalog, manifest, chosen, storage_options)
+    schema = _widened_schema(table_log, manifest, chosen, storage_options)
     if schema is not None:
         upcast = pl.ScanCastOptions(integer_cast="upcast", float_cast="upcast")
         options |= {"schema": schema, "missing_columns": "insert", "cast_options": upcast}
     files = {key: _path(place) for key, place in chosen.items()}
-    return _scan(files, _Hive.of(list(places), _declared(catalog, manifest)), options)
+    return _scan(files, _Hive.of(list(places), _declared(table_log, manifest)), options)
 
 
 def _path(place: str) -> str:
@@ -71,7 +71,7 @@ def _path(place: str) -> str:
 
 
 def _widened_schema(
-    catalog: Catalog,
+    table_log: TableLog,
     manifest: Manifest,
     places: Mapping[str, str],
     storage_options: dict[str, str] | None,
@@ -85,12 +85,12 @@ def _widened_schema(
     if len({entry.columns for entry in manifest.commits if entry.adds_files and entry.files}) < 2:
         return None
     kinds = {
-        entry.name: digest_columns(columns_of(catalog, entry))
+        entry.name: digest_columns(columns_of(table_log, entry))
         for entry in manifest.commits
         if entry.adds_files
     }
     examples: dict[str, str] = {}
-    for key, commit in catalog.snapshot(manifest).select("key", "commit").iter_rows():
+    for key, commit in table_log.snapshot(manifest).select("key", "commit").iter_rows():
         if key in places:
             examples.setdefault(kinds[commit], places[key])
     if len(examples) < 2:
@@ -129,10 +129,10 @@ def _of_window(
     return found
 
 
-def _declared(catalog: Catalog, manifest: Manifest) -> Mapping[str, str]:
+def _declared(table_log: TableLog, manifest: Manifest) -> Mapping[str, str]:
     """The types of Hive columns that the job of the newest run declares."""
     runs = [entry for entry in manifest.commits if entry.adds_files]
-    return catalog.known(runs[-1]).hive_types if runs else {}
+    return table_log.known(runs[-1]).hive_types if runs else {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from pipeline.cli.app import app
-from pipeline.cli.errors import complain, describe
+from pipeline.cli.errors import describe, report_error
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
 from pipeline.runs.backfill.driver import Again, BackfillDriver, Listener
-from pipeline.runs.backfill.orchestrator import SerialBackfill
-from pipeline.runs.backfill.plan import Asked
+from pipeline.runs.backfill.orchestrator import NoBackfillOrchestrator
+from pipeline.runs.backfill.plan import WindowSelection
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.backfill.summary import BackfillSummary
-from pipeline.runs.driver.heartbeat import Driver
+from pipeline.runs.driver.heartbeat import Heartbeat
 from tests.support.backfills import Days, days
 
 LEAP = days("2024-02-26", 8)
@@ -64,7 +64,7 @@ class Terminal:
         try:
             app(["backfill", *arguments, "--json"], standalone_mode=False)
         except Exception as error:
-            assert complain(error, as_json=True) == code, error
+            assert report_error(error, as_json=True) == code, error
         found: dict[str, Any] = json.loads(self._capsys.readouterr().out)
         return found
 
@@ -89,15 +89,15 @@ def terminal(
     def serially(
         store: BackfillStore, settings: Settings, listen: Listener, again: Again
     ) -> BackfillSummary:
-        return BackfillDriver(store, settings, SerialBackfill(), again, listen).to_the_end()
+        return BackfillDriver(store, settings, NoBackfillOrchestrator(), again, listen).run()
 
     monkeypatch.setattr("pipeline.flows.launch.launch_backfill", serially)
     return Terminal(world, capsys)
 
 
-def alive(store: BackfillStore) -> Driver:
+def alive(store: BackfillStore) -> Heartbeat:
     """As if this process drove it."""
-    driver = Driver.of(store.storage, store.prefix)
+    driver = Heartbeat.of(store.storage, store.prefix)
     driver.write("running")
     return driver
 
@@ -118,7 +118,7 @@ def test_plan_shows_months_and_writes_nothing(terminal: Terminal) -> None:
 
 def test_plan_says_why_windows_are_left_alone(terminal: Terminal) -> None:
     world = terminal.world
-    world.run(world.job(), Asked("2024-02-26", "2024-02-28"))
+    world.run(world.job(), WindowSelection("2024-02-26", "2024-02-28"))
     job = terminal.file(world.job())
     said = terminal.give("plan", job)
     assert "2 done by" in said and "2024-02-26..2024-02-27" in said

@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 
 from pipeline import logs, metrics
 from pipeline.runs.driver.executor import Kind, Outcome
-from pipeline.runs.worker.batch import Batch, BatchResult, BatchRun
+from pipeline.runs.worker.batch import Batch, BatchAttempt, BatchResult
 from tests.runs.driver.test_map_stage import PLAN, Scripted, mapper
 from tests.runs.worker.test_batch import ALL, Case
 from tests.support.memory_storage import MemoryBackend
@@ -25,7 +25,7 @@ def leaving_after(checks: int) -> Callable[[], bool]:
 
 
 def mapped(case: Case, after: int, batch: Batch = ALL) -> BatchResult:
-    return BatchRun(case.context, batch, "worker", is_leaving=leaving_after(after)).run()
+    return BatchAttempt(case.context, batch, "worker", is_leaving=leaving_after(after)).run()
 
 
 @pytest.mark.parametrize("prefetch", [True, False])

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import polars as pl
 from polars.testing import assert_frame_equal
 
-from pipeline.runs.driver.heartbeat import RunSummary
+from pipeline.runs.driver.summary import RunSummary
 from pipeline.runs.ledger.records import Progress
-from pipeline.storage import Staged
-from pipeline.table.log import Catalog
+from pipeline.storage import StagedObject
+from pipeline.table.log import TableLog
 from tests.faults.faulty import doubled
 from tests.faults.world import Scenario
 
@@ -42,11 +42,11 @@ def read_all(scenario: Scenario, uri: str) -> Seen:
 
 def check_output(scenario: Scenario, expected: pl.DataFrame) -> None:
     """The output: each row once, as the oracle has it, and nothing that no manifest names."""
-    catalog = Catalog(scenario.storage, scenario.output)
-    head, _ = catalog.head()
+    table_log = TableLog(scenario.storage, scenario.output)
+    head, _ = table_log.head()
     assert head.publishing is None, "a claim is left"
-    manifest = catalog.manifest(head.current)
-    files = catalog.snapshot(manifest)
+    manifest = table_log.manifest(head.current)
+    files = table_log.snapshot(manifest)
     seen = read_all(scenario, scenario.output)
     assert seen.keys == set(files["key"].to_list()), "the glob and the manifest differ"
     if not expected.is_empty():
@@ -62,9 +62,11 @@ def check_output(scenario: Scenario, expected: pl.DataFrame) -> None:
 def check_ledger(scenario: Scenario, progress: Progress, redone: int, late: bool) -> None:
     """The ledger: every chunk done, not more of them twice than can be explained, no uploads."""
     assert progress.completions.height == len(scenario.ledger.plan())
-    assert progress.spares.height <= redone, progress.spares.select("index", "batch", "worker")
-    every = pl.concat([progress.completions, progress.spares])
-    published = Catalog(scenario.storage, scenario.output)
+    assert progress.duplicates.height <= redone, progress.duplicates.select(
+        "index", "batch", "worker"
+    )
+    every = pl.concat([progress.completions, progress.duplicates])
+    published = TableLog(scenario.storage, scenario.output)
     chosen = published.snapshot(published.manifest()) if late else every
     named = set(chosen["upload"].to_list())
     left = {
@@ -93,14 +95,14 @@ def check_everything(
     progress = scenario.ledger.read()
     check_ledger(scenario, progress, redone, late)
     check_output(scenario, oracle(scenario, transform))
-    before = Catalog(scenario.storage, scenario.output).head()
+    before = TableLog(scenario.storage, scenario.output).head()
     again = scenario.run_here()
     assert (again.state, again.mapped) == ("done", 0), again
-    assert Catalog(scenario.storage, scenario.output).head() == before, "it was published again"
+    assert TableLog(scenario.storage, scenario.output).head() == before, "it was published again"
     return again
 
 
-def unfinished(scenario: Scenario) -> list[Staged]:
+def unfinished(scenario: Scenario) -> list[StagedObject]:
     """Uploads under the output that were neither completed nor aborted."""
     area = scenario.ledger.state + "staged/"
     return scenario.storage.staged_under(scenario.output, area)

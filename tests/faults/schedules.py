@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from pipeline.errors import ChunkmapError
-from pipeline.runs.admin.vacuum import clean
-from pipeline.table.log import Catalog
+from pipeline.runs.admin.vacuum import vacuum
+from pipeline.table.log import TableLog
 from pipeline.table.publish import rollback
 from pipeline.table.repair import repair
 from tests.faults.cluster import Cluster
@@ -90,7 +90,7 @@ class Schedule:
     def _meddle(self) -> None:
         """Somebody else works on the output in the middle of it, or on its state."""
         deeds: dict[str, Callable[[], object]] = {
-            "vacuum": lambda: clean(self.scenario.storage, self.scenario.output, older_than=0.0),
+            "vacuum": lambda: vacuum(self.scenario.storage, self.scenario.output, older_than=0.0),
             "repair": lambda: repair(self._catalog()),
             "roll back and forth": self._roll_back_and_forth,
             "lose the pointer": lambda: self._set_pointer(None),
@@ -108,8 +108,8 @@ class Schedule:
         rule.call = meddle
         self._add(rule, f"{name}, ")
 
-    def _catalog(self) -> Catalog:
-        return Catalog(self.scenario.storage, self.scenario.output)
+    def _catalog(self) -> TableLog:
+        return TableLog(self.scenario.storage, self.scenario.output)
 
     def _roll_back_and_forth(self) -> None:
         number = self._catalog().head()[0].current
@@ -126,7 +126,7 @@ class Schedule:
             storage.put(uri, data)
 
     def _note_pointer(self, _: object) -> None:
-        blob = self.scenario.storage.get_if_there(self._catalog().head_file.uri)
+        blob = self.scenario.storage.get_or_none(self._catalog().head_file.uri)
         self.pointers += [] if blob is None else [blob.data]
 
     def _lie(self) -> None:

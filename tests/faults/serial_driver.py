@@ -11,8 +11,8 @@ import orjson
 from pipeline.config.job import load_job
 from pipeline.config.settings import load_settings
 from pipeline.errors import ChunkmapError
-from pipeline.runs.driver.heartbeat import RunIncompleteError
 from pipeline.runs.driver.run import run_serially
+from pipeline.runs.driver.summary import RunIncompleteError
 from pipeline.storage import open_storage
 
 

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from pipeline.errors import AccessDeniedError
-from pipeline.runs.driver.heartbeat import RunIncompleteError
+from pipeline.runs.driver.summary import RunIncompleteError
 from tests.faults.conftest import NewScenario
 from tests.faults.invariants import check_everything, check_output, read_all
 from tests.faults.rules import Rule

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.repair import repair
 from tests.faults.conftest import NewScenario
 from tests.faults.invariants import check_everything
@@ -37,12 +37,12 @@ def test_a_random_schedule(new: NewScenario, seed: int, request: pytest.FixtureR
     scenario.inject()
     scenario.world.proxy.await_late()
     if schedule.is_tampered:
-        repair(Catalog(scenario.storage, scenario.output))
+        repair(TableLog(scenario.storage, scenario.output))
     if cluster is not None and ended.code:
         cluster.repair()
         ended = cluster.start(scenario).wait(240)
     if ended.code:
         scenario.run_here_until_done()
     # What a driver has left there while its pointer was away, or what came late, is moved away.
-    repair(Catalog(scenario.storage, scenario.output))
+    repair(TableLog(scenario.storage, scenario.output))
     check_everything(scenario, redone=CHUNKS * (1 + schedule.is_tampered), late=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import SchemaChangedError
-from pipeline.runs.driver.heartbeat import RunIncompleteError
-from pipeline.runs.driver.plan import Resume
+from pipeline.runs.driver.plan import ResumeOptions
+from pipeline.runs.driver.summary import RunIncompleteError
 from tests.faults.cluster import Cluster
 from tests.faults.conftest import NewScenario
 from tests.faults.invariants import check_output, oracle, read_all
@@ -103,7 +103,7 @@ def test_a_mended_transform_maps_only_what_failed(new: NewScenario) -> None:
     # The code is the same for everybody here: the bad row is taken out of its sight instead.
     mended = Scenario(scenario.world, f"{scenario.name}-2", scenario.input, "raising")
     mended.output, mended.params = scenario.output, {"row": -1}
-    summary = mended.run_here(Resume(replan=True))
+    summary = mended.run_here(ResumeOptions(replan=True))
     assert summary.state == "done"
     check_output(mended, oracle(mended))
     assert before.height == CHUNKS - 1

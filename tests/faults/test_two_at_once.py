@@ -7,7 +7,7 @@ from threading import Event
 import polars as pl
 import pytest
 
-from pipeline.runs.driver.plan import Resume
+from pipeline.runs.driver.plan import ResumeOptions
 from tests.faults.conftest import NewScenario, mostly_long
 from tests.faults.invariants import check_everything, check_output, oracle
 from tests.faults.points import PUBLISHING, Point
@@ -17,7 +17,7 @@ from tests.faults.world import CHUNKS, GROUPS, ROWS, Scenario, parquet, rows
 pytestmark = pytest.mark.faults
 
 HOLD_SECONDS = 60.0
-TAKE_OVER = Resume(take_over=True)
+TAKE_OVER = ResumeOptions(take_over=True)
 
 
 def _named(point: Point) -> str:
@@ -133,5 +133,5 @@ def test_two_overwrites_at_once(new: NewScenario, point: Point) -> None:
     check_output(one, oracle(other))
 
     # The loser may be run again, and then it wins.
-    assert one.run_here(Resume(replan=True)).state == "done"
+    assert one.run_here(ResumeOptions(replan=True)).state == "done"
     check_output(one, oracle(one))

@@ -27,9 +27,9 @@ from pipeline.cluster.local.processes import free_ports
 from pipeline.config.job import Job, parse_job
 from pipeline.config.settings import Settings
 from pipeline.errors import ChunkmapError
-from pipeline.runs.driver.heartbeat import RunSummary
-from pipeline.runs.driver.plan import Resume
+from pipeline.runs.driver.plan import ResumeOptions
 from pipeline.runs.driver.run import run_serially
+from pipeline.runs.driver.summary import RunSummary
 from pipeline.runs.ledger.find import runs_of
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage, open_storage
@@ -337,7 +337,7 @@ class Scenario:
             arguments, {**self.world.environment(client), **environment}, self.world.folder
         )
 
-    def run_here(self, resume: Resume | None = None) -> RunSummary:
+    def run_here(self, resume: ResumeOptions | None = None) -> RunSummary:
         """Run the job serially in this process, which is the proxy's client `driver`."""
         settings = self.world.settings("driver")
         return run_serially(self.job, settings, open_storage(settings), resume)

@@ -53,7 +53,7 @@ from pipeline.flows.map_dataset import map_dataset
 from pipeline.flows.secret_settings import secrets_of
 from pipeline.flows.server import HEARTBEAT_SECONDS, talking_to
 from pipeline.flows.task_report import TaskReport, read_report
-from pipeline.flows.task_sender import Sender
+from pipeline.flows.task_sender import TaskSender
 from pipeline.flows.worker_context import worker_context, worker_settings
 from pipeline.flows.worker_task import TaskRunNames, run_packed
 
@@ -102,7 +102,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch, no_server: None) -> Iterator[Any]
 
     def submit() -> tuple[Any, Any, Any]:
         with pytest.raises(Caught) as caught:
-            Sender(runner, map_batch_task, list(PARAMETERS)).submit(**PARAMETERS)
+            TaskSender(runner, map_batch_task, list(PARAMETERS)).submit(**PARAMETERS)
         function, arguments, options = caught.value.args
         return function, arguments, options
 

@@ -13,7 +13,7 @@ from polars.testing import assert_frame_equal
 
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.driver.heartbeat import DriverRecord
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from tests.integration.test_run import ask_prefect
 from tests.integration.world import World, parquet, sales
 
@@ -64,7 +64,7 @@ def frame(world: World, name: str) -> pl.DataFrame:
 
 
 def published(world: World, name: str) -> int:
-    return len(Catalog(world.storage, output_of(name)).manifest().commits)
+    return len(TableLog(world.storage, output_of(name)).manifest().commits)
 
 
 def awaited(what: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> Any:

@@ -17,7 +17,7 @@ import pytest
 from pipeline.cluster.certificates import make
 from pipeline.cluster.client import cluster_of
 from pipeline.cluster.local.processes import HOST
-from pipeline.cluster.process_info import About, about
+from pipeline.cluster.process_info import ProcessInfo, about
 from tests.faults.world import await_that
 from tests.integration.own_cluster import PATIENCE, OwnCluster, own_cluster
 from tests.integration.world import READER, ROWS, World
@@ -130,7 +130,7 @@ def test_status_says_what_runs_where(cluster: OwnCluster) -> None:
         def at_work() -> bool:
             assert process.poll() is None, process.communicate()
             [answer] = asked.ask(about).values()
-            assert isinstance(answer, About), answer
+            assert isinstance(answer, ProcessInfo), answer
             seen[:] = answer.at_work
             return bool(seen)
 

@@ -18,7 +18,7 @@ from prefect_dask import DaskTaskRunner
 
 from pipeline.cluster.local_cluster import start_local_cluster
 from pipeline.flows import task_sender
-from pipeline.flows.executor import DaskEngine
+from pipeline.flows.executor import DaskExecutor
 from pipeline.flows.task_report import MAX_REPORT_BYTES
 from pipeline.runs.driver.executor import Outcome
 from pipeline.runs.worker.batch import Batch, BatchResult
@@ -51,7 +51,7 @@ def runner() -> Iterator[Any]:
 def outcome(runner: Any) -> Outcome:
     """Of one batch, of which the driver hears as of any other."""
     with temporary_settings({PREFECT_API_URL: None}):
-        dask = DaskEngine(runner, "none", "none", good_task)
+        dask = DaskExecutor(runner, "none", "none", good_task)
         dask.submit(Batch("b1", "0-3"))
         deadline = time.monotonic() + PATIENCE
         while not (found := dask.wait(1.0)):

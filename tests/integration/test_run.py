@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from pipeline.runs.admin.status import overview
+from pipeline.runs.admin.status import list_runs
 from tests.integration.world import ROWS, Answer, World, parquet, sales
 
 pytestmark = pytest.mark.integration
@@ -149,7 +149,7 @@ def test_interrupted_then_killed_then_finished(world: World) -> None:
     assert process.returncode == 130, said
     assert "next:  go on with: chunkmap run stopped.yaml" in said
     assert "Traceback" not in said
-    (run,) = overview(world.storage, "s3://demo/out/stopped/")
+    (run,) = list_runs(world.storage, "s3://demo/out/stopped/")
     assert run.state == "interrupted"
     assert not world.objects("s3://demo/out/stopped/")
 
@@ -169,7 +169,7 @@ def test_interrupted_then_killed_then_finished(world: World) -> None:
 
 
 def _done(world: World, name: str) -> int:
-    (run,) = overview(world.storage, f"s3://demo/out/{name}/")
+    (run,) = list_runs(world.storage, f"s3://demo/out/{name}/")
     return run.done
 
 
@@ -198,7 +198,7 @@ def test_a_failed_chunk_is_mended_alone(world: World) -> None:
     assert said["mapped"] == said["chunks"] - 1
     assert "ValueError: row 4321 is [odd]" in said["errors"][0]
     assert not world.objects("s3://demo/out/picky/")
-    (run,) = overview(world.storage, "s3://demo/out/picky/")
+    (run,) = list_runs(world.storage, "s3://demo/out/picky/")
     assert (run.state, run.failed, run.done) == ("failed", 1, said["mapped"])
     shown = world.chunkmap("status", run.run)
     assert "row 4321 is [odd]" in shown.out

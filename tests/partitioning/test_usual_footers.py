@@ -14,7 +14,7 @@ from partitioning import ObjectInfo, Tail, TailRequest, Term, footer_arrays
 from partitioning.footer_arrays import read_footer, read_varints
 from partitioning.footer_pattern import FooterMatcher
 from partitioning.footers import FooterBatch, FooterGroup, FooterSpec, read_footers
-from partitioning.parquet_footer import BadFooter, Footer, Wish, parse_footer
+from partitioning.parquet_footer import BadFooter, Footer, RequestedState, parse_footer
 from partitioning.thrift import write_varint
 from tests.fuzz import corpus
 from tests.fuzz.changes import change_footer
@@ -95,7 +95,7 @@ def is_usual(data: bytes) -> bool:
 
 
 def columns_of(data: bytes) -> tuple[str, ...]:
-    return parse_footer(footer(data), len(data), Wish()).schema.columns
+    return parse_footer(footer(data), len(data), RequestedState()).schema.columns
 
 
 @pytest.mark.parametrize("name", CORPUS)
@@ -196,14 +196,17 @@ def test_bytes_that_no_object_has_are_refused_though_no_values_are_there() -> No
 
 
 WISHES = {
-    "workers": Wish(statistics=None, encodings=True, groups=range(1, 3)),
-    "all": Wish(statistics=None, encodings=True),
-    "some": Wish(frozenset(("int32", "list")), frozenset(("int32",))),
+    "workers": RequestedState(statistics=None, encodings=True, groups=range(1, 3)),
+    "all": RequestedState(statistics=None, encodings=True),
+    "some": RequestedState(frozenset(("int32", "list")), frozenset(("int32",))),
 }
 
 
 def whole(
-    parse: Callable[[bytes, int, Wish], Footer], own: bytes, size: int, wish: Wish
+    parse: Callable[[bytes, int, RequestedState], Footer],
+    own: bytes,
+    size: int,
+    wish: RequestedState,
 ) -> Footer | tuple[Any, ...]:
     """Return a footer, or what is wrong with it."""
     try:

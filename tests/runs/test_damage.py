@@ -16,11 +16,13 @@ from partitioning.errors import PlanningError
 from partitioning.table_file import MAGIC, TableFile
 from pipeline.errors import ChunkmapError, StateError
 from pipeline.runs.admin.known_outputs import known_outputs, remember_output
-from pipeline.runs.admin.status import fetch_report, overview
-from pipeline.runs.admin.vacuum import clean
+from pipeline.runs.admin.status import list_runs
+from pipeline.runs.admin.vacuum import vacuum
 from pipeline.runs.backfill.driver import Again
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
-from pipeline.runs.driver.heartbeat import Driver, publish_run, read_driver
+from pipeline.runs.driver.heartbeat import Heartbeat, read_driver
+from pipeline.runs.driver.publish import publish_run
+from pipeline.runs.driver.report import fetch_report
 from pipeline.runs.ledger.find import find_runs, runs_of
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import RunRecord
@@ -55,7 +57,7 @@ def make_run() -> tuple[MemoryBackend, Run]:
     run.ledger.read()
     run.ledger.fold()
     run.complete(2, 3)
-    Driver.of(run.storage, run.ledger.prefix).write("done")
+    Heartbeat.of(run.storage, run.ledger.prefix).write("done")
     run.ledger.accept(0)
     publish_run(run.storage, run.ledger)
     return backend, run
@@ -81,7 +83,7 @@ def meaning(backend: MemoryBackend, run: str) -> dict[str, Any]:
         "left": lambda: ledger.read().left(4),
         "completions": lambda: list(ledger.read().completions.iter_rows()),
         "runs": lambda: [record.run for record in runs_of(storage, OUTPUT)],
-        "states": lambda: [state.run for state in overview(storage, OUTPUT)],
+        "states": lambda: [state.run for state in list_runs(storage, OUTPUT)],
     }
     return answers(readers)
 
@@ -153,12 +155,12 @@ def test_one_damaged_run_does_not_block_the_others(name: str, cut: int) -> None:
     second.complete()
     uri = first.ledger.prefix + name
     backend.stored[uri] = _Stored(backend.stored[uri].data[:cut])
-    states = {state.run: state for state in overview(backend.storage(), OUTPUT)}
+    states = {state.run: state for state in list_runs(backend.storage(), OUTPUT)}
     assert states[first.ledger.run].state == "damaged"
     assert uri in states[first.ledger.run].problems[0]
     assert states[second.ledger.run].done == 2
     assert publish_run(second.storage, second.ledger) == 2
-    assert clean(backend.storage(), OUTPUT).spared in ((), (first.ledger.run,))
+    assert vacuum(backend.storage(), OUTPUT).spared in ((), (first.ledger.run,))
 
 
 def test_what_a_damaged_run_has_staged_is_spared() -> None:
@@ -166,10 +168,10 @@ def test_what_a_damaged_run_has_staged_is_spared() -> None:
     run = run_of(backend.storage(), PLAN)
     run.complete()
     backend.stored[run.ledger.prefix + "run.json"] = _Stored(b"")
-    cleaned = clean(backend.storage(), OUTPUT, older_than=0.0)
+    cleaned = vacuum(backend.storage(), OUTPUT, older_than=0.0)
     assert cleaned.spared == (run.ledger.run,)
     assert len(backend.uploads) == 4
-    clean(backend.storage(), OUTPUT, older_than=0.0, discard=[run.ledger.run])
+    vacuum(backend.storage(), OUTPUT, older_than=0.0, discard=[run.ledger.run])
     assert not backend.uploads
 
 

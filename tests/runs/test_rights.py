@@ -13,9 +13,9 @@ import pytest
 
 from pipeline.config.job import Job
 from pipeline.config.settings import load_settings
-from pipeline.runs.admin.status import overview
+from pipeline.runs.admin.status import list_runs
 from pipeline.runs.admin.verify import verify_output
-from pipeline.runs.driver.plan import Resume, plan_run
+from pipeline.runs.driver.plan import ResumeOptions, plan_run
 from pipeline.runs.driver.run import run_serially
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import PARTIAL
@@ -76,7 +76,7 @@ def test_a_run_ends_right_with_these_rights_whatever_a_worker_has_written(
     driver, worker = on(server.driver), on(server.worker, copied)
     monkeypatch.setattr(chunk, "own_storage", lambda: worker)
     job, settings = job_of("partial"), load_settings()
-    planned = plan_run(job, settings, driver, Resume())
+    planned = plan_run(job, settings, driver, ResumeOptions())
     hostile = Run(worker, Ledger(worker, job.output.uri, planned.ledger.run), planned.plan)
     entry = hostile.completion(3)
     hostile.store(
@@ -90,7 +90,7 @@ def test_a_run_ends_right_with_these_rights_whatever_a_worker_has_written(
     assert [note for note in summary.notes if "not counted" in note]
     assert {i.uri: i.etag for i in on(server.admin).objects("s3://lake/in/")} == before
     assert read(server, job)["count"].sum() == FILES * ROWS
-    (state,) = overview(driver, job.output.uri)
+    (state,) = list_runs(driver, job.output.uri)
     assert state.state == "done" and len(state.problems) == 3
     verified = verify_output(driver, job.output.uri)
     assert verified.problems == () and len(verified.notes) == 3
@@ -108,7 +108,7 @@ def test_a_reduce_ends_right_with_these_rights(
     # So many partials that the reduce is a tree: workers look whether its nodes are there.
     settings = load_settings(overrides={"batches": {"max_chunks": 1}})
     job = job_of("partial", reduce=reduce)
-    planned = plan_run(job, settings, driver, Resume())
+    planned = plan_run(job, settings, driver, ResumeOptions())
     hostile = Run(worker, Ledger(worker, job.output.uri, planned.ledger.run), planned.plan)
     nowhere = planned.ledger.prefix + "partials/nobody-stored-this.arrow"
     entry = hostile.completion(3)

@@ -21,8 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from partitioning import Windowing, windows_of_plan
 from pipeline.errors import ConflictError, OutputNotEmptyError, StorageError, UsageError
-from pipeline.runs.admin.vacuum import clean
-from pipeline.runs.driver.heartbeat import publish_run
+from pipeline.runs.admin.vacuum import vacuum
+from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.driver.publish_windows import publish_windows
 from pipeline.runs.ledger.ledger import Ledger, run_id
 from pipeline.runs.ledger.records import Completion
@@ -37,7 +37,7 @@ from pipeline.table.errors import (
 )
 from pipeline.table.head import HeadFile
 from pipeline.table.keys import original_key
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.publish import prepare_output, rollback
 from pipeline.table.repair import repair
 from tests.support.faulty_storage import CHANGES, Fault, Faulty, KilledError, Script, lost
@@ -180,7 +180,7 @@ class Output(RuleBasedStateMachine):
             mode = mode.replace("overwrite", "overwrite-partitions")
         job = job_of(mode, **({"window": WINDOWS} if code == "by windows" else {}))  # type: ignore[arg-type]
         run = run_id(PLANS[plan], job, code)
-        manifest = prepare_output(Catalog(storage, OUTPUT), mode, run)
+        manifest = prepare_output(TableLog(storage, OUTPUT), mode, run)
         ledger = Ledger.create(storage, job, PLANS[plan], code, manifest.number)
         self.by_windows |= {run} if job.window else set()
         self.runs.setdefault(run, (Run(storage, ledger, PLANS[plan]), mode))
@@ -192,7 +192,7 @@ class Output(RuleBasedStateMachine):
         wanted = {chunk for chunks in windows.values() for chunk in chunks}
         if own.ledger.published() is not None:
             return
-        prepare_output(Catalog(storage, OUTPUT), own.record.mode, own.ledger.run)
+        prepare_output(TableLog(storage, OUTPUT), own.record.mode, own.ledger.run)
         vanished: UploadsVanishedError | None = None
         for _ in range(3):
             left = own.ledger.read().left(len(own.plan))
@@ -283,15 +283,15 @@ class Output(RuleBasedStateMachine):
                 self.drive(storage, run)
             case "rollback":
                 with suppress(UsageError, UploadsVanishedError, FilesMissingError):
-                    rollback(Catalog(storage, OUTPUT))
+                    rollback(TableLog(storage, OUTPUT))
             case "vacuum":
                 with suppress(UploadsVanishedError, FilesMissingError):
-                    clean(storage, OUTPUT, older_than=0.0)
+                    vacuum(storage, OUTPUT, older_than=0.0)
             case "discard":
                 with suppress(UploadsVanishedError, FilesMissingError):
-                    clean(storage, OUTPUT, older_than=0.0, discard=[run.ledger.run])
+                    vacuum(storage, OUTPUT, older_than=0.0, discard=[run.ledger.run])
             case "repair":
-                repair(Catalog(storage, OUTPUT))
+                repair(TableLog(storage, OUTPUT))
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data(), command=st.sampled_from(["vacuum", "discard", "repair"]), trouble=TROUBLE)
@@ -312,7 +312,7 @@ class Output(RuleBasedStateMachine):
     def the_pointer_is_lost_or_old(self, data: Any) -> None:
         """Deleted by hand or by a lifecycle rule, or restored from a backup."""
         uri = HeadFile(self.backend.storage(), state_prefix(OUTPUT)).uri
-        if not Catalog(self.backend.storage(), OUTPUT).head()[0].current:
+        if not TableLog(self.backend.storage(), OUTPUT).head()[0].current:
             return  # Nothing was published: there is nothing by which it could be missed.
         old = data.draw(st.sampled_from([None, *self.pointers[:-1]]))
         if old is None:
@@ -333,7 +333,7 @@ class Output(RuleBasedStateMachine):
     @rule(trouble=TROUBLE)
     def somebody_repairs_the_pointer(self, trouble: Trouble) -> None:
         self.troubled(trouble, lambda storage: self.do("repair", storage, None))  # type: ignore[arg-type]
-        repair(Catalog(self.backend.storage(), OUTPUT))
+        repair(TableLog(self.backend.storage(), OUTPUT))
         self.is_tampered = False
 
     @precondition(lambda self: self.runs)
@@ -403,27 +403,27 @@ class Output(RuleBasedStateMachine):
             if "/manifests/" in uri or "/commits/" in uri:
                 assert self.frozen.setdefault(uri, content) == content
         assert self.frozen.keys() <= self.backend.stored.keys()
-        catalog = Catalog(self.backend.storage(), OUTPUT)
-        for number in range(len(self.keys), catalog.head()[0].current + 1):
-            manifest = catalog.manifest(number)
+        table_log = TableLog(self.backend.storage(), OUTPUT)
+        for number in range(len(self.keys), table_log.head()[0].current + 1):
+            manifest = table_log.manifest(number)
             for entry in manifest.commits:
                 if not entry.adds_files:
                     self.released |= set(entry.releases)
                     continue
-                files = catalog.known(entry).files
+                files = table_log.known(entry).files
                 assert files["chunk"].is_unique().all()
                 assert (files.height, files["rows"].sum()) == (entry.files, entry.rows)
-            self.keys.append(set(catalog.snapshot(manifest)["key"]))
+            self.keys.append(set(table_log.snapshot(manifest)["key"]))
             self.rolled_back |= manifest.rollback_of is not None
 
     def a_glob_sees_whole_chunks_of_commits(self) -> None:
-        catalog = Catalog(self.backend.storage(), OUTPUT)
-        head, _ = catalog.head()
+        table_log = TableLog(self.backend.storage(), OUTPUT)
+        head, _ = table_log.head()
         named = set().union(*self.keys)
-        current = set(catalog.snapshot(catalog.manifest(head.current))["key"])
+        current = set(table_log.snapshot(table_log.manifest(head.current))["key"])
         claimed = head.publishing.commits if head.publishing is not None else ()
         for commit_name in {*claimed, *self.released}:
-            commit = catalog.commit(commit_name)
+            commit = table_log.commit(commit_name)
             assert commit is not None
             named |= set(commit.files["key"])
             current |= set(commit.files["key"]) if commit_name in claimed else set()
@@ -446,7 +446,7 @@ class Output(RuleBasedStateMachine):
         for late in self.late:
             with suppress(StorageError):
                 late()
-        repair(Catalog(storage, OUTPUT))
+        repair(TableLog(storage, OUTPUT))
         ended: dict[str, str] = {}
         for _ in range(3):  # A claim whose uploads vanished must be ended by its own run first.
             for name, (run, _) in self.runs.items():
@@ -455,18 +455,18 @@ class Output(RuleBasedStateMachine):
                     ended[name] = "published"
                 except (ConflictError, OutputNotEmptyError):
                     ended[name] = "refused"
-        settle(Catalog(storage, OUTPUT))
-        assert repair(Catalog(storage, OUTPUT))[-1].problems == ()
+        settle(TableLog(storage, OUTPUT))
+        assert repair(TableLog(storage, OUTPUT))[-1].problems == ()
         check_settled(self.backend)
         self.check_ends(ended)
 
     def check_ends(self, ended: dict[str, str]) -> None:
-        catalog = Catalog(self.backend.storage(), OUTPUT)
-        last = catalog.head()[0].current
-        manifests = [catalog.manifest(number) for number in range(last + 1)]
+        table_log = TableLog(self.backend.storage(), OUTPUT)
+        last = table_log.head()[0].current
+        manifests = [table_log.manifest(number) for number in range(last + 1)]
         for name, (run, mode) in self.runs.items():
             entries = {e.name: e for m in manifests for e in m.commits if e.run == name}
-            frames = [catalog.known(entry).files for entry in entries.values()]
+            frames = [table_log.known(entry).files for entry in entries.values()]
             files = pl.concat(frames) if frames else None
             windows = self.windows(run)
             if ended[name] == "refused":
@@ -485,7 +485,7 @@ class Output(RuleBasedStateMachine):
                 assert sorted(files["index"]) == list(range(len(run.plan)))
             assert sorted(files["chunk"]) == sorted(of_whole if windows else run.plan.chunk_ids)
             known = run.again(self.backend.storage()).ledger.read()
-            attempts = {*known.completions["attempt"], *known.spares["attempt"]}
+            attempts = {*known.completions["attempt"], *known.duplicates["attempt"]}
             assert set(files["attempt"]) <= attempts
 
 
@@ -523,7 +523,7 @@ class Repairs(Output):
             self.note_pointer()
             self.nothing_of_others_is_touched()
         if rolled:
-            rollback(Catalog(self.backend.storage(), OUTPUT))
+            rollback(TableLog(self.backend.storage(), OUTPUT))
         mode = data.draw(st.sampled_from(self.modes))
         self.submit(self.backend.storage(), mode, data.draw(st.integers(0, 2)), "c")
         dead = list(self.runs.values())[-1][0]

@@ -17,7 +17,7 @@ import pytest
 from pipeline.config.settings import Settings, load_settings
 from pipeline.runs.admin.verify import verify_output
 from pipeline.runs.backfill.driver import Again, BackfillDriver
-from pipeline.runs.backfill.orchestrator import SerialBackfill
+from pipeline.runs.backfill.orchestrator import NoBackfillOrchestrator
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.driver.run import run_serially
 from pipeline.runs.ledger.ledger import Ledger
@@ -87,7 +87,7 @@ def test_a_backfill_is_resumed(settings: Settings) -> None:
     [record] = backfills_of(storage, "s3://sample/daily/")
     store = BackfillStore(storage, record.output, record.backfill)
     assert published(record.output).height == 50
-    summary = BackfillDriver(store, settings, SerialBackfill(), Again()).to_the_end()
+    summary = BackfillDriver(store, settings, NoBackfillOrchestrator(), Again()).run()
     assert (summary.state, summary.counts["done"]) == ("done", 8)
     assert published(record.output).equals(expected())
     assert verify_output(storage, record.output).problems == ()

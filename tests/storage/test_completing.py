@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import AccessDeniedError, ObjectMissingError, StorageError
-from pipeline.storage import RetryPolicy, Staged, Storage
+from pipeline.storage import RetryPolicy, StagedObject, Storage
 from pipeline.storage.local_backend import LocalBackend
 from pipeline.storage.s3_backend import S3Backend
 from tests.servers.launching import BUCKET, Server
@@ -24,11 +24,11 @@ everywhere = pytest.mark.parametrize("place", BOTH_WAYS, indirect=True)
 ETAG = "0" * 32
 
 
-def is_upload(staged: Staged) -> bool:
+def is_upload(staged: StagedObject) -> bool:
     return "/" not in staged.upload
 
 
-def among_others(place: Place, bad: Staged) -> None:
+def among_others(place: Place, bad: StagedObject) -> None:
     """Completing says that this one is gone, and completes those before and after it."""
     good = [stage(place, f"good/{n}", b"good") for n in range(4)]
     items = [*good[:2], bad, *good[2:]]
@@ -73,7 +73,7 @@ def test_an_upload_that_was_completed_and_deleted(place: Place) -> None:
     if place.name == "ministack" and is_upload(staged):
         pytest.skip("ministack: it says that it completed the upload, and does nothing")
     among_others(place, staged)
-    assert place.storage.get_if_there(staged.uri) is None
+    assert place.storage.get_or_none(staged.uri) is None
 
 
 @everywhere
@@ -92,7 +92,7 @@ def test_parts_that_were_never_sent(place: Place, parts: tuple[str, ...]) -> Non
         pytest.skip("memory: keeps no parts")
     bad = replace(staged, parts=parts)
     among_others(place, bad)
-    assert place.storage.get_if_there(bad.uri) is None
+    assert place.storage.get_or_none(bad.uri) is None
     if place.name == "seaweedfs" and parts in ((), ("",)):
         return  # It drops the upload.
     # What was really sent is still there to be completed.
@@ -146,7 +146,7 @@ def test_a_missing_right_is_named_and_is_no_vanished_upload(seaweedfs: Server) -
 ONE_OF_THREE = """
 import sys
 from pipeline.errors import AccessDeniedError
-from pipeline.storage import Staged, Storage
+from pipeline.storage import StagedObject, Storage
 from pipeline.storage.local_backend import LocalBackend
 root = sys.argv[1]
 storage = Storage({"file": LocalBackend()})

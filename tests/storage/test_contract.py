@@ -89,7 +89,7 @@ def test_what_is_not_there_is_missing_by_name(place: Place) -> None:
         assert caught.value.uri == uri
     with pytest.raises(ObjectMissingError):
         place.storage.get_ranges(ObjectInfo(uri, "0" * 32, 9), [(0, 1)])
-    assert place.storage.get_if_there(uri) is None
+    assert place.storage.get_or_none(uri) is None
 
 
 def test_zero_bytes_are_an_object(place: Place) -> None:
@@ -167,7 +167,7 @@ def test_the_mark_of_a_folder_is_an_object_of_its_own(place: Place) -> None:
     assert place.storage.get(place.uri("folder")).data == b"object"
     place.storage.delete(place.uri("folder/"))
     assert place.storage.head(place.uri("folder")).size == 6
-    assert place.storage.get_if_there(place.uri("folder/")) is None
+    assert place.storage.get_or_none(place.uri("folder/")) is None
 
 
 def test_ranges_come_in_the_order_asked(place: Place) -> None:
@@ -246,7 +246,7 @@ def test_put_if_replaces_one_version(place: Place) -> None:
 def test_put_if_needs_an_object(place: Place) -> None:
     with pytest.raises(PreconditionFailedError):
         place.storage.put_if(place.uri("none"), b"x", "0" * 32)
-    assert place.storage.get_if_there(place.uri("none")) is None
+    assert place.storage.get_or_none(place.uri("none")) is None
 
 
 def test_one_of_many_creates(place: Place) -> None:

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from pipeline.errors import TransientStorageError
-from pipeline.storage import Staged
+from pipeline.storage import StagedObject
 from pipeline.storage.retry import RetryPolicy
 from pipeline.storage.s3_backend import S3Backend
 from pipeline.storage.s3_connection import Access
@@ -48,6 +48,6 @@ def endpoint() -> Iterator[str]:
 def test_a_copy_that_fails_after_it_said_200_has_failed(endpoint: str) -> None:
     access = Access(endpoint=endpoint, key_id="key", secret="secret")
     backend = S3Backend(access, RetryPolicy(attempts=1))
-    staged = Staged("s3://b/out/a", "s3://b/out.chunkmap/staged/out/a.1", ("0",), 1, "1")
+    staged = StagedObject("s3://b/out/a", "s3://b/out.chunkmap/staged/out/a.1", ("0",), 1, "1")
     with pytest.raises(TransientStorageError):
         backend.complete([staged])

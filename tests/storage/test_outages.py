@@ -26,7 +26,7 @@ def test_a_driver_waits_until_it_is_back() -> None:
             raise TransientStorageError("nobody answers")
         return "here"
 
-    assert outages.waited_out(ask) == "here"
+    assert outages.retry_until_available(ask) == "here"
 
 
 def test_what_will_not_pass_is_raised_at_once() -> None:
@@ -37,7 +37,7 @@ def test_what_will_not_pass_is_raised_at_once() -> None:
         raise ObjectMissingError("s3://b/k")
 
     with pytest.raises(ObjectMissingError):
-        outages.waited_out(ask)
+        outages.retry_until_available(ask)
     assert len(asked) == 1
 
 
@@ -45,8 +45,8 @@ def test_what_is_nice_to_have_is_left_out(caplog: pytest.LogCaptureFixture) -> N
     def fail(error: Exception) -> None:
         raise error
 
-    with outages.advisory():
+    with outages.best_effort():
         fail(TransientStorageError("nobody answers"))
     assert "nobody answers" in caplog.text
-    with pytest.raises(ObjectMissingError), outages.advisory():
+    with pytest.raises(ObjectMissingError), outages.best_effort():
         raise ObjectMissingError("s3://b/k")

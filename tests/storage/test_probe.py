@@ -13,9 +13,9 @@ from pipeline.config.job import Job
 from pipeline.config.settings import Settings
 from pipeline.errors import AlreadyExistsError, PreconditionFailedError, UsageError
 from pipeline.flows.doctor import _conditions
-from pipeline.runs.backfill.plan import Asked, create, draft
+from pipeline.runs.backfill.plan import WindowSelection, create, draft
 from pipeline.runs.backfill.records import Options
-from pipeline.runs.driver.plan import Resume, plan_run
+from pipeline.runs.driver.plan import ResumeOptions, plan_run
 from pipeline.runs.driver.run import run_serially
 from pipeline.storage import (
     Storage,
@@ -25,7 +25,7 @@ from pipeline.storage import (
     own_storage,
     require_conditional_writes,
 )
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from tests.servers.forgetful import CONDITIONS, forgetful
 from tests.servers.launching import BUCKET, Server
 
@@ -74,10 +74,10 @@ def test_a_service_that_ignores_conditions_is_refused(
         settings = settings_of(server)
         storage = open_storage(settings)
         job = job_in(prefix, storage, window={"column": "ds"})
-        planned = draft(job, settings, storage, Asked(), Options())
+        planned = draft(job, settings, storage, WindowSelection(), Options())
         for begin in (
-            lambda: run_serially(job, settings, storage, Resume()),
-            lambda: plan_run(job, settings, storage, Resume()),
+            lambda: run_serially(job, settings, storage, ResumeOptions()),
+            lambda: plan_run(job, settings, storage, ResumeOptions()),
             lambda: create(storage, planned),
         ):
             with pytest.raises(UsageError) as caught:
@@ -105,13 +105,13 @@ def test_a_single_writer_may_go_on(
         request.addfinalizer(own_storage.cache_clear)
         storage = open_storage(settings)
         job = job_in(prefix, storage)
-        run_serially(job, settings, storage, Resume())
+        run_serially(job, settings, storage, ResumeOptions())
         other = job.model_copy(update={"name": "other", "params": {"note": "again"}})
-        run_serially(other, settings, storage, Resume())
-        catalog = Catalog(storage, job.output.uri)
-        assert catalog.manifest().number == 2
-        named = {catalog.output + key for key in catalog.keys(catalog.manifest().commits)}
-        assert named == {info.uri for info in storage.objects(catalog.output)}
+        run_serially(other, settings, storage, ResumeOptions())
+        table_log = TableLog(storage, job.output.uri)
+        assert table_log.manifest().number == 2
+        named = {table_log.output + key for key in table_log.keys(table_log.manifest().commits)}
+        assert named == {info.uri for info in storage.objects(table_log.output)}
         assert len(named) == 4
         assert _conditions(storage, prefix + "/doctor/", "it").level == "warning"
 

@@ -26,7 +26,7 @@ from pipeline.errors import (
     Transient,
     TransientStorageError,
 )
-from pipeline.storage import Backend, Staged
+from pipeline.storage import Backend, StagedObject
 from pipeline.storage.local_backend import LocalBackend
 from pipeline.storage.s3_backend import S3Backend
 from pipeline.storage.s3_connection import Access
@@ -42,8 +42,8 @@ def backend(access: Access) -> S3Backend:
     return S3Backend(access, QUICK)
 
 
-def staged(prefix: str) -> Staged:
-    return Staged(prefix + "st", "no-such-upload", ("00",), 1, "attempt")
+def staged(prefix: str) -> StagedObject:
+    return StagedObject(prefix + "st", "no-such-upload", ("00",), 1, "attempt")
 
 
 ETAG = "0" * 32

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pipeline.errors import ObjectMissingError
-from pipeline.storage import Staged
+from pipeline.storage import StagedObject
 from pipeline.storage.s3_backend import COPIED_BYTES
 from pipeline.storage.s3_uploads import PART_BYTES
 from tests.storage.conftest import PLACES, UPLOADS, Place, names
@@ -24,7 +24,7 @@ BOTH_WAYS = [
 pytestmark = pytest.mark.parametrize("place", BOTH_WAYS, indirect=True)
 
 
-def stage(place: Place, key: str, data: bytes, attempt: str | None = None) -> Staged:
+def stage(place: Place, key: str, data: bytes, attempt: str | None = None) -> StagedObject:
     attempt = attempt or uuid.uuid4().hex
     return place.storage.stage(place.uri(key), memoryview(data), attempt, place.area)
 

@@ -13,11 +13,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from pipeline.runs.admin.vacuum import clean
+from pipeline.runs.admin.vacuum import vacuum
 from pipeline.storage import RetryPolicy
 from pipeline.storage.s3_backend import S3Backend
 from pipeline.storage.s3_connection import Access
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from tests.storage.conftest import PLACES, Place
 
 MANY = 1100
@@ -58,8 +58,8 @@ def test_all_of_many_uploads_are_found(place: Place) -> None:
 @pytest.mark.parametrize("place", ["seaweedfs"], indirect=True)
 def test_cleaning_aborts_all_of_many_uploads(place: Place) -> None:
     begin(place, [f"out/part-{n:07d}-{'0' * 16}.parquet" for n in range(MANY)])
-    Catalog(place.storage, place.uri("out/"))
-    assert clean(place.storage, place.uri("out/"), older_than=0.0).uploads == MANY
+    TableLog(place.storage, place.uri("out/"))
+    assert vacuum(place.storage, place.uri("out/"), older_than=0.0).uploads == MANY
     assert place.storage.staged_under(place.uri("out/"), place.area) == []
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pipeline.runs.admin.verify import verify_output
-from pipeline.storage import Staged
+from pipeline.storage import StagedObject
 from pipeline.table.errors import UploadsVanishedError
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.publish import rollback
 from tests.storage.conftest import Place
 from tests.support.windowing import complete, daily, days, publish_days, windowed_run
@@ -37,22 +37,24 @@ def test_windows_are_published_and_rolled_back(
     second = windowed_run(place.storage, plan, code="new", rule=rule, output=output)
     complete(second, labels[-1])
     assert publish_days(second) == 3
-    catalog = Catalog(place.storage, output)
-    entries = catalog.manifest().commits
+    table_log = TableLog(place.storage, output)
+    entries = table_log.manifest().commits
     assert sorted(str(entry.window) for entry in entries[:-1]) == labels
     assert entries[-1].window == labels[-1]
-    assert keys(catalog, second.ledger.run) == 2
+    assert keys(table_log, second.ledger.run) == 2
     assert not verify_output(place.storage, output).problems
-    assert rollback(catalog).rollback_of == 2
-    assert keys(catalog, second.ledger.run) == 0
-    assert keys(catalog, first.ledger.run) == len(plan)
+    assert rollback(table_log).rollback_of == 2
+    assert keys(table_log, second.ledger.run) == 0
+    assert keys(table_log, first.ledger.run) == len(plan)
     assert not verify_output(place.storage, output).problems
 
 
-def keys(catalog: Catalog, run: str) -> int:
+def keys(table_log: TableLog, run: str) -> int:
     """Visible files of a run, all of which the manifest names."""
-    there = {i.uri.removeprefix(catalog.output) for i in catalog.storage.objects(catalog.output)}
-    assert there == set(catalog.keys(catalog.manifest().commits))
+    there = {
+        i.uri.removeprefix(table_log.output) for i in table_log.storage.objects(table_log.output)
+    }
+    assert there == set(table_log.keys(table_log.manifest().commits))
     return sum(run in key for key in there)
 
 
@@ -61,7 +63,7 @@ def test_a_vanished_upload_of_one_window(place: Place) -> None:
     run = windowed_run(place.storage, daily(days(1, 2)), output=output)
     complete(run)
     one = run.ledger.read().completions.row(0, named=True)
-    staged = Staged(
+    staged = StagedObject(
         one["uri"], one["upload"], tuple(one["parts"]), one["bytes_out"], one["attempt"]
     )
     place.storage.abort([staged])

@@ -14,13 +14,13 @@ import polars as pl
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings, load_settings
 from pipeline.runs.backfill.driver import Again, BackfillDriver
-from pipeline.runs.backfill.orchestrator import SerialBackfill
-from pipeline.runs.backfill.plan import Asked, Draft, create, draft
+from pipeline.runs.backfill.orchestrator import NoBackfillOrchestrator
+from pipeline.runs.backfill.plan import Draft, WindowSelection, create, draft
 from pipeline.runs.backfill.records import Options
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.backfill.summary import BackfillSummary
 from pipeline.storage import Storage, own_storage
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.scan import scan_output
 
 TRANSFORM = """
@@ -106,24 +106,38 @@ class Days:
         return own_storage()
 
     def draft(
-        self, job: Job, asked: Asked | None = None, *, accept_code: bool = False, **options: Any
+        self,
+        job: Job,
+        asked: WindowSelection | None = None,
+        *,
+        accept_code: bool = False,
+        **options: Any,
     ) -> Draft:
         chosen = Options(**options)
         return draft(
-            job, self.settings, self.storage, asked or Asked(), chosen, accept_code=accept_code
+            job,
+            self.settings,
+            self.storage,
+            asked or WindowSelection(),
+            chosen,
+            accept_code=accept_code,
         )
 
-    def create(self, job: Job, asked: Asked | None = None, **options: Any) -> BackfillStore:
+    def create(
+        self, job: Job, asked: WindowSelection | None = None, **options: Any
+    ) -> BackfillStore:
         store, _ = create(self.storage, self.draft(job, asked, **options))
         return store
 
     def driver(self, store: BackfillStore, again: Again | None = None) -> BackfillDriver:
-        return BackfillDriver(store, self.settings, SerialBackfill(), again or Again())
+        return BackfillDriver(store, self.settings, NoBackfillOrchestrator(), again or Again())
 
     def drive(self, store: BackfillStore, again: Again | None = None) -> BackfillSummary:
-        return self.driver(store, again).to_the_end()
+        return self.driver(store, again).run()
 
-    def run(self, job: Job, asked: Asked | None = None, **options: Any) -> BackfillSummary:
+    def run(
+        self, job: Job, asked: WindowSelection | None = None, **options: Any
+    ) -> BackfillSummary:
         return self.drive(self.create(job, asked, **options))
 
     def rows(self, version: int | None = None) -> pl.DataFrame:
@@ -138,8 +152,8 @@ class Days:
         return frame.sort("id").select(sorted(frame.columns))
 
     def manifest_numbers(self) -> int:
-        return Catalog(self.storage, self.output).manifest().number
+        return TableLog(self.storage, self.output).manifest().number
 
     def windows_held(self) -> list[str]:
-        commits = Catalog(self.storage, self.output).manifest().commits
+        commits = TableLog(self.storage, self.output).manifest().commits
         return sorted({entry.window for entry in commits if entry.window})

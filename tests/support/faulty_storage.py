@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 from partitioning import ObjectInfo
 from pipeline.errors import TransientStorageError
-from pipeline.storage import Backend, Blob, Staged
+from pipeline.storage import Backend, Blob, StagedObject
 from pipeline.storage.tokens import TokenRule
 
 T = TypeVar("T")
@@ -112,16 +112,16 @@ class Faulty:
     def delete(self, uri: str) -> None:
         return self._do("delete", lambda: self.inner.delete(uri))
 
-    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> Staged:
+    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> StagedObject:
         return self._do("stage", lambda: self.inner.stage(uri, data, attempt, area))
 
-    def missing(self, staged: Sequence[Staged]) -> list[Staged]:
+    def missing(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
         return self._do("missing", lambda: self.inner.missing(staged))
 
-    def complete(self, staged: Sequence[Staged]) -> list[Staged]:
+    def complete(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
         return self._do("complete", lambda: self.inner.complete(staged))
 
-    def abort(self, staged: Sequence[Staged]) -> None:
+    def abort(self, staged: Sequence[StagedObject]) -> None:
         return self._do("abort", lambda: self.inner.abort(staged))
 
     def abort_days(self, uri: str) -> float | None:
@@ -130,5 +130,5 @@ class Faulty:
     def token_rule(self, output: str, area: str) -> TokenRule:
         return self.inner.token_rule(output, area)
 
-    def staged_under(self, prefix: str, area: str) -> Iterator[Staged]:
+    def staged_under(self, prefix: str, area: str) -> Iterator[StagedObject]:
         return self._do("staged_under", lambda: iter(list(self.inner.staged_under(prefix, area))))

@@ -15,7 +15,7 @@ from pipeline.errors import (
     ObjectMissingError,
     PreconditionFailedError,
 )
-from pipeline.storage import Blob, RetryPolicy, Staged, Storage
+from pipeline.storage import Blob, RetryPolicy, StagedObject, Storage
 from pipeline.storage.tokens import TokenRule
 
 AT_ONCE = RetryPolicy(attempts=4, seconds=30.0, wait_initial=0.0, wait_max=0.0)
@@ -95,24 +95,24 @@ class MemoryBackend:
         with self._lock:
             self.stored.pop(uri, None)
 
-    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> Staged:
+    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> StagedObject:
         with self._lock:
             upload = f"upload-{next(self._numbers)}"
             self.uploads[upload] = (uri, bytes(data), attempt)
-        return Staged(uri, upload, ("part",), len(data), attempt)
+        return StagedObject(uri, upload, ("part",), len(data), attempt)
 
-    def missing(self, staged: Sequence[Staged]) -> list[Staged]:
+    def missing(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
         with self._lock:
             return [i for i in staged if not self._is_staged(i) and not self._is_ours(i)]
 
-    def _is_staged(self, item: Staged) -> bool:
+    def _is_staged(self, item: StagedObject) -> bool:
         # An upload belongs to its key: by another one it is not found.
         return item.upload in self.uploads and self.uploads[item.upload][0] == item.uri
 
-    def _is_ours(self, item: Staged) -> bool:
+    def _is_ours(self, item: StagedObject) -> bool:
         return item.uri in self.stored and self.stored[item.uri].attempt == item.attempt
 
-    def complete(self, staged: Sequence[Staged]) -> list[Staged]:
+    def complete(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
         gone = []
         with self._lock:
             for item in staged:
@@ -123,7 +123,7 @@ class MemoryBackend:
                     gone.append(item)
         return gone
 
-    def abort(self, staged: Sequence[Staged]) -> None:
+    def abort(self, staged: Sequence[StagedObject]) -> None:
         with self._lock:
             for item in staged:
                 if self._is_staged(item):
@@ -135,10 +135,10 @@ class MemoryBackend:
     def token_rule(self, output: str, area: str) -> TokenRule:
         return TokenRule(output, None, r"^upload-[0-9]+$")
 
-    def staged_under(self, prefix: str, area: str) -> Iterator[Staged]:
+    def staged_under(self, prefix: str, area: str) -> Iterator[StagedObject]:
         with self._lock:
             found = [
-                Staged(uri, upload, (), 0, "")
+                StagedObject(uri, upload, (), 0, "")
                 for upload, (uri, _, _) in self.uploads.items()
                 if uri.startswith(prefix)
             ]

@@ -9,7 +9,7 @@ from functools import cache
 
 import polars as pl
 
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.retention import locate
 from tests.support.memory_storage import MemoryBackend
 from tests.support.runs_by_hand import OUTPUT, Run
@@ -41,10 +41,10 @@ def rows(files: dict[str, bytes]) -> list[int]:
 
 def check_manifests(backend: MemoryBackend) -> None:
     """Every file of the current manifest is there, whole, and named once; older ones are kept."""
-    catalog = Catalog(backend.storage(), OUTPUT)
-    head, _ = catalog.head()
-    current = catalog.manifest(head.current)
-    files = catalog.snapshot(current)
+    table_log = TableLog(backend.storage(), OUTPUT)
+    head, _ = table_log.head()
+    current = table_log.manifest(head.current)
+    files = table_log.snapshot(current)
     assert files["key"].is_unique().all()
     there = visible(backend)
     for row in files.iter_rows(named=True):
@@ -52,16 +52,16 @@ def check_manifests(backend: MemoryBackend) -> None:
         assert hashlib.sha256(data).hexdigest() == row["sha256"]
         assert len(ids(data)) == row["rows"]
     if head.current > 1:
-        locate(catalog, catalog.manifest(head.current - 1))  # keep_versions is 1
+        locate(table_log, table_log.manifest(head.current - 1))  # keep_versions is 1
 
 
 def check_settled(backend: MemoryBackend) -> None:
     """Nothing is under way: the output holds the manifest's files and nothing else."""
     check_manifests(backend)
-    catalog = Catalog(backend.storage(), OUTPUT)
-    head, _ = catalog.head()
+    table_log = TableLog(backend.storage(), OUTPUT)
+    head, _ = table_log.head()
     assert head.publishing is None
-    assert set(catalog.snapshot(catalog.manifest())["key"]) == set(visible(backend))
+    assert set(table_log.snapshot(table_log.manifest())["key"]) == set(visible(backend))
 
 
 def keys_of(run: Run, files: dict[str, bytes]) -> list[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from partitioning import Plan
-from pipeline.runs.driver.heartbeat import publish_run
+from pipeline.runs.driver.publish import publish_run
 from pipeline.storage import Storage
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from tests.support.faulty_storage import Faulty
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.outputs import copied
@@ -40,7 +40,7 @@ def ready(mode: str, plan: Plan = PLAN) -> tuple[MemoryBackend, Run]:
 
 
 def head(backend: MemoryBackend) -> int:
-    return Catalog(backend.storage(), OUTPUT).head()[0].current
+    return TableLog(backend.storage(), OUTPUT).head()[0].current
 
 
 def requests(backend: MemoryBackend, run: Run) -> int:

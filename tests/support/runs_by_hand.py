@@ -17,7 +17,7 @@ from pipeline.runs.ledger.keys import output_uri
 from pipeline.runs.ledger.ledger import Ledger, segment_name
 from pipeline.runs.ledger.records import Completion, Failure, RunRecord, digest_of
 from pipeline.storage import Storage, StorageReader
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from tests.support.memory_storage import MemoryBackend
 
 INPUT = "s3://in/t/"
@@ -119,7 +119,7 @@ class Run:
 def run_of(storage: Storage, plan: Plan, mode: str = "error", code: str = "code") -> Run:
     """A run of the output, made on top of what is current."""
     job = job_of(mode)
-    base = Catalog(storage, job.output.uri).head()[0].current
+    base = TableLog(storage, job.output.uri).head()[0].current
     return Run(storage, Ledger.create(storage, job, plan, code, base), plan)
 
 

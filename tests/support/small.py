@@ -10,9 +10,9 @@ import polars as pl
 
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings, load_settings
-from pipeline.runs.driver.heartbeat import RunSummary
-from pipeline.runs.driver.plan import Resume
+from pipeline.runs.driver.plan import ResumeOptions
 from pipeline.runs.driver.run import run_serially
+from pipeline.runs.driver.summary import RunSummary
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage, own_storage
 from pipeline.table.scan import scan_output
@@ -66,7 +66,7 @@ class Small:
         return own_storage()
 
     def run(self, job: Job, **resume: Any) -> RunSummary:
-        return run_serially(job, self.settings, self.storage, Resume(**resume))
+        return run_serially(job, self.settings, self.storage, ResumeOptions(**resume))
 
     def ledger(self, summary: RunSummary) -> Ledger:
         return Ledger(self.storage, self.output, summary.run)

@@ -9,7 +9,7 @@ from pipeline.runs.driver.publish_windows import publish_windows
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage, StorageReader
 from pipeline.table.errors import UploadsVanishedError
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from tests.support.memory_storage import MemoryBackend
 from tests.support.runs_by_hand import INPUT, OUTPUT, Run, job_of, parquet
 
@@ -43,7 +43,7 @@ def windowed_run(
 ) -> Run:
     """A run of a job with windows, on top of what is current."""
     job = job_of(mode, output, window=dict(rule))
-    base = Catalog(storage, output).head()[0].current
+    base = TableLog(storage, output).head()[0].current
     return Run(storage, Ledger.create(storage, job, plan, code, base), plan)
 
 
@@ -108,5 +108,5 @@ def folders_of(files: Iterable[str]) -> dict[str, int]:
 
 def entries(backend: MemoryBackend) -> list[tuple[str | None, str, int]]:
     """(window, run, files) of each commit of the current manifest."""
-    manifest = Catalog(backend.storage(), OUTPUT).manifest()
+    manifest = TableLog(backend.storage(), OUTPUT).manifest()
     return [(entry.window, entry.run, entry.files) for entry in manifest.commits]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import pytest
 
 from partitioning import Plan
-from pipeline.runs.driver.heartbeat import publish_run
+from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage
 from pipeline.storage.s3_backend import COPIED_BYTES, S3Backend
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from tests.servers.fixtures import seaweedfs  # noqa: F401
 from tests.servers.launching import BUCKET, Server
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
@@ -32,13 +32,13 @@ class Output:
     uri: str
 
     @property
-    def catalog(self) -> Catalog:
+    def table_log(self) -> TableLog:
         """As a new process sees it."""
-        return Catalog(self.storage, self.uri)
+        return TableLog(self.storage, self.uri)
 
     def run(self, plan: Plan, mode: str, code: str = "code") -> Run:
         """A run on top of what is current; nothing is mapped."""
-        base = self.catalog.head()[0].current
+        base = self.table_log.head()[0].current
         ledger = Ledger.create(self.storage, job_of(mode, self.uri), plan, code, base)
         return Run(self.storage, ledger, plan)
 
@@ -54,7 +54,7 @@ class Output:
 
     def named(self) -> set[str]:
         """What the current manifest names."""
-        return set(self.catalog.keys(self.catalog.manifest().commits))
+        return set(self.table_log.keys(self.table_log.manifest().commits))
 
     def snapshot(self) -> dict[str, str]:
         """Everything below the output and its state: ETag by URI."""

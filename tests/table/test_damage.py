@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import StateError
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from tests.support.memory_storage import MemoryBackend
 from tests.support.outputs import copied
 from tests.support.publishing import OTHER, PLAN, published
@@ -24,9 +24,9 @@ def published_twice() -> MemoryBackend:
 
 
 def meaning(backend: MemoryBackend) -> object:
-    catalog = Catalog(backend.storage(), OUTPUT)
-    manifest = catalog.manifest()
-    return manifest, catalog.snapshot(manifest).to_dicts()
+    table_log = TableLog(backend.storage(), OUTPUT)
+    manifest = table_log.manifest()
+    return manifest, table_log.snapshot(manifest).to_dicts()
 
 
 def states() -> list[str]:

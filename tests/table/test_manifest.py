@@ -1,4 +1,4 @@
-"""The catalog of an output: pointer, manifests, commit records, and how they are folded."""
+"""The log of an output: pointer, manifests, commit records, and how they are replayed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from pipeline.errors import AlreadyExistsError, ObjectMissingError, PreconditionFailedError
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.manifest import FILES, Claim, Commit, CommitEntry, Head, Manifest, folders
 from tests.support.memory_storage import MemoryBackend
 
@@ -14,8 +14,8 @@ OUTPUT = "s3://b/o/"
 
 
 @pytest.fixture
-def catalog() -> Catalog:
-    return Catalog(MemoryBackend().storage(), OUTPUT)
+def table_log() -> TableLog:
+    return TableLog(MemoryBackend().storage(), OUTPUT)
 
 
 def files(*names: str, attempt: str = "a") -> pl.DataFrame:
@@ -45,100 +45,100 @@ def commit(name: str, mode: str, *names: str, replaces: tuple[str, ...] = ()) ->
     return Commit(entry, 0, (), files(*names), replaces)
 
 
-def test_state_lies_beside_the_output(catalog: Catalog) -> None:
-    assert catalog.state == "s3://b/o.chunkmap/"
-    assert Catalog(catalog.storage, "s3://b/o").state == catalog.state
+def test_state_lies_beside_the_output(table_log: TableLog) -> None:
+    assert table_log.state == "s3://b/o.chunkmap/"
+    assert TableLog(table_log.storage, "s3://b/o").state == table_log.state
 
 
-def test_an_output_that_was_never_published(catalog: Catalog) -> None:
-    assert catalog.head() == (Head(), None)
-    assert catalog.manifest() == Manifest(number=0, created=0.0, commits=())
-    assert catalog.snapshot(catalog.manifest()).is_empty()
-    assert catalog.commit("none") is None
+def test_an_output_that_was_never_published(table_log: TableLog) -> None:
+    assert table_log.head() == (Head(), None)
+    assert table_log.manifest() == Manifest(number=0, created=0.0, commits=())
+    assert table_log.snapshot(table_log.manifest()).is_empty()
+    assert table_log.commit("none") is None
     with pytest.raises(ObjectMissingError):
-        catalog.manifest(1)
+        table_log.manifest(1)
 
 
-def test_the_pointer_moves_for_one(catalog: Catalog) -> None:
+def test_the_pointer_moves_for_one(table_log: TableLog) -> None:
     claimed = Head(current=0, publishing=Claim(base=0, commits=("a",)))
-    catalog.move_head(claimed, None)
-    head, etag = catalog.head()
+    table_log.move_head(claimed, None)
+    head, etag = table_log.head()
     assert (head.current, head.publishing) == (0, claimed.publishing)
     assert head.writer
     with pytest.raises(AlreadyExistsError):
-        catalog.move_head(claimed, None)
-    catalog.move_head(Head(current=1), etag)
+        table_log.move_head(claimed, None)
+    table_log.move_head(Head(current=1), etag)
     with pytest.raises(PreconditionFailedError):
-        catalog.move_head(Head(current=1), etag)  # the same words, but of another writer
-    assert catalog.head()[0].current == 1
+        table_log.move_head(Head(current=1), etag)  # the same words, but of another writer
+    assert table_log.head()[0].current == 1
 
 
-def test_the_first_commit_record_of_a_name_counts(catalog: Catalog) -> None:
-    first = catalog.write_commit(commit("c", "append", "x"))
-    second = catalog.write_commit(commit("c", "append", "x", "y"))
+def test_the_first_commit_record_of_a_name_counts(table_log: TableLog) -> None:
+    first = table_log.write_commit(commit("c", "append", "x"))
+    second = table_log.write_commit(commit("c", "append", "x", "y"))
     assert first.files["key"].to_list() == second.files["key"].to_list() == ["x.parquet"]
 
 
-def test_the_first_manifest_of_a_number_counts(catalog: Catalog) -> None:
-    first = catalog.write_manifest(0, (commit("c", "append", "x").entry,))
-    second = catalog.write_manifest(0, (commit("c", "append", "x").entry,))
-    assert first == second == catalog.manifest(1)
+def test_the_first_manifest_of_a_number_counts(table_log: TableLog) -> None:
+    first = table_log.write_manifest(0, (commit("c", "append", "x").entry,))
+    second = table_log.write_manifest(0, (commit("c", "append", "x").entry,))
+    assert first == second == table_log.manifest(1)
 
 
-def test_an_amendment_names_other_attempts(catalog: Catalog) -> None:
-    frozen = catalog.write_commit(commit("c", "append", "x", "y", "z"))
-    catalog.amend(frozen, files("x", "y", attempt="b").filter(pl.col("chunk") == "y"))
+def test_an_amendment_names_other_attempts(table_log: TableLog) -> None:
+    frozen = table_log.write_commit(commit("c", "append", "x", "y", "z"))
+    table_log.amend(frozen, files("x", "y", attempt="b").filter(pl.col("chunk") == "y"))
     with pytest.raises(AlreadyExistsError):
-        catalog.amend(frozen, files("z", attempt="late"))
-    amended = catalog.commit("c")
+        table_log.amend(frozen, files("z", attempt="late"))
+    amended = table_log.commit("c")
     assert amended is not None
     assert amended.files["chunk"].to_list() == ["x", "y", "z"]
     assert amended.files["attempt"].to_list() == ["a", "b", "a"]
     assert (amended.entry.amendments, amended.entry.files) == (1, 3)
     # What a manifest has listed stays as it was then.
-    assert catalog.known(frozen.entry).files["attempt"].to_list() == ["a", "a", "a"]
-    assert catalog.known(amended.entry).files.equals(amended.files)
+    assert table_log.known(frozen.entry).files["attempt"].to_list() == ["a", "a", "a"]
+    assert table_log.known(amended.entry).files.equals(amended.files)
 
 
 def test_a_catalog_keeps_only_so_many_records(
-    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+    table_log: TableLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.table.log.KEPT_FILES", 3)
     for name in ("a", "b", "c"):
-        catalog.write_commit(commit(name, "append", f"{name}1", f"{name}2"))
-    assert list(catalog._commits) == [("c", 0)]
+        table_log.write_commit(commit(name, "append", f"{name}1", f"{name}2"))
+    assert list(table_log._commits) == [("c", 0)]
     for name in ("a", "b", "c", "a"):
-        found = catalog.commit(name)
+        found = table_log.commit(name)
         assert found is not None
         assert found.files["key"].to_list() == [f"{name}1.parquet", f"{name}2.parquet"]
-    catalog.write_commit(commit("large", "append", *"vwxyz"))
-    assert not catalog._commits
-    assert catalog._kept == 0
+    table_log.write_commit(commit("large", "append", *"vwxyz"))
+    assert not table_log._commits
+    assert table_log._kept == 0
 
 
-def snapshot(catalog: Catalog, *commits: Commit) -> list[str]:
+def snapshot(table_log: TableLog, *commits: Commit) -> list[str]:
     for one in commits:
-        catalog.write_commit(one)
+        table_log.write_commit(one)
     manifest = Manifest(number=1, created=0.0, commits=tuple(one.entry for one in commits))
-    return [key.removesuffix(".parquet") for key in catalog.snapshot(manifest)["key"]]
+    return [key.removesuffix(".parquet") for key in table_log.snapshot(manifest)["key"]]
 
 
-def test_commits_are_folded_in_order(catalog: Catalog) -> None:
+def test_commits_are_folded_in_order(table_log: TableLog) -> None:
     first = commit("1", "append", "k=1/a", "k=2/b", "c")
     second = commit("2", "append", "k=1/d")
     third = commit("3", "overwrite-partitions", "k=1/e", replaces=("k=1",))
     fourth = commit("4", "overwrite", "f")
     fifth = commit("5", "append", "g")
-    assert snapshot(catalog, first, second) == ["k=1/a", "k=2/b", "c", "k=1/d"]
-    assert snapshot(catalog, first, second, third) == ["k=2/b", "c", "k=1/e"]
-    assert snapshot(catalog, first, third, second) == ["k=2/b", "c", "k=1/e", "k=1/d"]
-    assert snapshot(catalog, first, third, fourth, fifth) == ["f", "g"]
+    assert snapshot(table_log, first, second) == ["k=1/a", "k=2/b", "c", "k=1/d"]
+    assert snapshot(table_log, first, second, third) == ["k=2/b", "c", "k=1/e"]
+    assert snapshot(table_log, first, third, second) == ["k=2/b", "c", "k=1/e", "k=1/d"]
+    assert snapshot(table_log, first, third, fourth, fifth) == ["f", "g"]
 
 
-def test_a_manifest_whose_commit_is_gone_says_so(catalog: Catalog) -> None:
+def test_a_manifest_whose_commit_is_gone_says_so(table_log: TableLog) -> None:
     lost = Manifest(number=1, created=0.0, commits=(commit("lost", "append", "a").entry,))
     with pytest.raises(ObjectMissingError, match="lost"):
-        catalog.snapshot(lost)
+        table_log.snapshot(lost)
 
 
 def test_folders_are_partitions() -> None:

@@ -9,10 +9,10 @@ import pytest
 from partitioning import Plan
 from pipeline.errors import ConflictError, OutputNotEmptyError
 from pipeline.runs.driver.commit import files_of
-from pipeline.runs.driver.heartbeat import publish_run
+from pipeline.runs.driver.publish import publish_run
 from pipeline.storage import Storage
 from pipeline.table.claims import settle
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.manifest import Commit, CommitEntry
 from pipeline.table.publish import prepare_output
 from tests.support.faulty_storage import Fault, Faulty, KilledError, dies_at
@@ -38,7 +38,7 @@ from tests.support.runs_by_hand import OUTPUT, run_of
 def test_what_is_published_is_there_and_nothing_else(mode: str) -> None:
     backend, run = ready(mode)
     before = visible(backend)
-    spare = run.complete(1)[0]
+    duplicate = run.complete(1)[0]
     chosen = run.ledger.read()
     assert publish(run) == (1 if mode == "error" else 2)
     check_settled(backend)
@@ -53,9 +53,9 @@ def test_what_is_published_is_there_and_nothing_else(mode: str) -> None:
         "overwrite-partitions": {key for key in before if not key.startswith(("k=0/", "k=1/"))},
     }[mode]
     assert rest == kept
-    assert backend.uploads == {}, "spares are aborted"
-    assert chosen.spares.height == 1
-    assert spare.index == 1
+    assert backend.uploads == {}, "duplicates are aborted"
+    assert chosen.duplicates.height == 1
+    assert duplicate.index == 1
     assert run.ledger.published() == head(backend)
 
 
@@ -71,13 +71,13 @@ def test_publishing_twice_is_once(mode: str) -> None:
 def test_the_manifest_adds_up() -> None:
     backend, run = ready("append")
     publish(run)
-    catalog = Catalog(backend.storage(), OUTPUT)
-    manifest = catalog.manifest()
+    table_log = TableLog(backend.storage(), OUTPUT)
+    manifest = table_log.manifest()
     assert [(one.run, one.files, one.rows) for one in manifest.commits][1:] == [
         (run.ledger.run, 3, 6)
     ]
     assert manifest.commits[0].files == 4
-    files = catalog.snapshot(manifest)
+    files = table_log.snapshot(manifest)
     assert files["rows"].sum() == sum(one.rows for one in manifest.commits) == 14
     assert files["bytes"].sum() == sum(one.bytes for one in manifest.commits)
 
@@ -104,7 +104,7 @@ def test_without_the_failed_and_with_them_later() -> None:
     assert publish_run(run.storage, run.ledger, without_failed=True) == 1
     check_settled(backend)
     assert rows(visible(backend)) == [0, 1, 4, 5]
-    [entry] = Catalog(backend.storage(), OUTPUT).manifest().commits
+    [entry] = TableLog(backend.storage(), OUTPUT).manifest().commits
     assert entry.missing == 1
     assert run.ledger.published() is None
     run.complete(1)
@@ -122,17 +122,17 @@ def test_an_output_with_a_stranger_is_refused(mode: str) -> None:
     backend = MemoryBackend()
     backend.put(OUTPUT + "k=1/theirs.parquet", b"x")
     with pytest.raises(OutputNotEmptyError, match=r"theirs\.parquet"):
-        prepare_output(Catalog(backend.storage(), OUTPUT), mode, "run")
+        prepare_output(TableLog(backend.storage(), OUTPUT), mode, "run")
 
 
 def test_mode_error_accepts_its_own_run_only() -> None:
     backend = MemoryBackend()
     run = published(backend, PLAN, "error")
-    catalog = Catalog(backend.storage(), OUTPUT)
-    assert prepare_output(catalog, "error", run.ledger.run).number == 1
+    table_log = TableLog(backend.storage(), OUTPUT)
+    assert prepare_output(table_log, "error", run.ledger.run).number == 1
     with pytest.raises(OutputNotEmptyError, match=run.ledger.run):
-        prepare_output(catalog, "error", "another")
-    assert prepare_output(catalog, "append", "another").number == 1
+        prepare_output(table_log, "error", "another")
+    assert prepare_output(table_log, "append", "another").number == 1
 
 
 @pytest.mark.parametrize("theirs", ["append", "overwrite"])
@@ -141,7 +141,7 @@ def test_mode_error_accepts_its_own_run_whoever_came_after_it(theirs: str) -> No
     backend = MemoryBackend()
     run = published(backend, PLAN, "error")
     published(backend, OTHER, theirs, "later")
-    prepare_output(Catalog(backend.storage(), OUTPUT), "error", run.ledger.run)
+    prepare_output(TableLog(backend.storage(), OUTPUT), "error", run.ledger.run)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -173,7 +173,7 @@ def test_who_came_in_between(mode: str, theirs: str, plan: Plan) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_whoever_dies_at_whatever_request_the_next_one_finishes(mode: str, fault: Fault) -> None:
     backend, run = ready(mode)
-    run.complete(1)  # a spare
+    run.complete(1)  # a duplicate
     healthy = copied(backend)
     publish(run.again(healthy.storage()))
     old = set(visible(backend))
@@ -202,8 +202,8 @@ def test_whoever_dies_twice_is_finished_by_a_stranger(mode: str) -> None:
             dying = Faulty(broken, dies_at(number + again, "after"), KilledError)
             with suppress(KilledError):
                 publish(run.again(Storage({"s3": dying}, AT_ONCE)))
-        claimed = Catalog(broken.storage(), OUTPUT).head()[0].publishing is not None
-        settle(Catalog(broken.storage(), OUTPUT))
+        claimed = TableLog(broken.storage(), OUTPUT).head()[0].publishing is not None
+        settle(TableLog(broken.storage(), OUTPUT))
         check_settled(broken)
         if claimed:
             assert len(keys_of(run, visible(broken))) == 3

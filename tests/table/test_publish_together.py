@@ -11,7 +11,7 @@ from partitioning import Plan
 from pipeline.errors import ConflictError
 from pipeline.storage import Storage
 from pipeline.table.claims import settle
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.publish import prepare_output, rollback
 from tests.support.faulty_storage import Fault, Faulty, KilledError, Script, dies_at
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
@@ -82,7 +82,7 @@ def test_two_runs_publish_at_once(mode: str, theirs: str, plan: Plan) -> None:
             publish(mine)
         except ConflictError:
             lost.append(mine)
-        settle(Catalog(shared.storage(), OUTPUT))
+        settle(TableLog(shared.storage(), OUTPUT))
         check_settled(shared)
         assert len(lost) < 2, "one of them wins"
         for one, plan_ in ((mine, PLAN), (other, plan)):
@@ -131,10 +131,10 @@ def test_a_rollback_at_any_moment_of_another_publish() -> None:
     backend, run = ready("append")
     for number in range(requests(backend, run)):
         shared = copied(backend)
-        catalog = Catalog(shared.storage(), OUTPUT)
-        slow = Faulty(shared, stalled_at(number, lambda catalog=catalog: rollback(catalog)))  # type: ignore[misc]
+        table_log = TableLog(shared.storage(), OUTPUT)
+        slow = Faulty(shared, stalled_at(number, lambda table_log=table_log: rollback(table_log)))  # type: ignore[misc]
         publish(run.again(Storage({"s3": slow}, AT_ONCE)))
-        settle(catalog)
+        settle(table_log)
         check_settled(shared)
 
 
@@ -142,7 +142,7 @@ def test_preparing_while_another_run_publishes() -> None:
     """What is becoming visible just then is no stranger."""
     backend, run = ready("append")
     counted = Faulty(copied(backend), lambda n, name: None)
-    prepare_output(Catalog(Storage({"s3": counted}, AT_ONCE), OUTPUT), "append", "mine")
+    prepare_output(TableLog(Storage({"s3": counted}, AT_ONCE), OUTPUT), "append", "mine")
     steps = requests(backend, run)
     for number in range(len(counted.calls)):
         for step in range(0, steps, 3):
@@ -154,7 +154,7 @@ def test_preparing_while_another_run_publishes() -> None:
                     publish(run.again(dying))
 
             slow = Storage({"s3": Faulty(shared, stalled_at(number, meanwhile))}, AT_ONCE)
-            assert prepare_output(Catalog(slow, OUTPUT), "append", "mine").number in (1, 2)
+            assert prepare_output(TableLog(slow, OUTPUT), "append", "mine").number in (1, 2)
 
 
 @pytest.mark.parametrize("theirs", ["overwrite", "overwrite-partitions"])
@@ -176,5 +176,5 @@ def test_what_somebody_replaced_and_left_there_goes_whoever_publishes_next(their
 
         slow = Faulty(shared, stalled_at(number, meanwhile))
         publish(run.again(Storage({"s3": slow}, AT_ONCE)))
-        settle(Catalog(shared.storage(), OUTPUT))
+        settle(TableLog(shared.storage(), OUTPUT))
         check_settled(shared)

@@ -6,10 +6,10 @@ import polars as pl
 import pytest
 
 from pipeline.errors import ConflictError
-from pipeline.runs.driver.heartbeat import publish_run
+from pipeline.runs.driver.publish import publish_run
 from pipeline.storage import Storage
 from pipeline.table.errors import UploadsVanishedError
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.publish import prepare_output
 from tests.support.faulty_storage import Faulty, KilledError, dies_at
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
@@ -85,8 +85,8 @@ def test_uploads_that_vanished_after_the_claim_are_amended(mode: str) -> None:
     new = run.complete(1)[0]
     publish_run(run.storage, run.ledger, caught.value)
     check_settled(backend)
-    files = Catalog(backend.storage(), OUTPUT).snapshot(
-        Catalog(backend.storage(), OUTPUT).manifest()
+    files = TableLog(backend.storage(), OUTPUT).snapshot(
+        TableLog(backend.storage(), OUTPUT).manifest()
     )
     own = files.filter(pl.col("key").str.contains(run.ledger.run)).sort("index")
     assert own["attempt"].to_list()[1] == new.attempt
@@ -96,8 +96,8 @@ def test_uploads_that_vanished_after_the_claim_are_amended(mode: str) -> None:
 def test_a_run_whose_claimed_uploads_vanished_can_be_taken_up_again() -> None:
     """Its own job is the only one that can finish it: preparing must not stop it."""
     backend, run, _ = frozen_then_vanished()
-    catalog = Catalog(backend.storage(), OUTPUT)
-    assert prepare_output(catalog, "error", run.ledger.run).number == 0
+    table_log = TableLog(backend.storage(), OUTPUT)
+    assert prepare_output(table_log, "error", run.ledger.run).number == 0
 
 
 def test_another_run_meets_a_claim_whose_uploads_vanished() -> None:
@@ -113,7 +113,7 @@ def test_another_run_meets_a_claim_whose_uploads_vanished() -> None:
         publish_run(other.storage, other.ledger, caught.value)
     assert keys_of(other, visible(backend)) == []
     assert set(visible(backend)) >= set(before)
-    frozen = Catalog(backend.storage(), OUTPUT).commit(run.ledger.run)
+    frozen = TableLog(backend.storage(), OUTPUT).commit(run.ledger.run)
     assert frozen is not None
     assert lost in frozen.files["attempt"].to_list()
     assert all(run.ledger.run in key for key in frozen.files["key"])

@@ -8,14 +8,14 @@ import polars as pl
 import pytest
 
 from pipeline.errors import StateError
-from pipeline.runs.admin.vacuum import clean
+from pipeline.runs.admin.vacuum import vacuum
 from pipeline.runs.admin.verify import verify_output
 from pipeline.runs.driver.commit import draft_commit, files_of
-from pipeline.runs.driver.heartbeat import publish_run
+from pipeline.runs.driver.publish import publish_run
 from pipeline.storage import Backend, Storage
 from pipeline.table.claims import settle
 from pipeline.table.errors import ForeignClaimError, UploadsVanishedError
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.manifest import FILES, Claim
 from pipeline.table.publish import prepare_output, rollback
 from pipeline.table.repair import diagnose, repair
@@ -29,8 +29,8 @@ from tests.table.conftest import Output
 MODES = ["append", "overwrite", "overwrite-partitions"]
 
 
-def catalog_of(backend: Backend) -> Catalog:
-    return Catalog(Storage({"s3": backend}, AT_ONCE), OUTPUT)
+def catalog_of(backend: Backend) -> TableLog:
+    return TableLog(Storage({"s3": backend}, AT_ONCE), OUTPUT)
 
 
 def claimed(mode: str) -> tuple[MemoryBackend, Run]:
@@ -75,7 +75,7 @@ def test_it_is_given_up_and_mapped_again(mode: str) -> None:
     assert backend.uploads == {}
     for command in (
         lambda: prepare_output(catalog_of(backend), "append", "0" * 16),
-        lambda: clean(backend.storage(), OUTPUT),
+        lambda: vacuum(backend.storage(), OUTPUT),
     ):
         command()
     publish_again(backend, run)
@@ -159,25 +159,25 @@ def test_a_claim_whose_record_cannot_be_believed_is_given_up(output: Output, dam
     value = theirs if column == "upload" else "../" + theirs.rpartition("/")[0]
     files = files.with_columns(pl.lit(value).alias(column)) if column else files
     record = draft_commit(run.record, run.ledger.read().completions)
-    catalog = output.catalog
-    catalog.write_commit(replace(record, files=files.cast(FILES)))
-    head, etag = catalog.head()
+    table_log = output.table_log
+    table_log.write_commit(replace(record, files=files.cast(FILES)))
+    head, etag = table_log.head()
     claim = Claim(base=head.current, commits=(record.entry.name,))
-    catalog.move_head(head.model_copy(update={"publishing": claim}), etag)
-    uri = f"{catalog.state}commits/{record.entry.name}.arrow"
+    table_log.move_head(head.model_copy(update={"publishing": claim}), etag)
+    uri = f"{table_log.state}commits/{record.entry.name}.arrow"
     if damage == "missing":
         output.storage.delete(uri)
     if damage == "damaged":
         output.storage.put(uri, b"CMPLAN01")
     # A key that climbs is one of its own to S3, at which nothing was staged.
     with pytest.raises((StateError, ForeignClaimError)):
-        prepare_output(output.catalog, "append", "0" * 16)
-    assert [p.situation for p in diagnose(output.catalog).problems] == ["publish unfinished"]
-    assert repair(output.catalog)[-1].problems == ()
+        prepare_output(output.table_log, "append", "0" * 16)
+    assert [p.situation for p in diagnose(output.table_log).problems] == ["publish unfinished"]
+    assert repair(output.table_log)[-1].problems == ()
     assert output.visible() == output.named() == first
     assert output.storage.get(theirs).data == b"theirs"
     later = output.publish(APART, "append", "c")
-    assert later.ledger.published() == output.catalog.head()[0].current
+    assert later.ledger.published() == output.table_log.head()[0].current
 
 
 def test_others_publish_on_top_and_versions_stay(output: Output) -> None:
@@ -198,19 +198,19 @@ def test_others_publish_on_top_and_versions_stay(output: Output) -> None:
     [lost] = [item for item in output.storage.staged_under(*area_of(output)) if is_of(item.uri, 1)]
     output.storage.abort([lost])
     with pytest.raises(ForeignClaimError):
-        prepare_output(output.catalog, "append", "0" * 16)
-    assert repair(output.catalog)[-1].problems == ()
+        prepare_output(output.table_log, "append", "0" * 16)
+    assert repair(output.table_log)[-1].problems == ()
     assert output.visible() == output.named() == first
     assert output.storage.staged_under(*area_of(output)) == []
     output.publish(APART, "append", "c")
-    rollback(output.catalog)
+    rollback(output.table_log)
     assert output.visible() == output.named() == first
     assert verify_output(output.storage, output.uri).problems == ()
     assert len(staged) == 3
 
 
 def area_of(output: Output) -> tuple[str, str]:
-    return output.uri, output.catalog.state + "staged/"
+    return output.uri, output.table_log.state + "staged/"
 
 
 def is_of(uri: str, index: int) -> bool:
@@ -221,21 +221,21 @@ def test_files_deleted_by_hand_are_told(output: Output) -> None:
     output.publish(PLAN, "append", "a")
     gone = sorted(output.visible())[0]
     output.storage.delete(output.uri + gone)
-    [problem] = diagnose(output.catalog).problems
+    [problem] = diagnose(output.table_log).problems
     assert (problem.situation, problem.action) == ("files missing", "")
     assert gone in problem.message
-    assert repair(output.catalog)[-1].problems == (problem,)
-    kept = f"{output.catalog.state}orphaned/1/{gone}"
+    assert repair(output.table_log)[-1].problems == (problem,)
+    kept = f"{output.table_log.state}orphaned/1/{gone}"
     some = sorted(output.visible())[0]
     output.storage.copy(output.uri + some, kept)
-    assert diagnose(output.catalog).problems[0].action.startswith("copy 1 ")
-    assert repair(output.catalog)[-1].problems == ()
+    assert diagnose(output.table_log).problems[0].action.startswith("copy 1 ")
+    assert repair(output.table_log)[-1].problems == ()
     assert output.visible() == output.named()
 
 
 def test_nothing_is_wrong(output: Output) -> None:
-    assert diagnose(output.catalog).problems == ()
+    assert diagnose(output.table_log).problems == ()
     output.publish(PLAN, "append", "a")
     before = output.snapshot()
-    assert repair(output.catalog)[-1].problems == ()
+    assert repair(output.table_log)[-1].problems == ()
     assert output.snapshot() == before

@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.runs.admin.vacuum import clean
+from pipeline.runs.admin.vacuum import vacuum
 from pipeline.runs.admin.verify import verify_output
 from pipeline.storage import Storage
 from pipeline.table.errors import FilesMissingError
@@ -19,7 +19,7 @@ from pipeline.table.keys import (
     restored_key,
     run_of_key,
 )
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.manifest import Claim
 from pipeline.table.publish import prepare_output, rollback
 from pipeline.table.repair import diagnose, repair
@@ -41,8 +41,8 @@ def overwritten() -> MemoryBackend:
     return backend
 
 
-def catalog_of(storage: Storage) -> Catalog:
-    return Catalog(storage, OUTPUT)
+def catalog_of(storage: Storage) -> TableLog:
+    return TableLog(storage, OUTPUT)
 
 
 def test_names() -> None:
@@ -70,14 +70,14 @@ def test_replaced_files_come_back_under_new_keys(output: Output) -> None:
     output.publish(PLAN, "overwrite-partitions", "old")
     first = output.visible()
     output.publish(OTHER, "overwrite", "new")
-    manifest = rollback(output.catalog)
+    manifest = rollback(output.table_log)
     assert (manifest.number, manifest.rollback_of) == (3, 1)
     assert output.visible() == output.named() == {restored_key(key, 3) for key in first}
     assert verify_output(output.storage, output.uri).problems == ()
     # There and back again: no key comes back.
     seen = set(first) | output.visible()
-    rollback(output.catalog)
-    rollback(output.catalog)
+    rollback(output.table_log)
+    rollback(output.table_log)
     assert output.visible() == output.named() == {restored_key(key, 5) for key in first}
     assert seen.isdisjoint(output.visible())
     assert verify_output(output.storage, output.uri).problems == ()
@@ -89,7 +89,7 @@ def test_what_is_current_stays_where_it_is(output: Output) -> None:
     output.publish(PLAN, "append", "old")
     first = output.visible()
     output.publish(OTHER, "append", "new")
-    rollback(output.catalog)
+    rollback(output.table_log)
     assert output.visible() == output.named() == first
 
 
@@ -97,7 +97,7 @@ def test_a_delete_that_comes_late_hits_nothing_current(output: Output) -> None:
     output.publish(PLAN, "overwrite", "old")
     late = output.visible()
     output.publish(OTHER, "overwrite", "new")
-    rollback(output.catalog)
+    rollback(output.table_log)
     for key in late:  # As the publisher of manifest 2 sent it, and the server was slow.
         output.storage.delete(output.uri + key)
     assert verify_output(output.storage, output.uri).problems == ()
@@ -106,22 +106,22 @@ def test_a_delete_that_comes_late_hits_nothing_current(output: Output) -> None:
 def test_a_rollback_that_slept_leaves_nothing_that_stops_later_runs(output: Output) -> None:
     output.publish(PLAN, "overwrite", "old")
     output.publish(OTHER, "overwrite", "new")
-    rollback(output.catalog)
+    rollback(output.table_log)
     key = sorted(output.visible())[0]
     data = output.storage.get(output.uri + key).data
-    rollback(output.catalog)
-    rollback(output.catalog)
+    rollback(output.table_log)
+    rollback(output.table_log)
     output.storage.put(output.uri + key, data)  # Its copy arrives now.
-    [problem] = diagnose(output.catalog).problems
+    [problem] = diagnose(output.table_log).problems
     assert problem.situation == "orphan files"
-    prepare_output(output.catalog, "append", "0" * 16)
+    prepare_output(output.table_log, "append", "0" * 16)
     assert output.visible() == output.named()
-    moved = [i.uri for i in output.storage.objects(output.catalog.state + "orphaned/")]
+    moved = [i.uri for i in output.storage.objects(output.table_log.state + "orphaned/")]
     assert [uri.partition("/orphaned/")[2].partition("/")[2] for uri in moved] == [key]
-    clean(output.storage, output.uri, older_than=3600.0)
-    assert len(list(output.storage.objects(output.catalog.state + "orphaned/"))) == 1
-    clean(output.storage, output.uri, older_than=-1.0)
-    assert list(output.storage.objects(output.catalog.state + "orphaned/")) == []
+    vacuum(output.storage, output.uri, older_than=3600.0)
+    assert len(list(output.storage.objects(output.table_log.state + "orphaned/"))) == 1
+    vacuum(output.storage, output.uri, older_than=-1.0)
+    assert list(output.storage.objects(output.table_log.state + "orphaned/")) == []
 
 
 @pytest.mark.parametrize("fault", ["before", "after", "late"])
@@ -146,7 +146,7 @@ def test_whoever_dies_at_whatever_request_the_next_one_finishes(fault: Fault) ->
 def cleaned_at(number: int, backend: MemoryBackend) -> Script:
     def script(n: int, name: str) -> Fault:
         if n == number:
-            clean(backend.storage(), OUTPUT, older_than=-1.0)
+            vacuum(backend.storage(), OUTPUT, older_than=-1.0)
         return None
 
     return script
@@ -164,7 +164,7 @@ def test_clean_while_a_rollback_runs_loses_nothing() -> None:
             n: int, name: str, number: int = number, backend: MemoryBackend = backend
         ) -> Fault:
             if n == number:
-                clean(backend.storage(), OUTPUT, older_than=-1.0)
+                vacuum(backend.storage(), OUTPUT, older_than=-1.0)
             return None
 
         rollback(catalog_of(Storage({"s3": Faulty(backend, script)}, AT_ONCE)))
@@ -177,25 +177,25 @@ def test_a_version_that_is_not_kept_is_refused(output: Output) -> None:
     output.publish(OTHER, "overwrite", "b")
     output.publish(plan_of(1), "overwrite", "c")
     with pytest.raises(FilesMissingError, match="manifest 1"):
-        rollback(output.catalog, 1)
-    assert rollback(output.catalog, 2).number == 4
+        rollback(output.table_log, 1)
+    assert rollback(output.table_log, 2).number == 4
 
 
 def test_a_claim_whose_kept_copies_are_gone_is_released(output: Output) -> None:
     """Kept copies were deleted by hand, after a rollback had claimed the output."""
     output.publish(PLAN, "overwrite", "a")
     output.publish(OTHER, "overwrite", "b")
-    now, catalog = output.visible(), output.catalog
-    head, etag = catalog.head()
+    now, table_log = output.visible(), output.table_log
+    head, etag = table_log.head()
     claim = Claim(base=2, rollback=1)
-    catalog.move_head(head.model_copy(update={"publishing": claim}), etag)
-    for info in output.storage.objects(catalog.state + "replaced/"):
+    table_log.move_head(head.model_copy(update={"publishing": claim}), etag)
+    for info in output.storage.objects(table_log.state + "replaced/"):
         output.storage.delete(info.uri)
     with pytest.raises(FilesMissingError, match="manifest 1"):
-        prepare_output(output.catalog, "append", "0" * 16)
-    [problem] = diagnose(output.catalog).problems
+        prepare_output(output.table_log, "append", "0" * 16)
+    [problem] = diagnose(output.table_log).problems
     assert problem.situation == "rollback unfinished"
-    assert repair(output.catalog)[-1].problems == ()
+    assert repair(output.table_log)[-1].problems == ()
     assert output.visible() == output.named() == now
-    assert locate(output.catalog, output.catalog.manifest())
+    assert locate(output.table_log, output.table_log.manifest())
     assert output.publish(PLAN, "append", "c").ledger.published() == 4

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.runs.driver.publish_windows import publish_windows
 from pipeline.storage import Storage
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.manifest import CommitEntry, Head, Manifest, base_of, chain
 from tests.support.faulty_storage import Faulty
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
@@ -27,17 +27,17 @@ def entry(name: str) -> CommitEntry:
     return CommitEntry(name=name, run="r", mode="append", files=1, rows=1, bytes=1)
 
 
-def write(catalog: Catalog, commits: Sequence[CommitEntry], back: int | None = None) -> Manifest:
+def write(table_log: TableLog, commits: Sequence[CommitEntry], back: int | None = None) -> Manifest:
     """Write a manifest and make it current, as a publish does."""
-    head, etag = catalog.head()
-    manifest = catalog.write_manifest(head.current, tuple(commits), back)
-    catalog.move_head(Head(current=manifest.number), etag)
+    head, etag = table_log.head()
+    manifest = table_log.write_manifest(head.current, tuple(commits), back)
+    table_log.move_head(Head(current=manifest.number), etag)
     return manifest
 
 
-def counted(backend: MemoryBackend) -> tuple[Catalog, Faulty]:
+def counted(backend: MemoryBackend) -> tuple[TableLog, Faulty]:
     faulty = Faulty(backend, lambda n, name: None)
-    return Catalog(Storage({"s3": faulty}, AT_ONCE), OUTPUT), faulty
+    return TableLog(Storage({"s3": faulty}, AT_ONCE), OUTPUT), faulty
 
 
 # -- folding ------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def counted(backend: MemoryBackend) -> tuple[Catalog, Faulty]:
 @given(st.lists(st.sampled_from(["add", "add", "add", "many", "overwrite", "back"]), max_size=120))
 def test_manifests_fold_to_the_lists_they_were_made_from(steps: list[str]) -> None:
     backend = MemoryBackend()
-    catalog = Catalog(backend.storage(), OUTPUT)
+    table_log = TableLog(backend.storage(), OUTPUT)
     lists: list[tuple[CommitEntry, ...]] = [()]
     for number, step in enumerate(steps, 1):
         new = entry(f"c{number}")
@@ -58,19 +58,19 @@ def test_manifests_fold_to_the_lists_they_were_made_from(steps: list[str]) -> No
             "overwrite": (new,),
             "back": lists[len(lists) // 2],
         }[step]
-        write(catalog, commits, len(lists) // 2 if step == "back" else None)
+        write(table_log, commits, len(lists) // 2 if step == "back" else None)
         lists.append(commits)
-    fresh = Catalog(backend.storage(), OUTPUT)
+    fresh = TableLog(backend.storage(), OUTPUT)
     for number in range(len(lists) - 1, -1, -1):
         assert fresh.manifest(number).commits == lists[number]
-        assert catalog.manifest(number).commits == lists[number]
+        assert table_log.manifest(number).commits == lists[number]
         if number:
             kept = lists[number][: len(lists[number - 1])] == lists[number - 1]
             back = fresh.manifest(number).rollback_of is not None
             added = lists[number][len(lists[number - 1]) :] if kept and not back else None
             assert fresh.added(number) == (lists[number] if added is None else added)
     for base in range(0, len(lists), 7):
-        found = {one.name for one in Catalog(backend.storage(), OUTPUT).entries(base)}
+        found = {one.name for one in TableLog(backend.storage(), OUTPUT).entries(base)}
         later = {one.name for commits in lists[base + 1 :] for one in commits}
         assert later <= found <= {one.name for commits in lists for one in commits}
         assert list(dict.fromkeys(found)) == list(found)
@@ -92,11 +92,11 @@ def test_chains_are_short_and_go_down(number: int, full: int) -> None:
 def test_a_thousand_manifests_are_read_and_written_in_little() -> None:
     sizes: dict[int, int] = {}
     backend = MemoryBackend()
-    catalog = Catalog(backend.storage(), OUTPUT)
+    table_log = TableLog(backend.storage(), OUTPUT)
     commits: tuple[CommitEntry, ...] = ()
     for number in range(1, 1101):
         commits = (*commits, entry(f"commit-{number:04d}"))
-        write(catalog, commits)
+        write(table_log, commits)
         sizes[number] = stored_bytes(backend)
     assert sizes[1000] < 2.2 * sizes[500], "linear"
     assert sizes[1100] < 1100 * 600, "but for one more copy at each 1,024th"
@@ -125,19 +125,19 @@ def test_manifests_of_the_form_before_are_read_and_gone_on_from() -> None:
     run = published(backend, PLAN, "append")
     published(backend, OTHER, "append", "other")
     as_before(backend)
-    catalog = Catalog(backend.storage(), OUTPUT)
-    assert len(catalog.manifest().commits) == 2
-    assert catalog.entries(0)[0].run == run.ledger.run
+    table_log = TableLog(backend.storage(), OUTPUT)
+    assert len(table_log.manifest().commits) == 2
+    assert table_log.entries(0)[0].run == run.ledger.run
     published(backend, PLAN, "overwrite-partitions", "newer")
     check_settled(backend)
-    assert len(Catalog(backend.storage(), OUTPUT).manifest().commits) == 3
+    assert len(TableLog(backend.storage(), OUTPUT).manifest().commits) == 3
 
 
 def as_before(backend: MemoryBackend) -> None:
     """Write all manifests as they once were: the whole list in each, and no windows."""
-    catalog = Catalog(backend.storage(), OUTPUT)
-    for number in range(1, catalog.head()[0].current + 1):
-        said = catalog.manifest(number).model_dump(exclude={"full"})
+    table_log = TableLog(backend.storage(), OUTPUT)
+    for number in range(1, table_log.head()[0].current + 1):
+        said = table_log.manifest(number).model_dump(exclude={"full"})
         for one in said["commits"]:
             for name in ("window", "rule", "code", "inputs"):
                 del one[name]
@@ -154,21 +154,21 @@ def test_a_claim_of_the_form_before_is_finished() -> None:
 def test_amendments_and_later_commits_have_names_of_their_own() -> None:
     backend = MemoryBackend()
     run = published(backend, PLAN, "append")
-    catalog = Catalog(backend.storage(), OUTPUT)
-    frozen = catalog.commit(run.ledger.run)
+    table_log = TableLog(backend.storage(), OUTPUT)
+    frozen = table_log.commit(run.ledger.run)
     assert frozen is not None
     for _ in range(2):
-        again = catalog.commit(run.ledger.run)
+        again = table_log.commit(run.ledger.run)
         assert again is not None
-        catalog.amend(again, frozen.files.head(1))
-    assert catalog.commit(f"{run.ledger.run}.2") is None
+        table_log.amend(again, frozen.files.head(1))
+    assert table_log.commit(f"{run.ledger.run}.2") is None
     # As they were named once.
     state = OUTPUT[:-1] + f".chunkmap/commits/{run.ledger.run}"
     amended = frozen.entry.model_copy(update={"amendments": 2})
     for number in (1, 2):
         backend.put(f"{state}.{number}.arrow", backend.get(f"{state}.a{number}.arrow").data)
         backend.delete(f"{state}.a{number}.arrow")
-    assert Catalog(backend.storage(), OUTPUT).known(amended).entry.amendments == 2
+    assert TableLog(backend.storage(), OUTPUT).known(amended).entry.amendments == 2
 
 
 # -- a thousand windows -------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_a_thousand_windows_in_groups() -> None:
         calls.append(requests)
         sizes.append(written)
     check_settled(backend)
-    manifest = Catalog(backend.storage(), OUTPUT).manifest()
+    manifest = TableLog(backend.storage(), OUTPUT).manifest()
     assert [one.window for one in manifest.commits] == labels
     assert run.ledger.published() == count // group
     # The last reads all that the run has published, to abort what was not chosen.

@@ -24,8 +24,8 @@ from pipeline.errors import (
 from pipeline.processes import record_interrupts, was_interrupted
 from pipeline.runs.admin.known_outputs import remember_output
 from pipeline.runs.backfill.plan import (
-    Asked,
     NothingToDoError,
+    WindowSelection,
     draft,
     refuse_replaced_tables,
 )
@@ -37,15 +37,15 @@ from pipeline.runs.backfill.summary import (
     BackfillIncompleteError,
     BackfillSummary,
 )
-from pipeline.runs.driver.following import is_driving
+from pipeline.runs.driver.following import is_driven_elsewhere
 from pipeline.runs.driver.preflight import preflight, reaching
 from pipeline.runs.transforms.fingerprint import explain_difference
-from pipeline.runs.transforms.loading import code_of
+from pipeline.runs.transforms.loading import job_fingerprint
 from pipeline.storage import open_storage
 
 if TYPE_CHECKING:
     from pipeline.runs.backfill.driver import Again
-    from pipeline.runs.backfill.progress import Board
+    from pipeline.runs.backfill.progress import WindowProgress
 
 MOST_NOTES = 10
 """Notes of a driver that are printed at most; the report and `status` have the rest."""
@@ -59,7 +59,7 @@ def asked(
     exclude: list[str] | None,
     *,
     allow_missing: bool,
-) -> Asked:
+) -> WindowSelection:
     """Which windows the flags ask for.
 
     Raises:
@@ -75,7 +75,7 @@ def asked(
             f"{has} is given and {lacks} is not",
             hint="--from 2024-01-01 --to 2025-01-01 is the year 2024: the end is not included",
         )
-    return Asked(
+    return WindowSelection(
         start=start,
         end=end,
         last=last,
@@ -123,7 +123,7 @@ def _share(text: str, flag: str) -> int | str:
 
 def plan(
     path: Path,
-    asked: Asked,
+    asked: WindowSelection,
     options: Options,
     environment: str | None,
     *,
@@ -146,7 +146,7 @@ def plan(
 
 def create(
     path: Path,
-    asked: Asked,
+    asked: WindowSelection,
     options: Options,
     environment: str | None,
     *,
@@ -237,7 +237,7 @@ def drive(
     again = _again(store, settings, going)
     if detach:
         driver = store.driver()
-        if driver is not None and is_driving(driver, "") and not going.take_over:
+        if driver is not None and is_driven_elsewhere(driver, "") and not going.take_over:
             said = f"process {driver.pid} on {driver.host} drives it already"
             say(f"backfill {store.backfill}: {said}", console=notes)
             started = {"backfill": store.backfill, "output": store.output, "pid": driver.pid}
@@ -255,7 +255,7 @@ def _again(store: BackfillStore, settings: Settings, going: Going) -> Again:
     from pipeline.runs.backfill.driver import Again
 
     record = store.record()
-    code = code_of(store.job(), settings.transforms)
+    code = job_fingerprint(store.job(), settings.transforms)
     if code != record.code and not going.accept_code:
         raise ConflictError(
             f"backfill {record.backfill} is unfinished, and "
@@ -277,7 +277,7 @@ def _driven(
 ) -> BackfillSummary:
     display = BackfillDisplay(quiet=quiet)
 
-    def listen(board: Board, phase: str) -> None:
+    def listen(board: WindowProgress, phase: str) -> None:
         if was_interrupted():
             raise KeyboardInterrupt  # Somebody swallowed the first one.
         display.show(board, phase)

@@ -9,7 +9,7 @@ from pipeline.cli.output import clock, plural, speed
 from pipeline.cli.progress_bar import LiveBar
 
 if TYPE_CHECKING:
-    from pipeline.runs.backfill.progress import Board
+    from pipeline.runs.backfill.progress import WindowProgress
 
 LOOK_SECONDS = 0.5
 """How often the board is counted: it is told more often than anybody reads."""
@@ -30,7 +30,7 @@ class BackfillDisplay(LiveBar):
         self._first: dict[str, int] = {}
         self._phase = ""
 
-    def show(self, board: Board, phase: str) -> None:
+    def show(self, board: WindowProgress, phase: str) -> None:
         """Show how far the windows are, and what goes on."""
         now = time.monotonic()
         if now - self._looked < LOOK_SECONDS and phase == self._phase:

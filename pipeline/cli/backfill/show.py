@@ -25,7 +25,7 @@ from pipeline.runs.backfill.status import (
     state_of,
 )
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
-from pipeline.runs.driver.following import is_driving
+from pipeline.runs.driver.following import is_driven_elsewhere
 from pipeline.runs.driver.preflight import reaching
 from pipeline.storage import open_storage
 
@@ -82,7 +82,7 @@ def _brief(store: BackfillStore, record: BackfillRecord) -> dict[str, Any]:
     """How far a backfill is, as far as its driver has said: no window is counted."""
     driver = store.driver()
     counts = {"waiting": record.todo} if driver is None or not driver.progress else driver.progress
-    state = state_of(store.control(), driver, counts, alive=is_driving(driver, ""))
+    state = state_of(store.control(), driver, counts, alive=is_driven_elsewhere(driver, ""))
     return {"state": state, "done": counts.get("done", 0), "failed": counts.get("failed", 0)}
 
 

@@ -274,7 +274,7 @@ def _has_bucket(root: Path, port: int) -> bool:
 
     storage = open_storage(Settings(s3=S3Settings.model_validate(s3_settings(root, port))))
     try:
-        storage.get_if_there(f"s3://{BUCKET}/ready")
+        storage.get_or_none(f"s3://{BUCKET}/ready")
     except StorageError:
         return False
     return True

@@ -6,7 +6,6 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from pathlib import Path
 
 from pipeline.errors import (
     ChunkmapError,
@@ -15,13 +14,13 @@ from pipeline.errors import (
     StateError,
     UsageError,
 )
-from pipeline.runs.driver.following import is_driving
-from pipeline.runs.driver.heartbeat import DriverRecord, failure_lines, read_driver
+from pipeline.runs.driver.following import is_driven_elsewhere
+from pipeline.runs.driver.heartbeat import DriverRecord, read_driver
+from pipeline.runs.driver.summary import failure_lines
 from pipeline.runs.ledger.find import find_runs
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import RunRecord
 from pipeline.storage import Storage, parse
-from pipeline.storage.documents import report_folder, require_name
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ _REPORTED = ("done", "failed")
 
 
 @dataclass(frozen=True, slots=True)
-class RunState:
+class RunStatus:
     """One run, as its state in storage shows it."""
 
     run: str
@@ -58,7 +57,7 @@ class RunState:
     """What is wrong with what is stored of it: entries that are not counted, damaged objects."""
 
 
-def overview(storage: Storage, output: str) -> list[RunState]:
+def list_runs(storage: Storage, output: str) -> list[RunStatus]:
     """Every run of an output, oldest first; those whose state is damaged come last."""
     found = find_runs(storage, output)
     uri = parse(output).uri.rstrip("/") + "/"
@@ -67,7 +66,7 @@ def overview(storage: Storage, output: str) -> list[RunState]:
     return states + damaged
 
 
-def _state_or_damage(storage: Storage, record: RunRecord) -> RunState:
+def _state_or_damage(storage: Storage, record: RunRecord) -> RunStatus:
     try:
         return _state(storage, record)
     except (StateError, ObjectMissingError, JobError) as error:
@@ -75,13 +74,13 @@ def _state_or_damage(storage: Storage, record: RunRecord) -> RunState:
         return replace(damaged, job=record.job, chunks=record.chunks, created=record.created)
 
 
-def _damaged(run: str, output: str, error: ChunkmapError) -> RunState:
+def _damaged(run: str, output: str, error: ChunkmapError) -> RunStatus:
     """A run of which too little can be read to say how far it is."""
     problem = f"{error}. {error.hint}" if error.hint else str(error)
     figures = dict.fromkeys(
         ("chunks", "done", "failed", "rows_in", "rows_out", "bytes_in", "bytes_out"), 0
     )
-    return RunState(
+    return RunStatus(
         run=run,
         job="?",
         state="damaged",
@@ -96,13 +95,13 @@ def _damaged(run: str, output: str, error: ChunkmapError) -> RunState:
     )
 
 
-def _state(storage: Storage, record: RunRecord) -> RunState:
+def _state(storage: Storage, record: RunRecord) -> RunStatus:
     ledger = Ledger(storage, record.output, record.run)
     progress = ledger.read()
     done, failed = progress.completions, progress.failed()
     seen = read_driver(storage, ledger.prefix)
     state, driver = _liveness(ledger, seen)
-    return RunState(
+    return RunStatus(
         run=record.run,
         job=record.job,
         state=state,
@@ -129,12 +128,12 @@ def _liveness(ledger: Ledger, driver: DriverRecord | None) -> tuple[str, str]:
         return "done", who
     if driver is None:
         return "new", who
-    if driver.state == "running" and not is_driving(driver, ""):
+    if driver.state == "running" and not is_driven_elsewhere(driver, ""):
         return f"silent since {time.strftime('%H:%M:%S', time.localtime(driver.seen))}", who
     return driver.state, who
 
 
-def find_run(runs: list[RunState], wanted: str) -> RunState:
+def find_run(runs: list[RunStatus], wanted: str) -> RunStatus:
     """The run whose id begins as asked for.
 
     Raises:
@@ -151,15 +150,3 @@ def find_run(runs: list[RunState], wanted: str) -> RunState:
         raise UsageError(f"there is no run {wanted!r}", hint=f"did you mean {near[0]}?")
     last = ", ".join(ids[-3:]) or "none"
     raise UsageError(f"there is no run {wanted!r}", hint=f"the latest runs are: {last}")
-
-
-def fetch_report(storage: Storage, uri: str, folder: Path, run: str) -> str | None:
-    """Bring a run's report to this machine; its page's path, or None if there is no report."""
-    require_name(run)
-    for name in ("report.json", "report.html"):
-        blob = storage.get_if_there(uri.rpartition("/")[0] + "/" + name)
-        if blob is None:
-            return None
-        local = report_folder(folder, run)
-        (local / name).write_bytes(blob.data)
-    return str(local / "report.html")

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from pipeline.runs.ledger.find import find_runs
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import RunRecord
-from pipeline.storage import Staged, Storage
+from pipeline.storage import StagedObject, Storage
 from pipeline.table.claims import settle
 from pipeline.table.keys import run_of_key
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.manifest import Manifest
 from pipeline.table.retention import expire_orphans, expire_replaced, move_orphans
 
 
 @dataclass(frozen=True, slots=True)
-class Cleaned:
+class VacuumResult:
     """What was cleaned up, or would be."""
 
     output: str
@@ -37,14 +37,14 @@ class Cleaned:
     dry_run: bool
 
 
-def clean(
+def vacuum(
     storage: Storage,
     output: str,
     *,
     older_than: float = 7 * 86400.0,
     dry_run: bool = False,
     discard: Iterable[str] = (),
-) -> Cleaned:
+) -> VacuumResult:
     """Abort abandoned uploads and remove what no manifest names.
 
     Args:
@@ -54,9 +54,9 @@ def clean(
         dry_run: Only say what would be done.
         discard: Ids of unfinished runs whose staged work is given up too.
     """
-    catalog = Catalog(storage, output)
-    manifest = settle(catalog)
-    found = find_runs(storage, catalog.output)
+    table_log = TableLog(storage, output)
+    manifest = settle(table_log)
+    found = find_runs(storage, table_log.output)
     records, given_up = found.records, set(discard)
     unfinished = [
         one for one in records if Ledger(storage, one.output, one.run).published() is None
@@ -64,15 +64,15 @@ def clean(
     # Of a damaged one it cannot be told whether it is finished: its staged work is left alone.
     runs = [one.run for one in unfinished] + list(found.damaged)
     spared = [run for run in runs if run not in given_up]
-    uploads = _abandoned(catalog, spared, given_up, older_than)
-    orphans = _orphans(catalog, manifest, records, spared)
-    replaced = expire_replaced(catalog, manifest, dry_run=dry_run)
-    replaced += expire_orphans(catalog, older_than, dry_run=dry_run)
+    uploads = _abandoned(table_log, spared, given_up, older_than)
+    orphans = _orphans(table_log, manifest, records, spared)
+    replaced = expire_replaced(table_log, manifest, dry_run=dry_run)
+    replaced += expire_orphans(table_log, older_than, dry_run=dry_run)
     if not dry_run:
         storage.abort(uploads)
-        move_orphans(catalog, [uri.removeprefix(catalog.output) for uri in orphans])
-    return Cleaned(
-        output=catalog.output,
+        move_orphans(table_log, [uri.removeprefix(table_log.output) for uri in orphans])
+    return VacuumResult(
+        output=table_log.output,
         uploads=len(uploads),
         replaced=replaced,
         strays=tuple(orphans),
@@ -84,8 +84,8 @@ def clean(
 def discard_run(storage: Storage, ledger: Ledger) -> int:
     """Abort everything that a run has staged; returns the number of uploads."""
     progress = ledger.read()
-    catalog = Catalog(storage, ledger.output)
-    uploads = _abandoned(catalog, [], {ledger.run}, 0.0)
+    table_log = TableLog(storage, ledger.output)
+    uploads = _abandoned(table_log, [], {ledger.run}, 0.0)
     uploads = [one for one in uploads if run_of_key(one.uri) == ledger.run]
     storage.abort(uploads)
     ledger.void(progress.completions["attempt"].to_list())
@@ -93,9 +93,9 @@ def discard_run(storage: Storage, ledger: Ledger) -> int:
 
 
 def _abandoned(
-    catalog: Catalog, spared: list[str], given_up: set[str], older_than: float
-) -> list[Staged]:
-    staged = catalog.storage.staged_under(catalog.output, catalog.state + "staged/")
+    table_log: TableLog, spared: list[str], given_up: set[str], older_than: float
+) -> list[StagedObject]:
+    staged = table_log.storage.staged_under(table_log.output, table_log.state + "staged/")
     latest = time.time() - older_than
     return [
         one
@@ -105,17 +105,17 @@ def _abandoned(
 
 
 def _orphans(
-    catalog: Catalog, manifest: Manifest, records: list[RunRecord], spared: list[str]
+    table_log: TableLog, manifest: Manifest, records: list[RunRecord], spared: list[str]
 ) -> list[str]:
     """Visible files of our own naming that neither the current manifest nor a claim names."""
-    named = set(catalog.keys(manifest.commits))
+    named = set(table_log.keys(manifest.commits))
     ours = {record.run for record in records} - set(spared)
     found = [
         info.uri
-        for info in catalog.storage.objects(catalog.output)
-        if info.uri.removeprefix(catalog.output) not in named and run_of_key(info.uri) in ours
+        for info in table_log.storage.objects(table_log.output)
+        if info.uri.removeprefix(table_log.output) not in named and run_of_key(info.uri) in ours
     ]
-    head, _ = catalog.head()
+    head, _ = table_log.head()
     if head.publishing is not None or head.current != manifest.number:
-        return []  # They are being published just now; the next vacuum sees.
+        return []  # They are being published just now; the next one sees.
     return found

@@ -23,7 +23,7 @@ from pipeline.errors import (
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage
 from pipeline.table.evidence import find_evidence
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.manifest import Manifest
 
 FILES_AT_ONCE = 8
@@ -59,23 +59,23 @@ def verify_output(storage: Storage, output: str) -> Verification:
     Raises:
         UsageError: nothing was ever published there.
     """
-    catalog = Catalog(storage, output)
-    head, etag = catalog.head()
+    table_log = TableLog(storage, output)
+    head, etag = table_log.head()
     if etag is None:
         raise UsageError(f"{output} has no manifest: chunkmap has published nothing there")
-    manifest = catalog.manifest(head.current)
-    files = catalog.snapshot(manifest)
-    problems = list(_strangers(catalog, files))
+    manifest = table_log.manifest(head.current)
+    files = table_log.snapshot(manifest)
+    problems = list(_strangers(table_log, files))
     if head.publishing is not None:
         named = " ".join(head.publishing.commits) or f"rollback to {head.publishing.rollback}"
         problems.append(f"{named} is being published, or was interrupted")
-    left, said = _windows(catalog, manifest)
+    left, said = _windows(table_log, manifest)
     problems += said
-    evidence = find_evidence(catalog, manifest)
+    evidence = find_evidence(table_log, manifest)
     rows = files.select("key", "rows", "bytes", "sha256").iter_rows()
-    problems += filter(None, map_concurrently(partial(_problem, catalog), rows, FILES_AT_ONCE))
+    problems += filter(None, map_concurrently(partial(_problem, table_log), rows, FILES_AT_ONCE))
     return Verification(
-        output=catalog.output,
+        output=table_log.output,
         manifest=manifest.number,
         files=files.height,
         rows=int(files["rows"].sum()),
@@ -84,16 +84,16 @@ def verify_output(storage: Storage, output: str) -> Verification:
         quarantine=tuple(sorted(evidence.values())),
         missing_chunks=left + sum(e.missing for e in manifest.commits if e.window is None),
         problems=tuple(problems),
-        notes=_refused(catalog, manifest),
+        notes=_refused(table_log, manifest),
     )
 
 
-def _refused(catalog: Catalog, manifest: Manifest) -> tuple[str, ...]:
+def _refused(table_log: TableLog, manifest: Manifest) -> tuple[str, ...]:
     """What the ledgers of a manifest's runs hold that does not count."""
 
     def notes(run: str) -> list[str]:
         try:
-            found = Ledger(catalog.storage, catalog.output, run).read().problems
+            found = Ledger(table_log.storage, table_log.output, run).read().problems
         except (StateError, ObjectMissingError, JobError) as error:
             found = (f"its ledger cannot be read: {error}",)
         return [f"run {run}: {sentence}" for sentence in found]
@@ -102,19 +102,19 @@ def _refused(catalog: Catalog, manifest: Manifest) -> tuple[str, ...]:
     return tuple(chain.from_iterable(map_concurrently(notes, runs)))
 
 
-def _windows(catalog: Catalog, manifest: Manifest) -> tuple[int, list[str]]:
+def _windows(table_log: TableLog, manifest: Manifest) -> tuple[int, list[str]]:
     """Planned chunks of runs with windows that no commit has, and what is wrong with that.
 
     Counted over all manifests: what was replaced since has been published all the same.
     """
     runs = dict.fromkeys(entry.run for entry in manifest.commits if entry.window is not None)
     published = Counter({run: 0 for run in runs})
-    for entry in catalog.entries():
+    for entry in table_log.entries():
         if entry.run in runs:
             published[entry.run] += entry.files
     left, problems = 0, []
     for run, count in published.items():
-        ledger = Ledger(catalog.storage, catalog.output, run)
+        ledger = Ledger(table_log.storage, table_log.output, run)
         chunks = ledger.record().chunks
         left += chunks - count
         if count > chunks or (count < chunks and ledger.published() is not None):
@@ -125,19 +125,19 @@ def _windows(catalog: Catalog, manifest: Manifest) -> tuple[int, list[str]]:
     return left, problems
 
 
-def _strangers(catalog: Catalog, files: pl.DataFrame) -> Iterator[str]:
+def _strangers(table_log: TableLog, files: pl.DataFrame) -> Iterator[str]:
     named = set(files["key"].to_list())
-    for info in catalog.storage.objects(catalog.output):
-        key = info.uri.removeprefix(catalog.output)
+    for info in table_log.storage.objects(table_log.output):
+        key = info.uri.removeprefix(table_log.output)
         if key not in named:
             yield f"{info.uri} is in the output, but no manifest names it"
 
 
-def _problem(catalog: Catalog, file: tuple[str, int, int, str]) -> str | None:
+def _problem(table_log: TableLog, file: tuple[str, int, int, str]) -> str | None:
     key, rows, size, sha256 = file
-    uri = catalog.output + key
+    uri = table_log.output + key
     try:
-        data = catalog.storage.get(uri).data
+        data = table_log.storage.get(uri).data
     except ObjectMissingError:
         return f"{uri} is missing"
     if len(data) != size:

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.runs.backfill.recount import Ledgers
+from pipeline.runs.backfill.recount import LedgerCache
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.ledger.records import Progress
 
@@ -21,7 +21,7 @@ _ATTEMPTS: dict[str, Any] = {
     "worker": pl.String,
     "at": pl.Float64,  # Unix seconds: when it began, or failed
     "seconds": pl.Float64,  # null for a failure
-    "outcome": pl.String,  # done, spare (a second completion, never published) or failed
+    "outcome": pl.String,  # done, duplicate (a second completion, never published) or failed
     "rows_in": pl.Int64,
     "rows_out": pl.Int64,
     "bytes_in": pl.Int64,
@@ -46,7 +46,7 @@ def attempts(store: BackfillStore, windows: pl.DataFrame, labels: Sequence[str])
     chosen = windows.filter(pl.col("label").is_in(list(labels)) & pl.col("run").is_not_null())
     runs = chosen["run"].unique(maintain_order=True).to_list()
     found = [ATTEMPTS.to_frame()]
-    ledgers = Ledgers(store)
+    ledgers = LedgerCache(store)
     for run, progress in ledgers.read(runs).items():
         if progress is not None:
             found.append(_of_run(run, progress, ledgers.windows_of(run)))
@@ -56,7 +56,7 @@ def attempts(store: BackfillStore, windows: pl.DataFrame, labels: Sequence[str])
 def _of_run(run: str, progress: Progress, of_chunk: list[str]) -> pl.DataFrame:
     parts = [
         progress.completions.with_columns(outcome=pl.lit("done")),
-        progress.spares.with_columns(outcome=pl.lit("spare")),
+        progress.duplicates.with_columns(outcome=pl.lit("duplicate")),
     ]
     done = pl.concat(parts).with_columns(at=pl.col("started"))
     failed = progress.failures.with_columns(outcome=pl.lit("failed"))

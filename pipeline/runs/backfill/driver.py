@@ -1,4 +1,4 @@
-"""Driving a backfill to its end: its runs, a few at a time, under what users wish meanwhile.
+"""Drive a backfill to its end: its runs, a few at a time, under the desired state that users set.
 
 Nothing that this process remembers is needed: which windows are done is in the manifests, which
 chunks are done is in the ledgers, what is wished is in `control.json`.
@@ -22,16 +22,21 @@ from partitioning import Plan
 from partitioning.window_inputs import windows_of_plan
 from pipeline import logs
 from pipeline.config.settings import Settings
-from pipeline.config.units import share
+from pipeline.config.units import resolve_limit
 from pipeline.errors import ChunkmapError, EngineUnavailableError, RunCancelledError
 from pipeline.processes import was_interrupted
-from pipeline.runs.backfill.orchestrator import EngineOf, Surroundings
+from pipeline.runs.backfill.orchestrator import BackfillOrchestrator, ExecutorOf
 from pipeline.runs.backfill.output_windows import published_by
-from pipeline.runs.backfill.progress import Board, Ranks
+from pipeline.runs.backfill.progress import Ranks, WindowProgress
 from pipeline.runs.backfill.records import Control
-from pipeline.runs.backfill.recount import Ledgers, Recount
-from pipeline.runs.backfill.run import Group, PublishWindows, Shared, WindowsFailedError
-from pipeline.runs.backfill.schedule import Step, steps_of
+from pipeline.runs.backfill.recount import LedgerCache, Recount
+from pipeline.runs.backfill.run import (
+    BackfillContext,
+    BackfillRun,
+    PublishWindows,
+    WindowsFailedError,
+)
+from pipeline.runs.backfill.schedule import ScheduledRun, schedule_runs
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.backfill.summary import (
     BackfillHeldError,
@@ -39,12 +44,12 @@ from pipeline.runs.backfill.summary import (
     BackfillSummary,
     Canary,
 )
-from pipeline.runs.driver.following import is_driving
-from pipeline.runs.driver.heartbeat import Driver
+from pipeline.runs.driver.following import is_driven_elsewhere
+from pipeline.runs.driver.heartbeat import Heartbeat
 from pipeline.runs.driver.publish_windows import publish_windows
-from pipeline.storage.outages import advisory, waited_out
+from pipeline.storage.outages import best_effort, retry_until_available
 from pipeline.table.claims import settle
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +63,7 @@ MOST_ACTIVE = 64
 FOR_ALL = (RunCancelledError, EngineUnavailableError)
 """Errors of a run that end the backfill: every other run would have them too."""
 
-Listener = Callable[[Board, str], None]
+Listener = Callable[[WindowProgress, str], None]
 """Is told, every half second, how far the windows are and what goes on."""
 
 
@@ -82,22 +87,22 @@ class BackfillDriver:
 
     store: BackfillStore
     settings: Settings
-    around: Surroundings
+    orchestrator: BackfillOrchestrator
     again: Again = field(default_factory=Again)
     listen: Listener = lambda board, phase: None
     publish: PublishWindows = publish_windows
     stops: Callable[[], bool] = was_interrupted
     """Whether this process is to end."""
-    driver: Driver = field(init=False)
-    board: Board = field(init=False)
+    heartbeat: Heartbeat = field(init=False)
+    board: WindowProgress = field(init=False)
     control: Control = field(init=False)
-    shared: Shared = field(init=False)
+    shared: BackfillContext = field(init=False)
     notes: list[str] = field(default_factory=list)
     canary: Canary | None = None
     _owner: Ranks = field(init=False)
-    _groups: dict[int, Group] = field(default_factory=dict)
-    _steps: deque[Step] = field(default_factory=deque)
-    _active: dict[Future[None], Step] = field(default_factory=dict)
+    _groups: dict[int, BackfillRun] = field(default_factory=dict)
+    _steps: deque[ScheduledRun] = field(default_factory=deque)
+    _active: dict[Future[None], ScheduledRun] = field(default_factory=dict)
     _stopping: BaseException | None = None
     _failed: int = 0
     _retries: int = 0
@@ -105,9 +110,9 @@ class BackfillDriver:
     _batches: int = 0
 
     def __post_init__(self) -> None:
-        self.driver = Driver.of(self.store.storage, self.store.prefix, self.around.page)
+        self.heartbeat = Heartbeat.of(self.store.storage, self.store.prefix, self.orchestrator.page)
 
-    def to_the_end(self) -> BackfillSummary:
+    def run(self) -> BackfillSummary:
         """Bring the backfill to its end, or attach to whoever does.
 
         Raises:
@@ -119,13 +124,16 @@ class BackfillDriver:
             return self._ended()
 
     def _ended(self) -> BackfillSummary:
-        if is_driving(self.store.driver(), self.driver.record.driver) and not self.again.take_over:
+        if (
+            is_driven_elsewhere(self.store.driver(), self.heartbeat.record.driver)
+            and not self.again.take_over
+        ):
             self._watch()
         self._open()
         state = "failed"
         try:
-            with advisory():
-                self.driver.write()
+            with best_effort():
+                self.heartbeat.write()
             self._drive()
             state = self._state()
         except RunCancelledError:
@@ -139,7 +147,7 @@ class BackfillDriver:
                 state = "interrupted"
             raise
         finally:
-            with advisory():
+            with best_effort():
                 self._save(state)
             log.info("%s", state)
         summary = self._summary(state)
@@ -149,8 +157,8 @@ class BackfillDriver:
 
     def _watch(self) -> None:
         """Follow another driver until it ends or goes silent."""
-        self.board = Board(self.store.windows())
-        while is_driving(self.store.driver(), self.driver.record.driver):
+        self.board = WindowProgress(self.store.windows())
+        while is_driven_elsewhere(self.store.driver(), self.heartbeat.record.driver):
             progress = self.store.progress()
             if progress is not None:
                 self.board.follow(progress)
@@ -159,17 +167,17 @@ class BackfillDriver:
 
     def _open(self) -> None:
         windows, record = self.store.windows(), self.store.record()
-        self.board = Board(windows)
+        self.board = WindowProgress(windows)
         before = self.store.progress()
         if before is not None:
             self.board.recall(before)
-        catalog = Catalog(self.store.storage, self.store.output)
-        settle(catalog)
+        table_log = TableLog(self.store.storage, self.store.output)
+        settle(table_log)
         self.control = self.store.control()
         self._retries = self.control.retries
-        self.shared = Shared(
+        self.shared = BackfillContext(
             storage=self.store.storage,
-            catalog=catalog,
+            table_log=table_log,
             record=record,
             job=self.store.job(),
             limits=self.settings.batches,
@@ -179,11 +187,11 @@ class BackfillDriver:
             obey=self._obey,
             publish=self.publish,
         )
-        published = published_by(catalog, record, windows)
+        published = published_by(table_log, record, windows)
         self.board.mark([label for label in self.board.labels if label in published], "done")
         # What the driver before had no time to say.
         untold = windows.filter(pl.col("label").is_in(self.board.unfinished(published)))
-        Recount(Ledgers(self.store), record, windows, self.board).count(
+        Recount(LedgerCache(self.store), record, windows, self.board).count(
             untold["run"].unique().to_list()
         )
         failed = self._failed_before(before)
@@ -192,7 +200,7 @@ class BackfillDriver:
         wanted = wanted & failed if self.again.only_failed else wanted
         # What is not tried again stays failed.
         self.board.mark((failed & todo) - wanted, "failed")
-        self._steps.extend(steps_of(windows, record.options, self.control, wanted))
+        self._steps.extend(schedule_runs(windows, record.options, self.control, wanted))
 
     @staticmethod
     def _failed_before(progress: pl.DataFrame | None) -> set[str]:
@@ -210,7 +218,7 @@ class BackfillDriver:
                     while self._may_begin():
                         step = self._steps.popleft()
                         opened = (self.shared, plan, windows, self._owner, step.rank)
-                        group = waited_out(partial(Group.open, *opened))
+                        group = retry_until_available(partial(BackfillRun.open, *opened))
                         self._groups[step.rank] = group
                         work = pool.submit(copy_context().run, self._run, group, step)
                         self._active[work] = step
@@ -236,16 +244,16 @@ class BackfillDriver:
         others = any(step.is_canary for step in self._active.values())
         return self._steps[0].is_canary or not others
 
-    def _run(self, group: Group, step: Step) -> None:
-        def work(engine_of: EngineOf) -> None:
+    def _run(self, group: BackfillRun, step: ScheduledRun) -> None:
+        def work(executor_of: ExecutorOf) -> None:
             code = self.shared.code
-            engine = engine_of(group.ledger.prefix, code, lambda: self.control.priority)
-            group.drive(engine, step.only, publishes=step.publishes)
+            executor = executor_of(group.ledger.prefix, code, lambda: self.control.priority)
+            group.drive(executor, step.only, publishes=step.publishes)
 
         name = f"canary: {group.name}" if step.is_canary else group.name
         with logs.at(run=group.ledger.run):
             log.info("%s: begins, %d windows", name, len(group.labels))
-            self.around.run(name, work)
+            self.orchestrator.run(name, work)
             log.info("%s: done", name)
 
     def _collect(self) -> None:
@@ -266,10 +274,10 @@ class BackfillDriver:
             if step.is_canary and not any(one.is_canary for one in self._rest()):
                 self._judge(group)
 
-    def _rest(self) -> list[Step]:
+    def _rest(self) -> list[ScheduledRun]:
         return [*self._active.values(), *self._steps]
 
-    def _failed_windows(self, group: Group, error: ChunkmapError) -> None:
+    def _failed_windows(self, group: BackfillRun, error: ChunkmapError) -> None:
         options = self.shared.record.options
         if isinstance(error, WindowsFailedError):
             labels = error.labels
@@ -280,13 +288,13 @@ class BackfillDriver:
         self._failed += len(labels)
         self.notes.append(str(error))
         limit = options.max_failures
-        if limit is not None and self._failed > share(limit, self.shared.record.todo):
+        if limit is not None and self._failed > resolve_limit(limit, self.shared.record.todo):
             self.notes.append(
                 f"stopped: {self._failed:,} windows failed, and --max-failures is {limit}"
             )
             self._steps.clear()
 
-    def _judge(self, group: Group) -> None:
+    def _judge(self, group: BackfillRun) -> None:
         """Whether what the canary shows lets the others begin.
 
         Raises:
@@ -302,7 +310,7 @@ class BackfillDriver:
             speed=self.shared.pace.speed,
         )
         tried = self.canary.chunks + self.canary.failed_chunks
-        if self.canary.failed_chunks > share(options.canary_limit, tried):
+        if self.canary.failed_chunks > resolve_limit(options.canary_limit, tried):
             raise BackfillHeldError(self._summary("held"), failed=True)
         if options.canary_hold and self._steps:
             raise BackfillHeldError(self._summary("held"), failed=False)
@@ -312,10 +320,10 @@ class BackfillDriver:
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return
         self._looked = time.monotonic()
-        with advisory():
+        with best_effort():
             self._save()
             self.control = self.store.control()
-            self.control = self.around.agree(self.control) or self.control
+            self.control = self.orchestrator.agree(self.control) or self.control
         if self.control.retries > self._retries:
             self._retries = self.control.retries
             failed = self.board.in_state("failed")
@@ -323,7 +331,7 @@ class BackfillDriver:
             self._failed -= len(failed)
             options, waiting = self.shared.record.options, self.board.in_state("waiting")
             self._steps.clear()
-            self._steps.extend(steps_of(self.store.windows(), options, self.control, waiting))
+            self._steps.extend(schedule_runs(self.store.windows(), options, self.control, waiting))
         self._obey()
 
     def _obey(self) -> None:
@@ -340,10 +348,10 @@ class BackfillDriver:
         return "canary" if any(one.is_canary for one in self._active.values()) else "map"
 
     def _save(self, state: str | None = None) -> None:
-        self.driver.record.batches = self._batches
-        self.driver.record.progress = self.board.counts()
+        self.heartbeat.record.batches = self._batches
+        self.heartbeat.record.progress = self.board.counts()
         self.store.write_progress(self.board.frame())
-        self.driver.write(state)
+        self.heartbeat.write(state)
 
     def _state(self) -> str:
         return (
@@ -364,13 +372,13 @@ class BackfillDriver:
             todo=record.todo,
             runs=record.runs,
             batches=self._batches,
-            seconds=time.time() - self.driver.record.started,
+            seconds=time.time() - self.heartbeat.record.started,
             counts=self.board.counts(),
             notes=(*([record.outside] if record.outside else []), *self.notes),
             canary=self.canary,
         )
 
 
-def owners(labels: list[str], board: Board) -> Ranks:
+def owners(labels: list[str], board: WindowProgress) -> Ranks:
     """By chunk, the rank of its window on the board."""
     return np.array([board.rank[label] for label in labels], dtype=np.int64)

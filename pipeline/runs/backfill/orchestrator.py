@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Protocol
 
 from pipeline.runs.backfill.records import Control
-from pipeline.runs.driver.executor import Engine, SerialEngine
+from pipeline.runs.driver.executor import Executor, SerialExecutor
 
-EngineOf = Callable[[str, str, Callable[[], int]], Engine]
+ExecutorOf = Callable[[str, str, Callable[[], int]], Executor]
 """What maps the batches of a run: of its URI, the fingerprint, and what says the priority."""
 
 
-class Surroundings(Protocol):
+class BackfillOrchestrator(Protocol):
     """What an orchestrator does around a backfill. None of it matters to the result."""
 
     @property
@@ -20,7 +20,7 @@ class Surroundings(Protocol):
         """Where the orchestrator shows the backfill."""
         ...
 
-    def run(self, name: str, work: Callable[[EngineOf], None]) -> None:
+    def run(self, name: str, work: Callable[[ExecutorOf], None]) -> None:
         """Do a run's work as a child of the orchestrator's own run; raises what it raises."""
         ...
 
@@ -29,15 +29,15 @@ class Surroundings(Protocol):
         ...
 
 
-class SerialBackfill:
+class NoBackfillOrchestrator:
     """No orchestrator: each batch in this process, as soon as it is submitted."""
 
     page: str | None = None
 
-    def run(self, name: str, work: Callable[[EngineOf], None]) -> None:
-        """See `Surroundings.run`."""
-        work(lambda run_uri, fingerprint, _: SerialEngine(run_uri, fingerprint))
+    def run(self, name: str, work: Callable[[ExecutorOf], None]) -> None:
+        """See `BackfillOrchestrator.run`."""
+        work(lambda run_uri, fingerprint, _: SerialExecutor(run_uri, fingerprint))
 
     def agree(self, control: Control) -> Control | None:
-        """See `Surroundings.agree`."""
+        """See `BackfillOrchestrator.agree`."""
         return None

@@ -13,32 +13,32 @@ from partitioning.windows import Windowing
 from pipeline.concurrency import map_concurrently
 from pipeline.errors import StateError, UsageError
 from pipeline.runs.backfill.records import BackfillRecord
-from pipeline.runs.backfill.selection import Held
+from pipeline.runs.backfill.selection import OutputWindow
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage, changed_tables
 from pipeline.storage.table_versions import TableVersion
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.manifest import run_of
 
 
-def held_windows(catalog: Catalog, rule: Windowing) -> dict[str, Held]:
+def held_windows(table_log: TableLog, rule: Windowing) -> dict[str, OutputWindow]:
     """The newest commit of each window that the output holds, by label.
 
     Commits of windows say so themselves. What ordinary runs have published is told by the Hive
     folders of its files: of which code and input it is made is not known.
     """
-    manifest = catalog.manifest()
-    held: dict[str, Held] = {}
+    manifest = table_log.manifest()
+    held: dict[str, OutputWindow] = {}
     if any(entry.window is None for entry in manifest.commits):
-        held |= _by_folders(catalog, rule)
+        held |= _by_folders(table_log, rule)
     for entry in manifest.commits:
         if entry.window is not None:
-            held[entry.window] = Held(entry.run, entry.code, entry.inputs)
+            held[entry.window] = OutputWindow(entry.run, entry.code, entry.inputs)
     return held
 
 
-def outdated_runs(catalog: Catalog, runs: Iterable[str]) -> frozenset[str]:
+def outdated_runs(table_log: TableLog, runs: Iterable[str]) -> frozenset[str]:
     """Those of some runs that have read tables which were replaced since.
 
     A run whose record is damaged or gone says nothing, nor does one of before tables were noted.
@@ -46,7 +46,7 @@ def outdated_runs(catalog: Catalog, runs: Iterable[str]) -> frozenset[str]:
 
     def tables(run: str) -> tuple[TableVersion, ...]:
         with suppress(StateError, UsageError):
-            return Ledger(catalog.storage, catalog.output, run).record().tables or ()
+            return Ledger(table_log.storage, table_log.output, run).record().tables or ()
         return ()
 
     names = sorted(set(runs))
@@ -55,14 +55,14 @@ def outdated_runs(catalog: Catalog, runs: Iterable[str]) -> frozenset[str]:
     return frozenset(run for run, versions in read.items() if not now.isdisjoint(versions))
 
 
-def _by_folders(catalog: Catalog, rule: Windowing) -> dict[str, Held]:
-    held: dict[str, Held] = {}
-    files = catalog.snapshot(catalog.manifest()).select("key", "commit")
+def _by_folders(table_log: TableLog, rule: Windowing) -> dict[str, OutputWindow]:
+    held: dict[str, OutputWindow] = {}
+    files = table_log.snapshot(table_log.manifest()).select("key", "commit")
     for key, commit in files.iter_rows():
         with suppress(WindowError):
             label = label_of_folder(rule, key.rpartition("/")[0])
             if label is not None:
-                held[label] = Held(run_of(commit), "", "")
+                held[label] = OutputWindow(run_of(commit), "", "")
     return held
 
 
@@ -81,17 +81,17 @@ def failed_before(storage: Storage, backfills: Iterable[BackfillRecord]) -> froz
     return frozenset(failed)
 
 
-def published_by(catalog: Catalog, record: BackfillRecord, windows: pl.DataFrame) -> set[str]:
+def published_by(table_log: TableLog, record: BackfillRecord, windows: pl.DataFrame) -> set[str]:
     """Which of some windows runs of a backfill have published, whatever came over them since.
 
     Reads only; a commit that somebody has claimed and not finished does not count.
 
     Args:
-        catalog: Of the output.
+        table_log: Of the output.
         record: The backfill.
         windows: Those to look for (schema WINDOWS).
     """
     mapped = windows.filter(pl.col("run").is_not_null())
     wanted, runs = set(mapped["label"].to_list()), set(mapped["run"].to_list())
-    ours = [entry for entry in catalog.entries(record.base) if entry.run in runs]
+    ours = [entry for entry in table_log.entries(record.base) if entry.run in runs]
     return {entry.window for entry in ours if entry.window is not None} & wanted

@@ -27,7 +27,7 @@ from pipeline.runs.backfill.records import (
     Options,
     digest,
 )
-from pipeline.runs.backfill.selection import Choice, Chooser, Found
+from pipeline.runs.backfill.selection import InputWindow, WindowDecision, WindowSelector
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.backfill.windows_table import chunks_of, members_of, windows_table
 from pipeline.runs.driver.former_folders import refuse_former_folders
@@ -42,21 +42,21 @@ from pipeline.runs.driver.plan import (
 from pipeline.runs.ledger.keys import refuse_long_keys
 from pipeline.runs.ledger.ledger import run_id
 from pipeline.runs.transforms.fingerprint import explain_difference
-from pipeline.runs.transforms.loading import code_of
+from pipeline.runs.transforms.loading import job_fingerprint
 from pipeline.storage import (
     Storage,
     StorageReader,
     replaced_tables,
     require_conditional_writes,
 )
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.manifest import rule_of
 from pipeline.table.publish import prepare_output
 from pipeline.table.retention import locate
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class WindowSelection:
     """Which windows a user asks for; nothing at all is every window of the input."""
 
     start: str | None = None
@@ -102,7 +102,7 @@ def draft(
     job: Job,
     settings: Settings,
     storage: Storage,
-    asked: Asked,
+    asked: WindowSelection,
     options: Options,
     *,
     mapper: Any = None,
@@ -127,7 +127,7 @@ def draft(
     """
     refuse_unfit(job, options)
     refuse_overlap(job)
-    code = code_of(job, settings.transforms)
+    code = job_fingerprint(job, settings.transforms)
     request = _request_digest(job, asked, options)
     earlier = backfills_of(storage, job.output.uri)
     same = [one for one in earlier if one.request == request]
@@ -185,7 +185,7 @@ def is_over(store: BackfillStore) -> bool:
     return store.control().cancelled or (driver is not None and driver.state == "done")
 
 
-def _request_digest(job: Job, asked: Asked, options: Options) -> str:
+def _request_digest(job: Job, asked: WindowSelection, options: Options) -> str:
     free = {"retries", "rounds", "max_failures", "chunk_timeout", "name"}
     # Keys that there were not always: where they say nothing, the request is the one of before.
     free |= set() if job.tables else {"tables"}
@@ -256,24 +256,24 @@ class Drafting:
     def choices(
         self,
         listing: Listing,
-        asked: Asked,
+        asked: WindowSelection,
         options: Options,
         earlier: Sequence[BackfillRecord],
-    ) -> list[Choice]:
+    ) -> list[WindowDecision]:
         """What is to be done about each window that is asked for."""
         found, windows = self._windows(listing)
         wanted = self._wanted(asked, windows)
         if not asked.allow_missing:
             _refuse_outside(wanted, windows, asked)
-        catalog = Catalog(self.storage, self.job.output.uri)
+        table_log = TableLog(self.storage, self.job.output.uri)
         failed: frozenset[str] = frozenset()
         if options.reprocess == "failed":
             failed = failed_before(self.storage, earlier)
-        held = held_windows(catalog, self.rule)
+        held = held_windows(table_log, self.rule)
         outdated: frozenset[str] = frozenset()
         if options.reprocess == "changed":
-            outdated = outdated_runs(catalog, (one.run for one in held.values()))
-        chooser = Chooser(
+            outdated = outdated_runs(table_log, (one.run for one in held.values()))
+        chooser = WindowSelector(
             found,
             held,
             failed,
@@ -284,13 +284,15 @@ class Drafting:
         )
         return chooser.choose(wanted)
 
-    def _windows(self, listing: Listing) -> tuple[dict[str, Found], tuple[Window, ...]]:
+    def _windows(self, listing: Listing) -> tuple[dict[str, InputWindow], tuple[Window, ...]]:
         """What the whole input holds, by window."""
         inputs = inputs_of_listing(listing, self.rule)
-        found = {label: Found(one.objects, one.bytes, one.digest) for label, one in inputs.items()}
+        found = {
+            label: InputWindow(one.objects, one.bytes, one.digest) for label, one in inputs.items()
+        }
         return found, tuple(sorted(one.window for one in inputs.values()))
 
-    def _wanted(self, asked: Asked, there: tuple[Window, ...]) -> tuple[Window, ...]:
+    def _wanted(self, asked: WindowSelection, there: tuple[Window, ...]) -> tuple[Window, ...]:
         rule = self.rule
         if asked.last:
             windows = rule.last(asked.last, datetime.now(UTC))
@@ -307,8 +309,8 @@ class Drafting:
 
     def draft(
         self,
-        choices: list[Choice],
-        asked: Asked,
+        choices: list[WindowDecision],
+        asked: WindowSelection,
         options: Options,
         name: Callable[..., str],
         mapper: Any = None,
@@ -347,33 +349,33 @@ class Drafting:
 
     def _refuse_columns(self, planned: PlannedInput, options: Options) -> None:
         """Refuse windows whose result could not stand beside files that stay in the output."""
-        catalog = Catalog(self.storage, self.job.output.uri)
+        table_log = TableLog(self.storage, self.job.output.uri)
         windows = planned_footprints(self.job, planned.result.plan, rule_of(self.rule))
         # One by one they are beside those of the next ones, as these are now.
         first = windows if options.all_or_nothing else windows[:1]
-        refuse_planned_columns(catalog, catalog.manifest(), self.job, planned.probe, first)
+        refuse_planned_columns(table_log, table_log.manifest(), self.job, planned.probe, first)
 
     def _plan(self, todo: tuple[Window, ...], mapper: Any) -> PlannedInput:
         keep = WindowFilter(self.rule, todo)
         return plan_input(self.job, self.settings, self.storage, mapper=mapper, keep=keep)
 
     def _record(
-        self, backfill: str, asked: Asked, options: Options, windows: pl.DataFrame
+        self, backfill: str, asked: WindowSelection, options: Options, windows: pl.DataFrame
     ) -> BackfillRecord:
-        catalog = Catalog(self.storage, self.job.output.uri)
+        table_log = TableLog(self.storage, self.job.output.uri)
         return BackfillRecord(
             backfill=backfill,
             request=_request_digest(self.job, asked, options),
             asked=asked.words(),
             job=self.job.name,
-            output=catalog.output,
+            output=table_log.output,
             mode=self.job.output.mode,
             transform=self.job.transform,
             code=self.code,
             column=self.rule.title,
             grain=self.rule.grain,
             options=options,
-            base=catalog.head()[0].current,
+            base=table_log.head()[0].current,
             windows=windows.height,
             todo=windows["skipped"].null_count(),
             runs=windows["run"].n_unique() - (windows["run"].null_count() > 0),
@@ -389,7 +391,9 @@ def _between(rule: Windowing, first: Window, last: Window) -> list[Window]:
     return list(rule.between(first.start.isoformat(), last.end.isoformat()))
 
 
-def _refuse_outside(wanted: tuple[Window, ...], there: tuple[Window, ...], asked: Asked) -> None:
+def _refuse_outside(
+    wanted: tuple[Window, ...], there: tuple[Window, ...], asked: WindowSelection
+) -> None:
     """A range that reaches beyond the data is a slip of the pen, or data that is late."""
     if asked.values:
         missing = [window.label for window in wanted if window not in set(there)]
@@ -417,19 +421,19 @@ def create(storage: Storage, drafted: Draft) -> tuple[BackfillStore, bool]:
     """
     record = drafted.record
     store = BackfillStore(storage, record.output, record.backfill)
-    catalog = Catalog(storage, record.output)
+    table_log = TableLog(storage, record.output)
     if drafted.plan is not None:
         runs = drafted.windows["run"].drop_nulls().to_list()
-        refuse_former_folders(catalog, record.mode, drafted.plan, runs)
+        refuse_former_folders(table_log, record.mode, drafted.plan, runs)
     if drafted.existing is not None:
         require_conditional_writes(storage, record.output)
         return store, False
     if drafted.plan is None or not record.todo:
-        locate(catalog, catalog.manifest())  # What is up to date has to be there.
+        locate(table_log, table_log.manifest())  # What is up to date has to be there.
         raise NothingToDoError(drafted)
     refuse_long_keys(record.output, drafted.plan)
     # Whoever published last may have died on the way.
-    prepare_output(catalog, record.mode, record.backfill)
+    prepare_output(table_log, record.mode, record.backfill)
     return store, store.create(record, drafted.windows, drafted.plan, drafted.job)
 
 

@@ -19,7 +19,7 @@ _COUNTED = ("done", "failed", "rows_in", "rows_out", "bytes_in", "bytes_out", "b
 _STATES = get_args(State)
 
 
-class Board:
+class WindowProgress:
     """The state and the figures of every window. Several runs write to it at the same time."""
 
     def __init__(self, windows: pl.DataFrame) -> None:

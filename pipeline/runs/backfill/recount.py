@@ -13,23 +13,23 @@ from partitioning.windows import Window, Windowing
 from pipeline.concurrency import map_concurrently
 from pipeline.errors import ObjectMissingError, UsageError
 from pipeline.runs.backfill.output_windows import published_by
-from pipeline.runs.backfill.progress import Board
+from pipeline.runs.backfill.progress import WindowProgress
 from pipeline.runs.backfill.records import BackfillRecord, State
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.driver.heartbeat import DriverRecord
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 
 
 @dataclass(frozen=True, slots=True)
 class Recount:
     """Counts a backfill that nobody drives."""
 
-    ledgers: Ledgers
+    ledgers: LedgerCache
     record: BackfillRecord
     windows: pl.DataFrame
-    board: Board
+    board: WindowProgress
 
     def recount(self, driver: DriverRecord | None) -> None:
         """Set states and figures on the board.
@@ -44,8 +44,8 @@ class Recount:
         if open_.is_empty():
             return
         store = self.ledgers.store
-        catalog = Catalog(store.storage, store.output)
-        known |= published_by(catalog, self.record, open_)
+        table_log = TableLog(store.storage, store.output)
+        known |= published_by(table_log, self.record, open_)
         self._states(known, self.count(self._begun(open_, driver)))
 
     def count(self, runs: Sequence[str]) -> set[str]:
@@ -119,7 +119,7 @@ def windows_named(texts: Sequence[str], windows: pl.DataFrame, rule: Windowing) 
     return [window.label for window in rule.select(texts, known)]
 
 
-class Ledgers:
+class LedgerCache:
     """The ledgers of a backfill's runs; each is read once."""
 
     def __init__(self, store: BackfillStore) -> None:
@@ -136,7 +136,7 @@ class Ledgers:
 
     def _read(self, run: str) -> Progress | None:
         ledger = Ledger(self.store.storage, self.store.output, run)
-        if self.store.storage.get_if_there(ledger.prefix + "run.json") is None:
+        if self.store.storage.get_or_none(ledger.prefix + "run.json") is None:
             return None
         try:
             return ledger.read()

@@ -15,22 +15,23 @@ from partitioning import Plan
 from pipeline.config.job import Job
 from pipeline.config.sections import BatchSettings
 from pipeline.errors import RunFailedError
-from pipeline.runs.backfill.progress import Board, Ranks
+from pipeline.runs.backfill.progress import Ranks, WindowProgress
 from pipeline.runs.backfill.records import BackfillRecord
-from pipeline.runs.driver.batching import Pace
-from pipeline.runs.driver.executor import Engine
-from pipeline.runs.driver.heartbeat import PUBLISH_TRIES, facts_of_output, failure_lines
-from pipeline.runs.driver.map_stage import Mapper, MapProgress, OutputFacts
+from pipeline.runs.driver.batching import Throughput
+from pipeline.runs.driver.executor import Executor
+from pipeline.runs.driver.map_stage import MapStage, OutputFacts
+from pipeline.runs.driver.publish import PUBLISH_TRIES, facts_of_output
 from pipeline.runs.driver.publish_windows import in_window, publish_windows
 from pipeline.runs.driver.quarantine import refuse_many_quarantined, unreadable_uris
+from pipeline.runs.driver.summary import MapProgress, failure_lines
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress
 from pipeline.runs.worker.null_types import open_chunks
 from pipeline.storage import Storage
-from pipeline.storage.outages import advisory, waited_out
+from pipeline.storage.outages import best_effort, retry_until_available
 from pipeline.table.columns import Columns
 from pipeline.table.errors import CommitsConflictError, ForeignClaimError, UploadsVanishedError
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 
 PUBLISH_SECONDS = 30.0
 """How often windows that are done are published while others of their run are still mapped."""
@@ -56,16 +57,16 @@ class WindowsFailedError(RunFailedError):
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
+class BackfillContext:
     """What the runs of one backfill share while one driver drives them."""
 
     storage: Storage
-    catalog: Catalog
+    table_log: TableLog
     """Of the output; only whoever holds `publishing` uses it."""
     record: BackfillRecord
     job: Job
     limits: BatchSettings
-    board: Board
+    board: WindowProgress
     code: str
     """Fingerprint of the code that this driver runs."""
     is_held: Callable[[], bool]
@@ -73,16 +74,16 @@ class Shared:
     obey: Callable[[], None]
     """Raises when the driver is to stop."""
     publish: PublishWindows = publish_windows
-    pace: Pace = field(default_factory=Pace)
+    pace: Throughput = field(default_factory=Throughput)
     publishing: Lock = field(default_factory=Lock)
     """Held while a run publishes: side by side, runs would only lose races for the pointer."""
 
 
 @dataclass(slots=True)
-class Group:
+class BackfillRun:
     """A run of a backfill. Drive it as often as is needed: what is done is not done again."""
 
-    shared: Shared
+    shared: BackfillContext
     rank: int
     ledger: Ledger
     plan: Plan
@@ -92,7 +93,7 @@ class Group:
     """By chunk, the rank of its window on the board."""
     inputs: dict[str, str]
     """By window, the digest of its objects."""
-    mapper: Mapper | None = None
+    mapper: MapStage | None = None
     _published: float = field(default_factory=time.monotonic)
     _full: list[str] = field(default_factory=list)
     _conflicts: dict[str, str] = field(default_factory=dict)
@@ -103,8 +104,8 @@ class Group:
 
     @classmethod
     def open(
-        cls, shared: Shared, plan: Plan, windows: pl.DataFrame, owner: Ranks, rank: int
-    ) -> Group:
+        cls, shared: BackfillContext, plan: Plan, windows: pl.DataFrame, owner: Ranks, rank: int
+    ) -> BackfillRun:
         """Create the run, or find it.
 
         Args:
@@ -138,26 +139,26 @@ class Group:
         return first if first == last else f"{first} to {last}"
 
     def drive(
-        self, engine: Engine, only: Collection[str] | None = None, *, publishes: bool = True
+        self, executor: Executor, only: Collection[str] | None = None, *, publishes: bool = True
     ) -> None:
         """Map and publish.
 
         Args:
-            engine: What maps the batches.
+            executor: What maps the batches.
             only: Windows to map; default all that are left.
             publishes: Publish what is done.
 
         Raises:
             WindowsFailedError: some windows could not be done.
-            RunCancelledError, and what else `Shared.obey` raises: it was told to stop.
+            RunCancelledError, and what else `BackfillContext.obey` raises: it was told to stop.
         """
         board, wanted = self.shared.board, [w for w in self.labels if only is None or w in only]
-        waited_out(self.ledger.clear_cancel)
+        retry_until_available(self.ledger.clear_cancel)
         board.mark([w for w in wanted if w not in board.in_state("done")], "mapping")
         vanished: UploadsVanishedError | None = None
         try:
             for _ in range(PUBLISH_TRIES):
-                progress = self._map(engine, wanted, vanished)
+                progress = self._map(executor, wanted, vanished)
                 try:
                     if publishes:
                         self._publish_in_turn(vanished)
@@ -169,13 +170,13 @@ class Group:
             raise vanished
         except BaseException:
             # Workers stop after the chunk at hand; whoever goes on with the run clears it.
-            with advisory():
+            with best_effort():
                 self.ledger.cancel()
             board.mark([w for w in wanted if w in board.in_state("mapping", "staged")], "waiting")
             raise
 
     def _map(
-        self, engine: Engine, wanted: list[str], vanished: UploadsVanishedError | None
+        self, executor: Executor, wanted: list[str], vanished: UploadsVanishedError | None
     ) -> Progress:
         shared = self.shared
         ranks = [shared.board.rank[label] for label in wanted]
@@ -184,16 +185,16 @@ class Group:
             # A commit of this run may wait for chunks of windows that are not asked for now.
             mine |= np.isin(self.plan.chunk_ids, list(vanished.chunks_of(self.ledger.run)))
         chunks = np.flatnonzero(mine).tolist()
-        facts = facts_of_output(shared.job, self.ledger.record(), shared.catalog)
+        facts = facts_of_output(shared.job, self.ledger.record(), shared.table_log)
         with shared.publishing:
-            self._output_types = waited_out(facts.types)
+            self._output_types = retry_until_available(facts.types)
         self._is_mapped = False
-        self.mapper = Mapper(
+        self.mapper = MapStage(
             ledger=self.ledger,
             plan=self.plan,
             job=shared.job,
             limits=shared.limits,
-            engine=engine,
+            executor=executor,
             listen=self._listen,
             only=chunks,
             saw=self._saw,
@@ -272,10 +273,10 @@ class Group:
                 self.inputs,
                 vanished,
                 together=shared.record.options.all_or_nothing,
-                catalog=shared.catalog,
+                table_log=shared.table_log,
             )
             with shared.publishing:
-                waited_out(publish)
+                retry_until_available(publish)
         except CommitsConflictError as error:
             # Somebody else has published these meanwhile; the others are published, or none.
             together = shared.record.options.all_or_nothing

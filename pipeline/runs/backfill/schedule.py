@@ -11,7 +11,7 @@ from pipeline.runs.backfill.records import Control, Options
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ScheduledRun:
     """One drive of one run."""
 
     rank: int
@@ -22,9 +22,9 @@ class Step:
     is_canary: bool = False
 
 
-def steps_of(
+def schedule_runs(
     windows: pl.DataFrame, options: Options, control: Control, wanted: Collection[str]
-) -> list[Step]:
+) -> list[ScheduledRun]:
     """What is to be driven, in order: the canary first, unless it was told to go on without.
 
     Args:
@@ -39,12 +39,12 @@ def steps_of(
     if sample.height and not control.approved:
         # Of all or nothing, a canary is mapped and not published: it is part of the one run.
         steps = [
-            Step(rank, frozenset(labels), not options.all_or_nothing, True)
+            ScheduledRun(rank, frozenset(labels), not options.all_or_nothing, True)
             for rank, labels in _by_run(sample)
         ]
         if not options.all_or_nothing:
             mapped = mapped.filter(~pl.col("canary"))
-    return steps + [Step(rank, frozenset(labels)) for rank, labels in _by_run(mapped)]
+    return steps + [ScheduledRun(rank, frozenset(labels)) for rank, labels in _by_run(mapped)]
 
 
 def _by_run(windows: pl.DataFrame) -> list[tuple[int, list[str]]]:

@@ -11,7 +11,7 @@ from pipeline.runs.transforms.fingerprint import scheme_of
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class InputWindow:
     """What the input holds of a window."""
 
     objects: int
@@ -21,7 +21,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class OutputWindow:
     """What the output holds of a window: its newest commit."""
 
     run: str
@@ -32,11 +32,11 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class WindowDecision:
     """A window that was asked for."""
 
     window: Window
-    found: Found | None
+    found: InputWindow | None
     skipped: str | None
     """Why there is nothing to do; None if there is."""
     is_of_other_scheme: bool = False
@@ -52,12 +52,12 @@ EMPTY = "the input has nothing of it"
 
 
 @dataclass(frozen=True, slots=True)
-class Chooser:
+class WindowSelector:
     """Decides what is to be done about each window."""
 
-    found: Mapping[str, Found]
+    found: Mapping[str, InputWindow]
     """By label, what the input holds."""
-    held: Mapping[str, Held]
+    held: Mapping[str, OutputWindow]
     """By label, what the output holds."""
     failed: frozenset[str]
     """Labels of windows that failed when they were last tried."""
@@ -69,14 +69,14 @@ class Chooser:
     outdated: frozenset[str] = frozenset()
     """Runs that have read tables which were replaced since."""
 
-    def choose(self, windows: Iterable[Window]) -> list[Choice]:
+    def choose(self, windows: Iterable[Window]) -> list[WindowDecision]:
         """What is to be done about the windows that were asked for."""
         return [self._choice(window) for window in windows]
 
-    def _choice(self, window: Window) -> Choice:
+    def _choice(self, window: Window) -> WindowDecision:
         skipped = self._why_not(window.label)
         unknown = skipped is None and self._is_of_other_scheme(window.label)
-        return Choice(window, self.found.get(window.label), skipped, unknown)
+        return WindowDecision(window, self.found.get(window.label), skipped, unknown)
 
     def _is_of_other_scheme(self, label: str) -> bool:
         """Whether nothing tells a window's input and code from today's but the scheme."""

@@ -17,11 +17,11 @@ from typing import Any
 import polars as pl
 
 from pipeline.report.backfill_model import BackfillFailure
-from pipeline.runs.backfill.progress import Board
+from pipeline.runs.backfill.progress import WindowProgress
 from pipeline.runs.backfill.records import BackfillRecord, Control
-from pipeline.runs.backfill.recount import Ledgers, Recount
+from pipeline.runs.backfill.recount import LedgerCache, Recount
 from pipeline.runs.backfill.store import BackfillStore
-from pipeline.runs.driver.following import is_driving
+from pipeline.runs.driver.following import is_driven_elsewhere
 from pipeline.runs.driver.heartbeat import DriverRecord
 
 MOST_LEDGERS = 20
@@ -104,11 +104,11 @@ def look(store: BackfillStore) -> BackfillStatus:
     assert isinstance(record, BackfillRecord) and isinstance(control, Control)
     assert isinstance(windows, pl.DataFrame)
     assert driver is None or isinstance(driver, DriverRecord)
-    alive = is_driving(driver, "")
-    board = Board(windows)
+    alive = is_driven_elsewhere(driver, "")
+    board = WindowProgress(windows)
     if progress is not None:
         board.follow(progress)
-    ledgers = Ledgers(store)
+    ledgers = LedgerCache(store)
     # A driver that could still say how it ended has said how far the windows were.
     if not alive and (progress is None or driver is None or driver.state == "running"):
         recount = Recount(ledgers, record, windows, board)
@@ -165,7 +165,7 @@ def _failing(joined: pl.DataFrame) -> list[str]:
     return ordered["run"].to_list()
 
 
-def _errors(ledgers: Ledgers, runs: Sequence[str]) -> tuple[BackfillFailure, ...]:
+def _errors(ledgers: LedgerCache, runs: Sequence[str]) -> tuple[BackfillFailure, ...]:
     """The failures of some runs, grouped by what they say."""
     frames = []
     for run, progress in ledgers.read(runs).items():

@@ -163,7 +163,7 @@ class BackfillStore:
     def progress(self) -> pl.DataFrame | None:
         """How far the windows were when a driver last said so, if one did and it can be read."""
         uri = self.prefix + "progress.arrow"
-        blob = self.storage.get_if_there(uri)
+        blob = self.storage.get_or_none(uri)
         try:
             with reading(uri):
                 progress = None if blob is None else _unpack(blob.data, PROGRESS)

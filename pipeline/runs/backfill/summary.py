@@ -41,7 +41,7 @@ class BackfillSummary:
     seconds: float
     """Of this driver."""
     counts: dict[str, int]
-    """Windows by state, and chunks, rows and bytes (see `Board.counts`)."""
+    """Windows by state, and chunks, rows and bytes (see `WindowProgress.counts`)."""
     notes: tuple[str, ...] = ()
     canary: Canary | None = None
 

@@ -10,9 +10,9 @@ import polars as pl
 from partitioning import Plan
 from partitioning.window_inputs import windows_of_plan
 from partitioning.windows import Windowing
-from pipeline.config.units import share
+from pipeline.config.units import resolve_limit
 from pipeline.runs.backfill.records import RUNS, WINDOWS, Options
-from pipeline.runs.backfill.selection import Choice, grouped, spread
+from pipeline.runs.backfill.selection import WindowDecision, grouped, spread
 
 _FIGURES = ("rows", "stored_bytes", "decoded_bytes")
 
@@ -28,7 +28,9 @@ def chunks_of(plan: Plan | None, rule: Windowing) -> pl.DataFrame:
     )
 
 
-def windows_table(choices: list[Choice], chunks: pl.DataFrame, options: Options) -> pl.DataFrame:
+def windows_table(
+    choices: list[WindowDecision], chunks: pl.DataFrame, options: Options
+) -> pl.DataFrame:
     """A row a window (schema WINDOWS without `run`).
 
     Args:
@@ -70,7 +72,7 @@ def members_of(windows: pl.DataFrame, chunks: pl.DataFrame) -> dict[int, list[in
     }
 
 
-def _row(choice: Choice) -> tuple[str, str, str | None, str | None, str | None]:
+def _row(choice: WindowDecision) -> tuple[str, str, str | None, str | None, str | None]:
     window = choice.window
     end = None if window.end is None else window.end.isoformat()
     inputs = choice.found.inputs if choice.found else None
@@ -85,7 +87,7 @@ def _canary(labels: list[str], options: Options) -> list[str]:
     """The windows that go first, spread evenly over all."""
     if not options.canary:
         return []
-    count = ceil(share(options.canary, len(labels)))
+    count = ceil(resolve_limit(options.canary, len(labels)))
     return [labels[rank] for rank in spread(count, len(labels))]
 
 

@@ -17,7 +17,7 @@ from pipeline.concurrency import map_concurrently
 from pipeline.config.job import Job
 from pipeline.errors import InputError
 from pipeline.runs.ledger.ledger import Ledger
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.manifest import Manifest
 
 SHOWN = 5
@@ -25,12 +25,12 @@ SHOWN = 5
 
 
 def refuse_appending_again(
-    catalog: Catalog, manifest: Manifest, earlier: Iterable[Ledger], plan: Plan
+    table_log: TableLog, manifest: Manifest, earlier: Iterable[Ledger], plan: Plan
 ) -> None:
     """Refuse a plan with objects whose rows an output holds already.
 
     Args:
-        catalog: Of the output.
+        table_log: Of the output.
         manifest: What the output holds.
         earlier: Published runs of the same job.
         plan: What is to be appended.
@@ -47,10 +47,10 @@ def refuse_appending_again(
     ):
         before = planned & _read_objects(known)
         if before:
-            appended = _held_objects(catalog, manifest, ledger, before)
+            appended = _held_objects(table_log, manifest, ledger, before)
             held |= dict.fromkeys(appended, ledger.run)
     if held:
-        raise _refusal(catalog.output, held)
+        raise _refusal(table_log.output, held)
 
 
 def refuse_losing_rows(job: Job, plan: Plan) -> None:
@@ -93,12 +93,12 @@ def _read_objects(plan: Plan) -> set[str]:
 
 
 def _held_objects(
-    catalog: Catalog, manifest: Manifest, ledger: Ledger, uris: Collection[str]
+    table_log: TableLog, manifest: Manifest, ledger: Ledger, uris: Collection[str]
 ) -> set[str]:
     """Those of some objects that are in chunks of a run whose files a manifest has."""
     if ledger.job().reduce is not None:
         return set(uris)  # One file has the rows of all of them.
-    files = catalog.snapshot(manifest)
+    files = table_log.snapshot(manifest)
     ids = set(files["chunk"].to_list())
     indices = [index for index, chunk in enumerate(ledger.plan().chunk_ids) if chunk in ids]
     chunks = ledger.plan().chunks(indices)
@@ -111,7 +111,7 @@ def _left_out(ledger: Ledger, files: pl.DataFrame, uris: Collection[str]) -> set
     if ledger.job().input.on_bad_object == "fail":
         return set()
     progress = ledger.read()
-    known = pl.concat([progress.completions, progress.spares])
+    known = pl.concat([progress.completions, progress.duplicates])
     made = known.join(files.select("attempt"), on="attempt", how="semi")
     rows = made.select("chunk", "left_out").iter_rows()
     pairs = {(one.partition("\t")[0], chunk) for chunk, left_out in rows for one in left_out}

@@ -30,7 +30,7 @@ CHUNK_OVERHEAD = 1e6
 
 
 @dataclass(slots=True)
-class Pace:
+class Throughput:
     """What batches have taken so far. Shared by all that map the same transform side by side."""
 
     cost: float = 0.0
@@ -65,7 +65,7 @@ class Batcher:
         *,
         seconds: float,
         max_chunks: int,
-        pace: Pace | None = None,
+        pace: Throughput | None = None,
         shared: float = SHARED_SECONDS,
         types: str = "",
     ) -> None:
@@ -81,7 +81,7 @@ class Batcher:
             shared: Seconds that a batch takes of what all threads have in common.
             types: See `Batch.types`.
         """
-        self.pace = pace or Pace()
+        self.pace = pace or Throughput()
         self._prefix = prefix
         self._indices = indices
         self._costs = [size + CHUNK_OVERHEAD for size in decoded_bytes]

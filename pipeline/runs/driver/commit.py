@@ -10,12 +10,12 @@ import polars as pl
 
 from partitioning.windows import Windowing
 from pipeline.runs.ledger.records import PARTIAL, RunRecord
-from pipeline.storage import Staged
+from pipeline.storage import StagedObject
 from pipeline.table.claims import (
     staged_of,
 )
 from pipeline.table.columns import Columns, digest_columns
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.manifest import MOST_NAMED, QUARANTINED, Commit, CommitEntry, folders, rule_of
 
 
@@ -121,19 +121,19 @@ def files_of(output: str, completions: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def abort_spares(catalog: Catalog, spares: pl.DataFrame) -> None:
+def abort_duplicates(table_log: TableLog, duplicates: pl.DataFrame) -> None:
     """Abort the attempts that were not chosen."""
-    catalog.storage.abort(_staged_spares(catalog, spares))
+    table_log.storage.abort(_staged_duplicates(table_log, duplicates))
 
 
-def gone_spares(catalog: Catalog, spares: pl.DataFrame) -> list[str]:
+def vanished_duplicates(table_log: TableLog, duplicates: pl.DataFrame) -> list[str]:
     """The attempts among these completions whose uploads have vanished."""
-    gone = catalog.storage.missing(_staged_spares(catalog, spares))
+    gone = table_log.storage.missing(_staged_duplicates(table_log, duplicates))
     return [item.attempt for item in gone]
 
 
-def _staged_spares(catalog: Catalog, spares: pl.DataFrame) -> list[Staged]:
-    completions = spares.filter(pl.col("upload") != PARTIAL)
-    staged = staged_of(catalog.output, files_of(catalog.output, completions))
-    catalog.storage.check_staged(staged, catalog.output)
+def _staged_duplicates(table_log: TableLog, duplicates: pl.DataFrame) -> list[StagedObject]:
+    completions = duplicates.filter(pl.col("upload") != PARTIAL)
+    staged = staged_of(table_log.output, files_of(table_log.output, completions))
+    table_log.storage.check_staged(staged, table_log.output)
     return staged

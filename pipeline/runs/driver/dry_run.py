@@ -17,7 +17,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.runs.driver.plan import PlannedInput, plan_input
-from pipeline.runs.transforms.loading import resolve
+from pipeline.runs.transforms.loading import load_transform
 from pipeline.runs.transforms.user_code import user_code
 from pipeline.runs.worker.chunk import (
     apply,
@@ -120,7 +120,7 @@ def _reduce_problem(
     third = max(1, whole.height // 3)
     cuts = (whole[:third], whole[third : 2 * third], whole[2 * third :])
     partials = [apply(planned.transform, cut.lazy()) for cut in cuts]
-    return combine_problem(combine, resolve(combine, {}, settings.transforms).call, partials)
+    return combine_problem(combine, load_transform(combine, {}, settings.transforms).call, partials)
 
 
 def _smallest(planned: PlannedInput) -> Chunk:

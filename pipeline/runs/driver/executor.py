@@ -18,7 +18,7 @@ MOST_COUNT = 1 << 60
 MOST_SECONDS = 1e9
 """Of a batch: 30 years."""
 IDLE_SECONDS = 0.05
-"""How long an engine that has nothing to do lets others work."""
+"""How long an executor that has nothing to do lets others work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def _problem_of(batch: Batch, result: object) -> str:
     return ""
 
 
-class Engine(Protocol):
+class Executor(Protocol):
     """What runs batches."""
 
     @property
@@ -98,7 +98,7 @@ class Engine(Protocol):
         ...
 
 
-class SerialEngine:
+class SerialExecutor:
     """Runs each batch at once, in this process: the oracle of the others."""
 
     threads = 1
@@ -108,7 +108,7 @@ class SerialEngine:
         self._outcomes: list[Outcome] = []
 
     def submit(self, batch: Batch) -> None:
-        """See `Engine.submit`."""
+        """See `Executor.submit`."""
         try:
             result = map_batch(*self._run, batch)
             self._outcomes.append(Outcome.of_result(batch, result))
@@ -118,11 +118,11 @@ class SerialEngine:
             self._outcomes.append(Outcome.of_error(batch, error))
 
     def wait(self, seconds: float) -> list[Outcome]:
-        """See `Engine.wait`."""
+        """See `Executor.wait`."""
         if not self._outcomes:
             time.sleep(min(seconds, IDLE_SECONDS))  # Held: there is nothing to wait for.
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
 
     def drop(self, batch: Batch) -> None:
-        """See `Engine.drop`: everything has come in already."""
+        """See `Executor.drop`: everything has come in already."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from pipeline.processes import is_alive
 from pipeline.runs.driver.heartbeat import HEARTBEAT_SECONDS, DriverRecord, read_driver
-from pipeline.runs.driver.map_stage import MapProgress
+from pipeline.runs.driver.summary import MapProgress
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage
 
@@ -18,7 +18,7 @@ LOOK_SECONDS = 2.0
 """How often the watched run is looked at."""
 
 
-def is_driving(record: DriverRecord | None, own: str) -> bool:
+def is_driven_elsewhere(record: DriverRecord | None, own: str) -> bool:
     """Whether another driver than our own is at work, as far as can be told.
 
     On the same machine the process itself is asked; elsewhere its last sign of life counts.
@@ -39,7 +39,7 @@ def watch(
         Whether the run was published meanwhile.
     """
     started = time.time()
-    while is_driving(record := read_driver(storage, ledger.prefix), own):
+    while is_driven_elsewhere(record := read_driver(storage, ledger.prefix), own):
         assert record is not None, "somebody drives"
         listen(_progress(record, started))
         time.sleep(LOOK_SECONDS)

@@ -6,15 +6,15 @@ import time
 from collections.abc import Iterator
 
 from pipeline.config.sections import BatchSettings
-from pipeline.runs.driver.executor import Engine, Outcome
+from pipeline.runs.driver.executor import Executor, Outcome
 from pipeline.runs.worker.batch import Batch
 
 
-class Flights:
+class InFlightBatches:
     """The batches that are under way, with how long each may take."""
 
-    def __init__(self, engine: Engine, limits: BatchSettings) -> None:
-        self._engine = engine
+    def __init__(self, executor: Executor, limits: BatchSettings) -> None:
+        self._executor = executor
         self._limits = limits
         self._since: dict[str, float] = {}
         self._copies: dict[str, int] = {}
@@ -32,24 +32,24 @@ class Flights:
         self.least = min(self.least or batch.name, batch.name)
         self._copies[batch.name] = 1
         self._since[batch.name] = time.monotonic()
-        self._engine.submit(batch)
+        self._executor.submit(batch)
 
     def landed(self, seconds: float) -> Iterator[Outcome]:
         """The outcome of each batch that came in: of its first copy to finish, or its last."""
-        for outcome in self._engine.wait(seconds):
+        for outcome in self._executor.wait(seconds):
             name = outcome.batch.name
             if name not in self._batches:
                 continue
             self._copies[name] -= 1
             if outcome.kind == "finished" or not self._copies[name]:
-                self._engine.drop(self._batches.pop(name))
+                self._executor.drop(self._batches.pop(name))
                 yield outcome
 
     def looked(self) -> None:
         """Note that all was read that batches have stored."""
         self.least = min(self._batches, default="")
 
-    def send_stragglers_again(self, expected_seconds: float) -> None:
+    def resubmit_stragglers(self, expected_seconds: float) -> None:
         """Submit batches once more that are far past their time, without waiting for the first.
 
         Two completions of one chunk are harmless, and a stopped worker never ends a batch.
@@ -59,10 +59,10 @@ class Flights:
         for name, batch in self._batches.items():
             if self._since[name] < latest and self._copies[name] == 1:
                 self._copies[name] += 1
-                self._engine.submit(batch)
+                self._executor.submit(batch)
 
     def abandon(self) -> None:
         """Drop everything."""
         for batch in self._batches.values():
-            self._engine.drop(batch)
+            self._executor.drop(batch)
         self._batches.clear()

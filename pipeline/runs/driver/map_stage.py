@@ -1,6 +1,6 @@
 """Rounds: map what is left, look again, until nothing is left or nothing more can be done.
 
-Knows no engine: whatever can run a batch and say what became of it will do.
+Knows no executor: whatever can run a batch and say what became of it will do.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ import polars as pl
 from partitioning import Plan
 from pipeline.config.job import Job
 from pipeline.config.sections import BatchSettings
-from pipeline.config.units import format_size, share
-from pipeline.runs.driver.batching import Batcher, Pace
-from pipeline.runs.driver.executor import Engine, Outcome
-from pipeline.runs.driver.in_flight import Flights
+from pipeline.config.units import format_size, resolve_limit
+from pipeline.runs.driver.batching import Batcher, Throughput
+from pipeline.runs.driver.executor import Executor, Outcome
+from pipeline.runs.driver.in_flight import InFlightBatches
+from pipeline.runs.driver.summary import MapProgress
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Failure, Progress
 from pipeline.runs.worker.batch import Batch
 from pipeline.runs.worker.null_types import MOST_TEXT, agreed_types, odd_attempts
-from pipeline.storage.outages import advisory, waited_out
+from pipeline.storage.outages import best_effort, retry_until_available
 from pipeline.table.column_types import has_nulls
 from pipeline.table.columns import Columns
 
@@ -56,27 +57,6 @@ FOLD_SEGMENTS = 200
 
 
 @dataclass(frozen=True, slots=True)
-class MapProgress:
-    """How far the mapping is, as far as the driver knows."""
-
-    chunks: int
-    """Planned."""
-    done: int
-    failed: int
-    rows_in: int
-    rows_out: int
-    bytes_in: int
-    bytes_out: int
-    round: int
-    batches: int
-    """Batches handed out by this driver."""
-    seconds: float
-    """Since this driver began to map."""
-    resumed: int
-    """Chunks that were done before."""
-
-
-@dataclass(frozen=True, slots=True)
 class OutputFacts:
     """What a run needs to know of its output while it is mapped."""
 
@@ -87,14 +67,14 @@ class OutputFacts:
 
 
 @dataclass(slots=True)
-class Mapper:
+class MapStage:
     """Drives the rounds of one run."""
 
     ledger: Ledger
     plan: Plan
     job: Job
     limits: BatchSettings
-    engine: Engine
+    executor: Executor
     listen: Callable[[MapProgress], None] = lambda _: None
     only_failed: bool = False
     """Map the chunks that have failed before, and no others."""
@@ -105,7 +85,7 @@ class Mapper:
     is_held: Callable[[], bool] = lambda: False
     """While it says so, no further batch is handed out."""
     output: OutputFacts = OutputFacts()
-    pace: Pace = field(default_factory=Pace)
+    pace: Throughput = field(default_factory=Throughput)
     started: float = field(default_factory=time.time)
     batches: int = 0
     rounds: int = 0
@@ -138,7 +118,7 @@ class Mapper:
 
     def run(self) -> Progress:
         """Map until nothing is left, the rounds are used up, or only terminal failures remain."""
-        progress = waited_out(self.ledger.read)
+        progress = retry_until_available(self.ledger.read)
         self.resumed = progress.completions.height
         failed = set(progress.failed()["index"].to_list())
         self._failed_before = len(failed)
@@ -147,15 +127,15 @@ class Mapper:
             self._wanted = failed if self._wanted is None else failed & self._wanted
         self._count(progress)
         if self._worth_mapping(progress):
-            self._known = waited_out(self.output.types)
+            self._known = retry_until_available(self.output.types)
             self._types = agreed_types(progress, self._known)
         progress = self._in_rounds(progress)
         for _ in range(TYPINGS):
             if self.stopped or not self._type_nulls(progress):
                 break
-            progress = self._in_rounds(waited_out(self.ledger.read))
+            progress = self._in_rounds(retry_until_available(self.ledger.read))
         if self._say_what_was_lost(progress):
-            progress = waited_out(self.ledger.read)
+            progress = retry_until_available(self.ledger.read)
             self._count(progress)
         self._tell()
         return progress
@@ -171,7 +151,7 @@ class Mapper:
                 time.sleep(PAUSE_SECONDS * 2 ** (past - 1) * random.uniform(0.5, 1.5))
             self.rounds += 1
             self._round(left)
-            progress = waited_out(self.ledger.read)
+            progress = retry_until_available(self.ledger.read)
             self._count(progress)
             self._types = agreed_types(progress, self._known)
         return progress
@@ -186,7 +166,7 @@ class Mapper:
         odd = odd_attempts(progress, self._types)
         if odd.is_empty():
             return False
-        published = waited_out(self.output.published)
+        published = retry_until_available(self.output.published)
         odd = odd.filter(~pl.col("chunk").is_in(list(published)))
         if self.only is not None:
             odd = odd.filter(pl.col("index").is_in(list(self.only)))
@@ -265,7 +245,7 @@ class Mapper:
             pace=self.pace,
             types=self._types_text(),
         )
-        flights = Flights(self.engine, self.limits)
+        flights = InFlightBatches(self.executor, self.limits)
         try:
             self._fly(batcher, flights)
         finally:
@@ -278,10 +258,10 @@ class Mapper:
             text = json.dumps(self._types)
         return text if self._types or known else ""
 
-    def _fly(self, batcher: Batcher, flights: Flights) -> None:
+    def _fly(self, batcher: Batcher, flights: InFlightBatches) -> None:
         more = True
         while more or flights:
-            threads = self.engine.threads
+            threads = self.executor.threads
             most = 0 if self.is_held() else threads * self.limits.in_flight_per_thread
             while more and len(flights) < most:
                 batch = batcher.take(threads)
@@ -294,14 +274,14 @@ class Mapper:
                 if outcome.result is not None and outcome.result.left:
                     self._send_again(outcome.batch, flights)
             if not more:
-                flights.send_stragglers_again(self.limits.seconds)
+                flights.resubmit_stragglers(self.limits.seconds)
             self._look(flights)
             self._tell()
             self._fold_if_due()
             if self.stopped or self._too_many_failures():
                 return
 
-    def _send_again(self, batch: Batch, flights: Flights) -> None:
+    def _send_again(self, batch: Batch, flights: InFlightBatches) -> None:
         """Hand out a batch whose worker was told to leave.
 
         Whoever takes it up finds in the ledger what is done of it. One that comes back time after
@@ -317,7 +297,7 @@ class Mapper:
         if limit is None:
             return False
         failed = self._totals["failed"] - self._failed_before
-        most = share(limit, len(self.plan))
+        most = resolve_limit(limit, len(self.plan))
         if failed > most:
             self.stopped = f"{failed:,} chunks failed, and max_failures is {limit}"
         return bool(self.stopped)
@@ -327,10 +307,10 @@ class Mapper:
             return
         self._folded = time.monotonic()
         if self.ledger.unfolded > FOLD_SEGMENTS:
-            with advisory():
+            with best_effort():
                 self.ledger.fold()
 
-    def _look(self, flights: Flights) -> None:
+    def _look(self, flights: InFlightBatches) -> None:
         """Count what is stored: batches store their chunks long before they come back.
 
         What others store meanwhile (another driver, a worker that was given up) is counted when
@@ -340,7 +320,7 @@ class Mapper:
         pause = max(LOOK_SECONDS, LOOK_PAUSES * self._look_seconds)
         clock = time.monotonic()
         if clock - self._looked >= pause:
-            with advisory():
+            with best_effort():
                 self._count(self.ledger.read(flights.least))
                 flights.looked()
                 self._look_seconds = time.monotonic() - clock
@@ -383,7 +363,7 @@ class Mapper:
 
     def _has_said_why(self, batch: Batch) -> bool:
         """Whether a chunk hung, and its worker recorded that before it ended itself."""
-        return waited_out(partial(self.ledger.of_batch, batch.name)).failures.height > 0
+        return retry_until_available(partial(self.ledger.of_batch, batch.name)).failures.height > 0
 
     def _blame(self, outcome: Outcome) -> None:
         [chunk] = self.plan.chunks(outcome.batch.indices)
@@ -414,7 +394,7 @@ class Mapper:
         for start in range(0, len(failures), SEGMENT_FAILURES):
             segment = f"driver-{uuid.uuid4().hex}"
             some = failures[start : start + SEGMENT_FAILURES]
-            waited_out(partial(self.ledger.write_segment, segment, some))
+            retry_until_available(partial(self.ledger.write_segment, segment, some))
 
     def _count(self, progress: Progress) -> None:
         self._looked = time.monotonic()

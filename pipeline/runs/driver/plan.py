@@ -43,13 +43,13 @@ from pipeline.runs.ledger.keys import folders_of, refuse_long_keys
 from pipeline.runs.ledger.ledger import Ledger, run_id
 from pipeline.runs.ledger.records import RunRecord
 from pipeline.runs.transforms.fingerprint import explain_difference, scheme_of
-from pipeline.runs.transforms.loading import Transform, code_of, resolve
+from pipeline.runs.transforms.loading import Transform, job_fingerprint, load_transform
 from pipeline.runs.transforms.user_code import is_from_signal
 from pipeline.runs.worker.chunk import filter_of
 from pipeline.storage import Storage, StorageReader, Tables, parse, replaced_tables
 from pipeline.storage.table_versions import TableVersion
 from pipeline.table.columns import Columns, stored_columns
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.manifest import CommitEntry, Manifest
 from pipeline.table.publish import prepare_output
 from pipeline.table.replay import Footprint, window_label
@@ -59,7 +59,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PreparedRun:
     """A run that is ready to be mapped."""
 
     ledger: Ledger
@@ -228,7 +228,7 @@ def plan_input(
         QuarantineLimitError: more objects are bad than the job allows.
     """
     refuse_overlap(job)
-    transform = resolve(job.transform, job.params, settings.transforms)
+    transform = load_transform(job.transform, job.params, settings.transforms)
     reader, tables = StorageReader(storage), declared_tables(job)
     request = replace(request_of(job, settings, None), keep=keep)
     if job.input.columns is None:
@@ -276,7 +276,7 @@ def _columns_read(
 
 
 @dataclass(frozen=True, slots=True)
-class Resume:
+class ResumeOptions:
     """What a user allows when a run is taken up again."""
 
     accept_code: bool = False
@@ -292,8 +292,8 @@ class Resume:
 
 
 def plan_run(
-    job: Job, settings: Settings, storage: Storage, resume: Resume, mapper: Any = None
-) -> Planned:
+    job: Job, settings: Settings, storage: Storage, resume: ResumeOptions, mapper: Any = None
+) -> PreparedRun:
     """Find the run that a job means: an unfinished one of the same job, or a new one.
 
     Args:
@@ -309,7 +309,7 @@ def plan_run(
     """
     if resume.run is None:
         refuse_overlap(job)
-    code = code_of(job, settings.transforms)
+    code = job_fingerprint(job, settings.transforms)
     records = runs_of(storage, job.output.uri)
     if resume.run is not None:
         return _resumed(_named(records, resume.run), code, storage, resume)
@@ -322,11 +322,11 @@ def plan_run(
         tuple(Ledger(storage, one.output, one.run) for one in records)
         for records in (same, published)
     )
-    fresh = _Fresh(settings, storage, code, ledgers, done, mapper, resume.accept_code)
+    fresh = _NewRun(settings, storage, code, ledgers, done, mapper, resume.accept_code)
     return _with_rule(job, fresh.plan(job))
 
 
-def _with_rule(job: Job, planned: Planned) -> Planned:
+def _with_rule(job: Job, planned: PreparedRun) -> PreparedRun:
     """Note what the job says now about the output's schema: the run's stored job may say less."""
     if job.output.schema_ == "widen" and not planned.ledger.widens():
         planned.ledger.allow_widening()
@@ -334,7 +334,7 @@ def _with_rule(job: Job, planned: Planned) -> Planned:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fresh:
+class _NewRun:
     """Plans the input now. The same input, code and output are the same run as before."""
 
     settings: Settings
@@ -352,7 +352,7 @@ class _Fresh:
         """The last run of the same job."""
         return self.same[-1] if self.same else None
 
-    def plan(self, job: Job) -> Planned:
+    def plan(self, job: Job) -> PreparedRun:
         previous = self.previous
         if job.output.mode == "append" or job.input.changed_only:
             # What an earlier run of this job appended is not appended again. One that was never
@@ -370,10 +370,10 @@ class _Fresh:
             held = result.explain.objects_unchanged
             note = f"the output holds all {held:,} objects of the input already"
             notes = (note, *_tables_replaced(previous.record(), planning.tables.versions))
-            return Planned(previous, before, self.code, False, notes)
+            return PreparedRun(previous, before, self.code, False, notes)
         return self._store(job, planning, days.result())
 
-    def _store(self, job: Job, planning: PlannedInput, abort_days: float | None) -> Planned:
+    def _store(self, job: Job, planning: PlannedInput, abort_days: float | None) -> PreparedRun:
         result, tables = planning.result, planning.tables.versions
         plan, uri = result.plan, job.output.uri
         code, same = self._code_of_run(job, plan, tables)
@@ -383,17 +383,17 @@ class _Fresh:
         if skips:
             run = run_id(plan, job, code, tables=tables, skips=True)
         is_new = self.previous is None or self.previous.run != run
-        catalog = Catalog(self.storage, uri)
-        manifest = prepare_output(catalog, job.output.mode, run)
+        table_log = TableLog(self.storage, uri)
+        manifest = prepare_output(table_log, job.output.mode, run)
         _refuse_beside_backfills(manifest, job)
-        refuse_former_folders(catalog, job.output.mode, plan, [run])
+        refuse_former_folders(table_log, job.output.mode, plan, [run])
         if job.output.mode == "append":
             earlier = [one for one in self.published if one.run != run]
-            refuse_appending_again(catalog, manifest, earlier, plan)
+            refuse_appending_again(table_log, manifest, earlier, plan)
         refuse_losing_rows(job, plan)
         notes = (*result.explain.warnings, *_check_lifecycle(job, plan, abort_days), *same)
         planned = planned_footprints(job, plan)
-        refuse_planned_columns(catalog, manifest, job, planning.probe, planned)
+        refuse_planned_columns(table_log, manifest, job, planning.probe, planned)
         ledger = Ledger.create(
             self.storage,
             job,
@@ -407,7 +407,7 @@ class _Fresh:
         if not is_new:
             # Asked for again, with the output as it is now in sight: that is no conflict any more.
             ledger.accept(manifest.number)
-        return Planned(ledger, plan, self.code, is_new, notes if is_new else ())
+        return PreparedRun(ledger, plan, self.code, is_new, notes if is_new else ())
 
     def _has_failed_at_bad(self, job: Job, run: str) -> bool:
         """Whether there is a run of this id whose chunks are to fail at a bad object."""
@@ -440,14 +440,14 @@ class _Fresh:
 
 
 def refuse_planned_columns(
-    catalog: Catalog, manifest: Manifest, job: Job, probe: Probe, planned: Sequence[Footprint]
+    table_log: TableLog, manifest: Manifest, job: Job, probe: Probe, planned: Sequence[Footprint]
 ) -> None:
     """Refuse a plan whose result could not be published beside files that stay in the output.
 
     Only where the transform's columns do not depend on its data; otherwise publishing will tell.
 
     Args:
-        catalog: Of the output.
+        table_log: Of the output.
         manifest: What it holds.
         job: The job.
         probe: Of its transform.
@@ -461,7 +461,7 @@ def refuse_planned_columns(
     text = json.dumps(probe.result_columns)
     additions = [Addition(one, stored_columns(text, min(one.folders))) for one in planned]
     widens = job.output.schema_ == "widen"
-    refuse_other_columns(catalog, manifest, additions, lambda: widens)
+    refuse_other_columns(table_log, manifest, additions, lambda: widens)
 
 
 def planned_footprints(job: Job, plan: Plan, rule: str = "") -> list[Footprint]:
@@ -572,7 +572,7 @@ def _is_published(storage: Storage, record: RunRecord) -> bool:
     return Ledger(storage, record.output, record.run).published() is not None
 
 
-def _resumed(record: RunRecord, code: str, storage: Storage, resume: Resume) -> Planned:
+def _resumed(record: RunRecord, code: str, storage: Storage, resume: ResumeOptions) -> PreparedRun:
     if record.fingerprint != code and not resume.accept_code:
         raise ConflictError(
             f"run {record.run} of this job is unfinished, and "
@@ -587,15 +587,15 @@ def _resumed(record: RunRecord, code: str, storage: Storage, resume: Resume) -> 
             hint="start over with the new table: --replan; or put the earlier version back",
         )
     ledger = Ledger(storage, record.output, record.run)
-    catalog = Catalog(storage, record.output)
-    prepare_output(catalog, record.mode, record.run)
+    table_log = TableLog(storage, record.output)
+    prepare_output(table_log, record.mode, record.run)
     notes = [f"resuming run {record.run}: its plan of {record.chunks:,} chunks is frozen"]
     plan = ledger.plan()
-    refuse_former_folders(catalog, record.mode, plan, [record.run])
+    refuse_former_folders(table_log, record.mode, plan, [record.run])
     changes = input_changes(storage, ledger.job(), plan)
     if changes:
         notes.append(f"{changes}; --replan would plan them too")
-    return Planned(ledger, plan, code, False, tuple(notes))
+    return PreparedRun(ledger, plan, code, False, tuple(notes))
 
 
 def input_changes(storage: Storage, job: Job, plan: Plan) -> str | None:

@@ -11,9 +11,9 @@ from pipeline.errors import (
     EngineUnavailableError,
     TransientStorageError,
 )
-from pipeline.runs.transforms.loading import resolve
+from pipeline.runs.transforms.loading import load_transform
 from pipeline.storage import Storage
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 
 
 @contextmanager
@@ -42,6 +42,6 @@ def preflight(job: Job, settings: Settings, storage: Storage) -> None:
         EngineUnavailableError, BucketMissingError, AccessDeniedError: the output's state cannot
             be read.
     """
-    resolve(job.transform, job.params, settings.transforms)
+    load_transform(job.transform, job.params, settings.transforms)
     with reaching(settings):
-        Catalog(storage, job.output.uri).head()
+        TableLog(storage, job.output.uri).head()

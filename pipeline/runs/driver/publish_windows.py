@@ -12,19 +12,19 @@ from pipeline.config.job import Job
 from pipeline.errors import UsageError
 from pipeline.runs.driver.commit import (
     CommitWindow,
-    abort_spares,
+    abort_duplicates,
     draft_commit,
     files_of,
-    gone_spares,
+    vanished_duplicates,
 )
-from pipeline.runs.driver.heartbeat import check_schemas, columns_of_run, settled
+from pipeline.runs.driver.publish import check_schemas, columns_of_run, settled
 from pipeline.runs.driver.quarantine import left_out_of
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress, RunRecord
 from pipeline.storage import Storage
 from pipeline.table.claims import settle
 from pipeline.table.errors import CommitsConflictError, UploadsVanishedError, foreign_claim
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.manifest import Commit, CommitEntry, rule_of
 from pipeline.table.publish import (
     Published,
@@ -46,7 +46,7 @@ def publish_windows(
     *,
     without_failed: bool = False,
     together: bool = False,
-    catalog: Catalog | None = None,
+    table_log: TableLog | None = None,
 ) -> int | None:
     """Publish those of a run's windows that are complete, together, in one manifest.
 
@@ -65,7 +65,7 @@ def publish_windows(
         without_failed: Publish also windows that lack chunks; the manifest says how many, and a
             later call adds those that have come since.
         together: Publish none of them if one is in conflict.
-        catalog: Of the output; one that is used again has less to read.
+        table_log: Of the output; one that is used again has less to read.
 
     Returns:
         The manifest's number, or None if there was nothing to publish.
@@ -79,7 +79,7 @@ def publish_windows(
             columns.
         UsageError: the job has no windows, or its mode is one that windows cannot have.
     """
-    catalog = catalog or Catalog(storage, ledger.output)
+    table_log = table_log or TableLog(storage, ledger.output)
     record, job = ledger.record(), ledger.job()
     rule = _rule(record, job)
     if vanished is not None:
@@ -89,24 +89,24 @@ def publish_windows(
     published = None
     try:
         if vanished is not None:
-            amend(catalog, vanished, record.run, files_of(catalog.output, progress.completions))
-        settle(catalog)
-        released = released_names(catalog, record.run, record.base)
-        refuse_released(catalog, progress.completions, released)
-        drafting = _Drafting(catalog, record, job, rule, progress, ledger.plan(), released)
+            amend(table_log, vanished, record.run, files_of(table_log.output, progress.completions))
+        settle(table_log)
+        released = released_names(table_log, record.run, record.base)
+        refuse_released(table_log, progress.completions, released)
+        drafting = _Drafting(table_log, record, job, rule, progress, ledger.plan(), released)
         drafts = drafting.drafts(windows, inputs or {}, without_failed=without_failed)
         _refuse_open_columns(progress, drafts)
         if drafts:
             publish = publish_all if together else _publish
-            published = publish(catalog, drafts, ledger.accepted(), widens=ledger.widens)
+            published = publish(table_log, drafts, ledger.accepted(), widens=ledger.widens)
     except UploadsVanishedError as error:
         if not error.waits_for(record.run):
-            raise foreign_claim(catalog.output, error) from error
-        # Together with spares that would be chosen next, and found gone one try after the other.
-        error.attempts += gone_spares(catalog, progress.spares)
+            raise foreign_claim(table_log.output, error) from error
+        # With the duplicates that would be chosen next, and be found gone one after the other.
+        error.attempts += vanished_duplicates(table_log, progress.duplicates)
         ledger.void(error.attempts)
         raise
-    _end(catalog, ledger, record, progress, published)
+    _end(table_log, ledger, record, progress, published)
     return None if published is None else published.manifest.number
 
 
@@ -141,7 +141,7 @@ def in_window(rule: Windowing, *labels: str) -> Callable[[str], bool]:
 class _Drafting:
     """Makes commits of what is done and not published yet."""
 
-    catalog: Catalog
+    table_log: TableLog
     record: RunRecord
     job: Job
     rule: Windowing
@@ -158,11 +158,11 @@ class _Drafting:
         without_failed: bool,
     ) -> list[Commit]:
         earlier: dict[str | None, list[CommitEntry]] = {}
-        for entry in commits_of(self.catalog, self.record.run, self.record.base):
+        for entry in commits_of(self.table_log, self.record.run, self.record.base):
             earlier.setdefault(entry.window, []).append(entry)
         found = []
         # The run may have been published as a whole too, as far as it was done.
-        whole = [commit.files for commit in self.catalog.all_known(earlier.pop(None, []))]
+        whole = [commit.files for commit in self.table_log.all_known(earlier.pop(None, []))]
         published = {chunk for files in whole for chunk in files["chunk"].to_list()}
         done = self._by_window(windows)
         for label, chunks in windows.items():
@@ -172,7 +172,7 @@ class _Drafting:
             # Read only where something may be left: most windows are published whole, and once.
             if (missing and not without_failed) or (before and not before[-1].missing):
                 continue
-            commits = [self.catalog.known(entry) for entry in before]
+            commits = [self.table_log.known(entry) for entry in before]
             already = published.union(*(commit.files["chunk"].to_list() for commit in commits))
             own = own.filter(~pl.col("chunk").is_in(list(already)))
             if own.is_empty() and (before or not already.isdisjoint(chunks)):
@@ -216,7 +216,7 @@ class _Drafting:
 
 
 def _publish(
-    catalog: Catalog, drafts: list[Commit], accepted: int, *, widens: Callable[[], bool]
+    table_log: TableLog, drafts: list[Commit], accepted: int, *, widens: Callable[[], bool]
 ) -> Published:
     """Publish what is in no conflict; then tell what is."""
     lost: list[CommitEntry] = []
@@ -226,7 +226,7 @@ def _publish(
         left = [draft for draft in drafts if draft.entry.name not in names]
         try:
             if left:
-                published = publish_all(catalog, left, accepted, widens=widens)
+                published = publish_all(table_log, left, accepted, widens=widens)
             break
         except CommitsConflictError as error:
             told = told or error
@@ -237,23 +237,23 @@ def _publish(
 
 
 def _end(
-    catalog: Catalog,
+    table_log: TableLog,
     ledger: Ledger,
     record: RunRecord,
     progress: Progress,
     published: Published | None,
 ) -> None:
     """Abort what was not chosen; once every planned chunk is published, note that."""
-    known = pl.concat([progress.completions, progress.spares])
+    known = pl.concat([progress.completions, progress.duplicates])
     if published is not None:
         files = pl.concat([commit.files for commit in published.commits])
         theirs = known.join(files.select("chunk"), on="chunk", how="semi")
-        abort_spares(catalog, theirs.join(files.select("attempt"), on="attempt", how="anti"))
-    entries = commits_of(catalog, record.run, record.base)
+        abort_duplicates(table_log, theirs.join(files.select("attempt"), on="attempt", how="anti"))
+    entries = commits_of(table_log, record.run, record.base)
     if sum(entry.files for entry in entries) < record.chunks or ledger.published() is not None:
         return
-    # Somebody who published some of them may have died before it came to their spares.
-    chosen = pl.concat([commit.files.select("attempt") for commit in catalog.all_known(entries)])
-    abort_spares(catalog, known.join(chosen, on="attempt", how="anti"))
-    number = published.manifest.number if published else catalog.head()[0].current
+    # Somebody who published some of them may have died before it came to their duplicates.
+    chosen = pl.concat([commit.files.select("attempt") for commit in table_log.all_known(entries)])
+    abort_duplicates(table_log, known.join(chosen, on="attempt", how="anti"))
+    number = published.manifest.number if published else table_log.head()[0].current
     ledger.note_published(number)

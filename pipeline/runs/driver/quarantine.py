@@ -11,7 +11,7 @@ from partitioning import Plan
 from partitioning.model import Status
 from pipeline.config.job import Job
 from pipeline.config.masking import mask_text
-from pipeline.config.units import share
+from pipeline.config.units import resolve_limit
 from pipeline.errors import QuarantineLimitError
 from pipeline.printable import printable_line
 from pipeline.runs.driver.commit import LeftOut
@@ -40,7 +40,7 @@ def refuse_many_quarantined(job: Job, plan: Plan, uris: Collection[str]) -> None
     planned = int((status == Status.PLANNED).sum())
     # Part of a plan has no row for objects that it does not read.
     objects = planned + len(set(uris).intersection(one.uri for one in plan.skipped))
-    most = share(limit, objects)
+    most = resolve_limit(limit, objects)
     if len(uris) > most:
         named = [printable_line(mask_text(uri)) for uri in sorted(uris)[:_SHOWN]]
         shown = ", ".join(named) + (" …" if len(uris) > _SHOWN else "")

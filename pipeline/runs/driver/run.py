@@ -1,4 +1,4 @@
-"""Driving a run to its end: attach or map, publish, report. The same with every engine."""
+"""Drive a run to its end: attach or map, reduce, publish, report. The same with every executor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Thread
-from typing import Protocol
 
 from pipeline import logs
 from pipeline.config.job import Job
@@ -16,32 +15,23 @@ from pipeline.config.settings import Settings
 from pipeline.errors import RunCancelledError
 from pipeline.processes import was_interrupted
 from pipeline.report.render import import_renderers
-from pipeline.runs.driver.executor import Engine, SerialEngine
-from pipeline.runs.driver.following import is_driving, watch
-from pipeline.runs.driver.heartbeat import (
-    PUBLISH_TRIES,
-    Driver,
-    RunIncompleteError,
-    RunSummary,
-    StoredReport,
-    facts_of_output,
-    failure_lines,
-    publish_run,
-    read_driver,
-    store_report,
-)
-from pipeline.runs.driver.map_stage import Mapper, MapProgress
-from pipeline.runs.driver.plan import Planned, Resume, plan_run
+from pipeline.runs.driver.following import is_driven_elsewhere, watch
+from pipeline.runs.driver.heartbeat import Heartbeat, read_driver
+from pipeline.runs.driver.map_stage import MapStage
+from pipeline.runs.driver.orchestrator import NoOrchestrator, Orchestrator
+from pipeline.runs.driver.plan import PreparedRun, ResumeOptions, plan_run
+from pipeline.runs.driver.publish import PUBLISH_TRIES, facts_of_output
 from pipeline.runs.driver.quarantine import refuse_many_quarantined, unreadable_uris
 from pipeline.runs.driver.reduce_stage import partials_of, reduced_of, without_partial
-from pipeline.runs.ledger.ledger import Ledger
+from pipeline.runs.driver.report import StoredReport, store_report
+from pipeline.runs.driver.summary import MapProgress, RunIncompleteError, RunSummary, failure_lines
 from pipeline.runs.ledger.records import Progress
-from pipeline.runs.worker.reduce import Step, reduce_step, tree
+from pipeline.runs.worker.reduce import tree
 from pipeline.storage import Storage
-from pipeline.storage.outages import advisory, waited_out
+from pipeline.storage.outages import best_effort, retry_until_available
 from pipeline.table.errors import UploadsVanishedError, foreign_claim
 from pipeline.table.evidence import find_evidence
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.manifest import run_of
 from pipeline.table.retention import locate
 
@@ -54,100 +44,46 @@ Listener = Callable[[str, MapProgress | None], None]
 """Is told the phase (plan, map, publish, report) and, while mapping, the progress."""
 
 
-class Surroundings(Protocol):
-    """What an orchestrator does around a run. None of it matters to the result."""
-
-    @property
-    def page(self) -> str | None:
-        """Where the orchestrator shows this run."""
-        ...
-
-    def engine(self, run_uri: str, fingerprint: str) -> Engine:
-        """What maps the batches."""
-        ...
-
-    def reduce(self, run_uri: str, fingerprint: str, steps: list[Step]) -> None:
-        """Do some steps of the reduce, in any order; raises what one of them raises."""
-        ...
-
-    def publish(self, ledger: Ledger, vanished: UploadsVanishedError | None) -> int:
-        """Publish a complete run; returns the manifest's number."""
-        ...
-
-    def mapping(self, run: str, progress: MapProgress) -> None:
-        """Show progress."""
-        ...
-
-    def ended(self, run: str, report: StoredReport) -> None:
-        """Show the report."""
-        ...
-
-
-@dataclass(slots=True)
-class Serial:
-    """No orchestrator: everything in this process, one batch after the other."""
-
-    storage: Storage
-    page: str | None = None
-
-    def engine(self, run_uri: str, fingerprint: str) -> Engine:
-        """See `Surroundings.engine`."""
-        return SerialEngine(run_uri, fingerprint)
-
-    def reduce(self, run_uri: str, fingerprint: str, steps: list[Step]) -> None:
-        """See `Surroundings.reduce`."""
-        for step in steps:
-            reduce_step(run_uri, fingerprint, step)
-
-    def publish(self, ledger: Ledger, vanished: UploadsVanishedError | None) -> int:
-        """See `Surroundings.publish`."""
-        return publish_run(self.storage, ledger, vanished)
-
-    def mapping(self, run: str, progress: MapProgress) -> None:
-        """See `Surroundings.mapping`."""
-
-    def ended(self, run: str, report: StoredReport) -> None:
-        """See `Surroundings.ended`."""
-
-
 def run_serially(
-    job: Job, settings: Settings, storage: Storage, resume: Resume | None = None
+    job: Job, settings: Settings, storage: Storage, resume: ResumeOptions | None = None
 ) -> RunSummary:
-    """Run a job without Prefect and Dask: the oracle of the real engine, and a debugger's friend.
+    """Run a job without Prefect and Dask: the oracle of the real executor, and a debugger's friend.
 
     Raises:
         RunIncompleteError: some chunks failed.
     """
-    resume = resume or Resume()
+    resume = resume or ResumeOptions()
     started = time.time()
     planned = plan_run(job, settings, storage, resume)
-    driving = Driving(job, settings, storage, planned, Serial(storage), resume)
-    driving.driver.record.phases.append(("plan", started, time.time() - started))
-    return driving.to_the_end()
+    driver = RunDriver(job, settings, storage, planned, NoOrchestrator(storage), resume)
+    driver.heartbeat.record.phases.append(("plan", started, time.time() - started))
+    return driver.run()
 
 
 @dataclass(slots=True)
-class Driving:
-    """One driver's work on one run."""
+class RunDriver:
+    """Drives one run: attach or map, reduce, publish, report."""
 
     job: Job
     settings: Settings
     storage: Storage
-    planned: Planned
-    around: Surroundings
-    resume: Resume
+    planned: PreparedRun
+    orchestrator: Orchestrator
+    resume: ResumeOptions
     listen: Listener = lambda phase, progress: None
-    driver: Driver = field(init=False)
-    mapper: Mapper | None = None
+    heartbeat: Heartbeat = field(init=False)
+    map_stage: MapStage | None = None
     _looked: float = 0.0
     _round: int = 0
     _imports: Thread | None = None
 
     def __post_init__(self) -> None:
-        self.driver = Driver.of(self.storage, self.planned.ledger.prefix, self.around.page)
+        self.heartbeat = Heartbeat.of(
+            self.storage, self.planned.ledger.prefix, self.orchestrator.page
+        )
 
-    def to_the_end(self) -> RunSummary:
-        """Bring the run to its end, whoever else has a hand in it.
+    def run(self) -> RunSummary:
+        """Bring the run to its end, or follow the driver that is already at it.
 
         Raises:
             RunIncompleteError: some chunks failed; nothing was published.
@@ -158,8 +94,11 @@ class Driving:
 
     def _ended(self) -> RunSummary:
         ledger = self.planned.ledger
-        own = self.driver.record.driver
-        if is_driving(read_driver(self.storage, ledger.prefix), own) and not self.resume.take_over:
+        own = self.heartbeat.record.driver
+        if (
+            is_driven_elsewhere(read_driver(self.storage, ledger.prefix), own)
+            and not self.resume.take_over
+        ):
             self.listen("attached", None)
             watch(self.storage, ledger, own, lambda progress: self.listen("attached", progress))
         manifest = ledger.published()
@@ -176,10 +115,10 @@ class Driving:
             FilesMissingError: files were deleted that the current manifest names.
         """
         ledger = self.planned.ledger
-        catalog = Catalog(self.storage, ledger.output)
-        current = catalog.manifest()
+        table_log = TableLog(self.storage, ledger.output)
+        current = table_log.manifest()
         if any(entry.run == ledger.run for entry in current.commits):
-            locate(catalog, current)
+            locate(table_log, current)
             return ()
         return (
             f"the run was published as manifest {manifest}, which has been replaced or rolled back "
@@ -188,9 +127,9 @@ class Driving:
 
     def _driven(self) -> RunSummary:
         ledger = self.planned.ledger
-        waited_out(ledger.clear_cancel)
-        with advisory():
-            self.driver.write()
+        retry_until_available(ledger.clear_cancel)
+        with best_effort():
+            self.heartbeat.write()
         state = "failed"
         try:
             progress, manifest = self._map_and_publish()
@@ -204,8 +143,8 @@ class Driving:
                 ledger.cancel()  # Workers stop after the chunk at hand; whoever resumes clears it.
             raise
         finally:
-            with advisory():
-                self.driver.write(state)
+            with best_effort():
+                self.heartbeat.write(state)
             log.info("%s: %s", self.job.name, state)
         self.listen("report", None)
         return self._reported(state, progress, manifest)
@@ -214,7 +153,7 @@ class Driving:
         ledger, plan = self.planned.ledger, self.planned.plan
         vanished: UploadsVanishedError | None = None
         for _ in range(PUBLISH_TRIES):
-            with self.driver.phase("map"):
+            with self.heartbeat.phase("map"):
                 progress = self._mapped()
             if progress.completions.height < len(plan):
                 return progress, None
@@ -223,8 +162,10 @@ class Driving:
             try:
                 self._reduced(progress)
                 self.listen("publish", None)
-                with self.driver.phase("publish"):
-                    return progress, waited_out(partial(self.around.publish, ledger, vanished))
+                with self.heartbeat.phase("publish"):
+                    return progress, retry_until_available(
+                        partial(self.orchestrator.publish, ledger, vanished)
+                    )
             except UploadsVanishedError as error:
                 self._refuse_foreign(error)
                 ledger.void(error.attempts)
@@ -246,12 +187,12 @@ class Driving:
         if not partials or reduced_of(ledger, progress).height:
             return
         self.listen("reduce", None)
-        with self.driver.phase("reduce"):
+        with self.heartbeat.phase("reduce"):
             lost = without_partial(self.storage, ledger, progress)
             if lost:
                 raise UploadsVanishedError(lost)
             for level in tree(partials):
-                self.around.reduce(ledger.prefix, self.planned.fingerprint, level)
+                self.orchestrator.reduce(ledger.prefix, self.planned.fingerprint, level)
 
     def _refuse_foreign(self, error: UploadsVanishedError) -> None:
         """A claim of another run whose uploads are gone can be finished by its own job only."""
@@ -261,20 +202,22 @@ class Driving:
 
     def _mapped(self) -> Progress:
         ledger = self.planned.ledger
-        self.mapper = Mapper(
+        self.map_stage = MapStage(
             ledger=ledger,
             plan=self.planned.plan,
             job=self.job,
             limits=self.settings.batches,
-            engine=self.around.engine(ledger.prefix, self.planned.fingerprint),
+            executor=self.orchestrator.executor(ledger.prefix, self.planned.fingerprint),
             listen=self._tell,
             only_failed=self.resume.only_failed,
-            output=facts_of_output(self.job, ledger.record(), Catalog(self.storage, ledger.output)),
+            output=facts_of_output(
+                self.job, ledger.record(), TableLog(self.storage, ledger.output)
+            ),
         )
-        return self.mapper.run()
+        return self.map_stage.run()
 
     def _tell(self, progress: MapProgress) -> None:
-        self.driver.saw(progress)
+        self.heartbeat.saw(progress)
         if self._imports is None:
             # While the workers have their first batches, and nobody waits for this process.
             self._imports = Thread(target=import_renderers, name="imports", daemon=True)
@@ -286,7 +229,7 @@ class Driving:
                 *(self.job.name, progress.round, progress.done, progress.chunks, progress.failed),
             )
         self.listen("map", progress)
-        self.around.mapping(self.planned.ledger.run, progress)
+        self.orchestrator.mapping(self.planned.ledger.run, progress)
         if time.monotonic() - self._looked >= CANCEL_SECONDS:
             self._looked = time.monotonic()
             if self._is_cancelled():
@@ -297,16 +240,16 @@ class Driving:
 
     def _is_cancelled(self) -> bool:
         wish = False
-        with advisory():
+        with best_effort():
             wish = self.planned.ledger.is_cancelled()
         return wish
 
     def _reported(self, state: str, progress: Progress, manifest: int | None) -> RunSummary:
         ledger = self.planned.ledger
         report = store_report(
-            self.storage, ledger, self.driver.record, state, self.settings.state_dir
+            self.storage, ledger, self.heartbeat.record, state, self.settings.state_dir
         )
-        self.around.ended(ledger.run, report)
+        self.orchestrator.ended(ledger.run, report)
         summary = self._summary(state, progress, manifest, report)
         if manifest is None:
             raise RunIncompleteError(summary)
@@ -320,11 +263,11 @@ class Driving:
         report: StoredReport | None = None,
     ) -> RunSummary:
         done, failed = progress.completions, progress.failed()
-        mapper, ledger = self.mapper, self.planned.ledger
+        map_stage, ledger = self.map_stage, self.planned.ledger
         quarantine: tuple[str, ...] = ()
         if manifest is not None and self.job.input.on_bad_object == "quarantine":
-            catalog = Catalog(self.storage, ledger.output)
-            records = find_evidence(catalog, catalog.manifest(manifest))
+            table_log = TableLog(self.storage, ledger.output)
+            records = find_evidence(table_log, table_log.manifest(manifest))
             quarantine = tuple(uri for name, uri in records.items() if run_of(name) == ledger.run)
         return RunSummary(
             run=ledger.run,
@@ -333,20 +276,20 @@ class Driving:
             output=ledger.output,
             manifest=manifest,
             chunks=len(self.planned.plan),
-            mapped=done.height - mapper.resumed if mapper else 0,
+            mapped=done.height - map_stage.resumed if map_stage else 0,
             failed=failed.height,
-            batches=mapper.batches if mapper else 0,
-            rounds=mapper.rounds if mapper else 0,
+            batches=map_stage.batches if map_stage else 0,
+            rounds=map_stage.rounds if map_stage else 0,
             rows_in=int(done["rows_in"].sum()),
             rows_out=int(done["rows_out"].sum()),
             bytes_in=int(done["bytes_in"].sum()),
             bytes_out=int(done["bytes_out"].sum()),
-            seconds=time.time() - self.driver.record.started,
+            seconds=time.time() - self.heartbeat.record.started,
             report=report.uri if report else ledger.prefix + "report.html",
             local_report=report.path if report else "",
             notes=(
                 *self.planned.notes,
-                *([mapper.stopped] if mapper and mapper.stopped else []),
+                *([map_stage.stopped] if map_stage and map_stage.stopped else []),
                 *progress.problems,
                 *progress.left_out(),
                 *(f"the objects in quarantine are listed in {uri}" for uri in quarantine),

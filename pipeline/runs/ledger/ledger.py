@@ -199,7 +199,7 @@ class Ledger:
     def _number(self, name: str) -> int | None:
         """The manifest that a note names. A note is never needed: a damaged one counts as none."""
         uri = self.prefix + name
-        blob = self._storage.get_if_there(uri)
+        blob = self._storage.get_or_none(uri)
         try:
             return None if blob is None else parse_number(blob.data, "manifest", uri)
         except StateError as error:
@@ -233,7 +233,7 @@ class Ledger:
         """Whether the output may get further columns, or wider types, by this run."""
         if self.job().output.schema_ == "widen":
             return True
-        return self._storage.get_if_there(self.prefix + "widen.json") is not None
+        return self._storage.get_or_none(self.prefix + "widen.json") is not None
 
     def cancel(self) -> None:
         """Ask whoever drives the run to stop."""
@@ -243,7 +243,7 @@ class Ledger:
         """Whether somebody has asked the driver to stop."""
         # S3 forbids an absent object to whoever may not list it, which workers may not.
         with suppress(AccessDeniedError):
-            return self._storage.get_if_there(self.prefix + "cancel.json") is not None
+            return self._storage.get_or_none(self.prefix + "cancel.json") is not None
         return False
 
     def clear_cancel(self) -> None:
@@ -292,7 +292,7 @@ class Ledger:
         return Progress(
             problems=sentences(stored.problems),
             completions=completions.filter(chosen),
-            spares=pl.concat([completions.filter(~chosen), known.filter(~of_reduce & aside)]),
+            duplicates=pl.concat([completions.filter(~chosen), known.filter(~of_reduce & aside)]),
             reduced=known.filter(of_reduce),
             failures=stored.failures.sort("at"),
             schemas=stored.schemas,

@@ -156,7 +156,7 @@ class Progress:
 
     completions: pl.DataFrame
     """One row a chunk that is done (schema COMPLETIONS), in the plan's order."""
-    spares: pl.DataFrame
+    duplicates: pl.DataFrame
     """Further completions of the same chunks: published never, aborted at publish."""
     failures: pl.DataFrame
     """Every failed try (schema FAILURES), oldest first."""

@@ -46,7 +46,7 @@ class Transform:
     """What the fingerprint could not tell, and what it covers instead."""
 
 
-def resolve(name: str, params: Mapping[str, Any], settings: TransformSettings) -> Transform:
+def load_transform(name: str, params: Mapping[str, Any], settings: TransformSettings) -> Transform:
     """Find, allow and import a transform.
 
     A module whose source changed since this process imported it is imported again, so that a
@@ -158,7 +158,7 @@ def fingerprint_of(name: str, params: Mapping[str, Any], settings: TransformSett
         return fingerprint(name, _read(name, settings)[0], params)
 
 
-def code_of(job: Job, settings: TransformSettings) -> str:
+def job_fingerprint(job: Job, settings: TransformSettings) -> str:
     """The fingerprint of all code that a job runs: its transform, and its reduce if it has one."""
     parts = [fingerprint_of(job.transform, job.params, settings)]
     if job.reduce is not None:

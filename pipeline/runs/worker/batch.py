@@ -31,7 +31,7 @@ from pipeline.runs.ledger.ledger import segment_name
 from pipeline.runs.ledger.records import PARTIAL, Completion, Failure, digest_of
 from pipeline.runs.transforms.user_code import is_from_signal
 from pipeline.runs.worker.chunk import (
-    Mapped,
+    ComputedChunk,
     RunContext,
     completion_of,
     compute,
@@ -94,13 +94,13 @@ def map_batch(
             and the rest of the batch is handed back.
     """
     context = open_run(run_uri, fingerprint)
-    kind = BatchRun if context.job.reduce is None else ReducingRun
+    kind = BatchAttempt if context.job.reduce is None else ReducingBatchAttempt
     with logs.at(run=context.record.run, batch=batch.name):
         return kind(context, batch, worker, is_leaving=is_leaving).run()
 
 
 @dataclass(slots=True)
-class BatchRun:
+class BatchAttempt:
     """One try of one batch."""
 
     context: RunContext
@@ -150,7 +150,7 @@ class BatchRun:
 
     def _map(self, indices: list[int]) -> None:
         with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "stage") as stager:
-            staging: deque[tuple[Mapped, Future[Completion]]] = deque()
+            staging: deque[tuple[ComputedChunk, Future[Completion]]] = deque()
             with closing(self._sources(indices, reader)) as sources:
                 for number, (chunk, source) in enumerate(sources, 1):
                     self.decoded += chunk.decoded_bytes
@@ -207,7 +207,7 @@ class BatchRun:
             self.columns = source.columns_read or self.columns
             source.close()
 
-    def _compute(self, chunk: Chunk, source: ChunkSource) -> Mapped:
+    def _compute(self, chunk: Chunk, source: ChunkSource) -> ComputedChunk:
         while True:
             clock = time.perf_counter()
             try:
@@ -268,10 +268,10 @@ class BatchRun:
         with logs.at(chunk=failure.chunk):
             log.warning("chunk %d failed: %s: %s", failure.index, failure.error, failure.message)
 
-    def _stage(self, mapped: Mapped) -> Completion:
+    def _stage(self, mapped: ComputedChunk) -> Completion:
         return stage(self.context, mapped, self.batch.name, self.worker)
 
-    def _collect(self, staging: deque[tuple[Mapped, Future[Completion]]]) -> None:
+    def _collect(self, staging: deque[tuple[ComputedChunk, Future[Completion]]]) -> None:
         while staging:
             mapped, work = staging.popleft()
             error = work.exception()
@@ -282,7 +282,7 @@ class BatchRun:
             if done is not None:
                 self._keep(mapped, done)
 
-    def _keep(self, mapped: Mapped, done: Completion) -> None:
+    def _keep(self, mapped: ComputedChunk, done: Completion) -> None:
         self.schemas.setdefault(mapped.frame_schema)
         self.entries.append(done)
 
@@ -331,13 +331,13 @@ class BatchRun:
 
 
 @dataclass(slots=True)
-class ReducingRun(BatchRun):
+class ReducingBatchAttempt(BatchAttempt):
     """A batch of a job with a reduce: its chunks' results are combined, not staged."""
 
     frames: list[pl.DataFrame] = field(default_factory=list)
     """Results of the chunks that are not stored yet."""
 
-    def _stage(self, mapped: Mapped) -> Completion:
+    def _stage(self, mapped: ComputedChunk) -> Completion:
         return completion_of(
             self.context,
             mapped,
@@ -352,8 +352,8 @@ class ReducingRun(BatchRun):
             sha256="",
         )
 
-    def _keep(self, mapped: Mapped, done: Completion) -> None:
-        BatchRun._keep(self, mapped, done)
+    def _keep(self, mapped: ComputedChunk, done: Completion) -> None:
+        BatchAttempt._keep(self, mapped, done)
         self.frames.append(mapped.frame)
 
     def _flush(self) -> None:
@@ -368,7 +368,7 @@ class ReducingRun(BatchRun):
                 *(replace(entry, uri=uri, bytes_out=size) for entry in done),
             ]
             self.frames = []
-        BatchRun._flush(self)
+        BatchAttempt._flush(self)
 
     def _filled(self, done: list[Completion]) -> list[Completion]:
         """Give columns of nothing but nulls the types that the segment's other chunks have."""

@@ -23,7 +23,7 @@ from pipeline.errors import StateError, TransformError, Transient
 from pipeline.runs.ledger.keys import output_uri
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Completion, Failure, RunRecord, digest_of
-from pipeline.runs.transforms.loading import Transform, code_of, resolve
+from pipeline.runs.transforms.loading import Transform, job_fingerprint, load_transform
 from pipeline.runs.transforms.user_code import message_of, user_code
 from pipeline.runs.worker.chunk_source import ChunkSource, ReadOptions, engine_for
 from pipeline.runs.worker.key_columns import without_key_columns
@@ -65,8 +65,8 @@ def open_run(run_uri: str, fingerprint: str) -> RunContext:
     settings, storage = load_settings(), own_storage()
     ledger = Ledger.open(storage, run_uri)
     job, plan = ledger.job(), ledger.plan()
-    transform = resolve(job.transform, job.params, settings.transforms)
-    code = code_of(job, settings.transforms)
+    transform = load_transform(job.transform, job.params, settings.transforms)
+    code = job_fingerprint(job, settings.transforms)
     if code != fingerprint:
         raise TransformError(
             f"this worker's {job.transform} has fingerprint {code}, the driver's {fingerprint}",
@@ -157,7 +157,7 @@ def encode(frame: pl.DataFrame, job: Job) -> memoryview:
 
 
 @dataclass(frozen=True, slots=True)
-class Mapped:
+class ComputedChunk:
     """A chunk that is computed, but not staged."""
 
     chunk: Chunk
@@ -193,14 +193,14 @@ def compute(
     source: ChunkSource,
     read_seconds: float,
     types: Mapping[str, pl.DataType] | None = None,
-) -> Mapped:
+) -> ComputedChunk:
     """Transform a chunk; `types` are for columns that come out as nothing but nulls."""
     started = time.time()
     clock = time.perf_counter()
     with context.tables.used():
         frame = apply(context.transform, source.scan(), chunk.decoded_bytes)
     frame, filled = fill_types(in_order(frame, context.record.columns), types or {})
-    return Mapped(
+    return ComputedChunk(
         chunk=chunk,
         frame=frame,
         frame_schema=schema_text(frame),
@@ -214,7 +214,7 @@ def compute(
     )
 
 
-def stage(context: RunContext, mapped: Mapped, batch: str, worker: str) -> Completion:
+def stage(context: RunContext, mapped: ComputedChunk, batch: str, worker: str) -> Completion:
     """Encode and stage a computed chunk; what comes back is the proof that it is done."""
     clock = time.perf_counter()
     data = encode(without_key_columns(mapped.frame, mapped.chunk, context.schema), context.job)
@@ -240,7 +240,7 @@ def stage(context: RunContext, mapped: Mapped, batch: str, worker: str) -> Compl
 
 
 def completion_of(
-    context: RunContext, mapped: Mapped, *, stage_seconds: float, **where: Any
+    context: RunContext, mapped: ComputedChunk, *, stage_seconds: float, **where: Any
 ) -> Completion:
     """The completion of a computed chunk; `where` is what staging it came to."""
     return Completion(

@@ -38,8 +38,8 @@ from partitioning.parquet_footer import (
     BadFooter,
     ColumnChunk,
     Footer,
+    RequestedState,
     RowGroup,
-    Wish,
     write_footer,
 )
 from partitioning.thrift import ThriftError
@@ -182,7 +182,7 @@ class FragmentCopy:
         part = self._fragment
         start, length = part.size - part.footer_size, part.footer_size - END
         wanted = range(part.row_group_start, part.row_group_stop)
-        wish = Wish(statistics=None, encodings=True, groups=wanted)
+        wish = RequestedState(statistics=None, encodings=True, groups=wanted)
         try:
             footer = read_footer(self._file.read(start, length), part.size, wish)
         except BadFooter as bad:

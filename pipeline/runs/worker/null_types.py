@@ -140,11 +140,11 @@ def open_chunks(progress: Progress, known: Mapping[str, str]) -> set[int]:
 
 
 def odd_attempts(progress: Progress, agreed: Mapping[str, str]) -> pl.DataFrame:
-    """Completions, spares too, whose columns have not the types that were agreed on, but could.
+    """Completions, duplicates too, whose columns have not the types that were agreed on, but could.
 
     A partial holds several chunks, which count together.
     """
-    known = pl.concat([progress.completions, progress.spares])
+    known = pl.concat([progress.completions, progress.duplicates])
     if not agreed:
         return known.head(0)
     pairs = known.select("schema", "filled").unique(maintain_order=True)

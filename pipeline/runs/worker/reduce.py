@@ -24,7 +24,7 @@ from pipeline.runs.ledger.checks import NODE_NAME, PARTIAL_NAME
 from pipeline.runs.ledger.keys import reduced_uri
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import REDUCE, Completion, digest_of
-from pipeline.runs.transforms.loading import resolve
+from pipeline.runs.transforms.loading import load_transform
 from pipeline.runs.transforms.user_code import user_code
 from pipeline.runs.worker.chunk import RunContext, encode, open_run, schema_text
 from pipeline.storage import Storage, join, staged_area
@@ -95,7 +95,7 @@ def reduce_step(run_uri: str, fingerprint: str, step: Step, worker: str = "seria
 def _is_there(storage: Storage, uri: str) -> bool:
     # S3 may forbid an absent object to whoever may not list it; then the step is done again.
     with suppress(AccessDeniedError):
-        return storage.get_if_there(uri) is not None
+        return storage.get_or_none(uri) is not None
     return False
 
 
@@ -107,7 +107,7 @@ def combine(context: RunContext, frames: Sequence[pl.DataFrame]) -> pl.DataFrame
     """
     assert context.job.reduce is not None, "only a job with a reduce combines"
     name = context.job.reduce.combine
-    call = resolve(name, {}, context.settings.transforms).call
+    call = load_transform(name, {}, context.settings.transforms).call
     with context.tables.used():
         result = call_and_collect(name, call, [frame.lazy() for frame in frames])
     if result.schema != frames[0].schema:
@@ -127,7 +127,7 @@ def finalize(context: RunContext, frame: pl.DataFrame) -> pl.DataFrame:
         return frame
     with context.tables.used():
         return call_and_collect(
-            name, resolve(name, {}, context.settings.transforms).call, frame.lazy()
+            name, load_transform(name, {}, context.settings.transforms).call, frame.lazy()
         )
 
 

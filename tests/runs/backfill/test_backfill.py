@@ -15,14 +15,14 @@ from partitioning.errors import WindowError
 from pipeline.config.job import Job
 from pipeline.errors import ConflictError, RunCancelledError, UsageError
 from pipeline.runs.backfill.driver import Again
-from pipeline.runs.backfill.plan import Asked, NothingToDoError
+from pipeline.runs.backfill.plan import NothingToDoError, WindowSelection
 from pipeline.runs.backfill.records import Options
 from pipeline.runs.backfill.store import BackfillStore, backfills_of, find_backfill
 from pipeline.runs.backfill.summary import BackfillHeldError, BackfillIncompleteError
 from pipeline.runs.driver.run import run_serially
 from pipeline.runs.ledger.find import runs_of
 from pipeline.table.errors import FilesMissingError
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from tests.support.backfills import Days, days
 
 LEAP = days("2024-02-26", 8)
@@ -54,12 +54,12 @@ def test_every_window_is_a_commit(world: Days, per_run: int | None, backwards: b
 
 
 def test_a_range_is_half_open(world: Days) -> None:
-    world.run(world.job(), Asked("2024-02-28", "2024-03-01"))
+    world.run(world.job(), WindowSelection("2024-02-28", "2024-03-01"))
     assert world.windows_held() == ["2024-02-28", "2024-02-29"]
 
 
 def test_exclude(world: Days) -> None:
-    world.run(world.job(), Asked("2024-02-28", "2024-03-02", exclude=("2024-02-29",)))
+    world.run(world.job(), WindowSelection("2024-02-28", "2024-03-02", exclude=("2024-02-29",)))
     assert world.windows_held() == ["2024-02-28", "2024-03-01"]
 
 
@@ -72,7 +72,7 @@ def test_months(world: Days) -> None:
 
 def test_values(world: Days) -> None:
     job = world.job(window={"column": "ds", "grain": "value"})
-    world.run(job, Asked(values=("2024-02-29", "2024-02-26")))
+    world.run(job, WindowSelection(values=("2024-02-29", "2024-02-26")))
     assert world.windows_held() == ["2024-02-26", "2024-02-29"]
 
 
@@ -87,7 +87,7 @@ def test_the_same_backfill_twice_is_one(world: Days) -> None:
 
 def test_files_deleted_by_hand_are_told(world: Days) -> None:
     world.run(world.job())
-    uri = Catalog(world.storage, world.output).output
+    uri = TableLog(world.storage, world.output).output
     gone = min(info.uri for info in world.storage.objects(uri))
     world.storage.delete(gone)
     with pytest.raises(FilesMissingError, match=gone.removeprefix(uri)):
@@ -101,7 +101,7 @@ def test_another_key_is_another_backfill(world: Days) -> None:
 
 
 def test_missing_maps_what_the_output_lacks(world: Days) -> None:
-    world.run(world.job(), Asked("2024-02-26", "2024-02-28"))
+    world.run(world.job(), WindowSelection("2024-02-26", "2024-02-28"))
     summary = world.run(world.job())
     assert (summary.windows, summary.todo) == (8, 6)
     assert_frame_equal(world.rows(), world.expected())
@@ -151,8 +151,8 @@ def test_all_maps_everything_again(world: Days) -> None:
 
 def test_a_window_that_loses_its_rows_is_emptied(world: Days) -> None:
     world.run(world.job())
-    world.run(world.job("nothing"), Asked(values=(), start="2024-02-29", end="2024-03-01"),
-              reprocess="all")  # fmt: skip
+    one = WindowSelection(values=(), start="2024-02-29", end="2024-03-01")
+    world.run(world.job("nothing"), one, reprocess="all")
     left = world.expected().filter(pl.col("ds") != pl.date(2024, 2, 29))
     assert_frame_equal(world.rows(), left)
 
@@ -259,7 +259,7 @@ def test_cancelling_stops_it_and_keeps_what_is_published(world: Days) -> None:
 
     driver.listen = cancel_at_three
     with pytest.raises(RunCancelledError):
-        driver.to_the_end()
+        driver.run()
     assert 3 <= len(world.windows_held()) < 8
     # A cancelled one is over: the same request is another backfill.
     again = world.create(world.job())
@@ -279,7 +279,7 @@ def test_pausing_holds_it(world: Days) -> None:
             paused.set()
 
     driver.listen = listen
-    thread = Thread(target=driver.to_the_end)
+    thread = Thread(target=driver.run)
     thread.start()
     assert paused.wait(20)
     assert world.manifest_numbers() == 0
@@ -298,7 +298,7 @@ def test_a_driver_that_is_killed_is_followed_by_another(world: Days) -> None:
 
     driver.listen = die
     with pytest.raises(KeyboardInterrupt):
-        driver.to_the_end()
+        driver.run()
     assert 3 <= len(world.windows_held()) < 8
     store.write_progress(
         driver.board.frame().with_columns(done=pl.lit(0, pl.Int64), rows_in=pl.lit(0, pl.Int64))
@@ -313,7 +313,7 @@ def test_a_driver_that_is_killed_is_followed_by_another(world: Days) -> None:
 def test_a_window_whose_input_comes_later(world: Days) -> None:
     more = days("2024-03-05", 3)
     world.write(more[2:])
-    asked = Asked("2024-02-26", "2024-03-08")
+    asked = WindowSelection("2024-02-26", "2024-03-08")
     first = world.run(world.job(), asked)
     assert (first.counts["done"], first.counts["empty"]) == (9, 2)
     world.write(more)
@@ -325,8 +325,8 @@ def test_a_window_whose_input_comes_later(world: Days) -> None:
 def test_two_backfills_that_overlap(world: Days) -> None:
     """Whoever is second at a window finds it done, and says so; nothing is there twice."""
     job = world.job(output={"uri": world.output, "mode": "append"})
-    first = world.create(job, Asked("2024-02-26", "2024-03-01"))
-    second = world.create(job, Asked("2024-02-28", "2024-03-05"))
+    first = world.create(job, WindowSelection("2024-02-26", "2024-03-01"))
+    second = world.create(job, WindowSelection("2024-02-28", "2024-03-05"))
     world.drive(first)
     counts = world.drive(second).counts
     assert (counts["done"], counts["skipped"]) == (4, 2)
@@ -357,9 +357,9 @@ def test_windows_in_progress_are_told(world: Days) -> None:
 def test_what_cannot_be_is_refused_before_anything_is_written(world: Days) -> None:
     job = world.job()
     with pytest.raises(UsageError, match="3 of the 6 windows lie outside the input"):
-        world.draft(job, Asked("2024-03-02", "2024-03-08"))
+        world.draft(job, WindowSelection("2024-03-02", "2024-03-08"))
     with pytest.raises(WindowError, match="empty range"):
-        world.draft(job, Asked("2024-03-02", "2024-03-01"))
+        world.draft(job, WindowSelection("2024-03-02", "2024-03-01"))
     with pytest.raises(WindowError, match="did you mean 'ds'"):
         world.draft(world.job(window={"column": "dss", "grain": "day"}))
     with pytest.raises(WindowError, match="does not fit"):
@@ -397,7 +397,7 @@ def test_other_code_stops_a_resume(world: Days) -> None:
 
 def test_a_run_does_not_append_what_a_backfill_has_appended(world: Days) -> None:
     job = world.job(output={"uri": world.output, "mode": "append"})
-    world.run(job, Asked("2024-02-26", "2024-02-28"))
+    world.run(job, WindowSelection("2024-02-26", "2024-02-28"))
     before = world.manifest_numbers()
     with pytest.raises(UsageError, match="holds 2 windows"):
         run_serially(job, world.settings, world.storage)

@@ -17,8 +17,8 @@ from pipeline.cli.output import out
 from pipeline.config.job import Job, parse_job
 from pipeline.errors import JobError
 from pipeline.runs.backfill.driver import BackfillDriver
-from pipeline.runs.backfill.orchestrator import SerialBackfill
-from pipeline.runs.backfill.plan import Asked, Draft, create, draft
+from pipeline.runs.backfill.orchestrator import NoBackfillOrchestrator
+from pipeline.runs.backfill.plan import Draft, WindowSelection, create, draft
 from pipeline.runs.backfill.records import BackfillRecord, Options
 from pipeline.runs.backfill.status import look
 from pipeline.runs.driver.dry_run import try_transform
@@ -47,12 +47,12 @@ def job_of(world: World, **more: Any) -> Job:
     return world.job("same", "overwrite-partitions", window=window, **more)
 
 
-def drafted(world: World, job: Job, asked: Asked | None = None, **options: Any) -> Draft:
-    return draft(job, world.settings, world.storage, asked or Asked(), Options(**options))
+def drafted(world: World, job: Job, asked: WindowSelection | None = None, **options: Any) -> Draft:
+    return draft(job, world.settings, world.storage, asked or WindowSelection(), Options(**options))
 
 
 def test_a_backfill_of_days_in_folders_of_parts(world: World) -> None:
-    world.backfill(job_of(world), Asked("2024-02-28", "2024-03-01"))
+    world.backfill(job_of(world), WindowSelection("2024-02-28", "2024-03-01"))
     assert world.ids() == {
         "year=2024/month=02/day=28": [0, 1],
         "year=2024/month=02/day=29": [10, 11],
@@ -71,7 +71,7 @@ def test_a_backfill_of_days_in_folders_of_parts(world: World) -> None:
 
 def test_months_of_days_in_folders_of_parts(world: World) -> None:
     job = job_of(world, window={**DAYS, "grain": "month"})
-    world.backfill(job, Asked("2024-02", "2024-03"))
+    world.backfill(job, WindowSelection("2024-02", "2024-03"))
     assert sorted(world.ids()) == ["year=2024/month=02/day=28", "year=2024/month=02/day=29"]
     (world.root / "in/year=2024/month=02/day=29/a.parquet").unlink()
     world.backfill(job, reprocess="changed")
@@ -140,7 +140,7 @@ def test_what_is_in_no_window_is_told(world: World, capsys: pytest.CaptureFixtur
     found = plan_to_dict(planned, None)
     assert (found["outside_objects"], found["outside_bytes"]) == (1, size)
     store, _ = create(world.storage, planned)
-    summary = BackfillDriver(store, world.settings, SerialBackfill()).to_the_end()
+    summary = BackfillDriver(store, world.settings, NoBackfillOrchestrator()).run()
     assert summary.notes == (told,)
     seen = look(store)
     assert seen.to_dict()["record"]["outside_folders"] == (f"ds={NULL}",)
@@ -156,7 +156,7 @@ def test_nothing_to_do_tells_it_too(
     (tmp_path / "job.yaml").write_text(job.to_yaml())
     create_command.create(
         tmp_path / "job.yaml",
-        Asked(),
+        WindowSelection(),
         Options(),
         None,
         accept_code=False,

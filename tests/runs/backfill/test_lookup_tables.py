@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.config.job import Job
 from pipeline.errors import ConflictError
-from pipeline.runs.backfill.plan import Asked
+from pipeline.runs.backfill.plan import WindowSelection
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage.lookup_tables import resolve_table
 from tests.support.backfills import Days, days
@@ -67,10 +67,10 @@ def test_windows_whose_table_was_replaced_have_changed(world: Days) -> None:
 
 
 def test_an_unfinished_backfill_does_not_go_on_with_another_version(world: Days) -> None:
-    store = world.create(job(world), Asked("2024-02-27", "2024-02-29"))
+    store = world.create(job(world), WindowSelection("2024-02-27", "2024-02-29"))
     price(world, 2.0)
     with pytest.raises(ConflictError, match=r"price\.parquet.* was replaced") as caught:
-        world.create(job(world), Asked("2024-02-27", "2024-02-29"))
+        world.create(job(world), WindowSelection("2024-02-27", "2024-02-29"))
     assert f"backfill cancel {store.backfill}" in str(caught.value.hint)
     other = world.create(job(world))
     assert other.backfill != store.backfill

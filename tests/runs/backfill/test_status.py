@@ -13,12 +13,12 @@ from pipeline.errors import RunCancelledError
 from pipeline.runs.backfill.attempts import attempts
 from pipeline.runs.backfill.driver import Again
 from pipeline.runs.backfill.forecast import forecast
-from pipeline.runs.backfill.plan import Asked
+from pipeline.runs.backfill.plan import WindowSelection
 from pipeline.runs.backfill.report import store_report
 from pipeline.runs.backfill.status import BackfillStatus, look
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.backfill.summary import BackfillHeldError, BackfillIncompleteError
-from pipeline.runs.driver.heartbeat import Driver
+from pipeline.runs.driver.heartbeat import Heartbeat
 from tests.support.backfills import Days, days
 
 LEAP = days("2024-02-26", 8)
@@ -51,7 +51,7 @@ def kill(store: BackfillStore) -> None:
     """As if its driver had been killed: its last word is that it drives."""
     record = store.driver()
     assert record is not None
-    driver = Driver(store.storage, store.prefix + "driver.json", record)
+    driver = Heartbeat(store.storage, store.prefix + "driver.json", record)
     record.process_started = -1.0
     driver.write("running")
 
@@ -109,7 +109,7 @@ def test_mapped_and_not_published_is_staged(world: Days) -> None:
 
     driver.stops = stop
     with pytest.raises(KeyboardInterrupt):
-        driver.to_the_end()
+        driver.run()
     assert look(store).state == "interrupted"
     kill(store)
     store.storage.delete(store.prefix + "progress.arrow")
@@ -123,7 +123,7 @@ def test_one_that_is_driven_says_so_itself(world: Days) -> None:
     """While a driver is alive its word counts, and nothing is counted anew."""
     store = world.create(world.job())
     world.drive(store)
-    driver = Driver.of(store.storage, store.prefix)
+    driver = Heartbeat.of(store.storage, store.prefix)
     driver.write("running")
     progress = store.progress()
     assert progress is not None
@@ -146,7 +146,7 @@ def test_held_and_cancelled(world: Days) -> None:
 
 
 def test_empty_and_skipped_windows(world: Days) -> None:
-    world.run(world.job(), Asked("2024-02-27", "2024-02-29"))
+    world.run(world.job(), WindowSelection("2024-02-27", "2024-02-29"))
     for file in (world.input / "ds=2024-03-02").iterdir():
         file.unlink()
     (world.input / "ds=2024-03-02").rmdir()
@@ -172,12 +172,12 @@ def test_every_try_of_a_window(world: Days) -> None:
 
 def test_a_forecast_is_told_by_earlier_runs(world: Days) -> None:
     job = world.job()
-    first = world.draft(job, Asked("2024-02-26", "2024-02-28"))
+    first = world.draft(job, WindowSelection("2024-02-26", "2024-02-28"))
     assert first.plan is not None
     unknown = forecast(world.storage, job, world.settings, first.plan)
     assert (unknown.seconds, unknown.runs, unknown.thread_seconds) == (None, (), None)
     assert unknown.suggested_workers >= 1 and unknown.memory_bytes > 0
-    world.run(job, Asked("2024-02-26", "2024-02-28"))
+    world.run(job, WindowSelection("2024-02-26", "2024-02-28"))
     drafted = world.draft(job)
     assert drafted.plan is not None
     told = forecast(world.storage, job, world.settings, drafted.plan)

@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.config.job import Job
 from pipeline.errors import InputError
-from pipeline.runs.driver.heartbeat import RunIncompleteError
-from pipeline.table.log import Catalog
+from pipeline.runs.driver.summary import RunIncompleteError
+from pipeline.table.log import TableLog
 from pipeline.table.publish import rollback
 from tests.support.small import Small
 
@@ -124,7 +124,7 @@ def test_an_object_whose_rows_were_taken_away_may_come_again(small: Small) -> No
     small.run(small.job())
     write(small, "c")
     small.run(small.job())
-    rollback(Catalog(small.storage, small.output))
+    rollback(TableLog(small.storage, small.output))
     write(small, "c", 210)
     small.run(small.job())
     assert values(small) == [0, 1, 2, 100, 101, 102, 210, 211, 212]

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from polars.testing import assert_frame_equal
 
-from pipeline.runs.driver.heartbeat import RunIncompleteError
 from pipeline.runs.driver.plan import plan_input
+from pipeline.runs.driver.summary import RunIncompleteError
 from tests.support.small import Small
 
 CODE = """

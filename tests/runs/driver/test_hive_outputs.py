@@ -23,14 +23,14 @@ from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import PartitionColumnError, UsageError
 from pipeline.runs.admin.verify import verify_output
 from pipeline.runs.backfill.driver import BackfillDriver
-from pipeline.runs.backfill.orchestrator import SerialBackfill
-from pipeline.runs.backfill.plan import Asked, _request_digest, create, draft
+from pipeline.runs.backfill.orchestrator import NoBackfillOrchestrator
+from pipeline.runs.backfill.plan import WindowSelection, _request_digest, create, draft
 from pipeline.runs.backfill.records import Options
 from pipeline.runs.driver.dry_run import try_transform
-from pipeline.runs.driver.heartbeat import RunIncompleteError, RunSummary
 from pipeline.runs.driver.run import run_serially
+from pipeline.runs.driver.summary import RunIncompleteError, RunSummary
 from pipeline.storage import Storage, own_storage
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.scan import scan_output
 from tests.servers.launching import BUCKET
 from tests.support.runs_by_hand import parquet
@@ -121,16 +121,18 @@ class World:
     def run(self, job: Job) -> RunSummary:
         return run_serially(job, self.settings, self.storage)
 
-    def backfill(self, job: Job, asked: Asked | None = None, **options: Any) -> None:
-        drafted = draft(job, self.settings, self.storage, asked or Asked(), Options(**options))
+    def backfill(self, job: Job, asked: WindowSelection | None = None, **options: Any) -> None:
+        drafted = draft(
+            job, self.settings, self.storage, asked or WindowSelection(), Options(**options)
+        )
         store, _ = create(self.storage, drafted)
-        BackfillDriver(store, self.settings, SerialBackfill()).to_the_end()
+        BackfillDriver(store, self.settings, NoBackfillOrchestrator()).run()
 
     def ids(self) -> dict[str, list[int]]:
         """The ids that the current manifest has in each folder."""
-        catalog = Catalog(self.storage, self.output)
+        table_log = TableLog(self.storage, self.output)
         found: dict[str, list[int]] = {}
-        for key in catalog.snapshot(catalog.manifest())["key"].to_list():
+        for key in table_log.snapshot(table_log.manifest())["key"].to_list():
             rows = pl.read_parquet(f"{self.output}/{key}", glob=False, hive_partitioning=False)
             found.setdefault(key.rpartition("/")[0], []).extend(rows["id"].to_list())
         return {folder: sorted(found[folder]) for folder in sorted(found)}
@@ -196,8 +198,8 @@ def test_folders_on_s3_are_those_of_the_input(
             own_storage().put(f"{prefix}/in/{folder}/a.parquet", parquet(10 * number, 2))
         output = {"uri": f"{prefix}/out/", "mode": "error"}
         world.run(world.job("seen", input={"uri": f"{prefix}/in/"}, output=output))
-        catalog = Catalog(own_storage(), f"{prefix}/out/")
-        keys = catalog.snapshot(catalog.manifest())["key"].to_list()
+        table_log = TableLog(own_storage(), f"{prefix}/out/")
+        keys = table_log.snapshot(table_log.manifest())["key"].to_list()
         assert sorted(key.rpartition("/")[0] for key in keys) == sorted(folders)
         assert verify_output(own_storage(), f"{prefix}/out/").problems == ()
         rows = scan_output(f"{prefix}/out/").collect()
@@ -288,7 +290,7 @@ def test_windows_of_values_with_zeros_are_found_and_replaced(world: World, other
     world.backfill(job)
     assert scan_output(world.output, window="01").collect()["id"].to_list() == [0, 1]
     world.write({"k=01": 30})
-    world.backfill(job, Asked(values=("01",)), reprocess="all")
+    world.backfill(job, WindowSelection(values=("01",)), reprocess="all")
     assert world.ids() == {"k=01": [30, 31], "k=1": [10, 11], f"k={other}": [20, 21]}
     assert scan_output(world.output, window="01").collect()["id"].to_list() == [30, 31]
 
@@ -339,7 +341,7 @@ def test_a_request_of_an_earlier_release_is_the_same_request() -> None:
             "window": {"column": "ds", "grain": "day"},
         }
     )
-    asked = Asked("2024-01-01", "2024-02-01")
+    asked = WindowSelection("2024-01-01", "2024-02-01")
     assert _request_digest(job, asked, Options()) == "27d7f11a8284"
     source = job.input.model_copy(update={"hive_types": {"ds": "date"}})
     other = job.model_copy(update={"input": source})

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from partitioning import ObjectInfo
 from pipeline.config.sections import BatchSettings
-from pipeline.config.units import share
+from pipeline.config.units import resolve_limit
 from pipeline.errors import JobError, TransientStorageError
 from pipeline.runs.driver import map_stage
 from pipeline.runs.driver.executor import Kind, Outcome
-from pipeline.runs.driver.map_stage import FUTILE_BATCHES, Mapper, MapProgress
+from pipeline.runs.driver.map_stage import FUTILE_BATCHES, MapStage
+from pipeline.runs.driver.summary import MapProgress
 from pipeline.runs.ledger.records import Completion, Failure, Progress
 from pipeline.runs.worker.batch import Batch, BatchResult
 from tests.support.memory_storage import MemoryBackend
@@ -106,9 +107,11 @@ class Scripted:
         return Counter(index for batch in self.batches for index in batch.indices)
 
 
-def mapper(run: Run, engine: Scripted, limits: dict[str, Any] | None = None, **job: Any) -> Mapper:
+def mapper(
+    run: Run, engine: Scripted, limits: dict[str, Any] | None = None, **job: Any
+) -> MapStage:
     settings_ = BatchSettings.model_validate(limits or {})
-    return Mapper(run.ledger, run.plan, job_of(**job), settings_, engine)
+    return MapStage(run.ledger, run.plan, job_of(**job), settings_, engine)
 
 
 def make(**engine: Any) -> tuple[Run, Scripted]:
@@ -374,7 +377,7 @@ def test_only_what_failed() -> None:
 
 @pytest.mark.parametrize(("limit", "most"), [(0, 0), (2, 2), ("10%", 4), ("100%", 40)])
 def test_too_many_failures_stop_the_run(limit: int | str, most: int) -> None:
-    assert share(limit, 40) == most
+    assert resolve_limit(limit, 40) == most
     run, engine = make(failing=dict.fromkeys(range(40), False))
     work = mapper(run, engine, {"max_chunks": 1}, max_failures=limit)
     progress = work.run()

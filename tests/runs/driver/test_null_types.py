@@ -10,12 +10,12 @@ import polars as pl
 import pytest
 
 from pipeline.errors import SchemaChangedError
-from pipeline.runs.backfill.plan import Asked
-from pipeline.runs.driver.plan import Resume
+from pipeline.runs.backfill.plan import WindowSelection
+from pipeline.runs.driver.plan import ResumeOptions
 from pipeline.runs.driver.run import run_serially
 from pipeline.runs.worker.null_types import fill_types, types_of_frames
 from pipeline.table.column_types import merged, merged_type, parse_dtype
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.scan import scan_output
 from tests.support.backfills import Days, days
 from tests.support.small import Small
@@ -120,7 +120,7 @@ def test_only_chunks_without_a_type_are_mapped_again(small: Small) -> None:
     fill(small, [1, None, 3, None])
     summary = small.run(small.job("noted", "error"))
     progress = small.ledger(summary).read()
-    known = pl.concat([progress.completions, progress.spares])
+    known = pl.concat([progress.completions, progress.duplicates])
     assert sorted(known["index"].to_list()) == [0, 1, 1, 2, 3, 3]
     assert (summary.chunks, summary.mapped) == (4, 4)
 
@@ -137,14 +137,14 @@ def test_a_driver_that_dies_on_the_way_is_resumed(
     def die(*args: Any, **more: Any) -> None:
         raise SystemError("killed")
 
-    at = {"before": "rounds.Mapper._type_nulls", "after": "driving.Serial.publish"}[when]
+    at = {"before": "rounds.MapStage._type_nulls", "after": "driving.NoOrchestrator.publish"}[when]
     with monkeypatch.context() as patched:
         patched.setattr(f"pipeline.{at}", die)
         with pytest.raises(SystemError):
             small.run(job)
     summary = small.run(job)
     progress = small.ledger(summary).read()
-    assert progress.completions.height + progress.spares.height == 5
+    assert progress.completions.height + progress.duplicates.height == 5
     assert types_of_files(small) == {pl.Float64()}
     assert small.rows().sort("v")["note"].to_list() == notes
 
@@ -172,7 +172,7 @@ def test_an_output_has_the_type_already(small: Small) -> None:
     assert types_of_files(small) == {pl.String()}
     assert summary.rounds == 1  # At once: nothing is mapped twice.
     progress = small.ledger(summary).read()
-    assert (progress.completions.height, progress.spares.height) == (2, 0)
+    assert (progress.completions.height, progress.duplicates.height) == (2, 0)
     assert progress.completions["filled"].to_list() == [["note"], ["note"]]
 
 
@@ -201,12 +201,12 @@ def test_a_reduce_brings_together_what_has_a_type(small: Small, most: int) -> No
     )
     reduce = {"combine": f"{small.module}:add"}
     job = small.job("keyed", "error", reduce=reduce)
-    summary = run_serially(job, settings, small.storage, Resume())
+    summary = run_serially(job, settings, small.storage, ResumeOptions())
     assert summary.state == "done"
     assert small.rows().to_dicts() == [{"k": 1, "note": 4.0}]
 
 
-@pytest.mark.parametrize("at", ["rounds.Mapper._type_nulls", "driving.Serial.reduce"])
+@pytest.mark.parametrize("at", ["rounds.MapStage._type_nulls", "driving.NoOrchestrator.reduce"])
 def test_a_reduce_that_dies_on_the_way_is_resumed(
     small: Small, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -222,8 +222,8 @@ def test_a_reduce_that_dies_on_the_way_is_resumed(
     with monkeypatch.context() as patched:
         patched.setattr(f"pipeline.{at}", die)
         with pytest.raises(SystemError):
-            run_serially(job, settings, small.storage, Resume())
-    run_serially(job, settings, small.storage, Resume())
+            run_serially(job, settings, small.storage, ResumeOptions())
+    run_serially(job, settings, small.storage, ResumeOptions())
     assert small.rows().to_dicts() == [{"k": 1, "note": sum(range(20))}]
 
 
@@ -270,10 +270,10 @@ def test_windows_of_a_run_have_one_schema(
 
 
 def test_a_later_window_takes_the_type_of_those_before(world: Days) -> None:
-    world.run(world.job("noted"), Asked("2024-02-28", "2024-02-29"))
-    world.run(world.job("noted"), Asked("2024-02-27", "2024-02-28"))
-    catalog = Catalog(world.storage, world.output)
-    assert len({entry.columns for entry in catalog.manifest().commits}) == 1
+    world.run(world.job("noted"), WindowSelection("2024-02-28", "2024-02-29"))
+    world.run(world.job("noted"), WindowSelection("2024-02-27", "2024-02-28"))
+    table_log = TableLog(world.storage, world.output)
+    assert len({entry.columns for entry in table_log.manifest().commits}) == 1
     assert scan_output(world.output).collect().schema["note"] == pl.String
 
 

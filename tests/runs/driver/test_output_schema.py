@@ -15,11 +15,11 @@ import pytest
 from partitioning.table_file import TableFile, pack_tables
 from pipeline.errors import SchemaChangedError
 from pipeline.runs.admin.verify import verify_output
-from pipeline.runs.backfill.plan import Asked
+from pipeline.runs.backfill.plan import WindowSelection
 from pipeline.runs.backfill.summary import BackfillIncompleteError
 from pipeline.runs.ledger.find import runs_of
 from pipeline.table.columns import differences, digest_columns, stored_columns, widened, wider
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.publish import rollback
 from pipeline.table.scan import scan_output
 from tests.support.backfills import Days, days
@@ -74,7 +74,7 @@ def run(small: Small, function: str = "typed", *, mode: str = "append", **more: 
 
 
 def manifest(small: Small) -> int:
-    return Catalog(small.storage, small.output).manifest().number
+    return TableLog(small.storage, small.output).manifest().number
 
 
 # -- what is refused --------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def test_the_whole_output_may_be_replaced(small: Small) -> None:
     run(small, columns={"b": "String"}, output=kept)
     with pytest.raises(SchemaChangedError):
         run(small, "peeks", columns={"a": "Int32"})
-    rollback(Catalog(small.storage, small.output), 1)
+    rollback(TableLog(small.storage, small.output), 1)
     run(small, "peeks", columns={"a": "Int32"})
     assert small.rows().schema == {"a": pl.Int32}
 
@@ -310,8 +310,10 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Days:
 
 
 def test_another_window_of_another_type_is_refused(world: Days) -> None:
-    world.run(world.job("typed", params={"kind": "Int32"}), Asked("2024-02-27", "2024-02-28"))
-    later = Asked("2024-02-28", "2024-02-29")
+    world.run(
+        world.job("typed", params={"kind": "Int32"}), WindowSelection("2024-02-27", "2024-02-28")
+    )
+    later = WindowSelection("2024-02-28", "2024-02-29")
     with pytest.raises(SchemaChangedError, match=r"the job gives .*a: Int32 / Int64"):
         world.draft(world.job("typed", params={"kind": "Int64"}), later)
     with pytest.raises(BackfillIncompleteError) as caught:
@@ -322,10 +324,12 @@ def test_another_window_of_another_type_is_refused(world: Days) -> None:
 
 
 def test_a_window_widens_the_output_when_told(world: Days) -> None:
-    world.run(world.job("typed", params={"kind": "Int32"}), Asked("2024-02-27", "2024-02-28"))
+    world.run(
+        world.job("typed", params={"kind": "Int32"}), WindowSelection("2024-02-27", "2024-02-28")
+    )
     output = {"uri": world.output, "mode": "overwrite-partitions", "schema": "widen"}
     job = world.job("typed", params={"kind": "Int64"}, output=output)
-    world.run(job, Asked("2024-02-28", "2024-02-29"))
+    world.run(job, WindowSelection("2024-02-28", "2024-02-29"))
     assert scan_output(world.output).collect().schema == {"a": pl.Int64, "ds": pl.Date}
     assert scan_output(world.output).collect().height == 20
     only = scan_output(world.output, window="2024-02-27").collect()
@@ -341,7 +345,7 @@ def test_all_windows_together_may_change_the_schema(world: Days, function: str) 
 
 
 def test_the_only_window_may_change_the_schema(world: Days) -> None:
-    asked = Asked("2024-02-27", "2024-02-28")
+    asked = WindowSelection("2024-02-27", "2024-02-28")
     world.run(world.job("typed", params={"kind": "Int32"}), asked)
     world.run(world.job("typed", params={"kind": "String"}), asked, reprocess="all")
     assert scan_output(world.output).collect().schema["a"] == pl.String

@@ -12,11 +12,11 @@ import pytest
 from pipeline.config.job import Job, load_job
 from pipeline.config.settings import Settings
 from pipeline.errors import UsageError
-from pipeline.runs.backfill.plan import Asked, draft
+from pipeline.runs.backfill.plan import WindowSelection, draft
 from pipeline.runs.backfill.records import Options
 from pipeline.runs.driver.dry_run import try_transform
 from pipeline.runs.driver.overlap import in_normal_form, refuse_overlap
-from pipeline.runs.driver.plan import Resume, plan_input, plan_run
+from pipeline.runs.driver.plan import ResumeOptions, plan_input, plan_run
 from pipeline.runs.driver.run import run_serially
 from pipeline.storage import Storage, open_storage
 from pipeline.storage.local_backend import LocalBackend
@@ -176,9 +176,9 @@ def test_paths_that_are_the_same_folder(
     for look in (
         lambda: plan_input(job, SETTINGS, storage),
         lambda: try_transform(job, SETTINGS, storage, 5),
-        lambda: plan_run(job, SETTINGS, storage, Resume()),
-        lambda: run_serially(job, SETTINGS, storage, Resume()),
-        lambda: draft(job, SETTINGS, storage, Asked(), Options()),
+        lambda: plan_run(job, SETTINGS, storage, ResumeOptions()),
+        lambda: run_serially(job, SETTINGS, storage, ResumeOptions()),
+        lambda: draft(job, SETTINGS, storage, WindowSelection(), Options()),
     ):
         with pytest.raises(UsageError) as caught:
             look()
@@ -208,7 +208,7 @@ def test_an_appending_job_does_not_read_what_it_wrote(seaweedfs: Server) -> None
     for output in ("smglob/", "/smglob/", "sm1/../smglob/"):
         job = job_of(f"{prefix}/sm*/", f"{prefix}/{output}")
         with pytest.raises(UsageError):
-            plan_run(job, settings, storage, Resume())
+            plan_run(job, settings, storage, ResumeOptions())
     assert len(storage.objects(prefix)) == 1
 
 

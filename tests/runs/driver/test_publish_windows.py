@@ -9,12 +9,12 @@ import pytest
 
 from partitioning import inputs_of_plan
 from pipeline.errors import ConflictError, UsageError
-from pipeline.runs.driver.heartbeat import publish_run
+from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.driver.publish_windows import publish_windows
 from pipeline.storage import Storage
 from pipeline.table.claims import settle
 from pipeline.table.errors import CommitsConflictError
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.manifest import run_of as run_of_commit
 from pipeline.table.publish import commits_of, rollback
 from tests.support.faulty_storage import Fault, Faulty
@@ -58,7 +58,7 @@ def test_windows_are_published_as_they_are_done(mode: str) -> None:
     assert entries(backend) == [
         (label, run.ledger.run, 2) for label in days(2, 1, 3)]  # fmt: skip
     assert run.ledger.published() == 2
-    assert backend.uploads == {}, "spares are aborted"
+    assert backend.uploads == {}, "duplicates are aborted"
 
 
 def test_a_commit_says_what_it_is_of() -> None:
@@ -67,7 +67,7 @@ def test_a_commit_says_what_it_is_of() -> None:
     rule = run.ledger.job().window
     assert rule is not None
     inputs = inputs_of_plan(run.plan, rule.windowing())
-    for entry in Catalog(backend.storage(), OUTPUT).manifest().commits:
+    for entry in TableLog(backend.storage(), OUTPUT).manifest().commits:
         assert entry.window is not None
         assert entry.name == f"{run.ledger.run}-{entry.window}"
         assert run_of_commit(entry.name) == run.ledger.run
@@ -120,14 +120,14 @@ def test_without_the_failed_and_with_them_later() -> None:
     run = windowed_run(backend.storage(), daily(days(1, 2)))
     run.complete(0, 2, 3)
     assert publish_days(run, without_failed=True) == 1
-    catalog = Catalog(backend.storage(), OUTPUT)
-    assert [entry.missing for entry in catalog.manifest().commits] == [1, 0]
+    table_log = TableLog(backend.storage(), OUTPUT)
+    assert [entry.missing for entry in table_log.manifest().commits] == [1, 0]
     assert publish_days(run, without_failed=True) is None
     run.complete(1)
     assert publish_days(run) == 2
     check_settled(backend)
     assert rows(visible(backend)) == list(range(8))
-    last = Catalog(backend.storage(), OUTPUT).manifest().commits[-1]
+    last = TableLog(backend.storage(), OUTPUT).manifest().commits[-1]
     assert (last.name, last.mode) == (f"{run.ledger.run}-2024-01-01.2", "append")
     assert run.ledger.published() == 2
 
@@ -162,7 +162,7 @@ def test_a_run_is_not_published_whole_while_its_windows_are() -> None:
         slow = run.again(Storage({"s3": Faulty(shared, script)}, AT_ONCE))
         with suppress(ConflictError):
             publish_run(slow.storage, slow.ledger)
-        settle(Catalog(shared.storage(), OUTPUT))
+        settle(TableLog(shared.storage(), OUTPUT))
         check_settled(shared)
         found = rows(visible(shared))
         assert len(found) == len(set(found))
@@ -247,11 +247,11 @@ def test_windows_roll_back_together() -> None:
     backend = MemoryBackend()
     first = published_days(backend, days(1, 2))
     second = published_days(backend, days(1, 2), code="new")
-    catalog = Catalog(backend.storage(), OUTPUT)
-    assert rollback(catalog).rollback_of == 1
+    table_log = TableLog(backend.storage(), OUTPUT)
+    assert rollback(table_log).rollback_of == 1
     check_settled(backend)
     assert len(keys_of(first, visible(backend))) == 4
-    assert commits_of(catalog, second.ledger.run, 1)
+    assert commits_of(table_log, second.ledger.run, 1)
     third = published_days(backend, days(2), code="newest")
     check_settled(backend)
     assert len(keys_of(third, visible(backend))) == 2

@@ -8,7 +8,7 @@ from pipeline.errors import ConflictError
 from pipeline.storage import Storage
 from pipeline.table.claims import settle
 from pipeline.table.errors import ForeignClaimError, UploadsVanishedError
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.publish import commits_of
 from tests.support.faulty_storage import Fault, Faulty, KilledError, dies_at
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
@@ -42,7 +42,7 @@ def test_whoever_dies_at_whatever_request_the_next_one_finishes(mode: str, fault
     backend, storage = ready(mode)
     run = windowed_run(storage, daily(days(1, 2, 3), chunks=1), mode)
     complete(run)
-    run.complete(1)  # a spare
+    run.complete(1)  # a duplicate
     healthy = copied(backend)
     publish_days(run.again(healthy.storage()))
     counted = Faulty(copied(backend), lambda n, name: None)
@@ -80,7 +80,7 @@ def test_processes_that_publish_other_groups_of_the_same_windows() -> None:
         publish_days(run.again(Storage({"s3": Faulty(shared, script)}, AT_ONCE)), *days(1, 2))
         check_settled(shared)
         assert rows(visible(shared)) == list(range(6))
-        found = commits_of(Catalog(shared.storage(), OUTPUT), run.ledger.run, 1)
+        found = commits_of(TableLog(shared.storage(), OUTPUT), run.ledger.run, 1)
         assert sorted(str(entry.window) for entry in found) == days(1, 2, 3)
 
 
@@ -118,7 +118,7 @@ def test_uploads_of_several_claimed_windows_vanish() -> None:
     check_settled(backend)
     assert head(backend) == 1
     assert rows(visible(backend)) == list(range(6))
-    assert [e.amendments for e in Catalog(backend.storage(), OUTPUT).manifest().commits] == [
+    assert [e.amendments for e in TableLog(backend.storage(), OUTPUT).manifest().commits] == [
         1, 1, 0]  # fmt: skip
 
 
@@ -176,6 +176,6 @@ def test_runs_that_are_all_or_nothing_are_one_manifest() -> None:
     assert len(windows_of(run)) == 20
     complete(run)
     assert publish_days(run) == 1
-    settle(Catalog(backend.storage(), OUTPUT))
+    settle(TableLog(backend.storage(), OUTPUT))
     check_settled(backend)
     assert len(entries(backend)) == 20

@@ -9,11 +9,11 @@ import pytest
 
 from pipeline.cli.runs import history
 from pipeline.errors import UsageError
-from pipeline.runs.admin.vacuum import clean
+from pipeline.runs.admin.vacuum import vacuum
 from pipeline.runs.admin.verify import verify_output
 from pipeline.storage import Storage
 from pipeline.storage.local_backend import LocalBackend
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.publish import (
     rollback,
 )
@@ -55,12 +55,12 @@ def test_verifying_accounts_for_every_planned_chunk(tmp_path: Path) -> None:
 def test_cleaning_spares_what_windows_still_wait_for(tmp_path: Path) -> None:
     storage, run = on_disk(tmp_path)
     again = run.complete(0, 5)  # Spares: of a window that is published, and of one that is not.
-    found = clean(storage, run.ledger.output, older_than=0.0)
+    found = vacuum(storage, run.ledger.output, older_than=0.0)
     assert (found.uploads, found.strays, found.spared) == (0, (), (run.ledger.run,))
     assert publish_days(run) == 3
     assert len(again) == 2
     assert not list(storage.staged_under(run.ledger.output, run.ledger.state + "staged/"))
-    assert clean(storage, run.ledger.output, older_than=0.0).spared == ()
+    assert vacuum(storage, run.ledger.output, older_than=0.0).spared == ()
     assert not verify_output(storage, run.ledger.output).problems
 
 
@@ -82,7 +82,7 @@ def test_scanning_one_window(tmp_path: Path) -> None:
 def test_history_tells_windows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, run = on_disk(tmp_path)
     publish_days(run)
-    rollback(Catalog(run.storage, run.ledger.output))
+    rollback(TableLog(run.storage, run.ledger.output))
     history(run.ledger.output, None, as_json=True)
     said = json.loads(capsys.readouterr().out)["manifests"]
     assert [(one["number"], [c["window"] for c in one["commits"]]) for one in said] == [

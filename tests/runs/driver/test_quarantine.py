@@ -11,13 +11,13 @@ import polars as pl
 import pytest
 
 from pipeline.errors import QuarantineLimitError
-from pipeline.runs.admin.vacuum import clean
+from pipeline.runs.admin.vacuum import vacuum
 from pipeline.runs.admin.verify import verify_output
-from pipeline.runs.backfill.plan import Asked
+from pipeline.runs.backfill.plan import WindowSelection
 from pipeline.runs.backfill.summary import BackfillIncompleteError
-from pipeline.runs.driver.heartbeat import RunIncompleteError
+from pipeline.runs.driver.summary import RunIncompleteError
 from pipeline.runs.ledger.ledger import run_id
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.publish import rollback
 from pipeline.table.scan import scan_output
 from tests.support.backfills import Days, days
@@ -90,8 +90,8 @@ def test_a_commit_tells_what_it_goes_without(small: Small) -> None:
     assert row["chunk"] in small.ledger(summary).plan().chunk_ids
     assert "column" in row["reason"] and row["at"] > 1.7e9
     assert (found[f"file://{worse}"]["chunk"], found[f"file://{worse}"]["row_groups"]) == ("", [])
-    catalog = Catalog(small.storage, small.output)
-    [entry] = catalog.manifest().commits
+    table_log = TableLog(small.storage, small.output)
+    [entry] = table_log.manifest().commits
     assert (entry.left_out, entry.quarantined) == (2, 2)
     verified = verify_output(small.storage, small.output)
     assert (verified.left_out, verified.problems) == (2, ())
@@ -107,9 +107,9 @@ def test_a_commit_tells_what_it_goes_without(small: Small) -> None:
 def test_what_planning_could_not_read_is_in_the_commit_with_skip_too(small: Small) -> None:
     path = spoil(small.root / "in" / "3.parquet")
     small.run(job(small, input={"on_bad_object": "skip"}))
-    catalog = Catalog(small.storage, small.output)
-    [entry] = catalog.manifest().commits
-    [named] = catalog.known(entry).left_out
+    table_log = TableLog(small.storage, small.output)
+    [entry] = table_log.manifest().commits
+    [named] = table_log.known(entry).left_out
     assert named.startswith(f"file://{path}\t")
     assert (entry.left_out, entry.quarantined, evidence(small.root)) == (1, 0, [])
 
@@ -173,7 +173,7 @@ def test_too_many_are_refused_before_anything_is_published(small: Small, limit: 
     with pytest.raises(QuarantineLimitError, match=r"2 of 5 objects .* is ") as caught:
         small.run(job(small, input={"max_quarantined": limit}))
     assert str(limit) in str(caught.value) and "1.parquet" in str(caught.value)
-    assert Catalog(small.storage, small.output).manifest().number == 0
+    assert TableLog(small.storage, small.output).manifest().number == 0
     assert evidence(small.root) == []
     # The same run goes on with another limit.
     summary = small.run(job(small, input={"max_quarantined": 2}))
@@ -214,16 +214,16 @@ def test_records_live_as_long_as_their_versions(small: Small) -> None:
     small.write("1.parquet", pl.DataFrame({"v": [11] * 50}))
     small.run(job(small, mode="overwrite", output=kept))
     assert values(small) == [0, 2, 3, 4, 11]
-    clean(small.storage, small.output, older_than=0)
+    vacuum(small.storage, small.output, older_than=0)
     assert len(evidence(small.root)) == 1  # A rollback could bring its version back.
-    rollback(Catalog(small.storage, small.output))
-    clean(small.storage, small.output, older_than=0)
+    rollback(TableLog(small.storage, small.output))
+    vacuum(small.storage, small.output, older_than=0)
     assert len(evidence(small.root)) == 1
     for value in (5, 6):
         small.write("5.parquet", pl.DataFrame({"v": [value]}))
         small.run(job(small, mode="overwrite", output=kept))
-    clean(small.storage, small.output, older_than=0, dry_run=True)
-    clean(small.storage, small.output, older_than=0)
+    vacuum(small.storage, small.output, older_than=0, dry_run=True)
+    vacuum(small.storage, small.output, older_than=0)
     assert evidence(small.root) == []
     assert values(small) == [0, 2, 3, 4, 6, 11]
 
@@ -295,7 +295,7 @@ def test_each_window_tells_what_it_goes_without(world: Days) -> None:
     extra = paths[-1].with_name("zz.parquet")
     spoil(extra)
     world.run(of_days(world), windows_per_run=2)
-    commits = Catalog(world.storage, world.output).manifest().commits
+    commits = TableLog(world.storage, world.output).manifest().commits
     assert {e.window: e.quarantined for e in commits} == {
         "2024-02-27": 1,
         "2024-02-28": 0,
@@ -312,12 +312,12 @@ def test_a_window_that_is_done_again_takes_its_record_along(world: Days) -> None
     damage(path)
     world.run(of_days(world))
     path.write_bytes(good)
-    world.run(of_days(world), Asked("2024-02-27", "2024-02-28"), reprocess="changed")
+    world.run(of_days(world), WindowSelection("2024-02-27", "2024-02-28"), reprocess="changed")
     assert scan_output(world.output).collect().height == world.expected().height
-    clean(world.storage, world.output, older_than=0)
+    vacuum(world.storage, world.output, older_than=0)
     assert len(evidence(world.root)) == 1
-    world.run(of_days(world), Asked("2024-02-28", "2024-02-29"), reprocess="all")
-    clean(world.storage, world.output, older_than=0)
+    world.run(of_days(world), WindowSelection("2024-02-28", "2024-02-29"), reprocess="all")
+    vacuum(world.storage, world.output, older_than=0)
     assert evidence(world.root) == []
 
 

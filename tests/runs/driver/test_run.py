@@ -23,16 +23,17 @@ from pipeline.errors import (
     RunFailedError,
     SchemaChangedError,
 )
-from pipeline.runs.driver.heartbeat import PUBLISH_TRIES, RunIncompleteError, RunSummary
-from pipeline.runs.driver.plan import Resume
+from pipeline.runs.driver.plan import ResumeOptions
+from pipeline.runs.driver.publish import PUBLISH_TRIES
 from pipeline.runs.driver.run import run_serially
+from pipeline.runs.driver.summary import RunIncompleteError, RunSummary
 from pipeline.runs.ledger.find import runs_of
 from pipeline.runs.ledger.keys import refuse_long_keys
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage, StorageReader, own_storage
 from pipeline.storage.local_backend import LocalBackend
 from pipeline.table.errors import FilesMissingError, UploadsVanishedError
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from tests.support import plain
 from tests.support.memory_storage import MemoryBackend
 from tests.support.runs_by_hand import parquet
@@ -108,7 +109,7 @@ class World:
     def storage(self) -> Storage:
         return own_storage()
 
-    def run(self, job: Job, resume: Resume | None = None) -> RunSummary:
+    def run(self, job: Job, resume: ResumeOptions | None = None) -> RunSummary:
         return run_serially(job, self.settings(), self.storage, resume)
 
     def chunks(self) -> list[pl.DataFrame]:
@@ -144,7 +145,7 @@ def test_a_run_is_the_transform_of_each_chunk(world: World, name: str) -> None:
     assert_frame_equal(plain.published(world.output), expected)
     assert (summary.state, summary.manifest, summary.chunks, summary.failed) == ("done", 1, 10, 0)
     assert (summary.rows_in, summary.rows_out) == (100, expected.height)
-    manifest = Catalog(world.storage, f"file://{world.output}/").manifest()
+    manifest = TableLog(world.storage, f"file://{world.output}/").manifest()
     assert sum(entry.rows for entry in manifest.commits) == expected.height
     assert not list(world.root.glob("out.chunkmap/staged/**/*.parquet*"))
     assert Path(summary.local_report).stat().st_size > 10_000
@@ -172,7 +173,7 @@ def test_what_can_never_be_completed_is_mapped_again_a_bounded_number_of_times(
             world.run(world.job())
     [record] = runs_of(world.storage, f"file://{world.output}/")
     progress = Ledger(world.storage, record.output, record.run).read()
-    assert progress.completions.height + progress.spares.height == PUBLISH_TRIES * 10
+    assert progress.completions.height + progress.duplicates.height == PUBLISH_TRIES * 10
     summary = world.run(world.job())
     assert (summary.state, summary.rows_out) == ("done", 100)
 
@@ -235,7 +236,7 @@ def test_an_input_that_changed_after_planning_is_found_out(world: World) -> None
     assert "ObjectChangedError" in caught.value.summary.errors[0]
     assert "04.parquet" in caught.value.summary.errors[0]
     assert list(world.output.rglob("*.parquet")) == []
-    summary = world.run(job, Resume(replan=True))
+    summary = world.run(job, ResumeOptions(replan=True))
     assert summary.failed == 0
     expected = plain.mapped(world.chunks(), lambda f: f.select("id", "value"))
     assert_frame_equal(plain.published(world.output).select("id", "value"), expected)
@@ -256,10 +257,10 @@ def test_changed_code_does_not_go_on_unasked(world: World) -> None:
     with pytest.raises(ConflictError, match="has changed"):
         world.run(job)
     with pytest.raises(RunIncompleteError) as caught:
-        world.run(job, Resume(accept_code=True))
+        world.run(job, ResumeOptions(accept_code=True))
     assert "still cannot do 42" in caught.value.summary.errors[0]
     (world.root / "mended").touch()
-    summary = world.run(job, Resume(accept_code=True))
+    summary = world.run(job, ResumeOptions(accept_code=True))
     codes = world.ledger(summary).read().completions["code"]
     assert codes.n_unique() == 2
 
@@ -280,7 +281,7 @@ def test_an_unfinished_run_of_another_scheme_resumes_when_told(
         world.run(job)
     assert "has changed since (" not in str(caught.value)
     assert "--accept-code" in str(caught.value.hint)
-    summary = world.run(job, Resume(accept_code=True))
+    summary = world.run(job, ResumeOptions(accept_code=True))
     assert (summary.run, summary.state) == (first.value.summary.run, "done")
     assert summary.mapped == 1
 
@@ -293,7 +294,7 @@ def test_a_published_run_of_another_scheme_is_still_the_same_run(
     with monkeypatch.context() as patch:
         patch.setattr(OLD_SCHEME, "v0")
         first = world.run(job)
-    again = world.run(job, Resume(accept_code=True))
+    again = world.run(job, ResumeOptions(accept_code=True))
     assert (again.run, again.mapped) == (first.run, 0)
     if mode == "error":
         with pytest.raises(ConflictError, match="scheme v0") as caught:

@@ -77,7 +77,7 @@ def test_what_this_run_cannot_have_written_is_not_counted(
     with caplog.at_level(logging.WARNING):
         progress = run.again(run.storage).ledger.read()
     assert progress.left(5) == [1, 2, 3, 4]
-    assert progress.spares.is_empty() and progress.reduced.is_empty()
+    assert progress.duplicates.is_empty() and progress.reduced.is_empty()
     (told,) = progress.problems
     assert "1 entries" in told
     assert any(word in told for word in reason.split("|")), told

@@ -17,17 +17,17 @@ import pytest
 
 from partitioning import Plan, PlanRequest, plan_dataset
 from pipeline.errors import StateError
-from pipeline.runs.admin.vacuum import clean, discard_run
+from pipeline.runs.admin.vacuum import discard_run, vacuum
 from pipeline.runs.driver.commit import draft_commit
-from pipeline.runs.driver.heartbeat import publish_run
+from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.driver.reduce_stage import drop_partials
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Completion
-from pipeline.storage import RetryPolicy, Staged, Storage, StorageReader, staged_area
+from pipeline.storage import RetryPolicy, StagedObject, Storage, StorageReader, staged_area
 from pipeline.storage.local_backend import LocalBackend
 from pipeline.storage.s3_backend import S3Backend
 from pipeline.table.errors import UploadsVanishedError
-from pipeline.table.log import Catalog
+from pipeline.table.log import TableLog
 from pipeline.table.publish import publish
 from tests.servers.launching import Server
 from tests.servers.roles import Roles, roles
@@ -156,7 +156,7 @@ def test_publishing_touches_nothing_else(stage: Scene, kind: str) -> None:
     assert driver.ledger.read().left(3) == [1]
     worker.complete(1)
     progress = driver.ledger.read()
-    assert progress.left(3) == [] and progress.spares.is_empty()
+    assert progress.left(3) == [] and progress.duplicates.is_empty()
     assert "2 entries" in progress.problems[0]
     assert publish_run(stage.driver, driver.ledger) == 1
     assert stage.victims() == before
@@ -169,7 +169,7 @@ def test_giving_a_run_up_touches_nothing_else(stage: Scene, kind: str) -> None:
     attack(stage, worker, KINDS[kind])
     before = stage.victims()
     discard_run(stage.driver, driver.ledger)
-    clean(stage.driver, stage.output, older_than=0.0, discard=[driver.ledger.run])
+    vacuum(stage.driver, stage.output, older_than=0.0, discard=[driver.ledger.run])
     assert stage.victims() == before
 
 
@@ -182,7 +182,7 @@ def test_a_commit_that_was_frozen_with_it_is_refused(stage: Scene, kind: str) ->
     draft = draft_commit(driver.record, frame)
     before = stage.victims()
     with pytest.raises(StateError, match="could not have given the token") as caught:
-        publish(Catalog(stage.driver, stage.output), draft)
+        publish(TableLog(stage.driver, stage.output), draft)
     assert caught.value.hint
     assert stage.victims() == before
 
@@ -234,8 +234,8 @@ def test_what_was_staged_in_a_linked_folder_is_refused(local: Scene) -> None:
     assert sorted(moved.iterdir()) == before
 
 
-def _token(done: Completion) -> Staged:
-    return Staged(done.uri, done.upload, done.parts, done.bytes_out, done.attempt)
+def _token(done: Completion) -> StagedObject:
+    return StagedObject(done.uri, done.upload, done.parts, done.bytes_out, done.attempt)
 
 
 @pytest.mark.parametrize("folder", ["partials", "reduced"])

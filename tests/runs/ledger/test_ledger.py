@@ -102,7 +102,7 @@ def test_no_such_run(run: Run) -> None:
 
 def test_nothing_is_done_at_first(run: Run) -> None:
     progress = run.ledger.read()
-    assert progress.completions.schema == progress.spares.schema == COMPLETIONS
+    assert progress.completions.schema == progress.duplicates.schema == COMPLETIONS
     assert progress.failures.schema == FAILURES
     assert progress.left(5) == [0, 1, 2, 3, 4]
     assert progress.failed().is_empty()
@@ -139,7 +139,7 @@ def test_of_two_completions_everybody_takes_the_same(run: Run) -> None:
         progress = run.again(run.storage).ledger.read()
         assert progress.completions["index"].to_list() == [0, 1]
         assert progress.completions["attempt"].to_list()[1] == min(attempts)
-        assert set(progress.spares["attempt"]) == set(attempts) - {min(attempts)}
+        assert set(progress.duplicates["attempt"]) == set(attempts) - {min(attempts)}
 
 
 def test_a_void_attempt_gives_way_to_a_spare_and_then_to_nothing(run: Run) -> None:
@@ -148,7 +148,7 @@ def test_a_void_attempt_gives_way_to_a_spare_and_then_to_nothing(run: Run) -> No
     run.ledger.void([first.attempt])
     progress = run.ledger.read()
     assert progress.completions["attempt"].to_list() == [second.attempt]
-    assert progress.spares.is_empty()
+    assert progress.duplicates.is_empty()
     run.ledger.void([second.attempt])
     assert run.ledger.read().left(5) == [0, 1, 2, 3, 4]
     third = run.complete(1)[0]
@@ -211,7 +211,7 @@ def test_folding_changes_nothing(steps: list[tuple[str, int]]) -> None:
         elif step == "new reader":
             reader = run.again(run.storage)
         progress = reader.ledger.read()
-        rows = pl.concat([progress.completions, progress.spares])
+        rows = pl.concat([progress.completions, progress.duplicates])
         assert sorted(rows["attempt"]) == sorted(one.attempt for one in done)
         assert progress.failures.height == failures
         assert progress.left(5) == sorted(set(range(5)) - {one.index for one in done})
@@ -223,16 +223,16 @@ def test_a_folded_run_takes_few_requests() -> None:
     run = run_of(Storage({"s3": backend}, AT_ONCE), PLAN)
     for _ in range(30):
         run.complete(0)
-    assert run.ledger.read().spares.height == 29
+    assert run.ledger.read().duplicates.height == 29
     assert run.ledger.unfolded == 30
     run.ledger.fold()
     reader = run.again(run.storage)
     backend.calls.clear()
-    assert reader.ledger.read().spares.height == 29
+    assert reader.ledger.read().duplicates.height == 29
     # The base, the plan and the job, which its entries are checked against.
     assert backend.calls == ["objects", "get", "get", "get", "after"]
     backend.calls.clear()
-    assert reader.ledger.read().spares.height == 29
+    assert reader.ledger.read().duplicates.height == 29
     assert backend.calls == ["objects", "after"]
     assert reader.ledger.unfolded == 0
 

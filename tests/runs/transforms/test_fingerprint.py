@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.config.sections import TransformSettings
 from pipeline.runs.transforms.fingerprint import SCHEME, explain_difference, joined, scheme_of
-from pipeline.runs.transforms.loading import resolve
+from pipeline.runs.transforms.loading import load_transform
 from tests.support.sources import ONE_MODULE, RUN, Folder, change
 
 # -- one function ------------------------------------------------------------------------------
@@ -179,12 +179,12 @@ def test_the_order_of_definitions_does_not_count_and_that_of_bindings_does(folde
 ELSEWHERE = """
 import json, sys
 from pipeline.config.settings import TransformSettings
-from pipeline.runs.transforms.loading import fingerprint_of, resolve
+from pipeline.runs.transforms.loading import fingerprint_of, load_transform
 path, names = json.loads(sys.argv[1])
 settings = TransformSettings(allow=("shop",), path=(path,))
 before = [fingerprint_of(name, {"n": 2, "a": "ü"}, settings) for name in names]
 assert not [name for name in sys.modules if name.startswith("shop")], "it was imported"
-after = [resolve(name, {"n": 2, "a": "ü"}, settings).fingerprint for name in names]
+after = [load_transform(name, {"n": 2, "a": "ü"}, settings).fingerprint for name in names]
 print(json.dumps([before, after]))
 """
 
@@ -246,7 +246,9 @@ def test_resolve_says_what_it_could_not_tell(
     monkeypatch.setattr(sys, "path", list(sys.path))
     name = f"module_{uuid.uuid4().hex}"
     (tmp_path / f"{name}.py").write_text("def run(frame):\n    return eval('frame')\n")
-    found = resolve(f"{name}:run", {}, TransformSettings(allow=(name,), path=(str(tmp_path),)))
+    found = load_transform(
+        f"{name}:run", {}, TransformSettings(allow=(name,), path=(str(tmp_path),))
+    )
     assert found.definitions == 1
     assert len(found.notes) == 1
     assert f"{name}: it uses eval (line 2)" in found.notes[0]

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.config.sections import TransformSettings
 from pipeline.errors import JobError, TransformNotAllowedError
-from pipeline.runs.transforms.loading import fingerprint_of, resolve
+from pipeline.runs.transforms.loading import fingerprint_of, load_transform
 
 FRAME = pl.LazyFrame({"a": [1, 2]})
 
@@ -39,7 +39,7 @@ class Package:
         return fingerprint_of(f"{self.name}.{name}", params, self.settings())
 
     def run(self, name: str = "main:run", **params: Any) -> list[Any]:
-        transform = resolve(f"{self.name}.{name}", params, self.settings())
+        transform = load_transform(f"{self.name}.{name}", params, self.settings())
         assert transform.fingerprint == self.fingerprint(name, **params)
         return list(transform.call(FRAME).collect()["a"])
 
@@ -72,7 +72,7 @@ def test_what_is_not_allowed_is_not_imported(
     effect = f"from pathlib import Path\nPath({str(mark)!r}).touch()\n"
     package.write("__init__", effect)
     package.write("main", effect + run("pl.col('a')"))
-    for call in (resolve, fingerprint_of):
+    for call in (load_transform, fingerprint_of):
         with pytest.raises(TransformNotAllowedError, match=package.name) as caught:
             call(f"{package.name}.main:run", {}, package.settings(*allow))
         assert caught.value.exit_code == 2
@@ -88,10 +88,10 @@ def test_a_name_allows_itself_and_what_is_below_it(package: Package) -> None:
     package.write("main", run("pl.col('a')"))
     name = f"{package.name}.main:run"
     for allow in (package.name, f"{package.name}.main"):
-        assert resolve(name, {}, package.settings(allow)).name == name
+        assert load_transform(name, {}, package.settings(allow)).name == name
     for allow in (package.name[:-1], f"{package.name}.mai", f"{package.name}.main.run"):
         with pytest.raises(TransformNotAllowedError):
-            resolve(name, {}, package.settings(allow))
+            load_transform(name, {}, package.settings(allow))
 
 
 # -- errors -----------------------------------------------------------------------------------
@@ -99,12 +99,12 @@ def test_a_name_allows_itself_and_what_is_below_it(package: Package) -> None:
 
 def test_a_name_needs_a_function(package: Package) -> None:
     with pytest.raises(JobError, match="module:function"):
-        resolve(package.name, {}, package.settings())
+        load_transform(package.name, {}, package.settings())
 
 
 def test_a_module_that_does_not_exist(package: Package) -> None:
     with pytest.raises(JobError, match="does not exist") as caught:
-        resolve(f"{package.name}.absent:run", {}, package.settings())
+        load_transform(f"{package.name}.absent:run", {}, package.settings())
     assert caught.value.hint is not None
     assert str(package.folder) in caught.value.hint
 
@@ -113,7 +113,7 @@ def test_a_function_that_does_not_exist_names_the_nearest(package: Package) -> N
     package.write("main", run("pl.col('a')") + "\nrum = 3\n")
     for wrong in ("rune", "rum"):
         with pytest.raises(JobError, match=repr(wrong)) as caught:
-            resolve(f"{package.name}.main:{wrong}", {}, package.settings())
+            load_transform(f"{package.name}.main:{wrong}", {}, package.settings())
         assert "run" in str(caught.value) + str(caught.value.hint)
 
 
@@ -130,7 +130,7 @@ def test_a_function_that_does_not_exist_names_the_nearest(package: Package) -> N
 def test_a_module_that_cannot_be_imported(package: Package, source: str, said: str) -> None:
     package.write("main", source)
     with pytest.raises(JobError, match=said):
-        resolve(f"{package.name}.main:run", {}, package.settings())
+        load_transform(f"{package.name}.main:run", {}, package.settings())
 
 
 # -- defined in an allowed module ---------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_what_is_only_imported_is_refused_before_anything_is_imported(
     package.write("middle", effect + "from os import system\n")
     package.write("main", effect + source)
     name = f"{package.name}.main:{function}"
-    for call in (resolve, fingerprint_of):
+    for call in (load_transform, fingerprint_of):
         with pytest.raises(TransformNotAllowedError, match="not defined in a file") as caught:
             call(name, {}, package.settings())
         assert "os.system" in str(caught.value) or "subprocess" in str(caught.value)
@@ -177,13 +177,13 @@ def test_what_is_only_imported_is_refused_before_anything_is_imported(
 def test_what_is_defined_elsewhere_is_refused(package: Package, source: str) -> None:
     package.write("main", source)
     with pytest.raises(TransformNotAllowedError, match="not defined in a file"):
-        resolve(f"{package.name}.main:run", {}, package.settings())
+        load_transform(f"{package.name}.main:run", {}, package.settings())
 
 
 def test_a_class_is_refused(package: Package) -> None:
     package.write("main", "class run:\n    def __init__(self, frame): ...\n")
     with pytest.raises(JobError, match="is a class"):
-        resolve(f"{package.name}.main:run", {}, package.settings())
+        load_transform(f"{package.name}.main:run", {}, package.settings())
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_what_is_defined_here_is_taken(package: Package, definition: str) -> Non
 
 def test_a_module_without_python_source_is_named(package: Package) -> None:
     with pytest.raises(JobError, match="has no Python source"):
-        resolve("_struct:pack", {}, package.settings("_struct"))
+        load_transform("_struct:pack", {}, package.settings("_struct"))
 
 
 def test_parents_that_are_not_allowed_run_and_count(package: Package) -> None:
@@ -294,7 +294,7 @@ def test_folders_without_init_at_any_depth(tmp_path: Path, monkeypatch: pytest.M
     folder.mkdir(parents=True)
     (folder / "main.py").write_text(run("pl.col('a') + 1"))
     settings = TransformSettings(allow=(f"{top}.etl",), path=(str(tmp_path),))
-    transform = resolve(f"{top}.etl.daily.main:run", {}, settings)
+    transform = load_transform(f"{top}.etl.daily.main:run", {}, settings)
     assert transform.call(FRAME).collect()["a"].to_list() == [2, 3]
     for name in [name for name in sys.modules if name.startswith(top)]:
         del sys.modules[name]

@@ -25,7 +25,7 @@ from pipeline.runs.ledger.keys import output_uri
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.transforms.loading import Transform
 from pipeline.runs.worker import batch
-from pipeline.runs.worker.batch import Batch, BatchRun
+from pipeline.runs.worker.batch import Batch, BatchAttempt
 from pipeline.runs.worker.chunk import RunContext, apply, encode
 from pipeline.storage import Storage, Tables
 from pipeline.table.keys import run_of_key
@@ -84,7 +84,7 @@ class Case:
         )
 
     def map(self, batch: Batch = ALL) -> batch.BatchResult:
-        return BatchRun(self.context, batch, "worker").run()
+        return BatchAttempt(self.context, batch, "worker").run()
 
     def staged(self) -> dict[int, list[int]]:
         """The ids staged for each chunk that the ledger calls done."""

@@ -14,9 +14,9 @@ from polars.testing import assert_frame_equal
 from pipeline.config.job import Job
 from pipeline.config.settings import load_settings
 from pipeline.errors import StorageError
-from pipeline.runs.driver.heartbeat import RunIncompleteError
-from pipeline.runs.driver.plan import Resume
+from pipeline.runs.driver.plan import ResumeOptions
 from pipeline.runs.driver.run import run_serially
+from pipeline.runs.driver.summary import RunIncompleteError
 from pipeline.storage import own_storage
 from tests.support import plain
 
@@ -74,6 +74,6 @@ def test_a_full_disk_fails_chunks_and_room_lets_them_go_on(
 
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
     # The driver could not say that it is gone, and its process is alive: it is this one.
-    summary = run_serially(job, settings, storage, Resume(take_over=True))
+    summary = run_serially(job, settings, storage, ResumeOptions(take_over=True))
     assert summary.state == "done"
     assert_frame_equal(plain.published(output), pl.concat(frames))

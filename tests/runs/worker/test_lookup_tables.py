@@ -13,8 +13,8 @@ import pytest
 
 from pipeline.errors import ConflictError, InputError, JobError, OutputNotEmptyError
 from pipeline.runs.driver.dry_run import try_transform
-from pipeline.runs.driver.heartbeat import RunIncompleteError
 from pipeline.runs.driver.plan import plan_input
+from pipeline.runs.driver.summary import RunIncompleteError
 from pipeline.runs.worker import chunk
 from pipeline.storage import Tables, read_table, replaced_tables
 from pipeline.storage.lookup_tables import TableChangedError, resolve_table

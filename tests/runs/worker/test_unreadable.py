@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from pipeline.runs.admin.verify import verify_output
-from pipeline.runs.driver.heartbeat import RunIncompleteError
-from pipeline.table.log import Catalog
+from pipeline.runs.driver.summary import RunIncompleteError
+from pipeline.table.log import TableLog
 from tests.runs.driver.test_run import World
 from tests.support import plain
 
@@ -61,10 +61,10 @@ def test_with_skip_it_is_left_out_and_listed(world: World, chunks: dict[str, boo
     assert f"file://{path}: column" in note
     found = plain.published(world.output)["id"].sort().to_list()
     assert found == [i for i in range(100) if i // 10 != 3]
-    catalog = Catalog(world.storage, f"file://{world.output}/")
-    [entry] = catalog.manifest().commits
+    table_log = TableLog(world.storage, f"file://{world.output}/")
+    [entry] = table_log.manifest().commits
     assert entry.left_out == 1
-    commit = catalog.commit(entry.name)
+    commit = table_log.commit(entry.name)
     assert commit is not None
     [named] = commit.left_out
     assert named.startswith(f"file://{path}\t")
@@ -80,8 +80,8 @@ def test_names_with_spaces_are_counted_one_by_one(world: World) -> None:
     summary = world.run(world.job(input=source(world, **SKIP)))
     [note] = [note for note in summary.notes if "could not be read" in note]
     assert note.startswith("2 objects")
-    catalog = Catalog(world.storage, f"file://{world.output}/")
-    assert [entry.left_out for entry in catalog.manifest().commits] == [2]
+    table_log = TableLog(world.storage, f"file://{world.output}/")
+    assert [entry.left_out for entry in table_log.manifest().commits] == [2]
 
 
 def test_a_chunk_of_nothing_but_bad_objects_is_empty(world: World) -> None:
