@@ -44,7 +44,7 @@ def launch(job: Job, settings: Settings, listen: Listener, resume: ResumeOptions
     from pipeline.flows.map_dataset import FlowOptions, map_dataset, options
 
     flow: Any = map_dataset.with_options(task_runner=_runner(settings))
-    given = FlowOptions(settings, listen, resume)
+    given = FlowOptions(settings, listen, resume, job)
     with options(given):
         return _launched(api_url, given.ended, partial(flow, job.name, job.to_yaml()))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from threading import Thread
 from typing import Any
 from uuid import UUID
@@ -20,10 +20,11 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.context import FlowRunContext
+from prefect.utilities.annotations import quote
 
 from pipeline.cluster.task_runner import cluster_mapper
 from pipeline.cluster.versions import check_versions
-from pipeline.config.job import parse_job
+from pipeline.config.job import Job, parse_job
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError
 from pipeline.flows.event_sender import flush_events
@@ -56,6 +57,8 @@ class FlowOptions:
     settings: Settings
     listen: Listener = lambda phase, progress: None
     resume: ResumeOptions = field(default_factory=ResumeOptions)
+    job: Job | None = None
+    """The job, where the caller has it: its text is not parsed again."""
     ended: list[RunSummary | ChunkmapError] = field(default_factory=list)
     """How the run ended, whatever Prefect makes of it afterwards."""
 
@@ -83,19 +86,18 @@ def _given() -> FlowOptions:
 
 
 @task(name="plan", task_run_name="plan {job_name}", **TASK_OPTIONS)
-def plan_task(job_name: str, job_yaml: str) -> PreparedRun:
+def plan_task(job_name: str, job: Job) -> PreparedRun:
     """Store the plan, or find the unfinished run of this job."""
     given = _given()
     context = FlowRunContext.get()
     mapper = cluster_mapper(context.task_runner) if context else None  # type: ignore[arg-type]
-    return plan_run(parse_job(job_yaml), given.settings, given.storage, given.resume, mapper)
+    return plan_run(job, given.settings, given.storage, given.resume, mapper)
 
 
 @task(name="publish", task_run_name="publish {run}", **TASK_OPTIONS)
-def publish_task(run: str, run_uri: str, vanished: UploadsVanishedError | None) -> int:
+def publish_task(run: str, publish: Callable[[], int]) -> int:
     """Publish a run that is complete; returns the manifest's number."""
-    storage = _given().storage
-    return publish_run(storage, Ledger.open(storage, run_uri), vanished)
+    return publish()
 
 
 @flow(
@@ -117,13 +119,15 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
         VersionMismatchError: the workers have other packages than this process.
     """
     given = _given()
-    job = parse_job(job_yaml)
+    job = given.job or parse_job(job_yaml)
     given.listen("plan", None)
     started = time.time()
     context = FlowRunContext.get()
     assert context is not None, "a flow runs in a flow run's context"
     check_versions(context.task_runner)
-    planned = plan_task(name, job_yaml)
+    # Quoted: Prefect would look into it for results of other tasks.
+    task_parameter: Any = quote(job)
+    planned = plan_task(name, task_parameter)
     remember_output(given.settings.state_dir, job.output.uri)
     driver = RunDriver(
         job,
@@ -177,7 +181,8 @@ class PrefectOrchestrator:
 
     def publish(self, ledger: Ledger, vanished: UploadsVanishedError | None) -> int:
         """See `Orchestrator.publish`."""
-        return publish_task(ledger.run, ledger.prefix, vanished)
+        call: Any = quote(partial(publish_run, _given().storage, ledger, vanished))
+        return publish_task(ledger.run, call)
 
     def mapping(self, run: str, progress: MapProgress) -> None:
         """See `Orchestrator.mapping`: the progress artifact, every few seconds."""

@@ -1,8 +1,11 @@
 """`chunkmap run` on the real stack: to the end, interrupted, killed, failing, mended."""
 
+import ast
 import json
 import re
 import signal
+import subprocess
+import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -212,3 +215,49 @@ def test_a_failed_chunk_is_mended_alone(world: World) -> None:
     assert mended.code == 0, mended.err
     assert (mended.data["run"], mended.data["mapped"]) == (said["run"], 1)
     assert_frame_equal(world.frame("s3://demo/out/picky/"), sales(0, ROWS))
+
+
+COUNTING = """
+import sys
+from collections import Counter
+import pipeline.cli.app
+from pipeline.config import job
+from pipeline.runs.ledger.ledger import Ledger
+from pipeline.storage.storage import S3Services
+
+counts = Counter()
+
+def count(holder, name):
+    call = getattr(holder, name)
+    def counted(*arguments, **named):
+        counts[name] += 1
+        return call(*arguments, **named)
+    setattr(holder, name, counted)
+
+count(job, "_validate")
+count(S3Services, "_make")
+count(Ledger, "read")
+
+def leave(code):
+    print(dict(counts), file=sys.stderr)
+    sys.exit(code)
+
+module = sys.modules["pipeline.cli.app"]
+module.exit_process = leave
+module.main()
+"""
+
+
+def test_a_driver_parses_its_job_once_and_has_one_client(world: World) -> None:
+    job = world.job("counted")
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTING, "run", job],
+        cwd=world.root,
+        env=world.variables(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    counts = ast.literal_eval(done.stderr.splitlines()[-1])
+    assert (counts["_validate"], counts["_make"]) == (1, 1)
+    assert counts["read"] <= 4, "after the first round, to publish, to report, and to sum up"

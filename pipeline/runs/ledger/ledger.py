@@ -142,8 +142,10 @@ class Ledger:
         # other estimates, or other objects that it goes without: the first one counts.
         with suppress(AlreadyExistsError):
             storage.put_new(ledger.prefix + "plan.arrow", plan.to_bytes())
+            ledger._stored_plan = plan
         with suppress(AlreadyExistsError):
             storage.put_new(ledger.prefix + "job.yaml", seal_text(job.to_yaml()))
+            ledger._job = job
         with suppress(AlreadyExistsError):
             said = seal_json(record.model_dump_json(indent=1).encode())
             storage.put_new(ledger.prefix + "run.json", said)
