@@ -30,7 +30,7 @@ GOOD = BatchResult("b1", 3, 0, 10, 10, 100, 100, 100, 0.5)
 
 
 @task(name="good", task_run_name="{name}", persist_result=False, cache_policy=NO_CACHE)
-def good_task(run_uri: str, fingerprint: str, name: str, spec: str) -> BatchResult:
+def good_task(run_uri: str, fingerprint: str, name: str, spec: str, types: str) -> BatchResult:
     """What a worker should do."""
     return GOOD
 
