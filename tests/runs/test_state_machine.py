@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -533,9 +534,17 @@ class Repairs(Output):
             del self.backend.uploads[data.draw(st.sampled_from(sorted(self.backend.uploads)))]
 
 
-TestOutput = Output.TestCase
-TestOutput.settings = settings(SETTINGS, max_examples=300)
-TestRepairs = Repairs.TestCase
-TestRepairs.settings = settings(SETTINGS, max_examples=170)
-TestAppends = Appends.TestCase
-TestAppends.settings = settings(SETTINGS, max_examples=300)
+def _tested(machine: type[Output], examples: int) -> Any:
+    longer: Any = type(machine.__name__, (machine,), {})
+    case = longer.TestCase
+    case.settings = settings(SETTINGS, max_examples=examples)
+    return case
+
+
+TestOutput = _tested(Output, 120)
+TestRepairs = _tested(Repairs, 60)
+TestAppends = _tested(Appends, 80)
+# Many more, in `make test-long`.
+TestOutputLonger = pytest.mark.long(_tested(Output, 1_000))
+TestRepairsLonger = pytest.mark.long(_tested(Repairs, 500))
+TestAppendsLonger = pytest.mark.long(_tested(Appends, 500))
