@@ -32,7 +32,7 @@ from pipeline.runs.backfill.plan import Drafting, WindowSelection, create
 from pipeline.runs.backfill.records import Options, digest
 from pipeline.runs.backfill.selection import InputWindow, WindowDecision
 from pipeline.runs.backfill.store import BackfillStore
-from pipeline.runs.driver.plan import UNKNOWN, PlannedInput
+from pipeline.runs.driver.plan import UNKNOWN_PROBE, PlannedInput
 from pipeline.runs.driver.publish_windows import publish_windows
 from pipeline.runs.transforms.loading import job_fingerprint, load_transform
 from pipeline.storage import Tables, open_storage
@@ -79,7 +79,7 @@ class SyntheticDrafting(Drafting):
         request = PlanRequest("s3://demo/none/", per_file=True)
         result = plan_dataset(request, ManyDays(len(todo), self.each))
         transform = load_transform(self.job.transform, {}, self.settings.transforms)
-        return PlannedInput(result, transform, UNKNOWN, Tables())
+        return PlannedInput(result, transform, UNKNOWN_PROBE, Tables())
 
 
 def create_synthetic(output: str, windows: int, each: int) -> str:

@@ -27,7 +27,12 @@ from benchmarks.simulation.case import Case
 from benchmarks.simulation.costs import BatchCost, Costs
 from benchmarks.simulation.parameters import Parameters
 from pipeline.runs.driver.batching import SHARED_SECONDS, Batcher
-from pipeline.runs.driver.map_stage import FOLD_SECONDS, FOLD_SEGMENTS, LOOK_PAUSES, LOOK_SECONDS
+from pipeline.runs.driver.map_stage import (
+    COMPACT_SECONDS,
+    COMPACT_SEGMENTS,
+    COUNT_PAUSE_FACTOR,
+    COUNT_SECONDS,
+)
 from pipeline.runs.worker.batch import Batch
 from pipeline.storage.s3_objects import PAGE
 
@@ -247,15 +252,18 @@ class Mapping:
             yield from self._spend(settling, "settle", polling)
             for one in landed:
                 decoded = int(one.chunks * self.costs.decoded_bytes)
-                batcher.pace.measured(one.chunks, decoded, one.seconds)
+                batcher.pace.add(one.chunks, decoded, one.seconds)
             self._flying -= len(landed)
             now = self._environment.now
             if now - looked >= pause:
                 unfolded += (tally.segments - self._known_segments) * together
                 looking = self._look()
                 yield from self._spend(looking, "look")
-                looked, pause = self._environment.now, max(LOOK_SECONDS, LOOK_PAUSES * looking)
-            if now - folded >= FOLD_SECONDS and unfolded > FOLD_SEGMENTS:
+                looked, pause = (
+                    self._environment.now,
+                    max(COUNT_SECONDS, COUNT_PAUSE_FACTOR * looking),
+                )
+            if now - folded >= COMPACT_SECONDS and unfolded > COMPACT_SEGMENTS:
                 yield from self._spend(self.costs.fold(self._whole(tally.chunks)), "fold")
                 folded, unfolded = self._environment.now, 0.0
                 tally.folds += 1

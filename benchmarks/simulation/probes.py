@@ -145,7 +145,7 @@ def ledger(settings: Settings, storage: Storage, root: str) -> Figures:
     with stopwatch() as again:
         many[0].read()
     with stopwatch() as fold:
-        many[0].fold()
+        many[0].compact()
     base = storage.head(many[0].prefix + "folded/base-000001.arrow").size
     driver = Heartbeat.of(storage, many[0].prefix)
     driver.record.phases.append(("map", time.time() - 60, 60.0))

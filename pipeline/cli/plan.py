@@ -35,11 +35,11 @@ def plan(path: Path, environment: str | None, *, explain: bool, as_json: bool) -
     job, settings = load_job(path), load_settings(environment)
     from pipeline.runs.driver.estimate import estimate
     from pipeline.runs.driver.plan import plan_input
-    from pipeline.runs.driver.preflight import reaching
+    from pipeline.runs.driver.preflight import explain_unreachable_s3
     from pipeline.storage import open_storage
 
     storage = open_storage(settings)
-    with reaching(settings):
+    with explain_unreachable_s3(settings):
         planned = plan_input(job, settings, storage)
         expected = estimate(storage, job, planned.result.plan)
     if as_json:
@@ -111,10 +111,10 @@ def check(path: Path, environment: str | None, *, rows: int, as_json: bool) -> N
     """Try a transform on one small chunk."""
     job, settings = load_job(path), load_settings(environment)
     from pipeline.runs.driver.dry_run import try_transform
-    from pipeline.runs.driver.preflight import reaching
+    from pipeline.runs.driver.preflight import explain_unreachable_s3
     from pipeline.storage import open_storage
 
-    with reaching(settings):
+    with explain_unreachable_s3(settings):
         trial = try_transform(job, settings, open_storage(settings), rows)
     if as_json:
         _print_trial_json(trial)

@@ -15,13 +15,13 @@ def repair(output: str, environment: str | None, *, yes: bool, as_json: bool) ->
     Returns:
         0 where nothing is wrong (any more), else 1.
     """
-    from pipeline.runs.driver.preflight import reaching
+    from pipeline.runs.driver.preflight import explain_unreachable_s3
     from pipeline.storage import open_storage
     from pipeline.table import repair as repairing
     from pipeline.table.log import TableLog
 
     settings = load_settings(environment)
-    with reaching(settings):
+    with explain_unreachable_s3(settings):
         table_log = TableLog(open_storage(settings), output)
         found = repairing.repair(table_log) if yes else (repairing.diagnose(table_log),)
     left = found[-1]

@@ -22,7 +22,7 @@ def status(run: str | None, output: str | None, environment: str | None, *, as_j
     """Show all known runs, or one."""
     from pipeline.runs.admin.known_outputs import known_outputs
     from pipeline.runs.admin.status import find_run, list_runs
-    from pipeline.runs.driver.preflight import reaching
+    from pipeline.runs.driver.preflight import explain_unreachable_s3
     from pipeline.storage import open_storage
 
     settings = load_settings(environment)
@@ -31,7 +31,7 @@ def status(run: str | None, output: str | None, environment: str | None, *, as_j
         raise UsageError(
             "no output is known here", hint="name one: chunkmap status --output s3://bucket/prefix/"
         )
-    with reaching(settings):
+    with explain_unreachable_s3(settings):
         storage = open_storage(settings)
         found = [one for uri in outputs for one in list_runs(storage, uri)]
     if run is not None:
@@ -87,11 +87,11 @@ def _one(one: RunStatus) -> None:
 def verify(output: str, environment: str | None, *, as_json: bool = False) -> int:
     """Verify an output; returns the exit code."""
     from pipeline.runs.admin.verify import verify_output
-    from pipeline.runs.driver.preflight import reaching
+    from pipeline.runs.driver.preflight import explain_unreachable_s3
     from pipeline.storage import open_storage
 
     settings = load_settings(environment)
-    with reaching(settings):
+    with explain_unreachable_s3(settings):
         found = verify_output(open_storage(settings), output)
     if as_json:
         print_json(found)

@@ -184,8 +184,8 @@ class PrefectOrchestrator:
         call: Any = quote(partial(publish_run, _given().storage, ledger, vanished))
         return publish_task(ledger.run, call)
 
-    def mapping(self, run: str, progress: MapProgress) -> None:
-        """See `Orchestrator.mapping`: the progress artifact, every few seconds."""
+    def show_progress(self, run: str, progress: MapProgress) -> None:
+        """See `Orchestrator.show_progress`: the progress artifact, every few seconds."""
         over = progress.done >= progress.chunks
         if over or time.monotonic() - self._shown >= ARTIFACT_SECONDS:
             self._shown = time.monotonic()
@@ -200,8 +200,8 @@ class PrefectOrchestrator:
         else:
             update_progress_artifact(self._artifact, progress=percent, description=said)
 
-    def ended(self, run: str, report: StoredReport) -> None:
-        """See `Orchestrator.ended`."""
+    def show_report(self, run: str, report: StoredReport) -> None:
+        """See `Orchestrator.show_report`."""
         if self._telling is not None:
             self._telling.join(LAST_WORDS_SECONDS)
             if self._telling.is_alive():

@@ -74,10 +74,10 @@ def test_a_batch_that_comes_back_for_ever_waits_for_the_next_round() -> None:
 def test_a_driver_that_gives_up_on_much_writes_segments_that_are_read() -> None:
     run, engine = make()
     work = mapper(run, engine)
-    work._series = ["r1-x-"]
+    work._prefixes = ["r1-x-"]
     work._record(list(range(40)) * (SEGMENT_FAILURES // 20), "E", "m" * 99_999, transient=True)
-    assert run.ledger.unfolded == 0
+    assert run.ledger.uncompacted == 0
     progress = run.ledger.read()
     assert progress.problems == ()
     assert progress.failures.height == 2 * SEGMENT_FAILURES
-    assert run.ledger.unfolded == 2
+    assert run.ledger.uncompacted == 2

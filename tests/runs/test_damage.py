@@ -55,7 +55,7 @@ def make_run() -> tuple[MemoryBackend, Run]:
     run.complete(0, 1)
     run.store(run.failure(2, 1.0))
     run.ledger.read()
-    run.ledger.fold()
+    run.ledger.compact()
     run.complete(2, 3)
     Heartbeat.of(run.storage, run.ledger.prefix).write("done")
     run.ledger.accept(0)

@@ -363,7 +363,7 @@ class Output(RuleBasedStateMachine):
     @rule(data=st.data(), trouble=TROUBLE)
     def a_ledger_is_folded(self, data: Any, trouble: Trouble) -> None:
         run = self.some_run(data)
-        self.troubled(trouble, lambda storage: run.again(storage).ledger.fold())
+        self.troubled(trouble, lambda storage: run.again(storage).ledger.compact())
 
     @rule(trouble=TROUBLE)
     def somebody_rolls_back(self, trouble: Trouble) -> None:

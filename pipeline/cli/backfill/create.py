@@ -38,7 +38,7 @@ from pipeline.runs.backfill.summary import (
     BackfillSummary,
 )
 from pipeline.runs.driver.following import is_driven_elsewhere
-from pipeline.runs.driver.preflight import preflight, reaching
+from pipeline.runs.driver.preflight import explain_unreachable_s3, preflight
 from pipeline.runs.transforms.fingerprint import explain_difference
 from pipeline.runs.transforms.loading import job_fingerprint
 from pipeline.storage import open_storage
@@ -135,7 +135,7 @@ def plan(
 
     job, settings = load_job(path), load_settings(environment)
     storage = open_storage(settings)
-    with reaching(settings):
+    with explain_unreachable_s3(settings):
         drafted = draft(job, settings, storage, asked, options, accept_code=accept_code)
         expected = forecast(storage, job, settings, drafted.plan) if drafted.plan else None
     if as_json:
@@ -159,7 +159,7 @@ def create(
     job, settings = load_job(path), load_settings(environment)
     storage = open_storage(settings)
     preflight(job, settings, storage)
-    with reaching(settings):
+    with explain_unreachable_s3(settings):
         drafted = draft(job, settings, storage, asked, options, accept_code=accept_code)
         try:
             store, is_new = create_backfill(storage, drafted)

@@ -6,7 +6,7 @@ from pipeline.config.settings import Settings
 from pipeline.errors import UsageError
 from pipeline.runs.admin.known_outputs import known_outputs
 from pipeline.runs.backfill.store import BackfillStore, backfills_of, find_backfill
-from pipeline.runs.driver.preflight import reaching
+from pipeline.runs.driver.preflight import explain_unreachable_s3
 from pipeline.storage import open_storage
 
 LAST = "last"
@@ -24,7 +24,7 @@ def find(backfill: str, output: str | None, settings: Settings) -> BackfillStore
         raise UsageError(
             "no output is known here", hint="name it with --output s3://bucket/prefix/"
         )
-    with reaching(settings):
+    with explain_unreachable_s3(settings):
         storage = open_storage(settings)
         if backfill != LAST:
             return find_backfill(storage, outputs, backfill)

@@ -26,7 +26,7 @@ from pipeline.runs.backfill.status import (
 )
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.driver.following import is_driven_elsewhere
-from pipeline.runs.driver.preflight import reaching
+from pipeline.runs.driver.preflight import explain_unreachable_s3
 from pipeline.storage import open_storage
 
 WATCH_SECONDS = 2.0
@@ -48,7 +48,7 @@ def list_all(output: str | None, environment: str | None, *, as_json: bool) -> N
             "no output is known here",
             hint="name one: chunkmap backfill list --output s3://bucket/prefix/",
         )
-    with reaching(settings):
+    with explain_unreachable_s3(settings):
         storage = open_storage(settings)
         records = [one for uri in outputs for one in backfills_of(storage, uri)]
         found = [

@@ -183,7 +183,7 @@ class BackfillDriver:
             limits=self.settings.batches,
             board=self.board,
             code=self.again.code or record.code,
-            is_held=lambda: self.control.paused,
+            is_paused=lambda: self.control.paused,
             obey=self._obey,
             publish=self.publish,
         )

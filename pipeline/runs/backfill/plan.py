@@ -35,9 +35,9 @@ from pipeline.runs.driver.overlap import refuse_overlap
 from pipeline.runs.driver.plan import (
     PlannedInput,
     plan_input,
+    plan_request,
     planned_footprints,
     refuse_planned_columns,
-    request_of,
 )
 from pipeline.runs.ledger.keys import refuse_long_keys
 from pipeline.runs.ledger.ledger import run_id
@@ -233,7 +233,7 @@ class Drafting:
 
     def listing(self) -> Listing:
         """List the whole input; no footer is read."""
-        request = request_of(self.job, self.settings, None)
+        request = plan_request(self.job, self.settings, None)
         return list_objects(request, StorageReader(self.storage))
 
     def with_outside(self, drafted: Draft, listing: Listing) -> Draft:

@@ -20,7 +20,7 @@ from pipeline.runs.backfill.records import BackfillRecord
 from pipeline.runs.driver.batching import Throughput
 from pipeline.runs.driver.executor import Executor
 from pipeline.runs.driver.map_stage import MapStage, OutputFacts
-from pipeline.runs.driver.publish import PUBLISH_TRIES, facts_of_output
+from pipeline.runs.driver.publish import PUBLISH_ATTEMPTS, output_facts
 from pipeline.runs.driver.publish_windows import in_window, publish_windows
 from pipeline.runs.driver.quarantine import refuse_many_quarantined, unreadable_uris
 from pipeline.runs.driver.summary import MapProgress, failure_lines
@@ -69,7 +69,7 @@ class BackfillContext:
     board: WindowProgress
     code: str
     """Fingerprint of the code that this driver runs."""
-    is_held: Callable[[], bool]
+    is_paused: Callable[[], bool]
     """Whether no further batch may be handed out."""
     obey: Callable[[], None]
     """Raises when the driver is to stop."""
@@ -157,7 +157,7 @@ class BackfillRun:
         board.mark([w for w in wanted if w not in board.in_state("done")], "mapping")
         vanished: UploadsVanishedError | None = None
         try:
-            for _ in range(PUBLISH_TRIES):
+            for _ in range(PUBLISH_ATTEMPTS):
                 progress = self._map(executor, wanted, vanished)
                 try:
                     if publishes:
@@ -185,7 +185,7 @@ class BackfillRun:
             # A commit of this run may wait for chunks of windows that are not asked for now.
             mine |= np.isin(self.plan.chunk_ids, list(vanished.chunks_of(self.ledger.run)))
         chunks = np.flatnonzero(mine).tolist()
-        facts = facts_of_output(shared.job, self.ledger.record(), shared.table_log)
+        facts = output_facts(shared.job, self.ledger.record(), shared.table_log)
         with shared.publishing:
             self._output_types = retry_until_available(facts.types)
         self._is_mapped = False
@@ -197,21 +197,21 @@ class BackfillRun:
             executor=executor,
             listen=self._listen,
             only=chunks,
-            saw=self._saw,
-            is_held=shared.is_held,
+            on_count=self._on_count,
+            is_paused=shared.is_paused,
             output=OutputFacts(lambda: self._output_types, partial(self._published_chunks, facts)),
             pace=shared.pace,
         )
         progress = self.mapper.run()
         self._is_mapped = True
-        self._saw(progress)
+        self._on_count(progress)
         return progress
 
     def _published_chunks(self, facts: OutputFacts) -> Collection[str]:
         with self.shared.publishing:
             return facts.published()
 
-    def _saw(self, progress: Progress) -> None:
+    def _on_count(self, progress: Progress) -> None:
         board = self.shared.board
         full = board.saw(progress, self.owner, self.labels)
         if not self._is_mapped:

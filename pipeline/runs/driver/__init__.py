@@ -1,6 +1,6 @@
-"""What happens in the driver of a run.
+"""The driver of a run.
 
 `plan.py` prepares a run, `map_stage.py` schedules batches in rounds until none is left,
-`reduce_stage.py` combines, `publish.py` commits, `report.py` reports; `run.py` does all of it.
-`executor.py` says what a driver needs of a cluster, `orchestrator.py` what it offers to Prefect.
+`reduce_stage.py` finds partial results, `publish.py` commits, `report.py` reports; `run.py` calls
+them in this order. `executor.py` is the interface to a cluster, `orchestrator.py` to Prefect.
 """

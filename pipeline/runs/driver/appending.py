@@ -1,8 +1,8 @@
-"""Refuse plans of what is new in an input where that would repeat rows of the output, or lose them.
+"""Refuse incremental plans that would duplicate or lose rows of the output.
 
 A job that appends reads only what is new in its input. An object that was replaced, or removed and
-put back, looks new too, but the output holds the rows of its earlier version. And a job that
-overwrites and reads only what is new (`input.changed_only`) would drop the rows of all else.
+put back, looks new too, but the output has the rows of its earlier version. And a job that
+overwrites and reads only changed objects (`input.changed_only`) would drop the rows of the others.
 """
 
 from __future__ import annotations
@@ -20,44 +20,43 @@ from pipeline.runs.ledger.ledger import Ledger
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Manifest
 
-SHOWN = 5
-"""Objects that an error names; of the rest it says how many they are."""
+MAX_NAMED = 5
+"""Maximum number of objects that an error names."""
 
 
 def refuse_appending_again(
     table_log: TableLog, manifest: Manifest, earlier: Iterable[Ledger], plan: Plan
 ) -> None:
-    """Refuse a plan with objects whose rows an output holds already.
+    """Refuse a plan with objects whose rows the output already has.
 
     Args:
-        table_log: Of the output.
-        manifest: What the output holds.
-        earlier: Published runs of the same job.
-        plan: What is to be appended.
+        table_log: Log of the output.
+        manifest: Current manifest of the output.
+        earlier: Ledgers of published runs of the same job.
+        plan: Plan of what is to be appended.
 
     Raises:
-        InputError: naming these objects and the way on.
+        InputError: names these objects and what to do.
     """
     runs = {entry.run for entry in manifest.commits if entry.adds_files}
     ledgers = [ledger for ledger in earlier if ledger.run in runs]
     planned = _read_objects(plan)
-    held: dict[str, str] = {}
-    for ledger, known in zip(
-        ledgers, map_concurrently(lambda one: one.plan(), ledgers), strict=True
-    ):
-        before = planned & _read_objects(known)
-        if before:
-            appended = _held_objects(table_log, manifest, ledger, before)
-            held |= dict.fromkeys(appended, ledger.run)
-    if held:
-        raise _refusal(table_log.output, held)
+    appended: dict[str, str] = {}
+    plans = map_concurrently(lambda ledger: ledger.plan(), ledgers)
+    for ledger, earlier_plan in zip(ledgers, plans, strict=True):
+        again = planned & _read_objects(earlier_plan)
+        if again:
+            uris = _appended_objects(table_log, manifest, ledger, again)
+            appended |= dict.fromkeys(uris, ledger.run)
+    if appended:
+        raise _appended_error(table_log.output, appended)
 
 
 def refuse_losing_rows(job: Job, plan: Plan) -> None:
-    """Refuse to replace the rows of unchanged objects by those of changed ones.
+    """Refuse to overwrite rows of objects that the plan leaves out as unchanged.
 
     Raises:
-        InputError: the job overwrites rows of objects that the plan leaves out as unchanged.
+        InputError: the job would overwrite such rows.
     """
     table = plan.table("objects")
     status = table["status"].to_pylist()
@@ -67,17 +66,17 @@ def refuse_losing_rows(job: Job, plan: Plan) -> None:
     names = [name for name in table.column_names if name.startswith(PARTITION_PREFIX)]
     if job.output.mode == "overwrite-partitions" and names:
         parts = list(zip(*(table[name].to_pylist() for name in names), strict=True))
-    replaced = {part for part, one in zip(parts, status, strict=True) if one == Status.PLANNED}
+    replaced = {part for part, state in zip(parts, status, strict=True) if state == Status.PLANNED}
     lost = [
         uri
-        for uri, part, one in zip(table["uri"].to_pylist(), parts, status, strict=True)
-        if one == Status.UNCHANGED and part in replaced
+        for uri, part, state in zip(table["uri"].to_pylist(), parts, status, strict=True)
+        if state == Status.UNCHANGED and part in replaced
     ]
     if lost:
         raise InputError(
             f"with input.changed_only, mode {job.output.mode} would drop the rows of {len(lost):,} "
             f"unchanged objects of the input, such as {lost[0]}",
-            hint="leave changed_only out, so that all that is replaced is mapped again"
+            hint="remove input.changed_only, so that the unchanged objects are mapped too"
             + ("" if job.window is None else "; or: chunkmap backfill create --reprocess changed"),
         )
 
@@ -86,49 +85,49 @@ _NO_PARTITION: tuple[object, ...] = ()
 
 
 def _read_objects(plan: Plan) -> set[str]:
-    """The objects that a plan's chunks may have rows of."""
+    """Return the URIs of the objects that a plan's chunks read."""
     table = plan.table("objects").select(["uri", "status"]).to_pydict()
     pairs = zip(table["uri"], table["status"], strict=True)
     return {uri for uri, status in pairs if status == Status.PLANNED}
 
 
-def _held_objects(
+def _appended_objects(
     table_log: TableLog, manifest: Manifest, ledger: Ledger, uris: Collection[str]
 ) -> set[str]:
-    """Those of some objects that are in chunks of a run whose files a manifest has."""
+    """Select the objects that are in chunks of a run whose files a manifest has."""
     if ledger.job().reduce is not None:
-        return set(uris)  # One file has the rows of all of them.
+        return set(uris)  # One file has the rows of all objects.
     files = table_log.snapshot(manifest)
     ids = set(files["chunk"].to_list())
     indices = [index for index, chunk in enumerate(ledger.plan().chunk_ids) if chunk in ids]
     chunks = ledger.plan().chunks(indices)
-    found = {(p.uri, chunk.id) for chunk in chunks for p in chunk.fragments if p.uri in uris}
-    return {uri for uri, _ in found - _left_out(ledger, files, uris)} if found else set()
+    pairs = {(p.uri, chunk.id) for chunk in chunks for p in chunk.fragments if p.uri in uris}
+    return {uri for uri, _ in pairs - _left_out(ledger, files, uris)} if pairs else set()
 
 
 def _left_out(ledger: Ledger, files: pl.DataFrame, uris: Collection[str]) -> set[tuple[str, str]]:
-    """Objects that could not be read, with the chunks of some files that go without them."""
+    """Return the unreadable objects that some files lack, each with the file's chunk."""
     if ledger.job().input.on_bad_object == "fail":
         return set()
     progress = ledger.read()
-    known = pl.concat([progress.completions, progress.duplicates])
-    made = known.join(files.select("attempt"), on="attempt", how="semi")
-    rows = made.select("chunk", "left_out").iter_rows()
-    pairs = {(one.partition("\t")[0], chunk) for chunk, left_out in rows for one in left_out}
+    completions = pl.concat([progress.completions, progress.duplicates])
+    published = completions.join(files.select("attempt"), on="attempt", how="semi")
+    rows = published.select("chunk", "left_out").iter_rows()
+    pairs = {(named.partition("\t")[0], chunk) for chunk, left_out in rows for named in left_out}
     return {(uri, chunk) for uri, chunk in pairs if uri in uris}
 
 
-def _refusal(output: str, held: dict[str, str]) -> InputError:
-    names = sorted(held)
-    shown = ", ".join(names[:SHOWN]) + (" …" if len(names) > SHOWN else "")
-    runs = sorted(set(held.values()))
+def _appended_error(output: str, appended: dict[str, str]) -> InputError:
+    names = sorted(appended)
+    shown = ", ".join(names[:MAX_NAMED]) + (" …" if len(names) > MAX_NAMED else "")
+    runs = sorted(set(appended.values()))
     by = f"run {runs[0]}" if len(runs) == 1 else f"{len(runs)} runs"
-    one = len(names) == 1
+    single = len(names) == 1
+    objects = "object of the input was" if single else "objects of the input were"
     return InputError(
-        f"{len(names):,} {'object' if one else 'objects'} of the input {'was' if one else 'were'} "
-        f"replaced or put back since {by} appended {'its' if one else 'their'} rows to {output}; "
-        f"appending again would bring rows twice: {shown}",
-        hint="replace what the output holds: set output.mode to overwrite, or to "
-        "overwrite-partitions where input and output are partitioned alike; or put the earlier "
-        "versions back",
+        f"{len(names):,} {objects} replaced or put back since {by} appended "
+        f"{'its' if single else 'their'} rows to {output}; appending again would duplicate rows: "
+        f"{shown}",
+        hint="set output.mode to overwrite, or to overwrite-partitions if input and output have "
+        "the same partitions; or restore the earlier versions of the objects",
     )

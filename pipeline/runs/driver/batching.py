@@ -1,8 +1,8 @@
-"""Chunks left -> batches. Pure.
+"""Cut the chunks that are left into batches. Pure.
 
-Guided self-scheduling: a batch takes a share of the work that is left, so the first are large and
+Guided self-scheduling: a batch takes a share of the remaining work, so the first batches are large,
 the last are small, and all workers end at about the same time (Polychronopoulos and Kuck, 1987:
-share = left / (2 x threads)). Bounds on seconds and chunks keep a lost batch cheap.
+share = left / (2 x threads)). Limits on seconds and chunks keep a lost batch cheap.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ from dataclasses import dataclass
 from pipeline.runs.worker.batch import Batch, spec_of
 
 GUESSED_SPEED = 100e6
-"""Decoded bytes a thread maps in a second, until the first batches have been measured."""
-PROBE = 8
-"""Most chunks in a batch before the first has been measured."""
-LEAST_SHARE = 10
-"""The last batches are not smaller than this part of a whole one, unless that would leave a thread
-without one: workers that end a tenth of a batch apart are close enough."""
+"""Assumed speed of a thread, in decoded bytes per second, until the first batch is measured."""
+MAX_PROBE_CHUNKS = 8
+"""Maximum number of chunks in a batch until the first batch is measured."""
+MIN_BATCH_DIVISOR = 10
+"""Divisor of a full batch that gives the smallest one. Smaller batches are made only if a thread
+would get none: it is good enough if workers end a tenth of a batch apart."""
 SHARED_SECONDS = 0.04
-"""What a batch takes of what all threads have in common, half of it Prefect's server. So many
-threads must not ask for batches more often than that: with a thousand, whole ones run for 80 s."""
-OVERLAPPING = 8
-"""Chunks that a whole batch holds at least, however long they take: within one the next is read and
-the last is staged while one is computed, but its first and its last have nobody beside them."""
+"""Seconds that a batch occupies what all threads share (driver and Prefect server, half each).
+Batches get longer with more threads, to limit that load: about 80 s with 1,000 threads."""
+MIN_BATCH_CHUNKS = 8
+"""Minimum number of chunks in a full batch, however long they take. Within a batch, reading and
+staging overlap with computing, except for its first and its last chunk."""
 CHUNK_OVERHEAD = 1e6
-"""A chunk costs about as much as this many decoded bytes, however small it is (about 10 ms)."""
+"""Fixed cost of a chunk, in decoded bytes (about 10 ms)."""
 
 
 @dataclass(slots=True)
 class Throughput:
-    """What batches have taken so far. Shared by all that map the same transform side by side."""
+    """Measured speed of batches; shared by all runs that map the same transform in parallel."""
 
     cost: float = 0.0
-    """Decoded bytes and overhead."""
+    """Decoded bytes and overhead of the measured batches."""
     seconds: float = 0.0
-    """Of the threads that mapped them."""
+    """Thread seconds of the measured batches."""
 
     @property
     def speed(self) -> float:
-        """Cost units that a thread maps in a second."""
+        """Cost units that a thread maps per second."""
         return self.cost / self.seconds if self.is_known else GUESSED_SPEED
 
     @property
@@ -48,14 +48,14 @@ class Throughput:
         """Whether a batch has been measured."""
         return self.seconds >= 1e-9
 
-    def measured(self, chunks: int, decoded_bytes: int, seconds: float) -> None:
-        """Learn from a finished batch."""
+    def add(self, chunks: int, decoded_bytes: int, seconds: float) -> None:
+        """Add the figures of a finished batch."""
         self.cost += decoded_bytes + chunks * CHUNK_OVERHEAD
         self.seconds += seconds
 
 
 class Batcher:
-    """Cuts what is left into batches, one at a time, with sizes that follow the measured speed."""
+    """Cuts the remaining chunks into batches, one at a time, sized by the measured speed."""
 
     def __init__(
         self,
@@ -72,13 +72,13 @@ class Batcher:
         """Start.
 
         Args:
-            prefix: Begins the name of each batch.
-            indices: What is left, ascending.
-            decoded_bytes: Estimated size of each of them.
-            seconds: How long a batch should run at most, while threads are few and chunks small.
-            max_chunks: Most chunks in a batch.
-            pace: What is known of the speed, and learns more. Default: nothing.
-            shared: Seconds that a batch takes of what all threads have in common.
+            prefix: Start of each batch's name.
+            indices: Indices of the remaining chunks, ascending.
+            decoded_bytes: Estimated size of each of these chunks.
+            seconds: Target duration of a batch; longer with many threads or large chunks.
+            max_chunks: Maximum number of chunks in a batch.
+            pace: Measured speed, updated by the caller. Default: nothing measured yet.
+            shared: Seconds that a batch occupies what all threads share.
             types: See `Batch.types`.
         """
         self.pace = pace or Throughput()
@@ -93,20 +93,20 @@ class Batcher:
         self._position = 0
         self._number = 0
         self._last: float | None = None
-        """Cost units of each thread's last batch, once less than a least one for each is left."""
+        """Cost of each thread's last batch, once less than a smallest batch per thread is left."""
 
     def take(self, threads: int) -> Batch | None:
-        """The next batch for a cluster of so many threads, or None when all is handed out."""
+        """Return the next batch for a cluster of this many threads; None if no chunk is left."""
         if self._position >= len(self._indices):
             return None
         budget = self._budget(max(1, threads))
         start, cost = self._position, 0.0
-        # Until the speed is known, a batch is a probe: chunks may take a second as well as a
-        # millisecond, and the first of them must come back soon.
-        most = self._max_chunks if self.pace.is_known else min(PROBE, self._max_chunks)
+        # Until the speed is known, batches are small: a chunk may take a millisecond or a second,
+        # and the first measurement is needed soon.
+        most = self._max_chunks if self.pace.is_known else min(MAX_PROBE_CHUNKS, self._max_chunks)
         while self._position < len(self._indices) and self._position - start < most:
             following = self._costs[self._position]
-            # To the nearest whole chunk: within a batch, one is read while another is computed.
+            # Round to the nearest whole chunk.
             if self._position > start and cost + following / 2 > budget:
                 break
             cost += following
@@ -117,14 +117,14 @@ class Batcher:
         return Batch(name, spec_of(self._indices[start : self._position]), self._types)
 
     def _budget(self, threads: int) -> float:
-        """Cost units of the next batch."""
+        """Return the cost of the next batch."""
         shared, speed, share = threads * self._shared, self.pace.speed, self._left / threads
-        several = OVERLAPPING * self._left / (len(self._indices) - self._position)
+        several = MIN_BATCH_CHUNKS * self._left / (len(self._indices) - self._position)
         most = max(max(self._seconds, 2 * shared) * speed, several)
         if not self.pace.is_known:
             return min(share / 2, most)
-        least = max(self._seconds / LEAST_SHARE, shared) * speed
+        least = max(self._seconds / MIN_BATCH_DIVISOR, shared) * speed
         if self._last is None and share < least:
-            # Rounded up to a whole chunk, lest a few of them be left over.
+            # Round up to a whole chunk, so that no chunks are left over.
             self._last = share + 0.49 * self._costs[self._position]
         return min(max(share / 2, least if self._last is None else self._last), most)

@@ -1,4 +1,4 @@
-"""Turn completions of a run into commits of its output, and give up their duplicates."""
+"""Turn completions of a run into commits of its output, and abort duplicates."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from pipeline.table.manifest import MOST_NAMED, QUARANTINED, Commit, CommitEntry
 
 @dataclass(frozen=True, slots=True)
 class CommitWindow:
-    """The window that a commit is of."""
+    """The window of a commit."""
 
     label: str
     windowing: Windowing
     inputs: str = ""
-    """Digest of its objects."""
+    """Digest of the window's objects."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """Objects that a commit goes without, since they could not be read."""
+    """Objects that a commit leaves out because they could not be read."""
 
     named: tuple[str, ...] = ()
-    """Each with the reason behind a tab."""
+    """URI and reason of each object, separated by a tab."""
     quarantined: pl.DataFrame = field(default_factory=QUARANTINED.to_frame)
-    """Schema QUARANTINED."""
+    """Quarantined objects (schema QUARANTINED)."""
 
 
 def draft_commit(
@@ -52,31 +52,31 @@ def draft_commit(
     hive_types: Mapping[str, str] | None = None,
     left_out: LeftOut | None = None,
 ) -> Commit:
-    """Completions of a run, or of one window of it, as a commit that is not frozen yet.
+    """Draft a commit, not yet stored, from completions of a run or of one of its windows.
 
     Args:
-        record: The run.
-        done: One completion a chunk (schema COMPLETIONS), of chunks not committed before.
-        missing: Ids of planned chunks (of the window) that are left out.
-        earlier: Commits of the same run (and window) that are published: this one adds to them.
-        keep_versions: Replaced versions to keep.
-        window: What the commit is of; default the whole run.
-        released: Names of the run's commits that a repair has released: they are taken.
-        columns: Of the files.
+        record: Record of the run.
+        done: One completion per chunk (schema COMPLETIONS), of chunks not committed before.
+        missing: Ids of planned chunks (of the window) that the commit lacks.
+        earlier: Published commits of the same run (and window), to which this one adds.
+        keep_versions: Number of replaced versions to keep.
+        window: Window of the commit; default the whole run.
+        released: Names of the run's commits that a repair has released; they cannot be reused.
+        columns: Columns of the files.
         hive_types: Types of partition columns that the job declares.
         left_out: Objects that could not be read.
     """
     files = files_of(record.output, done)
     absent, left_out = tuple(missing), left_out or LeftOut()
-    # What an earlier commit of this run has replaced holds this run's files now.
-    already = {folder for one in earlier for folder in one.replaces}
+    # Partitions that an earlier commit of this run replaced hold this run's files now.
+    already = {folder for commit in earlier for folder in commit.replaces}
     adds = bool(earlier) and (window is not None or record.mode != "overwrite-partitions")
     mode = "append" if adds else record.mode
     name = record.run if window is None else f"{record.run}-{window.label}"
     taken = {*(commit.entry.name for commit in earlier), *released}
     names = (f"{name}.{number}" if number > 1 else name for number in count(1))
     entry = CommitEntry(
-        name=next(one for one in names if one not in taken),
+        name=next(name for name in names if name not in taken),
         run=record.run,
         mode=mode,
         files=files.height,
@@ -89,7 +89,7 @@ def draft_commit(
         code=",".join(sorted(set(done["code"].to_list()))) or record.fingerprint,
         inputs="" if window is None else window.inputs,
         columns=digest_columns(columns or {}),
-        left_out=len({one.partition("\t")[0] for one in left_out.named}),
+        left_out=len({named.partition("\t")[0] for named in left_out.named}),
         quarantined=left_out.quarantined["uri"].n_unique(),
     )
     replaced = set(folders(files)) - already if mode == "overwrite-partitions" else set()
@@ -107,7 +107,7 @@ def draft_commit(
 
 
 def files_of(output: str, completions: pl.DataFrame) -> pl.DataFrame:
-    """Completions as files of a commit record (schema FILES)."""
+    """Convert completions into the files of a commit record (schema FILES)."""
     return completions.select(
         key=pl.col("uri").str.strip_prefix(output),
         rows="rows_out",
@@ -127,9 +127,9 @@ def abort_duplicates(table_log: TableLog, duplicates: pl.DataFrame) -> None:
 
 
 def vanished_duplicates(table_log: TableLog, duplicates: pl.DataFrame) -> list[str]:
-    """The attempts among these completions whose uploads have vanished."""
-    gone = table_log.storage.missing(_staged_duplicates(table_log, duplicates))
-    return [item.attempt for item in gone]
+    """List the attempts among these completions whose staged outputs no longer exist."""
+    missing = table_log.storage.missing(_staged_duplicates(table_log, duplicates))
+    return [item.attempt for item in missing]
 
 
 def _staged_duplicates(table_log: TableLog, duplicates: pl.DataFrame) -> list[StagedObject]:

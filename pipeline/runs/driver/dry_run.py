@@ -1,4 +1,4 @@
-"""Try a transform on one small chunk, and hold it to its promises."""
+"""Run a transform on one small chunk, and check that its result does not depend on chunking."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from pipeline.storage import Storage
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a transform does to one small chunk."""
+    """Result of a transform on one small chunk."""
 
     chunk: Chunk
     columns_read: tuple[str, ...]
@@ -47,29 +47,33 @@ class Trial:
     code: str
     """Fingerprint of the transform."""
     definitions: int
-    """Definitions of allowed modules that the fingerprint covers."""
+    """Number of definitions of allowed modules that the fingerprint covers."""
     notes: tuple[str, ...]
-    """What the fingerprint could not tell, what it covers instead, and what of the input is left
-    out for its name."""
-    """What the fingerprint could not tell, and what it covers instead."""
+    """Notes on what the fingerprint cannot cover, and on objects left out because of their name."""
     tables: dict[str, str]
-    """Tables that it reads: URI to version."""
+    """Versions of the tables that the transform reads, by URI."""
     differs: str | None
-    """How the result of the halves differs from that of the whole, or, with a reduce, how its
-    `combine` depends on the grouping of chunks; None if all is well."""
+    """How the result of the halves differs from that of the whole, or, with a reduce, how
+    `combine` depends on the grouping of chunks; None if it does not."""
 
 
 def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> Trial:
     """Run a job's transform on its smallest chunk, whole and cut in two. Writes nothing.
 
     A transform that groups, sorts or drops duplicates works within a chunk, so its result depends
-    on where chunks are cut: halves that differ from the whole show it.
+    on where chunks are cut. Then the halves differ from the whole.
+
+    Args:
+        job: The job.
+        settings: Settings of the planner and of transforms.
+        storage: Where the input is.
+        rows: Number of result rows to return.
 
     Raises:
         PartitionColumnError: the result could not be written below its partition.
     """
     planned = plan_input(job, settings, storage)
-    chunk, found = _smallest(planned), planned.result.explain
+    chunk, explain = _smallest(planned), planned.result.explain
     source = ChunkSource(
         storage,
         chunk,
@@ -104,9 +108,9 @@ def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> 
             definitions=planned.transform.definitions,
             notes=(
                 *planned.transform.notes,
-                *left_out_for_names(found.objects_unnamed, found.unnamed_example),
+                *left_out_for_names(explain.objects_unnamed, explain.unnamed_example),
             ),
-            tables={one.uri: one.label for one in planned.tables.versions},
+            tables={table.uri: table.label for table in planned.tables.versions},
             differs=_difference(result, halves)
             if job.reduce is None
             else _reduce_problem(job.reduce.combine, planned, settings, whole),
@@ -116,7 +120,7 @@ def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> 
 def _reduce_problem(
     combine: str, planned: PlannedInput, settings: Settings, whole: pl.DataFrame
 ) -> str | None:
-    """Whether the job's `combine` is associative, tried on the partials of three pieces."""
+    """Check that the job's `combine` is associative, on the partials of three pieces."""
     third = max(1, whole.height // 3)
     cuts = (whole[:third], whole[third : 2 * third], whole[2 * third :])
     partials = [apply(planned.transform, cut.lazy()) for cut in cuts]
@@ -124,10 +128,10 @@ def _reduce_problem(
 
 
 def _smallest(planned: PlannedInput) -> Chunk:
-    """One row group of the smallest chunk: enough to see, quick to read."""
+    """Return one fragment of the smallest chunk, which is quick to read."""
     plan = planned.result.plan
     if not len(plan):
-        raise UsageError("the filter leaves no chunk to try")
+        raise UsageError("the filter leaves no chunk to test", hint="widen input.filter")
     sizes = plan.chunk_table["decoded_bytes"].to_pylist()
     chunk = plan.chunk(sizes.index(min(sizes)))
     return replace(chunk, fragments=chunk.fragments[:1])
@@ -139,27 +143,26 @@ def _difference(whole: pl.DataFrame, halves: list[pl.DataFrame]) -> str | None:
         return f"the halves have another schema: {schemas.pop()}"
     joined = pl.concat(halves)
     if joined.height != whole.height:
-        return f"whole it gives {whole.height} rows, cut in two {joined.height}"
+        return f"the whole gives {whole.height} rows, the halves {joined.height}"
     if joined.equals(whole):
         return None
     if _digest(joined) == _digest(whole):
-        return "cut in two it gives the same rows in another order"
-    return "cut in two it gives other values"
+        return "the halves give the same rows in another order"
+    return "the halves give other values"
 
 
 def _digest(frame: pl.DataFrame) -> list[str]:
-    """The rows in an order of their own, comparable whatever their types."""
+    """Sort the rows as text, which works for any types."""
     return sorted(str(row) for row in frame.iter_rows())
 
 
 def combine_problem(
     name: str, call: Callable[..., Any], partials: Sequence[pl.DataFrame]
 ) -> str | None:
-    """How a `combine` breaks its promise on three partials, in a sentence; None if it keeps it.
+    """Describe why a `combine` is not associative on three partials; None if it is.
 
-    It must not matter in which groups partials are combined: combine([a, b, c]) must equal
-    combine([combine([a, b]), c]) and combine([a, combine([b, c])]), but for the order of rows and
-    the last digits of floating-point sums.
+    combine([a, b, c]) must equal combine([combine([a, b]), c]) and combine([a, combine([b, c])]),
+    except for the order of rows and the last digits of floating-point sums.
 
     Raises:
         TransformError: it raised, or did not return a LazyFrame.
@@ -173,16 +176,16 @@ def combine_problem(
     if whole.schema != a.schema:
         return f"{name} changes the columns from {dict(a.schema)} to {dict(whole.schema)}"
     for other in (join(join(a, b), c), join(a, join(b, c))):
-        if not _alike(whole, other):
+        if not _are_equal(whole, other):
             return f"{name} is not associative: its result depends on how chunks are grouped"
     return None
 
 
-def _alike(one: pl.DataFrame, other: pl.DataFrame) -> bool:
+def _are_equal(left: pl.DataFrame, right: pl.DataFrame) -> bool:
     from polars.testing import assert_frame_equal
 
     try:
-        assert_frame_equal(one, other, check_row_order=False, rel_tol=1e-9)
+        assert_frame_equal(left, right, check_row_order=False, rel_tol=1e-9)
     except AssertionError:
         return False
     return True

@@ -1,4 +1,4 @@
-"""How long a plan will take and how much memory a worker needs, as far as earlier runs tell."""
+"""Estimate the time of a plan from earlier runs, and the memory that a worker needs."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ from pipeline.storage import Storage
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a plan is expected to take."""
+    """Estimated time and memory of a plan."""
 
     seconds: float | None
-    """Wall time of the mapping, with as many workers as the run it is told by; None: unknown."""
+    """Estimated wall time of the map stage, with the worker count of `run`. None if unknown."""
     workers: int | None
-    """Of that run."""
+    """Number of workers of `run`."""
     run: str | None
-    """The run that tells it: the last of the same transform and parameters to this output."""
+    """Id of the last run of the same transform and parameters to this output."""
     memory_bytes: int
-    """Of one worker thread: one chunk computed (read and result), the bytes of the next one read
-    ahead, and the result of the last one waiting to be staged. An estimate from sizes, for results
-    as large as what is read; not a measurement."""
+    """Estimated memory of one worker thread: one chunk in computation (read and result), the bytes
+    of the next, read ahead, and the result of the last, waiting to be staged. Computed from sizes,
+    for results as large as their input."""
 
 
 def estimate(storage: Storage, job: Job, plan: Plan) -> Estimate:
-    """Estimate a plan by the speed of the last run of the same transform and parameters."""
+    """Estimate a plan from the speed of the last run of the same transform and parameters."""
     table = plan.chunk_table
     decoded = max(table["decoded_bytes"].to_pylist(), default=0)
     stored = max(table["stored_bytes"].to_pylist(), default=0)
     memory = 3 * decoded + stored
     for record in reversed(runs_of(storage, job.output.uri)):
         ledger = Ledger(storage, record.output, record.run)
-        before = ledger.job()
-        if (before.transform, before.params) != (job.transform, job.params):
+        earlier = ledger.job()
+        if (earlier.transform, earlier.params) != (job.transform, job.params):
             continue
-        told = _speed(ledger)
-        if told is not None:
-            speed, workers = told
+        measured = _speed(ledger)
+        if measured is not None:
+            speed, workers = measured
             return Estimate(plan.decoded_bytes / speed, workers, record.run, memory)
     return Estimate(None, None, None, memory)
 
 
 def _speed(ledger: Ledger) -> tuple[float, int] | None:
-    """Decoded bytes a second of a whole run, and its workers; None if it has mapped nothing."""
+    """Return a run's decoded bytes per second and worker count; None if it mapped nothing."""
     done = ledger.read().completions
     if done.is_empty():
         return None
     sizes = ledger.plan().chunk_table["decoded_bytes"].to_numpy()
     workers = max(1, done["worker"].n_unique())
     busy = float(done.select(pl.col("compute_seconds").sum() + pl.col("read_seconds").sum()).item())
-    # Reading ahead and staging overlap with computing, so a worker is busy for as long as it
-    # computes and waits for bytes.
+    # Reading ahead and staging overlap with computing, so only computing and waiting for bytes
+    # count.
     return float(sizes[done["index"].to_numpy()].sum()) / max(busy / workers, 1e-9), workers

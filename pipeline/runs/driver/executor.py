@@ -1,4 +1,4 @@
-"""What runs batches, as the driver sees it: submit, wait, drop."""
+"""The interface of what runs batches (submit, wait, drop), and a serial implementation."""
 
 from __future__ import annotations
 
@@ -6,39 +6,41 @@ import time
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from typing_extensions import override
+
 from pipeline.errors import ChunkmapError, is_transient
 from pipeline.runs.transforms.user_code import describe, is_from_signal
 from pipeline.runs.worker.batch import Batch, BatchResult, map_batch
 
 Kind = Literal["finished", "error", "killed", "cancelled", "lost"]
-"""What became of a batch: `killed` took its worker with it, `lost` vanished with the scheduler."""
+"""How a batch ended: `killed` with its worker, `lost` with the scheduler."""
 
-MOST_COUNT = 1 << 60
-"""Rows or bytes of a batch, far beyond any."""
-MOST_SECONDS = 1e9
-"""Of a batch: 30 years."""
+MAX_COUNT = 1 << 60
+"""Largest plausible number of rows or bytes of a batch."""
+MAX_SECONDS = 1e9
+"""Longest plausible time of a batch (30 years)."""
 IDLE_SECONDS = 0.05
-"""How long an executor that has nothing to do lets others work."""
+"""Seconds that an executor sleeps when it has nothing to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one batch."""
+    """How one batch ended."""
 
     batch: Batch
     kind: Kind
     result: BatchResult | None = None
-    """Only of a finished one."""
+    """Result of a finished batch; None otherwise."""
     detail: str = ""
-    """What is known otherwise."""
+    """Reason why a batch did not finish."""
     is_final: bool = False
-    """Any batch would end like this there: no such transform, other code, no rights."""
+    """Whether any batch would end like this: no such transform, other code, no rights."""
     is_transient: bool = False
-    """Storage was away: the same batch may end well the next time."""
+    """Whether the error is transient: the next attempt may succeed."""
 
     @classmethod
     def of_result(cls, batch: Batch, result: object) -> Outcome:
-        """Of a batch that came back. What a worker says of it is checked before it is used."""
+        """Check what a worker returned for a batch, and wrap it."""
         problem = _problem_of(batch, result)
         if problem:
             return cls(batch, "error", detail=f"its worker returned {problem}")
@@ -47,7 +49,7 @@ class Outcome:
 
     @classmethod
     def of_error(cls, batch: Batch, error: BaseException) -> Outcome:
-        """Of a batch that raised."""
+        """Wrap the error that a batch raised."""
         return cls(
             batch,
             "error",
@@ -58,7 +60,7 @@ class Outcome:
 
 
 def _problem_of(batch: Batch, result: object) -> str:
-    """What is wrong with what a batch returned, in words; empty if nothing is."""
+    """Describe what is wrong with a batch's result; empty if nothing is."""
     if type(result) is not BatchResult:
         return f"{type(result).__name__}, not a BatchResult"
     if result.batch != batch.name:
@@ -66,49 +68,52 @@ def _problem_of(batch: Batch, result: object) -> str:
     counts = (result.done, result.failed, result.left)
     sizes = (result.rows_in, result.rows_out, result.bytes_in, result.bytes_out)
     for count in (*counts, *sizes, result.decoded_bytes):
-        if type(count) is not int or not 0 <= count < MOST_COUNT:
+        if type(count) is not int or not 0 <= count < MAX_COUNT:
             return f"the count {str(count)[:40]}"
-    # A batch that was taken up again has less to do than its chunks.
+    # A resumed batch counts fewer chunks than it has.
     if sum(counts) > len(batch):
         return f"{sum(counts):,} chunks of a batch of {len(batch):,}"
     seconds = result.seconds
-    if type(seconds) is not float or not 0.0 <= seconds < MOST_SECONDS:
+    if type(seconds) is not float or not 0.0 <= seconds < MAX_SECONDS:
         return f"the time {str(seconds)[:40]}"
     return ""
 
 
 class Executor(Protocol):
-    """What runs batches."""
+    """Runs batches."""
 
     @property
     def threads(self) -> int:
-        """Batches that can run at the same time at this moment."""
+        """Number of batches that can run at the same time now."""
         ...
 
     def submit(self, batch: Batch) -> None:
-        """Start a batch, or queue it. A batch may be submitted again while it runs."""
+        """Start or queue a batch. It may be submitted again while it runs."""
         ...
 
     def wait(self, seconds: float) -> list[Outcome]:
-        """Outcomes that have come in; waits at most so long for the first."""
+        """Return the batches that have ended; wait at most `seconds` for the first."""
         ...
 
     def drop(self, batch: Batch) -> None:
-        """Forget every submission of this batch that has not come in."""
+        """Forget every submission of this batch that has not ended."""
         ...
 
 
-class SerialExecutor:
-    """Runs each batch at once, in this process: the oracle of the others."""
+class SerialExecutor(Executor):
+    """Runs each batch at once, in this process; the reference for other executors."""
 
-    threads = 1
+    @property
+    @override
+    def threads(self) -> int:
+        return 1
 
     def __init__(self, run_uri: str, fingerprint: str) -> None:
         self._run = run_uri, fingerprint
         self._outcomes: list[Outcome] = []
 
+    @override
     def submit(self, batch: Batch) -> None:
-        """See `Executor.submit`."""
         try:
             result = map_batch(*self._run, batch)
             self._outcomes.append(Outcome.of_result(batch, result))
@@ -117,12 +122,13 @@ class SerialExecutor:
                 raise
             self._outcomes.append(Outcome.of_error(batch, error))
 
+    @override
     def wait(self, seconds: float) -> list[Outcome]:
-        """See `Executor.wait`."""
         if not self._outcomes:
-            time.sleep(min(seconds, IDLE_SECONDS))  # Held: there is nothing to wait for.
+            time.sleep(min(seconds, IDLE_SECONDS))  # Paused: there is nothing to wait for.
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
 
+    @override
     def drop(self, batch: Batch) -> None:
-        """See `Executor.drop`: everything has come in already."""
+        pass  # Every submission has ended already.

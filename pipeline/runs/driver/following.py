@@ -1,4 +1,4 @@
-"""Two drivers of one run: the second watches the first, and takes over when it has gone silent."""
+"""Follow a run that another process drives, and take over when its heartbeat expires."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage
 
 SILENT_SECONDS = 4 * HEARTBEAT_SECONDS
-"""Without a sign of life for so long, a driver counts as gone."""
-LOOK_SECONDS = 2.0
-"""How often the watched run is looked at."""
+"""Seconds without a heartbeat after which a driver counts as dead."""
+POLL_SECONDS = 2.0
+"""Seconds between two reads of the other driver's record."""
 
 
 def is_driven_elsewhere(record: DriverRecord | None, own: str) -> bool:
-    """Whether another driver than our own is at work, as far as can be told.
+    """Whether a driver other than `own` seems to be running.
 
-    On the same machine the process itself is asked; elsewhere its last sign of life counts.
+    On the same machine its process is checked; otherwise its last heartbeat counts.
     """
     if record is None or record.driver == own or record.state != "running":
         return False
@@ -33,28 +33,28 @@ def is_driven_elsewhere(record: DriverRecord | None, own: str) -> bool:
 def watch(
     storage: Storage, ledger: Ledger, own: str, listen: Callable[[MapProgress], None]
 ) -> bool:
-    """Follow another driver until it ends or goes silent.
+    """Follow another driver until it ends or its heartbeat expires.
 
     Returns:
-        Whether the run was published meanwhile.
+        Whether the run is published.
     """
     started = time.time()
     while is_driven_elsewhere(record := read_driver(storage, ledger.prefix), own):
-        assert record is not None, "somebody drives"
+        assert record is not None, "a driver is running"
         listen(_progress(record, started))
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     return ledger.published() is not None
 
 
 def _progress(record: DriverRecord, started: float) -> MapProgress:
     names = ("chunks", "done", "failed", "rows_in", "rows_out", "bytes_in", "bytes_out")
-    said = record.progress
-    known = {name: value for name in names if isinstance(value := said.get(name, 0), int)}
-    known = dict.fromkeys(names, 0) | known
+    stored = record.progress
+    counts = {name: value for name in names if isinstance(value := stored.get(name, 0), int)}
+    counts = dict.fromkeys(names, 0) | counts
     return MapProgress(
         round=record.rounds,
         batches=record.batches,
         seconds=time.time() - started,
         resumed=0,
-        **known,
+        **counts,
     )

@@ -1,7 +1,7 @@
-"""Outputs of earlier releases, which wrote partitions in another spelling: `month=01` as `month=1`.
+"""Detect outputs of earlier releases that spell partitions differently: `month=1` for `month=01`.
 
-A run that replaces partitions writes `month=01` and would leave the rows of `month=1` where they
-are, so that each is there twice. Which of the two an output holds is told by the plans of its runs.
+A run that replaces partitions writes `month=01` and would leave `month=1` in place, so that all its
+rows would be in the output twice. The plans of an output's runs show which spelling it has.
 """
 
 from __future__ import annotations
@@ -17,35 +17,36 @@ from pipeline.table.manifest import folders, run_of
 
 
 def refuse_former_folders(table_log: TableLog, mode: str, plan: Plan, own: Collection[str]) -> None:
-    """Refuse to replace partitions that an earlier release has published by other names.
+    """Refuse to replace partitions that an earlier release published under other names.
 
     Args:
-        table_log: Of the output.
-        mode: The output's mode.
-        plan: Of what is to be published.
-        own: The runs that publish it: what they have published before is no other's.
+        table_log: Log of the output.
+        mode: Mode of the output.
+        plan: Plan of what is to be published.
+        own: Runs that publish it; what they have published already is not checked.
 
     Raises:
-        UsageError: the output holds such partitions.
+        UsageError: the output has such partitions.
     """
     if mode != "overwrite-partitions":
         return
     pairs = zip(respelled_folders_of(plan), folders_of(plan), strict=True)
     renamed = {former: own for former, own in pairs if former != own}
-    # Hardly any plan has a value whose spelling is not the shortest: nothing is read then.
-    found = next(_former(table_log, renamed, own), None) if renamed else None
-    if found is not None:
+    # Usually all values have their shortest spelling; then nothing is read.
+    folder = next(_former_folders(table_log, renamed, own), None) if renamed else None
+    if folder is not None:
         raise UsageError(
-            f"{table_log.output} holds {found}, which an earlier release of chunkmap wrote for "
-            f"the input's {renamed[found]}: it would stay beside {renamed[found]}, with the same "
-            "rows",
-            hint="publish to another output, or replace all of it once, by a run of the job with "
-            "output.mode: overwrite",
+            f"{table_log.output} contains {folder}, which an earlier release of chunkmap wrote for "
+            f"the input's {renamed[folder]}; the output would have these rows twice, also in "
+            f"{renamed[folder]}",
+            hint="publish to another output, or run the job once with output.mode: overwrite",
         )
 
 
-def _former(table_log: TableLog, renamed: Mapping[str, str], own: Collection[str]) -> Iterator[str]:
-    """Yield the folders of an output that are spelled otherwise than in the input of their run."""
+def _former_folders(
+    table_log: TableLog, renamed: Mapping[str, str], own: Collection[str]
+) -> Iterator[str]:
+    """Yield the folders of an output that are spelled differently than in their run's input."""
     files = table_log.snapshot(table_log.manifest())
     spelled = dict.fromkeys(own, frozenset(renamed))
     for folder, commit in zip(folders(files), files["commit"].to_list(), strict=True):
@@ -59,7 +60,7 @@ def _former(table_log: TableLog, renamed: Mapping[str, str], own: Collection[str
 
 
 def _folders_of_run(table_log: TableLog, run: str) -> frozenset[str]:
-    """The folders that a run's input has; none if its plan is not there any more."""
+    """Return the folders of a run's input; none if its plan no longer exists."""
     try:
         return frozenset(folders_of(Ledger(table_log.storage, table_log.output, run).plan()))
     except (StateError, ObjectMissingError, JobError):

@@ -1,4 +1,4 @@
-"""Say that a driver is alive, and how far it is."""
+"""Store that a driver is alive, and its progress (`driver.json`)."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from pipeline.storage.outages import best_effort
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 15.0
-"""How often a driver says that it is alive; silent for four of them, it counts as gone."""
+"""Seconds between two heartbeats. After four without one, a driver counts as dead."""
 
 
 class DriverRecord(BaseModel):
-    """Who drives a run, and how far it is. Advisory: nothing depends on it."""
+    """The driver of a run and its progress. Advisory: nothing depends on it."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -36,18 +36,18 @@ class DriverRecord(BaseModel):
     host: str
     pid: int
     process_started: FiniteFloat
-    """Start time of the process, as `pipeline.processes` tells it: pids are used again."""
+    """Start time of the process (see `pipeline.processes`), since pids are reused."""
     started: Moment
     seen: Moment
-    """Unix seconds of the last sign of life."""
+    """Unix seconds of the last heartbeat."""
     state: str = "running"
-    """running, done, failed or interrupted."""
+    """State of the run: running, done, failed, cancelled or interrupted."""
     rounds: int = 0
     batches: int = 0
     phases: list[tuple[str, Moment, FiniteFloat]] = []
-    """(name, started, seconds) of each finished phase."""
+    """Name, start and seconds of each finished phase."""
     flow_run: str | None = None
-    """Its page in Prefect's UI."""
+    """URL of the run's page in Prefect's UI."""
     progress: dict[str, Any] = {}
 
 
@@ -62,7 +62,7 @@ class Heartbeat:
 
     @classmethod
     def of(cls, storage: Storage, prefix: str, flow_run: str | None = None) -> Heartbeat:
-        """A driver of this process, of the run (or backfill) whose state is under a prefix."""
+        """Create the heartbeat of this process, for the run (or backfill) under a prefix."""
         now = time.time()
         record = DriverRecord(
             driver=uuid.uuid4().hex,
@@ -75,8 +75,8 @@ class Heartbeat:
         )
         return cls(storage, prefix + "driver.json", record)
 
-    def saw(self, progress: MapProgress) -> None:
-        """Note progress; written only when a sign of life is due."""
+    def update(self, progress: MapProgress) -> None:
+        """Record progress; write it if a heartbeat is due."""
         self.record.rounds = progress.round
         self.record.batches = progress.batches
         self.record.progress = {
@@ -93,14 +93,14 @@ class Heartbeat:
                 self.write()
 
     def write(self, state: str | None = None) -> None:
-        """Write the record now."""
+        """Store the record now."""
         self._written = self.record.seen = time.time()
         self.record.state = state or self.record.state
         self.storage.put(self.uri, seal_json(self.record.model_dump_json().encode()))
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time a phase."""
+        """Measure and record the time of a phase."""
         started = time.time()
         try:
             yield
@@ -109,13 +109,12 @@ class Heartbeat:
 
 
 def read_driver(storage: Storage, prefix: str) -> DriverRecord | None:
-    """Who drove a run (or backfill) last, if anybody did and it can be told.
+    """Read the record of the last driver of a run (or backfill); None if there is none.
 
-    Nothing depends on it: of a record that is damaged, or that another release wrote otherwise,
-    nobody is known to drive.
+    A record that is damaged, or in another release's format, is logged and ignored.
 
     Args:
-        storage: Where.
+        storage: Where the record is.
         prefix: URI of the state of the run or backfill.
     """
     uri = prefix + "driver.json"
@@ -123,5 +122,5 @@ def read_driver(storage: Storage, prefix: str) -> DriverRecord | None:
     try:
         return None if blob is None else parse_stored(DriverRecord, blob.data, uri)
     except StateError as error:
-        log.warning("%s; nobody is taken to drive", error)
+        log.warning("%s; assuming that no driver is running", error)
         return None

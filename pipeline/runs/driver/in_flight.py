@@ -1,4 +1,4 @@
-"""Batches in flight: how long each may take, and backups for stragglers."""
+"""Track the batches in flight, and resubmit stragglers speculatively."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.runs.worker.batch import Batch
 
 
 class InFlightBatches:
-    """The batches that are under way, with how long each may take."""
+    """Batches in flight; resubmits stragglers speculatively."""
 
     def __init__(self, executor: Executor, limits: BatchSettings) -> None:
         self._executor = executor
@@ -19,23 +19,23 @@ class InFlightBatches:
         self._since: dict[str, float] = {}
         self._copies: dict[str, int] = {}
         self._batches: dict[str, Batch] = {}
-        self.least = ""
-        """The least name of all batches that have been under way since `looked`: only they can have
-        stored anything since. Empty if there were none."""
+        self.first_name = ""
+        """Smallest name of the batches in flight since `mark_read`: only these can have stored
+        segments since. Empty if there were none."""
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def send(self, batch: Batch) -> None:
-        """Submit a batch for the first time."""
+    def submit(self, batch: Batch) -> None:
+        """Submit a batch that is not in flight."""
         self._batches[batch.name] = batch
-        self.least = min(self.least or batch.name, batch.name)
+        self.first_name = min(self.first_name or batch.name, batch.name)
         self._copies[batch.name] = 1
         self._since[batch.name] = time.monotonic()
         self._executor.submit(batch)
 
-    def landed(self, seconds: float) -> Iterator[Outcome]:
-        """The outcome of each batch that came in: of its first copy to finish, or its last."""
+    def wait_completed(self, seconds: float) -> Iterator[Outcome]:
+        """Yield the outcome of each batch that ended: of its first copy to finish, or its last."""
         for outcome in self._executor.wait(seconds):
             name = outcome.batch.name
             if name not in self._batches:
@@ -45,14 +45,14 @@ class InFlightBatches:
                 self._executor.drop(self._batches.pop(name))
                 yield outcome
 
-    def looked(self) -> None:
-        """Note that all was read that batches have stored."""
-        self.least = min(self._batches, default="")
+    def mark_read(self) -> None:
+        """Record that all segments stored so far have been read."""
+        self.first_name = min(self._batches, default="")
 
     def resubmit_stragglers(self, expected_seconds: float) -> None:
-        """Submit batches once more that are far past their time, without waiting for the first.
+        """Submit a second copy of each batch that is far past its expected time.
 
-        Two completions of one chunk are harmless, and a stopped worker never ends a batch.
+        Two completions of one chunk are harmless, and a hung worker never ends its batch.
         """
         factor, least = self._limits.straggler_factor, self._limits.straggler_seconds
         latest = time.monotonic() - max(least, factor * expected_seconds)
@@ -61,8 +61,8 @@ class InFlightBatches:
                 self._copies[name] += 1
                 self._executor.submit(batch)
 
-    def abandon(self) -> None:
-        """Drop everything."""
+    def drop_all(self) -> None:
+        """Drop all batches in flight."""
         for batch in self._batches.values():
             self._executor.drop(batch)
         self._batches.clear()

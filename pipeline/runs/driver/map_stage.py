@@ -1,6 +1,6 @@
-"""Rounds: map what is left, look again, until nothing is left or nothing more can be done.
+"""Map the chunks of a run in rounds, until none is left or no progress is possible.
 
-Knows no executor: whatever can run a batch and say what became of it will do.
+Works with any `Executor`.
 """
 
 from __future__ import annotations
@@ -33,42 +33,42 @@ from pipeline.table.column_types import has_nulls
 from pipeline.table.columns import Columns
 
 FUTILE_BATCHES = 5
-"""So many batches that cannot work at all, before any that does, end a run."""
+"""Number of batches with a final error, before any batch works, that stops a run."""
 PAUSE_SECONDS = 2.0
-"""Wait before the second round; doubled for each further one, jittered."""
-LOOK_SECONDS = 2.0
-"""How often the driver counts what is stored while batches are under way."""
-LOOK_PAUSES = 1
-"""It pauses at least so many times as long as the last count took, which leaves it half of its time
-for batches. Simulated, a million chunks on a thousand workers are mapped in 55 minutes without a
-pause, 58 with this one, 74 with one four times as long: there is then much to catch up with."""
+"""Seconds before the second round; doubled for each further round, with jitter."""
+COUNT_SECONDS = 2.0
+"""Minimum seconds between two counts of what is stored, while batches are in flight."""
+COUNT_PAUSE_FACTOR = 1
+"""Minimum pause after a count, as a multiple of the count's duration; 1 leaves half of the driver's
+time for batches. Simulated, a million chunks on 1,000 workers take 55 minutes without a pause, 58
+with this one, and 74 with 4 (more accumulates between counts)."""
 HAND_BACKS = 20
-"""How often a batch is handed out again because its worker was told to leave, in one round."""
+"""Maximum number of times that a batch is resubmitted in one round because its worker shut down."""
 MESSAGE_CHARACTERS = 10_000
-"""Longer messages, of what ended a batch, are cut."""
+"""Maximum length of a batch's error message; longer ones are cut."""
 SEGMENT_FAILURES = 1_000
-"""Failures that the driver writes into one segment."""
-TYPINGS = 2
-"""How often chunks are mapped again for types that others have found; once is usual."""
-FOLD_SECONDS = 60.0
-"""How often the driver folds the ledger's segments."""
-FOLD_SEGMENTS = 200
-"""Fewer are not worth it: they are read within a second."""
+"""Maximum number of failures in a segment that the driver writes."""
+RETYPE_PASSES = 2
+"""Maximum number of times that chunks are mapped again for a column's type; one is usual."""
+COMPACT_SECONDS = 60.0
+"""Seconds between two compactions of the ledger's segments."""
+COMPACT_SEGMENTS = 200
+"""Minimum number of segments worth compacting: fewer are read within a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFacts:
-    """What a run needs to know of its output while it is mapped."""
+    """Facts about the output that a map stage needs."""
 
     types: Callable[[], Columns] = dict
-    """Types that its columns have: for those that are nothing but nulls in a chunk."""
+    """Returns the types of the output's columns, for columns that are all null in a chunk."""
     published: Callable[[], Collection[str]] = tuple
-    """Ids of the run's chunks that it has already: they stay as they are."""
+    """Returns the ids of the run's published chunks, which are not mapped again."""
 
 
 @dataclass(slots=True)
 class MapStage:
-    """Drives the rounds of one run."""
+    """Maps the chunks of one run in rounds."""
 
     ledger: Ledger
     plan: Plan
@@ -77,13 +77,13 @@ class MapStage:
     executor: Executor
     listen: Callable[[MapProgress], None] = lambda _: None
     only_failed: bool = False
-    """Map the chunks that have failed before, and no others."""
+    """Whether to map only the chunks that failed before."""
     only: Collection[int] | None = None
-    """Map these chunks and no others."""
-    saw: Callable[[Progress], None] = lambda _: None
-    """Is told what is stored, each time that it is counted."""
-    is_held: Callable[[], bool] = lambda: False
-    """While it says so, no further batch is handed out."""
+    """Indices of the chunks to map; None for all."""
+    on_count: Callable[[Progress], None] = lambda _: None
+    """Callback with what is stored, after each count."""
+    is_paused: Callable[[], bool] = lambda: False
+    """Returns whether no further batch may be submitted now."""
     output: OutputFacts = OutputFacts()
     pace: Throughput = field(default_factory=Throughput)
     started: float = field(default_factory=time.time)
@@ -91,33 +91,33 @@ class MapStage:
     rounds: int = 0
     resumed: int = 0
     stopped: str = ""
-    """Why it ended before its time: more failures than the job allows, or batches that cannot."""
+    """Reason why the stage stopped early: too many failures, or no batch can work."""
     details: list[str] = field(default_factory=list)
-    """What batches that failed as a whole said."""
+    """Errors of the batches that failed as a whole."""
     _suspects: dict[int, int] = field(default_factory=dict)
-    """Chunks of batches that killed their worker or failed as a whole, with how often."""
+    """Number of batches with this chunk that killed their worker or failed as a whole."""
     _totals: dict[str, int] = field(default_factory=dict)
-    _accused: list[Outcome] = field(default_factory=list)
-    """Of batches of one chunk whose worker died: that chunk did it, or another on that worker."""
-    _series: list[str] = field(default_factory=lambda: [f"driver-{uuid.uuid4().hex[:8]}-"])
-    """What the names of this driver's batches begin with; its own records come first."""
+    _killed_alone: list[Outcome] = field(default_factory=list)
+    """Outcomes of one-chunk batches whose worker died: by that chunk, or another one there."""
+    _prefixes: list[str] = field(default_factory=lambda: [f"driver-{uuid.uuid4().hex[:8]}-"])
+    """Name prefixes of this driver's batches; the first is that of its own records."""
     _failed_before: int = 0
     _wanted: set[int] | None = None
     _handed_back: dict[str, int] = field(default_factory=dict)
-    """How often batches came back because their worker was told to leave."""
-    _looked: float = 0.0
-    _look_seconds: float = 0.0
-    """How long the last look took."""
-    _folded: float = field(default_factory=time.monotonic)
-    _known: Columns = field(default_factory=dict)
+    """Number of times that a batch came back because its worker shut down."""
+    _counted_at: float = 0.0
+    _count_seconds: float = 0.0
+    """Duration of the last count."""
+    _compacted_at: float = field(default_factory=time.monotonic)
+    _output_types: Columns = field(default_factory=dict)
     """Types of the output's columns."""
-    _types: Columns = field(default_factory=dict)
-    """Types of columns that some chunks have no type for."""
-    _futile: int | None = 0
-    """Batches that could not come to their chunks, and never would; None once one has."""
+    _null_types: Columns = field(default_factory=dict)
+    """Types of the columns that are all null in some chunks."""
+    _final_errors: int | None = 0
+    """Number of batches with a final error; None once a batch has worked."""
 
     def run(self) -> Progress:
-        """Map until nothing is left, the rounds are used up, or only terminal failures remain."""
+        """Map until no chunk is left, the rounds are used up, or only final failures remain."""
         progress = retry_until_available(self.ledger.read)
         self.resumed = progress.completions.height
         failed = set(progress.failed()["index"].to_list())
@@ -126,44 +126,44 @@ class MapStage:
         if self.only_failed:
             self._wanted = failed if self._wanted is None else failed & self._wanted
         self._count(progress)
-        if self._worth_mapping(progress):
-            self._known = retry_until_available(self.output.types)
-            self._types = agreed_types(progress, self._known)
-        progress = self._in_rounds(progress)
-        for _ in range(TYPINGS):
-            if self.stopped or not self._type_nulls(progress):
+        if self._left(progress):
+            self._output_types = retry_until_available(self.output.types)
+            self._null_types = agreed_types(progress, self._output_types)
+        progress = self._run_rounds(progress)
+        for _ in range(RETYPE_PASSES):
+            if self.stopped or not self._retype_nulls(progress):
                 break
-            progress = self._in_rounds(retry_until_available(self.ledger.read))
-        if self._say_what_was_lost(progress):
+            progress = self._run_rounds(retry_until_available(self.ledger.read))
+        if self._record_lost(progress):
             progress = retry_until_available(self.ledger.read)
             self._count(progress)
-        self._tell()
+        self._report()
         return progress
 
-    def _in_rounds(self, progress: Progress) -> Progress:
+    def _run_rounds(self, progress: Progress) -> Progress:
         before = self.rounds
         while self.rounds < before + self.job.rounds and not self.stopped:
-            left = self._worth_mapping(progress)
+            left = self._left(progress)
             if not left:
                 break
             past = self.rounds - before
             if past:
                 time.sleep(PAUSE_SECONDS * 2 ** (past - 1) * random.uniform(0.5, 1.5))
             self.rounds += 1
-            self._round(left)
+            self._run_round(left)
             progress = retry_until_available(self.ledger.read)
             self._count(progress)
-            self._types = agreed_types(progress, self._known)
+            self._null_types = agreed_types(progress, self._output_types)
         return progress
 
-    def _type_nulls(self, progress: Progress) -> bool:
-        """Leave chunks again that had no type for a column which others have a type for.
+    def _retype_nulls(self, progress: Progress) -> bool:
+        """Set aside completions whose all-null columns have a type in other chunks.
 
         Returns:
-            Whether there were any.
+            Whether there were any; their chunks must be mapped again.
         """
-        self._types = agreed_types(progress, self._known)
-        odd = odd_attempts(progress, self._types)
+        self._null_types = agreed_types(progress, self._output_types)
+        odd = odd_attempts(progress, self._null_types)
         if odd.is_empty():
             return False
         published = retry_until_available(self.output.published)
@@ -175,201 +175,200 @@ class MapStage:
             self._wanted |= set(odd["index"].to_list())
         return odd.join(progress.completions, on="attempt", how="semi").height > 0
 
-    def _say_what_was_lost(self, progress: Progress) -> bool:
-        """Record a failure of the chunks whose batches never came to them, round after round."""
-        told = set(self._own(progress.failures)["index"].to_list())
-        lost = [index for index in self._worth_mapping(progress) if index not in told]
+    def _record_lost(self, progress: Progress) -> bool:
+        """Record a failure for each chunk whose batch was lost in every round."""
+        recorded = set(self._own_failures(progress.failures)["index"].to_list())
+        lost = [index for index in self._left(progress) if index not in recorded]
         if not lost or self.stopped or not self.details:
             return False
         message = f"its batch was lost in each of {self.rounds} rounds: {self.details[-1]}"
         self._record(lost, "BatchLostError", message, transient=True)
         return True
 
-    def _worth_mapping(self, progress: Progress) -> list[int]:
-        """What is left, less what has failed for good since this driver began."""
-        final = self._own(progress.failures).filter(~pl.col("transient"))
-        hopeless = set(final["index"].to_list())
-        left = [index for index in progress.left(len(self.plan)) if index not in hopeless]
+    def _left(self, progress: Progress) -> list[int]:
+        """List the chunks that are left, without those that failed for good in this driver."""
+        final = self._own_failures(progress.failures).filter(~pl.col("transient"))
+        failed = set(final["index"].to_list())
+        left = [index for index in progress.left(len(self.plan)) if index not in failed]
         return left if self._wanted is None else [i for i in left if i in self._wanted]
 
-    def _own(self, failures: pl.DataFrame) -> pl.DataFrame:
-        """Failures of this driver's own batches. By name: workers' clocks may differ from ours."""
-        series = failures["batch"].str.replace(r"\d+$", "")
-        return failures.filter(series.is_in(self._series))
+    def _own_failures(self, failures: pl.DataFrame) -> pl.DataFrame:
+        """Select the failures of this driver's batches, by name: workers' clocks may differ."""
+        prefixes = failures["batch"].str.replace(r"\d+$", "")
+        return failures.filter(prefixes.is_in(self._prefixes))
 
-    def _round(self, left: list[int]) -> None:
+    def _run_round(self, left: list[int]) -> None:
         suspects = [index for index in left if index in self._suspects]
         others = [index for index in left if index not in self._suspects]
-        # Suspects go first and in ever smaller batches, so that the culprit ends up alone.
-        for indices, most in (
-            (suspects, self._suspect_batch(suspects)),
+        # Suspects go first, in ever smaller batches, until the culprit is alone in one.
+        for indices, max_chunks in (
+            (suspects, self._suspect_batch_size(suspects)),
             (others, self.limits.max_chunks),
         ):
             if indices and not self.stopped:
-                self._map(indices, most)
-        accused, self._accused = self._accused, []
-        for outcome in accused:
+                self._map(indices, max_chunks)
+        outcomes, self._killed_alone = self._killed_alone, []
+        for outcome in outcomes:
             if not self.stopped:
-                self._try_alone(outcome)
+                self._map_alone(outcome)
 
-    def _try_alone(self, accused: Outcome) -> None:
-        """Map a chunk with nothing else under way: if the worker dies now, the chunk is to blame.
+    def _map_alone(self, outcome: Outcome) -> None:
+        """Map a chunk with nothing else in flight: if the worker dies again, the chunk did it.
 
-        Not before: Dask counts a worker's death against all that it was given, the chunks of its
-        other threads and those that had not even begun.
+        A single death proves nothing: Dask blames it on all tasks of the worker, also those of
+        other threads and those that had not begun.
         """
-        if self._has_said_why(accused.batch):
+        if self._has_failure(outcome.batch):
             return
-        self._map(accused.batch.indices, 1)
-        again, self._accused = self._accused, []
-        for outcome in again:
-            if not self._has_said_why(outcome.batch):
-                self._blame(outcome)
+        self._map(outcome.batch.indices, 1)
+        again, self._killed_alone = self._killed_alone, []
+        for repeated in again:
+            if not self._has_failure(repeated.batch):
+                self._blame(repeated)
 
-    def _suspect_batch(self, suspects: Sequence[int]) -> int:
-        """Most chunks in a batch of suspects: the square root, then single ones."""
+    def _suspect_batch_size(self, suspects: Sequence[int]) -> int:
+        """Return the maximum size of a batch of suspects: the square root at first, then 1."""
         worst = max((self._suspects[index] for index in suspects), default=1)
         if worst > 1 or self.rounds >= self.job.rounds:
             return 1
         return max(1, math.isqrt(len(suspects)))
 
-    def _map(self, indices: Sequence[int], most: int) -> None:
+    def _map(self, indices: Sequence[int], max_chunks: int) -> None:
         sizes = self.plan.chunk_table["decoded_bytes"].to_numpy()
-        self._series.append(f"r{self.rounds}-{uuid.uuid4().hex[:4]}-")
+        self._prefixes.append(f"r{self.rounds}-{uuid.uuid4().hex[:4]}-")
         batcher = Batcher(
-            self._series[-1],
+            self._prefixes[-1],
             indices,
             sizes[indices].tolist(),
             seconds=self.limits.seconds,
-            max_chunks=most,
+            max_chunks=max_chunks,
             pace=self.pace,
             types=self._types_text(),
         )
-        flights = InFlightBatches(self.executor, self.limits)
+        in_flight = InFlightBatches(self.executor, self.limits)
         try:
-            self._fly(batcher, flights)
+            self._run_batches(batcher, in_flight)
         finally:
-            flights.abandon()
+            in_flight.drop_all()
 
     def _types_text(self) -> str:
-        known = {name: kind for name, kind in self._known.items() if not has_nulls(kind)}
-        text = json.dumps(known | self._types)
+        typed = {name: kind for name, kind in self._output_types.items() if not has_nulls(kind)}
+        text = json.dumps(typed | self._null_types)
         if len(text) > MOST_TEXT:
-            text = json.dumps(self._types)
-        return text if self._types or known else ""
+            text = json.dumps(self._null_types)
+        return text if self._null_types or typed else ""
 
-    def _fly(self, batcher: Batcher, flights: InFlightBatches) -> None:
+    def _run_batches(self, batcher: Batcher, in_flight: InFlightBatches) -> None:
         more = True
-        while more or flights:
+        while more or in_flight:
             threads = self.executor.threads
-            most = 0 if self.is_held() else threads * self.limits.in_flight_per_thread
-            while more and len(flights) < most:
+            limit = 0 if self.is_paused() else threads * self.limits.in_flight_per_thread
+            while more and len(in_flight) < limit:
                 batch = batcher.take(threads)
                 more = batch is not None
                 if batch is not None:
-                    flights.send(batch)
+                    in_flight.submit(batch)
                     self.batches += 1
-            for outcome in flights.landed(1.0):
-                self._settle(outcome)
+            for outcome in in_flight.wait_completed(1.0):
+                self._handle(outcome)
                 if outcome.result is not None and outcome.result.left:
-                    self._send_again(outcome.batch, flights)
+                    self._resubmit(outcome.batch, in_flight)
             if not more:
-                flights.resubmit_stragglers(self.limits.seconds)
-            self._look(flights)
-            self._tell()
-            self._fold_if_due()
+                in_flight.resubmit_stragglers(self.limits.seconds)
+            self._count_if_due(in_flight)
+            self._report()
+            self._compact_if_due()
             if self.stopped or self._too_many_failures():
                 return
 
-    def _send_again(self, batch: Batch, flights: InFlightBatches) -> None:
-        """Hand out a batch whose worker was told to leave.
+    def _resubmit(self, batch: Batch, in_flight: InFlightBatches) -> None:
+        """Submit a batch again whose worker was shut down.
 
-        Whoever takes it up finds in the ledger what is done of it. One that comes back time after
-        time waits for the next round: workers that leave do not do that.
+        The next worker reads in the ledger which of its chunks are done. A batch that comes back
+        too often waits for the next round: a shutdown is not the reason then.
         """
         times = self._handed_back.get(batch.name, 0)
         if times < HAND_BACKS:
             self._handed_back[batch.name] = times + 1
-            flights.send(batch)
+            in_flight.submit(batch)
 
     def _too_many_failures(self) -> bool:
         limit = self.job.max_failures
         if limit is None:
             return False
         failed = self._totals["failed"] - self._failed_before
-        most = resolve_limit(limit, len(self.plan))
-        if failed > most:
+        if failed > resolve_limit(limit, len(self.plan)):
             self.stopped = f"{failed:,} chunks failed, and max_failures is {limit}"
         return bool(self.stopped)
 
-    def _fold_if_due(self) -> None:
-        if time.monotonic() - self._folded < FOLD_SECONDS:
+    def _compact_if_due(self) -> None:
+        if time.monotonic() - self._compacted_at < COMPACT_SECONDS:
             return
-        self._folded = time.monotonic()
-        if self.ledger.unfolded > FOLD_SEGMENTS:
+        self._compacted_at = time.monotonic()
+        if self.ledger.uncompacted > COMPACT_SEGMENTS:
             with best_effort():
-                self.ledger.fold()
+                self.ledger.compact()
 
-    def _look(self, flights: InFlightBatches) -> None:
-        """Count what is stored: batches store their chunks long before they come back.
+    def _count_if_due(self, in_flight: InFlightBatches) -> None:
+        """Count what is stored: batches store their chunks long before they end.
 
-        What others store meanwhile (another driver, a worker that was given up) is counted when
-        the round is over.
+        What others store meanwhile (another driver, a worker counted as lost) is counted at the
+        end of the round.
         """
-        # With a thousand workers a look takes most of a minute: there must be time for batches.
-        pause = max(LOOK_SECONDS, LOOK_PAUSES * self._look_seconds)
+        # With 1,000 workers a count takes most of a minute; leave time for batches.
+        pause = max(COUNT_SECONDS, COUNT_PAUSE_FACTOR * self._count_seconds)
         clock = time.monotonic()
-        if clock - self._looked >= pause:
+        if clock - self._counted_at >= pause:
             with best_effort():
-                self._count(self.ledger.read(flights.least))
-                flights.looked()
-                self._look_seconds = time.monotonic() - clock
+                self._count(self.ledger.read(in_flight.first_name))
+                in_flight.mark_read()
+                self._count_seconds = time.monotonic() - clock
 
-    def _settle(self, outcome: Outcome) -> None:
+    def _handle(self, outcome: Outcome) -> None:
         result = outcome.result
         if result is not None:
-            self._futile = None
-            self.pace.measured(result.done + result.failed, result.decoded_bytes, result.seconds)
+            self._final_errors = None
+            self.pace.add(result.done + result.failed, result.decoded_bytes, result.seconds)
             if result.failed and self.job.max_failures is not None:
-                self._looked = 0.0  # Whether there are too many is to be known now.
+                self._counted_at = 0.0  # Count now, to check the limit.
             return
         self.details.append(outcome.detail)
         if outcome.kind == "killed":
             self._suspect(outcome.batch)
             if len(outcome.batch) == 1:
-                self._accused.append(outcome)
+                self._killed_alone.append(outcome)
         elif outcome.kind == "error":
-            # The batch did not get to its end; its reason is its chunks'.
+            # The batch failed as a whole: record its error for each of its chunks.
             self._record(outcome.batch.indices, "BatchError", outcome.detail, transient=True)
             self._stop_if_futile(outcome)
             if not outcome.is_transient:
                 self._suspect(outcome.batch)
 
     def _suspect(self, batch: Batch) -> None:
-        """Note that one of a batch's chunks may be what ends whole batches."""
+        """Count that one of a batch's chunks may be what makes whole batches fail."""
         for index in batch.indices:
             self._suspects[index] = self._suspects.get(index, 0) + 1
 
     def _stop_if_futile(self, outcome: Outcome) -> None:
-        """What no batch can do is not tried with a hundred of them."""
-        if self._futile is None or not outcome.is_final:
+        """Stop if several batches ended with a final error and none has worked."""
+        if self._final_errors is None or not outcome.is_final:
             return
-        self._futile += 1
-        if self._futile >= FUTILE_BATCHES:
+        self._final_errors += 1
+        if self._final_errors >= FUTILE_BATCHES:
             self.stopped = (
-                f"{self._futile} batches ended before their first chunk, and none came to one: "
-                f"{outcome.detail}"
+                f"{self._final_errors} batches failed before their first chunk, and none has "
+                f"worked: {outcome.detail}"
             )
 
-    def _has_said_why(self, batch: Batch) -> bool:
-        """Whether a chunk hung, and its worker recorded that before it ended itself."""
+    def _has_failure(self, batch: Batch) -> bool:
+        """Whether the worker recorded a failure (e.g. of a chunk that hung) before it ended."""
         return retry_until_available(partial(self.ledger.of_batch, batch.name)).failures.height > 0
 
     def _blame(self, outcome: Outcome) -> None:
         [chunk] = self.plan.chunks(outcome.batch.indices)
         message = (
             f"the worker died while this chunk, of {format_size(chunk.decoded_bytes)} decoded, was "
-            f"the only one under way: {outcome.detail}. If it ran out of memory, plan again "
+            f"the only one in flight: {outcome.detail}. If it ran out of memory, plan again "
             f"(--replan) with a chunks.target below {format_size(self.job.chunks.target)}"
         )
         self._record(outcome.batch.indices, "WorkerKilledError", message, transient=False)
@@ -379,7 +378,7 @@ class MapStage:
             Failure(
                 chunk=chunk.id,
                 index=chunk.index,
-                batch=self._series[0],
+                batch=self._prefixes[0],
                 attempt=uuid.uuid4().hex,
                 worker="driver",
                 at=time.time(),
@@ -390,22 +389,22 @@ class MapStage:
             )
             for chunk in self.plan.chunks(indices)
         ]
-        # Not all of a large plan at once: readers refuse segments without bounds.
+        # In several segments: readers limit the size of one.
         for start in range(0, len(failures), SEGMENT_FAILURES):
             segment = f"driver-{uuid.uuid4().hex}"
-            some = failures[start : start + SEGMENT_FAILURES]
-            retry_until_available(partial(self.ledger.write_segment, segment, some))
+            part = failures[start : start + SEGMENT_FAILURES]
+            retry_until_available(partial(self.ledger.write_segment, segment, part))
 
     def _count(self, progress: Progress) -> None:
-        self._looked = time.monotonic()
-        self.saw(progress)
+        self._counted_at = time.monotonic()
+        self.on_count(progress)
         done = progress.completions
         self._totals = {
             name: int(done[name].sum()) for name in ("rows_in", "rows_out", "bytes_in", "bytes_out")
         }
         self._totals |= {"done": done.height, "failed": progress.failed().height}
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         self.listen(
             MapProgress(
                 chunks=len(self.plan),

@@ -1,9 +1,11 @@
-"""What a driver asks of whoever hosts it: Prefect, or nobody."""
+"""Hooks through which Prefect (or nothing) hosts a run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
+
+from typing_extensions import override
 
 from pipeline.runs.driver.executor import Executor, SerialExecutor
 from pipeline.runs.driver.publish import publish_run
@@ -16,56 +18,58 @@ from pipeline.table.errors import UploadsVanishedError
 
 
 class Orchestrator(Protocol):
-    """What an orchestrator does around a run. None of it matters to the result."""
+    """Hooks through which Prefect (or nothing) hosts a run. They never affect the result."""
 
     @property
     def page(self) -> str | None:
-        """Where the orchestrator shows this run."""
+        """URL of the page that shows this run."""
         ...
 
     def executor(self, run_uri: str, fingerprint: str) -> Executor:
-        """What maps the batches."""
+        """Return the executor of the run's batches."""
         ...
 
     def reduce(self, run_uri: str, fingerprint: str, steps: list[Step]) -> None:
-        """Do some steps of the reduce, in any order; raises what one of them raises."""
+        """Run some steps of the reduce, in any order. Raises what a step raises."""
         ...
 
     def publish(self, ledger: Ledger, vanished: UploadsVanishedError | None) -> int:
-        """Publish a complete run; returns the manifest's number."""
+        """Publish a complete run; return the manifest's number."""
         ...
 
-    def mapping(self, run: str, progress: MapProgress) -> None:
-        """Show progress."""
+    def show_progress(self, run: str, progress: MapProgress) -> None:
+        """Show the progress of the map stage."""
         ...
 
-    def ended(self, run: str, report: StoredReport) -> None:
+    def show_report(self, run: str, report: StoredReport) -> None:
         """Show the report."""
         ...
 
 
 @dataclass(slots=True)
-class NoOrchestrator:
-    """No orchestrator: everything in this process, one batch after the other."""
+class NoOrchestrator(Orchestrator):
+    """Hosts a run without an orchestrator: one batch after the other, in this process."""
 
     storage: Storage
     page: str | None = None
 
+    @override
     def executor(self, run_uri: str, fingerprint: str) -> Executor:
-        """See `Orchestrator.executor`."""
         return SerialExecutor(run_uri, fingerprint)
 
+    @override
     def reduce(self, run_uri: str, fingerprint: str, steps: list[Step]) -> None:
-        """See `Orchestrator.reduce`."""
         for step in steps:
             reduce_step(run_uri, fingerprint, step)
 
+    @override
     def publish(self, ledger: Ledger, vanished: UploadsVanishedError | None) -> int:
-        """See `Orchestrator.publish`."""
         return publish_run(self.storage, ledger, vanished)
 
-    def mapping(self, run: str, progress: MapProgress) -> None:
-        """See `Orchestrator.mapping`."""
+    @override
+    def show_progress(self, run: str, progress: MapProgress) -> None:
+        pass
 
-    def ended(self, run: str, report: StoredReport) -> None:
-        """See `Orchestrator.ended`."""
+    @override
+    def show_report(self, run: str, report: StoredReport) -> None:
+        pass

@@ -1,4 +1,4 @@
-"""Refuse a job whose input would match its own output, however either is written.
+"""Refuse a job whose input matches its own output, however their URIs are spelled.
 
 The next run would read what this one wrote, and an appending job would grow without end.
 """
@@ -15,45 +15,45 @@ from pipeline.errors import UsageError
 from pipeline.uris import STATE_SUFFIX, as_prefix, parse
 
 FILE_START = "part-"
-"""How the names of published files begin (see `pipeline.runs.worker.chunk.output_uri`)."""
+"""Prefix of the names of published files (see `pipeline.runs.worker.chunk.output_uri`)."""
 _EXAMPLE = FILE_START + "0000000-0123456789abcdef.parquet"
 _SUFFIXES = (".parquet", ".parq", ".pq")
 
 
 def refuse_overlap(job: Job) -> None:
-    """Compare a job's input with its output; nothing is read but links of the file system.
+    """Compare a job's input with its output. Reads nothing but links of the file system.
 
     Raises:
-        UsageError: the input matches the output or lies in an output's state, or the output does,
-            or its URI could be that of another output.
+        UsageError: the input matches the output; input or output lies in an output's state; or some
+            S3 services would take the output's URI for another prefix.
     """
     output = job.output.uri
-    _refuse_odd_output(output)
-    inside = _segments(output)
+    _refuse_ambiguous_output(output)
+    target = _segments(output)
     for uri in job.input.uri:
         if _state_folder(_segments(uri)):
             raise UsageError(
-                f"input {uri} lies in the state of an output, which is nobody's data",
+                f"input {uri} lies in the state folder of an output, which is not data",
                 hint="read the output itself; older versions: pipeline.scan_output(uri, version)",
             )
-        if _is_within(_segments(uri), inside) or _is_within(inside, _segments(uri)):
+        if _is_within(_segments(uri), target) or _is_within(target, _segments(uri)):
             raise UsageError(
                 f"input {uri} and output {output} lie within each other: "
                 "the next run would read what this one wrote",
-                hint="name an output outside of the input",
+                hint="choose an output outside of the input",
             )
-        if has_magic(uri) and _meets(_segments(uri, glob=True), inside):
+        if has_magic(uri) and _may_match(_segments(uri, glob=True), target):
             if _left_out(uri, output, job.input.exclude):
                 continue
             raise UsageError(
                 f"input {uri} matches the output {output}: "
                 "the next run would read what this one wrote",
-                hint="name an output that the input does not match, or leave it out: input.exclude",
+                hint="choose an output that the input does not match, or add it to input.exclude",
             )
 
 
-def in_normal_form(job: Job) -> Job:
-    """A job that does not depend on how its URIs are spelt."""
+def normalize_uris(job: Job) -> Job:
+    """Return the job with its URIs in normal form."""
     source = {"uri": tuple(parse(uri).uri for uri in job.input.uri)}
     output = {"uri": as_prefix(parse(job.output.uri).uri)}
     return job.model_copy(
@@ -64,37 +64,35 @@ def in_normal_form(job: Job) -> Job:
     )
 
 
-def _refuse_odd_output(output: str) -> None:
+def _refuse_ambiguous_output(output: str) -> None:
     at = parse(output)
     folder = _state_folder(_segments(output))
     if folder:
         raise UsageError(
-            f"output {output} lies in {folder}, the state of another output",
-            hint="name an output outside of it",
+            f"output {output} lies in {folder}, the state folder of another output",
+            hint="choose an output outside of it",
         )
     names = at.key.rstrip("/").split("/")
     if at.scheme == "s3" and any(name in ("", ".", "..") for name in names):
         raise UsageError(
-            f"output {output} has an empty segment, `.` or `..` in it, which some S3 services "
+            f"output {output} contains an empty segment, `.` or `..`, which some S3 services "
             "take for another prefix",
             hint=f"write s3://{at.bucket}/{'/'.join(_resolved(names))}/",
         )
 
 
 def _state_folder(segments: Sequence[str]) -> str | None:
-    """The first segment that is the name of an output's state."""
+    """Return the first segment that is the name of an output's state folder."""
     ends = (s for s in segments if s.endswith(STATE_SUFFIX) and s != STATE_SUFFIX)
     return next(ends, None)
 
 
 def _segments(uri: str, *, glob: bool = False) -> list[str]:
-    """Scheme, bucket and names of a URI, as the store itself would read it.
-
-    Links are resolved; empty names, `.` and `..` are gone.
+    """Split a URI into scheme, bucket and names; resolve links, empty names, `.` and `..`.
 
     Args:
-        uri: Of an object or a prefix.
-        glob: Names from the first wildcard on are no names of files.
+        uri: URI of an object or a prefix.
+        glob: Whether the URI may be a glob; links are resolved up to its first wildcard.
     """
     at = parse(uri)
     names = at.key.split("/")
@@ -119,10 +117,10 @@ def _is_within(inner: list[str], outer: list[str]) -> bool:
     return inner[: len(outer)] == outer
 
 
-def _meets(pattern: list[str], output: list[str]) -> bool:
+def _may_match(pattern: list[str], output: list[str]) -> bool:
     """Whether a glob may match something that is published to an output.
 
-    A glob that matches a folder takes everything below it.
+    A glob that matches a folder matches everything below it.
     """
     if not pattern:
         return True
@@ -130,13 +128,13 @@ def _meets(pattern: list[str], output: list[str]) -> bool:
         return all(map(_may_be_published, pattern))
     first = pattern[0]
     if first == "**":
-        return _meets(pattern[1:], output) or _meets(pattern, output[1:])
+        return _may_match(pattern[1:], output) or _may_match(pattern, output[1:])
     head, crosses, _ = first.partition("**")
     if crosses:
         return compile_glob(head + "*").fullmatch(output[0]) is not None
     if compile_glob(first).fullmatch(output[0]) is None:
         return False
-    return _meets(pattern[1:], output[1:])
+    return _may_match(pattern[1:], output[1:])
 
 
 def _may_be_published(name: str) -> bool:
@@ -150,7 +148,7 @@ def _may_be_published(name: str) -> bool:
 
 
 def _left_out(uri: str, output: str, exclude: tuple[str, ...]) -> bool:
-    """Whether listing the input leaves the output out: by name, or by `input.exclude`."""
+    """Whether listing the input skips the output: as a hidden name, or by `input.exclude`."""
     fixed = literal_prefix(parse(uri).uri)
     base, prefix = fixed[: fixed.rfind("/") + 1], as_prefix(parse(output).uri)
     if not prefix.startswith(base):

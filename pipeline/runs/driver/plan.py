@@ -1,4 +1,4 @@
-"""From a job to a run: probe the transform, plan the input, store the plan or resume one."""
+"""Prepare a run of a job: probe the transform, plan the input, store the plan or resume one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from pipeline.errors import (
 from pipeline.runs.driver.appending import refuse_appending_again, refuse_losing_rows
 from pipeline.runs.driver.batching import GUESSED_SPEED
 from pipeline.runs.driver.former_folders import refuse_former_folders
-from pipeline.runs.driver.overlap import in_normal_form, refuse_overlap
+from pipeline.runs.driver.overlap import normalize_uris, refuse_overlap
 from pipeline.runs.driver.quarantine import refuse_many_quarantined
 from pipeline.runs.ledger.find import runs_of
 from pipeline.runs.ledger.keys import folders_of, refuse_long_keys
@@ -65,36 +65,36 @@ class PreparedRun:
     ledger: Ledger
     plan: Plan
     fingerprint: str
-    """Of the code that this driver will run."""
+    """Fingerprint of the code that this driver will run."""
     is_new: bool
-    """It was created just now."""
+    """Whether the run was created just now."""
     notes: tuple[str, ...] = ()
-    """What the user should know: what changed in the input, say."""
+    """Notes for the user, e.g. how the input has changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a transform does to no rows at all."""
+    """Result of running a transform on no rows."""
 
     columns: tuple[str, ...] | None
-    """Columns that it reads, or None if it cannot be told."""
+    """Columns that the transform reads; None if unknown."""
     schema: pl.Schema | None
-    """Of its result, or None if it cannot be told."""
+    """Schema of its result; None if unknown."""
     is_static: bool = False
-    """Whether the result has this schema whatever the data are."""
+    """Whether the result has this schema for any data."""
 
     @property
     def result_columns(self) -> Columns:
-        """Names and types of the result's columns; empty where they cannot be told."""
+        """Names and types of the result's columns; empty if unknown."""
         return {name: str(kind) for name, kind in (self.schema or {}).items()}
 
 
-UNKNOWN = Probe(None, None)
-"""Of a transform that cannot cope with no rows."""
+UNKNOWN_PROBE = Probe(None, None)
+"""Probe of a transform that fails on no rows."""
 
 
-def request_of(job: Job, settings: Settings, size_columns: tuple[str, ...] | None) -> PlanRequest:
-    """What the planner is asked for."""
+def plan_request(job: Job, settings: Settings, size_columns: tuple[str, ...] | None) -> PlanRequest:
+    """Translate a job and settings into a request to the planner."""
     limits, chunks, source = settings.planner, job.chunks, job.input
     return PlanRequest(
         uri=tuple(parse(uri).uri for uri in source.uri),
@@ -122,44 +122,44 @@ def request_of(job: Job, settings: Settings, size_columns: tuple[str, ...] | Non
 
 
 def probe(transform: Transform, schema: pl.Schema, tables: Tables | None = None) -> Probe:
-    """Run a transform on no rows, and watch what it asks for.
+    """Run a transform on no rows, and record the columns and tables that it reads.
 
     Args:
-        transform: Of the job.
-        schema: Of the data.
-        tables: Notes which tables it reads, and in which versions.
+        transform: Transform of the job.
+        schema: Schema of the data.
+        tables: Records the tables that the transform reads, with their versions.
 
     Raises:
-        JobError: it does not return a LazyFrame.
+        JobError: the transform does not return a LazyFrame.
         InputError: it needs a column that the data lacks, or a table that cannot be read.
     """
     tables = tables or Tables(is_open=True)
     with tables.used():
-        found = _probe(transform, schema)
-    if found == UNKNOWN and tables.problem is not None:
+        probed = _probe(transform, schema)
+    if probed == UNKNOWN_PROBE and tables.problem is not None:
         raise InputError(
             f"{transform.name} reads a table that cannot be read: {tables.problem}",
             hint=tables.problem.hint,
         ) from tables.problem
-    return found
+    return probed
 
 
 def _probe(transform: Transform, schema: pl.Schema) -> Probe:
-    asked: set[str] = set()
+    columns: set[str] = set()
 
-    def nothing(
+    def no_rows(
         with_columns: list[str] | None, predicate: Any, n_rows: int | None, batch: int | None
     ) -> Any:
         names = list(schema) if with_columns is None else with_columns
-        asked.update(names)
+        columns.update(names)
         yield pl.DataFrame(schema={name: schema[name] for name in names})
 
     try:
-        result = transform.call(register_io_source(nothing, schema=schema, validate_schema=True))
+        result = transform.call(register_io_source(no_rows, schema=schema, validate_schema=True))
         if isinstance(result, pl.LazyFrame):
-            promised = None if asked else _promised_schema(result)
-            columns, found = columns_read(result, asked), result.collect().schema
-            return Probe(columns, found, is_static=found == promised)
+            static = None if columns else _static_schema(result)
+            collected = result.collect().schema
+            return Probe(tuple(sorted(columns)), collected, is_static=collected == static)
     except pl.exceptions.ColumnNotFoundError as error:
         missing = str(error).splitlines()[0]
         raise InputError(
@@ -169,8 +169,8 @@ def _probe(transform: Transform, schema: pl.Schema) -> Probe:
     except BaseException as error:
         if is_from_signal(error):
             raise
-        # Some transforms cannot cope with no rows; the chunks will show what is wrong.
-        return UNKNOWN
+        # Some transforms fail on no rows only; mapping shows whether this one works.
+        return UNKNOWN_PROBE
     kind = type(result).__name__
     raise JobError(
         f"{transform.name} returned {kind}, not a LazyFrame",
@@ -178,36 +178,30 @@ def _probe(transform: Transform, schema: pl.Schema) -> Probe:
     )
 
 
-def _promised_schema(result: pl.LazyFrame) -> pl.Schema | None:
-    """The columns that a query has whatever its data; None where they depend on them.
+def _static_schema(result: pl.LazyFrame) -> pl.Schema | None:
+    """Return the schema that a query has for any data; None if it depends on the data.
 
-    Polars holds functions for single columns to the types that it expects of them; those for whole
-    frames may return what they like. (A transform that has looked at data already may make another
-    query of other data; whoever asks has to know that.)
+    Polars checks the types of what functions on single columns return, but not of functions on
+    whole frames. (A transform that has read data already may build another query from other data;
+    the caller must check that.)
     """
-    said = result.explain(optimized=False)
-    return None if any(word in said for word in _FRAME_FUNCTIONS) else result.collect_schema()
+    query = result.explain(optimized=False)
+    return None if any(word in query for word in _FRAME_FUNCTIONS) else result.collect_schema()
 
 
 _FRAME_FUNCTIONS = ("OPAQUE_PYTHON", "MAP_GROUPS")
-"""How Polars' plans show that a function of the user's makes whole frames."""
-
-
-def columns_read(result: pl.LazyFrame, asked: set[str]) -> tuple[str, ...]:
-    """The columns that collecting asked for; collects."""
-    result.collect()
-    return tuple(sorted(asked))
+"""Words in Polars' query plans that stand for user functions on whole frames."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedInput:
-    """What planning a job's input came to; nothing of it is stored yet."""
+    """Plan of a job's input, not yet stored."""
 
     result: PlanResult
     transform: Transform
     probe: Probe
     tables: Tables
-    """What the transform was seen to read, and what the job declares."""
+    """Tables that the job declares or that the transform was seen to read."""
 
 
 def plan_input(
@@ -219,7 +213,15 @@ def plan_input(
     mapper: Any = None,
     keep: WindowFilter | None = None,
 ) -> PlannedInput:
-    """Plan a job's input, or some windows of it; nothing is written.
+    """Plan a job's input, or some windows of it. Writes nothing.
+
+    Args:
+        job: The job.
+        settings: Settings of the planner and of transforms.
+        storage: Where the input is.
+        previous: Earlier plan, for `input.changed_only` and for footers that need not be read.
+        mapper: Reads the footers of large inputs elsewhere (see `partitioning.plan_dataset`).
+        keep: Selects the windows to plan; default all.
 
     Raises:
         PlanningError: the input cannot be planned (missing, bad objects, differing schemas …).
@@ -230,11 +232,11 @@ def plan_input(
     refuse_overlap(job)
     transform = load_transform(job.transform, job.params, settings.transforms)
     reader, tables = StorageReader(storage), declared_tables(job)
-    request = replace(request_of(job, settings, None), keep=keep)
+    request = replace(plan_request(job, settings, None), keep=keep)
     if job.input.columns is None:
         request = replace(request, size_columns=_columns_read(request, reader, transform, tables))
     result = plan_dataset(request, reader, previous=previous, mapper=mapper)
-    refuse_many_quarantined(job, result.plan, {one.uri for one in result.plan.skipped})
+    refuse_many_quarantined(job, result.plan, {skipped.uri for skipped in result.plan.skipped})
     visible = result.plan.dtypes
     if job.input.columns is not None:
         visible = pl.Schema({name: visible[name] for name in job.input.columns})
@@ -242,10 +244,10 @@ def plan_input(
 
 
 def declared_tables(job: Job) -> Tables:
-    """The tables that a job declares, as they are now; open for those that planning finds.
+    """Look up the current versions of the tables that a job declares; planning may add others.
 
     Raises:
-        InputError: one of them is not there.
+        InputError: a declared table does not exist.
     """
     tables = Tables(is_open=True)
     for uri in job.tables:
@@ -259,7 +261,7 @@ def declared_tables(job: Job) -> Tables:
 def _columns_read(
     request: PlanRequest, reader: StorageReader, transform: Transform, tables: Tables
 ) -> tuple[str, ...] | None:
-    """What the transform asks of one readable object; for estimates of sizes only."""
+    """Return the columns that the transform reads of a sample object, to estimate sizes."""
     listed = list_objects(request, reader)
     for info, directory in sorted(
         zip(listed.objects, listed.directories, strict=True), key=lambda pair: pair[0].uri
@@ -267,7 +269,7 @@ def _columns_read(
         alone = replace(request, uri=info.uri, filter=(), keep=None, include=("**",), exclude=())
         with suppress(PlanningError):
             schema = plan_dataset(alone, reader).plan.dtypes
-            # Alone, it also has the partition values of folders above the input's prefix.
+            # Planned alone, the object also has the partition columns above the input's prefix.
             above = {name for name, _ in raw_values(info.uri)}
             above -= {name for name, _ in raw_values(directory)}
             columns = probe(transform, schema, tables).columns
@@ -277,30 +279,30 @@ def _columns_read(
 
 @dataclass(frozen=True, slots=True)
 class ResumeOptions:
-    """What a user allows when a run is taken up again."""
+    """Options for resuming a run."""
 
     accept_code: bool = False
-    """Go on although the transform's code has changed."""
+    """Whether to resume even if the transform's code has changed."""
     replan: bool = False
-    """Plan anew instead of going on with the frozen plan."""
+    """Whether to make a new plan instead of resuming."""
     take_over: bool = False
-    """Drive although another driver seems to be alive."""
+    """Whether to drive even if another driver seems alive."""
     run: str | None = None
-    """Take up this very run, whatever else there is."""
+    """Id of the run to resume; default the unfinished run of the job."""
     only_failed: bool = False
-    """Map the chunks that have failed, and leave alone those that were never tried."""
+    """Whether to retry failed chunks only."""
 
 
 def plan_run(
     job: Job, settings: Settings, storage: Storage, resume: ResumeOptions, mapper: Any = None
 ) -> PreparedRun:
-    """Find the run that a job means: an unfinished one of the same job, or a new one.
+    """Resume the unfinished run of a job, or plan and store a new one.
 
     Args:
         job: The job.
-        settings: How to plan.
-        storage: Where.
-        resume: What the user allows.
+        settings: Settings of the planner and of transforms.
+        storage: Where input and output are.
+        resume: Options for resuming.
         mapper: Reads the footers of large inputs elsewhere (see `partitioning.plan_dataset`).
 
     Raises:
@@ -312,22 +314,22 @@ def plan_run(
     code = job_fingerprint(job, settings.transforms)
     records = runs_of(storage, job.output.uri)
     if resume.run is not None:
-        return _resumed(_named(records, resume.run), code, storage, resume)
-    same = _same_job(job, storage, records)
-    published = [one for one in same if _is_published(storage, one)]
+        return _resume(_find_record(records, resume.run), code, storage, resume)
+    same = _runs_of_job(job, storage, records)
+    published = [record for record in same if _is_published(storage, record)]
     if len(published) < len(same) and not resume.replan:
-        unfinished = [one for one in same if one not in published]
-        return _with_rule(job, _resumed(unfinished[-1], code, storage, resume))
+        unfinished = [record for record in same if record not in published]
+        return _allow_widening(job, _resume(unfinished[-1], code, storage, resume))
     ledgers, done = (
-        tuple(Ledger(storage, one.output, one.run) for one in records)
+        tuple(Ledger(storage, record.output, record.run) for record in records)
         for records in (same, published)
     )
-    fresh = _NewRun(settings, storage, code, ledgers, done, mapper, resume.accept_code)
-    return _with_rule(job, fresh.plan(job))
+    new_run = _NewRun(settings, storage, code, ledgers, done, mapper, resume.accept_code)
+    return _allow_widening(job, new_run.plan(job))
 
 
-def _with_rule(job: Job, planned: PreparedRun) -> PreparedRun:
-    """Note what the job says now about the output's schema: the run's stored job may say less."""
+def _allow_widening(job: Job, planned: PreparedRun) -> PreparedRun:
+    """Allow a run to widen the output's schema if the job does now; its stored job may not."""
     if job.output.schema_ == "widen" and not planned.ledger.widens():
         planned.ledger.allow_widening()
     return planned
@@ -335,41 +337,40 @@ def _with_rule(job: Job, planned: PreparedRun) -> PreparedRun:
 
 @dataclass(frozen=True, slots=True)
 class _NewRun:
-    """Plans the input now. The same input, code and output are the same run as before."""
+    """Plans the input as it is now. The same input, code and output give the same run."""
 
     settings: Settings
     storage: Storage
     code: str
     same: tuple[Ledger, ...]
-    """The runs of the same job, oldest first."""
+    """Ledgers of the runs of the same job, oldest first."""
     published: tuple[Ledger, ...]
-    """Those of them that are published."""
+    """Ledgers of the published runs among these."""
     mapper: Any
     accept_code: bool
 
     @property
     def previous(self) -> Ledger | None:
-        """The last run of the same job."""
+        """Ledger of the last run of the same job."""
         return self.same[-1] if self.same else None
 
     def plan(self, job: Job) -> PreparedRun:
         previous = self.previous
         if job.output.mode == "append" or job.input.changed_only:
-            # What an earlier run of this job appended is not appended again. One that was never
-            # published has appended nothing.
+            # Only published runs count: what they appended is not appended again.
             previous = self.published[-1] if self.published else previous
             changes = job.input.model_copy(update={"changed_only": bool(self.published)})
             job = job.model_copy(update={"input": changes})
         before = previous.plan() if previous else None
         with ThreadPoolExecutor(1) as pool:
-            # The first request of its kind takes a while, and planning waits for others meanwhile.
+            # Asked in parallel: the first request of its kind is slow.
             days = pool.submit(self.storage.abort_days, job.output.uri)
             planning = plan_input(job, self.settings, self.storage, before, mapper=self.mapper)
         result = planning.result
         if previous is not None and before is not None and not len(result.plan):
-            held = result.explain.objects_unchanged
-            note = f"the output holds all {held:,} objects of the input already"
-            notes = (note, *_tables_replaced(previous.record(), planning.tables.versions))
+            unchanged = result.explain.objects_unchanged
+            note = f"the output already has all {unchanged:,} objects of the input"
+            notes = (note, *_replaced_tables_notes(previous.record(), planning.tables.versions))
             return PreparedRun(previous, before, self.code, False, notes)
         return self._store(job, planning, days.result())
 
@@ -379,21 +380,21 @@ class _NewRun:
         code, same = self._code_of_run(job, plan, tables)
         refuse_long_keys(uri, plan)
         run = run_id(plan, job, code, tables=tables)
-        skips = job.input.on_bad_object == "skip" and self._has_failed_at_bad(job, run)
+        skips = job.input.on_bad_object == "skip" and self._fails_at_bad_objects(job, run)
         if skips:
             run = run_id(plan, job, code, tables=tables, skips=True)
         is_new = self.previous is None or self.previous.run != run
         table_log = TableLog(self.storage, uri)
         manifest = prepare_output(table_log, job.output.mode, run)
-        _refuse_beside_backfills(manifest, job)
+        _refuse_after_backfills(manifest, job)
         refuse_former_folders(table_log, job.output.mode, plan, [run])
         if job.output.mode == "append":
-            earlier = [one for one in self.published if one.run != run]
+            earlier = [ledger for ledger in self.published if ledger.run != run]
             refuse_appending_again(table_log, manifest, earlier, plan)
         refuse_losing_rows(job, plan)
         notes = (*result.explain.warnings, *_check_lifecycle(job, plan, abort_days), *same)
-        planned = planned_footprints(job, plan)
-        refuse_planned_columns(table_log, manifest, job, planning.probe, planned)
+        footprints = planned_footprints(job, plan)
+        refuse_planned_columns(table_log, manifest, job, planning.probe, footprints)
         ledger = Ledger.create(
             self.storage,
             job,
@@ -405,12 +406,12 @@ class _NewRun:
             skips=skips,
         )
         if not is_new:
-            # Asked for again, with the output as it is now in sight: that is no conflict any more.
+            # The user submits the run again to the output as it is now: no conflict with that.
             ledger.accept(manifest.number)
         return PreparedRun(ledger, plan, self.code, is_new, notes if is_new else ())
 
-    def _has_failed_at_bad(self, job: Job, run: str) -> bool:
-        """Whether there is a run of this id whose chunks are to fail at a bad object."""
+    def _fails_at_bad_objects(self, job: Job, run: str) -> bool:
+        """Whether there is a run of this id whose job fails at a bad object."""
         try:
             return Ledger(self.storage, job.output.uri, run).job().input.on_bad_object == "fail"
         except (StateError, JobError, ObjectMissingError):
@@ -419,10 +420,13 @@ class _NewRun:
     def _code_of_run(
         self, job: Job, plan: Plan, tables: tuple[TableVersion, ...]
     ) -> tuple[str, tuple[str, ...]]:
-        """The fingerprint to name the run by: of the same run under another scheme, if allowed.
+        """Choose the fingerprint that names the run, and notes for the user.
+
+        If the same run exists under another fingerprint scheme and `accept_code` is set, use its
+        fingerprint.
 
         Raises:
-            ConflictError: such a run has published to an output that takes no second one.
+            ConflictError: that run has published, and the output's mode is error.
         """
         record = self.previous.record() if self.previous is not None else None
         if record is None or scheme_of(record.fingerprint) == scheme_of(self.code):
@@ -432,54 +436,58 @@ class _NewRun:
         if self.accept_code:
             return record.fingerprint, ()
         difference = explain_difference(record.transform, record.fingerprint, self.code)
-        explanation = f"run {record.run} has mapped this very input, and {difference}"
-        hint = "if it has not, or that does not matter: --accept-code"
+        explanation = f"run {record.run} has mapped the same input, and {difference}"
         if job.output.mode == "error":
-            raise ConflictError(explanation, hint=f"{hint} takes that run as this one")
-        return self.code, (f"{explanation}; it is mapped again ({hint} would not)",)
+            raise ConflictError(
+                explanation,
+                hint="if the code has not changed in effect, resume that run: --accept-code",
+            )
+        return self.code, (
+            f"{explanation}; the input is mapped again (--accept-code would resume that run)",
+        )
 
 
 def refuse_planned_columns(
     table_log: TableLog, manifest: Manifest, job: Job, probe: Probe, planned: Sequence[Footprint]
 ) -> None:
-    """Refuse a plan whose result could not be published beside files that stay in the output.
+    """Refuse a plan whose result would not fit the files that stay in the output.
 
-    Only where the transform's columns do not depend on its data; otherwise publishing will tell.
+    Checked only if the transform's columns do not depend on its data; otherwise at publish.
 
     Args:
-        table_log: Of the output.
-        manifest: What it holds.
+        table_log: Log of the output.
+        manifest: Current manifest of the output.
         job: The job.
-        probe: Of its transform.
-        planned: What is to be published first (see `planned_footprints`).
+        probe: Probe of its transform.
+        planned: Footprints of what is published first (see `planned_footprints`).
 
     Raises:
-        SchemaChangedError: naming the columns and the way on.
+        SchemaChangedError: names the columns and what to do.
     """
     if job.reduce is not None or not probe.is_static or not manifest.commits:
         return
     text = json.dumps(probe.result_columns)
-    additions = [Addition(one, stored_columns(text, min(one.folders))) for one in planned]
+    additions = [Addition(files, stored_columns(text, min(files.folders))) for files in planned]
     widens = job.output.schema_ == "widen"
     refuse_other_columns(table_log, manifest, additions, lambda: widens)
 
 
 def planned_footprints(job: Job, plan: Plan, rule: str = "") -> list[Footprint]:
-    """Where a plan's files will be, and what they will replace; one for each window.
+    """List where a plan's files will be and what they will replace, one footprint per window.
 
     Args:
         job: The job.
-        plan: Of its input.
-        rule: How windows are cut (see `manifest.rule_of`), if it is published by windows.
+        plan: Plan of its input.
+        rule: Rule of the windows (see `manifest.rule_of`); empty if published as a whole.
     """
     by_window: dict[str | None, list[str]] = {}
     for folder in folders_of(plan).str.strip_suffix("/").unique().sort():
         label = window_label(rule, folder) if rule else None
         by_window.setdefault(label, []).append(folder)
-    return [_planned(job.output.mode, rule, *pair) for pair in by_window.items()]
+    return [_footprint(job.output.mode, rule, *pair) for pair in by_window.items()]
 
 
-def _planned(mode: str, rule: str, label: str | None, folders: list[str]) -> Footprint:
+def _footprint(mode: str, rule: str, label: str | None, folders: list[str]) -> Footprint:
     entry = CommitEntry(
         name="", run="", mode=mode, files=1, rows=0, bytes=0, window=label, rule=rule
     )
@@ -487,104 +495,107 @@ def _planned(mode: str, rule: str, label: str | None, folders: list[str]) -> Foo
     return Footprint(entry, replaces, dict.fromkeys(folders, ()))
 
 
-def _refuse_beside_backfills(manifest: Manifest, job: Job) -> None:
-    """Raise UsageError where appending the whole input would bring a backfill's rows twice."""
+def _refuse_after_backfills(manifest: Manifest, job: Job) -> None:
+    """Raise UsageError if appending the whole input would duplicate a backfill's rows."""
     if job.output.mode != "append":
         return
     windows = sum(entry.window is not None for entry in manifest.commits)
     if windows:
         raise UsageError(
-            f"{job.output.uri} holds {windows:,} windows that backfills have published; a run that "
-            "appends knows nothing of them, and would bring their rows twice",
+            f"{job.output.uri} contains {windows:,} windows that backfills have published; a run "
+            "that appends would duplicate their rows",
             hint="append what is missing: chunkmap backfill create JOB.yaml",
         )
 
 
-def _tables_replaced(record: RunRecord, now: tuple[TableVersion, ...]) -> tuple[str, ...]:
-    """What to say where tables are other versions than those that a run has read."""
-    then = {one.uri: one for one in record.tables or ()}
-    replaced = [one.uri for one in now if then.get(one.uri, one) != one]
+def _replaced_tables_notes(record: RunRecord, now: tuple[TableVersion, ...]) -> tuple[str, ...]:
+    """Make a note if tables were replaced since a run has read them."""
+    then = {table.uri: table for table in record.tables or ()}
+    replaced = [table.uri for table in now if then.get(table.uri, table) != table]
     if not replaced:
         return ()
-    return (
-        f"{', '.join(replaced)} was replaced since; rows that were appended before keep their "
-        "values",
-    )
+    return (f"{', '.join(replaced)} was replaced since; rows appended before keep their values",)
 
 
 def _check_lifecycle(job: Job, plan: Plan, days: float | None) -> tuple[str, ...]:
-    """What the bucket's own rule about incomplete uploads means for a run.
+    """Check that the bucket's lifecycle rule for incomplete uploads leaves enough time for a run.
 
     Args:
         job: The job.
-        plan: Of its input.
-        days: After so many the bucket drops them; None if it never does.
+        plan: Plan of its input.
+        days: Days after which the bucket aborts incomplete uploads; None if it never does.
+
+    Returns:
+        Notes for the user.
 
     Raises:
-        UsageError: the rule would drop staged outputs before a single thread could map the plan.
+        UsageError: a single thread would take longer than that.
     """
     if days is None:
         return ()
     longest = plan.decoded_bytes / GUESSED_SPEED / 86400
-    said = f"the bucket of {job.output.uri} aborts incomplete uploads after {days:g} days"
+    rule = (
+        f"the bucket of {job.output.uri} aborts incomplete uploads after {days:g} "
+        f"{'day' if days == 1 else 'days'}"
+    )
     if longest > days:
         raise UsageError(
-            f"{said}, and this run may take {longest:.1f} on one thread: staged outputs would be "
-            "lost before they are published",
+            f"{rule}, and this run may take {longest:.1f} days on one thread: staged outputs would "
+            "be lost before they are published",
             hint="lengthen the lifecycle rule, or split the input into several jobs",
         )
-    return (f"{said}: a run that stays unpublished longer maps those chunks again",)
+    return (f"{rule}: a run that stays unpublished longer maps those chunks again",)
 
 
-def _named(records: list[RunRecord], run: str) -> RunRecord:
+def _find_record(records: list[RunRecord], run: str) -> RunRecord:
     for record in records:
         if record.run == run:
             return record
     raise UsageError(f"there is no run {run}")
 
 
-def _same_job(job: Job, storage: Storage, records: list[RunRecord]) -> list[RunRecord]:
-    """The runs of this very job, oldest first; not those of its backfills."""
-    own = [one for one in records if one.backfill is None]
-    ledgers = [(one, Ledger(storage, job.output.uri, one.run)) for one in own]
-    return [one for one, ledger in ledgers if _is_of(ledger, job)]
+def _runs_of_job(job: Job, storage: Storage, records: list[RunRecord]) -> list[RunRecord]:
+    """List the runs of this job, oldest first, without those of its backfills."""
+    own = [record for record in records if record.backfill is None]
+    ledgers = [(record, Ledger(storage, job.output.uri, record.run)) for record in own]
+    return [record for record, ledger in ledgers if _has_job(ledger, job)]
 
 
-def _is_of(ledger: Ledger, job: Job) -> bool:
-    """Whether a run asks for the same; of one whose job is damaged it cannot be told."""
+def _has_job(ledger: Ledger, job: Job) -> bool:
+    """Whether a run has the same job; False if its stored job is damaged."""
     try:
-        return _asks_the_same(ledger.job(), job)
+        return _is_same_job(ledger.job(), job)
     except (StateError, JobError, ObjectMissingError) as error:
-        log.warning("run %s is left out of account: %s", ledger.run, error)
+        log.warning("run %s is ignored: %s", ledger.run, error)
         return False
 
 
-def _asks_the_same(stored: Job, job: Job) -> bool:
-    """Whether two jobs differ in nothing but what a driver may choose anew."""
+def _is_same_job(stored: Job, job: Job) -> bool:
+    """Whether two jobs differ only in fields that may change when a run is resumed."""
     free = {"retries", "rounds", "max_failures", "chunk_timeout", "name"}
     nested = {"input": {"changed_only", "max_quarantined"}, "output": {"schema_"}}
-    kept = {**nested, **dict.fromkeys(free, True)}
-    ours, theirs = (in_normal_form(one) for one in (stored, job))
-    return ours.model_dump(exclude=kept) == theirs.model_dump(exclude=kept)  # type: ignore[arg-type]
+    exclude = {**nested, **dict.fromkeys(free, True)}
+    dumps = [normalize_uris(each).model_dump(exclude=exclude) for each in (stored, job)]  # type: ignore[arg-type]
+    return dumps[0] == dumps[1]
 
 
 def _is_published(storage: Storage, record: RunRecord) -> bool:
     return Ledger(storage, record.output, record.run).published() is not None
 
 
-def _resumed(record: RunRecord, code: str, storage: Storage, resume: ResumeOptions) -> PreparedRun:
+def _resume(record: RunRecord, code: str, storage: Storage, resume: ResumeOptions) -> PreparedRun:
     if record.fingerprint != code and not resume.accept_code:
         raise ConflictError(
             f"run {record.run} of this job is unfinished, and "
             f"{explain_difference(record.transform, record.fingerprint, code)}",
-            hint="resume with the new code: --accept-code; or start over: --replan",
+            hint="resume with the new code: --accept-code; or make a new plan: --replan",
         )
     replaced = replaced_tables(record.tables or ())
     if replaced:
         raise ConflictError(
             f"run {record.run} of this job is unfinished, and {replaced}, which the "
             "transform reads, was replaced since it was planned",
-            hint="start over with the new table: --replan; or put the earlier version back",
+            hint="make a new plan with the new table: --replan; or restore the earlier version",
         )
     ledger = Ledger(storage, record.output, record.run)
     table_log = TableLog(storage, record.output)
@@ -599,7 +610,7 @@ def _resumed(record: RunRecord, code: str, storage: Storage, resume: ResumeOptio
 
 
 def input_changes(storage: Storage, job: Job, plan: Plan) -> str | None:
-    """What a listing of the input shows beside a plan, in a sentence; None if nothing changed."""
+    """Compare a plan with a listing of the input; describe the changes, None if there are none."""
     request = PlanRequest(
         uri=tuple(parse(uri).uri for uri in job.input.uri),
         include=job.input.include,

@@ -1,4 +1,4 @@
-"""Refuse what is cheap to refuse, before anything is started for a job."""
+"""Check what is cheap to check before anything is started for a job."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ from pipeline.table.log import TableLog
 
 
 @contextmanager
-def reaching(settings: Settings) -> Iterator[None]:
-    """Around the first words with S3: when nobody answers, it is the address that is wrong.
+def explain_unreachable_s3(settings: Settings) -> Iterator[None]:
+    """Turn a failure of the first S3 requests into an error that names the configured address.
 
     Raises:
-        EngineUnavailableError: S3 does not answer, however often it was tried.
+        EngineUnavailableError: S3 does not answer after all retries.
     """
     try:
         yield
     except TransientStorageError as error:
         where = settings.s3.endpoint_url or "Amazon's address"
-        others = ", or where s3.buckets says" if settings.s3.buckets else ""
+        others = ", or at an endpoint in s3.buckets" if settings.s3.buckets else ""
         raise EngineUnavailableError(
             f"S3 does not answer at {where} (s3.endpoint_url{others}): {error}",
-            hint="is it up, and is the address right? `chunkmap config` says where it comes from",
+            hint="check that it is running and that the address is right; `chunkmap config` shows "
+            "where the address is set",
         ) from error
 
 
 def preflight(job: Job, settings: Settings, storage: Storage) -> None:
-    """Refuse what is cheap to refuse, before anything is started for a job. Writes nothing.
+    """Check what is cheap to check before anything is started for a job. Writes nothing.
 
     Raises:
-        JobError, TransformNotAllowedError: the transform is not there or may not be used.
+        JobError, TransformNotAllowedError: the transform does not exist or is not allowed.
         EngineUnavailableError, BucketMissingError, AccessDeniedError: the output's state cannot
             be read.
     """
     load_transform(job.transform, job.params, settings.transforms)
-    with reaching(settings):
+    with explain_unreachable_s3(settings):
         TableLog(storage, job.output.uri).head()

@@ -33,8 +33,8 @@ from pipeline.table.publish import amend, commits_of, publish, refuse_released, 
 from pipeline.table.schemas import types_of_output
 
 _RUN_AGAIN = "run the job again: the reduce is done again"
-PUBLISH_TRIES = 3
-"""How often chunks whose uploads vanished are mapped again before giving up."""
+PUBLISH_ATTEMPTS = 3
+"""Maximum number of times that chunks whose uploads vanished are mapped and published again."""
 
 
 def publish_run(
@@ -44,24 +44,24 @@ def publish_run(
     *,
     without_failed: bool = False,
 ) -> int:
-    """Publish what a run has completed and not published; returns the manifest's number.
+    """Publish what a run has completed and not yet published; return the manifest's number.
 
     Args:
-        storage: Where.
-        ledger: Of the run.
-        vanished: What the last try said, once its chunks have been mapped again.
+        storage: Where the output is.
+        ledger: Ledger of the run.
+        vanished: Error of the last attempt, once its chunks have been mapped again.
         without_failed: Publish although chunks are missing; the manifest lists them, and a later
-            call adds just those that have come since.
+            call adds those completed since.
 
     Raises:
-        UploadsVanishedError: some chunks are left again; map them, then call this with it.
-        SchemaChangedError: the chunks' schemas differ, or files that stay in the output have other
-            columns.
+        UploadsVanishedError: staged outputs no longer exist; map their chunks and pass this error.
+        SchemaChangedError: the chunks' schemas differ from each other or from files that stay in
+            the output.
     """
     table_log, record, job = TableLog(storage, ledger.output), ledger.record(), ledger.job()
     if vanished is not None:
         ledger.void(vanished.attempts)
-    progress = settled(ledger, ledger.read())
+    progress = drop_retyped(ledger, ledger.read())
     check_schemas(progress)
     done = reduced_of(ledger, progress) if job.reduce else progress.completions
     if job.reduce and done.is_empty() and progress.completions.height:
@@ -94,7 +94,7 @@ def publish_run(
             )
             publish(table_log, draft, ledger.accepted(), widens=ledger.widens)
     except UploadsVanishedError as error:
-        # With the duplicates that would be chosen next, and be found gone one after the other.
+        # Also void duplicates that are gone: they would be chosen next, one after the other.
         error.attempts += vanished_duplicates(table_log, progress.duplicates)
         ledger.void(error.attempts)
         raise
@@ -111,7 +111,7 @@ def publish_run(
 def _left_out(
     ledger: Ledger, record: RunRecord, progress: Progress, done: pl.DataFrame, *, is_first: bool
 ) -> LeftOut:
-    """What a commit of a run goes without; what planning could not read is told by the first."""
+    """Objects that a commit leaves out; those that planning could not read count in the first."""
     job = ledger.job()
     # One file of a reduce has the rows of all chunks.
     of_chunks = progress.completions if job.reduce else done
@@ -123,13 +123,13 @@ def _missing(ledger: Ledger, progress: Progress) -> list[str]:
     return [chunk for chunk in ledger.plan().chunk_ids if chunk not in done]
 
 
-def settled(ledger: Ledger, progress: Progress) -> Progress:
-    """What a ledger says once chunks that were mapped again for a type count with that alone."""
+def drop_retyped(ledger: Ledger, progress: Progress) -> Progress:
+    """Set aside completions whose chunks were mapped again for a column's type, and read again."""
     odd = odd_attempts(progress, agreed_types(progress))
     known = pl.concat([progress.completions, progress.duplicates])
     others = known.join(odd, on="attempt", how="anti")
     replaced = odd.join(others, on="chunk", how="semi")
-    # A partial counts as a whole: none of it, unless all of it was mapped again.
+    # A partial counts as a whole: set it aside only if all its chunks were mapped again.
     kept = odd.join(replaced, on="attempt", how="anti").filter(pl.col("upload") == PARTIAL)
     replaced = replaced.join(kept, on="uri", how="anti")
     if replaced.is_empty():
@@ -139,13 +139,13 @@ def settled(ledger: Ledger, progress: Progress) -> Progress:
 
 
 def check_schemas(progress: Progress, open_columns: bool = False) -> None:
-    """Raise SchemaChangedError when chunks came out with different columns or types.
+    """Raise SchemaChangedError if chunks have different columns or types.
 
-    The order of columns is no difference: files are read by name.
+    The order of columns does not matter: files are read by name.
 
     Args:
-        progress: Of the run.
-        open_columns: Let columns pass that hold nothing but nulls in some chunks.
+        progress: Progress of the run.
+        open_columns: Accept differences in columns that are all null in some chunks.
     """
     counts = progress.completions.group_by("schema").agg(pl.len(), pl.col("index").min())
     if counts.height < 2:
@@ -155,37 +155,37 @@ def check_schemas(progress: Progress, open_columns: bool = False) -> None:
     counts = counts.with_columns(typed=pl.col("schema").replace_strict(typed))
     *others, usual = counts.sort("typed", "len", "schema").iter_rows(named=True)
     ours = orjson.loads(types[usual["schema"]])
-    # What needs a change comes first; nulls need none.
+    # Schemas with types come first: their differences need a change of the transform.
     for odd in reversed(others):
-        found = differences(orjson.loads(types[odd["schema"]]), ours)
+        changes = differences(orjson.loads(types[odd["schema"]]), ours)
         if open_columns:
-            found = [one for one in found if not _is_open(one)]
-        if found:
-            raise _odd_schema(odd, usual, found)
+            changes = [change for change in changes if not _is_open(change)]
+        if changes:
+            raise _schema_error(odd, usual, changes)
 
 
-def _is_open(one: Difference) -> bool:
-    return one.held is not None and one.new is not None and merged(one.held, one.new) is not None
+def _is_open(change: Difference) -> bool:
+    old, new = change.held, change.new
+    return old is not None and new is not None and merged(old, new) is not None
 
 
-def _odd_schema(
-    odd: dict[str, Any], usual: dict[str, Any], found: Sequence[Difference]
+def _schema_error(
+    odd: dict[str, Any], usual: dict[str, Any], changes: Sequence[Difference]
 ) -> SchemaChangedError:
-    said = ", ".join(map(str, found))
     return SchemaChangedError(
-        f"the transform returned another schema on {odd['len']} chunks (such as chunk "
-        f"{odd['index']}) than on the other {usual['len']}: {said}",
-        hint="run the job again: chunks of nothing but nulls then take the others' types"
-        if all(map(_is_open, found))
+        f"the transform returned another schema on {odd['len']} chunks (e.g. chunk "
+        f"{odd['index']}) than on the other {usual['len']}: {', '.join(map(str, changes))}",
+        hint="run the job again: columns that are all null then take the other chunks' types"
+        if all(map(_is_open, changes))
         else "cast these columns in the transform, then run the job with --replan",
     )
 
 
-def facts_of_output(job: Job, record: RunRecord, table_log: TableLog) -> OutputFacts:
-    """What a run needs to know of its output while it is mapped."""
+def output_facts(job: Job, record: RunRecord, table_log: TableLog) -> OutputFacts:
+    """Look up the facts about the output that a map stage needs, when it needs them."""
 
     def types() -> Columns:
-        # What is reduced has other columns than its chunks; what is replaced has no say.
+        # A reduce changes the columns; files that are replaced do not matter.
         keeps = job.output.mode in ("append", "overwrite-partitions") and job.reduce is None
         return types_of_output(table_log) if keeps else {}
 
@@ -197,7 +197,7 @@ def facts_of_output(job: Job, record: RunRecord, table_log: TableLog) -> OutputF
 
 
 def columns_of_run(progress: Progress, done: pl.DataFrame) -> Columns:
-    """The columns of the files of some completions, which are alike (see `check_schemas`)."""
+    """Return the columns of some completions' files, which are the same (see `check_schemas`)."""
     first = done.head(1)
     if first.is_empty():
         return {}

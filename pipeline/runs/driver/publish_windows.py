@@ -1,4 +1,4 @@
-"""Publishing a run by windows: each is a commit of its own, any number of them one manifest."""
+"""Publish a run window by window: one commit per window, several commits per manifest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.runs.driver.commit import (
     files_of,
     vanished_duplicates,
 )
-from pipeline.runs.driver.publish import check_schemas, columns_of_run, settled
+from pipeline.runs.driver.publish import check_schemas, columns_of_run, drop_retyped
 from pipeline.runs.driver.quarantine import left_out_of
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress, RunRecord
@@ -48,43 +48,42 @@ def publish_windows(
     together: bool = False,
     table_log: TableLog | None = None,
 ) -> int | None:
-    """Publish those of a run's windows that are complete, together, in one manifest.
+    """Publish the complete windows of a run together, in one manifest.
 
-    Of all windows of a run at once it is all or nothing for readers of the manifest. It may be
-    called again and again, by several processes: what is published is not published again, and a
-    claim that somebody left behind is finished first.
+    Readers of the manifest see all of these windows or none. May be called repeatedly and by
+    several processes: published windows are skipped, and an unfinished claim is finished first.
 
     Args:
-        storage: Where.
-        ledger: Of the run, whose job has a `window`.
+        storage: Where the output is.
+        ledger: Ledger of the run, whose job has a `window`.
         windows: Ids of the planned chunks of each window, by its label (see
-            `partitioning.windows_of_plan`). A window without any chunk is published empty; in mode
+            `partitioning.windows_of_plan`). A window without chunks is published empty; in mode
             overwrite-partitions that empties it.
         inputs: Digest of each window's objects (see `partitioning.inputs_of_plan`).
-        vanished: What the last call said, once its chunks have been mapped again.
-        without_failed: Publish also windows that lack chunks; the manifest says how many, and a
-            later call adds those that have come since.
-        together: Publish none of them if one is in conflict.
-        table_log: Of the output; one that is used again has less to read.
+        vanished: Error of the last call, once its chunks have been mapped again.
+        without_failed: Publish also windows that lack chunks; the manifest counts them, and a later
+            call adds those completed since.
+        together: Publish no window if one is in conflict.
+        table_log: Log of the output; pass the same one again to reuse what it has read.
 
     Returns:
         The manifest's number, or None if there was nothing to publish.
 
     Raises:
-        UploadsVanishedError: some chunks are left again; map them, then call this with it.
-        CommitsConflictError: other runs have published the windows that it names since this run
-            began; unless `together`, the others are published.
-        ForeignClaimError: another run must map its own vanished chunks before anybody can publish.
-        SchemaChangedError: the chunks' schemas differ, or files that stay in the output have other
-            columns.
-        UsageError: the job has no windows, or its mode is one that windows cannot have.
+        UploadsVanishedError: staged outputs no longer exist; map their chunks and pass this error.
+        CommitsConflictError: other runs have published the named windows since this run began;
+            unless `together`, the other windows are published.
+        ForeignClaimError: another run must first map chunks of its claimed commit again.
+        SchemaChangedError: the chunks' schemas differ from each other or from files that stay in
+            the output.
+        UsageError: the job has no windows, or a mode that cannot be published by windows.
     """
     table_log = table_log or TableLog(storage, ledger.output)
     record, job = ledger.record(), ledger.job()
     rule = _rule(record, job)
     if vanished is not None:
         ledger.void(vanished.attempts)
-    progress = settled(ledger, ledger.read())
+    progress = drop_retyped(ledger, ledger.read())
     check_schemas(progress, open_columns=True)
     published = None
     try:
@@ -102,16 +101,16 @@ def publish_windows(
     except UploadsVanishedError as error:
         if not error.waits_for(record.run):
             raise foreign_claim(table_log.output, error) from error
-        # With the duplicates that would be chosen next, and be found gone one after the other.
+        # Also void duplicates that are gone: they would be chosen next, one after the other.
         error.attempts += vanished_duplicates(table_log, progress.duplicates)
         ledger.void(error.attempts)
         raise
-    _end(table_log, ledger, record, progress, published)
+    _finish(table_log, ledger, record, progress, published)
     return None if published is None else published.manifest.number
 
 
 def _refuse_open_columns(progress: Progress, drafts: Sequence[Commit]) -> None:
-    """Raise SchemaChangedError where some windows would lack a type that others of them have."""
+    """Raise SchemaChangedError if a column is all null in some of these windows, not in others."""
     chunks = {chunk for draft in drafts for chunk in draft.files["chunk"].to_list()}
     done = progress.completions.filter(pl.col("chunk").is_in(list(chunks)))
     check_schemas(replace(progress, completions=done))
@@ -121,25 +120,25 @@ def _rule(record: RunRecord, job: Job) -> Windowing:
     if job.window is None:
         raise UsageError(
             f"the job of run {record.run} has no windows",
-            hint="name their column and grain in the job: window: {column: ds, grain: day}",
+            hint="add their column and grain to the job: window: {column: ds, grain: day}",
         )
     if record.mode == "overwrite":
         raise UsageError(
-            f"run {record.run} cannot be published by windows: in mode overwrite each would "
-            "replace the others",
+            f"run {record.run} cannot be published by windows: in mode overwrite, windows would "
+            "replace each other",
             hint="set output.mode to overwrite-partitions",
         )
     return job.window.windowing()
 
 
 def in_window(rule: Windowing, *labels: str) -> Callable[[str], bool]:
-    """Return what tells whether an object is in one of these windows."""
+    """Return a function that tells whether an object is in one of these windows."""
     return lambda uri: window_label(rule_of(rule), uri.rpartition("/")[0]) in labels
 
 
 @dataclass(frozen=True, slots=True)
 class _Drafting:
-    """Makes commits of what is done and not published yet."""
+    """Drafts commits of completed windows that are not published yet."""
 
     table_log: TableLog
     record: RunRecord
@@ -160,45 +159,45 @@ class _Drafting:
         earlier: dict[str | None, list[CommitEntry]] = {}
         for entry in commits_of(self.table_log, self.record.run, self.record.base):
             earlier.setdefault(entry.window, []).append(entry)
-        found = []
-        # The run may have been published as a whole too, as far as it was done.
+        drafts = []
+        # The run may also have been published as a whole, without its failed chunks.
         whole = [commit.files for commit in self.table_log.all_known(earlier.pop(None, []))]
         published = {chunk for files in whole for chunk in files["chunk"].to_list()}
         done = self._by_window(windows)
         for label, chunks in windows.items():
-            own = done.get(label, self.progress.completions.head(0))
-            missing = set(chunks) - set(own["chunk"].to_list())
-            before = earlier.get(label, [])
-            # Read only where something may be left: most windows are published whole, and once.
-            if (missing and not without_failed) or (before and not before[-1].missing):
+            completions = done.get(label, self.progress.completions.head(0))
+            missing = set(chunks) - set(completions["chunk"].to_list())
+            entries = earlier.get(label, [])
+            # Skip windows that are published in full, as most are, without reading their commits.
+            if (missing and not without_failed) or (entries and not entries[-1].missing):
                 continue
-            commits = [self.table_log.known(entry) for entry in before]
+            commits = [self.table_log.known(entry) for entry in entries]
             already = published.union(*(commit.files["chunk"].to_list() for commit in commits))
-            own = own.filter(~pl.col("chunk").is_in(list(already)))
-            if own.is_empty() and (before or not already.isdisjoint(chunks)):
+            completions = completions.filter(~pl.col("chunk").is_in(list(already)))
+            if completions.is_empty() and (entries or not already.isdisjoint(chunks)):
                 continue
             window = CommitWindow(label, self.rule, inputs.get(label, ""))
-            found.append(
+            drafts.append(
                 draft_commit(
                     self.record,
-                    own,
+                    completions,
                     sorted(missing),
                     commits,
                     self.job.output.keep_versions,
                     window=window,
                     released=self.released,
-                    columns=columns_of_run(self.progress, own),
+                    columns=columns_of_run(self.progress, completions),
                     hive_types=self.job.input.hive_types,
                     left_out=left_out_of(
                         self.job,
                         self.record,
                         self.plan,
-                        own,
+                        completions,
                         in_window(self.rule, label) if not commits else lambda uri: False,
                     ),
                 )
             )
-        return found
+        return drafts
 
     def _by_window(self, windows: Mapping[str, Sequence[str]]) -> dict[str, pl.DataFrame]:
         owner = pl.DataFrame(
@@ -218,9 +217,9 @@ class _Drafting:
 def _publish(
     table_log: TableLog, drafts: list[Commit], accepted: int, *, widens: Callable[[], bool]
 ) -> Published:
-    """Publish what is in no conflict; then tell what is."""
+    """Publish all drafts without a conflict, then raise for the rest."""
     lost: list[CommitEntry] = []
-    told: CommitsConflictError | None = None
+    conflict: CommitsConflictError | None = None
     while True:
         names = {entry.name for entry in lost}
         left = [draft for draft in drafts if draft.entry.name not in names]
@@ -229,21 +228,21 @@ def _publish(
                 published = publish_all(table_log, left, accepted, widens=widens)
             break
         except CommitsConflictError as error:
-            told = told or error
+            conflict = conflict or error
             lost += [draft.entry for draft in left if draft.entry.name in error.commits]
-    if told is not None:
-        raise CommitsConflictError(told.message, lost) from told
+    if conflict is not None:
+        raise CommitsConflictError(conflict.message, lost) from conflict
     return published
 
 
-def _end(
+def _finish(
     table_log: TableLog,
     ledger: Ledger,
     record: RunRecord,
     progress: Progress,
     published: Published | None,
 ) -> None:
-    """Abort what was not chosen; once every planned chunk is published, note that."""
+    """Abort duplicates, and record the run as published once all its planned chunks are."""
     known = pl.concat([progress.completions, progress.duplicates])
     if published is not None:
         files = pl.concat([commit.files for commit in published.commits])
@@ -252,7 +251,7 @@ def _end(
     entries = commits_of(table_log, record.run, record.base)
     if sum(entry.files for entry in entries) < record.chunks or ledger.published() is not None:
         return
-    # Somebody who published some of them may have died before it came to their duplicates.
+    # A driver that published some of the windows may have died before it aborted duplicates.
     chosen = pl.concat([commit.files.select("attempt") for commit in table_log.all_known(entries)])
     abort_duplicates(table_log, known.join(chosen, on="attempt", how="anti"))
     number = published.manifest.number if published else table_log.head()[0].current

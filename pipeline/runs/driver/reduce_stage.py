@@ -1,4 +1,4 @@
-"""The reduce of a run as its driver sees it: which partials there are, and what came of them."""
+"""Find the partial results of a run and the result of their reduce."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ from pipeline.storage import Storage
 
 
 def partials_of(ledger: Ledger, progress: Progress) -> list[str]:
-    """The names of the partials that hold a run's chunks, each chunk in just one of them."""
+    """List the names of the partials that hold a run's chunks; each chunk is in exactly one."""
     return sorted({uri.removeprefix(ledger.prefix) for uri in progress.completions["uri"]})
 
 
 def reduced_of(ledger: Ledger, progress: Progress) -> pl.DataFrame:
-    """The completion of the reduce of just these partials (schema COMPLETIONS), or no row."""
+    """Return the completion of the reduce of these partials (schema COMPLETIONS), or no row."""
     partials = partials_of(ledger, progress)
     last = tree(partials)[-1][0].name if partials else ""
-    found = progress.reduced.filter(pl.col("chunk") == last)
-    return found.sort("attempt").head(1)
+    return progress.reduced.filter(pl.col("chunk") == last).sort("attempt").head(1)
 
 
 def without_partial(storage: Storage, ledger: Ledger, progress: Progress) -> list[str]:
-    """The attempts whose partial is not stored: their chunks have to be mapped again."""
-    there = [info.uri for info in storage.objects(ledger.prefix + "partials/")]
-    lost = progress.completions.filter(~pl.col("uri").is_in(there))
+    """List the attempts whose partial is not stored: their chunks must be mapped again."""
+    stored = [info.uri for info in storage.objects(ledger.prefix + "partials/")]
+    lost = progress.completions.filter(~pl.col("uri").is_in(stored))
     return lost["attempt"].to_list()
 
 
 def drop_partials(storage: Storage, ledger: Ledger) -> None:
-    """Delete what only the reduce needed, once its result is published."""
+    """Delete the partials and intermediate results of a reduce whose result is published."""
     for folder in ("partials/", "reduced/"):
         for info in storage.objects(ledger.prefix + folder):
             storage.delete(info.uri)

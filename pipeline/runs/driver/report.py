@@ -1,4 +1,4 @@
-"""The report of a run: made from its ledger, stored beside it, and kept here."""
+"""Make the report of a run from its ledger; store it with the run's state and on this machine."""
 
 from __future__ import annotations
 
@@ -26,37 +26,36 @@ from pipeline.storage.documents import report_folder, require_name
 
 @dataclass(frozen=True, slots=True)
 class StoredReport:
-    """Where a report is, and its short form."""
+    """Locations of a report, and its short form."""
 
     uri: str
     path: str
-    """Of the local copy."""
+    """Path of the local copy."""
     markdown: str
 
 
 def store_report(
     storage: Storage, ledger: Ledger, driver: DriverRecord, state: str, folder: Path
 ) -> StoredReport:
-    """Make a run's report, store it beside the run's state, and keep a copy here."""
+    """Make a run's report, store it with the run's state, and keep a local copy."""
     job, progress = ledger.job(), ledger.read()
     report = report_of(ledger.record(), job, progress, driver, state)
     if job.input.on_bad_object != "fail":
         not_counted = (*report.not_counted, *_skipped(ledger.plan().skipped))
         report = replace(report, not_counted=not_counted)
-    html, said = render_html(report), render_json(report)
-    bodies = {"report.html": html, "report.json": said}
+    bodies = {"report.html": render_html(report), "report.json": render_json(report)}
     map_concurrently(
         lambda name: storage.put(ledger.prefix + name, bodies[name].encode()), list(bodies)
     )
     local = report_folder(folder, ledger.run)
-    (local / "report.html").write_text(html)
-    (local / "report.json").write_text(said)
+    for name, body in bodies.items():
+        (local / name).write_text(body)
     uri = ledger.prefix + "report.html"
     return StoredReport(uri, str(local / "report.html"), render_markdown(report, uri))
 
 
 def _skipped(skipped: Sequence[Skipped]) -> Iterator[str]:
-    """A sentence about the objects that planning could not read, if there are any."""
+    """Describe the objects that planning could not read, if there are any."""
     if skipped:
         yield (
             f"{len(skipped):,} objects are not readable Parquet and are left out "
@@ -67,7 +66,7 @@ def _skipped(skipped: Sequence[Skipped]) -> Iterator[str]:
 def report_of(
     record: RunRecord, job: Job, progress: Progress, driver: DriverRecord, state: str
 ) -> RunReport:
-    """What the report is made from."""
+    """Collect the data of a run's report."""
     final = set(progress.failed()["attempt"].to_list())
     return RunReport(
         run=RunInfo(
@@ -98,7 +97,7 @@ def report_of(
 
 
 def environment() -> dict[str, str]:
-    """What the figures depend on."""
+    """Describe the machine and the package versions that the figures depend on."""
     packages = ("prefect", "prefect-dask", "distributed", "polars", "pyarrow")
     return {
         "Python": platform.python_version(),
@@ -108,7 +107,7 @@ def environment() -> dict[str, str]:
 
 
 def fetch_report(storage: Storage, uri: str, folder: Path, run: str) -> str | None:
-    """Bring a run's report to this machine; its page's path, or None if there is no report."""
+    """Download a run's report; return its page's path, or None if there is no report."""
     require_name(run)
     for name in ("report.json", "report.html"):
         blob = storage.get_or_none(uri.rpartition("/")[0] + "/" + name)

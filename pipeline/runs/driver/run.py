@@ -20,7 +20,7 @@ from pipeline.runs.driver.heartbeat import Heartbeat, read_driver
 from pipeline.runs.driver.map_stage import MapStage
 from pipeline.runs.driver.orchestrator import NoOrchestrator, Orchestrator
 from pipeline.runs.driver.plan import PreparedRun, ResumeOptions, plan_run
-from pipeline.runs.driver.publish import PUBLISH_TRIES, facts_of_output
+from pipeline.runs.driver.publish import PUBLISH_ATTEMPTS, output_facts
 from pipeline.runs.driver.quarantine import refuse_many_quarantined, unreadable_uris
 from pipeline.runs.driver.reduce_stage import partials_of, reduced_of, without_partial
 from pipeline.runs.driver.report import StoredReport, store_report
@@ -38,16 +38,16 @@ from pipeline.table.retention import locate
 log = logging.getLogger(__name__)
 
 CANCEL_SECONDS = 5.0
-"""How often a driver looks whether somebody has cancelled its run."""
+"""Seconds between two checks whether the run was cancelled."""
 
 Listener = Callable[[str, MapProgress | None], None]
-"""Is told the phase (plan, map, publish, report) and, while mapping, the progress."""
+"""Callback with the phase (plan, map, publish, report) and, while mapping, the progress."""
 
 
 def run_serially(
     job: Job, settings: Settings, storage: Storage, resume: ResumeOptions | None = None
 ) -> RunSummary:
-    """Run a job without Prefect and Dask: the oracle of the real executor, and a debugger's friend.
+    """Run a job without Prefect and Dask, e.g. to debug it or to check the real executor.
 
     Raises:
         RunIncompleteError: some chunks failed.
@@ -73,7 +73,7 @@ class RunDriver:
     listen: Listener = lambda phase, progress: None
     heartbeat: Heartbeat = field(init=False)
     map_stage: MapStage | None = None
-    _looked: float = 0.0
+    _cancel_checked: float = 0.0
     _round: int = 0
     _imports: Thread | None = None
 
@@ -83,36 +83,36 @@ class RunDriver:
         )
 
     def run(self) -> RunSummary:
-        """Bring the run to its end, or follow the driver that is already at it.
+        """Drive the run to its end, or follow another driver that already does.
 
         Raises:
             RunIncompleteError: some chunks failed; nothing was published.
-            RunCancelledError: somebody cancelled the run.
+            RunCancelledError: the run was cancelled.
         """
         with logs.at(run=self.planned.ledger.run):
-            return self._ended()
+            return self._attach_or_drive()
 
-    def _ended(self) -> RunSummary:
+    def _attach_or_drive(self) -> RunSummary:
         ledger = self.planned.ledger
-        own = self.heartbeat.record.driver
+        driver = self.heartbeat.record.driver
         if (
-            is_driven_elsewhere(read_driver(self.storage, ledger.prefix), own)
+            is_driven_elsewhere(read_driver(self.storage, ledger.prefix), driver)
             and not self.resume.take_over
         ):
             self.listen("attached", None)
-            watch(self.storage, ledger, own, lambda progress: self.listen("attached", progress))
+            watch(self.storage, ledger, driver, lambda progress: self.listen("attached", progress))
         manifest = ledger.published()
         if manifest is None:
-            return self._driven()
-        notes, progress = self._look_at_output(manifest), ledger.read()
-        summary = self._summary("done", progress, manifest)
+            return self._drive()
+        notes, progress = self._check_output(manifest), ledger.read()
+        summary = self._summarize("done", progress, manifest)
         return replace(summary, notes=(*summary.notes, *notes))
 
-    def _look_at_output(self, manifest: int) -> tuple[str, ...]:
-        """Look once whether what the run has published before is still there; what to say of it.
+    def _check_output(self, manifest: int) -> tuple[str, ...]:
+        """Check that the files of a published run still exist; return notes for the summary.
 
         Raises:
-            FilesMissingError: files were deleted that the current manifest names.
+            FilesMissingError: files of the current manifest were deleted.
         """
         ledger = self.planned.ledger
         table_log = TableLog(self.storage, ledger.output)
@@ -122,10 +122,10 @@ class RunDriver:
             return ()
         return (
             f"the run was published as manifest {manifest}, which has been replaced or rolled back "
-            f"since: chunkmap rollback {ledger.output} --to {manifest} brings it back",
+            f"since; to restore it: chunkmap rollback {ledger.output} --to {manifest}",
         )
 
-    def _driven(self) -> RunSummary:
+    def _drive(self) -> RunSummary:
         ledger = self.planned.ledger
         retry_until_available(ledger.clear_cancel)
         with best_effort():
@@ -140,27 +140,27 @@ class RunDriver:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) or was_interrupted():
                 state = "interrupted"
-                ledger.cancel()  # Workers stop after the chunk at hand; whoever resumes clears it.
+                ledger.cancel()  # Workers stop after their current chunk; resuming clears it.
             raise
         finally:
             with best_effort():
                 self.heartbeat.write(state)
             log.info("%s: %s", self.job.name, state)
         self.listen("report", None)
-        return self._reported(state, progress, manifest)
+        return self._report(state, progress, manifest)
 
     def _map_and_publish(self) -> tuple[Progress, int | None]:
         ledger, plan = self.planned.ledger, self.planned.plan
         vanished: UploadsVanishedError | None = None
-        for _ in range(PUBLISH_TRIES):
+        for _ in range(PUBLISH_ATTEMPTS):
             with self.heartbeat.phase("map"):
-                progress = self._mapped()
+                progress = self._map()
             if progress.completions.height < len(plan):
                 return progress, None
             unreadable = unreadable_uris(plan, progress)
             refuse_many_quarantined(self.job, plan, unreadable)
             try:
-                self._reduced(progress)
+                self._reduce(progress)
                 self.listen("publish", None)
                 with self.heartbeat.phase("publish"):
                     return progress, retry_until_available(
@@ -170,17 +170,18 @@ class RunDriver:
                 self._refuse_foreign(error)
                 ledger.void(error.attempts)
                 if vanished is not None and vanished.commits and not error.commits:
-                    vanished.attempts += error.attempts  # What is claimed still waits for its own.
+                    # The claimed commit still waits for its own attempts.
+                    vanished.attempts += error.attempts
                 else:
                     vanished = error
-        assert vanished is not None, "each try ends with a return or with uploads that vanished"
+        assert vanished is not None, "each attempt returns or finds that uploads vanished"
         raise vanished
 
-    def _reduced(self, progress: Progress) -> None:
-        """Combine the chunks' partial results, unless that is done or not asked for.
+    def _reduce(self, progress: Progress) -> None:
+        """Combine the chunks' partial results, if the job has a reduce that is not done.
 
         Raises:
-            UploadsVanishedError: some partials are not stored; map their chunks again.
+            UploadsVanishedError: some partials are not stored; their chunks must be mapped again.
         """
         ledger = self.planned.ledger
         partials = partials_of(ledger, progress) if self.job.reduce else []
@@ -195,12 +196,12 @@ class RunDriver:
                 self.orchestrator.reduce(ledger.prefix, self.planned.fingerprint, level)
 
     def _refuse_foreign(self, error: UploadsVanishedError) -> None:
-        """A claim of another run whose uploads are gone can be finished by its own job only."""
+        """Raise where another run's claim lacks uploads: only that run's job can finish it."""
         ledger = self.planned.ledger
         if not error.waits_for(ledger.run):
             raise foreign_claim(ledger.output, error) from error
 
-    def _mapped(self) -> Progress:
+    def _map(self) -> Progress:
         ledger = self.planned.ledger
         self.map_stage = MapStage(
             ledger=ledger,
@@ -208,18 +209,16 @@ class RunDriver:
             job=self.job,
             limits=self.settings.batches,
             executor=self.orchestrator.executor(ledger.prefix, self.planned.fingerprint),
-            listen=self._tell,
+            listen=self._on_progress,
             only_failed=self.resume.only_failed,
-            output=facts_of_output(
-                self.job, ledger.record(), TableLog(self.storage, ledger.output)
-            ),
+            output=output_facts(self.job, ledger.record(), TableLog(self.storage, ledger.output)),
         )
         return self.map_stage.run()
 
-    def _tell(self, progress: MapProgress) -> None:
-        self.heartbeat.saw(progress)
+    def _on_progress(self, progress: MapProgress) -> None:
+        self.heartbeat.update(progress)
         if self._imports is None:
-            # While the workers have their first batches, and nobody waits for this process.
+            # Now, while the workers map their first batches and this process is idle.
             self._imports = Thread(target=import_renderers, name="imports", daemon=True)
             self._imports.start()
         if progress.round != self._round:
@@ -229,33 +228,33 @@ class RunDriver:
                 *(self.job.name, progress.round, progress.done, progress.chunks, progress.failed),
             )
         self.listen("map", progress)
-        self.orchestrator.mapping(self.planned.ledger.run, progress)
-        if time.monotonic() - self._looked >= CANCEL_SECONDS:
-            self._looked = time.monotonic()
+        self.orchestrator.show_progress(self.planned.ledger.run, progress)
+        if time.monotonic() - self._cancel_checked >= CANCEL_SECONDS:
+            self._cancel_checked = time.monotonic()
             if self._is_cancelled():
                 raise RunCancelledError(
-                    f"run {self.planned.ledger.run} was cancelled; what is done is kept",
-                    hint=f"go on with: chunkmap retry {self.planned.ledger.run}",
+                    f"run {self.planned.ledger.run} was cancelled; finished work is kept",
+                    hint=f"resume it with: chunkmap retry {self.planned.ledger.run}",
                 )
 
     def _is_cancelled(self) -> bool:
-        wish = False
+        cancelled = False
         with best_effort():
-            wish = self.planned.ledger.is_cancelled()
-        return wish
+            cancelled = self.planned.ledger.is_cancelled()
+        return cancelled
 
-    def _reported(self, state: str, progress: Progress, manifest: int | None) -> RunSummary:
+    def _report(self, state: str, progress: Progress, manifest: int | None) -> RunSummary:
         ledger = self.planned.ledger
         report = store_report(
             self.storage, ledger, self.heartbeat.record, state, self.settings.state_dir
         )
-        self.orchestrator.ended(ledger.run, report)
-        summary = self._summary(state, progress, manifest, report)
+        self.orchestrator.show_report(ledger.run, report)
+        summary = self._summarize(state, progress, manifest, report)
         if manifest is None:
             raise RunIncompleteError(summary)
         return summary
 
-    def _summary(
+    def _summarize(
         self,
         state: str,
         progress: Progress,

@@ -1,4 +1,4 @@
-"""What a run came to, and the way in which it does not come to its end."""
+"""Progress and result of a run in figures, and the error of a run with failed chunks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pipeline.errors import RunFailedError
 
 @dataclass(frozen=True, slots=True)
 class MapProgress:
-    """How far the mapping is, as far as the driver knows."""
+    """Progress of the map stage, as far as the driver knows."""
 
     chunks: int
-    """PreparedRun."""
+    """Chunks in the plan."""
     done: int
     failed: int
     rows_in: int
@@ -23,11 +23,11 @@ class MapProgress:
     bytes_out: int
     round: int
     batches: int
-    """Batches handed out by this driver."""
+    """Batches submitted by this driver."""
     seconds: float
-    """Since this driver began to map."""
+    """Seconds since this driver began to map."""
     resumed: int
-    """Chunks that were done before."""
+    """Chunks done before this driver began."""
 
 
 _NEWLINE = "\n"
@@ -35,17 +35,17 @@ _NEWLINE = "\n"
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """What a run came to, in figures."""
+    """Result of a run in figures."""
 
     run: str
     job: str
     state: str
-    """done or failed."""
+    """State of the run: done or failed."""
     output: str
     manifest: int | None
     chunks: int
     mapped: int
-    """Chunks that this driver mapped; the rest was done before."""
+    """Chunks mapped by this driver; the others were done before."""
     failed: int
     batches: int
     rounds: int
@@ -54,21 +54,21 @@ class RunSummary:
     bytes_in: int
     bytes_out: int
     seconds: float
-    """Of this driver."""
+    """Seconds that this driver took."""
     report: str
-    """URI of the HTML page; empty while there is none."""
+    """URI of the report's HTML page; empty if there is none yet."""
     local_report: str
     notes: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
-    """One line for each sort of failure."""
+    """One line per kind of failure."""
     left_out: int = 0
-    """Objects that could not be read, and are left out."""
+    """Number of objects that could not be read and are left out."""
     quarantine: tuple[str, ...] = ()
-    """Where the records of those in quarantine are, once the run is published."""
+    """URIs of the records of quarantined objects, once the run is published."""
 
 
 class RunIncompleteError(RunFailedError):
-    """Some chunks failed: nothing was published, and all that is done is kept.
+    """Some chunks failed: nothing was published, and all finished work is kept.
 
     Attributes:
         summary: The run's figures.
@@ -78,19 +78,19 @@ class RunIncompleteError(RunFailedError):
         super().__init__(
             f"run {summary.run} ended with {summary.failed:,} of {summary.chunks:,} chunks failed; "
             "nothing was published, all finished work is kept",
-            hint="mend the cause and run the job again: only the failed chunks are mapped "
-            "(--accept-code goes on with a transform that you have changed)",
+            hint="fix the cause and rerun the job; only failed chunks are retried "
+            "(pass --accept-code if you changed the transform)",
         )
         self.summary = summary
 
 
 def failure_lines(failed: pl.DataFrame) -> tuple[str, ...]:
-    """One line for each sort of error among the last failures (schema FAILURES)."""
+    """Describe each kind of error among the last failures (schema FAILURES) in one line."""
     groups = failed.group_by("error", maintain_order=True).agg(
         pl.len(), pl.col("message").first(), pl.col("index").first()
     )
     return tuple(
-        f"{row['len']} chunks: {row['error']}: {row['message'].partition(_NEWLINE)[0]} "
-        f"(chunk {row['index']}, say)"
+        f"{row['len']} chunks failed: {row['error']}: {row['message'].partition(_NEWLINE)[0]} "
+        f"(e.g. chunk {row['index']})"
         for row in groups.sort("len", descending=True).iter_rows(named=True)
     )

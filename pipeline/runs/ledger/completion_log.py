@@ -96,7 +96,7 @@ class CompletionLog:
         names = (info.uri.removeprefix(self._folder) for info in found if info.size <= MOST_PACKED)
         return unpack_segments(map(self._packed, names), self._check)
 
-    def fold(self) -> None:
+    def compact(self) -> None:
         """Write everything that is known as one object, so that the next reader reads one.
 
         A day of 8 workers that flush every 5 s leaves 138,000 segments: two minutes of reading.
@@ -115,7 +115,7 @@ class CompletionLog:
             self._take_base(whole, names)
 
     @property
-    def unfolded(self) -> int:
+    def uncompacted(self) -> int:
         """Segments that were read one by one."""
         return len(self._names)
 

@@ -305,14 +305,14 @@ class Ledger:
         stored = self._log.of_batch(batch)
         return Progress(stored.completions, EMPTY.completions, stored.failures, schemas={})
 
-    def fold(self) -> None:
+    def compact(self) -> None:
         """Write everything that is known as one object, so that the next reader reads one."""
-        self._log.fold()
+        self._log.compact()
 
     @property
-    def unfolded(self) -> int:
+    def uncompacted(self) -> int:
         """Segments that were read one by one."""
-        return self._log.unfolded
+        return self._log.uncompacted
 
     def _checked(self, some: Segment) -> Segment:
         """What counts of some entries: each is checked once, when it is read."""

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from pipeline.runs.driver.batching import (
     CHUNK_OVERHEAD,
     GUESSED_SPEED,
-    LEAST_SHARE,
-    OVERLAPPING,
-    PROBE,
+    MAX_PROBE_CHUNKS,
+    MIN_BATCH_CHUNKS,
+    MIN_BATCH_DIVISOR,
     SHARED_SECONDS,
     Batcher,
 )
@@ -56,7 +56,7 @@ def test_each_chunk_is_in_one_batch_within_the_bounds(
     while True:
         now, speed = threads[turn % len(threads)], batcher.pace.speed
         shared = max(1, now) * SHARED_SECONDS
-        least = max(seconds / LEAST_SHARE, shared) * speed if batcher.pace.is_known else 0
+        least = max(seconds / MIN_BATCH_DIVISOR, shared) * speed if batcher.pace.is_known else 0
         batch = batcher.take(now)
         if batch is None:
             break
@@ -65,7 +65,7 @@ def test_each_chunk_is_in_one_batch_within_the_bounds(
         found += batch.indices
         own = sum(cost[i] for i in batch.indices) + len(batch) * CHUNK_OVERHEAD
         assert 1 <= len(batch) <= most
-        several = OVERLAPPING * left / (len(indices) - len(found) + len(batch))
+        several = MIN_BATCH_CHUNKS * left / (len(indices) - len(found) + len(batch))
         whole = max(max(seconds, 2 * shared) * speed, several)
         budget = min(whole, max(least, left / (2 * max(1, now))))
         half = (max(cost.values()) + CHUNK_OVERHEAD) / 2
@@ -73,7 +73,7 @@ def test_each_chunk_is_in_one_batch_within_the_bounds(
         assert len(batch) == 1 or own - half <= budget * (1 + 1e-9)
         left -= own
         if turn <= len(speeds):
-            batcher.pace.measured(len(batch), 1 << 20, speeds[turn - 1])
+            batcher.pace.add(len(batch), 1 << 20, speeds[turn - 1])
     assert found == indices
     assert len(names) == turn
     assert all(name.startswith("p-") for name in names)
@@ -83,7 +83,7 @@ def test_each_chunk_is_in_one_batch_within_the_bounds(
 def test_the_first_are_large_and_the_last_are_small() -> None:
     # A chunk takes 10 ms: a whole batch would be 2,000 of them, and the least is 200.
     batcher = Batcher("p", range(10_000), [0] * 10_000, seconds=20, max_chunks=10_000)
-    batcher.pace.measured(1, 0, 0.01)
+    batcher.pace.add(1, 0, 0.01)
     sizes = []
     while (batch := batcher.take(4)) is not None:
         sizes.append(len(batch))
@@ -97,7 +97,7 @@ def test_the_first_are_large_and_the_last_are_small() -> None:
 @pytest.mark.parametrize(("threads", "chunks"), [(32, 64), (32, 96), (200, 200), (8, 24)])
 def test_no_thread_is_left_without_a_batch(threads: int, chunks: int) -> None:
     batcher = Batcher("p", range(chunks), [0] * chunks, seconds=5, max_chunks=1000)
-    batcher.pace.measured(1, 0, 0.5)
+    batcher.pace.add(1, 0, 0.5)
     first = [batcher.take(threads) for _ in range(threads)]
     assert all(first)
     assert sum(len(batch) for batch in first if batch) <= chunks
@@ -106,18 +106,18 @@ def test_no_thread_is_left_without_a_batch(threads: int, chunks: int) -> None:
 def test_a_whole_batch_of_slow_chunks_lets_reading_and_staging_overlap() -> None:
     # Ten seconds each, where a batch should take five.
     batcher = Batcher("p", range(1000), [10**9] * 1000, seconds=5, max_chunks=1000)
-    batcher.pace.measured(1, 10**9, 10)
+    batcher.pace.add(1, 10**9, 10)
     sizes = []
     while (batch := batcher.take(4)) is not None:
         sizes.append(len(batch))
-    assert sizes[0] == OVERLAPPING
+    assert sizes[0] == MIN_BATCH_CHUNKS
     assert sizes[-4:] == [1] * 4
 
 
 def test_many_threads_get_batches_that_driver_and_prefect_keep_up_with() -> None:
     threads, second = 1000, 10  # Chunks of a tenth of a second.
     batcher = Batcher("p", range(10**7), [0] * 10**7, seconds=5, max_chunks=10**6)
-    batcher.pace.measured(1, 0, 1 / second)
+    batcher.pace.add(1, 0, 1 / second)
     sizes = []
     while (batch := batcher.take(threads)) is not None:
         sizes.append(len(batch))
@@ -132,16 +132,16 @@ def test_sizes_follow_the_measured_speed(factor: float) -> None:
     batcher = Batcher("p", range(10**6), [size] * 10**6, seconds=2.0, max_chunks=10**6)
     probe = batcher.take(1)
     assert probe is not None
-    assert len(probe) == PROBE
+    assert len(probe) == MAX_PROBE_CHUNKS
     guessed = int(2.0 * GUESSED_SPEED / (size + CHUNK_OVERHEAD))
     for _ in range(3):
-        batcher.pace.measured(guessed, guessed * size, 2.0 / factor)
+        batcher.pace.add(guessed, guessed * size, 2.0 / factor)
     adapted = batcher.take(1)
     assert adapted is not None
-    assert abs(len(adapted) - max(factor * guessed, OVERLAPPING)) <= 1 + factor
+    assert abs(len(adapted) - max(factor * guessed, MIN_BATCH_CHUNKS)) <= 1 + factor
 
 
 def test_batches_that_took_no_time_teach_nothing() -> None:
     batcher = Batcher("p", [0, 1], [5, 5], seconds=1.0, max_chunks=10)
-    batcher.pace.measured(0, 0, 0.0)
+    batcher.pace.add(0, 0, 0.0)
     assert batcher.pace.speed == GUESSED_SPEED

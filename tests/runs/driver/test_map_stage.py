@@ -160,8 +160,8 @@ class InOrder(Scripted):
 def test_looks_list_only_what_is_under_way_and_see_everything(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(map_stage, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(map_stage, "LOOK_PAUSES", 0)
+    monkeypatch.setattr(map_stage, "COUNT_SECONDS", 0.0)
+    monkeypatch.setattr(map_stage, "COUNT_PAUSE_FACTOR", 0)
     backend = Listing()
     run = run_of(backend.storage(), PLAN)
     seen: list[int] = []
@@ -172,7 +172,7 @@ def test_looks_list_only_what_is_under_way_and_see_everything(
         seen.append(there)
 
     driver = mapper(run, InOrder(run), {"max_chunks": 2})
-    driver.saw = saw
+    driver.on_count = saw
     driver.run()
     assert len(set(seen)) > 5
     begun = [name for name in backend.begun if name]
@@ -342,11 +342,11 @@ def test_a_run_that_has_begun_goes_on_whatever_becomes_of_some_batches() -> None
     run, engine = make()
     work = mapper(run, engine, {"max_chunks": 1}, rounds=1)
     ended = Outcome.of_error(Batch("r1-x-1", "0-1"), JobError("other code"))
-    work._settle(
+    work._handle(
         Outcome(Batch("r1-x-0", "1-2"), "finished", BatchResult("b", 1, 0, 1, 1, 1, 1, 1, 0.1))
     )
     for _ in range(2 * FUTILE_BATCHES):
-        work._settle(ended)
+        work._handle(ended)
     assert work.stopped == ""
 
 

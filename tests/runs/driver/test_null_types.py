@@ -256,8 +256,8 @@ def test_windows_of_a_run_have_one_schema(
     """Also where each is published as soon as it is done."""
     if eager:
         monkeypatch.setattr("pipeline.runs.backfill.run.PUBLISH_SECONDS", 0.0)
-        monkeypatch.setattr("pipeline.runs.driver.map_stage.LOOK_SECONDS", 0.0)
-        monkeypatch.setattr("pipeline.runs.driver.map_stage.LOOK_PAUSES", 0)
+        monkeypatch.setattr("pipeline.runs.driver.map_stage.COUNT_SECONDS", 0.0)
+        monkeypatch.setattr("pipeline.runs.driver.map_stage.COUNT_PAUSE_FACTOR", 0)
         with (world.root / "conf" / "base.yaml").open("a") as file:
             file.write("batches: {max_chunks: 1}\n")
     world.run(world.job("noted"), windows_per_run=3)

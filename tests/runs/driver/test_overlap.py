@@ -15,7 +15,7 @@ from pipeline.errors import UsageError
 from pipeline.runs.backfill.plan import WindowSelection, draft
 from pipeline.runs.backfill.records import Options
 from pipeline.runs.driver.dry_run import try_transform
-from pipeline.runs.driver.overlap import in_normal_form, refuse_overlap
+from pipeline.runs.driver.overlap import normalize_uris, refuse_overlap
 from pipeline.runs.driver.plan import ResumeOptions, plan_input, plan_run
 from pipeline.runs.driver.run import run_serially
 from pipeline.storage import Storage, open_storage
@@ -131,7 +131,7 @@ def test_jobs_are_the_same_however_their_uris_are_spelt(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     spelt = [
-        in_normal_form(job_of(source, output))
+        normalize_uris(job_of(source, output))
         for source, output in (
             ("./in/", "out"),
             ("in//", f"{tmp_path}/x/../out/"),

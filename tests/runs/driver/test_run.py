@@ -24,7 +24,7 @@ from pipeline.errors import (
     SchemaChangedError,
 )
 from pipeline.runs.driver.plan import ResumeOptions
-from pipeline.runs.driver.publish import PUBLISH_TRIES
+from pipeline.runs.driver.publish import PUBLISH_ATTEMPTS
 from pipeline.runs.driver.run import run_serially
 from pipeline.runs.driver.summary import RunIncompleteError, RunSummary
 from pipeline.runs.ledger.find import runs_of
@@ -173,7 +173,7 @@ def test_what_can_never_be_completed_is_mapped_again_a_bounded_number_of_times(
             world.run(world.job())
     [record] = runs_of(world.storage, f"file://{world.output}/")
     progress = Ledger(world.storage, record.output, record.run).read()
-    assert progress.completions.height + progress.duplicates.height == PUBLISH_TRIES * 10
+    assert progress.completions.height + progress.duplicates.height == PUBLISH_ATTEMPTS * 10
     summary = world.run(world.job())
     assert (summary.state, summary.rows_out) == ("done", 100)
 

@@ -84,7 +84,7 @@ def test_what_this_run_cannot_have_written_is_not_counted(
     assert told in caplog.text
     # What comes of it when it is read again, folded, or asked for by the batch itself.
     run.ledger.read()
-    run.ledger.fold()
+    run.ledger.compact()
     again = run.again(run.storage).ledger
     assert again.read().problems == (told,)
     assert again.of_batch("b").completions["index"].to_list() == [0]

@@ -205,9 +205,9 @@ def test_folding_changes_nothing(steps: list[tuple[str, int]]) -> None:
             failures += 1
         elif step == "fold":
             run.ledger.read()
-            run.ledger.fold()
+            run.ledger.compact()
         elif step == "fold elsewhere":
-            elsewhere.ledger.fold()
+            elsewhere.ledger.compact()
         elif step == "new reader":
             reader = run.again(run.storage)
         progress = reader.ledger.read()
@@ -224,8 +224,8 @@ def test_a_folded_run_takes_few_requests() -> None:
     for _ in range(30):
         run.complete(0)
     assert run.ledger.read().duplicates.height == 29
-    assert run.ledger.unfolded == 30
-    run.ledger.fold()
+    assert run.ledger.uncompacted == 30
+    run.ledger.compact()
     reader = run.again(run.storage)
     backend.calls.clear()
     assert reader.ledger.read().duplicates.height == 29
@@ -234,7 +234,7 @@ def test_a_folded_run_takes_few_requests() -> None:
     backend.calls.clear()
     assert reader.ledger.read().duplicates.height == 29
     assert backend.calls == ["objects", "after"]
-    assert reader.ledger.unfolded == 0
+    assert reader.ledger.uncompacted == 0
 
 
 def test_what_some_batches_have_stored_is_read_without_listing_the_rest() -> None:
@@ -249,12 +249,12 @@ def test_what_some_batches_have_stored_is_read_without_listing_the_rest() -> Non
     assert driver.read("r1-1").left(5) == [0, 3, 4]
     stored("r1-3", 3)
     assert driver.read("r1-3").left(5) == [0, 4], "what is known stays known"
-    driver.fold()
-    assert driver.unfolded == 0
+    driver.compact()
+    assert driver.uncompacted == 0
     stored("r1-4", 4)
     assert driver.read("r1-4").left(5) == [0]
     assert driver.read().left(5) == []
-    driver.fold()
+    driver.compact()
     assert run.again(run.storage).ledger.read().left(5) == []
 
 
@@ -266,11 +266,11 @@ def test_of_two_that_fold_the_second_goes_on_from_the_first() -> None:
     other.read()
     run.complete(1)
     one.read()
-    one.fold()
-    other.fold()
-    assert other.unfolded == 0
+    one.compact()
+    other.compact()
+    assert other.uncompacted == 0
     assert other.read().left(5) == [2, 3, 4]
-    other.fold()
+    other.compact()
     assert run.again(run.storage).ledger.read().left(5) == [2, 3, 4]
 
 
