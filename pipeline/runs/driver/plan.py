@@ -513,27 +513,28 @@ def _tables_replaced(record: RunRecord, now: tuple[TableVersion, ...]) -> tuple[
 
 
 def _check_lifecycle(job: Job, plan: Plan, days: float | None) -> tuple[str, ...]:
-    """What the bucket's own rule about incomplete uploads means for a run.
+    """Check a run against the bucket's lifecycle rule for incomplete uploads; return warnings.
 
     Args:
         job: The job.
-        plan: Of its input.
-        days: After so many the bucket drops them; None if it never does.
+        plan: Plan of its input.
+        days: Days after which the bucket aborts incomplete uploads; None if it never does.
 
     Raises:
-        UsageError: the rule would drop staged outputs before a single thread could map the plan.
+        UsageError: The rule would abort staged outputs before one thread could map the plan.
     """
     if days is None:
         return ()
     longest = plan.decoded_bytes / GUESSED_SPEED / 86400
-    said = f"the bucket of {job.output.uri} aborts incomplete uploads after {days:g} days"
+    unit = "day" if days == 1 else "days"
+    rule = f"the bucket of {job.output.uri} aborts incomplete uploads after {days:g} {unit}"
     if longest > days:
         raise UsageError(
-            f"{said}, and this run may take {longest:.1f} on one thread: staged outputs would be "
-            "lost before they are published",
+            f"{rule}, and this run may take {longest:.1f} days on one thread: staged outputs would "
+            "be lost before they are published",
             hint="lengthen the lifecycle rule, or split the input into several jobs",
         )
-    return (f"{said}: a run that stays unpublished longer maps those chunks again",)
+    return (f"{rule}: a run that is not published by then maps those chunks again",)
 
 
 def _named(records: list[RunRecord], run: str) -> RunRecord:

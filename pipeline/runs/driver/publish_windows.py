@@ -22,7 +22,7 @@ from pipeline.runs.driver.quarantine import left_out_of
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress, RunRecord
 from pipeline.storage import Storage
-from pipeline.table.claims import settle
+from pipeline.table.claims import finish_open_claim
 from pipeline.table.errors import CommitsConflictError, UploadsVanishedError, foreign_claim
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Commit, CommitEntry, rule_of
@@ -90,7 +90,7 @@ def publish_windows(
     try:
         if vanished is not None:
             amend(table_log, vanished, record.run, files_of(table_log.output, progress.completions))
-        settle(table_log)
+        finish_open_claim(table_log)
         released = released_names(table_log, record.run, record.base)
         refuse_released(table_log, progress.completions, released)
         drafting = _Drafting(table_log, record, job, rule, progress, ledger.plan(), released)
@@ -162,7 +162,7 @@ class _Drafting:
             earlier.setdefault(entry.window, []).append(entry)
         found = []
         # The run may have been published as a whole too, as far as it was done.
-        whole = [commit.files for commit in self.table_log.all_known(earlier.pop(None, []))]
+        whole = [commit.files for commit in self.table_log.load_all(earlier.pop(None, []))]
         published = {chunk for files in whole for chunk in files["chunk"].to_list()}
         done = self._by_window(windows)
         for label, chunks in windows.items():
@@ -172,7 +172,7 @@ class _Drafting:
             # Read only where something may be left: most windows are published whole, and once.
             if (missing and not without_failed) or (before and not before[-1].missing):
                 continue
-            commits = [self.table_log.known(entry) for entry in before]
+            commits = [self.table_log.load(entry) for entry in before]
             already = published.union(*(commit.files["chunk"].to_list() for commit in commits))
             own = own.filter(~pl.col("chunk").is_in(list(already)))
             if own.is_empty() and (before or not already.isdisjoint(chunks)):
@@ -253,7 +253,7 @@ def _end(
     if sum(entry.files for entry in entries) < record.chunks or ledger.published() is not None:
         return
     # Somebody who published some of them may have died before it came to their duplicates.
-    chosen = pl.concat([commit.files.select("attempt") for commit in table_log.all_known(entries)])
+    chosen = pl.concat([commit.files.select("attempt") for commit in table_log.load_all(entries)])
     abort_duplicates(table_log, known.join(chosen, on="attempt", how="anti"))
     number = published.manifest.number if published else table_log.head()[0].current
     ledger.note_published(number)

@@ -89,7 +89,7 @@ class RunDriver:
             RunIncompleteError: some chunks failed; nothing was published.
             RunCancelledError: somebody cancelled the run.
         """
-        with logs.at(run=self.planned.ledger.run):
+        with logs.log_ids(run=self.planned.ledger.run):
             return self._ended()
 
     def _ended(self) -> RunSummary:
