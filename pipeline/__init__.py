@@ -1,7 +1,10 @@
-"""Execution: jobs, storage, runs and their engines.
+"""Map a Polars function over the chunks of a Parquet dataset in S3, on Dask, run by Prefect.
 
-Two functions are for transforms and for readers of an output; everything else is imported from the
-submodules. Nothing is loaded until it is asked for: `chunkmap --help` pays for this file.
+Read top-down: `cli` → `flows` → `runs` → `table` → `storage` → `config`. Imports go down only. Only
+`flows` imports Prefect, only `cluster` imports Dask, and only `storage` imports S3 clients.
+
+Two functions are for transforms and readers of an output. They are imported on first use, which
+keeps `chunkmap --help` fast.
 """
 
 from typing import TYPE_CHECKING, Any

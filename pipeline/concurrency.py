@@ -1,4 +1,4 @@
-"""Threads: map a function over items, and let concurrent equal calls run once."""
+"""Map a function over items in threads, and run concurrent equal calls once."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ T = TypeVar("T")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
-REQUESTS = 16
-"""Default number of threads: each mostly waits for S3, and every request is limited again there."""
+DEFAULT_THREADS = 16
+"""Threads that make requests, mostly waiting. The storage layer limits the requests as well."""
 
 
 def map_concurrently(
-    function: Callable[[T], R], items: Iterable[T], threads: int = REQUESTS
+    function: Callable[[T], R], items: Iterable[T], threads: int = DEFAULT_THREADS
 ) -> list[R]:
-    """Apply a function to each item in a thread pool; results in the order of the items."""
-    todo = list(items)
-    if len(todo) < 2:
-        return [function(item) for item in todo]
-    with ThreadPoolExecutor(min(threads, len(todo))) as pool:
-        return list(pool.map(function, todo))
+    """Apply a function to each item in a thread pool; return results in the items' order."""
+    items = list(items)
+    if len(items) < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(threads, len(items))) as pool:
+        return list(pool.map(function, items))
 
 
 class SingleFlight(Protocol[R_co]):
-    """A function whose last results are kept."""
+    """A function that caches its most recent results."""
 
     def __call__(self, *arguments: object) -> R_co:
-        """Return the kept result for these arguments, or call the function."""
+        """Return the cached result for these arguments, or call the function."""
 
     def cache_clear(self) -> None:
-        """Forget all results."""
+        """Clear the cache."""
 
 
 def single_flight(size: int) -> Callable[[Callable[..., R]], SingleFlight[R]]:
     """Decorate a function so that concurrent calls with equal arguments run it once.
 
-    With `lru_cache` alone, all threads of a worker that start together would compute the same. A
-    call that raises is not kept: the next one runs again.
+    With `lru_cache` alone, all threads of a worker that start together would compute the same
+    result. A call that raises is not cached: the next call runs again.
 
     Args:
-        size: Number of results that are kept, the most recently used ones.
+        size: Number of results in the LRU cache.
     """
 
     def decorate(function: Callable[..., R]) -> SingleFlight[R]:

@@ -33,8 +33,8 @@
     ├── RunCancelledError
     └── ConflictError                   3
 
-Whether trying again may help is told by type: an error that is `Transient` may pass, every other
-one is terminal. All of them survive pickling, because they travel between processes.
+The type says whether a retry may help: an error that is `Transient` may pass, every other error is
+permanent. All of them can be pickled, because they travel between processes.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from typing import Any, ClassVar, Self
 
 
 class Transient:
-    """Marks an error that may pass when the same thing is tried again."""
+    """Mark an error that may pass on a retry."""
 
 
 class ChunkmapError(Exception):
     """Base of every error that chunkmap raises on purpose.
 
     Attributes:
-        exit_code: What the command line exits with.
+        exit_code: Exit code of a command that ends with it.
         message: One sentence that names the thing that is wrong.
-        hint: The next step to take, a sentence or a command, if there is one.
+        hint: The next step, a sentence or a command, if there is one.
     """
 
     exit_code: ClassVar[int] = 1
@@ -66,8 +66,8 @@ class ChunkmapError(Exception):
         return self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exception's own way calls the class with `args`, which breaks every subclass that builds
-        # its message from other arguments.
+        # `Exception.__reduce__` calls the class with `args`, which breaks every subclass that
+        # builds its message from other arguments.
         return _rebuild, (type(self), self.args, self.__dict__)
 
     @classmethod
@@ -83,12 +83,12 @@ def _rebuild(cls: type[ChunkmapError], args: tuple[Any, ...], state: dict[str, A
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether trying again may help."""
+    """Whether a retry may help."""
     return isinstance(error, Transient)
 
 
 class UsageError(ChunkmapError):
-    """What the user gave cannot be used; nothing has been written."""
+    """The user's input cannot be used; nothing has been written."""
 
     exit_code = 2
 
@@ -98,19 +98,19 @@ class SettingsError(UsageError):
 
 
 class JobError(UsageError):
-    """The job file is missing, is not YAML, or says something that a job cannot say."""
+    """The job file is missing, is not YAML, or has a key or value that is not allowed."""
 
 
 class InvalidUriError(UsageError):
-    """A URI names no object or prefix that chunkmap could reach. No secret in it is repeated."""
+    """A URI names no object or prefix that chunkmap can reach. The message repeats no secret."""
 
 
 class InputError(UsageError):
-    """The input is missing, unreadable, or not what the job says it is."""
+    """The input is missing, unreadable, or not as the job describes it."""
 
 
 class OutputNotEmptyError(UsageError):
-    """The output holds something that this run did not publish, and the mode is `error`."""
+    """The output contains objects that this run did not publish, and the mode is `error`."""
 
 
 class TransformNotAllowedError(UsageError):
@@ -122,18 +122,18 @@ class EngineUnavailableError(UsageError):
 
 
 class VersionMismatchError(UsageError):
-    """Workers have another Python, or other packages, than whoever gives them work."""
+    """Workers have another Python version, or other packages, than the driver."""
 
 
 class StorageError(ChunkmapError):
-    """S3 or the file system answered in a way that stops us."""
+    """S3 or the file system refused or failed a request."""
 
 
 class TransientStorageError(StorageError, Transient):
-    """A timeout, a broken connection, throttling or a 5xx answer.
+    """A timeout, a broken connection, throttling or a 5xx response.
 
     Attributes:
-        status: The answer's HTTP status, or 0 if none came.
+        status: HTTP status of the response, or 0 if there was none.
     """
 
     status: int = 0
@@ -165,13 +165,13 @@ class BucketMissingError(StorageError, InputError):
     exit_code = 2
 
     def __init__(self, bucket: str, hint: str | None = None) -> None:
-        hint = hint or "make it, or mend the job; is s3.endpoint_url the right one?"
+        hint = hint or "create it, or fix the URI in the job or the setting s3.endpoint_url"
         super().__init__(f"bucket s3://{bucket}/ does not exist", hint)
         self.bucket = bucket
 
 
 class ObjectMissingError(StorageError):
-    """An object that should be there is not.
+    """An expected object does not exist.
 
     Attributes:
         uri: The object.
@@ -183,7 +183,7 @@ class ObjectMissingError(StorageError):
 
 
 class ObjectRefusedError(StorageError):
-    """The store refuses this one object, now and later: its key, its parts, or its upload's id."""
+    """The store permanently refuses one object: its key, its parts, or the id of its upload."""
 
 
 class ObjectChangedError(StorageError):
@@ -192,19 +192,19 @@ class ObjectChangedError(StorageError):
     Attributes:
         uri: The object.
         planned: The ETag in the plan.
-        found: The ETag that the object has now, if the server told it.
+        found: The present ETag of the object, if the server returned it.
     """
 
     def __init__(self, uri: str, planned: str, found: str | None, hint: str | None = None) -> None:
-        now = f"its ETag is now {found}" if found else "its ETag is now another"
-        super().__init__(f"{uri} changed after it was planned: planned {planned}, {now}", hint)
+        now = f"is now {found}" if found else "is now different"
+        super().__init__(f"{uri} changed after it was planned: ETag {planned} {now}", hint)
         self.uri = uri
         self.planned = planned
         self.found = found
 
 
 class UnreadableObjectError(ChunkmapError):
-    """An object's data are damaged, or hold a value that does not fit its column's type.
+    """An object's data is damaged, or has a value that does not fit its column's type.
 
     Attributes:
         uri: The object.
@@ -213,7 +213,7 @@ class UnreadableObjectError(ChunkmapError):
 
     def __init__(self, uri: str, reason: str, hint: str | None = None) -> None:
         hint = hint or (
-            "replace it, leave it out (input.exclude), or set input.on_bad_object: skip, or "
+            "replace it, leave it out (input.exclude), or set input.on_bad_object: skip or "
             "quarantine"
         )
         super().__init__(f"{uri} cannot be read: {reason}", hint)
@@ -222,22 +222,22 @@ class UnreadableObjectError(ChunkmapError):
 
 
 class WrongPageIndexError(UnreadableObjectError):
-    """A page has other rows than its index says.
+    """The rows of a page differ from its page index.
 
-    No run goes on without such an object: other parts of its row group, in other chunks, may have
-    been read by the same index, and nothing showed.
+    A run never skips such an object: other chunks may have read other parts of its row group by the
+    same wrong index without noticing.
     """
 
     def __init__(self, uri: str, reason: str, hint: str | None = None) -> None:
         hint = hint or (
-            "write it again, leave it out (input.exclude), or have its row groups read whole by a "
-            "higher chunks.target"
+            "rewrite it, leave it out (input.exclude), or raise chunks.target so that its row "
+            "groups are read whole"
         )
         super().__init__(uri, reason, hint)
 
 
 class AlreadyExistsError(StorageError):
-    """A create-once write found an object in its place.
+    """A create-once write found an existing object.
 
     Attributes:
         uri: The object.
@@ -249,19 +249,19 @@ class AlreadyExistsError(StorageError):
 
 
 class PreconditionFailedError(StorageError):
-    """A replace-if-unchanged write found another version in its place.
+    """A replace-if-unchanged write found another version.
 
     Attributes:
         uri: The object.
     """
 
     def __init__(self, uri: str, hint: str | None = None) -> None:
-        super().__init__(f"{uri} was replaced by someone else in the meantime", hint)
+        super().__init__(f"{uri} was replaced by another process in the meantime", hint)
         self.uri = uri
 
 
 class StateError(ChunkmapError):
-    """A stored object of chunkmap's own is damaged, or is not what its name says.
+    """An object of chunkmap's stored state is damaged, or does not match its name.
 
     Attributes:
         uri: The object.
@@ -269,31 +269,31 @@ class StateError(ChunkmapError):
 
     def __init__(self, uri: str, problem: str, hint: str | None = None) -> None:
         hint = hint or (
-            "restore the object from a backup or an older version in the bucket, and find out "
-            "who wrote this one"
+            "restore the object from a backup or from an older version in the bucket, and find "
+            "out what overwrote it"
         )
         super().__init__(f"{uri} cannot be used: {problem}", hint)
         self.uri = uri
 
 
 class TransformError(ChunkmapError):
-    """The transform cannot be loaded, raised, or returned what it may not return."""
+    """The transform cannot be loaded, raised an error, or returned something invalid."""
 
 
 class PartitionColumnError(TransformError):
-    """A result's partition column does not say what the key of the output will say."""
+    """A partition column of a result differs from the value in the output's key."""
 
 
 class ChunkTimeoutError(ChunkmapError):
-    """A chunk took longer than the job's `chunk_timeout`; its worker ended itself."""
+    """A chunk took longer than the job's `chunk_timeout`; its worker exited."""
 
 
 class SchemaChangedError(ChunkmapError):
-    """A chunk's output has other columns or types than the outputs before it."""
+    """A chunk's output has other columns or types than earlier outputs."""
 
 
 class StackError(ChunkmapError):
-    """A process of the embedded stack did not start or does not answer."""
+    """A process of the embedded stack did not start or does not respond."""
 
 
 class RunFailedError(ChunkmapError):
@@ -305,16 +305,16 @@ class QuarantineLimitError(RunFailedError):
 
 
 class RunInterruptedError(ChunkmapError):
-    """The user interrupted the run; what is done is kept."""
+    """The user interrupted the run; completed chunks are kept."""
 
     exit_code = 130
 
 
 class RunCancelledError(ChunkmapError):
-    """Somebody cancelled the run; what is done is kept."""
+    """A user cancelled the run; completed chunks are kept."""
 
 
 class ConflictError(ChunkmapError):
-    """Another run or commit got there first."""
+    """Another run or commit was faster."""
 
     exit_code = 3

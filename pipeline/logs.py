@@ -1,4 +1,4 @@
-"""Log lines that say which run, batch and chunk they are about, as text or as JSON."""
+"""Format log lines as text or JSON, with the ids of backfill, run, batch and chunk."""
 
 from __future__ import annotations
 
@@ -11,31 +11,33 @@ from contextvars import ContextVar
 from textwrap import indent
 from typing import Any, Literal
 
+from typing_extensions import override
+
 from pipeline.printable import one_line_json, printable, printable_line
 
-_here: ContextVar[dict[str, str]] = ContextVar("here", default={})  # noqa: B039 - not changed
+_ids: ContextVar[dict[str, str]] = ContextVar("ids", default={})  # noqa: B039 - not changed
 
 
 @contextmanager
-def at(**ids: str) -> Iterator[None]:
-    """Lines of the block, a transform's own among them, are about these: run, batch, chunk."""
-    token = _here.set({**_here.get(), **ids})
+def log_ids(**ids: str) -> Iterator[None]:
+    """Add ids (run, batch, chunk) to all log lines of the block, also to those of transforms."""
+    token = _ids.set({**_ids.get(), **ids})
     try:
         yield
     finally:
-        _here.reset(token)
+        _ids.reset(token)
 
 
-def here() -> dict[str, str]:
-    """What lines are about at this moment, in this thread."""
-    return dict(_here.get())
+def current_ids() -> dict[str, str]:
+    """Return the ids that log lines of this thread have now."""
+    return dict(_ids.get())
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, ids, and the error if any."""
+    """One JSON object per line: time (UTC), level, logger, message, ids, and the error if any."""
 
+    @override
     def format(self, record: logging.LogRecord) -> str:
-        """See `logging.Formatter.format`."""
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line: dict[str, Any] = {
             "time": f"{seconds}.{int(record.msecs):03d}Z",
@@ -43,7 +45,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             "process": record.process,
-            **_here.get(),
+            **_ids.get(),
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
@@ -51,16 +53,16 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """A line for people; the ids are at its end."""
+    """A line for people, with the ids at its end."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
+    @override
     def format(self, record: logging.LogRecord) -> str:
-        """See `logging.Formatter.format`."""
         first, *rest = printable(super().format(record)).split("\n", 1)
-        ids = printable_line(" ".join(f"{name}={value}" for name, value in _here.get().items()))
-        # Indented, no line of a message or a traceback can pass for a record of its own.
+        ids = printable_line(" ".join(f"{name}={value}" for name, value in _ids.get().items()))
+        # Indentation keeps lines of a message or a traceback from looking like a record.
         rest = [indent(lines, "    ", lambda line: True) for lines in rest]
         return "\n".join([f"{first} [{ids}]" if ids else first, *rest])
 
@@ -68,36 +70,35 @@ class TextFormatter(logging.Formatter):
 def set_up(
     style: Literal["text", "json"], level: Literal["debug", "info", "warning"] = "info"
 ) -> None:
-    """Give every handler of this process that writes to a stream the wanted format and level.
+    """Set the format and the level of all stream handlers of this process.
 
-    Dask and Prefect have handlers of their own; what has none comes up at the root's.
+    Dask and Prefect have their own handlers; other loggers use the handler of the root logger.
     """
-    least = getattr(logging, level.upper())
+    min_level = getattr(logging, level.upper())
     formatter = JsonFormatter() if style == "json" else TextFormatter()
     root = logging.getLogger()
-    if not any(_speaks(one) for one in root.handlers):
+    if not any(_writes_to_stream(handler) for handler in root.handlers):
         root.addHandler(logging.StreamHandler())
-    ours = logging.getLogger(__name__.partition(".")[0])
-    ours.setLevel(least)
-    named = [logging.getLogger(name) for name in list(logging.Logger.manager.loggerDict)]
-    for logger in (root, *named):
+    logging.getLogger(__name__.partition(".")[0]).setLevel(min_level)
+    loggers = [logging.getLogger(name) for name in list(logging.Logger.manager.loggerDict)]
+    for logger in (root, *loggers):
         for handler in logger.handlers:
             if isinstance(handler, logging.StreamHandler):
                 handler.setFormatter(formatter)
-                handler.setLevel(max(handler.level, least))
+                handler.setLevel(max(handler.level, min_level))
 
 
-def _speaks(handler: logging.Handler) -> bool:
-    """Whether it writes to a stream, and has not been told to keep quiet."""
+def _writes_to_stream(handler: logging.Handler) -> bool:
+    """Whether a handler writes to a stream and is not silenced by its level."""
     return isinstance(handler, logging.StreamHandler) and handler.level <= logging.CRITICAL
 
 
 def set_up_driver(
     style: Literal["text", "json"], level: Literal["debug", "info", "warning"] = "info"
 ) -> None:
-    """Let a driver's lines be read by machines too, on standard error, where that is wanted.
+    """Write a driver's log lines as JSON to standard error, if set so and not on a terminal.
 
-    People have its progress and its summary instead; a terminal belongs to its progress bar.
+    On a terminal, people see the progress bar and the summary instead.
     """
     if style == "json" and not sys.stderr.isatty():
         set_up(style, level)

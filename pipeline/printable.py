@@ -1,8 +1,8 @@
-r"""Spell what a terminal would obey instead of show.
+r"""Escape control characters in text that is printed.
 
-Names, values and messages come from data, from servers and from users' code. A terminal obeys
-escape sequences in them (colours, titles, links, a cleared screen), and bidirectional controls let
-a line read as something else. Wherever text is printed, such characters are spelled: `\x1b[31m`.
+Names, values and messages come from data, from servers and from users' code. A terminal would
+execute escape sequences in them (colours, titles, links, a cleared screen), and bidirectional
+controls make a line read as something else. Printed text shows such characters as `\x1b[31m`.
 """
 
 from __future__ import annotations
@@ -15,44 +15,47 @@ from typing import Any
 _UNPRINTABLE = re.compile(
     "["
     "\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 without tab and newline, DEL, C1
-    "\xad\u061c\u180e\u200b\u200e\u200f"  # soft hyphen, marks of direction, no width
-    "\u2028-\u202e\u2060-\u206f"  # separators of lines, overrides and isolates of direction
+    "\xad\u061c\u180e\u200b\u200e\u200f"  # soft hyphen, direction marks, zero width
+    "\u2028-\u202e\u2060-\u206f"  # line separators, direction overrides and isolates
     "\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff"  # halves of pairs, which no encoding has
+    "\ud800-\udfff"  # surrogates, which cannot be encoded
     "\U000e0000-\U000e007f"  # tags
     "]"
 )
-"""Zero-width joiners are not among them: Persian and emoji are written with them."""
+"""Zero-width joiners are not included: Persian text and emoji need them."""
 
 
 def printable(text: str) -> str:
-    r"""Text whose control characters, except tab and newline, are spelled as Python does.
+    r"""Escape control characters, except tab and newline, as Python does.
 
     >>> printable("a\x1b[31mb\u202ec")
     'a\\x1b[31mb\\u202ec'
     """
-    return text if text.isprintable() else _UNPRINTABLE.sub(_spelled, text)
+    return text if text.isprintable() else _UNPRINTABLE.sub(_escape, text)
 
 
 def printable_line(text: str) -> str:
-    r"""Text on one line: as `printable`, and newlines are spelled too."""
+    r"""Escape as `printable` does, newlines too: the text is one line."""
     return printable(text).replace("\n", "\\n")
 
 
 def continued(text: str, indent: str = "    ") -> str:
-    """Text whose further lines are indented: none of them looks like a line of its own."""
+    """Indent all lines but the first, so that none of them looks like a separate line."""
     return text[:1] + text[1:].replace("\n", f"\n{indent}")
 
 
-def _spelled(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def one_line_json(value: object) -> str:
-    """Valid JSON on one line, in ASCII without control characters; what JSON lacks becomes text."""
+    """Return valid JSON on one line in ASCII, without control characters.
+
+    Values that JSON does not know become text.
+    """
     try:
         text = json.dumps(value, default=str, allow_nan=False)
     except ValueError:
@@ -61,12 +64,12 @@ def one_line_json(value: object) -> str:
 
 
 def escaped_json(text: str) -> str:
-    """The same JSON, with escapes for what a terminal would obey."""
+    """Return equal JSON in which control characters are escaped."""
     return text if text.isprintable() else _UNPRINTABLE.sub(_json_escape, text)
 
 
-def _json_escape(found: re.Match[str]) -> str:
-    return "\\u007f" if found[0] == "\x7f" else json.dumps(found[0])[1:-1]
+def _json_escape(match: re.Match[str]) -> str:
+    return "\\u007f" if match[0] == "\x7f" else json.dumps(match[0])[1:-1]
 
 
 def _without_nan(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Folders and files that hold secrets: for their user alone, from the moment they are made."""
+"""Create folders and files that hold secrets, readable by the current user only."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-FOLDER, FILE = 0o700, 0o600
-"""Modes of what only its user may read."""
-OTHERS = 0o077
-"""What a mode allows to all other accounts."""
+FOLDER_MODE, FILE_MODE = 0o700, 0o600
+"""Modes that allow access to the owner only."""
+OTHER_USERS = 0o077
+"""Bits of a mode that allow access to group and others."""
 
 
 def make_folder(folder: Path) -> Path:
-    """Make a folder and those above it that are missing, for this user alone; return it."""
+    """Create a folder and its missing parents for the current user only; return it."""
     missing = [folder]
     while not missing[-1].parent.exists():
         missing.append(missing[-1].parent)
-    for each in reversed(missing):
-        each.mkdir(mode=FOLDER, exist_ok=True)
+    for path in reversed(missing):
+        path.mkdir(mode=FOLDER_MODE, exist_ok=True)
     return folder
 
 
 def state_folder(root: Path, *parts: str) -> Path:
-    """Make the state folder, or close it to other accounts; return a folder inside.
+    """Create the state folder, or close it to other accounts; return a folder inside.
 
-    Everything that keeps state on this machine goes through here, since whatever comes first makes
-    the folder in which secrets will lie.
+    All code that keeps state on this machine uses this function, because the first caller creates
+    the folder that will hold secrets.
 
     Args:
-        root: The setting `state_dir`. Version control leaves it out.
-        parts: Names of a folder inside, which is made too. Default: the state folder itself.
+        root: The setting `state_dir`. It gets a .gitignore.
+        parts: Path of a folder inside, which is created too. Default: the state folder itself.
     """
     make_folder(root)
     if not is_closed(root):
-        # On file systems without modes, or in another user's folder, it stays as it is.
+        # A file system without modes, or another user's folder, stays as it is.
         with suppress(OSError):
-            root.chmod(FOLDER)
+            root.chmod(FOLDER_MODE)
     ignore = root / ".gitignore"
     if not ignore.exists():
         ignore.write_text("*\n", encoding="utf-8")
@@ -46,14 +46,14 @@ def state_folder(root: Path, *parts: str) -> Path:
 
 def is_closed(folder: Path) -> bool:
     """Whether no other account of this machine may enter a folder."""
-    return not stat.S_IMODE(folder.stat().st_mode) & OTHERS
+    return not stat.S_IMODE(folder.stat().st_mode) & OTHER_USERS
 
 
 def write_file(path: Path, text: str) -> None:
-    """Replace a file in one step; only this user may read it."""
+    """Replace a file atomically; only the current user may read it."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
     draft.replace(path)

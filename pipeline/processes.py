@@ -1,6 +1,6 @@
-"""Processes: exit at once, remember a Ctrl-C, and identify one by its id and start time.
+"""Exit without waiting, remember a Ctrl-C, and identify processes by id and start time.
 
-A process id alone identifies nothing, since ids are used again; with the start time it is unique.
+A process id alone is not unique, since ids are reused; with the start time it is.
 """
 
 from __future__ import annotations
@@ -20,50 +20,49 @@ _interrupted = False
 
 @contextmanager
 def record_interrupts() -> Iterator[None]:
-    """Remember that the user pressed Ctrl-C during the block, besides raising KeyboardInterrupt.
+    """Remember a Ctrl-C during the block, and raise KeyboardInterrupt.
 
-    Pydantic turns a KeyboardInterrupt into an error of its own, and others catch that: what is
-    raised may be something else, or nothing at all.
+    Libraries may swallow the exception, e.g. Pydantic turns it into a validation error.
     """
-    global _interrupted  # noqa: PLW0603 - so is Ctrl-C: one for the process
+    global _interrupted  # noqa: PLW0603 - Ctrl-C concerns the whole process
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         global _interrupted  # noqa: PLW0603
         _interrupted = True
         raise KeyboardInterrupt
 
     _interrupted = False
     if current_thread() is not main_thread():
-        yield  # Python gives signals to the main thread alone.
+        yield  # Only the main thread receives signals.
         return
-    before = signal.signal(signal.SIGINT, note)
+    previous = signal.signal(signal.SIGINT, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
 def was_interrupted() -> bool:
-    """Whether the user has pressed Ctrl-C since interrupts are noted."""
+    """Whether the user has pressed Ctrl-C since `record_interrupts` began."""
     return _interrupted
 
 
 def exit_without_waiting() -> None:
-    """End without waiting for background threads, once the exit code is known."""
+    """Make `exit_process` exit at once, without waiting for background threads."""
     global _at_once  # noqa: PLW0603 - one process has one end
     _at_once = True
 
 
 def exits_without_waiting() -> bool:
-    """Whether somebody has asked for it."""
+    """Whether `exit_without_waiting` has been called."""
     return _at_once
 
 
 def exit_process(code: int) -> None:
-    """Exit with a code: orderly where Prefect or Dask have something to end, else at once.
+    """Exit with a code: normally if Prefect or Dask are loaded, else at once.
 
-    The interpreter's own end takes as long as a short command, and the threads that some libraries
-    leave behind have been seen to abort it (SIGABRT, after all was said and done).
+    A normal exit of the interpreter takes as long as a short command, and background threads of
+    some libraries have aborted it (SIGABRT, after all work was done).
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -73,15 +72,15 @@ def exit_process(code: int) -> None:
 
 
 def start_time(pid: int) -> float | None:
-    """When a process started, in a unit that only compares for equality; None if it does not run.
+    """Return when a process started, for equality tests only; None if it does not run.
 
-    A zombie does not run.
+    A zombie does not run. The unit depends on the system.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None if Path("/proc/self/stat").exists() else _portable_start_time(pid)
-    # The second field, the command in brackets, may itself hold spaces and brackets.
+    # The second field, the command in brackets, may contain spaces and brackets.
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in "ZX" else float(fields[19])
 
@@ -97,5 +96,5 @@ def _portable_start_time(pid: int) -> float | None:
 
 
 def is_alive(pid: int, started: float) -> bool:
-    """Whether the very process that was noted with this start time runs."""
+    """Whether the process with this id and start time is running."""
     return start_time(pid) == started

@@ -1,8 +1,8 @@
-"""URIs of objects and prefixes: `s3://bucket/key` and `file:///path`, in one normal form.
+"""Parse and normalise the URIs of objects and prefixes: `s3://bucket/key` and `file:///path`.
 
-Keys are raw, never percent-quoted. `parse(uri).uri` is the form under which a URI is stored and
-compared: `s3a://` is `s3://`, a local path is absolute and has neither `..` nor `//` in it. Keys in
-S3 stay as they are, because to S3 `a//b` and `a/b` are two objects.
+Keys are raw, never percent-quoted. URIs are stored and compared as `parse(uri).uri`: `s3a://`
+becomes `s3://`, a local path becomes absolute, without `..` and `//`. S3 keys are not changed,
+because in S3 `a//b` and `a/b` are two objects.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pipeline.errors import InvalidUriError
 
 STATE_SUFFIX = ".chunkmap"
-"""Ends the name of the folder next to an output that holds its state."""
+"""Suffix of the folder next to an output that holds its state."""
 
 _S3 = re.compile(r"s3a?://([A-Za-z0-9][A-Za-z0-9._-]*)(?:/([^\x00-\x1f\x7f\ud800-\udfff]*))?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
@@ -23,18 +23,18 @@ _USERINFO = re.compile(r"://.*@", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where an object or a prefix is."""
+    """Scheme, bucket and key of an object or a prefix."""
 
     scheme: str
-    """`s3` or `file`."""
+    """Scheme: `s3` or `file`."""
     bucket: str
-    """Empty for `file`."""
+    """Bucket name; empty for `file`."""
     key: str
     """Raw S3 key, or absolute path for `file`."""
 
     @property
     def uri(self) -> str:
-        """The URI in its normal form, which `parse` reads back to this location."""
+        """The URI in its normal form, which `parse` turns into this location."""
         return f"s3://{self.bucket}/{self.key}" if self.scheme == "s3" else f"file://{self.key}"
 
 
@@ -42,8 +42,8 @@ def parse(uri: str) -> Location:
     """Split a URI; a path without a scheme is a local file.
 
     Raises:
-        InvalidUriError: the scheme is neither `s3` nor `file`, the bucket is missing or is not a
-            bucket's name, credentials are in the URI, or a control character is.
+        InvalidUriError: The scheme is neither `s3` nor `file`, the bucket is missing or is not a
+            bucket name, or the URI contains credentials or a control character.
     """
     match = _S3.fullmatch(uri)
     if match is not None:
@@ -59,7 +59,7 @@ def _path(uri: str, path: str) -> str:
         raise InvalidUriError(f"{uri!r} contains a control character (U+0000)")
     if not path.startswith("/"):
         raise InvalidUriError(
-            f"{redacted(uri)!r} names no absolute path", hint="write file:///folder/, or a path"
+            f"{redacted(uri)!r} is not an absolute path", hint="write file:///folder/, or a path"
         )
     folder = uri.endswith(("/", "/.", "/..")) or uri in (".", "..")
     if "//" in path or "/." in path:
@@ -68,35 +68,33 @@ def _path(uri: str, path: str) -> str:
 
 
 def _refusal(uri: str, scheme: str, rest: str) -> InvalidUriError:
-    """Why a URI is none of ours. What may be a secret is not repeated."""
+    """Return the error for an unsupported URI. It repeats nothing that may be a secret."""
     bucket = rest.partition("/")[0]
     if scheme not in ("s3", "s3a"):
         return InvalidUriError(
             f"{redacted(uri)!r} has the scheme {scheme!r}", hint="use s3:// or file://"
         )
     if not bucket:
-        return InvalidUriError(
-            f"{redacted(uri)!r} names no bucket", hint="write s3://bucket/prefix/"
-        )
+        return InvalidUriError(f"{redacted(uri)!r} has no bucket", hint="write s3://bucket/prefix/")
     if "@" in bucket or ":" in bucket:
         return InvalidUriError(
             "a URI with credentials in it is not accepted: it would be stored and shown",
             hint="write s3://bucket/prefix/, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
             "or AWS_PROFILE",
         )
-    found = _CONTROL.search(uri)
-    if found is not None:
+    match = _CONTROL.search(uri)
+    if match is not None:
         return InvalidUriError(
-            f"{redacted(uri)!r} contains a control character (U+{ord(found[0]):04X})",
+            f"{redacted(uri)!r} contains a control character (U+{ord(match[0]):04X})",
             hint="no key with such a character can be read or written; rename the object",
         )
     return InvalidUriError(
-        f"{redacted(uri)!r}: {bucket!r} is not a bucket's name", hint="write s3://bucket/prefix/"
+        f"{redacted(uri)!r}: {bucket!r} is not a bucket name", hint="write s3://bucket/prefix/"
     )
 
 
 def redacted(uri: str) -> str:
-    """A URI for messages: without what stands before an `@`, and without a query."""
+    """Return a URI for messages: without the part before an `@`, and without a query."""
     scheme, separator, _ = uri.partition("://")
     if not separator:
         return uri
@@ -104,30 +102,30 @@ def redacted(uri: str) -> str:
     return shown.partition("?")[0] if scheme in ("http", "https") else shown
 
 
-def same_place(one: str, other: str) -> bool:
-    """Whether two prefixes are the same; a local folder may go by several names."""
-    if one == other:
+def same_place(first: str, second: str) -> bool:
+    """Whether two prefixes are the same; symbolic links of local folders are resolved."""
+    if first == second:
         return True
-    if not (one.startswith("file://") and other.startswith("file://")):
+    if not (first.startswith("file://") and second.startswith("file://")):
         return False
-    return os.path.realpath(parse(one).key) == os.path.realpath(parse(other).key)
+    return os.path.realpath(parse(first).key) == os.path.realpath(parse(second).key)
 
 
 def as_prefix(uri: str) -> str:
-    """The URI with exactly one slash at its end."""
+    """Return the URI with exactly one slash at its end."""
     return uri.rstrip("/") + "/"
 
 
 def join(prefix: str, *names: str) -> str:
-    """Names below a prefix."""
+    """Append names to a prefix."""
     return as_prefix(prefix) + "/".join(names)
 
 
 def staged_area(output_uri: str) -> str:
-    """Where small outputs lie until they are published."""
+    """Return the prefix of small outputs until they are published."""
     return state_prefix(output_uri) + "staged/"
 
 
 def state_prefix(output_uri: str) -> str:
-    """Where the state of an output lives: next to it, never in it."""
+    """Return the prefix of an output's state: next to the output, never in it."""
     return output_uri.rstrip("/") + STATE_SUFFIX + "/"

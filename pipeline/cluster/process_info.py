@@ -67,7 +67,7 @@ def about() -> ProcessInfo:
         memory=memory,
         polars_threads=polars.thread_pool_size(),
         expires=_expiries(),
-        at_work=[asdict(one) for one in list(metrics.at_work.values())],
+        at_work=[asdict(one) for one in list(metrics.active_batches.values())],
     )
 
 

@@ -1,4 +1,4 @@
-"""The job file: what is read, what is done to it, and where it goes.
+"""Load the job file: input, chunks, transform and output.
 
     name: lineitem-revenue
     input:
@@ -9,9 +9,9 @@
     params: {currency: EUR}
     output: {uri: s3://demo/revenue/, mode: error}
 
-How it is operated (addresses, sizes of batches) is in the settings instead. A job file may have
-1 MiB, 100 levels of nesting, and aliases that repeat 100,000 values. A transform is defined in a
-module that `transforms.allow` names; a function that such a module only imports is refused.
+Addresses, sizes of batches and the like are settings. A job file may have 1 MiB, 100 levels of
+nesting, and aliases that repeat 100,000 values. The transform must be defined in a module that
+`transforms.allow` names; a function that such a module only imports is refused.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ from pipeline.uris import parse
 
 Value = bool | int | float | str | date | datetime | Decimal | None
 Term = tuple[str, str, Any]
-"""One condition, (column, operator, value); the null tests have the value None."""
+"""One condition, (column, operator, value); null tests have the value None."""
 Filter = tuple[tuple[Term, ...], ...]
-"""Any of these, each of which is all of its terms."""
+"""An OR of ANDs of terms."""
 
 OPERATORS = ("==", "!=", "<", "<=", ">", ">=", "in", "not in", "is null", "is not null")
 _WITHOUT_VALUE = ("is null", "is not null")
@@ -73,12 +73,12 @@ def _uris(value: Any) -> Any:
 
 def _uri(value: str) -> str:
     if names_user(value):
-        raise ValueError("a URI must not hold credentials: those of S3 are in the settings (s3.…)")
+        raise ValueError("a URI must not hold credentials; set those of S3 in the settings (s3.…)")
     try:
         parse(value)
     except InvalidUriError as error:
-        said = mask_text(str(error))
-        raise ValueError(f"{said} ({error.hint})" if error.hint else said) from None
+        message = mask_text(str(error))
+        raise ValueError(f"{message} ({error.hint})" if error.hint else message) from None
     if not value:
         raise ValueError("'' is neither s3://bucket/prefix/ nor a local path")
     return value
@@ -91,7 +91,7 @@ def _function(value: str) -> str:
 
 
 def _limit(value: Any) -> int | str | None:
-    """A number of chunks, or a share such as `5%`."""
+    """Validate a number of chunks, or a share such as `5%`."""
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
         return value
     if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?\s*%", value):
@@ -102,7 +102,7 @@ def _limit(value: Any) -> int | str | None:
 
 
 def _object_limit(value: Any) -> int | str | None:
-    """A number of objects, or a share such as `1%`."""
+    """Validate a number of objects, or a share such as `1%`."""
     try:
         return _limit(value)
     except ValueError as error:
@@ -114,20 +114,20 @@ def _term(term: Any) -> Term:
         raise ValueError(f"{term!r} is not [column, operator, value]")
     column, operator, value = (*term, None) if len(term) == 2 else term
     if not isinstance(column, str) or not column:
-        raise ValueError(f"{column!r} is not a column's name")
+        raise ValueError(f"{column!r} is not a column name")
     operator = " ".join(operator.lower().split()) if isinstance(operator, str) else operator
     if operator not in OPERATORS:
-        raise ValueError(f"{operator!r} is not an operator; there are {', '.join(OPERATORS)}")
-    return column, operator, _term_value(column, operator, value, given=len(term) == 3)
+        raise ValueError(f"{operator!r} is not an operator; use one of {', '.join(OPERATORS)}")
+    return column, operator, _term_value(column, operator, value)
 
 
-def _term_value(column: str, operator: str, value: Any, *, given: bool) -> Any:
+def _term_value(column: str, operator: str, value: Any) -> Any:
     if operator in _WITHOUT_VALUE:
         if value is not None:
             raise ValueError(f"[{column}, {operator}] takes no value, found {value!r}")
         return None
-    if not given or value is None:
-        raise ValueError(f"[{column}, {operator}, …] needs a value; for nulls there is `is null`")
+    if value is None:
+        raise ValueError(f"[{column}, {operator}, …] needs a value; test nulls with `is null`")
     if operator in _WITH_LIST:
         if not isinstance(value, list | tuple) or not value:
             raise ValueError(f"[{column}, {operator}, …] needs a list of values, found {value!r}")
@@ -142,7 +142,7 @@ def _scalar(column: str, value: Any) -> Any:
 
 
 def _filter(value: Any) -> Filter | None:
-    """Terms (all hold) or lists of terms (any holds) as the latter."""
+    """Normalise a list of terms (AND), or a list of such lists (OR), to the latter."""
     if value is None:
         return None
     if not isinstance(value, list | tuple):
@@ -169,40 +169,41 @@ Function = Annotated[str, AfterValidator(_function)]
 
 
 class Input(_Part):
-    """What is read."""
+    """The dataset to read."""
 
     uri: Annotated[tuple[Uri, ...], BeforeValidator(_uris), Field(min_length=1)]
-    """One prefix or several; a plain text is one."""
+    """Prefix or list of prefixes."""
     columns: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Columns that the transform may see. Default: what it needs, found by asking Polars."""
+    """Columns that the transform may use. Default: those that it needs, which Polars determines."""
     filter: Annotated[Filter | None, BeforeValidator(_filter)] = None
-    """Rows to read: any of these, each all of its (column, operator, value) terms."""
+    """Filter on rows: a list of [column, operator, value] terms that all hold, or a list of such
+    lists, one of which holds."""
     include: tuple[str, ...] = ()
-    """Glob patterns of object names below the prefix, one of which must match. Default: what is
-    named `*.parquet`, `*.parq` or `*.pq`."""
+    """Glob patterns of object names below the prefix, one of which must match. Default:
+    `*.parquet`, `*.parq` and `*.pq`."""
     exclude: tuple[str, ...] = ()
     """Glob patterns of object names below the prefix, none of which may match."""
     hive_types: dict[str, HiveType] = {}
     """Types of Hive columns, such as `{zip: string}`. Default: int64 or date if all values of the
-    column are such, else string. Folders of the output are spelled as those of the input anyway."""
+    column fit, else string. Folders of the output keep the spelling of the input."""
     schema_: Literal["identical", "union", "first"] = Field(default="identical", alias="schema")
-    """Whether files must agree, are widened to each other, or to the first."""
+    """Schemas of the files: `identical`, or widened to the `union` of all, or to the `first`."""
     types: dict[str, ColumnType] = {}
-    """Types that columns come as, whatever they are in the files, such as
+    """Types to read columns as, regardless of the files, such as
     `{id: int64, at: "datetime[us, UTC]"}`. A value that does not fit is an error."""
     object_column: str | None = Field(default=None, min_length=1)
-    """A column of this name has the URI of each row's object."""
+    """Name of an extra column with the URI of each row's object."""
     int96: Literal["us", "ns"] = "us"
-    """Unit of the times that INT96 columns come as. Nanoseconds end in the year 2262."""
+    """Unit of times from INT96 columns. Nanoseconds end in the year 2262."""
     on_bad_object: Literal["fail", "skip", "quarantine"] = "fail"
-    """What to do about an object that is not readable Parquet: fail, go on without it, or go on and
-    keep a record of it beside the output."""
+    """Handling of objects that are not readable Parquet: fail; skip them; or skip them and keep a
+    record next to the output (quarantine)."""
     max_quarantined: Annotated[int | str | None, BeforeValidator(_object_limit)] = None
-    """Publish nothing when more objects than this are in quarantine: a number, or a share of the
-    input's objects such as 1%."""
+    """Maximum number of objects in quarantine, or share of the input's objects such as 1%; with
+    more, nothing is published."""
     verify_checksums: bool = False
-    """Hold each page that is read against the checksum that its writer stored, if it did. Every
-    column is then decoded twice."""
+    """Check each page that is read against its stored checksum, if it has one. Every column is then
+    decoded twice."""
     changed_only: bool = False
     """Read only objects that are new or changed since the output was last published."""
 
@@ -214,72 +215,74 @@ class Input(_Part):
 
 
 class Chunks(_Part):
-    """How the input is cut."""
+    """How the input is cut into chunks."""
 
     target: Size = 128 * 2**20
-    """Bytes of a chunk, decoded in memory, of the columns that are read. A row group of more than
-    twice as many is cut into chunks of consecutive rows, of 16 MiB at least."""
+    """Target size of a chunk: bytes of the columns that are read, decoded in memory. A row group of
+    more than twice the target is cut into chunks of consecutive rows, each at least 16 MiB."""
     max_rows: PositiveInt | None = None
-    """Most rows of a chunk; a row group of more is a chunk of its own."""
+    """Maximum number of rows of a chunk; a larger row group is a chunk by itself."""
     per_file: bool = False
-    """A chunk for each object, whatever its size."""
+    """Make one chunk per object, regardless of its size."""
     per_partition: bool = False
-    """A chunk for each Hive partition, whatever its size."""
+    """Make one chunk per Hive partition, regardless of its size."""
     cross_partitions: bool = False
-    """Chunks may span Hive partitions."""
+    """Let chunks span Hive partitions."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.per_file and self.per_partition:
-            raise ValueError("give `per_file` or `per_partition`, not both")
+            raise ValueError("set `per_file` or `per_partition`, not both")
         if self.per_partition and self.cross_partitions:
             raise ValueError("`per_partition` and `cross_partitions` exclude each other")
         return self
 
 
 class Output(_Part):
-    """Where the results go."""
+    """The output that results are published to."""
 
     uri: Uri
-    """The prefix, which holds nothing but published Parquet."""
+    """Prefix of the output, which contains published Parquet only."""
     mode: Literal["error", "append", "overwrite", "overwrite-partitions"] = "error"
-    """What to do about what is there already."""
+    """Handling of existing files in the output."""
     schema_: Literal["identical", "widen"] = Field(default="identical", alias="schema")
-    """Whether a run's columns must be those that files in the output have. `widen`: it may also
-    bring further columns, and types one of which holds the other (int32 and int64)."""
+    """Columns of a run: those of the output's files (`identical`), or also new columns, and types
+    one of which holds the other, such as int32 and int64 (`widen`)."""
     compression: Literal["zstd", "snappy", "lz4", "gzip", "brotli", "uncompressed"] = "zstd"
+    """Compression of the written files."""
     row_group_rows: PositiveInt | None = None
-    """Rows in a row group. Default: the writer's."""
+    """Number of rows per row group. Default: the writer's."""
     keep_versions: NonNegativeInt = 1
-    """Replaced versions that are kept for `rollback`."""
+    """Number of replaced versions that are kept for `rollback`."""
 
 
 class Reduce(_Part):
-    """How the chunks' results are brought together."""
+    """How the chunks' results are combined."""
 
     combine: Function
-    """`module:function` of a list of LazyFrames to one of the same columns."""
+    """Function that combines a list of LazyFrames into one with the same columns, as
+    `module:function`."""
     finalize: Function | None = None
-    """`module:function` of the last LazyFrame to the result."""
+    """Function that turns the last LazyFrame into the result, as `module:function`."""
 
 
 class WindowRule(_Part):
-    """How the input's partitions are cut into windows: what a backfill runs and commits by."""
+    """How the input's partitions are cut into windows, which a backfill runs and commits."""
 
     column: Annotated[str, Field(min_length=1)] | None = None
-    """A Hive column of the input (a directory such as `ds=2024-02-29`)."""
+    """Hive column of the input (a directory such as `ds=2024-02-29`)."""
     columns: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Instead: Hive columns that make up a date, from coarse to fine, such as
-    `[year, month, day]`, or `[ds, hour]`."""
+    """Hive columns that make up a date, instead of `column`: from coarse to fine, such as
+    `[year, month, day]` or `[ds, hour]`."""
     grain: Literal["hour", "day", "month", "value"] = "day"
     """Length of a window; finer values are grouped. `value`: each value is a window."""
     timezone: str = "UTC"
-    """IANA name of the zone whose hours, days and months are meant."""
+    """IANA name of the time zone of hours, days and months."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if (self.column is None) == (not self.columns):
-            raise ValueError("give `column`, or `columns` if several make up a date")
+            raise ValueError("set `column`, or `columns` if several make up a date")
         try:
             self.windowing()
         except WindowError as error:
@@ -287,48 +290,48 @@ class WindowRule(_Part):
         return self
 
     def windowing(self) -> Windowing:
-        """The same for the planner."""
-        column, *further = self.columns or (self.column or "",)
-        return Windowing(column, self.grain, self.timezone, tuple(further))
+        """Return the rule as the planner's type."""
+        column, *others = self.columns or (self.column or "",)
+        return Windowing(column, self.grain, self.timezone, tuple(others))
 
 
 class Job(_Part):
-    """One job, as its file says it."""
+    """A job, as written in its file."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
-    """Letters, digits and `-_.`; part of run names."""
+    """Name of the job: letters, digits and `-_.`; part of run names."""
     input: Input
     chunks: Chunks = Chunks()
     transform: Function
-    """`module:function`, LazyFrame to LazyFrame."""
+    """Function from LazyFrame to LazyFrame, as `module:function`."""
     params: dict[str, JsonValue] = {}
     """Keyword arguments of the transform."""
     tables: tuple[Uri, ...] = ()
-    """Tables (an object or a prefix) that the transform reads with `read_table`, beside those that
-    planning finds by trying it on no rows. A run reads them in the version it was planned with."""
+    """Tables (an object or a prefix) that the transform reads with `read_table`. Planning finds
+    those that the transform reads on no rows; list others here. A run reads the planned version."""
     output: Output
     retries: NonNegativeInt = 3
-    """Tries after the first of a chunk whose error may pass."""
+    """Number of retries of a chunk after transient errors."""
     rounds: PositiveInt = 3
-    """Passes over what is left, each in smaller batches."""
+    """Number of passes over the chunks left, each in smaller batches."""
     max_failures: Annotated[int | str | None, BeforeValidator(_limit)] = None
-    """Stop when more chunks than this failed: a number or a share such as 5%."""
+    """Maximum number of failed chunks, or share such as 5%; with more, the run stops."""
     chunk_timeout: Annotated[Seconds, Field(gt=0)] | None = None
-    """Longest that a chunk may take, in seconds."""
+    """Maximum duration of a chunk, in seconds."""
     reduce: Reduce | None = None
     window: WindowRule | None = None
-    """What a backfill goes by. Default: the output has one commit a run."""
+    """Windows of a backfill. Default: the output has one commit per run."""
 
     @model_validator(mode="after")
     def _windows(self) -> Self:
         if self.window is not None and self.chunks.cross_partitions:
             raise ValueError(
                 "`window` and `chunks.cross_partitions` exclude each other: a chunk with rows of "
-                "two windows could not be committed with either"
+                "two windows could be committed with neither"
             )
         if self.window is not None and self.reduce is not None:
             raise ValueError(
-                "`window` and `reduce` exclude each other: a reduce has one result, not one a "
+                "`window` and `reduce` exclude each other: a reduce has one result, not one per "
                 "window"
             )
         return self
@@ -342,16 +345,16 @@ class Job(_Part):
             source = uri.rstrip("/") + "/"
             if source.startswith(output) or output.startswith(source):
                 raise ValueError(
-                    f"input {uri} and output {self.output.uri} lie within each other: "
-                    "the next run would read what this one wrote"
+                    f"input {uri} and output {self.output.uri} overlap: the next run would read "
+                    "the output of this one"
                 )
         return self
 
     def to_yaml(self) -> str:
-        """The job as a file that loads to an equal job; what equals its default is left out.
+        """Return the text of a file that loads to an equal job; defaults are left out.
 
         Raises:
-            JobError: the file would be larger than what is read back.
+            JobError: The file would be too large to be loaded.
         """
         data = _plain(self.model_dump(by_alias=True, exclude_defaults=True))
         if len(self.input.uri) == 1:
@@ -362,7 +365,7 @@ class Job(_Part):
         if len(text.encode()) > MAX_BYTES:
             raise JobError(
                 f"job {self.name} is larger than {MAX_BYTES:,} bytes as a file",
-                hint="keep data in objects of its own, and name their URIs in params",
+                hint="store data in separate objects, and name their URIs in params",
             )
         return text
 
@@ -390,15 +393,15 @@ def _validate(file: YamlFile) -> Job:
 
 
 def _job_error(file: YamlFile, problems: ValidationError) -> JobError:
-    """All that is wrong with a file, from its top to its bottom."""
-    found = []
+    """Return all problems of a file as one error, in the order of its lines."""
+    errors = []
     for detail in problems.errors():
         location = tuple(detail["loc"])
-        words, hint = explain_error(detail, Job)
-        found.append((file.line(location) or sys.maxsize, f"{file.where(location)}: {words}", hint))
-    found.sort(key=lambda one: one[0])
-    hints = [hint for _, _, hint in found if hint]
-    return JobError("\n".join(line for _, line, _ in found), "\n".join(hints) or None)
+        text, hint = explain_error(detail, Job)
+        errors.append((file.line(location) or sys.maxsize, f"{file.where(location)}: {text}", hint))
+    errors.sort(key=lambda error: error[0])
+    hints = [hint for _, _, hint in errors if hint]
+    return JobError("\n".join(text for _, text, _ in errors), "\n".join(hints) or None)
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,6 @@
-"""Where settings come from: files, the embedded stack, the environment and flags.
+"""Read the layers of the settings: files, the embedded stack, the environment and flags.
 
-A layer holds nested values and can say where each came from. Later layers win.
+A layer has nested values and the source of each. Later layers win.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pipeline.errors import SettingsError
 from pipeline.processes import is_alive
 
 PREFIX = "CHUNKMAP_"
-STACK = "the embedded stack"
-"""The source of what the stack's processes say."""
-# CHUNKMAP_CONF says where the files are; it is no setting itself.
+EMBEDDED_STACK = "the embedded stack"
+"""Source of values that come from the stack's processes."""
+# CHUNKMAP_CONF names the folder of the files; it is not a setting.
 _NOT_SETTINGS = frozenset({"CHUNKMAP_CONF"})
 
-# Variables of other programs that say the same as a setting of ours; earlier ones win.
+# Variables of other programs, and the settings that they set; earlier variables win.
 _STANDARD = (
     ("PREFECT_API_URL", ("prefect", "api_url")),
     ("PREFECT_API_AUTH_STRING", ("prefect", "auth_string")),
@@ -45,7 +45,7 @@ _STANDARD = (
     ("AWS_SECRET_ACCESS_KEY", ("s3", "secret_access_key")),
     ("AWS_SESSION_TOKEN", ("s3", "session_token")),
 )
-# Any of these shows that the user has an S3 of their own in mind.
+# Any of these means that the user wants another S3 than the embedded stack's.
 _OWN_S3 = (
     "AWS_ENDPOINT_URL_S3",
     "AWS_ENDPOINT_URL",
@@ -64,7 +64,7 @@ class Layer:
 
     Attributes:
         values: Nested mappings, as the settings are nested.
-        where: Says where the value at a location came from.
+        where: Returns the source of the value at a location.
     """
 
     values: Mapping[str, Any]
@@ -72,14 +72,14 @@ class Layer:
 
 
 def file_layer(path: Path, shown: str) -> Layer:
-    """The settings in one YAML file; `shown` names it in messages."""
+    """Read the settings in one YAML file; `shown` names it in messages."""
     file = read_yaml(path, SettingsError)
     file = YamlFile(shown, file.data, file.lines)
     return Layer(file.data, file.where)
 
 
 def flag_layer(overrides: Mapping[str, Any] | None) -> Layer:
-    """Flags: nested mappings or dotted keys; a flag that is None was not given."""
+    """Return the layer of flags: nested mappings or dotted keys; None stands for an unset flag."""
     values: dict[str, Any] = {}
     for key, value in (overrides or {}).items():
         if value is not None:
@@ -88,7 +88,7 @@ def flag_layer(overrides: Mapping[str, Any] | None) -> Layer:
 
 
 def standard_layer(environ: Mapping[str, str]) -> Layer:
-    """What the variables of AWS, Prefect and Dask say."""
+    """Read the variables of AWS, Prefect and Dask."""
     values: dict[str, Any] = {}
     names: dict[Location, str] = {}
     for name, location in _STANDARD:
@@ -99,7 +99,7 @@ def standard_layer(environ: Mapping[str, str]) -> Layer:
 
 
 def environment_layer(environ: Mapping[str, str], model: type[BaseModel]) -> Layer:
-    """The CHUNKMAP_… variables; an empty one counts as not set.
+    """Read the CHUNKMAP_… variables; an empty variable counts as unset.
 
     Raises:
         SettingsError: A variable names no setting.
@@ -125,21 +125,21 @@ def stack_layers(
     below: Iterable[Layer],
     above: Iterable[Layer],
 ) -> tuple[Layer, Layer]:
-    """The addresses of the embedded stack's processes that run, and what these ask for.
+    """Return the addresses of the running processes of the embedded stack, and their secrets.
 
-    A stack that was started for another environment says nothing, so that a run against
-    production never lands on it. Each service comes whole or not at all: never its credentials with
-    the user's address, or the other way round. So what they ask for wins over everything.
+    A stack that was started for another environment is ignored, so that a run against production
+    never uses it. Address and credentials of a service always come from the same source, so the
+    secrets win over all other layers.
 
     Args:
         state_dir: The stack's folder.
         environment: The environment of these settings.
         environ: The variables of this process.
-        below: The layers that the stack wins over.
-        above: The layers that win over the stack's addresses.
+        below: The layers that the stack overrides.
+        above: The layers that override the stack's addresses.
 
     Returns:
-        The addresses, and what wins over the layers above because it belongs to one of them.
+        The layer of addresses, and the layer of secrets, which overrides the layers above.
     """
     state = _read_state(state_dir / "stack.json")
     values: dict[str, Any] = {}
@@ -153,16 +153,15 @@ def stack_layers(
         above = list(above)
         others = [*below, *above]
         own_s3 = any(environ.get(name) for name in _OWN_S3) or any(
-            _get(one, "s3", key) for one in above for key in _OWN_S3_KEYS
+            _get(layer, "s3", key) for layer in above for key in _OWN_S3_KEYS
         )
-        if "prefect" in services and not any(_get(one, "prefect", "api_url") for one in above):
+        if "prefect" in services and not any(_get(layer, "prefect", "api_url") for layer in above):
             put(values, ("prefect", "api_url"), services["prefect"]["address"])
-            # Both are None for a stack of an older version, which asks for nothing.
             put(secrets, ("prefect", "auth_string"), state.get("prefect", {}).get("auth_string"))
         if (
             "dask" in services
-            and not any(_get(one, "dask", "cluster_class") for one in others)
-            and not any(_get(one, "dask", "scheduler") for one in above)
+            and not any(_get(layer, "dask", "cluster_class") for layer in others)
+            and not any(_get(layer, "dask", "scheduler") for layer in above)
         ):
             address = services["dask"]["address"]
             tls = state.get("tls", {}) if address.startswith("tls://") else {}
@@ -170,11 +169,12 @@ def stack_layers(
             put(secrets, ("dask", "tls"), {name: tls.get(name) for name in ("ca", "cert", "key")})
         if "s3" in services and not own_s3:
             values["s3"] = {"profile": None, "session_token": None, **state["s3"]}
-    return Layer(values, lambda location: STACK), Layer(secrets, lambda location: STACK)
+    addresses = Layer(values, lambda location: EMBEDDED_STACK)
+    return addresses, Layer(secrets, lambda location: EMBEDDED_STACK)
 
 
 def put(values: dict[str, Any], location: tuple[str, ...], value: Any) -> None:
-    """Set a value at a location, merging mappings."""
+    """Set a value at a location; mappings are merged."""
     *parents, last = location
     for parent in parents:
         values = values.setdefault(parent, {})
@@ -186,7 +186,7 @@ def put(values: dict[str, Any], location: tuple[str, ...], value: Any) -> None:
 
 
 def merge(layers: Iterable[Layer]) -> dict[str, Any]:
-    """All layers as one nested mapping; later ones win, key by key."""
+    """Merge layers into one nested mapping; later layers win, key by key."""
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.values.items():
@@ -195,14 +195,14 @@ def merge(layers: Iterable[Layer]) -> dict[str, Any]:
 
 
 def source_of(layers: list[Layer], location: Location) -> str | None:
-    """Where the value at a location came from; None if no layer has it."""
+    """Return the source of the value at a location; None if no layer has it."""
     for layer in reversed(layers):
-        found: Any = layer.values
+        value: Any = layer.values
         for part in location:
-            if isinstance(found, Mapping):
-                if part not in found:
+            if isinstance(value, Mapping):
+                if part not in value:
                     break
-                found = found[part]
+                value = value[part]
         else:
             return layer.where(location)
     return None
@@ -221,7 +221,7 @@ def _variable(names: Mapping[Location, str], location: Location) -> str:
 
 
 def _annotation(model: type[BaseModel], location: Location) -> Any:
-    """What a setting's values are; None if there is no such setting."""
+    """Return the type annotation of a setting; None if there is no such setting."""
     for depth, part in enumerate(location):
         field = model.model_fields.get(str(part))
         if field is None:
@@ -251,7 +251,7 @@ def _unknown_variable(name: str, model: type[BaseModel]) -> str:
         known += [f"{PREFIX}{section.upper()}__{key.upper()}" for key in inner]
         if not inner:
             known.append(f"{PREFIX}{section.upper()}")
-    match = nearest(name, [one.lower() for one in known])
+    match = nearest(name, [variable.lower() for variable in known])
     return f"unknown variable {name}" + (f"; did you mean {match.upper()}?" if match else "")
 
 
@@ -259,6 +259,6 @@ def _read_state(path: Path) -> dict[str, Any]:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        # A stack file that is being written or was damaged means no stack; `up` repairs it.
+        # A damaged stack file, or one that is being written, means no stack; `up` repairs it.
         return {}
     return state if isinstance(state, dict) else {}

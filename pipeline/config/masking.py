@@ -1,4 +1,4 @@
-"""Mask secrets in what is shown: by the names that values have, and in URLs."""
+"""Mask secrets in printed text: values with secret names, and credentials in URLs."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ _ASSIGNMENT = re.compile(r"(-{0,2}([A-Za-z_][\w.-]*)=).*", re.DOTALL)
 
 
 def is_secret_name(name: object) -> bool:
-    """Whether a value of this name is a secret."""
+    """Whether a value with this name is a secret."""
     return _SECRET_NAME.search(str(name)) is not None
 
 
 def mask(value: Any, name: object = "") -> Any:
-    """A copy of a setting in which secrets are masked, at any depth.
+    """Return a copy of a value with its secrets masked, at any depth.
 
-    Masked are values of keys that name a secret, of mappings such as `{name: TOKEN, value: …}`,
-    assignments and options in lists (`TOKEN=…`, `--token …`), and what `mask_text` masks.
+    It masks values of keys that name a secret, the value in `{name: TOKEN, value: …}`, assignments
+    and options in lists (`TOKEN=…`, `--token …`), and everything that `mask_text` masks.
 
     Args:
         value: Text, a number, or lists and mappings of such.
-        name: What it is the value of.
+        name: Name of the value, e.g. its key.
     """
     if value is None or isinstance(value, bool):
         return value
     if is_secret_name(name) or hasattr(value, "get_secret_value"):
         return MASK
     if isinstance(value, Mapping):
-        return _masked_mapping(value)
+        return _mask_mapping(value)
     if isinstance(value, str):
         assignment = _ASSIGNMENT.fullmatch(value)
         if assignment and is_secret_name(assignment[2]):
             return assignment[1] + MASK
         return _PAIR.sub(_pair, mask_text(value))
     if isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes):
-        return _masked_items(list(value))
+        return _mask_items(list(value))
     return value if isinstance(value, int | float) else mask_text(str(value))
 
 
-def _masked_mapping(value: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Of a mapping; Kubernetes and others write a pair as `{name: …, value: …}`."""
+def _mask_mapping(value: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Mask a mapping; Kubernetes and others write a pair as `{name: …, value: …}`."""
     masked = {key: mask(item, key) for key, item in value.items()}
     names = [item for key, item in value.items() if str(key).lower() in ("name", "key")]
     if any(is_secret_name(item) for item in names if isinstance(item, str)):
@@ -66,7 +66,7 @@ def _masked_mapping(value: Mapping[Any, Any]) -> dict[Any, Any]:
     return masked
 
 
-def _masked_items(items: list[Any]) -> list[Any]:
+def _mask_items(items: list[Any]) -> list[Any]:
     masked = []
     is_value = False
     for item in items:
@@ -77,9 +77,9 @@ def _masked_items(items: list[Any]) -> list[Any]:
 
 
 def mask_text(text: str) -> str:
-    """Text in which users and passwords of URLs, secret parameters and the like are masked.
+    """Mask users and passwords of URLs, secret parameters and the like in a text.
 
-    What only looks like an assignment is left alone: `token=1/` may be a Hive partition.
+    Plain assignments are not masked: `token=1/` may be a Hive partition.
 
     >>> mask_text("tcp://me:pw@host:80/a?token=x&b=1")
     'tcp://********@host:80/a?token=********&b=1'
@@ -95,9 +95,9 @@ def names_user(uri: str) -> bool:
     return _USER_IN_URL.match(uri) is not None
 
 
-def _quoted_pair(found: re.Match[str]) -> str:
-    return f"{found[1]}{found[4]}{MASK}{found[4]}" if is_secret_name(found[3]) else found[0]
+def _quoted_pair(match: re.Match[str]) -> str:
+    return f"{match[1]}{match[4]}{MASK}{match[4]}" if is_secret_name(match[3]) else match[0]
 
 
-def _pair(found: re.Match[str]) -> str:
-    return found[1] + MASK if is_secret_name(found[2]) else found[0]
+def _pair(match: re.Match[str]) -> str:
+    return match[1] + MASK if is_secret_name(match[2]) else match[0]

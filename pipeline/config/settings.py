@@ -1,6 +1,6 @@
-"""How chunkmap is operated: addresses, sizes of batches, concurrency. What is computed is the job.
+"""Load the settings: addresses, sizes of batches, concurrency. The job is in `job.py`.
 
-Each setting is taken from the last of these that has it:
+Each setting comes from the last of these sources that has it:
 
 1. the default below;
 2. `conf/base.yaml` (`CHUNKMAP_CONF` names another folder);
@@ -62,7 +62,7 @@ __all__ = [
 
 
 class Settings(BaseSettings):
-    """All settings, frozen. `Settings()` is the defaults alone; `load_settings` reads the rest."""
+    """All settings, frozen. `Settings()` has defaults only; `load_settings` reads all sources."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     )
 
     environment: str = Field(default="local", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """Names the file conf/<environment>.yaml."""
+    """Name of the file conf/<environment>.yaml."""
     prefect: PrefectSettings = PrefectSettings()
     dask: DaskSettings = DaskSettings()
     transforms: TransformSettings = TransformSettings()
@@ -84,12 +84,12 @@ class Settings(BaseSettings):
     s3: S3Settings = S3Settings()
     logs: LogSettings = LogSettings()
     state_dir: Path = Path(".chunkmap")
-    """A local folder for the embedded stack's data and logs, and fetched reports."""
+    """Local folder of the embedded stack's data and logs, and of fetched reports."""
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
 
     def source(self, key: str) -> str:
-        """Where a setting, by its dotted key, came from: a file and line, a variable, a flag."""
+        """Return where a setting (dotted key) came from: a file and line, a variable, a flag."""
         return self._sources.get(key, "default")
 
     @classmethod
@@ -101,7 +101,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Nothing is read behind the caller's back: `load_settings` merges the sources."""
+        """Read nothing but the arguments: `load_settings` merges the sources."""
         return (init_settings,)
 
 
@@ -113,9 +113,9 @@ def load_settings(
     """Read the settings from all their sources.
 
     Args:
-        environment: As the flag gives it; default CHUNKMAP_ENVIRONMENT, then `local`.
-        overrides: Flags, as nested mappings or dotted keys; None values were not given.
-        cwd: The folder that relative paths are meant from.
+        environment: Value of the flag; default CHUNKMAP_ENVIRONMENT, then `local`.
+        overrides: Flags, as nested mappings or dotted keys; None stands for an unset flag.
+        cwd: The folder that relative paths start from.
 
     Raises:
         SettingsError: A source cannot be read, or a setting is unknown or mistyped. The message
@@ -137,31 +137,33 @@ def load_settings(
 
 
 def explain(settings: Settings) -> list[tuple[str, str, str]]:
-    """Every setting as (key, value with secrets masked, where it came from)."""
-    found = [(dotted(at), at[-1], value) for at, value in _leaves(settings)]
-    return [(key, _masked(name, value), settings.source(key)) for key, name, value in found]
+    """Return every setting as (key, value with secrets masked, source)."""
+    return [
+        (dotted(at), _format_masked(at[-1], value), settings.source(dotted(at)))
+        for at, value in _leaves(settings)
+    ]
 
 
 def _file_layers(cwd: Path, above: list[layers.Layer]) -> tuple[list[layers.Layer], str]:
-    """The layers of the conf folder's files, and the environment's name."""
+    """Return the layers of the conf folder's files, and the environment's name."""
     named_folder = os.environ.get("CHUNKMAP_CONF")
     folder = cwd / (named_folder or "conf")
     if named_folder and not folder.is_dir():
-        raise SettingsError(f"CHUNKMAP_CONF: there is no folder {folder}")
+        raise SettingsError(f"CHUNKMAP_CONF: folder {folder} does not exist")
     shown = Path(named_folder or "conf")
     files = []
     if (folder / "base.yaml").exists():
         files.append(layers.file_layer(folder / "base.yaml", str(shown / "base.yaml")))
-    asked = layers.merge([*files, *above]).get("environment")
-    name = str(asked or "local")
+    environment = layers.merge([*files, *above]).get("environment")
+    name = str(environment or "local")
     file = folder / f"{name}.yaml"
     if file.exists():
         files.append(layers.file_layer(file, str(shown / file.name)))
-    elif asked:
+    elif environment:
         others = sorted(path.stem for path in folder.glob("*.yaml") if path.stem != "base")
-        known = ", ".join(others) or "none"
         raise SettingsError(
-            f"no environment {name!r}: {file} does not exist", f"there are: {known}"
+            f"no environment {name!r}: {file} does not exist",
+            f"environments in {shown}: {', '.join(others) or 'none'}",
         )
     return files, name
 
@@ -199,19 +201,19 @@ def _nearest_source(sources: list[layers.Layer], location: Location) -> str | No
 
 
 def _leaves(section: BaseModel, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every setting, by where it is."""
+    """Yield every setting with its location."""
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, BaseModel):
             yield from _leaves(value, (*at, name))
-        elif isinstance(value, dict) and any(isinstance(one, BaseModel) for one in value.values()):
-            for key, one in value.items():
-                yield from _leaves(one, (*at, name, key))
+        elif isinstance(value, dict) and any(isinstance(v, BaseModel) for v in value.values()):
+            for key, inner in value.items():
+                yield from _leaves(inner, (*at, name, key))
         else:
             yield (*at, name), value
 
 
-def _masked(name: str, value: Any) -> str:
+def _format_masked(name: str, value: Any) -> str:
     if value is None:
         return ""
     masked = mask(value, "" if isinstance(value, bool | int | float) else name)

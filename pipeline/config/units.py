@@ -1,4 +1,4 @@
-"""Sizes and durations as people write them: `128MiB`, `90s`, `5%`."""
+"""Parse and format sizes and durations as people write them: `128MiB`, `90s`, `5%`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _QUANTITY = re.compile(r"\s*(\d+(?:_\d+)*(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 
 
 def parse_size(value: Any) -> int:
-    """Bytes from a number or a text such as `128MiB` or `1.5 GB`.
+    """Parse bytes from a number or a text such as `128MiB` or `1.5 GB`.
 
     Raises:
         ValueError: The value is not a size of at least one byte.
@@ -33,7 +33,7 @@ def parse_size(value: Any) -> int:
 
 
 def parse_size_or_none(value: Any) -> int:
-    """As `parse_size`, but nothing at all (0) is a size, too.
+    """Parse as `parse_size` does, and accept 0.
 
     Raises:
         ValueError: The value is not a size.
@@ -42,7 +42,7 @@ def parse_size_or_none(value: Any) -> int:
 
 
 def parse_seconds(value: Any) -> float:
-    """Seconds from a number or a text such as `90s`, `5min` or `2h`.
+    """Parse seconds from a number or a text such as `90s`, `5min` or `2h`.
 
     Raises:
         ValueError: The value is not a duration.
@@ -51,12 +51,12 @@ def parse_seconds(value: Any) -> float:
 
 
 def resolve_limit(limit: int | str, whole: int) -> float:
-    """A number given as such, or as a share of a whole: `5%`."""
+    """Return a limit as a number; `5%` is a share of `whole`."""
     return float(limit) if isinstance(limit, int) else whole * float(limit.rstrip("% ")) / 100
 
 
 def format_size(count: float) -> str:
-    """Bytes as people read them: `1.5 GiB`; exact multiples have no decimals."""
+    """Format bytes for people: `1.5 GiB`; exact multiples have no decimals."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(count) < 1024:
             return _trim(count) + f" {unit}"
@@ -81,17 +81,17 @@ def _quantity(value: Any, factors: dict[str, Any], wanted: str) -> float:
     return number * factor
 
 
-def _at_least(least: int, number: int, value: Any) -> int:
-    if number < least:
-        raise ValueError(f"{value!r} is below {least}")
+def _at_least(minimum: int, number: int, value: Any) -> int:
+    if number < minimum:
+        raise ValueError(f"{value!r} is below {minimum}")
     return number
 
 
 Size = Annotated[int, BeforeValidator(parse_size)]
-"""Bytes, at least one; written as a number or with a unit."""
+"""Bytes, at least 1; a number, or a text with a unit."""
 
 SizeOrNone = Annotated[int, BeforeValidator(parse_size_or_none)]
-"""Bytes, or 0 for none; written as a number or with a unit."""
+"""Bytes, or 0; a number, or a text with a unit."""
 
 Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(ge=0)]
-"""Seconds; written as a number or with a unit."""
+"""Seconds; a number, or a text with a unit."""

@@ -1,7 +1,7 @@
-"""YAML files whose errors name the line, for settings and jobs alike.
+"""Read YAML files of settings and jobs, with errors that name the line.
 
-The files are read by YAML 1.2's rules for plain words: `yes`, `no`, `on` and `off` are text (they
-are column values more often than switches), `1e6` is a number and `12:30` is text.
+Plain words follow the rules of YAML 1.2: `yes`, `no`, `on` and `off` are text (they are column
+values more often than switches), `1e6` is a number and `12:30` is text.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class YamlFile:
     """A parsed file.
 
     Attributes:
-        name: How to name the file in messages.
+        name: Name of the file in messages.
         data: The document; an empty file is an empty mapping.
-        lines: The line of each key and list item, by its path from the top. Lines count from 1.
+        lines: Line of each key and list item, by its path from the top. Lines count from 1.
     """
 
     name: str
@@ -38,12 +38,12 @@ class YamlFile:
     lines: dict[Location, int]
 
     def line(self, location: Location) -> int | None:
-        """The line of the nearest thing at or above a location; None if there is none."""
+        """Return the line of the nearest key at or above a location; None if there is none."""
         above = (location[:depth] for depth in range(len(location), 0, -1))
-        return next((self.lines[one] for one in above if one in self.lines), None)
+        return next((self.lines[path] for path in above if path in self.lines), None)
 
     def where(self, location: Location) -> str:
-        """`file:line` of the nearest thing at or above a location."""
+        """Return `file:line` of the nearest key at or above a location."""
         line = self.line(location)
         return self.name if line is None else f"{self.name}:{line}"
 
@@ -53,11 +53,11 @@ def read_yaml(path: Path, error: type[UsageError]) -> YamlFile:
 
     Raises:
         UsageError: As the given subclass: the file cannot be read, is not YAML, is not a mapping,
-            names a key twice, or is beyond the limits of `pipeline.config.yaml_loader`.
+            names a key twice, or exceeds the limits of `pipeline.config.yaml_loader`.
     """
     try:
         with path.open("rb") as file:
-            # Not the whole of it: it may be data, or a device without an end.
+            # Limited, since it may be a data file, or a device without an end.
             content = file.read(MAX_BYTES + 1)
         text = "" if len(content) > MAX_BYTES else content.decode("utf-8")
     except FileNotFoundError:
@@ -73,7 +73,7 @@ def _too_large(content: bytes, name: str, error: type[UsageError]) -> UsageError
     line = content[:MAX_BYTES].count(b"\n") + 1
     return error(
         f"{name}:{line}: larger than {MAX_BYTES:,} bytes",
-        hint="keep data in objects of its own, and name their URIs",
+        hint="store data in separate objects, and name their URIs",
     )
 
 
@@ -109,13 +109,13 @@ def parse_yaml(text: str, name: str, error: type[UsageError]) -> YamlFile:
 
 
 def nearest(word: str, known: list[str]) -> str | None:
-    """The known word that a mistyped one most likely means."""
+    """Return the known word that a mistyped word most likely means, if any."""
     matches = get_close_matches(word.lower(), known, n=1, cutoff=0.6)
     return matches[0] if matches else None
 
 
 def explain_error(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str | None]:
-    """One validation error in words, and a hint if there is one."""
+    """Describe a validation error in a sentence; return it, and a hint if there is one."""
     location: Location = tuple(detail["loc"])
     key, kind = dotted(location), detail["type"]
     if kind == "extra_forbidden":
@@ -130,7 +130,7 @@ def explain_error(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, st
     return f"`{key}`: expected {wanted}, found {shown}", None
 
 
-# Pydantic's kinds of error, where its own words are for programmers.
+# Descriptions of Pydantic's error types whose messages are for programmers.
 _WANTED = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
@@ -156,7 +156,7 @@ def _explain_unknown(location: Location, model: type[BaseModel]) -> tuple[str, s
     match = nearest(word, known)
     if match:
         return f"{what}; did you mean `{match}`?", None
-    # The right key in the wrong place, such as `target` beside `chunks` rather than in it.
+    # The right key in the wrong place, such as `target` next to `chunks` rather than in it.
     elsewhere = {
         inner: f"{section}.{inner}"
         for section in known_keys(model, ())
@@ -165,11 +165,11 @@ def _explain_unknown(location: Location, model: type[BaseModel]) -> tuple[str, s
     match = nearest(word, list(elsewhere))
     if match:
         return f"{what}; did you mean `{elsewhere[match]}`?", None
-    return what, "known here: " + ", ".join(known)
+    return what, "known keys: " + ", ".join(known)
 
 
 def dotted(location: Location) -> str:
-    """`input.columns[2]` for `("input", "columns", 2)`."""
+    """Return `input.columns[2]` for `("input", "columns", 2)`."""
     text = ""
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
@@ -177,7 +177,7 @@ def dotted(location: Location) -> str:
 
 
 def known_keys(model: type[BaseModel], location: Location) -> list[str]:
-    """The keys that a model knows at a location, as they are written in files."""
+    """Return the keys that a model has at a location, as they are written in files."""
     for part in location:
         fields = {field.alias or name: field for name, field in model.model_fields.items()}
         field = fields.get(str(part))
@@ -228,5 +228,5 @@ def _note_lines(
 
 
 def dump_yaml(data: dict[str, Any]) -> str:
-    """The YAML text of a mapping, keys in their order; `parse_yaml` reads the same mapping back."""
+    """Return the YAML text of a mapping in its order; `parse_yaml` reads an equal mapping."""
     return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)

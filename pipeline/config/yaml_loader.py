@@ -1,4 +1,4 @@
-"""Load YAML within limits: neither aliases nor nesting make a small file large work."""
+"""Load YAML with limits on aliases and nesting, which make a small file costly."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
 MAX_BYTES = 1 << 20
-"""Bytes of a file. What is larger is data, not configuration."""
+"""Maximum size of a file in bytes."""
 MAX_DEPTH = 100
-"""Levels of lists and mappings in each other, through aliases too."""
+"""Maximum depth of nested lists and mappings, also through aliases."""
 MAX_ALIASED_NODES = 100_000
-"""Values that aliases repeat, counted where they appear."""
+"""Maximum number of values that aliases repeat."""
 
 
 class Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's plain words, and with limits that are checked while composing."""
+    """SafeLoader with YAML 1.2's plain words, and limits that are checked while composing."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = self._deepest = self._nodes = self._aliased = 0
         self._anchored: dict[int, tuple[int, int]] = {}
-        """Nodes and levels below each anchored node that is complete, by the node's identity."""
+        """Nodes and levels below each complete anchored node, by the node's identity."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Compose a node, or take the one that an alias names."""
+        """Compose a node, or resolve an alias."""
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event, parent, index)
@@ -47,16 +47,16 @@ class Loader(yaml.SafeLoader):
         self, event: yaml.AliasEvent, parent: yaml.Node | None, index: Any
     ) -> yaml.Node | None:
         if event.anchor not in self.anchors:
-            # Its name is not repeated here: it may be the beginning of a password.
-            raise _refused("no such anchor; quote text that begins with `*`", event)
+            # The message leaves out its name, which may be the beginning of a password.
+            raise _error("no such anchor; quote text that begins with `*`", event)
         node = super().compose_node(parent, index)
         if id(node) not in self._anchored:
-            raise _refused("an alias inside of what it names", event)
+            raise _error("an alias inside the value that it names", event)
         nodes, levels = self._anchored[id(node)]
         self._nodes += nodes
         self._aliased += nodes
         if self._aliased > MAX_ALIASED_NODES:
-            raise _refused(f"aliases repeat more than {MAX_ALIASED_NODES:,} values", event)
+            raise _error(f"aliases repeat more than {MAX_ALIASED_NODES:,} values", event)
         self._check_depth(self._depth + levels, event)
         self._deepest = max(self._deepest, self._depth + levels)
         return node
@@ -64,10 +64,10 @@ class Loader(yaml.SafeLoader):
     @staticmethod
     def _check_depth(depth: int, event: yaml.Event) -> None:
         if depth > MAX_DEPTH:
-            raise _refused(f"nested deeper than {MAX_DEPTH} levels", event)
+            raise _error(f"nested deeper than {MAX_DEPTH} levels", event)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Construct a value; what a word cannot mean (month 13) is an error with its line."""
+        """Construct a value; an impossible value (month 13) is an error with its line."""
         try:
             return super().construct_object(node, deep)
         except (ValueError, OverflowError) as error:
@@ -80,7 +80,7 @@ def _unknown_tag(loader: Loader, node: yaml.Node) -> None:
     )
 
 
-def _refused(problem: str, event: yaml.Event) -> ComposerError:
+def _error(problem: str, event: yaml.Event) -> ComposerError:
     return ComposerError(None, None, problem, event.start_mark)  # type: ignore[arg-type]
 
 
@@ -91,7 +91,7 @@ Loader.yaml_implicit_resolvers = {
 }
 for _tag, _rule, _first in (
     ("bool", r"(true|True|TRUE|false|False|FALSE)$", "tTfF"),
-    # A leading zero makes an identifier such as 007, not a number.
+    # Text with a leading zero is an identifier such as 007, not a number.
     ("int", r"[-+]?(0|[1-9][0-9_]*)$", "-+0123456789"),
     ("float", r"[-+]?(0|[1-9][0-9_]*)(\.[0-9]*)?([eE][-+]?[0-9]+)?$", "-+0123456789"),
     ("float", r"[-+]?\.([0-9]+([eE][-+]?[0-9]+)?|inf|Inf|INF)$", "-+."),
@@ -101,7 +101,7 @@ for _tag, _rule, _first in (
 
 
 class Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes what `Loader` would read as something else."""
+    """SafeDumper that quotes text which `Loader` would read as another type."""
 
 
 Dumper.yaml_implicit_resolvers = {

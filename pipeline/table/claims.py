@@ -1,8 +1,8 @@
-"""Finish, or give up, the claim that a publisher has on an output.
+"""Finish or release the claim that a publisher has on an output.
 
-Publishing only rolls forward. A process that meets a claim finishes it first, and finishing twice
-changes nothing; so a driver may die between any two requests and any other one goes on. A claim
-that can never be finished is released: the manifest that it was to become says so instead.
+Publishing only rolls forward. A process that finds a claim finishes it first, and finishing twice
+changes nothing. So a driver may die between any two requests, and any other driver resumes. A claim
+that can never be finished is released by storing a release as the manifest after its base.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from pipeline.table.retention import (
 )
 
 COMPLETE_AT_ONCE = 1000
-"""Uploads completed between two looks at what came of them."""
+"""Number of uploads that are completed in one call."""
 
 
 def staged_of(output: str, files: pl.DataFrame) -> list[StagedObject]:
-    """The tokens of a commit record's files."""
+    """Return the tokens of a commit record's files."""
     columns = ["key", "upload", "parts", "bytes", "attempt"]
     return [
         StagedObject(output + key, upload, tuple(parts), size, attempt)
@@ -46,33 +46,35 @@ def staged_of(output: str, files: pl.DataFrame) -> list[StagedObject]:
     ]
 
 
-def settle(table_log: TableLog) -> Manifest:
-    """Finish a claim that a driver left behind, if there is one; returns the current manifest."""
+def finish_open_claim(table_log: TableLog) -> Manifest:
+    """Finish the open claim, if there is one; return the current manifest."""
     while True:
         head, etag = table_log.head()
         if head.publishing is None:
             manifest = table_log.manifest(head.current)
             move_replaced(table_log, manifest)
             return manifest
-        finish(table_log, head, etag)
+        finish_claim(table_log, head, etag)
 
 
-def finish(table_log: TableLog, head: Head, etag: str | None, *, is_own: bool = False) -> None:
-    """Roll a claim forward to its end. Any driver may; twice changes nothing.
+def finish_claim(
+    table_log: TableLog, head: Head, etag: str | None, *, is_own: bool = False
+) -> None:
+    """Roll a claim forward to its end. Any driver may do so; doing it twice changes nothing.
 
     Args:
-        table_log: Of the output.
+        table_log: Table log of the output.
         head: The pointer, with the claim.
-        etag: Of the pointer.
-        is_own: This process has just claimed: its manifest is hardly there yet.
+        etag: ETag of the pointer.
+        is_own: This process has just made the claim, so its manifest is not looked for.
 
     Raises:
-        UploadsVanishedError, FilesMissingError: some files can not be made visible any more.
-        ManifestConflictError: the next manifest is stored, and the claim does not explain it.
+        UploadsVanishedError, FilesMissingError: Some files can no longer be made visible.
+        ManifestConflictError: The next manifest is stored, and does not match the claim.
     """
     claim = head.publishing
     assert claim is not None, "only a claim is finished"
-    # With the manifest stored, all that it names had been made visible.
+    # If the manifest is stored, all its files have been made visible.
     manifest = None if is_own else table_log.stored_manifest(claim.base + 1)
     is_found = manifest is not None
     if manifest is None:
@@ -80,7 +82,7 @@ def finish(table_log: TableLog, head: Head, etag: str | None, *, is_own: bool = 
             manifest = _roll_forward(table_log, claim)
         except (UploadsVanishedError, FilesMissingError, ManifestConflictError):
             if table_log.head()[1] != etag:
-                return  # While we slept it was finished, and what it published was replaced.
+                return  # Another process finished it meanwhile, and its files were replaced.
             manifest, is_found = table_log.stored_manifest(claim.base + 1), True
             if manifest is None:
                 raise
@@ -93,7 +95,7 @@ def finish(table_log: TableLog, head: Head, etag: str | None, *, is_own: bool = 
 
 
 def _roll_forward(table_log: TableLog, claim: Claim) -> Manifest:
-    """Make everything that a claim names visible, and write its manifest."""
+    """Make all files of a claim visible, and write its manifest."""
     if claim.rollback is None:
         commits = claimed_commits(table_log, claim.commits)
         _make_visible(table_log, commits)
@@ -117,15 +119,15 @@ def _make_visible(table_log: TableLog, commits: Sequence[Commit]) -> None:
 
 
 def _listed(table_log: TableLog, base: int, commits: Sequence[Commit]) -> tuple[CommitEntry, ...]:
-    """The commits of the manifest that adds some commits to a base."""
-    held = table_log.manifest(base).commits
+    """Return the commits of the manifest that adds some commits to a base."""
+    listed = table_log.manifest(base).commits
     for commit in commits:
-        held = (commit.entry,) if commit.entry.mode == "overwrite" else (*held, commit.entry)
-    return held
+        listed = (commit.entry,) if commit.entry.mode == "overwrite" else (*listed, commit.entry)
+    return listed
 
 
 def explains(table_log: TableLog, claim: Claim, manifest: Manifest) -> bool:
-    """Whether a claim is what led to the manifest after its base, published or released."""
+    """Whether the manifest after a claim's base is the result of the claim, or its release."""
     if _is_release(manifest, claim):
         return True
     if claim.rollback is not None:
@@ -136,45 +138,45 @@ def explains(table_log: TableLog, claim: Claim, manifest: Manifest) -> bool:
 
 
 def claimed_commits(table_log: TableLog, names: Sequence[str]) -> list[Commit]:
-    """The frozen commits that a claim names.
+    """Return the frozen commits that a claim names.
 
     Raises:
-        DamagedStateError: one of them is not stored, though it was before it was claimed.
+        DamagedStateError: One of them is not stored, although commits are stored before the claim.
     """
     commits = []
     for name, commit in zip(names, map_concurrently(table_log.commit, names), strict=True):
         if commit is None:
             raise DamagedStateError(
-                table_log.head_file.uri, f"commit {name}, claimed, is not stored"
+                table_log.head_file.uri, f"it claims commit {name}, which is not stored"
             )
         commits.append(commit)
     return commits
 
 
 def vanished_from(commits: Sequence[Commit], attempts: Collection[str]) -> UploadsVanishedError:
-    """The error that says which chunks of claimed commits have lost their uploads."""
+    """Return the error that names the chunks of claimed commits with lost uploads."""
     lost = {c.entry.name: c.files.filter(pl.col("attempt").is_in(attempts)) for c in commits}
     chunks = {name: files["chunk"].to_list() for name, files in lost.items() if files.height}
     return UploadsVanishedError(sorted(attempts), chunks)
 
 
-# -- giving up a claim -------------------------------------------------------------------------
+# -- release a claim ---------------------------------------------------------------------------
 
 
 def release(table_log: TableLog, head: Head, etag: str | None) -> Manifest:
-    """Give up a claim that cannot be finished, safely against a publisher that sleeps.
+    """Give up a claim that cannot be finished, safely against a suspended publisher.
 
-    The manifest that it was to become is written first, with the content of the one before: that
-    decides it. Every process that meets the claim then, the sleeper too, aborts what it had staged,
-    moves away what it had made visible, and moves the pointer.
+    First a manifest with the number of the claim's is stored, with the content of the manifest
+    before, which decides the matter. Then every process that finds the claim, also the suspended
+    publisher, aborts its staged outputs, moves its visible files away, and moves the pointer.
 
     Args:
-        table_log: Of the output.
+        table_log: Table log of the output.
         head: The pointer, with the claim.
-        etag: Of the pointer.
+        etag: ETag of the pointer.
 
     Returns:
-        The manifest after the claim's base: the release or, if the publisher was faster, its own.
+        The manifest after the claim's base: the release, or the publisher's if it was faster.
     """
     claim = head.publishing
     assert claim is not None, "only a claim is released"
@@ -182,12 +184,12 @@ def release(table_log: TableLog, head: Head, etag: str | None) -> Manifest:
     entry = release_entry(before, claim.base + 1, claim.commits)
     with suppress(ManifestConflictError):
         table_log.write_manifest(claim.base, (*before.commits, entry))
-    finish(table_log, head, etag)
+    finish_claim(table_log, head, etag)
     return table_log.manifest(claim.base + 1)
 
 
 def release_entry(before: Manifest, number: int, names: Sequence[str]) -> CommitEntry:
-    """The entry of a manifest that says that some frozen commits are never to be published."""
+    """Return the entry that excludes some frozen commits from being published."""
     return CommitEntry(
         name=f"release-{number}",
         run="",
@@ -195,14 +197,14 @@ def release_entry(before: Manifest, number: int, names: Sequence[str]) -> Commit
         files=0,
         rows=0,
         bytes=0,
-        # It changes no file, so it is no version of its own: what could be gone back to still can.
+        # It changes no file, so it must not use up one of the versions that are kept.
         keep_versions=kept_versions(before) + 1,
         releases=tuple(names),
     )
 
 
 def _is_release(manifest: Manifest, claim: Claim) -> bool:
-    """Whether a manifest gives up the claim that it was to be the result of."""
+    """Whether a manifest releases this claim."""
     last = manifest.commits[-1] if manifest.commits else None
     return last is not None and last.mode == "release" and last.name == f"release-{claim.base + 1}"
 
@@ -211,23 +213,23 @@ def _clear_released(table_log: TableLog, claim: Claim) -> None:
     if claim.rollback is None:
         clear_commits(table_log, claim.commits)
         return
-    # What a rollback restores has keys that end so, and no other file has.
+    # Only files that this rollback restores have keys with this suffix.
     suffix = f".r{claim.base + 1}.parquet"
     restored = [key for key in visible_keys(table_log) if key.endswith(suffix)]
     move_orphans(table_log, restored)
 
 
 def clear_commits(table_log: TableLog, names: Sequence[str]) -> None:
-    """Abort what released commits have staged, and move away what was made visible of them."""
+    """Abort the staged outputs of released commits, and move their visible files away."""
     commits = table_log.readable(names)
     for commit in commits:
         table_log.storage.abort(own_staged(table_log, commit))
-    own = {key for commit in commits for key in commit.files["key"].to_list()}
-    move_orphans(table_log, [key for key in visible_keys(table_log) if key in own])
+    released = {key for commit in commits for key in commit.files["key"].to_list()}
+    move_orphans(table_log, [key for key in visible_keys(table_log) if key in released])
 
 
 def own_staged(table_log: TableLog, commit: Commit) -> list[StagedObject]:
-    """The tokens of a commit's files, but for those that staging could not have given."""
+    """Return the tokens of a commit's files, without those that staging cannot have made."""
     rule = table_log.storage.token_rule(table_log.output)
     staged = staged_of(table_log.output, commit.files)
     return [item for item in staged if rule.allows(item.uri, item.upload, item.attempt)]

@@ -1,4 +1,4 @@
-"""Types of columns as Polars spells them: parse them, and merge types that nulls leave open."""
+"""Parse types as Polars spells them, and merge types in which nulls leave parts open."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import polars as pl
 
-_MOST_TYPE: Final = 64 << 10
-"""Characters of one type: an Enum may have many categories."""
+_MAX_TYPE_LENGTH: Final = 64 << 10
+"""Maximum length of a type in characters; an Enum may have many categories."""
 
-_MOST_WIDTH: Final = 1 << 20
-"""Values of an Array: each null is to hold so many."""
+_MAX_ARRAY_VALUES: Final = 1 << 20
+"""Maximum number of values of an Array; each null takes the memory of all of them."""
 
 _NULL: Final = re.compile(r"\bNull\b")
 
@@ -27,7 +27,7 @@ _PLAIN: Final = {
     )
 }
 
-_MADE: Final = {
+_CONSTRUCTORS: Final = {
     "Datetime": pl.Datetime,
     "Duration": pl.Duration,
     "Decimal": pl.Decimal,
@@ -39,17 +39,17 @@ _MADE: Final = {
 
 
 def has_nulls(kind: str) -> bool:
-    """Whether a type, as Polars spells it, may be that of nothing but nulls, or hold such a one."""
+    """Whether a type, as Polars spells it, is or contains the type Null."""
     return _NULL.search(kind) is not None
 
 
 @lru_cache(4096)
 def parse_dtype(text: str) -> pl.DataType | None:
-    """Return the type that Polars spells so; None if it is none that can be told.
+    """Return the type that Polars spells like this; None if it is not recognised.
 
-    The text is what a worker wrote: it is taken apart, never run.
+    The text comes from a worker and is untrusted: it is parsed, never evaluated.
     """
-    if len(text) > _MOST_TYPE:
+    if len(text) > _MAX_TYPE_LENGTH:
         return None
     try:
         return _dtype_of(ast.parse(text, mode="eval").body)
@@ -64,40 +64,40 @@ def _dtype_of(node: ast.expr) -> pl.DataType:
     if isinstance(node, ast.Name):
         return _PLAIN[node.id]
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
-        raise ValueError("it is no type")
-    named = {str(one.arg): ast.literal_eval(one.value) for one in node.keywords}
-    made: Any = _MADE[node.func.id]
-    if math.prod(named.get("shape", ())) > _MOST_WIDTH:
-        raise ValueError("nulls of it would take too much memory")
+        raise ValueError("not a type")
+    named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
+    constructor: Any = _CONSTRUCTORS[node.func.id]
+    if math.prod(named.get("shape", ())) > _MAX_ARRAY_VALUES:
+        raise ValueError("its nulls would take too much memory")
     if node.func.id == "Struct":
         [fields] = node.args
         if not isinstance(fields, ast.Dict):
-            raise ValueError("a struct has fields")
+            raise ValueError("a struct without fields")
         pairs = zip(fields.keys, fields.values, strict=True)
         return pl.Struct({ast.literal_eval(key): _dtype_of(kind) for key, kind in pairs if key})
-    found: pl.DataType = made(*map(_dtype_of, node.args), **named)
-    return found
+    dtype: pl.DataType = constructor(*map(_dtype_of, node.args), **named)
+    return dtype
 
 
-def merged_type(one: pl.DataType, other: pl.DataType) -> pl.DataType | None:
-    """The type of both, where what the one leaves open the other says; None if they differ."""
-    if one == other or isinstance(other, pl.Null):
-        return one
-    if isinstance(one, pl.Null):
-        return other
-    if isinstance(one, pl.List) and isinstance(other, pl.List):
-        inner = merged_type(_inner(one), _inner(other))
+def merge_dtypes(first: pl.DataType, second: pl.DataType) -> pl.DataType | None:
+    """Merge two types that differ only where one of them is Null; None if they differ otherwise."""
+    if first == second or isinstance(second, pl.Null):
+        return first
+    if isinstance(first, pl.Null):
+        return second
+    if isinstance(first, pl.List) and isinstance(second, pl.List):
+        inner = merge_dtypes(_inner(first), _inner(second))
         return None if inner is None else pl.List(inner)
-    if isinstance(one, pl.Array) and isinstance(other, pl.Array) and one.shape == other.shape:
-        inner = merged_type(_base(one), _base(other))
-        return None if inner is None else pl.Array(inner, one.shape)
-    if isinstance(one, pl.Struct) and isinstance(other, pl.Struct):
-        ours, theirs = one.to_schema(), other.to_schema()
-        if list(ours) != list(theirs):
+    if isinstance(first, pl.Array) and isinstance(second, pl.Array) and first.shape == second.shape:
+        inner = merge_dtypes(_base(first), _base(second))
+        return None if inner is None else pl.Array(inner, first.shape)
+    if isinstance(first, pl.Struct) and isinstance(second, pl.Struct):
+        first_fields, second_fields = first.to_schema(), second.to_schema()
+        if list(first_fields) != list(second_fields):
             return None
         both = {
-            name: merged_type(_instance(kind), _instance(theirs[name]))
-            for name, kind in ours.items()
+            name: merge_dtypes(_instance(kind), _instance(second_fields[name]))
+            for name, kind in first_fields.items()
         }
         fields = {name: kind for name, kind in both.items() if kind is not None}
         return pl.Struct(fields) if len(fields) == len(both) else None
@@ -105,8 +105,8 @@ def merged_type(one: pl.DataType, other: pl.DataType) -> pl.DataType | None:
 
 
 def _instance(kind: Any) -> pl.DataType:
-    found: pl.DataType = kind if isinstance(kind, pl.DataType) else kind()
-    return found
+    dtype: pl.DataType = kind if isinstance(kind, pl.DataType) else kind()
+    return dtype
 
 
 def _inner(kind: pl.List) -> pl.DataType:
@@ -120,12 +120,12 @@ def _base(kind: pl.Array) -> pl.DataType:
     return _instance(inner)
 
 
-def merged(one: str, other: str) -> str | None:
-    """As `merged_type`, of types as Polars spells them."""
-    if one == other:
-        return one
-    if not (has_nulls(one) or has_nulls(other)):
+def merge_types(first: str, second: str) -> str | None:
+    """Merge two types as Polars spells them (see `merge_dtypes`)."""
+    if first == second:
+        return first
+    if not (has_nulls(first) or has_nulls(second)):
         return None
-    ours, theirs = parse_dtype(one), parse_dtype(other)
-    both = None if ours is None or theirs is None else merged_type(ours, theirs)
+    dtype, other = parse_dtype(first), parse_dtype(second)
+    both = None if dtype is None or other is None else merge_dtypes(dtype, other)
     return None if both is None else str(both)

@@ -1,7 +1,7 @@
-"""Columns of outputs by name and type: what differs, and what may be widened without a loss.
+"""Compare columns of outputs by name and type, and widen them without loss.
 
-Types are compared as Polars spells them. The order of columns is no difference: files are read by
-name.
+Types are compared as Polars spells them. The order of columns does not matter, because files are
+read by name.
 """
 
 from __future__ import annotations
@@ -21,68 +21,68 @@ _WIDENING = (
     ("UInt8", "UInt16", "UInt32", "UInt64"),
     ("Float32", "Float64"),
 )
-"""Types of which each holds all values of those before it."""
+"""Groups of types; each type holds all values of the types before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A column that an output and a result do not have alike."""
+    """A column that differs between an output and a result."""
 
     name: str
-    held: str | None
-    """Its type in the output; None if it is not there."""
+    old: str | None
+    """Type in the output; None if the output lacks the column."""
     new: str | None
-    """Its type in the result; None if it is not there."""
+    """Type in the result; None if the result lacks the column."""
 
     @property
     def is_safe(self) -> bool:
-        """Whether the output can be widened by it: a new column, or types one of which is wider."""
-        if self.held is None or self.new is None:
-            return self.held is None
-        return wider(self.held, self.new) is not None
+        """Whether the output can be widened: a new column, or types one of which is wider."""
+        if self.old is None or self.new is None:
+            return self.old is None
+        return wider_type(self.old, self.new) is not None
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.held or 'absent'} / {self.new or 'absent'}"
+        return f"{self.name}: {self.old or 'absent'} / {self.new or 'absent'}"
 
 
-def wider(one: str, other: str) -> str | None:
-    """The one of two types that holds all values of both; None if neither does."""
-    if other in {one, "Null"}:
-        return one
-    if one == "Null":
-        return other
+def wider_type(first: str, second: str) -> str | None:
+    """Return the type that holds all values of both types; None if neither does."""
+    if second in {first, "Null"}:
+        return first
+    if first == "Null":
+        return second
     for types in _WIDENING:
-        if one in types and other in types:
-            return max(one, other, key=types.index)
+        if first in types and second in types:
+            return max(first, second, key=types.index)
     return None
 
 
-def differences(held: Mapping[str, str], new: Mapping[str, str]) -> list[Difference]:
-    """What differs, in the order of the columns."""
+def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[Difference]:
+    """Return the columns that differ, in the order of the columns."""
     return [
-        Difference(name, held.get(name), new.get(name))
-        for name in {**held, **new}
-        if held.get(name) != new.get(name)
+        Difference(name, old.get(name), new.get(name))
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
     ]
 
 
-def widened(held: Mapping[str, str], new: Mapping[str, str]) -> Columns | None:
-    """The columns that hold both; None where some type holds not both."""
-    found = dict(held)
+def widen(old: Mapping[str, str], new: Mapping[str, str]) -> Columns | None:
+    """Return columns that hold the values of both; None if some types are incompatible."""
+    columns = dict(old)
     for name, kind in new.items():
-        both = wider(found.get(name, kind), kind)
+        both = wider_type(columns.get(name, kind), kind)
         if both is None:
             return None
-        found[name] = both
-    return found
+        columns[name] = both
+    return columns
 
 
 def stored_columns(text: str, folder: str = "") -> Columns:
-    """The columns of a file, from those of the frame as JSON.
+    """Return the columns of a file, from the columns of the frame as JSON.
 
     Args:
-        text: A JSON object of types by name; empty: nothing is known.
-        folder: Of the file in its output: Hive columns are there, and not in the file.
+        text: JSON object of types by name; empty if unknown.
+        folder: Folder of the file in its output. Its Hive columns are not in the file.
     """
     columns: Columns = json.loads(text) if text else {}
     in_key = {name for name, _ in raw_values(folder)}
@@ -90,7 +90,7 @@ def stored_columns(text: str, folder: str = "") -> Columns:
 
 
 def digest_columns(columns: Mapping[str, str]) -> str:
-    """A digest that does not depend on the order; empty if nothing is known."""
+    """Return a digest that does not depend on the order; empty for no columns."""
     if not columns:
         return ""
     return hashlib.sha256(json.dumps(dict(columns), sort_keys=True).encode()).hexdigest()[:16]

@@ -1,9 +1,9 @@
-"""The record of objects in quarantine, beside an output: a file of JSON lines for each commit.
+"""Keep a record of objects in quarantine next to an output: one JSON lines file per commit.
 
     quarantine/<n>/<commit>.jsonl   written before manifest n, which lists the commit
 
-It is made of the commit record alone, by whoever finishes the claim, and deleted with the last kept
-version that has files of its commit.
+The process that finishes the claim makes the file from the commit record alone. It is deleted with
+the last kept version that has files of its commit.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import orjson
 from pipeline.storage import join
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Commit, CommitEntry, Manifest
-from pipeline.table.replay import surviving
+from pipeline.table.replay import live_folders
 
 
 def write_evidence(table_log: TableLog, number: int, commits: Iterable[Commit]) -> None:
-    """Store what some commits have in quarantine; twice is once.
+    """Store the records of commits that have objects in quarantine; idempotent.
 
     Args:
-        table_log: Of the output.
-        number: Of the manifest that will list the commits.
-        commits: As they were frozen.
+        table_log: Table log of the output.
+        number: Number of the manifest that will list the commits.
+        commits: The frozen commits.
     """
     for commit in commits:
         if commit.quarantined.height:
@@ -34,7 +34,7 @@ def write_evidence(table_log: TableLog, number: int, commits: Iterable[Commit]) 
 
 
 def find_evidence(table_log: TableLog, manifest: Manifest) -> dict[str, str]:
-    """URI of the record of each commit of a manifest that has objects in quarantine, by name."""
+    """Return the URIs of the records of a manifest's commits, by the name of the commit."""
     names = {entry.name for entry in manifest.commits if entry.quarantined}
     stored = _stored(table_log) if names else []
     return {
@@ -43,12 +43,12 @@ def find_evidence(table_log: TableLog, manifest: Manifest) -> dict[str, str]:
 
 
 def expire_evidence(table_log: TableLog, manifest: Manifest, kept: int, *, dry_run: bool) -> int:
-    """Delete the records of commits that no kept version has files of; returns how many.
+    """Delete the records of commits that have no files in a kept version; return their number.
 
     Args:
-        table_log: Of the output.
-        manifest: The current one. What is written for later ones is left alone.
-        kept: Versions before it that are kept.
+        table_log: Table log of the output.
+        manifest: The current manifest. Records of later manifests are not touched.
+        kept: Number of versions before it that are kept.
         dry_run: Only count.
     """
     stored = _stored(table_log)
@@ -65,24 +65,27 @@ def expire_evidence(table_log: TableLog, manifest: Manifest, kept: int, *, dry_r
 
 
 def _alive(table_log: TableLog, manifest: Manifest) -> set[str]:
-    """Names of the commits of a version that have objects in quarantine, and files or none ever."""
+    """Return the names of the commits of a version whose records are kept.
+
+    These are the commits with live files, and for each window the newest commit if it has none.
+    """
     if not any(entry.quarantined for entry in manifest.commits):
         return set()
-    prints = table_log.footprints(manifest.commits)
+    footprints = table_log.footprints(manifest.commits)
     newest: dict[str | None, CommitEntry] = {e.window: e for e in manifest.commits}
     return {
-        one.entry.name
-        for one, folders in zip(prints, surviving(prints), strict=True)
-        if folders or (not one.entry.files and newest[one.entry.window] == one.entry)
+        commit.entry.name
+        for commit, folders in zip(footprints, live_folders(footprints), strict=True)
+        if folders or (not commit.entry.files and newest[commit.entry.window] == commit.entry)
     }
 
 
 def _stored(table_log: TableLog) -> list[tuple[int, str, str]]:
-    """Number, name of the commit, and URI of each stored record."""
+    """Return number, name of the commit, and URI of each stored record."""
     folder = join(table_log.state, "quarantine") + "/"
-    found = []
+    records = []
     for info in table_log.storage.objects(folder):
         number, _, name = info.uri.removeprefix(folder).partition("/")
         if number.isascii() and number.isdigit() and name.endswith(".jsonl"):
-            found.append((int(number), name.removesuffix(".jsonl"), info.uri))
-    return found
+            records.append((int(number), name.removesuffix(".jsonl"), info.uri))
+    return records

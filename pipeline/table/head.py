@@ -1,4 +1,4 @@
-"""HEAD.json: which manifest of an output is current, and the claim of its publisher."""
+"""Read and move HEAD.json: the pointer to the current manifest, and the claim of a publisher."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pipeline.table.errors import DamagedStateError, HeadBehindError, refuse_new
 from pipeline.table.manifest import HEAD_VERSION, Head
 
 MAX_BYTES = 256 << 20
-"""Size of a pointer or a manifest: a million commits have some 200 MB."""
+"""Maximum size of a pointer or a manifest; a million commits take about 200 MB."""
 
 
 def manifest_uri(state: str, number: int) -> str:
-    """Where the manifest of a number is stored."""
+    """Return the URI of a manifest."""
     return join(state, "manifests", f"{number}.json")
 
 
 def stored_manifests(storage: Storage, state: str) -> list[int]:
-    """Numbers of the manifests that are stored, in order."""
+    """Return the numbers of the stored manifests, in order."""
     prefix = join(state, "manifests") + "/"
     return sorted(_numbers(info.uri.removeprefix(prefix) for info in storage.objects(prefix)))
 
@@ -32,11 +32,11 @@ def _numbers(names: Iterable[str]) -> list[int]:
 
 
 class HeadFile:
-    """Reads and moves the pointer of one output.
+    """Reads and moves the pointer of an output.
 
-    A process that believed a pointer which was deleted, or restored from a backup, would publish
-    over newer manifests and delete their files. So the first read looks for a manifest that the
-    pointer cannot explain.
+    If the pointer was deleted, or restored from a backup, a process that trusts it would publish
+    over newer manifests and delete their files. So the first read checks that no manifest is newer
+    than the pointer allows.
     """
 
     def __init__(self, storage: Storage, state: str) -> None:
@@ -45,18 +45,18 @@ class HeadFile:
         self._is_checked = False
 
     def read(self) -> tuple[Head, str | None]:
-        """The pointer and its ETag; a default pointer and None where nothing was ever published.
+        """Return the pointer and its ETag; a default pointer and None if nothing was published.
 
         Raises:
-            HeadBehindError: a manifest is stored that this pointer cannot have led to.
-            DamagedStateError: it cannot be read.
+            HeadBehindError: A stored manifest is newer than the pointer allows.
+            DamagedStateError: The pointer cannot be read.
         """
         while True:
             head, etag = self.read_unchecked()
             if self._is_checked or not self._is_behind(head, etag):
                 self._is_checked = True
                 return head, etag
-            # A publisher moves the pointer before anybody can see a manifest two ahead of it.
+            # Publishers move the pointer before a manifest can be two ahead of it.
             if self.read_unchecked()[1] == etag:
                 newest = stored_manifests(self._storage, self._state)[-1]
                 raise HeadBehindError(self.uri, None if etag is None else head.current, newest)
@@ -72,7 +72,7 @@ class HeadFile:
         return True
 
     def read_unchecked(self) -> tuple[Head, str | None]:
-        """As `read`, believing whatever is there."""
+        """Read the pointer without comparing it with the stored manifests."""
         blob = self._storage.get_or_none(self.uri)
         if blob is None:
             return Head(), None
@@ -87,13 +87,13 @@ class HeadFile:
         return head, blob.etag
 
     def move(self, head: Head, etag: str | None) -> str:
-        """Replace the pointer if it is still the one with this ETag (None: if there is none).
+        """Replace the pointer if it still has this ETag (None: if there is no pointer).
 
         Returns:
             The id of this write, which is stored as `Head.writer`.
 
         Raises:
-            PreconditionFailedError, AlreadyExistsError: another process was faster.
+            PreconditionFailedError, AlreadyExistsError: Another process was faster.
         """
         writer = uuid.uuid4().hex
         data = seal_json(head.model_copy(update={"writer": writer}).model_dump_json().encode())

@@ -1,4 +1,4 @@
-"""Reading and writing the state of one output: pointer, manifests, commit records."""
+"""Read and write the table log of an output: pointer, manifests, commit records."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ from pipeline.table.manifest import (
     chain,
     folders,
 )
-from pipeline.table.replay import Footprint, renames, surviving
+from pipeline.table.replay import Footprint, live_folders, renamed_keys
 
-FOLDED = 8
-"""Manifests whose whole list is kept."""
-KEPT_FILES = 100_000
-"""Files that the commit records kept in memory name together: some 30 MB."""
+MAX_CACHED_MANIFESTS = 8
+"""Maximum number of cached manifests with all their commits."""
+MAX_CACHED_FILES = 100_000
+"""Maximum number of files in all cached commit records; they take about 30 MB."""
 _NOT_A_COMMIT = re.compile(r"\.a\d+$|^restore-")
-"""Names of amendments, and of what rollbacks restore."""
+"""Names of amendments, and of the records of rollbacks."""
 EMPTY = Manifest(number=0, created=0.0, commits=())
 
 
 class TableLog:
-    """Reads and writes the state of one output."""
+    """Reads and writes the table log of an output."""
 
     def __init__(self, storage: Storage, output: str) -> None:
         self.storage = storage
@@ -57,57 +57,54 @@ class TableLog:
         self.state = state_prefix(self.output)
         self.head_file = HeadFile(storage, self.state)
         self.moved = -1
-        """The last manifest that was seen to have nothing of what it replaced in the output."""
-        self.columns_of_old: dict[str, Columns] = {}
-        """Columns of commits that do not say them, by name, as `table.schemas` finds them."""
-        # What never changes once it is written is kept: one log may see a thousand manifests.
-        self._manifests: dict[int, ManifestRecord] = {}
-        self._folded: dict[int, Manifest] = {}
+        """Number of the last manifest whose replaced files are known to be out of the output."""
+        self.inferred_columns: dict[str, Columns] = {}
+        """Columns of old commits without columns, by name, as `table.schemas` reads them."""
+        # Caches of objects that never change.
+        self._records: dict[int, ManifestRecord] = {}
+        self._manifests: dict[int, Manifest] = {}
         self._names: dict[int, frozenset[str]] = {}
         self._footprints: dict[tuple[str, int], Footprint] = {}
         self._commits: dict[tuple[str, int], Commit] = {}
-        self._kept = 0
-        self._keeping = Lock()
+        self._cached_files = 0
+        self._commits_lock = Lock()
 
     def head(self) -> tuple[Head, str | None]:
-        """The pointer and its ETag (see `HeadFile.read`)."""
+        """Return the pointer and its ETag (see `HeadFile.read`)."""
         return self.head_file.read()
 
     def move_head(self, head: Head, etag: str | None) -> str:
-        """Replace the pointer if it is still the one with this ETag (see `HeadFile.move`)."""
+        """Replace the pointer if it still has this ETag (see `HeadFile.move`)."""
         return self.head_file.move(head, etag)
 
     def manifest(self, number: int | None = None) -> Manifest:
-        """A manifest by number, or the current one.
+        """Return a manifest by number, or the current manifest.
 
         Raises:
-            ObjectMissingError: there is no such manifest.
+            ObjectMissingError: There is no such manifest.
         """
         if number is None:
             number = self.head()[0].current
         if number == 0:
             return EMPTY
-        found = self._folded.get(number)
-        return self._remember(self._fold(number)) if found is None else found
+        if number not in self._manifests:
+            self._manifests[number] = self._assemble(number)
+            while len(self._manifests) > MAX_CACHED_MANIFESTS:
+                self._manifests.pop(next(iter(self._manifests)))
+        return self._manifests[number]
 
-    def _remember(self, manifest: Manifest) -> Manifest:
-        self._folded[manifest.number] = manifest
-        while len(self._folded) > FOLDED:
-            self._folded.pop(next(iter(self._folded)))
-        return manifest
-
-    def _fold(self, number: int) -> Manifest:
-        """Put together what is stored; what was read before is not read again."""
-        [top] = self._stored([number])
+    def _assemble(self, number: int) -> Manifest:
+        """Assemble a manifest from stored records and cached manifests."""
+        [top] = self._read_records([number])
         full = number if top.full is None else top.full
-        needed = list(takewhile(lambda n: n not in self._folded, chain(number, full)))
-        self._stored(needed)
+        needed = list(takewhile(lambda n: n not in self._manifests, chain(number, full)))
+        self._read_records(needed)
         lists, base = [top.commits], top.base
         while base:
-            if base in self._folded:
-                lists.append(self._folded[base].commits)
+            if base in self._manifests:
+                lists.append(self._manifests[base].commits)
                 break
-            [below] = self._stored([base])
+            [below] = self._read_records([base])
             lists.append(below.commits)
             base = below.base
         return Manifest(
@@ -118,9 +115,9 @@ class TableLog:
             full=full,
         )
 
-    def _stored(self, numbers: Sequence[int]) -> list[ManifestRecord]:
-        """Stored manifests, which never change: each is read once."""
-        new = [number for number in numbers if number not in self._manifests]
+    def _read_records(self, numbers: Sequence[int]) -> list[ManifestRecord]:
+        """Return stored manifests; each is read once."""
+        new = [number for number in numbers if number not in self._records]
 
         def read(number: int) -> None:
             uri = manifest_uri(self.state, number)
@@ -129,30 +126,31 @@ class TableLog:
             record = parse_stored(ManifestRecord, data, uri, most=MAX_BYTES, hint=hint)
             refuse_newer(uri, record.version, MANIFEST_VERSION)
             if record.number != number or not 0 <= record.base < number:
-                why = f"it says that it is manifest {record.number} on top of {record.base}"
+                why = f"it has the number {record.number} and the base {record.base}"
                 raise DamagedStateError(uri, why)
-            self._manifests[number] = record
+            self._records[number] = record
 
         map_concurrently(read, new)
-        return [self._manifests[number] for number in numbers]
+        return [self._records[number] for number in numbers]
 
     def stored_manifest(self, number: int) -> Manifest | None:
-        """A manifest, whether HEAD.json has come to it or not; None if it is not stored."""
+        """Return a manifest, even if HEAD.json does not point to it yet; None if not stored."""
         try:
-            self._stored([number])
+            self._read_records([number])
         except ObjectMissingError:
             return None
         return self.manifest(number)
 
     def entries(self, base: int = 0) -> list[CommitEntry]:
-        """All commits of the manifests after one, oldest first, whatever came over them since.
+        """Return all commits since a base manifest, also replaced ones, oldest first.
 
-        A list that has only grown has all commits of those before it: a few objects are read.
+        This takes few reads: a manifest has all commits of the manifests before it, as long as the
+        list only grows.
         """
         return self.history(self.head()[0].current, base)
 
     def history(self, number: int, base: int = 0) -> list[CommitEntry]:
-        """All commits of the manifests after one and up to another, oldest first."""
+        """Return all commits after a base manifest up to another manifest, oldest first."""
         lists = []
         while number > base:
             manifest = self.manifest(number)
@@ -161,7 +159,7 @@ class TableLog:
         return list({entry.name: entry for entry in joined.from_iterable(reversed(lists))}.values())
 
     def unpublished(self, number: int) -> list[str]:
-        """Names of the frozen commits that no manifest up to a number lists or releases."""
+        """Return the names of frozen commits that no manifest up to a number lists or releases."""
         folder = join(self.state, "commits") + "/"
         names = (info.uri.removeprefix(folder) for info in self.storage.objects(folder))
         stems = (name.removesuffix(".arrow") for name in names if name.endswith(".arrow"))
@@ -170,13 +168,13 @@ class TableLog:
         return sorted(s for s in stems if s not in known and not _NOT_A_COMMIT.search(s))
 
     def names(self, number: int) -> frozenset[str]:
-        """Names of a manifest's commits."""
+        """Return the names of a manifest's commits."""
         if number not in self._names:
             self._names = {number: frozenset(e.name for e in self.manifest(number).commits)}
         return self._names[number]
 
     def added(self, number: int) -> tuple[CommitEntry, ...]:
-        """The commits that a manifest has on top of the one before; all, if it replaced that."""
+        """Return the commits that a manifest adds to the one before; all, if it replaced it."""
         manifest = self.manifest(number)
         if manifest.full == number:
             return manifest.commits
@@ -185,67 +183,66 @@ class TableLog:
     def write_manifest(
         self, base: int, commits: tuple[CommitEntry, ...], rollback_of: int | None = None
     ) -> Manifest:
-        """Write the manifest on top of a base; twice is once.
+        """Write the manifest after a base manifest; idempotent.
 
         Raises:
-            ManifestConflictError: another one of its number is stored already.
+            ManifestConflictError: Another manifest with its number is already stored.
         """
-        before = self.manifest(base)
-        number, held = base + 1, len(before.commits)
-        grown = rollback_of is None and commits[:held] == before.commits
-        full = before.full if grown else number
-        under = base_of(number, full) if grown else 0
+        previous, number = self.manifest(base), base + 1
+        grown = rollback_of is None and commits[: len(previous.commits)] == previous.commits
+        full = previous.full if grown else number
+        record_base = base_of(number, full) if grown else 0
         record = ManifestRecord(
             version=MANIFEST_VERSION,
             number=number,
             created=time.time(),
-            base=under,
+            base=record_base,
             full=full,
-            commits=commits[len(self.manifest(under).commits) :],
+            commits=commits[len(self.manifest(record_base).commits) :],
             rollback_of=rollback_of,
         )
         data = seal_json(record.model_dump_json(indent=1, exclude_defaults=True).encode())
         uri = manifest_uri(self.state, number)
         try:
             self.storage.put_new(uri, data)
-            self._manifests[number] = record
+            self._records[number] = record
         except AlreadyExistsError as error:
-            # Under one claim there is one list: another process may have written the same.
-            [there] = self._stored([number])
-            if _content(there) != _content(record):
+            # Another process may have written the same manifest, for the same claim.
+            [stored] = self._read_records([number])
+            if _content(stored) != _content(record):
                 raise ManifestConflictError(uri) from error
         return self.manifest(number)
 
     def commit(self, name: str, amendments: int | None = None) -> Commit | None:
-        """A commit record with its amendments (all, or so many), or None."""
-        kept = None if amendments is None else self._commits.get((name, amendments))
-        if kept is not None:
-            return kept
+        """Return a commit record with all its amendments, or the first ones; None if not stored."""
+        cached = None if amendments is None else self._commits.get((name, amendments))
+        if cached is not None:
+            return cached
         commit = self._unamended(name)
         if commit is None:
             return None
         number = 1
         while amendments is None or number <= amendments:
-            more = self.storage.get_or_none(self._commit_uri(name, number))
-            if more is None and amendments is not None:
+            blob = self.storage.get_or_none(self._commit_uri(name, number))
+            if blob is None and amendments is not None:
                 # Amendments once had the names that later commits of a run have.
-                more = self.storage.get_or_none(self._commit_uri(f"{name}.{number}", 0))
-            if more is None:
+                blob = self.storage.get_or_none(self._commit_uri(f"{name}.{number}", 0))
+            if blob is None:
                 break
-            change = _commit_of(more.data, self._commit_uri(name, number))
-            commit = self._keep(_amended(commit, change, number))
+            amendment = _parse_commit(blob.data, self._commit_uri(name, number))
+            commit = self._cache(_apply_amendment(commit, amendment, number))
             number += 1
         return commit
 
     def versions(self, name: str) -> list[Commit]:
-        """A commit as it was frozen, and after each of its amendments."""
+        """Return a commit as frozen, and after each of its amendments."""
         newest = self.commit(name)
-        before = range(newest.entry.amendments) if newest is not None else ()
-        found = (*(self.commit(name, number) for number in before), newest)
-        return [commit for commit in found if commit is not None]
+        earlier = range(newest.entry.amendments) if newest is not None else ()
+        commits = (*(self.commit(name, number) for number in earlier), newest)
+        return [commit for commit in commits if commit is not None]
 
     def readable(self, names: Sequence[str]) -> list[Commit]:
-        """Those of some frozen commits whose records are stored and not damaged."""
+        """Return the frozen commits whose records are stored and not damaged."""
 
         def read(name: str) -> Commit | None:
             with suppress(StateError):
@@ -255,117 +252,118 @@ class TableLog:
         return [commit for commit in map_concurrently(read, names) if commit is not None]
 
     def _unamended(self, name: str) -> Commit | None:
-        kept = self._commits.get((name, 0))
-        if kept is not None:
-            return kept
+        cached = self._commits.get((name, 0))
+        if cached is not None:
+            return cached
         uri = self._commit_uri(name, 0)
         blob = self.storage.get_or_none(uri)
-        return None if blob is None else self._keep(_commit_of(blob.data, uri))
+        return None if blob is None else self._cache(_parse_commit(blob.data, uri))
 
-    def _keep(self, commit: Commit) -> Commit:
-        """Keep a record that is stored: with so many amendments it never changes."""
+    def _cache(self, commit: Commit) -> Commit:
+        """Cache a stored record: with a given number of amendments it never changes."""
         key = commit.entry.name, commit.entry.amendments
-        with self._keeping:
+        with self._commits_lock:
             if key in self._commits:
                 return commit
             self._commits[key] = commit
-            self._kept += commit.files.height
-            while self._kept > KEPT_FILES:
+            self._cached_files += commit.files.height
+            while self._cached_files > MAX_CACHED_FILES:
                 oldest = self._commits.pop(next(iter(self._commits)))
-                self._kept -= oldest.files.height
+                self._cached_files -= oldest.files.height
         return commit
 
-    def known(self, entry: CommitEntry) -> Commit:
-        """The commit that a manifest lists.
+    def load(self, entry: CommitEntry) -> Commit:
+        """Return the commit of a manifest's entry.
 
         Raises:
-            ObjectMissingError: its record is gone.
+            ObjectMissingError: Its record does not exist.
         """
         commit = self.commit(entry.name, entry.amendments)
         if commit is None:
             raise ObjectMissingError(self._commit_uri(entry.name, 0))
         return commit
 
-    def all_known(self, entries: Sequence[CommitEntry]) -> list[Commit]:
-        """Several commits that manifests list, read concurrently. Raises as `known`."""
-        return map_concurrently(self.known, entries)
+    def load_all(self, entries: Sequence[CommitEntry]) -> list[Commit]:
+        """Return the commits of several entries, read concurrently. Raises as `load`."""
+        return map_concurrently(self.load, entries)
 
     def write_commit(self, commit: Commit) -> Commit:
-        """Freeze a commit record; if one of its name is there, that one counts."""
+        """Freeze a commit record; return the stored record if its name already exists."""
         try:
             self.storage.put_new(self._commit_uri(commit.entry.name, 0), commit.to_bytes())
         except AlreadyExistsError:
-            found = self.commit(commit.entry.name)
-            assert found is not None
-            return found
-        return self._keep(commit)
+            stored = self.commit(commit.entry.name)
+            assert stored is not None
+            return stored
+        return self._cache(commit)
 
     def amend(self, commit: Commit, files: pl.DataFrame) -> None:
-        """Name other attempts for chunks whose uploads vanished after the record was frozen.
+        """Amend a frozen commit with new attempts at chunks whose uploads vanished.
 
         Raises:
-            AlreadyExistsError: somebody has amended it since it was read.
+            AlreadyExistsError: Another process has amended it since it was read.
         """
         uri = self._commit_uri(commit.entry.name, commit.entry.amendments + 1)
         self.storage.put_new(uri, replace(commit, files=files).to_bytes())
 
     def _commit_uri(self, name: str, amendment: int) -> str:
-        # Later commits of a run end in a number alone.
+        # The names of a run's later commits end in a plain number.
         suffix = f".a{amendment}" if amendment else ""
         return join(self.state, "commits", f"{name}{suffix}.arrow")
 
     def snapshot(self, manifest: Manifest) -> pl.DataFrame:
-        """The files of a manifest (schema FILES and `commit`), in the order of their commits.
+        """Return the files of a manifest (schema FILES and `commit`), in the order of commits.
 
         Raises:
-            ObjectMissingError: a commit record is gone.
+            ObjectMissingError: A commit record does not exist.
         """
-        commits = self.all_known([e for e in manifest.commits if e.mode != "release"])
-        prints = [Footprint.of(commit) for commit in commits]
-        held: list[pl.DataFrame] = [pl.DataFrame(schema={**FILES, "commit": pl.String})]
-        for commit, one, alive in zip(commits, prints, surviving(prints), strict=True):
+        commits = self.load_all([e for e in manifest.commits if e.mode != "release"])
+        footprints = [Footprint.of(commit) for commit in commits]
+        frames: list[pl.DataFrame] = [pl.DataFrame(schema={**FILES, "commit": pl.String})]
+        for commit, footprint, alive in zip(
+            commits, footprints, live_folders(footprints), strict=True
+        ):
             if not commit.entry.adds_files:
                 continue
             files = commit.files
-            if len(alive) < len(one.folders):
-                keeps = [folder in alive for folder in folders(files)]
-                files = files.filter(pl.Series(keeps, dtype=pl.Boolean))
-            held.append(files.with_columns(commit=pl.lit(commit.entry.name)))
-        files, renamed = pl.concat(held), renames(prints)
+            if len(alive) < len(footprint.folders):
+                is_live = [folder in alive for folder in folders(files)]
+                files = files.filter(pl.Series(is_live, dtype=pl.Boolean))
+            frames.append(files.with_columns(commit=pl.lit(commit.entry.name)))
+        files, renamed = pl.concat(frames), renamed_keys(footprints)
         return files.with_columns(pl.col("key").replace(renamed)) if renamed else files
 
     def footprints(self, entries: Sequence[CommitEntry]) -> list[Footprint]:
-        """Where commits have files; a record is read once. Raises as `snapshot`."""
+        """Return the footprints of commits; a record is read once. Raises as `snapshot`."""
         names = [(entry.name, entry.amendments) for entry in entries]
         new = [e for e, name in zip(entries, names, strict=True) if name not in self._footprints]
 
         def read(entry: CommitEntry) -> None:
-            found = (
+            self._footprints[entry.name, entry.amendments] = (
                 Footprint(entry, frozenset(), {})
                 if entry.mode == "release"
-                else Footprint.of(self.known(entry))
+                else Footprint.of(self.load(entry))
             )
-            self._footprints[entry.name, entry.amendments] = found
 
         map_concurrently(read, new)
         return [self._footprints[name] for name in names]
 
     def keys(self, entries: Sequence[CommitEntry]) -> list[str]:
-        """The keys that are left when commits are folded, in their order. Raises as `snapshot`."""
-        prints = self.footprints(entries)
-        renamed = renames(prints)
+        """Return the keys of the live files of commits, in their order. Raises as `snapshot`."""
+        footprints = self.footprints(entries)
+        renamed = renamed_keys(footprints)
         return [
             renamed.get(key, key)
-            for one, alive in zip(prints, surviving(prints), strict=True)
-            if one.entry.adds_files
-            for folder, keys in one.folders.items()
+            for footprint, alive in zip(footprints, live_folders(footprints), strict=True)
+            if footprint.entry.adds_files
+            for folder, keys in footprint.folders.items()
             if folder in alive
             for key in keys
         ]
 
 
 def _content(record: ManifestRecord) -> object:
-    """Return what a manifest says, without its writer and its time.
+    """Return the content of a manifest, without its writer and its time.
 
     Two processes that finish one claim may have read different amendments of a commit.
     """
@@ -373,14 +371,14 @@ def _content(record: ManifestRecord) -> object:
     return record.base, record.full, record.rollback_of, names
 
 
-def _commit_of(data: bytes, uri: str) -> Commit:
+def _parse_commit(data: bytes, uri: str) -> Commit:
     with reading(uri, damage_hint(uri)):
         return Commit.from_bytes(data)
 
 
-def _amended(commit: Commit, change: Commit, number: int) -> Commit:
-    untouched = commit.files.join(change.files, on="chunk", how="anti")
-    files = pl.concat([untouched, change.files]).sort("index")
+def _apply_amendment(commit: Commit, amendment: Commit, number: int) -> Commit:
+    unchanged = commit.files.join(amendment.files, on="chunk", how="anti")
+    files = pl.concat([unchanged, amendment.files]).sort("index")
     entry = commit.entry.model_copy(
         update={
             "rows": int(files["rows"].sum()),

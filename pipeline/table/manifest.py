@@ -1,10 +1,10 @@
-"""What an output holds: the pointer, its manifests, and the commit records that they list.
+"""Define the stored state of an output: the pointer, manifests, and commit records.
 
-    HEAD.json            pointer: the current manifest's number, and the claim of who publishes
-    manifests/<n>.json   one snapshot: the commits that it adds to an earlier one
-    commits/<name>.arrow the files that one commit adds, frozen before they are made visible
+    HEAD.json            pointer: number of the current manifest, and the claim of a publisher
+    manifests/<n>.json   a snapshot: the commits that it adds to an earlier manifest
+    commits/<name>.arrow the files that a commit adds, frozen before they are made visible
 
-A manifest never repeats files: a snapshot is its commits, folded in order. Nor does it repeat its
+A manifest never repeats files: a snapshot is its commits, replayed in order. Nor does it repeat its
 list of commits: see `base_of`.
 """
 
@@ -29,11 +29,11 @@ from pipeline.table.columns import Columns
 HEAD_VERSION = 1
 """Format of HEAD.json."""
 MANIFEST_VERSION = 3
-"""Format of manifests: 1 repeats all commits, 2 what they add, 3 has entries without files too."""
-MOST_NAMED = 10_000
-"""Objects that a commit record names as left out."""
-SPAN = 32
-"""Manifests between two that repeat what was added since the last such one (see `base_of`)."""
+"""Format of manifests: 1 repeats all commits, 2 has new commits, 3 also entries without files."""
+MAX_LEFT_OUT_NAMED = 10_000
+"""Maximum number of left-out objects that a commit record names."""
+LEVEL_SIZE = 32
+"""Number of manifests that one manifest of the next level sums up (see `base_of`)."""
 
 _FILES: dict[str, Any] = {
     "key": pl.String,
@@ -57,11 +57,11 @@ _QUARANTINED: dict[str, Any] = {
     "at": pl.Float64,
 }
 QUARANTINED = pl.Schema(_QUARANTINED)
-"""Objects in quarantine: a row for each chunk that goes without one. `row_groups` is the half-open
-range of that chunk, `at` the Unix seconds at which it was found. An object that planning found bad
-is in no chunk."""
+"""Objects in quarantine, one row per chunk that lacks an object. `row_groups` is the half-open
+range of that chunk, `at` the time of discovery in Unix seconds. Objects that planning found
+unreadable belong to no chunk."""
 FILES = pl.Schema(_FILES)
-"""The columns of a commit record: `key` is relative to the output, `sha256` our own checksum."""
+"""Columns of a commit record: `key` is relative to the output, `sha256` is chunkmap's checksum."""
 
 
 class _Record(BaseModel):
@@ -69,19 +69,19 @@ class _Record(BaseModel):
 
 
 class Claim(_Record):
-    """Who publishes, on top of what."""
+    """Claim of a publisher: the base manifest, and the commits or the rollback on top of it."""
 
     base: int
-    """The manifest that the new one goes on top of."""
+    """Number of the manifest before the new one."""
     commits: tuple[str, ...] = ()
-    """The commits that are added, in this order, all together."""
+    """Names of the commits that are added together, in this order."""
     rollback: int | None = None
-    """Or the manifest that is brought back."""
+    """Number of the manifest that is restored instead."""
 
     @model_validator(mode="before")
     @classmethod
     def _one(cls, data: Any) -> Any:
-        """Read claims of the form that had one commit."""
+        """Read claims of the older format with one commit."""
         if isinstance(data, dict) and data.get("commit") and "commits" not in data:
             return {**data, "commits": (data["commit"],)}
         return data
@@ -92,10 +92,10 @@ class Head(_Record):
 
     version: int = 1
     current: int = 0
-    """Number of the current manifest; 0 is the empty output."""
+    """Number of the current manifest; 0 for an empty output."""
     publishing: Claim | None = None
     writer: str = ""
-    """Unique to each write, so that a lost reply can be told from a lost race."""
+    """Id of the write; it distinguishes a lost response from a lost race."""
 
 
 class CommitEntry(_Record):
@@ -104,87 +104,88 @@ class CommitEntry(_Record):
     name: str
     run: str
     mode: str
-    """How its files come on top of those before it. `overwrite` drops all of these,
-    `overwrite-partitions` those of its partitions. `restore` (of a rollback) renames some of them,
-    and `release` (of a repair) says that some commits are never to be published."""
+    """Effect on earlier files: `overwrite` drops all of them, `overwrite-partitions` those of its
+    partitions. `restore` (of a rollback) renames files, and `release` (of a repair) excludes
+    commits from being published."""
     files: int
     rows: int
     bytes: int
     missing: int = 0
-    """Planned chunks that are not in it."""
+    """Number of planned chunks that are not in it."""
     keep_versions: int = 1
-    """Replaced versions that are kept from here on."""
+    """Number of replaced versions that are kept from here on."""
     amendments: int = 0
-    """Amendments of its record that count."""
+    """Number of amendments of its record that count."""
     window: str | None = None
-    """Label of the window that it is of, if the run is committed by windows."""
+    """Label of its window, if the run is committed by windows."""
     rule: str = ""
-    """How windows are cut (see `rule_of`). In mode overwrite-partitions a window's commit drops all
-    earlier files in folders of its window, whether it has files there or not."""
+    """Rule by which windows are cut (see `rule_of`). In mode overwrite-partitions a window's commit
+    drops all earlier files in folders of its window, even where it has no files."""
     code: str = ""
-    """Fingerprint of the transform; of several, joined by commas. Old commits do not say."""
+    """Fingerprints of the transform, joined by commas. Old commits have none."""
     inputs: str = ""
-    """Digest of the window's objects, as `partitioning.inputs_digest` makes it."""
+    """Digest of the window's objects (see `partitioning.inputs_digest`)."""
     columns: str = ""
-    """Digest of the columns of its files, whatever their order (see `Commit.columns`). Old commits
-    do not say."""
+    """Digest of the columns of its files, independent of their order (see `Commit.columns`). Old
+    commits have none."""
     releases: tuple[str, ...] = ()
-    """In mode release: names of the commits that were claimed and given up."""
+    """Names of the released commits, in mode `release`."""
     left_out: int = 0
-    """Objects that could not be read and are left out (`input.on_bad_object`)."""
+    """Number of unreadable objects that are left out (`input.on_bad_object`)."""
     quarantined: int = 0
-    """Those of them that are in quarantine (`input.on_bad_object: quarantine`)."""
+    """Number of left-out objects in quarantine (`input.on_bad_object: quarantine`)."""
 
     @property
     def adds_files(self) -> bool:
-        """Whether a run has published files in it."""
+        """Whether it is a commit of a run."""
         return self.mode not in ("restore", "release")
 
 
 class Manifest(_Record):
-    """One snapshot of an output."""
+    """A snapshot of an output, with all its commits."""
 
     version: int = 1
     number: int
     created: float
-    """Unix seconds."""
+    """Time of creation, in Unix seconds."""
     commits: tuple[CommitEntry, ...]
     rollback_of: int | None = None
-    """The manifest that this one brought back."""
+    """Number of the manifest that this one restored."""
     full: int = 0
-    """Since this manifest the list has only grown: it has all commits of those in between."""
+    """Number of the manifest since which the list has only grown. This manifest has all commits of
+    the manifests since then."""
 
 
 class ManifestRecord(_Record):
-    """A manifest as it is stored: what it adds to another one."""
+    """A manifest as stored: the commits that it adds to its base."""
 
     version: int = 1
-    """See MANIFEST_VERSION."""
+    """Format (see MANIFEST_VERSION)."""
     number: int
     created: float
     base: int = 0
-    """The manifest that the commits come on top of; 0 is the empty output."""
+    """Number of the manifest that the commits are added to; 0 for an empty output."""
     full: int | None = None
-    """As in `Manifest`; None is the manifest itself."""
+    """Number as in `Manifest`; None for the manifest itself."""
     commits: tuple[CommitEntry, ...]
     rollback_of: int | None = None
 
 
 def base_of(number: int, full: int) -> int:
-    """The manifest that a stored one comes on top of, while the list only grows.
+    """Return the base of a stored manifest, while the list of commits only grows.
 
-    Usually the one before. Each 32nd comes on top of the 32nd before it, each 1,024th of the
-    1,024th before it, and so on: any manifest is folded from at most 31 objects a level, and each
-    commit is written once a level, so that nothing grows with the square of their number.
+    Usually it is the manifest before. The base of each 32nd manifest is the 32nd before it, that of
+    each 1,024th is the 1,024th before it, and so on. So a manifest is read from at most 31 objects
+    per level, each commit is written once per level, and nothing grows quadratically.
     """
     span = 1
-    while number % (span * SPAN) == 0:
-        span *= SPAN
+    while number % (span * LEVEL_SIZE) == 0:
+        span *= LEVEL_SIZE
     return max(number - span, full)
 
 
 def chain(number: int, full: int) -> Iterator[int]:
-    """The stored manifests that one is folded from, newest first."""
+    """Yield the stored manifests that make up a manifest, newest first."""
     while number > full:
         yield number
         number = base_of(number, full)
@@ -193,15 +194,15 @@ def chain(number: int, full: int) -> Iterator[int]:
 
 
 def rule_of(windowing: Windowing) -> str:
-    """How windows are cut, in a word for commit entries: `column/grain/timezone`.
+    """Return the window rule as text for commit entries: `column/grain/timezone`.
 
-    Several columns are joined by `=`, which no folder's column has in its name.
+    Several columns are joined by `=`, which cannot occur in the name of a Hive column.
     """
     return f"{'='.join(windowing.columns)}/{windowing.grain}/{windowing.timezone}"
 
 
 def run_of(commit: str) -> str:
-    """The run that a commit is of, by its name (`<run>`, `<run>.2`, `<run>-<window>`)."""
+    """Return the run of a commit from its name (`<run>`, `<run>.2`, `<run>-<window>`)."""
     return commit.partition("-")[0].partition(".")[0]
 
 
@@ -211,25 +212,25 @@ class Commit:
 
     entry: CommitEntry
     base: int
-    """The manifest that was current when its run was created: later ones may conflict."""
+    """Number of the manifest that was current when its run was created; later ones may conflict."""
     missing: tuple[str, ...]
     """Ids of planned chunks that failed and are left out."""
     files: pl.DataFrame
-    """Schema FILES."""
+    """Files (schema FILES)."""
     replaces: tuple[str, ...] = ()
-    """In mode overwrite-partitions: the folders whose earlier files it drops."""
+    """Folders whose earlier files it drops, in mode overwrite-partitions."""
     columns: Columns = field(default_factory=dict)
-    """Names and types of its files' columns, as Polars spells them. Old commits do not say."""
+    """Types of its files' columns by name, as Polars spells them. Old commits have none."""
     hive_types: Mapping[str, str] = field(default_factory=dict)
     """Types of partition columns that the job declares (`input.hive_types`), by name."""
     left_out: tuple[str, ...] = ()
-    """Objects that could not be read, each with the reason behind a tab; at most MOST_NAMED."""
+    """Unreadable objects, each with a tab and the reason; at most MAX_LEFT_OUT_NAMED."""
     quarantined: pl.DataFrame = field(default_factory=QUARANTINED.to_frame)
-    """Those that are in quarantine (schema QUARANTINED); at most MOST_NAMED rows."""
+    """Objects in quarantine (schema QUARANTINED); at most MAX_LEFT_OUT_NAMED rows."""
 
     def to_bytes(self) -> bytes:
-        """A table file, with a checksum."""
-        said = {
+        """Return the record as a table file with a checksum."""
+        meta = {
             "entry": self.entry.model_dump(),
             "base": self.base,
             "missing": self.missing,
@@ -242,39 +243,39 @@ class Commit:
         tables = {"files": self.files.to_arrow()}
         if self.quarantined.height:
             tables["quarantined"] = self.quarantined.to_arrow()
-        return pack_tables(tables, said)
+        return pack_tables(tables, meta)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Commit:
-        """Read what `to_bytes` wrote.
+        """Read the bytes that `to_bytes` returned.
 
         Raises:
-            ValueError, PlanFormatError, pyarrow.ArrowException: it is something else, or damaged.
+            ValueError, PlanFormatError, pyarrow.ArrowException: They are damaged, or another file.
         """
         quarantined = QUARANTINED.to_frame()
-        if data.startswith(b"ARROW1"):  # As they were before they had a checksum.
+        if data.startswith(b"ARROW1"):  # The older format, without a checksum.
             with pa.ipc.open_file(io.BytesIO(data)) as reader:
                 table = reader.read_all()
-            said = json.loads(table.schema.metadata[b"chunkmap"])
+            meta = json.loads(table.schema.metadata[b"chunkmap"])
         else:
             file = TableFile(data)
-            said, table = file.meta, file.table("files")
-            if said["entry"].get("quarantined"):
-                found = pl.DataFrame(pl.from_arrow(file.table("quarantined")))
-                quarantined = found.cast(dict(QUARANTINED))  # type: ignore[arg-type]
+            meta, table = file.meta, file.table("files")
+            if meta["entry"].get("quarantined"):
+                frame = pl.DataFrame(pl.from_arrow(file.table("quarantined")))
+                quarantined = frame.cast(dict(QUARANTINED))  # type: ignore[arg-type]
         return cls(
-            entry=CommitEntry(**said["entry"]),
-            base=said["base"],
-            missing=tuple(said["missing"]),
-            replaces=tuple(said["replaces"]),
-            columns=dict(said.get("columns", {})),
-            hive_types=dict(said.get("hive_types", {})),
-            left_out=tuple(said.get("left_out", ())),
+            entry=CommitEntry(**meta["entry"]),
+            base=meta["base"],
+            missing=tuple(meta["missing"]),
+            replaces=tuple(meta["replaces"]),
+            columns=dict(meta.get("columns", {})),
+            hive_types=dict(meta.get("hive_types", {})),
+            left_out=tuple(meta.get("left_out", ())),
             quarantined=quarantined,
             files=pl.DataFrame(pl.from_arrow(table)).cast(dict(FILES)),  # type: ignore[arg-type]
         )
 
 
 def folders(files: pl.DataFrame) -> list[str]:
-    """The folder of each file: its partition, where the output is partitioned."""
+    """Return the folder of each file: its partition, if the output is partitioned."""
     return [key.rpartition("/")[0] for key in files["key"].to_list()]

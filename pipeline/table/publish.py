@@ -1,7 +1,7 @@
-"""Publishing: freeze the choice, claim, make visible, write the manifest, move the pointer.
+"""Publish commits: freeze the records, claim, make visible, write the manifest, move the pointer.
 
-It only rolls forward. Whoever meets a claim finishes it first, and finishing twice changes
-nothing; so a driver may die between any two requests and any other one goes on.
+Publishing only rolls forward. A process that finds a claim finishes it first, and finishing twice
+changes nothing. So a driver may die between any two requests, and any other driver resumes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pipeline.errors import (
 from pipeline.storage import require_conditional_writes
 from pipeline.table.claims import (
     claimed_commits,
-    finish,
-    settle,
+    finish_claim,
+    finish_open_claim,
     staged_of,
     vanished_from,
 )
@@ -35,7 +35,7 @@ from pipeline.table.errors import (
 from pipeline.table.keys import run_of_key
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Claim, Commit, CommitEntry, Head, Manifest, run_of
-from pipeline.table.replay import Footprint, may_meet
+from pipeline.table.replay import Footprint, may_overlap
 from pipeline.table.retention import (
     claimed_files,
     kept_versions,
@@ -50,47 +50,47 @@ from pipeline.table.schemas import Addition, refuse_other_columns
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What publishing came to."""
+    """Result of a publish."""
 
     manifest: Manifest
     already: bool
-    """It had been published before."""
+    """Whether everything had been published before."""
     commits: tuple[Commit, ...] = ()
-    """The records as they were frozen: they may name other attempts than the drafts did."""
+    """The frozen records, which may name other attempts than the drafts."""
 
 
 def prepare_output(table_log: TableLog, mode: str, run: str) -> Manifest:
-    """Look at the output before a run: finish what others began, refuse what cannot work.
+    """Check an output before a run: finish open claims of others, refuse what cannot work.
 
     Args:
-        table_log: Of the output.
-        mode: Of the job.
-        run: The run that wants to publish there.
+        table_log: Table log of the output.
+        mode: Output mode of the job.
+        run: Id of the run that will publish.
 
     Returns:
         The current manifest.
 
     Raises:
-        OutputNotEmptyError: it holds what no manifest names, or, in mode `error`, anything that
-            another run published.
-        UsageError: two drivers could not be kept apart there.
+        OutputNotEmptyError: The output has files that no manifest names or, in mode `error`, files
+            of another run.
+        UsageError: The service cannot keep two drivers apart.
     """
     _, etag = table_log.head()
-    if etag is not None:  # Somebody's claim may have to be finished below.
+    if etag is not None:  # A claim may have to be finished below.
         require_conditional_writes(table_log.storage, table_log.output)
     manifest = _prepare(table_log, mode, run)
-    if etag is None:  # What is refused above is left as it was found, without a note.
+    if etag is None:  # Last, so that a refused output is left untouched.
         require_conditional_writes(table_log.storage, table_log.output)
     return manifest
 
 
 def _prepare(table_log: TableLog, mode: str, run: str) -> Manifest:
-    manifest, own = _settled_but_own(table_log, run)
+    manifest, own = _settle_others(table_log, run)
     others = [entry for entry in manifest.commits if entry.adds_files and entry.run != run]
-    # A run that has published is done, whoever came after it and whether it was noted or not.
+    # A run that has published is done, even if other runs have published since.
     if mode == "error" and others and not commits_of(table_log, run, 0):
         raise OutputNotEmptyError(
-            f"{table_log.output} already holds {sum(e.files for e in others)} files of run "
+            f"{table_log.output} already has {sum(e.files for e in others):,} files of run "
             f"{others[0].run}, and the mode is `error`",
             hint="choose another output, or set output.mode to append or overwrite",
         )
@@ -99,7 +99,7 @@ def _prepare(table_log: TableLog, mode: str, run: str) -> Manifest:
         return manifest
     head, _ = table_log.head()
     if head.current != manifest.number or (head.publishing and not own):
-        return _prepare(table_log, mode, run)  # They are being published just now.
+        return _prepare(table_log, mode, run)  # Another process is publishing them.
     orphans = orphans_among(table_log, unknown)
     move_orphans(table_log, orphans)
     _refuse_unknown(table_log, manifest, run, sorted(set(unknown).difference(orphans)))
@@ -107,27 +107,31 @@ def _prepare(table_log: TableLog, mode: str, run: str) -> Manifest:
 
 
 def _refuse_unknown(table_log: TableLog, manifest: Manifest, run: str, keys: list[str]) -> None:
-    """Raise OutputNotEmptyError for files that no manifest names, but for a run's own."""
+    """Raise OutputNotEmptyError for files that no manifest names, except a run's own."""
     claimed = claimed_files(table_log, manifest.number) if keys else {}
-    left = [key for key in keys if claimed.get(key) != run]
-    if not left:
+    unknown = [key for key in keys if claimed.get(key) != run]
+    if not unknown:
         return
     hint = "choose another output, or move them away"
-    if any(key in claimed for key in left):
-        hint = f"a claim was lost; see what can be done: chunkmap repair {table_log.output}"
-    elif any(map(run_of_key, left)):
-        hint = f"move away what no run needs any more: chunkmap vacuum {table_log.output}"
+    if any(key in claimed for key in unknown):
+        hint = f"a claim was lost; show the fix: chunkmap repair {table_log.output}"
+    elif any(map(run_of_key, unknown)):
+        hint = f"move away files that no run needs: chunkmap vacuum {table_log.output}"
     raise OutputNotEmptyError(
-        f"{table_log.output} contains {len(left):,} objects that chunkmap did not publish "
-        f"(for example {left[0]})",
+        f"{table_log.output} contains {len(unknown):,} objects that chunkmap did not publish "
+        f"(for example {unknown[0]})",
         hint=hint,
     )
 
 
-def _settled_but_own(table_log: TableLog, run: str) -> tuple[Manifest, list[Commit]]:
-    """Finish what others began; what this run itself lost is mapped anew and finished later."""
+def _settle_others(table_log: TableLog, run: str) -> tuple[Manifest, list[Commit]]:
+    """Finish an open claim, unless it is this run's own and lacks uploads, to be mapped again.
+
+    Returns:
+        The current manifest, and the commits of an open claim of this run.
+    """
     try:
-        return settle(table_log), []
+        return finish_open_claim(table_log), []
     except UploadsVanishedError as error:
         own = [c for c in claimed_commits(table_log, error.commits) if c.entry.run == run]
         if not own:
@@ -144,14 +148,14 @@ def _unknown_files(table_log: TableLog, manifest: Manifest, own: list[Commit]) -
 
 
 def never() -> bool:
-    """Tell that an output may not be widened."""
+    """Return False: the output must not be widened."""
     return False
 
 
 def publish(
     table_log: TableLog, draft: Commit, accepted: int = 0, *, widens: Callable[[], bool] = never
 ) -> Published:
-    """Make a run's completions visible, exactly once. As `publish_all`, of one commit."""
+    """Publish one commit, exactly once (see `publish_all`)."""
     return publish_all(table_log, [draft], accepted, widens=widens)
 
 
@@ -162,28 +166,28 @@ def publish_all(
     *,
     widens: Callable[[], bool] = never,
 ) -> Published:
-    """Make several commits visible together, exactly once, in one manifest.
+    """Publish several commits together, exactly once, in one manifest.
 
     Args:
-        table_log: Of the output.
-        drafts: What to publish, in this order. Where a commit of a draft's name is frozen already,
-            that one counts; what is published already stays as it is.
-        accepted: Manifest up to which nothing is in conflict, although it came after the base.
-        widens: Whether the output may get further columns, or wider types; asked where it matters.
+        table_log: Table log of the output.
+        drafts: Commits to publish, in this order. A frozen commit with a draft's name takes the
+            place of the draft; published commits stay as they are.
+        accepted: Number of the manifest up to which commits after the base are no conflicts.
+        widens: Returns whether the output may get new columns, or wider types; called if needed.
 
     Raises:
-        SchemaChangedError: the files that stay in the output have other columns.
-        UploadsVanishedError: some staged outputs are gone; map their chunks again.
-        CommitsConflictError: other runs' commits since the drafts' base touched what some of them
-            replace. Nothing was published; without those that it names the others can be.
+        SchemaChangedError: Files that stay in the output have other columns.
+        UploadsVanishedError: Some staged outputs no longer exist; map their chunks again.
+        CommitsConflictError: Commits of other runs since the drafts' base touched files that some
+            drafts replace. Nothing was published; the other drafts can be published without them.
     """
-    # Before anything is frozen: the run may be given another rule, and publish after all.
+    # Before anything is frozen: with another schema rule the run can still publish later.
     number = table_log.head()[0].current
     entries = table_log.history(number, min(draft.base for draft in drafts))
     published = {entry.name for entry in entries}
-    left = [draft for draft in drafts if draft.entry.name not in published]
-    _refuse_columns(table_log, left, table_log.manifest(number), widens)
-    return _claim_and_finish(table_log, _frozen(table_log, drafts), accepted, widens)
+    unpublished = [draft for draft in drafts if draft.entry.name not in published]
+    _refuse_columns(table_log, unpublished, table_log.manifest(number), widens)
+    return _claim_and_finish(table_log, _freeze(table_log, drafts), accepted, widens)
 
 
 def _refuse_columns(
@@ -193,15 +197,15 @@ def _refuse_columns(
     refuse_other_columns(table_log, manifest, additions, widens)
 
 
-def _frozen(table_log: TableLog, drafts: Sequence[Commit]) -> list[Commit]:
-    """Freeze what is not frozen yet, unless some of what it names has vanished."""
+def _freeze(table_log: TableLog, drafts: Sequence[Commit]) -> list[Commit]:
+    """Store the commit records that are not stored yet, if all their staged outputs exist."""
     staged = staged_of(table_log.output, pl.concat([draft.files for draft in drafts]))
     table_log.storage.check_staged(staged, table_log.output)
     gone = {item.attempt for item in table_log.storage.missing(staged)} if staged else set()
     if gone:
-        # What this run has frozen already counts, whoever did it, whatever became of the rest.
-        hit = [d for d in drafts if not gone.isdisjoint(d.files["attempt"].to_list())]
-        if None in map_concurrently(lambda draft: table_log.commit(draft.entry.name), hit):
+        # Commits that are already frozen count, also if another driver has frozen them.
+        affected = [d for d in drafts if not gone.isdisjoint(d.files["attempt"].to_list())]
+        if None in map_concurrently(lambda draft: table_log.commit(draft.entry.name), affected):
             raise UploadsVanishedError(sorted(gone))
     return map_concurrently(table_log.write_commit, drafts)
 
@@ -214,33 +218,33 @@ def _claim_and_finish(
         head, etag = table_log.head()
         if head.publishing is not None:
             already &= names.isdisjoint(head.publishing.commits)
-            finish(table_log, head, etag, is_own=head.writer == writer)
+            finish_claim(table_log, head, etag, is_own=head.writer == writer)
             continue
         current = table_log.manifest(head.current)
-        # Also one that a later overwrite replaced, or a rollback took away, has been published.
+        # The history also has commits that an overwrite or a rollback has replaced since.
         base = min(commit.base for commit in commits)
         entries = table_log.entries(base)
         _refuse_released(commits, entries)
         published = {entry.name for entry in entries}
-        left = [commit for commit in commits if commit.entry.name not in published]
-        if not left:
+        unpublished = [commit for commit in commits if commit.entry.name not in published]
+        if not unpublished:
             move_replaced(table_log, current)
             return Published(current, already, tuple(commits))
-        _refuse_conflicts(table_log, left, current, accepted)
-        _refuse_columns(table_log, left, current, widens)
+        _refuse_conflicts(table_log, unpublished, current, accepted)
+        _refuse_columns(table_log, unpublished, current, widens)
         already = False
         if table_log.moved != current.number:
-            # Its publisher may have died before it moved away what it had replaced: once there is
-            # another manifest on top, nobody would.
+            # Its publisher may have died before it moved the replaced files; with another manifest
+            # on top, nothing would move them.
             move_replaced(table_log, current)
-        claim = Claim(commits=tuple(commit.entry.name for commit in left), base=head.current)
-        # Losing the race is no error: look again at what the winner did.
+        claim = Claim(commits=tuple(c.entry.name for c in unpublished), base=head.current)
+        # If another process wins the race, repeat with its state.
         with suppress(PreconditionFailedError, AlreadyExistsError):
             writer = table_log.move_head(Head(current=head.current, publishing=claim), etag)
 
 
 def _refuse_released(commits: Sequence[Commit], entries: Sequence[CommitEntry]) -> None:
-    """A commit that a repair has released is never published: its files are mapped again."""
+    """Raise UploadsVanishedError for commits that a repair has released: map them again."""
     released = {name for entry in entries for name in entry.releases}
     lost = [commit.files["attempt"] for commit in commits if commit.entry.name in released]
     if lost:
@@ -248,23 +252,23 @@ def _refuse_released(commits: Sequence[Commit], entries: Sequence[CommitEntry]) 
 
 
 def commits_of(table_log: TableLog, run: str, base: int) -> list[CommitEntry]:
-    """The commits of a run, in order, in whatever manifest: it began on top of this base."""
+    """Return the commits of a run since its base manifest, in order."""
     return [entry for entry in table_log.entries(base) if entry.run == run]
 
 
 def released_names(table_log: TableLog, run: str, base: int) -> list[str]:
-    """Commits of a run that a repair has released since the manifest that the run began on."""
+    """Return the names of a run's commits that a repair has released since its base manifest."""
     names = [name for entry in table_log.entries(base) for name in entry.releases]
     return [name for name in names if run_of(name) == run]
 
 
 def refuse_released(table_log: TableLog, done: pl.DataFrame, names: Sequence[str]) -> None:
-    """Raise UploadsVanishedError where completions are of commits that a repair has released.
+    """Raise UploadsVanishedError if completions belong to commits that a repair has released.
 
     Args:
-        table_log: Of the output.
-        done: Of the run (schema COMPLETIONS).
-        names: Of these commits (see `released_names`).
+        table_log: Table log of the output.
+        done: Completions of the run (schema COMPLETIONS).
+        names: Names of the released commits (see `released_names`).
     """
     commits = table_log.readable(names)
     attempts = {attempt for commit in commits for attempt in commit.files["attempt"].to_list()}
@@ -276,31 +280,31 @@ def refuse_released(table_log: TableLog, done: pl.DataFrame, names: Sequence[str
 def _refuse_conflicts(
     table_log: TableLog, commits: list[Commit], current: Manifest, accepted: int
 ) -> None:
-    """Appends and overwrites of other partitions go on top of anything; the rest must not."""
-    lost = []
+    """Raise for commits that conflict; appends and overwrites of other partitions never do."""
+    conflicts = []
     for commit in commits:
-        other = _in_conflict(table_log, commit, current, max(commit.base, accepted))
+        other = _find_conflict(table_log, commit, current, max(commit.base, accepted))
         if other is not None:
-            lost.append((commit.entry, other))
-    if lost:
-        entry, other = lost[0]
+            conflicts.append((commit.entry, other))
+    if conflicts:
+        entry, other = conflicts[0]
         which = f"window {entry.window} of run {entry.run}" if entry.window else f"run {entry.run}"
-        more = f" (and for {len(lost) - 1} more of them)" if len(lost) > 1 else ""
+        more = f" (and {len(conflicts) - 1} more)" if len(conflicts) > 1 else ""
         raise CommitsConflictError(
-            f"run {other.run} has published to {table_log.output} since {which} "
-            f"began{more}, and the mode is {entry.mode}",
-            [entry for entry, _ in lost],
+            f"run {other.run} has published to {table_log.output} since {which}{more} began, and "
+            f"the mode is {entry.mode}",
+            [entry for entry, _ in conflicts],
         )
 
 
-def _in_conflict(
+def _find_conflict(
     table_log: TableLog, commit: Commit, current: Manifest, base: int
 ) -> CommitEntry | None:
-    """A commit of another run that came after a manifest, and that this one must not replace."""
+    """Find a commit since the manifest `base` that this commit must not replace."""
     mode = commit.entry.mode
-    before = table_log.names(base)
+    base_names = table_log.names(base)
     for other in current.commits:
-        if other.name in before or not other.adds_files:
+        if other.name in base_names or not other.adds_files:
             continue
         if other.run == commit.entry.run:
             if _repeats(table_log, commit, other):
@@ -308,59 +312,59 @@ def _in_conflict(
         elif mode in {"error", "overwrite"}:
             return other
         elif mode == "append" and commit.entry.window is not None:
-            # The same window's rows would be there twice.
+            # The output would have the rows of this window twice.
             if other.window == commit.entry.window:
                 return other
-        elif mode == "overwrite-partitions" and may_meet(commit.entry, other):
-            [there] = table_log.footprints([other])
-            if any(map(Footprint.of(commit).drops(), there.folders)):
+        elif mode == "overwrite-partitions" and may_overlap(commit.entry, other):
+            [footprint] = table_log.footprints([other])
+            if any(map(Footprint.of(commit).drop_rule(), footprint.folders)):
                 return other
     return None
 
 
 def _repeats(table_log: TableLog, commit: Commit, other: CommitEntry) -> bool:
-    """Whether one process published a run whole while another did so by windows."""
+    """Whether a run is published both whole and by windows, with common chunks."""
     if (other.window is None) == (commit.entry.window is None):
         return False
-    theirs = set(table_log.known(other).files["chunk"].to_list())
-    return not theirs.isdisjoint(commit.files["chunk"].to_list())
+    chunks = set(table_log.load(other).files["chunk"].to_list())
+    return not chunks.isdisjoint(commit.files["chunk"].to_list())
 
 
 def rollback(table_log: TableLog, number: int | None = None) -> Manifest:
     """Make an older manifest's files current again, as a new manifest.
 
     Args:
-        table_log: Of the output.
-        number: Of the manifest; default the one before the current.
+        table_log: Table log of the output.
+        number: Number of the manifest; default the version before the current.
 
     Raises:
-        UsageError: there is no such manifest.
-        FilesMissingError: its files are no longer kept.
+        UsageError: There is no such manifest.
+        FilesMissingError: Its files are no longer kept.
     """
     while True:
-        current = settle(table_log)
+        current = finish_open_claim(table_log)
         head, etag = table_log.head()
         target = _version_before(table_log, current) if number is None else number
         if not 0 <= target < current.number:
             raise UsageError(
-                f"{table_log.output} has no manifest {target} before its current one, "
+                f"{table_log.output} has no manifest {target} before the current manifest "
                 f"{current.number}",
-                hint=f"chunkmap history {table_log.output} lists them",
+                hint=f"list them: chunkmap history {table_log.output}",
             )
         if head.current != current.number or head.publishing is not None:
             continue
-        # Copies of versions that are not kept may be deleted at any moment, by a process that
-        # slept; those that are kept may not.
+        # A process that was suspended may delete copies of expired versions at any moment, but
+        # never those of kept versions.
         oldest = current.number - kept_versions(current) + 1
         locate(table_log, table_log.manifest(target), oldest)
         with suppress(PreconditionFailedError, AlreadyExistsError):
             claim = Claim(base=current.number, rollback=target)
             table_log.move_head(Head(current=current.number, publishing=claim), etag)
-            return settle(table_log)
+            return finish_open_claim(table_log)
 
 
 def _version_before(table_log: TableLog, manifest: Manifest) -> int:
-    """The manifest before the one that a manifest has its files of: repairs change no file."""
+    """Return the version before a manifest; manifests of repairs are skipped, as none has files."""
     number = manifest.number
     while any(entry.mode == "release" for entry in table_log.manifest(number).commits[-1:]):
         number -= 1
@@ -370,18 +374,18 @@ def _version_before(table_log: TableLog, manifest: Manifest) -> int:
 def amend(
     table_log: TableLog, vanished: UploadsVanishedError, run: str, files: pl.DataFrame
 ) -> None:
-    """Give claimed commits other attempts for the chunks whose uploads had vanished.
+    """Amend claimed commits with new attempts at the chunks whose uploads vanished.
 
     Args:
-        table_log: Of the output.
-        vanished: What publishing said. If nothing was frozen yet there is nothing to amend: the
-            next publish chooses among what is there.
-        run: Whose completions these are; claimed commits of other runs are left to them.
-        files: Of the run's completions (schema FILES), with those chunks mapped anew.
+        table_log: Table log of the output.
+        vanished: The error of the publish. Without a claimed commit there is nothing to amend: the
+            next publish selects attempts again.
+        run: Id of the run of these completions; claimed commits of other runs are not changed.
+        files: Files of the run's completions (schema FILES), after those chunks were mapped again.
 
     Raises:
-        ForeignClaimError: the commits are all other runs'.
-        UploadsVanishedError: some of those chunks have not been mapped anew.
+        ForeignClaimError: All the commits belong to other runs.
+        UploadsVanishedError: Some of those chunks have not been mapped again.
     """
     if not vanished.waits_for(run):
         raise foreign_claim(table_log.output, vanished)
@@ -391,14 +395,14 @@ def amend(
 
 
 def _amend(table_log: TableLog, name: str, attempts: list[str], files: pl.DataFrame) -> None:
-    there = files.filter(~pl.col("attempt").is_in(attempts))
+    existing = files.filter(~pl.col("attempt").is_in(attempts))
     while True:
         [commit] = claimed_commits(table_log, [name])
         lost = commit.files.filter(pl.col("attempt").is_in(attempts))
         if lost.is_empty():
-            return  # Another driver was faster, and what it named counts.
-        anew = there.join(lost.select("chunk"), on="chunk", how="semi")
-        if anew.height < lost.height:
-            raise vanished_from([commit], attempts)  # Nobody has mapped them yet.
+            return  # Another driver was faster; its amendment counts.
+        replacements = existing.join(lost.select("chunk"), on="chunk", how="semi")
+        if replacements.height < lost.height:
+            raise vanished_from([commit], attempts)  # They have not been mapped again yet.
         with suppress(AlreadyExistsError):
-            table_log.amend(commit, anew)
+            table_log.amend(commit, replacements)

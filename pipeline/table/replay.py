@@ -1,6 +1,6 @@
-"""Which files of a list of commits are left when they are folded in order.
+"""Replay a list of commits in order, to find the live files.
 
-Only folders are looked at: a commit drops all files before it in a folder, or none.
+Folders are enough for this: a commit drops all earlier files of a folder, or none.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from pipeline.table.manifest import Commit, CommitEntry, folders
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Where a commit has files, and what it replaces: all that folding needs, and small."""
+    """The folders in which a commit has files or drops files: the part that a replay needs."""
 
     entry: CommitEntry
     replaces: frozenset[str]
-    """Folders whose earlier files it drops, beside those of its window."""
+    """Folders whose earlier files it drops, in addition to those of its window."""
     folders: Mapping[str, tuple[str, ...]]
-    """Its keys, by folder."""
+    """Keys of its files, by folder."""
 
     @classmethod
     def of(cls, commit: Commit) -> Footprint:
-        """The footprint of a commit record."""
+        """Return the footprint of a commit record."""
         keys: dict[str, list[str]] = {}
         for folder, key in zip(folders(commit.files), commit.files["key"].to_list(), strict=True):
             keys.setdefault(folder, []).append(key)
-        held = {folder: tuple(own) for folder, own in keys.items()}
-        return cls(commit.entry, frozenset(commit.replaces), held)
+        by_folder = {folder: tuple(names) for folder, names in keys.items()}
+        return cls(commit.entry, frozenset(commit.replaces), by_folder)
 
-    def drops(self) -> Callable[[str], bool]:
-        """What tells whether earlier files in a folder are dropped."""
+    def drop_rule(self) -> Callable[[str], bool]:
+        """Return a function that says whether the commit drops earlier files of a folder."""
         entry = self.entry
         if entry.mode == "overwrite":
             return lambda folder: True
@@ -50,27 +50,29 @@ class Footprint:
         )
 
 
-def surviving(commits: Sequence[Footprint]) -> list[frozenset[str]]:
-    """The folders in which each commit still has files after the last one; linear in folders."""
-    alive = [set(one.folders) for one in commits]
-    holders: dict[str, list[int]] = {}
-    windows = _Windows({one.entry.rule for one in commits if one.entry.window is not None})
-    for rank, one in enumerate(commits):
-        for folder in _dropped(one, holders, windows):
-            for holder in holders.pop(folder, ()):
-                alive[holder].discard(folder)
-        for folder in one.folders:
-            holders.setdefault(folder, []).append(rank)
+def live_folders(commits: Sequence[Footprint]) -> list[frozenset[str]]:
+    """Return the folders in which each commit has live files after the last; linear in folders."""
+    alive = [set(commit.folders) for commit in commits]
+    owners: dict[str, list[int]] = {}
+    windows = _Windows({c.entry.rule for c in commits if c.entry.window is not None})
+    for index, commit in enumerate(commits):
+        for folder in _dropped_folders(commit, owners, windows):
+            for owner in owners.pop(folder, ()):
+                alive[owner].discard(folder)
+        for folder in commit.folders:
+            owners.setdefault(folder, []).append(index)
             windows.add(folder)
-    return [frozenset(one) for one in alive]
+    return list(map(frozenset, alive))
 
 
-def _dropped(one: Footprint, holders: Mapping[str, object], windows: _Windows) -> Iterable[str]:
-    if one.entry.mode == "overwrite":
-        return list(holders)
-    if one.entry.mode != "overwrite-partitions":
+def _dropped_folders(
+    commit: Footprint, owners: Mapping[str, object], windows: _Windows
+) -> Iterable[str]:
+    if commit.entry.mode == "overwrite":
+        return list(owners)
+    if commit.entry.mode != "overwrite-partitions":
         return ()
-    return one.replaces | windows.folders(one.entry)
+    return commit.replaces | windows.folders(commit.entry)
 
 
 class _Windows:
@@ -80,8 +82,8 @@ class _Windows:
         self._folders: dict[str, dict[str | None, set[str]]] = {rule: {} for rule in rules}
 
     def add(self, folder: str) -> None:
-        for rule, found in self._folders.items():
-            found.setdefault(window_label(rule, folder), set()).add(folder)
+        for rule, windows in self._folders.items():
+            windows.setdefault(window_label(rule, folder), set()).add(folder)
 
     def folders(self, entry: CommitEntry) -> set[str]:
         if entry.window is None:
@@ -89,30 +91,30 @@ class _Windows:
         return self._folders[entry.rule].get(entry.window, set())
 
 
-def renames(commits: Sequence[Footprint]) -> dict[str, str]:
-    """The present key of each file that rollbacks have renamed, by its original key."""
+def renamed_keys(commits: Sequence[Footprint]) -> dict[str, str]:
+    """Return the present key of each file that rollbacks have renamed, by its original key."""
     return {
         original_key(key): key
-        for one in commits
-        if one.entry.mode == "restore"
-        for keys in one.folders.values()
+        for commit in commits
+        if commit.entry.mode == "restore"
+        for keys in commit.folders.values()
         for key in keys
     }
 
 
 @lru_cache(maxsize=65_536)
 def window_label(rule: str, folder: str) -> str | None:
-    """The window that a folder of an output is in (see `manifest.rule_of`), if it is in one."""
+    """Return the window of an output's folder by a rule (see `manifest.rule_of`), if it has one."""
     columns, grain, timezone = rule.split("/", 2)
-    column, *further = columns.split("=")
+    column, *others = columns.split("=")
     try:
-        windowing = Windowing(column, cast("Grain", grain), timezone, tuple(further))
+        windowing = Windowing(column, cast("Grain", grain), timezone, tuple(others))
         return label_of_folder(windowing, folder)
     except WindowError:
         return None
 
 
-def may_meet(one: CommitEntry, other: CommitEntry) -> bool:
-    """Whether two commits can have a folder in common, as far as their entries tell."""
-    both = one.window is not None and other.window is not None and one.rule == other.rule
-    return not both or one.window == other.window
+def may_overlap(first: CommitEntry, second: CommitEntry) -> bool:
+    """Whether two commits may have a common folder, judged by their entries only."""
+    comparable = None not in (first.window, second.window) and first.rule == second.rule
+    return not comparable or first.window == second.window

@@ -1,4 +1,4 @@
-"""Reading an output: the files of a manifest, and nothing else."""
+"""Read an output: exactly the files of a manifest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from partitioning.hive_paths import raw_values
 from pipeline.config.settings import load_settings
 from pipeline.errors import UsageError
 from pipeline.storage import own_storage, scan_options
-from pipeline.table.columns import Columns, digest_columns, widened
+from pipeline.table.columns import Columns, digest_columns, widen
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Manifest
 from pipeline.table.replay import window_label
@@ -28,42 +28,42 @@ if TYPE_CHECKING:
 
 
 def scan_output(uri: str, version: int | None = None, window: str | None = None) -> pl.LazyFrame:
-    """The rows of an output, as one manifest has them.
+    """Scan the rows of an output in one version.
 
-    A plain glob over the prefix may, for the seconds in which an overwrite is published, see both
-    the old files and the new; a manifest never does.
+    A plain glob over the prefix may see both old and new files for the seconds in which an
+    overwrite is published; a manifest never does.
 
     Args:
         uri: The output prefix.
-        version: Number of an older manifest (`chunkmap history` lists them); default the current.
-        window: Label of a window, such as `2024-02-29`: only its files; default all.
+        version: Number of a manifest (`chunkmap history` lists them); default the current.
+        window: Label of a window, such as `2024-02-29`, to scan only its files; default all.
 
     Returns:
-        A LazyFrame; Hive partitions in the keys become columns, of the types that the planner
-        gives them (`input.hive_types` of the last run's job first). Where the output was widened,
-        files of before have nulls in the columns that they lack, and the wider types.
+        A LazyFrame; Hive partitions in the keys become columns, with the types that the planner
+        would infer or the last run's job declares (`input.hive_types`). If the output was widened,
+        older files have nulls in missing columns, and the wider types.
 
     Raises:
-        UsageError: nothing was published there, or it has no such window.
-        FilesMissingError: that version is no longer kept, or its files were deleted.
+        UsageError: The output has no published files, or no such window.
+        FilesMissingError: That version is no longer kept, or its files were deleted.
     """
     import polars as pl
 
     table_log = TableLog(own_storage(), uri)
     manifest = table_log.manifest(version)
     places = locate(table_log, manifest)
-    chosen = places if window is None else _of_window(uri, manifest, places, window)
-    if not chosen:
+    selected = places if window is None else _select_window(uri, manifest, places, window)
+    if not selected:
         which = "" if window is None else f" of window {window}"
         raise UsageError(f"{uri} has no published files{which} (manifest {manifest.number})")
     storage_options = scan_options(load_settings(), uri) if uri.startswith("s3") else None
     options: dict[str, Any] = {"storage_options": storage_options}
-    schema = _widened_schema(table_log, manifest, chosen, storage_options)
+    schema = _widened_schema(table_log, manifest, selected, storage_options)
     if schema is not None:
         upcast = pl.ScanCastOptions(integer_cast="upcast", float_cast="upcast")
         options |= {"schema": schema, "missing_columns": "insert", "cast_options": upcast}
-    files = {key: _path(place) for key, place in chosen.items()}
-    return _scan(files, _Hive.of(list(places), _declared(table_log, manifest)), options)
+    files = {key: _path(place) for key, place in selected.items()}
+    return _scan(files, _Hive.of(list(places), _declared_types(table_log, manifest)), options)
 
 
 def _path(place: str) -> str:
@@ -76,9 +76,9 @@ def _widened_schema(
     places: Mapping[str, str],
     storage_options: dict[str, str] | None,
 ) -> pl.Schema | None:
-    """The columns that hold those of all files; None where all files are alike, as usual.
+    """Return columns that hold those of all files; None if all files agree, as is usual.
 
-    Read from one file of each kind.
+    It reads one file for each set of columns.
     """
     import polars as pl
 
@@ -98,41 +98,40 @@ def _widened_schema(
     merged: Columns = {}
     types: dict[str, pl.DataType] = {}
     for place in examples.values():
-        found = pl.scan_parquet(
+        schema = pl.scan_parquet(
             _path(place), glob=False, hive_partitioning=False, storage_options=storage_options
         ).collect_schema()
-        both = widened(merged, {name: str(kind) for name, kind in found.items()})
+        both = widen(merged, {name: str(kind) for name, kind in schema.items()})
         if both is None:
-            return None  # Published before chunkmap looked: Polars says what does not fit.
-        types |= {name: kind for name, kind in found.items() if both[name] == str(kind)}
+            return None  # From before chunkmap compared columns: Polars raises the error.
+        types |= {name: kind for name, kind in schema.items() if both[name] == str(kind)}
         merged = both
     return pl.Schema({name: types[name] for name in merged})
 
 
-def _of_window(
+def _select_window(
     uri: str, manifest: Manifest, places: Mapping[str, str], window: str
 ) -> dict[str, str]:
-    """Those of some files that are in folders of a window, however it was published."""
-    known = {entry.window: entry.rule for entry in manifest.commits if entry.window is not None}
-    rules = set(known.values())
-    found = {
+    """Select the files in folders of a window, also those that were not published by windows."""
+    rules = {entry.window: entry.rule for entry in manifest.commits if entry.window is not None}
+    selected = {
         key: place
         for key, place in places.items()
-        if any(window_label(rule, key.rpartition("/")[0]) == window for rule in rules)
+        if any(window_label(rule, key.rpartition("/")[0]) == window for rule in set(rules.values()))
     }
-    if not found and window not in known:
-        near = get_close_matches(window, known, 1)
+    if not selected and window not in rules:
+        near = get_close_matches(window, rules, 1)
         raise UsageError(
             f"manifest {manifest.number} of {uri} has no window {window!r}",
-            hint=f"is it {near[0]}?" if near else f"it has {len(known):,} windows",
+            hint=f"did you mean {near[0]}?" if near else f"it has {len(rules):,} windows",
         )
-    return found
+    return selected
 
 
-def _declared(table_log: TableLog, manifest: Manifest) -> Mapping[str, str]:
-    """The types of Hive columns that the job of the newest run declares."""
+def _declared_types(table_log: TableLog, manifest: Manifest) -> Mapping[str, str]:
+    """Return the types of Hive columns that the job of the newest run declares."""
     runs = [entry for entry in manifest.commits if entry.adds_files]
-    return table_log.known(runs[-1]).hive_types if runs else {}
+    return table_log.load(runs[-1]).hive_types if runs else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,28 +140,28 @@ class _Hive:
 
     schema: pl.Schema
     values: Mapping[str, Mapping[str, Any]]
-    """By folder, those that it has."""
+    """Values of each folder, by folder and column."""
 
     @classmethod
     def of(cls, keys: Sequence[str], declared: Mapping[str, str]) -> _Hive:
-        """Read the columns of all files: they have the same types whichever window is read."""
+        """Parse the Hive columns of all files, so that types do not depend on the window."""
         import polars as pl
 
         folders = sorted({key.rpartition("/")[0] for key in keys})
         raws = {folder: dict(raw_values(folder)) for folder in folders}
         names = {name for values in raws.values() for name in values}
-        own = {name: kind for name, kind in declared.items() if name in names}
+        declared = {name: kind for name, kind in declared.items() if name in names}
         try:
-            found = parse(folders, folders, lenient=True, declared=own)
+            hive = parse(folders, folders, lenient=True, declared=declared)
         except HiveTypeError:
-            # Earlier runs may have published values that are not of the type declared now.
-            found = parse(folders, folders, lenient=True)
-        frame = pl.DataFrame(pl.from_arrow(pa.schema(found.fields()).empty_table()))
-        rows = zip(*found.columns, strict=True) if found.names else ([()] * len(folders))
+            # Earlier runs may have published values that do not fit the type declared now.
+            hive = parse(folders, folders, lenient=True)
+        frame = pl.DataFrame(pl.from_arrow(pa.schema(hive.fields()).empty_table()))
+        rows = zip(*hive.columns, strict=True) if hive.names else ([()] * len(folders))
         values = {
             folder: {
                 name: value
-                for name, value in zip(found.names, row, strict=True)
+                for name, value in zip(hive.names, row, strict=True)
                 if name in raws[folder]
             }
             for folder, row in zip(folders, rows, strict=True)
@@ -170,7 +169,7 @@ class _Hive:
         return cls(frame.schema, values)
 
     def is_plain(self, folders: Iterable[str]) -> bool:
-        """Whether Polars itself finds the values of some folders."""
+        """Whether Polars can parse the values of these folders itself."""
         return all(
             len(self.values[folder]) == len(self.schema) and _is_readable(folder)
             for folder in folders
@@ -178,7 +177,7 @@ class _Hive:
 
 
 def _scan(files: Mapping[str, str], hive: _Hive, options: Mapping[str, Any]) -> pl.LazyFrame:
-    """Scan files by key."""
+    """Scan files (URI by key), and add their Hive columns."""
     import polars as pl
 
     parts: dict[str, list[str]] = {}
@@ -192,7 +191,7 @@ def _scan(files: Mapping[str, str], hive: _Hive, options: Mapping[str, Any]) -> 
             hive_schema=dict(hive.schema) if hive.schema else None,
             **options,
         )
-    # A scan for each folder. Chunks that cross partitions have a column in the file instead.
+    # One scan per folder. Chunks that cross partitions have a column in the file instead.
     return pl.concat(
         (
             pl.scan_parquet(places, glob=False, hive_partitioning=False, **options).with_columns(
@@ -206,7 +205,7 @@ def _scan(files: Mapping[str, str], hive: _Hive, options: Mapping[str, Any]) -> 
 
 
 def _is_readable(folder: str) -> bool:
-    """Whether Polars finds the Hive values of a folder that is spelled so."""
+    """Whether Polars can parse the Hive values in this spelling of a folder."""
     for segment in folder.split("/"):
         _, _, raw = segment.partition("=")
         if "*" in raw or "=" in raw:

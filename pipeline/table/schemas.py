@@ -1,4 +1,4 @@
-"""The schema of an output: no commit may add files that cannot be read with those that stay."""
+"""Check the schema of an output: all its files must be readable together."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import polars as pl
 
 from pipeline.errors import ChunkmapError, SchemaChangedError
 from pipeline.storage import join
-from pipeline.table.column_types import merged
-from pipeline.table.columns import Columns, differences, digest_columns, widened
+from pipeline.table.column_types import merge_types
+from pipeline.table.columns import Columns, differences, digest_columns, widen
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import CommitEntry, Manifest
-from pipeline.table.replay import Footprint, surviving
+from pipeline.table.replay import Footprint, live_folders
 
 log = logging.getLogger(__name__)
 
-_KINDS = 8
-"""Schemas of an output that are looked at for the types of its columns."""
+_MAX_SCHEMAS_READ = 8
+"""Maximum number of an output's schemas that are read for the types of its columns."""
 
 
 @dataclass(frozen=True, slots=True)
 class Addition:
-    """Files that are to come on top of an output."""
+    """Files that will be added to an output."""
 
     footprint: Footprint
     columns: Columns
-    """Of these files; empty where nothing is known."""
+    """Columns of these files; empty if unknown."""
 
 
 def refuse_other_columns(
@@ -38,102 +38,101 @@ def refuse_other_columns(
     additions: Sequence[Addition],
     widens: Callable[[], bool],
 ) -> None:
-    """Refuse files whose columns are not those of the files that stay beside them.
+    """Refuse files whose columns differ from those of the files that stay in the output.
 
     Args:
-        table_log: Of the output.
-        manifest: What the output holds.
-        additions: What is to come on top of it, together.
-        widens: Whether the output may be widened; asked only where that matters.
+        table_log: Table log of the output.
+        manifest: The manifest that the files are added to.
+        additions: The files, which are added together.
+        widens: Returns whether the output may be widened; called only if needed.
 
     Raises:
-        SchemaChangedError: naming the columns and the way on.
+        SchemaChangedError: The columns differ; the message names them and the next step.
     """
-    known = [one for one in additions if one.columns and one.footprint.folders]
-    new = {digest_columns(one.columns) for one in known}
-    held = [entry for entry in manifest.commits if entry.adds_files and entry.files]
-    if not new or ({entry.columns for entry in held} <= new and len(new) == 1):
-        return  # What is usual; nothing was read for it.
-    staying = _staying(table_log, manifest, [one.footprint for one in additions])
+    known = [item for item in additions if item.columns and item.footprint.folders]
+    new = {digest_columns(item.columns) for item in known}
+    old = {entry.columns for entry in manifest.commits if entry.adds_files and entry.files}
+    if not new or (old <= new and len(new) == 1):
+        return  # The usual case, which reads nothing.
+    staying = _staying_commits(table_log, manifest, [item.footprint for item in additions])
     current: Columns = {}
-    for columns in _distinct(table_log, staying):
-        current = widened(current, columns) or current
+    for columns in _distinct_columns(table_log, staying):
+        current = widen(current, columns) or current
     if not current:
         return
-    for one in known:
-        found = differences(current, one.columns)
-        if found and not (all(item.is_safe for item in found) and widens()):
-            raise _refusal(table_log.output, one, current, staying)
+    for item in known:
+        differing = differences(current, item.columns)
+        if differing and not (all(column.is_safe for column in differing) and widens()):
+            raise _refusal(table_log.output, item, current, staying)
 
 
-def _staying(
+def _staying_commits(
     table_log: TableLog, manifest: Manifest, on_top: Sequence[Footprint]
 ) -> list[CommitEntry]:
-    """The commits of a manifest that have files left once others are on top of it."""
-    prints = table_log.footprints(manifest.commits)
-    alive = surviving([*prints, *on_top])
-    pairs = zip(manifest.commits, alive[: len(prints)], strict=True)
+    """Return the commits of a manifest that keep live files after others are added."""
+    footprints = table_log.footprints(manifest.commits)
+    alive = live_folders([*footprints, *on_top])
+    pairs = zip(manifest.commits, alive[: len(footprints)], strict=True)
     return [entry for entry, folders in pairs if entry.adds_files and folders]
 
 
-def _distinct(table_log: TableLog, entries: Iterable[CommitEntry]) -> list[Columns]:
-    """The columns of some commits, each only once."""
+def _distinct_columns(table_log: TableLog, entries: Iterable[CommitEntry]) -> list[Columns]:
+    """Return the distinct sets of columns of some commits."""
     examples = {entry.columns or entry.name: entry for entry in entries}
-    found = [columns_of(table_log, entry) for entry in examples.values()]
-    return [columns for columns in found if columns]
+    sets = [columns_of(table_log, entry) for entry in examples.values()]
+    return [columns for columns in sets if columns]
 
 
 def types_of_output(table_log: TableLog) -> Columns:
-    """The types that columns of an output have, as far as few requests tell: the newest come first.
+    """Return the types of an output's columns, found with few requests; newer commits win.
 
-    What has been replaced since may be among them, so it is good for nothing but nulls.
+    Commits that have been replaced are included, so the types are good enough only for nulls.
     """
     newest: dict[str, CommitEntry] = {}
     for entry in reversed(table_log.manifest().commits):
-        if entry.adds_files and entry.files and entry.columns and len(newest) < _KINDS:
+        if entry.adds_files and entry.files and entry.columns and len(newest) < _MAX_SCHEMAS_READ:
             newest.setdefault(entry.columns, entry)
-    found: Columns = {}
+    types: Columns = {}
     for entry in newest.values():
-        for name, kind in table_log.known(entry).columns.items():
-            found[name] = merged(found.get(name, kind), kind) or found[name]
-    return found
+        for name, kind in table_log.load(entry).columns.items():
+            types[name] = merge_types(types.get(name, kind), kind) or types[name]
+    return types
 
 
 def columns_of(table_log: TableLog, entry: CommitEntry) -> Columns:
-    """The columns of a commit's files; empty if they cannot be told."""
-    commit = table_log.known(entry)
+    """Return the columns of a commit's files; empty if they are unknown."""
+    commit = table_log.load(entry)
     if commit.columns or commit.files.is_empty():
         return dict(commit.columns)
-    # Made before commits said so: one of its files does.
-    seen = table_log.columns_of_old
-    if entry.name not in seen:
-        seen[entry.name] = _columns_in_a_file(table_log, commit.files["key"][0])
-    return seen[entry.name]
+    # An old commit without columns: read them from one of its files.
+    cache = table_log.inferred_columns
+    if entry.name not in cache:
+        cache[entry.name] = _read_columns(table_log, commit.files["key"][0])
+    return cache[entry.name]
 
 
-def _columns_in_a_file(table_log: TableLog, key: str) -> Columns:
+def _read_columns(table_log: TableLog, key: str) -> Columns:
     try:
         data = table_log.storage.get(join(table_log.output, key)).data
         return {name: str(kind) for name, kind in pl.read_parquet_schema(io.BytesIO(data)).items()}
     except (ChunkmapError, pl.exceptions.PolarsError) as error:
-        log.warning("the columns of %s cannot be told: %s", key, error)
+        log.warning("cannot read the columns of %s: %s", key, error)
         return {}
 
 
 def _refusal(
-    output: str, one: Addition, current: Mapping[str, str], staying: Sequence[CommitEntry]
+    output: str, item: Addition, current: Mapping[str, str], staying: Sequence[CommitEntry]
 ) -> SchemaChangedError:
-    found = differences(current, one.columns)
-    run = one.footprint.entry.run
-    said = ", ".join(map(str, found))
+    differing = differences(current, item.columns)
+    run = item.footprint.entry.run
     whole = "replace the whole output (output.mode: overwrite)"
-    if all(item.is_safe for item in found):
+    if all(column.is_safe for column in differing):
         hint = f"let the output be widened (output.schema: widen), or {whole}"
     else:
-        hint = f"give these columns the output's types in the transform, or {whole}"
+        hint = f"cast these columns to the output's types in the transform, or {whole}"
     return SchemaChangedError(
-        f"{'run ' + run if run else 'the job'} gives other columns than {output} has in files that "
-        f"stay (of run {staying[-1].run}), and no reader could take them together: {said} "
-        "(in the output / new)",
+        f"{'run ' + run if run else 'the job'} has other columns than the files that stay in "
+        f"{output} (of run {staying[-1].run}), and no reader could read them together: "
+        f"{', '.join(map(str, differing))} (in the output / new)",
         hint=hint,
     )

@@ -35,7 +35,7 @@ def test_the_chunk_at_hand_is_the_last(after: int, prefetch: bool) -> None:
     result = mapped(case, after)
     assert (result.done, result.failed, result.left) == (after + 1, 0, 5 - after)
     assert sorted(case.staged()) == list(range(after + 1)), "what is done is stored"
-    assert not metrics.at_work
+    assert not metrics.active_batches
 
 
 def test_whoever_takes_the_batch_up_does_the_rest() -> None:
@@ -99,17 +99,17 @@ def test_lines_say_which_run_batch_and_chunk_they_are_about() -> None:
     seen: list[dict[str, str]] = []
 
     def telling(frame: object) -> object:
-        seen.append(logs.here())
+        seen.append(logs.current_ids())
         return frame
 
     case = Case(telling)
-    with logs.at(run=case.context.record.run, batch=ALL.name):
+    with logs.log_ids(run=case.context.record.run, batch=ALL.name):
         case.map()
     assert [one["chunk"] for one in seen] == [
         chunk.id for chunk in case.context.plan.chunks(range(6))
     ]
     assert {(one["run"], one["batch"]) for one in seen} == {(case.context.record.run, ALL.name)}
-    assert logs.here() == {}
+    assert logs.current_ids() == {}
 
 
 def test_a_failed_chunk_is_worth_a_line(caplog: pytest.LogCaptureFixture) -> None:

@@ -82,11 +82,11 @@ def test_filters_mean_any_of_all_of(written: str, meant: object) -> None:
         ("[a, '==', 1]", "'a' is not [column, operator, value]"),
         ("[[a, '=', 1]]", "'=' is not an operator"),
         ("[[a, '==']]", "needs a value"),
-        ("[[a, '==', null]]", "there is `is null`"),
+        ("[[a, '==', null]]", "test nulls with `is null`"),
         ("[[a, in, 3]]", "needs a list of values, found 3"),
         ("[[a, is null, 3]]", "takes no value, found 3"),
         ("[[a, '==', {b: 1}]]", "cannot be compared"),
-        ("[[1, '==', 1]]", "1 is not a column's name"),
+        ("[[1, '==', 1]]", "1 is not a column name"),
     ],
 )
 def test_a_filter_that_means_nothing_is_refused(written: str, complaint: str) -> None:
@@ -128,7 +128,7 @@ def test_a_filter_that_means_nothing_is_refused(written: str, complaint: str) ->
         ("", "`transform` is missing"),
         (LEAST.replace("s3://b/in/", "gs://b/in/"), "has the scheme 'gs' (use s3:// or file://)"),
         (LEAST.replace("s3://b/out/", "s3://b"), "a whole bucket"),
-        (LEAST.replace("s3://b/out/", "s3://b/in/out/"), "lie within each other"),
+        (LEAST.replace("s3://b/out/", "s3://b/in/out/"), "overlap"),
         (LEAST.replace("name: a", "name: a/b"), "job.yaml:1: `name`"),
         (LEAST + "chunks: {per_file: true, per_partition: true}\n", "not both"),
     ],

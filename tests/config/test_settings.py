@@ -123,7 +123,7 @@ def test_an_unknown_environment_is_refused_with_the_known_ones(project: Path, wr
     write("prod.yaml", "")
     error = refusal(project, environment="prdo")
     assert "prdo.yaml does not exist" in str(error)
-    assert error.hint == "there are: prod"
+    assert error.hint == "environments in conf: prod"
 
 
 @pytest.mark.parametrize("name", ["../up", "a b", "no/such"])
@@ -140,7 +140,7 @@ def test_another_conf_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert settings.dask.workers == 9
     assert source(settings, "dask.workers") == "else/base.yaml:1"
     monkeypatch.setenv("CHUNKMAP_CONF", "nowhere")
-    assert "there is no folder" in str(refusal(project))
+    assert "does not exist" in str(refusal(project))
 
 
 @pytest.mark.parametrize(

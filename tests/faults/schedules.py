@@ -91,7 +91,7 @@ class Schedule:
         """Somebody else works on the output in the middle of it, or on its state."""
         deeds: dict[str, Callable[[], object]] = {
             "vacuum": lambda: vacuum(self.scenario.storage, self.scenario.output, older_than=0.0),
-            "repair": lambda: repair(self._catalog()),
+            "repair": lambda: repair(self._table_log()),
             "roll back and forth": self._roll_back_and_forth,
             "lose the pointer": lambda: self._set_pointer(None),
             "restore an old pointer": lambda: self._set_pointer(self.random.choice(self.pointers)),
@@ -108,17 +108,17 @@ class Schedule:
         rule.call = meddle
         self._add(rule, f"{name}, ")
 
-    def _catalog(self) -> TableLog:
+    def _table_log(self) -> TableLog:
         return TableLog(self.scenario.storage, self.scenario.output)
 
     def _roll_back_and_forth(self) -> None:
-        number = self._catalog().head()[0].current
-        rollback(self._catalog(), number - 1)
-        rollback(self._catalog(), number)
+        number = self._table_log().head()[0].current
+        rollback(self._table_log(), number - 1)
+        rollback(self._table_log(), number)
 
     def _set_pointer(self, data: bytes | None) -> None:
         """Delete HEAD.json, or put back what it was once: by hand, or from a backup."""
-        storage, uri = self.scenario.storage, self._catalog().head_file.uri
+        storage, uri = self.scenario.storage, self._table_log().head_file.uri
         self.is_tampered = True
         if data is None:
             storage.delete(uri)
@@ -126,7 +126,7 @@ class Schedule:
             storage.put(uri, data)
 
     def _note_pointer(self, _: object) -> None:
-        blob = self.scenario.storage.get_or_none(self._catalog().head_file.uri)
+        blob = self.scenario.storage.get_or_none(self._table_log().head_file.uri)
         self.pointers += [] if blob is None else [blob.data]
 
     def _lie(self) -> None:

@@ -19,7 +19,7 @@ def line(formatter: logging.Formatter, **ids: str) -> str:
     handler.setFormatter(formatter)
     logger = logging.Logger("here")
     logger.addHandler(handler)
-    with logs.at(**ids):
+    with logs.log_ids(**ids):
         try:
             raise ValueError('with "quotes"\nand lines')
         except ValueError:
@@ -48,21 +48,21 @@ def test_text_has_the_ids_at_the_end_of_its_first_line() -> None:
 
 
 def test_inner_ids_are_added_and_taken_off() -> None:
-    with logs.at(run="r"):
-        with logs.at(chunk="c"):
-            assert logs.here() == {"run": "r", "chunk": "c"}
-        assert logs.here() == {"run": "r"}
-    assert logs.here() == {}
+    with logs.log_ids(run="r"):
+        with logs.log_ids(chunk="c"):
+            assert logs.current_ids() == {"run": "r", "chunk": "c"}
+        assert logs.current_ids() == {"run": "r"}
+    assert logs.current_ids() == {}
 
 
 def test_another_thread_knows_them_if_it_is_given_them() -> None:
     seen: list[dict[str, str]] = []
-    with logs.at(run="r"):
+    with logs.log_ids(run="r"):
         context = copy_context()
-        for call in (lambda: seen.append(logs.here()), lambda: context.run(look)):
+        for call in (lambda: seen.append(logs.current_ids()), lambda: context.run(look)):
 
             def look() -> None:
-                seen.append(logs.here())
+                seen.append(logs.current_ids())
 
             thread = Thread(target=call)
             thread.start()
@@ -76,7 +76,7 @@ def test_it_reaches_the_handlers_of_others(style: str) -> None:
         "import logging, distributed\n"
         "from pipeline import logs\n"
         f"logs.set_up({style!r})\n"
-        "with logs.at(run='abc'):\n"
+        "with logs.log_ids(run='abc'):\n"
         "    logging.getLogger('distributed.worker').warning('theirs')\n"
         "    logging.getLogger('pipeline.runs.worker.batch').info('ours')\n"
     )
@@ -118,7 +118,7 @@ def test_a_driver_writes_lines_for_machines_alone(style: str) -> None:
         "muted.setLevel(logging.CRITICAL + 1)\n"
         "logging.getLogger().addHandler(muted)\n"
         f"logs.set_up_driver({style!r})\n"
-        "with logs.at(backfill='abc'):\n"
+        "with logs.log_ids(backfill='abc'):\n"
         "    logging.getLogger('pipeline.runs.driver.run').info('round 1')\n"
     )
     done = subprocess.run(

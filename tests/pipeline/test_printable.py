@@ -85,7 +85,7 @@ def logged(formatter: logging.Formatter) -> str:
     handler.setFormatter(formatter)
     logger = logging.Logger(HOSTILE)
     logger.addHandler(handler)
-    with logs.at(run=HOSTILE, chunk="c"):
+    with logs.log_ids(run=HOSTILE, chunk="c"):
         try:
             raise ValueError(HOSTILE)
         except ValueError:

@@ -28,7 +28,7 @@ from pipeline.runs.driver.publish_windows import publish_windows
 from pipeline.runs.ledger.ledger import Ledger, run_id
 from pipeline.runs.ledger.records import Completion
 from pipeline.storage import Storage, state_prefix
-from pipeline.table.claims import settle
+from pipeline.table.claims import finish_open_claim
 from pipeline.table.errors import (
     FilesMissingError,
     HeadBehindError,
@@ -411,7 +411,7 @@ class Output(RuleBasedStateMachine):
                 if not entry.adds_files:
                     self.released |= set(entry.releases)
                     continue
-                files = table_log.known(entry).files
+                files = table_log.load(entry).files
                 assert files["chunk"].is_unique().all()
                 assert (files.height, files["rows"].sum()) == (entry.files, entry.rows)
             self.keys.append(set(table_log.snapshot(manifest)["key"]))
@@ -456,7 +456,7 @@ class Output(RuleBasedStateMachine):
                     ended[name] = "published"
                 except (ConflictError, OutputNotEmptyError):
                     ended[name] = "refused"
-        settle(TableLog(storage, OUTPUT))
+        finish_open_claim(TableLog(storage, OUTPUT))
         assert repair(TableLog(storage, OUTPUT))[-1].problems == ()
         check_settled(self.backend)
         self.check_ends(ended)
@@ -467,7 +467,7 @@ class Output(RuleBasedStateMachine):
         manifests = [table_log.manifest(number) for number in range(last + 1)]
         for name, (run, mode) in self.runs.items():
             entries = {e.name: e for m in manifests for e in m.commits if e.run == name}
-            frames = [table_log.known(entry).files for entry in entries.values()]
+            frames = [table_log.load(entry).files for entry in entries.values()]
             files = pl.concat(frames) if frames else None
             windows = self.windows(run)
             if ended[name] == "refused":

@@ -96,14 +96,14 @@ def test_an_amendment_names_other_attempts(table_log: TableLog) -> None:
     assert amended.files["attempt"].to_list() == ["a", "b", "a"]
     assert (amended.entry.amendments, amended.entry.files) == (1, 3)
     # What a manifest has listed stays as it was then.
-    assert table_log.known(frozen.entry).files["attempt"].to_list() == ["a", "a", "a"]
-    assert table_log.known(amended.entry).files.equals(amended.files)
+    assert table_log.load(frozen.entry).files["attempt"].to_list() == ["a", "a", "a"]
+    assert table_log.load(amended.entry).files.equals(amended.files)
 
 
-def test_a_catalog_keeps_only_so_many_records(
+def test_a_table_log_caches_a_limited_number_of_records(
     table_log: TableLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.table.log.KEPT_FILES", 3)
+    monkeypatch.setattr("pipeline.table.log.MAX_CACHED_FILES", 3)
     for name in ("a", "b", "c"):
         table_log.write_commit(commit(name, "append", f"{name}1", f"{name}2"))
     assert list(table_log._commits) == [("c", 0)]
@@ -113,7 +113,7 @@ def test_a_catalog_keeps_only_so_many_records(
         assert found.files["key"].to_list() == [f"{name}1.parquet", f"{name}2.parquet"]
     table_log.write_commit(commit("large", "append", *"vwxyz"))
     assert not table_log._commits
-    assert table_log._kept == 0
+    assert table_log._cached_files == 0
 
 
 def snapshot(table_log: TableLog, *commits: Commit) -> list[str]:

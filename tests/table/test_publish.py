@@ -11,7 +11,7 @@ from pipeline.errors import ConflictError, OutputNotEmptyError
 from pipeline.runs.driver.commit import files_of
 from pipeline.runs.driver.publish import publish_run
 from pipeline.storage import Storage
-from pipeline.table.claims import settle
+from pipeline.table.claims import finish_open_claim
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Commit, CommitEntry
 from pipeline.table.publish import prepare_output
@@ -203,7 +203,7 @@ def test_whoever_dies_twice_is_finished_by_a_stranger(mode: str) -> None:
             with suppress(KilledError):
                 publish(run.again(Storage({"s3": dying}, AT_ONCE)))
         claimed = TableLog(broken.storage(), OUTPUT).head()[0].publishing is not None
-        settle(TableLog(broken.storage(), OUTPUT))
+        finish_open_claim(TableLog(broken.storage(), OUTPUT))
         check_settled(broken)
         if claimed:
             assert len(keys_of(run, visible(broken))) == 3

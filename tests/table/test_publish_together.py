@@ -10,7 +10,7 @@ import pytest
 from partitioning import Plan
 from pipeline.errors import ConflictError
 from pipeline.storage import Storage
-from pipeline.table.claims import settle
+from pipeline.table.claims import finish_open_claim
 from pipeline.table.log import TableLog
 from pipeline.table.publish import prepare_output, rollback
 from tests.support.faulty_storage import Fault, Faulty, KilledError, Script, dies_at
@@ -82,7 +82,7 @@ def test_two_runs_publish_at_once(mode: str, theirs: str, plan: Plan) -> None:
             publish(mine)
         except ConflictError:
             lost.append(mine)
-        settle(TableLog(shared.storage(), OUTPUT))
+        finish_open_claim(TableLog(shared.storage(), OUTPUT))
         check_settled(shared)
         assert len(lost) < 2, "one of them wins"
         for one, plan_ in ((mine, PLAN), (other, plan)):
@@ -134,7 +134,7 @@ def test_a_rollback_at_any_moment_of_another_publish() -> None:
         table_log = TableLog(shared.storage(), OUTPUT)
         slow = Faulty(shared, stalled_at(number, lambda table_log=table_log: rollback(table_log)))  # type: ignore[misc]
         publish(run.again(Storage({"s3": slow}, AT_ONCE)))
-        settle(table_log)
+        finish_open_claim(table_log)
         check_settled(shared)
 
 
@@ -176,5 +176,5 @@ def test_what_somebody_replaced_and_left_there_goes_whoever_publishes_next(their
 
         slow = Faulty(shared, stalled_at(number, meanwhile))
         publish(run.again(Storage({"s3": slow}, AT_ONCE)))
-        settle(TableLog(shared.storage(), OUTPUT))
+        finish_open_claim(TableLog(shared.storage(), OUTPUT))
         check_settled(shared)

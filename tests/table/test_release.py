@@ -13,7 +13,7 @@ from pipeline.runs.admin.verify import verify_output
 from pipeline.runs.driver.commit import draft_commit, files_of
 from pipeline.runs.driver.publish import publish_run
 from pipeline.storage import Backend, Storage
-from pipeline.table.claims import settle
+from pipeline.table.claims import finish_open_claim
 from pipeline.table.errors import ForeignClaimError, UploadsVanishedError
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import FILES, Claim
@@ -29,7 +29,7 @@ from tests.table.conftest import Output
 MODES = ["append", "overwrite", "overwrite-partitions"]
 
 
-def catalog_of(backend: Backend) -> TableLog:
+def table_log_of(backend: Backend) -> TableLog:
     return TableLog(Storage({"s3": backend}, AT_ONCE), OUTPUT)
 
 
@@ -64,17 +64,17 @@ def test_it_is_given_up_and_mapped_again(mode: str) -> None:
     backend, run = claimed(mode)
     before = {key: data for key, data in visible(backend).items() if run.ledger.run not in key}
     with pytest.raises(ForeignClaimError, match=run.ledger.run) as refused:
-        prepare_output(catalog_of(backend), "append", "0" * 16)
+        prepare_output(table_log_of(backend), "append", "0" * 16)
     assert f"chunkmap repair {OUTPUT}" in str(refused.value.hint)
-    [problem] = diagnose(catalog_of(backend)).problems
+    [problem] = diagnose(table_log_of(backend)).problems
     assert problem.situation == "publish unfinished"
     assert "1 of them have vanished" in problem.message
     assert f"chunkmap retry {run.ledger.run}" in problem.advice
-    assert repair(catalog_of(backend))[-1].problems == ()
+    assert repair(table_log_of(backend))[-1].problems == ()
     assert visible(backend) == before
     assert backend.uploads == {}
     for command in (
-        lambda: prepare_output(catalog_of(backend), "append", "0" * 16),
+        lambda: prepare_output(table_log_of(backend), "append", "0" * 16),
         lambda: vacuum(backend.storage(), OUTPUT),
     ):
         command()
@@ -90,15 +90,15 @@ def test_it_is_given_up_and_mapped_again(mode: str) -> None:
 def test_repair_may_die_at_any_request(fault: Fault) -> None:
     healthy, run = claimed("overwrite")
     counted = Faulty(copied(healthy), lambda n, name: None)
-    repair(catalog_of(counted))
+    repair(table_log_of(counted))
     for number in range(len(counted.calls)):
         backend = copied(healthy)
         dying = Faulty(backend, dies_at(number, fault), KilledError)
         with pytest.raises(KilledError):
-            repair(catalog_of(dying))
+            repair(table_log_of(dying))
         for late in dying.late:
             late()
-        assert repair(catalog_of(backend))[-1].problems == ()
+        assert repair(table_log_of(backend))[-1].problems == ()
         publish_again(backend, run)
         check_settled(backend)
         assert rows(visible(backend)) == list(range(6))
@@ -107,7 +107,7 @@ def test_repair_may_die_at_any_request(fault: Fault) -> None:
 def repaired_at(number: int, backend: MemoryBackend) -> Script:
     def script(n: int, name: str) -> Fault:
         if n == number:
-            repair(catalog_of(backend))
+            repair(table_log_of(backend))
         return None
 
     return script
@@ -126,7 +126,7 @@ def test_a_driver_that_slept_publishes_once_or_maps_again(mode: str) -> None:
             publish(run.again(Storage({"s3": sleeper}, AT_ONCE)))
         except UploadsVanishedError:
             publish_again(backend, run)
-        repair(catalog_of(backend))
+        repair(table_log_of(backend))
         check_settled(backend)
         own = keys_of(run, visible(backend))
         assert rows({key: visible(backend)[key] for key in own}) == list(range(6))
@@ -138,11 +138,11 @@ def test_a_sleeper_meets_its_released_claim(mode: str) -> None:
     healthy, run = claimed(mode)
     counted = Faulty(copied(healthy), lambda n, name: None)
     with pytest.raises(UploadsVanishedError):
-        settle(catalog_of(counted))
+        finish_open_claim(table_log_of(counted))
     for number in range(len(counted.calls)):
         backend = copied(healthy)
-        settle(catalog_of(Faulty(backend, repaired_at(number, backend))))
-        assert repair(catalog_of(backend))[-1].problems == ()
+        finish_open_claim(table_log_of(Faulty(backend, repaired_at(number, backend))))
+        assert repair(table_log_of(backend))[-1].problems == ()
         check_settled(backend)
         assert keys_of(run, visible(backend)) == []
 

@@ -41,7 +41,7 @@ def overwritten() -> MemoryBackend:
     return backend
 
 
-def catalog_of(storage: Storage) -> TableLog:
+def table_log_of(storage: Storage) -> TableLog:
     return TableLog(storage, OUTPUT)
 
 
@@ -128,17 +128,17 @@ def test_a_rollback_that_slept_leaves_nothing_that_stops_later_runs(output: Outp
 def test_whoever_dies_at_whatever_request_the_next_one_finishes(fault: Fault) -> None:
     healthy = overwritten()
     counted = Faulty(copied(healthy), lambda n, name: None)
-    rollback(catalog_of(Storage({"s3": counted}, AT_ONCE)))
+    rollback(table_log_of(Storage({"s3": counted}, AT_ONCE)))
     for number in range(len(counted.calls)):
         backend = copied(healthy)
         dying = Faulty(backend, dies_at(number, fault), KilledError)
         with suppress(KilledError):
-            rollback(catalog_of(Storage({"s3": dying}, AT_ONCE)))
-        prepare_output(catalog_of(backend.storage()), "append", "0" * 16)
+            rollback(table_log_of(Storage({"s3": dying}, AT_ONCE)))
+        prepare_output(table_log_of(backend.storage()), "append", "0" * 16)
         for late in dying.late:
             with suppress(StorageError):
                 late()
-        prepare_output(catalog_of(backend.storage()), "append", "0" * 16)
+        prepare_output(table_log_of(backend.storage()), "append", "0" * 16)
         check_settled(backend)
         assert rows(visible(backend)) in (list(range(6)), list(range(8)))
 
@@ -156,7 +156,7 @@ def test_clean_while_a_rollback_runs_loses_nothing() -> None:
     """Each in the middle of the other, at every request."""
     healthy = overwritten()
     counted = Faulty(copied(healthy), lambda n, name: None)
-    rollback(catalog_of(Storage({"s3": counted}, AT_ONCE)))
+    rollback(table_log_of(Storage({"s3": counted}, AT_ONCE)))
     for number in range(len(counted.calls)):
         backend = copied(healthy)
 
@@ -167,7 +167,7 @@ def test_clean_while_a_rollback_runs_loses_nothing() -> None:
                 vacuum(backend.storage(), OUTPUT, older_than=-1.0)
             return None
 
-        rollback(catalog_of(Storage({"s3": Faulty(backend, script)}, AT_ONCE)))
+        rollback(table_log_of(Storage({"s3": Faulty(backend, script)}, AT_ONCE)))
         check_settled(backend)
         assert rows(visible(backend)) == list(range(6))
 

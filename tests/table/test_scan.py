@@ -168,7 +168,7 @@ def test_amendments_and_later_commits_have_names_of_their_own() -> None:
     for number in (1, 2):
         backend.put(f"{state}.{number}.arrow", backend.get(f"{state}.a{number}.arrow").data)
         backend.delete(f"{state}.a{number}.arrow")
-    assert TableLog(backend.storage(), OUTPUT).known(amended).entry.amendments == 2
+    assert TableLog(backend.storage(), OUTPUT).load(amended).entry.amendments == 2
 
 
 # -- a thousand windows -------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from pipeline.cluster.local.start import (
     start_missing,
 )
 from pipeline.cluster.local.state import NAMES, Service, ServiceName, StackState, StateFolder
-from pipeline.config.layers import STACK
+from pipeline.config.layers import EMBEDDED_STACK
 from pipeline.config.settings import Settings
 from pipeline.private import is_closed
 
@@ -90,7 +90,7 @@ def up(settings: Settings, echo: Echo = print) -> StackState:
             processes.stop(folder.marker(), keep=keep)
             raise
         folder.save(state)
-    own = [key for key in _OWN_S3 if settings.source(key) not in ("default", STACK)]
+    own = [key for key in _OWN_S3 if settings.source(key) not in ("default", EMBEDDED_STACK)]
     if own:
         echo(f"The settings use another S3 than this one: {own[0]} from {settings.source(own[0])}")
     return state
@@ -98,13 +98,16 @@ def up(settings: Settings, echo: Echo = print) -> StackState:
 
 def is_elsewhere(settings: Settings) -> bool:
     """Whether the settings name a Prefect server, a Dask cluster and an S3 that are not ours."""
-    own_s3 = any(settings.source(key) not in ("default", STACK) for key in _OWN_S3)
+    own_s3 = any(settings.source(key) not in ("default", EMBEDDED_STACK) for key in _OWN_S3)
     return own_s3 and set(given_elsewhere(settings)) == {"prefect", "dask"}
 
 
 def prefect_login(settings: Settings) -> str:
     """How people log in to Prefect's pages; empty if these are not ours, or ask for nothing."""
-    if settings.prefect.auth_string is None or settings.source("prefect.auth_string") != STACK:
+    if (
+        settings.prefect.auth_string is None
+        or settings.source("prefect.auth_string") != EMBEDDED_STACK
+    ):
         return ""
     return login(str(settings.state_dir / PREFECT_PASSWORD))
 

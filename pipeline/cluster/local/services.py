@@ -29,7 +29,7 @@ from pipeline.cluster.local.state import ServiceName
 from pipeline.config.sections import DaskSettings, PrefectSettings, S3Settings
 from pipeline.config.settings import Settings
 from pipeline.errors import StackError, StorageError
-from pipeline.private import OTHERS, make_folder
+from pipeline.private import OTHER_USERS, make_folder
 
 BUCKET = "demo"
 S3_PORTS, PREFECT_PORTS, DASK_PORTS = 10, 1, 2
@@ -157,7 +157,7 @@ def s3(root: Path, ports: tuple[int, ...]) -> Launch:
         page="",
         is_ready=lambda: _has_bucket(root, port),
         # It puts sockets into /tmp that other accounts could connect to.
-        umask=OTHERS,
+        umask=OTHER_USERS,
     )
 
 
@@ -199,7 +199,7 @@ def prefect(root: Path, ports: tuple[int, ...]) -> Launch:
         page,
         is_ready=lambda: _status_of(f"{api}/health") == HTTPStatus.OK,
         password_file=str(root / PREFECT_PASSWORD),
-        umask=OTHERS,
+        umask=OTHER_USERS,
     )
 
 

@@ -12,7 +12,7 @@ from pipeline.cluster.local import processes, services
 from pipeline.cluster.local.credentials import prefect_password, s3_settings, tls_settings
 from pipeline.cluster.local.services import Launch
 from pipeline.cluster.local.state import Service, ServiceName, StackState, StateFolder
-from pipeline.config.layers import STACK
+from pipeline.config.layers import EMBEDDED_STACK
 from pipeline.config.settings import Settings
 from pipeline.errors import StackError
 
@@ -57,7 +57,7 @@ def given_elsewhere(settings: Settings) -> dict[ServiceName, str]:
         ("dask", "dask.scheduler", settings.dask.scheduler),
         ("dask", "dask.cluster_class", settings.dask.cluster_class),
     ):
-        if value and settings.source(key) != STACK:
+        if value and settings.source(key) != EMBEDDED_STACK:
             found[cast(ServiceName, name)] = f"{value} (from {settings.source(key)})"
     return found
 

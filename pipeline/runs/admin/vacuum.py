@@ -14,7 +14,7 @@ from pipeline.runs.ledger.find import find_runs
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import RunRecord
 from pipeline.storage import StagedObject, Storage
-from pipeline.table.claims import settle
+from pipeline.table.claims import finish_open_claim
 from pipeline.table.keys import run_of_key
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Manifest
@@ -55,7 +55,7 @@ def vacuum(
         discard: Ids of unfinished runs whose staged work is given up too.
     """
     table_log = TableLog(storage, output)
-    manifest = settle(table_log)
+    manifest = finish_open_claim(table_log)
     found = find_runs(storage, table_log.output)
     records, given_up = found.records, set(discard)
     unfinished = [

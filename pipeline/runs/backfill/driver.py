@@ -48,7 +48,7 @@ from pipeline.runs.driver.following import is_driven_elsewhere
 from pipeline.runs.driver.heartbeat import Heartbeat
 from pipeline.runs.driver.publish_windows import publish_windows
 from pipeline.storage.outages import best_effort, retry_until_available
-from pipeline.table.claims import settle
+from pipeline.table.claims import finish_open_claim
 from pipeline.table.log import TableLog
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class BackfillDriver:
             BackfillHeldError: the canary failed, or the backfill waits to be told to go on.
             RunCancelledError: somebody cancelled it.
         """
-        with logs.at(backfill=self.store.backfill):
+        with logs.log_ids(backfill=self.store.backfill):
             return self._ended()
 
     def _ended(self) -> BackfillSummary:
@@ -172,7 +172,7 @@ class BackfillDriver:
         if before is not None:
             self.board.recall(before)
         table_log = TableLog(self.store.storage, self.store.output)
-        settle(table_log)
+        finish_open_claim(table_log)
         self.control = self.store.control()
         self._retries = self.control.retries
         self.shared = BackfillContext(
@@ -251,7 +251,7 @@ class BackfillDriver:
             group.drive(executor, step.only, publishes=step.publishes)
 
         name = f"canary: {group.name}" if step.is_canary else group.name
-        with logs.at(run=group.ledger.run):
+        with logs.log_ids(run=group.ledger.run):
             log.info("%s: begins, %d windows", name, len(group.labels))
             self.orchestrator.run(name, work)
             log.info("%s: done", name)

@@ -16,7 +16,14 @@ from pipeline.table.claims import (
 )
 from pipeline.table.columns import Columns, digest_columns
 from pipeline.table.log import TableLog
-from pipeline.table.manifest import MOST_NAMED, QUARANTINED, Commit, CommitEntry, folders, rule_of
+from pipeline.table.manifest import (
+    MAX_LEFT_OUT_NAMED,
+    QUARANTINED,
+    Commit,
+    CommitEntry,
+    folders,
+    rule_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +108,8 @@ def draft_commit(
         tuple(sorted(replaced)),
         columns=dict(columns or {}),
         hive_types=hive_types or {},
-        left_out=left_out.named[:MOST_NAMED],
-        quarantined=left_out.quarantined.head(MOST_NAMED),
+        left_out=left_out.named[:MAX_LEFT_OUT_NAMED],
+        quarantined=left_out.quarantined.head(MAX_LEFT_OUT_NAMED),
     )
 
 

@@ -24,8 +24,8 @@ from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import PARTIAL, Progress, RunRecord
 from pipeline.runs.worker.null_types import agreed_types, odd_attempts
 from pipeline.storage import Storage
-from pipeline.table.claims import settle
-from pipeline.table.column_types import has_nulls, merged
+from pipeline.table.claims import finish_open_claim
+from pipeline.table.column_types import has_nulls, merge_types
 from pipeline.table.columns import Columns, Difference, differences, stored_columns
 from pipeline.table.errors import UploadsVanishedError
 from pipeline.table.log import TableLog
@@ -70,10 +70,10 @@ def publish_run(
         while True:
             if vanished is not None:
                 amend(table_log, vanished, record.run, files_of(table_log.output, done))
-            manifest = settle(table_log)
+            manifest = finish_open_claim(table_log)
             released = released_names(table_log, record.run, record.base)
             refuse_released(table_log, done, released)
-            earlier = [table_log.known(e) for e in commits_of(table_log, record.run, record.base)]
+            earlier = [table_log.load(e) for e in commits_of(table_log, record.run, record.base)]
             rest = done
             for commit in earlier:
                 rest = rest.join(commit.files.select("chunk"), on="chunk", how="anti")
@@ -165,8 +165,8 @@ def check_schemas(progress: Progress, open_columns: bool = False) -> None:
 
 
 def _is_open(change: Difference) -> bool:
-    old, new = change.held, change.new
-    return old is not None and new is not None and merged(old, new) is not None
+    old, new = change.old, change.new
+    return old is not None and new is not None and merge_types(old, new) is not None
 
 
 def _schema_error(
@@ -190,7 +190,7 @@ def output_facts(job: Job, record: RunRecord, table_log: TableLog) -> OutputFact
         return types_of_output(table_log) if keeps else {}
 
     def published() -> list[str]:
-        commits = table_log.all_known(commits_of(table_log, record.run, record.base))
+        commits = table_log.load_all(commits_of(table_log, record.run, record.base))
         return [chunk for commit in commits for chunk in commit.files["chunk"].to_list()]
 
     return OutputFacts(types, published)

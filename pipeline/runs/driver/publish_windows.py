@@ -22,7 +22,7 @@ from pipeline.runs.driver.quarantine import left_out_of
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress, RunRecord
 from pipeline.storage import Storage
-from pipeline.table.claims import settle
+from pipeline.table.claims import finish_open_claim
 from pipeline.table.errors import CommitsConflictError, UploadsVanishedError, foreign_claim
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Commit, CommitEntry, rule_of
@@ -89,7 +89,7 @@ def publish_windows(
     try:
         if vanished is not None:
             amend(table_log, vanished, record.run, files_of(table_log.output, progress.completions))
-        settle(table_log)
+        finish_open_claim(table_log)
         released = released_names(table_log, record.run, record.base)
         refuse_released(table_log, progress.completions, released)
         drafting = _Drafting(table_log, record, job, rule, progress, ledger.plan(), released)
@@ -161,7 +161,7 @@ class _Drafting:
             earlier.setdefault(entry.window, []).append(entry)
         drafts = []
         # The run may also have been published as a whole, without its failed chunks.
-        whole = [commit.files for commit in self.table_log.all_known(earlier.pop(None, []))]
+        whole = [commit.files for commit in self.table_log.load_all(earlier.pop(None, []))]
         published = {chunk for files in whole for chunk in files["chunk"].to_list()}
         done = self._by_window(windows)
         for label, chunks in windows.items():
@@ -171,7 +171,7 @@ class _Drafting:
             # Skip windows that are published in full, as most are, without reading their commits.
             if (missing and not without_failed) or (entries and not entries[-1].missing):
                 continue
-            commits = [self.table_log.known(entry) for entry in entries]
+            commits = [self.table_log.load(entry) for entry in entries]
             already = published.union(*(commit.files["chunk"].to_list() for commit in commits))
             completions = completions.filter(~pl.col("chunk").is_in(list(already)))
             if completions.is_empty() and (entries or not already.isdisjoint(chunks)):
@@ -252,7 +252,7 @@ def _finish(
     if sum(entry.files for entry in entries) < record.chunks or ledger.published() is not None:
         return
     # A driver that published some of the windows may have died before it aborted duplicates.
-    chosen = pl.concat([commit.files.select("attempt") for commit in table_log.all_known(entries)])
+    chosen = pl.concat([commit.files.select("attempt") for commit in table_log.load_all(entries)])
     abort_duplicates(table_log, known.join(chosen, on="attempt", how="anti"))
     number = published.manifest.number if published else table_log.head()[0].current
     ledger.note_published(number)

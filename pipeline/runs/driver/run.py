@@ -89,7 +89,7 @@ class RunDriver:
             RunIncompleteError: some chunks failed; nothing was published.
             RunCancelledError: the run was cancelled.
         """
-        with logs.at(run=self.planned.ledger.run):
+        with logs.log_ids(run=self.planned.ledger.run):
             return self._attach_or_drive()
 
     def _attach_or_drive(self) -> RunSummary:

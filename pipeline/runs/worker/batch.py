@@ -95,7 +95,7 @@ def map_batch(
     """
     context = open_run(run_uri, fingerprint)
     kind = BatchAttempt if context.job.reduce is None else ReducingBatchAttempt
-    with logs.at(run=context.record.run, batch=batch.name):
+    with logs.log_ids(run=context.record.run, batch=batch.name):
         return kind(context, batch, worker, is_leaving=is_leaving).run()
 
 
@@ -121,13 +121,15 @@ class BatchAttempt:
     decoded: int = 0
     left: int = 0
     """Chunks to be handed back."""
-    work: metrics.AtWork = field(init=False)
+    work: metrics.ActiveBatch = field(init=False)
 
     def run(self) -> BatchResult:
         """Map the batch's chunks that no earlier try of it has settled."""
         clock = time.perf_counter()
         indices = self._unsettled()
-        with metrics.working(self.context.record.run, self.batch.name, len(indices)) as self.work:
+        with metrics.track_batch(
+            self.context.record.run, self.batch.name, len(indices)
+        ) as self.work:
             self._map(indices)
             self._flush()
         result = self._result(time.perf_counter() - clock)
@@ -154,7 +156,7 @@ class BatchAttempt:
             with closing(self._sources(indices, reader)) as sources:
                 for number, (chunk, source) in enumerate(sources, 1):
                     self.decoded += chunk.decoded_bytes
-                    with logs.at(chunk=chunk.id):
+                    with logs.log_ids(chunk=chunk.id):
                         with self._watched(chunk):
                             mapped = self._guarded(chunk, partial(self._compute, chunk, source))
                         # One result waits to be staged while the next is computed, never more.
@@ -265,7 +267,7 @@ class BatchAttempt:
         metrics.FAILURES.labels(failure.error).inc()
         if not failure.transient:
             metrics.QUARANTINED.inc()
-        with logs.at(chunk=failure.chunk):
+        with logs.log_ids(chunk=failure.chunk):
             log.warning("chunk %d failed: %s: %s", failure.index, failure.error, failure.message)
 
     def _stage(self, mapped: ComputedChunk) -> Completion:

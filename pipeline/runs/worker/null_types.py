@@ -15,7 +15,7 @@ from typing import Final
 import polars as pl
 
 from pipeline.runs.ledger.records import PARTIAL, Progress
-from pipeline.table.column_types import has_nulls, merged, merged_type, parse_dtype
+from pipeline.table.column_types import has_nulls, merge_dtypes, merge_types, parse_dtype
 from pipeline.table.columns import Columns
 
 MOST_TEXT: Final = 16 << 10
@@ -49,7 +49,7 @@ def fill_types(
     """
     wanted = {}
     for name, kind in frame.schema.items():
-        both = merged_type(kind, types[name]) if name in types else None
+        both = merge_dtypes(kind, types[name]) if name in types else None
         if both is not None and both != kind:
             wanted[name] = both
     if not wanted:
@@ -68,7 +68,7 @@ def types_of_frames(frames: Collection[pl.DataFrame]) -> Types:
         kinds = [frame.schema[name] for frame in frames if name in frame.schema]
         both: pl.DataType | None = kinds[0]
         for kind in kinds[1:]:
-            both = None if both is None else merged_type(both, kind)
+            both = None if both is None else merge_dtypes(both, kind)
         if both is not None:
             found[name] = both
     return found
@@ -97,13 +97,13 @@ def agreed_types(progress: Progress, known: Mapping[str, str] | None = None) -> 
             continue  # They differ in more than that: publishing says so.
         given = [c[name] for c, filled in kinds if name in filled and name in c]
         for kind in (*given, (known or {}).get(name, "Null")):
-            both = merged(both, kind) or both
+            both = merge_types(both, kind) or both
         agreed[name] = both
     return agreed
 
 
 def _merged_or_none(one: str | None, other: str) -> str | None:
-    return None if one is None else merged(one, other)
+    return None if one is None else merge_types(one, other)
 
 
 def _open_columns(columns: Mapping[str, str]) -> Iterator[str]:
@@ -166,7 +166,7 @@ def _is_odd(columns: Columns, filled: Collection[str], agreed: Mapping[str, str]
     for name, wanted in agreed.items():
         kind = columns.get(name)
         if kind is not None and kind != wanted:
-            both = merged("Null" if name in filled else kind, wanted)
+            both = merge_types("Null" if name in filled else kind, wanted)
             if both is not None and both != kind:
                 return True
     return False

@@ -103,8 +103,8 @@ def test_columns_of_a_window_come_back_as_they_were() -> None:
 @pytest.mark.parametrize(
     ("new", "said"),
     [
-        ("window: {column: ds, columns: [year, month]}", "give `column`, or `columns`"),
-        ("window: {grain: day}", "give `column`, or `columns`"),
+        ("window: {column: ds, columns: [year, month]}", "set `column`, or `columns`"),
+        ("window: {grain: day}", "set `column`, or `columns`"),
         ("window: {columns: [year, month], grain: value}", "the grain is not value"),
         ("window: {columns: [year, year]}", "from coarse to fine"),
     ],

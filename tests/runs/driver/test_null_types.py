@@ -14,7 +14,7 @@ from pipeline.runs.backfill.plan import WindowSelection
 from pipeline.runs.driver.plan import ResumeOptions
 from pipeline.runs.driver.run import run_serially
 from pipeline.runs.worker.null_types import fill_types, types_of_frames
-from pipeline.table.column_types import merged, merged_type, parse_dtype
+from pipeline.table.column_types import merge_dtypes, merge_types, parse_dtype
 from pipeline.table.log import TableLog
 from pipeline.table.scan import scan_output
 from tests.support.backfills import Days, days
@@ -323,8 +323,8 @@ def test_what_has_a_type_keeps_it() -> None:
     frame = pl.DataFrame({"a": [1], "b": [None]})
     same, names = fill_types(frame, {"a": pl.String(), "c": pl.Int8()})
     assert (same.schema, names) == (frame.schema, ())
-    assert merged("Int32", "Int64") is None
-    assert merged_type(pl.Struct({"a": pl.Null}), pl.Struct({"b": pl.Null})) is None
+    assert merge_types("Int32", "Int64") is None
+    assert merge_dtypes(pl.Struct({"a": pl.Null}), pl.Struct({"b": pl.Null})) is None
 
 
 def test_frames_tell_each_other_their_types() -> None:

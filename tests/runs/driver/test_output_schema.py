@@ -18,7 +18,7 @@ from pipeline.runs.admin.verify import verify_output
 from pipeline.runs.backfill.plan import WindowSelection
 from pipeline.runs.backfill.summary import BackfillIncompleteError
 from pipeline.runs.ledger.find import runs_of
-from pipeline.table.columns import differences, digest_columns, stored_columns, widened, wider
+from pipeline.table.columns import differences, digest_columns, stored_columns, widen, wider_type
 from pipeline.table.log import TableLog
 from pipeline.table.publish import rollback
 from pipeline.table.scan import scan_output
@@ -143,8 +143,8 @@ TYPES = ["Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64
 @pytest.mark.parametrize(("one", "other"), list(product(TYPES, TYPES)))
 def test_a_wider_type_holds_every_value_of_both(one: str, other: str, tmp_path: Path) -> None:
     """Held against what Polars itself reads: two files with the extreme values of their types."""
-    both = wider(one, other)
-    assert both == wider(other, one)
+    both = wider_type(one, other)
+    assert both == wider_type(other, one)
     if both is None:
         assert one != other
         return
@@ -362,8 +362,8 @@ def test_what_differs_is_told_by_name() -> None:
         "c: absent / Null",
     ]
     assert [one.is_safe for one in differences(held, new)] == [False, False, True]
-    assert widened(held, new) is None
-    assert widened(held, {"c": "Null", "a": "Int8"}) == {**held, "c": "Null"}
+    assert widen(held, new) is None
+    assert widen(held, {"c": "Null", "a": "Int8"}) == {**held, "c": "Null"}
 
 
 def test_hive_columns_are_no_columns_of_a_file() -> None:

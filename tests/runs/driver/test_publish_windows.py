@@ -12,7 +12,7 @@ from pipeline.errors import ConflictError, UsageError
 from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.driver.publish_windows import publish_windows
 from pipeline.storage import Storage
-from pipeline.table.claims import settle
+from pipeline.table.claims import finish_open_claim
 from pipeline.table.errors import CommitsConflictError
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import run_of as run_of_commit
@@ -162,7 +162,7 @@ def test_a_run_is_not_published_whole_while_its_windows_are() -> None:
         slow = run.again(Storage({"s3": Faulty(shared, script)}, AT_ONCE))
         with suppress(ConflictError):
             publish_run(slow.storage, slow.ledger)
-        settle(TableLog(shared.storage(), OUTPUT))
+        finish_open_claim(TableLog(shared.storage(), OUTPUT))
         check_settled(shared)
         found = rows(visible(shared))
         assert len(found) == len(set(found))

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.errors import ConflictError
 from pipeline.storage import Storage
-from pipeline.table.claims import settle
+from pipeline.table.claims import finish_open_claim
 from pipeline.table.errors import ForeignClaimError, UploadsVanishedError
 from pipeline.table.log import TableLog
 from pipeline.table.publish import commits_of
@@ -176,6 +176,6 @@ def test_runs_that_are_all_or_nothing_are_one_manifest() -> None:
     assert len(windows_of(run)) == 20
     complete(run)
     assert publish_days(run) == 1
-    settle(TableLog(backend.storage(), OUTPUT))
+    finish_open_claim(TableLog(backend.storage(), OUTPUT))
     check_settled(backend)
     assert len(entries(backend)) == 20

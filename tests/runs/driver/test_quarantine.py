@@ -109,7 +109,7 @@ def test_what_planning_could_not_read_is_in_the_commit_with_skip_too(small: Smal
     small.run(job(small, input={"on_bad_object": "skip"}))
     table_log = TableLog(small.storage, small.output)
     [entry] = table_log.manifest().commits
-    [named] = table_log.known(entry).left_out
+    [named] = table_log.load(entry).left_out
     assert named.startswith(f"file://{path}\t")
     assert (entry.left_out, entry.quarantined, evidence(small.root)) == (1, 0, [])
 
