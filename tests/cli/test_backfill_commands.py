@@ -108,7 +108,7 @@ def test_plan_shows_months_and_writes_nothing(terminal: Terminal) -> None:
     said = terminal.give("plan", job, "--from", "2024-02-27", "--to", "2024-03-03")
     rows = [line.split() for line in said.splitlines() if line.startswith(("2024-0", "total"))]
     assert rows[0][:3] == ["2024-02", "3", "3"] and rows[1][:3] == ["2024-03", "2", "2"]
-    assert rows[2][:4] == ["in", "all", "5", "5"]
+    assert rows[2][:3] == ["total", "5", "5"]
     assert "nothing was written" in said and "unknown: no earlier run" in said
     after = set(terminal.world.root.rglob("*")) - set(before)
     assert {path.name for path in after if "__pycache__" not in str(path)} == {"job.yaml"}

@@ -242,10 +242,8 @@ def drive(
     if detach:
         driver = store.driver()
         if driver is not None and is_driven_elsewhere(driver, "") and not flags.take_over:
-            say(
-                f"backfill {store.backfill}: process {driver.pid} on {driver.host} drives it already",
-                console=notes,
-            )
+            where = f"process {driver.pid} on {driver.host}"
+            say(f"backfill {store.backfill}: {where} drives it already", console=notes)
             started = {"backfill": store.backfill, "output": store.output, "pid": driver.pid}
             started |= {"log": "where it was started"}
         else:
