@@ -44,6 +44,16 @@ def continued(text: str, indent: str = "    ") -> str:
     return text[:1] + text[1:].replace("\n", f"\n{indent}")
 
 
+def error_text(message: str, hint: str | None) -> str:
+    """Format an error and its hint, if any, as a command shows them."""
+    lines = {"error: ": message, "next:  ": hint}
+    return "\n".join(
+        label + printable(continued(text, " " * len(label)))
+        for label, text in lines.items()
+        if text
+    )
+
+
 def _escape(match: re.Match[str]) -> str:
     code = ord(match[0])
     if code < 0x100:

@@ -1,4 +1,4 @@
-"""The command `chunkmap`. Importing it is cheap: a command imports what it needs as it runs."""
+"""The command line, `chunkmap`. Commands import what they need when they run, to start fast."""
 
 from pipeline.cli.app import app, main
 

@@ -1,4 +1,4 @@
-"""The commands, their flags and their help. What they do is in the modules they import."""
+"""Define the commands, their options and their help. What they do is in the modules they import."""
 
 from __future__ import annotations
 
@@ -10,16 +10,27 @@ import typer
 from pipeline.cli import bench, cluster, tls
 from pipeline.cli.backfill import commands
 from pipeline.cli.errors import quiet_libraries, report_error, show_usage_error
-from pipeline.cli.options import Environment, InOutput, JobFile, Json, Output, RunId
+from pipeline.cli.options import (
+    AcceptCode,
+    Environment,
+    InOutput,
+    JobFile,
+    Json,
+    OnlyFailed,
+    OnlyOutput,
+    Output,
+    RunId,
+    TakeOver,
+)
 from pipeline.cli.terminal import guard_streams
 from pipeline.processes import exit_process
 
 INTERRUPTED = 130
-"""The exit code of a command that the user stopped with Ctrl-C."""
+"""Exit code of a command that the user stopped with Ctrl-C."""
 
 app = typer.Typer(
     name="chunkmap",
-    help="Map a Polars function over every chunk of a Parquet dataset in S3, exactly once.",
+    help="Map a Polars function over a Parquet dataset in S3, exactly once.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -31,7 +42,7 @@ app = typer.Typer(
 
 @app.command()
 def up(environment: Environment = None, json: Json = False) -> None:
-    """Start S3, a Prefect server and a Dask cluster on this machine."""
+    """Start S3, Prefect and Dask on this machine."""
     from pipeline.cli import local
 
     local.up(environment, as_json=json)
@@ -39,7 +50,7 @@ def up(environment: Environment = None, json: Json = False) -> None:
 
 @app.command()
 def down(environment: Environment = None, json: Json = False) -> None:
-    """Stop exactly what `up` started."""
+    """Stop what `up` started, nothing else."""
     from pipeline.cli import local
 
     local.down(environment, as_json=json)
@@ -47,7 +58,7 @@ def down(environment: Environment = None, json: Json = False) -> None:
 
 @app.command()
 def demo(environment: Environment = None, json: Json = False) -> None:
-    """Run the main job end to end: start everything, TPC-H, plan, map, publish, verify, stop."""
+    """Run the demo job from start to verified output."""
     from pipeline.cli import demo as demonstration
 
     raise typer.Exit(demonstration.demo(environment, as_json=json))
@@ -57,18 +68,12 @@ def demo(environment: Environment = None, json: Json = False) -> None:
 def run(
     job: JobFile,
     environment: Environment = None,
-    accept_code: Annotated[
-        bool, typer.Option(help="Go on although the transform's code has changed.")
-    ] = False,
-    replan: Annotated[
-        bool, typer.Option(help="Plan anew instead of going on with an unfinished run's plan.")
-    ] = False,
-    take_over: Annotated[
-        bool, typer.Option(help="Drive the run although another driver seems to be alive.")
-    ] = False,
+    accept_code: AcceptCode = False,
+    replan: Annotated[bool, typer.Option(help="Make a new plan instead of resuming.")] = False,
+    take_over: TakeOver = False,
     json: Json = False,
 ) -> None:
-    """Run a job, or go on with it: maps what is left, publishes when nothing is."""
+    """Run a job, or resume its unfinished run."""
     from pipeline.cli import run
 
     run.run(
@@ -86,11 +91,11 @@ def plan(
     job: JobFile,
     environment: Environment = None,
     explain: Annotated[
-        bool, typer.Option(help="Say what was pruned, and how chunks are sized.")
+        bool, typer.Option(help="Show what was pruned and how chunks are sized.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Show what a job would run: objects, row groups, chunks, bytes. Writes nothing."""
+    """Show what a job would run. Writes nothing."""
     from pipeline.cli import plan
 
     plan.plan(job, environment, explain=explain, as_json=json)
@@ -103,7 +108,7 @@ def check(
     rows: Annotated[int, typer.Option(help="Rows to print.")] = 5,
     json: Json = False,
 ) -> None:
-    """Try a job's transform on one small chunk, whole and cut in two. Writes nothing."""
+    """Try a transform on one small chunk. Writes nothing."""
     from pipeline.cli import plan
 
     plan.check(job, environment, rows=rows, as_json=json)
@@ -113,15 +118,13 @@ def check(
 def status(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="A run's id, or the first letters of it."),
+        typer.Argument(metavar="[RUN]", help="Id of a run, or its first letters."),
     ] = None,
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", help="Look at this output only.")
-    ] = None,
+    output: OnlyOutput = None,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Show runs and how far they are, from storage alone."""
+    """Show the progress of runs, from storage alone."""
     from pipeline.cli import status
 
     status.status(run, output, environment, as_json=json)
@@ -129,7 +132,7 @@ def status(
 
 @app.command()
 def verify(output: Output, environment: Environment = None, json: Json = False) -> None:
-    """Read an output again and hold every file against the manifest: rows, size, checksum."""
+    """Check every file of an output against its manifest."""
     from pipeline.cli import status
 
     raise typer.Exit(status.verify(output, environment, as_json=json))
@@ -139,16 +142,12 @@ def verify(output: Output, environment: Environment = None, json: Json = False) 
 def retry(
     run: RunId,
     output: InOutput = None,
-    accept_code: Annotated[
-        bool, typer.Option(help="Go on although the transform's code has changed.")
-    ] = False,
-    failed: Annotated[
-        bool, typer.Option("--failed", help="Leave alone what was never tried.")
-    ] = False,
+    accept_code: AcceptCode = False,
+    failed: OnlyFailed = False,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Take a run up again by its id: what failed, and what was never tried."""
+    """Resume a run by its id, with the chunks that failed."""
     from pipeline.cli import runs
 
     runs.retry(run, output, environment, accept_code=accept_code, only_failed=failed, as_json=json)
@@ -158,11 +157,11 @@ def retry(
 def cancel(
     run: RunId,
     output: InOutput = None,
-    discard: Annotated[bool, typer.Option(help="Abort what is staged, too.")] = False,
+    discard: Annotated[bool, typer.Option(help="Also abort its staged outputs.")] = False,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Stop a run, wherever its driver is; what is staged is kept."""
+    """Stop a run and keep its staged outputs."""
     from pipeline.cli import runs
 
     runs.cancel(run, output, environment, discard=discard, as_json=json)
@@ -173,12 +172,12 @@ def publish(
     run: RunId,
     output: InOutput = None,
     without_failed: Annotated[
-        bool, typer.Option("--without-failed", help="Leave out the chunks that are not done.")
+        bool, typer.Option("--without-failed", help="Leave out chunks that are not done.")
     ] = False,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Publish what a run has completed; a later retry adds what is missing."""
+    """Publish the completed chunks of a run."""
     from pipeline.cli import runs
 
     runs.publish(run, output, environment, without_failed=without_failed, as_json=json)
@@ -186,7 +185,7 @@ def publish(
 
 @app.command()
 def history(output: Output, environment: Environment = None, json: Json = False) -> None:
-    """List what was published to an output, newest first."""
+    """List the versions of an output, newest first."""
     from pipeline.cli import runs
 
     runs.history(output, environment, as_json=json)
@@ -196,7 +195,7 @@ def history(output: Output, environment: Environment = None, json: Json = False)
 def rollback(
     output: Output,
     to: Annotated[
-        int | None, typer.Option(help="A manifest's number; default the one before.")
+        int | None, typer.Option(help="Number of a manifest; default the previous.")
     ] = None,
     environment: Environment = None,
     json: Json = False,
@@ -210,11 +209,11 @@ def rollback(
 @app.command()
 def repair(
     output: Output,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; default is to say what.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Repair; default only diagnoses.")] = False,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Diagnose and repair an output whose state is damaged."""
+    """Diagnose and repair the state of an output."""
     from pipeline.cli import repair as repairing
 
     raise typer.Exit(repairing.repair(output, environment, yes=yes, as_json=json))
@@ -223,15 +222,17 @@ def repair(
 @app.command()
 def vacuum(
     output: Output,
-    older_than: Annotated[str, typer.Option(help="Spare younger uploads.")] = "7d",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
+    older_than: Annotated[str, typer.Option(help="Keep uploads younger than this.")] = "7d",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would change.")
+    ] = False,
     discard: Annotated[
-        list[str] | None, typer.Option(help="An unfinished run to give up; may be repeated.")
+        list[str] | None, typer.Option(help="Give up this unfinished run; repeatable.")
     ] = None,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Abort abandoned uploads and move orphan files away."""
+    """Abort abandoned uploads and move orphan files aside."""
     from pipeline.cli import runs
 
     runs.vacuum(
@@ -249,7 +250,7 @@ app.command("clean", hidden=True, deprecated=True)(vacuum)
 
 @app.command()
 def config(environment: Environment = None, json: Json = False) -> None:
-    """Show every setting, secrets masked, and where it comes from."""
+    """Show every setting and where it comes from."""
     from pipeline.cli import status
 
     status.config(environment, as_json=json)
@@ -262,10 +263,10 @@ app.add_typer(tls.app, name="tls")
 
 
 def main() -> None:
-    """Run the command line; every error of ours becomes a message and an exit code."""
+    """Run the command line; a chunkmap error becomes a message and an exit code."""
     guard_streams()
     quiet_libraries()
-    # Anywhere on the line: also when the line itself is what is wrong.
+    # Searched for in the raw arguments, since parsing them may be what fails.
     as_json = "--json" in sys.argv[1:]
     try:
         code = app(standalone_mode=False)

@@ -1,4 +1,4 @@
-"""`chunkmap bench`: the benchmark suite of a checkout; elsewhere, where to find it."""
+"""Run the benchmark suite, which only a checkout has: `chunkmap bench`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SUITE = Path(__file__).parents[2] / "benchmarks" / "cli.py"
 
 
 def bench_app() -> typer.Typer:
-    """The commands of the suite, which lies beside this package in a checkout only.
+    """Load the suite's commands from the checkout, or a stub that says where to find them.
 
-    It is found by its place, so that nobody's own folder of that name is taken for it.
+    The suite is found by its path, so that another package named `benchmarks` is not taken for it.
     """
     if _SUITE.is_file():
         return cast(typer.Typer, importlib.import_module("benchmarks.cli").app)
@@ -25,7 +25,7 @@ def bench_app() -> typer.Typer:
 
 _missing = typer.Typer(
     name="bench",
-    help="Measure chunkmap beside its peers (in a checkout of the repository).",
+    help="Compare chunkmap with its peers (in a checkout).",
     pretty_exceptions_enable=False,
 )
 

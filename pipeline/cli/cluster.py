@@ -1,4 +1,4 @@
-"""`chunkmap cluster …`: inspect, scale and diagnose the Dask cluster."""
+"""Inspect, scale and diagnose the Dask cluster: `chunkmap cluster …`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,9 @@ from rich.console import Group
 from rich.text import Text
 
 from pipeline.cli.options import Environment, Json
-from pipeline.cli.output import (
-    columns,
-    live,
-    marked,
-    notes,
-    out,
-    plural,
-    print_json,
-    say,
-    size,
-)
+from pipeline.cli.output import columns, live, marked, notes, out, print_json, say
 from pipeline.config.settings import Settings, load_settings
+from pipeline.report.humanize import byte_size, duration, plural
 
 if TYPE_CHECKING:
     from pipeline.cluster.client import ClusterClient, WorkerView
@@ -36,36 +27,36 @@ app = typer.Typer(
 )
 
 WATCH_SECONDS = 2.0
-_WORKERS = ("worker", "state", "threads", "memory", "CPU", "Polars", "what runs there")
+_COLUMNS = ("worker", "state", "threads", "memory", "CPU", "Polars", "running")
 _MARKS = {"ok": "[green]✓[/] ", "warning": "[yellow]![/] ", "error": "[red]✗[/] "}
 
 
 @app.command()
 def status(
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Refresh every two seconds, until Ctrl-C.")
+        bool, typer.Option("--watch", "-w", help="Refresh every two seconds until Ctrl-C.")
     ] = False,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Show the workers: threads, memory, versions, and what runs where."""
+    """Show workers, their resources and their work."""
     from pipeline.cluster.client import cluster_of
 
     settings = load_settings(environment)
     with cluster_of(settings.dask) as cluster:
         if not watch:
-            seen = _look(cluster)
-            print_json(_object(settings, cluster, seen)) if json else out.print(
-                _page(settings, cluster, seen)
+            rows = _worker_rows(cluster)
+            print_json(_to_dict(settings, cluster, rows)) if json else out.print(
+                _page(settings, cluster, rows)
             )
         elif json:
             while True:
-                print_json(_object(settings, cluster, _look(cluster)))
+                print_json(_to_dict(settings, cluster, _worker_rows(cluster)))
                 time.sleep(WATCH_SECONDS)
         else:
             with live(Text(), out, auto_refresh=False) as page:
                 while True:
-                    page.update(_page(settings, cluster, _look(cluster)), refresh=True)
+                    page.update(_page(settings, cluster, _worker_rows(cluster)), refresh=True)
                     time.sleep(WATCH_SECONDS)
 
 
@@ -75,7 +66,7 @@ def scale(
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Start or retire workers, where the cluster supports it. No chunk is lost."""
+    """Start or retire workers without losing chunks."""
     from pipeline.cluster.scaling import scale_cluster
 
     settings = load_settings(environment)
@@ -93,14 +84,12 @@ def scale(
 def doctor(
     output: Annotated[
         str | None,
-        typer.Option(
-            "--output", "-o", help="Test S3 rights next to this output; default a known one."
-        ),
+        typer.Option("--output", "-o", help="Test S3 rights on this output; default a known one."),
     ] = None,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Check reachability, versions, clocks, TLS, limits, and S3 rights from every worker."""
+    """Diagnose the cluster from the driver and every worker."""
     from pipeline.flows.doctor import examine
     from pipeline.runs.admin.known_outputs import known_outputs
 
@@ -113,10 +102,10 @@ def doctor(
             say(f"{finding.what}: {finding.said}", mark=_MARKS[finding.level])
             if finding.fix:
                 say(f"  {finding.fix}", mark="[dim]→[/] ")
-    errors = sum(one.level == "error" for one in findings)
-    warnings = sum(one.level == "warning" for one in findings)
+    errors = sum(finding.level == "error" for finding in findings)
+    warnings = sum(finding.level == "warning" for finding in findings)
     if json:
-        print_json({"findings": [asdict(one) for one in findings], "errors": errors})
+        print_json({"findings": [asdict(finding) for finding in findings], "errors": errors})
     elif errors or warnings:
         say(f"{plural(errors, 'error')}, {plural(warnings, 'warning')}", console=notes)
     raise typer.Exit(1 if errors else 0)
@@ -124,38 +113,38 @@ def doctor(
 
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
-    """A worker, and what it says of itself."""
+    """A worker as the scheduler sees it, with what its process reports."""
 
     view: WorkerView
     about: ProcessInfo | None
     problem: str = ""
-    """Why it says nothing."""
+    """Reason why the process did not answer."""
 
     def to_dict(self) -> dict[str, Any]:
         """What `--json` prints."""
-        said = asdict(self.about) if self.about else {}
-        return {**asdict(self.view), "about": said or None, "problem": self.problem}
+        about = asdict(self.about) if self.about else None
+        return {**asdict(self.view), "about": about, "problem": self.problem}
 
 
-def _look(cluster: ClusterClient) -> list[WorkerRow]:
+def _worker_rows(cluster: ClusterClient) -> list[WorkerRow]:
     from pipeline.cluster.process_info import ProcessInfo, about
 
     views, answers = cluster.workers(), cluster.ask(about)
-    found = []
+    rows = []
     for view in views:
-        answer = answers.get(view.address, "it came just now")
-        known = answer if isinstance(answer, ProcessInfo) else None
-        found.append(WorkerRow(view, known, "" if known else str(answer)))
-    return found
+        answer = answers.get(view.address, "it has just joined")
+        info = answer if isinstance(answer, ProcessInfo) else None
+        rows.append(WorkerRow(view, info, "" if info else str(answer)))
+    return rows
 
 
-def _object(settings: Settings, cluster: ClusterClient, seen: list[WorkerRow]) -> dict[str, Any]:
+def _to_dict(settings: Settings, cluster: ClusterClient, rows: list[WorkerRow]) -> dict[str, Any]:
     return {
         "scheduler": cluster.scheduler,
         "dashboard": cluster.dashboard,
         "prefect": _prefect_page(settings),
-        "threads": sum(one.view.threads for one in seen),
-        "workers": [one.to_dict() for one in seen],
+        "threads": sum(row.view.threads for row in rows),
+        "workers": [row.to_dict() for row in rows],
     }
 
 
@@ -163,53 +152,53 @@ def _prefect_page(settings: Settings) -> str:
     return (settings.prefect.api_url or "").removesuffix("/api")
 
 
-def _page(settings: Settings, cluster: ClusterClient, seen: list[WorkerRow]) -> Group:
-    threads = sum(one.view.threads for one in seen)
+def _page(settings: Settings, cluster: ClusterClient, rows: list[WorkerRow]) -> Group:
+    threads = sum(row.view.threads for row in rows)
     from pipeline.cluster.local import prefect_login
 
     login = prefect_login(settings)
     prefect = (_prefect_page(settings) or "none set") + (f" ({login})" if login else "")
-    size_of_it = f": {plural(len(seen), 'worker')}, {plural(threads, 'thread')}"
+    totals = f": {plural(len(rows), 'worker')}, {plural(threads, 'thread')}"
     lines = [
-        Text.assemble((cluster.scheduler, "bold"), size_of_it),
-        marked(cluster.dashboard or "none", "[dim]Dask's pages[/]  "),
-        marked(prefect, "[dim]Prefect's UI[/]  "),
-        marked(_versions(seen), "[dim]versions[/]      "),
+        Text.assemble((cluster.scheduler, "bold"), totals),
+        marked(cluster.dashboard or "none", "[dim]dashboard[/]   "),
+        marked(prefect, "[dim]Prefect UI[/]  "),
+        marked(_versions(rows), "[dim]versions[/]    "),
     ]
-    return Group(*lines, columns(_WORKERS, [_row(one) for one in seen], right=("threads", "CPU")))
+    return Group(*lines, columns(_COLUMNS, [_cells(row) for row in rows], right=("threads", "CPU")))
 
 
-def _versions(seen: list[WorkerRow]) -> str:
-    """Each set of versions, with its workers where there are several."""
-    sets: dict[str, list[str]] = {}
-    for one in seen:
-        if one.about:
-            words = " ".join(f"{name} {value}" for name, value in one.about.versions.items())
-            sets.setdefault(words, []).append(one.view.name)
-    if len(sets) < 2:
-        return next(iter(sets), "unknown")
-    return "; ".join(f"{words} ({', '.join(names)})" for words, names in sets.items())
+def _versions(rows: list[WorkerRow]) -> str:
+    """Format the versions; if they differ, each set with the names of its workers."""
+    workers: dict[str, list[str]] = {}
+    for row in rows:
+        if row.about:
+            versions = " ".join(f"{name} {value}" for name, value in row.about.versions.items())
+            workers.setdefault(versions, []).append(row.view.name)
+    if len(workers) < 2:
+        return next(iter(workers), "unknown")
+    return "; ".join(f"{versions} ({', '.join(names)})" for versions, names in workers.items())
 
 
-def _row(one: WorkerRow) -> tuple[str, ...]:
-    view = one.view
-    limit = f" of {size(view.memory_limit)}" if view.memory_limit else ""
-    polars = plural(one.about.polars_threads, "thread") if one.about else "?"
+def _cells(row: WorkerRow) -> tuple[str, ...]:
+    view = row.view
+    limit = f" of {byte_size(view.memory_limit)}" if view.memory_limit else ""
+    polars = plural(row.about.polars_threads, "thread") if row.about else "?"
     return (
         view.name,
         view.status.replace("_", " "),
         str(view.threads),
-        size(view.memory) + limit,
+        byte_size(view.memory) + limit,
         f"{view.cpu:.0f}%",
         polars,
-        one.problem or _work(one) or ("other tasks" if view.running else ""),
+        row.problem or _batches(row) or ("other tasks" if view.running else ""),
     )
 
 
-def _work(one: WorkerRow) -> str:
-    work = one.about.at_work if one.about else []
+def _batches(row: WorkerRow) -> str:
+    batches = row.about.at_work if row.about else []
     return "\n".join(
-        f"{each['batch']} of run {each['run']}: {each['done']:,} of "
-        f"{plural(each['chunks'], 'chunk')}, for {max(0.0, time.time() - each['since']):.0f} s"
-        for each in work
+        f"{batch['batch']} of run {batch['run']}: {batch['done']:,} of "
+        f"{plural(batch['chunks'], 'chunk')}, for {duration(time.time() - batch['since'])}"
+        for batch in batches
     )

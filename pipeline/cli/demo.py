@@ -1,4 +1,4 @@
-"""`chunkmap demo`: the main job from nothing to a verified output, on this machine."""
+"""Run the demo job from start to verified output on this machine: `chunkmap demo`."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def _note(text: str) -> None:
 
 @contextmanager
 def _stack(environment: str | None) -> Iterator[Settings]:
-    """The embedded stack, stopped afterwards unless it ran before; none where all is elsewhere."""
+    """Start the local services if the settings need them, and stop them unless they ran before."""
     before = load_settings(environment)
     if local.is_elsewhere(before):
         yield before
         return
-    ran = all(one.state == "running" for one in local.status(before))
+    ran = all(service.state == "running" for service in local.status(before))
     local.up(before, _note)
     try:
         yield load_settings(environment)
@@ -68,7 +68,7 @@ def _stack(environment: str | None) -> Iterator[Settings]:
 
 
 def _generate(job: Job, settings: Settings) -> None:
-    """Put TPC-H lineitem into S3, unless it is there."""
+    """Generate TPC-H lineitem into S3, unless it exists."""
     storage = open_storage(settings)
     target = job.input.uri[0]
     if len(storage.objects(target)) == FILES:

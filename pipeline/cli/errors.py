@@ -1,4 +1,4 @@
-"""How a command ends: an error as words, as one JSON object, as an exit code."""
+"""End a command with an error: as text, as one JSON object, as an exit code."""
 
 from __future__ import annotations
 
@@ -10,84 +10,76 @@ from typing import Any
 
 from pipeline.config.masking import mask_text
 from pipeline.errors import ChunkmapError
-from pipeline.printable import continued, one_line_json, printable
+from pipeline.printable import error_text, one_line_json, printable
 
 PLANNING_HINTS = {
-    "NoParquetError": "look at what is there, and at input.uri, input.include and input.exclude",
-    "BadObjectsError": "replace them, leave them out (input.exclude), or set input.on_bad_object: "
-    "skip, or quarantine",
-    "HiveTypeError": "change input.hive_types, or leave the odd ones out (input.exclude)",
-    "SchemaMismatchError": "set input.schema to union or first, or leave the odd ones out "
+    "NoParquetError": "check input.uri, input.include and input.exclude against the objects there",
+    "BadObjectsError": "replace them, exclude them (input.exclude), or set input.on_bad_object to "
+    "skip or quarantine",
+    "HiveTypeError": "change input.hive_types, or exclude the differing objects (input.exclude)",
+    "SchemaMismatchError": "set input.schema to union or first, or exclude the differing objects "
     "(input.exclude)",
     "TableFormatError": "write the table's current rows to a plain folder with an engine that "
     "reads it (Spark, DuckDB, Polars' scan_delta or scan_iceberg), and name that as input.uri; or "
-    "leave the table out (input.exclude)",
-    "FilterError": "mend input.filter: each term is [column, operator, value]",
-    "ColumnError": "mend input.columns",
-    "TargetError": "mend the job's chunks",
+    "exclude the table (input.exclude)",
+    "FilterError": "fix input.filter: each term is [column, operator, value]",
+    "ColumnError": "fix input.columns",
+    "TargetError": "fix chunks in the job file",
 }
-"""The next step for what the planner refuses: it knows nothing of jobs and their keys."""
+"""Hints for errors of the planner, which does not know the keys of a job."""
 
 
 def quiet_libraries() -> None:
-    """Before Prefect and Dask are imported: their logs go to files and the server, not here."""
+    """Keep the logs of Prefect and Dask out of the terminal; call it before importing them."""
     os.environ.setdefault("DO_NOT_TRACK", "1")
     for name in ("distributed", "stamina", "asyncio", "tornado"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def describe(error: BaseException) -> dict[str, Any] | None:
-    """An error as `--json` prints it; None for one that nobody foresaw: a bug of ours.
+    """Describe an error as `--json` prints it, or return None for an unexpected one (a bug).
 
     Returns:
         `error` (its kind), `message`, `hint` (the next step, or None) and `exit_code`.
     """
     kind = type(error).__name__
     if isinstance(error, ChunkmapError):
-        return _described(kind, str(error), error.hint, error.exit_code)
+        return _to_dict(kind, str(error), error.hint, error.exit_code)
     if isinstance(error, KeyboardInterrupt):
-        return _described("Interrupted", "interrupted", None, 130)
-    # Typer's own, which it shows itself except with --json; its class has a private home.
-    said = getattr(error, "format_message", None)
-    if said is not None:
-        return _described("UsageError", said(), "see --help", 2)
+        return _to_dict("Interrupted", "interrupted", None, 130)
+    # A usage error of typer, which shows it itself except with --json; its class is private.
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:
+        return _to_dict("UsageError", format_message(), "see --help", 2)
     from partitioning.errors import PlanningError
 
     if isinstance(error, PlanningError):
-        return _described(kind, str(error), PLANNING_HINTS.get(kind), 2)
+        return _to_dict(kind, str(error), PLANNING_HINTS.get(kind), 2)
     return None
 
 
-def _described(kind: str, message: str, hint: str | None, exit_code: int) -> dict[str, Any]:
+def _to_dict(kind: str, message: str, hint: str | None, exit_code: int) -> dict[str, Any]:
     masked = hint if hint is None else mask_text(hint)
     return {"error": kind, "message": mask_text(message), "hint": masked, "exit_code": exit_code}
 
 
 def report_error(error: BaseException, *, as_json: bool) -> int | None:
-    """Show an error; returns the exit code, or None if it is a bug, whose traceback is wanted."""
-    said = describe(error)
-    if said is None:
+    """Show an error; returns the exit code, or None for a bug, whose traceback should be shown."""
+    description = describe(error)
+    if description is None:
         if as_json:
-            print_object(_described(type(error).__name__, str(error), "this is a bug", 1))
+            print_object(_to_dict(type(error).__name__, str(error), "this is a bug", 1))
         return None
-    _print_error(said)
+    print(error_text(description["message"], description["hint"]), file=sys.stderr)
     if as_json:
-        # A run that failed has figures besides its error, and stdout holds one object.
+        # stdout holds one object: the figures of a failed run are merged with its error.
         figures = getattr(error, "summary", None)
-        print_object((asdict(figures) if is_dataclass(figures) else {}) | said)  # type: ignore[arg-type]
-    return int(said["exit_code"])
-
-
-def _print_error(said: dict[str, Any]) -> None:
-    """Print an error for people; lines of a message never look like lines of ours."""
-    for name in ("message", "hint"):
-        if said[name]:
-            word = "error: " if name == "message" else "next:  "
-            print(word + printable(continued(said[name], " " * len(word))), file=sys.stderr)
+        print_object((asdict(figures) if is_dataclass(figures) else {}) | description)  # type: ignore[arg-type]
+    return int(description["exit_code"])
 
 
 def show_usage_error(error: Any) -> int:
-    """Show an error about the command line as typer does; returns the exit code."""
+    """Show a usage error as typer does; returns the exit code."""
     from typer.rich_utils import rich_format_error
 
     message = printable(error.format_message())
@@ -97,5 +89,5 @@ def show_usage_error(error: Any) -> int:
 
 
 def print_object(value: object) -> None:
-    """One machine-readable object, on one line of stdout."""
+    """Print one machine-readable object on one line of stdout."""
     print(one_line_json(value), flush=True)

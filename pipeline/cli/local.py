@@ -1,4 +1,4 @@
-"""`chunkmap up` and `chunkmap down`."""
+"""Start and stop the local services: `chunkmap up` and `chunkmap down`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.config.settings import load_settings
 
 
 def up(environment: str | None, *, as_json: bool) -> None:
-    """Start the embedded stack and say what runs where."""
+    """Start the local services and print their addresses."""
     settings = load_settings(environment)
     local.up(settings, _echo(as_json))
     if as_json:
@@ -19,16 +19,17 @@ def up(environment: str | None, *, as_json: bool) -> None:
 
 
 def down(environment: str | None, *, as_json: bool) -> None:
-    """Stop the embedded stack."""
+    """Stop the local services."""
     local.down(load_settings(environment), _echo(as_json))
     if as_json:
         _show(environment)
 
 
 def _echo(as_json: bool) -> Callable[[str], None]:
-    # What runs where is the result of these commands, so it goes to stdout like any other.
+    # The addresses are the result of these commands, so they go to stdout.
     return (lambda line: say(line, console=notes)) if as_json else say
 
 
 def _show(environment: str | None) -> None:
-    print_json({"services": [asdict(one) for one in local.status(load_settings(environment))]})
+    services = local.status(load_settings(environment))
+    print_json({"services": [asdict(service) for service in services]})

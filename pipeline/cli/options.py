@@ -1,4 +1,4 @@
-"""Options that commands share."""
+"""Define the options that commands share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Environment = Annotated[
     str | None,
     typer.Option("--environment", "-e", help="Also read conf/<environment>.yaml."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
 Output = Annotated[
     str, typer.Argument(metavar="OUTPUT", help="URI of an output prefix.", show_default=False)
 ]
@@ -24,5 +24,13 @@ RunId = Annotated[
 ]
 InOutput = Annotated[
     str | None,
-    typer.Option("--output", "-o", help="Output to search; default all known ones."),
+    typer.Option("--output", "-o", help="Search this output; default all known outputs."),
 ]
+OnlyOutput = Annotated[str | None, typer.Option("--output", "-o", help="Show this output only.")]
+AcceptCode = Annotated[
+    bool, typer.Option("--accept-code", help="Resume even if the transform has changed.")
+]
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="Take over even if another driver seems alive.")
+]
+OnlyFailed = Annotated[bool, typer.Option("--failed", help="Retry failed chunks only.")]

@@ -1,4 +1,4 @@
-"""`chunkmap plan` and `check`: look before anything is written."""
+"""Show a plan, or try a transform, without writing anything: `chunkmap plan` and `check`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli.output import (
-    columns,
-    out,
-    plural,
-    print_json,
-    say,
-    show_pairs,
-    size,
-    warn,
-)
+from pipeline.cli.output import columns, out, print_json, say, show_pairs, warn
 from pipeline.config.job import Job, load_job
 from pipeline.config.settings import load_settings
+from pipeline.report.humanize import byte_size, duration, plural
 
 if TYPE_CHECKING:
     import polars as pl
@@ -26,8 +18,8 @@ if TYPE_CHECKING:
     from pipeline.runs.driver.estimate import Estimate
     from pipeline.runs.driver.plan import PlannedInput
 
-BAR = 40
-"""Characters of the longest bar of a histogram."""
+BAR_WIDTH = 40
+"""Characters of the longest bar of the histogram."""
 
 
 def plan(path: Path, environment: str | None, *, explain: bool, as_json: bool) -> None:
@@ -55,18 +47,19 @@ def plan(path: Path, environment: str | None, *, explain: bool, as_json: bool) -
 
 
 def _print_plan(planned: PlannedInput, job: Job) -> None:
-    found = planned.result.explain
+    explain = planned.result.explain
     columns = planned.probe.columns
     rows = {
-        "objects": f"{found.objects_planned:,} of {found.objects_listed:,} listed",
-        "row groups": f"{found.row_groups - found.row_groups_pruned:,} of {found.row_groups:,}",
-        "rows": f"{found.rows:,}",
-        "chunks": f"{found.chunks:,} ({found.fragments:,} fragments)",
-        "bytes": f"{size(found.bytes_to_read)} to read of {size(found.bytes_listed)} stored, "
-        f"{size(found.bytes_decoded)} decoded",
-        "columns": ", ".join(columns) if columns else "all (what is read could not be told)",
+        "objects": f"{explain.objects_planned:,} of {explain.objects_listed:,} listed",
+        "row groups": f"{explain.row_groups - explain.row_groups_pruned:,} of "
+        f"{explain.row_groups:,}",
+        "rows": f"{explain.rows:,}",
+        "chunks": f"{explain.chunks:,} ({explain.fragments:,} fragments)",
+        "bytes": f"{byte_size(explain.bytes_to_read)} to read of "
+        f"{byte_size(explain.bytes_listed)} stored, {byte_size(explain.bytes_decoded)} decoded",
+        "columns": ", ".join(columns) if columns else "all (the columns read are unknown)",
         "output": f"{job.output.uri}, mode {job.output.mode}",
-        "planned in": f"{found.seconds:.2f} s, {found.requests:,} requests",
+        "planned in": f"{explain.seconds:.2f} s, {explain.requests:,} requests",
     }
     show_pairs(f"plan {planned.result.plan.id[:16]} (nothing was written)", rows)
 
@@ -75,36 +68,36 @@ def _print_estimate(expected: Estimate) -> None:
     time = "unknown: no earlier run of this transform to this output"
     if expected.seconds is not None:
         time = (
-            f"{expected.seconds:,.0f} s to map, with the {expected.workers} workers of run "
+            f"{duration(expected.seconds)} to map, with the {expected.workers} workers of run "
             f"{expected.run}"
         )
-    memory = f"about {size(expected.memory_bytes)} a worker thread, by sizes"
+    memory = f"about {byte_size(expected.memory_bytes)} per worker thread, estimated from sizes"
     show_pairs("expected", {"time": time, "memory": memory})
 
 
 def _print_explain(planned: PlannedInput) -> None:
-    found = planned.result.explain
+    explain = planned.result.explain
     rows = {
-        "pruned by partition": f"{found.objects_pruned:,} objects",
-        "pruned by statistics": f"{found.row_groups_pruned:,} row groups, "
-        f"{found.objects_without_rows:,} whole objects",
-        "cut": f"{found.row_groups_cut:,} row groups, into {found.parts:,} chunks",
-        "left out": f"{found.objects_hidden:,} hidden, {found.objects_empty:,} empty, "
-        f"{found.objects_unnamed:,} without a Parquet name, {found.objects_excluded:,} excluded, "
-        f"{found.objects_skipped:,} bad",
-        "footers": f"{found.footers_read:,} read, {found.footers_reused:,} known before",
+        "pruned by partition": f"{explain.objects_pruned:,} objects",
+        "pruned by statistics": f"{explain.row_groups_pruned:,} row groups, "
+        f"{explain.objects_without_rows:,} whole objects",
+        "cut": f"{explain.row_groups_cut:,} row groups, into {explain.parts:,} chunks",
+        "left out": f"{explain.objects_hidden:,} hidden, {explain.objects_empty:,} empty, "
+        f"{explain.objects_unnamed:,} without a Parquet name, "
+        f"{explain.objects_excluded:,} excluded, {explain.objects_skipped:,} bad",
+        "footers": f"{explain.footers_read:,} read, {explain.footers_reused:,} from the cache",
     }
     show_pairs("why", rows)
-    sizes = found.chunk_sizes
+    sizes = explain.chunk_sizes
     if sizes is not None:
-        most = max(count for _, _, count in sizes.histogram)
+        max_count = max(count for _, _, count in sizes.histogram)
         say(
-            f"chunks by decoded size (median {size(sizes.median)}, 95% below {size(sizes.p95)}, "
-            f"most {size(sizes.most)})"
+            f"chunks by decoded size (median {byte_size(sizes.median)}, "
+            f"95% below {byte_size(sizes.p95)}, largest {byte_size(sizes.most)})"
         )
         for low, high, count in sizes.histogram:
-            bar = "█" * max(1 if count else 0, round(BAR * count / most))
-            say(f"  {size(low):>9} – {size(high):<9} {count:>9,} {bar}")
+            bar = "█" * max(1 if count else 0, round(BAR_WIDTH * count / max_count))
+            say(f"  {byte_size(low):>9} – {byte_size(high):<9} {count:>9,} {bar}")
 
 
 def check(path: Path, environment: str | None, *, rows: int, as_json: bool) -> None:
@@ -145,24 +138,24 @@ def _print_trial(trial: Trial, job: Job, rows: int) -> None:
     elif trial.differs:
         warn(
             f"{trial.differs}. A transform that groups, sorts or drops duplicates does so within "
-            "each chunk, and where chunks are cut is not part of your question."
+            "each chunk, so its result depends on where chunks are cut."
         )
 
 
 def _schemas(trial: Trial) -> list[tuple[str, str, str, str]]:
-    """A line for each column: its type before and after, and what becomes of it."""
+    """Make one row per column: its type before and after, and whether it is read or dropped."""
     before, after = _schema(trial.schema_in), _schema(trial.schema_out)
     return [
-        (name, before.get(name, ""), after.get(name, ""), _fate(name, trial))
+        (name, before.get(name, ""), after.get(name, ""), _column_use(name, trial))
         for name in {**before, **after}
     ]
 
 
-def _fate(name: str, trial: Trial) -> str:
+def _column_use(name: str, trial: Trial) -> str:
     if name not in trial.schema_in:
         return "new"
-    said = ["read"] if name in trial.columns_read else ["not read"]
-    return ", ".join(said if name in trial.schema_out else [*said, "dropped"])
+    use = "read" if name in trial.columns_read else "not read"
+    return use if name in trial.schema_out else f"{use}, dropped"
 
 
 def _schema(schema: pl.Schema) -> dict[str, str]:

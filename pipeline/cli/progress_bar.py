@@ -1,4 +1,4 @@
-"""One bar that moves in a terminal; elsewhere a line now and then."""
+"""Show progress: one bar in a terminal, elsewhere a line every few seconds."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pipeline.cli.output import live, notes, say
 from pipeline.printable import printable_line
 
 PLAIN_SECONDS = 5.0
-"""How often a line is printed where there is no terminal."""
+"""Seconds between two lines where there is no terminal."""
 
 
 class LiveBar:
-    """Shows how far something is, while its block lasts."""
+    """Shows the progress of something for as long as its `with` block lasts."""
 
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
         self._printed = 0.0
-        self._last = self._said = ""
+        self._last = self._last_printed = ""
         self._below = Text("", style="dim")
         self._live: Live | None = None
         self._bar: Progress | None = None
@@ -39,7 +39,7 @@ class LiveBar:
                 console=notes,
             )
             self._task = self._bar.add_task("", total=None, phase="start", counted="")
-            # Gone at the end: the summary says it all.
+            # Removed at the end: the summary replaces it.
             self._live = live(Group(self._bar, self._below), console=notes, transient=True)
             self._live.start()
         return self
@@ -56,18 +56,18 @@ class LiveBar:
         return self._bar is not None
 
     def begin(self, name: str) -> None:
-        """Name what goes on now; how far it is comes later."""
+        """Name the phase that begins, before its progress is known."""
         if self._bar is not None:
             self._bar.update(self._task, phase=name, total=None)
 
     def draw(self, phase: str, counted: str, share: tuple[int, int], rest: str) -> None:
-        """Say how far it is.
+        """Show the progress.
 
         Args:
-            phase: What goes on.
-            counted: In words, beside the bar.
-            share: What is done, and of how much.
-            rest: What else there is to know, below it.
+            phase: Name of the phase.
+            counted: Text next to the bar, such as `12/40 chunks`.
+            share: How much is done, and the total.
+            rest: Further figures, shown below the bar.
         """
         self._last = f"{phase} {counted}, {rest}"
         if self._bar is not None:
@@ -78,14 +78,14 @@ class LiveBar:
             self.line(self._last)
 
     def settle(self) -> None:
-        """Print, where there is no bar, what was shown last: it may have been held back."""
+        """Where there is no bar, print the last progress line if it was held back."""
         if self._bar is None:
             self.line(self._last)
         self._last = ""
 
     def line(self, text: str) -> None:
-        """Print a line of its own, once."""
-        if text and text != self._said and not self._quiet:
+        """Print a separate line, unless it is the one printed last."""
+        if text and text != self._last_printed and not self._quiet:
             self._printed = time.monotonic()
-            self._said = text
+            self._last_printed = text
             say(text, console=notes)

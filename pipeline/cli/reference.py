@@ -1,4 +1,4 @@
-"""The reference pages of docs/, written from the code: commands, job file, settings."""
+"""Write the reference pages of docs/ from the code: commands, job file, settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NOTE = "<!-- Written by `make reference` from the code. Change the docstrings t
 
 
 def pages() -> dict[str, str]:
-    """Each page's text by its name."""
+    """Render each page, by file name."""
     return {
         "commands.md": _page("Commands", _commands()),
         "job.md": _page("The job file", _model(Job, "", _doc(Job.__module__))),
@@ -43,7 +43,7 @@ def _doc(module: str) -> str:
     import sys
 
     text = inspect.cleandoc(sys.modules[module].__doc__ or "")
-    # An indented example is fenced, so that it is shown as what it is.
+    # Fence indented examples, so that they are rendered as code.
     out: list[str] = []
     inside = False
     for line in text.splitlines():
@@ -72,7 +72,7 @@ def _commands() -> Iterator[str]:
         if options:
             yield from ("", "| option | meaning |", "| --- | --- |")
             for option in options:
-                spelled = ", ".join(f"`{one}`" for one in option.opts)
+                spelled = ", ".join(f"`{flag}`" for flag in option.opts)
                 yield f"| {spelled} | {option.help} |"
 
 
@@ -102,7 +102,7 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 def _section(annotation: Any) -> type[BaseModel] | None:
     options = [annotation, *getattr(annotation, "__args__", ())]
-    models = [one for one in options if inspect.isclass(one) and issubclass(one, BaseModel)]
+    models = [kind for kind in options if inspect.isclass(kind) and issubclass(kind, BaseModel)]
     return models[0] if models else None
 
 
@@ -117,7 +117,7 @@ def _default(field: Any) -> str:
     if value in (None, PydanticUndefined, (), {}):
         return ""
     if isinstance(value, tuple):
-        return ", ".join(f"`{one}`" for one in value)
+        return ", ".join(f"`{item}`" for item in value)
     return f"`{value}`"
 
 

@@ -1,4 +1,4 @@
-"""`chunkmap repair`: what is wrong with an output's state, and making it right."""
+"""Diagnose and repair the state of an output: `chunkmap repair`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pipeline.table.repair import Diagnosis, Problem
 
 
 def repair(output: str, environment: str | None, *, yes: bool, as_json: bool) -> int:
-    """Say what is wrong with an output, or repair it; returns the exit code.
+    """Diagnose an output or, with `yes`, repair it.
 
     Returns:
-        0 where nothing is wrong (any more), else 1.
+        The exit code: 0 if no problem is left, else 1.
     """
     from pipeline.runs.driver.preflight import explain_unreachable_s3
     from pipeline.storage import open_storage

@@ -1,4 +1,4 @@
-"""`chunkmap run`: from the job file to the summary."""
+"""Run a job from its file to the summary: `chunkmap run`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.output import bad, plural, print_json, say, show_pairs, size, speed, warn
+from pipeline.cli.output import bad, print_json, say, show_pairs, warn
 from pipeline.cli.run_progress import Display
 from pipeline.config.job import Job, load_job
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import RunInterruptedError
 from pipeline.processes import record_interrupts, was_interrupted
+from pipeline.report.humanize import byte_rate, byte_size, duration, plural
 
 if TYPE_CHECKING:
     from pipeline.runs.driver.plan import ResumeOptions
@@ -21,17 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a run, and where to look at it."""
+    """The result of a run, and where to inspect it."""
 
     summary: RunSummary
     page: str
-    """Of Prefect's UI: the flow run's, while the server is up."""
+    """Address of the flow run in Prefect's UI, or of the UI if the server does not know the run."""
     watched: bool
-    """Another process drove it, for a while at least."""
+    """Whether another process drove the run for at least some time."""
     bytes_in: int
-    """Read now; what was done before is not in it."""
+    """Bytes read by this command, without those of earlier attempts."""
     seconds: float
-    """From the command to its end, planning included."""
+    """Seconds from the start of the command to its end, planning included."""
 
     def to_dict(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -47,7 +48,7 @@ def run(
     take_over: bool,
     as_json: bool,
 ) -> None:
-    """Run a job file and show what came of it."""
+    """Run a job file and show the result."""
     job, settings = load_job(path), load_settings(environment)
     from pipeline.runs.driver.plan import ResumeOptions
 
@@ -63,11 +64,18 @@ def run_job(
     *,
     quiet: bool = False,
 ) -> Outcome:
-    """Run a job; `again` is the command that goes on with it, `quiet` shows no progress.
+    """Run a job.
+
+    Args:
+        job: The job.
+        settings: Where and how to run it.
+        again: The command that resumes the run, for the hint after Ctrl-C.
+        resume: How to resume an unfinished run.
+        quiet: Show no progress.
 
     Raises:
-        RunIncompleteError: some chunks failed; unless quiet, the summary has been shown.
-        RunInterruptedError: the user pressed Ctrl-C.
+        RunIncompleteError: Some chunks failed. Unless quiet, the summary has been shown.
+        RunInterruptedError: The user pressed Ctrl-C.
     """
     from pipeline.runs.driver.plan import ResumeOptions
     from pipeline.runs.driver.preflight import preflight
@@ -79,7 +87,7 @@ def run_job(
 
     def listen(phase: str, progress: MapProgress | None) -> None:
         if was_interrupted():
-            raise KeyboardInterrupt  # Somebody swallowed the first one.
+            raise KeyboardInterrupt  # A library swallowed the first one.
         display.phase(phase)
         if progress is not None:
             display.mapping(progress)
@@ -90,7 +98,7 @@ def run_job(
         return Outcome(here, _page(here, settings), display.watched, display.bytes_in, seconds)
 
     try:
-        # Before Prefect hears of it: what is wrong with the job itself is no run.
+        # First of all, so that an invalid job does not show up in Prefect as a failed run.
         preflight(job, settings, open_storage(settings))
         from pipeline.flows.launch import launch
 
@@ -104,7 +112,7 @@ def run_job(
         if not (isinstance(error, KeyboardInterrupt) or was_interrupted()):
             raise
         raise RunInterruptedError(
-            "interrupted: what is done is kept", hint=f"go on with: {again}"
+            "interrupted: completed chunks are kept", hint=f"resume with: {again}"
         ) from error
     return outcome_of(summary)
 
@@ -120,7 +128,7 @@ def _with_local_report(summary: RunSummary, settings: Settings) -> RunSummary:
 
 
 def _page(summary: RunSummary, settings: Settings) -> str:
-    """The flow run's page if this server knows it, else the server's."""
+    """The address of the flow run if this server knows it, else the server's address."""
     from pipeline.runs.driver.heartbeat import read_driver
     from pipeline.runs.ledger.ledger import Ledger
     from pipeline.storage import open_storage
@@ -133,7 +141,7 @@ def _page(summary: RunSummary, settings: Settings) -> str:
 
 
 def show(outcome: Outcome, *, as_json: bool = False) -> None:
-    """Print what came of a run."""
+    """Print the result of a run."""
     summary = outcome.summary
     if as_json:
         print_json(outcome.to_dict())
@@ -143,14 +151,16 @@ def show(outcome: Outcome, *, as_json: bool = False) -> None:
     if summary.mapped == 0 and summary.state == "done":
         _show_complete(outcome)
         return
-    rate = f", {speed(outcome.bytes_in, summary.seconds)}" if outcome.bytes_in else ""
+    speed = byte_rate(outcome.bytes_in / max(summary.seconds, 1e-9))
+    rate = f", {speed}" if outcome.bytes_in else ""
     rows = {
         "state": summary.state + (f", manifest {summary.manifest}" if summary.manifest else ""),
         "rows": f"{summary.rows_in:,} in, {summary.rows_out:,} out",
-        "bytes": f"{size(summary.bytes_in)} read, {size(summary.bytes_out)} written",
+        "bytes": f"{byte_size(summary.bytes_in)} read, {byte_size(summary.bytes_out)} written",
         "chunks": f"{summary.chunks:,} ({summary.mapped:,} mapped now, {summary.failed:,} failed)",
         "batches": f"{summary.batches:,} in {plural(summary.rounds, 'round')}",
-        "time": f"{outcome.seconds:.1f} s, {summary.seconds:.1f} s of it to map and publish{rate}",
+        "time": f"{duration(outcome.seconds)}, of which {duration(summary.seconds)} to map and "
+        f"publish{rate}",
         "output": summary.output,
         "report": summary.local_report or summary.report,
         "Prefect UI": outcome.page,

@@ -1,18 +1,18 @@
-"""How far a run is: a bar in a terminal, a line every few seconds elsewhere."""
+"""Show the progress of a run: a bar in a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.cli.output import clock, plural, speed
 from pipeline.cli.progress_bar import LiveBar
+from pipeline.report.humanize import byte_rate, duration, plural
 
 if TYPE_CHECKING:
     from pipeline.runs.driver.summary import MapProgress
 
 
 class Display(LiveBar):
-    """Shows the phases of a run, and the progress of its mapping."""
+    """Shows the phases of a run and the progress of its map stage."""
 
     def __init__(self, quiet: bool = False) -> None:
         super().__init__(quiet)
@@ -28,11 +28,11 @@ class Display(LiveBar):
 
     @property
     def bytes_in(self) -> int:
-        """Bytes read while we looked on: what was done before does not count."""
+        """Bytes read since this display began, without those of earlier attempts."""
         return self._now.bytes_in - self._first.bytes_in if self._now and self._first else 0
 
     def phase(self, name: str) -> None:
-        """Say what goes on now."""
+        """Show the phase that begins."""
         if name == self._phase:
             return
         self._phase = name
@@ -41,26 +41,26 @@ class Display(LiveBar):
         if name == "attached":
             self._watched = True
             self._first = None
-            self.line("another process drives this run: watching it (--take-over drives instead)")
+            self.line("another process drives this run: watching it (--take-over takes over)")
         elif not self.is_drawn:
             self.line(f"{name} …")
 
     def mapping(self, now: MapProgress) -> None:
-        """Show how far the mapping is."""
+        """Show the progress of the map stage."""
         self._first, self._now = self._first or now, now
         counted = f"{now.done:,}/{plural(now.chunks, 'chunk')}"
         self.draw("map", counted, (now.done, now.chunks), _rest(now, self._first))
 
 
 def _rest(now: MapProgress, first: MapProgress) -> str:
-    """Speeds are of what came in since we look: what was done before does not count."""
+    """Format failures, speeds and ETA; speeds count only what was done since `first`."""
     seconds = max(now.seconds - first.seconds, 1e-3)
     done = now.done - first.done
     failed = f"{now.failed:,} failed, " if now.failed else ""
     if not done:
         return f"{failed}ETA unknown yet" if now.done < now.chunks else f"{failed}ETA 0 s"
-    eta = clock((now.chunks - now.done) * seconds / done)
+    eta = duration((now.chunks - now.done) * seconds / done)
     return (
         f"{failed}{(now.rows_in - first.rows_in) / seconds:,.0f} rows/s, "
-        f"{speed(now.bytes_in - first.bytes_in, seconds)}, ETA {eta}"
+        f"{byte_rate((now.bytes_in - first.bytes_in) / seconds)}, ETA {eta}"
     )

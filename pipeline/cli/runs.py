@@ -1,14 +1,15 @@
-"""`chunkmap retry`, `cancel`, `publish`, `history`, `rollback`, `clean`: what is done to runs."""
+"""Act on runs (`chunkmap retry`, `cancel`, `publish`) and on the versions of an output."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 
-from pipeline.cli.output import columns, notes, out, print_json, say, size
+from pipeline.cli.output import columns, notes, out, print_json, say
 from pipeline.config.settings import Settings, load_settings
 from pipeline.config.units import parse_seconds
 from pipeline.errors import UsageError
+from pipeline.report.humanize import byte_size
 from pipeline.runs.admin.known_outputs import known_outputs
 from pipeline.runs.admin.status import find_run, list_runs
 from pipeline.runs.ledger.ledger import Ledger
@@ -17,13 +18,13 @@ from pipeline.table.manifest import CommitEntry, Manifest
 
 
 def _ledger(run: str, output: str | None, settings: Settings, storage: Storage) -> Ledger:
-    """The run whose id begins so, among those of the known outputs."""
+    """Find a run by the first letters of its id, among the known outputs."""
     outputs = [output] if output else known_outputs(settings.state_dir)
     if not outputs:
         raise UsageError(
-            "no output is known here", hint="name it with --output s3://bucket/prefix/"
+            "no output is known on this machine", hint="name it with --output s3://bucket/prefix/"
         )
-    found = find_run([one for uri in outputs for one in list_runs(storage, uri)], run)
+    found = find_run([status for uri in outputs for status in list_runs(storage, uri)], run)
     return Ledger(storage, found.output, found.run)
 
 
@@ -36,14 +37,14 @@ def retry(
     only_failed: bool,
     as_json: bool,
 ) -> None:
-    """Take a run up again by its id: failed chunks, and those that were never tried."""
+    """Resume a run by its id: failed chunks and, unless `only_failed`, those never attempted."""
     from pipeline.cli.run import run_job, show
     from pipeline.runs.driver.plan import ResumeOptions
 
     settings = load_settings(environment)
     ledger = _ledger(run, output, settings, open_storage(settings))
     if ledger.published() is not None:
-        say(f"run {ledger.run} is published: nothing is left to retry", console=notes)
+        say(f"run {ledger.run} is published: there is nothing to retry", console=notes)
     again = f"chunkmap retry {ledger.run}"
     resume = ResumeOptions(accept_code=accept_code, run=ledger.run, only_failed=only_failed)
     show(run_job(ledger.job(), settings, again, resume, quiet=as_json), as_json=as_json)
@@ -52,7 +53,7 @@ def retry(
 def cancel(
     run: str, output: str | None, environment: str | None, *, discard: bool, as_json: bool
 ) -> None:
-    """Ask the driver of a run to stop; keep what is staged, or abort it."""
+    """Ask the driver of a run to stop; keep its staged outputs, or abort them."""
     from pipeline.runs.admin.vacuum import discard_run
 
     settings = load_settings(environment)
@@ -65,14 +66,14 @@ def cancel(
     if as_json:
         print_json({"run": ledger.run, "cancelled": True, "aborted": aborted})
         return
-    kept = f"{aborted:,} staged outputs aborted" if discard else "what is staged is kept"
+    kept = f"{aborted:,} staged outputs aborted" if discard else "staged outputs are kept"
     say(f"run {ledger.run}: its driver stops within seconds; {kept}")
 
 
 def publish(
     run: str, output: str | None, environment: str | None, *, without_failed: bool, as_json: bool
 ) -> None:
-    """Publish what a run has completed."""
+    """Publish the completed chunks of a run."""
     from pipeline.runs.driver.publish import publish_run
     from pipeline.runs.driver.quarantine import refuse_many_quarantined, unreadable_uris
 
@@ -83,7 +84,7 @@ def publish(
     if done < record.chunks and not without_failed:
         raise UsageError(
             f"run {ledger.run} has {record.chunks - done:,} of {record.chunks:,} chunks left",
-            hint=f"chunkmap retry {ledger.run}, or publish the rest: --without-failed",
+            hint=f"chunkmap retry {ledger.run}, or publish without them: --without-failed",
         )
     unreadable = unreadable_uris(ledger.plan(), ledger.read())
     refuse_many_quarantined(ledger.job(), ledger.plan(), unreadable)
@@ -101,24 +102,24 @@ def history(output: str, environment: str | None, *, as_json: bool) -> None:
 
     table_log = TableLog(open_storage(load_settings(environment)), output)
     current = table_log.head()[0].current
-    # Oldest first: each is folded from the one before.
+    # Read oldest first: each manifest is replayed from the one before.
     added = [(table_log.manifest(n), table_log.added(n)) for n in range(1, current + 1)][::-1]
     if as_json:
-        # Of each what it adds: whole lists would grow with the square of their number.
-        said = [
+        # Only the commits that each adds: full lists would grow with the square of the versions.
+        manifests = [
             {
-                **one.model_dump(exclude={"full", "commits"}),
+                **manifest.model_dump(exclude={"full", "commits"}),
                 "commits": [entry.model_dump() for entry in new],
             }
-            for one, new in added
+            for manifest, new in added
         ]
-        print_json({"manifests": said})
+        print_json({"manifests": manifests})
         return
     if not added:
-        say("nothing was published yet")
+        say("nothing is published yet")
         return
     by_windows = any(entry.window for _, new in added for entry in new)
-    rows = [_history_row(one, new, by_windows=by_windows) for one, new in added]
+    rows = [_history_row(manifest, new, by_windows=by_windows) for manifest, new in added]
     windows = ("windows",) if by_windows else ()
     names = ("manifest", "published", "mode", "run", *windows, "files", "rows", "bytes")
     out.print(columns(names, rows, right=("files", "rows", "bytes")))
@@ -130,23 +131,23 @@ def _history_row(
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.created))
     released = [name for entry in new for name in entry.releases]
     if manifest.rollback_of is not None or any(entry.mode == "release" for entry in new):
-        said = f"rollback to {manifest.rollback_of}"
+        action = f"rollback to {manifest.rollback_of}"
         if manifest.rollback_of is None:
-            said = f"repair: gave up {', '.join(released)}" if released else "repair"
-        return (manifest.number, when, said, *[""] * (5 if by_windows else 4))
+            action = f"repair: gave up {', '.join(released)}" if released else "repair"
+        return (manifest.number, when, action, *[""] * (5 if by_windows else 4))
     labels = sorted(entry.window for entry in new if entry.window)
-    between = "".join(labels[:1])
+    windows = "".join(labels[:1])
     if len(labels) > 1:
-        between = f"{len(labels)}, {labels[0]} to {labels[-1]}"
+        windows = f"{len(labels)}, {labels[0]} to {labels[-1]}"
     return (
         manifest.number,
         when,
         ", ".join(dict.fromkeys(entry.mode for entry in new)),
         ", ".join(dict.fromkeys(entry.run for entry in new)),
-        *([between] if by_windows else []),
+        *([windows] if by_windows else []),
         f"{sum(entry.files for entry in new):,}",
         f"{sum(entry.rows for entry in new):,}",
-        size(sum(entry.bytes for entry in new)),
+        byte_size(sum(entry.bytes for entry in new)),
     )
 
 
@@ -172,7 +173,7 @@ def vacuum(
     discard: list[str],
     as_json: bool,
 ) -> None:
-    """Abort abandoned uploads and remove what no manifest names."""
+    """Abort abandoned uploads and move files aside that no manifest names."""
     from pipeline.runs.admin import vacuum
 
     storage = open_storage(load_settings(environment))
@@ -194,7 +195,7 @@ def vacuum(
     if done.strays:
         say(
             f"{len(done.strays):,} files that no manifest names {would}moved to "
-            f"{done.output.rstrip('/')}.chunkmap/orphaned/; a later clean deletes them"
+            f"{done.output.rstrip('/')}.chunkmap/orphaned/; a later vacuum deletes them"
         )
     if done.spared:
-        say(f"spared the unfinished runs {', '.join(done.spared)} (--discard RUN gives one up)")
+        say(f"kept the unfinished runs {', '.join(done.spared)} (give one up: --discard RUN)")

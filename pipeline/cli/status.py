@@ -1,4 +1,4 @@
-"""`chunkmap status`, `verify` and `config`: what is, from storage and settings alone."""
+"""Show runs, verify outputs, show settings: `chunkmap status`, `verify` and `config`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from pipeline.cli.output import bad, columns, out, plural, print_json, say, show_pairs, size
+from pipeline.cli.output import bad, columns, out, print_json, say, show_pairs
 from pipeline.config.settings import explain, load_settings
 from pipeline.errors import UsageError
+from pipeline.report.humanize import byte_size, plural
 
 if TYPE_CHECKING:
     from pipeline.runs.admin.status import RunStatus
 
-_RUNS = ("run", "job", "state", "done", "chunks", "rows out", "created")
+_COLUMNS = ("run", "job", "state", "done", "chunks", "rows out", "created")
 
 
 def status(run: str | None, output: str | None, environment: str | None, *, as_json: bool) -> None:
@@ -29,58 +30,59 @@ def status(run: str | None, output: str | None, environment: str | None, *, as_j
     outputs = [output] if output else known_outputs(settings.state_dir)
     if not outputs:
         raise UsageError(
-            "no output is known here", hint="name one: chunkmap status --output s3://bucket/prefix/"
+            "no output is known on this machine",
+            hint="name one: chunkmap status --output s3://bucket/prefix/",
         )
     with explain_unreachable_s3(settings):
         storage = open_storage(settings)
-        found = [one for uri in outputs for one in list_runs(storage, uri)]
+        runs = [found for uri in outputs for found in list_runs(storage, uri)]
     if run is not None:
-        one = find_run(found, run)
-        print_json(one) if as_json else _one(one)
+        found = find_run(runs, run)
+        print_json(found) if as_json else _show_run(found)
     elif as_json:
-        print_json({"runs": [asdict(one) for one in found]})
+        print_json({"runs": [asdict(found) for found in runs]})
     else:
-        _all(found, outputs)
+        _show_runs(runs, outputs)
 
 
-def _all(found: Sequence[RunStatus], outputs: Sequence[str]) -> None:
-    """A table for each output: a line then has room for whole ids at 80 columns."""
-    if not found:
+def _show_runs(runs: Sequence[RunStatus], outputs: Sequence[str]) -> None:
+    """Show one table per output, so that whole run ids fit into 80 columns."""
+    if not runs:
         say(f"no runs of {', '.join(outputs)}")
-    for output, runs in groupby(found, key=lambda one: one.output):
+    for output, of_output in groupby(runs, key=lambda run: run.output):
         say(output, mark="[bold]")
         rows = [
             (
-                one.run,
-                one.job,
-                one.state,
-                f"{one.done:,}" + (f" ({one.failed:,} failed)" if one.failed else ""),
-                f"{one.chunks:,}",
-                f"{one.rows_out:,}",
-                time.strftime("%m-%d %H:%M", time.localtime(one.created)),
+                run.run,
+                run.job,
+                run.state,
+                f"{run.done:,}" + (f" ({run.failed:,} failed)" if run.failed else ""),
+                f"{run.chunks:,}",
+                f"{run.rows_out:,}",
+                time.strftime("%m-%d %H:%M", time.localtime(run.created)),
             )
-            for one in runs
+            for run in of_output
         ]
-        out.print(columns(_RUNS, rows, right=("done", "chunks", "rows out")))
-    for one in found:
-        for problem in one.problems:
-            bad(f"run {one.run}: {problem}")
+        out.print(columns(_COLUMNS, rows, right=("done", "chunks", "rows out")))
+    for run in runs:
+        for problem in run.problems:
+            bad(f"run {run.run}: {problem}")
 
 
-def _one(one: RunStatus) -> None:
+def _show_run(run: RunStatus) -> None:
     rows = {
-        "state": one.state,
-        "chunks": f"{one.done:,} of {one.chunks:,} done, {one.failed:,} failed",
-        "rows": f"{one.rows_in:,} in, {one.rows_out:,} out",
-        "bytes": f"{size(one.bytes_in)} read, {size(one.bytes_out)} written",
-        "created": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.created)),
-        "driver": one.driver,
-        "output": one.output,
-        "report": one.report or "none yet",
-        "Prefect UI": one.page or "unknown",
+        "state": run.state,
+        "chunks": f"{run.done:,} of {run.chunks:,} done, {run.failed:,} failed",
+        "rows": f"{run.rows_in:,} in, {run.rows_out:,} out",
+        "bytes": f"{byte_size(run.bytes_in)} read, {byte_size(run.bytes_out)} written",
+        "created": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.created)),
+        "driver": run.driver,
+        "output": run.output,
+        "report": run.report or "none yet",
+        "Prefect UI": run.page or "unknown",
     }
-    show_pairs(f"{one.job} · run {one.run}", rows)
-    for line in (*one.errors, *one.problems):
+    show_pairs(f"{run.job} · run {run.run}", rows)
+    for line in (*run.errors, *run.problems):
         bad(line)
 
 
@@ -96,19 +98,19 @@ def verify(output: str, environment: str | None, *, as_json: bool = False) -> in
     if as_json:
         print_json(found)
     else:
-        verdict = "is NOT as its manifest says" if found.problems else "is as its manifest says"
+        verdict = "does NOT match its manifest" if found.problems else "matches its manifest"
         say(
             f"{found.output} {verdict}: manifest {found.manifest}, "
-            f"{plural(found.files, 'file')}, {found.rows:,} rows, {size(found.bytes)}"
+            f"{plural(found.files, 'file')}, {found.rows:,} rows, {byte_size(found.bytes)}"
         )
         for problem in (*found.problems, *found.notes):
             bad(problem)
         if found.left_out:
-            say(f"  {plural(found.left_out, 'object')} that could not be read left out")
+            say(f"  left out: {plural(found.left_out, 'unreadable object')}")
         for uri in found.quarantine:
             say(f"  in quarantine: {uri}")
         if found.missing_chunks:
-            say(f"  {plural(found.missing_chunks, 'planned chunk')} left out, as its manifest says")
+            say(f"  left out, and recorded so: {plural(found.missing_chunks, 'planned chunk')}")
     return 1 if found.problems else 0
 
 

@@ -1,8 +1,8 @@
-"""The door to the terminal: whatever is printed in a command passes here, and is spelled.
+"""Escape control characters in everything that a command prints.
 
-Commands print through the consoles of `pipeline.cli.output`, which spell the text of each segment
-and add colours of their own. All else that ends up on stdout and stderr (tracebacks, warnings,
-lines of libraries) passes the streams that `guard_streams` puts in place.
+Commands print through the consoles of `pipeline.cli.output`, which escape the text of each segment
+and add their own colours. Everything else on stdout and stderr (tracebacks, warnings, lines of
+libraries) passes through the streams that `guard_streams` installs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.printable import printable
 
 
 class SafeConsole(Console):
-    """A console that shows text as it is: no markup, no emoji codes, no escape sequences in it."""
+    """A console that shows text literally, without markup, emoji codes or escape sequences."""
 
     def __init__(self, *, stderr: bool, width: int | None) -> None:
         super().__init__(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
@@ -26,7 +26,7 @@ class SafeConsole(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Render to segments; those that are no control of rich's own are spelled."""
+        """Render to segments, with escapes in all but rich's own control segments."""
         for segment in super().render(renderable, options):
             text = segment.text
             if segment.control or text.isprintable():
@@ -36,11 +36,11 @@ class SafeConsole(Console):
 
 
 class SafeStream:
-    """A text stream that spells what is written to it. Consoles of rich write beneath it."""
+    """A text stream that escapes what is written to it; rich's consoles write to `stream`."""
 
     def __init__(self, stream: TextIO) -> None:
         self.rich_proxied_file: IO[str] = stream
-        """The stream beneath, by the name that rich looks for."""
+        """The wrapped stream, under the name that rich looks for."""
 
     def write(self, text: str) -> int:
         """Write text."""
@@ -48,7 +48,7 @@ class SafeStream:
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Write some texts."""
+        """Write several texts."""
         for line in lines:
             self.write(line)
 
@@ -60,7 +60,7 @@ class SafeStream:
 
 
 def guard_streams() -> None:
-    """Let stdout and stderr of this process spell what is printed."""
+    """Wrap stdout and stderr of this process in a `SafeStream`."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, SafeStream):

@@ -1,4 +1,4 @@
-"""`chunkmap tls …`: certificates for the cluster."""
+"""Make the certificates of a cluster: `chunkmap tls …`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.options import Json
+
 app = typer.Typer(
     name="tls",
-    help="Make the certificates with which a cluster's processes know each other.",
+    help="Make TLS certificates for a cluster.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -17,27 +19,25 @@ app = typer.Typer(
 
 @app.callback()
 def tls() -> None:
-    """Make the certificates with which a cluster's processes know each other."""
+    """Make TLS certificates for a cluster."""
 
 
 @app.command()
 def init(
-    directory: Annotated[Path, typer.Option(help="Where they go; made for you alone.")] = Path(
-        "certs"
-    ),
+    directory: Annotated[
+        Path, typer.Option(help="Write to this folder, readable by you alone.")
+    ] = Path("certs"),
     host: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A host's name or address; may be repeated."),
+        typer.Option(metavar="NAME", help="Name or address of a host; repeatable."),
     ] = None,
-    days: Annotated[int, typer.Option(min=1, help="How long they are valid.")] = 365,
+    days: Annotated[int, typer.Option(min=1, help="Days that they are valid.")] = 365,
     force: Annotated[
-        bool, typer.Option("--force", help="Make them anew; the authority stays as it is.")
+        bool, typer.Option("--force", help="Replace certificates, but keep the CA.")
     ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object, and nothing else.")
-    ] = False,
+    json: Json = False,
 ) -> None:
-    """Make a private CA and certificates of scheduler, workers and clients. Overwrites nothing."""
+    """Make a private CA and certificates signed by it."""
     from pipeline.cli.output import print_json, say
     from pipeline.cluster.certificates import expires, make
 
@@ -55,5 +55,5 @@ def init(
     for path in made.written:
         say(f"{path}: made")
     for path in made.kept:
-        say(f"{path}: was there, and is kept")
+        say(f"{path}: kept (it exists)")
     say(f"They are valid until {until:%Y-%m-%d}. Keep ca-key.pem where no process can read it.")

@@ -1,4 +1,4 @@
-"""`python -m pipeline.cluster.scheduler`: a Dask scheduler as chunkmap wants it."""
+"""Run a Dask scheduler with chunkmap's settings: `python -m pipeline.cluster.scheduler`."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ import sys
 
 from pipeline.config.masking import mask_text
 from pipeline.errors import ChunkmapError
-from pipeline.printable import continued, printable
+from pipeline.printable import error_text
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the scheduler until it is told to stop; returns the exit code."""
+    """Run the scheduler until it is stopped; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.cluster.scheduler", description="Run a Dask scheduler."
     )
     parser.add_argument(
-        "--host", help="address to listen at (default: all with dask.tls, else 127.0.0.1)"
+        "--host", help="address to listen on (default: all with dask.tls, else 127.0.0.1)"
     )
-    parser.add_argument("--port", type=int, default=8786, help="its port (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=int, default=8786, help="port to listen on (default: %(default)s)"
+    )
     parser.add_argument(
         "--dashboard-address",
         default=":8787",
-        help="of its pages, /health and /metrics (default: %(default)s)",
+        help="address of the dashboard, /health and /metrics (default: %(default)s)",
     )
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     from pipeline.cluster.serve import serve_scheduler
     from pipeline.config.settings import load_settings
     from pipeline.logs import set_up
@@ -32,10 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = load_settings()
         set_up(settings.logs.format, settings.logs.level)
-        return serve_scheduler(settings, given.host, given.port, given.dashboard_address)
+        return serve_scheduler(settings, options.host, options.port, options.dashboard_address)
     except ChunkmapError as error:
-        message = continued(f"error: {error}") + f"\nnext:  {continued(str(error.hint))}"
-        print(printable(mask_text(message)), file=sys.stderr)
+        print(mask_text(error_text(str(error), error.hint)), file=sys.stderr)
         return error.exit_code
 
 

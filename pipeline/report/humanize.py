@@ -1,4 +1,4 @@
-"""Numbers as people read them: thousands separators, decimal byte units, compound times."""
+"""Format numbers for people: thousands separators, decimal byte units, compound times."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _COUNT_UNITS = ("", "thousand", "million", "billion", "trillion")
 
 
 def count(value: float) -> str:
-    """A whole number with thousands separators: 1,234,567."""
+    """Format a whole number with thousands separators: 1,234,567."""
     return f"{round(value):,}"
 
 
 def short_count(value: float) -> str:
-    """A count in three digits and a word from a million up: 6.00 million."""
+    """Format a count, from a million up in three digits and a word: 6.00 million."""
     if abs(value) < 1_000_000:
         return count(value)
     scaled, unit = _scale(float(value), 1000.0, _COUNT_UNITS)
@@ -23,13 +23,13 @@ def short_count(value: float) -> str:
 
 
 def byte_size(value: float) -> str:
-    """Bytes in decimal units, three digits: 12.4 GB."""
+    """Format bytes in decimal units with three digits: 12.4 GB."""
     scaled, unit = _scale(float(value), 1000.0, _BYTE_UNITS)
     return f"{scaled:.0f} {unit}" if unit == "B" else f"{_three_digits(scaled)} {unit}"
 
 
 def duration(seconds: float) -> str:
-    """A length of time in its two largest units: 850 ms, 42.1 s, 3 min 20 s, 2 d 4 h."""
+    """Format seconds in their two largest units: 850 ms, 42.1 s, 3 min 20 s, 2 d 4 h."""
     if seconds < 0.0005:
         return "0 s" if seconds <= 0 else "under 1 ms"
     if seconds < 0.9995:
@@ -49,17 +49,17 @@ def duration(seconds: float) -> str:
 
 
 def rate(value: float, unit: str) -> str:
-    """A speed: 1.25 million rows/s."""
+    """Format a speed: 1.25 million rows/s."""
     return f"{short_count(value) if value >= 100 else f'{value:.3g}'} {unit}/s"
 
 
 def byte_rate(value: float) -> str:
-    """Bytes a second: 350 MB/s."""
+    """Format bytes per second: 350 MB/s."""
     return f"{byte_size(value)}/s"
 
 
 def percent(share: float) -> str:
-    """A share as a percentage that never rounds to a false 0 or 100: <0.1%, 99.9%."""
+    """Format a share as a percentage that never rounds to a false 0 or 100: <0.1%, 99.9%."""
     if 0 < share < 0.001:
         return "<0.1%"
     if 0.999 < share < 1:
@@ -69,18 +69,18 @@ def percent(share: float) -> str:
 
 
 def instant(unix_seconds: float) -> str:
-    """A moment in UTC: 2026-03-01 14:05:11 UTC."""
+    """Format a moment in UTC: 2026-03-01 14:05:11 UTC."""
     return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def plural(number: float, singular: str, several: str | None = None) -> str:
-    """A count with its noun: 1 chunk, 2,000 chunks."""
+    """Format a count with its noun: 1 chunk, 2,000 chunks."""
     return f"{count(number)} {singular if number == 1 else several or singular + 's'}"
 
 
 def _scale(value: float, base: float, units: tuple[str, ...]) -> tuple[float, str]:
     for unit in units[:-1]:
-        # 999.5 would print as 1,000 of the smaller unit.
+        # 999.5 of a unit would be printed as 1,000.
         if abs(value) < base * 0.9995:
             return value, unit
         value /= base

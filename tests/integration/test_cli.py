@@ -77,7 +77,7 @@ def test_verify_sees_what_was_changed_lost_and_added(world: World, done: str) ->
     assert f"{lost} is missing" in problems
     assert f"{output}extra.parquet is in the output, but no manifest names it" in problems
     assert len(said.data["problems"]) == 3
-    assert "is NOT as its manifest says" in world.chunkmap("verify", output).out
+    assert "does NOT match its manifest" in world.chunkmap("verify", output).out
 
     world.storage.delete(output + "extra.parquet")
     for uri, data in kept.items():

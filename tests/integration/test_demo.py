@@ -28,7 +28,7 @@ def test_the_demo_runs_verifies_stops_and_then_finds_it_done(tmp_path: Path) -> 
     again = world.chunkmap("demo")
     assert again.code == 0, again.err
     assert f"Run {first.data['run']} is complete: 0 of {first.data['chunks']}" in again.out
-    assert "is as its manifest says" in again.out
+    assert "matches its manifest" in again.out
     report = Path(first.data["local_report"]).with_name("report.json")
     assert json.loads(report.read_text())["run"]["state"] == "done"
     assert not processes.marked(StateFolder(tmp_path / ".chunkmap").marker())

@@ -150,7 +150,7 @@ def test_interrupted_then_killed_then_finished(world: World) -> None:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
-    assert "next:  go on with: chunkmap run stopped.yaml" in said
+    assert "next:  resume with: chunkmap run stopped.yaml" in said
     assert "Traceback" not in said
     (run,) = list_runs(world.storage, "s3://demo/out/stopped/")
     assert run.state == "interrupted"

@@ -1,4 +1,4 @@
-"""A backfill's windows as a calendar in the terminal."""
+"""Draw the windows of a backfill as a calendar in the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.text import Text
 from pipeline.runs.backfill.calendar_layout import Layout
 
 _SHADES = "░▒▓"
-"""How much of a cell is done: under a third, under two thirds, less than all."""
+"""Glyphs of a cell that is less than a third, less than two thirds, not fully done."""
 _GLYPHS = {"done": "█", "failed": "✗", "staged": "■", "waiting": "·", "skipped": "-", "empty": " "}
 _STYLES = {
     "done": "green",
@@ -28,15 +28,15 @@ _WORDS = {
     "partly": "partly done",
     "failed": "failed",
     "waiting": "waiting",
-    "skipped": "left alone",
+    "skipped": "skipped",
 }
-_LABEL = 14
-"""Characters of a row's name; values may be longer."""
+_MAX_LABEL_WIDTH = 14
+"""Maximum characters of a row's name; longer values are cut."""
 
 
 def calendar(layout: Layout) -> Text:
-    """The calendar as text: a line a row, a character a cell; colours only repeat what it says."""
-    width = min(max((len(row) for row in layout.rows), default=0), _LABEL)
+    """Draw one line per row and one character per cell; colours add no information."""
+    width = min(max((len(row) for row in layout.rows), default=0), _MAX_LABEL_WIDTH)
     lines = [_header(layout, width)] if layout.unit in _TICKS else []
     by_row: dict[int, list[dict[str, Any]]] = {}
     for cell in layout.cells.iter_rows(named=True):
@@ -45,20 +45,20 @@ def calendar(layout: Layout) -> Text:
         lines.append(_line(name, by_row.get(rank, []), len(layout.columns), width))
     lines.append(_legend(layout))
     text = Text("\n").join(lines)
-    # A narrow terminal rather loses a figure than breaks the lines.
+    # In a narrow terminal, lines are cut rather than wrapped.
     text.no_wrap, text.overflow = True, "ellipsis"
     return text
 
 
 _TICKS = {"hour": 6, "day": 5, "month": 1, "year": 1}
-"""Every so many columns are named."""
+"""Columns between two column names, by unit."""
 
 
 def _header(layout: Layout, width: int) -> Text:
-    every = _TICKS[layout.unit]
+    tick = _TICKS[layout.unit]
     line = [" "] * (2 * len(layout.columns) + 4)
     for at, name in enumerate(layout.columns):
-        is_named = at % every == 0 if layout.unit != "day" else at == 0 or (at + 1) % every == 0
+        is_named = at % tick == 0 if layout.unit != "day" else at == 0 or (at + 1) % tick == 0
         if is_named:
             short = name[0] if layout.unit == "month" else name
             line[2 * at : 2 * at + len(short)] = short

@@ -1,4 +1,4 @@
-"""`chunkmap backfill …`: the commands and their flags; what they do is in backfilling*.py."""
+"""Define the commands of `chunkmap backfill`. What they do is in the modules they import."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.backfill.options import (
-    AcceptCode,
-    Again,
     AllOrNothing,
     AllowMissing,
     Backwards,
@@ -25,17 +23,26 @@ from pipeline.cli.backfill.options import (
     MaxFailures,
     Priority,
     Reprocess,
-    TakeOver,
+    ReprocessMode,
     To,
     Values,
     WindowNames,
     WindowsPerRun,
 )
-from pipeline.cli.options import Environment, InOutput, JobFile, Json
+from pipeline.cli.options import (
+    AcceptCode,
+    Environment,
+    InOutput,
+    JobFile,
+    Json,
+    OnlyFailed,
+    OnlyOutput,
+    TakeOver,
+)
 
 app = typer.Typer(
     name="backfill",
-    help="Run a job over many windows (days, hours, months, values) of its input.",
+    help="Run a job over many windows of its input.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -50,7 +57,7 @@ def plan(  # noqa: PLR0917 - Typer takes them as they stand
     values: Values = None,
     exclude: Exclude = None,
     allow_missing: AllowMissing = False,
-    reprocess: Again = Reprocess.missing,
+    reprocess: Reprocess = ReprocessMode.missing,
     windows_per_run: WindowsPerRun = None,
     max_active: MaxActive = 4,
     backwards: Backwards = False,
@@ -65,12 +72,12 @@ def plan(  # noqa: PLR0917 - Typer takes them as they stand
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Show what a backfill would do: windows, chunks, bytes, time, memory. Writes nothing."""
+    """Show what a backfill would do. Writes nothing."""
     from pipeline.cli.backfill import create
 
     create.plan(
         job,
-        create.asked(start, end, last, values, exclude, allow_missing=allow_missing),
+        create.selection(start, end, last, values, exclude, allow_missing=allow_missing),
         create.options(
             reprocess=reprocess.value,
             windows_per_run=windows_per_run,
@@ -99,7 +106,7 @@ def create(  # noqa: PLR0917 - Typer takes them as they stand
     values: Values = None,
     exclude: Exclude = None,
     allow_missing: AllowMissing = False,
-    reprocess: Again = Reprocess.missing,
+    reprocess: Reprocess = ReprocessMode.missing,
     windows_per_run: WindowsPerRun = None,
     max_active: MaxActive = 4,
     backwards: Backwards = False,
@@ -116,12 +123,12 @@ def create(  # noqa: PLR0917 - Typer takes them as they stand
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Create a backfill and drive it to its end. The same request again goes on with it."""
+    """Create a backfill, or resume it, and drive it."""
     from pipeline.cli.backfill import create
 
     create.create(
         job,
-        create.asked(start, end, last, values, exclude, allow_missing=allow_missing),
+        create.selection(start, end, last, values, exclude, allow_missing=allow_missing),
         create.options(
             reprocess=reprocess.value,
             windows_per_run=windows_per_run,
@@ -144,14 +151,8 @@ def create(  # noqa: PLR0917 - Typer takes them as they stand
 
 
 @app.command("list")
-def list_(
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", help="Look at this output only.")
-    ] = None,
-    environment: Environment = None,
-    json: Json = False,
-) -> None:
-    """List the backfills of the known outputs, from storage alone."""
+def list_(output: OnlyOutput = None, environment: Environment = None, json: Json = False) -> None:
+    """List backfills, from storage alone."""
     from pipeline.cli.backfill import show
 
     show.list_all(output, environment, as_json=json)
@@ -161,13 +162,13 @@ def list_(
 def status(
     backfill: Id,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Look again every two seconds until its driver ends.")
+        bool, typer.Option("--watch", help="Refresh every two seconds until its driver ends.")
     ] = False,
     output: InOutput = None,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Show how far a backfill is, as a calendar, from storage alone."""
+    """Show the progress of a backfill as a calendar."""
     from pipeline.cli.backfill import show
 
     show.status(backfill, output, environment, watch=watch, as_json=json)
@@ -177,7 +178,7 @@ def status(
 def pause(
     backfill: Id, output: InOutput = None, environment: Environment = None, json: Json = False
 ) -> None:
-    """Hand out no further work; what is at hand is finished."""
+    """Start no more runs; finish active ones."""
     from pipeline.cli.backfill import control
 
     control.pause(backfill, output, environment, as_json=json)
@@ -193,7 +194,7 @@ def resume(  # noqa: PLR0917 - Typer takes them as they stand
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Go on: after a pause, after a canary, after a driver that died."""
+    """Resume after a pause, a canary or a dead driver."""
     from pipeline.cli.backfill import control
 
     control.resume(
@@ -210,9 +211,7 @@ def resume(  # noqa: PLR0917 - Typer takes them as they stand
 @app.command()
 def retry(  # noqa: PLR0917 - Typer takes them as they stand
     backfill: Id,
-    failed: Annotated[
-        bool, typer.Option("--failed", help="Leave alone what was never tried.")
-    ] = False,
+    failed: OnlyFailed = False,
     window: WindowNames = None,
     accept_code: AcceptCode = False,
     take_over: TakeOver = False,
@@ -221,7 +220,7 @@ def retry(  # noqa: PLR0917 - Typer takes them as they stand
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Try again what is not done: all of it, what failed, or some windows."""
+    """Retry windows that are not done."""
     from pipeline.cli.backfill import control
 
     control.retry(
@@ -241,7 +240,7 @@ def retry(  # noqa: PLR0917 - Typer takes them as they stand
 def cancel(
     backfill: Id, output: InOutput = None, environment: Environment = None, json: Json = False
 ) -> None:
-    """Stop for good, wherever its driver is; windows that are published stay."""
+    """Stop for good; published windows stay."""
     from pipeline.cli.backfill import control
 
     control.cancel(backfill, output, environment, as_json=json)
@@ -251,16 +250,16 @@ def cancel(
 def set_(  # noqa: PLR0917 - Typer takes them as they stand
     backfill: Id,
     max_active: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Runs at a time.")
+        int | None, typer.Option(min=1, metavar="N", help="Run at most N runs at once.")
     ] = None,
     priority: Annotated[
-        int | None, typer.Option(metavar="N", help="Higher goes first on a shared cluster.")
+        int | None, typer.Option(metavar="N", help="Run higher priorities first on the cluster.")
     ] = None,
     output: InOutput = None,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Change how it goes about its windows, while it runs or before it goes on."""
+    """Change concurrency or priority, even while it runs."""
     from pipeline.cli.backfill import control
 
     control.set_(backfill, output, environment, max_active, priority, as_json=json)
@@ -271,14 +270,16 @@ def logs(  # noqa: PLR0917 - Typer takes them as they stand
     backfill: Id,
     window: WindowNames = None,
     failed: Annotated[
-        bool, typer.Option("--failed", help="Only tries that failed, with their traces.")
+        bool, typer.Option("--failed", help="Show failed attempts only, with their tracebacks.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="The last so many tries.")] = 200,
+    limit: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Show at most the last N attempts.")
+    ] = 200,
     output: InOutput = None,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Show every try of a window's chunks: when, where, how long, and what went wrong."""
+    """Show every attempt at the chunks of windows."""
     from pipeline.cli.backfill import show
 
     show.logs(
@@ -290,7 +291,7 @@ def logs(  # noqa: PLR0917 - Typer takes them as they stand
 def report(
     backfill: Id, output: InOutput = None, environment: Environment = None, json: Json = False
 ) -> None:
-    """Write its report as it stands now: HTML with the heat map, and JSON."""
+    """Write its report now, as HTML and JSON."""
     from pipeline.cli.backfill import show
 
     show.report(backfill, output, environment, as_json=json)
@@ -299,11 +300,11 @@ def report(
 @app.command(hidden=True)
 def drive(
     backfill: Id,
-    again: Annotated[str, typer.Option(help="What to go on with, as JSON.")] = "{}",
+    again: Annotated[str, typer.Option(help="How to resume, as JSON.")] = "{}",
     output: InOutput = None,
     environment: Environment = None,
 ) -> None:
-    """Drive it in this process; what `--detach` starts."""
+    """Drive a stored backfill (started by `--detach`)."""
     from pipeline.cli.backfill import create
 
     create.drive_stored(backfill, output, environment, again)

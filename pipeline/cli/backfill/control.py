@@ -1,10 +1,10 @@
-"""`chunkmap backfill pause`, `resume`, `retry`, `cancel` and `set`: what users wish of one."""
+"""Control a backfill: `chunkmap backfill pause`, `resume`, `retry`, `cancel` and `set`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pipeline.cli.backfill.create import Going, drive
+from pipeline.cli.backfill.create import ResumeFlags, drive
 from pipeline.cli.backfill.find import find
 from pipeline.cli.output import notes, out, print_json, say
 from pipeline.config.settings import load_settings
@@ -14,21 +14,18 @@ from pipeline.runs.backfill.recount import rule_of, windows_named
 from pipeline.runs.backfill.status import BackfillStatus, look
 from pipeline.runs.backfill.store import BackfillStore
 
-BY = "command line"
+CHANGED_BY = "command line"
+"""Author of changes to the desired state, as stored."""
 
 
 def pause(backfill: str, output: str | None, environment: str | None, *, as_json: bool) -> None:
-    """Hand out nothing more."""
+    """Start no more runs; active ones finish."""
     store = find(backfill, output, load_settings(environment))
     status = look(store)
-    _refuse_over(status)
-    control = store.change(BY, lambda _: {"paused": True})
-    said = (
-        "what is at hand is finished, nothing more is handed out"
-        if status.alive
-        else ("nobody drives it now")
-    )
-    _told(store, control, f"is paused: {said}", as_json=as_json)
+    _refuse_cancelled(status)
+    control = store.change(CHANGED_BY, lambda _: {"paused": True})
+    effect = "active runs finish, no more are started" if status.alive else "it has no driver now"
+    _confirm(store, control, f"is paused: {effect}", as_json=as_json)
 
 
 def resume(
@@ -41,23 +38,23 @@ def resume(
     detach: bool,
     as_json: bool,
 ) -> None:
-    """Go on with it, whatever it stopped for."""
+    """Resume a backfill after a pause, a canary or a dead driver."""
     settings = load_settings(environment)
     store = find(backfill, output, settings)
     status = look(store)
     if status.state == "done":
-        _told(store, status.control, "is done: nothing is left", as_json=as_json)
+        _confirm(store, status.control, "is done: nothing is left", as_json=as_json)
         return
-    _refuse_over(status)
-    wished: dict[str, Any] = {"paused": False}
+    _refuse_cancelled(status)
+    changes: dict[str, Any] = {"paused": False}
     if status.state == "held":
-        wished["approved"] = True
-    control = store.change(BY, lambda _: wished)
+        changes["approved"] = True
+    control = store.change(CHANGED_BY, lambda _: changes)
     if status.alive and not take_over:
-        _told(store, control, f"goes on: {status.who} drives it", as_json=as_json)
+        _confirm(store, control, f"is resumed: {status.who} drives it", as_json=as_json)
         return
-    going = Going(accept_code=accept_code, take_over=take_over)
-    drive(store, settings, going, environment, detach=detach, as_json=as_json)
+    flags = ResumeFlags(accept_code=accept_code, take_over=take_over)
+    drive(store, settings, flags, environment, detach=detach, as_json=as_json)
 
 
 def retry(
@@ -72,63 +69,66 @@ def retry(
     detach: bool,
     as_json: bool,
 ) -> None:
-    """Try again what is not done."""
+    """Retry windows that are not done."""
     settings = load_settings(environment)
     store = find(backfill, output, settings)
     status = look(store)
-    _refuse_over(status)
-    only = _windows(store, status, windows)
+    _refuse_cancelled(status)
+    only = _windows_to_retry(store, status, windows)
     if status.state == "done":
-        _told(store, status.control, "is done: nothing is left to retry", as_json=as_json)
+        _confirm(store, status.control, "is done: there is nothing to retry", as_json=as_json)
         return
     if status.alive and not take_over:
         if only:
             raise UsageError(
-                f"{status.who} drives backfill {store.backfill}, and retries all that failed or "
-                "nothing",
+                f"{status.who} drives backfill {store.backfill}, and can only retry all failed "
+                "windows",
                 hint=f"chunkmap backfill retry {store.backfill}",
             )
-        control = store.change(BY, lambda now: {"retries": now.retries + 1})
+        control = store.change(CHANGED_BY, lambda now: {"retries": now.retries + 1})
         count = status.counts["failed"]
-        said = f"{status.who} drives it, and tries the {count:,} failed windows again"
-        _told(store, control, said, as_json=as_json)
+        effect = f"is driven by {status.who}, which retries the {count:,} failed windows"
+        _confirm(store, control, effect, as_json=as_json)
         return
-    store.change(BY, lambda _: {"paused": False})
-    going = Going(only, only_failed, accept_code=accept_code, take_over=take_over)
-    drive(store, settings, going, environment, detach=detach, as_json=as_json)
+    store.change(CHANGED_BY, lambda _: {"paused": False})
+    flags = ResumeFlags(only, only_failed, accept_code=accept_code, take_over=take_over)
+    drive(store, settings, flags, environment, detach=detach, as_json=as_json)
 
 
-def _windows(store: BackfillStore, status: BackfillStatus, texts: list[str]) -> tuple[str, ...]:
-    """The windows that are to be retried; refuses those that there is nothing to do for."""
+def _windows_to_retry(
+    store: BackfillStore, status: BackfillStatus, texts: list[str]
+) -> tuple[str, ...]:
+    """Resolve the windows to retry, without those already done; refuse if none is left."""
     if not texts:
         return ()
-    listed = [one for text in texts for one in text.split(",") if one]
-    named = windows_named(listed, status.windows, rule_of(store))
+    names = [name for text in texts for name in text.split(",") if name]
+    labels = windows_named(names, status.windows, rule_of(store))
     states = dict(status.windows.select("label", "state").iter_rows())
-    over = [label for label in named if states[label] in ("done", "skipped", "empty")]
-    if len(over) == len(named):
+    over = [label for label in labels if states[label] in ("done", "skipped", "empty")]
+    if len(over) == len(labels):
         raise UsageError(
             f"window {over[0]} is {states[over[0]]}"
             + (f", and so are the {len(over) - 1:,} others" if len(over) > 1 else "")
             + ": there is nothing to retry",
-            hint="to do it again: chunkmap backfill create JOB.yaml --reprocess all, and the range",
+            hint="to process it again: chunkmap backfill create JOB.yaml --reprocess all, with "
+            "the range",
         )
-    return tuple(label for label in named if label not in over)
+    return tuple(label for label in labels if label not in over)
 
 
 def cancel(backfill: str, output: str | None, environment: str | None, *, as_json: bool) -> None:
-    """Stop for good."""
+    """Stop a backfill for good."""
     store = find(backfill, output, load_settings(environment))
     status = look(store)
     if status.state == "done":
         raise UsageError(f"backfill {store.backfill} is done: there is nothing to cancel")
-    control = store.change(BY, lambda _: {"cancelled": True})
-    how = "its driver stops within seconds" if status.alive else "nobody was driving it"
+    control = store.change(CHANGED_BY, lambda _: {"cancelled": True})
+    how = "its driver stops within seconds" if status.alive else "it had no driver"
     published = status.counts["done"]
-    _told(
+    _confirm(
         store,
         control,
-        f"is cancelled: {how}; the {published:,} windows that are published stay",
+        f"is cancelled: {how}; the {published:,} published windows stay",
         as_json=as_json,
     )
 
@@ -142,28 +142,28 @@ def set_(
     *,
     as_json: bool,
 ) -> None:
-    """Change how it goes about its windows."""
-    wished = {"max_active": max_active, "priority": priority}
-    wished = {name: value for name, value in wished.items() if value is not None}
-    if not wished:
+    """Change concurrency or priority of a backfill."""
+    values = {"max_active": max_active, "priority": priority}
+    changes = {name: value for name, value in values.items() if value is not None}
+    if not changes:
         raise UsageError("nothing to set", hint="--max-active N, or --priority N")
     store = find(backfill, output, load_settings(environment))
-    _refuse_over(look(store))
-    control = store.change(BY, lambda _: wished)
-    said = f"has max-active {control.max_active} and priority {control.priority}"
-    _told(store, control, said, as_json=as_json)
+    _refuse_cancelled(look(store))
+    control = store.change(CHANGED_BY, lambda _: changes)
+    effect = f"has max-active {control.max_active} and priority {control.priority}"
+    _confirm(store, control, effect, as_json=as_json)
 
 
-def _refuse_over(status: BackfillStatus) -> None:
+def _refuse_cancelled(status: BackfillStatus) -> None:
     backfill = status.record.backfill
     if status.control.cancelled:
         raise UsageError(
-            f"backfill {backfill} was cancelled, for good",
-            hint="create it again: what is published is not done twice",
+            f"backfill {backfill} is cancelled and cannot be resumed",
+            hint="create it again: published windows are not processed twice",
         )
 
 
-def _told(store: BackfillStore, control: Control, said: str, *, as_json: bool) -> None:
-    say(f"backfill {store.backfill} {said}", console=notes if as_json else out)
+def _confirm(store: BackfillStore, control: Control, effect: str, *, as_json: bool) -> None:
+    say(f"backfill {store.backfill} {effect}", console=notes if as_json else out)
     if as_json:
         print_json({"backfill": store.backfill, "output": store.output, **control.model_dump()})

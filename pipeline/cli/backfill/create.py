@@ -1,4 +1,4 @@
-"""`chunkmap backfill plan` and `create`, and driving one: from the job file to the summary."""
+"""Plan, create and drive backfills: `chunkmap backfill plan` and `create`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.cli.backfill.detached import show_detached, start_detached
 from pipeline.cli.backfill.plan_view import plan_to_dict, show_plan
 from pipeline.cli.backfill.progress import BackfillDisplay
-from pipeline.cli.output import bad, notes, print_json, say, show_pairs, size, warn
+from pipeline.cli.output import bad, notes, print_json, say, show_pairs, warn
 from pipeline.config.job import load_job
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import (
@@ -22,6 +22,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.processes import record_interrupts, was_interrupted
+from pipeline.report.humanize import byte_rate, byte_size, duration
 from pipeline.runs.admin.known_outputs import remember_output
 from pipeline.runs.backfill.plan import (
     NothingToDoError,
@@ -47,11 +48,11 @@ if TYPE_CHECKING:
     from pipeline.runs.backfill.driver import Again
     from pipeline.runs.backfill.progress import WindowProgress
 
-MOST_NOTES = 10
-"""Notes of a driver that are printed at most; the report and `status` have the rest."""
+MAX_NOTES = 10
+"""Maximum number of a driver's notes to print; the report and `status` have the rest."""
 
 
-def asked(
+def selection(
     start: str | None,
     end: str | None,
     last: str | None,
@@ -60,52 +61,54 @@ def asked(
     *,
     allow_missing: bool,
 ) -> WindowSelection:
-    """Which windows the flags ask for.
+    """Build the window selection from the options.
 
     Raises:
-        UsageError: they contradict each other.
+        UsageError: The options contradict each other.
     """
     ways = {"--from and --to": start or end, "--last": last, "--values": values}
-    given = [name for name, value in ways.items() if value]
-    if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} exclude each other: give one of them")
+    used = [name for name, value in ways.items() if value]
+    if len(used) > 1:
+        raise UsageError(f"{' and '.join(used)} exclude each other: use one of them")
     if (start is None) != (end is None):
-        lacks, has = ("--to", "--from") if end is None else ("--from", "--to")
+        missing, present = ("--to", "--from") if end is None else ("--from", "--to")
         raise UsageError(
-            f"{has} is given and {lacks} is not",
+            f"{present} needs {missing}",
             hint="--from 2024-01-01 --to 2025-01-01 is the year 2024: the end is not included",
         )
     return WindowSelection(
         start=start,
         end=end,
         last=last,
-        values=_listed(values),
-        exclude=_listed(exclude),
+        values=_split(values),
+        exclude=_split(exclude),
         allow_missing=allow_missing,
     )
 
 
-def _listed(texts: list[str] | None) -> tuple[str, ...]:
-    return tuple(one.strip() for text in texts or () for one in text.split(",") if one.strip())
+def _split(texts: list[str] | None) -> tuple[str, ...]:
+    return tuple(item.strip() for text in texts or () for item in text.split(",") if item.strip())
 
 
-def options(**given: Any) -> Options:
-    """How the flags say to go about it.
+def options(**flags: Any) -> Options:
+    """Build the options of a backfill from those of the command.
 
     Raises:
-        UsageError: a share is none, or above 100%.
+        UsageError: A limit is not a number or a share of 0% to 100%, or needs a canary.
     """
     for name in ("canary", "canary_limit", "max_failures"):
-        if given.get(name) is not None:
-            given[name] = _share(given[name], "--" + name.replace("_", "-"))
-    held = given.get("canary_hold") or given.get("canary_limit")
-    if held and not given.get("canary"):
-        raise UsageError("there is no canary to hold or to limit", hint="add --canary 1%, say")
-    return Options(**given)
+        if flags.get(name) is not None:
+            flags[name] = _parse_limit(flags[name], "--" + name.replace("_", "-"))
+    needs_canary = flags.get("canary_hold") or flags.get("canary_limit")
+    if needs_canary and not flags.get("canary"):
+        raise UsageError(
+            "--canary-hold and --canary-limit need a canary", hint="add e.g. --canary 1%"
+        )
+    return Options(**flags)
 
 
-def _share(text: str, flag: str) -> int | str:
-    """A number, or a share such as `5%`."""
+def _parse_limit(text: str, flag: str) -> int | str:
+    """Parse a number, or a share such as `5%`."""
     wrong = f"{flag} {text} is neither a number nor a share such as 5%"
     try:
         if not text.rstrip().endswith("%"):
@@ -123,20 +126,20 @@ def _share(text: str, flag: str) -> int | str:
 
 def plan(
     path: Path,
-    asked: WindowSelection,
+    selection: WindowSelection,
     options: Options,
     environment: str | None,
     *,
     accept_code: bool,
     as_json: bool,
 ) -> None:
-    """Show what a backfill would do; nothing is written."""
+    """Show what a backfill would do; write nothing."""
     from pipeline.runs.backfill.forecast import forecast
 
     job, settings = load_job(path), load_settings(environment)
     storage = open_storage(settings)
     with explain_unreachable_s3(settings):
-        drafted = draft(job, settings, storage, asked, options, accept_code=accept_code)
+        drafted = draft(job, settings, storage, selection, options, accept_code=accept_code)
         expected = forecast(storage, job, settings, drafted.plan) if drafted.plan else None
     if as_json:
         print_json(plan_to_dict(drafted, expected))
@@ -146,7 +149,7 @@ def plan(
 
 def create(
     path: Path,
-    asked: WindowSelection,
+    selection: WindowSelection,
     options: Options,
     environment: str | None,
     *,
@@ -155,23 +158,23 @@ def create(
     detach: bool,
     as_json: bool,
 ) -> None:
-    """Create a backfill, or find the unfinished one of the same request, and drive it."""
+    """Create a backfill, or find the unfinished one with the same request, and drive it."""
     job, settings = load_job(path), load_settings(environment)
     storage = open_storage(settings)
     preflight(job, settings, storage)
     with explain_unreachable_s3(settings):
-        drafted = draft(job, settings, storage, asked, options, accept_code=accept_code)
+        drafted = draft(job, settings, storage, selection, options, accept_code=accept_code)
         try:
             store, is_new = create_backfill(storage, drafted)
         except NothingToDoError as nothing:
             outside = drafted.record.outside
-            left = [outside] if outside else []
+            remarks = [outside] if outside else []
             if as_json:
-                said = {"backfill": None, "state": "nothing to do", "message": str(nothing)}
-                print_json(said | {"notes": left})
+                result = {"backfill": None, "state": "nothing to do", "message": str(nothing)}
+                print_json(result | {"notes": remarks})
             else:
                 say(f"Nothing to do: {nothing}.")
-                for note in left:
+                for note in remarks:
                     warn(note)
             return
     for note in drafted.notes:
@@ -179,12 +182,12 @@ def create(
     remember_output(settings.state_dir, store.output)
     record = store.record()
     about = f"{record.todo:,} windows of {record.job}, {record.chunks:,} chunks in {record.runs:,}"
-    verb = "new" if is_new else "unfinished since before"
-    say(f"backfill {store.backfill} ({verb}): {about} runs", console=notes)
+    origin = "new" if is_new else "resumed"
+    say(f"backfill {store.backfill} ({origin}): {about} runs", console=notes)
     drive(
         store,
         settings,
-        Going(accept_code=accept_code, take_over=take_over),
+        ResumeFlags(accept_code=accept_code, take_over=take_over),
         environment,
         detach=detach,
         as_json=as_json,
@@ -192,101 +195,102 @@ def create(
 
 
 @dataclass(frozen=True, slots=True)
-class Going:
-    """What a user says about going on with a backfill."""
+class ResumeFlags:
+    """How a user wants a backfill to be resumed."""
 
     only: tuple[str, ...] = ()
-    """These windows."""
+    """Labels of the windows to process; empty for all."""
     only_failed: bool = False
     accept_code: bool = False
     take_over: bool = False
 
 
 def drive_stored(backfill: str, output: str | None, environment: str | None, again: str) -> None:
-    """Drive a backfill that was detached.
+    """Drive a backfill in the background process that `--detach` started.
 
     Args:
-        backfill: Its id.
-        output: Its output.
-        environment: Of the settings.
-        again: The fields of `Going`, as JSON.
+        backfill: The id of the backfill.
+        output: The output of the backfill.
+        environment: The environment of the settings.
+        again: The fields of `ResumeFlags`, as JSON.
     """
     from pipeline.cli.backfill.find import find
 
     settings = load_settings(environment)
     store = find(backfill, output, settings)
-    drive(store, settings, Going(**json.loads(again)), environment, detach=False, as_json=False)
+    flags = ResumeFlags(**json.loads(again))
+    drive(store, settings, flags, environment, detach=False, as_json=False)
 
 
 def drive(
     store: BackfillStore,
     settings: Settings,
-    going: Going,
+    flags: ResumeFlags,
     environment: str | None,
     *,
     detach: bool,
     as_json: bool,
 ) -> None:
-    """Drive a backfill here or in a process of its own, and show what came of it.
+    """Drive a backfill here or in a background process, and show the result.
 
     Raises:
-        BackfillIncompleteError, BackfillHeldError: after the figures were shown.
-        ConflictError: the transform has changed since.
-        RunInterruptedError: the user pressed Ctrl-C.
+        BackfillIncompleteError, BackfillHeldError: The figures have been shown.
+        ConflictError: The transform has changed since.
+        RunInterruptedError: The user pressed Ctrl-C.
     """
-    again = _again(store, settings, going)
+    resume = _resume_options(store, settings, flags)
     if detach:
         driver = store.driver()
-        if driver is not None and is_driven_elsewhere(driver, "") and not going.take_over:
-            said = f"process {driver.pid} on {driver.host} drives it already"
-            say(f"backfill {store.backfill}: {said}", console=notes)
+        if driver is not None and is_driven_elsewhere(driver, "") and not flags.take_over:
+            where = f"process {driver.pid} on {driver.host}"
+            say(f"backfill {store.backfill}: {where} drives it already", console=notes)
             started = {"backfill": store.backfill, "output": store.output, "pid": driver.pid}
             started |= {"log": "where it was started"}
         else:
-            started = start_detached(store, settings, environment, asdict(going))
+            started = start_detached(store, settings, environment, asdict(flags))
         print_json(started) if as_json else show_detached(started)
         return
-    summary = _driven(store, settings, again, quiet=as_json)
+    summary = _drive_here(store, settings, resume, quiet=as_json)
     places = _places(store, settings)
     print_json(asdict(summary) | places) if as_json else _show(summary, places)
 
 
-def _again(store: BackfillStore, settings: Settings, going: Going) -> Again:
+def _resume_options(store: BackfillStore, settings: Settings, flags: ResumeFlags) -> Again:
     from pipeline.runs.backfill.driver import Again
 
     record = store.record()
     code = job_fingerprint(store.job(), settings.transforms)
-    if code != record.code and not going.accept_code:
+    if code != record.code and not flags.accept_code:
         raise ConflictError(
             f"backfill {record.backfill} is unfinished, and "
             f"{explain_difference(record.transform, record.code, code)}",
-            hint="go on with the new code: --accept-code; or do all anew: chunkmap backfill "
+            hint="resume with the new code: --accept-code; or start over: chunkmap backfill "
             f"cancel {record.backfill}, then create it again",
         )
     refuse_replaced_tables(record)
     return Again(
-        only=tuple(going.only),
-        only_failed=going.only_failed,
-        take_over=going.take_over,
+        only=tuple(flags.only),
+        only_failed=flags.only_failed,
+        take_over=flags.take_over,
         code=code,
     )
 
 
-def _driven(
-    store: BackfillStore, settings: Settings, again: Again, *, quiet: bool
+def _drive_here(
+    store: BackfillStore, settings: Settings, resume: Again, *, quiet: bool
 ) -> BackfillSummary:
     display = BackfillDisplay(quiet=quiet)
 
-    def listen(board: WindowProgress, phase: str) -> None:
+    def listen(progress: WindowProgress, phase: str) -> None:
         if was_interrupted():
-            raise KeyboardInterrupt  # Somebody swallowed the first one.
-        display.show(board, phase)
+            raise KeyboardInterrupt  # A library swallowed the first one.
+        display.show(progress, phase)
 
     try:
         from pipeline.flows.launch import launch_backfill
 
         with display, record_interrupts():
-            return launch_backfill(store, settings, listen, again)
+            return launch_backfill(store, settings, listen, resume)
     except (BackfillIncompleteError, BackfillHeldError) as error:
         places = _places(store, settings)
         if not quiet:
@@ -296,17 +300,17 @@ def _driven(
         if not (isinstance(error, KeyboardInterrupt) or was_interrupted()):
             raise
         raise RunInterruptedError(
-            "interrupted: what is done is kept",
-            hint=f"go on with: chunkmap backfill resume {store.backfill}",
+            "interrupted: completed chunks are kept",
+            hint=f"resume with: chunkmap backfill resume {store.backfill}",
         ) from error
 
 
 def _places(store: BackfillStore, settings: Settings) -> dict[str, str]:
-    """Write the report; where it is, here and in storage, and where Prefect shows the backfill."""
+    """Write the report; return its address, the local copy's, and that of Prefect's page."""
     from pipeline.runs.backfill.report import store_report
 
     report = local = ""
-    # A report that cannot be stored is not worth the figures.
+    # The figures are shown even if the report cannot be stored.
     with suppress(ChunkmapError):
         report, local = store_report(store, settings.state_dir)
     driver = store.driver()
@@ -322,8 +326,8 @@ def _show(summary: BackfillSummary, places: dict[str, str]) -> None:
         "chunks": f"{counts['chunks_done']:,} of {counts['chunks']:,} done, "
         f"{counts['chunks_failed']:,} failed",
         "rows": f"{counts['rows_in']:,} in, {counts['rows_out']:,} out",
-        "bytes": f"{size(counts['bytes_in'])} read, {size(counts['bytes_out'])} written",
-        "time": f"{summary.seconds:.1f} s, {summary.batches:,} batches",
+        "bytes": f"{byte_size(counts['bytes_in'])} read, {byte_size(counts['bytes_out'])} written",
+        "time": f"{duration(summary.seconds)}, {summary.batches:,} batches",
         "output": summary.output,
         "report": places["local_report"] or places["report"] or "none",
         "Prefect UI": places["prefect_ui"] or "none",
@@ -332,29 +336,29 @@ def _show(summary: BackfillSummary, places: dict[str, str]) -> None:
         rows = {"canary": _canary_line(summary), **rows}
     state = f"{summary.job} · backfill {summary.backfill}: {summary.state}"
     show_pairs(f"{state} ({time.strftime('%H:%M:%S')})", rows)
-    for note in summary.notes[:MOST_NOTES]:
+    for note in summary.notes[:MAX_NOTES]:
         (bad if summary.state == "failed" else warn)(note)
-    if len(summary.notes) > MOST_NOTES:
-        say(f"  … and {len(summary.notes) - MOST_NOTES:,} more")
+    if len(summary.notes) > MAX_NOTES:
+        say(f"  … and {len(summary.notes) - MAX_NOTES:,} more")
 
 
 def _windows_line(summary: BackfillSummary) -> str:
     counts = summary.counts
     left = counts["waiting"] + counts["mapping"] + counts["staged"]
-    said = [f"{counts['done']:,} of {summary.todo:,} published", f"{counts['failed']:,} failed"]
-    said += [f"{left:,} left"] if left else []
+    parts = [f"{counts['done']:,} of {summary.todo:,} published", f"{counts['failed']:,} failed"]
+    parts += [f"{left:,} left"] if left else []
     skipped = counts["skipped"] + counts["empty"]
-    said += [f"{skipped:,} had nothing to do"] if skipped else []
-    return ", ".join(said)
+    parts += [f"{skipped:,} skipped"] if skipped else []
+    return ", ".join(parts)
 
 
 def _canary_line(summary: BackfillSummary) -> str:
     canary = summary.canary
-    assert canary is not None, "asked for before"
-    tried = canary.chunks + canary.failed_chunks
-    rate = 100 * canary.failed_chunks / tried if tried else 0.0
+    assert canary is not None, "the caller has checked"
+    attempted = canary.chunks + canary.failed_chunks
+    rate = 100 * canary.failed_chunks / attempted if attempted else 0.0
     return (
         f"{canary.windows:,} windows done, {canary.failed_windows:,} failed; "
-        f"{canary.failed_chunks:,} of {tried:,} chunks failed ({rate:.1f}%); "
-        f"{canary.speed / 1e6:,.1f} MB/s a thread, decoded"
+        f"{canary.failed_chunks:,} of {attempted:,} chunks failed ({rate:.1f}%); "
+        f"{byte_rate(canary.speed)} per thread, decoded"
     )

@@ -1,4 +1,4 @@
-"""A backfill's driver as a process of its own, which survives the terminal that began it."""
+"""Start the driver of a backfill as a background process that outlives the terminal."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from pipeline.runs.backfill.store import BackfillStore
 
 _MAIN = "from pipeline.cli import main; main()"
 START_SECONDS = 90.0
-"""How long we wait for the driver's first sign of life: Prefect alone takes seconds to import."""
-TAIL = 12
-"""Lines of the log that are shown when the driver did not come up."""
+"""Seconds to wait for the driver's first heartbeat: importing Prefect alone takes seconds."""
+LOG_LINES = 12
+"""Lines of the log to show if the driver did not start."""
 
 
 def start_detached(
-    store: BackfillStore, settings: Settings, environment: str | None, going: dict[str, Any]
+    store: BackfillStore, settings: Settings, environment: str | None, flags: dict[str, Any]
 ) -> dict[str, Any]:
-    """Start a driver that outlives us, and wait until it drives.
+    """Start a background driver, and wait for its first heartbeat.
 
     Args:
         store: The backfill.
-        settings: Where logs go.
-        environment: Of the settings, for the driver.
-        going: What it goes on with, for `chunkmap backfill drive`.
+        settings: The settings, which name the folder for logs.
+        environment: The environment of the settings, for the driver.
+        flags: The fields of `ResumeFlags`, for `chunkmap backfill drive`.
 
     Returns:
         What `--json` prints.
 
     Raises:
-        RunFailedError: it ended before it began to drive.
+        RunFailedError: The driver ended before its first heartbeat.
     """
     log = state_folder(settings.state_dir, "backfills") / f"{store.backfill}.log"
     command = [sys.executable, "-P", "-c", _MAIN, "backfill", "drive", store.backfill]
-    command += ["--output", store.output, "--again", json.dumps(going)]
+    command += ["--output", store.output, "--again", json.dumps(flags)]
     command += ["--environment", environment] if environment else []
     begin = log.stat().st_size if log.exists() else 0
     with log.open("ab") as sink:
@@ -63,24 +63,24 @@ def start_detached(
 
 
 def show_detached(started: dict[str, Any]) -> None:
-    """Say what runs, and the commands to follow it."""
+    """Print the process, and the commands to follow and control it."""
     backfill = started["backfill"]
     commands = {
         "watch": f"chunkmap backfill status {backfill} --watch",
-        "stop for now": f"chunkmap backfill pause {backfill}",
-        "go on": f"chunkmap backfill resume {backfill}",
-        "give up": f"chunkmap backfill cancel {backfill}",
+        "pause": f"chunkmap backfill pause {backfill}",
+        "resume": f"chunkmap backfill resume {backfill}",
+        "cancel": f"chunkmap backfill cancel {backfill}",
         "log": started["log"],
     }
-    show_pairs(f"backfill {backfill} runs on its own (process {started['pid']})", commands)
+    show_pairs(f"backfill {backfill} runs in the background (process {started['pid']})", commands)
 
 
 def _await(driver: subprocess.Popen[bytes], store: BackfillStore, log: Path, begin: int) -> None:
-    """Until it says that it drives, or has ended."""
+    """Wait for the driver's first heartbeat, or for its end."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        known = store.driver()
-        if known is not None and known.pid == driver.pid:
+        heartbeat = store.driver()
+        if heartbeat is not None and heartbeat.pid == driver.pid:
             return
         try:
             code = driver.wait(0.25)
@@ -89,7 +89,7 @@ def _await(driver: subprocess.Popen[bytes], store: BackfillStore, log: Path, beg
         if not code:
             return
         text = log.read_bytes()[begin:].decode(errors="replace")
-        tail = "\n".join(text.splitlines()[-TAIL:])
+        tail = "\n".join(text.splitlines()[-LOG_LINES:])
         raise RunFailedError(
             f"the driver of backfill {store.backfill} ended with exit code {code}:\n{tail}",
             hint=f"its log: {log}",

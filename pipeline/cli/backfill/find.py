@@ -10,26 +10,26 @@ from pipeline.runs.driver.preflight import explain_unreachable_s3
 from pipeline.storage import open_storage
 
 LAST = "last"
-"""Names the newest backfill: ids are hex digits."""
+"""Name of the newest backfill; it cannot be an id, since ids are hex digits."""
 
 
 def find(backfill: str, output: str | None, settings: Settings) -> BackfillStore:
-    """The backfill whose id begins so, or the newest, among those of the known outputs.
+    """Find a backfill of the known outputs by the first letters of its id, or the newest.
 
     Raises:
-        UsageError: there is none, or several.
+        UsageError: No backfill matches, or several do.
     """
     outputs = [output] if output else known_outputs(settings.state_dir)
     if not outputs:
         raise UsageError(
-            "no output is known here", hint="name it with --output s3://bucket/prefix/"
+            "no output is known on this machine", hint="name it with --output s3://bucket/prefix/"
         )
     with explain_unreachable_s3(settings):
         storage = open_storage(settings)
         if backfill != LAST:
             return find_backfill(storage, outputs, backfill)
-        records = [one for uri in outputs for one in backfills_of(storage, uri)]
+        records = [record for uri in outputs for record in backfills_of(storage, uri)]
         if not records:
             raise UsageError(f"there is no backfill of {', '.join(outputs)}")
-        newest = max(records, key=lambda one: one.created)
+        newest = max(records, key=lambda record: record.created)
         return BackfillStore(storage, newest.output, newest.backfill)

@@ -1,4 +1,4 @@
-"""The flags that commands of `chunkmap backfill` share."""
+"""Define the options that commands of `chunkmap backfill` share."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-RANGE = "Which windows"
-HOW = "How"
+WINDOWS_PANEL = "Which windows"
+EXECUTION_PANEL = "How"
 
 
-class Reprocess(StrEnum):
-    """Which windows are done again."""
+class ReprocessMode(StrEnum):
+    """Windows to process, with respect to what the output holds."""
 
     missing = "missing"
     failed = "failed"
@@ -23,14 +23,19 @@ class Reprocess(StrEnum):
 Id = Annotated[
     str,
     typer.Argument(
-        metavar="ID", help="Its id or the first letters; `last` is the newest.", show_default=False
+        metavar="ID",
+        help="Id of a backfill, its first letters, or `last`.",
+        show_default=False,
     ),
 ]
 
 From = Annotated[
     str | None,
     typer.Option(
-        "--from", metavar="DATE", help="First window, such as 2024-01-01.", rich_help_panel=RANGE
+        "--from",
+        metavar="DATE",
+        help="First window, e.g. 2024-01-01.",
+        rich_help_panel=WINDOWS_PANEL,
     ),
 ]
 To = Annotated[
@@ -38,47 +43,46 @@ To = Annotated[
     typer.Option(
         "--to",
         metavar="DATE",
-        help="The end, not included: --to 2025-01-01 is up to the end of 2024.",
-        rich_help_panel=RANGE,
+        help="End of the range, not included.",
+        rich_help_panel=WINDOWS_PANEL,
     ),
 ]
 Last = Annotated[
     str | None,
     typer.Option(
         metavar="SPAN",
-        help="The last complete windows before now: 12h, 30d, 2w, 6mo.",
-        rich_help_panel=RANGE,
+        help="Last complete windows: 12h, 30d, 2w, 6mo.",
+        rich_help_panel=WINDOWS_PANEL,
     ),
 ]
 Values = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="A,B", help="These values; may be given several times.", rich_help_panel=RANGE
+        metavar="A,B", help="Process these values; repeatable.", rich_help_panel=WINDOWS_PANEL
     ),
 ]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(
         metavar="A,B",
-        help="Not these: a window, a month of days (2024-02), a range 2024-02-01..2024-02-10.",
-        rich_help_panel=RANGE,
+        help="Exclude a window, 2024-02, or A..B.",
+        rich_help_panel=WINDOWS_PANEL,
     ),
 ]
 AllowMissing = Annotated[
     bool,
     typer.Option(
         "--allow-missing",
-        help="Also where the range reaches beyond the input.",
-        rich_help_panel=RANGE,
+        help="Allow a range that exceeds the input.",
+        rich_help_panel=WINDOWS_PANEL,
     ),
 ]
-Again = Annotated[
-    Reprocess,
+Reprocess = Annotated[
+    ReprocessMode,
     typer.Option(
         "--reprocess",
-        help="missing: what the output lacks. failed: what failed before. changed: that, and "
-        "what has other input or code since. all.",
-        rich_help_panel=RANGE,
+        help="Process missing, failed, changed or all windows.",
+        rich_help_panel=WINDOWS_PANEL,
     ),
 ]
 WindowsPerRun = Annotated[
@@ -86,57 +90,68 @@ WindowsPerRun = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="Windows mapped as one set of chunks, committed one by one. Default: so many that "
-        "there are about 50 runs.",
-        rich_help_panel=HOW,
+        help="Map N windows as one run; default about 50 runs.",
+        rich_help_panel=EXECUTION_PANEL,
     ),
 ]
 MaxActive = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Runs at a time.", rich_help_panel=HOW)
+    int,
+    typer.Option(
+        min=1, metavar="N", help="Run at most N runs at once.", rich_help_panel=EXECUTION_PANEL
+    ),
 ]
 Backwards = Annotated[
-    bool, typer.Option("--backwards", help="Newest window first.", rich_help_panel=HOW)
+    bool,
+    typer.Option(
+        "--backwards", help="Process the newest window first.", rich_help_panel=EXECUTION_PANEL
+    ),
 ]
 Priority = Annotated[
     int,
-    typer.Option(metavar="N", help="Higher goes first on a shared cluster.", rich_help_panel=HOW),
+    typer.Option(
+        metavar="N",
+        help="Run higher priorities first on the cluster.",
+        rich_help_panel=EXECUTION_PANEL,
+    ),
 ]
 Canary = Annotated[
     str | None,
     typer.Option(
         metavar="N|%",
-        help="So many windows first, spread over all: 3 or 1%. The rest only if they are fine.",
-        rich_help_panel=HOW,
+        help="Process N windows (or N%) first, as a test.",
+        rich_help_panel=EXECUTION_PANEL,
     ),
 ]
 CanaryLimit = Annotated[
     str,
     typer.Option(
-        metavar="N|%", help="Chunks of the canary that may fail: 5 or 1%.", rich_help_panel=HOW
+        metavar="N|%",
+        help="Stop if more canary chunks than this fail.",
+        rich_help_panel=EXECUTION_PANEL,
     ),
 ]
 CanaryHold = Annotated[
     bool,
     typer.Option(
         "--canary-hold",
-        help="Stop after the canary; `resume` goes on.",
-        rich_help_panel=HOW,
+        help="Pause after the canary, until `resume`.",
+        rich_help_panel=EXECUTION_PANEL,
     ),
 ]
 MaxFailures = Annotated[
     str | None,
     typer.Option(
         metavar="N|%",
-        help="Begin nothing more once more windows than this have failed.",
-        rich_help_panel=HOW,
+        help="Stop once more windows than this fail.",
+        rich_help_panel=EXECUTION_PANEL,
     ),
 ]
 AllOrNothing = Annotated[
     bool,
     typer.Option(
         "--all-or-nothing",
-        help="Publish all windows together once all are done, or none.",
-        rich_help_panel=HOW,
+        help="Publish all windows in one commit, or none.",
+        rich_help_panel=EXECUTION_PANEL,
     ),
 ]
 Key = Annotated[
@@ -144,19 +159,13 @@ Key = Annotated[
     typer.Option(
         "--idempotency-key",
         metavar="TEXT",
-        help="The same request with the same key is one backfill.",
-        rich_help_panel=HOW,
+        help="Identify this request by a key.",
+        rich_help_panel=EXECUTION_PANEL,
     ),
 ]
 Detach = Annotated[
     bool,
-    typer.Option("--detach", "-d", help="Drive it in a process that outlives this terminal."),
-]
-AcceptCode = Annotated[
-    bool, typer.Option("--accept-code", help="Go on although the transform's code has changed.")
-]
-TakeOver = Annotated[
-    bool, typer.Option("--take-over", help="Drive although another driver seems to be alive.")
+    typer.Option("--detach", "-d", help="Drive it in a background process."),
 ]
 WindowNames = Annotated[
     list[str] | None,
@@ -164,6 +173,6 @@ WindowNames = Annotated[
         "--window",
         "-w",
         metavar="WINDOW",
-        help="A window, a month of days, a range A..B; may be given several times.",
+        help="Select a window, 2024-02, or A..B; repeatable.",
     ),
 ]

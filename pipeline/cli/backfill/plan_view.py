@@ -1,4 +1,4 @@
-"""What `chunkmap backfill plan` shows: by month, in all, why windows are left alone, how long."""
+"""Show the plan of a backfill: windows by month, totals, skipped windows, expected time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.cli.output import clock, columns, out, plural, say, show_pairs, size, warn
+from pipeline.cli.output import columns, out, say, show_pairs, warn
+from pipeline.report.humanize import byte_size, duration, plural
 from pipeline.runs.backfill.forecast import Forecast
 from pipeline.runs.backfill.plan import Draft
 from pipeline.runs.backfill.selection import EMPTY
 
-MOST_ROWS = 60
-"""Rows of the table; above, by year."""
-MOST_RANGES = 6
+MAX_ROWS = 60
+"""Maximum rows of the table by month; longer tables are by year."""
+MAX_RANGES = 6
+"""Maximum ranges of windows to print in one line."""
 _RUN = re.compile(r"\brun [0-9a-f]{16}\b")
 
 
@@ -35,7 +37,7 @@ def plan_to_dict(drafted: Draft, expected: Forecast | None) -> dict[str, Any]:
 
 
 def show_plan(drafted: Draft, expected: Forecast | None) -> None:
-    """Print it."""
+    """Print the plan."""
     record, windows = drafted.record, drafted.windows
     say(f"{record.job}: {record.asked}, by {record.grain} of {record.column}", mark="[bold]")
     _show_table(windows, record.grain)
@@ -43,8 +45,8 @@ def show_plan(drafted: Draft, expected: Forecast | None) -> None:
         "to do": f"{plural(record.todo, 'window')} of {record.windows:,}, in "
         f"{plural(record.runs, 'run')} of {plural(record.chunks, 'chunk')}",
         "rows": f"{record.rows:,}",
-        "bytes": f"{size(_sum(windows, 'stored_bytes'))} to read, "
-        f"{size(record.decoded_bytes)} decoded",
+        "bytes": f"{byte_size(_sum(windows, 'stored_bytes'))} to read, "
+        f"{byte_size(record.decoded_bytes)} decoded",
         "output": f"{record.output}, mode {record.mode}",
     }
     if record.outside is not None:
@@ -54,7 +56,7 @@ def show_plan(drafted: Draft, expected: Forecast | None) -> None:
         rows["canary"] = f"{plural(len(canary), 'window')} first: {ranges(canary, windows)}"
     if record.options.all_or_nothing:
         rows["commit"] = "all windows together, or none"
-    show_pairs("\nin all (nothing was written)", rows)
+    show_pairs("\ntotal (nothing was written)", rows)
     _show_skipped(windows)
     if expected is not None:
         _show_forecast(expected)
@@ -62,16 +64,16 @@ def show_plan(drafted: Draft, expected: Forecast | None) -> None:
         warn(note)
     if drafted.existing is not None:
         warn(
-            f"this is the unfinished backfill {record.backfill}: `create` goes on with it, and "
-            f"`chunkmap backfill status {record.backfill}` says how far it is"
+            f"this is the unfinished backfill {record.backfill}: `create` resumes it, and "
+            f"`chunkmap backfill status {record.backfill}` shows its progress"
         )
 
 
 def by_period(windows: pl.DataFrame, grain: str) -> pl.DataFrame:
-    """A row a month (a year, where those are too many): windows and what is to be done."""
+    """Count windows and work in one row per month, or per year if there are many months."""
     length = 7 if grain != "value" else None
     period = pl.col("label").str.slice(0, length) if length else pl.col("label")
-    if length and windows.select(period.n_unique()).item() > MOST_ROWS:
+    if length and windows.select(period.n_unique()).item() > MAX_ROWS:
         period = pl.col("label").str.slice(0, 4)
     todo = pl.col("skipped").is_null()
     return windows.group_by(period.alias("period"), maintain_order=True).agg(
@@ -85,14 +87,14 @@ def by_period(windows: pl.DataFrame, grain: str) -> pl.DataFrame:
 
 def _show_table(windows: pl.DataFrame, grain: str) -> None:
     table = by_period(windows, grain)
-    names = ("", "windows", "to do", "left alone", "not in input", "chunks", "rows", "to read")
+    names = ("", "windows", "to do", "skipped", "not in input", "chunks", "rows", "to read")
     figures = ("windows", "todo", "skipped", "missing", "chunks", "rows")
     total = table.select(pl.col(*figures, "stored_bytes").sum()).row(0, named=True)
-    shown = table.head(MOST_ROWS)
+    shown = table.head(MAX_ROWS)
     rest = table.height - shown.height
     rows = [_row(row["period"], row) for row in shown.iter_rows(named=True)]
     rows += [(f"… {rest:,} more", *[""] * 7)] if rest else []
-    out.print(columns(names, [*rows, _row("in all", total)], right=names[1:]))
+    out.print(columns(names, [*rows, _row("total", total)], right=names[1:]))
 
 
 def _row(name: str, row: dict[str, Any]) -> tuple[str, ...]:
@@ -100,12 +102,12 @@ def _row(name: str, row: dict[str, Any]) -> tuple[str, ...]:
     return (
         name,
         *(f"{row[key]:,}" if row[key] else "–" for key in keys),
-        size(row["stored_bytes"]),
+        byte_size(row["stored_bytes"]),
     )
 
 
 def skipped(windows: pl.DataFrame) -> list[tuple[str, list[str]]]:
-    """Why windows are left alone, and which; the run that did one is not told apart."""
+    """Group the skipped windows by reason; runs named in a reason are not distinguished."""
     groups: dict[str, list[str]] = {}
     for label, why in (
         windows.filter(pl.col("skipped").is_not_null()).select("label", "skipped").iter_rows()
@@ -115,22 +117,22 @@ def skipped(windows: pl.DataFrame) -> list[tuple[str, list[str]]]:
 
 
 def _show_skipped(windows: pl.DataFrame) -> None:
-    found = skipped(windows)
-    if not found:
+    groups = skipped(windows)
+    if not groups:
         return
-    rows = {f"{len(labels):,} {why}": ranges(labels, windows) for why, labels in found}
-    show_pairs("\nleft alone", rows)
+    rows = {f"{len(labels):,} {why}": ranges(labels, windows) for why, labels in groups}
+    show_pairs("\nskipped", rows)
 
 
 def ranges(labels: Sequence[str], windows: pl.DataFrame) -> str:
-    """Windows in few words: consecutive ones as a range."""
+    """Format windows briefly, with consecutive windows as a range."""
     rank = {label: at for at, label in enumerate(windows["label"].to_list())}
-    found = list(_runs(sorted(labels, key=rank.__getitem__), rank))
-    shown = ", ".join(found[:MOST_RANGES])
-    return shown + (f" and {len(found) - MOST_RANGES:,} more" if len(found) > MOST_RANGES else "")
+    found = list(_to_ranges(sorted(labels, key=rank.__getitem__), rank))
+    shown = ", ".join(found[:MAX_RANGES])
+    return shown + (f" and {len(found) - MAX_RANGES:,} more" if len(found) > MAX_RANGES else "")
 
 
-def _runs(labels: Iterable[str], rank: dict[str, int]) -> Iterable[str]:
+def _to_ranges(labels: Iterable[str], rank: dict[str, int]) -> Iterable[str]:
     first = last = None
     for label in labels:
         if first is None or last is None:
@@ -148,26 +150,27 @@ def _show_forecast(expected: Forecast) -> None:
     rows: dict[str, object] = {}
     if expected.seconds is None or expected.suggested_seconds is None:
         rows["time"] = "unknown: no earlier run of this transform to this output (try --canary)"
-        rows["workers"] = f"begin with {expected.suggested_workers}, and look at the canary"
+        rows["workers"] = f"start with {expected.suggested_workers}, and check the canary"
     else:
-        told = f"by {plural(len(expected.runs), 'earlier run')}"
         rows["time"] = (
-            f"{clock(expected.seconds)} with {plural(expected.workers, 'worker')} of "
-            f"{plural(expected.threads, 'thread')}, told {told}"
+            f"{duration(expected.seconds)} with {plural(expected.workers, 'worker')} of "
+            f"{plural(expected.threads, 'thread')}, estimated from "
+            f"{plural(len(expected.runs), 'earlier run')}"
         )
         rows["workers"] = (
-            f"{expected.suggested_workers} would take {clock(expected.suggested_seconds)}, if "
+            f"{expected.suggested_workers} would take {duration(expected.suggested_seconds)}, if "
             "storage keeps up"
         )
-    memory = f"about {size(expected.memory_bytes)} a worker, by sizes"
+    memory = f"about {byte_size(expected.memory_bytes)} per worker, estimated from sizes"
     if expected.memory_set is not None:
-        memory += f" (it may use {size(expected.memory_set)})"
+        memory += f" (its limit is {byte_size(expected.memory_set)})"
     rows["memory"] = memory
     show_pairs("\nexpected", rows)
     if expected.memory_set is not None and expected.memory_bytes > expected.memory_set:
         warn(
-            f"a worker needs about {size(expected.memory_bytes)} and may use "
-            f"{size(expected.memory_set)}: lower chunks.target, or raise dask.memory_per_worker"
+            f"a worker needs about {byte_size(expected.memory_bytes)} and its limit is "
+            f"{byte_size(expected.memory_set)}: lower chunks.target, or raise "
+            "dask.memory_per_worker"
         )
 
 

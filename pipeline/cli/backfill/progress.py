@@ -1,64 +1,65 @@
-"""How far a backfill is while we drive it: a bar in a terminal, a line now and then elsewhere."""
+"""Show the progress of a backfill that this process drives."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
 
-from pipeline.cli.output import clock, plural, speed
 from pipeline.cli.progress_bar import LiveBar
+from pipeline.report.humanize import byte_rate, duration, plural
 
 if TYPE_CHECKING:
     from pipeline.runs.backfill.progress import WindowProgress
 
-LOOK_SECONDS = 0.5
-"""How often the board is counted: it is told more often than anybody reads."""
-PHASES = {"attached": "watch"}
-"""What a phase is called, where not by its own name."""
-ANNOUNCED = {
-    "attached": "another process drives it: watching (--take-over drives instead)",
-    "paused": "paused: `chunkmap backfill resume` goes on",
+REFRESH_SECONDS = 0.5
+"""Minimum seconds between two counts of the windows; updates arrive more often."""
+PHASE_NAMES = {"attached": "watch"}
+"""Shown names of phases, where they differ."""
+ANNOUNCEMENTS = {
+    "attached": "another process drives it: watching (--take-over takes over)",
+    "paused": "paused; to resume: chunkmap backfill resume",
 }
+"""Lines to print when a phase begins."""
 
 
 class BackfillDisplay(LiveBar):
-    """Shows windows and chunks as they get done."""
+    """Shows how many windows and chunks are done."""
 
     def __init__(self, quiet: bool = False) -> None:
         super().__init__(quiet)
-        self._began = self._looked = 0.0
+        self._began = self._refreshed = 0.0
         self._first: dict[str, int] = {}
         self._phase = ""
 
-    def show(self, board: WindowProgress, phase: str) -> None:
-        """Show how far the windows are, and what goes on."""
+    def show(self, progress: WindowProgress, phase: str) -> None:
+        """Show the progress of the windows, and the phase."""
         now = time.monotonic()
-        if now - self._looked < LOOK_SECONDS and phase == self._phase:
+        if now - self._refreshed < REFRESH_SECONDS and phase == self._phase:
             return
-        self._looked = now
-        counts = board.counts()
+        self._refreshed = now
+        counts = progress.counts()
         if not self._first:
             self._first, self._began = counts, now
         if phase != self._phase:
             self._phase = phase
-            self.line(ANNOUNCED.get(phase, ""))
+            self.line(ANNOUNCEMENTS.get(phase, ""))
         todo = sum(counts[name] for name in ("waiting", "mapping", "staged", "done", "failed"))
         self.draw(
-            PHASES.get(phase, phase),
+            PHASE_NAMES.get(phase, phase),
             f"{counts['done']:,}/{plural(todo, 'window')}",
             (counts["chunks_done"], counts["chunks"]),
-            self._rest(counts, now - self._began, waits=phase == "paused"),
+            self._rest(counts, now - self._began, is_paused=phase == "paused"),
         )
 
-    def _rest(self, counts: dict[str, int], seconds: float, *, waits: bool) -> str:
-        """Speeds are of what came in since we look: what was done before does not count."""
+    def _rest(self, counts: dict[str, int], seconds: float, *, is_paused: bool) -> str:
+        """Format counts, speeds and ETA; speeds count only what was done since the first call."""
         first = self._first
-        said = [f"{counts['mapping']:,} mapping", f"{counts['failed']:,} failed"]
-        said.append(f"{counts['chunks_done']:,} of {plural(counts['chunks'], 'chunk')}")
+        parts = [f"{counts['mapping']:,} mapping", f"{counts['failed']:,} failed"]
+        parts.append(f"{counts['chunks_done']:,} of {plural(counts['chunks'], 'chunk')}")
         done = counts["chunks_done"] - first["chunks_done"]
-        if done and seconds > 1 and not waits:
-            said.append(f"{(counts['rows_in'] - first['rows_in']) / seconds:,.0f} rows/s")
-            said.append(speed(counts["bytes_in"] - first["bytes_in"], seconds))
+        if done and seconds > 1 and not is_paused:
+            parts.append(f"{(counts['rows_in'] - first['rows_in']) / seconds:,.0f} rows/s")
+            parts.append(byte_rate((counts["bytes_in"] - first["bytes_in"]) / seconds))
             left = counts["chunks"] - counts["chunks_done"]
-            said.append(f"ETA {clock(left * seconds / done)}")
-        return ", ".join(said)
+            parts.append(f"ETA {duration(left * seconds / done)}")
+        return ", ".join(parts)

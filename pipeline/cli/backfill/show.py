@@ -1,4 +1,4 @@
-"""`chunkmap backfill list`, `status`, `logs` and `report`: what is, from storage alone."""
+"""Show backfills from storage alone: `chunkmap backfill list`, `status`, `logs` and `report`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from rich.text import Text
 
 from pipeline.cli.backfill.calendar import calendar
 from pipeline.cli.backfill.find import find
-from pipeline.cli.output import clock, columns, live, out, pairs, print_json, say, size, speed
+from pipeline.cli.output import columns, live, out, pairs, print_json, say
 from pipeline.config.settings import load_settings
 from pipeline.errors import UsageError
+from pipeline.report.humanize import byte_rate, byte_size, duration
 from pipeline.runs.admin.known_outputs import known_outputs
 from pipeline.runs.backfill.calendar_layout import lay_out
 from pipeline.runs.backfill.records import BackfillRecord
@@ -30,13 +31,14 @@ from pipeline.runs.driver.preflight import explain_unreachable_s3
 from pipeline.storage import open_storage
 
 WATCH_SECONDS = 2.0
-MOST_ROWS = 60
-"""Rows of a calendar that may scroll."""
-BESIDES = 20
-"""Lines of the screen that are not the calendar's."""
-MOST_ERRORS = 5
-MESSAGE = 300
-"""Characters of an error's message."""
+MAX_ROWS = 60
+"""Maximum rows of a calendar that may scroll."""
+RESERVED_LINES = 20
+"""Lines of the screen that the calendar leaves free."""
+MAX_ERRORS = 5
+"""Maximum number of errors, or of tracebacks, to print."""
+MAX_MESSAGE = 300
+"""Maximum characters of an error's message."""
 
 
 def list_all(output: str | None, environment: str | None, *, as_json: bool) -> None:
@@ -45,41 +47,42 @@ def list_all(output: str | None, environment: str | None, *, as_json: bool) -> N
     outputs = [output] if output else known_outputs(settings.state_dir)
     if not outputs:
         raise UsageError(
-            "no output is known here",
+            "no output is known on this machine",
             hint="name one: chunkmap backfill list --output s3://bucket/prefix/",
         )
     with explain_unreachable_s3(settings):
         storage = open_storage(settings)
-        records = [one for uri in outputs for one in backfills_of(storage, uri)]
-        found = [
-            (one, _brief(BackfillStore(storage, one.output, one.backfill), one)) for one in records
+        records = [record for uri in outputs for record in backfills_of(storage, uri)]
+        backfills = [
+            (record, _brief(BackfillStore(storage, record.output, record.backfill), record))
+            for record in records
         ]
     if as_json:
-        print_json({"backfills": [one.model_dump() | brief for one, brief in found]})
+        print_json({"backfills": [record.model_dump() | brief for record, brief in backfills]})
         return
-    if not found:
+    if not backfills:
         say(f"no backfills of {', '.join(outputs)}")
     names = ("backfill", "job", "windows", "state", "done", "failed", "of", "created")
-    for uri, group in groupby(found, key=lambda pair: pair[0].output):
+    for uri, group in groupby(backfills, key=lambda pair: pair[0].output):
         say(uri, mark="[bold]")
         rows = [
             (
-                one.backfill,
-                one.job,
-                one.asked,
+                record.backfill,
+                record.job,
+                record.asked,
                 brief["state"],
                 f"{brief['done']:,}",
                 f"{brief['failed']:,}",
-                f"{one.todo:,}",
-                time.strftime("%m-%d %H:%M", time.localtime(one.created)),
+                f"{record.todo:,}",
+                time.strftime("%m-%d %H:%M", time.localtime(record.created)),
             )
-            for one, brief in group
+            for record, brief in group
         ]
         out.print(columns(names, rows, right=("done", "failed", "of")))
 
 
 def _brief(store: BackfillStore, record: BackfillRecord) -> dict[str, Any]:
-    """How far a backfill is, as far as its driver has said: no window is counted."""
+    """Summarise a backfill from its driver's last heartbeat, without counting windows."""
     driver = store.driver()
     counts = {"waiting": record.todo} if driver is None or not driver.progress else driver.progress
     state = state_of(store.control(), driver, counts, alive=is_driven_elsewhere(driver, ""))
@@ -91,132 +94,136 @@ def status(
 ) -> None:
     """Show one backfill."""
     if watch and as_json:
-        raise UsageError("--watch is for people, and --json prints one object: give one of them")
+        raise UsageError("--watch and --json exclude each other: use one of them")
     settings = load_settings(environment)
     store = find(backfill, output, settings)
     if watch:
         _watch(store)
         return
-    seen = look(store)
+    status = look(store)
     if as_json:
-        print_json(seen.to_dict())
+        print_json(status.to_dict())
     else:
-        out.print(_shown(seen, MOST_ROWS))
+        out.print(_render(status, MAX_ROWS))
 
 
 def _watch(store: BackfillStore) -> None:
-    """Look again and again, until its driver ends."""
-    seen = look(store)
+    """Show the status every few seconds, until the driver ends."""
+    status = look(store)
     if not out.is_terminal:
-        while _goes_on(seen):
-            say(_one_line(seen))
+        while _is_active(status):
+            say(_one_line(status))
             time.sleep(WATCH_SECONDS)
-            seen = look(store)
-        out.print(_shown(seen, MOST_ROWS))
+            status = look(store)
+        out.print(_render(status, MAX_ROWS))
         return
-    rows = max(6, out.height - BESIDES)
-    with live(_shown(seen, rows), out, auto_refresh=False) as page:
-        while _goes_on(seen):
+    rows = max(6, out.height - RESERVED_LINES)
+    with live(_render(status, rows), out, auto_refresh=False) as page:
+        while _is_active(status):
             time.sleep(WATCH_SECONDS)
-            seen = look(store)
-            page.update(_shown(seen, rows), refresh=True)
+            status = look(store)
+            page.update(_render(status, rows), refresh=True)
 
 
-def _goes_on(seen: BackfillStatus) -> bool:
-    return seen.alive or seen.state == "new"
+def _is_active(status: BackfillStatus) -> bool:
+    return status.alive or status.state == "new"
 
 
-def _one_line(seen: BackfillStatus) -> str:
-    counts = seen.counts
+def _one_line(status: BackfillStatus) -> str:
+    counts = status.counts
     return (
-        f"{time.strftime('%H:%M:%S')} {seen.state}: {counts['done']:,} of {seen.todo:,} windows, "
-        f"{counts['failed']:,} failed, {counts['chunks_done']:,} of {counts['chunks']:,} chunks"
+        f"{time.strftime('%H:%M:%S')} {status.state}: {counts['done']:,} of {status.todo:,} "
+        f"windows, {counts['failed']:,} failed, {counts['chunks_done']:,} of "
+        f"{counts['chunks']:,} chunks"
     )
 
 
-def _shown(seen: BackfillStatus, most_rows: int) -> RenderableType:
-    record = seen.record
+def _render(status: BackfillStatus, max_rows: int) -> RenderableType:
+    record = status.record
     title = Text(f"{record.job} · backfill {record.backfill} · ", style="bold")
-    title.append(seen.state, style=_tone(seen.state))
-    asked = Text(f"{record.asked}, by {record.grain} of {record.column}", style="dim")
-    parts: list[RenderableType] = [title, asked, Text()]
-    if seen.windows.height:
-        parts += [calendar(lay_out(seen.windows, record.grain, most_rows)), Text()]
-    parts.append(pairs(_figures(seen)))
-    parts += _error_lines(seen)
-    following = _next(seen)
-    if following:
-        parts.append(Text.assemble(("next: ", "dim"), following))
+    title.append(status.state, style=_style(status.state))
+    request = Text(f"{record.asked}, by {record.grain} of {record.column}", style="dim")
+    parts: list[RenderableType] = [title, request, Text()]
+    if status.windows.height:
+        parts += [calendar(lay_out(status.windows, record.grain, max_rows)), Text()]
+    parts.append(pairs(_figures(status)))
+    parts += _error_lines(status)
+    command = _next_command(status)
+    if command:
+        parts.append(Text.assemble(("next: ", "dim"), command))
     return Group(*parts)
 
 
-def _tone(state: str) -> str:
-    tones = {"done": "green", "running": "blue", "failed": "red", "cancelled": "red"}
-    return tones.get(state, "yellow")
+def _style(state: str) -> str:
+    styles = {"done": "green", "running": "blue", "failed": "red", "cancelled": "red"}
+    return styles.get(state, "yellow")
 
 
-def _figures(seen: BackfillStatus) -> dict[str, object]:
-    counts, record = seen.counts, seen.record
+def _figures(status: BackfillStatus) -> dict[str, object]:
+    counts, record = status.counts, status.record
     states = ("done", "staged", "mapping", "waiting", "failed", "skipped", "empty")
-    said = ", ".join(f"{counts[state]:,} {state}" for state in states if counts[state])
+    by_state = ", ".join(f"{counts[state]:,} {state}" for state in states if counts[state])
     rows: dict[str, object] = {
-        "windows": f"{record.windows:,}: {said}",
+        "windows": f"{record.windows:,}: {by_state}",
         "chunks": f"{counts['chunks_done']:,} of {counts['chunks']:,} done, "
         f"{counts['chunks_failed']:,} failed",
         "rows": f"{counts['rows_in']:,} in, {counts['rows_out']:,} out",
-        "bytes": f"{size(counts['bytes_in'])} read, {size(counts['bytes_out'])} written",
+        "bytes": f"{byte_size(counts['bytes_in'])} read, {byte_size(counts['bytes_out'])} written",
     }
-    if seen.rows_per_second is not None and seen.bytes_per_second is not None:
-        rows["speed"] = f"{seen.rows_per_second:,.0f} rows/s, {speed(seen.bytes_per_second, 1.0)}"
-    if seen.alive and not seen.control.paused:
-        rows["ETA"] = "unknown yet" if seen.eta_seconds is None else clock(seen.eta_seconds)
-    control = seen.control
-    rows["driver"] = seen.who + (
-        f", max-active {control.max_active}, priority {control.priority}" if seen.alive else ""
+    if status.rows_per_second is not None and status.bytes_per_second is not None:
+        rows["speed"] = (
+            f"{status.rows_per_second:,.0f} rows/s, {byte_rate(status.bytes_per_second)}"
+        )
+    if status.alive and not status.control.paused:
+        eta = status.eta_seconds
+        rows["ETA"] = "unknown yet" if eta is None else duration(eta)
+    control = status.control
+    rows["driver"] = status.who + (
+        f", max-active {control.max_active}, priority {control.priority}" if status.alive else ""
     )
     if record.outside is not None:
         rows["left out"] = record.outside
     rows["output"] = record.output
-    if seen.driver is not None and seen.driver.flow_run:
-        rows["Prefect UI"] = seen.driver.flow_run
+    if status.driver is not None and status.driver.flow_run:
+        rows["Prefect UI"] = status.driver.flow_run
     return rows
 
 
-def _error_lines(seen: BackfillStatus) -> list[RenderableType]:
+def _error_lines(status: BackfillStatus) -> list[RenderableType]:
     lines: list[RenderableType] = []
-    for group in seen.errors[:MOST_ERRORS]:
-        first = group.message.partition("\n")[0][:MESSAGE]
+    for group in status.errors[:MAX_ERRORS]:
+        first_line = group.message.partition("\n")[0][:MAX_MESSAGE]
         lines.append(
             Text.assemble(
                 ("  ✗ ", "red"),
-                f"{group.chunks:,} chunks in {group.windows:,} windows: {group.error}: {first} "
-                f"(window {group.window}, chunk {group.index}, say)",
+                f"{group.chunks:,} chunks in {group.windows:,} windows: {group.error}: "
+                f"{first_line} (e.g. window {group.window}, chunk {group.index})",
             )
         )
-    more = len(seen.errors) - MOST_ERRORS
+    more = len(status.errors) - MAX_ERRORS
     if more > 0:
-        lines.append(Text(f"    … and {more:,} other sorts", style="dim"))
-    if seen.errors_in > seen.errors_of:
+        lines.append(Text(f"    … and {more:,} other errors", style="dim"))
+    if status.errors_in > status.errors_of:
         lines.append(
             Text(
-                f"    (the failures of {seen.errors_of:,} of {seen.errors_in:,} runs were read)",
+                f"    (read from {status.errors_of:,} of {status.errors_in:,} runs with failures)",
                 style="dim",
             )
         )
     return lines
 
 
-def _next(seen: BackfillStatus) -> str:
-    """The command that most likely comes next."""
-    backfill = seen.record.backfill
-    if seen.alive:
-        return f"chunkmap backfill resume {backfill}" if seen.state == "paused" else ""
-    if seen.state in ("done", "cancelled"):
+def _next_command(status: BackfillStatus) -> str:
+    """Suggest the next command, or return an empty text."""
+    backfill = status.record.backfill
+    if status.alive:
+        return f"chunkmap backfill resume {backfill}" if status.state == "paused" else ""
+    if status.state in ("done", "cancelled"):
         return ""
-    if seen.counts["failed"] and seen.errors and seen.state == "failed":
-        example = f"chunkmap backfill logs {backfill} --window {seen.errors[0].window}"
-        return f"{example}; mend it, then: chunkmap backfill retry {backfill}"
-    if seen.state == "failed":
+    if status.counts["failed"] and status.errors and status.state == "failed":
+        example = f"chunkmap backfill logs {backfill} --window {status.errors[0].window}"
+        return f"{example}; fix the cause, then: chunkmap backfill retry {backfill}"
+    if status.state == "failed":
         return f"chunkmap backfill retry {backfill}"
     return f"chunkmap backfill resume {backfill}"
 
@@ -231,30 +238,31 @@ def logs(
     limit: int,
     as_json: bool,
 ) -> None:
-    """Show every try of some windows' chunks."""
+    """Show every attempt at the chunks of some windows."""
     from pipeline.runs.backfill.attempts import attempts
 
     store = find(backfill, output, load_settings(environment))
-    seen = look(store)
-    labels = _labels(store, seen, texts)
-    tries = attempts(store, seen.windows, labels)
+    status = look(store)
+    labels = _labels(store, status, texts)
+    rows = attempts(store, status.windows, labels)
     if only_failed:
-        tries = tries.filter(pl.col("outcome") == "failed")
-    shown = tries.tail(limit)
+        rows = rows.filter(pl.col("outcome") == "failed")
+    shown = rows.tail(limit)
     if as_json:
-        states = seen.windows.filter(pl.col("label").is_in(labels)).to_dicts()
+        states = status.windows.filter(pl.col("label").is_in(labels)).to_dicts()
         print_json({"backfill": store.backfill, "windows": states, "attempts": shown.to_dicts()})
         return
-    if tries.height > shown.height:
-        say(f"the last {shown.height:,} of {tries.height:,} tries (--limit N shows more)")
-    _show_tries(shown, labels)
+    if rows.height > shown.height:
+        say(f"the last {shown.height:,} of {rows.height:,} attempts (--limit N shows more)")
+    _show_attempts(shown, labels)
 
 
-def _labels(store: BackfillStore, seen: BackfillStatus, texts: list[str]) -> list[str]:
+def _labels(store: BackfillStore, status: BackfillStatus, texts: list[str]) -> list[str]:
+    """Resolve the windows that the options name; by default those with failures."""
     if texts:
-        listed = [one for text in texts for one in text.split(",") if one]
-        return windows_named(listed, seen.windows, rule_of(store))
-    failing = seen.windows.filter(pl.col("failed") > 0)["label"].to_list()
+        names = [name for text in texts for name in text.split(",") if name]
+        return windows_named(names, status.windows, rule_of(store))
+    failing = status.windows.filter(pl.col("failed") > 0)["label"].to_list()
     if not failing:
         raise UsageError(
             f"no window of backfill {store.backfill} has failures", hint="name one: --window W"
@@ -262,9 +270,10 @@ def _labels(store: BackfillStore, seen: BackfillStatus, texts: list[str]) -> lis
     return failing
 
 
-def _show_tries(tries: pl.DataFrame, labels: list[str]) -> None:
-    if tries.is_empty():
-        say(f"no try of {', '.join(labels[:3])}{' …' if len(labels) > 3 else ''} is stored yet")
+def _show_attempts(attempts: pl.DataFrame, labels: list[str]) -> None:
+    if attempts.is_empty():
+        windows = ", ".join(labels[:3]) + (" …" if len(labels) > 3 else "")
+        say(f"no attempt at {windows} is stored yet")
         return
     rows = [
         (
@@ -272,25 +281,25 @@ def _show_tries(tries: pl.DataFrame, labels: list[str]) -> None:
             row["window"],
             row["index"],
             row["outcome"],
-            f"{row['seconds']:.2f} s" if row["seconds"] is not None else "",
+            duration(row["seconds"]) if row["seconds"] is not None else "",
             row["worker"],
             f"{row['rows_in']:,} → {row['rows_out']:,} rows"
             if row["rows_in"] is not None
-            else f"{row['error']}: {(row['message'] or '').partition(chr(10))[0][:MESSAGE]}",
+            else f"{row['error']}: {(row['message'] or '').partition(chr(10))[0][:MAX_MESSAGE]}",
         )
-        for row in tries.iter_rows(named=True)
+        for row in attempts.iter_rows(named=True)
     ]
     names = ("at", "window", "chunk", "outcome", "took", "worker", "")
     out.print(columns(names, rows, right=("chunk", "took")))
-    traces = tries.filter(pl.col("trace").fill_null("") != "").unique("trace", keep="last")
-    for row in traces.sort("at").tail(MOST_ERRORS).iter_rows(named=True):
+    traces = attempts.filter(pl.col("trace").fill_null("") != "").unique("trace", keep="last")
+    for row in traces.sort("at").tail(MAX_ERRORS).iter_rows(named=True):
         say("")
         say(f"chunk {row['index']} of {row['window']} on {row['worker']}", mark="[bold red]")
         say(row["trace"].rstrip())
 
 
 def report(backfill: str, output: str | None, environment: str | None, *, as_json: bool) -> None:
-    """Write the report as it stands, beside the backfill's state and here."""
+    """Write the current report, next to the backfill's state and to a local file."""
     from pipeline.runs.backfill.report import store_report
 
     settings = load_settings(environment)

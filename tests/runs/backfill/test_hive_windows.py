@@ -144,7 +144,7 @@ def test_what_is_in_no_window_is_told(world: World, capsys: pytest.CaptureFixtur
     assert summary.notes == (told,)
     seen = look(store)
     assert seen.to_dict()["record"]["outside_folders"] == (f"ds={NULL}",)
-    out.print(show._shown(seen, 10))
+    out.print(show._render(seen, 10))
     assert "is in no window" in " ".join(capsys.readouterr().out.split())
 
 
