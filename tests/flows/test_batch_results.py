@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.runs.driver.driver_failures import SEGMENT_FAILURES
 from pipeline.runs.driver.executor import Outcome
-from pipeline.runs.driver.map_stage import HAND_BACKS, SEGMENT_FAILURES
+from pipeline.runs.driver.map_stage import HAND_BACKS
 from pipeline.runs.worker.batch import Batch, BatchResult
 from tests.runs.driver.test_map_stage import Scripted, make, mapper
 
@@ -74,8 +75,10 @@ def test_a_batch_that_comes_back_for_ever_waits_for_the_next_round() -> None:
 def test_a_driver_that_gives_up_on_much_writes_segments_that_are_read() -> None:
     run, engine = make()
     work = mapper(run, engine)
-    work._prefixes = ["r1-x-"]
-    work._record(list(range(40)) * (SEGMENT_FAILURES // 20), "E", "m" * 99_999, transient=True)
+    work.failures._prefixes = ["r1-x-"]
+    work.failures.record(
+        list(range(40)) * (SEGMENT_FAILURES // 20), "E", "m" * 99_999, transient=True
+    )
     assert run.ledger.uncompacted == 0
     progress = run.ledger.read()
     assert progress.problems == ()

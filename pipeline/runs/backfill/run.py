@@ -19,10 +19,11 @@ from pipeline.runs.backfill.progress import Ranks, WindowProgress
 from pipeline.runs.backfill.records import BackfillRecord
 from pipeline.runs.driver.batching import Throughput
 from pipeline.runs.driver.executor import Executor
-from pipeline.runs.driver.map_stage import MapStage, OutputFacts
+from pipeline.runs.driver.map_stage import MapStage
 from pipeline.runs.driver.publish import PUBLISH_ATTEMPTS, output_facts
 from pipeline.runs.driver.publish_windows import in_window, publish_windows
 from pipeline.runs.driver.quarantine import refuse_many_quarantined, unreadable_uris
+from pipeline.runs.driver.result_types import OutputFacts
 from pipeline.runs.driver.summary import MapProgress, failure_lines
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress

@@ -5,35 +5,29 @@ Works with any `Executor`.
 
 from __future__ import annotations
 
-import json
-import math
 import random
 import time
-import uuid
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import polars as pl
 
 from partitioning import Plan
 from pipeline.config.job import Job
 from pipeline.config.sections import BatchSettings
-from pipeline.config.units import format_size, resolve_limit
+from pipeline.config.units import resolve_limit
 from pipeline.runs.driver.batching import Batcher, Throughput
+from pipeline.runs.driver.driver_failures import DriverFailures
 from pipeline.runs.driver.executor import Executor, Outcome
 from pipeline.runs.driver.in_flight import InFlightBatches
+from pipeline.runs.driver.result_types import OutputFacts, ResultTypes
 from pipeline.runs.driver.summary import MapProgress
+from pipeline.runs.driver.suspects import Suspects
 from pipeline.runs.ledger.ledger import Ledger
-from pipeline.runs.ledger.records import Failure, Progress
+from pipeline.runs.ledger.records import Progress
 from pipeline.runs.worker.batch import Batch
-from pipeline.runs.worker.null_types import MOST_TEXT, agreed_types, odd_attempts
 from pipeline.storage.outages import best_effort, retry_until_available
-from pipeline.table.column_types import has_nulls
-from pipeline.table.columns import Columns
 
-FUTILE_BATCHES = 5
-"""Number of batches with a final error, before any batch works, that stops a run."""
 PAUSE_SECONDS = 2.0
 """Seconds before the second round; doubled for each further round, with jitter."""
 COUNT_SECONDS = 2.0
@@ -44,26 +38,12 @@ time for batches. Simulated, a million chunks on 1,000 workers take 55 minutes w
 with this one, and 74 with 4 (more accumulates between counts)."""
 HAND_BACKS = 20
 """Maximum number of times that a batch is resubmitted in one round because its worker shut down."""
-MESSAGE_CHARACTERS = 10_000
-"""Maximum length of a batch's error message; longer ones are cut."""
-SEGMENT_FAILURES = 1_000
-"""Maximum number of failures in a segment that the driver writes."""
 RETYPE_PASSES = 2
 """Maximum number of times that chunks are mapped again for a column's type; one is usual."""
 COMPACT_SECONDS = 60.0
 """Seconds between two compactions of the ledger's segments."""
 COMPACT_SEGMENTS = 200
 """Minimum number of segments worth compacting: fewer are read within a second."""
-
-
-@dataclass(frozen=True, slots=True)
-class OutputFacts:
-    """Facts about the output that a map stage needs."""
-
-    types: Callable[[], Columns] = dict
-    """Returns the types of the output's columns, for columns that are all null in a chunk."""
-    published: Callable[[], Collection[str]] = tuple
-    """Returns the ids of the run's published chunks, which are not mapped again."""
 
 
 @dataclass(slots=True)
@@ -84,7 +64,7 @@ class MapStage:
     """Callback with what is stored, after each count."""
     is_paused: Callable[[], bool] = lambda: False
     """Returns whether no further batch may be submitted now."""
-    output: OutputFacts = OutputFacts()
+    output: OutputFacts = field(default_factory=OutputFacts)
     pace: Throughput = field(default_factory=Throughput)
     started: float = field(default_factory=time.time)
     batches: int = 0
@@ -92,15 +72,10 @@ class MapStage:
     resumed: int = 0
     stopped: str = ""
     """Reason why the stage stopped early: too many failures, or no batch can work."""
-    details: list[str] = field(default_factory=list)
-    """Errors of the batches that failed as a whole."""
-    _suspects: dict[int, int] = field(default_factory=dict)
-    """Number of batches with this chunk that killed their worker or failed as a whole."""
+    suspects: Suspects = field(default_factory=Suspects)
+    failures: DriverFailures = field(init=False)
+    _types: ResultTypes = field(init=False)
     _totals: dict[str, int] = field(default_factory=dict)
-    _killed_alone: list[Outcome] = field(default_factory=list)
-    """Outcomes of one-chunk batches whose worker died: by that chunk, or another one there."""
-    _prefixes: list[str] = field(default_factory=lambda: [f"driver-{uuid.uuid4().hex[:8]}-"])
-    """Name prefixes of this driver's batches; the first is that of its own records."""
     _failed_before: int = 0
     _wanted: set[int] | None = None
     _handed_back: dict[str, int] = field(default_factory=dict)
@@ -109,12 +84,10 @@ class MapStage:
     _count_seconds: float = 0.0
     """Duration of the last count."""
     _compacted_at: float = field(default_factory=time.monotonic)
-    _output_types: Columns = field(default_factory=dict)
-    """Types of the output's columns."""
-    _null_types: Columns = field(default_factory=dict)
-    """Types of the columns that are all null in some chunks."""
-    _final_errors: int | None = 0
-    """Number of batches with a final error; None once a batch has worked."""
+
+    def __post_init__(self) -> None:
+        self.failures = DriverFailures(self.ledger, self.plan)
+        self._types = ResultTypes(self.output)
 
     def run(self) -> Progress:
         """Map until no chunk is left, the rounds are used up, or only final failures remain."""
@@ -127,8 +100,7 @@ class MapStage:
             self._wanted = failed if self._wanted is None else failed & self._wanted
         self._count(progress)
         if self._left(progress):
-            self._output_types = retry_until_available(self.output.types)
-            self._null_types = agreed_types(progress, self._output_types)
+            self._types.load(progress)
         progress = self._run_rounds(progress)
         for _ in range(RETYPE_PASSES):
             if self.stopped or not self._retype_nulls(progress):
@@ -153,7 +125,7 @@ class MapStage:
             self._run_round(left)
             progress = retry_until_available(self.ledger.read)
             self._count(progress)
-            self._null_types = agreed_types(progress, self._output_types)
+            self._types.update(progress)
         return progress
 
     def _retype_nulls(self, progress: Progress) -> bool:
@@ -162,12 +134,9 @@ class MapStage:
         Returns:
             Whether there were any; their chunks must be mapped again.
         """
-        self._null_types = agreed_types(progress, self._output_types)
-        odd = odd_attempts(progress, self._null_types)
+        odd = self._types.odd_attempts(progress)
         if odd.is_empty():
             return False
-        published = retry_until_available(self.output.published)
-        odd = odd.filter(~pl.col("chunk").is_in(list(published)))
         if self.only is not None:
             odd = odd.filter(pl.col("index").is_in(list(self.only)))
         self.ledger.set_aside(odd["attempt"].to_list())
@@ -177,38 +146,34 @@ class MapStage:
 
     def _record_lost(self, progress: Progress) -> bool:
         """Record a failure for each chunk whose batch was lost in every round."""
-        recorded = set(self._own_failures(progress.failures)["index"].to_list())
+        recorded = set(self.failures.own(progress.failures)["index"].to_list())
         lost = [index for index in self._left(progress) if index not in recorded]
-        if not lost or self.stopped or not self.details:
+        errors = self.suspects.errors
+        if not lost or self.stopped or not errors:
             return False
-        message = f"its batch was lost in each of {self.rounds} rounds: {self.details[-1]}"
-        self._record(lost, "BatchLostError", message, transient=True)
+        message = f"its batch was lost in each of {self.rounds} rounds: {errors[-1]}"
+        self.failures.record(lost, "BatchLostError", message, transient=True)
         return True
 
     def _left(self, progress: Progress) -> list[int]:
         """List the chunks that are left, without those that failed for good in this driver."""
-        final = self._own_failures(progress.failures).filter(~pl.col("transient"))
+        final = self.failures.own(progress.failures).filter(~pl.col("transient"))
         failed = set(final["index"].to_list())
         left = [index for index in progress.left(len(self.plan)) if index not in failed]
         return left if self._wanted is None else [i for i in left if i in self._wanted]
 
-    def _own_failures(self, failures: pl.DataFrame) -> pl.DataFrame:
-        """Select the failures of this driver's batches, by name: workers' clocks may differ."""
-        prefixes = failures["batch"].str.replace(r"\d+$", "")
-        return failures.filter(prefixes.is_in(self._prefixes))
-
     def _run_round(self, left: list[int]) -> None:
-        suspects = [index for index in left if index in self._suspects]
-        others = [index for index in left if index not in self._suspects]
+        suspects = [index for index in left if index in self.suspects.counts]
+        others = [index for index in left if index not in self.suspects.counts]
+        is_last = self.rounds >= self.job.rounds
         # Suspects go first, in ever smaller batches, until the culprit is alone in one.
         for indices, max_chunks in (
-            (suspects, self._suspect_batch_size(suspects)),
+            (suspects, self.suspects.batch_size(suspects, is_last_round=is_last)),
             (others, self.limits.max_chunks),
         ):
             if indices and not self.stopped:
                 self._map(indices, max_chunks)
-        outcomes, self._killed_alone = self._killed_alone, []
-        for outcome in outcomes:
+        for outcome in self.suspects.take_killed_alone():
             if not self.stopped:
                 self._map_alone(outcome)
 
@@ -218,45 +183,29 @@ class MapStage:
         A single death proves nothing: Dask blames it on all tasks of the worker, also those of
         other threads and those that had not begun.
         """
-        if self._has_failure(outcome.batch):
+        if self.failures.has_failure(outcome.batch):
             return
         self._map(outcome.batch.indices, 1)
-        again, self._killed_alone = self._killed_alone, []
-        for repeated in again:
-            if not self._has_failure(repeated.batch):
-                self._blame(repeated)
-
-    def _suspect_batch_size(self, suspects: Sequence[int]) -> int:
-        """Return the maximum size of a batch of suspects: the square root at first, then 1."""
-        worst = max((self._suspects[index] for index in suspects), default=1)
-        if worst > 1 or self.rounds >= self.job.rounds:
-            return 1
-        return max(1, math.isqrt(len(suspects)))
+        for repeated in self.suspects.take_killed_alone():
+            if not self.failures.has_failure(repeated.batch):
+                self.failures.record_killed(repeated, self.job.chunks.target)
 
     def _map(self, indices: Sequence[int], max_chunks: int) -> None:
         sizes = self.plan.chunk_table["decoded_bytes"].to_numpy()
-        self._prefixes.append(f"r{self.rounds}-{uuid.uuid4().hex[:4]}-")
         batcher = Batcher(
-            self._prefixes[-1],
+            self.failures.new_prefix(self.rounds),
             indices,
             sizes[indices].tolist(),
             seconds=self.limits.seconds,
             max_chunks=max_chunks,
             pace=self.pace,
-            types=self._types_text(),
+            types=self._types.to_text(),
         )
         in_flight = InFlightBatches(self.executor, self.limits)
         try:
             self._run_batches(batcher, in_flight)
         finally:
             in_flight.drop_all()
-
-    def _types_text(self) -> str:
-        typed = {name: kind for name, kind in self._output_types.items() if not has_nulls(kind)}
-        text = json.dumps(typed | self._null_types)
-        if len(text) > MOST_TEXT:
-            text = json.dumps(self._null_types)
-        return text if self._null_types or typed else ""
 
     def _run_batches(self, batcher: Batcher, in_flight: InFlightBatches) -> None:
         more = True
@@ -327,73 +276,17 @@ class MapStage:
     def _handle(self, outcome: Outcome) -> None:
         result = outcome.result
         if result is not None:
-            self._final_errors = None
+            self.suspects.clear_final_errors()
             self.pace.add(result.done + result.failed, result.decoded_bytes, result.seconds)
             if result.failed and self.job.max_failures is not None:
                 self._counted_at = 0.0  # Count now, to check the limit.
             return
-        self.details.append(outcome.detail)
-        if outcome.kind == "killed":
-            self._suspect(outcome.batch)
-            if len(outcome.batch) == 1:
-                self._killed_alone.append(outcome)
-        elif outcome.kind == "error":
+        self.suspects.add(outcome)
+        if outcome.kind == "error":
             # The batch failed as a whole: record its error for each of its chunks.
-            self._record(outcome.batch.indices, "BatchError", outcome.detail, transient=True)
-            self._stop_if_futile(outcome)
-            if not outcome.is_transient:
-                self._suspect(outcome.batch)
-
-    def _suspect(self, batch: Batch) -> None:
-        """Count that one of a batch's chunks may be what makes whole batches fail."""
-        for index in batch.indices:
-            self._suspects[index] = self._suspects.get(index, 0) + 1
-
-    def _stop_if_futile(self, outcome: Outcome) -> None:
-        """Stop if several batches ended with a final error and none has worked."""
-        if self._final_errors is None or not outcome.is_final:
-            return
-        self._final_errors += 1
-        if self._final_errors >= FUTILE_BATCHES:
-            self.stopped = (
-                f"{self._final_errors} batches failed before their first chunk, and none has "
-                f"worked: {outcome.detail}"
-            )
-
-    def _has_failure(self, batch: Batch) -> bool:
-        """Whether the worker recorded a failure (e.g. of a chunk that hung) before it ended."""
-        return retry_until_available(partial(self.ledger.of_batch, batch.name)).failures.height > 0
-
-    def _blame(self, outcome: Outcome) -> None:
-        [chunk] = self.plan.chunks(outcome.batch.indices)
-        message = (
-            f"the worker died while this chunk, of {format_size(chunk.decoded_bytes)} decoded, was "
-            f"the only one in flight: {outcome.detail}. If it ran out of memory, plan again "
-            f"(--replan) with a chunks.target below {format_size(self.job.chunks.target)}"
-        )
-        self._record(outcome.batch.indices, "WorkerKilledError", message, transient=False)
-
-    def _record(self, indices: Iterable[int], error: str, message: str, *, transient: bool) -> None:
-        failures = [
-            Failure(
-                chunk=chunk.id,
-                index=chunk.index,
-                batch=self._prefixes[0],
-                attempt=uuid.uuid4().hex,
-                worker="driver",
-                at=time.time(),
-                error=error,
-                message=message[:MESSAGE_CHARACTERS],
-                transient=transient,
-                trace="",
-            )
-            for chunk in self.plan.chunks(indices)
-        ]
-        # In several segments: readers limit the size of one.
-        for start in range(0, len(failures), SEGMENT_FAILURES):
-            segment = f"driver-{uuid.uuid4().hex}"
-            part = failures[start : start + SEGMENT_FAILURES]
-            retry_until_available(partial(self.ledger.write_segment, segment, part))
+            indices = outcome.batch.indices
+            self.failures.record(indices, "BatchError", outcome.detail, transient=True)
+            self.stopped = self.stopped or self.suspects.futile_reason()
 
     def _count(self, progress: Progress) -> None:
         self._counted_at = time.monotonic()

@@ -17,9 +17,9 @@ from pipeline.runs.driver.commit import (
     files_of,
     vanished_duplicates,
 )
-from pipeline.runs.driver.map_stage import OutputFacts
 from pipeline.runs.driver.quarantine import left_out_of
 from pipeline.runs.driver.reduce_stage import drop_partials, reduced_of
+from pipeline.runs.driver.result_types import OutputFacts
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import PARTIAL, Progress, RunRecord
 from pipeline.runs.worker.null_types import agreed_types, odd_attempts

@@ -18,8 +18,9 @@ from pipeline.config.units import resolve_limit
 from pipeline.errors import JobError, TransientStorageError
 from pipeline.runs.driver import map_stage
 from pipeline.runs.driver.executor import Kind, Outcome
-from pipeline.runs.driver.map_stage import FUTILE_BATCHES, MapStage
+from pipeline.runs.driver.map_stage import MapStage
 from pipeline.runs.driver.summary import MapProgress
+from pipeline.runs.driver.suspects import FUTILE_BATCHES
 from pipeline.runs.ledger.records import Completion, Failure, Progress
 from pipeline.runs.worker.batch import Batch, BatchResult
 from tests.support.memory_storage import MemoryBackend
@@ -259,7 +260,7 @@ def test_a_batch_that_ends_badly_once_is_mapped_again(kind: Kind) -> None:
     assert work.rounds == 2
     assert set(engine.times().values()) == {2}
     assert len(names) == len(engine.batches), "names are never used twice"
-    assert any("on purpose" in detail for detail in work.details)
+    assert any("on purpose" in detail for detail in work.suspects.errors)
 
 
 @pytest.mark.parametrize("kind", ["error", "lost", "cancelled", "killed"])

@@ -1,0 +1,64 @@
+"""Agree on the types of result columns that are all null in some chunks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from pipeline.runs.ledger.records import Progress
+from pipeline.runs.worker.null_types import MOST_TEXT, agreed_types, odd_attempts
+from pipeline.storage.outages import retry_until_available
+from pipeline.table.column_types import has_nulls
+from pipeline.table.columns import Columns
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFacts:
+    """Facts about the output that a map stage needs."""
+
+    types: Callable[[], Columns] = dict
+    """Returns the types of the output's columns, for columns that are all null in a chunk."""
+    published: Callable[[], Collection[str]] = tuple
+    """Returns the ids of the run's published chunks, which are not mapped again."""
+
+
+@dataclass(slots=True)
+class ResultTypes:
+    """Types of a run's result columns: those of the output, and those that chunks agree on."""
+
+    facts: OutputFacts
+    _of_output: Columns = field(default_factory=dict)
+    _agreed: Columns = field(default_factory=dict)
+    """Types of the columns that are all null in some chunks."""
+
+    def load(self, progress: Progress) -> None:
+        """Read the output's types, and compare the chunks that are done."""
+        self._of_output = retry_until_available(self.facts.types)
+        self.update(progress)
+
+    def update(self, progress: Progress) -> None:
+        """Compare the chunks that are done."""
+        self._agreed = agreed_types(progress, self._of_output)
+
+    def to_text(self) -> str:
+        """Return the types that go with each batch, as JSON; empty if there are none."""
+        typed = {name: kind for name, kind in self._of_output.items() if not has_nulls(kind)}
+        text = json.dumps(typed | self._agreed)
+        if len(text) > MOST_TEXT:
+            text = json.dumps(self._agreed)
+        return text if self._agreed or typed else ""
+
+    def odd_attempts(self, progress: Progress) -> pl.DataFrame:
+        """Select completions whose all-null columns have a type in other chunks.
+
+        Not those of published chunks, whose files stay as they are.
+        """
+        self.update(progress)
+        odd = odd_attempts(progress, self._agreed)
+        if odd.is_empty():
+            return odd
+        published = retry_until_available(self.facts.published)
+        return odd.filter(~pl.col("chunk").is_in(list(published)))
