@@ -28,7 +28,11 @@ from benchmarks.simulation.costs import BatchCost, Costs
 from benchmarks.simulation.parameters import Parameters
 from pipeline.flows.executor import COUNT_SECONDS
 from pipeline.runs.driver.batching import SHARED_SECONDS, Batcher
-from pipeline.runs.driver.map_stage import COMPACT_SECONDS, COMPACT_SEGMENTS, COUNT_PAUSE_FACTOR
+from pipeline.runs.driver.ledger_counter import (
+    COMPACT_SECONDS,
+    COMPACT_SEGMENTS,
+    COUNT_PAUSE_FACTOR,
+)
 from pipeline.runs.worker.batch import Batch
 from pipeline.storage.s3_objects import PAGE
 

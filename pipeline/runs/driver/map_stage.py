@@ -20,30 +20,21 @@ from pipeline.runs.driver.batching import Batcher, Throughput
 from pipeline.runs.driver.driver_failures import DriverFailures
 from pipeline.runs.driver.executor import Executor, Outcome
 from pipeline.runs.driver.in_flight import InFlightBatches
+from pipeline.runs.driver.ledger_counter import LedgerCounter
 from pipeline.runs.driver.result_types import OutputFacts, ResultTypes
 from pipeline.runs.driver.summary import MapProgress
 from pipeline.runs.driver.suspects import Suspects
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress
 from pipeline.runs.worker.batch import Batch
-from pipeline.storage.outages import best_effort, retry_until_available
+from pipeline.storage.outages import retry_until_available
 
 PAUSE_SECONDS = 2.0
 """Seconds before the second round; doubled for each further round, with jitter."""
-COUNT_SECONDS = 2.0
-"""Minimum seconds between two counts of what is stored, while batches are in flight."""
-COUNT_PAUSE_FACTOR = 1
-"""Minimum pause after a count, as a multiple of the count's duration; 1 leaves half of the driver's
-time for batches. Simulated, a million chunks on 1,000 workers take 55 minutes without a pause, 58
-with this one, and 74 with 4 (more accumulates between counts)."""
 HAND_BACKS = 20
 """Maximum number of times that a batch is resubmitted in one round because its worker shut down."""
 RETYPE_PASSES = 2
 """Maximum number of times that chunks are mapped again for a column's type; one is usual."""
-COMPACT_SECONDS = 60.0
-"""Seconds between two compactions of the ledger's segments."""
-COMPACT_SEGMENTS = 200
-"""Minimum number of segments worth compacting: fewer are read within a second."""
 
 
 @dataclass(slots=True)
@@ -75,19 +66,16 @@ class MapStage:
     suspects: Suspects = field(default_factory=Suspects)
     failures: DriverFailures = field(init=False)
     _types: ResultTypes = field(init=False)
-    _totals: dict[str, int] = field(default_factory=dict)
+    _counter: LedgerCounter = field(init=False)
     _failed_before: int = 0
     _wanted: set[int] | None = None
     _handed_back: dict[str, int] = field(default_factory=dict)
     """Number of times that a batch came back because its worker shut down."""
-    _counted_at: float = 0.0
-    _count_seconds: float = 0.0
-    """Duration of the last count."""
-    _compacted_at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.failures = DriverFailures(self.ledger, self.plan)
         self._types = ResultTypes(self.output)
+        self._counter = LedgerCounter(self.ledger, self.on_count)
 
     def run(self) -> Progress:
         """Map until no chunk is left, the rounds are used up, or only final failures remain."""
@@ -98,7 +86,7 @@ class MapStage:
         self._wanted = None if self.only is None else set(self.only)
         if self.only_failed:
             self._wanted = failed if self._wanted is None else failed & self._wanted
-        self._count(progress)
+        self._counter.count(progress)
         if self._left(progress):
             self._types.load(progress)
         progress = self._run_rounds(progress)
@@ -108,7 +96,7 @@ class MapStage:
             progress = self._run_rounds(retry_until_available(self.ledger.read))
         if self._record_lost(progress):
             progress = retry_until_available(self.ledger.read)
-            self._count(progress)
+            self._counter.count(progress)
         self._report()
         return progress
 
@@ -124,7 +112,7 @@ class MapStage:
             self.rounds += 1
             self._run_round(left)
             progress = retry_until_available(self.ledger.read)
-            self._count(progress)
+            self._counter.count(progress)
             self._types.update(progress)
         return progress
 
@@ -224,9 +212,9 @@ class MapStage:
                     self._resubmit(outcome.batch, in_flight)
             if not more:
                 in_flight.resubmit_stragglers(self.limits.seconds)
-            self._count_if_due(in_flight)
+            self._counter.count_if_due(in_flight)
             self._report()
-            self._compact_if_due()
+            self._counter.compact_if_due()
             if self.stopped or self._too_many_failures():
                 return
 
@@ -245,33 +233,10 @@ class MapStage:
         limit = self.job.max_failures
         if limit is None:
             return False
-        failed = self._totals["failed"] - self._failed_before
+        failed = self._counter.totals["failed"] - self._failed_before
         if failed > resolve_limit(limit, len(self.plan)):
             self.stopped = f"{failed:,} chunks failed, and max_failures is {limit}"
         return bool(self.stopped)
-
-    def _compact_if_due(self) -> None:
-        if time.monotonic() - self._compacted_at < COMPACT_SECONDS:
-            return
-        self._compacted_at = time.monotonic()
-        if self.ledger.uncompacted > COMPACT_SEGMENTS:
-            with best_effort():
-                self.ledger.compact()
-
-    def _count_if_due(self, in_flight: InFlightBatches) -> None:
-        """Count what is stored: batches store their chunks long before they end.
-
-        What others store meanwhile (another driver, a worker counted as lost) is counted at the
-        end of the round.
-        """
-        # With 1,000 workers a count takes most of a minute; leave time for batches.
-        pause = max(COUNT_SECONDS, COUNT_PAUSE_FACTOR * self._count_seconds)
-        clock = time.monotonic()
-        if clock - self._counted_at >= pause:
-            with best_effort():
-                self._count(self.ledger.read(in_flight.first_name))
-                in_flight.mark_read()
-                self._count_seconds = time.monotonic() - clock
 
     def _handle(self, outcome: Outcome) -> None:
         result = outcome.result
@@ -279,7 +244,7 @@ class MapStage:
             self.suspects.clear_final_errors()
             self.pace.add(result.done + result.failed, result.decoded_bytes, result.seconds)
             if result.failed and self.job.max_failures is not None:
-                self._counted_at = 0.0  # Count now, to check the limit.
+                self._counter.count_soon()  # Count now, to check the limit.
             return
         self.suspects.add(outcome)
         if outcome.kind == "error":
@@ -287,15 +252,6 @@ class MapStage:
             indices = outcome.batch.indices
             self.failures.record(indices, "BatchError", outcome.detail, transient=True)
             self.stopped = self.stopped or self.suspects.futile_reason()
-
-    def _count(self, progress: Progress) -> None:
-        self._counted_at = time.monotonic()
-        self.on_count(progress)
-        done = progress.completions
-        self._totals = {
-            name: int(done[name].sum()) for name in ("rows_in", "rows_out", "bytes_in", "bytes_out")
-        }
-        self._totals |= {"done": done.height, "failed": progress.failed().height}
 
     def _report(self) -> None:
         self.listen(
@@ -305,6 +261,6 @@ class MapStage:
                 batches=self.batches,
                 seconds=time.time() - self.started,
                 resumed=self.resumed,
-                **self._totals,
+                **self._counter.totals,
             )
         )

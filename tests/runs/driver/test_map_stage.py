@@ -16,7 +16,7 @@ from partitioning import ObjectInfo
 from pipeline.config.sections import BatchSettings
 from pipeline.config.units import resolve_limit
 from pipeline.errors import JobError, TransientStorageError
-from pipeline.runs.driver import map_stage
+from pipeline.runs.driver import ledger_counter, map_stage
 from pipeline.runs.driver.executor import Kind, Outcome
 from pipeline.runs.driver.map_stage import MapStage
 from pipeline.runs.driver.summary import MapProgress
@@ -161,8 +161,8 @@ class InOrder(Scripted):
 def test_looks_list_only_what_is_under_way_and_see_everything(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(map_stage, "COUNT_SECONDS", 0.0)
-    monkeypatch.setattr(map_stage, "COUNT_PAUSE_FACTOR", 0)
+    monkeypatch.setattr(ledger_counter, "COUNT_SECONDS", 0.0)
+    monkeypatch.setattr(ledger_counter, "COUNT_PAUSE_FACTOR", 0)
     backend = Listing()
     run = run_of(backend.storage(), PLAN)
     seen: list[int] = []
@@ -173,7 +173,7 @@ def test_looks_list_only_what_is_under_way_and_see_everything(
         seen.append(there)
 
     driver = mapper(run, InOrder(run), {"max_chunks": 2})
-    driver.on_count = saw
+    driver._counter.on_count = saw
     driver.run()
     assert len(set(seen)) > 5
     begun = [name for name in backend.begun if name]

@@ -137,9 +137,12 @@ def test_a_driver_that_dies_on_the_way_is_resumed(
     def die(*args: Any, **more: Any) -> None:
         raise SystemError("killed")
 
-    at = {"before": "rounds.MapStage._type_nulls", "after": "driving.NoOrchestrator.publish"}[when]
+    at = {
+        "before": "map_stage.MapStage._retype_nulls",
+        "after": "orchestrator.NoOrchestrator.publish",
+    }[when]
     with monkeypatch.context() as patched:
-        patched.setattr(f"pipeline.{at}", die)
+        patched.setattr(f"pipeline.runs.driver.{places[when]}", die)
         with pytest.raises(SystemError):
             small.run(job)
     summary = small.run(job)
@@ -206,7 +209,9 @@ def test_a_reduce_brings_together_what_has_a_type(small: Small, most: int) -> No
     assert small.rows().to_dicts() == [{"k": 1, "note": 4.0}]
 
 
-@pytest.mark.parametrize("at", ["rounds.MapStage._type_nulls", "driving.NoOrchestrator.reduce"])
+@pytest.mark.parametrize(
+    "at", ["map_stage.MapStage._retype_nulls", "orchestrator.NoOrchestrator.reduce"]
+)
 def test_a_reduce_that_dies_on_the_way_is_resumed(
     small: Small, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -220,7 +225,7 @@ def test_a_reduce_that_dies_on_the_way_is_resumed(
         raise SystemError("killed")
 
     with monkeypatch.context() as patched:
-        patched.setattr(f"pipeline.{at}", die)
+        patched.setattr(f"pipeline.runs.driver.{at}", die)
         with pytest.raises(SystemError):
             run_serially(job, settings, small.storage, ResumeOptions())
     run_serially(job, settings, small.storage, ResumeOptions())
@@ -256,8 +261,8 @@ def test_windows_of_a_run_have_one_schema(
     """Also where each is published as soon as it is done."""
     if eager:
         monkeypatch.setattr("pipeline.runs.backfill.run.PUBLISH_SECONDS", 0.0)
-        monkeypatch.setattr("pipeline.runs.driver.map_stage.COUNT_SECONDS", 0.0)
-        monkeypatch.setattr("pipeline.runs.driver.map_stage.COUNT_PAUSE_FACTOR", 0)
+        monkeypatch.setattr("pipeline.runs.driver.ledger_counter.COUNT_SECONDS", 0.0)
+        monkeypatch.setattr("pipeline.runs.driver.ledger_counter.COUNT_PAUSE_FACTOR", 0)
         with (world.root / "conf" / "base.yaml").open("a") as file:
             file.write("batches: {max_chunks: 1}\n")
     world.run(world.job("noted"), windows_per_run=3)
