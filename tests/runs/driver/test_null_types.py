@@ -137,10 +137,10 @@ def test_a_driver_that_dies_on_the_way_is_resumed(
     def die(*args: Any, **more: Any) -> None:
         raise SystemError("killed")
 
-    at = {
+    places = {
         "before": "map_stage.MapStage._retype_nulls",
         "after": "orchestrator.NoOrchestrator.publish",
-    }[when]
+    }
     with monkeypatch.context() as patched:
         patched.setattr(f"pipeline.runs.driver.{places[when]}", die)
         with pytest.raises(SystemError):
