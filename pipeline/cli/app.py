@@ -257,7 +257,7 @@ def config(environment: Environment = None, json: Json = False) -> None:
 
 
 app.add_typer(commands.app, name="backfill")
-app.add_typer(bench.bench_app(), name="bench")
+bench.add_bench(app)
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(tls.app, name="tls")
 
