@@ -137,7 +137,10 @@ def test_a_driver_that_dies_on_the_way_is_resumed(
     def die(*args: Any, **more: Any) -> None:
         raise SystemError("killed")
 
-    at = {"before": "rounds.MapStage._type_nulls", "after": "driving.NoOrchestrator.publish"}[when]
+    at = {
+        "before": "runs.driver.map_stage.MapStage._type_nulls",
+        "after": "runs.driver.orchestrator.NoOrchestrator.publish",
+    }[when]
     with monkeypatch.context() as patched:
         patched.setattr(f"pipeline.{at}", die)
         with pytest.raises(SystemError):
@@ -206,7 +209,13 @@ def test_a_reduce_brings_together_what_has_a_type(small: Small, most: int) -> No
     assert small.rows().to_dicts() == [{"k": 1, "note": 4.0}]
 
 
-@pytest.mark.parametrize("at", ["rounds.MapStage._type_nulls", "driving.NoOrchestrator.reduce"])
+@pytest.mark.parametrize(
+    "at",
+    [
+        "runs.driver.map_stage.MapStage._type_nulls",
+        "runs.driver.orchestrator.NoOrchestrator.reduce",
+    ],
+)
 def test_a_reduce_that_dies_on_the_way_is_resumed(
     small: Small, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
