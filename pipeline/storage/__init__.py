@@ -1,7 +1,7 @@
-"""The only door to S3 and local files.
+"""Read, write and stage objects by URI, in S3 and on the local file system.
 
-Everything above this floor names objects by URI and sees only our errors. Retries of what may pass
-happen here, once: the clients' own retries are off.
+Only this package imports S3 clients. Other packages see only chunkmap's errors. Transient errors
+are retried here, by one policy; the clients' own retries are off.
 """
 
 from pipeline.storage.backend import Backend, Blob, StagedObject

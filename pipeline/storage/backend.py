@@ -1,4 +1,4 @@
-"""What the storage door hands out: small frozen records."""
+"""Types of the storage layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.storage.tokens import TokenRule
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """One whole object."""
+    """The content of an object, and its ETag."""
 
     data: bytes
     etag: str
@@ -20,54 +20,54 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class StagedObject:
-    """The token of an output that is written but invisible."""
+    """The token of a staged output, which is written but not visible."""
 
     uri: str
-    """Where the object appears once it is published."""
+    """URI of the object once it is published."""
     upload: str
-    """Multipart upload id, URI of the object to be copied, or path of the temporary file."""
+    """Multipart upload id, URI of the object to copy, or path of the temporary file."""
     parts: tuple[str, ...]
-    """ETags of what was written, in order; of a local file, its one version mark."""
+    """ETags of the written parts, in order; the version mark of a local file."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     attempt: str
     """Unique id of the attempt that wrote it; stored as metadata of the object."""
     created: float = 0.0
-    """Unix seconds; only of what a listing found."""
+    """Time of creation in Unix seconds; set by listings only."""
 
 
 class Backend(Protocol):
-    """What `Storage` needs of one kind of storage. All URIs are of this kind."""
+    """Operations that `Storage` needs of a kind of storage. All URIs are of this kind."""
 
     def objects(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object whose URI starts with the prefix, in any order."""
+        """Yield all objects whose URI starts with the prefix, in any order."""
         ...
 
     def after(self, folder: str, name: str) -> Iterator[ObjectInfo]:
-        """Every object right in a folder whose name there is greater than one, in any order."""
+        """Yield the direct children of a folder whose name is greater than one, in any order."""
         ...
 
     def head(self, uri: str) -> ObjectInfo:
-        """ETag and size. Raises ObjectMissingError."""
+        """Return ETag and size. Raises ObjectMissingError."""
         ...
 
     def get(self, uri: str) -> Blob:
-        """The whole object. Raises ObjectMissingError."""
+        """Read an object. Raises ObjectMissingError."""
         ...
 
     def get_ranges(self, info: ObjectInfo, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
-        """Half-open byte ranges of exactly the version `info` names.
+        """Read half-open byte ranges of exactly the version `info`.
 
         Raises ObjectChangedError, ObjectMissingError.
         """
         ...
 
     def put(self, uri: str, data: bytes) -> None:
-        """Write, whatever is there."""
+        """Write, and overwrite any existing object."""
         ...
 
     def put_new(self, uri: str, data: bytes) -> None:
-        """Write only if nothing is there. Raises AlreadyExistsError."""
+        """Write only if there is no object. Raises AlreadyExistsError."""
         ...
 
     def put_if(self, uri: str, data: bytes, etag: str) -> None:
@@ -75,37 +75,37 @@ class Backend(Protocol):
         ...
 
     def copy(self, source: str, target: str) -> None:
-        """Copy on the server's side."""
+        """Copy an object on the server's side."""
         ...
 
     def delete(self, uri: str) -> None:
-        """Remove; an absent object is no error."""
+        """Delete an object; a missing object is no error."""
         ...
 
     def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> StagedObject:
-        """Write without making visible; `area` is a prefix for temporary files, if it needs any."""
+        """Write without making visible; `area` is the prefix of temporary objects, if needed."""
         ...
 
     def missing(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
-        """Those that can no longer be completed and are not complete by our own hand."""
+        """Return those that have vanished: neither staged nor completed by the same attempt."""
         ...
 
     def complete(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
-        """Make visible. Returns those that have vanished; completing twice changes nothing."""
+        """Make visible; return those that have vanished. Completing twice changes nothing."""
         ...
 
     def abort_days(self, uri: str) -> float | None:
-        """After how many days the storage drops what is staged; None if never, or unknown."""
+        """Return the days after which staged outputs are dropped; None if never, or unknown."""
         ...
 
     def abort(self, staged: Sequence[StagedObject]) -> None:
-        """Drop; what is already gone is no error."""
+        """Drop staged outputs; missing ones are no error."""
         ...
 
     def token_rule(self, output: str, area: str) -> TokenRule:
-        """What the tokens of outputs below a prefix can be that were staged with this area."""
+        """Return the rule for tokens of outputs below a prefix that were staged in this area."""
         ...
 
     def staged_under(self, prefix: str, area: str) -> Iterator[StagedObject]:
-        """What is staged for URIs that start with the prefix (parts and sizes left out)."""
+        """Yield staged outputs whose URI starts with the prefix, without parts and sizes."""
         ...

@@ -1,4 +1,4 @@
-"""Local files: the same promises as S3 on one machine's file system."""
+"""Read and write local files, with the same guarantees as S3 on the file system of one machine."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from typing_extensions import override
+
 from partitioning import ObjectInfo
 from pipeline.errors import (
     AccessDeniedError,
@@ -26,7 +28,7 @@ from pipeline.errors import (
     StateError,
     StorageError,
 )
-from pipeline.storage.backend import Blob, StagedObject
+from pipeline.storage.backend import Backend, Blob, StagedObject
 from pipeline.storage.s3_errors import translating
 from pipeline.storage.tokens import TokenRule
 from pipeline.uris import parse
@@ -38,18 +40,18 @@ def _path(uri: str) -> Path:
     return Path(parse(uri).key)
 
 
-_SCRATCH = ".chunkmap~"
-"""Ends the names of our locks and half-written files, which no listing shows."""
+_SCRATCH_SUFFIX = ".chunkmap~"
+"""Suffix of locks and half-written files, which listings leave out."""
 
 
-def _etag(found: os.stat_result) -> str:
+def _etag(status: os.stat_result) -> str:
     # A rewrite changes the inode or the time; a truncation changes the size.
-    return f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"
+    return f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
 
 
 def _scratch(path: Path, mark: str) -> Path:
-    """A file of ours beside another, on the same file system."""
-    return path.with_name(f".{path.name}.{mark}{_SCRATCH}")
+    """Return the path of a scratch file next to a file, on the same file system."""
+    return path.with_name(f".{path.name}.{mark}{_SCRATCH_SUFFIX}")
 
 
 def _temporary(uri: str, area: str) -> str:
@@ -57,10 +59,10 @@ def _temporary(uri: str, area: str) -> str:
 
 
 def _require_staged(item: StagedObject) -> None:
-    """Raise FileNotFoundError unless what was staged is still there. We stage files, and no links.
+    """Raise FileNotFoundError unless the staged file exists. Links are never staged.
 
     Raises:
-        StateError: see `_refuse_links`.
+        StateError: See `_refuse_links`.
     """
     _refuse_links(item.upload)
     if not stat.S_ISREG(os.lstat(item.upload).st_mode):
@@ -68,10 +70,10 @@ def _require_staged(item: StagedObject) -> None:
 
 
 def _refuse_links(path: str) -> None:
-    """Refuse a path that leads out of a folder of state: nothing of ours is a link there.
+    """Refuse a path that leads out of a folder of state, where chunkmap never makes links.
 
     Raises:
-        StateError: a folder below `<output>.chunkmap/` on the way is a symbolic link.
+        StateError: A folder of the path below `<output>.chunkmap/` is a symbolic link.
     """
     parts = path.split("/")
     state = next((n for n, part in enumerate(parts) if part.endswith(".chunkmap")), len(parts))
@@ -80,49 +82,50 @@ def _refuse_links(path: str) -> None:
         if os.path.islink(folder):
             raise StateError(
                 f"file://{folder}",
-                "it is a symbolic link, and what is deleted there would be deleted elsewhere",
-                hint="find out who made it, and remove the link",
+                "it is a symbolic link, and files deleted in it would be deleted elsewhere",
+                hint="find out what created the link, and remove it",
             )
 
 
-class LocalBackend:
+class LocalBackend(Backend):
     """Files below `file://` URIs."""
 
+    @override
     def objects(self, prefix: str) -> Iterator[ObjectInfo]:
-        """See `Backend.objects`."""
         at = parse(prefix).key
         _refuse_links(at)
         for folder, _, names in os.walk(os.path.dirname(at)):
             for name in names:
                 path = os.path.join(folder, name)
-                if path.startswith(at) and not name.endswith(_SCRATCH):
-                    # What goes away while we look is not there.
+                if path.startswith(at) and not name.endswith(_SCRATCH_SUFFIX):
+                    # A file may be deleted during the listing.
                     with suppress(ObjectMissingError):
                         yield self.head(f"file://{path}")
 
+    @override
     def after(self, folder: str, name: str) -> Iterator[ObjectInfo]:
-        """See `Backend.after`."""
         for info in self.objects(folder):
             rest = info.uri.removeprefix(folder)
             if rest > name and "/" not in rest:
                 yield info
 
+    @override
     def head(self, uri: str) -> ObjectInfo:
-        """See `Backend.head`."""
         with translating("head", uri):
-            found = _path(uri).stat()
-            if stat.S_ISDIR(found.st_mode):
-                raise FileNotFoundError(errno.ENOENT, "a folder is no object", uri)
-        return ObjectInfo(uri, _etag(found), found.st_size)
+            status = _path(uri).stat()
+            if stat.S_ISDIR(status.st_mode):
+                raise FileNotFoundError(errno.ENOENT, "a folder is not an object", uri)
+        return ObjectInfo(uri, _etag(status), status.st_size)
 
+    @override
     def get(self, uri: str) -> Blob:
-        """See `Backend.get`."""
         with translating("get", uri), _path(uri).open("rb") as file:
             etag = _etag(os.fstat(file.fileno()))
             return Blob(file.read(), etag)
 
+    @override
     def get_ranges(self, info: ObjectInfo, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
-        """See `Backend.get_ranges`: the file is held open, so a replacement cannot mix in."""
+        """Keep the file open, so that versions cannot mix."""
         with translating("get", info.uri), _path(info.uri).open("rb") as file:
             data = [memoryview(os.pread(file.fileno(), b - a, a)) for a, b in ranges]
             now = _etag(os.fstat(file.fileno()))
@@ -130,15 +133,16 @@ class LocalBackend:
             raise ObjectChangedError(info.uri, info.etag, now)
         return data
 
+    @override
     def put(self, uri: str, data: bytes) -> None:
-        """See `Backend.put`."""
         with translating("put", uri):
-            os.replace(self._written(uri, data), _path(uri))
+            os.replace(self._write_scratch(uri, data), _path(uri))
 
+    @override
     def put_new(self, uri: str, data: bytes) -> None:
-        """See `Backend.put_new`: a hard link to a whole file fails if the name is taken."""
+        """Hard-link a complete file, which fails if the name exists."""
         with translating("put", uri):
-            temporary = self._written(uri, data)
+            temporary = self._write_scratch(uri, data)
             try:
                 os.link(temporary, _path(uri))
             except FileExistsError as error:
@@ -146,33 +150,34 @@ class LocalBackend:
             finally:
                 temporary.unlink()
 
+    @override
     def put_if(self, uri: str, data: bytes, etag: str) -> None:
-        """See `Backend.put_if`: compare and rename under a lock that all our processes take."""
-        with self._locked(uri):
+        """Compare and rename under a lock between processes."""
+        with self._lock(uri):
             if self.head(uri).etag != etag:
                 raise PreconditionFailedError(uri)
             self.put(uri, data)
 
     @contextmanager
-    def _locked(self, uri: str) -> Iterator[None]:
+    def _lock(self, uri: str) -> Iterator[None]:
         path = _path(uri)
         with translating("lock", uri), _scratch(path, "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _written(self, uri: str, data: bytes | memoryview) -> Path:
+    def _write_scratch(self, uri: str, data: bytes | memoryview) -> Path:
         path = _path(uri)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _scratch(path, uuid.uuid4().hex)
         temporary.write_bytes(data)
-        # The kernel's own time stamps are some milliseconds coarse, and inodes are used again: a
-        # file replaced twice in a row could carry the version mark of the first one.
+        # The kernel's time stamps have a resolution of milliseconds, and inodes are reused: a file
+        # that is replaced twice in a row could have the version mark of the first version.
         now = time.time_ns()
         os.utime(temporary, ns=(now, now))
         return temporary
 
+    @override
     def copy(self, source: str, target: str) -> None:
-        """See `Backend.copy`."""
         with translating("copy", source):
             path = _path(target)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,14 +185,15 @@ class LocalBackend:
             shutil.copyfile(_path(source), temporary)
             os.replace(temporary, path)
 
+    @override
     def delete(self, uri: str) -> None:
-        """See `Backend.delete`."""
         _refuse_links(parse(uri).key)
         with translating("delete", uri):
             _path(uri).unlink(missing_ok=True)
 
+    @override
     def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> StagedObject:
-        """See `Backend.stage`: a temporary file, on the output's own file system."""
+        """Write a temporary file, on the file system of the output."""
         temporary = Path(f"{_temporary(uri, area)}.{attempt}")
         with translating("stage", uri):
             temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -195,34 +201,34 @@ class LocalBackend:
             etag = _etag(temporary.stat())
         return StagedObject(uri, str(temporary), (etag,), len(data), attempt)
 
+    @override
     def missing(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
-        """See `Backend.missing`."""
-        return self._gone(self._look, staged)
+        return self._find_vanished(self._check, staged)
 
+    @override
     def complete(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
-        """See `Backend.complete`."""
-        return self._gone(self._show, staged)
+        return self._find_vanished(self._complete, staged)
 
-    def _look(self, item: StagedObject) -> None:
+    def _check(self, item: StagedObject) -> None:
         with translating("stat", item.uri):
             _require_staged(item)
 
-    def _show(self, item: StagedObject) -> None:
+    def _complete(self, item: StagedObject) -> None:
         with translating("rename", item.uri):
             _require_staged(item)
             path = _path(item.uri)
             path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(item.upload, path)
 
-    def _gone(
+    def _find_vanished(
         self, act: Callable[[StagedObject], None], staged: Sequence[StagedObject]
     ) -> list[StagedObject]:
-        """Do something with what is staged; those that are neither staged nor visible.
+        """Call a function for all items; return those that are neither staged nor visible.
 
-        A path that the file system refuses is one of them; a missing right or a full disk is
-        raised, once each of the others has been dealt with.
+        Paths that the file system refuses are included. A missing permission or a full disk is
+        raised after all items have been processed.
         """
-        gone, errors = [], []
+        vanished, errors = [], []
         for item in staged:
             try:
                 act(item)
@@ -231,12 +237,12 @@ class LocalBackend:
                     continue
                 if not isinstance(error, ObjectMissingError):
                     log.warning("a staged output can never be published: %s", error)
-                gone.append(item)
+                vanished.append(item)
             except StorageError as error:
                 errors.append(error)
         if errors:
             raise min(errors, key=lambda error: not isinstance(error, AccessDeniedError))
-        return gone
+        return vanished
 
     def _is_ours(self, item: StagedObject) -> bool:
         # Renaming changes neither the inode nor the time.
@@ -245,23 +251,25 @@ class LocalBackend:
         except (ObjectMissingError, ObjectRefusedError, InvalidUriError):
             return False
 
+    @override
     def abort_days(self, uri: str) -> float | None:
-        """See `Backend.abort_days`: nobody drops our files."""
+        """Return None: files are never dropped."""
         return None
 
+    @override
     def abort(self, staged: Sequence[StagedObject]) -> None:
-        """See `Backend.abort`."""
         for item in staged:
             _refuse_links(item.upload)
             with suppress(ObjectMissingError, ObjectRefusedError), translating("delete", item.uri):
                 os.unlink(item.upload)
 
+    @override
     def token_rule(self, output: str, area: str) -> TokenRule:
-        """See `Backend.token_rule`: paths of temporary files."""
+        """Allow paths of temporary files."""
         return TokenRule(output, _temporary(output, area) + "/", None)
 
+    @override
     def staged_under(self, prefix: str, area: str) -> Iterator[StagedObject]:
-        """See `Backend.staged_under`."""
         at, root = parse(prefix).key, str(_path(area))
         _refuse_links(root + "/")
         for folder, _, names in os.walk(root):

@@ -1,7 +1,7 @@
-"""Read small tables in transforms: in a run, each in the version that the run was planned with.
+"""Read small tables in transforms, each in the version with which the run was planned.
 
-Planning tries the transform on no rows, and notes what it reads. The versions become part of the
-run, so all chunks of a run see the same tables, whichever worker maps them and whenever.
+Planning runs the transform on no rows, and records the tables that it reads. Their versions become
+part of the run, so that all its chunks see the same tables.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     import polars as pl
 
 MAX_TABLES = 32
-"""Tables that a process keeps in memory: those that were read last."""
+"""Number of tables that a process caches, the most recently used."""
 
 
 class TableChangedError(ObjectChangedError):
-    """A table is no longer the version that the run was planned with.
+    """A table is not the version with which the run was planned.
 
     Attributes:
-        table: Its URI, as the transform names it.
+        table: URI of the table, as the transform names it.
     """
 
     def __init__(self, table: str, uri: str, planned: str, found: str | None) -> None:
         super().__init__(
-            uri, planned, found, hint="plan again with the new table: run the job with --replan"
+            uri, planned, found, hint="make a new plan with it: run the job with --replan"
         )
         self.table = table
         self.message = (
@@ -55,123 +55,123 @@ class TableChangedError(ObjectChangedError):
 
 
 class Tables:
-    """The tables that one run's transform may read, each in one version.
+    """The tables that the transform of a run may read, each in one version.
 
-    `versions` is the table versions by URI. `used()` makes them the ones that `read_table` reads.
+    Within `used()`, `read_table` reads these versions.
     """
 
     def __init__(self, known: Iterable[TableVersion] | None = (), *, is_open: bool = False) -> None:
-        """Take over what a run has stored, or begin to note what a transform reads.
+        """Create it with the versions of a run, or record the tables that a transform reads.
 
         Args:
-            known: The versions; None for a run that has stored none, since chunkmap did not yet:
-                it reads what is there.
-            is_open: Take in further tables as they are read, in the version of that moment.
+            known: The versions; None for an old run without stored versions, which reads the
+                present ones.
+            is_open: Add tables as they are read, in their present version.
         """
-        self._known = None if known is None else {one.uri: one for one in known}
+        self._known = None if known is None else {version.uri: version for version in known}
         self._is_open = is_open
         self._lock = Lock()
         self.problem: ChunkmapError | None = None
-        """Why the last table that was asked for cannot be read."""
+        """Error of the last table that could not be read."""
 
     @property
     def versions(self) -> tuple[TableVersion, ...]:
-        """What is known, ordered by URI."""
-        return tuple(one for _, one in sorted((self._known or {}).items()))
+        """The versions, ordered by URI."""
+        return tuple(version for _, version in sorted((self._known or {}).items()))
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Have `read_table` read these versions in the block, and in threads that it waits for."""
-        token = _own.set(self)
+        """Make `read_table` read these versions in the block, and in threads that it waits for."""
+        token = _current.set(self)
         with _active_lock:
             _active.append(self)
         try:
             yield
         finally:
-            _own.reset(token)
+            _current.reset(token)
             with _active_lock:
                 _active.remove(self)
 
     def version(self, uri: str) -> TableVersion:
-        """The version of a table to read.
+        """Return the version of a table to read.
 
         Raises:
-            JobError: the run was planned without this table.
-            ObjectMissingError: there is no such table.
+            JobError: The run was planned without this table.
+            ObjectMissingError: There is no such table.
         """
         uri = parse(uri).uri
         if self._known is None:
             return resolve_table(uri)
         with self._lock:
-            found = self._known.get(uri)
-            if found is None:
+            version = self._known.get(uri)
+            if version is None:
                 try:
-                    found = self._add(uri)
+                    version = self._add(uri)
                 except ChunkmapError as error:
                     self.problem = error
                     raise
-            return found
+            return version
 
     def _add(self, uri: str) -> TableVersion:
         if not self._is_open:
             raise JobError(
-                f"the transform reads table {uri}, which it did not read when it was tried on no "
-                "rows, so the run does not say which version: name the table in the job, "
-                f"`tables: [{uri}]`",
+                f"the transform reads table {uri}, which planning did not find because the "
+                "transform did not read it on no rows",
+                hint=f"name the table in the job: `tables: [{uri}]`",
             )
-        assert self._known is not None, "only what notes versions is open"
+        assert self._known is not None, "without versions it is never open"
         self._known[uri] = resolve_table(uri)
         return self._known[uri]
 
 
-_own: ContextVar[Tables | None] = ContextVar("tables", default=None)
+_current: ContextVar[Tables | None] = ContextVar("tables", default=None)
 _active: list[Tables] = []
-"""Those in use in any thread of this process: a function that Polars calls for a column runs in a
-thread of Polars', which has no context of ours."""
+"""Tables in use in any thread of this process: Polars calls Python functions on columns in its own
+threads, which lack the context variable."""
 _active_lock = Lock()
 
 
 def read_table(uri: str) -> pl.DataFrame:
-    """A small table: one Parquet object, or every one below a prefix.
+    """Read a small table: a Parquet object, or all Parquet objects below a prefix.
 
-    For joins in transforms. A run reads the version that it was planned with, and a process reads
-    each version once. The frame is shared: do not change it in place.
+    It is meant for joins in transforms. A run reads the version with which it was planned, and a
+    process reads each version once. The frame is shared: do not change it in place.
 
     Args:
         uri: An object (`….parquet`) or a prefix, on S3 or local.
 
     Raises:
-        TableChangedError: the table was replaced after the run was planned.
-        ObjectMissingError: there is no such table.
-        JobError: the run was planned without this table; name it in the job's `tables`.
+        TableChangedError: The table was replaced after the run was planned.
+        ObjectMissingError: There is no such table.
+        JobError: The run was planned without this table; name it in the job's `tables`.
     """
     return _read(_version(uri))
 
 
 def resolve_table(uri: str) -> TableVersion:
-    """The version of a table that is there now. Raises ObjectMissingError if there is none."""
+    """Return the present version of a table. Raises ObjectMissingError if there is none."""
     storage, uri = own_storage(), parse(uri).uri
     if uri.endswith(".parquet"):
         return TableVersion(uri=uri, objects=(_object(storage.head(uri)),))
-    found = [info for info in storage.objects(uri) if info.uri.endswith(".parquet")]
-    if not found:
+    infos = [info for info in storage.objects(uri) if info.uri.endswith(".parquet")]
+    if not infos:
         raise ObjectMissingError(uri)
-    return TableVersion(uri=uri, objects=tuple(sorted(map(_object, found), key=lambda o: o.uri)))
+    return TableVersion(uri=uri, objects=tuple(sorted(map(_object, infos), key=lambda o: o.uri)))
 
 
 def changed_tables(versions: Iterable[TableVersion]) -> frozenset[TableVersion]:
-    """Those of some table versions that are not there any more."""
-    now: dict[str, TableVersion | None] = {}
-    given = frozenset(versions)
-    for uri in {version.uri for version in given}:
-        now[uri] = None
+    """Return the table versions that are no longer present."""
+    versions = frozenset(versions)
+    present: dict[str, TableVersion | None] = {}
+    for uri in {version.uri for version in versions}:
+        present[uri] = None
         with suppress(ObjectMissingError):
-            now[uri] = resolve_table(uri)
-    return frozenset(version for version in given if now[version.uri] != version)
+            present[uri] = resolve_table(uri)
+    return frozenset(version for version in versions if present[version.uri] != version)
 
 
 def replaced_tables(versions: Iterable[TableVersion]) -> str:
-    """URIs of the tables that are not there any more in these versions, for a message."""
+    """Return the URIs of tables that are no longer present in these versions, for a message."""
     return ", ".join(sorted(version.uri for version in changed_tables(versions)))
 
 
@@ -180,9 +180,9 @@ def _object(info: ObjectInfo) -> TableObject:
 
 
 def _version(uri: str) -> TableVersion:
-    own = _own.get()
-    if own is not None:
-        return own.version(uri)
+    tables = _current.get()
+    if tables is not None:
+        return tables.version(uri)
     with _active_lock:
         users = list(dict.fromkeys(_active))
     if not users:
@@ -191,8 +191,9 @@ def _version(uri: str) -> TableVersion:
     if len(versions) > 1:
         raise StateError(
             uri,
-            "several runs in this process read it in different versions, and a function that "
-            "Polars calls cannot tell which run it is of: read the table at the transform's top",
+            "several runs in this process read it in different versions, and in a function that "
+            "Polars calls the run is unknown",
+            hint="read the table in the transform itself, before it builds the query",
         )
     return versions.pop()
 

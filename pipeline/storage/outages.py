@@ -1,4 +1,4 @@
-"""Waiting while storage is away: a request gives up within seconds, a driver has hours to lose."""
+"""Wait for unavailable storage: a request fails within seconds, a driver can wait longer."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pipeline.errors import is_transient
 T = TypeVar("T")
 
 OUTAGE_SECONDS = 300.0
-"""How long a driver waits for storage that does not answer, before it gives up; what is done is
-kept then, and the same command goes on."""
+"""Seconds that a driver waits for unavailable storage before it gives up. The same command resumes
+the run."""
 
 log = logging.getLogger(__name__)
 
 
 def retry_until_available(call: Callable[[], T]) -> T:
-    """Do something that may be done again, until it works or an error says that it will not."""
+    """Call an idempotent function; retry transient storage errors for up to OUTAGE_SECONDS."""
     for attempt in stamina.retry_context(
         on=is_transient,
         attempts=None,
@@ -36,10 +36,10 @@ def retry_until_available(call: Callable[[], T]) -> T:
 
 @contextmanager
 def best_effort() -> Iterator[None]:
-    """Around what is nice to have: where storage is away for now, it is left out."""
+    """Suppress and log transient storage errors in the block; for optional writes."""
     try:
         yield
     except Exception as error:
         if not is_transient(error):
             raise
-        log.warning("left out for now: %s", error)
+        log.warning("skipped an optional write: %s", error)

@@ -1,7 +1,7 @@
-"""Try whether a service honours conditions on writes, which every publish depends on.
+"""Probe whether a service honours conditions on writes, on which every publish depends.
 
-Two drivers that publish to one output are kept apart by If-None-Match and If-Match alone. A service
-that ignores them answers 200 to both, and one driver's files end up in no manifest.
+Only If-None-Match and If-Match keep apart two drivers that publish to one output. A service that
+ignores them returns 200 to both, and one driver's files end up in no manifest.
 """
 
 from __future__ import annotations
@@ -24,30 +24,31 @@ from pipeline.storage.s3_objects import S3Objects
 from pipeline.storage.storage import Storage
 from pipeline.uris import join, parse, state_prefix
 
-NOTE = "probe.json"
-"""Name of the object in an output's state that says which service passed."""
-MOST_SERVICES = 20
-"""Addresses that a note holds: one store may be known by several."""
+PROBE_FILE = "probe.json"
+"""Name of the object in an output's state that lists the services that passed."""
+MAX_SERVICES = 20
+"""Maximum number of addresses in that object: one service may have several."""
 
 
 def require_conditional_writes(storage: Storage, output: str) -> None:
-    """Make sure, once per output and service, that conditional writes to an output work.
+    """Check, once per output and service, that conditional writes to an output work.
 
-    With `s3.conditional_writes: single-writer` nothing is tried.
+    With `s3.conditional_writes: single-writer` it does nothing.
 
     Args:
-        storage: Where.
+        storage: Storage of the output.
         output: URI of the output prefix.
 
     Raises:
-        UsageError: they do not work.
+        UsageError: They do not work.
     """
     backend = storage.backend(output)
     if not isinstance(backend, S3Objects) or not backend.conditional:
         return
     state, service = state_prefix(parse(output).uri), backend.service
-    note = storage.get_or_none(join(state, NOTE))
-    if note is not None and service in _passed(note.data):
+    record = storage.get_or_none(join(state, PROBE_FILE))
+    passed = [] if record is None else _read_passed(record.data)
+    if service in passed:
         return
     problem = find_condition_problem(storage, join(state, "probe"))
     if problem is not None:
@@ -57,28 +58,28 @@ def require_conditional_writes(storage: Storage, output: str) -> None:
             hint="use a service with conditional writes; or, if only one driver at a time ever "
             "works on this output, set s3.conditional_writes to single-writer (docs/cluster.md)",
         )
-    passed = [*(_passed(note.data) if note else []), service][-MOST_SERVICES:]
-    storage.put(join(state, NOTE), json.dumps({"version": 1, "passed": passed}).encode())
+    passed = [*passed, service][-MAX_SERVICES:]
+    storage.put(join(state, PROBE_FILE), json.dumps({"version": 1, "passed": passed}).encode())
 
 
-def _passed(data: bytes) -> list[str]:
-    """Services that passed, as a note says; none if it says nothing that we understand."""
+def _read_passed(data: bytes) -> list[str]:
+    """Return the services that passed; none if the data cannot be parsed."""
     try:
         passed = json.loads(data)["passed"]
     except (ValueError, KeyError, TypeError):
         return []
-    return [str(one) for one in passed] if isinstance(passed, list) else []
+    return [str(service) for service in passed] if isinstance(passed, list) else []
 
 
 def find_condition_problem(storage: Storage, folder: str) -> str | None:
-    """Write to a scratch object under conditions that do and do not hold.
+    """Write to a scratch object under true and false conditions.
 
     Args:
-        storage: Where.
-        folder: URI of a folder for the scratch object, which is removed if that is allowed.
+        storage: Storage of the folder.
+        folder: URI of a folder for the scratch object, which is deleted if that is allowed.
 
     Returns:
-        What the service does wrong, or None.
+        The misbehaviour of the service, or None.
     """
     scratch = join(folder, uuid.uuid4().hex)
     try:
@@ -102,10 +103,10 @@ def _find_problem(storage: Storage, scratch: str) -> str | None:
         pass
     else:
         return "ignores If-None-Match"
-    before = storage.head(scratch).etag
-    storage.put_if(scratch, b"third", before)
+    etag = storage.head(scratch).etag
+    storage.put_if(scratch, b"third", etag)
     try:
-        storage.put_if(scratch, b"fourth, which must be refused", before)
+        storage.put_if(scratch, b"fourth, which must be refused", etag)
     except PreconditionFailedError:
         return None
     return "ignores If-Match"

@@ -1,4 +1,4 @@
-"""How long errors that may pass are tried again: one policy for every request."""
+"""Define the retry policy for transient errors of all requests."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from pipeline.errors import Transient
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How long errors that may pass are tried again: exponential, jittered, within a budget."""
+    """Retries of transient errors: exponential backoff with jitter, within a budget."""
 
     attempts: int = 6
-    """Tries in all."""
+    """Maximum number of attempts."""
     seconds: float = 45.0
-    """Budget of one operation, waits included."""
+    """Budget of one operation in seconds, including waits."""
     wait_initial: float = 0.1
-    """Seconds; doubled after each try."""
+    """Seconds before the first retry; doubled after each attempt."""
     wait_max: float = 5.0
+    """Maximum seconds between two attempts."""
 
-    def tries(self) -> Any:
-        """An iterator, plain and asynchronous, of context managers that each hold one try."""
-        # stamina wants exception types; `Transient` is a marker that only exceptions carry.
+    def contexts(self) -> Any:
+        """Return a sync and async iterator of context managers, one per attempt."""
+        # A predicate, because stamina accepts exception types only and `Transient` is a marker.
         return stamina.retry_context(
             on=lambda error: isinstance(error, Transient),
             attempts=self.attempts,

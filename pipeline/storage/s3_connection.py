@@ -1,4 +1,4 @@
-"""How S3 is reached: endpoint, region and credentials, resolved once from the standard places."""
+"""Create S3 clients; endpoint, region and credentials come from settings and standard places."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ if TYPE_CHECKING:
     from botocore.credentials import Credentials
 
 CONNECT_SECONDS = 5.0
-"""Long enough for a busy server, short enough to name a dead address while the user looks on."""
+"""Seconds to wait for a connection: enough for a busy server, and a dead address fails soon."""
 OWNER_HEADER = "x-amz-expected-bucket-owner"
 READ_SECONDS = 60.0
-"""One range or part; larger transfers are cut into several."""
+"""Seconds for the transfer of a range or part; larger transfers are split."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """One S3 service and who we are there."""
+    """Access to an S3 service: address, credentials and options."""
 
     endpoint: str | None = None
-    """URL; None means AWS."""
+    """URL of the service; None means AWS."""
     region: str = "us-east-1"
     profile: str | None = None
     key_id: str | None = None
-    """Access key id; None asks botocore's own chain (variables, profile, instance role)."""
+    """Access key id; None uses botocore's chain (variables, profile, instance role)."""
     secret: str | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
     addressing: str | None = None
-    """`path` or `virtual`; None leaves it to the clients at Amazon, and is `path` elsewhere."""
+    """`path` or `virtual`; None is the clients' default on AWS, and `path` elsewhere."""
     anonymous: bool = False
-    """Sign nothing."""
+    """Whether requests are not signed."""
     requester_pays: bool = False
     sse_kms_key: str | None = None
-    """The KMS key that encrypts what is written."""
+    """KMS key that encrypts written objects."""
     expected_owner: str | None = None
-    """The account that must own the bucket; S3 refuses requests where another does."""
+    """Account that must own the bucket; otherwise S3 refuses requests."""
 
     def options(self, bucket: str) -> dict[str, Any]:
-        """What obstore and Polars need to address a bucket, without credentials."""
+        """Return the options of obstore and Polars for a bucket, without credentials."""
         options: dict[str, Any] = {"aws_region": self.region}
         if self.anonymous:
             options["aws_skip_signature"] = True
@@ -63,18 +63,18 @@ class Access:
         if self.endpoint:
             endpoint = self.endpoint
             if self.addressing == "virtual":
-                # Both want to be given the bucket's own host then.
+                # Both expect the host of the bucket in this case.
                 endpoint = endpoint.replace("://", f"://{bucket}.", 1)
-            # Under both names: a variable AWS_ENDPOINT_URL_S3 wins over the plain one.
+            # Both names, because a variable AWS_ENDPOINT_URL_S3 would win over the first.
             options |= {"aws_endpoint_url": endpoint, "aws_endpoint_url_s3": endpoint}
             options.setdefault("aws_virtual_hosted_style_request", False)
         return options
 
     def store(self, bucket: str) -> S3Store:
-        """An obstore client of one bucket: listings, ranged reads, small writes.
+        """Create an obstore client of a bucket, for listings, ranged reads and small writes.
 
-        Its own retries are off: there is one retry policy, at the door. It does not sign the header
-        of the expected owner in listings, which S3 then refuses: list by the other client.
+        Its own retries are off, since `Storage` retries. It cannot list buckets with an expected
+        owner, because it does not sign that header in listings; the s3fs client does.
         """
         headers = {OWNER_HEADER: self.expected_owner} if self.expected_owner else {}
         identity: dict[str, Any] = (
@@ -94,19 +94,19 @@ class Access:
         )
 
     def parameters(self, known: Container[str]) -> dict[str, str]:
-        """What raw requests say beside their own parameters, of those that the action knows."""
-        wanted = {
+        """Return the additional parameters of raw requests, as far as the action knows them."""
+        parameters = {
             "RequestPayer": "requester" if self.requester_pays else None,
             "ServerSideEncryption": "aws:kms" if self.sse_kms_key else None,
             "SSEKMSKeyId": self.sse_kms_key,
             "ExpectedBucketOwner": self.expected_owner,
             "ExpectedSourceBucketOwner": self.expected_owner,
         }
-        return {name: value for name, value in wanted.items() if value and name in known}
+        return {name: value for name, value in parameters.items() if value and name in known}
 
     def filesystem(self) -> S3FileSystem:
-        """An s3fs client: multipart uploads, copies, and keys that obstore cannot spell."""
-        # None for who has them in hand, or shows none.
+        """Create an s3fs client, for multipart uploads, copies and keys that obstore lacks."""
+        # None if the credentials are given, or none are needed.
         chain = None if self.anonymous or self.key_id is not None else self._credentials()
         frozen = None if chain is None else chain.get_frozen_credentials()
         static = self.key_id is not None or self.profile is None
@@ -125,7 +125,7 @@ class Access:
                 "max_pool_connections": 64,
                 "s3": {"addressing_style": self.addressing} if self.addressing else {},
                 # Trailing checksums send a body in small pieces: 60 MB/s instead of several 100.
-                # The request's signature covers the body already, and we keep a checksum of ours.
+                # The signature covers the body, and chunkmap stores its own checksums.
                 "request_checksum_calculation": "when_required",
                 "response_checksum_validation": "when_required",
             },
@@ -138,40 +138,40 @@ class Access:
             from botocore.credentials import Credentials
 
             return Credentials(self.key_id, self.secret or "", self.token)
-        found = botocore.session.Session(profile=self.profile).get_credentials()
-        if found is None:
+        credentials = botocore.session.Session(profile=self.profile).get_credentials()
+        if credentials is None:
             raise UsageError(
                 "no S3 credentials found",
                 hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
                 "or start the embedded stack with `chunkmap up`",
             )
-        return found
+        return credentials
 
 
 def access_of(s3: S3Settings, bucket: str) -> Access:
-    """How the settings reach a bucket.
+    """Return the access to a bucket by the settings.
 
     Raises:
-        SettingsError: a variable that is to hold its credentials is not set here.
+        SettingsError: A variable with its credentials is not set in this process.
     """
-    how = s3.of_bucket(bucket)
-    shared = Access(
-        endpoint=how.endpoint_url,
-        region=how.region or "us-east-1",
-        addressing=how.addressing,
-        anonymous=how.anonymous,
-        requester_pays=how.requester_pays,
-        sse_kms_key=how.sse_kms_key,
-        expected_owner=how.expected_owner,
+    settings = s3.of_bucket(bucket)
+    access = Access(
+        endpoint=settings.endpoint_url,
+        region=settings.region or "us-east-1",
+        addressing=settings.addressing,
+        anonymous=settings.anonymous,
+        requester_pays=settings.requester_pays,
+        sse_kms_key=settings.sse_kms_key,
+        expected_owner=settings.expected_owner,
     )
-    if how.anonymous:
-        return shared
-    if how.env_prefix is not None:
-        return _with_variables(shared, bucket, how.env_prefix)
-    if how.profile is not None:
-        return replace(shared, profile=how.profile)
+    if settings.anonymous:
+        return access
+    if settings.env_prefix is not None:
+        return _with_variables(access, bucket, settings.env_prefix)
+    if settings.profile is not None:
+        return replace(access, profile=settings.profile)
     return replace(
-        shared,
+        access,
         profile=s3.profile,
         key_id=s3.access_key_id.get_secret_value() if s3.access_key_id else None,
         secret=s3.secret_access_key.get_secret_value() if s3.secret_access_key else None,
@@ -179,23 +179,23 @@ def access_of(s3: S3Settings, bucket: str) -> Access:
     )
 
 
-def _with_variables(shared: Access, bucket: str, prefix: str) -> Access:
+def _with_variables(access: Access, bucket: str, prefix: str) -> Access:
     names = [f"{prefix}{name}" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
     missing = [name for name in names if not os.environ.get(name)]
     if missing:
         raise SettingsError(
-            f"{' and '.join(missing)} not set in this process: bucket {bucket} needs them "
+            f"{' and '.join(missing)} not set in this process, but bucket {bucket} needs them "
             f"(s3.buckets, env_prefix {prefix})",
-            hint="set them for drivers and for workers; those of the local stack have the "
-            "variables that `chunkmap up` had",
+            hint="set them for drivers and for workers; the workers of the embedded stack inherit "
+            "the variables of `chunkmap up`",
         )
     key_id, secret = (os.environ[name] for name in names)
     token = os.environ.get(f"{prefix}AWS_SESSION_TOKEN") or None
-    return replace(shared, key_id=key_id, secret=secret, token=token)
+    return replace(access, key_id=key_id, secret=secret, token=token)
 
 
 class _Provider:
-    """Gives obstore the credentials that botocore holds, refreshed by botocore."""
+    """Provides obstore with botocore's credentials, which botocore refreshes."""
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials

@@ -1,7 +1,7 @@
-"""Small staged outputs: objects of their own in an area, copied to their final keys at publish.
+"""Stage small outputs as objects in an area, which are copied to their final keys at publish.
 
-A copy's source is `<area><final key>.<attempt>`, so that a listing of the area tells what is staged
-for which keys. Publishing copies, then removes the sources; both before the pointer moves.
+The source of a copy is `<area><final key>.<attempt>`, so that a listing of the area returns the
+staged outputs by key. Publishing copies, then deletes the sources; both before the pointer moves.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pipeline.storage.backend import StagedObject
 from pipeline.storage.s3_objects import S3Objects, spellable
 from pipeline.uris import Location, parse
 
-MOST_KEY_BYTES = 1024
-"""S3's limit for a key's length in UTF-8."""
+MAX_KEY_BYTES = 1024
+"""Maximum length of an S3 key, in bytes of UTF-8."""
 
 
 def is_copy(item: StagedObject) -> bool:
-    """Whether something is staged in this way: then its token is a URI."""
+    """Whether an output is staged in this way: then its token is a URI."""
     return item.upload.startswith("s3://")
 
 
 class Copies:
-    """What is staged as objects of their own."""
+    """Stages outputs as separate objects."""
 
     def __init__(self, s3: S3Objects) -> None:
         self._s3 = s3
@@ -40,44 +40,44 @@ class Copies:
             at.bucket == source.bucket
             and spellable(at.key)
             and spellable(source.key)
-            and len(source.key.encode()) <= MOST_KEY_BYTES
+            and len(source.key.encode()) <= MAX_KEY_BYTES
         )
 
     def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> StagedObject:
-        """Write the source. The copy will carry its metadata, by which it is known as ours."""
+        """Write the source. The copy inherits its metadata, which identifies the attempt."""
         source = source_of(uri, attempt, area)
         at = parse(source)
         with self._s3.requests.sent("put", source):
-            said = obstore.put(
+            result = obstore.put(
                 self._s3.store(at.bucket),
                 at.key,
                 data,
                 attributes={"chunkmap-attempt": attempt},
                 use_multipart=False,
             )
-        return StagedObject(uri, source, (str(said["e_tag"]).strip('"'),), len(data), attempt)
+        return StagedObject(uri, source, (str(result["e_tag"]).strip('"'),), len(data), attempt)
 
-    async def look(self, item: StagedObject) -> None:
-        """Raise ObjectMissingError if it is not there."""
+    async def check(self, item: StagedObject) -> None:
+        """Raise ObjectMissingError if the source does not exist."""
         at = parse(item.upload)
         async with self._s3.requests.sending("head", item.upload):
             await obstore.head_async(self._s3.store(at.bucket), at.key)
 
-    async def show(self, item: StagedObject) -> None:
-        """Copy it to its final key. Raises ObjectMissingError."""
+    async def complete(self, item: StagedObject) -> None:
+        """Copy the source to its final key. Raises ObjectMissingError."""
         at, source = parse(item.uri), parse(item.upload)
         async with self._s3.requests.sending("copy", item.uri):
             await obstore.copy_async(self._s3.store(at.bucket), source.key, at.key)
 
     def drop(self, staged: Sequence[StagedObject]) -> None:
-        """Remove sources, a thousand per request; one that is absent or impossible is no error."""
-        sources = [at for item in staged if is_copy(item) and (at := _named(item)) is not None]
+        """Delete sources, a thousand per request; missing or impossible sources are no error."""
+        sources = [at for item in staged if is_copy(item) and (at := _location(item)) is not None]
         for bucket, group in groupby(sources, key=lambda at: at.bucket):
             keys = [at.key for at in group]
             try:
                 self._delete(bucket, keys)
             except ObjectRefusedError:
-                # One key that the server refuses must not keep the others.
+                # A key that the server refuses must not prevent the others' deletion.
                 for key in keys:
                     with suppress(ObjectRefusedError):
                         self._delete(bucket, [key])
@@ -87,11 +87,11 @@ class Copies:
             obstore.delete(self._s3.store(bucket), keys)
 
     def under(self, prefix: str, area: str) -> Iterator[StagedObject]:
-        """Those of keys that start with the prefix."""
+        """Yield the staged outputs whose keys start with the prefix."""
         at, folder = parse(prefix), parse(area)
         if not spellable(folder.key.rstrip("/")):
             return
-        for key, size, modified in self._listed(folder):
+        for key, size, modified in self._list(folder):
             final, _, attempt = key.removeprefix(folder.key).rpartition(".")
             if final.startswith(at.key):
                 yield StagedObject(
@@ -103,21 +103,21 @@ class Copies:
                     created=modified.timestamp(),
                 )
 
-    def _listed(self, folder: Location) -> Iterator[tuple[str, int, datetime]]:
-        """Keys in a folder, with sizes and times."""
+    def _list(self, folder: Location) -> Iterator[tuple[str, int, datetime]]:
+        """Yield keys in a folder, with sizes and times."""
         if self._s3.lists_exactly:
             for entry in self._s3.entries(folder, ""):
                 yield entry["Key"], entry["Size"], entry["LastModified"]
             return
         with self._s3.requests.sent("list", folder.uri):
-            found = obstore.list(self._s3.store(folder.bucket), folder.key, chunk_size=1000)
-            entries = [meta for page in found for meta in page]
+            pages = obstore.list(self._s3.store(folder.bucket), folder.key, chunk_size=1000)
+            entries = [meta for page in pages for meta in page]
         for meta in entries:
             yield meta["path"], meta["size"], meta["last_modified"]
 
 
-def _named(item: StagedObject) -> Location | None:
-    """Where a source is; None if no object can be there."""
+def _location(item: StagedObject) -> Location | None:
+    """Return the location of a source; None if no object can have its name."""
     try:
         at = parse(item.upload)
     except InvalidUriError:
@@ -126,5 +126,5 @@ def _named(item: StagedObject) -> Location | None:
 
 
 def source_of(uri: str, attempt: str, area: str) -> str:
-    """The object that an output is copied from."""
+    """Return the URI of the object that an output is copied from."""
     return f"{area}{parse(uri).key}.{attempt}"

@@ -1,4 +1,4 @@
-"""Foreign storage errors become ours here, once, by table."""
+"""Translate errors of S3 clients and of the file system into chunkmap's errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _DENIED = {
     "401",
     "403",
 }
-"""Amazon answers 400 to credentials that have expired or are for another region."""
+"""Amazon returns 400 for credentials that have expired or are for another region."""
 _LOST_RACE = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
 _TRANSIENT = {
     "SlowDown",
@@ -49,7 +49,7 @@ _TRANSIENT = {
     "OperationAborted",
 }
 _REFUSED = {"400", "405", "411", "413", "414", "EntityTooLarge", "KeyTooLongError"}
-"""The request was understood, and is wrong for this object: it will be tomorrow, too."""
+"""Errors of a request that is permanently wrong for its object."""
 _REFUSED_FILES = {
     errno.EEXIST,
     errno.EINVAL,
@@ -61,7 +61,7 @@ _REFUSED_FILES = {
     errno.ENOTEMPTY,
     errno.EXDEV,
 }
-"""What is wrong with a path, in contrast to a disk that is full or fails."""
+"""Errors of a path, in contrast to those of a full or failing disk."""
 _RIGHTS = {
     "list": "s3:ListBucket",
     "list uploads": "s3:ListBucketMultipartUploads",
@@ -82,23 +82,25 @@ _RIGHTS = {
     "upload_part_copy": "s3:PutObject",
     "complete_multipart_upload": "s3:PutObject",
 }
-"""The permission that each action needs, as policies spell it."""
+"""Permissions that actions need, as policies spell them."""
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]+)</Code>")
 
 
 def from_code(code: str, status: int, action: str, uri: str, detail: str) -> StorageError:
-    """The error that an S3 error code and HTTP status mean."""
-    said = f"{action} {uri}: {code or status} {detail}".strip()
+    """Return the error for an S3 error code and HTTP status."""
+    message = f"{action} {uri}: {code or status} {detail}".strip()
     names = {code, str(status)}
     if code in _TRANSIENT:
-        return _transient(said, status)
+        return _transient(message, status)
     if names & _LOST_RACE:
         return PreconditionFailedError(uri)
     if status == 501 or code == "NotImplemented":
-        return StorageError(said, hint="this S3 service lacks what chunkmap needs; use another")
+        return StorageError(
+            message, hint="this S3 service lacks an operation that chunkmap needs; use another"
+        )
     if status >= 500 or status in (408, 429):
-        return _transient(said, status)
+        return _transient(message, status)
     if code == "NoSuchBucket":
         return BucketMissingError(parse(uri).bucket)
     if names & _MISSING:
@@ -107,22 +109,22 @@ def from_code(code: str, status: int, action: str, uri: str, detail: str) -> Sto
         return AccessDeniedError(
             _RIGHTS.get(action, action),
             uri,
-            hint=f"the server said {code or status}: check the credentials (AWS_PROFILE, "
-            "AWS_ACCESS_KEY_ID) and their rights",
+            hint=f"the server returned {code or status}: check the credentials (AWS_PROFILE, "
+            "AWS_ACCESS_KEY_ID) and their permissions",
         )
     if names & _REFUSED:
-        return ObjectRefusedError(said)
-    return StorageError(said)
+        return ObjectRefusedError(message)
+    return StorageError(message)
 
 
-def _transient(said: str, status: int) -> TransientStorageError:
-    error = TransientStorageError(said)
+def _transient(message: str, status: int) -> TransientStorageError:
+    error = TransientStorageError(message)
     error.status = status
     return error
 
 
 def _from_text(error: Exception, action: str, uri: str) -> StorageError:
-    """obstore's generic errors carry status and S3 code in their text only."""
+    """Translate obstore's generic errors, which have status and S3 code only in their text."""
     text = str(error)
     status = _STATUS.search(text)
     code = _CODE.search(text)
@@ -133,12 +135,12 @@ def _from_text(error: Exception, action: str, uri: str) -> StorageError:
 
 
 def _unspellable(error: Exception, action: str, uri: str) -> ObjectRefusedError:
-    why = str(error).splitlines()[0]
-    return ObjectRefusedError(f"{action} {redacted(uri)!r}: the key cannot be sent: {why}")
+    reason = str(error).splitlines()[0]
+    return ObjectRefusedError(f"{action} {redacted(uri)!r}: the key cannot be sent: {reason}")
 
 
 def status_of(error: Exception) -> str:
-    """The HTTP status that a foreign error stands for; `none` if no answer came at all."""
+    """Return the HTTP status of a client's error; `none` if there was no response."""
     match error:
         case foreign.AlreadyExistsError() | foreign.PreconditionError():
             return "412"
@@ -149,15 +151,15 @@ def status_of(error: Exception) -> str:
         case FileNotFoundError():
             return "404"
         case foreign.BaseError():
-            found = _STATUS.search(str(error))
-            return found.group(1) if found else "none"
+            match = _STATUS.search(str(error))
+            return match.group(1) if match else "none"
         case botocore.exceptions.ClientError():
             return str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "none"))
     return "none"
 
 
-def translated(error: Exception, action: str, uri: str) -> Exception:
-    """Our error for a foreign one; anything unknown comes back as it is."""
+def translate(error: Exception, action: str, uri: str) -> Exception:
+    """Return chunkmap's error for a client's error; unknown errors are returned unchanged."""
     match error:
         case StorageError():
             return error
@@ -168,11 +170,11 @@ def translated(error: Exception, action: str, uri: str) -> Exception:
                 return BucketMissingError(parse(uri).bucket)
             return ObjectMissingError(uri)
         case botocore.exceptions.ClientError():
-            said = error.response.get("Error", {})
+            details = error.response.get("Error", {})
             meta = error.response.get("ResponseMetadata", {})
             status = int(meta.get("HTTPStatusCode", 0))
-            text = said.get("Message") or ""
-            return from_code(said.get("Code", ""), status, action, uri, text)
+            text = details.get("Message") or ""
+            return from_code(details.get("Code", ""), status, action, uri, text)
         case botocore.exceptions.NoCredentialsError() | PermissionError():
             return from_code("AccessDenied", 403, action, uri, "")
         case botocore.exceptions.ParamValidationError():
@@ -183,10 +185,10 @@ def translated(error: Exception, action: str, uri: str) -> Exception:
             kind = ObjectRefusedError if error.errno in _REFUSED_FILES else StorageError
             return kind(f"{action} {uri}: {error.strerror or error}")
         case ValueError():
-            # obstore has no class for a key that it cannot parse, nor has UTF-8.
+            # obstore raises it for a key that it cannot parse, and Python for one not in UTF-8.
             return _unspellable(error, action, uri)
     if type(error).__module__.startswith("aiohttp."):
-        # A body that ends early comes up as it is, past botocore's own errors.
+        # botocore does not wrap the error of a body that ends early.
         return TransientStorageError(f"{action} {uri}: {error}")
     return error
 
@@ -208,11 +210,11 @@ def _from_obstore(error: foreign.BaseError, action: str, uri: str) -> StorageErr
 
 @contextmanager
 def translating(action: str, uri: str) -> Iterator[None]:
-    """Raise ours for every foreign error of the block."""
+    """Translate errors of the block."""
     try:
         yield
     except Exception as error:
-        ours = translated(error, action, uri)
-        if ours is error:
+        translation = translate(error, action, uri)
+        if translation is error:
             raise
-        raise ours from error
+        raise translation from error

@@ -1,4 +1,4 @@
-"""Objects in S3: obstore for speed, s3fs where obstore has no door (raw uploads, odd keys)."""
+"""Read and write objects in S3: with obstore for speed, with s3fs for raw uploads and odd keys."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from obstore.store import S3Store
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta
 
+from typing_extensions import override
+
 from partitioning import ObjectInfo
 from pipeline.errors import (
     AlreadyExistsError,
@@ -24,29 +26,28 @@ from pipeline.errors import (
     ObjectMissingError,
     PreconditionFailedError,
 )
-from pipeline.storage.backend import Blob, StagedObject
+from pipeline.storage.backend import Backend, Blob, StagedObject
 from pipeline.storage.retry import RetryPolicy
 from pipeline.storage.s3_connection import Access
-from pipeline.storage.s3_errors import translated, translating
+from pipeline.storage.s3_errors import translate, translating
 from pipeline.storage.s3_parts import copy_in_parts
-from pipeline.storage.s3_requests import MOST, Requests
+from pipeline.storage.s3_requests import DEFAULT_MAX_REQUESTS, Requests
 from pipeline.uris import Location, parse, redacted
 
 T = TypeVar("T")
 
 PAGE = 1000
-"""Keys of one page of a listing, at most."""
-UNORDERED = "--x-s3"
-"""Ends the names of directory buckets, whose listings are in no order and begin at their first key.
+"""Maximum number of keys in a page of a listing."""
+DIRECTORY_BUCKET_SUFFIX = "--x-s3"
+"""Suffix of directory buckets, whose listings are unordered and ignore the start key.
 https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html"""
-PLAIN = re.compile(r"[A-Za-z0-9_.=/-]+")
+PLAIN_KEY = re.compile(r"[A-Za-z0-9_.=/-]+")
 """Keys that obstore and S3 spell alike."""
 COPY_BYTES = 5 << 30
-"""The largest object that S3 copies in one request; larger ones are copied in parts."""
-CONCURRENCY = MOST
-"""Requests in flight when many small ones are sent, if the settings allow as many. At 100 ms each,
-the two that each of a million outputs needs take half an hour; with 32, an hour and three quarters.
-"""
+"""Maximum size of an object that S3 copies in one request; larger objects are copied in parts."""
+CONCURRENCY = DEFAULT_MAX_REQUESTS
+"""Maximum number of small requests in flight, within `s3.max_requests`. At 100 ms per request, the
+two requests of each of a million outputs take half an hour; with 32 in flight, 105 minutes."""
 
 
 def spellable(key: str) -> bool:
@@ -54,25 +55,25 @@ def spellable(key: str) -> bool:
     return not any(part in ("", ".", "..") for part in key.split("/"))
 
 
-class S3Objects:
-    """The objects of one S3 service."""
+class S3Objects(Backend):
+    """The objects of an S3 service."""
 
     def __init__(
         self,
         access: Access,
         retry: RetryPolicy | None = None,
-        requests: Requests | int = MOST,
+        requests: Requests | int = DEFAULT_MAX_REQUESTS,
         *,
         conditional: bool = True,
     ) -> None:
-        """Make the clients when they are needed.
+        """Create it; clients are created on first use.
 
         Args:
-            access: Where, and who we are there.
-            retry: For requests that are tried again on their own.
-            requests: Under way at a time, or the count that is shared with other services.
-            conditional: The service honours If-None-Match and If-Match on writes. If not, it is
-                looked before each such write, which serves a single writer.
+            access: Address and credentials.
+            retry: Policy for requests that are retried separately.
+            requests: Maximum number of concurrent requests, or the limit shared with others.
+            conditional: Whether writes use If-None-Match and If-Match. If not, the object is
+                checked before each such write, which is enough for a single writer.
         """
         self._access = access
         self.conditional = conditional
@@ -80,14 +81,14 @@ class S3Objects:
         self.requests = requests if isinstance(requests, Requests) else Requests(requests)
         self.copy_bytes = COPY_BYTES
         self._bare_etags = False
-        """Whether this service wants ETags in conditions of writes without their quotes."""
+        """Whether this service needs ETags without quotes in conditions of writes."""
         self._stores: dict[str, S3Store] = {}
         self._prepared: Any = None
-        """The raw client that says what the bucket asks for."""
+        """The raw client that adds the bucket's parameters to requests."""
 
     @property
     def service(self) -> str:
-        """What the service is called in messages."""
+        """Name of the service in messages."""
         return redacted(self._access.endpoint) if self._access.endpoint else "Amazon S3"
 
     @property
@@ -100,26 +101,26 @@ class S3Objects:
         return self._access.filesystem()
 
     def store(self, bucket: str) -> S3Store:
-        """The obstore client of a bucket, made once."""
+        """Return the obstore client of a bucket, created once."""
         if bucket not in self._stores:
             self._stores[bucket] = self._access.store(bucket)
         return self._stores[bucket]
 
     def _send(self, action: str, uri: str, **arguments: Any) -> Any:
-        """One raw request, synchronously."""
+        """Send a raw request synchronously."""
         return self.wait(self.request(action, uri, **arguments))
 
     def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the client's own loop."""
+        """Run a coroutine on the client's event loop."""
 
-        async def held() -> T:
+        async def run() -> T:
             return await coroutine
 
-        result: T = sync(self._fs.loop, held)
+        result: T = sync(self._fs.loop, run)
         return result
 
     async def client(self, bucket: str) -> Any:
-        """The raw client behind s3fs: no retries of its own, no translation of its own."""
+        """Return the raw client of s3fs, which neither retries nor translates errors."""
         await self._fs.set_session()
         client = await self._fs.get_s3(bucket)
         if client is not self._prepared:
@@ -129,99 +130,100 @@ class S3Objects:
         return client
 
     def _add_parameters(self, params: dict[str, Any], model: Any, **_: Any) -> None:
-        """Say in each raw request what the bucket asks for, where the action knows of it."""
+        """Add the bucket's parameters to a raw request, as far as the action knows them."""
         known = () if model.input_shape is None else model.input_shape.members
         for name, value in self._access.parameters(known).items():
             params.setdefault(name, value)
 
     async def request(self, action: str, uri: str, **arguments: Any) -> Any:
-        """One raw request about one object; errors are ours."""
+        """Send a raw request for an object; errors are translated."""
         at = parse(uri)
         client = await self.client(at.bucket)
         async with self.requests.sending(action, uri):
             return await getattr(client, action)(Bucket=at.bucket, Key=at.key, **arguments)
 
-    async def patiently(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """One of many requests that succeed or fail together, tried again on its own.
+    async def retry(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Retry one of many requests separately.
 
-        Tried again together, a thousand of them would hardly ever all succeed at a server that
-        refuses one in a hundred.
+        If a thousand requests were retried together, they would hardly ever all succeed at a server
+        that refuses one in a hundred.
         """
-        async for attempt in self._retry.tries():
+        async for attempt in self._retry.contexts():
             with attempt:
                 return await call()
         raise AssertionError("stamina returns or raises")
 
     async def gather(
         self,
-        one: Callable[[StagedObject], Coroutine[Any, Any, T]],
-        many: Sequence[StagedObject],
+        call: Callable[[StagedObject], Coroutine[Any, Any, T]],
+        items: Sequence[StagedObject],
         *,
-        patient: bool = True,
+        retry: bool = True,
     ) -> list[T]:
-        """Do one thing to many, so many at a time that the server is busy and not drowned.
+        """Call a function for many items with limited concurrency.
 
         Args:
-            one: What to do.
-            many: To what.
-            patient: Try each again on its own.
+            call: The function.
+            items: Its arguments.
+            retry: Retry each call separately.
         """
         gate = asyncio.Semaphore(CONCURRENCY)
 
-        async def held(item: StagedObject) -> T:
+        async def limited(item: StagedObject) -> T:
             async with gate:
-                return await (self.patiently(lambda: one(item)) if patient else one(item))
+                return await (self.retry(lambda: call(item)) if retry else call(item))
 
-        return await asyncio.gather(*(held(item) for item in many))
+        return await asyncio.gather(*map(limited, items))
 
     # -- reading ------------------------------------------------------------------------------
 
+    @override
     def objects(self, prefix: str) -> Iterator[ObjectInfo]:
-        """See `Backend.objects`."""
         at = parse(prefix)
-        # The greatest key before all that is wanted, or one that is hardly any smaller.
-        return self._listed(at, "" if at.key.endswith("/") else at.key[:-1])
+        # A key slightly smaller than all keys with this prefix.
+        return self._list(at, "" if at.key.endswith("/") else at.key[:-1])
 
+    @override
     def after(self, folder: str, name: str) -> Iterator[ObjectInfo]:
-        """See `Backend.after`."""
         at = parse(folder)
-        for info in self._listed(at, at.key + name if name else ""):
+        for info in self._list(at, at.key + name if name else ""):
             rest = info.uri.removeprefix(at.uri)
-            # Some servers list a folder where a file of its name would be, out of the keys' order.
+            # Some servers sort a folder like a file of its name, out of the order of keys.
             if rest > name and "/" not in rest:
                 yield info
 
-    def _listed(self, at: Location, start: str) -> Iterator[ObjectInfo]:
-        """What begins as wanted; listed from a key on, which leaves out the less before it.
+    def _list(self, at: Location, start: str) -> Iterator[ObjectInfo]:
+        """List the keys with a prefix, from a start key on where possible.
 
-        Falls back to s3fs's client where a key defeats obstore.
+        The s3fs client is used for keys that obstore does not support.
         """
-        # obstore lists whole directories: a prefix is cut back to its last slash.
+        # obstore lists whole directories, so the prefix is cut back to its last slash.
         folder = at.key[: at.key.rfind("/") + 1]
-        start = start if PLAIN.fullmatch(start) and not at.bucket.endswith(UNORDERED) else ""
+        if not PLAIN_KEY.fullmatch(start) or at.bucket.endswith(DIRECTORY_BUCKET_SUFFIX):
+            start = ""
         if self.lists_exactly or (folder and not spellable(folder[:-1])):
             yield from self._list_exactly(at, start)
             return
         with self.requests.sent("list", at.uri):
             try:
-                found = list(self._list_folder(at, folder, start))
+                metas = list(self._list_folder(at, folder, start))
             except InvalidPathError:
-                # One key that obstore cannot spell ends its whole listing.
-                found = None
-        if found is None:
+                # A single key that obstore does not support fails the whole listing.
+                metas = None
+        if metas is None:
             yield from self._list_exactly(at, start)
             return
-        for meta in found:
+        for meta in metas:
             if meta["path"].startswith(at.key):
                 uri = f"s3://{at.bucket}/{meta['path']}"
                 yield ObjectInfo(uri, str(meta["e_tag"]).strip('"'), meta["size"])
 
     def _list_folder(self, at: Location, folder: str, start: str) -> Iterator[ObjectMeta]:
-        """The keys of a directory from one on, until none can follow that begins as wanted."""
+        """List the keys of a directory from a start key on, until no key can have the prefix."""
         store, name = self.store(at.bucket), at.key[len(folder) :]
         for page in obstore.list(store, folder or None, offset=start or None, chunk_size=PAGE):
             yield from page
-            # By its first part: see `after`.
+            # Compare first segments only (see `after`).
             last = page[-1]["path"][len(folder) :].partition("/")[0] if page else ""
             if start and name and last > name and not last.startswith(name):
                 return
@@ -232,7 +234,7 @@ class S3Objects:
             yield ObjectInfo(uri, entry["ETag"].strip('"'), entry["Size"])
 
     def entries(self, at: Location, start: str) -> Iterator[dict[str, Any]]:
-        """What begins as a location does, from a key on, as S3's own listing has it."""
+        """Yield the entries of S3's listing with the prefix of a location, from a start key on."""
         more: dict[str, str] = {"StartAfter": start} if start else {}
         while True:
             page = self.wait(self._page(at.bucket, Prefix=at.key, **more))
@@ -246,37 +248,38 @@ class S3Objects:
         async with self.requests.sending("list", f"s3://{bucket}/{arguments.get('Prefix', '')}"):
             return await client.list_objects_v2(Bucket=bucket, **arguments)
 
+    @override
     def head(self, uri: str) -> ObjectInfo:
-        """See `Backend.head`."""
         at = parse(uri)
         if not spellable(at.key):
-            said = self._send("head_object", uri)
-            return ObjectInfo(uri, said["ETag"].strip('"'), said["ContentLength"])
+            response = self._send("head_object", uri)
+            return ObjectInfo(uri, response["ETag"].strip('"'), response["ContentLength"])
         with self.requests.sent("head", uri):
             meta = obstore.head(self.store(at.bucket), at.key)
         return ObjectInfo(uri, str(meta["e_tag"]).strip('"'), meta["size"])
 
+    @override
     def get(self, uri: str) -> Blob:
-        """See `Backend.get`."""
         at = parse(uri)
         if not spellable(at.key):
-            data, etag = self.wait(self._body(uri))
+            data, etag = self.wait(self._read_body(uri))
             return Blob(data, etag)
         with self.requests.sent("get", uri):
             result = obstore.get(self.store(at.bucket), at.key)
             return Blob(result.bytes().to_bytes(), str(result.meta["e_tag"]).strip('"'))
 
-    async def _body(self, uri: str, **arguments: Any) -> tuple[bytes, str]:
-        said = await self.request("get_object", uri, **arguments)
-        async with said["Body"] as body:
+    async def _read_body(self, uri: str, **arguments: Any) -> tuple[bytes, str]:
+        response = await self.request("get_object", uri, **arguments)
+        async with response["Body"] as body:
             with translating("get", uri):
-                return await body.read(), said["ETag"].strip('"')
+                return await body.read(), response["ETag"].strip('"')
 
+    @override
     def get_ranges(self, info: ObjectInfo, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
-        """See `Backend.get_ranges`: every request carries If-Match, so versions cannot mix."""
+        """Send If-Match with each request, so that versions cannot mix."""
         try:
             if len(ranges) == 1 and spellable(parse(info.uri).key):
-                return [self._read_one(info, *ranges[0])]  # The way over the loop takes longer.
+                return [self._read_one(info, *ranges[0])]  # Faster than on the event loop.
             return self.wait(self._read_ranges(info, ranges))
         except PreconditionFailedError as error:
             raise ObjectChangedError(info.uri, info.etag, self.head(info.uri).etag) from error
@@ -284,39 +287,40 @@ class S3Objects:
     def _read_one(self, info: ObjectInfo, start: int, stop: int) -> memoryview:
         at = parse(info.uri)
         with self.requests.sent("get", info.uri):
-            result = obstore.get(self.store(at.bucket), at.key, options=_only(info, start, stop))
-            return _whole(memoryview(result.bytes()), info, start, stop)
+            options = _range_options(info, start, stop)
+            result = obstore.get(self.store(at.bucket), at.key, options=options)
+            return _require_complete(memoryview(result.bytes()), info, start, stop)
 
     async def _read_ranges(
         self, info: ObjectInfo, ranges: Sequence[tuple[int, int]]
     ) -> list[memoryview]:
         async def read(start: int, stop: int) -> memoryview:
-            return await self.patiently(lambda: self.read_range(info, start, stop))
+            return await self.retry(lambda: self.read_range(info, start, stop))
 
         return await asyncio.gather(*(read(*span) for span in ranges))
 
     async def read_range(self, info: ObjectInfo, start: int, stop: int) -> memoryview:
-        """Bytes [start, stop) of the version that `info` names, or an error of ours."""
+        """Read bytes [start, stop) of the version `info`; errors are translated."""
         at = parse(info.uri)
         if not spellable(at.key):
-            data, _ = await self._body(
+            data, _ = await self._read_body(
                 info.uri, Range=f"bytes={start}-{stop - 1}", IfMatch=f'"{info.etag}"'
             )
-            return _whole(memoryview(data), info, start, stop)
+            return _require_complete(memoryview(data), info, start, stop)
         async with self.requests.sending("get", info.uri):
             result = await obstore.get_async(
-                self.store(at.bucket), at.key, options=_only(info, start, stop)
+                self.store(at.bucket), at.key, options=_range_options(info, start, stop)
             )
-            return _whole(memoryview(await result.bytes_async()), info, start, stop)
+            return _require_complete(memoryview(await result.bytes_async()), info, start, stop)
 
     # -- writing ------------------------------------------------------------------------------
 
+    @override
     def put(self, uri: str, data: bytes) -> None:
-        """See `Backend.put`."""
         self._put(uri, data, "overwrite", {})
 
+    @override
     def put_new(self, uri: str, data: bytes) -> None:
-        """See `Backend.put_new`."""
         if not self.conditional:
             with suppress(ObjectMissingError):
                 self.head(uri)
@@ -328,8 +332,8 @@ class S3Objects:
         except PreconditionFailedError as error:
             raise AlreadyExistsError(uri) from error
 
+    @override
     def put_if(self, uri: str, data: bytes, etag: str) -> None:
-        """See `Backend.put_if`."""
         if not self.conditional:
             if self.head(uri).etag != etag:
                 raise PreconditionFailedError(uri)
@@ -340,7 +344,7 @@ class S3Objects:
         except (PreconditionFailedError, AlreadyExistsError):
             if self._bare_etags or not self._is_still(uri, etag):
                 raise
-            # Ceph 16 compares the header, quotes and all, with the ETag.
+            # Ceph 16 compares the ETag with the header including its quotes.
             self._put_if(uri, data, etag)
             self._bare_etags = True
 
@@ -361,8 +365,9 @@ class S3Objects:
         with self.requests.sent("put", uri):
             obstore.put(self.store(at.bucket), at.key, data, mode=mode, use_multipart=False)
 
+    @override
     def copy(self, source: str, target: str) -> None:
-        """See `Backend.copy`: of one version, so that parts of two cannot mix."""
+        """Copy a single version, so that parts cannot mix."""
         info = self.head(source)
         at = parse(source)
         origin = {
@@ -377,20 +382,20 @@ class S3Objects:
         except PreconditionFailedError as error:
             raise ObjectChangedError(source, info.etag, None) from error
 
+    @override
     def delete(self, uri: str) -> None:
-        """See `Backend.delete`."""
         with suppress(ObjectMissingError):
             self._send("delete_object", uri)
 
 
-def _only(info: ObjectInfo, start: int, stop: int) -> GetOptions:
-    """A range of one version, and of no other."""
+def _range_options(info: ObjectInfo, start: int, stop: int) -> GetOptions:
+    """Return the options to read a range of exactly this version."""
     return {"range": (start, stop), "if_match": f'"{info.etag}"'}
 
 
-def _whole(data: memoryview, info: ObjectInfo, start: int, stop: int) -> memoryview:
-    """A body that came back short is a lost connection, not data."""
+def _require_complete(data: memoryview, info: ObjectInfo, start: int, stop: int) -> memoryview:
+    """Return a body; raise a transient error if it is short, as after a lost connection."""
     if len(data) != stop - start:
-        error = ConnectionError(f"{len(data)} of {stop - start} bytes came back")
-        raise translated(error, "get", info.uri)
+        error = ConnectionError(f"received {len(data)} of {stop - start} bytes")
+        raise translate(error, "get", info.uri)
     return data

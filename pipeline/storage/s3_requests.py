@@ -1,4 +1,4 @@
-"""Each request to S3 passes here: only so many at a time, counted, its errors translated."""
+"""Limit, count and translate the errors of every S3 request."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from threading import Lock
 from pipeline import metrics
 from pipeline.storage.s3_errors import status_of, translating
 
-MOST = 128
-"""Requests under way at a time, unless the settings say otherwise (s3.max_requests)."""
+DEFAULT_MAX_REQUESTS = 128
+"""Default of `s3.max_requests`: maximum number of concurrent requests."""
 
 KINDS = {
     "list": "ListObjectsV2",
@@ -24,28 +24,28 @@ KINDS = {
     "copy": "CopyObject",
     "get lifecycle": "GetBucketLifecycleConfiguration",
 }
-"""S3's own words for our actions; raw ones are S3's words already, in another spelling."""
+"""S3's names of actions of obstore; raw actions are S3's names in another spelling."""
 
 
 def kind_of(action: str) -> str:
-    """What S3 calls an action: `upload_part` is UploadPart."""
+    """Return S3's name of an action: `upload_part` is UploadPart."""
     return KINDS.get(action) or "".join(word.capitalize() for word in action.split("_"))
 
 
 class Gate:
-    """Lets in so many at a time, from threads and from event loops alike, in the order they came.
+    """A fair semaphore for threads and event loops together.
 
-    Neither a thread's semaphore nor a loop's would do: obstore's requests are made in whatever
-    thread wants them, s3fs's on a loop of its own, and the limit is for both together.
+    The limit covers both obstore's requests, which are made in any thread, and s3fs's requests,
+    which are made on an event loop. Neither kind of standard semaphore covers both.
     """
 
-    def __init__(self, most: int) -> None:
-        self._free = most
+    def __init__(self, limit: int) -> None:
+        self._free = limit
         self._waiting: deque[Future[None]] = deque()
         self._lock = Lock()
 
     def enter(self) -> Future[None] | None:
-        """Take a place; or, when all are taken, get a future that is done once there is one."""
+        """Take a slot; if none is free, return a future that is done once there is one."""
         with self._lock:
             if self._free:
                 self._free -= 1
@@ -55,7 +55,7 @@ class Gate:
             return turn
 
     def leave(self) -> None:
-        """Give the place to whoever has waited longest and still waits."""
+        """Pass the slot to the first waiter."""
         with self._lock:
             while self._waiting:
                 turn = self._waiting.popleft()
@@ -65,20 +65,20 @@ class Gate:
             self._free += 1
 
     def give_up(self, turn: Future[None]) -> None:
-        """Wait no longer: a place that has just been given is handed on."""
+        """Stop waiting; a slot that has just been assigned is passed on."""
         if not turn.cancel():
             self.leave()
 
 
 class Requests:
-    """The requests of one client."""
+    """Limits and counts the requests of clients."""
 
-    def __init__(self, most: int = MOST) -> None:
-        self._gate = Gate(most)
+    def __init__(self, limit: int = DEFAULT_MAX_REQUESTS) -> None:
+        self._gate = Gate(limit)
 
     @contextmanager
     def sent(self, action: str, uri: str) -> Iterator[None]:
-        """The block is one request, made by this thread."""
+        """Send one request in the block, in this thread."""
         turn = self._gate.enter()
         if turn is not None:
             try:
@@ -87,14 +87,14 @@ class Requests:
                 self._gate.give_up(turn)
                 raise
         try:
-            with translating(action, uri), _counted(action):
+            with translating(action, uri), _count(action):
                 yield
         finally:
             self._gate.leave()
 
     @asynccontextmanager
     async def sending(self, action: str, uri: str) -> AsyncIterator[None]:
-        """The block is one request, made on this event loop."""
+        """Send one request in the block, on this event loop."""
         turn = self._gate.enter()
         if turn is not None:
             try:
@@ -103,14 +103,14 @@ class Requests:
                 self._gate.give_up(turn)
                 raise
         try:
-            with translating(action, uri), _counted(action):
+            with translating(action, uri), _count(action):
                 yield
         finally:
             self._gate.leave()
 
 
 @contextmanager
-def _counted(action: str) -> Iterator[None]:
+def _count(action: str) -> Iterator[None]:
     metrics.IN_FLIGHT.inc()
     status = "none"
     try:

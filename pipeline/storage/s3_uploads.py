@@ -1,4 +1,4 @@
-"""Large staged outputs: multipart uploads at their final keys, completed only at publish."""
+"""Stage large outputs as multipart uploads at their final keys, which are completed at publish."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from pipeline.errors import (
 )
 from pipeline.storage.backend import StagedObject
 from pipeline.storage.s3_objects import PAGE, S3Objects
-from pipeline.storage.s3_parts import numbered
+from pipeline.storage.s3_parts import completion_body
 from pipeline.uris import Location, parse
 
 log = logging.getLogger(__name__)
 
 PART_BYTES = 16 << 20
-"""Size of an upload's parts: 10,000 of them reach 156 GiB, and four in flight stay small."""
-BUSY = 503
-"""HTTP status of a server that asks to be asked less."""
+"""Size of a part in bytes: 10,000 parts reach 156 GiB, and four in flight take little memory."""
+SLOW_DOWN_STATUS = 503
+"""HTTP status of an overloaded server."""
 
 
 class Uploads:
-    """What is staged as multipart uploads."""
+    """Stages outputs as multipart uploads."""
 
     def __init__(self, s3: S3Objects) -> None:
         self._s3 = s3
 
     async def stage(self, uri: str, data: memoryview, attempt: str) -> StagedObject:
         """Begin an upload and send its parts."""
-        said = await self._s3.request(
+        response = await self._s3.request(
             "create_multipart_upload", uri, Metadata={"chunkmap-attempt": attempt}
         )
-        upload = said["UploadId"]
+        upload = response["UploadId"]
         gate = asyncio.Semaphore(4)
 
         async def send(number: int, start: int) -> str:
             async with gate:
-                done = await self._s3.patiently(
+                part = await self._s3.retry(
                     lambda: self._s3.request(
                         "upload_part",
                         uri,
@@ -52,34 +52,34 @@ class Uploads:
                         Body=bytes(data[start : start + PART_BYTES]),
                     )
                 )
-            return str(done["ETag"]).strip('"')
+            return str(part["ETag"]).strip('"')
 
         starts = range(0, max(len(data), 1), PART_BYTES)
         parts = await asyncio.gather(*(send(n, start) for n, start in enumerate(starts, 1)))
         return StagedObject(uri, upload, tuple(parts), len(data), attempt)
 
-    async def look(self, item: StagedObject) -> None:
-        """Raise ObjectMissingError if it is not there."""
+    async def check(self, item: StagedObject) -> None:
+        """Raise ObjectMissingError if the upload does not exist."""
         await self._s3.request("list_parts", item.uri, UploadId=item.upload, MaxParts=1)
 
-    async def show(self, item: StagedObject) -> None:
-        """Complete it. Raises ObjectMissingError."""
+    async def complete(self, item: StagedObject) -> None:
+        """Complete the upload. Raises ObjectMissingError."""
         try:
             await self._s3.request(
                 "complete_multipart_upload",
                 item.uri,
                 UploadId=item.upload,
-                MultipartUpload=numbered(item.parts),
+                MultipartUpload=completion_body(item.parts),
             )
         except TransientStorageError as error:
-            if error.status >= 500 and error.status != BUSY:
-                # To some servers an upload that is gone is an internal error: Ceph says for ever
-                # that "this multipart completion is already in progress".
-                await self.look(item)
+            if error.status >= 500 and error.status != SLOW_DOWN_STATUS:
+                # Some servers return an internal error for a missing upload, e.g. Ceph: "this
+                # multipart completion is already in progress".
+                await self.check(item)
             raise
 
     def abort(self, staged: Sequence[StagedObject]) -> None:
-        """Abort; what is already gone, or was never possible, is no error."""
+        """Abort uploads; missing or impossible uploads are no error."""
 
         async def drop(item: StagedObject) -> None:
             with suppress(ObjectMissingError, ObjectRefusedError, InvalidUriError):
@@ -88,7 +88,7 @@ class Uploads:
         self._s3.wait(self._s3.gather(drop, staged))
 
     def under(self, prefix: str) -> Iterator[StagedObject]:
-        """Those of keys that start with the prefix, whatever way the server pages."""
+        """Yield the uploads whose keys start with the prefix."""
         at = parse(prefix)
         listed: set[tuple[str, str]] = set()
         markers: dict[str, str] = {}
@@ -110,8 +110,8 @@ class Uploads:
                 )
             if not page.get("IsTruncated"):
                 return
-            # Exactly what the server gives: SeaweedFS goes by upload ids alone, and would take a
-            # key marker for the one key that is wanted.
+            # Exactly the markers of the server: SeaweedFS pages by upload ids alone, and would
+            # list only the key of a key marker.
             after = {
                 name: page[f"Next{name}"]
                 for name in ("KeyMarker", "UploadIdMarker")
@@ -120,7 +120,7 @@ class Uploads:
             if after == markers or (markers and len(listed) == before):
                 log.warning(
                     "%s: the server does not list more than %s of its unfinished uploads; abort "
-                    "these, then look again",
+                    "these, then list again",
                     at.uri,
                     f"{len(listed):,}",
                 )

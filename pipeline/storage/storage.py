@@ -1,4 +1,4 @@
-"""`Storage`: objects by URI, on whichever backend the URI names, with one retry policy."""
+"""Dispatch operations on objects to the backend of their URI, with one retry policy."""
 
 from __future__ import annotations
 
@@ -41,146 +41,148 @@ class Storage:
         backends: Mapping[str, Backend | Callable[[str], Backend]],
         retry: RetryPolicy | None = None,
     ) -> None:
-        """Make it.
+        """Create the storage.
 
         Args:
-            backends: By the URIs' scheme; or what finds it by the bucket's name.
-            retry: For what may pass.
+            backends: Backend by URI scheme, or a function that returns it by the bucket's name.
+            retry: Policy for transient errors.
         """
         self._backends = backends
         self._retry = retry or RetryPolicy()
 
     def backend(self, uri: str) -> Backend:
-        """The backend that has a URI."""
-        at = parse(uri)
-        found = self._backends[at.scheme]
-        return found(at.bucket) if callable(found) else found
+        """Return the backend of a URI."""
+        location = parse(uri)
+        backend = self._backends[location.scheme]
+        return backend(location.bucket) if callable(backend) else backend
 
-    def _tried(self, call: Callable[[], T]) -> T:
-        for attempt in self._retry.tries():
+    def _retry_call(self, call: Callable[[], T]) -> T:
+        for attempt in self._retry.contexts():
             with attempt:
                 return call()
         raise AssertionError("stamina returns or raises")
 
     def objects(self, prefix: str) -> list[ObjectInfo]:
-        """Every object whose URI starts with the prefix, in any order.
+        """List all objects whose URI starts with the prefix, in any order.
 
-        It costs what these cost, however many others there are beside them. So does `after`.
+        The cost does not depend on the number of other objects. The same holds for `after`.
         """
-        return self._tried(lambda: list(self.backend(prefix).objects(prefix)))
+        return self._retry_call(lambda: list(self.backend(prefix).objects(prefix)))
 
     def after(self, folder: str, name: str) -> list[ObjectInfo]:
-        """Every object right in a folder whose name there is greater than one, in any order.
+        """List the direct children of a folder whose name is greater than one, in any order.
 
         Args:
-            folder: URI, with a slash at its end. What is in folders below it is left out.
-            name: Of an object that may be there or not.
+            folder: URI, with a slash at its end. Objects in folders below it are left out.
+            name: Name of an object, which need not exist.
         """
-        return self._tried(lambda: list(self.backend(folder).after(folder, name)))
+        return self._retry_call(lambda: list(self.backend(folder).after(folder, name)))
 
     def head(self, uri: str) -> ObjectInfo:
-        """ETag and size. Raises ObjectMissingError."""
-        return self._tried(lambda: self.backend(uri).head(uri))
+        """Return ETag and size. Raises ObjectMissingError."""
+        return self._retry_call(lambda: self.backend(uri).head(uri))
 
     def get(self, uri: str) -> Blob:
-        """The whole object. Raises ObjectMissingError."""
-        return self._tried(lambda: self.backend(uri).get(uri))
+        """Read an object. Raises ObjectMissingError."""
+        return self._retry_call(lambda: self.backend(uri).get(uri))
 
     def get_or_none(self, uri: str) -> Blob | None:
-        """The whole object, or None."""
+        """Read an object; return None if it does not exist."""
         try:
             return self.get(uri)
         except ObjectMissingError:
             return None
 
     def get_ranges(self, info: ObjectInfo, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
-        """Half-open byte ranges of the version that `info` names. Raises ObjectChangedError."""
-        return self._tried(lambda: self.backend(info.uri).get_ranges(info, ranges))
+        """Read half-open byte ranges of the version `info`. Raises ObjectChangedError."""
+        return self._retry_call(lambda: self.backend(info.uri).get_ranges(info, ranges))
 
     def put(self, uri: str, data: bytes) -> None:
-        """Write, whatever is there. For advisory objects only."""
-        self._tried(lambda: self.backend(uri).put(uri, data))
+        """Overwrite unconditionally. For advisory objects only."""
+        self._retry_call(lambda: self.backend(uri).put(uri, data))
 
     def put_new(self, uri: str, data: bytes) -> None:
-        """Create an object that must not be there.
+        """Create an object that must not exist.
 
-        A write whose reply was lost comes back as "already exists" when it is tried again: what is
-        there is read back, and our own bytes mean success. So whoever must be told apart from
-        another writer has an id in its bytes.
+        If the response to a write was lost, its retry fails with "already exists". Then the object
+        is read back, and equal bytes mean success. To be distinguished from other writers, a writer
+        puts an id into its bytes.
 
         Raises:
-            AlreadyExistsError: something else is there.
+            AlreadyExistsError: An object with other content exists.
         """
 
         def create() -> None:
             try:
                 self.backend(uri).put_new(uri, data)
             except (AlreadyExistsError, PreconditionFailedError) as error:
-                found = self.get_or_none(uri)
-                if found is None:
-                    # S3 may refuse a writer although the other one then fails, too (409).
+                blob = self.get_or_none(uri)
+                if blob is None:
+                    # S3 may refuse a writer (409) although the other writer then fails, too.
                     raise TransientStorageError(
                         f"put {uri}: lost a race that nobody won"
                     ) from error
-                if found.data != data:
+                if blob.data != data:
                     raise AlreadyExistsError(uri) from error
 
-        self._tried(create)
+        self._retry_call(create)
 
     def put_if(self, uri: str, data: bytes, etag: str) -> None:
-        """Replace the version with this ETag; the bytes must hold an id of the writer.
+        """Replace the version with this ETag; the bytes must contain an id of the writer.
 
         Raises:
-            PreconditionFailedError: the object is another version, or gone.
+            PreconditionFailedError: The object is another version, or missing.
         """
 
         def replace() -> None:
             try:
                 self.backend(uri).put_if(uri, data, etag)
             except (AlreadyExistsError, PreconditionFailedError, ObjectMissingError) as error:
-                found = self.get_or_none(uri)
-                if found is not None and found.data == data:
+                blob = self.get_or_none(uri)
+                if blob is not None and blob.data == data:
                     return
-                if found is not None and found.etag == etag:
+                if blob is not None and blob.etag == etag:
                     raise TransientStorageError(
                         f"put {uri}: lost a race that nobody won"
                     ) from error
                 raise PreconditionFailedError(uri) from error
 
-        self._tried(replace)
+        self._retry_call(replace)
 
     def copy(self, source: str, target: str) -> None:
-        """Copy on the server's side, within one backend.
+        """Copy an object on the server's side, within one backend.
 
         Raises:
-            InvalidUriError: the two are on services, or reached in ways, that differ.
+            InvalidUriError: The two are on different services, or have different access settings.
         """
         if self.backend(source) is not self.backend(target):
-            raise InvalidUriError(f"{source} cannot be copied to {target}: another service has it")
-        self._tried(lambda: self.backend(source).copy(source, target))
+            raise InvalidUriError(
+                f"{source} cannot be copied to {target}: they are on different services"
+            )
+        self._retry_call(lambda: self.backend(source).copy(source, target))
 
     def delete(self, uri: str) -> None:
-        """Remove; an absent object is no error."""
-        self._tried(lambda: self.backend(uri).delete(uri))
+        """Delete an object; a missing object is no error."""
+        self._retry_call(lambda: self.backend(uri).delete(uri))
 
     def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> StagedObject:
-        """Write without making visible. A repeated try leaves an orphan, which cleaning finds."""
-        return self._tried(lambda: self.backend(uri).stage(uri, data, attempt, area))
+        """Write without making visible. A retry may leave an orphan, which vacuum finds."""
+        return self._retry_call(lambda: self.backend(uri).stage(uri, data, attempt, area))
 
     def missing(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
-        """Those that have vanished and can never be completed."""
+        """Return those that have vanished and can never be completed."""
         return self._by_backend(staged, lambda backend, some: backend.missing(some))
 
     def complete(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
-        """Make visible; returns those that have vanished. Completing twice changes nothing."""
+        """Make visible; return those that have vanished. Completing twice changes nothing."""
         return self._by_backend(staged, lambda backend, some: backend.complete(some))
 
     def abort_days(self, uri: str) -> float | None:
-        """After how many days the storage drops what is staged; None if never, or unknown."""
+        """Return the days after which staged outputs are dropped; None if never, or unknown."""
         return self.backend(uri).abort_days(uri)
 
     def abort(self, staged: Sequence[StagedObject]) -> None:
-        """Drop what is staged; what is already gone is no error."""
+        """Drop staged outputs; missing ones are no error."""
 
         def drop(backend: Backend, some: Sequence[StagedObject]) -> list[StagedObject]:
             backend.abort(some)
@@ -189,11 +191,11 @@ class Storage:
         self._by_backend(staged, drop)
 
     def is_conditional(self, uri: str) -> bool:
-        """Whether writes there depend on the service's conditions."""
+        """Whether writes to a URI use the service's conditions."""
         return getattr(self.backend(uri), "conditional", True)
 
     def token_rule(self, output: str) -> TokenRule:
-        """What the tokens of what is staged for an output can be.
+        """Return the rule for tokens of outputs that are staged for an output.
 
         Args:
             output: URI of the output prefix, with a slash at its end.
@@ -201,13 +203,13 @@ class Storage:
         return self.backend(output).token_rule(output, staged_area(output))
 
     def check_staged(self, staged: Iterable[StagedObject], output: str) -> None:
-        """Refuse tokens that staging below an output could not have given.
+        """Refuse tokens that staging below an output cannot have made.
 
-        To be called before tokens that others have written down are completed or aborted: that
-        copies and deletes what they name.
+        Call it before stored tokens are completed or aborted, which copies and deletes the objects
+        that they name.
 
         Raises:
-            StateError: one of them could not; it names the key and the token.
+            StateError: A token is refused; the message names the key and the token.
         """
         rule = self.token_rule(output)
         for item in staged:
@@ -217,25 +219,25 @@ class Storage:
                     f"staging it as attempt {item.attempt[:64]!r} could not have given the token "
                     f"{item.upload[:1024]!r}",
                     hint="no worker of this run wrote it: check who may write to "
-                    f"{state_prefix(output)}, then make it good with `chunkmap repair {output}`",
+                    f"{state_prefix(output)}, then run `chunkmap repair {output}`",
                 )
 
     def staged_under(self, prefix: str, area: str) -> list[StagedObject]:
-        """What is staged for URIs that start with the prefix."""
-        return self._tried(lambda: list(self.backend(prefix).staged_under(prefix, area)))
+        """List the staged outputs whose URI starts with the prefix."""
+        return self._retry_call(lambda: list(self.backend(prefix).staged_under(prefix, area)))
 
     def _by_backend(
         self,
         staged: Sequence[StagedObject],
         call: Callable[[Backend, Sequence[StagedObject]], list[StagedObject]],
     ) -> list[StagedObject]:
-        found: list[StagedObject] = []
+        results: list[StagedObject] = []
         for backend, group in groupby(staged, key=self._backend_of):
             if backend is None:
-                found += group  # No object has such a name.
+                results += group  # No object can have such a name.
             else:
-                found += self._tried(partial(call, backend, list(group)))
-        return found
+                results += self._retry_call(partial(call, backend, list(group)))
+        return results
 
     def _backend_of(self, item: StagedObject) -> Backend | None:
         try:
@@ -245,26 +247,26 @@ class Storage:
 
 
 class S3Services:
-    """The S3 backends of a process: one for each way in which the settings reach buckets.
+    """The S3 backends of a process: one for `s3`, and one per key of `s3.buckets`.
 
-    Each is made when its first bucket is wanted. Together they keep to `s3.max_requests`.
+    A backend is created on first use. All backends share the limit `s3.max_requests`.
     """
 
     def __init__(self, s3: S3Settings) -> None:
         self._s3 = s3
         self._requests = Requests(s3.max_requests)
-        self._made: dict[str | None, S3Backend] = {}
+        self._backends: dict[str | None, S3Backend] = {}
         self._lock = Lock()
 
     def __call__(self, bucket: str) -> S3Backend:
-        """The backend of a bucket."""
+        """Return the backend of a bucket."""
         key = self._s3.bucket_key(bucket)
         with self._lock:
-            if key not in self._made:
-                self._made[key] = self._make(bucket)
-            return self._made[key]
+            if key not in self._backends:
+                self._backends[key] = self._create(bucket)
+            return self._backends[key]
 
-    def _make(self, bucket: str) -> S3Backend:
+    def _create(self, bucket: str) -> S3Backend:
         return S3Backend(
             access_of(self._s3, bucket),
             requests=self._requests,
@@ -274,10 +276,10 @@ class S3Services:
 
 
 def open_storage(settings: Settings) -> Storage:
-    """Open the storage that the settings name: S3 by the standard AWS variables, and local files.
+    """Open the storage for these settings: S3 with the standard AWS variables, and local files.
 
-    A process has one client for the same settings and variables: making one takes a quarter of a
-    second, and its requests are limited together.
+    A process has one client for the same settings and variables, because creating a client takes a
+    quarter of a second, and because its requests are limited together.
     """
     aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     with _opened_lock:
@@ -294,7 +296,7 @@ _opened_lock = Lock()
 
 
 def scan_options(settings: Settings, uri: str) -> dict[str, str]:
-    """What Polars' own scans need to reach the bucket of a URI. Holds secrets."""
+    """Return the options with which Polars scans the bucket of a URI; they hold secrets."""
     access = access_of(settings.s3, parse(uri).bucket)
     secrets = {
         "aws_access_key_id": access.key_id,
@@ -309,5 +311,5 @@ def scan_options(settings: Settings, uri: str) -> dict[str, str]:
 
 @cache
 def own_storage() -> Storage:
-    """The storage that this process's own settings name, opened once."""
+    """Open the storage for the settings of this process, once."""
     return open_storage(load_settings())

@@ -1,4 +1,4 @@
-"""Versions of the small tables that transforms read beside their chunk."""
+"""Describe versions of the small tables that transforms read in addition to their chunk."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 
 class TableObject(BaseModel):
-    """One version of one object of a table."""
+    """A version of an object of a table."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     uri: str
     etag: str
     size: NonNegativeInt
-    """Bytes."""
+    """Size in bytes."""
 
 
 class TableVersion(BaseModel):
-    """One version of a table: the objects that it is read from, in this order."""
+    """A version of a table: its objects, in the order in which they are read."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     uri: str
-    """As the transform names it: an object, or a prefix."""
+    """URI of the table as the transform names it: an object or a prefix."""
     objects: tuple[TableObject, ...]
 
     @property
@@ -32,6 +32,6 @@ class TableVersion(BaseModel):
         """The version in a few characters, for people."""
         if len(self.objects) == 1:
             return f"ETag {self.objects[0].etag}"
-        said = "\n".join(f"{one.uri} {one.etag} {one.size}" for one in self.objects)
-        digest = hashlib.sha256(said.encode()).hexdigest()[:16]
+        text = "\n".join(f"{item.uri} {item.etag} {item.size}" for item in self.objects)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         return f"{len(self.objects):,} objects, digest {digest}"

@@ -1,7 +1,7 @@
-"""What the token of a staged output can be: the one rule, for one token and for a whole column.
+"""Define the rule for tokens of staged outputs, for a single token and for a whole column.
 
-Publishing copies from tokens and deletes them, and workers write them down: a token that staging
-could not have given for this key and this attempt is refused, wherever it points.
+Workers store tokens, and publishing copies from and deletes the objects that they name. So a token
+that staging cannot have made for this key and attempt is refused, wherever it points.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ from dataclasses import dataclass
 from typing import Final
 
 ATTEMPT_PATTERN: Final = r"^[0-9a-f]{32}$"
-"""An attempt, as `uuid.uuid4().hex` makes it. In Python's syntax and in Rust's."""
+"""Pattern of attempts (`uuid.uuid4().hex`), valid in the regex syntax of Python and of Rust."""
 UPLOAD_ID_PATTERN: Final = r"^[^/\\\s\x00-\x1f\x7f]{1,1024}$"
-"""The id of a multipart upload. Servers may use it as the name of a folder."""
+"""Pattern of the ids of multipart uploads. Servers may use an id as the name of a folder."""
 _DOTS: Final = (".", "..")
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRule:
-    """What staging below one output gives."""
+    """Rule for the tokens of outputs that are staged below a prefix."""
 
     output: str
     """URI of the output prefix, with a slash at its end."""
     staged: str | None
-    """What stands for the output in a token that names an object or a file: the token of
-    `<output><rest>` is `<staged><rest>.<attempt>`. None if no token names one."""
+    """Prefix of tokens that name an object or a file: the token of `<output><rest>` is
+    `<staged><rest>.<attempt>`. None if no token names one."""
     ids: str | None
-    """Pattern of the tokens that are ids of uploads at the final key. None if there are none."""
+    """Pattern of tokens that are ids of uploads at the final key. None if there are none."""
 
     def token_of(self, uri: str, attempt: str) -> str:
-        """The token that names an object or a file; a made-up id where tokens are ids only."""
+        """Return the token that names an object or a file; an invented id if tokens are ids."""
         if self.staged is None:
             return f"upload-{int(attempt, 16)}"
         return f"{self.staged}{uri.removeprefix(self.output)}.{attempt}"
 
     def allows(self, uri: str, upload: str, attempt: str) -> bool:
-        """Whether staging this URI with this attempt could have given this token."""
+        """Whether staging this URI in this attempt can have made this token."""
         if re.fullmatch(ATTEMPT_PATTERN, attempt) is None or not uri.startswith(self.output):
             return False
         if self.staged is not None and upload == self.token_of(uri, attempt):

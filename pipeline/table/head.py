@@ -77,7 +77,7 @@ class HeadFile:
         if blob is None:
             return Head(), None
         try:
-            head = parse_stored(Head, blob.data, self.uri, most=MAX_BYTES)
+            head = parse_stored(Head, blob.data, self.uri, max_bytes=MAX_BYTES)
         except StateError as error:
             raise DamagedStateError(self.uri, error, etag=blob.etag) from error
         refuse_newer(self.uri, head.version, HEAD_VERSION)

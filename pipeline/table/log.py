@@ -123,7 +123,7 @@ class TableLog:
             uri = manifest_uri(self.state, number)
             hint = damage_hint(uri)
             data = self.storage.get(uri).data
-            record = parse_stored(ManifestRecord, data, uri, most=MAX_BYTES, hint=hint)
+            record = parse_stored(ManifestRecord, data, uri, max_bytes=MAX_BYTES, hint=hint)
             refuse_newer(uri, record.version, MANIFEST_VERSION)
             if record.number != number or not 0 <= record.base < number:
                 why = f"it has the number {record.number} and the base {record.base}"

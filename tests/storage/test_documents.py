@@ -27,13 +27,13 @@ class Record(BaseModel):
         (b"[]", "object"),
         (b"{}", "number: Field required"),
         (b'{"number": "x", "names": 3}', r"number: .*\(and 1 more\)"),
-        (b'{"number": 1, "other": "' + b"x" * 100 + b'"}', "126 bytes, and 100 are the most"),
+        (b'{"number": 1, "other": "' + b"x" * 100 + b'"}', "126 bytes; the maximum is 100"),
         (b"[" * 90, "recursion|EOF"),
     ],
 )
 def test_a_damaged_document_is_named(data: bytes, problem: str) -> None:
     with pytest.raises(StateError, match=problem) as caught:
-        parse_stored(Record, data, URI, most=100)
+        parse_stored(Record, data, URI, max_bytes=100)
     assert str(caught.value).startswith(URI)
     assert caught.value.hint
     assert len(str(caught.value)) < 500
@@ -57,7 +57,7 @@ def test_a_sound_document_is_read() -> None:
     "data", [b'{"manifest": -1}', b'{"manifest": true}', b'{"manifest": 1.0}', b"3", b"{}"]
 )
 def test_what_is_no_number_is_damaged(data: bytes) -> None:
-    with pytest.raises(StateError, match="'manifest' is no number"):
+    with pytest.raises(StateError, match="'manifest' is not a number"):
         parse_number(data, "manifest", URI)
 
 

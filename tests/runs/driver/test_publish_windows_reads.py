@@ -76,7 +76,7 @@ def test_scanning_one_window(tmp_path: Path) -> None:
         scan_output(output, 1, "2024-01-02")
     with pytest.raises(UsageError) as caught:
         scan_output(output, window="2024-01-22")
-    assert "is it 2024-01-" in str(caught.value.hint)
+    assert "did you mean 2024-01-" in str(caught.value.hint)
 
 
 def test_history_tells_windows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -169,7 +169,7 @@ def test_what_can_never_be_completed_is_mapped_again_a_bounded_number_of_times(
     """A store that refuses every completion for good: each command tries so often, and says it."""
     with monkeypatch.context() as broken:
         broken.setattr(LocalBackend, "complete", lambda self, staged: list(staged))
-        with pytest.raises(UploadsVanishedError, match="10 staged outputs have vanished"):
+        with pytest.raises(UploadsVanishedError, match="10 staged outputs vanished"):
             world.run(world.job())
     [record] = runs_of(world.storage, f"file://{world.output}/")
     progress = Ledger(world.storage, record.output, record.run).read()
