@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.cli.backfill.create import Going, drive
+from pipeline.cli.backfill.create import drive
 from pipeline.cli.backfill.find import find
 from pipeline.cli.output import notes, out, print_json, say
 from pipeline.config.settings import load_settings
 from pipeline.errors import UsageError
-from pipeline.runs.backfill.records import Control
+from pipeline.runs.backfill.records import BackfillResumeOptions, Control
 from pipeline.runs.backfill.recount import rule_of, windows_named
-from pipeline.runs.backfill.status import BackfillStatus, look
+from pipeline.runs.backfill.status import BackfillStatus, read_status
 from pipeline.runs.backfill.store import BackfillStore
 
 BY = "command line"
@@ -20,7 +20,7 @@ BY = "command line"
 def pause(backfill: str, output: str | None, environment: str | None, *, as_json: bool) -> None:
     """Hand out nothing more."""
     store = find(backfill, output, load_settings(environment))
-    status = look(store)
+    status = read_status(store)
     _refuse_over(status)
     control = store.change(BY, lambda _: {"paused": True})
     said = (
@@ -44,7 +44,7 @@ def resume(
     """Go on with it, whatever it stopped for."""
     settings = load_settings(environment)
     store = find(backfill, output, settings)
-    status = look(store)
+    status = read_status(store)
     if status.state == "done":
         _told(store, status.control, "is done: nothing is left", as_json=as_json)
         return
@@ -56,8 +56,8 @@ def resume(
     if status.alive and not take_over:
         _told(store, control, f"goes on: {status.who} drives it", as_json=as_json)
         return
-    going = Going(accept_code=accept_code, take_over=take_over)
-    drive(store, settings, going, environment, detach=detach, as_json=as_json)
+    options = BackfillResumeOptions(accept_code=accept_code, take_over=take_over)
+    drive(store, settings, options, environment, detach=detach, as_json=as_json)
 
 
 def retry(
@@ -75,7 +75,7 @@ def retry(
     """Try again what is not done."""
     settings = load_settings(environment)
     store = find(backfill, output, settings)
-    status = look(store)
+    status = read_status(store)
     _refuse_over(status)
     only = _windows(store, status, windows)
     if status.state == "done":
@@ -94,8 +94,8 @@ def retry(
         _told(store, control, said, as_json=as_json)
         return
     store.change(BY, lambda _: {"paused": False})
-    going = Going(only, only_failed, accept_code=accept_code, take_over=take_over)
-    drive(store, settings, going, environment, detach=detach, as_json=as_json)
+    options = BackfillResumeOptions(only, only_failed, accept_code=accept_code, take_over=take_over)
+    drive(store, settings, options, environment, detach=detach, as_json=as_json)
 
 
 def _windows(store: BackfillStore, status: BackfillStatus, texts: list[str]) -> tuple[str, ...]:
@@ -119,7 +119,7 @@ def _windows(store: BackfillStore, status: BackfillStatus, texts: list[str]) -> 
 def cancel(backfill: str, output: str | None, environment: str | None, *, as_json: bool) -> None:
     """Stop for good."""
     store = find(backfill, output, load_settings(environment))
-    status = look(store)
+    status = read_status(store)
     if status.state == "done":
         raise UsageError(f"backfill {store.backfill} is done: there is nothing to cancel")
     control = store.change(BY, lambda _: {"cancelled": True})
@@ -148,7 +148,7 @@ def set_(
     if not wished:
         raise UsageError("nothing to set", hint="--max-active N, or --priority N")
     store = find(backfill, output, load_settings(environment))
-    _refuse_over(look(store))
+    _refuse_over(read_status(store))
     control = store.change(BY, lambda _: wished)
     said = f"has max-active {control.max_active} and priority {control.priority}"
     _told(store, control, said, as_json=as_json)

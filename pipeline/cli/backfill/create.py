@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +24,12 @@ from pipeline.errors import (
 from pipeline.processes import record_interrupts, was_interrupted
 from pipeline.runs.admin.known_outputs import remember_output
 from pipeline.runs.backfill.plan import (
-    NothingToDoError,
     WindowSelection,
     draft,
     refuse_replaced_tables,
 )
 from pipeline.runs.backfill.plan import create as create_backfill
-from pipeline.runs.backfill.records import Options
+from pipeline.runs.backfill.records import BackfillResumeOptions, Options
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.backfill.summary import (
     BackfillHeldError,
@@ -44,7 +43,6 @@ from pipeline.runs.transforms.loading import job_fingerprint
 from pipeline.storage import open_storage
 
 if TYPE_CHECKING:
-    from pipeline.runs.backfill.driver import Again
     from pipeline.runs.backfill.progress import WindowProgress
 
 MOST_NOTES = 10
@@ -161,19 +159,20 @@ def create(
     preflight(job, settings, storage)
     with explain_unreachable_s3(settings):
         drafted = draft(job, settings, storage, asked, options, accept_code=accept_code)
-        try:
-            store, is_new = create_backfill(storage, drafted)
-        except NothingToDoError as nothing:
-            outside = drafted.record.outside
-            left = [outside] if outside else []
-            if as_json:
-                said = {"backfill": None, "state": "nothing to do", "message": str(nothing)}
-                print_json(said | {"notes": left})
-            else:
-                say(f"Nothing to do: {nothing}.")
-                for note in left:
-                    warn(note)
-            return
+        created = create_backfill(storage, drafted)
+    if created is None:
+        outside = drafted.record.outside
+        left = [outside] if outside else []
+        message = drafted.up_to_date
+        if as_json:
+            result = {"backfill": None, "state": "nothing to do", "message": message}
+            print_json(result | {"notes": left})
+        else:
+            say(f"Nothing to do: {message}.")
+            for note in left:
+                warn(note)
+        return
+    store, is_new = created
     for note in drafted.notes:
         warn(note)
     remember_output(settings.state_dir, store.output)
@@ -184,22 +183,11 @@ def create(
     drive(
         store,
         settings,
-        Going(accept_code=accept_code, take_over=take_over),
+        BackfillResumeOptions(accept_code=accept_code, take_over=take_over),
         environment,
         detach=detach,
         as_json=as_json,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Going:
-    """What a user says about going on with a backfill."""
-
-    only: tuple[str, ...] = ()
-    """These windows."""
-    only_failed: bool = False
-    accept_code: bool = False
-    take_over: bool = False
 
 
 def drive_stored(backfill: str, output: str | None, environment: str | None, again: str) -> None:
@@ -209,19 +197,26 @@ def drive_stored(backfill: str, output: str | None, environment: str | None, aga
         backfill: Its id.
         output: Its output.
         environment: Of the settings.
-        again: The fields of `Going`, as JSON.
+        again: Fields of `BackfillResumeOptions`, as JSON.
     """
     from pipeline.cli.backfill.find import find
 
     settings = load_settings(environment)
     store = find(backfill, output, settings)
-    drive(store, settings, Going(**json.loads(again)), environment, detach=False, as_json=False)
+    drive(
+        store,
+        settings,
+        BackfillResumeOptions(**json.loads(again)),
+        environment,
+        detach=False,
+        as_json=False,
+    )
 
 
 def drive(
     store: BackfillStore,
     settings: Settings,
-    going: Going,
+    resume: BackfillResumeOptions,
     environment: str | None,
     *,
     detach: bool,
@@ -234,46 +229,42 @@ def drive(
         ConflictError: the transform has changed since.
         RunInterruptedError: the user pressed Ctrl-C.
     """
-    again = _again(store, settings, going)
+    resume = _with_code(store, settings, resume)
     if detach:
         driver = store.driver()
-        if driver is not None and is_driven_elsewhere(driver, "") and not going.take_over:
+        if driver is not None and is_driven_elsewhere(driver, "") and not resume.take_over:
             said = f"process {driver.pid} on {driver.host} drives it already"
             say(f"backfill {store.backfill}: {said}", console=notes)
             started = {"backfill": store.backfill, "output": store.output, "pid": driver.pid}
             started |= {"log": "where it was started"}
         else:
-            started = start_detached(store, settings, environment, asdict(going))
+            started = start_detached(store, settings, environment, asdict(resume))
         print_json(started) if as_json else show_detached(started)
         return
-    summary = _driven(store, settings, again, quiet=as_json)
+    summary = _driven(store, settings, resume, quiet=as_json)
     places = _places(store, settings)
     print_json(asdict(summary) | places) if as_json else _show(summary, places)
 
 
-def _again(store: BackfillStore, settings: Settings, going: Going) -> Again:
-    from pipeline.runs.backfill.driver import Again
-
+def _with_code(
+    store: BackfillStore, settings: Settings, resume: BackfillResumeOptions
+) -> BackfillResumeOptions:
+    """Add the current code to the options, after checking that it may be used."""
     record = store.record()
     code = job_fingerprint(store.job(), settings.transforms)
-    if code != record.code and not going.accept_code:
+    if code != record.code and not resume.accept_code:
         raise ConflictError(
             f"backfill {record.backfill} is unfinished, and "
             f"{explain_difference(record.transform, record.code, code)}",
-            hint="go on with the new code: --accept-code; or do all anew: chunkmap backfill "
+            hint="resume with the new code: --accept-code; or start over: chunkmap backfill "
             f"cancel {record.backfill}, then create it again",
         )
     refuse_replaced_tables(record)
-    return Again(
-        only=tuple(going.only),
-        only_failed=going.only_failed,
-        take_over=going.take_over,
-        code=code,
-    )
+    return replace(resume, code=code)
 
 
 def _driven(
-    store: BackfillStore, settings: Settings, again: Again, *, quiet: bool
+    store: BackfillStore, settings: Settings, resume: BackfillResumeOptions, *, quiet: bool
 ) -> BackfillSummary:
     display = BackfillDisplay(quiet=quiet)
 
@@ -286,7 +277,7 @@ def _driven(
         from pipeline.flows.launch import launch_backfill
 
         with display, record_interrupts():
-            return launch_backfill(store, settings, listen, again)
+            return launch_backfill(store, settings, listen, resume)
     except (BackfillIncompleteError, BackfillHeldError) as error:
         places = _places(store, settings)
         if not quiet:

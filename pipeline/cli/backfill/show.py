@@ -21,7 +21,7 @@ from pipeline.runs.backfill.records import BackfillRecord
 from pipeline.runs.backfill.recount import rule_of, windows_named
 from pipeline.runs.backfill.status import (
     BackfillStatus,
-    look,
+    read_status,
     state_of,
 )
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
@@ -97,7 +97,7 @@ def status(
     if watch:
         _watch(store)
         return
-    seen = look(store)
+    seen = read_status(store)
     if as_json:
         print_json(seen.to_dict())
     else:
@@ -106,19 +106,19 @@ def status(
 
 def _watch(store: BackfillStore) -> None:
     """Look again and again, until its driver ends."""
-    seen = look(store)
+    seen = read_status(store)
     if not out.is_terminal:
         while _goes_on(seen):
             say(_one_line(seen))
             time.sleep(WATCH_SECONDS)
-            seen = look(store)
+            seen = read_status(store)
         out.print(_shown(seen, MOST_ROWS))
         return
     rows = max(6, out.height - BESIDES)
     with live(_shown(seen, rows), out, auto_refresh=False) as page:
         while _goes_on(seen):
             time.sleep(WATCH_SECONDS)
-            seen = look(store)
+            seen = read_status(store)
             page.update(_shown(seen, rows), refresh=True)
 
 
@@ -235,7 +235,7 @@ def logs(
     from pipeline.runs.backfill.attempts import attempts
 
     store = find(backfill, output, load_settings(environment))
-    seen = look(store)
+    seen = read_status(store)
     labels = _labels(store, seen, texts)
     tries = attempts(store, seen.windows, labels)
     if only_failed:

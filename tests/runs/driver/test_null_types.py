@@ -137,9 +137,12 @@ def test_a_driver_that_dies_on_the_way_is_resumed(
     def die(*args: Any, **more: Any) -> None:
         raise SystemError("killed")
 
-    at = {"before": "rounds.MapStage._type_nulls", "after": "driving.NoOrchestrator.publish"}[when]
+    at = {
+        "before": "map_stage.MapStage._retype_nulls",
+        "after": "orchestrator.NoOrchestrator.publish",
+    }[when]
     with monkeypatch.context() as patched:
-        patched.setattr(f"pipeline.{at}", die)
+        patched.setattr(f"pipeline.runs.driver.{at}", die)
         with pytest.raises(SystemError):
             small.run(job)
     summary = small.run(job)
@@ -206,7 +209,9 @@ def test_a_reduce_brings_together_what_has_a_type(small: Small, most: int) -> No
     assert small.rows().to_dicts() == [{"k": 1, "note": 4.0}]
 
 
-@pytest.mark.parametrize("at", ["rounds.MapStage._type_nulls", "driving.NoOrchestrator.reduce"])
+@pytest.mark.parametrize(
+    "at", ["map_stage.MapStage._retype_nulls", "orchestrator.NoOrchestrator.reduce"]
+)
 def test_a_reduce_that_dies_on_the_way_is_resumed(
     small: Small, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -220,7 +225,7 @@ def test_a_reduce_that_dies_on_the_way_is_resumed(
         raise SystemError("killed")
 
     with monkeypatch.context() as patched:
-        patched.setattr(f"pipeline.{at}", die)
+        patched.setattr(f"pipeline.runs.driver.{at}", die)
         with pytest.raises(SystemError):
             run_serially(job, settings, small.storage, ResumeOptions())
     run_serially(job, settings, small.storage, ResumeOptions())
