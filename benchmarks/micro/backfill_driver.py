@@ -27,9 +27,8 @@ from partitioning.windows import Window
 from pipeline.config.job import Job, parse_job
 from pipeline.flows.executor import map_batch_task
 from pipeline.flows.launch import launch_backfill
-from pipeline.runs.backfill.driver import Again
 from pipeline.runs.backfill.plan import Drafting, WindowSelection, create
-from pipeline.runs.backfill.records import Options, digest
+from pipeline.runs.backfill.records import BackfillResumeOptions, Options, digest
 from pipeline.runs.backfill.selection import InputWindow, WindowDecision
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.driver.plan import UNKNOWN_PROBE, PlannedInput
@@ -94,8 +93,9 @@ def create_synthetic(output: str, windows: int, each: int) -> str:
         for window in drafting.rule.between(str(FIRST), str(end))
     ]
     drafted = drafting.draft(choices, WindowSelection(), Options(), partial(digest, output))
-    store, _ = create(storage, drafted)
-    return store.backfill
+    created = create(storage, drafted)
+    assert created is not None, "there is something to do"
+    return created[0].backfill
 
 
 def no_publish(*_: Any, **__: Any) -> None:
@@ -110,7 +110,12 @@ def drive(output: str, backfill: str, *, ledger_only: bool) -> None:
     task: Any = ledger_only_task if ledger_only else map_batch_task
     publish = no_publish if ledger_only else publish_windows
     summary = launch_backfill(
-        store, settings, lambda board, phase: None, Again(), task_of_batch=task, publish=publish
+        store,
+        settings,
+        lambda progress, phase: None,
+        BackfillResumeOptions(),
+        task_of_batch=task,
+        publish=publish,
     )
     said = {
         "state": summary.state,

@@ -31,7 +31,7 @@ from pipeline.config.settings import Settings
 from pipeline.flows.server import connect, talking_to
 from pipeline.runs.backfill.plan import WindowSelection, create, draft
 from pipeline.runs.backfill.records import Options
-from pipeline.runs.backfill.status import look
+from pipeline.runs.backfill.status import read_status
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.storage import open_storage
 from pipeline.table.log import TableLog
@@ -80,7 +80,7 @@ class Drive:
         process = psutil.Process(self._process.pid)
         while self._process.poll() is None:
             clock = time.perf_counter()
-            counts = look(self.store).counts
+            counts = read_status(self.store).counts
             self.status_seconds.append(time.perf_counter() - clock)
             over = (counts["done"] + counts["failed"]) / WINDOWS
             self.megabytes.append((over, process.memory_info().rss / 1e6))
@@ -153,7 +153,9 @@ def test_staged(benchmark: Any, settings: Settings) -> None:
     _fill(settings, source)
     output = f"s3://demo/backfills/{uuid.uuid4().hex[:8]}/"
     job = job_of(output, source)
-    store, _ = create(storage, draft(job, settings, storage, WindowSelection(), Options()))
+    created = create(storage, draft(job, settings, storage, WindowSelection(), Options()))
+    assert created is not None, "there is something to do"
+    store, _ = created
     since = datetime.now(UTC)
     said = benchmark.pedantic(lambda: Drive("drive", store).run(), rounds=1)
     runs = prefect_runs(settings, since)

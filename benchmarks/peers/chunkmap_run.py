@@ -111,14 +111,17 @@ def publish(state: State, spec: Spec, output: str) -> dict[str, Any]:
 def backfill(state: State, spec: Spec, output: str) -> dict[str, Any]:
     """Plan a backfill over every window of the input, store it and drive it to its end."""
     from pipeline.flows.launch import launch_backfill
-    from pipeline.runs.backfill.driver import Again
     from pipeline.runs.backfill.plan import WindowSelection, create, draft
-    from pipeline.runs.backfill.records import Options
+    from pipeline.runs.backfill.records import BackfillResumeOptions, Options
 
     storage = open_storage(state.settings)
     drafted = draft(job_of(spec, output), state.settings, storage, WindowSelection(), Options())
-    store, _ = create(storage, drafted)
-    counts = launch_backfill(store, state.settings, lambda board, phase: None, Again()).counts
+    created = create(storage, drafted)
+    assert created is not None, "there is something to do"
+    store, _ = created
+    counts = launch_backfill(
+        store, state.settings, lambda progress, phase: None, BackfillResumeOptions()
+    ).counts
     return {
         "rows": counts["rows_out"],
         "tasks": counts["chunks_done"],

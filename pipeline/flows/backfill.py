@@ -20,9 +20,9 @@ from pipeline.flows.event_sender import flush_events
 from pipeline.flows.executor import DaskExecutor, map_batch_task
 from pipeline.flows.run_state import RunStateWatcher
 from pipeline.flows.server import flow_run_page, patient
-from pipeline.runs.backfill.driver import Again, BackfillDriver, Listener
+from pipeline.runs.backfill.driver import BackfillDriver, Listener
 from pipeline.runs.backfill.orchestrator import ExecutorOf
-from pipeline.runs.backfill.records import Control
+from pipeline.runs.backfill.records import BackfillResumeOptions, Control
 from pipeline.runs.backfill.run import PublishWindows
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.backfill.summary import BackfillSummary
@@ -46,8 +46,8 @@ class BackfillOptions:
     """What the caller of the flow knows and Prefect need not store."""
 
     settings: Settings
-    again: Again = field(default_factory=Again)
-    listen: Listener = lambda board, phase: None
+    resume: BackfillResumeOptions = field(default_factory=BackfillResumeOptions)
+    listen: Listener = lambda progress, phase: None
     task_of_batch: Any = map_batch_task
     publish: PublishWindows = publish_windows
     ended: list[BackfillSummary | ChunkmapError] = field(default_factory=list)
@@ -94,7 +94,7 @@ def backfill_flow(output: str, backfill: str) -> Any:
     store = BackfillStore(open_storage(given.settings), output, backfill)
     orchestrator = PrefectBackfillOrchestrator(store)
     driver = BackfillDriver(
-        store, given.settings, orchestrator, given.again, given.listen, publish=given.publish
+        store, given.settings, orchestrator, given.resume, given.listen, publish=given.publish
     )
     try:
         summary = driver.run()
@@ -194,8 +194,8 @@ class PrefectBackfillOrchestrator:
         finally:
             _work.reset(token)
 
-    def agree(self, control: Control) -> Control | None:
-        """See `BackfillOrchestrator.agree`. The latest change wins."""
+    def sync_control(self, control: Control) -> Control | None:
+        """See `BackfillOrchestrator.sync_control`. The latest change wins."""
         wish = self._watcher.wish()
         if wish is None:
             return None  # A server that is gone wishes nothing.

@@ -17,8 +17,8 @@ from pipeline.runs.driver.plan import ResumeOptions
 from pipeline.runs.driver.summary import RunSummary
 
 if TYPE_CHECKING:
-    from pipeline.runs.backfill.driver import Again
     from pipeline.runs.backfill.driver import Listener as BackfillListener
+    from pipeline.runs.backfill.records import BackfillResumeOptions
     from pipeline.runs.backfill.store import BackfillStore
     from pipeline.runs.backfill.summary import BackfillSummary
     from pipeline.runs.driver.run import Listener
@@ -53,7 +53,7 @@ def launch_backfill(
     store: BackfillStore,
     settings: Settings,
     listen: BackfillListener,
-    again: Again,
+    resume: BackfillResumeOptions,
     **more: Any,
 ) -> BackfillSummary:
     """Drive a stored backfill as the flow `backfill`, on the cluster that the settings name.
@@ -62,7 +62,7 @@ def launch_backfill(
         store: The backfill.
         settings: How to operate.
         listen: Is told how far it is.
-        again: What to go on with.
+        resume: Options for resuming.
         more: Further `BackfillOptions`, for benchmarks.
 
     Raises:
@@ -74,7 +74,7 @@ def launch_backfill(
     from pipeline.flows.backfill import BackfillOptions, backfill_flow, backfill_options
 
     flow: Any = backfill_flow.with_options(task_runner=_runner(settings))
-    given = BackfillOptions(settings, again, listen, **more)
+    given = BackfillOptions(settings, resume, listen, **more)
     with backfill_options(given):
         call = partial(flow, store.output, store.backfill)
         return _launched(api_url, given.ended, call, beats=True)

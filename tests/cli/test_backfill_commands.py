@@ -16,9 +16,10 @@ from pipeline.cli.app import app
 from pipeline.cli.errors import describe, report_error
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
-from pipeline.runs.backfill.driver import Again, BackfillDriver, Listener
+from pipeline.runs.backfill.driver import BackfillDriver, Listener
 from pipeline.runs.backfill.orchestrator import NoBackfillOrchestrator
 from pipeline.runs.backfill.plan import WindowSelection
+from pipeline.runs.backfill.records import BackfillResumeOptions
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.backfill.summary import BackfillSummary
 from pipeline.runs.driver.heartbeat import Heartbeat
@@ -87,7 +88,7 @@ def terminal(
     world: Days, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Terminal:
     def serially(
-        store: BackfillStore, settings: Settings, listen: Listener, again: Again
+        store: BackfillStore, settings: Settings, listen: Listener, again: BackfillResumeOptions
     ) -> BackfillSummary:
         return BackfillDriver(store, settings, NoBackfillOrchestrator(), again, listen).run()
 

@@ -18,7 +18,7 @@ from pipeline.errors import ChunkmapError, StateError
 from pipeline.runs.admin.known_outputs import known_outputs, remember_output
 from pipeline.runs.admin.status import list_runs
 from pipeline.runs.admin.vacuum import vacuum
-from pipeline.runs.backfill.driver import Again
+from pipeline.runs.backfill.records import BackfillResumeOptions
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.driver.heartbeat import Heartbeat, read_driver
 from pipeline.runs.driver.publish import publish_run
@@ -247,7 +247,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
         world = Days(root)
         world.write(days("2024-02-27", 3))
         store = world.create(world.job())
-        world.drive(store, Again())
+        world.drive(store, BackfillResumeOptions())
         yield world, store
 
 
@@ -304,7 +304,7 @@ def test_a_damaged_driver_record_does_not_stop_a_driver(world: Any) -> None:
     sound = store.storage.get(uri).data
     for data in (b"", b"{", b"[]", b'{"driver": 1}'):
         store.storage.put(uri, data)
-        days_.drive(store, Again(take_over=True))
+        days_.drive(store, BackfillResumeOptions(take_over=True))
     store.storage.put(uri, sound)
 
 

@@ -16,8 +16,9 @@ import pytest
 
 from pipeline.config.settings import Settings, load_settings
 from pipeline.runs.admin.verify import verify_output
-from pipeline.runs.backfill.driver import Again, BackfillDriver
+from pipeline.runs.backfill.driver import BackfillDriver
 from pipeline.runs.backfill.orchestrator import NoBackfillOrchestrator
+from pipeline.runs.backfill.records import BackfillResumeOptions
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.driver.run import run_serially
 from pipeline.runs.ledger.ledger import Ledger
@@ -87,7 +88,9 @@ def test_a_backfill_is_resumed(settings: Settings) -> None:
     [record] = backfills_of(storage, "s3://sample/daily/")
     store = BackfillStore(storage, record.output, record.backfill)
     assert published(record.output).height == 50
-    summary = BackfillDriver(store, settings, NoBackfillOrchestrator(), Again()).run()
+    summary = BackfillDriver(
+        store, settings, NoBackfillOrchestrator(), BackfillResumeOptions()
+    ).run()
     assert (summary.state, summary.counts["done"]) == ("done", 8)
     assert published(record.output).equals(expected())
     assert verify_output(storage, record.output).problems == ()

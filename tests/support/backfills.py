@@ -13,10 +13,10 @@ import polars as pl
 
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings, load_settings
-from pipeline.runs.backfill.driver import Again, BackfillDriver
+from pipeline.runs.backfill.driver import BackfillDriver
 from pipeline.runs.backfill.orchestrator import NoBackfillOrchestrator
 from pipeline.runs.backfill.plan import Draft, WindowSelection, create, draft
-from pipeline.runs.backfill.records import Options
+from pipeline.runs.backfill.records import BackfillResumeOptions, Options
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.backfill.summary import BackfillSummary
 from pipeline.storage import Storage, own_storage
@@ -126,13 +126,20 @@ class Days:
     def create(
         self, job: Job, asked: WindowSelection | None = None, **options: Any
     ) -> BackfillStore:
-        store, _ = create(self.storage, self.draft(job, asked, **options))
-        return store
+        created = create(self.storage, self.draft(job, asked, **options))
+        assert created is not None, "there is something to do"
+        return created[0]
 
-    def driver(self, store: BackfillStore, again: Again | None = None) -> BackfillDriver:
-        return BackfillDriver(store, self.settings, NoBackfillOrchestrator(), again or Again())
+    def driver(
+        self, store: BackfillStore, again: BackfillResumeOptions | None = None
+    ) -> BackfillDriver:
+        return BackfillDriver(
+            store, self.settings, NoBackfillOrchestrator(), again or BackfillResumeOptions()
+        )
 
-    def drive(self, store: BackfillStore, again: Again | None = None) -> BackfillSummary:
+    def drive(
+        self, store: BackfillStore, again: BackfillResumeOptions | None = None
+    ) -> BackfillSummary:
         return self.driver(store, again).run()
 
     def run(

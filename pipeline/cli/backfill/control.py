@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.cli.backfill.create import ResumeFlags, drive
+from pipeline.cli.backfill.create import drive
 from pipeline.cli.backfill.find import find
 from pipeline.cli.output import notes, out, print_json, say
 from pipeline.config.settings import load_settings
 from pipeline.errors import UsageError
-from pipeline.runs.backfill.records import Control
+from pipeline.runs.backfill.records import BackfillResumeOptions, Control
 from pipeline.runs.backfill.recount import rule_of, windows_named
-from pipeline.runs.backfill.status import BackfillStatus, look
+from pipeline.runs.backfill.status import BackfillStatus, read_status
 from pipeline.runs.backfill.store import BackfillStore
 
 CHANGED_BY = "command line"
@@ -21,7 +21,7 @@ CHANGED_BY = "command line"
 def pause(backfill: str, output: str | None, environment: str | None, *, as_json: bool) -> None:
     """Start no more runs; active ones finish."""
     store = find(backfill, output, load_settings(environment))
-    status = look(store)
+    status = read_status(store)
     _refuse_cancelled(status)
     control = store.change(CHANGED_BY, lambda _: {"paused": True})
     effect = "active runs finish, no more are started" if status.alive else "it has no driver now"
@@ -41,7 +41,7 @@ def resume(
     """Resume a backfill after a pause, a canary or a dead driver."""
     settings = load_settings(environment)
     store = find(backfill, output, settings)
-    status = look(store)
+    status = read_status(store)
     if status.state == "done":
         _confirm(store, status.control, "is done: nothing is left", as_json=as_json)
         return
@@ -53,8 +53,8 @@ def resume(
     if status.alive and not take_over:
         _confirm(store, control, f"is resumed: {status.who} drives it", as_json=as_json)
         return
-    flags = ResumeFlags(accept_code=accept_code, take_over=take_over)
-    drive(store, settings, flags, environment, detach=detach, as_json=as_json)
+    options = BackfillResumeOptions(accept_code=accept_code, take_over=take_over)
+    drive(store, settings, options, environment, detach=detach, as_json=as_json)
 
 
 def retry(
@@ -72,7 +72,7 @@ def retry(
     """Retry windows that are not done."""
     settings = load_settings(environment)
     store = find(backfill, output, settings)
-    status = look(store)
+    status = read_status(store)
     _refuse_cancelled(status)
     only = _windows_to_retry(store, status, windows)
     if status.state == "done":
@@ -91,8 +91,8 @@ def retry(
         _confirm(store, control, effect, as_json=as_json)
         return
     store.change(CHANGED_BY, lambda _: {"paused": False})
-    flags = ResumeFlags(only, only_failed, accept_code=accept_code, take_over=take_over)
-    drive(store, settings, flags, environment, detach=detach, as_json=as_json)
+    options = BackfillResumeOptions(only, only_failed, accept_code=accept_code, take_over=take_over)
+    drive(store, settings, options, environment, detach=detach, as_json=as_json)
 
 
 def _windows_to_retry(
@@ -119,7 +119,7 @@ def _windows_to_retry(
 def cancel(backfill: str, output: str | None, environment: str | None, *, as_json: bool) -> None:
     """Stop a backfill for good."""
     store = find(backfill, output, load_settings(environment))
-    status = look(store)
+    status = read_status(store)
     if status.state == "done":
         raise UsageError(f"backfill {store.backfill} is done: there is nothing to cancel")
     control = store.change(CHANGED_BY, lambda _: {"cancelled": True})
@@ -148,7 +148,7 @@ def set_(
     if not changes:
         raise UsageError("nothing to set", hint="--max-active N, or --priority N")
     store = find(backfill, output, load_settings(environment))
-    _refuse_cancelled(look(store))
+    _refuse_cancelled(read_status(store))
     control = store.change(CHANGED_BY, lambda _: changes)
     effect = f"has max-active {control.max_active} and priority {control.priority}"
     _confirm(store, control, effect, as_json=as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +25,12 @@ from pipeline.processes import record_interrupts, was_interrupted
 from pipeline.report.humanize import byte_rate, byte_size, duration
 from pipeline.runs.admin.known_outputs import remember_output
 from pipeline.runs.backfill.plan import (
-    NothingToDoError,
     WindowSelection,
     draft,
     refuse_replaced_tables,
 )
 from pipeline.runs.backfill.plan import create as create_backfill
-from pipeline.runs.backfill.records import Options
+from pipeline.runs.backfill.records import BackfillResumeOptions, Options
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.backfill.summary import (
     BackfillHeldError,
@@ -45,7 +44,6 @@ from pipeline.runs.transforms.loading import job_fingerprint
 from pipeline.storage import open_storage
 
 if TYPE_CHECKING:
-    from pipeline.runs.backfill.driver import Again
     from pipeline.runs.backfill.progress import WindowProgress
 
 MAX_NOTES = 10
@@ -164,19 +162,20 @@ def create(
     preflight(job, settings, storage)
     with explain_unreachable_s3(settings):
         drafted = draft(job, settings, storage, selection, options, accept_code=accept_code)
-        try:
-            store, is_new = create_backfill(storage, drafted)
-        except NothingToDoError as nothing:
-            outside = drafted.record.outside
-            remarks = [outside] if outside else []
-            if as_json:
-                result = {"backfill": None, "state": "nothing to do", "message": str(nothing)}
-                print_json(result | {"notes": remarks})
-            else:
-                say(f"Nothing to do: {nothing}.")
-                for note in remarks:
-                    warn(note)
-            return
+        created = create_backfill(storage, drafted)
+    if created is None:
+        outside = drafted.record.outside
+        remarks = [outside] if outside else []
+        message = drafted.up_to_date
+        if as_json:
+            result = {"backfill": None, "state": "nothing to do", "message": message}
+            print_json(result | {"notes": remarks})
+        else:
+            say(f"Nothing to do: {message}.")
+            for note in remarks:
+                warn(note)
+        return
+    store, is_new = created
     for note in drafted.notes:
         warn(note)
     remember_output(settings.state_dir, store.output)
@@ -187,22 +186,11 @@ def create(
     drive(
         store,
         settings,
-        ResumeFlags(accept_code=accept_code, take_over=take_over),
+        BackfillResumeOptions(accept_code=accept_code, take_over=take_over),
         environment,
         detach=detach,
         as_json=as_json,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class ResumeFlags:
-    """How a user wants a backfill to be resumed."""
-
-    only: tuple[str, ...] = ()
-    """Labels of the windows to process; empty for all."""
-    only_failed: bool = False
-    accept_code: bool = False
-    take_over: bool = False
 
 
 def drive_stored(backfill: str, output: str | None, environment: str | None, again: str) -> None:
@@ -212,20 +200,20 @@ def drive_stored(backfill: str, output: str | None, environment: str | None, aga
         backfill: The id of the backfill.
         output: The output of the backfill.
         environment: The environment of the settings.
-        again: The fields of `ResumeFlags`, as JSON.
+        again: The fields of `BackfillResumeOptions`, as JSON.
     """
     from pipeline.cli.backfill.find import find
 
     settings = load_settings(environment)
     store = find(backfill, output, settings)
-    flags = ResumeFlags(**json.loads(again))
-    drive(store, settings, flags, environment, detach=False, as_json=False)
+    resume = BackfillResumeOptions(**json.loads(again))
+    drive(store, settings, resume, environment, detach=False, as_json=False)
 
 
 def drive(
     store: BackfillStore,
     settings: Settings,
-    flags: ResumeFlags,
+    resume: BackfillResumeOptions,
     environment: str | None,
     *,
     detach: bool,
@@ -238,16 +226,16 @@ def drive(
         ConflictError: The transform has changed since.
         RunInterruptedError: The user pressed Ctrl-C.
     """
-    resume = _resume_options(store, settings, flags)
+    resume = _with_code(store, settings, resume)
     if detach:
         driver = store.driver()
-        if driver is not None and is_driven_elsewhere(driver, "") and not flags.take_over:
+        if driver is not None and is_driven_elsewhere(driver, "") and not resume.take_over:
             where = f"process {driver.pid} on {driver.host}"
             say(f"backfill {store.backfill}: {where} drives it already", console=notes)
             started = {"backfill": store.backfill, "output": store.output, "pid": driver.pid}
             started |= {"log": "where it was started"}
         else:
-            started = start_detached(store, settings, environment, asdict(flags))
+            started = start_detached(store, settings, environment, asdict(resume))
         print_json(started) if as_json else show_detached(started)
         return
     summary = _drive_here(store, settings, resume, quiet=as_json)
@@ -255,12 +243,13 @@ def drive(
     print_json(asdict(summary) | places) if as_json else _show(summary, places)
 
 
-def _resume_options(store: BackfillStore, settings: Settings, flags: ResumeFlags) -> Again:
-    from pipeline.runs.backfill.driver import Again
-
+def _with_code(
+    store: BackfillStore, settings: Settings, resume: BackfillResumeOptions
+) -> BackfillResumeOptions:
+    """Add the current code to the options, after checking that it may be used."""
     record = store.record()
     code = job_fingerprint(store.job(), settings.transforms)
-    if code != record.code and not flags.accept_code:
+    if code != record.code and not resume.accept_code:
         raise ConflictError(
             f"backfill {record.backfill} is unfinished, and "
             f"{explain_difference(record.transform, record.code, code)}",
@@ -268,16 +257,11 @@ def _resume_options(store: BackfillStore, settings: Settings, flags: ResumeFlags
             f"cancel {record.backfill}, then create it again",
         )
     refuse_replaced_tables(record)
-    return Again(
-        only=tuple(flags.only),
-        only_failed=flags.only_failed,
-        take_over=flags.take_over,
-        code=code,
-    )
+    return replace(resume, code=code)
 
 
 def _drive_here(
-    store: BackfillStore, settings: Settings, resume: Again, *, quiet: bool
+    store: BackfillStore, settings: Settings, resume: BackfillResumeOptions, *, quiet: bool
 ) -> BackfillSummary:
     display = BackfillDisplay(quiet=quiet)
 

@@ -22,7 +22,7 @@ from pipeline.runs.backfill.records import BackfillRecord
 from pipeline.runs.backfill.recount import rule_of, windows_named
 from pipeline.runs.backfill.status import (
     BackfillStatus,
-    look,
+    read_status,
     state_of,
 )
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
@@ -100,7 +100,7 @@ def status(
     if watch:
         _watch(store)
         return
-    status = look(store)
+    status = read_status(store)
     if as_json:
         print_json(status.to_dict())
     else:
@@ -109,19 +109,19 @@ def status(
 
 def _watch(store: BackfillStore) -> None:
     """Show the status every few seconds, until the driver ends."""
-    status = look(store)
+    status = read_status(store)
     if not out.is_terminal:
         while _is_active(status):
             say(_one_line(status))
             time.sleep(WATCH_SECONDS)
-            status = look(store)
+            status = read_status(store)
         out.print(_render(status, MAX_ROWS))
         return
     rows = max(6, out.height - RESERVED_LINES)
     with live(_render(status, rows), out, auto_refresh=False) as page:
         while _is_active(status):
             time.sleep(WATCH_SECONDS)
-            status = look(store)
+            status = read_status(store)
             page.update(_render(status, rows), refresh=True)
 
 
@@ -242,7 +242,7 @@ def logs(
     from pipeline.runs.backfill.attempts import attempts
 
     store = find(backfill, output, load_settings(environment))
-    status = look(store)
+    status = read_status(store)
     labels = _labels(store, status, texts)
     rows = attempts(store, status.windows, labels)
     if only_failed:

@@ -1,5 +1,5 @@
 """Backfills: the runs of one job over windows of its input.
 
-They are planned at once and committed window by window, under a desired state that users may change
-while they run.
+The windows are planned together and committed one by one, under a desired state that users may
+change during the backfill.
 """

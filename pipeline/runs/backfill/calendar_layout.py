@@ -1,7 +1,7 @@
-"""Windows as the cells of a calendar: days by month, hours by day, months by year. Pure.
+"""Lay out windows as cells of a calendar: days by month, hours by day, months by year. Pure.
 
-Where a calendar would have more rows than are wanted, hours are taken together by day, days by
-month, months by year; values, which have no calendar, are laid out line by line.
+If a calendar would have too many rows, hours are grouped by day, days by month, months by year.
+Values, which have no calendar, are laid out line by line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipeline.runs.backfill.records import State
 
 STATES: tuple[str, ...] = get_args(State)
 PER_LINE = 25
-"""Cells in a line of values."""
+"""Cells per line of values."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,31 +24,31 @@ class Layout:
     """A calendar of windows."""
 
     unit: str
-    """What a cell stands for: an hour, a day, a month, a year, a value, or some values."""
+    """Unit of a cell: an hour, a day, a month, a year, a value, or several values."""
     rows: tuple[str, ...]
     """Names of the rows, from top to bottom."""
     columns: tuple[str, ...]
     """Names of the columns, from left to right."""
     cells: pl.DataFrame
-    """`name`, `row` and `column` (ranks), `windows`, one column a state with how many windows are
-    in it, `chunks`, `chunks_done`, `chunks_failed`, and `state`, what the cell is to be shown as:
-    a state of windows, or `partly` (some done, others waiting)."""
+    """One row per cell: `name`, `row` and `column` (ranks), `windows`, one column per state with
+    its number of windows, `chunks`, `chunks_done`, `chunks_failed`, and `state`, how the cell is
+    shown: a state of windows, or `partly` (some done, others waiting)."""
 
 
 _LEVELS = ("hour", "day", "month", "year")
 _ROW = {"hour": 10, "day": 7, "month": 4, "year": 3}
-"""How much of a window's label names its row."""
+"""Number of characters of a window's label that name its row."""
 _NAME = {"hour": None, "day": 10, "month": 7, "year": 4}
-"""How much of it names its cell."""
+"""Number of characters of a window's label that name its cell; None for all."""
 
 
 def lay_out(windows: pl.DataFrame, grain: str, most_rows: int) -> Layout:
-    """Lay windows out as finely as so many rows allow.
+    """Lay windows out with the finest unit that fits into `most_rows`.
 
     Args:
-        windows: Schemas WINDOWS and PROGRESS, in the order of time.
-        grain: Of the windows.
-        most_rows: Rows that there may be; years by decades may be more.
+        windows: Windows (schemas WINDOWS and PROGRESS), in the order of time.
+        grain: Grain of the windows.
+        most_rows: Maximum number of rows; years by decades may have more.
     """
     if grain == "value":
         return _values(windows, most_rows)
@@ -69,7 +69,7 @@ def _calendar(windows: pl.DataFrame, level: str) -> Layout:
     before = ("", -1)
     for label, line in cells.select("name", "line").iter_rows():
         place = _place(label, level)
-        # Where clocks go back, a day has an hour twice: what follows moves to the right.
+        # When clocks go back, a day has an hour twice: move the following hours to the right.
         if before[0] == line and place <= before[1]:
             place = before[1] + 1
         before = (line, place)
@@ -122,7 +122,7 @@ def _values(windows: pl.DataFrame, most_rows: int) -> Layout:
 
 
 def _cells(windows: pl.DataFrame) -> pl.DataFrame:
-    """A row a cell, from windows with its `name` and the `line` that it is in."""
+    """Return one row per cell, from windows with the `name` and `line` of their cell."""
     counted = windows.group_by("name", "line", maintain_order=True).agg(
         pl.len().cast(pl.Int64).alias("windows"),
         *((pl.col("state") == state).sum().cast(pl.Int64).alias(state) for state in STATES),
@@ -130,11 +130,11 @@ def _cells(windows: pl.DataFrame) -> pl.DataFrame:
         pl.col("done").filter(pl.col("chunks") > 0).sum().alias("chunks_done"),
         pl.col("failed").sum().alias("chunks_failed"),
     )
-    return counted.with_columns(state=_shown())
+    return counted.with_columns(state=_shown_state())
 
 
-def _shown() -> pl.Expr:
-    """The state that matters most of the windows of a cell."""
+def _shown_state() -> pl.Expr:
+    """Choose the most important state among the windows of a cell."""
     some = {state: pl.col(state) > 0 for state in STATES}
     waits = pl.when(some["waiting"]).then(
         pl.when(some["done"] | (pl.col("chunks_done") > 0))

@@ -1,7 +1,7 @@
 """Drive a backfill to its end: its runs, a few at a time, under the desired state that users set.
 
-Nothing that this process remembers is needed: which windows are done is in the manifests, which
-chunks are done is in the ledgers, what is wished is in `control.json`.
+All state is in storage: the manifests list the windows that are done, the ledgers the chunks, and
+`control.json` is the desired state.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.processes import was_interrupted
 from pipeline.runs.backfill.orchestrator import BackfillOrchestrator, ExecutorOf
 from pipeline.runs.backfill.output_windows import published_by
 from pipeline.runs.backfill.progress import Ranks, WindowProgress
-from pipeline.runs.backfill.records import Control
+from pipeline.runs.backfill.records import BackfillResumeOptions, Control
 from pipeline.runs.backfill.recount import LedgerCache, Recount
 from pipeline.runs.backfill.run import (
     BackfillContext,
@@ -53,48 +53,34 @@ from pipeline.table.log import TableLog
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 5.0
-"""How often a driver looks what users wish, and says that it is alive."""
+CONTROL_SECONDS = 5.0
+"""Seconds between two heartbeats; each saves progress and applies control changes."""
 IDLE_SECONDS = 0.5
-"""How long the main loop waits for a run to end before it looks around."""
-MOST_ACTIVE = 64
-"""Runs at a time, whatever is wished: each is a thread and a client of the scheduler."""
+"""Seconds that the main loop waits for a run to end."""
+MAX_ACTIVE = 64
+"""Upper limit of `max_active`: each run takes a thread and a client of the scheduler."""
 
-FOR_ALL = (RunCancelledError, EngineUnavailableError)
-"""Errors of a run that end the backfill: every other run would have them too."""
+FATAL_ERRORS = (RunCancelledError, EngineUnavailableError)
+"""Errors of a run that end the backfill, since all other runs would fail too."""
 
 Listener = Callable[[WindowProgress, str], None]
-"""Is told, every half second, how far the windows are and what goes on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Again:
-    """What to go on with when a backfill is taken up again."""
-
-    only: tuple[str, ...] = ()
-    """These windows; default all that are not done."""
-    only_failed: bool = False
-    """Those that had failed."""
-    take_over: bool = False
-    """Drive although another driver seems to be alive."""
-    code: str = ""
-    """Fingerprint of the code to run; default the one of the creation."""
+"""Callback, every half second, with the windows' progress and the phase."""
 
 
 @dataclass(slots=True)
 class BackfillDriver:
-    """One driver's work on one backfill."""
+    """Drives one backfill: attach, or map and publish its runs."""
 
     store: BackfillStore
     settings: Settings
     orchestrator: BackfillOrchestrator
-    again: Again = field(default_factory=Again)
-    listen: Listener = lambda board, phase: None
+    resume: BackfillResumeOptions = field(default_factory=BackfillResumeOptions)
+    listen: Listener = lambda progress, phase: None
     publish: PublishWindows = publish_windows
     stops: Callable[[], bool] = was_interrupted
-    """Whether this process is to end."""
+    """Returns whether this process is to end."""
     heartbeat: Heartbeat = field(init=False)
-    board: WindowProgress = field(init=False)
+    progress: WindowProgress = field(init=False)
     control: Control = field(init=False)
     shared: BackfillContext = field(init=False)
     notes: list[str] = field(default_factory=list)
@@ -106,27 +92,27 @@ class BackfillDriver:
     _stopping: BaseException | None = None
     _failed: int = 0
     _retries: int = 0
-    _looked: float = 0.0
+    _beat_at: float = 0.0
     _batches: int = 0
 
     def __post_init__(self) -> None:
         self.heartbeat = Heartbeat.of(self.store.storage, self.store.prefix, self.orchestrator.page)
 
     def run(self) -> BackfillSummary:
-        """Bring the backfill to its end, or attach to whoever does.
+        """Drive the backfill to its end, or follow another driver that already does.
 
         Raises:
             BackfillIncompleteError: some windows failed; the others are published.
-            BackfillHeldError: the canary failed, or the backfill waits to be told to go on.
-            RunCancelledError: somebody cancelled it.
+            BackfillHeldError: the canary failed, or the backfill pauses after it.
+            RunCancelledError: the backfill was cancelled.
         """
         with logs.log_ids(backfill=self.store.backfill):
-            return self._ended()
+            return self._attach_or_drive()
 
-    def _ended(self) -> BackfillSummary:
+    def _attach_or_drive(self) -> BackfillSummary:
         if (
             is_driven_elsewhere(self.store.driver(), self.heartbeat.record.driver)
-            and not self.again.take_over
+            and not self.resume.take_over
         ):
             self._watch()
         self._open()
@@ -150,27 +136,27 @@ class BackfillDriver:
             with best_effort():
                 self._save(state)
             log.info("%s", state)
-        summary = self._summary(state)
+        summary = self._summarize(state)
         if state != "done":
             raise BackfillIncompleteError(summary)
         return summary
 
     def _watch(self) -> None:
-        """Follow another driver until it ends or goes silent."""
-        self.board = WindowProgress(self.store.windows())
+        """Follow another driver until it ends or its heartbeat expires."""
+        self.progress = WindowProgress(self.store.windows())
         while is_driven_elsewhere(self.store.driver(), self.heartbeat.record.driver):
             progress = self.store.progress()
             if progress is not None:
-                self.board.follow(progress)
-            self.listen(self.board, "attached")
-            time.sleep(LOOK_SECONDS / 2)
+                self.progress.restore(progress)
+            self.listen(self.progress, "attached")
+            time.sleep(CONTROL_SECONDS / 2)
 
     def _open(self) -> None:
         windows, record = self.store.windows(), self.store.record()
-        self.board = WindowProgress(windows)
+        self.progress = WindowProgress(windows)
         before = self.store.progress()
         if before is not None:
-            self.board.recall(before)
+            self.progress.restore_figures(before)
         table_log = TableLog(self.store.storage, self.store.output)
         finish_open_claim(table_log)
         self.control = self.store.control()
@@ -181,25 +167,25 @@ class BackfillDriver:
             record=record,
             job=self.store.job(),
             limits=self.settings.batches,
-            board=self.board,
-            code=self.again.code or record.code,
+            progress=self.progress,
+            code=self.resume.code or record.code,
             is_paused=lambda: self.control.paused,
-            obey=self._obey,
+            check_control=self._apply_control,
             publish=self.publish,
         )
         published = published_by(table_log, record, windows)
-        self.board.mark([label for label in self.board.labels if label in published], "done")
-        # What the driver before had no time to say.
-        untold = windows.filter(pl.col("label").is_in(self.board.unfinished(published)))
-        Recount(LedgerCache(self.store), record, windows, self.board).count(
-            untold["run"].unique().to_list()
+        self.progress.mark([label for label in self.progress.labels if label in published], "done")
+        # Count what the last driver did not save.
+        uncounted = windows.filter(pl.col("label").is_in(self.progress.unfinished(published)))
+        Recount(LedgerCache(self.store), record, windows, self.progress).count_runs(
+            uncounted["run"].unique().to_list()
         )
         failed = self._failed_before(before)
-        todo = set(self.board.in_state("waiting"))
-        wanted = todo & set(self.again.only) if self.again.only else todo
-        wanted = wanted & failed if self.again.only_failed else wanted
-        # What is not tried again stays failed.
-        self.board.mark((failed & todo) - wanted, "failed")
+        todo = set(self.progress.in_state("waiting"))
+        wanted = todo & set(self.resume.only) if self.resume.only else todo
+        wanted = wanted & failed if self.resume.only_failed else wanted
+        # Failed windows that are not retried stay failed.
+        self.progress.mark((failed & todo) - wanted, "failed")
         self._steps.extend(schedule_runs(windows, record.options, self.control, wanted))
 
     @staticmethod
@@ -210,39 +196,39 @@ class BackfillDriver:
 
     def _drive(self) -> None:
         plan, windows = self.store.plan(), self.store.windows()
-        self._owner = owners(self._labels(plan), self.board)
-        with ThreadPoolExecutor(MOST_ACTIVE, "run") as pool:
+        self._owner = owners(self._labels(plan), self.progress)
+        with ThreadPoolExecutor(MAX_ACTIVE, "run") as pool:
             try:
                 while self._steps or self._active:
-                    self._look()
+                    self._heartbeat()
                     while self._may_begin():
                         step = self._steps.popleft()
-                        opened = (self.shared, plan, windows, self._owner, step.rank)
-                        group = retry_until_available(partial(BackfillRun.open, *opened))
+                        args = (self.shared, plan, windows, self._owner, step.rank)
+                        group = retry_until_available(partial(BackfillRun.open, *args))
                         self._groups[step.rank] = group
                         work = pool.submit(copy_context().run, self._run, group, step)
                         self._active[work] = step
                     self._collect()
-                    self.listen(self.board, self._phase())
+                    self.listen(self.progress, self._phase())
             except BaseException as error:
                 self._stopping = error
                 wait(self._active)
                 raise
 
     def _labels(self, plan: Plan) -> list[str]:
-        """The window of each chunk."""
+        """Return the label of each chunk's window."""
         rule = self.shared.job.window
-        assert rule is not None, "no backfill without windows"
+        assert rule is not None, "a backfill's job has windows"
         return windows_of_plan(plan, rule.windowing())
 
     def _may_begin(self) -> bool:
         if not self._steps or self.control.paused:
             return False
-        if len(self._active) >= min(self.control.max_active, MOST_ACTIVE):
+        if len(self._active) >= min(self.control.max_active, MAX_ACTIVE):
             return False
-        # All of the canary is over before anything else begins.
-        others = any(step.is_canary for step in self._active.values())
-        return self._steps[0].is_canary or not others
+        # Nothing else begins before all of the canary has ended.
+        in_canary = any(step.is_canary for step in self._active.values())
+        return self._steps[0].is_canary or not in_canary
 
     def _run(self, group: BackfillRun, step: ScheduledRun) -> None:
         def work(executor_of: ExecutorOf) -> None:
@@ -252,39 +238,39 @@ class BackfillDriver:
 
         name = f"canary: {group.name}" if step.is_canary else group.name
         with logs.log_ids(run=group.ledger.run):
-            log.info("%s: begins, %d windows", name, len(group.labels))
+            log.info("%s: started, %d windows", name, len(group.labels))
             self.orchestrator.run(name, work)
             log.info("%s: done", name)
 
     def _collect(self) -> None:
-        """Take note of the runs that have ended."""
+        """Handle the runs that have ended."""
         if not self._active:
             time.sleep(IDLE_SECONDS)
             return
-        over, _ = wait(self._active, IDLE_SECONDS, FIRST_COMPLETED)
-        for work in over:
+        ended, _ = wait(self._active, IDLE_SECONDS, FIRST_COMPLETED)
+        for work in ended:
             step = self._active.pop(work)
             group = self._groups.pop(step.rank)
-            self._batches += group.mapper.batches if group.mapper else 0
+            self._batches += group.map_stage.batches if group.map_stage else 0
             error = work.exception()
-            if isinstance(error, ChunkmapError) and not isinstance(error, FOR_ALL):
-                self._failed_windows(group, error)
+            if isinstance(error, ChunkmapError) and not isinstance(error, FATAL_ERRORS):
+                self._mark_failed(group, error)
             elif error is not None:
                 raise error
-            if step.is_canary and not any(one.is_canary for one in self._rest()):
-                self._judge(group)
+            if step.is_canary and not any(other.is_canary for other in self._unfinished()):
+                self._check_canary(group)
 
-    def _rest(self) -> list[ScheduledRun]:
+    def _unfinished(self) -> list[ScheduledRun]:
         return [*self._active.values(), *self._steps]
 
-    def _failed_windows(self, group: BackfillRun, error: ChunkmapError) -> None:
+    def _mark_failed(self, group: BackfillRun, error: ChunkmapError) -> None:
         options = self.shared.record.options
         if isinstance(error, WindowsFailedError):
             labels = error.labels
         else:
-            over = self.board.in_state("done", "skipped")
+            over = self.progress.in_state("done", "skipped")
             labels = [label for label in group.labels if label not in over]
-            self.board.mark(labels, "failed")
+            self.progress.mark(labels, "failed")
         self._failed += len(labels)
         self.notes.append(str(error))
         limit = options.max_failures
@@ -294,73 +280,70 @@ class BackfillDriver:
             )
             self._steps.clear()
 
-    def _judge(self, group: BackfillRun) -> None:
-        """Whether what the canary shows lets the others begin.
+    def _check_canary(self, group: BackfillRun) -> None:
+        """Check the canary's result before other runs begin.
 
         Raises:
-            BackfillHeldError: it does not.
+            BackfillHeldError: the canary failed, or the backfill is to pause after it.
         """
         options = self.shared.record.options
-        counts = self.board.counts()
+        counts = self.progress.counts()
         self.canary = Canary(
-            windows=len([w for w in group.labels if w in self.board.in_state("done", "staged")]),
+            windows=len([w for w in group.labels if w in self.progress.in_state("done", "staged")]),
             failed_windows=self._failed,
             chunks=counts["chunks_done"],
             failed_chunks=counts["chunks_failed"],
             speed=self.shared.pace.speed,
         )
-        tried = self.canary.chunks + self.canary.failed_chunks
-        if self.canary.failed_chunks > resolve_limit(options.canary_limit, tried):
-            raise BackfillHeldError(self._summary("held"), failed=True)
+        attempted = self.canary.chunks + self.canary.failed_chunks
+        if self.canary.failed_chunks > resolve_limit(options.canary_limit, attempted):
+            raise BackfillHeldError(self._summarize("held"), failed=True)
         if options.canary_hold and self._steps:
-            raise BackfillHeldError(self._summary("held"), failed=False)
+            raise BackfillHeldError(self._summarize("held"), failed=False)
 
-    def _look(self) -> None:
-        """Every few seconds: say how far we are, and see what is wished."""
-        if time.monotonic() - self._looked < LOOK_SECONDS:
+    def _heartbeat(self) -> None:
+        """Every few seconds, save progress and apply control changes."""
+        if time.monotonic() - self._beat_at < CONTROL_SECONDS:
             return
-        self._looked = time.monotonic()
+        self._beat_at = time.monotonic()
         with best_effort():
             self._save()
             self.control = self.store.control()
-            self.control = self.orchestrator.agree(self.control) or self.control
+            self.control = self.orchestrator.sync_control(self.control) or self.control
         if self.control.retries > self._retries:
             self._retries = self.control.retries
-            failed = self.board.in_state("failed")
-            self.board.mark(failed, "waiting")
+            failed = self.progress.in_state("failed")
+            self.progress.mark(failed, "waiting")
             self._failed -= len(failed)
-            options, waiting = self.shared.record.options, self.board.in_state("waiting")
+            options, waiting = self.shared.record.options, self.progress.in_state("waiting")
             self._steps.clear()
             self._steps.extend(schedule_runs(self.store.windows(), options, self.control, waiting))
-        self._obey()
+        self._apply_control()
 
-    def _obey(self) -> None:
+    def _apply_control(self) -> None:
         if self._stopping is not None or self.stops():
             raise KeyboardInterrupt
         if self.control.cancelled:
             raise RunCancelledError(
-                f"backfill {self.store.backfill} was cancelled; windows that are published stay"
+                f"backfill {self.store.backfill} was cancelled; published windows are kept"
             )
 
     def _phase(self) -> str:
         if self.control.paused:
             return "paused"
-        return "canary" if any(one.is_canary for one in self._active.values()) else "map"
+        return "canary" if any(step.is_canary for step in self._active.values()) else "map"
 
     def _save(self, state: str | None = None) -> None:
         self.heartbeat.record.batches = self._batches
-        self.heartbeat.record.progress = self.board.counts()
-        self.store.write_progress(self.board.frame())
+        self.heartbeat.record.progress = self.progress.counts()
+        self.store.write_progress(self.progress.frame())
         self.heartbeat.write(state)
 
     def _state(self) -> str:
-        return (
-            "done"
-            if not self.board.in_state("waiting", "mapping", "staged", "failed")
-            else ("failed")
-        )
+        left = self.progress.in_state("waiting", "mapping", "staged", "failed")
+        return "failed" if left else "done"
 
-    def _summary(self, state: str) -> BackfillSummary:
+    def _summarize(self, state: str) -> BackfillSummary:
         record = self.shared.record
         return BackfillSummary(
             backfill=record.backfill,
@@ -373,12 +356,12 @@ class BackfillDriver:
             runs=record.runs,
             batches=self._batches,
             seconds=time.time() - self.heartbeat.record.started,
-            counts=self.board.counts(),
+            counts=self.progress.counts(),
             notes=(*([record.outside] if record.outside else []), *self.notes),
             canary=self.canary,
         )
 
 
-def owners(labels: list[str], board: WindowProgress) -> Ranks:
-    """By chunk, the rank of its window on the board."""
-    return np.array([board.rank[label] for label in labels], dtype=np.int64)
+def owners(labels: list[str], progress: WindowProgress) -> Ranks:
+    """Return the rank of each chunk's window."""
+    return np.array([progress.rank[label] for label in labels], dtype=np.int64)

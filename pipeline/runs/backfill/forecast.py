@@ -1,4 +1,4 @@
-"""How long a backfill will take, and with how many workers, as far as earlier runs tell."""
+"""Predict the time and the workers of a backfill from earlier runs."""
 
 from __future__ import annotations
 
@@ -16,45 +16,46 @@ from pipeline.runs.ledger.find import runs_of
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage
 
-RUNS_ASKED = 5
-"""The last runs of the same transform and parameters, whose speeds are averaged."""
-RUNS_OPENED = 60
-"""Runs that are opened at most to find them."""
+MAX_RUNS_USED = 5
+"""Maximum number of earlier runs whose speed is averaged."""
+MAX_RUNS_OPENED = 60
+"""Maximum number of runs that are opened to find these."""
 GOAL_SECONDS = 3600.0
-"""So many workers are suggested that a backfill takes about this long."""
+"""Duration of the backfill with the suggested number of workers."""
 CHUNKS_PER_THREAD = 4
-"""With fewer, threads would wait for the last ones."""
-MOST_WORKERS = 512
-UNKNOWN = 8
-"""Workers that are suggested where no earlier run tells anything."""
+"""Minimum number of chunks per thread; with fewer, threads would wait for the last chunks."""
+MAX_WORKERS = 512
+DEFAULT_WORKERS = 8
+"""Suggested number of workers if there is no earlier run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a backfill is expected to take."""
+    """Expected time and memory of a backfill."""
 
     thread_seconds: float | None
-    """Of one worker thread that did it alone; None: no earlier run tells."""
+    """Seconds of a single worker thread for all of it; None if there is no earlier run."""
     runs: tuple[str, ...]
-    """The runs that tell it."""
+    """Ids of the earlier runs that were measured."""
     workers_then: int | None
-    """The most that mapped one of these runs."""
+    """Largest number of workers of one of these runs."""
     workers: int
-    """Of the settings; if they do not say, of the earlier runs, or one for each core here."""
+    """Number of workers in the settings; by default that of the earlier runs, or the cores here."""
     threads: int
-    """Of each worker."""
+    """Threads per worker."""
     seconds: float | None
-    """With the settings' workers."""
+    """Expected duration with `workers`."""
     suggested_workers: int
     suggested_seconds: float | None
     memory_bytes: int
-    """Of a worker: for each thread one chunk computed, the next one read ahead, and the last one's
-    result waiting to be staged. From sizes, for results as large as what is read."""
+    """Expected memory of a worker: for each thread, one chunk in computation, the next one read
+    ahead, and the last result waiting to be staged. From sizes, for results as large as their
+    input."""
     memory_set: int | None
-    """What the settings give a worker."""
+    """Memory of a worker in the settings."""
 
     def to_dict(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         return asdict(self)
 
 
@@ -63,34 +64,34 @@ def forecast(storage: Storage, job: Job, settings: Settings, plan: Plan) -> Fore
 
     Args:
         storage: Where earlier runs are.
-        job: The job; runs of the same transform and parameters to its output tell its speed.
-        settings: How many workers there are.
-        plan: Of all windows that are to be done.
+        job: The job; its speed is that of runs of the same transform and parameters to its output.
+        settings: Settings with the number of workers.
+        plan: Plan of all windows to do.
     """
     table = plan.chunk_table
     decoded = max(table["decoded_bytes"].to_pylist(), default=0)
     stored = max(table["stored_bytes"].to_pylist(), default=0)
     threads = settings.dask.threads_per_worker or 1
-    told = _told(storage, job)
-    workers = settings.dask.workers or (told.workers if told else os.cpu_count() or 1)
-    alone = plan.decoded_bytes / told.speed if told else None
+    measured = _measure(storage, job)
+    workers = settings.dask.workers or (measured.workers if measured else os.cpu_count() or 1)
+    alone = plan.decoded_bytes / measured.speed if measured else None
     suggested = _suggested(alone, len(plan), threads)
     return Forecast(
         thread_seconds=alone,
-        runs=told.runs if told else (),
-        workers_then=told.workers if told else None,
+        runs=measured.runs if measured else (),
+        workers_then=measured.workers if measured else None,
         workers=workers,
         threads=threads,
-        seconds=_with(alone, workers, threads, len(plan)),
+        seconds=_seconds_with(alone, workers, threads, len(plan)),
         suggested_workers=suggested,
-        suggested_seconds=_with(alone, suggested, threads, len(plan)),
+        suggested_seconds=_seconds_with(alone, suggested, threads, len(plan)),
         memory_bytes=threads * (3 * decoded + stored),
         memory_set=settings.dask.memory_per_worker,
     )
 
 
-def _with(alone: float | None, workers: int, threads: int, chunks: int) -> float | None:
-    """Seconds with so many workers: whole rounds of chunks, since a chunk is never shared."""
+def _seconds_with(alone: float | None, workers: int, threads: int, chunks: int) -> float | None:
+    """Compute the seconds with some workers, in whole chunks per thread."""
     if alone is None or not chunks:
         return alone
     return alone / chunks * ceil(chunks / (workers * threads))
@@ -98,23 +99,23 @@ def _with(alone: float | None, workers: int, threads: int, chunks: int) -> float
 
 def _suggested(alone: float | None, chunks: int, threads: int) -> int:
     most = max(1, chunks // (CHUNKS_PER_THREAD * threads))
-    # Where nothing is known of the speed: few, and a canary will tell.
-    wanted = UNKNOWN if alone is None else ceil(alone / GOAL_SECONDS / threads)
-    return max(1, min(wanted, most, MOST_WORKERS))
+    # If the speed is unknown, suggest few; a canary will show it.
+    wanted = DEFAULT_WORKERS if alone is None else ceil(alone / GOAL_SECONDS / threads)
+    return max(1, min(wanted, most, MAX_WORKERS))
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
+class _Measured:
     speed: float
-    """Decoded bytes that one thread maps in a second."""
+    """Decoded bytes that one thread maps per second."""
     workers: int
     runs: tuple[str, ...]
 
 
-def _told(storage: Storage, job: Job) -> _Told | None:
+def _measure(storage: Storage, job: Job) -> _Measured | None:
     decoded = busy = 0.0
     workers, runs = 0, []
-    for record in list(reversed(runs_of(storage, job.output.uri)))[:RUNS_OPENED]:
+    for record in list(reversed(runs_of(storage, job.output.uri)))[:MAX_RUNS_OPENED]:
         if record.transform != job.transform:
             continue
         ledger = Ledger(storage, record.output, record.run)
@@ -125,15 +126,15 @@ def _told(storage: Storage, job: Job) -> _Told | None:
             continue
         sizes = ledger.plan().chunk_table["decoded_bytes"].to_numpy()
         decoded += float(sizes[done["index"].to_numpy()].sum())
-        # Reading ahead and staging overlap with computing, so a thread is busy for as long as it
-        # computes and waits for bytes.
+        # Reading ahead and staging overlap with computing, so only computing and waiting for bytes
+        # count.
         busy += float(
             done.select((pl.col("compute_seconds") + pl.col("read_seconds")).sum()).item()
         )
         workers = max(workers, done["worker"].n_unique())
         runs.append(record.run)
-        if len(runs) == RUNS_ASKED:
+        if len(runs) == MAX_RUNS_USED:
             break
     if not runs or not decoded:
         return None
-    return _Told(decoded / max(busy, 1e-9), max(workers, 1), tuple(runs))
+    return _Measured(decoded / max(busy, 1e-9), max(workers, 1), tuple(runs))

@@ -1,43 +1,46 @@
-"""What is around a backfill: an orchestrator, or none."""
+"""Hooks through which Prefect (or nothing) hosts a backfill."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Protocol
 
+from typing_extensions import override
+
 from pipeline.runs.backfill.records import Control
 from pipeline.runs.driver.executor import Executor, SerialExecutor
 
 ExecutorOf = Callable[[str, str, Callable[[], int]], Executor]
-"""What maps the batches of a run: of its URI, the fingerprint, and what says the priority."""
+"""Makes the executor of a run from its URI, the code's fingerprint and a function that returns the
+priority."""
 
 
 class BackfillOrchestrator(Protocol):
-    """What an orchestrator does around a backfill. None of it matters to the result."""
+    """Hooks through which Prefect (or nothing) hosts a backfill. They never affect the result."""
 
     @property
     def page(self) -> str | None:
-        """Where the orchestrator shows the backfill."""
+        """URL of the page that shows the backfill."""
         ...
 
     def run(self, name: str, work: Callable[[ExecutorOf], None]) -> None:
-        """Do a run's work as a child of the orchestrator's own run; raises what it raises."""
+        """Do a run's work as a child of the orchestrator's own run. Raises what it raises."""
         ...
 
-    def agree(self, control: Control) -> Control | None:
-        """Show the wishes; returns others if users wished them there, by pausing or cancelling."""
+    def sync_control(self, control: Control) -> Control | None:
+        """Show the desired state; return another if users paused or cancelled it there."""
         ...
 
 
-class NoBackfillOrchestrator:
-    """No orchestrator: each batch in this process, as soon as it is submitted."""
+class NoBackfillOrchestrator(BackfillOrchestrator):
+    """Hosts a backfill without an orchestrator: each batch runs at once, in this process."""
 
     page: str | None = None
 
+    @override
     def run(self, name: str, work: Callable[[ExecutorOf], None]) -> None:
-        """See `BackfillOrchestrator.run`."""
         work(lambda run_uri, fingerprint, _: SerialExecutor(run_uri, fingerprint))
 
-    def agree(self, control: Control) -> Control | None:
-        """See `BackfillOrchestrator.agree`."""
+    @override
+    def sync_control(self, control: Control) -> Control | None:
         return None

@@ -1,4 +1,4 @@
-"""What the output holds of each window, and what failed before: from storage alone."""
+"""Find the windows that an output has, and those that failed before, from storage alone."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from pipeline.table.log import TableLog
 from pipeline.table.manifest import run_of
 
 
-def held_windows(table_log: TableLog, rule: Windowing) -> dict[str, OutputWindow]:
-    """The newest commit of each window that the output holds, by label.
+def materialised_windows(table_log: TableLog, rule: Windowing) -> dict[str, OutputWindow]:
+    """Return the newest commit of each window that the output has, by label.
 
-    Commits of windows say so themselves. What ordinary runs have published is told by the Hive
-    folders of its files: of which code and input it is made is not known.
+    Commits of windows name their window. Windows of other runs are found by the Hive folders of
+    their files; their code and input are unknown.
     """
     manifest = table_log.manifest()
-    held: dict[str, OutputWindow] = {}
+    windows: dict[str, OutputWindow] = {}
     if any(entry.window is None for entry in manifest.commits):
-        held |= _by_folders(table_log, rule)
+        windows |= _windows_by_folder(table_log, rule)
     for entry in manifest.commits:
         if entry.window is not None:
-            held[entry.window] = OutputWindow(entry.run, entry.code, entry.inputs)
-    return held
+            windows[entry.window] = OutputWindow(entry.run, entry.code, entry.inputs)
+    return windows
 
 
 def outdated_runs(table_log: TableLog, runs: Iterable[str]) -> frozenset[str]:
-    """Those of some runs that have read tables which were replaced since.
+    """Select the runs that read tables which were replaced since.
 
-    A run whose record is damaged or gone says nothing, nor does one of before tables were noted.
+    Runs whose record is damaged or missing, or names no tables, are not selected.
     """
 
     def tables(run: str) -> tuple[TableVersion, ...]:
@@ -51,23 +51,23 @@ def outdated_runs(table_log: TableLog, runs: Iterable[str]) -> frozenset[str]:
 
     names = sorted(set(runs))
     read = dict(zip(names, map_concurrently(tables, names), strict=True))
-    now = changed_tables(frozenset(one for versions in read.values() for one in versions))
-    return frozenset(run for run, versions in read.items() if not now.isdisjoint(versions))
+    changed = changed_tables(frozenset(table for versions in read.values() for table in versions))
+    return frozenset(run for run, versions in read.items() if not changed.isdisjoint(versions))
 
 
-def _by_folders(table_log: TableLog, rule: Windowing) -> dict[str, OutputWindow]:
-    held: dict[str, OutputWindow] = {}
+def _windows_by_folder(table_log: TableLog, rule: Windowing) -> dict[str, OutputWindow]:
+    windows: dict[str, OutputWindow] = {}
     files = table_log.snapshot(table_log.manifest()).select("key", "commit")
     for key, commit in files.iter_rows():
         with suppress(WindowError):
             label = label_of_folder(rule, key.rpartition("/")[0])
             if label is not None:
-                held[label] = OutputWindow(run_of(commit), "", "")
-    return held
+                windows[label] = OutputWindow(run_of(commit), "", "")
+    return windows
 
 
 def failed_before(storage: Storage, backfills: Iterable[BackfillRecord]) -> frozenset[str]:
-    """Labels of the windows that failed when an earlier backfill last tried them."""
+    """Return the labels of the windows whose last attempt in an earlier backfill failed."""
     failed: set[str] = set()
     for record in backfills:
         progress = BackfillStore(storage, record.output, record.backfill).progress()
@@ -82,14 +82,14 @@ def failed_before(storage: Storage, backfills: Iterable[BackfillRecord]) -> froz
 
 
 def published_by(table_log: TableLog, record: BackfillRecord, windows: pl.DataFrame) -> set[str]:
-    """Which of some windows runs of a backfill have published, whatever came over them since.
+    """Return the labels of the windows that a backfill has published, even if replaced since.
 
-    Reads only; a commit that somebody has claimed and not finished does not count.
+    Reads only; a claimed commit that is not finished does not count.
 
     Args:
-        table_log: Of the output.
-        record: The backfill.
-        windows: Those to look for (schema WINDOWS).
+        table_log: Log of the output.
+        record: Record of the backfill.
+        windows: Windows to check (schema WINDOWS).
     """
     mapped = windows.filter(pl.col("run").is_not_null())
     wanted, runs = set(mapped["label"].to_list()), set(mapped["run"].to_list())

@@ -1,4 +1,4 @@
-"""From a job and a range to a backfill: drafted without writing anything, then created, once."""
+"""Plan a backfill of a job over a range of windows: draft it without writing, then create it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from partitioning.windows import Window, WindowFilter, Windowing
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
 from pipeline.errors import ConflictError, UsageError
-from pipeline.runs.backfill.output_windows import failed_before, held_windows, outdated_runs
+from pipeline.runs.backfill.output_windows import failed_before, materialised_windows, outdated_runs
 from pipeline.runs.backfill.records import (
     MAX_FOLDERS_NAMED,
     WINDOWS,
@@ -57,29 +57,29 @@ from pipeline.table.retention import locate
 
 @dataclass(frozen=True, slots=True)
 class WindowSelection:
-    """Which windows a user asks for; nothing at all is every window of the input."""
+    """Windows that a user requests; default every window of the input."""
 
     start: str | None = None
     end: str | None = None
-    """Exclusive."""
+    """End of the range, exclusive."""
     last: str | None = None
-    """A span such as 30d, before now."""
+    """Span before now, such as 30d."""
     values: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     allow_missing: bool = False
-    """Also where the range reaches beyond the input's data."""
+    """Whether the range may reach outside of the input's data."""
 
     def words(self) -> str:
-        """What was asked for."""
+        """Describe the selection."""
         if self.last:
-            said = f"last {self.last}"
+            text = f"last {self.last}"
         elif self.values:
-            said = ", ".join(self.values)
+            text = ", ".join(self.values)
         elif self.start:
-            said = f"{self.start} to {self.end}"
+            text = f"{self.start} to {self.end}"
         else:
-            said = "all of the input"
-        return said + (f", without {', '.join(self.exclude)}" if self.exclude else "")
+            text = "all of the input"
+        return text + (f", without {', '.join(self.exclude)}" if self.exclude else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +89,23 @@ class Draft:
     job: Job
     record: BackfillRecord
     windows: pl.DataFrame
-    """Schema WINDOWS."""
+    """All requested windows (schema WINDOWS)."""
     plan: Plan | None
-    """Of the windows that are to be done; None when there are none."""
+    """Plan of the windows to do; None if there are none."""
     existing: BackfillRecord | None = None
-    """The unfinished backfill that the same request has made before: this is it."""
+    """Record of the unfinished backfill that the same request created before, if any."""
     notes: tuple[str, ...] = ()
-    """Sentences on what the user should know before it is created."""
+    """Notes for the user before the backfill is created."""
+
+    @property
+    def up_to_date(self) -> str | None:
+        """Message that nothing is left to do, with the reasons; None if there is something."""
+        if self.existing is not None or (self.plan is not None and self.record.todo):
+            return None
+        reasons = self.windows["skipped"].str.replace(r" (by|since) run \w+$", "")
+        counts = reasons.value_counts(sort=True).head(3).iter_rows()
+        why = "; ".join(f"{count:,}: {reason}" for reason, count in counts)
+        return f"all requested windows are up to date ({why})"
 
 
 def draft(
@@ -108,17 +118,17 @@ def draft(
     mapper: Any = None,
     accept_code: bool = False,
 ) -> Draft:
-    """Plan a backfill; nothing is written.
+    """Plan a backfill. Writes nothing.
 
     Args:
-        job: With a `window`.
-        settings: How to plan.
-        storage: Where.
-        asked: Which windows.
-        options: How to go about them.
+        job: The job, which has a `window`.
+        settings: Settings of the planner and of transforms.
+        storage: Where input and output are.
+        asked: Requested windows.
+        options: Options of the backfill.
         mapper: Reads the footers of large inputs elsewhere.
-        accept_code: Find the unfinished backfill of the same request although the code differs,
-            and take windows whose code was fingerprinted by another scheme as unchanged.
+        accept_code: Find the unfinished backfill of the same request even if the code differs, and
+            count code that was fingerprinted by another scheme as unchanged.
 
     Raises:
         UsageError: the job or the options do not fit a backfill.
@@ -130,23 +140,23 @@ def draft(
     code = job_fingerprint(job, settings.transforms)
     request = _request_digest(job, asked, options)
     earlier = backfills_of(storage, job.output.uri)
-    same = [one for one in earlier if one.request == request]
-    for one in same:
-        store = BackfillStore(storage, one.output, one.backfill)
+    same = [record for record in earlier if record.request == request]
+    for record in same:
+        store = BackfillStore(storage, record.output, record.backfill)
         if not is_over(store):
-            drafting = Drafting(job, settings, storage, one.code if accept_code else code)
-            return drafting.existing(one, store)
+            drafting = Drafting(job, settings, storage, record.code if accept_code else code)
+            return drafting.existing(record, store)
     drafting = Drafting(job, settings, storage, code, accept_scheme=accept_code)
     listing = drafting.listing()
     choices = drafting.choices(listing, asked, options, earlier)
-    # Each one that is over counts: the same request after it is another backfill.
+    # The same request after finished backfills is another backfill, so their number counts.
     name = partial(digest, request, code, len(same))
     drafted = drafting.draft(choices, asked, options, name, mapper)
     return drafting.with_outside(drafted, listing)
 
 
 def refuse_unfit(job: Job, options: Options) -> None:
-    """Raise UsageError for a job that no backfill can be made of."""
+    """Raise UsageError if the job or the options do not fit a backfill."""
     if job.window is None:
         raise UsageError(
             f"job {job.name} has no windows",
@@ -155,12 +165,12 @@ def refuse_unfit(job: Job, options: Options) -> None:
     mode = job.output.mode
     if mode == "overwrite" or (mode == "error" and not options.all_or_nothing):
         raise UsageError(
-            f"output.mode is {mode}, and a backfill publishes one window after the other",
-            hint="set it to overwrite-partitions, or to append",
+            f"output.mode is {mode}, but a backfill publishes its windows one after the other",
+            hint="set output.mode to overwrite-partitions, or to append",
         )
     if mode == "append" and options.reprocess in ("changed", "all"):
         raise UsageError(
-            f"--reprocess {options.reprocess} with output.mode append would bring rows twice",
+            f"--reprocess {options.reprocess} with output.mode append would duplicate rows",
             hint="set output.mode to overwrite-partitions",
         )
     if options.all_or_nothing and options.windows_per_run:
@@ -168,14 +178,14 @@ def refuse_unfit(job: Job, options: Options) -> None:
 
 
 def refuse_replaced_tables(record: BackfillRecord) -> None:
-    """Raise ConflictError where tables that a backfill's transform reads were replaced since."""
+    """Raise ConflictError if tables that a backfill's transform reads were replaced since."""
     replaced = replaced_tables(record.tables or ())
     if replaced:
         raise ConflictError(
             f"backfill {record.backfill} is unfinished, and {replaced}, which the "
             "transform reads, was replaced since it was planned",
             hint=f"start over with the new table: chunkmap backfill cancel {record.backfill}, then "
-            "create it again; or put the earlier version back",
+            "create it again; or restore the earlier version",
         )
 
 
@@ -187,7 +197,7 @@ def is_over(store: BackfillStore) -> bool:
 
 def _request_digest(job: Job, asked: WindowSelection, options: Options) -> str:
     free = {"retries", "rounds", "max_failures", "chunk_timeout", "name"}
-    # Keys that there were not always: where they say nothing, the request is the one of before.
+    # Leave out newer keys at their defaults, so that stored requests keep their digest.
     free |= set() if job.tables else {"tables"}
     left_out: dict[str, Any] = dict.fromkeys(free, True)
     newer = ("hive_types", "types", "int96", "object_column", "verify_checksums", "max_quarantined")
@@ -197,8 +207,8 @@ def _request_digest(job: Job, asked: WindowSelection, options: Options) -> str:
         left_out["window"] = {"columns"}
     if job.output.schema_ == "identical":
         left_out["output"] = {"schema_"}
-    said = job.model_dump_json(exclude=left_out)
-    return digest(said, asked.words(), options.reprocess, options.idempotency_key)
+    text = job.model_dump_json(exclude=left_out)
+    return digest(text, asked.words(), options.reprocess, options.idempotency_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,35 +219,35 @@ class Drafting:
     settings: Settings
     storage: Storage
     code: str
-    """Fingerprint of the transform now."""
+    """Current fingerprint of the transform."""
     accept_scheme: bool = field(default=False, kw_only=True)
-    """Whether code that was fingerprinted by another scheme is taken as this one."""
+    """Whether code that was fingerprinted by another scheme counts as unchanged."""
 
     @property
     def rule(self) -> Windowing:
-        """How the job's windows are cut."""
+        """Rule that cuts the job's windows."""
         assert self.job.window is not None, "refused before"
         return self.job.window.windowing()
 
     def existing(self, record: BackfillRecord, store: BackfillStore) -> Draft:
-        """The unfinished backfill of the same request. Raises ConflictError for other code."""
+        """Draft the unfinished backfill of the same request; ConflictError if the code differs."""
         if record.code != self.code:
             raise ConflictError(
                 f"backfill {record.backfill} of this request is unfinished, and "
                 f"{explain_difference(record.transform, record.code, self.code)}",
-                hint=f"go on with the new code: chunkmap backfill resume {record.backfill} "
+                hint=f"resume with the new code: chunkmap backfill resume {record.backfill} "
                 f"--accept-code; or start over: chunkmap backfill cancel {record.backfill}",
             )
         refuse_replaced_tables(record)
         return Draft(self.job, record, store.windows(), store.plan(), existing=record)
 
     def listing(self) -> Listing:
-        """List the whole input; no footer is read."""
+        """List the whole input, without reading footers."""
         request = plan_request(self.job, self.settings, None)
         return list_objects(request, StorageReader(self.storage))
 
     def with_outside(self, drafted: Draft, listing: Listing) -> Draft:
-        """Add to a draft what of the input no backfill reads: what is in no window, odd names."""
+        """Add to a draft which objects no backfill reads: in no window, or with other names."""
         outside = outside_of_windows(listing, self.rule)
         more = len(outside.folders) - MAX_FOLDERS_NAMED
         record = drafted.record.model_copy(
@@ -260,39 +270,42 @@ class Drafting:
         options: Options,
         earlier: Sequence[BackfillRecord],
     ) -> list[WindowDecision]:
-        """What is to be done about each window that is asked for."""
-        found, windows = self._windows(listing)
-        wanted = self._wanted(asked, windows)
+        """Decide what to do about each requested window."""
+        inputs, windows = self._input_windows(listing)
+        wanted = self._requested_windows(asked, windows)
         if not asked.allow_missing:
             _refuse_outside(wanted, windows, asked)
         table_log = TableLog(self.storage, self.job.output.uri)
         failed: frozenset[str] = frozenset()
         if options.reprocess == "failed":
             failed = failed_before(self.storage, earlier)
-        held = held_windows(table_log, self.rule)
+        outputs = materialised_windows(table_log, self.rule)
         outdated: frozenset[str] = frozenset()
         if options.reprocess == "changed":
-            outdated = outdated_runs(table_log, (one.run for one in held.values()))
-        chooser = WindowSelector(
-            found,
-            held,
+            outdated = outdated_runs(table_log, (window.run for window in outputs.values()))
+        selector = WindowSelector(
+            inputs,
+            outputs,
             failed,
             self.code,
             options.reprocess,
             accept_scheme=self.accept_scheme,
             outdated=outdated,
         )
-        return chooser.choose(wanted)
+        return selector.choose(wanted)
 
-    def _windows(self, listing: Listing) -> tuple[dict[str, InputWindow], tuple[Window, ...]]:
-        """What the whole input holds, by window."""
+    def _input_windows(self, listing: Listing) -> tuple[dict[str, InputWindow], tuple[Window, ...]]:
+        """Return the windows of the whole input: their objects by label, and in order."""
         inputs = inputs_of_listing(listing, self.rule)
-        found = {
-            label: InputWindow(one.objects, one.bytes, one.digest) for label, one in inputs.items()
+        by_label = {
+            label: InputWindow(part.objects, part.bytes, part.digest)
+            for label, part in inputs.items()
         }
-        return found, tuple(sorted(one.window for one in inputs.values()))
+        return by_label, tuple(sorted(part.window for part in inputs.values()))
 
-    def _wanted(self, asked: WindowSelection, there: tuple[Window, ...]) -> tuple[Window, ...]:
+    def _requested_windows(
+        self, asked: WindowSelection, existing: tuple[Window, ...]
+    ) -> tuple[Window, ...]:
         rule = self.rule
         if asked.last:
             windows = rule.last(asked.last, datetime.now(UTC))
@@ -300,10 +313,10 @@ class Drafting:
             windows = rule.of_values(asked.values)
         elif asked.start:
             windows = rule.between(asked.start, asked.end or "")
-        elif rule.grain == "value" or not there:
-            windows = there
+        elif rule.grain == "value" or not existing:
+            windows = existing
         else:
-            windows = tuple(_between(rule, there[0], there[-1]))
+            windows = tuple(_between(rule, existing[0], existing[-1]))
         left_out = set(rule.select(asked.exclude, windows)) if asked.exclude else set()
         return tuple(window for window in windows if window not in left_out)
 
@@ -315,7 +328,7 @@ class Drafting:
         name: Callable[..., str],
         mapper: Any = None,
     ) -> Draft:
-        """Plan the windows that are to be done; `name` makes an id of some further values."""
+        """Plan the windows to do; `name` makes the backfill's id from some further values."""
         todo = tuple(choice.window for choice in choices if choice.skipped is None)
         planned = self._plan(todo, mapper) if todo else None
         plan = planned.result.plan if planned else None
@@ -329,15 +342,15 @@ class Drafting:
         if plan is not None:
             members = members_of(windows, chunks)
             runs = {
-                rank: run_id(plan.take(chosen), self.job, self.code, backfill, tables)
-                for rank, chosen in members.items()
+                rank: run_id(plan.take(indices), self.job, self.code, backfill, tables)
+                for rank, indices in members.items()
             }
-        named = pl.col("group").replace_strict(runs, default=None, return_dtype=pl.String)
-        windows = windows.with_columns(run=named).match_to_schema(WINDOWS)
+        run = pl.col("group").replace_strict(runs, default=None, return_dtype=pl.String)
+        windows = windows.with_columns(run=run).match_to_schema(WINDOWS)
         unknown = sum(choice.is_of_other_scheme for choice in choices)
         notes = (
-            f"of {unknown:,} windows chunkmap fingerprinted the code by another scheme, so whether "
-            "it has changed since cannot be told: they are mapped again (--accept-code takes their "
+            f"the code of {unknown:,} windows was fingerprinted by another scheme, so chunkmap "
+            "cannot tell whether it has changed: they are mapped again (--accept-code counts their "
             "code as unchanged)",
         )
         record = self._record(backfill, asked, options, windows)
@@ -348,11 +361,11 @@ class Drafting:
         return Draft(self.job, record, windows, plan, notes=notes if unknown else ())
 
     def _refuse_columns(self, planned: PlannedInput, options: Options) -> None:
-        """Refuse windows whose result could not stand beside files that stay in the output."""
+        """Refuse windows whose result would not fit the files that stay in the output."""
         table_log = TableLog(self.storage, self.job.output.uri)
-        windows = planned_footprints(self.job, planned.result.plan, rule_of(self.rule))
-        # One by one they are beside those of the next ones, as these are now.
-        first = windows if options.all_or_nothing else windows[:1]
+        footprints = planned_footprints(self.job, planned.result.plan, rule_of(self.rule))
+        # Published one by one, the first window already has to fit the present files of the others.
+        first = footprints if options.all_or_nothing else footprints[:1]
         refuse_planned_columns(table_log, table_log.manifest(), self.job, planned.probe, first)
 
     def _plan(self, todo: tuple[Window, ...], mapper: Any) -> PlannedInput:
@@ -392,31 +405,38 @@ def _between(rule: Windowing, first: Window, last: Window) -> list[Window]:
 
 
 def _refuse_outside(
-    wanted: tuple[Window, ...], there: tuple[Window, ...], asked: WindowSelection
+    wanted: tuple[Window, ...], existing: tuple[Window, ...], asked: WindowSelection
 ) -> None:
-    """A range that reaches beyond the data is a slip of the pen, or data that is late."""
+    """Refuse windows outside of the input's data: a mistyped range, or data that is late."""
     if asked.values:
-        missing = [window.label for window in wanted if window not in set(there)]
+        missing = [window.label for window in wanted if window not in set(existing)]
     else:
-        missing = [w.label for w in wanted if not there or w < there[0] or w > there[-1]]
+        missing = [
+            window.label
+            for window in wanted
+            if not existing or window < existing[0] or window > existing[-1]
+        ]
     if not missing:
         return
-    have = f"{there[0].label} to {there[-1].label}" if there else "nothing"
+    have = f"{existing[0].label} to {existing[-1].label}" if existing else "nothing"
     part = missing[0] if len(missing) == 1 else f"{missing[0]} to {missing[-1]}"
     raise UsageError(
         f"{len(missing):,} of the {len(wanted):,} windows lie outside the input ({part}); it has "
         f"{have}",
-        hint="name a range within it, or go on with what is there: --allow-missing",
+        hint="choose a range within it, or do the windows that exist: --allow-missing",
     )
 
 
-def create(storage: Storage, drafted: Draft) -> tuple[BackfillStore, bool]:
-    """Store a draft, unless the same one is stored; whether it is new.
+def create(storage: Storage, drafted: Draft) -> tuple[BackfillStore, bool] | None:
+    """Store a draft, unless it is stored already.
+
+    Returns:
+        The backfill's store, and whether it is new; None if the draft is up to date.
 
     Raises:
-        UsageError: there is nothing to do, two drivers could not be kept apart at the output, or it
-            holds partitions that an earlier release has spelled otherwise.
-        OutputNotEmptyError: the output holds what nobody published.
+        UsageError: the output's storage cannot keep two drivers apart, or the output has
+            partitions that an earlier release spelled differently.
+        OutputNotEmptyError: the output contains objects that chunkmap did not publish.
         FilesMissingError: the windows are done, but files of the output were deleted.
     """
     record = drafted.record
@@ -429,28 +449,9 @@ def create(storage: Storage, drafted: Draft) -> tuple[BackfillStore, bool]:
         require_conditional_writes(storage, record.output)
         return store, False
     if drafted.plan is None or not record.todo:
-        locate(table_log, table_log.manifest())  # What is up to date has to be there.
-        raise NothingToDoError(drafted)
+        locate(table_log, table_log.manifest())  # Check that no files were deleted.
+        return None
     refuse_long_keys(record.output, drafted.plan)
-    # Whoever published last may have died on the way.
+    # The last publisher may have died on the way.
     prepare_output(table_log, record.mode, record.backfill)
     return store, store.create(record, drafted.windows, drafted.plan, drafted.job)
-
-
-class NothingToDoError(UsageError):
-    """No window is left to be done; not an error of anybody's.
-
-    Attributes:
-        draft: What was looked at.
-    """
-
-    exit_code = 0
-
-    def __init__(self, drafted: Draft) -> None:
-        reasons = drafted.windows["skipped"].str.replace(r" (by|since) run \w+$", "")
-        why = reasons.value_counts(sort=True)
-        said = "; ".join(f"{count:,}: {reason}" for reason, count in why.head(3).iter_rows())
-        super().__init__(
-            f"none of the {drafted.record.windows:,} windows is left to be done ({said})"
-        )
-        self.draft = drafted

@@ -1,4 +1,4 @@
-"""How far each window is: what the driver shows, and what anybody recounts from storage."""
+"""Progress of each window of a backfill, in memory."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _STATES = get_args(State)
 
 
 class WindowProgress:
-    """The state and the figures of every window. Several runs write to it at the same time."""
+    """State and figures of every window. Thread-safe: several runs update it at the same time."""
 
     def __init__(self, windows: pl.DataFrame) -> None:
-        """Begin with what is to be done waiting (schema WINDOWS)."""
+        """Start with all windows waiting that are to be done (schema WINDOWS)."""
         self.labels: list[str] = windows["label"].to_list()
         self.rank = {label: rank for rank, label in enumerate(self.labels)}
         self.chunks: Ranks = windows["chunks"].fill_null(0).to_numpy()
@@ -37,11 +37,11 @@ class WindowProgress:
         self._ended = np.zeros(count)
         self._lock = Lock()
 
-    def recall(self, progress: pl.DataFrame) -> bool:
-        """Take the figures of an earlier driver; states are computed again.
+    def restore_figures(self, progress: pl.DataFrame) -> bool:
+        """Restore the figures that an earlier driver saved, without the states.
 
         Returns:
-            Whether they are of these windows; of others nothing is taken.
+            Whether they are of these windows; otherwise nothing is restored.
         """
         if progress["label"].to_list() != self.labels:
             return False
@@ -52,9 +52,9 @@ class WindowProgress:
             self._ended = progress["ended"].fill_null(0.0).to_numpy().copy()
         return True
 
-    def follow(self, progress: pl.DataFrame) -> None:
-        """Take everything that another driver says, states too."""
-        if self.recall(progress):
+    def restore(self, progress: pl.DataFrame) -> None:
+        """Restore the figures and states that another driver saved."""
+        if self.restore_figures(progress):
             self.states = progress["state"].to_list()
 
     def mark(self, labels: Iterable[str], state: State) -> None:
@@ -63,16 +63,16 @@ class WindowProgress:
             for label in labels:
                 self.states[self.rank[label]] = state
 
-    def saw(self, progress: Progress, owner: Ranks, labels: Iterable[str]) -> list[str]:
-        """Count what a run has stored.
+    def update(self, progress: Progress, owner: Ranks, labels: Iterable[str]) -> list[str]:
+        """Refresh the figures of a run's windows from its ledger.
 
         Args:
-            progress: Of the run.
-            owner: By the run's chunk, the rank of its window.
-            labels: The run's windows.
+            progress: Progress of the run.
+            owner: Rank of each chunk's window.
+            labels: Labels of the run's windows.
 
         Returns:
-            The run's windows all of whose chunks are done.
+            Labels of the windows whose chunks are all done.
         """
         ranks = [self.rank[label] for label in labels]
         done, failed = _by_window(progress.completions, owner), progress.failed()
@@ -90,21 +90,21 @@ class WindowProgress:
             return [self.labels[rank] for rank, is_full in zip(ranks, full, strict=True) if is_full]
 
     def unfinished(self, labels: Iterable[str]) -> list[str]:
-        """Those of some windows whose figures are not those of all their chunks."""
+        """Select the windows whose figures lack some of their chunks."""
         done = self._figures["done"]
-        return [one for one in labels if done[self.rank[one]] < self.chunks[self.rank[one]]]
+        return [label for label in labels if done[self.rank[label]] < self.chunks[self.rank[label]]]
 
     def in_state(self, *states: State) -> list[str]:
-        """The windows that are in one of these states."""
+        """List the windows that are in one of these states."""
         return [
             label for label, state in zip(self.labels, self.states, strict=True) if state in states
         ]
 
     def counts(self) -> dict[str, int]:
-        """How many windows are in each state, and the chunks done and failed."""
+        """Count windows by state, and sum chunks, rows and bytes."""
         with self._lock:
-            found = {state: self.states.count(state) for state in _STATES}
-            return found | {
+            states = {state: self.states.count(state) for state in _STATES}
+            return states | {
                 "chunks": int(self.chunks.sum()),
                 "chunks_done": int(self._figures["done"].sum()),
                 "chunks_failed": int(self._figures["failed"].sum()),
@@ -115,7 +115,7 @@ class WindowProgress:
             }
 
     def frame(self) -> pl.DataFrame:
-        """Everything (schema PROGRESS)."""
+        """Return states and figures of all windows (schema PROGRESS)."""
         with self._lock:
             columns: dict[str, Any] = {"label": self.labels, "state": list(self.states)}
             columns |= {name: values.copy() for name, values in self._figures.items()}

@@ -1,8 +1,9 @@
-"""What a backfill is, what its users wish while it runs, and how far its windows are."""
+"""Stored types of a backfill: its record, its desired state, its windows and their progress."""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import polars as pl
@@ -13,15 +14,15 @@ from pipeline.storage.documents import BackfillId, Moment
 from pipeline.storage.table_versions import TableVersion
 
 Reprocess = Literal["missing", "failed", "changed", "all"]
-"""Which windows are done again: those that the output lacks; those that failed in an earlier
-backfill; those whose input or code has changed since, and those that it lacks; all."""
+"""Which windows to do: `missing` in the output; `failed` in an earlier backfill; `changed` (input
+or code changed since, or missing); `all`."""
 
-ACTIVE = 4
-"""Runs at a time, unless told otherwise."""
+DEFAULT_MAX_ACTIVE = 4
+"""Default number of runs at a time."""
 MAX_FOLDERS_NAMED = 5
-"""Folders outside of all windows that a record names."""
-RUNS = 50
-"""About so many runs has a backfill, however many windows: each is a flow run in Prefect."""
+"""Maximum number of folders outside of all windows that a record names."""
+TARGET_RUNS = 50
+"""Approximate number of runs of a backfill: each is a flow run in Prefect."""
 
 
 class _Record(BaseModel):
@@ -29,111 +30,126 @@ class _Record(BaseModel):
 
 
 class Options(_Record):
-    """How a backfill goes about its windows."""
+    """Options of a backfill."""
 
     reprocess: Reprocess = "missing"
     windows_per_run: PositiveInt | None = None
-    """Windows mapped as one set of chunks. Default: so many that there are about 50 runs."""
-    max_active: PositiveInt = ACTIVE
+    """Windows per run. Default: enough windows that there are about 50 runs."""
+    max_active: PositiveInt = DEFAULT_MAX_ACTIVE
     """Runs at a time."""
     backwards: bool = False
-    """Newest window first."""
+    """Whether to begin with the newest window."""
     priority: int = 0
-    """Batches of a higher one go first on the cluster."""
+    """Priority of the batches on the cluster; higher goes first."""
     canary: int | str | None = None
     """Windows that go first: a number, or a share such as 1%."""
     canary_limit: int | str = 0
-    """Chunks of the canary that may fail: a number, or a share. Beyond it, nothing else runs."""
+    """Chunks of the canary that may fail: a number, or a share. The backfill pauses above it."""
     canary_hold: bool = False
-    """Stop after the canary, until told to go on."""
+    """Whether to pause after the canary until the user resumes."""
     max_failures: int | str | None = None
     """Windows that may fail before the backfill stops: a number, or a share such as 5%."""
     all_or_nothing: bool = False
-    """One commit of all windows, once all are done."""
+    """Whether to publish all windows in one manifest, once all are done."""
     idempotency_key: str = ""
-    """Another key, another backfill, though all else is the same."""
+    """Key that distinguishes backfills of the same request."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackfillResumeOptions:
+    """Options for resuming a backfill."""
+
+    only: tuple[str, ...] = ()
+    """Labels of the windows to do; default all that are not done."""
+    only_failed: bool = False
+    """Whether to retry failed windows only."""
+    accept_code: bool = False
+    """Whether to resume even if the transform's code has changed."""
+    take_over: bool = False
+    """Whether to drive even if another driver seems alive."""
+    code: str = ""
+    """Fingerprint of the code to run; default the code of the creation."""
 
 
 class BackfillRecord(_Record):
-    """What a backfill is; written once, before anything is mapped."""
+    """Definition of a backfill; written once, before anything is mapped."""
 
     version: int = 1
     backfill: BackfillId
-    """12 hex digits, derived from what is asked for and what there is."""
+    """Id: 12 hex digits, derived from the request, the plan and the code."""
     request: str
-    """Digest of what was asked for: the same request again is the same unfinished backfill."""
+    """Digest of the request: while a backfill is unfinished, the same request finds it."""
     asked: str
-    """What was asked for, in words: 2022-01-01 to 2025-01-01, say."""
+    """Description of the requested windows, e.g. 2022-01-01 to 2025-01-01."""
     job: str
     output: str
     mode: str
     transform: str
     code: str
-    """Fingerprint of the transform at the creation."""
+    """Fingerprint of the transform when the backfill was created."""
     column: str
-    """Of the windows; several are joined by commas."""
+    """Column of the windows; several are joined by commas."""
     grain: str
     options: Options
     base: NonNegativeInt
-    """Manifest that was current at the creation."""
+    """Number of the manifest that was current when the backfill was created."""
     windows: NonNegativeInt
-    """Asked for; those that are skipped are among them."""
+    """Number of requested windows, with those that are skipped."""
     todo: NonNegativeInt
     runs: NonNegativeInt
     chunks: NonNegativeInt
     rows: NonNegativeInt
     decoded_bytes: NonNegativeInt
     created: Moment
-    """Unix seconds."""
+    """Time of creation, in Unix seconds."""
     tables: tuple[TableVersion, ...] | None = None
-    """Tables that the transform reads, in the versions that all its runs see. Old ones do not
-    say."""
+    """Tables that the transform reads, with the versions for all its runs. None in old records."""
     columns: tuple[str, ...] = ()
     """Names of the result's columns, in the order that all files have."""
     outside_objects: NonNegativeInt = 0
-    """Objects of the input that are in no window, whichever are asked for: a value is null."""
+    """Number of objects of the input that are in no window, because a Hive value is null."""
     outside_bytes: NonNegativeInt = 0
-    """Of these, together."""
+    """Total bytes of these objects."""
     outside_folders: tuple[str, ...] = ()
-    """The first of their Hive values, as folders."""
+    """First Hive folders of these objects."""
 
     @property
     def outside(self) -> str | None:
-        """What of the input is in no window, in a sentence; None if nothing is."""
+        """Note about objects of the input that are in no window; None if there are none."""
         if not self.outside_objects:
             return None
-        one = self.outside_objects == 1
-        objects = "1 object" if one else f"{self.outside_objects:,} objects"
+        single = self.outside_objects == 1
+        objects = "1 object" if single else f"{self.outside_objects:,} objects"
         return (
-            f"{objects} of the input ({format_size(self.outside_bytes)}) {'is' if one else 'are'} "
-            f"in no window, and no backfill reads {'it' if one else 'them'}: "
-            f"{', '.join(self.outside_folders)}"
+            f"{objects} of the input ({format_size(self.outside_bytes)}) "
+            f"{'is' if single else 'are'} in no window, and no backfill reads "
+            f"{'it' if single else 'them'}: {', '.join(self.outside_folders)}"
         )
 
 
 class Control(_Record):
-    """What users wish of a backfill while it runs. Replaced with If-Match."""
+    """Desired state of a running backfill, set by users. Updated by compare-and-swap (If-Match)."""
 
     paused: bool = False
     cancelled: bool = False
     approved: bool = False
-    """Go on after the canary, whatever came of it."""
-    max_active: PositiveInt = ACTIVE
+    """Whether to continue after the canary, whatever its result."""
+    max_active: PositiveInt = DEFAULT_MAX_ACTIVE
     priority: int = 0
     retries: NonNegativeInt = 0
-    """How often a retry was asked for; a driver at work tries what had failed once more."""
+    """Number of retries requested so far; a running driver retries failed windows when it grows."""
     by: str = ""
-    """Who changed it last: a command, or Prefect."""
+    """Command that changed it last, or Prefect."""
 
 
 _WINDOWS: dict[str, Any] = {
     "label": pl.String,
     "start": pl.String,  # ISO 8601, or the value itself
     "end": pl.String,  # exclusive; null for values
-    "group": pl.Int64,  # rank of the run that maps it; null where there is nothing to do
-    "run": pl.String,  # its id
-    "canary": pl.Boolean,  # tried before all others
-    "skipped": pl.String,  # why there is nothing to do; null where there is
+    "group": pl.Int64,  # rank of the run that maps it; null if there is nothing to do
+    "run": pl.String,  # id of that run
+    "canary": pl.Boolean,  # mapped before all others
+    "skipped": pl.String,  # reason why there is nothing to do; null if there is
     "chunks": pl.Int64,
     "rows": pl.Int64,
     "stored_bytes": pl.Int64,
@@ -141,7 +157,7 @@ _WINDOWS: dict[str, Any] = {
     "inputs": pl.String,  # digest of its objects
 }
 WINDOWS = pl.Schema(_WINDOWS)
-"""The columns of a backfill's windows, a row each, in the order of time."""
+"""Columns of a backfill's windows, one row per window, in the order of time."""
 
 _PROGRESS: dict[str, Any] = {
     "label": pl.String,
@@ -152,19 +168,19 @@ _PROGRESS: dict[str, Any] = {
     "rows_out": pl.Int64,
     "bytes_in": pl.Int64,
     "bytes_out": pl.Int64,
-    "busy": pl.Float64,  # seconds of threads
+    "busy": pl.Float64,  # thread seconds
     "started": pl.Float64,  # Unix seconds, of the first chunk
     "ended": pl.Float64,  # Unix seconds, of the last chunk
 }
 PROGRESS = pl.Schema(_PROGRESS)
-"""The columns of how far the windows are, a row each, in the same order."""
+"""Columns of the windows' progress, one row per window, in the same order."""
 
 State = Literal["waiting", "mapping", "staged", "done", "failed", "skipped", "empty"]
-"""Of a window. `staged`: mapped, not yet published. `empty`: the input holds nothing of it."""
+"""State of a window. `staged`: mapped, not yet published. `empty`: no input."""
 STATES: tuple[str, ...] = get_args(State)
 
 
-def digest(*said: object) -> str:
-    """12 hex digits over some values."""
-    text = "\x1f".join(str(one) for one in said)
+def digest(*values: object) -> str:
+    """Hash some values to 12 hex digits."""
+    text = "\x1f".join(str(value) for value in values)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Counting a backfill's windows anew: from the manifests, and from the ledgers of its runs."""
+"""Count a backfill's windows again: from the manifests, and from the ledgers of its runs."""
 
 from __future__ import annotations
 
@@ -24,65 +24,64 @@ from pipeline.table.log import TableLog
 
 @dataclass(frozen=True, slots=True)
 class Recount:
-    """Counts a backfill that nobody drives."""
+    """Counts a backfill that no driver runs."""
 
     ledgers: LedgerCache
     record: BackfillRecord
     windows: pl.DataFrame
-    board: WindowProgress
+    progress: WindowProgress
 
     def recount(self, driver: DriverRecord | None) -> None:
-        """Set states and figures on the board.
+        """Set the states and figures of all windows.
 
         Args:
-            driver: Who said last how far it was, if anybody did.
+            driver: Record of the last driver that saved progress; None if there is none.
         """
-        board = self.board
-        known = set(board.in_state("done")) if driver is not None else set()
+        published = set(self.progress.in_state("done")) if driver is not None else set()
         todo = self.windows.filter(pl.col("run").is_not_null())
-        open_ = todo.filter(~pl.col("label").is_in(known))
-        if open_.is_empty():
+        left = todo.filter(~pl.col("label").is_in(published))
+        if left.is_empty():
             return
         store = self.ledgers.store
         table_log = TableLog(store.storage, store.output)
-        known |= published_by(table_log, self.record, open_)
-        self._states(known, self.count(self._begun(open_, driver)))
+        published |= published_by(table_log, self.record, left)
+        self._set_states(published, self.count_runs(self._started_runs(left, driver)))
 
-    def count(self, runs: Sequence[str]) -> set[str]:
-        """Set the figures of some runs' windows; returns those of the runs that were begun."""
+    def count_runs(self, runs: Sequence[str]) -> set[str]:
+        """Set the figures of some runs' windows; return the runs that had been started."""
         counted = self.ledgers.read(runs)
-        for run, labels in _labels(self.windows, runs):
+        for run, labels in _labels_by_run(self.windows, runs):
             progress = counted.get(run)
             if progress is not None:
                 self._count(run, progress, labels)
         return {run for run in runs if counted.get(run) is not None}
 
-    def _begun(self, left: pl.DataFrame, driver: DriverRecord | None) -> list[str]:
-        """The runs that may have done something that nobody has said yet."""
+    def _started_runs(self, left: pl.DataFrame, driver: DriverRecord | None) -> list[str]:
+        """List the runs that may have stored something that no driver has counted."""
         runs = left.sort("group")["run"].unique(maintain_order=True).to_list()
         if driver is None:
             return runs
-        frame = self.board.frame()
+        frame = self.progress.frame()
         busy = (pl.col("done") > 0) | (pl.col("failed") > 0) | (pl.col("state") != "waiting")
         labels = frame.filter(busy)["label"].to_list()
-        begun = set(left.filter(pl.col("label").is_in(labels))["run"].to_list())
-        # Whoever drove it may have begun a few more before it could say so.
-        fresh = [run for run in runs if run not in begun]
-        return [run for run in runs if run in begun] + fresh[: self.record.options.max_active]
+        started = set(left.filter(pl.col("label").is_in(labels))["run"].to_list())
+        # The driver may have started a few more after it last saved progress.
+        others = [run for run in runs if run not in started]
+        return [run for run in runs if run in started] + others[: self.record.options.max_active]
 
     def _count(self, run: str, progress: Progress, labels: list[str]) -> None:
         owner = pl.Series(self.ledgers.windows_of(run), dtype=pl.String)
-        ranks = owner.replace_strict(self.board.rank, return_dtype=pl.Int64).to_numpy()
-        self.board.saw(progress, ranks, labels)
+        ranks = owner.replace_strict(self.progress.rank, return_dtype=pl.Int64).to_numpy()
+        self.progress.update(progress, ranks, labels)
 
-    def _states(self, published: set[str], counted: set[str]) -> None:
-        """Nobody maps, so what is not published is staged, failed or waiting."""
+    def _set_states(self, published: set[str], counted: set[str]) -> None:
+        """Set the states: since no driver runs, windows are done, staged, failed or waiting."""
         runs = dict(self.windows.select("label", "run").iter_rows())
-        for row in self.board.frame().select("label", "state", "done", "failed").iter_rows():
+        for row in self.progress.frame().select("label", "state", "done", "failed").iter_rows():
             label, before, done, failed = row
             if before in ("skipped", "empty"):
                 continue
-            chunks = int(self.board.chunks[self.board.rank[label]])
+            chunks = int(self.progress.chunks[self.progress.rank[label]])
             state: State = "waiting"
             if label in published:
                 state = "done"
@@ -91,11 +90,11 @@ class Recount:
             elif failed or (before == "failed" and runs[label] not in counted):
                 state = "failed"
             if state != before:
-                self.board.mark([label], state)
+                self.progress.mark([label], state)
 
 
 def rule_of(store: BackfillStore) -> Windowing:
-    """How the values of the backfill's column are cut into windows."""
+    """Return the rule that cuts the values of the backfill's column into windows."""
     rule = store.job().window
     if rule is None:
         raise UsageError(f"backfill {store.backfill} has a job without windows")
@@ -103,12 +102,12 @@ def rule_of(store: BackfillStore) -> Windowing:
 
 
 def windows_named(texts: Sequence[str], windows: pl.DataFrame, rule: Windowing) -> list[str]:
-    """Labels of the windows that users name: one, a month of days, a range `A..B`.
+    """Return the labels of the windows that users name: a window, a month, a range `A..B`.
 
     Raises:
-        WindowError: a text names none of them.
+        WindowError: a text names no window.
     """
-    known = [
+    all_windows = [
         Window(
             start if rule.grain == "value" else datetime.fromisoformat(start),
             datetime.fromisoformat(end) if end else None,
@@ -116,23 +115,23 @@ def windows_named(texts: Sequence[str], windows: pl.DataFrame, rule: Windowing) 
         )
         for label, start, end in windows.select("label", "start", "end").iter_rows()
     ]
-    return [window.label for window in rule.select(texts, known)]
+    return [window.label for window in rule.select(texts, all_windows)]
 
 
 class LedgerCache:
-    """The ledgers of a backfill's runs; each is read once."""
+    """Reads the ledgers of a backfill's runs, each once."""
 
     def __init__(self, store: BackfillStore) -> None:
         self.store = store
-        self._known: dict[str, Progress | None] = {}
+        self._progress: dict[str, Progress | None] = {}
         self._windows: dict[str, list[str]] = {}
         self._rule: Windowing | None = None
 
     def read(self, runs: Sequence[str]) -> dict[str, Progress | None]:
-        """What the ledgers of some runs say; None for a run that was not begun."""
-        new = [run for run in runs if run not in self._known]
-        self._known.update(zip(new, map_concurrently(self._read, new, 8), strict=True))
-        return {run: self._known[run] for run in runs}
+        """Return the progress of some runs; None for a run that was not started."""
+        new = [run for run in runs if run not in self._progress]
+        self._progress.update(zip(new, map_concurrently(self._read, new, 8), strict=True))
+        return {run: self._progress[run] for run in runs}
 
     def _read(self, run: str) -> Progress | None:
         ledger = Ledger(self.store.storage, self.store.output, run)
@@ -141,10 +140,10 @@ class LedgerCache:
         try:
             return ledger.read()
         except ObjectMissingError:
-            return None  # Folded or discarded while we read.
+            return None  # Compacted or discarded while it was read.
 
     def windows_of(self, run: str) -> list[str]:
-        """The window of each chunk of a run, in its plan's order."""
+        """Return the window of each chunk of a run, in its plan's order."""
         if run not in self._windows:
             if self._rule is None:
                 self._rule = rule_of(self.store)
@@ -153,6 +152,6 @@ class LedgerCache:
         return self._windows[run]
 
 
-def _labels(windows: pl.DataFrame, runs: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+def _labels_by_run(windows: pl.DataFrame, runs: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
     groups = windows.filter(pl.col("run").is_in(list(runs))).group_by("run").agg("label")
     yield from groups.iter_rows()

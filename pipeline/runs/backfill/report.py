@@ -1,4 +1,4 @@
-"""A backfill's report: made from storage alone, at any time; kept beside its state, and here."""
+"""Make a backfill's report from storage alone; store it with its state and on this machine."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from typing import Any
 from pipeline.config.job import Job
 from pipeline.report.backfill_model import BackfillReport, Calendar
 from pipeline.runs.backfill.calendar_layout import lay_out
-from pipeline.runs.backfill.status import BackfillStatus, look
+from pipeline.runs.backfill.status import BackfillStatus, read_status
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.storage.documents import report_folder
 
-MOST_ROWS = 100
-"""Rows of the page's calendar."""
+MAX_CALENDAR_ROWS = 100
+"""Maximum number of rows of the page's calendar."""
 SCHEMA = "chunkmap.backfill-report"
 VERSION = 1
 
 
 def store_report(store: BackfillStore, folder: Path) -> tuple[str, str]:
-    """Make the report, store it beside the backfill's state, and keep a copy here.
+    """Make the report, store it with the backfill's state, and keep a local copy.
 
     Args:
-        store: Of the backfill.
-        folder: Of local state: the copy is in `reports/<id>/`.
+        store: Store of the backfill.
+        folder: Folder of local state; the copy is in `reports/<id>/`.
 
     Returns:
         The page's URI and its local path.
     """
-    status = look(store)
-    html, said = render(report_of(status, store.job())), build_json(status)
+    status = read_status(store)
+    html, text = render(report_of(status, store.job())), build_json(status)
     storage = store.storage
     storage.put(store.prefix + "report.html", html.encode())
-    storage.put(store.prefix + "report.json", said.encode())
+    storage.put(store.prefix + "report.json", text.encode())
     local = report_folder(folder, store.backfill)
     (local / "report.html").write_text(html, encoding="utf-8")
-    (local / "report.json").write_text(said, encoding="utf-8")
+    (local / "report.json").write_text(text, encoding="utf-8")
     return store.prefix + "report.html", str(local / "report.html")
 
 
 def render(report: BackfillReport) -> str:
-    """The report as one HTML page that loads nothing."""
+    """Render the report as one HTML page that loads nothing."""
     from pipeline.report.backfill_page import build_page
     from pipeline.report.page import render_page
 
@@ -49,15 +49,15 @@ def render(report: BackfillReport) -> str:
 
 
 def build_json(status: BackfillStatus) -> str:
-    """The report as one JSON object, on one line."""
+    """Render the report as one JSON object, on one line."""
     value = {"schema": SCHEMA, "version": VERSION, **status.to_dict()}
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def report_of(status: BackfillStatus, job: Job) -> BackfillReport:
-    """What the page is made from."""
+    """Collect the data of the page."""
     record = status.record
-    layout = lay_out(status.windows, record.grain, MOST_ROWS)
+    layout = lay_out(status.windows, record.grain, MAX_CALENDAR_ROWS)
     return BackfillReport(
         id=record.backfill,
         job=record.job,
@@ -77,7 +77,7 @@ def report_of(status: BackfillStatus, job: Job) -> BackfillReport:
 
 
 def next_command(status: BackfillStatus) -> str:
-    """What to type next; empty while it goes on by itself, and when it is over."""
+    """Return the command to type next; empty while a driver runs, and when the backfill is over."""
     backfill = status.record.backfill
     if status.state == "paused":
         return f"chunkmap backfill resume {backfill}"
@@ -101,11 +101,11 @@ def _facts(status: BackfillStatus, job: Job) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _options(given: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """The options that differ from what they are without being given."""
-    names = {"max_active", "priority"}
+def _options(changed: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Format the options that differ from their defaults."""
+    shown_elsewhere = {"max_active", "priority"}
     return tuple(
         (name.replace("_", " ").capitalize(), "yes" if value is True else str(value))
-        for name, value in given.items()
-        if name not in names
+        for name, value in changed.items()
+        if name not in shown_elsewhere
     )

@@ -1,4 +1,4 @@
-"""One run of a backfill: some windows mapped as one set of chunks, committed one by one."""
+"""Drive one run of a backfill: map some windows as one set of chunks, commit them one by one."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ from pipeline.table.errors import CommitsConflictError, ForeignClaimError, Uploa
 from pipeline.table.log import TableLog
 
 PUBLISH_SECONDS = 30.0
-"""How often windows that are done are published while others of their run are still mapped."""
+"""Seconds between two publishes of completed windows while the run is still being mapped."""
 CLAIM_SECONDS = 60.0
-"""How long a run waits for another one to mend the claim that it has left on the output."""
+"""Seconds that a run waits for another run to complete its claim on the output."""
 
 PublishWindows = Callable[..., int | None]
-"""Publishes windows, as `publish_windows` does. Benchmarks that stage nothing publish nothing."""
+"""Function like `publish_windows`. Benchmarks that stage nothing replace it."""
 
 
 class WindowsFailedError(RunFailedError):
-    """Some windows of a run could not be done; the others are published.
+    """Some windows of a run failed; the others are published.
 
     Attributes:
-        labels: Of these windows.
+        labels: Labels of these windows.
     """
 
     def __init__(self, run: str, labels: list[str], reasons: tuple[str, ...]) -> None:
@@ -59,62 +59,62 @@ class WindowsFailedError(RunFailedError):
 
 @dataclass(frozen=True, slots=True)
 class BackfillContext:
-    """What the runs of one backfill share while one driver drives them."""
+    """What the runs of one backfill share in one driver."""
 
     storage: Storage
     table_log: TableLog
-    """Of the output; only whoever holds `publishing` uses it."""
+    """Log of the output; used only while holding `publishing`."""
     record: BackfillRecord
     job: Job
     limits: BatchSettings
-    board: WindowProgress
+    progress: WindowProgress
     code: str
     """Fingerprint of the code that this driver runs."""
     is_paused: Callable[[], bool]
-    """Whether no further batch may be handed out."""
-    obey: Callable[[], None]
-    """Raises when the driver is to stop."""
+    """Returns whether no further batch may be submitted now."""
+    check_control: Callable[[], None]
+    """Raises if the driver is to stop."""
     publish: PublishWindows = publish_windows
     pace: Throughput = field(default_factory=Throughput)
     publishing: Lock = field(default_factory=Lock)
-    """Held while a run publishes: side by side, runs would only lose races for the pointer."""
+    """Lock of publishing: runs that publish in parallel would only conflict at the pointer."""
 
 
 @dataclass(slots=True)
 class BackfillRun:
-    """A run of a backfill. Drive it as often as is needed: what is done is not done again."""
+    """A run of a backfill. It may be driven repeatedly: finished work is skipped."""
 
     shared: BackfillContext
     rank: int
     ledger: Ledger
     plan: Plan
     labels: list[str]
-    """Its windows, in the order of time."""
+    """Labels of its windows, in the order of time."""
     owner: Ranks
-    """By chunk, the rank of its window on the board."""
+    """Rank of each chunk's window."""
     inputs: dict[str, str]
-    """By window, the digest of its objects."""
-    mapper: MapStage | None = None
+    """Digest of each window's objects."""
+    map_stage: MapStage | None = None
     _published: float = field(default_factory=time.monotonic)
     _full: list[str] = field(default_factory=list)
     _conflicts: dict[str, str] = field(default_factory=dict)
+    """Reason why a completed window was not published, by its label."""
     _is_mapped: bool = False
-    """Whether nothing is under way: then every column has the type that it will have."""
+    """Whether the map stage has ended, so that the types of columns are final."""
     _output_types: Columns = field(default_factory=dict)
-    """By window, why it was not published though it is done."""
 
     @classmethod
     def open(
         cls, shared: BackfillContext, plan: Plan, windows: pl.DataFrame, owner: Ranks, rank: int
     ) -> BackfillRun:
-        """Create the run, or find it.
+        """Create the run, or open it if it exists.
 
         Args:
-            shared: By all runs.
-            plan: Of the whole backfill.
-            windows: Of the whole backfill (schema WINDOWS).
-            owner: By chunk of the whole backfill, the rank of its window.
-            rank: Of the run.
+            shared: Context of all runs.
+            plan: Plan of the whole backfill.
+            windows: Windows of the whole backfill (schema WINDOWS).
+            owner: Rank of each chunk's window, for the whole backfill.
+            rank: Rank of the run.
         """
         mine = windows.with_row_index("rank").filter(pl.col("group") == rank)
         chunks = np.flatnonzero(np.isin(owner, mine["rank"].to_numpy()))
@@ -135,7 +135,7 @@ class BackfillRun:
 
     @property
     def name(self) -> str:
-        """For people: its windows."""
+        """Name of the run for users: its first and last window."""
         first, last = self.labels[0], self.labels[-1]
         return first if first == last else f"{first} to {last}"
 
@@ -145,17 +145,22 @@ class BackfillRun:
         """Map and publish.
 
         Args:
-            executor: What maps the batches.
-            only: Windows to map; default all that are left.
-            publishes: Publish what is done.
+            executor: Executor of the batches.
+            only: Labels of the windows to map; default all that are left.
+            publishes: Publish the windows that are done.
 
         Raises:
-            WindowsFailedError: some windows could not be done.
-            RunCancelledError, and what else `BackfillContext.obey` raises: it was told to stop.
+            WindowsFailedError: some windows failed.
+            RunCancelledError: the backfill was cancelled (see `BackfillContext.check_control`).
         """
-        board, wanted = self.shared.board, [w for w in self.labels if only is None or w in only]
+        window_progress, wanted = (
+            self.shared.progress,
+            [w for w in self.labels if only is None or w in only],
+        )
         retry_until_available(self.ledger.clear_cancel)
-        board.mark([w for w in wanted if w not in board.in_state("done")], "mapping")
+        window_progress.mark(
+            [w for w in wanted if w not in window_progress.in_state("done")], "mapping"
+        )
         vanished: UploadsVanishedError | None = None
         try:
             for _ in range(PUBLISH_ATTEMPTS):
@@ -163,34 +168,36 @@ class BackfillRun:
                 try:
                     if publishes:
                         self._publish_in_turn(vanished)
-                    return self._told(progress, wanted)
+                    return self._raise_for_failed(progress, wanted)
                 except UploadsVanishedError as error:
                     self.ledger.void(error.attempts)
                     vanished = error
-            assert vanished is not None, "each try ends with a return or uploads that vanished"
+            assert vanished is not None, "each attempt returns or finds that uploads vanished"
             raise vanished
         except BaseException:
-            # Workers stop after the chunk at hand; whoever goes on with the run clears it.
+            # Workers stop after their current chunk; resuming clears it.
             with best_effort():
                 self.ledger.cancel()
-            board.mark([w for w in wanted if w in board.in_state("mapping", "staged")], "waiting")
+            window_progress.mark(
+                [w for w in wanted if w in window_progress.in_state("mapping", "staged")], "waiting"
+            )
             raise
 
     def _map(
         self, executor: Executor, wanted: list[str], vanished: UploadsVanishedError | None
     ) -> Progress:
         shared = self.shared
-        ranks = [shared.board.rank[label] for label in wanted]
+        ranks = [shared.progress.rank[label] for label in wanted]
         mine = np.isin(self.owner, ranks)
         if vanished is not None:
-            # A commit of this run may wait for chunks of windows that are not asked for now.
+            # A commit of this run may wait for chunks of windows that are not in `wanted`.
             mine |= np.isin(self.plan.chunk_ids, list(vanished.chunks_of(self.ledger.run)))
         chunks = np.flatnonzero(mine).tolist()
         facts = output_facts(shared.job, self.ledger.record(), shared.table_log)
         with shared.publishing:
             self._output_types = retry_until_available(facts.types)
         self._is_mapped = False
-        self.mapper = MapStage(
+        self.map_stage = MapStage(
             ledger=self.ledger,
             plan=self.plan,
             job=shared.job,
@@ -203,7 +210,7 @@ class BackfillRun:
             output=OutputFacts(lambda: self._output_types, partial(self._published_chunks, facts)),
             pace=shared.pace,
         )
-        progress = self.mapper.run()
+        progress = self.map_stage.run()
         self._is_mapped = True
         self._on_count(progress)
         return progress
@@ -213,35 +220,35 @@ class BackfillRun:
             return facts.published()
 
     def _on_count(self, progress: Progress) -> None:
-        board = self.shared.board
-        full = board.saw(progress, self.owner, self.labels)
+        window_progress = self.shared.progress
+        full = window_progress.update(progress, self.owner, self.labels)
         if not self._is_mapped:
-            # Others may still say what type a column of nulls is to have.
+            # Other chunks may still give a type to columns that are all null.
             waiting = open_chunks(progress, self._output_types)
-            held = {board.labels[self.owner[index]] for index in waiting}
-            full = [label for label in full if label not in held]
+            untyped = {window_progress.labels[self.owner[index]] for index in waiting}
+            full = [label for label in full if label not in untyped]
         self._full = full
-        mapping = set(board.in_state("mapping"))
-        board.mark([label for label in self._full if label in mapping], "staged")
+        mapping = set(window_progress.in_state("mapping"))
+        window_progress.mark([label for label in self._full if label in mapping], "staged")
 
     def _listen(self, progress: MapProgress) -> None:
-        self.shared.obey()
+        self.shared.check_control()
         due = time.monotonic() - self._published >= PUBLISH_SECONDS
         if due and not self.shared.record.options.all_or_nothing:
             self._published = time.monotonic()
-            # What has vanished is found again, and mended, once all is mapped.
+            # If uploads vanished, their chunks are mapped again at the end.
             try:
                 self._publish(None)
             except UploadsVanishedError as error:
                 self.ledger.void(error.attempts)
             except ForeignClaimError:
-                pass  # Its turn comes later.
+                pass  # Published later, once the other run has completed its claim.
 
     def _publish_in_turn(self, vanished: UploadsVanishedError | None) -> None:
-        """Publish, once another run that has claimed the output and lost uploads has mended that.
+        """Publish; wait if another run must first complete its claim on the output.
 
         Raises:
-            ForeignClaimError: it has not in a minute.
+            ForeignClaimError: it has not done so within CLAIM_SECONDS.
         """
         deadline = time.monotonic() + CLAIM_SECONDS
         while True:
@@ -250,15 +257,15 @@ class BackfillRun:
             except ForeignClaimError:
                 if time.monotonic() > deadline:
                     raise
-                self.shared.obey()
+                self.shared.check_control()
                 time.sleep(1.0)
 
     def _publish(self, vanished: UploadsVanishedError | None) -> None:
-        """Publish the windows that are done: each is a commit, together they are one manifest."""
-        shared, board = self.shared, self.shared.board
+        """Publish the windows that are done: one commit each, together in one manifest."""
+        shared, window_progress = self.shared, self.shared.progress
         if shared.record.options.all_or_nothing and len(self._full) < len(self.labels):
             return
-        staged = set(board.in_state("staged"))
+        staged = set(window_progress.in_state("staged"))
         windows = {label: self._chunks_of(label) for label in self._full if label in staged}
         if not windows and vanished is None:
             return
@@ -279,29 +286,29 @@ class BackfillRun:
             with shared.publishing:
                 retry_until_available(publish)
         except CommitsConflictError as error:
-            # Somebody else has published these meanwhile; the others are published, or none.
+            # Other runs have published these windows meanwhile.
             together = shared.record.options.all_or_nothing
             lost = windows if together else error.windows
             self._conflicts |= {label: str(error) for label in lost}
-        board.mark([label for label in windows if label not in self._conflicts], "done")
-        # The output was to get what it lacks, and lacks them no more.
+        window_progress.mark([label for label in windows if label not in self._conflicts], "done")
+        # With reprocess missing, a conflict is fine: the output lacks these windows no more.
         options = shared.record.options
         missing = options.reprocess == "missing" and not options.all_or_nothing
-        board.mark(self._conflicts, "skipped" if missing else "failed")
+        window_progress.mark(self._conflicts, "skipped" if missing else "failed")
 
     def _chunks_of(self, label: str) -> list[str]:
         ids = self.plan.chunk_ids
-        return [ids[i] for i in np.flatnonzero(self.owner == self.shared.board.rank[label])]
+        return [ids[i] for i in np.flatnonzero(self.owner == self.shared.progress.rank[label])]
 
-    def _told(self, progress: Progress, wanted: list[str]) -> None:
-        """What is not done by now has failed."""
-        board = self.shared.board
-        over = set(board.in_state("done", "staged", "skipped"))
+    def _raise_for_failed(self, progress: Progress, wanted: list[str]) -> None:
+        """Mark the windows that are not done as failed, and raise if there are any."""
+        window_progress = self.shared.progress
+        over = set(window_progress.in_state("done", "staged", "skipped"))
         failed = [label for label in wanted if label not in over]
         if not failed:
             return
-        board.mark(failed, "failed")
-        ours = {board.rank[label] for label in failed}
+        window_progress.mark(failed, "failed")
+        ours = {window_progress.rank[label] for label in failed}
         errors = progress.failed()
         mine = [int(self.owner[index]) in ours for index in errors["index"].to_list()]
         reasons = failure_lines(errors.filter(pl.Series(mine, dtype=pl.Boolean)))

@@ -1,4 +1,4 @@
-"""The order in which a backfill's runs are driven. Pure."""
+"""Order the runs of a backfill. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pipeline.runs.backfill.records import Control, Options
 
 @dataclass(frozen=True, slots=True)
 class ScheduledRun:
-    """One drive of one run."""
+    """A run to be driven, or a part of its windows."""
 
     rank: int
-    """Of the run."""
+    """Rank of the run."""
     only: frozenset[str]
-    """The windows to map."""
+    """Labels of the windows to map."""
     publishes: bool = True
     is_canary: bool = False
 
@@ -25,19 +25,19 @@ class ScheduledRun:
 def schedule_runs(
     windows: pl.DataFrame, options: Options, control: Control, wanted: Collection[str]
 ) -> list[ScheduledRun]:
-    """What is to be driven, in order: the canary first, unless it was told to go on without.
+    """Schedule the runs: the canary first, unless the user has approved to continue without it.
 
     Args:
-        windows: Of the backfill (schema WINDOWS).
-        options: Of the backfill.
-        control: What users wish.
-        wanted: Windows that are to be mapped.
+        windows: Windows of the backfill (schema WINDOWS).
+        options: Options of the backfill.
+        control: Desired state.
+        wanted: Labels of the windows to map.
     """
     mapped = windows.filter(pl.col("label").is_in(list(wanted)))
     steps = []
     sample = mapped.filter(pl.col("canary"))
     if sample.height and not control.approved:
-        # Of all or nothing, a canary is mapped and not published: it is part of the one run.
+        # With all_or_nothing, the canary is part of the only run: map it, publish it later.
         steps = [
             ScheduledRun(rank, frozenset(labels), not options.all_or_nothing, True)
             for rank, labels in _by_run(sample)

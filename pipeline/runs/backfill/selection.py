@@ -1,4 +1,4 @@
-"""Which windows a backfill does, and why it leaves the others alone. Pure."""
+"""Decide which windows a backfill does, and why it skips the others. Pure."""
 
 from __future__ import annotations
 
@@ -12,40 +12,41 @@ from pipeline.runs.transforms.fingerprint import scheme_of
 
 @dataclass(frozen=True, slots=True)
 class InputWindow:
-    """What the input holds of a window."""
+    """The objects of a window in the input."""
 
     objects: int
     bytes: int
     inputs: str
-    """Digest of its objects' names, ETags and sizes."""
+    """Digest of the objects' names, ETags and sizes."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputWindow:
-    """What the output holds of a window: its newest commit."""
+    """The newest commit of a window in the output."""
 
     run: str
     code: str
-    """Fingerprint of the transform that made it; empty if it is not known."""
+    """Fingerprint of the transform that made it; empty if unknown."""
     inputs: str
-    """Digest of the objects it was made from; empty if it is not known."""
+    """Digest of the objects it was made from; empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class WindowDecision:
-    """A window that was asked for."""
+    """Decision about a requested window."""
 
     window: Window
-    found: InputWindow | None
+    input: InputWindow | None
+    """Objects of the window in the input; None if there are none."""
     skipped: str | None
-    """Why there is nothing to do; None if there is."""
+    """Reason why there is nothing to do; None if there is."""
     is_of_other_scheme: bool = False
     """Whether it is chosen only because its code was fingerprinted by another scheme."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether the input holds nothing of it."""
-        return self.found is None
+        """Whether the input has nothing of the window."""
+        return self.input is None
 
 
 EMPTY = "the input has nothing of it"
@@ -53,58 +54,58 @@ EMPTY = "the input has nothing of it"
 
 @dataclass(frozen=True, slots=True)
 class WindowSelector:
-    """Decides what is to be done about each window."""
+    """Decides what to do about each window."""
 
-    found: Mapping[str, InputWindow]
-    """By label, what the input holds."""
-    held: Mapping[str, OutputWindow]
-    """By label, what the output holds."""
+    inputs: Mapping[str, InputWindow]
+    """Windows of the input, by label."""
+    outputs: Mapping[str, OutputWindow]
+    """Windows of the output, by label."""
     failed: frozenset[str]
-    """Labels of windows that failed when they were last tried."""
+    """Labels of windows whose last attempt failed."""
     code: str
-    """The transform's fingerprint now."""
+    """Current fingerprint of the transform."""
     reprocess: Reprocess
     accept_scheme: bool = False
     """Whether code that was fingerprinted by another scheme counts as unchanged."""
     outdated: frozenset[str] = frozenset()
-    """Runs that have read tables which were replaced since."""
+    """Ids of runs that read tables which were replaced since."""
 
     def choose(self, windows: Iterable[Window]) -> list[WindowDecision]:
-        """What is to be done about the windows that were asked for."""
-        return [self._choice(window) for window in windows]
+        """Decide what to do about each of the requested windows."""
+        return [self._decide(window) for window in windows]
 
-    def _choice(self, window: Window) -> WindowDecision:
-        skipped = self._why_not(window.label)
+    def _decide(self, window: Window) -> WindowDecision:
+        skipped = self._skip_reason(window.label)
         unknown = skipped is None and self._is_of_other_scheme(window.label)
-        return WindowDecision(window, self.found.get(window.label), skipped, unknown)
+        return WindowDecision(window, self.inputs.get(window.label), skipped, unknown)
 
     def _is_of_other_scheme(self, label: str) -> bool:
-        """Whether nothing tells a window's input and code from today's but the scheme."""
-        found, held = self.found.get(label), self.held.get(label)
-        if self.reprocess != "changed" or found is None or held is None or not held.code:
+        """Whether a window is unchanged except for the scheme of its code's fingerprint."""
+        source, output = self.inputs.get(label), self.outputs.get(label)
+        if self.reprocess != "changed" or source is None or output is None or not output.code:
             return False
-        return held.inputs == found.inputs and scheme_of(held.code) != scheme_of(self.code)
+        return output.inputs == source.inputs and scheme_of(output.code) != scheme_of(self.code)
 
-    def _why_not(self, label: str) -> str | None:
-        found, held = self.found.get(label), self.held.get(label)
-        if found is None:
+    def _skip_reason(self, label: str) -> str | None:
+        source, output = self.inputs.get(label), self.outputs.get(label)
+        if source is None:
             return EMPTY
         if self.reprocess == "failed":
             return None if label in self.failed else "it has not failed"
-        if held is None or self.reprocess == "all":
+        if output is None or self.reprocess == "all":
             return None
         if self.reprocess == "missing":
-            return f"done by run {held.run}"
-        is_same_code = held.code == self.code or (
+            return f"done by run {output.run}"
+        is_same_code = output.code == self.code or (
             self.accept_scheme and self._is_of_other_scheme(label)
         )
-        if held.inputs == found.inputs and is_same_code and held.run not in self.outdated:
-            return f"unchanged since run {held.run}"
+        if output.inputs == source.inputs and is_same_code and output.run not in self.outdated:
+            return f"unchanged since run {output.run}"
         return None
 
 
 def spread(count: int, of: int) -> list[int]:
-    """Ranks of so many things, evenly spread over all of them, the first and the last included.
+    """Choose `count` ranks of `of`, evenly spread, with the first and the last.
 
     >>> spread(3, 9)
     [0, 4, 8]
@@ -115,16 +116,16 @@ def spread(count: int, of: int) -> list[int]:
     return [round(rank * (of - 1) / (count - 1)) for rank in range(count)]
 
 
-def grouped(
+def group_into_runs(
     labels: Sequence[str], canary: Sequence[str], per_run: int, *, backwards: bool
 ) -> list[list[str]]:
-    """Windows as runs, in the order in which they are begun: first the canary, if there is one.
+    """Group windows into runs, in the order in which these begin, the canary first.
 
     Args:
-        labels: In the order of time.
-        canary: Those that go first.
-        per_run: Windows in a run.
-        backwards: Newest first.
+        labels: Labels of the windows, in the order of time.
+        canary: Labels of the windows that go first.
+        per_run: Windows per run.
+        backwards: Begin with the newest window.
     """
     first = set(canary)
     ordered = list(reversed(labels)) if backwards else list(labels)

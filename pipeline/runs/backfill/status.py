@@ -1,8 +1,8 @@
-"""A backfill as anybody can see it: from storage alone, without Prefect or Dask.
+"""Read the status of a backfill from storage alone, without Prefect or Dask.
 
-While a driver is alive it says every few seconds how far the windows are (`progress.arrow`), and
-once more when it ends. If it was killed, windows are counted anew: what is published from the
-manifests, the rest from the ledgers of the runs that had been begun.
+A driver saves the windows' progress every few seconds, and when it ends (`progress.arrow`). If it
+was killed, windows are counted again: published ones from the manifests, the others from the
+ledgers of the runs that had been started.
 """
 
 from __future__ import annotations
@@ -24,57 +24,57 @@ from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.driver.following import is_driven_elsewhere
 from pipeline.runs.driver.heartbeat import DriverRecord
 
-MOST_LEDGERS = 20
-"""Runs whose failures are read for the table of errors."""
+MAX_LEDGERS_READ = 20
+"""Maximum number of runs whose failures are read for the table of errors."""
 _VOLATILE = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-f]{12,}\b|\d+")
-"""What differs between two messages of one error."""
+"""Parts of a message that differ between failures of the same kind."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BackfillStatus:
-    """One backfill, as its state in storage shows it."""
+    """Status of one backfill."""
 
     record: BackfillRecord
     control: Control
     state: str
-    """new, running, paused, cancelling, silent since …, interrupted, held, failed, cancelled or
-    done."""
+    """State: new, running, paused, cancelling, silent since …, interrupted, held, failed, cancelled
+    or done."""
     driver: DriverRecord | None
-    """Who drives or drove it."""
+    """Record of the last driver."""
     alive: bool
-    """Whether it is driven at this moment."""
+    """Whether a driver is running now."""
     at: float
-    """Unix seconds of the figures."""
+    """Time of the figures, in Unix seconds."""
     windows: pl.DataFrame
-    """Schema WINDOWS with that of PROGRESS, a row a window in the order of time."""
+    """Windows (schemas WINDOWS and PROGRESS), one row each, in the order of time."""
     counts: dict[str, int]
-    """Windows in each state; chunks, chunks_done, chunks_failed, rows and bytes."""
+    """Windows by state; chunks, chunks_done, chunks_failed, rows and bytes."""
     rows_per_second: float | None
-    """Rows read, since the driver began; None if nothing is done yet."""
+    """Rows read per second since the driver began; None if nothing is done yet."""
     bytes_per_second: float | None
-    """Bytes read."""
+    """Bytes read per second since the driver began; None if nothing is done yet."""
     eta_seconds: float | None
-    """Until all is mapped, at this speed; None if it is not known, or nobody drives."""
+    """Seconds until all is mapped, at this speed; None if unknown, or no driver is running."""
     errors: tuple[BackfillFailure, ...]
-    """The most frequent first."""
+    """Kinds of failures, the most frequent first."""
     errors_of: int
-    """Runs whose failures were looked at, of …"""
+    """Number of runs whose failures were read."""
     errors_in: int
-    """… so many that have failures."""
+    """Number of runs that have failures."""
 
     @property
     def who(self) -> str:
-        """The driver, in words."""
+        """Description of the driver."""
         driver = self.driver
-        return f"process {driver.pid} on {driver.host}" if driver else "nobody yet"
+        return f"process {driver.pid} on {driver.host}" if driver else "none yet"
 
     @property
     def todo(self) -> int:
-        """Windows that were to be done."""
+        """Number of windows that were to be done."""
         return self.record.todo
 
     def to_dict(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         return {
             "backfill": self.record.backfill,
             "state": self.state,
@@ -87,13 +87,13 @@ class BackfillStatus:
             "rows_per_second": self.rows_per_second,
             "bytes_per_second": self.bytes_per_second,
             "eta_seconds": self.eta_seconds,
-            "errors": [asdict(one) for one in self.errors],
+            "errors": [asdict(error) for error in self.errors],
             "windows": self.windows.to_dicts(),
         }
 
 
-def look(store: BackfillStore) -> BackfillStatus:
-    """Everything about a backfill, now."""
+def read_status(store: BackfillStore) -> BackfillStatus:
+    """Read the current status of a backfill."""
     with ThreadPoolExecutor(5) as pool:
         parts = [
             pool.submit(part) for part in (store.record, store.control, store.driver, store.windows)
@@ -105,33 +105,33 @@ def look(store: BackfillStore) -> BackfillStatus:
     assert isinstance(windows, pl.DataFrame)
     assert driver is None or isinstance(driver, DriverRecord)
     alive = is_driven_elsewhere(driver, "")
-    board = WindowProgress(windows)
+    window_progress = WindowProgress(windows)
     if progress is not None:
-        board.follow(progress)
+        window_progress.restore(progress)
     ledgers = LedgerCache(store)
-    # A driver that could still say how it ended has said how far the windows were.
+    # A driver that ended properly has saved the windows' progress.
     if not alive and (progress is None or driver is None or driver.state == "running"):
-        recount = Recount(ledgers, record, windows, board)
+        recount = Recount(ledgers, record, windows, window_progress)
         recount.recount(driver if progress is not None else None)
-    joined = windows.join(board.frame(), on="label", how="left", maintain_order="left")
+    joined = windows.join(window_progress.frame(), on="label", how="left", maintain_order="left")
     failing = _failing(joined)
-    errors = _errors(ledgers, failing[:MOST_LEDGERS])
+    errors = _errors(ledgers, failing[:MAX_LEDGERS_READ])
     at = driver.seen if alive and driver is not None else time.time()
     speed = _speed(joined, driver, at)
     return BackfillStatus(
         record=record,
         control=control,
-        state=state_of(control, driver, board.counts(), alive=alive),
+        state=state_of(control, driver, window_progress.counts(), alive=alive),
         driver=driver,
         alive=alive,
         at=at,
         windows=joined,
-        counts=board.counts(),
+        counts=window_progress.counts(),
         rows_per_second=speed.rows if speed else None,
         bytes_per_second=speed.bytes if speed else None,
         eta_seconds=speed.eta if speed and alive and not control.paused else None,
         errors=errors,
-        errors_of=len(failing[:MOST_LEDGERS]),
+        errors_of=len(failing[:MAX_LEDGERS_READ]),
         errors_in=len(failing),
     )
 
@@ -139,7 +139,7 @@ def look(store: BackfillStore) -> BackfillStatus:
 def state_of(
     control: Control, driver: DriverRecord | None, counts: dict[str, int], *, alive: bool
 ) -> str:
-    """A backfill's state in one word, or in `silent since …`."""
+    """Return a backfill's state in one word, or `silent since …`."""
     if alive:
         if control.cancelled:
             return "cancelling"
@@ -153,35 +153,35 @@ def state_of(
         return "new"
     if driver.state == "running":
         return f"silent since {time.strftime('%H:%M:%S', time.localtime(driver.seen))}"
-    # It ended as it should and something is left: what it did has been undone since.
+    # It was done and something is left: its windows were replaced or rolled back since.
     return "failed" if driver.state == "done" else driver.state
 
 
 def _failing(joined: pl.DataFrame) -> list[str]:
-    """The runs that have failures, those with most first."""
-    bad = joined.filter((pl.col("failed") > 0) & pl.col("run").is_not_null())
-    counted = bad.group_by("run", maintain_order=True).agg(pl.col("failed").sum())
+    """List the runs that have failures, those with most first."""
+    failed = joined.filter((pl.col("failed") > 0) & pl.col("run").is_not_null())
+    counted = failed.group_by("run", maintain_order=True).agg(pl.col("failed").sum())
     ordered = counted.sort("failed", descending=True, maintain_order=True)
     return ordered["run"].to_list()
 
 
 def _errors(ledgers: LedgerCache, runs: Sequence[str]) -> tuple[BackfillFailure, ...]:
-    """The failures of some runs, grouped by what they say."""
+    """Group the failures of some runs by error and message."""
     frames = []
     for run, progress in ledgers.read(runs).items():
         failed = progress.failed() if progress is not None else None
         if failed is None or failed.is_empty():
             continue
-        of_chunk = ledgers.windows_of(run)
-        label = pl.Series([of_chunk[index] for index in failed["index"].to_list()])
+        windows = ledgers.windows_of(run)
+        label = pl.Series([windows[index] for index in failed["index"].to_list()])
         frames.append(failed.with_columns(window=label))
     if not frames:
         return ()
-    known = pl.concat(frames)
-    kinds = [_VOLATILE.sub("#", text.partition("\n")[0]) for text in known["message"].to_list()]
+    failures = pl.concat(frames)
+    kinds = [_VOLATILE.sub("#", text.partition("\n")[0]) for text in failures["message"].to_list()]
     example = ("window", "index", "worker", "message", "trace")
     groups = (
-        known.with_columns(kind=pl.Series(kinds))
+        failures.with_columns(kind=pl.Series(kinds))
         .group_by("error", "kind", maintain_order=True)
         .agg(
             pl.len().alias("chunks"),
@@ -209,7 +209,7 @@ class _Speed:
 
 
 def _speed(joined: pl.DataFrame, driver: DriverRecord | None, at: float) -> _Speed | None:
-    """What has been done since the driver began; of windows begun before, the share since."""
+    """Measure the speed since the driver began; of windows begun before, count the share since."""
     if driver is None:
         return None
     mine = joined.filter(pl.col("ended") > driver.started)
@@ -225,7 +225,7 @@ def _speed(joined: pl.DataFrame, driver: DriverRecord | None, at: float) -> _Spe
         bytes=(pl.col("bytes_in") * share).sum(),
         done=(done * share).sum(),
     ).row(0, named=True)
-    # A driver that has ended counts until its last chunk; one that works until now.
+    # Measure until the last chunk if the driver has ended, otherwise until now.
     until = at if driver.state == "running" else float(mine["ended"].max() or at)  # type: ignore[arg-type]
     seconds = max(min(until, driver.seen + 60.0) - driver.started, 1e-3)
     rest = float(joined.filter(pl.col("run").is_not_null()).select(left.sum()).item())

@@ -1,12 +1,12 @@
-"""Where a backfill's state lies: `<output>.chunkmap/backfills/<id>/`.
+"""Read and write a backfill's state in `<output>.chunkmap/backfills/<id>/`.
 
-backfill.json    what it is: create-once, and last, so that a backfill that has one is whole
-windows.arrow    its windows (schema WINDOWS): create-once
-plan.arrow       the plan of all of them: create-once
-job.yaml         the job: create-once
-control.json     what users wish while it runs: replaced with If-Match
-driver.json      who drives: advisory
-progress.arrow   how far the windows were when the driver last looked: advisory
+backfill.json    its record: created once, and last, so that a backfill with a record is complete
+windows.arrow    its windows (schema WINDOWS): created once
+plan.arrow       the plan of all its windows: created once
+job.yaml         the job: created once
+control.json     the desired state, set by users: replaced with If-Match
+driver.json      the driver: advisory
+progress.arrow   the windows' progress at the driver's last heartbeat: advisory
 report.html, report.json
 """
 
@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 
 
 class BackfillStore:
-    """One backfill's state in storage."""
+    """Reads and writes one backfill's state in storage."""
 
     def __init__(self, storage: Storage, output: str, backfill: str) -> None:
         self.storage = storage
@@ -61,7 +61,7 @@ class BackfillStore:
         self.prefix = join(state_prefix(self.output), "backfills", backfill) + "/"
 
     def create(self, record: BackfillRecord, windows: pl.DataFrame, plan: Plan, job: Job) -> bool:
-        """Store a new backfill; False if somebody has stored it before."""
+        """Store a new backfill; return False if it was stored before."""
         control = Control(max_active=record.options.max_active, priority=record.options.priority)
         parts = {
             "plan.arrow": plan.to_bytes(),
@@ -73,18 +73,18 @@ class BackfillStore:
             with suppress(AlreadyExistsError):
                 self.storage.put_new(self.prefix + name, data)
         try:
-            said = seal_json(record.model_dump_json(indent=1).encode())
-            self.storage.put_new(self.prefix + "backfill.json", said)
+            document = seal_json(record.model_dump_json(indent=1).encode())
+            self.storage.put_new(self.prefix + "backfill.json", document)
         except AlreadyExistsError:
             return False
         return True
 
     def record(self) -> BackfillRecord:
-        """What the backfill is.
+        """Read the backfill's record.
 
         Raises:
-            UsageError: there is none of this id.
-            StateError: its record is damaged, or another one's.
+            UsageError: there is no backfill of this id.
+            StateError: its record is damaged, or another backfill's.
         """
         uri = self.prefix + "backfill.json"
         try:
@@ -93,23 +93,24 @@ class BackfillStore:
             raise UsageError(f"there is no backfill {self.backfill} of {self.output}") from error
         record = parse_stored(BackfillRecord, data, uri)
         if record.backfill != self.backfill or not same_place(record.output, self.output):
-            said = f"it is the record of backfill {record.backfill} of {record.output}"
-            raise StateError(uri, said)
+            raise StateError(
+                uri, f"it is the record of backfill {record.backfill} of {record.output}"
+            )
         return record
 
     def windows(self) -> pl.DataFrame:
-        """Its windows (schema WINDOWS). Raises StateError if they are damaged."""
+        """Read its windows (schema WINDOWS). Raises StateError if they are damaged."""
         uri = self.prefix + "windows.arrow"
         data = self.storage.get(uri).data
         with reading(uri):
             windows = _unpack(data, WINDOWS)
             runs = windows["run"].drop_nulls()
             if not runs.str.contains(r"^[0-9a-f]{16}$").all():
-                raise ValueError("it names runs that cannot be")
+                raise ValueError("it contains invalid run ids")
             return windows
 
     def plan(self) -> Plan:
-        """The frozen plan of all windows that are to be done, in the order of time.
+        """Read the frozen plan of all windows to do, in the order of time.
 
         Raises StateError if it is damaged.
         """
@@ -119,58 +120,58 @@ class BackfillStore:
             return checked_plan(data)
 
     def job(self) -> Job:
-        """The job as it was at the creation. Raises StateError if it is damaged."""
+        """Read the job as of the creation. Raises StateError if it is damaged."""
         uri = self.prefix + "job.yaml"
         return parse_job(parse_text(self.storage.get(uri).data, uri), uri)
 
     def control(self) -> Control:
-        """What users wish at this moment. Raises StateError if that cannot be read."""
+        """Read the desired state. Raises StateError if it is damaged."""
         return self._control()[0]
 
     def _control(self) -> tuple[Control, str]:
-        """The control, and its ETag."""
+        """Read the desired state and its ETag."""
         uri = self.prefix + "control.json"
         blob = self.storage.get(uri)
-        hint = "restore it, or write {} in its place: nothing is paused then, nothing cancelled"
+        hint = "restore it, or write {} to it, which means neither paused nor cancelled"
         return parse_stored(Control, blob.data, uri, hint=hint), blob.etag
 
     def change(self, by: str, change: Callable[[Control], dict[str, Any]]) -> Control:
-        """Change what is wished; whoever changes it at the same time is not overwritten.
+        """Change the desired state by compare-and-swap, so that no other change is lost.
 
         Args:
-            by: Who wishes.
-            change: From the present wishes to the fields that shall differ. May raise.
+            by: Command that changes it, or Prefect.
+            change: Returns the fields to change, given the current state. May raise.
         """
         while True:
-            now, etag = self._control()
-            fields = change(now)
-            if all(getattr(now, name) == value for name, value in fields.items()):
-                return now
-            wished = Control.model_validate({**now.model_dump(), **fields, "by": by})
-            data = seal_json(wished.model_dump_json().encode())
+            current, etag = self._control()
+            fields = change(current)
+            if all(getattr(current, name) == value for name, value in fields.items()):
+                return current
+            desired = Control.model_validate({**current.model_dump(), **fields, "by": by})
+            data = seal_json(desired.model_dump_json().encode())
             with suppress(PreconditionFailedError):
                 self.storage.put_if(self.prefix + "control.json", data, etag)
-                return wished
+                return desired
 
     def driver(self) -> DriverRecord | None:
-        """Who drives it or drove it last, if anybody did and it can be told."""
+        """Read the record of the last driver; None if there is none or it is damaged."""
         return read_driver(self.storage, self.prefix)
 
     def write_progress(self, progress: pl.DataFrame) -> None:
-        """Store how far the windows are (schema PROGRESS): advisory."""
+        """Store the windows' progress (schema PROGRESS). Advisory."""
         self.storage.put(self.prefix + "progress.arrow", _pack(progress, PROGRESS))
 
     def progress(self) -> pl.DataFrame | None:
-        """How far the windows were when a driver last said so, if one did and it can be read."""
+        """Read the windows' progress as last saved; None if there is none or it is damaged."""
         uri = self.prefix + "progress.arrow"
         blob = self.storage.get_or_none(uri)
         try:
             with reading(uri):
                 progress = None if blob is None else _unpack(blob.data, PROGRESS)
                 if progress is not None and not progress["state"].is_in(STATES).all():
-                    raise ValueError("it names states that there are not")
+                    raise ValueError("it contains invalid states")
         except StateError as error:
-            log.warning("%s; counting again", error)
+            log.warning("%s; counting the windows again", error)
             return None
         return progress
 
@@ -182,7 +183,7 @@ def _pack(frame: pl.DataFrame, schema: pl.Schema) -> bytes:
 
 
 def _unpack(data: bytes, schema: pl.Schema) -> pl.DataFrame:
-    # By way of Arrow, which looks whether what it was given is what it says, and does not panic.
+    # Read with Arrow, which validates the data and does not panic.
     with pa.ipc.open_file(pa.py_buffer(unseal_bytes(data))) as reader:
         table = reader.read_all()
     table.validate(full=True)
@@ -191,44 +192,46 @@ def _unpack(data: bytes, schema: pl.Schema) -> pl.DataFrame:
         "label" not in schema
         or not frame["label"].str.contains(LABEL_PATTERN).fill_null(False).all()
     ):
-        raise ValueError("it names windows that cannot be")
+        raise ValueError("it contains invalid window labels")
     return frame
 
 
 def backfills_of(storage: Storage, output: str) -> list[BackfillRecord]:
-    """The records of all backfills of an output that can be read, oldest first."""
+    """Read the records of an output's backfills, oldest first; ignore damaged ones."""
     prefix = join(state_prefix(parse(output).uri), "backfills") + "/"
     names = (info.uri.removeprefix(prefix).partition("/") for info in storage.objects(prefix))
-    ids = [one for one, _, rest in names if rest == "backfill.json"]
+    ids = [backfill for backfill, _, rest in names if rest == "backfill.json"]
 
-    def read(one: str) -> BackfillRecord | None:
+    def read(backfill: str) -> BackfillRecord | None:
         try:
-            return BackfillStore(storage, output, one).record()
+            return BackfillStore(storage, output, backfill).record()
         except StateError as error:
-            log.warning("%s; this backfill is left out of account", error)
+            log.warning("%s; this backfill is ignored", error)
             return None
 
-    found = [record for record in map_concurrently(read, ids) if record is not None]
-    return sorted(found, key=lambda record: record.created)
+    records = [record for record in map_concurrently(read, ids) if record is not None]
+    return sorted(records, key=lambda record: record.created)
 
 
 def find_backfill(
     storage: Storage, outputs: Iterator[str] | list[str], wanted: str
 ) -> BackfillStore:
-    """The backfill whose id begins as asked for.
+    """Find the backfill whose id starts with `wanted`.
 
     Raises:
-        UsageError: none does (the nearest are named), or several.
+        UsageError: there is none (the error names similar ids), or more than one.
     """
-    known = {one.backfill: one for uri in outputs for one in backfills_of(storage, uri)}
-    found = [one for one in known if one.startswith(wanted)]
-    if len(found) == 1:
-        record = known[found[0]]
+    records = {record.backfill: record for uri in outputs for record in backfills_of(storage, uri)}
+    matches = [backfill for backfill in records if backfill.startswith(wanted)]
+    if len(matches) == 1:
+        record = records[matches[0]]
         return BackfillStore(storage, record.output, record.backfill)
-    if found:
-        raise UsageError(
-            f"{wanted!r} is the beginning of {len(found)} backfills: {', '.join(found)}"
-        )
-    near = get_close_matches(wanted, known, 3, 0.5) or list(known)[-3:]
-    hint = f"nearest: {', '.join(near)}" if near else "none is known here; name its output: -o URI"
+    if matches:
+        raise UsageError(f"{len(matches)} backfills start with {wanted!r}: {', '.join(matches)}")
+    near = get_close_matches(wanted, records, 3, 0.5) or list(records)[-3:]
+    hint = (
+        f"nearest: {', '.join(near)}"
+        if near
+        else "no backfill is known on this machine; name its output: -o URI"
+    )
     raise UsageError(f"there is no backfill {wanted!r}", hint=hint)

@@ -1,4 +1,4 @@
-"""What a backfill came to, and the ways in which it does not come to its end."""
+"""Result of a backfill in figures, and the errors of one that failed or paused."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ from pipeline.errors import RunFailedError
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """What the windows that went first have shown."""
+    """Result of the canary: the windows that go first."""
 
     windows: int
-    """Done."""
+    """Windows done."""
     failed_windows: int
     chunks: int
-    """Done."""
+    """Chunks done."""
     failed_chunks: int
     speed: float
-    """Decoded bytes that a thread maps in a second, each chunk's overhead counted in."""
+    """Decoded bytes that a thread maps per second, with each chunk's overhead."""
 
 
 @dataclass(frozen=True, slots=True)
 class BackfillSummary:
-    """What a backfill came to, in figures."""
+    """Result of a backfill in figures."""
 
     backfill: str
     job: str
     output: str
     state: str
-    """done, failed, held, cancelled or interrupted."""
+    """State of the backfill: done, failed, held, cancelled or interrupted."""
     asked: str
     windows: int
-    """Asked for."""
+    """Requested windows."""
     todo: int
-    """Of these, those that were to be done."""
+    """Requested windows that were to be done."""
     runs: int
     batches: int
-    """Handed out by this driver."""
+    """Batches submitted by this driver."""
     seconds: float
-    """Of this driver."""
+    """Seconds that this driver took."""
     counts: dict[str, int]
-    """Windows by state, and chunks, rows and bytes (see `WindowProgress.counts`)."""
+    """Windows by state; chunks, rows and bytes (see `WindowProgress.counts`)."""
     notes: tuple[str, ...] = ()
     canary: Canary | None = None
 
 
 class BackfillIncompleteError(RunFailedError):
-    """Some windows failed; all others are published, and all finished work is kept.
+    """Some windows failed; completed windows are published, and all finished work is kept.
 
     Attributes:
-        summary: The figures.
+        summary: The backfill's figures.
     """
 
     def __init__(self, summary: BackfillSummary) -> None:
@@ -60,30 +60,30 @@ class BackfillIncompleteError(RunFailedError):
         super().__init__(
             f"backfill {summary.backfill} ended with {counts['failed']:,} of {summary.todo:,} "
             f"windows failed{rest}; {counts['done']:,} are published",
-            hint=f"see why: chunkmap backfill status {summary.backfill}; mend it, then: "
+            hint=f"see why: chunkmap backfill status {summary.backfill}; fix the cause, then: "
             f"chunkmap backfill retry {summary.backfill}",
         )
         self.summary = summary
 
 
 class BackfillHeldError(RunFailedError):
-    """A backfill stops after its canary, until it is told to go on.
+    """A backfill is paused after its canary until the user resumes it.
 
     Attributes:
-        summary: The figures.
+        summary: The backfill's figures.
         failed: Whether the canary failed.
     """
 
     def __init__(self, summary: BackfillSummary, *, failed: bool) -> None:
         canary = summary.canary
-        assert canary is not None, "it is the canary that holds a backfill"
-        tried = canary.chunks + canary.failed_chunks
-        said = f"{canary.failed_chunks:,} of {tried:,} chunks failed"
-        why = "its canary failed" if failed else "its canary is done, and it waits to be told"
+        assert canary is not None, "only a canary pauses a backfill like this"
+        attempted = canary.chunks + canary.failed_chunks
+        why = "its canary failed" if failed else "its canary is done"
         super().__init__(
-            f"backfill {summary.backfill} is held: {why} ({said})",
-            hint=f"go on with: chunkmap backfill resume {summary.backfill}; "
-            f"or give it up: chunkmap backfill cancel {summary.backfill}",
+            f"backfill {summary.backfill} is paused: {why} "
+            f"({canary.failed_chunks:,} of {attempted:,} chunks failed)",
+            hint=f"to continue: chunkmap backfill resume {summary.backfill}; "
+            f"to give it up: chunkmap backfill cancel {summary.backfill}",
         )
         self.summary = summary
         self.failed = failed

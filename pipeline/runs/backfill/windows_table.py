@@ -1,4 +1,4 @@
-"""The table of a backfill's windows: what each has to do, and which run does it. Pure."""
+"""Build the table of a backfill's windows: what there is to do, and in which run. Pure."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from partitioning import Plan
 from partitioning.window_inputs import windows_of_plan
 from partitioning.windows import Windowing
 from pipeline.config.units import resolve_limit
-from pipeline.runs.backfill.records import RUNS, WINDOWS, Options
-from pipeline.runs.backfill.selection import WindowDecision, grouped, spread
+from pipeline.runs.backfill.records import TARGET_RUNS, WINDOWS, Options
+from pipeline.runs.backfill.selection import WindowDecision, group_into_runs, spread
 
 _FIGURES = ("rows", "stored_bytes", "decoded_bytes")
 
 
 def chunks_of(plan: Plan | None, rule: Windowing) -> pl.DataFrame:
-    """A row a chunk, in the plan's order: its window's label, its rows and bytes."""
+    """Return one row per chunk, in the plan's order: its window's label, its rows and bytes."""
     if plan is None:
         return pl.DataFrame(schema={"label": pl.String, **dict.fromkeys(_FIGURES, pl.Int64)})
     frame = pl.DataFrame(pl.from_arrow(plan.chunk_table.select(list(_FIGURES))))
@@ -31,26 +31,28 @@ def chunks_of(plan: Plan | None, rule: Windowing) -> pl.DataFrame:
 def windows_table(
     choices: list[WindowDecision], chunks: pl.DataFrame, options: Options
 ) -> pl.DataFrame:
-    """A row a window (schema WINDOWS without `run`).
+    """Return one row per window (schema WINDOWS without `run`).
 
     Args:
-        choices: What is to be done about each, in the order of time.
-        chunks: As `chunks_of` gives them.
-        options: How windows are put into runs.
+        choices: Decision about each window, in the order of time.
+        chunks: Result of `chunks_of`.
+        options: Options that group windows into runs.
     """
     names = ("label", "start", "end", "skipped", "inputs")
-    asked = pl.DataFrame(
-        [_row(one) for one in choices], schema={name: WINDOWS[name] for name in names}, orient="row"
+    requested = pl.DataFrame(
+        [_row(choice) for choice in choices],
+        schema={name: WINDOWS[name] for name in names},
+        orient="row",
     )
     sums = chunks.group_by("label").agg(
         pl.len().cast(pl.Int64).alias("chunks"), pl.col(_FIGURES).sum()
     )
-    joined = asked.join(sums, on="label", how="left", maintain_order="left")
+    joined = requested.join(sums, on="label", how="left", maintain_order="left")
     filled = joined.with_columns(pl.col("chunks", *_FIGURES).fill_null(0))
-    # A window of which the job's filter leaves nothing has objects and no chunk.
-    nothing = pl.col("skipped").is_null() & (pl.col("chunks") == 0)
-    why = pl.when(nothing).then(pl.lit("the filter leaves nothing of it")).otherwise("skipped")
-    windows = filled.with_columns(skipped=why)
+    # A window whose rows are all filtered out has objects and no chunk.
+    is_empty = pl.col("skipped").is_null() & (pl.col("chunks") == 0)
+    reason = pl.when(is_empty).then(pl.lit("the filter excludes all of it")).otherwise("skipped")
+    windows = filled.with_columns(skipped=reason)
     labels = windows.filter(pl.col("skipped").is_null())["label"].to_list()
     canary = _canary(labels, options)
     ranks = {
@@ -63,9 +65,9 @@ def windows_table(
 
 
 def members_of(windows: pl.DataFrame, chunks: pl.DataFrame) -> dict[int, list[int]]:
-    """The chunks of each run, ascending, by the run's rank."""
-    owned = chunks.select("label").with_row_index("chunk")
-    joined = owned.join(windows.select("label", "group"), on="label", maintain_order="left")
+    """Return the indices of each run's chunks, ascending, by the run's rank."""
+    indexed = chunks.select("label").with_row_index("chunk")
+    joined = indexed.join(windows.select("label", "group"), on="label", maintain_order="left")
     return {
         rank: members["chunk"].to_list()
         for (rank,), members in joined.group_by("group", maintain_order=True)
@@ -75,7 +77,7 @@ def members_of(windows: pl.DataFrame, chunks: pl.DataFrame) -> dict[int, list[in
 def _row(choice: WindowDecision) -> tuple[str, str, str | None, str | None, str | None]:
     window = choice.window
     end = None if window.end is None else window.end.isoformat()
-    inputs = choice.found.inputs if choice.found else None
+    inputs = choice.input.inputs if choice.input else None
     return window.label, _moment(window.start), end, choice.skipped, inputs
 
 
@@ -84,7 +86,7 @@ def _moment(start: datetime | str) -> str:
 
 
 def _canary(labels: list[str], options: Options) -> list[str]:
-    """The windows that go first, spread evenly over all."""
+    """Choose the windows that go first, spread evenly over all."""
     if not options.canary:
         return []
     count = ceil(resolve_limit(options.canary, len(labels)))
@@ -92,8 +94,8 @@ def _canary(labels: list[str], options: Options) -> list[str]:
 
 
 def _runs(labels: list[str], canary: list[str], options: Options) -> list[list[str]]:
-    """The windows of each run, in the order in which runs are begun."""
+    """Return the windows of each run, in the order in which runs begin."""
     if options.all_or_nothing:
         return [labels] if labels else []
-    per_run = options.windows_per_run or max(1, ceil(len(labels) / RUNS))
-    return grouped(labels, canary, per_run, backwards=options.backwards)
+    per_run = options.windows_per_run or max(1, ceil(len(labels) / TARGET_RUNS))
+    return group_into_runs(labels, canary, per_run, backwards=options.backwards)

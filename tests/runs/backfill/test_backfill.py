@@ -14,9 +14,8 @@ from polars.testing import assert_frame_equal
 from partitioning.errors import WindowError
 from pipeline.config.job import Job
 from pipeline.errors import ConflictError, RunCancelledError, UsageError
-from pipeline.runs.backfill.driver import Again
-from pipeline.runs.backfill.plan import NothingToDoError, WindowSelection
-from pipeline.runs.backfill.records import Options
+from pipeline.runs.backfill.plan import WindowSelection, create
+from pipeline.runs.backfill.records import BackfillResumeOptions, Options
 from pipeline.runs.backfill.store import BackfillStore, backfills_of, find_backfill
 from pipeline.runs.backfill.summary import BackfillHeldError, BackfillIncompleteError
 from pipeline.runs.driver.run import run_serially
@@ -80,8 +79,9 @@ def test_the_same_backfill_twice_is_one(world: Days) -> None:
     first, second = world.create(world.job()), world.create(world.job())
     assert first.backfill == second.backfill
     world.drive(first)
-    with pytest.raises(NothingToDoError, match="8: done"):
-        world.create(world.job())
+    drafted = world.draft(world.job())
+    assert drafted.up_to_date == "all requested windows are up to date (8: done)"
+    assert create(world.storage, drafted) is None
     assert len(backfills_of(world.storage, world.output)) == 1
 
 
@@ -110,8 +110,7 @@ def test_missing_maps_what_the_output_lacks(world: Days) -> None:
 def test_changed_maps_what_has_other_input(world: Days) -> None:
     world.run(world.job())
     world.write([LEAP[3]], value=7.0)
-    with pytest.raises(NothingToDoError):
-        world.create(world.job())
+    assert world.draft(world.job()).up_to_date is not None
     summary = world.run(world.job(), reprocess="changed")
     assert summary.todo == 1
     assert_frame_equal(world.rows(), world.expected())
@@ -179,8 +178,8 @@ def test_retry_of_one_window_leaves_the_other(world: Days) -> None:
         world.drive(store)
     (world.root / "mended").touch()
     with pytest.raises(BackfillIncompleteError, match="7 are published"):
-        world.drive(store, Again(only=("2024-02-29",)))
-    assert world.drive(store, Again(only_failed=True)).state == "done"
+        world.drive(store, BackfillResumeOptions(only=("2024-02-29",)))
+    assert world.drive(store, BackfillResumeOptions(only_failed=True)).state == "done"
     assert world.windows_held() == [str(day) for day in LEAP]
 
 
@@ -227,7 +226,7 @@ def test_a_canary_that_fails_holds_the_rest(world: Days) -> None:
 
 def test_a_canary_that_is_held_waits_to_be_told(world: Days) -> None:
     store = world.create(world.job(), canary="25%", canary_hold=True)
-    with pytest.raises(BackfillHeldError, match="waits to be told") as held:
+    with pytest.raises(BackfillHeldError, match="its canary is done") as held:
         world.drive(store)
     assert held.value.summary.counts["done"] == 2
     store.change("test", lambda _: {"approved": True})
@@ -252,10 +251,10 @@ def test_cancelling_stops_it_and_keeps_what_is_published(world: Days) -> None:
     store = world.create(world.job(), windows_per_run=1, max_active=1)
     driver = world.driver(store)
 
-    def cancel_at_three(board: object, phase: str) -> None:
-        if driver.board.counts()["done"] >= 3:
+    def cancel_at_three(progress: object, phase: str) -> None:
+        if driver.progress.counts()["done"] >= 3:
             store.change("test", lambda _: {"cancelled": True})
-            driver._looked = 0.0
+            driver._beat_at = 0.0
 
     driver.listen = cancel_at_three
     with pytest.raises(RunCancelledError):
@@ -273,8 +272,8 @@ def test_pausing_holds_it(world: Days) -> None:
     store.change("test", lambda _: {"paused": True})
     driver, paused = world.driver(store), Event()
 
-    def listen(board: object, phase: str) -> None:
-        driver._looked = 0.0
+    def listen(progress: object, phase: str) -> None:
+        driver._beat_at = 0.0
         if phase == "paused":
             paused.set()
 
@@ -292,8 +291,8 @@ def test_a_driver_that_is_killed_is_followed_by_another(world: Days) -> None:
     store = world.create(world.job(), windows_per_run=3, max_active=1)
     driver = world.driver(store)
 
-    def die(board: object, phase: str) -> None:
-        if driver.board.counts()["done"] >= 3:
+    def die(progress: object, phase: str) -> None:
+        if driver.progress.counts()["done"] >= 3:
             raise KeyboardInterrupt
 
     driver.listen = die
@@ -301,7 +300,7 @@ def test_a_driver_that_is_killed_is_followed_by_another(world: Days) -> None:
         driver.run()
     assert 3 <= len(world.windows_held()) < 8
     store.write_progress(
-        driver.board.frame().with_columns(done=pl.lit(0, pl.Int64), rows_in=pl.lit(0, pl.Int64))
+        driver.progress.frame().with_columns(done=pl.lit(0, pl.Int64), rows_in=pl.lit(0, pl.Int64))
     )
     summary = world.drive(store)
     assert (summary.state, summary.counts["done"]) == ("done", 8)
@@ -399,7 +398,7 @@ def test_a_run_does_not_append_what_a_backfill_has_appended(world: Days) -> None
     job = world.job(output={"uri": world.output, "mode": "append"})
     world.run(job, WindowSelection("2024-02-26", "2024-02-28"))
     before = world.manifest_numbers()
-    with pytest.raises(UsageError, match="holds 2 windows"):
+    with pytest.raises(UsageError, match="contains 2 windows"):
         run_serially(job, world.settings, world.storage)
     assert world.manifest_numbers() == before
     world.run(job)

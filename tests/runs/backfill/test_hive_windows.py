@@ -20,7 +20,7 @@ from pipeline.runs.backfill.driver import BackfillDriver
 from pipeline.runs.backfill.orchestrator import NoBackfillOrchestrator
 from pipeline.runs.backfill.plan import Draft, WindowSelection, create, draft
 from pipeline.runs.backfill.records import BackfillRecord, Options
-from pipeline.runs.backfill.status import look
+from pipeline.runs.backfill.status import read_status
 from pipeline.runs.driver.dry_run import try_transform
 from pipeline.table.scan import scan_output
 from tests.runs.driver.test_hive_outputs import World
@@ -139,10 +139,12 @@ def test_what_is_in_no_window_is_told(world: World, capsys: pytest.CaptureFixtur
     assert "is in no window" in shown
     found = plan_to_dict(planned, None)
     assert (found["outside_objects"], found["outside_bytes"]) == (1, size)
-    store, _ = create(world.storage, planned)
+    created = create(world.storage, planned)
+    assert created is not None, "there is something to do"
+    store, _ = created
     summary = BackfillDriver(store, world.settings, NoBackfillOrchestrator()).run()
     assert summary.notes == (told,)
-    seen = look(store)
+    seen = read_status(store)
     assert seen.to_dict()["record"]["outside_folders"] == (f"ds={NULL}",)
     out.print(show._render(seen, 10))
     assert "is in no window" in " ".join(capsys.readouterr().out.split())

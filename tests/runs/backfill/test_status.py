@@ -11,11 +11,11 @@ import pytest
 
 from pipeline.errors import RunCancelledError
 from pipeline.runs.backfill.attempts import attempts
-from pipeline.runs.backfill.driver import Again
 from pipeline.runs.backfill.forecast import forecast
 from pipeline.runs.backfill.plan import WindowSelection
+from pipeline.runs.backfill.records import BackfillResumeOptions
 from pipeline.runs.backfill.report import store_report
-from pipeline.runs.backfill.status import BackfillStatus, look
+from pipeline.runs.backfill.status import BackfillStatus, read_status
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.backfill.summary import BackfillHeldError, BackfillIncompleteError
 from pipeline.runs.driver.heartbeat import Heartbeat
@@ -57,7 +57,7 @@ def kill(store: BackfillStore) -> None:
 
 
 def test_a_new_one(world: Days) -> None:
-    status = look(world.create(world.job()))
+    status = read_status(world.create(world.job()))
     assert (status.state, status.alive, status.todo) == ("new", False, 8)
     assert set(states(status).values()) == {"waiting"}
     assert (status.counts["waiting"], status.counts["chunks"]) == (8, 16)
@@ -67,7 +67,7 @@ def test_a_new_one(world: Days) -> None:
 def test_a_done_one(world: Days) -> None:
     store = world.create(world.job())
     world.drive(store)
-    status = look(store)
+    status = read_status(store)
     assert status.state == "done"
     assert set(states(status).values()) == {"done"}
     counts = status.counts
@@ -78,7 +78,7 @@ def test_a_done_one(world: Days) -> None:
 
 def test_failures_are_grouped_with_an_example(world: Days) -> None:
     store = failing(world)
-    status = look(store)
+    status = read_status(store)
     assert status.state == "failed"
     assert [label for label, state in states(status).items() if state == "failed"] == BAD
     (group,) = status.errors
@@ -91,10 +91,10 @@ def test_failures_are_grouped_with_an_example(world: Days) -> None:
 def test_a_killed_driver_is_counted_after(world: Days) -> None:
     """The ledger and the manifests know more than what the driver could still say."""
     store = failing(world)
-    before = look(store)
+    before = read_status(store)
     kill(store)
     store.storage.delete(store.prefix + "progress.arrow")
-    status = look(store)
+    status = read_status(store)
     assert status.state.startswith("silent since ")
     assert states(status) == states(before)
     assert status.counts == before.counts
@@ -105,15 +105,15 @@ def test_mapped_and_not_published_is_staged(world: Days) -> None:
     driver = world.driver(store)
 
     def stop() -> bool:
-        return driver.board.counts()["chunks_done"] >= 6
+        return driver.progress.counts()["chunks_done"] >= 6
 
     driver.stops = stop
     with pytest.raises(KeyboardInterrupt):
         driver.run()
-    assert look(store).state == "interrupted"
+    assert read_status(store).state == "interrupted"
     kill(store)
     store.storage.delete(store.prefix + "progress.arrow")
-    status = look(store)
+    status = read_status(store)
     assert status.counts["done"] == 0
     assert status.counts["staged"] == status.counts["chunks_done"] // 2 >= 3
     assert status.counts["waiting"] + status.counts["staged"] == 8
@@ -128,19 +128,19 @@ def test_one_that_is_driven_says_so_itself(world: Days) -> None:
     progress = store.progress()
     assert progress is not None
     store.write_progress(progress.with_columns(state=progress["state"].replace("done", "mapping")))
-    assert (look(store).state, look(store).alive) == ("running", True)
-    assert set(states(look(store)).values()) == {"mapping"}
+    assert (read_status(store).state, read_status(store).alive) == ("running", True)
+    assert set(states(read_status(store)).values()) == {"mapping"}
     store.change("test", lambda _: {"paused": True})
-    assert (look(store).state, look(store).eta_seconds) == ("paused", None)
+    assert (read_status(store).state, read_status(store).eta_seconds) == ("paused", None)
     store.change("test", lambda _: {"cancelled": True})
-    assert look(store).state == "cancelling"
+    assert read_status(store).state == "cancelling"
 
 
 def test_held_and_cancelled(world: Days) -> None:
     held = failing(world, canary=8, canary_limit=1)
-    assert look(held).state == "held"
+    assert read_status(held).state == "held"
     held.change("test", lambda _: {"cancelled": True})
-    assert look(held).state == "cancelled"
+    assert read_status(held).state == "cancelled"
     with pytest.raises(RunCancelledError):
         world.drive(held)
 
@@ -150,7 +150,7 @@ def test_empty_and_skipped_windows(world: Days) -> None:
     for file in (world.input / "ds=2024-03-02").iterdir():
         file.unlink()
     (world.input / "ds=2024-03-02").rmdir()
-    found = states(look(world.create(world.job())))
+    found = states(read_status(world.create(world.job())))
     assert (found["2024-02-27"], found["2024-03-02"]) == ("skipped", "empty")
     assert found["2024-02-29"] == "waiting"
 
@@ -162,7 +162,7 @@ def test_every_try_of_a_window(world: Days) -> None:
     assert tries["outcome"].to_list() == ["failed", "failed"]
     assert tries["error"].unique().to_list() == ["TransformError"]
     (world.root / "mended").touch()
-    world.drive(store, Again(only_failed=True))
+    world.drive(store, BackfillResumeOptions(only_failed=True))
     tries = attempts(store, windows, [BAD[0]])
     assert sorted(tries["outcome"].to_list()) == ["done", "done", "failed", "failed"]
     done = tries.filter(tries["outcome"] == "done")

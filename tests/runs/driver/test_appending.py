@@ -161,7 +161,7 @@ def test_what_did_not_change_is_not_overwritten_away(small: Small) -> None:
     write(small, "a", 10)
     with pytest.raises(InputError, match=r"1 unchanged objects .*b\.parquet") as caught:
         small.run(changed(small, "overwrite"))
-    assert "leave changed_only out" in str(caught.value.hint)
+    assert "remove input.changed_only" in str(caught.value.hint)
     assert values(small) == [0, 1, 2, 100, 101, 102]
 
 

@@ -125,7 +125,9 @@ class World:
         drafted = draft(
             job, self.settings, self.storage, asked or WindowSelection(), Options(**options)
         )
-        store, _ = create(self.storage, drafted)
+        created = create(self.storage, drafted)
+        assert created is not None, "there is something to do"
+        store, _ = created
         BackfillDriver(store, self.settings, NoBackfillOrchestrator()).run()
 
     def ids(self) -> dict[str, list[int]]:
@@ -318,7 +320,7 @@ def test_replacing_partitions_that_were_spelled_anew_is_refused(world: World) ->
         world.run(job)
     assert world.ids() == {"k=1": [0, 1], "k=12": [10, 11]}
     world.write({"k=01": 30})
-    with pytest.raises(UsageError, match=r"holds k=1/, .* for the input's k=01/") as caught:
+    with pytest.raises(UsageError, match=r"contains k=1/, .* for the input's k=01/") as caught:
         world.run(job)
     assert "output.mode: overwrite" in str(caught.value.hint)
     windows = world.job(mode="overwrite-partitions", **VALUES)

@@ -111,10 +111,10 @@ def test_the_state_of_an_output_is_neither_input_nor_output() -> None:
         "s3://demo/x.chunkmap",
         "s3://d/a.chunkmap/*",
     ):
-        with pytest.raises(UsageError, match="lies in the state of an output"):
+        with pytest.raises(UsageError, match="lies in the state folder of an output"):
             refuse_overlap(job_of(source, "s3://demo/out/"))
     for output in ("s3://demo/x.chunkmap/out/", "s3://demo/x.chunkmap/"):
-        with pytest.raises(UsageError, match="the state of another output"):
+        with pytest.raises(UsageError, match="the state folder of another output"):
             refuse_overlap(job_of("s3://demo/in/", output))
     refuse_overlap(job_of("file:///home/.chunkmap/in/", "file:///home/.chunkmap/out/"))
 

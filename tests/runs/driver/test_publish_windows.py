@@ -173,7 +173,7 @@ def test_runs_that_have_no_windows(mode: str) -> None:
     backend = MemoryBackend()
     storage, plan = backend.storage(), daily(days(1))
     run = run_of(storage, plan, mode) if mode == "append" else windowed_run(storage, plan, mode)
-    said = "no windows" if mode == "append" else "overwrite each would replace"
+    said = "no windows" if mode == "append" else "overwrite, windows would replace"
     with pytest.raises(UsageError, match=said) as caught:
         publish_windows(run.storage, run.ledger, {})
     assert caught.value.hint
