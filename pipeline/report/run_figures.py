@@ -1,7 +1,7 @@
 """Compute the figures of a run: totals, durations, use of time, slowest chunks, kinds of failure.
 
-All functions are pure: they take a RunReport and return frozen records and data frames. Nothing here
-formats or draws.
+All functions are pure: they take a RunReport and return frozen records and data frames. Nothing
+here formats or draws.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Totals:
     bytes_out: int
     workers: int
     attempts_redone: int
-    """Attempts in addition to one per chunk: failed attempts of completed chunks, and duplicates."""
+    """Attempts beyond the first of each chunk: failed ones of completed chunks, and duplicates."""
     seconds_redone: float
     """Worker seconds of duplicates; those of failed attempts are not recorded."""
     attempts_failed: int

@@ -33,8 +33,8 @@ COMPLETION_SCHEMA = pl.Schema(
     }
 )
 """One row per completion. `started` is Unix seconds; `seconds` is the whole chunk, of which read,
-compute and stage are parts (checks and waiting are the rest). Missing numbers count as zero, missing
-texts as empty; `started` must not be missing."""
+compute and stage are parts (checks and waiting are the rest). Missing numbers count as zero,
+missing texts as empty; `started` must not be missing."""
 
 FAILURE_SCHEMA = pl.Schema(
     {
@@ -50,8 +50,8 @@ FAILURE_SCHEMA = pl.Schema(
         "final": pl.Boolean,
     }
 )
-"""One row per failed attempt. `at` is Unix seconds; `error` is the name of the error's type; `final`
-is whether the chunk was still failed at the end; `worker` is empty if unknown."""
+"""One row per failed attempt. `at` is Unix seconds; `error` is the name of the error's type;
+`final` is whether the chunk was still failed at the end; `worker` is empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Compute a run's timeline: its clock, lanes of chunks, use of workers, throughput.
 
-All functions are pure. Times in results are *active seconds*: seconds since the run began, with long
-pauses (e.g. a run that was stopped in the evening and resumed in the morning) cut out.
+All functions are pure. Times in results are *active seconds*: seconds since the run began, with
+long pauses (e.g. a run that was stopped in the evening and resumed in the morning) cut out.
 """
 
 from __future__ import annotations
