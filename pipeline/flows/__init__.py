@@ -1,5 +1,5 @@
-"""Prefect: flows, tasks, deployments and automations. The only door to Prefect.
+"""Prefect: flows, tasks, deployments and automations. Only this package imports Prefect.
 
-One file a flow; `executor.py` runs batches as task runs on Dask; `deployments.py` registers the
-flows, `automations.py` resumes what crashed.
+One file per flow; `executor.py` runs batches as task runs on Dask; `deployments.py` registers the
+flows; `automations.py` resumes crashed backfills.
 """

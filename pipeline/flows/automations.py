@@ -1,8 +1,8 @@
-"""Automations that resume a backfill whose driver has died: Prefect notices, a deployment goes on.
+"""Define automations by which Prefect resumes a backfill whose driver has died.
 
-Two, because Prefect knows what a flow run was started with only from an event of that run: one
-marks a run without heartbeats as Crashed, the other answers to that by the deployment
-`backfill/resume`, with the dead run's parameters. What the ledger holds is not done again.
+There are two, because Prefect knows the parameters of a flow run only from an event of that run:
+one marks a run without heartbeats as Crashed; the other reacts to that by running the deployment
+`resume/backfill` with the parameters of the dead run. Completed work is not repeated.
 """
 
 from __future__ import annotations
@@ -16,47 +16,49 @@ from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
-SILENT = timedelta(seconds=120)
-"""Without a heartbeat for so long, four times `HEARTBEAT_SECONDS`, a driver counts as dead."""
-CRASHED = "chunkmap: a silent backfill has crashed"
-RESUMED = "chunkmap: a crashed backfill is resumed"
-WATCHED = ("backfill", "map_windows", "resume")
-"""Flows whose silent runs are marked; the first is what is resumed."""
-_OVER = ("Completed", "Failed", "Cancelled", "Crashed")
+HEARTBEAT_TIMEOUT = timedelta(seconds=120)
+"""Time without a heartbeat (four times `HEARTBEAT_SECONDS`) after which a driver counts as dead."""
+MARK_CRASHED = "chunkmap: a silent backfill has crashed"
+RESUME_CRASHED = "chunkmap: a crashed backfill is resumed"
+WATCHED_FLOWS = ("backfill", "map_windows", "resume")
+"""Flows whose silent runs are marked as Crashed; only runs of the first are resumed."""
+_FINAL_STATES = ("Completed", "Failed", "Cancelled", "Crashed")
 
 
-def automations(deployment: UUID, silent: timedelta = SILENT) -> list[AutomationCore]:
-    """The two automations.
+def automations(
+    deployment: UUID, heartbeat_timeout: timedelta = HEARTBEAT_TIMEOUT
+) -> list[AutomationCore]:
+    """Define the two automations.
 
     Args:
-        deployment: Id of the one that goes on.
-        silent: How long a run may be without a heartbeat.
+        deployment: The id of the deployment that resumes a backfill.
+        heartbeat_timeout: How long a run may be without a heartbeat.
     """
     any_run = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
-    beat = "prefect.flow-run.heartbeat"
-    given = {
+    heartbeat = "prefect.flow-run.heartbeat"
+    parameters = {
         name: {"__prefect_kind": "jinja", "template": f"{{{{ flow_run.parameters['{name}'] }}}}"}
         for name in ("output", "backfill")
     }
     return [
         AutomationCore(
-            name=CRASHED,
-            description="Marks a backfill as Crashed whose driver no longer says that it is alive.",
+            name=MARK_CRASHED,
+            description="Marks a backfill as Crashed whose driver sends no more heartbeats.",
             trigger=EventTrigger(
-                after={beat},
-                expect={beat, *(f"prefect.flow-run.{state}" for state in _OVER)},
+                after={heartbeat},
+                expect={heartbeat, *(f"prefect.flow-run.{state}" for state in _FINAL_STATES)},
                 match=any_run,
-                match_related=_of(*WATCHED),
+                match_related=_of(*WATCHED_FLOWS),
                 for_each={"prefect.resource.id"},
                 posture=Posture.Proactive,
                 threshold=1,
-                within=silent,
+                within=heartbeat_timeout,
             ),
             actions=[ChangeFlowRunState(state=StateType.CRASHED, message="its driver is silent")],
         ),
         AutomationCore(
-            name=RESUMED,
-            description="Goes on with a backfill whose driver has crashed.",
+            name=RESUME_CRASHED,
+            description="Resumes a backfill whose driver has crashed.",
             trigger=EventTrigger(
                 expect={"prefect.flow-run.Crashed"},
                 match=any_run,
@@ -65,7 +67,9 @@ def automations(deployment: UUID, silent: timedelta = SILENT) -> list[Automation
                 threshold=1,
                 within=timedelta(0),
             ),
-            actions=[RunDeployment(source="selected", deployment_id=deployment, parameters=given)],
+            actions=[
+                RunDeployment(source="selected", deployment_id=deployment, parameters=parameters)
+            ],
         ),
     ]
 
@@ -76,15 +80,17 @@ def _of(*flows: str) -> ResourceSpecification:
     )
 
 
-async def switch_on(client: PrefectClient, deployment: UUID, silent: timedelta = SILENT) -> None:
-    """Create both automations anew."""
-    await switch_off(client)
-    for automation in automations(deployment, silent):
+async def create_automations(
+    client: PrefectClient, deployment: UUID, heartbeat_timeout: timedelta = HEARTBEAT_TIMEOUT
+) -> None:
+    """Create both automations, replacing existing ones."""
+    await delete_automations(client)
+    for automation in automations(deployment, heartbeat_timeout):
         await client.create_automation(automation)
 
 
-async def switch_off(client: PrefectClient) -> None:
-    """Delete both, if they are there."""
-    for name in (CRASHED, RESUMED):
-        for found in await client.read_automations_by_name(name):
-            await client.delete_automation(found.id)
+async def delete_automations(client: PrefectClient) -> None:
+    """Delete both automations, if they exist."""
+    for name in (MARK_CRASHED, RESUME_CRASHED):
+        for automation in await client.read_automations_by_name(name):
+            await client.delete_automation(automation.id)

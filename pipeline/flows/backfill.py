@@ -1,4 +1,4 @@
-"""The flow `backfill`, and `map_windows`: its runs, as subflows that share its cluster."""
+"""The flow `backfill`, and `map_windows` for its runs: subflows that share its cluster."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from prefect import flow
 from prefect.context import FlowRunContext
 from prefect.states import Cancelled
+from typing_extensions import override
 
 from pipeline.cluster.task_runner import sharing
 from pipeline.config.settings import Settings, load_settings
@@ -21,7 +22,7 @@ from pipeline.flows.executor import DaskExecutor, map_batch_task
 from pipeline.flows.run_state import RunStateWatcher
 from pipeline.flows.server import flow_run_page, patient
 from pipeline.runs.backfill.driver import BackfillDriver, Listener
-from pipeline.runs.backfill.orchestrator import ExecutorOf
+from pipeline.runs.backfill.orchestrator import BackfillOrchestrator, ExecutorOf
 from pipeline.runs.backfill.records import BackfillResumeOptions, Control
 from pipeline.runs.backfill.run import PublishWindows
 from pipeline.runs.backfill.store import BackfillStore
@@ -31,19 +32,19 @@ from pipeline.runs.driver.publish_windows import publish_windows
 from pipeline.storage import open_storage
 
 BY_PREFECT = "Prefect"
-"""Who changed the wishes, when it was done in Prefect's pages or by its API."""
+"""Author, as stored, of changes to the desired state that were made in the Prefect UI or API."""
 
 FLUSH_SECONDS = 3.0
-"""How long a backfill that is over waits for Prefect to take the last events."""
+"""Seconds that a finished backfill waits for Prefect to take the last events."""
 SUBFLOW_RETRIES = 4
-"""How often Prefect is asked again for a subflow: with SQLite below, it is busy for moments."""
+"""Retries of requests for a subflow: with SQLite, Prefect is busy for moments."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class BackfillOptions:
-    """What the caller of the flow knows and Prefect need not store."""
+    """Arguments of the flow that Prefect need not store."""
 
     settings: Settings
     resume: BackfillResumeOptions = field(default_factory=BackfillResumeOptions)
@@ -51,7 +52,7 @@ class BackfillOptions:
     task_of_batch: Any = map_batch_task
     publish: PublishWindows = publish_windows
     ended: list[BackfillSummary | ChunkmapError] = field(default_factory=list)
-    """How it ended, whatever Prefect makes of it afterwards."""
+    """The summary or error of the backfill, added when it ends, even if Prefect fails then."""
 
 
 _options: ContextVar[BackfillOptions | None] = ContextVar("backfill_options", default=None)
@@ -59,16 +60,16 @@ _work: ContextVar[Callable[[ExecutorOf], None] | None] = ContextVar("work", defa
 
 
 @contextmanager
-def backfill_options(given: BackfillOptions) -> Iterator[None]:
-    """Run the flow with these options; a deployment runs with those of its environment."""
-    token = _options.set(given)
+def backfill_options(flow_options: BackfillOptions) -> Iterator[None]:
+    """Run the flow with these options; without them, it takes the settings of the environment."""
+    token = _options.set(flow_options)
     try:
         yield
     finally:
         _options.reset(token)
 
 
-def _given() -> BackfillOptions:
+def _current_options() -> BackfillOptions:
     return _options.get() or BackfillOptions(load_settings())
 
 
@@ -80,33 +81,37 @@ def _given() -> BackfillOptions:
     validate_parameters=False,
 )
 def backfill_flow(output: str, backfill: str) -> Any:
-    """Drive a stored backfill to its end, or go on with one.
+    """Drive a stored backfill to its end; resume it if it has started.
 
     Args:
-        output: URI of its output.
+        output: The URI of its output.
         backfill: Its id.
 
     Raises:
-        BackfillIncompleteError: some windows failed.
-        BackfillHeldError: it stops after its canary.
+        BackfillIncompleteError: Some windows failed.
+        BackfillHeldError: It stopped after its canary.
     """
-    given = _given()
-    store = BackfillStore(open_storage(given.settings), output, backfill)
-    orchestrator = PrefectBackfillOrchestrator(store)
+    current = _current_options()
+    store = BackfillStore(open_storage(current.settings), output, backfill)
     driver = BackfillDriver(
-        store, given.settings, orchestrator, given.resume, given.listen, publish=given.publish
+        store,
+        current.settings,
+        PrefectBackfillOrchestrator(store),
+        current.resume,
+        current.listen,
+        publish=current.publish,
     )
     try:
         summary = driver.run()
     except RunCancelledError as error:
-        given.ended.append(error)
+        current.ended.append(error)
         return Cancelled(message=str(error))
     except ChunkmapError as error:
-        given.ended.append(error)
+        current.ended.append(error)
         raise
     finally:
         flush_events(FLUSH_SECONDS)
-    given.ended.append(summary)
+    current.ended.append(summary)
     return summary
 
 
@@ -118,17 +123,17 @@ def backfill_flow(output: str, backfill: str) -> Any:
     validate_parameters=False,
 )
 def map_windows(name: str) -> None:
-    """Do one run of a backfill, on the cluster of the flow that it is a part of.
+    """Do one run of a backfill, on the cluster of the backfill's flow.
 
     Args:
-        name: Its windows.
+        name: The windows of the run.
     """
-    _at_work(name)
+    _do_work(name)
 
 
-def _at_work(name: str) -> None:
-    # Apart, because Prefect sends a flow's function with each task, and no context variable may
-    # be among what it names.
+def _do_work(name: str) -> None:
+    # A separate function, because Prefect pickles a flow's function with each task, and context
+    # variables that it names cannot be pickled.
     work = _work.get()
     assert work is not None, f"{name} is a part of a backfill, not a flow to start"
     work(_executor)
@@ -137,42 +142,40 @@ def _at_work(name: str) -> None:
 def _executor(run_uri: str, fingerprint: str, priority: Callable[[], int]) -> Executor:
     context = FlowRunContext.get()
     assert context is not None, "a flow runs in a flow run's context"
-    given = _given()
+    current = _current_options()
     return DaskExecutor(
         context.task_runner,
         run_uri,
         fingerprint,
-        given.task_of_batch,
+        current.task_of_batch,
         priority=priority,
-        limit=given.settings.batches.concurrency_limit,
+        limit=current.settings.batches.concurrency_limit,
     )
 
 
 @dataclass(slots=True)
-class PrefectBackfillOrchestrator:
-    """Prefect around a backfill (see `pipeline.runs.backfill.driver.BackfillOrchestrator`)."""
+class PrefectBackfillOrchestrator(BackfillOrchestrator):
+    """Prefect as the host of a backfill."""
 
     store: BackfillStore
     _watcher: RunStateWatcher = field(default_factory=RunStateWatcher)
     _paused: bool = False
-    """Whether Prefect's run was paused when we last looked."""
+    """Whether Prefect's flow run was paused at the last call of `agree`."""
 
     @property
+    @override
     def page(self) -> str | None:
-        """See `BackfillOrchestrator.page`."""
         return flow_run_page()
 
+    @override
     def run(self, name: str, work: Callable[[ExecutorOf], None]) -> None:
-        """See `BackfillOrchestrator.run`: a subflow, in a thread of its own.
-
-        When Prefect cannot make one, or cannot be told how it ended, the run goes on without.
-        """
+        # The work is done even if Prefect cannot make the subflow or record its end.
         context = FlowRunContext.get()
-        assert context is not None, "the flow's context is handed on to its threads"
+        assert context is not None, "threads inherit the flow's context"
         runner: Any = context.task_runner
         ends: list[BaseException | None] = []
 
-        def noted(executor_of: ExecutorOf) -> None:
+        def work_and_record_end(executor_of: ExecutorOf) -> None:
             try:
                 work(executor_of)
             except BaseException as error:
@@ -181,7 +184,7 @@ class PrefectBackfillOrchestrator:
             ends.append(None)
 
         subflow: Any = map_windows.with_options(task_runner=sharing(runner))  # type: ignore[arg-type]
-        token = _work.set(noted)
+        token = _work.set(work_and_record_end)
         try:
             with patient(SUBFLOW_RETRIES):
                 subflow(name)
@@ -194,17 +197,19 @@ class PrefectBackfillOrchestrator:
         finally:
             _work.reset(token)
 
+    @override
     def sync_control(self, control: Control) -> Control | None:
-        """See `BackfillOrchestrator.sync_control`. The latest change wins."""
-        wish = self._watcher.wish()
-        if wish is None:
-            return None  # A server that is gone wishes nothing.
-        if wish == "cancel":
+        # The latest change wins.
+        requested = self._watcher.requested()
+        if requested is None:
+            return None  # The server is unavailable.
+        if requested == "cancel":
             return self.store.change(BY_PREFECT, lambda _: {"cancelled": True})
-        paused, before, self._paused = wish == "pause", self._paused, wish == "pause"
+        was_paused, self._paused = self._paused, requested == "pause"
+        paused = self._paused
         if paused == control.paused:
             return None
-        if paused != before:
+        if paused != was_paused:
             return self.store.change(BY_PREFECT, lambda _: {"paused": paused})
         self._watcher.show(paused=control.paused)
         self._paused = control.paused

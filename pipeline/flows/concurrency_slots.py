@@ -1,8 +1,8 @@
-"""Slots of Prefect's global concurrency limits, held by the driver while batches are under way.
+"""Hold slots of Prefect's global concurrency limits in the driver while batches are in flight.
 
-Workers have no access to Prefect's server. A thread of the driver asks for slots, and renews the
-leases of those that are held; nothing waits for it but the batches that have no slot yet. Where
-Prefect does not answer, batches go on without.
+Workers have no access to the Prefect server. A thread of the driver requests slots, and renews the
+leases of those that are held; only batches without a slot wait for it. If Prefect does not answer,
+batches run without slots.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ from prefect.exceptions import PrefectException
 from pipeline.flows.server import patient
 
 LEASE_SECONDS = 120.0
-"""How long a slot stays taken by a driver that is gone."""
+"""Seconds until the slots of a dead driver are free again."""
 RENEW_SECONDS = LEASE_SECONDS / 4
+"""Seconds between two renewals of a lease."""
 ASK_SECONDS = 1.0
-"""How often Prefect is asked again while all slots are taken."""
+"""Seconds between two requests while all slots are taken."""
 SLOT_RETRIES = 4
-"""How often Prefect is asked again when it does not answer."""
+"""Retries of a request for a slot."""
 AWAY_SECONDS = 300.0
-"""How long batches go on without asking, after Prefect did not answer."""
+"""Seconds for which batches run without slots after Prefect did not answer."""
 NO_LIMIT_SECONDS = 5.0
-"""How long it is remembered that there are no such limits, as Prefect's own client does."""
+"""Seconds for which it is remembered that the limits do not exist, as in Prefect's own client."""
 LOCKED = 423
+"""HTTP status of Prefect when all slots are taken."""
 
 PROBLEMS = (PrefectException, httpx.HTTPError, OSError, RuntimeError, ValueError)
 log = logging.getLogger(__name__)
@@ -43,33 +45,33 @@ log = logging.getLogger(__name__)
 @dataclass
 class _Lease:
     id: UUID | None
-    """None for a batch that goes on without a slot."""
+    """Id in Prefect; None for a batch that runs without a slot."""
     renewed: float
 
 
 @dataclass(eq=False)
 class Slots:
-    """One slot of each limit for each name that asks for one, in the order in which they ask.
+    """Gives each batch one slot of each limit, in the order of requests.
 
-    To be made where Prefect's settings are those of the server. Names are of batches.
+    Create it where Prefect's settings are those of the server.
     """
 
     limits: Sequence[str]
-    most: int = 1
-    """Most slots to hold: as many as batches can run at this moment. May be changed."""
+    max_held: int = 1
+    """Maximum number of slots to hold: the batches that can run now. May be changed."""
     _wanted: list[str] = field(default_factory=list)
     _held: dict[str, _Lease] = field(default_factory=dict)
     _new: list[str] = field(default_factory=list)
-    _given_back: list[UUID] = field(default_factory=list)
+    _to_release: list[UUID] = field(default_factory=list)
     _changed: Condition = field(default_factory=Condition)
     _thread: Thread | None = None
     _free_until: float = 0.0
-    """Until then no slot is needed: there is no such limit, or no server."""
+    """Moment until which no slot is needed, since there is no such limit or no server."""
     _changes: int = 0
-    """Of what is wanted and given back."""
+    """Number of requests and releases so far."""
 
-    def want(self, name: str) -> None:
-        """Ask for a slot; `granted` tells when it is there."""
+    def request(self, name: str) -> None:
+        """Request a slot for a batch; `granted` returns its name when it has one."""
         with self._changed:
             self._wanted.append(name)
             self._changes += 1
@@ -80,14 +82,14 @@ class Slots:
             self._changed.notify_all()
 
     def granted(self, seconds: float = 0.0) -> list[str]:
-        """Names that have got their slot since the last call; waits for the first one."""
+        """Return names that got their slot since the last call; wait up to `seconds` for one."""
         with self._changed:
             self._changed.wait_for(lambda: self._new, seconds)
             names, self._new = self._new, []
             return names
 
     def release(self, name: str) -> None:
-        """Give a slot back, or do not want it any more."""
+        """Release a slot, or withdraw its request."""
         with self._changed:
             if name in self._wanted:
                 self._wanted.remove(name)
@@ -95,31 +97,31 @@ class Slots:
                 self._new.remove(name)
             lease = self._held.pop(name, None)
             if lease is not None and lease.id is not None:
-                self._given_back.append(lease.id)
+                self._to_release.append(lease.id)
             self._changes += 1
             self._changed.notify_all()
 
     def _run(self) -> None:
-        """Ask, renew and give back, until nothing is wanted or held."""
+        """Request, renew and release slots until none is wanted or held."""
         with patient(SLOT_RETRIES), get_client(httpx_settings={}, sync_client=True) as client:
             while True:
-                seen = self._changes
-                self._give_back(client)
+                changes = self._changes
+                self._release_leases(client)
                 self._renew(client)
                 pause = self._ask(client)
                 with self._changed:
-                    if not (self._wanted or self._held or self._given_back):
-                        self._thread = None  # Under the lock: who wants one starts another.
+                    if not (self._wanted or self._held or self._to_release):
+                        self._thread = None  # Under the lock: the next request starts another.
                         return
                     if pause:
-                        self._changed.wait_for(partial(self._has_changed_since, seen), pause)
+                        self._changed.wait_for(partial(self._has_changed_since, changes), pause)
 
-    def _has_changed_since(self, seen: int) -> bool:
-        return self._changes != seen
+    def _has_changed_since(self, changes: int) -> bool:
+        return self._changes != changes
 
-    def _give_back(self, client: SyncPrefectClient) -> None:
+    def _release_leases(self, client: SyncPrefectClient) -> None:
         with self._changed:
-            leases, self._given_back = self._given_back, []
+            leases, self._to_release = self._to_release, []
         for lease in leases:
             try:
                 client.release_concurrency_slots_with_lease(lease)
@@ -129,20 +131,20 @@ class Slots:
     def _renew(self, client: SyncPrefectClient) -> None:
         due = time.monotonic() - RENEW_SECONDS
         with self._changed:
-            leases = [one for one in self._held.values() if one.id and one.renewed < due]
+            leases = [lease for lease in self._held.values() if lease.id and lease.renewed < due]
         for lease in leases:
             lease.renewed = time.monotonic()
             try:
                 if lease.id is not None:
                     client.renew_concurrency_lease(lease.id, LEASE_SECONDS)
             except PROBLEMS as error:
-                # Another may take the slot as well: better than to stop a batch that runs.
+                # Another batch may get the slot too; that is better than stopping this one.
                 log.warning("a lease of %s is not renewed: %s", self._what, error)
 
     def _ask(self, client: SyncPrefectClient) -> float:
-        """Ask for the next slot, if one is wanted; returns for how long there is nothing to do."""
+        """Request the next slot, if one is wanted; returns how long to wait before the next."""
         with self._changed:
-            if not self._wanted or len(self._held) >= max(1, self.most):
+            if not self._wanted or len(self._held) >= max(1, self.max_held):
                 return ASK_SECONDS
             is_free = time.monotonic() < self._free_until
         lease = None if is_free else self._lease(client)
@@ -151,7 +153,7 @@ class Slots:
         with self._changed:
             if not self._wanted:
                 if lease is not None:
-                    self._given_back.append(lease)
+                    self._to_release.append(lease)
                 return 0.0
             name = self._wanted.pop(0)
             self._held[name] = _Lease(lease, time.monotonic())
@@ -160,28 +162,28 @@ class Slots:
         return 0.0
 
     def _lease(self, client: SyncPrefectClient) -> UUID | float | None:
-        """A lease; or for how long to wait before asking again; or None: go on without."""
+        """Return a lease, or the seconds to wait, or None to run without a slot."""
         try:
             answer = client.increment_concurrency_slots_with_lease(
                 names=list(self.limits), slots=1, mode="concurrency", lease_duration=LEASE_SECONDS
             )
-            found = ConcurrencyLimitWithLeaseResponse.model_validate(answer.json())
+            response = ConcurrencyLimitWithLeaseResponse.model_validate(answer.json())
         except httpx.HTTPStatusError as error:
             if error.response.status_code == LOCKED:
                 return ASK_SECONDS
-            self._without(error)
+            self._run_without_slots(error)
             return None
         except PROBLEMS as error:
-            self._without(error)
+            self._run_without_slots(error)
             return None
-        if found.limits:
-            return found.lease_id
+        if response.limits:
+            return response.lease_id
         self._free_until = time.monotonic() + NO_LIMIT_SECONDS
         return None
 
-    def _without(self, error: Exception) -> None:
+    def _run_without_slots(self, error: Exception) -> None:
         self._free_until = time.monotonic() + AWAY_SECONDS
-        log.warning("goes on without a slot of %s: %s", self._what, error)
+        log.warning("batches run without a slot of %s: %s", self._what, error)
 
     @property
     def _what(self) -> str:

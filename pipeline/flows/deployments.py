@@ -1,8 +1,8 @@
-"""The flows that deployments run, and `python -m pipeline.flows.deployments`, which registers them.
+"""Define the flows of deployments, and register them: `python -m pipeline.flows.deployments`.
 
-A worker of the work pool starts each in a process of its own, in the folder where it was
-registered: job files and transforms are found from there. With `--watchdog on`, a backfill whose
-driver dies is resumed (see `pipeline.flows.automations`).
+A worker of the work pool starts each flow run in a separate process, in the folder where the
+deployment was registered, which holds job files and transforms. With `--watchdog on`, a backfill
+whose driver dies is resumed (see `pipeline.flows.automations`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from prefect.workers.process import ProcessWorker
 from pipeline.cluster.task_runner import task_runner
 from pipeline.config.job import load_job, parse_job
 from pipeline.config.settings import load_settings
-from pipeline.flows.automations import switch_off, switch_on
+from pipeline.flows.automations import create_automations, delete_automations
 from pipeline.flows.backfill import BackfillOptions, backfill_flow, backfill_options
 from pipeline.flows.map_dataset import FlowOptions, map_dataset, options
 from pipeline.flows.server import HEARTBEAT_SECONDS, check_server
@@ -38,22 +38,22 @@ from pipeline.logs import set_up_driver
     validate_parameters=False,
 )
 def run_job(job: str) -> None:
-    """Run a job on the cluster that the settings name, or go on with its unfinished run.
+    """Run a job, or resume its unfinished run, on the cluster that the settings name.
 
     Args:
-        job: A job file, as a path in the worker's folder, or the text of one.
+        job: The path of a job file in the worker's folder, or its text.
 
     Raises:
-        RunIncompleteError: some chunks failed; nothing was published, all work is kept.
+        RunIncompleteError: Some chunks failed; nothing was published, completed work is kept.
     """
     settings = load_settings()
     set_up_driver(settings.logs.format, settings.logs.level)
-    found = parse_job(job) if "\n" in job else load_job(job)
+    parsed = parse_job(job) if "\n" in job else load_job(job)
     check_server(settings.prefect)
     runner: Any = task_runner(settings.dask, settings.s3.environment())
-    mapped: Any = map_dataset.with_options(task_runner=runner)
+    map_flow: Any = map_dataset.with_options(task_runner=runner)
     with options(FlowOptions(settings)):
-        mapped(found.name, found.to_yaml())
+        map_flow(parsed.name, parsed.to_yaml())
 
 
 @flow(
@@ -63,40 +63,40 @@ def run_job(job: str) -> None:
     result_serializer="json",
 )
 def resume_backfill(output: str, backfill: str) -> Any:
-    """Drive a stored backfill to its end on the cluster that the settings name, or go on with it.
+    """Drive or resume a stored backfill, on the cluster that the settings name.
 
     Args:
-        output: URI of its output.
+        output: The URI of its output.
         backfill: Its id.
 
     Returns:
-        The state that it ended in, which is that of this flow run too.
+        The final state of the backfill's flow run, which becomes that of this one.
     """
     settings = load_settings()
     set_up_driver(settings.logs.format, settings.logs.level)
     check_server(settings.prefect)
     runner: Any = task_runner(settings.dask, settings.s3.environment())
-    driven: Any = backfill_flow.with_options(task_runner=runner)
+    drive_flow: Any = backfill_flow.with_options(task_runner=runner)
     with backfill_options(BackfillOptions(settings)):
-        return driven(output, backfill, return_state=True)
+        return drive_flow(output, backfill, return_state=True)
 
 
 DEPLOYMENTS: tuple[tuple[Any, str, str], ...] = (
-    (run_job, "run", "Runs a job file, or goes on with its unfinished run."),
-    (resume_backfill, "backfill", "Drives a stored backfill, or goes on with it."),
+    (run_job, "run", "Runs a job file, or resumes its unfinished run."),
+    (resume_backfill, "backfill", "Drives or resumes a stored backfill."),
 )
 
 
 async def register(client: PrefectClient, pool: str, folder: str) -> dict[str, UUID]:
-    """Make the work pool and the deployments; again, and nothing changes.
+    """Create or update the work pool and the deployments; may be repeated.
 
     Args:
-        client: Of the Prefect server.
-        pool: A pool of the type `process`.
-        folder: Where its workers run the flows.
+        client: A client of the Prefect server.
+        pool: The name of a pool of the type `process`.
+        folder: The folder in which its workers run the flows.
 
     Returns:
-        The deployments' ids, by their names: `chunkmap/run` and `resume/backfill`.
+        The ids of the deployments by their names: `chunkmap/run` and `resume/backfill`.
     """
     template = ProcessWorker.get_default_base_job_template()
     try:
@@ -105,34 +105,34 @@ async def register(client: PrefectClient, pool: str, folder: str) -> dict[str, U
         )
     except ObjectAlreadyExists:
         await client.update_work_pool(pool, WorkPoolUpdate(base_job_template=template))
-    made = {}
-    for deployed, name, description in DEPLOYMENTS:
-        made[f"{deployed.name}/{name}"] = await client.create_deployment(
-            flow_id=await client.create_flow(deployed),
+    ids = {}
+    for deployed_flow, name, description in DEPLOYMENTS:
+        ids[f"{deployed_flow.name}/{name}"] = await client.create_deployment(
+            flow_id=await client.create_flow(deployed_flow),
             name=name,
             description=description,
-            entrypoint=f"pipeline.flows.deployments.{deployed.fn.__name__}",
+            entrypoint=f"pipeline.flows.deployments.{deployed_flow.fn.__name__}",
             work_pool_name=pool,
             job_variables={
                 "working_dir": folder,
                 "env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)},
             },
-            parameter_openapi_schema=parameter_schema(deployed).model_dump(),
+            parameter_openapi_schema=parameter_schema(deployed_flow).model_dump(),
         )
-    return made
+    return ids
 
 
 async def _main(watchdog: str | None) -> None:
     pool = os.environ.get("WORK_POOL", "chunkmap")
     async with get_client() as client:
-        made = await register(client, pool, os.getcwd())
-        print(f"work pool {pool}, deployments {', '.join(made)}")
+        ids = await register(client, pool, os.getcwd())
+        print(f"work pool {pool}, deployments {', '.join(ids)}")
         if watchdog == "on":
-            await switch_on(client, made["resume/backfill"])
+            await create_automations(client, ids["resume/backfill"])
             print("backfills whose driver dies are resumed")
         elif watchdog == "off":
-            await switch_off(client)
-            print("backfills whose driver dies are left alone")
+            await delete_automations(client)
+            print("backfills whose driver dies are not resumed")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Sends the events and log lines of task runs to Prefect's server, many in one request.
+"""Send events and log lines of task runs to the Prefect server, many in one request.
 
-In a thread of its own: the server is not on the way of any batch, and a run goes on without it.
+A background thread sends them: no batch waits for the server, and a run continues without it.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from prefect.exceptions import PrefectException
 from prefect.settings import get_current_settings
 
 MAX_IN_REQUEST = 400
-"""Events in one request: each is about a kilobyte and a half."""
+"""Maximum events in one request; an event has about 1.5 kB."""
 MAX_WAITING = 20_000
-"""Events that wait for a server that is away; beyond, the oldest are dropped."""
+"""Maximum events that wait for an unavailable server; of more, the oldest are dropped."""
 GATHER_SECONDS = 0.2
-"""How long the first event waits for others."""
+"""Seconds that the first event waits for others."""
 IDLE_SECONDS = 10.0
-"""After so long without events the thread ends, until there are more."""
-MAY_PASS = (408, 425, 429, 502, 503, 504)
-"""Statuses of a server that is busy or away; what it answers otherwise it would answer again."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0
-"""Seconds between two tries while the server is away."""
+"""Seconds without events after which the thread ends; the next event starts another."""
+TRANSIENT_STATUSES = (408, 425, 429, 502, 503, 504)
+"""HTTP statuses of a busy or unavailable server; a retry would not change others."""
+FIRST_PAUSE, MAX_PAUSE = 0.5, 20.0
+"""Seconds between two attempts while the server is unavailable."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class Origin:
-    """The flow run that events come from, with the resources that each of them names.
+    """The flow run of events, with the resources that each of them names.
 
-    To be made where the flow run's context is.
+    Create it in the context of the flow run.
     """
 
     context: Context = field(default_factory=copy_context)
     _related: list[dict[str, str]] | None = None
 
     def related(self) -> list[dict[str, str]]:
-        """The flow run, its flow, deployment, work pool and tags; asks the server once."""
+        """List flow run, flow, deployment, work pool and tags; reads them once from the server."""
         if self._related is None:
-            found = self.context.copy().run(asyncio.run, _related())
-            self._related = [dict(one.items()) for one in found]
+            resources = self.context.copy().run(asyncio.run, _related())
+            self._related = [dict(resource.items()) for resource in resources]
         return self._related
 
 
@@ -62,13 +62,13 @@ async def _related() -> list[Any]:
 
 
 class EventSender:
-    """Sends to one server, in order, whatever is given to it."""
+    """Sends events and log lines to one server, in order."""
 
     def __init__(self, context: Context) -> None:
-        """Start nothing yet.
+        """Create a sender; its thread starts with the first event.
 
         Args:
-            context: One in which Prefect's settings are those of the server.
+            context: A context in which Prefect's settings are those of the server.
         """
         self._context = context
         self._events: deque[tuple[Origin, bytes]] = deque()
@@ -82,7 +82,7 @@ class EventSender:
     def send(
         self, origin: Origin, events: Iterable[bytes], lines: Iterable[Mapping[str, Any]] = ()
     ) -> None:
-        """Send events of task runs, and log lines, soon."""
+        """Queue events of task runs, and log lines."""
         with self._changed:
             self._events.extend((origin, event) for event in events)
             self._lines.extend(lines)
@@ -96,7 +96,7 @@ class EventSender:
             self._changed.notify_all()
 
     def flush(self, seconds: float) -> bool:
-        """Wait until everything is sent, but not longer than this; whether it is."""
+        """Wait up to `seconds` until everything is sent; returns whether it is."""
         deadline = time.monotonic() + seconds
         with self._changed:
             self._is_hurried = True
@@ -122,7 +122,7 @@ class EventSender:
         pause = FIRST_PAUSE
         while self._wait():
             events, lines = self._take()
-            problem = self._try(client, events, lines)
+            problem = self._post(client, events, lines)
             with self._changed:
                 if problem is None:
                     pause = FIRST_PAUSE
@@ -135,15 +135,15 @@ class EventSender:
                 if problem is not None:
                     self._note(problem)
                     self._changed.wait_for(lambda: self._is_hurried, pause)
-                    pause = min(2 * pause, LONGEST_PAUSE)
+                    pause = min(2 * pause, MAX_PAUSE)
             if problem is not None and self._is_hurried:
                 time.sleep(FIRST_PAUSE)
 
     def _wait(self) -> bool:
-        """Wait for something to send, and a moment for more; False if there is nothing for long."""
+        """Wait for something to send, and a moment for more; False after IDLE_SECONDS."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._events or self._lines, IDLE_SECONDS):
-                self._thread = None  # Under the lock: what comes now starts another.
+                self._thread = None  # Under the lock: the next event starts another.
                 return False
             self._changed.wait_for(
                 lambda: self._is_hurried or len(self._events) >= MAX_IN_REQUEST, GATHER_SECONDS
@@ -158,45 +158,46 @@ class EventSender:
             self._sending = len(events) + len(lines)
             return events, lines
 
-    def _try(
+    def _post(
         self,
         client: SyncPrefectClient,
         events: list[tuple[Origin, bytes]],
         lines: list[Mapping[str, Any]],
     ) -> Exception | None:
-        """Send; returns the problem if it may pass. What the server refuses for good is dropped."""
+        """Send them; returns a transient problem. Data that the server refuses are dropped."""
         try:
             if events:
-                body = b"[%b]" % b",".join(_with_related(*one) for one in events)
+                body = b"[%b]" % b",".join(_with_related(*event) for event in events)
                 headers = {"content-type": "application/json"}
                 client.request("POST", cast(Any, "/events"), content=body, headers=headers)
                 events.clear()
             if lines:
                 client.create_logs([dict(line) for line in lines])
         except httpx.HTTPStatusError as error:
-            if error.response.status_code in MAY_PASS:
+            if error.response.status_code in TRANSIENT_STATUSES:
                 return error
-            log.warning("Prefect refuses what its pages would show of task runs: %s", error)
+            log.warning("Prefect refuses events of task runs: %s", error)
         except (PrefectException, httpx.HTTPError, OSError, RuntimeError) as error:
             return error
         return None
 
     def _note(self, problem: Exception) -> None:
         if not self._is_away:
-            log.warning("Prefect's pages do not show task runs for now: %s", problem)
+            log.warning("the Prefect UI does not show task runs for now: %s", problem)
         self._is_away = True
         if self._dropped:
-            log.warning("Prefect was away for so long that %d events are lost", self._dropped)
+            log.warning(
+                "Prefect was unavailable for so long that %d events are lost", self._dropped
+            )
             self._dropped = 0
 
 
 def _with_related(origin: Origin, event: bytes) -> bytes:
-    """An event with the resources of its flow run, beside its own (tags)."""
+    """Add the resources of the flow run to those of the event (tags)."""
+    key = "prefect.resource.id"
     parsed = orjson.loads(event)
-    known = {one["prefect.resource.id"] for one in parsed["related"]}
-    known.add(parsed["resource"]["prefect.resource.id"])
-    more = [one for one in origin.related() if one["prefect.resource.id"] not in known]
-    parsed["related"] += more
+    present = {resource[key] for resource in parsed["related"]} | {parsed["resource"][key]}
+    parsed["related"] += [item for item in origin.related() if item[key] not in present]
     return orjson.dumps(parsed)
 
 
@@ -205,7 +206,7 @@ _lock = Lock()
 
 
 def event_sender() -> EventSender | None:
-    """The sender to the server of Prefect's settings here; None if they name none."""
+    """Return the sender to the server of Prefect's current settings; None if they name none."""
     api = get_current_settings().api
     if not api.url:
         return None
@@ -215,8 +216,8 @@ def event_sender() -> EventSender | None:
 
 
 def flush_events(seconds: float) -> bool:
-    """Wait until all events of this process are sent, but not longer than this."""
+    """Wait up to `seconds` until all events of this process are sent; returns whether they are."""
     deadline = time.monotonic() + seconds
     with _lock:
         senders = list(_senders.values())
-    return all(one.flush(max(0.0, deadline - time.monotonic())) for one in senders)
+    return all(sender.flush(max(0.0, deadline - time.monotonic())) for sender in senders)

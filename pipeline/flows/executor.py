@@ -9,6 +9,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import TypeAdapter
+from typing_extensions import override
 
 from pipeline.cluster.dask_profiler import stop_profiler
 from pipeline.cluster.futures import (
@@ -23,28 +24,26 @@ from pipeline.errors import EngineUnavailableError, RunFailedError
 from pipeline.flows.concurrency_slots import Slots
 from pipeline.flows.task_report import error_of
 from pipeline.flows.task_sender import Ended, SentTaskRun, TaskSender
-from pipeline.runs.driver.executor import Outcome
+from pipeline.runs.driver.executor import Executor, Outcome
 from pipeline.runs.worker.batch import Batch, BatchResult, map_batch
 from pipeline.runs.worker.reduce import Step, reduce_step
 
 PARAMETERS = ("run_uri", "fingerprint", "name", "spec", "types")
-"""Of a task that maps a batch."""
+"""Parameters of a task that maps a batch."""
 COUNT_SECONDS = 5.0
-"""How often the cluster's threads are counted."""
+"""Seconds between two counts of the cluster's threads."""
 NO_WORKERS_SECONDS = 120.0
-"""How long a run waits for the first worker, or for another one when all are gone."""
+"""Seconds that a run waits for a worker when there is none."""
 
 SLOT_SECONDS = 0.05
-"""How often batches that wait for a slot are looked at."""
-LARGEST = 2**63
-"""Beyond every figure of a batch."""
+"""Seconds between two checks for granted slots."""
 
 _RESULT = TypeAdapter(BatchResult)
 
 
-# Results are small and live in the ledger: nothing of them is persisted or cached by Prefect, whose
-# hashing and storage probes cost more than a batch of small chunks. Whoever makes it persist them
-# all the same gets JSON: whoever can write to a store of pickles can run code where they are read.
+# Results are small and stored in the ledger, so Prefect need not persist or cache them: its hashing
+# and storage probes cost more than a batch of small chunks. If a user makes it persist them, they
+# are JSON: anyone who can write to a store of pickles can run code where they are read.
 TASK_OPTIONS: dict[str, Any] = {
     "persist_result": False,
     "cache_policy": NO_CACHE,
@@ -68,10 +67,10 @@ def reduce_task(run_uri: str, fingerprint: str, name: str, step: Step) -> None:
 
 
 def run_reduce_steps(runner: Any, run_uri: str, fingerprint: str, steps: Sequence[Step]) -> None:
-    """Do the steps of one level of a reduce, side by side, in the flow run that this is called in.
+    """Do the steps of one level of a reduce in parallel, as task runs of the current flow run.
 
     Raises:
-        ChunkmapError: what a step raised, or that it was lost. Those that are done are kept.
+        ChunkmapError: A step failed, or was lost. Results of completed steps are kept.
     """
     sender = TaskSender(runner, reduce_task, ("run_uri", "fingerprint", "name", "step"))
     common = {"run_uri": run_uri, "fingerprint": fingerprint}
@@ -95,12 +94,12 @@ def _check_step(ended: Ended) -> None:
     if ended.kind != "finished":
         raise RunFailedError(
             f"a step of the reduce was lost: {ended.detail}",
-            hint="give the same command again: chunks and steps that are done are kept",
+            hint="run the same command again: completed chunks and steps are kept",
         )
 
 
-class DaskExecutor:
-    """The flow's DaskTaskRunner as an engine (see `pipeline.runs.driver.map_stage.Engine`)."""
+class DaskExecutor(Executor):
+    """Runs batches as task runs on the flow's DaskTaskRunner."""
 
     def __init__(
         self,
@@ -112,38 +111,37 @@ class DaskExecutor:
         priority: Callable[[], int] = lambda: 0,
         limit: str | None = None,
     ) -> None:
-        """Make an engine, in the flow run that its batches are of.
+        """Make an executor; call it in the flow run to which the task runs are to belong.
 
         Args:
             runner: The flow's task runner.
             run_uri: `<output>.chunkmap/runs/<run>/`.
-            fingerprint: Of the driver's code.
+            fingerprint: The fingerprint of the driver's code.
             task_of_batch: The Prefect task that maps a batch.
-            priority: Of the batches at this moment; Dask hands out higher ones first.
-            limit: A global concurrency limit of Prefect's, of which each batch holds a slot.
+            priority: Returns the current priority of batches; Dask runs higher ones first.
+            limit: A global concurrency limit of Prefect, of which each batch holds a slot.
         """
         self._priority = priority
         self._runner = runner
         self._sender = TaskSender(runner, task_of_batch, PARAMETERS)
         self._common = {"run_uri": run_uri, "fingerprint": fingerprint}
-        self._flying: dict[SentTaskRun, Batch] = {}
+        self._in_flight: dict[SentTaskRun, Batch] = {}
         self._waiting: dict[str, list[Batch]] = {}
-        """Batches without a slot, by name: as often as they were submitted."""
+        """Batches without a slot, by name, once per submission."""
         limits = [*([limit] if limit else []), *(f"tag:{tag}" for tag in self._sender.tags)]
         self._slots = Slots(limits) if limits else None
         self._copies: dict[str, int] = {}
-        """Outcomes that are owed of a batch, where more than one."""
+        """Number of further outcomes to return for a batch, one per further submission."""
         self._unsent: list[Outcome] = []
         self._threads: int | None = None
         self._counted = self._served = time.monotonic()
 
     @property
+    @override
     def threads(self) -> int:
-        """See `Engine.threads`. Workers come and go: counted anew every few seconds.
-
-        None while the scheduler is gone, lest one round after the other is lost to it. With a
-        scheduler but no workers it is one: a cluster that scales itself has to see work.
-        """
+        # Counted again every few seconds, since workers come and go. Zero without a scheduler, so
+        # that no rounds are lost to it; one with a scheduler but no workers, since an adaptive
+        # cluster scales up only if there is work.
         now = time.monotonic()
         if not self._threads or now - self._counted > COUNT_SECONDS:
             self._threads = thread_count(self._runner)
@@ -153,20 +151,20 @@ class DaskExecutor:
         elif now - self._served > NO_WORKERS_SECONDS:
             raise EngineUnavailableError(
                 f"the Dask cluster has had no worker for {NO_WORKERS_SECONDS:g} s",
-                hint="start workers (`chunkmap up` starts the local stack's again), then run the "
-                "job again: what is done is kept",
+                hint="start workers (`chunkmap up` restarts those of the local stack), then run "
+                "the job again: completed chunks are kept",
             )
         return 0 if self._threads is None else max(1, self._threads)
 
+    @override
     def submit(self, batch: Batch) -> None:
-        """See `Engine.submit`. A scheduler that is gone loses the batch, not the run."""
-        if self._slots is None or any(one.name == batch.name for one in self._flying.values()):
-            self._send(batch)  # A second copy shares the slot of the first.
+        if self._slots is None or any(b.name == batch.name for b in self._in_flight.values()):
+            self._send(batch)  # A duplicate shares the slot of the first.
         elif batch.name in self._waiting:
             self._waiting[batch.name].append(batch)
         else:
             self._waiting[batch.name] = [batch]
-            self._slots.want(batch.name)
+            self._slots.request(batch.name)
 
     def _send(self, batch: Batch) -> None:
         try:
@@ -178,56 +176,57 @@ class DaskExecutor:
             self._threads = None
             self._unsent.append(Outcome(batch, "lost", detail=f"not submitted: {error}"))
         else:
-            self._flying[sent] = batch
+            self._in_flight[sent] = batch
 
+    @override
     def wait(self, seconds: float) -> list[Outcome]:
-        """See `Engine.wait`. Futures are dropped as they come in: Dask frees their results."""
-        seconds = self._send_those_with_slots(seconds)
+        seconds = self._send_granted(seconds)
         outcomes, self._unsent = self._unsent, []
-        if self._flying:
-            futures = [sent.future for sent in self._flying]
+        if self._in_flight:
+            futures = [sent.future for sent in self._in_flight]
             wait_any(futures, 0.0 if outcomes else seconds)
         elif not outcomes:
             time.sleep(seconds)
-        for sent in list(self._flying):
+        # Ended futures are dropped, so that Dask frees their results.
+        for sent in list(self._in_flight):
             ended = sent.ended()
             if ended is None:
                 continue
             if ended.kind in ("cancelled", "lost"):
-                self._threads = None  # Is the scheduler still there?
-            outcomes.append(_outcome(self._flying.pop(sent), ended))
+                self._threads = None  # The scheduler may be unavailable: count again.
+            outcomes.append(_outcome(self._in_flight.pop(sent), ended))
         return self._with_copies(outcomes)
 
-    def _send_those_with_slots(self, seconds: float) -> float:
-        """Send the batches that have got a slot; returns how long to wait for what is under way."""
+    def _send_granted(self, seconds: float) -> float:
+        """Send the batches with a granted slot; returns how long to wait for those in flight."""
         if self._slots is None:
             return seconds
-        self._slots.most = self._threads or 1
+        self._slots.max_held = self._threads or 1
         pause = SLOT_SECONDS if self._waiting else 0.0
-        for name in self._slots.granted(0.0 if self._flying else min(seconds, pause)):
+        for name in self._slots.granted(0.0 if self._in_flight else min(seconds, pause)):
             first, *others = self._waiting.pop(name)
             self._copies[name] = len(others)
             self._send(first)
         return min(seconds, SLOT_SECONDS) if self._waiting else seconds
 
     def _with_copies(self, outcomes: list[Outcome]) -> list[Outcome]:
-        """Outcomes, each as often as its batch was submitted while it had no slot."""
+        """Repeat each outcome for every time its batch was submitted while it had no slot."""
         if self._slots is None:
             return outcomes
-        found = []
+        repeated = []
         for outcome in outcomes:
             name = outcome.batch.name
-            if all(batch.name != name for batch in self._flying.values()):
+            if all(batch.name != name for batch in self._in_flight.values()):
                 self._slots.release(name)
-                found += [outcome] * self._copies.pop(name, 0)
-            found.append(outcome)
-        return found
+                repeated += [outcome] * self._copies.pop(name, 0)
+            repeated.append(outcome)
+        return repeated
 
+    @override
     def drop(self, batch: Batch) -> None:
-        """See `Engine.drop`."""
-        for sent in [one for one, b in self._flying.items() if b.name == batch.name]:
+        for sent in [sent for sent, b in self._in_flight.items() if b.name == batch.name]:
             sent.cancel()
-            del self._flying[sent]
+            del self._in_flight[sent]
         self._waiting.pop(batch.name, None)
         self._copies.pop(batch.name, None)
         if self._slots is not None:
@@ -235,7 +234,7 @@ class DaskExecutor:
 
 
 def _outcome(batch: Batch, ended: Ended) -> Outcome:
-    """What became of a batch. A worker's figures must at least be figures of this batch."""
+    """Convert the end of a task run to an outcome, checking that its result is of this batch."""
     if ended.kind != "finished":
         error = ended.error
         return Outcome(

@@ -1,4 +1,4 @@
-"""Starting the flow from a command or a program: the addresses first, then Prefect and Dask."""
+"""Start a flow from a command or a program: find Prefect and Dask first, then import them."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DRAIN_SECONDS = 10.0
-"""How long a driver waits, once its run is over, for Prefect to take the last logs and events."""
+"""Seconds that a driver waits after its run for Prefect to take the last logs and events."""
 PREFECT_RETRIES = 1
-"""How often a request to Prefect is repeated. With its own default, 5, a driver whose server is
-gone waits for a minute with each request."""
+"""Retries of a request to Prefect. With Prefect's default, 5, each request to an unavailable server
+takes a minute."""
 
 
 def launch(job: Job, settings: Settings, listen: Listener, resume: ResumeOptions) -> RunSummary:
     """Run a job as the flow `map_dataset`, on the cluster that the settings name.
 
     Raises:
-        EngineUnavailableError: no Prefect server or scheduler answers.
-        RunIncompleteError: some chunks failed.
+        EngineUnavailableError: No Prefect server or scheduler answers.
+        RunIncompleteError: Some chunks failed.
     """
     api_url = connect(settings.prefect)
     set_up_driver(settings.logs.format, settings.logs.level)
     from pipeline.flows.map_dataset import FlowOptions, map_dataset, options
 
     flow: Any = map_dataset.with_options(task_runner=_runner(settings))
-    given = FlowOptions(settings, listen, resume, job)
-    with options(given):
-        return _launched(api_url, given.ended, partial(flow, job.name, job.to_yaml()))
+    flow_options = FlowOptions(settings, listen, resume, job)
+    with options(flow_options):
+        return _run_flow(api_url, flow_options.ended, partial(flow, job.name, job.to_yaml()))
 
 
 def launch_backfill(
@@ -60,36 +60,36 @@ def launch_backfill(
 
     Args:
         store: The backfill.
-        settings: How to operate.
-        listen: Is told how far it is.
-        resume: Options for resuming.
+        settings: Where and how to run it.
+        listen: Called with the progress.
+        resume: Options for resuming it.
         more: Further `BackfillOptions`, for benchmarks.
 
     Raises:
-        EngineUnavailableError: no Prefect server or scheduler answers.
-        BackfillIncompleteError, BackfillHeldError, RunCancelledError: see `BackfillDriver`.
+        EngineUnavailableError: No Prefect server or scheduler answers.
+        BackfillIncompleteError, BackfillHeldError, RunCancelledError: See `BackfillDriver`.
     """
     api_url = connect(settings.prefect)
     set_up_driver(settings.logs.format, settings.logs.level)
     from pipeline.flows.backfill import BackfillOptions, backfill_flow, backfill_options
 
     flow: Any = backfill_flow.with_options(task_runner=_runner(settings))
-    given = BackfillOptions(settings, resume, listen, **more)
-    with backfill_options(given):
+    flow_options = BackfillOptions(settings, resume, listen, **more)
+    with backfill_options(flow_options):
         call = partial(flow, store.output, store.backfill)
-        return _launched(api_url, given.ended, call, beats=True)
+        return _run_flow(api_url, flow_options.ended, call, beats=True)
 
 
-def _launched(
+def _run_flow(
     api_url: str,
     ended: Sequence[T | ChunkmapError],
     flow: Callable[[], T],
     *,
     beats: bool = False,
 ) -> T:
-    """Call a flow; how it ended is in a list, whatever Prefect makes of it."""
+    """Call a flow; return or raise what it stored in `ended`, even if Prefect failed afterwards."""
     with talking_to(api_url, PREFECT_RETRIES, beats=beats), warnings.catch_warnings():
-        # Dask warns of task arguments that it thinks large; Prefect's context is.
+        # Dask warns about large task arguments, such as Prefect's context.
         warnings.filterwarnings("ignore", message="Sending large graph")
         try:
             return flow()
@@ -97,7 +97,7 @@ def _launched(
             if not ended or isinstance(error, ChunkmapError):
                 raise
             if not isinstance(ended[0], RunCancelledError):
-                # The run is over; only Prefect could not be told. What counts is the ledger.
+                # The run is over, and its ledger is what counts; only Prefect does not know.
                 exit_without_waiting()
             if isinstance(ended[0], ChunkmapError):
                 raise ended[0] from None
@@ -107,18 +107,18 @@ def _launched(
                 exit_without_waiting()
 
 
-def _runner(given: Settings) -> Any:
+def _runner(settings: Settings) -> Any:
     from pipeline.cluster.task_runner import task_runner
 
-    settings = given.dask
     try:
-        return task_runner(settings, given.s3.environment())
+        return task_runner(settings.dask, settings.s3.environment())
     except EngineUnavailableError:
-        # Dask may still be at it in a thread of its own.
+        # A thread of Dask may still try to connect.
         exit_without_waiting()
         raise
     except (ImportError, AttributeError) as error:
         raise EngineUnavailableError(
-            f"there is no cluster class {settings.cluster_class} (dask.cluster_class): {error}",
-            hint="install its package, or mend the setting: `chunkmap config` says where it is",
+            f"cannot import the cluster class {settings.dask.cluster_class} "
+            f"(dask.cluster_class): {error}",
+            hint="install its package, or fix the setting: `chunkmap config` shows its source",
         ) from error

@@ -21,6 +21,7 @@ from prefect.artifacts import (
 )
 from prefect.context import FlowRunContext
 from prefect.utilities.annotations import quote
+from typing_extensions import override
 
 from pipeline.cluster.task_runner import cluster_mapper
 from pipeline.cluster.versions import check_versions
@@ -32,6 +33,7 @@ from pipeline.flows.executor import TASK_OPTIONS, DaskExecutor, run_reduce_steps
 from pipeline.flows.server import flow_run_page
 from pipeline.runs.admin.known_outputs import remember_output
 from pipeline.runs.driver.executor import Executor
+from pipeline.runs.driver.orchestrator import Orchestrator
 from pipeline.runs.driver.plan import PreparedRun, ResumeOptions, plan_run
 from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.driver.report import StoredReport
@@ -43,16 +45,16 @@ from pipeline.storage import Storage, open_storage
 from pipeline.table.errors import UploadsVanishedError
 
 ARTIFACT_SECONDS = 5.0
-"""How often the progress artifact moves."""
-LAST_WORDS_SECONDS = 3.0
-"""How long a run that is over waits for Prefect to take its report."""
+"""Seconds between two updates of the progress artifact."""
+FLUSH_SECONDS = 3.0
+"""Seconds that a finished run waits for Prefect to take its last events, and its report."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class FlowOptions:
-    """What the caller of the flow knows and Prefect need not store."""
+    """Arguments of the flow that Prefect need not store."""
 
     settings: Settings
     listen: Listener = lambda phase, progress: None
@@ -60,11 +62,11 @@ class FlowOptions:
     job: Job | None = None
     """The job, where the caller has it: its text is not parsed again."""
     ended: list[RunSummary | ChunkmapError] = field(default_factory=list)
-    """How the run ended, whatever Prefect makes of it afterwards."""
+    """The summary or error of the run, added when it ends, even if Prefect fails afterwards."""
 
     @cached_property
     def storage(self) -> Storage:
-        """What the settings name, opened once: a client of S3 takes a quarter of a second."""
+        """The storage of the settings, opened once: making an S3 client takes 0.25 s."""
         return open_storage(self.settings)
 
 
@@ -72,26 +74,26 @@ _options: ContextVar[FlowOptions | None] = ContextVar("options", default=None)
 
 
 @contextmanager
-def options(given: FlowOptions) -> Iterator[None]:
-    """Run the flow with these options; a deployment runs with those of its environment."""
-    token = _options.set(given)
+def options(flow_options: FlowOptions) -> Iterator[None]:
+    """Run the flow with these options; without them, it takes the settings of the environment."""
+    token = _options.set(flow_options)
     try:
         yield
     finally:
         _options.reset(token)
 
 
-def _given() -> FlowOptions:
+def _current_options() -> FlowOptions:
     return _options.get() or FlowOptions(load_settings())
 
 
 @task(name="plan", task_run_name="plan {job_name}", **TASK_OPTIONS)
 def plan_task(job_name: str, job: Job) -> PreparedRun:
     """Store the plan, or find the unfinished run of this job."""
-    given = _given()
+    current = _current_options()
     context = FlowRunContext.get()
     mapper = cluster_mapper(context.task_runner) if context else None  # type: ignore[arg-type]
-    return plan_run(job, given.settings, given.storage, given.resume, mapper)
+    return plan_run(job, current.settings, current.storage, current.resume, mapper)
 
 
 @task(name="publish", task_run_name="publish {run}", **TASK_OPTIONS)
@@ -111,16 +113,16 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
     """Map a job's transform over every chunk of its input and publish the results once.
 
     Args:
-        name: The job's name, for Prefect's pages.
-        job_yaml: The job file's text.
+        name: The name of the job, for the Prefect UI.
+        job_yaml: The text of the job file.
 
     Raises:
-        RunIncompleteError: some chunks failed; nothing was published, all work is kept.
-        VersionMismatchError: the workers have other packages than this process.
+        RunIncompleteError: Some chunks failed; nothing was published, completed work is kept.
+        VersionMismatchError: The workers' packages differ from those of this process.
     """
-    given = _given()
-    job = given.job or parse_job(job_yaml)
-    given.listen("plan", None)
+    current = _current_options()
+    job = current.job or parse_job(job_yaml)
+    current.listen("plan", None)
     started = time.time()
     context = FlowRunContext.get()
     assert context is not None, "a flow runs in a flow run's context"
@@ -128,98 +130,98 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
     # Quoted: Prefect would look into it for results of other tasks.
     task_parameter: Any = quote(job)
     planned = plan_task(name, task_parameter)
-    remember_output(given.settings.state_dir, job.output.uri)
+    remember_output(current.settings.state_dir, job.output.uri)
     driver = RunDriver(
         job,
-        given.settings,
-        given.storage,
+        current.settings,
+        current.storage,
         planned,
         PrefectOrchestrator(),
-        given.resume,
-        given.listen,
+        current.resume,
+        current.listen,
     )
     driver.heartbeat.record.phases.append(("plan", started, time.time() - started))
     try:
         summary = driver.run()
     except ChunkmapError as error:
-        given.ended.append(error)
+        current.ended.append(error)
         raise
     finally:
-        flush_events(LAST_WORDS_SECONDS)
-    given.ended.append(summary)
+        flush_events(FLUSH_SECONDS)
+    current.ended.append(summary)
     return summary
 
 
 @dataclass(slots=True)
-class PrefectOrchestrator:
-    """Prefect as the host of a run (see `pipeline.runs.driver.orchestrator.Orchestrator`).
+class PrefectOrchestrator(Orchestrator):
+    """Prefect as the host of a run.
 
-    Its pages are for people: when the server is gone, the run goes on without them.
+    Its artifacts are for people: if the server is unavailable, the run continues without them.
     """
 
     _artifact: UUID | None = None
-    _telling: Thread | None = None
-    _shown: float = 0.0
+    _request: Thread | None = None
+    _updated: float = 0.0
 
     @property
+    @override
     def page(self) -> str | None:
-        """See `Orchestrator.page`."""
         return flow_run_page()
 
+    @override
     def executor(self, run_uri: str, fingerprint: str) -> Executor:
-        """See `Orchestrator.executor`."""
         context = FlowRunContext.get()
         assert context is not None, "a flow runs in a flow run's context"
-        limit = _given().settings.batches.concurrency_limit
+        limit = _current_options().settings.batches.concurrency_limit
         return DaskExecutor(context.task_runner, run_uri, fingerprint, limit=limit)
 
+    @override
     def reduce(self, run_uri: str, fingerprint: str, steps: list[Step]) -> None:
-        """See `Orchestrator.reduce`."""
         context = FlowRunContext.get()
         assert context is not None, "a flow runs in a flow run's context"
         run_reduce_steps(context.task_runner, run_uri, fingerprint, steps)
 
+    @override
     def publish(self, ledger: Ledger, vanished: UploadsVanishedError | None) -> int:
-        """See `Orchestrator.publish`."""
-        call: Any = quote(partial(publish_run, _given().storage, ledger, vanished))
+        call: Any = quote(partial(publish_run, _current_options().storage, ledger, vanished))
         return publish_task(ledger.run, call)
 
+    @override
     def show_progress(self, run: str, progress: MapProgress) -> None:
-        """See `Orchestrator.show_progress`: the progress artifact, every few seconds."""
-        over = progress.done >= progress.chunks
-        if over or time.monotonic() - self._shown >= ARTIFACT_SECONDS:
-            self._shown = time.monotonic()
+        is_over = progress.done >= progress.chunks
+        if is_over or time.monotonic() - self._updated >= ARTIFACT_SECONDS:
+            self._updated = time.monotonic()
             percent = 100.0 * progress.done / max(1, progress.chunks)
-            said = f"{progress.done:,} of {progress.chunks:,} chunks, {progress.failed:,} failed"
-            self._tell(lambda: self._show(f"progress-{run}", percent, said))
+            text = f"{progress.done:,} of {progress.chunks:,} chunks, {progress.failed:,} failed"
+            self._send(lambda: self._show(f"progress-{run}", percent, text))
 
-    def _show(self, key: str, percent: float, said: str) -> None:
+    def _show(self, key: str, percent: float, text: str) -> None:
         if self._artifact is None:
-            made: Any = create_progress_artifact(progress=percent, key=key, description=said)
-            self._artifact = made
+            artifact: Any = create_progress_artifact(progress=percent, key=key, description=text)
+            self._artifact = artifact
         else:
-            update_progress_artifact(self._artifact, progress=percent, description=said)
+            update_progress_artifact(self._artifact, progress=percent, description=text)
 
+    @override
     def show_report(self, run: str, report: StoredReport) -> None:
-        """See `Orchestrator.show_report`."""
-        if self._telling is not None:
-            self._telling.join(LAST_WORDS_SECONDS)
-            if self._telling.is_alive():
-                return  # Whoever does not listen is not told more.
-        self._tell(lambda: create_markdown_artifact(markdown=report.markdown, key=f"run-{run}"))
-        assert self._telling is not None, "it was started just now"
-        self._telling.join(LAST_WORDS_SECONDS)
+        if self._request is not None:
+            self._request.join(FLUSH_SECONDS)
+            if self._request.is_alive():
+                return  # The server does not answer.
+        self._send(lambda: create_markdown_artifact(markdown=report.markdown, key=f"run-{run}"))
+        assert self._request is not None, "_send has started it"
+        self._request.join(FLUSH_SECONDS)
 
-    def _tell(self, call: Callable[[], object]) -> None:
-        """Tell Prefect, in a thread: a server that is gone or slow must not hold the run up."""
-        if self._telling is None or not self._telling.is_alive():
+    def _send(self, call: Callable[[], object]) -> None:
+        """Call Prefect in a thread: a slow or unavailable server must not delay the run."""
+        if self._request is None or not self._request.is_alive():
             run = copy_context().run
-            self._telling = Thread(target=run, args=(_shielded, call), daemon=True)
-            self._telling.start()
+            self._request = Thread(target=run, args=(_log_errors, call), daemon=True)
+            self._request.start()
 
 
-def _shielded(call: Callable[[], object]) -> None:
+def _log_errors(call: Callable[[], object]) -> None:
     try:
         call()
     except Exception as error:
-        log.warning("Prefect's pages are not up to date: %s", error)
+        log.warning("the Prefect UI is not up to date: %s", error)

@@ -1,8 +1,8 @@
-"""What users wish of a flow run in Prefect's pages: Prefect itself does nothing to one that runs.
+"""Read the state that users request for a flow run in the Prefect UI.
 
-A run that is set to Cancelling or Paused from outside runs on to its end (seen with 3.8.8), unless
-its driver looks and obeys. It looks at its own flow run and at the one that everything is part of,
-however it was started.
+Prefect itself does not stop a run that is set to Cancelling or Paused from outside (seen with
+3.8.8): its driver must read the state and apply it. It reads the state of its own flow run and that
+of the topmost one above it.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ from prefect.states import Paused, Running
 RequestedState = Literal["run", "pause", "cancel"]
 
 PAUSE_SECONDS = 365 * 86400
-"""How long a pause lasts at most: Prefect wants to know."""
+"""Maximum seconds of a pause, which Prefect requires."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class RunStateWatcher:
-    """Looks at the state of the flow run that this runs in, and of the topmost one above it."""
+    """Reads the states of the current flow run and of the topmost one above it."""
 
     _client: SyncPrefectClient | None = None
     _runs: tuple[UUID, ...] = ()
 
-    def wish(self) -> RequestedState | None:
-        """What the runs' states ask for; None where the server does not say."""
+    def requested(self) -> RequestedState | None:
+        """Read the requested state; None if the server does not answer."""
         try:
             states = [self._api().read_flow_run(run).state for run in self._watched()]
         except (PrefectException, httpx.HTTPError, OSError, RuntimeError) as error:
-            log.warning("Prefect does not say what is wished there: %s", error)
+            log.warning("cannot read the state of the flow run from Prefect: %s", error)
             return None
-        known = [state for state in states if state is not None]
-        if any(state.is_cancelling() or state.is_cancelled() for state in known):
+        present = [state for state in states if state is not None]
+        if any(state.is_cancelling() or state.is_cancelled() for state in present):
             return "cancel"
-        return "pause" if any(state.is_paused() for state in known) else "run"
+        return "pause" if any(state.is_paused() for state in present) else "run"
 
     def show(self, *, paused: bool) -> None:
-        """Give the runs the state that a command asked for."""
+        """Set the runs' state in Prefect to the one that a command requested."""
         state: State[Any] = Paused(timeout_seconds=PAUSE_SECONDS) if paused else Running()
         try:
             for run in self._watched():
                 self._api().set_flow_run_state(run, state, force=True)
         except (PrefectException, httpx.HTTPError, OSError, RuntimeError) as error:
-            log.warning("Prefect does not show that it is paused: %s", error)
+            log.warning("cannot set the state of the flow run in Prefect: %s", error)
 
     def _api(self) -> SyncPrefectClient:
         if self._client is None:
@@ -63,14 +63,14 @@ class RunStateWatcher:
     def _watched(self) -> tuple[UUID, ...]:
         if not self._runs:
             context = FlowRunContext.get()
-            assert context is not None and context.flow_run is not None, "it is a flow that drives"
+            assert context is not None and context.flow_run is not None, "a driver is a flow"
             own = context.flow_run.id
             top = self._topmost(own)
             self._runs = (own,) if own == top else (own, top)
         return self._runs
 
     def _topmost(self, run: UUID) -> UUID:
-        """The flow run of which this one is a part, at whatever depth."""
+        """Find the topmost flow run above this one."""
         parent = self._api().read_flow_run(run).parent_task_run_id
         if parent is None:
             return run

@@ -1,4 +1,4 @@
-"""Which of Prefect's settings hold a secret: workers are to have none."""
+"""Find Prefect's settings that hold a secret, which workers must not have."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from pydantic_settings import BaseSettings
 
 
 def secrets_of(settings: BaseSettings, above: str = "") -> list[str]:
-    """Names of the settings that hold a secret, such as `api.auth_string`; never their values.
+    """List the names of settings that hold a secret, such as `api.auth_string`, without values.
 
     Args:
-        settings: Of Prefect, or a section of them.
-        above: Begins each name.
+        settings: The settings of Prefect, or a section of them.
+        above: A prefix of each name.
     """
-    found: list[str] = []
+    names: list[str] = []
     for name in type(settings).model_fields:
         value = getattr(settings, name)
         if isinstance(value, BaseSettings):
-            found += secrets_of(value, f"{above}{name}.")
+            names += secrets_of(value, f"{above}{name}.")
         elif _is_secret(name, value):
-            found.append(f"{above}{name}")
-    return found
+            names.append(f"{above}{name}")
+    return names
 
 
 def _is_secret(name: str, value: object) -> bool:
     if isinstance(value, SecretStr):
         text = value.get_secret_value()
-        # An address is one only with a password; Prefect's own database, a file, has none.
+        # An address is secret only if it has a password; that of Prefect's SQLite file has none.
         return "@" in text if "://" in text else bool(text)
     return name == "custom_headers" and bool(value)
 
 
 def held_secrets() -> list[str]:
-    """Names of Prefect's settings that hold a secret in this process."""
+    """List the names of Prefect's settings that hold a secret in this process."""
     from prefect.settings import get_current_settings
 
     return secrets_of(get_current_settings())

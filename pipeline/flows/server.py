@@ -1,4 +1,4 @@
-"""Reaching the Prefect server, before anything is promised to the user."""
+"""Reach the Prefect server: check it, connect to it, and configure Prefect's client."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pipeline.config.sections import PrefectSettings
 from pipeline.errors import EngineUnavailableError
 
 HEARTBEAT_SECONDS = 30
-"""How often a flow run that is watched says that it is alive."""
+"""Seconds between two heartbeats of a flow run."""
 
 
 def check_server(settings: PrefectSettings) -> str:
-    """The API's address, once it has answered.
+    """Wait until the server answers; returns the address of its API.
 
     Raises:
-        EngineUnavailableError: there is no address, or nothing answers there in time.
+        EngineUnavailableError: No address is set, or no server answers there in time.
     """
     hint = "start one with `chunkmap up`, or set PREFECT_API_URL"
     if settings.api_url is None:
@@ -36,7 +36,7 @@ def check_server(settings: PrefectSettings) -> str:
                     return settings.api_url
         except urllib.error.HTTPError as error:
             problem = f"HTTP {error.code}"
-            break  # Somebody answers, but not as Prefect does: waiting will not help.
+            break  # Another service than Prefect answers: waiting will not help.
         except OSError as error:
             problem = error
             time.sleep(0.3)
@@ -51,17 +51,17 @@ def connect(settings: PrefectSettings) -> str:
     """Point this process's Prefect at the server; returns the API's address.
 
     Raises:
-        EngineUnavailableError: nothing answers there.
+        EngineUnavailableError: No server answers there.
     """
     api_url = check_server(settings)
-    # Before prefect is imported, and inherited by whatever this process starts: a process that
-    # does not know the address starts a server of its own.
+    # Set before prefect is imported, and inherited by child processes: without the address, a
+    # process would start its own server.
     os.environ.update(settings.environment())
     from prefect.logging.configuration import ensure_logging_setup
 
     ensure_logging_setup()
     for handler in logging.getLogger().handlers:
-        # The flow's logs go to the server; the terminal belongs to the progress bar.
+        # The flow's logs go to the server; the terminal is for the progress bar.
         if type(handler).__name__ == "PrefectConsoleHandler":
             handler.setLevel(logging.CRITICAL + 1)
     _check_password(api_url)
@@ -69,39 +69,39 @@ def connect(settings: PrefectSettings) -> str:
 
 
 def _check_password(api_url: str) -> None:
-    """Raise EngineUnavailableError when the server refuses the password that Prefect would send.
+    """Raise EngineUnavailableError if the server refuses the password that Prefect would send.
 
-    Servers without that page are left to say it themselves.
+    Servers without that page refuse it later, in Prefect's own requests.
     """
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
 
     if PREFECT_API_KEY.value() is not None:
-        return  # Of Prefect Cloud.
-    # Where Prefect was imported before, its settings do not know what `connect` found.
-    given = os.environ.get("PREFECT_API_AUTH_STRING") or PREFECT_API_AUTH_STRING.value()
+        return  # Prefect Cloud.
+    # If Prefect was imported before `connect`, its settings lack the password.
+    password = os.environ.get("PREFECT_API_AUTH_STRING") or PREFECT_API_AUTH_STRING.value()
     request = urllib.request.Request(api_url + "/admin/version")
-    if given:
-        encoded = base64.b64encode(given.encode()).decode("ascii")
+    if password:
+        encoded = base64.b64encode(password.encode()).decode("ascii")
         request.add_header("Authorization", f"Basic {encoded}")
     try:
         urllib.request.urlopen(request, timeout=10).close()
     except urllib.error.HTTPError as error:
         if error.code not in (401, 403):
             return
-        problem = "does not take the password that is set" if given else "asks for a password"
+        problem = "refuses the password" if password else "requires a password"
         raise EngineUnavailableError(
             f"the Prefect server at {api_url} {problem} (prefect.auth_string)",
-            "set PREFECT_API_AUTH_STRING; the embedded stack's is in the file prefect-password of "
-            "its state folder",
+            "set PREFECT_API_AUTH_STRING; the password of the local stack is in the file "
+            "prefect-password of its state folder",
         ) from error
     except OSError:
-        return  # It answered a moment ago; if it is gone for good, the run says so.
+        return  # It has just answered; if it is down for longer, the run reports it.
 
 
 def drain(seconds: float) -> bool:
-    """Send what Prefect still has to say (logs, events); whether it all went out in time.
+    """Send Prefect's pending logs and events; returns whether all were sent in time.
 
-    With the server gone each event would wait for about 7 s when the interpreter ends.
+    Otherwise, with an unavailable server, each event would delay the interpreter's exit by 7 s.
     """
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
@@ -120,16 +120,16 @@ def drain(seconds: float) -> bool:
 
 @contextmanager
 def talking_to(api_url: str, retries: int, *, beats: bool = False) -> Iterator[None]:
-    """Let Prefect's client talk to this server.
+    """Let Prefect's client use this server in the block.
 
-    Also where Prefect was imported, and took its settings, before the address was known: it would
-    start a server of its own.
+    This works even if Prefect was imported, and read its settings, before the address was known;
+    otherwise it would start its own server.
 
     Args:
-        api_url: Of the server.
-        retries: How often a request is repeated at most.
-        beats: Flow runs send heartbeats, by which an automation notices that a driver has died
-            (see `pipeline.flows.automations`). Each then takes up to a second longer to end.
+        api_url: The address of the server's API.
+        retries: The maximum number of retries of a request.
+        beats: Whether flow runs send heartbeats, by which an automation notices a dead driver
+            (see `pipeline.flows.automations`). Each flow run then takes up to a second longer.
     """
     from prefect.settings import (
         PREFECT_API_AUTH_STRING,
@@ -150,14 +150,14 @@ def talking_to(api_url: str, retries: int, *, beats: bool = False) -> Iterator[N
     if beats:
         settings[heartbeat] = HEARTBEAT_SECONDS
     elif heartbeat.value() == heartbeat.default():
-        settings[heartbeat] = None  # The user has not asked for them.
+        settings[heartbeat] = None  # The user has not enabled them.
     with temporary_settings(settings):
         yield
 
 
 @contextmanager
 def patient(retries: int) -> Iterator[None]:
-    """Let Prefect's client repeat a request this often, where the run depends on its answer."""
+    """Set the number of retries of Prefect's client, for requests that the run depends on."""
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: retries}):
@@ -165,7 +165,7 @@ def patient(retries: int) -> Iterator[None]:
 
 
 def flow_run_page() -> str | None:
-    """The page of the flow run that this runs in; None outside of one."""
+    """Return the address of the current flow run in the Prefect UI; None outside a flow run."""
     from prefect.context import FlowRunContext
 
     context = FlowRunContext.get()
@@ -175,6 +175,6 @@ def flow_run_page() -> str | None:
 
 
 def ui_address(api_url: str) -> str:
-    """The address of the pages for people: PREFECT_UI_URL, where they have another one."""
-    given = os.environ.get("PREFECT_UI_URL", "").rstrip("/")
-    return given or api_url.rstrip("/").removesuffix("/api")
+    """Return the address of the Prefect UI: PREFECT_UI_URL, or else the server's."""
+    ui_url = os.environ.get("PREFECT_UI_URL", "").rstrip("/")
+    return ui_url or api_url.rstrip("/").removesuffix("/api")

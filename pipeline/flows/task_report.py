@@ -1,7 +1,7 @@
-"""What a worker returns of one task run: its states, its log lines, and its result or error.
+"""Define a worker's report of one task run: its states, log lines, and result or error.
 
-Plain JSON with limits on everything. The driver takes none of it on trust: it looks at these fields
-alone, and makes Prefect's events of them itself.
+Reports are plain JSON with limits on everything. The driver does not trust them: it reads only
+these fields, and makes Prefect's events from them itself.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ MAX_REPORT_BYTES = 1 << 20
 MAX_STATES = 50
 MAX_LINES = 200
 MAX_LINE = 4_000
-"""Characters of a log line, of a state's message and of an error."""
+"""Maximum characters of a log line, of a state's message and of an error."""
 MAX_CHARACTERS = 100_000
-"""Of all log lines together."""
+"""Maximum characters of all log lines together."""
 
 FROM_WORKERS = (InputError, SettingsError, StorageError, TransformError, TransformNotAllowedError)
-"""Errors of workers that are raised in the driver as they are."""
+"""Classes of workers' errors that the driver raises as such."""
 
 StateType = Literal[
     "SCHEDULED", "PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED", "CRASHED"
 ]
 STATE_NAME = r"^[A-Za-z]{1,40}$"
-"""Names become a part of an event's."""
+"""Pattern of names of states, which become a part of an event's name."""
 Text = Annotated[str, StringConstraints(max_length=MAX_LINE)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Moment = Annotated[float, Field(allow_inf_nan=False)]
@@ -57,7 +57,7 @@ class StateReport(_Model):
 
 
 class LogLine(_Model):
-    """A line that was logged for Prefect's pages."""
+    """A line that was logged for the Prefect UI."""
 
     logger: Name
     level: Annotated[int, Field(ge=0, le=100)]
@@ -72,45 +72,47 @@ class ErrorReport(_Model):
     message: Text
     hint: Text | None = None
     is_final: bool = False
-    """Whether every task run of this kind would end like this."""
+    """Whether every task run of this kind would fail in the same way."""
     is_transient: bool = False
-    """Whether it may pass by itself: storage was away."""
+    """Whether a retry may succeed, e.g. because storage was unavailable."""
 
 
 class TaskReport(_Model):
-    """What a worker returns of one task run."""
+    """A worker's report of one task run."""
 
     states: Annotated[tuple[StateReport, ...], Field(max_length=MAX_STATES)]
-    """In order, without the first one (Pending), which the driver gives."""
+    """States in order, without the first (Pending), which the driver sets."""
     lines: Annotated[tuple[LogLine, ...], Field(max_length=MAX_LINES)] = ()
     result: Any = None
-    """Plain data; None if there is an error."""
+    """Result as plain data; None if there is an error."""
     error: ErrorReport | None = None
 
 
 def read_report(data: object) -> TaskReport:
-    """Parse what came back from a worker.
+    """Parse a worker's report.
 
     Raises:
-        ValueError: it is not a report, or beyond the limits.
+        ValueError: It is not a report, or exceeds the limits.
     """
     if not isinstance(data, bytes):
-        raise ValueError(f"the worker returned no report but a {type(data).__name__}")
+        raise ValueError(f"the worker returned a {type(data).__name__} instead of a report")
     if len(data) > MAX_REPORT_BYTES:
-        raise ValueError(f"the worker's report has {len(data):,} bytes, over {MAX_REPORT_BYTES:,}")
+        raise ValueError(
+            f"the worker's report has {len(data):,} bytes, more than {MAX_REPORT_BYTES:,}"
+        )
     return TaskReport.model_validate_json(data)
 
 
 def error_of(report: ErrorReport) -> ChunkmapError:
-    """The error that a worker reports, as one to raise: of its class where that is one of ours."""
-    found = getattr(errors, report.type, None)
-    if isinstance(found, type) and issubclass(found, FROM_WORKERS):
+    """Make an exception of a reported error, of the same class if that is in FROM_WORKERS."""
+    kind = getattr(errors, report.type, None)
+    if isinstance(kind, type) and issubclass(kind, FROM_WORKERS):
         state = {"message": report.message, "hint": report.hint}
-        return found._restore((report.message,), state)
+        return kind._restore((report.message,), state)
     return RunFailedError(f"a worker raised {report.type}: {report.message}", hint=report.hint)
 
 
 def cut(text: str) -> str:
-    """A text without what a report has no room for, and what JSON or Prefect's database refuse."""
+    """Shorten a text to the limit, without characters that JSON or Prefect's database refuse."""
     short = text if len(text) <= MAX_LINE else text[: MAX_LINE - 3] + "..."
     return short.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()

@@ -1,9 +1,9 @@
-"""The events by which Prefect's server learns of task runs, made in the driver.
+"""Make the events that report task runs to the Prefect server.
 
-Prefect 3 has no other way to record a task run: whoever runs it sends an event for each state
-(`prefect.task-run.*`). The driver makes them of what it knows itself, when it submitted the task
-run, and of the few fields that a worker returns. They are what Prefect's own engine would send
-(tests/flows/test_task_run_events.py holds them against it).
+Prefect 3 records task runs only by events, one per state (`prefect.task-run.*`), which its engine
+sends. Here the driver makes them from what it knows of the submission, and from the few fields that
+a worker returns. They equal the events of Prefect's own engine, which
+tests/flows/test_task_run_events.py checks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from prefect.states import Pending
 from pipeline.flows.task_report import LogLine, StateReport, StateType, cut
 
 TIGHT_TIMING = timedelta(minutes=5)
-"""Prefect orders events by `follows` only when they are that close to each other."""
+"""Maximum time between two events that Prefect orders by `follows`."""
 TICK = timedelta(microseconds=1)
 
 NOT_SENT = {
@@ -39,19 +39,19 @@ NOT_SENT = {
     "estimated_start_time_delta",
     "estimated_run_time",
 }
-"""Fields of a task run that its events leave out, as Prefect's engine has it."""
+"""Fields of a task run that events of Prefect's engine leave out."""
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 class TaskRunTemplate:
-    """What all task runs of one task in one flow run have in common."""
+    """The fields that all runs of a task in one flow run share."""
 
     def __init__(self, task: Task[..., Any], parameters: Sequence[str]) -> None:
-        """Note what Prefect's engine would, in the flow run that this is called in.
+        """Collect the fields from the task and the current flow run.
 
         Args:
             task: The task.
-            parameters: Names of the parameters that it will be given.
+            parameters: The names of its parameters.
         """
         context, tags = FlowRunContext.get(), TagsContext.get()
         run = None if context is None else context.flow_run
@@ -86,14 +86,14 @@ class TaskRunTemplate:
 
 
 class TaskRunHistory:
-    """The states of one task run, as events. Several threads may enter states."""
+    """The states of one task run, as events. Thread-safe."""
 
     def __init__(self, template: TaskRunTemplate, name: str) -> None:
         self.id = uuid4()
         self.name = name
         self.dynamic_key = str(uuid4())
         self.first = datetime.now(UTC)
-        """When it was submitted: the time of its state Pending."""
+        """Moment of its submission, and of its state Pending."""
         self._template = template
         self._fields = {**template.fields, "name": name, "dynamic_key": self.dynamic_key}
         self._fields["expected_start_time"] = _iso(self.first)
@@ -104,12 +104,12 @@ class TaskRunHistory:
         self._lock = Lock()
 
     def pending(self) -> list[bytes]:
-        """The first event: it was submitted."""
+        """Enter Pending, the first state."""
         with self._lock:
-            return self._entered(self._own("PENDING", "Pending", ""), self.first)
+            return self._enter(self._driver_state("PENDING", "Pending", ""), self.first)
 
     def begun(self, at: float) -> list[bytes]:
-        """A worker has said that it runs: shown before the worker's report is there.
+        """Enter Running when a worker announces it, before its report.
 
         Args:
             at: Unix seconds, by the worker's clock.
@@ -119,55 +119,55 @@ class TaskRunHistory:
                 return []
             self._from_worker = 1
             state = StateReport(type="RUNNING", name="Running", at=at, message="")
-            return self._entered(state, self._moment(at))
+            return self._enter(state, self._moment(at))
 
     def reported(self, states: Sequence[StateReport]) -> list[bytes]:
-        """A worker's report is there: the states that are not shown yet.
+        """Enter the states of a worker's report that were not announced before.
 
-        One that does not end in a final state is followed by a crash.
+        If the last one is not final, enter Crashed.
         """
         with self._lock:
             events = []
             for state in states[self._from_worker :]:
                 if not self._is_over:
-                    events += self._entered(state, self._moment(state.at))
+                    events += self._enter(state, self._moment(state.at))
             self._from_worker = max(self._from_worker, len(states))
             if not self._is_over:
-                events += self._end("CRASHED", "Crashed", "its worker did not say how it ended")
+                events += self._end("CRASHED", "Crashed", "its worker reported no final state")
             return events
 
-    def crashed(self, why: str) -> list[bytes]:
-        """Its worker died, or its report cannot be used."""
+    def crashed(self, reason: str) -> list[bytes]:
+        """Enter Crashed: its worker died, or its report is invalid."""
         with self._lock:
-            return self._end("CRASHED", "Crashed", why)
+            return self._end("CRASHED", "Crashed", reason)
 
-    def cancelled(self, why: str) -> list[bytes]:
-        """Nobody waits for it any more."""
+    def cancelled(self, reason: str) -> list[bytes]:
+        """Enter Cancelled: its result is not needed."""
         with self._lock:
-            return self._end("CANCELLED", "Cancelled", why)
+            return self._end("CANCELLED", "Cancelled", reason)
 
     @property
     def _is_over(self) -> bool:
         return self._state is not None and self._state.type in FINAL
 
-    def _end(self, type_: StateType, name: str, why: str) -> list[bytes]:
+    def _end(self, type_: StateType, name: str, reason: str) -> list[bytes]:
         if self._is_over:
             return []
-        state = self._own(type_, name, cut(why))
-        return self._entered(state, self._moment(state.at))
+        state = self._driver_state(type_, name, cut(reason))
+        return self._enter(state, self._moment(state.at))
 
-    def _own(self, type_: StateType, name: str, message: str) -> StateReport:
+    def _driver_state(self, type_: StateType, name: str, message: str) -> StateReport:
         now = datetime.now(UTC).timestamp()
         return StateReport(type=type_, name=name, at=now, message=message)
 
     def _moment(self, at: float) -> datetime:
-        """A time between the last state's and now, whatever a worker's clock says.
+        """Clamp a worker's time to between the last state and now.
 
-        Prefect's server takes no state that is older than the one it has.
+        The Prefect server refuses a state that is older than the last one.
         """
         return max(self._at + TICK, _between(self._at, at, datetime.now(UTC)))
 
-    def _entered(self, state: StateReport, at: datetime) -> list[bytes]:
+    def _enter(self, state: StateReport, at: datetime) -> list[bytes]:
         """Enter a state, as Prefect's engine does; returns its event as JSON."""
         before, fields = self._state, self._fields
         if before is not None and before.type == "RUNNING":
@@ -197,8 +197,8 @@ class TaskRunHistory:
             },
             "payload": {
                 "intended": {"from": before and before.type, "to": state.type},
-                "initial_state": before and _shown(before),
-                "validated_state": {**_shown(state), "data": None},
+                "initial_state": before and _to_dict(before),
+                "validated_state": {**_to_dict(state), "data": None},
                 "task_run": fields,
             },
             "related": self._template.related,
@@ -207,7 +207,7 @@ class TaskRunHistory:
         return [orjson.dumps(event)]
 
     def lines(self, lines: Sequence[LogLine]) -> list[Mapping[str, Any]]:
-        """A worker's log lines as Prefect's API takes them: of this task run, whatever they say."""
+        """Convert a worker's log lines to the form of Prefect's API, for this task run only."""
         run, now = self._template.flow_run_id, datetime.now(UTC)
         return [
             {
@@ -222,12 +222,12 @@ class TaskRunHistory:
         ]
 
 
-def _shown(state: StateReport) -> dict[str, Any]:
+def _to_dict(state: StateReport) -> dict[str, Any]:
     return {
         "type": state.type,
         "name": state.name,
         "message": _message(state),
-        # The engine's word for an exception: its own retries are used up.
+        # The engine's flag for an exception after the last retry.
         "state_details": {"retriable": False} if state.type == "FAILED" else {},
     }
 
@@ -237,7 +237,7 @@ def _message(state: StateReport) -> str:
 
 
 def _between(first: datetime, at: float, last: datetime) -> datetime:
-    """A time in Unix seconds, or the nearest of these two that it is not between."""
+    """Clamp a time in Unix seconds to between two moments."""
     if at <= first.timestamp():
         return first
     return last if at >= last.timestamp() else datetime.fromtimestamp(at, UTC)

@@ -1,10 +1,11 @@
-"""Task runs on Dask, of which only the driver tells Prefect's server.
+"""Submit task runs to Dask; only the driver reports them to the Prefect server.
 
-With each task run, prefect-dask sends the flow, its settings and the task. It dumps them anew,
-pickles them once to name the future and once more to send it: 15 ms of a driver whose other work
-for a batch is three. Here that is done once, without secrets (`pipeline.flows.worker_context`).
-Workers return the states that a task run went through (`pipeline.flows.worker_task`), and the
-driver sends them on, many at a time (`pipeline.flows.event_sender`).
+With each task run, prefect-dask sends the flow, its settings and the task. It dumps them each time,
+pickles them once to name the future and once more to send it: 15 ms per batch, in a driver whose
+other work for a batch takes 3 ms. Here they are pickled once, without secrets
+(`pipeline.flows.worker_context`). Workers return the states of a task run
+(`pipeline.flows.worker_task`), and the driver sends them to Prefect in bulk
+(`pipeline.flows.event_sender`).
 """
 
 from __future__ import annotations
@@ -36,45 +37,45 @@ class Ended:
 
     kind: Kind
     result: Any = None
-    """Plain data of a task run that finished without an error. It is what a worker says."""
+    """Untrusted plain data that a worker returned, if the task run finished without an error."""
     error: ErrorReport | None = None
     detail: str = ""
-    """What is known otherwise."""
+    """Reason of any other end."""
 
 
 class SentTaskRun:
-    """A task run that is under way."""
+    """A task run in flight."""
 
     def __init__(self, sender: TaskSender, future: Any, history: TaskRunHistory) -> None:
         self.future = future
         self._sender, self.history = sender, history
 
     def ended(self) -> Ended | None:
-        """How it ended, or None while it is under way. To be asked until it has, once."""
+        """Return how it ended, or None while it is in flight; do not call it after the end."""
         kind, detail = fate(self.future)
         if kind is None:
             return None
         if kind == "finished":
             try:
                 report = read_report(self.future.result())
-            except Exception as error:  # Whatever a worker sends must not end the driver.
+            except Exception as error:  # No data of a worker may end the driver.
                 kind, detail = "error", f"{type(error).__name__}: {error}"
             else:
-                return self._reported(report)
-        self._sender.tell(self.history.crashed(detail))
+                return self._read(report)
+        self._sender.send_events(self.history.crashed(detail))
         return Ended(kind, detail=detail)
 
     def cancel(self) -> None:
-        """Wait for it no more. Unless it has begun it will not run, once this is forgotten."""
-        self._sender.tell(self.history.cancelled("its result is not needed any more"))
+        """Mark it as cancelled. Dask does not start it once this object is deleted."""
+        self._sender.send_events(self.history.cancelled("its result is no longer needed"))
 
     def begun(self, at: float) -> None:
-        """Note that a worker says that it runs."""
-        self._sender.tell(self.history.begun(at))
+        """Record that a worker has started it."""
+        self._sender.send_events(self.history.begun(at))
 
-    def _reported(self, report: TaskReport) -> Ended:
+    def _read(self, report: TaskReport) -> Ended:
         events = self.history.reported(report.states)
-        self._sender.tell(events, self.history, report.lines)
+        self._sender.send_events(events, self.history, report.lines)
         if report.error is None:
             return Ended("finished", report.result)
         detail = f"{report.error.type}: {report.error.message}"
@@ -82,15 +83,15 @@ class SentTaskRun:
 
 
 class TaskSender:
-    """Submits runs of one task, with plain parameters, from the flow run that it is made in."""
+    """Submits runs of one task, with plain parameters, from the flow run in which it is made."""
 
     def __init__(self, runner: Any, task: Task[..., Any], parameters: Sequence[str]) -> None:
-        """Pack what all of them take along.
+        """Pickle the task and its context, which all task runs share.
 
         Args:
             runner: The flow's DaskTaskRunner.
-            task: The task: not an async one, and without assets of its own.
-            parameters: Names of the parameters that it will be given.
+            task: The task, which must not be async or have assets.
+            parameters: The names of its parameters.
         """
         self._runner, self._name = runner, task.fn.__name__
         self._parcel = pickled((task, worker_context()))
@@ -117,27 +118,27 @@ class TaskSender:
         key = f"{self._name}-{history.id}"
         future = submit(self._runner, key, run_packed, self._parcel, tuple(names), parameters)
         sent = _sent[str(history.id)] = SentTaskRun(self, future, history)
-        self.tell(first)
+        self.send_events(first)
         return sent
 
-    def tell(
+    def send_events(
         self,
         events: Sequence[bytes],
         history: TaskRunHistory | None = None,
         lines: Sequence[LogLine] = (),
     ) -> None:
-        """Send events, and log lines of a task run, to Prefect's server, soon."""
+        """Queue events, and log lines of a task run, for the Prefect server."""
         if self._events is not None and (events or lines):
             logs = history.lines(lines) if history is not None and self._has_logs else []
             self._events.send(self._origin, events, logs)
 
 
 _sent: WeakValueDictionary[str, SentTaskRun] = WeakValueDictionary()
-"""Task runs under way of this process, by id."""
+"""Task runs in flight of this process, by id."""
 
 
 def _note_running(message: object) -> None:
-    """Take what a worker announces; whatever is not of ours, or not of this form, is left out."""
+    """Handle a worker's announcement; ignore those of other drivers or another form."""
     match message:
         case [str(task_run_id), float(at)]:
             sent = _sent.get(task_run_id)

@@ -1,8 +1,8 @@
-"""What is sent with each task run: the task, names, and settings that hold no secret.
+"""Make the context that is sent with task runs: names, and settings without secrets.
 
 prefect-dask would send the flow with its task runner (and the cluster's variables), the flow run
-with its parameters, the storage of results and all of Prefect's settings, passwords included.
-Workers make no request to Prefect's server, so they get nothing that would let them make one.
+with its parameters, the result storage and all of Prefect's settings, including passwords. Workers
+make no request to the Prefect server, so they get nothing that would let them make one.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 
 WORKER_SECTIONS = ("experiments", "flows", "internal", "logging", "results", "tasks")
-"""Sections of Prefect's settings that a task run needs, and none of which holds a secret."""
+"""Sections of Prefect's settings that a task run needs and that hold no secret."""
 WORKER_VALUES = ("home", "debug_mode")
 NO_KEY = "workers-hold-no-key"
-"""Prefect sends no events where there is a key and no address. Any other way without an address
-makes it start a server of its own."""
+"""API key of workers: with a key and no address, Prefect sends no events; without either, it would
+start its own server."""
 
 
 def worker_context() -> dict[str, Any]:
-    """The context of the flow run that this is called in, as a worker is to see it."""
+    """Make the worker's version of the current flow run's context."""
     context, tags = FlowRunContext.get(), TagsContext.get()
     return {
         "settings_context": {
@@ -39,14 +39,14 @@ def worker_context() -> dict[str, Any]:
 
 
 def worker_settings(settings: Settings) -> Settings:
-    """Prefect's settings without what concerns the server, its database and access to it.
+    """Remove from Prefect's settings everything about the server, its database and access to it.
 
     Args:
-        settings: Those of the driver.
+        settings: The driver's settings.
 
     Returns:
-        Its sections that a task run needs; everything else has Prefect's defaults, whatever the
-        environment says. There is no address of a server, and none may be started.
+        The sections that a task run needs; all others have Prefect's defaults, without reading the
+        environment. No server is named, and none may be started.
     """
     blank = _defaults(Settings)
     kept = {name: getattr(settings, name) for name in WORKER_SECTIONS + WORKER_VALUES}
@@ -54,12 +54,12 @@ def worker_settings(settings: Settings) -> Settings:
         update={"ephemeral": blank.server.ephemeral.model_copy(update={"enabled": False})}
     )
     api = blank.api.model_copy(update={"url": None, "key": SecretStr(NO_KEY)})
-    found: Settings = blank.model_copy(update={**kept, "server": server, "api": api})
-    return found
+    reduced: Settings = blank.model_copy(update={**kept, "server": server, "api": api})
+    return reduced
 
 
 def _defaults(model: type[Any]) -> Any:
-    """Settings with their defaults: without validation, which would read the environment."""
+    """Make settings with their defaults, without validation, which would read the environment."""
     values = {}
     for name, field in model.model_fields.items():
         kind = field.annotation
@@ -90,12 +90,12 @@ def _flow_run_context(context: FlowRunContext) -> dict[str, Any]:
 
 
 def _flow_run(run: FlowRun | None) -> FlowRun | None:
-    """Which flow run it is; neither its parameters nor the variables of its job."""
+    """Keep the identity of a flow run, without its parameters and the variables of its job."""
     if run is None:
         return None
-    named = run.model_dump(include={"id", "name", "flow_id", "run_count", "tags", "start_time"})
-    return FlowRun.model_validate(named)
+    identity = run.model_dump(include={"id", "name", "flow_id", "run_count", "tags", "start_time"})
+    return FlowRun.model_validate(identity)
 
 
 def _no_flow() -> None:
-    """Stand in for the flow's function, which workers have no use for."""
+    """Replace the flow's function, which workers do not need."""

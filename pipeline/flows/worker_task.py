@@ -1,7 +1,7 @@
-"""A task run on a worker: Prefect's own task engine, without Prefect's server.
+"""Run a task on a worker with Prefect's own task engine, but without the Prefect server.
 
-The engine sends events and log lines to the server, for which workers would need its password:
-whoever has that can have any command run where flows run. Here they are collected and returned
+The engine sends events and log lines to the server, for which workers would need its password,
+which allows its holder to run any command where flows run. Here they are collected and returned
 with the result, and the driver sends them (`pipeline.flows.task_run_events`).
 """
 
@@ -47,14 +47,14 @@ from pipeline.flows.task_report import (
 )
 from pipeline.runs.transforms.user_code import is_from_signal, message_of
 
-FLOWS = 8
-"""Parcels that a worker keeps unpacked: of flow runs that share a cluster."""
+MAX_UNPICKLED = 8
+"""Maximum parcels that a worker keeps unpickled, one per flow run on the cluster."""
 RUNNING = "chunkmap-running"
-"""The topic of Dask's events in which workers say that a task run has begun."""
+"""Topic of the Dask events by which workers announce that a task run has started."""
 
 
 class TaskRunNames(NamedTuple):
-    """What a worker needs to know of a task run beside its parameters. Plain data."""
+    """The identity of a task run, as plain data."""
 
     id: str
     name: str
@@ -63,7 +63,7 @@ class TaskRunNames(NamedTuple):
 
 
 class ReportedTaskRun(TaskRun):
-    """A task run that notes each state it enters."""
+    """A task run that records each state it enters."""
 
     _states: list[StateReport] = PrivateAttr(default_factory=list)
 
@@ -77,13 +77,13 @@ class ReportedTaskRun(TaskRun):
 
     @property
     def reported(self) -> tuple[StateReport, ...]:
-        """The states so far, without the one it began with."""
+        """States so far, without the initial one."""
         return tuple(self._states)
 
 
 def _state_report(state: State[Any]) -> StateReport:
     name, known = state.name or "", get_args(StateType)
-    # Prefect's others are of runs that are to stop or wait, which batches are not.
+    # Other types are for runs that pause or stop on request, which batches do not.
     type_: StateType = state.type.value if state.type.value in known else "PENDING"  # type: ignore[assignment]
     return StateReport(
         type=type_,
@@ -98,27 +98,28 @@ def run_packed(parcel: bytes, names: tuple[Any, ...], parameters: dict[str, Any]
 
     Args:
         parcel: The pickled task and context, the same for all task runs of a flow run.
-        names: Of this task run: the fields of `TaskRunNames`.
-        parameters: Of the task.
+        names: The fields of `TaskRunNames`.
+        parameters: The parameters of the task.
     """
-    task, context = _unpacked(parcel)
-    named = TaskRunNames(*names)
-    # Without tags: the engine would ask the server for slots of their limits. The driver does.
+    task, context = _unpickle(parcel)
+    identity = TaskRunNames(*names)
+    # Without tags, for whose limits the engine would request slots from the server; the driver
+    # holds them.
     task_run = ReportedTaskRun(
-        id=UUID(named.id),
-        name=named.name,
-        flow_run_id=None if named.flow_run_id is None else UUID(named.flow_run_id),
+        id=UUID(identity.id),
+        name=identity.name,
+        flow_run_id=None if identity.flow_run_id is None else UUID(identity.flow_run_id),
         task_key=task.task_key,
-        dynamic_key=named.dynamic_key,
+        dynamic_key=identity.dynamic_key,
         task_version=task.version,
         state=Pending(),
     )
     result, error = None, None
-    with _lines_of(named.id) as lines, _offline():
+    with _collect_lines(identity.id) as lines, _offline():
         try:
             result = run_task_sync(task, task_run=task_run, parameters=parameters, context=context)
         except BaseException as raised:
-            # Dask ends a worker whose task raises SystemExit or KeyboardInterrupt.
+            # Dask would end the worker after a SystemExit or KeyboardInterrupt of its task.
             if is_from_signal(raised):
                 raise
             error = _error_report(raised)
@@ -142,8 +143,8 @@ def _error_report(error: BaseException) -> ErrorReport:
     )
 
 
-@single_flight(FLOWS)
-def _unpacked(parcel: bytes) -> tuple[Task[..., Any], dict[str, Any]]:
+@single_flight(MAX_UNPICKLED)
+def _unpickle(parcel: bytes) -> tuple[Task[..., Any], dict[str, Any]]:
     task, context = pickle.loads(parcel)
     return task, context
 
@@ -163,14 +164,14 @@ def _client() -> SyncPrefectClient:
     client = SyncPrefectClient(
         "http://no-server.invalid/api", httpx_settings={"transport": _NoServer()}
     )
-    return client.__enter__()  # For good: whoever uses it enters it once more.
+    return client.__enter__()  # Never exited: Prefect enters it again for each task run.
 
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Let Prefect find a client that is there and refuses everything.
+    """Give Prefect a client that refuses every request.
 
-    Without one it makes one for each task run, or starts a server.
+    Without one, it makes a client for each task run, or starts a server.
     """
     token = SyncClientContext.__var__.set(SyncClientContext.model_construct(client=_client()))
     try:
@@ -182,26 +183,26 @@ def _offline() -> Iterator[None]:
 # -- log lines -------------------------------------------------------------------------------------
 
 _lines: dict[str, list[LogLine]] = {}
-"""Of the task runs that run in this process, by id."""
+"""Log lines of the task runs in this process, by id."""
 _lock = Lock()
 
 
 @contextmanager
-def _lines_of(task_run_id: str) -> Iterator[list[LogLine]]:
-    """Collect what is logged for a task run's page, instead of sending it."""
+def _collect_lines(task_run_id: str) -> Iterator[list[LogLine]]:
+    """Collect the log lines of a task run instead of sending them to Prefect."""
     handlers.set_api_log_sink(_collect)
-    found = _lines[task_run_id] = []
+    lines = _lines[task_run_id] = []
     try:
-        yield found
+        yield lines
     finally:
         del _lines[task_run_id]
 
 
 def _collect(log: dict[str, Any]) -> None:
-    """Take a log line that Prefect would send."""
+    """Collect a log line of a task run; send any other, which is the driver's."""
     lines = _lines.get(str(log.get("task_run_id")))
     if lines is None:
-        if PREFECT_API_URL.value():  # It is a driver's own: tests, and clusters without processes.
+        if PREFECT_API_URL.value():  # Drivers share a process with workers in tests.
             handlers.APILogWorker.instance().send(log)
         return
     with _lock:

@@ -1,4 +1,4 @@
-"""The charts of a backfill's report, as Vega-Lite specifications built with Altair."""
+"""Draw the charts of a backfill's report, as Vega-Lite specifications built with Altair."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import altair as alt
 import polars as pl
 
 from pipeline.report.backfill_model import Calendar
-from pipeline.report.charts import finished
+from pipeline.report.charts import to_spec
 
 COLOURS: Mapping[str, str] = {
     "done": "var(--good)",
@@ -21,25 +21,25 @@ COLOURS: Mapping[str, str] = {
     "skipped": "var(--other)",
     "empty": "var(--paper)",
 }
-WORDS: Mapping[str, str] = {
+LABELS: Mapping[str, str] = {
     "done": "published",
     "partly": "partly done",
     "staged": "mapped, not yet published",
     "mapping": "being mapped",
     "waiting": "waiting",
     "failed": "failed",
-    "skipped": "left alone",
+    "skipped": "skipped",
     "empty": "not in the input (–)",
 }
 _MARKS = {"failed": "×", "empty": "–"}
-"""What is said by more than a colour."""
+"""Characters in cells of states that colour alone must not show."""
 _INKS = {"failed": "var(--paper)", "empty": "var(--faint)"}
-_MOST_LABELS = 40
-"""Rows that are all named; of more, every so many."""
+_MAX_LABELS = 40
+"""Maximum rows to label; of more rows, only every n-th is labelled."""
 
 
 def heat_map(calendar: Calendar) -> dict[str, Any]:
-    """The windows as a calendar; a cell that failed has a cross besides its colour."""
+    """Draw the windows as a calendar; a failed cell has a cross in addition to its colour."""
     rows, columns = list(calendar.rows), list(calendar.columns)
     data = calendar.cells.select(
         "name",
@@ -53,12 +53,12 @@ def heat_map(calendar: Calendar) -> dict[str, Any]:
         column_name=pl.col("column").replace_strict(
             dict(enumerate(columns)), return_dtype=pl.String
         ),
-        state=pl.col("state").replace_strict(dict(WORDS), return_dtype=pl.String),
+        state=pl.col("state").replace_strict(dict(LABELS), return_dtype=pl.String),
         colour=pl.col("state").replace_strict(dict(COLOURS), return_dtype=pl.String),
         mark=pl.col("state").replace_strict(_MARKS, default="", return_dtype=pl.String),
         ink=pl.col("state").replace_strict(_INKS, default="", return_dtype=pl.String),
     )
-    every = -(-len(rows) // _MOST_LABELS) or 1
+    step = -(-len(rows) // _MAX_LABELS) or 1
     shown_columns = columns if calendar.unit in ("hour", "day", "month", "year") else []
     base = alt.Chart(alt.NamedData("cells")).encode(
         x=alt.X(
@@ -80,7 +80,7 @@ def heat_map(calendar: Calendar) -> dict[str, Any]:
             title=None,
             sort=rows,
             scale=alt.Scale(domain=rows, paddingInner=0.08, paddingOuter=0.02),
-            axis=alt.Axis(values=rows[::every], labelLimit=150),
+            axis=alt.Axis(values=rows[::step], labelLimit=150),
         ),
         tooltip=[
             alt.Tooltip("name:N", title="Window" if calendar.unit in _SINGLE else "Windows"),
@@ -101,14 +101,14 @@ def heat_map(calendar: Calendar) -> dict[str, Any]:
         marks = base.mark_text(fontSize=13, fontWeight=600, aria=False)
         layers.append(marks.encode(text="mark:N", color=alt.Color("ink:N", scale=None)))
     chart = alt.layer(*layers).properties(width="container", height=height)
-    return finished(chart, {"cells": data.to_dicts()})
+    return to_spec(chart, {"cells": data.to_dicts()})
 
 
 _SINGLE = ("hour", "day", "month", "value")
 
 
 def throughput(windows: pl.DataFrame, axis: str) -> dict[str, Any]:
-    """Rows by period: what came out of each window, in the order of time.
+    """Draw the rows out of each period, in order of time.
 
     Args:
         windows: Columns period, rows_out, seconds, shown.
@@ -135,9 +135,9 @@ def throughput(windows: pl.DataFrame, axis: str) -> dict[str, Any]:
             tooltip=[
                 alt.Tooltip("period:N", title="Windows of"),
                 alt.Tooltip("rows_out:Q", title="Rows out", format=","),
-                alt.Tooltip("shown:N", title="Threads' time"),
+                alt.Tooltip("shown:N", title="Thread time"),
             ],
         )
     )
     chart = bars.properties(width="container", height=210)
-    return finished(chart, {"periods": windows.to_dicts()})
+    return to_spec(chart, {"periods": windows.to_dicts()})

@@ -1,4 +1,4 @@
-"""What a backfill's report is made from: plain data, on any machine, ended or not."""
+"""The data of a backfill's report, whether it has ended or not."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class BackfillFailure:
     chunks: int
     windows: int
     window: str
-    """Of the example, as are the following."""
+    """Window of the example, to which the next fields belong too."""
     index: int
-    """Of the chunk in its run."""
+    """Index of the chunk in its run."""
     worker: str
     message: str
     trace: str
@@ -30,37 +30,37 @@ class Calendar:
     """Windows as cells of a grid."""
 
     unit: str
-    """What a cell stands for: a day, say."""
+    """Period that a cell stands for, e.g. a day."""
     rows: Sequence[str]
     columns: Sequence[str]
     cells: pl.DataFrame
-    """name, row and column (ranks), windows, a column for each state, chunks, chunks_done,
-    chunks_failed, and the state that it is shown as."""
+    """Columns name, row and column (ranks), windows, one per state, chunks, chunks_done,
+    chunks_failed, and state (the one to show)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BackfillReport:
-    """A backfill, whole. Times are Unix seconds."""
+    """The input of the page of a backfill. Times are Unix seconds."""
 
     id: str
     job: str
     state: str
     asked: str
-    """The windows that were asked for, in words."""
+    """Requested windows, as a text."""
     facts: tuple[tuple[str, str], ...]
-    """What it is: names and values."""
+    """Names and values that describe the backfill."""
     counts: Mapping[str, int]
     """Windows in each state; chunks, chunks_done, chunks_failed, rows and bytes."""
     todo: int
-    """Windows that were to be done."""
+    """Number of windows to process."""
     windows: pl.DataFrame
-    """A row a window: label, state, skipped, run, chunks, done, failed, rows_in, rows_out,
+    """One row per window: label, state, skipped, run, chunks, done, failed, rows_in, rows_out,
     bytes_in, bytes_out, busy, started, ended."""
     calendar: Calendar
     failures: tuple[BackfillFailure, ...]
     at: float
-    """When these figures were true."""
+    """Moment of these figures."""
     created: float
     prefect_url: str = ""
     command: str = ""
-    """What to type next; empty when there is nothing to do."""
+    """Next command to type; empty if there is nothing to do."""

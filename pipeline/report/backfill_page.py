@@ -1,4 +1,4 @@
-"""What is on a backfill's page, from top to bottom."""
+"""Build the page of a backfill, from top to bottom."""
 
 from __future__ import annotations
 
@@ -34,24 +34,29 @@ from pipeline.report.page import (
     Section,
     Table,
     Tone,
+    link,
 )
 from pipeline.report.tables import first_line, name_html, table_html
 
-MOST_FAILED = 200
-"""Failed windows that are listed."""
-MOST_SLOW = 15
-MOST_GROUPS = 15
-MOST_TEXT = 8_000
-MOST_PERIODS = 120
+MAX_FAILED = 200
+"""Maximum failed windows to list."""
+MAX_SLOW = 15
+"""Maximum slow windows to list."""
+MAX_GROUPS = 15
+"""Maximum kinds of failure to show."""
+MAX_TEXT = 8_000
+"""Maximum characters of an error's message or traceback."""
+MAX_PERIODS = 120
+"""Maximum bars of the chart of rows."""
 _STATES: dict[str, Tone] = {"done": "good", "failed": "bad", "cancelled": "bad", "running": "plain"}
 
 
 def build_page(report: BackfillReport) -> Page:
-    """The page of a backfill."""
+    """Build the page of a backfill."""
     sections = [
         Section("Windows", _windows(report)),
         _failures(report),
-        _course(report),
+        _progress(report),
         Section("The backfill", _facts(report)),
     ]
     state = report.state[:1].upper() + report.state[1:]
@@ -70,7 +75,7 @@ def build_page(report: BackfillReport) -> Page:
 
 
 def active_seconds(windows: pl.DataFrame) -> float:
-    """How long at least one window was at work: pauses do not count."""
+    """Add up the seconds in which at least one window was mapped, so without pauses."""
     spans = windows.select("started", "ended").drop_nulls().sort("started")
     total, reached = 0.0, float("-inf")
     for start, end in spans.iter_rows():
@@ -81,44 +86,44 @@ def active_seconds(windows: pl.DataFrame) -> float:
 
 def _summary(report: BackfillReport) -> str:
     counts = report.counts
-    said = (
+    text = (
         f"{count(counts['done'])} of {plural(report.todo, 'window')} ({report.asked}) "
         f"{'is' if counts['done'] == 1 else 'are'} published"
     )
     if counts["failed"]:
-        said += f", {count(counts['failed'])} failed"
+        text += f", {count(counts['failed'])} failed"
     left = counts["waiting"] + counts["mapping"] + counts["staged"]
     if left:
-        said += f", {count(left)} left"
+        text += f", {count(left)} left"
     return (
-        f"{said}. {short_count(counts['rows_in'])} rows in, {short_count(counts['rows_out'])} out."
+        f"{text}. {short_count(counts['rows_in'])} rows in, {short_count(counts['rows_out'])} out."
     )
 
 
 def _notice(report: BackfillReport) -> Notice | None:
     if report.state == "done":
-        return Notice("Every window that was to be done is published.", report.command, "good")
+        return Notice("Every requested window is published.", report.command, "good")
     if not report.command:
         return None
-    words = "What to do next. What is done is kept."
+    text = "What to do next: run this. Completed work is kept."
     if report.counts["failed"]:
-        words = "What to do next: mend the cause (see the failures below), then run this."
-    return Notice(words, report.command, "bad" if report.counts["failed"] else "warn")
+        text = "What to do next: fix the cause (see the failures below), then run this."
+    return Notice(text, report.command, "bad" if report.counts["failed"] else "warn")
 
 
 def _cards(report: BackfillReport) -> tuple[Card, ...]:
     counts, seconds = report.counts, active_seconds(report.windows)
     failed, share = counts["failed"], counts["done"] / report.todo if report.todo else 1.0
-    alone = counts["skipped"] + counts["empty"]
+    skipped = counts["skipped"] + counts["empty"]
     return (
-        Card("Windows published", count(counts["done"]), f"of {count(report.todo)} to be done"),
+        Card("Windows published", count(counts["done"]), f"of {count(report.todo)} to do"),
         Card(
             "Windows failed",
             count(failed),
             f"{percent(failed / report.todo)} of them" if report.todo else "",
             "bad" if failed else "plain",
         ),
-        Card("Left alone", count(alone), f"{count(counts['empty'])} not in the input"),
+        Card("Skipped", count(skipped), f"{count(counts['empty'])} not in the input"),
         Card("Done", percent(share), f"{count(counts['chunks_done'])} chunks"),
         Card("Rows in", short_count(counts["rows_in"])),
         Card("Rows out", short_count(counts["rows_out"])),
@@ -130,7 +135,7 @@ def _cards(report: BackfillReport) -> tuple[Card, ...]:
         Card(
             "Time",
             duration(seconds),
-            rate(counts["rows_in"] / seconds, "rows") if seconds else "nothing is mapped yet",
+            rate(counts["rows_in"] / seconds, "rows") if seconds else "no chunk is mapped yet",
         ),
     )
 
@@ -138,11 +143,11 @@ def _cards(report: BackfillReport) -> tuple[Card, ...]:
 def _windows(report: BackfillReport) -> tuple[Block, ...]:
     calendar, counts = report.calendar, report.counts
     if not calendar.cells.height:
-        return (Note("No window was asked for."),)
+        return (Note("No window was requested."),)
     shown = calendar.cells["state"].unique().to_list()
-    words = ", ".join(
-        f"{count(counts.get(state, 0))} {said}"
-        for state, said in backfill_charts.WORDS.items()
+    text = ", ".join(
+        f"{count(counts.get(state, 0))} {label}"
+        for state, label in backfill_charts.LABELS.items()
         if counts.get(state, 0)
     )
     unit = calendar.unit if calendar.unit[0].isdigit() else f"one {calendar.unit}"
@@ -150,11 +155,11 @@ def _windows(report: BackfillReport) -> tuple[Block, ...]:
         Chart(
             "Calendar",
             backfill_charts.heat_map(calendar),
-            f"Calendar of {plural(report.windows.height, 'window')}: {words}.",
-            f"A cell is {unit}. {words[:1].upper() + words[1:]}.",
+            f"Calendar of {plural(report.windows.height, 'window')}: {text}.",
+            f"A cell is {unit}. {text[:1].upper() + text[1:]}.",
             tuple(
-                LegendItem(said, backfill_charts.COLOURS[state])
-                for state, said in backfill_charts.WORDS.items()
+                LegendItem(label, backfill_charts.COLOURS[state])
+                for state, label in backfill_charts.LABELS.items()
                 if state in shown
             ),
         ),
@@ -167,40 +172,40 @@ def _failures(report: BackfillReport) -> Section | None:
         return Section("Failures", (Note("No window failed."),))
     blocks: list[Block] = []
     if report.failures:
-        blocks.append(Table("By kind", _kinds(report.failures[:MOST_GROUPS])))
+        blocks.append(Table("By kind", _kinds(report.failures[:MAX_GROUPS])))
         blocks += [
             Example(
-                f"{one.error} in window {one.window}, chunk {one.index}, on {one.worker}",
-                (one.trace or one.message or "(no message)")[:MOST_TEXT],
+                f"{group.error} in window {group.window}, chunk {group.index}, on {group.worker}",
+                (group.trace or group.message or "(no message)")[:MAX_TEXT],
                 open=at == 0,
             )
-            for at, one in enumerate(report.failures[:MOST_GROUPS])
+            for at, group in enumerate(report.failures[:MAX_GROUPS])
         ]
     if bad.height:
-        more = bad.height - MOST_FAILED
-        caption = f"The first {MOST_FAILED} of {count(bad.height)}." if more > 0 else ""
-        blocks.append(Table("Failed windows", _failed_table(bad.head(MOST_FAILED)), caption))
-    lead = f"{plural(bad.height, 'window')} failed; all others are not touched by it."
+        more = bad.height - MAX_FAILED
+        caption = f"The first {MAX_FAILED} of {count(bad.height)}." if more > 0 else ""
+        blocks.append(Table("Failed windows", _failed_table(bad.head(MAX_FAILED)), caption))
+    lead = f"{plural(bad.height, 'window')} failed; the other windows are not affected."
     return Section("Failures", tuple(blocks), lead)
 
 
 def _kinds(groups: tuple[BackfillFailure, ...]) -> Markup:
     rows = [
         {
-            "error": name_html(one.error),
-            "message": f'<span class="message">{escape(first_line(one.message))}</span>',
-            "windows": count(one.windows),
-            "chunks": count(one.chunks),
-            "window": name_html(one.window),
+            "error": name_html(group.error),
+            "message": f'<span class="message">{escape(first_line(group.message))}</span>',
+            "windows": count(group.windows),
+            "chunks": count(group.chunks),
+            "window": name_html(group.window),
         }
-        for one in groups
+        for group in groups
     ]
     labels = {
         "error": "Error",
-        "message": "Example",
+        "message": "Message",
         "windows": "Windows",
         "chunks": "Chunks",
-        "window": "Such as",
+        "window": "Example window",
     }
     frame = pl.DataFrame(rows, schema=dict.fromkeys(labels, pl.String))
     return table_html(
@@ -232,17 +237,19 @@ def _failed_table(bad: pl.DataFrame) -> Markup:
     return table_html(frame, labels, numbers=("chunks", "done", "failed"), markup=())
 
 
-def _course(report: BackfillReport) -> Section | None:
+def _progress(report: BackfillReport) -> Section | None:
     done = report.windows.filter(pl.col("done") > 0).with_columns(
         seconds=(pl.col("ended") - pl.col("started")).clip(1e-3)
     )
     if done.is_empty():
         return None
     return Section(
-        "How it went",
+        "Progress",
         (
             durations_chart(
-                "window", done["seconds"], "From the first chunk's begin to the last one's end. "
+                "window",
+                done["seconds"],
+                "From the start of the first chunk to the end of the last. ",
             ),
             _rows(done),
             _slowest(done),
@@ -251,9 +258,11 @@ def _course(report: BackfillReport) -> Section | None:
 
 
 def _rows(done: pl.DataFrame) -> Block:
-    length = next((n for n in (None, 10, 7, 4) if _periods(done, n) <= MOST_PERIODS), 4)
-    by = done.group_by(pl.col("label").str.slice(0, length).alias("period"), maintain_order=True)
-    data = by.agg(pl.col("rows_out").sum(), pl.col("busy").sum().alias("seconds"))
+    length = next((n for n in (None, 10, 7, 4) if _periods(done, n) <= MAX_PERIODS), 4)
+    period = pl.col("label").str.slice(0, length).alias("period")
+    data = done.group_by(period, maintain_order=True).agg(
+        pl.col("rows_out").sum(), pl.col("busy").sum().alias("seconds")
+    )
     data = data.with_columns(shown=pl.col("seconds").map_elements(duration, return_dtype=pl.String))
     total = int(data["rows_out"].sum())
     text = f"{short_count(total)} rows out of {plural(done.height, 'window')}."
@@ -274,7 +283,7 @@ def _slowest(done: pl.DataFrame) -> Table:
     labels = {
         "label": "Window",
         "took": "Took",
-        "busy": "Threads' time",
+        "busy": "Thread time",
         "chunks": "Chunks",
         "rows": "Rows in",
         "size": "Read",
@@ -290,7 +299,7 @@ def _slowest(done: pl.DataFrame) -> Table:
             "size": byte_size(row["bytes_in"]),
             "run": row["run"] or "",
         }
-        for row in done.sort("seconds", descending=True).head(MOST_SLOW).iter_rows(named=True)
+        for row in done.sort("seconds", descending=True).head(MAX_SLOW).iter_rows(named=True)
     ]
     frame = pl.DataFrame(rows, schema=dict.fromkeys(labels, pl.String))
     numbers = ("took", "busy", "chunks", "rows", "size")
@@ -298,16 +307,14 @@ def _slowest(done: pl.DataFrame) -> Table:
 
 
 def _facts(report: BackfillReport) -> tuple[Block, ...]:
-    from pipeline.report.page import link
-
     items: list[tuple[str, Any]] = [("Backfill", report.id), *report.facts]
     items.append(("Created", instant(report.created)))
     if report.prefect_url:
         items.append(("Prefect", link(report.prefect_url)))
-    why = report.windows.filter(pl.col("skipped").is_not_null())["skipped"]
-    reasons = why.str.replace(r"run [0-9a-f]{16}", "an earlier run").value_counts(sort=True)
+    skipped_for = report.windows.filter(pl.col("skipped").is_not_null())["skipped"]
+    reasons = skipped_for.str.replace(r"run [0-9a-f]{16}", "an earlier run").value_counts(sort=True)
     skipped = tuple((count(number), reason) for reason, number in reasons.head(20).iter_rows())
-    blocks: list[Block] = [Facts("What was asked for", tuple(items), half=bool(skipped))]
+    blocks: list[Block] = [Facts("Request", tuple(items), half=bool(skipped))]
     if skipped:
-        blocks.append(Facts("Why windows were left alone", skipped, half=True))
+        blocks.append(Facts("Why windows were skipped", skipped, half=True))
     return tuple(blocks)

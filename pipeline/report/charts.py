@@ -1,7 +1,7 @@
-"""Charts as Vega-Lite specifications, built with Altair.
+"""Draw charts as Vega-Lite specifications, built with Altair.
 
-Each builder takes data frames and returns a specification as a dict, its data inside. Colours are
-the page's CSS variables; sizes follow the page's width. Titles, legends and text alternatives
+Each builder takes data frames and returns a specification as a dict that contains the data. Colours
+are the page's CSS variables; sizes follow the page's width. Titles, legends and text alternatives
 belong to the page (page.Chart), not to the drawing.
 """
 
@@ -17,7 +17,7 @@ from pipeline.report.run_figures import Share
 from pipeline.report.run_timeline import ticks
 
 VALIDATED = False
-"""Whether each chart is held against the schema of Vega-Lite when it is made."""
+"""Whether to validate each chart against the schema of Vega-Lite."""
 COLOURS: Mapping[str, str] = {
     name: f"var(--{name})" for name in ("read", "compute", "stage", "other", "idle", "plan", "bad")
 }
@@ -28,13 +28,13 @@ SECONDS_LABEL = (
     "datum.value < 3600 ? format(datum.value / 60, '.4~g') + ' min' : "
     "format(datum.value / 3600, '.4~g') + ' h'"
 )
-"""A Vega expression that labels an axis of seconds with the unit of each tick."""
+"""Vega expression that labels an axis of seconds with the unit of each tick."""
 BYTES_LABEL = "replace(format(datum.value, '.3~s'), /([a-zA-Z]?)$/, ' $1') + 'B/s'"
 COUNT_LABEL = "format(datum.value, datum.value >= 10000 ? '.3~s' : ',')"
 
 
 def share_bar(shares: Sequence[Share], colours: Sequence[str]) -> dict[str, Any]:
-    """One bar cut into the parts of a whole, in order."""
+    """Draw one bar divided into the parts of a whole, in order."""
     rows, before = [], 0.0
     for share, colour in zip(shares, colours, strict=True):
         rows.append(
@@ -64,7 +64,7 @@ def share_bar(shares: Sequence[Share], colours: Sequence[str]) -> dict[str, Any]
             ],
         )
     )
-    return finished(chart, {"shares": rows})
+    return to_spec(chart, {"shares": rows})
 
 
 def timeline(
@@ -74,16 +74,16 @@ def timeline(
     seconds: float,
     pauses: Sequence[tuple[float, float]] = (),
 ) -> dict[str, Any]:
-    """Every chunk as a bar of read, compute, stage and the rest, on its worker's row.
+    """Draw every chunk as a bar of read, compute, stage and the rest, on its worker's row.
 
     Args:
-        spans: Columns row, lane, start, read, compute, stage, stop (where each part ends, in
-            active seconds), and what the tooltip shows: chunk, index, batch, attempt, worker,
-            took, rows_in, rows_out.
+        spans: Columns row, lane, start, read, compute, stage, stop (the end of each part, in
+            active seconds), and those of the tooltip: chunk, index, batch, attempt, worker, took,
+            rows_in, rows_out.
         failures: Columns row, at (active seconds), chunk, error.
         rows: The rows from top to bottom.
-        seconds: The run's active seconds: the axis.
-        pauses: Where the run stood still (active seconds) and for how long.
+        seconds: The run's active seconds, the length of the axis.
+        pauses: The start of each pause (active seconds) and its length.
     """
     lanes = int(spans["lane"].max() or 0) + 1  # type: ignore[arg-type]
     y: dict[str, Any] = {"y": _rows_axis(rows)}
@@ -100,7 +100,7 @@ def timeline(
         alt.Tooltip("rows_in:Q", title="Rows in", format=","),
         alt.Tooltip("rows_out:Q", title="Rows out", format=","),
     ]
-    # Where bars are wide enough to tell apart, a hairline parts neighbours.
+    # A hairline separates bars that are wide enough.
     hairline = 0.6 if spans.height <= 400 else 0
     base = alt.Chart(alt.NamedData("chunks")).encode(**y, tooltip=tooltip)
 
@@ -119,7 +119,7 @@ def timeline(
     layers += _marks(bool(failures.height), bool(pauses), rows, seconds)
     height = max(70, min(620, len(rows) * lanes * 22, 90 + len(rows) * lanes * 12))
     chart = alt.layer(*layers).properties(width="container", height=height)
-    return finished(chart, _marked({"chunks": spans.to_dicts()}, failures, pauses))
+    return to_spec(chart, _add_marks({"chunks": spans.to_dicts()}, failures, pauses))
 
 
 def utilisation(
@@ -129,9 +129,9 @@ def utilisation(
     seconds: float,
     pauses: Sequence[tuple[float, float]] = (),
 ) -> dict[str, Any]:
-    """How busy each row of workers was over time: timeline.utilisation as a heat map.
+    """Draw how busy each row of workers was, from run_timeline.utilisation, as a heat map.
 
-    Failures as for timeline().
+    The other arguments are as for timeline().
     """
     data = cells.select(
         "row",
@@ -161,18 +161,18 @@ def utilisation(
     layers = [base, *_marks(bool(failures.height), bool(pauses), rows, seconds)]
     height = max(70, min(620, len(rows) * 24))
     chart = alt.layer(*layers).properties(width="container", height=height)
-    return finished(chart, _marked({"cells": data.to_dicts()}, failures, pauses))
+    return to_spec(chart, _add_marks({"cells": data.to_dicts()}, failures, pauses))
 
 
 def rate_over_time(
     series: pl.DataFrame, mean: float, seconds: float, value_label: str
 ) -> dict[str, Any]:
-    """A rate in steps over active seconds, with its mean.
+    """Draw a rate in steps over active seconds, with its mean.
 
     Args:
-        series: Columns start, stop (active seconds), value, shown (its value in words).
-        mean: Where the dashed line is.
-        seconds: The axis.
+        series: Columns start, stop (active seconds), value, shown (the value as a text).
+        mean: The value of the dashed line.
+        seconds: The length of the time axis.
         value_label: A Vega expression that labels the axis of values.
     """
     rows = series.to_dicts()
@@ -188,7 +188,7 @@ def rate_over_time(
         ),
     )
     area = base.mark_area(interpolate="step-after", line={"interpolate": "step-after"}, aria=False)
-    # Bars that cannot be seen: a tooltip wherever the pointer is.
+    # Invisible bars show a tooltip at any position of the pointer.
     hover = base.mark_bar(opacity=0, aria=False).encode(
         x2="stop:Q", tooltip=[alt.Tooltip("shown:N", title="Rate")]
     )
@@ -198,13 +198,13 @@ def rate_over_time(
         .encode(y="value:Q")
     )
     chart = alt.layer(area, rule, hover).properties(width="container", height=190)
-    return finished(chart, {"series": rows, "mean": [{"value": mean}]})
+    return to_spec(chart, {"series": rows, "mean": [{"value": mean}]})
 
 
 def histogram(
     bins: pl.DataFrame, logarithmic: bool, marks: Sequence[tuple[float, str]]
 ) -> dict[str, Any]:
-    """Counts of durations (figures.histogram), with marked values such as the median."""
+    """Draw counts of durations (run_figures.histogram), with marked values such as the median."""
     top = float(bins["count"].max() or 1)  # type: ignore[arg-type]
     axis = alt.Axis(labelExpr=SECONDS_LABEL, tickCount=6, labelOverlap="greedy")
     scale = alt.Scale(zero=False, nice=False, padding=0)
@@ -242,13 +242,13 @@ def histogram(
     halo = marked.mark_text(
         align="left", dx=4, baseline="top", stroke="var(--paper)", strokeWidth=3
     ).encode(y="y:Q", text="label:N")
-    # Labels stand above the bars, each lower than the last, so that close marks stay legible.
+    # Labels are above the bars, each lower than the last, so that close labels do not overlap.
     placed = [
         {"value": value, "label": label, "y": top * (1.24 - 0.11 * place)}
         for place, (value, label) in enumerate(marks)
     ]
     chart = alt.layer(bars, rules, halo, labels).properties(width="container", height=210)
-    return finished(chart, {"bins": bins.to_dicts(), "marks": placed})
+    return to_spec(chart, {"bins": bins.to_dicts(), "marks": placed})
 
 
 def _time_axis(field: str, seconds: float) -> alt.X:
@@ -317,7 +317,7 @@ def _marks(failures: bool, pauses: bool, rows: Sequence[str], seconds: float) ->
     return layers
 
 
-def _marked(
+def _add_marks(
     data: dict[str, Any], failures: pl.DataFrame, pauses: Sequence[tuple[float, float]]
 ) -> dict[str, Any]:
     from pipeline.report.humanize import duration
@@ -326,15 +326,15 @@ def _marked(
         data["failures"] = failures.to_dicts()
     if pauses:
         data["pauses"] = [
-            {"at": at, "label": f"nothing ran for {duration(length)}"} for at, length in pauses
+            {"at": at, "label": f"paused for {duration(length)}"} for at, length in pauses
         ]
     return data
 
 
-def finished(chart: alt.TopLevelMixin, data: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """A chart as a specification with its data inside."""
-    # The data goes in afterwards: Altair would copy every row. The charts are our own, and tests
-    # hold them against the schema: to do so again takes a third of a report's time.
+def to_spec(chart: alt.TopLevelMixin, data: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Convert a chart to a specification that contains its data."""
+    # The data are added afterwards, since Altair would copy every row. Tests validate the charts;
+    # validating them here would take a third of a report's time.
     spec = chart.to_dict(validate=VALIDATED)
     for key in ("$schema", "config"):
         spec.pop(key, None)

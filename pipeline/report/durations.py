@@ -1,4 +1,4 @@
-"""How long chunks, or windows, took: one picture for both kinds of report."""
+"""Draw the durations of chunks or windows, for both kinds of report."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pipeline.report.page import Block, Chart, Note
 
 
 def durations_chart(thing: str, seconds: pl.Series, before: str = "") -> Block:
-    """A histogram, or a note where one would say nothing.
+    """Draw a histogram of durations, or write a note if there are fewer than two.
 
     Args:
-        thing: What took so long: `chunk`.
-        seconds: Of each; nulls do not count.
-        before: Begins the text below it.
+        thing: The noun for what took these durations, e.g. `chunk`.
+        seconds: The durations; nulls are ignored.
+        before: The beginning of the caption.
     """
     seconds = seconds.drop_nulls()
     stats = run_figures.durations(seconds)
@@ -30,7 +30,7 @@ def durations_chart(thing: str, seconds: pl.Series, before: str = "") -> Block:
     )
     marks = [(median, f"median {duration(median)}"), (high, f"95% {duration(high)}")]
     return Chart(
-        f"How long {thing}s took",
+        f"Duration of {thing}s",
         charts.histogram(bins, logarithmic, marks),
         f"Histogram of the durations of {plural(len(seconds), thing)}. {text}",
         before + text + (" The axis is logarithmic." if logarithmic else ""),

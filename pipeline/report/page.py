@@ -1,10 +1,11 @@
-"""The page that every report shares: one self-contained HTML file.
+"""Render the page that all reports share: one self-contained HTML file.
 
-A page holds its styles, its data and the Vega libraries itself. Its content security policy lets
-the browser load nothing at all and run only the two scripts that are in the page, known by their
-hashes: neither a stray address nor an error message full of markup can do anything.
+A page contains its styles, its data and the Vega libraries. Its content security policy lets the
+browser load nothing and run only the two scripts in the page, identified by their hashes: an
+address or markup in an error message can do no harm.
 
-Charts take their colours from CSS variables, so one drawing serves light, dark and print.
+Charts take their colours from CSS variables, so the same drawing works in light mode, dark mode and
+print.
 """
 
 from __future__ import annotations
@@ -39,34 +40,34 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class LegendItem:
-    """A colour of a chart in words."""
+    """The meaning of a colour of a chart."""
 
     label: str
     colour: str
-    """A CSS colour, by preference one of the page's variables: `var(--read)`."""
+    """CSS colour, preferably one of the page's variables, such as `var(--read)`."""
     value: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A Vega-Lite chart with what a reader needs who cannot see it."""
+    """A Vega-Lite chart with a text alternative."""
 
     kind: ClassVar[str] = "chart"
     title: str
     spec: Mapping[str, Any]
-    """Vega-Lite, with its data; sized `container` in width."""
+    """Vega-Lite specification with its data; its width is `container`."""
     description: str
-    """What the chart shows, in words: the text alternative."""
+    """Text alternative: what the chart shows."""
     caption: str = ""
-    """What to see in it: one or two sentences under the title."""
+    """One or two sentences under the title that state the result."""
     legend: tuple[LegendItem, ...] = ()
     half: bool = False
-    """Half the page's width, where the page is wide enough."""
+    """Whether it takes half the page's width, if the page is wide enough."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table, as the HTML that tables.py makes."""
+    """A table, as HTML made by tables.py."""
 
     kind: ClassVar[str] = "table"
     title: str
@@ -77,7 +78,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Names and values, in a list; a value may be Markup (a link)."""
+    """A list of names and values; a value may be Markup (a link)."""
 
     kind: ClassVar[str] = "facts"
     title: str
@@ -96,7 +97,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A long text, such as an error's message, folded behind its summary."""
+    """A long text, such as an error's message, collapsed behind its summary."""
 
     kind: ClassVar[str] = "example"
     summary: str
@@ -110,7 +111,7 @@ Block = Chart | Table | Facts | Note | Example
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading and what is under it."""
+    """A heading and the blocks under it."""
 
     title: str
     blocks: tuple[Block, ...]
@@ -132,9 +133,9 @@ class Page:
 
     title: str
     kicker: str
-    """The kind of report, above the title."""
+    """Kind of report, shown above the title."""
     summary: str
-    """The page in one sentence."""
+    """Summary of the page in one sentence."""
     cards: tuple[Card, ...]
     sections: tuple[Section, ...]
     badge: str = ""
@@ -144,10 +145,10 @@ class Page:
 
 
 def render_page(page: Page) -> str:
-    """The page as HTML that opens offline.
+    """Render the page as HTML that opens offline.
 
     Raises:
-        ValueError: A script would end the element that it is in.
+        ValueError: A script contains the end tag of its own element.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -157,7 +158,7 @@ def render_page(page: Page) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_shown,
+        finalize=_escape_controls,
     )
     environment.filters["json"] = script_json
     has_charts = any(block.kind == "chart" for part in page.sections for block in part.blocks)
@@ -172,28 +173,30 @@ def render_page(page: Page) -> str:
 
 
 class _Asset(Markup):
-    """A style or a script of ours: the policy names its hash, so it stays as it is."""
+    """A style or a script of the page, inserted unchanged, since the policy has its hash."""
 
 
-def _shown(value: Any) -> Any:
-    """Spell control characters and bidirectional overrides in whatever the page shows."""
+def _escape_controls(value: Any) -> Any:
+    """Escape control characters and bidirectional overrides in a value of the template."""
     if isinstance(value, _Asset) or not isinstance(value, str):
         return value
     return Markup(printable(str(value))) if isinstance(value, Markup) else printable(value)
 
 
-def _spelled(value: Any) -> Any:
-    """The same in the data of a chart."""
+def _escape_data(value: Any) -> Any:
+    """Escape control characters in the data of a chart."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, Mapping):
-        return {_spelled(key): _spelled(item) for key, item in value.items()}
-    return [_spelled(item) for item in value] if isinstance(value, list | tuple) else value
+        return {_escape_data(key): _escape_data(item) for key, item in value.items()}
+    return [_escape_data(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def script_json(value: Any) -> Markup:
-    """JSON that is safe inside a script element, whatever its strings hold."""
-    text = json.dumps(_spelled(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    """Render JSON that is safe inside a script element, with any strings."""
+    text = json.dumps(
+        _escape_data(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False
+    )
     return Markup(
         text.replace("&", "\\u0026")
         .replace("<", "\\u003c")
@@ -204,7 +207,7 @@ def script_json(value: Any) -> Markup:
 
 
 def vega_theme() -> dict[str, Any]:
-    """The Vega-Lite configuration of every chart."""
+    """Make the Vega-Lite configuration of all charts."""
     text = {
         "labelColor": "var(--soft)",
         "titleColor": "var(--soft)",
@@ -245,7 +248,7 @@ def _policy(scripts: Sequence[str]) -> str:
         f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
         for script in scripts
     )
-    # Vega sets style attributes; nothing in them can load, since everything else is 'none'.
+    # Vega sets style attributes; they can load nothing, since everything else is 'none'.
     allowed = hashes or "'none'"
     return (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
@@ -258,7 +261,7 @@ def _vega_bundle() -> str:
     import vl_convert
 
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    # A block keeps the bundle's thousands of names out of the page's global scope.
+    # The braces keep the bundle's thousands of names out of the global scope.
     return _script("{" + bundle + "}")
 
 
@@ -275,8 +278,7 @@ def _script(text: str) -> str:
 
 
 def link(url: str) -> str:
-    """An address as a link, if it is one of the web."""
-    # Only an address of the web becomes a link: javascript: and the like stay text.
+    """Make a link of a web address; any other, such as `javascript:`, stays text."""
     if urlsplit(url).scheme not in ("http", "https"):
         return url
     return Markup('<a href="{0}" rel="noreferrer">{0}</a>').format(escape(url))

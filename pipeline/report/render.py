@@ -1,10 +1,10 @@
-"""A run's report: the same figures as a page, as JSON and as Markdown.
+"""Render a run's report as a page, as JSON and as Markdown.
 
     render_html(report)       one self-contained page; opens offline
-    render_json(report)       for programs; SCHEMA in run_json.py says what is in it
+    render_json(report)       for programs; SCHEMA in run_json.py describes it
     render_markdown(report)   a short summary, for a Prefect artifact or a chat message
 
-Each starts from a RunReport alone: nothing is read from disk or network.
+Each needs only a RunReport, and reads nothing from disk or network.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pipeline.report.run_model import RunReport
 
 
 def import_renderers() -> None:
-    """Import what pages are made with, a second and a half, before it is needed."""
+    """Import the libraries for pages ahead of time; it takes a second and a half."""
     import pipeline.report.page
     import pipeline.report.run_page  # noqa: F401
 
 
 def render_html(report: RunReport) -> str:
-    """The report as one HTML page that loads nothing. Takes seconds at 100,000 chunks."""
+    """Render the report as one HTML page that loads nothing; 100,000 chunks take seconds."""
     from pipeline.report.page import render_page
     from pipeline.report.run_page import build_page
 
@@ -27,18 +27,18 @@ def render_html(report: RunReport) -> str:
 
 
 def render_json(report: RunReport) -> str:
-    """The report as one JSON object, on one line."""
+    """Render the report as one JSON object on one line."""
     from pipeline.report.run_json import build_json
 
     return build_json(report)
 
 
 def render_markdown(report: RunReport, location: str | None = None) -> str:
-    """The report in a few lines of Markdown.
+    """Render the report as a few lines of Markdown.
 
     Args:
         report: The run.
-        location: Where the page is, to link to it.
+        location: The address of the page, to link to it.
     """
     from pipeline.report.run_markdown import build_markdown
 

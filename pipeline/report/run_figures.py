@@ -1,6 +1,7 @@
-"""The figures of a run: totals, durations, where time went, slowest chunks, kinds of failure.
+"""Compute the figures of a run: totals, durations, use of time, slowest chunks, kinds of failure.
 
-Pure: a RunReport in, small frozen records and data frames out. Nothing here formats or draws.
+All functions are pure: they take a RunReport and return frozen records and data frames. Nothing
+here formats or draws.
 """
 
 from __future__ import annotations
@@ -14,27 +15,27 @@ from pipeline.report.run_model import RunReport
 from pipeline.report.run_timeline import Clock, concurrency
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-# Numbers, hex ids and quoted or addressed things differ between failures of one kind.
+# Parts of messages that differ between failures of one kind: numbers, hex ids, quotes, addresses.
 _VOLATILE = r"(?i)\b0x[0-9a-f]+\b|\b[0-9a-f]{8,}\b|\d+(?:\.\d+)?|\S+://\S+|'[^']*'|\"[^\"]*\""
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """The run in numbers. A chunk that completed twice counts once, but in `redone`."""
+    """The totals of a run. A chunk that completed twice counts once, except in `*_redone`."""
 
     chunks_planned: int
     chunks_done: int
     chunks_failed: int
-    """Chunks that were still failed at the end."""
+    """Number of chunks that were still failed at the end."""
     rows_in: int
     rows_out: int
     bytes_in: int
     bytes_out: int
     workers: int
     attempts_redone: int
-    """Attempts beyond one a chunk: failed attempts of chunks that completed, and second copies."""
+    """Attempts beyond the first of each chunk: failed ones of completed chunks, and duplicates."""
     seconds_redone: float
-    """Worker seconds of second copies. What failed attempts took is not recorded."""
+    """Worker seconds of duplicates; those of failed attempts are not recorded."""
     attempts_failed: int
     wall_seconds: float
     paused_seconds: float
@@ -42,17 +43,17 @@ class Totals:
 
     @property
     def chunks_left(self) -> int:
-        """Chunks without a completion."""
+        """Number of chunks without a completion."""
         return max(0, self.chunks_planned - self.chunks_done)
 
     @property
     def rows_per_second(self) -> float:
-        """Input rows a second of active time, planning and publishing included."""
+        """Input rows per second of active time, planning and publishing included."""
         return self.rows_in / self.active_seconds if self.active_seconds > 0 else 0.0
 
     @property
     def bytes_per_second(self) -> float:
-        """Input bytes a second of active time, planning and publishing included."""
+        """Input bytes per second of active time, planning and publishing included."""
         return self.bytes_in / self.active_seconds if self.active_seconds > 0 else 0.0
 
 
@@ -63,55 +64,55 @@ class Share:
     name: str
     seconds: float
     share: float
-    """0 to 1."""
+    """Share of the whole, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """How long chunks took, in seconds."""
+    """The distribution of durations, in seconds."""
 
     minimum: float
     maximum: float
     mean: float
     quantiles: tuple[tuple[float, float], ...]
-    """(q, seconds) for each of QUANTILES."""
+    """Pairs (q, seconds) for all QUANTILES."""
 
     def quantile(self, q: float) -> float:
-        """The seconds at one of QUANTILES."""
+        """Look up the seconds of one of QUANTILES."""
         return dict(self.quantiles)[q]
 
 
 @dataclass(frozen=True, slots=True)
 class FailureGroup:
-    """Failed attempts of one kind: one error type, messages alike but for names and numbers."""
+    """Failed attempts of one kind: messages differ only in names and numbers."""
 
     error: str
     attempts: int
     chunks: int
     chunks_final: int
-    """Chunks still failed at the end with this error as one of theirs."""
+    """Chunks with this error that were still failed at the end."""
     transient: bool
     first_at: float
-    """Unix seconds."""
+    """Unix seconds of the first failure."""
     last_at: float
     chunk: str
-    """An example, with its index, worker (or nothing) and whole message."""
+    """Chunk of an example, to which index, worker (or nothing) and full message belong."""
     index: int
     worker: str
     message: str
 
 
 def first_completions(report: RunReport) -> pl.DataFrame:
-    """One completion a chunk: the one that ended first."""
+    """Select one completion per chunk: the one that ended first."""
     ended = pl.col("started") + pl.col("seconds")
     return report.completions.sort(ended, "attempt").unique("chunk", keep="first").sort("index")
 
 
 def totals(report: RunReport, clock: Clock) -> Totals:
-    """The run in numbers."""
+    """Compute the totals of a run."""
     done = first_completions(report)
-    again = report.completions.height - done.height
-    # The first failure of a chunk that never completed is no redone work; its retries are.
+    duplicates = report.completions.height - done.height
+    # The first failure of a chunk that never completed is not repeated work; its retries are.
     retried = report.failures.height - (
         report.failures.join(done, on="chunk", how="anti")["chunk"].n_unique()
     )
@@ -125,7 +126,7 @@ def totals(report: RunReport, clock: Clock) -> Totals:
         bytes_in=int(done["bytes_in"].sum()),
         bytes_out=int(done["bytes_out"].sum()),
         workers=names.filter(names != "").n_unique(),
-        attempts_redone=again + retried,
+        attempts_redone=duplicates + retried,
         seconds_redone=max(
             0.0, float(report.completions["seconds"].sum()) - float(done["seconds"].sum())
         ),
@@ -137,7 +138,7 @@ def totals(report: RunReport, clock: Clock) -> Totals:
 
 
 def durations(seconds: pl.Series) -> Durations | None:
-    """The distribution of the chunks' seconds; None without any."""
+    """Compute the distribution of durations; None if there are none."""
     if seconds.is_empty():
         return None
     values = seconds.sort()
@@ -152,7 +153,7 @@ def durations(seconds: pl.Series) -> Durations | None:
 
 
 def histogram(seconds: pl.Series, bins: int = 40) -> tuple[pl.DataFrame, bool]:
-    """Counts of durations in equal bins, or in equal ratios when their tail is long.
+    """Count durations in bins of equal width, or of equal ratio if their tail is long.
 
     Returns columns start, stop (seconds), count; and whether the bins are logarithmic.
     """
@@ -164,9 +165,9 @@ def histogram(seconds: pl.Series, bins: int = 40) -> tuple[pl.DataFrame, bool]:
     if high - low < 1e-9 * high:
         edge = [(low * 0.95, low * 1.05, len(seconds))]
         return pl.DataFrame(edge, schema=schema, orient="row"), False
-    # On a linear axis a straggler of ten times the median squeezes all others into a few bins.
+    # On a linear axis, a straggler of ten times the median would push all others into a few bins.
     logarithmic = high > 5 * float(positive.median() or high)  # type: ignore[arg-type]
-    # Few chunks in many bins are a comb, not a shape.
+    # With few chunks in many bins, the shape would not be visible.
     number = min(bins, max(6, math.ceil(2 * len(seconds) ** 0.5)))
     scaled = positive.log10() if logarithmic else positive
     first = math.log10(low) if logarithmic else low
@@ -183,9 +184,9 @@ def histogram(seconds: pl.Series, bins: int = 40) -> tuple[pl.DataFrame, bool]:
 
 
 def time_shares(report: RunReport, spans: pl.DataFrame) -> list[Share]:
-    """Where the workers' time went while chunks were mapped: their slots times that span.
+    """Divide the workers' time during the map stage (their threads times its duration) into parts.
 
-    Parts: read, compute, stage, other (within chunks, none of those) and idle. Empty without
+    The parts are read, compute, stage, other (the rest of chunks) and idle. Empty without
     completions.
     """
     if spans.is_empty():
@@ -210,7 +211,7 @@ def time_shares(report: RunReport, spans: pl.DataFrame) -> list[Share]:
 
 
 def phase_shares(report: RunReport, clock: Clock) -> list[Share]:
-    """The driver's phases by name, in order, without pauses, each with its share of their sum."""
+    """Sum up the driver's phases by name, in order, without pauses."""
     sums: dict[str, float] = {}
     for phase in report.phases:
         started = clock.active_at(phase.started)
@@ -221,12 +222,12 @@ def phase_shares(report: RunReport, clock: Clock) -> list[Share]:
 
 
 def slowest(report: RunReport, number: int = 15) -> pl.DataFrame:
-    """The completions that took longest, slowest first, all columns."""
+    """Select the completions that took longest, slowest first, with all columns."""
     return report.completions.sort(["seconds", "chunk"], descending=[True, False]).head(number)
 
 
 def per_worker(spans: pl.DataFrame) -> pl.DataFrame:
-    """What each worker did: worker, chunks, rows_in, bytes_in, busy_seconds, first, last."""
+    """Sum up each worker: worker, chunks, rows_in, bytes_in, busy_seconds, first, last."""
     return (
         spans.group_by("worker")
         .agg(
@@ -242,7 +243,7 @@ def per_worker(spans: pl.DataFrame) -> pl.DataFrame:
 
 
 def failure_groups(report: RunReport) -> list[FailureGroup]:
-    """Failed attempts by kind; those with chunks still failed come first, then by attempts."""
+    """Group failed attempts by kind; kinds with chunks still failed first, then by attempts."""
     kind = pl.col("message").str.slice(0, 400).str.replace_all(_VOLATILE, "…")
     frame = (
         report.failures.with_columns(kind=kind)

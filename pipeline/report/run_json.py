@@ -1,8 +1,8 @@
-"""A run as one JSON object, for programs. SCHEMA says what is in it.
+"""Render a run as one JSON object for programs, described by SCHEMA.
 
-Times are seconds; moments are Unix seconds, and in `timeline`, `throughput` and `workers` seconds
-since `clock.origin` with pauses cut out. Completions are listed whole up to MAX_CHUNKS; above
-that, evenly spaced ones by index and the slowest, with `chunks.complete` false.
+Times are seconds. Moments are Unix seconds; in `timeline`, `throughput` and `workers` they are
+seconds since `clock.origin` with pauses cut out. All completions are listed up to MAX_CHUNKS; of
+more, every n-th by index and the slowest are listed, and `chunks.complete` is false.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ SCHEMA: dict[str, Any] = {
                         _NUMBER,
                     ),
                 },
-                "A chunk that completed twice counts once, but in the redone figures.",
+                "A chunk that completed twice counts once, except in the redone figures.",
             ),
             "phases": _list(_SHARE, "The driver's phases, in order."),
             "time": _list(_SHARE, "Where the workers' time went while chunks were mapped."),
@@ -126,7 +126,7 @@ SCHEMA: dict[str, Any] = {
                             **dict.fromkeys(("minimum", "maximum", "mean"), _NUMBER),
                             "quantiles": {"type": "object", "additionalProperties": _NUMBER},
                         },
-                        "Seconds a completion; quantiles by their share, as in '0.95'.",
+                        "Seconds per completion; quantiles by their share, e.g. '0.95'.",
                     ),
                 ]
             },
@@ -167,7 +167,7 @@ SCHEMA: dict[str, Any] = {
                 f"By kind, with an example each; at most {MAX_GROUPS}.",
             ),
             "not_counted": _list(
-                _TEXT, "A sentence for each kind of entry that this run cannot have written."
+                _TEXT, "One sentence per kind of entry that this run cannot have written."
             ),
             "chunks": _object(
                 {
@@ -175,18 +175,18 @@ SCHEMA: dict[str, Any] = {
                     "completions": _COUNT,
                     "columns": _object(
                         {name: {"type": "array"} for name in COMPLETION_SCHEMA},
-                        "One array a column, all of one length, in order of index.",
+                        "One array per column, all of the same length, in order of index.",
                     ),
                 }
             ),
         }
     ),
 }
-"""The JSON Schema of render_json(). A change that breaks readers raises VERSION."""
+"""JSON Schema of render_json(). Increment VERSION with any change that breaks readers."""
 
 
 def build_json(report: RunReport) -> str:
-    """The report as JSON on one line, without NaN or infinities."""
+    """Render the report as JSON on one line, without NaN or infinities."""
     clock = run_timeline.make_clock(report)
     spans = run_timeline.spans(report, clock)
     totals = run_figures.totals(report, clock)
@@ -225,7 +225,7 @@ def build_json(report: RunReport) -> str:
         "chunks": _chunks(report.completions),
     }
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return escaped_json(text)  # It may be read with `cat`.
+    return escaped_json(text)  # It may be shown in a terminal.
 
 
 def _chunks(completions: pl.DataFrame) -> dict[str, Any]:
@@ -233,8 +233,8 @@ def _chunks(completions: pl.DataFrame) -> dict[str, Any]:
     complete = ordered.height <= MAX_CHUNKS
     if not complete:
         ordered = ordered.with_row_index("at")
-        every = -(-ordered.height // (MAX_CHUNKS - MAX_SLOWEST))
+        step = -(-ordered.height // (MAX_CHUNKS - MAX_SLOWEST))
         slow = ordered.top_k(MAX_SLOWEST, by="seconds")["at"]
-        ordered = ordered.filter((pl.col("at") % every == 0) | pl.col("at").is_in(slow.implode()))
+        ordered = ordered.filter((pl.col("at") % step == 0) | pl.col("at").is_in(slow.implode()))
     columns = ordered.select(list(COMPLETION_SCHEMA)).to_dict(as_series=False)
     return {"complete": complete, "completions": completions.height, "columns": columns}

@@ -1,4 +1,4 @@
-"""A run in a few lines of Markdown."""
+"""Summarise a run in a few lines of Markdown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&!])")
 
 
 def build_markdown(report: RunReport, location: str | None) -> str:
-    """State, headline figures, what to do next, the main failures, and a link to the page."""
+    """Write state, headline figures, what to do next, main failures, and a link to the page."""
     clock = run_timeline.make_clock(report)
     totals = run_figures.totals(report, clock)
     run = report.run
@@ -34,7 +34,7 @@ def build_markdown(report: RunReport, location: str | None) -> str:
     for sentence in report.not_counted:
         lines += ["", f"Not counted: {_text(sentence)}"]
     if location:
-        lines += ["", f"[Whole report](<{_address(location)}>)"]
+        lines += ["", f"[Full report](<{_address(location)}>)"]
     lines += ["", f"Run {_text(run.id)}"]
     return "\n".join(lines) + "\n"
 
@@ -57,7 +57,7 @@ def _failures(report: RunReport) -> list[str]:
 
 
 def _text(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Escape text so that Markdown shows it literally, on one line."""
     return _SPECIAL.sub(r"\\\1", printable(" ".join(text.split())))
 
 

@@ -1,4 +1,4 @@
-"""What a run report is made from: the run, its completions, its failures and its phases.
+"""The data of a run report: the run, its completions, its failures and its phases.
 
 Everything here is plain data, so that a report can be made from the ledger at any time, on any
 machine, whether the run has ended or not.
@@ -32,9 +32,9 @@ COMPLETION_SCHEMA = pl.Schema(
         "bytes_out": pl.Int64,
     }
 )
-"""One row a completion. `started` is Unix seconds; `seconds` is the whole chunk, of which read,
-compute and stage are parts (checks and waiting are the rest). Amounts that are missing count as
-zero, texts as empty; `started` may not be missing."""
+"""One row per completion. `started` is Unix seconds; `seconds` is the whole chunk, of which read,
+compute and stage are parts (checks and waiting are the rest). Missing numbers count as zero,
+missing texts as empty; `started` must not be missing."""
 
 FAILURE_SCHEMA = pl.Schema(
     {
@@ -50,47 +50,47 @@ FAILURE_SCHEMA = pl.Schema(
         "final": pl.Boolean,
     }
 )
-"""One row a failed attempt. `at` is Unix seconds; `error` is the type's name; `final` says that
-the chunk was still failed at the end; `worker` is empty when it is not known."""
+"""One row per failed attempt. `at` is Unix seconds; `error` is the name of the error's type;
+`final` is whether the chunk was still failed at the end; `worker` is empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What identifies a run and how it stands. Times are Unix seconds."""
+    """The identity and state of a run. Times are Unix seconds."""
 
     id: str
     job: str
-    """The job's name."""
+    """Name of the job."""
     input: str
-    """Where it read: one URI, or several separated by spaces."""
+    """URI of the input, or several separated by spaces."""
     output: str
     mode: str
-    """The output's mode: error, append, overwrite or overwrite-partitions."""
+    """Mode of the output: error, append, overwrite or overwrite-partitions."""
     transform: str
     """`module:function`."""
     fingerprint: str
-    """The transform's fingerprint."""
+    """Fingerprint of the transform."""
     state: RunState
     chunks_planned: int
     rows_planned: int
     created: float
     started: float | None = None
-    """When the first driver took it up; None when none did."""
+    """Moment when the first driver started; None if none did."""
     finished: float | None = None
-    """When the last driver left it; None while it runs."""
+    """Moment when the last driver ended; None while it runs."""
     rounds: int = 0
     threads_per_worker: int | None = None
-    """Chunks that one worker can map at once; None to take the most that one did."""
+    """Chunks that a worker can map at once; None to use the maximum observed."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Versions, processor, workers: label to text."""
     tables: Mapping[str, str] = field(default_factory=dict)
-    """Tables that the transform read beside the input: URI to version."""
+    """Tables that the transform read, in addition to the input: URI to version."""
     prefect_url: str | None = None
-    """The flow run's page in the Prefect UI."""
+    """Address of the flow run in the Prefect UI."""
     resume_command: str | None = None
-    """What to type to finish the run; None when it is done."""
+    """Command that finishes the run; None if it is done."""
     chunks_published: int = 0
-    """Chunks in the output although the run is not done: those published without the failed."""
+    """Chunks published although the run is not done (`--without-failed`)."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for an unknown state."""
@@ -110,7 +110,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunReport:
-    """A run's record, whole: the input of every renderer."""
+    """The input of all renderers: a run with its completions and failures."""
 
     run: RunInfo
     completions: pl.DataFrame = field(default_factory=COMPLETION_SCHEMA.to_frame)
@@ -119,14 +119,14 @@ class RunReport:
     """Columns as in FAILURE_SCHEMA, in any order."""
     phases: tuple[Phase, ...] = ()
     not_counted: tuple[str, ...] = ()
-    """A sentence for each kind of entry of the ledger that this run cannot have written, and one
-    about objects that could not be read."""
+    """One sentence per kind of ledger entry that this run cannot have written, and one about
+    objects that could not be read."""
 
     def __post_init__(self) -> None:
         """Cast both frames to their schemas.
 
         Raises:
-            ValueError: A column is missing, or a moment in one.
+            ValueError: A column, or a moment in one, is missing.
         """
         object.__setattr__(
             self, "completions", _conform(self.completions, COMPLETION_SCHEMA, "completions")

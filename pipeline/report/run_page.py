@@ -1,4 +1,4 @@
-"""What is on a run's page, from top to bottom."""
+"""Build the page of a run, from top to bottom."""
 
 from __future__ import annotations
 
@@ -24,32 +24,35 @@ from pipeline.report.page import (
 from pipeline.report.run_model import RunReport
 
 MAX_BARS = 3_000
-"""Above this many completions the timeline shows how busy workers were, not each chunk."""
+"""Maximum completions to draw one by one; with more, the timeline shows how busy workers were."""
 MAX_MARKS = 400
+"""Maximum marks of failed attempts in the timeline."""
 MAX_GROUPS = 15
+"""Maximum kinds of failure to show."""
 MAX_MESSAGE = 8_000
+"""Maximum characters of an error's message."""
 _PHASE_COLOURS = ("plan", "compute", "stage", "read", "other")
 _PARTS = ("read", "compute", "stage", "other", "idle")
 
 
 def build_page(report: RunReport) -> Page:
-    """The page of a run."""
+    """Build the page of a run."""
     clock = run_timeline.make_clock(report)
     spans = run_timeline.spans(report, clock)
     totals = run_figures.totals(report, clock)
     run = report.run
     state, tone = run_text.STATES[run.state]
     failures = _failures(report)
-    story = [
-        Section("How the run went", _course(report, clock, spans)),
+    sections = [
+        Section("Progress", _progress(report, clock, spans)),
         Section("Speed", _speed(spans, clock, totals)) if spans.height else None,
         Section("Chunks", _chunks(report, spans)) if spans.height else None,
     ]
-    # A failed run is opened to learn why: that comes first.
-    story.insert(0 if run.state == "failed" and report.failures.height else 3, failures)
-    story.append(Section("The run", _facts(report)))
+    # The page of a failed run begins with the failures.
+    sections.insert(0 if run.state == "failed" and report.failures.height else 3, failures)
+    sections.append(Section("The run", _facts(report)))
     if report.not_counted:
-        story.insert(0, Section("Not counted", tuple(map(Note, report.not_counted))))
+        sections.insert(0, Section("Not counted", tuple(map(Note, report.not_counted))))
     ended = run.finished if run.finished is not None else clock.finish
     return Page(
         title=run.job,
@@ -59,25 +62,27 @@ def build_page(report: RunReport) -> Page:
         badge_tone=tone,
         notice=run_text.notice(run, totals),
         cards=run_text.cards(run, totals),
-        sections=tuple(section for section in story if section is not None),
+        sections=tuple(section for section in sections if section is not None),
         footer=f"Run {run.id}, as of {instant(ended)}. Sizes are in decimal units (1 MB is "
         "1,000,000 bytes); bytes are as stored, compressed.",
     )
 
 
-def _course(report: RunReport, clock: run_timeline.Clock, spans: pl.DataFrame) -> tuple[Block, ...]:
+def _progress(
+    report: RunReport, clock: run_timeline.Clock, spans: pl.DataFrame
+) -> tuple[Block, ...]:
     blocks: list[Block] = []
     phases = run_figures.phase_shares(report, clock)
     if phases:
         colours = [
             charts.COLOURS[_PHASE_COLOURS[at % len(_PHASE_COLOURS)]] for at in range(len(phases))
         ]
-        words = ", ".join(f"{share.name} {duration(share.seconds)}" for share in phases)
+        text = ", ".join(f"{share.name} {duration(share.seconds)}" for share in phases)
         blocks.append(
             Chart(
                 "Phases",
                 charts.share_bar(phases, colours),
-                f"Phases of the run: {words}.",
+                f"Phases of the run: {text}.",
                 legend=tuple(
                     LegendItem(share.name, colour, _part(share))
                     for share, colour in zip(phases, colours, strict=True)
@@ -85,7 +90,7 @@ def _course(report: RunReport, clock: run_timeline.Clock, spans: pl.DataFrame) -
             )
         )
     if spans.is_empty() and report.failures.filter(pl.col("worker") != "").is_empty():
-        blocks.append(Note("No chunk has completed, so there is nothing to draw yet."))
+        blocks.append(Note("No chunk has completed yet."))
     else:
         blocks.append(_timeline(report, clock, spans))
     return tuple(blocks)
@@ -129,7 +134,7 @@ def _bars(spans: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame:
     ends, reached = {}, pl.col("start")
     for part in ("read", "compute", "stage"):
         reached = reached + pl.col(f"{part}_seconds")
-        # Parts that ran at the same time must not reach past the chunk's end.
+        # Parts that overlapped must not extend past the chunk's end.
         ends[part] = pl.min_horizontal(reached, "stop").round(4)
     took = pl.struct("seconds", "read_seconds", "compute_seconds", "stage_seconds")
     return spans.select(
@@ -195,14 +200,14 @@ def _speed(
 
     return (
         chart(
-            "Rows read a second",
+            "Rows read per second",
             "rows_per_second",
             totals.rows_per_second,
             run_text.rows_rate,
             charts.COUNT_LABEL,
         ),
         chart(
-            "Bytes read a second",
+            "Bytes read per second",
             "bytes_per_second",
             totals.bytes_per_second,
             byte_rate,
@@ -214,14 +219,14 @@ def _speed(
 def _chunks(report: RunReport, spans: pl.DataFrame) -> tuple[Block, ...]:
     shares = run_figures.time_shares(report, spans)
     colours = [charts.COLOURS[share.name] for share in shares]
-    words = ", ".join(f"{share.name} {percent(share.share)}" for share in shares)
+    text = ", ".join(f"{share.name} {percent(share.share)}" for share in shares)
     slowest = run_figures.slowest(report)
     return (
         durations_chart("chunk", report.completions["seconds"]),
         Chart(
             "Where the workers' time went",
             charts.share_bar(shares, colours),
-            f"Share of the workers' time: {words}.",
+            f"Share of the workers' time: {text}.",
             _time_sentence(shares),
             tuple(
                 LegendItem(share.name, colour, _part(share))
@@ -238,15 +243,15 @@ def _chunks(report: RunReport, spans: pl.DataFrame) -> tuple[Block, ...]:
 
 def _time_sentence(shares: list[run_figures.Share]) -> str:
     largest = max(shares, key=lambda share: share.seconds)
-    sense = {
+    explanations = {
         "read": "most of it reading: storage or network is the limit",
-        "compute": "most of it in the transform, and encoding its result",
+        "compute": "most of it in the transform and in encoding its result",
         "stage": "most of it writing: storage or network is the limit",
         "other": "most of it in checks and waiting inside chunks",
-        "idle": "most of it idle: more chunks at once, or fewer workers, would use it better",
+        "idle": "most of it idle: use more, smaller chunks, or fewer workers",
     }
     total = sum(share.seconds for share in shares)
-    return f"{duration(total)} of worker time, {sense[largest.name]}."
+    return f"{duration(total)} of worker time, {explanations[largest.name]}."
 
 
 def _failures(report: RunReport) -> Section:
@@ -268,8 +273,8 @@ def _failures(report: RunReport) -> Section:
     if len(groups) > MAX_GROUPS:
         rest = sum(group.attempts for group in groups[MAX_GROUPS:])
         lead += (
-            f" The {MAX_GROUPS} main kinds of {count(len(groups))} are shown; the others make up "
-            f"{plural(rest, 'attempt')}."
+            f" The {MAX_GROUPS} main kinds of {count(len(groups))} are shown; the others account "
+            f"for {plural(rest, 'attempt')}."
         )
     shown = groups[:MAX_GROUPS]
     examples = tuple(
@@ -287,7 +292,7 @@ def _failures(report: RunReport) -> Section:
 def _facts(report: RunReport) -> tuple[Block, ...]:
     run = report.run
     moments = [("Created", run.created), ("Started", run.started), ("Finished", run.finished)]
-    what = [
+    facts = [
         ("Run", run.id),
         ("Input", run.input),
         ("Output", f"{run.output} (mode {run.mode})"),
@@ -298,10 +303,10 @@ def _facts(report: RunReport) -> tuple[Block, ...]:
         *((name, instant(moment)) for name, moment in moments if moment is not None),
     ]
     if run.prefect_url:
-        what.append(("Prefect", link(run.prefect_url)))
-    blocks: list[Block] = [Facts("What ran", tuple(what), half=bool(run.environment))]
+        facts.append(("Prefect", link(run.prefect_url)))
+    blocks: list[Block] = [Facts("Run", tuple(facts), half=bool(run.environment))]
     if run.environment:
-        blocks.append(Facts("Where it ran", tuple(run.environment.items()), half=True))
+        blocks.append(Facts("Environment", tuple(run.environment.items()), half=True))
     return tuple(blocks)
 
 

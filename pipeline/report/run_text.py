@@ -1,4 +1,4 @@
-"""The sentences that the page and the Markdown share: headline, figures, what to do next."""
+"""Write the texts that page and Markdown share: headline, figures, what to do next."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ STATES: Mapping[str, tuple[str, Tone]] = {
 
 
 def summary(run: RunInfo, totals: Totals) -> str:
-    """The run in one sentence."""
+    """Summarise the run in one sentence."""
     took = duration(totals.active_seconds)
     if run.state == "done":
         if run.chunks_planned == 0:
-            return "The plan held no chunk, so there was nothing to map."
+            return "The plan has no chunks, so there was nothing to map."
         return (
             f"{_rows(totals.rows_in)} of {run.input} became {_rows(totals.rows_out)} "
             f"in {run.output}, in {took}."
@@ -59,7 +59,7 @@ def summary(run: RunInfo, totals: Totals) -> str:
 
 
 def notice(run: RunInfo, totals: Totals) -> Notice | None:
-    """What to do next; None while the run goes on by itself."""
+    """Tell what to do next; None while the run is active."""
     if run.state == "running":
         return None
     if run.state == "done":
@@ -68,11 +68,11 @@ def notice(run: RunInfo, totals: Totals) -> Notice | None:
     left, kept = plural(totals.chunks_left, "chunk"), totals.chunks_done
     what = f"What to do next: {left} left. "
     if totals.chunks_failed:
-        what += "Mend the cause (see the failures below), then run this. "
+        what += "Fix the cause (see the failures below), then run this. "
     elif totals.chunks_left == 0:
         what = "What to do next: every chunk is mapped, but not published. Run this. "
     else:
-        what += "To go on where it stopped, run this. "
+        what += "To resume, run this. "
     if kept:
         what += f"The {plural(kept, 'completed chunk')} {'is' if kept == 1 else 'are'} kept."
     tone: Tone = "bad" if run.state == "failed" else "warn"
@@ -80,16 +80,16 @@ def notice(run: RunInfo, totals: Totals) -> Notice | None:
 
 
 def cards(run: RunInfo, totals: Totals) -> tuple[Card, ...]:
-    """The eight headline figures."""
+    """Make the eight headline figures."""
     return (
         _chunks_card(totals),
         Card("Rows in", short_count(totals.rows_in), _exact(totals.rows_in, run.rows_planned)),
         Card("Rows out", short_count(totals.rows_out), _kept(totals)),
         _time_card(run, totals),
         Card("Read", byte_size(totals.bytes_in), f"written {byte_size(totals.bytes_out)}"),
-        Card("Rows a second", short_count(totals.rows_per_second), "of input, over the whole run"),
+        Card("Rows/s", short_count(totals.rows_per_second), "of input, over the whole run"),
         Card(
-            "Bytes a second",
+            "Bytes/s",
             byte_rate(totals.bytes_per_second),
             f"by {plural(totals.workers, 'worker')}" if totals.workers else "",
         ),
@@ -109,7 +109,7 @@ def _chunks_card(totals: Totals) -> Card:
 
 def _time_card(run: RunInfo, totals: Totals) -> Card:
     if totals.paused_seconds:
-        note = f"and nothing ran for {duration(totals.paused_seconds)}"
+        note = f"and {duration(totals.paused_seconds)} paused"
     elif run.started is not None:
         note = f"from {instant(run.started)}"
     else:
@@ -119,12 +119,13 @@ def _time_card(run: RunInfo, totals: Totals) -> Card:
 
 def _redone_card(totals: Totals) -> Card:
     if not totals.attempts_redone:
-        return Card("Redone work", "None", "every chunk was mapped once" * bool(totals.chunks_done))
+        note = "every chunk was mapped once" if totals.chunks_done else ""
+        return Card("Repeated work", "None", note)
     share = totals.attempts_redone / max(1, totals.chunks_planned)
-    note = f"{percent(share)} of the chunks" if share <= 1 else f"{share:.1f} for each chunk"
+    note = f"{percent(share)} of the chunks" if share <= 1 else f"{share:.1f} per chunk"
     if totals.seconds_redone:
-        note += f"; {duration(totals.seconds_redone)} in second copies"
-    return Card("Redone work", plural(totals.attempts_redone, "attempt"), note, "warn")
+        note += f"; {duration(totals.seconds_redone)} in duplicates"
+    return Card("Repeated work", plural(totals.attempts_redone, "attempt"), note, "warn")
 
 
 def _exact(rows: int, planned: int) -> str:
@@ -145,5 +146,5 @@ def _rows(number: int) -> str:
 
 
 def rows_rate(value: float) -> str:
-    """Rows a second in words."""
+    """Format rows per second."""
     return rate(value, "rows")

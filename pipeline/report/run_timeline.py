@@ -1,7 +1,7 @@
-"""When things happened: the run's clock, lanes of chunks, use of workers, throughput.
+"""Compute a run's timeline: its clock, lanes of chunks, use of workers, throughput.
 
-Pure: data frames in, data frames out. Times in results are *active seconds*: seconds since the
-run began, with long pauses (a run stopped in the evening and resumed in the morning) cut out.
+All functions are pure. Times in results are *active seconds*: seconds since the run began, with
+long pauses (e.g. a run that was stopped in the evening and resumed in the morning) cut out.
 """
 
 from __future__ import annotations
@@ -20,49 +20,49 @@ PAUSE_MIN_SHARE = 0.1
 MAX_ROWS = 100
 MAX_CELLS = 6_000
 _STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200)
-# Shorter chunks count as this long, in seconds: Unix times in floats are no finer than 0.2 µs.
+# Minimum duration of a chunk, in seconds: the resolution of Unix times in floats is 0.2 µs.
 _INSTANT = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Turns Unix seconds into active seconds."""
+    """Converts Unix seconds to active seconds."""
 
     origin: float
-    """Unix seconds of the first thing that happened."""
+    """Unix seconds of the first event."""
     finish: float
-    """Unix seconds of the last."""
+    """Unix seconds of the last event."""
     pauses: tuple[tuple[float, float], ...] = ()
     """Spans of Unix seconds in which nothing ran, in order."""
 
     @property
     def wall_seconds(self) -> float:
-        """From first to last, pauses included."""
+        """Seconds from the first event to the last, with pauses."""
         return self.finish - self.origin
 
     @property
     def paused_seconds(self) -> float:
-        """The pauses' total."""
+        """Total seconds of the pauses."""
         return sum(stop - start for start, stop in self.pauses)
 
     @property
     def active_seconds(self) -> float:
-        """From first to last, pauses cut out."""
+        """Seconds from the first event to the last, without pauses."""
         return self.wall_seconds - self.paused_seconds
 
     def active(self, unix: pl.Expr) -> pl.Expr:
-        """Active seconds of a column of Unix seconds."""
+        """Convert a column of Unix seconds to active seconds."""
         cut = unix - self.origin
         for start, stop in self.pauses:
             cut = cut - (unix - start).clip(0, stop - start)
         return cut
 
     def active_at(self, unix: float) -> float:
-        """Active seconds of one moment."""
+        """Convert one moment to active seconds."""
         return float(pl.select(self.active(pl.lit(unix))).item())
 
     def pause_marks(self) -> list[tuple[float, float]]:
-        """Where each pause was, in active seconds, and how long it lasted."""
+        """List the position of each pause, in active seconds, and its length."""
         marks, before = [], 0.0
         for start, stop in self.pauses:
             marks.append((start - self.origin - before, stop - start))
@@ -71,7 +71,7 @@ class Clock:
 
 
 def make_clock(report: RunReport) -> Clock:
-    """The run's clock, from everything that its record knows of times."""
+    """Make the run's clock from all times in its report."""
     spans = [
         report.completions.select(
             start=pl.col("started"),
@@ -79,8 +79,8 @@ def make_clock(report: RunReport) -> Clock:
         ),
         report.failures.select(start=pl.col("at"), stop=pl.col("at")),
     ]
-    # A phase in which chunks ran proves nothing of the time between them: its driver may have
-    # died, or waited for workers. Planning and publishing are work of their own.
+    # A phase in which chunks ran does not show that the time between them was active: its driver
+    # may have died, or waited for workers. Phases without chunks (plan, publish) are active.
     mapped = pl.concat(spans)["start"]
     alone = [
         (phase.started, phase.started + phase.seconds)
@@ -114,7 +114,7 @@ def _pauses(busy: pl.DataFrame) -> tuple[tuple[float, float], ...]:
 
 
 def spans(report: RunReport, clock: Clock) -> pl.DataFrame:
-    """The completions in order of their start, with `start` and `stop` in active seconds."""
+    """Sort the completions by start, and add `start` and `stop` in active seconds."""
     start = clock.active(pl.col("started"))
     return (
         report.completions.with_columns(start=start)
@@ -124,7 +124,7 @@ def spans(report: RunReport, clock: Clock) -> pl.DataFrame:
 
 
 def worker_order(workers: Sequence[str]) -> list[str]:
-    """Names as people order them: worker-2 before worker-10."""
+    """Sort names naturally: worker-2 before worker-10."""
 
     def key(name: str) -> list[tuple[int, int, str]]:
         pieces = re.split(r"(\d+)", name)
@@ -134,10 +134,10 @@ def worker_order(workers: Sequence[str]) -> list[str]:
 
 
 def concurrency(spans: pl.DataFrame) -> pl.DataFrame:
-    """The most chunks that each worker had in hand at once: columns worker, lanes."""
+    """Count the maximum chunks that each worker mapped at once: columns worker, lanes."""
     starts = spans.select("worker", at="start", step=pl.lit(1, pl.Int64))
     stops = spans.select("worker", at="stop", step=pl.lit(-1, pl.Int64))
-    # At one instant the end of a chunk comes before the start of the next.
+    # At the same instant, the end of a chunk counts before the start of the next.
     return (
         pl.concat([starts, stops])
         .with_columns(pl.col("at").round(3))
@@ -150,9 +150,9 @@ def concurrency(spans: pl.DataFrame) -> pl.DataFrame:
 
 
 def lanes(spans: pl.DataFrame) -> pl.Series:
-    """A lane for each span, so that the spans of one worker and lane do not overlap.
+    """Assign a lane to each span, so that the spans of one worker and lane do not overlap.
 
-    The spans must be in order of their start. Meant for a few thousand of them.
+    The spans must be sorted by start. Meant for a few thousand spans.
     """
     free: dict[str, list[int]] = {}
     ends: dict[str, list[tuple[float, int]]] = {}
@@ -168,7 +168,7 @@ def lanes(spans: pl.DataFrame) -> pl.Series:
 
 
 def worker_rows(workers: Sequence[str]) -> dict[str, str]:
-    """The row that shows each worker: its own, or above MAX_ROWS one that it shares."""
+    """Assign a row to each worker; with more than MAX_ROWS workers, several share a row."""
     ordered = worker_order(workers)
     size = -(-len(ordered) // MAX_ROWS) or 1
     groups = [ordered[at : at + size] for at in range(0, len(ordered), size)]
@@ -180,14 +180,14 @@ def worker_rows(workers: Sequence[str]) -> dict[str, str]:
 
 
 def _one_line(text: str) -> str:
-    # Vega puts labels into expressions, whose strings may not hold line ends of any kind.
+    # Vega puts labels into expressions, whose strings must not contain line ends of any kind.
     return " ".join(text.split())
 
 
 def utilisation(spans: pl.DataFrame, seconds: float, threads: int | None) -> pl.DataFrame:
-    """The busy share of each row of workers over time.
+    """Compute the busy share of each row of workers over time.
 
-    Returns columns row, start, stop (active seconds), chunks (that ran then) and busy (0 to 1).
+    Returns columns row, start, stop (active seconds), chunks (active then) and busy (0 to 1).
     """
     rows = worker_rows(spans["worker"].unique().to_list())
     slots = concurrency(spans).with_columns(
@@ -213,10 +213,10 @@ def utilisation(spans: pl.DataFrame, seconds: float, threads: int | None) -> pl.
 
 
 def throughput(spans: pl.DataFrame, seconds: float, bins: int = 120) -> pl.DataFrame:
-    """Rows and bytes a second over time, each chunk spread evenly over its own duration.
+    """Compute rows and bytes per second over time, spreading each chunk evenly over its duration.
 
-    Returns columns start, stop (active seconds), rows_per_second, bytes_per_second (both of
-    input), without holes: where nothing ran the rate is 0.
+    Returns columns start, stop (active seconds), rows_per_second, bytes_per_second (both of input)
+    without gaps: the rate is 0 where nothing ran.
     """
     width = nice_step(seconds / bins)
     number = max(1, int(-(-seconds // width)))
@@ -227,7 +227,7 @@ def throughput(spans: pl.DataFrame, seconds: float, bins: int = 120) -> pl.DataF
         .agg(rows=(pl.col("rows_in") * share).sum(), size=(pl.col("bytes_in") * share).sum())
     )
     start = pl.col("bin") * width
-    # The last bin reaches past the end of the run: divide by what the run covers of it.
+    # The last bin extends past the end of the run: divide by the part before the end.
     covered = pl.min_horizontal(start + width, pl.lit(max(seconds, _INSTANT))) - start
     return (
         pl.DataFrame({"bin": range(number)}, schema={"bin": pl.Int64})
@@ -242,7 +242,7 @@ def throughput(spans: pl.DataFrame, seconds: float, bins: int = 120) -> pl.DataF
 
 
 def _spread(spans: pl.DataFrame, width: float, bins: int) -> pl.DataFrame:
-    """Each span once for every bin that it touches, with its `overlap` in seconds."""
+    """Repeat each span for every bin that it touches, with its `overlap` in seconds."""
     touched = pl.int_ranges(
         (pl.col("start") / width).floor().clip(0, bins - 1).cast(pl.Int64),
         (pl.col("stop") / width).ceil().clip(1, bins).cast(pl.Int64),
@@ -257,7 +257,7 @@ def _spread(spans: pl.DataFrame, width: float, bins: int) -> pl.DataFrame:
 
 
 def nice_step(seconds: float) -> float:
-    """The round length of time next at or above `seconds`: 0.5, 2, 15, 60, 300 and so on."""
+    """Round up to a common length of time: 0.5, 2, 15, 60, 300 and so on."""
     if seconds <= 0:
         return _INSTANT
     if seconds < 1:
@@ -271,6 +271,6 @@ def nice_step(seconds: float) -> float:
 
 
 def ticks(seconds: float, number: int = 8) -> list[float]:
-    """Round moments from 0 to `seconds`, about `number` of them, for an axis of time."""
+    """Choose about `number` round moments from 0 to `seconds` for an axis of time."""
     step = nice_step(seconds / number)
     return [round(at * step, 9) for at in range(int(seconds / step + 1e-9) + 1)]

@@ -1,4 +1,4 @@
-"""Tables as HTML, made with Great Tables and styled by the page."""
+"""Render tables as HTML, made with Great Tables and styled by the page."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _NUMBERS = "right"
 def table_html(
     frame: pl.DataFrame, labels: Mapping[str, str], *, numbers: Sequence[str], markup: Sequence[str]
 ) -> Markup:
-    """A frame of texts as a table: columns in order of their labels.
+    """Render a frame of texts as a table, with columns in the order of their labels.
 
     Args:
-        frame: One String column a label; the columns of `markup` hold safe HTML.
+        frame: One String column per label; the columns of `markup` hold safe HTML.
         labels: Column name to heading; other columns are left out.
         numbers: Columns to align to the right.
         markup: Columns that are HTML already; all others are escaped.
@@ -34,7 +34,7 @@ def table_html(
         if name not in markup
     )
     table = GT(shown).cols_label(dict(labels)).cols_align("left")
-    # fmt() leaves what the function returns as it is, where GT by itself escapes.
+    # Without fmt(), GT would escape the cells again.
     table = table.fmt(str, columns=list(labels))
     if numbers:
         table = table.cols_align(_NUMBERS, columns=list(numbers))
@@ -43,7 +43,7 @@ def table_html(
 
 
 def slowest_table(slowest: pl.DataFrame) -> Markup:
-    """The slowest chunks (figures.slowest), each with a bar of its parts."""
+    """Render the slowest chunks (run_figures.slowest), each with a bar of its parts."""
     longest = float(slowest["seconds"].max() or 1.0)  # type: ignore[arg-type]
     rows = [_slow_row(row, longest) for row in slowest.iter_rows(named=True)]
     labels = {
@@ -65,7 +65,7 @@ def slowest_table(slowest: pl.DataFrame) -> Markup:
 
 
 def failures_table(groups: Sequence[FailureGroup]) -> Markup:
-    """Kinds of failure, with counts and the first line of an example."""
+    """Render the kinds of failure, with counts and the first line of an example."""
     rows = [
         {
             "error": name_html(group.error),
@@ -123,11 +123,11 @@ def _meter(row: Mapping[str, object], longest: float) -> str:
 
 
 def name_html(text: str) -> str:
-    """A name that may be long: cut to fit, whole when pointed at."""
+    """Render a name that may be long: cut to fit, with the full name as a tooltip."""
     return f'<span class="name" title="{escape(text)}">{escape(text)}</span>'
 
 
 def first_line(text: str, limit: int = 240) -> str:
-    """The first line of a message that says anything."""
+    """Find the first non-empty line of a message."""
     line = next((line.strip() for line in text.splitlines() if line.strip()), "(no message)")
     return line if len(line) <= limit else line[: limit - 1] + "…"

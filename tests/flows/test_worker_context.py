@@ -47,7 +47,7 @@ from pydantic_settings import BaseSettings
 
 from pipeline.cluster.futures import pickled
 from pipeline.errors import TransformError
-from pipeline.flows.automations import SILENT
+from pipeline.flows.automations import HEARTBEAT_TIMEOUT
 from pipeline.flows.executor import map_batch_task
 from pipeline.flows.map_dataset import map_dataset
 from pipeline.flows.secret_settings import secrets_of
@@ -369,4 +369,4 @@ def test_only_what_is_watched_sends_heartbeats(own: str | None, expected: int | 
 
 
 def test_a_driver_that_lives_is_never_taken_for_dead() -> None:
-    assert SILENT.total_seconds() >= 3 * HEARTBEAT_SECONDS
+    assert HEARTBEAT_TIMEOUT.total_seconds() >= 3 * HEARTBEAT_SECONDS

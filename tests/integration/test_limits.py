@@ -71,9 +71,9 @@ def granted(slots: Slots, count: int) -> list[str]:
 @pytest.mark.usefixtures("prefect")
 def test_slots_are_given_in_order_and_given_back(world: World) -> None:
     make_limit(world, "two", 2)
-    slots = Slots(["two"], most=10)
+    slots = Slots(["two"], max_held=10)
     for name in ("a", "b", "c", "d"):
-        slots.want(name)
+        slots.request(name)
     assert granted(slots, 2) == ["a", "b"]
     assert held(world, "two") == 2
     assert slots.granted(1.5) == []
@@ -90,9 +90,9 @@ def test_slots_are_given_in_order_and_given_back(world: World) -> None:
 def test_no_more_slots_are_held_than_batches_can_run(world: World) -> None:
     """What waits in Dask's queue holds none: other runs may use them."""
     make_limit(world, "many", 5)
-    slots = Slots(["many"], most=1)
-    slots.want("a")
-    slots.want("b")
+    slots = Slots(["many"], max_held=1)
+    slots.request("a")
+    slots.request("b")
     assert granted(slots, 1) == ["a"]
     assert slots.granted(1.5) == []
     assert held(world, "many") == 1
@@ -108,15 +108,15 @@ def test_a_lease_that_cannot_be_renewed_stops_nothing(
     monkeypatch.setattr("pipeline.flows.concurrency_slots.RENEW_SECONDS", 0.0)
     make_limit(world, "fleeting", 1)
     slots = Slots(["fleeting"])
-    slots.want("a")
+    slots.request("a")
     assert granted(slots, 1) == ["a"]
     [lease] = slots._held.values()
     with get_client(sync_client=True) as client:
         assert lease.id is not None
         client.release_concurrency_slots_with_lease(lease.id)
     await_that(lambda: "is not renewed" in caplog.text, "a warning")
-    slots.want("b")
-    slots.most = 2
+    slots.request("b")
+    slots.max_held = 2
     assert granted(slots, 1) == ["b"]
     slots.release("a")
     slots.release("b")
@@ -125,11 +125,11 @@ def test_a_lease_that_cannot_be_renewed_stops_nothing(
 
 def test_batches_go_on_where_prefect_does_not_answer(caplog: pytest.LogCaptureFixture) -> None:
     with talking_to("http://127.0.0.1:9/api", 0):
-        slots = Slots(["nowhere"], most=3)
+        slots = Slots(["nowhere"], max_held=3)
         for name in ("a", "b", "c"):
-            slots.want(name)
+            slots.request(name)
         assert granted(slots, 3) == ["a", "b", "c"]
-    assert caplog.text.count("goes on without a slot") == 1
+    assert caplog.text.count("run without a slot") == 1
     for name in ("a", "b", "c"):
         slots.release(name)
     await_that(lambda: slots._thread is None, "the end of the thread")
@@ -137,9 +137,9 @@ def test_batches_go_on_where_prefect_does_not_answer(caplog: pytest.LogCaptureFi
 
 @pytest.mark.usefixtures("prefect")
 def test_a_limit_that_nobody_made_limits_nothing(world: World) -> None:
-    slots = Slots(["nobody-made-this"], most=2)
-    slots.want("a")
-    slots.want("b")
+    slots = Slots(["nobody-made-this"], max_held=2)
+    slots.request("a")
+    slots.request("b")
     assert granted(slots, 2) == ["a", "b"]
     slots.release("a")
     slots.release("b")
@@ -149,7 +149,7 @@ def test_a_limit_that_nobody_made_limits_nothing(world: World) -> None:
 def test_a_run_waits_for_the_slot_that_another_holds(world: World) -> None:
     make_limit(world, "taken", 1)
     other = Slots(["taken"])
-    other.want("another run's")
+    other.request("another run's")
     granted(other, 1)
     job = world.job("waits")
     limit = {"CHUNKMAP_BATCHES__CONCURRENCY_LIMIT": "taken"}

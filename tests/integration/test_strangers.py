@@ -364,8 +364,8 @@ def test_a_wrong_password_is_told_before_anything_runs(world: World) -> None:
     address = str(world.settings.prefect.api_url)
     job = world.job("unknown-here")
     for variables, problem in (
-        ({"PREFECT_API_AUTH_STRING": "chunkmap:old"}, "does not take the password that is set"),
-        ({}, "asks for a password"),
+        ({"PREFECT_API_AUTH_STRING": "chunkmap:old"}, "refuses the password"),
+        ({}, "requires a password"),
     ):
         refused = world.chunkmap("run", job, "--json", PREFECT_API_URL=address, **variables)
         assert refused.code == 2

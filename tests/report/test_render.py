@@ -136,7 +136,7 @@ def test_a_failed_run_says_what_to_do_first() -> None:
     text = Reader(render_html(REPORTS["failed"])).text
     assert "What to do next" in text
     assert "chunkmap retry 3f9c2a7be1d04458" in text
-    assert text.index("Failures") < text.index("How the run went")
+    assert text.index("Failures") < text.index("Progress")
     assert "Nothing is published" in text
 
 
@@ -152,7 +152,7 @@ def test_the_headline_holds_the_figures() -> None:
     report = REPORTS["done"]
     text = Reader(render_html(report)).text
     assert f"{report.completions['rows_in'].sum():,}" in text
-    for label in ("Chunks done", "Rows in", "Rows out", "Time", "Rows a second", "Redone work"):
+    for label in ("Chunks done", "Rows in", "Rows out", "Time", "Rows/s", "Repeated work"):
         assert label in text
 
 
@@ -187,8 +187,8 @@ def test_the_json_follows_its_schema(report: RunReport) -> None:
 def test_the_markdown_is_short(report: RunReport) -> None:
     text = render_markdown(report, "s3://lake/out.chunkmap/runs/r1/report.html")
     assert len(text.splitlines()) < 50
-    assert "[Whole report](<s3://lake/out.chunkmap/runs/r1/report.html>)" in text
-    assert "Whole report" not in render_markdown(report)
+    assert "[Full report](<s3://lake/out.chunkmap/runs/r1/report.html>)" in text
+    assert "Full report" not in render_markdown(report)
 
 
 def test_markdown_of_a_hostile_run_keeps_its_tables_and_runs_nothing() -> None:
