@@ -16,7 +16,8 @@ from pipeline.runs.ledger.completion_log import READERS
 from pipeline.runs.worker.chunk_source import WHOLE_BYTES
 from pipeline.runs.worker.reduce import FAN_IN
 from pipeline.storage.s3_backend import COPIED_BYTES
-from pipeline.storage.s3_objects import CONCURRENCY, PAGE
+from pipeline.storage.s3_client import CONCURRENCY
+from pipeline.storage.s3_objects import PAGE
 from pipeline.storage.s3_uploads import PART_BYTES
 
 PARTS_AT_ONCE = 4

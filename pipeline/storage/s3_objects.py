@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
-from fsspec.asyn import sync
 from obstore.exceptions import InvalidPathError
-from obstore.store import S3Store
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta
@@ -26,13 +23,14 @@ from pipeline.errors import (
     ObjectMissingError,
     PreconditionFailedError,
 )
-from pipeline.storage.backend import Backend, Blob, StagedObject
+from pipeline.storage.backend import Backend, Blob
 from pipeline.storage.retry import RetryPolicy
+from pipeline.storage.s3_client import S3Client
 from pipeline.storage.s3_connection import Access
 from pipeline.storage.s3_errors import translate, translating
 from pipeline.storage.s3_parts import copy_in_parts
 from pipeline.storage.s3_requests import DEFAULT_MAX_REQUESTS, Requests
-from pipeline.uris import Location, parse, redacted
+from pipeline.uris import Location, parse
 
 T = TypeVar("T")
 
@@ -45,9 +43,6 @@ PLAIN_KEY = re.compile(r"[A-Za-z0-9_.=/-]+")
 """Keys that obstore and S3 spell alike."""
 COPY_BYTES = 5 << 30
 """Maximum size of an object that S3 copies in one request; larger objects are copied in parts."""
-CONCURRENCY = DEFAULT_MAX_REQUESTS
-"""Maximum number of small requests in flight, within `s3.max_requests`. At 100 ms per request, the
-two requests of each of a million outputs take half an hour; with 32 in flight, 105 minutes."""
 
 
 def spellable(key: str) -> bool:
@@ -55,7 +50,7 @@ def spellable(key: str) -> bool:
     return not any(part in ("", ".", "..") for part in key.split("/"))
 
 
-class S3Objects(Backend):
+class S3Objects(S3Client, Backend):
     """The objects of an S3 service."""
 
     def __init__(
@@ -75,105 +70,11 @@ class S3Objects(Backend):
             conditional: Whether writes use If-None-Match and If-Match. If not, the object is
                 checked before each such write, which is enough for a single writer.
         """
-        self._access = access
+        super().__init__(access, retry, requests)
         self.conditional = conditional
-        self._retry = retry or RetryPolicy()
-        self.requests = requests if isinstance(requests, Requests) else Requests(requests)
         self.copy_bytes = COPY_BYTES
         self._bare_etags = False
         """Whether this service needs ETags without quotes in conditions of writes."""
-        self._stores: dict[str, S3Store] = {}
-        self._prepared: Any = None
-        """The raw client that adds the bucket's parameters to requests."""
-
-    @property
-    def service(self) -> str:
-        """Name of the service in messages."""
-        return redacted(self._access.endpoint) if self._access.endpoint else "Amazon S3"
-
-    @property
-    def lists_exactly(self) -> bool:
-        """Whether obstore cannot list the bucket (see `Access.store`)."""
-        return self._access.expected_owner is not None
-
-    @cached_property
-    def _fs(self) -> Any:
-        return self._access.filesystem()
-
-    def store(self, bucket: str) -> S3Store:
-        """Return the obstore client of a bucket, created once."""
-        if bucket not in self._stores:
-            self._stores[bucket] = self._access.store(bucket)
-        return self._stores[bucket]
-
-    def _send(self, action: str, uri: str, **arguments: Any) -> Any:
-        """Send a raw request synchronously."""
-        return self.wait(self.request(action, uri, **arguments))
-
-    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the client's event loop."""
-
-        async def run() -> T:
-            return await coroutine
-
-        result: T = sync(self._fs.loop, run)
-        return result
-
-    async def client(self, bucket: str) -> Any:
-        """Return the raw client of s3fs, which neither retries nor translates errors."""
-        await self._fs.set_session()
-        client = await self._fs.get_s3(bucket)
-        if client is not self._prepared:
-            events = client.meta.events
-            events.register_first("before-parameter-build.s3", self._add_parameters)
-            self._prepared = client
-        return client
-
-    def _add_parameters(self, params: dict[str, Any], model: Any, **_: Any) -> None:
-        """Add the bucket's parameters to a raw request, as far as the action knows them."""
-        known = () if model.input_shape is None else model.input_shape.members
-        for name, value in self._access.parameters(known).items():
-            params.setdefault(name, value)
-
-    async def request(self, action: str, uri: str, **arguments: Any) -> Any:
-        """Send a raw request for an object; errors are translated."""
-        at = parse(uri)
-        client = await self.client(at.bucket)
-        async with self.requests.sending(action, uri):
-            return await getattr(client, action)(Bucket=at.bucket, Key=at.key, **arguments)
-
-    async def retry(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Retry one of many requests separately.
-
-        If a thousand requests were retried together, they would hardly ever all succeed at a server
-        that refuses one in a hundred.
-        """
-        async for attempt in self._retry.contexts():
-            with attempt:
-                return await call()
-        raise AssertionError("stamina returns or raises")
-
-    async def gather(
-        self,
-        call: Callable[[StagedObject], Coroutine[Any, Any, T]],
-        items: Sequence[StagedObject],
-        *,
-        retry: bool = True,
-    ) -> list[T]:
-        """Call a function for many items with limited concurrency.
-
-        Args:
-            call: The function.
-            items: Its arguments.
-            retry: Retry each call separately.
-        """
-        gate = asyncio.Semaphore(CONCURRENCY)
-
-        async def limited(item: StagedObject) -> T:
-            async with gate:
-                return await (self.retry(lambda: call(item)) if retry else call(item))
-
-        return await asyncio.gather(*map(limited, items))
 
     # -- reading ------------------------------------------------------------------------------
 
