@@ -126,7 +126,7 @@ def stored(data: bytes) -> Storage:
 
 
 def plan_of(storage: Storage, **request: Any) -> Plan:
-    asked = {"least_part": 1, "open_cost": 0, **request}
+    asked = {"min_part": 1, "open_cost": 0, **request}
     return plan_dataset(PlanRequest(URI, **asked), StorageReader(storage)).plan
 
 
