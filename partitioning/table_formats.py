@@ -1,7 +1,7 @@
 """Recognise folders of table formats: Delta Lake, Apache Iceberg, Apache Hudi.
 
-Such a folder also holds files that the table has replaced or deleted rows of. Which files count is
-written in the table's own log, so a plain reader of the folder gets rows that are no longer there.
+Such a folder also has files that the table has replaced or deleted. Only the table's log says which
+files are live, so a plain reader of the folder would read deleted rows.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from partitioning.errors import TableFormatError
 from partitioning.reader import Reader
 
 MAX_PARENTS: Final = 8
-"""Folders above an input that are looked at, the nearest ones."""
+"""Maximum number of folders above an input that are checked, the nearest first."""
 MAX_PROBES: Final = 64
-"""Requests about folders above all inputs of a list."""
+"""Maximum number of requests for the folders above all inputs."""
 _THREADS: Final = 16
 _ICEBERG_METADATA: Final = re.compile(
     r"(?:v\d+|\d{5,}-[0-9a-f-]{32,36})(?:\.gz)?\.metadata\.json(?:\.gz)?|version-hint\.text"
@@ -136,14 +136,14 @@ def _folders(uri: str) -> Iterator[str]:
 
 
 def _probes(folder: str, rest: str) -> Iterator[str]:
-    """What to look for in a folder above an input; what has a slash at its end is listed.
+    """Yield the URIs that show a table in a folder above an input; folders are to be listed.
 
     Args:
-        folder: Above the input.
-        rest: The input's own path from there.
+        folder: Folder above the input.
+        rest: Path of the input below the folder.
     """
     if "=" in folder.rstrip("/").rpartition("/")[2]:
-        return  # A partition: its table is further up.
+        return  # A partition; the table's folder is further up.
     yield folder + "_delta_log/"
     yield folder + ".hoodie/hoodie.properties"
     if rest.startswith("data/"):

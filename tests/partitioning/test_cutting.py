@@ -19,7 +19,7 @@ from partitioning.packing import (
     PartLimit,
     parts_of,
 )
-from partitioning.parquet_footer import RequestedState, parse_footer
+from partitioning.parquet_footer import FooterSelection, parse_footer
 from partitioning.thrift import write_varint
 from partitioning.window_inputs import windows_of_plan
 from partitioning.windows import Windowing
@@ -108,7 +108,7 @@ def without_index_of_text(data: bytes) -> bytes:
     """The footer says that the second column's index begins before the file."""
     length = int.from_bytes(data[-8:-4], "little")
     footer = data[-8 - length : -8]
-    [group] = parse_footer(footer, len(data), RequestedState()).groups
+    [group] = parse_footer(footer, len(data), FooterSelection()).groups
     old = write_varint(group.columns[1].index_start << 1)
     new = b"\x80" * (len(old) - 1) + b"\x00"  # A zero that is as long.
     assert len(old) > 1 and footer.count(old) == 1

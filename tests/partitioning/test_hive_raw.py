@@ -169,12 +169,14 @@ def test_a_null_fits_every_type() -> None:
 
 
 def test_a_type_of_no_hive_column_is_refused() -> None:
-    with pytest.raises(HiveTypeError, match=re.escape("'moth', which is no Hive column")) as error:
+    with pytest.raises(
+        HiveTypeError, match=re.escape("'moth', which is not a Hive column")
+    ) as error:
         plan_of("month=01", hive_types=(("moth", "string"),))
     assert "did you mean 'month'?" in str(error.value)
     with pytest.raises(HiveTypeError, match="'id'"):
         plan_of("month=01", hive_types=(("id", "string"),))
-    with pytest.raises(HiveTypeError, match="'float' is no type"):
+    with pytest.raises(HiveTypeError, match="'float' is not a type"):
         plan_of("month=01", hive_types=(("month", "float"),))
 
 
