@@ -338,15 +338,15 @@ def polars_schema_of(schema: pa.Schema) -> pl.Schema:
 # -- types of several files --------------------------------------------------------------------
 
 
-def wider_type(one: Any, other: Any) -> pl.DataType | None:
+def wider_type(left: Any, right: Any) -> pl.DataType | None:
     """Return the narrowest type that holds all values of two types, or None if there is none.
 
     It follows Iceberg (https://iceberg.apache.org/spec/#schema-evolution) and Polars' supertypes,
     but never loses precision: integers do not become floats.
     """
-    if one == other:
-        return one  # type: ignore[no-any-return]
-    for first, second in ((one, other), (other, one)):
+    if left == right:
+        return left  # type: ignore[no-any-return]
+    for first, second in ((left, right), (right, left)):
         if first == pl.Null:
             return second  # type: ignore[no-any-return]
         for rule in _RULES:
@@ -356,13 +356,13 @@ def wider_type(one: Any, other: Any) -> pl.DataType | None:
     return None
 
 
-def _wider_number(one: Any, other: Any) -> pl.DataType | None:
-    if one.is_float() and other.is_float():
-        return max((one, other), key=lambda dtype: _FLOATS.index(type(dtype)))  # type: ignore[no-any-return]
-    if not (one.is_integer() and other.is_integer()):
+def _wider_number(left: Any, right: Any) -> pl.DataType | None:
+    if left.is_float() and right.is_float():
+        return max((left, right), key=lambda dtype: _FLOATS.index(type(dtype)))  # type: ignore[no-any-return]
+    if not (left.is_integer() and right.is_integer()):
         return None
-    low = min(_reach(one)[0], _reach(other)[0])
-    high = max(_reach(one)[1], _reach(other)[1])
+    low = min(_reach(left)[0], _reach(right)[0])
+    high = max(_reach(left)[1], _reach(right)[1])
     fits = (dtype for dtype in _INTEGERS if _reach(dtype)[0] <= low and high <= _reach(dtype)[1])
     return next(fits, None)
 
@@ -384,55 +384,55 @@ def _reach(dtype: Any) -> tuple[int, int]:
     )
 
 
-def _wider_decimal(one: Any, other: Any) -> pl.DataType | None:
-    if not (isinstance(one, pl.Decimal) and isinstance(other, pl.Decimal)):
+def _wider_decimal(left: Any, right: Any) -> pl.DataType | None:
+    if not (isinstance(left, pl.Decimal) and isinstance(right, pl.Decimal)):
         return None
-    scale = max(one.scale, other.scale)
-    whole = max((d.precision or _MAX_DIGITS) - d.scale for d in (one, other))
+    scale = max(left.scale, right.scale)
+    whole = max((d.precision or _MAX_DIGITS) - d.scale for d in (left, right))
     return pl.Decimal(whole + scale, scale) if whole + scale <= _MAX_DIGITS else None
 
 
-def _wider_time(one: Any, other: Any) -> pl.DataType | None:
+def _wider_time(left: Any, right: Any) -> pl.DataType | None:
     units = ["ms", "us", "ns"]
-    if isinstance(one, pl.Duration) and isinstance(other, pl.Duration):
-        return pl.Duration(max(one.time_unit, other.time_unit, key=units.index))
-    if not (isinstance(one, pl.Datetime) and isinstance(other, pl.Datetime)):
+    if isinstance(left, pl.Duration) and isinstance(right, pl.Duration):
+        return pl.Duration(max(left.time_unit, right.time_unit, key=units.index))
+    if not (isinstance(left, pl.Datetime) and isinstance(right, pl.Datetime)):
         return None
-    zones = {"UTC" if d.time_zone in _UTC else d.time_zone for d in (one, other)}
+    zones = {"UTC" if d.time_zone in _UTC else d.time_zone for d in (left, right)}
     if len(zones) > 1:
         return None
-    return pl.Datetime(max(one.time_unit, other.time_unit, key=units.index), zones.pop())
+    return pl.Datetime(max(left.time_unit, right.time_unit, key=units.index), zones.pop())
 
 
-def _wider_text(one: Any, other: Any) -> pl.DataType | None:
+def _wider_text(left: Any, right: Any) -> pl.DataType | None:
     kinds = (pl.String, pl.Categorical, pl.Enum)
-    return pl.String() if isinstance(one, kinds) and isinstance(other, kinds) else None
+    return pl.String() if isinstance(left, kinds) and isinstance(right, kinds) else None
 
 
-def _wider_list(one: Any, other: Any) -> pl.DataType | None:
+def _wider_list(left: Any, right: Any) -> pl.DataType | None:
     lists = (pl.List, pl.Array)
-    if not (isinstance(one, lists) and isinstance(other, lists)):
+    if not (isinstance(left, lists) and isinstance(right, lists)):
         return None
-    inner = wider_type(one.inner, other.inner)
+    inner = wider_type(left.inner, right.inner)
     if inner is None:
         return None
-    if isinstance(one, pl.Array) and isinstance(other, pl.Array) and one.size == other.size:
-        return pl.Array(inner, one.size)
+    if isinstance(left, pl.Array) and isinstance(right, pl.Array) and left.size == right.size:
+        return pl.Array(inner, left.size)
     return pl.List(inner)
 
 
-def _wider_map(one: Any, other: Any) -> pl.DataType | None:
-    if not (isinstance(one, pl.Map) and isinstance(other, pl.Map)):
+def _wider_map(left: Any, right: Any) -> pl.DataType | None:
+    if not (isinstance(left, pl.Map) and isinstance(right, pl.Map)):
         return None
-    key, value = wider_type(one.key, other.key), wider_type(one.value, other.value)
+    key, value = wider_type(left.key, right.key), wider_type(left.value, right.value)
     return None if key is None or value is None else pl.Map(key, value)
 
 
-def _wider_struct(one: Any, other: Any) -> pl.DataType | None:
-    if not (isinstance(one, pl.Struct) and isinstance(other, pl.Struct)):
+def _wider_struct(left: Any, right: Any) -> pl.DataType | None:
+    if not (isinstance(left, pl.Struct) and isinstance(right, pl.Struct)):
         return None
-    fields = {field.name: field.dtype for field in one.fields}
-    for field in other.fields:
+    fields = {field.name: field.dtype for field in left.fields}
+    for field in right.fields:
         wider = wider_type(fields.get(field.name, pl.Null()), field.dtype)
         if wider is None:
             return None

@@ -18,7 +18,7 @@ from partitioning.footer_pattern import (
 from partitioning.parquet_footer import (
     END,
     LONG_VALUE,
-    MOST_VALUES,
+    MAX_VALUES,
     ColumnChunk,
     FileSchema,
     Footer,
@@ -183,7 +183,7 @@ def _are_wrong(schema: FileSchema, columns: ColumnArrays, ends: Ints) -> Bools:
     return (  # type: ignore[no-any-return]
         (values < rows) | (is_flat & (values > rows))
         | (np.minimum(np.minimum(values, uncompressed), columns.compressed) < 0)
-        | (np.maximum(np.maximum(values, uncompressed), columns.compressed) > MOST_VALUES)
+        | (np.maximum(np.maximum(values, uncompressed), columns.compressed) > MAX_VALUES)
         | (lengths > np.maximum(uncompressed, LONG_VALUE))
         | ((values > 0) & is_outside)
     )  # fmt: skip

@@ -46,7 +46,7 @@ _PHYSICAL: Final = (
 WIDTHS: Final = {0: 1, 1: 4, 2: 8, 4: 4, 5: 8}
 """Bytes of a statistic, for physical types of fixed width."""
 _ENCODINGS: Final = frozenset((0, 2, 3, 4, 5, 6, 7, 8, 9))
-MOST_VALUES: Final = 1 << 40
+MAX_VALUES: Final = 1 << 40
 """Maximum number of rows, values or bytes of a row group; larger numbers mean damage."""
 LONG_VALUE: Final = 1 << 16
 """Length of fixed-length values in bytes above which a column chunk must have at least one."""
@@ -376,7 +376,7 @@ class _Walk:
             raise Contradiction(f"{values} values in {compressed} bytes")
         if leaf.length > max(meta[6], LONG_VALUE):
             raise Contradiction(f"values of {leaf.length:,} bytes in {meta[6]:,}")
-        if max(values, meta[6], compressed) > MOST_VALUES:
+        if max(values, meta[6], compressed) > MAX_VALUES:
             raise Contradiction(
                 f"claims {values:,} values in {meta[6]:,} bytes, {compressed:,} compressed"
             )

@@ -69,7 +69,9 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         with_footer(GOOD, replaced(replaced(footer_of(GOOD), (2, 2, 1), None), (2, 2, 5), None)),
         "column 's' has neither a type nor fields",
     ),
-    "another type than the schema's": (changed((*COLUMN, 3, 1), Node(I32, 1)), "differs from the schema"),
+    "another type than the schema": (
+        changed((*COLUMN, 3, 1), Node(I32, 1)), "differs from the schema",
+    ),
 }  # fmt: skip
 
 
