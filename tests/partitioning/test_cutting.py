@@ -29,7 +29,7 @@ from tests.support.stores import DictReader, ids, parquet
 URI = "s3://b/t/a.parquet"
 ROWS = 1_000
 GROUP = 8 * ROWS + ROWS // 8
-"""Decoded bytes of a row group of so many ids."""
+"""Decoded bytes of a row group of this number of ids."""
 
 
 def planned(objects: dict[str, bytes], target: int, **options: Any) -> PlanResult:

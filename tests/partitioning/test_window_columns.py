@@ -162,7 +162,7 @@ def test_any_null_part_is_outside() -> None:
 # -- what is left out for its name --------------------------------------------------------------
 
 
-def test_objects_left_out_for_their_names_are_told() -> None:
+def test_objects_left_out_for_their_names_are_reported() -> None:
     objects = {f"s3://b/t/{name}": FILE for name in ("a.parquet", "c.gz", "b.csv", "_SUCCESS")}
     found = plan_dataset(PlanRequest("s3://b/t/"), DictReader(objects, shuffle=3)).explain
     assert (found.objects_unnamed, found.unnamed_example) == (2, "s3://b/t/b.csv")
