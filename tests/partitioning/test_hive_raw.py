@@ -104,7 +104,7 @@ def test_a_value_above_the_prefix_is_none_of_the_dataset() -> None:
     assert folders_of(plan).to_list() == ["k=01/", "k=__HIVE_DEFAULT_PARTITION__/"]
 
 
-def test_a_null_next_to_numbers_changes_no_folder() -> None:
+def test_a_text_next_to_numbers_changes_no_folder() -> None:
     before = folders_of(plan_of("zip=01234", "zip=00001")).to_list()
     after = folders_of(plan_of("zip=01234", "zip=00001", "zip=unknown")).to_list()
     assert sorted(after) == sorted([*before, "zip=unknown/"])
