@@ -1,6 +1,6 @@
 """Plan chunks of a Parquet dataset: list, read footers, prune, pack.
 
-Pure planning: it knows Parquet and object listings, and no execution engine.
+The package only plans: it knows Parquet and object listings, but no execution.
 Begin with `plan_dataset`.
 """
 

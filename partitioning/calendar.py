@@ -1,7 +1,7 @@
-"""Hours, days and months of a time zone, as instants in UTC.
+"""Compute hours, days and months of a time zone, as instants in UTC.
 
-Instants are compared and subtracted in UTC only: Python compares two datetimes of one zone by what
-their clocks show, which is wrong where clocks go back.
+Instants are compared and subtracted in UTC only: Python compares two datetimes of the same zone by
+their wall time, which is wrong when clocks go back.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 from zoneinfo import ZoneInfo
 
 SPANS: Final = ("year", "month", "day", "hour")
-"""From coarse to fine."""
+"""Units of time, from coarse to fine."""
 _HOUR: Final = timedelta(hours=1)
 _DAY: Final = timedelta(days=1)
 _SECOND: Final = timedelta(seconds=1)
@@ -31,27 +31,27 @@ _TEXT: Final = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Spelled:
-    """A date or time as somebody wrote it."""
+class ParsedDate:
+    """A date or time as it was written."""
 
     wall: datetime
-    """What the clock shows at its beginning."""
+    """Wall time of its beginning."""
     resolution: str
-    """year, month, day or hour (or finer)."""
+    """Unit in which it was written: year, month, day, or hour (or finer)."""
     offset: timedelta | None
-    """From UTC, where one was written."""
+    """Offset from UTC, if one was written."""
 
     def begin(self, zone: ZoneInfo) -> datetime:
-        """Return its first instant, in UTC."""
+        """Return the first instant, in UTC."""
         if self.offset is None:
             return instant(self.wall, zone)
         return (self.wall - self.offset).replace(tzinfo=UTC)
 
 
-def refined(coarse: Spelled, number: int) -> Spelled | None:
+def refine(coarse: ParsedDate, number: int) -> ParsedDate | None:
     """Return the month of a year, the day of a month or the hour of a day by its number.
 
-    None if there is none such, or nothing finer than what is given.
+    None if it does not exist, or if there is no finer unit.
     """
     finer = SPANS[SPANS.index(coarse.resolution) + 1 :][:1]
     if not finer:
@@ -60,19 +60,19 @@ def refined(coarse: Spelled, number: int) -> Spelled | None:
         wall = coarse.wall.replace(**{finer[0]: number})  # type: ignore[arg-type]
     except ValueError:
         return None
-    return Spelled(wall, finer[0], coarse.offset)
+    return ParsedDate(wall, finer[0], coarse.offset)
 
 
-def spelled(text: str) -> Spelled | None:
-    """Read a date or time in the usual spellings, or return None.
+def parse_date(text: str) -> ParsedDate | None:
+    """Parse a date or time in the usual spellings; return None for other texts.
 
     `2024`, `2024-02`, `202402`, `2024-02-29`, `20240229`, `2024-02-29T05`, `2024-02-29-05`,
     `2024022905`, `2024-02-29 05:30:00`, with `Z` or an offset after the time.
     """
-    found = _TEXT.fullmatch(text.strip())
-    if found is None:
+    match = _TEXT.fullmatch(text.strip())
+    if match is None:
         return None
-    numbers = [found[name] for name in ("year", "month", "day", "hour", "minute", "second")]
+    numbers = [match[name] for name in ("year", "month", "day", "hour", "minute", "second")]
     resolution = SPANS[min(sum(number is not None for number in numbers), len(SPANS)) - 1]
     year, month, day, hour, minute, second = (int(number or 0) for number in numbers)
     try:
@@ -84,11 +84,11 @@ def spelled(text: str) -> Spelled | None:
             minute,
             second,
         )
-        offset = _offset(found["zone"])
-        wall - (offset or timedelta())  # Within the calendar?
+        offset = _offset(match["zone"])
+        wall - (offset or timedelta())  # Raises OverflowError outside the calendar.
     except (ValueError, OverflowError):
         return None
-    return Spelled(wall, resolution, offset)
+    return ParsedDate(wall, resolution, offset)
 
 
 def _offset(text: str | None) -> timedelta | None:
@@ -102,22 +102,22 @@ def _offset(text: str | None) -> timedelta | None:
 
 
 def instant(wall: datetime, zone: ZoneInfo) -> datetime:
-    """Return when clocks show a time: first, if twice; if they skip it, when they do.
+    """Return the instant of a wall time: the first of two; for a skipped time, the clock change.
 
-    Beyond the calendar's ends (years 1 and 9999) it is the end.
+    Outside the calendar (years 1 to 9999) it is the calendar's first or last instant.
     """
     try:
-        found = wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
-        if _wall(found, zone) == wall:
-            return found
-        # Skipped: with fold 1 it counts by the offset after, which gives an instant before.
-        return _change(wall.replace(tzinfo=zone, fold=1).astimezone(UTC), found, zone)
+        moment = wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
+        if _wall(moment, zone) == wall:
+            return moment
+        # A skipped time: fold 1 uses the offset after the change, which gives an earlier instant.
+        return _change(wall.replace(tzinfo=zone, fold=1).astimezone(UTC), moment, zone)
     except OverflowError:
         return (datetime.min if wall.year == 1 else datetime.max).replace(tzinfo=UTC)
 
 
 def _wall(moment: datetime, zone: ZoneInfo) -> datetime:
-    """What clocks show at an instant."""
+    """Return the wall time of an instant."""
     try:
         return moment.astimezone(zone).replace(tzinfo=None, fold=0)
     except OverflowError:
@@ -125,7 +125,7 @@ def _wall(moment: datetime, zone: ZoneInfo) -> datetime:
 
 
 def _change(before: datetime, after: datetime, zone: ZoneInfo) -> datetime:
-    """The instant between two (UTC) at which clocks changed, to the second."""
+    """Return the instant of the clock change between two instants (UTC), to the second."""
     offset = after.astimezone(zone).utcoffset()
     low, high = before.replace(microsecond=0), after.replace(microsecond=0)
     while high - low > _SECOND:
@@ -138,11 +138,11 @@ def _change(before: datetime, after: datetime, zone: ZoneInfo) -> datetime:
 
 
 def floor(moment: datetime, span: str, zone: ZoneInfo) -> datetime:
-    """Return the beginning (UTC) of the hour, day, month or year that an instant is in."""
+    """Return the beginning (UTC) of an instant's hour, day, month or year."""
     if span == "hour":
         return _floor_hour(moment, zone)
     begin = instant(_begin(_wall(moment, zone), span), zone)
-    # Where clocks go back over midnight, the day before is shown again: it is of the new day.
+    # If clocks go back over midnight, the repeated end of the previous day is part of the new day.
     while (following := after(begin, span, zone)) <= moment:
         begin = following
     return begin
@@ -154,7 +154,7 @@ def _floor_hour(moment: datetime, zone: ZoneInfo) -> datetime:
     begin = moment - into
     if _wall(begin, zone) == wall - into:
         return begin
-    # Clocks changed within the hour (by half an hour on Lord Howe Island).
+    # Clocks changed within the hour (e.g. by half an hour on Lord Howe Island).
     if _begin(_wall(begin, zone), "hour") == wall - into:
         return _floor_hour(begin, zone)
     return _change(begin, moment, zone)
@@ -165,23 +165,23 @@ def after(begin: datetime, span: str, zone: ZoneInfo) -> datetime:
     try:
         if span == "hour":
             return next(
-                found
+                moment
                 for hours in range(1, 4)
-                if (found := _floor_hour(begin + hours * _HOUR, zone)) > begin
+                if (moment := _floor_hour(begin + hours * _HOUR, zone)) > begin
             )
         wall = _begin(_wall(begin, zone), span)
-        while (found := instant(wall := _following(wall, span), zone)) <= begin:
-            pass  # A day that a zone left out: it changed sides of the date line.
-        return found
+        while (moment := instant(wall := _following(wall, span), zone)) <= begin:
+            pass  # A day that a zone skipped when it crossed the date line.
+        return moment
     except OverflowError:
         return datetime.max.replace(tzinfo=UTC)
 
 
-def back(end: datetime, unit: str, count: int, zone: ZoneInfo) -> datetime:
-    """Return the instant so many hours, days or months before one, by the clock and calendar.
+def subtract(end: datetime, unit: str, count: int, zone: ZoneInfo) -> datetime:
+    """Subtract hours, or calendar days or months, from an instant.
 
     Raises:
-        OverflowError: that is before the year 1.
+        OverflowError: The result is before the year 1.
     """
     if unit == "hour":
         return end - count * _HOUR
@@ -196,7 +196,7 @@ def back(end: datetime, unit: str, count: int, zone: ZoneInfo) -> datetime:
 
 
 def label_of(begin: datetime, span: str, zone: ZoneInfo) -> str:
-    """Return the name of the hour, day or month that begins at an instant."""
+    """Return the label of the hour, day or month that begins at an instant."""
     text = _wall(begin, zone).isoformat()[: {"month": 7, "day": 10, "hour": 13}[span]]
     if span != "hour" or not begin.astimezone(zone).fold:
         return text

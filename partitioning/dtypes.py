@@ -1,8 +1,7 @@
-"""What the columns of a Parquet file come as: the types that `pl.scan_parquet` gives them.
+"""Determine the types as which columns of a Parquet file are read: those of `pl.scan_parquet`.
 
-Polars is asked, with an empty file of the same schema. Where Polars cannot read a schema, or would
-read wrong values, pyarrow is the second decoder, and the column comes as a type that holds what is
-stored; a note says so.
+Polars scans an empty file of the same schema. If Polars cannot read a schema, or would read wrong
+values, pyarrow decodes the column into a type that holds the stored values, and a note says so.
 """
 
 from __future__ import annotations
@@ -27,44 +26,44 @@ from polars.exceptions import PanicException, PolarsError
 from partitioning.parquet_footer import FIXED_LEN_BYTE_ARRAY, INT96, FileSchema, Leaf, empty_file
 
 Int96Unit = Literal["us", "ns"]
-"""Unit of the times that INT96 columns come as: microseconds reach beyond the year 2262."""
+"""Unit of times from INT96 columns; nanoseconds end in the year 2262."""
 
 _INTERVAL: Final = 21
-"""Parquet's converted type of month, day and millisecond in 12 bytes."""
-_MOST_DIGITS: Final = 38
-"""Digits of Polars' decimals."""
+"""Converted type of an interval: month, day and millisecond in 12 bytes."""
+_MAX_DIGITS: Final = 38
+"""Maximum number of digits of Polars' decimals."""
 _NEWER_TYPES: Final = {16: "VARIANT", 17: "GEOMETRY", 18: "GEOGRAPHY"}
 _UTC: Final = frozenset({"UTC", "+00:00", "Etc/UTC", "GMT", "Z"})
 _ARROW_ERRORS: Final = (pa.ArrowException, OSError, ValueError, TypeError, KeyError)
 
 
 class UnreadableSchemaError(Exception):
-    """Neither decoder has a type for a column."""
+    """No decoder has a type for a column."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileTypes:
-    """What the columns of files of one schema come as."""
+    """Types as which the columns of files of one schema are read."""
 
     schema: pl.Schema
     is_read_by_polars: bool
-    """False if pyarrow decodes all columns."""
+    """Whether Polars decodes columns; if not, pyarrow decodes all."""
     by_pyarrow: frozenset[str]
-    """Columns that pyarrow decodes though Polars reads the others."""
+    """Columns that pyarrow decodes although Polars decodes the others."""
     notes: tuple[str, ...]
-    """What is told in the plan: columns that come as another type than they are."""
+    """Notes for the plan on columns that are read as another type than stored."""
 
 
 @lru_cache(maxsize=64)
 def plain_arrow_schema(arrow_schema: bytes) -> bytes:
-    """Return an Arrow schema, as footers have it, without what it says of the file as a whole.
+    """Remove the metadata from an Arrow schema in a footer.
 
-    pandas' index is such a thing, and differs from file to file of one dataset.
+    The metadata includes pandas' index, which differs between files of a dataset.
     """
     try:
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(arrow_schema)))
     except (*_ARROW_ERRORS, binascii.Error):
-        return arrow_schema  # Types of Polars' own, or damaged.
+        return arrow_schema  # It has types that only Polars knows, or is damaged.
     if not schema.metadata:
         return arrow_schema
     return base64.b64encode(schema.remove_metadata().serialize().to_pybytes())
@@ -72,15 +71,15 @@ def plain_arrow_schema(arrow_schema: bytes) -> bytes:
 
 @lru_cache(maxsize=64)
 def file_types(schema: FileSchema, arrow_schema: bytes | None, int96: Int96Unit) -> FileTypes:
-    """Return what the columns of a file come as.
+    """Return the types as which the columns of a file are read.
 
     Args:
-        schema: As the footer has it.
-        arrow_schema: The Arrow schema beside it.
+        schema: Schema in the footer.
+        arrow_schema: Arrow schema in the footer.
         int96: Unit of INT96 times.
 
     Raises:
-        UnreadableSchemaError: some column has no type.
+        UnreadableSchemaError: A column has no type.
     """
     found = _by_polars(schema, arrow_schema)
     by_arrow = found is None
@@ -92,7 +91,7 @@ def file_types(schema: FileSchema, arrow_schema: bytes | None, int96: Int96Unit)
         if found is not None and name not in odd:
             types[name] = found[name]
             continue
-        assert arrow is not None, "pyarrow was asked for odd columns"
+        assert arrow is not None, "pyarrow decodes odd columns"
         kind = arrow.field(schema.columns.index(name)).type
         types[name], note = _stored_type(name, kind)
         notes += [note] if note else []
@@ -109,11 +108,11 @@ def file_types(schema: FileSchema, arrow_schema: bytes | None, int96: Int96Unit)
 
 
 def _by_polars(schema: FileSchema, arrow_schema: bytes | None) -> pl.Schema | None:
-    """Return Polars' own types, or None where it refuses."""
+    """Return Polars' types, or None if it refuses the schema."""
     if schema.newer:
         return None
     if not _has_known_zones(arrow_schema):
-        return None  # Polars would panic, and print that.
+        return None  # Polars would panic, and print a message.
     file = io.BytesIO(empty_file(schema, arrow_schema))
     try:
         found = pl.scan_parquet(file, glob=False, hive_partitioning=False).collect_schema()
@@ -123,7 +122,7 @@ def _by_polars(schema: FileSchema, arrow_schema: bytes | None) -> pl.Schema | No
 
 
 def _odd_columns(schema: FileSchema, found: pl.Schema | None) -> set[str]:
-    """Return columns that Polars would read wrongly, or not at all, though it has their type."""
+    """Return columns that Polars would read wrongly, or not at all, although it knows the type."""
     odd = {leaf.column for leaf in schema.leaves if leaf.physical == INT96}
     odd |= {leaf.column for leaf in schema.leaves if leaf.converted == _INTERVAL}
     return odd | {
@@ -132,7 +131,7 @@ def _odd_columns(schema: FileSchema, found: pl.Schema | None) -> set[str]:
 
 
 def _is_too_wide(dtype: pl.DataType) -> bool:
-    return isinstance(dtype, pl.Decimal) and (dtype.precision or 0) > _MOST_DIGITS
+    return isinstance(dtype, pl.Decimal) and (dtype.precision or 0) > _MAX_DIGITS
 
 
 def _within(dtype: pl.DataType) -> Iterable[pl.DataType]:
@@ -153,13 +152,13 @@ def _children(dtype: Any) -> list[Any]:
 
 
 def _has_known_zones(arrow_schema: bytes | None) -> bool:
-    """Tell whether Polars knows all time zones of an Arrow schema."""
+    """Whether Polars knows all time zones of an Arrow schema."""
     if arrow_schema is None:
         return True
     try:
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(arrow_schema)))
     except (*_ARROW_ERRORS, binascii.Error):
-        return True  # Types of Polars' own, or damaged: Polars is asked.
+        return True  # It has types that only Polars knows, or is damaged; Polars decides.
     return all(_is_zone(kind.tz) for field in schema for kind in _arrow_within(field.type))
 
 
@@ -198,10 +197,10 @@ def _line(error: BaseException) -> str:
 
 
 def _stored_type(name: str, kind: pa.DataType) -> tuple[pl.DataType, str | None]:
-    """Return the type that holds what pyarrow reads, and a note if that is another one."""
+    """Return the type that holds pyarrow's values, and a note if it differs from pyarrow's."""
     plain = plain_type(kind)
     if plain is None:
-        raise UnreadableSchemaError(f"column {name!r} is of type {kind}, which Polars has not")
+        raise UnreadableSchemaError(f"column {name!r} has type {kind}, which Polars lacks")
     dtype = polars_type(plain)
     if plain == kind:
         return dtype, None
@@ -209,13 +208,13 @@ def _stored_type(name: str, kind: pa.DataType) -> tuple[pl.DataType, str | None]
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType | None:
-    """Return the nearest Arrow type that Polars has, or None if there is none that is safe."""
+    """Return the nearest Arrow type that Polars supports, or None if no type is safe."""
     if isinstance(kind, pa.BaseExtensionType):
         return plain_type(kind.storage_type)
     if pa.types.is_timestamp(kind) and kind.tz is not None and not _is_zone(kind.tz):
         return pa.timestamp(kind.unit, "UTC")
-    if pa.types.is_decimal(kind) and kind.precision > _MOST_DIGITS:
-        return pa.decimal128(_MOST_DIGITS, kind.scale) if kind.scale <= _MOST_DIGITS else None
+    if pa.types.is_decimal(kind) and kind.precision > _MAX_DIGITS:
+        return pa.decimal128(_MAX_DIGITS, kind.scale) if kind.scale <= _MAX_DIGITS else None
     if pa.types.is_dictionary(kind):
         return plain_type(kind.value_type)
     if pa.types.is_union(kind) or pa.types.is_interval(kind):
@@ -227,13 +226,13 @@ def plain_type(kind: pa.DataType) -> pa.DataType | None:
 
 def _plain_nested(kind: pa.DataType) -> pa.DataType | None:
     inner = [plain_type(kind.field(at).type) for at in range(kind.num_fields)]
-    if any(one is None for one in inner):
+    if any(child is None for child in inner):
         return None
     if pa.types.is_struct(kind):
-        return pa.struct([kind.field(at).with_type(one) for at, one in enumerate(inner)])
+        return pa.struct([kind.field(at).with_type(child) for at, child in enumerate(inner)])
     if pa.types.is_map(kind):
         pair = inner[0]
-        assert pair is not None, "types without a plain one are refused above"
+        assert pair is not None, "types without a plain type are refused above"
         return pa.map_(pair.field(0).type, pair.field(1).type)
     if pa.types.is_fixed_size_list(kind):
         return pa.list_(kind.value_field.with_type(inner[0]), kind.list_size)
@@ -241,26 +240,26 @@ def _plain_nested(kind: pa.DataType) -> pa.DataType | None:
 
 
 def polars_type(kind: pa.DataType) -> pl.DataType:
-    """Return the Polars type of an Arrow type that Polars has."""
+    """Return the Polars type of an Arrow type that Polars supports."""
     table = pa.table({"column": pa.array([], kind)})
     return pl.DataFrame(pl.from_arrow(table)).schema["column"]
 
 
 def is_odd_encoding(leaf: Leaf, encodings: Iterable[int]) -> bool:
-    """Tell whether Polars lacks an encoding of a column chunk that pyarrow has."""
-    return leaf.physical == FIXED_LEN_BYTE_ARRAY and any(one in (7, 9) for one in encodings)
+    """Whether a column chunk has an encoding that only pyarrow supports."""
+    return leaf.physical == FIXED_LEN_BYTE_ARRAY and any(n in (7, 9) for n in encodings)
 
 
-# -- As Arrow: for filters, and in stored plans ----------------------------------------------
+# -- Arrow types, for filters and stored plans -----------------------------------------------
 
 
 INT128: Final = pa.decimal256(39, 0)
-"""Stands for Polars' integers of 128 bits: Arrow has none, and Polars has no such decimals."""
+"""Arrow type that stands for Polars' 128-bit integers, which Arrow lacks."""
 UINT128: Final = pa.decimal256(40, 0)
 
 
 def arrow_schema_of(schema: pl.Schema) -> pa.Schema:
-    """Return a schema in Arrow's types, without metadata; what Polars alone has comes nearest."""
+    """Return a schema in Arrow types, without metadata; types that Arrow lacks are approximated."""
     return pa.schema([pa.field(name, arrow_type(dtype)) for name, dtype in schema.items()])
 
 
@@ -295,14 +294,14 @@ _LEAVES: Final[dict[type[pl.DataType], pa.DataType]] = {
 }
 
 
-# -- Stored ------------------------------------------------------------------------------------
+# -- stored schemas ----------------------------------------------------------------------------
 
 
 _NOTES: Final = "chunkmap.notes"
 
 
 def pack_schema(schema: pl.Schema, notes: Iterable[str] = ()) -> bytes:
-    """Return a schema as bytes, the same for the same schema and notes: an empty Parquet file."""
+    """Return a schema and notes as the bytes of an empty Parquet file; equal for equal input."""
     file = io.BytesIO()
     columns = [_empty_column(dtype).alias(name) for name, dtype in schema.items()]
     pl.DataFrame(columns).write_parquet(
@@ -321,7 +320,7 @@ def _empty_column(dtype: Any) -> pl.Series:
 
 @lru_cache(maxsize=64)
 def unpack_schema(data: bytes) -> tuple[pl.Schema, tuple[str, ...]]:
-    """Return what `pack_schema` was given."""
+    """Return the schema and the notes from `pack_schema`."""
     file = io.BytesIO(data)
     schema = pl.scan_parquet(file, glob=False, hive_partitioning=False).collect_schema()
     return schema, tuple(json.loads(pl.read_parquet_metadata(io.BytesIO(data))[_NOTES]))
@@ -336,18 +335,18 @@ def polars_schema_of(schema: pa.Schema) -> pl.Schema:
     return pl.scan_parquet(file, glob=False, hive_partitioning=False).collect_schema()
 
 
-# -- Several files -----------------------------------------------------------------------------
+# -- types of several files --------------------------------------------------------------------
 
 
-def wider_type(one: Any, other: Any) -> pl.DataType | None:
-    """Return the narrowest type that holds all values of two, or None if there is none.
+def wider_type(left: Any, right: Any) -> pl.DataType | None:
+    """Return the narrowest type that holds all values of two types, or None if there is none.
 
-    As Iceberg widens (https://iceberg.apache.org/spec/#schema-evolution) and Polars' supertypes
-    do, but never with a loss: integers do not become floats.
+    It follows Iceberg (https://iceberg.apache.org/spec/#schema-evolution) and Polars' supertypes,
+    but never loses precision: integers do not become floats.
     """
-    if one == other:
-        return one  # type: ignore[no-any-return]
-    for first, second in ((one, other), (other, one)):
+    if left == right:
+        return left  # type: ignore[no-any-return]
+    for first, second in ((left, right), (right, left)):
         if first == pl.Null:
             return second  # type: ignore[no-any-return]
         for rule in _RULES:
@@ -357,13 +356,13 @@ def wider_type(one: Any, other: Any) -> pl.DataType | None:
     return None
 
 
-def _wider_number(one: Any, other: Any) -> pl.DataType | None:
-    if one.is_float() and other.is_float():
-        return max((one, other), key=lambda dtype: _FLOATS.index(type(dtype)))  # type: ignore[no-any-return]
-    if not (one.is_integer() and other.is_integer()):
+def _wider_number(left: Any, right: Any) -> pl.DataType | None:
+    if left.is_float() and right.is_float():
+        return max((left, right), key=lambda dtype: _FLOATS.index(type(dtype)))  # type: ignore[no-any-return]
+    if not (left.is_integer() and right.is_integer()):
         return None
-    low = min(_reach(one)[0], _reach(other)[0])
-    high = max(_reach(one)[1], _reach(other)[1])
+    low = min(_reach(left)[0], _reach(right)[0])
+    high = max(_reach(left)[1], _reach(right)[1])
     fits = (dtype for dtype in _INTEGERS if _reach(dtype)[0] <= low and high <= _reach(dtype)[1])
     return next(fits, None)
 
@@ -376,7 +375,7 @@ _INTEGERS: Final[tuple[Any, ...]] = (
 
 
 def _reach(dtype: Any) -> tuple[int, int]:
-    """Return the least and the greatest value of an integer type."""
+    """Return the minimum and maximum of an integer type."""
     bits = int(str(dtype).lstrip("UInt"))
     return (
         (0, 2**bits - 1)
@@ -385,55 +384,55 @@ def _reach(dtype: Any) -> tuple[int, int]:
     )
 
 
-def _wider_decimal(one: Any, other: Any) -> pl.DataType | None:
-    if not (isinstance(one, pl.Decimal) and isinstance(other, pl.Decimal)):
+def _wider_decimal(left: Any, right: Any) -> pl.DataType | None:
+    if not (isinstance(left, pl.Decimal) and isinstance(right, pl.Decimal)):
         return None
-    scale = max(one.scale, other.scale)
-    whole = max((d.precision or _MOST_DIGITS) - d.scale for d in (one, other))
-    return pl.Decimal(whole + scale, scale) if whole + scale <= _MOST_DIGITS else None
+    scale = max(left.scale, right.scale)
+    whole = max((d.precision or _MAX_DIGITS) - d.scale for d in (left, right))
+    return pl.Decimal(whole + scale, scale) if whole + scale <= _MAX_DIGITS else None
 
 
-def _wider_time(one: Any, other: Any) -> pl.DataType | None:
+def _wider_time(left: Any, right: Any) -> pl.DataType | None:
     units = ["ms", "us", "ns"]
-    if isinstance(one, pl.Duration) and isinstance(other, pl.Duration):
-        return pl.Duration(max(one.time_unit, other.time_unit, key=units.index))
-    if not (isinstance(one, pl.Datetime) and isinstance(other, pl.Datetime)):
+    if isinstance(left, pl.Duration) and isinstance(right, pl.Duration):
+        return pl.Duration(max(left.time_unit, right.time_unit, key=units.index))
+    if not (isinstance(left, pl.Datetime) and isinstance(right, pl.Datetime)):
         return None
-    zones = {"UTC" if d.time_zone in _UTC else d.time_zone for d in (one, other)}
+    zones = {"UTC" if d.time_zone in _UTC else d.time_zone for d in (left, right)}
     if len(zones) > 1:
         return None
-    return pl.Datetime(max(one.time_unit, other.time_unit, key=units.index), zones.pop())
+    return pl.Datetime(max(left.time_unit, right.time_unit, key=units.index), zones.pop())
 
 
-def _wider_text(one: Any, other: Any) -> pl.DataType | None:
+def _wider_text(left: Any, right: Any) -> pl.DataType | None:
     kinds = (pl.String, pl.Categorical, pl.Enum)
-    return pl.String() if isinstance(one, kinds) and isinstance(other, kinds) else None
+    return pl.String() if isinstance(left, kinds) and isinstance(right, kinds) else None
 
 
-def _wider_list(one: Any, other: Any) -> pl.DataType | None:
+def _wider_list(left: Any, right: Any) -> pl.DataType | None:
     lists = (pl.List, pl.Array)
-    if not (isinstance(one, lists) and isinstance(other, lists)):
+    if not (isinstance(left, lists) and isinstance(right, lists)):
         return None
-    inner = wider_type(one.inner, other.inner)
+    inner = wider_type(left.inner, right.inner)
     if inner is None:
         return None
-    if isinstance(one, pl.Array) and isinstance(other, pl.Array) and one.size == other.size:
-        return pl.Array(inner, one.size)
+    if isinstance(left, pl.Array) and isinstance(right, pl.Array) and left.size == right.size:
+        return pl.Array(inner, left.size)
     return pl.List(inner)
 
 
-def _wider_map(one: Any, other: Any) -> pl.DataType | None:
-    if not (isinstance(one, pl.Map) and isinstance(other, pl.Map)):
+def _wider_map(left: Any, right: Any) -> pl.DataType | None:
+    if not (isinstance(left, pl.Map) and isinstance(right, pl.Map)):
         return None
-    key, value = wider_type(one.key, other.key), wider_type(one.value, other.value)
+    key, value = wider_type(left.key, right.key), wider_type(left.value, right.value)
     return None if key is None or value is None else pl.Map(key, value)
 
 
-def _wider_struct(one: Any, other: Any) -> pl.DataType | None:
-    if not (isinstance(one, pl.Struct) and isinstance(other, pl.Struct)):
+def _wider_struct(left: Any, right: Any) -> pl.DataType | None:
+    if not (isinstance(left, pl.Struct) and isinstance(right, pl.Struct)):
         return None
-    fields = {field.name: field.dtype for field in one.fields}
-    for field in other.fields:
+    fields = {field.name: field.dtype for field in left.fields}
+    for field in right.fields:
         wider = wider_type(fields.get(field.name, pl.Null()), field.dtype)
         if wider is None:
             return None
@@ -465,7 +464,7 @@ def parse_type(text: str) -> pl.DataType:
     """Return the type of a name such as `int64`, `datetime[us, UTC]` or `decimal[38, 2]`.
 
     Raises:
-        ValueError: there is no such type.
+        ValueError: There is no such type.
     """
     plain = _SIMPLE.get(text.strip().lower())
     if plain is not None:
@@ -479,13 +478,13 @@ def parse_type(text: str) -> pl.DataType:
         with suppress(ValueError, TypeError, PolarsError):
             return _parametric(kind, parts)
     known = ", ".join([*_SIMPLE, "datetime[us]", "datetime[us, UTC]", "duration[us]"])
-    raise ValueError(f"{text!r} is no type; there are {known}, decimal[38, 2] and list[…]")
+    raise ValueError(f"{text!r} is not a type; use one of {known}, decimal[38, 2] and list[…]")
 
 
 def _parametric(kind: str, parts: list[str]) -> pl.DataType:
     if kind == "decimal":
         precision, scale = map(int, parts)
-        if 0 <= scale <= precision <= _MOST_DIGITS and precision:
+        if 0 <= scale <= precision <= _MAX_DIGITS and precision:
             return pl.Decimal(precision, scale)
     elif parts[0] in ("ms", "us", "ns") and len(parts) <= (2 if kind == "datetime" else 1):
         unit: Any = parts[0]
@@ -497,10 +496,10 @@ def _parametric(kind: str, parts: list[str]) -> pl.DataType:
 
 
 def can_be_cast(dtype: Any, wanted: Any) -> bool:
-    """Tell whether a column may be declared to be of a type: a value that does not fit is an error.
+    """Whether a column can be declared to have a type; a value that does not fit is an error.
 
-    Beyond `can_become` these are integers from text, to text and to decimals. What rounds, or
-    guesses a format, is the transform's to do.
+    In addition to `can_become`, integers can be read from text, and become text or decimals. Casts
+    that round or guess a format are left to the transform.
     """
     if can_become(dtype, wanted):
         return True
@@ -510,7 +509,7 @@ def can_be_cast(dtype: Any, wanted: Any) -> bool:
 
 
 def can_become(dtype: Any, wanted: Any) -> bool:
-    """Tell whether values can be cast to a type so that each either fits or is an error."""
+    """Whether values can be cast to a type such that each either fits or is an error."""
     if wider_type(dtype, wanted) == wanted or (dtype.is_integer() and wanted.is_integer()):
         return True
     if isinstance(wanted, pl.Categorical | pl.Enum):

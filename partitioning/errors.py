@@ -1,40 +1,40 @@
-"""Everything that planning can refuse.
+"""Errors of planning.
 
     PlanningError
-    ├── NoParquetError       nothing to plan was found
+    ├── NoParquetError       no object to plan
     ├── BadObjectsError      objects that are not readable Parquet, all of them
-    ├── SchemaMismatchError  objects whose columns differ
-    ├── HiveTypeError        a declared type that values of a Hive column are not of
-    ├── TargetError          a chunking that cannot be
+    ├── SchemaMismatchError  objects with different columns
+    ├── HiveTypeError        a declared type that does not fit the values of a Hive column
+    ├── TargetError          an impossible chunking
     ├── FilterError          a filter term that cannot be evaluated
-    ├── TableFormatError     a Delta, Iceberg or Hudi table, whose folder is no plain Parquet
+    ├── TableFormatError     the folder of a Delta, Iceberg or Hudi table
     ├── ColumnError          a column that the dataset does not have
-    ├── WindowError          windows that cannot be, or that the data does not have
-    └── PlanFormatError      bytes that are not a plan of a known version
+    ├── WindowError          impossible windows, or windows that the data does not have
+    └── PlanFormatError      bytes that are not a plan of a supported version
 
-All are terminal: planning again the same input fails again.
+All are permanent: planning the same input again fails again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-_SHOWN = 20
+_MAX_SHOWN = 20
 
 
 class PlanningError(Exception):
-    """The dataset cannot be planned as asked."""
+    """The dataset cannot be planned as requested."""
 
 
 class NoParquetError(PlanningError):
-    """The input names no Parquet object."""
+    """The input has no Parquet object."""
 
 
 class BadObjectsError(PlanningError):
     """Some objects are not readable Parquet.
 
     Attributes:
-        objects: (uri, offset in bytes of what is wrong, reason) of every bad object.
+        objects: (uri, offset of the damage in bytes, reason) of every bad object.
     """
 
     def __init__(self, objects: Sequence[tuple[str, int, str]]) -> None:
@@ -43,27 +43,27 @@ class BadObjectsError(PlanningError):
 
     def __str__(self) -> str:
         lines = [f"{uri}: at byte {offset}: {reason}" for uri, offset, reason in self.objects]
-        shown = lines[:_SHOWN]
-        if len(lines) > _SHOWN:
-            shown.append(f"… and {len(lines) - _SHOWN} more")
+        shown = lines[:_MAX_SHOWN]
+        if len(lines) > _MAX_SHOWN:
+            shown.append(f"… and {len(lines) - _MAX_SHOWN} more")
         noun = "object is" if len(lines) == 1 else "objects are"
         return "\n  ".join([f"{len(lines)} {noun} not readable Parquet:", *shown])
 
 
 class SchemaMismatchError(PlanningError):
-    """The objects' columns differ in a way that the chosen schema rule does not allow."""
+    """The objects' columns differ in a way that the schema rule does not allow."""
 
 
 class TableFormatError(PlanningError):
-    """The input lies in the folder of a Delta Lake, Iceberg or Hudi table."""
+    """The input is in the folder of a Delta Lake, Iceberg or Hudi table."""
 
 
 class HiveTypeError(PlanningError):
-    """The declared type of a Hive column is none, or is not that of all its values."""
+    """The declared type of a Hive column is unknown, or does not fit all its values."""
 
 
 class TargetError(PlanningError):
-    """The chunking asked for is impossible or contradicts itself."""
+    """The requested chunking is impossible or contradicts itself."""
 
 
 class FilterError(PlanningError):
@@ -71,12 +71,12 @@ class FilterError(PlanningError):
 
 
 class ColumnError(PlanningError):
-    """A column to read is not in the dataset."""
+    """A requested column is not in the dataset."""
 
 
 class WindowError(PlanningError):
-    """A window, a range of them or the column's values do not fit the grain."""
+    """A window, a range of windows or a column's values do not fit the grain."""
 
 
 class PlanFormatError(PlanningError):
-    """The bytes are not a plan, or one of a version that this release does not read."""
+    """The bytes are not a plan, or have a version that this release does not read."""

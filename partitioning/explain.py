@@ -1,4 +1,4 @@
-"""What planning found out, in figures: for `--explain`, reports and warnings."""
+"""Figures and warnings of a planning, for `--explain` and reports."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from partitioning.model import Plan, Status
 from partitioning.request import MIB, PlanRequest
 from partitioning.snapshot import Changes, Groups, Ints, Snapshot
 
-_TINY: Final = MIB
+_TINY_BYTES: Final = MIB
 """Stored bytes below which an object counts as tiny."""
-_MANY: Final = 100
-"""Tiny objects from which they are worth a warning."""
-_SKEW: Final = 4
-"""Times the median chunk from which the largest is worth a warning."""
+_MIN_TINY_OBJECTS: Final = 100
+"""Number of tiny objects from which on a warning is given."""
+_SKEW_FACTOR: Final = 4
+"""Ratio of the largest to the median chunk above which a warning is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,43 +30,43 @@ class Distribution:
     p95: int
     most: int
     histogram: tuple[tuple[int, int, int], ...]
-    """(from bytes, below bytes, chunks), in powers of two, empty ends left out."""
+    """(from bytes, below bytes, chunks) in powers of two, without empty ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Explain:
-    """The figures of one planning."""
+    """The figures of a planning."""
 
     objects_listed: int
     objects_hidden: int
     objects_empty: int
     objects_unnamed: int
-    """Without a Parquet name."""
+    """Objects without a Parquet name."""
     unnamed_example: str
-    """URI of the first of them; empty if there is none."""
+    """URI of the first of these; empty if there is none."""
     objects_excluded: int
-    """By include and exclude."""
+    """Objects left out by include and exclude."""
     objects_pruned: int
-    """By partition values."""
+    """Objects pruned by partition values."""
     objects_unchanged: int
-    """Left out because the request asks for changes only."""
+    """Objects left out because only changes are requested."""
     objects_skipped: int
-    """Bad ones."""
+    """Bad objects."""
     objects_without_rows: int
-    """All their row groups pruned, or none there."""
+    """Objects without row groups, or with all of them pruned."""
     objects_planned: int
     row_groups: int
-    """Of the objects whose footers are known and that are not left out."""
+    """Row groups of the planned objects with known footers."""
     row_groups_pruned: int
-    """By statistics, and empty ones."""
+    """Row groups pruned by statistics, and empty ones."""
     row_groups_cut: int
-    """Far above the target: mapped as several chunks of consecutive rows."""
+    """Row groups far above the target, which are cut into chunks of consecutive rows."""
     parts: int
-    """Chunks that these are."""
+    """Chunks made of these."""
     bytes_listed: int
-    """Of all objects taken from the listing, before pruning."""
+    """Size of all objects taken from the listing, before pruning."""
     bytes_to_read: int
-    """Compressed, of the columns and row groups that are read."""
+    """Compressed bytes of the columns and row groups that are read."""
     bytes_decoded: int
     rows: int
     chunks: int
@@ -74,10 +74,10 @@ class Explain:
     footers_read: int
     footers_reused: int
     requests: int
-    """To the store; a listing counts as its pages of 1,000."""
+    """Requests to the store; a listing counts its pages of 1,000."""
     seconds: float
     chunk_sizes: Distribution | None
-    """None without chunks."""
+    """Decoded sizes of the chunks; None without chunks."""
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Explain:
 
 @dataclass(frozen=True, slots=True)
 class PlanResult:
-    """A plan, how it came about, and what differs from the plan before."""
+    """A plan, its figures, and the changes since the previous plan."""
 
     plan: Plan
     explain: Explain
@@ -125,14 +125,14 @@ def explain(
     """Return the figures.
 
     Args:
-        request: what was asked for.
-        listing: what was listed.
-        snapshot: the objects.
-        ordered: each row group's object, and the row groups, in plan order.
-        plan: the outcome.
-        reading: footers read, footers reused, requests for footers.
-        notes: what is told of columns.
-        seconds: how long it took.
+        request: The request.
+        listing: The listing of the input.
+        snapshot: The objects.
+        ordered: Each row group's object, and the row groups, in plan order.
+        plan: The plan.
+        reading: Footers read, footers reused, requests for footers.
+        notes: Notes on columns, added to the warnings.
+        seconds: Duration of the planning.
     """
     owner, groups = ordered
     status = snapshot.status
@@ -178,7 +178,7 @@ def explain(
                 whole=(owner[whole], groups.decoded[whole]),
                 chunks=chunk_sizes,
             )
-            + _read_often(np.unique(parts), groups)
+            + _warn_unindexed(np.unique(parts), groups)
             + list(notes)
             + left_out_for_names(listing.unnamed, listing.unnamed_example)
         ),
@@ -186,15 +186,15 @@ def explain(
 
 
 def _parts(plan: Plan) -> Ints:
-    """Return for each chunk that is part of a row group the position of that row group."""
+    """Return the position of the row group of each chunk that is part of one."""
     table = plan.chunk_table
     if "first_row" not in table.column_names:
         return np.zeros(0, np.int64)
     return table.filter(table["first_row"].is_valid())["start"].to_numpy()  # type: ignore[no-any-return]
 
 
-def _read_often(cut: Ints, groups: Groups) -> list[str]:
-    """Return a sentence on row groups that are read once for each of their parts."""
+def _warn_unindexed(cut: Ints, groups: Groups) -> list[str]:
+    """Return a warning about row groups that are read once for each of their parts."""
     unindexed = int((~groups.indexed[cut]).sum())
     if not unindexed:
         return []
@@ -205,13 +205,13 @@ def _read_often(cut: Ints, groups: Groups) -> list[str]:
 
 
 def left_out_for_names(count: int, example: str) -> list[str]:
-    """Return a sentence on objects that are not named as Parquet objects are; none without any."""
+    """Return a warning about objects without a Parquet name, if there are any."""
     if not count:
         return []
     objects = "1 object is" if count == 1 else f"{count:,} objects are"
     return [
         f"{objects} left out: not named *.parquet, *.parq or *.pq, such as {example} "
-        "(input.include names what is read)"
+        "(select them with input.include)"
     ]
 
 
@@ -223,44 +223,45 @@ def _warnings(
     whole: tuple[Ints, Ints],
     chunks: Ints,
 ) -> list[str]:
-    found: list[str] = []
+    warnings: list[str] = []
     owner_of_whole, decoded = whole
     objects = np.unique(owner)
     sizes = np.array([snapshot.infos[i].size for i in objects.tolist()], np.int64)
     over = decoded > request.target
     if over.any():
         largest = int(np.argmax(decoded))
-        found.append(
+        warnings.append(
             f"{int(over.sum())} of {len(owner)} row groups decode to more than the target of "
             f"{mib(request.target)}; the largest, {mib(int(decoded[largest]))}, is in "
             f"{snapshot.infos[int(owner_of_whole[largest])].uri}"
         )
     elif (request.per_file or request.per_partition) and (chunks > request.target).any():
-        found.append(
+        warnings.append(
             f"{int((chunks > request.target).sum())} chunks are above the target of "
             f"{mib(request.target)}, the largest {mib(int(chunks.max()))}: per_file and "
             "per_partition do not cut"
         )
-    tiny = int((sizes < _TINY).sum())
-    if tiny >= _MANY and tiny * 2 > len(objects):
-        found.append(
+    tiny = int((sizes < _TINY_BYTES).sum())
+    if tiny >= _MIN_TINY_OBJECTS and tiny * 2 > len(objects):
+        warnings.append(
             f"{tiny} of {len(objects)} objects are smaller than 1 MiB: reading them is bound by "
-            "requests; compacting them first pays"
+            "requests; compact them first"
         )
-    if len(chunks) >= _SKEW and chunks.max() > _SKEW * max(1.0, float(np.median(chunks))):
-        found.append(
+    median = float(np.median(chunks)) if len(chunks) else 0.0
+    if len(chunks) >= _SKEW_FACTOR and chunks.max() > _SKEW_FACTOR * max(1.0, median):
+        warnings.append(
             f"chunk sizes are skewed: the largest decodes to {mib(int(chunks.max()))}, "
-            f"the median to {mib(int(np.median(chunks)))}"
+            f"the median to {mib(int(median))}"
         )
     kinds = np.unique(snapshot.schema[snapshot.schema >= 0])
     if len(kinds) > 1:
-        found.append(f"{len(kinds)} different schemas, read by the rule {request.schema!r}")
+        warnings.append(f"{len(kinds)} different schemas, read by the rule {request.schema!r}")
     skipped = int((snapshot.status == Status.SKIPPED).sum())
     if skipped:
-        found.append(f"{skipped} objects are not readable Parquet and are left out")
-    return found
+        warnings.append(f"{skipped} objects are not readable Parquet and are left out")
+    return warnings
 
 
 def mib(count: int) -> str:
-    """Return a number of bytes for people."""
+    """Format a number of bytes for people."""
     return f"{count / MIB:.1f} MiB" if count >= MIB / 10 else f"{count / 1024:.1f} KiB"

@@ -1,15 +1,15 @@
-"""Filter terms: what they mean, checked against column types, and as a Polars expression.
+"""Bind filter terms to column types, and translate them into a Polars expression.
 
 A filter is an OR of ANDs of terms. Pruning (`partitioning.pruning`) and the exact row filter
-(`filter_expr`) both start from the same *bound* terms, so they cannot disagree:
+(`filter_expr`) use the same *bound* terms, so they cannot disagree:
 
-- a null matches `is null` only: no comparison, not `!=` and not `not in` either;
-- NaN is no number: it matches `!=`, `not in` and `is not null`, and no other operator.
-  (Polars by itself orders NaN above every number; statistics leave NaN out.)
+- a null matches `is null` only; it matches no comparison, not even `!=` and `not in`;
+- NaN matches `!=`, `not in` and `is not null` only. (Polars orders NaN above every number;
+  statistics leave NaN out.)
 - a value between two values of the column's type (1.5 for an integer column, microseconds for
-  a millisecond column) compares as the number that it is; it is never rounded. Only for
-  float16 and float32 columns is the value first rounded to the column's type;
-- a time with a zone compares with zoned columns only, a time without with naive ones only.
+  a millisecond column) compares exactly, without rounding. Only for float16 and float32 columns
+  the value is first rounded to the column's type;
+- a time with a zone compares with zoned columns only, a time without a zone with naive columns.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ _LISTS: Final = ("in", "not in")
 NANOSECONDS: Final = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 
 Native = int | float | bool | bytes
-"""How values compare: days, nanoseconds and unscaled decimals are ints; text is UTF-8 bytes."""
+"""Values as they are compared: days, nanoseconds and unscaled decimals are ints, text is UTF-8."""
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One comparison of a column with a value.
+    """A comparison of a column with a value.
 
     Raises:
-        FilterError: the operator is unknown, or the value does not suit it.
+        FilterError: The operator is unknown, or the value does not fit it.
     """
 
     column: str
     op: str
-    """One of `OPERATORS`."""
+    """Operator, one of `OPERATORS`."""
     value: Any = None
     """Scalar; a sequence for `in` and `not in`; None for `is null` and `is not null`."""
 
@@ -66,7 +66,7 @@ class Term:
             )
         if self.op in _LISTS:
             if isinstance(self.value, str | bytes) or not isinstance(self.value, Iterable):
-                raise FilterError(f"{self} wants a list of values")
+                raise FilterError(f"{self} needs a list of values")
             # A tuple, so that a term hashes.
             object.__setattr__(self, "value", tuple(self.value))
         elif self.op in _UNARY and self.value is not None:
@@ -85,7 +85,7 @@ class Term:
 
 
 Filter = tuple[tuple[Term, ...], ...]
-"""OR of ANDs; the empty tuple keeps every row."""
+"""An OR of ANDs; the empty tuple keeps all rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,30 +94,30 @@ class Bound:
 
     column: str
     op: str
-    """An operator of `OPERATORS`, or `never` (no row matches)."""
+    """Operator of `OPERATORS`, or `never` (no row matches)."""
     values: tuple[Native, ...] = ()
     floating: bool = False
-    """NaN may hide among the column's values."""
+    """Whether the column's values may include NaN."""
 
 
 def check_columns(filters: Filter, names: Sequence[str]) -> None:
-    """Raise FilterError, naming the nearest column, unless all filter columns exist."""
+    """Raise FilterError for a column that does not exist, naming the most similar column."""
     for term in (term for group in filters for term in group):
         if term.column not in names:
             near = difflib.get_close_matches(term.column, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; columns: {', '.join(names)}"
-            raise FilterError(f"the filter names a column {term.column!r} that is not there{hint}")
+            raise FilterError(f"the dataset has no column {term.column!r} to filter by{hint}")
         if term.column == "*" or re.fullmatch(r"\^.*\$", term.column):
             raise FilterError(
-                f"column {term.column!r} cannot be filtered: to Polars its name is a pattern"
+                f"column {term.column!r} cannot be filtered: Polars reads its name as a pattern"
             )
 
 
 def bind(term: Term, kind: pa.DataType) -> Bound:
-    """Return the term in native values of a column type.
+    """Return a term in native values of a column type.
 
     Raises:
-        FilterError: the type cannot be filtered, or the value does not compare with it.
+        FilterError: The type cannot be filtered, or the value cannot be compared with it.
     """
     if term.op in _UNARY:
         return Bound(term.column, term.op)
@@ -151,7 +151,7 @@ def _compare(term: Term, value: Native | Fraction, kind: pa.DataType, floating: 
 
 
 def _range(kind: pa.DataType) -> tuple[int, int]:
-    """Return the least and greatest native value of an integer-like type."""
+    """Return the minimum and maximum native value of an integer-like type."""
     if kind == INT128:
         return -(2**127), 2**127 - 1
     if kind == UINT128:
@@ -172,7 +172,7 @@ def _fits(value: Native, kind: pa.DataType) -> bool:
 
 
 def _grid(kind: pa.DataType, term: Term) -> Callable[[Any], Native | Fraction]:
-    """Return the function from a given value to a native one; a Fraction lies between two."""
+    """Return a function that converts a value to a native value, or to a Fraction between two."""
     found: Callable[[Any], Native | Fraction | None] | None = None
     if pa.types.is_boolean(kind):
         found = lambda v: v if isinstance(v, bool) else None  # noqa: E731
@@ -196,21 +196,21 @@ def _grid(kind: pa.DataType, term: Term) -> Callable[[Any], Native | Fraction]:
     def convert(value: Any) -> Native | Fraction:
         native = found(value)
         if native is None:
-            raise FilterError(f"{term}: {value!r} does not compare with a column of type {kind}")
+            raise FilterError(f"{term}: {value!r} cannot be compared with a column of type {kind}")
         return native
 
     return convert
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Tell whether a type holds text."""
+    """Whether a type holds text."""
     return bool(
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     )
 
 
 def is_binary(kind: pa.DataType) -> bool:
-    """Tell whether a type holds bytes that are not text."""
+    """Whether a type holds bytes that are not text."""
     return bool(
         pa.types.is_binary(kind)
         or pa.types.is_large_binary(kind)
@@ -231,7 +231,7 @@ def _number(value: Any, scale: int) -> int | Fraction | None:
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return None
     if not isinstance(value, int) and not math.isfinite(value):
-        # Beyond every integer: any number above every type's range does.
+        # Any number above the range of all types stands for infinity.
         return 10**100 if value > 0 else -(10**100)
     return _integral(Fraction(value) * Fraction(10) ** scale)
 
@@ -268,7 +268,7 @@ def _instant(value: Any, kind: pa.DataType) -> int | Fraction | None:
     if not isinstance(value, datetime) or (value.tzinfo is None) != (kind.tz is None):
         return None
     nanoseconds = _microseconds(value) * 1000 + extra
-    # A Fraction stays one even when whole: it says "not on this column's grid".
+    # A Fraction even if it is whole: it means "not a value of this column's unit".
     return nanoseconds if nanoseconds % NANOSECONDS[kind.unit] == 0 else Fraction(nanoseconds)
 
 
@@ -289,14 +289,14 @@ def _parsed(text: str) -> tuple[date | datetime | None, int]:
 
 
 def filter_expr(filters: Filter, schema: pa.Schema) -> pl.Expr:
-    """Return the Polars expression that keeps exactly the rows that the filter keeps.
+    """Return the Polars expression of a filter.
 
     Args:
-        filters: OR of ANDs; empty keeps every row.
-        schema: the dataset's schema (`Plan.schema`), Hive columns included.
+        filters: OR of ANDs; empty keeps all rows.
+        schema: Schema of the dataset (`Plan.schema`), with Hive columns.
 
     Raises:
-        FilterError: a column is missing, or a value does not compare with its column's type.
+        FilterError: A column is missing, or a value cannot be compared with its column's type.
     """
     import polars as pl
 
@@ -355,7 +355,7 @@ def _literal(value: Native, kind: pa.DataType) -> pl.Expr:
     if pa.types.is_decimal(kind):
         if pa.types.is_decimal256(kind):
             return pl.lit(value, dtype=pl.Int128 if kind == INT128 else pl.UInt128)
-        # From text: arithmetic rounds to the digits of Python's decimal context.
+        # From text, because arithmetic rounds to the precision of Python's decimal context.
         exact = Decimal(f"{int(value)}E-{kind.scale}")
         return pl.lit(exact, dtype=pl.Decimal(kind.precision, kind.scale))
     if is_text(kind):

@@ -1,4 +1,4 @@
-"""The numbers of many usual footers, decoded and checked together."""
+"""Decode and check the numbers of many usual footers together."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from partitioning.footer_pattern import (
 from partitioning.parquet_footer import (
     END,
     LONG_VALUE,
-    MOST_VALUES,
+    MAX_VALUES,
     ColumnChunk,
     FileSchema,
     Footer,
+    FooterSelection,
     Leaf,
-    RequestedState,
     RowGroup,
     parse_footer,
     parse_statistics,
@@ -36,13 +36,13 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class ColumnArrays:
-    """The column chunks of footers of one schema: a line per row group, a column per leaf.
+    """Column chunks of footers of one schema: one row per row group, one column per leaf.
 
-    The same as `ColumnChunk` has.
+    The attributes are those of `ColumnChunk`.
     """
 
     rows: Ints
-    """Rows of each row group."""
+    """Number of rows of each row group."""
     values: Ints
     uncompressed: Ints
     compressed: Ints
@@ -53,11 +53,11 @@ class ColumnArrays:
     def claims(
         self, footer: UsualFooter, first: int, group: int, leaf: Leaf
     ) -> tuple[int, Values | None]:
-        """Return the values and the statistics of a column chunk, which were asked for.
+        """Return the number of values and the statistics of a column chunk.
 
         Args:
             footer: The footer.
-            first: Its first row group here.
+            first: Position of its first row group.
             group: The row group, counted from there.
             leaf: The column.
         """
@@ -72,13 +72,13 @@ def read_columns(
     """Decode the column chunks of footers of one schema, and check them as `parse_footer` does.
 
     Args:
-        schema: Theirs.
+        schema: Schema of the footers.
         footers: The footers; at least one.
-        ends: Offset in its object where each begins, and what it tells of must end.
+        ends: Offset of each footer in its object, before which all its column chunks must end.
 
     Returns:
-        The column chunks, and for each footer whether it passed the checks. What did not is to be
-        given to `parse_footer`, which says why.
+        The column chunks, and for each footer whether it passed the checks. `parse_footer` gives
+        the reason for a failure.
     """
     leaves = len(schema.leaves)
     numbers = read_varints(b"".join(one.numbers for one in footers)).reshape(-1, leaves, 4, 2)
@@ -110,34 +110,34 @@ def read_columns(
 
 _MATCHER: Final = FooterMatcher(statistics=True)
 _LARGE: Final = 4 << 10
-"""Bytes of a footer from which arrays pay though there is no other to decode with it."""
+"""Size of a footer in bytes above which decoding with arrays is faster even for a single one."""
 
 
-def read_footer(data: bytes, size: int, wish: RequestedState) -> Footer:
-    """Return what `parse_footer` does, sooner if the footer is a usual one and not small.
+def read_footer(data: bytes, size: int, selection: FooterSelection) -> Footer:
+    """Parse a footer as `parse_footer` does, but faster if it is usual and not small.
 
     Raises:
-        BadFooter: as `parse_footer`.
+        BadFooter: As in `parse_footer`.
     """
     usual = _MATCHER.match(data) if len(data) >= _LARGE else None
     if usual is not None:
         columns, are_good = read_columns(usual.schema, [usual], [size - END - len(data)])
         if are_good.all():
-            groups = list(_row_groups(usual, columns, wish, size - END - len(data)))
+            groups = list(_row_groups(usual, columns, selection, size - END - len(data)))
             return Footer(
                 usual.schema, int(columns.rows.sum()), groups, usual.count, usual.created_by,
                 usual.arrow_schema,
             )  # fmt: skip
-    return parse_footer(data, size, wish)
+    return parse_footer(data, size, selection)
 
 
 def _row_groups(
-    usual: UsualFooter, columns: ColumnArrays, wish: RequestedState, end: int
+    usual: UsualFooter, columns: ColumnArrays, selection: FooterSelection, end: int
 ) -> Iterator[RowGroup]:
-    """Yield the row groups that are wanted."""
-    leaves = [(leaf, wish.has_statistics(leaf)) for leaf in usual.schema.leaves]
-    kept = [at for at, (leaf, _) in enumerate(leaves) if wish.has_column(leaf)]
-    for group in range(usual.count) if wish.groups is None else wish.groups:
+    """Yield the selected row groups."""
+    leaves = [(leaf, selection.has_statistics(leaf)) for leaf in usual.schema.leaves]
+    kept = [at for at, (leaf, _) in enumerate(leaves) if selection.has_column(leaf)]
+    for group in range(usual.count) if selection.groups is None else selection.groups:
         if group >= usual.count:
             return
         numbers = [
@@ -164,7 +164,7 @@ def _row_groups(
                     uncompressed,
                     values,
                     has_dictionary,
-                    encodings if wish.encodings else [],
+                    encodings if selection.encodings else [],
                     parse_statistics(raw) if raw else None,
                     *offset_index(usual.indexes[place], end),
                 )
@@ -173,7 +173,7 @@ def _row_groups(
 
 
 def _are_wrong(schema: FileSchema, columns: ColumnArrays, ends: Ints) -> Bools:
-    """Tell which column chunks break a rule."""
+    """Return which column chunks violate a rule."""
     values, uncompressed = columns.values, columns.uncompressed
     lengths = np.array([leaf.length for leaf in schema.leaves])
     is_flat = np.array([not leaf.is_repeated for leaf in schema.leaves])
@@ -183,16 +183,16 @@ def _are_wrong(schema: FileSchema, columns: ColumnArrays, ends: Ints) -> Bools:
     return (  # type: ignore[no-any-return]
         (values < rows) | (is_flat & (values > rows))
         | (np.minimum(np.minimum(values, uncompressed), columns.compressed) < 0)
-        | (np.maximum(np.maximum(values, uncompressed), columns.compressed) > MOST_VALUES)
+        | (np.maximum(np.maximum(values, uncompressed), columns.compressed) > MAX_VALUES)
         | (lengths > np.maximum(uncompressed, LONG_VALUE))
         | ((values > 0) & is_outside)
     )  # fmt: skip
 
 
 def read_varints(data: bytes) -> Ints:
-    """Return signed (zigzag) integers of at most 62 bits that lie one after the other."""
+    """Decode consecutive signed (zigzag) integers of at most 62 bits."""
     raw = np.frombuffer(data, np.uint8)
-    starts = np.flatnonzero(raw < 128)  # So far where each ends.
+    starts = np.flatnonzero(raw < 128)  # At first, the ends of the integers.
     more = np.diff(starts, prepend=-1).astype(np.uint8) - 1
     starts -= more
     values = (raw[starts] & 127).astype(np.int64)

@@ -1,15 +1,15 @@
-r"""Match footers as writers usually write them: by one regular expression, which runs in C.
+r"""Match usual footers with a regular expression, which runs in C.
 
 `parse_footer` reads Thrift field by field in Python, which takes ten times as long as a parser in
-C++; and that ends the process on some footers. A regular expression ends nothing. The one here
-matches a column chunk with the fields that writers write, in their order. It accepts less than
-Thrift does, and what it accepts means the same to `parse_footer`: a test holds each against the
-other. Footers that it does not match are left to `parse_footer`, which reads them or says what is
-wrong.
+C++; but such parsers abort the process on some footers. The regular expression is fast and safe. It
+matches a column chunk with the fields that writers write, in their order. It accepts fewer footers
+than Thrift, with the same meaning as in `parse_footer`, which a test checks. Footers that it does
+not match are left to `parse_footer`, which reads them or gives the reason why not.
 
-In Thrift's compact protocol a field begins with a byte: its number less that of the field before
-(upper half), and its kind (lower half: 1 and 2 truth values, 4 to 6 integers, 8 bytes, 9 a list, 12
-a struct). A list begins with the number of its elements (upper half) and their kind (lower half).
+In Thrift's compact protocol a field begins with a byte: the difference of its number to that of the
+previous field (upper half), and its kind (lower half: 1 and 2 booleans, 4 to 6 integers, 8 bytes, 9
+a list, 12 a struct). A list begins with the number of its elements (upper half) and their kind
+(lower half).
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ from partitioning.thrift import (
 
 _VARINT: Final = rb"[\x80-\xff]{0,9}+[\x00-\x7f]"
 _NUMBER: Final = rb"[\x80-\xff]{0,6}+[\x00-\x7f]"
-"""A varint of at most 49 bits: no sum of numbers that pass the checks exceeds 64."""
+"""Pattern of a varint of at most 49 bits: sums of checked numbers fit 64 bits."""
 _INTEGERS: Final = rb"(?:[\x14-\x16\x24-\x26\x34-\x36\x44-\x46]" + _VARINT + rb")*+"
-"""Integer fields that nobody wants: offsets of indexes, and the like."""
+"""Pattern of integer fields that are skipped, e.g. offsets of indexes."""
 
 
 def _byte(value: int) -> bytes:
@@ -66,9 +66,9 @@ def _list(kind: int, element: bytes, most: int) -> bytes:
 
 
 def _bytes_pattern() -> bytes:
-    """Return the pattern of up to 255 bytes behind their number; those of numbers come first."""
+    """Return the pattern of a length and up to 255 bytes; lengths of numbers are tried first."""
     usual = [rb"\x08.{8}", rb"\x04.{4}"]
-    # A look at the first byte saves trying half of the alternatives.
+    # The lookahead on the first byte saves trying half of the alternatives.
     short = [_byte(size) + b".{%d}" % size for size in range(128)]
     halves = [
         rb"(?=[\x00-\x1f])" + _any_of(short[:32]),
@@ -81,10 +81,10 @@ def _bytes_pattern() -> bytes:
 def _chunk_pattern(*, statistics: bool) -> bytes:
     """Return the pattern of a column chunk.
 
-    No part of it is tried in more than a few ways, so that time is in proportion to the footer.
+    No part of it can match in more than a few ways, so that time is linear in the footer's size.
     """
     three = (rb"\x15" + _VARINT) * 3 + rb"\x00"
-    # Two of one byte each is what most have, and is tried first, which saves a tenth of the time.
+    # The usual case, two entries of single bytes, is tried first, which saves a tenth of the time.
     small = (rb"\x15[\x00-\x7f]" * 3 + rb"\x00") * 2
     encoding_stats = _any_of([_byte(2 << 4 | STRUCT) + small, _list(STRUCT, three, 8)])
     histogram = _list(6, _VARINT, 14)
@@ -100,7 +100,7 @@ def _chunk_pattern(*, statistics: bool) -> bytes:
         ])
         + rb"*+\x00"
     )  # fmt: skip
-    # So are those of numbers, as Arrow writes them.
+    # Bounds of numbers, as Arrow writes them, are tried first.
     number = rb"(?:\x08.{8}|\x04.{4})"
     number_bounds = b"".join((
         rb"\x18", number, rb"\x18", number, rb"\x16", _VARINT,
@@ -109,14 +109,14 @@ def _chunk_pattern(*, statistics: bool) -> bytes:
     bounds = _any_of([number_bounds, any_bounds])
     behind = _INTEGERS + b"(?:" + size_statistics + b")?+" + _INTEGERS
     return b"".join((
-        # 2: offset of the metadata. 3: these; in them 1: type, 2: encodings, 3: path, 4: codec.
+        # 2: offset of the metadata. 3: the metadata, with 1: type, 2: encodings, 3: path, 4: codec.
         rb"\x26", _VARINT, rb"\x1c(?>(?P<kind>\x15.\x19[^\x19]*+\x19.+?\x15[\x00-\x10])(?=\x16))",
         # 5: values, 6: bytes uncompressed, 7: compressed, 9: offset of data pages.
         rb"(?P<numbers>\x16", _NUMBER, rb"\x16", _NUMBER, rb"\x16", _NUMBER, rb"\x26", _NUMBER,
         # 11: offset of the dictionary.
         rb")(?P<dictionary>\x26", _NUMBER, rb")?+",
-        # 12: statistics, 13: page encodings, 14 to 16: Bloom filter, histograms. The first of them
-        # tells by its distance from the field before.
+        # 12: statistics, 13: page encodings, 14 to 16: Bloom filter, histograms. The first field is
+        # identified by the difference to the number of the previous field.
         rb"(?:(?(dictionary)\x1c|\x3c)(", b"?P<statistics>" if statistics else b"?:", bounds, b")",
         rb"(?:\x19", encoding_stats, rb")?+", behind,
         rb"|(?(dictionary)\x29|\x49)", encoding_stats, behind, rb")?+\x00",
@@ -127,29 +127,29 @@ def _chunk_pattern(*, statistics: bool) -> bytes:
 
 _SORTING: Final = _list(STRUCT, rb"\x15" + _VARINT + rb"[\x11\x12][\x11\x12]\x00", 8)
 _GROUP_END: Final = b"".join((
-    # 2: bytes of the row group, 3: its rows, 4: how it is sorted, 5 to 7: where it is.
+    # 2: bytes of the row group, 3: its rows, 4: its sorting, 5 to 7: its location.
     rb"(?P<rows>\x16", _NUMBER, rb"\x16", _NUMBER, rb")(?:\x19", _SORTING, rb")?+", _INTEGERS,
     # The header of the next row group's list of columns.
     rb"\x00(?P<next>\x19(?:\xfc", _VARINT, rb"|[\x0c-\xec]))?+",
 ))  # fmt: skip
 _BEGIN: Final = re.compile(rb"\x15" + _VARINT + rb"\x19", re.DOTALL)
-"""The version; then comes the schema, a list."""
+"""Pattern of the version, before the schema, which is a list."""
 _GROUPS_BEGIN: Final = re.compile(rb"\x16(" + _NUMBER + rb")\x19")
-"""The number of rows; then come the row groups, a list."""
+"""Pattern of the number of rows, before the row groups, which are a list."""
 
-_LEAST: Final = 52
-"""Bytes for each column chunk, on average, from which matching takes less memory than ten footers;
-writers need more, unless they leave statistics out and names are of one letter."""
+_MIN_CHUNK_BYTES: Final = 52
+"""Minimum average bytes per column chunk, so that matching takes less memory than ten footers.
+Writers need more, except without statistics and with names of one letter."""
 
 Tokens = tuple[bytes, ...]
 
 
 @cache
 def _pattern(*, statistics: bool) -> Callable[[bytes, int], list[Tokens]]:
-    """Return a function that finds one column chunk after the other, then all that is left.
+    """Return a function that finds all column chunks in order, and finally the rest.
 
-    Each comes with the end of its row group if it is the last one. That all is left to the last
-    match keeps it from looking for more behind what it cannot match.
+    The last column chunk of a row group includes the end of the row group. Since the rest is one
+    match, nothing is matched after a part that does not match.
     """
     chunk = _chunk_pattern(statistics=statistics)
     return re.compile(chunk + b"(?:" + _GROUP_END + b")?+|(?P<rest>.+)", re.DOTALL).findall
@@ -157,54 +157,54 @@ def _pattern(*, statistics: bool) -> Callable[[bytes, int], list[Tokens]]:
 
 @dataclass(slots=True)
 class UsualFooter:
-    """A footer that matched; its numbers are not decoded yet, and nothing is checked."""
+    """A matched footer, whose numbers are not decoded and checked yet."""
 
     schema: FileSchema
     rows: bytes
-    """Varint of the file's rows."""
+    """Varint of the file's number of rows."""
     count: int
-    """Row groups."""
+    """Number of row groups."""
     created_by: str
     arrow_schema: bytes | None
     kinds: tuple[bytes, ...]
     """Fields 1 to 4 of each column chunk's metadata; see `codec_and_encodings`."""
     types: bytes
-    """Physical type of each column chunk; 255 if there is none, or its codec is not supported."""
+    """Physical type of each column chunk; 255 if it is invalid, or the codec is not supported."""
     numbers: bytes
-    """Varints of each column chunk: four pairs of a field's header and its value."""
+    """Varints of each column chunk: four pairs of field header and value."""
     has_dictionary: bytes
     """1 or 0 for each column chunk."""
     dictionaries: bytes
-    """Varints of those that have one: field header and offset."""
+    """Varints of column chunks with a dictionary: field header and offset."""
     group_rows: bytes
-    """Varints of each row group: two pairs of a field's header and its value."""
+    """Varints of each row group: two pairs of field header and value."""
     statistics: tuple[bytes, ...]
-    """Structs of each column chunk, empty where it has none; none at all unless asked for."""
+    """Statistics structs of each column chunk, empty if it has none; no structs unless selected."""
     indexes: tuple[bytes, ...]
     """Fields 4 to 7 of each column chunk; see `offset_index`."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """How the footers of one schema begin."""
+    """The beginning of footers of one schema."""
 
     data: bytes
     schema: FileSchema
     columns: bytes
-    """The header of a row group's list of columns."""
+    """Header of a row group's list of columns."""
 
 
 class FooterMatcher:
-    """Matches footers, most of them of few schemas."""
+    """Matches footers, and caches recent schemas."""
 
-    _MOST_HEADS = 8
+    _MAX_HEADS = 8
 
     def __init__(self, *, statistics: bool) -> None:
         self._statistics = statistics
         self._heads: list[_Head] = []
 
     def match(self, data: bytes) -> UsualFooter | None:
-        """Return a footer, or None if it is not a usual one.
+        """Match a footer; return None if it is unusual.
 
         Args:
             data: The footer alone, without its length and the magic bytes.
@@ -213,11 +213,11 @@ class FooterMatcher:
             head = self._head(data)
             return None if head is None else self._match(head, data)
         except (ThriftError, IndexError, UnicodeDecodeError, Contradiction):
-            return None  # `parse_footer` says why.
+            return None  # `parse_footer` gives the reason.
 
     def _head(self, data: bytes) -> _Head | None:
         for head in self._heads:
-            # No value begins with all bytes of another one, so what follows is another field.
+            # No value is a prefix of another value, so the next byte begins another field.
             if data.startswith(head.data):
                 return head
         begin = _BEGIN.match(data)
@@ -227,7 +227,7 @@ class FooterMatcher:
         schema = parse_schema(data[begin.end() : end])
         columns = b"\x19" + write_list_header(STRUCT, len(schema.leaves))
         head = _Head(data[:end], schema, columns)
-        self._heads = [head, *self._heads[: self._MOST_HEADS - 1]]
+        self._heads = [head, *self._heads[: self._MAX_HEADS - 1]]
         return head
 
     def _match(self, head: _Head, data: bytes) -> UsualFooter | None:
@@ -238,7 +238,7 @@ class FooterMatcher:
         kind, count, at = read_list_header(data, begin.end())
         if not count or kind != STRUCT or not data.startswith(head.columns, at):
             return None
-        if len(data) < count * leaves * _LEAST:
+        if len(data) < count * leaves * _MIN_CHUNK_BYTES:
             return None
         tokens = _pattern(statistics=self._statistics)(data, at + len(head.columns))
         if len(tokens) != count * leaves + 1:
@@ -248,13 +248,13 @@ class FooterMatcher:
             return None
         fields = zip(*tokens, strict=True)
         kinds, numbers, dictionaries, *statistics, indexes, rows, following, _ = fields
-        # The last byte of a row group is followed by other fields: the first may look like it.
+        # The field after the last row group may look like the next row group's list of columns.
         rest = following[-1] + rest
-        # Row groups end where a row group must, and nowhere else.
+        # Row groups end after their last column chunk, and nowhere else.
         ends = rows[leaves - 1 :: leaves]
         if not all(ends) or rows.count(b"") != len(rows) - count:
             return None
-        if any(one != head.columns for one in following[leaves - 1 : -1 : leaves]):
+        if any(header != head.columns for header in following[leaves - 1 : -1 : leaves]):
             return None
         created_by, arrow_schema = parse_end(rest)
         return UsualFooter(
@@ -278,15 +278,15 @@ _NO_TYPE: Final = 255
 _META: Final[dict[int, Wanted]] = {
     **dict.fromkeys((1, 4, 5, 6, 7, 9, 11), INTEGER), 12: Struct({}),
 }  # fmt: skip
-"""Fields that `parse_footer` looks at."""
+"""Fields that `parse_footer` uses."""
 
 
 @lru_cache(maxsize=20_000)
 def _physical_type(kind: bytes) -> int:
     """Return the physical type of a column chunk from its fields 1 to 4.
 
-    They are the same for a column in most row groups. The pattern guesses where the path ends, so
-    they are read properly here: a field 5 must fit behind them.
+    They are equal for a column in most row groups. The pattern guesses the end of the path, so they
+    are parsed here, and a field 5 must fit after them.
     """
     data = kind + b"\x16\x00\x00"
     try:
@@ -301,18 +301,18 @@ def _physical_type(kind: bytes) -> int:
 
 @lru_cache(maxsize=20_000)
 def codec_and_encodings(kind: bytes) -> tuple[int, list[int]]:
-    """Return what a column chunk's fields 1 to 4 say; it has passed the checks."""
+    """Return codec and encodings from fields 1 to 4 of a checked column chunk."""
     found, _ = read_struct(kind + b"\x00", 0, {2: Many(INTEGER), 4: INTEGER})
     return found[4], found.get(2, [])
 
 
 def offset_index(index: bytes, end: int) -> tuple[int, int]:
-    """Return offset and bytes of a column chunk's offset index; see `index_range`.
+    """Return offset and length of a column chunk's offset index; see `index_range`.
 
     Args:
         index: Fields 4 to 7 of the column chunk.
-        end: Where what the footer tells of must end.
+        end: Offset of the footer.
     """
-    # Their numbers count from the field before, 3.
+    # Field numbers are relative to the previous field, which is 3.
     found, _ = read_struct(b"\x35\x00" + index + b"\x00", 0, {4: INTEGER, 5: INTEGER})
     return index_range(found, end)

@@ -1,4 +1,4 @@
-"""Many Parquet footers: one suffix read each, parsed, checked, and boiled down to figures."""
+"""Read many Parquet footers, check them, and reduce them to figures."""
 
 from __future__ import annotations
 
@@ -33,96 +33,96 @@ from partitioning.parquet_footer import (
     END,
     BadFooter,
     FileSchema,
+    FooterSelection,
     Leaf,
-    RequestedState,
     parse_footer,
 )
 from partitioning.pruning import FindClaims, StatisticsFilter
 from partitioning.reader import Reader, TailRequest
 from partitioning.sizes import column_bytes, leaf_sizes, row_group_bytes
 
-_SMALLEST: Final = 12
-"""Bytes of the smallest possible Parquet file: magic bytes at both ends, a length."""
+_MIN_FILE_BYTES: Final = 12
+"""Size of the smallest possible Parquet file: magic bytes at both ends, and a length."""
 
 
 @dataclass(frozen=True, slots=True)
 class FooterSpec:
-    """What to take from each footer; small, and pickles."""
+    """Settings for reading footers; small and picklable."""
 
     columns: frozenset[str] | None
-    """Top-level columns whose sizes count; None is all."""
+    """Top-level columns whose sizes count; None for all."""
     filter: Filter
     partitions: frozenset[str]
-    """Hive columns: terms on them are decided already."""
+    """Hive columns, whose terms are already decided."""
     limit: int
-    """Bytes of a footer, at most."""
+    """Maximum size of a footer in bytes."""
     first_read: int
-    """Bytes of the first suffix read."""
+    """Bytes of the first read."""
     concurrency: int
     int96: Int96Unit = "us"
     """Unit of INT96 times."""
     declared: frozenset[str] = frozenset()
-    """Columns that come as another type than the files': their statistics decide nothing."""
+    """Columns that are read as another type than the files', whose statistics are not used."""
 
     @property
-    def wish(self) -> RequestedState:
-        """The same for the parser."""
+    def selection(self) -> FooterSelection:
+        """Selection of the fields to parse."""
         filtered = {term.column for group in self.filter for term in group}
-        return RequestedState(self.columns, frozenset(filtered - self.partitions - self.declared))
+        return FooterSelection(self.columns, frozenset(filtered - self.partitions - self.declared))
 
 
 @dataclass(frozen=True, slots=True)
 class FooterGroup:
-    """Objects whose footers are read together, wherever that happens."""
+    """Objects whose footers are read together, here or elsewhere."""
 
     start: int
-    """Position of the first among all objects to read."""
+    """Position of the first object among all objects to read."""
     objects: tuple[ObjectInfo, ...]
     live: tuple[tuple[int, ...], ...]
-    """For each object, the groups of the filter that its partition values leave."""
+    """Groups of the filter that may match, by partition values, for each object."""
 
 
 @dataclass(slots=True)
 class FooterBatch:
-    """What the footers of one group say; columns, small to send."""
+    """Figures of the footers of a group, as columns that are small to send."""
 
     positions: array[int] = field(default_factory=lambda: array("q"))
-    """Of each readable object; the next three run beside it."""
+    """Position of each readable object; the next three columns also have a value per object."""
     footer_sizes: array[int] = field(default_factory=lambda: array("q"))
     schema: array[int] = field(default_factory=lambda: array("q"))
     counts: array[int] = field(default_factory=lambda: array("q"))
-    """Row groups of the object; the next five hold a value for each of them."""
+    """Number of row groups of the object; the next five columns have a value per row group."""
     rows: array[int] = field(default_factory=lambda: array("q"))
     stored: array[int] = field(default_factory=lambda: array("q"))
     decoded: array[int] = field(default_factory=lambda: array("q"))
     kept: bytearray = field(default_factory=bytearray)
-    """1 unless statistics prove that no row matches the filter."""
+    """1 unless statistics show that no row matches the filter."""
     indexed: bytearray = field(default_factory=bytearray)
-    """1 if an offset index says where the pages of each column lie that is read."""
+    """1 if all columns that are read have an offset index."""
     schemas: list[bytes] = field(default_factory=list)
-    """Distinct schemas, as `pack_schema` stores them."""
+    """Distinct schemas, as `pack_schema` returns them."""
     errors: list[tuple[int, int, str]] = field(default_factory=list)
     """(position, offset in the object, reason) of each bad object."""
     requests: int = 0
 
 
 def footer_length(tail: bytes, size: int, limit: int) -> int:
-    """Return the bytes of the footer, from the last 8 bytes of an object.
+    """Return the size of the footer, from the last 8 bytes of an object.
 
     Raises:
-        BadFooter: there is no footer there, or none that we read.
+        BadFooter: There is no footer, or an unsupported one.
     """
-    if size < _SMALLEST or len(tail) < END:
+    if size < _MIN_FILE_BYTES or len(tail) < END:
         raise BadFooter(0, f"{size} bytes: too small for a Parquet file")
     magic = tail[-4:]
     if magic == b"PARE":
         raise BadFooter(size - 4, "encrypted footer (PARE): not supported")
     if magic != b"PAR1":
         raise BadFooter(
-            size - 4, f"ends with {magic!r} instead of b'PAR1': truncated or no Parquet"
+            size - 4, f"ends with {magic!r} instead of b'PAR1': truncated or not Parquet"
         )
     length = int.from_bytes(tail[-END:-4], "little")
-    if not 0 < length <= size - _SMALLEST:
+    if not 0 < length <= size - _MIN_FILE_BYTES:
         raise BadFooter(size - END, f"claims a footer of {length} bytes in an object of {size}")
     if length > limit:
         raise BadFooter(size - END, f"footer of {length} bytes, above the limit of {limit}")
@@ -131,26 +131,26 @@ def footer_length(tail: bytes, size: int, limit: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Object:
-    """An object whose footer is here."""
+    """An object with its footer."""
 
     position: int
     live: tuple[int, ...]
     info: ObjectInfo
     data: bytes
-    """The footer alone."""
+    """Content of the footer alone."""
 
     @property
     def start(self) -> int:
-        """Offset of the footer."""
+        """Offset of the footer in the object."""
         return self.info.size - END - len(self.data)
 
 
 _Schema = tuple[bytes, bytes | None]
-"""Parquet's schema of a file, and Arrow's."""
+"""Parquet schema and Arrow schema of a file."""
 
 
 class _Layout:
-    """What is the same for all files of one schema."""
+    """Schema, types and sizes that all files of a schema share."""
 
     def __init__(self, schema: FileSchema, types: FileTypes, spec: FooterSpec, index: int) -> None:
         self.schema, self._types, self._spec = schema, types, spec
@@ -160,18 +160,18 @@ class _Layout:
         self.leaves = [
             leaf for leaf in schema.leaves if spec.columns is None or leaf.column in spec.columns
         ]
-        """Those that are read."""
+        """Leaves that are read."""
         self.wanted = [leaf.index for leaf in self.leaves]
 
     def keeps(self, rows: int, find: FindClaims, created_by: str, live: tuple[int, ...]) -> bool:
-        """Tell whether a row group may hold a matching row; see `StatisticsFilter.keeps`."""
+        """Whether a row group may have a matching row; see `StatisticsFilter.keeps`."""
         if self._filter is None:
             return rows > 0
         return rows > 0 and self._filter.keeps(rows, find, created_by, live)
 
     @cached_property
     def _filter(self) -> StatisticsFilter | None:
-        """The filter, bound to the types of these files."""
+        """Filter, bound to the types of these files."""
         if not self._spec.filter:
             return None
         arrow = arrow_schema_of(self._types.schema)
@@ -184,97 +184,97 @@ class _Layout:
 class _Collector:
     """Turns footers into the columns of a `FooterBatch`.
 
-    Usual footers are decoded and checked many at a time; the others one by one.
+    Usual footers are decoded and checked in batches; the others one by one.
     """
 
-    _TOGETHER = 8_192
-    """Column chunks that are decoded together: enough to pay, and few megabytes."""
+    _BATCH_CHUNKS = 8_192
+    """Number of column chunks that are decoded together, in a few megabytes."""
 
     def __init__(self, spec: FooterSpec) -> None:
         self.batch = FooterBatch()
-        self._spec, self._wish = spec, spec.wish
-        self._matcher = FooterMatcher(statistics=bool(self._wish.statistics))
+        self._spec, self._selection = spec, spec.selection
+        self._matcher = FooterMatcher(statistics=bool(self._selection.statistics))
         self._layouts: dict[_Schema, _Layout] = {}
         self._packed: dict[bytes, int] = {}
         """Position of each schema in the batch."""
         self._usual: dict[_Schema, list[tuple[_Object, UsualFooter]]] = {}
-        """Footers that matched and are not decoded yet, by their schemas."""
+        """Matched footers that are not decoded yet, by schema."""
         self._chunks = 0
-        """Their column chunks."""
+        """Number of their column chunks."""
 
     def add(
         self, position: int, live: tuple[int, ...], info: ObjectInfo, tail: bytes, length: int
     ) -> None:
-        """Take a footer over, now or with others later."""
-        one = _Object(position, live, info, tail[-END - length : -END])
-        usual = self._matcher.match(one.data)
+        """Add a footer, now or later in a batch."""
+        item = _Object(position, live, info, tail[-END - length : -END])
+        usual = self._matcher.match(item.data)
         if usual is None:
-            self._add_any(one)
+            self._add_any(item)
             return
         key = (usual.schema.raw, usual.arrow_schema)
-        self._usual.setdefault(key, []).append((one, usual))
+        self._usual.setdefault(key, []).append((item, usual))
         self._chunks += len(usual.types)
-        if self._chunks >= self._TOGETHER:
+        if self._chunks >= self._BATCH_CHUNKS:
             self.finish()
 
     def finish(self) -> None:
-        """Take over the footers that wait.
+        """Add the waiting footers.
 
         Raises:
-            FilterError: a filter value does not compare with its column's type.
+            FilterError: A filter value cannot be compared with its column's type.
         """
         waiting, self._usual, self._chunks = self._usual, {}, 0
         for usual in waiting.values():
             self._add_usual(usual)
 
     def _add_usual(self, usual: list[tuple[_Object, UsualFooter]]) -> None:
-        """Take over footers of one schema."""
+        """Add footers of one schema."""
         schema, arrow_schema = usual[0][1].schema, usual[0][1].arrow_schema
         columns, are_good = read_columns(
-            schema, [footer for _, footer in usual], [one.start for one, _ in usual]
+            schema, [footer for _, footer in usual], [item.start for item, _ in usual]
         )
         layout = None
-        if are_good.any():  # Nobody is asked about the types of footers that are not checked.
+        if are_good.any():  # Types are needed only for footers that passed the checks.
             with suppress(UnreadableSchemaError):
                 layout = self._layout(schema, arrow_schema)
         if layout is None:
-            for one, _ in usual:
-                self._add_any(one)
+            for item, _ in usual:
+                self._add_any(item)
             return
         rows = columns.rows.tolist()
         stored = columns.compressed[:, layout.wanted].sum(axis=1).tolist()
         decoded = row_group_bytes(layout.sizes, columns, layout.wanted).tolist()
         batch = self.batch
         start = 0
-        for (one, footer), is_good in zip(usual, are_good.tolist(), strict=True):
+        for (item, footer), is_good in zip(usual, are_good.tolist(), strict=True):
             stop = start + footer.count
             if is_good:
-                self._add_object(one, layout, footer.count)
+                self._add_object(item, layout, footer.count)
                 batch.rows.extend(rows[start:stop])
                 batch.stored.extend(stored[start:stop])
                 batch.decoded.extend(decoded[start:stop])
                 for group, count in enumerate(rows[start:stop]):
                     find = partial(columns.claims, footer, start, group)
-                    batch.kept.append(layout.keeps(count, find, footer.created_by, one.live))
-                    is_there = columns.values[start + group].tolist()
-                    leaves = [leaf for leaf in layout.leaves if is_there[leaf.index]]
-                    batch.indexed.append(_are_indexed(footer, group, leaves, one.start))
+                    batch.kept.append(layout.keeps(count, find, footer.created_by, item.live))
+                    values = columns.values[start + group].tolist()
+                    leaves = [leaf for leaf in layout.leaves if values[leaf.index]]
+                    batch.indexed.append(_are_indexed(footer, group, leaves, item.start))
             else:
-                self._add_any(one)
+                self._add_any(item)
             start = stop
 
-    def _add_any(self, one: _Object) -> None:
-        """Take a footer over by itself, or note what is wrong with it."""
+    def _add_any(self, item: _Object) -> None:
+        """Add a single footer, or its error."""
         try:
-            footer = parse_footer(one.data, one.info.size, self._wish)
+            footer = parse_footer(item.data, item.info.size, self._selection)
             layout = self._layout(footer.schema, footer.arrow_schema)
         except BadFooter as bad:
-            self.batch.errors.append((one.position, *bad.args))
+            self.batch.errors.append((item.position, *bad.args))
             return
         except UnreadableSchemaError as error:
-            self.batch.errors.append((one.position, one.start, str(error)))
+            self.batch.errors.append((item.position, item.start, str(error)))
             return
-        self._add_object(one, layout, len(footer.groups))
+        self._add_object(item, layout, len(footer.groups))
         batch = self.batch
         for group in footer.groups:
             batch.rows.append(group.rows)
@@ -284,15 +284,15 @@ class _Collector:
                 for column in group.columns
             )
             batch.decoded.append(round(decoded))
-            batch.kept.append(layout.keeps(group.rows, group.claims, footer.created_by, one.live))
+            batch.kept.append(layout.keeps(group.rows, group.claims, footer.created_by, item.live))
             batch.indexed.append(
                 all(is_indexed(c.leaf, c.codec, c.index_length) for c in group.columns if c.values)
             )
 
-    def _add_object(self, one: _Object, layout: _Layout, row_groups: int) -> None:
+    def _add_object(self, item: _Object, layout: _Layout, row_groups: int) -> None:
         batch = self.batch
-        batch.positions.append(one.position)
-        batch.footer_sizes.append(len(one.data) + END)
+        batch.positions.append(item.position)
+        batch.footer_sizes.append(len(item.data) + END)
         batch.schema.append(layout.index)
         batch.counts.append(row_groups)
 
@@ -309,12 +309,12 @@ class _Collector:
 
 
 def _are_indexed(footer: UsualFooter, group: int, leaves: Sequence[Leaf], end: int) -> bool:
-    """Tell whether some columns of a row group may be read by their pages."""
+    """Whether some columns of a row group can be read by their pages."""
     first = group * len(footer.schema.leaves)
     for leaf in leaves:
         index = footer.indexes[first + leaf.index]
         if not index:
-            return False  # As most writers have it.
+            return False  # The usual case: most writers store no index.
         codec, _ = codec_and_encodings(footer.kinds[first + leaf.index])
         if not is_indexed(leaf, codec, offset_index(index, end)[1]):
             return False
@@ -322,25 +322,26 @@ def _are_indexed(footer: UsualFooter, group: int, leaves: Sequence[Leaf], end: i
 
 
 class _SuffixLength:
-    """How many bytes to ask for: enough for 95 in 100 of the footers seen so far.
+    """Chooses the number of bytes to read: enough for 95 % of the footers read so far.
 
-    What is asked for never enters a plan; it decides bandwidth and second reads only.
+    It affects bandwidth and the number of second reads, but never the plan.
     """
 
-    _LEAST, _MOST, _LEARNT_FROM = 13, 20, 64  # powers of two: 8 KiB, 1 MiB; footers
+    _MIN_POWER, _MAX_POWER = 13, 20  # Powers of two: 8 KiB, 1 MiB.
+    _UPDATE_INTERVAL = 64  # Footers.
 
     def __init__(self, first: int) -> None:
         self.bytes = first
         self._seen = 0
         self._powers = [0] * 33
 
-    def saw(self, footer_size: int) -> None:
+    def add(self, footer_size: int) -> None:
         self._seen += 1
         self._powers[min(footer_size.bit_length(), 32)] += 1
-        if self._seen >= self._LEARNT_FROM and self._seen % self._LEARNT_FROM == 0:
+        if self._seen % self._UPDATE_INTERVAL == 0:
             below = accumulate(self._powers)
             power = next(p for p, count in enumerate(below) if count * 100 >= self._seen * 95)
-            self.bytes = 2 ** min(max(power, self._LEAST), self._MOST)
+            self.bytes = 2 ** min(max(power, self._MIN_POWER), self._MAX_POWER)
 
 
 def read_footers(
@@ -349,16 +350,16 @@ def read_footers(
     group: FooterGroup,
     progress: Callable[[int], None] | None = None,
 ) -> FooterBatch:
-    """Read a group's footers: one suffix read each, a second for those larger than the first.
+    """Read the footers of a group: one read each, and a second for larger footers.
 
     Args:
-        reader: the store.
-        spec: what to take.
-        group: the objects.
-        progress: called with the number of objects done, now and then.
+        reader: The store.
+        spec: Settings.
+        group: The objects.
+        progress: Called with the number of objects done, from time to time.
 
     Raises:
-        FilterError: a filter value does not compare with its column's type.
+        FilterError: A filter value cannot be compared with its column's type.
     """
     collector = _Collector(spec)
     batch = collector.batch
@@ -368,14 +369,14 @@ def read_footers(
 
     def first() -> Iterator[TailRequest]:
         for i, info in enumerate(group.objects):
-            if info.size < _SMALLEST:
-                # Not asked for: a range of an empty object is an error of its own on every store.
+            if info.size < _MIN_FILE_BYTES:
+                # Not requested: stores return an error for a range of an empty object.
                 bad = f"{info.size} bytes: too small for a Parquet file"
                 batch.errors.append((group.start + i, 0, bad))
             else:
                 yield TailRequest(info, min(info.size, length.bytes))
 
-    done = sum(info.size < _SMALLEST for info in group.objects)
+    done = sum(info.size < _MIN_FILE_BYTES for info in group.objects)
     for second in (False, True):
         requests = list(larger) if second else first()
         for tail in reader.read_tails(requests, spec.concurrency):
@@ -385,7 +386,7 @@ def read_footers(
                 if tail.data is None:
                     raise BadFooter(0, tail.error or "unreadable")
                 need = footer_length(tail.data, tail.object.size, spec.limit)
-                length.saw(need + END)
+                length.add(need + END)
                 if need + END > len(tail.data):
                     if second:
                         raise BadFooter(0, "its footer changed between two reads")

@@ -1,4 +1,4 @@
-"""A `Reader` over any fsspec filesystem, with threads."""
+"""Read from any fsspec filesystem, with threads."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from partitioning.model import ObjectInfo
-from partitioning.reader import Tail, TailRequest
+from partitioning.reader import Reader, Tail, TailRequest
 
 T = TypeVar("T")
 
 _ATTEMPTS: Final = 4
 _FIRST_PAUSE: Final = 0.1
-"""Seconds; doubled for each further attempt, with jitter."""
-_FINAL: Final = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError)
+"""Seconds before the first retry; doubled for each attempt, with jitter."""
+_PERMANENT: Final = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError)
 
 
-class FsspecReader:
+class FsspecReader(Reader):
     """Reads through an fsspec filesystem: `FsspecReader(fsspec.filesystem("s3"))`.
 
-    A read is held against the listed version where the filesystem tells versions: on S3 by
-    If-Match, elsewhere by looking at the object again after the read. URIs are
-    `<protocol>://<path>`; for local files `file:///path`.
+    A read is checked against the listed version, if the filesystem has versions: on S3 with
+    If-Match, elsewhere by another look-up after the read. URIs are `<protocol>://<path>`; for local
+    files `file:///path`.
     """
 
     def __init__(self, fs: Any, *, pause: Callable[[float], None] = time.sleep) -> None:
         """Wrap a filesystem.
 
         Args:
-            fs: an fsspec filesystem; asynchronous ones are used through their synchronous face.
-            pause: how to wait between attempts, in seconds.
+            fs: The filesystem, which is used synchronously.
+            pause: Function that waits for some seconds between attempts.
         """
         self._fs = fs
         self._pause = pause
@@ -42,25 +42,25 @@ class FsspecReader:
         self._scheme = {"local": "file", "s3a": "s3"}.get(protocol, protocol)
 
     def list(self, uri_prefix: str) -> Iterator[ObjectInfo]:
-        """Yield every object below the prefix; unfinished directory names are completed."""
+        """Yield all objects below the prefix, which may end within a name."""
         path = self._path(uri_prefix)
         root = path if uri_prefix.endswith("/") else path.rpartition("/")[0]
         try:
-            found = self._fs.find(root, detail=True, **self._fresh())
+            entries = self._fs.find(root, detail=True, **self._no_cache())
         except FileNotFoundError:
             return
-        for name, info in found.items():
-            info_ = self._info(name, info)
-            if info.get("type") != "directory" and info_.uri.startswith(uri_prefix):
-                yield info_
+        for name, entry in entries.items():
+            info = self._info(name, entry)
+            if entry.get("type") != "directory" and info.uri.startswith(uri_prefix):
+                yield info
 
     def head(self, uri: str) -> ObjectInfo:
-        """Return one object's version and size.
+        """Return the version and size of an object.
 
         Raises:
-            FileNotFoundError: there is no such object, or it is a directory.
+            FileNotFoundError: There is no such object, or it is a directory.
         """
-        info = self._retried(lambda: self._fs.info(self._path(uri), **self._fresh(info=True)))
+        info = self._retry(lambda: self._fs.info(self._path(uri), **self._no_cache(info=True)))
         if info.get("type") == "directory":
             raise FileNotFoundError(uri)
         return self._info(info["name"], info)
@@ -86,7 +86,7 @@ class FsspecReader:
     def _tail(self, request: TailRequest) -> Tail:
         info = request.object
         try:
-            data = self._retried(lambda: self._suffix(info, min(request.length, info.size)))
+            data = self._retry(lambda: self._suffix(info, min(request.length, info.size)))
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.EINVAL:
                 return Tail(info, None, f"replaced since it was listed with ETag {info.etag}")
@@ -121,28 +121,28 @@ class FsspecReader:
 
         return sync(self._fs.loop, read)
 
-    def _retried(self, call: Callable[[], T]) -> T:
+    def _retry(self, call: Callable[[], T]) -> T:
         for attempt in range(1, _ATTEMPTS):
             try:
                 return call()
-            except _FINAL:
+            except _PERMANENT:
                 raise
             except OSError as error:
-                if error.errno == errno.EINVAL:  # how s3fs says that a condition did not hold
+                if error.errno == errno.EINVAL:  # s3fs's error for a failed condition.
                     raise
-                # A fixed pause would bring all threads back at once.
+                # Jitter keeps threads from retrying at the same time.
                 self._pause(_FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1.0))
         return call()
 
-    def _fresh(self, *, info: bool = False) -> dict[str, Any]:
-        # s3fs answers from its cache of listings unless told otherwise.
+    def _no_cache(self, *, info: bool = False) -> dict[str, Any]:
+        # By default s3fs uses its cache of listings.
         if self._scheme != "s3":
             return {}
         return {"refresh": True} if info else {"refresh": True, "withdirs": False}
 
     def _path(self, uri: str) -> str:
         path = uri.partition("://")[2]
-        # fsspec would strip `?` and `#` by itself; memory paths are rooted, others are as given.
+        # fsspec's own parsing would strip `?` and `#`. Memory paths begin with a slash.
         return "/" + path.lstrip("/") if self._scheme == "memory" else path
 
     def _info(self, name: str, info: dict[str, Any]) -> ObjectInfo:
@@ -155,6 +155,6 @@ class FsspecReader:
                 return str(info[key])
         moments = (info.get(key) for key in ("mtime", "last_modified", "modified", "created"))
         moment = next((m for m in moments if m is not None), "")
-        # The memory filesystem tells seconds in a listing and a datetime for one object.
+        # The memory filesystem has seconds in a listing, and a datetime for a single object.
         moment = moment.timestamp() if isinstance(moment, datetime) else moment
         return f"{info.get('ino', '')}-{moment}"

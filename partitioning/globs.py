@@ -1,4 +1,4 @@
-"""Globs over object keys: `*` and `?` stay within a segment, `**` crosses segments."""
+"""Match object keys with globs: `*` and `?` match within a segment, `**` across segments."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ _MAGIC = re.compile(r"[*?[]")
 
 
 def has_magic(text: str) -> bool:
-    """Tell whether a text could be read as a glob."""
+    """Whether a text can be read as a glob."""
     return _MAGIC.search(text) is not None
 
 
 def literal_prefix(pattern: str) -> str:
-    """Return what comes before the first wildcard."""
-    found = _MAGIC.search(pattern)
-    return pattern[: found.start()] if found else pattern
+    """Return the part before the first wildcard."""
+    match = _MAGIC.search(pattern)
+    return pattern[: match.start()] if match else pattern
 
 
 @lru_cache(256)
 def compile_glob(pattern: str) -> re.Pattern[str]:
     """Return the regular expression (for `fullmatch`) of a glob.
 
-    `**/` matches any number of whole segments, `[!a]` any character but a. A `[` that
-    nothing closes is itself.
+    `**/` matches any number of whole segments, `[!a]` any character but a. A `[` without `]` is
+    literal.
     """
     out: list[str] = []
     i = 0
@@ -53,6 +53,6 @@ def compile_glob(pattern: str) -> re.Pattern[str]:
 
 
 def matches_any(patterns: tuple[str, ...], path: str) -> bool:
-    """Tell whether a key below the prefix matches a pattern (without a slash: its last segment)."""
+    """Whether a key below the prefix, or its last segment for globs without a slash, matches."""
     name = path.rsplit("/", 1)[-1]
     return any(compile_glob(p).fullmatch(path if "/" in p else name) for p in patterns)

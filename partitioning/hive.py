@@ -1,4 +1,4 @@
-"""Hive partition values: `name=value` directories below the prefix, typed over the dataset."""
+"""Parse Hive partition values: `name=value` directories, with one type per column."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _TYPES: Final[Mapping[str, pa.DataType]] = {
     "date": pa.date32(),
 }
 HIVE_TYPES: Final = tuple(_TYPES)
-"""Types that a Hive column can be declared to have."""
+"""Types that can be declared for a Hive column."""
 
 Convert = Callable[[str], PartitionValue]
-"""From a decoded text to a value."""
+"""Function from a decoded text to a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,14 @@ class Hive:
 
     names: tuple[str, ...]
     types: tuple[pa.DataType, ...]
-    """As declared; else date32, int64 or string: the narrowest that all values have."""
+    """Types as declared; else int64, date32 or string, the narrowest that fits all values."""
     columns: tuple[list[PartitionValue], ...]
-    """A value per object for each name."""
+    """Values of all objects, for each name."""
     raws: tuple[list[str], ...]
-    """The raw text of each value: what tells partitions apart."""
+    """Raw texts of the values, which identify partitions."""
 
     def fields(self) -> list[pa.Field]:
-        """Return the Arrow fields, to be appended to the files' columns."""
+        """Return the Arrow fields, which follow the files' columns."""
         return [pa.field(n, t) for n, t in zip(self.names, self.types, strict=True)]
 
     def take(self, order: Sequence[int]) -> Hive:
@@ -67,21 +67,21 @@ def parse(
 ) -> Hive:
     """Parse the objects' directories (below the prefix).
 
-    Percent-decoding is for values only, as writers encode them; a key is never decoded. Unless
-    its type is declared, a column is of integers if all its values are (leading zeros allowed, as
-    in `month=01`), of dates if all are `YYYY-MM-DD`, else of text.
+    Only values are percent-decoded, as writers encode them; a key is never decoded. Without a
+    declared type, a column has integers if all its values are integers (leading zeros allowed, as
+    in `month=01`), dates if all are `YYYY-MM-DD`, else text.
 
     Args:
-        directories: a path per object.
-        uris: the objects, for messages.
-        lenient: a name that an object lacks is null instead of an error.
-        others: directories of objects that are left out, whose values decide types all the same:
-            the same column has the same type whichever windows of a dataset are planned.
-        declared: the type (of `HIVE_TYPES`) of some columns, by name.
+        directories: Directory of each object.
+        uris: URIs of the objects, for messages.
+        lenient: A missing column is null instead of an error.
+        others: Directories of objects that are left out. Their values affect types too, so that
+            types do not depend on the windows that are planned.
+        declared: Declared types (of `HIVE_TYPES`) of some columns, by name.
 
     Raises:
-        SchemaMismatchError: some objects lack a partition column that others have.
-        HiveTypeError: a type is declared for what is no partition column, or a value is not of its
+        SchemaMismatchError: Some objects lack a partition column that others have.
+        HiveTypeError: A declared column is not a partition column, or a value does not fit its
             column's declared type.
     """
     declared = declared or {}
@@ -91,27 +91,27 @@ def parse(
     if not lenient:
         _check(directories, distinct, uris, names)
     _check_declared(declared, names)
-    types, columns, spelled = [], [], []
+    types, columns, raw_columns = [], [], []
     for name in names:
-        own = {d: values.get(name, NULL_VALUE) for d, values in distinct.items()}
-        texts = {raw: unquote(raw) for raw in own.values() if raw != NULL_VALUE}
+        raws = {d: values.get(name, NULL_VALUE) for d, values in distinct.items()}
+        texts = {raw: unquote(raw) for raw in raws.values() if raw != NULL_VALUE}
         if name in declared:
-            kind, convert = _as_declared(
-                name, declared[name], texts, places=(own, directories, uris)
+            kind, convert = _declared_type(
+                name, declared[name], texts, places=(raws, directories, uris)
             )
         else:
-            further = {raws.get(name, NULL_VALUE) for raws in outside} - {NULL_VALUE}
-            kind, convert = _kind([*texts.values(), *map(unquote, further)])
+            others = {values.get(name, NULL_VALUE) for values in outside} - {NULL_VALUE}
+            kind, convert = _infer_type([*texts.values(), *map(unquote, others)])
         values = {raw: convert(text) for raw, text in texts.items()}
         types.append(kind)
-        columns.append([values.get(own[d]) for d in directories])
-        spelled.append([own[d] for d in directories])
-    return Hive(tuple(names), tuple(types), tuple(columns), tuple(spelled))
+        columns.append([values.get(raws[d]) for d in directories])
+        raw_columns.append([raws[d] for d in directories])
+    return Hive(tuple(names), tuple(types), tuple(columns), tuple(raw_columns))
 
 
 def _ordered_names(distinct: Mapping[str, Mapping[str, str]]) -> list[str]:
     names: dict[str, None] = {}
-    # Sorted, so that the order of a listing decides nothing.
+    # Sorted, so that the result does not depend on the order of the listing.
     for directory in sorted(distinct):
         names.update(dict.fromkeys(distinct[directory]))
     return list(names)
@@ -130,7 +130,7 @@ def _check(
     name = next(n for n in names if n not in distinct[directory])
     other = min(u for d, u in zip(directories, uris, strict=True) if name in distinct[d])
     raise SchemaMismatchError(
-        f"partition column {name!r} is in the key of {other} and not in that of {example} "
+        f"partition column {name!r} is in the key of {other}, but not in that of {example} "
         "(schema: union reads it as null)"
     )
 
@@ -139,44 +139,45 @@ def _check_declared(declared: Mapping[str, str], names: Sequence[str]) -> None:
     for name, kind in declared.items():
         if kind not in _TYPES:
             raise HiveTypeError(
-                f"{kind!r} is no type of a Hive column; there are {', '.join(HIVE_TYPES)}"
+                f"{kind!r} is not a type of Hive columns; use one of {', '.join(HIVE_TYPES)}"
             )
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             have = ", ".join(names) or "none"
             raise HiveTypeError(
-                f"a type is declared for {name!r}, which is no Hive column of the input; "
+                f"a type is declared for {name!r}, which is not a Hive column of the input; "
                 + (f"did you mean {near[0]!r}?" if near else f"it has {have}")
             )
 
 
-def _as_declared(
+def _declared_type(
     name: str,
     declared: str,
     texts: Mapping[str, str],
     places: tuple[Mapping[str, str], Sequence[str], Sequence[str]],
 ) -> tuple[pa.DataType, Convert]:
-    """Return a column's declared type, and what makes a value of it.
+    """Return a column's declared type, and the function that converts texts to it.
 
     Args:
-        name: of the column.
-        declared: its type.
-        texts: each raw text, decoded.
-        places: raw text by directory, and directory and URI of each object, for messages.
+        name: Name of the column.
+        declared: Declared type.
+        texts: Decoded texts, by raw text.
+        places: Raw text by directory, and directory and URI of each object, for messages.
     """
     kind = _TYPES[declared]
     fits, convert = _converter(kind)
     for raw, text in sorted(texts.items()):
         if not fits(text):
-            own, directories, uris = places
-            example = min(u for d, u in zip(directories, uris, strict=True) if own[d] == raw)
+            raws, directories, uris = places
+            example = min(u for d, u in zip(directories, uris, strict=True) if raws[d] == raw)
             raise HiveTypeError(
-                f"Hive column {name!r} is declared as {declared}, and {text!r} is none: {example}"
+                f"Hive column {name!r} is declared as {declared}, but has the value {text!r}: "
+                f"{example}"
             )
     return kind, convert
 
 
-def _kind(texts: Sequence[str]) -> tuple[pa.DataType, Convert]:
+def _infer_type(texts: Sequence[str]) -> tuple[pa.DataType, Convert]:
     for kind in (pa.int64(), pa.date32()):
         fits, convert = _converter(kind)
         if texts and all(map(fits, texts)):
@@ -185,10 +186,10 @@ def _kind(texts: Sequence[str]) -> tuple[pa.DataType, Convert]:
 
 
 def _converter(kind: pa.DataType) -> tuple[Callable[[str], bool], Convert]:
-    """Return what tells whether a text is of a type, and what makes a value of it."""
+    """Return two functions of a text: whether it fits a type, and its value."""
     if pa.types.is_integer(kind):
-        most = 2 ** (kind.bit_width - 1)
-        return lambda text: bool(_INTEGER.fullmatch(text)) and -most <= int(text) < most, int
+        limit = 2 ** (kind.bit_width - 1)
+        return lambda text: bool(_INTEGER.fullmatch(text)) and -limit <= int(text) < limit, int
     if pa.types.is_date(kind):
         return _is_date, date.fromisoformat
     return lambda _: True, str

@@ -1,7 +1,7 @@
-"""Hive values in paths: `name=value` folders. Their raw text is what identifies a partition.
+"""Read raw Hive values from paths: `name=value` folders, whose text identifies a partition.
 
-`month=01` and `month=1` are two partitions, though both may be read as the number 1: what is
-written, replaced and looked up goes by the text of the folder, as some writer has spelled it.
+`month=01` and `month=1` are two partitions, although both may be read as the number 1. Partitions
+are written, replaced and looked up by the text of their folders, as the writer spelled it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ NULL_VALUE: Final = "__HIVE_DEFAULT_PARTITION__"
 
 
 def raw_values(directory: str) -> tuple[tuple[str, str], ...]:
-    """Return the (name, raw value) pairs of a directory's path, in order; the last wins."""
-    found: dict[str, str] = {}
+    """Return the (name, raw value) pairs of a path, in order; the last value of a name wins."""
+    values: dict[str, str] = {}
     for segment in directory.split("/"):
         name, equals, value = segment.partition("=")
         if equals and name:
-            found[name] = value
-    return tuple(found.items())
+            values[name] = value
+    return tuple(values.items())
 
 
 def raw_of_object(uri: str) -> dict[str, str]:
@@ -28,6 +28,6 @@ def raw_of_object(uri: str) -> dict[str, str]:
     return dict(raw_values(uri.rpartition("/")[0]))
 
 
-def spelled_out(value: object) -> str:
-    """Return the raw text of a value for which no writer has chosen one."""
+def default_raw(value: object) -> str:
+    """Return the default raw text of a value, if no writer has chosen another."""
     return NULL_VALUE if value is None else quote(str(value), safe="")

@@ -1,4 +1,4 @@
-"""Check that a stored plan is what its id says."""
+"""Check that the content of a stored plan matches its id."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _TABLES = ("chunks", "row_groups", "objects", "schemas", "skipped")
 
 
 def checked_plan(data: bytes) -> Plan:
-    """Open a stored plan whose content is what its id says.
+    """Open a stored plan, and check its content.
 
-    A plan of an earlier release has no checksum: it is decoded as a whole for that.
+    Plans of earlier releases have no checksum, and are decoded completely.
 
     Raises:
-        PlanFormatError: it is damaged, or another plan than it claims to be.
+        PlanFormatError: It is damaged, or another plan than its id says.
     """
     plan = Plan.from_bytes(data)
     try:
@@ -23,9 +23,9 @@ def checked_plan(data: bytes) -> Plan:
                 plan.table(name).validate(full=True)
             _check_chunks(plan)
         chunks = plan.table("chunks")
-        found = plan_id(schema_identity(plan._file.meta), chunks["id"].to_pylist())
-        if found != plan.id or len(plan) != chunks.num_rows:
-            raise PlanFormatError(f"damaged plan: its content is {found}, not {plan.id}")
+        actual = plan_id(schema_identity(plan._file.meta), chunks["id"].to_pylist())
+        if actual != plan.id or len(plan) != chunks.num_rows:
+            raise PlanFormatError(f"damaged plan: its content has the id {actual}, not {plan.id}")
     except PlanFormatError:
         raise
     except Exception as error:
@@ -37,4 +37,4 @@ def _check_chunks(plan: Plan) -> None:
     for chunk in plan.chunks():
         identities = (fragment.identity for fragment in chunk.fragments)
         if chunk.id != chunk_id(identities).hex():
-            raise PlanFormatError(f"damaged plan: chunk {chunk.index} is not what its id says")
+            raise PlanFormatError(f"damaged plan: chunk {chunk.index} does not match its id")

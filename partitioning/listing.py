@@ -1,4 +1,4 @@
-"""The objects that an input names: prefixes, objects, globs; hidden and empty ones left out."""
+"""List the objects of an input: prefixes, objects, globs, without hidden and empty objects."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ from partitioning.windows import WindowFilter, no_column
 
 _SUFFIXES = (".parquet", ".parq", ".pq")
 _STATE_SUFFIX = ".chunkmap"
-"""Ends the names of folders in which an output's state and its replaced files are."""
-_HEADS = 32
-"""HEAD requests in flight for an explicit list."""
+"""Suffix of folders with an output's state and its replaced files."""
+_HEADS_IN_FLIGHT = 32
+"""Number of HEAD requests in flight for an explicit list."""
 
 
 @dataclass(slots=True)
 class Listing:
-    """The objects of an input, and what was left out."""
+    """The objects of an input, and the numbers of objects that are left out."""
 
     objects: list[ObjectInfo] = field(default_factory=list)
     directories: list[str] = field(default_factory=list)
-    """Each object's directory below its prefix (Hive values are looked for there)."""
+    """Directory of each object below its prefix, which may have Hive values."""
     listed: int = 0
     requests: int = 0
-    """Lower bound: a listing is counted as its pages of 1,000."""
+    """Number of requests, at least: a listing counts its pages of 1,000."""
     hidden: int = 0
     empty: int = 0
     unnamed: int = 0
-    """Without a Parquet name."""
+    """Objects without a Parquet name."""
     unnamed_example: str = ""
-    """URI of the first of them."""
+    """URI of the first of these."""
     excluded: int = 0
-    """By `include` or `exclude`."""
+    """Objects left out by `include` or `exclude`."""
     outside: int = 0
-    """In none of the windows that the request keeps."""
+    """Objects outside the windows of the request."""
     outside_directories: set[str] = field(default_factory=set)
-    """Theirs: what is outside takes part in deciding the types of Hive columns."""
+    """Directories of these objects, whose values affect the types of Hive columns."""
     tables: dict[str, TableRoot] = field(default_factory=dict)
-    """Folders of table formats among what was listed, taken or not, by their URI."""
+    """Folders of table formats among the listed objects, by URI."""
 
 
 def list_objects(request: PlanRequest, reader: Reader) -> Listing:
     """List the input once, in no particular order; an object named twice counts once.
 
     Raises:
-        NoParquetError: the input, or one item of a list, names no object.
-        TableFormatError: the input reads in the folder of a Delta Lake, Iceberg or Hudi table.
+        NoParquetError: The input, or an item of a list, has no object.
+        TableFormatError: The input is in the folder of a Delta Lake, Iceberg or Hudi table.
         WindowError: `request.keep` does not fit the Hive columns or their values.
     """
     uris = request.uri if isinstance(request.uri, tuple) else (request.uri,)
@@ -64,14 +64,14 @@ def list_objects(request: PlanRequest, reader: Reader) -> Listing:
     seen: set[str] = set()
     heads = _heads([u for u in uris if not u.endswith("/")], reader, listing)
     for uri in uris:
-        found = 0
+        count = 0
         for info, base, hive in _resolve(uri, heads.get(uri), reader, listing):
-            found += 1
+            count += 1
             if info.uri in seen:
                 continue
             seen.add(info.uri)
             _take(info, base, hive, request, listing, explicit=info is heads.get(uri))
-        if not found:
+        if not count:
             raise NoParquetError(f"no object at {uri}")
     listing.listed = len(seen)
     refuse_tables(listing.tables.values(), (info.uri for info in listing.objects))
@@ -79,29 +79,29 @@ def list_objects(request: PlanRequest, reader: Reader) -> Listing:
     if request.keep is not None and listing.objects:
         _keep_windows(listing, request.keep, lenient=request.schema == "union")
     if not listing.objects:
-        raise NoParquetError(_nothing(uris, listing))
+        raise NoParquetError(_explain_empty(uris, listing))
     return listing
 
 
 def _unlisted_above(uris: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Each item of an input, with a URI such that the folders above it have not been listed."""
+    """Yield each item of an input, with a URI above which folders have not been listed."""
     for uri in uris:
         fixed = literal_prefix(uri)
-        # Of an object or a glob its own folder has not been listed as a whole either.
+        # For an object or a glob its own folder has not been listed completely either.
         yield uri, uri if uri.endswith("/") else fixed[: fixed.rfind("/") + 1] + "*"
 
 
-def _nothing(uris: tuple[str, ...], listing: Listing) -> str:
+def _explain_empty(uris: tuple[str, ...], listing: Listing) -> str:
     counts = (
-        (listing.unnamed, "not named *.parquet, *.parq or *.pq (name them with include)"),
+        (listing.unnamed, "not named *.parquet, *.parq or *.pq (select them with include)"),
         (listing.excluded, "left out by include and exclude"),
         (listing.hidden, "hidden (a name that begins with _ or .)"),
         (listing.empty, "empty"),
         (listing.outside, "outside the windows"),
     )
-    why = ", ".join(f"{count} {reason}" for count, reason in counts if count)
+    reasons = ", ".join(f"{count} {reason}" for count, reason in counts if count)
     where = uris[0] if len(uris) == 1 else f"{uris[0]} and {len(uris) - 1} more"
-    return f"no Parquet object at {where}: of {listing.listed} objects, {why}"
+    return f"no Parquet object at {where}: of {listing.listed} objects, {reasons}"
 
 
 def _keep_windows(listing: Listing, keep: WindowFilter, *, lenient: bool) -> None:
@@ -120,11 +120,11 @@ def _keep_windows(listing: Listing, keep: WindowFilter, *, lenient: bool) -> Non
             )
             raise WindowError(f"partition column {lacking[0]!r} is not in the key of {example}")
         verdicts[directory] = keeps(values)
-    chosen = [verdicts[directory] for directory in listing.directories]
-    listing.outside = len(chosen) - sum(chosen)
-    listing.outside_directories = {own for own, kept in verdicts.items() if not kept}
-    listing.objects = list(compress(listing.objects, chosen))
-    listing.directories = list(compress(listing.directories, chosen))
+    kept = [verdicts[directory] for directory in listing.directories]
+    listing.outside = len(kept) - sum(kept)
+    listing.outside_directories = {d for d, verdict in verdicts.items() if not verdict}
+    listing.objects = list(compress(listing.objects, kept))
+    listing.directories = list(compress(listing.directories, kept))
 
 
 def _heads(uris: list[str], reader: Reader, listing: Listing) -> dict[str, ObjectInfo]:
@@ -136,25 +136,25 @@ def _heads(uris: list[str], reader: Reader, listing: Listing) -> dict[str, Objec
 
     listing.requests += len(uris)
     if len(uris) == 1:
-        found = [head(uris[0])]
+        infos = [head(uris[0])]
     else:
-        with ThreadPoolExecutor(_HEADS) as pool:
-            found = list(pool.map(head, uris))
-    return {u: info for u, info in zip(uris, found, strict=True) if info is not None}
+        with ThreadPoolExecutor(_HEADS_IN_FLIGHT) as pool:
+            infos = list(pool.map(head, uris))
+    return {u: info for u, info in zip(uris, infos, strict=True) if info is not None}
 
 
 def _resolve(
     uri: str, head: ObjectInfo | None, reader: Reader, listing: Listing
 ) -> Iterator[tuple[ObjectInfo, str, str]]:
-    """Yield (object, prefix for patterns, prefix for Hive values) of one item of the input."""
+    """Yield (object, prefix for patterns, prefix for Hive values) of an item of the input."""
     if head is not None and head.size:
         _note_table(head, listing)
         yield head, uri.rpartition("/")[0] + "/", _root(uri)
         return
-    # Nothing, or an empty object: some tools mark a directory with one.
+    # No object, or an empty object, which some tools use to mark a directory.
     prefix = uri if uri.endswith("/") else uri + "/"
     found = False
-    for info in _counted(reader.list(prefix), listing):
+    for info in _count_requests(reader.list(prefix), listing):
         found = True
         yield info, prefix, prefix
     if not found and head is not None:
@@ -164,19 +164,19 @@ def _resolve(
     fixed = literal_prefix(uri)
     base = fixed[: fixed.rfind("/") + 1]
     keeps = _glob(uri)
-    for info in _counted(reader.list(fixed), listing):
+    for info in _count_requests(reader.list(fixed), listing):
         if keeps(info.uri):
             yield info, base, base
 
 
 def _glob(pattern: str) -> Callable[[str], bool]:
-    # A glob may name directories: everything below a match is taken, as of a prefix.
+    # A glob may match directories, whose objects are then included, as for a prefix.
     exact = compile_glob(pattern)
     below = compile_glob(pattern if pattern.endswith("**") else pattern.rstrip("/") + "/**")
     return lambda uri: bool(exact.fullmatch(uri) or below.fullmatch(uri))
 
 
-def _counted(objects: Iterator[ObjectInfo], listing: Listing) -> Iterator[ObjectInfo]:
+def _count_requests(objects: Iterator[ObjectInfo], listing: Listing) -> Iterator[ObjectInfo]:
     count = 0
     for info in objects:
         count += 1
@@ -192,7 +192,7 @@ def _note_table(info: ObjectInfo, listing: Listing) -> None:
 
 
 def _root(uri: str) -> str:
-    """Return scheme and bucket: an object named on its own has all its directories' values."""
+    """Return scheme and bucket: for a single object, all its directories have Hive values."""
     scheme, separator, rest = uri.partition("://")
     return scheme + separator + rest[: rest.find("/") + 1] if separator else ""
 
@@ -208,7 +208,7 @@ def _take(
 ) -> None:
     path = info.uri[len(base) :]
     if path.endswith("/") or (info.size == 0 and not path.lower().endswith(_SUFFIXES)):
-        # It marks a directory. An empty one with a Parquet name is a bad object: a lost upload.
+        # It marks a directory. With a Parquet name, an empty object is bad: a lost upload.
         listing.empty += 1
     elif not explicit and is_hidden(path):
         listing.hidden += 1
@@ -225,9 +225,9 @@ def _take(
 
 
 def is_hidden(path: str) -> bool:
-    """Tell whether a segment begins with _ or . (a Hive directory `_x=1` is not hidden).
+    """Whether a segment begins with _ or . (a Hive directory `_x=1` is not hidden).
 
-    The state of an output, a folder `<output>.chunkmap/`, is hidden too.
+    The folder `<output>.chunkmap/`, which is the state of an output, is hidden too.
     """
     *directories, name = path.split("/")
     if name[:1] in ("_", "."):

@@ -1,4 +1,4 @@
-"""The planner's nouns: object, fragment, chunk, plan."""
+"""Types of the planner: object, fragment, chunk, plan."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import pyarrow.ipc
 
 from partitioning.dtypes import polars_schema_of, unpack_schema
 from partitioning.errors import PlanFormatError
-from partitioning.hive_paths import raw_of_object, spelled_out
+from partitioning.hive_paths import default_raw, raw_of_object
 from partitioning.plan_subset import take_tables
 from partitioning.table_file import TableFile, pack_tables
 
 FORMAT_VERSION: Final = 1
 CUT_VERSION: Final = 2
-"""Of plans that cut row groups: earlier releases would read the whole of one for each part."""
+"""Version of plans that cut row groups, which earlier releases would read as a whole."""
 PARTITION_PREFIX: Final = "partition:"
 """Prefix of the columns of a plan's object table that hold Hive partition values."""
 _BLOCK: Final = 4096
@@ -31,73 +31,73 @@ _BLOCK: Final = 4096
 PartitionValue = date | int | str | None
 Partition = tuple[tuple[str, PartitionValue], ...]
 RawPartition = tuple[tuple[str, str], ...]
-"""Hive values as the folders spell them: they identify a partition."""
+"""Hive values as the folders spell them, which identify a partition."""
 
 
 class Status:
-    """What became of an object in a plan (the `status` column of its object table)."""
+    """Statuses of objects in a plan (the `status` column of its object table)."""
 
     PLANNED: Final = 0
     PRUNED: Final = 1
-    """By its partition values: its footer was not read."""
+    """Pruned by its partition values; its footer was not read."""
     SKIPPED: Final = 2
-    """Not readable Parquet, and the request says to go on without it."""
+    """Not readable Parquet, and skipped as requested."""
     UNCHANGED: Final = 3
-    """As in the plan before, and the request asks for changes only."""
+    """As in the previous plan, and only changes are requested."""
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One version of one object."""
+    """A version of an object."""
 
     uri: str
-    """`s3://bucket/key` with the raw key, never percent-encoded by us; or `file:///path`."""
+    """URI: `s3://bucket/key` with the raw key, never percent-encoded; or `file:///path`."""
     etag: str
-    """The store's version mark, as the store gives it (with or without quotes)."""
+    """Version mark as the store returns it (with or without quotes)."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """Consecutive row groups of one object, or rows of one, pinned to its version."""
+    """Consecutive row groups of a version of an object, or consecutive rows of one row group."""
 
     uri: str
     etag: str
     size: int
-    """Bytes of the whole object."""
+    """Size of the whole object in bytes."""
     row_group_start: int
     row_group_stop: int
-    """Half-open."""
+    """End of the range of row groups, exclusive."""
     row_start: int
-    """Index in the object of the fragment's first row."""
+    """Index of the fragment's first row in the object."""
     rows: int
     footer_size: int
-    """Bytes of the object's tail that hold the footer and its 8-byte end."""
+    """Bytes of the object's tail with the footer and the 8 bytes after it."""
     stored_bytes: int
     """Compressed bytes of the columns that are read."""
     decoded_bytes: int
     """Estimated bytes in memory of the columns that are read."""
     partition: Partition = ()
-    """Its object's Hive values, in the order of the directories: no part of its identity."""
+    """Hive values of its object, in the order of the directories; not part of its identity."""
     part: tuple[int, int] | None = None
-    """Half-open range of rows of its only row group, where that is cut; None is all rows."""
+    """Half-open range of rows, if its only row group is cut; None for all rows."""
 
     @property
     def identity(self) -> str:
-        """The text that identifies it."""
+        """Text that identifies the fragment."""
         start, stop = self.row_group_start, self.row_group_stop
         return fragment_identity(self.uri, self.etag, self.size, start, stop, part=self.part)
 
     @property
     def raw_partition(self) -> RawPartition:
-        """The same values as the folders of its object spell them."""
+        """Hive values as the folders of its object spell them."""
         if not self.partition:
             return ()
         raws = raw_of_object(self.uri)
-        # A null may be of a folder that is not there, beside which one above the prefix counts not.
+        # A null may stand for a missing folder; then a folder above the prefix does not count.
         return tuple(
-            (name, spelled_out(value) if value is None else raws.get(name, spelled_out(value)))
+            (name, default_raw(value) if value is None else raws.get(name, default_raw(value)))
             for name, value in self.partition
         )
 
@@ -107,19 +107,18 @@ class Chunk:
     """Ordered fragments that are mapped together: the unit of completion."""
 
     id: str
-    """32 hex digits, derived from the fragments' identity and nothing else."""
+    """Id: 32 hex digits, derived from the fragments' identities only."""
     index: int
-    """Rank in its plan: for order and names, never for identity."""
+    """Position in its plan, for order and names, never for identity."""
     partition: Partition
-    """The Hive values that all its fragments share, in the order of the directories."""
+    """Hive values that all its fragments share, in the order of the directories."""
     fragments: tuple[Fragment, ...]
 
     @property
     def raw_partition(self) -> RawPartition:
-        """The shared Hive values as the folders spell them.
+        """Shared Hive values as the folders spell them.
 
-        Where chunks cross partitions, one value may be spelled in several ways: then it is spelled
-        in the shortest one.
+        If fragments spell a value differently (`month=1`, `month=01`), it has its default spelling.
         """
         if not self.partition:
             return ()
@@ -127,13 +126,13 @@ class Chunk:
         raws = dict(first)
         differs = {name for other in others for name, raw in other if raws[name] != raw}
         return tuple(
-            (name, spelled_out(value) if name in differs else raws[name])
+            (name, default_raw(value) if name in differs else raws[name])
             for name, value in self.partition
         )
 
     @property
     def rows(self) -> int:
-        """Rows of all fragments, before any filter."""
+        """Number of rows of all fragments, before any filter."""
         return sum(f.rows for f in self.fragments)
 
     @property
@@ -149,13 +148,13 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A bad object that a plan goes without."""
+    """A bad object that a plan leaves out."""
 
     uri: str
     etag: str
     size: int
     offset: int
-    """Byte at which it is wrong."""
+    """Offset of the damage in bytes."""
     reason: str
 
 
@@ -168,7 +167,7 @@ def fragment_identity(
     *,
     part: tuple[int, int] | None = None,
 ) -> str:
-    """Return the text that identifies a fragment: lengths first, so that none is ambiguous."""
+    """Return the text that identifies a fragment; it has lengths, so that it is unambiguous."""
     etag = etag.strip('"')  # some clients keep the quotes of the HTTP header
     rows = "" if part is None else f",{part[0]},{part[1]}"
     return f"{len(uri)}:{uri},{len(etag)}:{etag},{size},{start},{stop}{rows};"
@@ -187,17 +186,17 @@ def plan_id(schema: bytes, chunk_ids: Iterable[bytes]) -> str:
 
 
 def schema_identity(meta: Mapping[str, Any]) -> bytes:
-    """Return what stands for the schema in a plan's id."""
+    """Return the bytes that stand for the schema in a plan's id."""
     return bytes.fromhex(meta["schema"]) + bytes.fromhex(meta.get("dtypes", ""))
 
 
 class Plan:
-    """The frozen list of chunks of one dataset snapshot; columnar, decoded where it is looked at.
+    """The immutable list of chunks of a dataset snapshot; columnar, and decoded on access.
 
-    Three tables: `objects` (every object listed), `row_groups` (every row group of the
-    objects whose footer is known, in plan order) and `chunks` (ranges of row groups). Where a row
-    group is cut, `chunks` has a further column `first_row`, and `row_groups` has `indexed`.
-    A plan pickles as its stored bytes.
+    It has three tables: `objects` (all listed objects), `row_groups` (all row groups of objects
+    with known footers, in plan order) and `chunks` (ranges of row groups). If row groups are cut,
+    `chunks` also has the column `first_row`, and `row_groups` the column `indexed`. A plan pickles
+    as its stored bytes.
     """
 
     def __init__(self, file: TableFile) -> None:
@@ -211,22 +210,22 @@ class Plan:
 
     @classmethod
     def build(cls, tables: Mapping[str, pa.Table], meta: Mapping[str, Any]) -> Plan:
-        """Freeze tables into a plan (used by the planner)."""
+        """Build a plan from tables (used by the planner)."""
         is_cut = "first_row" in tables["chunks"].column_names
         version = CUT_VERSION if is_cut else FORMAT_VERSION
         return cls(TableFile(pack_tables(tables, {**meta, "version": version})))
 
     @classmethod
     def from_bytes(cls, data: bytes | memoryview | pa.Buffer) -> Plan:
-        """Open a stored plan; what is not looked at is not decoded.
+        """Open a stored plan, which is decoded on access.
 
         Raises:
-            PlanFormatError: the bytes are no plan, or one of another version.
+            PlanFormatError: The bytes are not a plan, or have an unsupported version.
         """
         return cls(TableFile(data))
 
     def to_bytes(self) -> bytes:
-        """Return the plan to store: the same plan gives the same bytes."""
+        """Return the bytes to store; equal plans have equal bytes."""
         return self._file.data.to_pybytes()  # type: ignore[no-any-return]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -248,37 +247,37 @@ class Plan:
 
     @property
     def id(self) -> str:
-        """32 hex digits over the ordered chunk ids and the schema."""
+        """Id: 32 hex digits over the ordered chunk ids and the schema."""
         return str(self._file.meta["id"])
 
     @property
     def rows(self) -> int:
-        """Rows of all chunks, before row filters."""
+        """Number of rows of all chunks, before row filters."""
         return int(self._file.meta["rows"])
 
     @property
     def stored_bytes(self) -> int:
-        """Compressed bytes to read, of all chunks."""
+        """Compressed bytes of all chunks to read."""
         return int(self._file.meta["stored_bytes"])
 
     @property
     def decoded_bytes(self) -> int:
-        """Estimated bytes in memory, of all chunks."""
+        """Estimated bytes of all chunks in memory."""
         return int(self._file.meta["decoded_bytes"])
 
     @property
     def objects(self) -> int:
-        """Objects that the chunks read."""
+        """Number of objects that the chunks read."""
         return int(self._file.meta["objects"])
 
     @property
     def fragments(self) -> int:
-        """Fragments of all chunks."""
+        """Number of fragments of all chunks."""
         return int(self._file.meta["fragments"])
 
     @property
     def has_raw_folders(self) -> bool:
-        """Tell whether outputs lie in folders that are spelled as the input's are.
+        """Whether folders of the output keep the spelling of the input's folders.
 
         Earlier releases wrote the values in another spelling.
         """
@@ -286,17 +285,17 @@ class Plan:
 
     @property
     def input(self) -> dict[str, Any]:
-        """What was planned: uri, columns, filter and the rest, as JSON values."""
+        """Request of the plan: URI, columns, filter and so on, as JSON values."""
         return dict(self._file.meta["input"])
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """The dataset's schema in Arrow's types: the objects' columns, then the Hive columns."""
+        """Schema of the dataset in Arrow types: columns of the objects, then Hive columns."""
         return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(self._file.meta["schema"])))
 
     @cached_property
     def dtypes(self) -> pl.Schema:
-        """The same in Polars' types: what `pl.scan_parquet` gives for the same objects."""
+        """Schema of the dataset in Polars types, as `pl.scan_parquet` returns them."""
         stored = self._file.meta.get("dtypes")
         return (
             polars_schema_of(self.schema)
@@ -306,20 +305,20 @@ class Plan:
 
     @cached_property
     def skipped(self) -> tuple[Skipped, ...]:
-        """The bad objects that this plan goes without."""
+        """Bad objects that the plan leaves out."""
         return tuple(Skipped(**row) for row in self._file.table("skipped").to_pylist())
 
     @cached_property
     def chunk_ids(self) -> list[str]:
-        """The chunks' ids, in order."""
+        """Ids of the chunks, in order."""
         return [i.hex() for i in self._file.table("chunks")["id"].to_pylist()]
 
     @property
     def chunk_table(self) -> pa.Table:
-        """A row a chunk: id (16 bytes), start, stop, fragments, rows, stored and decoded bytes.
+        """One row per chunk: id (16 bytes), start, stop, fragments, rows, stored and decoded bytes.
 
-        start and stop are positions in the table of row groups. A chunk that is part of a row group
-        has in first_row the rows of it that come before; others have null there.
+        start and stop are positions in the table of row groups. For a part of a row group,
+        first_row is the position of its first row in the row group; for other chunks it is null.
         """
         return self._file.table("chunks")
 
@@ -328,23 +327,25 @@ class Plan:
         return self._file.table(name)
 
     def take(self, indices: Sequence[int]) -> Plan:
-        """Return a plan of some chunks in this order: same ids and schema, ranked from 0.
+        """Return a plan of some chunks in this order, with the same chunk ids and schema.
 
         It names only the objects that its chunks read. Taking all chunks in their order gives a
-        plan of the same id.
+        plan with the same id.
 
         Raises:
-            IndexError: there is no such chunk.
-            ValueError: a chunk is named twice.
+            IndexError: There is no such chunk.
+            ValueError: A chunk is named twice.
         """
-        chosen = np.asarray(indices, np.int64)
-        if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(self):
-            raise IndexError(f"chunks {chosen.min()} to {chosen.max()} of a plan of {len(self)}")
-        if len(np.unique(chosen)) < len(chosen):
-            raise ValueError("a chunk is in a plan once")
+        positions = np.asarray(indices, np.int64)
+        if len(positions) and not 0 <= positions.min() <= positions.max() < len(self):
+            raise IndexError(
+                f"chunks {positions.min()} to {positions.max()} of a plan with {len(self)}"
+            )
+        if len(np.unique(positions)) < len(positions):
+            raise ValueError("a plan has a chunk only once")
         names = ("chunks", "row_groups", "objects", "schemas", "skipped")
         tables, objects = take_tables(
-            {name: self.table(name) for name in names}, chosen, Status.PLANNED
+            {name: self.table(name) for name in names}, positions, Status.PLANNED
         )
         chunks = tables["chunks"]
         sums = ("fragments", "rows", "stored_bytes", "decoded_bytes")
@@ -358,21 +359,21 @@ class Plan:
         return Plan.build(tables, meta)
 
     def chunk(self, index: int) -> Chunk:
-        """Return one chunk, decoding little more than it."""
+        """Return a chunk, decoding little more than it."""
         if not 0 <= index < len(self):
-            raise IndexError(f"chunk {index} of a plan of {len(self)}")
+            raise IndexError(f"chunk {index} of a plan with {len(self)}")
         return next(self._decode(index, index + 1))
 
     def chunks(self, indices: Iterable[int] | None = None) -> Iterator[Chunk]:
-        """Yield chunks by index, or all in order; consecutive indices are read together."""
+        """Yield chunks by index, or all in order; consecutive chunks are decoded together."""
         for start, stop in _runs(range(len(self)) if indices is None else indices):
             if not 0 <= start < stop <= len(self):
-                raise IndexError(f"chunks {start} to {stop - 1} of a plan of {len(self)}")
+                raise IndexError(f"chunks {start} to {stop - 1} of a plan with {len(self)}")
             yield from self._decode(start, stop)
 
     def _decode(self, start: int, stop: int) -> Iterator[Chunk]:
         ranges = self._file.rows("chunks", start, stop)
-        # Chunks that were taken out of another plan need not ascend.
+        # In a plan from `take` the ranges need not ascend.
         first, last = pc.min(ranges["start"]).as_py(), pc.max(ranges["stop"]).as_py()
         ordinals = self._file.rows("row_groups", first, last)["object"]
         low, high = ordinals[0].as_py(), ordinals[-1].as_py()
@@ -414,16 +415,16 @@ class _Part:
 
 
 def _parts_of(chunks: pa.Table) -> dict[int, _Part]:
-    """Return those of some chunks that are parts of row groups, by their positions."""
+    """Return the chunks that are parts of row groups, by their positions."""
     if "first_row" not in chunks.column_names:
         return {}
     names = ("first_row", "rows", "stored_bytes", "decoded_bytes")
     figures = zip(*(chunks[name].to_pylist() for name in names), strict=True)
-    return {rank: _Part(*one) for rank, one in enumerate(figures) if one[0] is not None}
+    return {rank: _Part(*row) for rank, row in enumerate(figures) if row[0] is not None}
 
 
 def _runs(indices: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Cut indices into runs of consecutive ones, of bounded length."""
+    """Group indices into runs of consecutive indices, of limited length."""
     if isinstance(indices, range) and indices.step == 1:
         for start in range(indices.start, indices.stop, _BLOCK):
             yield start, min(start + _BLOCK, indices.stop)
@@ -441,7 +442,7 @@ def _runs(indices: Iterable[int]) -> Iterator[tuple[int, int]]:
 
 
 class _Block:
-    """Decoded neighbours: some objects, and their row groups from the first object's first."""
+    """Decoded tables of consecutive objects and their row groups."""
 
     def __init__(self, objects: pa.Table, groups: pa.Table, low: int, base: int) -> None:
         self._low, self._base = low, base
@@ -486,7 +487,7 @@ class _Block:
 
 
 def shared_partition(fragments: tuple[Fragment, ...]) -> Partition:
-    """Return the Hive values that all fragments have in common."""
+    """Return the Hive values that all fragments share."""
     first = fragments[0].partition
     if all(f.partition == first for f in fragments):
         return first

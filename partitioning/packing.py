@@ -1,7 +1,8 @@
-"""Row groups to chunks: order kept, nothing read, nothing random.
+"""Pack row groups into chunks, in their order and deterministically.
 
-A row group far above the target is cut into parts of consecutive rows. With an offset index a part
-is read by its pages. Without one, each part takes reading the whole row group, so it has few parts.
+A row group far above the target is cut into parts of consecutive rows. With an offset index, only
+the pages of a part are read. Without one, each part reads the whole row group, so there are few
+parts.
 """
 
 from __future__ import annotations
@@ -11,72 +12,72 @@ from dataclasses import dataclass
 from typing import Final
 
 CUT_ABOVE: Final = 2
-"""Times the target that a row group may decode to before it is cut."""
-MOST_UNINDEXED: Final = 4
-"""Parts of a row group without an offset index, at most: that often its bytes are read."""
-MOST_RATIO: Final = 256
-"""Of the least part's decoded bytes to the stored bytes that each part beyond those must have."""
+"""Multiple of the target above which a row group is cut."""
+MAX_UNINDEXED_PARTS: Final = 4
+"""Maximum number of parts of a row group without an offset index, each of which reads all of it."""
+MAX_RATIO: Final = 256
+"""Maximum ratio of decoded to stored bytes of additional parts (see `PartLimit`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackRules:
-    """Where a chunk ends."""
+    """Rules for the ends of chunks."""
 
     target: int
-    """Decoded bytes; a row group above it is a chunk of its own, or cut."""
+    """Target size in decoded bytes; a larger row group is a chunk by itself, or cut."""
     open_cost: int = 0
-    """Bytes that an object counts at least; never lets one object alone exceed the target."""
+    """Minimum bytes that an object counts; a single object never exceeds the target by it."""
     max_rows: int | None = None
     per_file: bool = False
-    """A chunk ends with its object and nowhere else."""
+    """Whether each object is one chunk."""
     per_partition: bool = False
-    """A chunk ends with its partition and nowhere else."""
+    """Whether each partition is one chunk."""
     cross_partitions: bool = False
-    least_part: int = 1
-    """Decoded bytes of a part of a row group, at least."""
+    min_part: int = 1
+    """Minimum decoded bytes of a part of a row group."""
 
     @property
     def cut_from(self) -> int | None:
-        """Decoded bytes from which a row group is cut; None if none is."""
+        """Decoded bytes from which on a row group is cut; None if none is cut."""
         if self.per_file or self.per_partition:
             return None
-        return max(CUT_ABOVE * self.target + 1, 2 * self.least_part)
+        return max(CUT_ABOVE * self.target + 1, 2 * self.min_part)
 
 
-def parts_of(rules: PackRules, rows: int, decoded: int, most: int) -> int:
-    """Return into how many parts of consecutive rows a row group is cut.
+def parts_of(rules: PackRules, rows: int, decoded: int, max_parts: int) -> int:
+    """Return the number of parts of consecutive rows that a row group is cut into.
 
     Args:
-        rules: where a chunk ends.
-        rows: of the row group.
-        decoded: its decoded bytes.
-        most: parts, at most.
+        rules: Rules for the ends of chunks.
+        rows: Number of rows of the row group.
+        decoded: Decoded bytes of the row group.
+        max_parts: Maximum number of parts.
     """
     if rules.cut_from is None or decoded < rules.cut_from:
         return 1
-    wanted = min(-(-decoded // rules.target), decoded // rules.least_part)
-    return max(1, min(wanted, most, rows))
+    wanted = min(-(-decoded // rules.target), decoded // rules.min_part)
+    return max(1, min(wanted, max_parts, rows))
 
 
 class PartLimit:
-    """How many parts the row groups of one object may have.
+    """Limits the number of parts of an object's row groups.
 
-    A footer may claim any number of rows, and none of them has been read. What is there are the
-    object's bytes: so that a plan stays in proportion to them, each further part takes some.
+    A footer may claim any number of rows, which planning does not read. To keep the size of a plan
+    proportional to the bytes of the object, each additional part uses up some of these bytes.
     """
 
     def __init__(self, rules: PackRules, size: int) -> None:
-        self._bytes_of_part = max(1, rules.least_part // MOST_RATIO)
-        self._left = size // self._bytes_of_part
+        self._bytes_per_part = max(1, rules.min_part // MAX_RATIO)
+        self._left = size // self._bytes_per_part
 
-    def most(self, stored: int, *, is_indexed: bool) -> int:
-        """Return the most parts of a row group, of so many stored bytes."""
-        more = min(self._left, stored // self._bytes_of_part) if is_indexed else 0
-        return MOST_UNINDEXED + more
+    def max_parts(self, stored: int, *, is_indexed: bool) -> int:
+        """Return the maximum number of parts of a row group with this number of stored bytes."""
+        more = min(self._left, stored // self._bytes_per_part) if is_indexed else 0
+        return MAX_UNINDEXED_PARTS + more
 
     def take(self, parts: int) -> None:
-        """Note that a row group is cut."""
-        self._left -= max(0, parts - MOST_UNINDEXED)
+        """Record the number of parts of a row group."""
+        self._left -= max(0, parts - MAX_UNINDEXED_PARTS)
 
 
 def pack(
@@ -86,17 +87,17 @@ def pack(
     rows: Sequence[int],
     decoded: Sequence[int],
 ) -> Iterator[tuple[int, int]]:
-    """Yield half-open ranges over the row groups, in order, covering each exactly once.
+    """Yield half-open ranges of row groups, in order, that cover each row group once.
 
-    A chunk's weight is the sum over its objects of max(decoded bytes, open cost); it exceeds
+    The weight of a chunk is the sum over its objects of max(decoded bytes, open cost). It exceeds
     the target only for a single row group.
 
     Args:
-        rules: where a chunk ends.
-        objects: for each row group, a number that changes with the object.
-        partitions: for each row group, a number that changes with the partition.
-        rows: rows of each row group.
-        decoded: decoded bytes of each row group.
+        rules: Rules for the ends of chunks.
+        objects: For each row group, a number that changes with the object.
+        partitions: For each row group, a number that changes with the partition.
+        rows: Number of rows of each row group.
+        decoded: Decoded bytes of each row group.
     """
     count = len(objects)
     if rules.per_file or rules.per_partition:

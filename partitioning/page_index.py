@@ -1,7 +1,7 @@
-"""A column chunk's offset index: where each of its pages lies, and with which row it begins.
+"""Parse the offset index of a column chunk: location and first row of each page.
 
-An index is a hint that most readers never look at. One that does not parse, or contradicts its
-column chunk, is as good as none; that its pages bear it out is checked when they are read.
+Most readers never use the index. An index that cannot be parsed, or contradicts its column chunk,
+is ignored. Its pages are checked against it when they are read.
 """
 
 from __future__ import annotations
@@ -23,50 +23,50 @@ from partitioning.thrift import (
     skip,
 )
 
-_MOST_BYTES: Final = 4 << 20
-"""Of an index: half a million pages."""
+_MAX_BYTES: Final = 4 << 20
+"""Maximum size of an index, enough for half a million pages."""
 _LOCATION: Final[dict[int, Wanted]] = {1: INTEGER, 2: INTEGER, 3: INTEGER}
 _LZ4_HADOOP: Final = 5
 
 
 def is_indexed(leaf: Leaf, codec: int, length: int) -> bool:
-    """Tell whether a column chunk may be read by its pages.
+    """Whether a column chunk can be read by its pages.
 
-    Not where nothing here can look into the pages of a list, because Hadoop frames LZ4 in its way.
+    Lists with Hadoop's framing of LZ4 cannot, since their pages cannot be decompressed here.
 
     Args:
         leaf: Its column.
         codec: Its codec.
         length: Bytes of its offset index.
     """
-    return 0 < length <= _MOST_BYTES and not (leaf.is_repeated and codec == _LZ4_HADOOP)
+    return 0 < length <= _MAX_BYTES and not (leaf.is_repeated and codec == _LZ4_HADOOP)
 
 
 @dataclass(frozen=True, slots=True)
 class PageIndex:
-    """The data pages of one column chunk, in their order."""
+    """The data pages of a column chunk, in their order."""
 
     offsets: tuple[int, ...]
     lengths: tuple[int, ...]
-    """Bytes, headers included."""
+    """Bytes of each page, including its header."""
     rows: tuple[int, ...]
-    """The row of the row group that each begins with, and the row group's rows at the end."""
+    """First row of each page in the row group, and finally the number of rows of the row group."""
 
     def covering(self, start: int, stop: int) -> tuple[int, int]:
-        """Return the half-open range of pages that hold some rows."""
+        """Return the half-open range of pages that contain some rows."""
         return bisect_right(self.rows, start) - 1, bisect_left(self.rows, stop)
 
 
 def parse_page_index(data: bytes, column: ColumnChunk, rows: int) -> PageIndex:
-    """Parse an offset index, and hold it against its column chunk.
+    """Parse an offset index, and check it against its column chunk.
 
     Args:
         data: The index.
         column: The column chunk.
-        rows: Of the row group.
+        rows: Number of rows of the row group.
 
     Raises:
-        ThriftError: it does not parse, or contradicts the column chunk.
+        ThriftError: It cannot be parsed, or contradicts the column chunk.
     """
     locations: list[tuple[int, int, int]] = []
 
@@ -75,13 +75,13 @@ def parse_page_index(data: bytes, column: ColumnChunk, rows: int) -> PageIndex:
             return skip(data, at, kind)
         element, count, at = read_list_header(data, at)
         if count and element != STRUCT:
-            raise ThriftError("its pages are no structs")
+            raise ThriftError("its pages are not structs")
         before = (column.start, 0, 0)
         for _ in range(count):
             found, at = read_struct(data, at, _LOCATION)
             page = found.get(1, -1), found.get(2, -1), found.get(3, -1)
             if page[0] < before[0] + before[1] or page[1] <= 0 or not before[2] <= page[2] <= rows:
-                raise ThriftError(f"page {len(locations)} does not follow the one before")
+                raise ThriftError(f"page {len(locations)} does not follow the previous page")
             locations.append(page)
             before = page
         return at
@@ -95,6 +95,6 @@ def parse_page_index(data: bytes, column: ColumnChunk, rows: int) -> PageIndex:
     if locations[0][0] != column.data_start:
         raise ThriftError("it does not begin with the column's first data page")
     if locations[-1][0] + locations[-1][1] > column.start + column.compressed:
-        raise ThriftError("its pages end behind their column")
+        raise ThriftError("its pages end after their column chunk")
     offsets, lengths, first = zip(*locations, strict=True)
     return PageIndex(offsets, lengths, (*first, rows))

@@ -1,8 +1,8 @@
-"""Single pages: checked to be what an index says of them, and made up where rows are missing.
+"""Check single pages against an index, and make empty pages for missing rows.
 
-The pages of different columns begin with different rows, and a row group has as many rows of each.
-So the pages of some columns that hold a range of rows become a row group if empty pages fill up
-what one column has less than another: those rows are cut off again once they are decoded.
+The pages of different columns begin with different rows, but all columns of a row group have the
+same number of rows. To make a row group of the pages that contain a range of rows, empty pages fill
+the columns up; the additional rows are cut off after decoding.
 """
 
 from __future__ import annotations
@@ -50,63 +50,64 @@ _WIDTHS: Final = {**WIDTHS, INT96: 12}
 
 
 class OtherRowsError(ThriftError):
-    """A page has other rows than its index says."""
+    """The rows of a page differ from its index."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageFigures:
-    """What a data page counts in its column chunk."""
+    """Figures of a data page for its column chunk."""
 
     values: int
-    """Nulls included."""
+    """Number of values, including nulls."""
     uncompressed: int
-    """Bytes, the header's included."""
+    """Uncompressed bytes, including the header."""
     is_dictionary: bool
-    """Whether its values are numbers of a dictionary's."""
+    """Whether its values are indexes into a dictionary."""
 
 
 def check_page(data: bytes, column: ColumnChunk, rows: int) -> PageFigures:
-    """Check that a data page is whole, and has as many rows as its index says.
+    """Check that a data page is complete, and has the number of rows in its index.
 
     Args:
         data: The page.
         column: Its column chunk.
-        rows: That it should have.
+        rows: Expected number of rows.
 
     Raises:
-        OtherRowsError: it has other rows.
-        ThriftError: it is damaged.
+        OtherRowsError: It has other rows.
+        ThriftError: It is damaged.
     """
     header, size = _header(data)
-    kind, one, two = header.get(1), header.get(5), header.get(8)
+    kind, version_1, version_2 = header.get(1), header.get(5), header.get(8)
     uncompressed = header.get(2, -1)
     if not 0 <= uncompressed <= max(column.uncompressed, 0):
         raise ThriftError(f"claims {uncompressed:,} bytes of {column.uncompressed:,}")
-    page: Values | None = one if kind == _DATA_PAGE else two if kind == _DATA_PAGE_V2 else None
+    pages = {_DATA_PAGE: version_1, _DATA_PAGE_V2: version_2}
+    page: Values | None = pages.get(-1 if kind is None else kind)
     if page is None:
-        raise ThriftError("it is no data page")
+        raise ThriftError("it is not a data page")
     values = page.get(1, -1)
     if kind == _DATA_PAGE_V2 and page.get(3) != rows:
         raise OtherRowsError(f"it has {page.get(3)} rows, its index says {rows}")
-    found = values
+    count = values
     if column.leaf.repetition:
         levels = _levels(data[size:], column, header)
-        found = _begun_rows(levels, values, column.leaf.repetition.bit_length())
-    if found != rows:
-        raise OtherRowsError(f"it has {found} rows, its index says {rows}")
+        count = _count_rows(levels, values, column.leaf.repetition.bit_length())
+    if count != rows:
+        raise OtherRowsError(f"it has {count} rows, its index says {rows}")
     encoding = page.get(2 if kind == _DATA_PAGE else 4, -1)
     return PageFigures(values, size + uncompressed, encoding in _DICTIONARY_ENCODINGS)
 
 
 def check_dictionary(data: bytes) -> int:
-    """Check that what lies before the data pages is one dictionary; return its bytes uncompressed.
+    """Check that the part before the data pages is a dictionary; return its uncompressed bytes.
 
     Raises:
-        ThriftError: it is not.
+        ThriftError: It is not.
     """
     header, size = _header(data)
     if header.get(1) != _DICTIONARY_PAGE:
-        raise ThriftError("what lies before its first data page is no dictionary")
+        raise ThriftError("the part before its first data page is not a dictionary")
     return size + int(max(header.get(2, 0), 0))
 
 
@@ -123,7 +124,7 @@ def _header(data: bytes) -> tuple[Values, int]:
 
 
 def _levels(body: bytes, column: ColumnChunk, header: Values) -> bytes:
-    """Return a page's repetition levels: a value of level 0 begins a row."""
+    """Return the repetition levels of a page; a value of level 0 begins a row."""
     if header[1] == _DATA_PAGE_V2:
         return body[: max(header[8].get(6, 0), 0)]
     if header[5].get(4) != _RLE:
@@ -140,10 +141,10 @@ def _levels(body: bytes, column: ColumnChunk, header: Values) -> bytes:
     return body[4 : 4 + length]
 
 
-def _begun_rows(levels: bytes, values: int, width: int) -> int:
-    """Return how many rows begin in a page, which must begin with one.
+def _count_rows(levels: bytes, values: int, width: int) -> int:
+    """Return the number of rows that begin in a page, which must begin with a row.
 
-    Levels are runs, and packed numbers: Parquet's RLE and bit-packing hybrid.
+    Levels are runs and packed numbers: Parquet's hybrid of RLE and bit-packing.
     """
     at = found = done = 0
     try:
@@ -173,14 +174,14 @@ def _begun_rows(levels: bytes, values: int, width: int) -> int:
 
 
 def empty_page(leaf: Leaf, rows: int, *, is_dictionary: bool) -> bytes:
-    """Return a data page of rows without values: null or empty, or any value where none may be.
+    """Return a data page of null or empty rows, or of arbitrary values if the column has no nulls.
 
-    It is of version 2 whatever its neighbours are, for that need not be compressed as they are.
+    It has version 2, even next to pages of version 1, because then it need not be compressed.
 
     Args:
         leaf: The column.
-        rows: Of the page.
-        is_dictionary: Whether its neighbours hold numbers of a dictionary's values.
+        rows: Number of rows.
+        is_dictionary: Whether the pages next to it have indexes into a dictionary.
     """
     encoding = _RLE_DICTIONARY if is_dictionary else _PLAIN
     run = write_varint(rows << 1)

@@ -1,7 +1,7 @@
-"""A Parquet file's footer, parsed and checked: schema, row groups, column chunks, statistics.
+"""Parse and check a Parquet footer: schema, row groups, column chunks, statistics.
 
-Everything that a reader will later follow (offsets, sizes, counts) is held against the object's
-size here, for all columns, so that no reader has to meet it.
+All offsets, sizes and counts that readers use later are checked against the object's size here, for
+all columns.
 
 The format: https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
 """
@@ -33,9 +33,9 @@ from partitioning.thrift import (
 
 MAGIC: Final = b"PAR1"
 END: Final = 8
-"""Bytes behind the footer: its length (4) and the magic bytes (4)."""
-_MOST_LEVELS: Final = 32
-"""Levels of nested columns: readers recurse, and what nests without end exhausts their stack."""
+"""Number of bytes after the footer: its length (4) and the magic bytes (4)."""
+_MAX_LEVELS: Final = 32
+"""Maximum depth of nested columns; readers recurse, and deep nesting exhausts their stack."""
 
 INT96: Final = 3
 BYTE_ARRAY: Final = 6
@@ -44,12 +44,12 @@ _PHYSICAL: Final = (
     "BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY",
 )  # fmt: skip
 WIDTHS: Final = {0: 1, 1: 4, 2: 8, 4: 4, 5: 8}
-"""Bytes of a statistic of each physical type that has a fixed number of them."""
+"""Bytes of a statistic, for physical types of fixed width."""
 _ENCODINGS: Final = frozenset((0, 2, 3, 4, 5, 6, 7, 8, 9))
-MOST_VALUES: Final = 1 << 40
-"""Rows, values or bytes of a row group from which they are no numbers but damage."""
+MAX_VALUES: Final = 1 << 40
+"""Maximum number of rows, values or bytes of a row group; larger numbers mean damage."""
 LONG_VALUE: Final = 1 << 16
-"""Bytes of values of fixed length, up to which there may be less than one: all are null."""
+"""Length of fixed-length values in bytes above which a column chunk must have at least one."""
 _VARIANT: Final = 16
 LZO: Final = 3
 CODECS: Final = 8
@@ -57,97 +57,97 @@ _REPEATED: Final = 2
 
 
 class BadFooter(Exception):
-    """One object is not readable Parquet: (offset in bytes, reason)."""
+    """An object is not readable Parquet: (offset in bytes, reason)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """One Parquet leaf: a column that holds values."""
+    """A Parquet leaf: a column with values."""
 
     index: int
     """Position among the file's leaves."""
     column: str
-    """Top-level column that it is part of."""
+    """Top-level column that it belongs to."""
     path: str
-    """Names from the top, joined by dots: for messages."""
+    """Names from the top, joined by dots, for messages."""
     names: tuple[str, ...] = field(repr=False)
-    """The same as they are."""
+    """Names from the top."""
     physical: int
-    """Parquet's physical type."""
+    """Physical type."""
     length: int
     """Bytes of a value of fixed length, else 0."""
     converted: int | None
-    """Parquet's older kind of logical type."""
+    """Converted type, the deprecated kind of logical type."""
     logical: Values | None
-    """Parquet's logical type: a union of structs."""
+    """Logical type, a union of structs."""
     definition: int
-    """Parquet's definition level of a value that is not null; 0 if nothing can be null."""
+    """Definition level of a value that is not null; 0 if nothing can be null."""
     is_repeated: bool
     """Whether it is in a list or a map."""
     is_top: bool
     """Whether it is a top-level column itself."""
     repetition: int = 0
-    """Lists and maps that it is in, one within the other: Parquet's repetition level."""
+    """Repetition level: number of lists and maps that contain it."""
 
     @property
     def is_nullable(self) -> bool:
-        """Whether it, or something that it is in, may be null."""
+        """Whether it, or a column that contains it, may be null."""
         return self.definition > 0
 
 
 @dataclass(frozen=True, slots=True)
 class FileSchema:
-    """The schema of a file as its footer has it."""
+    """The schema of a file in its footer."""
 
     leaves: tuple[Leaf, ...] = field(compare=False)
     columns: tuple[str, ...]
     """Top-level columns."""
     raw: bytes
-    """The list of schema elements as the file has it."""
+    """List of schema elements as stored."""
     newer: tuple[tuple[str, int], ...] = ()
-    """Path and number of logical types that came after 2024 (VARIANT and later)."""
+    """Path and number of logical types from after 2024 (VARIANT and later)."""
 
 
 @dataclass(slots=True)
 class ColumnChunk:
-    """One column chunk as a footer says it, checked against its object."""
+    """A column chunk in a footer, checked against its object."""
 
     leaf: Leaf
     codec: int
-    """Parquet's number of its compression."""
+    """Number of its compression codec."""
     start: int
     """Offset of its first page."""
     data_start: int
     """Offset of its first data page."""
     compressed: int
-    """Bytes from there on."""
+    """Compressed bytes from `start` on."""
     uncompressed: int
     values: int
-    """Nulls included."""
+    """Number of values, including nulls."""
     has_dictionary: bool
     encodings: list[int]
-    """Empty unless asked for."""
+    """Encodings; empty unless selected."""
     statistics: Values | None
-    """As stored; None unless asked for."""
+    """Statistics as stored; None unless selected."""
     index_start: int = 0
-    """Offset of its offset index, which says where its pages lie."""
+    """Offset of its offset index, which locates its pages."""
     index_length: int = 0
-    """Bytes of that; 0 if there is none, or it cannot be where the footer says."""
+    """Bytes of the offset index; 0 if there is none, or its location is impossible."""
 
 
 @dataclass(slots=True)
 class RowGroup:
-    """One row group."""
+    """A row group."""
 
     rows: int
     columns: list[ColumnChunk]
-    """Those that were asked for, in the order of the leaves."""
+    """Selected column chunks, in the order of the leaves."""
 
     def claims(self, leaf: Leaf) -> tuple[int, Values | None]:
-        """Return the values and the statistics of a column chunk that was asked for."""
-        # The leaf may be that of an equal schema that was parsed before.
-        (found,) = (one for one in self.columns if one.leaf.index == leaf.index)
-        return found.values, found.statistics
+        """Return the number of values and the statistics of a selected column chunk."""
+        # By index, since the leaf may be from an equal schema that was parsed before.
+        (column,) = (column for column in self.columns if column.leaf.index == leaf.index)
+        return column.values, column.statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +157,13 @@ class Footer:
     schema: FileSchema
     rows: int
     groups: list[RowGroup]
-    """Those that were asked for."""
+    """Selected row groups."""
     count: int
-    """Row groups of the file."""
+    """Number of row groups of the file."""
     created_by: str
-    """The writer, as it calls itself; empty if it does not."""
+    """Name of the writer; empty if unknown."""
     arrow_schema: bytes | None
-    """The Arrow schema that the writer has stored beside its own."""
+    """Arrow schema that the writer has stored in addition to Parquet's."""
 
 
 _ELEMENT: Final[dict[int, Wanted]] = {
@@ -176,46 +176,46 @@ _META: Final = {
     1: INTEGER, 4: INTEGER, 5: INTEGER, 6: INTEGER, 7: INTEGER, 9: INTEGER, 11: INTEGER,
 }  # fmt: skip
 _END: Final[dict[int, Wanted]] = {5: Many(Struct({1: BYTES, 2: BYTES})), 6: BYTES}
-"""Fields behind the row groups."""
+"""Fields after the row groups."""
 _ROW_GROUPS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class RequestedState:
-    """What to take from a footer besides what is always checked."""
+class FooterSelection:
+    """Selection of the parts of a footer to return; everything is checked anyway."""
 
     columns: frozenset[str] | None = None
-    """Top-level columns whose column chunks are wanted; None is all."""
+    """Top-level columns whose column chunks are selected; None for all."""
     statistics: frozenset[str] | None = frozenset()
-    """Columns whose statistics are wanted; None is those that `write_footer` writes."""
+    """Columns whose statistics are selected; None for those that `write_footer` writes."""
     encodings: bool = False
-    """Whether the encodings are wanted."""
+    """Whether encodings are selected."""
     groups: range | None = None
-    """Row groups that are wanted: others are not looked at. None is all."""
+    """Selected row groups; others are not even checked. None for all."""
 
     def has_statistics(self, leaf: Leaf) -> bool:
-        """Tell whether a column's statistics are wanted."""
+        """Whether the statistics of a column are selected."""
         return _is_bounded(leaf) if self.statistics is None else leaf.column in self.statistics
 
     def has_column(self, leaf: Leaf) -> bool:
-        """Tell whether the column chunks of a column are wanted."""
+        """Whether the column chunks of a column are selected."""
         return self.columns is None or leaf.column in self.columns
 
 
-def parse_footer(data: bytes, size: int, wish: RequestedState) -> Footer:
+def parse_footer(data: bytes, size: int, selection: FooterSelection) -> Footer:
     """Parse a footer and check it.
 
     Args:
         data: The footer alone, without its length and the magic bytes.
-        size: Bytes of the object.
-        wish: What to take.
+        size: Size of the object in bytes.
+        selection: Parts to return.
 
     Raises:
-        BadFooter: it does not parse, contradicts itself or its object, or needs what no reader
-            here has.
+        BadFooter: It cannot be parsed, contradicts itself or its object, or needs an unsupported
+            feature.
     """
     start = size - END - len(data)
-    walk = _Walk(start, wish)
+    walk = _Walk(start, selection)
     fields: dict[int, Wanted] = {
         2: Hook(walk.schema_list), 3: INTEGER, _ROW_GROUPS: Hook(walk.row_groups), **_END,
     }  # fmt: skip
@@ -224,7 +224,7 @@ def parse_footer(data: bytes, size: int, wish: RequestedState) -> Footer:
         return walk.footer(found)
     except (ThriftError, IndexError) as error:
         reason = str(error) if isinstance(error, ThriftError) else "it ends too early"
-        raise BadFooter(start, f"footer does not parse: {reason}") from None
+        raise BadFooter(start, f"footer cannot be parsed: {reason}") from None
     except UnicodeDecodeError:
         raise BadFooter(start, "a column's name is not UTF-8") from None
     except Contradiction as error:
@@ -242,18 +242,18 @@ def _column_fields(encodings: bool, statistics: bool) -> Mapping[int, Wanted]:
 
 
 class Contradiction(Exception):
-    """What a footer says cannot be, or is not supported."""
+    """The content of a footer is impossible, or not supported."""
 
 
 def index_range(found: Values, end: int) -> tuple[int, int]:
-    """Return offset and bytes of a column chunk's offset index, which a reader can go without.
+    """Return offset and length of a column chunk's offset index, which is optional.
 
     Args:
         found: Fields of the column chunk.
-        end: Where the footer begins.
+        end: Offset of the footer.
 
     Returns:
-        0 and 0 if there is none, or it cannot be where the footer says.
+        0 and 0 if there is none, or if its location is impossible.
     """
     start, length = found.get(4, 0), found.get(5, 0)
     if start < len(MAGIC) or length <= 0 or start + length > end:
@@ -262,10 +262,10 @@ def index_range(found: Values, end: int) -> tuple[int, int]:
 
 
 class _Walk:
-    """One pass over a footer; row groups come before what tells who wrote them."""
+    """Reads a footer in one pass; the writer's name comes after the row groups."""
 
-    def __init__(self, end: int, wish: RequestedState) -> None:
-        self._end, self._wish = end, wish
+    def __init__(self, end: int, selection: FooterSelection) -> None:
+        self._end, self._selection = end, selection
         self._schema: FileSchema | None = None
         self._fields: tuple[Mapping[int, Any], ...] = ()
         self._kept: tuple[bool, ...] = ()
@@ -275,25 +275,25 @@ class _Walk:
     def schema_list(self, data: bytes, at: int, kind: int) -> int:
         end = skip(data, at, kind)
         if kind not in LISTS:
-            raise Contradiction("its schema is no list")
+            raise Contradiction("its schema is not a list")
         schema = self._schema = parse_schema(data[at:end])
-        wish = self._wish
-        self._kept = tuple(map(wish.has_column, schema.leaves))
-        usual = _column_fields(wish.encodings, statistics=False)
-        more = _column_fields(wish.encodings, statistics=True)
-        self._fields = tuple(more if wish.has_statistics(x) else usual for x in schema.leaves)
+        selection = self._selection
+        self._kept = tuple(map(selection.has_column, schema.leaves))
+        usual = _column_fields(selection.encodings, statistics=False)
+        more = _column_fields(selection.encodings, statistics=True)
+        self._fields = tuple(more if selection.has_statistics(x) else usual for x in schema.leaves)
         return end
 
     def row_groups(self, data: bytes, at: int, kind: int) -> int:
         if self._schema is None or self._count:
-            raise Contradiction("its schema and its row groups are not in their order")
+            raise Contradiction("its schema and its row groups are in the wrong order")
         if kind not in LISTS:
             return skip(data, at, kind)
         element, count, at = read_list_header(data, at)
         for _ in range(count):
             if element != STRUCT:
-                raise Contradiction("its row groups are no structs")
-            wanted = self._wish.groups
+                raise Contradiction("its row groups are not structs")
+            wanted = self._selection.groups
             if wanted is None or self._count in wanted:
                 at = self._row_group(data, at)
             else:
@@ -326,9 +326,9 @@ class _Walk:
                     f"row group {self._count} has {rows} rows, its column {column.leaf.path} "
                     f"{values} values"
                 )
-        if self._wish.columns is not None:
+        if self._selection.columns is not None:
             kept = self._kept
-            columns = [one for one in columns if kept[one.leaf.index]]
+            columns = [column for column in columns if kept[column.leaf.index]]
         self._rows += rows
         self._groups.append(RowGroup(rows, columns))
         return at
@@ -357,7 +357,7 @@ class _Walk:
         if 8 in found or 9 in found:
             raise Contradiction("encrypted columns are not supported")
         if meta is None:
-            raise Contradiction("its metadata are missing")
+            raise Contradiction("its metadata is missing")
         if 1 in found:
             raise Contradiction("its pages are in another file")
         codec = meta.get(4, -1)
@@ -366,7 +366,7 @@ class _Walk:
                 "compressed with LZO: not supported" if codec == LZO else f"unknown codec {codec}"
             )
         if meta.get(1) != leaf.physical:
-            raise Contradiction("its type is not the schema's")
+            raise Contradiction("its type differs from the schema")
         values, compressed = meta.get(5, -1), meta.get(7, -1)
         start = data_start = meta.get(9, -1)
         dictionary = meta.get(11, 0)
@@ -376,15 +376,15 @@ class _Walk:
             raise Contradiction(f"{values} values in {compressed} bytes")
         if leaf.length > max(meta[6], LONG_VALUE):
             raise Contradiction(f"values of {leaf.length:,} bytes in {meta[6]:,}")
-        if max(values, meta[6], compressed) > MOST_VALUES:
+        if max(values, meta[6], compressed) > MAX_VALUES:
             raise Contradiction(
                 f"claims {values:,} values in {meta[6]:,} bytes, {compressed:,} compressed"
             )
-        # Empty row groups point anywhere.
+        # In empty row groups offsets may have any value.
         end = max(start + compressed, data_start)
         if values and not (start >= 4 and end <= self._end):
             raise Contradiction(
-                f"bytes {start:,} to {end:,} lie outside of the "
+                f"bytes {start:,} to {end:,} are outside of the "
                 f"{self._end:,} bytes before the footer"
             )
         return ColumnChunk(
@@ -405,32 +405,32 @@ class _Walk:
         if self._schema is None:
             raise ThriftError("it has no schema")
         rows = found.get(3, -1)
-        if rows != self._rows and self._wish.groups is None:
-            raise Contradiction(f"claims {rows} rows; its row groups hold {self._rows}")
+        if rows != self._rows and self._selection.groups is None:
+            raise Contradiction(f"claims {rows} rows; its row groups have {self._rows}")
         return Footer(self._schema, rows, self._groups, self._count, *_writer(found))
 
 
 def parse_statistics(data: bytes) -> Values:
-    """Parse a struct of statistics; fields as a `ColumnChunk` has them."""
+    """Parse a struct of statistics into the fields of `ColumnChunk.statistics`."""
     return read_struct(data, 0, _STATISTICS.fields)[0]
 
 
 def _writer(found: Values) -> tuple[str, bytes | None]:
-    """Return who wrote a file, and the Arrow schema, from the fields behind the row groups."""
-    pairs = {one.get(1): one.get(2) for one in found.get(5, ())}
+    """Return the writer of a file and the Arrow schema, from the fields after the row groups."""
+    pairs = {pair.get(1): pair.get(2) for pair in found.get(5, ())}
     return found.get(6, b"").decode("utf-8", "replace"), pairs.get(b"ARROW:schema")
 
 
 @lru_cache(maxsize=64)
 def parse_end(data: bytes) -> tuple[str, bytes | None]:
-    """Parse what follows the row groups: the same bytes in most files of a dataset.
+    """Parse the part after the row groups, which is equal in most files of a dataset.
 
     Returns:
-        The writer, as it calls itself, and the Arrow schema; as a `Footer` has them.
+        The name of the writer and the Arrow schema, as in `Footer`.
 
     Raises:
-        ThriftError: it is damaged, or has again what comes before.
-        IndexError: it is cut short.
+        ThriftError: It is damaged, or repeats an earlier field.
+        IndexError: It is truncated.
     """
 
     def refuse(data: bytes, at: int, kind: int) -> int:
@@ -445,7 +445,7 @@ def parse_end(data: bytes) -> tuple[str, bytes | None]:
 
 @lru_cache(maxsize=64)
 def parse_schema(raw: bytes) -> FileSchema:
-    """Parse a list of schema elements: a tree, its nodes in depth-first order."""
+    """Parse a list of schema elements: a tree with its nodes in depth-first order."""
     _, count, at = read_list_header(raw, 0)
     elements: list[Values] = []
     for _ in range(count):
@@ -456,7 +456,7 @@ def parse_schema(raw: bytes) -> FileSchema:
     tree = _Tree(elements)
     columns = tuple(tree.children())
     if tree.at != len(elements):
-        raise Contradiction(f"its schema has {len(elements)} elements, of which {tree.at} count")
+        raise Contradiction(f"its schema has {len(elements)} elements, but its tree {tree.at}")
     if len(set(columns)) < len(columns):
         twice = next(name for name in columns if columns.count(name) > 1)
         raise Contradiction(f"column {twice!r} occurs twice")
@@ -465,7 +465,7 @@ def parse_schema(raw: bytes) -> FileSchema:
 
 @dataclass(frozen=True, slots=True)
 class _Above:
-    """What a column is in."""
+    """Names and levels of the columns above a column."""
 
     names: tuple[str, ...] = ()
     definition: int = 0
@@ -473,7 +473,7 @@ class _Above:
 
 
 class _Tree:
-    """Schema elements, taken one after the other."""
+    """Reads schema elements one after the other."""
 
     def __init__(self, elements: list[Values]) -> None:
         self._elements = elements
@@ -482,7 +482,7 @@ class _Tree:
         self.newer: list[tuple[str, int]] = []
 
     def children(self) -> Iterator[str]:
-        """Take the root and all below it; yield the names of the columns."""
+        """Read the whole tree; yield the names of the top-level columns."""
         root = self._take()
         for _ in range(self._count(root, "the schema")):
             yield self._node(_Above())
@@ -503,8 +503,8 @@ class _Tree:
         element = self._take()
         name: str = element.get(4, b"").decode()
         names = (*above.names, name)
-        if len(names) > _MOST_LEVELS:
-            raise Contradiction(f"column {names[0]!r} has more than {_MOST_LEVELS} levels")
+        if len(names) > _MAX_LEVELS:
+            raise Contradiction(f"column {names[0]!r} has more than {_MAX_LEVELS} levels")
         repetition = element.get(3)
         if repetition not in (0, 1, _REPEATED):
             raise Contradiction(f"column {'.'.join(names)!r} does not say whether it is nullable")
@@ -529,7 +529,7 @@ class _Tree:
         path = ".".join(inside.names)
         physical = element[1]
         if not 0 <= physical < len(_PHYSICAL):
-            raise Contradiction(f"column {path!r} is of the unknown type {physical}")
+            raise Contradiction(f"column {path!r} has the unknown type {physical}")
         length = element.get(2, 0)
         if physical == FIXED_LEN_BYTE_ARRAY and not 0 < length < 1 << 31:
             raise Contradiction(f"column {path!r} has values of {length} bytes")
@@ -551,20 +551,20 @@ class _Tree:
         )
 
 
-# -- Written -----------------------------------------------------------------------------------
+# -- write -------------------------------------------------------------------------------------
 
 
 def empty_file(schema: FileSchema, arrow_schema: bytes | None) -> bytes:
-    """Return a Parquet file of a schema, without rows: what readers make of it is asked with it."""
+    """Return a Parquet file of a schema without rows, from which decoders derive types."""
     return MAGIC + write_footer(Footer(schema, 0, [], 0, "", arrow_schema))
 
 
 def write_footer(footer: Footer) -> bytes:
     """Return the end of a file: a footer, its length and the magic bytes.
 
-    It says what was checked, and nothing else: decoders that are given it instead of the file's own
-    meet no sizes, indexes, notes or encryption that may be damaged, and see what the planner saw.
-    Encodings and statistics are there as far as the footer was parsed for them.
+    It has checked fields only. Decoders that read it instead of the file's footer see no damaged
+    sizes, indexes, metadata or encryption, and the same content as the planner. Encodings and
+    statistics are included if they were selected.
     """
     groups = [_group_bytes(group) for group in footer.groups]
     data = b"".join(
@@ -572,7 +572,7 @@ def write_footer(footer: Footer) -> bytes:
             b"\x15\x04\x19", footer.schema.raw, b"\x16", _zigzag(footer.rows),
             b"\x19", write_list_header(STRUCT, len(groups)), *groups,
             _key_value_bytes(footer.arrow_schema),
-            # Fields 6 and 7: the writer, for whose faults decoders make up, and the columns' order.
+            # Fields 6 and 7: the writer, for whose errors decoders compensate, and column orders.
             b"\x08\x0c", _binary(footer.created_by.encode()),
             b"\x19", write_list_header(STRUCT, len(footer.schema.leaves)),
             b"\x1c\x00\x00" * len(footer.schema.leaves), b"\x00",
@@ -582,7 +582,7 @@ def write_footer(footer: Footer) -> bytes:
 
 
 def _zigzag(value: int) -> bytes:
-    """Return an integer that is not negative."""
+    """Encode a non-negative integer."""
     return write_varint(value << 1)
 
 
@@ -591,7 +591,7 @@ def _binary(value: bytes) -> bytes:
 
 
 def _key_value_bytes(arrow_schema: bytes | None) -> bytes:
-    """Return field 5 behind field 4, in the long form so that the next may follow either."""
+    """Return field 5 after field 4; the next field has the long form, so that 5 may be absent."""
     if arrow_schema is None:
         return b""
     pair = b"\x18" + _binary(b"ARROW:schema") + b"\x18" + _binary(arrow_schema) + b"\x00"
@@ -618,7 +618,7 @@ def _column_chunk_bytes(column: ColumnChunk) -> bytes:
     ]  # fmt: skip
     if column.has_dictionary:
         numbers.append((0x26, column.start))
-    for head, value in numbers:  # In place: there are thousands.
+    for head, value in numbers:  # Inlined, because there are thousands.
         found.append(head)
         value <<= 1  # noqa: PLW2901
         while value > 127:
@@ -633,25 +633,25 @@ def _column_chunk_bytes(column: ColumnChunk) -> bytes:
 
 @lru_cache(maxsize=20_000)
 def _usual_bytes(names: tuple[str, ...], physical: int, codec: int, *encodings: int) -> bytes:
-    """Return what is the same for a column in most row groups."""
-    known = [one for one in encodings if one in _ENCODINGS]
+    """Return the fields that are equal for a column in most row groups."""
+    known = [encoding for encoding in encodings if encoding in _ENCODINGS]
     return b"".join(
         (
             b"\x26\x00\x1c\x15", _zigzag(physical),
             b"\x19", write_list_header(5, len(known)), *map(_zigzag, known),
-            b"\x19", write_list_header(8, len(names)), *(_binary(one.encode()) for one in names),
+            b"\x19", write_list_header(8, len(names)), *(_binary(name.encode()) for name in names),
             b"\x15", _zigzag(codec),
         )
     )  # fmt: skip
 
 
 def _is_bounded(leaf: Leaf) -> bool:
-    """Tell whether statistics bound all values: those of numbers and times are never cut."""
+    """Whether statistics bound all values; those of numbers and times are never truncated."""
     return leaf.physical in WIDTHS and leaf.is_top and not leaf.is_repeated
 
 
 def _statistics_bytes(column: ColumnChunk) -> bytes:
-    """Return field 12, as far as it is possible."""
+    """Return field 12 with all possible values."""
     found = column.statistics
     width = WIDTHS.get(column.leaf.physical)
     if not found or not _is_bounded(column.leaf):

@@ -1,4 +1,4 @@
-"""A snapshot with all its row groups, packed, named and stored as a plan."""
+"""Build a plan from a snapshot: pack row groups into chunks, and compute their ids."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from partitioning.packing import PackRules, PartLimit, pack, parts_of
 from partitioning.request import PlanRequest
 from partitioning.snapshot import Groups, Ints, Snapshot, objects_table
 
-_SAME: Final = ("start", "stop", "fragments")
-"""Columns of a chunk that its parts share."""
+_SHARED_COLUMNS: Final = ("start", "stop", "fragments")
+"""Columns that the parts of a chunk share."""
 
 
 def freeze(
@@ -36,16 +36,16 @@ def freeze(
     dtypes: pl.Schema,
     bad: list[tuple[int, int, str]],
 ) -> Plan:
-    """Pack what is left into chunks, and store it.
+    """Pack the planned row groups into chunks, and build the plan.
 
     Args:
-        request: the chunking.
-        snapshot: the objects.
-        ordered: each object's first row group, each row group's object, and all row groups.
-        read_key: what decides the figures kept, for the next planning.
-        schema: the dataset's, in Arrow's types.
-        dtypes: the same in Polars' types.
-        bad: (object, offset, reason) of each bad one.
+        request: The request.
+        snapshot: The objects.
+        ordered: Each object's first row group, each row group's object, and all row groups.
+        read_key: Key of the figures, for the next planning.
+        schema: Schema of the dataset in Arrow types.
+        dtypes: Schema of the dataset in Polars types.
+        bad: (object, offset, reason) of each bad object.
     """
     starts, owner, groups = ordered
     member = np.flatnonzero(groups.kept & (snapshot.status[owner] == Status.PLANNED))
@@ -72,11 +72,11 @@ def freeze(
         "decoded": pa.array(groups.decoded, pa.int64()),
         "kept": pa.array(groups.kept),
     }
-    asked = {**request.describe(), "read_key": read_key}
+    described = {**request.describe(), "read_key": read_key}
     if rules.cut_from is not None and "first_row" in chunks.column_names:
-        # Of smaller ones it does not count, and is not always known.
+        # For smaller row groups it does not matter, and is not always known.
         row_groups["indexed"] = pa.array(groups.indexed & (groups.decoded >= rules.cut_from))
-        asked["cut_from"] = rules.cut_from
+        described["cut_from"] = rules.cut_from
     schemas, kinds = snapshot.canonical_schemas()
     skipped = [(snapshot.infos[i], offset, reason) for i, offset, reason in bad]
     tables = {
@@ -95,7 +95,7 @@ def freeze(
         ),
     }
     meta: dict[str, Any] = {"schema": schema.serialize().to_pybytes().hex()}
-    if polars_schema_of(schema) != dtypes:  # Arrow does not say all of it.
+    if polars_schema_of(schema) != dtypes:  # Arrow types do not determine all Polars types.
         meta["dtypes"] = pack_schema(dtypes).hex()
     return Plan.build(
         tables,
@@ -103,7 +103,7 @@ def freeze(
             **meta,
             "id": plan_id(schema_identity(meta), chunks["id"].to_pylist()),
             "raw_folders": True,
-            "input": asked,
+            "input": described,
             "chunks": len(chunks),
             "objects": len(np.unique(owners)),
             **{
@@ -115,7 +115,7 @@ def freeze(
 
 
 def rules_of(request: PlanRequest) -> PackRules:
-    """Return where chunks end."""
+    """Return the packing rules of a request."""
     return PackRules(
         target=request.target,
         open_cost=request.open_cost,
@@ -123,18 +123,18 @@ def rules_of(request: PlanRequest) -> PackRules:
         per_file=request.per_file,
         per_partition=request.per_partition,
         cross_partitions=request.cross_partitions,
-        least_part=request.least_part,
+        min_part=request.min_part,
     )
 
 
 def _chunks_table(
     snapshot: Snapshot, ordered: tuple[Ints, Ints, Groups], member: Ints, ranges: Ints
 ) -> pa.Table:
-    """Name the chunks: `ranges` are over the member row groups."""
+    """Build the table of chunks; `ranges` are positions in the member row groups."""
     starts, owner, groups = ordered
     count = len(member)
     first = np.zeros(count, bool)
-    # A fragment begins where a chunk does, or where row groups do not follow in one object.
+    # A fragment begins with a chunk, or where row groups are not consecutive in an object.
     first[ranges[:, 0]] = True
     first[1:] |= (np.diff(member) != 1) | (owner[member][1:] != owner[member][:-1])
     begins = np.flatnonzero(first)
@@ -171,11 +171,11 @@ def _chunks_table(
 def _cut(
     rules: PackRules, snapshot: Snapshot, ordered: tuple[Ints, Ints, Groups], chunks: pa.Table
 ) -> pa.Table:
-    """Cut chunks that are one row group far above the target; others stay as they are."""
+    """Cut chunks that are a single row group far above the target."""
     starts, owner, groups = ordered
     if rules.cut_from is None:
         return chunks
-    found: list[pa.Table] = []
+    tables: list[pa.Table] = []
     limits: dict[int, PartLimit] = {}
     done = 0
     for at in np.flatnonzero(chunks["decoded_bytes"].to_numpy() >= rules.cut_from).tolist():
@@ -184,25 +184,25 @@ def _cut(
         ordinal = int(owner[group])
         info, number = snapshot.infos[ordinal], group - int(starts[ordinal])
         limit = limits.setdefault(ordinal, PartLimit(rules, info.size))
-        most = limit.most(int(groups.stored[group]), is_indexed=is_indexed)
-        count = parts_of(rules, rows, int(groups.decoded[group]), most)
+        max_parts = limit.max_parts(int(groups.stored[group]), is_indexed=is_indexed)
+        count = parts_of(rules, rows, int(groups.decoded[group]), max_parts)
         limit.take(count)
         if count > 1:
             bounds = [rows * part // count for part in range(count + 1)]
             pinned = (info.uri, info.etag, info.size, number, number + 1)
             ids = [chunk_id([fragment_identity(*pinned, part=p)]) for p in pairwise(bounds)]
             parts = _parts_table(chunks.slice(at, 1), ids, bounds, is_indexed=is_indexed)
-            found += [chunks.slice(done, at - done), parts]
+            tables += [chunks.slice(done, at - done), parts]
             done = at + 1
-    if not found:
+    if not tables:
         return chunks
-    return pa.concat_tables([*found, chunks.slice(done)], promote_options="default")
+    return pa.concat_tables([*tables, chunks.slice(done)], promote_options="default")
 
 
 def _parts_table(
     whole: pa.Table, ids: list[bytes], bounds: list[int], *, is_indexed: bool
 ) -> pa.Table:
-    """Return the parts of a chunk; each reads all its bytes where pages cannot be found."""
+    """Return the parts of a chunk; without a page index, each part reads all its bytes."""
     count = len(ids)
 
     def shares(name: str) -> pa.Array:
@@ -212,11 +212,13 @@ def _parts_table(
         ends = [total * bound // bounds[-1] for bound in bounds]
         return pa.array(np.diff(ends), pa.int64())
 
-    same = {name: pa.array(whole[name].to_pylist() * count, pa.int64()) for name in _SAME}
+    shared = {
+        name: pa.array(whole[name].to_pylist() * count, pa.int64()) for name in _SHARED_COLUMNS
+    }
     return pa.table(
         {
             "id": pa.array(ids, pa.binary(16)),
-            **same,
+            **shared,
             "rows": pa.array(np.diff(bounds), pa.int64()),
             "stored_bytes": shares("stored_bytes"),
             "decoded_bytes": shares("decoded_bytes"),

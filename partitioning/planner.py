@@ -1,4 +1,4 @@
-"""Listing, footers, pruning and packing put together: a request in, a plan out."""
+"""Plan a dataset: list objects, read footers, prune, and pack chunks."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ from partitioning.snapshot import (
 MapStage = Callable[
     [Callable[[FooterGroup], FooterBatch], Sequence[FooterGroup]], Iterable[FooterBatch]
 ]
-"""Runs a function over groups elsewhere and gives the results in any order. The function
-holds the reader; it, the groups and the results pickle."""
+"""Function that maps a function over groups elsewhere, and yields the results in any order. The
+function (with its reader), the groups and the results can be pickled."""
 Progress = Callable[[int, int], None]
-"""Called with footers read and footers to read."""
+"""Function that is called with the number of footers read and to read."""
 
-_GROUP: Final = 1_000
-"""Footers of one group given to a mapper."""
+_GROUP_SIZE: Final = 1_000
+"""Number of footers in a group for a mapper."""
 _FAIL_FAST: Final = 16
-"""Footers to read from which the first is read alone, to refuse a bad request early."""
+"""Number of footers above which the first is read alone, to refuse a bad request early."""
 
 
 def plan_dataset(
@@ -58,28 +58,28 @@ def plan_dataset(
 ) -> PlanResult:
     """Plan the chunks of a Parquet dataset.
 
-    The same snapshot of objects and the same request give the same plan, byte for byte,
-    whatever the order of the listing, the concurrency, the machine, and whether footers were
-    read or taken over from `previous`.
+    The same snapshot of objects and the same request give the same plan, byte for byte. It does not
+    depend on the order of the listing, the concurrency, the machine, or whether footers were read
+    or reused from `previous`.
 
     Args:
-        request: what to plan and how to cut it.
-        reader: the store.
-        previous: an earlier plan of the same input: footers of objects with the same URI, ETag
-            and size are taken over from it if it was made for the same columns and filter.
-        mapper: reads the footers elsewhere from `request.map_threshold` of them on.
-        progress: told how far reading the footers is.
+        request: The dataset, and how to cut it.
+        reader: The store.
+        previous: An earlier plan of the same input. Footers of objects with the same URI, ETag and
+            size are reused if the columns and the filter are the same.
+        mapper: Reads the footers elsewhere, if there are at least `request.map_threshold`.
+        progress: Called with the number of footers read so far.
 
     Returns:
-        The plan, the figures, and what changed since `previous`.
+        The plan, its figures, and the changes since `previous`.
 
     Raises:
-        NoParquetError: the input names no Parquet object.
-        BadObjectsError: objects are not readable Parquet; all of them are named.
-        SchemaMismatchError: columns differ and `request.schema` does not allow it.
-        HiveTypeError: the declared type of a Hive column is not that of all its values.
-        ColumnError: a column to read does not exist.
-        FilterError: a filter term does not fit the columns.
+        NoParquetError: The input has no Parquet object.
+        BadObjectsError: Objects are not readable Parquet; all of them are named.
+        SchemaMismatchError: Columns differ, and `request.schema` does not allow it.
+        HiveTypeError: The declared type of a Hive column does not fit all its values.
+        ColumnError: A requested column does not exist.
+        FilterError: A filter term does not fit the columns.
 
     Example:
         >>> import fsspec, polars as pl
@@ -160,13 +160,13 @@ def _prune(request: PlanRequest, snapshot: Snapshot) -> list[tuple[int, ...]]:
 
 
 def _read_key(request: PlanRequest, snapshot: Snapshot) -> dict[str, Any]:
-    """Return what decides the figures kept of a footer: equal keys share footers."""
+    """Return the settings that affect the figures of a footer; equal keys share footers."""
     hive = {n: str(t) for n, t in zip(snapshot.hive.names, snapshot.hive.types, strict=True)}
     return {**request.read_key(), "partitions": hive if request.filter else sorted(hive)}
 
 
 class _Footers:
-    """Reads the footers that are needed and still unknown."""
+    """Reads the footers that are needed and not yet known."""
 
     def __init__(
         self,
@@ -195,16 +195,16 @@ class _Footers:
         )
         self._spec, self._reader = spec, reader
         self.done = 0
-        """Footers read well."""
+        """Number of footers read without an error."""
         self.requests = 0
         self.bad: list[tuple[int, int, str]] = []
         """(object, offset, reason)."""
 
     def read(self) -> None:
-        """Read what is needed.
+        """Read the footers.
 
         Raises:
-            BadObjectsError: naming all bad objects, unless the request skips them.
+            BadObjectsError: Some objects are bad, and the request does not skip them.
         """
         status = self._snapshot.status
         unknown = self._snapshot.counts < 0
@@ -215,15 +215,15 @@ class _Footers:
                 self.check()
             wanted = wanted[1:]
         self._take(wanted, self._mapper)
-        # With everything pruned the schema is still wanted: from the first object that has one.
+        # If everything is pruned, read the schema from the first object that has one.
         for index in range(len(self._snapshot)):
             if self._snapshot.any_schema:
                 break
             if unknown[index] and status[index] != Status.PLANNED:
                 self._take(np.array([index]), None)
-        self._settle()
+        self._handle_bad()
 
-    def _settle(self) -> None:
+    def _handle_bad(self) -> None:
         self.bad.sort()
         if not self.bad:
             return
@@ -246,10 +246,11 @@ class _Footers:
             return
         if mapper is None or total < self._request.map_threshold:
             report = self._progress
-            told = None if report is None else lambda done: report(done, total)
-            yield read_footers(self._reader, self._spec, self._group(wanted, 0, total), told)
+            on_read = None if report is None else lambda done: report(done, total)
+            yield read_footers(self._reader, self._spec, self._group(wanted, 0, total), on_read)
             return
-        groups = [self._group(wanted, at, at + _GROUP) for at in range(0, total, _GROUP)]
+        starts = range(0, total, _GROUP_SIZE)
+        groups = [self._group(wanted, at, at + _GROUP_SIZE) for at in starts]
         done = 0
         for batch in mapper(partial(read_footers, self._reader, self._spec), groups):
             done += len(batch.positions) + len(batch.errors)
@@ -265,12 +266,12 @@ class _Footers:
         )
 
     def check(self) -> tuple[pa.Schema, pl.Schema, tuple[str, ...]]:
-        """Return the dataset's schema in Arrow's types and in Polars', and hidden columns.
+        """Return the dataset's schema in Arrow types and in Polars types, and hidden columns.
 
-        What Hive columns hide are file columns of their names.
+        A Hive column hides a file column of the same name.
 
         Raises:
-            SchemaMismatchError, ColumnError, FilterError: as `plan_dataset`.
+            SchemaMismatchError, ColumnError, FilterError: As in `plan_dataset`.
         """
         request = self._request
         declared = {name: parse_type(text) for name, text in request.types}
@@ -294,11 +295,14 @@ class _Footers:
         if name in own or name in self._partitions:
             raise ColumnError(f"object_column {name!r} is a column of the dataset: choose another")
         if any(term.column == name for group in self._request.filter for term in group):
-            raise FilterError(f"{name!r} is the object_column: choose objects by include, exclude")
+            raise FilterError(
+                f"{name!r} is the object_column, which cannot be filtered: select objects with "
+                "include and exclude"
+            )
         own[name] = pl.String()
 
     def notes(self) -> list[str]:
-        """What is told of types: which columns come as another one, and of how many objects."""
+        """Return notes on columns that are read as another type, with the number of objects."""
         snapshot = self._snapshot
         found: Counter[str] = Counter()
         kinds, counts = np.unique(snapshot.schema[snapshot.schema >= 0], return_counts=True)

@@ -1,7 +1,7 @@
-"""Which objects and row groups can hold a matching row: never says no when one might.
+"""Prune objects and row groups that cannot have a matching row.
 
-Three answers fold into two here: a term *may* match (yes or unknown) or it cannot. Unknown
-comes from statistics that are missing, unusable or of a kind that does not bound the values.
+A term *may* match (yes or unknown), or it cannot. It is unknown if statistics are missing or
+unusable, or if they do not bound the values.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from partitioning.parquet_footer import BYTE_ARRAY, WIDTHS, FileSchema, Leaf
 from partitioning.thrift import Values
 from partitioning.untrusted_statistics import writer_trust
 
-_MAYBE_CUT: Final = 16
-"""Bytes from which a text maximum may be a prefix of the true one: writers cut at 16 (Iceberg),
-64 (parquet-rs, parquet-java) or more, and some old ones forget to round the last byte up."""
+_MIN_TRUNCATED: Final = 16
+"""Bytes from which on a text maximum may be truncated: writers truncate at 16 (Iceberg), 64
+(parquet-rs, parquet-java) or more bytes, and some old writers do not round the last byte up."""
 _TIMESTAMP: Final = 8
-"""Number of Parquet's logical type of times."""
+"""Field number of Parquet's logical type of timestamps."""
 _UNITS: Final = {1: 10**6, 2: 10**3, 3: 1}
-"""Nanoseconds of each of its units."""
+"""Nanoseconds per unit, by field number."""
 
 FindClaims = Callable[[Leaf], tuple[int, Values | None]]
-"""Returns a column chunk's number of values and its statistics, as a footer has them."""
+"""Function that returns a column chunk's number of values and its statistics in the footer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What a footer says of one column in one row group; None is unknown."""
+    """Statistics of a column in a row group; None is unknown."""
 
     low: Native | None
     high: Native | None
     nulls: int | None
     values: int
-    """Nulls included."""
+    """Number of values, including nulls."""
 
 
 def partition_native(value: PartitionValue) -> Native | None:
-    """Return a partition value as it compares, None for null."""
+    """Return a partition value in its native form; None for null."""
     if isinstance(value, str):
         return value.encode()
     return (value - date(1970, 1, 1)).days if isinstance(value, date) else value
 
 
 def matches(bound: Bound, value: Native | None) -> bool:
-    """Tell whether one known value (None: null) matches."""
+    """Whether a known value (None: null) matches."""
     if value is None or bound.op in ("is null", "is not null", "never"):
         return bound.op == ("is null" if value is None else "is not null")
     first: Any = bound.values[0]
@@ -71,7 +71,7 @@ def matches(bound: Bound, value: Native | None) -> bool:
 
 
 def may_match(bound: Bound, stats: Stats) -> bool:
-    """Tell whether a row group with these statistics may hold a matching row."""
+    """Whether a row group with these statistics may have a matching row."""
     if bound.op == "never" or stats.values == 0:
         return False
     if bound.op == "is null":
@@ -91,29 +91,30 @@ def may_match(bound: Bound, stats: Stats) -> bool:
         "==": lambda: low <= values[0] and _reaches(high, values[0]),
         "<": lambda: low < values[0],
         "<=": lambda: low <= values[0],
-        ">": lambda: high > values[0] or (_cut(high) and _reaches(high, values[0])),
+        ">": lambda: high > values[0] or (_is_truncated(high) and _reaches(high, values[0])),
         ">=": lambda: _reaches(high, values[0]),
         "in": lambda: any(low <= v and _reaches(high, v) for v in values),
     }
     return reach[bound.op]()
 
 
-def _cut(high: Any) -> bool:
-    return isinstance(high, bytes) and len(high) >= _MAYBE_CUT
+def _is_truncated(high: Any) -> bool:
+    """Whether a maximum may be truncated."""
+    return isinstance(high, bytes) and len(high) >= _MIN_TRUNCATED
 
 
 def _reaches(high: Any, value: Any) -> bool:
-    """Tell whether the true maximum may be the value or above."""
-    return high >= value or (_cut(high) and value.startswith(high))
+    """Whether the true maximum may be the value or above."""
+    return high >= value or (_is_truncated(high) and value.startswith(high))
 
 
 def _may_differ(bound: Bound, low: Any, high: Any) -> bool:
-    # Only a row group of one single value differs from nothing; NaN is in no statistics.
-    return bound.floating or low != high or _cut(high) or low not in bound.values
+    # Only a row group with a single value cannot differ. Statistics leave NaN out.
+    return bound.floating or low != high or _is_truncated(high) or low not in bound.values
 
 
 class PartitionFilter:
-    """The part of a filter that partition values decide."""
+    """Decides filter terms by partition values."""
 
     def __init__(self, filters: Filter, types: dict[str, pa.DataType]) -> None:
         self._groups = [
@@ -122,7 +123,7 @@ class PartitionFilter:
         ]
 
     def live(self, values: dict[str, PartitionValue]) -> tuple[int, ...]:
-        """Return which groups of the filter an object with these values may still match."""
+        """Return the groups of the filter that an object with these values may match."""
         native = {name: partition_native(value) for name, value in values.items()}
         return tuple(
             index
@@ -132,7 +133,7 @@ class PartitionFilter:
 
 
 class StatisticsFilter:
-    """The part of a filter that row-group statistics decide, for one file schema."""
+    """Decides filter terms by the statistics of row groups, for a file schema."""
 
     def __init__(
         self,
@@ -146,14 +147,14 @@ class StatisticsFilter:
         """Bind the terms.
 
         Args:
-            filters: the whole filter.
-            partitions: Hive columns; their terms are decided elsewhere.
-            types: what the file's columns come as.
-            schema: the same as the footer has it.
-            declared: columns that come as another type than the file's: any row may match.
+            filters: The whole filter.
+            partitions: Hive columns, whose terms are decided elsewhere.
+            types: Types that the file's columns are read as.
+            schema: Schema in the footer.
+            declared: Columns that are read as another type than the file's; any row may match.
 
         Raises:
-            FilterError: a value does not compare with its column's type.
+            FilterError: A value cannot be compared with its column's type.
         """
         self._leaves = {
             leaf.column: leaf for leaf in schema.leaves if leaf.is_top and not leaf.is_repeated
@@ -171,13 +172,13 @@ class StatisticsFilter:
         self._absent = {b.column for group in self._groups for b in group} - set(kinds)
 
     def keeps(self, rows: int, find: FindClaims, created_by: str, live: tuple[int, ...]) -> bool:
-        """Tell whether a row group may hold a matching row.
+        """Whether a row group may have a matching row.
 
         Args:
-            rows: Its rows.
-            find: Returns what the footer says of a column chunk in it.
-            created_by: The file's writer.
-            live: Groups of the filter that the partition values leave.
+            rows: Number of its rows.
+            find: Returns the statistics of a column chunk in it.
+            created_by: Writer of the file.
+            live: Groups of the filter that may match by partition values.
         """
         cache: dict[str, Stats] = {}
 
@@ -190,7 +191,7 @@ class StatisticsFilter:
         return any(all(map(may, self._groups[index])) for index in live)
 
     def _stats(self, name: str, rows: int, find: FindClaims, created_by: str) -> Stats:
-        if name in self._absent:  # reads as null in every row
+        if name in self._absent:  # It is null in every row.
             return Stats(None, None, rows, rows)
         leaf = self._leaves.get(name)
         if leaf is None:
@@ -201,14 +202,14 @@ class StatisticsFilter:
 def column_stats(
     leaf: Leaf, count: int, found: Values | None, kind: pa.DataType, created_by: str
 ) -> Stats:
-    """Return the statistics of one column chunk that are to be believed.
+    """Return the trustworthy statistics of a column chunk.
 
     Args:
         leaf: The column.
-        count: Values, nulls included.
-        found: The statistics as the footer has them.
-        kind: Arrow's type of what it comes as.
-        created_by: The file's writer.
+        count: Number of values, including nulls.
+        found: Statistics in the footer.
+        kind: Arrow type that the column is read as.
+        created_by: Writer of the file.
     """
     if found is None:
         return Stats(None, None, None, count)
@@ -219,7 +220,7 @@ def column_stats(
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not trust.bounds_of(leaf, kind):
         return Stats(None, None, nulls, count)
-    # The fields of early files do not say how their values are ordered: signed, at any rate.
+    # The deprecated fields are valid for signed order only.
     low, high = found.get(6), found.get(5)
     if low is None and high is None and _is_signed(leaf, kind):
         low, high = found.get(2), found.get(1)
@@ -231,7 +232,7 @@ def _is_signed(leaf: Leaf, kind: pa.DataType) -> bool:
 
 
 def _native(raw: bytes | None, leaf: Leaf, kind: pa.DataType) -> Native | None:
-    """Return a raw statistic as it compares; None when it bounds nothing that we trust."""
+    """Return a raw statistic in its native form; None if it is not a reliable bound."""
     if raw is None or len(raw) != WIDTHS.get(leaf.physical, leaf.length or len(raw)):
         return None
     if pa.types.is_boolean(kind):
@@ -241,7 +242,7 @@ def _native(raw: bytes | None, leaf: Leaf, kind: pa.DataType) -> Native | None:
     if is_text(kind) or is_binary(kind):
         return raw if leaf.physical >= BYTE_ARRAY else None
     if pa.types.is_decimal256(kind):
-        return None  # Polars' integers of 128 bits have an order of their own in files.
+        return None  # Polars' 128-bit integers are ordered differently in files.
     if leaf.physical >= BYTE_ARRAY:
         return int.from_bytes(raw, "big", signed=True) if pa.types.is_decimal(kind) else None
     if leaf.physical not in (1, 2):
@@ -262,7 +263,7 @@ def _float(raw: bytes, leaf: Leaf) -> float | None:
 
 
 def _unit(leaf: Leaf, kind: pa.DataType) -> int:
-    """Return the nanoseconds of a stored tick."""
+    """Return the nanoseconds per unit of a stored time."""
     logical = (leaf.logical or {}).get(_TIMESTAMP, {}).get(2, {})
     for field, unit in _UNITS.items():
         if field in logical:

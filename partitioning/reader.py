@@ -1,4 +1,4 @@
-"""What planning needs of a store: list, head, and the last bytes of many objects."""
+"""Define what planning needs of a store: list, head, and the last bytes of many objects."""
 
 from __future__ import annotations
 
@@ -11,50 +11,48 @@ from partitioning.model import ObjectInfo
 
 @dataclass(frozen=True, slots=True)
 class TailRequest:
-    """A wish for the last bytes of one object, of the version that was listed."""
+    """A request for the last bytes of an object, in the version that was listed."""
 
     object: ObjectInfo
     length: int
-    """Bytes from the end; more than the object has means the whole object."""
+    """Number of bytes; if the object is smaller, the whole object is read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """The last bytes of one object, or why there are none."""
+    """The last bytes of an object, or an error."""
 
     object: ObjectInfo
     data: bytes | None
-    """The bytes, or None with `error` set."""
+    """Bytes; None if `error` is set."""
     error: str | None = None
-    """One sentence: absent, replaced since it was listed, forbidden."""
+    """Error as a sentence: missing, replaced since it was listed, forbidden."""
 
 
 @runtime_checkable
 class Reader(Protocol):
-    """A synchronous face; an implementation hides whatever concurrency it has.
+    """Synchronous access to a store; implementations may be concurrent inside.
 
-    To be used with a mapper that runs elsewhere (`plan_dataset(mapper=…)`) a reader must
-    pickle.
+    For a mapper that runs elsewhere (`plan_dataset(mapper=…)`) a reader must be picklable.
     """
 
     def list(self, uri_prefix: str) -> Iterator[ObjectInfo]:
-        """Yield every object whose URI begins with the prefix, in any order, keys raw."""
+        """Yield all objects whose URI begins with the prefix, in any order, with raw keys."""
         ...
 
     def head(self, uri: str) -> ObjectInfo:
-        """Return one object's version and size.
+        """Return the version and size of an object.
 
         Raises:
-            FileNotFoundError: there is no such object.
+            FileNotFoundError: There is no such object.
         """
         ...
 
     def read_tails(self, requests: Iterable[TailRequest], concurrency: int) -> Iterator[Tail]:
         """Read many tails, at most `concurrency` in flight, in any order.
 
-        Each read is conditional on the listed ETag, so that the bytes belong to the listed
-        version. One object's failure is its `Tail.error`; it is never raised. What is raised is
-        that the store itself does not answer, which says nothing about its objects. Requests
-        are taken lazily: memory does not grow with their number.
+        Each read is conditional on the listed ETag, so that the bytes belong to the listed version.
+        The failure of an object is its `Tail.error`, and never raised. An error is raised only if
+        the store does not respond. Requests are consumed lazily, to limit memory.
         """
         ...

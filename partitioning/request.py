@@ -1,4 +1,4 @@
-"""Everything that shapes a plan, as one frozen value."""
+"""Define the request for a plan, as a frozen value."""
 
 from __future__ import annotations
 
@@ -10,86 +10,86 @@ from partitioning.filters import Filter
 from partitioning.windows import WindowFilter
 
 MIB: Final = 2**20
-_FIGURES: Final = 2
-"""Version of how footers are read: plans of another share no footers."""
+_FIGURES_VERSION: Final = 2
+"""Version of the figures read from footers: plans of another version share no footers."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What to plan, and how to cut it.
+    """The dataset to plan, and how to cut it into chunks.
 
     Raises:
-        TargetError: the chunking is impossible or contradicts itself.
+        TargetError: The chunking is impossible or contradicts itself.
     """
 
     uri: str | tuple[str, ...]
-    """A prefix, an object, a glob (`*`, `?`, `[a-z]`, `**`), or several of them. What exists
-    under exactly that name wins over its reading as a glob."""
+    """Prefix, object, glob (`*`, `?`, `[a-z]`, `**`), or several of them. An object or prefix with
+    exactly this name wins over the reading as a glob."""
     columns: tuple[str, ...] | None = None
-    """Top-level columns that are read; None is all. Shapes sizes only, never identity."""
+    """Top-level columns that are read; None for all. They affect sizes only, never identity."""
     size_columns: tuple[str, ...] | None = None
-    """With `columns` None: the columns that a transform was seen to read, for sizes only."""
+    """Columns that the transform is known to read, for sizes only, if `columns` is None."""
     filter: Filter = ()
-    """OR of ANDs of terms; see `partitioning.filters`."""
+    """Filter on rows: an OR of ANDs of terms (see `partitioning.filters`)."""
     keep: WindowFilter | None = None
-    """Only objects whose Hive value lies in these windows: the others' footers are not read, and
-    the plan does not name them. It is no filter of rows, and changes no column's type."""
+    """Windows of the objects to plan: footers of other objects are not read, and the plan does not
+    name them. It neither filters rows nor changes the type of a column."""
     hive_types: tuple[tuple[str, str], ...] = ()
-    """(Hive column, type of `hive.HIVE_TYPES`): instead of what its values look like. It decides
-    what a transform and a filter see; a partition is identified by the text of its folder."""
+    """(Hive column, type of `hive.HIVE_TYPES`) instead of inferred types. They affect what a
+    transform and a filter see; partitions are identified by the text of their folders."""
     include: tuple[str, ...] = ()
-    """Globs; empty takes `*.parquet`, `*.parq` and `*.pq`. A pattern without a slash is held
-    against the last segment of a key, one with a slash against the key below the prefix."""
+    """Globs of objects; empty means `*.parquet`, `*.parq` and `*.pq`. A pattern without a slash is
+    matched with the last segment of a key, one with a slash with the key below the prefix."""
     exclude: tuple[str, ...] = ()
     """Globs of objects to leave out, as `include`."""
     schema: Literal["identical", "union", "first"] = "identical"
-    """`union`: columns that an object lacks are null. `first`: the first object's columns count;
-    others' further columns are ignored, lacking ones are null. Where types differ, `union` takes
-    the narrowest that holds the values of both, and `first` the first one's, if each value either
-    fits or is an error."""
+    """Schema rule. `union`: all columns; those that an object lacks are null. `first`: the columns
+    of the first object; other columns are ignored, missing columns are null. For different types,
+    `union` uses the narrowest type that holds both, and `first` the type of the first object; a
+    value that does not fit it is an error."""
     types: tuple[tuple[str, str], ...] = ()
-    """Types that columns come as (`partitioning.dtypes.parse_type`), whatever they are in the
-    files: each value either fits or is an error."""
+    """Types to read columns as (`partitioning.dtypes.parse_type`), regardless of the files; a value
+    that does not fit is an error."""
     object_column: str | None = None
-    """A column of this name has the URI of each row's object."""
+    """Name of an extra column with the URI of each row's object."""
     int96: Literal["us", "ns"] = "us"
-    """Unit of the times that INT96 columns come as. Nanoseconds end in the year 2262."""
+    """Unit of times from INT96 columns. Nanoseconds end in the year 2262."""
     on_bad_object: Literal["fail", "skip"] = "fail"
-    """What an object that is not readable Parquet does to the plan."""
+    """Handling of objects that are not readable Parquet."""
     changed_only: bool = False
-    """Plan only the objects that are new or changed since the plan before."""
+    """Plan only objects that are new or changed since the previous plan."""
     target: int = 128 * MIB
-    """Decoded bytes of a chunk, of the columns that are read."""
+    """Target size of a chunk: decoded bytes of the columns that are read."""
     open_cost: int = 4 * MIB
-    """The least that an object counts in a chunk, in bytes, so that small files do not pile up
-    (Spark's openCostInBytes and Iceberg's open-file-cost have this default)."""
-    least_part: int = 16 * MIB
-    """Decoded bytes of a part of a row group, at least, when one is cut. A row group is cut if it
-    decodes to more than twice the target and to two such parts."""
+    """Minimum bytes that an object counts in a chunk, to limit the number of small files per chunk
+    (the default of Spark's openCostInBytes and Iceberg's open-file-cost)."""
+    min_part: int = 16 * MIB
+    """Minimum decoded bytes of a part, if a row group is cut. A row group is cut if it decodes to
+    more than twice the target and to at least two such parts."""
     max_rows: int | None = None
-    """Rows of a chunk, at most; a larger row group is a chunk of its own."""
+    """Maximum number of rows of a chunk; a larger row group is a chunk by itself."""
     per_file: bool = False
-    """One chunk an object, whatever its size."""
+    """Make one chunk per object, regardless of its size."""
     per_partition: bool = False
-    """One chunk a Hive partition, whatever its size."""
+    """Make one chunk per Hive partition, regardless of its size."""
     cross_partitions: bool = False
-    """Let a chunk hold several partitions' rows."""
+    """Let chunks span Hive partitions."""
     footer_concurrency: int = 128
-    """Footer reads in flight."""
+    """Number of footer reads in flight."""
     footer_limit: int = 64 * MIB
-    """Bytes; an object that claims a larger footer is bad."""
+    """Maximum size of a footer in bytes; an object with a larger footer is bad."""
     first_read: int = 64 * 1024
-    """Bytes of the first suffix read; a larger footer takes a second."""
+    """Bytes of the first read of a footer; a larger footer takes a second read."""
     map_threshold: int = 20_000
-    """Footers to read from which a mapper is used, where there is one."""
+    """Number of footers from which on a given mapper is used."""
 
     def __post_init__(self) -> None:
-        for name, least in (("target", 1), ("max_rows", 1), ("open_cost", 0), ("least_part", 1),
-                            ("footer_concurrency", 1), ("footer_limit", 12), ("first_read", 8),
-                            ("map_threshold", 0)):  # fmt: skip
+        for name, minimum in (("target", 1), ("max_rows", 1), ("open_cost", 0), ("min_part", 1),
+                              ("footer_concurrency", 1), ("footer_limit", 12), ("first_read", 8),
+                              ("map_threshold", 0)):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise TargetError(f"{name} is {value}; it must be at least {least}")
+            if value is not None and value < minimum:
+                raise TargetError(f"{name} is {value}; it must be at least {minimum}")
         for name, other in (("per_partition", "per_file"), ("max_rows", "per_file"),
                             ("max_rows", "per_partition"),
                             ("cross_partitions", "per_partition")):  # fmt: skip
@@ -97,10 +97,10 @@ class PlanRequest:
                 raise TargetError(f"{name} contradicts {other}: choose one")
 
     def read_key(self) -> dict[str, Any]:
-        """Return what decides the figures kept per row group: plans that agree share footers."""
+        """Return the settings that affect figures of row groups; equal keys share footers."""
         columns = self.columns if self.columns is not None else self.size_columns
         return {
-            "figures": _FIGURES,
+            "figures": _FIGURES_VERSION,
             "int96": self.int96,
             "types": dict(self.types),
             "columns": None if columns is None else sorted(columns),

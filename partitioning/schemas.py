@@ -1,4 +1,4 @@
-"""One schema for many objects: compared, united, or explained where it cannot be."""
+"""Find one schema for many objects, or explain how their schemas differ."""
 
 from __future__ import annotations
 
@@ -12,42 +12,41 @@ import polars as pl
 from partitioning.dtypes import can_be_cast, can_become, wider_type
 from partitioning.errors import ColumnError, SchemaMismatchError
 
-_SHOWN: Final = 20
-
+_MAX_SHOWN: Final = 20
 
 Rule = Literal["identical", "union", "first"]
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One distinct schema of a dataset."""
+    """A distinct schema of a dataset."""
 
     schema: pl.Schema
     count: int
-    """Objects that have it."""
+    """Number of objects with this schema."""
     examples: tuple[str, ...]
-    """Up to two of them."""
+    """URIs of up to two of these objects."""
 
 
 def resolve(
     variants: Sequence[Variant], rule: Rule, declared: Mapping[str, pl.DataType] | None = None
 ) -> pl.Schema:
-    """Return the dataset's schema.
+    """Return the dataset's schema, in the column order of the first variant.
 
-    The order of columns does not matter: they are read by name. The first variant's order
-    is kept.
+    The order of columns does not matter, since they are read by name.
 
     Args:
-        variants: distinct schemas, in the order in which they first appear.
+        variants: Distinct schemas, in the order in which they first appear.
         rule: `identical`, `union` or `first`, as in `PlanRequest.schema`.
-        declared: types that columns come as, whatever they are in the files.
+        declared: Types to read columns as, regardless of the files.
 
     Raises:
-        ColumnError: no object has a column that is declared.
-        SchemaMismatchError: naming each differing column, its types, and two objects of each.
+        ColumnError: No object has a declared column.
+        SchemaMismatchError: Columns differ; the message names them, their types, and two objects
+            of each type.
     """
     if declared:
-        variants = _declared(variants, declared)
+        variants = _apply_declared(variants, declared)
     first = variants[0].schema
     if len(variants) == 1:
         return first
@@ -70,8 +69,10 @@ def resolve(
     return pl.Schema(types)
 
 
-def _declared(variants: Sequence[Variant], declared: Mapping[str, pl.DataType]) -> list[Variant]:
-    """Return the variants with the declared types in place of their own."""
+def _apply_declared(
+    variants: Sequence[Variant], declared: Mapping[str, pl.DataType]
+) -> list[Variant]:
+    """Return the variants with the declared types."""
     names = list(dict.fromkeys(name for variant in variants for name in variant.schema))
     check_columns(list(declared), names)
     for name, wanted in declared.items():
@@ -79,8 +80,8 @@ def _declared(variants: Sequence[Variant], declared: Mapping[str, pl.DataType]) 
             dtype = variant.schema.get(name, wanted)
             if not can_be_cast(dtype, wanted):
                 raise SchemaMismatchError(
-                    f"column {name} is declared as {wanted} (input.types), and {dtype} cannot be "
-                    f"cast to it without a loss: in {', '.join(variant.examples)}"
+                    f"column {name} is declared as {wanted} (input.types), but {dtype} cannot be "
+                    f"cast to it without loss: in {', '.join(variant.examples)}"
                 )
     return [
         replace(v, schema=pl.Schema({n: declared.get(n, t) for n, t in v.schema.items()}))
@@ -89,7 +90,7 @@ def _declared(variants: Sequence[Variant], declared: Mapping[str, pl.DataType]) 
 
 
 def _agree(known: pl.DataType, dtype: pl.DataType, rule: Rule) -> pl.DataType | None:
-    """Return the type that two types of one column come as, or None if a rule has none."""
+    """Return the common type of two types of a column by a rule; None if there is none."""
     if rule == "union":
         return wider_type(known, dtype)
     if rule == "first" and can_become(dtype, known):
@@ -109,8 +110,8 @@ def _explain(variants: Sequence[Variant], conflicts: set[str], order: list[str],
             if len(set(kinds)) > 1 and not below:
                 reported.append(path)
                 lines.append(f"{path}: {_kinds(variants, kinds)}")
-    if len(lines) > _SHOWN:
-        lines[_SHOWN:] = [f"… and {len(lines) - _SHOWN} more columns"]
+    if len(lines) > _MAX_SHOWN:
+        lines[_MAX_SHOWN:] = [f"… and {len(lines) - _MAX_SHOWN} more columns"]
     head = f"the objects' columns differ (schema: {rule}):"
     return "\n  ".join([head, *lines])
 
@@ -126,7 +127,7 @@ def _kinds(variants: Sequence[Variant], kinds: list[str | None]) -> str:
 
 
 def _paths(path: str, dtype: Any) -> Iterator[tuple[str, str]]:
-    """Yield (path, type) of a column and all below it; a container's type is its sort only."""
+    """Yield (path, type) of a column and its nested fields; containers have only their kind."""
     if isinstance(dtype, pl.Struct):
         yield path, "Struct"
         for field in dtype.fields:
@@ -146,7 +147,7 @@ def _paths(path: str, dtype: Any) -> Iterator[tuple[str, str]]:
 
 
 def check_columns(columns: Sequence[str], names: Sequence[str]) -> None:
-    """Raise ColumnError, naming the nearest column, unless all columns exist."""
+    """Raise ColumnError for a column that does not exist, naming the most similar column."""
     for column in columns:
         if column not in names:
             near = difflib.get_close_matches(column, names, n=1)

@@ -1,4 +1,4 @@
-"""Decoded size: bytes that a row group's columns take in memory once Polars has read them.
+"""Estimate the decoded size of row groups: bytes of their columns in memory, read by Polars.
 
 A footer gives for each column chunk its values n (nulls included) and its uncompressed bytes U
 (encoded: a dictionary or run lengths make it far smaller than what is decoded). In memory,
@@ -14,10 +14,10 @@ Polars uses:
     nullable columns        n / 8 more (Polars drops it where nothing is null)
 
 B is not in the footer. With a dictionary, Polars keeps one copy of each distinct value, so B is
-at most U. Without, the values lie in U behind 4-byte lengths (Parquet's PLAIN encoding), so
-B = U − 4n, and 0 if that leaves 12 bytes a value or fewer. So the estimate errs upwards: at
-worst to twice the size, for text of a dictionary of short and mostly distinct values. On TPC-H's
-lineitem it is 1.5 % above what Polars holds, and no column is off by more than 5 %.
+at most U. Without a dictionary, the values are in U with 4-byte lengths (Parquet's PLAIN encoding),
+so B = U − 4n, and 0 if that leaves at most 12 bytes per value. So the estimate errs upwards: at
+worst it is twice the size, for dictionaries of short and mostly distinct texts. On TPC-H's lineitem
+it is 1.5 % above the true size, and no column is off by more than 5 %.
 """
 
 from __future__ import annotations
@@ -42,42 +42,42 @@ _INLINE: Final = 12
 
 @dataclass(frozen=True, slots=True)
 class LeafSize:
-    """How one Parquet leaf column decodes."""
+    """Decoded size of a Parquet leaf column."""
 
     width: float
-    """Bytes a value, validity bit included."""
+    """Bytes per value, including the validity bit."""
     buffers: bool
-    """Its values' bytes come on top."""
+    """Whether the bytes of the values are added."""
     offsets: int
-    """List levels counted here: 8 bytes a row each."""
+    """Number of list levels that count for this leaf, at 8 bytes per row."""
 
 
 def leaf_sizes(schema: FileSchema, types: pl.Schema) -> tuple[LeafSize, ...]:
-    """Return how each leaf of a file decodes, in their order.
+    """Return the decoded sizes of a file's leaves, in their order.
 
     Args:
-        schema: As the footer has it.
-        types: What its columns come as.
+        schema: Schema in the footer.
+        types: Types that columns are read as.
     """
     below: dict[str, list[Leaf]] = {name: [] for name in schema.columns}
     for leaf in schema.leaves:
         below[leaf.column].append(leaf)
-    found: list[LeafSize] = []
+    result: list[LeafSize] = []
     for name, leaves in below.items():
         sizes = _type_sizes(arrow_type(types[name]))
-        if len(sizes) != len(leaves):  # It comes as something else than it is stored.
+        if len(sizes) != len(leaves):  # It is read as another type than it is stored.
             sizes = tuple(LeafSize(_VIEW, True, int(leaf.is_repeated)) for leaf in leaves)
-        found += map(_sized, sizes, leaves)
-    return tuple(found)
+        result += map(_adjust, sizes, leaves)
+    return tuple(result)
 
 
 @lru_cache(maxsize=256)
 def _type_sizes(kind: pa.DataType) -> tuple[LeafSize, ...]:
-    return tuple(LeafSize(*one) for one in _walk(kind, 0))
+    return tuple(LeafSize(*figures) for figures in _walk(kind, 0))
 
 
-def _sized(size: LeafSize, leaf: Leaf) -> LeafSize:
-    """Return a leaf's size with what its file says of it."""
+def _adjust(size: LeafSize, leaf: Leaf) -> LeafSize:
+    """Adjust the size of a leaf to its fixed length and to nulls."""
     width, buffers = size.width, size.buffers
     if leaf.physical == FIXED_LEN_BYTE_ARRAY and buffers:
         width, buffers = _VIEW + (leaf.length if leaf.length > _INLINE else 0), False
@@ -85,7 +85,7 @@ def _sized(size: LeafSize, leaf: Leaf) -> LeafSize:
 
 
 def _walk(kind: pa.DataType, offsets: int) -> Iterator[tuple[float, bool, int]]:
-    """Yield (bytes of a value, whether its bytes come on top, list levels) of each leaf."""
+    """Yield (bytes per value, whether value bytes are added, list levels) of each leaf."""
     if not pa.types.is_nested(kind):
         yield *_width(kind), offsets
         return
@@ -97,7 +97,7 @@ def _walk(kind: pa.DataType, offsets: int) -> Iterator[tuple[float, bool, int]]:
     for child in children:
         for width, buffers, inner in _walk(child, offsets):
             yield width, buffers, inner
-            offsets = 0  # Counted once, at the first leaf below.
+            offsets = 0  # Counted once, for the first leaf.
 
 
 def _width(kind: pa.DataType) -> tuple[float, bool]:
@@ -115,21 +115,22 @@ def _width(kind: pa.DataType) -> tuple[float, bool]:
 def row_group_bytes(
     sizes: Sequence[LeafSize], columns: ColumnArrays, wanted: Sequence[int]
 ) -> Ints:
-    """Return the decoded bytes of row groups: what `column_bytes` says of the wanted leaves."""
-    picked = [sizes[index] for index in wanted]
-    width = np.array([size.width for size in picked])
-    offsets = np.array([size.offsets for size in picked], np.int64)
-    buffers = np.array([size.buffers for size in picked], bool)
+    """Return the decoded bytes of row groups: the sum of `column_bytes` of the wanted leaves."""
+    leaves = [sizes[index] for index in wanted]
+    width = np.array([size.width for size in leaves])
+    offsets = np.array([size.offsets for size in leaves], np.int64)
+    buffers = np.array([size.buffers for size in leaves], bool)
     values, stored = columns.values[:, wanted], columns.uncompressed[:, wanted]
     plain = np.where(stored > (4 + _INLINE) * values, stored - 4 * values, 0)
-    behind = np.where(columns.has_dictionary[:, wanted], stored, plain)
+    value_bytes = np.where(columns.has_dictionary[:, wanted], stored, plain)
     decoded = values * width + 8 * columns.rows[:, np.newaxis] * offsets
-    total: Ints = np.rint((decoded + np.where(buffers, behind, 0)).sum(axis=1)).astype(np.int64)
+    decoded = decoded + np.where(buffers, value_bytes, 0)
+    total: Ints = np.rint(decoded.sum(axis=1)).astype(np.int64)
     return total
 
 
 def column_bytes(size: LeafSize, rows: int, column: ColumnChunk) -> float:
-    """Return the decoded bytes of one column chunk."""
+    """Return the decoded bytes of a column chunk."""
     values = column.values
     decoded = values * size.width + 8 * rows * size.offsets
     if size.buffers:

@@ -1,4 +1,4 @@
-"""The listed objects in plan order, with what is known of each: columns, not rows."""
+"""Hold the listed objects in plan order, with their footers' figures, as columns."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(slots=True)
 class Groups:
-    """Row groups, a value each."""
+    """Row groups, as columns with one value per row group."""
 
     rows: Ints
     stored: Ints
     decoded: Ints
     kept: npt.NDArray[np.bool_]
-    """False: statistics prove that no row matches the filter."""
+    """Whether rows may match the filter; False if statistics exclude it."""
     indexed: npt.NDArray[np.bool_]
-    """Whether single pages of each column that is read can be found."""
+    """Whether all columns that are read have an offset index."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @classmethod
     def join(cls, parts: Iterable[Groups]) -> Groups:
-        """Put row groups one after the other."""
-        found = list(parts)
+        """Concatenate row groups."""
+        parts = list(parts)
         empty = np.zeros(0, np.int64)
         return cls(
-            np.concatenate([empty, *(p.rows for p in found)]),
-            np.concatenate([empty, *(p.stored for p in found)]),
-            np.concatenate([empty, *(p.decoded for p in found)]),
-            np.concatenate([np.zeros(0, bool), *(p.kept for p in found)]),
-            np.concatenate([np.zeros(0, bool), *(p.indexed for p in found)]),
+            np.concatenate([empty, *(p.rows for p in parts)]),
+            np.concatenate([empty, *(p.stored for p in parts)]),
+            np.concatenate([empty, *(p.decoded for p in parts)]),
+            np.concatenate([np.zeros(0, bool), *(p.kept for p in parts)]),
+            np.concatenate([np.zeros(0, bool), *(p.indexed for p in parts)]),
         )
 
     def take(self, index: Ints) -> Groups:
@@ -60,12 +60,12 @@ class Groups:
 
 @dataclass(slots=True)
 class Changes:
-    """What differs from the plan before; without one, everything is added."""
+    """Changes since the previous plan; without a previous plan, all objects are added."""
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
-    """Objects whose ETag or size is another."""
+    """Objects with a different ETag or size."""
     unchanged: int = 0
 
 
@@ -76,13 +76,13 @@ class Snapshot:
     infos: list[ObjectInfo]
     hive: hive.Hive
     partition: Ints
-    """A number that changes with the raw partition values."""
+    """Numbers that change with the raw partition values."""
     status: npt.NDArray[np.uint8]
     footer_size: Ints
     schema: Ints
     """Index in `schemas`, -1 while the footer is unknown."""
     counts: Ints
-    """Row groups, -1 while the footer is unknown."""
+    """Number of row groups, -1 while the footer is unknown."""
     starts: Ints
     """Position of the first row group in `groups`."""
     groups: Groups = field(default_factory=lambda: Groups.join([]))
@@ -93,7 +93,7 @@ class Snapshot:
 
     @property
     def any_schema(self) -> bool:
-        """Tell whether at least one footer is known."""
+        """Whether at least one footer is known."""
         return bool((self.schema >= 0).any())
 
     def partition_values(self, index: int) -> dict[str, PartitionValue]:
@@ -102,7 +102,7 @@ class Snapshot:
 
     def add(self, objects: Ints, batch_schemas: list[bytes], figures: dict[str, Ints],
             groups: Groups) -> None:  # fmt: skip
-        """Note the footers of some objects; their row groups come in the same order."""
+        """Add the footers of some objects; their row groups are in the same order."""
         known = {s: i for i, s in enumerate(self.schemas)}
         for serialised in batch_schemas:
             known.setdefault(serialised, len(known))
@@ -118,7 +118,7 @@ class Snapshot:
     def canonical_schemas(self) -> tuple[list[bytes], Ints]:
         """Return the schemas in the order of the objects, and each object's index among them.
 
-        What order footers arrived in, and schemas that no object has any more, leave no trace.
+        The result does not depend on the order in which footers were read.
         """
         known = self.schema >= 0
         kinds, first = np.unique(self.schema[known], return_index=True)
@@ -130,7 +130,7 @@ class Snapshot:
     def ordered_groups(self) -> tuple[Ints, Ints, Groups]:
         """Return each object's first position, each row group's object, and all row groups.
 
-        In plan order, the row groups of one object after those of the one before.
+        Row groups are in plan order: those of an object follow those of the previous object.
         """
         counts = np.maximum(self.counts, 0)
         starts = np.cumsum(counts) - counts
@@ -139,7 +139,7 @@ class Snapshot:
 
 
 def gather(starts: Ints, counts: Ints) -> Ints:
-    """Return the positions of ranges laid one after the other."""
+    """Return the positions of all elements of consecutive ranges."""
     shifts = starts - (np.cumsum(counts) - counts)
     return np.repeat(shifts, counts) + np.arange(int(counts.sum()), dtype=np.int64)
 
@@ -150,9 +150,9 @@ def take_snapshot(
     """Sort a listing and parse its partition values. Raises as `hive.parse`.
 
     Args:
-        listing: the objects.
-        lenient: a partition column that an object lacks is null.
-        hive_types: declared types of partition columns.
+        listing: The objects.
+        lenient: A missing partition column is null.
+        hive_types: Declared types of partition columns.
     """
     infos = listing.objects
     uris = [info.uri for info in infos]
@@ -167,7 +167,7 @@ def take_snapshot(
         f"p{i}": pa.array(c, t)
         for i, (c, t) in enumerate(zip(values.columns, values.types, strict=True))
     }
-    # Values that are spelled in two ways (`month=1`, `month=01`) are of two partitions.
+    # Different spellings of a value (`month=1`, `month=01`) are different partitions.
     columns |= {
         f"r{i}": pa.array(raws, pa.string())
         for i, (own, raws) in enumerate(zip(values.columns, values.raws, strict=True))
@@ -199,7 +199,7 @@ def _ordinals(values: hive.Hive, count: int) -> Ints:
 
 
 def compare(snapshot: Snapshot, previous: Plan | None) -> tuple[Changes, Ints, Ints]:
-    """Return the changes, and the positions of unchanged objects here and in the plan before."""
+    """Return the changes, and the positions of unchanged objects here and in the previous plan."""
     nothing = np.zeros(0, np.int64)
     if previous is None:
         return Changes(added=tuple(i.uri for i in snapshot.infos)), nothing, nothing
@@ -227,23 +227,23 @@ def compare(snapshot: Snapshot, previous: Plan | None) -> tuple[Changes, Ints, I
 
 
 def reuse(snapshot: Snapshot, previous: Plan, here: Ints, there: Ints, cut_from: int | None) -> int:
-    """Take over the footers of unchanged objects from the plan before; return how many.
+    """Reuse the footers of unchanged objects from the previous plan; return their number.
 
     Args:
-        snapshot: the objects.
-        previous: the plan before.
-        here: positions of the unchanged objects.
-        there: the same in the plan before.
-        cut_from: decoded bytes from which a row group is cut, and it counts whether it is indexed.
-            Only plans in which one is cut know that, of row groups that it counted for. None if
-            none is cut.
+        snapshot: The objects.
+        previous: The previous plan.
+        here: Positions of the unchanged objects.
+        there: Positions of the same objects in the previous plan.
+        cut_from: Decoded bytes from which on a row group is cut, for which `indexed` must be known.
+            Only plans that cut row groups know it, for row groups of at least their own `cut_from`.
+            None if none is cut.
     """
     table = previous.table("objects")
     columns = {
         name: table[name].to_numpy().astype(np.int64)
         for name in ("row_groups", "row_group_start", "footer_size", "schema")
     }
-    # What is pruned stays unread, so that this plan is the one that planning afresh gives.
+    # Pruned objects stay unread, so that the plan equals one without reuse.
     wanted = snapshot.status[here] != Status.PRUNED
     known = wanted & (columns["row_groups"][there] >= 0)
     old = previous.table("row_groups")
@@ -277,7 +277,7 @@ def reuse(snapshot: Snapshot, previous: Plan, here: Ints, there: Ints, cut_from:
 
 
 def add_batch(snapshot: Snapshot, wanted: Ints, batch: FooterBatch) -> None:
-    """Take over freshly read footers; `wanted` maps their positions to objects."""
+    """Add footers that have been read; `wanted` maps their positions to objects."""
 
     def ints(values: Any) -> Ints:
         return np.frombuffer(values, np.int64).copy() if len(values) else np.zeros(0, np.int64)
@@ -313,7 +313,7 @@ def objects_table(snapshot: Snapshot, starts: Ints, schema: Ints) -> pa.Table:
         "row_group_start": pa.array(starts, pa.int64()),
         "row_groups": pa.array(snapshot.counts, pa.int32()),
     }
-    found = snapshot.hive
-    for name, kind, values in zip(found.names, found.types, found.columns, strict=True):
+    hive = snapshot.hive
+    for name, kind, values in zip(hive.names, hive.types, hive.columns, strict=True):
         columns[PARTITION_PREFIX + name] = pa.array(values, kind)
     return pa.table(columns)

@@ -1,8 +1,8 @@
-"""Several Arrow tables in one immutable file, decoded a record batch at a time.
+"""Store several Arrow tables in an immutable file, which is decoded one record batch at a time.
 
-Layout: the tables as Arrow IPC files (zstd buffers) one after the other, then a JSON
-directory, a SHA-256 of all that, the directory's length as 8 little-endian bytes, and magic bytes
-at both ends. Files of earlier releases have no checksum, which the magic bytes at their end say.
+Layout: magic bytes, the tables as Arrow IPC files (zstd buffers), a JSON directory, a SHA-256 of
+all before it, the directory's length as 8 little-endian bytes, and magic bytes. Files of earlier
+releases have no checksum, and other magic bytes at their end.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from partitioning.errors import PlanFormatError
 
 MAGIC: Final = b"CMPLAN01"
 MAGIC_CHECKED: Final = b"CMPLAN02"
-"""At the end of a file that has a checksum."""
+"""Magic bytes at the end of a file with a checksum."""
 _DIGEST_BYTES: Final = 32
 BATCH_ROWS: Final = 16_384
-"""Rows of a record batch: small enough that reading one chunk decodes little."""
+"""Number of rows of a record batch: few, so that reading a chunk decodes little."""
 _CACHED_BATCHES: Final = 16
 
 
 def pack_tables(tables: Mapping[str, pa.Table], meta: Mapping[str, Any]) -> bytes:
-    """Return the file's bytes: the same tables and meta give the same bytes."""
+    """Return the bytes of a file; equal tables and meta give equal bytes."""
     sink = pa.BufferOutputStream()
     sink.write(MAGIC)
     directory: dict[str, tuple[int, int]] = {}
@@ -38,7 +38,7 @@ def pack_tables(tables: Mapping[str, pa.Table], meta: Mapping[str, Any]) -> byte
         with pa.ipc.new_file(part, table.schema, options=options) as writer:
             writer.write_table(table.combine_chunks(), max_chunksize=BATCH_ROWS)
         buffer = part.getvalue()
-        # Arrow reads in place only from aligned offsets.
+        # Arrow reads without a copy only from aligned offsets.
         sink.write(b"\0" * (-sink.tell() % 64))
         directory[name] = (sink.tell(), buffer.size)
         sink.write(buffer)
@@ -50,7 +50,7 @@ def pack_tables(tables: Mapping[str, pa.Table], meta: Mapping[str, Any]) -> byte
 
 
 class TableFile:
-    """Reads what `pack_tables` wrote; a batch is decompressed when one of its rows is asked for."""
+    """Reads a file from `pack_tables`; a batch is decompressed on the first access to its rows."""
 
     def __init__(self, data: bytes | memoryview | pa.Buffer) -> None:
         self._buffer = data if isinstance(data, pa.Buffer) else pa.py_buffer(data)

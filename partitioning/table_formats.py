@@ -1,7 +1,7 @@
 """Recognise folders of table formats: Delta Lake, Apache Iceberg, Apache Hudi.
 
-Such a folder also holds files that the table has replaced or deleted rows of. Which files count is
-written in the table's own log, so a plain reader of the folder gets rows that are no longer there.
+Such a folder also has files that the table has replaced or deleted. Only the table's log says which
+files are live, so a plain reader of the folder would read deleted rows.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from partitioning.errors import TableFormatError
 from partitioning.reader import Reader
 
 MAX_PARENTS: Final = 8
-"""Folders above an input that are looked at, the nearest ones."""
+"""Maximum number of folders above an input that are checked, the nearest first."""
 MAX_PROBES: Final = 64
-"""Requests about folders above all inputs of a list."""
+"""Maximum number of requests for the folders above all inputs."""
 _THREADS: Final = 16
 _ICEBERG_METADATA: Final = re.compile(
     r"(?:v\d+|\d{5,}-[0-9a-f-]{32,36})(?:\.gz)?\.metadata\.json(?:\.gz)?|version-hint\.text"
@@ -28,27 +28,27 @@ _ICEBERG_METADATA: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class TableRoot:
-    """The folder of a table, and what shows that it is one."""
+    """The folder of a table, and the evidence for its format."""
 
     uri: str
-    """With a slash at its end."""
+    """URI of the folder, with a slash at its end."""
     format: str
-    """The name of the format."""
+    """Name of the format, with an article."""
     evidence: str
     """URI of an object that only a table of this format has."""
 
     def error(self, object_uri: str) -> TableFormatError:
-        """The refusal of an object that lies in the table's folder."""
+        """Return the error for an object in the table's folder."""
         return TableFormatError(
-            f"{self.uri} is {self.format} table ({self.evidence} is there), and {object_uri} lies "
-            "in it: such a folder also holds files that the table has replaced or deleted, so it "
+            f"{self.uri} is {self.format} table ({self.evidence} exists), and {object_uri} is in "
+            "it: such a folder also has files that the table has replaced or deleted, so it "
             "cannot be read as plain Parquet"
         )
 
 
 def table_root(uri: str) -> TableRoot | None:
-    """The table that an object is a part of, as its name alone tells; usually none."""
-    # Called with every object of a listing: three searches of a substring decide nearly all.
+    """Return the table that an object belongs to, judged by its name; usually None."""
+    # Called for every object of a listing: three substring searches decide nearly all cases.
     if "/_delta_log/" in uri:
         return TableRoot(uri[: uri.index("/_delta_log/") + 1], "a Delta Lake", uri)
     if "/.hoodie" in uri:
@@ -62,17 +62,17 @@ def table_root(uri: str) -> TableRoot | None:
 
 def _hudi_root(uri: str) -> TableRoot | None:
     before, _, after = uri.partition("/.hoodie")
-    # Each partition of a Hudi table has a file of that name; the table has a folder.
+    # Each partition of a Hudi table has a file `.hoodie_partition_metadata`, the table a folder.
     if after.startswith(("/", "_partition_metadata")):
         return TableRoot(before + "/", "an Apache Hudi", uri)
     return None
 
 
 def refuse_tables(roots: Iterable[TableRoot], uris: Iterable[str]) -> None:
-    """Refuse objects to read that lie in the folder of a table.
+    """Refuse objects in the folder of a table.
 
     Raises:
-        TableFormatError: naming the first such table and one of the objects.
+        TableFormatError: An object is in the folder of a table; the message names both.
     """
     by_uri = {root.uri: root for root in roots}
     if not by_uri:
@@ -84,35 +84,35 @@ def refuse_tables(roots: Iterable[TableRoot], uris: Iterable[str]) -> None:
 
 
 def refuse_inside_tables(inputs: Iterable[tuple[str, str]], reader: Reader) -> int:
-    """Refuse inputs that are a part of a table, which listing below them cannot show.
+    """Refuse inputs that are inside a table, which a listing of the input cannot show.
 
-    Looks at the nearest folders above each input, with a few requests that usually find nothing.
-    A reader that may not list what lies above its input learns nothing there; that is no error.
+    It checks the nearest folders above each input, with few requests. It is no error if the reader
+    has no permission to list there.
 
     Args:
-        inputs: Each item of the input, and the URI above which to look.
+        inputs: Items of the input, each with the URI above which to check.
         reader: The store.
 
     Returns:
-        How many requests were made.
+        The number of requests.
 
     Raises:
-        TableFormatError: a folder above an input is a table.
+        TableFormatError: A folder above an input is a table.
     """
     probes: dict[str, str] = {}
     for item, uri in inputs:
         for above in islice(_folders(uri), MAX_PARENTS):
             for probe in _probes(above, uri[len(above) :]):
                 probes.setdefault(probe, item)
-    chosen = dict(list(probes.items())[:MAX_PROBES])
-    if not chosen:
+    probes = dict(list(probes.items())[:MAX_PROBES])
+    if not probes:
         return 0
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(lambda probe: _find(probe, reader), chosen)
-        for item, root in zip(chosen.values(), found, strict=True):
+        roots = pool.map(lambda probe: _find(probe, reader), probes)
+        for item, root in zip(probes.values(), roots, strict=True):
             if root is not None:
                 raise root.error(item)
-    return len(chosen)
+    return len(probes)
 
 
 def _find(probe: str, reader: Reader) -> TableRoot | None:
@@ -121,13 +121,12 @@ def _find(probe: str, reader: Reader) -> TableRoot | None:
             return next(filter(None, (table_root(info.uri) for info in reader.list(probe))), None)
         return table_root(reader.head(probe).uri)
     except Exception:
-        # Absent, or forbidden to whoever may read the input only. A store that does not answer
-        # fails the listing of the input itself.
+        # Missing, or no permission. If the store does not respond, listing the input fails anyway.
         return None
 
 
 def _folders(uri: str) -> Iterator[str]:
-    """The folders above a URI, nearest first, with a slash at their end."""
+    """Yield the folders above a URI, nearest first, with a slash at their end."""
     scheme, separator, rest = uri.partition("://")
     path = rest if separator else uri
     end = path.rstrip("/").rfind("/")
@@ -137,14 +136,14 @@ def _folders(uri: str) -> Iterator[str]:
 
 
 def _probes(folder: str, rest: str) -> Iterator[str]:
-    """What to look for in a folder above an input; what has a slash at its end is listed.
+    """Yield the URIs that show a table in a folder above an input; folders are to be listed.
 
     Args:
-        folder: Above the input.
-        rest: The input's own path from there.
+        folder: Folder above the input.
+        rest: Path of the input below the folder.
     """
     if "=" in folder.rstrip("/").rpartition("/")[2]:
-        return  # A partition: its table is further up.
+        return  # A partition; the table's folder is further up.
     yield folder + "_delta_log/"
     yield folder + ".hoodie/hoodie.properties"
     if rest.startswith("data/"):

@@ -1,9 +1,9 @@
-"""Writers whose statistics are not to be believed, by what they call themselves in `created_by`.
+"""Decide which statistics to trust, by the writer's name in `created_by`.
 
 Sources: Arrow's `ApplicationVersion::HasCorrectStatistics` (cpp/src/parquet/metadata.cc), which
 follows parquet-java's `CorruptStatistics`: PARQUET-251 and PARQUET-297 (text and bytes ordered as
-if they were signed). What is not in them was seen in public files: null counts of dictionary
-columns by parquet-cpp-arrow 4, and times by Parquet.Net.
+signed). Other wrong statistics were found in public files: null counts of dictionary columns by
+parquet-cpp-arrow 4, and times by Parquet.Net.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ _CREATED_BY: Final = re.compile(
 )
 Version = tuple[int, ...]
 _UNSIGNED_SINCE: Final[dict[str, Version]] = {"parquet-mr": (1, 10), "parquet-cpp": (1, 3)}
-"""Releases since which text and bytes are ordered by their unsigned bytes."""
+"""First releases that order text and bytes by unsigned bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Who wrote a file."""
+    """The program that wrote a file."""
 
     name: str
-    """In lower case; empty if it is not known."""
+    """Name in lower case; empty if unknown."""
     version: Version
 
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What to believe of a writer's statistics."""
+    """Trustworthy statistics of a writer."""
 
     null_counts: bool
     bytes: bool
@@ -45,7 +45,7 @@ class Trust:
     """Bounds of dates and times."""
 
     def bounds_of(self, leaf: Leaf, kind: pa.DataType) -> bool:
-        """Tell whether the least and the greatest value of a column are to be believed."""
+        """Whether the minimum and maximum of a column can be trusted."""
         if leaf.physical >= BYTE_ARRAY and not self.bytes:
             return False
         return self.times or not pa.types.is_temporal(kind)
@@ -54,16 +54,16 @@ class Trust:
 @lru_cache(maxsize=256)
 def parse_writer(created_by: str) -> Writer:
     """Return a writer's name and version."""
-    found = _CREATED_BY.match(created_by)
-    if found is None:
+    match = _CREATED_BY.match(created_by)
+    if match is None:
         return Writer(created_by.strip().lower()[:100], ())
-    version = tuple(int(part) for part in found["version"].split(".")[:4] if len(part) < 10)
-    return Writer(found["name"].strip().lower(), version)
+    version = tuple(int(part) for part in match["version"].split(".")[:4] if len(part) < 10)
+    return Writer(match["name"].strip().lower(), version)
 
 
 @lru_cache(maxsize=256)
 def writer_trust(created_by: str) -> Trust:
-    """Return what to believe of the statistics in a writer's files."""
+    """Return which statistics of a writer can be trusted."""
     writer = parse_writer(created_by)
     since = _UNSIGNED_SINCE.get(writer.name)
     return Trust(

@@ -1,4 +1,4 @@
-"""Windows over what was listed or planned: which window each chunk is in, and what each reads."""
+"""Find the window of each chunk, and the objects of each window, of a listing or a plan."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ class WindowInput:
     window: Window
     objects: int
     bytes: int
-    """Of the objects, together."""
+    """Total size of the objects in bytes."""
     digest: str
-    """32 hex digits over the URI, ETag and size of each: another one means other input."""
+    """Digest of the objects: 32 hex digits over URI, ETag and size. It changes with the input."""
 
 
 def inputs_digest(objects: Iterable[tuple[str, str, int]]) -> str:
-    """Return 32 hex digits over the (uri, etag, size) of objects, in whatever order."""
-    found = hashlib.blake2b(digest_size=16)
+    """Return 32 hex digits over the (uri, etag, size) of objects, independent of their order."""
+    digest = hashlib.blake2b(digest_size=16)
     for uri, etag, size in sorted((uri, etag.strip('"'), size) for uri, etag, size in objects):
-        found.update(f"{len(uri)}:{uri},{len(etag)}:{etag},{size};".encode())
-    return found.hexdigest()
+        digest.update(f"{len(uri)}:{uri},{len(etag)}:{etag},{size};".encode())
+    return digest.hexdigest()
 
 
 def inputs_of_listing(listing: Listing, windowing: Windowing) -> dict[str, WindowInput]:
-    """Return what a listing holds for each window, by label, in order.
+    """Return the objects of each window of a listing, by label, in order.
 
-    Before anything is planned this says which windows the input has, and by the digests (see
-    `CommitEntry.inputs` in the manifest of an output) which have changed. Objects whose value is
-    null are in no time window, and not counted.
+    This shows, before planning, which windows the input has and which have changed (compare the
+    digests with `CommitEntry.inputs` in the manifest of an output). Objects with a null are in no
+    time window, and not counted.
 
     Raises:
-        WindowError: the listing has no such Hive column, or a value does not fit the grain.
+        WindowError: The listing has no such Hive column, or a value does not fit the grain.
     """
     if not listing.objects:
         return {}
@@ -59,20 +59,20 @@ def inputs_of_listing(listing: Listing, windowing: Windowing) -> dict[str, Windo
 
 @dataclass(frozen=True, slots=True)
 class OutsideInput:
-    """The objects that are in no window, because a value is null or not there."""
+    """The objects that are in no window, because a value is null or missing."""
 
     objects: int = 0
     bytes: int = 0
-    """Of the objects, together."""
+    """Total size of the objects in bytes."""
     folders: tuple[str, ...] = ()
-    """Their Hive values, sorted: `ds=__HIVE_DEFAULT_PARTITION__`."""
+    """Hive values of the objects, sorted: `ds=__HIVE_DEFAULT_PARTITION__`."""
 
 
 def outside_of_windows(listing: Listing, windowing: Windowing) -> OutsideInput:
-    """Return what a listing holds that is in no window, whichever are asked for.
+    """Return the objects of a listing that are in no window at all.
 
     Raises:
-        WindowError: a value does not fit the grain.
+        WindowError: A value does not fit the grain.
     """
     windows = _Windows(windowing)
     outside = [
@@ -80,20 +80,20 @@ def outside_of_windows(listing: Listing, windowing: Windowing) -> OutsideInput:
         for info, directory in zip(listing.objects, listing.directories, strict=True)
         if windows.of(directory) is None
     ]
-    folders = {_shown(windowing, directory) for directory in {d for d, _ in outside}}
+    folders = {_format_values(windowing, directory) for directory in {d for d, _ in outside}}
     return OutsideInput(len(outside), sum(size for _, size in outside), tuple(sorted(folders)))
 
 
-def _shown(windowing: Windowing, directory: str) -> str:
-    """The values of a directory, as folders; `no ds` where there is none."""
+def _format_values(windowing: Windowing, directory: str) -> str:
+    """Return the values of a directory as folders; `no ds` if there is none."""
     raws = dict(raw_values(directory))
     return "/".join(f"{n}={raws[n]}" if n in raws else f"no {n}" for n in windowing.columns)
 
 
 def inputs_of_plan(plan: Plan, windowing: Windowing) -> dict[str, WindowInput]:
-    """Return what a plan's listing held for each window, by label, as `inputs_of_listing`.
+    """Return the objects of each window of a plan, by label, as `inputs_of_listing`.
 
-    Of a whole plan: `Plan.take` forgets the objects that its chunks do not read.
+    It needs a complete plan: `Plan.take` drops the objects that its chunks do not read.
     """
     table = _objects(plan, windowing)
     uris, etags, sizes = (table[name].to_pylist() for name in ("uri", "etag", "size"))
@@ -105,10 +105,10 @@ def inputs_of_plan(plan: Plan, windowing: Windowing) -> dict[str, WindowInput]:
 
 
 def label_of_folder(windowing: Windowing, folder: str) -> str | None:
-    """Return the label of the window that a folder is in; None if it is in none.
+    """Return the label of a folder's window; None if it is in no window.
 
     Raises:
-        WindowError: its values do not fit the grain.
+        WindowError: Its values do not fit the grain.
     """
     raws = dict(raw_values(folder))
     if any(name not in raws for name in windowing.columns):
@@ -118,11 +118,11 @@ def label_of_folder(windowing: Windowing, folder: str) -> str | None:
 
 
 def windows_of_plan(plan: Plan, windowing: Windowing) -> list[str]:
-    """Return the label of each chunk's window, in the plan's order.
+    """Return the label of each chunk's window, in the order of the plan.
 
     Raises:
-        WindowError: the plan has no such Hive column, a value does not fit the grain, or a chunk
-            holds rows of two windows (it was planned with `cross_partitions`).
+        WindowError: The plan has no such Hive column, a value does not fit the grain, or a chunk
+            has rows of two windows (it was planned with `cross_partitions`).
     """
     objects = _objects(plan, windowing)
     if not len(plan):
@@ -141,14 +141,14 @@ def windows_of_plan(plan: Plan, windowing: Windowing) -> list[str]:
                 f"{windowing.grain}"
             )
         labels[index] = window.label
-    found = [labels[index] for index in first.tolist()]
-    for rank, (label, index) in enumerate(zip(found, last.tolist(), strict=True)):
+    of_chunks = [labels[index] for index in first.tolist()]
+    for rank, (label, index) in enumerate(zip(of_chunks, last.tolist(), strict=True)):
         if labels[index] != label:
             raise WindowError(
-                f"chunk {rank} holds rows of the windows {label} and {labels[index]}: plan "
-                "without cross_partitions, and spell a value in one way"
+                f"chunk {rank} has rows of the windows {label} and {labels[index]}: plan without "
+                "cross_partitions, and use one spelling per value"
             )
-    return found
+    return of_chunks
 
 
 def _objects(plan: Plan, windowing: Windowing) -> pa.Table:
@@ -169,7 +169,7 @@ def _check_columns(windowing: Windowing, names: Sequence[str]) -> None:
 
 
 class _Windows:
-    """The window of each directory, worked out once for equal values."""
+    """The window of each directory, computed once for equal values."""
 
     def __init__(self, windowing: Windowing) -> None:
         self._rule = windowing
@@ -177,9 +177,10 @@ class _Windows:
         self._directories: dict[str, Window | None] = {}
 
     def of(self, directory: str) -> Window | None:
-        """The window, or None for null.
+        """Return the window of a directory, or None for null.
 
-        Directories above an input's prefix may count too: the last of a name wins, as in a plan.
+        Directories above the prefix may have values too; the last value of a name wins, as in a
+        plan.
         """
         if directory not in self._directories:
             raws = dict(raw_values(directory))

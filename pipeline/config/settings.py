@@ -1,4 +1,4 @@
-"""Load the settings: addresses, sizes of batches, concurrency. The job is in `job.py`.
+"""Load the settings: addresses, sizes of batches, concurrency. The job file says what is computed.
 
 Each setting comes from the last of these sources that has it:
 

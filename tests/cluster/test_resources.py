@@ -96,7 +96,7 @@ def test_dask_has_our_defaults_and_its_own_variables_win() -> None:
             {"scheduler": "tcp://a:1", "tls": {"ca": "a", "cert": "b", "key": "c"}},
             "begins with tls://",
         ),
-        ({"scheduler": "tcp://a:1", "adapt": {"maximum": 3}}, "names one that runs already"),
+        ({"scheduler": "tcp://a:1", "adapt": {"maximum": 3}}, "names a running one"),
     ],
 )
 def test_what_does_not_go_together_is_refused(dask: dict[str, object], problem: str) -> None:

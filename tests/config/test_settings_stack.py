@@ -56,7 +56,7 @@ def test_its_secrets_come_with_its_addresses(project: Path) -> None:
     assert PASSWORD not in repr(settings)
 
 
-def test_another_prefect_server_is_not_told_its_password(
+def test_another_prefect_server_does_not_get_its_password(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://prefect:4200/api")
@@ -68,7 +68,7 @@ def test_another_prefect_server_is_not_told_its_password(
     }
 
 
-def test_it_is_not_told_the_password_of_another_server(
+def test_it_does_not_get_the_password_of_another_server(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "me:mine")

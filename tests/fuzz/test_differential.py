@@ -44,7 +44,7 @@ def test_the_command_tells_of_files_that_differ_or_are_refused(tmp_path: Path) -
     assert shown.returncode == 0, shown.stderr
     assert "1  equal" in shown.stdout
     assert "cut.parquet: " in shown.stdout
-    assert "truncated or no Parquet" in shown.stdout
+    assert "truncated or not Parquet" in shown.stdout
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ from partitioning import Chunk, Plan, PlanRequest, plan_dataset
 from partitioning.explain import PlanResult
 from partitioning.integrity import checked_plan
 from partitioning.packing import (
-    MOST_RATIO,
-    MOST_UNINDEXED,
+    MAX_RATIO,
+    MAX_UNINDEXED_PARTS,
     PackRules,
     PartLimit,
     parts_of,
 )
-from partitioning.parquet_footer import RequestedState, parse_footer
+from partitioning.parquet_footer import FooterSelection, parse_footer
 from partitioning.thrift import write_varint
 from partitioning.window_inputs import windows_of_plan
 from partitioning.windows import Windowing
@@ -29,11 +29,11 @@ from tests.support.stores import DictReader, ids, parquet
 URI = "s3://b/t/a.parquet"
 ROWS = 1_000
 GROUP = 8 * ROWS + ROWS // 8
-"""Decoded bytes of a row group of so many ids."""
+"""Decoded bytes of a row group of this number of ids."""
 
 
 def planned(objects: dict[str, bytes], target: int, **options: Any) -> PlanResult:
-    asked = {"least_part": 1, "open_cost": 0, **options}
+    asked = {"min_part": 1, "open_cost": 0, **options}
     return plan_dataset(PlanRequest("s3://b/t/", target=target, **asked), DictReader(objects))
 
 
@@ -71,8 +71,8 @@ def test_parts_are_balanced_and_share_the_bytes(indexed: dict[str, bytes]) -> No
         (GROUP // 2 + 1, {}, 1),
         (GROUP // 2, {}, 3),
         (1, {}, ROWS),
-        (1, {"least_part": GROUP // 5}, 5),
-        (1, {"least_part": 16 << 20}, 1),
+        (1, {"min_part": GROUP // 5}, 5),
+        (1, {"min_part": 16 << 20}, 1),
         (1, {"per_file": True}, 1),
         (1, {"per_partition": True}, 1),
     ],
@@ -91,7 +91,7 @@ def test_small_row_groups_are_not_cut_by_default(indexed: dict[str, bytes]) -> N
 def test_without_an_index_parts_are_few_and_count_all_bytes(unindexed: dict[str, bytes]) -> None:
     [whole] = chunks(unindexed, GROUP)
     found = chunks(unindexed, GROUP // 50)
-    assert [c.rows for c in found] == [250] * MOST_UNINDEXED
+    assert [c.rows for c in found] == [250] * MAX_UNINDEXED_PARTS
     assert {c.stored_bytes for c in found} == {whole.stored_bytes}
     assert {c.decoded_bytes for c in found} == {whole.decoded_bytes}
 
@@ -100,7 +100,7 @@ def test_an_index_is_needed_of_the_columns_that_are_read_only() -> None:
     table = ids(0, ROWS, text=pa.array(["x"] * ROWS))
     objects = {URI: without_index_of_text(parquet(table, write_page_index=True))}
     options: dict[str, Any] = {"target": GROUP // 50}
-    assert len(chunks(objects, **options)) == MOST_UNINDEXED
+    assert len(chunks(objects, **options)) == MAX_UNINDEXED_PARTS
     assert len(chunks(objects, **options, columns=("id",))) > 40
 
 
@@ -108,7 +108,7 @@ def without_index_of_text(data: bytes) -> bytes:
     """The footer says that the second column's index begins before the file."""
     length = int.from_bytes(data[-8:-4], "little")
     footer = data[-8 - length : -8]
-    [group] = parse_footer(footer, len(data), RequestedState()).groups
+    [group] = parse_footer(footer, len(data), FooterSelection()).groups
     old = write_varint(group.columns[1].index_start << 1)
     new = b"\x80" * (len(old) - 1) + b"\x00"  # A zero that is as long.
     assert len(old) > 1 and footer.count(old) == 1
@@ -167,7 +167,7 @@ def test_a_plan_that_cuts_nothing_is_stored_as_ever(indexed: dict[str, bytes]) -
     most=st.integers(2, 1000),
 )
 def test_how_many_parts(rows: int, decoded: int, target: int, least: int, most: int) -> None:
-    rules = PackRules(target, least_part=least)
+    rules = PackRules(target, min_part=least)
     count = parts_of(rules, rows, decoded, most)
     assert 1 <= count <= min(rows, most)
     assert count == 1 or (decoded > 2 * target and decoded // count >= least)
@@ -177,15 +177,17 @@ def test_how_many_parts(rows: int, decoded: int, target: int, least: int, most: 
 
 def test_a_plan_is_in_proportion_to_the_bytes_that_are_there() -> None:
     """Whatever footers claim: row groups that overlap share the bytes of their object."""
-    rules = PackRules(1, least_part=50 * MOST_RATIO)
+    rules = PackRules(1, min_part=50 * MAX_RATIO)
     limit = PartLimit(rules, 10 * 50)
     huge = 1 << 50
     counts = []
     for _ in range(3):
-        counts.append(parts_of(rules, huge, huge, limit.most(8 * 50, is_indexed=True)))
+        counts.append(parts_of(rules, huge, huge, limit.max_parts(8 * 50, is_indexed=True)))
         limit.take(counts[-1])
-    assert counts == [MOST_UNINDEXED + 8, MOST_UNINDEXED + 2, MOST_UNINDEXED]
-    assert parts_of(rules, huge, huge, limit.most(huge, is_indexed=False)) == MOST_UNINDEXED
+    assert counts == [MAX_UNINDEXED_PARTS + 8, MAX_UNINDEXED_PARTS + 2, MAX_UNINDEXED_PARTS]
+    assert (
+        parts_of(rules, huge, huge, limit.max_parts(huge, is_indexed=False)) == MAX_UNINDEXED_PARTS
+    )
 
 
 def test_what_is_stored_in_few_bytes_has_few_parts() -> None:
@@ -193,8 +195,8 @@ def test_what_is_stored_in_few_bytes_has_few_parts() -> None:
     objects = {URI: parquet(same, write_page_index=True)}
     [whole] = chunks(objects, 1 << 30)
     least = 10_000
-    found = chunks(objects, 1, least_part=least)
-    assert len(found) == MOST_UNINDEXED + whole.stored_bytes // (least // MOST_RATIO)
+    found = chunks(objects, 1, min_part=least)
+    assert len(found) == MAX_UNINDEXED_PARTS + whole.stored_bytes // (least // MAX_RATIO)
     assert len(found) < whole.decoded_bytes // least
     assert sum(c.rows for c in found) == 100_000
 

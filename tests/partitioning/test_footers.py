@@ -106,7 +106,7 @@ def test_row_groups_that_contradict_the_file_are_bad() -> None:
     footer = GOOD[-8 - LENGTH : -8]
     at = footer.index(b"\x16\x14\x19")  # num_rows, then the list of row groups
     data = GOOD[: -8 - LENGTH] + footer[:at] + b"\x16\x16" + footer[at + 2 :] + GOOD[-8:]
-    with pytest.raises(BadObjectsError, match="claims 11 rows; its row groups hold 10"):
+    with pytest.raises(BadObjectsError, match="claims 11 rows; its row groups have 10"):
         plan_dataset(PlanRequest("s3://b/t/"), DictReader({"s3://b/t/a.parquet": data}))
 
 

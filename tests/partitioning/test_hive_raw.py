@@ -104,7 +104,7 @@ def test_a_value_above_the_prefix_is_none_of_the_dataset() -> None:
     assert folders_of(plan).to_list() == ["k=01/", "k=__HIVE_DEFAULT_PARTITION__/"]
 
 
-def test_an_unknown_beside_numbers_changes_no_folder() -> None:
+def test_a_text_next_to_numbers_changes_no_folder() -> None:
     before = folders_of(plan_of("zip=01234", "zip=00001")).to_list()
     after = folders_of(plan_of("zip=01234", "zip=00001", "zip=unknown")).to_list()
     assert sorted(after) == sorted([*before, "zip=unknown/"])
@@ -169,12 +169,14 @@ def test_a_null_fits_every_type() -> None:
 
 
 def test_a_type_of_no_hive_column_is_refused() -> None:
-    with pytest.raises(HiveTypeError, match=re.escape("'moth', which is no Hive column")) as error:
+    with pytest.raises(
+        HiveTypeError, match=re.escape("'moth', which is not a Hive column")
+    ) as error:
         plan_of("month=01", hive_types=(("moth", "string"),))
     assert "did you mean 'month'?" in str(error.value)
     with pytest.raises(HiveTypeError, match="'id'"):
         plan_of("month=01", hive_types=(("id", "string"),))
-    with pytest.raises(HiveTypeError, match="'float' is no type"):
+    with pytest.raises(HiveTypeError, match="'float' is not a type"):
         plan_of("month=01", hive_types=(("month", "float"),))
 
 

@@ -282,7 +282,7 @@ def test_fsspec_refuses_a_replaced_and_names_a_lost_object(tmp_path: Path) -> No
     assert "FileNotFoundError" in str(tails[lost.uri + "e"].error)
 
 
-def test_fsspec_tries_again_with_longer_and_longer_pauses() -> None:
+def test_fsspec_retries_with_longer_and_longer_pauses() -> None:
     pauses: list[float] = []
 
     class Flaky:

@@ -47,7 +47,7 @@ requests = st.builds(
     open_cost=st.integers(0, 50),
     max_rows=st.none() | st.integers(1, 10),
     cross_partitions=st.booleans(),
-    least_part=st.sampled_from([1, 8, 16 << 20]),
+    min_part=st.sampled_from([1, 8, 16 << 20]),
 ) | st.sampled_from(
     [PlanRequest("s3://b/t/", per_file=True), PlanRequest("s3://b/t/", per_partition=True)]
 )
@@ -94,7 +94,7 @@ def test_planning_again_gives_the_plan_that_planning_afresh_gives(
     assert set(again.changes.removed) == set(before) - set(after)
     assert set(again.changes.changed) == (set(after) & set(before)) - same
     # Only a plan that cuts row groups knows which are indexed.
-    is_known = second.least_part > 200
+    is_known = second.min_part > 200
     read = len(after) - len(same)
     assert len(reader.lengths) == read if is_known else read <= len(reader.lengths) <= len(after)
 

@@ -83,7 +83,7 @@ def test_a_folder_inside_a_table_is_refused(kind: str, uri: str) -> None:
     assert uri in refused(store(*(f"wh/t/{key}" for key in (*keys, *data))), uri)
 
 
-def test_what_lies_beside_a_table_is_read() -> None:
+def test_objects_next_to_a_table_are_read() -> None:
     reader = store(f"wh/t/{LOG}", "wh/t/a.parquet", "wh/plain/a.parquet", "wh/tt/a.parquet")
     for uri in ("s3://b/wh/plain/", "s3://b/wh/tt", "s3://b/wh/[pq]*/"):
         assert plan_dataset(PlanRequest(uri), reader).plan.rows == 3
@@ -100,7 +100,7 @@ def test_names_that_only_look_alike_are_no_table(key: str) -> None:
 
 
 class Forbidding(DictReader):
-    """Lets nobody look outside of one prefix; counts who tries."""
+    """Refuses access outside of a prefix, and counts the attempts."""
 
     outside = 0
 

@@ -14,7 +14,7 @@ from partitioning import ObjectInfo, Tail, TailRequest, Term, footer_arrays
 from partitioning.footer_arrays import read_footer, read_varints
 from partitioning.footer_pattern import FooterMatcher
 from partitioning.footers import FooterBatch, FooterGroup, FooterSpec, read_footers
-from partitioning.parquet_footer import BadFooter, Footer, RequestedState, parse_footer
+from partitioning.parquet_footer import BadFooter, Footer, FooterSelection, parse_footer
 from partitioning.thrift import write_varint
 from tests.fuzz import corpus
 from tests.fuzz.changes import change_footer
@@ -95,7 +95,7 @@ def is_usual(data: bytes) -> bool:
 
 
 def columns_of(data: bytes) -> tuple[str, ...]:
-    return parse_footer(footer(data), len(data), RequestedState()).schema.columns
+    return parse_footer(footer(data), len(data), FooterSelection()).schema.columns
 
 
 @pytest.mark.parametrize("name", CORPUS)
@@ -195,34 +195,36 @@ def test_bytes_that_no_object_has_are_refused_though_no_values_are_there() -> No
     assert "claims 0 values in" in reason
 
 
-WISHES = {
-    "workers": RequestedState(statistics=None, encodings=True, groups=range(1, 3)),
-    "all": RequestedState(statistics=None, encodings=True),
-    "some": RequestedState(frozenset(("int32", "list")), frozenset(("int32",))),
+SELECTIONS = {
+    "workers": FooterSelection(statistics=None, encodings=True, groups=range(1, 3)),
+    "all": FooterSelection(statistics=None, encodings=True),
+    "some": FooterSelection(frozenset(("int32", "list")), frozenset(("int32",))),
 }
 
 
 def whole(
-    parse: Callable[[bytes, int, RequestedState], Footer],
+    parse: Callable[[bytes, int, FooterSelection], Footer],
     own: bytes,
     size: int,
-    wish: RequestedState,
+    selection: FooterSelection,
 ) -> Footer | tuple[Any, ...]:
     """Return a footer, or what is wrong with it."""
     try:
-        return parse(own, size, wish)
+        return parse(own, size, selection)
     except BadFooter as bad:
         return bad.args
 
 
-@pytest.mark.parametrize("wish", WISHES)
-def test_whole_footers_say_the_same_either_way(wish: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_whole_footers_say_the_same_either_way(
+    selection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(footer_arrays, "_LARGE", 0)
-    random = Random(f"whole {wish}")
+    random = Random(f"whole {selection}")
     for name, data in CORPUS.items():
         plain = footer(data)
         for own in (plain, *(changed_bytes(plain, random) for _ in range(40))):
-            asked = own, len(data), WISHES[wish]
+            asked = own, len(data), SELECTIONS[selection]
             assert whole(read_footer, *asked) == whole(parse_footer, *asked), name
 
 

@@ -90,7 +90,7 @@ def test_folders_of_parts_are_in_the_window_of_the_whole(
         ("year=2024/month=2/day=30", "'day' has the value '30'"),
         ("year=2024/month=x/day=1", "'month' has the value 'x'"),
         ("year=2024/month=002/day=1", "'month' has the value '002'"),
-        ("year=24/month=2/day=1", "'24' is no date"),
+        ("year=24/month=2/day=1", "'24' is not a date"),
         ("year=2024-02-01/month=2/day=1", "'day' has the value '1'"),
     ],
 )
@@ -100,7 +100,7 @@ def test_parts_that_are_no_date_are_refused(folder: str, said: str) -> None:
 
 
 def test_columns_that_cannot_be_a_date() -> None:
-    with pytest.raises(WindowError, match="the grain is not value"):
+    with pytest.raises(WindowError, match="the grain cannot be value"):
         Windowing("year", "value", "UTC", ("month",))
     with pytest.raises(WindowError, match="from coarse to fine"):
         Windowing("a", "day", "UTC", ("b", "c", "d", "e"))
@@ -162,7 +162,7 @@ def test_any_null_part_is_outside() -> None:
 # -- what is left out for its name --------------------------------------------------------------
 
 
-def test_objects_left_out_for_their_names_are_told() -> None:
+def test_objects_left_out_for_their_names_are_reported() -> None:
     objects = {f"s3://b/t/{name}": FILE for name in ("a.parquet", "c.gz", "b.csv", "_SUCCESS")}
     found = plan_dataset(PlanRequest("s3://b/t/"), DictReader(objects, shuffle=3)).explain
     assert (found.objects_unnamed, found.unnamed_example) == (2, "s3://b/t/b.csv")

@@ -178,7 +178,7 @@ def test_a_chunk_of_two_windows_is_refused() -> None:
 # -- what they read -----------------------------------------------------------------------------
 
 
-def test_inputs_are_told_by_window_and_change_with_any_object() -> None:
+def test_inputs_are_per_window_and_change_with_any_object() -> None:
     objects = daily()
     plan, listing = plan_of(objects), list_objects(REQUEST, DictReader(objects, shuffle=3))
     found = inputs_of_plan(plan, MONTHS)

@@ -35,7 +35,7 @@ def test_threads_that_ask_together_get_one_result() -> None:
     assert thing("a") is found[0]
 
 
-def test_what_raises_is_tried_again_by_whoever_waits() -> None:
+def test_a_waiting_call_runs_again_after_an_error() -> None:
     calls: list[int] = []
 
     @single_flight(1)

@@ -66,7 +66,7 @@ def test_exit_codes_are_those_of_the_kind(error: type[ChunkmapError]) -> None:
     assert error.exit_code == expected
 
 
-def test_what_may_pass_is_told_by_type() -> None:
+def test_the_type_says_whether_an_error_is_transient() -> None:
     marked = {error.__name__ for error in ALL if issubclass(error, Transient)}
     assert marked == {"TransientStorageError"}
     assert is_transient(make(errors.TransientStorageError))

@@ -1,4 +1,4 @@
-"""The state folder: for its user alone, whatever makes it first."""
+"""The state folder: for its user alone, whichever code creates it."""
 
 import os
 import stat
@@ -84,7 +84,7 @@ MAKERS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("maker", MAKERS)
-def test_whatever_makes_it_first_makes_it_private(tmp_path: Path, maker: str) -> None:
+def test_every_first_user_creates_it_private(tmp_path: Path, maker: str) -> None:
     root = tmp_path / ".chunkmap"
     MAKERS[maker](root)
     assert mode(root) == 0o700

@@ -1,4 +1,4 @@
-"""Where requests go is what the settings say, whatever variables there are."""
+"""Requests go where the settings say, independent of variables."""
 
 from __future__ import annotations
 

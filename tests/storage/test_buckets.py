@@ -73,7 +73,7 @@ def test_a_bucket_is_found_by_its_name_then_by_the_longest_glob() -> None:
     assert found.of_bucket("logs-eu-1").endpoint_url == "https://s3.eu-west-1.amazonaws.com"
 
 
-def test_a_file_and_a_variable_say_it_and_other_processes_are_told(
+def test_a_file_and_a_variable_set_it_and_other_processes_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "conf").mkdir()
@@ -233,7 +233,7 @@ def test_who_pays_is_said_in_each_request(recorder: Recorder) -> None:
 
 
 def test_the_owner_is_said_in_each_request_of_ours(recorder: Recorder) -> None:
-    """Polars cannot say it; whoever scans an output has read its manifest before."""
+    """Polars cannot send it; a process that scans an output has read its manifest before."""
     name = "x-amz-expected-bucket-owner"
     settings = settings_of(recorder.server, expected_owner=OWNER)
     use_all(settings, f"s3://{BUCKET}/{uuid.uuid4().hex}/")

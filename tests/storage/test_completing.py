@@ -45,7 +45,7 @@ def test_an_upload_that_was_aborted(place: Place) -> None:
 
 
 @everywhere
-def test_an_upload_that_nobody_knows(place: Place) -> None:
+def test_an_unknown_upload(place: Place) -> None:
     staged = stage(place, "a", b"x")
     place.storage.abort([staged])
     unknown = replace(staged, upload=staged.upload[:-8] + uuid.uuid4().hex[:8])

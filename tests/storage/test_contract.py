@@ -27,7 +27,7 @@ ODD_KEYS = [
 
 
 def race(count: int, call: Callable[[int], None]) -> list[Exception | None]:
-    """Call from so many threads at once; what each raised."""
+    """Call from several threads at once; return what each raised."""
     gate = Barrier(count)
 
     def one(number: int) -> Exception | None:
@@ -181,7 +181,7 @@ def test_ranges_come_in_the_order_asked(place: Place) -> None:
     assert place.storage.get_ranges(info, []) == []
 
 
-def test_a_changed_object_is_told_with_both_etags(place: Place) -> None:
+def test_a_changed_object_is_reported_with_both_etags(place: Place) -> None:
     uri = place.uri("c")
     place.storage.put(uri, b"version one")
     old = place.storage.head(uri)

@@ -1,4 +1,4 @@
-"""Stored JSON: what is damaged is named, whatever is wrong with it."""
+"""Stored JSON: any damage is reported with the name of the object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A listing costs what it holds, not what lies beside it: workers list with every batch."""
+"""The cost of a listing does not depend on other objects: workers list with every batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Only so many requests at a time, whoever makes them; and each of them is counted."""
+"""Requests of all callers are limited together, and each is counted."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -68,7 +68,7 @@ def test_threads_and_a_loop_share_one_limit() -> None:
     assert crowd.now == 0
 
 
-def test_whoever_gives_up_waiting_keeps_no_place() -> None:
+def test_a_caller_that_stops_waiting_keeps_no_slot() -> None:
     requests = Requests(1)
 
     async def run() -> None:
@@ -91,7 +91,7 @@ async def _one(requests: Requests) -> str:
         return "done"
 
 
-def test_a_place_is_given_back_whatever_went_wrong() -> None:
+def test_a_slot_is_released_after_any_error() -> None:
     requests = Requests(1)
     for _ in range(3):
         with pytest.raises(TransientStorageError), requests.sent("put", URI):

@@ -110,7 +110,7 @@ def test_a_lost_reply_does_not_hide_another_writer() -> None:
     assert inner.get(URI).data == b"theirs, too"
 
 
-def test_a_race_that_nobody_won_is_run_again() -> None:
+def test_a_race_without_a_winner_is_retried() -> None:
     """S3 answers 409 to writers that meet, also when the other one gives up then."""
     inner = MemoryBackend()
     script = each("put_new", 1, "before")

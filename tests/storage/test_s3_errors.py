@@ -112,7 +112,7 @@ def test_wrong_credentials(who: str, call: tuple[str, Call], seaweedfs: Server) 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("call", WRITES.values(), ids=WRITES)
-def test_who_may_only_read_is_told_what_is_lacking(
+def test_a_reader_learns_which_permission_is_missing(
     call: tuple[str, Call], seaweedfs: Server
 ) -> None:
     backend(seaweedfs.access).put(f"s3://{BUCKET}/denied/key", b"x")
@@ -144,7 +144,7 @@ def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ALL.values(), ids=ALL)
-def test_an_address_where_nobody_answers_may_pass(call: tuple[str, Call]) -> None:
+def test_an_address_that_does_not_respond_is_transient(call: tuple[str, Call]) -> None:
     # Port 9 is "discard", and nobody listens there.
     dead = backend(Access(f"http://{HOST}:9", key_id="a", secret="b"))
     with pytest.raises(TransientStorageError):
@@ -237,7 +237,7 @@ def test_an_error_inside_an_answer_of_200_is_an_error(scripted: Scripted) -> Non
 @pytest.mark.parametrize(
     ("status", "said"), [(412, "PreconditionFailed"), (409, "ConditionalRequestConflict")]
 )
-def test_lost_races_are_told_as_412_or_409(status: int, said: str, scripted: Scripted) -> None:
+def test_lost_races_are_reported_as_412_or_409(status: int, said: str, scripted: Scripted) -> None:
     scripted.answer = (status, code(said), 0)
     at, prefix = scripted.backend(), f"s3://{BUCKET}/"
     for key in ("new", "a//new"):

@@ -132,7 +132,7 @@ def test_every_page_of_every_way_is_read(pages: tuple[S3Backend, list[str]]) -> 
 
 
 @pytest.mark.parametrize("pages", ["no markers", "ignores markers", "never ends"], indirect=True)
-def test_a_server_that_pages_wrongly_is_told_of(
+def test_a_server_that_pages_wrongly_is_reported(
     pages: tuple[S3Backend, list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     backend, asked = pages

@@ -1,4 +1,4 @@
-"""Windows published on every kind of storage, whatever is in their labels."""
+"""Windows published on every kind of storage, with any characters in their labels."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def states() -> list[str]:
 
 @settings(deadline=None, max_examples=300)
 @given(st.data())
-def test_damage_is_told(data: st.DataObject) -> None:
+def test_damage_is_reported(data: st.DataObject) -> None:
     uri = data.draw(st.sampled_from(states()))
     content = published_twice().stored[uri].data
     at = data.draw(st.integers(0, len(content) - 1))

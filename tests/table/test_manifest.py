@@ -45,7 +45,7 @@ def commit(name: str, mode: str, *names: str, replaces: tuple[str, ...] = ()) ->
     return Commit(entry, 0, (), files(*names), replaces)
 
 
-def test_state_lies_beside_the_output(table_log: TableLog) -> None:
+def test_state_is_next_to_the_output(table_log: TableLog) -> None:
     assert table_log.state == "s3://b/o.chunkmap/"
     assert TableLog(table_log.storage, "s3://b/o").state == table_log.state
 

@@ -1,4 +1,4 @@
-"""Publishing: exactly once, in every mode, whoever dies at whatever request."""
+"""Publishing: exactly once, in every mode, if drivers die at any request."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_without_the_failed_and_with_them_later() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_output_with_a_stranger_is_refused(mode: str) -> None:
+def test_an_output_with_an_unknown_file_is_refused(mode: str) -> None:
     backend = MemoryBackend()
     backend.put(OUTPUT + "k=1/theirs.parquet", b"x")
     with pytest.raises(OutputNotEmptyError, match=r"theirs\.parquet"):
@@ -136,7 +136,7 @@ def test_mode_error_accepts_its_own_run_only() -> None:
 
 
 @pytest.mark.parametrize("theirs", ["append", "overwrite"])
-def test_mode_error_accepts_its_own_run_whoever_came_after_it(theirs: str) -> None:
+def test_mode_error_accepts_its_own_run_after_other_runs(theirs: str) -> None:
     """Its driver may have died before it noted that it was done."""
     backend = MemoryBackend()
     run = published(backend, PLAN, "error")
@@ -171,7 +171,7 @@ def test_who_came_in_between(mode: str, theirs: str, plan: Plan) -> None:
 
 @pytest.mark.parametrize("fault", ["before", "after"])
 @pytest.mark.parametrize("mode", MODES)
-def test_whoever_dies_at_whatever_request_the_next_one_finishes(mode: str, fault: Fault) -> None:
+def test_a_driver_that_dies_at_any_request_is_finished_by_the_next(mode: str, fault: Fault) -> None:
     backend, run = ready(mode)
     run.complete(1)  # a duplicate
     healthy = copied(backend)
@@ -193,7 +193,7 @@ def test_whoever_dies_at_whatever_request_the_next_one_finishes(mode: str, fault
 
 
 @pytest.mark.parametrize("mode", ["error", "overwrite"])
-def test_whoever_dies_twice_is_finished_by_a_stranger(mode: str) -> None:
+def test_a_driver_that_dies_twice_is_finished_by_another(mode: str) -> None:
     """Another run that comes along finishes the claim, and goes on top."""
     backend, run = ready(mode)
     for number in range(0, requests(backend, run), 2):

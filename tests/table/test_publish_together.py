@@ -158,7 +158,7 @@ def test_preparing_while_another_run_publishes() -> None:
 
 
 @pytest.mark.parametrize("theirs", ["overwrite", "overwrite-partitions"])
-def test_what_somebody_replaced_and_left_there_goes_whoever_publishes_next(theirs: str) -> None:
+def test_replaced_files_that_were_left_are_moved_by_the_next_publisher(theirs: str) -> None:
     """They died once their manifest was current; mine was about to go on top of the one before."""
     backend, run = ready("append", APART)
     other = run_of(backend.storage(), PLAN, theirs, "theirs")

@@ -120,7 +120,7 @@ def test_another_run_meets_a_claim_whose_uploads_vanished() -> None:
 
 
 def test_two_drivers_amend_one_commit() -> None:
-    """Each mapped the lost chunk anew; the second must not change what the first published."""
+    """Each mapped the lost chunk again; the second must not change what the first published."""
     backend, run, _ = frozen_then_vanished()
     drivers = [run.again(backend.storage()) for _ in range(2)]
     errors = []

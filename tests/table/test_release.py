@@ -217,7 +217,7 @@ def is_of(uri: str, index: int) -> bool:
     return f"/part-{index:07d}-" in uri
 
 
-def test_files_deleted_by_hand_are_told(output: Output) -> None:
+def test_files_deleted_by_hand_are_reported(output: Output) -> None:
     output.publish(PLAN, "append", "a")
     gone = sorted(output.visible())[0]
     output.storage.delete(output.uri + gone)

@@ -1,4 +1,4 @@
-"""Rollback: replaced files come back under new keys, whoever sleeps and whatever is late."""
+"""Rollback: replaced files come back under new keys, also with late and suspended processes."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_rollback_that_slept_leaves_nothing_that_stops_later_runs(output: Outp
 
 
 @pytest.mark.parametrize("fault", ["before", "after", "late"])
-def test_whoever_dies_at_whatever_request_the_next_one_finishes(fault: Fault) -> None:
+def test_a_driver_that_dies_at_any_request_is_finished_by_the_next(fault: Fault) -> None:
     healthy = overwritten()
     counted = Faulty(copied(healthy), lambda n, name: None)
     rollback(table_log_of(Storage({"s3": counted}, AT_ONCE)))

@@ -45,7 +45,7 @@ def counted(backend: MemoryBackend) -> tuple[TableLog, Faulty]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(["add", "add", "add", "many", "overwrite", "back"]), max_size=120))
-def test_manifests_fold_to_the_lists_they_were_made_from(steps: list[str]) -> None:
+def test_manifests_assemble_to_the_lists_they_were_made_from(steps: list[str]) -> None:
     backend = MemoryBackend()
     table_log = TableLog(backend.storage(), OUTPUT)
     lists: list[tuple[CommitEntry, ...]] = [()]

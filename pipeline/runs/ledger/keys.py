@@ -7,7 +7,7 @@ import numpy.typing as npt
 import polars as pl
 
 from partitioning import Chunk, Plan
-from partitioning.hive_paths import NULL_VALUE, spelled_out
+from partitioning.hive_paths import NULL_VALUE, default_raw
 from partitioning.model import PARTITION_PREFIX, Status
 from pipeline.errors import InputError
 from pipeline.table.keys import MAX_OUTPUT_KEY_BYTES
@@ -136,7 +136,7 @@ def _folders(plan: Plan, *, respelled: bool) -> pl.Series:
     for name in names:
         column = name.removeprefix(PARTITION_PREFIX)
         encoded = objects[name].combine_chunks().dictionary_encode(null_encoding="encode")
-        values = pl.Series(map(spelled_out, encoded.dictionary.to_pylist()), dtype=pl.String)
+        values = pl.Series(map(default_raw, encoded.dictionary.to_pylist()), dtype=pl.String)
         codes = encoded.indices.to_numpy().astype(np.int64)
         shared = _shared(codes, owner, member, bounds)
         spelled = values.gather(shared)

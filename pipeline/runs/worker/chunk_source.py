@@ -38,7 +38,7 @@ from partitioning.parquet_footer import (
     BadFooter,
     ColumnChunk,
     Footer,
-    RequestedState,
+    FooterSelection,
     RowGroup,
     write_footer,
 )
@@ -182,9 +182,9 @@ class FragmentCopy:
         part = self._fragment
         start, length = part.size - part.footer_size, part.footer_size - END
         wanted = range(part.row_group_start, part.row_group_stop)
-        wish = RequestedState(statistics=None, encodings=True, groups=wanted)
+        selection = FooterSelection(statistics=None, encodings=True, groups=wanted)
         try:
-            footer = read_footer(self._file.read(start, length), part.size, wish)
+            footer = read_footer(self._file.read(start, length), part.size, selection)
         except BadFooter as bad:
             raise UnreadableObjectError(part.uri, str(bad.args[1])) from None
         if footer.count < part.row_group_stop:

@@ -85,7 +85,7 @@ def test_the_same_backfill_twice_is_one(world: Days) -> None:
     assert len(backfills_of(world.storage, world.output)) == 1
 
 
-def test_files_deleted_by_hand_are_told(world: Days) -> None:
+def test_files_deleted_by_hand_are_reported(world: Days) -> None:
     world.run(world.job())
     uri = TableLog(world.storage, world.output).output
     gone = min(info.uri for info in world.storage.objects(uri))

@@ -105,7 +105,7 @@ def test_columns_of_a_window_come_back_as_they_were() -> None:
     [
         ("window: {column: ds, columns: [year, month]}", "set `column`, or `columns`"),
         ("window: {grain: day}", "set `column`, or `columns`"),
-        ("window: {columns: [year, month], grain: value}", "the grain is not value"),
+        ("window: {columns: [year, month], grain: value}", "the grain cannot be value"),
         ("window: {columns: [year, year]}", "from coarse to fine"),
     ],
 )

@@ -16,7 +16,7 @@ import pytest
 
 from partitioning import Plan
 from partitioning.hive import HIVE_TYPES
-from partitioning.hive_paths import NULL_VALUE, spelled_out
+from partitioning.hive_paths import NULL_VALUE, default_raw
 from partitioning.model import Chunk
 from pipeline.config.job import HiveType, Job
 from pipeline.config.settings import Settings, load_settings
@@ -156,7 +156,7 @@ def earlier_release() -> Iterator[None]:
         return build(cls, tables, {k: v for k, v in meta.items() if k != "raw_folders"})
 
     def respelled(chunk: Chunk) -> tuple[tuple[str, str], ...]:
-        return tuple((name, spelled_out(value)) for name, value in chunk.partition)
+        return tuple((name, default_raw(value)) for name, value in chunk.partition)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Plan, "build", classmethod(unmarked))

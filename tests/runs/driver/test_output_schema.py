@@ -107,7 +107,7 @@ def test_it_is_refused_before_anything_is_mapped_where_that_can_be_known(small: 
     with pytest.raises(SchemaChangedError, match="the job has other columns"):
         run(small, columns={"a": "Int64"})
     assert [one.run for one in runs_of(small.storage, small.output)] == [first]
-    with pytest.raises(SchemaChangedError, match=r"run \w{16} gives"):
+    with pytest.raises(SchemaChangedError, match=r"run \w{16} has other columns"):
         run(small, "peeks", columns={"a": "Int64"})
     assert len(runs_of(small.storage, small.output)) == 2
 

@@ -38,7 +38,7 @@ def ready(mode: str) -> tuple[MemoryBackend, Storage]:
 
 @pytest.mark.parametrize("fault", ["before", "after"])
 @pytest.mark.parametrize("mode", MODES)
-def test_whoever_dies_at_whatever_request_the_next_one_finishes(mode: str, fault: Fault) -> None:
+def test_a_driver_that_dies_at_any_request_is_finished_by_the_next(mode: str, fault: Fault) -> None:
     backend, storage = ready(mode)
     run = windowed_run(storage, daily(days(1, 2, 3), chunks=1), mode)
     complete(run)

@@ -153,7 +153,7 @@ def test_a_run_is_the_transform_of_each_chunk(world: World, name: str) -> None:
     assert orjson.loads(stored)
 
 
-def test_files_deleted_by_hand_are_told(world: World) -> None:
+def test_files_deleted_by_hand_are_reported(world: World) -> None:
     world.run(world.job())
     gone = min(world.output.rglob("*.parquet"))
     gone.unlink()

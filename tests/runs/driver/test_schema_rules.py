@@ -155,7 +155,7 @@ def test_types_by_name(text: str, dtype: pl.DataType) -> None:
      "list[]", "duration[us, UTC]", "decimal[2, 3]"],
 )  # fmt: skip
 def test_names_of_no_type(text: str) -> None:
-    with pytest.raises(ValueError, match="is no type"):
+    with pytest.raises(ValueError, match="is not a type"):
         parse_type(text)
 
 

@@ -104,7 +104,7 @@ def cuts(draw: st.DrawFn) -> dict[str, Any]:
         return {"per_partition": True}
     tight = {"target": draw(st.integers(1, 3000)), "open_cost": draw(st.sampled_from([0, 100]))}
     least = draw(st.sampled_from([1, 16 << 20]))
-    return tight | {"cross_partitions": kind == "across", "least_part": least}
+    return tight | {"cross_partitions": kind == "across", "min_part": least}
 
 
 def stored(found: Mapping[str, bytes]) -> tuple[MemoryBackend, Storage]:

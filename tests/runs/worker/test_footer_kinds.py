@@ -52,14 +52,14 @@ def added(path: Steps, number: int, new: Node, data: bytes = GOOD) -> bytes:
 REFUSED: dict[str, tuple[bytes, str]] = {
     "LZO": (changed((*COLUMN, 3, 4), Node(I32, 3)), "column a: compressed with LZO"),
     "a codec of the future": (changed((*COLUMN, 3, 4), Node(I32, 99)), "unknown codec 99"),
-    "no metadata": (changed((*COLUMN, 3), None), "column a: its metadata are missing"),
+    "no metadata": (changed((*COLUMN, 3), None), "column a: its metadata is missing"),
     "two columns of one name": (changed((2, 2, 4), Node(BINARY, b"a")), "column 'a' occurs twice"),
     "a name that is no UTF-8": (changed((2, 2, 4), Node(BINARY, b"\xff")), "not UTF-8"),
     "an encrypted column": (
         added(COLUMN, 8, Node(STRUCT, ((1, Node(STRUCT, ())),))), "column a: encrypted columns",
     ),
     "another file": (added(COLUMN, 1, Node(BINARY, b"b.parquet")), "pages are in another file"),
-    "rows of a file": (changed((3,), Node(I64, 0)), "claims 0 rows; its row groups hold 3"),
+    "rows of a file": (changed((3,), Node(I64, 0)), "claims 0 rows; its row groups have 3"),
     "rows of a row group": (changed((4, 0, 3), Node(I64, 5)), "has 5 rows, its column a 3 values"),
     "no repetition": (changed((2, 1, 3), None), "column 'a' does not say whether it is nullable"),
     "an offset outside": (changed((*COLUMN, 3, 9), Node(I64, 10**7)), "column a: bytes"),
@@ -69,7 +69,9 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         with_footer(GOOD, replaced(replaced(footer_of(GOOD), (2, 2, 1), None), (2, 2, 5), None)),
         "column 's' has neither a type nor fields",
     ),
-    "another type than the schema's": (changed((*COLUMN, 3, 1), Node(I32, 1)), "not the schema's"),
+    "another type than the schema": (
+        changed((*COLUMN, 3, 1), Node(I32, 1)), "differs from the schema",
+    ),
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from polars.testing import assert_frame_equal
 from partitioning import Chunk, Plan, PlanRequest, plan_dataset
 from partitioning.page_index import parse_page_index
 from partitioning.page_rows import check_page
-from partitioning.parquet_footer import RequestedState, parse_footer
+from partitioning.parquet_footer import FooterSelection, parse_footer
 from partitioning.thrift import ThriftError
 from pipeline.errors import UnreadableObjectError, WrongPageIndexError
 from pipeline.runs.worker import chunk_source, sparse_file
@@ -126,7 +126,7 @@ def stored(data: bytes) -> Storage:
 
 
 def plan_of(storage: Storage, **request: Any) -> Plan:
-    asked = {"least_part": 1, "open_cost": 0, **request}
+    asked = {"min_part": 1, "open_cost": 0, **request}
     return plan_dataset(PlanRequest(URI, **asked), StorageReader(storage)).plan
 
 
@@ -304,7 +304,7 @@ def test_a_damaged_index_is_as_good_as_none_or_an_error(version: str, at: float,
 
 def footer_of(data: bytes) -> Any:
     length = int.from_bytes(data[-8:-4], "little")
-    return parse_footer(data[-8 - length : -8], len(data), RequestedState(encodings=True))
+    return parse_footer(data[-8 - length : -8], len(data), FooterSelection(encodings=True))
 
 
 @settings(max_examples=100, deadline=None)

@@ -234,7 +234,7 @@ def test_columns_whose_names_are_patterns_to_polars() -> None:
     wide = table.set_column(1, "^a.*$", pa.array([5, 6], pa.int64()))
     both, _ = read(data, by_pyarrow(wide), schema="union")
     assert both["^a.*$"].to_list() == [3, 4, 5, 6]
-    with pytest.raises(FilterError, match="its name is a pattern"):
+    with pytest.raises(FilterError, match="its name as a pattern"):
         read(data, filter=((Term("*", ">", 1),),))
 
 
