@@ -27,7 +27,7 @@ from pipeline.runs.driver.summary import MapProgress
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Failure, Progress
 from pipeline.runs.worker.batch import Batch
-from pipeline.runs.worker.null_types import MOST_TEXT, agreed_types, odd_attempts
+from pipeline.runs.worker.null_types import MAX_TEXT, agreed_types, odd_attempts
 from pipeline.storage.outages import best_effort, retry_until_available
 from pipeline.table.column_types import has_nulls
 from pipeline.table.columns import Columns
@@ -254,7 +254,7 @@ class MapStage:
     def _types_text(self) -> str:
         typed = {name: kind for name, kind in self._output_types.items() if not has_nulls(kind)}
         text = json.dumps(typed | self._null_types)
-        if len(text) > MOST_TEXT:
+        if len(text) > MAX_TEXT:
             text = json.dumps(self._null_types)
         return text if self._null_types or typed else ""
 
