@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from benchmarks.simulation.case import Case
 from benchmarks.simulation.parameters import Parameters
 from pipeline.config.sections import PlannerSettings
-from pipeline.runs.ledger.completion_log import READERS
+from pipeline.runs.ledger.completion_log import CONCURRENT_READS
 from pipeline.runs.worker.chunk_source import WHOLE_BYTES
 from pipeline.runs.worker.reduce import FAN_IN
 from pipeline.storage.s3_backend import COPIED_BYTES
@@ -193,7 +193,9 @@ class Costs:
         """
         driver, store = self.parameters.driver, self.parameters.store
         pages = max(1, math.ceil(segments / PAGE))
-        reading = max(math.ceil(new / READERS) * store.get_seconds, new * driver.segment_seconds)
+        reading = max(
+            math.ceil(new / CONCURRENT_READS) * store.get_seconds, new * driver.segment_seconds
+        )
         return (
             pages * store.list_seconds
             + segments * driver.key_seconds

@@ -55,7 +55,7 @@ def test_one_chunk_raises_what_is_no_exception(
 
 def test_one_chunk_returns_another_schema(new: NewScenario) -> None:
     scenario = new(transform="fickle", params={"row": ROW})
-    with pytest.raises(SchemaChangedError, match=f"such as chunk {CHUNK}"):
+    with pytest.raises(SchemaChangedError, match=f"e.g. chunk {CHUNK}"):
         scenario.run_here()
     assert not read_all(scenario, scenario.output).keys
 

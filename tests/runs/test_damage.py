@@ -320,7 +320,7 @@ def test_a_damaged_partial_is_named() -> None:
         changed[at] ^= 4
         with pytest.raises(StateError, match="u cannot be used"):
             reduce._from_ipc(bytes(changed), "u")
-    with pytest.raises(StateError, match="no partial result"):
+    with pytest.raises(StateError, match="not a partial result"):
         reduce._from_ipc(b"", "u")
 
 

@@ -1,1 +1,1 @@
-"""What anybody may do from storage alone, without a driver: status, verification, vacuum."""
+"""Inspect and maintain outputs from storage alone, without a driver: status, verify, vacuum."""

@@ -1,4 +1,4 @@
-"""Runs as anybody can see them: from storage alone, without Prefect or Dask."""
+"""Read the status of runs from storage alone, without Prefect or Dask."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _REPORTED = ("done", "failed")
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """One run, as its state in storage shows it."""
+    """Status of one run."""
 
     run: str
     job: str
     state: str
-    """done, failed, running, silent since …, interrupted, new, or damaged."""
+    """State: done, failed, running, silent since …, interrupted, cancelled, new or damaged."""
     chunks: int
     done: int
     failed: int
@@ -44,21 +44,21 @@ class RunStatus:
     bytes_in: int
     bytes_out: int
     created: float
-    """Unix seconds."""
+    """Time of creation, in Unix seconds."""
     driver: str
-    """Who drives or drove it."""
+    """Description of the last driver."""
     output: str
     report: str
-    """URI of its page; empty while there is none."""
+    """URI of the report's HTML page; empty if there is none yet."""
     page: str
-    """Of Prefect's UI, while that server is up; empty if it was driven without one."""
+    """URL of the run's page in Prefect's UI; empty if it was driven without Prefect."""
     errors: tuple[str, ...]
     problems: tuple[str, ...] = ()
-    """What is wrong with what is stored of it: entries that are not counted, damaged objects."""
+    """Problems of its stored state: entries that are not counted, damaged objects."""
 
 
 def list_runs(storage: Storage, output: str) -> list[RunStatus]:
-    """Every run of an output, oldest first; those whose state is damaged come last."""
+    """List the runs of an output, oldest first; damaged ones come last."""
     found = find_runs(storage, output)
     uri = parse(output).uri.rstrip("/") + "/"
     states = [_state_or_damage(storage, record) for record in found.records]
@@ -75,7 +75,7 @@ def _state_or_damage(storage: Storage, record: RunRecord) -> RunStatus:
 
 
 def _damaged(run: str, output: str, error: ChunkmapError) -> RunStatus:
-    """A run of which too little can be read to say how far it is."""
+    """Return the status of a run whose state cannot be read."""
     problem = f"{error}. {error.hint}" if error.hint else str(error)
     figures = dict.fromkeys(
         ("chunks", "done", "failed", "rows_in", "rows_out", "bytes_in", "bytes_out"), 0
@@ -123,7 +123,7 @@ def _state(storage: Storage, record: RunRecord) -> RunStatus:
 
 
 def _liveness(ledger: Ledger, driver: DriverRecord | None) -> tuple[str, str]:
-    who = f"process {driver.pid} on {driver.host}" if driver else "nobody yet"
+    who = f"process {driver.pid} on {driver.host}" if driver else "none yet"
     if ledger.published() is not None:
         return "done", who
     if driver is None:
@@ -134,17 +134,18 @@ def _liveness(ledger: Ledger, driver: DriverRecord | None) -> tuple[str, str]:
 
 
 def find_run(runs: list[RunStatus], wanted: str) -> RunStatus:
-    """The run whose id begins as asked for.
+    """Find the run whose id starts with `wanted`.
 
     Raises:
-        UsageError: none does, or several.
+        UsageError: there is none, or more than one.
     """
-    found = [one for one in runs if one.run.startswith(wanted)]
-    if len(found) == 1:
-        return found[0]
-    ids = [one.run for one in runs]
-    if found:
-        raise UsageError(f"{wanted!r} is the beginning of {len(found)} runs: {', '.join(ids)}")
+    matches = [run for run in runs if run.run.startswith(wanted)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        names = ", ".join(run.run for run in matches)
+        raise UsageError(f"{len(matches)} runs start with {wanted!r}: {names}")
+    ids = [run.run for run in runs]
     near = get_close_matches(wanted, ids, 1, 0.5)
     if near:
         raise UsageError(f"there is no run {wanted!r}", hint=f"did you mean {near[0]}?")

@@ -1,7 +1,7 @@
-"""Vacuum: abort abandoned uploads, move orphan files away, delete versions that are not kept.
+"""Vacuum an output: abort abandoned uploads, move orphan files away, delete expired versions.
 
-Nothing is deleted that the current manifest, the one after it, or a kept version names. Orphans are
-moved beside the output first, and deleted by a later vacuum.
+Files of the current manifest, of the next one and of kept versions are never deleted. Orphan files
+are first moved to `orphaned/`, and deleted by a later vacuum.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from pipeline.table.retention import expire_orphans, expire_replaced, move_orpha
 
 @dataclass(frozen=True, slots=True)
 class VacuumResult:
-    """What was cleaned up, or would be."""
+    """What a vacuum removed, or would remove."""
 
     output: str
     uploads: int
-    """Staged outputs that were aborted."""
+    """Number of staged outputs aborted."""
     replaced: int
-    """Files deleted: of versions that are no longer kept, and orphans moved away long ago."""
+    """Number of files deleted: of expired versions, and old files of `orphaned/`."""
     strays: tuple[str, ...]
-    """Files of known runs that no manifest names: moved to `orphaned/` beside the output."""
+    """URIs of orphan files (of known runs, in no manifest), moved to `orphaned/`."""
     spared: tuple[str, ...]
-    """Unfinished runs whose staged work was left alone."""
+    """Ids of unfinished runs whose staged outputs were kept."""
     dry_run: bool
 
 
@@ -45,26 +45,27 @@ def vacuum(
     dry_run: bool = False,
     discard: Iterable[str] = (),
 ) -> VacuumResult:
-    """Abort abandoned uploads and remove what no manifest names.
+    """Abort abandoned uploads, and move or delete files that no manifest names.
 
     Args:
-        storage: Where.
+        storage: Where the output is.
         output: URI of the output prefix.
-        older_than: Seconds; younger uploads are left alone.
-        dry_run: Only say what would be done.
-        discard: Ids of unfinished runs whose staged work is given up too.
+        older_than: Minimum age of what is removed, in seconds.
+        dry_run: Only count what would be removed.
+        discard: Ids of unfinished runs whose staged outputs are aborted too.
     """
     table_log = TableLog(storage, output)
     manifest = finish_open_claim(table_log)
-    found = find_runs(storage, table_log.output)
-    records, given_up = found.records, set(discard)
+    runs = find_runs(storage, table_log.output)
+    records, discarded = runs.records, set(discard)
+    # A damaged run may be unfinished: keep its staged outputs.
     unfinished = [
-        one for one in records if Ledger(storage, one.output, one.run).published() is None
-    ]
-    # Of a damaged one it cannot be told whether it is finished: its staged work is left alone.
-    runs = [one.run for one in unfinished] + list(found.damaged)
-    spared = [run for run in runs if run not in given_up]
-    uploads = _abandoned(table_log, spared, given_up, older_than)
+        record.run
+        for record in records
+        if Ledger(storage, record.output, record.run).published() is None
+    ] + list(runs.damaged)
+    spared = [run for run in unfinished if run not in discarded]
+    uploads = _abandoned(table_log, spared, discarded, older_than)
     orphans = _orphans(table_log, manifest, records, spared)
     replaced = expire_replaced(table_log, manifest, dry_run=dry_run)
     replaced += expire_orphans(table_log, older_than, dry_run=dry_run)
@@ -82,40 +83,41 @@ def vacuum(
 
 
 def discard_run(storage: Storage, ledger: Ledger) -> int:
-    """Abort everything that a run has staged; returns the number of uploads."""
+    """Abort everything that a run has staged; return the number of uploads."""
     progress = ledger.read()
     table_log = TableLog(storage, ledger.output)
     uploads = _abandoned(table_log, [], {ledger.run}, 0.0)
-    uploads = [one for one in uploads if run_of_key(one.uri) == ledger.run]
+    uploads = [upload for upload in uploads if run_of_key(upload.uri) == ledger.run]
     storage.abort(uploads)
     ledger.void(progress.completions["attempt"].to_list())
     return len(uploads)
 
 
 def _abandoned(
-    table_log: TableLog, spared: list[str], given_up: set[str], older_than: float
+    table_log: TableLog, spared: list[str], discarded: set[str], older_than: float
 ) -> list[StagedObject]:
     staged = table_log.storage.staged_under(table_log.output, table_log.state + "staged/")
     latest = time.time() - older_than
     return [
-        one
-        for one in staged
-        if (run := run_of_key(one.uri)) not in spared and (run in given_up or one.created < latest)
+        item
+        for item in staged
+        if (run := run_of_key(item.uri)) not in spared
+        and (run in discarded or item.created < latest)
     ]
 
 
 def _orphans(
     table_log: TableLog, manifest: Manifest, records: list[RunRecord], spared: list[str]
 ) -> list[str]:
-    """Visible files of our own naming that neither the current manifest nor a claim names."""
+    """List published files of known runs that neither the current manifest nor a claim names."""
     named = set(table_log.keys(manifest.commits))
-    ours = {record.run for record in records} - set(spared)
-    found = [
+    runs = {record.run for record in records} - set(spared)
+    orphans = [
         info.uri
         for info in table_log.storage.objects(table_log.output)
-        if info.uri.removeprefix(table_log.output) not in named and run_of_key(info.uri) in ours
+        if info.uri.removeprefix(table_log.output) not in named and run_of_key(info.uri) in runs
     ]
     head, _ = table_log.head()
     if head.publishing is not None or head.current != manifest.number:
-        return []  # They are being published just now; the next one sees.
-    return found
+        return []  # A publish is in progress and may name them; leave them to the next vacuum.
+    return orphans

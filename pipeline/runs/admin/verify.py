@@ -1,4 +1,4 @@
-"""Verify an output: read every file that its manifest names, and look for others."""
+"""Verify an output: read every file that its manifest names, and search for unknown files."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from pipeline.table.log import TableLog
 from pipeline.table.manifest import Manifest
 
 FILES_AT_ONCE = 8
-"""Files that are read whole at the same time."""
+"""Number of files read at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What reading an output again showed."""
+    """Result of verifying an output."""
 
     output: str
     manifest: int
@@ -40,24 +40,23 @@ class Verification:
     rows: int
     bytes: int
     left_out: int
-    """Objects that could not be read, and are left out."""
+    """Number of objects that could not be read and are left out."""
     quarantine: tuple[str, ...]
-    """Where the records of objects in quarantine are."""
+    """URIs of the records of quarantined objects."""
     missing_chunks: int
-    """Planned chunks that the manifest says are left out, or that are in windows of its runs that
-    are not published yet."""
+    """Number of planned chunks that the manifest lists as missing, or whose windows are not
+    published yet."""
     problems: tuple[str, ...]
-    """One sentence each; empty when all is well."""
+    """One sentence per problem; empty if there is none."""
     notes: tuple[str, ...] = ()
-    """Entries that were refused in the ledgers of the manifest's runs; they do not affect the
-    output."""
+    """Entries refused in the ledgers of the manifest's runs; they do not affect the output."""
 
 
 def verify_output(storage: Storage, output: str) -> Verification:
-    """Read every file of the current manifest: size, rows, checksum; and nothing else is there.
+    """Check size, rows and checksum of every file of the current manifest; find unknown files.
 
     Raises:
-        UsageError: nothing was ever published there.
+        UsageError: nothing was ever published to the output.
     """
     table_log = TableLog(storage, output)
     head, etag = table_log.head()
@@ -65,12 +64,12 @@ def verify_output(storage: Storage, output: str) -> Verification:
         raise UsageError(f"{output} has no manifest: chunkmap has published nothing there")
     manifest = table_log.manifest(head.current)
     files = table_log.snapshot(manifest)
-    problems = list(_strangers(table_log, files))
+    problems = list(_unknown_files(table_log, files))
     if head.publishing is not None:
         named = " ".join(head.publishing.commits) or f"rollback to {head.publishing.rollback}"
         problems.append(f"{named} is being published, or was interrupted")
-    left, said = _windows(table_log, manifest)
-    problems += said
+    left, window_problems = _check_windows(table_log, manifest)
+    problems += window_problems
     evidence = find_evidence(table_log, manifest)
     rows = files.select("key", "rows", "bytes", "sha256").iter_rows()
     problems += filter(None, map_concurrently(partial(_problem, table_log), rows, FILES_AT_ONCE))
@@ -84,28 +83,28 @@ def verify_output(storage: Storage, output: str) -> Verification:
         quarantine=tuple(sorted(evidence.values())),
         missing_chunks=left + sum(e.missing for e in manifest.commits if e.window is None),
         problems=tuple(problems),
-        notes=_refused(table_log, manifest),
+        notes=_ledger_notes(table_log, manifest),
     )
 
 
-def _refused(table_log: TableLog, manifest: Manifest) -> tuple[str, ...]:
-    """What the ledgers of a manifest's runs hold that does not count."""
+def _ledger_notes(table_log: TableLog, manifest: Manifest) -> tuple[str, ...]:
+    """Describe the entries in the ledgers of a manifest's runs that are not counted."""
 
     def notes(run: str) -> list[str]:
         try:
-            found = Ledger(table_log.storage, table_log.output, run).read().problems
+            problems = Ledger(table_log.storage, table_log.output, run).read().problems
         except (StateError, ObjectMissingError, JobError) as error:
-            found = (f"its ledger cannot be read: {error}",)
-        return [f"run {run}: {sentence}" for sentence in found]
+            problems = (f"its ledger cannot be read: {error}",)
+        return [f"run {run}: {problem}" for problem in problems]
 
     runs = list(dict.fromkeys(entry.run for entry in manifest.commits))
     return tuple(chain.from_iterable(map_concurrently(notes, runs)))
 
 
-def _windows(table_log: TableLog, manifest: Manifest) -> tuple[int, list[str]]:
-    """Planned chunks of runs with windows that no commit has, and what is wrong with that.
+def _check_windows(table_log: TableLog, manifest: Manifest) -> tuple[int, list[str]]:
+    """Count planned chunks of runs with windows that are in no commit; find contradictions.
 
-    Counted over all manifests: what was replaced since has been published all the same.
+    All manifests count: chunks that were replaced since have been published too.
     """
     runs = dict.fromkeys(entry.run for entry in manifest.commits if entry.window is not None)
     published = Counter({run: 0 for run in runs})
@@ -119,13 +118,13 @@ def _windows(table_log: TableLog, manifest: Manifest) -> tuple[int, list[str]]:
         left += chunks - count
         if count > chunks or (count < chunks and ledger.published() is not None):
             problems.append(
-                f"run {run} is noted as published, with {chunks} planned chunks, but its commits "
+                f"run {run} is recorded as published with {chunks} planned chunks, but its commits "
                 f"have {count}"
             )
     return left, problems
 
 
-def _strangers(table_log: TableLog, files: pl.DataFrame) -> Iterator[str]:
+def _unknown_files(table_log: TableLog, files: pl.DataFrame) -> Iterator[str]:
     named = set(files["key"].to_list())
     for info in table_log.storage.objects(table_log.output):
         key = info.uri.removeprefix(table_log.output)
@@ -144,5 +143,5 @@ def _problem(table_log: TableLog, file: tuple[str, int, int, str]) -> str | None
         return f"{uri} has {len(data)} bytes, the manifest says {size}"
     if hashlib.sha256(data).hexdigest() != sha256:
         return f"{uri} has another checksum than the manifest says"
-    found = pq.read_metadata(pa.BufferReader(data)).num_rows
-    return None if found == rows else f"{uri} has {found} rows, the manifest says {rows}"
+    actual = pq.read_metadata(pa.BufferReader(data)).num_rows
+    return None if actual == rows else f"{uri} has {actual} rows, the manifest says {rows}"

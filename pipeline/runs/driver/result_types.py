@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from pipeline.runs.ledger.records import Progress
-from pipeline.runs.worker.null_types import MOST_TEXT, agreed_types, odd_attempts
+from pipeline.runs.worker.null_types import MAX_TEXT, agreed_types, odd_attempts
 from pipeline.storage.outages import retry_until_available
 from pipeline.table.column_types import has_nulls
 from pipeline.table.columns import Columns
@@ -47,7 +47,7 @@ class ResultTypes:
         """Return the types that go with each batch, as JSON; empty if there are none."""
         typed = {name: kind for name, kind in self._of_output.items() if not has_nulls(kind)}
         text = json.dumps(typed | self._agreed)
-        if len(text) > MOST_TEXT:
+        if len(text) > MAX_TEXT:
             text = json.dumps(self._agreed)
         return text if self._agreed or typed else ""
 

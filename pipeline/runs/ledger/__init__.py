@@ -1,4 +1,4 @@
-"""The state of a run beside its output: run.json, job.yaml, plan.arrow, completions/.
+"""The stored state of a run: run.json, job.yaml, plan.arrow, completions/.
 
-What is left to do is the plan minus the completions.
+The work left is the plan minus the completions.
 """

@@ -1,7 +1,7 @@
-"""The completions of a run as objects: segments, which workers append, and bases, which hold many.
+"""Read the completions of a run: segments, appended by workers, and bases, compacted from many.
 
-Bases lie in `folded/`, where workers cannot write. Those that earlier releases left among the
-segments are not believed: whoever may write segments could hide all others with one.
+Bases are in `folded/`, where workers cannot write. Those that earlier releases left among the
+segments are ignored: anyone who may write segments could hide all others with a forged base.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from pipeline.runs.ledger.checks import note, sentences
 from pipeline.runs.ledger.records import Problems, Segment
 from pipeline.runs.ledger.segments import (
     EMPTY,
-    MOST_PACKED,
-    joined,
+    MAX_PACKED,
+    join,
     pack_base,
     unpack_base,
     unpack_segments,
 )
 from pipeline.storage.documents import reading
 
-READERS = 64
-"""Segments read at a time. At 100 ms each, 16 would take an hour and three quarters for a million,
-and processor time, the same for any number, takes five minutes."""
-BLOCK = 256
-"""Segments whose bytes are held at once, at most."""
+CONCURRENT_READS = 64
+"""Number of segments read at a time. At 100 ms each, a million would take 104 minutes with 16; the
+processor time is five minutes in any case."""
+BLOCK_SEGMENTS = 256
+"""Maximum number of segments whose bytes are in memory at once."""
 BLOCK_BYTES = 64 << 20
-"""Bytes of segments that are held at once, unless one alone has more."""
+"""Maximum bytes of segments in memory at once, unless a single one has more."""
 _SEGMENT = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,240}\.jsonl\.zst")
 _BASE = re.compile(r"base-([0-9]{6,9})\.arrow")
 _OLD_BASE = re.compile(r"base-[0-9]+\.arrow")
@@ -41,35 +41,35 @@ log = logging.getLogger(__name__)
 
 
 class Objects(Protocol):
-    """What a log needs of `pipeline.storage.Storage`."""
+    """The part of `pipeline.storage.Storage` that a completion log needs."""
 
     def objects(self, prefix: str) -> list[ObjectInfo]:
-        """See `Storage.objects`."""
+        """List the objects under a prefix."""
         ...
 
     def after(self, folder: str, name: str) -> list[ObjectInfo]:
-        """See `Storage.after`."""
+        """List the objects of a folder whose names follow `name`."""
         ...
 
     def get(self, uri: str) -> Any:
-        """See `Storage.get`."""
+        """Read an object."""
         ...
 
     def put_new(self, uri: str, data: bytes) -> None:
-        """See `Storage.put_new`."""
+        """Create an object that must not exist."""
         ...
 
 
 class CompletionLog:
-    """Reads a run's segments, each once, and folds them into bases."""
+    """Reads a run's segments, each once, and compacts them into bases."""
 
     def __init__(self, storage: Objects, prefix: str, check: Callable[[Segment], Segment]) -> None:
-        """Name a log; nothing is read yet.
+        """Name a log, without reading anything.
 
         Args:
-            storage: Where.
+            storage: Where the log is.
             prefix: URI of the run's state, with a slash at its end.
-            check: Takes away what does not count, of entries that were read just now.
+            check: Removes invalid entries from what was just read.
         """
         self._storage = storage
         self._prefix = prefix
@@ -77,101 +77,101 @@ class CompletionLog:
         self._check = check
         self._loads = [EMPTY]
         self._names: set[str] = set()
-        """Of the segments that were read since the base."""
+        """Names of the segments read since the base."""
         self._newest = 0
-        """The greatest number of a base that is there, sound or not."""
-        self._folded: frozenset[str] = frozenset()
-        """Names of the segments that the base holds."""
-        self._told: set[str] = set()
+        """Greatest number of an existing base, valid or not."""
+        self._compacted: frozenset[str] = frozenset()
+        """Names of the segments in the base."""
+        self._logged: set[str] = set()
         """Reasons that were logged."""
 
-    def stored(self, since: str = "") -> Segment:
-        """Return everything that is known now, in any order (see `Ledger.read`)."""
-        self._catch_up(since)
-        return joined(self._loads)
+    def read(self, since: str = "") -> Segment:
+        """Read what is new, and return everything, in any order (see `Ledger.read`)."""
+        self._read_new(since)
+        return join(self._loads)
 
     def of_batch(self, batch: str) -> Segment:
         """Return what one batch has stored."""
-        found = self._storage.objects(f"{self._folder}{batch}-")
-        names = (info.uri.removeprefix(self._folder) for info in found if info.size <= MOST_PACKED)
-        return unpack_segments(map(self._packed, names), self._check)
+        listed = self._storage.objects(f"{self._folder}{batch}-")
+        names = (info.uri.removeprefix(self._folder) for info in listed if info.size <= MAX_PACKED)
+        return unpack_segments(map(self._fetch, names), self._check)
 
     def compact(self) -> None:
-        """Write everything that is known as one object, so that the next reader reads one.
+        """Write all segments read so far as one object, so that the next reader is faster.
 
-        A day of 8 workers that flush every 5 s leaves 138,000 segments: two minutes of reading.
+        8 workers that flush every 5 s leave 138,000 segments a day: two minutes of reading.
         """
         if not self._names:
-            self._catch_up()
+            self._read_new()
         if not self._names:
-            return  # Nothing, or nothing that is not folded already.
-        whole, names, number = joined(self._loads), self._folded | self._names, self._newest + 1
+            return  # There are no segments, or all are compacted already.
+        whole, names, number = join(self._loads), self._compacted | self._names, self._newest + 1
         try:
             self._storage.put_new(self._base_uri(number), pack_base(whole, names))
         except AlreadyExistsError:
-            self._catch_up()  # Somebody else folds, too: go on from there.
+            self._read_new()  # Another process has compacted them: use its base.
         else:
             self._newest = number
             self._take_base(whole, names)
 
     @property
     def uncompacted(self) -> int:
-        """Segments that were read one by one."""
+        """Number of segments that were read one by one."""
         return len(self._names)
 
-    def _catch_up(self, since: str = "") -> None:
+    def _read_new(self, since: str = "") -> None:
         """Read what is new."""
         if not since:
             self._read_base()
         listed = self._storage.after(self._folder, since)
-        found = {info.uri.removeprefix(self._folder): info for info in listed}
-        new = sorted(found.keys() - self._names - self._folded)
+        by_name = {info.uri.removeprefix(self._folder): info for info in listed}
+        new = sorted(by_name.keys() - self._names - self._compacted)
         if new:
-            self._loads.append(self._read([(name, found[name].size) for name in new]))
+            self._loads.append(self._read_segments([(name, by_name[name].size) for name in new]))
             self._names |= set(new)
 
-    def _read(self, listed: Sequence[tuple[str, int]]) -> Segment:
-        """Read segments; what is none, or too large to be one, is not even fetched."""
+    def _read_segments(self, listed: Sequence[tuple[str, int]]) -> Segment:
+        """Read segments; objects that cannot be segments, or are too large, are not fetched."""
         refused: Problems = {}
-        sound = []
+        valid = []
         for name, size in listed:
-            if _SEGMENT.fullmatch(name) and size <= MOST_PACKED:
-                sound.append((name, size))
+            if _SEGMENT.fullmatch(name) and size <= MAX_PACKED:
+                valid.append((name, size))
             elif not _OLD_BASE.fullmatch(name):
                 note(refused, "an object is no segment", 1, f"{name}, of {size:,} bytes")
         loads = [EMPTY, Segment(EMPTY.completions, EMPTY.failures, {}, refused)]
-        with ThreadPoolExecutor(READERS) as pool:
-            for block in _blocks(sound):
-                loads.append(unpack_segments(pool.map(self._packed, block), self._check))
-        whole = joined(loads)
-        self._tell(whole.problems)
+        with ThreadPoolExecutor(CONCURRENT_READS) as pool:
+            for block in _blocks(valid):
+                loads.append(unpack_segments(pool.map(self._fetch, block), self._check))
+        whole = join(loads)
+        self._log_problems(whole.problems)
         return whole
 
-    def _tell(self, problems: Problems) -> None:
+    def _log_problems(self, problems: Problems) -> None:
         for reason, sentence in zip(problems, sentences(problems), strict=True):
-            if reason not in self._told:
-                self._told.add(reason)
+            if reason not in self._logged:
+                self._logged.add(reason)
                 log.warning("%s: %s", self._prefix, sentence)
 
-    def _packed(self, name: str) -> tuple[str, bytes]:
+    def _fetch(self, name: str) -> tuple[str, bytes]:
         return name, self._storage.get(self._folder + name).data
 
     def _read_base(self) -> None:
-        """Go on from the newest base that is sound, if it is newer than what is known."""
+        """Read the newest valid base, if it is newer than the one in use."""
         prefix = self._prefix + "folded/"
         names = (info.uri.removeprefix(prefix) for info in self._storage.objects(prefix))
-        numbers = [int(found[1]) for name in names if (found := _BASE.fullmatch(name))]
+        numbers = [int(match[1]) for name in names if (match := _BASE.fullmatch(name))]
         for number in sorted((n for n in numbers if n > self._newest), reverse=True):
             uri = self._base_uri(number)
             try:
                 with reading(uri):
-                    whole, folded = unpack_base(self._storage.get(uri).data)
+                    whole, compacted = unpack_base(self._storage.get(uri).data)
             except StateError as error:
-                # What it holds is in the segments, too: reading them takes longer, and that is all.
+                # Its entries are in the segments too; reading them only takes longer.
                 log.warning("%s; the segments are read instead", error)
                 continue
-            # What else was read is read again: two that fold the same run at once are rare.
-            self._take_base(self._check(whole), folded)
+            # Segments outside of it are read again; this is rare (two processes that compact).
+            self._take_base(self._check(whole), compacted)
             break
         self._newest = max([self._newest, *numbers])
 
@@ -179,17 +179,17 @@ class CompletionLog:
         return f"{self._prefix}folded/base-{number:06d}.arrow"
 
     def _take_base(self, whole: Segment, names: frozenset[str]) -> None:
-        """Go on from a base instead of the segments that it holds."""
-        self._folded = names
+        """Use a base instead of the segments that it was compacted from."""
+        self._compacted = names
         self._loads, self._names = [EMPTY, whole], set()
 
 
 def _blocks(sized: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
-    """Cut segments into blocks that may be held at once."""
+    """Cut segments into blocks that fit into memory at once."""
     block: list[str] = []
     total = 0
     for name, size in sized:
-        if block and (len(block) == BLOCK or total + size > BLOCK_BYTES):
+        if block and (len(block) == BLOCK_SEGMENTS or total + size > BLOCK_BYTES):
             yield block
             block, total = [], 0
         block.append(name)

@@ -1,4 +1,4 @@
-"""Find the runs of an output. One whose record is damaged does not hide the others."""
+"""Find the runs of an output, also if some records are damaged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.runs.ledger.records import RunRecord
 from pipeline.storage import Storage, join, parse, state_prefix
 
 RECORDS_AT_ONCE = 64
-"""Records read at a time."""
+"""Number of records read at a time."""
 _RUN_ID = re.compile(r"[0-9a-f]{16}")
 
 log = logging.getLogger(__name__)
@@ -24,18 +24,18 @@ class RunsFound:
     """The runs of an output."""
 
     records: list[RunRecord]
-    """Oldest first."""
+    """Records of the runs, oldest first."""
     damaged: dict[str, StateError]
-    """By the name of a run's folder, what is wrong with its record."""
+    """Errors of damaged records, by the name of the run's folder."""
 
 
 def find_runs(storage: Storage, output: str) -> RunsFound:
     """Read the records of all runs of an output."""
     prefix = join(state_prefix(parse(output).uri), "runs") + "/"
     names = [info.uri.removeprefix(prefix) for info in storage.objects(prefix)]
-    # Right in a run's folder: workers may write names of their own into some folders below it.
-    found_in = (name.partition("/") for name in names)
-    runs = [run for run, _, rest in found_in if rest == "run.json"]
+    # Only directly in a run's folder: workers may write any names into some folders below it.
+    parts = (name.partition("/") for name in names)
+    runs = [run for run, _, rest in parts if rest == "run.json"]
 
     def read(run: str) -> RunRecord | StateError:
         try:
@@ -45,15 +45,15 @@ def find_runs(storage: Storage, output: str) -> RunsFound:
         except StateError as error:
             return error
 
-    found = dict(zip(runs, map_concurrently(read, runs, RECORDS_AT_ONCE), strict=True))
-    records = [record for record in found.values() if isinstance(record, RunRecord)]
-    damaged = {run: error for run, error in found.items() if isinstance(error, StateError)}
+    results = dict(zip(runs, map_concurrently(read, runs, RECORDS_AT_ONCE), strict=True))
+    records = [record for record in results.values() if isinstance(record, RunRecord)]
+    damaged = {run: error for run, error in results.items() if isinstance(error, StateError)}
     return RunsFound(sorted(records, key=lambda record: record.created), damaged)
 
 
 def runs_of(storage: Storage, output: str) -> list[RunRecord]:
-    """Return the records of all runs of an output that can be read, oldest first."""
-    found = find_runs(storage, output)
-    for error in found.damaged.values():
-        log.warning("%s; this run is left out of account", error)
-    return found.records
+    """Return the records of an output's runs, oldest first; ignore damaged ones."""
+    runs = find_runs(storage, output)
+    for error in runs.damaged.values():
+        log.warning("%s; this run is ignored", error)
+    return runs.records

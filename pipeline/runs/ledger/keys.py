@@ -1,4 +1,4 @@
-"""The final keys of a run's outputs: ordered, below their partition, unique to the run."""
+"""Make the final keys of a run's outputs: in order, in their partition, unique to the attempt."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 _SHOWN = 100
-"""Characters of a folder that an error shows."""
+"""Maximum number of characters of a folder that an error shows."""
 
 
 def output_uri(output: str, run: str, chunk: Chunk, attempt: str) -> str:
-    """Return the final key of a chunk's output.
+    """Return the final URI of a chunk's output.
 
-    Each attempt has a key of its own: what one has written is never written over by another, and
-    what was moved away never comes back under the same key.
+    Each attempt has its own key, so that no attempt overwrites another's output, and a file that
+    was moved away never comes back under the same key.
 
     Args:
         output: URI of the output prefix, with a slash at its end.
         run: Id of the run.
-        chunk: Of the run's plan.
+        chunk: Chunk of the run's plan.
         attempt: Id of the attempt at the chunk.
     """
     folders = "".join(f"{folder_of(name, raw)}/" for name, raw in chunk.raw_partition)
@@ -37,7 +37,7 @@ def output_uri(output: str, run: str, chunk: Chunk, attempt: str) -> str:
 
 
 def reduced_uri(output: str, run: str, attempt: str) -> str:
-    """Return the final key of the result of a run's reduce."""
+    """Return the final URI of the result of a run's reduce."""
     return f"{output}{_name(0, run, attempt)}"
 
 
@@ -46,10 +46,10 @@ def _name(index: int, run: str, attempt: str) -> str:
 
 
 def refuse_long_keys(output: str, plan: Plan) -> None:
-    """Refuse an output whose keys leave no room for what a rollback adds to them.
+    """Refuse an output with keys that are too long for S3, with what a rollback adds to them.
 
     Raises:
-        InputError: S3 would not take some of them; both numbers and the folder are named.
+        InputError: names both numbers and the folder.
     """
     at = parse(as_prefix(output))
     if at.scheme != "s3" or not len(plan):
@@ -63,26 +63,26 @@ def refuse_long_keys(output: str, plan: Plan) -> None:
         folder = str(folders.filter(sizes == longest)[0])
         shown = folder if len(folder) <= _SHOWN else f"{folder[:_SHOWN]}…"
         raise InputError(
-            f"a file below {output} would have a key of {length:,} bytes, and "
-            f"{MAX_OUTPUT_KEY_BYTES:,} is the most that S3 takes and a rollback can lengthen: its "
+            f"a file below {output} would have a key of {length:,} bytes, but at most "
+            f"{MAX_OUTPUT_KEY_BYTES:,} are possible (S3's limit, minus what a rollback adds); its "
             f"partition is {shown}",
             hint="choose a shorter output prefix, or leave the partition out (input.exclude)",
         )
 
 
 def are_keys_of(output: str, run: str, folders: pl.Series | str = "") -> pl.Expr:
-    """Return whether each completion's `uri` is the final key of its index and attempt.
+    """Build an expression: whether each completion's `uri` is the one of its index and attempt.
 
     Args:
         output: URI of the output prefix, with a slash at its end.
         run: Id of the run.
-        folders: Of each completion's chunk.
+        folders: Folder of each completion's chunk.
     """
     index = pl.col("index").cast(pl.String).str.zfill(7)
     where = folders if isinstance(folders, pl.Series) else pl.lit(folders)
     stem = pl.concat_str(pl.lit(output), where, pl.lit("part-"), index, pl.lit(f"-{run}"))
     attempt = pl.concat_str(pl.lit("-"), pl.col("attempt").str.slice(0, 8))
-    # Attempts of a chunk had one key until the first release.
+    # Before the first release, all attempts at a chunk had the same key.
     return pl.any_horizontal(
         pl.col("uri") == pl.concat_str(stem, suffix, pl.lit(".parquet"))
         for suffix in (attempt, pl.lit(""))
@@ -90,28 +90,28 @@ def are_keys_of(output: str, run: str, folders: pl.Series | str = "") -> pl.Expr
 
 
 def folder_of(name: str, raw: str) -> str:
-    """Return the folder of a Hive value: as the input spells it, so that it is the same one."""
+    """Return the folder of a Hive value, spelled as in the input."""
     return f"{name}={raw}"
 
 
 def folders_of(plan: Plan) -> pl.Series:
-    """Return the folder of each chunk's output, in the plan's order: what `output_uri` puts there.
+    """Return the folder of each chunk's output (see `output_uri`), in the plan's order.
 
-    All at once: chunk by chunk, a plan of 100,000 takes seconds.
+    Computed for all chunks at once: one by one, a plan of 100,000 chunks takes seconds.
     """
     return _folders(plan, respelled=False)
 
 
 def respelled_folders_of(plan: Plan) -> pl.Series:
-    """Return the same folders with each value spelled anew, in the shortest way."""
+    """Return the same folders with each value in its shortest spelling."""
     return _folders(plan, respelled=True)
 
 
 def former_folders_of(plan: Plan) -> pl.Series | None:
-    """Return the folders in which earlier releases have put the outputs of a plan of theirs.
+    """Return the folders in which an earlier release has put the outputs of its plan.
 
-    They spelled each value anew: `month=01` as `month=1`. None where that makes no difference, and
-    for plans of this release.
+    Earlier releases used the shortest spelling: `month=1` for `month=01`. None if that makes no
+    difference, and for plans of this release.
     """
     if plan.has_raw_folders:
         return None
@@ -145,20 +145,20 @@ def _folders(plan: Plan, *, respelled: bool) -> pl.Series:
             kinds = raws.unique(maintain_order=True)
             ranks = raws.replace_strict(kinds, np.arange(len(kinds)), return_dtype=pl.Int64)
             own = kinds.gather(_shared(ranks.to_numpy(), owner, member, bounds))
-            # One value that is spelled in several ways: see `Chunk.raw_partition`.
+            # A value may be spelled in several ways within a chunk: see `Chunk.raw_partition`.
             spelled = own.fill_null(spelled).set(spelled.is_null(), None)
         columns[name] = (f"{column}=" + spelled + "/").fill_null("")
     return pl.DataFrame(columns).select(pl.concat_str(pl.all())).to_series()
 
 
 def _shared(codes: Ints, owner: Ints, member: Bools, bounds: Ints) -> pl.Series:
-    """Return the code that all objects of a chunk have; null where they differ.
+    """Return the code that all objects of a chunk share; null if they differ.
 
     Args:
-        codes: Of each object.
+        codes: Code of each object.
         owner: Object of each row group.
         member: Whether a row group is read.
-        bounds: Start and stop of each chunk's row groups, in turns.
+        bounds: Start and stop of each chunk's row groups, alternating.
     """
     own = codes[owner]
     most = int(codes.max()) + 1

@@ -1,7 +1,7 @@
-"""The ledger of a run: what was planned, what is done, what is left. All of it in storage.
+"""Read and write the ledger of a run: its plan, completions and failures in storage.
 
-Workers append segments, the driver reads them; nobody rewrites anything. What is left is the plan
-minus the completions, whoever asks, at any moment.
+Workers append segments and the driver reads them; nothing is rewritten. The work left is always
+the plan minus the completions.
 """
 
 from __future__ import annotations
@@ -63,34 +63,34 @@ def run_id(
     *,
     skips: bool = False,
 ) -> str:
-    """16 hex digits: the same work to the same place is the same run, whoever submits it.
+    """Derive the id of a run (16 hex digits) from its work and its output.
 
-    A backfill's runs are its own: it may be told to do again what has been done. With another
-    version of a table that the transform reads it is other work. So it is to go without bad objects
-    (`skips`) after a run of the same plan has failed at them.
+    The same job submitted twice is one run. Other runs are those of a backfill (which may process
+    its windows again), with another version of a table that the transform reads, or without bad
+    objects (`skips`) after a run of the same plan has failed at them.
     """
-    # What may be changed in a run that is mapped leaves it the same.
+    # Options that may change in a mapped run do not count.
     output = job.output.model_dump(mode="json", exclude={"keep_versions", "schema_"})
     output["uri"] = parse(job.output.uri).uri.rstrip("/")
-    said: list[Any] = [plan.id, job.transform, fingerprint, job.params, output]
-    said += [backfill] if backfill else []
+    parts: list[Any] = [plan.id, job.transform, fingerprint, job.params, output]
+    parts += [backfill] if backfill else []
     if skips or job.input.on_bad_object == "quarantine":
-        said += [job.input.on_bad_object]
-    said += [[one.model_dump(mode="json") for one in tables]] if tables else []
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+        parts += [job.input.on_bad_object]
+    parts += [[table.model_dump(mode="json") for table in tables]] if tables else []
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Ledger:
-    """One run's state in storage."""
+    """Reads and writes one run's state in storage."""
 
     def __init__(self, storage: Storage, output: str, run: str, plan: Plan | None = None) -> None:
-        """Name a run; nothing is read yet.
+        """Name a run, without reading anything.
 
         Args:
-            storage: Where.
+            storage: Where the run's state is.
             output: URI of the output prefix.
-            run: Its id.
-            plan: Its plan, where the caller has it: entries are checked against it.
+            run: Id of the run.
+            plan: Plan of the run, if the caller has it: entries are checked against it.
         """
         self._storage = storage
         self._plan = plan
@@ -101,7 +101,7 @@ class Ledger:
         self.output = parse(output).uri.rstrip("/") + "/"
         self.state = state_prefix(self.output)
         self.prefix = join(self.state, "runs", run) + "/"
-        self._log = CompletionLog(storage, self.prefix, self._checked)
+        self._log = CompletionLog(storage, self.prefix, self._check)
         self._void: set[str] = set()
         self._aside: set[str] = set()
 
@@ -119,7 +119,7 @@ class Ledger:
         columns: Sequence[str] = (),
         skips: bool = False,
     ) -> Self:
-        """Store a run's record, job and plan, each once; an existing run is opened as it is."""
+        """Store a run's record, job and plan, each once; open an existing run as it is."""
         run = run_id(plan, job, fingerprint, backfill, tables, skips=skips)
         ledger = cls(storage, job.output.uri, run, plan)
         record = RunRecord(
@@ -138,8 +138,8 @@ class Ledger:
             tables=tables,
             columns=tuple(columns),
         )
-        # The record comes last: a run that has one is whole. A plan of the same chunks may have
-        # other estimates, or other objects that it goes without: the first one counts.
+        # The record comes last: a run with a record is complete. Another plan of the same chunks
+        # may differ in estimates or skipped objects: the first one stored counts.
         with suppress(AlreadyExistsError):
             storage.put_new(ledger.prefix + "plan.arrow", plan.to_bytes())
             ledger._stored_plan = plan
@@ -147,22 +147,22 @@ class Ledger:
             storage.put_new(ledger.prefix + "job.yaml", seal_text(job.to_yaml()))
             ledger._job = job
         with suppress(AlreadyExistsError):
-            said = seal_json(record.model_dump_json(indent=1).encode())
-            storage.put_new(ledger.prefix + "run.json", said)
+            document = seal_json(record.model_dump_json(indent=1).encode())
+            storage.put_new(ledger.prefix + "run.json", document)
         return ledger
 
     @classmethod
     def open(cls, storage: Storage, run_uri: str) -> Self:
-        """The ledger at `<output>.chunkmap/runs/<run>/`."""
+        """Open the ledger at `<output>.chunkmap/runs/<run>/`."""
         state, _, run = run_uri.rstrip("/").rpartition("/runs/")
         return cls(storage, state.removesuffix(".chunkmap"), run)
 
     def know(self, plan: Plan, job: Job) -> None:
-        """Take over the run's plan and job from a caller who has read them."""
+        """Set the run's plan and job, which the caller has read."""
         self._plan, self._job = plan, job
 
     def record(self) -> RunRecord:
-        """The run's record.
+        """Read the run's record.
 
         Raises:
             UsageError: there is no such run.
@@ -179,14 +179,14 @@ class Ledger:
         return record
 
     def job(self) -> Job:
-        """The job as it was when the run was created. Raises StateError if it is damaged."""
+        """Read the job as of the run's creation. Raises StateError if it is damaged."""
         if self._job is None:
             uri = self.prefix + "job.yaml"
-            self._job = _parsed(parse_text(self._storage.get(uri).data, uri), uri)
+            self._job = _parse_cached(parse_text(self._storage.get(uri).data, uri), uri)
         return self._job
 
     def plan(self) -> Plan:
-        """The frozen plan. Raises StateError if it is damaged."""
+        """Read the frozen plan. Raises StateError if it is damaged."""
         if self._stored_plan is None:
             uri = self.prefix + "plan.arrow"
             data = self._storage.get(uri).data
@@ -195,61 +195,61 @@ class Ledger:
         return self._stored_plan
 
     def published(self) -> int | None:
-        """The number of the manifest that this run was published in, as its driver noted it."""
+        """Read the number of the manifest that published this run, as recorded by its driver."""
         return self._number("published.json")
 
     def _number(self, name: str) -> int | None:
-        """The manifest that a note names. A note is never needed: a damaged one counts as none."""
+        """Read the manifest number of an advisory note; None if there is none or it is damaged."""
         uri = self.prefix + name
         blob = self._storage.get_or_none(uri)
         try:
             return None if blob is None else parse_number(blob.data, "manifest", uri)
         except StateError as error:
-            log.warning("%s; it is left out of account", error)
+            log.warning("%s; it is ignored", error)
             return None
 
     def note_published(self, manifest: int) -> None:
-        """Note where the run was published: a short cut, never needed for correctness."""
+        """Record the manifest that published the run. Advisory: it only saves reading manifests."""
         self._storage.put(
             self.prefix + "published.json", seal_json(orjson.dumps({"manifest": manifest}))
         )
 
     def accept(self, manifest: int) -> None:
-        """Note that whoever drives has seen the output up to this manifest, and goes on top of it.
+        """Record that manifests up to this one are no conflict for the run.
 
-        The run's base stays: what it has published itself is looked for from there.
+        The run's base stays the same: its own commits are searched from there.
         """
         self._storage.put(
             self.prefix + "accepted.json", seal_json(orjson.dumps({"manifest": manifest}))
         )
 
     def accepted(self) -> int:
-        """The newest manifest that nobody who published it is in conflict with."""
+        """Read the number of the newest manifest that is no conflict for the run."""
         return self._number("accepted.json") or 0
 
     def allow_widening(self) -> None:
-        """Note that the output may be widened by this run, though its stored job says nothing."""
+        """Record that this run may widen the output's schema, even if its stored job does not."""
         self._storage.put(self.prefix + "widen.json", orjson.dumps({"at": time.time()}))
 
     def widens(self) -> bool:
-        """Whether the output may get further columns, or wider types, by this run."""
+        """Whether this run may add columns to the output or widen types."""
         if self.job().output.schema_ == "widen":
             return True
         return self._storage.get_or_none(self.prefix + "widen.json") is not None
 
     def cancel(self) -> None:
-        """Ask whoever drives the run to stop."""
+        """Request the run's driver and workers to stop."""
         self._storage.put(self.prefix + "cancel.json", orjson.dumps({"at": time.time()}))
 
     def is_cancelled(self) -> bool:
-        """Whether somebody has asked the driver to stop."""
-        # S3 forbids an absent object to whoever may not list it, which workers may not.
+        """Whether a stop was requested."""
+        # For missing objects, S3 denies access to clients without the right to list, e.g. workers.
         with suppress(AccessDeniedError):
             return self._storage.get_or_none(self.prefix + "cancel.json") is not None
         return False
 
     def clear_cancel(self) -> None:
-        """Take the wish back: a driver that begins anew was told to."""
+        """Withdraw the request to stop, when a driver starts."""
         self._storage.delete(self.prefix + "cancel.json")
 
     def write_segment(
@@ -258,64 +258,64 @@ class Ledger:
         entries: Sequence[Completion | Failure],
         schemas: Iterable[str] = (),
     ) -> None:
-        """Append completions and failures under a name that nobody else uses.
+        """Append a segment of completions and failures.
 
         Args:
-            name: Of the segment.
+            name: Unique name of the segment.
             entries: Completions and failures.
-            schemas: Of the completions' outputs, as JSON.
+            schemas: Schemas of the completions' outputs, as JSON.
         """
         data = pack_segment(entries, schemas)
         self._storage.put_new(f"{self.prefix}completions/{name}.jsonl.zst", data)
 
     def void(self, attempts: Iterable[str]) -> None:
-        """Do not count these attempts: what they staged is gone. Whoever publishes finds out."""
+        """Stop counting these attempts, because their staged outputs no longer exist."""
         self._void |= set(attempts)
 
     def set_aside(self, attempts: Iterable[str]) -> None:
-        """Choose none of these attempts: others of their chunks are to be published instead."""
+        """Treat these attempts as duplicates: other attempts at their chunks are published."""
         self._aside |= set(attempts)
 
     def read(self, since: str = "") -> Progress:
-        """Everything that is stored now; what was read before is not read again.
+        """Read everything that is stored now; segments read before are not read again.
 
         Args:
-            since: Name of a batch: look for what this one and those of greater names have stored,
-                and for nothing else that is new. A run of a million chunks may have as many
-                segments, whose names alone take a minute to list.
+            since: Name of a batch: read only new segments of this batch and of those with greater
+                names. A run of a million chunks may have as many segments, and listing all of them
+                takes a minute.
         """
-        stored = self._log.stored(since)
-        known = stored.completions.sort("index", "attempt")
-        known = known.filter(~pl.col("attempt").is_in(list(self._void)))
+        stored = self._log.read(since)
+        counted = stored.completions.sort("index", "attempt")
+        counted = counted.filter(~pl.col("attempt").is_in(list(self._void)))
         of_reduce = pl.col("batch") == REDUCE
-        aside = known["attempt"].is_in(list(self._aside))
-        completions = known.filter(~of_reduce & ~aside)
-        chosen = _chosen(completions)
+        aside = counted["attempt"].is_in(list(self._aside))
+        completions = counted.filter(~of_reduce & ~aside)
+        chosen = _choose(completions)
         return Progress(
             problems=sentences(stored.problems),
             completions=completions.filter(chosen),
-            duplicates=pl.concat([completions.filter(~chosen), known.filter(~of_reduce & aside)]),
-            reduced=known.filter(of_reduce),
+            duplicates=pl.concat([completions.filter(~chosen), counted.filter(~of_reduce & aside)]),
+            reduced=counted.filter(of_reduce),
             failures=stored.failures.sort("at"),
             schemas=stored.schemas,
         )
 
     def of_batch(self, batch: str) -> Progress:
-        """What earlier tries of one batch have stored."""
+        """Read what earlier attempts at one batch have stored."""
         stored = self._log.of_batch(batch)
         return Progress(stored.completions, EMPTY.completions, stored.failures, schemas={})
 
     def compact(self) -> None:
-        """Write everything that is known as one object, so that the next reader reads one."""
+        """Write all segments read so far as one object, so that the next reader is faster."""
         self._log.compact()
 
     @property
     def uncompacted(self) -> int:
-        """Segments that were read one by one."""
+        """Number of segments that were read one by one."""
         return self._log.uncompacted
 
-    def _checked(self, some: Segment) -> Segment:
-        """What counts of some entries: each is checked once, when it is read."""
+    def _check(self, some: Segment) -> Segment:
+        """Keep the valid entries; each entry is checked once, when it is read."""
         if some.completions.is_empty() and some.failures.is_empty():
             return some
         if self._checks is None:
@@ -327,14 +327,14 @@ class Ledger:
                 tokens=self._storage.token_rule(self.output),
                 reduces=self.job().reduce is not None,
             )
-        return self._checks.checked(some)
+        return self._checks.check(some)
 
 
-def _chosen(completions: pl.DataFrame) -> pl.Series:
-    """Which of several completions of a chunk counts, by a fixed rule: the same for everybody.
+def _choose(completions: pl.DataFrame) -> pl.Series:
+    """Choose one completion per chunk, by a fixed rule, so that all readers choose the same.
 
-    Of staged outputs the first. Partials hold several chunks, which count together: a partial is
-    taken if none of its chunks is in one that was taken before; chunks left over are mapped again.
+    Of staged outputs, choose the first. The chunks of a partial count together: choose a partial,
+    largest first, if none of its chunks is in one chosen before; remaining chunks are mapped again.
     """
     if PARTIAL not in completions["upload"]:
         return completions["chunk"].is_first_distinct()
@@ -349,11 +349,11 @@ def _chosen(completions: pl.DataFrame) -> pl.Series:
 
 
 @lru_cache(64)
-def _parsed(text: str, name: str) -> Job:
-    """A stored job: asked for with every window that is published, and never changed."""
+def _parse_cached(text: str, name: str) -> Job:
+    """Parse a stored job, which never changes and is read for every window that is published."""
     return parse_job(text, name)
 
 
 def segment_name(batch: str, attempt: str, number: int) -> str:
-    """The name of a batch's n-th segment."""
+    """Return the name of a batch's n-th segment."""
     return f"{batch}-{attempt}-{number:04d}"

@@ -1,4 +1,4 @@
-"""What a run leaves in storage: its record, completions and failures, and what they add up to."""
+"""Stored types of a run (record, completions, failures) and the progress computed from them."""
 
 from __future__ import annotations
 
@@ -14,88 +14,88 @@ from pipeline.storage.table_versions import TableVersion
 
 
 class RunRecord(BaseModel):
-    """What a run is; written once, before anything is mapped."""
+    """Definition of a run; written once, before anything is mapped."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     version: int = 1
     run: RunId
-    """16 hex digits, derived from plan, transform, parameters and output."""
+    """Id: 16 hex digits, derived from plan, transform, parameters and output."""
     job: str
-    """The job's name."""
+    """Name of the job."""
     plan: str
-    """The plan's id."""
+    """Id of the plan."""
     chunks: NonNegativeInt
     rows: NonNegativeInt
     transform: str
     fingerprint: str
-    """Of the transform's source and parameters, at the run's creation."""
+    """Fingerprint of the transform's source and parameters when the run was created."""
     output: str
     """URI of the output prefix."""
     mode: str
     base: NonNegativeInt
-    """Number of the manifest that was current at the run's creation."""
+    """Number of the manifest that was current when the run was created."""
     backfill: BackfillId | None = None
-    """The backfill that it belongs to, if it does to one."""
+    """Id of the backfill of the run; None if it belongs to none."""
     tables: tuple[TableVersion, ...] | None = None
-    """Tables that the transform reads, in the versions that all chunks see. Old runs do not say."""
+    """Tables that the transform reads, with the versions for all chunks. None in old records."""
     columns: tuple[str, ...] = ()
-    """Names of the result's columns as planning saw them: the order that all files have. Empty if
-    it could not be told."""
+    """Names of the result's columns, found in planning, in the order that all files have. Empty if
+    unknown."""
     created: Moment
-    """Unix seconds."""
+    """Time of creation, in Unix seconds."""
 
 
 PARTIAL = "partial"
-"""In place of an upload: the chunk's result is in a partial (its URI), combined with others."""
+"""Value of `Completion.upload` for a chunk whose result is in a partial, combined with others."""
 REDUCE = "reduce"
-"""In place of a batch: the completion is not of a chunk but of the whole reduce."""
+"""Value of `Completion.batch` for the completion of a whole reduce instead of a chunk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The proof that a chunk is done."""
+    """Record of a chunk that is mapped and staged."""
 
     chunk: str
     index: int
     batch: str
     attempt: str
-    """Unique to this try of this chunk; also in the metadata of what it staged."""
+    """Unique id of this attempt at the chunk; also in the metadata of its staged output."""
     worker: str
     started: float
-    """Unix seconds."""
+    """Start of the attempt, in Unix seconds."""
     seconds: float
-    """From the moment the chunk was at hand to the end of its staging."""
+    """Seconds from the start of reading to the end of staging."""
     read_seconds: float
     compute_seconds: float
-    """In the transform, and encoding what came out of it."""
+    """Seconds in the transform and in encoding its result."""
     stage_seconds: float
     rows_in: int
-    """Rows that reached the transform: those planned, less those the job's filter took away."""
+    """Rows that the transform received: planned rows minus those removed by the job's filter."""
     rows_out: int
     bytes_in: int
     """Bytes that were read."""
     bytes_out: int
     """Bytes of the staged Parquet file."""
     code: str
-    """Fingerprint of the transform that made it."""
+    """Fingerprint of the transform that made the output."""
     schema: str
-    """Digest of the output's columns and types; what they are is in the segment."""
+    """Digest of the output's schema, which is in the segment."""
     uri: str
-    """Where the output appears once published."""
+    """Final URI of the output, once published."""
     upload: str
     parts: tuple[str, ...]
     sha256: str
     left_out: tuple[str, ...] = ()
-    """Objects that could not be read, with the reason behind a tab (see
-    `input.on_bad_object`); their rows are in none of the figures."""
+    """URI and reason, separated by a tab, of each object that could not be read (see
+    `input.on_bad_object`). Its rows are not counted."""
     filled: tuple[str, ...] = ()
-    """Columns of nothing but nulls that were given the type which they have elsewhere."""
+    """Names of all-null columns that were cast to the type which they have in other chunks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One failed try of one chunk."""
+    """Record of a failed attempt at a chunk."""
 
     chunk: str
     index: int
@@ -103,13 +103,13 @@ class Failure:
     attempt: str
     worker: str
     at: float
-    """Unix seconds."""
+    """Time of the failure, in Unix seconds."""
     error: str
     """Name of the error's class."""
     message: str
     transient: bool
     trace: str
-    """The end of the traceback."""
+    """End of the traceback."""
 
 
 _TYPES: dict[str, Any] = {
@@ -130,61 +130,61 @@ FAILURES = _schema(Failure)
 
 
 Problems = dict[str, tuple[int, str]]
-"""Entries of a ledger that do not count: by the reason, how many, and an example."""
+"""Number and an example of the entries that are not counted, by reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One stored segment, or several folded into one."""
+    """Entries of one or several stored segments."""
 
     completions: pl.DataFrame
     failures: pl.DataFrame
     schemas: dict[str, str]
-    """Columns and types of outputs, as JSON, by digest."""
+    """Schemas of outputs, as JSON, by digest."""
     problems: Problems = field(default_factory=dict)
-    """What was refused."""
+    """Entries that were refused."""
 
 
 def digest_of(schema: str) -> str:
-    """The digest by which completions name the schema of their output (given as JSON)."""
+    """Hash a schema (as JSON) to the digest that completions name."""
     return hashlib.sha256(schema.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What the ledger says at one moment."""
+    """Progress of a run, computed from its ledger at one moment."""
 
     completions: pl.DataFrame
-    """One row a chunk that is done (schema COMPLETIONS), in the plan's order."""
+    """One row per chunk that is done (schema COMPLETIONS), in the plan's order."""
     duplicates: pl.DataFrame
-    """Further completions of the same chunks: published never, aborted at publish."""
+    """Duplicate completions: never published, aborted when the run is."""
     failures: pl.DataFrame
-    """Every failed try (schema FAILURES), oldest first."""
+    """All failed attempts (schema FAILURES), oldest first."""
     schemas: dict[str, str]
-    """Columns and types of outputs, as JSON, by digest."""
+    """Schemas of outputs, as JSON, by digest."""
     reduced: pl.DataFrame = field(default_factory=COMPLETIONS.to_frame)
-    """Completions of whole reduces (schema COMPLETIONS); `chunk` names what was reduced."""
+    """Completions of whole reduces (schema COMPLETIONS); `chunk` names the reduce's last step."""
     problems: tuple[str, ...] = ()
-    """A sentence for each kind of entry that does not count, because this run cannot have written
-    it, or because it cannot be read."""
+    """One sentence per kind of entry that is not counted, because it is unreadable or this run
+    cannot have written it."""
 
     def left(self, chunks: int) -> list[int]:
-        """Indices of the chunks of a plan of this many that have no completion."""
+        """List the indices of chunks without a completion, in a plan of `chunks` chunks."""
         done = set(self.completions["index"].to_list())
         return [index for index in range(chunks) if index not in done]
 
     def left_out(self) -> tuple[str, ...]:
-        """A sentence about objects that could not be read and were left out, if there are any."""
-        found = self.completions["left_out"].explode(empty_as_null=False).drop_nulls()
-        if found.is_empty():
+        """Describe the objects that could not be read and were left out, if there are any."""
+        left_out = self.completions["left_out"].explode(empty_as_null=False).drop_nulls()
+        if left_out.is_empty():
             return ()
-        uris = found.str.split("\t").list.first().n_unique()
+        uris = left_out.str.split("\t").list.first().n_unique()
         return (
             f"{uris:,} objects could not be read and are left out (input.on_bad_object), "
-            f"such as {found[0].replace(chr(9), ': ')}",
+            f"such as {left_out[0].replace(chr(9), ': ')}",
         )
 
     def failed(self) -> pl.DataFrame:
-        """The last failure of each chunk that has no completion."""
+        """Return the last failure of each chunk without a completion."""
         last = self.failures.unique("chunk", keep="last", maintain_order=True)
         return last.join(self.completions, on="chunk", how="anti").sort("index")

@@ -1,4 +1,4 @@
-"""Segments, which workers append to a ledger, and bases, which hold many: bytes and frames."""
+"""Pack and unpack segments, which workers append to a ledger, and bases, compacted from many."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import zstandard
 
 from partitioning.table_file import TableFile, pack_tables
-from pipeline.runs.ledger.checks import joined_problems, note
+from pipeline.runs.ledger.checks import join_problems, note
 from pipeline.runs.ledger.records import (
     COMPLETIONS,
     FAILURES,
@@ -26,18 +26,18 @@ from pipeline.runs.ledger.records import (
 )
 from pipeline.storage.documents import problem_of
 
-MOST_PACKED: Final = 16 << 20
-"""Bytes of a segment as it is stored. One of 200 completions has some 60 KB."""
-MOST_TEXT: Final = 64 << 20
-"""Bytes that a segment may grow to: 32 KB can hold a gigabyte of zeros."""
-MOST_LINE: Final = 1 << 20
-"""Bytes of an entry: one of an upload of 10,000 parts has 400 KB."""
+MAX_PACKED: Final = 16 << 20
+"""Maximum stored bytes of a segment. One of 200 completions has about 60 KB."""
+MAX_TEXT: Final = 64 << 20
+"""Maximum bytes of an uncompressed segment: 32 KB can hold a gigabyte of zeros."""
+MAX_LINE: Final = 1 << 20
+"""Maximum bytes of an entry: that of an upload of 10,000 parts has 400 KB."""
 BLOCK_TEXT: Final = 8 << 20
-"""Bytes of entries that are Python's objects at the same time: of hostile ones these take twenty
-times as much. One frame for each segment would take a millisecond; all entries of a large run at
-once would take gigabytes."""
-LEAST_LINE: Final = 200
-"""Bytes that the shortest line counts for: an entry takes that much even if it says nothing."""
+"""Maximum bytes of entries that are Python objects at the same time; hostile ones take 20 times as
+much memory. A frame per segment would take a millisecond each; a frame of all entries of a large
+run would take gigabytes."""
+MIN_LINE: Final = 200
+"""Bytes that are added to each line's length, for the memory of an empty entry."""
 
 EMPTY = Segment(COMPLETIONS.to_frame(), FAILURES.to_frame(), {})
 
@@ -51,11 +51,11 @@ _ARROW: dict[pl.DataType | type[pl.DataType], pa.DataType] = {
 
 
 def pack_segment(entries: Sequence[Completion | Failure], schemas: Iterable[str] = ()) -> bytes:
-    """Completions and failures as lines of JSON, compressed, with a checksum.
+    """Pack completions and failures as lines of JSON, compressed, with a checksum.
 
     Args:
         entries: Completions and failures.
-        schemas: Of the completions' outputs, as JSON.
+        schemas: Schemas of the completions' outputs, as JSON.
     """
     lines = [{"kind": "schema", "columns": schema} for schema in schemas]
     lines += [_line(entry) for entry in entries]
@@ -66,27 +66,27 @@ def pack_segment(entries: Sequence[Completion | Failure], schemas: Iterable[str]
 def unpack_segments(
     packed: Iterable[tuple[str, bytes]], check: Callable[[Segment], Segment] = lambda some: some
 ) -> Segment:
-    """What some segments hold, as one. What cannot be read is counted as a problem, never raised.
+    """Unpack some segments into one. Unreadable ones are counted as problems, never raised.
 
     Args:
-        packed: Name and bytes of each.
-        check: Takes away what does not count, of some entries at a time.
+        packed: Name and bytes of each segment.
+        check: Removes invalid entries, some entries at a time.
     """
     return _Unpacking(check).of(packed)
 
 
 def unpack_text(data: bytes) -> bytes:
-    """Decompress a segment, which says itself how long it will be.
+    """Decompress a segment, after checking its declared size.
 
     Raises:
         ValueError: it is too large, damaged, or cut short.
     """
-    if len(data) > MOST_PACKED:
+    if len(data) > MAX_PACKED:
         raise ValueError(f"it has {len(data):,} bytes")
     try:
         size = zstandard.frame_content_size(data)
-        # Without a length it would have to be believed while it grows; ours have one.
-        if not 0 <= size <= MOST_TEXT:
+        # Require a declared size, so that memory is bounded; segments of ours have one.
+        if not 0 <= size <= MAX_TEXT:
             raise ValueError(f"it would grow to {size:,} bytes" if size >= 0 else "it has no size")
         return zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
     except zstandard.ZstdError as error:
@@ -94,7 +94,7 @@ def unpack_text(data: bytes) -> bytes:
 
 
 Rows = dict[str, list[dict[str, Any]]]
-"""Entries as JSON has them, by their kind."""
+"""Entries parsed from JSON, by kind."""
 
 
 def _no_rows() -> Rows:
@@ -103,16 +103,16 @@ def _no_rows() -> Rows:
 
 @dataclass(slots=True)
 class _Unpacking:
-    """Some segments becoming frames: a bounded number of entries at a time.
+    """Unpacks segments into frames, a bounded number of entries at a time.
 
-    A segment is believed to its first line that is no entry of ours.
+    Of a damaged segment, the entries before the first invalid line count.
     """
 
     check: Callable[[Segment], Segment]
     waiting: list[tuple[str, Rows]] = field(default_factory=list)
-    """Name and entries of segments that are not frames yet."""
+    """Names and entries of segments that are not in frames yet."""
     size: int = 0
-    """Bytes of these entries."""
+    """Bytes of the waiting entries."""
     frames: list[Segment] = field(default_factory=list)
     problems: Problems = field(default_factory=dict)
 
@@ -123,7 +123,7 @@ class _Unpacking:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 self._refuse(name, error)
         self._flush()
-        return joined(self.frames)
+        return join(self.frames)
 
     def _refuse(self, name: str, error: Exception) -> None:
         note(self.problems, "a segment cannot be read", 1, f"{name}: {problem_of(error)}")
@@ -132,11 +132,11 @@ class _Unpacking:
         rows = _no_rows()
         self.waiting.append((name, rows))
         for line in io.BytesIO(text):
-            if len(line) > MOST_LINE:
+            if len(line) > MAX_LINE:
                 raise ValueError(f"a line of {len(line):,} bytes")
             entry = orjson.loads(line)
             rows[entry.pop("kind")].append(entry)
-            self.size += len(line) + LEAST_LINE
+            self.size += len(line) + MIN_LINE
             if self.size > BLOCK_TEXT:
                 self._flush()
                 rows = _no_rows()
@@ -150,7 +150,7 @@ class _Unpacking:
         try:
             self._keep(together)
         except _UNREADABLE:
-            # One by one, lest a bad one takes the others with it.
+            # Retry one by one, so that a bad segment does not affect the others.
             for name, rows in self.waiting:
                 try:
                     self._keep(rows)
@@ -166,7 +166,7 @@ class _Unpacking:
         some = Segment(
             _frame(rows["completion"], COMPLETIONS),
             _frame(rows["failure"], FAILURES),
-            {digest_of(one): one for one in columns},
+            {digest_of(schema): schema for schema in columns},
         )
         self.frames.append(self.check(some))
 
@@ -175,20 +175,21 @@ _UNREADABLE = (pa.ArrowException, ValueError, KeyError, TypeError, AttributeErro
 
 
 def _frame(rows: list[dict[str, Any]], schema: pl.Schema) -> pl.DataFrame:
-    """Rows as a frame, by way of Arrow.
+    """Make a frame from rows, with Arrow.
 
-    Polars by itself makes each list a series: 200 rows take three times as long, 2,000 six times.
+    Polars alone makes each list a series, which takes 3 times as long for 200 rows, 6 times for
+    2,000.
     """
     fields = pa.schema([(name, _ARROW[dtype]) for name, dtype in schema.items()])
     return _conformed(pl.DataFrame(pl.from_arrow(pa.Table.from_pylist(rows, schema=fields))))
 
 
 _LATER: Final = ("left_out", "filled")
-"""Lists of completions that those of earlier releases do not have."""
+"""List columns of completions that earlier releases did not write."""
 
 
 def _conformed(frame: pl.DataFrame) -> pl.DataFrame:
-    """Entries of earlier releases with what they do not say."""
+    """Add the columns that earlier releases did not write."""
     if "sha256" not in frame.columns:
         return frame
     none = pl.lit([], pl.List(pl.String))
@@ -202,23 +203,23 @@ def _conformed(frame: pl.DataFrame) -> pl.DataFrame:
 
 @lru_cache(256)
 def _is_schema(columns: object) -> bool:
-    """Whether a text is columns and types, as JSON."""
-    found = orjson.loads(columns) if isinstance(columns, str) else None
-    return isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
+    """Whether a text is a schema as JSON."""
+    value = orjson.loads(columns) if isinstance(columns, str) else None
+    return isinstance(value, dict) and all(isinstance(kind, str) for kind in value.values())
 
 
-def joined(segments: Sequence[Segment]) -> Segment:
-    """Several as one."""
+def join(segments: Sequence[Segment]) -> Segment:
+    """Join several segments into one."""
     return Segment(
-        pl.concat([one.completions for one in segments]),
-        pl.concat([one.failures for one in segments]),
-        {digest: text for one in segments for digest, text in one.schemas.items()},
-        joined_problems([one.problems for one in segments]),
+        pl.concat([segment.completions for segment in segments]),
+        pl.concat([segment.failures for segment in segments]),
+        {digest: text for segment in segments for digest, text in segment.schemas.items()},
+        join_problems([segment.problems for segment in segments]),
     )
 
 
 def pack_base(whole: Segment, names: Iterable[str]) -> bytes:
-    """A base: what the segments of these names hold."""
+    """Pack a base: the entries of the segments with these names."""
     tables = {
         "completions": whole.completions.to_arrow(),
         "failures": whole.failures.to_arrow(),
@@ -228,10 +229,10 @@ def pack_base(whole: Segment, names: Iterable[str]) -> bytes:
 
 
 def unpack_base(data: bytes) -> tuple[Segment, frozenset[str]]:
-    """What a base holds, and the names of the segments that it stands for.
+    """Unpack a base: its entries, and the names of the segments that it was compacted from.
 
     Raises:
-        PlanFormatError: it is damaged.
+        PlanFormatError: the base is damaged.
     """
     file = TableFile(data)
     completions, failures = (
@@ -239,11 +240,13 @@ def unpack_base(data: bytes) -> tuple[Segment, frozenset[str]]:
         for part, schema in (("completions", COMPLETIONS), ("failures", FAILURES))
     )
     names = frozenset(file.table("segments")["name"].to_pylist())
-    problems = {why: (count, said) for why, (count, said) in file.meta["problems"].items()}
+    problems = {
+        reason: (count, example) for reason, (count, example) in file.meta["problems"].items()
+    }
     return Segment(completions, failures, file.meta["schemas"], problems), names
 
 
 def _line(entry: Completion | Failure) -> dict[str, Any]:
-    """An entry as JSON's own types; `asdict` would copy each value deeply, for nothing."""
+    """Convert an entry to JSON's types; `asdict` would needlessly deep-copy each value."""
     values = {name: getattr(entry, name) for name in entry.__slots__}
     return {"kind": type(entry).__name__.lower(), **values}

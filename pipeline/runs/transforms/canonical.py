@@ -1,7 +1,7 @@
-"""Write a syntax tree as text that says what runs, and nothing of how it is laid out.
+"""Write a syntax tree as canonical text, which depends on what runs but not on the layout.
 
-Unlike `ast.dump`, the text is the same for every version of Python that parses the same tree:
-fields that are empty are left out, since versions differ in which there are.
+Unlike `ast.dump`, the text is the same for all versions of Python that parse the same tree: empty
+fields, which differ between versions, are left out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionD
 
 
 def canonical(node: ast.AST) -> str:
-    """The text of a tree, without positions and docstrings."""
+    """Return the text of a tree, without positions and docstrings."""
     parts: list[str] = []
     _write(node, parts)
     return "".join(parts)
@@ -38,9 +38,9 @@ def _write(value: Any, parts: list[str]) -> None:
             parts.append(",")
         parts.append("]")
     elif isinstance(value, int) and not isinstance(value, bool):
-        parts.append(hex(value))  # In decimals, Python limits the digits.
+        parts.append(hex(value))  # Not decimal: Python limits the number of digits.
     else:
-        # Not `repr`: which characters it spells depends on the version of Unicode.
+        # Not `repr`: which characters it escapes depends on the version of Unicode.
         parts.append(ascii(value))
 
 

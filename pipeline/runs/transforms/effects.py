@@ -1,4 +1,4 @@
-"""Tell what importing a module does, besides binding names."""
+"""Find the effects of importing a module, other than binding names."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ _PURE_LIBRARIES = frozenset(
         *("typing_extensions", "uuid", "zoneinfo"),
     }
 )
-"""Libraries whose functions do not change what they are given."""
+"""Libraries whose functions do not change their arguments."""
 _CHANGING_BUILTINS = frozenset({"setattr", "delattr", "next", "map", "filter", "vars"})
 _DISPLAYS = (ast.Dict, ast.List, ast.Set, ast.DictComp, ast.ListComp, ast.SetComp)
 _CONTAINERS = frozenset({"dict", "list", "set", "bytearray", "sorted"})
 
 
 def import_targets(module: Module, name: str) -> list[Path] | None:
-    """Where a name is imported from; None if it is bound otherwise; empty if it is not bound."""
-    found: list[Path] = []
+    """Return where a name is imported from; None if bound otherwise, empty if not bound."""
+    targets: list[Path] = []
     for unit in module.bindings.get(name, ()):
         if name not in unit.imports:
             return None
-        found += unit.imports[name]
-    return found
+        targets += unit.imports[name]
+    return targets
 
 
 def has_effect(unit: Unit, module: Module) -> bool:
@@ -56,14 +56,14 @@ def has_effect(unit: Unit, module: Module) -> bool:
         return True
     if any(part.lstrip("_").startswith("register") for path in usage.calls for part in path):
         return True
-    # To change what comes from elsewhere is an effect, too.
+    # Changing something that is imported is an effect too.
     return any(
         import_targets(module, name) is not None and name not in unit.binds for name in usage.stores
     )
 
 
 def is_harmless(callee: Path, module: Module) -> bool:
-    """Whether a call at import cannot change what it is given."""
+    """Whether a call at import cannot change its arguments."""
     if not callee:
         return False
     targets = import_targets(module, callee[0])
@@ -75,7 +75,7 @@ def is_harmless(callee: Path, module: Module) -> bool:
 
 
 def holds_state(unit: Unit, module: Module) -> bool:
-    """Whether a unit binds a name to what may change: a container, or a class that knows heirs."""
+    """Whether a unit binds a mutable value: a container, or a class that registers subclasses."""
     node = unit.statement
     if isinstance(node, ast.ClassDef):
         named = (getattr(inner, "name", "") for inner in node.body)

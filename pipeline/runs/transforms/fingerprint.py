@@ -1,8 +1,7 @@
-"""Fingerprint code: one scheme, with a version, for what a function reaches.
+"""Fingerprint the code that a function reaches, with a versioned scheme.
 
 A fingerprint is `v2-` and 16 hex digits over what `reach` found, the parameters, and the version of
-Polars. It is the same in every process and every checkout. Functions that are shipped by value
-would be hashed here as well, from a `Reached` of their own.
+Polars. It is the same in every process and every checkout.
 """
 
 from __future__ import annotations
@@ -18,34 +17,34 @@ from pipeline.runs.transforms.reach import Reached
 
 SCHEME = "v2"
 OLD_SCHEME = "v1"
-"""Whole modules; its fingerprints had no prefix."""
+"""Scheme of earlier releases: whole modules, without a prefix."""
 LIBRARIES = ("polars",)
-"""Libraries whose version is part of a fingerprint: their results are ours."""
+"""Libraries whose versions are part of a fingerprint, since results depend on them."""
 
 
 def fingerprint(name: str, reached: Reached, params: Mapping[str, Any]) -> str:
-    """The fingerprint of a function with parameters."""
+    """Compute the fingerprint of a function with parameters."""
     return _hash([name, reached.code, params, _versions()])
 
 
-def joined(fingerprints: Sequence[str]) -> str:
-    """One fingerprint for several functions, in this order; of a single one, that."""
+def join_fingerprints(fingerprints: Sequence[str]) -> str:
+    """Join the fingerprints of several functions, in this order; a single one stays as it is."""
     return fingerprints[0] if len(fingerprints) == 1 else _hash(list(fingerprints))
 
 
 def scheme_of(value: str) -> str:
-    """The scheme that made a fingerprint."""
+    """Return the scheme of a fingerprint."""
     scheme, dash, _ = value.partition("-")
     return scheme if dash else OLD_SCHEME
 
 
 def explain_difference(what: str, then: str, now: str) -> str:
-    """Say how the code of a run differs from today's; only for fingerprints that differ."""
+    """Explain the difference between the fingerprint of a run's code and the current one."""
     if scheme_of(then) != scheme_of(now):
         return (
-            f"its code was fingerprinted by scheme {scheme_of(then)} ({then}), and this version of "
-            f"chunkmap uses scheme {scheme_of(now)} ({now}): whether {what} has changed since "
-            "cannot be told"
+            f"its code was fingerprinted by scheme {scheme_of(then)} ({then}), but this version of "
+            f"chunkmap uses scheme {scheme_of(now)} ({now}) and cannot tell whether {what} has "
+            "changed since"
         )
     return f"{what} has changed since (fingerprint {then}, now {now})"
 

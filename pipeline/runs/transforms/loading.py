@@ -1,4 +1,4 @@
-"""Load transforms: allowed before imported, fingerprinted by what they reach, parameters bound."""
+"""Load transforms: check that they are allowed, fingerprint and import them, bind parameters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typing import Any
 from pipeline.config.job import Job
 from pipeline.config.sections import TransformSettings
 from pipeline.errors import JobError, TransformNotAllowedError
-from pipeline.runs.transforms.fingerprint import fingerprint, joined
+from pipeline.runs.transforms.fingerprint import fingerprint, join_fingerprints
 from pipeline.runs.transforms.reach import Reach, Reached, allows
 from pipeline.runs.transforms.source import Module, Sources
 from pipeline.runs.transforms.user_code import describe, is_from_signal
@@ -32,24 +32,24 @@ _lock = Lock()
 
 @dataclass(frozen=True, slots=True)
 class Transform:
-    """A function of the user's, ready to be called."""
+    """A user's function, ready to be called."""
 
     name: str
-    """`module:function`."""
+    """Name: `module:function`."""
     fingerprint: str
-    """`v2-` and 16 hex digits over what the function reaches, and its parameters."""
+    """Fingerprint of what the function reaches, and of its parameters."""
     call: Callable[..., Any]
-    """Takes the LazyFrame; the parameters are bound."""
+    """Function with bound parameters, which takes the LazyFrame."""
     definitions: int = 0
-    """How many definitions of allowed modules it reaches, itself included."""
+    """Number of definitions of allowed modules that it reaches, itself included."""
     notes: tuple[str, ...] = ()
-    """What the fingerprint could not tell, and what it covers instead."""
+    """Notes on code that the fingerprint cannot resolve, and what it covers instead."""
 
 
 def load_transform(name: str, params: Mapping[str, Any], settings: TransformSettings) -> Transform:
-    """Find, allow and import a transform.
+    """Check and import a transform, and bind its parameters.
 
-    A module whose source changed since this process imported it is imported again, so that a
+    A module whose source has changed since this process imported it is imported again, so that a
     long-lived worker never runs old code.
 
     Raises:
@@ -81,10 +81,10 @@ def load_transform(name: str, params: Mapping[str, Any], settings: TransformSett
 
 
 def _check_defined(name: str, value: Any, settings: TransformSettings) -> None:
-    """Raise unless a function, below its decorators and partials, is of an allowed module."""
+    """Raise unless a function, without decorators and partials, is defined in an allowed module."""
     if isinstance(value, type):
         raise JobError(
-            f"{name} is a class, and a transform is a function",
+            f"{name} is a class, but a transform must be a function",
             hint="name a function that takes a LazyFrame and returns one",
         )
     chain = list(_unwrapped(value))
@@ -103,7 +103,7 @@ def _not_defined(name: str, what: str) -> TransformNotAllowedError:
 
 
 def _unwrapped(value: Any) -> Iterator[Any]:
-    """A callable, and what is below its partials, decorators and methods."""
+    """Yield a callable, and what its partials, decorators and methods wrap."""
     for _ in range(100):
         yield value
         if isinstance(value, partial):
@@ -133,19 +133,19 @@ def _check_params(name: str, function: Callable[..., Any], params: Mapping[str, 
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
-        return  # Not written in Python: calling it will show.
+        return  # Not written in Python; calling it will fail if the parameters do not fit.
     try:
         signature.bind(None, **params)
     except TypeError as error:
         takes = ", ".join(list(signature.parameters)[1:]) or "none"
         raise JobError(
             f"{name} cannot be called with the frame and params {list(params)}: {error}",
-            hint=f"mend the job's params; it takes {takes}",
+            hint=f"fix the job's params; {name} takes {takes}",
         ) from error
 
 
 def fingerprint_of(name: str, params: Mapping[str, Any], settings: TransformSettings) -> str:
-    """The fingerprint of a transform, from its source on disk; nothing is imported.
+    """Compute the fingerprint of a transform from its source on disk, without importing it.
 
     See `pipeline.runs.transforms.reach` for what it covers.
 
@@ -159,16 +159,16 @@ def fingerprint_of(name: str, params: Mapping[str, Any], settings: TransformSett
 
 
 def job_fingerprint(job: Job, settings: TransformSettings) -> str:
-    """The fingerprint of all code that a job runs: its transform, and its reduce if it has one."""
+    """Compute the fingerprint of a job's code: its transform, and its reduce if it has one."""
     parts = [fingerprint_of(job.transform, job.params, settings)]
     if job.reduce is not None:
         names = [name for name in (job.reduce.combine, job.reduce.finalize) if name]
         parts += [fingerprint_of(name, {}, settings) for name in names]
-    return joined(parts)
+    return join_fingerprints(parts)
 
 
 def _read(name: str, settings: TransformSettings) -> tuple[Reached, Sources]:
-    """Read what a transform reaches; nothing is imported."""
+    """Read the code that a transform reaches, without importing it."""
     module_name, colon, function = name.partition(":")
     if not colon:
         raise JobError(f"transform {name!r} is not of the form module:function")
@@ -178,7 +178,7 @@ def _read(name: str, settings: TransformSettings) -> tuple[Reached, Sources]:
             f"{list(settings.allow)}",
             hint=f"add {module_name.partition('.')[0]!r} to transforms.allow in conf/base.yaml",
         )
-    _search(settings)
+    _extend_import_path(settings)
     sources = Sources()
     module = sources.module(module_name)
     if module is None:
@@ -195,7 +195,7 @@ def _no_module(name: str, sources: Sources, settings: TransformSettings) -> JobE
     if sources.spec(name) is not None:
         return JobError(
             f"transform module {name!r} has no Python source",
-            hint="a transform is read before it is imported: name a module that is a .py file",
+            hint="name a module that is a .py file: its source is read before it is imported",
         )
     return JobError(
         f"transform module {name!r} does not exist",
@@ -207,27 +207,27 @@ def _no_module(name: str, sources: Sources, settings: TransformSettings) -> JobE
 def _imported_from(
     module: Module, name: str, sources: Sources, settings: TransformSettings, seen: set[str]
 ) -> str | None:
-    """Where a name comes from that is only imported, from modules that are not allowed."""
+    """Return where a name is imported from, if only from modules that are not allowed."""
     units = module.bindings.get(name, ())
     if not units or any(unit.statement is not None for unit in units) or module.name in seen:
         return None
     seen.add(module.name)
-    found = None
+    origin = None
     for target in (target for unit in units for target in unit.imports[name]):
         *above, attribute = target
         source = ".".join(above)
         inner = sources.module(source) if source and allows(settings.allow, source) else None
         if inner is not None:
-            found = _imported_from(inner, attribute, sources, settings, seen)
+            origin = _imported_from(inner, attribute, sources, settings, seen)
         elif not allows(settings.allow, ".".join(target)):
-            found = ".".join(target)
-        if found is None:
+            origin = ".".join(target)
+        if origin is None:
             return None
-    return found
+    return origin
 
 
-def _search(settings: TransformSettings) -> None:
-    """Put the settings' folders first on the import path, for good: imports may come later."""
+def _extend_import_path(settings: TransformSettings) -> None:
+    """Put the settings' folders first on the import path, for good: a transform may import late."""
     for path in reversed([str(Path(path).resolve()) for path in settings.path]):
         if path not in sys.path:
             sys.path.insert(0, path)
@@ -235,30 +235,30 @@ def _search(settings: TransformSettings) -> None:
 
 
 def _digests(module: str, sources: Sources, settings: TransformSettings) -> dict[str, str]:
-    """The digest of a module's source, of its parents', and of each allowed module's it imports."""
-    pending, found = [module], dict[str, str]()
+    """Return the source digests of a module, its parents, and the allowed modules it imports."""
+    pending, digests = [module], dict[str, str]()
     while pending:
         name = pending.pop()
         parent = name.rpartition(".")[0]
-        if parent and parent not in found:
-            pending.append(parent)  # It is imported first, and may do anything.
-        source = sources.module(name) if name not in found else None
+        if parent and parent not in digests:
+            pending.append(parent)  # Imported first, with any effects.
+        source = sources.module(name) if name not in digests else None
         if source is None:
             continue
-        found[name] = source.digest
+        digests[name] = source.digest
         if allows(settings.allow, name):
             imported = {
                 ".".join(path[: n + 1]) for path, _ in source.imports for n in range(len(path))
             }
-            pending += [one for one in sorted(imported) if allows(settings.allow, one)]
-    return dict(sorted(found.items()))
+            pending += [path for path in sorted(imported) if allows(settings.allow, path)]
+    return dict(sorted(digests.items()))
 
 
 def _import(module: str, sources: Sources, settings: TransformSettings) -> Any:
     digests = _digests(module, sources, settings)
     changed = {name for name, digest in digests.items() if _loaded.get(name, digest) != digest}
     if changed:
-        # Those that did not change hold functions of those that did: all go.
+        # Unload unchanged modules too: they refer to functions of changed ones.
         for name in digests:
             if name in changed or allows(settings.allow, name):
                 _forget(name, sources)
@@ -279,6 +279,6 @@ def _forget(name: str, sources: Sources) -> None:
     sys.modules.pop(name, None)
     spec = sources.spec(name)
     if spec is not None and spec.origin is not None:
-        # The interpreter takes a compiled file for current by size and whole seconds.
+        # Python compares only size and whole seconds to detect a stale compiled file.
         with suppress(OSError, NotImplementedError):
             os.unlink(importlib.util.cache_from_source(spec.origin))

@@ -10,10 +10,10 @@ Path = tuple[str, ...]
 """A dotted path, such as `("examples", "tpch", "LINE")`."""
 
 DYNAMIC_NAMES = frozenset({"eval", "exec", "globals", "__import__"})
-"""Builtins that reach names which no reading of the source can tell."""
+"""Builtins that may reach names which are not in the source."""
 DYNAMIC_ATTRIBUTES = frozenset({"__globals__", "__builtins__", "__subclasses__"})
 READ_ONLY_METHODS = frozenset({"get", "keys", "values", "items", "copy", "index", "count"})
-"""Methods of containers that change nothing."""
+"""Methods of containers that do not change them."""
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -21,13 +21,13 @@ _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A use of a name of the module, or of something that a function imports for itself."""
+    """A use of a name of the module, or of something that a function imports locally."""
 
     path: Path
-    """The name and the attributes that follow; of an import, the whole absolute path."""
+    """Name and following attributes; for an import, the absolute path."""
     is_import: bool = False
     callees: tuple[Path, ...] = ()
-    """What it is called as, or passed to, when the module is imported: it may change the object."""
+    """Functions that it is called as or passed to at import, which may change the object."""
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class Bound:
 
 @dataclass(slots=True)
 class Usage:
-    """What a statement uses, and what importing its module does with it."""
+    """The names that a statement uses, and what it does with them at import."""
 
     references: list[Reference] = field(default_factory=list)
     imported: list[tuple[Path, bool]] = field(default_factory=list)
@@ -50,17 +50,17 @@ class Usage:
     rebinds: set[str] = field(default_factory=set)
     """Module names that its functions assign to (`global`)."""
     stores: set[str] = field(default_factory=set)
-    """Names to whose attributes or items it assigns at import."""
+    """Names whose attributes or items it assigns to at import."""
     calls: list[Path] = field(default_factory=list)
-    """What it calls at import, as far as that has a name."""
+    """Named functions that it calls at import."""
     dynamic: list[tuple[int, str]] = field(default_factory=list)
-    """Line and name of what cannot be told from the source."""
+    """Line and name of uses that cannot be resolved from the source."""
     has_expressions: bool = False
-    """Whether it has statements that are only there for their effect at import."""
+    """Whether it has expression statements, which run at import for their effect."""
 
 
 def absolute(module: str, is_package: bool, node: ast.ImportFrom) -> Path:
-    """The module that a `from … import` names."""
+    """Return the module that a `from … import` names."""
     base = tuple(node.module.split(".")) if node.module else ()
     if not node.level:
         return base
@@ -70,7 +70,7 @@ def absolute(module: str, is_package: bool, node: ast.ImportFrom) -> Path:
 
 
 def callee_of(node: ast.expr) -> Path:
-    """`("a", "b", "c")` for `a.b(1).c`; empty for what does not begin with a name."""
+    """Return `("a", "b", "c")` for `a.b(1).c`; empty if it does not begin with a name."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute | ast.Call | ast.Subscript):
         if isinstance(node, ast.Attribute):
@@ -80,7 +80,7 @@ def callee_of(node: ast.expr) -> Path:
 
 
 def path_of(node: ast.expr) -> Path | None:
-    """`("a", "b")` for `a.b`; None for anything but a name and its attributes."""
+    """Return `("a", "b")` for `a.b`; None for anything but a name and its attributes."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
@@ -95,7 +95,7 @@ class Binder:
         self._module, self._is_package = module, is_package
 
     def bound(self, nodes: Iterable[ast.AST]) -> Bound:
-        """The names that statements bind in their own block."""
+        """Collect the names that statements bind in their own block."""
         bound = Bound()
         for node in nodes:
             self._visit(node, bound, in_comprehension=False)
@@ -134,7 +134,7 @@ class Binder:
 
 
 def _assigned(node: ast.AST) -> Iterator[str]:
-    """The name that a node assigns to, if it does."""
+    """Yield the name that a node assigns to, if any."""
     match node:
         case ast.NamedExpr(target=ast.Name(id=name)):
             yield name
@@ -152,7 +152,7 @@ def _add(bound: Bound, name: str, path: Path) -> None:
 
 
 def outside(node: ast.AST) -> Iterator[ast.AST]:
-    """The parts of a definition that belong to the block around it: decorators, defaults, bases."""
+    """Yield the parts of a definition in the enclosing block: decorators, defaults, bases."""
     if isinstance(node, _DEFINITIONS):
         yield from node.decorator_list
     if isinstance(node, _FUNCTIONS):
@@ -168,13 +168,13 @@ def _annotations(node: ast.AST) -> Iterator[ast.AST]:
         yield from (node.returns,) if node.returns else ()
     if isinstance(node, _FUNCTIONS):
         yield from (arg.annotation for arg in _arguments(node.args) if arg.annotation)
-    # PEP 695: their bounds.
+    # PEP 695: bounds of type parameters.
     yield from getattr(node, "type_params", ())
 
 
 def _arguments(arguments: ast.arguments) -> Iterator[ast.arg]:
     yield from (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
-    yield from (one for one in (arguments.vararg, arguments.kwarg) if one is not None)
+    yield from (star for star in (arguments.vararg, arguments.kwarg) if star is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,7 @@ class Resolver:
         self._binder = Binder(module, is_package)
 
     def usage(self, statement: ast.stmt) -> Usage:
-        """What a statement uses, resolved from within each of its blocks."""
+        """Find what a statement uses, resolved within each of its blocks."""
         usage = Usage()
         _Walk(self._module, self._is_package, self._binder, usage).visit(statement, ())
         return usage
@@ -204,7 +204,7 @@ class _Walk:
     binder: Binder
     usage: Usage
     deferred: bool = False
-    """Whether this runs when a function is called, not at import."""
+    """Whether the visited code runs when a function is called, not at import."""
     callees: tuple[Path, ...] = ()
 
     def visit(self, node: ast.AST, scopes: tuple[_Scope, ...]) -> None:
@@ -243,7 +243,7 @@ class _Walk:
         bound = self.binder.bound(body)
         self.usage.rebinds |= bound.declared_global & bound.names
         bound.names |= {argument.arg for argument in _arguments(node.args)}
-        bound.names |= {one.name for one in getattr(node, "type_params", ())}
+        bound.names |= {parameter.name for parameter in getattr(node, "type_params", ())}
         inner = (*scopes, _Scope(bound))
         callees, self.callees = self.callees, ()
         for child in body:
@@ -251,7 +251,7 @@ class _Walk:
         self.deferred, self.callees = before, callees
 
     def _decorators(self, node: ast.AST, scopes: tuple[_Scope, ...]) -> None:
-        """A decorator is a call, whether it has parentheses or not."""
+        """Record decorators as calls, with or without parentheses."""
         for decorator in getattr(node, "decorator_list", ()):
             path = path_of(decorator)
             if path and not self.deferred:
@@ -262,7 +262,7 @@ class _Walk:
         self._decorators(node, scopes)
         before = self.callees
         if not self.deferred:
-            self.callees = (*before, ())  # A base may keep a list of its heirs.
+            self.callees = (*before, ())  # A base class may register its subclasses.
         for child in outside(node):
             self.visit(child, scopes)
         self.callees = before
@@ -272,7 +272,7 @@ class _Walk:
         inner = (*scopes, _Scope(self.binder.bound(node.body), is_class=True))
         for child in node.body:
             self.visit(child, inner)
-        self.usage.has_expressions = expressions  # Those of its body are the class's own.
+        self.usage.has_expressions = expressions  # Expressions in its body do not count.
 
     def _comprehension(
         self,
@@ -280,12 +280,13 @@ class _Walk:
         scopes: tuple[_Scope, ...],
     ) -> None:
         self.visit(node.generators[0].iter, scopes)
-        inner = (*scopes, _Scope(self.binder.bound([one.target for one in node.generators])))
-        for position, one in enumerate(node.generators):
-            self.visit(one.target, inner)
+        targets = [generator.target for generator in node.generators]
+        inner = (*scopes, _Scope(self.binder.bound(targets)))
+        for position, generator in enumerate(node.generators):
+            self.visit(generator.target, inner)
             if position:
-                self.visit(one.iter, inner)
-            for condition in one.ifs:
+                self.visit(generator.iter, inner)
+            for condition in generator.ifs:
                 self.visit(condition, inner)
         values = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
         for value in values:
@@ -328,7 +329,7 @@ class _Walk:
         for depth in range(innermost, -1, -1):
             scope = scopes[depth]
             if scope.is_class and depth != innermost:
-                continue  # Methods do not see the names of their class.
+                continue  # Names of a class are not visible in its methods.
             if name in scope.bound.declared_global:
                 break
             if name in scope.bound.names:
@@ -336,13 +337,13 @@ class _Walk:
                     whole = (*target, *attributes)
                     self.usage.references.append(Reference(whole, True, callees))
                 if not scope.is_class:
-                    return  # A class's body may also mean the module's, before its own is bound.
+                    return  # A class body may use the module's name before it binds its own.
         if name in DYNAMIC_NAMES:
             self.usage.dynamic.append((line, name))
         self.usage.references.append(Reference(path, False, callees))
 
     def _imports(self, node: ast.Import | ast.ImportFrom) -> None:
-        """Note which modules run, whatever is done with their names."""
+        """Record which modules are imported, whether or not their names are used."""
         if isinstance(node, ast.Import):
             paths = [tuple(alias.name.split(".")) for alias in node.names]
         else:
@@ -351,7 +352,7 @@ class _Walk:
         self.usage.imported += [(path, self.deferred) for path in paths]
 
     def _store(self, node: ast.expr) -> None:
-        """Note the name at the root of what is assigned to, through items and attributes."""
+        """Record the root name of an assignment to items and attributes."""
         while isinstance(node, ast.Subscript | ast.Attribute):
             node = node.value
         if isinstance(node, ast.Name) and not self.deferred:

@@ -1,10 +1,10 @@
-"""Follow what a function reaches: definitions and constants of allowed modules.
+"""Find the code that a function reaches: definitions and constants of allowed modules.
 
-Reached is a definition that the function names, or that a reached one names, in any allowed
-module; and what importing these modules does besides: statements that are there for their effect,
-registrations, and changes of a reached container. The parent packages of a module run when it is
-imported, so their code counts as a whole. What names are not enough to tell (`eval`, modules that
-are passed around or imported by name) makes whole modules count, and is noted.
+A definition is reached if the function, or a reached definition, names it. Effects of importing
+these modules count too: statements for their effect, registrations, and changes of a reached
+container. The parent packages of a module run when it is imported, so their code counts as a whole.
+Where names do not show what is used (`eval`, modules that are passed as values or imported by
+name), whole modules count, and a note says so.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _BUILTINS = ("builtins",)
 
 
 def allows(allow: Sequence[str], module: str) -> bool:
-    """Whether a module is one of the allowed ones, or below one."""
+    """Whether a module is allowed, or inside an allowed package."""
     return any(module == name or module.startswith(name + ".") for name in allow)
 
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """What a function reaches.
+    """The code that a function reaches.
 
     Attributes:
-        code: By module: canonical texts, in an order where order matters.
-        definitions: How many top-level definitions and statements.
-        notes: Sentences on what could not be told, and what counts instead.
+        code: Canonical texts by module, in order where order matters.
+        definitions: Number of top-level definitions and statements.
+        notes: Notes on what could not be resolved, and what counts instead.
     """
 
     code: dict[str, dict[str, list[str]]]
@@ -59,9 +59,9 @@ class Reach:
         """Start with nothing reached.
 
         Args:
-            sources: Finds modules.
-            allow: The allowed modules and packages.
-            effects: Whether what importing modules does counts too.
+            sources: Finder of modules.
+            allow: Allowed modules and packages.
+            effects: Whether effects of importing modules count too.
         """
         self.units: dict[Unit, Module] = {}
         self._sources, self._allow, self._effects = sources, tuple(allow), effects
@@ -73,7 +73,7 @@ class Reach:
         self._pending: list[Callable[[], None]] = []
 
     def function(self, module: Module, name: str) -> None:
-        """Follow a function of a module; a name that is not bound makes the module count."""
+        """Follow a function of a module; if its name is not bound, the whole module counts."""
         self._import(module.name)
         if not self._name(module, (name,)):
             self._count_whole(module)
@@ -82,7 +82,7 @@ class Reach:
             self._follow()
 
     def result(self) -> Reached:
-        """What was reached so far."""
+        """Return the code reached so far."""
         by_module: dict[Module, list[Unit]] = {}
         for unit, module in self.units.items():
             by_module.setdefault(module, []).append(unit)
@@ -102,14 +102,14 @@ class Reach:
         return Reached(code, len(self.units), tuple(self._notes))
 
     def _follow(self) -> None:
-        """Work off what is pending. Chains of helpers may be longer than Python's stack."""
+        """Run pending work, without recursion: chains of calls may exceed Python's stack."""
         while self._pending:
             self._pending.pop()()
 
     # -- names and paths ---------------------------------------------------------------------
 
     def _name(self, module: Module, path: Path) -> bool:
-        """Reach what a name of a module, with attributes, means; whether it is bound there."""
+        """Reach what a module's name with attributes refers to; return whether it is bound."""
         key = (module.name, path)
         if key in self._named:
             return self._named[key]
@@ -128,7 +128,7 @@ class Reach:
         return found
 
     def _starred(self, module: Module, path: Path) -> bool:
-        """Look for a name in what a module imports with `*`."""
+        """Search for a name in what a module imports with `*`."""
         found = False
         for unit in module.units:
             if unit.star is None:
@@ -144,7 +144,7 @@ class Reach:
         return found
 
     def _path(self, path: Path, user: Module) -> None:
-        """Reach what an absolute path means: a module, or a name in one."""
+        """Reach what an absolute path refers to: a module, or a name in one."""
         if not self._is_ours(path[0]):
             self._library(path, user)
             return
@@ -163,7 +163,7 @@ class Reach:
             module, rest = below, rest[1:]
 
     def _at(self, path: Path) -> Module | None:
-        """The module of ours at a path."""
+        """Return the allowed module at a path, if there is one."""
         return self._sources.module(".".join(path)) if path and self._is_ours(path[0]) else None
 
     def _below(self, module: Module, name: str) -> Module | None:
@@ -207,7 +207,7 @@ class Reach:
                 self._cannot_tell(module, f"{name} (line {line})", by_name=name == "__import__")
 
     def _cannot_tell(self, module: Module, what: str, *, by_name: bool) -> None:
-        """Let whole modules count where names do not tell what is used."""
+        """Count whole modules, because names do not show what is used."""
         self._note(module, f"it uses {what}")
         self._count_whole(module)
         package = next(
@@ -218,7 +218,7 @@ class Reach:
             try:
                 inner = self._sources.module(name)
             except JobError:
-                continue  # What cannot be read cannot be imported.
+                continue  # It cannot be imported either.
             if inner is not None:
                 self._count_whole(inner)
 
@@ -239,7 +239,7 @@ class Reach:
     # -- what importing does -----------------------------------------------------------------
 
     def _import(self, name: str) -> None:
-        """Count what importing a module of ours does."""
+        """Count the effects of importing a module."""
         if name in self._imported or not self._effects:
             return
         module = self._sources.module(name)
@@ -266,7 +266,7 @@ class Reach:
             self._import(name)
 
     def _reach_changes(self) -> bool:
-        """Reach what changes a reached container at import; whether there was any."""
+        """Reach units that change a reached container at import; return whether there are any."""
         state = {unit for unit, module in self.units.items() if holds_state(unit, module)}
         before = len(self.units)
         for module in list(self._imported.values()):
@@ -283,7 +283,7 @@ class Reach:
         return len(self.units) > before
 
     def _touches(self, unit: Unit, module: Module) -> dict[Unit, Module]:
-        """All that a unit hands to code that runs at import."""
+        """Return all units that a unit passes to code that runs at import."""
         if unit not in self._touched:
             inner = Reach(self._sources, self._allow, effects=False)
             for reference in unit.usage.references:
@@ -299,7 +299,7 @@ class Reach:
 
     @staticmethod
     def _is_free(unit: Unit, module: Module) -> bool:
-        """Whether a unit may stand anywhere in its module without a difference."""
+        """Whether the position of a unit in its module does not matter."""
         if not unit.binds <= module.bound_once or unit.usage.stores or unit.star is not None:
             return False
         node = unit.statement
@@ -310,7 +310,7 @@ class Reach:
 
 
 def _parents(name: str) -> Iterator[str]:
-    """The packages above a module, outermost first."""
+    """Yield the parent packages of a module, outermost first."""
     parts = name.split(".")
     return (".".join(parts[:depth]) for depth in range(1, len(parts)))
 

@@ -41,7 +41,7 @@ class Unit:
 
     @cached_property
     def code(self) -> str:
-        """The canonical text."""
+        """Canonical text of the unit."""
         if self.star is not None:
             return f"from {'.'.join(self.star)} import *"
         if self.statement is None:
@@ -52,14 +52,14 @@ class Unit:
 
     @cached_property
     def usage(self) -> Usage:
-        """What it uses."""
+        """What the unit uses."""
         if self.statement is None:
             return Usage()
         return Resolver(self.module, self.is_package).usage(self.statement)
 
 
 def at_import(node: ast.AST) -> Iterator[ast.AST]:
-    """The parts of a statement that run when its module is imported."""
+    """Yield the parts of a statement that run when its module is imported."""
     yield node
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, _BLOCKS):
@@ -73,55 +73,55 @@ class Module:
     name: str
     is_package: bool
     digest: str
-    """Of the file's bytes."""
+    """Digest of the file's bytes."""
     units: tuple[Unit, ...]
 
     @cached_property
     def bindings(self) -> dict[str, tuple[Unit, ...]]:
-        """The units that bind a name, in their order."""
-        found: dict[str, list[Unit]] = {}
+        """Units that bind each name, in order."""
+        bindings: dict[str, list[Unit]] = {}
         for unit in self.units:
             for name in unit.binds | unit.usage.rebinds:
-                found.setdefault(name, []).append(unit)
-        return {name: tuple(units) for name, units in found.items()}
+                bindings.setdefault(name, []).append(unit)
+        return {name: tuple(units) for name, units in bindings.items()}
 
     @cached_property
     def bound_once(self) -> frozenset[str]:
-        """The names that are bound by one unit only."""
+        """Names that are bound by one unit only."""
         counts = Counter(name for name, units in self.bindings.items() for _ in units)
         return frozenset(name for name, count in counts.items() if count == 1)
 
     @cached_property
     def imports(self) -> tuple[tuple[Path, bool], ...]:
         """Paths that its code imports, and whether only when a function is called."""
-        found: list[tuple[Path, bool]] = []
+        imports: list[tuple[Path, bool]] = []
         for unit in self.units:
             if unit.star is not None:
-                found.append((unit.star, False))
-            found += [(path, False) for paths in unit.imports.values() for path in paths]
-            found += unit.usage.imported
-        return tuple(dict.fromkeys(found))
+                imports.append((unit.star, False))
+            imports += [(path, False) for paths in unit.imports.values() for path in paths]
+            imports += unit.usage.imported
+        return tuple(dict.fromkeys(imports))
 
 
 class Sources:
-    """Modules by name, each found and read once."""
+    """Finds and reads modules by name, each once."""
 
     def __init__(self) -> None:
         self._modules: dict[str, Module | None] = {}
         self._specs: dict[str, importlib.machinery.ModuleSpec | None] = {}
 
     def module(self, name: str) -> Module | None:
-        """A module's source; None if there is no such module, or it has no Python source.
+        """Return a module; None if it does not exist or has no Python source.
 
         Raises:
-            JobError: it is not Python.
+            JobError: the source is not valid Python.
         """
         if name not in self._modules:
             self._modules[name] = self._read(name)
         return self._modules[name]
 
     def spec(self, name: str) -> importlib.machinery.ModuleSpec | None:
-        """Where a module is, found by the finders of this process without importing its parents."""
+        """Find a module with the finders of this process, without importing its parents."""
         if name not in self._specs:
             self._specs[name] = self._find(name)
         return self._specs[name]
@@ -138,8 +138,8 @@ class Sources:
                 if spec is not None and spec.submodule_search_locations is not None:
                     spec.submodule_search_locations = list(spec.submodule_search_locations)
             except KeyError:
-                # Of a package without __init__.py in another one: Python asks for the package above
-                # it, which is not imported yet.
+                # For a package without __init__.py in another package, Python looks up the parent,
+                # which is not imported yet.
                 return self._namespace(name, where or sys.path)
             if spec is not None:
                 return spec  # type: ignore[no-any-return]
@@ -152,12 +152,12 @@ class Sources:
         return spec
 
     def _folders(self, name: str) -> list[str]:
-        """The folders of a package; none if it is no package."""
+        """Return the folders of a package; none if it is not a package."""
         spec = self.spec(name)
         return list((spec.submodule_search_locations if spec else None) or ())
 
     def below(self, name: str) -> Iterator[str]:
-        """The names of a package's modules, at all depths."""
+        """Yield the names of a package's modules, at all depths."""
         for folder in self._folders(name):
             for inner in _modules_in(folder):
                 yield f"{name}.{inner}"
@@ -191,7 +191,7 @@ def _modules_in(folder: str) -> Iterable[str]:
 
 @lru_cache(maxsize=1024)
 def _parse(name: str, file: str, source: bytes, is_package: bool) -> Module:
-    """Cut a module into units. By its text, because a long-lived worker asks again and again."""
+    """Cut a module into units. Cached by its text, since a long-lived worker does it repeatedly."""
     try:
         tree = ast.parse(source)
         units = tuple(_units(tree.body, name, is_package))
@@ -211,7 +211,7 @@ def _units(body: Iterable[ast.stmt], name: str, is_package: bool) -> Iterator[Un
         if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
             yield Unit(*common, frozenset(), star=absolute(name, is_package, node))
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            # One name each: a name that is added to an import is nothing to the others.
+            # One unit per name: adding a name to an import does not affect the others.
             for bound, paths in binder.bound([node]).imports.items():
                 yield Unit(*common, frozenset({bound}), {bound: tuple(paths)})
             if isinstance(node, ast.Import):
@@ -233,7 +233,7 @@ def _inner_star(node: ast.stmt, name: str, is_package: bool) -> Path | None:
 
 
 def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """Top-level statements, without blocks that importing never runs."""
+    """Yield top-level statements, without blocks that never run at import."""
     for node in body:
         if isinstance(node, ast.If) and _never_runs(node.test):
             yield from _statements(node.orelse)

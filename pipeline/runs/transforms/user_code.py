@@ -1,8 +1,8 @@
-"""Run code of users, and of libraries that panic: the one door for whatever they may raise.
+"""Run code of users, and of libraries that panic, and convert everything that they raise.
 
-`except Exception` is not enough around it. A panic of Polars is a `BaseException`, `sys.exit()` in
-a transform would end its worker, and a `KeyboardInterrupt` would pass for the user's own Ctrl-C:
-Dask ends a worker for either. Here all of them become errors of ours, except what a signal raised.
+`except Exception` is not enough: a panic of Polars is a `BaseException`, `sys.exit()` in a
+transform would end its worker, and a `KeyboardInterrupt` would count as the user's Ctrl-C (Dask
+ends a worker for either). All of these become a `ChunkmapError`, except what a signal raised.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from pipeline.processes import was_interrupted
 def user_code(
     name: str, failed: str = "raised", kind: type[ChunkmapError] = TransformError
 ) -> Iterator[None]:
-    """Turn whatever the block raises into an error of ours.
+    """Convert everything that the block raises into a `ChunkmapError`.
 
     Args:
-        name: The code, such as `module:function`, or what it works on.
-        failed: What it did if the block raises; the message goes on with the error.
-        kind: The error's class.
+        name: Name of the code, such as `module:function`, or of what it works on.
+        failed: Verb of the message, between `name` and the error.
+        kind: Class of the error.
 
     Raises:
-        TransformError: or `kind`: it names the code and what was raised.
-        ChunkmapError: an error of ours among the causes, such as a chunk that has changed.
-            Libraries wrap what our own code raises when they call it.
-        BaseException: a signal ended the block (Ctrl-C, or a process that is told to stop).
+        TransformError: or `kind`: names the code and what was raised.
+        ChunkmapError: the first of our errors among the causes, e.g. that an object has changed.
+            Libraries wrap what our code raises when they call it.
+        BaseException: a signal ended the block (e.g. Ctrl-C).
     """
     try:
         yield
@@ -62,7 +62,7 @@ def describe(error: BaseException) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """Return an error's message, whatever its own code does when it is asked for it."""
+    """Return an error's message, even if its `__str__` raises."""
     try:
         return str(error)
     except BaseException as raised:
@@ -72,16 +72,16 @@ def message_of(error: BaseException) -> str:
 
 
 def is_from_signal(error: BaseException) -> bool:
-    """Tell what a signal raised from what code raised by itself.
+    """Whether an error was raised by a signal handler rather than by the code itself.
 
-    Python runs the handlers of signals in the main thread alone, and an error of a handler carries
-    the handler's frame. Python's own handler of Ctrl-C has none: where it is installed, a
+    Python runs signal handlers in the main thread only, and an error of a handler has the handler's
+    frame in its traceback. Python's default handler of Ctrl-C has no frame: if it is installed, a
     KeyboardInterrupt in the main thread counts as the user's.
     """
     if isinstance(error, Exception):
         return False
     if isinstance(error, KeyboardInterrupt) and was_interrupted():
-        return True  # Polars raises it in its own threads' callers.
+        return True  # Polars raises it in the callers of its threads.
     if current_thread() is not main_thread():
         return False
     handlers = [signal.getsignal(number) for number in signal.valid_signals()]

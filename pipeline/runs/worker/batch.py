@@ -1,4 +1,4 @@
-"""One batch: its chunks mapped one after the other, with reading and staging beside computing."""
+"""Map the chunks of a batch one after the other; reading and staging overlap with computing."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import polars as pl
 import stamina
+from typing_extensions import override
 
 from partitioning import Chunk
 from pipeline import logs, metrics
@@ -50,14 +51,14 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 CHUNK_BUDGET_SECONDS = 120.0
-"""How long a chunk's transient errors are waited out in the worker; the next round tries again."""
+"""Maximum seconds that a worker retries a chunk's transient errors; the next round retries too."""
 TIMEOUT_EXIT = 75
-"""Exit code of a worker that ends itself because a chunk hangs (EX_TEMPFAIL)."""
+"""Exit code of a worker that exits because a chunk hangs (EX_TEMPFAIL)."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What a batch reports back: small, whatever the number of its chunks."""
+    """Result of a batch: counts only, so that it is small for any number of chunks."""
 
     batch: str
     done: int
@@ -67,10 +68,10 @@ class BatchResult:
     bytes_in: int
     bytes_out: int
     decoded_bytes: int
-    """As the plan estimates it; the measure of how much work it was."""
+    """Decoded bytes as estimated in the plan: the measure of the work."""
     seconds: float
     left: int = 0
-    """Chunks that were not tried, because the worker was told to leave."""
+    """Chunks that were not attempted because the worker is shutting down."""
 
 
 def map_batch(
@@ -82,16 +83,16 @@ def map_batch(
 ) -> BatchResult:
     """Map a batch's chunks and store their completions and failures.
 
-    A bad chunk is recorded and its neighbours go on. What is raised instead is what concerns the
-    whole batch: no storage, no transform.
+    A chunk's failure is recorded, and the batch continues. Errors that concern the whole batch (no
+    storage, no transform) are raised.
 
     Args:
         run_uri: `<output>.chunkmap/runs/<run>/`.
-        fingerprint: Of the driver's code.
-        batch: Its name and its chunks.
-        worker: Who does it.
-        is_leaving: Whether the worker has been told to stop: then the chunk at hand is the last,
-            and the rest of the batch is handed back.
+        fingerprint: Fingerprint of the driver's code.
+        batch: The batch.
+        worker: Name of the worker.
+        is_leaving: Returns whether the worker is shutting down; then the batch ends after the
+            current chunk, and the rest is handed back.
     """
     context = open_run(run_uri, fingerprint)
     kind = BatchAttempt if context.job.reduce is None else ReducingBatchAttempt
@@ -101,7 +102,7 @@ def map_batch(
 
 @dataclass(slots=True)
 class BatchAttempt:
-    """One try of one batch."""
+    """One attempt at a batch."""
 
     context: RunContext
     batch: Batch
@@ -110,23 +111,23 @@ class BatchAttempt:
     is_leaving: Callable[[], bool] = lambda: False
     attempt: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     columns: set[str] = field(default_factory=set)
-    """Columns that the last chunk turned out to read: fetched ahead for the next."""
+    """Columns that the last chunk has read; they are prefetched for the next one."""
     entries: list[Completion | Failure] = field(default_factory=list)
-    """Not stored yet."""
+    """Entries that are not stored yet."""
     stored: list[Completion | Failure] = field(default_factory=list)
     schemas: dict[str, None] = field(default_factory=dict)
-    """Of outputs, as JSON; those that this try has not stored yet."""
+    """Schemas of outputs, as JSON."""
     segments: int = 0
     flushed: float = field(default_factory=time.monotonic)
     decoded: int = 0
     left: int = 0
-    """Chunks to be handed back."""
+    """Number of chunks to hand back."""
     work: metrics.ActiveBatch = field(init=False)
 
     def run(self) -> BatchResult:
-        """Map the batch's chunks that no earlier try of it has settled."""
+        """Map the batch's chunks that no earlier attempt has completed or failed for good."""
         clock = time.perf_counter()
-        indices = self._unsettled()
+        indices = self._remaining()
         with metrics.track_batch(
             self.context.record.run, self.batch.name, len(indices)
         ) as self.work:
@@ -139,16 +140,16 @@ class BatchAttempt:
         )
         return result
 
-    def _unsettled(self) -> list[int]:
-        """Indices without a completion or a final failure.
+    def _remaining(self) -> list[int]:
+        """List the chunks without a completion or a final failure.
 
-        When a worker dies, Dask runs its batch again elsewhere: what the dead one had stored is
-        not done again, and a chunk that hung is not touched again.
+        When a worker dies, Dask runs its batch again elsewhere. Chunks that the dead worker stored
+        are skipped, and so is a chunk that hung.
         """
         before = self.context.ledger.of_batch(self.batch.name)
-        settled = set(before.completions["index"].to_list())
-        settled |= set(before.failures.filter(~before.failures["transient"])["index"].to_list())
-        return [index for index in self.batch.indices if index not in settled]
+        over = set(before.completions["index"].to_list())
+        over |= set(before.failures.filter(~before.failures["transient"])["index"].to_list())
+        return [index for index in self.batch.indices if index not in over]
 
     def _map(self, indices: list[int]) -> None:
         with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "stage") as stager:
@@ -157,9 +158,9 @@ class BatchAttempt:
                 for number, (chunk, source) in enumerate(sources, 1):
                     self.decoded += chunk.decoded_bytes
                     with logs.log_ids(chunk=chunk.id):
-                        with self._watched(chunk):
-                            mapped = self._guarded(chunk, partial(self._compute, chunk, source))
-                        # One result waits to be staged while the next is computed, never more.
+                        with self._watch(chunk):
+                            mapped = self._run_work(chunk, partial(self._compute, chunk, source))
+                        # At most one result waits to be staged while the next is computed.
                         self._collect(staging)
                         if mapped is not None:
                             staged = stager.submit(copy_context().run, self._stage, mapped)
@@ -174,22 +175,22 @@ class BatchAttempt:
     def _sources(
         self, indices: list[int], reader: ThreadPoolExecutor
     ) -> Generator[tuple[Chunk, ChunkSource], None, None]:
-        """Each chunk with its source; the next one's bytes arrive while this one is computed."""
+        """Yield each chunk with its source; the next chunk is read while this one is computed."""
         opened: deque[tuple[Chunk, ChunkSource, Future[None] | None]] = deque()
         try:
             for chunk in self.context.plan.chunks(indices):
-                opened.append(self._ahead(chunk, reader))
+                opened.append(self._open_ahead(chunk, reader))
                 if len(opened) > 1:
-                    yield from self._arrived(*opened.popleft())
+                    yield from self._wait_for(*opened.popleft())
             while opened:
-                yield from self._arrived(*opened.popleft())
+                yield from self._wait_for(*opened.popleft())
         finally:
             for _, source, reading in opened:  # The batch ends early.
                 if reading is not None:
                     reading.exception()
                 source.close()
 
-    def _ahead(
+    def _open_ahead(
         self, chunk: Chunk, reader: ThreadPoolExecutor
     ) -> tuple[Chunk, ChunkSource, Future[None] | None]:
         source = open_chunk(self.context, chunk)
@@ -197,12 +198,12 @@ class BatchAttempt:
             return chunk, source, None
         return chunk, source, reader.submit(source.prefetch, self.columns)
 
-    def _arrived(
+    def _wait_for(
         self, chunk: Chunk, source: ChunkSource, reading: Future[None] | None
     ) -> Iterator[tuple[Chunk, ChunkSource]]:
         try:
             if reading is not None:
-                # An error of the read ahead comes up again, and is dealt with, when it is used.
+                # An error of reading ahead is raised again, and handled, when the source is used.
                 reading.exception()
             yield chunk, source
         finally:
@@ -218,22 +219,22 @@ class BatchAttempt:
                 types = types_of_text(self.batch.types)
                 return compute(self.context, chunk, source, seconds, types)
             except UnreadableObjectError as error:
-                # What was read of it may have been used already: all of the chunk is done again.
+                # Map the whole chunk again: rows of the object may have been used already.
                 if not source.leave_out(error):
                     raise
-                log.warning("chunk %d goes on without an object: %s", chunk.index, error)
+                log.warning("chunk %d is mapped without an object: %s", chunk.index, error)
 
-    def _watched(self, chunk: Chunk) -> Watch:
-        return Watch(self.context.job.chunk_timeout, partial(self._give_up, chunk))
+    def _watch(self, chunk: Chunk) -> Watchdog:
+        return Watchdog(self.context.job.chunk_timeout, partial(self._exit_on_timeout, chunk))
 
-    def _give_up(self, chunk: Chunk) -> None:
-        """End this process: a chunk hangs, and Polars cannot be interrupted.
+    def _exit_on_timeout(self, chunk: Chunk) -> None:
+        """Exit this process, because a chunk hangs and Polars cannot be interrupted.
 
-        The failure is stored first, so that the batch's next try leaves the chunk alone.
+        The failure is stored first, so that the batch's next attempt skips the chunk.
         """
         limit = self.context.job.chunk_timeout
         error = ChunkTimeoutError(
-            f"the chunk was not done after {limit:g} s (chunk_timeout); its worker ended itself",
+            f"the chunk was not done after {limit:g} s (chunk_timeout); its worker has exited",
             hint="raise chunk_timeout, or plan again with a smaller chunks.target",
         )
         try:
@@ -243,8 +244,8 @@ class BatchAttempt:
         finally:
             os._exit(TIMEOUT_EXIT)
 
-    def _guarded(self, chunk: Chunk, work: Callable[[], T]) -> T | None:
-        """Do a chunk's work, waiting out what may pass; what does not is recorded."""
+    def _run_work(self, chunk: Chunk, work: Callable[[], T]) -> T | None:
+        """Run a chunk's work, retrying transient errors; record a failure otherwise."""
         try:
             for attempt in stamina.retry_context(
                 on=is_transient,
@@ -256,13 +257,13 @@ class BatchAttempt:
                 with attempt:
                     return work()
         except BaseException as error:
-            # Libraries that read and write panic, too: a chunk's fault is never its batch's.
+            # Libraries may panic while they read or write; that must not end the batch.
             if is_from_signal(error):
                 raise
-            self._failed(failure_of(chunk, error, self.batch.name, self.worker))
+            self._add_failure(failure_of(chunk, error, self.batch.name, self.worker))
         return None
 
-    def _failed(self, failure: Failure) -> None:
+    def _add_failure(self, failure: Failure) -> None:
         self.entries.append(failure)
         metrics.FAILURES.labels(failure.error).inc()
         if not failure.transient:
@@ -278,13 +279,13 @@ class BatchAttempt:
             mapped, work = staging.popleft()
             error = work.exception()
             if error is not None and is_transient(error):
-                done = self._guarded(mapped.chunk, partial(self._stage, mapped))
+                done = self._run_work(mapped.chunk, partial(self._stage, mapped))
             else:
-                done = self._guarded(mapped.chunk, work.result)
+                done = self._run_work(mapped.chunk, work.result)
             if done is not None:
-                self._keep(mapped, done)
+                self._add_completion(mapped, done)
 
-    def _keep(self, mapped: ComputedChunk, done: Completion) -> None:
+    def _add_completion(self, mapped: ComputedChunk, done: Completion) -> None:
         self.schemas.setdefault(mapped.frame_schema)
         self.entries.append(done)
 
@@ -295,7 +296,7 @@ class BatchAttempt:
             self._flush()
             if self.context.ledger.is_cancelled():
                 run = self.context.record.run
-                raise RunCancelledError(f"run {run} was cancelled; what is done is kept")
+                raise RunCancelledError(f"run {run} was cancelled; finished work is kept")
 
     def _flush(self) -> None:
         if self.entries:
@@ -334,11 +335,12 @@ class BatchAttempt:
 
 @dataclass(slots=True)
 class ReducingBatchAttempt(BatchAttempt):
-    """A batch of a job with a reduce: its chunks' results are combined, not staged."""
+    """One attempt at a batch of a job with a reduce: results are combined, not staged."""
 
     frames: list[pl.DataFrame] = field(default_factory=list)
     """Results of the chunks that are not stored yet."""
 
+    @override
     def _stage(self, mapped: ComputedChunk) -> Completion:
         return completion_of(
             self.context,
@@ -354,16 +356,17 @@ class ReducingBatchAttempt(BatchAttempt):
             sha256="",
         )
 
-    def _keep(self, mapped: ComputedChunk, done: Completion) -> None:
-        BatchAttempt._keep(self, mapped, done)
+    @override
+    def _add_completion(self, mapped: ComputedChunk, done: Completion) -> None:
+        BatchAttempt._add_completion(self, mapped, done)
         self.frames.append(mapped.frame)
 
+    @override
     def _flush(self) -> None:
         if self.frames:
-            # One partial for all chunks of the segment: the segment is their proof, and its
-            # chunks count together or not at all.
+            # One partial for all chunks of the segment, which count together or not at all.
             name = segment_name(self.batch.name, self.attempt, self.segments + 1)
-            done = self._filled([e for e in self.entries if isinstance(e, Completion)])
+            done = self._fill_types([e for e in self.entries if isinstance(e, Completion)])
             uri, size = store_partial(self.context, name, self.frames)
             self.entries = [
                 *(entry for entry in self.entries if not isinstance(entry, Completion)),
@@ -372,13 +375,13 @@ class ReducingBatchAttempt(BatchAttempt):
             self.frames = []
         BatchAttempt._flush(self)
 
-    def _filled(self, done: list[Completion]) -> list[Completion]:
-        """Give columns of nothing but nulls the types that the segment's other chunks have."""
+    def _fill_types(self, done: list[Completion]) -> list[Completion]:
+        """Cast all-null columns to the types that they have in the segment's other chunks."""
         types = types_of_frames(self.frames)
         if not types:
             return done
-        found = [fill_types(frame, types) for frame in self.frames]
-        self.frames = [frame for frame, _ in found]
+        pairs = [fill_types(frame, types) for frame in self.frames]
+        self.frames = [frame for frame, _ in pairs]
         texts = [schema_text(frame) for frame in self.frames]
         self.schemas |= dict.fromkeys(texts)
         return [
@@ -387,12 +390,12 @@ class ReducingBatchAttempt(BatchAttempt):
                 schema=digest_of(text),
                 filled=tuple(dict.fromkeys((*entry.filled, *filled))),
             )
-            for entry, text, (_, filled) in zip(done, texts, found, strict=True)
+            for entry, text, (_, filled) in zip(done, texts, pairs, strict=True)
         ]
 
 
-class Watch:
-    """Calls a function, from a thread of its own, when its block takes too long."""
+class Watchdog:
+    """Calls a function in another thread if its block takes too long."""
 
     def __init__(self, seconds: float | None, call: Callable[[], None]) -> None:
         self._timer = None if seconds is None else Timer(seconds, call)
@@ -412,15 +415,15 @@ class Batch:
     """The chunks that one Prefect task run maps."""
 
     name: str
-    """Unique within the run."""
+    """Name, unique within the run."""
     spec: str
-    """The chunks' indices as half-open ranges: `0-500,503-504`. Small, whatever their number."""
+    """Indices of the chunks as half-open ranges, e.g. `0-500,503-504`."""
     types: str = ""
-    """Types of columns, as JSON, for chunks where they hold nothing but nulls (`null_types`)."""
+    """Types of columns, as JSON, for chunks where they are all null (see `null_types`)."""
 
     @property
     def indices(self) -> list[int]:
-        """The chunks' indices, in order."""
+        """Indices of the chunks, in order."""
         return [i for start, stop in _ranges(self.spec) for i in range(start, stop)]
 
     def __len__(self) -> int:
@@ -434,7 +437,7 @@ def _ranges(spec: str) -> Iterator[tuple[int, int]]:
 
 
 def spec_of(indices: Sequence[int]) -> str:
-    """Ascending indices as half-open ranges."""
+    """Format ascending indices as half-open ranges."""
     parts: list[list[int]] = []
     for index in indices:
         if parts and parts[-1][1] == index:

@@ -1,4 +1,4 @@
-"""One chunk: read, transform, check, stage. Plain functions that know no engine."""
+"""Read, transform, encode and stage one chunk. Plain functions, independent of Dask and Prefect."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from pipeline.runs.worker.null_types import fill_types
 from pipeline.storage import Storage, Tables, own_storage, staged_area
 
 MESSAGE_CHARACTERS = 2000
-"""Longer error messages (Polars prints whole query plans) are cut."""
+"""Maximum length of an error message; longer ones (Polars prints whole query plans) are cut."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """All that mapping a chunk of one run needs, opened once a process."""
+    """Everything needed to map chunks of one run; opened once per process."""
 
     storage: Storage
     settings: Settings
@@ -48,19 +48,22 @@ class RunContext:
     code: str
     """Fingerprint of all the job's code."""
     schema: pl.Schema
-    """Of the dataset, as Polars reads it."""
+    """Schema of the dataset, as Polars reads it."""
     row_filter: pl.Expr | None
     tables: Tables
-    """The tables that the transform may read, in the run's versions."""
+    """Tables that the transform may read, in the run's versions."""
 
 
 @single_flight(2)
 def open_run(run_uri: str, fingerprint: str) -> RunContext:
-    """The context of a run, from storage and this process's own settings.
+    """Open a run's context from storage and this process's settings.
 
     Args:
         run_uri: `<output>.chunkmap/runs/<run>/`.
-        fingerprint: Of the code that the driver wants to run; a worker that has other code says so.
+        fingerprint: Fingerprint of the driver's code.
+
+    Raises:
+        TransformError: this worker has other code.
     """
     settings, storage = load_settings(), own_storage()
     ledger = Ledger.open(storage, run_uri)
@@ -70,12 +73,12 @@ def open_run(run_uri: str, fingerprint: str) -> RunContext:
     if code != fingerprint:
         raise TransformError(
             f"this worker's {job.transform} has fingerprint {code}, the driver's {fingerprint}",
-            hint="give the workers the driver's version of the code",
+            hint="deploy the driver's version of the code to the workers",
         )
     record = ledger.record()
     if record.plan != plan.id:
         raise StateError(
-            ledger.prefix + "plan.arrow", f"it is plan {plan.id}, and the run has {record.plan}"
+            ledger.prefix + "plan.arrow", f"it is plan {plan.id}, but the run has {record.plan}"
         )
     ledger.know(plan, job)
     return RunContext(
@@ -94,17 +97,17 @@ def open_run(run_uri: str, fingerprint: str) -> RunContext:
 
 
 def filter_of(job: Job) -> Filter:
-    """The job's filter as the planner's terms."""
+    """Convert the job's filter to the planner's terms."""
     return tuple(tuple(Term(*term) for term in group) for group in job.input.filter or ())
 
 
 def filter_polars(terms: Filter, plan: Plan) -> pl.Expr | None:
-    """The terms as an expression over the plan's schema."""
+    """Convert filter terms to an expression over the plan's schema."""
     return filter_expr(terms, plan.schema) if terms else None
 
 
 def read_options(job: Job) -> ReadOptions:
-    """How a job's input is read."""
+    """Return the options for reading a job's input."""
     source = job.input
     return ReadOptions(
         columns=source.columns,
@@ -116,7 +119,7 @@ def read_options(job: Job) -> ReadOptions:
 
 
 def open_chunk(context: RunContext, chunk: Chunk) -> ChunkSource:
-    """A chunk, ready to be read."""
+    """Open a chunk for reading."""
     return ChunkSource(
         context.storage,
         chunk,
@@ -130,12 +133,12 @@ def apply(transform: Transform, frame: pl.LazyFrame, size: float = math.inf) -> 
     """Run a transform on a frame.
 
     Args:
-        transform: Of the job.
-        frame: What it is given.
-        size: Decoded bytes of it, as far as they are known.
+        transform: Transform of the job.
+        frame: Its input.
+        size: Decoded bytes of the input, if known.
 
     Raises:
-        TransformError: it raised, or did not return a LazyFrame.
+        TransformError: the transform raised, or did not return a LazyFrame.
         ChunkmapError: the frame could not be read.
     """
     with user_code(transform.name):
@@ -147,9 +150,9 @@ def apply(transform: Transform, frame: pl.LazyFrame, size: float = math.inf) -> 
 
 
 def encode(frame: pl.DataFrame, job: Job) -> memoryview:
-    """A frame as the bytes of a Parquet file."""
+    """Encode a frame as the bytes of a Parquet file."""
     buffer = io.BytesIO()
-    with user_code(job.transform, "returned what cannot be written:"):
+    with user_code(job.transform, "returned a frame that cannot be written:"):
         frame.write_parquet(
             buffer, compression=job.output.compression, row_group_size=job.output.row_group_rows
         )
@@ -163,27 +166,27 @@ class ComputedChunk:
     chunk: Chunk
     frame: pl.DataFrame
     frame_schema: str
-    """As JSON."""
+    """Schema of the frame, as JSON."""
     rows_in: int
     bytes_in: int
     started: float
     read_seconds: float
     compute_seconds: float
     left_out: tuple[str, ...] = ()
-    """Objects that could not be read, and why."""
+    """URI and reason of each object that could not be read (see `Completion.left_out`)."""
     filled: tuple[str, ...] = ()
-    """See `Completion.filled`."""
+    """Names of cast all-null columns (see `Completion.filled`)."""
 
 
 def in_order(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-    """A frame with its columns in this order, if it has just these columns."""
+    """Put a frame's columns in this order, if it has exactly these columns."""
     if frame.columns == list(names) or set(frame.columns) != set(names):
         return frame
     return frame[list(names)]
 
 
 def schema_text(frame: pl.DataFrame) -> str:
-    """A frame's columns and types, as JSON."""
+    """Format a frame's schema as JSON."""
     return json.dumps({name: str(kind) for name, kind in frame.schema.items()})
 
 
@@ -194,7 +197,7 @@ def compute(
     read_seconds: float,
     types: Mapping[str, pl.DataType] | None = None,
 ) -> ComputedChunk:
-    """Transform a chunk; `types` are for columns that come out as nothing but nulls."""
+    """Transform a chunk, and cast all-null columns of the result to `types`."""
     started = time.time()
     clock = time.perf_counter()
     with context.tables.used():
@@ -215,7 +218,7 @@ def compute(
 
 
 def stage(context: RunContext, mapped: ComputedChunk, batch: str, worker: str) -> Completion:
-    """Encode and stage a computed chunk; what comes back is the proof that it is done."""
+    """Encode and stage a computed chunk; return its completion."""
     clock = time.perf_counter()
     data = encode(without_key_columns(mapped.frame, mapped.chunk, context.schema), context.job)
     encoding, clock = time.perf_counter() - clock, time.perf_counter()
@@ -242,7 +245,7 @@ def stage(context: RunContext, mapped: ComputedChunk, batch: str, worker: str) -
 def completion_of(
     context: RunContext, mapped: ComputedChunk, *, stage_seconds: float, **where: Any
 ) -> Completion:
-    """The completion of a computed chunk; `where` is what staging it came to."""
+    """Make the completion of a computed chunk; `where` holds the fields of its staged output."""
     return Completion(
         chunk=mapped.chunk.id,
         index=mapped.chunk.index,
@@ -263,7 +266,7 @@ def completion_of(
 
 
 def failure_of(chunk: Chunk, error: BaseException, batch: str, worker: str) -> Failure:
-    """The record of a failed try."""
+    """Make the record of a failed attempt."""
     return Failure(
         chunk=chunk.id,
         index=chunk.index,

@@ -1,8 +1,8 @@
-"""Reading a chunk: pinned versions, only the columns that are asked for, as a LazyFrame.
+"""Read a chunk as a LazyFrame: pinned versions of objects, and only the columns that are used.
 
-Two ways to hold a version were compared. Polars' own S3 scan with a HEAD after it sees a
-replacement only afterwards, and misses one that is put back. Conditional range requests (If-Match)
-cannot mix versions, and cost nothing beyond the requests that are needed anyway. Hence the second.
+Objects are read with conditional range requests (If-Match), which cannot mix versions and need no
+further requests. Polars' S3 scan followed by a HEAD would detect a replacement only afterwards, and
+miss one that is put back.
 """
 
 from __future__ import annotations
@@ -57,56 +57,57 @@ from pipeline.runs.worker.sparse_file import SparseFile, coalesce
 from pipeline.storage import Storage
 
 WHOLE_BYTES = 512 << 10
-"""Objects up to this size are read whole: one request instead of two."""
+"""Maximum size of objects that are read whole, in one request instead of two."""
 FRAGMENTS_AT_ONCE = 8
-"""Small fragments of one chunk that are read at a time."""
+"""Number of small fragments of a chunk that are read at a time."""
 STEP_BYTES = 32 << 20
-"""Decoded bytes of row groups that are decoded together. Each step reads the footer again, which
-for a hundred columns takes as long as decoding a small row group; more would only cost memory."""
-_REASON = 500
-"""Characters of a reason that are kept."""
+"""Decoded bytes of the row groups that are decoded together. Each step parses the footer again,
+which for a hundred columns takes as long as decoding a small row group; larger steps take more
+memory and save nothing."""
+MAX_REASON_CHARACTERS = 500
+"""Maximum length of the reason why an object was left out."""
 SMALL_BYTES = 1 << 20
-"""Decoded bytes up to which Polars' in-memory engine is the faster one."""
+"""Decoded bytes up to which Polars' in-memory engine is faster."""
 
 Engine = Literal["in-memory", "streaming"]
 
 
 def engine_for(decoded_bytes: float) -> Engine:
-    """Which of Polars' engines to collect with.
+    """Choose Polars' engine for a frame of this size.
 
-    The streaming engine keeps memory low and works on what fits into a core's cache; what is small
-    needs neither, and is done in a quarter of the time.
+    The streaming engine keeps memory low and works in a core's cache. A small frame needs neither,
+    and the in-memory engine takes a quarter of the time.
     """
     return "in-memory" if decoded_bytes <= SMALL_BYTES else "streaming"
 
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How chunks are read."""
+    """Options for reading chunks."""
 
     columns: Sequence[str] | None = None
     """Columns that a transform may see; default all."""
     int96: Int96Unit = "us"
     """Unit of INT96 times."""
     object_column: str | None = None
-    """A column of this name has the URI of each row's object."""
+    """Name of a column with the URI of each row's object; None for no such column."""
     verify_checksums: bool = False
-    """Whether pages are held against their checksums."""
+    """Whether to check pages against their checksums."""
     skip_unreadable: bool = False
-    """Whether a chunk goes on without objects that cannot be read."""
+    """Whether to leave out objects that cannot be read."""
 
 
 DEFAULTS = ReadOptions()
 
 
 def by_name(names: Sequence[str]) -> pl.Expr:
-    """Columns of just these names, in this order; `pl.col` takes some, such as `*`, as patterns."""
+    """Select columns by name, in this order; `pl.col` would take names such as `*` as patterns."""
     return cs.by_name(*names)
 
 
 @contextmanager
 def naming(uri: str, columns: Sequence[str]) -> Iterator[None]:
-    """Name the object, and the columns that are read, in an error of decoding.
+    """Name the object and the columns in an error of decoding.
 
     Raises:
         UnreadableObjectError: Polars raised, or panicked.
@@ -119,14 +120,14 @@ def naming(uri: str, columns: Sequence[str]) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _LocalFile:
-    """Columns of row groups in a local file, with a footer of our own."""
+    """Columns of row groups in a local file, with a rewritten footer."""
 
     file: SparseFile
     groups: Sequence[RowGroup]
     numbers: Sequence[int]
-    """Of the row groups, in the object."""
+    """Numbers of the row groups in the object."""
     first: int
-    """Rows before the fragment's first."""
+    """Number of rows before the fragment's first row."""
 
     @property
     def rows(self) -> int:
@@ -134,10 +135,10 @@ class _LocalFile:
 
 
 class FragmentCopy:
-    """The local copy of one fragment, filled column by column.
+    """The local copy of one fragment, fetched column by column.
 
-    Of a fragment that is part of a row group, columns with an offset index are brought as the pages
-    that hold its rows, into files of their own; others as a whole.
+    For a fragment that is part of a row group, only the pages with its rows are fetched of columns
+    with an offset index, into separate files; other columns are fetched whole.
     """
 
     def __init__(
@@ -152,8 +153,8 @@ class FragmentCopy:
         self._info = ObjectInfo(fragment.uri, fragment.etag, fragment.size)
         self._file = SparseFile(fragment.size)
         self._parts: list[SparseFile] = []
-        self._held: dict[str, _LocalFile] = {}
-        """Where columns are that have been brought here."""
+        self._fetched: dict[str, _LocalFile] = {}
+        """Local file of each fetched column."""
         self._lock = Lock()
         self.bytes_read = 0
         self._whole = fragment.size <= WHOLE_BYTES
@@ -161,11 +162,11 @@ class FragmentCopy:
             start = 0 if self._whole else fragment.size - fragment.footer_size
             self._fetch([(start, fragment.size)], self._file)
             self._footer = self._parse()
-            numbers, self._groups = self._with_rows()
+            numbers, self._groups = self._groups_with_rows()
             first = 0 if fragment.part is None else fragment.part[0]
             self._local = _LocalFile(self._file, self._groups, numbers, first)
-            self._types = self._ask_types()
-            self._write_own_footer()
+            self._types = self._file_types()
+            self._rewrite_footer()
         except BaseException:
             self.close()
             raise
@@ -178,7 +179,7 @@ class FragmentCopy:
             self.bytes_read += len(data)
 
     def _parse(self) -> Footer:
-        """The footer, held against the plan: the conditional read vouches for its version."""
+        """Parse the footer and compare it with the plan; the conditional read pins its version."""
         part = self._fragment
         start, length = part.size - part.footer_size, part.footer_size - END
         wanted = range(part.row_group_start, part.row_group_stop)
@@ -189,31 +190,30 @@ class FragmentCopy:
             raise UnreadableObjectError(part.uri, str(bad.args[1])) from None
         if footer.count < part.row_group_stop:
             raise ObjectChangedError(part.uri, part.etag, None)
-        found = sum(group.rows for group in footer.groups)
-        is_planned = found == part.rows if part.part is None else found >= part.part[1]
+        rows = sum(group.rows for group in footer.groups)
+        is_planned = rows == part.rows if part.part is None else rows >= part.part[1]
         if not is_planned:
             raise ObjectChangedError(part.uri, part.etag, None)
         if footer.arrow_schema is None:
             return footer
         return replace(footer, arrow_schema=plain_arrow_schema(footer.arrow_schema))
 
-    def _with_rows(self) -> tuple[list[int], list[RowGroup]]:
-        """Row groups that have rows, and their numbers in the object."""
+    def _groups_with_rows(self) -> tuple[list[int], list[RowGroup]]:
+        """Return the row groups that have rows, after their numbers in the object."""
         numbered = enumerate(self._footer.groups, self._fragment.row_group_start)
-        found = [(number, group) for number, group in numbered if group.rows]
-        return [number for number, _ in found], [group for _, group in found]
+        pairs = [(number, group) for number, group in numbered if group.rows]
+        return [number for number, _ in pairs], [group for _, group in pairs]
 
-    def _ask_types(self) -> FileTypes:
+    def _file_types(self) -> FileTypes:
         try:
             return file_types(self._footer.schema, self._footer.arrow_schema, self._options.int96)
         except UnreadableSchemaError as error:
             raise UnreadableObjectError(self.uri, str(error)) from None
 
-    def _write_own_footer(self) -> None:
-        """Put a footer of our own behind the object: that of these row groups, as it was checked.
+    def _rewrite_footer(self) -> None:
+        """Write the checked footer, of these row groups only, to the end of the local file.
 
-        Decoders end the process on some footers, and take others for something else than the
-        planner did.
+        Some footers crash decoders, and others are understood differently than by the planner.
         """
         footer = self._footer
         if not self._has_statistics():
@@ -225,7 +225,7 @@ class FragmentCopy:
         self._file.write(self._fragment.size, memoryview(write_footer(own)))
 
     def _has_statistics(self) -> bool:
-        """Whether Polars is to try a transform's predicates on statistics: not if they may lie."""
+        """Whether Polars may use statistics for predicates: only if their writer is trusted."""
         trust = writer_trust(self._footer.created_by)
         return trust.null_counts and trust.times
 
@@ -235,34 +235,34 @@ class FragmentCopy:
         return set(self._footer.schema.columns)
 
     def fetch(self, columns: Iterable[str]) -> None:
-        """Bring columns of this fragment's row groups here, unless they are."""
+        """Fetch columns of this fragment's row groups that are not fetched yet."""
         with self._lock:
-            wanted = (set(columns) & self.columns) - self._held.keys()
+            wanted = (set(columns) & self.columns) - self._fetched.keys()
             if not wanted:
                 return
             if not self._whole and self._fragment.part is not None:
                 wanted -= self._fetch_pages(wanted, self._fragment.part)
             if wanted and not self._whole:
                 self._fetch(coalesce(self._spans(wanted)), self._file)
-            self._hold(wanted, self._local)
+            self._add(wanted, self._local)
 
-    def _hold(self, columns: set[str], local: _LocalFile) -> None:
+    def _add(self, columns: set[str], local: _LocalFile) -> None:
         if columns and self._options.verify_checksums:
             leaves = {leaf.index for leaf in self._footer.schema.leaves if leaf.column in columns}
             verify_pages(local.file.path, self.uri, local.numbers, leaves)
-        self._held |= dict.fromkeys(columns, local)
+        self._fetched |= dict.fromkeys(columns, local)
 
     def _fetch_pages(self, columns: set[str], part: tuple[int, int]) -> set[str]:
-        """Bring the pages here that hold a part of the row group, of columns where they are known.
+        """Fetch only the pages with a part of the row group, of columns with an offset index.
 
         Returns:
             These columns.
         """
         group = self._groups[0]
         indexes = self._page_indexes(group, columns)
-        found = {column.leaf.column for column, _ in indexes}
-        if not found:
-            return found
+        indexed = {column.leaf.column for column, _ in indexes}
+        if not indexed:
+            return indexed
         pages = choose_pages(indexes, *part)
         target = SparseFile(0)
         self._parts.append(target)
@@ -276,30 +276,30 @@ class FragmentCopy:
                 number = self._fragment.row_group_start
                 raise kind(self.uri, f"row group {number}, {error}") from None
         first = part[0] - pages.start
-        self._hold(found, _LocalFile(target, [own], self._local.numbers, first))
-        return found
+        self._add(indexed, _LocalFile(target, [own], self._local.numbers, first))
+        return indexed
 
     def _page_indexes(
         self, group: RowGroup, columns: set[str]
     ) -> list[tuple[ColumnChunk, PageIndex]]:
-        """The offset indexes of columns that have good ones, throughout."""
+        """Read the offset indexes of the columns that have valid ones in all their leaves."""
         wanted = [chunk for chunk in group.columns if chunk.leaf.column in columns]
-        lacking = {
+        unindexed = {
             chunk.leaf.column
             for chunk in wanted
             if not is_indexed(chunk.leaf, chunk.codec, chunk.index_length)
         }
-        wanted = [chunk for chunk in wanted if chunk.leaf.column not in lacking]
+        wanted = [chunk for chunk in wanted if chunk.leaf.column not in unindexed]
         spans = [(chunk.index_start, chunk.index_start + chunk.index_length) for chunk in wanted]
         self._fetch(coalesce(spans), self._file)
-        found = []
+        indexes = []
         for chunk in wanted:
             data = self._file.read(chunk.index_start, chunk.index_length)
             try:
-                found.append((chunk, parse_page_index(data, chunk, group.rows)))
+                indexes.append((chunk, parse_page_index(data, chunk, group.rows)))
             except ThriftError:
-                lacking.add(chunk.leaf.column)
-        return [(chunk, index) for chunk, index in found if chunk.leaf.column not in lacking]
+                unindexed.add(chunk.leaf.column)
+        return [(chunk, index) for chunk, index in indexes if chunk.leaf.column not in unindexed]
 
     def _spans(self, columns: set[str]) -> Iterator[tuple[int, int]]:
         for group in self._footer.groups:
@@ -308,23 +308,23 @@ class FragmentCopy:
                     yield chunk.start, chunk.start + chunk.compressed
 
     def frames(self, columns: Sequence[str]) -> Iterator[pl.LazyFrame]:
-        """Lazy frames of some row groups each, with those of the columns that the object has.
+        """Yield lazy frames of some row groups each, with the columns that the object has.
 
         Raises:
-            UnreadableObjectError: what pyarrow decodes is damaged.
+            UnreadableObjectError: data that pyarrow decodes are damaged.
         """
         self.fetch(columns)
-        held = {name: self._held[name] for name in columns if name in self._held}
-        present = list(held)
-        locals_ = {id(local): local for local in held.values()}.values()
+        files = {name: self._fetched[name] for name in columns if name in self._fetched}
+        present = list(files)
+        locals_ = {id(local): local for local in files.values()}.values()
         readers = [
-            self._reader(local, [name for name in present if held[name] is local])
+            self._reader(local, [name for name in present if files[name] is local])
             for local in locals_
         ]
         for groups, first, rows in self._steps():
             frames = [frame for read in readers for frame in read(groups, first, rows)]
             if not frames:
-                # A frame of one stand-in column still carries the number of rows.
+                # A placeholder column keeps the number of rows.
                 yield pl.LazyFrame().select(pl.int_range(rows, dtype=pl.UInt32).alias(""))
             elif len(frames) == 1:
                 yield frames[0]
@@ -334,7 +334,7 @@ class FragmentCopy:
     def _reader(
         self, local: _LocalFile, columns: Sequence[str]
     ) -> Callable[[Sequence[int], int, int], Iterator[pl.LazyFrame]]:
-        """Return what gives frames of columns for a step: see `_steps`."""
+        """Return a function that reads columns for a step (see `_steps`)."""
         by_pyarrow = self._by_pyarrow(local, columns)
         by_polars = [name for name in columns if name not in by_pyarrow]
         scan = pl.scan_parquet(local.file.path, glob=False, hive_partitioning=False)
@@ -342,7 +342,7 @@ class FragmentCopy:
 
         def read(groups: Sequence[int], first: int, rows: int) -> Iterator[pl.LazyFrame]:
             if by_polars:
-                # Polars takes no predicate past a slice, and so would decode what it could skip.
+                # Slice only if needed: Polars does not push predicates past a slice.
                 part = scan if rows == total else scan.slice(local.first + first, rows)
                 yield part.select(by_name(by_polars))
             if by_pyarrow:
@@ -352,10 +352,10 @@ class FragmentCopy:
         return read
 
     def _by_pyarrow(self, local: _LocalFile, columns: Sequence[str]) -> list[str]:
-        """Columns that Polars refuses, or would read wrongly.
+        """Return the columns that Polars refuses, or would read incorrectly.
 
         Raises:
-            UnreadableObjectError: the pages of one are damaged.
+            UnreadableObjectError: pages of a column are damaged.
         """
         odd = set(self._types.by_pyarrow if self._types.is_read_by_polars else columns)
         for group in local.groups:
@@ -377,7 +377,7 @@ class FragmentCopy:
         try:
             return denies_nulls(local.file.read, chunk)
         except ThriftError:
-            return False  # Polars will say what is wrong with it, if anything is.
+            return False  # If the data are damaged, Polars raises an error.
 
     def _decode(
         self, local: _LocalFile, groups: Sequence[int], columns: Sequence[str]
@@ -386,18 +386,18 @@ class FragmentCopy:
         where = f"row groups {first} to {last}, columns {', '.join(columns)}"
         try:
             unit = self._options.int96
-            found = decode(local.file.path, self._footer.schema, groups, columns, unit)
+            frame = decode(local.file.path, self._footer.schema, groups, columns, unit)
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise UnreadableObjectError(self.uri, f"{where}: {_line(error)}") from None
         rows = sum(local.groups[group].rows for group in groups)
-        if found.height != rows:  # pyarrow is content with fewer.
-            raise UnreadableObjectError(self.uri, f"{where}: {found.height} rows instead of {rows}")
-        return found
+        if frame.height != rows:  # pyarrow accepts fewer rows.
+            raise UnreadableObjectError(self.uri, f"{where}: {frame.height} rows instead of {rows}")
+        return frame
 
     def _steps(self) -> Iterator[tuple[list[int], int, int]]:
-        """What is decoded together: row groups, first row and rows, counted from the fragment's.
+        """Yield what is decoded together: row groups, first row (in the fragment) and row count.
 
-        As many whole row groups as are worth it, or the fragment's part of its only one.
+        A step is several whole row groups (see STEP_BYTES), or the fragment's part of its only one.
         """
         fragment = self._fragment
         if fragment.part is not None:
@@ -427,23 +427,23 @@ def _line(error: BaseException) -> str:
 def _open_all(
     storage: Storage, fragments: Sequence[Fragment], options: ReadOptions
 ) -> list[FragmentCopy]:
-    """Open fragments, several at a time; when one cannot be opened, none stays open."""
+    """Open fragments, several at a time; if one fails, close the others."""
     copy = partial(FragmentCopy, storage, options=options)
     if len(fragments) == 1:
         return [copy(fragments[0])]
     with ThreadPoolExecutor(FRAGMENTS_AT_ONCE) as pool:
         opening = [pool.submit(copy, fragment) for fragment in fragments]
-    errors = [error for one in opening if (error := one.exception()) is not None]
+    errors = [error for future in opening if (error := future.exception()) is not None]
     if errors:
-        for one in opening:
-            if one.exception() is None:
-                one.result().close()
+        for future in opening:
+            if future.exception() is None:
+                future.result().close()
         raise errors[0]
-    return [one.result() for one in opening]
+    return [future.result() for future in opening]
 
 
 class ChunkSource:
-    """One chunk, opened for reading."""
+    """Reads one chunk."""
 
     def __init__(
         self,
@@ -464,10 +464,10 @@ class ChunkSource:
         self._filter_columns = (
             set(row_filter.meta.root_names()) if row_filter is not None else set()
         )
-        # With chunks that cross partitions these names have a value for each fragment.
-        self._given = {name for name, _ in chunk.fragments[0].partition}
+        # Columns that are not in the objects; their values differ between fragments.
+        self._virtual = {name for name, _ in chunk.fragments[0].partition}
         if options.object_column is not None:
-            self._given.add(options.object_column)
+            self._virtual.add(options.object_column)
         self._copies: list[FragmentCopy] | None = None
         self._lock = Lock()
         self._filtered: dict[tuple[int, int], int] = {}
@@ -475,28 +475,30 @@ class ChunkSource:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes that came over the network so far."""
+        """Number of bytes read over the network so far."""
         return sum(copy.bytes_read for copy in self._copies or ())
 
     @property
     def rows_filtered(self) -> int:
-        """Rows that the job's own filter took away, so far as they were read."""
+        """Number of rows that the job's filter has removed so far."""
         return sum(self._filtered.values())
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Objects that could not be read, each with the reason behind a tab."""
-        return tuple(f"{uri}\t{reason[:_REASON]}" for uri, reason in self._unreadable.items())
+        """URI and reason, separated by a tab, of each object that could not be read."""
+        return tuple(
+            f"{uri}\t{reason[:MAX_REASON_CHARACTERS]}" for uri, reason in self._unreadable.items()
+        )
 
     @property
     def rows_left_out(self) -> int:
-        """Rows of these objects."""
+        """Number of rows in objects that could not be read."""
         return sum(f.rows for f in self._chunk.fragments if f.uri in self._unreadable)
 
     def leave_out(self, error: UnreadableObjectError) -> bool:
-        """Go on without an object that cannot be read; whether that is allowed.
+        """Leave out an object that cannot be read; return whether that is allowed.
 
-        What has been read of the chunk does not count: it is to be scanned again.
+        The chunk must then be scanned again from its start.
         """
         if isinstance(error, WrongPageIndexError):
             return False
@@ -508,8 +510,8 @@ class ChunkSource:
         return True
 
     def prefetch(self, columns: Iterable[str]) -> None:
-        """Open all fragments and bring the columns here, several fragments at a time."""
-        wanted = {*columns, *self._filter_columns} - self._given
+        """Open all fragments and fetch columns, several fragments at a time."""
+        wanted = {*columns, *self._filter_columns} - self._virtual
         copies = self._opened()
         if not copies:
             return
@@ -527,8 +529,8 @@ class ChunkSource:
             return [copy for copy in self._copies if copy.uri not in self._unreadable]
 
     def scan(self) -> pl.LazyFrame:
-        """The chunk as a LazyFrame; it is read when it is collected, as often as it is."""
-        # Not `is_pure`: the same plan over another chunk must never be taken for this one.
+        """Return the chunk as a LazyFrame, which is read whenever it is collected."""
+        # Not `is_pure`: equal plans over different chunks must not share results.
         return register_io_source(self._frames, schema=self._visible, validate_schema=True)
 
     def _frames(
@@ -541,43 +543,43 @@ class ChunkSource:
         names = list(self._visible) if with_columns is None else with_columns
         wanted = dict.fromkeys([*names, *sorted(self._filter_columns)])
         self.columns_read |= set(wanted)
-        stored = [name for name in wanted if name not in self._given]
+        stored = [name for name in wanted if name not in self._virtual]
         self.prefetch(stored)
         left = n_rows
         for number, copy in enumerate(self._opened()):
             for step, lazy in enumerate(copy.frames(stored)):
-                shaped = self._shaped(lazy, list(wanted), self._given_by(copy))
+                shaped = self._shape(lazy, list(wanted), self._virtual_values(copy))
                 engine = copy.engine
                 if self._filter is not None:
-                    # What is in memory by now is not streamed once more.
+                    # The filtered frame is in memory, so streaming has no use from here on.
                     with naming(copy.uri, stored):
-                        kept = self._kept(shaped, engine, (number, step))
+                        kept = self._apply_filter(shaped, engine, (number, step))
                     shaped, engine = kept.lazy(), "in-memory"
                 if not names:
-                    shaped, engine = self._counted(shaped, engine).lazy(), "in-memory"
+                    shaped, engine = self._without_columns(shaped, engine).lazy(), "in-memory"
                 elif shaped.collect_schema().names() != names:
                     shaped = shaped.select(by_name(names))
                 if left is not None:
                     with naming(copy.uri, stored):
                         first = shaped.head(left).collect(engine=engine)
                     left, shaped, engine = left - first.height, first.lazy(), "in-memory"
-                yield self._collected(shaped, predicate, engine, (copy.uri, stored))
+                yield self._collect(shaped, predicate, engine, (copy.uri, stored))
                 if left == 0:
                     return
 
     @staticmethod
-    def _counted(shaped: pl.LazyFrame, engine: Engine) -> pl.DataFrame:
-        """A frame without columns that has as many rows: what asks for none may still count."""
+    def _without_columns(shaped: pl.LazyFrame, engine: Engine) -> pl.DataFrame:
+        """Return a frame without columns that has the same number of rows."""
         return pl.DataFrame(height=shaped.select(pl.len()).collect(engine=engine).item())
 
     @staticmethod
-    def _collected(
+    def _collect(
         shaped: pl.LazyFrame,
         predicate: pl.Expr | None,
         engine: Engine,
         where: tuple[str, Sequence[str]],
     ) -> pl.DataFrame:
-        """Collect, and tell what the object is to blame for from what the transform is."""
+        """Collect; tell errors of the object from errors of the transform's predicate."""
         if predicate is None:
             with naming(*where):
                 return shaped.collect(engine=engine)
@@ -586,26 +588,28 @@ class ChunkSource:
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
             with naming(*where):
                 shaped.collect(engine=engine)
-            raise  # Without the transform's own predicate it can be read.
+            raise  # It can be read without the transform's predicate.
 
-    def _given_by(self, copy: FragmentCopy) -> dict[str, Any]:
-        """Values of columns that the object does not hold: of its folders, and its own URI."""
+    def _virtual_values(self, copy: FragmentCopy) -> dict[str, Any]:
+        """Return the values of columns that are not in the object: Hive values, and its URI."""
         if self._options.object_column is None:
             return copy.partition
         return {**copy.partition, self._options.object_column: copy.uri}
 
-    def _kept(self, shaped: pl.LazyFrame, engine: Engine, step: tuple[int, int]) -> pl.DataFrame:
-        """What the job's own filter leaves; how many rows it takes away is counted."""
-        assert self._filter is not None, "only a job with a filter takes rows away"
+    def _apply_filter(
+        self, shaped: pl.LazyFrame, engine: Engine, step: tuple[int, int]
+    ) -> pl.DataFrame:
+        """Apply the job's filter, and count the rows that it removes."""
+        assert self._filter is not None, "only called for a job with a filter"
         frame = shaped.collect(engine=engine)
         kept = frame.filter(self._filter)
         self._filtered[step] = frame.height - kept.height
         return kept
 
-    def _shaped(
+    def _shape(
         self, lazy: pl.LazyFrame, names: list[str], partition: Mapping[str, Any]
     ) -> pl.LazyFrame:
-        """Columns in order, of the dataset's types; Hive values and missing columns filled in."""
+        """Order columns, cast them to the dataset's types, add Hive values and missing columns."""
         have = lazy.collect_schema()
         changed: list[pl.Expr] = []
         for name in names:
@@ -617,8 +621,8 @@ class ChunkSource:
             elif have[name] != dtype:
                 changed.append(by_name([name]).cast(dtype))
         if not names:
-            return lazy  # To select nothing would lose the number of rows.
-        # `with_columns` first: literals alone would make a frame of one row.
+            return lazy  # Selecting no column would lose the number of rows.
+        # `with_columns` first: selecting only literals would return one row.
         return (lazy.with_columns(changed) if changed else lazy).select(by_name(names))
 
     def close(self) -> None:

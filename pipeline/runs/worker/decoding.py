@@ -1,6 +1,6 @@
-"""Decoding columns with pyarrow: what Polars refuses, or would read wrongly.
+"""Decode columns with pyarrow that Polars refuses, or would read incorrectly.
 
-The result has the types that `partitioning.dtypes` promises: pyarrow's own, made plain.
+The result has the types of `partitioning.dtypes`: pyarrow's types, without extensions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PER_SECOND = {"us": 10**6, "ns": 10**9}
 
 
 class OutOfRangeError(ValueError):
-    """A time that no value of the wanted unit holds."""
+    """A time is outside of the range of the wanted unit."""
 
 
 def decode(
@@ -32,10 +32,10 @@ def decode(
     """Decode columns of some row groups.
 
     Args:
-        path: The file.
-        schema: As its footer has it.
+        path: Path of the file.
+        schema: Schema of its footer.
         groups: Numbers of the row groups.
-        columns: Top-level columns.
+        columns: Names of top-level columns.
         int96: Unit of INT96 times.
 
     Raises:
@@ -47,17 +47,17 @@ def decode(
     for name in times.intersection(columns):
         seconds = _read(path, groups, [name], "s")
         _check_times(name, table[name], seconds[name], int96)
-    plain = [_plain(table[name]) for name in columns]
+    plain = [_to_plain_type(table[name]) for name in columns]
     return pl.DataFrame(pl.from_arrow(pa.table(plain, names=list(columns))))
 
 
 def _read(path: str, groups: Sequence[int], columns: Sequence[str], unit: str) -> pa.Table:
     with pq.ParquetFile(path, coerce_int96_timestamp_unit=unit) as file:
-        found = file.read_row_groups(groups, columns=list(columns), use_threads=False)
-    return found.select(list(columns))
+        table = file.read_row_groups(groups, columns=list(columns), use_threads=False)
+    return table.select(list(columns))
 
 
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _to_plain_type(column: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = plain_type(column.type)
     if kind is None:
         raise ValueError(f"columns of type {column.type} are not supported")
@@ -73,12 +73,12 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _check_times(
     name: str, times: pa.ChunkedArray, seconds: pa.ChunkedArray, unit: Int96Unit
 ) -> None:
-    """Raise OutOfRangeError if a time is not the one that its seconds say: it has overflowed."""
+    """Raise OutOfRangeError if a time has overflowed, i.e. differs from its whole seconds."""
     for part, whole in zip(_times(times), _times(seconds), strict=True):
-        found = pc.cast(part, pa.int64())
+        actual = pc.cast(part, pa.int64())
         expected = pc.cast(whole, pa.int64())
-        # Rounded down, as both are.
-        floors = pc.floor(pc.divide(pc.cast(found, pa.float64(), safe=False), _PER_SECOND[unit]))
+        # Both are rounded down.
+        floors = pc.floor(pc.divide(pc.cast(actual, pa.float64(), safe=False), _PER_SECOND[unit]))
         off = pc.greater(pc.abs(pc.subtract(pc.cast(floors, pa.int64()), expected)), 1)
         wrong = expected.filter(off)
         if len(wrong):
@@ -89,7 +89,7 @@ def _check_times(
 
 
 def _times(column: pa.ChunkedArray) -> Iterator[pa.Array]:
-    """Yield the times within a column's values, however deep they lie."""
+    """Yield the arrays of times within a column, at any depth."""
     for part in column.chunks:
         yield from _times_of(part)
 
@@ -99,5 +99,5 @@ def _times_of(values: pa.Array) -> Iterator[pa.Array]:
         yield values
     elif pa.types.is_struct(values.type) or pa.types.is_nested(values.type):
         inner = values.flatten()
-        for one in inner if isinstance(inner, list) else [inner]:
-            yield from _times_of(one)
+        for array in inner if isinstance(inner, list) else [inner]:
+            yield from _times_of(array)

@@ -1,7 +1,7 @@
-"""Hive columns of a result: in the keys of the output, and so not in its files.
+"""Drop a result's Hive columns, whose values are in the keys of the output instead of its files.
 
-Readers take such a column from the key. What a transform makes of it would be lost, so a column is
-left out of a file only where it says the same as the key.
+Readers take such a column from the key, so other values would be lost: a column is dropped only if
+it has the key's values.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ from pipeline.errors import PartitionColumnError
 from pipeline.runs.ledger.keys import folder_of
 
 _SHOWN = 60
-"""Characters of a value that an error shows."""
+"""Maximum number of characters of a value that an error shows."""
 
 
 def without_key_columns(frame: pl.DataFrame, chunk: Chunk, schema: pl.Schema) -> pl.DataFrame:
-    """Return a chunk's result without the columns that its output's key has.
+    """Drop the columns of a chunk's result that are in its output's key.
 
     Args:
         frame: The result.
-        chunk: Whose result it is.
-        schema: Of the dataset, as Polars reads it.
+        chunk: Chunk of the result.
+        schema: Schema of the dataset, as Polars reads it.
 
     Raises:
-        PartitionColumnError: a column has other values or another type than the key says, or
-            nothing would be left of a result that has rows.
+        PartitionColumnError: a column has other values or another type than the key, or a result
+            with rows would have no column left.
     """
     values = {name: value for name, value in chunk.partition if name in frame.columns}
-    # To drop nothing would be a query of its own.
     if not values:
         return frame
     if frame.height:
@@ -41,12 +40,12 @@ def without_key_columns(frame: pl.DataFrame, chunk: Chunk, schema: pl.Schema) ->
             )
         if len(values) == frame.width:
             raise PartitionColumnError(
-                f"{_named(chunk)}: the result has {frame.height:,} rows and no column but "
-                f"{', '.join(values)}, which the keys of the output hold: a file without columns "
-                f"has no rows. Return another column too, or this one by another name: "
+                f"{_named(chunk)}: the result has {frame.height:,} rows but only the columns "
+                f"{', '.join(values)}, which are in the keys of the output: a file without columns "
+                f"has no rows. Return another column too, or this one under another name: "
                 f"{_renaming(next(iter(values)))}"
             )
-    # By position: a name such as `*` or `^k$` means several columns to `drop`.
+    # By position: `drop` would take a name such as `*` or `^k$` as a pattern.
     kept = [at for at, name in enumerate(frame.columns) if name not in values]
     return frame.select(pl.nth(kept)) if kept else pl.DataFrame()
 
@@ -55,19 +54,19 @@ def _refuse_other(
     column: pl.Series, value: PartitionValue, kind: pl.DataType, folder: str, chunk: Chunk
 ) -> None:
     name = column.name
-    said = f"{_named(chunk)}: the transform's column {name!r}"
+    subject = f"{_named(chunk)}: the transform's column {name!r}"
     rest = (
-        f"and readers take it from the key of the output, {folder}/. Give the transform's own "
+        f"but readers take it from the key of the output, {folder}/. Give the transform's own "
         f"values another name: {_renaming(name)}"
     )
     if column.dtype != kind:
-        raise PartitionColumnError(f"{said} is of type {column.dtype}, not {kind}, {rest}")
+        raise PartitionColumnError(f"{subject} is of type {column.dtype}, not {kind}, {rest}")
     own = pl.nth(0).ne_missing(pl.lit(value, dtype=kind))
     differing = column.to_frame().filter(own).to_series()
     if len(differing):
         shown = repr(differing[0])[:_SHOWN] if differing[0] is not None else "null"
         raise PartitionColumnError(
-            f"{said} has other values than the input's partition, such as {shown}, {rest}"
+            f"{subject} has other values than the input's partition, such as {shown}, {rest}"
         )
 
 

@@ -1,8 +1,8 @@
-"""Columns of nothing but nulls: they have no type of their own, and take that of the others.
+"""Give all-null columns of a chunk the types that they have in other chunks.
 
-A chunk's column that holds only nulls may come out as Null, List(Null) and the like: nothing said
-what it would hold. Beside chunks where something did, its file would be of another schema. To cast
-nulls loses nothing, so such a chunk is mapped again, with the types of the others at hand.
+A column that is all null in a chunk may have the type Null, List(Null) or the like, and the file
+another schema than those of other chunks. Casting nulls loses nothing, so such a chunk is mapped
+again, with the other chunks' types.
 """
 
 from __future__ import annotations
@@ -18,14 +18,11 @@ from pipeline.runs.ledger.records import PARTIAL, Progress
 from pipeline.table.column_types import has_nulls, merge_dtypes, merge_types, parse_dtype
 from pipeline.table.columns import Columns
 
-MOST_TEXT: Final = 16 << 10
-"""Characters of types that go with each batch. Of more, chunks get theirs when all are mapped."""
+MAX_TEXT: Final = 16 << 10
+"""Maximum characters of types sent with each batch; the others are cast after all are mapped."""
 
 Types = dict[str, pl.DataType]
 """Types by name of the column."""
-
-
-# -- types as texts ---------------------------------------------------------------------------
 
 
 # -- on a worker ------------------------------------------------------------------------------
@@ -33,19 +30,19 @@ Types = dict[str, pl.DataType]
 
 @lru_cache(64)
 def types_of_text(text: str) -> Types:
-    """The types that come with a batch; without those that cannot be read."""
-    found = {name: parse_dtype(kind) for name, kind in (json.loads(text) if text else {}).items()}
-    return {name: kind for name, kind in found.items() if kind is not None}
+    """Parse the types that come with a batch; skip unknown ones."""
+    types = {name: parse_dtype(kind) for name, kind in (json.loads(text) if text else {}).items()}
+    return {name: kind for name, kind in types.items() if kind is not None}
 
 
 def fill_types(
     frame: pl.DataFrame, types: Mapping[str, pl.DataType]
 ) -> tuple[pl.DataFrame, tuple[str, ...]]:
-    """Give columns of nothing but nulls a type; returns the frame, and the names of these.
+    """Cast all-null columns; return the frame, and the names of the columns that were cast.
 
     Args:
-        frame: A chunk's result.
-        types: What is known of its columns.
+        frame: Result of a chunk.
+        types: Known types of its columns.
     """
     wanted = {}
     for name, kind in frame.schema.items():
@@ -61,8 +58,8 @@ def fill_types(
 
 
 def types_of_frames(frames: Collection[pl.DataFrame]) -> Types:
-    """What several results say of each other's columns, where some hold nothing but nulls."""
-    found: Types = {}
+    """Find the types of columns that are all null in some of these frames."""
+    types: Types = {}
     open_ = {name for frame in frames for name, k in frame.schema.items() if has_nulls(str(k))}
     for name in open_:
         kinds = [frame.schema[name] for frame in frames if name in frame.schema]
@@ -70,22 +67,22 @@ def types_of_frames(frames: Collection[pl.DataFrame]) -> Types:
         for kind in kinds[1:]:
             both = None if both is None else merge_dtypes(both, kind)
         if both is not None:
-            found[name] = both
-    return found
+            types[name] = both
+    return types
 
 
 # -- in the driver ----------------------------------------------------------------------------
 
 
 def agreed_types(progress: Progress, known: Mapping[str, str] | None = None) -> Columns:
-    """The types of the columns that have none of their own in some chunks.
+    """Find the types of the columns that are all null in some chunks.
 
-    What chunks have found themselves comes first, then what some were given, then what is known
-    otherwise. So everybody who reads the same ledger says the same.
+    Types from the chunks' own values come first, then those that some columns were cast to, then
+    those of the output. All readers of the same ledger find the same types.
 
     Args:
-        progress: What is done.
-        known: Types that the output's columns have.
+        progress: Progress of the run.
+        known: Types of the output's columns.
     """
     kinds = list(_kinds(progress)) if _is_any_open(progress) else []
     open_ = {n for columns, filled in kinds for n in {*filled, *_open_columns(columns)}}
@@ -94,7 +91,7 @@ def agreed_types(progress: Progress, known: Mapping[str, str] | None = None) -> 
         own = ["Null" if name in filled else c[name] for c, filled in kinds if name in c]
         both = reduce(_merged_or_none, own[1:], own[0] if own else None)
         if both is None:
-            continue  # They differ in more than that: publishing says so.
+            continue  # The types differ in more than nulls: publishing raises an error.
         given = [c[name] for c, filled in kinds if name in filled and name in c]
         for kind in (*given, (known or {}).get(name, "Null")):
             both = merge_types(both, kind) or both
@@ -107,7 +104,7 @@ def _merged_or_none(one: str | None, other: str) -> str | None:
 
 
 def _open_columns(columns: Mapping[str, str]) -> Iterator[str]:
-    """Names of the columns whose type leaves something open."""
+    """Return the names of the columns whose type contains Null."""
     return (name for name, kind in columns.items() if has_nulls(kind))
 
 
@@ -117,7 +114,7 @@ def _is_any_open(progress: Progress) -> bool:
 
 
 def _kinds(progress: Progress) -> Iterator[tuple[Columns, list[str]]]:
-    """The columns of some completions and which of them were given their type; each pair once."""
+    """Yield the columns of completions, and which of these were cast; each pair once."""
     done = progress.completions
     pairs = done.select("schema", "filled").unique(maintain_order=True)
     for digest, filled in pairs.iter_rows():
@@ -125,8 +122,8 @@ def _kinds(progress: Progress) -> Iterator[tuple[Columns, list[str]]]:
 
 
 def open_chunks(progress: Progress, known: Mapping[str, str]) -> set[int]:
-    """Indices of chunks that have columns whose type is open, other than the output's are."""
-    bad = [
+    """Find the chunks with columns whose type contains Null, unless the output's does too."""
+    open_schemas = [
         digest
         for digest in progress.completions["schema"].unique()
         if any(
@@ -135,30 +132,30 @@ def open_chunks(progress: Progress, known: Mapping[str, str]) -> set[int]:
             for name in _open_columns(columns)
         )
     ]
-    rows = progress.completions.filter(pl.col("schema").is_in(bad))
+    rows = progress.completions.filter(pl.col("schema").is_in(open_schemas))
     return set(rows["index"].to_list())
 
 
 def odd_attempts(progress: Progress, agreed: Mapping[str, str]) -> pl.DataFrame:
-    """Completions, duplicates too, whose columns have not the types that were agreed on, but could.
+    """Select completions and duplicates with columns that could be cast to the agreed types.
 
-    A partial holds several chunks, which count together.
+    The chunks of a partial count together.
     """
-    known = pl.concat([progress.completions, progress.duplicates])
+    completions = pl.concat([progress.completions, progress.duplicates])
     if not agreed:
-        return known.head(0)
-    pairs = known.select("schema", "filled").unique(maintain_order=True)
+        return completions.head(0)
+    pairs = completions.select("schema", "filled").unique(maintain_order=True)
     odd = [
         (digest, filled)
         for digest, filled in pairs.iter_rows()
         if _is_odd(json.loads(progress.schemas.get(digest, "{}")), filled, agreed)
     ]
-    found = known.join(
+    rows = completions.join(
         pl.DataFrame(odd, schema=pairs.schema, orient="row"), on=["schema", "filled"], how="semi"
     )
-    uris = found.filter(pl.col("upload") == PARTIAL)["uri"].unique()
-    return known.filter(
-        pl.col("attempt").is_in(found["attempt"].implode()) | pl.col("uri").is_in(uris.implode())
+    uris = rows.filter(pl.col("upload") == PARTIAL)["uri"].unique()
+    return completions.filter(
+        pl.col("attempt").is_in(rows["attempt"].implode()) | pl.col("uri").is_in(uris.implode())
     )
 
 

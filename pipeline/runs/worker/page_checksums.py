@@ -1,4 +1,4 @@
-"""Verify the checksums of Parquet pages (CRC-32 in page headers), which Polars does not look at."""
+"""Verify the checksums of Parquet pages (CRC-32 in page headers), which Polars ignores."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pipeline.errors import UnreadableObjectError
 
 
 def verify_pages(path: str | Path, uri: str, numbers: Sequence[int], leaves: set[int]) -> None:
-    """Decode columns of a local copy, and hold each page against its checksum.
+    """Decode columns of a local copy, and check each page against its checksum.
 
     Pages without a checksum pass: most writers store none. One column of one row group is in memory
     at a time.
 
     Args:
-        path: The copy, which holds the bytes of these columns at their own offsets.
-        uri: The object that it is a copy of.
-        numbers: Of the copy's row groups in the object, for messages.
-        leaves: Numbers of the columns, as the footer counts them.
+        path: Path of the copy, which has the bytes of these columns at their offsets.
+        uri: URI of the object.
+        numbers: Numbers of the copy's row groups in the object, for messages.
+        leaves: Numbers of the columns in the footer.
 
     Raises:
-        UnreadableObjectError: a page is not what was written; it names row group and column.
+        UnreadableObjectError: a page is damaged; names row group and column.
     """
     with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
         for at, group in enumerate(numbers):

@@ -1,8 +1,8 @@
-"""Part of a row group, by its pages: a local file of just those that hold the rows.
+"""Write a part of a row group as a local file of only the pages that contain its rows.
 
-The pages are laid one behind the other, each column's behind its dictionary, with empty pages where
-other columns' begin earlier or end later; see `partitioning.page_rows`. Hence the file has a few
-rows more than are wanted, and who reads it slices.
+The pages of each column follow its dictionary, with empty pages where other columns' pages begin
+earlier or end later (see `partitioning.page_rows`). So the file may have a few more rows than
+wanted, and its reader must slice it.
 """
 
 from __future__ import annotations
@@ -25,35 +25,34 @@ from pipeline.runs.worker.sparse_file import SparseFile
 
 
 class DamagedPagesError(ValueError):
-    """Pages are not what their index says."""
+    """Pages do not match their index."""
 
 
 class ShiftedPagesError(DamagedPagesError):
-    """Pages have other rows than their index says."""
+    """Pages have other numbers of rows than in their index."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """The pages of one column chunk that are wanted."""
+    """The wanted pages of one column chunk: [first, last) of its index."""
 
     column: ColumnChunk
     index: PageIndex
     first: int
     last: int
-    """Half-open, in the index."""
 
     @property
     def rows(self) -> tuple[int, int]:
-        """Half-open range of rows that they hold."""
+        """Half-open range of the pages' rows."""
         return self.index.rows[self.first], self.index.rows[self.last]
 
     @property
     def dictionary(self) -> tuple[int, int]:
-        """Bytes before the first data page."""
+        """Byte range before the first data page."""
         return self.column.start, self.index.offsets[0]
 
     def pages(self) -> Iterator[tuple[int, int, int]]:
-        """Offset, bytes and rows of each."""
+        """Yield offset, bytes and rows of each page."""
         for at in range(self.first, self.last):
             rows = self.index.rows[at + 1] - self.index.rows[at]
             yield self.index.offsets[at], self.index.lengths[at], rows
@@ -61,15 +60,14 @@ class _Cut:
 
 @dataclass(frozen=True, slots=True)
 class PartPages:
-    """Which pages of some columns hold a part of a row group."""
+    """The pages of some columns that contain a part of a row group: rows [start, stop)."""
 
     cuts: tuple[_Cut, ...]
     start: int
-    """First row of the row group that the file has."""
     stop: int
 
     def spans(self) -> Iterator[tuple[int, int]]:
-        """Half-open ranges of the object's bytes."""
+        """Yield half-open ranges of the object's bytes."""
         for cut in self.cuts:
             yield cut.dictionary
             last = cut.last - 1
@@ -79,7 +77,7 @@ class PartPages:
 def choose_pages(
     columns: Iterable[tuple[ColumnChunk, PageIndex]], start: int, stop: int
 ) -> PartPages:
-    """Choose the pages of column chunks that hold the rows [start, stop)."""
+    """Choose the pages of column chunks that contain the rows [start, stop)."""
     cuts = tuple(_Cut(column, index, *index.covering(start, stop)) for column, index in columns)
     low = min(cut.rows[0] for cut in cuts)
     return PartPages(cuts, low, max(cut.rows[1] for cut in cuts))
@@ -88,18 +86,18 @@ def choose_pages(
 def write_part(
     part: PartPages, source: SparseFile, footer: Footer, group: RowGroup, target: SparseFile
 ) -> RowGroup:
-    """Write pages into a file of their own, and return its row group.
+    """Write pages into another file, and return its row group.
 
     Args:
-        part: Which pages.
-        source: Their bytes, at their offsets in the object.
-        footer: The object's.
-        group: The row group that they are of.
+        part: The pages.
+        source: Bytes of the pages, at their offsets in the object.
+        footer: Footer of the object.
+        group: Row group of the pages.
         target: An empty file.
 
     Raises:
-        ShiftedPagesError: a page has other rows than its index says.
-        DamagedPagesError: a page is not what its index says.
+        ShiftedPagesError: a page has another number of rows than in its index.
+        DamagedPagesError: a page does not match its index.
     """
     target.write(0, memoryview(MAGIC))
     end, rows = len(MAGIC), part.stop - part.start
@@ -109,14 +107,14 @@ def write_part(
         _write_pages(cut, source, writer, (part.start, part.stop))
         written[cut.column.leaf.index] = writer.column()
         end = writer.end
-    columns = [written.get(one.leaf.index) or _lacking(one, rows) for one in group.columns]
+    columns = [written.get(c.leaf.index) or _absent_column(c, rows) for c in group.columns]
     own = RowGroup(rows, columns)
     target.write(end, memoryview(write_footer(replace(footer, rows=rows, groups=[own]))))
     return own
 
 
-def _lacking(column: ColumnChunk, rows: int) -> ColumnChunk:
-    """What the file's footer says of a column that the file lacks: nothing that leads outside."""
+def _absent_column(column: ColumnChunk, rows: int) -> ColumnChunk:
+    """Return the footer entry of a column that the file lacks, with no offsets outside of it."""
     at = len(MAGIC)
     return replace(
         column, start=at, data_start=at, compressed=0, uncompressed=0, values=rows,
@@ -151,7 +149,7 @@ class _ColumnWriter:
         self._uncompressed += uncompressed
 
     def column(self) -> ColumnChunk:
-        """Return what the footer says of it; bounds and counts of all rows say nothing of some."""
+        """Return the column's footer entry, without statistics: those are of all rows."""
         return replace(
             self._column,
             start=self._start,

@@ -1,8 +1,8 @@
-"""Reduce: partial results are combined in batches, then in a tree, then finalized and staged.
+"""Reduce: combine partial results in batches, then in a tree; then finalize and stage the result.
 
-`combine` is associative and keeps the columns, so it does not matter in which groups chunks come
-together. Partials and the tree's nodes are immutable objects in the run's state; the name of a node
-derives from what it combines, so a death in the reduce redoes only what is not there.
+`combine` is associative and keeps the columns, so the grouping of chunks does not matter. Partials
+and the tree's nodes are immutable objects in the run's state. The name of a node derives from its
+inputs, so a reduce that was interrupted redoes only the nodes that are missing.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from pipeline.storage.documents import reading, seal_bytes, unseal_bytes
 
 _NAMES = re.compile(f"(?:{PARTIAL_NAME})|(?:{NODE_NAME})")
 FAN_IN = 16
-"""Partials that one step combines."""
+"""Maximum number of partials that one step combines."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Combine some partials or nodes into one."""
+    """A step of the tree, which combines some partials or nodes into a node."""
 
     name: str
-    """Derived from the inputs."""
+    """Name of the node, derived from the inputs."""
     inputs: tuple[str, ...]
-    """Names of objects below the run's prefix."""
+    """Names of the combined objects below the run's prefix."""
     is_last: bool
-    """Finalize and stage the result, too."""
+    """Whether to finalize and stage the result."""
 
 
 def tree(partials: Sequence[str]) -> list[list[Step]]:
-    """The steps that bring partials together, level by level; the last level has one step."""
+    """Build the steps that combine all partials, level by level; the last level has one step."""
     levels: list[list[Step]] = []
     names = sorted(partials)
     while True:
@@ -68,7 +68,7 @@ def _node(inputs: tuple[str, ...]) -> str:
 def store_partial(
     context: RunContext, name: str, frames: Sequence[pl.DataFrame]
 ) -> tuple[str, int]:
-    """Combine chunks' results and store them in the run's state; returns URI and bytes."""
+    """Combine chunks' results and store the partial in the run's state; return URI and bytes."""
     data = _to_ipc(combine(context, frames))
     uri = join(context.ledger.prefix, "partials", f"{name}.arrow")
     context.storage.put_new(uri, data)
@@ -76,10 +76,10 @@ def store_partial(
 
 
 def reduce_step(run_uri: str, fingerprint: str, step: Step, worker: str = "serial") -> None:
-    """Do one step, unless it is done."""
+    """Run one step, unless its result exists."""
     context = open_run(run_uri, fingerprint)
     ledger, storage = context.ledger, context.storage
-    if not step.is_last and _is_there(storage, ledger.prefix + step.name):
+    if not step.is_last and _exists(storage, ledger.prefix + step.name):
         return
     started, clock = time.time(), time.perf_counter()
     frames = [_from_ipc(storage.get(uri).data, uri) for uri in _inputs(ledger, step)]
@@ -92,8 +92,8 @@ def reduce_step(run_uri: str, fingerprint: str, step: Step, worker: str = "seria
         storage.put(ledger.prefix + step.name, _to_ipc(result))
 
 
-def _is_there(storage: Storage, uri: str) -> bool:
-    # S3 may forbid an absent object to whoever may not list it; then the step is done again.
+def _exists(storage: Storage, uri: str) -> bool:
+    # For missing objects, S3 denies access to clients without the right to list; then run the step.
     with suppress(AccessDeniedError):
         return storage.get_or_none(uri) is not None
     return False
@@ -103,7 +103,7 @@ def combine(context: RunContext, frames: Sequence[pl.DataFrame]) -> pl.DataFrame
     """Merge partial results with the job's `combine`.
 
     Raises:
-        TransformError: it raised, or changed the columns.
+        TransformError: `combine` raised, or changed the columns.
     """
     assert context.job.reduce is not None, "only a job with a reduce combines"
     name = context.job.reduce.combine
@@ -113,14 +113,14 @@ def combine(context: RunContext, frames: Sequence[pl.DataFrame]) -> pl.DataFrame
     if result.schema != frames[0].schema:
         raise TransformError(
             f"{name} changed the columns from {dict(frames[0].schema)} to {dict(result.schema)}",
-            hint="combine takes partial results and returns one of the same columns and types; "
-            "what else there is to do belongs into finalize",
+            hint="combine must return a frame with the columns and types of its inputs; put other "
+            "changes into finalize",
         )
     return result
 
 
 def finalize(context: RunContext, frame: pl.DataFrame) -> pl.DataFrame:
-    """Make the result of the last partial, with the job's `finalize` if it has one."""
+    """Apply the job's `finalize`, if it has one, to the combined result."""
     assert context.job.reduce is not None, "only a job with a reduce finalizes"
     name = context.job.reduce.finalize
     if name is None:
@@ -132,7 +132,7 @@ def finalize(context: RunContext, frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def call_and_collect(name: str, call: Callable[..., Any], argument: Any) -> pl.DataFrame:
-    """Call a function of the user's and collect the LazyFrame that it returns."""
+    """Call a user's function and collect the LazyFrame that it returns."""
     with user_code(name):
         result = call(argument)
         if isinstance(result, pl.LazyFrame):
@@ -176,7 +176,7 @@ def _stage(
 
 
 def _inputs(ledger: Ledger, step: Step) -> list[str]:
-    """The objects that a step combines: below its own run's prefix, and nowhere else."""
+    """Return the URIs of a step's inputs, which must be below its run's prefix."""
     for name in (step.name, *step.inputs):
         if not _NAMES.fullmatch(name):
             raise StateError(ledger.prefix + name, "it is neither a partial nor a step of a reduce")
@@ -184,20 +184,20 @@ def _inputs(ledger: Ledger, step: Step) -> list[str]:
 
 
 def _to_ipc(frame: pl.DataFrame) -> bytes:
-    """A frame as Arrow IPC, behind a checksum."""
+    """Encode a frame as Arrow IPC with a checksum."""
     buffer = io.BytesIO()
     frame.write_ipc(buffer, compression="zstd")
     return seal_bytes(buffer.getvalue())
 
 
 def _from_ipc(data: bytes, uri: str) -> pl.DataFrame:
-    """Read what `_to_ipc` wrote, or what earlier releases did, without a checksum.
+    """Decode what `_to_ipc` wrote, or earlier releases without a checksum.
 
     Raises:
-        StateError: it is damaged.
+        StateError: the data are damaged.
     """
-    with reading(uri, "start over, with all its chunks: run the job with --replan"):
+    with reading(uri, "map all chunks again: run the job with --replan"):
         body = unseal_bytes(data)
         if not body.startswith(b"ARROW1"):
-            raise ValueError("it is no partial result")
+            raise ValueError("it is not a partial result")
         return pl.read_ipc(io.BytesIO(body))

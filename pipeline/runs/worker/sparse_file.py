@@ -1,8 +1,7 @@
-"""A local file with holes: only the byte ranges that a chunk needs of a large object.
+"""Keep the byte ranges that a chunk needs of a large object in a local file with holes.
 
-Polars then scans it natively, with every push-down it knows, while each byte came from a request
-that was conditional on the planned version. In memory on Linux; an unlinked temporary file
-elsewhere.
+Polars scans it natively, with all its push-downs, while each byte comes from a request that is
+conditional on the planned version. The file is in memory on Linux, and a temporary file elsewhere.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from types import TracebackType
 from typing import Self
 
 GAP_BYTES = 512 << 10
-"""Ranges closer than this are read as one: on S3 a request costs about as much as 1 MiB."""
+"""Maximum gap between ranges that are read as one: on S3 a request costs about as much as 1 MiB."""
 RANGE_BYTES = 16 << 20
-"""Longer ranges are cut, so that several connections share the work."""
+"""Maximum length of a range; longer ones are cut, to be read over several connections."""
 
 
 class SparseFile:
-    """Bytes of an object at their own offsets; what was not written reads as zeros."""
+    """Bytes of an object at their offsets; bytes that were not written read as zeros."""
 
     def __init__(self, size: int) -> None:
         if hasattr(os, "memfd_create"):
@@ -34,17 +33,17 @@ class SparseFile:
         self._open = True
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Put bytes at an offset."""
+        """Write bytes at an offset."""
         while data:
             written = os.pwrite(self._descriptor, data, offset)
             offset, data = offset + written, data[written:]
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return bytes from an offset on; fewer at the end."""
+        """Read bytes at an offset; fewer at the end of the file."""
         return os.pread(self._descriptor, length, offset)
 
     def close(self) -> None:
-        """Free the memory; scans that are still open keep theirs."""
+        """Free the memory; open scans keep theirs."""
         if self._open:
             self._open = False
             os.close(self._descriptor)
@@ -64,7 +63,7 @@ class SparseFile:
 
 
 def coalesce(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Join half-open spans that overlap or nearly touch, then cut those that are long."""
+    """Join half-open spans that overlap or nearly touch, then cut long ones."""
     joined: list[tuple[int, int]] = []
     for start, stop in sorted(spans):
         if joined and start - joined[-1][1] <= GAP_BYTES:

@@ -131,11 +131,11 @@ def test_code_of_another_scheme_is_not_known_to_have_changed(
         unfinished = world.create(world.job(), reprocess="all")
     drafted = world.draft(world.job(), reprocess="changed")
     assert drafted.record.todo == 8
-    assert "of 8 windows chunkmap fingerprinted the code by another scheme" in drafted.notes[0]
+    assert "the code of 8 windows was fingerprinted by another scheme" in drafted.notes[0]
     assert world.draft(world.job(), reprocess="changed", accept_code=True).record.todo == 0
     world.write([LEAP[3]], value=7.0)
     assert world.draft(world.job(), reprocess="changed", accept_code=True).record.todo == 1
-    with pytest.raises(ConflictError, match=r"scheme v0 .*cannot be told") as caught:
+    with pytest.raises(ConflictError, match=r"scheme v0 .*cannot tell") as caught:
         world.draft(world.job(), reprocess="all")
     assert f"resume {unfinished.backfill} --accept-code" in str(caught.value.hint)
 
@@ -365,10 +365,13 @@ def test_what_cannot_be_is_refused_before_anything_is_written(world: Days) -> No
         world.draft(world.job(window={"column": "ds", "grain": "hour"}))
     with pytest.raises(UsageError, match="has no windows"):
         world.draft(world.job(window=None))
-    for mode, why in (("error", "one window after the other"), ("overwrite", "one window")):
+    for mode, why in (
+        ("error", "its windows one after the other"),
+        ("overwrite", "one after the other"),
+    ):
         with pytest.raises(UsageError, match=why):
             world.draft(world.job(output={"uri": world.output, "mode": mode}))
-    with pytest.raises(UsageError, match="rows twice"):
+    with pytest.raises(UsageError, match="duplicate rows"):
         world.draft(world.job(output={"uri": world.output, "mode": "append"}), reprocess="all")
     assert not (world.root / "out").exists()
     assert not (world.root / "out.chunkmap").exists()

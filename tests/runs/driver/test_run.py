@@ -277,7 +277,7 @@ def test_an_unfinished_run_of_another_scheme_resumes_when_told(
         with pytest.raises(RunIncompleteError) as first:
             world.run(job)
     (world.root / "mended").touch()
-    with pytest.raises(ConflictError, match=r"scheme v0 .*cannot be told") as caught:
+    with pytest.raises(ConflictError, match=r"scheme v0 .*cannot tell") as caught:
         world.run(job)
     assert "has changed since (" not in str(caught.value)
     assert "--accept-code" in str(caught.value.hint)

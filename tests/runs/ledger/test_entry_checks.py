@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from pipeline.runs.ledger.ledger import segment_name
 from pipeline.runs.ledger.records import COMPLETIONS, PARTIAL, REDUCE, Completion
-from pipeline.runs.ledger.segments import MOST_TEXT, pack_segment, unpack_segments
+from pipeline.runs.ledger.segments import MAX_TEXT, pack_segment, unpack_segments
 from tests.support.memory_storage import MemoryBackend
 from tests.support.runs_by_hand import OUTPUT, Run, job_of, plan_of, run_of
 
@@ -273,7 +273,7 @@ def test_a_small_segment_cannot_grow_without_bounds(run: Run) -> None:
         ),
     }
     compressor = zstandard.ZstdCompressor(write_content_size=False).compressobj()
-    bombs["no size"] = compressor.compress(bytes(MOST_TEXT)) + compressor.flush()
+    bombs["no size"] = compressor.compress(bytes(MAX_TEXT)) + compressor.flush()
     assert max(map(len, bombs.values())) < 300_000
     for name, data in bombs.items():
         key = segment_name("b", name.replace(" ", ""), 1)

@@ -13,7 +13,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.sections import TransformSettings
-from pipeline.runs.transforms.fingerprint import SCHEME, explain_difference, joined, scheme_of
+from pipeline.runs.transforms.fingerprint import (
+    SCHEME,
+    explain_difference,
+    join_fingerprints,
+    scheme_of,
+)
 from pipeline.runs.transforms.loading import load_transform
 from tests.support.sources import ONE_MODULE, RUN, Folder, change
 
@@ -27,8 +32,8 @@ def test_it_begins_with_its_scheme(folder: Folder) -> None:
     assert len(digits) == 16
     assert int(digits, 16) >= 0
     assert scheme_of("0123456789abcdef") == "v1"
-    assert joined([folder.of()]) == folder.of()
-    assert scheme_of(joined([folder.of(), folder.of()])) == SCHEME
+    assert join_fingerprints([folder.of()]) == folder.of()
+    assert scheme_of(join_fingerprints([folder.of(), folder.of()])) == SCHEME
 
 
 @pytest.mark.parametrize(
@@ -235,7 +240,7 @@ def test_it_takes_milliseconds(folder: Folder) -> None:
 def test_another_scheme_is_not_other_code() -> None:
     said = explain_difference("shop.main:run", "0123456789abcdef", "v2-0123456789abcdef")
     assert "scheme v1" in said
-    assert "cannot be told" in said
+    assert "cannot tell" in said
     assert "has changed since (" not in said
     assert "has changed since (" in explain_difference("x:y", "v2-0", "v2-1")
 

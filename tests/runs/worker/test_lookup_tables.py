@@ -121,7 +121,9 @@ def test_what_was_appended_keeps_its_values_and_says_so(small: Small) -> None:
     job = small.job("priced", "append", params={"table": table(small)})
     small.run(job)
     price(small, 2.0)
-    [_, note] = [note for note in small.run(job).notes if "output holds" in note or "since" in note]
+    [_, note] = [
+        note for note in small.run(job).notes if "output already has" in note or "since" in note
+    ]
     assert "prices.parquet was replaced since" in note
 
 
