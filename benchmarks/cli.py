@@ -1,4 +1,4 @@
-"""The commands of `chunkmap bench` and their flags; what they do is in commands.py."""
+"""Define the commands of `chunkmap bench`. What they do is in commands.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.cli.options import Environment, Json
 
 app = typer.Typer(
     name="bench",
-    help="Measure chunkmap beside others who do the same work, and report it.",
+    help="Compare chunkmap with its peers.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -28,12 +28,12 @@ class Size(StrEnum):
     l = "l"  # noqa: E741 - as the command line spells it
 
 
-Root = Annotated[str, typer.Option(help="Prefix under which datasets and reports live.")]
+Root = Annotated[str, typer.Option(help="Prefix of datasets and reports.")]
 
 
 @app.command("list")
 def list_(json: Json = False) -> None:
-    """List the workloads, the datasets and the peers."""
+    """List workloads, datasets and peers."""
     from benchmarks import commands
 
     commands.list_all(as_json=json)
@@ -43,30 +43,28 @@ def list_(json: Json = False) -> None:
 def run(  # noqa: PLR0917 - Typer takes them as they stand
     suite: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[SUITE]…", help="Workloads, or main, rest, ci, all. Default: all."),
+        typer.Argument(metavar="[SUITE]…", help="Workloads, or main, rest, ci; default all."),
     ] = None,
-    scale: Annotated[Size, typer.Option(help="TPC-H at 1, 4 or 20, and the like.")] = Size.s,
+    scale: Annotated[Size, typer.Option(help="Size of data: TPC-H 1, 4, 20.")] = Size.s,
     against: Annotated[
         list[str] | None,
-        typer.Option(metavar="PEER", help="Only these peers; may be given several times."),
+        typer.Option(metavar="PEER", help="Measure only these peers; repeatable."),
     ] = None,
-    repeat: Annotated[int, typer.Option(min=1, help="Processes of each, interleaved.")] = 1,
+    repeat: Annotated[int, typer.Option(min=1, help="Run N interleaved processes of each.")] = 1,
     iterations: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Times each does the work; the first is cold. Default: 4, some 2."
-        ),
+        typer.Option(min=1, help="Repeat the work per process; default 4 (some 2)."),
     ] = None,
-    full: Annotated[bool, typer.Option(help="Every peer on every workload.")] = False,
-    count: Annotated[bool, typer.Option(help="Count S3 requests, in an untimed pass.")] = True,
+    full: Annotated[bool, typer.Option(help="Measure every peer on every workload.")] = False,
+    count: Annotated[bool, typer.Option(help="Count S3 requests in an untimed pass.")] = True,
     root: Root = ROOT,
     resume: Annotated[
-        str | None, typer.Option(metavar="ID", help="Go on with an interrupted session.")
+        str | None, typer.Option(metavar="ID", help="Resume an interrupted session.")
     ] = None,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Measure, check every result, and write a report. Starts the local stack if it is down."""
+    """Measure, check every result, write a report."""
     from benchmarks import commands
     from benchmarks.suite.session import Request
 
@@ -87,16 +85,16 @@ def run(  # noqa: PLR0917 - Typer takes them as they stand
 @app.command()
 def report(
     session: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="A session; default: the newest.")
+        str | None, typer.Argument(metavar="[ID]", help="Id of a session; default the newest.")
     ] = None,
     docs: Annotated[
-        Path | None, typer.Option(help="Put the figures into this Markdown page too.", exists=True)
+        Path | None, typer.Option(help="Also update the figures in this page.", exists=True)
     ] = None,
     root: Root = ROOT,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Write the report of a session again: HTML, Markdown and JSON."""
+    """Write the report of a session again."""
     from benchmarks import commands
 
     commands.report(session, docs, root, environment, as_json=json)
@@ -104,8 +102,8 @@ def report(
 
 @app.command()
 def compare(
-    before: Annotated[str, typer.Argument(metavar="A", help="A session or a record's file.")],
-    after: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    before: Annotated[str, typer.Argument(metavar="A", help="A session, or a record file.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="Another session or record file.")],
     environment: Environment = None,
     json: Json = False,
 ) -> None:
@@ -117,7 +115,7 @@ def compare(
 
 @app.command()
 def history(environment: Environment = None, json: Json = False) -> None:
-    """Show the sessions on this machine, and how the ratios went."""
+    """Show sessions of this machine with their ratios."""
     from benchmarks import commands
 
     commands.history(environment, as_json=json)
@@ -125,17 +123,15 @@ def history(environment: Environment = None, json: Json = False) -> None:
 
 @app.command()
 def gate(
-    baseline: Annotated[Path, typer.Option(help="The record to hold against.", exists=True)],
+    baseline: Annotated[Path, typer.Option(help="Record file to compare with.", exists=True)],
     session: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="A session; default: the newest.")
+        str | None, typer.Argument(metavar="[ID]", help="Id of a session; default the newest.")
     ] = None,
-    least: Annotated[
-        float, typer.Option(min=0, help="As a share: a smaller difference is none.")
-    ] = 0.0,
+    least: Annotated[float, typer.Option(min=0, help="Ignore differences below this share.")] = 0.0,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Fail if a ratio is worse than the baseline's by more than noise explains."""
+    """Fail if a ratio became worse than the baseline's."""
     from benchmarks import commands
 
     raise typer.Exit(commands.gate(baseline, session, least, environment, as_json=json))
@@ -143,32 +139,34 @@ def gate(
 
 @app.command()
 def simulate(  # noqa: PLR0917 - Typer takes them as they stand
-    workers: Annotated[str, typer.Option(help="Worker threads, each with a core of its own.")],
-    chunks: Annotated[str, typer.Option(help="Of equal size; 1e6 and 2.5M are numbers too.")],
-    bytes: Annotated[str, typer.Option(help="Stored bytes of the columns that are read: 100TB.")],
-    rows: Annotated[str, typer.Option(help="To be told rows a second.")] = "",
-    files: Annotated[str, typer.Option(help="Objects of the input. Default: one a chunk.")] = "",
-    wait: Annotated[str, typer.Option(help="What the transform waits for on each chunk.")] = "0s",
-    prefixes: Annotated[str, typer.Option(help="Over which requests are spread.")] = "1",
+    workers: Annotated[str, typer.Option(help="Worker threads, each with one core.")],
+    chunks: Annotated[str, typer.Option(help="Chunks of equal size, e.g. 1e6 or 2.5M.")],
+    bytes: Annotated[str, typer.Option(help="Stored bytes to read, e.g. 100TB.")],
+    rows: Annotated[str, typer.Option(help="Rows, to show rows per second.")] = "",
+    files: Annotated[str, typer.Option(help="Objects of the input; default the chunks.")] = "",
+    wait: Annotated[str, typer.Option(help="Time the transform waits per chunk.")] = "0s",
+    prefixes: Annotated[str, typer.Option(help="Prefixes that share the requests.")] = "1",
     reduce: Annotated[
-        bool, typer.Option("--reduce", help="Chunks are combined instead of staged.")
+        bool, typer.Option("--reduce", help="Combine chunks instead of staging them.")
     ] = False,
-    store: Annotated[str, typer.Option(help="amazon, or here: as measured.")] = "amazon",
+    store: Annotated[
+        str, typer.Option(help="Object store: amazon, or here (measured).")
+    ] = "amazon",
     change: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Another value of a parameter."),
+        typer.Option("--set", metavar="NAME=VALUE", help="Change a parameter; repeatable."),
     ] = None,
     parameters: Annotated[
-        Path | None, typer.Option(help="Another file of parameters.", exists=True, dir_okay=False)
+        Path | None, typer.Option(help="Use this parameter file.", exists=True, dir_okay=False)
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page with charts there.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with charts.")] = None,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Simulate a run on more workers than there are: time, bottlenecks, requests, cost."""
+    """Simulate a run on any number of workers."""
     from benchmarks.simulation import commands
 
-    asked = commands.SimulationOptions(
+    options = commands.SimulationOptions(
         workers=workers,
         chunks=chunks,
         bytes=bytes,
@@ -182,4 +180,4 @@ def simulate(  # noqa: PLR0917 - Typer takes them as they stand
         parameters=parameters,
         html=html,
     )
-    commands.simulate(asked, environment, as_json=json)
+    commands.simulate(options, environment, as_json=json)

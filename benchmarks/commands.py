@@ -1,4 +1,4 @@
-"""What `chunkmap bench …` does."""
+"""Run the commands of `chunkmap bench`, except `simulate`."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ def list_all(*, as_json: bool) -> None:
     if as_json:
         print_json(
             {
-                "workloads": {one.name: one.says for one in WORKLOADS.values()},
-                "datasets": {one.name: one.says for one in DATASETS.values()},
-                "peers": {one.name: one.title for one in PEERS.values()},
+                "workloads": {workload.name: workload.says for workload in WORKLOADS.values()},
+                "datasets": {dataset.name: dataset.says for dataset in DATASETS.values()},
+                "peers": {peer.name: peer.title for peer in PEERS.values()},
             }
         )
         return
     rows = [
-        (one.name, one.suite, one.says, ", ".join(one.peers) or "–") for one in WORKLOADS.values()
+        (workload.name, workload.suite, workload.says, ", ".join(workload.peers) or "–")
+        for workload in WORKLOADS.values()
     ]
     out.print(columns(("workload", "suite", "what it does", "against"), rows))
-    show_pairs("\nDatasets", {one.name: one.says for one in DATASETS.values()})
-    peers = {one.name: one.title for one in PEERS.values() if one.name != REFERENCE}
+    show_pairs("\nDatasets", {dataset.name: dataset.says for dataset in DATASETS.values()})
+    peers = {peer.name: peer.title for peer in PEERS.values() if peer.name != REFERENCE}
     show_pairs("\nPeers", peers)
 
 
@@ -65,25 +66,32 @@ def report(
 
 
 def compare(before: str, after: str, environment: str | None, *, as_json: bool) -> None:
-    """Print how each ratio went from one session to another."""
+    """Print the change of each ratio from one session to another."""
     settings = load_suite_settings(environment)
     first, second = find_record(settings, before), find_record(settings, after)
-    found = changes(first, second)
+    ratio_changes = changes(first, second)
     if as_json:
         rows = [
             {
-                "workload": one.workload,
-                "peer": one.peer,
-                "before": one.before.value,
-                "after": one.after.value,
-                "says": one.says,
+                "workload": change.workload,
+                "peer": change.peer,
+                "before": change.before.value,
+                "after": change.after.value,
+                "says": change.says,
             }
-            for one in found
+            for change in ratio_changes
         ]
         print_json({"before": first.id, "after": second.id, "changes": rows})
         return
     lines = [
-        (one.workload, one.peer, _said(one.before), _said(one.after), one.says) for one in found
+        (
+            change.workload,
+            change.peer,
+            _format(change.before),
+            _format(change.after),
+            change.says,
+        )
+        for change in ratio_changes
     ]
     out.print(columns(("workload", "peer", first.id, second.id, ""), lines))
 
@@ -94,9 +102,9 @@ def history(environment: str | None, *, as_json: bool) -> None:
     records = records_in(records_folder(settings))
     ratios = [
         {
-            f"{one.workload}/{one.theirs.subject}": round(one.found.value, 3)
-            for one in comparisons(record)
-            if one.found is not None
+            f"{comparison.workload}/{comparison.theirs.subject}": round(comparison.found.value, 3)
+            for comparison in comparisons(record)
+            if comparison.found is not None
         }
         for record in records
     ]
@@ -108,9 +116,9 @@ def history(environment: str | None, *, as_json: bool) -> None:
                     "commit": record.machine.commit,
                     "scale": record.scale,
                     "complete": record.complete,
-                    "ratios": said,
+                    "ratios": by_name,
                 }
-                for record, said in zip(records, ratios, strict=True)
+                for record, by_name in zip(records, ratios, strict=True)
             ]
         )
         return
@@ -119,65 +127,68 @@ def history(environment: str | None, *, as_json: bool) -> None:
             record.id,
             record.machine.commit,
             record.scale,
-            ", ".join(f"{name} {value:.2f}" for name, value in said.items()) or "–",
+            ", ".join(f"{name} {value:.2f}" for name, value in by_name.items()) or "–",
         )
-        for record, said in zip(records, ratios, strict=True)
+        for record, by_name in zip(records, ratios, strict=True)
     ]
-    out.print(columns(("session", "commit", "scale", "ratios (ours over theirs)"), lines))
+    out.print(columns(("session", "commit", "scale", "ratios (chunkmap / peer)"), lines))
 
 
 def gate(
     baseline: Path, session: str | None, least: float, environment: str | None, *, as_json: bool
 ) -> int:
-    """Hold a session against a baseline; returns the exit code."""
+    """Compare a session with a baseline; returns the exit code."""
     settings = load_suite_settings(environment)
     before, after = load_record(baseline), find_record(settings, session)
-    found = changes(before, after, least)
-    worse = [one for one in found if one.is_regression]
-    gone = lost(before, after)
-    if not found and not gone:
+    ratio_changes = changes(before, after, least)
+    worse = [change for change in ratio_changes if change.is_regression]
+    missing = lost(before, after)
+    if not ratio_changes and not missing:
         raise UsageError(
             f"{baseline} and session {after.id} have no ratio in common",
             hint="measure the same workloads against the same peers",
         )
     if as_json:
-        names = [f"{one.workload} against {one.peer}" for one in worse]
-        print_json({"compared": len(found), "worse": names, "lost": gone})
+        names = [f"{change.workload} against {change.peer}" for change in worse]
+        print_json({"compared": len(ratio_changes), "worse": names, "lost": missing})
     else:
-        for one in found:
-            said = f"{one.workload} against {one.peer}: {_said(one.before)} → {_said(one.after)}"
-            mark = "[red]✗[/] " if one.is_regression else "[green]✓[/] "
-            say(f"{said}, {one.says}", mark=mark)
-        for name in gone:
+        for change in ratio_changes:
+            mark = "[red]✗[/] " if change.is_regression else "[green]✓[/] "
+            say(
+                f"{change.workload} against {change.peer}: {_format(change.before)} → "
+                f"{_format(change.after)}, {change.says}",
+                mark=mark,
+            )
+        for name in missing:
             say(name, mark="[red]✗[/] ")
-    return 1 if worse or gone else 0
+    return 1 if worse or missing else 0
 
 
 def find_record(settings: Settings, name: str | None) -> Record:
-    """A record by its file, its id or the beginning of it; without a name the newest.
+    """Find a record by its file, or its id's first letters; without a name, the newest.
 
     Raises:
-        UsageError: there is none, or more than one.
+        UsageError: No record matches, or several do.
     """
     if name is not None and Path(name).is_file():
         return load_record(Path(name))
     folder = records_folder(settings)
-    found = [one for one in records_in(folder) if one.id.startswith(name or "")]
-    if not found:
+    matches = [record for record in records_in(folder) if record.id.startswith(name or "")]
+    if not matches:
         raise UsageError(
             f"no session {name or ''} in {folder}".replace("  ", " "),
             hint="run one with: chunkmap bench run",
         )
-    if name is not None and len(found) > 1:
-        raise UsageError(f"{name} may be {', '.join(one.id for one in found)}")
-    return found[-1]
+    if name is not None and len(matches) > 1:
+        raise UsageError(f"{name} may be {', '.join(record.id for record in matches)}")
+    return matches[-1]
 
 
 @contextmanager
 def _stack(environment: str | None) -> Iterator[Settings]:
-    """The local stack, stopped afterwards unless it ran before."""
+    """Start the local stack, and stop it afterwards unless it ran before."""
     before = load_suite_settings(environment)
-    ran = all(one.state == "running" for one in local.status(before))
+    ran = all(service.state == "running" for service in local.status(before))
     if not ran:
         local.up(before, tell)
     try:
@@ -188,11 +199,11 @@ def _stack(environment: str | None) -> Iterator[Settings]:
 
 
 def _earlier(settings: Settings, record: Record) -> list[Record]:
-    """Earlier sessions of the same scale, for the report's history."""
+    """List earlier sessions of the same scale, for the report's history."""
     return [
-        one
-        for one in records_in(records_folder(settings))
-        if one.scale == record.scale and one.created < record.created
+        earlier
+        for earlier in records_in(records_folder(settings))
+        if earlier.scale == record.scale and earlier.created < record.created
     ]
 
 
@@ -201,23 +212,25 @@ def _show(record: Record, written: Written, *, as_json: bool) -> None:
         print_json({"id": record.id, "report": written.uri, "html": str(written.html)})
         return
     rows = []
-    for one in comparisons(record):
-        ratio = _said(one.found) if one.found else "–"
-        side = one.ours if one.ours.state != "ok" else one.theirs
-        said = one.said or f"{side.title} {side.state}: {side.error[:80]}"
+    for comparison in comparisons(record):
+        ours, theirs = comparison.ours, comparison.theirs
+        ratio = _format(comparison.found) if comparison.found else "–"
+        side = ours if ours.state != "ok" else theirs
+        verdict = comparison.said or f"{side.title} {side.state}: {side.error[:80]}"
         aim = ""
-        if one.aim is not None:
-            aim = f"at most {one.aim:.2f}" + ("" if one.met is None else " ✓" if one.met else " ✗")
-        rows.append((one.workload, one.theirs.title, ratio, said, aim))
+        if comparison.aim is not None:
+            mark = {None: "", True: " ✓", False: " ✗"}[comparison.met]
+            aim = f"at most {comparison.aim:.2f}{mark}"
+        rows.append((comparison.workload, theirs.title, ratio, verdict, aim))
     if rows:
-        out.print(columns(("workload", "against", "ours / theirs", "", "aim"), rows))
+        out.print(columns(("workload", "against", "chunkmap / peer", "", "aim"), rows))
     show_pairs("", {"report": written.html, "stored": written.uri})
 
 
 def tell(line: str) -> None:
-    """What goes on, beside the results."""
+    """Print a line of progress."""
     say(line, console=notes)
 
 
-def _said(found: Interval) -> str:
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+def _format(ratio: Interval) -> str:
+    return f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"

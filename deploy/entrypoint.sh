@@ -1,11 +1,11 @@
 #!/bin/sh
-# Gives a program its secrets from files, as the variables that it reads. They are in no image, no
-# compose file, no `docker inspect` and no command line.
+# Reads secrets from files and passes them to a program as variables. They are in no image, no compose
+# file, no `docker inspect` and no command line.
 set -eu
 
 secret() { tr -d '\n' <"$1"; }
 
-# An empty variable is one that .env leaves open; programs take it for a value.
+# Unset empty variables, which are open in .env; programs would take them as values.
 for name in AWS_ENDPOINT_URL_S3 AWS_REGION AWS_PROFILE; do
   eval "value=\${$name-unset}"
   [ -n "$value" ] || unset "$name"
@@ -20,8 +20,8 @@ if [ -n "${POSTGRES_PASSWORD_FILE:-}" ]; then
   export PREFECT_API_DATABASE_CONNECTION_URL="postgresql+asyncpg://prefect:$at/prefect"
 fi
 if [ -n "${REDIS_HOST:-}" ]; then
-  # More than one Prefect server: events and locks go through Redis, and the services that must not
-  # run in each of them have a container of their own.
+  # With more than one Prefect server, events and locks go through Redis, and services that must run
+  # only once have a separate container.
   password=$(secret "$REDIS_PASSWORD_FILE")
   export PREFECT_MESSAGING_BROKER=prefect_redis.messaging
   export PREFECT_MESSAGING_CACHE=prefect_redis.messaging

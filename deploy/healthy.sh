@@ -1,7 +1,7 @@
 #!/bin/bash
-# Health check of a container: `healthy.sh ADDRESS…`, each of which has to answer: http://… with 200,
-# tcp://host:port by taking a connection. In bash alone: it runs every few seconds in each container,
-# and starting Python for it costs fifty times as much. How long it may take, Docker knows.
+# Health check of a container: `healthy.sh ADDRESS…`. Each address must answer: http://… with 200,
+# tcp://host:port by accepting a connection. In bash only: it runs every few seconds in each
+# container, and starting Python would cost fifty times as much. Docker limits its time.
 set -u
 
 check() {

@@ -1,6 +1,6 @@
-"""Makes the buckets of the cluster's own S3, unless they are there: `make_buckets.py`.
+"""Create missing buckets of the cluster's own S3: `make_buckets.py`.
 
-Where a user brings an S3, there is nothing to make.
+Does nothing if the cluster uses another S3.
 """
 
 import os
@@ -9,23 +9,23 @@ import sys
 import botocore.session
 from botocore.exceptions import ClientError
 
-THERE = ("BucketAlreadyExists", "BucketAlreadyOwnedByYou")
+EXISTS = ("BucketAlreadyExists", "BucketAlreadyOwnedByYou")
 
 
 def main() -> None:
-    """Make each bucket of `S3_BUCKETS`."""
+    """Create each bucket of `S3_BUCKETS`."""
     if os.environ.get("S3_REPLICAS") == "0":
-        print("the user's own S3: nothing to make")
+        print("another S3 is used: nothing to create")
         return
     client = botocore.session.get_session().create_client("s3")
     for bucket in filter(None, os.environ.get("S3_BUCKETS", "demo").split(",")):
         try:
             client.create_bucket(Bucket=bucket.strip())
-            print(f"{bucket}: made")
+            print(f"{bucket}: created")
         except ClientError as error:
-            if error.response["Error"]["Code"] not in THERE:
+            if error.response["Error"]["Code"] not in EXISTS:
                 sys.exit(f"{bucket}: {error}")
-            print(f"{bucket}: is there")
+            print(f"{bucket}: exists")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Passwords, S3 identities and certificates of the cluster, each in a volume of its own.
+"""Make passwords, S3 identities and certificates of the cluster, each in a separate volume.
 
-Runs before everything else, again and again: what is there is kept. A file in deploy/secrets wins
-over what would be made up. Each volume is mounted only where its secret is needed, and the
-authority's key (`authority`) nowhere but here.
+Runs before all other services, at each start, and keeps existing secrets. A file in deploy/secrets
+is used instead of a generated secret. Each volume is mounted only where its secret is needed, and
+that with the authority's key (`authority`) only here.
 
     make_secrets.py [--renew tls|s3]
 """
@@ -27,28 +27,28 @@ GIVEN = Path(os.environ.get("GIVEN", "/given"))
 POLICIES = Path(__file__).parent / "policies"
 US = int(os.environ.get("CHUNKMAP_UID", "10001"))
 SERVERS = int(os.environ.get("SERVERS_GID", "999"))
-"""The group of PostgreSQL and Redis in their images."""
+"""Id of the group of PostgreSQL and Redis in their images."""
 ROLES = ("admin", "driver", "worker")
 PASSWORD = re.compile(r"[A-Za-z0-9._~-]{12,}\n?")
-"""What needs no quoting in an address or a configuration file."""
+"""Pattern of passwords that need no quoting in an address or a configuration file."""
 S3_FOLDER = "/etc/seaweedfs"
-"""Where SeaweedFS's container has the volume `s3-server`."""
+"""Path of the volume `s3-server` in SeaweedFS's container."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What the workers may touch: `bucket`, and prefixes as `bucket/prefix`."""
+    """Buckets, and prefixes (as `bucket/prefix`) that policies grant access to."""
 
     buckets: tuple[str, ...]
     inputs: tuple[str, ...]
-    """What jobs read; empty: anything in the buckets. Never written to by workers."""
+    """Prefixes of inputs, which workers never write to; if empty, all of the buckets."""
     outputs: tuple[str, ...]
-    """An output each; one that ends with a slash stands for all outputs below it."""
+    """Outputs; one that ends with a slash stands for all outputs below it."""
     tables: tuple[str, ...] = ()
-    """What else transforms read."""
+    """Prefixes of tables that transforms read."""
 
     def names(self, *, denied: bool) -> dict[str, tuple[str, ...]]:
-        """What stands for each word of a template; the longer words come first."""
+        """Return the values of each placeholder of a template; longer placeholders come first."""
         anywhere = tuple(f"{bucket}/" for bucket in self.buckets)
         outputs = tuple(
             f"{name}*" if name.endswith("/") else name for name in self.outputs or anywhere
@@ -65,8 +65,8 @@ class Reach:
 
 
 def main() -> None:
-    """Make what is missing."""
-    parser = argparse.ArgumentParser(description="Make the cluster's secrets; keep what is there.")
+    """Make missing secrets."""
+    parser = argparse.ArgumentParser(description="Make missing secrets of the cluster.")
     parser.add_argument("--renew", choices=("tls", "s3"), action="append", default=[])
     renew = parser.parse_args().renew
     certificates(force="tls" in renew)
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def certificates(*, force: bool) -> None:
-    """One for each part, beside the authority's; the authority's key stays here."""
+    """Make one certificate per role; the authority's key stays in its volume."""
     authority = MADE / "authority"
     made = make(authority, ("dask-scheduler", "dask-worker"), force=force)
     for part in ("scheduler", "worker", "client"):
@@ -94,7 +94,7 @@ def certificates(*, force: bool) -> None:
 
 
 def password(volume: str, name: str, given: str, *, prefix: str = "", readers: int = US) -> str:
-    """A password that is given, was made before, or is made now; returns it."""
+    """Take a password from deploy/secrets, keep an existing one, or make one; returns it."""
     path = MADE / volume / name
     if (GIVEN / given).exists():
         text = (GIVEN / given).read_text("utf-8")
@@ -111,7 +111,7 @@ def password(volume: str, name: str, given: str, *, prefix: str = "", readers: i
 
 
 def credentials(role: str, *, own_s3: bool, renew: bool) -> None:
-    """An AWS credentials file for one role; none where the user's own S3 knows us otherwise."""
+    """Write the AWS credentials file of a role; with another S3, only one from deploy/secrets."""
     path = MADE / f"s3-{role}/credentials"
     given = GIVEN / f"s3-{role}-credentials"
     if given.exists():
@@ -127,91 +127,90 @@ def credentials(role: str, *, own_s3: bool, renew: bool) -> None:
 
 
 def identities() -> None:
-    """SeaweedFS's identities and the policies of each, from deploy/policies."""
+    """Write SeaweedFS's identities with their policies from deploy/policies."""
     reach = Reach(
         listed("S3_BUCKETS", "demo"),
         listed("S3_INPUTS", "demo/tpch/"),
         listed("S3_OUTPUTS", ""),
         listed("S3_TABLES", ""),
     )
-    people, policies = [], []
+    entries, policies = [], []
     for role in ROLES:
         file = configparser.ConfigParser()
         file.read_string((MADE / f"s3-{role}/credentials").read_text("utf-8"))
-        known = file["default"]
-        one: dict[str, object] = {
+        profile = file["default"]
+        entry: dict[str, object] = {
             "name": role,
             "credentials": [
                 {
-                    "accessKey": known["aws_access_key_id"],
-                    "secretKey": known["aws_secret_access_key"],
+                    "accessKey": profile["aws_access_key_id"],
+                    "secretKey": profile["aws_secret_access_key"],
                 }
             ],
         }
         if role == "admin":
-            one["actions"] = ["Admin", "Read", "Write", "List", "Tagging"]
+            entry["actions"] = ["Admin", "Read", "Write", "List", "Tagging"]
         else:
             template = json.loads((POLICIES / f"{role}.json").read_text("utf-8"))
             policies.append({"name": role, "content": json.dumps(policy(template, reach))})
-            one["policyNames"] = [role]
-        people.append(one)
-    text = json.dumps({"identities": people, "policies": policies}, indent=1)
+            entry["policyNames"] = [role]
+        entries.append(entry)
+    text = json.dumps({"identities": entries, "policies": policies}, indent=1)
     write(MADE / "s3-server/s3.json", text)
 
 
 def policy(template: dict[str, object], reach: Reach) -> dict[str, object]:
-    """A template for the given buckets and prefixes.
+    """Fill a template with buckets and prefixes.
 
     `BUCKET` stands for each bucket, `INPUT`, `OUTPUT` and `TABLE` for each prefix, and with `_KEY`
-    for the prefix without its bucket; where no outputs are named, they may be anywhere in the
-    buckets. A statement about nothing is left out.
+    for the prefix without its bucket; without named outputs, they may be anywhere in the buckets. A
+    statement without resources is left out.
     """
     statements = []
     for statement in template["Statement"]:  # type: ignore[attr-defined]
         names = reach.names(denied=statement["Effect"] == "Deny")
-        filled = {**statement, "Resource": expanded(statement["Resource"], names)}
+        filled = {**statement, "Resource": expand(statement["Resource"], names)}
         if "Condition" in statement:
-            prefixes = statement["Condition"]["StringLike"]["s3:prefix"]
-            said = expanded(prefixes, names)
-            filled["Condition"] = {"StringLike": {"s3:prefix": said}}
+            prefixes = expand(statement["Condition"]["StringLike"]["s3:prefix"], names)
+            filled["Condition"] = {"StringLike": {"s3:prefix": prefixes}}
         if filled["Resource"]:
             statements.append(filled)
     return {**template, "Statement": statements}
 
 
-def expanded(texts: list[str], names: dict[str, tuple[str, ...]]) -> list[str]:
-    """Each text once for each thing that its word stands for."""
-    found = []
+def expand(texts: list[str], names: dict[str, tuple[str, ...]]) -> list[str]:
+    """Repeat each text for every value of its placeholder."""
+    filled = []
     for text in texts:
         word = next((word for word in names if word in text), None)
-        found += [text] if word is None else [text.replace(word, name) for name in names[word]]
-    return list(dict.fromkeys(found))
+        filled += [text] if word is None else [text.replace(word, name) for name in names[word]]
+    return list(dict.fromkeys(filled))
 
 
 def keys(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Prefixes without their bucket."""
+    """Strip the bucket from prefixes."""
     return tuple(dict.fromkeys(name.partition("/")[2] for name in names))
 
 
 def internal_certificates() -> None:
-    """SeaweedFS's own calls, whose port for S3 is open to the network, ask for a certificate.
+    """Make certificates for SeaweedFS's internal calls, whose S3 port is open to the network.
 
-    Of an authority of its own: the cluster's workers must not be let in.
+    They have a separate authority, so that the cluster's workers have no access.
     """
     folder = MADE / "s3-server"
     for name, text in certificates_of_s3(MADE / "authority/s3").items():
         write(folder / name, text)
-    # No tokens: the ports that would ask for them listen to the server's container alone.
+    # No tokens: the ports that would require them listen inside the server's container only.
     write(folder / "security.toml", security_toml(S3_FOLDER, {}))
 
 
 def listed(name: str, default: str) -> tuple[str, ...]:
-    """A variable that holds names with commas between them."""
+    """Read a variable that holds names separated by commas."""
     return tuple(filter(None, (part.strip() for part in os.environ.get(name, default).split(","))))
 
 
 def write(path: Path, text: str, *, readers: int = US) -> None:
-    """Replace a file that only its reader may read; the folder is the volume's root."""
+    """Replace a file, readable by its reader only; its folder is the volume's root."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}")
     draft.unlink(missing_ok=True)
@@ -223,14 +222,14 @@ def write(path: Path, text: str, *, readers: int = US) -> None:
 
 
 def own(path: Path, group: int) -> None:
-    """Give a file to the user of our images, and to a group that may read it."""
+    """Give a file to the user of the images, and to a group that may read it."""
     if os.geteuid() == 0:
         shutil.chown(path, US, group)
     path.chmod(0o400 if group == US else 0o440)
 
 
 def say(what: str, how: str) -> None:
-    """A line for the log; never a secret."""
+    """Print a line for the log; never a secret."""
     print(f"{what}: {how}", flush=True)
 
 

@@ -1,10 +1,10 @@
-"""A row-wise enrichment: what each line item earned.
+"""Enrich each row: the revenue of each line item.
 
-The simplest kind of transform. Three habits to copy:
+The simplest kind of transform. Three recommendations:
 
 * **Select what you keep.** chunkmap reads only the columns that the plan of the LazyFrame needs:
   this one reads 7 of lineitem's 16, and the comments, its largest column, stay in S3.
-* **Stay lazy.** No `collect()`: return the LazyFrame, and Polars runs it once, in one pass.
+* **Stay lazy.** Do not call `collect()`: return the LazyFrame, which Polars runs in one pass.
 * **Mind the scale of decimals.** Polars gives a product the larger scale of its two factors and
   rounds to it, so 2 digits times 2 digits loses the last two. Widen one factor first.
 """
@@ -12,18 +12,18 @@ The simplest kind of transform. Three habits to copy:
 import polars as pl
 
 MONEY = pl.Decimal(15, 2)
-"""How TPC-H stores money and rates; a source that holds floats is rounded to it."""
+"""Type of money and rates in TPC-H; floats of other sources are rounded to it."""
 
 
 def revenue(lf: pl.LazyFrame, *, currency: str = "EUR") -> pl.LazyFrame:
-    """Adds the net revenue and the charge with tax of each line item, both exact.
+    """Add the net revenue and the charge with tax of each line item, both exact.
 
     Args:
         lf: TPC-H lineitem, or any frame with its keys, price, discount and tax.
-        currency: the ISO 4217 code that the amounts are in; written to every row, not converted.
+        currency: The ISO 4217 code of the amounts; written to every row, not converted.
 
     Returns:
-        One row for each row, in order: `l_orderkey`, `l_linenumber`, `l_suppkey`, `l_shipdate`,
+        One row per input row, in order: `l_orderkey`, `l_linenumber`, `l_suppkey`, `l_shipdate`,
         `revenue` (price less discount, 4 decimals), `charge` (with tax, 6 decimals), `currency`.
 
     Raises:
@@ -31,7 +31,7 @@ def revenue(lf: pl.LazyFrame, *, currency: str = "EUR") -> pl.LazyFrame:
     """
     if not (len(currency) == 3 and currency.isascii() and currency.isupper()):
         raise ValueError(f"currency {currency!r} is not an ISO 4217 code such as 'EUR'")
-    # Six decimals hold price x (1 - discount) x (1 + tax) without rounding: two for each factor.
+    # Six decimals hold price x (1 - discount) x (1 + tax) without rounding: two per factor.
     price = pl.col("l_extendedprice").cast(MONEY).cast(pl.Decimal(38, 6))
     net = price * (1 - pl.col("l_discount").cast(MONEY))
     charge = net * (1 + pl.col("l_tax").cast(MONEY))

@@ -1,10 +1,10 @@
-"""Map and reduce: the one-trillion-row challenge, the least, mean and greatest measure a station.
+"""Map and reduce: minimum, mean and maximum of each station (the one-trillion-row challenge).
 
-A job with a `reduce` does not write a file for each chunk. Each chunk's result is a *partial*;
-`combine` merges partials, first within a batch and then across batches, in no promised order and in
-no promised groups. So it must be associative and keep the columns: least and greatest are merged as
-they are, a mean is not (the mean of means is wrong), its sum and count are. What is left to be done
-in the end is `finalize`:
+A job with a `reduce` does not write one file per chunk. Each chunk's result is a *partial*;
+`combine` merges partials, first within a batch and then across batches, in any order and any
+groups. So it must be associative and keep the columns: minimum and maximum can be merged, but a
+mean cannot (the mean of means is wrong), so its sum and count are merged. `finalize` computes the
+result at the end:
 
     transform: examples.stations:partial
     reduce: {combine: examples.stations:combine, finalize: examples.stations:finalize}
@@ -14,7 +14,7 @@ import polars as pl
 
 
 def partial(lf: pl.LazyFrame) -> pl.LazyFrame:
-    """One row a station of this chunk: least, greatest, sum and count of `measure`."""
+    """Make one row per station of this chunk: least, greatest, sum and count of `measure`."""
     measure = pl.col("measure")
     return lf.group_by("station").agg(
         least=measure.min(), greatest=measure.max(), total=measure.sum(), count=pl.len()
@@ -22,7 +22,7 @@ def partial(lf: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def combine(partials: list[pl.LazyFrame]) -> pl.LazyFrame:
-    """One row a station of all these partials."""
+    """Merge partials to one row per station."""
     return (
         pl.concat(partials)
         .group_by("station")

@@ -1,14 +1,14 @@
-"""A join against a small table: who supplied each line item, and from which nation.
+"""Join with a small table: the supplier and nation of each line item.
 
 The large side is the chunk; the small side is the same for every chunk. `read_table` reads it once
-in each worker process and keeps it, so a thousand chunks cost one download a worker. A run reads
-each table in the version that it was planned with, and a replaced table makes another run. Two
-habits to copy:
+per worker process and keeps it, so a thousand chunks cost one download per worker. A run reads each
+table in the version with which it was planned, and a replaced table makes another run. Two
+recommendations:
 
-* **Pass tables by URI, as parameters**, and read them at the top of the transform: planning sees
-  them there. One that is read only under a condition is named in the job, as `tables: [URI]`.
-* **Say what the join may do.** `how="left"` keeps every line item, and `validate="m:1"` fails the
-  chunk when the small table names a key twice, instead of multiplying rows.
+* **Pass tables by URI, as parameters**, and read them at the top of the transform, where planning
+  sees them. A table that is read only under a condition must be named in the job (`tables: [URI]`).
+* **State what the join may do.** `how="left"` keeps every line item, and `validate="m:1"` fails the
+  chunk if the small table has a key twice, instead of multiplying rows.
 """
 
 import polars as pl
@@ -19,20 +19,20 @@ from pipeline.storage import read_table
 def supplier_nation(
     lf: pl.LazyFrame, *, suppliers: str, nations: str | None = None
 ) -> pl.LazyFrame:
-    """Adds each line item's supplier and the supplier's nation.
+    """Add each line item's supplier and the supplier's nation.
 
     Args:
         lf: TPC-H lineitem.
-        suppliers: URI of TPC-H supplier, an object or a prefix (10,000 rows a scale factor).
-        nations: URI of TPC-H nation (25 rows); without it the nation stays a number.
+        suppliers: The URI of TPC-H supplier, an object or a prefix (10,000 rows per scale factor).
+        nations: The URI of TPC-H nation (25 rows); without it the nation stays a number.
 
     Returns:
-        One row for each row, in order: `l_orderkey`, `l_linenumber`, `l_suppkey`, `l_quantity`,
-        `s_name`, `s_nationkey`, and `n_name` when `nations` is given. What no supplier matches is
-        null.
+        One row per input row, in order: `l_orderkey`, `l_linenumber`, `l_suppkey`, `l_quantity`,
+        `s_name`, `s_nationkey`, and `n_name` if `nations` is set. Columns of an unknown supplier
+        are null.
 
     Raises:
-        polars.exceptions.ComputeError: a small table holds a key twice (when the chunk is run).
+        polars.exceptions.ComputeError: A small table has a key twice (raised when a chunk is run).
     """
     small = read_table(suppliers).select("s_suppkey", "s_name", "s_nationkey")
     if nations is not None:

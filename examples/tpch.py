@@ -1,8 +1,8 @@
-"""TPC-H queries 1 and 6 as map and reduce: aggregates of decimals that come out exactly.
+"""TPC-H queries 1 and 6 as map and reduce, with exact aggregates of decimals.
 
-Each is a transform (what one chunk contributes), a `combine` and, for query 1, a `finalize`. The
-shape of the queries and of their answers is that of the TPC-H specification, revision 3.0.1,
-sections 2.4.1 and 2.4.6.
+Each consists of a transform (the partial result of one chunk), a `combine` and, for query 1, a
+`finalize`. Queries and answers follow the TPC-H specification, revision 3.0.1, sections 2.4.1 and
+2.4.6.
 """
 
 from datetime import date, timedelta
@@ -14,10 +14,10 @@ _GROUP = ("l_returnflag", "l_linestatus")
 
 
 def pricing(lf: pl.LazyFrame, *, days: int = 90) -> pl.LazyFrame:
-    """Query 1, one chunk: sums and counts of what was shipped `days` before 1998-12-01 or earlier.
+    """Query 1, one chunk: sums and counts of items shipped at least `days` before 1998-12-01.
 
-    Decimals are summed as decimals of 38 digits: no order of adding them changes a digit. A
-    product has the digits of its longer factor, so each factor first gets those that it needs.
+    Decimals are summed as decimals of 38 digits, so the order of additions does not matter. A
+    product has the scale of its factor with more decimals, so factors are widened first.
     """
     price = pl.col("l_extendedprice").cast(pl.Decimal(38, 2))
     paid = price.cast(pl.Decimal(38, 4)) * (1 - pl.col("l_discount"))
@@ -37,13 +37,13 @@ def pricing(lf: pl.LazyFrame, *, days: int = 90) -> pl.LazyFrame:
 
 
 def add_pricing(partials: list[pl.LazyFrame]) -> pl.LazyFrame:
-    """Query 1: partials of several chunks as one."""
+    """Query 1: merge the partials of several chunks."""
     added = [pl.col(name).sum() for name in (*_SUMS, "count_order")]
     return pl.concat(partials).group_by(*_GROUP).agg(added)
 
 
 def report_pricing(lf: pl.LazyFrame) -> pl.LazyFrame:
-    """Query 1: the averages, and the order that the specification asks for."""
+    """Query 1: compute the averages, and sort as in the specification."""
     count = pl.col("count_order")
     averages = {
         name: pl.col(total).cast(pl.Float64) / count
@@ -58,7 +58,7 @@ def report_pricing(lf: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def forecast(lf: pl.LazyFrame, *, year: int = 1994) -> pl.LazyFrame:
-    """Query 6, one chunk: the revenue that discounts of 5 to 7 % on small orders cost in a year."""
+    """Query 6, one chunk: the revenue lost by discounts of 5 to 7 % on small orders in a year."""
     discount = pl.col("l_discount")
     cents = pl.Decimal(15, 2)
     chosen = lf.filter(
@@ -73,5 +73,5 @@ def forecast(lf: pl.LazyFrame, *, year: int = 1994) -> pl.LazyFrame:
 
 
 def add_forecast(partials: list[pl.LazyFrame]) -> pl.LazyFrame:
-    """Query 6: the revenue of several chunks."""
+    """Query 6: add up the revenue of several chunks."""
     return pl.concat(partials).select(pl.col("revenue").sum())

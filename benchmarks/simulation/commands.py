@@ -1,4 +1,4 @@
-"""What `chunkmap bench simulate` does."""
+"""Simulate a run and show the result: `chunkmap bench simulate`."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from pipeline.report import humanize
 
 @dataclass(frozen=True, slots=True)
 class SimulationOptions:
-    """The command's words, as they were typed.
+    """The options of the command, as typed.
 
     Attributes:
-        workers: Worker threads.
-        chunks: Of equal size.
-        bytes: Stored, of the columns that are read.
-        rows: For rows a second; empty if not known.
-        files: Objects; empty for one a chunk.
-        wait: What the transform waits for on each chunk.
-        prefixes: Over which requests are spread.
+        workers: Number of worker threads.
+        chunks: Number of chunks, of equal size.
+        bytes: Stored bytes of the columns that are read.
+        rows: Number of rows, to show rows per second; empty if unknown.
+        files: Number of objects; empty for one per chunk.
+        wait: Time that the transform waits per chunk.
+        prefixes: Number of prefixes that share the requests.
         reduces: Whether the job has a reduce.
         store: Name of the object store.
-        changes: `name=value` of parameters.
+        changes: Changed parameters, as `name=value`.
         parameters: File of parameters; None for the one in the package.
-        html: Where to write a page; None for nowhere.
+        html: File to write a page to; None for none.
     """
 
     workers: str
@@ -51,53 +51,53 @@ class SimulationOptions:
     html: Path | None = None
 
 
-def simulate(asked: SimulationOptions, environment: str | None, *, as_json: bool) -> None:
-    """Simulate what was asked for, and show what came of it."""
-    case, changes = _case(asked, environment), _changes(asked.changes)
-    path = asked.parameters or FILE
-    parameters = load_parameters(asked.store, path, changes)
-    # Small cases are done before other processes have started.
+def simulate(options: SimulationOptions, environment: str | None, *, as_json: bool) -> None:
+    """Simulate a run, and show the result."""
+    case, changes = _case(options, environment), _parse_changes(options.changes)
+    path = options.parameters or FILE
+    parameters = load_parameters(options.store, path, changes)
+    # A small case is simulated faster than other processes start.
     processes = min(4, cores()) if case.chunks > 100_000 else 1
     answer, points = simulate_around(case, parameters, processes)
-    if asked.html is not None:
-        page = build_page(answer, points, sources(asked.store, path, changes))
+    if options.html is not None:
+        page = build_page(answer, points, sources(options.store, path, changes))
         try:
-            asked.html.write_text(page, "utf-8")
+            options.html.write_text(page, "utf-8")
         except OSError as error:
-            raise UsageError(f"{asked.html} cannot be written: {error.strerror}") from error
+            raise UsageError(f"{options.html} cannot be written: {error.strerror}") from error
     if as_json:
-        print_json(_told(answer, points))
+        print_json(_to_dict(answer, points))
         return
     _show(answer, points)
-    if asked.html is not None:
-        say(f"page: {asked.html}")
+    if options.html is not None:
+        say(f"page: {options.html}")
 
 
-def _case(asked: SimulationOptions, environment: str | None) -> Case:
+def _case(options: SimulationOptions, environment: str | None) -> Case:
     settings = load_settings(environment)
-    chunks = parse_count(asked.chunks, "chunks")
+    chunks = parse_count(options.chunks, "chunks")
     return Case(
-        workers=parse_count(asked.workers, "workers"),
+        workers=parse_count(options.workers, "workers"),
         chunks=chunks,
-        stored_bytes=parse_bytes(asked.bytes),
-        files=parse_count(asked.files, "files") if asked.files else chunks,
-        rows=parse_count(asked.rows, "rows") if asked.rows else 0,
-        wait_seconds=parse_wait(asked.wait),
-        prefixes=parse_count(asked.prefixes, "prefixes"),
+        stored_bytes=parse_bytes(options.bytes),
+        files=parse_count(options.files, "files") if options.files else chunks,
+        rows=parse_count(options.rows, "rows") if options.rows else 0,
+        wait_seconds=parse_wait(options.wait),
+        prefixes=parse_count(options.prefixes, "prefixes"),
         batches=settings.batches,
-        reduces=asked.reduces,
+        reduces=options.reduces,
         footer_mappers=settings.planner.map_threshold,
     )
 
 
-def _changes(words: Iterable[str]) -> dict[str, str]:
-    found = {}
-    for word in words:
-        name, equals, value = word.partition("=")
+def _parse_changes(texts: Iterable[str]) -> dict[str, str]:
+    changes = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
         if not equals:
-            raise UsageError(f"--set {word!r} is not NAME=VALUE")
-        found[name.strip()] = value.strip()
-    return found
+            raise UsageError(f"--set {text!r} is not NAME=VALUE")
+        changes[name.strip()] = value.strip()
+    return changes
 
 
 def _show(answer: Answer, points: Sequence[Point]) -> None:
@@ -106,9 +106,9 @@ def _show(answer: Answer, points: Sequence[Point]) -> None:
         f"{case.chunks:,} chunks of {humanize.byte_size(case.chunk_bytes)} "
         f"on {case.workers:,} workers: {humanize.duration(answer.seconds)}",
         {
-            "limited by": _said(answer.limit),
-            "next": _said(answer.next_limit),
-            "efficiency": f"{humanize.percent(answer.efficiency)} of the workers' time goes into "
+            "limited by": _describe(answer.limit),
+            "next": _describe(answer.next_limit),
+            "efficiency": f"{humanize.percent(answer.efficiency)} of the workers' time is spent on "
             f"chunks; at least 80% {efficient(points)}",
             "batches": f"{answer.batches:,} of {case.chunks / answer.batches:.1f} chunks",
             **_speeds(answer),
@@ -119,12 +119,12 @@ def _show(answer: Answer, points: Sequence[Point]) -> None:
     _shares("\nThe driver, while mapping", answer.driver)
     rows = [
         (
-            one.name,
-            humanize.duration(one.seconds),
-            "" if one.binds_from is None else f"{one.binds_from:,}",
-            one.advice,
+            part.name,
+            humanize.duration(part.seconds),
+            "" if part.binds_from is None else f"{part.binds_from:,}",
+            part.advice,
         )
-        for one in answer.parts
+        for part in answer.parts
     ]
     limits = ("What limits", "alone it takes", "binds from workers", "what helps")
     out.print()
@@ -132,17 +132,17 @@ def _show(answer: Answer, points: Sequence[Point]) -> None:
     requests = {name: humanize.count(number) for name, number in answer.requests.items()}
     show_pairs("\nRequests", requests)
     money = {name: f"${value:,.2f}" for name, value in answer.dollars.items()}
-    show_pairs("\nCost", {**money, "together": f"${sum(answer.dollars.values()):,.2f}"})
+    show_pairs("\nCost", {**money, "total": f"${sum(answer.dollars.values()):,.2f}"})
     head = ("Workers", "time", "efficiency", "cost", "limited by")
     lines = [
         (
-            f"{one.workers:,}",
-            humanize.duration(one.seconds),
-            humanize.percent(one.efficiency),
-            f"${one.dollars:,.2f}",
-            one.limit,
+            f"{point.workers:,}",
+            humanize.duration(point.seconds),
+            humanize.percent(point.efficiency),
+            f"${point.dollars:,.2f}",
+            point.limit,
         )
-        for one in points
+        for point in points
     ]
     out.print()
     out.print(columns(head, lines, head[:4]))
@@ -150,17 +150,17 @@ def _show(answer: Answer, points: Sequence[Point]) -> None:
     say(plot(points), indent="")
 
 
-def _said(part: Part) -> str:
+def _describe(part: Part) -> str:
     binds = "" if part.binds_from is None else f", binds from {part.binds_from:,} workers on"
     return f"{part.name} ({humanize.duration(part.seconds)} alone{binds}); {part.advice} helps"
 
 
 def _speeds(answer: Answer) -> dict[str, str]:
     case, seconds = answer.case, answer.seconds
-    found = {"speed": humanize.byte_rate(case.stored_bytes / seconds)}
+    speeds = {"speed": humanize.byte_rate(case.stored_bytes / seconds)}
     if case.rows:
-        found["rows"] = humanize.rate(case.rows / seconds, "rows")
-    return found
+        speeds["rows"] = humanize.rate(case.rows / seconds, "rows")
+    return speeds
 
 
 def _shares(title: str, seconds: Mapping[str, float]) -> None:
@@ -172,7 +172,7 @@ def _shares(title: str, seconds: Mapping[str, float]) -> None:
     show_pairs(title, shown)
 
 
-def _told(answer: Answer, points: Sequence[Point]) -> dict[str, object]:
+def _to_dict(answer: Answer, points: Sequence[Point]) -> dict[str, object]:
     case = answer.case
     return {
         "case": {
@@ -195,9 +195,9 @@ def _told(answer: Answer, points: Sequence[Point]) -> dict[str, object]:
         "phases": dict(answer.phases),
         "threads": dict(answer.threads),
         "driver": dict(answer.driver),
-        "parts": [asdict(one) for one in answer.parts],
+        "parts": [asdict(part) for part in answer.parts],
         "requests": dict(answer.requests),
         "dollars": dict(answer.dollars),
         "prefect_behind": answer.prefect_behind,
-        "curve": [asdict(one) for one in points],
+        "curve": [asdict(point) for point in points],
     }

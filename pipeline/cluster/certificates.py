@@ -1,7 +1,7 @@
-"""A private certificate authority, and certificates for the processes of a cluster.
+"""Make a private certificate authority, and certificates for the processes of a cluster.
 
-Who holds a certificate of this authority may take part in the cluster, which means: may run code on
-its workers. Names of hosts are noted in certificates, though Dask goes by the authority alone.
+The owner of a certificate of this authority may join the cluster, and thereby run code on its
+workers. Certificates contain host names, but Dask checks only the authority.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 PARTS = ("scheduler", "worker", "client")
 CA_DAYS, DAYS = 3650, 365
-"""How long the authority and its certificates are valid."""
+"""Days for which the authority and its certificates are valid."""
 WARN_DAYS = 30
-"""From when on a certificate that expires is worth a word."""
-BEFORE = timedelta(minutes=10)
-"""How far a clock may be behind ours and still take a certificate that was made just now."""
+"""Days before its expiry from which on a certificate is reported."""
+CLOCK_TOLERANCE = timedelta(minutes=10)
+"""Time by which another clock may be behind and still accept a new certificate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ephemeral:
-    """A certificate and its key for one cluster, in memory, and the authority that signed it."""
+    """A certificate with its key for one cluster, in memory, and the authority that signed it."""
 
     ca: str
     cert: str
@@ -42,27 +42,27 @@ class Ephemeral:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What `make` did."""
+    """The result of `make`."""
 
     written: tuple[Path, ...]
     kept: tuple[Path, ...]
-    """What was there already."""
+    """Files that existed already."""
 
 
 def make(folder: Path, hosts: Sequence[str] = (), days: int = DAYS, *, force: bool = False) -> Made:
-    """Make an authority and a certificate with a key for each part: scheduler, worker, client.
+    """Make an authority, and a certificate with a key for scheduler, workers and clients each.
 
-    An authority that is there is used again, so that new certificates are taken beside old ones.
+    An existing authority is used, so that new certificates are accepted together with old ones.
 
     Args:
-        folder: Made for this user alone if it is not there.
-        hosts: Names and addresses to note in the scheduler's and the workers' certificates.
-        days: How long the certificates are valid.
-        force: Make the three certificates anew. The authority stays: to change it, too, move
-            ca.pem and ca-key.pem away first.
+        folder: The folder to write to; if it does not exist, it is made for this user only.
+        hosts: Names and addresses to put into the certificates of scheduler and workers.
+        days: The number of days for which the certificates are valid.
+        force: Replace existing certificates. The authority stays: to replace it too, move ca.pem
+            and ca-key.pem away first.
 
     Raises:
-        UsageError: half an authority is there, or the folder cannot be written to.
+        UsageError: One of the authority's files is missing, or the folder cannot be written to.
     """
     try:
         make_folder(folder)
@@ -79,16 +79,16 @@ def _make(folder: Path, hosts: Sequence[str], days: int, force: bool) -> Made:
     written: list[Path] = []
     kept: list[Path] = []
     if ca_file.exists() != ca_key_file.exists():
-        one, other = (ca_file, ca_key_file) if ca_file.exists() else (ca_key_file, ca_file)
+        present, missing = (ca_file, ca_key_file) if ca_file.exists() else (ca_key_file, ca_file)
         raise UsageError(
-            f"{one} is there and {other} is not",
-            "bring the other one back, or move this one away and make everything anew",
+            f"{present} exists, but {missing} does not",
+            f"restore {missing.name}, or move {present.name} away and make all certificates again",
         )
     if not ca_file.exists():
         ca, ca_key = _authority()
         _write(ca_file, ca, ca_key_file, ca_key)
         written += [ca_file, ca_key_file]
-        force = True  # What another authority has signed is of no use.
+        force = True  # Certificates of another authority are useless.
     else:
         ca = load_pem_x509_certificate(ca_file.read_bytes())
         loaded = load_pem_private_key(ca_key_file.read_bytes(), password=None)
@@ -99,27 +99,27 @@ def _make(folder: Path, hosts: Sequence[str], days: int, force: bool) -> Made:
         if not force and all(file.exists() for file in files):
             kept += files
             continue
-        certificate, key = _signed(part, hosts, days, ca, ca_key)
+        certificate, key = _sign(part, hosts, days, ca, ca_key)
         _write(files[0], certificate, files[1], key)
         written += files
     return Made(tuple(written), tuple(kept))
 
 
 def ephemeral() -> Ephemeral:
-    """Make an authority that signs one certificate, and forget its key.
+    """Make an authority that signs one certificate, and discard its key.
 
-    For processes that start each other and hand it on: nobody else can have one of that authority.
+    For processes that start each other and pass it on: there is no other certificate of it.
     """
     ca, ca_key = _authority()
-    certificate, key = _signed("worker", (), DAYS, ca, ca_key)
+    certificate, key = _sign("worker", (), DAYS, ca, ca_key)
     return Ephemeral(_pem(ca).decode(), _pem(certificate).decode(), _key_pem(key).decode())
 
 
 def expires(path: Path) -> datetime:
-    """When a certificate expires (UTC).
+    """Read when a certificate expires (UTC).
 
     Raises:
-        UsageError: the file is missing or holds no certificate.
+        UsageError: The file is missing or holds no certificate.
     """
     from cryptography.x509 import load_pem_x509_certificate
 
@@ -142,7 +142,7 @@ def _authority() -> tuple[Certificate, EllipticCurvePrivateKey]:
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     built = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - BEFORE)
+        .not_valid_before(now - CLOCK_TOLERANCE)
         .not_valid_after(now + timedelta(days=CA_DAYS))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs=True), critical=True)
@@ -151,7 +151,7 @@ def _authority() -> tuple[Certificate, EllipticCurvePrivateKey]:
     return built.sign(key, hashes.SHA256()), key
 
 
-def _signed(
+def _sign(
     part: str,
     hosts: Sequence[str],
     days: int,
@@ -165,8 +165,8 @@ def _signed(
 
     key = ec.generate_private_key(ec.SECP256R1())
     now = datetime.now(UTC)
-    # Workers and the scheduler call each other. A client only calls: with its certificate nobody
-    # can pass for a scheduler.
+    # Workers and the scheduler call each other. A client is never called: its certificate must not
+    # be valid for a scheduler.
     purposes = [Oid.CLIENT_AUTH] if part == "client" else [Oid.SERVER_AUTH, Oid.CLIENT_AUTH]
     names = [_host(host) for host in dict.fromkeys([f"chunkmap-{part}", "localhost", *hosts])]
     issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
@@ -175,7 +175,7 @@ def _signed(
         x509.CertificateBuilder(
             ca.subject, _name(f"chunkmap {part}"), key.public_key(), x509.random_serial_number()
         )
-        .not_valid_before(now - BEFORE)
+        .not_valid_before(now - CLOCK_TOLERANCE)
         .not_valid_after(end)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs=False), critical=True)
@@ -221,7 +221,7 @@ def _usage(*, signs: bool) -> x509.KeyUsage:
 def _write(
     path: Path, certificate: Certificate, key_path: Path, key: EllipticCurvePrivateKey
 ) -> None:
-    # The key first: a certificate without its key would count as made.
+    # The key first, since a certificate without its key would count as complete.
     _replace(key_path, _key_pem(key), 0o600)
     _replace(path, _pem(certificate), 0o644)
 
@@ -239,7 +239,7 @@ def _key_pem(key: EllipticCurvePrivateKey) -> bytes:
 
 
 def _replace(path: Path, data: bytes, mode: int) -> None:
-    """In one step, and never readable by others for a moment."""
+    """Write a file atomically, at no moment readable by others."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)

@@ -1,4 +1,4 @@
-"""A client that looks at a cluster, and asks each of its processes, however some of them hang."""
+"""Inspect a cluster, and call functions in its processes, even if some of them hang."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.config.sections import DaskSettings
 from pipeline.errors import EngineUnavailableError
 
 ASK_SECONDS = 5.0
-"""How long one process may take to say what it is."""
+"""Maximum seconds of a call in one process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +26,15 @@ class WorkerView:
     status: str
     threads: int
     memory: int
-    """Bytes that it uses."""
+    """Bytes in use."""
     memory_limit: int
-    """Bytes; 0 means none."""
+    """Bytes that it may use; 0 means no limit."""
     cpu: float
     """Percent of one core."""
     running: int
-    """Tasks that it runs, of whatever sort."""
+    """Number of tasks that it runs, of any kind."""
     queued: int
-    """Tasks that wait for it."""
+    """Number of tasks that wait for it."""
     seen: float
     """Unix seconds of its last heartbeat, by the scheduler's clock."""
 
@@ -52,43 +52,43 @@ class ClusterClient:
 
     @property
     def dashboard(self) -> str:
-        """The address of Dask's pages; empty if it has none."""
+        """The address of the dashboard; empty if there is none."""
         return str(self._client.dashboard_link or "")
 
     def workers(self) -> list[WorkerView]:
-        """All workers, by name."""
+        """List all workers, sorted by name."""
         info = self._client.scheduler_info(n_workers=-1)["workers"]
-        found = [_view(address, worker) for address, worker in info.items()]
-        return sorted(found, key=lambda one: (len(one.name), one.name))
+        views = [_view(address, worker) for address, worker in info.items()]
+        return sorted(views, key=lambda view: (len(view.name), view.name))
 
     def ask(
         self, question: Callable[..., Any], *arguments: Any, seconds: float = ASK_SECONDS
     ) -> dict[str, Any]:
-        """What each worker answers, by address; an exception for one that fails or hangs.
+        """Call a function in each worker; returns results, or exceptions, by address.
 
-        One that leaves meanwhile, as it does after scaling down, is not among them.
+        Workers that left meanwhile, as after scaling down, are left out.
         """
-        addresses = [one.address for one in self.workers()]
+        addresses = [worker.address for worker in self.workers()]
         answers = self._client.sync(_ask_all, self._client, addresses, question, arguments, seconds)
-        given = dict(zip(addresses, answers, strict=True))
+        by_address = dict(zip(addresses, answers, strict=True))
         if not any(isinstance(answer, Exception) for answer in answers):
-            return given
-        there = {one.address for one in self.workers()}
-        return {address: answer for address, answer in given.items() if address in there}
+            return by_address
+        remaining = {worker.address for worker in self.workers()}
+        return {address: answer for address, answer in by_address.items() if address in remaining}
 
     def ask_scheduler(self, question: Callable[..., Any], *arguments: Any) -> Any:
-        """What the scheduler's process answers, or the exception that it raises."""
+        """Call a function in the scheduler's process; returns its result or exception."""
         try:
             return self._client.run_on_scheduler(question, *arguments)
         except Exception as error:
             return error
 
     def scale(self, workers: int) -> bool:
-        """Ask whoever holds the cluster for so many workers; False if nobody can be asked."""
+        """Request a number of workers; returns False if the scheduler cannot scale its cluster."""
 
         async def call() -> bool:
             answer = await self._client.scheduler.chunkmap_scale(n=workers)
-            # Dask's answer to what no scheduler of ours has been taught is None.
+            # A scheduler without this handler answers None.
             return answer is not None
 
         return bool(self._client.sync(call))
@@ -132,18 +132,18 @@ def _gone(address: str) -> Exception:
 
 @contextmanager
 def cluster_of(settings: DaskSettings) -> Iterator[ClusterClient]:
-    """A client of the scheduler that the settings name.
+    """Connect to the scheduler that the settings name.
 
     Raises:
-        EngineUnavailableError: no scheduler is set, or none answers there.
+        EngineUnavailableError: No scheduler is set, or none answers there.
     """
     from distributed import Client
 
     if settings.scheduler is None:
         raise EngineUnavailableError(
             "no running Dask cluster is set (dask.scheduler)",
-            "start one with `chunkmap up` or in compose, or set CHUNKMAP_DASK__SCHEDULER; without, "
-            "each run starts workers of its own",
+            "start one with `chunkmap up` or in compose, or set CHUNKMAP_DASK__SCHEDULER; "
+            "otherwise each run starts its own workers",
         )
     security = security_of(settings.tls)
     check_scheduler(settings.scheduler, settings.connect_timeout, security)

@@ -1,4 +1,4 @@
-"""Keeping Dask's profiler away from our batches."""
+"""Stop Dask's profiler, which can deadlock batches."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from contextlib import suppress
 
 
 def stop_profiler() -> None:
-    """Stop the profiler of the Dask worker that runs this, whoever started that worker.
+    """Stop the profiler of the current Dask worker, which chunkmap may not have started.
 
-    It walks all threads' frames a hundred times a second. When a garbage collection runs meanwhile,
-    Python up to 3.12 deadlocks with threads that are just starting (gh-106883): both workers froze
-    for minutes on a thousand small chunks, until `worker-ttl` had them killed. Our own workers
-    are started without it (by Dask's configuration: a variable does not do, since a nanny hands its
-    own configuration to its worker, over the worker's variables).
+    The profiler walks the frames of all threads a hundred times per second. If a garbage collection
+    runs meanwhile, Python up to 3.12 deadlocks with threads that are just starting (gh-106883):
+    both workers froze for minutes on a thousand small chunks, until `worker-ttl` had them killed.
+    chunkmap starts its own workers without it (`pipeline.cluster.resources`).
     """
     from distributed import get_worker
 

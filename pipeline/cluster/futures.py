@@ -1,4 +1,4 @@
-"""Submit functions to Dask, wait for their futures, and tell what became of them."""
+"""Submit functions to Dask, wait for their futures, and read their outcomes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from prefect_dask import DaskTaskRunner
 
 Fate = Literal["finished", "error", "killed", "cancelled", "lost"]
-"""How a future ended: `killed` took its worker with it, `lost` vanished with the scheduler."""
+"""How a future ended. `killed`: its workers died; `lost`: the scheduler has forgotten it."""
 
 
 def pickled(value: Any) -> bytes:
-    """A value as Dask sends it: with functions by value that workers cannot import."""
+    """Pickle a value as Dask does: functions that workers cannot import are included by value."""
     from distributed.protocol.pickle import dumps
 
-    found: bytes = dumps(value)
-    return found
+    data: bytes = dumps(value)
+    return data
 
 
 def submit(
@@ -30,21 +30,21 @@ def submit(
 
     Args:
         runner: The flow's task runner.
-        key: Of Dask's future; used once.
-        function: To be found in a module that workers have.
+        key: The unique key of Dask's future.
+        function: A function of a module that workers have.
         arguments: Its arguments.
     """
-    # With a key and not pure: else Dask pickles everything only to make up a name.
+    # With a key and not pure: otherwise Dask pickles everything to derive a name.
     client: Any = runner.client
     future: Future[Any] = client.submit(function, *arguments, key=key, pure=False)
     return future
 
 
 def announce(topic: str, message: Any) -> None:
-    """Tell the drivers that listen, from a worker; outside of one nobody is told.
+    """Send a message from a worker to the drivers that listen; do nothing outside a worker.
 
     Args:
-        topic: Of Dask's events. The scheduler keeps the last thousand of each.
+        topic: A topic of Dask's events. The scheduler keeps the last thousand events of each.
         message: Plain data.
     """
     from distributed import get_worker
@@ -54,12 +54,12 @@ def announce(topic: str, message: Any) -> None:
 
 
 def listen(runner: DaskTaskRunner, topic: str, take: Callable[[Any], None]) -> None:
-    """Let a function take each message that workers announce from now on.
+    """Call a function with each message that workers announce from now on.
 
     Args:
-        runner: A task runner on their cluster. One function for each topic.
-        topic: Of Dask's events.
-        take: Called in the client's own thread, with whatever any worker sent.
+        runner: A task runner on their cluster. A topic has one function.
+        topic: A topic of Dask's events.
+        take: Called in the client's thread, with untrusted data of any worker.
     """
     client: Any = runner.client
     client.subscribe_topic(topic, lambda event: take(event[1]))
@@ -67,7 +67,7 @@ def listen(runner: DaskTaskRunner, topic: str, take: Callable[[Any], None]) -> N
 
 @contextmanager
 def prioritised(priority: int) -> Iterator[None]:
-    """Submit tasks with a priority: the scheduler hands out higher ones first."""
+    """Submit tasks of the block with a priority; the scheduler runs higher ones first."""
     from dask.base import annotate
 
     with annotate(priority=priority) if priority else nullcontext():
@@ -75,7 +75,7 @@ def prioritised(priority: int) -> Iterator[None]:
 
 
 def connection_errors() -> tuple[type[BaseException], ...]:
-    """What submitting raises when the scheduler is gone."""
+    """List the errors that submitting raises if the scheduler is unavailable."""
     from distributed.client import ClosedClientError, FutureCancelledError, FuturesCancelledError
     from distributed.comm.core import CommClosedError
 
@@ -84,7 +84,7 @@ def connection_errors() -> tuple[type[BaseException], ...]:
 
 
 def wait_any(futures: Sequence[Future[Any]], seconds: float) -> None:
-    """Return when one of the futures is done, whatever way, or the time is up."""
+    """Wait until one of the futures has ended in any way, or for `seconds`."""
     from distributed import wait
 
     with suppress(*connection_errors()), futures[0].client.as_current():
@@ -92,7 +92,7 @@ def wait_any(futures: Sequence[Future[Any]], seconds: float) -> None:
 
 
 def fate(future: Future[Any]) -> tuple[Fate | None, str]:
-    """What became of a future (None while it is under way), and what is known of it."""
+    """Return how a future ended (None while it is in flight), with details."""
     from distributed import KilledWorker
 
     match future.status:
@@ -111,7 +111,7 @@ def fate(future: Future[Any]) -> tuple[Fate | None, str]:
 
 
 def worker_name() -> str:
-    """The name of the Dask worker that runs this, or of this process."""
+    """Return the name of the current Dask worker, or else of this process."""
     from distributed import get_worker
 
     try:
@@ -121,7 +121,7 @@ def worker_name() -> str:
 
 
 def is_leaving() -> bool:
-    """Whether the Dask worker that runs this has been told to stop, or to retire."""
+    """Whether the current Dask worker is stopping or retiring."""
     from distributed import get_worker
     from distributed.core import Status
 

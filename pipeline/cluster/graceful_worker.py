@@ -1,8 +1,8 @@
-"""Workers that leave in good order: whatever tells them to stop, no chunk is lost or done twice.
+"""Stop workers without losing chunks or mapping them twice.
 
-Dask's own way to retire a worker moves the results that it holds and then forgets it, with its
-tasks in full flight. Ours lets them come to an end first, which they do soon: a batch looks after
-each chunk whether its worker is leaving, stores what is done and hands the rest back.
+Dask itself retires a worker by moving its results and then forgetting it, while its tasks still
+run. Here they end first, which takes a short time: after each chunk, a batch checks whether its
+worker is leaving, stores its completions and hands back the rest.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from typing import Any
 from distributed import Nanny, Worker
 from distributed.comm.core import CommClosedError
 from distributed.core import RPCClosed, Status
+from typing_extensions import override
 
 log = logging.getLogger("distributed.worker")
 
 POLL_SECONDS = 0.05
 STOP_SECONDS = 25.0
-"""How long a worker may take to end the chunks at hand, unless it is told otherwise."""
-GONE = (CommClosedError, RPCClosed, OSError, KeyError)
-"""What talking to a scheduler or worker raises that is gone, or does not know us any more."""
+"""Default seconds that a worker may take to finish its current chunks."""
+PEER_GONE_ERRORS = (CommClosedError, RPCClosed, OSError, KeyError)
+"""Errors of calls to a scheduler or worker that has ended, or no longer knows this worker."""
 
 
 class GracefulWorker(Worker):
@@ -34,13 +35,13 @@ class GracefulWorker(Worker):
         self.handlers["hand_back"] = self.hand_back
 
     async def hand_back(self) -> None:
-        """Take no more tasks, return once those that run have ended and the scheduler knows."""
+        """Take no more tasks; return once running ones have ended and the scheduler knows it."""
         if self.status in (Status.running, Status.paused):
-            self.status = Status.closing_gracefully  # The scheduler is told, and so are batches.
+            self.status = Status.closing_gracefully  # The scheduler and batches can see it.
         running = {task.key for task in self.state.executing}
-        with suppress(*GONE):
-            # By the scheduler's books: its word that a task is done may overtake ours of leaving.
-            while running & set(await self._tasks_here()):
+        with suppress(*PEER_GONE_ERRORS):
+            # Ask the scheduler, which may not have processed the end of a task yet.
+            while running & set(await self._processing()):
                 await asyncio.sleep(POLL_SECONDS)
             await self.scheduler.retire_workers(
                 workers=[self.address],
@@ -49,14 +50,14 @@ class GracefulWorker(Worker):
                 stimulus_id="chunkmap-hand-back",
             )
 
-    async def _tasks_here(self) -> list[Any]:
-        found = await self.scheduler.processing(workers=[self.address])
-        return list(found[self.address])
+    async def _processing(self) -> list[Any]:
+        tasks = await self.scheduler.processing(workers=[self.address])
+        return list(tasks[self.address])
 
     async def close_gracefully(
         self, restart: bool | None = None, reason: str = "worker-close-gracefully"
     ) -> None:
-        """What Dask calls when the worker's lifetime is over, or a plug-in wants it gone."""
+        """Hand back and close; called by Dask at the end of the lifetime, and by plug-ins."""
         if self.status in (Status.closing, Status.closed):
             return
         log.info("Handing back before leaving: %s", reason)
@@ -69,7 +70,7 @@ class GracefulNanny(Nanny):
     """A nanny whose worker hands its batches back before it is stopped.
 
     Args:
-        stop_seconds: How long that may take; then the worker is ended all the same, and the
+        stop_seconds: The maximum seconds for this; then the worker is ended anyway, and the
             scheduler gives its batches to others.
     """
 
@@ -78,21 +79,21 @@ class GracefulNanny(Nanny):
         self.stop_seconds = stop_seconds
         self._leaving = False
 
+    @override
     async def close(self, timeout: float | None = 5, reason: str = "nanny-close") -> Any:
-        """See `Nanny.close`."""
         left = 5.0 if timeout is None else timeout
         if self.status == Status.running and not self._leaving:
             self._leaving = True
             deadline = time.monotonic() + self.stop_seconds
-            self.close_gracefully(reason)  # The worker is not started anew.
+            self.close_gracefully(reason)  # So that the nanny does not restart the worker.
             await self._hand_back()
-            # What is left of the time is the process's own: it tells Prefect how its tasks ended.
+            # The process may use the rest of the time to end.
             left = max(left, deadline - time.monotonic())
         return await super().close(timeout=left, reason=reason)
 
     async def _hand_back(self) -> None:
         if self.worker_address is None or self.process is None:
             return
-        with suppress(*GONE, asyncio.TimeoutError):
+        with suppress(*PEER_GONE_ERRORS, asyncio.TimeoutError):
             async with self.rpc(self.worker_address) as worker:
                 await asyncio.wait_for(worker.hand_back(), self.stop_seconds)

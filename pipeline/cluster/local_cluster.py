@@ -1,4 +1,4 @@
-"""A cluster of worker processes on this machine."""
+"""Start a cluster of worker processes on this machine."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pipeline.config.sections import TlsSettings
 if TYPE_CHECKING:
     from distributed import LocalCluster
 
-_GIVEN = "distributed.nanny.pre-spawn-environ"
-_own: dict[str, str | None] = {}
-"""What this process had in the variables that its cluster's workers were given."""
+_WORKER_VARIABLES = "distributed.nanny.pre-spawn-environ"
+_saved: dict[str, str | None] = {}
+"""Values that the variables set for workers had in this process before."""
 
 STOP_SECONDS = 4.0
-"""Workers of a local cluster are stopped by somebody who waits for it."""
+"""Seconds that workers may take to stop; short, because a user waits for it."""
 REPLACE_SECONDS = 5.0
-"""How often a local cluster looks for nannies that have closed."""
+"""Seconds between two checks for closed nannies."""
 
 
 def start_local_cluster(
@@ -36,31 +36,31 @@ def start_local_cluster(
     local_directory: str | None = None,
     tls: Mapping[str, str] | None = None,
 ) -> LocalCluster:
-    """Start worker processes on this machine, reachable from this machine alone.
+    """Start worker processes on this machine, reachable from this machine only.
 
     Args:
-        workers: Worker processes. Default: one for each core that the threads leave.
-        threads: Chunks that one worker maps at a time. Default: one.
-        memory: Limit of one worker's memory in bytes. Default: an equal share of the machine.
-        environment: Variables of the workers, beyond ours; set before they import anything.
-        scheduler_port: The scheduler's port. Default: any.
-        dashboard_port: The port of its pages. Default: any.
-        local_directory: Where workers keep their files. Default: a temporary folder.
-        tls: The settings `dask.tls`. Default: a certificate that only this cluster has; clients
-            take it from the cluster.
+        workers: The number of worker processes. Default: cores divided by threads.
+        threads: The number of chunks that a worker maps at a time. Default: one.
+        memory: The limit of a worker's memory in bytes. Default: an equal share of the machine.
+        environment: Further variables of the workers, set before they import anything.
+        scheduler_port: The port of the scheduler. Default: any.
+        dashboard_port: The port of the dashboard. Default: any.
+        local_directory: The folder for workers' files. Default: a temporary folder.
+        tls: The settings `dask.tls`. Default: a certificate for this cluster only, which clients
+            take from the cluster.
 
     Returns:
-        The cluster, once all workers are there. Close it.
+        The cluster, with all workers running. Close it after use.
     """
     from distributed import LocalCluster
 
     from pipeline.cluster.graceful_worker import GracefulNanny
 
-    _take_back()
+    _restore_environment()
     cores, available = machine()
     workers, profile = for_machine(cores, workers, threads, memory, available)
     security = security_of(TlsSettings.model_validate(dict(tls or {}))) or own_security()
-    _give({**profile.environment(), **(environment or {})})
+    _set_worker_environment({**profile.environment(), **(environment or {})})
     cluster = LocalCluster(
         n_workers=workers,
         threads_per_worker=profile.threads,
@@ -75,36 +75,36 @@ def start_local_cluster(
         local_directory=None if local_directory is None else str(Path(local_directory)),
         preload=list(PRELOAD),
     )
-    _let_scale(cluster)
+    _allow_scaling(cluster)
     _replace_closed_nannies(cluster)
     return cluster
 
 
-def _give(variables: Mapping[str, str]) -> None:
-    """Let workers that are started from now on have these variables.
+def _set_worker_environment(variables: Mapping[str, str]) -> None:
+    """Set variables for workers that are started from now on.
 
-    Only by Dask's configuration are they set before a worker's interpreter starts. A nanny then
-    sets them in this process, for good, and prefers what this process has to what it is told: so
-    they are set here before, and `_take_back` undoes it.
+    Only Dask's configuration sets them before a worker's interpreter starts. A nanny then sets them
+    in this process too, permanently, and prefers existing values of this process. Therefore they
+    are set here first, and `_restore_environment` restores the old values.
     """
-    _own.update({name: os.environ.get(name) for name in variables})
+    _saved.update({name: os.environ.get(name) for name in variables})
     os.environ.update(variables)
-    configure({f"{_GIVEN}.{name}": value for name, value in variables.items()})
+    configure({f"{_WORKER_VARIABLES}.{name}": value for name, value in variables.items()})
 
 
-def _take_back() -> None:
-    """Undo what an earlier cluster of this process was given."""
-    for name, value in _own.items():
+def _restore_environment() -> None:
+    """Restore variables that were set for an earlier cluster of this process."""
+    for name, value in _saved.items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    configure({f"{_GIVEN}.{name}": None for name in _own})
-    _own.clear()
+    configure({f"{_WORKER_VARIABLES}.{name}": None for name in _saved})
+    _saved.clear()
 
 
-def _let_scale(cluster: Any) -> None:
-    """Take `chunkmap cluster scale` from clients: workers belong to this process."""
+def _allow_scaling(cluster: Any) -> None:
+    """Let clients scale the cluster (`chunkmap cluster scale`)."""
 
     async def scale(n: int) -> int:
         cluster.scale(n)
@@ -114,10 +114,10 @@ def _let_scale(cluster: Any) -> None:
 
 
 def _replace_closed_nannies(cluster: Any) -> None:
-    """Let the cluster start a worker in the place of each whose nanny has given up.
+    """Replace workers whose nanny has closed.
 
-    A nanny closes for good when its worker does not start, such as one that is ended for its memory
-    while it imports. Dask's cluster does not look after it.
+    A nanny closes for good if its worker does not start, e.g. because it runs out of memory during
+    imports. Dask's cluster does not replace it.
     """
     from distributed.core import Status
 

@@ -1,4 +1,4 @@
-"""What Dask does in each worker process before it takes work (`--preload`)."""
+"""Set up each worker process before it takes work (Dask's `--preload`)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 
 def dask_setup(worker: Any) -> None:
-    """Write logs as the settings say, and leave signals to the nanny.
+    """Set up logs as in the settings, and ignore signals, which the nanny handles.
 
-    Systemd and terminals signal every process of a group: a worker that died of it could hand
-    nothing back. Its nanny tells it to, and ends it when it does not.
+    Systemd and terminals signal every process of a group: a worker that is killed by the signal
+    could not hand its batches back. Its nanny asks it to, and kills it if it does not end.
 
     Args:
-        worker: The Dask worker, whose preload this is; a scheduler has none of its own to obey.
+        worker: The Dask worker or scheduler; a scheduler has no nanny and keeps its handlers.
     """
     from pipeline.cluster.graceful_worker import GracefulWorker
     from pipeline.config.settings import load_settings

@@ -1,4 +1,4 @@
-"""What a process of the cluster says of itself: a worker, the scheduler, a client."""
+"""Describe a process of the cluster: a worker, the scheduler, a client."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from platform import python_version
 from typing import Any
 
 PACKAGES = ("chunkmap", "distributed", "polars", "prefect", "pyarrow")
-"""What has to be the same in the whole cluster, besides Python."""
+"""Packages whose versions must be the same in the whole cluster, as must Python's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,23 +23,23 @@ class ProcessInfo:
     pid: int
     versions: dict[str, str]
     clock: float
-    """Unix seconds, as this process sees them."""
+    """Unix seconds by the clock of this process."""
     open_files: int
-    """Most files that it may have open."""
+    """Maximum number of open files."""
     cores: int
     memory: int
-    """Bytes that the container, or the machine, lets it use."""
+    """Bytes of memory that the container, or the machine, has."""
     polars_threads: int
     expires: dict[str, float] = field(default_factory=dict)
-    """When its certificates (`ca`, `cert`) expire, in Unix seconds."""
+    """Unix seconds at which its certificates (`ca`, `cert`) expire."""
     prefect_secrets: tuple[str, ...] = ()
-    """Prefect's settings that hold a secret there; workers are to have none."""
+    """Names of Prefect's settings that hold a secret there; workers must have none."""
     at_work: list[dict[str, Any]] = field(default_factory=list)
-    """Batches that it is at: run, batch, chunks, done, since."""
+    """Batches that it maps: run, batch, chunks, done, since."""
 
 
 def versions() -> dict[str, str]:
-    """Of Python (without its patch level) and of the packages that matter."""
+    """Return the versions of Python (without its patch level) and of PACKAGES."""
     found = {"python": ".".join(python_version().split(".")[:2])}
     for name in PACKAGES:
         try:
@@ -50,7 +50,7 @@ def versions() -> dict[str, str]:
 
 
 def about() -> ProcessInfo:
-    """This process."""
+    """Describe this process."""
     import polars
 
     from pipeline import metrics
@@ -67,7 +67,7 @@ def about() -> ProcessInfo:
         memory=memory,
         polars_threads=polars.thread_pool_size(),
         expires=_expiries(),
-        at_work=[asdict(one) for one in list(metrics.active_batches.values())],
+        at_work=[asdict(batch) for batch in list(metrics.active_batches.values())],
     )
 
 

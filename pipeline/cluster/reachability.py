@@ -1,4 +1,4 @@
-"""Find out whether a scheduler answers, within a time limit."""
+"""Check that a scheduler answers within a time limit."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ if TYPE_CHECKING:
 
 
 def check_scheduler(address: str, timeout: float, security: Security | None = None) -> None:
-    """Raise EngineUnavailableError when no scheduler answers at the address in time (seconds)."""
+    """Raise EngineUnavailableError if no scheduler answers at the address within `timeout` s."""
     from distributed import Client
 
     problems: list[Exception | None] = []
 
-    def knock() -> None:
+    def connect() -> None:
         try:
             Client(address, timeout=timeout, security=security, set_as_default=False).close()
             problems.append(None)
         except (OSError, ValueError, ImportError, TypeError) as error:
             problems.append(error)
 
-    # Apart, because Dask waits for ever for one that takes the connection and then says nothing.
-    thread = Thread(target=knock, name="knock", daemon=True)
+    # In a thread, because Dask waits forever for a silent server that accepts the connection.
+    thread = Thread(target=connect, name="check-scheduler", daemon=True)
     thread.start()
     thread.join(timeout)
-    problem = problems[0] if problems else TimeoutError("it does not speak Dask's language")
+    problem = problems[0] if problems else TimeoutError("it does not answer as a Dask scheduler")
     if problem is not None:
         raise EngineUnavailableError(
             f"no Dask scheduler answers at {address} (dask.scheduler) within {timeout:g} s: "
             f"{problem}",
             hint="start one, or `chunkmap up`, or unset dask.scheduler for a local cluster; "
-            "one that asks for TLS needs dask.tls",
+            "a scheduler with TLS needs dask.tls",
         ) from problem

@@ -1,8 +1,8 @@
-"""The worker profile: how a worker shares out a machine or a container. The one place for it.
+"""Choose threads, memory and Dask's configuration of workers on a machine or in a container.
 
-A worker maps `threads` chunks at a time, and Polars uses `polars_threads` inside each. What Dask's
-own configuration says of a worker's memory is meant for data that Dask keeps and can spill; ours
-lives in Polars for a chunk's time and then leaves for S3.
+A worker maps `threads` chunks at a time, with `polars_threads` threads of Polars. Dask's defaults
+for a worker's memory are meant for data that Dask keeps and can spill; chunkmap's data are in
+Polars while a chunk is mapped, and then go to S3.
 """
 
 from __future__ import annotations
@@ -19,37 +19,36 @@ PRELOAD = (
     "pipeline.flows.worker_preload",
     "pipeline.cluster.preload",
 )
-"""What the first batch would otherwise wait for: five seconds of imports in every worker. The last
-one sets up logs."""
+"""Modules imported when a worker starts, for which the first batch would otherwise wait five
+seconds. The last one sets up logs."""
 ALLOWED_FAILURES = 1
-"""Workers that a batch may take with it, less one, before it is split. Dask's own default, 3, costs
-four workers; none would take a batch whose worker was merely stopped for a killer."""
+"""Workers that a batch may kill, less one, before it is split. Dask's default, 3, costs four
+workers; with 0, a batch would be blamed for a worker that was only stopped."""
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
 }
-"""Dask lets the C library give memory back at once (64 KiB), for what workers hold for long. Ours
-take the same buffers for each chunk (ranges that arrive, files that leave): mapping and clearing
-their pages anew was a sixth of a worker's processor time. What is kept is bounded by these, for
-each arena; Polars has an allocator of its own."""
+"""Thresholds in bytes above which the C library returns memory to the system. With Dask's 64 KiB,
+the pages of the buffers that each chunk uses again were mapped and cleared each time, a sixth of a
+worker's CPU time. They bound the memory kept per arena; Polars has its own allocator."""
 NANNY_BYTES = 192 << 20
-"""What a container holds beside the worker: its nanny, with Dask imported, and files in memory."""
+"""Bytes of a container for other things than the worker: its nanny, and files in memory."""
 
 DASK: dict[str, Any] = {
     "distributed": {
         "deploy": {
-            # A cluster that is held in a driver's process, or in that of `chunkmap up`, closes the
-            # nanny of a worker that has been away for this long, by default 15 s, and never makes
-            # another. A worker that ran out of memory is back after 5 s of imports, on a busy
-            # machine after a minute: its nanny sees to it, and must not be closed meanwhile.
+            # A cluster in the process of a driver, or of `chunkmap up`, closes the nanny of a
+            # worker that has been away for this long, by default 15 s, and never starts another. A
+            # worker that ran out of memory is back after 5 s of imports, on a busy machine after a
+            # minute: its nanny restarts it, and must not be closed meanwhile.
             "lost-worker-timeout": "365 days",
         },
         "scheduler": {
             "allowed-failures": ALLOWED_FAILURES,
-            # A worker that is stopped or cut off is given up after this long. It beats every few
-            # seconds unless something holds the interpreter's lock, which Polars does not.
+            # A stopped or disconnected worker is given up after this time. Heartbeats come every
+            # few seconds unless something holds the interpreter's lock, which Polars does not.
             "worker-ttl": "2 minutes",
-            # Without it tasks wait for ever when no worker is left. A driver gives up before.
+            # Without it, tasks would wait forever if no worker is left. A driver gives up earlier.
             "no-workers-timeout": "10 minutes",
         },
         "worker": {
@@ -57,58 +56,58 @@ DASK: dict[str, Any] = {
                 # There is nothing to spill: results are a hundred bytes.
                 "target": False,
                 "spill": False,
-                # A paused worker waits for memory to be freed by tasks, and has none. (Polars'
-                # allocator gives pages back by itself, a second or two after they are freed.)
+                # A paused worker would wait for tasks to free memory, and has none. (Polars'
+                # allocator returns pages to the system a second or two after they are freed.)
                 "pause": False,
-                # Just below the limit the nanny starts the worker anew, and the chunk's batch is
-                # split until the chunk to blame is alone; the kernel would kill whatever it likes.
+                # Just below the limit the nanny restarts the worker, and the batch is split until
+                # the chunk that caused it is alone; the kernel would kill an arbitrary process.
                 "terminate": 0.95,
             },
-            # Dask's profiler walks all threads' frames a hundred times a second. When a garbage
-            # collection runs meanwhile, Python 3.11 deadlocks with threads that are just starting
-            # (gh-106883): both workers froze for minutes on a thousand small chunks. Not by a
-            # variable: a nanny hands its own configuration to its worker, over its variables.
+            # Dask's profiler walks the frames of all threads a hundred times per second. If a
+            # garbage collection runs meanwhile, Python 3.11 deadlocks with threads that are just
+            # starting (gh-106883): both workers froze for minutes on a thousand small chunks. A
+            # variable does not help: a nanny's configuration overrides its worker's variables.
             "profile": {"enabled": False},
         },
     }
 }
-"""Our defaults for Dask's configuration; its own variables (DASK_DISTRIBUTED__…) win over them."""
+"""Defaults for Dask's configuration, which its own variables (DASK_DISTRIBUTED__…) override."""
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How one worker process is set up."""
+    """Resources of one worker process."""
 
     threads: int
-    """Chunks that it maps at a time."""
+    """Number of chunks that it maps at a time."""
     polars_threads: int
-    """Threads that Polars uses, for all of the process's chunks together."""
+    """Number of Polars' threads, for all chunks of the process together."""
     memory: int
-    """Bytes at which it counts as full; 0 means no limit."""
+    """Limit of its memory in bytes; 0 means none."""
 
     def environment(self) -> dict[str, str]:
-        """Variables that must be set before the worker's interpreter starts; given ones win."""
-        chosen = {
-            # Polars would start a thread for each core of the machine in every worker.
+        """Return variables to set before the worker's interpreter starts; existing ones win."""
+        variables = {
+            # By default, each worker's Polars would start one thread per core of the machine.
             "POLARS_MAX_THREADS": str(self.polars_threads),
             **MALLOC,
-            # Workers ask no Prefect server anything; what they run may not start one either.
+            # Workers make no request to Prefect, and must not start a server either.
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         }
-        return {name: os.environ.get(name, value) for name, value in chosen.items()}
+        return {name: os.environ.get(name, value) for name, value in variables.items()}
 
 
 def for_machine(
     cores: int, workers: int | None, threads: int | None, memory: int | None, available: int
 ) -> tuple[int, Profile]:
-    """Several workers that share a machine, and their number.
+    """Choose the number and profile of workers that share a machine.
 
     Args:
-        cores: Of the machine.
-        workers: Wanted; default one for each core that the threads leave.
-        threads: Wanted in each; default one.
-        memory: Bytes of each; default an equal share.
-        available: Bytes of the machine.
+        cores: The machine's cores.
+        workers: The number of workers; default: cores divided by threads.
+        threads: The threads of each; default: one.
+        memory: The bytes of each; default: an equal share.
+        available: The machine's bytes.
     """
     threads = threads or 1
     workers = workers or max(1, cores // threads)
@@ -117,26 +116,26 @@ def for_machine(
 
 
 def for_container(cores: int, threads: int | None, memory: int | None, available: int) -> Profile:
-    """One worker that has a container, or a pod, to itself.
+    """Choose the profile of a worker that has a container or pod to itself.
 
     Args:
-        cores: That the container may use, rounded up.
-        threads: Wanted; default one for each core (docs/cluster.md has the measurement).
-        memory: Bytes; default what the container has, less what its nanny needs.
-        available: Bytes of the container.
+        cores: The cores that the container may use, rounded up.
+        threads: The worker's threads; default: one per core (measured in docs/cluster.md).
+        memory: The worker's bytes; default: those of the container, less the nanny's.
+        available: The container's bytes.
     """
     reserved = min(NANNY_BYTES, available // 4)
     return Profile(threads or cores, cores, memory or available - reserved)
 
 
 def configure(extra: Mapping[str, Any] | None = None) -> None:
-    """Make our defaults those of this process's Dask, and of the workers it starts.
+    """Set chunkmap's defaults for Dask in this process, and in workers that it starts.
 
     Args:
-        extra: More of Dask's configuration, by dotted names; these are set whatever there was.
+        extra: Further configuration by dotted names, which overrides everything else.
     """
     import dask
-    import distributed  # noqa: F401 - its own defaults first, ours on top
+    import distributed  # noqa: F401 - sets its own defaults, which DASK then updates
 
     dask.config.update_defaults(DASK)
     if extra:
@@ -144,7 +143,7 @@ def configure(extra: Mapping[str, Any] | None = None) -> None:
 
 
 def machine() -> tuple[int, int]:
-    """Cores and bytes of memory that this process may use: the container's, if it is in one."""
+    """Return the cores and bytes of memory of the container, or else of the machine."""
     from dask.system import CPU_COUNT
     from distributed.system import MEMORY_LIMIT
 

@@ -1,4 +1,4 @@
-"""Telling a running cluster how many workers it is to have."""
+"""Scale a running cluster."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ HINT = (
 
 
 def scale_cluster(settings: DaskSettings, workers: int) -> int:
-    """Ask for so many workers; those that go hand back their batches first.
+    """Set the number of workers; those that are removed hand back their batches first.
 
     Returns:
-        How many there were.
+        The number of workers before.
 
     Raises:
-        EngineUnavailableError: there is no running cluster.
-        UsageError: it cannot be told from here.
+        EngineUnavailableError: There is no running cluster.
+        UsageError: chunkmap cannot scale this cluster.
     """
     if settings.cluster_class:
         return _by_name(settings, workers)
@@ -30,35 +30,36 @@ def scale_cluster(settings: DaskSettings, workers: int) -> int:
         before = len(cluster.workers())
         if not cluster.scale(workers):
             raise UsageError(
-                f"whoever started the workers of {settings.scheduler} scales them, not chunkmap",
+                f"chunkmap did not start the workers of {settings.scheduler}: it cannot scale them",
                 HINT,
             )
         return before
 
 
 def _by_name(settings: DaskSettings, workers: int) -> int:
-    """A cluster that its class finds again by its name, as dask-kubernetes does."""
-    assert settings.cluster_class is not None, "the caller has looked"
-    module, _, name = settings.cluster_class.replace(":", ".").rpartition(".")
+    """Scale a cluster that its class can find by name, as in dask-kubernetes."""
+    assert settings.cluster_class is not None, "the caller has checked"
+    module, _, class_name = settings.cluster_class.replace(":", ".").rpartition(".")
     try:
-        found = getattr(import_module(module), name)
+        cluster_class = getattr(import_module(module), class_name)
     except (ImportError, AttributeError) as error:
         raise EngineUnavailableError(
-            f"there is no cluster class {settings.cluster_class} (dask.cluster_class): {error}",
-            "install its package, or mend the setting",
+            f"cannot import the cluster class {settings.cluster_class} "
+            f"(dask.cluster_class): {error}",
+            "install its package, or fix the setting",
         ) from error
-    own = settings.cluster_kwargs.get("name")
-    if own is None or not hasattr(found, "from_name"):
+    cluster_name = settings.cluster_kwargs.get("name")
+    if cluster_name is None or not hasattr(cluster_class, "from_name"):
         raise UsageError(
-            f"{settings.cluster_class} is started anew for each run, and ends with it",
-            "set dask.cluster_kwargs.n_workers, or dask.adapt, for the next one",
+            f"each run starts its own {settings.cluster_class}, which ends with it",
+            "set dask.cluster_kwargs.n_workers, or dask.adapt, for the next run",
         )
     kwargs = {
         name: settings.cluster_kwargs[name]
         for name in ("namespace",)
         if name in settings.cluster_kwargs
     }
-    with found.from_name(own, **kwargs) as cluster:
+    with cluster_class.from_name(cluster_name, **kwargs) as cluster:
         before = len(cluster.scheduler_info["workers"])
         cluster.scale(workers)
     return before

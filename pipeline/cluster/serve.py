@@ -1,4 +1,4 @@
-"""A scheduler or a worker as a process of its own, until it is told to stop."""
+"""Run a scheduler or a worker in this process until it is stopped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger("distributed.chunkmap")
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SCHEDULER_SECONDS = 120.0
-"""How long a worker waits for its scheduler."""
+"""Seconds that a worker waits for its scheduler."""
 SCHEDULER_PORT, SCHEDULER_PAGES, WORKER_PAGES = 8786, ":8787", ":8788"
 
 
@@ -33,14 +33,14 @@ def serve_scheduler(
     """Run a scheduler until SIGTERM or SIGINT.
 
     Args:
-        settings: With `dask.tls` every connection must be encrypted and certified.
-        host: The address to listen at. Default: every one under TLS, else this machine's alone,
-            because whoever reaches a scheduler without TLS can run code on its workers.
-        port: Of the scheduler; 0 takes any.
-        pages: Address of its pages, `/health` and `/metrics`, such as `:8787`.
+        settings: The settings; with `dask.tls`, every connection must be encrypted and certified.
+        host: The address to listen on. Default: all addresses with TLS, else 127.0.0.1, because
+            everyone who reaches a scheduler without TLS can run code on its workers.
+        port: The scheduler's port; 0 takes any.
+        pages: The address of the dashboard, `/health` and `/metrics`, such as `:8787`.
 
     Returns:
-        The process's exit code.
+        The exit code of the process.
     """
     configure()
     _raise_limits()
@@ -48,7 +48,7 @@ def serve_scheduler(
     if host is None:
         host = "0.0.0.0" if security else "127.0.0.1"
     elif security is None and host not in LOOPBACK:
-        log.warning("No TLS (dask.tls): whoever reaches %s:%d can run code on workers", host, port)
+        log.warning("No TLS (dask.tls): any client of %s:%d can run code on workers", host, port)
 
     async def run() -> int:
         scheduler = Scheduler(
@@ -56,11 +56,11 @@ def serve_scheduler(
             port=port,
             protocol="tls" if security else "tcp",
             security=security,
-            dashboard_address=_at(pages, host),
-            # Imported with the first task otherwise, while no heartbeat is heard.
+            dashboard_address=_with_host(pages, host),
+            # Otherwise the first task would import them, and delay heartbeats.
             preload=PRELOAD[-3:],
         )
-        return await _served(scheduler)
+        return await _serve(scheduler)
 
     return asyncio.run(run())
 
@@ -73,30 +73,30 @@ def serve_worker(
     pages: str = WORKER_PAGES,
     folder: str | None = None,
 ) -> int:
-    """Run one worker, which takes the container or machine to itself, until SIGTERM or SIGINT.
+    """Run one worker, which uses the whole container or machine, until SIGTERM or SIGINT.
 
-    It then takes no more work, ends the chunks at hand, stores what is done, hands the rest back,
-    and leaves, within `dask.stop_seconds`. A second signal ends it at once.
+    It then takes no more work, finishes its current chunks, stores completions, hands back the rest
+    and ends, within `dask.stop_seconds`. A second signal ends it at once.
 
     Args:
-        settings: With `dask.scheduler`, `dask.tls` and the sizes.
-        name: By which the scheduler and the ledger know it. Default: its address.
-        host: The address to listen at. Default: the one that leads to the scheduler.
-        pages: Address of `/health` and `/metrics`, such as `:8788`.
-        folder: For its temporary files.
+        settings: The settings, with `dask.scheduler`, `dask.tls` and sizes.
+        name: The worker's name in the cluster and in the ledger. Default: its address.
+        host: The address to listen on. Default: the one facing the scheduler.
+        pages: The address of `/health` and `/metrics`, such as `:8788`.
+        folder: The folder for its temporary files.
 
     Returns:
-        The process's exit code.
+        The exit code of the process.
 
     Raises:
-        SettingsError: no scheduler is set.
-        EngineUnavailableError: it does not answer for two minutes.
+        SettingsError: No scheduler is set.
+        EngineUnavailableError: It does not answer for two minutes.
     """
     dask = settings.dask
     if dask.scheduler is None:
         raise SettingsError(
             "a worker needs the scheduler's address (dask.scheduler)",
-            "set CHUNKMAP_DASK__SCHEDULER, such as tls://dask-scheduler:8786",
+            "set CHUNKMAP_DASK__SCHEDULER, e.g. to tls://dask-scheduler:8786",
         )
     cores, available = machine()
     profile = for_container(cores, dask.threads_per_worker, dask.memory_per_worker, available)
@@ -109,31 +109,31 @@ def serve_worker(
     lifetime = {} if dask.lifetime is None else _lifetime(dask.lifetime)
 
     async def run() -> int:
-        await _reached(str(dask.scheduler), security)
+        await _wait_for_scheduler(str(dask.scheduler), security)
         nanny = GracefulNanny(
             dask.scheduler,
             name=name,
             nthreads=profile.threads,
             memory_limit=profile.memory,
             host=host,
-            dashboard_address=_at(pages, host),
+            dashboard_address=_with_host(pages, host),
             dashboard=False,
             local_directory=folder,
             security=security,
             preload=list(PRELOAD),
             stop_seconds=dask.stop_seconds,
-            # A scheduler that is being started anew is waited for, one that is gone for ever not.
+            # Long enough for a scheduler that restarts.
             death_timeout=SCHEDULER_SECONDS,
             **lifetime,
         )
         log.info("Worker of %d threads, Polars with %d", profile.threads, profile.polars_threads)
-        return await _served(nanny)
+        return await _serve(nanny)
 
     return asyncio.run(run())
 
 
 def _lifetime(seconds: float) -> dict[str, Any]:
-    """Staggered, lest workers that were started together all leave together."""
+    """Make Dask's lifetime options, staggered so that workers do not all leave together."""
     return {
         "lifetime": f"{seconds} s",
         "lifetime_stagger": f"{seconds / 10} s",
@@ -141,37 +141,37 @@ def _lifetime(seconds: float) -> dict[str, Any]:
     }
 
 
-def _at(pages: str, host: str | None) -> str:
-    """`:8787` where the server itself listens."""
+def _with_host(pages: str, host: str | None) -> str:
+    """Add the server's host to an address such as `:8787`."""
     return f"{host}{pages}" if host and pages.startswith(":") else pages
 
 
-async def _reached(scheduler: str, security: Security | None) -> None:
-    """Wait for the scheduler, which may be about to start; a nanny gives up soon."""
-    log.info("Looking for the scheduler at %s", scheduler)
+async def _wait_for_scheduler(scheduler: str, security: Security | None) -> None:
+    """Wait for the scheduler, which may be starting; a nanny itself gives up early."""
+    log.info("Connecting to the scheduler at %s", scheduler)
     arguments = {} if security is None else security.get_connection_args("worker")
     try:
         comm = await connect(scheduler, timeout=SCHEDULER_SECONDS, **arguments)
     except OSError as error:
         raise EngineUnavailableError(
             f"no scheduler answers at {scheduler} (dask.scheduler): {error}",
-            "start it, or mend the address; one that asks for TLS needs dask.tls",
+            "start it, or fix the address; a scheduler with TLS needs dask.tls",
         ) from error
     await comm.close()
 
 
-async def _served(server: Any) -> int:
+async def _serve(server: Any) -> int:
     """Run a server until SIGTERM or SIGINT, or its own end; returns the exit code."""
     loop = asyncio.get_running_loop()
-    told: asyncio.Future[str] = loop.create_future()
+    signalled: asyncio.Future[str] = loop.create_future()
 
-    def note(number: signal.Signals) -> None:
-        if told.done():
-            signal.raise_signal(signal.SIGKILL)  # Told twice: at once.
-        told.set_result(number.name)
+    def handle(number: signal.Signals) -> None:
+        if signalled.done():
+            signal.raise_signal(signal.SIGKILL)  # The second signal ends it at once.
+        signalled.set_result(number.name)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, note, number)
+        loop.add_signal_handler(number, handle, number)
 
     async def run() -> None:
         await server
@@ -179,19 +179,19 @@ async def _served(server: Any) -> int:
         await server.finished()
 
     running = asyncio.ensure_future(run())
-    both: list[asyncio.Future[Any]] = [told, running]
+    both: list[asyncio.Future[Any]] = [signalled, running]
     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-    if told.done():
+    if signalled.done():
         running.cancel()
-        await server.close(reason=told.result())
+        await server.close(reason=signalled.result())
         return 0
-    # A worker whose scheduler is gone leaves; whoever restarts it makes it look again.
+    # A worker without a scheduler ends; when it is restarted, it waits for one again.
     running.result()
     return 1
 
 
 def _raise_limits() -> None:
-    """As many open files as we may have: a connection for each worker, client and S3 request."""
+    """Raise the limit on open files: each worker, client and S3 request needs a connection."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,4 @@
-"""Dask as the flows see it: a task runner, futures and what became of them."""
+"""Make the task runners of flows, and inspect their clusters."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ LEVEL = "CHUNKMAP_LOGS__LEVEL"
 
 
 def task_runner(settings: DaskSettings, environment: Mapping[str, str]) -> DaskTaskRunner:
-    """The task runner that the settings describe.
+    """Make the task runner that the settings describe.
 
     Args:
-        settings: A scheduler's address, a cluster class, or else a local cluster for the flow.
-        environment: Variables of the workers of a local cluster.
+        settings: The address of a scheduler, or a cluster class; with neither, the flow gets a
+            local cluster.
+        environment: Variables for the workers of a local cluster.
     """
     from prefect_dask import DaskTaskRunner
 
@@ -36,7 +37,7 @@ def task_runner(settings: DaskSettings, environment: Mapping[str, str]) -> DaskT
         return DaskTaskRunner(address=settings.scheduler, client_kwargs=options)
     adapt = settings.adapt.model_dump() if settings.adapt.maximum else None
     if settings.cluster_class:
-        # Some clusters have their scheduler, or their nannies, in the driver's process.
+        # Some cluster classes run the scheduler, or nannies, in the driver's process.
         configure()
         return DaskTaskRunner(
             cluster_class=settings.cluster_class.replace(":", "."),
@@ -50,7 +51,7 @@ def task_runner(settings: DaskSettings, environment: Mapping[str, str]) -> DaskT
             "workers": settings.workers,
             "threads": settings.threads_per_worker,
             "memory": settings.memory_per_worker,
-            # They share the terminal of whoever runs the job.
+            # They share the terminal of the command.
             "environment": {LEVEL: os.environ.get(LEVEL, "warning"), **environment},
             "tls": settings.tls.paths(),
         },
@@ -60,9 +61,9 @@ def task_runner(settings: DaskSettings, environment: Mapping[str, str]) -> DaskT
 
 
 def cluster_mapper(runner: DaskTaskRunner) -> Callable[[Any, Sequence[Any]], Iterator[Any]]:
-    """A mapper for the planner: groups of footers are read by the workers, results as they come."""
+    """Make a map function by which the planner lets workers read footers, in any order."""
 
-    def mapped(function: Any, groups: Sequence[Any]) -> Iterator[Any]:
+    def map_on_cluster(function: Any, groups: Sequence[Any]) -> Iterator[Any]:
         from distributed import as_completed
 
         client: Any = runner.client
@@ -72,11 +73,11 @@ def cluster_mapper(runner: DaskTaskRunner) -> Callable[[Any, Sequence[Any]], Ite
                 yield future.result()
                 future.release()
 
-    return mapped
+    return map_on_cluster
 
 
 def sharing(runner: DaskTaskRunner) -> DaskTaskRunner:
-    """A task runner on the same cluster, with a client of its own: for a flow within a flow."""
+    """Make a task runner for a subflow: on the same cluster, with its own client."""
     from prefect_dask import DaskTaskRunner
 
     client: Any = runner.client
@@ -85,13 +86,12 @@ def sharing(runner: DaskTaskRunner) -> DaskTaskRunner:
 
 
 def thread_count(runner: DaskTaskRunner) -> int | None:
-    """Worker threads of the runner's cluster at this moment; None while its scheduler is gone."""
+    """Count the worker threads of the runner's cluster; None while its scheduler is unavailable."""
     if runner._client is not None and runner._client.status == "closed":
-        # It looked for its scheduler for as long as a connection may take; the runner makes a new
-        # one when it is asked for it.
+        # The client has given up reconnecting; the runner makes another at the next access.
         runner._client = None
     try:
-        # Empty while the client looks for its scheduler again.
+        # Empty while the client reconnects to its scheduler.
         workers = runner.client.scheduler_info(n_workers=-1).get("workers")
     except connection_errors():
         return None

@@ -1,4 +1,4 @@
-"""Dask's connections under TLS."""
+"""Configure TLS for Dask's connections."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def security_of(settings: TlsSettings) -> Security | None:
-    """What every connection of this process has to use; None where no certificates are set.
+    """Make the TLS configuration of this process's connections; None without certificates.
 
-    One certificate a process, whatever its part. That a client's is not taken for a scheduler's is
-    in the certificate itself (its extended key usage).
+    A process has one certificate for all its roles. A client's certificate is not valid for a
+    scheduler, because of its extended key usage.
 
     Raises:
-        SettingsError: a file is missing or cannot be read.
+        SettingsError: A file is missing or cannot be read.
     """
     if settings.ca is None or settings.cert is None or settings.key is None:
         return None
@@ -37,9 +37,9 @@ def security_of(settings: TlsSettings) -> Security | None:
 
 
 def own_security() -> Security:
-    """What a cluster that this process starts and ends has to use, with a certificate of its own.
+    """Make the TLS configuration of a cluster that this process starts, with its own certificate.
 
-    Every account of this machine reaches its scheduler, and who may send it tasks runs code as us.
+    Every account of this machine can reach its scheduler, whose clients can run code as this user.
     """
     made = ephemeral()
     return _security(made.ca, made.cert, made.key)

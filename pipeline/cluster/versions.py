@@ -1,45 +1,45 @@
-"""Refuse a cluster whose processes have other versions than this one."""
+"""Refuse a cluster whose workers' packages differ from those of this process."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.cluster.client import ASK_SECONDS
 from pipeline.cluster.process_info import PACKAGES, versions
 from pipeline.errors import VersionMismatchError
 
-if TYPE_CHECKING:
-    pass
+MAX_NAMES = 3
+"""Maximum workers to name in an error."""
 
 
 def refuse_other_versions(client: Any, seconds: float = ASK_SECONDS) -> None:
-    """Refuse a cluster whose workers have another Python, or other packages, than this process.
+    """Refuse a cluster whose workers' Python or packages differ from those of this process.
 
-    Tasks and results travel as pickles, and Parquet is written by the workers' Polars: what differs
-    is told before anything runs. Workers that do not answer are left out.
+    Tasks and results are pickled, and the workers' Polars writes the Parquet, so differences are
+    refused before anything runs. Workers that do not answer are ignored.
 
     Raises:
-        VersionMismatchError: it names both versions and the workers.
+        VersionMismatchError: Versions differ; the error names both and the workers.
     """
     ours = versions()
 
-    async def look() -> dict[str, Any]:
-        asked = client.get_versions(packages=list(PACKAGES))  # A coroutine on the client's loop.
-        found = await asyncio.wait_for(asked, seconds)
-        return dict(found["workers"])
+    async def get_versions() -> dict[str, Any]:
+        coroutine = client.get_versions(packages=list(PACKAGES))
+        return dict((await asyncio.wait_for(coroutine, seconds))["workers"])
 
     try:
-        answers = client.sync(look)
+        answers = client.sync(get_versions)
     except (OSError, TimeoutError):
         return
     wrong: dict[tuple[str, str], list[str]] = {}
     for address, answer in answers.items():
-        said = {**answer["packages"], "python": ".".join(answer["host"]["python"].split(".")[:2])}
-        for name, mine in ours.items():
-            theirs = said.get(name) or "none"
-            if theirs != mine:
+        python = ".".join(answer["host"]["python"].split(".")[:2])
+        packages = {**answer["packages"], "python": python}
+        for name, our_version in ours.items():
+            theirs = packages.get(name) or "none"
+            if theirs != our_version:
                 wrong.setdefault((name, theirs), []).append(address)
     if wrong:
         lines = [
@@ -47,23 +47,20 @@ def refuse_other_versions(client: Any, seconds: float = ASK_SECONDS) -> None:
             for (name, theirs), workers in sorted(wrong.items())
         ]
         raise VersionMismatchError(
-            "the cluster's workers have other versions: " + "; ".join(lines),
+            "versions of the cluster's workers differ: " + "; ".join(lines),
             "give the driver and the workers the same image, or the same constraints.txt",
         )
 
 
 def _few(names: Sequence[str]) -> str:
-    most = 3
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+    rest = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def check_versions(runner: Any) -> None:
-    """Refuse workers with other packages than ours.
+    """Refuse a task runner whose workers' packages differ from those of this process.
 
     Raises:
-        VersionMismatchError: both versions are named.
+        VersionMismatchError: Versions differ; the error names both and the workers.
     """
-    from pipeline.cluster.versions import refuse_other_versions
-
     refuse_other_versions(runner.client)

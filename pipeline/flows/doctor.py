@@ -1,4 +1,4 @@
-"""What ails a cluster: each check really does what a run would do, and says what to mend."""
+"""Diagnose a cluster: each check exercises what a run needs and suggests a fix."""
 
 from __future__ import annotations
 
@@ -32,26 +32,27 @@ from pipeline.storage import (
 Level = Literal["ok", "warning", "error"]
 
 ASK_SECONDS = 20.0
-"""How long a worker may take for a check; one that is at work takes longer than an idle one."""
+"""Maximum seconds of a check on a worker; a busy worker takes longer than an idle one."""
 SKEW_WARNING, SKEW_ERROR = 2.0, 60.0
-"""Seconds. S3 refuses requests of clients that are 15 minutes off; times in reports are wrong long
-before."""
-FILES = 4096
-"""Open files that a worker with many requests under way may need."""
-MEMORY = 1 << 30
-"""Bytes below which a worker has room for its imports and little else."""
+"""Seconds of clock skew to report. S3 refuses clients that are 15 minutes off; times in reports are
+wrong with less."""
+MIN_OPEN_FILES = 4096
+"""Open files that a worker with many requests in flight may need."""
+MIN_MEMORY = 1 << 30
+"""Bytes below which a worker has little memory left after its imports."""
 DAY = 86_400.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found."""
+    """The result of one check."""
 
     level: Level
     what: str
-    """What was looked at."""
+    """Subject of the check."""
     said: str
+    """Result of the check."""
     fix: str = ""
     """What to do about it."""
 
@@ -60,15 +61,15 @@ def examine(settings: Settings, output: str | None) -> Iterator[Finding]:
     """Check everything that a run needs, one thing after the other.
 
     Args:
-        settings: Of whoever gives the cluster work.
-        output: The output beside which rights on S3 are tried; None leaves that out.
+        settings: The settings of the driver.
+        output: The output next to which rights on S3 are tested; None skips these tests.
     """
     for finding in _findings(settings, output):
         yield replace(finding, said=mask_text(finding.said), fix=mask_text(finding.fix))
 
 
 def _findings(settings: Settings, output: str | None) -> Iterator[Finding]:
-    yield _tried("Prefect", lambda: f"answers at {check_server(settings.prefect)}")
+    yield _check("Prefect", lambda: f"answers at {check_server(settings.prefect)}")
     try:
         with cluster_of(settings.dask) as cluster:
             yield Finding("ok", "Dask", f"the scheduler answers at {cluster.scheduler}")
@@ -77,7 +78,7 @@ def _findings(settings: Settings, output: str | None) -> Iterator[Finding]:
         yield Finding("error", "Dask", str(error), error.hint or "")
 
 
-def _tried(what: str, call: Callable[[], str]) -> Finding:
+def _check(what: str, call: Callable[[], str]) -> Finding:
     try:
         return Finding("ok", what, call())
     except ChunkmapError as error:
@@ -85,45 +86,47 @@ def _tried(what: str, call: Callable[[], str]) -> Finding:
 
 
 def _examine(cluster: ClusterClient, settings: Settings, output: str | None) -> Iterator[Finding]:
-    names = {one.address: one.name for one in cluster.workers()}
+    names = {worker.address: worker.name for worker in cluster.workers()}
     if not names:
-        fix = "`chunkmap up` starts those of the local stack again; of other clusters: "
-        yield Finding("error", "workers", "there are none", fix + "docs/cluster.md")
+        fix = "`chunkmap up` restarts those of the local stack; for other clusters: docs/cluster.md"
+        yield Finding("error", "workers", "there are none", fix)
     before = time.time()
     answers = cluster.ask(about_worker, seconds=ASK_SECONDS)
     after = time.time()
-    said: dict[str, ProcessInfo] = {}
+    workers: dict[str, ProcessInfo] = {}
     for address, answer in answers.items():
         label = f"worker {names.get(address, address)}"
         if isinstance(answer, ProcessInfo):
-            said[label] = answer
+            workers[label] = answer
         else:
             yield Finding(
                 "error", label, f"does not answer: {answer}", "is chunkmap installed there?"
             )
     scheduler = cluster.ask_scheduler(about)
-    everybody = {**said, **({"scheduler": scheduler} if isinstance(scheduler, ProcessInfo) else {})}
-    if not isinstance(scheduler, ProcessInfo):
+    processes = dict(workers)
+    if isinstance(scheduler, ProcessInfo):
+        processes["scheduler"] = scheduler
+    else:
         yield Finding("warning", "scheduler", f"runs without chunkmap: {scheduler}")
-    yield _versions(everybody)
-    yield _clocks(everybody, before, after)
-    yield from _tls(settings, cluster, everybody)
-    yield from _limits(cluster, said)
-    yield _prefect(said)
+    yield _versions(processes)
+    yield _clocks(processes, before, after)
+    yield from _tls(settings, cluster, processes)
+    yield from _limits(cluster, workers)
+    yield _prefect(workers)
     yield from _rights(cluster, settings, output, names)
 
 
 def about_worker() -> ProcessInfo:
-    """What a worker says of itself."""
+    """Describe this worker, with Prefect's secrets that it holds."""
     return replace(about(), prefect_secrets=tuple(held_secrets()))
 
 
-def _versions(everybody: Mapping[str, ProcessInfo]) -> Finding:
+def _versions(processes: Mapping[str, ProcessInfo]) -> Finding:
     ours = versions()
     wrong = [
         f"{name} is {ours[name]} here and {theirs} in {label}"
-        for label, one in everybody.items()
-        for name, theirs in one.versions.items()
+        for label, info in processes.items()
+        for name, theirs in info.versions.items()
         if ours.get(name) != theirs
     ]
     if wrong:
@@ -132,102 +135,104 @@ def _versions(everybody: Mapping[str, ProcessInfo]) -> Finding:
     return Finding("ok", "versions", ", ".join(f"{k} {v}" for k, v in ours.items()))
 
 
-def _clocks(everybody: Mapping[str, ProcessInfo], before: float, after: float) -> Finding:
-    """Answers were given between two moments of ours; what lies outside is skew."""
+def _clocks(processes: Mapping[str, ProcessInfo], before: float, after: float) -> Finding:
+    """Compare clocks: a clock is skewed as far as it is not between the two moments."""
     skews = {
-        label: max(before - one.clock, one.clock - after, 0.0)
-        for label, one in everybody.items()
+        label: max(before - info.clock, info.clock - after, 0.0)
+        for label, info in processes.items()
         if label != "scheduler"
     }
     worst = max(skews, key=lambda label: skews[label], default="")
     skew = skews.get(worst, 0.0)
-    said = f"within {max(skew, 0.1):.1f} s of ours"
     if skew <= SKEW_WARNING:
-        return Finding("ok", "clocks", said)
+        return Finding("ok", "clocks", f"differ by less than {max(skew, 0.1):.1f} s")
     level: Level = "error" if skew > SKEW_ERROR else "warning"
     return Finding(level, "clocks", f"{worst} is {skew:.0f} s off", "synchronise clocks (NTP)")
 
 
 def _tls(
-    settings: Settings, cluster: ClusterClient, everybody: Mapping[str, ProcessInfo]
+    settings: Settings, cluster: ClusterClient, processes: Mapping[str, ProcessInfo]
 ) -> Iterator[Finding]:
     if not cluster.scheduler.startswith("tls://"):
-        local = _is_local(cluster.scheduler)
         yield (
-            Finding("ok", "TLS", "none, and the scheduler is on this machine alone")
-            if local
+            Finding("ok", "TLS", "none, but the scheduler is reachable from this machine only")
+            if _is_local(cluster.scheduler)
             else Finding(
                 "error",
                 "TLS",
-                f"none: whoever reaches {cluster.scheduler} can run code on the workers",
-                "chunkmap tls init, then dask.tls: SECURITY.md",
+                f"none: everyone who reaches {cluster.scheduler} can run code on the workers",
+                "chunkmap tls init, then set dask.tls (SECURITY.md)",
             )
         )
         return
     now = time.time()
     left = {
         f"{label}'s {name}": (end - now) / DAY
-        for label, one in {"this command": about(), **everybody}.items()
-        for name, end in one.expires.items()
+        for label, info in {"this command": about(), **processes}.items()
+        for name, end in info.expires.items()
     }
     soonest = min(left, key=lambda label: left[label], default="")
     days = left.get(soonest, 0.0)
     fix = "chunkmap tls init --force, then restart workers, scheduler and drivers (SECURITY.md)"
     if not left:
-        yield Finding("warning", "TLS", "nobody says when its certificates expire")
+        yield Finding("warning", "TLS", "no process knows when its certificates expire")
     elif days < 0:
         yield Finding("error", "TLS", f"{soonest} certificate has expired", fix)
     elif days < WARN_DAYS:
         yield Finding("warning", "TLS", f"{soonest} certificate expires in {days:.0f} days", fix)
     else:
-        yield Finding("ok", "TLS", f"certificates are valid for {days:.0f} days and more")
+        yield Finding("ok", "TLS", f"certificates are valid for at least {days:.0f} days")
 
 
 def _is_local(address: str) -> bool:
     return urlsplit(address).hostname in LOOPBACK
 
 
-def _limits(cluster: ClusterClient, said: Mapping[str, ProcessInfo]) -> Iterator[Finding]:
-    files = {label: one.open_files for label, one in said.items() if one.open_files < FILES}
+def _limits(cluster: ClusterClient, workers: Mapping[str, ProcessInfo]) -> Iterator[Finding]:
+    files = {
+        label: info.open_files
+        for label, info in workers.items()
+        if info.open_files < MIN_OPEN_FILES
+    }
     if files:
         worst = min(files, key=lambda label: files[label])
         yield Finding(
             "warning",
             "open files",
-            f"{worst} may open {files[worst]:,}; {FILES:,} are better",
+            f"{worst} may open {files[worst]:,}; at least {MIN_OPEN_FILES:,} are recommended",
             "raise nofile: `ulimits` in compose, LimitNOFILE in systemd",
         )
     else:
-        yield Finding("ok", "open files", f"{FILES:,} and more in each worker")
-    unlimited = [one.name for one in cluster.workers() if not one.memory_limit]
-    small = [label for label, one in said.items() if one.memory < MEMORY]
+        yield Finding("ok", "open files", f"each worker may open at least {MIN_OPEN_FILES:,}")
+    unlimited = [worker.name for worker in cluster.workers() if not worker.memory_limit]
+    small = [label for label, info in workers.items() if info.memory < MIN_MEMORY]
     if unlimited:
         yield Finding(
             "warning",
             "memory",
-            f"worker {unlimited[0]} has no limit: one large chunk takes the machine down",
+            f"worker {unlimited[0]} has no limit: one large chunk can take the machine down",
             "set dask.memory_per_worker, or give the container a limit",
         )
     elif small:
-        fix = "give it 2 GiB and more: docs/cluster.md"
+        fix = "give it at least 2 GiB: docs/cluster.md"
         yield Finding("warning", "memory", f"{small[0]} has less than 1 GiB", fix)
     else:
         yield Finding("ok", "memory", "each worker has a limit")
 
 
-def _prefect(said: Mapping[str, ProcessInfo]) -> Finding:
+def _prefect(workers: Mapping[str, ProcessInfo]) -> Finding:
     what = "Prefect's secrets"
-    held = [
-        f"{label} holds {', '.join(one.prefect_secrets)}"
-        for label, one in said.items()
-        if one.prefect_secrets
+    holders = [
+        f"{label} holds {', '.join(info.prefect_secrets)}"
+        for label, info in workers.items()
+        if info.prefect_secrets
     ]
-    if held:
+    if holders:
         fix = (
-            "take them out of the workers' environment: workers make no request to Prefect, and "
-            "they let their holder run commands where flows run (SECURITY.md)"
+            "remove them from the workers' environment: workers make no request to Prefect, and "
+            "the secrets allow running commands where flows run (SECURITY.md)"
         )
-        return Finding("warning", what, "; ".join(held), fix)
+        return Finding("warning", what, "; ".join(holders), fix)
     return Finding("ok", what, "no worker holds any")
 
 
@@ -236,11 +241,11 @@ def _prefect(said: Mapping[str, ProcessInfo]) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What a process could do beside an output."""
+    """The rights of a process next to an output, as tested."""
 
     problem: str = ""
     staged: StagedObject | None = None
-    """What it staged, for somebody else to abort."""
+    """Output that it staged, to be aborted by the caller."""
     may_delete: bool = False
 
 
@@ -248,35 +253,35 @@ async def try_rights(scratch: str) -> Rights:
     """Do what a batch does, in a scratch folder of the state prefix. Runs in workers.
 
     Args:
-        scratch: Prefix of this process's own.
+        scratch: The URI of the scratch folder.
     """
     return await asyncio.to_thread(_try_rights, own_storage, scratch)
 
 
-def _try_rights(opened: Callable[[], Storage], scratch: str) -> Rights:
-    done = "open S3"
+def _try_rights(open_: Callable[[], Storage], scratch: str) -> Rights:
+    action = "open S3"
     staged = None
     note = join(scratch, f"note-{uuid.uuid4().hex}")
     try:
-        storage = opened()
-        done = "create an object"
+        storage = open_()
+        action = "create an object"
         storage.put_new(note, b"written by chunkmap cluster doctor")
-        done = "read it back"
+        action = "read it back"
         storage.get(note)
-        done = "list the folder"
+        action = "list the folder"
         storage.objects(scratch)
-        done = "stage an output (a multipart upload)"
+        action = "stage an output (a multipart upload)"
         staged = storage.stage(
             join(scratch, "staged"), memoryview(b"staged"), uuid.uuid4().hex, scratch
         )
     except ChunkmapError as error:
-        return Rights(f"cannot {done}: {error}", staged)
+        return Rights(f"cannot {action}: {error}", staged)
     try:
         storage.delete(note)
     except AccessDeniedError:
         return Rights("", staged, may_delete=False)
     except ChunkmapError as error:
-        return Rights(f"cannot tell whether it may delete: {error}", staged)
+        return Rights(f"cannot find out whether it may delete: {error}", staged)
     return Rights("", staged, may_delete=True)
 
 
@@ -287,7 +292,7 @@ def _rights(
         yield Finding(
             "warning",
             "S3",
-            "not tried, because no output is known here",
+            "not tested, because no output is known on this machine",
             "name one: chunkmap cluster doctor --output s3://bucket/prefix/",
         )
         return
@@ -298,14 +303,14 @@ def _rights(
     where = f"{state_prefix(output)} ({endpoint})"
     rights: dict[str, Any] = cluster.ask(try_rights, folder, seconds=ASK_SECONDS)
     try:
-        yield from _judged(own, rights, names, where, endpoint)
+        yield from _rights_findings(own, rights, names, where, endpoint)
         if not own.problem:
             yield _conditions(storage, folder, endpoint)
     finally:
-        _clean(storage, folder, [own, *rights.values()])
+        _remove_scratch(storage, folder, [own, *rights.values()])
 
 
-def _judged(
+def _rights_findings(
     own: Rights, rights: Mapping[str, Any], names: Mapping[str, str], where: str, endpoint: str
 ) -> Iterator[Finding]:
     fix = "SECURITY.md has example policies for drivers and workers"
@@ -314,31 +319,31 @@ def _judged(
     elif not own.may_delete:
         yield Finding("error", "S3, from here", f"cannot delete in {where}", fix)
     else:
-        yield Finding("ok", "S3, from here", f"may all that a driver does in {where}")
-    bad = {
-        names.get(address, address): said.problem if isinstance(said, Rights) else str(said)
-        for address, said in rights.items()
-        if not isinstance(said, Rights) or said.problem
+        yield Finding("ok", "S3, from here", f"has all rights of a driver in {where}")
+    problems = {
+        names.get(address, address): answer.problem if isinstance(answer, Rights) else str(answer)
+        for address, answer in rights.items()
+        if not isinstance(answer, Rights) or answer.problem
     }
-    for name, problem in bad.items():
+    for name, problem in problems.items():
         yield Finding("error", f"S3, from worker {name}", problem, fix)
-    able = [said for said in rights.values() if isinstance(said, Rights) and not said.problem]
-    if able and not bad:
+    able = [a for a in rights.values() if isinstance(a, Rights) and not a.problem]
+    if able and not problems:
         yield Finding("ok", "S3, from workers", "each may read, write, list and stage")
-    if any(said.may_delete for said in able) and not _is_local(endpoint):
+    if any(worker.may_delete for worker in able) and not _is_local(endpoint):
         yield Finding(
             "warning",
             "S3, from workers",
             "they may delete objects too, which no worker needs",
-            "give workers keys of their own with narrower rights: SECURITY.md",
+            "give workers separate keys with fewer rights: SECURITY.md",
         )
 
 
 def _conditions(storage: Storage, folder: str, endpoint: str) -> Finding:
     what = "S3, conditional writes"
     if not storage.is_conditional(folder):
-        said = "not relied on (s3.conditional_writes: single-writer)"
-        return Finding("warning", what, said, "see to it that no two drivers share an output")
+        result = "not used (s3.conditional_writes: single-writer)"
+        return Finding("warning", what, result, "ensure that no two drivers share an output")
     try:
         problem = find_condition_problem(storage, folder)
     except ChunkmapError as error:
@@ -353,11 +358,11 @@ def _conditions(storage: Storage, folder: str, endpoint: str) -> Finding:
     )
 
 
-def _clean(storage: Storage, folder: str, tried: list[Any]) -> None:
-    staged = [one.staged for one in tried if isinstance(one, Rights) and one.staged]
+def _remove_scratch(storage: Storage, folder: str, results: list[Any]) -> None:
+    staged = [result.staged for result in results if isinstance(result, Rights) and result.staged]
     try:
         storage.abort(staged)
         for info in storage.objects(folder):
             storage.delete(info.uri)
     except ChunkmapError:
-        return  # What stays behind is a scratch folder of a few bytes.
+        return  # Only a scratch folder of a few bytes stays behind.

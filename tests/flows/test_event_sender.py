@@ -180,7 +180,7 @@ def test_a_server_that_is_away_gets_everything_when_it_is_back(
         with serving(port) as back:
             assert sender.flush(WAIT)
         assert back.numbers == [1, 2, 3]
-    assert caplog.text.count("Prefect's pages do not show") == 1
+    assert caplog.text.count("the Prefect UI does not show") == 1
 
 
 def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -355,7 +355,7 @@ def test_prefects_pages_ask_their_owner(world: World, services: dict[str, Servic
     assert b'"csrf_enabled":true' in answer
     said = world.chunkmap("up")
     file = world.root / ".chunkmap/prefect-password"
-    assert f"page {page} (log in with what is in .chunkmap/prefect-password)" in said.out
+    assert f"page {page} (password in .chunkmap/prefect-password)" in said.out
     [told] = [one for one in world.chunkmap("up", "--json").data["services"] if one["page"] == page]
     assert told["password_file"] == str(file)
 

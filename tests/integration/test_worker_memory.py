@@ -88,7 +88,7 @@ def test_a_cluster_without_workers_is_told_and_started_again(small: World) -> No
 
     up = small.chunkmap("up")
     assert up.code == 0, up.err
-    assert "Dask cluster: it has no workers: started again" in up.out + up.err
+    assert "Dask cluster: restarted, since it has no workers" in up.out + up.err
     assert up.out.count("runs already") + up.err.count("runs already") == 2
     assert len(_workers(small)) == 2
     assert [one.state for one in local.status(small.settings)] == ["running"] * 3

@@ -1,8 +1,8 @@
-"""The embedded stack: S3 (SeaweedFS), a Prefect server and a Dask cluster, on this machine only.
+"""The local stack: S3 (SeaweedFS), a Prefect server and a Dask cluster, on this machine only.
 
-`up` starts what does not run and repairs what is half dead; `down` stops exactly what `up`
-started. All of it listens on 127.0.0.1 and keeps its data, logs and state in one folder. Every
-account of the machine reaches these ports, so each asks for a secret that lies in that folder.
+`up` starts services that do not run and restarts broken ones; `down` stops exactly what `up`
+started. All services listen on 127.0.0.1 and keep their data, logs and state in one folder. Every
+account of the machine can reach these ports, so each requires a secret that is in that folder.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class ServiceStatus:
 
     Attributes:
         name: `s3`, `prefect` or `dask`.
-        title: The same for people.
-        state: `running`, `silent` (runs, but does not answer), `idle` (Dask without workers: `up`
-            starts it again), `outdated` (an older version started it, without passwords: `up`
-            starts it again), `died` or `stopped`.
+        title: The name for people.
+        state: `running`, `silent` (runs, but does not answer), `idle` (Dask without workers, which
+            `up` restarts), `outdated` (started without passwords by an older version; `up` restarts
+            it), `died` or `stopped`.
         pid: The process, if it runs.
-        address: Where its clients connect.
-        page: Its page for people, if it has one.
-        password_file: Holds what its page asks for, if it asks.
+        address: The address for clients.
+        page: The address of its UI, if it has one.
+        password_file: The file with the password of its UI, if it has one.
     """
 
     name: ServiceName
@@ -67,23 +67,23 @@ class ServiceStatus:
 
 
 def up(settings: Settings, echo: Echo = print) -> StackState:
-    """Start every service that does not run, and say what runs where.
+    """Start every service that does not run, and print the addresses.
 
-    Calling it again changes nothing. What a crash left behind is cleared away first; the data in
-    S3 is kept, and so are credentials, and ports where they are still free.
+    Calling it again changes nothing. Remains of a crash are removed first; the data in S3 and the
+    credentials are kept, and so are ports that are still free.
 
     Raises:
-        StackError: A service did not start; what this call started is stopped again.
+        StackError: A service did not start. Services that this call started are stopped.
     """
     folder = StateFolder(settings.state_dir)
     folder.create()
     if not is_closed(folder.root):
-        echo(f"{folder.root} holds secrets, and other accounts of this machine may read it")
+        echo(f"{folder.root} holds secrets, but other accounts of this machine can read it")
     with folder.lock():
         before = folder.load() or StackState(settings.environment)
         before = replace(before, environment=settings.environment)
         await_workers(before, echo)
-        keep = [one.pid for one in before.services.values() if is_usable(one)]
+        keep = [service.pid for service in before.services.values() if is_usable(service)]
         try:
             state = start_missing(folder, settings, before, echo)
         except BaseException:
@@ -92,18 +92,18 @@ def up(settings: Settings, echo: Echo = print) -> StackState:
         folder.save(state)
     own = [key for key in _OWN_S3 if settings.source(key) not in ("default", EMBEDDED_STACK)]
     if own:
-        echo(f"The settings use another S3 than this one: {own[0]} from {settings.source(own[0])}")
+        echo(f"The settings use another S3: {own[0]} from {settings.source(own[0])}")
     return state
 
 
 def is_elsewhere(settings: Settings) -> bool:
-    """Whether the settings name a Prefect server, a Dask cluster and an S3 that are not ours."""
+    """Whether the settings name another Prefect server, Dask cluster and S3 than the stack's."""
     own_s3 = any(settings.source(key) not in ("default", EMBEDDED_STACK) for key in _OWN_S3)
     return own_s3 and set(given_elsewhere(settings)) == {"prefect", "dask"}
 
 
 def prefect_login(settings: Settings) -> str:
-    """How people log in to Prefect's pages; empty if these are not ours, or ask for nothing."""
+    """Describe how to log in to the stack's Prefect UI; empty if another one is set."""
     if (
         settings.prefect.auth_string is None
         or settings.source("prefect.auth_string") != EMBEDDED_STACK
@@ -116,21 +116,21 @@ def down(settings: Settings, echo: Echo = print) -> None:
     """Stop everything that `up` started, and nothing else. Calling it again changes nothing."""
     folder = StateFolder(settings.state_dir)
     if not folder.root.exists():
-        echo("The embedded stack is not up.")
+        echo("The local stack is not up.")
         return
     with folder.lock():
         state = folder.load() or StackState(settings.environment)
-        ran = [service for service in state.services.values() if service.alive]
+        running = [service for service in state.services.values() if service.alive]
         stopped = processes.stop(folder.marker())
         folder.forget()
-    for service in ran:
+    for service in running:
         echo(f"{TITLES[service.name]}: stopped (process {service.pid})")
     if not stopped:
-        echo("The embedded stack is not up.")
+        echo("The local stack is not up.")
 
 
 def status(settings: Settings) -> list[ServiceStatus]:
-    """What runs of the embedded stack."""
+    """List the services of the local stack with their states."""
     state = StateFolder(settings.state_dir).load() or StackState(settings.environment)
     return [_status_of(name, state.services.get(name)) for name in NAMES]
 

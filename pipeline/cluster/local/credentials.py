@@ -1,4 +1,4 @@
-"""The secrets of the embedded stack, in its state folder. Each is made once and kept."""
+"""Make and keep the secrets of the local stack, in its state folder."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pipeline.private import make_folder, write_file
 
 REGION = "us-east-1"
 PREFECT_PASSWORD = "prefect-password"
-"""The file of what Prefect's pages and API ask for."""
+"""Name of the file with the password of the Prefect UI and API."""
 _TLS, _SEAWEEDFS, _AUTHORITY = "tls", "seaweedfs", "seaweedfs-tls"
 
 
 def s3_settings(root: Path, port: int) -> dict[str, str]:
-    """The settings that reach the stack's S3; its credentials are made once and kept."""
+    """Return the settings that reach the stack's S3, with credentials that are made once."""
     config = root / "s3.json"
     try:
         identity = json.loads(config.read_text(encoding="utf-8"))["identities"][0]
@@ -43,9 +43,9 @@ def s3_settings(root: Path, port: int) -> dict[str, str]:
 
 
 def s3_security(root: Path) -> Path:
-    """The folder with the security.toml of the stack's SeaweedFS, for one start of it."""
+    """Write the security.toml for one start of the stack's SeaweedFS; returns its folder."""
     folder = make_folder(root / _SEAWEEDFS)
-    authority = _fresh(root / _AUTHORITY)
+    authority = _without_expiring(root / _AUTHORITY)
     for name, text in seaweedfs.certificates(authority, CA_DAYS).items():
         write_file(folder / name, text)
     toml = seaweedfs.security_toml(str(folder), seaweedfs.new_tokens())
@@ -54,33 +54,35 @@ def s3_security(root: Path) -> Path:
 
 
 def prefect_password(root: Path) -> str:
-    """What the stack's Prefect server asks for: a name, a colon and a password."""
+    """Return the login of the stack's Prefect server (name, colon, password), made once."""
     file = root / PREFECT_PASSWORD
     try:
-        found = file.read_text(encoding="utf-8").strip()
+        login = file.read_text(encoding="utf-8").strip()
     except OSError:
-        found = ""
-    if not found:
-        found = f"chunkmap:{secrets.token_hex(16)}"
-        write_file(file, found + "\n")
-    return found
+        login = ""
+    if not login:
+        login = f"chunkmap:{secrets.token_hex(16)}"
+        write_file(file, login + "\n")
+    return login
 
 
 def make_tls(root: Path) -> None:
-    """Make the certificates of the stack's Dask cluster, unless they are there and valid."""
-    make(_fresh(root / _TLS), days=CA_DAYS)
+    """Make the certificates of the stack's Dask cluster, unless valid ones exist."""
+    make(_without_expiring(root / _TLS), days=CA_DAYS)
 
 
 def tls_settings(root: Path, part: str) -> dict[str, str]:
-    """The settings `dask.tls` of a part of the stack's cluster: `worker` or `client`."""
+    """Return the settings `dask.tls` for a role in the stack's cluster: `worker` or `client`."""
     folder = root / _TLS
     files = {"ca": "ca.pem", "cert": f"{part}.pem", "key": f"{part}-key.pem"}
     return {name: str(folder / file) for name, file in files.items()}
 
 
-def _fresh(folder: Path) -> Path:
-    """A folder of certificates, emptied when they are about to expire."""
-    known = folder / "client.pem"
-    if known.exists() and expires(known) - datetime.now(UTC) < timedelta(days=WARN_DAYS):
+def _without_expiring(folder: Path) -> Path:
+    """Remove a folder of certificates if they are about to expire; returns its path."""
+    certificate = folder / "client.pem"
+    if certificate.exists() and expires(certificate) - datetime.now(UTC) < timedelta(
+        days=WARN_DAYS
+    ):
         shutil.rmtree(folder)
     return folder

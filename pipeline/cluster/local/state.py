@@ -1,4 +1,4 @@
-"""What the embedded stack remembers between commands: one file, one lock."""
+"""Store the state of the local stack between commands: one file, one lock."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Service:
 
     Attributes:
         name: `s3`, `prefect` or `dask`.
-        pid: The process, which leads a session of its own.
-        started: Its start time, as `pipeline.processes.start_time` gives it.
-        address: Where its clients connect.
-        page: The address of its page for people, empty if it has none.
-        ports: The ports it was given, to be given again after a crash.
-        password_file: Holds what its page asks for, empty if it asks for nothing.
-        secured: Whether it asks its clients who they are. What older versions started does not.
+        pid: The process, which leads its own session.
+        started: Its start time, as returned by `pipeline.processes.start_time`.
+        address: The address for clients.
+        page: The address of its UI, empty if it has none.
+        ports: Its ports, used again after a crash.
+        password_file: The file with the password of its UI, empty if there is none.
+        secured: Whether it requires authentication. Services started by older versions do not.
     """
 
     name: ServiceName
@@ -50,13 +50,13 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class StackState:
-    """The stack as it was last left.
+    """The last known state of the stack.
 
     Attributes:
-        environment: The environment of the settings it was started for.
-        services: Its processes by name. Those that died are listed until `up` or `down` cleans up.
-        s3: The S3 settings that reach it, credentials included.
-        prefect: The settings beside the address that reach its Prefect server: the password.
+        environment: The environment of the settings with which it was started.
+        services: Its processes by name. Dead ones are listed until the next `up` or `down`.
+        s3: The settings that reach its S3, with credentials.
+        prefect: The settings that reach its Prefect server, except the address: the password.
         tls: The settings `dask.tls` of a client of its Dask cluster.
     """
 
@@ -81,22 +81,22 @@ class StateFolder:
         self.logs = self.root / "logs"
 
     def create(self) -> None:
-        """Make the folder, for this user alone, and keep it out of version control."""
+        """Make the folder, readable by this user only, and keep it out of version control."""
         state_folder(self.root, self.logs.name)
 
     def marker(self) -> str:
-        """What every process of this stack has in its environment, to be found by after a crash."""
+        """Return the value of MARKER that identifies the processes of this stack."""
         return f"{self.root}:{self.root.stat().st_ino}"
 
     def load(self) -> StackState | None:
-        """The stored state; None if there is none, or it was damaged."""
+        """Load the stored state; None if there is none, or it is damaged."""
         try:
             data: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
             services = {
                 name: Service(**{**service, "ports": tuple(service["ports"])})
                 for name, service in data["services"].items()
             }
-            # An older version's file has no more than S3's.
+            # Files of older versions lack these keys.
             more = (data.get("prefect", {}), data.get("tls", {}))
             return StackState(data["environment"], services, data["s3"], *more)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -112,7 +112,7 @@ class StateFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Wait for, then hold, the right to change the stack. A dead holder's lock is gone."""
+        """Hold the lock of the stack; it is released when its holder dies."""
         descriptor = os.open(self.root / "stack.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -193,7 +193,7 @@ def test_a_service_that_ends_at_once_is_reported_and_nothing_stays(
         up(settings, lambda line: None)
     assert str(caught.value).startswith("S3 (SeaweedFS) ended while it started:\n")
     assert "invalid option" in str(caught.value)
-    assert caught.value.hint == f"the whole log is {folder.logs / 's3.log'}"
+    assert caught.value.hint == f"see its log: {folder.logs / 's3.log'}"
     assert not processes.marked(folder.marker())
 
 
