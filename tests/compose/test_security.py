@@ -228,10 +228,13 @@ def test_no_secret_is_in(
 
 
 def test_workers_do_not_have_what_they_need_not(cluster: Cluster) -> None:
-    for one in cluster.containers("dask-worker"):
-        volumes = {mount.get("Name", "") for mount in one.details["Mounts"]}
+    for worker in cluster.containers("dask-worker"):
+        mounts = worker.details["Mounts"]
+        volumes = {mount["Name"] for mount in mounts if mount["Type"] == "volume"}
         held = {name.removeprefix(f"{cluster.project}_") for name in volumes}
         assert held == {"secret-s3-worker", "tls-worker"}
+        folders = [mount["Destination"] for mount in mounts if mount["Type"] != "volume"]
+        assert folders == ["/app/cluster_transforms.py"], "the transforms of these tests"
 
 
 @pytest.mark.parametrize("who", ["dask-worker", "dask-scheduler"])
