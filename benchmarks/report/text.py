@@ -1,4 +1,4 @@
-"""The sentences that the page and the Markdown share."""
+"""Write the texts that page and Markdown share."""
 
 from __future__ import annotations
 
@@ -10,44 +10,45 @@ from pipeline.report import humanize
 
 
 def headline(record: Record, found: Sequence[Comparison]) -> str:
-    """The session in two sentences that a manager can read."""
-    shown = [one for one in found if one.found is not None]
+    """Summarise the session in a few plain sentences."""
+    shown = [comparison for comparison in found if comparison.found is not None]
     if not shown:
         return (
             f"{humanize.plural(len(record.workloads()), 'workload')} measured; "
             "there is no valid comparison with a peer."
         )
-    faster = sum(1 for one in shown if one.said == "faster")
-    slower = sum(1 for one in shown if one.said == "slower")
-    few = sum(1 for one in shown if one.said == "too few samples")
+    verdicts = [comparison.said for comparison in shown]
+    faster, slower = verdicts.count("faster"), verdicts.count("slower")
+    few = verdicts.count("too few samples")
     same = len(shown) - faster - slower - few
-    said = (
+    workloads = {comparison.workload for comparison in shown}
+    text = (
         f"In {humanize.plural(len(shown), 'comparison')} on "
-        f"{humanize.plural(len({one.workload for one in shown}), 'workload')}, chunkmap was faster "
+        f"{humanize.plural(len(workloads), 'workload')}, chunkmap was faster "
         f"in {faster}, slower in {slower}, and in {same} there was no difference beyond the noise."
     )
     if few:
-        said += f" {few} had too few samples to tell."
-    judged = [one for one in shown if one.met is not None]
-    if judged:
-        met = sum(1 for one in judged if one.met)
-        said += f" It met {met} of {humanize.plural(len(judged), 'aim')}."
-    bad = [one for one in record.results if one.state != "ok"]
+        text += f" {few} had too few samples to tell."
+    with_aim = [comparison for comparison in shown if comparison.met is not None]
+    if with_aim:
+        met = sum(1 for comparison in with_aim if comparison.met)
+        text += f" It met {met} of {humanize.plural(len(with_aim), 'aim')}."
+    bad = [result for result in record.results if result.state != "ok"]
     if bad:
-        names = ", ".join(dict.fromkeys(f"{one.title} ({one.state})" for one in bad))
-        said += f" Without a valid time: {names}."
-    return said
+        names = ", ".join(dict.fromkeys(f"{result.title} ({result.state})" for result in bad))
+        text += f" Without a valid time: {names}."
+    return text
 
 
 def best_and_worst(found: Sequence[Comparison]) -> tuple[Comparison | None, Comparison | None]:
-    """The comparisons with the least and the greatest ratio, of those with samples enough."""
+    """Find the comparisons with enough samples and the lowest and highest ratio."""
     shown = sorted(
-        (one for one in found if one.found is not None and one.said != "too few samples"),
-        key=lambda one: one.found.value if one.found else 0.0,
+        (item for item in found if item.found is not None and item.said != "too few samples"),
+        key=lambda item: item.found.value if item.found else 0.0,
     )
     return (shown[0], shown[-1]) if shown else (None, None)
 
 
 def shown_ratio(value: float) -> str:
-    """A ratio with two decimals, or two digits where those would be zero."""
+    """Format a ratio with two decimals, or with two digits if it is below 0.1."""
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"

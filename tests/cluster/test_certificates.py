@@ -71,7 +71,7 @@ def test_a_missing_certificate_is_made_by_the_same_authority(tmp_path: Path) -> 
 def test_half_an_authority_is_refused(tmp_path: Path) -> None:
     make(tmp_path)
     (tmp_path / "ca-key.pem").unlink()
-    with pytest.raises(UsageError, match=r"ca\.pem is there and .*ca-key\.pem is not"):
+    with pytest.raises(UsageError, match=r"ca\.pem exists, but .*ca-key\.pem does not"):
         make(tmp_path)
 
 

@@ -110,14 +110,14 @@ def test_down_spares_a_process_that_only_has_the_noted_id(
     said: list[str] = []
     down(Settings(state_dir=folder.root), said.append)
     assert bystander.poll() is None
-    assert said == ["The embedded stack is not up."]
+    assert said == ["The local stack is not up."]
     assert folder.load() is None
 
 
 def test_down_without_a_stack_makes_no_folder(tmp_path: Path) -> None:
     said: list[str] = []
     down(Settings(state_dir=tmp_path / "none"), said.append)
-    assert said == ["The embedded stack is not up."]
+    assert said == ["The local stack is not up."]
     assert not (tmp_path / "none").exists()
 
 
