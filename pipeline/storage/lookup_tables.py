@@ -116,8 +116,8 @@ class Tables:
         if not self._is_open:
             raise JobError(
                 f"the transform reads table {uri}, which planning did not find because the "
-                "transform did not read it on no rows",
-                hint=f"name the table in the job: `tables: [{uri}]`",
+                "transform did not read it on no rows: name the table in the job, "
+                f"`tables: [{uri}]`",
             )
         assert self._known is not None, "without versions it is never open"
         self._known[uri] = resolve_table(uri)
@@ -192,8 +192,7 @@ def _version(uri: str) -> TableVersion:
         raise StateError(
             uri,
             "several runs in this process read it in different versions, and in a function that "
-            "Polars calls the run is unknown",
-            hint="read the table in the transform itself, before it builds the query",
+            "Polars calls the run is unknown: read the table at the transform's top",
         )
     return versions.pop()
 

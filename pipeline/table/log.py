@@ -87,11 +87,12 @@ class TableLog:
             number = self.head()[0].current
         if number == 0:
             return EMPTY
-        if number not in self._manifests:
-            self._manifests[number] = self._assemble(number)
+        manifest = self._manifests.get(number)
+        if manifest is None:
+            manifest = self._manifests[number] = self._assemble(number)
             while len(self._manifests) > MAX_CACHED_MANIFESTS:
                 self._manifests.pop(next(iter(self._manifests)))
-        return self._manifests[number]
+        return manifest
 
     def _assemble(self, number: int) -> Manifest:
         """Assemble a manifest from stored records and cached manifests."""

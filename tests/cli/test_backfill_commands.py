@@ -231,7 +231,7 @@ def test_report(terminal: Terminal) -> None:
         ({}, ("--from", "2024-03-02", "--to", "2024-03-01"), "empty range"),
         ({}, ("--from", "2024-03-01"), "--from needs --to"),
         ({}, ("--from", "2024-03-01", "--to", "2024-03-08"), "2024-03-05 to 2024-03-07"),
-        ({}, ("--values", "2024-02-30"), "no date"),
+        ({}, ("--values", "2024-02-30"), "not a date"),
         ({}, ("--last", "3x"), "'3x' is not a span"),
         ({}, ("--last", "3d", "--values", "a"), "exclude each other"),
         ({}, ("--exclude", "2020-01-01"), "names none of the 8 windows"),

@@ -42,9 +42,9 @@ BAD = {
     "zero": (with_length(0), len(GOOD) - 8, "footer of 0 bytes"),
     "negative": (with_length(2**32 - 5), len(GOOD) - 8, "footer of 4294967291 bytes in an object"),
     "absurd": (with_length(len(GOOD)), len(GOOD) - 8, f"in an object of {len(GOOD)}"),
-    "shifted": (with_length(LENGTH - 1), len(GOOD) - 8 - (LENGTH - 1), "does not parse"),
-    "noise": (with_footer(b"\xff" * 200), 68, "does not parse"),
-    "bomb": (with_footer(BOMB + b"\0" * 100), 68, "does not parse"),
+    "shifted": (with_length(LENGTH - 1), len(GOOD) - 8 - (LENGTH - 1), "cannot be parsed"),
+    "noise": (with_footer(b"\xff" * 200), 68, "cannot be parsed"),
+    "bomb": (with_footer(BOMB + b"\0" * 100), 68, "cannot be parsed"),
 }
 
 

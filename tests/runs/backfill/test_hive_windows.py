@@ -198,5 +198,5 @@ def test_odd_names_are_told_by_run_check_and_backfill(world: World) -> None:
     assert any(note.startswith(told) and "input.include" in note for note in notes)
     summary = world.run(whole)
     [note] = [note for note in summary.notes if note.startswith(told)]
-    assert "x.csv (input.include" in note
+    assert "x.csv (select them with input.include" in note
     assert pl.read_parquet(f"{world.output}/**/*.parquet").height == 4

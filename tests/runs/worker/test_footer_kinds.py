@@ -63,7 +63,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "rows of a row group": (changed((4, 0, 3), Node(I64, 5)), "has 5 rows, its column a 3 values"),
     "no repetition": (changed((2, 1, 3), None), "column 'a' does not say whether it is nullable"),
     "an offset outside": (changed((*COLUMN, 3, 9), Node(I64, 10**7)), "column a: bytes"),
-    "a size beyond the object": (changed((*COLUMN, 3, 7), Node(I64, 10**6)), "lie outside"),
+    "a size beyond the object": (changed((*COLUMN, 3, 7), Node(I64, 10**6)), "are outside"),
     "a row group without a column": (changed((4, 0, 1, 1), None), "row group 0 has 1 columns"),
     "an empty struct": (
         with_footer(GOOD, replaced(replaced(footer_of(GOOD), (2, 2, 1), None), (2, 2, 5), None)),

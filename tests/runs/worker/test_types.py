@@ -248,7 +248,7 @@ def test_the_objects_name_as_a_column() -> None:
     assert found["from"].n_unique() == 2
     with pytest.raises(ColumnError, match="choose another"):
         read(*objects, object_column="a")
-    with pytest.raises(FilterError, match="include, exclude"):
+    with pytest.raises(FilterError, match="include and exclude"):
         read(*objects, object_column="from", filter=((Term("from", "==", "x"),),))
 
 
