@@ -59,10 +59,10 @@ class RunStatus:
 
 def list_runs(storage: Storage, output: str) -> list[RunStatus]:
     """List the runs of an output, oldest first; damaged ones come last."""
-    found = find_runs(storage, output)
+    runs = find_runs(storage, output)
     uri = parse(output).uri.rstrip("/") + "/"
-    states = [_state_or_damage(storage, record) for record in found.records]
-    damaged = [_damaged(run, uri, error) for run, error in found.damaged.items()]
+    states = [_state_or_damage(storage, record) for record in runs.records]
+    damaged = [_damaged(run, uri, error) for run, error in runs.damaged.items()]
     return states + damaged
 
 

@@ -99,8 +99,8 @@ def publish_run(
         ledger.void(error.attempts)
         raise
     chosen = pl.concat([commit.files.select("attempt") for commit in earlier])
-    known = pl.concat([progress.completions, progress.duplicates])
-    abort_duplicates(table_log, known.join(chosen, on="attempt", how="anti"))
+    attempts = pl.concat([progress.completions, progress.duplicates])
+    abort_duplicates(table_log, attempts.join(chosen, on="attempt", how="anti"))
     if not missing:
         ledger.note_published(manifest.number)
         if job.reduce:
@@ -126,8 +126,8 @@ def _missing(ledger: Ledger, progress: Progress) -> list[str]:
 def drop_retyped(ledger: Ledger, progress: Progress) -> Progress:
     """Set aside completions whose chunks were mapped again for a column's type, and read again."""
     odd = odd_attempts(progress, agreed_types(progress))
-    known = pl.concat([progress.completions, progress.duplicates])
-    others = known.join(odd, on="attempt", how="anti")
+    attempts = pl.concat([progress.completions, progress.duplicates])
+    others = attempts.join(odd, on="attempt", how="anti")
     replaced = odd.join(others, on="chunk", how="semi")
     # A partial counts as a whole: set it aside only if all its chunks were mapped again.
     kept = odd.join(replaced, on="attempt", how="anti").filter(pl.col("upload") == PARTIAL)

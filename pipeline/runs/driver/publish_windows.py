@@ -243,16 +243,16 @@ def _finish(
     published: Published | None,
 ) -> None:
     """Abort duplicates, and record the run as published once all its planned chunks are."""
-    known = pl.concat([progress.completions, progress.duplicates])
+    attempts = pl.concat([progress.completions, progress.duplicates])
     if published is not None:
         files = pl.concat([commit.files for commit in published.commits])
-        theirs = known.join(files.select("chunk"), on="chunk", how="semi")
+        theirs = attempts.join(files.select("chunk"), on="chunk", how="semi")
         abort_duplicates(table_log, theirs.join(files.select("attempt"), on="attempt", how="anti"))
     entries = commits_of(table_log, record.run, record.base)
     if sum(entry.files for entry in entries) < record.chunks or ledger.published() is not None:
         return
     # A driver that published some of the windows may have died before it aborted duplicates.
     chosen = pl.concat([commit.files.select("attempt") for commit in table_log.load_all(entries)])
-    abort_duplicates(table_log, known.join(chosen, on="attempt", how="anti"))
+    abort_duplicates(table_log, attempts.join(chosen, on="attempt", how="anti"))
     number = published.manifest.number if published else table_log.head()[0].current
     ledger.note_published(number)

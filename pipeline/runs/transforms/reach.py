@@ -120,16 +120,16 @@ class Reach:
             self._reach(unit, module)
             for target in unit.imports.get(name, ()):
                 self._path((*target, *attributes), module)
-        found = self._starred(module, path) or bool(units)
-        if not found and ("__getattr__" in module.bindings or name == "__dict__"):
+        is_bound = self._starred(module, path) or bool(units)
+        if not is_bound and ("__getattr__" in module.bindings or name == "__dict__"):
             self._note(module, f"`{name}` is found at run time")
             self._count_whole(module)
-        self._named[key] = found
-        return found
+        self._named[key] = is_bound
+        return is_bound
 
     def _starred(self, module: Module, path: Path) -> bool:
         """Search for a name in what a module imports with `*`."""
-        found = False
+        is_bound = False
         for unit in module.units:
             if unit.star is None:
                 continue
@@ -140,8 +140,8 @@ class Reach:
             elif _is_exported(path[0], source) and self._name(source, path):
                 self._reach(unit, module)
                 self._name(source, ("__all__",))
-                found = True
-        return found
+                is_bound = True
+        return is_bound
 
     def _path(self, path: Path, user: Module) -> None:
         """Reach what an absolute path refers to: a module, or a name in one."""

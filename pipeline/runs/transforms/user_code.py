@@ -94,8 +94,8 @@ def is_from_signal(error: BaseException) -> bool:
 def _code(handler: Any) -> CodeType | None:
     while isinstance(handler, partial):
         handler = handler.func
-    found = getattr(handler, "__code__", None)
-    return found if isinstance(found, CodeType) else None
+    code = getattr(handler, "__code__", None)
+    return code if isinstance(code, CodeType) else None
 
 
 def _frames(error: BaseException) -> Iterator[FrameType]:

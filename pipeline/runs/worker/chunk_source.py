@@ -502,8 +502,8 @@ class ChunkSource:
         """
         if isinstance(error, WrongPageIndexError):
             return False
-        known = error.uri in {fragment.uri for fragment in self._chunk.fragments}
-        if not self._options.skip_unreadable or not known or error.uri in self._unreadable:
+        is_own = error.uri in {fragment.uri for fragment in self._chunk.fragments}
+        if not self._options.skip_unreadable or not is_own or error.uri in self._unreadable:
             return False
         self._unreadable[error.uri] = error.reason
         self._filtered.clear()

@@ -92,8 +92,8 @@ def agreed_types(progress: Progress, known: Mapping[str, str] | None = None) -> 
         both = reduce(_merged_or_none, own[1:], own[0] if own else None)
         if both is None:
             continue  # The types differ in more than nulls: publishing raises an error.
-        given = [c[name] for c, filled in kinds if name in filled and name in c]
-        for kind in (*given, (known or {}).get(name, "Null")):
+        cast = [c[name] for c, filled in kinds if name in filled and name in c]
+        for kind in (*cast, (known or {}).get(name, "Null")):
             both = merge_types(both, kind) or both
         agreed[name] = both
     return agreed

@@ -324,7 +324,7 @@ def test_replacing_partitions_that_were_spelled_anew_is_refused(world: World) ->
         world.run(job)
     assert "output.mode: overwrite" in str(caught.value.hint)
     windows = world.job(mode="overwrite-partitions", **VALUES)
-    with pytest.raises(UsageError, match="holds k=1/"):
+    with pytest.raises(UsageError, match="contains k=1/"):
         world.backfill(windows, reprocess="all")
     world.run(world.job(mode="overwrite"))
     assert world.ids() == {"k=01": [30, 31], "k=12": [10, 11]}

@@ -183,7 +183,9 @@ def test_keys_that_a_rollback_could_not_lengthen_are_refused() -> None:
     backend = MemoryBackend()
     backend.put(f"s3://in/t/k={name}/l={name}/a.parquet", parquet(0, 2))
     plan = plan_dataset(PlanRequest("s3://in/t/"), StorageReader(backend.storage())).plan
-    with pytest.raises(InputError, match=r"1,\d\d\d bytes, and 1,008 is the most") as caught:
+    with pytest.raises(
+        InputError, match=r"1,\d\d\d bytes, but at most 1,008 are possible"
+    ) as caught:
         refuse_long_keys("s3://out/t/", plan)
     assert "shorter output prefix" in str(caught.value.hint)
     refuse_long_keys("file:///out/t/", plan)

@@ -173,7 +173,11 @@ def test_a_chunk_whose_result_cannot_be_written_fails_alone() -> None:
     assert case.map().done == 5
     failed = case.failures()
     assert failed["index"].to_list() == [1]
-    assert failed["message"].str.starts_with("examples.revenue:revenue returned what cannot").all()
+    assert (
+        failed["message"]
+        .str.starts_with("examples.revenue:revenue returned a frame that cannot")
+        .all()
+    )
 
 
 @pytest.mark.parametrize("name", ["get_ranges", "stage"])
