@@ -94,7 +94,7 @@ def test_dask_has_our_defaults_and_its_own_variables_win() -> None:
         ({"tls": {"ca": "a.pem"}}, "cert, key is missing"),
         (
             {"scheduler": "tcp://a:1", "tls": {"ca": "a", "cert": "b", "key": "c"}},
-            "begins with tls://",
+            "must begin with tls://",
         ),
         ({"scheduler": "tcp://a:1", "adapt": {"maximum": 3}}, "names a running one"),
     ],
