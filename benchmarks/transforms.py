@@ -1,7 +1,7 @@
 """What the workloads map, as Polars functions. Polars is all that this module imports.
 
 chunkmap runs them as transforms; peers that take Polars functions import them from here; the
-others say the same in their own words and are held against the same expected result.
+others express the same in their own terms and are compared with the same expected result.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class SyntheticDrafting(Drafting):
 
 
 def create_synthetic(output: str, windows: int, each: int) -> str:
-    """Store a backfill of so many windows with so many chunks each; returns its id."""
+    """Store a backfill with this many windows and chunks per window; return its id."""
     settings, job = load_suite_settings(), job_of(output)
     storage = open_storage(settings)
     code = job_fingerprint(job, settings.transforms)

@@ -61,7 +61,7 @@ class ManyObjects:
 
 
 def synthetic_plan(chunks: int) -> Plan:
-    """A plan of so many chunks, of one small object each."""
+    """Build a plan with this many chunks, of one small object each."""
     request = PlanRequest(uri="s3://demo/none/", per_file=True)
     return plan_dataset(request, ManyObjects(chunks)).plan
 
@@ -146,7 +146,7 @@ def only(flow_: Any, runner: Any) -> Any:
 
 
 def main(chunks: int, output: str) -> None:
-    """Map so many chunks in this process alone, and print its peak memory in MB."""
+    """Map this many chunks in this process, and print its peak memory in MB."""
     settings = load_suite_settings()
     job = Job.model_validate(
         {

@@ -1,4 +1,4 @@
-"""What planning costs for each footer, beside pyarrow's own parse of the same footers.
+"""Planning time per footer, compared with pyarrow's parse of the same footers.
 
     pytest benchmarks/micro/test_footers.py -s
 

@@ -1,4 +1,4 @@
-"""A row-wise map at TPC-H scale factor 4 (24 million rows), S3 to S3, beside one Polars process.
+"""A row-wise map at TPC-H scale factor 4 (24 million rows), S3 to S3, and one Polars process.
 
     chunkmap up && pytest benchmarks/micro/test_map.py --benchmark-enable -s
 

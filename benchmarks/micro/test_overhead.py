@@ -78,7 +78,7 @@ def scheduler_memory(settings: Settings) -> float:
 
 
 def driver_memory(chunks: int) -> float:
-    """Peak MB of a process that drives so many chunks and does nothing else."""
+    """Return the peak MB of a process that drives this many chunks and does nothing else."""
     output = f"s3://demo/overhead/memory-{uuid.uuid4().hex[:8]}/"
     command = [sys.executable, "-m", "benchmarks.micro.ledger_only", str(chunks), output]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -88,7 +88,7 @@ def driver_memory(chunks: int) -> float:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("chunks", [1_000, 10_000, 100_000])
 def test_ledger_only(benchmark: Any, settings: Settings, chunks: int) -> None:
-    """Prefect, Dask and the stored completions of so many chunks."""
+    """Measure Prefect, Dask and the stored completions of this many chunks."""
     plan = ledger_only.synthetic_plan(chunks)
 
     def fresh() -> tuple[tuple[Any, str], dict[str, Any]]:

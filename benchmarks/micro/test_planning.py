@@ -1,4 +1,4 @@
-"""Planning thousands of small files on a real S3 server, beside Dask's and pyarrow's planning.
+"""Plan thousands of small files on a real S3 server, compared with Dask and pyarrow.
 
     pytest benchmarks/micro/test_planning.py --benchmark-columns=min,median,rounds
 

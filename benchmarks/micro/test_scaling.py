@@ -95,7 +95,7 @@ def cluster_of(
 
 
 def fill(storage: Storage, prefix: str, shares: int, objects: int, rows: int) -> None:
-    """So many objects for each of so many workers, unless they are there."""
+    """Create objects for this many workers, unless they exist."""
     data = io.BytesIO()
     users = pl.int_range(rows, eager=True)
     pl.DataFrame({"user": users, "day": "2026-01-01"}).write_parquet(data)
@@ -106,7 +106,7 @@ def fill(storage: Storage, prefix: str, shares: int, objects: int, rows: int) ->
 
 
 def job(name: str, source: str, transform: str, shares: int, chunks: str) -> Job:
-    """A job over the shares of so many workers, with an output of its own."""
+    """Build a job over the objects of this many workers, with its own output."""
     uris = [f"{source}share-{share:02d}/" for share in range(shares)]
     return parse_job(
         f"""

@@ -1,4 +1,4 @@
-"""The simulation held against real runs that wait, on 1 to 32 worker threads.
+"""The simulation compared with real runs that wait, on 1 to 32 worker threads.
 
     chunkmap up && pytest benchmarks/micro/test_simulation.py --benchmark-enable -s
 
@@ -44,7 +44,7 @@ NEAR = 0.25
 
 @contextmanager
 def cluster(settings: Settings, workers: int) -> Iterator[Settings]:
-    """A cluster of so many threads, and the settings that name it."""
+    """Start a cluster with this many threads; return the settings that name it."""
     threads = min(THREADS, workers)
     environment = {**settings.prefect.environment(), **settings.s3.environment()}
     with local_cluster(workers // threads, threads, environment) as (_, own):

@@ -4,5 +4,5 @@
 
 prints one JSON line: seconds to start up, then for each time the work was done its seconds and
 rows. Each script is written as the documentation of its project does it. What they wrote is not
-vouched for by them but read again by whoever measures (benchmarks.suite.digest).
+not taken from them but read again by the suite (benchmarks.suite.digest).
 """

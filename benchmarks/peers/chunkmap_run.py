@@ -150,7 +150,7 @@ def resume_half(state: State, spec: Spec, output: str) -> dict[str, Any]:
 
 
 def ledger(state: State, spec: Spec, output: str) -> dict[str, Any]:
-    """Store a plan of so many chunks, untimed; then time mapping it without reading or writing."""
+    """Store a plan of this many chunks; then time mapping it without reading or writing."""
     from benchmarks.micro.ledger_only import ledger_only_flow, ledger_only_run, only, synthetic_plan
     from pipeline.cluster.task_runner import task_runner
     from pipeline.flows.server import connect, talking_to

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 State = TypeVar("State")
 LAUNCHED = "BENCHMARK_LAUNCHED"
-"""Variable: when whoever measures started this process, in Unix seconds."""
+"""Variable: when the suite started this process, in Unix seconds."""
 _loaded = time.time()
 
 
@@ -133,39 +133,39 @@ def main(
         start: Imports, clusters, connections: all that a user pays once.
         work: Name of a workload, or `map` for any that maps, to what does it.
         stop: Ends what `start` started.
-        packages: Distributions whose versions are told.
+        packages: Distributions whose versions are reported.
     """
     spec = Spec(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     # Libraries print; the one line of JSON must stand alone.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    told: dict[str, Any] = {"versions": _versions(packages), "iterations": []}
+    report: dict[str, Any] = {"versions": _versions(packages), "iterations": []}
     code = 0
     try:
         do = work.get(spec.workload) or work["map"]
         state = start(spec)
         try:
-            told["startup_seconds"] = time.time() - float(os.environ.get(LAUNCHED, _loaded))
+            report["startup_seconds"] = time.time() - float(os.environ.get(LAUNCHED, _loaded))
             if spec.serve:
-                _serve(do, state, spec, told, answers)
+                _serve(do, state, spec, report, answers)
                 return
             for number in range(spec.iterations):
-                told["iterations"].append(_timed(do, state, spec, number))
+                report["iterations"].append(_timed(do, state, spec, number))
         finally:
             stop(state)
     except BaseException as error:
         notes = " ".join(getattr(error, "__notes__", ()))
-        told["error"] = f"{type(error).__name__}: {error} {notes}".strip()[:4000]
+        report["error"] = f"{type(error).__name__}: {error} {notes}".strip()[:4000]
         traceback.print_exc()
         code = 1
-    print(json.dumps(told), file=answers, flush=True)
+    print(json.dumps(report), file=answers, flush=True)
     sys.stderr.flush()
     # Some libraries' threads would keep the process for minutes.
     os._exit(code)
 
 
-def _serve(do: Work[State], state: State, spec: Spec, told: dict[str, Any], answers: Any) -> None:
-    print(json.dumps(told), file=answers, flush=True)
+def _serve(do: Work[State], state: State, spec: Spec, report: dict[str, Any], answers: Any) -> None:
+    print(json.dumps(report), file=answers, flush=True)
     for number, _ in enumerate(sys.stdin):
         print(json.dumps(_timed(do, state, spec, number)), file=answers, flush=True)
 

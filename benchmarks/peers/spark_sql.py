@@ -3,8 +3,8 @@
 Spark's own S3 client (hadoop-aws and the AWS SDK) is not on PyPI, and this benchmark installs
 nothing from anywhere else. So the objects are copied to a local folder first and the results
 afterwards to S3, both by pyarrow with many transfers at a time, and both count as work; what they
-took is told apart as `copy_seconds`. On this kind of data that is kinder to Spark than its own
-client would be, and it keeps Spark's own Parquet reader and writer.
+took is reported as `copy_seconds`. On this kind of data that is kinder to Spark than its own client
+would be, and it keeps Spark's own Parquet reader and writer.
 """
 
 from __future__ import annotations

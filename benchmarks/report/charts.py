@@ -93,7 +93,7 @@ def bars(rows: Sequence[dict[str, Any]], order: Sequence[str], value_label: str)
 
 
 def scaling(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Speed-up over worker threads beside the ideal line, both axes in powers of two.
+    """Draw speed-up over worker threads and the ideal line, both axes in powers of two.
 
     Args:
         rows: workers, speedup, low, high, shown.

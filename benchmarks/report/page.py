@@ -124,7 +124,7 @@ def _ratios(record: Record, found: Sequence[Comparison]) -> Section:
         "Ratios",
         tuple(blocks),
         "Medians of the warm iterations, start-up left out, on the same machine, data, S3 server "
-        "and compression. A time counts only after its rows were read again and held against the "
+        "and compression. A time counts only after its rows were read again and compared with the "
         "expected ones.",
     )
 
@@ -205,7 +205,7 @@ def _memory(record: Record) -> Section:
         "Peak memory",
         tuple(blocks) or (Note("Nothing to compare."),),
         "Of the whole process tree, shared pages divided among their users. chunkmap's includes "
-        "the Dask cluster and the Prefect server that run beside it, Prefect's the server.",
+        "the Dask cluster and the Prefect server that run next to it, Prefect's the server.",
     )
 
 

@@ -141,7 +141,7 @@ def datasets(record: Record) -> Markup:
 
 
 def versions(results: Sequence[Result]) -> list[tuple[str, str]]:
-    """Each subject with the versions that it told."""
+    """Return each subject with the versions that it reported."""
     told = {
         one.title: ", ".join(f"{name} {version}" for name, version in one.versions.items())
         for one in results

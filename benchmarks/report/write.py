@@ -1,4 +1,4 @@
-"""Writes a session's report: a page, Markdown and JSON, here and beside the datasets in S3."""
+"""Write a session's report: a page, Markdown and JSON, here and next to the datasets in S3."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class Answer:
 
 WORKERS = "worker threads"
 NEVER = 1e12
-"""Workers from which on something binds, and so many that it never does."""
+"""Numbers of workers from which on something limits, and at which nothing does."""
 _ADVICE = {
     WORKERS: "more workers",
     "scheduler": "longer batches (batches.seconds)",

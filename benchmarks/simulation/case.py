@@ -30,7 +30,7 @@ class Case:
         stored_bytes: Of the columns that are read, over all chunks.
         files: Objects of the input.
         rows: For rows a second; 0 if they are not known.
-        wait_seconds: What the transform waits for on each chunk, beside computing.
+        wait_seconds: Seconds that the transform waits on each chunk, in addition to computing.
         prefixes: Over which input and output are spread: S3 limits requests on each.
         batches: The engine's settings.
         footer_mappers: From this many objects on the cluster reads the footers.

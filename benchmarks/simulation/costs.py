@@ -149,7 +149,7 @@ class Costs:
             math.ceil(chunks / limits.flush_chunks),
             min(chunks, math.floor(pipeline / max(limits.flush_seconds, steps.longest))),
         )
-        # A job that reduces stores what it has combined beside each segment.
+        # A job that reduces stores a partial result with each segment.
         objects = segments * (2 if self.case.reduces else 1)
         flushes = segments * (worker.flush_seconds + store.get_seconds)
         flushes += objects * store.put_seconds

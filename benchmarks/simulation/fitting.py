@@ -2,7 +2,7 @@
 
     chunkmap up && python -m benchmarks.simulation.fitting [engine worker planning ledger store]
 
-Takes about two minutes. What the file holds besides (Amazon's documented limits, prices, groups
+Takes about two minutes. The rest of the file (Amazon's documented limits, prices, groups
 that are not named) is kept.
 """
 
@@ -34,7 +34,7 @@ def fit(path: Path, groups: Sequence[str] = GROUPS) -> None:
     """Measure some groups of parameters, and put the figures into a file.
 
     Args:
-        path: The file; what it holds besides is kept.
+        path: The file; its other values are kept.
         groups: Of GROUPS.
     """
     settings = load_suite_settings()

@@ -64,7 +64,7 @@ class Queue:
     served: float = 0.0
 
     def claim(self, units: float, now: float) -> float:
-        """When so many units that are asked for now have been served."""
+        """Return when this many units, requested now, have been served."""
         self.served += units
         self.free = max(self.free, now) + units / self.rate
         return self.free
@@ -148,7 +148,7 @@ class Reduction:
 
 
 def reduction(case: Case, most: int) -> Reduction:
-    """How to simulate a case with about so many chunks.
+    """Choose how to simulate a case with about this many chunks.
 
     Args:
         case: The case.

@@ -33,7 +33,7 @@ class Driver(_Section):
     poll_seconds: Cost
     """For each batch in flight, each time that the driver looks which have come back."""
     segment_seconds: Cost
-    """To read one segment of completions, beside the request."""
+    """Seconds to read one segment of completions, without the request."""
     entry_seconds: Cost
     """For each completion in it."""
     known_seconds: Cost
@@ -68,11 +68,11 @@ class Worker(_Section):
     byte_seconds: Cost
     """For each decoded byte: a row-wise map, from Parquet to Parquet."""
     flush_seconds: Cost
-    """To store completions once, beside the request."""
+    """Seconds to store completions once, without the request."""
 
 
 class Services(_Section):
-    """What runs beside, each in one thread. Seconds of it for each batch."""
+    """Other processes, each with one thread: seconds per batch."""
 
     scheduler_seconds: Cost
     """Dask's scheduler."""
@@ -88,7 +88,7 @@ class Data(_Section):
     output_share: Cost
     """Stored bytes of output for each stored byte that is read."""
     reads_per_chunk: Rate
-    """Range requests for the columns of a chunk, beside the one for the footer."""
+    """Range requests for the columns of a chunk, without the one for the footer."""
     plan_bytes_per_chunk: Cost
     """Stored bytes of a plan for each of its chunks."""
     state_bytes_per_chunk: Cost
@@ -96,7 +96,7 @@ class Data(_Section):
 
 
 class Store(_Section):
-    """An object store and the machines beside it."""
+    """An object store and the machines next to it."""
 
     get_seconds: Cost
     """To the first byte of a GetObject."""

@@ -183,7 +183,7 @@ def ledger(settings: Settings, storage: Storage, root: str) -> Figures:
 def _written(
     settings: Settings, storage: Storage, root: str, segments: int, each: int
 ) -> tuple[Ledger, float]:
-    """A ledger with so many segments of so many completions; and what writing them took."""
+    """Write a ledger with this many segments and completions per segment; return it, timed."""
     job = job_of(root, "s3://demo/none/", "identity")
     made, _ = ledger_only_run(settings, job, synthetic_plan(segments * each))
     ids = iter(enumerate(made.plan().chunk_ids))

@@ -19,7 +19,7 @@ Contents = tuple[tuple[tuple[str, ...], str, int], ...]
 class Checker:
     """Holds results against what a workload must write.
 
-    S3's ETag is a hash of what was stored, made by the server: whoever wrote a result does not get
+    S3's ETag is a hash of what was stored, made by the server: the writer of a result does not get
     to say what is in it, here no more than where it is read.
     """
 
@@ -31,7 +31,7 @@ class Checker:
         """How the first wrong result differs from what was expected; empty if none does.
 
         Args:
-            iterations: What a subject told; `output` is the prefix that it wrote under.
+            iterations: What a subject reported; `output` is the prefix that it wrote under.
         """
         for iteration in iterations:
             problem = self._difference(iteration["output"])

@@ -24,7 +24,7 @@ from pipeline.storage import Storage
 Scale = Literal["s", "m", "l"]
 SEED = 20260101
 VERSION = 1
-"""Of the generators: another number makes every dataset anew."""
+"""Version of the generators: with another number every dataset is made again."""
 
 Make = Callable[[], Iterable[generating.File]]
 

@@ -1,7 +1,7 @@
 """The environment of each peer: a virtual environment of its own, from a hash-locked file.
 
 It is made the first time it is needed, under the state folder, and made again when its lock
-changes. A peer whose environment cannot be made is told as such and never left out.
+changes. A peer whose environment cannot be made is reported as such and never left out.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Peer:
         title: As the report does.
         module: Its script, below benchmarks.peers.
         lock: Name of its files in peers/locks; None for this very environment.
-        program: A program that it needs besides.
+        program: Another program that it needs.
         services: Services of the stack that work for it: their memory and CPU count.
     """
 
@@ -91,7 +91,7 @@ def environment_of(peer: Peer, state_dir: Path, echo: Echo = lambda line: None) 
     if peer.lock is None:
         return Environment((sys.executable, "-m", f"benchmarks.peers.{peer.module}"), {})
     python = _made(peer, state_dir, echo)
-    # Only this package may be seen from there, not what is installed beside it.
+    # Only this package may be seen from there, not what is installed next to it.
     code = state_folder(state_dir, "bench", "code")
     _link(code / "benchmarks", Path(__file__).parents[1])
     command = (str(python), "-m", f"benchmarks.peers.{peer.module}")

@@ -1,4 +1,4 @@
-"""What a workload must write, told by nobody's engine: one file after the other, right here."""
+"""Compute what a workload must write, without any engine: one file after the other."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def parquet(table: pa.Table, row_group_rows: int) -> bytes:
 
 
 def tpch(table: str, scale_factor: int, parts: int, row_group_rows: int) -> Iterator[File]:
-    """A table of TPC-H as tpchgen-cli makes it, in so many files.
+    """Generate a table of TPC-H with tpchgen-cli, in this many files.
 
     Its own files hold string views and decimals, which Daft and pandas refuse or turn into
     objects: both are written as plain strings and floats, for all alike.

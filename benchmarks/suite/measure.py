@@ -260,7 +260,7 @@ def _note(tally: _Tally, answer: Answer, number: int, before: float) -> None:
     tally.versions = answer.versions or tally.versions
     tally.error = answer.error
     if not answer.error and not answer.iterations:
-        tally.error = "it told of no iteration"
+        tally.error = "it reported no iteration"
     if answer.startup_seconds is None or not answer.iterations:
         return
     tally.processes.append(

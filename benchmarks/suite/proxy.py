@@ -154,7 +154,7 @@ class CountingProxy:
         await _body(client, ask, named, self._wrote, until_close=False)
         status_line, reply_headers = await _head(server)
         status = status_line.decode("latin-1").split(" ", 2)[1]
-        # Counted before it is passed on: whoever has an answer finds it counted.
+        # Counted before it is passed on: a client that has the answer finds it counted.
         self._requests[kind_of(method, target, named), status] += 1
         _write_head(answer, status_line, reply_headers)
         reply = _named(reply_headers)

@@ -139,7 +139,7 @@ class Machine(_Model):
     python: str
     commit: str
     dirty: bool
-    """There were changes beside the commit."""
+    """There were uncommitted changes."""
     branch: str = ""
     packages: dict[str, str] = {}
     load: float

@@ -79,7 +79,7 @@ class Serving:
     def _read(self) -> dict[str, Any]:
         assert self._process is not None and self._process.stdout is not None
         line = self._process.stdout.readline()
-        told: dict[str, Any] = json.loads(line) if line else {"error": "the process ended"}
-        if "error" in told:
-            raise RuntimeError(f"{self.environment.command[-1]}: {told['error']}")
-        return told
+        report: dict[str, Any] = json.loads(line) if line else {"error": "the process ended"}
+        if "error" in report:
+            raise RuntimeError(f"{self.environment.command[-1]}: {report['error']}")
+        return report

@@ -27,7 +27,7 @@ from pipeline.storage import Storage, open_storage
 
 DEFAULT_ROOT = "s3://demo/bench/"
 BASELINE_PEERS = ("polars",)
-"""Whom the rest of the workloads is held against, unless the full matrix is asked for."""
+"""Peers of the other workloads, unless the full matrix is requested."""
 NOISE_WORKLOAD = "row-map"
 
 Echo = Callable[[str], None]

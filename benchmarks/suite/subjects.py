@@ -32,7 +32,7 @@ class Answer:
 
     startup_seconds: float | None = None
     iterations: tuple[Mapping[str, Any], ...] = ()
-    """`work_seconds`, `output`, and what the subject tells besides."""
+    """`work_seconds`, `output`, and other figures that the subject reports."""
     versions: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
     """Empty if it did its work."""
@@ -152,17 +152,17 @@ def parse(out: str, code: int | None, problem: str, said: str) -> Answer:
     """What a process printed, as an answer; what went wrong is in its error."""
     lines = [line for line in out.splitlines() if line.startswith("{")]
     try:
-        told: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+        report: dict[str, Any] = json.loads(lines[-1]) if lines else {}
     except ValueError:
-        told = {}
-    error = problem or str(told.get("error", ""))
-    if not error and (code or not told):
+        report = {}
+    error = problem or str(report.get("error", ""))
+    if not error and (code or not report):
         tail = " | ".join(said.strip().splitlines()[-5:])
         error = f"it ended with code {code} and no result: {tail}"[:4000]
     return Answer(
-        startup_seconds=told.get("startup_seconds"),
-        iterations=tuple(told.get("iterations", ())),
-        versions=told.get("versions", {}),
+        startup_seconds=report.get("startup_seconds"),
+        iterations=tuple(report.get("iterations", ())),
+        versions=report.get("versions", {}),
         error=error,
     )
 

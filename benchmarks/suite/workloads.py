@@ -65,7 +65,7 @@ class Workload:
             there are four: with fewer than three warm ones nothing is called a difference.
         efficiency: What the last point of a scaling curve is meant to reach, as a share.
         counted: Its requests are counted, if it is not of `main`, without `--full` too.
-        ci: It is in the small set whose ratios are held against a baseline at each change.
+        ci: Whether it is in the small set whose ratios are compared with a baseline at each change.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Workload:
 
     @property
     def is_checked(self) -> bool:
-        """Whether it writes rows that are held against the expected ones."""
+        """Whether it writes rows that are compared with the expected ones."""
         return self.kind in ("map", "resume", "wait", "publish", "backfill")
 
 
