@@ -132,7 +132,7 @@ def plan(
     as_json: bool,
 ) -> None:
     """Show what a backfill would do; write nothing."""
-    from pipeline.runs.backfill.forecast import forecast
+    from pipeline.runs.driver.estimate import forecast
 
     job, settings = load_job(path), load_settings(environment)
     storage = open_storage(settings)

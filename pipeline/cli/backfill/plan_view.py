@@ -10,9 +10,9 @@ import polars as pl
 
 from pipeline.cli.output import columns, out, say, show_pairs, warn
 from pipeline.report.humanize import byte_size, duration, plural
-from pipeline.runs.backfill.forecast import Forecast
 from pipeline.runs.backfill.plan import Draft
 from pipeline.runs.backfill.selection import EMPTY
+from pipeline.runs.driver.estimate import Forecast
 
 MAX_ROWS = 60
 """Maximum rows of the table by month; longer tables are by year."""

@@ -11,13 +11,13 @@ import pytest
 
 from pipeline.errors import RunCancelledError
 from pipeline.runs.backfill.attempts import attempts
-from pipeline.runs.backfill.forecast import forecast
 from pipeline.runs.backfill.plan import WindowSelection
 from pipeline.runs.backfill.records import BackfillResumeOptions
 from pipeline.runs.backfill.report import store_report
 from pipeline.runs.backfill.status import BackfillStatus, read_status
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.backfill.summary import BackfillHeldError, BackfillIncompleteError
+from pipeline.runs.driver.estimate import forecast
 from pipeline.runs.driver.heartbeat import Heartbeat
 from tests.support.backfills import Days, days
 
