@@ -5,19 +5,16 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import replace
 from itertools import chain as joined
 from itertools import takewhile
-from threading import Lock
 
 import polars as pl
 
 from pipeline.concurrency import map_concurrently
-from pipeline.errors import AlreadyExistsError, ObjectMissingError, StateError
-from pipeline.storage import Storage, join, parse, state_prefix
-from pipeline.storage.documents import parse_stored, reading, seal_json
-from pipeline.table.columns import Columns
+from pipeline.errors import AlreadyExistsError, ObjectMissingError
+from pipeline.storage import Storage, join
+from pipeline.storage.documents import parse_stored, seal_json
+from pipeline.table.commits import CommitRecords
 from pipeline.table.errors import (
     DamagedStateError,
     ManifestConflictError,
@@ -28,7 +25,6 @@ from pipeline.table.head import MAX_BYTES, HeadFile, manifest_uri
 from pipeline.table.manifest import (
     FILES,
     MANIFEST_VERSION,
-    Commit,
     CommitEntry,
     Head,
     Manifest,
@@ -41,33 +37,24 @@ from pipeline.table.replay import Footprint, live_folders, renamed_keys
 
 MAX_CACHED_MANIFESTS = 8
 """Maximum number of cached manifests with all their commits."""
-MAX_CACHED_FILES = 100_000
-"""Maximum number of files in all cached commit records; they take about 30 MB."""
 _NOT_A_COMMIT = re.compile(r"\.a\d+$|^restore-")
 """Names of amendments, and of the records of rollbacks."""
 EMPTY = Manifest(number=0, created=0.0, commits=())
 
 
-class TableLog:
+class TableLog(CommitRecords):
     """Reads and writes the table log of an output."""
 
     def __init__(self, storage: Storage, output: str) -> None:
-        self.storage = storage
-        self.output = parse(output).uri.rstrip("/") + "/"
-        self.state = state_prefix(self.output)
+        super().__init__(storage, output)
         self.head_file = HeadFile(storage, self.state)
         self.moved = -1
         """Number of the last manifest whose replaced files are known to be out of the output."""
-        self.inferred_columns: dict[str, Columns] = {}
-        """Columns of old commits without columns, by name, as `table.schemas` reads them."""
         # Caches of objects that never change.
         self._records: dict[int, ManifestRecord] = {}
         self._manifests: dict[int, Manifest] = {}
         self._names: dict[int, frozenset[str]] = {}
         self._footprints: dict[tuple[str, int], Footprint] = {}
-        self._commits: dict[tuple[str, int], Commit] = {}
-        self._cached_files = 0
-        self._commits_lock = Lock()
 
     def head(self) -> tuple[Head, str | None]:
         """Return the pointer and its ETag (see `HeadFile.read`)."""
@@ -214,104 +201,6 @@ class TableLog:
                 raise ManifestConflictError(uri) from error
         return self.manifest(number)
 
-    def commit(self, name: str, amendments: int | None = None) -> Commit | None:
-        """Return a commit record with all its amendments, or the first ones; None if not stored."""
-        cached = None if amendments is None else self._commits.get((name, amendments))
-        if cached is not None:
-            return cached
-        commit = self._unamended(name)
-        if commit is None:
-            return None
-        number = 1
-        while amendments is None or number <= amendments:
-            blob = self.storage.get_or_none(self._commit_uri(name, number))
-            if blob is None and amendments is not None:
-                # Amendments once had the names that later commits of a run have.
-                blob = self.storage.get_or_none(self._commit_uri(f"{name}.{number}", 0))
-            if blob is None:
-                break
-            amendment = _parse_commit(blob.data, self._commit_uri(name, number))
-            commit = self._cache(_apply_amendment(commit, amendment, number))
-            number += 1
-        return commit
-
-    def versions(self, name: str) -> list[Commit]:
-        """Return a commit as frozen, and after each of its amendments."""
-        newest = self.commit(name)
-        earlier = range(newest.entry.amendments) if newest is not None else ()
-        commits = (*(self.commit(name, number) for number in earlier), newest)
-        return [commit for commit in commits if commit is not None]
-
-    def readable(self, names: Sequence[str]) -> list[Commit]:
-        """Return the frozen commits whose records are stored and not damaged."""
-
-        def read(name: str) -> Commit | None:
-            with suppress(StateError):
-                return self.commit(name)
-            return None
-
-        return [commit for commit in map_concurrently(read, names) if commit is not None]
-
-    def _unamended(self, name: str) -> Commit | None:
-        cached = self._commits.get((name, 0))
-        if cached is not None:
-            return cached
-        uri = self._commit_uri(name, 0)
-        blob = self.storage.get_or_none(uri)
-        return None if blob is None else self._cache(_parse_commit(blob.data, uri))
-
-    def _cache(self, commit: Commit) -> Commit:
-        """Cache a stored record: with a given number of amendments it never changes."""
-        key = commit.entry.name, commit.entry.amendments
-        with self._commits_lock:
-            if key in self._commits:
-                return commit
-            self._commits[key] = commit
-            self._cached_files += commit.files.height
-            while self._cached_files > MAX_CACHED_FILES:
-                oldest = self._commits.pop(next(iter(self._commits)))
-                self._cached_files -= oldest.files.height
-        return commit
-
-    def load(self, entry: CommitEntry) -> Commit:
-        """Return the commit of a manifest's entry.
-
-        Raises:
-            ObjectMissingError: Its record does not exist.
-        """
-        commit = self.commit(entry.name, entry.amendments)
-        if commit is None:
-            raise ObjectMissingError(self._commit_uri(entry.name, 0))
-        return commit
-
-    def load_all(self, entries: Sequence[CommitEntry]) -> list[Commit]:
-        """Return the commits of several entries, read concurrently. Raises as `load`."""
-        return map_concurrently(self.load, entries)
-
-    def write_commit(self, commit: Commit) -> Commit:
-        """Freeze a commit record; return the stored record if its name already exists."""
-        try:
-            self.storage.put_new(self._commit_uri(commit.entry.name, 0), commit.to_bytes())
-        except AlreadyExistsError:
-            stored = self.commit(commit.entry.name)
-            assert stored is not None
-            return stored
-        return self._cache(commit)
-
-    def amend(self, commit: Commit, files: pl.DataFrame) -> None:
-        """Amend a frozen commit with new attempts at chunks whose uploads vanished.
-
-        Raises:
-            AlreadyExistsError: Another process has amended it since it was read.
-        """
-        uri = self._commit_uri(commit.entry.name, commit.entry.amendments + 1)
-        self.storage.put_new(uri, replace(commit, files=files).to_bytes())
-
-    def _commit_uri(self, name: str, amendment: int) -> str:
-        # The names of a run's later commits end in a plain number.
-        suffix = f".a{amendment}" if amendment else ""
-        return join(self.state, "commits", f"{name}{suffix}.arrow")
-
     def snapshot(self, manifest: Manifest) -> pl.DataFrame:
         """Return the files of a manifest (schema FILES and `commit`), in the order of commits.
 
@@ -370,21 +259,3 @@ def _content(record: ManifestRecord) -> object:
     """
     names = tuple((entry.name, entry.mode, entry.releases) for entry in record.commits)
     return record.base, record.full, record.rollback_of, names
-
-
-def _parse_commit(data: bytes, uri: str) -> Commit:
-    with reading(uri, damage_hint(uri)):
-        return Commit.from_bytes(data)
-
-
-def _apply_amendment(commit: Commit, amendment: Commit, number: int) -> Commit:
-    unchanged = commit.files.join(amendment.files, on="chunk", how="anti")
-    files = pl.concat([unchanged, amendment.files]).sort("index")
-    entry = commit.entry.model_copy(
-        update={
-            "rows": int(files["rows"].sum()),
-            "bytes": int(files["bytes"].sum()),
-            "amendments": number,
-        }
-    )
-    return replace(commit, entry=entry, files=files)

@@ -103,7 +103,7 @@ def test_an_amendment_names_other_attempts(table_log: TableLog) -> None:
 def test_a_table_log_caches_a_limited_number_of_records(
     table_log: TableLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.table.log.MAX_CACHED_FILES", 3)
+    monkeypatch.setattr("pipeline.table.commits.MAX_CACHED_FILES", 3)
     for name in ("a", "b", "c"):
         table_log.write_commit(commit(name, "append", f"{name}1", f"{name}2"))
     assert list(table_log._commits) == [("c", 0)]
