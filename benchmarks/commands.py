@@ -12,13 +12,13 @@ from benchmarks.suite.datasets import DATASETS
 from benchmarks.suite.environments import PEERS, REFERENCE
 from benchmarks.suite.record import Record, load_record, records_in
 from benchmarks.suite.session import Request, Session, records_folder
-from benchmarks.suite.settings import load_suite_settings
+from benchmarks.suite.settings import suite_settings
 from benchmarks.suite.stats import Interval
 from benchmarks.suite.subjects import stopped_by_sigterm
 from benchmarks.suite.workloads import WORKLOADS
 from pipeline.cli.output import columns, notes, out, print_json, say, show_pairs
 from pipeline.cluster import local
-from pipeline.config.settings import Settings
+from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import UsageError
 
 
@@ -67,7 +67,7 @@ def report(
 
 def compare(before: str, after: str, environment: str | None, *, as_json: bool) -> None:
     """Print the change of each ratio from one session to another."""
-    settings = load_suite_settings(environment)
+    settings = load_settings(environment)
     first, second = find_record(settings, before), find_record(settings, after)
     ratio_changes = changes(first, second)
     if as_json:
@@ -98,7 +98,7 @@ def compare(before: str, after: str, environment: str | None, *, as_json: bool) 
 
 def history(environment: str | None, *, as_json: bool) -> None:
     """Print the sessions of this machine, each with its ratios."""
-    settings = load_suite_settings(environment)
+    settings = load_settings(environment)
     records = records_in(records_folder(settings))
     ratios = [
         {
@@ -138,7 +138,7 @@ def gate(
     baseline: Path, session: str | None, least: float, environment: str | None, *, as_json: bool
 ) -> int:
     """Compare a session with a baseline; returns the exit code."""
-    settings = load_suite_settings(environment)
+    settings = load_settings(environment)
     before, after = load_record(baseline), find_record(settings, session)
     ratio_changes = changes(before, after, least)
     worse = [change for change in ratio_changes if change.is_regression]
@@ -187,15 +187,15 @@ def find_record(settings: Settings, name: str | None) -> Record:
 @contextmanager
 def _stack(environment: str | None) -> Iterator[Settings]:
     """Start the local stack, and stop it afterwards unless it ran before."""
-    before = load_suite_settings(environment)
-    ran = all(service.state == "running" for service in local.status(before))
-    if not ran:
-        local.up(before, tell)
-    try:
-        yield load_suite_settings(environment)
-    finally:
+    with suite_settings(environment) as settings:
+        ran = all(service.state == "running" for service in local.status(settings))
         if not ran:
-            local.down(before, tell)
+            local.up(settings, tell)
+        try:
+            yield load_settings(environment)
+        finally:
+            if not ran:
+                local.down(settings, tell)
 
 
 def _earlier(settings: Settings, record: Record) -> list[Record]:

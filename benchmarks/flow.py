@@ -14,7 +14,7 @@ from benchmarks.report.write import write_report
 from benchmarks.suite.datasets import Scale
 from benchmarks.suite.record import records_in
 from benchmarks.suite.session import DEFAULT_ROOT, Request, Session, records_folder
-from benchmarks.suite.settings import load_suite_settings
+from benchmarks.suite.settings import suite_settings
 
 
 @flow(name="benchmarks", persist_result=False)
@@ -36,23 +36,23 @@ def benchmarks(  # noqa: PLR0917 - a deployment sets them by name
         full: Every peer on every workload.
         root: URI under which benchmark data and reports live.
     """
-    settings = load_suite_settings()
-    logger = get_run_logger()
-    request = Request(
-        names=tuple(names or ()),
-        scale=scale,
-        against=None if against is None else tuple(against),
-        repeat=repeat,
-        full=full,
-        root=root,
-    )
-    record = Session(settings, request, logger.info).run()
-    earlier = [
-        one
-        for one in records_in(records_folder(settings))
-        if one.scale == record.scale and one.created < record.created
-    ]
-    written = write_report(record, settings, root, earlier)
-    create_markdown_artifact(markdown=written.markdown, key=f"benchmarks-{record.id}")
-    create_link_artifact(link=written.uri, link_text="report", key=f"report-{record.id}")
-    return written.uri
+    with suite_settings() as settings:
+        logger = get_run_logger()
+        request = Request(
+            names=tuple(names or ()),
+            scale=scale,
+            against=None if against is None else tuple(against),
+            repeat=repeat,
+            full=full,
+            root=root,
+        )
+        record = Session(settings, request, logger.info).run()
+        earlier = [
+            one
+            for one in records_in(records_folder(settings))
+            if one.scale == record.scale and one.created < record.created
+        ]
+        written = write_report(record, settings, root, earlier)
+        create_markdown_artifact(markdown=written.markdown, key=f"benchmarks-{record.id}")
+        create_link_artifact(link=written.uri, link_text="report", key=f"report-{record.id}")
+        return written.uri

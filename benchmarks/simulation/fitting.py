@@ -19,7 +19,7 @@ from benchmarks.simulation import probes, probes_engine
 from benchmarks.simulation.parameters import FILE
 from benchmarks.suite.machine import cores, describe
 from benchmarks.suite.session import DEFAULT_ROOT
-from benchmarks.suite.settings import load_suite_settings
+from benchmarks.suite.settings import suite_settings
 from pipeline.config.settings import Settings
 from pipeline.storage import Storage, open_storage
 
@@ -37,7 +37,11 @@ def fit(path: Path, groups: Sequence[str] = GROUPS) -> None:
         path: The file; its other values are kept.
         groups: Of GROUPS.
     """
-    settings = load_suite_settings()
+    with suite_settings() as settings:
+        _fit(path, groups, settings)
+
+
+def _fit(path: Path, groups: Sequence[str], settings: Settings) -> None:
     storage, machine = open_storage(settings), describe()
     mark = {"measured": f"{datetime.now(UTC):%Y-%m-%d}", "commit": machine.commit}
     said: dict[str, Any] = json.loads(path.read_text("utf-8"))

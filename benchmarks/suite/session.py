@@ -140,7 +140,7 @@ class Session:
         if TRANSFORMS not in self.settings.transforms.allow:
             raise UsageError(
                 f"the settings do not allow the workloads' transforms ({TRANSFORMS})",
-                hint="load them with benchmarks.suite.settings.load_suite_settings",
+                hint="load them with benchmarks.suite.settings.suite_settings",
             )
         self.storage = open_storage(self.settings)
         self.record = self._begun()

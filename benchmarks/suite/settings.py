@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pipeline.config.settings import Settings, load_settings
 
@@ -10,13 +12,26 @@ TRANSFORMS = "benchmarks.transforms"
 VARIABLE = "CHUNKMAP_TRANSFORMS__ALLOW"
 
 
-def load_suite_settings(environment: str | None = None) -> Settings:
-    """Load the settings, with the workloads' transforms allowed here and in processes started here.
+@contextmanager
+def suite_settings(environment: str | None = None) -> Iterator[Settings]:
+    """Allow the workloads' transforms during the block, here and in processes started in it.
 
     A stack that was started elsewhere has to allow them itself, through the same variable.
     """
-    found = load_settings(environment)
-    if TRANSFORMS in found.transforms.allow:
-        return found
-    os.environ[VARIABLE] = ",".join((*found.transforms.allow, TRANSFORMS))
+    before = os.environ.get(VARIABLE)
+    try:
+        yield load_suite_settings(environment)
+    finally:
+        if before is None:
+            os.environ.pop(VARIABLE, None)
+        else:
+            os.environ[VARIABLE] = before
+
+
+def load_suite_settings(environment: str | None = None) -> Settings:
+    """Load the settings in a process of the suite: its environment is changed for good."""
+    settings = load_settings(environment)
+    if TRANSFORMS in settings.transforms.allow:
+        return settings
+    os.environ[VARIABLE] = ",".join((*settings.transforms.allow, TRANSFORMS))
     return load_settings(environment)

@@ -99,7 +99,7 @@ def test_the_command_asks_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_must_allow_the_transforms(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="do not allow") as caught:
         Session(Settings(state_dir=tmp_path), Request())
-    assert "load_suite_settings" in str(caught.value.hint)
+    assert "suite_settings" in str(caught.value.hint)
 
 
 def test_records_are_found_by_the_beginning_of_their_id(tmp_path: Path) -> None:
