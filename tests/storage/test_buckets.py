@@ -358,7 +358,7 @@ def test_a_run_reads_from_one_service_and_writes_to_another(
     # Both services at once: listings, pages of a plan, and what is staged.
     mixed = StorageReader(storage)
     assert mixed.head(f"{source}k=1/a.parquet").size
-    with pytest.raises(InvalidUriError, match="another service"):
+    with pytest.raises(InvalidUriError, match="different services"):
         storage.copy(f"{source}k=1/a.parquet", f"{target}copy")
     state = target.rstrip("/") + ".chunkmap/"
     stored = b"".join(storage.get(info.uri).data for info in storage.objects(state))

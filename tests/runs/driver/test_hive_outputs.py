@@ -361,7 +361,7 @@ def test_a_request_of_an_earlier_release_is_the_same_request() -> None:
         ("as_text", "k=01", "column 'k' is of type String, not Int64"),
         ("from_id", "k=1", "column 'k' has other values .*, such as 0"),
         ("from_id", "k=de", "column 'k' is of type Int64, not String"),
-        ("key_alone", "k=de", "2 rows and no column but k"),
+        ("key_alone", "k=de", "2 rows but only the columns k"),
     ],
 )
 def test_a_result_that_the_key_contradicts_is_refused(
