@@ -88,7 +88,7 @@ def test_skipped_objects_are_in_the_plan_and_read_again_next_time() -> None:
     assert [(s.uri, s.offset) for s in result.plan.skipped] == [("s3://b/t/000_.parquet", 68)]
     assert result.plan.rows == 30
     assert result.explain.objects_skipped == 1
-    assert any("1 objects are not readable" in w for w in result.explain.warnings)
+    assert any("1 object is not readable" in w for w in result.explain.warnings)
     again = plan_dataset(request, DictReader(objects), previous=result.plan)
     assert (again.plan, again.explain.footers_reused) == (result.plan, 3)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from pipeline.errors import RunFailedError
+from pipeline.report.humanize import plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def failure_lines(failed: pl.DataFrame) -> tuple[str, ...]:
         pl.len(), pl.col("message").first(), pl.col("index").first()
     )
     return tuple(
-        f"{row['len']} chunks failed: {row['error']}: {row['message'].partition(_NEWLINE)[0]} "
-        f"(e.g. chunk {row['index']})"
+        f"{plural(row['len'], 'chunk')} failed: {row['error']}: "
+        f"{row['message'].partition(_NEWLINE)[0]} (e.g. chunk {row['index']})"
         for row in groups.sort("len", descending=True).iter_rows(named=True)
     )
