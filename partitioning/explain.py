@@ -258,8 +258,8 @@ def _warnings(
         warnings.append(f"{len(kinds)} different schemas, read by the rule {request.schema!r}")
     skipped = int((snapshot.status == Status.SKIPPED).sum())
     if skipped:
-        objects = "1 object is" if skipped == 1 else f"{skipped:,} objects are"
-        warnings.append(f"{objects} not readable Parquet and left out")
+        noun = "1 object is" if skipped == 1 else f"{skipped:,} objects are"
+        warnings.append(f"{noun} not readable Parquet and left out")
     return warnings
 
 
