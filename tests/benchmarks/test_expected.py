@@ -17,6 +17,7 @@ from benchmarks.suite.datasets import Dataset, ensure
 from benchmarks.suite.digest import digest_of
 from benchmarks.suite.expected import expect
 from benchmarks.suite.measure import Conditions, spec_of
+from benchmarks.suite.settings import TRANSFORMS, VARIABLE
 from benchmarks.suite.workloads import WORKLOADS, Workload
 from pipeline.config.job import Job
 from pipeline.config.settings import load_settings
@@ -33,6 +34,7 @@ MADE = {
 
 @pytest.fixture
 def storage(monkeypatch: pytest.MonkeyPatch) -> Storage:
+    monkeypatch.setenv(VARIABLE, TRANSFORMS)
     made = {name: Dataset(name, "small", {"s": make}) for name, make in MADE.items()}
     monkeypatch.setattr(datasets, "DATASETS", made)
     return open_storage(load_settings())

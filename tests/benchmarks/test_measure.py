@@ -104,7 +104,7 @@ def test_a_peer_that_tells_nothing_has_failed(storage: Storage, tmp_path: Path) 
             return Answer(0.1)
 
     (found,) = measure(storage, conditions(tmp_path), WORKLOAD, card(), [contender(Mute("mute"))])
-    assert (found.state, found.error) == ("failed", "it told of no iteration")
+    assert (found.state, found.error) == ("failed", "it reported no iteration")
 
 
 def test_rounds_are_interleaved(storage: Storage, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_the_summary_for_people(world: World) -> None:
     done = world.chunkmap("run", world.job("people"), **limit)
     assert done.code == 0, done.err
     for part in (
-        f"{ROWS:,} in, {oracle().height:,} out", "MB/s", "s3://demo/out/people/", "report.html",
+        f"{ROWS:,} in, {oracle().height:,} out", "B/s", "s3://demo/out/people/", "report.html",
         "Prefect UI  http://", " mapped now, 0 failed)", " in 1 round",
     ):  # fmt: skip
         assert part in done.out
@@ -235,7 +235,7 @@ def count(holder, name):
     setattr(holder, name, counted)
 
 count(job, "_validate")
-count(S3Services, "_make")
+count(S3Services, "_create")
 count(Ledger, "read")
 
 def leave(code):
@@ -259,5 +259,5 @@ def test_a_driver_parses_its_job_once_and_has_one_client(world: World) -> None:
         check=True,
     )
     counts = ast.literal_eval(done.stderr.splitlines()[-1])
-    assert (counts["_validate"], counts["_make"]) == (1, 1)
+    assert (counts["_validate"], counts["_create"]) == (1, 1)
     assert counts["read"] <= 4, "after the first round, to publish, to report, and to sum up"
