@@ -191,7 +191,7 @@ def test_no_permission(world: World, who: tuple[str, str], right: str, thing: st
     assert refused.code == 2, refused.err
     assert refused.data["error"] == "AccessDeniedError"
     assert f"no permission for {right} on {thing}" in refused.data["message"]
-    assert "rights" in refused.data["hint"]
+    assert "permissions" in refused.data["hint"]
     assert world.objects(*UNTOUCHED) == before
 
 
