@@ -42,7 +42,7 @@ def test_check_shows_the_transform_at_work(world: World) -> None:
 def test_check_warns_of_what_depends_on_the_cut(world: World) -> None:
     shown = world.chunkmap("check", world.job("grouped", "shop.transforms:groups"))
     assert shown.code == 0
-    assert "note: whole it gives 5 rows, cut in two 10" in shown.err
+    assert "note: the whole gives 5 rows, the halves 10" in shown.err
 
 
 def test_status_is_readable_at_80_columns(world: World, done: str) -> None:
