@@ -48,9 +48,9 @@ def benchmarks(  # noqa: PLR0917 - a deployment sets them by name
         )
         record = Session(settings, request, logger.info).run()
         earlier = [
-            one
-            for one in records_in(records_folder(settings))
-            if one.scale == record.scale and one.created < record.created
+            session
+            for session in records_in(records_folder(settings))
+            if session.scale == record.scale and session.created < record.created
         ]
         written = write_report(record, settings, root, earlier)
         create_markdown_artifact(markdown=written.markdown, key=f"benchmarks-{record.id}")

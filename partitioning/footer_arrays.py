@@ -81,12 +81,12 @@ def read_columns(
         the reason for a failure.
     """
     leaves = len(schema.leaves)
-    numbers = read_varints(b"".join(one.numbers for one in footers)).reshape(-1, leaves, 4, 2)
+    numbers = read_varints(b"".join(footer.numbers for footer in footers)).reshape(-1, leaves, 4, 2)
     values, uncompressed, compressed, data_start = (numbers[:, :, at, 1] for at in range(4))
-    has_offset = _flags(b"".join(one.has_dictionary for one in footers)).reshape(-1, leaves)
+    has_offset = _flags(b"".join(footer.has_dictionary for footer in footers)).reshape(-1, leaves)
     offsets = np.zeros(has_offset.shape, np.int64)
-    offsets[has_offset] = read_varints(b"".join(one.dictionaries for one in footers))[1::2]
-    rows = read_varints(b"".join(one.group_rows for one in footers))[3::4]
+    offsets[has_offset] = read_varints(b"".join(footer.dictionaries for footer in footers))[1::2]
+    rows = read_varints(b"".join(footer.group_rows for footer in footers))[3::4]
     has_dictionary = offsets > 0  # Some writers store a 0 for none.
     columns = ColumnArrays(
         rows=rows,
@@ -97,13 +97,15 @@ def read_columns(
         start=np.where(has_dictionary, np.minimum(data_start, offsets), data_start),
         has_dictionary=has_dictionary,
     )
-    counts = np.array([one.count for one in footers])
-    types = np.frombuffer(b"".join(one.types for one in footers), np.uint8).reshape(-1, leaves)
+    counts = np.array([footer.count for footer in footers])
+    types = np.frombuffer(b"".join(footer.types for footer in footers), np.uint8).reshape(
+        -1, leaves
+    )
     is_wrong = _are_wrong(schema, columns, np.repeat(np.array(ends), counts))
     is_wrong |= types != np.array([leaf.physical for leaf in schema.leaves])
     wrong = is_wrong.any(axis=1) | (rows < 0)
     firsts = np.cumsum(counts) - counts
-    claimed = read_varints(b"".join(one.rows for one in footers))
+    claimed = read_varints(b"".join(footer.rows for footer in footers))
     are_good = ~np.logical_or.reduceat(wrong, firsts) & (np.add.reduceat(rows, firsts) == claimed)
     return columns, are_good
 

@@ -13,6 +13,6 @@ from pipeline.config.settings import Settings
 def running() -> Settings:
     """The settings of a stack that is up and may run the workloads' transforms."""
     found = load_suite_settings()
-    if not all(one.state == "running" for one in local.status(found)):
+    if not all(service.state == "running" for service in local.status(found)):
         pytest.skip(f"the local stack is down: {VARIABLE}=examples,{TRANSFORMS} chunkmap up")
     return found

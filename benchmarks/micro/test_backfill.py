@@ -47,7 +47,7 @@ MOST_STATUS_SECONDS = 2.0
 @pytest.fixture(scope="module")
 def settings() -> Settings:
     found = load_suite_settings()
-    if not all(one.state == "running" for one in local.status(found)):
+    if not all(service.state == "running" for service in local.status(found)):
         pytest.skip("the local stack is down: chunkmap up")
     return found
 
@@ -127,7 +127,7 @@ def test_ledger_only(benchmark: Any, settings: Settings) -> None:
         return drives[-1].run()
 
     said = benchmark.pedantic(whole, rounds=1)
-    asked = [seconds for one in drives for seconds in one.status_seconds]
+    asked = [seconds for drive in drives for seconds in drive.status_seconds]
     runs = prefect_runs(settings, since)
     report(
         benchmark,

@@ -58,8 +58,8 @@ class Memory:
 
     def read_tails(self, requests: Iterable[TailRequest], concurrency: int) -> Iterator[Tail]:
         """Yield what is asked for."""
-        for one in requests:
-            yield Tail(one.object, self._objects[one.object.uri][-one.length :])
+        for request in requests:
+            yield Tail(request.object, self._objects[request.object.uri][-request.length :])
 
 
 def small_file(columns: int, row_groups: int, seed: int) -> bytes:

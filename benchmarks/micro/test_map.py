@@ -48,7 +48,7 @@ print(time.perf_counter() - clock)
 @pytest.fixture(scope="module")
 def settings() -> Settings:
     found = load_suite_settings()
-    if not all(one.state == "running" for one in local.status(found)):
+    if not all(service.state == "running" for service in local.status(found)):
         pytest.skip("the local stack is down: chunkmap up")
     storage = open_storage(found)
     if len(storage.objects(PREFIX)) < FILES:

@@ -42,7 +42,7 @@ NAIVE = 300
 @pytest.fixture(scope="module")
 def settings() -> Iterator[Settings]:
     found = load_suite_settings()
-    if not all(one.state == "running" for one in local.status(found)):
+    if not all(service.state == "running" for service in local.status(found)):
         pytest.skip("the local stack is down: chunkmap up")
     with talking_to(connect(found.prefect), 1):
         yield found
@@ -73,7 +73,7 @@ def report(benchmark: Any, items: int, **extra: float) -> None:
 
 def scheduler_memory(settings: Settings) -> float:
     """MB held by the process of the local stack that runs the scheduler."""
-    [dask] = [one for one in local.status(settings) if one.name == "dask"]
+    [dask] = [service for service in local.status(settings) if service.name == "dask"]
     return psutil.Process(dask.pid).memory_info().rss / 1e6
 
 

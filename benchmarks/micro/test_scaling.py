@@ -45,7 +45,7 @@ OBJECTS = 16
 ROWS = 10
 LATENT_CHUNKS, BUSY_CHUNKS = 16, 24
 """For each worker."""
-LATENT = [int(one) for one in os.environ.get("SCALING_WORKERS", "1,2,4,8,16,32").split(",")]
+LATENT = [int(count) for count in os.environ.get("SCALING_WORKERS", "1,2,4,8,16,32").split(",")]
 BUSY_ROWS = 100_000
 """Of a CPU-bound chunk: about half a second of plain Python."""
 
@@ -70,7 +70,7 @@ class Measured:
 @pytest.fixture(scope="module")
 def settings() -> Settings:
     found = load_suite_settings()
-    if not all(one.state == "running" for one in local.status(found)):
+    if not all(service.state == "running" for service in local.status(found)):
         pytest.skip("the local stack is down: chunkmap up")
     connect(found.prefect)
     return found
@@ -141,11 +141,11 @@ def report(benchmark: Any, found: list[Measured]) -> None:
     """Print the table, and keep it with the benchmark."""
     alone = found[0].speed / found[0].workers
     print("\n| workers | chunks/s | efficiency |\n| ---: | ---: | ---: |")
-    for one in found:
-        efficiency = one.speed / one.workers / alone
-        print(f"| {one.workers} | {one.speed:.2f} | {efficiency:.0%} |")
-        benchmark.extra_info[f"efficiency_{one.workers}"] = round(efficiency, 3)
-        benchmark.extra_info[f"chunks_per_second_{one.workers}"] = round(one.speed, 3)
+    for point in found:
+        efficiency = point.speed / point.workers / alone
+        print(f"| {point.workers} | {point.speed:.2f} | {efficiency:.0%} |")
+        benchmark.extra_info[f"efficiency_{point.workers}"] = round(efficiency, 3)
+        benchmark.extra_info[f"chunks_per_second_{point.workers}"] = round(point.speed, 3)
 
 
 @pytest.mark.timeout(900)

@@ -36,10 +36,13 @@ def build_markdown(record: Record, location: str | None = None) -> str:
     lines += ["### Seconds", ""]
     lines += ["| workload | who | start-up | cold | warm [95%] | peak memory | CPU |"]
     lines += ["|---|---|---:|---:|---:|---:|---:|", *map(_result_row, record.results), ""]
-    bad = [one for one in record.results if one.state != "ok"]
+    bad = [result for result in record.results if result.state != "ok"]
     if bad:
         lines += ["### Failed, wrong or missing", ""]
-        lines += [f"- {one.title} on {one.workload} ({one.state}): {_line(one)}" for one in bad]
+        lines += [
+            f"- {result.title} on {result.workload} ({result.state}): {_line(result)}"
+            for result in bad
+        ]
         lines += [""]
     if location:
         lines += [f"[The whole report]({location})", ""]
@@ -52,41 +55,43 @@ def _noise(record: Record) -> str:
     return f"Noise floor {humanize.percent(record.floor)}."
 
 
-def _ratio_row(one: Comparison) -> str:
-    aim = "" if one.aim is None else f"at most {one.aim:.2f}"
-    if one.met is not None:
-        aim += ", met" if one.met else ", missed"
-    if one.found is None:
-        side = one.ours if one.ours.state != "ok" else one.theirs
-        return (
-            f"| {one.workload} | {one.theirs.title} | – | – | {side.title} {side.state} | {aim} |"
-        )
-    return (
-        f"| {one.workload} | {one.theirs.title} | {shown_ratio(one.found.value)} | "
-        f"{shown_ratio(one.found.low)} to {shown_ratio(one.found.high)} | {one.said} | {aim} |"
-    )
+def _ratio_row(comparison: Comparison) -> str:
+    aim = "" if comparison.aim is None else f"at most {comparison.aim:.2f}"
+    if comparison.met is not None:
+        aim += ", met" if comparison.met else ", missed"
+    found = comparison.found
+    if found is None:
+        side = comparison.ours if comparison.ours.state != "ok" else comparison.theirs
+        cells = ["–", "–", f"{side.title} {side.state}"]
+    else:
+        value, low, high = map(shown_ratio, (found.value, found.low, found.high))
+        cells = [value, f"{low} to {high}", comparison.said]
+    return _row(comparison.workload, comparison.theirs.title, *cells, aim)
 
 
-def _result_row(one: Result) -> str:
-    marks = [f"{one.workers} threads"] * bool(one.workers)
-    marks += [f"{humanize.count(one.tasks)} tasks, seconds for one"] * bool(one.tasks)
-    name = one.workload + (f" ({', '.join(marks)})" if marks else "")
-    if one.state != "ok":
-        return f"| {name} | {one.title} | {one.state} | – | – | – | – |"
-    cold = median(one.cold()).value / (one.tasks or 1)
-    warm = seconds(median(one.samples())) if one.warm() else "–"
-    shown = f"{cold * 1e3:.2f} ms" if one.tasks else humanize.duration(cold)
-    return (
-        f"| {name} | {one.title} | {humanize.duration(one.startup().value)} | {shown} | {warm} | "
-        f"{humanize.byte_size(one.peak_bytes())} | {humanize.duration(one.cpu_seconds())} |"
-    )
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
-def _line(one: Result) -> str:
-    first = next((line for line in one.error.splitlines() if line.strip()), "it said nothing")
+def _result_row(result: Result) -> str:
+    marks = [f"{result.workers} threads"] * bool(result.workers)
+    marks += [f"{humanize.count(result.tasks)} tasks, seconds for one"] * bool(result.tasks)
+    name = result.workload + (f" ({', '.join(marks)})" if marks else "")
+    if result.state != "ok":
+        return _row(name, result.title, result.state, *["–"] * 4)
+    cold = median(result.cold()).value / (result.tasks or 1)
+    warm = seconds(median(result.samples())) if result.warm() else "–"
+    shown = f"{cold * 1e3:.2f} ms" if result.tasks else humanize.duration(cold)
+    startup = humanize.duration(result.startup().value)
+    peak, cpu = humanize.byte_size(result.peak_bytes()), humanize.duration(result.cpu_seconds())
+    return _row(name, result.title, startup, shown, warm, peak, cpu)
+
+
+def _line(result: Result) -> str:
+    first = next((line for line in result.error.splitlines() if line.strip()), "it said nothing")
     return first[:300].replace("|", "\\|")
 
 
 def commands(record: Record) -> list[str]:
     """The command that measures each row again."""
-    return list(dict.fromkeys(reproduce(record, one) for one in record.results))
+    return list(dict.fromkeys(reproduce(record, result) for result in record.results))

@@ -47,7 +47,7 @@ def build_page(record: Record, earlier: Sequence[Record] = ()) -> Page:
         *_details(record),
         _method(record),
     ]
-    bad = [one for one in record.results if one.state != "ok"]
+    bad = [result for result in record.results if result.state != "ok"]
     return Page(
         title=f"Benchmarks at scale {record.scale}",
         kicker="chunkmap benchmark report",
@@ -63,8 +63,8 @@ def build_page(record: Record, earlier: Sequence[Record] = ()) -> Page:
 
 
 def _cards(record: Record, found: Sequence[Comparison], bad: Sequence[Result]) -> tuple[Card, ...]:
-    judged = [one for one in found if one.met is not None]
-    met = sum(1 for one in judged if one.met)
+    judged = [comparison for comparison in found if comparison.met is not None]
+    met = sum(1 for comparison in judged if comparison.met)
     best, worst = best_and_worst(found)
     noise = "not measured" if record.noise is None else humanize.percent(record.floor)
     return (
@@ -80,12 +80,12 @@ def _cards(record: Record, found: Sequence[Comparison], bad: Sequence[Result]) -
         Card(
             "Workloads",
             humanize.count(len(record.workloads())),
-            humanize.plural(len({one.subject for one in record.results}) - 1, "peer"),
+            humanize.plural(len({result.subject for result in record.results}) - 1, "peer"),
         ),
         Card(
             "Failed, wrong or missing",
             humanize.count(len(bad)),
-            "; ".join(f"{one.title} on {one.workload}" for one in bad[:3]),
+            "; ".join(f"{result.title} on {result.workload}" for result in bad[:3]),
             "bad" if bad else "plain",
         ),
         Card("Machine", humanize.plural(record.machine.cores, "core"), record.machine.cpu),
@@ -100,10 +100,11 @@ def _cards(record: Record, found: Sequence[Comparison], bad: Sequence[Result]) -
     )
 
 
-def _extreme(one: Comparison | None) -> tuple[str, str]:
-    if one is None or one.found is None:
+def _extreme(comparison: Comparison | None) -> tuple[str, str]:
+    if comparison is None or comparison.found is None:
         return "–", "no comparison"
-    return shown_ratio(one.found.value), f"of {one.theirs.title} on {one.workload}"
+    where = f"of {comparison.theirs.title} on {comparison.workload}"
+    return shown_ratio(comparison.found.value), where
 
 
 def _ratios(record: Record, found: Sequence[Comparison]) -> Section:
@@ -118,7 +119,7 @@ def _ratios(record: Record, found: Sequence[Comparison]) -> Section:
             "interval, or at a word for the error.",
         )
     ]
-    if any(one.aim is not None for one in found):
+    if any(comparison.aim is not None for comparison in found):
         blocks.append(Table("Aims", tables.aims(found)))
     return Section(
         "Ratios",
@@ -153,34 +154,40 @@ def _times(record: Record) -> Section:
 
 def _plain_workloads(record: Record) -> Iterator[str]:
     for name in record.workloads():
-        if not any(one.workers or one.tasks for one in record.results if one.workload == name):
+        if not any(
+            result.workers or result.tasks for result in record.results if result.workload == name
+        ):
             yield name
 
 
 def _ok(record: Record, workload: str) -> list[Result]:
-    found = [one for one in record.results if one.workload == workload and one.state == "ok"]
-    return sorted(found, key=lambda one: (one.subject != REFERENCE, median(one.samples()).value))
+    found = [
+        result for result in record.results if result.workload == workload and result.state == "ok"
+    ]
+    return sorted(
+        found, key=lambda result: (result.subject != REFERENCE, median(result.samples()).value)
+    )
 
 
 def _time_rows(record: Record, workload: str) -> tuple[list[dict[str, Any]], list[str]]:
     rows = []
     results = _ok(record, workload)
-    for one in results:
-        for kind, samples in (("cold", one.cold()), ("warm", one.warm())):
+    for result in results:
+        for kind, samples in (("cold", result.cold()), ("warm", result.warm())):
             if samples:
                 middle = median(samples)
                 rows.append(
                     {
                         **_interval(middle),
-                        "title": one.title,
-                        "ours": one.subject == REFERENCE,
+                        "title": result.title,
+                        "ours": result.subject == REFERENCE,
                         "kind": kind,
                         "samples": samples,
                         "count": len(samples),
                         "shown": tables.seconds(middle),
                     }
                 )
-    return rows, [one.title for one in results]
+    return rows, [result.title for result in results]
 
 
 def _memory(record: Record) -> Section:
@@ -191,15 +198,15 @@ def _memory(record: Record) -> Section:
             continue
         rows = [
             {
-                "title": one.title,
-                "ours": one.subject == REFERENCE,
-                "value": one.peak_bytes(),
-                "shown": humanize.byte_size(one.peak_bytes()),
+                "title": result.title,
+                "ours": result.subject == REFERENCE,
+                "value": result.peak_bytes(),
+                "shown": humanize.byte_size(result.peak_bytes()),
             }
-            for one in results
+            for result in results
         ]
         said = "; ".join(f"{row['title']} {row['shown']}" for row in rows)
-        spec = charts.bars(rows, [one.title for one in results], charts.MEGABYTES_LABEL)
+        spec = charts.bars(rows, [result.title for result in results], charts.MEGABYTES_LABEL)
         blocks.append(Chart(name, spec, f"Peak memory on {name}: {said}.", half=True))
     return Section(
         "Peak memory",
@@ -212,15 +219,19 @@ def _memory(record: Record) -> Section:
 def _curves(record: Record) -> Iterator[Section]:
     blocks: list[Block] = []
     for name in record.workloads():
-        mine = [one for one in record.of(name, REFERENCE) if one.state == "ok"]
-        points = sorted((one for one in mine if one.workers), key=lambda one: one.workers)
+        mine = [result for result in record.of(name, REFERENCE) if result.state == "ok"]
+        points = sorted(
+            (result for result in mine if result.workers), key=lambda result: result.workers
+        )
         if len(points) > 1:
             blocks.append(_scaling(name, points))
         tasked = [
-            one for one in record.results if one.workload == name and one.tasks and not one.workers
+            result
+            for result in record.results
+            if result.workload == name and result.tasks and not result.workers
         ]
-        if any(one.state == "ok" for one in tasked):
-            blocks.append(_cost(name, [one for one in tasked if one.state == "ok"]))
+        if any(result.state == "ok" for result in tasked):
+            blocks.append(_cost(name, [result for result in tasked if result.state == "ok"]))
     if blocks:
         yield Section("Curves", tuple(blocks))
 
@@ -228,11 +239,11 @@ def _curves(record: Record) -> Iterator[Section]:
 def _scaling(name: str, points: Sequence[Result]) -> Chart:
     first, last = points[0], points[-1]
     rows: list[dict[str, Any]] = []
-    for one in points:
-        faster = ratio(first.samples(), one.samples())
+    for point in points:
+        faster = ratio(first.samples(), point.samples())
         rows.append(
             {
-                "workers": one.workers,
+                "workers": point.workers,
                 "speedup": faster.value,
                 "low": faster.low,
                 "high": faster.high,
@@ -254,17 +265,17 @@ def _scaling(name: str, points: Sequence[Result]) -> Chart:
 
 def _cost(name: str, results: Sequence[Result]) -> Chart:
     rows = []
-    for one in sorted(results, key=lambda each: each.tasks):
-        middle = median(one.samples())
+    for result in sorted(results, key=lambda each: each.tasks):
+        middle = median(result.samples())
         rows.append(
             {
                 **_interval(middle),
-                "title": one.title,
-                "tasks": one.tasks,
+                "title": result.title,
+                "tasks": result.tasks,
                 "shown": tables.seconds(middle),
             }
         )
-    titles = sorted({one.title for one in results}, key=lambda title: title != "chunkmap")
+    titles = sorted({result.title for result in results}, key=lambda title: title != "chunkmap")
     largest = {row["title"]: row for row in rows}
     said = "; ".join(f"{title} {largest[title]['shown']}" for title in titles)
     legend = tuple(
@@ -284,15 +295,15 @@ def _cost(name: str, results: Sequence[Result]) -> Chart:
 def _history(records: Sequence[Record]) -> Iterator[Section]:
     by_workload: dict[str, list[dict[str, Any]]] = {}
     for record in records:
-        for one in comparisons(record):
-            if one.found is not None:
-                by_workload.setdefault(one.workload, []).append(
+        for comparison in comparisons(record):
+            if comparison.found is not None:
+                by_workload.setdefault(comparison.workload, []).append(
                     {
-                        "peer": one.theirs.title,
+                        "peer": comparison.theirs.title,
                         "session": f"{record.created:%d %b %H:%M}",
-                        "ratio": one.found.value,
-                        "low": one.found.low,
-                        "high": one.found.high,
+                        "ratio": comparison.found.value,
+                        "low": comparison.found.low,
+                        "high": comparison.found.high,
                         "commit": record.machine.commit,
                     }
                 )
@@ -313,14 +324,16 @@ def _history(records: Sequence[Record]) -> Iterator[Section]:
 
 def _details(record: Record) -> Iterator[Section]:
     for name in record.workloads():
-        results = [one for one in record.results if one.workload == name]
+        results = [result for result in record.results if result.workload == name]
         blocks: list[Block] = [Table("", tables.subjects(record, results))]
-        if any(one.traffic is not None for one in results):
+        if any(result.traffic is not None for result in results):
             blocks.append(Table("S3 requests of one iteration", tables.requests(results)))
         blocks += [
-            Example(f"{one.title}: {one.state}", one.error or "(it said nothing)", open=True)
-            for one in results
-            if one.state != "ok"
+            Example(
+                f"{result.title}: {result.state}", result.error or "(it said nothing)", open=True
+            )
+            for result in results
+            if result.state != "ok"
         ]
         said = WORKLOADS[name].says if name in WORKLOADS else ""
         lead = f"{said[:1].upper()}{said[1:]}." if said else ""

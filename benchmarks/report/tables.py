@@ -27,13 +27,15 @@ _TONES = {
 
 def ratios(found: Sequence[Comparison]) -> Markup:
     """A row a workload, a column a peer: ours over theirs."""
-    peers = [name for name in PEERS if any(one.theirs.subject == name for one in found)]
+    peers = [
+        name for name in PEERS if any(comparison.theirs.subject == name for comparison in found)
+    ]
     rows = []
-    for workload in dict.fromkeys(one.workload for one in found):
+    for workload in dict.fromkeys(comparison.workload for comparison in found):
         row = {"workload": workload}
-        for one in found:
-            if one.workload == workload:
-                row[one.theirs.subject] = _cell(one)
+        for comparison in found:
+            if comparison.workload == workload:
+                row[comparison.theirs.subject] = _cell(comparison)
         rows.append(row)
     labels = {"workload": "Workload", **{name: PEERS[name].title for name in peers}}
     return _table(rows, labels, numbers=peers, markup=peers)
@@ -42,23 +44,25 @@ def ratios(found: Sequence[Comparison]) -> Markup:
 def aims(found: Sequence[Comparison]) -> Markup:
     """Every aim, what was reached, and by how much it is missed."""
     rows = []
-    for one in found:
-        if one.aim is None:
+    for comparison in found:
+        if comparison.aim is None:
             continue
-        reached = "–" if one.found is None else shown_ratio(one.found.value)
-        if one.met:
+        reached = "–" if comparison.found is None else shown_ratio(comparison.found.value)
+        if comparison.met:
             said = _coloured("met", "var(--good)")
-        elif one.found is None:
-            said = _coloured(f"{one.theirs.title} {one.theirs.state}", "var(--warn)")
-        elif one.met is None:
+        elif comparison.found is None:
+            said = _coloured(f"{comparison.theirs.title} {comparison.theirs.state}", "var(--warn)")
+        elif comparison.met is None:
             said = _coloured("too few samples", "var(--soft)")
         else:
-            said = _coloured(f"missed by {one.found.value / one.aim:.2f} times", "var(--bad)")
+            said = _coloured(
+                f"missed by {comparison.found.value / comparison.aim:.2f} times", "var(--bad)"
+            )
         rows.append(
             {
-                "workload": one.workload,
-                "against": one.theirs.title,
-                "aim": f"at most {one.aim:.2f}",
+                "workload": comparison.workload,
+                "against": comparison.theirs.title,
+                "aim": f"at most {comparison.aim:.2f}",
                 "reached": reached,
                 "said": said,
             }
@@ -75,7 +79,7 @@ def aims(found: Sequence[Comparison]) -> Markup:
 
 def subjects(record: Record, results: Sequence[Result]) -> Markup:
     """Everybody on one workload, with all that was measured."""
-    rows = [_subject(record, one) for one in results]
+    rows = [_subject(record, result) for result in results]
     labels = {
         "who": "Who",
         "points": "",
@@ -97,20 +101,22 @@ def subjects(record: Record, results: Sequence[Result]) -> Markup:
 
 def requests(results: Sequence[Result]) -> Markup:
     """S3 requests of one iteration by kind, a column a subject."""
-    counted = [one for one in results if one.traffic is not None]
-    kinds = sorted({kind for one in counted if one.traffic for kind in one.traffic.requests})
+    counted = [result for result in results if result.traffic is not None]
+    kinds = sorted(
+        {kind for result in counted if result.traffic for kind in result.traffic.requests}
+    )
     rows = []
     for kind in kinds:
         row = {"kind": kind}
-        for one in counted:
-            assert one.traffic is not None
-            by_status = one.traffic.requests.get(kind, {})
+        for result in counted:
+            assert result.traffic is not None
+            by_status = result.traffic.requests.get(kind, {})
             failed = sum(n for status, n in by_status.items() if status >= "400")
             said = humanize.count(sum(by_status.values())) if by_status else "–"
-            row[one.subject] = said + (f" ({failed} failed)" if failed else "")
+            row[result.subject] = said + (f" ({failed} failed)" if failed else "")
         rows.append(row)
-    labels = {"kind": "Request", **{one.subject: one.title for one in counted}}
-    return _table(rows, labels, numbers=[one.subject for one in counted], markup=())
+    labels = {"kind": "Request", **{result.subject: result.title for result in counted}}
+    return _table(rows, labels, numbers=[result.subject for result in counted], markup=())
 
 
 def datasets(record: Record) -> Markup:
@@ -143,9 +149,9 @@ def datasets(record: Record) -> Markup:
 def versions(results: Sequence[Result]) -> list[tuple[str, str]]:
     """Return each subject with the versions that it reported."""
     told = {
-        one.title: ", ".join(f"{name} {version}" for name, version in one.versions.items())
-        for one in results
-        if one.versions
+        result.title: ", ".join(f"{name} {version}" for name, version in result.versions.items())
+        for result in results
+        if result.versions
     }
     return list(told.items())
 
@@ -162,8 +168,8 @@ def reproduce(record: Record, result: Result) -> str:
 
 def repeats(record: Record) -> str:
     """How often things were measured, in words."""
-    processes = {len(one.processes) for one in record.results if one.processes}
-    times = {len(each.iterations) for one in record.results for each in one.processes}
+    processes = {len(result.processes) for result in record.results if result.processes}
+    times = {len(each.iterations) for result in record.results for each in result.processes}
     return (
         f"Processes of each: {_range(processes)}, in another order each time. Each does the work "
         f"{_range(times)} times, the first cold, the others warm."
@@ -184,43 +190,46 @@ def seconds(found: Interval) -> str:
     return f"{found.value:.2f} s [{found.low:.2f}, {found.high:.2f}]"
 
 
-def _cell(one: Comparison) -> str:
-    if one.found is None:
-        side = one.ours if one.ours.state != "ok" else one.theirs
+def _cell(comparison: Comparison) -> str:
+    if comparison.found is None:
+        side = comparison.ours if comparison.ours.state != "ok" else comparison.theirs
         hint = escape(side.error[:300], quote=True)
         return f'<abbr title="{hint}" style="color:var(--warn)">{escape(side.state)}</abbr>'
-    hint = f"{one.said}; 95% interval {one.found.low:.2f} to {one.found.high:.2f}"
-    shown = shown_ratio(one.found.value)
-    if one.said in ("no difference", "too few samples"):
+    hint = (
+        f"{comparison.said}; 95% interval {comparison.found.low:.2f} to {comparison.found.high:.2f}"
+    )
+    shown = shown_ratio(comparison.found.value)
+    if comparison.said in ("no difference", "too few samples"):
         # A number in the colour of a difference would be read as one.
-        shown = f"{shown} <small>{'≈' if one.said == 'no difference' else '?'}</small>"
-    return f'<span title="{hint}" style="color:{_TONES[one.said]};font-weight:600">{shown}</span>'
+        shown = f"{shown} <small>{'≈' if comparison.said == 'no difference' else '?'}</small>"
+    style = f"color:{_TONES[comparison.said]};font-weight:600"
+    return f'<span title="{hint}" style="{style}">{shown}</span>'
 
 
-def _subject(record: Record, one: Result) -> dict[str, str]:
-    marks = [f"{one.workers} threads"] * bool(one.workers) + [
-        f"{humanize.count(one.tasks)} tasks"
-    ] * bool(one.tasks)
+def _subject(record: Record, result: Result) -> dict[str, str]:
+    marks = [f"{result.workers} threads"] * bool(result.workers) + [
+        f"{humanize.count(result.tasks)} tasks"
+    ] * bool(result.tasks)
     row = {
-        "who": escape(one.title),
+        "who": escape(result.title),
         "points": ", ".join(marks),
-        "again": f'<code class="mono">{escape(reproduce(record, one))}</code>',
+        "again": f'<code class="mono">{escape(reproduce(record, result))}</code>',
         **dict.fromkeys(
             ("startup", "cold", "warm", "memory", "cpu", "requests", "read", "written"), "–"
         ),
     }
-    if one.state != "ok":
-        row["who"] += " " + _coloured(one.state, "var(--bad)")
+    if result.state != "ok":
+        row["who"] += " " + _coloured(result.state, "var(--bad)")
         return row
-    row["startup"] = humanize.duration(one.startup().value)
-    row["cold"] = humanize.duration(median(one.cold()).value)
-    row["warm"] = seconds(median(one.warm())) if one.warm() else "–"
-    row["memory"] = humanize.byte_size(one.peak_bytes())
-    row["cpu"] = humanize.duration(one.cpu_seconds())
-    if one.traffic is not None:
-        row["requests"] = humanize.count(one.traffic.total)
-        row["read"] = humanize.byte_size(one.traffic.bytes_read)
-        row["written"] = humanize.byte_size(one.traffic.bytes_written)
+    row["startup"] = humanize.duration(result.startup().value)
+    row["cold"] = humanize.duration(median(result.cold()).value)
+    row["warm"] = seconds(median(result.warm())) if result.warm() else "–"
+    row["memory"] = humanize.byte_size(result.peak_bytes())
+    row["cpu"] = humanize.duration(result.cpu_seconds())
+    if result.traffic is not None:
+        row["requests"] = humanize.count(result.traffic.total)
+        row["read"] = humanize.byte_size(result.traffic.bytes_read)
+        row["written"] = humanize.byte_size(result.traffic.bytes_written)
     return row
 
 

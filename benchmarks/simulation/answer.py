@@ -80,7 +80,7 @@ class Answer:
 
         The workers themselves are never meant: more of them is what one would try.
         """
-        return next(one for one in self.parts[1:] if one.name != WORKERS)
+        return next(part for part in self.parts[1:] if part.name != WORKERS)
 
 
 WORKERS = "worker threads"
@@ -162,7 +162,7 @@ def _parts(mapping: Mapping, phases: Map[str, float]) -> tuple[Part, ...]:
     for name, seconds in phases.items():
         if name != "mapping":
             parts.append(Part(name, seconds, name, None, _ADVICE[name]))
-    return tuple(sorted(parts, key=lambda one: -one.seconds))
+    return tuple(sorted(parts, key=lambda part: -part.seconds))
 
 
 def _of_driver(clock: Clock) -> str:

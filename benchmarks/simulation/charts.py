@@ -29,8 +29,8 @@ def plot(points: Sequence[Point]) -> str:
 
     `●` is simulated; `·` is as fast as the first point would be with every worker as useful.
     """
-    ideal = [points[0].seconds * points[0].workers / one.workers for one in points]
-    times = [one.seconds for one in points]
+    ideal = [points[0].seconds * points[0].workers / point.workers for point in points]
+    times = [point.seconds for point in points]
     low, high = math.log(min(*times, *ideal)), math.log(max(*times, *ideal))
     left, right = math.log(points[0].workers), math.log(points[-1].workers)
     rows = [[" "] * WIDTH for _ in range(HEIGHT)]
@@ -40,9 +40,9 @@ def plot(points: Sequence[Point]) -> str:
         y = round((high - math.log(seconds)) / max(high - low, 1e-9) * (HEIGHT - 1))
         rows[y][x] = mark
 
-    for one, best in zip(points, ideal, strict=True):
-        put(one.workers, best, "·")
-        put(one.workers, one.seconds, "●")
+    for point, best in zip(points, ideal, strict=True):
+        put(point.workers, best, "·")
+        put(point.workers, point.seconds, "●")
     labels = {0: humanize.duration(math.exp(high)), HEIGHT - 1: humanize.duration(math.exp(low))}
     wide = max(map(len, labels.values()))
     lines = [f"{labels.get(n, ''):>{wide}} ┤{''.join(row).rstrip()}" for n, row in enumerate(rows)]
@@ -122,13 +122,13 @@ def efficient(points: Sequence[Point]) -> str:
 def _time_chart(points: Sequence[Point]) -> Chart:
     rows = [
         {
-            "workers": one.workers,
-            "seconds": one.seconds,
-            "ideal": points[0].seconds * points[0].workers / one.workers,
-            "limit": one.limit,
-            "shown": humanize.duration(one.seconds),
+            "workers": point.workers,
+            "seconds": point.seconds,
+            "ideal": points[0].seconds * points[0].workers / point.workers,
+            "limit": point.limit,
+            "shown": humanize.duration(point.seconds),
         }
-        for one in points
+        for point in points
     ]
     log = alt.Scale(type="log", nice=False, padding=14)
     base = alt.Chart(alt.NamedData("points")).encode(
@@ -152,7 +152,7 @@ def _time_chart(points: Sequence[Point]) -> Chart:
             alt.Tooltip("limit:N", title="Limit"),
         ],
     )
-    said = "; ".join(f"{one.workers:,}: {humanize.duration(one.seconds)}" for one in points)
+    said = "; ".join(f"{point.workers:,}: {humanize.duration(point.seconds)}" for point in points)
     return Chart(
         "Time against workers",
         _spec(alt.layer(ideal, line, point), rows),
@@ -163,11 +163,11 @@ def _time_chart(points: Sequence[Point]) -> Chart:
 
 
 def _workers_axis(points: Sequence[Point]) -> alt.Axis:
-    return alt.Axis(labelExpr=COUNT_LABEL, values=[one.workers for one in points])
+    return alt.Axis(labelExpr=COUNT_LABEL, values=[point.workers for point in points])
 
 
 def _efficiency_chart(points: Sequence[Point]) -> Chart:
-    rows = [{"workers": one.workers, "efficiency": one.efficiency} for one in points]
+    rows = [{"workers": point.workers, "efficiency": point.efficiency} for point in points]
     base = alt.Chart(alt.NamedData("points")).encode(
         x=alt.X(
             "workers:Q",
@@ -187,7 +187,7 @@ def _efficiency_chart(points: Sequence[Point]) -> Chart:
         base.mark_line(color=OURS),
         base.mark_point(size=50, filled=True, opacity=1, color=OURS),
     )
-    said = "; ".join(f"{one.workers:,}: {humanize.percent(one.efficiency)}" for one in points)
+    said = "; ".join(f"{point.workers:,}: {humanize.percent(point.efficiency)}" for point in points)
     return Chart(
         "Efficiency against workers",
         _spec(alt.layer(*drawn), rows),
@@ -216,12 +216,12 @@ def _table(title: str, seconds: Mapping[str, float]) -> Table:
 def _limits(answer: Answer) -> Table:
     rows = [
         (
-            one.name,
-            humanize.duration(one.seconds),
-            "–" if one.binds_from is None else humanize.count(one.binds_from),
-            one.advice,
+            part.name,
+            humanize.duration(part.seconds),
+            "–" if part.binds_from is None else humanize.count(part.binds_from),
+            part.advice,
         )
-        for one in answer.parts
+        for part in answer.parts
     ]
     head = ("", "alone it would take", "binds from workers", "what helps")
     return Table("What limits", _html(head, rows))

@@ -44,7 +44,7 @@ def point_of(answer: Answer) -> Point:
 def numbers(workers: int) -> list[int]:
     """Numbers of workers around one, each four times the one before."""
     around = [workers * float(FACTOR) ** step for step in range(-BELOW, ABOVE + 1)]
-    return sorted({min(MOST_WORKERS, max(1, round(one))) for one in around})
+    return sorted({min(MOST_WORKERS, max(1, round(point))) for point in around})
 
 
 def simulate_around(
@@ -60,15 +60,15 @@ def simulate_around(
     Returns:
         The answer, and the points of the curve with the fewest workers first.
     """
-    cases = [replace(case, workers=one) for one in numbers(case.workers)]
+    cases = [replace(case, workers=number) for number in numbers(case.workers)]
     if processes == 1:
-        answers = [simulate(one, parameters) for one in cases]
+        answers = [simulate(case, parameters) for case in cases]
     else:
         # Not forked: this process has threads of Polars.
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             answers = list(pool.map(simulate, cases, [parameters] * len(cases)))
-    (own,) = [one for one in answers if one.case.workers == case.workers]
-    return own, [point_of(one) for one in answers]
+    (own,) = [answer for answer in answers if answer.case.workers == case.workers]
+    return own, [point_of(answer) for answer in answers]
 
 
 def efficient_up_to(points: Sequence[Point], least: float = EFFICIENT) -> float | None:

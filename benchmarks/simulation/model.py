@@ -205,7 +205,7 @@ class Mapping:
         tally, now = self.tally, self._environment.now
         tally.seconds = now
         tally.drain = max(0.0, self.prefect.free - now)
-        tally.threads.idle += sum(max(0.0, now - self._idle_since[one]) for one in self._idle)
+        tally.threads.idle += sum(max(0.0, now - self._idle_since[worker]) for worker in self._idle)
         tally.gets += self.gets.served
         tally.puts += self.puts.served
         self._enlarge()
@@ -218,12 +218,12 @@ class Mapping:
             setattr(tally, name, type(getattr(tally, name))(getattr(tally, name) * stretch))
         for name in ("batches", "chunks", "segments"):
             setattr(tally, name, round(getattr(tally, name) * stretch * together))
-        for one in fields(tally.driver):
-            setattr(tally.driver, one.name, getattr(tally.driver, one.name) * stretch)
-        for one in fields(tally.threads):
-            share = 1.0 if one.name == "opening" else stretch  # Once, however long it takes.
-            value = getattr(tally.threads, one.name) * together * share
-            setattr(tally.threads, one.name, value)
+        for counter in fields(tally.driver):
+            setattr(tally.driver, counter.name, getattr(tally.driver, counter.name) * stretch)
+        for counter in fields(tally.threads):
+            share = 1.0 if counter.name == "opening" else stretch  # Once, however long it takes.
+            value = getattr(tally.threads, counter.name) * together * share
+            setattr(tally.threads, counter.name, value)
         tally.seconds -= (stretch - 1) * self.costs.opening()
         for queue in (self.gets, self.puts, self.cores, self.scheduler, self.prefect):
             queue.served *= stretch
@@ -250,9 +250,9 @@ class Mapping:
             tally.driver.poll += polling
             settling = len(landed) * together * driver.settle_seconds
             yield from self._spend(settling, "settle", polling)
-            for one in landed:
-                decoded = int(one.chunks * self.costs.decoded_bytes)
-                batcher.pace.add(one.chunks, decoded, one.seconds)
+            for outcome in landed:
+                decoded = int(outcome.chunks * self.costs.decoded_bytes)
+                batcher.pace.add(outcome.chunks, decoded, outcome.seconds)
             self._flying -= len(landed)
             now = self._environment.now
             if now - looked >= pause:

@@ -176,7 +176,9 @@ def load_parameters(
             raise UsageError(
                 f"no parameter {name!r}",
                 hint="there are "
-                + ", ".join(f"{one}.{each}" for one in SECTIONS for each in values[one]),
+                + ", ".join(
+                    f"{section}.{each}" for section in SECTIONS for each in values[section]
+                ),
             )
         values[section][key] = value
     try:

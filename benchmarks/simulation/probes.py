@@ -105,15 +105,20 @@ def store(settings: Settings, storage: Storage, root: str) -> Figures:
     storage.put(f"{at}large", bytes(large))
     info = storage.head(f"{at}large")
     stream = quick(8, lambda n: storage.get_ranges(info, [(0, large)]))
-    [server] = [one.pid for one in local.status(settings) if one.name == "s3" and one.pid]
-    processes = [server, *(one.pid for one in psutil.Process(server).children(recursive=True))]
+    [server] = [
+        service.pid for service in local.status(settings) if service.name == "s3" and service.pid
+    ]
+    processes = [
+        server,
+        *(process.pid for process in psutil.Process(server).children(recursive=True)),
+    ]
     before = cpu_of(processes)
     puts = burst(BURST, lambda n: storage.put(f"{at}many/{n}", small))
     gets = burst(BURST, lambda n: storage.get(f"{at}many/{n}"))
     each = (cpu_of(processes) - before) / (2 * BURSTS * BURST)
     listed = quick(8, lambda n: storage.objects(f"{at}many/")) / 2
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda one: storage.delete(one.uri), storage.objects(at)))
+        list(pool.map(lambda info: storage.delete(info.uri), storage.objects(at)))
     return {
         "get_seconds": (get, "lower quartile of 100 gets of 500 bytes, one after the other"),
         "put_seconds": (put, "lower quartile of 100 puts of 500 bytes, one after the other"),
@@ -128,7 +133,7 @@ def store(settings: Settings, storage: Storage, root: str) -> Figures:
 def cpu_of(pids: Iterable[int]) -> float:
     """Seconds of processor time that processes have had."""
     found = [psutil.Process(pid).cpu_times() for pid in pids]
-    return sum(one.user + one.system for one in found)
+    return sum(process.user + process.system for process in found)
 
 
 def ledger(settings: Settings, storage: Storage, root: str) -> Figures:
@@ -304,4 +309,4 @@ def discard(storage: Storage, root: str) -> None:
     """Remove what the probes stored."""
     found = storage.objects(f"{root}simulation/")
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda one: storage.delete(one.uri), found))
+        list(pool.map(lambda info: storage.delete(info.uri), found))

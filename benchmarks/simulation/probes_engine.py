@@ -137,10 +137,12 @@ def _idle(watched: Sequence[Sequence[int]]) -> list[float]:
 
 def engine(settings: Settings, storage: Storage, root: str) -> Figures:
     """What a batch costs the driver, the scheduler, a worker and the Prefect server."""
-    pids = {one.name: one.pid for one in local.status(settings) if one.pid is not None}
+    pids = {
+        service.name: service.pid for service in local.status(settings) if service.pid is not None
+    }
     dask = psutil.Process(pids["dask"])
     # Nannies start workers; what lives longest below them is the worker itself.
-    workers = [one.pid for one in dask.children(recursive=True) if not one.children()]
+    workers = [process.pid for process in dask.children(recursive=True) if not process.children()]
     with talking_to(connect(settings.prefect), 1):
         runner: Any = task_runner(settings.dask, settings.s3.environment())
         flow_: Any = probe_flow.with_options(task_runner=runner)

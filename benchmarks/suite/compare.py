@@ -47,19 +47,21 @@ def comparisons(record: Record) -> list[Comparison]:
     """
     found = []
     for name in record.workloads():
-        mine = [one for one in record.of(name, REFERENCE) if one.workers == 0]
+        mine = [result for result in record.of(name, REFERENCE) if result.workers == 0]
         if not mine:
             continue
-        ours = max(mine, key=lambda one: one.tasks)
+        ours = max(mine, key=lambda result: result.tasks)
         found += [_compare(record, ours, theirs) for theirs in _peers(record, name)]
     return found
 
 
 def _peers(record: Record, workload: str) -> Iterator[Result]:
-    names = dict.fromkeys(one.subject for one in record.results if one.workload == workload)
+    names = dict.fromkeys(
+        result.subject for result in record.results if result.workload == workload
+    )
     for name in names:
         if name != REFERENCE:
-            yield max(record.of(workload, name), key=lambda one: one.tasks)
+            yield max(record.of(workload, name), key=lambda result: result.tasks)
 
 
 def _compare(record: Record, ours: Result, theirs: Result) -> Comparison:
@@ -114,23 +116,32 @@ def changes(before: Record, after: Record, least: float = 0.0) -> list[Change]:
         after: The later one.
         least: As a share: a smaller difference is none, however quiet the machine was.
     """
-    old = {(one.workload, one.theirs.subject): one.found for one in comparisons(before)}
+    old = {
+        (comparison.workload, comparison.theirs.subject): comparison.found
+        for comparison in comparisons(before)
+    }
     floor = max(before.floor, after.floor, least)
     made = []
-    for one in comparisons(after):
-        was = old.get((one.workload, one.theirs.subject))
-        if was is not None and one.found is not None:
-            made.append(Change(one.workload, one.theirs.subject, was, one.found, floor))
+    for comparison in comparisons(after):
+        was = old.get((comparison.workload, comparison.theirs.subject))
+        if was is not None and comparison.found is not None:
+            made.append(
+                Change(comparison.workload, comparison.theirs.subject, was, comparison.found, floor)
+            )
     return made
 
 
 def lost(before: Record, after: Record) -> list[str]:
     """Ratios that the earlier record has and the later one ought to have but has not: failures."""
-    now = {(one.workload, one.theirs.subject): one for one in comparisons(after)}
+    now = {
+        (comparison.workload, comparison.theirs.subject): comparison
+        for comparison in comparisons(after)
+    }
     names = []
-    for one in comparisons(before):
-        there = now.get((one.workload, one.theirs.subject))
-        if one.found is not None and there is not None and there.found is None:
+    for comparison in comparisons(before):
+        there = now.get((comparison.workload, comparison.theirs.subject))
+        if comparison.found is not None and there is not None and there.found is None:
             side = there.ours if there.ours.state != "ok" else there.theirs
-            names.append(f"{one.workload} against {one.theirs.subject}: {side.title} {side.state}")
+            pair = f"{comparison.workload} against {comparison.theirs.subject}"
+            names.append(f"{pair}: {side.title} {side.state}")
     return names

@@ -105,6 +105,6 @@ def read(storage: Storage, uri: str) -> pl.DataFrame:
 def total(digests: Iterable[Digest]) -> Digest:
     """The digest of all parts together."""
     whole = Digest()
-    for one in digests:
-        whole += one
+    for digest in digests:
+        whole += digest
     return whole

@@ -58,7 +58,7 @@ def expect(storage: Storage, root: str, workload: Workload, card: Card, tasks: i
 
     head = read(storage, files[0]).head(0).lazy()
     schema = dict(_reduced(workload, [mapped(head)]).collect_schema())
-    sources = [inspect.getsource(one) for one in (function, *_functions(workload))]
+    sources = [inspect.getsource(each) for each in (function, *_functions(workload))]
     said = json.dumps([sources, params, limit, card.model_dump(), str(schema)])
     key = hashlib.sha256(said.encode()).hexdigest()[:16]
     uri = f"{root.rstrip('/')}/expected/{workload.name}-{card.scale}-{key}.json"
@@ -67,9 +67,11 @@ def expect(storage: Storage, root: str, workload: Workload, card: Card, tasks: i
         return Expected(schema, Digest(**json.loads(bytes(stored.data))))
     results = (mapped(read(storage, uri).lazy()).collect() for uri in files)
     if workload.reduce:
-        whole = _known(workload, card, _reduced(workload, [one.lazy() for one in results]), schema)
+        whole = _known(
+            workload, card, _reduced(workload, [result.lazy() for result in results]), schema
+        )
     else:
-        whole = total(digest(one, schema) for one in results)
+        whole = total(digest(result, schema) for result in results)
     body = {"rows": whole.rows, "exact": whole.exact, "sums": dict(whole.sums)}
     storage.put(uri, json.dumps(body).encode())
     return Expected(schema, whole)

@@ -104,15 +104,18 @@ def measure(
         workers: Worker threads of a cluster of chunkmap's own; 0 for the one that runs.
         tasks: How many tasks, where their cost is measured; a peer may have a limit.
     """
-    tallies = {one.name: _Tally() for one in contenders}
-    alive = [one for one in contenders if one.subject is not None]
+    tallies = {contender.name: _Tally() for contender in contenders}
+    alive = [contender for contender in contenders if contender.subject is not None]
     order = random.Random(conditions.session + workload.name)
     checker = None if expected is None else Checker(storage, expected)
-    counts = {one.name: min(tasks, workload.limits.get(one.name, tasks)) for one in contenders}
+    counts = {
+        contender.name: min(tasks, workload.limits.get(contender.name, tasks))
+        for contender in contenders
+    }
 
-    def ask(one: Contender, mark: str, iterations: int, own: int, **extra: str) -> Answer:
-        assert one.subject is not None
-        output = conditions.output(workload.name, one.name, mark)
+    def ask(contender: Contender, mark: str, iterations: int, own: int, **extra: str) -> Answer:
+        assert contender.subject is not None
+        output = conditions.output(workload.name, contender.name, mark)
         spec = spec_of(
             conditions,
             workload,
@@ -120,43 +123,43 @@ def measure(
             output,
             iterations=iterations,
             workers=own,
-            tasks=counts[one.name],
+            tasks=counts[contender.name],
         )
-        return one.subject.run(spec, {**one.variables, **extra})
+        return contender.subject.run(spec, {**contender.variables, **extra})
 
     # Of a session that was interrupted here: to chunkmap it would be a run that is done already.
     remove(storage, conditions.output(workload.name))
     iterations = conditions.iterations or workload.iterations
     for number in range(conditions.repeat):
-        for one in order.sample(alive, len(alive)):
-            tally = tallies[one.name]
+        for worker in order.sample(alive, len(alive)):
+            tally = tallies[worker.name]
             if tally.error:
                 continue  # it was wrong or failed: its time would count for nothing
             before = load()
-            answer = ask(one, f"{workers}-{number}", iterations, workers)
+            answer = ask(worker, f"{workers}-{number}", iterations, workers)
             _note(tally, answer, number, before)
             if checker is not None and not tally.error:
                 tally.error = checker.problem(answer.iterations)
                 tally.wrong = tally.error != ""
-            remove(storage, conditions.output(workload.name, one.name))
-            echo(_line(workload, one, tally))
+            remove(storage, conditions.output(workload.name, worker.name))
+            echo(_line(workload, worker, tally))
 
     traffic = {}
     if conditions.endpoint is not None and not workers:
-        for one in alive:
-            if not tallies[one.name].error and _uses_storage(workload, one):
-                traffic[one.name] = _count(conditions, one, ask)
-                remove(storage, conditions.output(workload.name, one.name))
+        for contender in alive:
+            if not tallies[contender.name].error and _uses_storage(workload, contender):
+                traffic[contender.name] = _count(conditions, contender, ask)
+                remove(storage, conditions.output(workload.name, contender.name))
     return [
         _result(
             workload,
-            one,
-            tallies[one.name],
-            traffic=traffic.get(one.name),
+            contender,
+            tallies[contender.name],
+            traffic=traffic.get(contender.name),
             workers=workers,
-            tasks=counts[one.name],
+            tasks=counts[contender.name],
         )
-        for one in contenders
+        for contender in contenders
     ]
 
 
@@ -176,8 +179,14 @@ def measure_noise(
         RuntimeError: a contender failed, so that there is no floor.
     """
     twins = [
-        Contender(f"{one.name}-{side}", one.title, one.subject, one.missing, one.variables)
-        for one in contenders
+        Contender(
+            f"{contender.name}-{side}",
+            contender.title,
+            contender.subject,
+            contender.missing,
+            contender.variables,
+        )
+        for contender in contenders
         for side in ("a", "b")
     ]
     quiet = Conditions(
@@ -188,11 +197,14 @@ def measure_noise(
         conditions.iterations,
     )
     found = measure(storage, quiet, workload, card, twins, expected=expected, echo=echo)
-    bad = [one for one in found if one.state != "ok"]
+    bad = [result for result in found if result.state != "ok"]
     if bad:
         raise RuntimeError(f"the A/A run failed: {bad[0].subject}: {bad[0].error}")
-    samples = {one.subject: tuple(one.samples()) for one in found}
-    pairs = {one.name: (samples[f"{one.name}-a"], samples[f"{one.name}-b"]) for one in contenders}
+    samples = {result.subject: tuple(result.samples()) for result in found}
+    pairs = {
+        contender.name: (samples[f"{contender.name}-a"], samples[f"{contender.name}-b"])
+        for contender in contenders
+    }
     return Noise(workload=workload.name, pairs=pairs, floor=noise_floor(list(pairs.values())))
 
 
@@ -272,34 +284,36 @@ def _note(tally: _Tally, answer: Answer, number: int, before: float) -> None:
             load=before,
             iterations=tuple(
                 Iteration(
-                    work_seconds=one["work_seconds"],
-                    rows=one.get("rows"),
-                    figures={name: one[name] for name in one if name not in _PLAIN},
+                    work_seconds=iteration["work_seconds"],
+                    rows=iteration.get("rows"),
+                    figures={name: iteration[name] for name in iteration if name not in _PLAIN},
                 )
-                for one in answer.iterations
+                for iteration in answer.iterations
             ),
         )
     )
 
 
-def _uses_storage(workload: Workload, one: Contender) -> bool:
+def _uses_storage(workload: Workload, contender: Contender) -> bool:
     # A peer's tasks that do nothing, and that record nothing, ask nothing of S3.
-    return workload.kind != "tasks" or one.name == REFERENCE
+    return workload.kind != "tasks" or contender.name == REFERENCE
 
 
-def _count(conditions: Conditions, one: Contender, ask: Callable[..., Answer]) -> Traffic | None:
+def _count(
+    conditions: Conditions, contender: Contender, ask: Callable[..., Answer]
+) -> Traffic | None:
     assert conditions.endpoint is not None
     with CountingProxy(conditions.endpoint) as proxy:
         # A cluster that runs keeps the endpoint it was started with: chunkmap gets its own.
-        own = cores() if one.name == REFERENCE else 0
+        own = cores() if contender.name == REFERENCE else 0
         where = {"AWS_ENDPOINT_URL_S3": proxy.endpoint, "AWS_ENDPOINT_URL": proxy.endpoint}
-        answer = ask(one, "counted", 1, own, **where)
+        answer = ask(contender, "counted", 1, own, **where)
         return None if answer.error else proxy.traffic()
 
 
 def _result(
     workload: Workload,
-    one: Contender,
+    contender: Contender,
     tally: _Tally,
     *,
     traffic: Traffic | None,
@@ -309,24 +323,24 @@ def _result(
     failed = "wrong" if tally.wrong else "failed"
     return Result(
         workload=workload.name,
-        subject=one.name,
-        title=one.title,
+        subject=contender.name,
+        title=contender.title,
         workers=workers,
         tasks=tasks,
-        state="missing" if one.subject is None else failed if tally.error else "ok",
-        error=one.missing or tally.error,
+        state="missing" if contender.subject is None else failed if tally.error else "ok",
+        error=contender.missing or tally.error,
         versions=dict(tally.versions),
         processes=tuple(tally.processes),
         traffic=traffic,
     )
 
 
-def _line(workload: Workload, one: Contender, tally: _Tally) -> str:
+def _line(workload: Workload, contender: Contender, tally: _Tally) -> str:
     if tally.error:
-        return f"{workload.name}: {one.title}: {tally.error[:300]}"
+        return f"{workload.name}: {contender.title}: {tally.error[:300]}"
     last = tally.processes[-1]
     times = ", ".join(f"{each.work_seconds:.2f} s" for each in last.iterations)
     return (
-        f"{workload.name}: {one.title}: {times} (start-up {last.startup_seconds:.1f} s, "
+        f"{workload.name}: {contender.title}: {times} (start-up {last.startup_seconds:.1f} s, "
         f"{last.peak_bytes / 1e6:,.0f} MB, load {last.load:g})"
     )

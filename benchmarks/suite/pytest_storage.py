@@ -52,7 +52,7 @@ def as_pytest_benchmark(record: Record) -> dict[str, Any]:
             "branch": machine.branch,
             "project": "chunkmap",
         },
-        "benchmarks": [_entry(one) for one in record.results if one.state == "ok"],
+        "benchmarks": [_entry(result) for result in record.results if result.state == "ok"],
         "datetime": record.created.astimezone(UTC).isoformat(),
         "version": metadata.version("pytest-benchmark"),
     }

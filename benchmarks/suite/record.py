@@ -92,11 +92,13 @@ class Result(_Model):
 
     def cold(self) -> list[float]:
         """Seconds of each process's first iteration."""
-        return [one.iterations[0].work_seconds for one in self.processes if one.iterations]
+        return [
+            process.iterations[0].work_seconds for process in self.processes if process.iterations
+        ]
 
     def warm(self) -> list[float]:
         """Seconds of all later iterations."""
-        return [i.work_seconds for one in self.processes for i in one.iterations[1:]]
+        return [i.work_seconds for process in self.processes for i in process.iterations[1:]]
 
     def samples(self) -> list[float]:
         """What comparisons are made of: warm seconds where there are any, else cold.
@@ -108,15 +110,15 @@ class Result(_Model):
 
     def startup(self) -> Interval:
         """Seconds to start up."""
-        return median([one.startup_seconds for one in self.processes])
+        return median([process.startup_seconds for process in self.processes])
 
     def peak_bytes(self) -> float:
         """Median peak of memory."""
-        return median([one.peak_bytes for one in self.processes]).value
+        return median([process.peak_bytes for process in self.processes]).value
 
     def cpu_seconds(self) -> float:
         """Median CPU seconds of a whole process."""
-        return median([one.cpu_seconds for one in self.processes]).value
+        return median([process.cpu_seconds for process in self.processes]).value
 
 
 class Noise(_Model):
@@ -177,7 +179,7 @@ class Record(_Model):
 
     def workloads(self) -> list[str]:
         """Names of workloads, in the order they were measured."""
-        return list(dict.fromkeys(one.workload for one in self.results))
+        return list(dict.fromkeys(result.workload for result in self.results))
 
     @property
     def floor(self) -> float:
@@ -201,5 +203,5 @@ def records_in(folder: Path) -> list[Record]:
 
 def with_results(record: Record, results: Iterable[Result]) -> Record:
     """The record with these results in place of those of the same key, or after them."""
-    merged = {one.key: one for one in (*record.results, *results)}
+    merged = {result.key: result for result in (*record.results, *results)}
     return record.model_copy(update={"results": tuple(merged.values())})

@@ -62,7 +62,7 @@ class Sampler:
         if self._thread is not None:
             self._thread.join()
         self._sample()
-        self.use.cpu_seconds = sum(one.last - one.first for one in self._seen.values())
+        self.use.cpu_seconds = sum(entry.last - entry.first for entry in self._seen.values())
 
     def _run(self) -> None:
         while not self._stop.wait(SECONDS):

@@ -78,20 +78,24 @@ def chosen(names: Sequence[str]) -> list[Workload]:
     Raises:
         UsageError: there is no such workload or suite.
     """
-    known = {name for one in WORKLOADS.values() for name in one.suites}
+    known = {name for workload in WORKLOADS.values() for name in workload.suites}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UsageError(
             f"no workload or suite {unknown[0]!r}", hint=f"there are {', '.join(sorted(known))}"
         )
     wanted = set(names or ("all",))
-    return [one for one in WORKLOADS.values() if wanted & one.suites]
+    return [workload for workload in WORKLOADS.values() if wanted & workload.suites]
 
 
 def noise_workload(workloads: Sequence[Workload]) -> Workload:
     """Which of them the A/A run measures: the usual one, or the first that Polars does too."""
     usual = WORKLOADS[NOISE_WORKLOAD]
-    fit = [one for one in workloads if one.is_checked and BASELINE_PEERS[0] in one.peers]
+    fit = [
+        workload
+        for workload in workloads
+        if workload.is_checked and BASELINE_PEERS[0] in workload.peers
+    ]
     return usual if usual in workloads or not fit else fit[0]
 
 
@@ -190,7 +194,7 @@ class Session:
         return (dask.workers or max(1, cores() // threads)) * threads
 
     def _datasets(self, workloads: Sequence[Workload]) -> dict[str, Card]:
-        names = dict.fromkeys(name for one in workloads for name in needs(one))
+        names = dict.fromkeys(name for workload in workloads for name in needs(workload))
         names.setdefault(noise_workload(workloads).dataset)
         root, scale = self.request.root, self.request.scale
         cards = {name: ensure(self.storage, root, name, scale, self.echo) for name in names}
@@ -216,8 +220,12 @@ class Session:
         names = [REFERENCE, *peers_of(workload, self.request)]
         contenders = [self._contender(name) for name in names]
         for workers, tasks in variants(workload, self.request.scale):
-            done = {one.key for one in self.record.results}
-            left = [one for one in contenders if not _is_done(done, workload, one, workers, tasks)]
+            done = {result.key for result in self.record.results}
+            left = [
+                contender
+                for contender in contenders
+                if not _is_done(done, workload, contender, workers, tasks)
+            ]
             if not left:
                 continue
             expected = None
@@ -272,9 +280,9 @@ def contender(name: str, settings: Settings, echo: Echo) -> Contender:
     except PeerMissingError as error:
         return Contender(name, peer.title, None, str(error))
     pids = [
-        one.pid
-        for one in local.status(settings)
-        if one.name in peer.services and one.pid is not None
+        service.pid
+        for service in local.status(settings)
+        if service.name in peer.services and service.pid is not None
     ]
     # chunkmap finds its settings, and the stack, from the present folder.
     folder = Path.cwd() if peer.lock is None else None
@@ -296,9 +304,9 @@ def variants(workload: Workload, scale: Scale) -> list[tuple[int, int]]:
 def _is_done(
     done: set[tuple[str, str, int, int]],
     workload: Workload,
-    one: Contender,
+    contender: Contender,
     workers: int,
     tasks: int,
 ) -> bool:
-    most = workload.limits.get(one.name, tasks)
-    return (workload.name, one.name, workers, min(tasks, most)) in done
+    most = workload.limits.get(contender.name, tasks)
+    return (workload.name, contender.name, workers, min(tasks, most)) in done
