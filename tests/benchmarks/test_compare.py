@@ -21,7 +21,10 @@ def of(ratio: float, day: int = 1) -> Record:
 
 
 def test_comparisons_of_a_full_record() -> None:
-    said = {(one.workload, one.theirs.subject): one for one in comparisons(full_record())}
+    said = {
+        (comparison.workload, comparison.theirs.subject): comparison
+        for comparison in comparisons(full_record())
+    }
     assert said["row-map", "polars"].said == "no difference"
     assert said["row-map", "duckdb"].said == "faster"
     assert said["few-rows", "polars"].said == "slower"
@@ -40,7 +43,11 @@ def test_an_aim_is_not_met_by_one_sample() -> None:
 
 
 def test_the_cost_of_a_task_is_compared_at_the_largest_number_of_each() -> None:
-    said = {one.theirs.subject: one for one in comparisons(full_record()) if one.ours.tasks}
+    said = {
+        comparison.theirs.subject: comparison
+        for comparison in comparisons(full_record())
+        if comparison.ours.tasks
+    }
     assert said["ray-data"].ours.tasks == 10_000
     assert said["prefect-naive"].theirs.tasks == 200
     assert said["prefect-naive"].found is not None
@@ -49,7 +56,9 @@ def test_the_cost_of_a_task_is_compared_at_the_largest_number_of_each() -> None:
 
 def test_without_an_a_a_run_nothing_is_a_difference() -> None:
     blind = full_record().model_copy(update={"noise": None})
-    assert {one.said for one in comparisons(blind) if one.found} == {"no difference"}
+    assert {comparison.said for comparison in comparisons(blind) if comparison.found} == {
+        "no difference"
+    }
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_a_right_peer_has_all_its_samples(storage: Storage, tmp_path: Path) -> N
         storage, conditions(tmp_path), WORKLOAD, card(), [contender(subject)], expected=EXPECTED
     )
     assert (found.state, found.error) == ("ok", "")
-    assert [one.round for one in found.processes] == [0, 1, 2]
+    assert [process.round for process in found.processes] == [0, 1, 2]
     assert found.cold() == found.warm() == [1.1, 1.2, 1.3]
     assert found.startup().value == 0.25
     assert found.processes[0].iterations[0].figures == {"extra": 1}

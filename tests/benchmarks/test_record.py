@@ -31,7 +31,7 @@ def test_a_record_survives_its_file(tmp_path: Path) -> None:
 def test_records_are_listed_oldest_first(tmp_path: Path) -> None:
     for name, day in (("a", 3), ("b", 1), ("c", 2)):
         (tmp_path / f"{name}.json").write_text(record(day=day).model_dump_json())
-    assert [one.created.day for one in records_in(tmp_path)] == [1, 2, 3]
+    assert [session.created.day for session in records_in(tmp_path)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_other_files_are_refused(tmp_path: Path, change: dict[str, object]) -> N
 def test_results_of_the_same_key_are_replaced_and_others_added() -> None:
     first = record(result("w", "chunkmap", [1.0]), bad("w", "polars", "failed", "x"))
     second = with_results(first, [result("w", "polars", [2.0]), result("v", "polars", [3.0])])
-    assert [(one.workload, one.subject, one.state) for one in second.results] == [
+    assert [(result.workload, result.subject, result.state) for result in second.results] == [
         ("w", "chunkmap", "ok"),
         ("w", "polars", "ok"),
         ("v", "polars", "ok"),

@@ -62,7 +62,7 @@ def test_an_interrupted_session_goes_on_where_it_stopped(
         begun.run()
     stored = json.loads(begun.path.read_text("utf-8"))
     assert (stored["complete"], stored["noise"] is not None) == (False, True)
-    assert {one["workload"] for one in stored["results"]} == {"row-map"}
+    assert {result["workload"] for result in stored["results"]} == {"row-map"}
 
     ours, theirs = MadeUp("chunkmap"), MadeUp("polars")
     other = asked(tmp_path, names=("strings",), repeat=9, resume=begun.record.id)
@@ -70,11 +70,15 @@ def test_an_interrupted_session_goes_on_where_it_stopped(
     assert record.id == begun.record.id
     assert record.complete
     assert record.repeat == 3, "as it was begun, whatever is said now"
-    assert [one.workload for one in ours.calls] == ["few-rows"] * 3 + ["strings"] * 3
+    assert [call.workload for call in ours.calls] == ["few-rows"] * 3 + ["strings"] * 3
     assert len(theirs.calls) == 6
     assert record.noise is not None
-    assert [one["work_seconds"] for one in stored["results"][0]["processes"][0]["iterations"]] == [
-        one.work_seconds for one in record.of("row-map", "chunkmap")[0].processes[0].iterations
+    assert [
+        iteration["work_seconds"]
+        for iteration in stored["results"][0]["processes"][0]["iterations"]
+    ] == [
+        iteration.work_seconds
+        for iteration in record.of("row-map", "chunkmap")[0].processes[0].iterations
     ]
 
 

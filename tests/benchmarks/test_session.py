@@ -28,9 +28,9 @@ from tests.support.benchmark_records import full_record, record
 
 
 def test_suites_and_names_choose_workloads() -> None:
-    assert [one.name for one in chosen(["main"])] == ["row-map", "few-rows", "ledger"]
-    assert [one.name for one in chosen(["wait", "row-map"])] == ["row-map", "wait"]
-    assert [one.name for one in chosen(["ci"])] == ["stations", "skew"]
+    assert [workload.name for workload in chosen(["main"])] == ["row-map", "few-rows", "ledger"]
+    assert [workload.name for workload in chosen(["wait", "row-map"])] == ["row-map", "wait"]
+    assert [workload.name for workload in chosen(["ci"])] == ["stations", "skew"]
     assert len(chosen([])) == len(chosen(["all"])) == len(WORKLOADS)
     with pytest.raises(UsageError, match="no workload or suite 'nope'"):
         chosen(["nope"])
@@ -142,7 +142,7 @@ def test_pytest_benchmark_reads_what_is_stored(tmp_path: Path) -> None:
 
 def test_stored_entries_are_those_with_valid_times() -> None:
     made = as_pytest_benchmark(full_record())
-    assert len(made["benchmarks"]) == sum(one.state == "ok" for one in full_record().results)
+    assert len(made["benchmarks"]) == sum(result.state == "ok" for result in full_record().results)
     assert json.dumps(made)
 
 

@@ -59,7 +59,7 @@ def test_the_command_as_json() -> None:
     told = json.loads(shown.stdout)
     assert told["case"]["chunks"] == 2000
     assert told["seconds"] == pytest.approx(sum(told["phases"].values()))
-    assert [one["workers"] for one in told["curve"]] == [1, 2, 8, 32, 128]
+    assert [point["workers"] for point in told["curve"]] == [1, 2, 8, 32, 128]
 
 
 @pytest.mark.parametrize(

@@ -260,7 +260,7 @@ def test_the_curve() -> None:
     assert numbers(1) == [1, 4, 16]
     own, points = simulate_around(case(4, 500, wait_seconds=0.1), free(start_seconds=1.0))
     assert own.case.workers == 4
-    assert [one.workers for one in points] == [1, 4, 16, 64]
+    assert [point.workers for point in points] == [1, 4, 16, 64]
     assert points[0].seconds > points[-1].seconds
     assert points[0].efficiency > points[-1].efficiency
 

@@ -41,9 +41,12 @@ def subject(tmp_path: Path, code: str, timeout: float = 60.0) -> ProcessSubject:
 def test_a_good_script(tmp_path: Path) -> None:
     answer = subject(tmp_path, GOOD).run(SPEC, {})
     assert answer.error == ""
-    assert [one["rows"] for one in answer.iterations] == [7, 7]
-    assert [one["output"] for one in answer.iterations] == ["s3://out/0/", "s3://out/1/"]
-    assert all(one["work_seconds"] >= 0 for one in answer.iterations)
+    assert [iteration["rows"] for iteration in answer.iterations] == [7, 7]
+    assert [iteration["output"] for iteration in answer.iterations] == [
+        "s3://out/0/",
+        "s3://out/1/",
+    ]
+    assert all(iteration["work_seconds"] >= 0 for iteration in answer.iterations)
     assert answer.startup_seconds is not None and answer.startup_seconds > 0
     assert answer.versions["psutil"] == psutil.__version__
 
@@ -156,4 +159,4 @@ def test_start_up_is_apart_from_work(tmp_path: Path) -> None:
     answer = subject(tmp_path, code).run(SPEC, {})
     assert answer.startup_seconds is not None
     assert 0.5 <= answer.startup_seconds <= time.perf_counter() - clock
-    assert max(one["work_seconds"] for one in answer.iterations) < 0.4
+    assert max(iteration["work_seconds"] for iteration in answer.iterations) < 0.4

@@ -127,7 +127,7 @@ def test_plan_says_why_windows_are_left_alone(terminal: Terminal) -> None:
     told = terminal.object("plan", job, "--reprocess", "all", "--canary", "2")
     assert (told["todo"], told["chunks"]) == (8, 16)
     assert told["forecast"]["seconds"] > 0
-    assert sum(one["canary"] for one in told["window_list"]) == 2
+    assert sum(window["canary"] for window in told["window_list"]) == 2
 
 
 def test_create_drives_and_is_one(terminal: Terminal) -> None:
@@ -156,7 +156,7 @@ def test_failures_are_shown_and_retried(terminal: Terminal) -> None:
     logs = terminal.give("logs", backfill, "--window", "2024-02-28")
     assert logs.count("cannot do 2024-02-28") >= 2 and "Traceback" in logs
     tries = terminal.object("logs", backfill)["attempts"]
-    assert {one["window"] for one in tries} == set(BAD)
+    assert {attempt["window"] for attempt in tries} == set(BAD)
     (terminal.world.root / "mended").touch()
     said = terminal.give("retry", backfill, "--window", BAD[0], code=1)
     assert "1 of 8 windows failed" in said

@@ -116,7 +116,7 @@ class Cluster:
         """Until so many containers of a service are healthy."""
 
         def healthy() -> bool:
-            return sum(one.is_healthy for one in self.containers(service)) == count
+            return sum(container.is_healthy for container in self.containers(service)) == count
 
         if not wait_until(healthy, seconds):
             raise AssertionError(f"{service} is not healthy:\n{self('logs', service)[-3000:]}")
@@ -242,9 +242,9 @@ def reserved_ports(count: int) -> Iterator[list[int]]:
     """Different ports that are free."""
     sockets = [socket.socket() for _ in range(count)]
     try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        yield [int(one.getsockname()[1]) for one in sockets]
+        for address in sockets:
+            address.bind(("127.0.0.1", 0))
+        yield [int(address.getsockname()[1]) for address in sockets]
     finally:
-        for one in sockets:
-            one.close()
+        for address in sockets:
+            address.close()

@@ -40,9 +40,9 @@ def test_a_deployment_runs_a_job(cluster: Cluster) -> None:
 
 
 def test_every_worker_uses_the_drivers_versions(cluster: Cluster) -> None:
-    ids = {one.details["Image"] for one in cluster.containers("dask-worker")}
-    ids |= {one.details["Image"] for one in cluster.containers("dask-scheduler")}
-    ids |= {one.details["Image"] for one in cluster.containers("prefect-worker")}
+    ids = {container.details["Image"] for container in cluster.containers("dask-worker")}
+    ids |= {container.details["Image"] for container in cluster.containers("dask-scheduler")}
+    ids |= {container.details["Image"] for container in cluster.containers("prefect-worker")}
     assert len(ids) == 1
 
 

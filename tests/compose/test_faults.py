@@ -51,7 +51,7 @@ def test_kill_each_in_turn_while_a_backfill_runs(cluster: Cluster, daily: pl.Dat
 
 
 def _starts(cluster: Cluster, service: str) -> int:
-    return sum(int(one.details["RestartCount"]) for one in cluster.containers(service))
+    return sum(int(container.details["RestartCount"]) for container in cluster.containers(service))
 
 
 def test_kill_s3(cluster: Cluster, small: pl.DataFrame) -> None:

@@ -26,7 +26,7 @@ def test_prometheus_sees_scheduler_workers_and_s3(cluster: Cluster, small: pl.Da
 
     def up() -> set[str]:
         targets = ask("targets")["activeTargets"]
-        return {one["labels"]["job"] for one in targets if one["health"] == "up"}
+        return {target["labels"]["job"] for target in targets if target["health"] == "up"}
 
     assert wait_until(lambda: up() == {"dask-scheduler", "dask-worker", "s3"}, 120), up()
 

@@ -136,8 +136,8 @@ def test_prefect_lets_no_other_page_call_it(cluster: Cluster) -> None:
 
 def test_only_loopback_ports_are_published(cluster: Cluster) -> None:
     published = set()
-    for one in cluster.all_containers():
-        for bindings in (one.details["HostConfig"]["PortBindings"] or {}).values():
+    for container in cluster.all_containers():
+        for bindings in (container.details["HostConfig"]["PortBindings"] or {}).values():
             published |= {(binding["HostIp"], int(binding["HostPort"])) for binding in bindings}
     wanted = {name: cluster.ports[name] for name in ("PREFECT_PORT", "DASHBOARD_PORT", "S3_PORT")}
     assert published == {("127.0.0.1", port) for port in wanted.values()}
@@ -147,19 +147,19 @@ def test_only_loopback_ports_are_published(cluster: Cluster) -> None:
 
 
 def test_containers_may_do_nothing_special(cluster: Cluster) -> None:
-    for one in cluster.all_containers():
-        service = one.details["Config"]["Labels"]["com.docker.compose.service"]
-        host = one.details["HostConfig"]
+    for container in cluster.all_containers():
+        service = container.details["Config"]["Labels"]["com.docker.compose.service"]
+        host = container.details["HostConfig"]
         assert host["ReadonlyRootfs"], service
         assert host["CapDrop"] == ["ALL"], service
         assert "no-new-privileges:true" in host["SecurityOpt"], service
         assert host["Memory"] and host["PidsLimit"], service
         assert not host["Privileged"], service
         if service == "secrets":
-            assert one.details["HostConfig"]["NetworkMode"] == "none"
+            assert container.details["HostConfig"]["NetworkMode"] == "none"
         else:
             assert not host["CapAdd"], service
-            assert one.details["Config"]["User"].partition(":")[0] not in ("", "0"), service
+            assert container.details["Config"]["User"].partition(":")[0] not in ("", "0"), service
 
 
 def secrets_of(cluster: Cluster) -> dict[str, str]:
@@ -195,7 +195,7 @@ def secrets(cluster: Cluster) -> dict[str, str]:
 
 
 def _inspected(cluster: Cluster) -> str:
-    return json.dumps([one.details for one in cluster.all_containers()])
+    return json.dumps([container.details for container in cluster.all_containers()])
 
 
 def _histories(cluster: Cluster) -> str:

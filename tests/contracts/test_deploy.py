@@ -152,9 +152,11 @@ def test_policies_are_of_the_buckets_that_are_named(tmp_path: Path) -> None:
     named = {"S3_BUCKETS": "lake, out", "S3_INPUTS": "", "S3_OUTPUTS": "out/daily/, out/one"}
     found = _make_secrets(tmp_path, **named, S3_TABLES="lake/rates/")
     server = json.loads(found["s3-server/s3.json"])
-    assert [one["name"] for one in server["identities"]] == ["admin", "driver", "worker"]
-    (worker,) = [one for one in server["policies"] if one["name"] == "worker"]
-    statements = {one["Sid"]: one for one in json.loads(worker["content"])["Statement"]}
+    assert [identity["name"] for identity in server["identities"]] == ["admin", "driver", "worker"]
+    (worker,) = [policy for policy in server["policies"] if policy["name"] == "worker"]
+    statements = {
+        statement["Sid"]: statement for statement in json.loads(worker["content"])["Statement"]
+    }
     arn = "arn:aws:s3:::"
     large = statements["StageLargeOutputs"]["Resource"]
     assert large == [f"{arn}out/daily/*/*.parquet", f"{arn}out/one/*.parquet"]

@@ -37,10 +37,10 @@ def test_no_module_passes_on_names_of_another() -> None:
 def test_modules_of_a_package_do_not_import_the_package() -> None:
     """`partitioning` and `pipeline` themselves only offer names to those outside."""
     found = [
-        f"{one.module}:{one.line}"
+        f"{item.module}:{item.line}"
         for path in python_files(*PACKAGES)
-        for one in imports_of(path)
-        if one.target == one.module.partition(".")[0]
+        for item in imports_of(path)
+        if item.target == item.module.partition(".")[0]
     ]
     assert not found, "import the module that defines it: " + ", ".join(found)
 

@@ -29,9 +29,9 @@ def variables(settings: Settings) -> dict[str, Any]:
 
 
 def test_no_secret_is_in_it(settings: Settings) -> None:
-    for name, one in variables(settings).items():
+    for name, variable in variables(settings).items():
         if name.startswith("AWS_") and name != "AWS_REGION":
-            assert set(one) == {"name", "valueFrom"}
+            assert set(variable) == {"name", "valueFrom"}
 
 
 def test_its_variables_are_settings(
@@ -39,9 +39,9 @@ def test_its_variables_are_settings(
 ) -> None:
     """As a worker's pod reads them."""
     monkeypatch.delenv("CHUNKMAP_CONF")
-    for name, one in variables(settings).items():
-        if "value" in one:
-            monkeypatch.setenv(name, one["value"])
+    for name, variable in variables(settings).items():
+        if "value" in variable:
+            monkeypatch.setenv(name, variable["value"])
     # The operator's own.
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "tcp://chunkmap-scheduler.chunkmap.svc:8786")
     there = load_settings(cwd=tmp_path)

@@ -116,9 +116,9 @@ def children(node: Node) -> tuple[tuple[int, Node], ...]:
 
 def walk(node: Node, path: Steps = ()) -> Iterator[tuple[Steps, Node]]:
     """Yield all nodes below a node with their paths."""
-    for step, one in children(node):
-        yield (*path, step), one
-        yield from walk(one, (*path, step))
+    for step, process in children(node):
+        yield (*path, step), process
+        yield from walk(process, (*path, step))
 
 
 def at(node: Node, path: Steps) -> Node:
@@ -136,11 +136,11 @@ def replaced(node: Node, path: Steps, new: Node | None) -> Node:
     """Return a tree with another node at a path, or without it."""
     first, *rest = path
     kept: list[tuple[int, Node]] = []
-    for step, one in children(node):
+    for step, process in children(node):
         if step != first:
-            kept.append((step, one))
+            kept.append((step, process))
         elif rest:
-            kept.append((step, replaced(one, tuple(rest), new)))
+            kept.append((step, replaced(process, tuple(rest), new)))
         elif new is not None:
             kept.append((step, new))
     return replace(node, value=tuple(kept))

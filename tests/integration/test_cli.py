@@ -107,4 +107,4 @@ def test_config_masks_secrets_and_names_sources(world: World) -> None:
 
 def test_up_is_one_object_too(world: World) -> None:
     said = world.chunkmap("up", "--json").data
-    assert [one["state"] for one in said["services"]] == ["running"] * 3
+    assert [service["state"] for service in said["services"]] == ["running"] * 3

@@ -57,7 +57,7 @@ def findings(cluster: OwnCluster, *flags: str, code: int, **more: str) -> dict[s
     client = {**cluster.client, **more}
     answer = cluster.world.chunkmap("cluster", "doctor", "--json", *flags, **client)
     assert answer.code == code, (answer.out, answer.err)
-    return {one["what"]: one for one in answer.data["findings"]}
+    return {finding["what"]: finding for finding in answer.data["findings"]}
 
 
 # -- TLS ---------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_who_started_workers_by_hand_scales_them_by_hand(cluster: OwnCluster) ->
 def test_the_embedded_cluster_is_scaled_while_a_job_runs(world: World) -> None:
     def names() -> set[str]:
         said = world.chunkmap("cluster", "status", "--json").data
-        return {one["name"] for one in said["workers"] if one["status"] == "running"}
+        return {worker["name"] for worker in said["workers"] if worker["status"] == "running"}
 
     before = names()
     job = world.job("scaled", "shop.transforms:slow", params={"seconds": 0.5})

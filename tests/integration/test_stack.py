@@ -57,7 +57,7 @@ def pids(state: StackState) -> dict[str, int]:
 def test_two_ups_at_once_start_one_stack(running: Running) -> None:
     assert running.first == running.second
     assert list(pids(running.first)) == ["s3", "prefect", "dask"]
-    assert [one.state for one in local.status(running.settings)] == ["running"] * 3
+    assert [service.state for service in local.status(running.settings)] == ["running"] * 3
 
 
 def test_another_up_says_what_runs_and_changes_nothing(running: Running) -> None:
@@ -117,7 +117,7 @@ def test_the_secrets_are_in_no_command_line_and_no_log(running: Running) -> None
         *(line.split('"')[1] for line in signing if re.fullmatch('key = "[0-9a-f]{64}"', line)),
     }
     assert len(secrets) == 6
-    lines = [" ".join(one.cmdline()) for one in processes.marked(running.folder.marker())]
+    lines = [" ".join(process.cmdline()) for process in processes.marked(running.folder.marker())]
     logs = [path.read_text(encoding="utf-8") for path in running.folder.logs.iterdir()]
     assert len(logs) == 3
     assert not [secret for secret in secrets for text in lines + logs if secret in text]
@@ -141,16 +141,16 @@ def test_a_stack_of_an_older_version_is_told_and_started_again(running: Running)
         del service["secured"], service["password_file"]
     del text["prefect"], text["tls"]
     running.folder.file.write_text(json.dumps(text))
-    assert {one.state for one in local.status(running.settings)} == {"outdated"}
+    assert {service.state for service in local.status(running.settings)} == {"outdated"}
 
     said: list[str] = []
     after = local.up(running.settings, said.append)
     outdated = [line for line in said if "an older version started it" in line]
     assert [line.partition(":")[0] for line in outdated] == list(TITLES.values())
     assert set(pids(after).values()).isdisjoint(pids(before).values())
-    addresses = {name: one.address for name, one in before.services.items()}
-    assert {name: one.address for name, one in after.services.items()} == addresses
-    assert {one.state for one in local.status(running.settings)} == {"running"}
+    addresses = {name: service.address for name, service in before.services.items()}
+    assert {name: service.address for name, service in after.services.items()} == addresses
+    assert {service.state for service in local.status(running.settings)} == {"running"}
 
 
 def test_prefect_keeps_to_the_state_folder(running: Running) -> None:
@@ -171,12 +171,12 @@ def test_a_killed_stack_is_repaired_with_its_data_ports_and_credentials(running:
     for process in killed:
         process.kill()
     assert not psutil.wait_procs(killed, timeout=10)[1]
-    assert {one.state for one in local.status(running.settings)} == {"died"}
+    assert {service.state for service in local.status(running.settings)} == {"died"}
 
     after = local.up(Settings.model_validate({"state_dir": running.folder.root}), lambda line: None)
     assert set(pids(after).values()).isdisjoint(pids(before).values())
-    assert {name: one.address for name, one in after.services.items()} == {
-        name: one.address for name, one in before.services.items()
+    assert {name: service.address for name, service in after.services.items()} == {
+        name: service.address for name, service in before.services.items()
     }
     assert after.s3 == before.s3
     assert open_storage(running.settings).get("s3://demo/kept").data == b"kept"

@@ -356,7 +356,11 @@ def test_prefects_pages_ask_their_owner(world: World, services: dict[str, Servic
     said = world.chunkmap("up")
     file = world.root / ".chunkmap/prefect-password"
     assert f"page {page} (password in .chunkmap/prefect-password)" in said.out
-    [told] = [one for one in world.chunkmap("up", "--json").data["services"] if one["page"] == page]
+    [told] = [
+        service
+        for service in world.chunkmap("up", "--json").data["services"]
+        if service["page"] == page
+    ]
     assert told["password_file"] == str(file)
 
 

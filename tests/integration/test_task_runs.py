@@ -186,19 +186,19 @@ def test_no_worker_asked_prefect_or_started_one(guarded: Guarded, done: dict[str
         tree = psutil.Process(worker.pid).children(recursive=True)
         assert tree
         # Events would go through a connection that Prefect keeps open.
-        peers = [one.raddr for process in tree for one in process.net_connections()]
+        peers = [connection.raddr for process in tree for connection in process.net_connections()]
         called = {getattr(peer, "port", None) for peer in peers}
         assert guarded.cluster.port in called and port not in called
         commands = " ".join(" ".join(one.cmdline()) for one in tree)
         assert "prefect.server" not in commands and "uvicorn" not in commands
         variables = [one.environ() for one in tree if "multiprocessing" in " ".join(one.cmdline())]
-        assert not any(AUTH in str(one) for one in variables)
+        assert not any(AUTH in str(variable) for variable in variables)
 
 
 def test_doctor_says_which_workers_hold_secrets_of_prefect(guarded: Guarded) -> None:
     def finding() -> dict[str, str]:
         answer = guarded.world.chunkmap("cluster", "doctor", "--json", **guarded.driver)
-        found = {one["what"]: one for one in answer.data["findings"]}
+        found = {finding["what"]: finding for finding in answer.data["findings"]}
         return found["Prefect's secrets"]  # type: ignore[no-any-return]
 
     assert finding()["level"] == "ok"

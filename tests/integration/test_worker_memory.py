@@ -91,7 +91,7 @@ def test_a_cluster_without_workers_is_told_and_started_again(small: World) -> No
     assert "Dask cluster: restarted, since it has no workers" in up.out + up.err
     assert up.out.count("runs already") + up.err.count("runs already") == 2
     assert len(_workers(small)) == 2
-    assert [one.state for one in local.status(small.settings)] == ["running"] * 3
+    assert [service.state for service in local.status(small.settings)] == ["running"] * 3
 
 
 def _workers(world: World) -> list[object]:

@@ -39,8 +39,8 @@ class Tails:
 
     def read_tails(self, requests: Iterable[TailRequest], concurrency: int) -> Iterator[Tail]:
         """Yield what is asked for."""
-        for one in requests:
-            yield Tail(one.object, self._files[one.object.uri][-one.length :])
+        for request in requests:
+            yield Tail(request.object, self._files[request.object.uri][-request.length :])
 
 
 def footer(data: bytes) -> bytes:

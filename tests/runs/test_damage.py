@@ -261,7 +261,9 @@ def backfill_meaning(world: Days, store: BackfillStore) -> dict[str, Any]:
         "control": again.control,
         "driver": lambda: (found := again.driver()) and found.driver,
         "progress": lambda: None if (p := again.progress()) is None else p.rows(),
-        "backfills": lambda: [one.backfill for one in backfills_of(store.storage, store.output)],
+        "backfills": lambda: [
+            record.backfill for record in backfills_of(store.storage, store.output)
+        ],
     }
     return answers(readers)
 
@@ -350,7 +352,7 @@ def test_names_that_a_worker_may_write_are_no_runs() -> None:
     backend.stored[f"{run.ledger.prefix}completions/run.json"] = record
     backend.stored[f"{OUTPUT[:-1]}.chunkmap/runs/x/partials/run.json"] = record
     found = find_runs(backend.storage(), OUTPUT)
-    assert [one.run for one in found.records] == [run.ledger.run]
+    assert [record.run for record in found.records] == [run.ledger.run]
     assert found.damaged == {}
 
 

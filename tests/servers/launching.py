@@ -100,10 +100,12 @@ def external(endpoint: str, environ: Mapping[str, str]) -> Iterator[Server]:
 
 def _empty(client: Any, bucket: str) -> None:
     while uploads := client.list_multipart_uploads(Bucket=bucket).get("Uploads"):
-        for one in uploads:
-            client.abort_multipart_upload(Bucket=bucket, Key=one["Key"], UploadId=one["UploadId"])
+        for upload in uploads:
+            client.abort_multipart_upload(
+                Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+            )
     while objects := client.list_objects_v2(Bucket=bucket).get("Contents"):
-        keys = [{"Key": one["Key"]} for one in objects]
+        keys = [{"Key": info["Key"]} for info in objects]
         client.delete_objects(Bucket=bucket, Delete={"Objects": keys})
 
 

@@ -237,7 +237,11 @@ def test_the_owner_is_said_in_each_request_of_ours(recorder: Recorder) -> None:
     name = "x-amz-expected-bucket-owner"
     settings = settings_of(recorder.server, expected_owner=OWNER)
     use_all(settings, f"s3://{BUCKET}/{uuid.uuid4().hex}/")
-    ours = [one for one in recorder.requests if "polars" not in one.headers.get("user-agent", "")]
+    ours = [
+        request
+        for request in recorder.requests
+        if "polars" not in request.headers.get("user-agent", "")
+    ]
     with_it = [one for one in ours if one.headers.get(name) == OWNER]
     assert len(with_it) > 50
     without = {one.action for one in ours if name not in one.headers}
@@ -273,7 +277,9 @@ def test_nothing_is_signed_for_who_is_anonymous(recorder: Recorder) -> None:
             with suppress(AccessDeniedError, ObjectMissingError):
                 call(prefix + key)
     assert len(recorder.requests) == 6
-    assert not [one.action for one in recorder.requests if "authorization" in one.headers]
+    assert not [
+        request.action for request in recorder.requests if "authorization" in request.headers
+    ]
 
 
 def test_other_buckets_are_asked_as_ever(recorder: Recorder) -> None:
@@ -281,7 +287,7 @@ def test_other_buckets_are_asked_as_ever(recorder: Recorder) -> None:
     found = settings_of(recorder.server, **said).s3
     s3 = found.model_copy(update={"buckets": {"another": found.buckets[BUCKET]}})
     use_all(Settings(s3=s3), f"s3://{BUCKET}/{uuid.uuid4().hex}/")
-    names = {name for one in recorder.requests for name in one.headers}
+    names = {name for request in recorder.requests for name in request.headers}
     assert not [name for name in names if "payer" in name or "owner" in name or "kms" in name]
 
 

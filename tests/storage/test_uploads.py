@@ -126,7 +126,7 @@ def pages(request: pytest.FixtureRequest) -> Iterator[tuple[S3Backend, list[str]
 @pytest.mark.parametrize("pages", ["amazon", "seaweedfs", "key alone"], indirect=True)
 def test_every_page_of_every_way_is_read(pages: tuple[S3Backend, list[str]]) -> None:
     backend, asked = pages
-    found = [(one.uri, one.upload) for one in backend._uploads.under("s3://b/out/")]
+    found = [(upload.uri, upload.upload) for upload in backend._uploads.under("s3://b/out/")]
     assert sorted(found) == sorted((f"s3://b/{k}", u) for k, u in Pages.uploads)
     assert len(asked) <= 8
 

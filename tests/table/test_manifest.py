@@ -117,9 +117,9 @@ def test_a_table_log_caches_a_limited_number_of_records(
 
 
 def snapshot(table_log: TableLog, *commits: Commit) -> list[str]:
-    for one in commits:
-        table_log.write_commit(one)
-    manifest = Manifest(number=1, created=0.0, commits=tuple(one.entry for one in commits))
+    for commit in commits:
+        table_log.write_commit(commit)
+    manifest = Manifest(number=1, created=0.0, commits=tuple(commit.entry for commit in commits))
     return [key.removesuffix(".parquet") for key in table_log.snapshot(manifest)["key"]]
 
 

@@ -73,13 +73,13 @@ def test_the_manifest_adds_up() -> None:
     publish(run)
     table_log = TableLog(backend.storage(), OUTPUT)
     manifest = table_log.manifest()
-    assert [(one.run, one.files, one.rows) for one in manifest.commits][1:] == [
+    assert [(commit.run, commit.files, commit.rows) for commit in manifest.commits][1:] == [
         (run.ledger.run, 3, 6)
     ]
     assert manifest.commits[0].files == 4
     files = table_log.snapshot(manifest)
-    assert files["rows"].sum() == sum(one.rows for one in manifest.commits) == 14
-    assert files["bytes"].sum() == sum(one.bytes for one in manifest.commits)
+    assert files["rows"].sum() == sum(commit.rows for commit in manifest.commits) == 14
+    assert files["bytes"].sum() == sum(commit.bytes for commit in manifest.commits)
 
 
 def test_a_commit_comes_back_as_it_was() -> None:

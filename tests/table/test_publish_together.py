@@ -85,13 +85,13 @@ def test_two_runs_publish_at_once(mode: str, theirs: str, plan: Plan) -> None:
         finish_open_claim(TableLog(shared.storage(), OUTPUT))
         check_settled(shared)
         assert len(lost) < 2, "one of them wins"
-        for one, plan_ in ((mine, PLAN), (other, plan)):
-            found = keys_of(one, visible(shared))
-            if one in lost:
+        for result, plan_ in ((mine, PLAN), (other, plan)):
+            found = keys_of(result, visible(shared))
+            if result in lost:
                 assert not found
-            elif one is other and mine not in lost and mode.startswith("overwrite"):
+            elif result is other and mine not in lost and mode.startswith("overwrite"):
                 continue  # Mine may have replaced it, in whole or in part, and knew of it.
-            elif one is mine and other not in lost and theirs.startswith("overwrite"):
+            elif result is mine and other not in lost and theirs.startswith("overwrite"):
                 continue
             else:
                 assert len(found) == len(plan_)

@@ -124,13 +124,13 @@ def test_two_drivers_amend_one_commit() -> None:
     backend, run, _ = frozen_then_vanished()
     drivers = [run.again(backend.storage()) for _ in range(2)]
     errors = []
-    for one in drivers:
+    for driver in drivers:
         with pytest.raises(UploadsVanishedError) as caught:
-            publish(one)
-        one.ledger.void(caught.value.attempts)
+            publish(driver)
+        driver.ledger.void(caught.value.attempts)
         errors.append(caught.value)
-    for one, error in zip(drivers, errors, strict=True):
-        one.complete(1)
-        publish_run(one.storage, one.ledger, error)
+    for driver, error in zip(drivers, errors, strict=True):
+        driver.complete(1)
+        publish_run(driver.storage, driver.ledger, error)
         check_settled(backend)
     assert rows(visible(backend)) == list(range(6))

@@ -71,8 +71,8 @@ def test_manifests_assemble_to_the_lists_they_were_made_from(steps: list[str]) -
             assert fresh.added(number) == (lists[number] if added is None else added)
     for base in range(0, len(lists), 7):
         found = {one.name for one in TableLog(backend.storage(), OUTPUT).entries(base)}
-        later = {one.name for commits in lists[base + 1 :] for one in commits}
-        assert later <= found <= {one.name for commits in lists for one in commits}
+        later = {commit.name for commits in lists[base + 1 :] for commit in commits}
+        assert later <= found <= {commit.name for commits in lists for commit in commits}
         assert list(dict.fromkeys(found)) == list(found)
 
 
@@ -138,9 +138,9 @@ def as_before(backend: MemoryBackend) -> None:
     table_log = TableLog(backend.storage(), OUTPUT)
     for number in range(1, table_log.head()[0].current + 1):
         said = table_log.manifest(number).model_dump(exclude={"full"})
-        for one in said["commits"]:
+        for commit in said["commits"]:
             for name in ("window", "rule", "code", "inputs"):
-                del one[name]
+                del commit[name]
         backend.put(f"{MANIFESTS}{number}.json", json.dumps(said).encode())
 
 
@@ -191,7 +191,7 @@ def test_a_thousand_windows_in_groups() -> None:
         sizes.append(written)
     check_settled(backend)
     manifest = TableLog(backend.storage(), OUTPUT).manifest()
-    assert [one.window for one in manifest.commits] == labels
+    assert [commit.window for commit in manifest.commits] == labels
     assert run.ledger.published() == count // group
     # The last reads all that the run has published, to abort what was not chosen.
     half = len(calls) // 2

@@ -196,4 +196,4 @@ def test_the_report_is_stored_and_here(world: Days) -> None:
     assert f"chunkmap backfill retry {store.backfill}" in page
     said = json.loads(Path(local).with_name("report.json").read_text())
     assert (said["schema"], said["version"]) == ("chunkmap.backfill-report", 1)
-    assert [one["label"] for one in said["windows"] if one["state"] == "failed"] == BAD
+    assert [window["label"] for window in said["windows"] if window["state"] == "failed"] == BAD

@@ -106,7 +106,7 @@ def test_it_is_refused_before_anything_is_mapped_where_that_can_be_known(small: 
     first = run(small, columns={"a": "Int32"})
     with pytest.raises(SchemaChangedError, match="the job has other columns"):
         run(small, columns={"a": "Int64"})
-    assert [one.run for one in runs_of(small.storage, small.output)] == [first]
+    assert [record.run for record in runs_of(small.storage, small.output)] == [first]
     with pytest.raises(SchemaChangedError, match=r"run \w{16} has other columns"):
         run(small, "peeks", columns={"a": "Int64"})
     assert len(runs_of(small.storage, small.output)) == 2
@@ -361,7 +361,7 @@ def test_what_differs_is_told_by_name() -> None:
         "b: String / Date",
         "c: absent / Null",
     ]
-    assert [one.is_safe for one in differences(held, new)] == [False, False, True]
+    assert [change.is_safe for change in differences(held, new)] == [False, False, True]
     assert widen(held, new) is None
     assert widen(held, {"c": "Null", "a": "Int8"}) == {**held, "c": "Null"}
 

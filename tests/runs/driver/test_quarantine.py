@@ -84,7 +84,7 @@ def test_a_commit_tells_what_it_goes_without(small: Small) -> None:
     found = {row["uri"]: row for row in evidence(small.root)}
     assert sorted(found) == [f"file://{bad}", f"file://{worse}"]
     row = found[f"file://{bad}"]
-    objects = {one.uri: one for one in small.storage.objects(small.input)}
+    objects = {info.uri: info for info in small.storage.objects(small.input)}
     assert (row["etag"], row["size"]) == (objects[row["uri"]].etag, bad.stat().st_size)
     assert (row["row_groups"], row["run"]) == ([0, 1], summary.run)
     assert row["chunk"] in small.ledger(summary).plan().chunk_ids

@@ -94,7 +94,7 @@ def test_what_this_run_cannot_have_written_is_not_counted(
 
 def raw(run: Run, *lines: object, name: str = "b-hostile-0001") -> None:
     """Store lines as a segment, whatever they are."""
-    data = b"\n".join(one if isinstance(one, bytes) else orjson.dumps(one) for one in lines)
+    data = b"\n".join(line if isinstance(line, bytes) else orjson.dumps(line) for line in lines)
     run.storage.put(f"{run.ledger.prefix}completions/{name}.jsonl.zst", zstandard.compress(data))
 
 

@@ -122,7 +122,7 @@ def statistics_of(group: int) -> tuple[int, ...]:
 
 def with_bounds(footer: Node, group: int, low: bytes, high: bytes) -> Node:
     path = statistics_of(group)
-    found = {n: one for n, one in children(at(footer, path)) if n not in (1, 2, 5, 6)}
+    found = {n: process for n, process in children(at(footer, path)) if n not in (1, 2, 5, 6)}
     found |= {5: Node(BINARY, high), 6: Node(BINARY, low)}
     return replaced(footer, path, Node(STRUCT, tuple(sorted(found.items()))))
 
