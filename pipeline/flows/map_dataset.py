@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from threading import Thread
 from typing import Any
 from uuid import UUID
@@ -41,7 +41,7 @@ from pipeline.runs.driver.run import Listener, RunDriver
 from pipeline.runs.driver.summary import MapProgress, RunSummary
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.worker.reduce import Step
-from pipeline.storage import Storage, open_storage
+from pipeline.storage import open_storage
 from pipeline.table.errors import UploadsVanishedError
 
 ARTIFACT_SECONDS = 5.0
@@ -63,11 +63,6 @@ class FlowOptions:
     """The job, where the caller has it: its text is not parsed again."""
     ended: list[RunSummary | ChunkmapError] = field(default_factory=list)
     """The summary or error of the run, added when it ends, even if Prefect fails afterwards."""
-
-    @cached_property
-    def storage(self) -> Storage:
-        """The storage of the settings, opened once: making an S3 client takes 0.25 s."""
-        return open_storage(self.settings)
 
 
 _options: ContextVar[FlowOptions | None] = ContextVar("options", default=None)
@@ -91,9 +86,10 @@ def _current_options() -> FlowOptions:
 def plan_task(job_name: str, job: Job) -> PreparedRun:
     """Store the plan, or find the unfinished run of this job."""
     current = _current_options()
+    storage = open_storage(current.settings)
     context = FlowRunContext.get()
     mapper = cluster_mapper(context.task_runner) if context else None  # type: ignore[arg-type]
-    return plan_run(job, current.settings, current.storage, current.resume, mapper)
+    return plan_run(job, current.settings, storage, current.resume, mapper)
 
 
 @task(name="publish", task_run_name="publish {run}", **TASK_OPTIONS)
@@ -134,7 +130,7 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
     driver = RunDriver(
         job,
         current.settings,
-        current.storage,
+        open_storage(current.settings),
         planned,
         PrefectOrchestrator(),
         current.resume,
@@ -183,7 +179,8 @@ class PrefectOrchestrator(Orchestrator):
 
     @override
     def publish(self, ledger: Ledger, vanished: UploadsVanishedError | None) -> int:
-        call: Any = quote(partial(publish_run, _current_options().storage, ledger, vanished))
+        storage = open_storage(_current_options().settings)
+        call: Any = quote(partial(publish_run, storage, ledger, vanished))
         return publish_task(ledger.run, call)
 
     @override

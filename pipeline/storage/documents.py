@@ -32,10 +32,6 @@ BackfillId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
 
 Moment = Annotated[float, Field(ge=0.0, lt=253_402_300_800.0, allow_inf_nan=False)]
 """Time in Unix seconds that can be formatted: before the year 10,000."""
-CommitName = Annotated[
-    str,
-    StringConstraints(pattern=r"^[0-9a-f]{16}(-[0-9A-Za-z_%~+-]{0,200})?(\.[0-9]{1,9})?$"),
-]
 """Name of a commit: `<run>` or `<run>-<window>`, with `.<n>` for the n-th commit of that name."""
 LABEL_PATTERN: Final = r"^[0-9A-Za-z_%~+-]{0,200}$"
 """Label of a window, as `partitioning.windows` makes it. It becomes part of keys."""

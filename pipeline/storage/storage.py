@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from itertools import groupby
 from threading import Lock
 from typing import TypeVar
@@ -281,7 +281,7 @@ def open_storage(settings: Settings) -> Storage:
     A process has one client for the same settings and variables, because creating a client takes a
     quarter of a second, and because its requests are limited together.
     """
-    aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    aws = {name: value for name, value in os.environ.items() if "AWS_" in name}
     with _opened_lock:
         for s3, variables, storage in _opened:
             if s3 == settings.s3 and variables == aws:
@@ -309,7 +309,6 @@ def scan_options(settings: Settings, uri: str) -> dict[str, str]:
     return options | ({"aws_allow_http": "true"} if access.endpoint else {})
 
 
-@cache
 def own_storage() -> Storage:
-    """Open the storage for the settings of this process, once."""
+    """Open the storage for the settings of this process (see `open_storage`)."""
     return open_storage(load_settings())

@@ -15,8 +15,10 @@ import psutil
 from distributed import Client
 
 from pipeline.cluster.local import services
+from pipeline.cluster.local.credentials import prefect_password
 from pipeline.cluster.local.processes import HOST, answers, free_ports
 from pipeline.cluster.resources import ALLOWED_FAILURES, PRELOAD
+from pipeline.config.sections import PrefectSettings
 from tests.faults.world import Command, Process, Scenario, World, await_that
 
 DASK = {
@@ -129,7 +131,8 @@ def running_cluster(world: World) -> Iterator[Cluster]:
     prefect_port, scheduler_port = free_ports(2)
     root = _made(world.folder / "prefect-root")
     launch = services.prefect(root, (prefect_port,))
-    access = services.prefect_access(root, launch.address).environment()
+    given = {"api_url": launch.address, "auth_string": prefect_password(root)}
+    access = PrefectSettings.model_validate(given).environment()
     _made(launch.folder)
     prefect = Process("prefect", launch.command, launch.environment, world.folder)
     arguments = ("--host", HOST, "--port", str(scheduler_port), "--no-dashboard", "--no-show")

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from pipeline.runs.worker.chunk import open_run
-from pipeline.storage import own_storage
 from tests.faults.cluster import Cluster, running_cluster
 from tests.faults.world import Scenario, World, running_world
 
@@ -62,11 +61,9 @@ def inhabitant(world: World) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in world.environment("driver").items():
             patch.setenv(name, value)
-        for cached in (own_storage, open_run):
-            cached.cache_clear()
+        open_run.cache_clear()
         yield
-    for cached in (own_storage, open_run):
-        cached.cache_clear()
+    open_run.cache_clear()
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from pipeline.runs.backfill.records import BackfillResumeOptions
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.driver.run import run_serially
 from pipeline.runs.ledger.ledger import Ledger
-from pipeline.storage import open_storage, own_storage
+from pipeline.storage import open_storage
 from pipeline.table.scan import scan_output
 from tests.servers.launching import Server
 
@@ -58,9 +58,7 @@ def settings(seaweedfs: Server, tmp_path_factory: pytest.TempPathFactory) -> Ite
         }.items():
             patch.setenv(name, value)
         patch.syspath_prepend(SAMPLE)
-        own_storage.cache_clear()  # Made for these variables, as in a process of its own.
         yield load_settings()
-    own_storage.cache_clear()
 
 
 def expected() -> pl.DataFrame:

@@ -317,7 +317,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def both(
     seaweedfs: Server, elsewhere: Server, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Settings]]:
+) -> Callable[..., Settings]:
     """Settings of this process, in which the archive is on the other service."""
 
     def settings(**bucket: Any) -> Settings:
@@ -328,11 +328,9 @@ def both(
         monkeypatch.setenv("ARCHIVE_AWS_ACCESS_KEY_ID", elsewhere.key_id)
         monkeypatch.setenv("ARCHIVE_AWS_SECRET_ACCESS_KEY", elsewhere.secret)
         monkeypatch.setenv("CHUNKMAP_TRANSFORMS__ALLOW", "benchmarks")
-        own_storage.cache_clear()
         return load_settings()
 
-    yield settings
-    own_storage.cache_clear()
+    return settings
 
 
 def run(settings: Settings, source: str, target: str) -> Storage:

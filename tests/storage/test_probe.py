@@ -22,7 +22,6 @@ from pipeline.storage import (
     find_condition_problem,
     join,
     open_storage,
-    own_storage,
     require_conditional_writes,
 )
 from pipeline.table.log import TableLog
@@ -101,8 +100,6 @@ def test_a_single_writer_may_go_on(
         monkeypatch.setenv("CHUNKMAP_TRANSFORMS__ALLOW", '["tests.storage.test_probe"]')
         for name, value in settings.s3.environment().items():
             monkeypatch.setenv(name, value)
-        own_storage.cache_clear()
-        request.addfinalizer(own_storage.cache_clear)
         storage = open_storage(settings)
         job = job_in(prefix, storage)
         run_serially(job, settings, storage, ResumeOptions())

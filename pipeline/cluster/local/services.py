@@ -26,7 +26,7 @@ from pipeline.cluster.local.credentials import (
 )
 from pipeline.cluster.local.processes import HOST
 from pipeline.cluster.local.state import ServiceName
-from pipeline.config.sections import DaskSettings, PrefectSettings, S3Settings
+from pipeline.config.sections import DaskSettings, S3Settings
 from pipeline.config.settings import Settings
 from pipeline.errors import StackError, StorageError
 from pipeline.private import OTHER_USERS, make_folder
@@ -202,12 +202,6 @@ def prefect(root: Path, ports: tuple[int, ...]) -> Launch:
         password_file=str(root / PREFECT_PASSWORD),
         umask=OTHER_USERS,
     )
-
-
-def prefect_access(root: Path, address: str) -> PrefectSettings:
-    """Return the settings that reach the stack's Prefect server."""
-    settings = {"api_url": address, "auth_string": prefect_password(root)}
-    return PrefectSettings.model_validate(settings)
 
 
 def dask(root: Path, ports: tuple[int, ...], sizes: DaskSettings, s3_port: int) -> Launch:
