@@ -20,7 +20,7 @@ from partitioning.dtypes import (
     plain_arrow_schema,
 )
 from partitioning.filters import Filter
-from partitioning.footer_arrays import read_columns
+from partitioning.footer_arrays import Ints, read_columns
 from partitioning.footer_pattern import (
     FooterMatcher,
     UsualFooter,
@@ -256,9 +256,10 @@ class _Collector:
                 for group, count in enumerate(rows[start:stop]):
                     find = partial(columns.claims, footer, start, group)
                     batch.kept.append(layout.keeps(count, find, footer.created_by, item.live))
-                    values = columns.values[start + group].tolist()
-                    leaves = [leaf for leaf in layout.leaves if values[leaf.index]]
-                    batch.indexed.append(_are_indexed(footer, group, leaves, item.start))
+                    values = columns.values[start + group]
+                    batch.indexed.append(
+                        _are_indexed(footer, group, layout.leaves, values, item.start)
+                    )
             else:
                 self._add_any(item)
             start = stop
@@ -308,10 +309,14 @@ class _Collector:
         return self._layouts[key]
 
 
-def _are_indexed(footer: UsualFooter, group: int, leaves: Sequence[Leaf], end: int) -> bool:
-    """Whether some columns of a row group can be read by their pages."""
+def _are_indexed(
+    footer: UsualFooter, group: int, leaves: Sequence[Leaf], values: Ints, end: int
+) -> bool:
+    """Whether the columns of a row group that have values can be read by their pages."""
     first = group * len(footer.schema.leaves)
     for leaf in leaves:
+        if not values[leaf.index]:
+            continue
         index = footer.indexes[first + leaf.index]
         if not index:
             return False  # The usual case: most writers store no index.
