@@ -23,7 +23,8 @@ _PLAIN: Final = {
     for kind in (
         *(pl.Null, pl.Boolean, pl.String, pl.Binary, pl.Date, pl.Time, pl.Categorical),
         *(pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.Int128),
-        *(pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64, pl.Float32, pl.Float64),
+        *(pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64, pl.UInt128),
+        *(pl.Float16, pl.Float32, pl.Float64),
     )
 }
 
