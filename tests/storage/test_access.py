@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
-
 import pytest
 
 from pipeline.config.settings import Settings
 from pipeline.errors import ObjectMissingError
 from pipeline.storage import open_storage, parse
+from tests.servers.http import Handler, serve
 
 
-class NothingHere(BaseHTTPRequestHandler):
+class NothingHere(Handler):
     """A server that has no object, and notes what it is asked for."""
 
     asked: list[str]
@@ -20,10 +18,8 @@ class NothingHere(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.asked.append(parse(f"s3:/{self.path}").key)
         self.send_response(404)
+        self.send_header("Content-Length", "0")
         self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 @pytest.mark.parametrize("key", ["plain", "odd//key"], ids=["obstore", "s3fs"])
@@ -33,18 +29,9 @@ def test_the_settings_endpoint_wins_over_variables(
 ) -> None:
     """A nanny leaves the variables of its workers in its own process, for one."""
     asked: list[str] = []
-    handler = type("Handler", (NothingHere,), {"asked": asked})
-    server = HTTPServer(("127.0.0.1", 0), handler)
-    thread = Thread(target=server.serve_forever, daemon=True)
-    thread.start()
     monkeypatch.setenv(variable, "http://127.0.0.1:9")
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    s3 = {"endpoint_url": endpoint, "access_key_id": "a", "secret_access_key": "b"}
-    try:
+    with serve(NothingHere, asked=asked) as endpoint:
+        s3 = {"endpoint_url": endpoint, "access_key_id": "a", "secret_access_key": "b"}
         with pytest.raises(ObjectMissingError):
             open_storage(Settings.model_validate({"s3": s3})).head(f"s3://bucket/{key}")
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
     assert asked == [key]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import http.client
 import io
-import threading
 import uuid
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
 import polars as pl
@@ -15,60 +12,37 @@ import pytest
 
 from pipeline.config.settings import Settings
 from pipeline.storage import Storage, open_storage, scan_options
+from tests.servers.http import Proxy, serve
 from tests.servers.launching import BUCKET, Server
 
 HOST = "s3.test"
 
 
-class Forward(BaseHTTPRequestHandler):
+class _ByHost(Proxy):
     """An HTTP proxy, so that names need not resolve: the host's first label becomes the path's."""
 
-    protocol_version = "HTTP/1.1"
-    upstream: str
     hosts: set[str]
 
-    def _forward(self) -> None:
-        at = urlsplit(self.path)
-        assert at.hostname is not None
-        self.hosts.add(at.hostname)
-        path = self.path.partition(at.netloc)[2]
-        if at.hostname != HOST:
-            path = "/" + at.hostname.removesuffix("." + HOST) + path
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        server = http.client.HTTPConnection(urlsplit(self.upstream).netloc)
-        headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
-        server.request(self.command, path, body, headers)
-        reply = server.getresponse()
-        data = reply.read()
-        self.send_response(reply.status)
-        for name, value in reply.getheaders():
-            if name.lower() not in ("connection", "transfer-encoding", "server", "date"):
-                self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
-        server.close()
-
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _forward
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+    def forwarded(self, body: bytes) -> tuple[str, Mapping[str, str]]:
+        address = urlsplit(self.path)
+        assert address.hostname is not None
+        self.hosts.add(address.hostname)
+        path = self.path.partition(address.netloc)[2]
+        if address.hostname != HOST:
+            path = "/" + address.hostname.removesuffix("." + HOST) + path
+        return path, {k: v for k, v in self.headers.items() if k.lower() != "host"}
 
 
 @pytest.fixture
 def hosts(moto: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
     """Names of the hosts that requests went to."""
     hosts: set[str] = set()
-    handler = type("Handler", (Forward,), {"upstream": moto.endpoint, "hosts": hosts})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
+    with serve(_ByHost, behind=moto.endpoint, hosts=hosts) as proxy:
         for name in ("http_proxy", "HTTP_PROXY"):
-            monkeypatch.setenv(name, f"http://127.0.0.1:{server.server_port}")
+            monkeypatch.setenv(name, proxy)
         for name in ("no_proxy", "NO_PROXY"):
             monkeypatch.delenv(name, raising=False)
         yield hosts
-        server.shutdown()
-        thread.join()
 
 
 @pytest.mark.parametrize(

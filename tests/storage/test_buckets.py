@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import http.client
 import io
 import json
 import pickle
-import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import polars as pl
 import pytest
@@ -31,6 +27,7 @@ from pipeline.runs.driver.run import run_serially
 from pipeline.storage import Storage, StorageReader, open_storage, own_storage, scan_options
 from pipeline.table.scan import scan_output
 from tests.servers import launching
+from tests.servers.http import Proxy, serve
 from tests.servers.launching import BUCKET, Server
 
 ARCHIVE = "archive-2026"
@@ -141,48 +138,23 @@ class Recorder:
     """A server before another one that notes what it is asked."""
 
     server: Server
-    requests: list[Request] = field(default_factory=list)
-
-
-class _Recording(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    behind: Server
     requests: list[Request]
 
-    def _forward(self) -> None:
+
+class _Recording(Proxy):
+    requests: list[Request]
+
+    def forwarded(self, body: bytes) -> tuple[str, Mapping[str, str]]:
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.requests.append(Request(f"{self.command} {self.path}", headers))
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        server = http.client.HTTPConnection(urlsplit(self.behind.endpoint).netloc)
-        server.request(self.command, self.path, body, dict(self.headers.items()))
-        reply = server.getresponse()
-        data = reply.read()
-        self.send_response(reply.status)
-        for name, value in reply.getheaders():
-            if name.lower() not in ("connection", "transfer-encoding", "server", "date"):
-                self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
-        server.close()
-
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _forward
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        return super().forwarded(body)
 
 
 @pytest.fixture
 def recorder(moto: Server) -> Iterator[Recorder]:
-    recorder = Recorder(moto)
-    members = {"behind": moto, "requests": recorder.requests}
-    with ThreadingHTTPServer(("127.0.0.1", 0), type("H", (_Recording,), members)) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        endpoint = f"http://127.0.0.1:{server.server_port}"
-        recorder.server = Server("moto", endpoint, moto.key_id, moto.secret)
-        yield recorder
-        server.shutdown()
-        thread.join()
+    requests: list[Request] = []
+    with serve(_Recording, behind=moto.endpoint, requests=requests) as endpoint:
+        yield Recorder(replace(moto, endpoint=endpoint), requests)
 
 
 def use_all(settings: Settings, prefix: str) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -18,6 +16,7 @@ from pipeline.storage import RetryPolicy
 from pipeline.storage.s3_backend import S3Backend
 from pipeline.storage.s3_connection import Access
 from pipeline.table.log import TableLog
+from tests.servers.http import Handler, serve
 from tests.storage.conftest import PLACES, Place
 
 MANY = 1100
@@ -63,10 +62,9 @@ def test_cleaning_aborts_all_of_many_uploads(place: Place) -> None:
     assert place.storage.staged_under(place.uri("out/"), place.area) == []
 
 
-class Pages(BaseHTTPRequestHandler):
+class Pages(Handler):
     """Lists uploads in pages of 40, each server in its own way."""
 
-    protocol_version = "HTTP/1.1"
     uploads: ClassVar = [(f"out/{n // 2:03d}", f"id-{n * 7919 % 1000:04d}") for n in range(250)]
     way = ""
     asked: ClassVar[list[str]]
@@ -106,21 +104,13 @@ class Pages(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
-
 
 @pytest.fixture
 def pages(request: pytest.FixtureRequest) -> Iterator[tuple[S3Backend, list[str]]]:
     asked: list[str] = []
-    handler = type("Handler", (Pages,), {"way": request.param, "asked": asked})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        access = Access(f"http://127.0.0.1:{server.server_port}", key_id="a", secret="b")
+    with serve(Pages, way=request.param, asked=asked) as endpoint:
+        access = Access(endpoint, key_id="a", secret="b")
         yield S3Backend(access, RetryPolicy(attempts=1)), asked
-        server.shutdown()
-        thread.join()
 
 
 @pytest.mark.parametrize("pages", ["amazon", "seaweedfs", "key alone"], indirect=True)
