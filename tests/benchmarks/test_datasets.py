@@ -130,4 +130,4 @@ def test_what_must_come_out_is_kept(small: Dataset, tmp_path: Path) -> None:
 
 
 def test_datasets_have_three_sizes() -> None:
-    assert all(set(one.makers) == {"s", "m", "l"} for one in DATASETS.values())
+    assert all(set(dataset.makers) == {"s", "m", "l"} for dataset in DATASETS.values())

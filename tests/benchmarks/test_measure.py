@@ -66,7 +66,7 @@ def test_a_wrong_peer_is_told_and_its_time_does_not_count(
     wrong, right = MadeUp("polars", writes, lambda call: 0.001), MadeUp("chunkmap")
     contenders = [contender(wrong), contender(right)]
     found = measure(storage, conditions(tmp_path), WORKLOAD, card(), contenders, expected=EXPECTED)
-    assert [one.state for one in found] == ["wrong", "ok"]
+    assert [result.state for result in found] == ["wrong", "ok"]
     assert words in found[0].error
     assert len(wrong.calls) == 1, "it was measured again although it was wrong"
     (compared,) = comparisons(record(*found))
@@ -83,7 +83,7 @@ def test_a_failing_peer_is_told_and_the_others_go_on(storage: Storage, tmp_path:
         [contender(failing), contender(right)],
         expected=EXPECTED,
     )
-    assert [(one.state, one.error) for one in found] == [
+    assert [(result.state, result.error) for result in found] == [
         ("failed", "MemoryError: too much"),
         ("ok", ""),
     ]
@@ -113,7 +113,7 @@ def test_rounds_are_interleaved(storage: Storage, tmp_path: Path) -> None:
     contenders = [contender(MadeUp(name, order=order)) for name in names]
     measure(storage, conditions(tmp_path, 4), WORKLOAD, card(), contenders, expected=EXPECTED)
     rounds = [tuple(order[start : start + 3]) for start in range(0, 12, 3)]
-    assert all(sorted(one) == sorted(names) for one in rounds)
+    assert all(sorted(order) == sorted(names) for order in rounds)
     assert len(set(rounds)) > 1, "the same order each time favours whoever comes after whom"
 
 
@@ -175,5 +175,5 @@ def test_a_peer_with_a_limit_is_given_fewer_tasks(storage: Storage, tmp_path: Pa
         [contender(slow), contender(fast)],
         tasks=10_000,
     )
-    assert [one.tasks for one in found] == [200, 10_000]
+    assert [result.tasks for result in found] == [200, 10_000]
     assert (slow.calls[0].tasks, fast.calls[0].tasks) == (200, 10_000)

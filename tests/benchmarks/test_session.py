@@ -72,7 +72,9 @@ def test_every_peer_is_in_the_main_suite() -> None:
     assert {"chunkmap", *ALL} == set(PEERS)
 
 
-@pytest.mark.parametrize("name", [one.name for one in WORKLOADS.values() if one.peers])
+@pytest.mark.parametrize(
+    "name", [workload.name for workload in WORKLOADS.values() if workload.peers]
+)
 def test_each_comparison_has_three_warm_samples(name: str) -> None:
     assert name == "backfill" or WORKLOADS[name].iterations > 3  # That one takes a minute.
 

@@ -50,7 +50,7 @@ def free(**changes: float) -> Parameters:
         "prices": dict.fromkeys(Prices.model_fields, 0.0),
     }
     for name, value in changes.items():
-        section = next(one for one in SECTIONS if name in sections[one])
+        section = next(section for section in SECTIONS if name in sections[section])
         sections[section][name] = value
     return Parameters.model_validate(sections)
 

@@ -117,7 +117,7 @@ def test_a_harness_that_is_told_to_stop_stops_its_subject(tmp_path: Path) -> Non
         assert harness.wait(30) == 128 + signal.SIGTERM
     _, alive = psutil.wait_procs(started, timeout=10)
     # A zombie waits for its new parent to reap it.
-    assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_memory_and_cpu_of_the_whole_tree_are_seen(tmp_path: Path) -> None:

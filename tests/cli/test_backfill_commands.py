@@ -139,7 +139,9 @@ def test_create_drives_and_is_one(terminal: Terminal) -> None:
     told = terminal.object("create", job)
     assert told["state"] == "nothing to do"
     listed = terminal.object("list")["backfills"]
-    assert [(one["state"], one["done"], one["todo"]) for one in listed] == [("done", 8, 8)]
+    assert [(backfill["state"], backfill["done"], backfill["todo"]) for backfill in listed] == [
+        ("done", 8, 8)
+    ]
     assert "is done" in terminal.give("resume", terminal.only().backfill[:4])
     assert terminal.only().backfill in terminal.give("status", "last")
 

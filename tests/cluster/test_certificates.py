@@ -29,7 +29,9 @@ def test_an_authority_and_three_certificates_of_it(tmp_path: Path) -> None:
         certificate.verify_directly_issued_by(ca)
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         assert "dask-scheduler" in names.get_values_for_type(x509.DNSName)
-        assert [str(one) for one in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.5"]
+        assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == [
+            "10.0.0.5"
+        ]
 
 
 def test_keys_are_for_their_owner_alone(tmp_path: Path) -> None:

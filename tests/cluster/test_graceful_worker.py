@@ -105,10 +105,10 @@ def test_lines_say_which_run_batch_and_chunk_they_are_about() -> None:
     case = Case(telling)
     with logs.log_ids(run=case.context.record.run, batch=ALL.name):
         case.map()
-    assert [one["chunk"] for one in seen] == [
+    assert [line["chunk"] for line in seen] == [
         chunk.id for chunk in case.context.plan.chunks(range(6))
     ]
-    assert {(one["run"], one["batch"]) for one in seen} == {(case.context.record.run, ALL.name)}
+    assert {(line["run"], line["batch"]) for line in seen} == {(case.context.record.run, ALL.name)}
     assert logs.current_ids() == {}
 
 

@@ -110,7 +110,7 @@ class Cluster:
 
     def _described(self, ids: str) -> list[Container]:
         found = json.loads(self.engine("inspect", *ids.split())) if ids.strip() else []
-        return [Container(one["Id"], one) for one in found]
+        return [Container(container["Id"], container) for container in found]
 
     def await_healthy(self, service: str, count: int = 1, seconds: float = UP_SECONDS) -> None:
         """Until so many containers of a service are healthy."""

@@ -45,8 +45,11 @@ def built(engine: Engine) -> dict[str, images.Built]:
         target: images.build(engine, target, tag)
         for target, tag in (("chunkmap", "chunkmap:0.1.0"), ("s3", "chunkmap-s3:0.1.0"))
     }
-    for one in made.values():
-        print(f"\n{one.tag}: {one.bytes / 1e6:.0f} MB, built in {one.seconds:.0f} s", flush=True)
+    for client in made.values():
+        print(
+            f"\n{client.tag}: {client.bytes / 1e6:.0f} MB, built in {client.seconds:.0f} s",
+            flush=True,
+        )
     return made
 
 

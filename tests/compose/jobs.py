@@ -27,7 +27,7 @@ def put_daily_objects(s3: S3, prefix: str, days: int, each: int) -> pl.DataFrame
     """The same by days, some objects each: windows of a backfill."""
     first = date(2024, 1, 1)
     folders = [f"{prefix}/ds={first + timedelta(days=day)}" for day in range(days)]
-    return _put(s3, (f"{one}/{number}.parquet" for one in folders for number in range(each)))
+    return _put(s3, (f"{folder}/{number}.parquet" for folder in folders for number in range(each)))
 
 
 def _put(s3: S3, keys: Iterable[str]) -> pl.DataFrame:

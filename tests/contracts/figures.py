@@ -20,7 +20,7 @@ def main() -> None:
         for node in ast.walk(ast.parse(text)):
             where = f"{path.relative_to(ROOT)}:{getattr(node, 'name', '')}"
             if isinstance(node, ast.ClassDef):
-                fields = sum(isinstance(one, ast.AnnAssign) for one in node.body)
+                fields = sum(isinstance(statement, ast.AnnAssign) for statement in node.body)
                 classes.append((_lines(node), fields, where))
             elif isinstance(node, _FUNCTIONS):
                 functions.append((_lines(node), where))

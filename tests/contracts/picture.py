@@ -21,11 +21,15 @@ _PICTURE = re.compile(r"(?<=<!-- rooms -->\n)```mermaid\n.*?```\n", re.DOTALL)
 def rooms() -> list[list[str]]:
     """The rooms of each level, top first."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]
-    layers = {one["id"]: one["layers"] for one in contracts["contracts"] if "layers" in one}
+    layers = {
+        contract["id"]: contract["layers"]
+        for contract in contracts["contracts"]
+        if "layers" in contract
+    }
     levels = []
     for layer in layers["rooms"]:
         inner = layers["runs"] if layer == "pipeline.runs" else [layer]
-        levels += [re.split(r" *[|:] *", one) for one in inner]
+        levels += [re.split(r" *[|:] *", level) for level in inner]
     return levels
 
 

@@ -25,7 +25,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 def variables(settings: Settings) -> dict[str, Any]:
-    return {one["name"]: one for one in settings.dask.cluster_kwargs["env"]}
+    return {variable["name"]: variable for variable in settings.dask.cluster_kwargs["env"]}
 
 
 def test_no_secret_is_in_it(settings: Settings) -> None:

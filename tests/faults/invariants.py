@@ -36,7 +36,7 @@ def read_all(scenario: Scenario, uri: str) -> Seen:
     """Every object under a prefix, as a plain glob would read it."""
     storage = scenario.storage
     found = sorted(info.uri for info in storage.objects(uri))
-    frames = [pl.read_parquet(io.BytesIO(storage.get(one).data)) for one in found]
+    frames = [pl.read_parquet(io.BytesIO(storage.get(uri).data)) for uri in found]
     return Seen(pl.concat(frames) if frames else pl.DataFrame(), {k[len(uri) :] for k in found})
 
 

@@ -54,8 +54,12 @@ def own(cluster: Cluster) -> Cluster:
 def uploads(scenario: Scenario) -> Counter[str]:
     """How often each output was staged, in either way, by file name."""
     found = [request for request, _ in scenario.world.proxy.log]
-    begun = [one.path for one in found if one.kind == "CreateMultipartUpload"]
-    copied = [one.path for one in found if one.kind == "PutObject" and "/staged/" in one.path]
+    begun = [request.path for request in found if request.kind == "CreateMultipartUpload"]
+    copied = [
+        request.path
+        for request in found
+        if request.kind == "PutObject" and "/staged/" in request.path
+    ]
     keys = [*begun, *(path.rpartition(".")[0] for path in copied)]
     return Counter(key.rpartition("/")[2] for key in keys)
 

@@ -138,7 +138,7 @@ def state(type_: Any, at: float, name: str = "") -> StateReport:
 
 def occurred(events: list[bytes]) -> list[tuple[str, datetime]]:
     found = [json.loads(event) for event in events]
-    return [(one["event"], datetime.fromisoformat(one["occurred"])) for one in found]
+    return [(event["event"], datetime.fromisoformat(event["occurred"])) for event in found]
 
 
 @pytest.mark.parametrize("off", [-1e6, -1e18, 0.0, 1e6, 1e300])

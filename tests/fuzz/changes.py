@@ -142,12 +142,12 @@ def _elements(node: Node, random: Random, times: int) -> Node:
 
 
 def _other_kind(node: Node, random: Random) -> Node:
-    kinds = [
+    others = [
         Node(I64, random.choice((0, 1, 7))), Node(BINARY, b"text"), Node(TRUE, None),
         Node(DOUBLE, b"\0" * 8), Node(STRUCT, ()), Node(LIST, (), I64),
         Node(LIST, ((0, Node(BINARY, b"x")),), BINARY),
     ]  # fmt: skip
-    return random.choice([one for one in kinds if one.kind != node.kind])
+    return random.choice([other for other in others if other.kind != node.kind])
 
 
 def _nested(node: Node, random: Random) -> Node:

@@ -137,7 +137,9 @@ def _terms(job: dict[str, Any], original: pl.DataFrame | None) -> list[Term]:
         return []
     known = original[name].drop_nulls()
     first = [known[0]] if known.len() else []
-    equal = [Term(name, "==", one) for one in first if isinstance(one, str | bytes | int | float)]
+    equal = [
+        Term(name, "==", value) for value in first if isinstance(value, str | bytes | int | float)
+    ]
     return [*equal, Term(name, "is null")]
 
 

@@ -162,5 +162,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple | pl.Series):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     return value

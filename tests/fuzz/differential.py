@@ -59,8 +59,8 @@ def find(folder: Path) -> list[Path]:
 def table(found: list[Compared]) -> str:
     """Return outcomes with their counts, then the files that are not equal."""
     kinds: dict[str, list[Compared]] = {}
-    for one in found:
-        kinds.setdefault(one.outcome, []).append(one)
+    for finding in found:
+        kinds.setdefault(finding.outcome, []).append(finding)
     ordered = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
     lines = [f"{len(ones):8,}  {outcome}" for outcome, ones in ordered]
     for outcome, ones in ordered:
@@ -69,7 +69,7 @@ def table(found: list[Compared]) -> str:
         lines.append(f"\n{outcome}:")
         # What fails is told of in full; what is refused, by examples.
         shown = ones if ones[0].is_failure else ones[:_SHOWN]
-        lines += [f"  {one.path}: {one.detail}{_broken(one)}" for one in shown]
+        lines += [f"  {finding.path}: {finding.detail}{_broken(finding)}" for finding in shown]
         if len(shown) < len(ones):
             lines.append(f"  … and {len(ones) - len(shown):,} more (--json lists all)")
     return "\n".join(lines)
@@ -87,13 +87,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="limit of each stage")
     options = parser.parse_args()
     found = []
-    for one in compare(find(options.folder), options.seconds):
-        found.append(one)
+    for finding in compare(find(options.folder), options.seconds):
+        found.append(finding)
         if options.json:
-            print(json.dumps(asdict(one)), flush=True)
+            print(json.dumps(asdict(finding)), flush=True)
     if not options.json:
         print(table(found) if found else f"no Parquet file below {options.folder}")
-    return any(one.is_failure for one in found) or not found
+    return any(finding.is_failure for finding in found) or not found
 
 
 if __name__ == "__main__":

@@ -199,10 +199,10 @@ def test_nobody_at_the_address(world: World) -> None:
     """Nothing listens there, or what listens says nothing: known when the time is up."""
     short = {"CHUNKMAP_PREFECT__CONNECT_TIMEOUT": "2", "CHUNKMAP_DASK__CONNECT_TIMEOUT": "2"}
     with socket.socket() as closed, socket.socket() as mute:
-        for one in (closed, mute):
-            one.bind(("127.0.0.1", 0))
+        for listener in (closed, mute):
+            listener.bind(("127.0.0.1", 0))
         mute.listen()
-        nobody, silent = (f"127.0.0.1:{one.getsockname()[1]}" for one in (closed, mute))
+        nobody, silent = (f"127.0.0.1:{listener.getsockname()[1]}" for listener in (closed, mute))
         cases = (
             ({"PREFECT_API_URL": f"http://{nobody}/api"}, "Prefect server", nobody),
             ({"CHUNKMAP_DASK__SCHEDULER": f"tcp://{silent}"}, "Dask scheduler", silent),
@@ -219,7 +219,7 @@ def test_nobody_at_the_address(world: World) -> None:
                 pool.submit(world.chunkmap, "run", name, "--json", **short, **variables)
                 for variables, _, _ in cases
             ]
-            answers = [one.result() for one in asked]
+            answers = [answer.result() for answer in asked]
     for (_, thing, address), refused in zip(cases, answers, strict=True):
         assert refused.code == 2, refused.err
         assert refused.data["error"] == "EngineUnavailableError"

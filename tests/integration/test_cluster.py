@@ -171,7 +171,7 @@ def test_log_lines_have_ids(cluster: OwnCluster, ran: dict[str, Any]) -> None:
 
 def test_doctor_finds_nothing_wrong(cluster: OwnCluster) -> None:
     found = findings(cluster, "--output", "s3://demo/out/examined/", code=0)
-    assert {one["level"] for one in found.values()} <= {"ok", "warning"}
+    assert {check["level"] for check in found.values()} <= {"ok", "warning"}
     for name in ("Prefect", "Dask", "versions", "clocks", "TLS", "S3, from here"):
         assert found[name]["level"] == "ok", found[name]
     assert found["S3, from workers"]["level"] == "ok"

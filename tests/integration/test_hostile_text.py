@@ -79,5 +79,5 @@ def test_every_look_at_a_run_that_failed(world: World, terminal: bool) -> None:
 
 def world_run(world: World, uri: str) -> str:
     answer = world.chunkmap("status", "-o", uri, "--json")
-    [run] = [one for one in answer.data["runs"] if one["job"].startswith("hostile")]
+    [run] = [run for run in answer.data["runs"] if run["job"].startswith("hostile")]
     return str(run["run"])

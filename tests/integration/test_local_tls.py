@@ -38,7 +38,7 @@ def test_a_runs_own_cluster(tmp_path: Path) -> None:
 def test_the_stacks_cluster_has_certificates_of_its_own(tmp_path: Path) -> None:
     launch = services.dask(tmp_path, (1111, 2222), settings(tmp_path / "users"), 3333)
     assert launch.address == "tls://127.0.0.1:1111"
-    request = json.loads(next(one for one in launch.command if one.startswith("{")))
+    request = json.loads(next(word for word in launch.command if word.startswith("{")))
     assert request["tls"] == credentials.tls_settings(tmp_path, "worker")
     assert all(Path(path).is_relative_to(tmp_path / "tls") for path in request["tls"].values())
     assert all(Path(path).exists() for path in request["tls"].values())

@@ -85,7 +85,7 @@ class Guarded:
 
     def states(self, task_run: str) -> list[tuple[str, datetime]]:
         found = self.ask("GET", f"task_run_states/?task_run_id={task_run}")
-        states = [(one["type"], datetime.fromisoformat(one["timestamp"])) for one in found]
+        states = [(state["type"], datetime.fromisoformat(state["timestamp"])) for state in found]
         return sorted(states, key=lambda state: state[1])
 
     def knocked(self) -> bool:
@@ -189,9 +189,13 @@ def test_no_worker_asked_prefect_or_started_one(guarded: Guarded, done: dict[str
         peers = [connection.raddr for process in tree for connection in process.net_connections()]
         called = {getattr(peer, "port", None) for peer in peers}
         assert guarded.cluster.port in called and port not in called
-        commands = " ".join(" ".join(one.cmdline()) for one in tree)
+        commands = " ".join(" ".join(process.cmdline()) for process in tree)
         assert "prefect.server" not in commands and "uvicorn" not in commands
-        variables = [one.environ() for one in tree if "multiprocessing" in " ".join(one.cmdline())]
+        variables = [
+            process.environ()
+            for process in tree
+            if "multiprocessing" in " ".join(process.cmdline())
+        ]
         assert not any(AUTH in str(variable) for variable in variables)
 
 

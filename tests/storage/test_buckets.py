@@ -214,12 +214,12 @@ def test_the_owner_is_said_in_each_request_of_ours(recorder: Recorder) -> None:
         for request in recorder.requests
         if "polars" not in request.headers.get("user-agent", "")
     ]
-    with_it = [one for one in ours if one.headers.get(name) == OWNER]
+    with_it = [request for request in ours if request.headers.get(name) == OWNER]
     assert len(with_it) > 50
-    without = {one.action for one in ours if name not in one.headers}
+    without = {request.action for request in ours if name not in request.headers}
     assert all("shown.parquet" in action for action in without), without
     # S3 refuses such a header when the signature does not cover it.
-    assert not [one.action for one in with_it if name not in one.signed]
+    assert not [request.action for request in with_it if name not in request.signed]
 
 
 def test_what_is_written_is_encrypted_by_the_key(recorder: Recorder, moto: Server) -> None:

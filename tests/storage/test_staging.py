@@ -104,7 +104,9 @@ def test_all_that_is_staged_below_a_prefix_is_found(place: Place) -> None:
     done = stage(place, "t/done", b"x")
     place.storage.complete([done])
     found = place.storage.staged_under(place.uri("t/"), place.area)
-    assert {(one.uri, one.upload) for one in found} == {(s.uri, s.upload) for s in staged[:2]}
+    assert {(upload.uri, upload.upload) for upload in found} == {
+        (s.uri, s.upload) for s in staged[:2]
+    }
     place.storage.abort(found)
     assert place.storage.staged_under(place.uri("t/"), place.area) == []
     assert place.storage.missing(staged) == staged[:2]

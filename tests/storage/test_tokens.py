@@ -38,11 +38,11 @@ def test_folders_of_all_chunks_are_those_of_each(
     plan = plan_dataset(request, DictReader(objects)).plan
     some = [i for i in range(len(plan)) if order.random() < 0.7]
     order.shuffle(some)
-    for one in (plan, plan.take(some)):
+    for part in (plan, plan.take(some)):
         expected = [
-            output_uri("", "r", chunk, "a" * 32).rpartition("part-")[0] for chunk in one.chunks()
+            output_uri("", "r", chunk, "a" * 32).rpartition("part-")[0] for chunk in part.chunks()
         ]
-        assert folders_of(one).to_list() == expected
+        assert folders_of(part).to_list() == expected
 
 
 def test_folders_of_a_plan_without_partitions() -> None:

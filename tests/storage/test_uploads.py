@@ -49,8 +49,8 @@ def test_all_of_many_uploads_are_found(place: Place) -> None:
     begin(place, [f"other/{n}" for n in range(30)])
     found = place.storage.staged_under(place.uri("out/"), place.area)
     assert len(found) == MANY
-    assert {(one.uri, one.upload) for one in found} == own
-    assert all(one.created > 0 for one in found)
+    assert {(upload.uri, upload.upload) for upload in found} == own
+    assert all(upload.created > 0 for upload in found)
 
 
 @pytest.mark.integration

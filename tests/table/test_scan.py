@@ -70,7 +70,7 @@ def test_manifests_assemble_to_the_lists_they_were_made_from(steps: list[str]) -
             added = lists[number][len(lists[number - 1]) :] if kept and not back else None
             assert fresh.added(number) == (lists[number] if added is None else added)
     for base in range(0, len(lists), 7):
-        found = {one.name for one in TableLog(backend.storage(), OUTPUT).entries(base)}
+        found = {entry.name for entry in TableLog(backend.storage(), OUTPUT).entries(base)}
         later = {commit.name for commits in lists[base + 1 :] for commit in commits}
         assert later <= found <= {commit.name for commits in lists for commit in commits}
         assert list(dict.fromkeys(found)) == list(found)

@@ -123,7 +123,7 @@ def test_down_without_a_stack_makes_no_folder(tmp_path: Path) -> None:
 
 def test_status_without_a_stack_is_stopped(tmp_path: Path) -> None:
     found = status(Settings(state_dir=tmp_path / "none"))
-    assert [(one.name, one.state) for one in found] == [
+    assert [(service.name, service.state) for service in found] == [
         ("s3", "stopped"),
         ("prefect", "stopped"),
         ("dask", "stopped"),

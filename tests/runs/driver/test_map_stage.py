@@ -136,7 +136,7 @@ def test_one_round_is_enough_when_nothing_goes_wrong() -> None:
     assert set(engine.times().values()) == {1}
     assert seen[-1].done == 40
     assert seen[-1].rows_in == seen[-1].rows_out == 80
-    assert [one.done for one in seen] == sorted(one.done for one in seen)
+    assert [progress.done for progress in seen] == sorted(progress.done for progress in seen)
     assert work.batches == seen[-1].batches == len(engine.batches)
 
 

@@ -85,7 +85,7 @@ def test_history_tells_windows(tmp_path: Path, capsys: pytest.CaptureFixture[str
     rollback(TableLog(run.storage, run.ledger.output))
     history(run.ledger.output, None, as_json=True)
     said = json.loads(capsys.readouterr().out)["manifests"]
-    assert [(one["number"], [c["window"] for c in one["commits"]]) for one in said] == [
+    assert [(line["number"], [c["window"] for c in line["commits"]]) for line in said] == [
         (4, days(1, 2)), (3, days(3)), (2, days(2)), (1, days(1))]  # fmt: skip
     history(run.ledger.output, None, as_json=False)
     shown = capsys.readouterr().out

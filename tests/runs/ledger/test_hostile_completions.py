@@ -227,7 +227,7 @@ def test_what_was_staged_in_a_linked_folder_is_refused(local: Scene) -> None:
     before = sorted(moved.iterdir())
     for call in (
         lambda: publish_run(local.driver, driver.ledger),
-        lambda: local.driver.abort([_token(one) for one in done]),
+        lambda: local.driver.abort([_token(completion) for completion in done]),
     ):
         with pytest.raises(StateError, match="symbolic link"):
             call()

@@ -212,9 +212,9 @@ def test_folding_changes_nothing(steps: list[tuple[str, int]]) -> None:
             reader = run.again(run.storage)
         progress = reader.ledger.read()
         rows = pl.concat([progress.completions, progress.duplicates])
-        assert sorted(rows["attempt"]) == sorted(one.attempt for one in done)
+        assert sorted(rows["attempt"]) == sorted(completion.attempt for completion in done)
         assert progress.failures.height == failures
-        assert progress.left(5) == sorted(set(range(5)) - {one.index for one in done})
+        assert progress.left(5) == sorted(set(range(5)) - {completion.index for completion in done})
     assert run.again(run.storage).ledger.read().left(5) == reader.ledger.read().left(5)
 
 

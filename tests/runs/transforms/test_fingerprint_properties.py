@@ -75,25 +75,27 @@ def sources(program: list[Definition], values: dict[int, int], order: list[int])
     """The program's modules, its definitions in an order."""
     heads = {f"m{number}": ["import functools"] for number in range(MODULES)}
     bodies: dict[str, list[str]] = {name: [] for name in heads}
-    for one in (program[number] for number in order):
-        name = f"m{one.module}"
+    for node in (program[number] for number in order):
+        name = f"m{node.module}"
         words = []
-        for other, how in one.uses:
+        for other, how in node.uses:
             module = program[other].module
-            if module == one.module:
+            if module == node.module:
                 words.append(f"N{other}")
                 continue
             statement, word = IMPORTS[how]
             heads[name].append(statement.format(m=module, id=other))
             words.append(word.format(m=module, id=other))
         uses = ", ".join(words) or "0"
-        bodies[name].append(one.form.format(id=one.id, value=values.get(one.id, 1), uses=uses))
+        bodies[name].append(node.form.format(id=node.id, value=values.get(node.id, 1), uses=uses))
     plain = "def plain(function):\n    return function"
     found = {
         name: "\n\n".join([*dict.fromkeys(heads[name]), plain, *bodies[name]]) + "\n"
         for name in heads
     }
-    found["exports"] = "\n".join(f"from .m{one.module} import N{one.id}" for one in program) + "\n"
+    found["exports"] = (
+        "\n".join(f"from .m{node.module} import N{node.id}" for node in program) + "\n"
+    )
     return found
 
 
@@ -130,6 +132,6 @@ def test_exactly_what_is_reached_counts(
         folder.write(sources(program, {edited: 2}, natural))
         changed = folder.of(name=name) != before
         assert changed is (edited in reached(program)), f"N{edited} was edited"
-    if all("if " not in one.form and "try" not in one.form for one in program):
+    if all("if " not in node.form and "try" not in node.form for node in program):
         folder.write(sources(program, {}, data.draw(st.permutations(natural))))
         assert folder.of(name=name) == before, "only the order changed"

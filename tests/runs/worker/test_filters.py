@@ -251,7 +251,7 @@ def holds(op: str, row: Any, value: Any, name: str) -> bool:
         return False
     mine = number(row, name)
     if op in ("in", "not in"):
-        return any(mine == number(one, name) for one in value) == (op == "in")
+        return any(mine == number(item, name) for item in value) == (op == "in")
     other = number(value, name)
     return bool(
         {
