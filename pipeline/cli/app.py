@@ -195,7 +195,7 @@ def history(output: Output, environment: Environment = None, json: Json = False)
 def rollback(
     output: Output,
     to: Annotated[
-        int | None, typer.Option(help="Number of a manifest; default the previous.")
+        int | None, typer.Option(help="Number of a manifest; default the previous version.")
     ] = None,
     environment: Environment = None,
     json: Json = False,

@@ -121,8 +121,17 @@ def history(output: str, environment: str | None, *, as_json: bool) -> None:
     by_windows = any(entry.window for _, new in added for entry in new)
     rows = [_history_row(manifest, new, by_windows=by_windows) for manifest, new in added]
     windows = ("windows",) if by_windows else ()
-    names = ("manifest", "published", "mode", "run", *windows, "files", "rows", "bytes")
+    names = ("manifest", "published", "action", "run", *windows, "files", "rows", "bytes")
     out.print(columns(names, rows, right=("files", "rows", "bytes")))
+
+
+_ACTIONS = {
+    "error": "publish",
+    "append": "append",
+    "overwrite": "overwrite",
+    "overwrite-partitions": "overwrite partitions",
+}
+"""What a commit of each output mode did. Mode `error` publishes to an output without files."""
 
 
 def _history_row(
@@ -142,7 +151,7 @@ def _history_row(
     return (
         manifest.number,
         when,
-        ", ".join(dict.fromkeys(entry.mode for entry in new)),
+        ", ".join(dict.fromkeys(_ACTIONS.get(entry.mode, entry.mode) for entry in new)),
         ", ".join(dict.fromkeys(entry.run for entry in new)),
         *([windows] if by_windows else []),
         f"{sum(entry.files for entry in new):,}",
@@ -157,11 +166,13 @@ def rollback(output: str, to: int | None, environment: str | None, *, as_json: b
     from pipeline.table.log import TableLog
 
     table_log = TableLog(open_storage(load_settings(environment)), output)
+    before = table_log.head()[0].current
     manifest = publishing.rollback(table_log, to)
     if as_json:
         print_json(manifest.model_dump())
         return
     say(f"{table_log.output}: manifest {manifest.number} has the files of {manifest.rollback_of}")
+    say(f"to undo it: chunkmap rollback {table_log.output} --to {before}", mark="[dim]")
 
 
 def vacuum(

@@ -29,6 +29,7 @@ from pipeline.table.claims import (
 )
 from pipeline.table.errors import (
     CommitsConflictError,
+    FilesMissingError,
     UploadsVanishedError,
     foreign_claim,
 )
@@ -335,7 +336,8 @@ def rollback(table_log: TableLog, number: int | None = None) -> Manifest:
 
     Args:
         table_log: Table log of the output.
-        number: Number of the manifest; default the version before the current.
+        number: Number of the manifest; default the version before the one that is current, so that
+            a second rollback goes further back.
 
     Raises:
         UsageError: There is no such manifest.
@@ -345,6 +347,12 @@ def rollback(table_log: TableLog, number: int | None = None) -> Manifest:
         current = finish_open_claim(table_log)
         head, etag = table_log.head()
         target = _version_before(table_log, current) if number is None else number
+        if number is None and target < 0:
+            raise UsageError(
+                f"{table_log.output} is empty, as before its first publish: there is no version "
+                "before that",
+                hint=f"list the versions: chunkmap history {table_log.output}",
+            )
         if not 0 <= target < current.number:
             raise UsageError(
                 f"{table_log.output} has no manifest {target} before the current manifest "
@@ -355,8 +363,16 @@ def rollback(table_log: TableLog, number: int | None = None) -> Manifest:
             continue
         # A process that was suspended may delete copies of expired versions at any moment, but
         # never those of kept versions.
-        oldest = current.number - kept_versions(current) + 1
-        locate(table_log, table_log.manifest(target), oldest)
+        kept = kept_versions(current)
+        try:
+            locate(table_log, table_log.manifest(target), current.number - kept + 1)
+        except FilesMissingError as error:
+            error.hint = (
+                f"the output keeps replaced files of {kept} earlier "
+                f"{'version' if kept == 1 else 'versions'} (output.keep_versions); choose a later "
+                f"one: chunkmap history {table_log.output}"
+            )
+            raise
         with suppress(PreconditionFailedError, AlreadyExistsError):
             claim = Claim(base=current.number, rollback=target)
             table_log.move_head(Head(current=current.number, publishing=claim), etag)
@@ -364,11 +380,25 @@ def rollback(table_log: TableLog, number: int | None = None) -> Manifest:
 
 
 def _version_before(table_log: TableLog, manifest: Manifest) -> int:
-    """Return the version before a manifest; manifests of repairs are skipped, as none has files."""
-    number = manifest.number
-    while any(entry.mode == "release" for entry in table_log.manifest(number).commits[-1:]):
-        number -= 1
-    return number - 1
+    """Return the version before the one whose files a manifest has.
+
+    A manifest of a rollback stands for the version that it restored, so that a second rollback goes
+    further back; a repair adds no files, so its manifest stands for the one before it.
+    """
+    return _version_of(table_log, manifest.number) - 1
+
+
+def _version_of(table_log: TableLog, number: int) -> int:
+    """Return the number of the publish whose files a manifest has; 0 for an empty output."""
+    while number > 0:
+        manifest = table_log.manifest(number)
+        if manifest.rollback_of is not None:
+            number = manifest.rollback_of
+        elif any(entry.mode == "release" for entry in manifest.commits[-1:]):
+            number -= 1
+        else:
+            break
+    return number
 
 
 def amend(

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, UsageError
 from pipeline.runs.admin.vacuum import vacuum
 from pipeline.runs.admin.verify import verify_output
 from pipeline.storage import Storage
@@ -76,13 +76,26 @@ def test_replaced_files_come_back_under_new_keys(output: Output) -> None:
     assert verify_output(output.storage, output.uri).problems == ()
     # There and back again: no key comes back.
     seen = set(first) | output.visible()
-    rollback(output.table_log)
-    rollback(output.table_log)
+    rollback(output.table_log, 2)
+    rollback(output.table_log, 3)
     assert output.visible() == output.named() == {restored_key(key, 5) for key in first}
     assert seen.isdisjoint(output.visible())
     assert verify_output(output.storage, output.uri).problems == ()
     later = output.publish(PLAN, "append", "later")
     assert later.ledger.published() == 6
+
+
+def test_each_further_rollback_goes_one_version_further_back(output: Output) -> None:
+    for number, plan in enumerate((PLAN, OTHER, plan_of(1)), 1):
+        output.publish(plan, "append", f"code {number}")
+    assert [rollback(output.table_log).rollback_of for _ in range(2)] == [2, 1]
+    output.publish(OTHER, "append", "later")  # Manifest 6, on the files of manifest 1.
+    assert [rollback(output.table_log).rollback_of for _ in range(2)] == [5, 0]
+    assert output.visible() == output.named() == set()
+    with pytest.raises(UsageError, match="no version before that"):
+        rollback(output.table_log)
+    assert rollback(output.table_log, 7).number == 9  # What the last one replaced is kept.
+    assert rollback(output.table_log).rollback_of == 0
 
 
 def test_what_is_current_stays_where_it_is(output: Output) -> None:
@@ -109,8 +122,8 @@ def test_a_rollback_that_slept_leaves_nothing_that_stops_later_runs(output: Outp
     rollback(output.table_log)
     key = sorted(output.visible())[0]
     data = output.storage.get(output.uri + key).data
-    rollback(output.table_log)
-    rollback(output.table_log)
+    rollback(output.table_log, 2)
+    rollback(output.table_log, 3)
     output.storage.put(output.uri + key, data)  # Its copy arrives now.
     [problem] = diagnose(output.table_log).problems
     assert problem.situation == "orphan files"
@@ -176,8 +189,9 @@ def test_a_version_that_is_not_kept_is_refused(output: Output) -> None:
     output.publish(PLAN, "overwrite", "a")
     output.publish(OTHER, "overwrite", "b")
     output.publish(plan_of(1), "overwrite", "c")
-    with pytest.raises(FilesMissingError, match="manifest 1"):
+    with pytest.raises(FilesMissingError, match="manifest 1") as caught:
         rollback(output.table_log, 1)
+    assert "output.keep_versions" in str(caught.value.hint)
     assert rollback(output.table_log, 2).number == 4
 
 
