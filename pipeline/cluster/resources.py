@@ -120,7 +120,7 @@ def for_container(cores: int, threads: int | None, memory: int | None, available
 
     Args:
         cores: The cores that the container may use, rounded up.
-        threads: The worker's threads; default: one per core (measured in docs/cluster.md).
+        threads: The worker's threads; default: one per core (see docs/guides/cluster.md).
         memory: The worker's bytes; default: those of the container, less the nanny's.
         available: The container's bytes.
     """

@@ -88,7 +88,10 @@ def _check(what: str, call: Callable[[], str]) -> Finding:
 def _examine(cluster: ClusterClient, settings: Settings, output: str | None) -> Iterator[Finding]:
     names = {worker.address: worker.name for worker in cluster.workers()}
     if not names:
-        fix = "`chunkmap up` restarts those of the local stack; for other clusters: docs/cluster.md"
+        fix = (
+            "`chunkmap up` restarts those of the local stack; "
+            "for other clusters: docs/guides/cluster.md"
+        )
         yield Finding("error", "workers", "there are none", fix)
     before = time.time()
     answers = cluster.ask(about_worker, seconds=ASK_SECONDS)
@@ -214,7 +217,7 @@ def _limits(cluster: ClusterClient, workers: Mapping[str, ProcessInfo]) -> Itera
             "set dask.memory_per_worker, or give the container a limit",
         )
     elif small:
-        fix = "give it at least 2 GiB: docs/cluster.md"
+        fix = "give it at least 2 GiB: docs/guides/cluster.md"
         yield Finding("warning", "memory", f"{small[0]} has less than 1 GiB", fix)
     else:
         yield Finding("ok", "memory", "each worker has a limit")
@@ -354,7 +357,7 @@ def _conditions(storage: Storage, folder: str, endpoint: str) -> Finding:
         "error",
         what,
         f"{endpoint} {problem}: two drivers could publish over each other",
-        "use another service, or s3.conditional_writes: single-writer (docs/cluster.md)",
+        "use another service, or s3.conditional_writes: single-writer (docs/guides/cluster.md)",
     )
 
 

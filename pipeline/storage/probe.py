@@ -56,7 +56,8 @@ def require_conditional_writes(storage: Storage, output: str) -> None:
             f"{service} {problem}: two drivers could both publish to {output}, and the rows of "
             "one would be lost",
             hint="use a service with conditional writes; or, if only one driver at a time ever "
-            "works on this output, set s3.conditional_writes to single-writer (docs/cluster.md)",
+            "works on this output, set s3.conditional_writes to single-writer "
+            "(docs/guides/cluster.md)",
         )
     passed = [*passed, service][-MAX_SERVICES:]
     storage.put(join(state, PROBE_FILE), json.dumps({"version": 1, "passed": passed}).encode())

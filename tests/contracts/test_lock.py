@@ -7,6 +7,7 @@ import re
 import tomllib
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -15,9 +16,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tests.contracts.extra import requirements_of
 from tests.contracts.source import ROOT
 
 LOCK = ROOT / "constraints.txt"
+APART = {"docs": ROOT / "docs" / "requirements.txt"}
+"""Extras with a lock of their own."""
 ENTRY = re.compile(
     r"^(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^\s;]+)(?: ; (?P<marker>[^\\]+?))? \\\n"
     r"(?P<hashes>(?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)",
@@ -36,10 +40,10 @@ class Pin(NamedTuple):
 
 
 @cache
-def pins() -> dict[str, list[Pin]]:
+def pins(lock: Path = LOCK) -> dict[str, list[Pin]]:
     """Locked versions by name; a name has several when they differ by platform."""
     found: dict[str, list[Pin]] = {}
-    for entry in ENTRY.finditer(LOCK.read_text("utf-8")):
+    for entry in ENTRY.finditer(lock.read_text("utf-8")):
         marker = Marker(entry["marker"]) if entry["marker"] else None
         pin = Pin(Version(entry["version"]), marker)
         found.setdefault(canonicalize_name(entry["name"]), []).append(pin)
@@ -47,9 +51,10 @@ def pins() -> dict[str, list[Pin]]:
 
 
 def declared() -> list[str]:
-    """Every requirement in pyproject.toml: the project's, its extras' and the build's."""
+    """Requirements in pyproject.toml: the project's, the build's, those of extras in this lock."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    extras = project["project"]["optional-dependencies"].values()
+    optional = project["project"]["optional-dependencies"]
+    extras = [optional[extra] for extra in optional.keys() - APART.keys()]
     return sorted(
         {
             *project["project"]["dependencies"],
@@ -59,9 +64,9 @@ def declared() -> list[str]:
     )
 
 
-def unmet(requirement: Requirement) -> str | None:
+def unmet(requirement: Requirement, lock: Path = LOCK) -> str | None:
     """Why the lock does not satisfy this requirement, or None when it does."""
-    locked = pins().get(canonicalize_name(requirement.name))
+    locked = pins(lock).get(canonicalize_name(requirement.name))
     if not locked:
         return f"{requirement} is not locked"
     wrong = [pin.version for pin in locked if not requirement.specifier.contains(pin.version, True)]
@@ -74,16 +79,33 @@ def test_declared_requirements_are_locked(requirement: str) -> None:
     assert problem is None, f"{problem}: run `make lock`"
 
 
-def test_every_line_is_a_hashed_pin() -> None:
-    text = LOCK.read_text("utf-8")
+@pytest.mark.parametrize("extra", APART)
+def test_an_extra_with_a_lock_of_its_own_is_locked(extra: str) -> None:
+    problems = [unmet(Requirement(text), APART[extra]) for text in requirements_of(extra)]
+    assert not any(problems), f"{problems}: run `make lock`"
+
+
+@pytest.mark.parametrize("extra", APART)
+def test_packages_in_both_locks_have_one_version(extra: str) -> None:
+    main, apart = pins(), pins(APART[extra])
+    shared = main.keys() & apart.keys()
+    assert len(shared) > 5
+    for name in shared:
+        assert {pin.version for pin in apart[name]} == {pin.version for pin in main[name]}, name
+
+
+@pytest.mark.parametrize("lock", [LOCK, *APART.values()], ids=lambda path: path.name)
+def test_every_line_is_a_hashed_pin(lock: Path) -> None:
+    text = lock.read_text("utf-8")
     rest = [line for line in ENTRY.sub("", text).splitlines() if not line.startswith("#")]
     assert rest == [], "not a pin with sha256 hashes"
-    assert len(pins()) > 100
+    assert len(pins(lock)) > (100 if lock == LOCK else 20)
 
 
+@pytest.mark.parametrize("lock", [LOCK, *APART.values()], ids=lambda path: path.name)
 @pytest.mark.parametrize("word", ["http:", "https:", "file:", "git+", "--index", "--find", " @ "])
-def test_no_addresses(word: str) -> None:
-    assert word not in LOCK.read_text("utf-8")
+def test_no_addresses(word: str, lock: Path) -> None:
+    assert word not in lock.read_text("utf-8")
 
 
 def test_the_lock_is_complete_on_this_platform() -> None:

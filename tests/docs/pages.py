@@ -4,14 +4,14 @@
   order, where `…` stands for anything and other lines may come between.
 - `python title="a.py"`, `yaml title="job.yaml"`: a file, written before later commands run.
 - `python` without a title: a program, run on its own.
-- `text`, `mermaid`: neither.
+- `text`, `mermaid`, `{toctree}`: neither.
 """
 
 import re
 from pathlib import Path
 from typing import NamedTuple
 
-LANGUAGES = {"console", "python", "yaml", "text", "mermaid"}
+LANGUAGES = {"console", "python", "yaml", "text", "mermaid", "{toctree}"}
 _BLOCK = re.compile(
     r"^```(?P<language>\S*)(?: title=\"(?P<title>[^\"]+)\")?[^\n]*\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
