@@ -27,6 +27,8 @@ RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
 COPY pyproject.toml README.md LICENSE ./
 COPY partitioning partitioning
 COPY pipeline pipeline
+# The demo job, to which a link in the package points.
+COPY conf/jobs conf/jobs
 RUN /opt/build/bin/pip wheel --quiet --no-deps --no-index --no-build-isolation \
       --wheel-dir /opt/wheels . && \
     /opt/build/bin/pip --python /opt/chunkmap/bin/python install --quiet --no-deps --no-index \
@@ -64,7 +66,6 @@ COPY --from=environment /opt/chunkmap /opt/chunkmap
 WORKDIR /app
 COPY deploy deploy
 COPY conf conf
-COPY examples examples
 ENV PATH=/opt/chunkmap/bin:$PATH CHUNKMAP_ENVIRONMENT=compose CHUNKMAP_CONF=/app/conf \
     CHUNKMAP_STATE_DIR=/tmp/chunkmap PREFECT_HOME=/tmp/prefect
 RUN chmod -R a=rX /app

@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from examples.late_orders import late_orders
-from examples.revenue import MONEY, revenue
+from pipeline.examples.late_orders import late_orders
+from pipeline.examples.revenue import MONEY, revenue
 
 Transform = Callable[[pl.LazyFrame], pl.LazyFrame]
 ROWS = 1_000_000

@@ -23,7 +23,7 @@ from pipeline.flows.server import ui_address
 from pipeline.runs.admin.verify import verify_output
 from pipeline.storage import open_storage
 
-JOB = Path("conf/jobs/demo.yaml")
+JOB = Path(__file__).parents[1] / "examples" / "demo.yaml"
 SCALE_FACTOR = 1
 """TPC-H lineitem has 6 million rows at scale factor 1."""
 FILES = 8

@@ -5,7 +5,7 @@
       uri: s3://demo/tpch/lineitem/
       filter: [[l_shipdate, ">=", 1994-01-01]]
     chunks: {target: 128MiB}
-    transform: examples.revenue:revenue
+    transform: pipeline.examples.revenue:revenue
     params: {currency: EUR}
     output: {uri: s3://demo/revenue/, mode: error}
 

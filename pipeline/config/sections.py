@@ -163,6 +163,10 @@ class DaskSettings(_Section):
         return self
 
 
+EXAMPLES = "pipeline.examples"
+"""Package of the example transforms, which are a part of chunkmap and therefore always allowed."""
+
+
 class TransformSettings(_Section):
     """Code that may be loaded as a transform."""
 
@@ -171,6 +175,11 @@ class TransformSettings(_Section):
     Importing a module also runs its parent packages, which therefore count as part of it."""
     path: tuple[str, ...] = (".",)
     """Folders that are searched for these modules before the installed packages."""
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """Return `allow`, and the package of the examples."""
+        return (*self.allow, EXAMPLES)
 
 
 class BatchSettings(_Section):

@@ -18,7 +18,7 @@ input:
   columns: null
   filter: [[l_shipdate, ">=", 1994-01-01]]
 chunks: {target: 128MiB}
-transform: examples.revenue:revenue
+transform: pipeline.examples.revenue:revenue
 params: {currency: EUR}
 output: {uri: s3://demo/revenue/, mode: error}
 """
@@ -108,7 +108,10 @@ def test_a_filter_that_means_nothing_is_refused(written: str, complaint: str) ->
         (JOB.replace("128MiB", "lots"), "job.yaml:6: `chunks.target`: 'lots' is not a size"),
         (JOB.replace("128MiB", "0"), "job.yaml:6: `chunks.target`: 0 is below 1"),
         (JOB.replace("mode: error", "mode: erorr"), "found 'erorr'"),
-        (JOB.replace("examples.revenue:revenue", "examples.revenue"), "is not module:function"),
+        (
+            JOB.replace("pipeline.examples.revenue:revenue", "pipeline.examples.revenue"),
+            "is not module:function",
+        ),
         (
             JOB.replace("params: {currency: EUR}", "params: 3"),
             "job.yaml:8: `params`: expected a map",
@@ -221,7 +224,7 @@ def test_a_written_job_reads_back_equal(
 WINDOW = """
 name: daily
 input: {uri: s3://b/in/}
-transform: examples.revenue:revenue
+transform: pipeline.examples.revenue:revenue
 output: {uri: s3://b/out/, mode: overwrite-partitions}
 window: {column: ds, grain: day, timezone: Europe/Berlin}
 """

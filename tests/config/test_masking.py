@@ -161,7 +161,7 @@ def test_a_secret_of_the_wrong_kind_is_not_shown(tmp_path: Path) -> None:
 
 JOB = """name: a
 input: {{uri: {uri}}}
-transform: examples.revenue:revenue
+transform: pipeline.examples.revenue:revenue
 params: {params}
 output: {{uri: {output}}}
 """

@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 from tests.contracts.source import ROOT, imports_of, python_files
 
 PEERS = ROOT / "benchmarks" / "peers"
-OURS = {"partitioning", "pipeline", "benchmarks", "examples"}
+OURS = {"partitioning", "pipeline", "benchmarks"}
 
 
 def _names(requirements: list[str]) -> set[str]:
@@ -34,7 +34,6 @@ def _names(requirements: list[str]) -> set[str]:
     [
         ("partitioning", ()),
         ("pipeline", ("local",)),
-        ("examples", ()),
         ("benchmarks", ("bench", "local")),
     ],
 )

@@ -16,7 +16,7 @@ from tests.docs.pages import Block, blocks, commands, missing, read
 
 PAGES = [path for path in repository_files() if path.suffix == ".md"]
 BIN = Path(sys.executable).parent
-COPIED = ("Makefile", "conf", "constraints.txt", "examples", "pyproject.toml")
+COPIED = ("Makefile", "conf", "constraints.txt", "pyproject.toml")
 
 # These run the tests, which this is one of, or change the checkout's own files.
 NOT_HERE = (

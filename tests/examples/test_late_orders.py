@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.late_orders import late_orders
+from pipeline.examples.late_orders import late_orders
 
 COMMITTED = date(1996, 2, 28)  # a leap year: 29 February lies within every delay below
 

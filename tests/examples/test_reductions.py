@@ -8,11 +8,11 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from benchmarks.suite.answers import COUNTS, FORECAST, PRICING
-from examples import stations
 from pipeline import scan_output
 from pipeline.config.job import parse_job
 from pipeline.config.settings import load_settings
 from pipeline.errors import TransformError
+from pipeline.examples import stations
 from pipeline.runs.driver.dry_run import combine_problem, try_transform
 from pipeline.runs.driver.run import run_serially
 from pipeline.storage import own_storage
@@ -49,7 +49,9 @@ output: {{uri: {target}/}}
 @pytest.mark.integration
 def test_query_1_is_the_published_answer(lineitem: Path, tmp_path: Path) -> None:
     names = ("pricing", "add_pricing", "report_pricing")
-    found = reduced(lineitem, tmp_path / "q1", *(f"examples.tpch:{name}" for name in names))
+    found = reduced(
+        lineitem, tmp_path / "q1", *(f"pipeline.examples.tpch:{name}" for name in names)
+    )
     rows = scan_output(str(found)).collect()
     for row, expected, count in zip(rows.iter_rows(), PRICING, COUNTS, strict=True):
         assert row[:2] == expected[:2]
@@ -60,7 +62,9 @@ def test_query_1_is_the_published_answer(lineitem: Path, tmp_path: Path) -> None
 @pytest.mark.integration
 def test_query_6_is_the_published_answer(lineitem: Path, tmp_path: Path) -> None:
     names = ("forecast", "add_forecast")
-    found = reduced(lineitem, tmp_path / "q6", *(f"examples.tpch:{name}" for name in names))
+    found = reduced(
+        lineitem, tmp_path / "q6", *(f"pipeline.examples.tpch:{name}" for name in names)
+    )
     assert round(float(scan_output(str(found)).collect().item()), 2) == FORECAST
 
 
@@ -80,7 +84,9 @@ def test_the_trillion_row_query(tmp_path: Path) -> None:
     for number in range(6):
         measurements(number).write_parquet(source / f"{number}.parquet")
     names = ("partial", "combine", "finalize")
-    found = reduced_per_file(source, tmp_path / "out", *(f"examples.stations:{n}" for n in names))
+    found = reduced_per_file(
+        source, tmp_path / "out", *(f"pipeline.examples.stations:{n}" for n in names)
+    )
     measure = pl.col("measure")
     expected = (
         pl.read_parquet(source / "*.parquet")
@@ -136,11 +142,11 @@ def test_a_combine_that_ends_its_process_is_named() -> None:
 def test_check_tries_the_combine(tmp_path: Path, combine: str, problem: str | None) -> None:
     (tmp_path / "in").mkdir()
     measurements(0).write_parquet(tmp_path / "in" / "0.parquet")
-    reduce = {"combine": f"examples.stations:{combine}"}
+    reduce = {"combine": f"pipeline.examples.stations:{combine}"}
     said = {
         "name": "checked",
         "input": {"uri": f"{tmp_path}/in/"},
-        "transform": "examples.stations:partial",
+        "transform": "pipeline.examples.stations:partial",
         "reduce": reduce,
         "output": {"uri": f"{tmp_path}/out/"},
     }

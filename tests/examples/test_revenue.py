@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.revenue import MONEY, revenue
+from pipeline.examples.revenue import MONEY, revenue
 
 
 def lines(rows: list[tuple[Decimal, Decimal, Decimal]]) -> pl.DataFrame:

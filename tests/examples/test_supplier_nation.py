@@ -5,8 +5,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from examples.supplier_nation import supplier_nation
 from pipeline import read_table
+from pipeline.examples.supplier_nation import supplier_nation
 
 SUPPLIERS = {1: ("Supplier#1", 7), 2: ("Supplier#2", 3), 3: ("Supplier#3", 99)}
 NATIONS = {3: "CANADA", 7: "GERMANY"}

@@ -7,15 +7,13 @@ import pytest
 
 from pipeline.cluster.local import processes
 from pipeline.cluster.local.state import StateFolder
-from tests.integration.world import REPOSITORY, World
+from tests.integration.world import World
 
 # README.md, whose commands are tested as well, runs the demo from nothing.
 pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 
 def test_the_demo_runs_verifies_stops_and_then_finds_it_done(tmp_path: Path) -> None:
-    for name in ("conf", "examples"):
-        (tmp_path / name).symlink_to(REPOSITORY / name)
     world = World(tmp_path)
     first = world.chunkmap("demo", "--json")
     assert first.code == 0, first.err

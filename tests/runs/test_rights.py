@@ -56,7 +56,7 @@ def job_of(function: str, **more: Any) -> Job:
             "name": "rights",
             "input": {"uri": "s3://lake/in/"},
             "chunks": {"per_file": True},
-            "transform": f"examples.stations:{function}",
+            "transform": f"pipeline.examples.stations:{function}",
             "output": {"uri": f"s3://lake/out/{uuid.uuid4().hex[:8]}/"},
             **more,
         }
@@ -104,7 +104,10 @@ def test_a_reduce_ends_right_with_these_rights(
 ) -> None:
     driver, worker = on(server.driver), on(server.worker)
     monkeypatch.setattr(chunk, "own_storage", lambda: worker)
-    reduce = {"combine": "examples.stations:combine", "finalize": "examples.stations:finalize"}
+    reduce = {
+        "combine": "pipeline.examples.stations:combine",
+        "finalize": "pipeline.examples.stations:finalize",
+    }
     # So many partials that the reduce is a tree: workers look whether its nodes are there.
     settings = load_settings(overrides={"batches": {"max_chunks": 1}})
     job = job_of("partial", reduce=reduce)

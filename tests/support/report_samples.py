@@ -34,7 +34,7 @@ ERRORS = (
         "ComputeError",
         "conversion from `str` to `i64` failed in column 'qty' for 3 out of {i} values: "
         "['12x', 'n/a']\n\nTraceback (most recent call last):\n"
-        '  File "examples/revenue.py", line 41, in revenue\n    return orders.collect()',
+        '  File "pipeline/examples/revenue.py", line 41, in revenue\n    return orders.collect()',
         False,
     ),
 )
@@ -48,7 +48,7 @@ def info(state: RunState = "done", chunks: int = 0, rows: int = 0) -> RunInfo:
         input="s3://lake/tpch/lineitem/",
         output="s3://lake/marts/revenue/",
         mode="error",
-        transform="examples.revenue:revenue",
+        transform="pipeline.examples.revenue:revenue",
         fingerprint="b1946ac92492d2347c6235b4d2611184",
         state=state,
         chunks_planned=chunks,

@@ -46,7 +46,7 @@ def job_of(mode: str = "error", output: str = OUTPUT, **more: object) -> Job:
         {
             "name": "test",
             "input": {"uri": INPUT},
-            "transform": "examples.revenue:revenue",
+            "transform": "pipeline.examples.revenue:revenue",
             "output": {"uri": output, "mode": mode, "keep_versions": 1},
             **more,
         }

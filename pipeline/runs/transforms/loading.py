@@ -124,7 +124,7 @@ def _is_defined_in_allowed(function: Any, settings: TransformSettings) -> bool:
         return False
     module = sys.modules.get(function.__globals__.get("__name__", ""))
     file: str | None = getattr(module, "__file__", None)
-    if module is None or file is None or not allows(settings.allow, module.__name__):
+    if module is None or file is None or not allows(settings.allowed, module.__name__):
         return False
     return os.path.abspath(file) == os.path.abspath(function.__code__.co_filename)
 
@@ -172,7 +172,7 @@ def _read(name: str, settings: TransformSettings) -> tuple[Reached, Sources]:
     module_name, colon, function = name.partition(":")
     if not colon:
         raise JobError(f"transform {name!r} is not of the form module:function")
-    if not allows(settings.allow, module_name):
+    if not allows(settings.allowed, module_name):
         raise TransformNotAllowedError(
             f"transform module {module_name!r} is not allowed: transforms.allow is "
             f"{list(settings.allow)}",
@@ -186,7 +186,7 @@ def _read(name: str, settings: TransformSettings) -> tuple[Reached, Sources]:
     foreign = _imported_from(module, function, sources, settings, set())
     if foreign is not None:
         raise _not_defined(name, foreign)
-    reach = Reach(sources, settings.allow)
+    reach = Reach(sources, settings.allowed)
     reach.function(module, function)
     return reach.result(), sources
 
@@ -216,10 +216,10 @@ def _imported_from(
     for target in (target for unit in units for target in unit.imports[name]):
         *above, attribute = target
         source = ".".join(above)
-        inner = sources.module(source) if source and allows(settings.allow, source) else None
+        inner = sources.module(source) if source and allows(settings.allowed, source) else None
         if inner is not None:
             origin = _imported_from(inner, attribute, sources, settings, seen)
-        elif not allows(settings.allow, ".".join(target)):
+        elif not allows(settings.allowed, ".".join(target)):
             origin = ".".join(target)
         if origin is None:
             return None
@@ -246,11 +246,11 @@ def _digests(module: str, sources: Sources, settings: TransformSettings) -> dict
         if source is None:
             continue
         digests[name] = source.digest
-        if allows(settings.allow, name):
+        if allows(settings.allowed, name):
             imported = {
                 ".".join(path[: n + 1]) for path, _ in source.imports for n in range(len(path))
             }
-            pending += [path for path in sorted(imported) if allows(settings.allow, path)]
+            pending += [path for path in sorted(imported) if allows(settings.allowed, path)]
     return dict(sorted(digests.items()))
 
 
@@ -260,7 +260,7 @@ def _import(module: str, sources: Sources, settings: TransformSettings) -> Any:
     if changed:
         # Unload unchanged modules too: they refer to functions of changed ones.
         for name in digests:
-            if name in changed or allows(settings.allow, name):
+            if name in changed or allows(settings.allowed, name):
                 _forget(name, sources)
     try:
         imported = importlib.import_module(module)

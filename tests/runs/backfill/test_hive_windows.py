@@ -87,7 +87,7 @@ def test_what_a_run_has_published_counts_as_held(world: World) -> None:
 WINDOW = """
 name: daily
 input: {uri: s3://b/in/}
-transform: examples.revenue:revenue
+transform: pipeline.examples.revenue:revenue
 output: {uri: s3://b/out/, mode: overwrite-partitions}
 window: {columns: [year, month, day], grain: day}
 """

@@ -197,7 +197,7 @@ def test_failures_are_checked_too(run: Run, change: dict[str, Any], reason: str)
 
 # -- reduces -----------------------------------------------------------------------------------
 
-REDUCING: dict[str, Any] = {"reduce": {"combine": "examples.stations:combine"}}
+REDUCING: dict[str, Any] = {"reduce": {"combine": "pipeline.examples.stations:combine"}}
 
 
 @pytest.fixture

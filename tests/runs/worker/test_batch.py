@@ -175,7 +175,7 @@ def test_a_chunk_whose_result_cannot_be_written_fails_alone() -> None:
     assert failed["index"].to_list() == [1]
     assert (
         failed["message"]
-        .str.starts_with("examples.revenue:revenue returned a frame that cannot")
+        .str.starts_with("pipeline.examples.revenue:revenue returned a frame that cannot")
         .all()
     )
 

@@ -6,8 +6,10 @@ groups. So it must be associative and keep the columns: minimum and maximum can 
 mean cannot (the mean of means is wrong), so its sum and count are merged. `finalize` computes the
 result at the end:
 
-    transform: examples.stations:partial
-    reduce: {combine: examples.stations:combine, finalize: examples.stations:finalize}
+    transform: pipeline.examples.stations:partial
+    reduce:
+      combine: pipeline.examples.stations:combine
+      finalize: pipeline.examples.stations:finalize
 """
 
 import polars as pl
