@@ -8,14 +8,10 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.help import App
 from pipeline.cli.options import Environment, Json
 
-app = typer.Typer(
-    name="bench",
-    help="Compare chunkmap with its peers.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+app = App("bench", "Compare chunkmap with its peers.")
 
 ROOT = "s3://demo/bench/"
 
@@ -28,7 +24,7 @@ class Size(StrEnum):
     l = "l"  # noqa: E741 - as the command line spells it
 
 
-Root = Annotated[str, typer.Option(help="Prefix of datasets and reports.")]
+Root = Annotated[str, typer.Option(metavar="URI", help="Prefix of datasets and reports.")]
 
 
 @app.command("list")
@@ -50,13 +46,19 @@ def run(  # noqa: PLR0917 - Typer takes them as they stand
         list[str] | None,
         typer.Option(metavar="PEER", help="Measure only these peers; repeatable."),
     ] = None,
-    repeat: Annotated[int, typer.Option(min=1, help="Run N interleaved processes of each.")] = 1,
+    repeat: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Run N interleaved processes of each.")
+    ] = 1,
     iterations: Annotated[
         int | None,
-        typer.Option(min=1, help="Repeat the work per process; default 4 (some 2)."),
+        typer.Option(metavar="N", min=1, help="Repeat the work per process; default 4 (some 2)."),
     ] = None,
-    full: Annotated[bool, typer.Option(help="Measure every peer on every workload.")] = False,
-    count: Annotated[bool, typer.Option(help="Count S3 requests in an untimed pass.")] = True,
+    full: Annotated[
+        bool, typer.Option("--full", help="Measure every peer on every workload.")
+    ] = False,
+    no_count: Annotated[
+        bool, typer.Option("--no-count", help="Skip the untimed pass that counts S3 requests.")
+    ] = False,
     root: Root = ROOT,
     resume: Annotated[
         str | None, typer.Option(metavar="ID", help="Resume an interrupted session.")
@@ -75,7 +77,7 @@ def run(  # noqa: PLR0917 - Typer takes them as they stand
         repeat=repeat,
         iterations=iterations,
         full=full,
-        count=count,
+        count=not no_count,
         root=root,
         resume=resume,
     )
@@ -88,7 +90,8 @@ def report(
         str | None, typer.Argument(metavar="[ID]", help="Id of a session; default the newest.")
     ] = None,
     docs: Annotated[
-        Path | None, typer.Option(help="Also update the figures in this page.", exists=True)
+        Path | None,
+        typer.Option(metavar="FILE", help="Also update the figures in this page.", exists=True),
     ] = None,
     root: Root = ROOT,
     environment: Environment = None,
@@ -123,11 +126,15 @@ def history(environment: Environment = None, json: Json = False) -> None:
 
 @app.command()
 def gate(
-    baseline: Annotated[Path, typer.Option(help="Record file to compare with.", exists=True)],
+    baseline: Annotated[
+        Path, typer.Option(metavar="FILE", help="Record file to compare with.", exists=True)
+    ],
     session: Annotated[
         str | None, typer.Argument(metavar="[ID]", help="Id of a session; default the newest.")
     ] = None,
-    least: Annotated[float, typer.Option(min=0, help="Ignore differences below this share.")] = 0.0,
+    least: Annotated[
+        float, typer.Option(metavar="SHARE", min=0, help="Ignore differences below this share.")
+    ] = 0.0,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
@@ -139,27 +146,38 @@ def gate(
 
 @app.command()
 def simulate(  # noqa: PLR0917 - Typer takes them as they stand
-    workers: Annotated[str, typer.Option(help="Worker threads, each with one core.")],
-    chunks: Annotated[str, typer.Option(help="Chunks of equal size, e.g. 1e6 or 2.5M.")],
-    bytes: Annotated[str, typer.Option(help="Stored bytes to read, e.g. 100TB.")],
-    rows: Annotated[str, typer.Option(help="Rows, to show rows per second.")] = "",
-    files: Annotated[str, typer.Option(help="Objects of the input; default the chunks.")] = "",
-    wait: Annotated[str, typer.Option(help="Time the transform waits per chunk.")] = "0s",
-    prefixes: Annotated[str, typer.Option(help="Prefixes that share the requests.")] = "1",
+    workers: Annotated[str, typer.Option(metavar="N", help="Worker threads, each with one core.")],
+    chunks: Annotated[
+        str, typer.Option(metavar="N", help="Chunks of equal size, e.g. 1e6 or 2.5M.")
+    ],
+    bytes: Annotated[str, typer.Option(metavar="SIZE", help="Stored bytes to read, e.g. 100TB.")],
+    rows: Annotated[str, typer.Option(metavar="N", help="Rows, to show rows per second.")] = "",
+    files: Annotated[
+        str, typer.Option(metavar="N", help="Objects of the input; default the chunks.")
+    ] = "",
+    wait: Annotated[
+        str, typer.Option(metavar="TIME", help="Time the transform waits per chunk.")
+    ] = "0s",
+    prefixes: Annotated[
+        str, typer.Option(metavar="N", help="Prefixes that share the requests.")
+    ] = "1",
     reduce: Annotated[
         bool, typer.Option("--reduce", help="Combine chunks instead of staging them.")
     ] = False,
     store: Annotated[
-        str, typer.Option(help="Object store: amazon, or here (measured).")
+        str, typer.Option(metavar="STORE", help="Object store: amazon, or here (measured).")
     ] = "amazon",
     change: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Change a parameter; repeatable."),
     ] = None,
     parameters: Annotated[
-        Path | None, typer.Option(help="Use this parameter file.", exists=True, dir_okay=False)
+        Path | None,
+        typer.Option(metavar="FILE", help="Use this parameter file.", exists=True, dir_okay=False),
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page with charts.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with charts.")
+    ] = None,
     environment: Environment = None,
     json: Json = False,
 ) -> None:

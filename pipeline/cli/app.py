@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ import typer
 from pipeline.cli import bench, cluster, tls
 from pipeline.cli.backfill import commands
 from pipeline.cli.errors import quiet_libraries, report_error, show_usage_error
+from pipeline.cli.help import JOBS, OUTPUTS, RUNS, SETUP, START, App, examples
 from pipeline.cli.options import (
     AcceptCode,
     Environment,
@@ -28,19 +30,33 @@ from pipeline.processes import exit_process
 INTERRUPTED = 130
 """Exit code of a command that the user stopped with Ctrl-C."""
 
-app = typer.Typer(
-    name="chunkmap",
-    help="Map a Polars function over a Parquet dataset in S3, exactly once.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+app = App(
+    "chunkmap",
+    "Map a Polars function over a Parquet dataset in S3, exactly once.",
     epilog="Exit codes: 0 done, 1 the run failed, 2 bad usage or input, 3 conflict, "
     "130 interrupted.",
 )
 
 
-@app.command()
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"chunkmap {metadata.version('chunkmap')}")
+        raise typer.Exit
+
+
+@app.callback()
+def chunkmap(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Map a Polars function over a Parquet dataset in S3, exactly once."""
+
+
+@app.command(rich_help_panel=START, epilog=examples("up"))
 def up(environment: Environment = None, json: Json = False) -> None:
     """Start S3, Prefect and Dask on this machine."""
     from pipeline.cli import local
@@ -48,7 +64,7 @@ def up(environment: Environment = None, json: Json = False) -> None:
     local.up(environment, as_json=json)
 
 
-@app.command()
+@app.command(rich_help_panel=START, epilog=examples("down"))
 def down(environment: Environment = None, json: Json = False) -> None:
     """Stop what `up` started, nothing else."""
     from pipeline.cli import local
@@ -56,7 +72,7 @@ def down(environment: Environment = None, json: Json = False) -> None:
     local.down(environment, as_json=json)
 
 
-@app.command()
+@app.command(rich_help_panel=START, epilog=examples("demo"))
 def demo(environment: Environment = None, json: Json = False) -> None:
     """Run the demo job from start to verified output."""
     from pipeline.cli import demo as demonstration
@@ -64,12 +80,14 @@ def demo(environment: Environment = None, json: Json = False) -> None:
     raise typer.Exit(demonstration.demo(environment, as_json=json))
 
 
-@app.command()
+@app.command(rich_help_panel=JOBS, epilog=examples("run job.yaml", "run job.yaml --replan"))
 def run(
     job: JobFile,
     environment: Environment = None,
     accept_code: AcceptCode = False,
-    replan: Annotated[bool, typer.Option(help="Make a new plan instead of resuming.")] = False,
+    replan: Annotated[
+        bool, typer.Option("--replan", help="Make a new plan instead of resuming.")
+    ] = False,
     take_over: TakeOver = False,
     json: Json = False,
 ) -> None:
@@ -86,12 +104,12 @@ def run(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=JOBS, epilog=examples("plan job.yaml --explain"))
 def plan(
     job: JobFile,
     environment: Environment = None,
     explain: Annotated[
-        bool, typer.Option(help="Show what was pruned and how chunks are sized.")
+        bool, typer.Option("--explain", help="Show what was pruned and how chunks are sized.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -101,11 +119,11 @@ def plan(
     plan.plan(job, environment, explain=explain, as_json=json)
 
 
-@app.command()
+@app.command(rich_help_panel=JOBS, epilog=examples("check job.yaml --rows 20"))
 def check(
     job: JobFile,
     environment: Environment = None,
-    rows: Annotated[int, typer.Option(help="Rows to print.")] = 5,
+    rows: Annotated[int, typer.Option(metavar="N", min=0, help="Rows to print.")] = 5,
     json: Json = False,
 ) -> None:
     """Try a transform on one small chunk. Writes nothing."""
@@ -114,7 +132,7 @@ def check(
     plan.check(job, environment, rows=rows, as_json=json)
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS, epilog=examples("status", "status 3f2a --json"))
 def status(
     run: Annotated[
         str | None,
@@ -130,7 +148,7 @@ def status(
     status.status(run, output, environment, as_json=json)
 
 
-@app.command()
+@app.command(rich_help_panel=OUTPUTS, epilog=examples("verify s3://bucket/prefix/"))
 def verify(output: Output, environment: Environment = None, json: Json = False) -> None:
     """Check every file of an output against its manifest."""
     from pipeline.cli import status
@@ -138,7 +156,7 @@ def verify(output: Output, environment: Environment = None, json: Json = False) 
     raise typer.Exit(status.verify(output, environment, as_json=json))
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS, epilog=examples("retry 3f2a --failed"))
 def retry(
     run: RunId,
     output: InOutput = None,
@@ -153,11 +171,13 @@ def retry(
     runs.retry(run, output, environment, accept_code=accept_code, only_failed=failed, as_json=json)
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS, epilog=examples("cancel 3f2a"))
 def cancel(
     run: RunId,
     output: InOutput = None,
-    discard: Annotated[bool, typer.Option(help="Also abort its staged outputs.")] = False,
+    discard: Annotated[
+        bool, typer.Option("--discard", help="Also abort its staged outputs.")
+    ] = False,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
@@ -167,7 +187,7 @@ def cancel(
     runs.cancel(run, output, environment, discard=discard, as_json=json)
 
 
-@app.command()
+@app.command(rich_help_panel=RUNS, epilog=examples("publish 3f2a --without-failed"))
 def publish(
     run: RunId,
     output: InOutput = None,
@@ -183,7 +203,7 @@ def publish(
     runs.publish(run, output, environment, without_failed=without_failed, as_json=json)
 
 
-@app.command()
+@app.command(rich_help_panel=OUTPUTS, epilog=examples("history s3://bucket/prefix/"))
 def history(output: Output, environment: Environment = None, json: Json = False) -> None:
     """List the versions of an output, newest first."""
     from pipeline.cli import runs
@@ -191,11 +211,12 @@ def history(output: Output, environment: Environment = None, json: Json = False)
     runs.history(output, environment, as_json=json)
 
 
-@app.command()
+@app.command(rich_help_panel=OUTPUTS, epilog=examples("rollback s3://bucket/prefix/ --to 3"))
 def rollback(
     output: Output,
     to: Annotated[
-        int | None, typer.Option(help="Number of a manifest; default the previous version.")
+        int | None,
+        typer.Option(metavar="N", help="Number of a manifest; default the previous version."),
     ] = None,
     environment: Environment = None,
     json: Json = False,
@@ -206,7 +227,10 @@ def rollback(
     runs.rollback(output, to, environment, as_json=json)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=OUTPUTS,
+    epilog=examples("repair s3://bucket/prefix/", "repair s3://bucket/prefix/ --yes"),
+)
 def repair(
     output: Output,
     yes: Annotated[bool, typer.Option("--yes", help="Repair; default only diagnoses.")] = False,
@@ -219,15 +243,20 @@ def repair(
     raise typer.Exit(repairing.repair(output, environment, yes=yes, as_json=json))
 
 
-@app.command()
+@app.command(
+    rich_help_panel=OUTPUTS, epilog=examples("vacuum s3://bucket/prefix/ --older-than 2d --dry-run")
+)
 def vacuum(
     output: Output,
-    older_than: Annotated[str, typer.Option(help="Keep uploads younger than this.")] = "7d",
+    older_than: Annotated[
+        str, typer.Option(metavar="AGE", help="Keep uploads younger than this.")
+    ] = "7d",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would change.")
     ] = False,
     discard: Annotated[
-        list[str] | None, typer.Option(help="Give up this unfinished run; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="RUN", help="Give up this unfinished run; repeatable."),
     ] = None,
     environment: Environment = None,
     json: Json = False,
@@ -248,7 +277,7 @@ def vacuum(
 app.command("clean", hidden=True, deprecated=True)(vacuum)
 
 
-@app.command()
+@app.command(rich_help_panel=SETUP, epilog=examples("config -e compose"))
 def config(environment: Environment = None, json: Json = False) -> None:
     """Show every setting and where it comes from."""
     from pipeline.cli import status
@@ -256,10 +285,10 @@ def config(environment: Environment = None, json: Json = False) -> None:
     status.config(environment, as_json=json)
 
 
-app.add_typer(commands.app, name="backfill")
+app.add_typer(commands.app, name="backfill", rich_help_panel=JOBS)
+app.add_typer(cluster.app, name="cluster", rich_help_panel=SETUP)
+app.add_typer(tls.app, name="tls", rich_help_panel=SETUP)
 bench.add_bench(app)
-app.add_typer(cluster.app, name="cluster")
-app.add_typer(tls.app, name="tls")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from pipeline.cli.help import SETUP
 from pipeline.errors import UsageError
 
 _SUITE = Path(__file__).parents[2] / "benchmarks" / "cli.py"
@@ -18,10 +19,12 @@ def add_bench(app: typer.Typer) -> None:
     It is found by its place, so that a user's own folder of that name is not taken for it.
     """
     if _SUITE.is_file():
-        app.add_typer(importlib.import_module("benchmarks.cli").app, name="bench")
+        app.add_typer(
+            importlib.import_module("benchmarks.cli").app, name="bench", rich_help_panel=SETUP
+        )
         return
     any_arguments = {"allow_extra_args": True, "ignore_unknown_options": True}
-    app.command("bench", context_settings=any_arguments)(_explain)
+    app.command("bench", context_settings=any_arguments, rich_help_panel=SETUP)(_explain)
 
 
 def _explain() -> None:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
+from pipeline.cli.help import App, examples
 from pipeline.cli.options import Environment, Json
 from pipeline.cli.output import columns, live, marked, notes, out, print_json, say
 from pipeline.config.settings import Settings, load_settings
@@ -19,19 +20,14 @@ if TYPE_CHECKING:
     from pipeline.cluster.client import ClusterClient, WorkerView
     from pipeline.cluster.process_info import ProcessInfo
 
-app = typer.Typer(
-    name="cluster",
-    help="Inspect, scale and diagnose the Dask cluster.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+app = App("cluster", "Inspect, scale and diagnose the Dask cluster.")
 
 WATCH_SECONDS = 2.0
 _COLUMNS = ("worker", "state", "threads", "memory", "CPU", "Polars", "running")
 _MARKS = {"ok": "[green]✓[/] ", "warning": "[yellow]![/] ", "error": "[red]✗[/] "}
 
 
-@app.command()
+@app.command(epilog=examples("cluster status --watch"))
 def status(
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Refresh every two seconds until Ctrl-C.")
@@ -60,7 +56,7 @@ def status(
                     time.sleep(WATCH_SECONDS)
 
 
-@app.command()
+@app.command(epilog=examples("cluster scale 8"))
 def scale(
     workers: Annotated[int, typer.Argument(metavar="N", min=0, help="Number of workers.")],
     environment: Environment = None,
@@ -80,11 +76,16 @@ def scale(
         say(f"from {before} to {plural(workers, 'worker')}: new ones take work within seconds")
 
 
-@app.command()
+@app.command(epilog=examples("cluster doctor -o s3://bucket/prefix/"))
 def doctor(
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", help="Test S3 rights on this output; default a known one."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="URI",
+            help="Test S3 rights on this output; default a known one.",
+        ),
     ] = None,
     environment: Environment = None,
     json: Json = False,

@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+def environments(incomplete: str) -> list[str]:
+    """Complete the name of an environment: the files of the folder conf."""
+    names = sorted(path.stem for path in Path("conf").glob("*.yaml"))
+    return [name for name in names if name != "base" and name.startswith(incomplete)]
+
+
+def outputs(incomplete: str) -> list[str]:
+    """Complete an output: those of the runs that were started from this folder."""
+    try:
+        known = json.loads(Path(".chunkmap", "outputs.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [uri for uri in known if isinstance(uri, str) and uri.startswith(incomplete)]
+
 
 JobFile = Annotated[
     Path, typer.Argument(metavar="JOB.yaml", help="The job file.", show_default=False)
 ]
 Environment = Annotated[
     str | None,
-    typer.Option("--environment", "-e", help="Also read conf/<environment>.yaml."),
+    typer.Option(
+        "--environment",
+        "-e",
+        metavar="NAME",
+        help="Also read conf/NAME.yaml.",
+        autocompletion=environments,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
 Output = Annotated[
-    str, typer.Argument(metavar="OUTPUT", help="URI of an output prefix.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="OUTPUT",
+        help="URI of an output prefix.",
+        show_default=False,
+        autocompletion=outputs,
+    ),
 ]
 RunId = Annotated[
     str,
@@ -24,9 +53,20 @@ RunId = Annotated[
 ]
 InOutput = Annotated[
     str | None,
-    typer.Option("--output", "-o", help="Search this output; default all known outputs."),
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="URI",
+        help="Search this output; default all known outputs.",
+        autocompletion=outputs,
+    ),
 ]
-OnlyOutput = Annotated[str | None, typer.Option("--output", "-o", help="Show this output only.")]
+OnlyOutput = Annotated[
+    str | None,
+    typer.Option(
+        "--output", "-o", metavar="URI", help="Show this output only.", autocompletion=outputs
+    ),
+]
 AcceptCode = Annotated[
     bool, typer.Option("--accept-code", help="Resume even if the transform has changed.")
 ]

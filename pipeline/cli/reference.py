@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from pipeline.cli.app import app
+from pipeline.cli.help import examples_in
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
 
@@ -62,18 +63,25 @@ def _doc(module: str) -> str:
 def _commands() -> Iterator[str]:
     group: Any = typer.main.get_command(app)
     yield group.help or ""
-    yield ""
-    yield group.epilog or ""
+    yield from ("", group.epilog or "", *_options(group))
     for name, command in _flat(group, ""):
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         usage = " ".join(["chunkmap", name, *(p.metavar or p.name.upper() for p in arguments)])
         yield from ("", f"## {name}", "", (command.help or "").strip(), "", f"`{usage}`")
-        options = [p for p in command.params if p.param_type_name == "option" and p.help]
-        if options:
-            yield from ("", "| option | meaning |", "| --- | --- |")
-            for option in options:
-                spelled = ", ".join(f"`{flag}`" for flag in option.opts)
-                yield f"| {spelled} | {option.help} |"
+        yield from _options(command)
+        lines = examples_in(command.epilog)
+        if lines:
+            yield from ("", "```text", *(f"$ {line}" for line in lines), "```")
+
+
+def _options(command: Any) -> Iterator[str]:
+    options = [p for p in command.params if p.param_type_name == "option" and p.help]
+    if options:
+        yield from ("", "| option | meaning |", "| --- | --- |")
+    for option in options:
+        spelled = ", ".join(f"`{flag}`" for flag in option.opts)
+        value = f" `{option.metavar}`" if option.metavar else ""
+        yield f"| {spelled}{value} | {option.help} |"
 
 
 def _flat(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -7,14 +7,10 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.help import App, examples
 from pipeline.cli.options import Json
 
-app = typer.Typer(
-    name="tls",
-    help="Make TLS certificates for a cluster.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+app = App("tls", "Make TLS certificates for a cluster.")
 
 
 @app.callback()
@@ -22,16 +18,16 @@ def tls() -> None:
     """Make TLS certificates for a cluster."""
 
 
-@app.command()
+@app.command(epilog=examples("tls init --host scheduler --days 90"))
 def init(
     directory: Annotated[
-        Path, typer.Option(help="Write to this folder, readable by you alone.")
+        Path, typer.Option(metavar="FOLDER", help="Write to this folder, readable by you alone.")
     ] = Path("certs"),
     host: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Name or address of a host; repeatable."),
     ] = None,
-    days: Annotated[int, typer.Option(min=1, help="Days that they are valid.")] = 365,
+    days: Annotated[int, typer.Option(metavar="N", min=1, help="Days that they are valid.")] = 365,
     force: Annotated[
         bool, typer.Option("--force", help="Replace certificates, but keep the CA.")
     ] = False,

@@ -29,6 +29,7 @@ from pipeline.cli.backfill.options import (
     WindowNames,
     WindowsPerRun,
 )
+from pipeline.cli.help import App, examples
 from pipeline.cli.options import (
     AcceptCode,
     Environment,
@@ -40,15 +41,10 @@ from pipeline.cli.options import (
     TakeOver,
 )
 
-app = typer.Typer(
-    name="backfill",
-    help="Run a job over many windows of its input.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+app = App("backfill", "Run a job over many windows of its input.")
 
 
-@app.command()
+@app.command(epilog=examples("backfill plan job.yaml --last 30d"))
 def plan(  # noqa: PLR0917 - Typer takes them as they stand
     job: JobFile,
     start: From = None,
@@ -97,7 +93,12 @@ def plan(  # noqa: PLR0917 - Typer takes them as they stand
     )
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "backfill create job.yaml --from 2024-01-01 --to 2025-01-01",
+        "backfill create job.yaml --canary 1% --detach",
+    )
+)
 def create(  # noqa: PLR0917 - Typer takes them as they stand
     job: JobFile,
     start: From = None,
@@ -150,7 +151,7 @@ def create(  # noqa: PLR0917 - Typer takes them as they stand
     )
 
 
-@app.command("list")
+@app.command("list", epilog=examples("backfill list"))
 def list_(output: OnlyOutput = None, environment: Environment = None, json: Json = False) -> None:
     """List backfills, from storage alone."""
     from pipeline.cli.backfill import show
@@ -158,7 +159,7 @@ def list_(output: OnlyOutput = None, environment: Environment = None, json: Json
     show.list_all(output, environment, as_json=json)
 
 
-@app.command()
+@app.command(epilog=examples("backfill status last --watch"))
 def status(
     backfill: Id,
     watch: Annotated[
@@ -174,7 +175,7 @@ def status(
     show.status(backfill, output, environment, watch=watch, as_json=json)
 
 
-@app.command()
+@app.command(epilog=examples("backfill pause last"))
 def pause(
     backfill: Id, output: InOutput = None, environment: Environment = None, json: Json = False
 ) -> None:
@@ -184,7 +185,7 @@ def pause(
     control.pause(backfill, output, environment, as_json=json)
 
 
-@app.command()
+@app.command(epilog=examples("backfill resume last --detach"))
 def resume(  # noqa: PLR0917 - Typer takes them as they stand
     backfill: Id,
     accept_code: AcceptCode = False,
@@ -208,7 +209,9 @@ def resume(  # noqa: PLR0917 - Typer takes them as they stand
     )
 
 
-@app.command()
+@app.command(
+    epilog=examples("backfill retry last --window 2024-02", "backfill retry last --failed")
+)
 def retry(  # noqa: PLR0917 - Typer takes them as they stand
     backfill: Id,
     failed: OnlyFailed = False,
@@ -236,7 +239,7 @@ def retry(  # noqa: PLR0917 - Typer takes them as they stand
     )
 
 
-@app.command()
+@app.command(epilog=examples("backfill cancel 3f2a"))
 def cancel(
     backfill: Id, output: InOutput = None, environment: Environment = None, json: Json = False
 ) -> None:
@@ -246,7 +249,7 @@ def cancel(
     control.cancel(backfill, output, environment, as_json=json)
 
 
-@app.command("set")
+@app.command("set", epilog=examples("backfill set last --max-active 8"))
 def set_(  # noqa: PLR0917 - Typer takes them as they stand
     backfill: Id,
     max_active: Annotated[
@@ -265,7 +268,7 @@ def set_(  # noqa: PLR0917 - Typer takes them as they stand
     control.set_(backfill, output, environment, max_active, priority, as_json=json)
 
 
-@app.command()
+@app.command(epilog=examples("backfill logs last --window 2024-02-29 --failed"))
 def logs(  # noqa: PLR0917 - Typer takes them as they stand
     backfill: Id,
     window: WindowNames = None,
@@ -287,7 +290,7 @@ def logs(  # noqa: PLR0917 - Typer takes them as they stand
     )
 
 
-@app.command()
+@app.command(epilog=examples("backfill report last"))
 def report(
     backfill: Id, output: InOutput = None, environment: Environment = None, json: Json = False
 ) -> None:
