@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 # Sphinx and its theme have an environment of their own.
 DOCS ?= build/docs/venv
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-SOURCES := partitioning pipeline benchmarks deploy docs tests
+SOURCES := chunkmap_main.py partitioning pipeline benchmarks deploy docs tests
 LOCK := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet
 COMPOSE ?= docker compose -f docker-compose.dask.yml
@@ -113,6 +113,8 @@ differential: $(STAMP) ## read the Parquet files below FOLDER=… with chunkmap 
 lock: $(STAMP) ## resolve constraints.txt again (ARGS=--upgrade for newer versions)
 	@$(LOCK) pyproject.toml --extra local --extra cluster --extra bench --extra dev \
 	  --output-file constraints.txt $(ARGS)
+	@{ echo "# constraints.txt without hashes, for \`pip install -c\`. Written by \`make lock\`."; \
+	  sed -E '/^(#| +--hash)/d; s/ \\$$//' constraints.txt; } > pip-constraints.txt
 	@for peer in benchmarks/peers/locks/*.in; do \
 	  $(LOCK) $$peer --output-file $${peer%.in}.txt $(ARGS) || exit; done
 	@$(BIN)/python -m tests.contracts.extra docs | \

@@ -51,6 +51,13 @@ def describe(error: BaseException) -> dict[str, Any] | None:
     format_message = getattr(error, "format_message", None)
     if format_message is not None:
         return _to_dict("UsageError", format_message(), "see --help", 2)
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        from pipeline.cli.extras import extra_of
+
+        extra = extra_of(error.name)
+        hint = f"pip install 'chunkmap[{extra}]'"
+        message = f"this command needs {error.name}, which is not installed"
+        return _to_dict(kind, message, hint, 2) if extra else None
     from partitioning.errors import PlanningError
 
     if isinstance(error, PlanningError):

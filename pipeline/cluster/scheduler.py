@@ -1,4 +1,4 @@
-"""Run a Dask scheduler with chunkmap's settings: `python -m pipeline.cluster.scheduler`."""
+"""Run a Dask scheduler with chunkmap's settings: `python -P -m pipeline.cluster.scheduler`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.printable import error_text
 def main(arguments: list[str] | None = None) -> int:
     """Run the scheduler until it is stopped; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.cluster.scheduler", description="Run a Dask scheduler."
+        prog="python -P -m pipeline.cluster.scheduler", description="Run a Dask scheduler."
     )
     parser.add_argument(
         "--host", help="address to listen on (default: all with dask.tls, else 127.0.0.1)"

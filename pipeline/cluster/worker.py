@@ -1,4 +1,4 @@
-"""Run a Dask worker with chunkmap's settings: `python -m pipeline.cluster.worker`."""
+"""Run a Dask worker with chunkmap's settings: `python -P -m pipeline.cluster.worker`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.printable import error_text
 def main(arguments: list[str] | None = None) -> int:
     """Run the worker until it is stopped; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.cluster.worker",
+        prog="python -P -m pipeline.cluster.worker",
         description="Run a Dask worker of the scheduler that the settings name (dask.scheduler).",
     )
     parser.add_argument("--name", help="name in the cluster (default: the worker's address)")

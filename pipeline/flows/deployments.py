@@ -1,4 +1,4 @@
-"""Define the flows of deployments, and register them: `python -m pipeline.flows.deployments`.
+"""Define the flows of deployments, and register them: `python -P -m pipeline.flows.deployments`.
 
 A worker of the work pool starts each flow run in a separate process, in the folder where the
 deployment was registered, which holds job files and transforms. With `--watchdog on`, a backfill

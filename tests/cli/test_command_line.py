@@ -140,3 +140,16 @@ def test_a_command_without_words_shows_its_help(tmp_path: Path) -> None:
     said = give(cwd=tmp_path)
     assert said.returncode == 2
     assert "Usage" in said.stdout + said.stderr
+
+
+def test_a_missing_extra_is_named_with_the_command_that_installs_it() -> None:
+    without = """
+import sys
+sys.modules["simpy"] = None  # as if it were not installed
+"""
+    arguments = ("bench", "simulate", "--workers", "2", "--chunks", "10", "--bytes", "1GB")
+    said = give(*arguments, code=without + MAIN)
+    assert said.returncode == 2, said.stderr
+    assert "this command needs simpy" in said.stderr
+    assert "pip install 'chunkmap[bench]'" in said.stderr
+    assert "Traceback" not in said.stderr

@@ -131,3 +131,11 @@ def test_the_upper_bound_that_keeps_prefect_starting() -> None:
     fastapi = next(Requirement(text) for text in declared() if text.startswith("fastapi"))
     assert not fastapi.specifier.contains("0.163.0")
     assert fastapi.specifier.contains("0.139.2")
+
+
+def test_the_constraints_for_pip_are_the_same_pins_without_hashes() -> None:
+    """Pip refuses hashes in what `-c` names, unless every requirement has one."""
+    text = (ROOT / "pip-constraints.txt").read_text("utf-8")
+    pinned = [entry[0].partition(" \\\n")[0] for entry in ENTRY.finditer(LOCK.read_text("utf-8"))]
+    assert [line for line in text.splitlines() if not line.startswith("#")] == pinned
+    assert not any(Requirement(line).extras for line in pinned), "pip refuses extras there"

@@ -10,7 +10,7 @@ import pytest
 
 from tests.contracts.source import ROOT, repository_files
 
-PACKAGED = {"partitioning", "pipeline"}
+PACKAGED = {"chunkmap_main.py", "partitioning", "pipeline"}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_the_wheel_holds_the_packages_whole(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
         entry_points = next(n for n in archive.namelist() if n.endswith("entry_points.txt"))
-        assert "chunkmap = pipeline.cli:main" in archive.read(entry_points).decode()
+        assert "chunkmap = chunkmap_main:main" in archive.read(entry_points).decode()
     expected = {
         path.relative_to(ROOT).as_posix()
         for path in repository_files()

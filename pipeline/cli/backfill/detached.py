@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from typing import Any
 from pipeline.cli.output import notes, say, show_pairs
 from pipeline.config.settings import Settings
 from pipeline.errors import RunFailedError
+from pipeline.own_packages import COMMAND
 from pipeline.private import state_folder
 from pipeline.runs.backfill.store import BackfillStore
 
-_MAIN = "from pipeline.cli import main; main()"
 START_SECONDS = 90.0
 """Seconds to wait for the driver's first heartbeat: importing Prefect alone takes seconds."""
 LOG_LINES = 12
@@ -40,7 +39,7 @@ def start_detached(
         RunFailedError: The driver ended before its first heartbeat.
     """
     log = state_folder(settings.state_dir, "backfills") / f"{store.backfill}.log"
-    command = [sys.executable, "-P", "-c", _MAIN, "backfill", "drive", store.backfill]
+    command = [*COMMAND, "backfill", "drive", store.backfill]
     command += ["--output", store.output, "--again", json.dumps(flags)]
     command += ["--environment", environment] if environment else []
     begin = log.stat().st_size if log.exists() else 0

@@ -29,6 +29,7 @@ from pipeline.cluster.local.state import ServiceName
 from pipeline.config.sections import DaskSettings, S3Settings
 from pipeline.config.settings import Settings
 from pipeline.errors import StackError, StorageError
+from pipeline.own_packages import FOLDER
 from pipeline.private import OTHER_USERS, make_folder
 
 BUCKET = "demo"
@@ -50,10 +51,10 @@ _WEED_PORTS = (
 
 # Not `-m`, which would search the user's folder first, where another `pipeline` may be.
 _DASK_DAEMON = (
-    "import sys; sys.path.append(sys.argv[1]); "
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from pipeline.own_packages import settle; settle(); "
     "from pipeline.cluster.local.dask_daemon import main; main(*sys.argv[2:])"
 )
-_PACKAGES = str(Path(__file__).parents[3])
 
 # Prefixes of variables that would make a service use the user's own Prefect or S3.
 _FOREIGN = (
@@ -221,7 +222,15 @@ def dask(root: Path, ports: tuple[int, ...], sizes: DaskSettings, s3_port: int) 
         "dashboard_port": pages,
         "tls": tls_settings(root, "worker"),
     }
-    command = (sys.executable, "-P", "-c", _DASK_DAEMON, _PACKAGES, json.dumps(request), str(ready))
+    command = (
+        sys.executable,
+        "-P",
+        "-c",
+        _DASK_DAEMON,
+        str(FOLDER),
+        json.dumps(request),
+        str(ready),
+    )
     environment = {
         **_own_environment(),
         **S3Settings.model_validate(s3_settings(root, s3_port)).environment(),

@@ -18,8 +18,9 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from pipeline.config.job import Job
-from pipeline.config.sections import TransformSettings
+from pipeline.config.sections import EXAMPLES, TransformSettings
 from pipeline.errors import JobError, TransformNotAllowedError
+from pipeline.own_packages import is_own, put_own_first
 from pipeline.runs.transforms.fingerprint import fingerprint, join_fingerprints
 from pipeline.runs.transforms.reach import Reach, Reached, allows
 from pipeline.runs.transforms.source import Module, Sources
@@ -28,6 +29,9 @@ from pipeline.runs.transforms.user_code import describe, is_from_signal
 _loaded: dict[str, str] = {}
 """Digest of the source that each imported module was loaded from."""
 _lock = Lock()
+_NAME_TAKEN = (
+    "{0!r} is the name of a package of chunkmap's own, and two packages cannot share a name"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +176,12 @@ def _read(name: str, settings: TransformSettings) -> tuple[Reached, Sources]:
     module_name, colon, function = name.partition(":")
     if not colon:
         raise JobError(f"transform {name!r} is not of the form module:function")
+    if is_own(module_name) and not allows((EXAMPLES,), module_name):
+        package = module_name.partition(".")[0]
+        raise TransformNotAllowedError(
+            f"transform module {module_name!r} cannot be used: {_NAME_TAKEN.format(package)}",
+            hint=_rename_hint(package),
+        )
     if not allows(settings.allowed, module_name):
         raise TransformNotAllowedError(
             f"transform module {module_name!r} is not allowed: transforms.allow is "
@@ -189,6 +199,13 @@ def _read(name: str, settings: TransformSettings) -> tuple[Reached, Sources]:
     reach = Reach(sources, settings.allowed)
     reach.function(module, function)
     return reach.result(), sources
+
+
+def _rename_hint(package: str) -> str:
+    return (
+        f"rename your folder, e.g. to my_{package}, or move it into another package, and name that "
+        "in the job and in transforms.allow"
+    )
 
 
 def _no_module(name: str, sources: Sources, settings: TransformSettings) -> JobError:
@@ -231,6 +248,7 @@ def _extend_import_path(settings: TransformSettings) -> None:
     for path in reversed([str(Path(path).resolve()) for path in settings.path]):
         if path not in sys.path:
             sys.path.insert(0, path)
+            put_own_first()
     importlib.invalidate_caches()
 
 
@@ -260,15 +278,21 @@ def _import(module: str, sources: Sources, settings: TransformSettings) -> Any:
     if changed:
         # Unload unchanged modules too: they refer to functions of changed ones.
         for name in digests:
-            if name in changed or allows(settings.allowed, name):
+            # Their parent is the running program itself.
+            is_program = is_own(name) and not allows((EXAMPLES,), name)
+            if not is_program and (name in changed or allows(settings.allowed, name)):
                 _forget(name, sources)
     try:
         imported = importlib.import_module(module)
     except BaseException as error:
         if is_from_signal(error):
             raise
+        package = (getattr(error, "name", None) or "").partition(".")[0]
+        is_taken = isinstance(error, ImportError) and is_own(package)
+        reason = f" ({_NAME_TAKEN.format(package)})" if is_taken else ""
         raise JobError(
-            f"transform module {module!r} cannot be imported: {describe(error)}"
+            f"transform module {module!r} cannot be imported: {describe(error)}{reason}",
+            hint=_rename_hint(package) if is_taken else None,
         ) from error
     _loaded.update({name: digest for name, digest in digests.items() if name in sys.modules})
     return imported

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
@@ -298,3 +299,42 @@ def test_folders_without_init_at_any_depth(tmp_path: Path, monkeypatch: pytest.M
     assert transform.call(FRAME).collect()["a"].to_list() == [2, 3]
     for name in [name for name in sys.modules if name.startswith(top)]:
         del sys.modules[name]
+
+
+@pytest.mark.parametrize("module", ["pipeline.mine", "partitioning.jobs", "pipeline"])
+def test_a_package_of_chunkmaps_own_name_is_refused_with_the_way_out(
+    package: Package, module: str
+) -> None:
+    with pytest.raises(TransformNotAllowedError, match="two packages cannot share a name") as found:
+        load_transform(f"{module}:run", {}, package.settings("pipeline", "partitioning"))
+    assert f"my_{module.partition('.')[0]}" in (found.value.hint or "")
+
+
+@pytest.mark.parametrize("line", ["from pipeline.mine import x", "from pipeline import mine"])
+def test_what_imports_from_such_a_package_is_told_why_it_cannot(
+    package: Package, line: str
+) -> None:
+    (package.folder / "pipeline").mkdir()
+    (package.folder / "pipeline" / "mine.py").write_text("x = 1\n")
+    package.write("main", f"{line}\n\n" + run("pl.lit(1)"))
+    with pytest.raises(JobError, match="two packages cannot share a name") as found:
+        package.run()
+    assert "my_pipeline" in (found.value.hint or "")
+
+
+def test_the_examples_are_always_allowed(package: Package) -> None:
+    name = "pipeline.examples.revenue:revenue"
+    assert load_transform(name, {"currency": "EUR"}, package.settings()).definitions >= 2
+
+
+def test_processes_that_are_started_later_import_chunkmap_beside_a_folder_of_its_name(
+    package: Package,
+) -> None:
+    for name in ("pipeline", "partitioning"):
+        (package.folder / name).mkdir()
+        (package.folder / name / "__init__.py").write_text("raise ImportError('a stranger')\n")
+    package.write("main", run("pl.col('a')"))
+    package.run()
+    assert str(package.folder) in sys.path
+    program = f"import sys; sys.path[:] = {sys.path!r}; import partitioning.model, pipeline.errors"
+    subprocess.run([sys.executable, "-c", program], check=True)
