@@ -23,6 +23,10 @@ class BackfillFailure:
     worker: str
     message: str
     trace: str
+    where: str
+    """Objects, rows and partition of the chunk."""
+    line: str
+    """File, line and function of the user's code; empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -175,8 +175,11 @@ def _failures(report: BackfillReport) -> Section | None:
         blocks.append(Table("By kind", _kinds(report.failures[:MAX_GROUPS])))
         blocks += [
             Example(
-                f"{group.error} in window {group.window}, chunk {group.index}, on {group.worker}",
-                (group.trace or group.message or "(no message)")[:MAX_TEXT],
+                f"{group.error} in window {group.window}, chunk {group.index}"
+                + (f", at {group.line}" if group.line else "")
+                + f", on {group.worker}",
+                (f"{group.where}\n\n" if group.where else "")
+                + (group.trace or group.message or "(no message)")[:MAX_TEXT],
                 open=at == 0,
             )
             for at, group in enumerate(report.failures[:MAX_GROUPS])

@@ -14,9 +14,16 @@ import polars as pl
 from pipeline.report.run_model import RunReport
 from pipeline.report.run_timeline import Clock, concurrency
 
+MESSAGE_KIND = (
+    pl.col("message")
+    .str.slice(0, 400)
+    .str.replace_all(
+        r"(?i)\b0x[0-9a-f]+\b|\b[0-9a-f]{8,}\b|\d+(?:\.\d+)?|\S+://\S+|'[^']*'|\"[^\"]*\"", "…"
+    )
+)
+"""A message without the parts that differ between failures of one kind: numbers, hex ids, quotes,
+addresses."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-# Parts of messages that differ between failures of one kind: numbers, hex ids, quotes, addresses.
-_VOLATILE = r"(?i)\b0x[0-9a-f]+\b|\b[0-9a-f]{8,}\b|\d+(?:\.\d+)?|\S+://\S+|'[^']*'|\"[^\"]*\""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +107,12 @@ class FailureGroup:
     index: int
     worker: str
     message: str
+    trace: str
+    """Traceback, with the user's frames first."""
+    where: str
+    """Objects, rows and partition of the chunk."""
+    line: str
+    """File, line and function of the user's code; empty if unknown."""
 
 
 def first_completions(report: RunReport) -> pl.DataFrame:
@@ -244,9 +257,8 @@ def per_worker(spans: pl.DataFrame) -> pl.DataFrame:
 
 def failure_groups(report: RunReport) -> list[FailureGroup]:
     """Group failed attempts by kind; kinds with chunks still failed first, then by attempts."""
-    kind = pl.col("message").str.slice(0, 400).str.replace_all(_VOLATILE, "…")
     frame = (
-        report.failures.with_columns(kind=kind)
+        report.failures.with_columns(kind=MESSAGE_KIND)
         .sort("at")
         .group_by("error", "kind", maintain_order=True)
         .agg(
@@ -259,7 +271,7 @@ def failure_groups(report: RunReport) -> list[FailureGroup]:
             **{
                 # A chunk that is still failed is the better example.
                 name: pl.col(name).sort_by("final", descending=True, maintain_order=True).first()
-                for name in ("chunk", "index", "worker", "message")
+                for name in ("chunk", "index", "worker", "message", "trace", "where", "line")
             },
         )
         .sort(["chunks_final", "attempts"], descending=True, maintain_order=True)

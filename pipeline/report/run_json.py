@@ -162,6 +162,9 @@ SCHEMA: dict[str, Any] = {
                         "index": _COUNT,
                         "worker": _TEXT,
                         "message": _TEXT,
+                        "trace": _TEXT,
+                        "where": _TEXT,
+                        "line": _TEXT,
                     }
                 ),
                 f"By kind, with an example each; at most {MAX_GROUPS}.",
@@ -218,7 +221,11 @@ def build_json(report: RunReport) -> str:
         else [],
         "workers": run_figures.per_worker(spans).to_dicts(),
         "failures": [
-            {**asdict(group), "message": group.message[:MAX_MESSAGE]}
+            {
+                **asdict(group),
+                "message": group.message[:MAX_MESSAGE],
+                "trace": group.trace[:MAX_MESSAGE],
+            }
             for group in run_figures.failure_groups(report)[:MAX_GROUPS]
         ],
         "not_counted": list(report.not_counted),

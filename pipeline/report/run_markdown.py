@@ -47,6 +47,10 @@ def _failures(report: RunReport) -> list[str]:
     lines.append("|:--|--:|--:|:--|")
     for group in groups[:MAX_GROUPS]:
         first = next(iter(group.message.strip().splitlines()), "")[:160]
+        places = [f"chunk {group.index}"]
+        places += [f"at {group.line}"] if group.line else []
+        places += [group.where] if group.where else []
+        first = f"{first} ({', '.join(places)})"
         lines.append(
             f"| {_text(group.error)} | {count(group.attempts)} | {count(group.chunks_final)} "
             f"| {_text(first)} |"

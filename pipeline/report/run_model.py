@@ -46,12 +46,17 @@ FAILURE_SCHEMA = pl.Schema(
         "at": pl.Float64,
         "error": pl.String,
         "message": pl.String,
+        "trace": pl.String,
+        "where": pl.String,
+        "line": pl.String,
         "transient": pl.Boolean,
         "final": pl.Boolean,
     }
 )
 """One row per failed attempt. `at` is Unix seconds; `error` is the name of the error's type;
-`final` is whether the chunk was still failed at the end; `worker` is empty if unknown."""
+`trace` has the user's frames first; `where` names the chunk's objects, rows and partition, `line`
+the line of the user's code; `final` is whether the chunk was still failed at the end; `worker` is
+empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True)

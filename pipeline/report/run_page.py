@@ -279,14 +279,21 @@ def _failures(report: RunReport) -> Section:
     shown = groups[:MAX_GROUPS]
     examples = tuple(
         Example(
-            f"{group.error} in chunk {group.chunk[:12]} (number {group.index})"
-            + (f" on {group.worker}" if group.worker else ""),
-            group.message[:MAX_MESSAGE] or "(no message)",
+            f"{group.error} in chunk {group.index}"
+            + (f", at {group.line}" if group.line else "")
+            + (f", on {group.worker}" if group.worker else ""),
+            _example(group),
             open=at == 0 and bool(group.chunks_final),
         )
         for at, group in enumerate(shown)
     )
     return Section("Failures", (Table("By kind", tables.failures_table(shown)), *examples), lead)
+
+
+def _example(group: run_figures.FailureGroup) -> str:
+    """Show the chunk's rows, and the traceback (else the message) of an example."""
+    text = (group.trace or group.message)[:MAX_MESSAGE] or "(no message)"
+    return f"{group.where}\n\n{text}" if group.where else text
 
 
 def _facts(report: RunReport) -> tuple[Block, ...]:

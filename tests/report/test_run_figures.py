@@ -40,7 +40,8 @@ def parts(seconds: float) -> tuple[float, float, float]:
 def failure(
     chunk: str, error: str, message: str, at: float = 1.0, final: bool = False
 ) -> tuple[object, ...]:
-    return (chunk, 0, "b", "a", "w1", START + at, error, message, False, final)
+    place = ("trace", "where", "line")
+    return (chunk, 0, "b", "a", "w1", START + at, error, message, *place, False, final)
 
 
 def failures(*rows: tuple[object, ...]) -> pl.DataFrame:

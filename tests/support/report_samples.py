@@ -114,7 +114,10 @@ def make(
                 taken = seconds * rng.random()
                 message = kind[1].format(i=index)
                 error = (chunk, index, batch, name, worker, at + taken, kind[0], message)
-                failed.append((*error, kind[2], final))
+                line = "prices.py:12 in euros"
+                trace = f"Your code (most recent call last):\n  {line}\n{kind[0]}: {message}"
+                where = f"s3://demo/prices/{index}.parquet, rows 0 to {rows - 1:,}"
+                failed.append((*error, trace, where, line, kind[2], final))
                 heapq.heappush(slots, (at + taken + 0.3, worker))
                 continue
             heapq.heappush(slots, (at + seconds + 0.02 + rng.expovariate(12), worker))
@@ -172,7 +175,8 @@ def hostile() -> RunReport:
         run,
         report.completions.with_columns(chunk=text, batch=text, attempt=text, worker=text),
         report.failures.with_columns(
-            chunk=text, batch=text, attempt=text, worker=text, error=text, message=text
+            **dict.fromkeys(("chunk", "batch", "attempt", "worker", "error"), text),
+            **dict.fromkeys(("message", "trace", "where", "line"), text),
         ),
         (Phase(NASTY, START, 3.0),),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
@@ -15,7 +16,7 @@ from pipeline.cli.backfill.find import find
 from pipeline.cli.output import columns, live, out, pairs, print_json, say
 from pipeline.config.settings import load_settings
 from pipeline.errors import UsageError
-from pipeline.report.humanize import byte_rate, byte_size, duration
+from pipeline.report.humanize import byte_rate, byte_size, duration, plural
 from pipeline.runs.admin.known_outputs import known_outputs
 from pipeline.runs.backfill.calendar_layout import lay_out
 from pipeline.runs.backfill.records import BackfillRecord
@@ -28,6 +29,7 @@ from pipeline.runs.backfill.status import (
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.driver.following import is_driven_elsewhere
 from pipeline.runs.driver.preflight import explain_unreachable_s3
+from pipeline.runs.driver.summary import failure_place
 from pipeline.storage import open_storage
 
 WATCH_SECONDS = 2.0
@@ -193,13 +195,12 @@ def _error_lines(status: BackfillStatus) -> list[RenderableType]:
     lines: list[RenderableType] = []
     for group in status.errors[:MAX_ERRORS]:
         first_line = group.message.partition("\n")[0][:MAX_MESSAGE]
+        how_many = f"{plural(group.chunks, 'chunk')} in {plural(group.windows, 'window')}"
         lines.append(
-            Text.assemble(
-                ("  ✗ ", "red"),
-                f"{group.chunks:,} chunks in {group.windows:,} windows: {group.error}: "
-                f"{first_line} (e.g. window {group.window}, chunk {group.index})",
-            )
+            Text.assemble(("  ✗ ", "red"), f"{how_many}: {group.error}: {first_line}"),
         )
+        place = (f"window {group.window}", *failure_place(asdict(group)))
+        lines += [Text(f"    {text}", style="dim") for text in place]
     more = len(status.errors) - MAX_ERRORS
     if more > 0:
         lines.append(Text(f"    … and {more:,} other errors", style="dim"))
@@ -295,6 +296,8 @@ def _show_attempts(attempts: pl.DataFrame, labels: list[str]) -> None:
     for row in traces.sort("at").tail(MAX_ERRORS).iter_rows(named=True):
         say("")
         say(f"chunk {row['index']} of {row['window']} on {row['worker']}", mark="[bold red]")
+        if row["where"]:
+            say(row["where"])
         say(row["trace"].rstrip())
 
 

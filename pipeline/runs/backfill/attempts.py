@@ -29,6 +29,8 @@ _ATTEMPTS: dict[str, Any] = {
     "error": pl.String,
     "message": pl.String,
     "trace": pl.String,
+    "where": pl.String,
+    "line": pl.String,
     "transient": pl.Boolean,
 }
 ATTEMPTS = pl.Schema(_ATTEMPTS)

@@ -7,11 +7,10 @@ ledgers of the runs that had been started.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import polars as pl
@@ -23,11 +22,10 @@ from pipeline.runs.backfill.recount import LedgerCache, Recount
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.driver.following import is_driven_elsewhere
 from pipeline.runs.driver.heartbeat import DriverRecord
+from pipeline.runs.driver.summary import failure_kinds
 
 MAX_LEDGERS_READ = 20
 """Maximum number of runs whose failures are read for the table of errors."""
-_VOLATILE = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-f]{12,}\b|\d+")
-"""Parts of a message that differ between failures of the same kind."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -177,27 +175,11 @@ def _errors(ledgers: LedgerCache, runs: Sequence[str]) -> tuple[BackfillFailure,
         frames.append(failed.with_columns(window=label))
     if not frames:
         return ()
-    failures = pl.concat(frames)
-    kinds = [_VOLATILE.sub("#", text.partition("\n")[0]) for text in failures["message"].to_list()]
-    example = ("window", "index", "worker", "message", "trace")
-    groups = (
-        failures.with_columns(kind=pl.Series(kinds))
-        .group_by("error", "kind", maintain_order=True)
-        .agg(
-            pl.len().alias("chunks"),
-            pl.col("window").n_unique().alias("windows"),
-            *(pl.col(name).first().alias(f"_{name}") for name in example),
-        )
-        .sort("chunks", descending=True)
-    )
+    kinds = failure_kinds(pl.concat(frames), pl.col("window").n_unique().alias("windows"))
+    names = [field.name for field in fields(BackfillFailure)]
     return tuple(
-        BackfillFailure(
-            error=row["error"],
-            chunks=row["chunks"],
-            windows=row["windows"],
-            **{name: row[f"_{name}"] for name in example},
-        )
-        for row in groups.iter_rows(named=True)
+        BackfillFailure(**{name: row[name] for name in names})
+        for row in kinds.iter_rows(named=True)
     )
 
 

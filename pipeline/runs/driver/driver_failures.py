@@ -16,6 +16,7 @@ from pipeline.runs.driver.executor import Outcome
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Failure
 from pipeline.runs.worker.batch import Batch
+from pipeline.runs.worker.failures import where_of
 from pipeline.storage.outages import retry_until_available
 
 MESSAGE_CHARACTERS = 10_000
@@ -76,6 +77,7 @@ class DriverFailures:
                 message=message[:MESSAGE_CHARACTERS],
                 transient=transient,
                 trace="",
+                where=where_of(chunk),
             )
             for chunk in self.plan.chunks(indices)
         ]

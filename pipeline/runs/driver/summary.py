@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
 from pipeline.errors import RunFailedError
 from pipeline.report.humanize import plural
+from pipeline.report.run_figures import MESSAGE_KIND
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,8 @@ class MapProgress:
     """Chunks done before this driver began."""
 
 
-_NEWLINE = "\n"
+MAX_KINDS = 10
+"""Maximum number of kinds of failures that are described."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ class RunSummary:
     local_report: str
     notes: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
-    """One line per kind of failure."""
+    """Kinds of failures, each with an example (see `failure_lines`)."""
     left_out: int = 0
     """Number of objects that could not be read and are left out."""
     quarantine: tuple[str, ...] = ()
@@ -85,13 +89,45 @@ class RunIncompleteError(RunFailedError):
         self.summary = summary
 
 
+def failure_kinds(failed: pl.DataFrame, *more: pl.Expr) -> pl.DataFrame:
+    """Group failures by error and message; the most frequent kind comes first.
+
+    Args:
+        failed: Failures (schema FAILURES, and any further columns).
+        more: Further columns of the result.
+
+    Returns:
+        Columns error, chunks, and of the first failure of each kind all others of `failed`.
+    """
+    return (
+        failed.with_columns(kind=MESSAGE_KIND)
+        .group_by("error", "kind", maintain_order=True)
+        .agg(pl.len().alias("chunks"), *more, pl.exclude("kind", "error").first())
+        .sort("chunks", descending=True, maintain_order=True)
+    )
+
+
 def failure_lines(failed: pl.DataFrame) -> tuple[str, ...]:
-    """Describe each kind of error among the last failures (schema FAILURES) in one line."""
-    groups = failed.group_by("error", maintain_order=True).agg(
-        pl.len(), pl.col("message").first(), pl.col("index").first()
-    )
-    return tuple(
-        f"{plural(row['len'], 'chunk')} failed: {row['error']}: "
-        f"{row['message'].partition(_NEWLINE)[0]} (e.g. chunk {row['index']})"
-        for row in groups.sort("len", descending=True).iter_rows(named=True)
-    )
+    """Describe each kind of error among the last failures (schema FAILURES).
+
+    The first line has the error, further lines where it happened: the chunk with its objects, rows
+    and partition, and the line of the user's code.
+    """
+    kinds = failure_kinds(failed)
+    lines = ["\n".join(_kind_lines(row)) for row in kinds.head(MAX_KINDS).iter_rows(named=True)]
+    rest = kinds.height - MAX_KINDS
+    return (*lines, *([f"and {rest:,} other errors"] if rest > 0 else []))
+
+
+def _kind_lines(kind: dict[str, Any]) -> Iterator[str]:
+    first = kind["message"].partition("\n")[0]
+    yield f"{plural(kind['chunks'], 'chunk')} failed: {kind['error']}: {first}"
+    yield from failure_place(kind)
+
+
+def failure_place(failure: dict[str, Any]) -> Iterator[str]:
+    """Say where a failure happened: the chunk and its rows, and the line of the user's code."""
+    where = f": {failure['where']}" if failure["where"] else ""
+    yield f"e.g. chunk {failure['index']}{where}"
+    if failure["line"]:
+        yield f"at {failure['line']}"

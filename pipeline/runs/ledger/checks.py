@@ -155,7 +155,7 @@ class EntryChecks:
             "a number is negative, not finite or too large": _seconds("at"),
             "a text is too long": pl.all_horizontal(
                 *(_text(name, MAX_NAME) for name in ("batch", "worker", "error")),
-                *(_text(name, MAX_TEXT) for name in ("message", "trace")),
+                *(_text(name, MAX_TEXT) for name in ("message", "trace", "where", "line")),
             ),
             "its attempt is not a valid id": pl.col("attempt").str.contains(ATTEMPT_PATTERN),
             "a value is missing": pl.col("transient").is_not_null(),

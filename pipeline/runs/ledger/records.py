@@ -109,7 +109,11 @@ class Failure:
     message: str
     transient: bool
     trace: str
-    """End of the traceback."""
+    """User's frames, then the end of the whole traceback."""
+    where: str = ""
+    """Objects, rows and partition of the chunk."""
+    line: str = ""
+    """File, line and function of the user's code that raised it. Empty if unknown."""
 
 
 _TYPES: dict[str, Any] = {

@@ -191,7 +191,7 @@ _LATER: Final = ("left_out", "filled")
 def _conformed(frame: pl.DataFrame) -> pl.DataFrame:
     """Add the columns that earlier releases did not write."""
     if "sha256" not in frame.columns:
-        return frame
+        return _conformed_failures(frame)
     none = pl.lit([], pl.List(pl.String))
     absent = [name for name in _LATER if name not in frame.columns]
     if absent:
@@ -199,6 +199,16 @@ def _conformed(frame: pl.DataFrame) -> pl.DataFrame:
     if any(frame[name].null_count() for name in _LATER):
         frame = frame.with_columns(pl.col(name).fill_null([]) for name in _LATER)
     return frame.select(list(COMPLETIONS)) if absent else frame
+
+
+_LATER_OF_FAILURES: Final = ("where", "line")
+"""Texts of failures that earlier releases did not write."""
+
+
+def _conformed_failures(frame: pl.DataFrame) -> pl.DataFrame:
+    absent = [name for name in _LATER_OF_FAILURES if name not in frame.columns]
+    frame = frame.with_columns(pl.lit("").alias(name) for name in absent)
+    return frame.with_columns(pl.col(_LATER_OF_FAILURES).fill_null(""))
 
 
 @lru_cache(256)

@@ -36,13 +36,13 @@ from pipeline.runs.worker.chunk import (
     RunContext,
     completion_of,
     compute,
-    failure_of,
     open_chunk,
     open_run,
     schema_text,
     stage,
 )
 from pipeline.runs.worker.chunk_source import ChunkSource
+from pipeline.runs.worker.failures import failure_of
 from pipeline.runs.worker.null_types import fill_types, types_of_frames, types_of_text
 from pipeline.runs.worker.reduce import store_partial
 
@@ -238,7 +238,7 @@ class BatchAttempt:
             hint="raise chunk_timeout, or plan again with a smaller chunks.target",
         )
         try:
-            entries = [*self.entries, failure_of(chunk, error, self.batch.name, self.worker)]
+            entries = [*self.entries, self._failure(chunk, error)]
             name = segment_name(self.batch.name, self.attempt, self.segments + 1)
             self.context.ledger.write_segment(name + "-timeout", entries, self.schemas)
         finally:
@@ -260,8 +260,18 @@ class BatchAttempt:
             # Libraries may panic while they read or write; that must not end the batch.
             if is_from_signal(error):
                 raise
-            self._add_failure(failure_of(chunk, error, self.batch.name, self.worker))
+            self._add_failure(self._failure(chunk, error))
         return None
+
+    def _failure(self, chunk: Chunk, error: BaseException) -> Failure:
+        return failure_of(
+            chunk,
+            error,
+            self.batch.name,
+            self.worker,
+            call=self.context.transform.call,
+            allow=self.context.settings.transforms.allow,
+        )
 
     def _add_failure(self, failure: Failure) -> None:
         self.entries.append(failure)
@@ -269,7 +279,10 @@ class BatchAttempt:
         if not failure.transient:
             metrics.QUARANTINED.inc()
         with logs.log_ids(chunk=failure.chunk):
-            log.warning("chunk %d failed: %s: %s", failure.index, failure.error, failure.message)
+            log.warning(
+                "chunk %d failed (%s): %s: %s",
+                *(failure.index, failure.where, failure.error, failure.message),
+            )
 
     def _stage(self, mapped: ComputedChunk) -> Completion:
         return stage(self.context, mapped, self.batch.name, self.worker)

@@ -7,7 +7,6 @@ import io
 import json
 import math
 import time
-import traceback
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,19 +18,16 @@ from partitioning import Chunk, Filter, Plan, Term, filter_expr
 from pipeline.concurrency import single_flight
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings, load_settings
-from pipeline.errors import StateError, TransformError, Transient
+from pipeline.errors import StateError, TransformError
 from pipeline.runs.ledger.keys import output_uri
 from pipeline.runs.ledger.ledger import Ledger
-from pipeline.runs.ledger.records import Completion, Failure, RunRecord, digest_of
+from pipeline.runs.ledger.records import Completion, RunRecord, digest_of
 from pipeline.runs.transforms.loading import Transform, job_fingerprint, load_transform
-from pipeline.runs.transforms.user_code import message_of, user_code
+from pipeline.runs.transforms.user_code import user_code
 from pipeline.runs.worker.chunk_source import ChunkSource, ReadOptions, engine_for
 from pipeline.runs.worker.key_columns import without_key_columns
 from pipeline.runs.worker.null_types import fill_types
 from pipeline.storage import Storage, Tables, own_storage, staged_area
-
-MESSAGE_CHARACTERS = 2000
-"""Maximum length of an error message; longer ones (Polars prints whole query plans) are cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,20 +258,4 @@ def completion_of(
         left_out=mapped.left_out,
         filled=mapped.filled,
         **where,
-    )
-
-
-def failure_of(chunk: Chunk, error: BaseException, batch: str, worker: str) -> Failure:
-    """Make the record of a failed attempt."""
-    return Failure(
-        chunk=chunk.id,
-        index=chunk.index,
-        batch=batch,
-        attempt=uuid.uuid4().hex,
-        worker=worker,
-        at=time.time(),
-        error=type(error).__name__,
-        message=message_of(error)[:MESSAGE_CHARACTERS],
-        transient=isinstance(error, Transient),
-        trace="".join(traceback.format_exception(error))[-2 * MESSAGE_CHARACTERS :],
     )

@@ -68,7 +68,18 @@ def days(start: str, end: str, grain: str = "day", zone: str = "UTC") -> list[st
     return [window.label for window in rule.between(start, end)]
 
 
-FAILURE = BackfillFailure("Oops", 3, 2, "2024-01-02", 0, "tcp://w:1", "no\nmore", "Traceback: no")
+FAILURE = BackfillFailure(
+    "Oops",
+    3,
+    2,
+    "2024-01-02",
+    0,
+    "tcp://w:1",
+    "no\nmore",
+    "Traceback: no",
+    "s3://in/a",
+    "a.py:1 in f",
+)
 REPORTS = {
     "all states": make(days("2024-01-01", "2025-01-01"), "day", STATES, failures=(FAILURE,)),
     "done": make(days("2024-01", "2024-03"), "day", ("done",)),
@@ -82,7 +93,7 @@ REPORTS = {
         ("failed", "done"),
         job=NASTY,
         facts=((NASTY, NASTY),),
-        failures=(BackfillFailure(NASTY, 1, 1, NASTY, 0, NASTY, NASTY, NASTY),),
+        failures=(BackfillFailure(NASTY, 1, 1, NASTY, 0, *[NASTY] * 5),),
         prefect_url="javascript:alert(1)",
     ),
 }
