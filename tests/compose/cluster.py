@@ -162,7 +162,7 @@ class Cluster:
         secret = f"{self.project}_secret-s3-{role}"
         text = self.engine(
             *("run", "--rm", "--user", "10001", "--network", "none", "--entrypoint", "cat"),
-            *("--volume", f"{secret}:/s:ro", "chunkmap:0.1.0", "/s/credentials"),
+            *("--volume", f"{secret}:/s:ro", "chunkmap:local", "/s/credentials"),
         )
         file = configparser.ConfigParser()
         file.read_string(text)

@@ -43,7 +43,7 @@ def built(engine: Engine) -> dict[str, images.Built]:
         pytest.skip(f"no base images: {why}")
     made = {
         target: images.build(engine, target, tag)
-        for target, tag in (("chunkmap", "chunkmap:0.1.0"), ("s3", "chunkmap-s3:0.1.0"))
+        for target, tag in (("chunkmap", "chunkmap:local"), ("s3", "chunkmap-s3:local"))
     }
     for client in made.values():
         print(

@@ -55,7 +55,7 @@ def own(engine: Engine, built: dict[str, Built], folder: Path) -> Iterator[S3]:
     name = f"own-s3-{uuid.uuid4().hex[:6]}"
     engine(
         *("run", "--detach", "--name", name, "--publish", f"{host}:{port}:8333"),
-        *("--volume", f"{folder}:/etc/own:ro", "chunkmap-s3:0.1.0", *SERVER),
+        *("--volume", f"{folder}:/etc/own:ro", "chunkmap-s3:local", *SERVER),
     )
     server = S3(f"http://{host}:{port}", people[0][1], people[0][2])
 

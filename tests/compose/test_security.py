@@ -171,7 +171,7 @@ def secrets_of(cluster: Cluster) -> dict[str, str]:
     said = cluster.engine(
         *("run", "--rm", "--user", "0", "--network", "none", "--entrypoint", "python"),
         *mounts,
-        "chunkmap:0.1.0",
+        "chunkmap:local",
         "-c",
         "import json, pathlib\n"
         "print(json.dumps({str(p): p.read_text() for p in pathlib.Path('/all').rglob('*')"
@@ -199,7 +199,7 @@ def _inspected(cluster: Cluster) -> str:
 
 
 def _histories(cluster: Cluster) -> str:
-    tags = ("chunkmap:0.1.0", "chunkmap-s3:0.1.0")
+    tags = ("chunkmap:local", "chunkmap-s3:local")
     shown = [cluster.engine("history", "--no-trunc", tag) for tag in tags]
     return "\n".join([*shown, *(cluster.engine("image", "inspect", tag) for tag in tags)])
 

@@ -195,7 +195,11 @@ def test_what_runs_flows_has_a_way_to_prefect(name: str) -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_images_have_versions(name: str) -> None:
     image, _, tag = SERVICES[name]["image"].partition(":")
-    assert re.match(r"v?\d+\.\d+", tag), f"{image} without a version"
+    if image.startswith("chunkmap"):
+        assert tag == "local", "built here; its version is in pyproject.toml alone"
+        assert SERVICES[name]["pull_policy"] == "never"
+    else:
+        assert re.match(r"v?\d+\.\d+", tag), f"{image} without a version"
 
 
 @pytest.mark.parametrize("name", SERVICES)

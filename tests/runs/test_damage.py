@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,7 @@ from pipeline.runs.ledger.find import find_runs, runs_of
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import RunRecord
 from pipeline.runs.worker import reduce
-from pipeline.storage.documents import parse_stored, report_folder
+from pipeline.storage.documents import parse_stored, report_folder, seal_json
 from tests.support.backfills import Days, days
 from tests.support.memory_storage import MemoryBackend, _Stored
 from tests.support.outputs import copied
@@ -183,6 +184,38 @@ def test_a_record_of_another_run_is_refused() -> None:
     ]
     with pytest.raises(StateError, match=f"it is the record of run {run.ledger.run}"):
         other.ledger.record()
+
+
+# -- what later releases wrote -----------------------------------------------------------------
+
+
+def of_a_newer_release(document: bytes) -> bytes:
+    """A stored JSON document with a format that this release does not know."""
+    fields = {**json.loads(document), "version": 9}
+    del fields["sha256"]
+    return seal_json(json.dumps(fields).encode())
+
+
+def test_a_run_of_a_newer_release_is_refused() -> None:
+    backend, run = make_run()
+    uri = run.ledger.prefix + "run.json"
+    backend.stored[uri] = _Stored(of_a_newer_release(backend.stored[uri].data))
+    with pytest.raises(StateError, match="format 9; this chunkmap supports 1"):
+        Ledger(backend.storage(), OUTPUT, run.ledger.run).record()
+    [listed] = list_runs(backend.storage(), OUTPUT)
+    assert listed.state == "damaged"
+
+
+def test_a_backfill_of_a_newer_release_is_refused(world: Any) -> None:
+    _, store = world
+    path = Path(store.prefix.removeprefix("file://"), "backfill.json")
+    sound = path.read_bytes()
+    try:
+        path.write_bytes(of_a_newer_release(sound))
+        with pytest.raises(StateError, match="format 9; this chunkmap supports 1"):
+            store.record()
+    finally:
+        path.write_bytes(sound)
 
 
 # -- what earlier releases wrote ---------------------------------------------------------------

@@ -71,10 +71,14 @@ class BackfillResumeOptions:
     """Fingerprint of the code to run; default the code of the creation."""
 
 
+BACKFILL_VERSION = 1
+"""Format of a backfill's stored state. Older releases refuse a backfill with a higher one."""
+
+
 class BackfillRecord(_Record):
     """Definition of a backfill; written once, before anything is mapped."""
 
-    version: int = 1
+    version: int = BACKFILL_VERSION
     backfill: BackfillId
     """Id: 12 hex digits, derived from the request, the plan and the code."""
     request: str

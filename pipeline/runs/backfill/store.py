@@ -34,7 +34,14 @@ from pipeline.errors import (
     StateError,
     UsageError,
 )
-from pipeline.runs.backfill.records import PROGRESS, STATES, WINDOWS, BackfillRecord, Control
+from pipeline.runs.backfill.records import (
+    BACKFILL_VERSION,
+    PROGRESS,
+    STATES,
+    WINDOWS,
+    BackfillRecord,
+    Control,
+)
 from pipeline.runs.driver.heartbeat import DriverRecord, read_driver
 from pipeline.storage import Storage, join, parse, same_place, state_prefix
 from pipeline.storage.documents import (
@@ -47,6 +54,7 @@ from pipeline.storage.documents import (
     seal_text,
     unseal_bytes,
 )
+from pipeline.table.errors import refuse_newer
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +92,7 @@ class BackfillStore:
 
         Raises:
             UsageError: there is no backfill of this id.
-            StateError: its record is damaged, or another backfill's.
+            StateError: its record is damaged, another backfill's, or of a newer release.
         """
         uri = self.prefix + "backfill.json"
         try:
@@ -92,6 +100,7 @@ class BackfillStore:
         except ObjectMissingError as error:
             raise UsageError(f"there is no backfill {self.backfill} of {self.output}") from error
         record = parse_stored(BackfillRecord, data, uri)
+        refuse_newer(uri, record.version, BACKFILL_VERSION)
         if record.backfill != self.backfill or not same_place(record.output, self.output):
             raise StateError(
                 uri, f"it is the record of backfill {record.backfill} of {record.output}"

@@ -33,6 +33,7 @@ from pipeline.runs.ledger.completion_log import CompletionLog
 from pipeline.runs.ledger.records import (
     PARTIAL,
     REDUCE,
+    RUN_VERSION,
     Completion,
     Failure,
     Progress,
@@ -50,6 +51,7 @@ from pipeline.storage.documents import (
     seal_text,
 )
 from pipeline.storage.table_versions import TableVersion
+from pipeline.table.errors import refuse_newer
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +168,7 @@ class Ledger:
 
         Raises:
             UsageError: there is no such run.
-            StateError: the record is damaged, or another run's.
+            StateError: the record is damaged, another run's, or of a newer release.
         """
         uri = self.prefix + "run.json"
         try:
@@ -174,6 +176,7 @@ class Ledger:
         except ObjectMissingError as error:
             raise UsageError(f"there is no run {self.run} of {self.output}") from error
         record = parse_stored(RunRecord, data, uri)
+        refuse_newer(uri, record.version, RUN_VERSION)
         if record.run != self.run or not same_place(record.output, self.output):
             raise StateError(uri, f"it is the record of run {record.run} of {record.output}")
         return record

@@ -12,13 +12,16 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt
 from pipeline.storage.documents import BackfillId, Moment, RunId
 from pipeline.storage.table_versions import TableVersion
 
+RUN_VERSION = 1
+"""Format of a run's stored state. Older releases refuse a run with a higher one."""
+
 
 class RunRecord(BaseModel):
     """Definition of a run; written once, before anything is mapped."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    version: int = 1
+    version: int = RUN_VERSION
     run: RunId
     """Id: 16 hex digits, derived from plan, transform, parameters and output."""
     job: str
