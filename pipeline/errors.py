@@ -53,9 +53,11 @@ class ChunkmapError(Exception):
         exit_code: Exit code of a command that ends with it.
         message: One sentence that names the thing that is wrong.
         hint: The next step, a sentence or a command, if there is one.
+        end_state: State of the run or backfill that ends with it.
     """
 
     exit_code: ClassVar[int] = 1
+    end_state: ClassVar[str] = "failed"
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -312,6 +314,8 @@ class RunInterruptedError(ChunkmapError):
 
 class RunCancelledError(ChunkmapError):
     """A user cancelled the run; completed chunks are kept."""
+
+    end_state = "cancelled"
 
 
 class ConflictError(ChunkmapError):

@@ -32,7 +32,7 @@ from pipeline.runs.backfill.records import BackfillResumeOptions, Options, diges
 from pipeline.runs.backfill.selection import InputWindow, WindowDecision
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.driver.plan import UNKNOWN_PROBE, PlannedInput
-from pipeline.runs.driver.publish_windows import publish_windows
+from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.transforms.loading import job_fingerprint, load_transform
 from pipeline.storage import Tables, open_storage
 
@@ -98,8 +98,9 @@ def create_synthetic(output: str, windows: int, each: int) -> str:
     return created[0].backfill
 
 
-def no_publish(*_: Any, **__: Any) -> None:
+def no_publish(*_: Any, **__: Any) -> int:
     """Nothing was staged, and nothing can be published."""
+    return 0
 
 
 def drive(output: str, backfill: str, *, ledger_only: bool) -> None:
@@ -108,7 +109,7 @@ def drive(output: str, backfill: str, *, ledger_only: bool) -> None:
     store = BackfillStore(open_storage(settings), output, backfill)
     started = time.perf_counter()
     task: Any = ledger_only_task if ledger_only else map_batch_task
-    publish = no_publish if ledger_only else publish_windows
+    publish = no_publish if ledger_only else publish_run
     summary = launch_backfill(
         store,
         settings,

@@ -24,11 +24,11 @@ from pipeline.flows.server import flow_run_page, patient
 from pipeline.runs.backfill.driver import BackfillDriver, Listener
 from pipeline.runs.backfill.orchestrator import BackfillOrchestrator, ExecutorOf
 from pipeline.runs.backfill.records import BackfillResumeOptions, Control
-from pipeline.runs.backfill.run import PublishWindows
+from pipeline.runs.backfill.run import Publish
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.backfill.summary import BackfillSummary
 from pipeline.runs.driver.executor import Executor
-from pipeline.runs.driver.publish_windows import publish_windows
+from pipeline.runs.driver.publish import publish_run
 from pipeline.storage import open_storage
 
 BY_PREFECT = "Prefect"
@@ -50,7 +50,7 @@ class BackfillOptions:
     resume: BackfillResumeOptions = field(default_factory=BackfillResumeOptions)
     listen: Listener = lambda progress, phase: None
     task_of_batch: Any = map_batch_task
-    publish: PublishWindows = publish_windows
+    publish: Publish = publish_run
     ended: list[BackfillSummary | ChunkmapError] = field(default_factory=list)
     """The summary or error of the backfill, added when it ends, even if Prefect fails then."""
 

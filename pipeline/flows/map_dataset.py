@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
-from functools import partial
 from threading import Thread
 from typing import Any
 from uuid import UUID
@@ -33,16 +32,13 @@ from pipeline.flows.executor import TASK_OPTIONS, DaskExecutor, run_reduce_steps
 from pipeline.flows.server import flow_run_page
 from pipeline.runs.admin.known_outputs import remember_output
 from pipeline.runs.driver.executor import Executor
-from pipeline.runs.driver.orchestrator import Orchestrator
+from pipeline.runs.driver.orchestrator import Orchestrator, T
 from pipeline.runs.driver.plan import PreparedRun, ResumeOptions, plan_run
-from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.driver.report import StoredReport
 from pipeline.runs.driver.run import Listener, RunDriver
 from pipeline.runs.driver.summary import MapProgress, RunSummary
-from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.worker.reduce import Step
 from pipeline.storage import open_storage
-from pipeline.table.errors import UploadsVanishedError
 
 ARTIFACT_SECONDS = 5.0
 """Seconds between two updates of the progress artifact."""
@@ -92,10 +88,10 @@ def plan_task(job_name: str, job: Job) -> PreparedRun:
     return plan_run(job, current.settings, storage, current.resume, mapper)
 
 
-@task(name="publish", task_run_name="publish {run}", **TASK_OPTIONS)
-def publish_task(run: str, publish: Callable[[], int]) -> int:
-    """Publish a run that is complete; returns the manifest's number."""
-    return publish()
+@task(name="step", task_run_name="{name} {run}", **TASK_OPTIONS)
+def step_task(name: str, run: str, work: Callable[[], Any]) -> Any:
+    """Do a step of a run, e.g. publish it."""
+    return work()
 
 
 @flow(
@@ -178,10 +174,11 @@ class PrefectOrchestrator(Orchestrator):
         run_reduce_steps(context.task_runner, run_uri, fingerprint, steps)
 
     @override
-    def publish(self, ledger: Ledger, vanished: UploadsVanishedError | None) -> int:
-        storage = open_storage(_current_options().settings)
-        call: Any = quote(partial(publish_run, storage, ledger, vanished))
-        return publish_task(ledger.run, call)
+    def step(self, name: str, run: str, work: Callable[[], T]) -> T:
+        call: Any = quote(work)
+        do_step: Any = step_task.with_options(name=name)
+        result: T = do_step(name, run, call)
+        return result
 
     @override
     def show_progress(self, run: str, progress: MapProgress) -> None:

@@ -24,7 +24,6 @@ from partitioning import Windowing, windows_of_plan
 from pipeline.errors import ConflictError, OutputNotEmptyError, StorageError, UsageError
 from pipeline.runs.admin.vacuum import vacuum
 from pipeline.runs.driver.publish import publish_run
-from pipeline.runs.driver.publish_windows import publish_windows
 from pipeline.runs.ledger.ledger import Ledger, run_id
 from pipeline.runs.ledger.records import Completion
 from pipeline.storage import Storage, state_prefix
@@ -45,6 +44,7 @@ from tests.support.faulty_storage import CHANGES, Fault, Faulty, KilledError, Sc
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.outputs import check_manifests, check_settled, rows, visible
 from tests.support.runs_by_hand import OUTPUT, Run, job_of, plan_of, shifted
+from tests.support.windowing import chunks_of_windows
 
 PLANS = [plan_of(2, folders=(0, 1)), plan_of(2, folders=(1, 2)), plan_of(1, folders=(5,))]
 MODES = ["error", "append", "overwrite", "overwrite-partitions"]
@@ -204,7 +204,7 @@ class Output(RuleBasedStateMachine):
                 own.complete(*left)
             try:
                 if windows:
-                    publish_windows(storage, own.ledger, windows, None, vanished)
+                    publish_run(storage, own.ledger, vanished, windows=chunks_of_windows(windows))
                 else:
                     publish_run(storage, own.ledger, vanished)
                 return

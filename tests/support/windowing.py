@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from partitioning import Plan, PlanRequest, inputs_of_plan, plan_dataset, windows_of_plan
-from pipeline.runs.driver.publish_windows import publish_windows
+from pipeline.runs.driver.drafts import WindowChunks
+from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage, StorageReader
 from pipeline.table.errors import UploadsVanishedError
@@ -58,21 +59,34 @@ def windows_of(run: Run) -> dict[str, list[str]]:
     return found
 
 
+def chunks_of_windows(windows: Mapping[str, list[str]]) -> dict[str, WindowChunks]:
+    """Windows as `publish_run` takes them, without digests of their inputs."""
+    return {label: WindowChunks(chunks) for label, chunks in windows.items()}
+
+
 def publish_days(
     run: Run,
     *labels: str,
     vanished: UploadsVanishedError | None = None,
     without_failed: bool = False,
 ) -> int | None:
-    """Publish some windows of a run (all, by default) that are complete."""
+    """Publish some windows of a run (all, by default) that are complete.
+
+    Returns the number of the new manifest; None if there was nothing to publish.
+    """
     windows = windows_of(run)
-    chosen = {label: windows.get(label, []) for label in labels or windows}
     rule = run.ledger.job().window
     assert rule is not None
     inputs = {w: i.digest for w, i in inputs_of_plan(run.plan, rule.windowing()).items()}
-    return publish_windows(
-        run.storage, run.ledger, chosen, inputs, vanished, without_failed=without_failed
+    chosen = {
+        label: WindowChunks(windows.get(label, []), inputs.get(label, ""))
+        for label in labels or windows
+    }
+    before = TableLog(run.storage, run.ledger.output).head()[0].current
+    number = publish_run(
+        run.storage, run.ledger, vanished, windows=chosen, without_failed=without_failed
     )
+    return number if number != before else None
 
 
 def complete(run: Run, *labels: str) -> None:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.runs.driver.publish_windows import publish_windows
+from pipeline.runs.driver.publish import publish_run
 from pipeline.storage import Storage
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import CommitEntry, Head, Manifest, base_of, chain
@@ -18,7 +18,7 @@ from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.outputs import check_settled
 from tests.support.publishing import OTHER, PLAN, published
 from tests.support.runs_by_hand import OUTPUT, Run
-from tests.support.windowing import complete, daily, windowed_run, windows_of
+from tests.support.windowing import chunks_of_windows, complete, daily, windowed_run, windows_of
 
 MANIFESTS = OUTPUT[:-1] + ".chunkmap/manifests/"
 
@@ -208,5 +208,5 @@ def publish_group(
     before = stored_bytes(backend)
     faulty = Faulty(backend, lambda n, name: None)
     fresh = run.again(Storage({"s3": faulty}, AT_ONCE))
-    assert publish_windows(fresh.storage, fresh.ledger, windows) is not None
+    assert publish_run(fresh.storage, fresh.ledger, windows=chunks_of_windows(windows))
     return len(faulty.calls), stored_bytes(backend) - before

@@ -37,8 +37,8 @@ from pipeline.runs.backfill.summary import (
     BackfillIncompleteError,
     BackfillSummary,
 )
-from pipeline.runs.driver.following import is_driven_elsewhere
 from pipeline.runs.driver.preflight import explain_unreachable_s3, preflight
+from pipeline.runs.driver.session import is_driven_elsewhere
 from pipeline.runs.transforms.fingerprint import explain_difference
 from pipeline.runs.transforms.loading import job_fingerprint
 from pipeline.storage import open_storage

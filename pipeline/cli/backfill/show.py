@@ -27,8 +27,8 @@ from pipeline.runs.backfill.status import (
     state_of,
 )
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
-from pipeline.runs.driver.following import is_driven_elsewhere
 from pipeline.runs.driver.preflight import explain_unreachable_s3
+from pipeline.runs.driver.session import is_driven_elsewhere
 from pipeline.runs.driver.summary import failure_place
 from pipeline.storage import open_storage
 

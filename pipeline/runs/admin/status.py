@@ -14,8 +14,8 @@ from pipeline.errors import (
     StateError,
     UsageError,
 )
-from pipeline.runs.driver.following import is_driven_elsewhere
 from pipeline.runs.driver.heartbeat import DriverRecord, read_driver
+from pipeline.runs.driver.session import is_driven_elsewhere
 from pipeline.runs.driver.summary import failure_lines
 from pipeline.runs.ledger.find import find_runs
 from pipeline.runs.ledger.ledger import Ledger

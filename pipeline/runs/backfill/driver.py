@@ -8,35 +8,32 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextvars import copy_context
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import polars as pl
 
-from partitioning import Plan
 from partitioning.window_inputs import windows_of_plan
 from pipeline import logs
 from pipeline.config.settings import Settings
 from pipeline.config.units import resolve_limit
 from pipeline.errors import ChunkmapError, EngineUnavailableError, RunCancelledError
-from pipeline.processes import was_interrupted
+from pipeline.runs.backfill.desired_state import DesiredState
 from pipeline.runs.backfill.orchestrator import BackfillOrchestrator, ExecutorOf
 from pipeline.runs.backfill.output_windows import published_by
 from pipeline.runs.backfill.progress import Ranks, WindowProgress
-from pipeline.runs.backfill.records import BackfillResumeOptions, Control
+from pipeline.runs.backfill.queue import ActiveRun, RunQueue
+from pipeline.runs.backfill.records import BackfillResumeOptions
 from pipeline.runs.backfill.recount import LedgerCache, Recount
 from pipeline.runs.backfill.run import (
     BackfillContext,
     BackfillRun,
-    PublishWindows,
+    Publish,
     WindowsFailedError,
 )
-from pipeline.runs.backfill.schedule import ScheduledRun, schedule_runs
+from pipeline.runs.backfill.schedule import schedule_runs
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.backfill.summary import (
     BackfillHeldError,
@@ -44,27 +41,31 @@ from pipeline.runs.backfill.summary import (
     BackfillSummary,
     Canary,
 )
-from pipeline.runs.driver.following import is_driven_elsewhere
 from pipeline.runs.driver.heartbeat import Heartbeat
-from pipeline.runs.driver.publish_windows import publish_windows
+from pipeline.runs.driver.publish import publish_run
+from pipeline.runs.driver.session import drive_session, follow
 from pipeline.storage.outages import best_effort, retry_until_available
 from pipeline.table.claims import finish_open_claim
 from pipeline.table.log import TableLog
 
 log = logging.getLogger(__name__)
 
-CONTROL_SECONDS = 5.0
-"""Seconds between two heartbeats; each saves progress and applies control changes."""
-IDLE_SECONDS = 0.5
-"""Seconds that the main loop waits for a run to end."""
-MAX_ACTIVE = 64
-"""Upper limit of `max_active`: each run takes a thread and a client of the scheduler."""
-
 FATAL_ERRORS = (RunCancelledError, EngineUnavailableError)
 """Errors of a run that end the backfill, since all other runs would fail too."""
 
 Listener = Callable[[WindowProgress, str], None]
 """Callback, every half second, with the windows' progress and the phase."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Result of this driver so far."""
+
+    batches: int = 0
+    failed: int = 0
+    """Windows that failed."""
+    notes: list[str] = field(default_factory=list)
+    canary: Canary | None = None
 
 
 @dataclass(slots=True)
@@ -76,27 +77,17 @@ class BackfillDriver:
     orchestrator: BackfillOrchestrator
     resume: BackfillResumeOptions = field(default_factory=BackfillResumeOptions)
     listen: Listener = lambda progress, phase: None
-    publish: PublishWindows = publish_windows
-    stops: Callable[[], bool] = was_interrupted
-    """Returns whether this process is to end."""
+    publish: Publish = publish_run
+    desired: DesiredState = field(init=False)
     heartbeat: Heartbeat = field(init=False)
     progress: WindowProgress = field(init=False)
-    control: Control = field(init=False)
     shared: BackfillContext = field(init=False)
-    notes: list[str] = field(default_factory=list)
-    canary: Canary | None = None
-    _owner: Ranks = field(init=False)
-    _groups: dict[int, BackfillRun] = field(default_factory=dict)
-    _steps: deque[ScheduledRun] = field(default_factory=deque)
-    _active: dict[Future[None], ScheduledRun] = field(default_factory=dict)
-    _stopping: BaseException | None = None
-    _failed: int = 0
-    _retries: int = 0
-    _beat_at: float = 0.0
-    _batches: int = 0
+    queue: RunQueue = field(default_factory=RunQueue)
+    outcome: Outcome = field(default_factory=Outcome)
 
     def __post_init__(self) -> None:
         self.heartbeat = Heartbeat.of(self.store.storage, self.store.prefix, self.orchestrator.page)
+        self.desired = DesiredState(self.store, self.orchestrator)
 
     def run(self) -> BackfillSummary:
         """Drive the backfill to its end, or follow another driver that already does.
@@ -110,46 +101,27 @@ class BackfillDriver:
             return self._attach_or_drive()
 
     def _attach_or_drive(self) -> BackfillSummary:
-        if (
-            is_driven_elsewhere(self.store.driver(), self.heartbeat.record.driver)
-            and not self.resume.take_over
-        ):
-            self._watch()
+        if not self.resume.take_over:
+            self._follow()
         self._open()
-        state = "failed"
-        try:
-            with best_effort():
-                self.heartbeat.write()
+        name = f"backfill of {self.shared.record.job}"
+        with drive_session(name, self._save, self.desired.is_interrupted) as session:
             self._drive()
-            state = self._state()
-        except RunCancelledError:
-            state = "cancelled"
-            raise
-        except BackfillHeldError:
-            state = "held"
-            raise
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) or self.stops():
-                state = "interrupted"
-            raise
-        finally:
-            with best_effort():
-                self._save(state)
-            log.info("%s", state)
-        summary = self._summarize(state)
-        if state != "done":
+            left = self.progress.in_state("waiting", "mapping", "staged", "failed")
+            session.state = "failed" if left else "done"
+        summary = self._summarize(session.state)
+        if session.state != "done":
             raise BackfillIncompleteError(summary)
         return summary
 
-    def _watch(self) -> None:
+    def _follow(self) -> None:
         """Follow another driver until it ends or its heartbeat expires."""
         self.progress = WindowProgress(self.store.windows())
-        while is_driven_elsewhere(self.store.driver(), self.heartbeat.record.driver):
+        for _ in follow(self.heartbeat):
             progress = self.store.progress()
             if progress is not None:
                 self.progress.restore(progress)
             self.listen(self.progress, "attached")
-            time.sleep(CONTROL_SECONDS / 2)
 
     def _open(self) -> None:
         windows, record = self.store.windows(), self.store.record()
@@ -159,8 +131,7 @@ class BackfillDriver:
             self.progress.restore_figures(before)
         table_log = TableLog(self.store.storage, self.store.output)
         finish_open_claim(table_log)
-        self.control = self.store.control()
-        self._retries = self.control.retries
+        self.desired.load()
         self.shared = BackfillContext(
             storage=self.store.storage,
             table_log=table_log,
@@ -169,8 +140,8 @@ class BackfillDriver:
             limits=self.settings.batches,
             progress=self.progress,
             code=self.resume.code or record.code,
-            is_paused=lambda: self.control.paused,
-            check_control=self._apply_control,
+            is_paused=lambda: self.desired.control.paused,
+            check_control=self.desired.check,
             publish=self.publish,
         )
         published = published_by(table_log, record, windows)
@@ -186,7 +157,7 @@ class BackfillDriver:
         wanted = wanted & failed if self.resume.only_failed else wanted
         # Failed windows that are not retried stay failed.
         self.progress.mark((failed & todo) - wanted, "failed")
-        self._steps.extend(schedule_runs(windows, record.options, self.control, wanted))
+        self._schedule(windows, wanted)
 
     @staticmethod
     def _failed_before(progress: pl.DataFrame | None) -> set[str]:
@@ -196,91 +167,68 @@ class BackfillDriver:
 
     def _drive(self) -> None:
         plan, windows = self.store.plan(), self.store.windows()
-        self._owner = owners(self._labels(plan), self.progress)
-        with ThreadPoolExecutor(MAX_ACTIVE, "run") as pool:
-            try:
-                while self._steps or self._active:
-                    self._heartbeat()
-                    while self._may_begin():
-                        step = self._steps.popleft()
-                        args = (self.shared, plan, windows, self._owner, step.rank)
-                        group = retry_until_available(partial(BackfillRun.open, *args))
-                        self._groups[step.rank] = group
-                        work = pool.submit(copy_context().run, self._run, group, step)
-                        self._active[work] = step
-                    self._collect()
-                    self.listen(self.progress, self._phase())
-            except BaseException as error:
-                self._stopping = error
-                wait(self._active)
-                raise
-
-    def _labels(self, plan: Plan) -> list[str]:
-        """Return the label of each chunk's window."""
         rule = self.shared.job.window
         assert rule is not None, "a backfill's job has windows"
-        return windows_of_plan(plan, rule.windowing())
+        owner = owners(windows_of_plan(plan, rule.windowing()), self.progress)
+        try:
+            while not self.queue.is_empty:
+                self._heartbeat()
+                while (step := self.queue.take(self.desired.control)) is not None:
+                    args = (self.shared, plan, windows, owner, step.rank)
+                    run = retry_until_available(partial(BackfillRun.open, *args))
+                    self.queue.start(ActiveRun(step, run), self._run)
+                for ended, error in self.queue.collect():
+                    self._handle_end(ended, error)
+                self.listen(self.progress, self._phase())
+        except BaseException:
+            self.desired.stopping = True
+            raise
+        finally:
+            self.queue.close()
 
-    def _may_begin(self) -> bool:
-        if not self._steps or self.control.paused:
-            return False
-        if len(self._active) >= min(self.control.max_active, MAX_ACTIVE):
-            return False
-        # Nothing else begins before all of the canary has ended.
-        in_canary = any(step.is_canary for step in self._active.values())
-        return self._steps[0].is_canary or not in_canary
+    def _run(self, active: ActiveRun) -> None:
+        """Drive a run to its end. Called in a thread."""
+        step, run = active.step, active.run
 
-    def _run(self, group: BackfillRun, step: ScheduledRun) -> None:
         def work(executor_of: ExecutorOf) -> None:
-            code = self.shared.code
-            executor = executor_of(group.ledger.prefix, code, lambda: self.control.priority)
-            group.drive(executor, step.only, publishes=step.publishes)
+            priority = lambda: self.desired.control.priority  # noqa: E731
+            executor = executor_of(run.ledger.prefix, self.shared.code, priority)
+            run.drive(executor, step.only, publishes=step.publishes)
 
-        name = f"canary: {group.name}" if step.is_canary else group.name
-        with logs.log_ids(run=group.ledger.run):
-            log.info("%s: started, %d windows", name, len(group.labels))
+        name = f"canary: {run.name}" if step.is_canary else run.name
+        with logs.log_ids(run=run.ledger.run):
+            log.info("%s: started, %d windows", name, len(run.labels))
             self.orchestrator.run(name, work)
             log.info("%s: done", name)
 
-    def _collect(self) -> None:
-        """Handle the runs that have ended."""
-        if not self._active:
-            time.sleep(IDLE_SECONDS)
-            return
-        ended, _ = wait(self._active, IDLE_SECONDS, FIRST_COMPLETED)
-        for work in ended:
-            step = self._active.pop(work)
-            group = self._groups.pop(step.rank)
-            self._batches += group.map_stage.batches if group.map_stage else 0
-            error = work.exception()
-            if isinstance(error, ChunkmapError) and not isinstance(error, FATAL_ERRORS):
-                self._mark_failed(group, error)
-            elif error is not None:
-                raise error
-            if step.is_canary and not any(other.is_canary for other in self._unfinished()):
-                self._check_canary(group)
+    def _handle_end(self, ended: ActiveRun, error: BaseException | None) -> None:
+        map_stage = ended.run.map_stage
+        self.outcome.batches += map_stage.batches if map_stage else 0
+        if isinstance(error, ChunkmapError) and not isinstance(error, FATAL_ERRORS):
+            self._mark_failed(ended.run, error)
+        elif error is not None:
+            raise error
+        if ended.step.is_canary and not self.queue.has_canary:
+            self._check_canary(ended.run)
 
-    def _unfinished(self) -> list[ScheduledRun]:
-        return [*self._active.values(), *self._steps]
-
-    def _mark_failed(self, group: BackfillRun, error: ChunkmapError) -> None:
-        options = self.shared.record.options
+    def _mark_failed(self, run: BackfillRun, error: ChunkmapError) -> None:
+        options, outcome = self.shared.record.options, self.outcome
         if isinstance(error, WindowsFailedError):
             labels = error.labels
         else:
             over = self.progress.in_state("done", "skipped")
-            labels = [label for label in group.labels if label not in over]
+            labels = [label for label in run.labels if label not in over]
             self.progress.mark(labels, "failed")
-        self._failed += len(labels)
-        self.notes.append(str(error))
+        outcome.failed += len(labels)
+        outcome.notes.append(str(error))
         limit = options.max_failures
-        if limit is not None and self._failed > resolve_limit(limit, self.shared.record.todo):
-            self.notes.append(
-                f"stopped: {self._failed:,} windows failed, and --max-failures is {limit}"
+        if limit is not None and outcome.failed > resolve_limit(limit, self.shared.record.todo):
+            outcome.notes.append(
+                f"stopped: {outcome.failed:,} windows failed, and --max-failures is {limit}"
             )
-            self._steps.clear()
+            self.queue.replace([])
 
-    def _check_canary(self, group: BackfillRun) -> None:
+    def _check_canary(self, run: BackfillRun) -> None:
         """Check the canary's result before other runs begin.
 
         Raises:
@@ -288,60 +236,49 @@ class BackfillDriver:
         """
         options = self.shared.record.options
         counts = self.progress.counts()
-        self.canary = Canary(
-            windows=len([w for w in group.labels if w in self.progress.in_state("done", "staged")]),
-            failed_windows=self._failed,
+        over = self.progress.in_state("done", "staged")
+        canary = self.outcome.canary = Canary(
+            windows=len([label for label in run.labels if label in over]),
+            failed_windows=self.outcome.failed,
             chunks=counts["chunks_done"],
             failed_chunks=counts["chunks_failed"],
             speed=self.shared.pace.speed,
         )
-        attempted = self.canary.chunks + self.canary.failed_chunks
-        if self.canary.failed_chunks > resolve_limit(options.canary_limit, attempted):
+        attempted = canary.chunks + canary.failed_chunks
+        if canary.failed_chunks > resolve_limit(options.canary_limit, attempted):
             raise BackfillHeldError(self._summarize("held"), failed=True)
-        if options.canary_hold and self._steps:
+        if options.canary_hold and self.queue.has_waiting:
             raise BackfillHeldError(self._summarize("held"), failed=False)
 
     def _heartbeat(self) -> None:
-        """Every few seconds, save progress and apply control changes."""
-        if time.monotonic() - self._beat_at < CONTROL_SECONDS:
+        """Every few seconds, save progress and apply the desired state."""
+        if not self.desired.is_due:
             return
-        self._beat_at = time.monotonic()
+        self.desired.read_at = time.monotonic()
         with best_effort():
             self._save()
-            self.control = self.store.control()
-            self.control = self.orchestrator.sync_control(self.control) or self.control
-        if self.control.retries > self._retries:
-            self._retries = self.control.retries
+            self.desired.refresh()
+        if self.desired.take_retry():
             failed = self.progress.in_state("failed")
             self.progress.mark(failed, "waiting")
-            self._failed -= len(failed)
-            options, waiting = self.shared.record.options, self.progress.in_state("waiting")
-            self._steps.clear()
-            self._steps.extend(schedule_runs(self.store.windows(), options, self.control, waiting))
-        self._apply_control()
+            self.outcome.failed -= len(failed)
+            self._schedule(self.store.windows(), self.progress.in_state("waiting"))
+        self.desired.check()
 
-    def _apply_control(self) -> None:
-        if self._stopping is not None or self.stops():
-            raise KeyboardInterrupt
-        if self.control.cancelled:
-            raise RunCancelledError(
-                f"backfill {self.store.backfill} was cancelled; published windows are kept"
-            )
+    def _schedule(self, windows: pl.DataFrame, wanted: Collection[str]) -> None:
+        options = self.shared.record.options
+        self.queue.replace(schedule_runs(windows, options, self.desired.control, wanted))
 
     def _phase(self) -> str:
-        if self.control.paused:
+        if self.desired.control.paused:
             return "paused"
-        return "canary" if any(step.is_canary for step in self._active.values()) else "map"
+        return "canary" if self.queue.is_in_canary else "map"
 
     def _save(self, state: str | None = None) -> None:
-        self.heartbeat.record.batches = self._batches
+        self.heartbeat.record.batches = self.outcome.batches
         self.heartbeat.record.progress = self.progress.counts()
         self.store.write_progress(self.progress.frame())
         self.heartbeat.write(state)
-
-    def _state(self) -> str:
-        left = self.progress.in_state("waiting", "mapping", "staged", "failed")
-        return "failed" if left else "done"
 
     def _summarize(self, state: str) -> BackfillSummary:
         record = self.shared.record
@@ -354,11 +291,11 @@ class BackfillDriver:
             windows=record.windows,
             todo=record.todo,
             runs=record.runs,
-            batches=self._batches,
+            batches=self.outcome.batches,
             seconds=time.time() - self.heartbeat.record.started,
             counts=self.progress.counts(),
-            notes=(*([record.outside] if record.outside else []), *self.notes),
-            canary=self.canary,
+            notes=(*([record.outside] if record.outside else []), *self.outcome.notes),
+            canary=self.outcome.canary,
         )
 
 

@@ -18,12 +18,13 @@ from pipeline.errors import RunFailedError
 from pipeline.runs.backfill.progress import Ranks, WindowProgress
 from pipeline.runs.backfill.records import BackfillRecord
 from pipeline.runs.driver.batching import Throughput
+from pipeline.runs.driver.drafts import WindowChunks, in_window
 from pipeline.runs.driver.executor import Executor
 from pipeline.runs.driver.map_stage import MapStage
-from pipeline.runs.driver.publish import PUBLISH_ATTEMPTS, output_facts
-from pipeline.runs.driver.publish_windows import in_window, publish_windows
+from pipeline.runs.driver.publish import publish_run, until_published
 from pipeline.runs.driver.quarantine import refuse_many_quarantined, unreadable_uris
 from pipeline.runs.driver.result_types import OutputFacts
+from pipeline.runs.driver.schemas import output_facts
 from pipeline.runs.driver.summary import MapProgress, failure_lines
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress
@@ -39,8 +40,8 @@ PUBLISH_SECONDS = 30.0
 CLAIM_SECONDS = 60.0
 """Seconds that a run waits for another run to complete its claim on the output."""
 
-PublishWindows = Callable[..., int | None]
-"""Function like `publish_windows`. Benchmarks that stage nothing replace it."""
+Publish = Callable[..., int]
+"""Function like `publish_run`. Benchmarks that stage nothing replace it."""
 
 
 class WindowsFailedError(RunFailedError):
@@ -74,7 +75,7 @@ class BackfillContext:
     """Returns whether no further batch may be submitted now."""
     check_control: Callable[[], None]
     """Raises if the driver is to stop."""
-    publish: PublishWindows = publish_windows
+    publish: Publish = publish_run
     pace: Throughput = field(default_factory=Throughput)
     publishing: Lock = field(default_factory=Lock)
     """Lock of publishing: runs that publish in parallel would only conflict at the pointer."""
@@ -161,19 +162,15 @@ class BackfillRun:
         window_progress.mark(
             [w for w in wanted if w not in window_progress.in_state("done")], "mapping"
         )
-        vanished: UploadsVanishedError | None = None
+
+        def map_and_publish(vanished: UploadsVanishedError | None) -> Progress:
+            progress = self._map(executor, wanted, vanished)
+            if publishes:
+                self._publish_in_turn(vanished)
+            return progress
+
         try:
-            for _ in range(PUBLISH_ATTEMPTS):
-                progress = self._map(executor, wanted, vanished)
-                try:
-                    if publishes:
-                        self._publish_in_turn(vanished)
-                    return self._raise_for_failed(progress, wanted)
-                except UploadsVanishedError as error:
-                    self.ledger.void(error.attempts)
-                    vanished = error
-            assert vanished is not None, "each attempt returns or finds that uploads vanished"
-            raise vanished
+            self._raise_for_failed(until_published(self.ledger, map_and_publish), wanted)
         except BaseException:
             # Workers stop after their current chunk; resuming clears it.
             with best_effort():
@@ -266,7 +263,11 @@ class BackfillRun:
         if shared.record.options.all_or_nothing and len(self._full) < len(self.labels):
             return
         staged = set(window_progress.in_state("staged"))
-        windows = {label: self._chunks_of(label) for label in self._full if label in staged}
+        windows = {
+            label: WindowChunks(self._chunks_of(label), self.inputs.get(label, ""))
+            for label in self._full
+            if label in staged
+        }
         if not windows and vanished is None:
             return
         is_own = in_window(shared.job.window.windowing(), *self.labels)  # type: ignore[union-attr]
@@ -277,9 +278,8 @@ class BackfillRun:
                 shared.publish,
                 shared.storage,
                 self.ledger,
-                windows,
-                self.inputs,
                 vanished,
+                windows=windows,
                 together=shared.record.options.all_or_nothing,
                 table_log=shared.table_log,
             )

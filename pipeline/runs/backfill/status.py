@@ -20,8 +20,8 @@ from pipeline.runs.backfill.progress import WindowProgress
 from pipeline.runs.backfill.records import BackfillRecord, Control
 from pipeline.runs.backfill.recount import LedgerCache, Recount
 from pipeline.runs.backfill.store import BackfillStore
-from pipeline.runs.driver.following import is_driven_elsewhere
 from pipeline.runs.driver.heartbeat import DriverRecord
+from pipeline.runs.driver.session import is_driven_elsewhere
 from pipeline.runs.driver.summary import failure_kinds
 
 MAX_LEDGERS_READ = 20

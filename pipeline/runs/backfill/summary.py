@@ -74,6 +74,8 @@ class BackfillHeldError(RunFailedError):
         failed: Whether the canary failed.
     """
 
+    end_state = "held"
+
     def __init__(self, summary: BackfillSummary, *, failed: bool) -> None:
         canary = summary.canary
         assert canary is not None, "only a canary pauses a backfill like this"

@@ -75,6 +75,10 @@ class Heartbeat:
         )
         return cls(storage, prefix + "driver.json", record)
 
+    def stored(self) -> DriverRecord | None:
+        """Read the record of the last driver, this or another."""
+        return read_driver(self.storage, self.uri.removesuffix("driver.json"))
+
     def update(self, progress: MapProgress) -> None:
         """Record progress; write it if a heartbeat is due."""
         self.record.rounds = progress.round

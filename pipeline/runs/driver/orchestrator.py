@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from typing_extensions import override
 
 from pipeline.runs.driver.executor import Executor, SerialExecutor
-from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.driver.report import StoredReport
 from pipeline.runs.driver.summary import MapProgress
-from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.worker.reduce import Step, reduce_step
-from pipeline.storage import Storage
-from pipeline.table.errors import UploadsVanishedError
+
+T = TypeVar("T")
 
 
 class Orchestrator(Protocol):
@@ -33,8 +32,8 @@ class Orchestrator(Protocol):
         """Run some steps of the reduce, in any order. Raises what a step raises."""
         ...
 
-    def publish(self, ledger: Ledger, vanished: UploadsVanishedError | None) -> int:
-        """Publish a complete run; return the manifest's number."""
+    def step(self, name: str, run: str, work: Callable[[], T]) -> T:
+        """Do a step of the run in this process (e.g. publish), shown under its name."""
         ...
 
     def show_progress(self, run: str, progress: MapProgress) -> None:
@@ -50,7 +49,6 @@ class Orchestrator(Protocol):
 class NoOrchestrator(Orchestrator):
     """Hosts a run without an orchestrator: one batch after the other, in this process."""
 
-    storage: Storage
     page: str | None = None
 
     @override
@@ -63,8 +61,8 @@ class NoOrchestrator(Orchestrator):
             reduce_step(run_uri, fingerprint, step)
 
     @override
-    def publish(self, ledger: Ledger, vanished: UploadsVanishedError | None) -> int:
-        return publish_run(self.storage, ledger, vanished)
+    def step(self, name: str, run: str, work: Callable[[], T]) -> T:
+        return work()
 
     @override
     def show_progress(self, run: str, progress: MapProgress) -> None:

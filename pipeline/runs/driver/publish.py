@@ -1,40 +1,65 @@
-"""Publish a run: choose among its completions, check their columns, and commit."""
+"""Publish a run, whole or by windows: choose among its completions and commit them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
-import orjson
 import polars as pl
 
 from pipeline.config.job import Job
-from pipeline.errors import SchemaChangedError, StateError
-from pipeline.runs.driver.commit import (
-    LeftOut,
-    abort_duplicates,
-    draft_commit,
-    files_of,
-    vanished_duplicates,
-)
-from pipeline.runs.driver.quarantine import left_out_of
+from pipeline.errors import StateError
+from pipeline.runs.driver.commit import abort_duplicates, files_of, vanished_duplicates
+from pipeline.runs.driver.drafts import Drafting, WindowChunks, windowing_of
 from pipeline.runs.driver.reduce_stage import drop_partials, reduced_of
-from pipeline.runs.driver.result_types import OutputFacts
+from pipeline.runs.driver.schemas import check_schemas, drop_retyped
 from pipeline.runs.ledger.ledger import Ledger
-from pipeline.runs.ledger.records import PARTIAL, Progress, RunRecord
-from pipeline.runs.worker.null_types import agreed_types, odd_attempts
+from pipeline.runs.ledger.records import Progress
 from pipeline.storage import Storage
 from pipeline.table.claims import finish_open_claim
-from pipeline.table.column_types import has_nulls, merge_types
-from pipeline.table.columns import Columns, Difference, differences, stored_columns
-from pipeline.table.errors import UploadsVanishedError
+from pipeline.table.errors import CommitsConflictError, UploadsVanishedError, foreign_claim
 from pipeline.table.log import TableLog
-from pipeline.table.publish import amend, commits_of, publish, refuse_released, released_names
-from pipeline.table.schemas import types_of_output
+from pipeline.table.manifest import Commit, CommitEntry, Manifest
+from pipeline.table.publish import (
+    Published,
+    amend,
+    commits_of,
+    publish_all,
+    refuse_released,
+    released_names,
+)
 
 _RUN_AGAIN = "run the job again: the reduce is done again"
 PUBLISH_ATTEMPTS = 3
 """Maximum number of times that chunks whose uploads vanished are mapped and published again."""
+
+
+T = TypeVar("T")
+
+
+def until_published(ledger: Ledger, attempt: Callable[[UploadsVanishedError | None], T]) -> T:
+    """Map and publish a run; where staged outputs vanish, do it again with their chunks.
+
+    Args:
+        ledger: Ledger of the run.
+        attempt: Maps what is left and publishes, given the error of the last attempt.
+
+    Raises:
+        UploadsVanishedError: staged outputs vanished in each of PUBLISH_ATTEMPTS attempts.
+    """
+    vanished: UploadsVanishedError | None = None
+    for _ in range(PUBLISH_ATTEMPTS):
+        try:
+            return attempt(vanished)
+        except UploadsVanishedError as error:
+            ledger.void(error.attempts)
+            if vanished is not None and vanished.commits and not error.commits:
+                # The claimed commit still waits for its own attempts.
+                vanished.attempts += error.attempts
+            else:
+                vanished = error
+    assert vanished is not None, "each attempt returns or finds that uploads vanished"
+    raise vanished
 
 
 def publish_run(
@@ -42,164 +67,127 @@ def publish_run(
     ledger: Ledger,
     vanished: UploadsVanishedError | None = None,
     *,
+    windows: Mapping[str, WindowChunks] | None = None,
     without_failed: bool = False,
+    together: bool = False,
+    table_log: TableLog | None = None,
 ) -> int:
-    """Publish what a run has completed and not yet published; return the manifest's number.
+    """Publish what a run has completed and not yet published.
+
+    May be called repeatedly and by several processes: what is published is skipped, and an
+    unfinished claim is finished first.
 
     Args:
         storage: Where the output is.
         ledger: Ledger of the run.
         vanished: Error of the last attempt, once its chunks have been mapped again.
-        without_failed: Publish although chunks are missing; the manifest lists them, and a later
+        windows: Chunks of the windows to publish, by label: one commit per window, together in one
+            manifest, so that readers see all of them or none. A window without chunks is published
+            empty; in mode overwrite-partitions that empties it. Default: the whole run, as one
+            commit.
+        without_failed: Publish although chunks are missing; the manifest counts them, and a later
             call adds those completed since.
+        together: Publish no window if one is in conflict.
+        table_log: Log of the output; pass the same one again to reuse what it has read.
+
+    Returns:
+        The number of the current manifest.
 
     Raises:
         UploadsVanishedError: staged outputs no longer exist; map their chunks and pass this error.
+        CommitsConflictError: other runs have published what this run would replace; unless
+            `together`, the windows without a conflict are published.
+        ForeignClaimError: another run must first map chunks of its claimed commit again.
         SchemaChangedError: the chunks' schemas differ from each other or from files that stay in
             the output.
+        UsageError: windows are given, and the job has none or a mode that replaces the output.
     """
-    table_log, record, job = TableLog(storage, ledger.output), ledger.record(), ledger.job()
+    table_log = table_log or TableLog(storage, ledger.output)
+    record, job = ledger.record(), ledger.job()
+    rule = None if windows is None else windowing_of(record, job)
     if vanished is not None:
         ledger.void(vanished.attempts)
     progress = drop_retyped(ledger, ledger.read())
-    check_schemas(progress)
-    done = reduced_of(ledger, progress) if job.reduce else progress.completions
-    if job.reduce and done.is_empty() and progress.completions.height:
-        raise StateError(ledger.prefix, "the result of its reduce is not stored", _RUN_AGAIN)
+    check_schemas(progress, open_columns=rule is not None)
+    done = _results(ledger, job, progress)
+    drafting = Drafting(table_log, record, job, ledger.plan(), progress, done, rule, windows or {})
+    publish = publish_all if together or rule is None else _publish_without_conflicts
+    published: list[Commit] = []
     try:
+        if vanished is not None:
+            amend(table_log, vanished, record.run, files_of(table_log.output, done))
         while True:
-            if vanished is not None:
-                amend(table_log, vanished, record.run, files_of(table_log.output, done))
             manifest = finish_open_claim(table_log)
             released = released_names(table_log, record.run, record.base)
             refuse_released(table_log, done, released)
-            earlier = [table_log.load(e) for e in commits_of(table_log, record.run, record.base)]
-            rest = done
-            for commit in earlier:
-                rest = rest.join(commit.files.select("chunk"), on="chunk", how="anti")
-            missing = _missing(ledger, progress)
-            assert without_failed or not missing, "only a complete run is published"
-            if rest.is_empty() and earlier:
+            drafts = drafting.drafts(released, without_failed=without_failed)
+            if not drafts:
                 break
-            draft = draft_commit(
-                record,
-                rest,
-                missing,
-                earlier,
-                job.output.keep_versions,
-                released=released,
-                columns=columns_of_run(progress, rest),
-                hive_types=job.input.hive_types,
-                left_out=_left_out(ledger, record, progress, rest, is_first=not earlier),
-            )
-            publish(table_log, draft, ledger.accepted(), widens=ledger.widens)
+            published += publish(table_log, drafts, ledger.accepted(), widens=ledger.widens).commits
     except UploadsVanishedError as error:
+        if not error.waits_for(record.run):
+            raise foreign_claim(table_log.output, error) from error
         # Also void duplicates that are gone: they would be chosen next, one after the other.
         error.attempts += vanished_duplicates(table_log, progress.duplicates)
         ledger.void(error.attempts)
         raise
-    chosen = pl.concat([commit.files.select("attempt") for commit in earlier])
-    attempts = pl.concat([progress.completions, progress.duplicates])
-    abort_duplicates(table_log, attempts.join(chosen, on="attempt", how="anti"))
-    if not missing:
-        ledger.note_published(manifest.number)
-        if job.reduce:
-            drop_partials(storage, ledger)
+    _finish(ledger, table_log, progress, manifest, published)
+    if job.reduce and ledger.published() is not None:
+        drop_partials(storage, ledger)
     return manifest.number
 
 
-def _left_out(
-    ledger: Ledger, record: RunRecord, progress: Progress, done: pl.DataFrame, *, is_first: bool
-) -> LeftOut:
-    """Objects that a commit leaves out; those that planning could not read count in the first."""
-    job = ledger.job()
-    # One file of a reduce has the rows of all chunks.
-    of_chunks = progress.completions if job.reduce else done
-    return left_out_of(job, record, ledger.plan(), of_chunks, lambda uri: is_first)
+def _results(ledger: Ledger, job: Job, progress: Progress) -> pl.DataFrame:
+    """Return the completions whose files are published: one per chunk, or that of the reduce."""
+    if job.reduce is None:
+        return progress.completions
+    done = reduced_of(ledger, progress)
+    if done.is_empty() and progress.completions.height:
+        raise StateError(ledger.prefix, "the result of its reduce is not stored", _RUN_AGAIN)
+    return done
 
 
-def _missing(ledger: Ledger, progress: Progress) -> list[str]:
-    done = set(progress.completions["chunk"].to_list())
-    return [chunk for chunk in ledger.plan().chunk_ids if chunk not in done]
+def _publish_without_conflicts(
+    table_log: TableLog, drafts: list[Commit], accepted: int, *, widens: Callable[[], bool]
+) -> Published:
+    """Publish all drafts without a conflict, then raise for the rest."""
+    lost: list[CommitEntry] = []
+    conflict: CommitsConflictError | None = None
+    while True:
+        names = {entry.name for entry in lost}
+        left = [draft for draft in drafts if draft.entry.name not in names]
+        try:
+            if left:
+                published = publish_all(table_log, left, accepted, widens=widens)
+            break
+        except CommitsConflictError as error:
+            conflict = conflict or error
+            lost += [draft.entry for draft in left if draft.entry.name in error.commits]
+    if conflict is not None:
+        raise CommitsConflictError(conflict.message, lost) from conflict
+    return published
 
 
-def drop_retyped(ledger: Ledger, progress: Progress) -> Progress:
-    """Set aside completions whose chunks were mapped again for a column's type, and read again."""
-    odd = odd_attempts(progress, agreed_types(progress))
+def _finish(
+    ledger: Ledger,
+    table_log: TableLog,
+    progress: Progress,
+    manifest: Manifest,
+    published: Sequence[Commit],
+) -> None:
+    """Abort duplicates, and record the run as published once all its planned chunks are."""
+    record = ledger.record()
     attempts = pl.concat([progress.completions, progress.duplicates])
-    others = attempts.join(odd, on="attempt", how="anti")
-    replaced = odd.join(others, on="chunk", how="semi")
-    # A partial counts as a whole: set it aside only if all its chunks were mapped again.
-    kept = odd.join(replaced, on="attempt", how="anti").filter(pl.col("upload") == PARTIAL)
-    replaced = replaced.join(kept, on="uri", how="anti")
-    if replaced.is_empty():
-        return progress
-    ledger.set_aside(replaced["attempt"].to_list())
-    return ledger.read()
-
-
-def check_schemas(progress: Progress, open_columns: bool = False) -> None:
-    """Raise SchemaChangedError if chunks have different columns or types.
-
-    The order of columns does not matter: files are read by name.
-
-    Args:
-        progress: Progress of the run.
-        open_columns: Accept differences in columns that are all null in some chunks.
-    """
-    counts = progress.completions.group_by("schema").agg(pl.len(), pl.col("index").min())
-    if counts.height < 2:
+    if published:
+        files = pl.concat([commit.files for commit in published])
+        theirs = attempts.join(files.select("chunk"), on="chunk", how="semi")
+        abort_duplicates(table_log, theirs.join(files.select("attempt"), on="attempt", how="anti"))
+    entries = commits_of(table_log, record.run, record.base)
+    is_complete = any(entry.window is None and not entry.missing for entry in entries)
+    is_complete |= sum(entry.files for entry in entries) >= record.chunks
+    if not entries or not is_complete or ledger.published() is not None:
         return
-    types = {digest: progress.schemas.get(digest, "{}") for digest in counts["schema"]}
-    typed = {digest: not has_nulls(text) for digest, text in types.items()}
-    counts = counts.with_columns(typed=pl.col("schema").replace_strict(typed))
-    *others, usual = counts.sort("typed", "len", "schema").iter_rows(named=True)
-    ours = orjson.loads(types[usual["schema"]])
-    # Schemas with types come first: their differences need a change of the transform.
-    for odd in reversed(others):
-        changes = differences(orjson.loads(types[odd["schema"]]), ours)
-        if open_columns:
-            changes = [change for change in changes if not _is_open(change)]
-        if changes:
-            raise _schema_error(odd, usual, changes)
-
-
-def _is_open(change: Difference) -> bool:
-    old, new = change.old, change.new
-    return old is not None and new is not None and merge_types(old, new) is not None
-
-
-def _schema_error(
-    odd: dict[str, Any], usual: dict[str, Any], changes: Sequence[Difference]
-) -> SchemaChangedError:
-    return SchemaChangedError(
-        f"the transform returned another schema on {odd['len']} chunks (e.g. chunk "
-        f"{odd['index']}) than on the other {usual['len']}: {', '.join(map(str, changes))}",
-        hint="run the job again: columns that are all null then take the other chunks' types"
-        if all(map(_is_open, changes))
-        else "cast these columns in the transform, then run the job with --replan",
-    )
-
-
-def output_facts(job: Job, record: RunRecord, table_log: TableLog) -> OutputFacts:
-    """Look up the facts about the output that a map stage needs, when it needs them."""
-
-    def types() -> Columns:
-        # A reduce changes the columns; files that are replaced do not matter.
-        keeps = job.output.mode in ("append", "overwrite-partitions") and job.reduce is None
-        return types_of_output(table_log) if keeps else {}
-
-    def published() -> list[str]:
-        commits = table_log.load_all(commits_of(table_log, record.run, record.base))
-        return [chunk for commit in commits for chunk in commit.files["chunk"].to_list()]
-
-    return OutputFacts(types, published)
-
-
-def columns_of_run(progress: Progress, done: pl.DataFrame) -> Columns:
-    """Return the columns of some completions' files, which are the same (see `check_schemas`)."""
-    first = done.head(1)
-    if first.is_empty():
-        return {}
-    text = progress.schemas.get(first["schema"][0], "")
-    return stored_columns(text, first["uri"][0].rpartition("/")[0])
+    # A driver that published some of it may have died before it aborted duplicates.
+    chosen = pl.concat([commit.files.select("attempt") for commit in table_log.load_all(entries)])
+    abort_duplicates(table_log, attempts.join(chosen, on="attempt", how="anti"))
+    ledger.note_published(manifest.number)

@@ -15,21 +15,22 @@ from pipeline.config.settings import Settings
 from pipeline.errors import RunCancelledError
 from pipeline.processes import was_interrupted
 from pipeline.report.render import import_renderers
-from pipeline.runs.driver.following import is_driven_elsewhere, watch
-from pipeline.runs.driver.heartbeat import Heartbeat, read_driver
+from pipeline.runs.driver.heartbeat import Heartbeat
 from pipeline.runs.driver.map_stage import MapStage
 from pipeline.runs.driver.orchestrator import NoOrchestrator, Orchestrator
 from pipeline.runs.driver.plan import PreparedRun, ResumeOptions, plan_run
-from pipeline.runs.driver.publish import PUBLISH_ATTEMPTS, output_facts
+from pipeline.runs.driver.publish import publish_run, until_published
 from pipeline.runs.driver.quarantine import refuse_many_quarantined, unreadable_uris
 from pipeline.runs.driver.reduce_stage import partials_of, reduced_of, without_partial
 from pipeline.runs.driver.report import StoredReport, store_report
+from pipeline.runs.driver.schemas import output_facts
+from pipeline.runs.driver.session import drive_session, follow, followed_progress
 from pipeline.runs.driver.summary import MapProgress, RunIncompleteError, RunSummary, failure_lines
 from pipeline.runs.ledger.records import Progress
 from pipeline.runs.worker.reduce import tree
 from pipeline.storage import Storage
 from pipeline.storage.outages import best_effort, retry_until_available
-from pipeline.table.errors import UploadsVanishedError, foreign_claim
+from pipeline.table.errors import UploadsVanishedError
 from pipeline.table.evidence import find_evidence
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import run_of
@@ -55,7 +56,7 @@ def run_serially(
     resume = resume or ResumeOptions()
     started = time.time()
     planned = plan_run(job, settings, storage, resume)
-    driver = RunDriver(job, settings, storage, planned, NoOrchestrator(storage), resume)
+    driver = RunDriver(job, settings, storage, planned, NoOrchestrator(), resume)
     driver.heartbeat.record.phases.append(("plan", started, time.time() - started))
     return driver.run()
 
@@ -93,14 +94,10 @@ class RunDriver:
             return self._attach_or_drive()
 
     def _attach_or_drive(self) -> RunSummary:
-        ledger = self.planned.ledger
-        driver = self.heartbeat.record.driver
-        if (
-            is_driven_elsewhere(read_driver(self.storage, ledger.prefix), driver)
-            and not self.resume.take_over
-        ):
-            self.listen("attached", None)
-            watch(self.storage, ledger, driver, lambda progress: self.listen("attached", progress))
+        ledger, started = self.planned.ledger, time.time()
+        if not self.resume.take_over:
+            for record in follow(self.heartbeat):
+                self.listen("attached", followed_progress(record, started))
         manifest = ledger.published()
         if manifest is None:
             return self._drive()
@@ -128,54 +125,33 @@ class RunDriver:
     def _drive(self) -> RunSummary:
         ledger = self.planned.ledger
         retry_until_available(ledger.clear_cancel)
-        with best_effort():
-            self.heartbeat.write()
-        state = "failed"
-        try:
-            progress, manifest = self._map_and_publish()
-            state = "done" if manifest is not None else "failed"
-        except RunCancelledError:
-            state = "cancelled"
-            raise
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) or was_interrupted():
-                state = "interrupted"
-                ledger.cancel()  # Workers stop after their current chunk; resuming clears it.
-            raise
-        finally:
-            with best_effort():
-                self.heartbeat.write(state)
-            log.info("%s: %s", self.job.name, state)
-        self.listen("report", None)
-        return self._report(state, progress, manifest)
-
-    def _map_and_publish(self) -> tuple[Progress, int | None]:
-        ledger, plan = self.planned.ledger, self.planned.plan
-        vanished: UploadsVanishedError | None = None
-        for _ in range(PUBLISH_ATTEMPTS):
-            with self.heartbeat.phase("map"):
-                progress = self._map()
-            if progress.completions.height < len(plan):
-                return progress, None
-            unreadable = unreadable_uris(plan, progress)
-            refuse_many_quarantined(self.job, plan, unreadable)
+        with drive_session(self.job.name, self.heartbeat.write) as session:
             try:
-                self._reduce(progress)
-                self.listen("publish", None)
-                with self.heartbeat.phase("publish"):
-                    return progress, retry_until_available(
-                        partial(self.orchestrator.publish, ledger, vanished)
-                    )
-            except UploadsVanishedError as error:
-                self._refuse_foreign(error)
-                ledger.void(error.attempts)
-                if vanished is not None and vanished.commits and not error.commits:
-                    # The claimed commit still waits for its own attempts.
-                    vanished.attempts += error.attempts
-                else:
-                    vanished = error
-        assert vanished is not None, "each attempt returns or finds that uploads vanished"
-        raise vanished
+                progress, manifest = until_published(ledger, self._map_and_publish)
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt) or was_interrupted():
+                    ledger.cancel()  # Workers stop after their current chunk; resuming clears it.
+                raise
+            session.state = "done" if manifest is not None else "failed"
+        self.listen("report", None)
+        return self._report(session.state, progress, manifest)
+
+    def _map_and_publish(
+        self, vanished: UploadsVanishedError | None
+    ) -> tuple[Progress, int | None]:
+        ledger, plan = self.planned.ledger, self.planned.plan
+        with self.heartbeat.phase("map"):
+            progress = self._map()
+        if progress.completions.height < len(plan):
+            return progress, None
+        refuse_many_quarantined(self.job, plan, unreadable_uris(plan, progress))
+        self._reduce(progress)
+        self.listen("publish", None)
+        publish = partial(publish_run, self.storage, ledger, vanished)
+        with self.heartbeat.phase("publish"):
+            return progress, retry_until_available(
+                lambda: self.orchestrator.step("publish", ledger.run, publish)
+            )
 
     def _reduce(self, progress: Progress) -> None:
         """Combine the chunks' partial results, if the job has a reduce that is not done.
@@ -194,12 +170,6 @@ class RunDriver:
                 raise UploadsVanishedError(lost)
             for level in tree(partials):
                 self.orchestrator.reduce(ledger.prefix, self.planned.fingerprint, level)
-
-    def _refuse_foreign(self, error: UploadsVanishedError) -> None:
-        """Raise where another run's claim lacks uploads: only that run's job can finish it."""
-        ledger = self.planned.ledger
-        if not error.waits_for(ledger.run):
-            raise foreign_claim(ledger.output, error) from error
 
     def _map(self) -> Progress:
         ledger = self.planned.ledger

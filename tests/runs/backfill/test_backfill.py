@@ -254,7 +254,7 @@ def test_cancelling_stops_it_and_keeps_what_is_published(world: Days) -> None:
     def cancel_at_three(progress: object, phase: str) -> None:
         if driver.progress.counts()["done"] >= 3:
             store.change("test", lambda _: {"cancelled": True})
-            driver._beat_at = 0.0
+            driver.desired.read_at = 0.0
 
     driver.listen = cancel_at_three
     with pytest.raises(RunCancelledError):
@@ -273,7 +273,7 @@ def test_pausing_holds_it(world: Days) -> None:
     driver, paused = world.driver(store), Event()
 
     def listen(progress: object, phase: str) -> None:
-        driver._beat_at = 0.0
+        driver.desired.read_at = 0.0
         if phase == "paused":
             paused.set()
 

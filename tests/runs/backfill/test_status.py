@@ -107,7 +107,7 @@ def test_mapped_and_not_published_is_staged(world: Days) -> None:
     def stop() -> bool:
         return driver.progress.counts()["chunks_done"] >= 6
 
-    driver.stops = stop
+    driver.desired.is_interrupted = stop
     with pytest.raises(KeyboardInterrupt):
         driver.run()
     assert read_status(store).state == "interrupted"

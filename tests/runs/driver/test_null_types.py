@@ -139,7 +139,7 @@ def test_a_driver_that_dies_on_the_way_is_resumed(
 
     places = {
         "before": "map_stage.MapStage._retype_nulls",
-        "after": "orchestrator.NoOrchestrator.publish",
+        "after": "run.publish_run",
     }
     with monkeypatch.context() as patched:
         patched.setattr(f"pipeline.runs.driver.{places[when]}", die)

@@ -10,7 +10,6 @@ import pytest
 from partitioning import inputs_of_plan
 from pipeline.errors import ConflictError, UsageError
 from pipeline.runs.driver.publish import publish_run
-from pipeline.runs.driver.publish_windows import publish_windows
 from pipeline.storage import Storage
 from pipeline.table.claims import finish_open_claim
 from pipeline.table.errors import CommitsConflictError
@@ -143,6 +142,19 @@ def test_what_windows_left_out_is_published_whole() -> None:
     assert publish_days(run) is None
 
 
+def test_what_a_partial_run_left_out_is_published_by_windows() -> None:
+    """A window adds to what the run has published: it must not replace the run's own files."""
+    backend = MemoryBackend()
+    run = windowed_run(backend.storage(), daily(days(1, 2)))
+    run.complete(0, 2, 3)
+    publish_run(run.storage, run.ledger, without_failed=True)
+    complete(run, *days(1))
+    publish_days(run)
+    check_settled(backend)
+    assert rows(visible(backend)) == list(range(8))
+    assert run.ledger.published() == 2
+
+
 def test_a_run_is_not_published_whole_while_its_windows_are() -> None:
     backend = MemoryBackend()
     run = windowed_run(backend.storage(), daily(days(1, 2, 3)))
@@ -175,7 +187,7 @@ def test_runs_that_have_no_windows(mode: str) -> None:
     run = run_of(storage, plan, mode) if mode == "append" else windowed_run(storage, plan, mode)
     said = "no windows" if mode == "append" else "overwrite, windows would replace"
     with pytest.raises(UsageError, match=said) as caught:
-        publish_windows(run.storage, run.ledger, {})
+        publish_run(run.storage, run.ledger, windows={})
     assert caught.value.hint
 
 

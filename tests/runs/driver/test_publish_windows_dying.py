@@ -114,7 +114,7 @@ def test_uploads_of_several_claimed_windows_vanish() -> None:
     assert caught.value.commits == tuple(f"{run.ledger.run}-{day}" for day in days(1, 2))
     assert run.ledger.read().left(3) == [0, 1]
     run.complete(0, 1)
-    assert publish_days(run, vanished=caught.value) is None, "the claim was all of it"
+    assert publish_days(run, vanished=caught.value) == 1, "the claim was all of it"
     check_settled(backend)
     assert head(backend) == 1
     assert rows(visible(backend)) == list(range(6))
@@ -137,7 +137,7 @@ def test_what_nobody_has_mapped_again_is_asked_for_again() -> None:
     assert not [key for key in backend.stored if ".a1" in key and days(2)[0] in key]
     run.complete(1)
     # Another process has not heard of what is void; the error tells it.
-    assert publish_days(run.again(backend.storage()), *days(3), vanished=again.value) is None
+    assert publish_days(run.again(backend.storage()), *days(3), vanished=again.value) == 1
     check_settled(backend)
     assert rows(visible(backend)) == list(range(6))
 

@@ -1,0 +1,174 @@
+"""Draft the commits of a run: one for the whole run, or one per window."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import polars as pl
+
+from partitioning import Plan, Windowing
+from pipeline.config.job import Job
+from pipeline.errors import UsageError
+from pipeline.runs.driver.commit import CommitWindow, draft_commit
+from pipeline.runs.driver.quarantine import left_out_of
+from pipeline.runs.driver.schemas import check_schemas, columns_of_run
+from pipeline.runs.ledger.records import Progress, RunRecord
+from pipeline.table.log import TableLog
+from pipeline.table.manifest import Commit, CommitEntry, rule_of
+from pipeline.table.publish import commits_of
+from pipeline.table.replay import window_label
+
+
+@dataclass(frozen=True, slots=True)
+class WindowChunks:
+    """The planned chunks of a window."""
+
+    chunks: Sequence[str]
+    """Ids of the chunks (see `partitioning.windows_of_plan`)."""
+    inputs: str = ""
+    """Digest of the window's objects (see `partitioning.inputs_of_plan`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one commit adds."""
+
+    label: str | None
+    """Label of the window; None: the whole run."""
+    inputs: str
+    done: pl.DataFrame
+    """Completions that are not published yet (schema COMPLETIONS)."""
+    missing: Sequence[str]
+    """Ids of the planned chunks that the commit lacks."""
+    earlier: Sequence[Commit]
+    """Published commits of the same chunks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """Drafts the commits of what a run has completed and not yet published."""
+
+    table_log: TableLog
+    record: RunRecord
+    job: Job
+    plan: Plan
+    progress: Progress
+    done: pl.DataFrame
+    """Completions whose files are published (schema COMPLETIONS)."""
+    rule: Windowing | None
+    """How the input is cut into windows; None: the run is one commit."""
+    windows: Mapping[str, WindowChunks]
+
+    def drafts(self, released: Sequence[str], *, without_failed: bool) -> list[Commit]:
+        """Draft the commits of all complete windows, or of the complete run.
+
+        Args:
+            released: Names of commits of the run that a repair has released.
+            without_failed: Draft also what lacks chunks.
+
+        Raises:
+            SchemaChangedError: a column is all null in some of the chunks, and not in others.
+        """
+        entries = commits_of(self.table_log, self.record.run, self.record.base)
+        by_window: dict[str | None, list[CommitEntry]] = defaultdict(list)
+        for entry in entries:
+            by_window[entry.window].append(entry)
+        completed = set(self.progress.completions["chunk"].to_list())
+        drafts = []
+        for label, (window, done) in self._parts().items():
+            missing = [chunk for chunk in window.chunks if chunk not in completed]
+            own = by_window[label]
+            # Skip what is published in full, as most is, without reading its commits.
+            if (missing and not without_failed) or (own and not own[-1].missing):
+                continue
+            # A run may be published in part by windows and in part as a whole.
+            related = entries if label is None else [*by_window[None], *own]
+            earlier = self.table_log.load_all(related)
+            already = {chunk for commit in earlier for chunk in commit.files["chunk"].to_list()}
+            rest = done.filter(~pl.col("chunk").is_in(list(already)))
+            if rest.is_empty() and (own or not already.isdisjoint(window.chunks)):
+                continue
+            part = _Part(label, window.inputs, rest, missing, earlier)
+            drafts.append(self._draft(part, released))
+        if self.rule is not None:
+            self._refuse_open_columns(drafts)
+        return drafts
+
+    def _parts(self) -> dict[str | None, tuple[WindowChunks, pl.DataFrame]]:
+        """Return chunks and completions of each commit, by the label of its window."""
+        if self.rule is None:
+            return {None: (WindowChunks(self.plan.chunk_ids), self.done)}
+        owner = pl.DataFrame(
+            {
+                "chunk": [chunk for part in self.windows.values() for chunk in part.chunks],
+                "window": [label for label, part in self.windows.items() for _ in part.chunks],
+            },
+            schema={"chunk": pl.String, "window": pl.String},
+        )
+        joined = self.done.join(owner, on="chunk", how="inner", maintain_order="left")
+        parts = joined.partition_by("window", as_dict=True, include_key=False)
+        return {
+            label: (window, parts.get((label,), self.done.head(0)))
+            for label, window in self.windows.items()
+        }
+
+    def _draft(self, part: _Part, released: Sequence[str]) -> Commit:
+        label, done = part.label, part.done
+        # One file of a reduce has the rows of all chunks.
+        of_chunks = self.progress.completions if self.job.reduce else done
+        # Objects that planning could not read count in the first commit.
+        is_first = not any(commit.entry.window == label for commit in part.earlier)
+        is_own = self._in_window(label) if is_first else lambda uri: False
+        window = None
+        if label is not None and self.rule is not None:
+            window = CommitWindow(label, self.rule, part.inputs)
+        return draft_commit(
+            self.record,
+            done,
+            part.missing,
+            part.earlier,
+            self.job.output.keep_versions,
+            window=window,
+            released=released,
+            columns=columns_of_run(self.progress, done),
+            hive_types=self.job.input.hive_types,
+            left_out=left_out_of(self.job, self.record, self.plan, of_chunks, is_own),
+        )
+
+    def _in_window(self, label: str | None) -> Callable[[str], bool]:
+        if label is None or self.rule is None:
+            return lambda uri: True
+        return in_window(self.rule, label)
+
+    def _refuse_open_columns(self, drafts: Sequence[Commit]) -> None:
+        """Raise SchemaChangedError if a column is all null in some of these windows only."""
+        chunks = {chunk for draft in drafts for chunk in draft.files["chunk"].to_list()}
+        done = self.progress.completions.filter(pl.col("chunk").is_in(list(chunks)))
+        check_schemas(replace(self.progress, completions=done))
+
+
+def windowing_of(record: RunRecord, job: Job) -> Windowing:
+    """Return the rule by which a run can be published by windows.
+
+    Raises:
+        UsageError: the job has no windows, or a mode in which they would replace each other.
+    """
+    if job.window is None:
+        raise UsageError(
+            f"the job of run {record.run} has no windows",
+            hint="add their column and grain to the job: window: {column: ds, grain: day}",
+        )
+    if record.mode == "overwrite":
+        raise UsageError(
+            f"run {record.run} cannot be published by windows: in mode overwrite, windows would "
+            "replace each other",
+            hint="set output.mode to overwrite-partitions",
+        )
+    return job.window.windowing()
+
+
+def in_window(rule: Windowing, *labels: str) -> Callable[[str], bool]:
+    """Return a function that tells whether an object is in one of these windows."""
+    return lambda uri: window_label(rule_of(rule), uri.rpartition("/")[0]) in labels
