@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +33,36 @@ def log_ids(**ids: str) -> Iterator[None]:
 def current_ids() -> dict[str, str]:
     """Return the ids that log lines of this thread have now."""
     return dict(_ids.get())
+
+
+PRINTED = logging.WARNING + 5
+"""Level of lines that a transform prints: no level that is set leaves them out."""
+MAX_PRINTED = 64 * 1024
+"""Maximum length of a printed line; longer ones become several."""
+logging.addLevelName(PRINTED, "PRINTED")
+
+
+class PrintedLines(io.TextIOBase):
+    """A stdout of worker processes: lines become log lines, with the ids of batch and chunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._log = logging.getLogger("pipeline.printed")
+        self._open = threading.local()
+
+    @override
+    def writable(self) -> bool:
+        return True
+
+    @override
+    def write(self, text: str) -> int:
+        """Log the lines that this text completes; each thread has its own unfinished line."""
+        *lines, rest = (getattr(self._open, "line", "") + text).split("\n")
+        self._open.line = "" if len(rest) > MAX_PRINTED else rest
+        for line in [*lines, rest] if len(rest) > MAX_PRINTED else lines:
+            if line.strip():
+                self._log.log(PRINTED, "%s", line)
+        return len(text)
 
 
 class JsonFormatter(logging.Formatter):

@@ -22,6 +22,7 @@ from pipeline.cli.options import (
     OnlyOutput,
     Output,
     RunId,
+    Set,
     TakeOver,
 )
 from pipeline.cli.terminal import guard_streams
@@ -80,9 +81,12 @@ def demo(environment: Environment = None, json: Json = False) -> None:
     raise typer.Exit(demonstration.demo(environment, as_json=json))
 
 
-@app.command(rich_help_panel=JOBS, epilog=examples("run job.yaml", "run job.yaml --replan"))
+@app.command(
+    rich_help_panel=JOBS, epilog=examples("run job.yaml", "run job.yaml --set params.rate=1.1")
+)
 def run(
     job: JobFile,
+    change: Set = None,
     environment: Environment = None,
     accept_code: AcceptCode = False,
     replan: Annotated[
@@ -97,6 +101,7 @@ def run(
     run.run(
         job,
         environment,
+        changes=change or (),
         accept_code=accept_code,
         replan=replan,
         take_over=take_over,
@@ -107,6 +112,7 @@ def run(
 @app.command(rich_help_panel=JOBS, epilog=examples("plan job.yaml --explain"))
 def plan(
     job: JobFile,
+    change: Set = None,
     environment: Environment = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show what was pruned and how chunks are sized.")
@@ -116,12 +122,13 @@ def plan(
     """Show what a job would run. Writes nothing."""
     from pipeline.cli import plan
 
-    plan.plan(job, environment, explain=explain, as_json=json)
+    plan.plan(job, environment, changes=change or (), explain=explain, as_json=json)
 
 
 @app.command(rich_help_panel=JOBS, epilog=examples("check job.yaml --rows 20"))
 def check(
     job: JobFile,
+    change: Set = None,
     environment: Environment = None,
     rows: Annotated[int, typer.Option(metavar="N", min=0, help="Rows to print.")] = 5,
     json: Json = False,
@@ -129,7 +136,7 @@ def check(
     """Try a transform on one small chunk. Writes nothing."""
     from pipeline.cli import plan
 
-    plan.check(job, environment, rows=rows, as_json=json)
+    plan.check(job, environment, changes=change or (), rows=rows, as_json=json)
 
 
 @app.command(rich_help_panel=RUNS, epilog=examples("status", "status 3f2a --json"))

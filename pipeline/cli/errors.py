@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
+from pipeline.cli.terminal import results
 from pipeline.config.masking import mask_text
 from pipeline.errors import ChunkmapError
 from pipeline.printable import error_text, one_line_json, printable
@@ -97,4 +98,4 @@ def show_usage_error(error: Any) -> int:
 
 def print_object(value: object) -> None:
     """Print one machine-readable object on one line of stdout."""
-    print(one_line_json(value), flush=True)
+    print(one_line_json(value), file=results(), flush=True)

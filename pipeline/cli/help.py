@@ -10,6 +10,8 @@ from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 from typing_extensions import override
 
+from pipeline.cli.terminal import results_apart
+
 START, JOBS, RUNS, OUTPUTS, SETUP = (
     "Start here",
     "Run a job",
@@ -21,11 +23,16 @@ START, JOBS, RUNS, OUTPUTS, SETUP = (
 
 
 class Command(TyperCommand):
-    """A command whose help shows a flag by its name alone, without `<bool>`."""
+    """A command whose help shows a flag by its name alone, and whose stdout is its result alone."""
 
     @override
     def get_params(self, ctx: Any) -> Any:
         return _plain_flags(super().get_params(ctx))
+
+    @override
+    def invoke(self, ctx: Any) -> Any:
+        with results_apart():
+            return super().invoke(ctx)
 
 
 class Group(TyperGroup):

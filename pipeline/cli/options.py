@@ -25,7 +25,16 @@ def outputs(incomplete: str) -> list[str]:
 
 
 JobFile = Annotated[
-    Path, typer.Argument(metavar="JOB.yaml", help="The job file.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="JOB.yaml", help="The job file; `-` is standard input.", show_default=False
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Set a value, e.g. params.rate=1.1; repeatable."
+    ),
 ]
 Environment = Annotated[
     str | None,

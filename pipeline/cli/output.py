@@ -21,8 +21,9 @@ PIPE_COLUMNS = 200
 """Width of the output where there is no terminal, wide enough to keep URIs whole."""
 
 
-def _console(stream: TextIO, *, stderr: bool) -> Console:
-    return SafeConsole(stderr=stderr, width=None if stream.isatty() else PIPE_COLUMNS)
+def _console(stream: TextIO | None, *, stderr: bool) -> Console:
+    is_terminal = stream is not None and stream.isatty()
+    return SafeConsole(stderr=stderr, width=None if is_terminal else PIPE_COLUMNS)
 
 
 out = _console(sys.stdout, stderr=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,9 +23,16 @@ BAR_WIDTH = 40
 """Characters of the longest bar of the histogram."""
 
 
-def plan(path: Path, environment: str | None, *, explain: bool, as_json: bool) -> None:
+def plan(
+    path: Path,
+    environment: str | None,
+    *,
+    changes: Sequence[str] = (),
+    explain: bool,
+    as_json: bool,
+) -> None:
     """Show what a job would run."""
-    job, settings = load_job(path), load_settings(environment)
+    job, settings = load_job(path, changes), load_settings(environment)
     from pipeline.runs.driver.estimate import estimate
     from pipeline.runs.driver.plan import plan_input
     from pipeline.runs.driver.preflight import explain_unreachable_s3
@@ -100,9 +108,11 @@ def _print_explain(planned: PlannedInput) -> None:
             say(f"  {byte_size(low):>9} – {byte_size(high):<9} {count:>9,} {bar}")
 
 
-def check(path: Path, environment: str | None, *, rows: int, as_json: bool) -> None:
+def check(
+    path: Path, environment: str | None, *, changes: Sequence[str] = (), rows: int, as_json: bool
+) -> None:
     """Try a transform on one small chunk."""
-    job, settings = load_job(path), load_settings(environment)
+    job, settings = load_job(path, changes), load_settings(environment)
     from pipeline.runs.driver.dry_run import try_transform
     from pipeline.runs.driver.preflight import explain_unreachable_s3
     from pipeline.storage import open_storage

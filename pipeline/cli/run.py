@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,17 +45,20 @@ def run(
     path: Path,
     environment: str | None,
     *,
+    changes: Sequence[str] = (),
     accept_code: bool,
     replan: bool,
     take_over: bool,
     as_json: bool,
 ) -> None:
     """Run a job file and show the result."""
-    job, settings = load_job(path), load_settings(environment)
+    job, settings = load_job(path, changes), load_settings(environment)
     from pipeline.runs.driver.plan import ResumeOptions
 
     resume = ResumeOptions(accept_code=accept_code, replan=replan, take_over=take_over)
-    show(run_job(job, settings, f"chunkmap run {path}", resume, quiet=as_json), as_json=as_json)
+    flags = [word for change in changes for word in ("--set", change)]
+    again = shlex.join(["chunkmap", "run", str(path), *flags])
+    show(run_job(job, settings, again, resume, quiet=as_json), as_json=as_json)
 
 
 def run_job(

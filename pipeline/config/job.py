@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -29,7 +30,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    JsonValue,
     NonNegativeInt,
     PositiveInt,
     ValidationError,
@@ -41,7 +41,14 @@ from partitioning.errors import WindowError
 from partitioning.windows import Windowing
 from pipeline.config.masking import mask_text, names_user
 from pipeline.config.units import Seconds, Size, format_size
-from pipeline.config.yaml_file import YamlFile, dump_yaml, explain_error, parse_yaml, read_yaml
+from pipeline.config.yaml_file import (
+    YamlFile,
+    change_yaml,
+    dump_yaml,
+    explain_error,
+    parse_yaml,
+    read_yaml,
+)
 from pipeline.config.yaml_loader import MAX_BYTES
 from pipeline.errors import InvalidUriError, JobError
 from pipeline.uris import parse
@@ -88,6 +95,30 @@ def _function(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", value):
         raise ValueError(f"{value!r} is not module:function")
     return value
+
+
+def _param(value: Any, at: str = "") -> Any:
+    """Validate a parameter: JSON, with dates and times."""
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _param(item, f"{at}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_param(item, at) for item in value]
+    if value is None or isinstance(value, bool | int | float | str | date):
+        return value
+    if isinstance(value, dict):
+        raise ValueError(f"{at.lstrip('.')}: the keys of a mapping must be text; quote them")
+    kind = type(value).__name__
+    raise ValueError(
+        f"{at.lstrip('.')}: expected text, a number, a date, true, false, a list or a mapping, "
+        f"found {kind}"
+    )
+
+
+def date_to_json(value: Any) -> dict[str, str]:
+    """Encode a date of `params` for `json.dumps`: other than the same text, for fingerprints."""
+    if isinstance(value, date):
+        return {type(value).__name__: value.isoformat()}
+    raise TypeError(f"{type(value).__name__} is not a value of `params`")
 
 
 def _limit(value: Any) -> int | str | None:
@@ -304,8 +335,8 @@ class Job(_Part):
     chunks: Chunks = Chunks()
     transform: Function
     """Function from LazyFrame to LazyFrame, as `module:function`."""
-    params: dict[str, JsonValue] = {}
-    """Keyword arguments of the transform."""
+    params: Annotated[dict[str, Any], AfterValidator(_param)] = {}
+    """Keyword arguments of the transform: JSON values, dates and times."""
     tables: tuple[Uri, ...] = ()
     """Tables (an object or a prefix) that the transform reads with `read_table`. Planning finds
     those that the transform reads on no rows; list others here. A run reads the planned version."""
@@ -370,14 +401,18 @@ class Job(_Part):
         return text
 
 
-def load_job(path: str | Path) -> Job:
+def load_job(path: str | Path, changes: Sequence[str] = ()) -> Job:
     """Read a job file.
+
+    Args:
+        path: The file; `-` is standard input.
+        changes: Values to set or replace, such as `params.rate=1.1`, in the syntax of YAML.
 
     Raises:
         JobError: The file is missing, is not YAML, or has a key that is unknown, missing or
             mistyped. The message names the file and the line.
     """
-    return _validate(read_yaml(Path(path), JobError))
+    return _validate(change_yaml(read_yaml(Path(path), JobError), changes, "--set", JobError))
 
 
 def parse_job(text: str, name: str = "job.yaml") -> Job:

@@ -6,7 +6,10 @@ values more often than switches), `1e6` is a number and `12:30` is text.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,6 +24,8 @@ from pipeline.config.yaml_loader import MAX_BYTES, Dumper, Loader
 from pipeline.errors import UsageError
 
 Location = tuple[str | int, ...]
+STANDARD_INPUT = Path("-")
+"""Path that stands for standard input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +36,13 @@ class YamlFile:
         name: Name of the file in messages.
         data: The document; an empty file is an empty mapping.
         lines: Line of each key and list item, by its path from the top. Lines count from 1.
+        changed: Source of each value that did not come from the file (see `change_yaml`).
     """
 
     name: str
     data: dict[str, Any]
     lines: dict[Location, int]
+    changed: Mapping[Location, str] = field(default_factory=dict)
 
     def line(self, location: Location) -> int | None:
         """Return the line of the nearest key at or above a location; None if there is none."""
@@ -43,30 +50,72 @@ class YamlFile:
         return next((self.lines[path] for path in above if path in self.lines), None)
 
     def where(self, location: Location) -> str:
-        """Return `file:line` of the nearest key at or above a location."""
+        """Return `file:line` of the nearest key at or above a location, or its other source."""
+        for depth in range(len(location), 0, -1):
+            if location[:depth] in self.changed:
+                return self.changed[location[:depth]]
         line = self.line(location)
         return self.name if line is None else f"{self.name}:{line}"
 
 
 def read_yaml(path: Path, error: type[UsageError]) -> YamlFile:
-    """Read a file that holds one mapping.
+    """Read a file that holds one mapping; `-` is standard input.
 
     Raises:
         UsageError: As the given subclass: the file cannot be read, is not YAML, is not a mapping,
             names a key twice, or exceeds the limits of `pipeline.config.yaml_loader`.
     """
+    name = "standard input" if path == STANDARD_INPUT else str(path)
     try:
-        with path.open("rb") as file:
+        with sys.stdin.buffer if path == STANDARD_INPUT else path.open("rb") as file:
             # Limited, since it may be a data file, or a device without an end.
             content = file.read(MAX_BYTES + 1)
         text = "" if len(content) > MAX_BYTES else content.decode("utf-8")
     except FileNotFoundError:
         raise error(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise error(f"{path} is a folder, not a file") from None
     except (OSError, UnicodeDecodeError) as problem:
         raise error(f"{path} cannot be read: {problem}") from None
     if len(content) > MAX_BYTES:
-        raise _too_large(content, str(path), error)
-    return parse_yaml(text, str(path), error)
+        raise _too_large(content, name, error)
+    return parse_yaml(text, name, error)
+
+
+def change_yaml(
+    file: YamlFile, changes: Sequence[str], option: str, error: type[UsageError]
+) -> YamlFile:
+    """Set or replace values of a file.
+
+    Args:
+        file: The file.
+        changes: Changes such as `params.rate=1.1`; the value is YAML.
+        option: Option that they are from, for messages.
+        error: Class of the error.
+
+    Raises:
+        UsageError: As the given subclass: a change is not `key=value`, its value is not YAML, or
+            it names a key in something that is no mapping.
+    """
+    data = copy.deepcopy(file.data) if changes else file.data
+    changed: dict[Location, str] = {}
+    for change in changes:
+        key, equals, text = change.partition("=")
+        at = tuple(key.strip().split("."))
+        if not equals or not all(at):
+            raise error(f"{option} {change} is not KEY=VALUE", hint=f"{option} params.rate=1.1")
+        source = f"{option} {key.strip()}"
+        value = parse_yaml(f"value: {text}", source, error).data["value"]
+        inside = data
+        for depth, name in enumerate(at[:-1], 1):
+            if inside.get(name) is None:
+                inside[name] = {}
+            inside = inside[name]
+            if not isinstance(inside, dict):
+                raise error(f"{source}: `{dotted(at[:depth])}` is {_kind(inside)}, not a mapping")
+        inside[at[-1]] = value
+        changed[at] = source
+    return replace(file, data=data, changed=changed)
 
 
 def _too_large(content: bytes, name: str, error: type[UsageError]) -> UsageError:
@@ -140,7 +189,6 @@ _WANTED = {
     "int_from_float": "a whole number",
     "int_parsing": "a whole number",
     "int_type": "a whole number",
-    "invalid-json-value": "text, a number, true, false, a list or a mapping",
     "model_attributes_type": "a mapping (`key: value`)",
     "model_type": "a mapping (`key: value`)",
     "path_type": "a path",

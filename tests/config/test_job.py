@@ -1,6 +1,8 @@
 """Job files: what they mean, and what is said about those that mean nothing."""
 
-from datetime import date
+import io
+import json
+from datetime import UTC, date
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from partitioning import Windowing
-from pipeline.config.job import Job, load_job, parse_job
+from pipeline.config.job import Job, date_to_json, load_job, parse_job
 from pipeline.errors import JobError
 
 JOB = """\
@@ -117,9 +119,10 @@ def test_a_filter_that_means_nothing_is_refused(written: str, complaint: str) ->
             "job.yaml:8: `params`: expected a map",
         ),
         (
-            JOB.replace("EUR", "2024-01-01"),
-            "job.yaml:8: `params.currency`: expected text, a number",
+            JOB.replace("EUR", "!!binary aGk="),
+            "job.yaml:8: `params`: currency: expected text, a number",
         ),
+        (JOB.replace("currency: EUR", "a: {1: b}"), "keys of a mapping must be text"),
         (JOB + "retries: many\n", "job.yaml:10: `retries`: expected a whole number, found 'many'"),
         (JOB + "max_failures: 120%\n", "'120%' is above 100%"),
         (JOB + "max_failures: -1\n", "-1 is neither a number of chunks nor a share"),
@@ -172,6 +175,55 @@ def test_a_file_is_read_like_its_text(tmp_path: Path) -> None:
     assert load_job(path) == load_job(str(path)) == parse_job(JOB)
 
 
+def test_values_are_set_from_outside(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(JOB, encoding="utf-8")
+    changes = ["params.rate=1.1", "params.since=2024-02-29", "chunks.max_rows=5", "retries = 7"]
+    job = load_job(path, [*changes, 'input.filter=[[a, "<", 2]]', "output.mode=append"])
+    assert job.params == {"currency": "EUR", "rate": 1.1, "since": date(2024, 2, 29)}
+    assert (job.chunks.max_rows, job.retries, job.output.mode) == (5, 7, "append")
+    assert job.input.filter == ((("a", "<", 2),),)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("params", "--set params is not KEY=VALUE"),
+        ("params..x=1", "is not KEY=VALUE"),
+        ("name.x=1", "--set name.x: `name` is 'lineitem-revenue', not a mapping"),
+        ("retires=1", "--set retires: unknown key `retires`; did you mean `retries`?"),
+        ("output.mode=erorr", "--set output.mode: `output.mode`: expected 'error', 'append'"),
+        ("params.x=[1", "--set params.x:1: not YAML"),
+    ],
+)
+def test_wrong_values_from_outside_are_named(tmp_path: Path, change: str, complaint: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(JOB, encoding="utf-8")
+    with pytest.raises(JobError) as raised:
+        load_job(path, [change])
+    assert complaint in str(raised.value)
+
+
+def test_a_date_and_its_text_are_other_parameters() -> None:
+    dated, text = (parse_job(JOB.replace("EUR", value)) for value in ("2024-01-01", '"2024-01-01"'))
+    assert dated.params == {"currency": date(2024, 1, 1)}
+    assert len({json.dumps(job.params, default=date_to_json) for job in (dated, text)}) == 2
+
+
+def test_a_job_is_read_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(JOB.encode()))
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert load_job("-") == parse_job(JOB)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a: 1")))
+    with pytest.raises(JobError, match="standard input:1: unknown key"):
+        load_job("-")
+
+
+def test_a_folder_is_not_a_job(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="is a folder"):
+        load_job(tmp_path)
+
+
 def test_a_written_job_is_short() -> None:
     assert parse_job(LEAST).to_yaml() == (
         "name: a\ninput:\n  uri: s3://b/in/\ntransform: m:f\noutput:\n  uri: s3://b/out/\n"
@@ -189,7 +241,9 @@ TERMS = (
     | st.tuples(TEXTS, st.just("is null"))
 )
 JSON = st.recursive(
-    st.none() | TEXTS | st.booleans() | st.integers() | st.floats(allow_nan=False),
+    st.none()
+    | SCALARS
+    | st.datetimes(timezones=st.none() | st.just(UTC)).map(lambda at: at.replace(fold=0)),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=5,
 )

@@ -61,6 +61,15 @@ def test_status_of_one_run(world: World, done: str) -> None:
     assert wrong.data["hint"] == f"did you mean {done}?"
 
 
+def test_what_a_transform_prints_leaves_the_result_alone(world: World) -> None:
+    answer = world.chunkmap(
+        "run", world.job("talks", "shop.transforms:talks"), "--json", CHUNKMAP_DASK__SCHEDULER=""
+    )
+    assert answer.data["state"] == "done"
+    assert "PRINTED pipeline.printed: a transform has" in answer.err
+    assert f"[run={answer.data['run']} batch=" in answer.err
+
+
 def test_verify_sees_what_was_changed_lost_and_added(world: World, done: str) -> None:
     output = "s3://demo/out/looked-at/"
     assert world.chunkmap("verify", output).code == 0

@@ -64,6 +64,15 @@ def slow(frame: pl.LazyFrame, seconds: float = 0.4) -> pl.LazyFrame:
     return frame.map_batches(nap)
 
 
+def talks(frame: pl.LazyFrame) -> pl.LazyFrame:
+    def say(rows: pl.DataFrame) -> pl.DataFrame:
+        print(f"a transform has {rows.height} rows")
+        return rows
+
+    print("a transform is called")
+    return frame.map_batches(say)
+
+
 def dies(frame: pl.LazyFrame) -> pl.LazyFrame:
     def end(rows: pl.DataFrame) -> pl.DataFrame:
         if rows.height:

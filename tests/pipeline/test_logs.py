@@ -47,6 +47,20 @@ def test_text_has_the_ids_at_the_end_of_its_first_line() -> None:
     assert line(logs.TextFormatter()).splitlines()[0].endswith("here: it failed")
 
 
+def test_printed_lines_have_the_ids_whatever_the_level(caplog: pytest.LogCaptureFixture) -> None:
+    stream = logs.PrintedLines()
+    with caplog.at_level(logging.WARNING):
+        print("one\ntw", end="", file=stream)
+        thread = Thread(target=print, args=("from another",), kwargs={"file": stream})
+        thread.start()
+        thread.join()
+        print("o", "\n\n", end="", file=stream)
+        stream.write("x" * 2 * logs.MAX_PRINTED)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[:3] == ["one", "from another", "two "] and len(lines) == 4
+    assert {record.levelname for record in caplog.records} == {"PRINTED"}
+
+
 def test_inner_ids_are_added_and_taken_off() -> None:
     with logs.log_ids(run="r"):
         with logs.log_ids(chunk="c"):

@@ -38,6 +38,7 @@ from pipeline.cli.options import (
     Json,
     OnlyFailed,
     OnlyOutput,
+    Set,
     TakeOver,
 )
 
@@ -47,6 +48,7 @@ app = App("backfill", "Run a job over many windows of its input.")
 @app.command(epilog=examples("backfill plan job.yaml --last 30d"))
 def plan(  # noqa: PLR0917 - Typer takes them as they stand
     job: JobFile,
+    change: Set = None,
     start: From = None,
     end: To = None,
     last: Last = None,
@@ -88,6 +90,7 @@ def plan(  # noqa: PLR0917 - Typer takes them as they stand
             idempotency_key=idempotency_key,
         ),
         environment,
+        changes=change or (),
         accept_code=accept_code,
         as_json=json,
     )
@@ -101,6 +104,7 @@ def plan(  # noqa: PLR0917 - Typer takes them as they stand
 )
 def create(  # noqa: PLR0917 - Typer takes them as they stand
     job: JobFile,
+    change: Set = None,
     start: From = None,
     end: To = None,
     last: Last = None,
@@ -144,6 +148,7 @@ def create(  # noqa: PLR0917 - Typer takes them as they stand
             idempotency_key=idempotency_key,
         ),
         environment,
+        changes=change or (),
         accept_code=accept_code,
         take_over=take_over,
         detach=detach,

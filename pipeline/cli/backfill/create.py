@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -128,13 +129,14 @@ def plan(
     options: Options,
     environment: str | None,
     *,
+    changes: Sequence[str] = (),
     accept_code: bool,
     as_json: bool,
 ) -> None:
     """Show what a backfill would do; write nothing."""
     from pipeline.runs.driver.estimate import forecast
 
-    job, settings = load_job(path), load_settings(environment)
+    job, settings = load_job(path, changes), load_settings(environment)
     storage = open_storage(settings)
     with explain_unreachable_s3(settings):
         drafted = draft(job, settings, storage, selection, options, accept_code=accept_code)
@@ -151,13 +153,14 @@ def create(
     options: Options,
     environment: str | None,
     *,
+    changes: Sequence[str] = (),
     accept_code: bool,
     take_over: bool,
     detach: bool,
     as_json: bool,
 ) -> None:
     """Create a backfill, or find the unfinished one with the same request, and drive it."""
-    job, settings = load_job(path), load_settings(environment)
+    job, settings = load_job(path, changes), load_settings(environment)
     storage = open_storage(settings)
     preflight(job, settings, storage)
     with explain_unreachable_s3(settings):

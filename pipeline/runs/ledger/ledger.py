@@ -20,7 +20,7 @@ import polars as pl
 
 from partitioning import Plan
 from partitioning.integrity import checked_plan
-from pipeline.config.job import Job, parse_job
+from pipeline.config.job import Job, date_to_json, parse_job
 from pipeline.errors import (
     AccessDeniedError,
     AlreadyExistsError,
@@ -79,7 +79,9 @@ def run_id(
     if skips or job.input.on_bad_object == "quarantine":
         parts += [job.input.on_bad_object]
     parts += [[table.model_dump(mode="json") for table in tables]] if tables else []
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps(parts, sort_keys=True, default=date_to_json).encode()
+    ).hexdigest()[:16]
 
 
 class Ledger:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
+from pipeline.config.job import date_to_json
 from pipeline.runs.transforms.reach import Reached
 
 SCHEME = "v2"
@@ -50,7 +51,7 @@ def explain_difference(what: str, then: str, now: str) -> str:
 
 
 def _hash(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
+    text = json.dumps(value, sort_keys=True, default=date_to_json)
     return f"{SCHEME}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
