@@ -6,11 +6,18 @@ Dask serves the metrics of a worker at `/metrics` on the dashboard port, togethe
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import wraps
+from threading import Lock
+from typing import ParamSpec, TypeVar
 
 from prometheus_client import Counter, Gauge, Histogram
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 CHUNKS = Counter("chunkmap_chunks", "Chunks that were mapped and recorded as completed")
 ROWS = Counter(
@@ -71,3 +78,85 @@ def track_batch(run: str, batch: str, chunks: int) -> Iterator[ActiveBatch]:
         RUNNING.dec()
         BATCHES.labels(end).inc()
         BATCH_SECONDS.observe(time.time() - work.since)
+
+
+_WRITING = ("Put", "Copy", "List", "Create", "Upload", "Complete")
+"""Beginnings of the names of requests that S3 services price as writes; listings are among them."""
+_FREE = ("Delete", "Abort")
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCounts:
+    """Numbers of requests to S3, by how services price them."""
+
+    reads: int = 0
+    """GET and HEAD requests."""
+    writes: int = 0
+    """PUT, COPY, POST and LIST requests."""
+    retries: int = 0
+    """Operations that were tried again after a transient error."""
+
+
+class RequestTally:
+    """Counts the requests of a batch, or of all of this process that belong to no batch."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._reads = self._writes = self._retries = 0
+
+    def add(self, kind: str) -> None:
+        """Count a request by S3's name of it."""
+        with self._lock:
+            if kind.startswith(_WRITING):
+                self._writes += 1
+            elif not kind.startswith(_FREE):
+                self._reads += 1
+
+    def add_retry(self) -> None:
+        """Count an operation that is tried again."""
+        with self._lock:
+            self._retries += 1
+
+    def counts(self) -> RequestCounts:
+        """Return what was counted so far."""
+        with self._lock:
+            return RequestCounts(self._reads, self._writes, self._retries)
+
+    def take(self) -> RequestCounts:
+        """Return what was counted since the last call."""
+        with self._lock:
+            counts = RequestCounts(self._reads, self._writes, self._retries)
+            self._reads = self._writes = self._retries = 0
+        return counts
+
+
+process_requests = RequestTally()
+"""Requests of this process that belong to no batch: those of a driver."""
+_tally: ContextVar[RequestTally] = ContextVar("tally", default=process_requests)
+
+
+@contextmanager
+def counting(tally: RequestTally) -> Iterator[None]:
+    """Count the requests of the block in a tally."""
+    token = _tally.set(tally)
+    try:
+        yield
+    finally:
+        _tally.reset(token)
+
+
+def current_tally() -> RequestTally:
+    """Return the tally that counts the requests made here."""
+    return _tally.get()
+
+
+def counted_here(call: Callable[P, R]) -> Callable[P, R]:
+    """Make a function count its requests where it was made, in whatever thread it is called."""
+    tally = _tally.get()
+
+    @wraps(call)
+    def counted(*args: P.args, **named: P.kwargs) -> R:
+        with counting(tally):
+            return call(*args, **named)
+
+    return counted

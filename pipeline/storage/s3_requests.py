@@ -121,4 +121,6 @@ def _count(action: str) -> Iterator[None]:
         raise
     finally:
         metrics.IN_FLIGHT.dec()
-        metrics.REQUESTS.labels(kind_of(action), status).inc()
+        kind = kind_of(action)
+        metrics.REQUESTS.labels(kind, status).inc()
+        metrics.current_tally().add(kind)

@@ -21,6 +21,7 @@ from pipeline.errors import (
     StateError,
     TransientStorageError,
 )
+from pipeline.metrics import current_tally
 from pipeline.storage.backend import Backend, Blob, StagedObject
 from pipeline.storage.local_backend import LocalBackend
 from pipeline.storage.retry import RetryPolicy
@@ -58,6 +59,8 @@ class Storage:
 
     def _retry_call(self, call: Callable[[], T]) -> T:
         for attempt in self._retry.contexts():
+            if attempt.num > 1:
+                current_tally().add_retry()
             with attempt:
                 return call()
         raise AssertionError("stamina returns or raises")

@@ -39,8 +39,14 @@ PARTIAL_NAME: Final = r"partials/[0-9A-Za-z][0-9A-Za-z._-]{0,254}\.arrow"
 NODE_NAME: Final = r"reduced/[0-9a-f]{32}\.arrow"
 """Pattern of the name of a reduce step's result below its run's prefix."""
 
-_COUNTS: Final = ("rows_in", "rows_out", "bytes_in", "bytes_out")
-_SECONDS: Final = ("seconds", "read_seconds", "compute_seconds", "stage_seconds", "started")
+_COUNTS: Final = (
+    *("rows_in", "rows_out", "bytes_in", "bytes_out"),
+    *("reads", "writes", "retries", "memory"),
+)
+_SECONDS: Final = (
+    *("seconds", "read_seconds", "compute_seconds", "stage_seconds", "started"),
+    "encode_seconds",
+)
 _NAMES: Final = ("batch", "worker", "code", "schema", "sha256")
 _SHOWN: Final = 80
 """A third of the maximum number of characters of an example."""

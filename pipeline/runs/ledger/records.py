@@ -71,7 +71,7 @@ class Completion:
     """Seconds from the start of reading to the end of staging."""
     read_seconds: float
     compute_seconds: float
-    """Seconds in the transform and in encoding its result."""
+    """Seconds in the transform and in encoding its result, without waiting for its input."""
     stage_seconds: float
     rows_in: int
     """Rows that the transform received: planned rows minus those removed by the job's filter."""
@@ -94,6 +94,16 @@ class Completion:
     `input.on_bad_object`). Its rows are not counted."""
     filled: tuple[str, ...] = ()
     """Names of all-null columns that were cast to the type which they have in other chunks."""
+    encode_seconds: float = 0.0
+    """Seconds in encoding the result, which `compute_seconds` includes. 0 in old records."""
+    reads: int = 0
+    """GET and HEAD requests since the batch's last completion; the batch's total is exact."""
+    writes: int = 0
+    """PUT, COPY, POST and LIST requests since the batch's last completion."""
+    retries: int = 0
+    """Storage operations that were tried again since the batch's last completion."""
+    memory: int = 0
+    """Resident bytes of the worker's process after the transform. 0 in old records."""
 
 
 @dataclass(frozen=True, slots=True)

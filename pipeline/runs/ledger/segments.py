@@ -184,20 +184,23 @@ def _frame(rows: list[dict[str, Any]], schema: pl.Schema) -> pl.DataFrame:
     return _conformed(pl.DataFrame(pl.from_arrow(pa.Table.from_pylist(rows, schema=fields))))
 
 
-_LATER: Final = ("left_out", "filled")
-"""List columns of completions that earlier releases did not write."""
+_LATER: Final[dict[str, Any]] = {
+    "left_out": [],
+    "filled": [],
+    **dict.fromkeys(("encode_seconds", "reads", "writes", "retries", "memory"), 0),
+}
+"""Columns of completions that earlier releases did not write, and what stands for them."""
 
 
 def _conformed(frame: pl.DataFrame) -> pl.DataFrame:
     """Add the columns that earlier releases did not write."""
     if "sha256" not in frame.columns:
         return _conformed_failures(frame)
-    none = pl.lit([], pl.List(pl.String))
     absent = [name for name in _LATER if name not in frame.columns]
     if absent:
-        frame = frame.with_columns(none.alias(name) for name in absent)
+        frame = frame.with_columns(pl.lit(_LATER[n], COMPLETIONS[n]).alias(n) for n in absent)
     if any(frame[name].null_count() for name in _LATER):
-        frame = frame.with_columns(pl.col(name).fill_null([]) for name in _LATER)
+        frame = frame.with_columns(pl.col(name).fill_null(none) for name, none in _LATER.items())
     return frame.select(list(COMPLETIONS)) if absent else frame
 
 

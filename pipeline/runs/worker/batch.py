@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from contextvars import copy_context
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from functools import partial
 from threading import Timer
 from typing import TypeVar
@@ -122,15 +122,19 @@ class BatchAttempt:
     decoded: int = 0
     left: int = 0
     """Number of chunks to hand back."""
+    requests: metrics.RequestTally = field(default_factory=metrics.RequestTally)
+    """Requests to S3 that no completion has counted yet."""
     work: metrics.ActiveBatch = field(init=False)
 
     def run(self) -> BatchResult:
         """Map the batch's chunks that no earlier attempt has completed or failed for good."""
         clock = time.perf_counter()
         indices = self._remaining()
-        with metrics.track_batch(
-            self.context.record.run, self.batch.name, len(indices)
-        ) as self.work:
+        run = self.context.record.run
+        with (
+            metrics.counting(self.requests),
+            metrics.track_batch(run, self.batch.name, len(indices)) as self.work,
+        ):
             self._map(indices)
             self._flush()
         result = self._result(time.perf_counter() - clock)
@@ -300,7 +304,7 @@ class BatchAttempt:
 
     def _add_completion(self, mapped: ComputedChunk, done: Completion) -> None:
         self.schemas.setdefault(mapped.frame_schema)
-        self.entries.append(done)
+        self.entries.append(replace(done, **asdict(self.requests.take())))
 
     def _flush_if_due(self) -> None:
         limits = self.context.settings.batches

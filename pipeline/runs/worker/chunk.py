@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
+import psutil
 
 from partitioning import Chunk, Filter, Plan, Term, filter_expr
 from pipeline.concurrency import single_flight
@@ -172,6 +173,9 @@ class ComputedChunk:
     """URI and reason of each object that could not be read (see `Completion.left_out`)."""
     filled: tuple[str, ...] = ()
     """Names of cast all-null columns (see `Completion.filled`)."""
+    encode_seconds: float = 0.0
+    memory: int = 0
+    """Resident bytes of this process after the transform."""
 
 
 def in_order(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
@@ -199,6 +203,8 @@ def compute(
     with context.tables.used():
         frame = apply(context.transform, source.scan(), chunk.decoded_bytes)
     frame, filled = fill_types(in_order(frame, context.record.columns), types or {})
+    seconds = time.perf_counter() - clock
+    waited = min(source.waited_seconds, seconds)
     return ComputedChunk(
         chunk=chunk,
         frame=frame,
@@ -206,10 +212,11 @@ def compute(
         rows_in=chunk.rows - source.rows_left_out - source.rows_filtered,
         bytes_in=source.bytes_read,
         started=started - read_seconds,
-        read_seconds=read_seconds,
-        compute_seconds=time.perf_counter() - clock,
+        read_seconds=read_seconds + waited,
+        compute_seconds=seconds - waited,
         left_out=source.left_out,
         filled=filled,
+        memory=psutil.Process().memory_info().rss,
     )
 
 
@@ -218,7 +225,9 @@ def stage(context: RunContext, mapped: ComputedChunk, batch: str, worker: str) -
     clock = time.perf_counter()
     data = encode(without_key_columns(mapped.frame, mapped.chunk, context.schema), context.job)
     encoding, clock = time.perf_counter() - clock, time.perf_counter()
-    mapped = replace(mapped, compute_seconds=mapped.compute_seconds + encoding)
+    mapped = replace(
+        mapped, compute_seconds=mapped.compute_seconds + encoding, encode_seconds=encoding
+    )
     attempt = uuid.uuid4().hex
     uri = output_uri(context.ledger.output, context.record.run, mapped.chunk, attempt)
     staged = context.storage.stage(uri, data, attempt, staged_area(context.ledger.output))
@@ -257,5 +266,7 @@ def completion_of(
         schema=digest_of(mapped.frame_schema),
         left_out=mapped.left_out,
         filled=mapped.filled,
+        encode_seconds=mapped.encode_seconds,
+        memory=mapped.memory,
         **where,
     )

@@ -7,6 +7,7 @@ miss one that is put back.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ from partitioning.parquet_footer import (
 )
 from partitioning.thrift import ThriftError
 from partitioning.untrusted_statistics import writer_trust
+from pipeline import metrics
 from pipeline.errors import ObjectChangedError, UnreadableObjectError, WrongPageIndexError
 from pipeline.runs.worker.decoding import decode
 from pipeline.runs.worker.page_checksums import verify_pages
@@ -431,8 +433,9 @@ def _open_all(
     copy = partial(FragmentCopy, storage, options=options)
     if len(fragments) == 1:
         return [copy(fragments[0])]
+    counted = metrics.counted_here(copy)
     with ThreadPoolExecutor(FRAGMENTS_AT_ONCE) as pool:
-        opening = [pool.submit(copy, fragment) for fragment in fragments]
+        opening = [pool.submit(counted, fragment) for fragment in fragments]
     errors = [error for future in opening if (error := future.exception()) is not None]
     if errors:
         for future in opening:
@@ -472,6 +475,9 @@ class ChunkSource:
         self._lock = Lock()
         self._filtered: dict[tuple[int, int], int] = {}
         self.columns_read: set[str] = set()
+        self.waited_seconds = 0.0
+        """Seconds in which a scan waited for bytes; scans at the same time both count."""
+        self._tally = metrics.current_tally()
 
     @property
     def bytes_read(self) -> int:
@@ -512,14 +518,15 @@ class ChunkSource:
     def prefetch(self, columns: Iterable[str]) -> None:
         """Open all fragments and fetch columns, several fragments at a time."""
         wanted = {*columns, *self._filter_columns} - self._virtual
-        copies = self._opened()
-        if not copies:
-            return
-        if len(copies) == 1:
-            copies[0].fetch(wanted)
-            return
-        with ThreadPoolExecutor(FRAGMENTS_AT_ONCE) as pool:
-            list(pool.map(lambda copy: copy.fetch(wanted), copies))
+        # Polars scans in threads of its own.
+        with metrics.counting(self._tally):
+            copies = self._opened()
+            if len(copies) == 1:
+                copies[0].fetch(wanted)
+            elif copies:
+                fetch = metrics.counted_here(lambda copy: copy.fetch(wanted))
+                with ThreadPoolExecutor(FRAGMENTS_AT_ONCE) as pool:
+                    list(pool.map(fetch, copies))
 
     def _opened(self) -> list[FragmentCopy]:
         with self._lock:
@@ -544,7 +551,9 @@ class ChunkSource:
         wanted = dict.fromkeys([*names, *sorted(self._filter_columns)])
         self.columns_read |= set(wanted)
         stored = [name for name in wanted if name not in self._virtual]
+        clock = time.perf_counter()
         self.prefetch(stored)
+        self.waited_seconds += time.perf_counter() - clock
         left = n_rows
         for number, copy in enumerate(self._opened()):
             for step, lazy in enumerate(copy.frames(stored)):
