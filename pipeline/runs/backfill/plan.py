@@ -32,6 +32,7 @@ from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.backfill.windows_table import chunks_of, members_of, windows_table
 from pipeline.runs.driver.former_folders import refuse_former_folders
 from pipeline.runs.driver.overlap import refuse_overlap
+from pipeline.runs.driver.origin import origin_of
 from pipeline.runs.driver.plan import (
     PlannedInput,
     plan_input,
@@ -357,7 +358,9 @@ class Drafting:
         if planned is not None:
             self._refuse_columns(planned, options)
             columns = tuple(planned.probe.result_columns)
-            record = record.model_copy(update={"tables": tables, "columns": columns})
+            origin = origin_of(self.job, self.settings, planned.result.explain)
+            found = {"tables": tables, "columns": columns, "origin": origin}
+            record = record.model_copy(update=found)
         return Draft(self.job, record, windows, plan, notes=notes if unknown else ())
 
     def _refuse_columns(self, planned: PlannedInput, options: Options) -> None:

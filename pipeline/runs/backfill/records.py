@@ -10,6 +10,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from pipeline.config.units import format_size
+from pipeline.runs.ledger.records import Origin
 from pipeline.storage.documents import BackfillId, Moment
 from pipeline.storage.table_versions import TableVersion
 
@@ -110,6 +111,8 @@ class BackfillRecord(_Record):
     """Tables that the transform reads, with the versions for all its runs. None in old records."""
     columns: tuple[str, ...] = ()
     """Names of the result's columns, in the order that all files have."""
+    origin: Origin | None = None
+    """Where code and input came from. None in old records."""
     outside_objects: NonNegativeInt = 0
     """Number of objects of the input that are in no window, because a Hive value is null."""
     outside_bytes: NonNegativeInt = 0

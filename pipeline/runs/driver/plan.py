@@ -36,6 +36,7 @@ from pipeline.errors import (
 from pipeline.runs.driver.appending import refuse_appending_again, refuse_losing_rows
 from pipeline.runs.driver.batching import GUESSED_SPEED
 from pipeline.runs.driver.former_folders import refuse_former_folders
+from pipeline.runs.driver.origin import origin_of
 from pipeline.runs.driver.overlap import normalize_uris, refuse_overlap
 from pipeline.runs.driver.quarantine import refuse_many_quarantined
 from pipeline.runs.ledger.find import runs_of
@@ -404,6 +405,7 @@ class _NewRun:
             tables=tables,
             columns=tuple(planning.probe.result_columns),
             skips=skips,
+            origin=origin_of(job, self.settings, result.explain),
         )
         if not is_new:
             # The user submits the run again to the output as it is now: no conflict with that.

@@ -36,6 +36,7 @@ from pipeline.runs.ledger.records import (
     RUN_VERSION,
     Completion,
     Failure,
+    Origin,
     Progress,
     RunRecord,
     Segment,
@@ -122,6 +123,7 @@ class Ledger:
         tables: tuple[TableVersion, ...] | None = None,
         columns: Sequence[str] = (),
         skips: bool = False,
+        origin: Origin | None = None,
     ) -> Self:
         """Store a run's record, job and plan, each once; open an existing run as it is."""
         run = run_id(plan, job, fingerprint, backfill, tables, skips=skips)
@@ -141,6 +143,7 @@ class Ledger:
             created=time.time(),
             tables=tables,
             columns=tuple(columns),
+            origin=origin,
         )
         # The record comes last: a run with a record is complete. Another plan of the same chunks
         # may differ in estimates or skipped objects: the first one stored counts.

@@ -4,16 +4,55 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
+from partitioning import Explain
 from pipeline.storage.documents import BackfillId, Moment, RunId
 from pipeline.storage.table_versions import TableVersion
 
 RUN_VERSION = 1
 """Format of a run's stored state. Older releases refuse a run with a higher one."""
+
+
+class Planning(BaseModel):
+    """What planning found and left out, for reports."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    objects_listed: NonNegativeInt = 0
+    objects_pruned: NonNegativeInt = 0
+    """Objects pruned by partition values."""
+    objects_without_rows: NonNegativeInt = 0
+    """Objects without row groups, or with all of them pruned by statistics."""
+    objects_planned: NonNegativeInt = 0
+    row_groups: NonNegativeInt = 0
+    row_groups_pruned: NonNegativeInt = 0
+    """Row groups pruned by statistics."""
+    bytes_listed: NonNegativeInt = 0
+    """Stored size of all listed objects."""
+    bytes_to_read: NonNegativeInt = 0
+    """Stored size of the columns and row groups to read."""
+    bytes_decoded: NonNegativeInt = 0
+
+    @classmethod
+    def of(cls, explain: Explain) -> Self:
+        """Take the figures of a planning."""
+        return cls.model_validate(explain.to_dict())
+
+
+class Origin(BaseModel):
+    """Where a plan's code and input came from. For reports: nothing depends on it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    definitions: dict[str, str] = {}
+    """Digest of each definition that the code reaches (see `job_definitions`)."""
+    commit: str = ""
+    """Git commit of the code, with `-dirty` if files had changed. Empty if unknown."""
+    planning: Planning | None = None
 
 
 class RunRecord(BaseModel):
@@ -47,6 +86,8 @@ class RunRecord(BaseModel):
     unknown."""
     created: Moment
     """Time of creation, in Unix seconds."""
+    origin: Origin | None = None
+    """Where code and input came from. None in old records."""
 
 
 PARTIAL = "partial"

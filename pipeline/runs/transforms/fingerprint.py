@@ -50,6 +50,27 @@ def explain_difference(what: str, then: str, now: str) -> str:
     return f"{what} has changed since (fingerprint {then}, now {now})"
 
 
+def changed_names(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """List the definitions that changed, appeared or vanished, with the shortest clear names.
+
+    Args:
+        then: Result of `job_definitions` when a run was planned; empty if unknown.
+        now: The same for the current code.
+    """
+    if not then:
+        return []
+    changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+    short = [name.rpartition(":")[2] for name in changed]
+    return [
+        name if short.count(brief) > 1 else brief for name, brief in zip(changed, short, strict=True)
+    ]
+
+
+def libraries() -> dict[str, str]:
+    """Return the versions of the libraries that are part of a fingerprint, by `library NAME`."""
+    return {f"library:{name}": number for name, number in _versions().items()}
+
+
 def _hash(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, default=date_to_json)
     return f"{SCHEME}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"

@@ -21,7 +21,7 @@ from pipeline.config.job import Job
 from pipeline.config.sections import EXAMPLES, TransformSettings
 from pipeline.errors import JobError, TransformNotAllowedError
 from pipeline.own_packages import is_own, put_own_first
-from pipeline.runs.transforms.fingerprint import fingerprint, join_fingerprints
+from pipeline.runs.transforms.fingerprint import fingerprint, join_fingerprints, libraries
 from pipeline.runs.transforms.reach import Reach, Reached, allows
 from pipeline.runs.transforms.source import Module, Sources
 from pipeline.runs.transforms.user_code import describe, is_from_signal
@@ -169,6 +169,16 @@ def job_fingerprint(job: Job, settings: TransformSettings) -> str:
         names = [name for name in (job.reduce.combine, job.reduce.finalize) if name]
         parts += [fingerprint_of(name, {}, settings) for name in names]
     return join_fingerprints(parts)
+
+
+def job_definitions(job: Job, settings: TransformSettings) -> dict[str, str]:
+    """Hash each definition that a job's code reaches, and name the libraries that count."""
+    names = [job.transform]
+    if job.reduce is not None:
+        names += [name for name in (job.reduce.combine, job.reduce.finalize) if name]
+    with _lock:
+        digests = [_read(name, settings)[0].digests for name in names]
+    return {**{name: digest for some in digests for name, digest in some.items()}, **libraries()}
 
 
 def _read(name: str, settings: TransformSettings) -> tuple[Reached, Sources]:

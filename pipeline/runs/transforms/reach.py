@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -45,11 +46,13 @@ class Reached:
         code: Canonical texts by module, in order where order matters.
         definitions: Number of top-level definitions and statements.
         notes: Notes on what could not be resolved, and what counts instead.
+        digests: Digest of each definition, by module and name, such as `jobs.prices:euros`.
     """
 
     code: dict[str, dict[str, list[str]]]
     definitions: int
     notes: tuple[str, ...]
+    digests: dict[str, str]
 
 
 class Reach:
@@ -95,11 +98,14 @@ class Reach:
                 "any": sorted(unit.code for unit in free),
             }
         parents = {parent for module in by_module for parent in _parents(module.name)}
+        whole: dict[Module, list[Unit]] = {}
         for parent in sorted(parents):
             package = self._sources.module(parent)
             if package is not None:
-                code[parent] = {"whole": [unit.code for unit in package.units if unit.code]}
-        return Reached(code, len(self.units), tuple(self._notes))
+                whole[package] = [unit for unit in package.units if unit.code]
+                code[parent] = {"whole": [unit.code for unit in whole[package]]}
+        digests = _digests({**by_module, **whole})
+        return Reached(code, len(self.units), tuple(self._notes), digests)
 
     def _follow(self) -> None:
         """Run pending work, without recursion: chains of calls may exceed Python's stack."""
@@ -307,6 +313,19 @@ class Reach:
             return not unit.usage.calls and not holds_state(unit, module)
         plain = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
         return node is None or (isinstance(node, plain) and not has_effect(unit, module))
+
+
+def _digests(by_module: Mapping[Module, Sequence[Unit]]) -> dict[str, str]:
+    """Hash the code under each name of each module; statements without a name count together."""
+    texts: dict[str, list[str]] = {}
+    for module, units in by_module.items():
+        for unit in sorted(units, key=lambda unit: unit.position):
+            name = ", ".join(sorted(unit.binds)) or "its top level"
+            texts.setdefault(f"{module.name}:{name}", []).append(unit.code)
+    return {
+        name: hashlib.sha256("\n".join(codes).encode()).hexdigest()[:16]
+        for name, codes in sorted(texts.items())
+    }
 
 
 def _parents(name: str) -> Iterator[str]:

@@ -1,0 +1,50 @@
+"""Find out where the code and the input of a plan came from, for its reports."""
+
+from __future__ import annotations
+
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+from partitioning import Explain
+from pipeline.config.job import Job
+from pipeline.config.settings import Settings
+from pipeline.runs.ledger.records import Origin, Planning
+from pipeline.runs.transforms.loading import job_definitions
+
+GIT_SECONDS = 5.0
+"""Seconds that git may take; after that, the commit is unknown."""
+
+
+def origin_of(job: Job, settings: Settings, explain: Explain) -> Origin:
+    """Collect the digests of a job's code, its git commit, and the figures of a planning."""
+    return Origin(
+        definitions=job_definitions(job, settings.transforms),
+        commit=commit_of(job.transform.partition(":")[0]),
+        planning=Planning.of(explain),
+    )
+
+
+def commit_of(module: str) -> str:
+    """Return the git commit of a module's file, with `-dirty` if files have changed since.
+
+    Returns:
+        An empty text if the file is in no repository, or there is no git.
+    """
+    spec = find_spec(module)
+    if spec is None or not spec.has_location or spec.origin is None:
+        return ""
+    folder = Path(spec.origin).parent
+    command = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+    try:
+        # Tracked only: a package installed below somebody's repository is not of its commit.
+        tracked = ["git", "ls-files", "--error-unmatch", spec.origin]
+        for arguments in (tracked, command):
+            found = subprocess.run(
+                arguments, cwd=folder, capture_output=True, text=True, timeout=GIT_SECONDS
+            )
+            if found.returncode:
+                return ""
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return found.stdout.strip()
