@@ -9,8 +9,8 @@ import altair as alt
 
 from pipeline.report.charts import COUNT_LABEL, SECONDS_LABEL
 
-OURS, THEIRS, COLD = "var(--accent)", "var(--other)", "var(--stage)"
-SERIES = (OURS, "var(--stage)", "var(--bad)", "var(--plan)", "var(--other)", "var(--read)")
+OURS, THEIRS, COLD = "var(--accent)", "var(--other)", "var(--upload)"
+SERIES = (OURS, "var(--upload)", "var(--bad)", "var(--plan)", "var(--other)", "var(--read)")
 """Ours first, then peers."""
 _ROW = 30
 MEGABYTES_LABEL = "format(datum.value / 1e6, ',.0f') + ' MB'"

@@ -224,6 +224,22 @@ class ReadingSettings(_Section):
     """Read the next chunk's bytes while the current chunk is transformed."""
 
 
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class PriceSettings(_Section):
+    """Prices by which reports compute the cost of a run; 0 leaves a use out."""
+
+    currency: str = "USD"
+    """Currency of all prices, as it is to be shown."""
+    per_1000_reads: Price = 0.0
+    """Price of 1,000 GET and HEAD requests to S3, e.g. 0.0004."""
+    per_1000_writes: Price = 0.0
+    """Price of 1,000 PUT, COPY, POST and LIST requests to S3, e.g. 0.005."""
+    per_worker_hour: Price = 0.0
+    """Price of a worker for an hour, idle or not."""
+
+
 class LogSettings(_Section):
     """Log lines that drivers and the cluster's processes write to standard error."""
 

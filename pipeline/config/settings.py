@@ -35,6 +35,7 @@ from pipeline.config.sections import (
     LogSettings,
     PlannerSettings,
     PrefectSettings,
+    PriceSettings,
     ReadingSettings,
     S3Settings,
     TlsSettings,
@@ -51,6 +52,7 @@ __all__ = [
     "LogSettings",
     "PlannerSettings",
     "PrefectSettings",
+    "PriceSettings",
     "ReadingSettings",
     "S3Settings",
     "Settings",
@@ -83,6 +85,7 @@ class Settings(BaseSettings):
     reading: ReadingSettings = ReadingSettings()
     s3: S3Settings = S3Settings()
     logs: LogSettings = LogSettings()
+    prices: PriceSettings = PriceSettings()
     state_dir: Path = Path(".chunkmap")
     """Local folder of the embedded stack's data and logs, and of fetched reports."""
 

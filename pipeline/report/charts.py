@@ -8,18 +8,21 @@ belong to the page (page.Chart), not to the drawing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import altair as alt
 import polars as pl
 
 from pipeline.report.run_figures import Share
+from pipeline.report.run_model import PARTS
 from pipeline.report.run_timeline import ticks
 
 VALIDATED = False
 """Whether to validate each chart against the schema of Vega-Lite."""
 COLOURS: Mapping[str, str] = {
-    name: f"var(--{name})" for name in ("read", "compute", "stage", "other", "idle", "plan", "bad")
+    name: f"var(--{name})"
+    for name in ("read", "compute", "encode", "upload", "other", "idle", "plan", "bad")
 }
 SEQUENCE = tuple(f"var(--seq-{step})" for step in range(1, 6))
 SECONDS_LABEL = (
@@ -74,11 +77,11 @@ def timeline(
     seconds: float,
     pauses: Sequence[tuple[float, float]] = (),
 ) -> dict[str, Any]:
-    """Draw every chunk as a bar of read, compute, stage and the rest, on its worker's row.
+    """Draw every chunk as a bar of its parts and the rest, on its worker's row.
 
     Args:
-        spans: Columns row, lane, start, read, compute, stage, stop (the end of each part, in
-            active seconds), and those of the tooltip: chunk, index, batch, attempt, worker, took,
+        spans: Columns row, lane, start, those of PARTS, stop (the end of each part, in active
+            seconds), and those of the tooltip: chunk, index, batch, attempt, worker, took,
             rows_in, rows_out.
         failures: Columns row, at (active seconds), chunk, error.
         rows: The rows from top to bottom.
@@ -96,7 +99,7 @@ def timeline(
         alt.Tooltip("batch:N", title="Batch"),
         alt.Tooltip("attempt:N", title="Attempt"),
         alt.Tooltip("took:N", title="Took"),
-        alt.Tooltip("parts:N", title="Read, compute, stage"),
+        alt.Tooltip("parts:N", title="Read, compute, encode, upload"),
         alt.Tooltip("rows_in:Q", title="Rows in", format=","),
         alt.Tooltip("rows_out:Q", title="Rows out", format=","),
     ]
@@ -112,9 +115,7 @@ def timeline(
 
     layers: list[alt.Chart] = [
         part("start", "stop", "other"),
-        part("start", "read", "read"),
-        part("read", "compute", "compute"),
-        part("compute", "stage", "stage"),
+        *(part(before, name, name) for before, name in pairwise(("start", *PARTS))),
     ]
     layers += _marks(bool(failures.height), bool(pauses), rows, seconds)
     height = max(70, min(620, len(rows) * lanes * 22, 90 + len(rows) * lanes * 12))

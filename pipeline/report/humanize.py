@@ -68,6 +68,13 @@ def percent(share: float) -> str:
     return text.removesuffix(".0") + "%"
 
 
+def money(amount: float, currency: str) -> str:
+    """Format an amount of money: 12.40 USD, 0.0031 USD, under 0.0001 USD."""
+    if 0 < amount < 0.0001:
+        return f"under 0.0001 {currency}"
+    return f"{amount:,.{2 if amount >= 0.995 or not amount else 4}f} {currency}"
+
+
 def instant(unix_seconds: float) -> str:
     """Format a moment in UTC: 2026-03-01 14:05:11 UTC."""
     return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from pipeline.report.run_model import RunReport
+from pipeline.report.run_model import NO_REQUESTS, PARTS, Requests, RunReport
 from pipeline.report.run_timeline import Clock, concurrency
 
 MESSAGE_KIND = (
@@ -23,6 +23,8 @@ MESSAGE_KIND = (
 )
 """A message without the parts that differ between failures of one kind: numbers, hex ids, quotes,
 addresses."""
+DRIVER = "driver"
+"""Name of the worker in failures that a driver has recorded."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
@@ -47,6 +49,14 @@ class Totals:
     wall_seconds: float
     paused_seconds: float
     active_seconds: float
+    rows_filtered: int = 0
+    """Planned rows of completed chunks that the job's filter removed or that could not be read."""
+    requests: Requests = NO_REQUESTS
+    """Requests to S3 of workers and drivers; zero if unknown."""
+    memory: int = 0
+    """Largest resident bytes of any worker's process; 0 if unknown."""
+    worker_seconds: float = 0.0
+    """Seconds of all workers while chunks were mapped or reduced, idle or not."""
 
     @property
     def chunks_left(self) -> int:
@@ -130,24 +140,88 @@ def totals(report: RunReport, clock: Clock) -> Totals:
         report.failures.join(done, on="chunk", how="anti")["chunk"].n_unique()
     )
     names = pl.concat([report.completions["worker"], report.failures["worker"]])
+    workers = names.filter(~names.is_in(["", DRIVER])).n_unique()
+    rows_in = int(done["rows_in"].sum())
     return Totals(
         chunks_planned=report.run.chunks_planned,
         chunks_done=done.height,
         chunks_failed=report.failures.filter("final")["chunk"].n_unique(),
-        rows_in=int(done["rows_in"].sum()),
+        rows_in=rows_in,
         rows_out=int(done["rows_out"].sum()),
         bytes_in=int(done["bytes_in"].sum()),
         bytes_out=int(done["bytes_out"].sum()),
-        workers=names.filter(names != "").n_unique(),
+        workers=workers,
         attempts_redone=duplicates + retried,
         seconds_redone=max(
             0.0, float(report.completions["seconds"].sum()) - float(done["seconds"].sum())
         ),
         attempts_failed=report.failures.height,
+        rows_filtered=max(0, (report.run.rows_done or rows_in) - rows_in),
+        requests=requests(report),
+        memory=int(report.completions["memory"].max() or 0),  # type: ignore[arg-type]
+        worker_seconds=workers * _working_seconds(report, clock),
         wall_seconds=clock.wall_seconds,
         paused_seconds=clock.paused_seconds,
         active_seconds=clock.active_seconds,
     )
+
+
+def requests(report: RunReport) -> Requests:
+    """Add up the requests to S3 of workers, per completion, and of drivers, per attempt."""
+    sums = report.completions.select(pl.col("reads", "writes", "retries").sum()).row(0, named=True)
+    whole = Requests(**{name: int(value) for name, value in sums.items()})
+    for attempt in report.attempts:
+        whole = whole.plus(attempt.requests)
+    return whole
+
+
+def _working_seconds(report: RunReport, clock: Clock) -> float:
+    """Return the active seconds in which workers were needed."""
+    working = [share for share in phase_shares(report, clock) if share.name in ("map", "reduce")]
+    if working:
+        return sum(share.seconds for share in working)
+    ends = report.completions.select((pl.col("started") + pl.col("seconds")).max()).item()
+    if ends is None:
+        return 0.0
+    return clock.active_at(ends) - clock.active_at(float(report.completions["started"].min()))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one kind of use costs."""
+
+    name: str
+    amount: float
+    """Requests, or worker seconds."""
+    price: float
+    """Price of 1,000 requests or of an hour."""
+    cost: float
+
+
+def costs(report: RunReport, totals: Totals) -> list[Cost]:
+    """Multiply requests and worker seconds by the prices of the settings; empty without prices."""
+    prices = report.prices
+    if prices is None:
+        return []
+    used = totals.requests
+    return [
+        _cost("requests that read", used.reads, prices.per_1000_reads, 1000),
+        _cost("requests that write or list", used.writes, prices.per_1000_writes, 1000),
+        _cost("worker time", totals.worker_seconds, prices.per_worker_hour, 3600),
+    ]
+
+
+def _cost(name: str, amount: float, price: float, unit: int) -> Cost:
+    return Cost(name, amount, price, amount * price / unit)
+
+
+def part_seconds(part: str) -> pl.Expr:
+    """Return the seconds of one of PARTS, from columns of completions."""
+    if part == "upload":
+        return pl.col("stage_seconds")
+    if part == "compute":
+        return (pl.col("compute_seconds") - pl.col("encode_seconds")).clip(0)
+    return pl.col(f"{part}_seconds")
 
 
 def durations(seconds: pl.Series) -> Durations | None:
@@ -199,24 +273,19 @@ def histogram(seconds: pl.Series, bins: int = 40) -> tuple[pl.DataFrame, bool]:
 def time_shares(report: RunReport, spans: pl.DataFrame) -> list[Share]:
     """Divide the workers' time during the map stage (their threads times its duration) into parts.
 
-    The parts are read, compute, stage, other (the rest of chunks) and idle. Empty without
-    completions.
+    The parts are those of PARTS, other (the rest of chunks) and idle. Empty without completions.
     """
     if spans.is_empty():
         return []
     busy = float((spans["stop"] - spans["start"]).sum())
-    read, compute, stage = (
-        float(spans[f"{part}_seconds"].sum()) for part in ("read", "compute", "stage")
-    )
+    sums = spans.select(part_seconds(part).sum().alias(part) for part in PARTS).row(0, named=True)
     threads = report.run.threads_per_worker
     per_worker = concurrency(spans)
     slots = threads * per_worker.height if threads else int(per_worker["lanes"].sum())
     span = float(spans["stop"].max()) - float(spans["start"].min())  # type: ignore[arg-type]
     parts = {
-        "read": read,
-        "compute": compute,
-        "stage": stage,
-        "other": max(0.0, busy - read - compute - stage),
+        **sums,
+        "other": max(0.0, busy - sum(sums.values())),
         "idle": max(0.0, slots * span - busy),
     }
     whole = sum(parts.values()) or 1.0
@@ -224,23 +293,36 @@ def time_shares(report: RunReport, spans: pl.DataFrame) -> list[Share]:
 
 
 def phase_shares(report: RunReport, clock: Clock) -> list[Share]:
-    """Sum up the driver's phases by name, in order, without pauses."""
+    """Sum up the drivers' phases by name, in order, without pauses.
+
+    What no phase covers is the share `other`, so that they add up to the clock's active seconds.
+    """
     sums: dict[str, float] = {}
     for phase in report.phases:
         started = clock.active_at(phase.started)
         active = max(0.0, clock.active_at(phase.started + phase.seconds) - started)
         sums[phase.name] = sums.get(phase.name, 0.0) + active
+    rest = clock.active_seconds - sum(sums.values())
+    if sums and rest > 0.01:
+        sums["other"] = rest
     whole = sum(sums.values()) or 1.0
     return [Share(name, seconds, seconds / whole) for name, seconds in sums.items()]
 
 
 def slowest(report: RunReport, number: int = 15) -> pl.DataFrame:
-    """Select the completions that took longest, slowest first, with all columns."""
-    return report.completions.sort(["seconds", "chunk"], descending=[True, False]).head(number)
+    """Select the completions that took longest, slowest first, with all columns and PARTS."""
+    parts = (part_seconds(part).alias(part) for part in PARTS)
+    order = report.completions.sort(["seconds", "chunk"], descending=[True, False])
+    return order.head(number).with_columns(parts)
+
+
+def largest(files: pl.DataFrame, number: int) -> pl.DataFrame:
+    """Select the largest files (schema FILE_SCHEMA), largest first."""
+    return files.sort(["bytes", "uri"], descending=[True, False]).head(number)
 
 
 def per_worker(spans: pl.DataFrame) -> pl.DataFrame:
-    """Sum up each worker: worker, chunks, rows_in, bytes_in, busy_seconds, first, last."""
+    """Sum up each worker: worker, chunks, rows_in, bytes_in, busy_seconds, memory, first, last."""
     return (
         spans.group_by("worker")
         .agg(
@@ -248,6 +330,7 @@ def per_worker(spans: pl.DataFrame) -> pl.DataFrame:
             rows_in=pl.col("rows_in").sum(),
             bytes_in=pl.col("bytes_in").sum(),
             busy_seconds=(pl.col("stop") - pl.col("start")).sum(),
+            memory=pl.col("memory").max(),
             first=pl.col("start").min(),
             last=pl.col("stop").max(),
         )

@@ -8,18 +8,20 @@ more, every n-th by index and the slowest are listed, and `chunks.complete` is f
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import polars as pl
 
 from pipeline.printable import escaped_json
 from pipeline.report import run_figures, run_timeline
-from pipeline.report.run_model import COMPLETION_SCHEMA, RunReport
+from pipeline.report.advice import advice
+from pipeline.report.run_model import COMPLETION_SCHEMA, Pruned, RunReport
 
 VERSION = 1
 MAX_CHUNKS = 20_000
 MAX_SLOWEST = 100
+MAX_FILES = 100
 MAX_GROUPS = 200
 MAX_MESSAGE = 8_000
 
@@ -45,6 +47,9 @@ def _list(items: dict[str, Any], description: str = "") -> dict[str, Any]:
     return {"type": "array", "items": items, "description": description}
 
 
+_REQUESTS = _object(dict.fromkeys(("reads", "writes", "retries"), _COUNT))
+_FILE = _object({"uri": _TEXT, "bytes": _COUNT, "rows": {"type": ["integer", "null"]}})
+_TEXTS = {"type": "object", "additionalProperties": _TEXT}
 _SHARE = _object({"name": _TEXT, "seconds": _NUMBER, "share": _NUMBER})
 
 SCHEMA: dict[str, Any] = {
@@ -72,6 +77,13 @@ SCHEMA: dict[str, Any] = {
                     "prefect_url": _MAYBE_TEXT,
                     "resume_command": _MAYBE_TEXT,
                     "chunks_published": _COUNT,
+                    "rows_done": {"type": ["integer", "null"]},
+                    "params": _TEXTS,
+                    "filter": _TEXT,
+                    "columns": _list(_TEXT),
+                    "schema": _TEXTS,
+                    "commit": _TEXT,
+                    "memory_limit": {"type": ["integer", "null"]},
                 }
             ),
             "clock": _object(
@@ -99,15 +111,19 @@ SCHEMA: dict[str, Any] = {
                             "workers",
                             "attempts_redone",
                             "attempts_failed",
+                            "rows_filtered",
+                            "memory",
                         ),
                         _COUNT,
                     ),
+                    "requests": _REQUESTS,
                     **dict.fromkeys(
                         (
                             "seconds_redone",
                             "wall_seconds",
                             "paused_seconds",
                             "active_seconds",
+                            "worker_seconds",
                             "rows_per_second",
                             "bytes_per_second",
                         ),
@@ -116,7 +132,42 @@ SCHEMA: dict[str, Any] = {
                 },
                 "A chunk that completed twice counts once, except in the redone figures.",
             ),
-            "phases": _list(_SHARE, "The driver's phases, in order."),
+            "phases": _list(
+                _SHARE, "The drivers' phases, in order; they add up to active_seconds."
+            ),
+            "attempts": _list(
+                _object(
+                    {
+                        **dict.fromkeys(("started", "finished"), _NUMBER),
+                        **dict.fromkeys(("state", "driver", "code", "commit"), _TEXT),
+                        "phases": _list(
+                            _object({"name": _TEXT, "started": _NUMBER, "seconds": _NUMBER})
+                        ),
+                        "requests": _REQUESTS,
+                        "errors": _list(_TEXT),
+                    }
+                ),
+                "What each driver did, oldest first.",
+            ),
+            "versions": _list(
+                _object(
+                    {"code": _TEXT, "commit": _TEXT, "chunks": _COUNT, "windows": _list(_TEXT)}
+                ),
+                "Versions of the code, and the chunks and windows that they made.",
+            ),
+            "pruned": {
+                "anyOf": [
+                    {"type": "null"},
+                    _object(dict.fromkeys((f.name for f in fields(Pruned)), _COUNT)),
+                ]
+            },
+            "largest_inputs": _list(_FILE, f"At most {MAX_FILES}."),
+            "largest_outputs": _list(_FILE, f"At most {MAX_FILES}."),
+            "costs": _list(
+                _object({"name": _TEXT, "amount": _NUMBER, "price": _NUMBER, "cost": _NUMBER}),
+                "Use times price; empty if the settings have no prices.",
+            ),
+            "advice": _list(_object({"headline": _TEXT, "text": _TEXT})),
             "time": _list(_SHARE, "Where the workers' time went while chunks were mapped."),
             "durations": {
                 "anyOf": [
@@ -143,6 +194,7 @@ SCHEMA: dict[str, Any] = {
                         "rows_in": _COUNT,
                         "bytes_in": _COUNT,
                         "busy_seconds": _NUMBER,
+                        "memory": _COUNT,
                         "first": _NUMBER,
                         "last": _NUMBER,
                     }
@@ -194,9 +246,10 @@ def build_json(report: RunReport) -> str:
     spans = run_timeline.spans(report, clock)
     totals = run_figures.totals(report, clock)
     durations = run_figures.durations(report.completions["seconds"])
+    time = run_figures.time_shares(report, spans)
     run = asdict(report.run)
-    run["environment"] = dict(report.run.environment)
-    run["tables"] = dict(report.run.tables)
+    for name in ("environment", "tables", "params", "schema"):
+        run[name] = dict(run[name])
     value = {
         "schema": "chunkmap.run-report",
         "version": VERSION,
@@ -213,7 +266,14 @@ def build_json(report: RunReport) -> str:
             "bytes_per_second": totals.bytes_per_second,
         },
         "phases": [asdict(share) for share in run_figures.phase_shares(report, clock)],
-        "time": [asdict(share) for share in run_figures.time_shares(report, spans)],
+        "attempts": [asdict(attempt) for attempt in report.attempts],
+        "versions": [asdict(version) for version in report.versions],
+        "pruned": None if report.pruned is None else asdict(report.pruned),
+        "largest_inputs": run_figures.largest(report.inputs, MAX_FILES).to_dicts(),
+        "largest_outputs": run_figures.largest(report.outputs, MAX_FILES).to_dicts(),
+        "costs": [asdict(cost) for cost in run_figures.costs(report, totals)],
+        "advice": [found._asdict() for found in advice(report, totals, time)],
+        "time": [asdict(share) for share in time],
         "durations": durations
         and {**asdict(durations), "quantiles": {str(q): v for q, v in durations.quantiles}},
         "throughput": run_timeline.throughput(spans, clock.active_seconds).to_dicts()

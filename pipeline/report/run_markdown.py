@@ -23,7 +23,7 @@ def build_markdown(report: RunReport, location: str | None) -> str:
     lines += ["| | | |", "|:--|--:|:--|"]
     lines += [
         f"| {_text(card.label)} | **{_text(card.value)}** | {_text(card.note)} |"
-        for card in run_text.cards(run, totals)
+        for card in run_text.cards(run, totals, report.pruned)
     ]
     notice = run_text.notice(run, totals)
     if notice is not None:

@@ -30,11 +30,25 @@ COMPLETION_SCHEMA = pl.Schema(
         "rows_out": pl.Int64,
         "bytes_in": pl.Int64,
         "bytes_out": pl.Int64,
+        "encode_seconds": pl.Float64,
+        "reads": pl.Int64,
+        "writes": pl.Int64,
+        "retries": pl.Int64,
+        "memory": pl.Int64,
+        "code": pl.String,
     }
 )
 """One row per completion. `started` is Unix seconds; `seconds` is the whole chunk, of which read,
-compute and stage are parts (checks and waiting are the rest). Missing numbers count as zero,
-missing texts as empty; `started` must not be missing."""
+compute and stage (upload) are parts (checks and waiting are the rest); encoding is part of compute.
+`reads`, `writes` and `retries` are requests to S3, `memory` is the worker's resident bytes. Missing
+numbers count as zero, missing texts as empty; `started` must not be missing."""
+OPTIONAL = ("encode_seconds", "reads", "writes", "retries", "memory", "code")
+"""Columns of completions that may be missing, as in those of earlier releases."""
+PARTS = ("read", "compute", "encode", "upload")
+"""Parts of a chunk's time, in order."""
+
+FILE_SCHEMA = pl.Schema({"uri": pl.String, "bytes": pl.Int64, "rows": pl.Int64})
+"""One row per file; `rows` may be null."""
 
 FAILURE_SCHEMA = pl.Schema(
     {
@@ -57,6 +71,97 @@ FAILURE_SCHEMA = pl.Schema(
 `trace` has the user's frames first; `where` names the chunk's objects, rows and partition, `line`
 the line of the user's code; `final` is whether the chunk was still failed at the end; `worker` is
 empty if unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One span of the run as its driver saw it: start, plan, map, reduce, publish or report."""
+
+    name: str
+    started: float
+    """Unix seconds."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """Numbers of requests to S3, by how services price them."""
+
+    reads: int = 0
+    """GET and HEAD requests."""
+    writes: int = 0
+    """PUT, COPY, POST and LIST requests."""
+    retries: int = 0
+    """Operations that were tried again after a transient error."""
+
+    def plus(self, other: Requests) -> Requests:
+        """Add two numbers of requests."""
+        return Requests(
+            self.reads + other.reads, self.writes + other.writes, self.retries + other.retries
+        )
+
+
+NO_REQUESTS = Requests()
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One driver's work on a run or backfill. Times are Unix seconds."""
+
+    started: float
+    finished: float
+    state: str
+    """How it ended: done, failed, cancelled, interrupted, held or running."""
+    driver: str = ""
+    """Process and host."""
+    code: str = ""
+    """Fingerprint of the code that it ran; empty if unknown."""
+    commit: str = ""
+    """Git commit of that code; empty if unknown."""
+    phases: tuple[Phase, ...] = ()
+    requests: Requests = NO_REQUESTS
+    """Requests of the driver, without those of workers."""
+    errors: tuple[str, ...] = ()
+    """One sentence per kind of failure that was left when it ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodeVersion:
+    """A version of the code, and what it made."""
+
+    code: str
+    """Fingerprint."""
+    commit: str
+    """Git commit; empty if unknown."""
+    chunks: int
+    windows: tuple[str, ...] = ()
+    """Labels of the windows that it made, in order; empty for a run without windows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What planning listed, and left out before anything was read."""
+
+    objects_listed: int
+    objects_pruned: int
+    """Objects pruned by partition values."""
+    objects_without_rows: int
+    """Objects of which statistics prune everything."""
+    objects_planned: int
+    row_groups: int
+    row_groups_pruned: int
+    bytes_listed: int
+    bytes_to_read: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Prices of what a run uses, in one currency."""
+
+    currency: str
+    per_1000_reads: float
+    per_1000_writes: float
+    per_worker_hour: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,21 +201,25 @@ class RunInfo:
     """Command that finishes the run; None if it is done."""
     chunks_published: int = 0
     """Chunks published although the run is not done (`--without-failed`)."""
+    rows_done: int | None = None
+    """Planned rows of the chunks that are done; None if unknown."""
+    params: Mapping[str, str] = field(default_factory=dict)
+    """Parameters of the transform as texts, secrets masked."""
+    filter: str = ""
+    """Filter of the input's rows; empty if there is none."""
+    columns: tuple[str, ...] = ()
+    """Columns of the input that the job selects; empty for all."""
+    schema: Mapping[str, str] = field(default_factory=dict)
+    """Columns of the output, with their types; empty if unknown."""
+    commit: str = ""
+    """Git commit of the code when the run was planned; empty if unknown."""
+    memory_limit: int | None = None
+    """Bytes of memory that a worker may use; None if unknown."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for an unknown state."""
         if self.state not in get_args(RunState):
             raise ValueError(f"state {self.state!r} is none of {', '.join(get_args(RunState))}")
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """One span of the run as its driver saw it: plan, map, publish."""
-
-    name: str
-    started: float
-    """Unix seconds."""
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,9 +232,21 @@ class RunReport:
     failures: pl.DataFrame = field(default_factory=FAILURE_SCHEMA.to_frame)
     """Columns as in FAILURE_SCHEMA, in any order."""
     phases: tuple[Phase, ...] = ()
+    """Phases of all attempts, in order."""
     not_counted: tuple[str, ...] = ()
     """One sentence per kind of ledger entry that this run cannot have written, and one about
     objects that could not be read."""
+    attempts: tuple[Attempt, ...] = ()
+    """Attempts of drivers, oldest first; empty if unknown."""
+    versions: tuple[CodeVersion, ...] = ()
+    """Versions of the code that made the completions, oldest first."""
+    pruned: Pruned | None = None
+    inputs: pl.DataFrame = field(default_factory=FILE_SCHEMA.to_frame)
+    """Objects of the input that are read (schema FILE_SCHEMA)."""
+    outputs: pl.DataFrame = field(default_factory=FILE_SCHEMA.to_frame)
+    """Files of the output (schema FILE_SCHEMA); staged ones too while nothing is published."""
+    prices: Prices | None = None
+    """Prices from the settings; None if there are none."""
 
     def __post_init__(self) -> None:
         """Cast both frames to their schemas.
@@ -140,6 +261,8 @@ class RunReport:
 
 
 def _conform(frame: pl.DataFrame, schema: pl.Schema, name: str) -> pl.DataFrame:
+    later = [column for column in OPTIONAL if column in schema and column not in frame.columns]
+    frame = frame.with_columns(pl.lit(None, schema[column]).alias(column) for column in later)
     missing = [column for column in schema if column not in frame.columns]
     if missing:
         raise ValueError(f"{name} lack {', '.join(missing)}; they have {', '.join(frame.columns)}")

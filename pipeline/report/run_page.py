@@ -7,8 +7,18 @@ from collections.abc import Callable
 import polars as pl
 
 from pipeline.report import charts, run_figures, run_text, run_timeline, tables
+from pipeline.report.advice import advice
 from pipeline.report.durations import durations_chart
-from pipeline.report.humanize import byte_rate, count, duration, instant, percent, plural
+from pipeline.report.humanize import (
+    byte_rate,
+    byte_size,
+    count,
+    duration,
+    instant,
+    money,
+    percent,
+    plural,
+)
 from pipeline.report.page import (
     Block,
     Chart,
@@ -21,7 +31,7 @@ from pipeline.report.page import (
     Table,
     link,
 )
-from pipeline.report.run_model import RunReport
+from pipeline.report.run_model import PARTS, RunReport
 
 MAX_BARS = 3_000
 """Maximum completions to draw one by one; with more, the timeline shows how busy workers were."""
@@ -31,8 +41,16 @@ MAX_GROUPS = 15
 """Maximum kinds of failure to show."""
 MAX_MESSAGE = 8_000
 """Maximum characters of an error's message."""
-_PHASE_COLOURS = ("plan", "compute", "stage", "read", "other")
-_PARTS = ("read", "compute", "stage", "other", "idle")
+_PHASE_COLOURS = {
+    "start": "other",
+    "plan": "plan",
+    "map": "compute",
+    "reduce": "encode",
+    "publish": "upload",
+    "report": "read",
+}
+MAX_FILES = 10
+"""Maximum files of input and output to list, the largest."""
 
 
 def build_page(report: RunReport) -> Page:
@@ -43,14 +61,22 @@ def build_page(report: RunReport) -> Page:
     run = report.run
     state, tone = run_text.STATES[run.state]
     failures = _failures(report)
+    shares = run_figures.time_shares(report, spans)
     sections = [
+        _advice(report, totals, shares),
         Section("Progress", _progress(report, clock, spans)),
         Section("Speed", _speed(spans, clock, totals)) if spans.height else None,
-        Section("Chunks", _chunks(report, spans)) if spans.height else None,
+        Section("Chunks", _chunks(report, shares)) if spans.height else None,
     ]
     # The page of a failed run begins with the failures.
-    sections.insert(0 if run.state == "failed" and report.failures.height else 3, failures)
-    sections.append(Section("The run", _facts(report)))
+    sections.insert(0 if run.state == "failed" and report.failures.height else 4, failures)
+    costs = run_figures.costs(report, totals)
+    sections += [
+        _attempts(report),
+        _files(report),
+        _cost(costs, report),
+        Section("The run", _facts(report)),
+    ]
     if report.not_counted:
         sections.insert(0, Section("Not counted", tuple(map(Note, report.not_counted))))
     ended = run.finished if run.finished is not None else clock.finish
@@ -61,7 +87,7 @@ def build_page(report: RunReport) -> Page:
         badge=state,
         badge_tone=tone,
         notice=run_text.notice(run, totals),
-        cards=run_text.cards(run, totals),
+        cards=run_text.cards(run, totals, report.pruned, _total_cost(costs, report)),
         sections=tuple(section for section in sections if section is not None),
         footer=f"Run {run.id}, as of {instant(ended)}. Sizes are in decimal units (1 MB is "
         "1,000,000 bytes); bytes are as stored, compressed.",
@@ -74,15 +100,14 @@ def _progress(
     blocks: list[Block] = []
     phases = run_figures.phase_shares(report, clock)
     if phases:
-        colours = [
-            charts.COLOURS[_PHASE_COLOURS[at % len(_PHASE_COLOURS)]] for at in range(len(phases))
-        ]
+        colours = [charts.COLOURS[_PHASE_COLOURS.get(share.name, "idle")] for share in phases]
         text = ", ".join(f"{share.name} {duration(share.seconds)}" for share in phases)
         blocks.append(
             Chart(
                 "Phases",
                 charts.share_bar(phases, colours),
                 f"Phases of the run: {text}.",
+                f"They add up to {duration(clock.active_seconds)}.",
                 legend=tuple(
                     LegendItem(share.name, colour, _part(share))
                     for share, colour in zip(phases, colours, strict=True)
@@ -125,18 +150,18 @@ def _timeline(report: RunReport, clock: run_timeline.Clock, spans: pl.DataFrame)
         f"Timeline of {plural(spans.height, 'completion')} on {plural(len(rows), 'worker')} over "
         f"{duration(seconds)}. {caption}",
         caption,
-        tuple(LegendItem(name, charts.COLOURS[name]) for name in _PARTS[:-1] if spans.height)
+        tuple(LegendItem(name, charts.COLOURS[name]) for name in (*PARTS, "other") if spans.height)
         + legend,
     )
 
 
 def _bars(spans: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame:
     ends, reached = {}, pl.col("start")
-    for part in ("read", "compute", "stage"):
-        reached = reached + pl.col(f"{part}_seconds")
+    for part in PARTS:
+        reached = reached + run_figures.part_seconds(part)
         # Parts that overlapped must not extend past the chunk's end.
         ends[part] = pl.min_horizontal(reached, "stop").round(4)
-    took = pl.struct("seconds", "read_seconds", "compute_seconds", "stage_seconds")
+    took = pl.struct(run_figures.part_seconds(part).alias(part) for part in PARTS)
     return spans.select(
         pl.col("chunk").str.slice(0, 12),
         "index",
@@ -150,9 +175,7 @@ def _bars(spans: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame:
         pl.col("start", "stop").round(4),
         pl.col("seconds").map_elements(duration, return_dtype=pl.String).alias("took"),
         took.map_elements(
-            lambda row: " · ".join(
-                duration(row[f"{part}_seconds"]) for part in ("read", "compute", "stage")
-            ),
+            lambda row: " · ".join(duration(row[part]) for part in PARTS),
             return_dtype=pl.String,
         ).alias("parts"),
         **ends,
@@ -216,8 +239,64 @@ def _speed(
     )
 
 
-def _chunks(report: RunReport, spans: pl.DataFrame) -> tuple[Block, ...]:
-    shares = run_figures.time_shares(report, spans)
+def _advice(
+    report: RunReport, totals: run_figures.Totals, shares: list[run_figures.Share]
+) -> Section | None:
+    found = advice(report, totals, shares)
+    return Section("Advice", (Facts("", tuple(found)),)) if found else None
+
+
+def _attempts(report: RunReport) -> Section | None:
+    """List attempts and code versions, if there is more than one of either."""
+    if len(report.attempts) < 2 and len(report.versions) < 2:
+        return None
+    blocks: list[Block] = []
+    if report.attempts:
+        caption = "Finished work of each attempt is kept by the next."
+        blocks.append(Table("Attempts", tables.attempts_table(report.attempts), caption))
+    if report.versions:
+        table = tables.versions_table(report.versions)
+        blocks.append(Table("Code that made the chunks", table))
+    return Section("Attempts and code", tuple(blocks))
+
+
+def _files(report: RunReport) -> Section | None:
+    blocks = [
+        Table(title, tables.files_table(run_figures.largest(files, MAX_FILES)), caption, half=True)
+        for title, files, caption in (
+            ("Largest objects of the input", report.inputs, _sizes(report.inputs)),
+            ("Largest files of the output", report.outputs, _sizes(report.outputs)),
+        )
+        if files.height
+    ]
+    return Section("Files", tuple(blocks)) if blocks else None
+
+
+def _sizes(files: pl.DataFrame) -> str:
+    if files.is_empty():
+        return ""
+    median = float(files["bytes"].median() or 0)  # type: ignore[arg-type]
+    return (
+        f"{plural(files.height, 'file')} with {byte_size(int(files['bytes'].sum()))}; half have at "
+        f"most {byte_size(median)}."
+    )
+
+
+def _cost(costs: list[run_figures.Cost], report: RunReport) -> Section | None:
+    if report.prices is None or not costs:
+        return None
+    table = tables.costs_table(costs, report.prices.currency)
+    text = "Use times the prices of the settings (section prices); storage and traffic are not in."
+    return Section("Cost", (Table("", table, text),))
+
+
+def _total_cost(costs: list[run_figures.Cost], report: RunReport) -> str:
+    if report.prices is None:
+        return ""
+    return money(sum(cost.cost for cost in costs), report.prices.currency)
+
+
+def _chunks(report: RunReport, shares: list[run_figures.Share]) -> tuple[Block, ...]:
     colours = [charts.COLOURS[share.name] for share in shares]
     text = ", ".join(f"{share.name} {percent(share.share)}" for share in shares)
     slowest = run_figures.slowest(report)
@@ -244,9 +323,10 @@ def _chunks(report: RunReport, spans: pl.DataFrame) -> tuple[Block, ...]:
 def _time_sentence(shares: list[run_figures.Share]) -> str:
     largest = max(shares, key=lambda share: share.seconds)
     explanations = {
-        "read": "most of it reading: storage or network is the limit",
-        "compute": "most of it in the transform and in encoding its result",
-        "stage": "most of it writing: storage or network is the limit",
+        "read": "most of it waiting for bytes: storage or network is the limit",
+        "compute": "most of it in decoding the input and in the transform",
+        "encode": "most of it in encoding results as Parquet: the codec is the limit",
+        "upload": "most of it uploading: storage or network is the limit",
         "other": "most of it in checks and waiting inside chunks",
         "idle": "most of it idle: use more, smaller chunks, or fewer workers",
     }
@@ -299,22 +379,51 @@ def _example(group: run_figures.FailureGroup) -> str:
 def _facts(report: RunReport) -> tuple[Block, ...]:
     run = report.run
     moments = [("Created", run.created), ("Started", run.started), ("Finished", run.finished)]
-    facts = [
+    facts: list[tuple[str, str]] = [
         ("Run", run.id),
         ("Input", run.input),
         ("Output", f"{run.output} (mode {run.mode})"),
         ("Transform", run.transform),
+        *((f"Parameter {name}", value) for name, value in run.params.items()),
+        *([("Filter", run.filter)] if run.filter else []),
+        *([("Columns", ", ".join(run.columns))] if run.columns else []),
         ("Fingerprint", run.fingerprint),
+        *([("Commit", run.commit)] if run.commit else []),
         *((f"Table {uri}", version) for uri, version in run.tables.items()),
         ("Rounds", count(run.rounds)),
         *((name, instant(moment)) for name, moment in moments if moment is not None),
     ]
     if run.prefect_url:
         facts.append(("Prefect", link(run.prefect_url)))
-    blocks: list[Block] = [Facts("Run", tuple(facts), half=bool(run.environment))]
-    if run.environment:
-        blocks.append(Facts("Environment", tuple(run.environment.items()), half=True))
-    return tuple(blocks)
+    others = [
+        ("What was read", _pruned(report)),
+        ("Columns of the output", tuple(run.schema.items())),
+        ("Environment", tuple(run.environment.items())),
+    ]
+    shown = [Facts(title, items, half=True) for title, items in others if items]
+    return (Facts("Run", tuple(facts), half=bool(shown)), *shown)
+
+
+def _pruned(report: RunReport) -> tuple[tuple[str, str], ...]:
+    """Describe what planning left out before anything was read."""
+    pruned = report.pruned
+    if pruned is None:
+        return ()
+    return (
+        ("Objects", f"{count(pruned.objects_planned)} of {count(pruned.objects_listed)} listed"),
+        ("By partition", f"{plural(pruned.objects_pruned, 'object')} pruned"),
+        (
+            "By statistics",
+            f"{count(pruned.row_groups_pruned)} of {plural(pruned.row_groups, 'row group')} "
+            f"pruned, {plural(pruned.objects_without_rows, 'whole object')}",
+        ),
+        (
+            "Bytes",
+            f"{byte_size(pruned.bytes_to_read)} planned to read of "
+            f"{byte_size(pruned.bytes_listed)} stored; "
+            f"{byte_size(int(report.completions['bytes_in'].sum()))} read",
+        ),
+    )
 
 
 def _part(share: run_figures.Share) -> str:

@@ -18,7 +18,7 @@ from pipeline.report.humanize import (
 )
 from pipeline.report.page import Card, Notice, Tone
 from pipeline.report.run_figures import Totals
-from pipeline.report.run_model import RunInfo
+from pipeline.report.run_model import Pruned, Requests, RunInfo
 
 STATES: Mapping[str, tuple[str, Tone]] = {
     "done": ("Done", "good"),
@@ -79,22 +79,54 @@ def notice(run: RunInfo, totals: Totals) -> Notice | None:
     return Notice(what.strip(), run.resume_command or "", tone)
 
 
-def cards(run: RunInfo, totals: Totals) -> tuple[Card, ...]:
-    """Make the eight headline figures."""
+def cards(
+    run: RunInfo, totals: Totals, pruned: Pruned | None = None, cost: str = ""
+) -> tuple[Card, ...]:
+    """Make the headline figures; their number is a multiple of four, which fills the rows."""
     return (
         _chunks_card(totals),
-        Card("Rows in", short_count(totals.rows_in), _exact(totals.rows_in, run.rows_planned)),
+        Card("Rows in", short_count(totals.rows_in), _rows_note(run, totals)),
         Card("Rows out", short_count(totals.rows_out), _kept(totals)),
         _time_card(run, totals),
-        Card("Read", byte_size(totals.bytes_in), f"written {byte_size(totals.bytes_out)}"),
+        Card("Read", byte_size(totals.bytes_in), _read_note(pruned)),
+        Card("Written", byte_size(totals.bytes_out), _ratio(totals)),
         Card("Rows/s", short_count(totals.rows_per_second), "of input, over the whole run"),
-        Card(
-            "Bytes/s",
-            byte_rate(totals.bytes_per_second),
-            f"by {plural(totals.workers, 'worker')}" if totals.workers else "",
-        ),
+        Card("Bytes/s", byte_rate(totals.bytes_per_second), "of input, over the whole run"),
         _redone_card(totals),
+        _requests_card(totals.requests),
+        _memory_card(run, totals),
+        _workers_card(totals, cost),
     )
+
+
+def _read_note(pruned: Pruned | None) -> str:
+    return f"of {byte_size(pruned.bytes_listed)} stored" if pruned is not None else "compressed"
+
+
+def _ratio(totals: Totals) -> str:
+    return f"{percent(totals.bytes_out / totals.bytes_in)} of read" if totals.bytes_in else ""
+
+
+def _requests_card(requests: Requests) -> Card:
+    sent = requests.reads + requests.writes
+    if not sent:
+        return Card("Requests to S3", "–", "not recorded")
+    retried = f"{count(requests.retries)} retried" if requests.retries else "none retried"
+    kinds = f"{short_count(requests.reads)} read, {short_count(requests.writes)} write or list"
+    tone: Tone = "warn" if requests.retries > sent / 50 else "plain"
+    return Card("Requests to S3", short_count(sent), f"{kinds}; {retried}", tone)
+
+
+def _memory_card(run: RunInfo, totals: Totals) -> Card:
+    if not totals.memory:
+        return Card("Memory", "–", "not recorded")
+    limit = f"; its limit is {byte_size(run.memory_limit)}" if run.memory_limit else ""
+    return Card("Memory", byte_size(totals.memory), f"of the largest worker{limit}")
+
+
+def _workers_card(totals: Totals, cost: str) -> Card:
+    note = f"{duration(totals.worker_seconds)} of worker time" if totals.worker_seconds else ""
+    return Card("Workers", count(totals.workers), f"{note}, {cost}" if cost else note)
 
 
 def _chunks_card(totals: Totals) -> Card:
@@ -128,10 +160,17 @@ def _redone_card(totals: Totals) -> Card:
     return Card("Repeated work", plural(totals.attempts_redone, "attempt"), note, "warn")
 
 
-def _exact(rows: int, planned: int) -> str:
-    if rows != planned:
-        return f"of {short_count(planned)} planned"
-    return count(rows) if rows >= 1_000_000 else "as planned"
+def _rows_note(run: RunInfo, totals: Totals) -> str:
+    """Say where the planned rows are that no transform has seen."""
+    missing = run.rows_planned - totals.rows_in - totals.rows_filtered
+    notes = []
+    if totals.rows_filtered:
+        notes.append(f"{short_count(totals.rows_filtered)} filtered out")
+    if missing > 0:
+        notes.append(f"{short_count(missing)} left of {short_count(run.rows_planned)} planned")
+    if not notes:
+        return count(totals.rows_in) if totals.rows_in >= 1_000_000 else "all that were planned"
+    return "; ".join(notes)
 
 
 def _kept(totals: Totals) -> str:

@@ -90,6 +90,7 @@ def make_clock(report: RunReport) -> Clock:
     schema = {"start": pl.Float64, "stop": pl.Float64}
     busy = pl.concat([*spans, pl.DataFrame(alone, schema=schema, orient="row")]).sort("start")
     run = report.run
+    gaps = _between(report)
     bounds = [moment for moment in (run.started, run.finished) if moment is not None]
     if not busy.is_empty():
         bounds += busy.select(pl.col("start").min(), pl.col("stop").max()).row(0)
@@ -97,7 +98,28 @@ def make_clock(report: RunReport) -> Clock:
         bounds += [phase.started, phase.started + phase.seconds]
     if not bounds:
         return Clock(run.created, run.created)
-    return Clock(min(bounds), max(bounds), _pauses(busy))
+    return Clock(min(bounds), max(bounds), _merged([*_pauses(busy), *gaps]))
+
+
+def _between(report: RunReport) -> list[tuple[float, float]]:
+    """List the spans between two attempts, in which no driver worked on the run."""
+    spans, reached = [], float("inf")
+    for attempt in sorted(report.attempts, key=lambda attempt: attempt.started):
+        if attempt.started > reached:
+            spans.append((reached, attempt.started))
+        reached = max(attempt.finished, reached if reached < float("inf") else attempt.finished)
+    return spans
+
+
+def _merged(spans: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """Merge spans that overlap, in order."""
+    merged: list[tuple[float, float]] = []
+    for start, stop in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(stop, merged[-1][1])
+        else:
+            merged.append((start, stop))
+    return tuple(merged)
 
 
 def _pauses(busy: pl.DataFrame) -> tuple[tuple[float, float], ...]:

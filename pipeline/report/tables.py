@@ -11,10 +11,13 @@ from great_tables import GT
 from markupsafe import Markup
 
 from pipeline.report import humanize
-from pipeline.report.run_figures import FailureGroup
+from pipeline.report.run_figures import Cost, FailureGroup
+from pipeline.report.run_model import PARTS, Attempt, CodeVersion
 
 _STYLE = re.compile(r"<style>.*?</style>", re.DOTALL)
 _NUMBERS = "right"
+MAX_URI = 48
+"""Maximum characters of a file's name to show; the tooltip has all."""
 
 
 def table_html(
@@ -49,7 +52,7 @@ def slowest_table(slowest: pl.DataFrame) -> Markup:
     labels = {
         "chunk": "Chunk",
         "seconds": "Took",
-        "parts": "Read · compute · stage",
+        "parts": "Read · compute · encode · upload",
         "worker": "Worker",
         "batch": "Batch",
         "rows_in": "Rows in",
@@ -95,6 +98,111 @@ def failures_table(groups: Sequence[FailureGroup]) -> Markup:
     )
 
 
+def attempts_table(attempts: Sequence[Attempt]) -> Markup:
+    """Render what each driver did, oldest first."""
+    labels = {
+        "number": "",
+        "started": "Started (UTC)",
+        "took": "Took",
+        "phases": "Of which",
+        "state": "Ended",
+        "code": "Code",
+        "errors": "Failures then",
+        "driver": "Driver",
+    }
+    rows = [
+        {
+            "number": str(number),
+            "started": humanize.instant(attempt.started).removesuffix(" UTC"),
+            "took": humanize.duration(attempt.finished - attempt.started),
+            "phases": ", ".join(
+                f"{phase.name} {humanize.duration(phase.seconds)}" for phase in attempt.phases
+            ),
+            "state": attempt.state,
+            "code": code_html(attempt.code, attempt.commit),
+            "errors": f'<span class="message">{escape("; ".join(attempt.errors)) or "none"}</span>',
+            "driver": name_html(attempt.driver),
+        }
+        for number, attempt in enumerate(attempts, 1)
+    ]
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(labels, pl.String))
+    return table_html(frame, labels, numbers=("took",), markup=("code", "errors", "driver"))
+
+
+def code_html(code: str, commit: str) -> str:
+    """Render a fingerprint, and the git commit if it is known."""
+    shown = f'<span class="mono">{escape(code or "unknown")}</span>'
+    return f'{shown}<br>commit <span class="mono">{escape(commit)}</span>' if commit else shown
+
+
+def versions_table(versions: Sequence[CodeVersion]) -> Markup:
+    """Render the versions of the code with the chunks and windows that they made."""
+    labels = {"code": "Code", "chunks": "Chunks", "windows": "Windows"}
+    has_windows = any(version.windows for version in versions)
+    rows = [
+        {
+            "code": code_html(version.code, version.commit),
+            "chunks": humanize.count(version.chunks),
+            "windows": windows_text(version.windows),
+        }
+        for version in versions
+    ]
+    if not has_windows:
+        del labels["windows"]
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(("code", "chunks", "windows"), pl.String))
+    return table_html(frame, labels, numbers=("chunks",), markup=("code",))
+
+
+def windows_text(windows: Sequence[str], limit: int = 8) -> str:
+    """Name some windows, and say how many more there are."""
+    shown = ", ".join(windows[:limit])
+    more = len(windows) - limit
+    return f"{shown} and {humanize.count(more)} more" if more > 0 else shown
+
+
+def files_table(files: pl.DataFrame) -> Markup:
+    """Render files (schema FILE_SCHEMA) with their sizes."""
+    labels = {"name": "File", "size": "Size", "rows": "Rows"}
+    if files["rows"].null_count() == files.height:
+        del labels["rows"]
+    rows = [
+        {
+            "name": f'<span class="name" title="{escape(uri)}">{escape(_tail(uri))}</span>',
+            "size": humanize.byte_size(size),
+            "rows": "" if count is None else humanize.count(count),
+        }
+        for uri, size, count in files.select("uri", "bytes", "rows").iter_rows()
+    ]
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(("name", "size", "rows"), pl.String))
+    return table_html(frame, labels, numbers=("size", "rows")[: len(labels) - 1], markup=("name",))
+
+
+def _tail(uri: str) -> str:
+    """Keep the end of a URI, which tells files apart."""
+    return uri if len(uri) <= MAX_URI else "…" + uri[-MAX_URI:]
+
+
+def costs_table(costs: Sequence[Cost], currency: str) -> Markup:
+    """Render uses times prices, and their sum."""
+    labels = {"name": "Use", "amount": "Amount", "price": "Price", "cost": "Cost"}
+    rows = [
+        {
+            "name": cost.name,
+            "amount": humanize.duration(cost.amount)
+            if cost.name == "worker time"
+            else humanize.count(cost.amount),
+            "price": f"{cost.price:g} {currency} per "
+            + ("hour" if cost.name == "worker time" else "1,000"),
+            "cost": humanize.money(cost.cost, currency),
+        }
+        for cost in costs
+    ]
+    total = humanize.money(sum(cost.cost for cost in costs), currency)
+    rows.append({"name": "total", "amount": "", "price": "", "cost": total})
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(labels, pl.String))
+    return table_html(frame, labels, numbers=("amount", "price", "cost"), markup=())
+
+
 def _slow_row(row: Mapping[str, object], longest: float) -> dict[str, str]:
     seconds, rows_in = float(str(row["seconds"])), int(str(row["rows_in"]))
     hint = f"{row['chunk']}, number {row['index']} of the plan"
@@ -112,7 +220,7 @@ def _slow_row(row: Mapping[str, object], longest: float) -> dict[str, str]:
 
 
 def _meter(row: Mapping[str, object], longest: float) -> str:
-    parts = [(name, float(str(row[f"{name}_seconds"]))) for name in ("read", "compute", "stage")]
+    parts = [(name, float(str(row[name]))) for name in PARTS]
     words = ", ".join(f"{name} {humanize.duration(seconds)}" for name, seconds in parts)
     rest = max(0.0, float(str(row["seconds"])) - sum(seconds for _, seconds in parts))
     bars = "".join(

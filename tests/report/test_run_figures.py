@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -12,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.report import run_figures, run_timeline
-from pipeline.report.run_model import COMPLETION_SCHEMA, FAILURE_SCHEMA, Phase, RunReport
+from pipeline.report.run_model import (
+    COMPLETION_SCHEMA,
+    FAILURE_SCHEMA,
+    OPTIONAL,
+    Attempt,
+    Phase,
+    Prices,
+    Requests,
+    RunReport,
+)
 from tests.support.report_samples import START, all_failed, empty, info, make
 
 moments = st.floats(0, 500, allow_nan=False).map(lambda at: round(at, 3))
@@ -28,7 +38,7 @@ def completions(rows: Sequence[tuple[str, str, float, float]]) -> pl.DataFrame:
             (chunk, at, "b", f"a{at}", worker, START + start, seconds, *parts(seconds), *amounts)
             for at, (chunk, worker, start, seconds) in enumerate(rows)
         ],
-        schema=COMPLETION_SCHEMA,
+        schema={name: t for name, t in COMPLETION_SCHEMA.items() if name not in OPTIONAL},
         orient="row",
     )
 
@@ -208,3 +218,73 @@ def test_frames_are_checked() -> None:
         RunReport(info(), completions([("a", "w", 0, 1)]).with_columns(started=None))
     holes = completions([("a", "w", 0, 1)]).with_columns(read_seconds=None, batch=None)
     assert RunReport(info(), holes).completions.select("read_seconds", "batch").row(0) == (0, "")
+
+
+def test_the_phases_of_several_attempts_add_up_to_the_time() -> None:
+    report = make(40)
+    first, second = START + 1, START + 90_000
+    attempts = (
+        Attempt(
+            first,
+            first + 60,
+            "failed",
+            phases=(Phase("start", first, 2.0), Phase("plan", first + 2, 58.0)),
+            requests=Requests(10, 4, 1),
+        ),
+        Attempt(
+            second,
+            second + 200,
+            "done",
+            phases=(Phase("plan", second, 5.0), Phase("map", second + 5, 195.0)),
+            requests=Requests(1, 2, 0),
+        ),
+    )
+    moved = report.completions.with_columns(started=pl.col("started") + 90_000)
+    report = RunReport(
+        replace(report.run, started=first, finished=second + 200),
+        moved,
+        phases=tuple(phase for attempt in attempts for phase in attempt.phases),
+        attempts=attempts,
+    )
+    clock = run_timeline.make_clock(report)
+    assert clock.active_seconds == pytest.approx(260.0)
+    shares = run_figures.phase_shares(report, clock)
+    assert sum(share.seconds for share in shares) == pytest.approx(clock.active_seconds)
+    assert {share.name: round(share.seconds) for share in shares} == {
+        "start": 2,
+        "plan": 63,
+        "map": 195,
+    }
+    totals = run_figures.totals(report, clock)
+    assert (totals.requests.reads, totals.requests.writes) == (40 * 3 + 11, 40 + 6)
+
+
+def test_time_that_no_phase_covers_is_shown_as_other() -> None:
+    report = RunReport(
+        replace(info(), started=START, finished=START + 10), phases=(Phase("plan", START, 4.0),)
+    )
+    clock = run_timeline.make_clock(report)
+    shares = run_figures.phase_shares(report, clock)
+    assert [(share.name, round(share.seconds)) for share in shares] == [("plan", 4), ("other", 6)]
+
+
+def test_rows_that_the_filter_removed_are_not_missing() -> None:
+    report = make(10, error_rate=0)
+    rows = int(report.completions["rows_in"].sum())
+    run = replace(report.run, rows_planned=rows + 500, rows_done=rows + 500)
+    totals = run_figures.totals(replace(report, run=run), run_timeline.make_clock(report))
+    assert totals.rows_filtered == 500
+
+
+def test_a_cost_is_use_times_price() -> None:
+    report = replace(make(100), prices=Prices("EUR", 0.0004, 0.005, 0.36))
+    clock = run_timeline.make_clock(report)
+    totals = run_figures.totals(report, clock)
+    costs = {cost.name: cost for cost in run_figures.costs(report, totals)}
+    reads, writes = costs["requests that read"], costs["requests that write or list"]
+    assert reads.amount == 300 and reads.cost == pytest.approx(300 * 0.0004 / 1000)
+    assert writes.amount == 100 and writes.cost == pytest.approx(100 * 0.005 / 1000)
+    time = costs["worker time"]
+    assert time.amount == totals.worker_seconds > 0
+    assert time.cost == pytest.approx(totals.worker_seconds * 0.36 / 3600)
+    assert run_figures.costs(make(3), totals) == []

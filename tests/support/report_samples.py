@@ -11,6 +11,7 @@ import polars as pl
 from pipeline.report.run_model import (
     COMPLETION_SCHEMA,
     FAILURE_SCHEMA,
+    OPTIONAL,
     Phase,
     RunInfo,
     RunReport,
@@ -18,6 +19,7 @@ from pipeline.report.run_model import (
 )
 
 START = 1_767_225_600.0
+FINGERPRINT = "v2-b1946ac92492d234"
 NASTY = (
     "<script>alert(1)</script> & \"quoted\" 'too' </script><!-- `x` | é\u2028 漢字 "
     "\x1b[2J \x9b31m \u202e"
@@ -49,7 +51,7 @@ def info(state: RunState = "done", chunks: int = 0, rows: int = 0) -> RunInfo:
         output="s3://lake/marts/revenue/",
         mode="error",
         transform="pipeline.examples.revenue:revenue",
-        fingerprint="b1946ac92492d2347c6235b4d2611184",
+        fingerprint=FINGERPRINT,
         state=state,
         chunks_planned=chunks,
         rows_planned=rows,
@@ -124,7 +126,17 @@ def make(
             times = (at, seconds, read, compute, stage)
             amounts = (rows, int(rows * 0.83), size, int(size * 0.6))
             done.append((chunk, index, batch, name, worker, *times, *amounts))
-    completions = pl.DataFrame(done, schema=COMPLETION_SCHEMA, orient="row")
+    first = [name for name in COMPLETION_SCHEMA if name not in OPTIONAL]
+    completions = pl.DataFrame(
+        done, schema={name: COMPLETION_SCHEMA[name] for name in first}, orient="row"
+    ).with_columns(
+        encode_seconds=pl.col("compute_seconds") * 0.3,
+        reads=pl.lit(3),
+        writes=pl.lit(1),
+        retries=pl.when(pl.col("index") % 97 == 5).then(1).otherwise(0),
+        memory=400_000_000 + pl.col("bytes_in") * 8,
+        code=pl.lit(FINGERPRINT),
+    )
     failures = pl.DataFrame(failed, schema=FAILURE_SCHEMA, orient="row")
     left = chunks // 5 if state in ("running", "interrupted") else 0
     return _closed(completions, failures, state, chunks + left)

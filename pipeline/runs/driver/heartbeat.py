@@ -7,14 +7,15 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat
+from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt
 
 from pipeline.errors import StateError
+from pipeline.metrics import RequestCounts, process_requests
 from pipeline.processes import start_time
 from pipeline.runs.driver.summary import MapProgress
 from pipeline.storage import Storage
@@ -27,28 +28,66 @@ HEARTBEAT_SECONDS = 15.0
 """Seconds between two heartbeats. After four without one, a driver counts as dead."""
 
 
-class DriverRecord(BaseModel):
-    """The driver of a run and its progress. Advisory: nothing depends on it."""
+MAX_ATTEMPTS = 50
+"""Maximum number of earlier attempts to keep."""
+MAX_ERRORS = 5
+"""Maximum number of kinds of failure to keep per attempt."""
+MAX_ERROR_CHARACTERS = 500
+
+
+class AttemptRecord(BaseModel):
+    """What one driver did. Times are in Unix seconds."""
 
     model_config = ConfigDict(extra="ignore")
 
-    driver: str
     host: str
     pid: int
+    started: Moment
+    """Start of the command that drives, or of the driver if that is unknown."""
+    seen: Moment
+    """Last heartbeat: the end, unless it is still running."""
+    state: str = "running"
+    """State of the run: running, done, failed, held, cancelled or interrupted."""
+    phases: list[tuple[str, Moment, FiniteFloat]] = []
+    """Name, start and seconds of each phase; one lasts until the next begins."""
+    code: str = ""
+    """Fingerprint of the code that it runs. Empty in old records."""
+    commit: str = ""
+    """Git commit of that code; empty if unknown."""
+    reads: NonNegativeInt = 0
+    """GET and HEAD requests of this process, without those of batches."""
+    writes: NonNegativeInt = 0
+    """PUT, COPY, POST and LIST requests."""
+    retries: NonNegativeInt = 0
+    """Storage operations that were tried again."""
+    errors: list[str] = []
+    """One sentence per kind of failure that was left at its end."""
+
+
+class DriverRecord(AttemptRecord):
+    """The driver of a run and its progress. Advisory: nothing depends on it."""
+
+    driver: str
     process_started: FiniteFloat
     """Start time of the process (see `pipeline.processes`), since pids are reused."""
-    started: Moment
-    seen: Moment
-    """Unix seconds of the last heartbeat."""
-    state: str = "running"
-    """State of the run: running, done, failed, cancelled or interrupted."""
     rounds: int = 0
     batches: int = 0
-    phases: list[tuple[str, Moment, FiniteFloat]] = []
-    """Name, start and seconds of each finished phase."""
     flow_run: str | None = None
     """URL of the run's page in Prefect's UI."""
     progress: dict[str, Any] = {}
+    earlier: list[AttemptRecord] = []
+    """Attempts of the drivers before, oldest first."""
+
+    def end_phase(self, at: float) -> None:
+        """Let the last phase last until this moment."""
+        if self.phases:
+            name, started, _ = self.phases[-1]
+            self.phases[-1] = name, started, max(0.0, at - started)
+
+    @property
+    def attempts(self) -> list[AttemptRecord]:
+        """All attempts, oldest first."""
+        return [*self.earlier, self]
 
 
 @dataclass(slots=True)
@@ -59,6 +98,8 @@ class Heartbeat:
     uri: str
     record: DriverRecord
     _written: float = field(default=0.0)
+    _requests: RequestCounts = field(default_factory=process_requests.counts)
+    _is_first: bool = True
 
     @classmethod
     def of(cls, storage: Storage, prefix: str, flow_run: str | None = None) -> Heartbeat:
@@ -97,19 +138,57 @@ class Heartbeat:
                 self.write()
 
     def write(self, state: str | None = None) -> None:
-        """Store the record now."""
+        """Store the record now. The first time, keep what it says about earlier drivers."""
+        if self._is_first:
+            before = read_driver(self.storage, self.uri.removesuffix("driver.json"))
+            if before is not None and before.driver != self.record.driver:
+                attempts = [_attempt_of(attempt) for attempt in before.attempts]
+                self.record.earlier = attempts[-MAX_ATTEMPTS:]
+            self._is_first = False
         self._written = self.record.seen = time.time()
         self.record.state = state or self.record.state
+        self.record.end_phase(self.record.seen)
+        self._count_requests()
         self.storage.put(self.uri, seal_json(self.record.model_dump_json().encode()))
+
+    def begin(self, began: float, planned: float) -> None:
+        """Record the phases before the driver: the start of the command, and planning.
+
+        Args:
+            began: Unix seconds when the command started.
+            planned: Unix seconds when planning started.
+        """
+        self.record.started = min(began, planned)
+        if began < planned:
+            self.record.phases.append(("start", began, planned - began))
+        self.record.phases.append(("plan", planned, time.time() - planned))
+
+    def fail(self, errors: Iterable[str]) -> None:
+        """Record the kinds of failure that are left."""
+        self.record.errors = [text[:MAX_ERROR_CHARACTERS] for text in errors][:MAX_ERRORS]
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure and record the time of a phase."""
+        """Measure and record the time of a phase, until the next begins."""
         started = time.time()
+        self.record.end_phase(started)
+        self.record.phases.append((name, started, 0.0))
         try:
             yield
         finally:
-            self.record.phases.append((name, started, time.time() - started))
+            self.record.end_phase(time.time())
+
+    def _count_requests(self) -> None:
+        now, before = process_requests.counts(), self._requests
+        self.record.reads = now.reads - before.reads
+        self.record.writes = now.writes - before.writes
+        self.record.retries = now.retries - before.retries
+
+
+def _attempt_of(record: AttemptRecord) -> AttemptRecord:
+    """Keep what reports need of an earlier driver's record."""
+    fields = set(AttemptRecord.model_fields)
+    return AttemptRecord.model_validate(record.model_dump(include=fields))
 
 
 def read_driver(storage: Storage, prefix: str) -> DriverRecord | None:

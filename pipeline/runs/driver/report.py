@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
+from partitioning import Plan
 from partitioning.model import Skipped
+from partitioning.window_inputs import windows_of_plan
 from pipeline.concurrency import map_concurrently
 from pipeline.config.job import Job
+from pipeline.config.masking import mask
+from pipeline.config.sections import PriceSettings
+from pipeline.config.settings import Settings
 from pipeline.report.render import render_html, render_json, render_markdown
-from pipeline.report.run_model import Phase, RunInfo, RunReport
+from pipeline.report.run_model import (
+    Attempt,
+    CodeVersion,
+    Phase,
+    Prices,
+    Pruned,
+    Requests,
+    RunInfo,
+    RunReport,
+)
 from pipeline.runs.driver.heartbeat import DriverRecord
 from pipeline.runs.ledger.ledger import Ledger
-from pipeline.runs.ledger.records import Progress, RunRecord
+from pipeline.runs.ledger.records import Origin, Progress, RunRecord
 from pipeline.storage import Storage
 from pipeline.storage.documents import report_folder, require_name
 
@@ -35,14 +51,28 @@ class StoredReport:
 
 
 def store_report(
-    storage: Storage, ledger: Ledger, driver: DriverRecord, state: str, folder: Path
+    storage: Storage,
+    ledger: Ledger,
+    driver: DriverRecord,
+    state: str,
+    folder: Path,
+    settings: Settings | None = None,
 ) -> StoredReport:
-    """Make a run's report, store it with the run's state, and keep a local copy."""
-    job, progress = ledger.job(), ledger.read()
-    report = report_of(ledger.record(), job, progress, driver, state)
-    if job.input.on_bad_object != "fail":
-        not_counted = (*report.not_counted, *_skipped(ledger.plan().skipped))
-        report = replace(report, not_counted=not_counted)
+    """Make a run's report, store it with the run's state, and keep a local copy.
+
+    Args:
+        storage: Where the run's state is.
+        ledger: Ledger of the run.
+        driver: Record of its driver; gets the phase `report`, until the page is written.
+        state: State of the run.
+        folder: Folder of local state; the copy is in `reports/<run>/`.
+        settings: Settings with prices and the memory of a worker.
+    """
+    driver.end_phase(began := time.time())
+    driver.phases.append(("report", began, 0.0))
+    parts = collect(ledger)
+    driver.end_phase(time.time())
+    report = report_of(parts, driver, state, settings)
     bodies = {"report.html": render_html(report), "report.json": render_json(report)}
     map_concurrently(
         lambda name: storage.put(ledger.prefix + name, bodies[name].encode()), list(bodies)
@@ -54,9 +84,26 @@ def store_report(
     return StoredReport(uri, str(local / "report.html"), render_markdown(report, uri))
 
 
-def _skipped(skipped: Sequence[Skipped]) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class ReportParts:
+    """What a run's report is made of, as stored."""
+
+    record: RunRecord
+    job: Job
+    plan: Plan
+    progress: Progress
+    is_published: bool
+
+
+def collect(ledger: Ledger) -> ReportParts:
+    """Read what a run's report is made of."""
+    is_published = ledger.published() is not None
+    return ReportParts(ledger.record(), ledger.job(), ledger.plan(), ledger.read(), is_published)
+
+
+def _skipped(job: Job, skipped: Sequence[Skipped]) -> Iterator[str]:
     """Describe the objects that planning could not read, if there are any."""
-    if skipped:
+    if skipped and job.input.on_bad_object != "fail":
         yield (
             f"{len(skipped):,} objects are not readable Parquet and are left out "
             f"(input.on_bad_object), such as {skipped[0].uri}: {skipped[0].reason}"
@@ -64,10 +111,21 @@ def _skipped(skipped: Sequence[Skipped]) -> Iterator[str]:
 
 
 def report_of(
-    record: RunRecord, job: Job, progress: Progress, driver: DriverRecord, state: str
+    parts: ReportParts, driver: DriverRecord | None, state: str, settings: Settings | None = None
 ) -> RunReport:
-    """Collect the data of a run's report."""
+    """Compose a run's report.
+
+    Args:
+        parts: What is stored of the run.
+        driver: Record of its driver; None for a run of a backfill, which has none of its own.
+        state: State of the run.
+        settings: Settings with prices and the memory of a worker.
+    """
+    record, job, progress = parts.record, parts.job, parts.progress
     final = set(progress.failed()["attempt"].to_list())
+    origin = record.origin or Origin()
+    attempts = attempts_of(driver, record.created)
+    now = time.time()
     return RunReport(
         run=RunInfo(
             id=record.run,
@@ -81,19 +139,135 @@ def report_of(
             chunks_planned=record.chunks,
             rows_planned=record.rows,
             created=record.created,
-            started=driver.started,
-            finished=time.time(),
-            rounds=driver.rounds,
+            started=attempts[0].started if attempts else None,
+            finished=(attempts[-1].finished if attempts else now) if state != "running" else None,
+            rounds=driver.rounds if driver else 0,
             environment=environment(),
             tables={table.uri: table.label for table in record.tables or ()},
-            prefect_url=driver.flow_run,
-            resume_command=None if state == "done" else "chunkmap run JOB.yaml",
+            prefect_url=driver.flow_run if driver else None,
+            resume_command=None if state == "done" else f"chunkmap retry {record.run}",
+            rows_done=_planned_rows(parts.plan, progress),
+            params={name: _text(value) for name, value in mask(job.params).items()},
+            filter=filter_text(job),
+            columns=tuple(job.input.columns or ()),
+            schema=_output_schema(progress),
+            commit=origin.commit,
+            memory_limit=settings.dask.memory_per_worker if settings else None,
         ),
         completions=pl.concat([progress.completions, progress.duplicates]),
         failures=progress.failures.with_columns(final=pl.col("attempt").is_in(final)),
-        phases=tuple(Phase(*phase) for phase in driver.phases),
-        not_counted=(*progress.problems, *progress.left_out()),
+        phases=tuple(phase for attempt in attempts for phase in attempt.phases),
+        not_counted=(
+            *progress.problems,
+            *progress.left_out(),
+            *_skipped(job, parts.plan.skipped),
+        ),
+        attempts=attempts,
+        versions=_versions(parts, attempts),
+        pruned=pruned_of(origin),
+        inputs=_inputs(parts.plan),
+        outputs=_outputs(progress, job),
+        prices=prices_of(settings),
     )
+
+
+def attempts_of(driver: DriverRecord | None, created: float) -> tuple[Attempt, ...]:
+    """Convert the attempts that a driver's record keeps; one whose driver died ended silent."""
+    if driver is None:
+        return ()
+    attempts = []
+    for at, stored in enumerate(driver.attempts):
+        is_last = at == len(driver.earlier)
+        died = stored.state == "running" and not is_last
+        phases = tuple(Phase(*phase) for phase in stored.phases)
+        ends = [stored.seen, *(phase.started + phase.seconds for phase in phases)]
+        attempts.append(
+            Attempt(
+                started=stored.started,
+                finished=max(ends),
+                state="killed" if died else stored.state,
+                driver=f"process {stored.pid} on {stored.host}",
+                code=stored.code,
+                commit=stored.commit,
+                phases=phases,
+                requests=Requests(stored.reads, stored.writes, stored.retries),
+                errors=tuple(stored.errors),
+            )
+        )
+    return tuple(attempts)
+
+
+def _planned_rows(plan: Plan, progress: Progress) -> int:
+    """Return the planned rows of the chunks that are done."""
+    rows = plan.chunk_table["rows"].to_numpy()
+    return int(rows[progress.completions["index"].to_numpy()].sum())
+
+
+def filter_text(job: Job) -> str:
+    """Write the filter of a job's input as one line."""
+    groups = [
+        " and ".join(f"{column} {operator} {_text(value)}" for column, operator, value in group)
+        for group in job.input.filter or ()
+    ]
+    return groups[0] if len(groups) == 1 else " or ".join(f"({group})" for group in groups)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _output_schema(progress: Progress) -> dict[str, str]:
+    """Return names and types of the output's columns, as most chunks have them."""
+    usual = progress.completions["schema"].mode()
+    text = progress.schemas.get(usual[0], "{}") if len(usual) else "{}"
+    return {name: str(kind) for name, kind in json.loads(text).items()}
+
+
+def _versions(parts: ReportParts, attempts: Sequence[Attempt]) -> tuple[CodeVersion, ...]:
+    """List the versions of the code that made the completions, oldest first."""
+    commits = {attempt.code: attempt.commit for attempt in attempts if attempt.commit}
+    if parts.record.origin is not None:
+        commits.setdefault(parts.record.fingerprint, parts.record.origin.commit)
+    done = parts.progress.completions.sort("started")
+    labels: list[str] = []
+    if parts.job.window is not None:
+        labels = windows_of_plan(parts.plan, parts.job.window.windowing())
+    versions = []
+    for (code,), made in done.group_by("code", maintain_order=True):
+        windows = {labels[index] for index in made["index"].to_list()} if labels else set()
+        name = str(code)
+        versions.append(
+            CodeVersion(name, commits.get(name, ""), made.height, tuple(sorted(windows)))
+        )
+    return tuple(versions)
+
+
+def pruned_of(origin: Origin) -> Pruned | None:
+    """Convert the stored figures of a planning."""
+    planning = origin.planning
+    if planning is None:
+        return None
+    return Pruned(**planning.model_dump(include={field.name for field in fields(Pruned)}))
+
+
+def _inputs(plan: Plan) -> pl.DataFrame:
+    """List the objects that a plan reads, with their stored sizes."""
+    objects = pl.DataFrame(pl.from_arrow(plan.table("objects").select(["uri", "size"])))
+    return objects.select("uri", bytes="size", rows=pl.lit(None, pl.Int64))
+
+
+def _outputs(progress: Progress, job: Job) -> pl.DataFrame:
+    """List the files that a run has made."""
+    done = progress.reduced if job.reduce is not None else progress.completions
+    return done.select("uri", bytes="bytes_out", rows="rows_out")
+
+
+def prices_of(settings: Settings | None) -> Prices | None:
+    """Return the prices of the settings; None if none is set."""
+    prices = settings.prices if settings else PriceSettings()
+    if not (prices.per_1000_reads or prices.per_1000_writes or prices.per_worker_hour):
+        return None
+    return Prices(**prices.model_dump())
 
 
 def environment() -> dict[str, str]:
