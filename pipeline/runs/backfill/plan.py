@@ -31,8 +31,8 @@ from pipeline.runs.backfill.selection import InputWindow, WindowDecision, Window
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.backfill.windows_table import chunks_of, members_of, windows_table
 from pipeline.runs.driver.former_folders import refuse_former_folders
-from pipeline.runs.driver.overlap import refuse_overlap
 from pipeline.runs.driver.origin import origin_of
+from pipeline.runs.driver.overlap import refuse_overlap
 from pipeline.runs.driver.plan import (
     PlannedInput,
     plan_input,

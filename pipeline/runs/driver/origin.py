@@ -35,16 +35,24 @@ def commit_of(module: str) -> str:
     if spec is None or not spec.has_location or spec.origin is None:
         return ""
     folder = Path(spec.origin).parent
-    command = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+    # Tracked files only: a package installed below a repository is not of its commit.
+    tracked = _git(folder, "ls-files", "--error-unmatch", spec.origin)
+    if not tracked:
+        return ""
+    return _git(folder, "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """Return what git prints; nothing if it fails."""
     try:
-        # Tracked only: a package installed below somebody's repository is not of its commit.
-        tracked = ["git", "ls-files", "--error-unmatch", spec.origin]
-        for arguments in (tracked, command):
-            found = subprocess.run(
-                arguments, cwd=folder, capture_output=True, text=True, timeout=GIT_SECONDS
-            )
-            if found.returncode:
-                return ""
+        found = subprocess.run(
+            ["git", *arguments],
+            check=True,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=GIT_SECONDS,
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return found.stdout.strip()

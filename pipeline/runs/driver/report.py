@@ -56,6 +56,7 @@ def store_report(
     driver: DriverRecord,
     state: str,
     folder: Path,
+    *,
     settings: Settings | None = None,
 ) -> StoredReport:
     """Make a run's report, store it with the run's state, and keep a local copy.

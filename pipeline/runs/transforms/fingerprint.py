@@ -61,9 +61,8 @@ def changed_names(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
         return []
     changed = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
     short = [name.rpartition(":")[2] for name in changed]
-    return [
-        name if short.count(brief) > 1 else brief for name, brief in zip(changed, short, strict=True)
-    ]
+    pairs = zip(changed, short, strict=True)
+    return [name if short.count(brief) > 1 else brief for name, brief in pairs]
 
 
 def libraries() -> dict[str, str]:
