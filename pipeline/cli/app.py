@@ -139,20 +139,29 @@ def check(
     plan.check(job, environment, changes=change or (), rows=rows, as_json=json)
 
 
-@app.command(rich_help_panel=RUNS, epilog=examples("status", "status 3f2a --json"))
+@app.command(
+    rich_help_panel=RUNS, epilog=examples("status", "status --state failed", "status 3f2a --json")
+)
 def status(
     run: Annotated[
         str | None,
         typer.Argument(metavar="[RUN]", help="Id of a run, or its first letters."),
     ] = None,
     output: OnlyOutput = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Show every run, also each of a backfill.")
+    ] = False,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STATE", help="Show runs in this state only; repeatable."),
+    ] = None,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Show the progress of runs, from storage alone."""
+    """Show the newest runs, or one, from storage alone."""
     from pipeline.cli import status
 
-    status.status(run, output, environment, as_json=json)
+    status.status(run, output, environment, every=every, states=state or [], as_json=json)
 
 
 @app.command(rich_help_panel=OUTPUTS, epilog=examples("verify s3://bucket/prefix/"))

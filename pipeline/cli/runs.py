@@ -11,7 +11,7 @@ from pipeline.config.units import parse_seconds
 from pipeline.errors import UsageError
 from pipeline.report.humanize import byte_size
 from pipeline.runs.admin.known_outputs import known_outputs
-from pipeline.runs.admin.status import find_run, list_runs
+from pipeline.runs.backfill.listing import KnownRuns
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage, open_storage
 from pipeline.table.manifest import CommitEntry, Manifest
@@ -24,8 +24,7 @@ def _ledger(run: str, output: str | None, settings: Settings, storage: Storage) 
         raise UsageError(
             "no output is known on this machine", hint="name it with --output s3://bucket/prefix/"
         )
-    found = find_run([status for uri in outputs for status in list_runs(storage, uri)], run)
-    return Ledger(storage, found.output, found.run)
+    return KnownRuns(storage, outputs).ledger(run)
 
 
 def retry(

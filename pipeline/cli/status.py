@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import groupby
-from typing import TYPE_CHECKING
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.output import bad, columns, out, print_json, say, show_pairs
 from pipeline.config.settings import explain, load_settings
@@ -15,14 +15,25 @@ from pipeline.report.humanize import byte_size, plural
 
 if TYPE_CHECKING:
     from pipeline.runs.admin.status import RunStatus
+    from pipeline.runs.backfill.listing import Entry, Listing
 
 _COLUMNS = ("run", "job", "state", "done", "chunks", "rows out", "created")
+NEWEST = 20
+"""Number of runs that are listed by default."""
 
 
-def status(run: str | None, output: str | None, environment: str | None, *, as_json: bool) -> None:
-    """Show all known runs, or one."""
+def status(
+    run: str | None,
+    output: str | None,
+    environment: str | None,
+    *,
+    every: bool = False,
+    states: Sequence[str] = (),
+    as_json: bool,
+) -> None:
+    """Show the newest known runs, or all of them, or one."""
     from pipeline.runs.admin.known_outputs import known_outputs
-    from pipeline.runs.admin.status import find_run, list_runs
+    from pipeline.runs.backfill.listing import KnownRuns
     from pipeline.runs.driver.preflight import explain_unreachable_s3
     from pipeline.storage import open_storage
 
@@ -33,40 +44,74 @@ def status(run: str | None, output: str | None, environment: str | None, *, as_j
             "no output is known on this machine",
             hint="name one: chunkmap status --output s3://bucket/prefix/",
         )
+    _refuse_unknown(states)
     with explain_unreachable_s3(settings):
-        storage = open_storage(settings)
-        runs = [found for uri in outputs for found in list_runs(storage, uri)]
-    if run is not None:
-        found = find_run(runs, run)
-        print_json(found) if as_json else _show_run(found)
-    elif as_json:
-        print_json({"runs": [asdict(found) for found in runs]})
+        known = KnownRuns(open_storage(settings), outputs)
+        if run is not None:
+            found = known.find(run)
+            print_json(found) if as_json else _show_run(found)
+            return
+        listing = known.all(states) if every else known.newest(NEWEST, states)
+    if as_json:
+        print_json(_listing_json(listing))
     else:
-        _show_runs(runs, outputs)
+        _show_listing(listing, outputs, states)
 
 
-def _show_runs(runs: Sequence[RunStatus], outputs: Sequence[str]) -> None:
-    """Show one table per output, so that whole run ids fit into 80 columns."""
-    if not runs:
-        say(f"no runs of {', '.join(outputs)}")
-    for output, of_output in groupby(runs, key=lambda run: run.output):
-        say(output, mark="[bold]")
-        rows = [
-            (
-                run.run,
-                run.job,
-                run.state,
-                f"{run.done:,}" + (f" ({run.failed:,} failed)" if run.failed else ""),
-                f"{run.chunks:,}",
-                f"{run.rows_out:,}",
-                time.strftime("%m-%d %H:%M", time.localtime(run.created)),
+def _refuse_unknown(states: Sequence[str]) -> None:
+    from pipeline.runs.backfill.listing import STATES
+
+    for state in states:
+        if state not in STATES:
+            near = get_close_matches(state, STATES, 1)
+            raise UsageError(
+                f"there is no state {state!r}",
+                hint=f"did you mean {near[0]}?" if near else f"states: {', '.join(STATES)}",
             )
-            for run in of_output
-        ]
+
+
+def _listing_json(listing: Listing) -> dict[str, Any]:
+    from pipeline.runs.admin.status import RunStatus
+
+    runs = [asdict(entry) for entry in listing.entries if isinstance(entry, RunStatus)]
+    others = [asdict(entry) for entry in listing.entries if not isinstance(entry, RunStatus)]
+    return {"runs": runs, "backfills": others, "more": listing.more}
+
+
+def _show_listing(listing: Listing, outputs: Sequence[str], states: Sequence[str]) -> None:
+    """Show one table per output, so that whole run ids fit into 80 columns."""
+    which = f" in state {' or '.join(states)}" if states else ""
+    if not listing.entries:
+        say(f"no runs of {', '.join(outputs)}{which}")
+    for output in dict.fromkeys(entry.output for entry in listing.entries):
+        say(output, mark="[bold]")
+        rows = [_row(entry) for entry in listing.entries if entry.output == output]
         out.print(columns(_COLUMNS, rows, right=("done", "chunks", "rows out")))
-    for run in runs:
-        for problem in run.problems:
-            bad(f"run {run.run}: {problem}")
+    if listing.more:
+        say(f"{listing.more:,} older ones are not shown (--all)", mark="[dim]")
+    for entry in listing.entries:
+        for problem in getattr(entry, "problems", ()):
+            bad(f"run {getattr(entry, 'run', '')}: {problem}")
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    from pipeline.runs.admin.status import RunStatus
+
+    created = time.strftime("%m-%d %H:%M", time.localtime(entry.created))
+    if isinstance(entry, RunStatus):
+        done = f"{entry.done:,}" + (f" ({entry.failed:,} failed)" if entry.failed else "")
+        figures = (done, f"{entry.chunks:,}", f"{entry.rows_out:,}")
+        return (entry.run, entry.job, entry.state, *figures, created)
+    failed = f" ({entry.chunks_failed:,} failed)" if entry.chunks_failed else ""
+    return (
+        entry.backfill,
+        f"{entry.job}, backfill of {plural(entry.windows, 'window')}",
+        entry.state,
+        f"{entry.chunks_done:,}{failed}",
+        f"{entry.chunks:,}",
+        f"{entry.rows_out:,}",
+        created,
+    )
 
 
 def _show_run(run: RunStatus) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from itertools import groupby
-from typing import Any
 
 import polars as pl
 from rich.console import Group, RenderableType
@@ -19,16 +18,14 @@ from pipeline.errors import UsageError
 from pipeline.report.humanize import byte_rate, byte_size, duration, plural
 from pipeline.runs.admin.known_outputs import known_outputs
 from pipeline.runs.backfill.calendar_layout import lay_out
-from pipeline.runs.backfill.records import BackfillRecord
+from pipeline.runs.backfill.listing import brief_of
 from pipeline.runs.backfill.recount import rule_of, windows_named
 from pipeline.runs.backfill.status import (
     BackfillStatus,
     read_status,
-    state_of,
 )
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.driver.preflight import explain_unreachable_s3
-from pipeline.runs.driver.session import is_driven_elsewhere
 from pipeline.runs.driver.summary import failure_place
 from pipeline.storage import open_storage
 
@@ -55,12 +52,14 @@ def list_all(output: str | None, environment: str | None, *, as_json: bool) -> N
     with explain_unreachable_s3(settings):
         storage = open_storage(settings)
         records = [record for uri in outputs for record in backfills_of(storage, uri)]
-        backfills = [
-            (record, _brief(BackfillStore(storage, record.output, record.backfill), record))
-            for record in records
-        ]
+        backfills = [(record, brief_of(storage, record)) for record in records]
     if as_json:
-        print_json({"backfills": [record.model_dump() | brief for record, brief in backfills]})
+        backfills_json = [
+            record.model_dump()
+            | {"state": brief.state, "done": brief.windows_done, "failed": brief.windows_failed}
+            for record, brief in backfills
+        ]
+        print_json({"backfills": backfills_json})
         return
     if not backfills:
         say(f"no backfills of {', '.join(outputs)}")
@@ -72,23 +71,15 @@ def list_all(output: str | None, environment: str | None, *, as_json: bool) -> N
                 record.backfill,
                 record.job,
                 record.asked,
-                brief["state"],
-                f"{brief['done']:,}",
-                f"{brief['failed']:,}",
+                brief.state,
+                f"{brief.windows_done:,}",
+                f"{brief.windows_failed:,}",
                 f"{record.todo:,}",
                 time.strftime("%m-%d %H:%M", time.localtime(record.created)),
             )
             for record, brief in group
         ]
         out.print(columns(names, rows, right=("done", "failed", "of")))
-
-
-def _brief(store: BackfillStore, record: BackfillRecord) -> dict[str, Any]:
-    """Summarise a backfill from its driver's last heartbeat, without counting windows."""
-    driver = store.driver()
-    counts = {"waiting": record.todo} if driver is None or not driver.progress else driver.progress
-    state = state_of(store.control(), driver, counts, alive=is_driven_elsewhere(driver, ""))
-    return {"state": state, "done": counts.get("done", 0), "failed": counts.get("failed", 0)}
 
 
 def status(

@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 
 from pipeline.errors import (
     ChunkmapError,
     JobError,
     ObjectMissingError,
     StateError,
-    UsageError,
 )
 from pipeline.runs.driver.heartbeat import DriverRecord, read_driver
 from pipeline.runs.driver.session import is_driven_elsewhere
@@ -61,20 +59,21 @@ def list_runs(storage: Storage, output: str) -> list[RunStatus]:
     """List the runs of an output, oldest first; damaged ones come last."""
     runs = find_runs(storage, output)
     uri = parse(output).uri.rstrip("/") + "/"
-    states = [_state_or_damage(storage, record) for record in runs.records]
-    damaged = [_damaged(run, uri, error) for run, error in runs.damaged.items()]
+    states = [status_of(storage, record) for record in runs.records]
+    damaged = [damaged_run(run, uri, error) for run, error in runs.damaged.items()]
     return states + damaged
 
 
-def _state_or_damage(storage: Storage, record: RunRecord) -> RunStatus:
+def status_of(storage: Storage, record: RunRecord) -> RunStatus:
+    """Read the status of a run; a run whose state is damaged has the state `damaged`."""
     try:
         return _state(storage, record)
     except (StateError, ObjectMissingError, JobError) as error:
-        damaged = _damaged(record.run, record.output, error)
+        damaged = damaged_run(record.run, record.output, error)
         return replace(damaged, job=record.job, chunks=record.chunks, created=record.created)
 
 
-def _damaged(run: str, output: str, error: ChunkmapError) -> RunStatus:
+def damaged_run(run: str, output: str, error: ChunkmapError) -> RunStatus:
     """Return the status of a run whose state cannot be read."""
     problem = f"{error}. {error.hint}" if error.hint else str(error)
     figures = dict.fromkeys(
@@ -131,23 +130,3 @@ def _liveness(ledger: Ledger, driver: DriverRecord | None) -> tuple[str, str]:
     if driver.state == "running" and not is_driven_elsewhere(driver, ""):
         return f"silent since {time.strftime('%H:%M:%S', time.localtime(driver.seen))}", who
     return driver.state, who
-
-
-def find_run(runs: list[RunStatus], wanted: str) -> RunStatus:
-    """Find the run whose id starts with `wanted`.
-
-    Raises:
-        UsageError: there is none, or more than one.
-    """
-    matches = [run for run in runs if run.run.startswith(wanted)]
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        names = ", ".join(run.run for run in matches)
-        raise UsageError(f"{len(matches)} runs start with {wanted!r}: {names}")
-    ids = [run.run for run in runs]
-    near = get_close_matches(wanted, ids, 1, 0.5)
-    if near:
-        raise UsageError(f"there is no run {wanted!r}", hint=f"did you mean {near[0]}?")
-    last = ", ".join(ids[-3:]) or "none"
-    raise UsageError(f"there is no run {wanted!r}", hint=f"the latest runs are: {last}")
