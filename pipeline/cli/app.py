@@ -73,12 +73,24 @@ def down(environment: Environment = None, json: Json = False) -> None:
     local.down(environment, as_json=json)
 
 
-@app.command(rich_help_panel=START, epilog=examples("demo"))
-def demo(environment: Environment = None, json: Json = False) -> None:
+@app.command(rich_help_panel=START, epilog=examples("env"))
+def env(environment: Environment = None, json: Json = False) -> None:
+    """Print variables for the S3 of `up`, for `eval`."""
+    from pipeline.cli import local
+
+    local.env(environment, as_json=json)
+
+
+@app.command(rich_help_panel=START, epilog=examples("demo", "demo --keep"))
+def demo(
+    environment: Environment = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the services running.")] = False,
+    json: Json = False,
+) -> None:
     """Run the demo job from start to verified output."""
     from pipeline.cli import demo as demonstration
 
-    raise typer.Exit(demonstration.demo(environment, as_json=json))
+    raise typer.Exit(demonstration.demo(environment, keep=keep, as_json=json))
 
 
 @app.command(
@@ -162,6 +174,22 @@ def status(
     from pipeline.cli import status
 
     status.status(run, output, environment, every=every, states=state or [], as_json=json)
+
+
+@app.command(rich_help_panel=OUTPUTS, epilog=examples("head s3://bucket/prefix/ --rows 20"))
+def head(
+    output: Output,
+    rows: Annotated[int, typer.Option(metavar="N", min=0, help="Rows to print.")] = 10,
+    version: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of a manifest; default the current.")
+    ] = None,
+    environment: Environment = None,
+    json: Json = False,
+) -> None:
+    """Print the first rows of an output."""
+    from pipeline.cli import head as heading
+
+    heading.head(output, environment, rows=rows, version=version, as_json=json)
 
 
 @app.command(rich_help_panel=OUTPUTS, epilog=examples("verify s3://bucket/prefix/"))

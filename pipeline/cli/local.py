@@ -1,33 +1,59 @@
-"""Start and stop the local services: `chunkmap up` and `chunkmap down`."""
+"""Start and stop the local services, and describe their S3: `chunkmap up`, `down` and `env`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
 from dataclasses import asdict
 
-from pipeline.cli.output import notes, print_json, say
+from pipeline.cli.output import notes, out, print_json, warn
+from pipeline.cli.waiting import Waiting
 from pipeline.cluster import local
-from pipeline.config.settings import load_settings
+from pipeline.config.layers import CREDENTIAL_VARIABLES
+from pipeline.config.settings import Settings, ignored_credentials, load_settings
 
 
 def up(environment: str | None, *, as_json: bool) -> None:
     """Start the local services and print their addresses."""
     settings = load_settings(environment)
-    local.up(settings, _echo(as_json))
+    with Waiting(quiet=as_json) as waiting:
+        # The addresses are the result of this command, so they go to stdout.
+        console = notes if as_json else out
+        local.up(settings, lambda line: waiting.line(line, console), waiting)
+    warn_of_ignored(load_settings(environment))
     if as_json:
         _show(environment)
 
 
 def down(environment: str | None, *, as_json: bool) -> None:
     """Stop the local services."""
-    local.down(load_settings(environment), _echo(as_json))
+    with Waiting(quiet=as_json) as waiting:
+        console = notes if as_json else out
+        local.down(load_settings(environment), lambda line: waiting.line(line, console), waiting)
     if as_json:
         _show(environment)
 
 
-def _echo(as_json: bool) -> Callable[[str], None]:
-    # The addresses are the result of these commands, so they go to stdout.
-    return (lambda line: say(line, console=notes)) if as_json else say
+def env(environment: str | None, *, as_json: bool) -> None:
+    """Print the variables with which other tools reach the S3 of the stack, as shell commands."""
+    variables = local.s3_variables(load_settings(environment))
+    if as_json:
+        print_json(variables)
+        return
+    # The others name an identity of another service.
+    others = [name for name in CREDENTIAL_VARIABLES if name not in variables]
+    print(f"unset {' '.join(others)}")
+    for name, value in variables.items():
+        print(f"export {name}={shlex.quote(value)}")
+
+
+def warn_of_ignored(settings: Settings) -> None:
+    """Note that credentials of another S3 are not used while the stack is up."""
+    ignored = ignored_credentials(settings)
+    if ignored:
+        warn(
+            f"{', '.join(ignored)}: not used, since the S3 of the local stack is. To use another "
+            "one, set its AWS_ENDPOINT_URL_S3, or CHUNKMAP_S3__PROFILE"
+        )
 
 
 def _show(environment: str | None) -> None:

@@ -82,6 +82,14 @@ def bad(text: str, console: Console = out) -> None:
     say(text, mark="  [red]✗[/] ", console=console)
 
 
+def show_commands(commands: Mapping[str, str]) -> None:
+    """Print the commands to go on with, each with what it does, ready to be copied."""
+    say("Next:", mark="\n[bold]")
+    width = max(map(len, commands))
+    for command, purpose in commands.items():
+        say(f"  {command:<{width}}  # {purpose}")
+
+
 def show_pairs(title: str, rows: Mapping[str, object]) -> None:
     """Print a title and, below it, a table of names and values."""
     if title:

@@ -170,7 +170,7 @@ def show(outcome: Outcome, *, as_json: bool = False) -> None:
         "report": summary.local_report or summary.report,
         "Prefect UI": outcome.page,
     }
-    show_pairs(f"{summary.job} · run {summary.run}", rows)
+    show_pairs(f"{summary.job} · run {summary.run}", _known(rows))
     for line in summary.errors:
         bad(line)
 
@@ -188,4 +188,9 @@ def _show_complete(outcome: Outcome) -> None:
         "report": summary.local_report or summary.report,
         "Prefect UI": outcome.page,
     }
-    show_pairs("", places)
+    show_pairs("", _known(places))
+
+
+def _known(rows: dict[str, str]) -> dict[str, str]:
+    """Leave out what is unknown."""
+    return {name: value for name, value in rows.items() if value}

@@ -45,16 +45,18 @@ _STANDARD = (
     ("AWS_SECRET_ACCESS_KEY", ("s3", "secret_access_key")),
     ("AWS_SESSION_TOKEN", ("s3", "session_token")),
 )
-# Any of these means that the user wants another S3 than the embedded stack's.
-_OWN_S3 = (
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_ENDPOINT_URL",
+ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+"""Variables that name another S3 than the embedded stack's."""
+CREDENTIAL_VARIABLES = (
     "AWS_PROFILE",
     "AWS_ACCESS_KEY_ID",
+    "AWS_SESSION_TOKEN",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 )
+"""Variables with credentials, which every shell of a data engineer has: alone, they do not mean
+that the embedded stack's S3 is not wanted."""
 _OWN_S3_KEYS = ("endpoint_url", "profile", "access_key_id")
 
 
@@ -122,20 +124,24 @@ def stack_layers(
     state_dir: Path,
     environment: str,
     environ: Mapping[str, str],
+    *,
     below: Iterable[Layer],
+    standard: Layer,
     above: Iterable[Layer],
 ) -> tuple[Layer, Layer]:
     """Return the addresses of the running processes of the embedded stack, and their secrets.
 
     A stack that was started for another environment is ignored, so that a run against production
     never uses it. Address and credentials of a service always come from the same source, so the
-    secrets win over all other layers.
+    secrets win over all other layers; unless another S3 is named, so does all of the stack's.
 
     Args:
         state_dir: The stack's folder.
         environment: The environment of these settings.
         environ: The variables of this process.
         below: The layers that the stack overrides.
+        standard: The layer of the variables of AWS, Prefect and Dask, which override its addresses;
+            credentials of AWS do not.
         above: The layers that override the stack's addresses.
 
     Returns:
@@ -150,10 +156,11 @@ def stack_layers(
             for name, service in state.get("services", {}).items()
             if is_alive(service["pid"], service["started"])
         }
-        above = list(above)
+        own = list(above)
+        above = [standard, *own]
         others = [*below, *above]
-        own_s3 = any(environ.get(name) for name in _OWN_S3) or any(
-            _get(layer, "s3", key) for layer in above for key in _OWN_S3_KEYS
+        own_s3 = any(environ.get(name) for name in ENDPOINT_VARIABLES) or any(
+            _get(layer, "s3", key) for layer in own for key in _OWN_S3_KEYS
         )
         if "prefect" in services and not any(_get(layer, "prefect", "api_url") for layer in above):
             put(values, ("prefect", "api_url"), services["prefect"]["address"])
@@ -168,7 +175,7 @@ def stack_layers(
             put(values, ("dask", "scheduler"), address)
             put(secrets, ("dask", "tls"), {name: tls.get(name) for name in ("ca", "cert", "key")})
         if "s3" in services and not own_s3:
-            values["s3"] = {"profile": None, "session_token": None, **state["s3"]}
+            secrets["s3"] = {"profile": None, "session_token": None, **state["s3"]}
     addresses = Layer(values, lambda location: EMBEDDED_STACK)
     return addresses, Layer(secrets, lambda location: EMBEDDED_STACK)
 

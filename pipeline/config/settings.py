@@ -6,7 +6,8 @@ Each setting comes from the last of these sources that has it:
 2. `conf/base.yaml` (`CHUNKMAP_CONF` names another folder);
 3. `conf/<environment>.yaml` (`CHUNKMAP_ENVIRONMENT`, default `local`);
 4. the embedded stack, when it is up;
-5. the variables of AWS, Prefect and Dask (`AWS_REGION`, `PREFECT_API_URL` …);
+5. the variables of AWS, Prefect and Dask (`AWS_REGION`, `PREFECT_API_URL` …). While the stack is
+   up, only an endpoint (`AWS_ENDPOINT_URL_S3`) leads to another S3: AWS credentials alone do not;
 6. `CHUNKMAP_…` variables, nested with two underscores: `CHUNKMAP_DASK__WORKERS=8`;
 7. flags.
 """
@@ -59,6 +60,7 @@ __all__ = [
     "TlsSettings",
     "TransformSettings",
     "explain",
+    "ignored_credentials",
     "load_settings",
 ]
 
@@ -127,16 +129,31 @@ def load_settings(
     cwd = Path.cwd() if cwd is None else cwd
     variables = layers.environment_layer(os.environ, Settings)
     flags = layers.flag_layer({**(overrides or {}), "environment": environment})
-    above = [layers.standard_layer(os.environ), variables, flags]
-    files, name = _file_layers(cwd, above)
+    standard, above = layers.standard_layer(os.environ), [variables, flags]
+    files, name = _file_layers(cwd, [standard, *above])
     named = layers.Layer({"environment": name}, lambda location: "default")
-    first = _validate([named, *files, *above], cwd)
+    first = _validate([named, *files, standard, *above], cwd)
     stack, secrets = layers.stack_layers(
-        first.state_dir, first.environment, os.environ, files, above
+        first.state_dir,
+        first.environment,
+        os.environ,
+        below=files,
+        standard=standard,
+        above=above,
     )
-    if not stack.values:
+    if not (stack.values or secrets.values):
         return first
-    return _validate([named, *files, stack, *above, secrets], cwd)
+    return _validate([named, *files, stack, standard, *above, secrets], cwd)
+
+
+def ignored_credentials(settings: Settings) -> list[str]:
+    """List the variables with credentials that are not used, since the embedded stack's S3 is."""
+    key = settings.s3.access_key_id
+    if settings.source("s3.endpoint_url") != layers.EMBEDDED_STACK or (
+        key is not None and os.environ.get("AWS_ACCESS_KEY_ID") == key.get_secret_value()
+    ):
+        return []
+    return [name for name in layers.CREDENTIAL_VARIABLES if os.environ.get(name)]
 
 
 def explain(settings: Settings) -> list[tuple[str, str, str]]:

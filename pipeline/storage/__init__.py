@@ -13,6 +13,7 @@ from pipeline.storage.storage import (
     Storage,
     open_storage,
     own_storage,
+    scan_arguments,
     scan_options,
 )
 from pipeline.uris import (
@@ -43,6 +44,7 @@ __all__ = [
     "replaced_tables",
     "require_conditional_writes",
     "same_place",
+    "scan_arguments",
     "scan_options",
     "staged_area",
     "state_prefix",

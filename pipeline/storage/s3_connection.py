@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import botocore.session
+from aiobotocore.session import AioSession
+from botocore.exceptions import ProfileNotFound
 from obstore.store import S3Store
 from s3fs import S3FileSystem
 
@@ -107,10 +109,11 @@ class Access:
     def filesystem(self) -> S3FileSystem:
         """Create an s3fs client, for multipart uploads, copies and keys that obstore lacks."""
         # None if the credentials are given, or none are needed.
-        chain = None if self.anonymous or self.key_id is not None else self._credentials()
+        chain = None if self._names_identity else self._credentials()
         frozen = None if chain is None else chain.get_frozen_credentials()
         static = self.key_id is not None or self.profile is None
         return S3FileSystem(
+            session=_session_without_profile() if self._names_identity else None,
             anon=self.anonymous,
             key=self.key_id or (frozen.access_key if frozen and static else None),
             secret=self.secret or (frozen.secret_key if frozen and static else None),
@@ -133,12 +136,33 @@ class Access:
             skip_instance_cache=True,
         )
 
+    def provide(self) -> tuple[dict[str, str | None], int | None]:
+        """Return the credentials, and when they expire, as Polars wants them."""
+        credentials = self._credentials()
+        frozen = credentials.get_frozen_credentials()
+        expires = getattr(credentials, "_expiry_time", None)
+        return {
+            "aws_access_key_id": frozen.access_key,
+            "aws_secret_access_key": frozen.secret_key,
+            "aws_session_token": frozen.token,
+        }, int(expires.timestamp()) if expires else None
+
+    @property
+    def _names_identity(self) -> bool:
+        return self.anonymous or self.key_id is not None
+
     def _credentials(self) -> Credentials:
         if self.key_id is not None:
             from botocore.credentials import Credentials
 
             return Credentials(self.key_id, self.secret or "", self.token)
-        credentials = botocore.session.Session(profile=self.profile).get_credentials()
+        try:
+            credentials = botocore.session.Session(profile=self.profile).get_credentials()
+        except ProfileNotFound as error:
+            raise SettingsError(
+                f"S3: {error} (AWS_PROFILE, or s3.profile)",
+                hint="fix or unset it; `chunkmap config` shows where it is set",
+            ) from error
         if credentials is None:
             raise UsageError(
                 "no S3 credentials found",
@@ -192,6 +216,11 @@ def _with_variables(access: Access, bucket: str, prefix: str) -> Access:
     key_id, secret = (os.environ[name] for name in names)
     token = os.environ.get(f"{prefix}AWS_SESSION_TOKEN") or None
     return replace(access, key_id=key_id, secret=secret, token=token)
+
+
+def _session_without_profile() -> AioSession:
+    """Create a session that does not look at AWS_PROFILE, whose profile need not exist here."""
+    return AioSession(session_vars={"profile": (None, None, None, None)})
 
 
 class _Provider:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from threading import Lock
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from partitioning import ObjectInfo
 from pipeline.config.sections import S3Settings
@@ -310,6 +310,18 @@ def scan_options(settings: Settings, uri: str) -> dict[str, str]:
     for name, value in access.options(parse(uri).bucket).items():
         options[name] = str(value).lower() if isinstance(value, bool) else value
     return options | ({"aws_allow_http": "true"} if access.endpoint else {})
+
+
+def scan_arguments(settings: Settings, uri: str) -> dict[str, Any]:
+    """Return the arguments with which Polars scans files at a URI; none for local files.
+
+    The credentials are passed as a function: Polars would combine options with variables of AWS.
+    """
+    if not uri.startswith("s3"):
+        return {}
+    access = access_of(settings.s3, parse(uri).bucket)
+    options: dict[str, Any] = {"storage_options": scan_options(settings, uri)}
+    return options if access.anonymous else {**options, "credential_provider": access.provide}
 
 
 def own_storage() -> Storage:

@@ -13,9 +13,9 @@ import pyarrow as pa
 from partitioning import HiveTypeError
 from partitioning.hive import parse
 from partitioning.hive_paths import raw_values
-from pipeline.config.settings import load_settings
+from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import UsageError
-from pipeline.storage import own_storage, scan_options
+from pipeline.storage import open_storage, scan_arguments
 from pipeline.table.columns import Columns, digest_columns, widen
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Manifest
@@ -47,18 +47,24 @@ def scan_output(uri: str, version: int | None = None, window: str | None = None)
         UsageError: The output has no published files, or no such window.
         FilesMissingError: That version is no longer kept, or its files were deleted.
     """
+    return scan(load_settings(), uri, version, window)
+
+
+def scan(
+    settings: Settings, uri: str, version: int | None = None, window: str | None = None
+) -> pl.LazyFrame:
+    """Scan the rows of an output as `scan_output` does, with these settings."""
     import polars as pl
 
-    table_log = TableLog(own_storage(), uri)
+    table_log = TableLog(open_storage(settings), uri)
     manifest = table_log.manifest(version)
     places = locate(table_log, manifest)
     selected = places if window is None else _select_window(uri, manifest, places, window)
     if not selected:
         which = "" if window is None else f" of window {window}"
         raise UsageError(f"{uri} has no published files{which} (manifest {manifest.number})")
-    storage_options = scan_options(load_settings(), uri) if uri.startswith("s3") else None
-    options: dict[str, Any] = {"storage_options": storage_options}
-    schema = _widened_schema(table_log, manifest, selected, storage_options)
+    options = scan_arguments(settings, uri)
+    schema = _widened_schema(table_log, manifest, selected, options)
     if schema is not None:
         upcast = pl.ScanCastOptions(integer_cast="upcast", float_cast="upcast")
         options |= {"schema": schema, "missing_columns": "insert", "cast_options": upcast}
@@ -74,7 +80,7 @@ def _widened_schema(
     table_log: TableLog,
     manifest: Manifest,
     places: Mapping[str, str],
-    storage_options: dict[str, str] | None,
+    options: Mapping[str, Any],
 ) -> pl.Schema | None:
     """Return columns that hold those of all files; None if all files agree, as is usual.
 
@@ -99,7 +105,7 @@ def _widened_schema(
     types: dict[str, pl.DataType] = {}
     for place in examples.values():
         schema = pl.scan_parquet(
-            _path(place), glob=False, hive_partitioning=False, storage_options=storage_options
+            _path(place), glob=False, hive_partitioning=False, **options
         ).collect_schema()
         both = widen(merged, {name: str(kind) for name, kind in schema.items()})
         if both is None:

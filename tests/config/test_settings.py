@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from pipeline.config.layers import CREDENTIAL_VARIABLES
 from pipeline.config.masking import MASK
-from pipeline.config.settings import Settings, explain, load_settings
+from pipeline.config.settings import Settings, explain, ignored_credentials, load_settings
 from pipeline.errors import SettingsError
 from pipeline.processes import start_time
 
@@ -284,18 +285,35 @@ def test_the_stack_says_nothing_to_another_environment(project: Path, write: Wri
     assert (settings.prefect.api_url, settings.s3.endpoint_url) == (None, None)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL_S3", "AWS_WEB_IDENTITY_TOKEN_FILE"],
-)
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
 def test_the_users_own_s3_never_mixes_with_the_stacks(
     project: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     stack_up(project, alive=ALIVE)
     monkeypatch.setenv(name, "http://mine")
-    s3 = load_settings(cwd=project).s3
-    assert s3.endpoint_url in (None, "http://mine")
-    assert s3.secret_access_key is None
+    settings = load_settings(cwd=project)
+    assert settings.s3.environment() == {"AWS_ENDPOINT_URL_S3": "http://mine"}
+    assert ignored_credentials(settings) == []
+
+
+def test_credentials_of_another_s3_are_not_used_while_the_stack_is_up(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack_up(project, alive=ALIVE)
+    stacks = load_settings(cwd=project).s3
+    for name in (*CREDENTIAL_VARIABLES, "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
+        monkeypatch.setenv(name, "mine")
+    settings = load_settings(cwd=project)
+    assert settings.s3 == stacks
+    assert ignored_credentials(settings) == list(CREDENTIAL_VARIABLES)
+    assert source(settings, "s3.profile") == "the embedded stack"
+    # The stack's own, as `chunkmap env` prints them, are no other's.
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "stack")
+    assert ignored_credentials(load_settings(cwd=project)) == []
+    monkeypatch.setenv("CHUNKMAP_S3__PROFILE", "work")
+    named = load_settings(cwd=project)
+    assert (named.s3.endpoint_url, named.s3.profile) == (None, "work")
+    assert ignored_credentials(named) == []
 
 
 def test_an_s3_in_flags_never_mixes_with_the_stacks(project: Path) -> None:

@@ -1,8 +1,13 @@
 """The other commands on the real stack: plan, check, status, verify, config, up, down."""
 
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from tests.integration.world import ROWS, World, parquet, sales
+from tests.integration.world import COMMAND, ROWS, World, parquet, sales
 
 pytestmark = pytest.mark.integration
 
@@ -117,3 +122,62 @@ def test_config_masks_secrets_and_names_sources(world: World) -> None:
 def test_up_is_one_object_too(world: World) -> None:
     said = world.chunkmap("up", "--json").data
     assert [service["state"] for service in said["services"]] == ["running"] * 3
+
+
+FOREIGN = {
+    "AWS_PROFILE": "not-on-this-machine",
+    "AWS_ACCESS_KEY_ID": "AKIAFOREIGN",
+    "AWS_SECRET_ACCESS_KEY": "foreign",
+    "AWS_SESSION_TOKEN": "foreign",
+    "AWS_REGION": "eu-west-1",
+}
+"""What the shell of a data engineer holds."""
+
+
+def test_head_shows_the_first_rows(world: World, done: str) -> None:
+    output = "s3://demo/out/looked-at/"
+    shown = world.chunkmap("head", output, "--rows", "3")
+    assert shown.code == 0, shown.err
+    assert "total" in shown.out
+    said = world.chunkmap("head", output, "--rows", "3", "--json", **FOREIGN)
+    assert said.code == 0, said.err
+    assert list(said.data["columns"]) == ["id", "price", "shop", "total"]
+    rows = said.data["rows"]
+    assert len(rows) == 3
+    assert all(row["total"] == row["price"] > 10 for row in rows)
+    assert world.chunkmap("head", "s3://demo/sales/").code == 2
+
+
+def test_credentials_of_another_s3_change_nothing_and_up_says_so(world: World) -> None:
+    answer = world.chunkmap("run", world.job("foreign"), "--json", **FOREIGN)
+    assert answer.code == 0, answer.err
+    assert world.objects("s3://demo/out/foreign/")
+    up = world.chunkmap("up", **FOREIGN)
+    assert "AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_SESSION_TOKEN: not used" in up.err
+    assert "not used" not in world.chunkmap("up").err
+
+
+def test_env_lets_other_programs_use_the_stacks_s3(world: World, done: str) -> None:
+    program = (
+        "import botocore.session; from polars import scan_parquet as scan; "
+        "s3 = botocore.session.get_session().create_client('s3'); "
+        "print(s3.list_objects_v2(Bucket='demo', Prefix='sales/')['KeyCount'], "
+        "len(scan('s3://demo/sales/*.parquet').collect()))"
+    )
+    shell = f'set -eu; eval "$({shlex.join([*COMMAND, "env"])})"; {sys.executable} -c "{program}"'
+    said = subprocess.run(
+        ["bash", "-c", shell],
+        cwd=world.root,
+        env=world.variables(**FOREIGN),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.stdout.split() == ["6", str(ROWS)], said.stderr
+    as_json = world.chunkmap("env", "--json").data
+    assert as_json["AWS_ENDPOINT_URL"] == world.settings.s3.endpoint_url
+
+
+def test_env_without_a_stack_says_how_to_start_it(tmp_path: Path) -> None:
+    refused = World(tmp_path).chunkmap("env", "--json")
+    assert (refused.code, refused.data["hint"]) == (1, "start it: chunkmap up")

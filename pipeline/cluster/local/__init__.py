@@ -14,6 +14,7 @@ from pipeline.cluster.local.credentials import PREFECT_PASSWORD
 from pipeline.cluster.local.start import (
     TITLES,
     Echo,
+    Wait,
     await_workers,
     given_elsewhere,
     has_no_workers,
@@ -23,8 +24,9 @@ from pipeline.cluster.local.start import (
     start_missing,
 )
 from pipeline.cluster.local.state import NAMES, Service, ServiceName, StackState, StateFolder
-from pipeline.config.layers import EMBEDDED_STACK
+from pipeline.config.layers import EMBEDDED_STACK, ENDPOINT_VARIABLES
 from pipeline.config.settings import Settings
+from pipeline.errors import StackError
 from pipeline.private import is_closed
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "down",
     "is_elsewhere",
     "prefect_login",
+    "s3_variables",
     "status",
     "up",
 ]
@@ -66,7 +69,11 @@ class ServiceStatus:
     password_file: str = ""
 
 
-def up(settings: Settings, echo: Echo = print) -> StackState:
+def _unseen(what: str) -> None:
+    """Do not show what is being waited for."""
+
+
+def up(settings: Settings, echo: Echo = print, wait: Wait = _unseen) -> StackState:
     """Start every service that does not run, and print the addresses.
 
     Calling it again changes nothing. Remains of a crash are removed first; the data in S3 and the
@@ -82,18 +89,47 @@ def up(settings: Settings, echo: Echo = print) -> StackState:
     with folder.lock():
         before = folder.load() or StackState(settings.environment)
         before = replace(before, environment=settings.environment)
-        await_workers(before, echo)
+        await_workers(before, echo, wait)
         keep = [service.pid for service in before.services.values() if is_usable(service)]
         try:
-            state = start_missing(folder, settings, before, echo)
+            state = start_missing(folder, settings, before, echo, wait)
         except BaseException:
             processes.stop(folder.marker(), keep=keep)
             raise
         folder.save(state)
-    own = [key for key in _OWN_S3 if settings.source(key) not in ("default", EMBEDDED_STACK)]
+    own = [key for key in _OWN_S3 if _names_another_s3(settings, key, state)]
     if own:
         echo(f"The settings use another S3: {own[0]} from {settings.source(own[0])}")
     return state
+
+
+def _names_another_s3(settings: Settings, key: str, state: StackState) -> bool:
+    """Whether the source of a setting of S3 overrides the stack's S3, and with another address."""
+    source = settings.source(key)
+    if source in ENDPOINT_VARIABLES:
+        return settings.s3.endpoint_url != state.s3.get("endpoint_url")
+    return source.startswith(("CHUNKMAP_", "flag "))
+
+
+def s3_variables(settings: Settings) -> dict[str, str]:
+    """Return the variables with which other tools reach the S3 of the running stack; secrets too.
+
+    Raises:
+        StackError: It does not run.
+    """
+    state = StateFolder(settings.state_dir).load()
+    if state is None or not state.alive("s3"):
+        raise StackError("the S3 of the local stack is not running", "start it: chunkmap up")
+    s3 = state.s3
+    return {
+        "AWS_ENDPOINT_URL": s3["endpoint_url"],
+        "AWS_ENDPOINT_URL_S3": s3["endpoint_url"],
+        "AWS_ACCESS_KEY_ID": s3["access_key_id"],
+        "AWS_SECRET_ACCESS_KEY": s3["secret_access_key"],
+        "AWS_REGION": s3["region"],
+        "AWS_DEFAULT_REGION": s3["region"],
+        "AWS_ALLOW_HTTP": "true",  # Polars, delta-rs and obstore refuse plain HTTP without it.
+    }
 
 
 def is_elsewhere(settings: Settings) -> bool:
@@ -112,7 +148,7 @@ def prefect_login(settings: Settings) -> str:
     return login(str(settings.state_dir / PREFECT_PASSWORD))
 
 
-def down(settings: Settings, echo: Echo = print) -> None:
+def down(settings: Settings, echo: Echo = print, wait: Wait = _unseen) -> None:
     """Stop everything that `up` started, and nothing else. Calling it again changes nothing."""
     folder = StateFolder(settings.state_dir)
     if not folder.root.exists():
@@ -121,6 +157,8 @@ def down(settings: Settings, echo: Echo = print) -> None:
     with folder.lock():
         state = folder.load() or StackState(settings.environment)
         running = [service for service in state.services.values() if service.alive]
+        if running:
+            wait(", ".join(TITLES[service.name] for service in running) + " to stop")
         stopped = processes.stop(folder.marker())
         folder.forget()
     for service in running:

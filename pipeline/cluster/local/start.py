@@ -17,6 +17,9 @@ from pipeline.config.settings import Settings
 from pipeline.errors import StackError
 
 Echo = Callable[[str], None]
+"""Shows a line."""
+Wait = Callable[[str], None]
+"""Shows what is being waited for."""
 Ports = dict[ServiceName, tuple[int, ...]]
 
 TITLES: dict[ServiceName, str] = {
@@ -62,12 +65,24 @@ def given_elsewhere(settings: Settings) -> dict[ServiceName, str]:
     return elsewhere
 
 
-def choose_ports(state: StackState, running: Mapping[ServiceName, Service]) -> Ports:
-    """Choose the ports of every service: its current ports, else its last ones, else free ones."""
+def choose_ports(
+    state: StackState,
+    running: Mapping[ServiceName, Service],
+    last: Mapping[ServiceName, Sequence[int]],
+) -> Ports:
+    """Choose the ports of every service: its current ports, else its last ones, else free ones.
+
+    Args:
+        state: The last known state.
+        running: The services that keep running.
+        last: The ports of services that were stopped.
+    """
     ports: Ports = {name: service.ports for name, service in running.items()}
-    for name, service in state.services.items():
-        if name not in ports and processes.all_free(service.ports):
-            ports[name] = service.ports
+    before = {**last, **{name: service.ports for name, service in state.services.items()}}
+    for name, numbers in before.items():
+        complete = len(numbers) == _COUNTS[name]
+        if name not in ports and complete and processes.all_free(numbers):
+            ports[name] = tuple(numbers)
     without_ports = [name for name in _COUNTS if name not in ports]
     # All at once, since ports that are chosen one after another may be the same.
     free = iter(processes.free_ports(sum(_COUNTS[name] for name in without_ports)))
@@ -77,7 +92,7 @@ def choose_ports(state: StackState, running: Mapping[ServiceName, Service]) -> P
 
 
 def start_missing(
-    folder: StateFolder, settings: Settings, state: StackState, echo: Echo
+    folder: StateFolder, settings: Settings, state: StackState, echo: Echo, wait: Wait
 ) -> StackState:
     """Start every service of the state that does not run.
 
@@ -94,25 +109,28 @@ def start_missing(
         running = {name: service for name, service in state.services.items() if is_usable(service)}
         # First stop the others, so that their ports can be used again.
         processes.stop(folder.marker(), keep=[service.pid for service in running.values()])
-        ports = choose_ports(state, running)
+        ports = choose_ports(state, running, folder.last_ports())
         if any(_moved(name, state, ports) for name in ("s3", "prefect") if name not in elsewhere):
             # Its workers have the old addresses.
             running.pop("dask", None)
             processes.stop(folder.marker(), keep=[service.pid for service in running.values()])
         try:
-            return _start(folder, settings, replace(state, services=running), ports, echo)
+            return _start(
+                folder, settings, replace(state, services=running), ports, echo=echo, wait=wait
+            )
         except _PortTaken as problem:
             last = problem
             state = folder.load() or state
     raise StackError(f"{last}; gave up after {_ATTEMPTS} attempts with other ports")
 
 
-def await_workers(state: StackState, echo: Echo) -> None:
+def await_workers(state: StackState, echo: Echo, wait: Wait) -> None:
     """Wait up to WORKERS_SECONDS until a running Dask cluster has a worker."""
     service = state.services.get("dask")
     if service is None or not has_no_workers(service):
         return
     echo(f"{TITLES['dask']}: it has no workers; waiting for one to come back")
+    wait("a Dask worker")
     deadline = time.monotonic() + WORKERS_SECONDS
     while has_no_workers(service) and time.monotonic() < deadline:
         time.sleep(1)
@@ -140,7 +158,13 @@ def _moved(name: ServiceName, state: StackState, ports: Ports) -> bool:
 
 
 def _start(
-    folder: StateFolder, settings: Settings, state: StackState, ports: Ports, echo: Echo
+    folder: StateFolder,
+    settings: Settings,
+    state: StackState,
+    ports: Ports,
+    *,
+    echo: Echo,
+    wait: Wait,
 ) -> StackState:
     elsewhere = given_elsewhere(settings)
     state = replace(
@@ -162,7 +186,7 @@ def _start(
         state = replace(state, services={**state.services, name: pending[-1].service})
         # Saved at once, so that the stack can be stopped even if this process is killed.
         folder.save(state)
-    _await_ready(folder, pending, echo)
+    _await_ready(folder, pending, echo, wait)
     return replace(state, services=_ordered(state.services))
 
 
@@ -200,9 +224,13 @@ def _spawn(folder: StateFolder, launch: Launch) -> _Pending:
     return _Pending(launch, service, time.monotonic())
 
 
-def _await_ready(folder: StateFolder, pending: Sequence[_Pending], echo: Echo) -> None:
+def _await_ready(folder: StateFolder, pending: Sequence[_Pending], echo: Echo, wait: Wait) -> None:
     waiting = list(pending)
+    shown = 0
     while waiting:
+        if len(waiting) != shown:
+            shown = len(waiting)
+            wait(", ".join(TITLES[starting.service.name] for starting in waiting) + " to start")
         for starting in list(waiting):
             # Checked first, because another program may answer at its port.
             if not processes.runs(starting.service.pid, starting.service.started):

@@ -78,6 +78,7 @@ class StateFolder:
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
         self.file = self.root / "stack.json"
+        self._ports = self.root / "ports.json"
         self.logs = self.root / "logs"
 
     def create(self) -> None:
@@ -107,8 +108,23 @@ class StateFolder:
         write_file(self.file, json.dumps(asdict(state), indent=2))
 
     def forget(self) -> None:
-        """Remove the state file."""
+        """Remove the state file, but remember the ports: addresses stay the same at the next start.
+
+        Links to the Prefect UI and variables of other programs (`chunkmap env`) hold them.
+        """
+        state = self.load()
+        if state is not None and state.services:
+            ports = {name: service.ports for name, service in state.services.items()}
+            write_file(self._ports, json.dumps(self.last_ports() | ports))
         self.file.unlink(missing_ok=True)
+
+    def last_ports(self) -> dict[ServiceName, tuple[int, ...]]:
+        """Return the ports of the services when the stack was stopped; empty if unknown."""
+        try:
+            ports = json.loads(self._ports.read_text(encoding="utf-8"))
+            return {name: tuple(map(int, ports[name])) for name in NAMES if name in ports}
+        except (OSError, ValueError, TypeError):
+            return {}
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.cluster.local import credentials, down, processes, services, status, up
 from pipeline.cluster.local.start import choose_ports, given_elsewhere
-from pipeline.cluster.local.state import Service, StackState, StateFolder
+from pipeline.cluster.local.state import NAMES, Service, StackState, StateFolder
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import StackError
 from pipeline.processes import is_alive, start_time
@@ -143,7 +143,7 @@ def test_ports_are_used_again_unless_they_are_taken() -> None:
                 "prefect": Service("prefect", 1, 1.0, "", ports=(port,)),
             },
         )
-        ports = choose_ports(state, {})
+        ports = choose_ports(state, {}, {})
     assert ports["s3"] == free[1:]
     assert ports["prefect"] != (port,)
     assert len({port for chosen in ports.values() for port in chosen}) == 13
@@ -212,3 +212,22 @@ def test_a_long_log_is_put_aside(folder: StateFolder, monkeypatch: pytest.Monkey
     for _ in range(2):
         spawn(folder, "true")
     assert (folder.logs / "test.old.log").exists()
+
+
+def test_ports_stay_the_same_after_the_stack_was_stopped(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path / "state")
+    folder.create()
+    assert folder.last_ports() == {}
+    free = processes.free_ports(13)
+    ports = {"s3": free[:10], "prefect": free[10:11], "dask": free[11:]}
+    services = {name: Service(name, 1, 1.0, "", ports=ports[name]) for name in NAMES}
+    folder.save(StackState("local", services))
+    folder.forget()
+    assert folder.load() is None
+    assert choose_ports(StackState("local"), {}, folder.last_ports()) == ports
+    # Those of a service that did not run before the last stop are remembered too.
+    folder.save(StackState("local", {"prefect": services["prefect"]}))
+    folder.forget()
+    assert folder.last_ports() == ports
+    (tmp_path / "state" / "ports.json").write_text('{"s3": [1], "dask": "x"}')
+    assert len(choose_ports(StackState("local"), {}, folder.last_ports())["s3"]) == 10
