@@ -57,6 +57,31 @@ def chunkmap(
     """Map a Polars function over a Parquet dataset in S3, exactly once."""
 
 
+@app.command(
+    rich_help_panel=START,
+    epilog=examples("init s3://bucket/sales/", "init s3://bucket/sales/ --name revenue"),
+)
+def init(
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[INPUT]", help="URI of Parquet, whose columns are listed."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the job; default the input's.")
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="URI", help="Output; default next to the input."),
+    ] = None,
+    environment: Environment = None,
+    json: Json = False,
+) -> None:
+    """Write a first job and its transform."""
+    from pipeline.cli import init as starting
+
+    starting.init(source, name, output, environment, as_json=json)
+
+
 @app.command(rich_help_panel=START, epilog=examples("up"))
 def up(environment: Environment = None, json: Json = False) -> None:
     """Start S3, Prefect and Dask on this machine."""
@@ -319,6 +344,14 @@ def vacuum(
 
 
 app.command("clean", hidden=True, deprecated=True)(vacuum)
+
+
+@app.command(rich_help_panel=SETUP, epilog=examples("schema > job.schema.json"))
+def schema() -> None:
+    """Print the JSON Schema of the job file, for editors."""
+    from pipeline.cli import init as starting
+
+    starting.print_schema()
 
 
 @app.command(rich_help_panel=SETUP, epilog=examples("config -e compose"))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -14,9 +15,12 @@ from pydantic_core import PydanticUndefined
 from pipeline.cli.app import app
 from pipeline.cli.help import examples_in
 from pipeline.config.job import Job
+from pipeline.config.job_examples import example_lines
+from pipeline.config.job_schema import job_schema
 from pipeline.config.settings import Settings
+from pipeline.config.units import format_size, parse_size
 
-PAGES = ("commands.md", "job.md", "settings.md")
+PAGES = ("commands.md", "job.md", "job.schema.json", "settings.md")
 _NOTE = "<!-- Written by `make reference` from the code. Change the docstrings there. -->"
 
 
@@ -24,7 +28,8 @@ def pages() -> dict[str, str]:
     """Render each page, by file name."""
     return {
         "commands.md": _page("Commands", _commands()),
-        "job.md": _page("The job file", _model(Job, "", _doc(Job.__module__))),
+        "job.md": _page("The job file", _job()),
+        "job.schema.json": json.dumps(job_schema(), indent=1) + "\n",
         "settings.md": _page("Settings", _model(Settings, "", _doc(Settings.__module__))),
     }
 
@@ -92,8 +97,49 @@ def _flat(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield prefix + name, command
 
 
+def _job() -> Iterator[str]:
+    """Describe each key of the job file: meaning, values, default and an example."""
+    yield from (_doc(Job.__module__), "")
+    yield "Editors check and complete a job file, and show this page's texts, if it begins with"
+    yield from ("", "```yaml", "# yaml-language-server: $schema=job.schema.json", "```", "")
+    yield "and the schema is next to it: `chunkmap schema > job.schema.json`, or"
+    yield "[the file in this repository](job.schema.json). `chunkmap init` does both."
+    yield from ("", "## Keys at the top")
+    yield from _keys(Job, "")
+
+
+def _keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    sections = []
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        inner = _section(field.annotation)
+        if inner is not None:
+            sections.append((key, inner))
+            continue
+        yield from ("", f"### `{key}`", "", *(field.description or "").splitlines(), "")
+        facts = [f"Values: {values}." if (values := _values(field.annotation)) else ""]
+        facts.append("Required." if field.is_required() else "")
+        default = _default(field)
+        facts.append(f"Default: {default}." if default and not field.is_required() else "")
+        if any(facts):
+            yield from (" ".join(filter(None, facts)), "")
+        yield from ("```yaml", *example_lines(key), "```")
+    for key, inner in sections:
+        yield from ("", f"## `{key}`", "", inspect.getdoc(inner) or "")
+        yield from _keys(inner, f"{key}.")
+
+
+def _values(annotation: Any) -> str:
+    """Format the values of a type that has few: of a Literal, or a bool."""
+    if annotation is bool:
+        return "`true`, `false`"
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(annotation))
+    return ", ".join(filter(None, map(_values, get_args(annotation))))
+
+
 def _model(model: type[BaseModel], prefix: str, intro: str) -> Iterator[str]:
-    yield from (intro, "", "| key | default | meaning |", "| --- | --- | --- |")
+    yield from (intro, "", "| key | values | default | meaning |", "| --- | --- | --- | --- |")
     yield from _rows(model, prefix)
 
 
@@ -102,10 +148,11 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
         key = f"{prefix}{field.alias or name}"
         inner = _section(field.annotation)
         if inner is not None:
-            yield f"| **`{key}`** | | {_cell(inspect.getdoc(inner))} |"
+            yield f"| **`{key}`** | | | {_cell(inspect.getdoc(inner))} |"
             yield from _rows(inner, f"{key}.NAME." if _is_mapping(field.annotation) else f"{key}.")
             continue
-        yield f"| `{key}` | {_default(field)} | {_cell(field.description)} |"
+        values = _values(field.annotation)
+        yield f"| `{key}` | {values} | {_default(field)} | {_cell(field.description)} |"
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
@@ -124,6 +171,10 @@ def _default(field: Any) -> str:
     value = field.get_default(call_default_factory=True)
     if value in (None, PydanticUndefined, (), {}):
         return ""
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if any(getattr(check, "func", None) is parse_size for check in field.metadata):
+        return f"`{format_size(value).replace(' ', '')}`"
     if isinstance(value, tuple):
         return ", ".join(f"`{item}`" for item in value)
     return f"`{value}`"

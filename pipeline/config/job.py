@@ -33,6 +33,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveInt,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -60,6 +61,8 @@ Filter = tuple[tuple[Term, ...], ...]
 """An OR of ANDs of terms."""
 
 OPERATORS = ("==", "!=", "<", "<=", ">", ">=", "in", "not in", "is null", "is not null")
+_FUNCTION_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+_SHARE_PATTERN = r"^\d+(\.\d+)?\s*%$"
 _WITHOUT_VALUE = ("is null", "is not null")
 _WITH_LIST = ("in", "not in")
 
@@ -92,7 +95,7 @@ def _uri(value: str) -> str:
 
 
 def _function(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", value):
+    if not re.fullmatch(_FUNCTION_PATTERN, value):
         raise ValueError(f"{value!r} is not module:function")
     return value
 
@@ -125,7 +128,7 @@ def _limit(value: Any) -> int | str | None:
     """Validate a number of chunks, or a share such as `5%`."""
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
         return value
-    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?\s*%", value):
+    if isinstance(value, str) and re.fullmatch(_SHARE_PATTERN, value):
         if float(value.rstrip(" %")) > 100:
             raise ValueError(f"{value!r} is above 100%")
         return value
@@ -196,19 +199,49 @@ ColumnType = Annotated[str, AfterValidator(_column_type)]
 HiveType = Literal["string", "int8", "int16", "int32", "int64", "date"]
 """As `partitioning.hive.HIVE_TYPES`."""
 Uri = Annotated[str, AfterValidator(_uri)]
-Function = Annotated[str, AfterValidator(_function)]
+Function = Annotated[
+    str, AfterValidator(_function), WithJsonSchema({"type": "string", "pattern": _FUNCTION_PATTERN})
+]
+
+_TERM_SCHEMA: dict[str, Any] = {
+    "type": "array",
+    "prefixItems": [{"type": "string", "minLength": 1}, {"enum": list(OPERATORS)}, {}],
+    "minItems": 2,
+    "maxItems": 3,
+}
+_FILTER_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "array", "items": _TERM_SCHEMA},
+        {"type": "array", "items": {"type": "array", "items": _TERM_SCHEMA, "minItems": 1}},
+        {"type": "null"},
+    ]
+}
+_SHARE_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "integer", "minimum": 0},
+        {"type": "string", "pattern": _SHARE_PATTERN},
+        {"type": "null"},
+    ]
+}
 
 
 class Input(_Part):
     """The dataset to read."""
 
-    uri: Annotated[tuple[Uri, ...], BeforeValidator(_uris), Field(min_length=1)]
+    uri: Annotated[
+        tuple[Uri, ...],
+        BeforeValidator(_uris, json_schema_input_type=str | tuple[str, ...]),
+        Field(min_length=1),
+    ]
     """Prefix or list of prefixes."""
     columns: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Columns that the transform may use. Default: those that it needs, which Polars determines."""
-    filter: Annotated[Filter | None, BeforeValidator(_filter)] = None
+    filter: Annotated[Filter | None, BeforeValidator(_filter), WithJsonSchema(_FILTER_SCHEMA)] = (
+        None
+    )
     """Filter on rows: a list of [column, operator, value] terms that all hold, or a list of such
-    lists, one of which holds."""
+    lists, one of which holds. Operators: `==`, `!=`, `<`, `<=`, `>`, `>=`; `in` and `not in`, with
+    a list; `is null` and `is not null`, without a value."""
     include: tuple[str, ...] = ()
     """Glob patterns of object names below the prefix, one of which must match. Default:
     `*.parquet`, `*.parq` and `*.pq`."""
@@ -218,18 +251,23 @@ class Input(_Part):
     """Types of Hive columns, such as `{zip: string}`. Default: int64 or date if all values of the
     column fit, else string. Folders of the output keep the spelling of the input."""
     schema_: Literal["identical", "union", "first"] = Field(default="identical", alias="schema")
-    """Schemas of the files: `identical`, or widened to the `union` of all, or to the `first`."""
+    """Schemas of the input's files: `identical` refuses differences; `union` has all columns, each
+    in a type that holds those of all files; `first` has those of the first file, and others must
+    fit."""
     types: dict[str, ColumnType] = {}
-    """Types to read columns as, regardless of the files, such as
-    `{id: int64, at: "datetime[us, UTC]"}`. A value that does not fit is an error."""
+    """Types to read columns as, regardless of the files: int8 to int128, uint8 to uint128, float32,
+    float64, boolean, string, categorical, binary, date, time, datetime[us], datetime[us, UTC],
+    duration[us], decimal[38, 2], list[int64]. A value that does not fit is an error."""
     object_column: str | None = Field(default=None, min_length=1)
     """Name of an extra column with the URI of each row's object."""
     int96: Literal["us", "ns"] = "us"
     """Unit of times from INT96 columns. Nanoseconds end in the year 2262."""
     on_bad_object: Literal["fail", "skip", "quarantine"] = "fail"
-    """Handling of objects that are not readable Parquet: fail; skip them; or skip them and keep a
-    record next to the output (quarantine)."""
-    max_quarantined: Annotated[int | str | None, BeforeValidator(_object_limit)] = None
+    """Objects that are not readable Parquet: `fail` stops the run; `skip` leaves them out;
+    `quarantine` leaves them out and keeps a record of each next to the output."""
+    max_quarantined: Annotated[
+        int | str | None, BeforeValidator(_object_limit), WithJsonSchema(_SHARE_SCHEMA)
+    ] = None
     """Maximum number of objects in quarantine, or share of the input's objects such as 1%; with
     more, nothing is published."""
     verify_checksums: bool = False
@@ -275,12 +313,14 @@ class Output(_Part):
     uri: Uri
     """Prefix of the output, which contains published Parquet only."""
     mode: Literal["error", "append", "overwrite", "overwrite-partitions"] = "error"
-    """Handling of existing files in the output."""
+    """Files that the output has already: `error` refuses an output with files; `append` keeps them,
+    and later runs of the job read only objects that are new since; `overwrite` replaces all files;
+    `overwrite-partitions` replaces those in the Hive partitions that get new files."""
     schema_: Literal["identical", "widen"] = Field(default="identical", alias="schema")
     """Columns of a run: those of the output's files (`identical`), or also new columns, and types
     one of which holds the other, such as int32 and int64 (`widen`)."""
     compression: Literal["zstd", "snappy", "lz4", "gzip", "brotli", "uncompressed"] = "zstd"
-    """Compression of the written files."""
+    """Compression of the written files: `zstd` is small, `snappy` and `lz4` are fast."""
     row_group_rows: PositiveInt | None = None
     """Number of rows per row group. Default: the writer's."""
     keep_versions: NonNegativeInt = 1
@@ -306,7 +346,8 @@ class WindowRule(_Part):
     """Hive columns that make up a date, instead of `column`: from coarse to fine, such as
     `[year, month, day]` or `[ds, hour]`."""
     grain: Literal["hour", "day", "month", "value"] = "day"
-    """Length of a window; finer values are grouped. `value`: each value is a window."""
+    """Length of a window: `hour`, `day` or `month`, into which finer values are grouped; `value`
+    makes each value a window, e.g. a customer."""
     timezone: str = "UTC"
     """IANA name of the time zone of hours, days and months."""
 
@@ -345,7 +386,9 @@ class Job(_Part):
     """Number of retries of a chunk after transient errors."""
     rounds: PositiveInt = 3
     """Number of passes over the chunks left, each in smaller batches."""
-    max_failures: Annotated[int | str | None, BeforeValidator(_limit)] = None
+    max_failures: Annotated[
+        int | str | None, BeforeValidator(_limit), WithJsonSchema(_SHARE_SCHEMA)
+    ] = None
     """Maximum number of failed chunks, or share such as 5%; with more, the run stops."""
     chunk_timeout: Annotated[Seconds, Field(gt=0)] | None = None
     """Maximum duration of a chunk, in seconds."""

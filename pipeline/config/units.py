@@ -87,11 +87,27 @@ def _at_least(minimum: int, number: int, value: Any) -> int:
     return number
 
 
-Size = Annotated[int, BeforeValidator(parse_size)]
+_SizeText = Annotated[str, Field(pattern=rf"^{_QUANTITY.pattern}$", examples=["128MiB"])]
+_SecondsText = Annotated[str, Field(pattern=rf"^{_QUANTITY.pattern}$", examples=["90s"])]
+
+Size = Annotated[
+    int, BeforeValidator(parse_size, json_schema_input_type=Annotated[int, Field(ge=1)] | _SizeText)
+]
 """Bytes, at least 1; a number, or a text with a unit."""
 
-SizeOrNone = Annotated[int, BeforeValidator(parse_size_or_none)]
+SizeOrNone = Annotated[
+    int,
+    BeforeValidator(
+        parse_size_or_none, json_schema_input_type=Annotated[int, Field(ge=0)] | _SizeText
+    ),
+]
 """Bytes, or 0; a number, or a text with a unit."""
 
-Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(ge=0)]
+Seconds = Annotated[
+    float,
+    BeforeValidator(
+        parse_seconds, json_schema_input_type=Annotated[float, Field(ge=0)] | _SecondsText
+    ),
+    Field(ge=0),
+]
 """Seconds; a number, or a text with a unit."""

@@ -174,6 +174,7 @@ def explain_error(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, st
     message = mask_text(detail["msg"].removeprefix("Value error, "))
     if kind == "value_error":
         return (f"`{key}`: {message}" if key else message), None
+    message = message.replace("String should match", "text that matches")
     wanted = _WANTED.get(kind) or message.removeprefix("Input should be ").rstrip(".")
     shown = MASK if is_secret_name(key) else _shown(detail["input"])
     return f"`{key}`: expected {wanted}, found {shown}", None
@@ -193,6 +194,8 @@ _WANTED = {
     "model_type": "a mapping (`key: value`)",
     "path_type": "a path",
     "string_type": "text",
+    "string_too_long": "a shorter text",
+    "string_too_short": "text that is not empty",
     "tuple_type": "a list",
     "too_short": "at least one item",
 }

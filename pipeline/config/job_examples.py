@@ -1,0 +1,94 @@
+"""An example per key of the job file, for the reference pages and the JSON Schema.
+
+Each is the YAML text of a value that the key accepts in the job `base_job()`; tests check that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+EXAMPLES = {
+    "name": "daily-revenue",
+    "input.uri": "s3://shop/sales/",
+    "input.columns": "[id, price, day]",
+    "input.filter": '[[day, ">=", 2024-01-01], [country, in, [DE, FR]]]',
+    "input.include": '["*.parquet", "*.snappy"]',
+    "input.exclude": '["tmp/*", "*_old.parquet"]',
+    "input.hive_types": "{zip: string, day: date}",
+    "input.schema": "union",
+    "input.types": '{id: int64, at: "datetime[us, UTC]", price: "decimal[18, 2]"}',
+    "input.object_column": "source",
+    "input.int96": "ns",
+    "input.on_bad_object": "quarantine",
+    "input.max_quarantined": "1%",
+    "input.verify_checksums": "true",
+    "input.changed_only": "true",
+    "chunks.target": "64MiB",
+    "chunks.max_rows": "1000000",
+    "chunks.per_file": "true",
+    "chunks.per_partition": "true",
+    "chunks.cross_partitions": "true",
+    "transform": "shop.revenue:revenue",
+    "params": "{currency: EUR, since: 2024-01-01, rates: [1.1, 1.2]}",
+    "tables": "[s3://shop/countries.parquet]",
+    "output.uri": "s3://shop/revenue/",
+    "output.mode": "append",
+    "output.schema": "widen",
+    "output.compression": "snappy",
+    "output.row_group_rows": "500000",
+    "output.keep_versions": "3",
+    "retries": "5",
+    "rounds": "2",
+    "max_failures": "5%",
+    "chunk_timeout": "10min",
+    "reduce.combine": "shop.revenue:add",
+    "reduce.finalize": "shop.revenue:round_totals",
+    "window.column": "day",
+    "window.columns": "[year, month, day]",
+    "window.grain": "month",
+    "window.timezone": "Europe/Berlin",
+}
+"""Text of an example value, by dotted key."""
+
+_NEEDS: dict[str, dict[str, str]] = {
+    "input.max_quarantined": {"input.on_bad_object": "quarantine"},
+    "reduce.finalize": {"reduce.combine": "shop.revenue:add"},
+    "window.grain": {"window.column": "day"},
+    "window.timezone": {"window.column": "day"},
+}
+"""Other keys that a key needs, with their values."""
+
+
+def example_values(key: str) -> dict[str, str]:
+    """Return the keys and YAML values of a job that shows a key; all are needed for it."""
+    base = ("name", "input.uri", "transform", "output.uri")
+    return {name: EXAMPLES[name] for name in base} | _NEEDS.get(key, {}) | {key: EXAMPLES[key]}
+
+
+def example_lines(key: str) -> list[str]:
+    """Return the lines of YAML that set a key to its example, with what it needs beside it."""
+    if key == "transform":  # In the smallest job that there is.
+        lines = [
+            f"{name.replace('.', ': {')}: {text}" for name, text in example_values(key).items()
+        ]
+        return [line + "}" * line.count(": {") for line in lines]
+    values = {**_NEEDS.get(key, {}), key: EXAMPLES[key]}
+    section, dot, _ = key.partition(".")
+    if not dot:
+        return [f"{key}: {EXAMPLES[key]}"]
+    return [
+        f"{section}:",
+        *(f"  {name.partition('.')[2]}: {text}" for name, text in values.items()),
+    ]
+
+
+def nested(values: dict[str, Any]) -> dict[str, Any]:
+    """Nest a mapping of dotted keys."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        *above, last = key.split(".")
+        inside = out
+        for name in above:
+            inside = inside.setdefault(name, {})
+        inside[last] = value
+    return out

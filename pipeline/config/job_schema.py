@@ -1,0 +1,68 @@
+"""The JSON Schema of the job file, which editors check and complete against.
+
+An editor with a YAML language server uses it where a job begins with a line such as
+`# yaml-language-server: $schema=job.schema.json`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from pipeline.config.job import Job
+from pipeline.config.job_examples import EXAMPLES
+from pipeline.config.yaml_loader import Loader
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+TITLE = "chunkmap job"
+
+
+def job_schema() -> dict[str, Any]:
+    """Return the schema: keys, types, values, defaults, and what the reference says of each."""
+    schema = _plain(Job.model_json_schema(by_alias=True))
+    for key, text in EXAMPLES.items():
+        section, _, name = key.rpartition(".")
+        _section(schema, section)["properties"][name]["examples"] = [_json(text)]
+    return {"$schema": DIALECT, "title": TITLE, **schema}
+
+
+def _section(schema: dict[str, Any], name: str) -> dict[str, Any]:
+    if not name:
+        return schema
+    field = schema["properties"][name]
+    reference = field.get("$ref") or next(option["$ref"] for option in field["anyOf"])
+    found: dict[str, Any] = schema["$defs"][reference.rpartition("/")[2]]
+    return found
+
+
+def _json(text: str) -> Any:
+    """Return an example as JSON has it: dates as text."""
+    return yaml.load(text, _TextDates)
+
+
+class _TextDates(Loader):
+    """Loader that reads dates as text."""
+
+
+_TextDates.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if not tag.endswith(":timestamp")]
+    for first, rules in Loader.yaml_implicit_resolvers.items()
+}
+
+
+def _plain(value: Any, *, are_keys: bool = False) -> Any:
+    """Drop Pydantic's titles, which repeat the keys, and the line breaks of docstrings."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    out = {}
+    for key, item in value.items():
+        if key == "title" and not are_keys:
+            continue
+        if key == "description" and isinstance(item, str):
+            out[key] = " ".join(item.split())
+        else:
+            out[key] = _plain(item, are_keys=key in ("properties", "$defs") and not are_keys)
+    return out
