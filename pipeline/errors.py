@@ -124,7 +124,7 @@ class EngineUnavailableError(UsageError):
 
 
 class VersionMismatchError(UsageError):
-    """Workers have another Python version, or other packages, than the driver."""
+    """Workers have another Python version, other packages or other code than the driver."""
 
 
 class StorageError(ChunkmapError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from rich.text import Text
 from pipeline.cli.help import App, examples
 from pipeline.cli.options import Environment, Json
 from pipeline.cli.output import columns, live, marked, notes, out, print_json, say
+from pipeline.config.job import load_job
 from pipeline.config.settings import Settings, load_settings
 from pipeline.report.humanize import byte_size, duration, plural
 
@@ -87,6 +89,10 @@ def doctor(
             help="Test S3 rights on this output; default a known one.",
         ),
     ] = None,
+    job: Annotated[
+        Path | None,
+        typer.Option("--job", metavar="JOB.yaml", help="Load this job's code on every worker."),
+    ] = None,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
@@ -97,7 +103,8 @@ def doctor(
     settings = load_settings(environment)
     known = known_outputs(settings.state_dir)
     findings = []
-    for finding in examine(settings, output or (known[-1] if known else None)):
+    loaded = load_job(job) if job is not None else None
+    for finding in examine(settings, output or (known[-1] if known else None), loaded):
         findings.append(finding)
         if not json:
             say(f"{finding.what}: {finding.said}", mark=_MARKS[finding.level])

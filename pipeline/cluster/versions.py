@@ -43,7 +43,7 @@ def refuse_other_versions(client: Any, seconds: float = ASK_SECONDS) -> None:
                 wrong.setdefault((name, theirs), []).append(address)
     if wrong:
         lines = [
-            f"{name} {ours[name]} here, {theirs} on {_few(workers)}"
+            f"{name} {ours[name]} here, {theirs} on {few(workers)}"
             for (name, theirs), workers in sorted(wrong.items())
         ]
         raise VersionMismatchError(
@@ -52,7 +52,8 @@ def refuse_other_versions(client: Any, seconds: float = ASK_SECONDS) -> None:
         )
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """Join the first names, and count the others."""
     rest = len(names) - MAX_NAMES
     return ", ".join(names[:MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 

@@ -15,12 +15,14 @@ from prefect.states import Cancelled
 from typing_extensions import override
 
 from pipeline.cluster.task_runner import sharing
+from pipeline.cluster.versions import check_versions
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError, RunCancelledError
 from pipeline.flows.event_sender import flush_events
 from pipeline.flows.executor import DaskExecutor, map_batch_task
 from pipeline.flows.run_state import RunStateWatcher
 from pipeline.flows.server import flow_run_page, patient
+from pipeline.flows.worker_code import check_code
 from pipeline.runs.backfill.driver import BackfillDriver, Listener
 from pipeline.runs.backfill.orchestrator import BackfillOrchestrator, ExecutorOf
 from pipeline.runs.backfill.records import BackfillResumeOptions, Control
@@ -90,9 +92,14 @@ def backfill_flow(output: str, backfill: str) -> Any:
     Raises:
         BackfillIncompleteError: Some windows failed.
         BackfillHeldError: It stopped after its canary.
+        VersionMismatchError: The workers' packages, code or allow-list differ from those here.
     """
     current = _current_options()
     store = BackfillStore(open_storage(current.settings), output, backfill)
+    context = FlowRunContext.get()
+    assert context is not None, "a flow runs in a flow run's context"
+    check_versions(context.task_runner)
+    check_code(context.task_runner, store.job(), current.settings)
     driver = BackfillDriver(
         store,
         current.settings,
@@ -150,6 +157,7 @@ def _executor(run_uri: str, fingerprint: str, priority: Callable[[], int]) -> Ex
         current.task_of_batch,
         priority=priority,
         limit=current.settings.batches.concurrency_limit,
+        settings=current.settings,
     )
 
 

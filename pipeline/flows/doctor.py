@@ -13,11 +13,17 @@ from urllib.parse import urlsplit
 from pipeline.cluster.certificates import WARN_DAYS
 from pipeline.cluster.client import ClusterClient, cluster_of
 from pipeline.cluster.process_info import ProcessInfo, about, versions
+from pipeline.cluster.versions import few
+from pipeline.config.job import Job
 from pipeline.config.masking import mask_text
 from pipeline.config.settings import Settings
 from pipeline.errors import AccessDeniedError, ChunkmapError
 from pipeline.flows.secret_settings import held_secrets
 from pipeline.flows.server import check_server
+from pipeline.flows.worker_code import find_mismatches
+from pipeline.runs.transforms.loading import module_exists
+from pipeline.runs.worker.code_report import ALLOW_HINT, missing_modules, report_code
+from pipeline.runs.worker.run_settings import sent_settings
 from pipeline.storage import (
     StagedObject,
     Storage,
@@ -57,23 +63,27 @@ class Finding:
     """What to do about it."""
 
 
-def examine(settings: Settings, output: str | None) -> Iterator[Finding]:
+def examine(settings: Settings, output: str | None, job: Job | None = None) -> Iterator[Finding]:
     """Check everything that a run needs, one thing after the other.
 
     Args:
         settings: The settings of the driver.
         output: The output next to which rights on S3 are tested; None skips these tests.
+        job: A job whose code every worker is to load; None: only the allow-lists are compared.
     """
-    for finding in _findings(settings, output):
+    for finding in _findings(settings, output, job):
         yield replace(finding, said=mask_text(finding.said), fix=mask_text(finding.fix))
 
 
-def _findings(settings: Settings, output: str | None) -> Iterator[Finding]:
+def _findings(settings: Settings, output: str | None, job: Job | None) -> Iterator[Finding]:
     yield _check("Prefect", lambda: f"answers at {check_server(settings.prefect)}")
     try:
         with cluster_of(settings.dask) as cluster:
             yield Finding("ok", "Dask", f"the scheduler answers at {cluster.scheduler}")
             yield from _examine(cluster, settings, output)
+            yield from _transforms(cluster, settings)
+            if job is not None:
+                yield from _code(cluster, settings, job)
     except ChunkmapError as error:
         yield Finding("error", "Dask", str(error), error.hint or "")
 
@@ -221,6 +231,45 @@ def _limits(cluster: ClusterClient, workers: Mapping[str, ProcessInfo]) -> Itera
         yield Finding("warning", "memory", f"{small[0]} has less than 1 GiB", fix)
     else:
         yield Finding("ok", "memory", "each worker has a limit")
+
+
+def _transforms(cluster: ClusterClient, settings: Settings) -> Iterator[Finding]:
+    """Compare the allowed modules that this process finds with those of each worker."""
+    what = "transforms"
+    here = [name for name in settings.transforms.allow if module_exists(name, settings.transforms)]
+    names = {worker.address: worker.name for worker in cluster.workers()}
+    answers = cluster.ask(missing_on_worker, sent_settings(settings), seconds=ASK_SECONDS)
+    problems: dict[tuple[str, str], list[str]] = {}
+    for address, missing in answers.items():
+        for name in here if isinstance(missing, dict) else ():
+            if name in missing:
+                key = (name, str(missing[name]))
+                problems.setdefault(key, []).append(names.get(address, address))
+    for (name, problem), workers in problems.items():
+        fix = ALLOW_HINT if "allow" in problem else "install it there, or set transforms.path there"
+        yield Finding("error", what, f"{name}: worker {few(workers)} {problem}", fix)
+    if answers and not problems:
+        found = f"each worker allows and finds {', '.join(here)}" if here else "none are allowed"
+        yield Finding("ok", what, found)
+
+
+async def missing_on_worker(sent: str) -> dict[str, str]:
+    """Describe which allowed modules of the driver a worker refuses or does not find."""
+    return await asyncio.to_thread(missing_modules, sent)
+
+
+def _code(cluster: ClusterClient, settings: Settings, job: Job) -> Iterator[Finding]:
+    what = f"job {job.name}"
+    ours = report_code(job, settings)
+    if ours.problem:
+        yield Finding("error", what, ours.problem, ours.hint)
+        return
+    mismatches = find_mismatches(cluster, job, settings)
+    for mismatch in mismatches:
+        yield Finding("error", what, str(mismatch), mismatch.hint)
+    if not mismatches:
+        packages = "".join(f", {name} {version}" for name, version in ours.versions.items())
+        yield Finding("ok", what, f"every worker has its code {ours.fingerprint}{packages}")
 
 
 def _prefect(workers: Mapping[str, ProcessInfo]) -> Finding:

@@ -20,13 +20,16 @@ from pipeline.cluster.futures import (
     worker_name,
 )
 from pipeline.cluster.task_runner import thread_count
+from pipeline.config.settings import Settings
 from pipeline.errors import EngineUnavailableError, RunFailedError
 from pipeline.flows.concurrency_slots import Slots
 from pipeline.flows.task_report import error_of
 from pipeline.flows.task_sender import Ended, SentTaskRun, TaskSender
+from pipeline.flows.worker_task import settings_of_run
 from pipeline.runs.driver.executor import Executor, Outcome
 from pipeline.runs.worker.batch import Batch, BatchResult, map_batch
 from pipeline.runs.worker.reduce import Step, reduce_step
+from pipeline.runs.worker.run_settings import sent_settings
 
 PARAMETERS = ("run_uri", "fingerprint", "name", "spec", "types")
 """Parameters of a task that maps a batch."""
@@ -56,23 +59,26 @@ def map_batch_task(run_uri: str, fingerprint: str, name: str, spec: str, types: 
     """Map one batch of chunks, on a Dask worker."""
     stop_profiler()
     batch = Batch(name, spec, types)
-    return map_batch(run_uri, fingerprint, batch, worker_name(), is_leaving)
+    return map_batch(run_uri, fingerprint, batch, worker_name(), is_leaving, sent=settings_of_run())
 
 
 @task(name="reduce", task_run_name="{name}", retries=2, **TASK_OPTIONS)
 def reduce_task(run_uri: str, fingerprint: str, name: str, step: Step) -> None:
     """Do one step of the reduce, on a Dask worker."""
     stop_profiler()
-    reduce_step(run_uri, fingerprint, step, worker_name())
+    reduce_step(run_uri, fingerprint, step, worker_name(), sent=settings_of_run())
 
 
-def run_reduce_steps(runner: Any, run_uri: str, fingerprint: str, steps: Sequence[Step]) -> None:
+def run_reduce_steps(
+    runner: Any, run_uri: str, fingerprint: str, steps: Sequence[Step], settings: Settings
+) -> None:
     """Do the steps of one level of a reduce in parallel, as task runs of the current flow run.
 
     Raises:
         ChunkmapError: A step failed, or was lost. Results of completed steps are kept.
     """
-    sender = TaskSender(runner, reduce_task, ("run_uri", "fingerprint", "name", "step"))
+    names = ("run_uri", "fingerprint", "name", "step")
+    sender = TaskSender(runner, reduce_task, names, sent_settings(settings))
     common = {"run_uri": run_uri, "fingerprint": fingerprint}
     left = [sender.submit(**common, name=step.name, step=step) for step in steps]
     try:
@@ -110,6 +116,7 @@ class DaskExecutor(Executor):
         *,
         priority: Callable[[], int] = lambda: 0,
         limit: str | None = None,
+        settings: Settings | None = None,
     ) -> None:
         """Make an executor; call it in the flow run to which the task runs are to belong.
 
@@ -120,10 +127,12 @@ class DaskExecutor(Executor):
             task_of_batch: The Prefect task that maps a batch.
             priority: Returns the current priority of batches; Dask runs higher ones first.
             limit: A global concurrency limit of Prefect, of which each batch holds a slot.
+            settings: Settings that the workers use, within the limits of their own; default theirs.
         """
         self._priority = priority
         self._runner = runner
-        self._sender = TaskSender(runner, task_of_batch, PARAMETERS)
+        sent = "" if settings is None else sent_settings(settings)
+        self._sender = TaskSender(runner, task_of_batch, PARAMETERS, sent)
         self._common = {"run_uri": run_uri, "fingerprint": fingerprint}
         self._in_flight: dict[SentTaskRun, Batch] = {}
         self._waiting: dict[str, list[Batch]] = {}

@@ -30,6 +30,7 @@ from pipeline.errors import ChunkmapError
 from pipeline.flows.event_sender import flush_events
 from pipeline.flows.executor import TASK_OPTIONS, DaskExecutor, run_reduce_steps
 from pipeline.flows.server import flow_run_page
+from pipeline.flows.worker_code import check_code
 from pipeline.runs.admin.known_outputs import remember_output
 from pipeline.runs.driver.executor import Executor
 from pipeline.runs.driver.orchestrator import Orchestrator, T
@@ -110,7 +111,7 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
 
     Raises:
         RunIncompleteError: Some chunks failed; nothing was published, completed work is kept.
-        VersionMismatchError: The workers' packages differ from those of this process.
+        VersionMismatchError: The workers' packages, code or allow-list differ from those here.
     """
     current = _current_options()
     job = current.job or parse_job(job_yaml)
@@ -119,6 +120,7 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
     context = FlowRunContext.get()
     assert context is not None, "a flow runs in a flow run's context"
     check_versions(context.task_runner)
+    check_code(context.task_runner, job, current.settings)
     # Quoted: Prefect would look into it for results of other tasks.
     task_parameter: Any = quote(job)
     planned = plan_task(name, task_parameter)
@@ -164,14 +166,21 @@ class PrefectOrchestrator(Orchestrator):
     def executor(self, run_uri: str, fingerprint: str) -> Executor:
         context = FlowRunContext.get()
         assert context is not None, "a flow runs in a flow run's context"
-        limit = _current_options().settings.batches.concurrency_limit
-        return DaskExecutor(context.task_runner, run_uri, fingerprint, limit=limit)
+        settings = _current_options().settings
+        return DaskExecutor(
+            context.task_runner,
+            run_uri,
+            fingerprint,
+            limit=settings.batches.concurrency_limit,
+            settings=settings,
+        )
 
     @override
     def reduce(self, run_uri: str, fingerprint: str, steps: list[Step]) -> None:
         context = FlowRunContext.get()
         assert context is not None, "a flow runs in a flow run's context"
-        run_reduce_steps(context.task_runner, run_uri, fingerprint, steps)
+        settings = _current_options().settings
+        run_reduce_steps(context.task_runner, run_uri, fingerprint, steps, settings)
 
     @override
     def step(self, name: str, run: str, work: Callable[[], T]) -> T:

@@ -85,16 +85,19 @@ class SentTaskRun:
 class TaskSender:
     """Submits runs of one task, with plain parameters, from the flow run in which it is made."""
 
-    def __init__(self, runner: Any, task: Task[..., Any], parameters: Sequence[str]) -> None:
+    def __init__(
+        self, runner: Any, task: Task[..., Any], parameters: Sequence[str], sent: str = ""
+    ) -> None:
         """Pickle the task and its context, which all task runs share.
 
         Args:
             runner: The flow's DaskTaskRunner.
             task: The task, which must not be async or have assets.
             parameters: The names of its parameters.
+            sent: The settings of the run (see `sent_settings`); empty: workers use their own.
         """
         self._runner, self._name = runner, task.fn.__name__
-        self._parcel = pickled((task, worker_context()))
+        self._parcel = pickled((task, worker_context(), sent))
         self._template = TaskRunTemplate(task, parameters)
         self._events, self._origin = event_sender(), Origin()
         self._has_logs = get_current_settings().logging.to_api.enabled

@@ -11,6 +11,7 @@ import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime
 from functools import cache
 from threading import Lock
@@ -97,11 +98,11 @@ def run_packed(parcel: bytes, names: tuple[Any, ...], parameters: dict[str, Any]
     """Run a task on a worker; returns a `TaskReport` as JSON.
 
     Args:
-        parcel: The pickled task and context, the same for all task runs of a flow run.
+        parcel: The pickled task, context and settings, the same for all task runs of a flow run.
         names: The fields of `TaskRunNames`.
         parameters: The parameters of the task.
     """
-    task, context = _unpickle(parcel)
+    task, context, sent = _unpickle(parcel)
     identity = TaskRunNames(*names)
     # Without tags, for whose limits the engine would request slots from the server; the driver
     # holds them.
@@ -115,7 +116,7 @@ def run_packed(parcel: bytes, names: tuple[Any, ...], parameters: dict[str, Any]
         state=Pending(),
     )
     result, error = None, None
-    with _collect_lines(identity.id) as lines, _offline():
+    with _collect_lines(identity.id) as lines, _offline(), _using(sent):
         try:
             result = run_task_sync(task, task_run=task_run, parameters=parameters, context=context)
         except BaseException as raised:
@@ -144,9 +145,28 @@ def _error_report(error: BaseException) -> ErrorReport:
 
 
 @single_flight(MAX_UNPICKLED)
-def _unpickle(parcel: bytes) -> tuple[Task[..., Any], dict[str, Any]]:
-    task, context = pickle.loads(parcel)
-    return task, context
+def _unpickle(parcel: bytes) -> tuple[Task[..., Any], dict[str, Any], str]:
+    task, context, sent = pickle.loads(parcel)
+    return task, context, sent
+
+
+# -- settings of the run ---------------------------------------------------------------------------
+
+_sent: ContextVar[str] = ContextVar("sent", default="")
+
+
+@contextmanager
+def _using(sent: str) -> Iterator[None]:
+    token = _sent.set(sent)
+    try:
+        yield
+    finally:
+        _sent.reset(token)
+
+
+def settings_of_run() -> str:
+    """Return the settings that were sent with the current task run; empty if there are none."""
+    return _sent.get()
 
 
 # -- no server -------------------------------------------------------------------------------------

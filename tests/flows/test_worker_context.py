@@ -159,7 +159,7 @@ def test_no_secret_is_submitted(submitted: Any, monkeypatch: pytest.MonkeyPatch)
     _, arguments, _ = pickle.loads(whole)
     parcel, *_ = arguments
     assert PLANTED.encode() not in parcel
-    _, context_sent = pickle.loads(parcel)
+    _, context_sent, _ = pickle.loads(parcel)
     settings = context_sent["settings_context"]["settings"]
     assert secrets_of(settings) == ["api.key"]  # A word that is no secret: no events are to go.
     assert PLANTED not in repr(_dumped(settings))
@@ -254,7 +254,7 @@ def look(name: str, what: str) -> Any:
 def on_a_worker(what: str, one: Any = look, **more: str) -> TaskReport:
     """As Dask calls it, where no variable of the driver is."""
     with tags("nightly"), flow_context():
-        parcel = pickled((one, worker_context()))
+        parcel = pickled((one, worker_context(), ""))
     names = TaskRunNames(str(uuid4()), "b1", "key", str(uuid4()))
     report = run_packed(parcel, tuple(names), {"name": "b1", "what": what, **more})
     return read_report(report)

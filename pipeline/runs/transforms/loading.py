@@ -23,6 +23,7 @@ from pipeline.errors import JobError, TransformNotAllowedError
 from pipeline.own_packages import is_own, put_own_first
 from pipeline.runs.transforms.fingerprint import fingerprint, join_fingerprints, libraries
 from pipeline.runs.transforms.reach import Reach, Reached, allows
+from pipeline.runs.transforms.site_paths import add_new_paths
 from pipeline.runs.transforms.source import Module, Sources
 from pipeline.runs.transforms.user_code import describe, is_from_signal
 
@@ -201,6 +202,9 @@ def _read(name: str, settings: TransformSettings) -> tuple[Reached, Sources]:
     _extend_import_path(settings)
     sources = Sources()
     module = sources.module(module_name)
+    if module is None and add_new_paths():
+        sources = Sources()
+        module = sources.module(module_name)
     if module is None:
         raise _no_module(module_name, sources, settings)
     foreign = _imported_from(module, function, sources, settings, set())
@@ -209,6 +213,15 @@ def _read(name: str, settings: TransformSettings) -> tuple[Reached, Sources]:
     reach = Reach(sources, settings.allowed)
     reach.function(module, function)
     return reach.result(), sources
+
+
+def module_exists(name: str, settings: TransformSettings) -> bool:
+    """Whether a module is found, without importing it."""
+    with _lock:
+        _extend_import_path(settings)
+        return Sources().spec(name) is not None or (
+            add_new_paths() and Sources().spec(name) is not None
+        )
 
 
 def _rename_hint(package: str) -> str:

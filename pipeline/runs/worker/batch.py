@@ -42,6 +42,7 @@ from pipeline.runs.worker.chunk import (
     stage,
 )
 from pipeline.runs.worker.chunk_source import ChunkSource
+from pipeline.runs.worker.code_report import naming_worker
 from pipeline.runs.worker.failures import failure_of
 from pipeline.runs.worker.null_types import fill_types, types_of_frames, types_of_text
 from pipeline.runs.worker.reduce import store_partial
@@ -80,6 +81,8 @@ def map_batch(
     batch: Batch,
     worker: str = "serial",
     is_leaving: Callable[[], bool] = lambda: False,
+    *,
+    sent: str = "",
 ) -> BatchResult:
     """Map a batch's chunks and store their completions and failures.
 
@@ -93,8 +96,10 @@ def map_batch(
         worker: Name of the worker.
         is_leaving: Returns whether the worker is shutting down; then the batch ends after the
             current chunk, and the rest is handed back.
+        sent: Settings of the run (see `sent_settings`).
     """
-    context = open_run(run_uri, fingerprint)
+    with naming_worker(worker):
+        context = open_run(run_uri, fingerprint, sent)
     kind = BatchAttempt if context.job.reduce is None else ReducingBatchAttempt
     with logs.log_ids(run=context.record.run, batch=batch.name):
         return kind(context, batch, worker, is_leaving=is_leaving).run()

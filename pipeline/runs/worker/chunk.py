@@ -28,6 +28,7 @@ from pipeline.runs.transforms.user_code import user_code
 from pipeline.runs.worker.chunk_source import ChunkSource, ReadOptions, engine_for
 from pipeline.runs.worker.key_columns import without_key_columns
 from pipeline.runs.worker.null_types import fill_types
+from pipeline.runs.worker.run_settings import received_settings
 from pipeline.storage import Storage, Tables, own_storage, staged_area
 
 
@@ -52,17 +53,18 @@ class RunContext:
 
 
 @single_flight(2)
-def open_run(run_uri: str, fingerprint: str) -> RunContext:
+def open_run(run_uri: str, fingerprint: str, sent: str = "") -> RunContext:
     """Open a run's context from storage and this process's settings.
 
     Args:
         run_uri: `<output>.chunkmap/runs/<run>/`.
         fingerprint: Fingerprint of the driver's code.
+        sent: Settings of the run (see `sent_settings`).
 
     Raises:
         TransformError: this worker has other code.
     """
-    settings, storage = load_settings(), own_storage()
+    settings, storage = received_settings(load_settings(), sent), own_storage()
     ledger = Ledger.open(storage, run_uri)
     job, plan = ledger.job(), ledger.plan()
     transform = load_transform(job.transform, job.params, settings.transforms)
@@ -70,7 +72,8 @@ def open_run(run_uri: str, fingerprint: str) -> RunContext:
     if code != fingerprint:
         raise TransformError(
             f"this worker's {job.transform} has fingerprint {code}, the driver's {fingerprint}",
-            hint="deploy the driver's version of the code to the workers",
+            hint="deploy the driver's version of the code to the workers; differences on each "
+            "worker: chunkmap cluster doctor --job JOB.yaml",
         )
     record = ledger.record()
     if record.plan != plan.id:

@@ -27,6 +27,7 @@ from pipeline.runs.ledger.records import REDUCE, Completion, digest_of
 from pipeline.runs.transforms.loading import load_transform
 from pipeline.runs.transforms.user_code import user_code
 from pipeline.runs.worker.chunk import RunContext, encode, open_run, schema_text
+from pipeline.runs.worker.code_report import naming_worker
 from pipeline.storage import Storage, join, staged_area
 from pipeline.storage.documents import reading, seal_bytes, unseal_bytes
 
@@ -75,9 +76,12 @@ def store_partial(
     return uri, len(data)
 
 
-def reduce_step(run_uri: str, fingerprint: str, step: Step, worker: str = "serial") -> None:
-    """Run one step, unless its result exists."""
-    context = open_run(run_uri, fingerprint)
+def reduce_step(
+    run_uri: str, fingerprint: str, step: Step, worker: str = "serial", *, sent: str = ""
+) -> None:
+    """Run one step, unless its result exists; `sent` are the settings of the run."""
+    with naming_worker(worker):
+        context = open_run(run_uri, fingerprint, sent)
     ledger, storage = context.ledger, context.storage
     if not step.is_last and _exists(storage, ledger.prefix + step.name):
         return

@@ -1,0 +1,57 @@
+"""Send settings with a run to its workers; a worker's own allow-list stays the upper limit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.config.sections import BatchSettings, ReadingSettings, TransformSettings
+from pipeline.config.settings import Settings
+from pipeline.runs.transforms.reach import allows
+
+SECTIONS = ("transforms", "batches", "reading")
+"""Sections of the settings that a run sends; others concern a process, e.g. its access to S3."""
+
+
+def sent_settings(settings: Settings) -> str:
+    """Return, as JSON, the settings that workers use for a run of this process."""
+    sections = {name: getattr(settings, name).model_dump(mode="json") for name in SECTIONS}
+    sections["transforms"]["path"] = [str(Path(p).resolve()) for p in settings.transforms.path]
+    return json.dumps(sections)
+
+
+def received_settings(own: Settings, sent: str) -> Settings:
+    """Apply the settings of a run to those of a worker.
+
+    Modules are searched in the run's folders that exist here, then in the worker's own. Code that
+    differs from the driver's is refused later, by its fingerprint.
+
+    Args:
+        own: Settings of this process.
+        sent: Result of `sent_settings`; empty for a run that sends none.
+    """
+    if not sent:
+        return own
+    sections = json.loads(sent)
+    asked = TransformSettings.model_validate(sections["transforms"])
+    folders = [path for path in asked.path if Path(path).is_dir()]
+    transforms = own.transforms.model_copy(
+        update={
+            "allow": _within(asked.allow, own.transforms.allow),
+            "path": tuple(dict.fromkeys([*folders, *own.transforms.path])),
+        }
+    )
+    update = {
+        "transforms": transforms,
+        "batches": BatchSettings.model_validate(sections["batches"]),
+        "reading": ReadingSettings.model_validate(sections["reading"]),
+    }
+    return own.model_copy(update=update)
+
+
+def _within(asked: Sequence[str], ceiling: Sequence[str]) -> tuple[str, ...]:
+    """Return the modules that both lists allow."""
+    both = [name for name in asked if allows(ceiling, name)]
+    both += [name for name in ceiling if allows(asked, name)]
+    return tuple(dict.fromkeys(both))
