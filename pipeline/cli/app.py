@@ -14,6 +14,7 @@ from pipeline.cli.errors import quiet_libraries, report_error, show_usage_error
 from pipeline.cli.help import JOBS, OUTPUTS, RUNS, SETUP, START, App, examples
 from pipeline.cli.options import (
     AcceptCode,
+    DebugChunk,
     Environment,
     InOutput,
     JobFile,
@@ -130,11 +131,14 @@ def run(
         bool, typer.Option("--replan", help="Make a new plan instead of resuming.")
     ] = False,
     take_over: TakeOver = False,
+    debug_chunk: DebugChunk = None,
     json: Json = False,
 ) -> None:
     """Run a job, or resume its unfinished run."""
     from pipeline.cli import run
 
+    if debug_chunk is not None:
+        raise typer.Exit(run.debug(job, environment, debug_chunk, changes=change or ()))
     run.run(
         job,
         environment,
@@ -231,12 +235,15 @@ def retry(
     output: InOutput = None,
     accept_code: AcceptCode = False,
     failed: OnlyFailed = False,
+    debug_chunk: DebugChunk = None,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
     """Resume a run by its id, with the chunks that failed."""
     from pipeline.cli import runs
 
+    if debug_chunk is not None:
+        raise typer.Exit(runs.debug(run, output, environment, debug_chunk))
     runs.retry(run, output, environment, accept_code=accept_code, only_failed=failed, as_json=json)
 
 

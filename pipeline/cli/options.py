@@ -83,3 +83,9 @@ TakeOver = Annotated[
     bool, typer.Option("--take-over", help="Take over even if another driver seems alive.")
 ]
 OnlyFailed = Annotated[bool, typer.Option("--failed", help="Retry failed chunks only.")]
+DebugChunk = Annotated[
+    int | None,
+    typer.Option(
+        "--debug-chunk", metavar="N", min=0, help="Map this chunk here, in Python's debugger."
+    ),
+]

@@ -61,6 +61,13 @@ def run(
     show(run_job(job, settings, again, resume, quiet=as_json), as_json=as_json)
 
 
+def debug(path: Path, environment: str | None, index: int, *, changes: Sequence[str] = ()) -> int:
+    """Map one chunk of a job in this terminal; returns the exit code."""
+    from pipeline.cli.debug import debug_chunk
+
+    return debug_chunk(load_job(path, changes), load_settings(environment), index)
+
+
 def run_job(
     job: Job,
     settings: Settings,

@@ -49,6 +49,15 @@ def retry(
     show(run_job(ledger.job(), settings, again, resume, quiet=as_json), as_json=as_json)
 
 
+def debug(run: str, output: str | None, environment: str | None, index: int) -> int:
+    """Map one chunk of a run in this terminal; returns the exit code."""
+    from pipeline.cli.debug import debug_chunk
+
+    settings = load_settings(environment)
+    ledger = _ledger(run, output, settings, open_storage(settings))
+    return debug_chunk(ledger.job(), settings, index, ledger)
+
+
 def cancel(
     run: str, output: str | None, environment: str | None, *, discard: bool, as_json: bool
 ) -> None:

@@ -316,7 +316,7 @@ def plan_run(
     records = runs_of(storage, job.output.uri)
     if resume.run is not None:
         return _resume(_find_record(records, resume.run), code, storage, resume)
-    same = _runs_of_job(job, storage, records)
+    same = runs_of_job(job, storage, records)
     published = [record for record in same if _is_published(storage, record)]
     if len(published) < len(same) and not resume.replan:
         unfinished = [record for record in same if record not in published]
@@ -556,7 +556,7 @@ def _find_record(records: list[RunRecord], run: str) -> RunRecord:
     raise UsageError(f"there is no run {run}")
 
 
-def _runs_of_job(job: Job, storage: Storage, records: list[RunRecord]) -> list[RunRecord]:
+def runs_of_job(job: Job, storage: Storage, records: list[RunRecord]) -> list[RunRecord]:
     """List the runs of this job, oldest first, without those of its backfills."""
     own = [record for record in records if record.backfill is None]
     ledgers = [(record, Ledger(storage, job.output.uri, record.run)) for record in own]

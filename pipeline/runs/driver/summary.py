@@ -84,7 +84,8 @@ class RunIncompleteError(RunFailedError):
             f"run {summary.run} ended with {summary.failed:,} of {summary.chunks:,} chunks failed; "
             "nothing was published, all finished work is kept",
             hint="fix the cause and rerun the job; only failed chunks are retried "
-            "(pass --accept-code if you changed the transform)",
+            "(pass --accept-code if you changed the transform). To debug one in this terminal: "
+            f"chunkmap retry {summary.run} --debug-chunk N",
         )
         self.summary = summary
 
