@@ -95,6 +95,13 @@ def _portable_start_time(pid: int) -> float | None:
         return None
 
 
+def command_started() -> float:
+    """Return when this process started, in Unix seconds: with its imports, as users measure it."""
+    import psutil
+
+    return psutil.Process().create_time()
+
+
 def is_alive(pid: int, started: float) -> bool:
     """Whether the process with this id and start time is running."""
     return start_time(pid) == started

@@ -14,7 +14,7 @@ from pipeline.cli.run_progress import Display
 from pipeline.config.job import Job, load_job
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import RunInterruptedError
-from pipeline.processes import record_interrupts, was_interrupted
+from pipeline.processes import command_started, record_interrupts, was_interrupted
 from pipeline.report.humanize import byte_rate, byte_size, duration, plural
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ class Outcome:
     """Whether another process drove the run for at least some time."""
     bytes_in: int
     """Bytes read by this command, without those of earlier attempts."""
-    seconds: float
-    """Seconds from the start of the command to its end, planning included."""
 
     def to_dict(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -58,7 +56,8 @@ def run(
     resume = ResumeOptions(accept_code=accept_code, replan=replan, take_over=take_over)
     flags = [word for change in changes for word in ("--set", change)]
     again = shlex.join(["chunkmap", "run", str(path), *flags])
-    show(run_job(job, settings, again, resume, quiet=as_json), as_json=as_json)
+    began = command_started()
+    show(run_job(job, settings, again, resume, quiet=as_json, began=began), as_json=as_json)
 
 
 def debug(path: Path, environment: str | None, index: int, *, changes: Sequence[str] = ()) -> int:
@@ -75,6 +74,7 @@ def run_job(
     resume: ResumeOptions | None = None,
     *,
     quiet: bool = False,
+    began: float | None = None,
 ) -> Outcome:
     """Run a job.
 
@@ -84,6 +84,7 @@ def run_job(
         again: The command that resumes the run, for the hint after Ctrl-C.
         resume: How to resume an unfinished run.
         quiet: Show no progress.
+        began: Unix seconds when the command started; default now.
 
     Raises:
         RunIncompleteError: Some chunks failed. Unless quiet, the summary has been shown.
@@ -94,7 +95,7 @@ def run_job(
     from pipeline.runs.driver.summary import MapProgress, RunIncompleteError
     from pipeline.storage import open_storage
 
-    clock = time.perf_counter()
+    began = time.time() if began is None else began
     display = Display(quiet=quiet)
 
     def listen(phase: str, progress: MapProgress | None) -> None:
@@ -105,9 +106,8 @@ def run_job(
             display.mapping(progress)
 
     def outcome_of(summary: RunSummary) -> Outcome:
-        seconds = time.perf_counter() - clock
         here = _with_local_report(summary, settings)
-        return Outcome(here, _page(here, settings), display.watched, display.bytes_in, seconds)
+        return Outcome(here, _page(here, settings), display.watched, display.bytes_in)
 
     try:
         # First of all, so that an invalid job does not show up in Prefect as a failed run.
@@ -115,7 +115,7 @@ def run_job(
         from pipeline.flows.launch import launch
 
         with display, record_interrupts():
-            summary = launch(job, settings, listen, resume or ResumeOptions())
+            summary = launch(job, settings, listen, resume or ResumeOptions(), began=began)
     except RunIncompleteError as error:
         if not quiet:
             show(outcome_of(error.summary))
@@ -163,16 +163,13 @@ def show(outcome: Outcome, *, as_json: bool = False) -> None:
     if summary.mapped == 0 and summary.state == "done":
         _show_complete(outcome)
         return
-    speed = byte_rate(outcome.bytes_in / max(summary.seconds, 1e-9))
-    rate = f", {speed}" if outcome.bytes_in else ""
     rows = {
         "state": summary.state + (f", manifest {summary.manifest}" if summary.manifest else ""),
-        "rows": f"{summary.rows_in:,} in, {summary.rows_out:,} out",
+        "rows": rows_text(summary.rows_in, summary.rows_out, summary.rows_filtered),
         "bytes": f"{byte_size(summary.bytes_in)} read, {byte_size(summary.bytes_out)} written",
         "chunks": f"{summary.chunks:,} ({summary.mapped:,} mapped now, {summary.failed:,} failed)",
         "batches": f"{summary.batches:,} in {plural(summary.rounds, 'round')}",
-        "time": f"{duration(outcome.seconds)}, of which {duration(summary.seconds)} to map and "
-        f"publish{rate}",
+        "time": _time(outcome),
         "output": summary.output,
         "report": summary.local_report or summary.report,
         "Prefect UI": outcome.page,
@@ -180,6 +177,24 @@ def show(outcome: Outcome, *, as_json: bool = False) -> None:
     show_pairs(f"{summary.job} · run {summary.run}", _known(rows))
     for line in summary.errors:
         bad(line)
+
+
+def _time(outcome: Outcome) -> str:
+    """Say how long the command took, and the parts of it; they add up."""
+    summary = outcome.summary
+    text = duration(summary.seconds)
+    if summary.phases:
+        text += ": " + ", ".join(f"{name} {duration(took)}" for name, took in summary.phases)
+    mapped = sum(took for name, took in summary.phases if name == "map")
+    if outcome.bytes_in and mapped:
+        text += f" ({byte_rate(outcome.bytes_in / mapped)} read while mapping)"
+    return text
+
+
+def rows_text(rows_in: int, rows_out: int, filtered: int) -> str:
+    """Say how many rows went in and out, and how many the job's filter removed before."""
+    removed = f" ({filtered:,} filtered out)" if filtered else ""
+    return f"{rows_in:,} in{removed}, {rows_out:,} out"
 
 
 def _show_complete(outcome: Outcome) -> None:

@@ -9,6 +9,7 @@ from pipeline.cli.output import columns, notes, out, print_json, say
 from pipeline.config.settings import Settings, load_settings
 from pipeline.config.units import parse_seconds
 from pipeline.errors import UsageError
+from pipeline.processes import command_started
 from pipeline.report.humanize import byte_size
 from pipeline.runs.admin.known_outputs import known_outputs
 from pipeline.runs.backfill.listing import KnownRuns
@@ -46,7 +47,9 @@ def retry(
         say(f"run {ledger.run} is published: there is nothing to retry", console=notes)
     again = f"chunkmap retry {ledger.run}"
     resume = ResumeOptions(accept_code=accept_code, run=ledger.run, only_failed=only_failed)
-    show(run_job(ledger.job(), settings, again, resume, quiet=as_json), as_json=as_json)
+    began = command_started()
+    outcome = run_job(ledger.job(), settings, again, resume, quiet=as_json, began=began)
+    show(outcome, as_json=as_json)
 
 
 def debug(run: str, output: str | None, environment: str | None, index: int) -> int:

@@ -53,6 +53,8 @@ class BackfillOptions:
     listen: Listener = lambda progress, phase: None
     task_of_batch: Any = map_batch_task
     publish: Publish = publish_run
+    began: float | None = None
+    """Unix seconds when the command started; default when the flow starts."""
     ended: list[BackfillSummary | ChunkmapError] = field(default_factory=list)
     """The summary or error of the backfill, added when it ends, even if Prefect fails then."""
 
@@ -108,6 +110,8 @@ def backfill_flow(output: str, backfill: str) -> Any:
         current.listen,
         publish=current.publish,
     )
+    if current.began is not None:
+        driver.heartbeat.start(current.began)
     try:
         summary = driver.run()
     except RunCancelledError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,19 +33,34 @@ PREFECT_RETRIES = 1
 takes a minute."""
 
 
-def launch(job: Job, settings: Settings, listen: Listener, resume: ResumeOptions) -> RunSummary:
+def launch(
+    job: Job,
+    settings: Settings,
+    listen: Listener,
+    resume: ResumeOptions,
+    *,
+    began: float | None = None,
+) -> RunSummary:
     """Run a job as the flow `map_dataset`, on the cluster that the settings name.
+
+    Args:
+        job: The job.
+        settings: Where and how to run it.
+        listen: Called with the phase and the progress.
+        resume: Options for resuming it.
+        began: Unix seconds when the command started, for the run's clock; default now.
 
     Raises:
         EngineUnavailableError: No Prefect server or scheduler answers.
         RunIncompleteError: Some chunks failed.
     """
+    began = time.time() if began is None else began
     api_url = connect(settings.prefect)
     set_up_driver(settings.logs.format, settings.logs.level)
     from pipeline.flows.map_dataset import FlowOptions, map_dataset, options
 
     flow: Any = map_dataset.with_options(task_runner=_runner(settings))
-    flow_options = FlowOptions(settings, listen, resume, job)
+    flow_options = FlowOptions(settings, listen, resume, job, began)
     with options(flow_options):
         return _run_flow(api_url, flow_options.ended, partial(flow, job.name, job.to_yaml()))
 

@@ -58,6 +58,8 @@ class FlowOptions:
     resume: ResumeOptions = field(default_factory=ResumeOptions)
     job: Job | None = None
     """The job, where the caller has it: its text is not parsed again."""
+    began: float | None = None
+    """Unix seconds when the command started; default when the flow starts."""
     ended: list[RunSummary | ChunkmapError] = field(default_factory=list)
     """The summary or error of the run, added when it ends, even if Prefect fails afterwards."""
 
@@ -134,7 +136,7 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
         current.resume,
         current.listen,
     )
-    driver.heartbeat.record.phases.append(("plan", started, time.time() - started))
+    driver.heartbeat.begin(current.began, started)
     try:
         summary = driver.run()
     except ChunkmapError as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import altair as alt
@@ -10,6 +11,7 @@ import polars as pl
 
 from pipeline.report.backfill_model import Calendar
 from pipeline.report.charts import to_spec
+from pipeline.report.humanize import duration, short_count
 
 COLOURS: Mapping[str, str] = {
     "done": "var(--good)",
@@ -34,15 +36,66 @@ LABELS: Mapping[str, str] = {
 _MARKS = {"failed": "×", "empty": "–"}
 """Characters in cells of states that colour alone must not show."""
 _INKS = {"failed": "var(--paper)", "empty": "var(--faint)"}
+DETAILS = {
+    "rows_text": "Rows",
+    "took": "Took",
+    "error": "Error",
+    "code": "Code",
+    "run": "Run",
+}
+"""Columns of cells that tooltips show, if the report has them, with their titles."""
 _MAX_LABELS = 40
 """Maximum rows to label; of more rows, only every n-th is labelled."""
 
 
-def heat_map(calendar: Calendar) -> dict[str, Any]:
-    """Draw the windows as a calendar; a failed cell has a cross in addition to its colour."""
+def describe(calendar: Calendar, listed: Collection[str]) -> pl.DataFrame:
+    """Add what a cell's tooltip says, and the link to its first window.
+
+    Args:
+        calendar: The calendar.
+        listed: Labels of the windows that the page lists, which have an anchor.
+    """
+    cells = calendar.cells
+    if "first" not in cells.columns:
+        return cells
+    text = pl.String
+    many = {name: pl.col(f"{name}s").list.len() for name in ("run", "code", "error")}
+    anchors = {label: f"#{anchor(label)}" for label in listed}
+    return cells.with_columns(
+        rows_text=pl.struct("rows_in", "rows_out").map_elements(
+            lambda row: f"{short_count(row['rows_in'])} in, {short_count(row['rows_out'])} out",
+            return_dtype=text,
+        ),
+        took=pl.col("seconds").map_elements(duration, return_dtype=text).fill_null("–"),
+        link=pl.col("first").replace_strict(anchors, default="", return_dtype=text),
+        **{
+            name: pl.when(number > 2)
+            .then(pl.format("{} different", number))
+            .otherwise(pl.col(f"{name}s").list.join(", "))
+            .fill_null("")
+            for name, number in many.items()
+        },
+    )
+
+
+def anchor(label: str) -> str:
+    """Return the id of a window's row on the page."""
+    return "window-" + re.sub(r"[^0-9A-Za-z._-]", lambda found: f"_{ord(found[0]):x}_", label)
+
+
+def heat_map(calendar: Calendar, listed: Collection[str] = ()) -> dict[str, Any]:
+    """Draw the windows as a calendar; a failed cell has a cross in addition to its colour.
+
+    Args:
+        calendar: The calendar.
+        listed: Labels of the windows that the page lists; their cells link to them.
+    """
     rows, columns = list(calendar.rows), list(calendar.columns)
-    data = calendar.cells.select(
+    cells = describe(calendar, listed)
+    shown = [name for name in (*DETAILS, "link") if name in cells.columns]
+    data = cells.select(
         "name",
+        *shown,
         "windows",
         "done",
         "failed",
@@ -90,8 +143,11 @@ def heat_map(calendar: Calendar) -> dict[str, Any]:
             alt.Tooltip("failed:Q", title="Failed", format=","),
             alt.Tooltip("chunks_done:Q", title="Chunks done", format=","),
             alt.Tooltip("chunks:Q", title="Chunks", format=","),
+            *(alt.Tooltip(f"{name}:N", title=DETAILS[name]) for name in shown if name != "link"),
         ],
     )
+    if "link" in shown:
+        base = base.encode(href=alt.Href("link:N"))
     squares = base.mark_rect(
         aria=False, stroke="var(--line)", strokeWidth=0.6, cornerRadius=2
     ).encode(color=alt.Color("colour:N", scale=None))

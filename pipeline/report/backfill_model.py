@@ -7,6 +7,15 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from pipeline.report.run_model import (
+    NO_REQUESTS,
+    Attempt,
+    CodeVersion,
+    Prices,
+    Pruned,
+    Requests,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class BackfillFailure:
@@ -58,8 +67,9 @@ class BackfillReport:
     todo: int
     """Number of windows to process."""
     windows: pl.DataFrame
-    """One row per window: label, state, skipped, run, chunks, done, failed, rows_in, rows_out,
-    bytes_in, bytes_out, busy, started, ended."""
+    """One row per window: label, state, skipped, run, chunks, rows (planned), done, failed,
+    rows_in, rows_out, bytes_in, bytes_out, busy, started, ended, code (fingerprint, empty if
+    unknown) and error (one line, empty if there is none)."""
     calendar: Calendar
     failures: tuple[BackfillFailure, ...]
     at: float
@@ -68,3 +78,15 @@ class BackfillReport:
     prefect_url: str = ""
     command: str = ""
     """Next command to type; empty if there is nothing to do."""
+    attempts: tuple[Attempt, ...] = ()
+    """Attempts of drivers, oldest first; empty if unknown."""
+    versions: tuple[CodeVersion, ...] = ()
+    """Versions of the code, with the windows that they made."""
+    pruned: Pruned | None = None
+    requests: Requests = NO_REQUESTS
+    """Requests to S3 of workers and drivers; zero if unknown."""
+    threads: int = 1
+    """Threads per worker, by which busy time becomes worker time."""
+    prices: Prices | None = None
+    run_pages: str = ""
+    """Beginning of the address of a run's page, e.g. `runs/`; empty if runs have no pages."""

@@ -142,6 +142,8 @@ class Page:
     badge_tone: Tone = "plain"
     notice: Notice | None = None
     footer: str = ""
+    is_live: bool = False
+    """Whether it asks the server that it comes from for changes, at `/state`."""
 
 
 def render_page(page: Page) -> str:
@@ -162,12 +164,14 @@ def render_page(page: Page) -> str:
     )
     environment.filters["json"] = script_json
     has_charts = any(block.kind == "chart" for part in page.sections for block in part.blocks)
-    scripts = [_vega_bundle(), _asset("page.js")] if has_charts else []
+    scripts = [_vega_bundle(), _asset("page.js")] if has_charts or page.is_live else []
+    if page.is_live:
+        scripts.append(_asset("live.js"))
     return environment.get_template("page.html.j2").render(
         page=page,
         style=_Asset(_asset("page.css")),
         scripts=[_Asset(script) for script in scripts],
-        policy=_policy(scripts),
+        policy=_policy(scripts, is_live=page.is_live),
         theme=vega_theme(),
     )
 
@@ -243,7 +247,7 @@ def vega_theme() -> dict[str, Any]:
     }
 
 
-def _policy(scripts: Sequence[str]) -> str:
+def _policy(scripts: Sequence[str], *, is_live: bool) -> str:
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
         for script in scripts
@@ -253,7 +257,7 @@ def _policy(scripts: Sequence[str]) -> str:
     return (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
-    )
+    ) + ("; connect-src 'self'" if is_live else "")
 
 
 @cache

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from pipeline.report.run_model import NO_REQUESTS, PARTS, Requests, RunReport
+from pipeline.report.run_model import NO_REQUESTS, PARTS, Prices, Requests, RunReport
 from pipeline.report.run_timeline import Clock, concurrency
 
 MESSAGE_KIND = (
@@ -199,15 +199,18 @@ class Cost:
 
 
 def costs(report: RunReport, totals: Totals) -> list[Cost]:
-    """Multiply requests and worker seconds by the prices of the settings; empty without prices."""
-    prices = report.prices
+    """Compute the cost of a run; empty without prices."""
+    return cost_of(report.prices, totals.requests, totals.worker_seconds)
+
+
+def cost_of(prices: Prices | None, used: Requests, worker_seconds: float) -> list[Cost]:
+    """Multiply requests and worker seconds by prices; empty without prices."""
     if prices is None:
         return []
-    used = totals.requests
     return [
         _cost("requests that read", used.reads, prices.per_1000_reads, 1000),
         _cost("requests that write or list", used.writes, prices.per_1000_writes, 1000),
-        _cost("worker time", totals.worker_seconds, prices.per_worker_hour, 3600),
+        _cost("worker time", worker_seconds, prices.per_worker_hour, 3600),
     ]
 
 

@@ -390,7 +390,7 @@ def _facts(report: RunReport) -> tuple[Block, ...]:
         ("Fingerprint", run.fingerprint),
         *([("Commit", run.commit)] if run.commit else []),
         *((f"Table {uri}", version) for uri, version in run.tables.items()),
-        ("Rounds", count(run.rounds)),
+        *([("Rounds", count(run.rounds))] if run.rounds else []),
         *((name, instant(moment)) for name, moment in moments if moment is not None),
     ]
     if run.prefect_url:

@@ -93,7 +93,7 @@ def cards(
         Card("Rows/s", short_count(totals.rows_per_second), "of input, over the whole run"),
         Card("Bytes/s", byte_rate(totals.bytes_per_second), "of input, over the whole run"),
         _redone_card(totals),
-        _requests_card(totals.requests),
+        requests_card(totals.requests),
         _memory_card(run, totals),
         _workers_card(totals, cost),
     )
@@ -107,7 +107,8 @@ def _ratio(totals: Totals) -> str:
     return f"{percent(totals.bytes_out / totals.bytes_in)} of read" if totals.bytes_in else ""
 
 
-def _requests_card(requests: Requests) -> Card:
+def requests_card(requests: Requests) -> Card:
+    """Make the figure of requests to S3."""
     sent = requests.reads + requests.writes
     if not sent:
         return Card("Requests to S3", "–", "not recorded")

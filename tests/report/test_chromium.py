@@ -31,7 +31,7 @@ REPORTS = {
 }
 
 
-def browse(page: Path, profile: Path) -> tuple[str, list[str]]:
+def browse(page: Path | str, profile: Path) -> tuple[str, list[str]]:
     """The page's DOM once its scripts have run, and what they said on the console."""
     assert BROWSER is not None
     done = subprocess.run(
@@ -48,7 +48,7 @@ def browse(page: Path, profile: Path) -> tuple[str, list[str]]:
             f"--user-data-dir={profile}",
             "--window-size=1300,2400",
             "--dump-dom",
-            page.as_uri(),
+            page if isinstance(page, str) else page.as_uri(),
         ],
         capture_output=True,
         text=True,

@@ -295,14 +295,23 @@ def logs(  # noqa: PLR0917 - Typer takes them as they stand
     )
 
 
-@app.command(epilog=examples("backfill report last"))
-def report(
-    backfill: Id, output: InOutput = None, environment: Environment = None, json: Json = False
+@app.command(epilog=examples("backfill report last", "backfill report last --serve"))
+def report(  # noqa: PLR0917 - Typer takes them as they stand
+    backfill: Id,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Serve a page that follows it, on this machine.")
+    ] = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="N", help="Serve at this port; 0 is any free.")
+    ] = 0,
+    output: InOutput = None,
+    environment: Environment = None,
+    json: Json = False,
 ) -> None:
-    """Write its report now, as HTML and JSON."""
+    """Write its report now, or serve it while it runs."""
     from pipeline.cli.backfill import show
 
-    show.report(backfill, output, environment, as_json=json)
+    show.report(backfill, output, environment, serve=serve, port=port, as_json=json)
 
 
 @app.command(hidden=True)

@@ -22,7 +22,7 @@ from pipeline.errors import (
     RunInterruptedError,
     UsageError,
 )
-from pipeline.processes import record_interrupts, was_interrupted
+from pipeline.processes import command_started, record_interrupts, was_interrupted
 from pipeline.report.humanize import byte_rate, byte_size, duration
 from pipeline.runs.admin.known_outputs import remember_output
 from pipeline.runs.backfill.plan import (
@@ -277,7 +277,7 @@ def _drive_here(
         from pipeline.flows.launch import launch_backfill
 
         with display, record_interrupts():
-            return launch_backfill(store, settings, listen, resume)
+            return launch_backfill(store, settings, listen, resume, began=command_started())
     except (BackfillIncompleteError, BackfillHeldError) as error:
         places = _places(store, settings)
         if not quiet:
@@ -299,7 +299,7 @@ def _places(store: BackfillStore, settings: Settings) -> dict[str, str]:
     report = local = ""
     # The figures are shown even if the report cannot be stored.
     with suppress(ChunkmapError):
-        report, local = store_report(store, settings.state_dir)
+        report, local = store_report(store, settings.state_dir, settings)
     driver = store.driver()
     page = (driver.flow_run if driver else None) or ""
     return {"report": report, "local_report": local, "prefect_ui": page}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import groupby
 
@@ -13,7 +14,7 @@ from rich.text import Text
 from pipeline.cli.backfill.calendar import calendar
 from pipeline.cli.backfill.find import find
 from pipeline.cli.output import columns, live, out, pairs, print_json, say
-from pipeline.config.settings import load_settings
+from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import UsageError
 from pipeline.report.humanize import byte_rate, byte_size, duration, plural
 from pipeline.runs.admin.known_outputs import known_outputs
@@ -292,14 +293,39 @@ def _show_attempts(attempts: pl.DataFrame, labels: list[str]) -> None:
         say(row["trace"].rstrip())
 
 
-def report(backfill: str, output: str | None, environment: str | None, *, as_json: bool) -> None:
-    """Write the current report, next to the backfill's state and to a local file."""
+def report(
+    backfill: str,
+    output: str | None,
+    environment: str | None,
+    *,
+    serve: bool = False,
+    port: int = 0,
+    as_json: bool,
+) -> None:
+    """Write the current report, next to the backfill's state and to a local file; or serve it."""
     from pipeline.runs.backfill.report import store_report
 
     settings = load_settings(environment)
     store = find(backfill, output, settings)
-    uri, local = store_report(store, settings.state_dir)
+    if serve:
+        _serve(store, settings, port, as_json=as_json)
+        return
+    uri, local = store_report(store, settings.state_dir, settings)
     if as_json:
         print_json({"backfill": store.backfill, "report": uri, "local_report": local})
         return
     say(f"{local} (stored as {uri})")
+
+
+def _serve(store: BackfillStore, settings: Settings, port: int, *, as_json: bool) -> None:
+    """Serve the report on this machine until Ctrl-C."""
+    from pipeline.runs.backfill.live_report import LiveReport, ReportServer
+
+    with ReportServer(LiveReport(store, settings), port) as server:
+        if as_json:
+            print_json({"backfill": store.backfill, "url": server.url})
+        else:
+            say(f"{server.url} follows backfill {store.backfill}, for this machine only")
+            say("Ctrl-C ends the page, not the backfill", mark="[dim]")
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()

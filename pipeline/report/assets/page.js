@@ -1,5 +1,5 @@
 // Draws every chart of the page from the JSON beside it, and says on <html> when it has.
-(async () => {
+(() => {
   "use strict";
   const config = JSON.parse(document.getElementById("vega-theme").textContent);
   const options = {
@@ -11,19 +11,24 @@
     ast: true,
     defaultStyle: false,
     tooltip: { theme: "page", disableDefaultStyle: true },
+    // Links of marks lead to other places of this page.
+    loader: { target: "_self" },
   };
-  let failed = 0;
-  const figures = document.querySelectorAll("figure[data-chart]");
-  for (const figure of figures) {
-    const plot = figure.querySelector(".plot");
-    try {
-      const spec = JSON.parse(figure.querySelector("script").textContent);
-      await vegaEmbed(plot, spec, options);
-    } catch (error) {
-      failed += 1;
-      plot.textContent = `This chart could not be drawn: ${error.message}`;
-      console.error(error);
+  window.drawCharts = async () => {
+    let failed = 0;
+    const figures = document.querySelectorAll("figure[data-chart]");
+    for (const figure of figures) {
+      const plot = figure.querySelector(".plot");
+      try {
+        const spec = JSON.parse(figure.querySelector("script").textContent);
+        await vegaEmbed(plot, spec, options);
+      } catch (error) {
+        failed += 1;
+        plot.textContent = `This chart could not be drawn: ${error.message}`;
+        console.error(error);
+      }
     }
-  }
-  document.documentElement.dataset.charts = `${figures.length - failed} drawn, ${failed} failed`;
+    document.documentElement.dataset.charts = `${figures.length - failed} drawn, ${failed} failed`;
+  };
+  window.drawCharts();
 })();

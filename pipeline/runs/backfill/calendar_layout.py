@@ -32,7 +32,8 @@ class Layout:
     cells: pl.DataFrame
     """One row per cell: `name`, `row` and `column` (ranks), `windows`, one column per state with
     its number of windows, `chunks`, `chunks_done`, `chunks_failed`, and `state`, how the cell is
-    shown: a state of windows, or `partly` (some done, others waiting)."""
+    shown: a state of windows, or `partly` (some done, others waiting). If windows have `code` and
+    `error`, also `first` (window), `rows_in`, `rows_out`, `seconds`, `runs`, `codes`, `errors`."""
 
 
 _LEVELS = ("hour", "day", "month", "year")
@@ -129,8 +130,24 @@ def _cells(windows: pl.DataFrame) -> pl.DataFrame:
         pl.col("chunks").sum(),
         pl.col("done").filter(pl.col("chunks") > 0).sum().alias("chunks_done"),
         pl.col("failed").sum().alias("chunks_failed"),
+        *_details(windows),
     )
     return counted.with_columns(state=_shown_state())
+
+
+def _details(windows: pl.DataFrame) -> list[pl.Expr]:
+    """Return what links and tooltips of a report's cells show; nothing for other windows."""
+    if not {"code", "error"} <= set(windows.columns):
+        return []
+    return [
+        pl.col("label").first().alias("first"),
+        pl.col("rows_in", "rows_out").sum(),
+        (pl.col("ended").max() - pl.col("started").min()).alias("seconds"),
+        *(
+            pl.col(name).filter(pl.col(name) != "").unique(maintain_order=True).alias(f"{name}s")
+            for name in ("run", "code", "error")
+        ),
+    ]
 
 
 def _shown_state() -> pl.Expr:

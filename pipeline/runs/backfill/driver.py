@@ -105,8 +105,10 @@ class BackfillDriver:
             self._follow()
         self._open()
         name = f"backfill of {self.shared.record.job}"
+        self.heartbeat.runs(self.shared.code, self.shared.record.transform)
         with drive_session(name, self._save, self.desired.is_interrupted) as session:
-            self._drive()
+            with self.heartbeat.phase("map"):
+                self._drive()
             left = self.progress.in_state("waiting", "mapping", "staged", "failed")
             session.state = "failed" if left else "done"
         summary = self._summarize(session.state)
@@ -277,6 +279,7 @@ class BackfillDriver:
     def _save(self, state: str | None = None) -> None:
         self.heartbeat.record.batches = self.outcome.batches
         self.heartbeat.record.progress = self.progress.counts()
+        self.heartbeat.fail(self.outcome.notes)
         self.store.write_progress(self.progress.frame())
         self.heartbeat.write(state)
 

@@ -15,7 +15,8 @@ from pipeline.runs.backfill.selection import EMPTY
 from pipeline.runs.ledger.records import Progress
 
 Ranks = npt.NDArray[np.int64]
-_COUNTED = ("done", "failed", "rows_in", "rows_out", "bytes_in", "bytes_out", "busy")
+_SUMMED = ("rows_in", "rows_out", "bytes_in", "bytes_out", "reads", "writes", "retries")
+_COUNTED = ("done", "failed", "busy", *_SUMMED)
 _STATES = get_args(State)
 
 
@@ -131,7 +132,7 @@ def _by_window(completions: pl.DataFrame, owner: Ranks) -> pl.DataFrame:
         .group_by("window")
         .agg(
             pl.len().alias("done"),
-            pl.col("rows_in", "rows_out", "bytes_in", "bytes_out").sum(),
+            pl.col(_SUMMED).sum(),
             pl.col("seconds").sum().alias("busy"),
             pl.col("started").min(),
             ends.max().alias("ended"),

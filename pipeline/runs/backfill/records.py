@@ -178,9 +178,14 @@ _PROGRESS: dict[str, Any] = {
     "busy": pl.Float64,  # thread seconds
     "started": pl.Float64,  # Unix seconds, of the first chunk
     "ended": pl.Float64,  # Unix seconds, of the last chunk
+    "reads": pl.Int64,  # requests to S3 that read
+    "writes": pl.Int64,  # requests to S3 that write or list
+    "retries": pl.Int64,  # storage operations that were tried again
 }
 PROGRESS = pl.Schema(_PROGRESS)
 """Columns of the windows' progress, one row per window, in the same order."""
+LATER = ("reads", "writes", "retries")
+"""Columns of the progress that earlier releases did not write."""
 
 State = Literal["waiting", "mapping", "staged", "done", "failed", "skipped", "empty"]
 """State of a window. `staged`: mapped, not yet published. `empty`: no input."""

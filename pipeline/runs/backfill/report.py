@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from pipeline.config.job import Job
+from pipeline.config.masking import mask
+from pipeline.config.settings import Settings
 from pipeline.report.backfill_model import BackfillReport, Calendar
+from pipeline.report.run_model import Attempt, CodeVersion, Requests
 from pipeline.runs.backfill.calendar_layout import lay_out
+from pipeline.runs.backfill.records import LATER
 from pipeline.runs.backfill.status import BackfillStatus, read_status
 from pipeline.runs.backfill.store import BackfillStore
+from pipeline.runs.driver.report import (
+    attempts_of,
+    filter_text,
+    prices_of,
+    pruned_of,
+    value_text,
+)
+from pipeline.runs.ledger.records import Origin
 from pipeline.storage.documents import report_folder
+from pipeline.table.log import TableLog
 
 MAX_CALENDAR_ROWS = 100
 """Maximum number of rows of the page's calendar."""
@@ -19,18 +36,22 @@ SCHEMA = "chunkmap.backfill-report"
 VERSION = 1
 
 
-def store_report(store: BackfillStore, folder: Path) -> tuple[str, str]:
+def store_report(
+    store: BackfillStore, folder: Path, settings: Settings | None = None
+) -> tuple[str, str]:
     """Make the report, store it with the backfill's state, and keep a local copy.
 
     Args:
         store: Store of the backfill.
         folder: Folder of local state; the copy is in `reports/<id>/`.
+        settings: Settings with prices and the threads of a worker.
 
     Returns:
         The page's URI and its local path.
     """
     status = read_status(store)
-    html, text = render(report_of(status, store.job())), build_json(status)
+    report = report_of(status, store.job(), codes_of(store, status), settings)
+    html, text = render(report), build_json(status, report)
     storage = store.storage
     storage.put(store.prefix + "report.html", html.encode())
     storage.put(store.prefix + "report.json", text.encode())
@@ -48,16 +69,48 @@ def render(report: BackfillReport) -> str:
     return render_page(build_page(report))
 
 
-def build_json(status: BackfillStatus) -> str:
+def build_json(status: BackfillStatus, report: BackfillReport) -> str:
     """Render the report as one JSON object, on one line."""
-    value = {"schema": SCHEMA, "version": VERSION, **status.to_dict()}
+    from pipeline.report.backfill_page import active_seconds, rows_filtered
+
+    value = {
+        "schema": SCHEMA,
+        "version": VERSION,
+        **status.to_dict(),
+        "seconds": active_seconds(report),
+        "attempts": [asdict(attempt) for attempt in report.attempts],
+        "versions": [asdict(version) for version in report.versions],
+        "requests": asdict(report.requests),
+        "rows_filtered": rows_filtered(report.windows),
+        "windows": report.windows.to_dicts(),
+    }
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
-def report_of(status: BackfillStatus, job: Job) -> BackfillReport:
-    """Collect the data of the page."""
+def report_of(
+    status: BackfillStatus,
+    job: Job,
+    codes: Mapping[str, str] | None = None,
+    settings: Settings | None = None,
+    run_pages: str = "",
+) -> BackfillReport:
+    """Compose the data of the page.
+
+    Args:
+        status: Status of the backfill.
+        job: Its job.
+        codes: Fingerprints by window (see `codes_of`).
+        settings: Settings with prices and the threads of a worker.
+        run_pages: Beginning of the addresses of its runs' pages; empty if they have none.
+    """
+    codes = codes or {}
     record = status.record
-    layout = lay_out(status.windows, record.grain, MAX_CALENDAR_ROWS)
+    windows = _described(status, codes)
+    layout = lay_out(windows, record.grain, MAX_CALENDAR_ROWS)
+    attempts = attempts_of(status.driver)
+    requests = Requests(*(int(windows[name].sum() or 0) for name in LATER))
+    for attempt in attempts:
+        requests = requests.plus(attempt.requests)
     return BackfillReport(
         id=record.backfill,
         job=record.job,
@@ -66,13 +119,48 @@ def report_of(status: BackfillStatus, job: Job) -> BackfillReport:
         facts=_facts(status, job),
         counts=status.counts,
         todo=record.todo,
-        windows=status.windows,
+        windows=windows,
         calendar=Calendar(layout.unit, layout.rows, layout.columns, layout.cells),
         failures=status.errors,
         at=status.at,
         created=record.created,
         prefect_url=(status.driver.flow_run if status.driver else None) or "",
         command=next_command(status),
+        attempts=attempts,
+        versions=_versions(windows, attempts),
+        pruned=pruned_of(record.origin or Origin()),
+        requests=requests,
+        threads=(settings.dask.threads_per_worker if settings else None) or 1,
+        prices=prices_of(settings),
+        run_pages=run_pages,
+    )
+
+
+def codes_of(store: BackfillStore, status: BackfillStatus) -> dict[str, str]:
+    """Return the fingerprints of the code that made each published window, by its label."""
+    table_log = TableLog(store.storage, store.output)
+    runs = set(status.windows["run"].drop_nulls().to_list())
+    entries = table_log.entries(status.record.base)
+    return {entry.window: entry.code for entry in entries if entry.window and entry.run in runs}
+
+
+def _described(status: BackfillStatus, codes: Mapping[str, str]) -> pl.DataFrame:
+    """Add the code and the error of each window."""
+    text = pl.String
+    return status.windows.with_columns(
+        code=pl.col("label").replace_strict(codes, default="", return_dtype=text),
+        error=pl.col("label").replace_strict(status.reasons, default="", return_dtype=text),
+    )
+
+
+def _versions(windows: pl.DataFrame, attempts: Sequence[Attempt]) -> tuple[CodeVersion, ...]:
+    """List the versions of the code that made the published windows, in the order of attempts."""
+    commits = {attempt.code: attempt.commit for attempt in attempts}
+    made = windows.filter(pl.col("code") != "").sort("ended", maintain_order=True)
+    groups = made.group_by("code", maintain_order=True).agg("label", pl.col("done").sum())
+    return tuple(
+        CodeVersion(code, commits.get(code, ""), int(chunks), tuple(sorted(labels)))
+        for code, labels, chunks in groups.iter_rows()
     )
 
 
@@ -89,12 +177,20 @@ def next_command(status: BackfillStatus) -> str:
 
 def _facts(status: BackfillStatus, job: Job) -> tuple[tuple[str, str], ...]:
     record, control = status.record, status.control
+    commit = record.origin.commit if record.origin else ""
+    selected = filter_text(job)
+    params = mask(job.params)
     return (
         ("Windows", f"{record.asked}, by {record.grain} of {record.column}"),
         ("Input", " ".join(job.input.uri)),
         ("Output", f"{record.output} (mode {record.mode})"),
         ("Transform", record.transform),
+        *((f"Parameter {name}", value_text(value)) for name, value in params.items()),
+        *([("Filter", selected)] if selected else []),
+        *([("Columns", ", ".join(job.input.columns))] if job.input.columns else []),
         ("Fingerprint", record.code),
+        *([("Commit", commit)] if commit else []),
+        *([("Columns of the output", ", ".join(record.columns))] if record.columns else []),
         ("Runs", f"{record.runs:,}, {control.max_active} at a time, priority {control.priority}"),
         *_options(record.options.model_dump(exclude_defaults=True)),
         ("Driver", status.who),

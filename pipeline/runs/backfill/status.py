@@ -8,7 +8,7 @@ ledgers of the runs that had been started.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -23,6 +23,7 @@ from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.driver.heartbeat import DriverRecord
 from pipeline.runs.driver.session import is_driven_elsewhere
 from pipeline.runs.driver.summary import failure_kinds
+from pipeline.runs.ledger.records import FAILURES
 
 MAX_LEDGERS_READ = 20
 """Maximum number of runs whose failures are read for the table of errors."""
@@ -55,6 +56,8 @@ class BackfillStatus:
     """Seconds until all is mapped, at this speed; None if unknown, or no driver is running."""
     errors: tuple[BackfillFailure, ...]
     """Kinds of failures, the most frequent first."""
+    reasons: Mapping[str, str]
+    """Error of a failed chunk of each window that has some, by label."""
     errors_of: int
     """Number of runs whose failures were read."""
     errors_in: int
@@ -113,7 +116,7 @@ def read_status(store: BackfillStore) -> BackfillStatus:
         recount.recount(driver if progress is not None else None)
     joined = windows.join(window_progress.frame(), on="label", how="left", maintain_order="left")
     failing = _failing(joined)
-    errors = _errors(ledgers, failing[:MAX_LEDGERS_READ])
+    failures = _failures(ledgers, failing[:MAX_LEDGERS_READ])
     at = driver.seen if alive and driver is not None else time.time()
     speed = _speed(joined, driver, at)
     return BackfillStatus(
@@ -128,7 +131,8 @@ def read_status(store: BackfillStore) -> BackfillStatus:
         rows_per_second=speed.rows if speed else None,
         bytes_per_second=speed.bytes if speed else None,
         eta_seconds=speed.eta if speed and alive and not control.paused else None,
-        errors=errors,
+        errors=_errors(failures),
+        reasons=_reasons(failures),
         errors_of=len(failing[:MAX_LEDGERS_READ]),
         errors_in=len(failing),
     )
@@ -163,9 +167,9 @@ def _failing(joined: pl.DataFrame) -> list[str]:
     return ordered["run"].to_list()
 
 
-def _errors(ledgers: LedgerCache, runs: Sequence[str]) -> tuple[BackfillFailure, ...]:
-    """Group the failures of some runs by error and message."""
-    frames = []
+def _failures(ledgers: LedgerCache, runs: Sequence[str]) -> pl.DataFrame:
+    """Return the failed chunks of some runs (schema FAILURES), with their `window`."""
+    frames = [FAILURES.to_frame().with_columns(window=pl.lit(None, pl.String))]
     for run, progress in ledgers.read(runs).items():
         failed = progress.failed() if progress is not None else None
         if failed is None or failed.is_empty():
@@ -173,9 +177,23 @@ def _errors(ledgers: LedgerCache, runs: Sequence[str]) -> tuple[BackfillFailure,
         windows = ledgers.windows_of(run)
         label = pl.Series([windows[index] for index in failed["index"].to_list()])
         frames.append(failed.with_columns(window=label))
-    if not frames:
+    return pl.concat(frames)
+
+
+def _reasons(failures: pl.DataFrame) -> dict[str, str]:
+    """Return the error of the first failed chunk of each window."""
+    first = failures.unique("window", keep="first", maintain_order=True)
+    return {
+        label: f"{error}: {message.partition(chr(10))[0]}"
+        for label, error, message in first.select("window", "error", "message").iter_rows()
+    }
+
+
+def _errors(failures: pl.DataFrame) -> tuple[BackfillFailure, ...]:
+    """Group failures by error and message."""
+    if failures.is_empty():
         return ()
-    kinds = failure_kinds(pl.concat(frames), pl.col("window").n_unique().alias("windows"))
+    kinds = failure_kinds(failures, pl.col("window").n_unique().alias("windows"))
     names = [field.name for field in fields(BackfillFailure)]
     return tuple(
         BackfillFailure(**{name: row[name] for name in names})

@@ -36,6 +36,7 @@ from pipeline.errors import (
 )
 from pipeline.runs.backfill.records import (
     BACKFILL_VERSION,
+    LATER,
     PROGRESS,
     STATES,
     WINDOWS,
@@ -196,7 +197,10 @@ def _unpack(data: bytes, schema: pl.Schema) -> pl.DataFrame:
     with pa.ipc.open_file(pa.py_buffer(unseal_bytes(data))) as reader:
         table = reader.read_all()
     table.validate(full=True)
-    frame = pl.DataFrame(pl.from_arrow(table)).match_to_schema(schema)
+    frame = pl.DataFrame(pl.from_arrow(table))
+    later = [name for name in LATER if name in schema and name not in frame.columns]
+    frame = frame.with_columns(pl.lit(0, schema[name]).alias(name) for name in later)
+    frame = frame.match_to_schema(schema)
     if (
         "label" not in schema
         or not frame["label"].str.contains(LABEL_PATTERN).fill_null(False).all()

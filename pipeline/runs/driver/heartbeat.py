@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt
 from pipeline.errors import StateError
 from pipeline.metrics import RequestCounts, process_requests
 from pipeline.processes import start_time
+from pipeline.runs.driver.origin import commit_of
 from pipeline.runs.driver.summary import MapProgress
 from pipeline.storage import Storage
 from pipeline.storage.documents import Moment, parse_stored, seal_json
@@ -146,22 +147,33 @@ class Heartbeat:
                 self.record.earlier = attempts[-MAX_ATTEMPTS:]
             self._is_first = False
         self._written = self.record.seen = time.time()
+        if self.record.state == "running":
+            self.record.end_phase(self.record.seen)
         self.record.state = state or self.record.state
-        self.record.end_phase(self.record.seen)
         self._count_requests()
         self.storage.put(self.uri, seal_json(self.record.model_dump_json().encode()))
 
-    def begin(self, began: float, planned: float) -> None:
-        """Record the phases before the driver: the start of the command, and planning.
+    def begin(self, began: float | None, planned: float) -> None:
+        """Record what went before the driver: the start of the command, and planning.
 
         Args:
-            began: Unix seconds when the command started.
+            began: Unix seconds when the command started; None if there is none.
             planned: Unix seconds when planning started.
         """
-        self.record.started = min(began, planned)
-        if began < planned:
-            self.record.phases.append(("start", began, planned - began))
+        self.start(planned if began is None else min(began, planned), planned)
         self.record.phases.append(("plan", planned, time.time() - planned))
+
+    def start(self, began: float, until: float | None = None) -> None:
+        """Record the phase `start`: from the start of the command until a moment, or now."""
+        until = time.time() if until is None else until
+        self.record.started = began
+        if began < until:
+            self.record.phases.append(("start", began, until - began))
+
+    def runs(self, code: str, transform: str) -> None:
+        """Record which code this driver runs."""
+        self.record.code = code
+        self.record.commit = commit_of(transform.partition(":")[0])
 
     def fail(self, errors: Iterable[str]) -> None:
         """Record the kinds of failure that are left."""

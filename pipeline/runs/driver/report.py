@@ -112,7 +112,11 @@ def _skipped(job: Job, skipped: Sequence[Skipped]) -> Iterator[str]:
 
 
 def report_of(
-    parts: ReportParts, driver: DriverRecord | None, state: str, settings: Settings | None = None
+    parts: ReportParts,
+    driver: DriverRecord | None,
+    state: str,
+    settings: Settings | None = None,
+    command: str = "",
 ) -> RunReport:
     """Compose a run's report.
 
@@ -121,12 +125,13 @@ def report_of(
         driver: Record of its driver; None for a run of a backfill, which has none of its own.
         state: State of the run.
         settings: Settings with prices and the memory of a worker.
+        command: Command that finishes the run; default `chunkmap retry`.
     """
+    command = command or f"chunkmap retry {parts.record.run}"
     record, job, progress = parts.record, parts.job, parts.progress
     final = set(progress.failed()["attempt"].to_list())
     origin = record.origin or Origin()
-    attempts = attempts_of(driver, record.created)
-    now = time.time()
+    attempts = attempts_of(driver)
     return RunReport(
         run=RunInfo(
             id=record.run,
@@ -140,15 +145,15 @@ def report_of(
             chunks_planned=record.chunks,
             rows_planned=record.rows,
             created=record.created,
-            started=attempts[0].started if attempts else None,
-            finished=(attempts[-1].finished if attempts else now) if state != "running" else None,
+            started=attempts[0].started if attempts else _first_start(progress),
+            finished=attempts[-1].finished if attempts and state != "running" else None,
             rounds=driver.rounds if driver else 0,
             environment=environment(),
             tables={table.uri: table.label for table in record.tables or ()},
             prefect_url=driver.flow_run if driver else None,
-            resume_command=None if state == "done" else f"chunkmap retry {record.run}",
+            resume_command=None if state == "done" else command,
             rows_done=_planned_rows(parts.plan, progress),
-            params={name: _text(value) for name, value in mask(job.params).items()},
+            params={name: value_text(value) for name, value in mask(job.params).items()},
             filter=filter_text(job),
             columns=tuple(job.input.columns or ()),
             schema=_output_schema(progress),
@@ -172,16 +177,18 @@ def report_of(
     )
 
 
-def attempts_of(driver: DriverRecord | None, created: float) -> tuple[Attempt, ...]:
-    """Convert the attempts that a driver's record keeps; one whose driver died ended silent."""
+def attempts_of(driver: DriverRecord | None) -> tuple[Attempt, ...]:
+    """Convert the attempts that a driver's record keeps; a running one lasts until it was seen."""
     if driver is None:
         return ()
     attempts = []
     for at, stored in enumerate(driver.attempts):
-        is_last = at == len(driver.earlier)
-        died = stored.state == "running" and not is_last
+        died = stored.state == "running" and at < len(driver.earlier)
         phases = tuple(Phase(*phase) for phase in stored.phases)
-        ends = [stored.seen, *(phase.started + phase.seconds for phase in phases)]
+        # The last heartbeat may come later than the end of a driver's work.
+        ends = [phase.started + phase.seconds for phase in phases]
+        if stored.state == "running" or not ends:
+            ends.append(stored.seen)
         attempts.append(
             Attempt(
                 started=stored.started,
@@ -198,6 +205,17 @@ def attempts_of(driver: DriverRecord | None, created: float) -> tuple[Attempt, .
     return tuple(attempts)
 
 
+def _first_start(progress: Progress) -> float | None:
+    """Return the start of the first completed chunk, in Unix seconds."""
+    first: Any = progress.completions["started"].min()
+    return None if first is None else float(first)
+
+
+def rows_filtered(plan: Plan, progress: Progress) -> int:
+    """Count the planned rows of completed chunks that the filter removed, or are unreadable."""
+    return max(0, _planned_rows(plan, progress) - int(progress.completions["rows_in"].sum()))
+
+
 def _planned_rows(plan: Plan, progress: Progress) -> int:
     """Return the planned rows of the chunks that are done."""
     rows = plan.chunk_table["rows"].to_numpy()
@@ -207,13 +225,16 @@ def _planned_rows(plan: Plan, progress: Progress) -> int:
 def filter_text(job: Job) -> str:
     """Write the filter of a job's input as one line."""
     groups = [
-        " and ".join(f"{column} {operator} {_text(value)}" for column, operator, value in group)
+        " and ".join(
+            f"{column} {operator} {value_text(value)}" for column, operator, value in group
+        )
         for group in job.input.filter or ()
     ]
     return groups[0] if len(groups) == 1 else " or ".join(f"({group})" for group in groups)
 
 
-def _text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """Write a parameter, or a value of a filter, as a text."""
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 

@@ -22,7 +22,7 @@ from pipeline.runs.driver.plan import PreparedRun, ResumeOptions, plan_run
 from pipeline.runs.driver.publish import publish_run, until_published
 from pipeline.runs.driver.quarantine import refuse_many_quarantined, unreadable_uris
 from pipeline.runs.driver.reduce_stage import partials_of, reduced_of, without_partial
-from pipeline.runs.driver.report import StoredReport, store_report
+from pipeline.runs.driver.report import StoredReport, rows_filtered, store_report
 from pipeline.runs.driver.schemas import output_facts
 from pipeline.runs.driver.session import drive_session, follow, followed_progress
 from pipeline.runs.driver.summary import MapProgress, RunIncompleteError, RunSummary, failure_lines
@@ -57,7 +57,7 @@ def run_serially(
     started = time.time()
     planned = plan_run(job, settings, storage, resume)
     driver = RunDriver(job, settings, storage, planned, NoOrchestrator(), resume)
-    driver.heartbeat.record.phases.append(("plan", started, time.time() - started))
+    driver.heartbeat.begin(None, started)
     return driver.run()
 
 
@@ -125,6 +125,7 @@ class RunDriver:
     def _drive(self) -> RunSummary:
         ledger = self.planned.ledger
         retry_until_available(ledger.clear_cancel)
+        self.heartbeat.runs(self.planned.fingerprint, self.job.transform)
         with drive_session(self.job.name, self.heartbeat.write) as session:
             try:
                 progress, manifest = until_published(ledger, self._map_and_publish)
@@ -133,6 +134,7 @@ class RunDriver:
                     ledger.cancel()  # Workers stop after their current chunk; resuming clears it.
                 raise
             session.state = "done" if manifest is not None else "failed"
+            self.heartbeat.fail(failure_lines(progress.failed()))
         self.listen("report", None)
         return self._report(session.state, progress, manifest)
 
@@ -215,9 +217,10 @@ class RunDriver:
 
     def _report(self, state: str, progress: Progress, manifest: int | None) -> RunSummary:
         ledger = self.planned.ledger
-        report = store_report(
-            self.storage, ledger, self.heartbeat.record, state, self.settings.state_dir
-        )
+        record, folder = self.heartbeat.record, self.settings.state_dir
+        report = store_report(self.storage, ledger, record, state, folder, settings=self.settings)
+        with best_effort():
+            self.heartbeat.write(state)  # With what the report took, for the next attempt's.
         self.orchestrator.show_report(ledger.run, report)
         summary = self._summarize(state, progress, manifest, report)
         if manifest is None:
@@ -238,6 +241,9 @@ class RunDriver:
             table_log = TableLog(self.storage, ledger.output)
             records = find_evidence(table_log, table_log.manifest(manifest))
             quarantine = tuple(uri for name, uri in records.items() if run_of(name) == ledger.run)
+        phases: dict[str, float] = {}
+        for name, _, seconds in self.heartbeat.record.phases if map_stage else []:
+            phases[name] = phases.get(name, 0.0) + seconds
         return RunSummary(
             run=ledger.run,
             job=self.job.name,
@@ -253,7 +259,9 @@ class RunDriver:
             rows_out=int(done["rows_out"].sum()),
             bytes_in=int(done["bytes_in"].sum()),
             bytes_out=int(done["bytes_out"].sum()),
-            seconds=time.time() - self.heartbeat.record.started,
+            seconds=sum(phases.values()) or time.time() - self.heartbeat.record.started,
+            phases=tuple(phases.items()),
+            rows_filtered=rows_filtered(self.planned.plan, progress),
             report=report.uri if report else ledger.prefix + "report.html",
             local_report=report.path if report else "",
             notes=(

@@ -59,7 +59,7 @@ class RunSummary:
     bytes_in: int
     bytes_out: int
     seconds: float
-    """Seconds that this driver took."""
+    """Seconds from the start of the command until its report was begun; the sum of `phases`."""
     report: str
     """URI of the report's HTML page; empty if there is none yet."""
     local_report: str
@@ -68,6 +68,10 @@ class RunSummary:
     """Kinds of failures, each with an example (see `failure_lines`)."""
     left_out: int = 0
     """Number of objects that could not be read and are left out."""
+    rows_filtered: int = 0
+    """Planned rows of completed chunks that the job's filter removed, or that are unreadable."""
+    phases: tuple[tuple[str, float], ...] = ()
+    """Name and seconds of each phase of this driver; empty if it has mapped nothing."""
     quarantine: tuple[str, ...] = ()
     """URIs of the records of quarantined objects, once the run is published."""
 

@@ -12,10 +12,14 @@ import pytest
 
 from partitioning.windows import Windowing
 from pipeline.report.backfill_model import BackfillFailure, BackfillReport, Calendar
+from pipeline.report.backfill_page import active_seconds, rows_filtered
+from pipeline.report.run_model import Attempt, CodeVersion
 from pipeline.runs.backfill.calendar_layout import STATES, lay_out
 from pipeline.runs.backfill.report import render
 from tests.report.test_chromium import BROWSER, browse
-from tests.support.report_samples import NASTY, START
+from tests.support.report_samples import FINGERPRINT, NASTY, START
+
+ERROR = f"Oops: {NASTY}"
 
 
 def make(labels: list[str], grain: str, states: tuple[str, ...], **more: Any) -> BackfillReport:
@@ -31,6 +35,7 @@ def make(labels: list[str], grain: str, states: tuple[str, ...], **more: Any) ->
             "skipped": ["done by run 0123456789abcdef" if s == "skipped" else None for s in chosen],
             "run": ["fedcba9876543210"] * len(labels),
             "chunks": [2] * len(labels),
+            "rows": [240] * len(labels),
             "done": done,
             "failed": [int(state == "failed") for state in chosen],
             "rows_in": [100 * count for count in done],
@@ -38,6 +43,8 @@ def make(labels: list[str], grain: str, states: tuple[str, ...], **more: Any) ->
             "bytes_in": [1000 * count for count in done],
             "bytes_out": [800 * count for count in done],
             "busy": [0.1 * count for count in done],
+            "code": [FINGERPRINT if count else "" for count in done],
+            "error": [ERROR if state == "failed" else "" for state in chosen],
             "started": begin,
             "ended": [None if t is None else t + dice.random() for t in begin],
         },
@@ -95,6 +102,8 @@ REPORTS = {
         facts=((NASTY, NASTY),),
         failures=(BackfillFailure(NASTY, 1, 1, NASTY, 0, *[NASTY] * 5),),
         prefect_url="javascript:alert(1)",
+        attempts=(Attempt(START, START + 9, NASTY, NASTY, NASTY, NASTY, errors=(NASTY,)),) * 2,
+        versions=(CodeVersion(NASTY, NASTY, 3, (NASTY,)),),
     ),
 }
 
@@ -111,6 +120,22 @@ def test_the_page_says_what_matters() -> None:
 def test_a_page_without_anything_done_has_the_calendar_alone() -> None:
     html = render(REPORTS["new"])
     assert html.count("data-chart>") == 1 and "No window failed." in html
+
+
+def test_the_time_is_that_of_all_attempts() -> None:
+    first = Attempt(START, START + 60, "failed", errors=("1 window failed: Oops",))
+    second = Attempt(START + 3600, START + 3600 + 30, "done")
+    report = make(days("2024-01", "2024-02"), "day", ("done",), attempts=(first, second))
+    assert active_seconds(report) == 90
+    html = render(report)
+    assert "1 min 30 s" in html and "in 2 attempts" in html
+    assert "In 1 earlier attempt some were: 1 window failed: Oops" in html
+
+
+def test_rows_that_the_filter_removed_are_not_missing() -> None:
+    report = make(days("2024-01-01", "2024-01-11"), "day", ("done",))
+    assert rows_filtered(report.windows) == 10 * (240 - 200)
+    assert "400 filtered out" in render(report)
 
 
 def test_hostile_names_stay_text() -> None:
