@@ -88,7 +88,11 @@ def terminal(
     world: Days, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Terminal:
     def serially(
-        store: BackfillStore, settings: Settings, listen: Listener, again: BackfillResumeOptions
+        store: BackfillStore,
+        settings: Settings,
+        listen: Listener,
+        again: BackfillResumeOptions,
+        **more: Any,
     ) -> BackfillSummary:
         return BackfillDriver(store, settings, NoBackfillOrchestrator(), again, listen).run()
 
