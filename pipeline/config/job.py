@@ -319,8 +319,15 @@ class Output(_Part):
     schema_: Literal["identical", "widen"] = Field(default="identical", alias="schema")
     """Columns of a run: those of the output's files (`identical`), or also new columns, and types
     one of which holds the other, such as int32 and int64 (`widen`)."""
-    compression: Literal["zstd", "snappy", "lz4", "gzip", "brotli", "uncompressed"] = "zstd"
-    """Compression of the written files: `zstd` is small, `snappy` and `lz4` are fast."""
+    compression: str = Field(
+        default="zstd", pattern=r"^(zstd|gzip|brotli)(:[0-9]{1,2})?$|^(snappy|lz4|uncompressed)$"
+    )
+    """Compression of the written files: `zstd`, `snappy`, `lz4`, `gzip`, `brotli` or
+    `uncompressed`. A level can follow, e.g. `zstd:3`; without one, `encoding: auto` chooses zstd's
+    level for each column, and other codecs take their own default."""
+    encoding: Literal["auto", "plain"] = "auto"
+    """Encoding of the columns: chosen for each column by encoding a sample of it (`auto`), or the
+    defaults of Polars' writer (`plain`). Small results and nested columns take the defaults."""
     row_group_rows: PositiveInt | None = None
     """Number of rows per row group. Default: the writer's."""
     keep_versions: NonNegativeInt = 1

@@ -100,7 +100,9 @@ class EntryChecks:
             "a number is negative, not finite or too large": pl.all_horizontal(
                 *map(_count, _COUNTS), *map(_seconds, _SECONDS)
             ),
-            "a text is too long": pl.all_horizontal(_text(name, MAX_NAME) for name in _NAMES),
+            "a text is too long": pl.all_horizontal(
+                *(_text(name, MAX_NAME) for name in _NAMES), _text("encodings", 4 * MAX_NAME)
+            ),
             "its attempt is not a valid id": pl.col("attempt").str.contains(ATTEMPT_PATTERN),
             "its parts are not those of an upload": _are_short(rows["parts"], MAX_ETAG),
             "its left_out is not a list of objects": _are_short(rows["left_out"], MAX_REASON),

@@ -145,6 +145,9 @@ class Completion:
     """Storage operations that were tried again since the batch's last completion."""
     memory: int = 0
     """Resident bytes of the worker's process after the transform. 0 in old records."""
+    encodings: str = ""
+    """Columns of the output by encoding, e.g. `delta: id; plain:3: price`. Empty: the writer's
+    defaults."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,6 +188,7 @@ _LATER: Final[dict[str, Any]] = {
     "left_out": [],
     "filled": [],
     **dict.fromkeys(("encode_seconds", "reads", "writes", "retries", "memory"), 0),
+    "encodings": "",
 }
 """Columns of completions that earlier releases did not write, and what stands for them."""
 

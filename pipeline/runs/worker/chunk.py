@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import time
@@ -26,6 +25,12 @@ from pipeline.runs.ledger.records import Completion, RunRecord, digest_of
 from pipeline.runs.transforms.loading import Transform, job_fingerprint, load_transform
 from pipeline.runs.transforms.user_code import user_code
 from pipeline.runs.worker.chunk_source import ChunkSource, ReadOptions, engine_for
+from pipeline.runs.worker.encoding import (
+    Compression,
+    encodings_text,
+    write_parquet,
+    write_with_defaults,
+)
 from pipeline.runs.worker.key_columns import without_key_columns
 from pipeline.runs.worker.null_types import fill_types
 from pipeline.runs.worker.run_settings import received_settings
@@ -149,14 +154,18 @@ def apply(transform: Transform, frame: pl.LazyFrame, size: float = math.inf) -> 
         return result.collect(engine=engine_for(size))
 
 
-def encode(frame: pl.DataFrame, job: Job) -> memoryview:
-    """Encode a frame as the bytes of a Parquet file."""
-    buffer = io.BytesIO()
+def encode(frame: pl.DataFrame, job: Job) -> tuple[memoryview, str]:
+    """Encode a frame as the bytes of a Parquet file.
+
+    Returns:
+        The file, and its columns by encoding (see `Completion.encodings`).
+    """
+    compression, rows = Compression.parse(job.output.compression), job.output.row_group_rows
     with user_code(job.transform, "returned a frame that cannot be written:"):
-        frame.write_parquet(
-            buffer, compression=job.output.compression, row_group_size=job.output.row_group_rows
-        )
-    return buffer.getbuffer()
+        if job.output.encoding == "plain":
+            return write_with_defaults(frame, compression, rows), ""
+        data, chosen = write_parquet(frame, compression, rows)
+        return data, encodings_text(chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +235,8 @@ def compute(
 def stage(context: RunContext, mapped: ComputedChunk, batch: str, worker: str) -> Completion:
     """Encode and stage a computed chunk; return its completion."""
     clock = time.perf_counter()
-    data = encode(without_key_columns(mapped.frame, mapped.chunk, context.schema), context.job)
+    frame = without_key_columns(mapped.frame, mapped.chunk, context.schema)
+    data, encodings = encode(frame, context.job)
     encoding, clock = time.perf_counter() - clock, time.perf_counter()
     mapped = replace(
         mapped, compute_seconds=mapped.compute_seconds + encoding, encode_seconds=encoding
@@ -247,6 +257,7 @@ def stage(context: RunContext, mapped: ComputedChunk, batch: str, worker: str) -
         upload=staged.upload,
         parts=staged.parts,
         sha256=hashlib.sha256(data).hexdigest(),
+        encodings=encodings,
     )
 
 

@@ -151,7 +151,8 @@ def _stage(
     worker: str,
     timing: tuple[float, float],
 ) -> Completion:
-    data, attempt, clock = encode(frame, context.job), uuid.uuid4().hex, time.perf_counter()
+    data, encodings = encode(frame, context.job)
+    attempt, clock = uuid.uuid4().hex, time.perf_counter()
     uri = reduced_uri(context.ledger.output, context.record.run, attempt)
     staged = context.storage.stage(uri, data, attempt, staged_area(context.ledger.output))
     started, seconds = timing
@@ -176,6 +177,7 @@ def _stage(
         upload=staged.upload,
         parts=staged.parts,
         sha256=hashlib.sha256(data).hexdigest(),
+        encodings=encodings,
     )
 
 

@@ -295,7 +295,7 @@ def test_outputs_are_written_as_the_job_says(compression: str) -> None:
     frame = pl.DataFrame({"id": range(10), "k": [1] * 10})
     job = job_of()
     job = job.model_copy(update={"output": job.output.model_copy(update=output)})
-    data = bytes(encode(frame.drop("k"), job))
+    data = bytes(encode(frame.drop("k"), job)[0])
     metadata = pq.read_metadata(io.BytesIO(data))
     assert metadata.num_row_groups == 4
     assert metadata.row_group(0).column(0).compression.lower() == compression

@@ -1,0 +1,178 @@
+"""Encodings that are chosen for a result's columns."""
+
+from __future__ import annotations
+
+import io
+from datetime import date, timedelta
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+from polars.testing.parametric import column, dataframes
+
+from pipeline.runs.worker import encoding
+from pipeline.runs.worker.encoding import (
+    MIN_ROWS,
+    Compression,
+    can_choose,
+    choose_encodings,
+    encodings_text,
+    write_parquet,
+    write_with_defaults,
+)
+
+ROWS = 2 * MIN_ROWS
+ZSTD = Compression("zstd")
+FLAT: list[Any] = [
+    *(pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64),
+    *(pl.Float32, pl.Float64, pl.Boolean, pl.String, pl.Binary, pl.Date),
+    *(pl.Datetime("ms"), pl.Datetime("us"), pl.Datetime("ns"), pl.Datetime("us", "Europe/Berlin")),
+]
+
+
+def line_items(rows: int = ROWS) -> pl.DataFrame:
+    """Columns for which different encodings pay."""
+    rng = np.random.default_rng(7)
+    day = date(2024, 1, 1)
+    return pl.DataFrame(
+        {
+            "key": np.sort(rng.integers(1, 1 << 28, rows)),
+            "wide": rng.integers(-(1 << 62), 1 << 62, rows),
+            "amount": rng.random(rows),
+            "rate": rng.integers(0, 11, rows) / 100,
+            "currency": pl.Series(["EUR", "USD"]).gather(rng.integers(0, 2, rows)),
+            "comment": [f"{number:x}" for number in rng.integers(0, 1 << 60, rows)],
+            "day": [day + timedelta(days=int(number)) for number in rng.integers(0, 900, rows)],
+            "flag": rng.random(rows) < 0.5,
+        }
+    )
+
+
+def encodings_of(data: memoryview, index: int) -> set[str]:
+    """Encodings of the data pages of a column, without those of levels and dictionaries."""
+    chunk = pq.read_metadata(io.BytesIO(data)).row_group(0).column(index)
+    return set(chunk.encodings) - {"RLE", "BIT_PACKED"}
+
+
+def test_each_column_gets_what_pays() -> None:
+    frame = line_items()
+    data, chosen = write_parquet(frame, ZSTD)
+    assert {name: how.encoding for name, how in chosen.items()} == {
+        "key": "delta",
+        "wide": "plain",
+        "amount": "plain",
+        "rate": "dictionary",
+        "currency": "dictionary",
+        "comment": "plain",
+        "day": chosen["day"].encoding,
+        "flag": "plain",
+    }
+    assert chosen["day"].encoding in ("delta", "dictionary")
+    assert encodings_of(data, 0) == {"DELTA_BINARY_PACKED"}
+    assert encodings_of(data, 1) == {"PLAIN"}
+    assert "RLE_DICTIONARY" in encodings_of(data, 3)
+    assert len(data) < len(write_with_defaults(frame, ZSTD))
+    assert_frame_equal(pl.read_parquet(io.BytesIO(data)), frame)
+
+
+def test_the_same_frame_is_written_as_the_same_bytes() -> None:
+    assert write_parquet(line_items(), ZSTD)[0] == write_parquet(line_items(), ZSTD)[0]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.sampled_from(FLAT).flatmap(
+        lambda dtype: dataframes(
+            [column("values", dtype=dtype, allow_null=True)], min_size=1, max_size=60
+        )
+    ),
+    st.booleans(),
+)
+def test_any_values_are_read_back(few: pl.DataFrame, is_sorted: bool) -> None:
+    frame = pl.concat([few] * (MIN_ROWS // few.height + 1))
+    frame = frame.sort("values") if is_sorted else frame
+    assert can_choose(frame)
+    data, chosen = write_parquet(frame, ZSTD)
+    assert list(chosen) == ["values"]
+    assert_frame_equal(pl.read_parquet(io.BytesIO(data)), frame)
+    assert_frame_equal(pl.DataFrame(pl.from_arrow(pq.read_table(io.BytesIO(data)))), frame)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pl.Series([[1, 2]], dtype=pl.List(pl.Int64)),
+        pl.Series([{"a": 1}]),
+        pl.Series(["x"], dtype=pl.Categorical),
+        pl.Series(["x"], dtype=pl.Enum(["x"])),
+        pl.Series([timedelta(1)]),
+        pl.Series([1], dtype=pl.Int128),
+        pl.Series([None], dtype=pl.Null),
+        pl.Series(["1.5"]).str.to_decimal(scale=1),
+    ],
+    ids=str,
+)
+def test_other_types_are_written_by_polars(values: pl.Series) -> None:
+    frame = pl.DataFrame({"values": pl.concat([values] * ROWS, rechunk=True)})
+    data, chosen = write_parquet(frame, ZSTD)
+    assert not chosen
+    assert data == write_with_defaults(frame, ZSTD)
+    assert_frame_equal(pl.read_parquet(io.BytesIO(data)), frame)
+
+
+def test_small_frames_are_written_by_polars() -> None:
+    frame = line_items(MIN_ROWS - 1)
+    data, chosen = write_parquet(frame, ZSTD)
+    assert not chosen
+    assert data == write_with_defaults(frame, ZSTD)
+
+
+def test_differences_of_more_than_32_bits_are_not_delta_encoded() -> None:
+    """fastparquet decodes them to wrong values."""
+    edge = encoding.MAX_DELTA_RANGE
+    steps = pl.col("narrow")
+    frame = pl.DataFrame({"narrow": range(ROWS)}).with_columns(
+        one_step=pl.when(steps < ROWS // 2).then(steps).otherwise(steps + edge),
+        unsigned=steps.cast(pl.UInt32),
+        moment=(steps * 86_400_000_000).cast(pl.Datetime("us")),
+    )
+    chosen = choose_encodings(frame, ZSTD)
+    assert chosen["narrow"].encoding == "delta"
+    assert {chosen[name].encoding for name in ("one_step", "unsigned", "moment")} <= {
+        *("plain", "dictionary")
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "codec"),
+    [("zstd", "ZSTD"), ("zstd:9", "ZSTD"), ("snappy", "SNAPPY"), ("gzip:1", "GZIP"),
+     ("lz4", "LZ4"), ("brotli", "BROTLI"), ("uncompressed", "UNCOMPRESSED")],
+)  # fmt: skip
+def test_every_codec(text: str, codec: str) -> None:
+    frame = line_items()
+    data, chosen = write_parquet(frame, Compression.parse(text))
+    file = pq.read_metadata(io.BytesIO(data))
+    assert file.row_group(0).column(0).compression == codec
+    assert len({how.level for how in chosen.values()}) <= (2 if text == "zstd" else 1)
+    assert_frame_equal(pl.read_parquet(io.BytesIO(data)), frame)
+
+
+def test_row_groups_have_the_rows_that_are_asked_for() -> None:
+    data, chosen = write_parquet(line_items(), ZSTD, 10_000)
+    assert chosen
+    groups = pq.read_metadata(io.BytesIO(data))
+    assert groups.row_group(0).num_rows == 10_000
+    assert groups.num_row_groups == -(-ROWS // 10_000)
+
+
+def test_the_description_is_short() -> None:
+    how = encoding.ColumnEncoding("plain", 1)
+    assert (
+        encodings_text({"a": how, "b": how._replace(encoding="delta")}) == "delta:1: b; plain:1: a"
+    )
+    assert len(encodings_text({f"column {i}": how for i in range(500)})) == encoding.MAX_TEXT
