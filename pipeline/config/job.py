@@ -198,6 +198,26 @@ def _column_type(value: str) -> str:
 ColumnType = Annotated[str, AfterValidator(_column_type)]
 HiveType = Literal["string", "int8", "int16", "int32", "int64", "date"]
 """As `partitioning.hive.HIVE_TYPES`."""
+_COMPRESSION_PATTERN = (
+    r"^(zstd(:([1-9]|1[0-9]|2[0-2]))?|gzip(:[1-9])?|brotli(:([0-9]|1[01]))?"
+    r"|snappy|lz4|uncompressed)$"
+)
+
+
+def _compression(text: str) -> str:
+    if not re.match(_COMPRESSION_PATTERN, text):
+        raise ValueError(
+            f"{text!r} is no compression: write zstd (levels zstd:1 to zstd:22), gzip (1 to 9), "
+            "brotli (0 to 11), snappy, lz4 or uncompressed"
+        )
+    return text
+
+
+CompressionText = Annotated[
+    str,
+    AfterValidator(_compression),
+    WithJsonSchema({"type": "string", "pattern": _COMPRESSION_PATTERN}),
+]
 Uri = Annotated[str, AfterValidator(_uri)]
 Function = Annotated[
     str, AfterValidator(_function), WithJsonSchema({"type": "string", "pattern": _FUNCTION_PATTERN})
@@ -319,9 +339,7 @@ class Output(_Part):
     schema_: Literal["identical", "widen"] = Field(default="identical", alias="schema")
     """Columns of a run: those of the output's files (`identical`), or also new columns, and types
     one of which holds the other, such as int32 and int64 (`widen`)."""
-    compression: str = Field(
-        default="zstd", pattern=r"^(zstd|gzip|brotli)(:[0-9]{1,2})?$|^(snappy|lz4|uncompressed)$"
-    )
+    compression: CompressionText = "zstd"
     """Compression of the written files: `zstd`, `snappy`, `lz4`, `gzip`, `brotli` or
     `uncompressed`. A level can follow, e.g. `zstd:3`; without one, `encoding: auto` chooses zstd's
     level for each column, and other codecs take their own default."""

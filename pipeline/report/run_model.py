@@ -211,6 +211,8 @@ class RunInfo:
     """Columns of the input that the job selects; empty for all."""
     schema: Mapping[str, str] = field(default_factory=dict)
     """Columns of the output, with their types; empty if unknown."""
+    encodings: str = ""
+    """Columns of the output by encoding; empty: the writer's defaults."""
     commit: str = ""
     """Git commit of the code when the run was planned; empty if unknown."""
     memory_limit: int | None = None

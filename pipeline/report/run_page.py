@@ -387,6 +387,7 @@ def _facts(report: RunReport) -> tuple[Block, ...]:
         *((f"Parameter {name}", value) for name, value in run.params.items()),
         *([("Filter", run.filter)] if run.filter else []),
         *([("Columns", ", ".join(run.columns))] if run.columns else []),
+        *([("Encodings", run.encodings)] if run.encodings else []),
         ("Fingerprint", run.fingerprint),
         *([("Commit", run.commit)] if run.commit else []),
         *((f"Table {uri}", version) for uri, version in run.tables.items()),

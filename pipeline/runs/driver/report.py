@@ -157,6 +157,7 @@ def report_of(
             filter=filter_text(job),
             columns=tuple(job.input.columns or ()),
             schema=_output_schema(progress),
+            encodings=_usual(progress, "encodings"),
             commit=origin.commit,
             memory_limit=settings.dask.memory_per_worker if settings else None,
         ),
@@ -238,10 +239,15 @@ def value_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
+def _usual(progress: Progress, name: str) -> str:
+    """Return the text that most completions have in a column; empty if there are none."""
+    usual = progress.completions[name].mode().sort()
+    return str(usual[0]) if len(usual) else ""
+
+
 def _output_schema(progress: Progress) -> dict[str, str]:
     """Return names and types of the output's columns, as most chunks have them."""
-    usual = progress.completions["schema"].mode()
-    text = progress.schemas.get(usual[0], "{}") if len(usual) else "{}"
+    text = progress.schemas.get(_usual(progress, "schema"), "{}")
     return {name: str(kind) for name, kind in json.loads(text).items()}
 
 
