@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -15,16 +15,19 @@ from pipeline.cli.help import JOBS, OUTPUTS, RUNS, SETUP, START, App, examples
 from pipeline.cli.options import (
     AcceptCode,
     DebugChunk,
+    Detach,
     Environment,
     InOutput,
     JobFile,
     Json,
+    LastRun,
     OnlyFailed,
     OnlyOutput,
     Output,
     RunId,
     Set,
     TakeOver,
+    age,
 )
 from pipeline.cli.terminal import guard_streams
 from pipeline.processes import exit_process
@@ -120,7 +123,8 @@ def demo(
 
 
 @app.command(
-    rich_help_panel=JOBS, epilog=examples("run job.yaml", "run job.yaml --set params.rate=1.1")
+    rich_help_panel=JOBS,
+    epilog=examples("run job.yaml", "run job.yaml --detach", "run job.yaml --set params.rate=1.1"),
 )
 def run(
     job: JobFile,
@@ -132,6 +136,7 @@ def run(
     ] = False,
     take_over: TakeOver = False,
     debug_chunk: DebugChunk = None,
+    detach: Detach = False,
     json: Json = False,
 ) -> None:
     """Run a job, or resume its unfinished run."""
@@ -146,6 +151,7 @@ def run(
         accept_code=accept_code,
         replan=replan,
         take_over=take_over,
+        detach=detach,
         as_json=json,
     )
 
@@ -181,12 +187,12 @@ def check(
 
 
 @app.command(
-    rich_help_panel=RUNS, epilog=examples("status", "status --state failed", "status 3f2a --json")
+    rich_help_panel=RUNS, epilog=examples("status", "status --state failed", "status last --json")
 )
 def status(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="Id of a run, or its first letters."),
+        typer.Argument(metavar="[RUN]", help="Id of a run, its first letters, or `last`."),
     ] = None,
     output: OnlyOutput = None,
     every: Annotated[
@@ -229,13 +235,14 @@ def verify(output: Output, environment: Environment = None, json: Json = False) 
     raise typer.Exit(status.verify(output, environment, as_json=json))
 
 
-@app.command(rich_help_panel=RUNS, epilog=examples("retry 3f2a --failed"))
+@app.command(rich_help_panel=RUNS, epilog=examples("retry last --failed"))
 def retry(
     run: RunId,
     output: InOutput = None,
     accept_code: AcceptCode = False,
     failed: OnlyFailed = False,
     debug_chunk: DebugChunk = None,
+    take_over: TakeOver = False,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
@@ -244,10 +251,59 @@ def retry(
 
     if debug_chunk is not None:
         raise typer.Exit(runs.debug(run, output, environment, debug_chunk))
-    runs.retry(run, output, environment, accept_code=accept_code, only_failed=failed, as_json=json)
+    runs.retry(
+        run,
+        output,
+        environment,
+        accept_code=accept_code,
+        only_failed=failed,
+        take_over=take_over,
+        as_json=json,
+    )
 
 
-@app.command(rich_help_panel=RUNS, epilog=examples("cancel 3f2a"))
+@app.command(rich_help_panel=RUNS, epilog=examples("logs last --failed", "logs 3f2a --chunk 12"))
+def logs(
+    run: LastRun = "last",
+    chunk: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", min=0, help="Show attempts at this chunk; repeatable."),
+    ] = None,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Show failed attempts only, with their tracebacks.")
+    ] = False,
+    limit: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Show at most the last N attempts.")
+    ] = 200,
+    output: InOutput = None,
+    environment: Environment = None,
+    json: Json = False,
+) -> None:
+    """Show every attempt at the chunks of a run."""
+    from pipeline.cli import run_details
+
+    run_details.logs(
+        run, output, environment, chunk or [], only_failed=failed, limit=limit, as_json=json
+    )
+
+
+@app.command(rich_help_panel=RUNS, epilog=examples("report last --open"))
+def report(
+    run: LastRun = "last",
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open the page in the browser.")
+    ] = False,
+    output: InOutput = None,
+    environment: Environment = None,
+    json: Json = False,
+) -> None:
+    """Fetch the report of a run, or make it now."""
+    from pipeline.cli import run_details
+
+    run_details.report(run, output, environment, open_page=open_page, as_json=json)
+
+
+@app.command(rich_help_panel=RUNS, epilog=examples("cancel last"))
 def cancel(
     run: RunId,
     output: InOutput = None,
@@ -325,8 +381,8 @@ def repair(
 def vacuum(
     output: Output,
     older_than: Annotated[
-        str, typer.Option(metavar="AGE", help="Keep uploads younger than this.")
-    ] = "7d",
+        float, typer.Option(metavar="AGE", parser=age, help="Keep uploads younger than this.")
+    ] = cast("float", "7d"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would change.")
     ] = False,

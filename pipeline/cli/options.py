@@ -8,6 +8,20 @@ from typing import Annotated
 
 import typer
 
+from pipeline.config.units import parse_seconds
+
+
+def age(text: str) -> float:
+    """Parse a duration such as `7d` as seconds.
+
+    Raises:
+        BadParameter: It is none.
+    """
+    try:
+        return parse_seconds(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
 
 def environments(incomplete: str) -> list[str]:
     """Complete the name of an environment: the files of the folder conf."""
@@ -58,7 +72,13 @@ Output = Annotated[
 ]
 RunId = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="Id of a run, or its first letters.", show_default=False),
+    typer.Argument(
+        metavar="RUN", help="Id of a run, its first letters, or `last`.", show_default=False
+    ),
+]
+LastRun = Annotated[
+    str,
+    typer.Argument(metavar="[RUN]", help="Id of a run or its first letters; default the newest."),
 ]
 InOutput = Annotated[
     str | None,
@@ -82,6 +102,7 @@ AcceptCode = Annotated[
 TakeOver = Annotated[
     bool, typer.Option("--take-over", help="Take over even if another driver seems alive.")
 ]
+Detach = Annotated[bool, typer.Option("--detach", "-d", help="Drive it in a background process.")]
 OnlyFailed = Annotated[bool, typer.Option("--failed", help="Retry failed chunks only.")]
 DebugChunk = Annotated[
     int | None,

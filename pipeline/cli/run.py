@@ -47,13 +47,16 @@ def run(
     accept_code: bool,
     replan: bool,
     take_over: bool,
+    detach: bool = False,
     as_json: bool,
 ) -> None:
-    """Run a job file and show the result."""
+    """Run a job file and show the result, or drive the run in the background."""
     job, settings = load_job(path, changes), load_settings(environment)
     from pipeline.runs.driver.plan import ResumeOptions
 
     resume = ResumeOptions(accept_code=accept_code, replan=replan, take_over=take_over)
+    if detach and _detach(job, settings, environment, resume, as_json=as_json):
+        return
     flags = [word for change in changes for word in ("--set", change)]
     again = shlex.join(["chunkmap", "run", str(path), *flags])
     began = command_started()
@@ -65,6 +68,54 @@ def debug(path: Path, environment: str | None, index: int, *, changes: Sequence[
     from pipeline.cli.debug import debug_chunk
 
     return debug_chunk(load_job(path, changes), load_settings(environment), index)
+
+
+def _detach(
+    job: Job, settings: Settings, environment: str | None, resume: ResumeOptions, *, as_json: bool
+) -> bool:
+    """Plan a run here and drive it in a background process; return False if nothing is left.
+
+    What is wrong with the job, its input or its output is an error here, not in a log.
+    """
+    from pipeline.cli.detached import show_detached, start_detached
+    from pipeline.runs.admin.known_outputs import remember_output
+    from pipeline.runs.driver.heartbeat import read_driver
+    from pipeline.runs.driver.plan import plan_run
+    from pipeline.runs.driver.preflight import explain_unreachable_s3, preflight
+    from pipeline.storage import open_storage
+
+    storage = open_storage(settings)
+    preflight(job, settings, storage)
+    with explain_unreachable_s3(settings):
+        planned = plan_run(job, settings, storage, resume)
+    ledger = planned.ledger
+    if ledger.published() is not None:
+        return False
+    for note in planned.notes:
+        warn(note)
+    remember_output(settings.state_dir, ledger.output)
+    flags = {"--accept-code": resume.accept_code, "--take-over": resume.take_over}
+    command = ["retry", ledger.run, "--output", ledger.output]
+    command += [flag for flag, is_set in flags.items() if is_set]
+    command += ["--environment", environment] if environment else []
+    started = start_detached(
+        "run",
+        ledger.run,
+        command,
+        settings,
+        lambda: read_driver(storage, ledger.prefix),
+        take_over=resume.take_over,
+    )
+    if as_json:
+        print_json({"run": ledger.run, "output": ledger.output, **started})
+        return True
+    words = ("status", "logs", "report", "cancel")
+    show_detached(
+        f"{job.name} · run {ledger.run}",
+        started,
+        {word: f"chunkmap {word} {ledger.run}" for word in words},
+    )
+    return True
 
 
 def run_job(

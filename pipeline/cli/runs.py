@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from pipeline.cli.output import columns, notes, out, print_json, say
 from pipeline.config.settings import Settings, load_settings
-from pipeline.config.units import parse_seconds
 from pipeline.errors import UsageError
 from pipeline.processes import command_started
 from pipeline.report.humanize import byte_size
@@ -35,6 +34,7 @@ def retry(
     *,
     accept_code: bool,
     only_failed: bool,
+    take_over: bool = False,
     as_json: bool,
 ) -> None:
     """Resume a run by its id: failed chunks and, unless `only_failed`, those never attempted."""
@@ -46,7 +46,9 @@ def retry(
     if ledger.published() is not None:
         say(f"run {ledger.run} is published: there is nothing to retry", console=notes)
     again = f"chunkmap retry {ledger.run}"
-    resume = ResumeOptions(accept_code=accept_code, run=ledger.run, only_failed=only_failed)
+    resume = ResumeOptions(
+        accept_code=accept_code, take_over=take_over, run=ledger.run, only_failed=only_failed
+    )
     began = command_started()
     outcome = run_job(ledger.job(), settings, again, resume, quiet=as_json, began=began)
     show(outcome, as_json=as_json)
@@ -190,7 +192,7 @@ def vacuum(
     output: str,
     environment: str | None,
     *,
-    older_than: str,
+    older_than: float,
     dry_run: bool,
     discard: list[str],
     as_json: bool,
@@ -199,12 +201,13 @@ def vacuum(
     from pipeline.runs.admin import vacuum
 
     storage = open_storage(load_settings(environment))
+    runs = KnownRuns(storage, [output])
     done = vacuum.vacuum(
         storage,
         output,
-        older_than=parse_seconds(older_than),
+        older_than=older_than,
         dry_run=dry_run,
-        discard=discard,
+        discard=[runs.ledger(run).run for run in discard],
     )
     if as_json:
         print_json(done)

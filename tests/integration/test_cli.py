@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,24 @@ def test_what_a_transform_prints_leaves_the_result_alone(world: World) -> None:
     log = (world.root / ".chunkmap" / "logs" / "dask.log").read_text()
     assert "PRINTED pipeline.printed: a transform has" in log
     assert f"[run={answer.data['run']} batch=" in log
+
+
+def test_a_run_in_the_background_ends_without_the_command(world: World) -> None:
+    job = world.job("detached", "shop.transforms:slow")
+    started = world.chunkmap("run", job, "--detach", "--json").data
+    run = started["run"]
+    assert Path(started["log"]).is_file()
+    again = world.chunkmap("run", job, "--detach")
+    assert "drives it already" in again.err or "is complete" in again.out
+    deadline = time.monotonic() + 60
+    while world.chunkmap("status", run, "--json").data["state"] != "done":
+        assert time.monotonic() < deadline, Path(started["log"]).read_text()
+        time.sleep(1)
+    shown = world.chunkmap("logs", run)
+    assert started["log"] in shown.out and " done " in shown.out
+    assert world.chunkmap("verify", "s3://demo/out/detached/").code == 0
+    refused = world.chunkmap("run", world.job("nowhere", input={"uri": "s3://demo/no/"}), "-d")
+    assert refused.code == 2 and "no object at s3://demo/no/" in refused.err
 
 
 def test_verify_sees_what_was_changed_lost_and_added(world: World, done: str) -> None:

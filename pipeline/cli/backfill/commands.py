@@ -13,7 +13,6 @@ from pipeline.cli.backfill.options import (
     Canary,
     CanaryHold,
     CanaryLimit,
-    Detach,
     Exclude,
     From,
     Id,
@@ -32,6 +31,7 @@ from pipeline.cli.backfill.options import (
 from pipeline.cli.help import App, examples
 from pipeline.cli.options import (
     AcceptCode,
+    Detach,
     Environment,
     InOutput,
     JobFile,

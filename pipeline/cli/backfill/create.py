@@ -10,9 +10,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.backfill.detached import show_detached, start_detached
 from pipeline.cli.backfill.plan_view import plan_to_dict, show_plan
 from pipeline.cli.backfill.progress import BackfillDisplay
+from pipeline.cli.detached import show_detached, start_detached
 from pipeline.cli.output import bad, notes, print_json, say, show_pairs, warn
 from pipeline.config.job import load_job
 from pipeline.config.settings import Settings, load_settings
@@ -39,7 +39,6 @@ from pipeline.runs.backfill.summary import (
     BackfillSummary,
 )
 from pipeline.runs.driver.preflight import explain_unreachable_s3, preflight
-from pipeline.runs.driver.session import is_driven_elsewhere
 from pipeline.runs.transforms.fingerprint import explain_difference
 from pipeline.runs.transforms.loading import job_fingerprint
 from pipeline.storage import open_storage
@@ -231,19 +230,37 @@ def drive(
     """
     resume = _with_code(store, settings, resume)
     if detach:
-        driver = store.driver()
-        if driver is not None and is_driven_elsewhere(driver, "") and not resume.take_over:
-            where = f"process {driver.pid} on {driver.host}"
-            say(f"backfill {store.backfill}: {where} drives it already", console=notes)
-            started = {"backfill": store.backfill, "output": store.output, "pid": driver.pid}
-            started |= {"log": "where it was started"}
-        else:
-            started = start_detached(store, settings, environment, asdict(resume))
-        print_json(started) if as_json else show_detached(started)
+        _detach(store, settings, environment, resume, as_json=as_json)
         return
     summary = _drive_here(store, settings, resume, quiet=as_json)
     places = _places(store, settings)
     print_json(asdict(summary) | places) if as_json else _show(summary, places)
+
+
+def _detach(
+    store: BackfillStore,
+    settings: Settings,
+    environment: str | None,
+    resume: BackfillResumeOptions,
+    *,
+    as_json: bool,
+) -> None:
+    backfill = store.backfill
+    command = ["backfill", "drive", backfill, "--output", store.output]
+    command += ["--again", json.dumps(asdict(resume))]
+    command += ["--environment", environment] if environment else []
+    take_over = resume.take_over
+    started = start_detached(
+        "backfill", backfill, command, settings, store.driver, take_over=take_over
+    )
+    if as_json:
+        print_json({"backfill": backfill, "output": store.output, **started})
+        return
+    commands = {
+        "watch": f"chunkmap backfill status {backfill} --watch",
+        **{word: f"chunkmap backfill {word} {backfill}" for word in ("pause", "resume", "cancel")},
+    }
+    show_detached(f"backfill {backfill}", started, commands)
 
 
 def _with_code(

@@ -163,10 +163,6 @@ Key = Annotated[
         rich_help_panel=EXECUTION_PANEL,
     ),
 ]
-Detach = Annotated[
-    bool,
-    typer.Option("--detach", "-d", help="Drive it in a background process."),
-]
 WindowNames = Annotated[
     list[str] | None,
     typer.Option(

@@ -11,6 +11,7 @@ import polars as pl
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from pipeline.cli.attempts import show_attempts
 from pipeline.cli.backfill.calendar import calendar
 from pipeline.cli.backfill.find import find
 from pipeline.cli.output import columns, live, out, pairs, print_json, say
@@ -245,9 +246,11 @@ def logs(
         states = status.windows.filter(pl.col("label").is_in(labels)).to_dicts()
         print_json({"backfill": store.backfill, "windows": states, "attempts": shown.to_dicts()})
         return
-    if rows.height > shown.height:
-        say(f"the last {shown.height:,} of {rows.height:,} attempts (--limit N shows more)")
-    _show_attempts(shown, labels)
+    if rows.is_empty():
+        windows = ", ".join(labels[:3]) + (" …" if len(labels) > 3 else "")
+        say(f"no attempt at {windows} is stored yet")
+    else:
+        show_attempts(shown, rows.height)
 
 
 def _labels(store: BackfillStore, status: BackfillStatus, texts: list[str]) -> list[str]:
@@ -261,36 +264,6 @@ def _labels(store: BackfillStore, status: BackfillStatus, texts: list[str]) -> l
             f"no window of backfill {store.backfill} has failures", hint="name one: --window W"
         )
     return failing
-
-
-def _show_attempts(attempts: pl.DataFrame, labels: list[str]) -> None:
-    if attempts.is_empty():
-        windows = ", ".join(labels[:3]) + (" …" if len(labels) > 3 else "")
-        say(f"no attempt at {windows} is stored yet")
-        return
-    rows = [
-        (
-            time.strftime("%m-%d %H:%M:%S", time.localtime(row["at"])),
-            row["window"],
-            row["index"],
-            row["outcome"],
-            duration(row["seconds"]) if row["seconds"] is not None else "",
-            row["worker"],
-            f"{row['rows_in']:,} → {row['rows_out']:,} rows"
-            if row["rows_in"] is not None
-            else f"{row['error']}: {(row['message'] or '').partition(chr(10))[0][:MAX_MESSAGE]}",
-        )
-        for row in attempts.iter_rows(named=True)
-    ]
-    names = ("at", "window", "chunk", "outcome", "took", "worker", "")
-    out.print(columns(names, rows, right=("chunk", "took")))
-    traces = attempts.filter(pl.col("trace").fill_null("") != "").unique("trace", keep="last")
-    for row in traces.sort("at").tail(MAX_ERRORS).iter_rows(named=True):
-        say("")
-        say(f"chunk {row['index']} of {row['window']} on {row['worker']}", mark="[bold red]")
-        if row["where"]:
-            say(row["where"])
-        say(row["trace"].rstrip())
 
 
 def report(

@@ -1,0 +1,117 @@
+"""Look into one run, from storage alone: `chunkmap logs` and `report`."""
+
+from __future__ import annotations
+
+import webbrowser
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import polars as pl
+
+from pipeline.cli.attempts import show_attempts
+from pipeline.cli.detached import log_of
+from pipeline.cli.output import print_json, say
+from pipeline.config.settings import Settings, load_settings
+from pipeline.errors import UsageError
+from pipeline.report.run_model import RunState
+from pipeline.runs.admin.known_outputs import known_outputs
+from pipeline.runs.admin.status import RunStatus
+from pipeline.runs.backfill.listing import KnownRuns
+from pipeline.runs.driver.heartbeat import read_driver
+from pipeline.runs.driver.preflight import explain_unreachable_s3
+from pipeline.runs.driver.report import fetch_report, store_report
+from pipeline.runs.ledger.attempts import attempts_of_run
+from pipeline.runs.ledger.ledger import Ledger
+from pipeline.storage import Storage, open_storage
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A run that a command names."""
+
+    storage: Storage
+    ledger: Ledger
+    status: RunStatus
+
+
+def _find(run: str, output: str | None, settings: Settings) -> _Found:
+    outputs = [output] if output else known_outputs(settings.state_dir)
+    if not outputs:
+        raise UsageError(
+            "no output is known on this machine", hint="name it with --output s3://bucket/prefix/"
+        )
+    with explain_unreachable_s3(settings):
+        storage = open_storage(settings)
+        runs = KnownRuns(storage, outputs)
+        return _Found(storage, runs.ledger(run), runs.find(run))
+
+
+def logs(
+    run: str,
+    output: str | None,
+    environment: str | None,
+    chunks: list[int],
+    *,
+    only_failed: bool,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Show every attempt at the chunks of a run, and the tracebacks of those that failed."""
+    settings = load_settings(environment)
+    found = _find(run, output, settings)
+    ledger = found.ledger
+    rows = attempts_of_run(ledger.run, ledger.read())
+    if chunks:
+        rows = rows.filter(pl.col("index").is_in(chunks))
+    if only_failed:
+        rows = rows.filter(pl.col("outcome") == "failed")
+    shown, log = rows.tail(limit), log_of(settings, "run", ledger.run)
+    if as_json:
+        local = str(log) if log.exists() else None
+        attempts = shown.drop("window").to_dicts()
+        print_json({"run": ledger.run, "log": local, "attempts": attempts})
+        return
+    if rows.is_empty():
+        failed = "failed " if only_failed else ""
+        of = f"chunk {', '.join(map(str, chunks))} of run" if chunks else "run"
+        say(f"no {failed}attempt of {of} {ledger.run} is stored")
+    else:
+        show_attempts(shown, rows.height)
+    if log.exists():
+        say(f"the log of its driver in the background: {log}")
+
+
+def report(
+    run: str, output: str | None, environment: str | None, *, open_page: bool, as_json: bool
+) -> None:
+    """Fetch the report of a run to this machine, or make it now if the run has not ended."""
+    settings = load_settings(environment)
+    found = _find(run, output, settings)
+    uri, local = found.ledger.prefix + "report.html", None
+    if found.status.state in ("done", "failed"):
+        local = fetch_report(found.storage, uri, settings.state_dir, found.ledger.run)
+    local = local or _make_report(found, settings)
+    if as_json:
+        print_json({"run": found.ledger.run, "report": uri, "local_report": local})
+    else:
+        say(f"{local} (stored as {uri})")
+    if open_page:
+        webbrowser.open(Path(local).absolute().as_uri())
+
+
+def _make_report(found: _Found, settings: Settings) -> str:
+    """Make the report of a run that has none, e.g. because its driver was killed."""
+    ledger, storage = found.ledger, found.storage
+    driver = read_driver(storage, ledger.prefix)
+    if driver is None:
+        raise UsageError(
+            f"run {ledger.run} has no report: no driver has mapped anything of it yet",
+            hint=f"chunkmap status {ledger.run}",
+        )
+    states = {"silent": "interrupted", "cancelled": "interrupted"}
+    word = found.status.state.partition(" ")[0]
+    state = states.get(word, word)
+    state = state if state in get_args(RunState) else "running"
+    folder = settings.state_dir
+    return store_report(storage, ledger, driver, state, folder, settings=settings).path

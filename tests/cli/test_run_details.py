@@ -1,0 +1,115 @@
+"""`chunkmap logs` and `report`, and `last`, on runs of the serial executor in local files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from pipeline.config.job import load_job
+from pipeline.config.settings import load_settings
+from pipeline.runs.admin.known_outputs import remember_output
+from pipeline.runs.driver.run import run_serially
+from pipeline.runs.driver.summary import RunIncompleteError
+from pipeline.storage import open_storage
+from tests.cli.test_command_line import give
+
+TRANSFORM = """
+import polars as pl
+
+def odd(lf, *, broken: bool = False):
+    def fail(frame):
+        if frame.height and broken and frame["n"][0] == 2:
+            raise ValueError("the second is broken")
+        return frame
+    return lf.map_batches(fail)
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        pl.DataFrame({"n": [number]}).write_parquet(tmp_path / "in" / f"{number}.parquet")
+    (tmp_path / "conf").mkdir()
+    name = f"odd_{abs(hash(tmp_path))}"
+    (tmp_path / "conf" / "base.yaml").write_text(f"transforms: {{allow: [{name}]}}\n")
+    (tmp_path / f"{name}.py").write_text(TRANSFORM)
+    job = {
+        "name": "odd",
+        "input": {"uri": f"{tmp_path}/in"},
+        "chunks": {"per_file": True},
+        "transform": f"{name}:odd",
+        "output": {"uri": f"{tmp_path}/out"},
+        "retries": 0,
+    }
+    (tmp_path / "job.yaml").write_text(json.dumps(job))
+    return tmp_path
+
+
+def run(shop: Path, *changes: str) -> str:
+    job, settings = load_job(shop / "job.yaml", changes), load_settings()
+    storage = open_storage(settings)
+    remember_output(settings.state_dir, job.output.uri)
+    try:
+        return run_serially(job, settings, storage).run
+    except RunIncompleteError as error:
+        return error.summary.run
+
+
+def test_logs_list_each_attempt_and_show_what_failed(shop: Path) -> None:
+    failed = run(shop, "params.broken=true")
+    said = give("logs", cwd=shop)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.count(" done ") == 3 and "1 → 1 rows" in said.stdout
+    assert "the second is broken" in said.stdout and "in fail" in said.stdout
+    told = json.loads(give("logs", failed[:6], "--failed", "--json", cwd=shop).stdout)
+    assert told["run"] == failed and told["log"] is None
+    (attempt,) = {item["index"] for item in told["attempts"]}
+    of_one = json.loads(give("logs", "last", "--chunk", "0", "--json", cwd=shop).stdout)
+    assert [item["index"] for item in of_one["attempts"]] == [0] != [attempt]
+    limited = give("logs", "--limit", "1", cwd=shop)
+    assert "the last 1 of " in limited.stdout
+    assert (
+        "no failed attempt of chunk 0" in give("logs", "--failed", "--chunk", "0", cwd=shop).stdout
+    )
+
+
+def test_last_is_the_newest_run(shop: Path) -> None:
+    run(shop)
+    newest = run(shop, "output.mode=overwrite", "input.filter=[[n, '>', 1]]")
+    for command in (("status", "last"), ("logs", "last"), ("report", "last")):
+        assert newest in json.dumps(json.loads(give(*command, "--json", cwd=shop).stdout))
+    refused = give("publish", "last", cwd=shop)
+    assert "Traceback" not in refused.stderr
+
+
+def test_the_report_is_fetched_or_made(shop: Path) -> None:
+    done = run(shop)
+    told = json.loads(give("report", "--json", cwd=shop).stdout)
+    page = Path(told["local_report"])
+    assert done in page.read_text() and told["report"].endswith(f"runs/{done}/report.html")
+    page.unlink()
+    stored = Path(told["report"].removeprefix("file://"))
+    stored.unlink()
+    assert f"reports/{done}/report.html" in give("report", done, cwd=shop).stdout
+    assert page.exists() and stored.exists()
+
+
+def test_a_run_that_does_not_exist_is_no_traceback(shop: Path) -> None:
+    for command in ("logs", "report"):
+        said = give(command, cwd=shop)
+        assert (said.returncode, "no output is known" in said.stderr) == (2, True)
+    run(shop)
+    for command in ("logs", "report"):
+        said = give(command, "zzz", cwd=shop)
+        assert (said.returncode, "there is no run 'zzz'" in said.stderr) == (2, True)
+
+
+def test_what_is_left_of_an_unknown_run_is_not_discarded(shop: Path) -> None:
+    run(shop)
+    said = give("vacuum", "out", "--discard", "zzz", cwd=shop)
+    assert (said.returncode, "there is no run 'zzz'" in said.stderr) == (2, True)
