@@ -112,7 +112,13 @@ class InputError(UsageError):
 
 
 class OutputNotEmptyError(UsageError):
-    """The output contains objects that this run did not publish, and the mode is `error`."""
+    """The output contains objects that this run did not publish, and the mode is `error`.
+
+    Attributes:
+        run: Id of the run that published them; empty if no run did.
+    """
+
+    run: str = ""
 
 
 class TransformNotAllowedError(UsageError):

@@ -134,6 +134,9 @@ def run(
     replan: Annotated[
         bool, typer.Option("--replan", help="Make a new plan instead of resuming.")
     ] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Replace what this job published before.")
+    ] = False,
     take_over: TakeOver = False,
     debug_chunk: DebugChunk = None,
     detach: Detach = False,
@@ -150,6 +153,7 @@ def run(
         changes=change or (),
         accept_code=accept_code,
         replan=replan,
+        rebuild=rebuild,
         take_over=take_over,
         detach=detach,
         as_json=json,

@@ -46,6 +46,7 @@ def run(
     changes: Sequence[str] = (),
     accept_code: bool,
     replan: bool,
+    rebuild: bool = False,
     take_over: bool,
     detach: bool = False,
     as_json: bool,
@@ -54,7 +55,9 @@ def run(
     job, settings = load_job(path, changes), load_settings(environment)
     from pipeline.runs.driver.plan import ResumeOptions
 
-    resume = ResumeOptions(accept_code=accept_code, replan=replan, take_over=take_over)
+    resume = ResumeOptions(
+        accept_code=accept_code, replan=replan, rebuild=rebuild, take_over=take_over
+    )
     if detach and _detach(job, settings, environment, resume, as_json=as_json):
         return
     flags = [word for change in changes for word in ("--set", change)]

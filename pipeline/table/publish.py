@@ -90,11 +90,14 @@ def _prepare(table_log: TableLog, mode: str, run: str) -> Manifest:
     others = [entry for entry in manifest.commits if entry.adds_files and entry.run != run]
     # A run that has published is done, even if other runs have published since.
     if mode == "error" and others and not commits_of(table_log, run, 0):
-        raise OutputNotEmptyError(
-            f"{table_log.output} already has {sum(e.files for e in others):,} files of run "
-            f"{others[0].run}, and the mode is `error`",
+        files = sum(entry.files for entry in others)
+        error = OutputNotEmptyError(
+            f"{table_log.output} already has {files:,} {'file' if files == 1 else 'files'} of run "
+            f"{others[-1].run}, and the mode is `error`",
             hint="choose another output, or set output.mode to append or overwrite",
         )
+        error.run = others[-1].run
+        raise error
     unknown = _unknown_files(table_log, manifest, own)
     if not unknown:
         return manifest

@@ -38,8 +38,8 @@ from pipeline.runs.backfill.summary import (
     BackfillIncompleteError,
     BackfillSummary,
 )
+from pipeline.runs.driver.origin import explain_code
 from pipeline.runs.driver.preflight import explain_unreachable_s3, preflight
-from pipeline.runs.transforms.fingerprint import explain_difference
 from pipeline.runs.transforms.loading import job_fingerprint
 from pipeline.storage import open_storage
 
@@ -272,7 +272,7 @@ def _with_code(
     if code != record.code and not resume.accept_code:
         raise ConflictError(
             f"backfill {record.backfill} is unfinished, and "
-            f"{explain_difference(record.transform, record.code, code)}",
+            f"{explain_code(record, code, store.job(), settings)}",
             hint="resume with the new code: --accept-code; or start over: chunkmap backfill "
             f"cancel {record.backfill}, then create it again",
         )

@@ -31,7 +31,7 @@ from pipeline.runs.backfill.selection import InputWindow, WindowDecision, Window
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.backfill.windows_table import chunks_of, members_of, windows_table
 from pipeline.runs.driver.former_folders import refuse_former_folders
-from pipeline.runs.driver.origin import origin_of
+from pipeline.runs.driver.origin import explain_code, origin_of
 from pipeline.runs.driver.overlap import refuse_overlap
 from pipeline.runs.driver.plan import (
     PlannedInput,
@@ -42,7 +42,6 @@ from pipeline.runs.driver.plan import (
 )
 from pipeline.runs.ledger.keys import refuse_long_keys
 from pipeline.runs.ledger.ledger import run_id
-from pipeline.runs.transforms.fingerprint import explain_difference
 from pipeline.runs.transforms.loading import job_fingerprint
 from pipeline.storage import (
     Storage,
@@ -235,7 +234,7 @@ class Drafting:
         if record.code != self.code:
             raise ConflictError(
                 f"backfill {record.backfill} of this request is unfinished, and "
-                f"{explain_difference(record.transform, record.code, self.code)}",
+                f"{explain_code(record, self.code, self.job, self.settings)}",
                 hint=f"resume with the new code: chunkmap backfill resume {record.backfill} "
                 f"--accept-code; or start over: chunkmap backfill cancel {record.backfill}",
             )

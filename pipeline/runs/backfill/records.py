@@ -92,6 +92,12 @@ class BackfillRecord(_Record):
     transform: str
     code: str
     """Fingerprint of the transform when the backfill was created."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Its code, as runs call it."""
+        return self.code
+
     column: str
     """Column of the windows; several are joined by commas."""
     grain: str

@@ -5,15 +5,36 @@ from __future__ import annotations
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol
 
 from partitioning import Explain
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
 from pipeline.runs.ledger.records import Origin, Planning
+from pipeline.runs.transforms.fingerprint import changed_names, explain_difference
 from pipeline.runs.transforms.loading import job_definitions
 
 GIT_SECONDS = 5.0
 """Seconds that git may take; after that, the commit is unknown."""
+
+
+class HasOrigin(Protocol):
+    """The record of a run or of a backfill."""
+
+    @property
+    def transform(self) -> str:
+        """Name of its transform."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of its code."""
+        ...
+
+    @property
+    def origin(self) -> Origin | None:
+        """Where its code came from."""
+        ...
 
 
 def origin_of(job: Job, settings: Settings, explain: Explain) -> Origin:
@@ -23,6 +44,20 @@ def origin_of(job: Job, settings: Settings, explain: Explain) -> Origin:
         commit=commit_of(job.transform.partition(":")[0]),
         planning=Planning.of(explain),
     )
+
+
+def explain_code(record: HasOrigin, code: str, job: Job, settings: Settings) -> str:
+    """Explain how a job's present code differs from that of a run, by the names that changed.
+
+    Args:
+        record: The run's transform, fingerprint and origin.
+        code: Present fingerprint.
+        job: The job.
+        settings: Which modules are allowed.
+    """
+    then = record.origin.definitions if record.origin is not None else {}
+    names = changed_names(then, job_definitions(job, settings.transforms)) if then else []
+    return explain_difference(record.transform, record.fingerprint, code, names)
 
 
 def commit_of(module: str) -> str:

@@ -30,20 +30,23 @@ from pipeline.errors import (
     InputError,
     JobError,
     ObjectMissingError,
+    OutputNotEmptyError,
     StateError,
     UsageError,
 )
 from pipeline.runs.driver.appending import refuse_appending_again, refuse_losing_rows
 from pipeline.runs.driver.batching import GUESSED_SPEED
 from pipeline.runs.driver.former_folders import refuse_former_folders
-from pipeline.runs.driver.origin import origin_of
-from pipeline.runs.driver.overlap import normalize_uris, refuse_overlap
+from pipeline.runs.driver.job_changes import input_changes, is_same_job
+from pipeline.runs.driver.origin import explain_code, origin_of
+from pipeline.runs.driver.overlap import refuse_overlap
 from pipeline.runs.driver.quarantine import refuse_many_quarantined
+from pipeline.runs.driver.rebuild import Rebuild
 from pipeline.runs.ledger.find import runs_of
 from pipeline.runs.ledger.keys import folders_of, refuse_long_keys
 from pipeline.runs.ledger.ledger import Ledger, run_id
 from pipeline.runs.ledger.records import RunRecord
-from pipeline.runs.transforms.fingerprint import explain_difference, scheme_of
+from pipeline.runs.transforms.fingerprint import scheme_of
 from pipeline.runs.transforms.loading import Transform, job_fingerprint, load_transform
 from pipeline.runs.transforms.user_code import is_from_signal
 from pipeline.runs.worker.chunk import filter_of
@@ -286,6 +289,8 @@ class ResumeOptions:
     """Whether to resume even if the transform's code has changed."""
     replan: bool = False
     """Whether to make a new plan instead of resuming."""
+    rebuild: bool = False
+    """Whether to replace what runs of the job have published to an output in mode `error`."""
     take_over: bool = False
     """Whether to drive even if another driver seems alive."""
     run: str | None = None
@@ -315,17 +320,18 @@ def plan_run(
     code = job_fingerprint(job, settings.transforms)
     records = runs_of(storage, job.output.uri)
     if resume.run is not None:
-        return _resume(_find_record(records, resume.run), code, storage, resume)
+        return _resume(_find_record(records, resume.run), code, settings, storage, resume)
     same = runs_of_job(job, storage, records)
     published = [record for record in same if _is_published(storage, record)]
     if len(published) < len(same) and not resume.replan:
         unfinished = [record for record in same if record not in published]
-        return _allow_widening(job, _resume(unfinished[-1], code, storage, resume))
+        return _allow_widening(job, _resume(unfinished[-1], code, settings, storage, resume))
     ledgers, done = (
         tuple(Ledger(storage, record.output, record.run) for record in records)
         for records in (same, published)
     )
-    new_run = _NewRun(settings, storage, code, ledgers, done, mapper, resume.accept_code)
+    rebuild = Rebuild(storage, settings, job, code, records)
+    new_run = _NewRun(settings, storage, code, ledgers, done, mapper, resume, rebuild)
     return _allow_widening(job, new_run.plan(job))
 
 
@@ -348,7 +354,8 @@ class _NewRun:
     published: tuple[Ledger, ...]
     """Ledgers of the published runs among these."""
     mapper: Any
-    accept_code: bool
+    resume: ResumeOptions
+    rebuild: Rebuild
 
     @property
     def previous(self) -> Ledger | None:
@@ -386,15 +393,20 @@ class _NewRun:
             run = run_id(plan, job, code, tables=tables, skips=True)
         is_new = self.previous is None or self.previous.run != run
         table_log = TableLog(self.storage, uri)
-        manifest = prepare_output(table_log, job.output.mode, run)
+        mode = self.rebuild.mode(wanted=self.resume.rebuild)
+        try:
+            manifest = prepare_output(table_log, mode, run)
+        except OutputNotEmptyError as error:
+            raise self.rebuild.explain(error) from error
         _refuse_after_backfills(manifest, job)
-        refuse_former_folders(table_log, job.output.mode, plan, [run])
+        refuse_former_folders(table_log, mode, plan, [run])
         if job.output.mode == "append":
             earlier = [ledger for ledger in self.published if ledger.run != run]
             refuse_appending_again(table_log, manifest, earlier, plan)
         refuse_losing_rows(job, plan)
         notes = (*result.explain.warnings, *_check_lifecycle(job, plan, abort_days), *same)
-        footprints = planned_footprints(job, plan)
+        replacing = job.model_copy(update={"output": job.output.model_copy(update={"mode": mode})})
+        footprints = planned_footprints(replacing, plan)
         refuse_planned_columns(table_log, manifest, job, planning.probe, footprints)
         ledger = Ledger.create(
             self.storage,
@@ -405,6 +417,7 @@ class _NewRun:
             tables=tables,
             columns=tuple(planning.probe.result_columns),
             skips=skips,
+            mode=mode,
             origin=origin_of(job, self.settings, result.explain),
         )
         if not is_new:
@@ -435,9 +448,9 @@ class _NewRun:
             return self.code, ()
         if run_id(plan, job, record.fingerprint, tables=tables) != record.run:
             return self.code, ()
-        if self.accept_code:
+        if self.resume.accept_code:
             return record.fingerprint, ()
-        difference = explain_difference(record.transform, record.fingerprint, self.code)
+        difference = explain_code(record, self.code, job, self.settings)
         explanation = f"run {record.run} has mapped the same input, and {difference}"
         if job.output.mode == "error":
             raise ConflictError(
@@ -566,30 +579,28 @@ def runs_of_job(job: Job, storage: Storage, records: list[RunRecord]) -> list[Ru
 def _has_job(ledger: Ledger, job: Job) -> bool:
     """Whether a run has the same job; False if its stored job is damaged."""
     try:
-        return _is_same_job(ledger.job(), job)
+        return is_same_job(ledger.job(), job)
     except (StateError, JobError, ObjectMissingError) as error:
         log.warning("run %s is ignored: %s", ledger.run, error)
         return False
-
-
-def _is_same_job(stored: Job, job: Job) -> bool:
-    """Whether two jobs differ only in fields that may change when a run is resumed."""
-    free = {"retries", "rounds", "max_failures", "chunk_timeout", "name"}
-    nested = {"input": {"changed_only", "max_quarantined"}, "output": {"schema_"}}
-    exclude = {**nested, **dict.fromkeys(free, True)}
-    dumps = [normalize_uris(each).model_dump(exclude=exclude) for each in (stored, job)]  # type: ignore[arg-type]
-    return dumps[0] == dumps[1]
 
 
 def _is_published(storage: Storage, record: RunRecord) -> bool:
     return Ledger(storage, record.output, record.run).published() is not None
 
 
-def _resume(record: RunRecord, code: str, storage: Storage, resume: ResumeOptions) -> PreparedRun:
+def _resume(
+    record: RunRecord,
+    code: str,
+    settings: Settings,
+    storage: Storage,
+    resume: ResumeOptions,
+) -> PreparedRun:
+    job = Ledger(storage, record.output, record.run).job()
     if record.fingerprint != code and not resume.accept_code:
         raise ConflictError(
             f"run {record.run} of this job is unfinished, and "
-            f"{explain_difference(record.transform, record.fingerprint, code)}",
+            f"{explain_code(record, code, job, settings)}",
             hint="resume with the new code: --accept-code; or make a new plan: --replan",
         )
     replaced = replaced_tables(record.tables or ())
@@ -605,31 +616,7 @@ def _resume(record: RunRecord, code: str, storage: Storage, resume: ResumeOption
     notes = [f"resuming run {record.run}: its plan of {record.chunks:,} chunks is frozen"]
     plan = ledger.plan()
     refuse_former_folders(table_log, record.mode, plan, [record.run])
-    changes = input_changes(storage, ledger.job(), plan)
+    changes = input_changes(storage, job, plan)
     if changes:
         notes.append(f"{changes}; --replan would plan them too")
     return PreparedRun(ledger, plan, code, False, tuple(notes))
-
-
-def input_changes(storage: Storage, job: Job, plan: Plan) -> str | None:
-    """Compare a plan with a listing of the input; describe the changes, None if there are none."""
-    request = PlanRequest(
-        uri=tuple(parse(uri).uri for uri in job.input.uri),
-        include=job.input.include,
-        exclude=job.input.exclude,
-    )
-    try:
-        listed = list_objects(request, StorageReader(storage)).objects
-    except PlanningError as error:
-        return f"the input cannot be listed any more ({error})"
-    now = {info.uri: (info.etag.strip('"'), info.size) for info in listed}
-    objects = plan.table("objects").select(["uri", "etag", "size"]).to_pylist()
-    then = {row["uri"]: (row["etag"].strip('"'), row["size"]) for row in objects}
-    added, removed = len(now.keys() - then.keys()), len(then.keys() - now.keys())
-    changed = sum(now[uri] != then[uri] for uri in now.keys() & then.keys())
-    if not (added or removed or changed):
-        return None
-    return (
-        f"the input has changed since: {added:,} objects added, {removed:,} removed, "
-        f"{changed:,} changed"
-    )

@@ -123,9 +123,13 @@ class Ledger:
         tables: tuple[TableVersion, ...] | None = None,
         columns: Sequence[str] = (),
         skips: bool = False,
+        mode: str | None = None,
         origin: Origin | None = None,
     ) -> Self:
-        """Store a run's record, job and plan, each once; open an existing run as it is."""
+        """Store a run's record, job and plan, each once; open an existing run as it is.
+
+        The output mode is that of the job, if no other is given (see `RunRecord.mode`).
+        """
         run = run_id(plan, job, fingerprint, backfill, tables, skips=skips)
         ledger = cls(storage, job.output.uri, run, plan)
         record = RunRecord(
@@ -137,7 +141,7 @@ class Ledger:
             transform=job.transform,
             fingerprint=fingerprint,
             output=ledger.output,
-            mode=job.output.mode,
+            mode=mode or job.output.mode,
             base=base,
             backfill=backfill,
             created=time.time(),

@@ -75,6 +75,7 @@ class RunRecord(BaseModel):
     output: str
     """URI of the output prefix."""
     mode: str
+    """Output mode: that of the job, or `overwrite` for a rebuild."""
     base: NonNegativeInt
     """Number of the manifest that was current when the run was created."""
     backfill: BackfillId | None = None

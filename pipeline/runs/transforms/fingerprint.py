@@ -19,6 +19,8 @@ from pipeline.runs.transforms.reach import Reached
 SCHEME = "v2"
 OLD_SCHEME = "v1"
 """Scheme of earlier releases: whole modules, without a prefix."""
+MAX_NAMES = 5
+"""Maximum number of changed definitions to name."""
 LIBRARIES = ("polars",)
 """Libraries whose versions are part of a fingerprint, since results depend on them."""
 
@@ -39,14 +41,25 @@ def scheme_of(value: str) -> str:
     return scheme if dash else OLD_SCHEME
 
 
-def explain_difference(what: str, then: str, now: str) -> str:
-    """Explain the difference between the fingerprint of a run's code and the current one."""
+def explain_difference(what: str, then: str, now: str, names: Sequence[str] = ()) -> str:
+    """Explain the difference between the fingerprint of a run's code and the current one.
+
+    Args:
+        what: The transform.
+        then: Fingerprint of the run's code.
+        now: Fingerprint of the current code.
+        names: Definitions that have changed (see `changed_names`).
+    """
     if scheme_of(then) != scheme_of(now):
         return (
             f"its code was fingerprinted by scheme {scheme_of(then)} ({then}), but this version of "
             f"chunkmap uses scheme {scheme_of(now)} ({now}) and cannot tell whether {what} has "
             "changed since"
         )
+    if names:
+        shown = ", ".join(f"`{name}`" for name in names[:MAX_NAMES])
+        rest = len(names) - MAX_NAMES
+        return f"the code has changed since (in {shown}{f' and {rest} more' if rest > 0 else ''})"
     return f"{what} has changed since (fingerprint {then}, now {now})"
 
 

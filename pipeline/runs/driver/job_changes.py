@@ -1,0 +1,64 @@
+"""Compare a job, and its input, with those of an earlier run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from partitioning import Plan, PlanningError, PlanRequest
+from partitioning.listing import list_objects
+from pipeline.config.job import Job
+from pipeline.report.humanize import plural
+from pipeline.runs.driver.overlap import normalize_uris
+from pipeline.storage import Storage, StorageReader, parse
+
+FREE_KEYS = ("retries", "rounds", "max_failures", "chunk_timeout", "name")
+"""Keys of a job that may change when a run is resumed, as may those of FREE_NESTED_KEYS."""
+FREE_NESTED_KEYS = {"input": {"changed_only", "max_quarantined"}, "output": {"schema_"}}
+
+
+def is_same_job(stored: Job, job: Job) -> bool:
+    """Whether two jobs differ only in keys that may change when a run is resumed."""
+    return _identity(stored) == _identity(job)
+
+
+def differing_keys(stored: Job, job: Job) -> list[str]:
+    """List the keys, dotted, in which two jobs differ, without those that may change."""
+    then, now = _flat(_identity(stored)), _flat(_identity(job))
+    return sorted(key for key in {*then, *now} if then.get(key) != now.get(key))
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    exclude: Any = {**FREE_NESTED_KEYS, **dict.fromkeys(FREE_KEYS, True)}
+    return normalize_uris(job).model_dump(exclude=exclude)
+
+
+def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = above + key.removesuffix("_")
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def input_changes(storage: Storage, job: Job, plan: Plan) -> str | None:
+    """Compare a plan with a listing of the input; describe the changes, None if there are none."""
+    request = PlanRequest(
+        uri=tuple(parse(uri).uri for uri in job.input.uri),
+        include=job.input.include,
+        exclude=job.input.exclude,
+    )
+    try:
+        listed = list_objects(request, StorageReader(storage)).objects
+    except PlanningError as error:
+        return f"the input cannot be listed any more ({error})"
+    now = {info.uri: (info.etag.strip('"'), info.size) for info in listed}
+    objects = plan.table("objects").select(["uri", "etag", "size"]).to_pylist()
+    then = {row["uri"]: (row["etag"].strip('"'), row["size"]) for row in objects}
+    added, removed = len(now.keys() - then.keys()), len(then.keys() - now.keys())
+    changed = sum(now[uri] != then[uri] for uri in now.keys() & then.keys())
+    if not (added or removed or changed):
+        return None
+    return (
+        f"the input has changed since: {plural(added, 'object')} added, {removed:,} removed, "
+        f"{changed:,} changed"
+    )
