@@ -21,6 +21,7 @@ _WITH_CLUSTER = {
 _ON_STACKS = (
     CLUSTER,
     f"{_PAGE}[README.md]",
+    f"{_PAGE}[tutorial.md]",
     f"{_PAGE}[runs.md]",
     "tests/examples/test_reductions.py",
     "tests/benchmarks/test_expected.py",
