@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import current_thread, main_thread
 from types import FrameType
@@ -19,16 +19,22 @@ _interrupted = False
 
 
 @contextmanager
-def record_interrupts() -> Iterator[None]:
+def record_interrupts(announce: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Remember a Ctrl-C during the block, and raise KeyboardInterrupt.
 
     Libraries may swallow the exception, e.g. Pydantic turns it into a validation error.
+
+    Args:
+        announce: Called at the first Ctrl-C, since stopping takes a while.
     """
     global _interrupted  # noqa: PLW0603 - Ctrl-C concerns the whole process
 
     def handle(number: int, frame: FrameType | None) -> None:
-        global _interrupted  # noqa: PLW0603
-        _interrupted = True
+        global _interrupted
+        is_first, _interrupted = not _interrupted, True
+        if is_first:
+            with suppress(RuntimeError):  # The signal came while the terminal was written to.
+                announce()
         raise KeyboardInterrupt
 
     _interrupted = False

@@ -55,10 +55,16 @@ class LiveBar:
         """Whether there is a bar; otherwise there are lines."""
         return self._bar is not None
 
-    def begin(self, name: str) -> None:
-        """Name the phase that begins, before its progress is known."""
+    def begin(self, name: str, what: str = "") -> None:
+        """Name the phase that begins and what it waits for, before its progress is known."""
         if self._bar is not None:
-            self._bar.update(self._task, phase=name, total=None)
+            self._bar.update(self._task, phase=name, total=None, counted="")
+            self._below.plain = " " * 9 + what if what else ""
+
+    def stopping(self) -> None:
+        """Tell that Ctrl-C was noticed."""
+        self.begin("stop", "waiting for workers to hand back their chunks")
+        self.line("stopping: completed chunks are kept (this takes a few seconds)")
 
     def draw(self, phase: str, counted: str, share: tuple[int, int], rest: str) -> None:
         """Show the progress.

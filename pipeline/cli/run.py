@@ -166,10 +166,15 @@ def run_job(
     try:
         # First of all, so that an invalid job does not show up in Prefect as a failed run.
         preflight(job, settings, open_storage(settings))
-        from pipeline.flows.launch import launch
+        from pipeline.flows.launch import launch, prepare
 
-        with display, record_interrupts():
-            summary = launch(job, settings, listen, resume or ResumeOptions(), began=began)
+        resume = resume or ResumeOptions()
+        with display, record_interrupts(display.stopping):
+            listen("plan", None)
+            early = prepare(job, settings, resume)
+            if early is not None:
+                display.planned(early.run)
+            summary = launch(job, settings, listen, resume, early=early, began=began)
     except RunIncompleteError as error:
         if not quiet:
             show(outcome_of(error.summary))

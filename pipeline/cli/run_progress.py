@@ -5,10 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.cli.progress_bar import LiveBar
-from pipeline.report.humanize import byte_rate, duration, plural
+from pipeline.report.humanize import byte_rate, byte_size, duration, plural
 
 if TYPE_CHECKING:
+    from pipeline.runs.driver.plan import PreparedRun
     from pipeline.runs.driver.summary import MapProgress
+
+
+WAITS = {
+    "plan": "listing the input, reading footers",
+    "start": "loading Prefect and Dask, connecting to both",
+    "workers": "starting Dask workers on this machine",
+    "publish": "making the files visible",
+    "report": "writing the report",
+}
+"""What is waited for in each phase without a progress of its own."""
 
 
 class Display(LiveBar):
@@ -37,13 +48,22 @@ class Display(LiveBar):
             return
         self._phase = name
         self.settle()
-        self.begin(name)
+        what = WAITS.get(name, "")
+        self.begin(name, what)
         if name == "attached":
             self._watched = True
             self._first = None
             self.line("another process drives this run: watching it (--take-over takes over)")
         elif not self.is_drawn:
-            self.line(f"{name} …")
+            self.line(f"{name} … {what}".rstrip())
+
+    def planned(self, run: PreparedRun) -> None:
+        """Show what is going to be mapped."""
+        plan, verb = run.plan, "planned" if run.is_new else "found"
+        self.line(
+            f"{verb} run {run.ledger.run}: {plural(plan.objects, 'object')}, {plan.rows:,} rows in "
+            f"{plural(len(plan), 'chunk')}, {byte_size(plan.decoded_bytes)} decoded"
+        )
 
     def mapping(self, now: MapProgress) -> None:
         """Show the progress of the map stage."""

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
+import socket
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
 from pipeline.errors import ChunkmapError, EngineUnavailableError, RunCancelledError
-from pipeline.flows.server import connect, drain, talking_to
+from pipeline.flows.server import check_server, connect, drain, talking_to
 from pipeline.logs import set_up_driver
 from pipeline.processes import exit_without_waiting, exits_without_waiting
+from pipeline.runs.driver.early_plan import EarlyPlan, plan_early
 from pipeline.runs.driver.plan import ResumeOptions
 from pipeline.runs.driver.summary import RunSummary
+from pipeline.storage import open_storage
 
 if TYPE_CHECKING:
     from pipeline.runs.backfill.driver import Listener as BackfillListener
@@ -28,9 +33,52 @@ T = TypeVar("T")
 
 DRAIN_SECONDS = 10.0
 """Seconds that a driver waits after its run for Prefect to take the last logs and events."""
+ANSWER_SECONDS = 2.0
+"""Seconds that a scheduler may take to answer before a run is planned; a slower one, perhaps busy,
+is waited for later."""
 PREFECT_RETRIES = 1
 """Retries of a request to Prefect. With Prefect's default, 5, each request to an unavailable server
 takes a minute."""
+
+
+def prepare(job: Job, settings: Settings, resume: ResumeOptions) -> EarlyPlan | None:
+    """Plan a run before Prefect and Dask are loaded, which takes ten times as long.
+
+    So an input that cannot be mapped is refused at once, and leaves no failed flow run behind.
+
+    Returns:
+        The planned run; None if the flow is to plan it, since it needs the cluster for that, or
+        since the cluster does not seem to exist, of which `launch` tells before anything is stored.
+
+    Raises:
+        EngineUnavailableError: No Prefect server answers, so nothing was stored.
+        And what `plan_run` raises.
+    """
+    check_server(settings.prefect)
+    if not (_answers(settings.dask.scheduler) and _is_installed(settings.dask.cluster_class)):
+        return None
+    return plan_early(job, settings, open_storage(settings), resume)
+
+
+def _answers(address: str | None) -> bool:
+    """Whether a scheduler seems to answer; true if none is set, or there is no quick way to ask.
+
+    A scheduler speaks first, unless the connection is encrypted.
+    """
+    parts = urlsplit(address or "")
+    if parts.scheme not in ("tcp", "tls") or parts.hostname is None or parts.port is None:
+        return True
+    try:
+        with socket.create_connection((parts.hostname, parts.port), ANSWER_SECONDS) as connection:
+            return parts.scheme == "tls" or bool(connection.recv(1))
+    except OSError:
+        return False
+
+
+def _is_installed(cluster_class: str | None) -> bool:
+    """Whether the package of a cluster class is installed; true if none is set."""
+    package = (cluster_class or __name__).partition(":")[0].partition(".")[0]
+    return importlib.util.find_spec(package) is not None
 
 
 def launch(
@@ -39,6 +87,7 @@ def launch(
     listen: Listener,
     resume: ResumeOptions,
     *,
+    early: EarlyPlan | None = None,
     began: float | None = None,
 ) -> RunSummary:
     """Run a job as the flow `map_dataset`, on the cluster that the settings name.
@@ -48,6 +97,7 @@ def launch(
         settings: Where and how to run it.
         listen: Called with the phase and the progress.
         resume: Options for resuming it.
+        early: The run, if `prepare` has planned it.
         began: Unix seconds when the command started, for the run's clock; default now.
 
     Raises:
@@ -55,12 +105,15 @@ def launch(
         RunIncompleteError: Some chunks failed.
     """
     began = time.time() if began is None else began
+    listen("start", None)
     api_url = connect(settings.prefect)
     set_up_driver(settings.logs.format, settings.logs.level)
     from pipeline.flows.map_dataset import FlowOptions, map_dataset, options
 
     flow: Any = map_dataset.with_options(task_runner=_runner(settings))
-    flow_options = FlowOptions(settings, listen, resume, job, began)
+    if settings.dask.scheduler is None and settings.dask.cluster_class is None:
+        listen("workers", None)
+    flow_options = FlowOptions(settings, listen, resume, job, early, began)
     with options(flow_options):
         return _run_flow(api_url, flow_options.ended, partial(flow, job.name, job.to_yaml()))
 

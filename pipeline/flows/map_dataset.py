@@ -32,6 +32,7 @@ from pipeline.flows.executor import TASK_OPTIONS, DaskExecutor, run_reduce_steps
 from pipeline.flows.server import flow_run_page
 from pipeline.flows.worker_code import check_code
 from pipeline.runs.admin.known_outputs import remember_output
+from pipeline.runs.driver.early_plan import EarlyPlan
 from pipeline.runs.driver.executor import Executor
 from pipeline.runs.driver.orchestrator import Orchestrator, T
 from pipeline.runs.driver.plan import PreparedRun, ResumeOptions, plan_run
@@ -58,6 +59,8 @@ class FlowOptions:
     resume: ResumeOptions = field(default_factory=ResumeOptions)
     job: Job | None = None
     """The job, where the caller has it: its text is not parsed again."""
+    early: EarlyPlan | None = None
+    """The run, where the caller has planned it."""
     began: float | None = None
     """Unix seconds when the command started; default when the flow starts."""
     ended: list[RunSummary | ChunkmapError] = field(default_factory=list)
@@ -85,6 +88,8 @@ def _current_options() -> FlowOptions:
 def plan_task(job_name: str, job: Job) -> PreparedRun:
     """Store the plan, or find the unfinished run of this job."""
     current = _current_options()
+    if current.early is not None:
+        return current.early.run
     storage = open_storage(current.settings)
     context = FlowRunContext.get()
     mapper = cluster_mapper(context.task_runner) if context else None  # type: ignore[arg-type]
@@ -117,8 +122,9 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
     """
     current = _current_options()
     job = current.job or parse_job(job_yaml)
-    current.listen("plan", None)
-    started = time.time()
+    early, started = current.early, time.time()
+    if early is None:
+        current.listen("plan", None)
     context = FlowRunContext.get()
     assert context is not None, "a flow runs in a flow run's context"
     check_versions(context.task_runner)
@@ -136,7 +142,10 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
         current.resume,
         current.listen,
     )
-    driver.heartbeat.begin(current.began, started)
+    if early is None:
+        driver.heartbeat.begin(current.began, started)
+    else:
+        driver.heartbeat.begin(current.began, early.started, early.seconds)
     try:
         summary = driver.run()
     except ChunkmapError as error:

@@ -149,6 +149,14 @@ def test_run_refuses(refusals: dict[str, Refusal], name: str) -> None:
     assert said["hint"] or name in WITHOUT_NEXT_STEP
 
 
+def test_what_is_refused_leaves_no_failed_flow_run(
+    refusals: dict[str, Refusal], world: World
+) -> None:
+    assert len(refusals) == len(CASES)
+    named = {"flow_runs": {"name": {"any_": ["bad"]}}}
+    assert world.ask_prefect("flow_runs/count", named) == 0
+
+
 WITHOUT_NEXT_STEP = ("no file", "unknown key", "mistyped key", "no YAML", "no such column")
 """Where the message itself says what to do."""
 

@@ -136,7 +136,8 @@ def test_the_summary_for_people(world: World) -> None:
         assert part in done.out
     # Without a terminal: a line for each phase and for the progress, and nobody else's logs.
     lines = [line.split(" ")[0] for line in done.err.splitlines()]
-    assert set(lines) == {"plan", "map", "publish", "report"}
+    assert set(lines) == {"plan", "planned", "start", "map", "publish", "report"}
+    assert f"6 objects, {ROWS:,} rows in " in done.err
 
 
 def test_interrupted_then_killed_then_finished(world: World) -> None:

@@ -293,7 +293,7 @@ def _drive_here(
     try:
         from pipeline.flows.launch import launch_backfill
 
-        with display, record_interrupts():
+        with display, record_interrupts(display.stopping):
             return launch_backfill(store, settings, listen, resume, began=command_started())
     except (BackfillIncompleteError, BackfillHeldError) as error:
         places = _places(store, settings)

@@ -153,15 +153,21 @@ class Heartbeat:
         self._count_requests()
         self.storage.put(self.uri, seal_json(self.record.model_dump_json().encode()))
 
-    def begin(self, began: float | None, planned: float) -> None:
+    def begin(self, began: float | None, planned: float, planning: float | None = None) -> None:
         """Record what went before the driver: the start of the command, and planning.
 
         Args:
             began: Unix seconds when the command started; None if there is none.
             planned: Unix seconds when planning started.
+            planning: Seconds that planning took; default until now. What follows it is the start of
+                the engines.
         """
+        now = time.time()
         self.start(planned if began is None else min(began, planned), planned)
-        self.record.phases.append(("plan", planned, time.time() - planned))
+        until = now if planning is None else planned + planning
+        self.record.phases.append(("plan", planned, until - planned))
+        if until < now:
+            self.record.phases.append(("start", until, now - until))
 
     def start(self, began: float, until: float | None = None) -> None:
         """Record the phase `start`: from the start of the command until a moment, or now."""

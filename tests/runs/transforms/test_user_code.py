@@ -120,3 +120,12 @@ def _in_thread(call: Callable[[], None]) -> BaseException:
     thread.start()
     thread.join()
     return found[0]
+
+
+def test_the_first_ctrl_c_is_answered_at_once_and_once() -> None:
+    heard: list[str] = []
+    with record_interrupts(lambda: heard.append("stopping")):
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    assert heard == ["stopping"]
