@@ -38,6 +38,6 @@ def give(arguments: list[str]) -> dict[str, object]:
 
 if __name__ == "__main__":
     # This process has more commands to give.
-    sys.modules["pipeline.cli.app"].leave = sys.exit  # type: ignore[attr-defined]
+    sys.modules["pipeline.cli.app"].exit_process = sys.exit  # type: ignore[attr-defined]
     for command in json.load(sys.stdin):
         print(json.dumps(give(command)), flush=True)

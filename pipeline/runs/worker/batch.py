@@ -279,7 +279,7 @@ class BatchAttempt:
             self.batch.name,
             self.worker,
             call=self.context.transform.call,
-            allow=self.context.settings.transforms.allow,
+            allow=self.context.settings.transforms.allowed,
         )
 
     def _add_failure(self, failure: Failure) -> None:
