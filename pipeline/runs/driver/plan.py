@@ -362,6 +362,11 @@ class _NewRun:
         """Ledger of the last run of the same job."""
         return self.same[-1] if self.same else None
 
+    @property
+    def _known(self) -> set[str]:
+        """Ids of the runs of the same job."""
+        return {ledger.run for ledger in self.same}
+
     def plan(self, job: Job) -> PreparedRun:
         previous = self.previous
         if job.output.mode == "append" or job.input.changed_only:
@@ -387,10 +392,11 @@ class _NewRun:
         plan, uri = result.plan, job.output.uri
         code, same = self._code_of_run(job, plan, tables)
         refuse_long_keys(uri, plan)
-        run = run_id(plan, job, code, tables=tables)
+        sees = run_id(plan, job, code, tables=tables, sees=False) not in self._known
+        run = run_id(plan, job, code, tables=tables, sees=sees)
         skips = job.input.on_bad_object == "skip" and self._fails_at_bad_objects(job, run)
         if skips:
-            run = run_id(plan, job, code, tables=tables, skips=True)
+            run = run_id(plan, job, code, tables=tables, skips=True, sees=sees)
         is_new = self.previous is None or self.previous.run != run
         table_log = TableLog(self.storage, uri)
         mode = self.rebuild.mode(wanted=self.resume.rebuild)
@@ -417,6 +423,7 @@ class _NewRun:
             tables=tables,
             columns=tuple(planning.probe.result_columns),
             skips=skips,
+            sees=sees,
             mode=mode,
             origin=origin_of(job, self.settings, result.explain),
         )
@@ -446,7 +453,11 @@ class _NewRun:
         record = self.previous.record() if self.previous is not None else None
         if record is None or scheme_of(record.fingerprint) == scheme_of(self.code):
             return self.code, ()
-        if run_id(plan, job, record.fingerprint, tables=tables) != record.run:
+        ids = {
+            run_id(plan, job, record.fingerprint, tables=tables, sees=sees)
+            for sees in (True, False)
+        }
+        if record.run not in ids:
             return self.code, ()
         if self.resume.accept_code:
             return record.fingerprint, ()

@@ -65,12 +65,17 @@ def run_id(
     tables: Sequence[TableVersion] | None = None,
     *,
     skips: bool = False,
+    sees: bool = True,
 ) -> str:
     """Derive the id of a run (16 hex digits) from its work and its output.
 
     The same job submitted twice is one run. Other runs are those of a backfill (which may process
     its windows again), with another version of a table that the transform reads, or without bad
     objects (`skips`) after a run of the same plan has failed at them.
+
+    A plan has whole row groups, so jobs with other filters, or that show the transform other
+    columns, may have the same plan. Without `sees`, the id does not tell them apart, as in
+    release 0.1.0.
     """
     # Options that may change in a mapped run do not count.
     output = job.output.model_dump(mode="json", exclude={"keep_versions", "schema_"})
@@ -80,6 +85,8 @@ def run_id(
     if skips or job.input.on_bad_object == "quarantine":
         parts += [job.input.on_bad_object]
     parts += [[table.model_dump(mode="json") for table in tables]] if tables else []
+    seen = job.input.model_dump(mode="json", include={"filter", "columns", "object_column"})
+    parts += [seen] if sees and any(seen.values()) else []
     return hashlib.sha256(
         json.dumps(parts, sort_keys=True, default=date_to_json).encode()
     ).hexdigest()[:16]
@@ -123,6 +130,7 @@ class Ledger:
         tables: tuple[TableVersion, ...] | None = None,
         columns: Sequence[str] = (),
         skips: bool = False,
+        sees: bool = True,
         mode: str | None = None,
         origin: Origin | None = None,
     ) -> Self:
@@ -130,7 +138,7 @@ class Ledger:
 
         The output mode is that of the job, if no other is given (see `RunRecord.mode`).
         """
-        run = run_id(plan, job, fingerprint, backfill, tables, skips=skips)
+        run = run_id(plan, job, fingerprint, backfill, tables, skips=skips, sees=sees)
         ledger = cls(storage, job.output.uri, run, plan)
         record = RunRecord(
             run=ledger.run,
