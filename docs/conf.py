@@ -39,6 +39,7 @@ html_css_files = ["site.css"]
 copybutton_prompt_text = "$ "
 copybutton_here_doc_delimiter = "EOF"
 mermaid_version = "11.12.1"
+mermaid_fullscreen = False
 
 REPOSITORY = os.environ.get("DOCS_REPOSITORY", "")
 """Address of the source tree, such as https://github.com/OWNER/NAME/blob/v1.0.0. Links to files
