@@ -245,6 +245,8 @@ def test_report(terminal: Terminal) -> None:
         ({}, ("--max-failures", "many"), "neither a number nor a share"),
         ({}, ("--canary-hold",), "need a canary"),
         ({}, ("--all-or-nothing", "--windows-per-run", "2"), "drop --windows-per-run"),
+        ({}, ("--windows-per-run", "2", "--bytes-per-run", "1GB"), "exclude each other"),
+        ({}, ("--bytes-per-run", "much"), "a size such as 128MiB"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(

@@ -16,6 +16,7 @@ from pipeline.cli.detached import show_detached, start_detached
 from pipeline.cli.output import bad, notes, print_json, say, show_pairs, warn
 from pipeline.config.job import load_job
 from pipeline.config.settings import Settings, load_settings
+from pipeline.config.units import parse_size
 from pipeline.errors import (
     ChunkmapError,
     ConflictError,
@@ -97,6 +98,11 @@ def options(**flags: Any) -> Options:
     for name in ("canary", "canary_limit", "max_failures"):
         if flags.get(name) is not None:
             flags[name] = _parse_limit(flags[name], "--" + name.replace("_", "-"))
+    if flags.get("bytes_per_run") is not None:
+        try:
+            flags["bytes_per_run"] = parse_size(flags["bytes_per_run"])
+        except ValueError as error:
+            raise UsageError(f"--bytes-per-run: {error}") from error
     needs_canary = flags.get("canary_hold") or flags.get("canary_limit")
     if needs_canary and not flags.get("canary"):
         raise UsageError(

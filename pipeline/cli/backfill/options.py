@@ -90,7 +90,15 @@ WindowsPerRun = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="Map N windows as one run; default about 50 runs.",
+        help="Map N windows as one run.",
+        rich_help_panel=EXECUTION_PANEL,
+    ),
+]
+BytesPerRun = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Map windows of SIZE, decoded, as one run; default 1GiB, or about 50 runs.",
         rich_help_panel=EXECUTION_PANEL,
     ),
 ]

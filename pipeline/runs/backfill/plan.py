@@ -173,8 +173,12 @@ def refuse_unfit(job: Job, options: Options) -> None:
             f"--reprocess {options.reprocess} with output.mode append would duplicate rows",
             hint="set output.mode to overwrite-partitions",
         )
-    if options.all_or_nothing and options.windows_per_run:
-        raise UsageError("--all-or-nothing maps all windows in one run: drop --windows-per-run")
+    sized = {"--windows-per-run": options.windows_per_run, "--bytes-per-run": options.bytes_per_run}
+    given = [name for name, value in sized.items() if value is not None]
+    if options.all_or_nothing and given:
+        raise UsageError(f"--all-or-nothing maps all windows in one run: drop {given[0]}")
+    if len(given) > 1:
+        raise UsageError(f"{given[0]} and {given[1]} exclude each other")
 
 
 def refuse_replaced_tables(record: BackfillRecord) -> None:
@@ -205,8 +209,10 @@ def _request_digest(job: Job, asked: WindowSelection, options: Options) -> str:
     left_out["input"] = {n for n in newer if getattr(job.input, n) == fields[n].get_default()}
     if job.window is not None and not job.window.columns:
         left_out["window"] = {"columns"}
-    if job.output.schema_ == "identical":
-        left_out["output"] = {"schema_"}
+    output = type(job.output).model_fields
+    left_out["output"] = {
+        n for n in ("schema_", "encoding") if getattr(job.output, n) == output[n].get_default()
+    }
     text = job.model_dump_json(exclude=left_out)
     return digest(text, asked.words(), options.reprocess, options.idempotency_key)
 

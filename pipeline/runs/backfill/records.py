@@ -22,8 +22,10 @@ DEFAULT_MAX_ACTIVE = 4
 """Default number of runs at a time."""
 MAX_FOLDERS_NAMED = 5
 """Maximum number of folders outside of all windows that a record names."""
-TARGET_RUNS = 50
-"""Approximate number of runs of a backfill: each is a flow run in Prefect."""
+MAX_RUNS = 50
+"""Approximate maximum number of runs of a backfill: each is a flow run in Prefect."""
+MIN_RUN_BYTES = 1 << 30
+"""Decoded bytes of a run, at least: a run takes seconds to start, whatever it has to do."""
 
 
 class _Record(BaseModel):
@@ -35,7 +37,10 @@ class Options(_Record):
 
     reprocess: Reprocess = "missing"
     windows_per_run: PositiveInt | None = None
-    """Windows per run. Default: enough windows that there are about 50 runs."""
+    """Windows per run. Default: see `bytes_per_run`."""
+    bytes_per_run: PositiveInt | None = None
+    """Decoded bytes per run: a run takes windows until it has as many. Default: 1 GiB, or more if
+    there would be over 50 runs."""
     max_active: PositiveInt = DEFAULT_MAX_ACTIVE
     """Runs at a time."""
     backwards: bool = False

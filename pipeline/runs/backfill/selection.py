@@ -117,19 +117,27 @@ def spread(count: int, of: int) -> list[int]:
 
 
 def group_into_runs(
-    labels: Sequence[str], canary: Sequence[str], per_run: int, *, backwards: bool
+    sizes: Mapping[str, int], canary: Sequence[str], target: int, *, backwards: bool
 ) -> list[list[str]]:
     """Group windows into runs, in the order in which these begin, the canary first.
 
     Args:
-        labels: Labels of the windows, in the order of time.
+        sizes: Size of each window, by its label, in the order of time.
         canary: Labels of the windows that go first.
-        per_run: Windows per run.
+        target: Size at which a run takes no further window.
         backwards: Begin with the newest window.
     """
     first = set(canary)
-    ordered = list(reversed(labels)) if backwards else list(labels)
+    ordered = list(sizes)[::-1] if backwards else list(sizes)
     sample = [label for label in ordered if label in first]
-    rest = [label for label in ordered if label not in first]
-    runs = [rest[start : start + per_run] for start in range(0, len(rest), per_run)]
+    runs: list[list[str]] = []
+    size = target
+    for label in ordered:
+        if label in first:
+            continue
+        if size >= target:
+            runs.append([])
+            size = 0
+        runs[-1].append(label)
+        size += sizes[label]
     return [sample, *runs] if sample else runs

@@ -11,7 +11,7 @@ from partitioning import Plan
 from partitioning.window_inputs import windows_of_plan
 from partitioning.windows import Windowing
 from pipeline.config.units import resolve_limit
-from pipeline.runs.backfill.records import TARGET_RUNS, WINDOWS, Options
+from pipeline.runs.backfill.records import MAX_RUNS, MIN_RUN_BYTES, WINDOWS, Options
 from pipeline.runs.backfill.selection import WindowDecision, group_into_runs, spread
 
 _FIGURES = ("rows", "stored_bytes", "decoded_bytes")
@@ -53,11 +53,10 @@ def windows_table(
     is_empty = pl.col("skipped").is_null() & (pl.col("chunks") == 0)
     reason = pl.when(is_empty).then(pl.lit("the filter excludes all of it")).otherwise("skipped")
     windows = filled.with_columns(skipped=reason)
-    labels = windows.filter(pl.col("skipped").is_null())["label"].to_list()
-    canary = _canary(labels, options)
-    ranks = {
-        label: rank for rank, run in enumerate(_runs(labels, canary, options)) for label in run
-    }
+    todo = windows.filter(pl.col("skipped").is_null()).select("label", "decoded_bytes")
+    sizes: dict[str, int] = dict(todo.iter_rows())
+    canary = _canary(list(sizes), options)
+    ranks = {label: rank for rank, run in enumerate(_runs(sizes, canary, options)) for label in run}
     return windows.with_columns(
         group=pl.col("label").replace_strict(ranks, default=None, return_dtype=pl.Int64),
         canary=pl.col("label").is_in(canary),
@@ -93,9 +92,18 @@ def _canary(labels: list[str], options: Options) -> list[str]:
     return [labels[rank] for rank in spread(count, len(labels))]
 
 
-def _runs(labels: list[str], canary: list[str], options: Options) -> list[list[str]]:
-    """Return the windows of each run, in the order in which runs begin."""
+def _runs(sizes: dict[str, int], canary: list[str], options: Options) -> list[list[str]]:
+    """Return the windows of each run, in the order in which runs begin.
+
+    Args:
+        sizes: Decoded bytes of each window, by its label, in the order of time.
+        canary: Labels of the windows that go first.
+        options: Options that group windows into runs.
+    """
     if options.all_or_nothing:
-        return [labels] if labels else []
-    per_run = options.windows_per_run or max(1, ceil(len(labels) / TARGET_RUNS))
-    return group_into_runs(labels, canary, per_run, backwards=options.backwards)
+        return [list(sizes)] if sizes else []
+    if options.windows_per_run:
+        sizes, target = dict.fromkeys(sizes, 1), options.windows_per_run
+    else:
+        target = options.bytes_per_run or max(MIN_RUN_BYTES, sum(sizes.values()) // MAX_RUNS)
+    return group_into_runs(sizes, canary, target, backwards=options.backwards)

@@ -16,6 +16,7 @@ from pipeline.config.job import Job
 from pipeline.errors import ConflictError, RunCancelledError, UsageError
 from pipeline.runs.backfill.plan import WindowSelection, create
 from pipeline.runs.backfill.records import BackfillResumeOptions, Options
+from pipeline.runs.backfill.selection import group_into_runs
 from pipeline.runs.backfill.store import BackfillStore, backfills_of, find_backfill
 from pipeline.runs.backfill.summary import BackfillHeldError, BackfillIncompleteError
 from pipeline.runs.driver.run import run_serially
@@ -49,7 +50,30 @@ def test_every_window_is_a_commit(world: Days, per_run: int | None, backwards: b
     assert (summary.state, summary.todo, summary.counts["done"]) == ("done", 8, 8)
     assert_frame_equal(world.rows(), world.expected())
     assert world.windows_held() == [str(day) for day in LEAP]
-    assert summary.runs == -(-8 // (per_run or 1))
+    assert summary.runs == -(-8 // (per_run or 8))
+
+
+@pytest.mark.parametrize(
+    ("target", "backwards", "runs"),
+    [
+        (1, False, ["a", "b", "c", "de"]),
+        (10, False, ["ab", "c", "de"]),
+        (10, True, ["edc", "ba"]),
+        (100, False, ["abcde"]),
+    ],
+)
+def test_a_run_takes_windows_until_it_has_the_bytes(
+    target: int, backwards: bool, runs: list[str]
+) -> None:
+    sizes = {"a": 5, "b": 5, "c": 10, "d": 0, "e": 3}
+    assert group_into_runs(sizes, [], target, backwards=backwards) == list(map(list, runs))
+    sample, *rest = group_into_runs(sizes, ["d", "a"], target, backwards=backwards)
+    assert sorted(sample) == ["a", "d"]
+    assert sorted(label for run in rest for label in run) == ["b", "c", "e"]
+
+
+def test_runs_are_cut_by_the_bytes_that_are_asked_for(world: Days) -> None:
+    assert world.run(world.job(), bytes_per_run=1).runs == 8
 
 
 def test_a_range_is_half_open(world: Days) -> None:

@@ -177,7 +177,7 @@ def test_a_forecast_is_told_by_earlier_runs(world: Days) -> None:
     unknown = forecast(world.storage, job, world.settings, first.plan)
     assert (unknown.seconds, unknown.runs, unknown.thread_seconds) == (None, (), None)
     assert unknown.suggested_workers >= 1 and unknown.memory_bytes > 0
-    world.run(job, WindowSelection("2024-02-26", "2024-02-28"))
+    world.run(job, WindowSelection("2024-02-26", "2024-02-28"), windows_per_run=1)
     drafted = world.draft(job)
     assert drafted.plan is not None
     told = forecast(world.storage, job, world.settings, drafted.plan)
