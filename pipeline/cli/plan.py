@@ -41,12 +41,14 @@ def plan(
     storage = open_storage(settings)
     with explain_unreachable_s3(settings):
         planned = plan_input(job, settings, storage)
-        expected = estimate(storage, job, planned.result.plan)
+        expected = estimate(
+            storage, job, planned.result.plan, settings.dask.threads_per_worker or 1
+        )
     if as_json:
         figures = {**planned.result.explain.to_dict(), "estimate": asdict(expected)}
         print_json({"plan": planned.result.plan.id, **figures, "columns": planned.probe.columns})
         return
-    _print_plan(planned, job)
+    _print_plan(planned, job, expected)
     if explain:
         _print_explain(planned)
         _print_estimate(expected)
@@ -54,7 +56,7 @@ def plan(
         warn(warning)
 
 
-def _print_plan(planned: PlannedInput, job: Job) -> None:
+def _print_plan(planned: PlannedInput, job: Job, expected: Estimate) -> None:
     explain = planned.result.explain
     columns = planned.probe.columns
     rows = {
@@ -63,7 +65,7 @@ def _print_plan(planned: PlannedInput, job: Job) -> None:
         f"{explain.row_groups:,}",
         "rows": f"{explain.rows:,}",
         "chunks": f"{explain.chunks:,} ({explain.fragments:,} fragments)",
-        "bytes": f"{byte_size(explain.bytes_to_read)} to read of "
+        "bytes": f"{byte_size(expected.bytes_to_read)} to read of "
         f"{byte_size(explain.bytes_listed)} stored, {byte_size(explain.bytes_decoded)} decoded",
         "columns": ", ".join(columns) if columns else "all (the columns read are unknown)",
         "output": f"{job.output.uri}, mode {job.output.mode}",
@@ -76,10 +78,11 @@ def _print_estimate(expected: Estimate) -> None:
     time = "unknown: no earlier run of this transform to this output"
     if expected.seconds is not None:
         time = (
-            f"{duration(expected.seconds)} to map, with the {expected.workers} workers of run "
-            f"{expected.run}"
+            f"{duration(expected.seconds)} with {plural(expected.workers or 1, 'worker')}, as run "
+            f"{expected.run} had"
         )
-    memory = f"about {byte_size(expected.memory_bytes)} per worker thread, estimated from sizes"
+    source = "from sizes" if expected.run is None else f"from sizes and run {expected.run}"
+    memory = f"about {byte_size(expected.memory_bytes)} per worker, estimated {source}"
     show_pairs("expected", {"time": time, "memory": memory})
 
 

@@ -222,6 +222,17 @@ SCHEMA: dict[str, Any] = {
                 ),
                 f"By kind, with an example each; at most {MAX_GROUPS}.",
             ),
+            "estimates": _list(
+                _object(
+                    {
+                        "name": _TEXT,
+                        "unit": {"enum": ["seconds", "bytes"]},
+                        "expected": {"anyOf": [_NUMBER, {"type": "null"}]},
+                        "actual": {"anyOf": [_NUMBER, {"type": "null"}]},
+                    }
+                ),
+                "Estimates before the run, next to its figures; empty unless it is done.",
+            ),
             "not_counted": _list(
                 _TEXT, "One sentence per kind of entry that this run cannot have written."
             ),
@@ -289,6 +300,7 @@ def build_json(report: RunReport) -> str:
             }
             for group in run_figures.failure_groups(report)[:MAX_GROUPS]
         ],
+        "estimates": [asdict(each) for each in report.estimates],
         "not_counted": list(report.not_counted),
         "chunks": _chunks(report.completions),
     }

@@ -155,6 +155,18 @@ class Pruned:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimated:
+    """A figure that was estimated before a run, next to what it was."""
+
+    name: str
+    unit: Literal["seconds", "bytes"]
+    expected: float | None
+    """None if there was nothing to estimate it from."""
+    actual: float | None
+    """None if it is not known."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prices:
     """Prices of what a run uses, in one currency."""
 
@@ -249,6 +261,8 @@ class RunReport:
     """Files of the output (schema FILE_SCHEMA); staged ones too while nothing is published."""
     prices: Prices | None = None
     """Prices from the settings; None if there are none."""
+    estimates: tuple[Estimated, ...] = ()
+    """Estimates before the run, next to its figures; empty unless it is done."""
 
     def __post_init__(self) -> None:
         """Cast both frames to their schemas.

@@ -75,6 +75,7 @@ def build_page(report: RunReport) -> Page:
         _attempts(report),
         _files(report),
         _cost(costs, report),
+        _estimates(report),
         Section("The run", _facts(report)),
     ]
     if report.not_counted:
@@ -288,6 +289,14 @@ def _cost(costs: list[run_figures.Cost], report: RunReport) -> Section | None:
     table = tables.costs_table(costs, report.prices.currency)
     text = "Use times the prices of the settings (section prices); storage and traffic are not in."
     return Section("Cost", (Table("", table, text),))
+
+
+def _estimates(report: RunReport) -> Section | None:
+    """Show what `plan` would have estimated before the run, next to what the run took."""
+    if not report.estimates:
+        return None
+    text = "As `chunkmap plan` estimated before this run, from sizes and the run before."
+    return Section("Estimates", (Table("", tables.estimates_table(report.estimates), text),))
 
 
 def _total_cost(costs: list[run_figures.Cost], report: RunReport) -> str:

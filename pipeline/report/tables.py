@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from pipeline.report import humanize
 from pipeline.report.run_figures import Cost, FailureGroup
-from pipeline.report.run_model import PARTS, Attempt, CodeVersion
+from pipeline.report.run_model import PARTS, Attempt, CodeVersion, Estimated
 
 _STYLE = re.compile(r"<style>.*?</style>", re.DOTALL)
 _NUMBERS = "right"
@@ -65,6 +65,27 @@ def slowest_table(slowest: pl.DataFrame) -> Markup:
         numbers=("seconds", "rows_in", "size", "speed"),
         markup=("chunk", "parts", "worker", "batch"),
     )
+
+
+def estimates_table(estimates: Sequence[Estimated]) -> Markup:
+    """Render estimates next to the figures of the run."""
+    formats = {"seconds": humanize.duration, "bytes": humanize.byte_size}
+
+    def text(value: float | None, unit: str) -> str:
+        return "unknown" if value is None else formats[unit](value)
+
+    rows = [
+        {
+            "name": each.name,
+            "expected": text(each.expected, each.unit),
+            "actual": text(each.actual, each.unit),
+            "ratio": f"{each.actual / each.expected:.2f}" if each.actual and each.expected else "–",
+        }
+        for each in estimates
+    ]
+    labels = {"name": "", "expected": "Estimate", "actual": "Actual", "ratio": "Actual / estimate"}
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(labels, pl.String))
+    return table_html(frame, labels, numbers=("expected", "actual", "ratio"), markup=())
 
 
 def failures_table(groups: Sequence[FailureGroup]) -> Markup:

@@ -145,7 +145,13 @@ def plan(
     storage = open_storage(settings)
     with explain_unreachable_s3(settings):
         drafted = draft(job, settings, storage, selection, options, accept_code=accept_code)
-        expected = forecast(storage, job, settings, drafted.plan) if drafted.plan else None
+        expected = None
+        if drafted.plan is not None:
+            record = drafted.record
+            active = record.options.max_active
+            expected = forecast(
+                storage, job, settings, drafted.plan, runs=record.runs, max_active=active
+            )
     if as_json:
         print_json(plan_to_dict(drafted, expected))
     else:

@@ -45,7 +45,7 @@ def show_plan(drafted: Draft, expected: Forecast | None) -> None:
         "to do": f"{plural(record.todo, 'window')} of {record.windows:,}, in "
         f"{plural(record.runs, 'run')} of {plural(record.chunks, 'chunk')}",
         "rows": f"{record.rows:,}",
-        "bytes": f"{byte_size(_sum(windows, 'stored_bytes'))} to read, "
+        "bytes": f"{byte_size(expected.bytes_to_read if expected else 0)} to read, "
         f"{byte_size(record.decoded_bytes)} decoded",
         "output": f"{record.output}, mode {record.mode}",
     }

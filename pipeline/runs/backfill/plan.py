@@ -363,7 +363,7 @@ class Drafting:
         if planned is not None:
             self._refuse_columns(planned, options)
             columns = tuple(planned.probe.result_columns)
-            origin = origin_of(self.job, self.settings, planned.result.explain)
+            origin = origin_of(self.job, self.settings, planned.result)
             found = {"tables": tables, "columns": columns, "origin": origin}
             record = record.model_copy(update=found)
         return Draft(self.job, record, windows, plan, notes=notes if unknown else ())

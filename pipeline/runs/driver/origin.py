@@ -7,9 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
-from partitioning import Explain
+from partitioning import PlanResult
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
+from pipeline.runs.driver.bytes_to_read import bytes_to_read
 from pipeline.runs.ledger.records import Origin, Planning
 from pipeline.runs.transforms.fingerprint import changed_names, explain_difference
 from pipeline.runs.transforms.loading import job_definitions
@@ -37,12 +38,13 @@ class HasOrigin(Protocol):
         ...
 
 
-def origin_of(job: Job, settings: Settings, explain: Explain) -> Origin:
+def origin_of(job: Job, settings: Settings, result: PlanResult) -> Origin:
     """Collect the digests of a job's code, its git commit, and the figures of a planning."""
+    to_read = {"bytes_to_read": bytes_to_read(result.plan)}
     return Origin(
         definitions=job_definitions(job, settings.transforms),
         commit=commit_of(job.transform.partition(":")[0]),
-        planning=Planning.of(explain),
+        planning=Planning.of(result.explain).model_copy(update=to_read),
     )
 
 

@@ -425,7 +425,7 @@ class _NewRun:
             skips=skips,
             sees=sees,
             mode=mode,
-            origin=origin_of(job, self.settings, result.explain),
+            origin=origin_of(job, self.settings, result),
         )
         if not is_new:
             # The user submits the run again to the output as it is now: no conflict with that.

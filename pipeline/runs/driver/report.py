@@ -7,7 +7,8 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from pipeline.config.job import Job
 from pipeline.config.masking import mask
 from pipeline.config.sections import PriceSettings
 from pipeline.config.settings import Settings
+from pipeline.errors import JobError, StateError, StorageError
 from pipeline.report.render import render_html, render_json, render_markdown
 from pipeline.report.run_model import (
     Attempt,
     CodeVersion,
+    Estimated,
     Phase,
     Prices,
     Pruned,
@@ -33,6 +36,7 @@ from pipeline.report.run_model import (
     RunInfo,
     RunReport,
 )
+from pipeline.runs.driver.estimate import Estimate, estimate
 from pipeline.runs.driver.heartbeat import DriverRecord
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Origin, Progress, RunRecord
@@ -72,6 +76,8 @@ def store_report(
     driver.end_phase(began := time.time())
     driver.phases.append(("report", began, 0.0))
     parts = collect(ledger)
+    if state == "done":
+        parts = replace(parts, estimate=_estimate(storage, parts, settings))
     driver.end_phase(time.time())
     report = report_of(parts, driver, state, settings)
     bodies = {"report.html": render_html(report), "report.json": render_json(report)}
@@ -94,12 +100,36 @@ class ReportParts:
     plan: Plan
     progress: Progress
     is_published: bool
+    estimate: Estimate | None = None
+    """What was to be expected before the run; None if that is unknown."""
 
 
 def collect(ledger: Ledger) -> ReportParts:
     """Read what a run's report is made of."""
     is_published = ledger.published() is not None
-    return ReportParts(ledger.record(), ledger.job(), ledger.plan(), ledger.read(), is_published)
+    record, job, plan = ledger.record(), ledger.job(), ledger.plan()
+    return ReportParts(record, job, plan, ledger.read(), is_published)
+
+
+def _estimate(storage: Storage, parts: ReportParts, settings: Settings | None) -> Estimate | None:
+    """Estimate a run from the runs before it; None if their state cannot be read."""
+    threads = (settings.dask.threads_per_worker if settings else None) or 1
+    with suppress(StateError, JobError, StorageError):
+        return estimate(storage, parts.job, parts.plan, threads, before=parts.record.created)
+    return None
+
+
+def _estimates(parts: ReportParts, attempts: Sequence[Attempt]) -> Iterator[Estimated]:
+    """Compare what was to be expected before a run with what it took."""
+    expected, done = parts.estimate, parts.progress.completions
+    if expected is None:
+        return
+    # Only the time of a run without interruption can be compared.
+    seconds = sum(phase.seconds for phase in attempts[0].phases) if len(attempts) == 1 else None
+    memory = int(done.select(pl.col("memory").max()).item() or 0)
+    yield Estimated("Duration", "seconds", expected.seconds, seconds)
+    yield Estimated("Read", "bytes", expected.bytes_to_read, int(done["bytes_in"].sum()))
+    yield Estimated("Memory of a worker", "bytes", expected.memory_bytes, memory or None)
 
 
 def _skipped(job: Job, skipped: Sequence[Skipped]) -> Iterator[str]:
@@ -175,6 +205,7 @@ def report_of(
         inputs=_inputs(parts.plan),
         outputs=_outputs(progress, job),
         prices=prices_of(settings),
+        estimates=tuple(_estimates(parts, attempts)),
     )
 
 
