@@ -77,14 +77,17 @@ def _run(job: Job, stack: _Stack, environment: str | None, *, as_json: bool) -> 
 
 
 def _show_next(job: Job, stack: _Stack) -> None:
-    look = {f"chunkmap head {job.output.uri}": "look at the result"}
-    down = {"chunkmap down": "stop the services; their data is kept"}
-    if not stack.is_local:
-        show_commands(look)
-    elif stack.stays:
-        show_commands(look | {'eval "$(chunkmap env)"': "let other tools use this S3"} | down)
-    else:
-        show_commands({"chunkmap up": "start the services again, with their data"} | look | down)
+    up = {"chunkmap up": "start the services again, with their data"}
+    env = {'eval "$(chunkmap env)"': "let other tools use this S3"}
+    commands = {
+        f"chunkmap head {job.output.uri}": "look at the result",
+        f"chunkmap init {job.input.uri[0]}": "write a job of your own over the same input",
+    }
+    if stack.is_local and stack.stays:
+        say("\nThe services keep running, until you stop them: chunkmap down")
+    if stack.is_local:
+        commands = commands | env if stack.stays else up | commands
+    show_commands(commands)
 
 
 def _note(text: str) -> None:

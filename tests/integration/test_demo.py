@@ -32,7 +32,11 @@ def test_the_demo_runs_verifies_stops_and_then_finds_it_done(tmp_path: Path) -> 
     assert "Prefect UI" not in again.out, "the server is stopped: a link would be dead"
     following = again.out.partition("Next:")[2].split("\n")
     commands = [line.partition("#")[0].strip() for line in following if line]
-    assert commands == ["chunkmap up", "chunkmap head s3://demo/revenue/", "chunkmap down"]
+    assert commands == [
+        "chunkmap up",
+        "chunkmap head s3://demo/revenue/",
+        "chunkmap init s3://demo/tpch/lineitem/",
+    ]
     report = Path(first.data["local_report"]).with_name("report.json")
     assert json.loads(report.read_text())["run"]["state"] == "done"
     assert not processes.marked(StateFolder(tmp_path / ".chunkmap").marker())
