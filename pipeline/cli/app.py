@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import metadata
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
@@ -32,6 +32,7 @@ from pipeline.cli.options import (
 from pipeline.cli.terminal import guard_streams
 from pipeline.processes import exit_process
 
+DAY = 86_400.0
 INTERRUPTED = 130
 """Exit code of a command that the user stopped with Ctrl-C."""
 
@@ -380,13 +381,23 @@ def repair(
 
 
 @app.command(
-    rich_help_panel=OUTPUTS, epilog=examples("vacuum s3://bucket/prefix/ --older-than 2d --dry-run")
+    rich_help_panel=OUTPUTS,
+    epilog=examples(
+        "vacuum s3://bucket/prefix/ --older-than 2d --dry-run",
+        "vacuum s3://bucket/prefix/ --state --older-than 90d",
+    ),
 )
 def vacuum(
     output: Output,
     older_than: Annotated[
-        float, typer.Option(metavar="AGE", parser=age, help="Keep uploads younger than this.")
-    ] = cast("float", "7d"),
+        float | None,
+        typer.Option(
+            metavar="AGE", parser=age, help="Keep what is younger; default 7d, with --state 90d."
+        ),
+    ] = None,
+    state: Annotated[
+        bool, typer.Option("--state", help="Expire plans, completions, reports of old runs.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would change.")
     ] = False,
@@ -400,10 +411,19 @@ def vacuum(
     """Abort abandoned uploads and move orphan files aside."""
     from pipeline.cli import runs
 
+    if state:
+        runs.vacuum_state(
+            output,
+            environment,
+            older_than=90 * DAY if older_than is None else older_than,
+            dry_run=dry_run,
+            as_json=json,
+        )
+        return
     runs.vacuum(
         output,
         environment,
-        older_than=older_than,
+        older_than=7 * DAY if older_than is None else older_than,
         dry_run=dry_run,
         discard=discard or [],
         as_json=json,

@@ -9,7 +9,7 @@ from pipeline.cli.output import columns, notes, out, print_json, say
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import UsageError
 from pipeline.processes import command_started
-from pipeline.report.humanize import byte_size
+from pipeline.report.humanize import byte_size, plural
 from pipeline.runs.admin.known_outputs import known_outputs
 from pipeline.runs.backfill.listing import KnownRuns
 from pipeline.runs.ledger.ledger import Ledger
@@ -224,3 +224,32 @@ def vacuum(
         )
     if done.spared:
         say(f"kept the unfinished runs {', '.join(done.spared)} (give one up: --discard RUN)")
+
+
+def vacuum_state(
+    output: str, environment: str | None, *, older_than: float, dry_run: bool, as_json: bool
+) -> None:
+    """Expire the state of old runs and backfills that no version needs."""
+    from pipeline.runs.admin.vacuum_state import vacuum_state as expire
+
+    settings = load_settings(environment)
+    done = expire(
+        open_storage(settings),
+        output,
+        older_than=older_than,
+        dry_run=dry_run,
+        local=settings.state_dir,
+    )
+    if as_json:
+        print_json(done)
+        return
+    would = "would be " if dry_run else ""
+    say(
+        f"{done.output}: the state of {plural(len(done.runs), 'run')} and "
+        f"{plural(len(done.backfills), 'backfill')} {would}deleted: "
+        f"{plural(done.objects, 'object')}, {byte_size(done.bytes)}"
+    )
+    if done.needed:
+        say(f"kept {plural(len(done.needed), 'old run')} that the current or a kept version needs")
+    if done.unfinished:
+        say(f"kept unfinished: {', '.join(done.unfinished)} (to finish one: chunkmap retry)")

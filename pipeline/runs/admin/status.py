@@ -33,7 +33,8 @@ class RunStatus:
     run: str
     job: str
     state: str
-    """State: done, failed, running, silent since …, interrupted, cancelled, new or damaged."""
+    """State: done, expired (published, and its state deleted), failed, running, silent since …,
+    interrupted, cancelled, new or damaged."""
     chunks: int
     done: int
     failed: int
@@ -124,7 +125,8 @@ def _state(storage: Storage, record: RunRecord) -> RunStatus:
 def _liveness(ledger: Ledger, driver: DriverRecord | None) -> tuple[str, str]:
     who = f"process {driver.pid} on {driver.host}" if driver else "none yet"
     if ledger.published() is not None:
-        return "done", who
+        # Without a driver's record, its state may have expired.
+        return "expired" if driver is None and ledger.is_expired() else "done", who
     if driver is None:
         return "new", who
     if driver.state == "running" and not is_driven_elsewhere(driver, ""):

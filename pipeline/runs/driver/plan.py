@@ -374,7 +374,7 @@ class _NewRun:
             previous = self.published[-1] if self.published else previous
             changes = job.input.model_copy(update={"changed_only": bool(self.published)})
             job = job.model_copy(update={"input": changes})
-        before = previous.plan() if previous else None
+        before = _plan_of(previous) if previous else None
         with ThreadPoolExecutor(1) as pool:
             # Asked in parallel: the first request of its kind is slow.
             days = pool.submit(self.storage.abort_days, job.output.uri)
@@ -471,6 +471,14 @@ class _NewRun:
         return self.code, (
             f"{explanation}; the input is mapped again (--accept-code would resume that run)",
         )
+
+
+def _plan_of(ledger: Ledger) -> Plan | None:
+    """Return the plan of an earlier run; None if it has expired."""
+    try:
+        return ledger.plan()
+    except ObjectMissingError:
+        return None
 
 
 def refuse_planned_columns(

@@ -234,6 +234,14 @@ class Ledger:
             self.prefix + "published.json", seal_json(orjson.dumps({"manifest": manifest}))
         )
 
+    def mark_expired(self) -> None:
+        """Record that the run's plan, completions and reports are deleted."""
+        self._storage.put(self.prefix + "expired.json", orjson.dumps({"at": time.time()}))
+
+    def is_expired(self) -> bool:
+        """Whether the run's plan, completions and reports are deleted, since nothing needs them."""
+        return self._storage.get_or_none(self.prefix + "expired.json") is not None
+
     def accept(self, manifest: int) -> None:
         """Record that manifests up to this one are no conflict for the run.
 
