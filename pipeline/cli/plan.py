@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.runs.driver.dry_run import Trial
     from pipeline.runs.driver.estimate import Estimate
     from pipeline.runs.driver.plan import PlannedInput
+    from pipeline.runs.driver.plan_changes import PlanChanges
 
 BAR_WIDTH = 40
 """Characters of the longest bar of the histogram."""
@@ -35,6 +36,7 @@ def plan(
     job, settings = load_job(path, changes), load_settings(environment)
     from pipeline.runs.driver.estimate import estimate
     from pipeline.runs.driver.plan import plan_input
+    from pipeline.runs.driver.plan_changes import compare_with_published
     from pipeline.runs.driver.preflight import explain_unreachable_s3
     from pipeline.storage import open_storage
 
@@ -44,11 +46,13 @@ def plan(
         expected = estimate(
             storage, job, planned.result.plan, settings.dask.threads_per_worker or 1
         )
+        changed = compare_with_published(storage, job, settings, planned.result.plan)
     if as_json:
         figures = {**planned.result.explain.to_dict(), "estimate": asdict(expected)}
-        print_json({"plan": planned.result.plan.id, **figures, "columns": planned.probe.columns})
+        figures |= {"columns": planned.probe.columns, "changes": changed and asdict(changed)}
+        print_json({"plan": planned.result.plan.id, **figures})
         return
-    _print_plan(planned, job, expected)
+    _print_plan(planned, job, expected, changed)
     if explain:
         _print_explain(planned)
         _print_estimate(expected)
@@ -56,7 +60,9 @@ def plan(
         warn(warning)
 
 
-def _print_plan(planned: PlannedInput, job: Job, expected: Estimate) -> None:
+def _print_plan(
+    planned: PlannedInput, job: Job, expected: Estimate, changed: PlanChanges | None
+) -> None:
     explain = planned.result.explain
     columns = planned.probe.columns
     rows = {
@@ -69,6 +75,7 @@ def _print_plan(planned: PlannedInput, job: Job, expected: Estimate) -> None:
         f"{byte_size(explain.bytes_listed)} stored, {byte_size(explain.bytes_decoded)} decoded",
         "columns": ", ".join(columns) if columns else "all (the columns read are unknown)",
         "output": f"{job.output.uri}, mode {job.output.mode}",
+        "changes": changed.text if changed else "nothing is published yet",
         "planned in": f"{explain.seconds:.2f} s, {explain.requests:,} requests",
     }
     show_pairs(f"plan {planned.result.plan.id[:16]} (nothing was written)", rows)

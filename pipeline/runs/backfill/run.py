@@ -129,6 +129,7 @@ class BackfillRun:
             backfill=record.backfill,
             tables=record.tables,
             columns=record.columns,
+            origin=record.origin,
         )
         labels = mine["label"].to_list()
         inputs = dict(zip(labels, mine["inputs"].to_list(), strict=True))
