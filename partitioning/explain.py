@@ -10,10 +10,10 @@ import numpy as np
 
 from partitioning.listing import Listing
 from partitioning.model import Plan, Status
-from partitioning.request import MIB, PlanRequest
+from partitioning.request import PlanRequest
 from partitioning.snapshot import Changes, Groups, Ints, Snapshot
 
-_TINY_BYTES: Final = MIB
+_TINY_BYTES: Final = 1_000_000
 """Stored bytes below which an object counts as tiny."""
 _MIN_TINY_OBJECTS: Final = 100
 """Number of tiny objects from which on a warning is given."""
@@ -232,26 +232,26 @@ def _warnings(
         largest = int(np.argmax(decoded))
         warnings.append(
             f"{int(over.sum())} of {len(owner)} row groups decode to more than the target of "
-            f"{mib(request.target)}; the largest, {mib(int(decoded[largest]))}, is in "
+            f"{size_text(request.target)}; the largest, {size_text(int(decoded[largest]))}, is in "
             f"{snapshot.infos[int(owner_of_whole[largest])].uri}"
         )
     elif (request.per_file or request.per_partition) and (chunks > request.target).any():
         warnings.append(
             f"{int((chunks > request.target).sum())} chunks are above the target of "
-            f"{mib(request.target)}, the largest {mib(int(chunks.max()))}: per_file and "
-            "per_partition do not cut"
+            f"{size_text(request.target)}, the largest {size_text(int(chunks.max()))}: per_file "
+            "and per_partition do not cut"
         )
     tiny = int((sizes < _TINY_BYTES).sum())
     if tiny >= _MIN_TINY_OBJECTS and tiny * 2 > len(objects):
         warnings.append(
-            f"{tiny} of {len(objects)} objects are smaller than 1 MiB: reading them is bound by "
+            f"{tiny} of {len(objects)} objects are smaller than 1 MB: reading them is bound by "
             "requests; compact them first"
         )
     median = float(np.median(chunks)) if len(chunks) else 0.0
     if len(chunks) >= _SKEW_FACTOR and chunks.max() > _SKEW_FACTOR * max(1.0, median):
         warnings.append(
-            f"chunk sizes are skewed: the largest decodes to {mib(int(chunks.max()))}, "
-            f"the median to {mib(int(median))}"
+            f"chunk sizes are skewed: the largest decodes to {size_text(int(chunks.max()))}, "
+            f"the median to {size_text(int(median))}"
         )
     kinds = np.unique(snapshot.schema[snapshot.schema >= 0])
     if len(kinds) > 1:
@@ -263,6 +263,9 @@ def _warnings(
     return warnings
 
 
-def mib(count: int) -> str:
-    """Format a number of bytes for people."""
-    return f"{count / MIB:.1f} MiB" if count >= MIB / 10 else f"{count / 1024:.1f} KiB"
+def size_text(count: int) -> str:
+    """Format a number of bytes in decimal units, as everywhere in the output."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"

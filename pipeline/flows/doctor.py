@@ -44,7 +44,7 @@ SKEW_WARNING, SKEW_ERROR = 2.0, 60.0
 wrong with less."""
 MIN_OPEN_FILES = 4096
 """Open files that a worker with many requests in flight may need."""
-MIN_MEMORY = 1 << 30
+MIN_MEMORY = 1_000_000_000
 """Bytes below which a worker has little memory left after its imports."""
 DAY = 86_400.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -227,8 +227,8 @@ def _limits(cluster: ClusterClient, workers: Mapping[str, ProcessInfo]) -> Itera
             "set dask.memory_per_worker, or give the container a limit",
         )
     elif small:
-        fix = "give it at least 2 GiB: docs/guides/cluster.md"
-        yield Finding("warning", "memory", f"{small[0]} has less than 1 GiB", fix)
+        fix = "give it at least 2 GB: docs/guides/cluster.md"
+        yield Finding("warning", "memory", f"{small[0]} has less than 1 GB", fix)
     else:
         yield Finding("ok", "memory", "each worker has a limit")
 

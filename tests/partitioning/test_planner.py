@@ -268,7 +268,7 @@ def warnings(objects: dict[str, bytes], **options: Any) -> str:
 
 
 def test_warnings() -> None:
-    assert "150 of 150 objects are smaller than 1 MiB" in warnings(dataset(150, rows=1))
+    assert "150 of 150 objects are smaller than 1 MB" in warnings(dataset(150, rows=1))
     assert "12 of 12 row groups decode to more than the target" in warnings(dataset(4), target=1)
     large = {**dataset(6), "s3://b/t/z.parquet": parquet(ids(0, 5000))}
     assert "chunk sizes are skewed" in warnings(large, per_file=True)

@@ -11,7 +11,7 @@ from functools import partial
 import polars as pl
 
 from partitioning import Plan
-from pipeline.config.units import format_size
+from pipeline.report.humanize import byte_size
 from pipeline.runs.driver.executor import Outcome
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Failure
@@ -57,9 +57,9 @@ class DriverFailures:
         """
         [chunk] = self.plan.chunks(outcome.batch.indices)
         message = (
-            f"the worker died while this chunk, of {format_size(chunk.decoded_bytes)} decoded, was "
+            f"the worker died while this chunk, of {byte_size(chunk.decoded_bytes)} decoded, was "
             f"the only one in flight: {outcome.detail}. If it ran out of memory, plan again "
-            f"(--replan) with a chunks.target below {format_size(target)}"
+            f"(--replan) with a chunks.target below {byte_size(target)}"
         )
         self.record(outcome.batch.indices, "WorkerKilledError", message, transient=False)
 

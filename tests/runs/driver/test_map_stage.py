@@ -208,7 +208,7 @@ def test_chunks_that_kill_end_up_alone(killers: frozenset[int], most: int) -> No
     assert work.rounds <= 3
     for row in progress.failed().iter_rows(named=True):
         assert "exit code -9" in row["message"]
-        assert "128 MiB" in row["message"]
+        assert "134 MB" in row["message"]
         assert not row["transient"]
     for killer in killers:
         alone = [batch for batch in engine.batches if batch.indices == [killer]]
