@@ -35,7 +35,7 @@ def documentation(tree: ast.AST) -> set[int]:
     }
 
 
-@pytest.mark.parametrize("module", modules(), ids=lambda module: str(module.relative_to(ROOT)))
+@pytest.mark.parametrize("module", [*modules()], ids=lambda module: str(module.relative_to(ROOT)))
 def test_no_text_of_ours_has_binary_units(module: Path) -> None:
     tree = ast.parse(module.read_text(encoding="utf-8"))
     texts = documentation(tree)
