@@ -230,7 +230,7 @@ def vacuum_state(
     output: str, environment: str | None, *, older_than: float, dry_run: bool, as_json: bool
 ) -> None:
     """Expire the state of old runs and backfills that no version needs."""
-    from pipeline.runs.admin.vacuum_state import vacuum_state as expire
+    from pipeline.runs.backfill.vacuum_state import vacuum_state as expire
 
     settings = load_settings(environment)
     done = expire(

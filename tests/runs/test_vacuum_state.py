@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from pipeline.runs.admin.status import list_runs
-from pipeline.runs.admin.vacuum_state import StateVacuumResult, vacuum_state
 from pipeline.runs.admin.verify import verify_output
 from pipeline.runs.backfill.records import BackfillResumeOptions
 from pipeline.runs.backfill.summary import BackfillIncompleteError
+from pipeline.runs.backfill.vacuum_state import StateVacuumResult, vacuum_state
 from pipeline.runs.driver.plan import ResumeOptions
 from pipeline.runs.driver.run import run_serially
 from pipeline.runs.driver.summary import RunIncompleteError
