@@ -295,7 +295,7 @@ def _estimates(report: RunReport) -> Section | None:
     """Show what `plan` would have estimated before the run, next to what the run took."""
     if not report.estimates:
         return None
-    text = "As `chunkmap plan` estimated before this run, from sizes and the run before."
+    text = "What chunkmap plan would have said before this run, from sizes and the run before."
     return Section("Estimates", (Table("", tables.estimates_table(report.estimates), text),))
 
 
