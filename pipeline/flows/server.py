@@ -8,8 +8,12 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from threading import Lock
+from typing import Any
+
+from cachetools import LRUCache, cached
 
 from pipeline.config.sections import PrefectSettings
 from pipeline.errors import EngineUnavailableError
@@ -136,7 +140,6 @@ def talking_to(api_url: str, retries: int, *, beats: bool = False) -> Iterator[N
         PREFECT_API_URL,
         PREFECT_CLIENT_MAX_RETRIES,
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
-        temporary_settings,
     )
 
     heartbeat = PREFECT_FLOWS_HEARTBEAT_FREQUENCY
@@ -151,16 +154,42 @@ def talking_to(api_url: str, retries: int, *, beats: bool = False) -> Iterator[N
         settings[heartbeat] = HEARTBEAT_SECONDS
     elif heartbeat.value() == heartbeat.default():
         settings[heartbeat] = None  # The user has not enabled them.
-    with temporary_settings(settings):
+    with _prefect_settings(settings):
         yield
+
+
+@contextmanager
+def _prefect_settings(updates: Mapping[Any, Any]) -> Iterator[None]:
+    """Change settings of Prefect in the block, as its `temporary_settings` does.
+
+    Prefect reads the environment and its profiles for each change, which takes a tenth of a second:
+    the result is kept for the next block.
+    """
+    from prefect.context import SettingsContext, get_settings_context
+
+    context = get_settings_context()
+    _, settings = _change_settings(context.settings, tuple(updates.items()))
+    with SettingsContext(profile=context.profile, settings=settings):
+        yield
+
+
+def _by_identity(settings: Any, updates: tuple[tuple[Any, Any], ...]) -> Hashable:
+    # To hash Prefect's settings takes longer than to change them.
+    return (id(settings), *((setting.name, value) for setting, value in updates))
+
+
+@cached(LRUCache(maxsize=16), key=_by_identity, lock=Lock())
+def _change_settings(settings: Any, updates: tuple[tuple[Any, Any], ...]) -> tuple[Any, Any]:
+    """Return settings before and after a change: those before stay alive, and so does their id."""
+    return settings, settings.copy_with_update(updates=dict(updates))
 
 
 @contextmanager
 def patient(retries: int) -> Iterator[None]:
     """Set the number of retries of Prefect's client, for requests that the run depends on."""
-    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES
 
-    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: retries}):
+    with _prefect_settings({PREFECT_CLIENT_MAX_RETRIES: retries}):
         yield
 
 
