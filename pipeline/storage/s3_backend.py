@@ -71,7 +71,8 @@ class S3Backend(S3Objects):
 
     @override
     def missing(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
-        return self._find_vanished(self._check, staged)
+        found = self._copies.find(staged)
+        return self._find_vanished(self._check, [i for i in staged if i.upload not in found])
 
     @override
     def complete(self, staged: Sequence[StagedObject]) -> list[StagedObject]:

@@ -9,15 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
-from itertools import groupby
+from itertools import groupby, islice
+from posixpath import commonprefix
 
 import obstore
 
-from pipeline.errors import InvalidUriError, ObjectRefusedError
+from pipeline.errors import InvalidUriError, ObjectRefusedError, StorageError
 from pipeline.storage.backend import StagedObject
 from pipeline.storage.s3_objects import S3Objects, spellable
 from pipeline.uris import Location, parse
 
+CHECKS_PER_PAGE = 32
+"""Number of staged outputs for which a page of a listing is read, instead of a check each."""
+PAGE_KEYS = 1000
+"""Number of keys in a page of a listing."""
 MAX_KEY_BYTES = 1024
 """Maximum length of an S3 key, in bytes of UTF-8."""
 
@@ -62,6 +67,35 @@ class Copies:
         at = parse(item.upload)
         async with self._s3.requests.sending("head", item.upload):
             await obstore.head_async(self._s3.store(at.bucket), at.key)
+
+    def find(self, staged: Sequence[StagedObject]) -> set[str]:
+        """Return tokens whose sources a few listings show; whether others exist is not known.
+
+        A listing costs about as much as a few checks, and shows a thousand sources. Where other
+        objects lie between them it is given up: at most one page is read per CHECKS_PER_PAGE.
+        """
+        found: set[str] = set()
+        copies = [at for item in staged if is_copy(item) and (at := _location(item)) is not None]
+        for bucket, group in groupby(sorted(copies, key=_order), key=lambda at: at.bucket):
+            keys = [at.key for at in group]
+            if len(keys) < CHECKS_PER_PAGE:
+                continue
+            # Without the right to list, or while the service is away: the checks tell.
+            with suppress(StorageError):
+                found.update(f"s3://{bucket}/{key}" for key in self._find(bucket, keys))
+        return found
+
+    def _find(self, bucket: str, keys: list[str]) -> Iterator[str]:
+        """Yield those of some sorted keys that exist, as far as few listings show them."""
+        wanted = set(keys)
+        at = Location("s3", bucket, commonprefix([keys[0], keys[-1]]))
+        # The listing starts after a key, so it starts before the first.
+        entries = self._s3.entries(at, keys[0][:-1])
+        for entry in islice(entries, PAGE_KEYS * (len(keys) // CHECKS_PER_PAGE)):
+            if entry["Key"] > keys[-1]:
+                return
+            if entry["Key"] in wanted:
+                yield entry["Key"]
 
     async def complete(self, item: StagedObject) -> None:
         """Copy the source to its final key. Raises ObjectMissingError."""
@@ -114,6 +148,10 @@ class Copies:
             entries = [meta for page in pages for meta in page]
         for meta in entries:
             yield meta["path"], meta["size"], meta["last_modified"]
+
+
+def _order(at: Location) -> tuple[str, str]:
+    return at.bucket, at.key
 
 
 def _location(item: StagedObject) -> Location | None:

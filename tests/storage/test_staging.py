@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pipeline.errors import ObjectMissingError
-from pipeline.storage import StagedObject
+from pipeline.metrics import RequestTally, counting
+from pipeline.storage import StagedObject, s3_copies
 from pipeline.storage.s3_backend import COPIED_BYTES
 from pipeline.storage.s3_uploads import PART_BYTES
 from tests.storage.conftest import PLACES, UPLOADS, Place, names
@@ -163,3 +164,28 @@ def test_many_are_completed_at_once(place: Place) -> None:
     assert place.storage.missing(staged) == []
     assert place.storage.complete(staged) == []
     assert names(place, place.prefix) == [f"{n:03d}" for n in range(300)]
+
+
+def test_many_are_found_by_few_requests(place: Place) -> None:
+    """By listings, in which others lie between them; lost ones are told from those of others."""
+    keys = [f"t/ds={day:03d}/{day}.parquet" for day in range(200)]
+    with ThreadPoolExecutor(4) as pool:
+        staged = list(pool.map(lambda key: stage(place, key, b"x"), keys))
+    lost = staged[::7]
+    place.storage.abort(lost)
+    tally = RequestTally()
+    with counting(tally):
+        assert place.storage.missing(staged[20:]) == [item for item in lost if item in staged[20:]]
+    if place.server is not None and staged[0].upload.startswith("s3://"):
+        assert tally.counts().reads + tally.counts().writes < 80, (
+            "two checks for each of 26 lost, and a listing"
+        )
+
+
+def test_a_listing_is_given_up_where_others_lie_between(place: Place) -> None:
+    """Each is found all the same."""
+    many = [stage(place, f"t/{number:04d}", b"x") for number in range(80)]
+    some = many[:20] + many[-20:]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(s3_copies, "PAGE_KEYS", 30)
+        assert place.storage.missing(some) == []
