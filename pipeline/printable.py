@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from functools import partial
+from textwrap import wrap
 from typing import Any
 
 _UNPRINTABLE = re.compile(
@@ -44,14 +46,28 @@ def continued(text: str, indent: str = "    ") -> str:
     return text[:1] + text[1:].replace("\n", f"\n{indent}")
 
 
-def error_text(message: str, hint: str | None) -> str:
-    """Format an error and its hint, if any, as a command shows them."""
+def error_text(message: str, hint: str | None, width: int | None = None) -> str:
+    """Format an error and its hint, if any, as a command shows them.
+
+    Args:
+        message: The error.
+        hint: The next step.
+        width: Width of the terminal, to fold lines at words. None: lines stay whole.
+    """
     lines = {"error: ": message, "next:  ": hint}
     return "\n".join(
-        label + printable(continued(text, " " * len(label)))
+        label + continued(_folded(printable(text), width, len(label)), " " * len(label))
         for label, text in lines.items()
         if text
     )
+
+
+def _folded(text: str, width: int | None, indent: int) -> str:
+    """Fold the lines of a text at words; a longer word stays whole."""
+    if width is None or width <= 2 * indent:
+        return text
+    fold = partial(wrap, width=width - indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join("\n".join(fold(line)) or line for line in text.split("\n"))
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 from dataclasses import asdict, is_dataclass
 from typing import Any
@@ -78,7 +79,8 @@ def report_error(error: BaseException, *, as_json: bool) -> int | None:
         if as_json:
             print_object(_to_dict(type(error).__name__, str(error), "this is a bug", 1))
         return None
-    print(error_text(description["message"], description["hint"]), file=sys.stderr)
+    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+    print(error_text(description["message"], description["hint"], width), file=sys.stderr)
     if as_json:
         # stdout holds one object: the figures of a failed run are merged with its error.
         figures = getattr(error, "summary", None)

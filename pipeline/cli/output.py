@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
-from typing import Any, TextIO
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any, Literal, TextIO
 
-from rich.console import Console, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
@@ -109,14 +110,51 @@ def pairs(rows: Mapping[str, object]) -> Table:
 
 def columns(
     names: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()
-) -> Table:
-    """Make a table with a header; values are wrapped, not cut."""
-    table = Table(**_PLAIN)
-    for name in names:
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(printable(str(value)) for value in row))
-    return table
+) -> RenderableType:
+    """Make a table with a header; values are wrapped, not cut.
+
+    Where the table is too narrow for the words in it, each row is shown as names and values.
+    """
+    texts = [[printable(str(value)) for value in row] for row in rows]
+    return _Columns(tuple(names), texts, tuple(right))
 
 
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """A table that becomes a list where it would break its words."""
+
+    names: tuple[str, ...]
+    rows: list[list[str]]
+    right: tuple[str, ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw the table, or the list."""
+        if self._word_widths() <= options.max_width:
+            table = Table(**_PLAIN)
+            for name in self.names:
+                justify: Literal["left", "right"] = "right" if name in self.right else "left"
+                table.add_column(name, justify=justify, overflow="fold")
+            for row in self.rows:
+                table.add_row(*row)
+            yield table
+            return
+        for number, row in enumerate(self.rows):
+            if number:
+                yield Text()
+            shown = zip(self.names, row, strict=True)
+            yield pairs({name: value for name, value in shown if value.strip()})
+
+    def _word_widths(self) -> int:
+        """The sum of the columns' longest words, without those that no table could hold."""
+        columns = zip(self.names, *self.rows, strict=True)
+        words = (max(map(_longest_word, column), default=0) for column in columns)
+        return sum(words) + 2 * (len(self.names) - 1)
+
+
+def _longest_word(text: str) -> int:
+    return max((cell_len(word) for word in text.split() if len(word) <= MAX_WORD), default=0)
+
+
+MAX_WORD = 24
+"""Characters of a word above which it may be broken: URIs, paths."""
 _PLAIN: dict[str, Any] = {"box": None, "pad_edge": False}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import polars as pl
+import pytest
 from rich.console import Console, Group
 
-from pipeline.cli.backfill.calendar import calendar
+from pipeline.cli.backfill.calendar import CalendarView
 from pipeline.runs.backfill.calendar_layout import lay_out
 
 
@@ -22,7 +23,7 @@ def shown(labels: list[str], states: list[str], grain: str = "day", width: int =
     )
     console = Console(width=width, force_terminal=False, color_system=None)
     with console.capture() as capture:
-        console.print(Group(calendar(lay_out(frame, grain, 40))))
+        console.print(Group(CalendarView(lay_out(frame, grain, 40))))
     return capture.get().splitlines()
 
 
@@ -35,16 +36,26 @@ def test_each_state_has_a_sign_of_its_own() -> None:
     assert "█ published" in lines[2] and "✗ failed" in lines[2]
 
 
-def test_it_keeps_within_the_terminal() -> None:
-    months = [f"2024-01-{day:02}" for day in range(1, 32)]
+@pytest.mark.parametrize(("width", "rows"), [(80, 2), (60, 2), (40, 4), (24, 12)])
+def test_it_folds_to_the_terminal_and_keeps_each_cell_and_total(width: int, rows: int) -> None:
+    months = [f"2024-{month:02}-{day:02}" for month in (1, 3) for day in range(1, 32)]
+    states = ["done"] * 31 + ["failed"] * 31
+    lines = shown(months, states, width=width)
+    assert all(len(line) <= width for line in lines)
+    cells = "\n".join(line for line in lines if line.startswith("2024"))
+    assert (cells.count("█"), cells.count("✗")) == (31, 31 + 1)
+    totals = [line for line in lines if "/31" in line]
+    assert [line.split("/31")[1].strip() for line in totals] == ["", "✗31"]
+    assert len([line for line in lines if line.startswith("2024")]) == rows
+
+
+def test_values_keep_within_the_terminal() -> None:
     values = [f"a-rather-long-customer-name-{number}" for number in range(99)]
-    for lines in (
-        shown(months, ["done"] * 31),
-        shown(values, ["done"] * 99, "value"),
-        shown(months, ["failed"] * 31, width=60),
-    ):
-        assert all(len(line) <= 80 for line in lines)
-    assert len(shown(values, ["done"] * 99, "value")) == 4 + 1
+    for width, rows in ((80, 4), (60, 4), (30, 16)):
+        lines = shown(values, ["done"] * 99, "value", width)
+        assert all(len(line) <= width for line in lines)
+        assert len([line for line in lines if line.startswith("a-rather")]) == rows
+        assert sum(line.count("█") for line in lines if line.startswith("a-rather")) == 99
 
 
 def test_a_leap_day_is_where_it_belongs() -> None:

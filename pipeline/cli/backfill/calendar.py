@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from pipeline.runs.backfill.calendar_layout import Layout
@@ -34,54 +36,87 @@ _MAX_LABEL_WIDTH = 14
 """Maximum characters of a row's name; longer values are cut."""
 
 
-def calendar(layout: Layout) -> Text:
-    """Draw one line per row and one character per cell; colours add no information."""
-    width = min(max((len(row) for row in layout.rows), default=0), _MAX_LABEL_WIDTH)
-    lines = [_header(layout, width)] if layout.unit in _TICKS else []
-    by_row: dict[int, list[dict[str, Any]]] = {}
-    for cell in layout.cells.iter_rows(named=True):
-        by_row.setdefault(cell["row"], []).append(cell)
-    for rank, name in enumerate(layout.rows):
-        lines.append(_line(name, by_row.get(rank, []), len(layout.columns), width))
-    lines.append(_legend(layout))
-    text = Text("\n").join(lines)
-    # In a narrow terminal, lines are cut rather than wrapped.
-    text.no_wrap, text.overflow = True, "ellipsis"
-    return text
+@dataclass(frozen=True, slots=True)
+class CalendarView:
+    """A calendar that folds to the width at hand; colours add no information.
+
+    Cells are two characters apart. Where that is too wide they touch, and where that is too wide
+    as well, the columns continue below: never is a cell or a total cut off.
+    """
+
+    layout: Layout
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw the calendar."""
+        layout = self.layout
+        rows: list[list[dict[str, Any]]] = [[] for _ in layout.rows]
+        for cell in layout.cells.iter_rows(named=True):
+            rows[cell["row"]].append(cell)
+        totals = [_total(cells) for cells in rows]
+        names = min(max((len(row) for row in layout.rows), default=0), _MAX_LABEL_WIDTH)
+        room = options.max_width - names - 2 - max((len(total) for total in totals), default=0)
+        pitch = 2 if 2 * len(layout.columns) <= room else 1
+        per_block = max(1, room // 2 if pitch == 2 else room - 1)
+        starts = range(0, max(len(layout.columns), 1), per_block)
+        for start in starts:
+            at = range(start, min(start + per_block, len(layout.columns)))
+            if layout.unit in _TICKS:
+                yield _header(layout, at, names, pitch)
+            is_last = start == starts[-1]
+            for name, cells, total in zip(layout.rows, rows, totals, strict=True):
+                line = _line(_short(name, names), cells, at, pitch)
+                if is_last:
+                    line.append(" " * (2 - pitch))
+                    line.append_text(total)
+                yield line
+        yield _legend(layout)
 
 
 _TICKS = {"hour": 6, "day": 5, "month": 1, "year": 1}
 """Columns between two column names, by unit."""
 
 
-def _header(layout: Layout, width: int) -> Text:
+def _header(layout: Layout, at: range, width: int, pitch: int) -> Text:
     tick = _TICKS[layout.unit]
-    line = [" "] * (2 * len(layout.columns) + 4)
-    for at, name in enumerate(layout.columns):
-        is_named = at % tick == 0 if layout.unit != "day" else at == 0 or (at + 1) % tick == 0
+    if pitch == 1:
+        tick = max(tick, 2 if layout.unit == "day" else 1)
+    line = [" "] * (pitch * len(at) + 4)
+    for column in at:
+        name, place = layout.columns[column], pitch * (column - at.start)
+        is_named = column % tick == 0
+        if layout.unit == "day":
+            is_named = column == 0 or (column + 1) % tick == 0
         if is_named:
             short = name[0] if layout.unit == "month" else name
-            line[2 * at : 2 * at + len(short)] = short
+            line[place : place + len(short)] = short
     return Text(" " * (width + 2) + "".join(line).rstrip(), style="dim")
 
 
-def _line(name: str, cells: list[dict[str, Any]], columns: int, width: int) -> Text:
-    short = name if len(name) <= width else name[: width - 1] + "…"
-    line = Text(f"{short:<{width}}  ", style="dim")
-    at = 0
+def _short(name: str, width: int) -> str:
+    return f"{name if len(name) <= width else name[: width - 1] + '…':<{width}}  "
+
+
+def _line(name: str, cells: list[dict[str, Any]], columns: range, pitch: int) -> Text:
+    line = Text(name, style="dim")
+    at = columns.start
     for cell in cells:
-        line.append("  " * (cell["column"] - at))
-        line.append(_glyph(cell), style=_STYLES[cell["state"]])
-        line.append(" ")
-        at = cell["column"] + 1
-    line.append("  " * (columns - at))
+        if cell["column"] in columns:
+            line.append(" " * pitch * (cell["column"] - at))
+            line.append(_glyph(cell), style=_STYLES[cell["state"]])
+            line.append(" " * (pitch - 1))
+            at = cell["column"] + 1
+    line.append(" " * pitch * (columns.stop - at))
+    return line
+
+
+def _total(cells: list[dict[str, Any]]) -> Text:
     todo = sum(cell["windows"] - cell["skipped"] - cell["empty"] for cell in cells)
     done = sum(cell["done"] for cell in cells)
     failed = sum(cell["failed"] for cell in cells)
-    line.append(f"{done:,}/{todo:,}" if todo else "–", style="dim")
+    total = Text(f"{done:,}/{todo:,}" if todo else "–", style="dim")
     if failed:
-        line.append(f" ✗{failed:,}", style="red")
-    return line
+        total.append(f" ✗{failed:,}", style="red")
+    return total
 
 
 def _glyph(cell: dict[str, Any]) -> str:

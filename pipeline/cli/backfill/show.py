@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from pipeline.cli.attempts import show_attempts
-from pipeline.cli.backfill.calendar import calendar
+from pipeline.cli.backfill.calendar import CalendarView
 from pipeline.cli.backfill.find import find
 from pipeline.cli.output import columns, live, out, pairs, print_json, say
 from pipeline.config.settings import Settings, load_settings
@@ -140,7 +140,7 @@ def _render(status: BackfillStatus, max_rows: int) -> RenderableType:
     request = Text(f"{record.asked}, by {record.grain} of {record.column}", style="dim")
     parts: list[RenderableType] = [title, request, Text()]
     if status.windows.height:
-        parts += [calendar(lay_out(status.windows, record.grain, max_rows)), Text()]
+        parts += [CalendarView(lay_out(status.windows, record.grain, max_rows)), Text()]
     parts.append(pairs(_figures(status)))
     parts += _error_lines(status)
     command = _next_command(status)
