@@ -7,7 +7,7 @@ import time
 import polars as pl
 
 from pipeline.cli.output import columns, out, say
-from pipeline.report.humanize import duration
+from pipeline.report.humanize import duration, plural
 
 MAX_TRACES = 5
 """Maximum number of tracebacks to print."""
@@ -23,7 +23,7 @@ def show_attempts(attempts: pl.DataFrame, total: int) -> None:
         total: Number of attempts that there are.
     """
     if total > attempts.height:
-        say(f"the last {attempts.height:,} of {total:,} attempts (--limit N shows more)")
+        say(f"the last {attempts.height:,} of {plural(total, 'attempt')} (--limit N shows more)")
     has_windows = attempts["window"].null_count() < attempts.height
     rows = [_row(row, has_windows=has_windows) for row in attempts.iter_rows(named=True)]
     window = ("window",) if has_windows else ()

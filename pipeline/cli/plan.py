@@ -70,13 +70,13 @@ def _print_plan(
         "row groups": f"{explain.row_groups - explain.row_groups_pruned:,} of "
         f"{explain.row_groups:,}",
         "rows": f"{explain.rows:,}",
-        "chunks": f"{explain.chunks:,} ({explain.fragments:,} fragments)",
+        "chunks": f"{explain.chunks:,} ({plural(explain.fragments, 'fragment')})",
         "bytes": f"{byte_size(expected.bytes_to_read)} to read of "
         f"{byte_size(explain.bytes_listed)} stored, {byte_size(explain.bytes_decoded)} decoded",
         "columns": ", ".join(columns) if columns else "all (the columns read are unknown)",
         "output": f"{job.output.uri}, mode {job.output.mode}",
         "changes": changed.text if changed else "nothing is published yet",
-        "planned in": f"{explain.seconds:.2f} s, {explain.requests:,} requests",
+        "planned in": f"{explain.seconds:.2f} s, {plural(explain.requests, 'request')}",
     }
     show_pairs(f"plan {planned.result.plan.id[:16]} (nothing was written)", rows)
 
@@ -96,10 +96,11 @@ def _print_estimate(expected: Estimate) -> None:
 def _print_explain(planned: PlannedInput) -> None:
     explain = planned.result.explain
     rows = {
-        "pruned by partition": f"{explain.objects_pruned:,} objects",
-        "pruned by statistics": f"{explain.row_groups_pruned:,} row groups, "
-        f"{explain.objects_without_rows:,} whole objects",
-        "cut": f"{explain.row_groups_cut:,} row groups, into {explain.parts:,} chunks",
+        "pruned by partition": plural(explain.objects_pruned, "object"),
+        "pruned by statistics": f"{plural(explain.row_groups_pruned, 'row group')}, "
+        f"{plural(explain.objects_without_rows, 'whole object')}",
+        "cut": f"{plural(explain.row_groups_cut, 'row group')}, into "
+        f"{plural(explain.parts, 'chunk')}",
         "left out": f"{explain.objects_hidden:,} hidden, {explain.objects_empty:,} empty, "
         f"{explain.objects_unnamed:,} without a Parquet name, "
         f"{explain.objects_excluded:,} excluded, {explain.objects_skipped:,} bad",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Self
 
 from rich.console import Group
@@ -13,6 +14,8 @@ from rich.text import Text
 from pipeline.cli.output import live, notes, say
 from pipeline.printable import printable_line
 
+MAX_ERRORS = 3
+"""Maximum number of kinds of failures below the bar."""
 PLAIN_SECONDS = 5.0
 """Seconds between two lines where there is no terminal."""
 
@@ -24,6 +27,7 @@ class LiveBar:
         self._quiet = quiet
         self._printed = 0.0
         self._last = self._last_printed = ""
+        self._told: set[str] = set()
         self._below = Text("", style="dim")
         self._live: Live | None = None
         self._bar: Progress | None = None
@@ -66,7 +70,14 @@ class LiveBar:
         self.begin("stop", "waiting for workers to hand back their chunks")
         self.line("stopping: completed chunks are kept (this takes a few seconds)")
 
-    def draw(self, phase: str, counted: str, share: tuple[int, int], rest: str) -> None:
+    def draw(
+        self,
+        phase: str,
+        counted: str,
+        share: tuple[int, int],
+        rest: str,
+        errors: Sequence[str] = (),
+    ) -> None:
         """Show the progress.
 
         Args:
@@ -74,13 +85,22 @@ class LiveBar:
             counted: Text next to the bar, such as `12/40 chunks`.
             share: How much is done, and the total.
             rest: Further figures, shown below the bar.
+            errors: Kinds of failures so far, shown below; where there is no bar, each once.
         """
         self._last = f"{phase} {counted}, {rest}"
         if self._bar is not None:
             done, total = share if share[1] else (1, 1)
             self._bar.update(self._task, phase=phase, total=total, completed=done, counted=counted)
-            self._below.plain = " " * 9 + printable_line(rest)
-        elif time.monotonic() - self._printed >= PLAIN_SECONDS:
+            lines = [rest, *(f"✗ {_first_line(error)}" for error in errors[:MAX_ERRORS])]
+            self._below.plain = "\n".join(" " * 9 + printable_line(line) for line in lines)
+            return
+        for error in errors:
+            text = _first_line(error)
+            kind = text.partition(": ")[2]
+            if kind not in self._told:
+                self._told.add(kind)
+                self.line(f"✗ {text}")
+        if time.monotonic() - self._printed >= PLAIN_SECONDS:
             self.line(self._last)
 
     def settle(self) -> None:
@@ -95,3 +115,7 @@ class LiveBar:
             self._printed = time.monotonic()
             self._last_printed = text
             say(text, console=notes)
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]

@@ -69,7 +69,7 @@ class Display(LiveBar):
         """Show the progress of the map stage."""
         self._first, self._now = self._first or now, now
         counted = f"{now.done:,}/{plural(now.chunks, 'chunk')}"
-        self.draw("map", counted, (now.done, now.chunks), _rest(now, self._first))
+        self.draw("map", counted, (now.done, now.chunks), _rest(now, self._first), now.errors)
 
 
 def _rest(now: MapProgress, first: MapProgress) -> str:

@@ -79,7 +79,7 @@ def cancel(
     if as_json:
         print_json({"run": ledger.run, "cancelled": True, "aborted": aborted})
         return
-    kept = f"{aborted:,} staged outputs aborted" if discard else "staged outputs are kept"
+    kept = f"{plural(aborted, 'staged output')} aborted" if discard else "staged outputs are kept"
     say(f"run {ledger.run}: its driver stops within seconds; {kept}")
 
 
@@ -96,7 +96,8 @@ def publish(
     record, done = ledger.record(), ledger.read().completions.height
     if done < record.chunks and not without_failed:
         raise UsageError(
-            f"run {ledger.run} has {record.chunks - done:,} of {record.chunks:,} chunks left",
+            f"run {ledger.run} has {record.chunks - done:,} of "
+            f"{plural(record.chunks, 'chunk')} left",
             hint=f"chunkmap retry {ledger.run}, or publish without them: --without-failed",
         )
     unreadable = unreadable_uris(ledger.plan(), ledger.read())
@@ -106,7 +107,9 @@ def publish(
         left_out = record.chunks - done
         print_json({"run": ledger.run, "manifest": manifest, "chunks": done, "missing": left_out})
         return
-    say(f"run {ledger.run}: {done:,} of {record.chunks:,} chunks are in manifest {manifest}")
+    say(
+        f"run {ledger.run}: {done:,} of {plural(record.chunks, 'chunk')} are in manifest {manifest}"
+    )
 
 
 def history(output: str, environment: str | None, *, as_json: bool) -> None:
@@ -214,12 +217,12 @@ def vacuum(
         return
     would = "would be " if dry_run else ""
     say(
-        f"{done.output}: {done.uploads:,} abandoned uploads {would}aborted, "
-        f"{done.replaced:,} files of old versions {would}deleted"
+        f"{done.output}: {plural(done.uploads, 'abandoned upload')} {would}aborted, "
+        f"{plural(done.replaced, 'file')} of old versions {would}deleted"
     )
     if done.strays:
         say(
-            f"{len(done.strays):,} files that no manifest names {would}moved to "
+            f"{plural(len(done.strays), 'file')} that no manifest names {would}moved to "
             f"{done.output.rstrip('/')}.chunkmap/orphaned/; a later vacuum deletes them"
         )
     if done.spared:

@@ -31,6 +31,7 @@ from pipeline.flows.event_sender import flush_events
 from pipeline.flows.executor import TASK_OPTIONS, DaskExecutor, run_reduce_steps
 from pipeline.flows.server import flow_run_page
 from pipeline.flows.worker_code import check_code
+from pipeline.report.humanize import plural
 from pipeline.runs.admin.known_outputs import remember_output
 from pipeline.runs.driver.early_plan import EarlyPlan
 from pipeline.runs.driver.executor import Executor
@@ -206,7 +207,10 @@ class PrefectOrchestrator(Orchestrator):
         if is_over or time.monotonic() - self._updated >= ARTIFACT_SECONDS:
             self._updated = time.monotonic()
             percent = 100.0 * progress.done / max(1, progress.chunks)
-            text = f"{progress.done:,} of {progress.chunks:,} chunks, {progress.failed:,} failed"
+            text = (
+                f"{progress.done:,} of {plural(progress.chunks, 'chunk')}, "
+                f"{progress.failed:,} failed"
+            )
             self._send(lambda: self._show(f"progress-{run}", percent, text))
 
     def _show(self, key: str, percent: float, text: str) -> None:

@@ -6,6 +6,8 @@ import hashlib
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
+from pipeline.report.humanize import plural
+
 
 class TableObject(BaseModel):
     """A version of an object of a table."""
@@ -34,4 +36,4 @@ class TableVersion(BaseModel):
             return f"ETag {self.objects[0].etag}"
         text = "\n".join(f"{item.uri} {item.etag} {item.size}" for item in self.objects)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return f"{len(self.objects):,} objects, digest {digest}"
+        return f"{plural(len(self.objects), 'object')}, digest {digest}"

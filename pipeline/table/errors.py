@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pipeline.errors import ConflictError, StateError, StorageError
+from pipeline.report.humanize import plural
 from pipeline.table.manifest import CommitEntry, run_of
 
 
@@ -72,8 +73,8 @@ class FilesMissingError(StateError):
     def __init__(self, output: str, manifest: int, keys: Sequence[str], files: int) -> None:
         super().__init__(
             output,
-            f"{len(keys):,} of the {files:,} files of its manifest {manifest} do not exist, for "
-            f"example {keys[0]}",
+            f"{len(keys):,} of {plural(files, 'file')} of its manifest {manifest} no longer exist, "
+            f"for example {keys[0]}",
             hint="restore them (a versioned bucket still has them), or roll back to a kept "
             f"version: chunkmap rollback {output}; list them: chunkmap verify {output}",
         )
@@ -133,7 +134,7 @@ class UploadsVanishedError(StorageError):
         more = f" and {len(self.commits) - 1} more" if len(self.commits) > 1 else ""
         claimed = f" (commit {self.commit}{more} is claimed and waits for them)"
         super().__init__(
-            f"{len(attempts):,} staged outputs vanished before they were published"
+            f"{plural(len(attempts), 'staged output')} vanished before they were published"
             + (claimed if self._lost else ""),
             hint="rerun the job: it maps their chunks again",
         )

@@ -19,6 +19,7 @@ from pipeline.errors import (
     PreconditionFailedError,
     UsageError,
 )
+from pipeline.report.humanize import plural
 from pipeline.storage import require_conditional_writes
 from pipeline.table.claims import (
     claimed_commits,
@@ -92,7 +93,7 @@ def _prepare(table_log: TableLog, mode: str, run: str) -> Manifest:
     if mode == "error" and others and not commits_of(table_log, run, 0):
         files = sum(entry.files for entry in others)
         error = OutputNotEmptyError(
-            f"{table_log.output} already has {files:,} {'file' if files == 1 else 'files'} of run "
+            f"{table_log.output} already has {plural(files, 'file')} of run "
             f"{others[-1].run}, and the mode is `error`",
             hint="choose another output, or set output.mode to append or overwrite",
         )
@@ -122,7 +123,8 @@ def _refuse_unknown(table_log: TableLog, manifest: Manifest, run: str, keys: lis
     elif any(map(run_of_key, unknown)):
         hint = f"move away files that no run needs: chunkmap vacuum {table_log.output}"
     raise OutputNotEmptyError(
-        f"{table_log.output} contains {len(unknown):,} objects that chunkmap did not publish "
+        f"{table_log.output} contains {plural(len(unknown), 'object')} that chunkmap did not "
+        "publish "
         f"(for example {unknown[0]})",
         hint=hint,
     )

@@ -17,6 +17,7 @@ from pipeline.errors import (
     PreconditionFailedError,
     is_transient,
 )
+from pipeline.report.humanize import plural
 from pipeline.table.claims import (
     clear_commits,
     explains,
@@ -150,7 +151,7 @@ def _pointer_problem(
     if files.missing and not files.places:
         return Problem(
             situation,
-            f"{message}; none of its {files.count:,} files exists",
+            f"{message}; none of its {plural(files.count, 'file')} exists",
             "",
             f"restore the files, or delete the state too to start over: {table_log.state}",
         )
@@ -158,7 +159,8 @@ def _pointer_problem(
     return Problem(
         situation,
         message,
-        f"point to manifest {newest + 1}, with the {files.count:,} files of manifest {newest}"
+        f"point to manifest {newest + 1}, with the {plural(files.count, 'file')} of manifest "
+        f"{newest}"
         f"{lost}; give up unfinished commits, whose chunks are mapped again",
     )
 
@@ -178,7 +180,9 @@ def _claim_problem(table_log: TableLog, claim: Claim) -> Problem:
     staged = [item for commit in commits for item in own_staged(table_log, commit)]
     gone = files - len(staged) + len(table_log.storage.missing(staged))
     runs = sorted({run_of(name) for name in claim.commits})
-    message = f"run {', '.join(runs)} has begun to publish {files:,} files and has not finished; "
+    message = (
+        f"run {', '.join(runs)} has begun to publish {plural(files, 'file')} and has not finished; "
+    )
     message += f"{gone:,} of them have vanished" if gone else "none of them has vanished"
     if len(commits) < len(claim.commits):
         lost = len(claim.commits) - len(commits)
@@ -199,8 +203,8 @@ def _file_problems(table_log: TableLog, manifest: Manifest) -> Iterator[Problem]
         copies = find_copies(table_log, missing)
         yield Problem(
             "files missing",
-            f"{len(missing):,} of the {len(keys):,} files of manifest {manifest.number} are not in "
-            f"the output, for example {missing[0]}",
+            f"the output lacks {len(missing):,} of the {plural(len(keys), 'file')} of manifest "
+            f"{manifest.number}, for example {missing[0]}",
             f"copy {len(copies):,} of them back from their kept copies" if copies else "",
             "restore them (a versioned bucket still has them), or roll back: "
             f"chunkmap rollback {table_log.output}"
@@ -226,8 +230,8 @@ def _file_problems(table_log: TableLog, manifest: Manifest) -> Iterator[Problem]
     if orphans:
         yield Problem(
             "orphan files",
-            f"{len(orphans):,} files were replaced or given up, but are still in the output, for "
-            f"example {orphans[0]}",
+            f"the output still has {plural(len(orphans), 'file')} that were replaced or given up, "
+            f"for example {orphans[0]}",
             f"move them to {table_log.state}orphaned/, where vacuum deletes them later",
         )
 

@@ -15,6 +15,7 @@ from partitioning.hive import parse
 from partitioning.hive_paths import raw_values
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import UsageError
+from pipeline.report.humanize import plural
 from pipeline.storage import open_storage, scan_arguments
 from pipeline.table.columns import Columns, digest_columns, widen
 from pipeline.table.log import TableLog
@@ -129,7 +130,7 @@ def _select_window(
         near = get_close_matches(window, rules, 1)
         raise UsageError(
             f"manifest {manifest.number} of {uri} has no window {window!r}",
-            hint=f"did you mean {near[0]}?" if near else f"it has {len(rules):,} windows",
+            hint=f"did you mean {near[0]}?" if near else f"it has {plural(len(rules), 'window')}",
         )
     return selected
 

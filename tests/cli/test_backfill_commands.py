@@ -150,6 +150,24 @@ def test_create_drives_and_is_one(terminal: Terminal) -> None:
     assert terminal.only().backfill in terminal.give("status", "last")
 
 
+def test_failures_are_told_as_they_happen(terminal: Terminal) -> None:
+    said = terminal.give("create", terminal.failing(), code=1)
+    told = [line for line in said.splitlines() if line.startswith("✗ 2 chunks failed: Transform")]
+    assert len(told) == 2
+    assert "cannot do 2024-02-28 (e.g. window 2024-02-28)" in told[0]
+
+
+def test_a_range_needs_one_bound(terminal: Terminal) -> None:
+    job = terminal.file(terminal.world.job())
+    told = terminal.object("plan", job, "--from", "2024-03-01")
+    labels = [window["label"] for window in told["window_list"]]
+    assert (labels[0], labels[-1]) == ("2024-03-01", "2024-03-04")
+    assert told["asked"] == "2024-03-01 to the end of the input"
+    told = terminal.object("plan", job, "--to", "2024-02-28")
+    labels = [window["label"] for window in told["window_list"]]
+    assert labels == ["2024-02-26", "2024-02-27"]
+
+
 def test_failures_are_shown_and_retried(terminal: Terminal) -> None:
     job = terminal.failing()
     told = terminal.object("create", job, code=1)
@@ -235,7 +253,8 @@ def test_report(terminal: Terminal) -> None:
         ({"window": {"column": "ds", "grain": "hour"}}, (), "a whole day"),
         ({"window": None}, (), "has no windows"),
         ({}, ("--from", "2024-03-02", "--to", "2024-03-01"), "empty range"),
-        ({}, ("--from", "2024-03-01"), "--from needs --to"),
+        ({}, ("--from", "2025-03-01"), "is after the end of the input, whose last window is"),
+        ({}, ("--to", "2024-01-01"), "is an empty range"),
         ({}, ("--from", "2024-03-01", "--to", "2024-03-08"), "2024-03-05 to 2024-03-07"),
         ({}, ("--values", "2024-02-30"), "not a date"),
         ({}, ("--last", "3x"), "'3x' is not a span"),

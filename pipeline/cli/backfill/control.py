@@ -9,6 +9,7 @@ from pipeline.cli.backfill.find import find
 from pipeline.cli.output import notes, out, print_json, say
 from pipeline.config.settings import load_settings
 from pipeline.errors import UsageError
+from pipeline.report.humanize import plural
 from pipeline.runs.backfill.records import BackfillResumeOptions, Control
 from pipeline.runs.backfill.recount import rule_of, windows_named
 from pipeline.runs.backfill.status import BackfillStatus, read_status
@@ -87,7 +88,7 @@ def retry(
             )
         control = store.change(CHANGED_BY, lambda now: {"retries": now.retries + 1})
         count = status.counts["failed"]
-        effect = f"is driven by {status.who}, which retries the {count:,} failed windows"
+        effect = f"is driven by {status.who}, which retries the {plural(count, 'failed window')}"
         _confirm(store, control, effect, as_json=as_json)
         return
     store.change(CHANGED_BY, lambda _: {"paused": False})
@@ -128,7 +129,7 @@ def cancel(backfill: str, output: str | None, environment: str | None, *, as_jso
     _confirm(
         store,
         control,
-        f"is cancelled: {how}; the {published:,} published windows stay",
+        f"is cancelled: {how}; the {plural(published, 'published window')} stay",
         as_json=as_json,
     )
 

@@ -24,7 +24,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.processes import command_started, record_interrupts, was_interrupted
-from pipeline.report.humanize import byte_rate, byte_size, duration
+from pipeline.report.humanize import byte_rate, byte_size, duration, plural
 from pipeline.runs.admin.known_outputs import remember_output
 from pipeline.runs.backfill.plan import (
     WindowSelection,
@@ -69,12 +69,6 @@ def selection(
     used = [name for name, value in ways.items() if value]
     if len(used) > 1:
         raise UsageError(f"{' and '.join(used)} exclude each other: use one of them")
-    if (start is None) != (end is None):
-        missing, present = ("--to", "--from") if end is None else ("--from", "--to")
-        raise UsageError(
-            f"{present} needs {missing}",
-            hint="--from 2024-01-01 --to 2025-01-01 is the year 2024: the end is not included",
-        )
     return WindowSelection(
         start=start,
         end=end,
@@ -194,9 +188,12 @@ def create(
         warn(note)
     remember_output(settings.state_dir, store.output)
     record = store.record()
-    about = f"{record.todo:,} windows of {record.job}, {record.chunks:,} chunks in {record.runs:,}"
+    about = (
+        f"{plural(record.todo, 'window')} of {record.job}, "
+        f"{plural(record.chunks, 'chunk')} in {plural(record.runs, 'run')}"
+    )
     origin = "new" if is_new else "resumed"
-    say(f"backfill {store.backfill} ({origin}): {about} runs", console=notes)
+    say(f"backfill {store.backfill} ({origin}): {about}", console=notes)
     drive(
         store,
         settings,
@@ -343,7 +340,7 @@ def _show(summary: BackfillSummary, places: dict[str, str]) -> None:
         f"{counts['chunks_failed']:,} failed",
         "rows": f"{counts['rows_in']:,} in, {counts['rows_out']:,} out",
         "bytes": f"{byte_size(counts['bytes_in'])} read, {byte_size(counts['bytes_out'])} written",
-        "time": f"{duration(summary.seconds)}, {summary.batches:,} batches",
+        "time": f"{duration(summary.seconds)}, {plural(summary.batches, 'batch', 'batches')}",
         "output": summary.output,
         "report": places["local_report"] or places["report"] or "none",
         "Prefect UI": places["prefect_ui"] or "none",
@@ -374,7 +371,7 @@ def _canary_line(summary: BackfillSummary) -> str:
     attempted = canary.chunks + canary.failed_chunks
     rate = 100 * canary.failed_chunks / attempted if attempted else 0.0
     return (
-        f"{canary.windows:,} windows done, {canary.failed_windows:,} failed; "
-        f"{canary.failed_chunks:,} of {attempted:,} chunks failed ({rate:.1f}%); "
+        f"{plural(canary.windows, 'window')} done, {canary.failed_windows:,} failed; "
+        f"{canary.failed_chunks:,} of {plural(attempted, 'chunk')} failed ({rate:.1f}%); "
         f"{byte_rate(canary.speed)} per thread, decoded"
     )

@@ -34,7 +34,7 @@ From = Annotated[
     typer.Option(
         "--from",
         metavar="DATE",
-        help="First window, e.g. 2024-01-01.",
+        help="First window, e.g. 2024-01-01; default the input's.",
         rich_help_panel=WINDOWS_PANEL,
     ),
 ]
@@ -43,7 +43,7 @@ To = Annotated[
     typer.Option(
         "--to",
         metavar="DATE",
-        help="End of the range, not included.",
+        help="End, not included; default the input's.",
         rich_help_panel=WINDOWS_PANEL,
     ),
 ]

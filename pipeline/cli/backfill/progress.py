@@ -28,15 +28,17 @@ class BackfillDisplay(LiveBar):
     def __init__(self, quiet: bool = False) -> None:
         super().__init__(quiet)
         self._began = self._refreshed = 0.0
+        self._kinds = 0
         self._first: dict[str, int] = {}
         self._phase = ""
 
     def show(self, progress: WindowProgress, phase: str) -> None:
         """Show the progress of the windows, and the phase."""
-        now = time.monotonic()
-        if now - self._refreshed < REFRESH_SECONDS and phase == self._phase:
+        now, errors = time.monotonic(), progress.errors()
+        is_news = phase != self._phase or len(errors) != self._kinds
+        if now - self._refreshed < REFRESH_SECONDS and not is_news:
             return
-        self._refreshed = now
+        self._refreshed, self._kinds = now, len(errors)
         counts = progress.counts()
         if not self._first:
             self._first, self._began = counts, now
@@ -49,6 +51,7 @@ class BackfillDisplay(LiveBar):
             f"{counts['done']:,}/{plural(todo, 'window')}",
             (counts["chunks_done"], counts["chunks"]),
             self._rest(counts, now - self._began, is_paused=phase == "paused"),
+            errors,
         )
 
     def _rest(self, counts: dict[str, int], seconds: float, *, is_paused: bool) -> str:

@@ -129,7 +129,7 @@ def _one_line(status: BackfillStatus) -> str:
     return (
         f"{time.strftime('%H:%M:%S')} {status.state}: {counts['done']:,} of {status.todo:,} "
         f"windows, {counts['failed']:,} failed, {counts['chunks_done']:,} of "
-        f"{counts['chunks']:,} chunks"
+        f"{plural(counts['chunks'], 'chunk')}"
     )
 
 
@@ -196,11 +196,12 @@ def _error_lines(status: BackfillStatus) -> list[RenderableType]:
         lines += [Text(f"    {text}", style="dim") for text in place]
     more = len(status.errors) - MAX_ERRORS
     if more > 0:
-        lines.append(Text(f"    … and {more:,} other errors", style="dim"))
+        lines.append(Text(f"    … and {plural(more, 'other error')}", style="dim"))
     if status.errors_in > status.errors_of:
         lines.append(
             Text(
-                f"    (read from {status.errors_of:,} of {status.errors_in:,} runs with failures)",
+                f"    (read from {status.errors_of:,} of {plural(status.errors_in, 'run')} "
+                "with failures)",
                 style="dim",
             )
         )

@@ -20,6 +20,7 @@ from pipeline import logs
 from pipeline.config.settings import Settings
 from pipeline.config.units import resolve_limit
 from pipeline.errors import ChunkmapError, EngineUnavailableError, RunCancelledError
+from pipeline.report.humanize import plural
 from pipeline.runs.backfill.desired_state import DesiredState
 from pipeline.runs.backfill.orchestrator import BackfillOrchestrator, ExecutorOf
 from pipeline.runs.backfill.output_windows import published_by
@@ -226,7 +227,7 @@ class BackfillDriver:
         limit = options.max_failures
         if limit is not None and outcome.failed > resolve_limit(limit, self.shared.record.todo):
             outcome.notes.append(
-                f"stopped: {outcome.failed:,} windows failed, and --max-failures is {limit}"
+                f"stopped: {plural(outcome.failed, 'window')} failed, and --max-failures is {limit}"
             )
             self.queue.replace([])
 

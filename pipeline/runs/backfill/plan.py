@@ -19,6 +19,7 @@ from partitioning.windows import Window, WindowFilter, Windowing
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
 from pipeline.errors import ConflictError, UsageError
+from pipeline.report.humanize import plural
 from pipeline.runs.backfill.output_windows import failed_before, materialised_windows, outdated_runs
 from pipeline.runs.backfill.records import (
     MAX_FOLDERS_NAMED,
@@ -60,8 +61,9 @@ class WindowSelection:
     """Windows that a user requests; default every window of the input."""
 
     start: str | None = None
+    """Start of the range; default the first window of the input."""
     end: str | None = None
-    """End of the range, exclusive."""
+    """End of the range, exclusive; default the end of the input."""
     last: str | None = None
     """Span before now, such as 30d."""
     values: tuple[str, ...] = ()
@@ -75,8 +77,8 @@ class WindowSelection:
             text = f"last {self.last}"
         elif self.values:
             text = ", ".join(self.values)
-        elif self.start:
-            text = f"{self.start} to {self.end}"
+        elif self.start or self.end:
+            text = f"{self.start or 'the first window'} to {self.end or 'the end of the input'}"
         else:
             text = "all of the input"
         return text + (f", without {', '.join(self.exclude)}" if self.exclude else "")
@@ -317,8 +319,8 @@ class Drafting:
             windows = rule.last(asked.last, datetime.now(UTC))
         elif asked.values:
             windows = rule.of_values(asked.values)
-        elif asked.start:
-            windows = rule.between(asked.start, asked.end or "")
+        elif asked.start or asked.end:
+            windows = rule.between(*_bounds(rule, asked, existing))
         elif rule.grain == "value" or not existing:
             windows = existing
         else:
@@ -355,7 +357,8 @@ class Drafting:
         windows = windows.with_columns(run=run).match_to_schema(WINDOWS)
         unknown = sum(choice.is_of_other_scheme for choice in choices)
         notes = (
-            f"the code of {unknown:,} windows was fingerprinted by another scheme, so chunkmap "
+            f"the code of {plural(unknown, 'window')} was fingerprinted by another scheme, so "
+            "chunkmap "
             "cannot tell whether it has changed: they are mapped again (--accept-code counts their "
             "code as unchanged)",
         )
@@ -412,6 +415,29 @@ def _between(rule: Windowing, first: Window, last: Window) -> list[Window]:
     return list(rule.between(first.start.isoformat(), last.end.isoformat()))
 
 
+def _bounds(
+    rule: Windowing, asked: WindowSelection, existing: tuple[Window, ...]
+) -> tuple[str, str]:
+    """Return the bounds of a range; one that was not given is that of the input.
+
+    Raises:
+        UsageError: The input has no window at or after the start, or before the end.
+    """
+    if rule.grain == "value" or (asked.start and asked.end):
+        return asked.start or "the first", asked.end or "the last"
+    if not existing:
+        raise UsageError("the input has no windows", hint="name both bounds: --from and --to")
+    first, last = existing[0], existing[-1]
+    assert isinstance(first.start, datetime) and last.end is not None, "time windows"
+    if asked.start and rule.parse(asked.start) > last:
+        raise UsageError(
+            f"--from {asked.start} is after the end of the input, whose last window is "
+            f"{last.label}",
+            hint="windows that do not exist yet need both bounds, and --allow-missing",
+        )
+    return asked.start or first.start.isoformat(), asked.end or last.end.isoformat()
+
+
 def _refuse_outside(
     wanted: tuple[Window, ...], existing: tuple[Window, ...], asked: WindowSelection
 ) -> None:
@@ -429,7 +455,8 @@ def _refuse_outside(
     have = f"{existing[0].label} to {existing[-1].label}" if existing else "nothing"
     part = missing[0] if len(missing) == 1 else f"{missing[0]} to {missing[-1]}"
     raise UsageError(
-        f"{len(missing):,} of the {len(wanted):,} windows lie outside the input ({part}); it has "
+        f"{len(missing):,} of {plural(len(wanted), 'window')} lie outside the input ({part}); "
+        "it has "
         f"{have}",
         hint="choose a range within it, or do the windows that exist: --allow-missing",
     )

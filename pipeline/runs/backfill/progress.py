@@ -4,20 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from threading import Lock
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from pipeline.report.humanize import plural
 from pipeline.runs.backfill.records import PROGRESS, State
 from pipeline.runs.backfill.selection import EMPTY
+from pipeline.runs.driver.summary import failure_kinds
 from pipeline.runs.ledger.records import Progress
 
 Ranks = npt.NDArray[np.int64]
 _SUMMED = ("rows_in", "rows_out", "bytes_in", "bytes_out", "reads", "writes", "retries")
 _COUNTED = ("done", "failed", "busy", *_SUMMED)
 _STATES = get_args(State)
+
+
+class WindowError(NamedTuple):
+    """A kind of failure of one run."""
+
+    error: str
+    """Class of the error."""
+    message: str
+    chunks: int
+    window: str
+    """Label of the window of the first of these chunks."""
 
 
 class WindowProgress:
@@ -34,6 +47,7 @@ class WindowProgress:
         ]
         count = len(self.labels)
         self._figures = {name: np.zeros(count) for name in _COUNTED}
+        self._errors: dict[str, list[WindowError]] = {}
         self._started = np.full(count, np.inf)
         self._ended = np.zeros(count)
         self._lock = Lock()
@@ -87,8 +101,23 @@ class WindowProgress:
                 self._started[row["window"]] = row["started"]
                 self._ended[row["window"]] = row["ended"]
             np.add.at(self._figures["failed"], owner[failed["index"].to_numpy()], 1)
+            self._errors[self.labels[ranks[0]]] = _errors(failed, owner, self.labels)
             full = self._figures["done"][ranks] == self.chunks[ranks]
             return [self.labels[rank] for rank, is_full in zip(ranks, full, strict=True) if is_full]
+
+    def errors(self) -> list[str]:
+        """Describe the kinds of failures that runs of this driver have met, most frequent first."""
+        with self._lock:
+            found = [error for errors in self._errors.values() for error in errors]
+        kinds: dict[tuple[str, str], list[WindowError]] = {}
+        for error in found:
+            kinds.setdefault((error.error, error.message), []).append(error)
+        groups = sorted(kinds.values(), key=lambda group: -sum(error.chunks for error in group))
+        return [
+            f"{plural(sum(error.chunks for error in group), 'chunk')} failed: {group[0].error}: "
+            f"{group[0].message} (e.g. window {group[0].window})"
+            for group in groups
+        ]
 
     def unfinished(self, labels: Iterable[str]) -> list[str]:
         """Select the windows whose figures lack some of their chunks."""
@@ -123,6 +152,19 @@ class WindowProgress:
             columns["started"] = [None if t == np.inf else float(t) for t in self._started]
             columns["ended"] = [float(t) or None for t in self._ended]
         return pl.DataFrame(columns).cast(dict(PROGRESS))  # type: ignore[arg-type]
+
+
+def _errors(failed: pl.DataFrame, owner: Ranks, labels: list[str]) -> list[WindowError]:
+    """Group the last failures of a run (schema FAILURES)."""
+    return [
+        WindowError(
+            row["error"],
+            row["message"].partition("\n")[0],
+            row["chunks"],
+            labels[owner[row["index"]]],
+        )
+        for row in failure_kinds(failed).iter_rows(named=True)
+    ]
 
 
 def _by_window(completions: pl.DataFrame, owner: Ranks) -> pl.DataFrame:

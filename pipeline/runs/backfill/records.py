@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import polars as pl
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
-from pipeline.report.humanize import byte_size
+from pipeline.report.humanize import byte_size, plural
 from pipeline.runs.ledger.records import Origin
 from pipeline.storage.documents import BackfillId, Moment
 from pipeline.storage.table_versions import TableVersion
@@ -137,7 +137,7 @@ class BackfillRecord(_Record):
         if not self.outside_objects:
             return None
         single = self.outside_objects == 1
-        objects = "1 object" if single else f"{self.outside_objects:,} objects"
+        objects = plural(self.outside_objects, "object")
         return (
             f"{objects} of the input ({byte_size(self.outside_bytes)}) "
             f"{'is' if single else 'are'} in no window, and no backfill reads "

@@ -15,6 +15,7 @@ from partitioning import Plan
 from pipeline.config.job import Job
 from pipeline.config.sections import BatchSettings
 from pipeline.errors import RunFailedError
+from pipeline.report.humanize import plural
 from pipeline.runs.backfill.progress import Ranks, WindowProgress
 from pipeline.runs.backfill.records import BackfillRecord
 from pipeline.runs.driver.batching import Throughput
@@ -54,7 +55,7 @@ class WindowsFailedError(RunFailedError):
     def __init__(self, run: str, labels: list[str], reasons: tuple[str, ...]) -> None:
         named = ", ".join(labels[:3]) + (" …" if len(labels) > 3 else "")
         why = f": {reasons[0]}" if reasons else ""
-        super().__init__(f"{len(labels):,} windows of run {run} failed ({named}){why}")
+        super().__init__(f"{plural(len(labels), 'window')} of run {run} failed ({named}){why}")
         self.labels = labels
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.errors import RunFailedError
+from pipeline.report.humanize import plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class BackfillHeldError(RunFailedError):
         why = "its canary failed" if failed else "its canary is done"
         super().__init__(
             f"backfill {summary.backfill} is paused: {why} "
-            f"({canary.failed_chunks:,} of {attempted:,} chunks failed)",
+            f"({canary.failed_chunks:,} of {plural(attempted, 'chunk')} failed)",
             hint=f"to continue: chunkmap backfill resume {summary.backfill}; "
             f"to give it up: chunkmap backfill cancel {summary.backfill}",
         )

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from typing_extensions import override
 
 from pipeline.errors import ChunkmapError, is_transient
+from pipeline.report.humanize import plural
 from pipeline.runs.transforms.user_code import describe, is_from_signal
 from pipeline.runs.worker.batch import Batch, BatchResult, map_batch
 
@@ -72,7 +73,7 @@ def _problem_of(batch: Batch, result: object) -> str:
             return f"the count {str(count)[:40]}"
     # A resumed batch counts fewer chunks than it has.
     if sum(counts) > len(batch):
-        return f"{sum(counts):,} chunks of a batch of {len(batch):,}"
+        return f"{plural(sum(counts), 'chunk')} of a batch of {len(batch):,}"
     seconds = result.seconds
     if type(seconds) is not float or not 0.0 <= seconds < MAX_SECONDS:
         return f"the time {str(seconds)[:40]}"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pipeline.runs.driver.in_flight import InFlightBatches
+from pipeline.runs.driver.summary import failure_lines
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress
 from pipeline.storage.outages import best_effort
@@ -32,6 +33,8 @@ class LedgerCounter:
     """Callback with what is stored, after each count."""
     totals: dict[str, int] = field(default_factory=dict)
     """Chunks done and failed, rows and bytes, as last counted."""
+    errors: tuple[str, ...] = ()
+    """Kinds of failures, as last counted."""
     _counted_at: float = 0.0
     _seconds: float = 0.0
     """Duration of the last count."""
@@ -45,7 +48,9 @@ class LedgerCounter:
         self.totals = {
             name: int(done[name].sum()) for name in ("rows_in", "rows_out", "bytes_in", "bytes_out")
         }
-        self.totals |= {"done": done.height, "failed": progress.failed().height}
+        failed = progress.failed()
+        self.errors = failure_lines(failed) if failed.height else ()
+        self.totals |= {"done": done.height, "failed": failed.height}
 
     def count_soon(self) -> None:
         """Let the next `count_if_due` count."""

@@ -16,6 +16,7 @@ from partitioning import Plan
 from pipeline.config.job import Job
 from pipeline.config.sections import BatchSettings
 from pipeline.config.units import resolve_limit
+from pipeline.report.humanize import plural
 from pipeline.runs.driver.batching import Batcher, Throughput
 from pipeline.runs.driver.driver_failures import DriverFailures
 from pipeline.runs.driver.executor import Executor, Outcome
@@ -235,7 +236,7 @@ class MapStage:
             return False
         failed = self._counter.totals["failed"] - self._failed_before
         if failed > resolve_limit(limit, len(self.plan)):
-            self.stopped = f"{failed:,} chunks failed, and max_failures is {limit}"
+            self.stopped = f"{plural(failed, 'chunk')} failed, and max_failures is {limit}"
         return bool(self.stopped)
 
     def _handle(self, outcome: Outcome) -> None:
@@ -261,6 +262,7 @@ class MapStage:
                 batches=self.batches,
                 seconds=time.time() - self.started,
                 resumed=self.resumed,
+                errors=self._counter.errors,
                 **self._counter.totals,
             )
         )

@@ -34,6 +34,7 @@ from pipeline.errors import (
     StateError,
     UsageError,
 )
+from pipeline.report.humanize import plural
 from pipeline.runs.driver.appending import refuse_appending_again, refuse_losing_rows
 from pipeline.runs.driver.batching import GUESSED_SPEED
 from pipeline.runs.driver.former_folders import refuse_former_folders
@@ -382,7 +383,7 @@ class _NewRun:
         result = planning.result
         if previous is not None and before is not None and not len(result.plan):
             unchanged = result.explain.objects_unchanged
-            note = f"the output already has all {unchanged:,} objects of the input"
+            note = f"the output already has all {plural(unchanged, 'object')} of the input"
             notes = (note, *_replaced_tables_notes(previous.record(), planning.tables.versions))
             return PreparedRun(previous, before, self.code, False, notes)
         return self._store(job, planning, days.result())
@@ -536,7 +537,8 @@ def _refuse_after_backfills(manifest: Manifest, job: Job) -> None:
     windows = sum(entry.window is not None for entry in manifest.commits)
     if windows:
         raise UsageError(
-            f"{job.output.uri} contains {windows:,} windows that backfills have published; a run "
+            f"{job.output.uri} contains {plural(windows, 'window')} that backfills have "
+            "published; a run "
             "that appends would duplicate their rows",
             hint="append what is missing: chunkmap backfill create JOB.yaml",
         )
@@ -632,7 +634,7 @@ def _resume(
     ledger = Ledger(storage, record.output, record.run)
     table_log = TableLog(storage, record.output)
     prepare_output(table_log, record.mode, record.run)
-    notes = [f"resuming run {record.run}: its plan of {record.chunks:,} chunks is frozen"]
+    notes = [f"resuming run {record.run}: its plan of {plural(record.chunks, 'chunk')} is frozen"]
     plan = ledger.plan()
     refuse_former_folders(table_log, record.mode, plan, [record.run])
     changes = input_changes(storage, job, plan)

@@ -14,6 +14,7 @@ from pipeline.config.masking import mask_text
 from pipeline.config.units import resolve_limit
 from pipeline.errors import QuarantineLimitError
 from pipeline.printable import printable_line
+from pipeline.report.humanize import plural
 from pipeline.runs.driver.commit import LeftOut
 from pipeline.runs.ledger.records import Progress, RunRecord
 from pipeline.table.manifest import QUARANTINED
@@ -45,8 +46,9 @@ def refuse_many_quarantined(job: Job, plan: Plan, uris: Collection[str]) -> None
         named = [printable_line(mask_text(uri)) for uri in sorted(uris)[:_SHOWN]]
         shown = ", ".join(named) + (" …" if len(uris) > _SHOWN else "")
         raise QuarantineLimitError(
-            f"{len(uris):,} of {objects:,} objects cannot be read, and input.max_quarantined is "
-            f"{limit} ({most:,} objects): {shown}; nothing was published",
+            f"{len(uris):,} of {plural(objects, 'object')} cannot be read, and "
+            "input.max_quarantined is "
+            f"{limit} ({plural(most, 'object')}): {shown}; nothing was published",
             hint="fix these objects, or raise input.max_quarantined; then run the job again: "
             "finished work is kept",
         )

@@ -24,6 +24,7 @@ from pipeline.config.masking import mask
 from pipeline.config.sections import PriceSettings
 from pipeline.config.settings import Settings
 from pipeline.errors import JobError, StateError, StorageError
+from pipeline.report.humanize import plural
 from pipeline.report.render import render_html, render_json, render_markdown
 from pipeline.report.run_model import (
     Attempt,
@@ -136,7 +137,7 @@ def _skipped(job: Job, skipped: Sequence[Skipped]) -> Iterator[str]:
     """Describe the objects that planning could not read, if there are any."""
     if skipped and job.input.on_bad_object != "fail":
         yield (
-            f"{len(skipped):,} objects are not readable Parquet and are left out "
+            f"{plural(len(skipped), 'object is', 'objects are')} not readable Parquet and left out "
             f"(input.on_bad_object), such as {skipped[0].uri}: {skipped[0].reason}"
         )
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.errors import ChunkmapError
 from pipeline.processes import is_alive, was_interrupted
@@ -52,7 +53,9 @@ def followed_progress(record: DriverRecord, started: float) -> MapProgress:
     """
     names = ("chunks", "done", "failed", "rows_in", "rows_out", "bytes_in", "bytes_out")
     stored = ((name, record.progress.get(name, 0)) for name in names)
-    counts = {name: value if isinstance(value, int) else 0 for name, value in stored}
+    counts: dict[str, Any] = {
+        name: value if isinstance(value, int) else 0 for name, value in stored
+    }
     return MapProgress(
         round=record.rounds,
         batches=record.batches,

@@ -32,6 +32,8 @@ class MapProgress:
     """Seconds since this driver began to map."""
     resumed: int
     """Chunks done before this driver began."""
+    errors: tuple[str, ...] = ()
+    """Kinds of failures so far (see `failure_lines`)."""
 
 
 MAX_KINDS = 10
@@ -85,7 +87,8 @@ class RunIncompleteError(RunFailedError):
 
     def __init__(self, summary: RunSummary) -> None:
         super().__init__(
-            f"run {summary.run} ended with {summary.failed:,} of {summary.chunks:,} chunks failed; "
+            f"run {summary.run} ended with {summary.failed:,} of "
+            f"{plural(summary.chunks, 'chunk')} failed; "
             "nothing was published, all finished work is kept",
             hint="fix the cause and rerun the job; only failed chunks are retried "
             "(pass --accept-code if you changed the transform). To debug one in this terminal: "
@@ -121,7 +124,7 @@ def failure_lines(failed: pl.DataFrame) -> tuple[str, ...]:
     kinds = failure_kinds(failed)
     lines = ["\n".join(_kind_lines(row)) for row in kinds.head(MAX_KINDS).iter_rows(named=True)]
     rest = kinds.height - MAX_KINDS
-    return (*lines, *([f"and {rest:,} other errors"] if rest > 0 else []))
+    return (*lines, *([f"and {plural(rest, 'other error')}"] if rest > 0 else []))
 
 
 def _kind_lines(kind: dict[str, Any]) -> Iterator[str]:

@@ -10,6 +10,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from partitioning import Explain
+from pipeline.report.humanize import plural
 from pipeline.storage.documents import BackfillId, Moment, RunId
 from pipeline.storage.table_versions import TableVersion
 
@@ -242,7 +243,7 @@ class Progress:
             return ()
         uris = left_out.str.split("\t").list.first().n_unique()
         return (
-            f"{uris:,} objects could not be read and are left out (input.on_bad_object), "
+            f"{plural(uris, 'object')} could not be read, and left out (input.on_bad_object), "
             f"such as {left_out[0].replace(chr(9), ': ')}",
         )
 

@@ -379,7 +379,7 @@ def test_windows_in_progress_are_told(world: Days) -> None:
 
 def test_what_cannot_be_is_refused_before_anything_is_written(world: Days) -> None:
     job = world.job()
-    with pytest.raises(UsageError, match="3 of the 6 windows lie outside the input"):
+    with pytest.raises(UsageError, match="3 of 6 windows lie outside the input"):
         world.draft(job, WindowSelection("2024-03-02", "2024-03-08"))
     with pytest.raises(WindowError, match="empty range"):
         world.draft(job, WindowSelection("2024-03-02", "2024-03-01"))

@@ -57,7 +57,7 @@ def test_with_skip_it_is_left_out_and_listed(world: World, chunks: dict[str, boo
     summary = world.run(world.job(input=source(world, **SKIP), chunks=chunks))
     assert (summary.state, summary.rows_in, summary.rows_out) == ("done", 90, 90)
     [note] = [note for note in summary.notes if "could not be read" in note]
-    assert note.startswith("1 objects could not be read and are left out")
+    assert note.startswith("1 object could not be read, and left out")
     assert f"file://{path}: column" in note
     found = plain.published(world.output)["id"].sort().to_list()
     assert found == [i for i in range(100) if i // 10 != 3]
