@@ -14,6 +14,8 @@ from pipeline.cli.options import Environment, Json
 app = App("bench", "Compare chunkmap with its peers.")
 
 ROOT = "s3://demo/bench/"
+BASELINE = Path(__file__).parent / "baseline.json"
+"""The record that `make bench-gate` compares with."""
 
 
 class Size(StrEnum):
@@ -126,12 +128,18 @@ def history(environment: Environment = None, json: Json = False) -> None:
 
 @app.command()
 def gate(
-    baseline: Annotated[
-        Path, typer.Option(metavar="FILE", help="Record file to compare with.", exists=True)
-    ],
     session: Annotated[
         str | None, typer.Argument(metavar="[ID]", help="Id of a session; default the newest.")
     ] = None,
+    baseline: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Record to compare with; default the committed one.",
+            exists=True,
+            show_default=False,
+        ),
+    ] = BASELINE,
     least: Annotated[
         float, typer.Option(metavar="SHARE", min=0, help="Ignore differences below this share.")
     ] = 0.0,

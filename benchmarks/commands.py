@@ -11,7 +11,7 @@ from benchmarks.suite.compare import changes, comparisons, lost
 from benchmarks.suite.datasets import DATASETS
 from benchmarks.suite.environments import PEERS, REFERENCE
 from benchmarks.suite.record import Record, load_record, records_in
-from benchmarks.suite.session import Request, Session, records_folder
+from benchmarks.suite.session import Request, Session, chosen, peers_of, records_folder
 from benchmarks.suite.settings import suite_settings
 from benchmarks.suite.stats import Interval
 from benchmarks.suite.subjects import stopped_by_sigterm
@@ -45,6 +45,8 @@ def list_all(*, as_json: bool) -> None:
 
 def run(request: Request, environment: str | None, *, as_json: bool) -> None:
     """Measure what is requested, write the report, and show the ratios."""
+    for workload in chosen(request.names):
+        peers_of(workload, request)  # Refuse unknown names before anything is started.
     with stopped_by_sigterm(), _stack(environment) as settings:
         session = Session(settings, request, tell)
         tell(f"session {session.record.id}: {session.path}")

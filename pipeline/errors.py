@@ -151,14 +151,15 @@ class AccessDeniedError(StorageError, InputError):
     """The credentials do not allow an action on a key.
 
     Attributes:
-        action: The S3 action, such as `s3:GetObject`.
+        action: The S3 action, such as `s3:GetObject`; for a file `read`, `write`, `list`, `delete`.
         uri: The object, prefix or bucket.
     """
 
     exit_code = 2
 
     def __init__(self, action: str, uri: str, hint: str | None = None) -> None:
-        super().__init__(f"no permission for {action} on {uri}", hint)
+        what = f"to {action} {uri}" if uri.startswith("file:") else f"for {action} on {uri}"
+        super().__init__(f"no permission {what}", hint)
         self.action = action
         self.uri = uri
 
@@ -268,6 +269,11 @@ class PreconditionFailedError(StorageError):
         self.uri = uri
 
 
+def backup_of(uri: str) -> str:
+    """Name where a lost object may still be."""
+    return "a backup" if uri.startswith("file:") else "a backup or an older version in the bucket"
+
+
 class StateError(ChunkmapError):
     """An object of chunkmap's stored state is damaged, or does not match its name.
 
@@ -276,10 +282,7 @@ class StateError(ChunkmapError):
     """
 
     def __init__(self, uri: str, problem: str, hint: str | None = None) -> None:
-        hint = hint or (
-            "restore the object from a backup or from an older version in the bucket, and find "
-            "out what overwrote it"
-        )
+        hint = hint or f"restore it from {backup_of(uri)}, and find out what overwrote it"
         super().__init__(f"{uri} cannot be used: {problem}", hint)
         self.uri = uri
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from pipeline.cli.help import App, examples
 from pipeline.cli.options import Environment, Json
-from pipeline.cli.output import columns, live, marked, notes, out, print_json, say
+from pipeline.cli.output import columns, live, marked, notes, out, print_json, say, warn
 from pipeline.config.job import load_job
 from pipeline.config.settings import Settings, load_settings
 from pipeline.report.humanize import byte_size, duration, plural
@@ -69,11 +69,15 @@ def scale(
 
     settings = load_settings(environment)
     before = scale_cluster(settings.dask, workers)
+    if not workers:
+        warn("no worker is left: runs wait for one, and fail after 10 minutes without any")
     if json:
         print_json({"before": before, "workers": workers})
         return
     if workers < before:
         say(f"from {before} to {plural(workers, 'worker')}: the others hand back their chunks")
+    elif before == workers:
+        say(f"{plural(workers, 'worker')}, as before")
     else:
         say(f"from {before} to {plural(workers, 'worker')}: new ones take work within seconds")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
 import sys
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.cli.terminal import results
@@ -49,6 +51,8 @@ def describe(error: BaseException) -> dict[str, Any] | None:
         return _to_dict(kind, str(error), error.hint, error.exit_code)
     if isinstance(error, KeyboardInterrupt):
         return _to_dict("Interrupted", "interrupted", None, 130)
+    if isinstance(error, OSError) and error.errno in _FILE_ERRORS and error.filename:
+        return _to_dict("FileError", f"{error.filename}: {error.strerror}", _file_hint(error), 1)
     # A usage error of typer, which shows it itself except with --json; its class is private.
     format_message = getattr(error, "format_message", None)
     if format_message is not None:
@@ -65,6 +69,32 @@ def describe(error: BaseException) -> dict[str, Any] | None:
     if isinstance(error, PlanningError):
         return _to_dict(kind, str(error), PLANNING_HINTS.get(kind), 2)
     return None
+
+
+_FILE_ERRORS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+)
+"""Errors of a file or folder of this machine that its user can fix; others are bugs."""
+
+
+def _file_hint(error: OSError) -> str:
+    """Name the next step for a file that cannot be read or written."""
+    path = Path(os.fsdecode(error.filename))
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space, or set state_dir (CHUNKMAP_STATE_DIR) to another disk"
+    try:
+        from pipeline.config.settings import load_settings
+
+        state = load_settings().state_dir
+    except (ChunkmapError, OSError):
+        return "check the permissions of the file and its folders"
+    if path.absolute() == state or state in path.absolute().parents:
+        return (
+            f"make {state} a folder that you may read and write, or name another one: "
+            "CHUNKMAP_STATE_DIR=~/.chunkmap (setting state_dir)"
+        )
+    return "check the permissions of the file and its folders, or work in another folder"
 
 
 def _to_dict(kind: str, message: str, hint: str | None, exit_code: int) -> dict[str, Any]:

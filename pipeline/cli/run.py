@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,7 +195,11 @@ def _with_local_report(summary: RunSummary, settings: Settings) -> RunSummary:
 
     if summary.local_report:
         return summary
-    local = fetch_report(open_storage(settings), summary.report, settings.state_dir, summary.run)
+    local = None
+    with suppress(OSError):  # Its folder cannot be written: the stored report is shown.
+        local = fetch_report(
+            open_storage(settings), summary.report, settings.state_dir, summary.run
+        )
     return replace(summary, local_report=local or "")
 
 

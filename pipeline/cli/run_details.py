@@ -114,4 +114,10 @@ def _make_report(found: _Found, settings: Settings) -> str:
     state = states.get(word, word)
     state = state if state in get_args(RunState) else "running"
     folder = settings.state_dir
-    return store_report(storage, ledger, driver, state, folder, settings=settings).path
+    path = store_report(storage, ledger, driver, state, folder, settings=settings).path
+    if not path:
+        raise UsageError(
+            f"{folder} cannot be written; the report is stored as {ledger.prefix}report.html",
+            hint="name another folder: CHUNKMAP_STATE_DIR=~/.chunkmap (setting state_dir)",
+        )
+    return path

@@ -83,6 +83,8 @@ _RIGHTS = {
     "complete_multipart_upload": "s3:PutObject",
 }
 """Permissions that actions need, as policies spell them."""
+_VERBS = {"Get": "read", "List": "list", "Delete": "delete", "Abort": "delete"}
+"""What a permission allows, in a word; all others allow to write."""
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]+)</Code>")
 
@@ -175,6 +177,11 @@ def translate(error: Exception, action: str, uri: str) -> Exception:
             status = int(meta.get("HTTPStatusCode", 0))
             text = details.get("Message") or ""
             return from_code(details.get("Code", ""), status, action, uri, text)
+        case PermissionError() if uri.startswith("file:"):
+            right = _RIGHTS.get(action, action).removeprefix("s3:")
+            verb = next((verb for part, verb in _VERBS.items() if part in right), "write")
+            hint = "check the permissions of the file and its folders"
+            return AccessDeniedError(verb, uri, hint=hint)
         case botocore.exceptions.NoCredentialsError() | PermissionError():
             return from_code("AccessDenied", 403, action, uri, "")
         case botocore.exceptions.ParamValidationError():

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.errors import ConflictError, StateError, StorageError
+from pipeline.errors import ConflictError, StateError, StorageError, backup_of
 from pipeline.report.humanize import plural
 from pipeline.table.manifest import CommitEntry, run_of
 
@@ -75,7 +75,7 @@ class FilesMissingError(StateError):
             output,
             f"{len(keys):,} of {plural(files, 'file')} of its manifest {manifest} no longer exist, "
             f"for example {keys[0]}",
-            hint="restore them (a versioned bucket still has them), or roll back to a kept "
+            hint=f"restore them from {backup_of(output)}, or roll back to a kept "
             f"version: chunkmap rollback {output}; list them: chunkmap verify {output}",
         )
         self.keys = tuple(keys)
@@ -83,10 +83,7 @@ class FilesMissingError(StateError):
 
 def damage_hint(uri: str) -> str:
     """Return the hint for a damaged object of an output's state."""
-    return (
-        "restore it from a version of the bucket or a backup; show other fixes: "
-        f"chunkmap repair {_output_of(uri)}"
-    )
+    return f"restore it from {backup_of(uri)}; show other fixes: chunkmap repair {_output_of(uri)}"
 
 
 def refuse_newer(uri: str, version: int, known: int) -> None:

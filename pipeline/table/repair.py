@@ -15,6 +15,7 @@ from pipeline.errors import (
     AlreadyExistsError,
     ChunkmapError,
     PreconditionFailedError,
+    backup_of,
     is_transient,
 )
 from pipeline.report.humanize import plural
@@ -206,7 +207,7 @@ def _file_problems(table_log: TableLog, manifest: Manifest) -> Iterator[Problem]
             f"the output lacks {len(missing):,} of the {plural(len(keys), 'file')} of manifest "
             f"{manifest.number}, for example {missing[0]}",
             f"copy {len(copies):,} of them back from their kept copies" if copies else "",
-            "restore them (a versioned bucket still has them), or roll back: "
+            f"restore them from {backup_of(table_log.output)}, or roll back: "
             f"chunkmap rollback {table_log.output}"
             if len(copies) < len(missing)
             else "",

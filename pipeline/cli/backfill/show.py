@@ -288,7 +288,7 @@ def report(
     if as_json:
         print_json({"backfill": store.backfill, "report": uri, "local_report": local})
         return
-    say(f"{local} (stored as {uri})")
+    say(f"{local} (stored as {uri})" if local else f"stored as {uri}")
 
 
 def _serve(store: BackfillStore, settings: Settings, port: int, *, as_json: bool) -> None:

@@ -22,14 +22,20 @@ def known_outputs(state_dir: Path) -> list[str]:
     try:
         stored = json.loads(file.read_text("utf-8")) if file.exists() else []
         return [uri for uri in stored if isinstance(uri, str) and parse(uri).uri]
-    except (ValueError, TypeError, UsageError) as error:
+    except (ValueError, TypeError, UsageError) as error:  # Not OSError: it names the file.
         log.warning("%s cannot be read (%s): name outputs with --output", file, error)
         return []
 
 
 def remember_output(state_dir: Path, output: str) -> None:
     """Remember an output, so that `status` finds it without `--output`."""
-    uri = parse(output).uri.rstrip("/") + "/"
+    try:
+        _remember(state_dir, parse(output).uri.rstrip("/") + "/")
+    except OSError as error:
+        log.warning("%s is not remembered (%s): name it with --output", output, error)
+
+
+def _remember(state_dir: Path, uri: str) -> None:
     outputs = [*(known for known in known_outputs(state_dir) if known != uri), uri]
     target = state_folder(state_dir) / "outputs.json"
     draft = target.with_name(f".outputs-{os.getpid()}.json")

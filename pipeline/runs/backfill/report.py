@@ -22,12 +22,12 @@ from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.driver.report import (
     attempts_of,
     filter_text,
+    keep_copy,
     prices_of,
     pruned_of,
     value_text,
 )
 from pipeline.runs.ledger.records import Origin
-from pipeline.storage.documents import report_folder
 from pipeline.table.log import TableLog
 
 MAX_CALENDAR_ROWS = 100
@@ -47,7 +47,7 @@ def store_report(
         settings: Settings with prices and the threads of a worker.
 
     Returns:
-        The page's URI and its local path.
+        The page's URI and its local path, which is empty if the folder cannot be written.
     """
     status = read_status(store)
     report = report_of(status, store.job(), codes_of(store, status), settings)
@@ -55,10 +55,8 @@ def store_report(
     storage = store.storage
     storage.put(store.prefix + "report.html", html.encode())
     storage.put(store.prefix + "report.json", text.encode())
-    local = report_folder(folder, store.backfill)
-    (local / "report.html").write_text(html, encoding="utf-8")
-    (local / "report.json").write_text(text, encoding="utf-8")
-    return store.prefix + "report.html", str(local / "report.html")
+    local = keep_copy(folder, store.backfill, {"report.html": html, "report.json": text})
+    return store.prefix + "report.html", local
 
 
 def render(report: BackfillReport) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
@@ -44,6 +45,8 @@ from pipeline.runs.ledger.records import Origin, Progress, RunRecord
 from pipeline.storage import Storage
 from pipeline.storage.documents import report_folder, require_name
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class StoredReport:
@@ -51,7 +54,7 @@ class StoredReport:
 
     uri: str
     path: str
-    """Path of the local copy."""
+    """Path of the local copy; empty if there is none."""
     markdown: str
 
 
@@ -85,11 +88,24 @@ def store_report(
     map_concurrently(
         lambda name: storage.put(ledger.prefix + name, bodies[name].encode()), list(bodies)
     )
-    local = report_folder(folder, ledger.run)
-    for name, body in bodies.items():
-        (local / name).write_text(body)
     uri = ledger.prefix + "report.html"
-    return StoredReport(uri, str(local / "report.html"), render_markdown(report, uri))
+    return StoredReport(uri, keep_copy(folder, ledger.run, bodies), render_markdown(report, uri))
+
+
+def keep_copy(state_dir: Path, name: str, bodies: Mapping[str, str]) -> str:
+    """Keep a copy of a report on this machine, unless its folder cannot be written.
+
+    Returns:
+        The path of the page; empty if there is no copy.
+    """
+    try:
+        folder = report_folder(state_dir, name)
+        for file, body in bodies.items():
+            (folder / file).write_text(body, encoding="utf-8")
+    except OSError as error:
+        log.warning("there is no copy of the report on this machine: %s", error)
+        return ""
+    return str(folder / "report.html")
 
 
 @dataclass(frozen=True, slots=True)
