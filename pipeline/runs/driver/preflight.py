@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.config.job import Job
-from pipeline.config.settings import Settings
+from pipeline.config.settings import Settings, ignored_credentials
 from pipeline.errors import (
+    BucketMissingError,
     EngineUnavailableError,
     TransientStorageError,
 )
@@ -22,6 +23,7 @@ def explain_unreachable_s3(settings: Settings) -> Iterator[None]:
 
     Raises:
         EngineUnavailableError: S3 does not answer after all retries.
+        BucketMissingError: There is no such bucket, perhaps since another S3 is meant.
     """
     try:
         yield
@@ -32,6 +34,17 @@ def explain_unreachable_s3(settings: Settings) -> Iterator[None]:
             f"S3 does not answer at {where} (s3.endpoint_url{others}): {error}",
             hint="check that it is running and that the address is right; `chunkmap config` shows "
             "where the address is set",
+        ) from error
+    except BucketMissingError as error:
+        ignored = ", ".join(ignored_credentials(settings))
+        if not ignored:
+            raise
+        # Probably a bucket of the user's own.
+        raise BucketMissingError(
+            error.bucket,
+            hint=f"{ignored}: not used, since the S3 of the local stack is "
+            f"({settings.s3.endpoint_url}); stop it with `chunkmap down`, or set the "
+            "AWS_ENDPOINT_URL_S3 of the bucket",
         ) from error
 
 
