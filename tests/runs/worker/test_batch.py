@@ -300,3 +300,12 @@ def test_outputs_are_written_as_the_job_says(compression: str) -> None:
     assert metadata.num_row_groups == 4
     assert metadata.row_group(0).column(0).compression.lower() == compression
     assert pl.read_parquet(io.BytesIO(data)).equals(frame.drop("k"))
+
+
+def test_a_completion_counts_what_was_tried_again() -> None:
+    case = Case(script=each("get_ranges", 2, "before"), retries=0)
+    assert case.map().done == 6
+    done = case.run.again(case.backend.storage()).ledger.read().completions
+    assert done["retries"].sum() == 2
+    assert (done["memory"] > 0).all() and (done["encode_seconds"] > 0).all()
+    assert (done["encode_seconds"] <= done["compute_seconds"]).all()
