@@ -71,7 +71,7 @@ def test_every_request_is_counted_once(
     ledger = Ledger(storage, summary.output, summary.run)
     done = ledger.read().completions
     assert done.height == CHUNKS
-    # For each chunk its footer and its columns were read, some ahead of time, and its result stored.
+    # For each chunk its footer and its columns were read, some ahead of time, and a result stored.
     assert done["reads"].sum() >= 2 * CHUNKS and done["writes"].sum() >= CHUNKS
     assert done["retries"].sum() == 0 and (done["memory"] > 10_000_000).all()
     driver = read_driver(storage, ledger.prefix)
