@@ -6,6 +6,7 @@ import shlex
 from dataclasses import asdict
 
 from pipeline.cli.output import notes, out, print_json, warn
+from pipeline.cli.terminal import results
 from pipeline.cli.waiting import Waiting
 from pipeline.cluster import local
 from pipeline.config.layers import CREDENTIAL_VARIABLES
@@ -41,9 +42,8 @@ def env(environment: str | None, *, as_json: bool) -> None:
         return
     # The others name an identity of another service.
     others = [name for name in CREDENTIAL_VARIABLES if name not in variables]
-    print(f"unset {' '.join(others)}")
-    for name, value in variables.items():
-        print(f"export {name}={shlex.quote(value)}")
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    print(f"unset {' '.join(others)}", *lines, sep="\n", file=results())
 
 
 def warn_of_ignored(settings: Settings) -> None:
