@@ -14,7 +14,6 @@ from rich.text import Text
 from pipeline.cli.help import App, examples
 from pipeline.cli.options import Environment, Json
 from pipeline.cli.output import columns, live, marked, notes, out, print_json, say, warn
-from pipeline.config.job import load_job
 from pipeline.config.settings import Settings, load_settings
 from pipeline.report.humanize import byte_size, duration, plural
 
@@ -101,6 +100,7 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Diagnose the cluster from the driver and every worker."""
+    from pipeline.config.job import load_job
     from pipeline.flows.doctor import examine
     from pipeline.runs.admin.known_outputs import known_outputs
 
