@@ -124,6 +124,7 @@ LATER = {
     "left_out": [],
     "filled": [],
     **dict.fromkeys(("encode_seconds", "reads", "writes", "retries", "memory"), 0),
+    "encodings": "",
 }
 """What entries of earlier releases do not say."""
 
