@@ -46,7 +46,23 @@ from partitioning.thrift import (
 _VARINT: Final = rb"[\x80-\xff]{0,9}+[\x00-\x7f]"
 _NUMBER: Final = rb"[\x80-\xff]{0,6}+[\x00-\x7f]"
 """Pattern of a varint of at most 49 bits: sums of checked numbers fit 64 bits."""
-_INTEGERS: Final = rb"(?:[\x14-\x16\x24-\x26\x34-\x36\x44-\x46]" + _VARINT + rb")*+"
+
+
+def _many(pattern: bytes) -> bytes:
+    """Return the pattern of any number of repetitions, matched in one way.
+
+    Atomic groups, not possessive quantifiers: before 3.11.5, Python matches those of patterns that
+    backtrack where it must not (python/cpython#106052).
+    """
+    return b"(?>(?:" + pattern + b")*)"
+
+
+def _maybe(pattern: bytes) -> bytes:
+    """Return the pattern of what may be absent, matched in one way (see `_many`)."""
+    return b"(?>(?:" + pattern + b")?)"
+
+
+_INTEGERS: Final = _many(rb"[\x14-\x16\x24-\x26\x34-\x36\x44-\x46]" + _VARINT)
 """Pattern of integer fields that are skipped, e.g. offsets of indexes."""
 
 
@@ -89,16 +105,16 @@ def _chunk_pattern(*, statistics: bool) -> bytes:
     encoding_stats = _any_of([_byte(2 << 4 | STRUCT) + small, _list(STRUCT, three, 8)])
     histogram = _list(6, _VARINT, 14)
     size_statistics = (
-        rb"[\x1c\x2c\x3c\x4c](?:\x16" + _VARINT + rb")?+(?:[\x19\x29]" + histogram
-        + rb")?+(?:[\x19\x29\x39]" + histogram + rb")?+\x00"
+        rb"[\x1c\x2c\x3c\x4c]" + _maybe(rb"\x16" + _VARINT) + _maybe(rb"[\x19\x29]" + histogram)
+        + _maybe(rb"[\x19\x29\x39]" + histogram) + rb"\x00"
     )  # fmt: skip
     any_bounds = (
-        _any_of([
+        _many(_any_of([
             rb"[\x18\x28\x38\x48\x58\x68]" + _bytes_pattern(),
             rb"[\x16\x26\x36\x46]" + _VARINT,
             rb"[\x11\x12\x21\x22]",
-        ])
-        + rb"*+\x00"
+        ]))
+        + rb"\x00"
     )  # fmt: skip
     # Bounds of numbers, as Arrow writes them, are tried first.
     number = rb"(?:\x08.{8}|\x04.{4})"
@@ -107,19 +123,21 @@ def _chunk_pattern(*, statistics: bool) -> bytes:
         rb"\x28", number, rb"\x18", number, rb"\x11\x11\x00",
     ))  # fmt: skip
     bounds = _any_of([number_bounds, any_bounds])
-    behind = _INTEGERS + b"(?:" + size_statistics + b")?+" + _INTEGERS
+    behind = _INTEGERS + _maybe(size_statistics) + _INTEGERS
     return b"".join((
         # 2: offset of the metadata. 3: the metadata, with 1: type, 2: encodings, 3: path, 4: codec.
         rb"\x26", _VARINT, rb"\x1c(?>(?P<kind>\x15.\x19[^\x19]*+\x19.+?\x15[\x00-\x10])(?=\x16))",
         # 5: values, 6: bytes uncompressed, 7: compressed, 9: offset of data pages.
         rb"(?P<numbers>\x16", _NUMBER, rb"\x16", _NUMBER, rb"\x16", _NUMBER, rb"\x26", _NUMBER,
         # 11: offset of the dictionary.
-        rb")(?P<dictionary>\x26", _NUMBER, rb")?+",
+        rb")", _maybe(rb"(?P<dictionary>\x26" + _NUMBER + b")"),
         # 12: statistics, 13: page encodings, 14 to 16: Bloom filter, histograms. The first field is
         # identified by the difference to the number of the previous field.
-        rb"(?:(?(dictionary)\x1c|\x3c)(", b"?P<statistics>" if statistics else b"?:", bounds, b")",
-        rb"(?:\x19", encoding_stats, rb")?+", behind,
-        rb"|(?(dictionary)\x29|\x49)", encoding_stats, behind, rb")?+\x00",
+        _maybe(b"".join((
+            rb"(?(dictionary)\x1c|\x3c)(", b"?P<statistics>" if statistics else b"?:", bounds, b")",
+            _maybe(rb"\x19" + encoding_stats), behind,
+            rb"|(?(dictionary)\x29|\x49)", encoding_stats, behind,
+        ))), rb"\x00",
         # 4 to 7: page indexes.
         b"(?P<index>", _INTEGERS, rb")\x00",
     ))  # fmt: skip
@@ -128,9 +146,9 @@ def _chunk_pattern(*, statistics: bool) -> bytes:
 _SORTING: Final = _list(STRUCT, rb"\x15" + _VARINT + rb"[\x11\x12][\x11\x12]\x00", 8)
 _GROUP_END: Final = b"".join((
     # 2: bytes of the row group, 3: its rows, 4: its sorting, 5 to 7: its location.
-    rb"(?P<rows>\x16", _NUMBER, rb"\x16", _NUMBER, rb")(?:\x19", _SORTING, rb")?+", _INTEGERS,
+    rb"(?P<rows>\x16", _NUMBER, rb"\x16", _NUMBER, rb")", _maybe(rb"\x19" + _SORTING), _INTEGERS,
     # The header of the next row group's list of columns.
-    rb"\x00(?P<next>\x19(?:\xfc", _VARINT, rb"|[\x0c-\xec]))?+",
+    rb"\x00", _maybe(rb"(?P<next>\x19(?:\xfc" + _VARINT + rb"|[\x0c-\xec]))"),
 ))  # fmt: skip
 _BEGIN: Final = re.compile(rb"\x15" + _VARINT + rb"\x19", re.DOTALL)
 """Pattern of the version, before the schema, which is a list."""
@@ -152,7 +170,7 @@ def _pattern(*, statistics: bool) -> Callable[[bytes, int], list[Tokens]]:
     match, nothing is matched after a part that does not match.
     """
     chunk = _chunk_pattern(statistics=statistics)
-    return re.compile(chunk + b"(?:" + _GROUP_END + b")?+|(?P<rest>.+)", re.DOTALL).findall
+    return re.compile(chunk + _maybe(_GROUP_END) + b"|(?P<rest>.+)", re.DOTALL).findall
 
 
 @dataclass(slots=True)
