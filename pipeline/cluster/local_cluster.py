@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cluster.resources import PRELOAD, configure, for_machine, machine
+from pipeline.cluster.resources import PRELOAD, for_machine, machine
 from pipeline.cluster.tls import own_security, security_of
 from pipeline.config.sections import TlsSettings
 
 if TYPE_CHECKING:
     from distributed import LocalCluster
-
-_WORKER_VARIABLES = "distributed.nanny.pre-spawn-environ"
-_saved: dict[str, str | None] = {}
-"""Values that the variables set for workers had in this process before."""
 
 STOP_SECONDS = 4.0
 """Seconds that workers may take to stop; short, because a user waits for it."""
@@ -55,52 +50,36 @@ def start_local_cluster(
     from distributed import LocalCluster
 
     from pipeline.cluster.graceful_worker import GracefulNanny
+    from pipeline.cluster.worker_environment import WorkerEnvironment, restore_environment
 
-    _restore_environment()
+    restore_environment()
     cores, available = machine()
     workers, profile = for_machine(cores, workers, threads, memory, available)
     security = security_of(TlsSettings.model_validate(dict(tls or {}))) or own_security()
-    _set_worker_environment({**profile.environment(), **(environment or {})})
-    cluster = LocalCluster(
-        n_workers=workers,
-        threads_per_worker=profile.threads,
-        memory_limit=profile.memory,
-        host="127.0.0.1",
-        protocol="tls",
-        security=security,
-        worker_class=GracefulNanny,
-        stop_seconds=STOP_SECONDS,
-        scheduler_port=scheduler_port,
-        dashboard_address=f"127.0.0.1:{dashboard_port}",
-        local_directory=None if local_directory is None else str(Path(local_directory)),
-        preload=list(PRELOAD),
-    )
+    variables = WorkerEnvironment({**profile.environment(), **(environment or {})})
+    try:
+        cluster = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=profile.threads,
+            memory_limit=profile.memory,
+            host="127.0.0.1",
+            protocol="tls",
+            security=security,
+            worker_class=GracefulNanny,
+            stop_seconds=STOP_SECONDS,
+            scheduler_port=scheduler_port,
+            dashboard_address=f"127.0.0.1:{dashboard_port}",
+            local_directory=None if local_directory is None else str(Path(local_directory)),
+            preload=list(PRELOAD),
+        )
+    except BaseException:
+        variables.restore()
+        raise
+    scheduler: Any = cluster.scheduler
+    scheduler.add_plugin(variables)
     _allow_scaling(cluster)
     _replace_closed_nannies(cluster)
     return cluster
-
-
-def _set_worker_environment(variables: Mapping[str, str]) -> None:
-    """Set variables for workers that are started from now on.
-
-    Only Dask's configuration sets them before a worker's interpreter starts. A nanny then sets them
-    in this process too, permanently, and prefers existing values of this process. Therefore they
-    are set here first, and `_restore_environment` restores the old values.
-    """
-    _saved.update({name: os.environ.get(name) for name in variables})
-    os.environ.update(variables)
-    configure({f"{_WORKER_VARIABLES}.{name}": value for name, value in variables.items()})
-
-
-def _restore_environment() -> None:
-    """Restore variables that were set for an earlier cluster of this process."""
-    for name, value in _saved.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-    configure({f"{_WORKER_VARIABLES}.{name}": None for name in _saved})
-    _saved.clear()
 
 
 def _allow_scaling(cluster: Any) -> None:

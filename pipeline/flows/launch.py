@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
 from pipeline.errors import ChunkmapError, EngineUnavailableError, RunCancelledError
-from pipeline.flows.server import check_server, connect, drain, talking_to
+from pipeline.flows.server import check_access, connect, drain, talking_to
 from pipeline.logs import set_up_driver
 from pipeline.processes import exit_without_waiting, exits_without_waiting
 from pipeline.runs.driver.early_plan import EarlyPlan, plan_early
@@ -51,10 +51,11 @@ def prepare(job: Job, settings: Settings, resume: ResumeOptions) -> EarlyPlan | 
         since the cluster does not seem to exist, of which `launch` tells before anything is stored.
 
     Raises:
-        EngineUnavailableError: No Prefect server answers, so nothing was stored.
+        EngineUnavailableError: No Prefect server answers, or it refuses the password; nothing was
+            stored.
         And what `plan_run` raises.
     """
-    check_server(settings.prefect)
+    check_access(settings.prefect)
     if not (_answers(settings.dask.scheduler) and _is_installed(settings.dask.cluster_class)):
         return None
     return plan_early(job, settings, open_storage(settings), resume)

@@ -72,17 +72,39 @@ def connect(settings: PrefectSettings) -> str:
     return api_url
 
 
-def _check_password(api_url: str) -> None:
-    """Raise EngineUnavailableError if the server refuses the password that Prefect would send.
+def check_access(settings: PrefectSettings) -> None:
+    """Check that the server answers and takes the password, without loading Prefect if it does.
 
-    Servers without that page refuse it later, in Prefect's own requests.
+    Raises:
+        EngineUnavailableError: No server answers, or it refuses the password or requires one.
     """
+    api_url, password = check_server(settings), settings.auth_string
+    if _is_refused(api_url, password.get_secret_value() if password else None):
+        connect(settings)  # A profile of Prefect may have a password that is accepted.
+
+
+def _check_password(api_url: str) -> None:
+    """Raise EngineUnavailableError if the server refuses the password that Prefect would send."""
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
 
     if PREFECT_API_KEY.value() is not None:
         return  # Prefect Cloud.
     # If Prefect was imported before `connect`, its settings lack the password.
     password = os.environ.get("PREFECT_API_AUTH_STRING") or PREFECT_API_AUTH_STRING.value()
+    if _is_refused(api_url, password):
+        problem = "refuses the password" if password else "requires a password"
+        raise EngineUnavailableError(
+            f"the Prefect server at {api_url} {problem} (prefect.auth_string)",
+            "set PREFECT_API_AUTH_STRING; the password of the local stack is in the file "
+            "prefect-password of its state folder",
+        )
+
+
+def _is_refused(api_url: str, password: str | None) -> bool:
+    """Whether the server refuses requests with this password, or with none.
+
+    Servers without that page refuse them later, in Prefect's own requests.
+    """
     request = urllib.request.Request(api_url + "/admin/version")
     if password:
         encoded = base64.b64encode(password.encode()).decode("ascii")
@@ -90,16 +112,10 @@ def _check_password(api_url: str) -> None:
     try:
         urllib.request.urlopen(request, timeout=10).close()
     except urllib.error.HTTPError as error:
-        if error.code not in (401, 403):
-            return
-        problem = "refuses the password" if password else "requires a password"
-        raise EngineUnavailableError(
-            f"the Prefect server at {api_url} {problem} (prefect.auth_string)",
-            "set PREFECT_API_AUTH_STRING; the password of the local stack is in the file "
-            "prefect-password of its state folder",
-        ) from error
+        return error.code in (401, 403)
     except OSError:
-        return  # It has just answered; if it is down for longer, the run reports it.
+        return False  # It has just answered; if it is down for longer, the run reports it.
+    return False
 
 
 def drain(seconds: float) -> bool:

@@ -119,5 +119,5 @@ def test_a_failed_chunk_is_worth_a_line(caplog: pytest.LogCaptureFixture) -> Non
     with caplog.at_level(logging.WARNING, "pipeline.runs.worker.batch"):
         Case(bad).map(Batch("b", "2-3"))
     [line] = [record.getMessage() for record in caplog.records]
-    assert line.startswith("chunk 2 failed: TransformError")
+    assert line.startswith("chunk 2 failed (s3://in/t/002.parquet, rows 0 to 1): TransformError")
     assert "not this one" in line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,12 @@ from pipeline.errors import EngineUnavailableError, SettingsError
 def settings(folder: Path) -> DaskSettings:
     tls = {"ca": folder / "ca.pem", "cert": folder / "worker.pem", "key": folder / "worker-key.pem"}
     return DaskSettings.model_validate({"workers": 1, "tls": tls})
+
+
+def own_variables() -> dict[str, str]:
+    """This process's variables, but for those that Dask itself sets."""
+    names = ("AWS_", "CHUNKMAP_", "POLARS_", "PREFECT_")
+    return {name: value for name, value in os.environ.items() if name.startswith(names)}
 
 
 @pytest.mark.long
@@ -47,7 +54,8 @@ def test_the_stacks_cluster_has_certificates_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.integration
 def test_a_runs_own_cluster_asks_for_a_certificate_that_only_it_has(tmp_path: Path) -> None:
     make(tmp_path)
-    with task_runner(DaskSettings(workers=1), {}) as runner:
+    before = own_variables()
+    with task_runner(DaskSettings(workers=1), {"AWS_REGION": "for-workers"}) as runner:
         address = runner.client.scheduler.address
         assert address.startswith("tls://127.0.0.1:")
         assert runner.client.submit(sum, (40, 2)).result() == 42
@@ -55,6 +63,7 @@ def test_a_runs_own_cluster_asks_for_a_certificate_that_only_it_has(tmp_path: Pa
             check_scheduler(address.replace("tls://", "tcp://"), 5)
         with pytest.raises(EngineUnavailableError):
             check_scheduler(address, 5, security_of(settings(tmp_path).tls))
+    assert own_variables() == before, "variables of the workers, secrets among them, stay behind"
 
 
 def test_a_missing_certificate_is_named(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ module.main()
 
 
 def test_a_driver_parses_its_job_once_and_has_one_client(world: World) -> None:
-    job = world.job("counted")
+    job = world.job("parsed-once")
     done = subprocess.run(
         [sys.executable, "-c", COUNTING, "run", job],
         cwd=world.root,

@@ -68,7 +68,7 @@ def test_the_chunk_is_named_and_the_next_job_runs(small: World) -> None:
     assert (eaten.data["mapped"], eaten.data["failed"]) == (CHUNKS - 1, 1), eaten.out
     [error] = eaten.data["errors"]
     assert "WorkerKilledError" in error
-    assert "(e.g. chunk 7)" in error
+    assert "\ne.g. chunk 7: s3://demo/sales/07.parquet" in error
 
     job = small.job("eats-not", "greed:greedy", params={"row": -1}, chunks=chunks)
     done = small.chunkmap("run", job, "--json")

@@ -12,9 +12,11 @@ from pipeline.private import is_closed, make_folder, state_folder, write_file
 from pipeline.runs.admin.known_outputs import remember_output
 from tests.contracts.source import ROOT
 
-# What makes folders of its own: outputs, generated pages, working folders of processes.
+# What makes folders of its own: outputs, generated pages, jobs of users, working folders of
+# processes.
 MAKES_OTHERS = {
     "pipeline/private.py",
+    "pipeline/cli/init.py",
     "pipeline/cli/reference.py",
     "pipeline/cluster/local/processes.py",
     "pipeline/storage/local_backend.py",

@@ -100,7 +100,8 @@ def test_unfinished_runs_stay_and_resume(world: Days) -> None:
 def test_backfills_expire_when_they_are_over(world: Days) -> None:
     world.write(days("2024-03-01", 3))
     fixed = world.root / "fixed"
-    store = world.create(world.job("fails", params={"days": ["2024-03-02"], "mended": str(fixed)}))
+    job = world.job("fails", params={"days": ["2024-03-02"], "mended": str(fixed)})
+    store = world.create(job, windows_per_run=1)
     with pytest.raises(BackfillIncompleteError):
         world.drive(store)
     done = expire(world)

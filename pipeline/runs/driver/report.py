@@ -306,7 +306,8 @@ def _versions(parts: ReportParts, attempts: Sequence[Attempt]) -> tuple[CodeVers
         commits.setdefault(parts.record.fingerprint, parts.record.origin.commit)
     done = parts.progress.completions.sort("started")
     labels: list[str] = []
-    if parts.job.window is not None:
+    if parts.record.backfill is not None and parts.job.window is not None:
+        # Chunks of other runs may be in several windows, or, with a null, in none.
         labels = windows_of_plan(parts.plan, parts.job.window.windowing())
     versions = []
     for (code,), made in done.group_by("code", maintain_order=True):
