@@ -102,6 +102,7 @@ bench-gate: $(STAMP) ## compare a few ratios with benchmarks/baseline.json (3 mi
 chaos: $(STAMP) ## run fault tests with N=20 random schedules (SEED=n repeats one)
 	@CHAOS=$(or $(N),20) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -m faults --timeout 600 \
 	  $(if $(SEED),tests/faults/test_schedules.py -s,tests/faults) $(ARGS)
+	@$(if $(SEED),,CHAOS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope tests/table tests/runs/driver -k "publish or release or rollback")
 
 fuzz: $(STAMP) ## read N=2000 footers with one changed field (SEED=n for others)
 	@$(BIN)/python -m tests.fuzz.footers --count $(or $(N),2000) --seed $(or $(SEED),0) $(ARGS)

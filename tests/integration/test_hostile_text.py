@@ -51,7 +51,10 @@ def job(world: World, name: str) -> str:
     )
 
 
-@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "pipe"])
+@pytest.mark.parametrize(
+    "terminal",
+    [pytest.param(True, id="terminal"), pytest.param(False, id="pipe", marks=pytest.mark.long)],
+)
 def test_every_look_at_a_run_that_failed(world: World, terminal: bool) -> None:
     name = f"hostile-{'terminal' if terminal else 'pipe'}"
     variables = world.variables()

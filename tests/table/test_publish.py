@@ -16,6 +16,7 @@ from pipeline.table.log import TableLog
 from pipeline.table.manifest import Commit, CommitEntry
 from pipeline.table.publish import prepare_output
 from tests.support.faulty_storage import Fault, Faulty, KilledError, dies_at
+from tests.support.instants import instants
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.outputs import check_manifests, check_settled, copied, keys_of, rows, visible
 from tests.support.publishing import (
@@ -177,7 +178,7 @@ def test_a_driver_that_dies_at_any_request_is_finished_by_the_next(mode: str, fa
     healthy = copied(backend)
     publish(run.again(healthy.storage()))
     old = set(visible(backend))
-    for number in range(requests(backend, run)):
+    for number in instants(requests(backend, run), mode, fault):
         broken = copied(backend)
         dying = Faulty(broken, dies_at(number, fault), KilledError)
         with pytest.raises(KilledError):
@@ -196,7 +197,7 @@ def test_a_driver_that_dies_at_any_request_is_finished_by_the_next(mode: str, fa
 def test_a_driver_that_dies_twice_is_finished_by_another(mode: str) -> None:
     """Another run that comes along finishes the claim, and goes on top."""
     backend, run = ready(mode)
-    for number in range(0, requests(backend, run), 2):
+    for number in instants(requests(backend, run), mode):
         broken = copied(backend)
         for again in (0, 1):
             dying = Faulty(broken, dies_at(number + again, "after"), KilledError)

@@ -14,6 +14,7 @@ from pipeline.table.claims import finish_open_claim
 from pipeline.table.log import TableLog
 from pipeline.table.publish import prepare_output, rollback
 from tests.support.faulty_storage import Fault, Faulty, KilledError, Script, dies_at
+from tests.support.instants import instants
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.outputs import check_settled, copied, keys_of, rows, visible
 from tests.support.publishing import (
@@ -46,7 +47,7 @@ def test_two_drivers_publish_one_run(mode: str) -> None:
     backend, run = ready(mode)
     healthy = copied(backend)
     publish(run.again(healthy.storage()))
-    for number in range(requests(backend, run)):
+    for number in instants(requests(backend, run), mode):
         shared = copied(backend)
         other = run.again(shared.storage())
         slow = Faulty(shared, stalled_at(number, lambda other=other: publish(other)))  # type: ignore[misc]
@@ -100,7 +101,7 @@ def test_two_runs_publish_at_once(mode: str, theirs: str, plan: Plan) -> None:
 def test_a_driver_that_was_asleep_disturbs_nothing() -> None:
     """It claimed and slept; meanwhile its run was finished, and replaced by another one."""
     backend, run = ready("append")
-    for number in range(requests(backend, run)):
+    for number in instants(requests(backend, run)):
         shared = copied(backend)
         other = run.again(shared.storage())
 
@@ -129,7 +130,7 @@ def test_a_run_that_was_replaced_is_not_published_again() -> None:
 
 def test_a_rollback_at_any_moment_of_another_publish() -> None:
     backend, run = ready("append")
-    for number in range(requests(backend, run)):
+    for number in instants(requests(backend, run)):
         shared = copied(backend)
         table_log = TableLog(shared.storage(), OUTPUT)
         slow = Faulty(shared, stalled_at(number, lambda table_log=table_log: rollback(table_log)))  # type: ignore[misc]
@@ -144,7 +145,7 @@ def test_preparing_while_another_run_publishes() -> None:
     counted = Faulty(copied(backend), lambda n, name: None)
     prepare_output(TableLog(Storage({"s3": counted}, AT_ONCE), OUTPUT), "append", "mine")
     steps = requests(backend, run)
-    for number in range(len(counted.calls)):
+    for number in instants(len(counted.calls)):
         for step in range(0, steps, 3):
             shared = copied(backend)
             dying = Storage({"s3": Faulty(shared, dies_at(step, "after"), KilledError)}, AT_ONCE)
@@ -166,7 +167,7 @@ def test_replaced_files_that_were_left_are_moved_by_the_next_publisher(theirs: s
     counted = Faulty(copied(backend), lambda n, name: None)
     publish(other.again(Storage({"s3": counted}, AT_ONCE)))
     moved = [number for number, name in enumerate(counted.calls) if name == "put_if"][-1]
-    for number in range(requests(backend, run)):
+    for number in instants(requests(backend, run), theirs):
         shared = copied(backend)
         dying = Storage({"s3": Faulty(shared, dies_at(moved, "after"), KilledError)}, AT_ONCE)
 

@@ -20,6 +20,7 @@ from pipeline.table.manifest import FILES, Claim
 from pipeline.table.publish import prepare_output, rollback
 from pipeline.table.repair import diagnose, repair
 from tests.support.faulty_storage import Fault, Faulty, KilledError, Script, dies_at
+from tests.support.instants import instants
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.outputs import check_settled, copied, keys_of, rows, visible
 from tests.support.publishing import APART, OTHER, PLAN, publish, ready
@@ -91,7 +92,7 @@ def test_repair_may_die_at_any_request(fault: Fault) -> None:
     healthy, run = claimed("overwrite")
     counted = Faulty(copied(healthy), lambda n, name: None)
     repair(table_log_of(counted))
-    for number in range(len(counted.calls)):
+    for number in instants(len(counted.calls), fault):
         backend = copied(healthy)
         dying = Faulty(backend, dies_at(number, fault), KilledError)
         with pytest.raises(KilledError):
@@ -119,7 +120,7 @@ def test_a_driver_that_slept_publishes_once_or_maps_again(mode: str) -> None:
     healthy, run = ready(mode)
     counted = Faulty(copied(healthy), lambda n, name: None)
     publish(run.again(Storage({"s3": counted}, AT_ONCE)))
-    for number in range(len(counted.calls)):
+    for number in instants(len(counted.calls), mode):
         backend = copied(healthy)
         sleeper = Faulty(backend, repaired_at(number, backend))
         try:
@@ -139,7 +140,7 @@ def test_a_sleeper_meets_its_released_claim(mode: str) -> None:
     counted = Faulty(copied(healthy), lambda n, name: None)
     with pytest.raises(UploadsVanishedError):
         finish_open_claim(table_log_of(counted))
-    for number in range(len(counted.calls)):
+    for number in instants(len(counted.calls), mode):
         backend = copied(healthy)
         finish_open_claim(table_log_of(Faulty(backend, repaired_at(number, backend))))
         assert repair(table_log_of(backend))[-1].problems == ()

@@ -25,6 +25,7 @@ from pipeline.table.publish import prepare_output, rollback
 from pipeline.table.repair import diagnose, repair
 from pipeline.table.retention import locate
 from tests.support.faulty_storage import Fault, Faulty, KilledError, Script, dies_at
+from tests.support.instants import instants
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.outputs import check_settled, copied, rows, visible
 from tests.support.publishing import OTHER, PLAN, published
@@ -142,7 +143,7 @@ def test_a_driver_that_dies_at_any_request_is_finished_by_the_next(fault: Fault)
     healthy = overwritten()
     counted = Faulty(copied(healthy), lambda n, name: None)
     rollback(table_log_of(Storage({"s3": counted}, AT_ONCE)))
-    for number in range(len(counted.calls)):
+    for number in instants(len(counted.calls), fault):
         backend = copied(healthy)
         dying = Faulty(backend, dies_at(number, fault), KilledError)
         with suppress(KilledError):
@@ -170,7 +171,7 @@ def test_clean_while_a_rollback_runs_loses_nothing() -> None:
     healthy = overwritten()
     counted = Faulty(copied(healthy), lambda n, name: None)
     rollback(table_log_of(Storage({"s3": counted}, AT_ONCE)))
-    for number in range(len(counted.calls)):
+    for number in instants(len(counted.calls)):
         backend = copied(healthy)
 
         def script(

@@ -17,6 +17,7 @@ from pipeline.table.log import TableLog
 from pipeline.table.manifest import run_of as run_of_commit
 from pipeline.table.publish import commits_of, rollback
 from tests.support.faulty_storage import Fault, Faulty
+from tests.support.instants import instants
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.outputs import check_settled, copied, keys_of, rows, visible
 from tests.support.publishing import head
@@ -162,7 +163,7 @@ def test_a_run_is_not_published_whole_while_its_windows_are() -> None:
     counted = Faulty(copied(backend), lambda n, name: None)
     again = run.again(Storage({"s3": counted}, AT_ONCE))
     publish_run(again.storage, again.ledger)
-    for number in range(len(counted.calls)):
+    for number in instants(len(counted.calls)):
         shared = copied(backend)
         other = run.again(shared.storage())
 

@@ -11,6 +11,7 @@ from pipeline.table.errors import ForeignClaimError, UploadsVanishedError
 from pipeline.table.log import TableLog
 from pipeline.table.publish import commits_of
 from tests.support.faulty_storage import Fault, Faulty, KilledError, dies_at
+from tests.support.instants import instants
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.outputs import check_manifests, check_settled, copied, keys_of, rows, visible
 from tests.support.publishing import head
@@ -47,7 +48,7 @@ def test_a_driver_that_dies_at_any_request_is_finished_by_the_next(mode: str, fa
     publish_days(run.again(healthy.storage()))
     counted = Faulty(copied(backend), lambda n, name: None)
     publish_days(run.again(Storage({"s3": counted}, AT_ONCE)))
-    for number in range(len(counted.calls)):
+    for number in instants(len(counted.calls), mode, fault):
         broken = copied(backend)
         dying = Faulty(broken, dies_at(number, fault), KilledError)
         with pytest.raises(KilledError):
@@ -68,7 +69,7 @@ def test_processes_that_publish_other_groups_of_the_same_windows() -> None:
     complete(run)
     counted = Faulty(copied(backend), lambda n, name: None)
     publish_days(run.again(Storage({"s3": counted}, AT_ONCE)), *days(1, 2))
-    for number in range(len(counted.calls)):
+    for number in instants(len(counted.calls)):
         shared = copied(backend)
         other = run.again(shared.storage())
 
