@@ -171,12 +171,18 @@ def test_each_batch_is_a_task_run_with_its_states_and_times(
 def test_what_transforms_log_is_on_the_pages(guarded: Guarded, done: dict[str, Any]) -> None:
     page = done["prefect_ui"].rpartition("/")[2]
     found = {"logs": {"flow_run_id": {"any_": [page]}, "task_run_id": {"is_null_": False}}}
-    lines = guarded.ask("POST", "logs/filter", {**found, "limit": 200})
-    told = [line for line in lines if line["message"] == "told by a transform"]
-    runs = {run["id"] for run in guarded.batches(done["prefect_ui"])}
-    # The driver tries the transform before the flow has begun.
-    assert runs == {line["task_run_id"] for line in told}
-    assert all(line["level"] == 30 for line in told)
+    # The driver tries the transform before the flow has begun: only batches have lines.
+    runs = {run["id"] for run in await_ended(guarded, done["prefect_ui"], done["batches"])}
+
+    def lines() -> list[dict[str, Any]]:
+        answer = guarded.ask("POST", "logs/filter", {**found, "limit": 200})
+        return [line for line in answer if line["message"] == "told by a transform"]
+
+    # Workers send logs in the background, once in a while.
+    await_that(
+        lambda: runs == {line["task_run_id"] for line in lines()}, "lines of all batches", PATIENCE
+    )
+    assert all(line["level"] == 30 for line in lines())
 
 
 def test_no_worker_asked_prefect_or_started_one(guarded: Guarded, done: dict[str, Any]) -> None:
