@@ -51,6 +51,17 @@ def test_the_stacks_cluster_has_certificates_of_its_own(tmp_path: Path) -> None:
     assert all(Path(path).exists() for path in request["tls"].values())
 
 
+def test_the_stacks_workers_may_import_what_its_starter_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other settings of the shell do not reach them: they would lead to another stack."""
+    monkeypatch.setenv("CHUNKMAP_TRANSFORMS__ALLOW", '["shop"]')
+    monkeypatch.setenv("CHUNKMAP_PREFECT__API_URL", "http://127.0.0.1:1/api")
+    launch = services.dask(tmp_path, (1111, 2222), settings(tmp_path / "users"), 3333)
+    assert launch.environment["CHUNKMAP_TRANSFORMS__ALLOW"] == '["shop"]'
+    assert "CHUNKMAP_PREFECT__API_URL" not in launch.environment
+
+
 @pytest.mark.integration
 def test_a_runs_own_cluster_asks_for_a_certificate_that_only_it_has(tmp_path: Path) -> None:
     make(tmp_path)

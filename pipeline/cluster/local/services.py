@@ -78,8 +78,15 @@ _FOREIGN_NAMES = frozenset(
         "AWS_ROLE_ARN",
     }
 )
-# Workers also need the connections of buckets on other services.
-_KEPT_NAMES = frozenset({"CHUNKMAP_CONF", "CHUNKMAP_ENVIRONMENT", "CHUNKMAP_S3__BUCKETS"})
+# Workers also need the connections of buckets on other services, and what they may import.
+_KEPT_NAMES = frozenset(
+    {
+        "CHUNKMAP_CONF",
+        "CHUNKMAP_ENVIRONMENT",
+        "CHUNKMAP_S3__BUCKETS",
+        "CHUNKMAP_TRANSFORMS__ALLOW",
+    }
+)
 
 # weed sizes its caches by the machine's memory; without a limit it grew to 1.4 GB.
 _WEED_MEMORY = "600MiB"
