@@ -2,7 +2,7 @@
 
 Python finds a package by its name alone, and users have folders called `pipeline` too. In this
 process the names are taken by what is imported first; a process that it starts (a worker) inherits
-`sys.path` and imports anew.
+`sys.path` and imports everything again.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from pipeline.cli.options import (
     age,
 )
 from pipeline.cli.terminal import guard_streams
+from pipeline.errors import UsageError
 from pipeline.processes import exit_process
 
 DAY = 86_400.0
@@ -411,6 +412,8 @@ def vacuum(
     """Abort abandoned uploads and move orphan files aside."""
     from pipeline.cli import runs
 
+    if state and discard:
+        raise UsageError("--discard gives up unfinished runs, which --state keeps: use one of them")
     if state:
         runs.vacuum_state(
             output,

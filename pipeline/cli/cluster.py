@@ -64,12 +64,13 @@ def scale(
     json: Json = False,
 ) -> None:
     """Start or retire workers without losing chunks."""
+    from pipeline.cluster.resources import NO_WORKERS_SECONDS
     from pipeline.cluster.scaling import scale_cluster
 
     settings = load_settings(environment)
     before = scale_cluster(settings.dask, workers)
     if not workers:
-        warn("no worker is left: runs wait for one, and fail after 10 minutes without any")
+        warn(f"no worker is left: runs wait {duration(NO_WORKERS_SECONDS)} for one, then they fail")
     if json:
         print_json({"before": before, "workers": workers})
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Any
 from pipeline.cli.output import notes, say, show_pairs
 from pipeline.config.settings import Settings
 from pipeline.errors import RunFailedError
+from pipeline.own_packages import COMMAND
 from pipeline.private import state_folder
 from pipeline.runs.driver.heartbeat import DriverRecord
 from pipeline.runs.driver.session import is_driven_elsewhere
 
-_MAIN = "from pipeline.cli import main; main()"
 START_SECONDS = 90.0
 """Seconds to wait for the driver's first heartbeat: importing Prefect alone takes seconds."""
 LOG_LINES = 12
@@ -69,7 +68,7 @@ def start_detached(
     begin = log.stat().st_size if log.exists() else 0
     with log.open("ab") as sink:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _MAIN, *arguments],
+            [*COMMAND, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,

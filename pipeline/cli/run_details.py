@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import webbrowser
-from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -15,8 +14,7 @@ from pipeline.cli.output import print_json, say
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import UsageError
 from pipeline.report.run_model import RunState
-from pipeline.runs.admin.known_outputs import known_outputs
-from pipeline.runs.admin.status import RunStatus
+from pipeline.runs.admin.known_outputs import named_outputs
 from pipeline.runs.backfill.listing import KnownRuns
 from pipeline.runs.driver.heartbeat import read_driver
 from pipeline.runs.driver.preflight import explain_unreachable_s3
@@ -26,25 +24,10 @@ from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage, open_storage
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A run that a command names."""
-
-    storage: Storage
-    ledger: Ledger
-    status: RunStatus
-
-
-def _find(run: str, output: str | None, settings: Settings) -> _Found:
-    outputs = [output] if output else known_outputs(settings.state_dir)
-    if not outputs:
-        raise UsageError(
-            "no output is known on this machine", hint="name it with --output s3://bucket/prefix/"
-        )
+def _known_runs(output: str | None, settings: Settings) -> KnownRuns:
+    outputs = named_outputs(settings.state_dir, output)
     with explain_unreachable_s3(settings):
-        storage = open_storage(settings)
-        runs = KnownRuns(storage, outputs)
-        return _Found(storage, runs.ledger(run), runs.find(run))
+        return KnownRuns(open_storage(settings), outputs)
 
 
 def logs(
@@ -59,8 +42,7 @@ def logs(
 ) -> None:
     """Show every attempt at the chunks of a run, and the tracebacks of those that failed."""
     settings = load_settings(environment)
-    found = _find(run, output, settings)
-    ledger = found.ledger
+    ledger = _known_runs(output, settings).ledger(run)
     rows = attempts_of_run(ledger.run, ledger.read())
     if chunks:
         rows = rows.filter(pl.col("index").is_in(chunks))
@@ -87,22 +69,23 @@ def report(
 ) -> None:
     """Fetch the report of a run to this machine, or make it now if the run has not ended."""
     settings = load_settings(environment)
-    found = _find(run, output, settings)
-    uri, local = found.ledger.prefix + "report.html", None
-    if found.status.state in ("done", "failed"):
-        local = fetch_report(found.storage, uri, settings.state_dir, found.ledger.run)
-    local = local or _make_report(found, settings)
+    runs = _known_runs(output, settings)
+    status = runs.find(run)
+    ledger = runs.ledger(status.run)
+    uri, local = ledger.prefix + "report.html", None
+    if status.state in ("done", "failed"):
+        local = fetch_report(runs.storage, uri, settings.state_dir, ledger.run)
+    local = local or _make_report(runs.storage, ledger, status.state, settings)
     if as_json:
-        print_json({"run": found.ledger.run, "report": uri, "local_report": local})
+        print_json({"run": ledger.run, "report": uri, "local_report": local})
     else:
         say(f"{local} (stored as {uri})")
     if open_page:
         webbrowser.open(Path(local).absolute().as_uri())
 
 
-def _make_report(found: _Found, settings: Settings) -> str:
+def _make_report(storage: Storage, ledger: Ledger, state: str, settings: Settings) -> str:
     """Make the report of a run that has none, e.g. because its driver was killed."""
-    ledger, storage = found.ledger, found.storage
     driver = read_driver(storage, ledger.prefix)
     if driver is None:
         raise UsageError(
@@ -110,7 +93,7 @@ def _make_report(found: _Found, settings: Settings) -> str:
             hint=f"chunkmap status {ledger.run}",
         )
     states = {"silent": "interrupted", "cancelled": "interrupted"}
-    word = found.status.state.partition(" ")[0]
+    word = state.partition(" ")[0]
     state = states.get(word, word)
     state = state if state in get_args(RunState) else "running"
     folder = settings.state_dir

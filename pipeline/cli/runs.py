@@ -10,7 +10,7 @@ from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import UsageError
 from pipeline.processes import command_started
 from pipeline.report.humanize import byte_size, plural
-from pipeline.runs.admin.known_outputs import known_outputs
+from pipeline.runs.admin.known_outputs import named_outputs
 from pipeline.runs.backfill.listing import KnownRuns
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage, open_storage
@@ -19,12 +19,7 @@ from pipeline.table.manifest import CommitEntry, Manifest
 
 def _ledger(run: str, output: str | None, settings: Settings, storage: Storage) -> Ledger:
     """Find a run by the first letters of its id, among the known outputs."""
-    outputs = [output] if output else known_outputs(settings.state_dir)
-    if not outputs:
-        raise UsageError(
-            "no output is known on this machine", hint="name it with --output s3://bucket/prefix/"
-        )
-    return KnownRuns(storage, outputs).ledger(run)
+    return KnownRuns(storage, named_outputs(settings.state_dir, output)).ledger(run)
 
 
 def retry(

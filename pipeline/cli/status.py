@@ -32,18 +32,13 @@ def status(
     as_json: bool,
 ) -> None:
     """Show the newest known runs, or all of them, or one."""
-    from pipeline.runs.admin.known_outputs import known_outputs
+    from pipeline.runs.admin.known_outputs import named_outputs
     from pipeline.runs.backfill.listing import KnownRuns
     from pipeline.runs.driver.preflight import explain_unreachable_s3
     from pipeline.storage import open_storage
 
     settings = load_settings(environment)
-    outputs = [output] if output else known_outputs(settings.state_dir)
-    if not outputs:
-        raise UsageError(
-            "no output is known on this machine",
-            hint="name one: chunkmap status --output s3://bucket/prefix/",
-        )
+    outputs = named_outputs(settings.state_dir, output)
     _refuse_unknown(states)
     with explain_unreachable_s3(settings):
         known = KnownRuns(open_storage(settings), outputs)

@@ -31,6 +31,8 @@ MALLOC = {
 """Thresholds in bytes above which the C library returns memory to the system. With Dask's 64 KiB,
 the pages of the buffers that each chunk uses again were mapped and cleared each time, a sixth of a
 worker's CPU time. They bound the memory kept per arena; Polars has its own allocator."""
+NO_WORKERS_SECONDS = 120.0
+"""Seconds that a run waits for a worker when there is none."""
 NANNY_BYTES = 192 << 20
 """Bytes of a container for other things than the worker: its nanny, and files in memory."""
 

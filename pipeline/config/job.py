@@ -469,6 +469,15 @@ class Job(_Part):
         return text
 
 
+def keys_at_default(part: BaseModel, *names: str) -> set[str]:
+    """Return those of some keys of a job that have their defaults.
+
+    Ids and digests of stored jobs leave them out, so that a key that a release adds changes none.
+    """
+    fields = type(part).model_fields
+    return {name for name in names if getattr(part, name) == fields[name].get_default()}
+
+
 def load_job(path: str | Path, changes: Sequence[str] = ()) -> Job:
     """Read a job file.
 

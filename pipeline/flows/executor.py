@@ -19,6 +19,7 @@ from pipeline.cluster.futures import (
     wait_any,
     worker_name,
 )
+from pipeline.cluster.resources import NO_WORKERS_SECONDS
 from pipeline.cluster.task_runner import thread_count
 from pipeline.config.settings import Settings
 from pipeline.errors import EngineUnavailableError, RunFailedError
@@ -35,8 +36,6 @@ PARAMETERS = ("run_uri", "fingerprint", "name", "spec", "types")
 """Parameters of a task that maps a batch."""
 COUNT_SECONDS = 5.0
 """Seconds between two counts of the cluster's threads."""
-NO_WORKERS_SECONDS = 120.0
-"""Seconds that a run waits for a worker when there is none."""
 
 SLOT_SECONDS = 0.05
 """Seconds between two checks for granted slots."""

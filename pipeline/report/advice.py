@@ -63,7 +63,7 @@ def _skewed_outputs(report: RunReport, totals: Totals, shares: list[Share]) -> I
     yield from _skew(
         report.outputs,
         "file of the output",
-        "whoever reads it waits for that one: lower chunks.target or chunks.max_rows",
+        "its readers wait for that one: lower chunks.target or chunks.max_rows",
     )
 
 

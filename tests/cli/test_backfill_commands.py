@@ -43,7 +43,7 @@ class Terminal:
         return str(path)
 
     def failing(self) -> str:
-        params = {"days": BAD, "mended": str(self.world.root / "mended")}
+        params = {"days": BAD, "fixed": str(self.world.root / "fixed")}
         return self.file(self.world.job("fails", params=params))
 
     def give(self, *arguments: str, code: int = 0) -> str:
@@ -183,7 +183,7 @@ def test_failures_are_shown_and_retried(terminal: Terminal) -> None:
     assert logs.count("cannot do 2024-02-28") >= 2 and "Traceback" in logs
     tries = terminal.object("logs", backfill)["attempts"]
     assert {attempt["window"] for attempt in tries} == set(BAD)
-    (terminal.world.root / "mended").touch()
+    (terminal.world.root / "fixed").touch()
     said = terminal.give("retry", backfill, "--window", BAD[0], code=1)
     assert "1 of 8 windows failed" in said
     assert terminal.object("status", backfill)["counts"]["failed"] == 1
@@ -234,7 +234,7 @@ def test_other_code_is_a_conflict_until_it_is_accepted(terminal: Terminal) -> No
     backfill = terminal.only().backfill
     code = terminal.world.root / f"{terminal.world.module}.py"
     code.write_text(code.read_text().replace("cannot do", "still cannot do"))
-    (terminal.world.root / "mended").touch()
+    (terminal.world.root / "fixed").touch()
     for command in (("create", job), ("resume", backfill), ("retry", backfill)):
         assert "--accept-code" in terminal.give(*command, code=3)
     assert "8 of 8 published" in terminal.give("create", job, "--accept-code")

@@ -95,15 +95,15 @@ def test_one_chunk_eats_all_memory(new: NewScenario, cluster: Cluster) -> None:
     assert "chunks.target" in scenario.ledger.read().failed()["message"][0]
 
 
-def test_a_mended_transform_maps_only_what_failed(new: NewScenario) -> None:
+def test_a_fixed_transform_maps_only_what_failed(new: NewScenario) -> None:
     scenario = new(transform="raising", params={"row": ROW})
     with pytest.raises(RunIncompleteError):
         scenario.run_here()
     before = scenario.ledger.read().completions
     # The code is the same for everybody here: the bad row is taken out of its sight instead.
-    mended = Scenario(scenario.world, f"{scenario.name}-2", scenario.input, "raising")
-    mended.output, mended.params = scenario.output, {"row": -1}
-    summary = mended.run_here(ResumeOptions(replan=True))
+    fixed = Scenario(scenario.world, f"{scenario.name}-2", scenario.input, "raising")
+    fixed.output, fixed.params = scenario.output, {"row": -1}
+    summary = fixed.run_here(ResumeOptions(replan=True))
     assert summary.state == "done"
-    check_output(mended, oracle(mended))
+    check_output(fixed, oracle(fixed))
     assert before.height == CHUNKS - 1

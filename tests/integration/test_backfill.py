@@ -1,4 +1,4 @@
-"""`chunkmap backfill` on the real stack: to its end, cancelled, paused, killed, mended."""
+"""`chunkmap backfill` on the real stack: to its end, cancelled, paused, killed, fixed."""
 
 import signal
 import subprocess

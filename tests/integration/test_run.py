@@ -1,4 +1,4 @@
-"""`chunkmap run` on the real stack: to the end, interrupted, killed, failing, mended."""
+"""`chunkmap run` on the real stack: to the end, interrupted, killed, failing, fixed."""
 
 import ast
 import json
@@ -190,7 +190,7 @@ def picky(frame: pl.LazyFrame) -> pl.LazyFrame:
 """
 
 
-def test_a_failed_chunk_is_mended_alone(world: World) -> None:
+def test_a_failed_chunk_is_fixed_alone(world: World) -> None:
     module = world.root / "shop" / "picky.py"
     module.write_text(BROKEN)
     job = world.job("picky", "shop.picky:picky")
@@ -212,9 +212,9 @@ def test_a_failed_chunk_is_mended_alone(world: World) -> None:
     assert (other_code.code, other_code.data["error"]) == (3, "ConflictError")
     assert "--accept-code" in other_code.data["hint"]
 
-    mended = world.chunkmap("run", job, "--accept-code", "--json")
-    assert mended.code == 0, mended.err
-    assert (mended.data["run"], mended.data["mapped"]) == (said["run"], 1)
+    fixed = world.chunkmap("run", job, "--accept-code", "--json")
+    assert fixed.code == 0, fixed.err
+    assert (fixed.data["run"], fixed.data["mapped"]) == (said["run"], 1)
     assert_frame_equal(world.frame("s3://demo/out/picky/"), sales(0, ROWS))
 
 

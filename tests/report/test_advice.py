@@ -22,7 +22,7 @@ def headlines(report: RunReport) -> list[str]:
     spans = run_timeline.spans(report, clock)
     shares = run_figures.time_shares(report, spans)
     found = advice.advice(report, run_figures.totals(report, clock), shares)
-    return [one.headline for one in found]
+    return [advice.headline for advice in found]
 
 
 EVEN = make(400, workers=4, error_rate=0)

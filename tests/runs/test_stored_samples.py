@@ -24,7 +24,7 @@ from pipeline.runs.backfill.orchestrator import NoBackfillOrchestrator
 from pipeline.runs.backfill.records import BackfillResumeOptions
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.driver.run import run_serially
-from pipeline.runs.ledger.ledger import Ledger
+from pipeline.runs.ledger.ledger import Ledger, run_id
 from pipeline.storage import Storage, open_storage
 from pipeline.table.log import TableLog
 from pipeline.table.publish import rollback
@@ -48,6 +48,7 @@ def having(output: str) -> pytest.MarkDecorator:
 class Sample(NamedTuple):
     """The state of a release, in a bucket of its own server."""
 
+    name: str
     settings: Settings
     storage: Storage
     client: Any
@@ -78,7 +79,7 @@ def sample(
         patch.setenv("SAMPLE_IS_FIXED", "1")
         patch.syspath_prepend(make.TRANSFORMS)
         settings = load_settings()
-        yield Sample(settings, open_storage(settings), server.client())
+        yield Sample(request.param, settings, open_storage(settings), server.client())
 
 
 def expected(factor: float = 1.0, days: int = 8) -> pl.DataFrame:
@@ -89,6 +90,17 @@ def expected(factor: float = 1.0, days: int = 8) -> pl.DataFrame:
 
 def published(output: str, version: int | None = None) -> pl.DataFrame:
     return scan_output(uri(output), version).select("id", "value").sort("id").collect()
+
+
+@pytest.mark.parametrize("sample", sorted(ARCHIVES), indirect=True)
+def test_the_same_job_is_the_same_run(sample: Sample) -> None:
+    """Keys that jobs have got since, at their defaults, change no id."""
+    for output in make.outputs_of(ARCHIVES[sample.name]):
+        for run in list_runs(sample.storage, uri(output)):
+            ledger = Ledger(sample.storage, run.output, run.run)
+            record, plan = ledger.record(), ledger.plan()
+            work = (plan, ledger.job(), record.fingerprint, record.backfill, record.tables)
+            assert run.run in {run_id(*work, sees=sees) for sees in (True, False)}
 
 
 @having("out")

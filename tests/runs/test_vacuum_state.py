@@ -31,7 +31,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Days:
 
 
 def expire(world: Days, days_later: int = 100, **more: Any) -> StateVacuumResult:
-    """Vacuum, so many days from now, what is older than 90 days."""
+    """Vacuum what is older than 90 days, as if this number of days had passed."""
     now = time.time() + days_later * DAY
     return vacuum_state(world.storage, world.output, older_than=90 * DAY, now=now, **more)
 
@@ -70,7 +70,7 @@ def test_runs_of_versions_that_are_gone_expire(world: Days) -> None:
     assert expire(world).runs == ()
     fourth = publish(world, 4.0)
     assert world.rows().equals(world.expected()) and fourth not in states
-    # The input of the run whose state is gone comes again: its plan is made anew.
+    # The input of the run whose state is gone comes again: it is planned again.
     again = publish(world, 1.0)
     assert verify_output(world.storage, world.output).problems == ()
     assert again
@@ -86,7 +86,7 @@ def test_young_state_stays(world: Days) -> None:
 def test_unfinished_runs_stay_and_resume(world: Days) -> None:
     world.write(days("2024-03-01", 2))
     fixed = world.root / "fixed"
-    job = world.job("fails", params={"days": ["2024-03-02"], "mended": str(fixed)})
+    job = world.job("fails", params={"days": ["2024-03-02"], "fixed": str(fixed)})
     with pytest.raises(RunIncompleteError) as failed:
         run_serially(job, world.settings, world.storage)
     run = failed.value.summary.run
@@ -100,7 +100,7 @@ def test_unfinished_runs_stay_and_resume(world: Days) -> None:
 def test_backfills_expire_when_they_are_over(world: Days) -> None:
     world.write(days("2024-03-01", 3))
     fixed = world.root / "fixed"
-    job = world.job("fails", params={"days": ["2024-03-02"], "mended": str(fixed)})
+    job = world.job("fails", params={"days": ["2024-03-02"], "fixed": str(fixed)})
     store = world.create(job, windows_per_run=1)
     with pytest.raises(BackfillIncompleteError):
         world.drive(store)

@@ -37,8 +37,8 @@ def triple(frame):
 def nothing(frame):
     return double(frame).filter(pl.lit(False))
 
-def fails(frame, days, mended):
-    bad = [] if Path(mended).exists() else days
+def fails(frame, days, fixed):
+    bad = [] if Path(fixed).exists() else days
     def check(series):
         if series.dt.to_string("%Y-%m-%d").is_in(bad).any():
             raise ValueError(f"cannot do {series[0]}")

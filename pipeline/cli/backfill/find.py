@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pipeline.config.settings import Settings
 from pipeline.errors import UsageError
-from pipeline.runs.admin.known_outputs import known_outputs
+from pipeline.runs.admin.known_outputs import named_outputs
+from pipeline.runs.backfill.listing import LAST
 from pipeline.runs.backfill.store import BackfillStore, backfills_of, find_backfill
 from pipeline.runs.driver.preflight import explain_unreachable_s3
 from pipeline.storage import open_storage
-
-LAST = "last"
-"""Name of the newest backfill; it cannot be an id, since ids are hex digits."""
 
 
 def find(backfill: str, output: str | None, settings: Settings) -> BackfillStore:
@@ -19,11 +17,7 @@ def find(backfill: str, output: str | None, settings: Settings) -> BackfillStore
     Raises:
         UsageError: No backfill matches, or several do.
     """
-    outputs = [output] if output else known_outputs(settings.state_dir)
-    if not outputs:
-        raise UsageError(
-            "no output is known on this machine", hint="name it with --output s3://bucket/prefix/"
-        )
+    outputs = named_outputs(settings.state_dir, output)
     with explain_unreachable_s3(settings):
         storage = open_storage(settings)
         if backfill != LAST:

@@ -18,7 +18,7 @@ from pipeline.cli.output import columns, live, out, pairs, print_json, say
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import UsageError
 from pipeline.report.humanize import byte_rate, byte_size, duration, plural
-from pipeline.runs.admin.known_outputs import known_outputs
+from pipeline.runs.admin.known_outputs import named_outputs
 from pipeline.runs.backfill.calendar_layout import lay_out
 from pipeline.runs.backfill.listing import brief_of
 from pipeline.runs.backfill.recount import rule_of, windows_named
@@ -45,12 +45,7 @@ MAX_MESSAGE = 300
 def list_all(output: str | None, environment: str | None, *, as_json: bool) -> None:
     """List the backfills of one output, or of all known ones."""
     settings = load_settings(environment)
-    outputs = [output] if output else known_outputs(settings.state_dir)
-    if not outputs:
-        raise UsageError(
-            "no output is known on this machine",
-            hint="name one: chunkmap backfill list --output s3://bucket/prefix/",
-        )
+    outputs = named_outputs(settings.state_dir, output)
     with explain_unreachable_s3(settings):
         storage = open_storage(settings)
         records = [record for uri in outputs for record in backfills_of(storage, uri)]

@@ -27,6 +27,20 @@ def known_outputs(state_dir: Path) -> list[str]:
         return []
 
 
+def named_outputs(state_dir: Path, output: str | None) -> list[str]:
+    """Return the output that a command names, or else all known outputs.
+
+    Raises:
+        UsageError: None is named, and none is known.
+    """
+    outputs = [output] if output else known_outputs(state_dir)
+    if not outputs:
+        raise UsageError(
+            "no output is known on this machine", hint="name it with --output s3://bucket/prefix/"
+        )
+    return outputs
+
+
 def remember_output(state_dir: Path, output: str) -> None:
     """Remember an output, so that `status` finds it without `--output`."""
     try:

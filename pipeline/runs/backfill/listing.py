@@ -24,8 +24,8 @@ LAST = "last"
 MAX_NAMED = 5
 """Maximum number of ids in an error."""
 STATES = (
-    *("done", "failed", "running", "silent", "interrupted", "cancelled", "new", "damaged"),
-    *("waiting", "paused", "cancelling", "held"),
+    *("done", "expired", "failed", "running", "silent", "interrupted", "cancelled", "new"),
+    *("damaged", "waiting", "paused", "cancelling", "held"),
 )
 """States of runs, then those of backfills and their runs."""
 

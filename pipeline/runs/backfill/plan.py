@@ -16,7 +16,7 @@ from partitioning.explain import left_out_for_names
 from partitioning.listing import Listing, list_objects
 from partitioning.window_inputs import inputs_of_listing, outside_of_windows
 from partitioning.windows import Window, WindowFilter, Windowing
-from pipeline.config.job import Job
+from pipeline.config.job import Job, keys_at_default
 from pipeline.config.settings import Settings
 from pipeline.errors import ConflictError, UsageError
 from pipeline.report.humanize import plural
@@ -207,14 +207,10 @@ def _request_digest(job: Job, asked: WindowSelection, options: Options) -> str:
     free |= set() if job.tables else {"tables"}
     left_out: dict[str, Any] = dict.fromkeys(free, True)
     newer = ("hive_types", "types", "int96", "object_column", "verify_checksums", "max_quarantined")
-    fields = type(job.input).model_fields
-    left_out["input"] = {n for n in newer if getattr(job.input, n) == fields[n].get_default()}
+    left_out["input"] = keys_at_default(job.input, *newer)
     if job.window is not None and not job.window.columns:
         left_out["window"] = {"columns"}
-    output = type(job.output).model_fields
-    left_out["output"] = {
-        n for n in ("schema_", "encoding") if getattr(job.output, n) == output[n].get_default()
-    }
+    left_out["output"] = keys_at_default(job.output, "schema_", "encoding")
     text = job.model_dump_json(exclude=left_out)
     return digest(text, asked.words(), options.reprocess, options.idempotency_key)
 

@@ -25,7 +25,7 @@ class EarlyPlan:
 
 
 class _NeedsCluster(Exception):
-    """The input has so many objects that workers are to read their footers."""
+    """Workers must read the footers of the input, because it has many objects."""
 
 
 def plan_early(
@@ -34,7 +34,7 @@ def plan_early(
     """Plan a run as `plan_run` does, in this process.
 
     Returns:
-        The run; None if workers are to read the footers of its input (`planner.map_threshold`).
+        The run; None if workers must read the footers of its input (`planner.map_threshold`).
     """
     started = time.time()
     try:

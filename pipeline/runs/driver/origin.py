@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
+
+from cachetools import TTLCache, cached
 
 from partitioning import PlanResult
 from pipeline.config.job import Job
@@ -15,6 +18,8 @@ from pipeline.runs.ledger.records import Origin, Planning
 from pipeline.runs.transforms.fingerprint import changed_names, explain_difference
 from pipeline.runs.transforms.loading import job_definitions
 
+COMMIT_SECONDS = 10.0
+"""Seconds for which a commit is known: git takes some hundredths of a second each time."""
 GIT_SECONDS = 5.0
 """Seconds that git may take; after that, the commit is unknown."""
 
@@ -62,8 +67,11 @@ def explain_code(record: HasOrigin, code: str, job: Job, settings: Settings) -> 
     return explain_difference(record.transform, record.fingerprint, code, names)
 
 
+@cached(TTLCache(maxsize=16, ttl=COMMIT_SECONDS), lock=Lock())
 def commit_of(module: str) -> str:
     """Return the git commit of a module's file, with `-dirty` if files have changed since.
+
+    Asked again after COMMIT_SECONDS: planning, the driver and its reports all want it.
 
     Returns:
         An empty text if the file is in no repository, or there is no git.

@@ -20,7 +20,7 @@ import polars as pl
 
 from partitioning import Plan
 from partitioning.integrity import checked_plan
-from pipeline.config.job import Job, date_to_json, parse_job
+from pipeline.config.job import Job, date_to_json, keys_at_default, parse_job
 from pipeline.errors import (
     AccessDeniedError,
     AlreadyExistsError,
@@ -78,7 +78,8 @@ def run_id(
     release 0.1.0.
     """
     # Options that may change in a mapped run do not count.
-    output = job.output.model_dump(mode="json", exclude={"keep_versions", "schema_"})
+    free = {"keep_versions", "schema_", *keys_at_default(job.output, "encoding")}
+    output = job.output.model_dump(mode="json", exclude=free)
     output["uri"] = parse(job.output.uri).uri.rstrip("/")
     parts: list[Any] = [plan.id, job.transform, fingerprint, job.params, output]
     parts += [backfill] if backfill else []

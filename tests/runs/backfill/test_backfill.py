@@ -181,7 +181,7 @@ def test_a_window_that_loses_its_rows_is_emptied(world: Days) -> None:
 
 
 def failing(world: Days, *bad: str, **more: object) -> Job:
-    params = {"days": list(bad), "mended": str(world.root / "mended")}
+    params = {"days": list(bad), "fixed": str(world.root / "fixed")}
     return world.job("fails", params=params, **more)
 
 
@@ -192,7 +192,7 @@ def test_one_bad_window_fails_alone_and_is_retried(world: Days) -> None:
     assert failure.value.summary.counts["done"] == 6
     found = states(world, store)
     assert [w for w, state in found.items() if state == "failed"] == ["2024-02-29", "2024-03-01"]
-    (world.root / "mended").touch()
+    (world.root / "fixed").touch()
     assert world.drive(store).state == "done"
 
 
@@ -200,7 +200,7 @@ def test_retry_of_one_window_leaves_the_other(world: Days) -> None:
     store = world.create(failing(world, "2024-02-29", "2024-03-01"))
     with pytest.raises(BackfillIncompleteError):
         world.drive(store)
-    (world.root / "mended").touch()
+    (world.root / "fixed").touch()
     with pytest.raises(BackfillIncompleteError, match="7 are published"):
         world.drive(store, BackfillResumeOptions(only=("2024-02-29",)))
     assert world.drive(store, BackfillResumeOptions(only_failed=True)).state == "done"
@@ -232,7 +232,7 @@ def test_all_or_nothing_publishes_nothing_when_one_window_fails(world: Days) -> 
     with pytest.raises(BackfillIncompleteError):
         world.drive(store)
     assert world.manifest_numbers() == 0
-    (world.root / "mended").touch()
+    (world.root / "fixed").touch()
     assert world.drive(store).state == "done"
     assert world.manifest_numbers() == 1
     assert world.rows().height == 80
@@ -244,7 +244,7 @@ def test_a_canary_that_fails_holds_the_rest(world: Days) -> None:
         world.drive(store)
     counts = held.value.summary.counts
     assert (counts["failed"], counts["waiting"]) == (1, 7)
-    (world.root / "mended").touch()
+    (world.root / "fixed").touch()
     assert world.drive(store).state == "done"
 
 

@@ -53,7 +53,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Day
     world = Days(tmp_path)
     world.write(days("2024-03-01", 4))
     fixed = tmp_path / "fixed"
-    job = world.job("fails", params={"days": ["2024-03-02"], "mended": str(fixed)})
+    job = world.job("fails", params={"days": ["2024-03-02"], "fixed": str(fixed)})
     created = world.create(job, windows_per_run=2)
     with pytest.raises(BackfillIncompleteError):
         world.drive(created)

@@ -40,7 +40,7 @@ def states(status: BackfillStatus) -> dict[str, str]:
 
 def failing(world: Days, **options: Any) -> BackfillStore:
     """A backfill of which two windows have failed."""
-    params = {"days": BAD, "mended": str(world.root / "mended")}
+    params = {"days": BAD, "fixed": str(world.root / "fixed")}
     store = world.create(world.job("fails", params=params), **options)
     with pytest.raises((BackfillIncompleteError, BackfillHeldError)):
         world.drive(store)
@@ -161,7 +161,7 @@ def test_every_try_of_a_window(world: Days) -> None:
     tries = attempts(store, windows, [BAD[0]])
     assert tries["outcome"].to_list() == ["failed", "failed"]
     assert tries["error"].unique().to_list() == ["TransformError"]
-    (world.root / "mended").touch()
+    (world.root / "fixed").touch()
     world.drive(store, BackfillResumeOptions(only_failed=True))
     tries = attempts(store, windows, [BAD[0]])
     assert sorted(tries["outcome"].to_list()) == ["done", "done", "failed", "failed"]

@@ -26,7 +26,7 @@ def double(frame):
 
 def fails(frame):
     def check(series):
-        if not Path(os.environ["MENDED"]).exists() and (series == 1_500_000).any():
+        if not Path(os.environ["FIXED"]).exists() and (series == 1_500_000).any():
             raise ValueError("cannot do it")
         return series
     return double(frame.with_columns(pl.col("id").map_batches(check, return_dtype=pl.Int64)))
@@ -62,7 +62,7 @@ def stored(frame: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture
 def small(tmp_path: Path, stored: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MENDED", str(tmp_path / "mended"))
+    monkeypatch.setenv("FIXED", str(tmp_path / "fixed"))
     for path in stored.glob("*/*.parquet"):
         target = tmp_path / "in" / path.parent.name / path.name
         target.parent.mkdir(parents=True)
@@ -92,9 +92,9 @@ def test_a_part_that_fails_is_all_that_is_mapped_later(small: Small, frame: pl.D
         small.run(job)
     summary = caught.value.summary
     assert (summary.failed, summary.mapped, summary.manifest) == (1, PARTS, None)
-    (small.root / "mended").touch()
-    mended = small.run(job)
-    assert (mended.run, mended.mapped, mended.failed) == (summary.run, 1, 0)
+    (small.root / "fixed").touch()
+    fixed = small.run(job)
+    assert (fixed.run, fixed.mapped, fixed.failed) == (summary.run, 1, 0)
     found = small.rows()
     assert_frame_equal(found, expected(frame).select(found.columns))
 

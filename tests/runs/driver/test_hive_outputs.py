@@ -68,7 +68,7 @@ def seen(frame):
 
 def fails(frame):
     def check(series):
-        if not os.path.exists(os.environ["MENDED"]) and (series == 1).any():
+        if not os.path.exists(os.environ["FIXED"]) and (series == 1).any():
             raise ValueError("cannot do 1")
         return series
     return frame.with_columns(pl.col("id").map_batches(check, return_dtype=pl.Int64))
@@ -143,7 +143,7 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MENDED", str(tmp_path / "mended"))
+    monkeypatch.setenv("FIXED", str(tmp_path / "fixed"))
     yield World(tmp_path)
 
 
@@ -302,7 +302,7 @@ def test_a_run_of_an_earlier_release_is_resumed(world: World) -> None:
     with earlier_release(), pytest.raises(RunIncompleteError) as failed:
         world.run(job)
     assert (failed.value.summary.failed, failed.value.summary.mapped) == (1, 1)
-    (world.root / "mended").touch()
+    (world.root / "fixed").touch()
     summary = world.run(job)
     assert (summary.run, summary.state) == (failed.value.summary.run, "done")
     assert summary.mapped == 1, "what was done is not done again"

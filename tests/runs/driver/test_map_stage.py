@@ -359,7 +359,7 @@ def test_what_failed_for_good_is_not_mapped_again_by_this_driver() -> None:
     assert engine.times()[3] == 1
     assert engine.times()[4] == 4
     assert engine.times()[5] == 1
-    # The next driver tries: the user may have mended the cause.
+    # The next driver tries: the user may have fixed the cause.
     time.sleep(0.01)
     healthy = Scripted(run)
     assert mapper(run, healthy).run().left(40) == []

@@ -57,7 +57,7 @@ def nothing(frame):
 
 def fails(frame, index):
     def check(series):
-        if not Path(os.environ["MENDED"]).exists() and (series == index).any():
+        if not Path(os.environ["FIXED"]).exists() and (series == index).any():
             raise ValueError(f"cannot do {index}")
         return series
     return frame.with_columns(pl.col("id").map_batches(check, return_dtype=pl.Int64))
@@ -125,7 +125,7 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MENDED", str(tmp_path / "mended"))
+    monkeypatch.setenv("FIXED", str(tmp_path / "fixed"))
     yield World(tmp_path)
     assert not os.path.exists(tmp_path / "out" / ".chunkmap")
 
@@ -220,9 +220,9 @@ def test_one_bad_chunk_fails_alone_and_is_all_that_is_mapped_later(world: World)
     assert (summary.failed, summary.mapped, summary.manifest) == (1, 9, None)
     assert "cannot do 42" in summary.errors[0]
     assert list(world.output.rglob("*.parquet")) == []
-    (world.root / "mended").touch()
-    mended = world.run(job)
-    assert (mended.run, mended.mapped, mended.failed) == (summary.run, 1, 0)
+    (world.root / "fixed").touch()
+    fixed = world.run(job)
+    assert (fixed.run, fixed.mapped, fixed.failed) == (summary.run, 1, 0)
     expected = plain.mapped(world.chunks(), lambda f: f.select("id", "value"))
     assert_frame_equal(plain.published(world.output).select("id", "value"), expected)
 
@@ -231,7 +231,7 @@ def test_an_input_that_changed_after_planning_is_found_out(world: World) -> None
     job = world.job("fails", params={"index": 42})
     with pytest.raises(RunIncompleteError):
         world.run(job)
-    (world.root / "mended").touch()
+    (world.root / "fixed").touch()
     world.write(4, start=40)  # the same rows, another version
     with pytest.raises(RunIncompleteError) as caught:
         world.run(job)
@@ -261,7 +261,7 @@ def test_changed_code_does_not_go_on_unasked(world: World) -> None:
     with pytest.raises(RunIncompleteError) as caught:
         world.run(job, ResumeOptions(accept_code=True))
     assert "still cannot do 42" in caught.value.summary.errors[0]
-    (world.root / "mended").touch()
+    (world.root / "fixed").touch()
     summary = world.run(job, ResumeOptions(accept_code=True))
     codes = world.ledger(summary).read().completions["code"]
     assert codes.n_unique() == 2
@@ -278,7 +278,7 @@ def test_an_unfinished_run_of_another_scheme_resumes_when_told(
         patch.setattr(OLD_SCHEME, "v0")
         with pytest.raises(RunIncompleteError) as first:
             world.run(job)
-    (world.root / "mended").touch()
+    (world.root / "fixed").touch()
     with pytest.raises(ConflictError, match=r"scheme v0 .*cannot tell") as caught:
         world.run(job)
     assert "has changed since (" not in str(caught.value)
@@ -333,7 +333,7 @@ def test_a_vanished_staged_file_is_mapped_again(world: World) -> None:
     staged = [p for p in world.root.glob("out.chunkmap/staged/**/*") if p.is_file()]
     assert len(staged) == 9
     staged[3].unlink()
-    (world.root / "mended").touch()
+    (world.root / "fixed").touch()
     summary = world.run(job)
     assert summary.state == "done"
     expected = plain.mapped(world.chunks(), lambda f: f.select("id", "value"))

@@ -42,7 +42,7 @@ def inside(frame, table):
 def fails(frame, table, index):
     joined = frame.join(read_table(table).lazy(), on="k")
     def check(series):
-        if not Path(os.environ["MENDED"]).exists() and (series == index).any():
+        if not Path(os.environ["FIXED"]).exists() and (series == index).any():
             raise ValueError(f"cannot do {index}")
         return series
     return joined.with_columns(pl.col("k").map_batches(check, return_dtype=pl.Int64))
@@ -61,7 +61,7 @@ def finish(frame):
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MENDED", str(tmp_path / "mended"))
+    monkeypatch.setenv("FIXED", str(tmp_path / "fixed"))
     made = Small(tmp_path, TRANSFORMS)
     for key in range(3):
         made.write(f"{key}.parquet", pl.DataFrame({"k": [key]}))
@@ -132,7 +132,7 @@ def test_an_unfinished_run_does_not_go_on_with_another_version(small: Small) -> 
     with pytest.raises(RunIncompleteError) as caught:
         small.run(job)
     price(small, 2.0)
-    (small.root / "mended").touch()
+    (small.root / "fixed").touch()
     with pytest.raises(ConflictError, match=r"prices\.parquet.* was replaced") as conflict:
         small.run(job)
     assert "--replan" in str(conflict.value.hint)
@@ -146,7 +146,7 @@ def test_planning_again_takes_the_new_version(small: Small) -> None:
     with pytest.raises(RunIncompleteError):
         small.run(job)
     price(small, 2.0)
-    (small.root / "mended").touch()
+    (small.root / "fixed").touch()
     summary = small.run(job, replan=True)
     assert (summary.mapped, prices(small)) == (3, [2.0])
 
@@ -234,7 +234,7 @@ def test_a_run_of_before_reads_what_is_there(small: Small) -> None:
     small.storage.put(ledger.prefix + "run.json", before.encode())
     chunk.open_run.cache_clear()
     price(small, 2.0)
-    (small.root / "mended").touch()
+    (small.root / "fixed").touch()
     summary = small.run(job)
     assert (summary.run, summary.mapped) == (ledger.run, 1)
     assert prices(small) == [1.0, 2.0]

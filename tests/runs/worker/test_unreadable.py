@@ -20,7 +20,7 @@ SKIP = {"on_bad_object": "skip"}
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MENDED", str(tmp_path / "mended"))
+    monkeypatch.setenv("FIXED", str(tmp_path / "fixed"))
     yield World(tmp_path)
 
 

@@ -1,0 +1,37 @@
+"""Drivers that are started in the background."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli.detached import log_of, start_detached
+from pipeline.config.settings import load_settings
+from pipeline.errors import RunFailedError
+
+
+def start(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Start a command in the background; returns its log once it has ended."""
+    monkeypatch.setenv("CHUNKMAP_STATE_DIR", str(tmp_path / "state"))
+    settings = load_settings()
+    start_detached("run", "one", arguments, settings, lambda: None, take_over=False)
+    return log_of(settings, "run", "one").read_text()
+
+
+def test_a_users_package_of_the_same_name_is_not_taken_for_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path that the user has set comes before ours."""
+    own = tmp_path / "own" / "pipeline"
+    own.mkdir(parents=True)
+    (own / "__init__.py").write_text("raise ImportError('the package of the user')")
+    monkeypatch.setenv("PYTHONPATH", str(own.parent))
+    assert start(["--version"], tmp_path, monkeypatch).startswith("chunkmap ")
+
+
+def test_an_early_end_is_an_error_with_the_end_of_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RunFailedError, match=r"exit code 2:(.|\n)*no-such-option"):
+        start(["status", "--no-such-option"], tmp_path, monkeypatch)
