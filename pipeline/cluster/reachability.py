@@ -15,6 +15,12 @@ def check_scheduler(address: str, timeout: float, security: Security | None = No
     """Raise EngineUnavailableError if no scheduler answers at the address within `timeout` s."""
     from distributed import Client
 
+    if address.startswith("tls://") and security is None:
+        raise EngineUnavailableError(
+            f"the Dask scheduler at {address} (dask.scheduler) wants a certificate, and none is set",
+            hint="set dask.tls.ca, dask.tls.cert and dask.tls.key",
+        )
+
     problems: list[Exception | None] = []
 
     def connect() -> None:

@@ -92,7 +92,7 @@ def test_a_setting_that_is_wrong_is_named_with_its_line(tmp_path: Path) -> None:
 def test_status_where_nothing_ever_ran(tmp_path: Path) -> None:
     said = give("status", cwd=tmp_path)
     assert said.returncode == 2
-    assert "next:  name one: chunkmap status --output" in said.stderr
+    assert "next:  name it with --output" in said.stderr
 
 
 def test_a_bug_keeps_its_traceback_and_is_still_one_object(tmp_path: Path) -> None:

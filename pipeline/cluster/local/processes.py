@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 import psutil
@@ -18,6 +20,7 @@ from pipeline.processes import is_alive, start_time
 MARKER = "_CHUNKMAP_STACK"
 """Environment variable that marks every process of a stack."""
 HOST = "127.0.0.1"
+_SERVER_PORTS = range(20_000, 32_768)
 _POLL = 0.05  # seconds
 _LOG_LIMIT = 10 * 2**20  # bytes
 
@@ -26,15 +29,16 @@ _children: dict[int, tuple[subprocess.Popen[bytes], str]] = {}
 
 
 def free_ports(count: int) -> tuple[int, ...]:
-    """Find different ports that are free at this moment."""
-    listeners = [socket.socket() for _ in range(count)]
-    try:
-        for listener in listeners:
-            listener.bind((HOST, 0))
-        return tuple(listener.getsockname()[1] for listener in listeners)
-    finally:
-        for listener in listeners:
-            listener.close()
+    """Find different ports that are free at this moment.
+
+    They are below the ports that systems give to outgoing connections (32768 and up on Linux, 49152
+    elsewhere): any program's connection could hold one of those when a server starts again.
+    """
+    candidates = random.SystemRandom().sample(_SERVER_PORTS, k=len(_SERVER_PORTS))
+    free = tuple(islice(filter(_is_free, candidates), count))
+    if len(free) < count:
+        raise OSError(f"fewer than {count} ports of {HOST} are free in {_SERVER_PORTS}")
+    return free
 
 
 def all_free(ports: Sequence[int]) -> bool:
