@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
+from heapq import nsmallest
 from typing import Any, Final
 
 import numpy as np
@@ -13,11 +16,11 @@ import polars as pl
 import pyarrow as pa
 
 from partitioning.dtypes import arrow_schema_of, parse_type, polars_schema_of, unpack_schema
-from partitioning.errors import BadObjectsError, ColumnError, FilterError
+from partitioning.errors import BadObjectsError, ColumnError, FilterError, PlanningError
 from partitioning.explain import PlanResult, explain
 from partitioning.filters import bind, check_columns
 from partitioning.footers import FooterBatch, FooterGroup, FooterSpec, read_footers
-from partitioning.listing import list_objects
+from partitioning.listing import Listing, list_objects
 from partitioning.model import Plan, Status
 from partitioning.plan_builder import freeze, rules_of
 from partitioning.pruning import PartitionFilter
@@ -39,11 +42,15 @@ MapStage = Callable[
 ]
 """Function that maps a function over groups elsewhere, and yields the results in any order. The
 function (with its reader), the groups and the results can be pickled."""
+ChooseColumns = Callable[[pl.Schema], tuple[str, ...] | None]
+"""Function that returns the columns that will be read, of a schema; None if it does not know."""
 Progress = Callable[[int, int], None]
 """Function that is called with the number of footers read and to read."""
 
 _GROUP_SIZE: Final = 1_000
 """Number of footers in a group for a mapper."""
+_SAMPLES: Final = 3
+"""Maximum number of objects whose footers are tried for the schema that columns are chosen from."""
 _FAIL_FAST: Final = 16
 """Number of footers above which the first is read alone, to refuse a bad request early."""
 
@@ -55,6 +62,7 @@ def plan_dataset(
     previous: Plan | None = None,
     mapper: MapStage | None = None,
     progress: Progress | None = None,
+    choose_columns: ChooseColumns | None = None,
 ) -> PlanResult:
     """Plan the chunks of a Parquet dataset.
 
@@ -69,6 +77,8 @@ def plan_dataset(
             size are reused if the columns and the filter are the same.
         mapper: Reads the footers elsewhere, if there are at least `request.map_threshold`.
         progress: Called with the number of footers read so far.
+        choose_columns: Chooses `request.size_columns`, given the schema of one of the first objects
+            (by URI) that can be read; not called if there is none.
 
     Returns:
         The plan, its figures, and the changes since `previous`.
@@ -101,6 +111,10 @@ def plan_dataset(
     """
     begun = time.perf_counter()
     listing = list_objects(request, reader)
+    if choose_columns is not None:
+        sample = _sample_schema(request, reader, listing)
+        columns = None if sample is None else choose_columns(sample)
+        request = replace(request, size_columns=columns)
     snapshot = take_snapshot(
         listing, lenient=request.schema == "union", hive_types=dict(request.hive_types)
     )
@@ -140,6 +154,20 @@ def plan_dataset(
         seconds=time.perf_counter() - begun,
     )
     return PlanResult(plan, figures, changes)
+
+
+def _sample_schema(request: PlanRequest, reader: Reader, listing: Listing) -> pl.Schema | None:
+    """Return the schema of one of the first objects that can be read; None if there is none."""
+    request = replace(request, filter=(), size_columns=None)
+    named = zip(listing.objects, listing.directories, strict=True)
+    for info, directory in nsmallest(_SAMPLES, named, key=lambda pair: pair[0].uri):
+        alone = Listing([info], [directory])
+        with suppress(PlanningError):
+            snapshot = take_snapshot(alone, lenient=True, hive_types=dict(request.hive_types))
+            footers = _Footers(request, reader, snapshot, [()], mapper=None, progress=None)
+            footers.read()
+            return footers.check()[1]
+    return None
 
 
 def _prune(request: PlanRequest, snapshot: Snapshot) -> list[tuple[int, ...]]:

@@ -173,7 +173,7 @@ def run_job(
         with display, record_interrupts(display.stopping):
             listen("plan", None)
             early = prepare(job, settings, resume)
-            if early is not None:
+            if early.run is not None:
                 display.planned(early.run)
             summary = launch(job, settings, listen, resume, early=early, began=began)
     except RunIncompleteError as error:

@@ -6,9 +6,12 @@ import os
 import resource
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from platform import python_version
+from types import MappingProxyType
 from typing import Any
 
 PACKAGES = ("chunkmap", "distributed", "polars", "prefect", "pyarrow")
@@ -38,7 +41,8 @@ class ProcessInfo:
     """Batches that it maps: run, batch, chunks, done, since."""
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Return the versions of Python (without its patch level) and of PACKAGES."""
     found = {"python": ".".join(python_version().split(".")[:2])}
     for name in PACKAGES:
@@ -46,7 +50,7 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "none"
-    return found
+    return MappingProxyType(found)
 
 
 def about() -> ProcessInfo:
@@ -60,7 +64,7 @@ def about() -> ProcessInfo:
     return ProcessInfo(
         host=socket.gethostname(),
         pid=os.getpid(),
-        versions=versions(),
+        versions=dict(versions()),
         clock=time.time(),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         cores=cores,

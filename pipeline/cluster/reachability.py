@@ -17,7 +17,7 @@ def check_scheduler(address: str, timeout: float, security: Security | None = No
 
     if address.startswith("tls://") and security is None:
         raise EngineUnavailableError(
-            f"the Dask scheduler at {address} (dask.scheduler) wants a certificate, and none is set",
+            f"the Dask scheduler at {address} (dask.scheduler) wants a certificate; none is set",
             hint="set dask.tls.ca, dask.tls.cert and dask.tls.key",
         )
 

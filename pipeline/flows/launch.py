@@ -17,7 +17,7 @@ from pipeline.errors import ChunkmapError, EngineUnavailableError, RunCancelledE
 from pipeline.flows.server import check_access, connect, drain, talking_to
 from pipeline.logs import set_up_driver
 from pipeline.processes import exit_without_waiting, exits_without_waiting
-from pipeline.runs.driver.early_plan import EarlyPlan, plan_early
+from pipeline.runs.driver.early_plan import BackgroundPlan, EarlyPlan, plan_early
 from pipeline.runs.driver.plan import ResumeOptions
 from pipeline.runs.driver.summary import RunSummary
 from pipeline.storage import open_storage
@@ -41,13 +41,13 @@ PREFECT_RETRIES = 1
 takes a minute."""
 
 
-def prepare(job: Job, settings: Settings, resume: ResumeOptions) -> EarlyPlan | None:
+def prepare(job: Job, settings: Settings, resume: ResumeOptions) -> EarlyPlan:
     """Plan a run before Prefect and Dask are loaded, which takes ten times as long.
 
     So an input that cannot be mapped is refused at once, and leaves no failed flow run behind.
 
     Returns:
-        The planned run; None if the flow is to plan it, since it needs the cluster for that, or
+        The planned run; none if the flow is to plan it, since it needs the cluster for that, or
         since the cluster does not seem to exist, of which `launch` tells before anything is stored.
 
     Raises:
@@ -57,7 +57,7 @@ def prepare(job: Job, settings: Settings, resume: ResumeOptions) -> EarlyPlan | 
     """
     check_access(settings.prefect)
     if not (_answers(settings.dask.scheduler) and _is_installed(settings.dask.cluster_class)):
-        return None
+        return EarlyPlan(None, time.time(), 0.0)
     return plan_early(job, settings, open_storage(settings), resume)
 
 
@@ -98,7 +98,7 @@ def launch(
         settings: Where and how to run it.
         listen: Called with the phase and the progress.
         resume: Options for resuming it.
-        early: The run, if `prepare` has planned it.
+        early: The result of `prepare`; without it, the run is planned while Prefect and Dask start.
         began: Unix seconds when the command started, for the run's clock; default now.
 
     Raises:
@@ -112,9 +112,12 @@ def launch(
     from pipeline.flows.map_dataset import FlowOptions, map_dataset, options
 
     flow: Any = map_dataset.with_options(task_runner=_runner(settings))
+    plan = early or BackgroundPlan(
+        lambda: plan_early(job, settings, open_storage(settings), resume)
+    )
     if settings.dask.scheduler is None and settings.dask.cluster_class is None:
         listen("workers", None)
-    flow_options = FlowOptions(settings, listen, resume, job, early, began)
+    flow_options = FlowOptions(settings, listen, resume, job, plan, began)
     with options(flow_options):
         return _run_flow(api_url, flow_options.ended, partial(flow, job.name, job.to_yaml()))
 

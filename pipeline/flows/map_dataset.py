@@ -33,7 +33,7 @@ from pipeline.flows.server import flow_run_page
 from pipeline.flows.worker_code import check_code
 from pipeline.report.humanize import plural
 from pipeline.runs.admin.known_outputs import remember_output
-from pipeline.runs.driver.early_plan import EarlyPlan
+from pipeline.runs.driver.early_plan import BackgroundPlan, EarlyPlan
 from pipeline.runs.driver.executor import Executor
 from pipeline.runs.driver.orchestrator import Orchestrator, T
 from pipeline.runs.driver.plan import PreparedRun, ResumeOptions, plan_run
@@ -60,12 +60,17 @@ class FlowOptions:
     resume: ResumeOptions = field(default_factory=ResumeOptions)
     job: Job | None = None
     """The job, where the caller has it: its text is not parsed again."""
-    early: EarlyPlan | None = None
-    """The run, where the caller has planned it."""
+    early: EarlyPlan | BackgroundPlan | None = None
+    """The run, where the caller plans it."""
     began: float | None = None
     """Unix seconds when the command started; default when the flow starts."""
     ended: list[RunSummary | ChunkmapError] = field(default_factory=list)
     """The summary or error of the run, added when it ends, even if Prefect fails afterwards."""
+
+    def planned(self) -> EarlyPlan | None:
+        """Return the run that the caller has planned, once it is; None if the flow must plan it."""
+        early = self.early.result() if isinstance(self.early, BackgroundPlan) else self.early
+        return None if early is None or early.run is None else early
 
 
 _options: ContextVar[FlowOptions | None] = ContextVar("options", default=None)
@@ -89,8 +94,9 @@ def _current_options() -> FlowOptions:
 def plan_task(job_name: str, job: Job) -> PreparedRun:
     """Store the plan, or find the unfinished run of this job."""
     current = _current_options()
-    if current.early is not None:
-        return current.early.run
+    early = current.planned()
+    if early is not None and early.run is not None:
+        return early.run
     storage = open_storage(current.settings)
     context = FlowRunContext.get()
     mapper = cluster_mapper(context.task_runner) if context else None  # type: ignore[arg-type]
@@ -123,13 +129,13 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
     """
     current = _current_options()
     job = current.job or parse_job(job_yaml)
-    early, started = current.early, time.time()
-    if early is None:
-        current.listen("plan", None)
     context = FlowRunContext.get()
     assert context is not None, "a flow runs in a flow run's context"
     check_versions(context.task_runner)
     check_code(context.task_runner, job, current.settings)
+    started = time.time()
+    if not isinstance(current.early, EarlyPlan) or current.early.run is None:
+        current.listen("plan", None)
     # Quoted: Prefect would look into it for results of other tasks.
     task_parameter: Any = quote(job)
     planned = plan_task(name, task_parameter)
@@ -143,6 +149,7 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
         current.resume,
         current.listen,
     )
+    early = current.planned()
     if early is None:
         driver.heartbeat.begin(current.began, started)
     else:

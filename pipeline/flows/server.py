@@ -170,8 +170,33 @@ def talking_to(api_url: str, retries: int, *, beats: bool = False) -> Iterator[N
         settings[heartbeat] = HEARTBEAT_SECONDS
     elif heartbeat.value() == heartbeat.default():
         settings[heartbeat] = None  # The user has not enabled them.
-    with _prefect_settings(settings):
+    with _prefect_settings(settings), _shared_client(api_url, password or ""):
         yield
+
+
+@contextmanager
+def _shared_client(api_url: str, password: str) -> Iterator[None]:
+    """Let flow runs of the block use one client of this process.
+
+    Prefect makes one per flow run, which takes a request and 30 ms of processor time, most of it
+    for the certificates of authorities.
+    """
+    from prefect.context import SyncClientContext
+
+    context = SyncClientContext.model_construct(client=_client(api_url, password))
+    token = SyncClientContext.__var__.set(context)
+    try:
+        yield
+    finally:
+        SyncClientContext.__var__.reset(token)
+
+
+@cached(LRUCache(maxsize=4), lock=Lock())
+def _client(api_url: str, password: str) -> Any:
+    """Return the client for the current settings, which name this address and password."""
+    from prefect.client.orchestration import get_client
+
+    return get_client(sync_client=True).__enter__()  # Never exited: it is kept.
 
 
 @contextmanager

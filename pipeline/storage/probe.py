@@ -31,7 +31,7 @@ MAX_SERVICES = 20
 
 
 def require_conditional_writes(storage: Storage, output: str) -> None:
-    """Check, once per output and service, that conditional writes to an output work.
+    """Check that conditional writes to an output work, once per process, output and service.
 
     With `s3.conditional_writes: single-writer` it does nothing.
 
@@ -45,10 +45,14 @@ def require_conditional_writes(storage: Storage, output: str) -> None:
     backend = storage.backend(output)
     if not isinstance(backend, S3Objects) or not backend.conditional:
         return
-    state, service = state_prefix(parse(output).uri), backend.service
+    location, service = parse(output), backend.service
+    state, bucket = state_prefix(location.uri), location.bucket
+    if bucket in backend.proven_buckets:
+        return
     record = storage.get_or_none(join(state, PROBE_FILE))
     passed = [] if record is None else _read_passed(record.data)
     if service in passed:
+        backend.proven_buckets.add(bucket)
         return
     problem = find_condition_problem(storage, join(state, "probe"))
     if problem is not None:
@@ -59,6 +63,7 @@ def require_conditional_writes(storage: Storage, output: str) -> None:
             "works on this output, set s3.conditional_writes to single-writer "
             "(docs/guides/cluster.md)",
         )
+    backend.proven_buckets.add(bucket)
     passed = [*passed, service][-MAX_SERVICES:]
     storage.put(join(state, PROBE_FILE), json.dumps({"version": 1, "passed": passed}).encode())
 

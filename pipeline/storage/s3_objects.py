@@ -73,6 +73,8 @@ class S3Objects(S3Client, Backend):
         super().__init__(access, retry, requests)
         self.conditional = conditional
         self.copy_bytes = COPY_BYTES
+        self.proven_buckets: set[str] = set()
+        """Buckets whose service honours the conditions of writes (see `pipeline.storage.probe`)."""
         self._bare_etags = False
         """Whether this service needs ETags without quotes in conditions of writes."""
 

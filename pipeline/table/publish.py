@@ -229,7 +229,7 @@ def _claim_and_finish(
         current = table_log.manifest(head.current)
         # The history also has commits that an overwrite or a rollback has replaced since.
         base = min(commit.base for commit in commits)
-        entries = table_log.entries(base)
+        entries = table_log.history(current.number, base)
         _refuse_released(commits, entries)
         published = {entry.name for entry in entries}
         unpublished = [commit for commit in commits if commit.entry.name not in published]
@@ -262,9 +262,9 @@ def commits_of(table_log: TableLog, run: str, base: int) -> list[CommitEntry]:
     return [entry for entry in table_log.entries(base) if entry.run == run]
 
 
-def released_names(table_log: TableLog, run: str, base: int) -> list[str]:
-    """Return the names of a run's commits that a repair has released since its base manifest."""
-    names = [name for entry in table_log.entries(base) for name in entry.releases]
+def released_names(entries: Sequence[CommitEntry], run: str) -> list[str]:
+    """Return the names of a run's commits that a repair has released, as some commits say."""
+    names = [name for entry in entries for name in entry.releases]
     return [name for name in names if run_of(name) == run]
 
 

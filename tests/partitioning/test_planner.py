@@ -5,8 +5,10 @@ from __future__ import annotations
 import pickle
 import random
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -97,6 +99,27 @@ def test_planning_again_gives_the_plan_that_planning_afresh_gives(
     is_known = second.min_part > 200
     read = len(after) - len(same)
     assert len(reader.lengths) == read if is_known else read <= len(reader.lengths) <= len(after)
+
+
+@settings(max_examples=50, deadline=None)
+@given(datasets(), st.sampled_from([None, (), ("id",), ("p",)]))
+def test_columns_chosen_by_a_schema_are_columns_that_were_given(
+    objects: dict[str, bytes], columns: tuple[str, ...] | None
+) -> None:
+    request = PlanRequest("s3://b/t/", size_columns=columns, on_bad_object="skip")
+    seen: list[pl.Schema] = []
+
+    def choose(schema: pl.Schema) -> tuple[str, ...] | None:
+        seen.append(schema)
+        return columns
+
+    bad = {"s3://b/t/p=0/0.parquet": b"no Parquet", **objects}
+    expected = plan_dataset(request, DictReader(bad)).plan
+    chosen = plan_dataset(
+        replace(request, size_columns=None), DictReader(bad), choose_columns=choose
+    ).plan
+    assert chosen.to_bytes() == expected.to_bytes()
+    assert [schema.names() for schema in seen] == [["id", "p"]]
 
 
 @st.composite

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import uuid
 from collections.abc import Sequence
 
@@ -24,6 +25,7 @@ from pipeline.storage import (
     open_storage,
     require_conditional_writes,
 )
+from pipeline.storage.storage import S3Services
 from pipeline.table.log import TableLog
 from tests.servers.forgetful import CONDITIONS, forgetful
 from tests.servers.launching import BUCKET, Server
@@ -128,24 +130,31 @@ def test_a_single_writer_still_creates_once(prefix: str, seaweedfs: Server) -> N
         assert storage.get(join(prefix, "a")).data == b"three"
 
 
-def test_a_service_is_tried_once_per_output(prefix: str, seaweedfs: Server) -> None:
+def test_a_service_is_tried_once_per_bucket_and_output(prefix: str, seaweedfs: Server) -> None:
     with forgetful(seaweedfs, ()) as (server, asked):
-        storage = open_storage(settings_of(server))
-        output = join(prefix, "out/")
+
+        def requests(output: str, settings: Settings) -> int:
+            asked.clear()
+            require_conditional_writes(Storage({"s3": S3Services(settings.s3)}), output)
+            return len(asked)
+
+        through, output = settings_of(server), join(prefix, "out/")
+        assert requests(output, through) > 5
+        record = join(prefix, "out.chunkmap", "probe.json")
+        storage = open_storage(through)
+        assert [info.uri for info in storage.objects(prefix)] == [record]
+        assert requests(output, through) == 1  # Another process reads what was stored.
         require_conditional_writes(storage, output)
-        assert len(asked) > 5
-        assert [info.uri for info in storage.objects(prefix)] == [
-            join(prefix, "out.chunkmap", "probe.json")
-        ]
         asked.clear()
+        # In the same process the whole bucket is known.
         require_conditional_writes(storage, output)
-        assert len(asked) == 1
+        require_conditional_writes(storage, join(prefix, "other/"))
+        assert asked == []
         # Another way to the same store, such as a proxy, is another service.
-        require_conditional_writes(open_storage(settings_of(seaweedfs)), output)
-        storage.put(join(prefix, "out.chunkmap", "probe.json"), b"[not JSON")
-        asked.clear()
-        require_conditional_writes(storage, output)
-        assert len(asked) > 5
+        assert requests(output, settings_of(seaweedfs)) == 0  # Not through the proxy.
+        assert len(json.loads(storage.get(record).data)["passed"]) == 2
+        storage.put(record, b"[not JSON")
+        assert requests(output, through) > 5
 
 
 @pytest.mark.parametrize("name", ["seaweedfs", "ministack", "moto"])

@@ -17,7 +17,6 @@ from pipeline.runs.driver.schemas import check_schemas, columns_of_run
 from pipeline.runs.ledger.records import Progress, RunRecord
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Commit, CommitEntry, rule_of
-from pipeline.table.publish import commits_of
 from pipeline.table.replay import window_label
 
 
@@ -61,17 +60,24 @@ class Drafting:
     """How the input is cut into windows; None: the run is one commit."""
     windows: Mapping[str, WindowChunks]
 
-    def drafts(self, released: Sequence[str], *, without_failed: bool) -> list[Commit]:
+    def drafts(
+        self,
+        published: Sequence[CommitEntry],
+        released: Sequence[str],
+        *,
+        without_failed: bool,
+    ) -> list[Commit]:
         """Draft the commits of all complete windows, or of the complete run.
 
         Args:
+            published: Commits of the output since the run's base, also of other runs.
             released: Names of commits of the run that a repair has released.
             without_failed: Draft also what lacks chunks.
 
         Raises:
             SchemaChangedError: a column is all null in some of the chunks, and not in others.
         """
-        entries = commits_of(self.table_log, self.record.run, self.record.base)
+        entries = [entry for entry in published if entry.run == self.record.run]
         by_window: dict[str | None, list[CommitEntry]] = defaultdict(list)
         for entry in entries:
             by_window[entry.window].append(entry)

@@ -6,8 +6,8 @@ import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -15,13 +15,10 @@ from polars.io.plugins import register_io_source
 
 from partitioning import (
     Plan,
-    PlanningError,
     PlanRequest,
     PlanResult,
     plan_dataset,
 )
-from partitioning.hive_paths import raw_values
-from partitioning.listing import list_objects
 from partitioning.windows import WindowFilter
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
@@ -238,9 +235,14 @@ def plan_input(
     transform = load_transform(job.transform, job.params, settings.transforms)
     reader, tables = StorageReader(storage), declared_tables(job)
     request = replace(plan_request(job, settings, None), keep=keep)
-    if job.input.columns is None:
-        request = replace(request, size_columns=_columns_read(request, reader, transform, tables))
-    result = plan_dataset(request, reader, previous=previous, mapper=mapper)
+    choose = partial(_columns_read, transform, tables) if request.columns is None else None
+    result = plan_dataset(
+        request,
+        reader,
+        previous=previous,
+        mapper=mapper,
+        choose_columns=choose,
+    )
     refuse_many_quarantined(job, result.plan, {skipped.uri for skipped in result.plan.skipped})
     visible = result.plan.dtypes
     if job.input.columns is not None:
@@ -264,22 +266,10 @@ def declared_tables(job: Job) -> Tables:
 
 
 def _columns_read(
-    request: PlanRequest, reader: StorageReader, transform: Transform, tables: Tables
+    transform: Transform, tables: Tables, schema: pl.Schema
 ) -> tuple[str, ...] | None:
-    """Return the columns that the transform reads of a sample object, to estimate sizes."""
-    listed = list_objects(request, reader)
-    for info, directory in sorted(
-        zip(listed.objects, listed.directories, strict=True), key=lambda pair: pair[0].uri
-    )[:3]:
-        alone = replace(request, uri=info.uri, filter=(), keep=None, include=("**",), exclude=())
-        with suppress(PlanningError):
-            schema = plan_dataset(alone, reader).plan.dtypes
-            # Planned alone, the object also has the partition columns above the input's prefix.
-            above = {name for name, _ in raw_values(info.uri)}
-            above -= {name for name, _ in raw_values(directory)}
-            columns = probe(transform, schema, tables).columns
-            return columns and tuple(name for name in columns if name not in above)
-    return None
+    """Return the columns that the transform reads; None if unknown."""
+    return probe(transform, schema, tables).columns
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,6 @@ from pipeline.table.manifest import Commit, CommitEntry, Manifest
 from pipeline.table.publish import (
     Published,
     amend,
-    commits_of,
     publish_all,
     refuse_released,
     released_names,
@@ -118,9 +117,10 @@ def publish_run(
             amend(table_log, vanished, record.run, files_of(table_log.output, done))
         while True:
             manifest = finish_open_claim(table_log)
-            released = released_names(table_log, record.run, record.base)
+            entries = table_log.history(manifest.number, record.base)
+            released = released_names(entries, record.run)
             refuse_released(table_log, done, released)
-            drafts = drafting.drafts(released, without_failed=without_failed)
+            drafts = drafting.drafts(entries, released, without_failed=without_failed)
             if not drafts:
                 break
             published += publish(table_log, drafts, ledger.accepted(), widens=ledger.widens).commits
@@ -131,7 +131,8 @@ def publish_run(
         error.attempts += vanished_duplicates(table_log, progress.duplicates)
         ledger.void(error.attempts)
         raise
-    _finish(ledger, table_log, progress, manifest, published)
+    own = [entry for entry in entries if entry.run == record.run]
+    _finish(ledger, table_log, progress, manifest, own=own, published=published)
     if job.reduce and ledger.published() is not None:
         drop_partials(storage, ledger)
     return manifest.number
@@ -173,21 +174,30 @@ def _finish(
     table_log: TableLog,
     progress: Progress,
     manifest: Manifest,
+    *,
+    own: Sequence[CommitEntry],
     published: Sequence[Commit],
 ) -> None:
-    """Abort duplicates, and record the run as published once all its planned chunks are."""
-    record = ledger.record()
+    """Abort duplicates, and record the run as published once all its planned chunks are.
+
+    Args:
+        ledger: Ledger of the run.
+        table_log: Log of the output.
+        progress: What the ledger has.
+        manifest: The current manifest.
+        own: The run's commits in it and before.
+        published: Commits that were published just now.
+    """
     attempts = pl.concat([progress.completions, progress.duplicates])
     if published:
         files = pl.concat([commit.files for commit in published])
         theirs = attempts.join(files.select("chunk"), on="chunk", how="semi")
         abort_duplicates(table_log, theirs.join(files.select("attempt"), on="attempt", how="anti"))
-    entries = commits_of(table_log, record.run, record.base)
-    is_complete = any(entry.window is None and not entry.missing for entry in entries)
-    is_complete |= sum(entry.files for entry in entries) >= record.chunks
-    if not entries or not is_complete or ledger.published() is not None:
+    is_complete = any(entry.window is None and not entry.missing for entry in own)
+    is_complete |= sum(entry.files for entry in own) >= len(ledger.plan())
+    if not own or not is_complete or ledger.published() is not None:
         return
     # A driver that published some of it may have died before it aborted duplicates.
-    chosen = pl.concat([commit.files.select("attempt") for commit in table_log.load_all(entries)])
+    chosen = pl.concat([commit.files.select("attempt") for commit in table_log.load_all(own)])
     abort_duplicates(table_log, attempts.join(chosen, on="attempt", how="anti"))
     ledger.note_published(manifest.number)

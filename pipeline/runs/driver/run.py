@@ -74,7 +74,7 @@ class RunDriver:
     listen: Listener = lambda phase, progress: None
     heartbeat: Heartbeat = field(init=False)
     map_stage: MapStage | None = None
-    _cancel_checked: float = 0.0
+    _cancel_checked: float = field(default_factory=time.monotonic)
     _round: int = 0
     _imports: Thread | None = None
 
@@ -124,7 +124,8 @@ class RunDriver:
 
     def _drive(self) -> RunSummary:
         ledger = self.planned.ledger
-        retry_until_available(ledger.clear_cancel)
+        if not self.planned.is_new:
+            retry_until_available(ledger.clear_cancel)
         self.heartbeat.runs(self.planned.fingerprint, self.job.transform)
         with drive_session(self.job.name, self.heartbeat.write) as session:
             try:

@@ -20,6 +20,7 @@ import polars as pl
 
 from partitioning import Plan
 from partitioning.integrity import checked_plan
+from pipeline.concurrency import map_concurrently
 from pipeline.config.job import Job, date_to_json, keys_at_default, parse_job
 from pipeline.errors import (
     AccessDeniedError,
@@ -160,16 +161,22 @@ class Ledger:
         )
         # The record comes last: a run with a record is complete. Another plan of the same chunks
         # may differ in estimates or skipped objects: the first one stored counts.
-        with suppress(AlreadyExistsError):
-            storage.put_new(ledger.prefix + "plan.arrow", plan.to_bytes())
-            ledger._stored_plan = plan
-        with suppress(AlreadyExistsError):
-            storage.put_new(ledger.prefix + "job.yaml", seal_text(job.to_yaml()))
-            ledger._job = job
+        parts = {"plan.arrow": plan.to_bytes(), "job.yaml": seal_text(job.to_yaml())}
+        is_first = map_concurrently(lambda part: ledger._put_first(*part), parts.items())
+        ledger._stored_plan = plan if is_first[0] else None
+        ledger._job = job if is_first[1] else None
         with suppress(AlreadyExistsError):
             document = seal_json(record.model_dump_json(indent=1).encode())
             storage.put_new(ledger.prefix + "run.json", document)
         return ledger
+
+    def _put_first(self, name: str, data: bytes) -> bool:
+        """Store an object unless there is one; return whether it was stored."""
+        try:
+            self._storage.put_new(self.prefix + name, data)
+        except AlreadyExistsError:
+            return False
+        return True
 
     @classmethod
     def open(cls, storage: Storage, run_uri: str) -> Self:
