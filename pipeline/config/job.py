@@ -219,6 +219,16 @@ CompressionText = Annotated[
     WithJsonSchema({"type": "string", "pattern": _COMPRESSION_PATTERN}),
 ]
 Uri = Annotated[str, AfterValidator(_uri)]
+
+
+def _distinct(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    for at, name in enumerate(names or ()):
+        if name in (names or ())[:at]:
+            raise ValueError(f"column {name!r} is named twice")
+    return names
+
+
+ColumnName = Annotated[str, Field(min_length=1)]
 Function = Annotated[
     str, AfterValidator(_function), WithJsonSchema({"type": "string", "pattern": _FUNCTION_PATTERN})
 ]
@@ -348,6 +358,18 @@ class Output(_Part):
     defaults of Polars' writer (`plain`). Small results and nested columns take the defaults."""
     row_group_rows: PositiveInt | None = None
     """Number of rows per row group. Default: the writer's."""
+    row_group_bytes: Size | None = None
+    """Target size of a row group: bytes of its rows in memory. With `row_group_rows` too, the one
+    that is reached first counts."""
+    sort_by: Annotated[tuple[ColumnName, ...], AfterValidator(_distinct)] = ()
+    """Columns of the result by which the rows of each file are sorted, ascending, nulls first.
+    Equal rows keep their order."""
+    dictionary: Annotated[tuple[ColumnName, ...] | None, AfterValidator(_distinct)] = None
+    """Columns that are written with a dictionary; no other column is. Default: as `encoding`
+    says."""
+    page_index: bool = False
+    """Write a page index into every file, by which readers with a filter skip pages within a row
+    group. Default: only Polars' writer, which writes small results, adds one."""
     keep_versions: NonNegativeInt = 1
     """Number of replaced versions that are kept for `rollback`."""
 

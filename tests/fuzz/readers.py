@@ -15,7 +15,13 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.runs.worker.encoding import MIN_ROWS, Compression, encodings_text, write_parquet
+from pipeline.runs.worker.encoding import (
+    MIN_ROWS,
+    Compression,
+    FileFormat,
+    encodings_text,
+    write_parquet,
+)
 from tests.runs.worker.test_encoding import line_items
 
 SCRIPT = r"""
@@ -94,7 +100,7 @@ def main() -> int:
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         path, plain = Path(folder, "auto.parquet"), Path(folder, "plain.parquet")
-        data, chosen = write_parquet(frame, Compression("zstd"))
+        data, chosen = write_parquet(frame, FileFormat(Compression("zstd")))
         path.write_bytes(data)
         frame.write_parquet(plain, use_pyarrow=True)
         print(encodings_text(chosen))

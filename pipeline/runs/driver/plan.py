@@ -47,7 +47,7 @@ from pipeline.runs.ledger.records import RunRecord
 from pipeline.runs.transforms.fingerprint import scheme_of
 from pipeline.runs.transforms.loading import Transform, job_fingerprint, load_transform
 from pipeline.runs.transforms.user_code import is_from_signal
-from pipeline.runs.worker.chunk import filter_of
+from pipeline.runs.worker.chunk import filter_of, missing_column
 from pipeline.storage import Storage, StorageReader, Tables, parse, replaced_tables
 from pipeline.storage.table_versions import TableVersion
 from pipeline.table.columns import Columns, stored_columns
@@ -247,7 +247,18 @@ def plan_input(
     visible = result.plan.dtypes
     if job.input.columns is not None:
         visible = pl.Schema({name: visible[name] for name in job.input.columns})
-    return PlannedInput(result, transform, probe(transform, visible, tables), tables)
+    probed = probe(transform, visible, tables)
+    _refuse_missing_columns(job, probed)
+    return PlannedInput(result, transform, probed, tables)
+
+
+def _refuse_missing_columns(job: Job, probed: Probe) -> None:
+    """Refuse an output that names columns which no result has."""
+    # The columns after a reduce, and those that depend on data, are known when they are there.
+    if job.reduce is None and probed.is_static and probed.schema is not None:
+        problem = missing_column(job.output, probed.schema)
+        if problem:
+            raise JobError(problem, hint=f"change the output, or what {job.transform} returns")
 
 
 def declared_tables(job: Job) -> Tables:

@@ -58,6 +58,10 @@ from pipeline.table.errors import refuse_newer
 log = logging.getLogger(__name__)
 
 
+_LATER_KEYS = ("encoding", "row_group_bytes", "sort_by", "dictionary", "page_index")
+"""Keys of the output that ids of runs leave out at their defaults: releases have added them."""
+
+
 def run_id(
     plan: Plan,
     job: Job,
@@ -79,7 +83,7 @@ def run_id(
     release 0.1.0.
     """
     # Options that may change in a mapped run do not count.
-    free = {"keep_versions", "schema_", *keys_at_default(job.output, "encoding")}
+    free = {"keep_versions", "schema_", *keys_at_default(job.output, *_LATER_KEYS)}
     output = job.output.model_dump(mode="json", exclude=free)
     output["uri"] = parse(job.output.uri).uri.rstrip("/")
     parts: list[Any] = [plan.id, job.transform, fingerprint, job.params, output]

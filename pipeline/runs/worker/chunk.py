@@ -7,8 +7,9 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
 import polars as pl
@@ -16,7 +17,7 @@ import psutil
 
 from partitioning import Chunk, Filter, Plan, Term, filter_expr
 from pipeline.concurrency import single_flight
-from pipeline.config.job import Job
+from pipeline.config.job import Job, Output
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import StateError, TransformError
 from pipeline.runs.ledger.keys import output_uri
@@ -26,10 +27,9 @@ from pipeline.runs.transforms.loading import Transform, job_fingerprint, load_tr
 from pipeline.runs.transforms.user_code import user_code
 from pipeline.runs.worker.chunk_source import ChunkSource, ReadOptions, engine_for
 from pipeline.runs.worker.encoding import (
-    Compression,
+    FileFormat,
     encodings_text,
     write_parquet,
-    write_with_defaults,
 )
 from pipeline.runs.worker.key_columns import without_key_columns
 from pipeline.runs.worker.null_types import fill_types
@@ -160,12 +160,40 @@ def encode(frame: pl.DataFrame, job: Job) -> tuple[memoryview, str]:
     Returns:
         The file, and its columns by encoding (see `Completion.encodings`).
     """
-    compression, rows = Compression.parse(job.output.compression), job.output.row_group_rows
     with user_code(job.transform, "returned a frame that cannot be written:"):
-        if job.output.encoding == "plain":
-            return write_with_defaults(frame, compression, rows), ""
-        data, chosen = write_parquet(frame, compression, rows)
+        data, chosen = write_parquet(frame, FileFormat.of(job.output))
         return data, encodings_text(chosen)
+
+
+def arrange(frame: pl.DataFrame, job: Job) -> pl.DataFrame:
+    """Put the rows of a result in the order of its files (`output.sort_by`).
+
+    Raises:
+        TransformError: the result lacks columns that the output names, or they have no order.
+    """
+    problem = missing_column(job.output, frame.columns)
+    if problem:
+        raise TransformError(problem)
+    if not job.output.sort_by:
+        return frame
+    # By position: a name such as `*` or `^k$` would be taken as a pattern.
+    keys = [pl.nth(frame.columns.index(name)) for name in job.output.sort_by]
+    with user_code(job.transform, "returned columns that cannot be sorted (output.sort_by):"):
+        return frame.sort(keys, maintain_order=True)
+
+
+def missing_column(output: Output, columns: Collection[str]) -> str:
+    """Name a column that an output's settings name and a result lacks; empty if there is none."""
+    for key in ("sort_by", "dictionary"):
+        for name in getattr(output, key) or ():
+            if name not in columns:
+                near = get_close_matches(name, columns, 1)
+                return (
+                    f"output.{key} names the column {name!r}, which the result lacks; "
+                    + (f"did you mean {near[0]!r}? " if near else "")
+                    + f"it has {', '.join(columns) or 'no columns'}"
+                )
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +263,8 @@ def compute(
 def stage(context: RunContext, mapped: ComputedChunk, batch: str, worker: str) -> Completion:
     """Encode and stage a computed chunk; return its completion."""
     clock = time.perf_counter()
-    frame = without_key_columns(mapped.frame, mapped.chunk, context.schema)
+    frame = arrange(mapped.frame, context.job)
+    frame = without_key_columns(frame, mapped.chunk, context.schema)
     data, encodings = encode(frame, context.job)
     encoding, clock = time.perf_counter() - clock, time.perf_counter()
     mapped = replace(

@@ -22,6 +22,8 @@ import polars.selectors as cs
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.config.job import Output
+
 Codec = Literal["zstd", "snappy", "lz4", "gzip", "brotli", "uncompressed"]
 Encoding = Literal["dictionary", "plain", "delta"]
 
@@ -45,6 +47,8 @@ OLDEST = pl.CompatLevel.oldest()
 """Arrow without string views, which pyarrow's writer does not take."""
 DEFAULT_ROW_GROUP_ROWS = 1 << 18
 """Rows per row group, as Polars writes them."""
+MAX_ROW_GROUP_ROWS = 1 << 20
+"""Maximum rows of a row group of a size in bytes, unless the job names a number."""
 
 
 MAX_TEXT = 1_000
@@ -76,30 +80,102 @@ class Compression:
         return cls(codec, int(level) if level else None)  # type: ignore[arg-type]
 
     @property
+    def arrow_codec(self) -> str:
+        """Name of the codec in pyarrow."""
+        return "none" if self.codec == "uncompressed" else self.codec
+
+    @property
     def levels(self) -> tuple[int | None, ...]:
         """Levels to choose from: zstd's first pays for bytes that hardly compress."""
         return (1, 3) if self.codec == "zstd" and self.level is None else (self.level,)
 
 
+@dataclass(frozen=True, slots=True)
+class FileFormat:
+    """How Parquet files are written."""
+
+    compression: Compression
+    chooses: bool = True
+    """Whether an encoding is chosen for each column of large, flat frames."""
+    row_group_rows: int | None = None
+    """Maximum rows of a row group; None: the writer's."""
+    row_group_bytes: int | None = None
+    """Target bytes of a row group in memory; None: no target."""
+    dictionary: tuple[str, ...] | None = None
+    """Columns with a dictionary; None: as chosen, or the writer's."""
+    page_index: bool = False
+
+    @classmethod
+    def of(cls, output: Output) -> FileFormat:
+        """Return the format of an output's files."""
+        return cls(
+            Compression.parse(output.compression),
+            output.encoding == "auto",
+            output.row_group_rows,
+            output.row_group_bytes,
+            output.dictionary,
+            output.page_index,
+        )
+
+    @property
+    def needs_arrow(self) -> bool:
+        """Whether Polars' own writer lacks a setting of it."""
+        return self.page_index or self.dictionary is not None
+
+    def group_rows(self, frame: pl.DataFrame) -> int | None:
+        """Return the rows of a row group; the same for equal frames."""
+        if self.row_group_bytes is None or not frame.height:
+            return self.row_group_rows
+        # Not `estimated_size`, which depends on how the frame was made.
+        row = frame.to_arrow(compat_level=OLDEST).nbytes / frame.height
+        rows = max(1, int(self.row_group_bytes / max(row, 1e-9)))
+        return min(rows, self.row_group_rows or MAX_ROW_GROUP_ROWS)
+
+    def choose(self, frame: pl.DataFrame) -> dict[str, ColumnEncoding]:
+        """Choose how each column is written; nothing where the writer's defaults are used."""
+        if not (self.chooses and can_choose(frame)):
+            return {}
+        chosen = choose_encodings(frame, self.compression)
+        if self.dictionary is None:
+            return chosen
+        return {name: self._told(name, how) for name, how in chosen.items()}
+
+    def _told(self, name: str, how: ColumnEncoding) -> ColumnEncoding:
+        assert self.dictionary is not None, "only a list of columns tells"
+        if name in self.dictionary:
+            return how._replace(encoding="dictionary")
+        return how._replace(encoding="plain") if how.encoding == "dictionary" else how
+
+    def arrow_options(self, chosen: dict[str, ColumnEncoding]) -> dict[str, Any]:
+        """Return pyarrow's arguments."""
+        if chosen:
+            return _options(chosen, self.compression) | {"write_page_index": self.page_index}
+        return {
+            "compression": self.compression.arrow_codec,
+            "compression_level": self.compression.level,
+            "use_dictionary": True if self.dictionary is None else list(self.dictionary),
+            "write_page_index": self.page_index,
+        }
+
+
 def write_parquet(
-    frame: pl.DataFrame, compression: Compression, row_group_rows: int | None = None
+    frame: pl.DataFrame, how: FileFormat
 ) -> tuple[memoryview, dict[str, ColumnEncoding]]:
-    """Encode a frame as the bytes of a Parquet file, with an encoding chosen for each column.
+    """Encode a frame as the bytes of a Parquet file.
 
     Returns:
-        The file, and the encodings; none where the frame is small or has nested or other types for
-        which nothing is chosen: then Polars writes it with its defaults.
+        The file, and the encodings chosen for its columns; none where the frame is small or has
+        nested or other types for which nothing is chosen.
     """
-    if not can_choose(frame):
-        return write_with_defaults(frame, compression, row_group_rows), {}
-    chosen = choose_encodings(frame, compression)
-    table = frame.to_arrow(compat_level=OLDEST)
+    chosen, rows = how.choose(frame), how.group_rows(frame)
+    if not chosen and not how.needs_arrow:
+        return _write_with_polars(frame, how.compression, rows), {}
     sink = io.BytesIO()
     pq.write_table(
-        table,
+        frame.to_arrow(compat_level=OLDEST),
         sink,
-        row_group_size=row_group_rows or DEFAULT_ROW_GROUP_ROWS,
-        **_options(chosen, compression),
+        row_group_size=rows or DEFAULT_ROW_GROUP_ROWS,
+        **how.arrow_options(chosen),
     )
     return sink.getbuffer(), chosen
 
@@ -113,10 +189,9 @@ def encodings_text(chosen: dict[str, ColumnEncoding]) -> str:
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 2] + " …"
 
 
-def write_with_defaults(
-    frame: pl.DataFrame, compression: Compression, row_group_rows: int | None = None
+def _write_with_polars(
+    frame: pl.DataFrame, compression: Compression, row_group_rows: int | None
 ) -> memoryview:
-    """Encode a frame as the bytes of a Parquet file, with Polars' defaults."""
     sink = io.BytesIO()
     frame.write_parquet(
         sink,
@@ -267,10 +342,9 @@ def _nanoseconds(how: ColumnEncoding, stored: float) -> float:
 def _options(chosen: dict[str, ColumnEncoding], compression: Compression) -> dict[str, Any]:
     """Return pyarrow's arguments for a choice."""
     names = {"plain": "PLAIN", "delta": "DELTA_BINARY_PACKED"}
-    codec = "none" if compression.codec == "uncompressed" else compression.codec
     levels = {name: how.level for name, how in chosen.items() if how.level is not None}
     return {
-        "compression": codec,
+        "compression": compression.arrow_codec,
         "compression_level": levels or None,
         "use_dictionary": _columns(chosen, "dictionary") or False,
         "column_encoding": {

@@ -26,7 +26,7 @@ from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import REDUCE, Completion, digest_of
 from pipeline.runs.transforms.loading import load_transform
 from pipeline.runs.transforms.user_code import user_code
-from pipeline.runs.worker.chunk import RunContext, encode, open_run, schema_text
+from pipeline.runs.worker.chunk import RunContext, arrange, encode, open_run, schema_text
 from pipeline.runs.worker.code_report import naming_worker
 from pipeline.storage import Storage, join, staged_area
 from pipeline.storage.documents import reading, seal_bytes, unseal_bytes
@@ -89,7 +89,7 @@ def reduce_step(
     frames = [_from_ipc(storage.get(uri).data, uri) for uri in _inputs(ledger, step)]
     result = combine(context, frames)
     if step.is_last:
-        final = finalize(context, result)
+        final = arrange(finalize(context, result), context.job)
         done = _stage(context, step, final, worker, (started, time.perf_counter() - clock))
         ledger.write_segment(f"reduce-{done.attempt}", [done], [schema_text(final)])
     else:

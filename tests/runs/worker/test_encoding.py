@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
 
@@ -19,15 +20,16 @@ from pipeline.runs.worker import encoding
 from pipeline.runs.worker.encoding import (
     MIN_ROWS,
     Compression,
+    FileFormat,
     can_choose,
     choose_encodings,
     encodings_text,
     write_parquet,
-    write_with_defaults,
 )
 
 ROWS = 2 * MIN_ROWS
-ZSTD = Compression("zstd")
+ZSTD = FileFormat(Compression("zstd"))
+DEFAULTS = replace(ZSTD, chooses=False)
 FLAT: list[Any] = [
     *(pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64),
     *(pl.Float32, pl.Float64, pl.Boolean, pl.String, pl.Binary, pl.Date),
@@ -76,7 +78,7 @@ def test_each_column_gets_what_pays() -> None:
     assert encodings_of(data, 0) == {"DELTA_BINARY_PACKED"}
     assert encodings_of(data, 1) == {"PLAIN"}
     assert "RLE_DICTIONARY" in encodings_of(data, 3)
-    assert len(data) < len(write_with_defaults(frame, ZSTD))
+    assert len(data) < len(write_parquet(frame, DEFAULTS)[0])
     assert_frame_equal(pl.read_parquet(io.BytesIO(data)), frame)
 
 
@@ -121,7 +123,7 @@ def test_other_types_are_written_by_polars(values: pl.Series) -> None:
     frame = pl.DataFrame({"values": pl.concat([values] * ROWS, rechunk=True)})
     data, chosen = write_parquet(frame, ZSTD)
     assert not chosen
-    assert data == write_with_defaults(frame, ZSTD)
+    assert data == write_parquet(frame, DEFAULTS)[0]
     assert_frame_equal(pl.read_parquet(io.BytesIO(data)), frame)
 
 
@@ -129,7 +131,7 @@ def test_small_frames_are_written_by_polars() -> None:
     frame = line_items(MIN_ROWS - 1)
     data, chosen = write_parquet(frame, ZSTD)
     assert not chosen
-    assert data == write_with_defaults(frame, ZSTD)
+    assert data == write_parquet(frame, DEFAULTS)[0]
 
 
 def test_differences_of_more_than_32_bits_are_not_delta_encoded() -> None:
@@ -141,7 +143,7 @@ def test_differences_of_more_than_32_bits_are_not_delta_encoded() -> None:
         unsigned=steps.cast(pl.UInt32),
         moment=(steps * 86_400_000_000).cast(pl.Datetime("us")),
     )
-    chosen = choose_encodings(frame, ZSTD)
+    chosen = choose_encodings(frame, ZSTD.compression)
     assert chosen["narrow"].encoding == "delta"
     assert {chosen[name].encoding for name in ("one_step", "unsigned", "moment")} <= {
         *("plain", "dictionary")
@@ -155,7 +157,7 @@ def test_differences_of_more_than_32_bits_are_not_delta_encoded() -> None:
 )  # fmt: skip
 def test_every_codec(text: str, codec: str) -> None:
     frame = line_items()
-    data, chosen = write_parquet(frame, Compression.parse(text))
+    data, chosen = write_parquet(frame, FileFormat(Compression.parse(text)))
     file = pq.read_metadata(io.BytesIO(data))
     assert file.row_group(0).column(0).compression == codec
     assert len({how.level for how in chosen.values()}) <= (2 if text == "zstd" else 1)
@@ -163,7 +165,7 @@ def test_every_codec(text: str, codec: str) -> None:
 
 
 def test_row_groups_have_the_rows_that_are_asked_for() -> None:
-    data, chosen = write_parquet(line_items(), ZSTD, 10_000)
+    data, chosen = write_parquet(line_items(), replace(ZSTD, row_group_rows=10_000))
     assert chosen
     groups = pq.read_metadata(io.BytesIO(data))
     assert groups.row_group(0).num_rows == 10_000
@@ -176,3 +178,37 @@ def test_the_description_is_short() -> None:
         encodings_text({"a": how, "b": how._replace(encoding="delta")}) == "delta:1: b; plain:1: a"
     )
     assert len(encodings_text({f"column {i}": how for i in range(500)})) == encoding.MAX_TEXT
+
+
+@pytest.mark.parametrize("rows", [ROWS, MIN_ROWS - 1])
+def test_row_groups_have_the_bytes_that_are_asked_for(rows: int) -> None:
+    frame = line_items(rows)
+    size = frame.to_arrow(compat_level=encoding.OLDEST).nbytes
+    data, _ = write_parquet(frame, replace(ZSTD, row_group_bytes=size // 4))
+    assert pq.read_metadata(io.BytesIO(data)).num_row_groups in (4, 5)
+    tight = replace(ZSTD, row_group_bytes=size // 4, row_group_rows=rows // 10)
+    data, _ = write_parquet(frame, tight)
+    assert pq.read_metadata(io.BytesIO(data)).num_row_groups in (10, 11)
+    assert write_parquet(frame.head(0), tight)[0]
+
+
+@pytest.mark.parametrize("chooses", [True, False])
+@pytest.mark.parametrize("rows", [ROWS, 100])
+def test_columns_have_the_dictionaries_that_are_asked_for(chooses: bool, rows: int) -> None:
+    frame = line_items(rows)
+    how = replace(ZSTD, chooses=chooses, dictionary=("comment", "key"))
+    data, _ = write_parquet(frame, how)
+    group = pq.read_metadata(io.BytesIO(data)).row_group(0)
+    columns = [group.column(at) for at in range(frame.width)]
+    named = {c.path_in_schema for c in columns if c.dictionary_page_offset is not None}
+    assert named == {"comment", "key"}
+    assert_frame_equal(pl.read_parquet(io.BytesIO(data)), frame)
+
+
+@pytest.mark.parametrize("rows", [ROWS, 100])
+def test_a_page_index_is_written_where_it_is_asked_for(rows: int) -> None:
+    frame = line_items(rows)
+    data, _ = write_parquet(frame, replace(ZSTD, page_index=True))
+    column_chunk = pq.read_metadata(io.BytesIO(data)).row_group(0).column(0)
+    assert column_chunk.has_offset_index and column_chunk.has_column_index
+    assert_frame_equal(pl.read_parquet(io.BytesIO(data)), frame)
