@@ -6,7 +6,7 @@ from datetime import UTC, date
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from partitioning import Windowing
@@ -249,6 +249,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)  # The machine may be busy.
 @given(
     terms=st.lists(st.lists(TERMS, min_size=1, max_size=2), max_size=2),
     params=st.dictionaries(TEXTS, JSON, max_size=3),
