@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+import psutil
 
 from benchmarks.peers.protocol import Spec, main
 from benchmarks.suite.settings import load_suite_settings
@@ -46,6 +52,8 @@ class State:
     settings: Settings
     cluster: ExitStack = field(default_factory=ExitStack)
     """Of our own, if any."""
+    workers: Sequence[int] = ()
+    """Ids of the worker processes; none if they run elsewhere."""
 
 
 def start(spec: Spec) -> State:
@@ -55,7 +63,7 @@ def start(spec: Spec) -> State:
 
     settings = load_suite_settings()
     if not spec.workers:
-        return State(settings)
+        return State(settings, workers=worker_pids(settings))
     from benchmarks.suite.clusters import local_cluster
 
     threads = 1 if spec.workers <= spec.cores else min(THREADS_PER_WORKER, spec.workers)
@@ -63,7 +71,38 @@ def start(spec: Spec) -> State:
     cluster = ExitStack()
     started = local_cluster(spec.workers // threads, threads, environment)
     _, own = cluster.enter_context(started)
-    return State(settings.model_copy(update={"dask": own}), cluster)
+    settings = settings.model_copy(update={"dask": own})
+    return State(settings, cluster, worker_pids(settings))
+
+
+def worker_pids(settings: Settings) -> list[int]:
+    """The cluster's worker processes, if they are of this machine."""
+    from pipeline.cluster.client import cluster_of
+
+    with cluster_of(settings.dask) as cluster:
+        told = cluster.ask(_where).values()
+    here = [pid for machine, pid in told if machine == _where()[0]]
+    return here if len(here) == len(told) else []
+
+
+def _where() -> tuple[str, int]:
+    """This machine since it was started, and this process."""
+    return f"{os.uname().nodename} {psutil.boot_time()}", os.getpid()
+
+
+def workers_cpu(state: State) -> float | None:
+    """Processor seconds of the workers so far; None if they run elsewhere, or one has gone."""
+    try:
+        times = [psutil.Process(pid).cpu_times() for pid in state.workers]
+    except psutil.Error:
+        return None
+    return sum(each.user + each.system for each in times) if times else None
+
+
+def peak_bytes() -> int:
+    """The most memory that this process, the driver, has held."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def stop(state: State) -> None:
@@ -92,6 +131,7 @@ def run(state: State, spec: Spec, output: str) -> dict[str, Any]:
         "tasks": summary.chunks,
         "mapped": summary.mapped,
         "phases": phases.end(),
+        "driver_peak_bytes": peak_bytes(),
     }
 
 
@@ -105,7 +145,7 @@ def plan(state: State, spec: Spec, output: str) -> dict[str, Any]:
 def publish(state: State, spec: Spec, output: str) -> dict[str, Any]:
     """Run a job to its end; what is timed is the publishing."""
     figures = run(state, spec, output)
-    return {**figures, "work_seconds": figures["phases"]["publish"]}
+    return {**figures, "work_seconds": figures["phases"]["publish"], "cpu_seconds": None}
 
 
 def backfill(state: State, spec: Spec, output: str) -> dict[str, Any]:
@@ -165,13 +205,13 @@ def ledger(state: State, spec: Spec, output: str) -> dict[str, Any]:
         done = run_flow(stored.prefix, code).completions.height
     if done != spec.tasks:
         raise RuntimeError(f"{done:,} of {spec.tasks:,} chunks were recorded")
-    return {"tasks": done, "work_seconds": time.perf_counter() - clock}
+    return {"tasks": done, "work_seconds": time.perf_counter() - clock, "cpu_seconds": None}
 
 
 def _timed_run(state: State, spec: Spec, output: str) -> dict[str, Any]:
     clock = time.perf_counter()
     figures = run(state, spec, output)
-    return {**figures, "work_seconds": time.perf_counter() - clock}
+    return {**figures, "work_seconds": time.perf_counter() - clock, "cpu_seconds": None}
 
 
 if __name__ == "__main__":
@@ -188,4 +228,5 @@ if __name__ == "__main__":
         },
         stop,
         ("chunkmap", "polars", "prefect", "distributed", "obstore"),
+        workers_cpu,
     )

@@ -8,7 +8,7 @@ import daft
 from daft import col, lit
 from daft.io import IOConfig, S3Config
 
-from benchmarks.peers.protocol import Spec, main, s3
+from benchmarks.peers.protocol import Spec, main, own_cpu, s3
 
 
 def start(spec: Spec) -> IOConfig:
@@ -73,4 +73,4 @@ def write(config: IOConfig, spec: Spec, output: str) -> int:
 
 
 if __name__ == "__main__":
-    main(start, {"map": write}, packages=("daft",))
+    main(start, {"map": write}, packages=("daft",), cpu=own_cpu)

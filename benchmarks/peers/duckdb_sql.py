@@ -10,7 +10,7 @@ import sys
 import duckdb
 from duckdb_extensions import import_extension
 
-from benchmarks.peers.protocol import Spec, main, s3
+from benchmarks.peers.protocol import Spec, main, own_cpu, s3
 
 QUERIES = {
     "row-map": """
@@ -85,4 +85,4 @@ def write(connection: duckdb.DuckDBPyConnection, spec: Spec, output: str) -> int
 
 
 if __name__ == "__main__":
-    main(start, {"map": write}, packages=("duckdb", "duckdb-extension-httpfs"))
+    main(start, {"map": write}, packages=("duckdb", "duckdb-extension-httpfs"), cpu=own_cpu)

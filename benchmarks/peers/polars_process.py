@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from benchmarks import transforms
-from benchmarks.peers.protocol import Spec, main, s3
+from benchmarks.peers.protocol import Spec, main, own_cpu, s3
 
 
 def start(spec: Spec) -> dict[str, str]:
@@ -41,4 +41,4 @@ def write(options: dict[str, str], spec: Spec, output: str) -> None:
 
 
 if __name__ == "__main__":
-    main(start, {"map": write}, packages=("polars",))
+    main(start, {"map": write}, packages=("polars",), cpu=own_cpu)

@@ -121,11 +121,17 @@ Work = Callable[[State, Spec, str], "int | dict[str, Any] | None"]
 rows, or figures of its own, or nothing."""
 
 
+def own_cpu(state: object) -> float:
+    """Processor seconds of this process, for peers that are no more than it."""
+    return time.process_time()
+
+
 def main(
     start: Callable[[Spec], State],
     work: Mapping[str, Work[State]],
     stop: Callable[[State], None] = lambda state: None,
     packages: tuple[str, ...] = (),
+    cpu: Callable[[State], float | None] = lambda state: None,
 ) -> None:
     """Run a peer's script: start up, do the work, print one JSON line.
 
@@ -134,6 +140,7 @@ def main(
         work: Name of a workload, or `map` for any that maps, to what does it.
         stop: Ends what `start` started.
         packages: Distributions whose versions are reported.
+        cpu: Processor seconds that the processes which work have taken so far; None: not known.
     """
     spec = Spec(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     # Libraries print; the one line of JSON must stand alone.
@@ -150,7 +157,7 @@ def main(
                 _serve(do, state, spec, report, answers)
                 return
             for number in range(spec.iterations):
-                report["iterations"].append(_timed(do, state, spec, number))
+                report["iterations"].append(_metered(do, state, spec, number, cpu))
         finally:
             stop(state)
     except BaseException as error:
@@ -168,6 +175,17 @@ def _serve(do: Work[State], state: State, spec: Spec, report: dict[str, Any], an
     print(json.dumps(report), file=answers, flush=True)
     for number, _ in enumerate(sys.stdin):
         print(json.dumps(_timed(do, state, spec, number)), file=answers, flush=True)
+
+
+def _metered(
+    do: Work[State], state: State, spec: Spec, number: int, cpu: Callable[[State], float | None]
+) -> dict[str, Any]:
+    before = cpu(state)
+    figures = _timed(do, state, spec, number)
+    after = cpu(state)
+    if before is not None and after is not None:
+        figures.setdefault("cpu_seconds", after - before)
+    return figures
 
 
 def _timed(do: Work[State], state: State, spec: Spec, number: int) -> dict[str, Any]:

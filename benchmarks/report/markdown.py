@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.report.tables import reproduce, seconds
-from benchmarks.report.text import headline, shown_ratio
+from benchmarks.report.tables import output_cells, reproduce, seconds
+from benchmarks.report.text import CPU_AND_OUTPUT, headline, shown_ratio
 from benchmarks.suite.compare import Comparison, comparisons
 from benchmarks.suite.record import Record, Result
 from benchmarks.suite.stats import median
@@ -31,11 +31,13 @@ def build_markdown(record: Record, location: str | None = None) -> str:
     ]
     if found:
         lines += ["### Ratios: chunkmap's seconds over the peer's (below 1 is faster)", ""]
-        lines += ["| workload | against | ratio | 95% interval | | aim |"]
-        lines += ["|---|---|---:|---|---|---|", *map(_ratio_row, found), ""]
+        lines += ["| workload | against | ratio | 95% interval | | aim | CPU | output |"]
+        lines += ["|---|---|---:|---|---|---|---:|---:|", *map(_ratio_row, found), ""]
+        lines += [f"{CPU_AND_OUTPUT}", ""]
     lines += ["### Seconds", ""]
-    lines += ["| workload | who | start-up | cold | warm [95%] | peak memory | CPU |"]
-    lines += ["|---|---|---:|---:|---:|---:|---:|", *map(_result_row, record.results), ""]
+    columns = "start-up | cold | warm [95%] | peak memory | CPU | output | requests per file"
+    lines += [f"| workload | who | {columns} |", "|---|---|---:|---:|---:|---:|---:|---:|---:|"]
+    lines += [*map(_result_row, record.results), ""]
     bad = [result for result in record.results if result.state != "ok"]
     if bad:
         lines += ["### Failed, wrong or missing", ""]
@@ -66,7 +68,9 @@ def _ratio_row(comparison: Comparison) -> str:
     else:
         value, low, high = map(shown_ratio, (found.value, found.low, found.high))
         cells = [value, f"{low} to {high}", comparison.said]
-    return _row(comparison.workload, comparison.theirs.title, *cells, aim)
+    cpu = "" if comparison.cpu is None else shown_ratio(comparison.cpu.value)
+    size = "" if comparison.size is None else shown_ratio(comparison.size)
+    return _row(comparison.workload, comparison.theirs.title, *cells, aim, cpu, size)
 
 
 def _row(*cells: str) -> str:
@@ -78,13 +82,13 @@ def _result_row(result: Result) -> str:
     marks += [f"{humanize.count(result.tasks)} tasks, seconds for one"] * bool(result.tasks)
     name = result.workload + (f" ({', '.join(marks)})" if marks else "")
     if result.state != "ok":
-        return _row(name, result.title, result.state, *["–"] * 4)
+        return _row(name, result.title, result.state, *["–"] * 6)
     cold = median(result.cold()).value / (result.tasks or 1)
     warm = seconds(median(result.samples())) if result.warm() else "–"
     shown = f"{cold * 1e3:.2f} ms" if result.tasks else humanize.duration(cold)
     startup = humanize.duration(result.startup().value)
     peak, cpu = humanize.byte_size(result.peak_bytes()), humanize.duration(result.cpu_seconds())
-    return _row(name, result.title, startup, shown, warm, peak, cpu)
+    return _row(name, result.title, startup, shown, warm, peak, cpu, *output_cells(result))
 
 
 def _line(result: Result) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.report import charts, tables
-from benchmarks.report.text import best_and_worst, headline, shown_ratio
+from benchmarks.report.text import CPU_AND_OUTPUT, best_and_worst, headline, shown_ratio
 from benchmarks.suite.compare import Comparison, comparisons
 from benchmarks.suite.environments import PEERS, REFERENCE
 from benchmarks.suite.record import Record, Result
@@ -121,6 +121,8 @@ def _ratios(record: Record, found: Sequence[Comparison]) -> Section:
     ]
     if any(comparison.aim is not None for comparison in found):
         blocks.append(Table("Aims", tables.aims(found)))
+    if any(comparison.cpu or comparison.size for comparison in found):
+        blocks.append(Table("Processor time and output", tables.costs(found), CPU_AND_OUTPUT))
     return Section(
         "Ratios",
         tuple(blocks),

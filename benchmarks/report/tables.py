@@ -41,6 +41,41 @@ def ratios(found: Sequence[Comparison]) -> Markup:
     return _table(rows, labels, numbers=peers, markup=peers)
 
 
+def costs(found: Sequence[Comparison]) -> Markup:
+    """Processor time and bytes written: ours over theirs, a row a comparison."""
+    rows = [
+        {
+            "workload": comparison.workload,
+            "against": comparison.theirs.title,
+            "cpu": "–" if comparison.cpu is None else shown_ratio(comparison.cpu.value),
+            "interval": "–"
+            if comparison.cpu is None
+            else f"{comparison.cpu.low:.2f} to {comparison.cpu.high:.2f}",
+            "size": "–" if comparison.size is None else shown_ratio(comparison.size),
+        }
+        for comparison in found
+        if comparison.cpu is not None or comparison.size is not None
+    ]
+    labels = {
+        "workload": "Workload",
+        "against": "Against",
+        "cpu": "Processor time",
+        "interval": "95% interval",
+        "size": "Bytes written",
+    }
+    return _table(rows, labels, numbers=("cpu", "interval", "size"), markup=())
+
+
+def output_cells(result: Result) -> tuple[str, str]:
+    """The bytes (codec) that were written, and the requests for each file of them."""
+    size, requests = result.output_bytes(), result.requests_per_file()
+    codecs = f" ({', '.join(codec.lower() for codec in result.codecs)})" if result.codecs else ""
+    return (
+        "–" if not size else humanize.byte_size(size) + codecs,
+        "–" if requests is None else f"{requests:.2f}",
+    )
+
+
 def aims(found: Sequence[Comparison]) -> Markup:
     """Every aim, what was reached, and by how much it is missed."""
     rows = []
@@ -88,14 +123,20 @@ def subjects(record: Record, results: Sequence[Result]) -> Markup:
         "warm": "Warm [95%]",
         "memory": "Peak memory",
         "cpu": "CPU",
+        "work_cpu": "CPU of the work",
+        "output": "Output",
         "requests": "S3 requests",
+        "per_file": "Requests per file",
         "read": "Read",
         "written": "Written",
         "again": "To reproduce",
     }
     if not any(row["points"] for row in rows):
         del labels["points"]
-    numbers = ("startup", "cold", "warm", "memory", "cpu", "requests", "read", "written")
+    numbers = (
+        *("startup", "cold", "warm", "memory", "cpu", "work_cpu"),
+        *("output", "requests", "per_file", "read", "written"),
+    )
     return _table(rows, labels, numbers=numbers, markup=("who", "again"))
 
 
@@ -215,7 +256,11 @@ def _subject(record: Record, result: Result) -> dict[str, str]:
         "points": ", ".join(marks),
         "again": f'<code class="mono">{escape(reproduce(record, result))}</code>',
         **dict.fromkeys(
-            ("startup", "cold", "warm", "memory", "cpu", "requests", "read", "written"), "–"
+            (
+                *("startup", "cold", "warm", "memory", "cpu", "work_cpu"),
+                *("output", "requests", "per_file", "read", "written"),
+            ),
+            "–",
         ),
     }
     if result.state != "ok":
@@ -226,6 +271,9 @@ def _subject(record: Record, result: Result) -> dict[str, str]:
     row["warm"] = seconds(median(result.warm())) if result.warm() else "–"
     row["memory"] = humanize.byte_size(result.peak_bytes())
     row["cpu"] = humanize.duration(result.cpu_seconds())
+    if result.cpu_samples():
+        row["work_cpu"] = humanize.duration(median(result.cpu_samples()).value)
+    row["output"], row["per_file"] = output_cells(result)
     if result.traffic is not None:
         row["requests"] = humanize.count(result.traffic.total)
         row["read"] = humanize.byte_size(result.traffic.bytes_read)

@@ -8,6 +8,11 @@ from benchmarks.suite.compare import Comparison
 from benchmarks.suite.record import Record
 from pipeline.report import humanize
 
+CPU_AND_OUTPUT = (
+    "CPU: processor time of our workers over that of a peer that is one process. Output: bytes "
+    "that we wrote over theirs; everybody compresses with zstd, at their own default level."
+)
+
 
 def headline(record: Record, found: Sequence[Comparison]) -> str:
     """Summarise the session in a few plain sentences."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from benchmarks.suite.digest import digest_of
 from benchmarks.suite.expected import Expected
-from partitioning import ObjectInfo
-from pipeline.storage import Storage
+from partitioning import ObjectInfo, TailRequest
+from pipeline.storage import Storage, StorageReader
 
 Contents = tuple[tuple[tuple[str, ...], str, int], ...]
 """Of each object: its Hive partitions, ETag, bytes. Names are left out: some are random."""
+_TAIL_BYTES = 64 * 1024
+"""Bytes to read of a file's end, which hold most footers."""
 
 
 @dataclass(slots=True)
@@ -51,6 +57,49 @@ class Checker:
         if not problem:
             self._right.add(found)
         return problem
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """An output as S3 has it."""
+
+    files: int | None
+    """Parquet objects; None if nobody looked."""
+    bytes: int | None
+    codecs: tuple[str, ...] = ()
+    """Compression of the column chunks of the first of them, e.g. ZSTD."""
+
+
+NOT_LISTED = Written(None, None)
+
+
+def written(storage: Storage, prefix: str) -> Written:
+    """List an output, and read one of its footers."""
+    found = [info for info in storage.objects(prefix) if info.uri.endswith(".parquet")]
+    if not found:
+        return Written(0, 0)
+    return Written(len(found), sum(info.size for info in found), _codecs(storage, found[0]))
+
+
+def _codecs(storage: Storage, info: ObjectInfo) -> tuple[str, ...]:
+    """The codecs in an object's footer; none if it is no Parquet file, which the checker tells."""
+    tail = _tail(storage, info, _TAIL_BYTES)
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if length > len(tail):
+        tail = _tail(storage, info, length)
+    try:
+        # To a reader of metadata, a footer alone is a file.
+        footer = pq.read_metadata(io.BytesIO(b"PAR1" + tail[-length:]))
+    except pa.ArrowException:
+        return ()
+    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+    chunks = (group.column(n) for group in groups for n in range(group.num_columns))
+    return tuple(sorted({chunk.compression for chunk in chunks}))
+
+
+def _tail(storage: Storage, info: ObjectInfo, length: int) -> bytes:
+    (tail,) = StorageReader(storage).read_tails([TailRequest(info, length)], 1)
+    return tail.data or b""
 
 
 def contents(objects: Iterable[ObjectInfo]) -> Contents:

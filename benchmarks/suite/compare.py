@@ -33,6 +33,20 @@ class Comparison:
     aim: float | None
 
     @property
+    def cpu(self) -> Interval | None:
+        """Our workers' processor time over theirs; None where either is not known."""
+        ours, theirs = self.ours.cpu_samples(), self.theirs.cpu_samples()
+        known = self.found is not None and ours and theirs
+        return ratio(ours, theirs) if known else None
+
+    @property
+    def size(self) -> float | None:
+        """The bytes that we wrote over theirs; None where either is not known."""
+        ours, theirs = self.ours.output_bytes(), self.theirs.output_bytes()
+        known = self.found is not None and ours and theirs
+        return ours / theirs if known and ours and theirs else None
+
+    @property
     def met(self) -> bool | None:
         """Whether the aim is met; None without an aim, a ratio, or enough samples to tell."""
         if self.aim is None or self.found is None or self.said == "too few samples":

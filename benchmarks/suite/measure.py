@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.peers.protocol import Spec
-from benchmarks.suite.checking import Checker
+from benchmarks.suite.checking import NOT_LISTED, Checker, Written, written
 from benchmarks.suite.datasets import Card, Scale
 from benchmarks.suite.environments import REFERENCE
 from benchmarks.suite.expected import Expected
@@ -22,7 +22,7 @@ from benchmarks.suite.workloads import Workload, bound_params
 from pipeline.storage import Storage
 
 Echo = Callable[[str], None]
-_PLAIN = ("work_seconds", "rows", "output")
+_PLAIN = ("work_seconds", "rows", "output", "cpu_seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,7 @@ class _Tally:
 
     processes: list[Process] = field(default_factory=list)
     versions: Mapping[str, str] = field(default_factory=dict)
+    codecs: tuple[str, ...] = ()
     error: str = ""
     wrong: bool = False
 
@@ -137,7 +138,11 @@ def measure(
                 continue  # it was wrong or failed: its time would count for nothing
             before = load()
             answer = ask(worker, f"{workers}-{number}", iterations, workers)
-            _note(tally, answer, number, before)
+            outputs = [
+                NOT_LISTED if checker is None else written(storage, iteration["output"])
+                for iteration in answer.iterations
+            ]
+            _note(tally, answer, number, before, outputs)
             if checker is not None and not tally.error:
                 tally.error = checker.problem(answer.iterations)
                 tally.wrong = tally.error != ""
@@ -268,8 +273,11 @@ def spec_of(
     )
 
 
-def _note(tally: _Tally, answer: Answer, number: int, before: float) -> None:
+def _note(
+    tally: _Tally, answer: Answer, number: int, before: float, outputs: Sequence[Written]
+) -> None:
     tally.versions = answer.versions or tally.versions
+    tally.codecs = outputs[-1].codecs if outputs else tally.codecs
     tally.error = answer.error
     if not answer.error and not answer.iterations:
         tally.error = "it reported no iteration"
@@ -286,9 +294,12 @@ def _note(tally: _Tally, answer: Answer, number: int, before: float) -> None:
                 Iteration(
                     work_seconds=iteration["work_seconds"],
                     rows=iteration.get("rows"),
+                    cpu_seconds=iteration.get("cpu_seconds"),
+                    files=output.files,
+                    bytes=output.bytes,
                     figures={name: iteration[name] for name in iteration if name not in _PLAIN},
                 )
-                for iteration in answer.iterations
+                for iteration, output in zip(answer.iterations, outputs, strict=True)
             ),
         )
     )
@@ -331,6 +342,7 @@ def _result(
         error=contender.missing or tally.error,
         versions=dict(tally.versions),
         processes=tuple(tally.processes),
+        codecs=tally.codecs,
         traffic=traffic,
     )
 

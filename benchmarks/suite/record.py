@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from benchmarks.suite.datasets import Card
 from benchmarks.suite.stats import Interval, median
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 SCHEMA_FILE = Path(__file__).parents[1] / "record.schema.json"
 
 State = Literal["ok", "wrong", "failed", "missing"]
@@ -33,6 +33,13 @@ class Iteration(_Model):
     """Wall-clock seconds from asking for the work until it is done; start-up is apart."""
     rows: int | None = None
     """As the subject tells it; what was written is counted and checked apart."""
+    cpu_seconds: float | None = None
+    """Processor seconds of the work: of a peer that is one process, that process; of chunkmap, its
+    workers. Null for others, and where the processes changed meanwhile."""
+    files: int | None = None
+    """Parquet objects of the output, as S3 lists them."""
+    bytes: int | None = None
+    """Bytes of those objects."""
     figures: dict[str, Any] = {}
     """What else the subject tells, such as the seconds of its phases."""
 
@@ -83,6 +90,8 @@ class Result(_Model):
     error: str = ""
     versions: dict[str, str] = {}
     processes: tuple[Process, ...] = ()
+    codecs: tuple[str, ...] = ()
+    """Compression of the output's column chunks, as a footer of it says."""
     traffic: Traffic | None = None
 
     @property
@@ -107,6 +116,30 @@ class Result(_Model):
         """
         seconds = self.warm() or self.cold()
         return [value / self.tasks for value in seconds] if self.tasks else seconds
+
+    def cpu_samples(self) -> list[float]:
+        """Processor seconds of the work: of warm iterations where there are any, else of cold."""
+        cold = [process.iterations[0] for process in self.processes if process.iterations]
+        warm = [iteration for process in self.processes for iteration in process.iterations[1:]]
+        return [each.cpu_seconds for each in warm or cold if each.cpu_seconds]
+
+    def output_bytes(self) -> float | None:
+        """Median of the bytes written by an iteration; None where it was not listed."""
+        return self._listed("bytes")
+
+    def output_files(self) -> float | None:
+        """Median of the objects written by an iteration; None where it was not listed."""
+        return self._listed("files")
+
+    def requests_per_file(self) -> float | None:
+        """S3 requests of one iteration for each object that it wrote; None where not counted."""
+        files = self.output_files()
+        return self.traffic.total / files if self.traffic is not None and files else None
+
+    def _listed(self, name: Literal["files", "bytes"]) -> float | None:
+        iterations = [each for process in self.processes for each in process.iterations]
+        values = [getattr(each, name) for each in iterations if getattr(each, name) is not None]
+        return median(values).value if values else None
 
     def startup(self) -> Interval:
         """Seconds to start up."""
@@ -153,8 +186,9 @@ class Machine(_Model):
 class Record(_Model):
     """One session."""
 
-    schema_version: Literal[1, 2] = SCHEMA_VERSION
-    """2: `repeat` and `iterations` may be null. Records of version 1 are read as well."""
+    schema_version: Literal[1, 2, 3] = SCHEMA_VERSION
+    """2: `repeat` and `iterations` may be null. 3: iterations have `cpu_seconds`, `files` and
+    `bytes`, results `codecs`. Records of earlier versions are read as well."""
     id: str
     created: datetime
     scale: str

@@ -35,6 +35,14 @@ def test_comparisons_of_a_full_record() -> None:
     assert not any(workload == "wait" for workload, _ in said)
 
 
+def test_processor_time_and_bytes_are_compared_too() -> None:
+    (compared,) = comparisons(of(2.0))
+    assert compared.cpu is not None
+    assert compared.cpu.value == pytest.approx(2.0)
+    assert compared.size == 1.0
+    assert compared.ours.requests_per_file() == 105 / 50
+
+
 def test_an_aim_is_not_met_by_one_sample() -> None:
     (compared,) = comparisons(
         record(result("row-map", "chunkmap", [1.0]), result("row-map", "polars", [2.0]))

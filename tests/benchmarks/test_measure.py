@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.suite.checking import Written, written
 from benchmarks.suite.compare import comparisons
 from benchmarks.suite.measure import Contender, measure, measure_noise
 from pipeline.config.settings import Settings
@@ -39,6 +41,27 @@ def test_a_right_peer_has_all_its_samples(storage: Storage, tmp_path: Path) -> N
     assert found.startup().value == 0.25
     assert found.processes[0].iterations[0].figures == {"extra": 1}
     assert found.versions == {"made-up": "1.0"}
+    assert found.cpu_samples() == [0.5, 0.5, 0.5]
+
+
+def test_what_was_written_is_listed_with_its_codec(storage: Storage, tmp_path: Path) -> None:
+    zstd, plain = MadeUp("zstd"), MadeUp("plain", codec="uncompressed")
+    contenders = [contender(zstd), contender(plain)]
+    found = measure(storage, conditions(tmp_path), WORKLOAD, card(), contenders, expected=EXPECTED)
+    assert [result.codecs for result in found] == [("ZSTD",), ("UNCOMPRESSED",)]
+    for result, subject in zip(found, (zstd, plain), strict=True):
+        assert (result.output_files(), result.output_bytes()) == (1, subject.wrote_bytes)
+
+
+def test_a_footer_that_is_longer_than_the_first_read(storage: Storage, tmp_path: Path) -> None:
+    wide = pl.DataFrame({f"{'column' * 20}-{n}": [n] for n in range(500)})
+    wide.write_parquet(tmp_path / "wide.parquet", compression="snappy")
+    (size, *_), footer = (
+        (tmp_path / "wide.parquet").stat()[6:7],
+        pq.read_metadata(tmp_path / "wide.parquet"),
+    )
+    assert footer.serialized_size > 64 * 1024
+    assert written(storage, tmp_path.as_uri() + "/") == Written(1, size, ("SNAPPY",))
 
 
 def test_what_was_written_is_removed(storage: Storage, tmp_path: Path) -> None:

@@ -28,6 +28,10 @@ def test_a_record_survives_its_file(tmp_path: Path) -> None:
     assert load_record(tmp_path / "a.json") == made
 
 
+def test_the_baseline_is_read_whatever_its_version() -> None:
+    assert load_record(SCHEMA_FILE.parent / "baseline.json").complete
+
+
 def test_records_are_listed_oldest_first(tmp_path: Path) -> None:
     for name, day in (("a", 3), ("b", 1), ("c", 2)):
         (tmp_path / f"{name}.json").write_text(record(day=day).model_dump_json())
@@ -35,7 +39,7 @@ def test_records_are_listed_oldest_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"schema_version": 3}, {"unheard-of": 1}, {"repeat": 0}, {"results": [{}]}]
+    "change", [{"schema_version": 4}, {"unheard-of": 1}, {"repeat": 0}, {"results": [{}]}]
 )
 def test_other_files_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
     data = json.loads(record().model_dump_json()) | change

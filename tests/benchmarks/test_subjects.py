@@ -51,6 +51,21 @@ def test_a_good_script(tmp_path: Path) -> None:
     assert answer.versions["psutil"] == psutil.__version__
 
 
+def test_the_work_s_own_processor_time_is_told(tmp_path: Path) -> None:
+    """Of the work, not of start-up; and not where the work times but a part of itself."""
+    burn = "sum(range(20_000_000))"
+    code = GOOD.replace('("psutil",)', '("psutil",), cpu=own_cpu').replace(
+        "main\n", "main, own_cpu\n"
+    )
+    code = code.replace('lambda spec: "ready"', f'lambda spec: {burn} and "ready"')
+    idle = subject(tmp_path, code).run(SPEC, {}).iterations[0]
+    busy = subject(tmp_path, code.replace("return 7", f"return {burn}")).run(SPEC, {}).iterations[0]
+    assert idle["cpu_seconds"] < 0.1 < busy["cpu_seconds"] <= busy["work_seconds"] * 1.5
+    part = code.replace("return 7", 'return {"work_seconds": 1.0, "cpu_seconds": None}')
+    assert subject(tmp_path, part).run(SPEC, {}).iterations[0]["cpu_seconds"] is None
+    assert "cpu_seconds" not in subject(tmp_path, GOOD).run(SPEC, {}).iterations[0]
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [

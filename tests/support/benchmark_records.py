@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 
@@ -35,6 +36,9 @@ class MadeUp:
     writes: pl.DataFrame | None = field(default_factory=lambda: FRAME)
     seconds: Callable[[int], float] = lambda call: 1.0
     error: str = ""
+    codec: Literal["zstd", "uncompressed"] = "zstd"
+    wrote_bytes: int = 0
+    """Of the last result."""
     calls: list[Spec] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
 
@@ -50,9 +54,12 @@ class MadeUp:
                 folder = Path(output.removeprefix("file://"))
                 folder.mkdir(parents=True, exist_ok=True)
                 assert not list(folder.iterdir()), "something was left there by an earlier process"
-                self.writes.write_parquet(folder / "result.parquet")
+                self.writes.write_parquet(folder / "result.parquet", compression=self.codec)
+                self.wrote_bytes = (folder / "result.parquet").stat().st_size
             took = self.seconds(len(self.calls))
-            iterations.append({"work_seconds": took, "output": output, "rows": 3, "extra": 1})
+            iterations.append(
+                {"work_seconds": took, "output": output, "rows": 3, "extra": 1, "cpu_seconds": 0.5}
+            )
         return Answer(0.25, tuple(iterations), {"made-up": "1.0"}, "", 10**6, 0.5)
 
 
@@ -106,11 +113,19 @@ def result(
                 load=0.1,
                 iterations=(
                     Iteration(work_seconds=2 * value, rows=3),
-                    Iteration(work_seconds=value, rows=3, figures={"phases": {"map": value}}),
+                    Iteration(
+                        work_seconds=value,
+                        rows=3,
+                        cpu_seconds=1.5 * value,
+                        files=50,
+                        bytes=9_000_000,
+                        figures={"phases": {"map": value}},
+                    ),
                 ),
             )
             for number, value in enumerate(seconds)
         ),
+        codecs=("ZSTD",),
         traffic=Traffic(
             requests={"GetObject": {"206": 100, "404": 2}, "PutObject": {"200": 3}},
             bytes_read=10**8,
