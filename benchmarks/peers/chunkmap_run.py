@@ -6,15 +6,18 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import psutil
 
 from benchmarks.peers.protocol import Spec, main
+from benchmarks.suite.generating import FIRST_WINDOW
 from benchmarks.suite.settings import load_suite_settings
+from partitioning import Plan
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
 from pipeline.runs.driver.plan import ResumeOptions, plan_input
@@ -137,9 +140,33 @@ def run(state: State, spec: Spec, output: str) -> dict[str, Any]:
 
 def plan(state: State, spec: Spec, output: str) -> dict[str, Any]:
     """Plan the job's input; nothing is stored."""
-    storage = open_storage(state.settings)
-    planned = plan_input(job_of(spec, output), state.settings, storage)
-    return {"rows": planned.result.plan.rows, "parts": len(planned.result.plan)}
+    return _figures_of(_plan(state, spec, output))
+
+
+def plan_again(state: State, spec: Spec, output: str) -> dict[str, Any]:
+    """Plan the job's input, untimed; then time planning it with that plan at hand."""
+    stored = _plan(state, spec, output).to_bytes()
+    clock = time.perf_counter()
+    again = _plan(state, spec, output, Plan.from_bytes(stored))
+    seconds = time.perf_counter() - clock
+    return {**_figures_of(again), "work_seconds": seconds, "cpu_seconds": None}
+
+
+def _plan(state: State, spec: Spec, output: str, previous: Plan | None = None) -> Plan:
+    def on_workers(function: Any, items: Sequence[Any]) -> Iterator[Any]:
+        """Read the footers of many files on the cluster, as a run does."""
+        from pipeline.cluster.task_runner import cluster_mapper, task_runner
+
+        with task_runner(state.settings.dask, state.settings.s3.environment()) as runner:
+            yield from cluster_mapper(runner)(function, items)
+
+    job, storage = job_of(spec, output), open_storage(state.settings)
+    planned = plan_input(job, state.settings, storage, previous, mapper=on_workers)
+    return planned.result.plan
+
+
+def _figures_of(planned: Plan) -> dict[str, Any]:
+    return {"rows": planned.rows, "parts": len(planned), "fragments": planned.fragments}
 
 
 def publish(state: State, spec: Spec, output: str) -> dict[str, Any]:
@@ -155,7 +182,12 @@ def backfill(state: State, spec: Spec, output: str) -> dict[str, Any]:
     from pipeline.runs.backfill.records import BackfillResumeOptions, Options
 
     storage = open_storage(state.settings)
-    drafted = draft(job_of(spec, output), state.settings, storage, WindowSelection(), Options())
+    selection = WindowSelection()
+    if spec.tasks:
+        # Of the dataset `windows`, the first so many.
+        end = FIRST_WINDOW + timedelta(days=spec.tasks)
+        selection = WindowSelection(start=str(FIRST_WINDOW), end=str(end))
+    drafted = draft(job_of(spec, output), state.settings, storage, selection, Options())
     created = create(storage, drafted)
     assert created is not None, "there is something to do"
     store, _ = created
@@ -220,11 +252,13 @@ if __name__ == "__main__":
         {
             "map": run,
             "plan": plan,
+            "plan-again": plan_again,
             "resume": resume,
             "resume-half": resume_half,
             "ledger": ledger,
             "publish": publish,
             "backfill": backfill,
+            "windows": backfill,
         },
         stop,
         ("chunkmap", "polars", "prefect", "distributed", "obstore"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.report.tables import output_cells, reproduce, seconds
+from benchmarks.report.tables import output_cells, phase_rows, reproduce, seconds
 from benchmarks.report.text import CPU_AND_OUTPUT, headline, shown_ratio
 from benchmarks.suite.compare import Comparison, comparisons
 from benchmarks.suite.record import Record, Result
@@ -38,6 +38,10 @@ def build_markdown(record: Record, location: str | None = None) -> str:
     columns = "start-up | cold | warm [95%] | peak memory | CPU | output | requests per file"
     lines += [f"| workload | who | {columns} |", "|---|---|---:|---:|---:|---:|---:|---:|---:|"]
     lines += [*map(_result_row, record.results), ""]
+    head, rows = phase_rows(record)
+    if rows:
+        lines += ["### Phases of chunkmap's runs, medians of warm ones", "", _row(*head)]
+        lines += [f"|---|{'---:|' * (len(head) - 1)}", *(_row(*row) for row in rows), ""]
     bad = [result for result in record.results if result.state != "ok"]
     if bad:
         lines += ["### Failed, wrong or missing", ""]

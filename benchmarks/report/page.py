@@ -42,6 +42,7 @@ def build_page(record: Record, earlier: Sequence[Record] = ()) -> Page:
         _ratios(record, found),
         _times(record),
         _memory(record),
+        *_phases(record),
         *_curves(record),
         *_history([*earlier, record]),
         *_details(record),
@@ -216,6 +217,12 @@ def _memory(record: Record) -> Section:
         "Of the whole process tree, shared pages divided among their users. chunkmap's includes "
         "the Dask cluster and the Prefect server that run next to it, Prefect's the server.",
     )
+
+
+def _phases(record: Record) -> Iterator[Section]:
+    if any(result.phases() for result in record.results):
+        text = "Medians of chunkmap's warm runs. The report is made after the output is published."
+        yield Section("Phases", (Table("", tables.phases(record)),), text)
 
 
 def _curves(record: Record) -> Iterator[Section]:

@@ -17,6 +17,8 @@ from benchmarks.suite.stats import Interval, median
 from pipeline.report import humanize
 from pipeline.report.tables import table_html
 
+PHASES = ("start", "workers", "plan", "map", "reduce", "publish", "report")
+"""In the order of a run; others come after."""
 _TONES = {
     "faster": "var(--good)",
     "slower": "var(--bad)",
@@ -64,6 +66,36 @@ def costs(found: Sequence[Comparison]) -> Markup:
         "size": "Bytes written",
     }
     return _table(rows, labels, numbers=("cpu", "interval", "size"), markup=())
+
+
+def phase_rows(record: Record) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of chunkmap's phases on each workload, medians of warm runs."""
+    results = [result for result in record.results if result.state == "ok" and result.phases()]
+    names = sorted(
+        {name for result in results for name in result.phases()},
+        key=lambda name: (PHASES.index(name) if name in PHASES else len(PHASES), name),
+    )
+    rows = []
+    for result in results:
+        phases, published = result.phases(), median(result.published_samples()).value
+        cells = [humanize.duration(phases[name]) if name in phases else "–" for name in names]
+        rows.append([_workload(result), *cells, humanize.duration(published)])
+    return ["workload", *names, "until published"], rows
+
+
+def phases(record: Record) -> Markup:
+    """A row a workload, a column a phase."""
+    head, rows = phase_rows(record)
+    labels = {name: name.capitalize() for name in head}
+    return _table(
+        [dict(zip(head, row, strict=True)) for row in rows], labels, numbers=head[1:], markup=()
+    )
+
+
+def _workload(result: Result) -> str:
+    marks = [f"{result.workers} threads"] * bool(result.workers)
+    marks += [f"{humanize.count(result.tasks)} tasks"] * bool(result.tasks)
+    return result.workload + (f" ({', '.join(marks)})" if marks else "")
 
 
 def output_cells(result: Result) -> tuple[str, str]:

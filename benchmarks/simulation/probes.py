@@ -227,7 +227,7 @@ def _completion(chunk: tuple[int, str], batch: str, ledger: Ledger) -> Completio
 
 def planning(settings: Settings, storage: Storage, root: str) -> Figures:
     """Listing and footers of small files, and packing without either."""
-    card = ensure(storage, root, "tiny", "s")
+    card = ensure(storage, root, "small", "s")
     reader = StorageReader(storage)
     with stopwatch() as real:
         files = plan_dataset(PlanRequest(uri=card.uri), reader).explain.footers_read
@@ -239,7 +239,10 @@ def planning(settings: Settings, storage: Storage, root: str) -> Figures:
     with stopwatch() as opening:
         Plan.from_bytes(data).chunk_ids  # noqa: B018 - a property that builds what a worker needs
     return {
-        "driver.plan_file_seconds": (real.cpu / files, f"planning {files:,} files of 50 rows"),
+        "driver.plan_file_seconds": (
+            real.cpu / files,
+            f"planning {files:,} files of two row groups",
+        ),
         "driver.plan_chunk_seconds": (
             (pure.cpu + packing.cpu) / chunks,
             f"planning {chunks:,} objects that need no request, and storing the plan",

@@ -79,7 +79,7 @@ def _peers(record: Record, workload: str) -> Iterator[Result]:
 
 
 def _compare(record: Record, ours: Result, theirs: Result) -> Comparison:
-    aim = aim_of(ours.workload, theirs.subject)
+    aim = aim_of(ours.workload, theirs.subject, record.scale)
     if ours.state != "ok" or theirs.state != "ok":
         return Comparison(ours.workload, ours, theirs, None, "", aim)
     a, b = ours.samples(), theirs.samples()
@@ -88,12 +88,12 @@ def _compare(record: Record, ours: Result, theirs: Result) -> Comparison:
     return Comparison(ours.workload, ours, theirs, found, said, aim)
 
 
-def aim_of(workload: str, peer: str) -> float | None:
-    """The ratio that is aimed at."""
+def aim_of(workload: str, peer: str, scale: str) -> float | None:
+    """The ratio that is aimed at on a scale of the datasets."""
     if workload not in WORKLOADS:
         return None
     aims = WORKLOADS[workload].aims
-    return next((aim.ratio for aim in aims if peer in aim.peers), None)
+    return next((aim.ratio for aim in aims if peer in aim.peers and scale in aim.scales), None)
 
 
 @dataclass(frozen=True, slots=True)

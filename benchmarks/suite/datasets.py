@@ -110,9 +110,19 @@ DATASETS: Mapping[str, Dataset] = {
             ),
         ),
         Dataset(
-            "tiny",
-            "2,000, 20,000 and 100,000 files of 50 rows",
-            _sizes(*(partial(generating.tiny, n, 50, SEED) for n in (2_000, 20_000, 100_000))),
+            "small",
+            "2,000, 20,000 and 100,000 files of 4 KiB and two row groups",
+            _sizes(*(partial(generating.small, n, 250, 2, SEED) for n in (2_000, 20_000, 100_000))),
+        ),
+        Dataset(
+            "one",
+            "a single file of 10 rows",
+            dict.fromkeys(("s", "m", "l"), partial(generating.small, 1, 10, 1, SEED)),
+        ),
+        Dataset(
+            "windows",
+            "2,000 and 10,000 Hive partitions, one a day, each of one file of 10 rows",
+            _sizes(*(partial(generating.windows, n, 10, SEED) for n in (2_000, 10_000, 10_000))),
         ),
         Dataset(
             "wide",

@@ -20,6 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+FIRST_WINDOW = datetime.date(1997, 1, 1)
+"""First day of `windows`: ten thousand days from then on are all in the past."""
 File = tuple[str, bytes]
 
 STATIONS = 412
@@ -112,10 +114,22 @@ def _events(rows: int, seed: list[int]) -> pa.Table:
     )
 
 
-def tiny(files: int, rows: int, seed: int) -> Iterator[File]:
-    """Very many files of one small row group."""
+def small(files: int, rows: int, groups: int, seed: int) -> Iterator[File]:
+    """Very many small files, each of some row groups, with an id that counts all rows."""
     for number in range(files):
-        yield f"tiny-{number:06d}.parquet", parquet(_events(rows, [seed, number]), rows)
+        yield f"small-{number:06d}.parquet", parquet(_counted(number, rows, seed), rows // groups)
+
+
+def windows(days: int, rows: int, seed: int) -> Iterator[File]:
+    """Very many Hive partitions, one a day, each of one small file, with an id that counts."""
+    for number in range(days):
+        day = FIRST_WINDOW + datetime.timedelta(days=number)
+        yield f"day={day}/part.parquet", parquet(_counted(number, rows, seed), rows)
+
+
+def _counted(number: int, rows: int, seed: int) -> pa.Table:
+    values = np.random.default_rng([seed, number]).random(rows)
+    return pa.table({"id": np.arange(rows) + number * rows, "value": values})
 
 
 def wide(files: int, rows: int, row_group_rows: int, seed: int) -> Iterator[File]:

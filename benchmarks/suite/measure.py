@@ -249,7 +249,7 @@ def spec_of(
         "params": params,
         "output": {"uri": output, "compression": "zstd"},
     }
-    if workload.rows_per_task:
+    if workload.rows_per_task and workload.kind != "backfill":  # whose windows are selected
         job["input"]["filter"] = [["id", "<", tasks * workload.rows_per_task]]
     if workload.kind == "backfill":
         job["window"] = {"column": workload.keys[0], "grain": "day"}

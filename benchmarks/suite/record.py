@@ -18,6 +18,9 @@ from benchmarks.suite.stats import Interval, median
 SCHEMA_VERSION: Literal[3] = 3
 SCHEMA_FILE = Path(__file__).parents[1] / "record.schema.json"
 
+REPORT = "report"
+"""The phase of a run that comes after its output is published."""
+
 State = Literal["ok", "wrong", "failed", "missing"]
 """`wrong`: it wrote something else than was expected. `missing`: it could not be installed."""
 
@@ -114,14 +117,32 @@ class Result(_Model):
 
         Where the cost of a task is measured they are divided by the number of tasks.
         """
-        seconds = self.warm() or self.cold()
+        seconds = [each.work_seconds for each in self.compared()]
         return [value / self.tasks for value in seconds] if self.tasks else seconds
 
+    def compared(self) -> list[Iteration]:
+        """The iterations that comparisons are made of: warm where there are any, else cold."""
+        warm = [each for process in self.processes for each in process.iterations[1:]]
+        return warm or [each for process in self.processes for each in process.iterations]
+
     def cpu_samples(self) -> list[float]:
-        """Processor seconds of the work: of warm iterations where there are any, else of cold."""
-        cold = [process.iterations[0] for process in self.processes if process.iterations]
-        warm = [iteration for process in self.processes for iteration in process.iterations[1:]]
-        return [each.cpu_seconds for each in warm or cold if each.cpu_seconds]
+        """Processor seconds of the work."""
+        return [each.cpu_seconds for each in self.compared() if each.cpu_seconds]
+
+    def phase_samples(self) -> list[dict[str, float]]:
+        """Seconds of each phase of a run, as chunkmap tells them."""
+        told = [each.figures.get("phases") for each in self.compared()]
+        return [phases for phases in told if phases]
+
+    def published_samples(self) -> list[float]:
+        """Seconds from the call until the output is published: all phases but the report."""
+        return [sum(p.values()) - p.get(REPORT, 0.0) for p in self.phase_samples()]
+
+    def phases(self) -> dict[str, float]:
+        """Median seconds of each phase, in the order of a run."""
+        samples = self.phase_samples()
+        names = dict.fromkeys(name for phases in samples for name in phases)
+        return {name: median([p.get(name, 0.0) for p in samples]).value for name in names}
 
     def output_bytes(self) -> float | None:
         """Median of the bytes written by an iteration; None where it was not listed."""

@@ -115,7 +115,7 @@ def peers_of(workload: Workload, request: Request) -> list[str]:
         return [name for name in workload.peers if name in request.against]
     if request.full or workload.suite == "main":
         return list(workload.peers)
-    aimed_at = {name for aim in workload.aims for name in aim.peers}
+    aimed_at = {name for aim in workload.aims if request.scale in aim.scales for name in aim.peers}
     return [name for name in workload.peers if name in BASELINE_PEERS or name in aimed_at]
 
 

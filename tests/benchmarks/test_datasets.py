@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from itertools import islice
 from pathlib import Path
 
 import polars as pl
@@ -18,7 +19,8 @@ from pipeline.storage import open_storage
 SMALL = {
     "measurements": lambda: generating.measurements(2, 1000, 250, 1),
     "events": lambda: generating.events(2, 100, 20, 1),
-    "tiny": lambda: generating.tiny(3, 10, 1),
+    "small": lambda: generating.small(3, 10, 2, 1),
+    "windows": lambda: generating.windows(3, 10, 1),
     "wide": lambda: generating.wide(2, 30, 10, 1),
     "daily": lambda: generating.daily(3, 10, 1),
     "row-groups": lambda: generating.row_groups(2, 5, 4, 1),
@@ -57,6 +59,24 @@ def test_the_three_years_are_whole() -> None:
         "day=2022-01-01/events.parquet",
         "day=2024-12-31/events.parquet",
     )
+
+
+def test_small_files_are_of_4_kib_and_two_row_groups() -> None:
+    bodies = [body for _, body in islice(DATASETS["small"].makers["s"](), 3)]
+    assert all(3.5 * 1024 < len(body) < 4.5 * 1024 for body in bodies), [len(x) for x in bodies]
+    assert {pq.read_metadata(io.BytesIO(body)).num_row_groups for body in bodies} == {2}
+
+
+def test_ids_count_all_rows_of_all_files() -> None:
+    """So that the rows of the first files are those with the lowest ids."""
+    for name in ("small", "windows"):
+        frames = [pl.read_parquet(io.BytesIO(body)) for _, body in SMALL[name]()]
+        assert pl.concat(frames)["id"].to_list() == list(range(30))
+
+
+def test_all_windows_are_in_the_past() -> None:
+    *_, (last, _) = generating.windows(10_000, 1, 1)
+    assert last == "day=2024-05-18/part.parquet"
 
 
 def test_plain_types() -> None:

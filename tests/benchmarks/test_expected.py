@@ -29,6 +29,8 @@ MADE = {
     "measurements": lambda: generating.measurements(3, 2000, 500, 1),
     "row-groups": lambda: generating.row_groups(2, 20, 4, 1),
     "daily": lambda: generating.daily(4, 30, 1),
+    "small": lambda: generating.small(3, 10, 2, 1),
+    "one": lambda: generating.small(1, 10, 1, 1),
 }
 
 
@@ -42,7 +44,15 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> Storage:
 
 @pytest.mark.parametrize(
     ("name", "tasks"),
-    [("stations", 0), ("daily", 0), ("backfill", 0), ("publish", 13), ("wait", 7)],
+    [
+        ("stations", 0),
+        ("daily", 0),
+        ("backfill", 0),
+        ("publish", 13),
+        ("wait", 7),
+        ("small-files", 3),
+        ("fixed", 0),
+    ],
 )
 def test_our_own_engine_writes_what_is_expected(
     storage: Storage, tmp_path: Path, name: str, tasks: int

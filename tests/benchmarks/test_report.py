@@ -14,7 +14,7 @@ from benchmarks.report.page import build_page
 from benchmarks.report.text import best_and_worst
 from benchmarks.report.write import update_docs, write_report
 from benchmarks.suite.compare import comparisons
-from benchmarks.suite.record import Record
+from benchmarks.suite.record import Iteration, Record
 from pipeline.config.settings import Settings
 from pipeline.errors import UsageError
 from pipeline.report.page import render_page
@@ -82,6 +82,20 @@ def test_ratios_come_before_times() -> None:
     titles = [section.title for section in build_page(full_record()).sections]
     assert titles[:3] == ["Ratios", "Time", "Peak memory"]
     assert "Curves" in titles and titles[-1] == "Method"
+
+
+def test_the_phases_of_our_runs_are_shown_in_their_order() -> None:
+    def ran(plan: float) -> Iteration:
+        phases = {"plan": plan, "start": 0.1, "publish": 0.3, "report": 9.0}
+        return Iteration(work_seconds=10.0, figures={"phases": phases})
+
+    made = result("fixed", "chunkmap", [1.0])
+    process = made.processes[0].model_copy(update={"iterations": (ran(8), ran(0.1), ran(0.2))})
+    made = made.model_copy(update={"processes": (process,)})
+    text = build_markdown(record(made))
+    assert "| workload | start | plan | publish | report | until published |" in text
+    assert "| fixed | 100 ms | 150 ms | 300 ms | 9.00 s | 550 ms |" in text
+    assert "Phases" in [section.title for section in build_page(record(made)).sections]
 
 
 def test_history_needs_two_sessions() -> None:

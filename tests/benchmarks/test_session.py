@@ -30,7 +30,7 @@ from tests.support.benchmark_records import full_record, record
 def test_suites_and_names_choose_workloads() -> None:
     assert [workload.name for workload in chosen(["main"])] == ["row-map", "few-rows", "ledger"]
     assert [workload.name for workload in chosen(["wait", "row-map"])] == ["row-map", "wait"]
-    assert [workload.name for workload in chosen(["ci"])] == ["stations", "skew"]
+    assert [workload.name for workload in chosen(["ci"])] == ["stations", "daily", "skew", "fixed"]
     assert len(chosen([])) == len(chosen(["all"])) == len(WORKLOADS)
     with pytest.raises(UsageError, match="no workload or suite 'nope'"):
         chosen(["nope"])
