@@ -94,7 +94,7 @@ cluster-logs: ## follow the cluster's logs (ARGS=dask-worker for one service)
 bench: $(STAMP) ## compare chunkmap with its peers, write a report (ARGS=--full for all)
 	@$(BIN)/chunkmap bench run $(ARGS)
 
-bench-gate: $(STAMP) ## compare a few ratios with benchmarks/baseline.json (3 minutes)
+bench-gate: $(STAMP) ## compare a few ratios with benchmarks/baseline.json (4 minutes)
 	@$(BIN)/python -m pytest benchmarks/micro/test_footers.py -q -s
 	@$(BIN)/chunkmap bench run ci --no-count
 	@$(BIN)/chunkmap bench gate --baseline benchmarks/baseline.json --least 0.3

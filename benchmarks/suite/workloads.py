@@ -224,7 +224,7 @@ WORKLOADS: Mapping[str, Workload] = {
             "one",
             "same",
             counted=True,
-            iterations=6,
+            iterations=11,
             ci=True,
         ),
         Workload(
