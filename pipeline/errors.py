@@ -12,6 +12,7 @@
     │   └── VersionMismatchError
     ├── StorageError
     │   ├── TransientStorageError       (Transient)
+    │   │   └── ThrottledError
     │   ├── AccessDeniedError           2, also an InputError
     │   ├── BucketMissingError          2, also an InputError
     │   ├── ObjectMissingError
@@ -145,6 +146,10 @@ class TransientStorageError(StorageError, Transient):
     """
 
     status: int = 0
+
+
+class ThrottledError(TransientStorageError):
+    """The service refuses a request because it gets too many: 503, 429, or a code that says so."""
 
 
 class AccessDeniedError(StorageError, InputError):

@@ -37,6 +37,13 @@ REQUESTS = Counter(
     ["kind", "status"],
 )
 IN_FLIGHT = Gauge("chunkmap_s3_requests_in_flight", "Requests to S3 that wait for a response")
+THROTTLED = Counter(
+    "chunkmap_s3_throttled", "Requests that S3 refused because it gets too many (503, 429)"
+)
+REQUEST_LIMIT = Gauge(
+    "chunkmap_s3_request_limit",
+    "Maximum number of concurrent requests to S3 now: s3.max_requests, or fewer after throttling",
+)
 BATCH_SECONDS = Histogram(
     "chunkmap_batch_seconds",
     "Duration of batches in seconds",
@@ -95,6 +102,10 @@ class RequestCounts:
     """PUT, COPY, POST and LIST requests."""
     retries: int = 0
     """Operations that were tried again after a transient error."""
+    throttled: int = 0
+    """Requests that the service refused because it gets too many."""
+    request_limit: int = 0
+    """Lowest limit on concurrent requests of the process after a refusal; 0 if none was refused."""
 
 
 class RequestTally:
@@ -102,7 +113,7 @@ class RequestTally:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._reads = self._writes = self._retries = 0
+        self._reads = self._writes = self._retries = self._throttled = self._limit = 0
 
     def add(self, kind: str) -> None:
         """Count a request by S3's name of it."""
@@ -117,17 +128,26 @@ class RequestTally:
         with self._lock:
             self._retries += 1
 
+    def add_throttled(self, limit: int) -> None:
+        """Count a refused request, and note the limit on concurrent requests after it."""
+        with self._lock:
+            self._throttled += 1
+            self._limit = min(self._limit or limit, limit)
+
     def counts(self) -> RequestCounts:
         """Return what was counted so far."""
         with self._lock:
-            return RequestCounts(self._reads, self._writes, self._retries)
+            return self._counts()
 
     def take(self) -> RequestCounts:
         """Return what was counted since the last call."""
         with self._lock:
-            counts = RequestCounts(self._reads, self._writes, self._retries)
-            self._reads = self._writes = self._retries = 0
+            counts = self._counts()
+            self._reads = self._writes = self._retries = self._throttled = self._limit = 0
         return counts
+
+    def _counts(self) -> RequestCounts:
+        return RequestCounts(self._reads, self._writes, self._retries, self._throttled, self._limit)
 
 
 process_requests = RequestTally()

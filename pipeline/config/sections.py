@@ -307,7 +307,8 @@ class S3Settings(_Section):
     session_token: SecretStr | None = None
     """Session token. From AWS_SESSION_TOKEN."""
     max_requests: PositiveInt = 128
-    """Maximum number of concurrent requests of one process, such as a worker."""
+    """Maximum number of concurrent requests of one process, such as a worker. While S3 throttles
+    (503 SlowDown, 429), a process makes fewer."""
     copied_bytes: SizeOrNone = 4 << 20
     """Maximum size of an output that is staged as an object in the state's prefix and copied by the
     server at publish, which takes the fewest requests. Larger outputs are multipart uploads that

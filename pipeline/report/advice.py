@@ -148,11 +148,20 @@ def _dominant_part(report: RunReport, totals: Totals, shares: list[Share]) -> It
 
 def _retried_requests(report: RunReport, totals: Totals, shares: list[Share]) -> Iterator[Advice]:
     sent = totals.requests.reads + totals.requests.writes
-    if sent >= MANY_FILES and totals.requests.retries / sent > MAX_RETRIES:
+    if sent < MANY_FILES:
+        return
+    if totals.requests.throttled / sent > MAX_RETRIES:
         yield Advice(
-            "Storage refuses requests",
+            "Storage throttles requests",
+            f"It refused {count(totals.requests.throttled)} of {count(sent)} requests, and workers "
+            f"went down to {totals.requests.request_limit} at a time: use fewer workers or larger "
+            "chunks, or spread the data over more prefixes.",
+        )
+    elif totals.requests.retries / sent > MAX_RETRIES:
+        yield Advice(
+            "Requests to storage fail",
             f"{count(totals.requests.retries)} operations were tried again for {count(sent)} "
-            "requests: lower s3.max_requests or the number of workers.",
+            "requests: check the network and the storage service.",
         )
 
 

@@ -168,7 +168,11 @@ def totals(report: RunReport, clock: Clock) -> Totals:
 
 def requests(report: RunReport) -> Requests:
     """Add up the requests to S3 of workers, per completion, and of drivers, per attempt."""
-    sums = report.completions.select(pl.col("reads", "writes", "retries").sum()).row(0, named=True)
+    limit = pl.col("request_limit")
+    sums = report.completions.select(
+        pl.col("reads", "writes", "retries", "throttled").sum(),
+        limit.filter(limit > 0).min().fill_null(0),
+    ).row(0, named=True)
     whole = Requests(**{name: int(value) for name, value in sums.items()})
     for attempt in report.attempts:
         whole = whole.plus(attempt.requests)

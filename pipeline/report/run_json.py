@@ -47,7 +47,9 @@ def _list(items: dict[str, Any], description: str = "") -> dict[str, Any]:
     return {"type": "array", "items": items, "description": description}
 
 
-_REQUESTS = _object(dict.fromkeys(("reads", "writes", "retries"), _COUNT))
+_REQUESTS = _object(
+    dict.fromkeys(("reads", "writes", "retries", "throttled", "request_limit"), _COUNT)
+)
 _FILE = _object({"uri": _TEXT, "bytes": _COUNT, "rows": {"type": ["integer", "null"]}})
 _TEXTS = {"type": "object", "additionalProperties": _TEXT}
 _SHARE = _object({"name": _TEXT, "seconds": _NUMBER, "share": _NUMBER})

@@ -34,15 +34,21 @@ COMPLETION_SCHEMA = pl.Schema(
         "reads": pl.Int64,
         "writes": pl.Int64,
         "retries": pl.Int64,
+        "throttled": pl.Int64,
+        "request_limit": pl.Int64,
         "memory": pl.Int64,
         "code": pl.String,
     }
 )
 """One row per completion. `started` is Unix seconds; `seconds` is the whole chunk, of which read,
 compute and stage (upload) are parts (checks and waiting are the rest); encoding is part of compute.
-`reads`, `writes` and `retries` are requests to S3, `memory` is the worker's resident bytes. Missing
+`reads`, `writes`, `retries` and `throttled` are requests to S3, `request_limit` is the lowest limit
+on concurrent ones (0 if none was throttled), `memory` is the worker's resident bytes. Missing
 numbers count as zero, missing texts as empty; `started` must not be missing."""
-OPTIONAL = ("encode_seconds", "reads", "writes", "retries", "memory", "code")
+OPTIONAL = (
+    *("encode_seconds", "reads", "writes", "retries", "throttled", "request_limit"),
+    *("memory", "code"),
+)
 """Columns of completions that may be missing, as in those of earlier releases."""
 PARTS = ("read", "compute", "encode", "upload")
 """Parts of a chunk's time, in order."""
@@ -93,11 +99,20 @@ class Requests:
     """PUT, COPY, POST and LIST requests."""
     retries: int = 0
     """Operations that were tried again after a transient error."""
+    throttled: int = 0
+    """Requests that S3 refused because it got too many."""
+    request_limit: int = 0
+    """Lowest limit on concurrent requests of a process after that; 0 if none was refused."""
 
     def plus(self, other: Requests) -> Requests:
         """Add two numbers of requests."""
+        limits = [limit for limit in (self.request_limit, other.request_limit) if limit]
         return Requests(
-            self.reads + other.reads, self.writes + other.writes, self.retries + other.retries
+            self.reads + other.reads,
+            self.writes + other.writes,
+            self.retries + other.retries,
+            self.throttled + other.throttled,
+            min(limits, default=0),
         )
 
 

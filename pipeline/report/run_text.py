@@ -113,6 +113,9 @@ def requests_card(requests: Requests) -> Card:
     if not sent:
         return Card("Requests to S3", "–", "not recorded")
     retried = f"{count(requests.retries)} retried" if requests.retries else "none retried"
+    if requests.throttled:
+        least = f"down to {requests.request_limit} at a time"
+        retried += f"; {count(requests.throttled)} throttled, {least}"
     kinds = f"{short_count(requests.reads)} read, {short_count(requests.writes)} write or list"
     tone: Tone = "warn" if requests.retries > sent / 50 else "plain"
     return Card("Requests to S3", short_count(sent), f"{kinds}; {retried}", tone)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import stamina
 
-from pipeline.errors import Transient
+from pipeline.errors import ThrottledError, Transient
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,10 @@ class RetryPolicy:
     """Retries of transient errors: exponential backoff with jitter, within a budget."""
 
     attempts: int = 6
-    """Maximum number of attempts."""
+    """Maximum number of attempts, without those that the service throttled."""
+    throttled_attempts: int = 24
+    """Maximum number of attempts that the service throttles. These are not failures: requests get
+    through once all processes have lowered their limits."""
     seconds: float = 45.0
     """Budget of one operation in seconds, including waits."""
     wait_initial: float = 0.1
@@ -25,10 +29,16 @@ class RetryPolicy:
 
     def contexts(self) -> Any:
         """Return a sync and async iterator of context managers, one per attempt."""
-        # A predicate, because stamina accepts exception types only and `Transient` is a marker.
+        failed, throttled = count(1), count(1)
+
+        def is_retried(error: Exception) -> bool:
+            if isinstance(error, ThrottledError):
+                return next(throttled) < self.throttled_attempts
+            return isinstance(error, Transient) and next(failed) < self.attempts
+
         return stamina.retry_context(
-            on=lambda error: isinstance(error, Transient),
-            attempts=self.attempts,
+            on=is_retried,
+            attempts=None,
             timeout=self.seconds,
             wait_initial=self.wait_initial,
             wait_max=self.wait_max,

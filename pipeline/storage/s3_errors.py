@@ -18,6 +18,7 @@ from pipeline.errors import (
     ObjectRefusedError,
     PreconditionFailedError,
     StorageError,
+    ThrottledError,
     TransientStorageError,
 )
 from pipeline.uris import parse, redacted
@@ -37,17 +38,19 @@ _DENIED = {
 }
 """Amazon returns 400 for credentials that have expired or are for another region."""
 _LOST_RACE = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
-_TRANSIENT = {
-    "SlowDown",
+_THROTTLED = {
+    "BandwidthLimitExceeded",
+    "RequestLimitExceeded",
+    "RequestThrottled",
     "ServiceUnavailable",
-    "InternalError",
-    "RequestTimeout",
-    "RequestTimeTooSkewed",
+    "SlowDown",
     "Throttling",
     "ThrottlingException",
     "TooManyRequests",
-    "OperationAborted",
 }
+_THROTTLED_STATUSES = (429, 503)
+"""HTTP statuses of an overloaded service; responses to HEAD have no code."""
+_TRANSIENT = {"InternalError", "RequestTimeout", "RequestTimeTooSkewed", "OperationAborted"}
 _REFUSED = {"400", "405", "411", "413", "414", "EntityTooLarge", "KeyTooLongError"}
 """Errors of a request that is permanently wrong for its object."""
 _REFUSED_FILES = {
@@ -93,16 +96,18 @@ def from_code(code: str, status: int, action: str, uri: str, detail: str) -> Sto
     """Return the error for an S3 error code and HTTP status."""
     message = f"{action} {uri}: {code or status} {detail}".strip()
     names = {code, str(status)}
+    if code in _THROTTLED or (status in _THROTTLED_STATUSES and code not in _TRANSIENT):
+        return _with_status(ThrottledError(message), status)
     if code in _TRANSIENT:
-        return _transient(message, status)
+        return _with_status(TransientStorageError(message), status)
     if names & _LOST_RACE:
         return PreconditionFailedError(uri)
     if status == 501 or code == "NotImplemented":
         return StorageError(
             message, hint="this S3 service lacks an operation that chunkmap needs; use another"
         )
-    if status >= 500 or status in (408, 429):
-        return _transient(message, status)
+    if status >= 500 or status == 408:
+        return _with_status(TransientStorageError(message), status)
     if code == "NoSuchBucket":
         return BucketMissingError(parse(uri).bucket)
     if names & _MISSING:
@@ -119,8 +124,7 @@ def from_code(code: str, status: int, action: str, uri: str, detail: str) -> Sto
     return StorageError(message)
 
 
-def _transient(message: str, status: int) -> TransientStorageError:
-    error = TransientStorageError(message)
+def _with_status(error: TransientStorageError, status: int) -> TransientStorageError:
     error.status = status
     return error
 

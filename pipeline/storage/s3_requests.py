@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
-from threading import Lock
 
 from pipeline import metrics
+from pipeline.errors import ThrottledError
+from pipeline.storage.request_gate import Gate
 from pipeline.storage.s3_errors import status_of, translating
 
 DEFAULT_MAX_REQUESTS = 128
@@ -32,49 +31,22 @@ def kind_of(action: str) -> str:
     return KINDS.get(action) or "".join(word.capitalize() for word in action.split("_"))
 
 
-class Gate:
-    """A fair semaphore for threads and event loops together.
-
-    The limit covers both obstore's requests, which are made in any thread, and s3fs's requests,
-    which are made on an event loop. Neither kind of standard semaphore covers both.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._free = limit
-        self._waiting: deque[Future[None]] = deque()
-        self._lock = Lock()
-
-    def enter(self) -> Future[None] | None:
-        """Take a slot; if none is free, return a future that is done once there is one."""
-        with self._lock:
-            if self._free:
-                self._free -= 1
-                return None
-            turn: Future[None] = Future()
-            self._waiting.append(turn)
-            return turn
-
-    def leave(self) -> None:
-        """Pass the slot to the first waiter."""
-        with self._lock:
-            while self._waiting:
-                turn = self._waiting.popleft()
-                if turn.set_running_or_notify_cancel():
-                    turn.set_result(None)
-                    return
-            self._free += 1
-
-    def give_up(self, turn: Future[None]) -> None:
-        """Stop waiting; a slot that has just been assigned is passed on."""
-        if not turn.cancel():
-            self.leave()
-
-
 class Requests:
     """Limits and counts the requests of clients."""
 
     def __init__(self, limit: int = DEFAULT_MAX_REQUESTS) -> None:
+        """Create it.
+
+        Args:
+            limit: Maximum number of concurrent requests; fewer while the service throttles.
+        """
         self._gate = Gate(limit)
+        metrics.REQUEST_LIMIT.set(limit)
+
+    @property
+    def limit(self) -> int:
+        """Maximum number of concurrent requests now."""
+        return self._gate.limit
 
     @contextmanager
     def sent(self, action: str, uri: str) -> Iterator[None]:
@@ -87,7 +59,7 @@ class Requests:
                 self._gate.give_up(turn)
                 raise
         try:
-            with translating(action, uri), _count(action):
+            with self._adapt(), translating(action, uri), _count(action):
                 yield
         finally:
             self._gate.leave()
@@ -103,10 +75,23 @@ class Requests:
                 self._gate.give_up(turn)
                 raise
         try:
-            with translating(action, uri), _count(action):
+            with self._adapt(), translating(action, uri), _count(action):
                 yield
         finally:
             self._gate.leave()
+
+    @contextmanager
+    def _adapt(self) -> Iterator[None]:
+        """Adapt the limit to the outcome of the block's request."""
+        generation = self._gate.generation
+        try:
+            yield
+        except ThrottledError:
+            limit = self._gate.throttled(generation)
+            metrics.THROTTLED.inc()
+            metrics.current_tally().add_throttled(limit)
+            raise
+        self._gate.passed()
 
 
 @contextmanager

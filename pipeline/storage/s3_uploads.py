@@ -12,6 +12,7 @@ from pipeline.errors import (
     InvalidUriError,
     ObjectMissingError,
     ObjectRefusedError,
+    ThrottledError,
     TransientStorageError,
 )
 from pipeline.storage.backend import StagedObject
@@ -23,8 +24,6 @@ log = logging.getLogger(__name__)
 
 PART_BYTES = 16 << 20
 """Size of a part in bytes: 10,000 parts reach 156 GiB, and four in flight take little memory."""
-SLOW_DOWN_STATUS = 503
-"""HTTP status of an overloaded server."""
 
 
 class Uploads:
@@ -72,7 +71,7 @@ class Uploads:
                 MultipartUpload=completion_body(item.parts),
             )
         except TransientStorageError as error:
-            if error.status >= 500 and error.status != SLOW_DOWN_STATUS:
+            if error.status >= 500 and not isinstance(error, ThrottledError):
                 # Some servers return an internal error for a missing upload, e.g. Ceph: "this
                 # multipart completion is already in progress".
                 await self.check(item)

@@ -52,6 +52,12 @@ class Proxy:
     log: list[tuple[Request, str]] = field(default_factory=list)
     """Every request, with what came of it: an HTTP status, or the rule's act."""
     ports: dict[str, int] = field(default_factory=dict)
+    capacity: int | None = None
+    """Maximum number of concurrent requests; SlowDown is the answer to any more. None: no limit."""
+    service_seconds: float = 0.0
+    """Least seconds that a request takes."""
+    forwarding: int = 0
+    """Requests that are being served."""
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
     _servers: list[asyncio.Server] = field(default_factory=list)
     _serving: set[asyncio.Task[None] | None] = field(default_factory=set)
@@ -161,6 +167,18 @@ class Connection:
         self._forget_server()
 
     async def _answer(self, request: Request, head: Message, body: bytes) -> None:
+        if self.proxy.forwarding == self.proxy.capacity:
+            self._say_error("503", request)
+            self.proxy.log.append((request, "503"))
+            return
+        self.proxy.forwarding += 1
+        try:
+            await asyncio.sleep(self.proxy.service_seconds)
+            await self._answer_by_rule(request, head, body)
+        finally:
+            self.proxy.forwarding -= 1
+
+    async def _answer_by_rule(self, request: Request, head: Message, body: bytes) -> None:
         rule = struck(self.proxy.rules, request)
         act: str = "pass" if rule is None else rule.act
         try:

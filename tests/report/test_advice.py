@@ -72,7 +72,9 @@ def test_the_part_that_dominates(part: str, headline: str) -> None:
 
 
 def test_requests_that_are_refused() -> None:
-    assert headlines(slowed(EVEN, retries=pl.lit(1))) == ["Storage refuses requests"]
+    assert headlines(slowed(EVEN, retries=pl.lit(1))) == ["Requests to storage fail"]
+    throttled = slowed(EVEN, retries=pl.lit(1), throttled=pl.lit(1), request_limit=pl.lit(4))
+    assert headlines(throttled) == ["Storage throttles requests"]
 
 
 def test_memory_near_its_limit() -> None:

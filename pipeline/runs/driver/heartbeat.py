@@ -61,6 +61,10 @@ class AttemptRecord(BaseModel):
     """PUT, COPY, POST and LIST requests."""
     retries: NonNegativeInt = 0
     """Storage operations that were tried again."""
+    throttled: NonNegativeInt = 0
+    """Requests that S3 refused for load."""
+    request_limit: NonNegativeInt = 0
+    """Lowest limit on concurrent requests after such a refusal; 0 if none was refused."""
     errors: list[str] = []
     """One sentence per kind of failure that was left at its end."""
 
@@ -201,6 +205,8 @@ class Heartbeat:
         self.record.reads = now.reads - before.reads
         self.record.writes = now.writes - before.writes
         self.record.retries = now.retries - before.retries
+        self.record.throttled = now.throttled - before.throttled
+        self.record.request_limit = now.request_limit if self.record.throttled else 0
 
 
 def _attempt_of(record: AttemptRecord) -> AttemptRecord:

@@ -247,7 +247,13 @@ def attempts_of(driver: DriverRecord | None) -> tuple[Attempt, ...]:
                 code=stored.code,
                 commit=stored.commit,
                 phases=phases,
-                requests=Requests(stored.reads, stored.writes, stored.retries),
+                requests=Requests(
+                    stored.reads,
+                    stored.writes,
+                    stored.retries,
+                    stored.throttled,
+                    stored.request_limit,
+                ),
                 errors=tuple(stored.errors),
             )
         )

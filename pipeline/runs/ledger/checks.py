@@ -41,7 +41,7 @@ NODE_NAME: Final = r"reduced/[0-9a-f]{32}\.arrow"
 
 _COUNTS: Final = (
     *("rows_in", "rows_out", "bytes_in", "bytes_out"),
-    *("reads", "writes", "retries", "memory"),
+    *("reads", "writes", "retries", "throttled", "request_limit", "memory"),
 )
 _SECONDS: Final = (
     *("seconds", "read_seconds", "compute_seconds", "stage_seconds", "started"),

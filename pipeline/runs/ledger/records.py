@@ -150,6 +150,10 @@ class Completion:
     encodings: str = ""
     """Columns of the output by encoding, e.g. `delta: id; plain:3: price`. Empty: the writer's
     defaults."""
+    throttled: int = 0
+    """Requests that S3 refused for load since the batch's last completion."""
+    request_limit: int = 0
+    """Lowest limit on concurrent requests after such a refusal; 0 if none was refused."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,6 +189,7 @@ _LATER: Final[dict[str, Any]] = {
     "filled": [],
     **dict.fromkeys(("encode_seconds", "reads", "writes", "retries", "memory"), 0),
     "encodings": "",
+    **dict.fromkeys(("throttled", "request_limit"), 0),
 }
 """Columns of completions that earlier releases did not write, and what stands for them."""
 

@@ -125,6 +125,7 @@ LATER = {
     "filled": [],
     **dict.fromkeys(("encode_seconds", "reads", "writes", "retries", "memory"), 0),
     "encodings": "",
+    **dict.fromkeys(("throttled", "request_limit"), 0),
 }
 """What entries of earlier releases do not say."""
 
