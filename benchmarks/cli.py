@@ -106,6 +106,25 @@ def report(
 
 
 @app.command()
+def aims(
+    sessions: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ID]…", help="Judge by these sessions; default the newest."),
+    ] = None,
+    docs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also update the table in this page.", exists=True),
+    ] = None,
+    environment: Environment = None,
+    json: Json = False,
+) -> None:
+    """Show which aims are met."""
+    from benchmarks import commands
+
+    commands.aims(sessions or (), docs, environment, as_json=json)
+
+
+@app.command()
 def compare(
     before: Annotated[str, typer.Argument(metavar="A", help="A session, or a record file.")],
     after: Annotated[str, typer.Argument(metavar="B", help="Another session or record file.")],

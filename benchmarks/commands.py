@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.report.aims import HEAD, aim_rows, aims_object, build_aims_markdown, summary
+from benchmarks.report.markdown import build_markdown
 from benchmarks.report.write import Written, update_docs, write_report
+from benchmarks.suite.aims import AIMS, judge
 from benchmarks.suite.compare import changes, comparisons, lost
 from benchmarks.suite.datasets import DATASETS
 from benchmarks.suite.environments import PEERS, REFERENCE
@@ -62,9 +65,28 @@ def report(
     with _stack(environment) as settings:
         record = find_record(settings, session)
         if docs is not None:
-            update_docs(docs, record)
+            update_docs(docs, "figures", build_markdown(record))
         written = write_report(record, settings, root, _earlier(settings, record))
     _show(record, written, as_json=as_json)
+
+
+def aims(
+    sessions: Sequence[str], docs: Path | None, environment: str | None, *, as_json: bool
+) -> None:
+    """Judge every aim by sessions, and by the simulation; print the table."""
+    from benchmarks.simulation.aims import judge_simulated
+
+    settings = load_settings(environment)
+    records = [find_record(settings, name) for name in sessions]
+    records = records or records_in(records_folder(settings))
+    judgements = judge(AIMS, records) + judge_simulated()
+    if docs is not None:
+        update_docs(docs, "aims", build_aims_markdown(judgements))
+    if as_json:
+        print_json({"aims": aims_object(judgements)})
+        return
+    out.print(columns(HEAD, aim_rows(judgements)))
+    say(summary(judgements))
 
 
 def compare(before: str, after: str, environment: str | None, *, as_json: bool) -> None:

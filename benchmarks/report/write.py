@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,6 @@ from pipeline.errors import UsageError
 from pipeline.private import state_folder
 from pipeline.report.page import render_page
 from pipeline.storage import open_storage
-
-_FIGURES = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +52,18 @@ def write_report(
     return Written(folder / "report.html", uri + "report.html", markdown)
 
 
-def update_docs(path: Path, record: Record) -> None:
-    """Put a session's figures between the marks of a Markdown page.
+def update_docs(path: Path, place: str, text: str) -> None:
+    """Put generated text between the marks of a place in a Markdown page.
 
     Raises:
-        UsageError: the page has no marks.
+        UsageError: The page has no such marks.
     """
-    text = path.read_text(encoding="utf-8")
-    body = build_markdown(record)
-    made, number = _FIGURES.subn(lambda found: found[1] + body + found[2], text)
-    if not number:
+    page = path.read_text(encoding="utf-8")
+    first, last = f"<!-- {place} -->", f"<!-- end of {place} -->"
+    before, begin, rest = page.partition(first + "\n")
+    _, end, after = rest.partition(last)
+    if not begin or not end:
         raise UsageError(
-            f"{path} has no place for figures",
-            hint="add the lines <!-- figures --> and <!-- end of figures -->",
+            f"{path} has no place for {place}", hint=f"add the lines {first} and {last}"
         )
-    path.write_text(made, encoding="utf-8")
+    path.write_text(before + begin + text + end + after, encoding="utf-8")

@@ -89,14 +89,19 @@ def chosen(names: Sequence[str]) -> list[Workload]:
 
 
 def noise_workload(workloads: Sequence[Workload]) -> Workload:
-    """Which of them the A/A run measures: the usual one, or the first that Polars does too."""
+    """Which workload the A/A run measures: the usual one, or the first that Polars does too.
+
+    Where Polars does none of them, it is the fixed cost of a run, which needs no large dataset.
+    """
     usual = WORKLOADS[NOISE_WORKLOAD]
     fit = [
         workload
         for workload in workloads
         if workload.is_checked and BASELINE_PEERS[0] in workload.peers
     ]
-    return usual if usual in workloads or not fit else fit[0]
+    if usual in workloads:
+        return usual
+    return fit[0] if fit else WORKLOADS["fixed"]
 
 
 def peers_of(workload: Workload, request: Request) -> list[str]:
@@ -204,12 +209,15 @@ class Session:
     def _measure_noise(self, workload: Workload, cards: dict[str, Card]) -> None:
         card = cards[workload.dataset]
         self.echo("A/A: the same thing twice, to know the noise of this machine")
+        # The peer counts only where something is compared with it.
+        compared = workload in chosen(self.request.names)
+        names = (REFERENCE, *BASELINE_PEERS) if compared else (REFERENCE,)
         noise = measure_noise(
             self.storage,
             self._conditions(workload),
             workload,
             card,
-            [self._contender(REFERENCE), self._contender(BASELINE_PEERS[0])],
+            [self._contender(name) for name in names],
             expected=expect(self.storage, self.request.root, workload, card),
             echo=self.echo,
         )

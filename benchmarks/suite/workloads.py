@@ -24,7 +24,7 @@ ALL = (
 
 
 @dataclass(frozen=True, slots=True)
-class Aim:
+class RatioAim:
     """What a comparison is meant to reach."""
 
     peers: tuple[str, ...]
@@ -79,7 +79,7 @@ class Workload:
     peers: tuple[str, ...] = ("polars",)
     suite: Literal["main", "rest"] = "rest"
     chunks: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    aims: tuple[Aim, ...] = ()
+    aims: tuple[RatioAim, ...] = ()
     limits: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     workers: tuple[int, ...] = ()
     sizes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: MappingProxyType({}))
@@ -118,9 +118,9 @@ WORKLOADS: Mapping[str, Workload] = {
             peers=ALL,
             suite="main",
             aims=(
-                Aim(ONE_PROCESS, 0.95, "m"),
-                Aim(ONE_PROCESS, 0.90, "l"),
-                Aim(DISTRIBUTED, 0.40, "ml"),
+                RatioAim(ONE_PROCESS, 0.95, "m"),
+                RatioAim(ONE_PROCESS, 0.90, "l"),
+                RatioAim(DISTRIBUTED, 0.40, "ml"),
             ),
         ),
         Workload(
@@ -166,7 +166,7 @@ WORKLOADS: Mapping[str, Workload] = {
             "extremes",
             peers=("polars", "duckdb"),
             reduce=MappingProxyType({"combine": "all_extremes", "finalize": "mean_extremes"}),
-            aims=(Aim(("polars",), 1.30, "m"), Aim(("polars",), 1.10, "l")),
+            aims=(RatioAim(("polars",), 1.30, "m"), RatioAim(("polars",), 1.10, "l")),
             counted=True,
             ci=True,
         ),
@@ -178,7 +178,7 @@ WORKLOADS: Mapping[str, Workload] = {
             "daily_kinds",
             peers=("polars", "duckdb"),
             keys=("day",),
-            aims=(Aim(("polars",), 2.0, "m"),),
+            aims=(RatioAim(("polars",), 2.0, "m"),),
             counted=True,
             ci=True,
         ),
@@ -234,7 +234,7 @@ WORKLOADS: Mapping[str, Workload] = {
             "small",
             "same",
             peers=("dask-dataframe",),
-            aims=(Aim(("dask-dataframe",), 1 / 8),),
+            aims=(RatioAim(("dask-dataframe",), 1 / 8),),
         ),
         Workload(
             "plan-again",
@@ -263,7 +263,7 @@ WORKLOADS: Mapping[str, Workload] = {
             "row-groups",
             "same",
             peers=("dask-futures", "ray-data", "prefect-naive"),
-            aims=(Aim(("dask-futures", "ray-data", "prefect-naive"), 1.0),),
+            aims=(RatioAim(("dask-futures", "ray-data", "prefect-naive"), 1.0),),
             suite="main",
             limits={"prefect-naive": 100},
             sizes=MappingProxyType(

@@ -135,14 +135,14 @@ def test_a_report_is_kept_here_and_there(tmp_path: Path) -> None:
 def test_figures_go_into_the_documentation(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- figures -->\nold\n<!-- end of figures -->\nafter\n")
-    update_docs(page, full_record())
+    update_docs(page, "figures", build_markdown(full_record()))
     text = page.read_text()
     assert text.startswith("before\n<!-- figures -->\n## Benchmarks")
     assert text.endswith("<!-- end of figures -->\nafter\n")
     assert "old\n" not in text
     page.write_text("no marks")
     with pytest.raises(UsageError, match="no place for figures"):
-        update_docs(page, full_record())
+        update_docs(page, "figures", build_markdown(full_record()))
 
 
 @pytest.mark.chromium

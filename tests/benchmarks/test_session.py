@@ -43,7 +43,7 @@ def test_suites_and_names_choose_workloads() -> None:
         (("main",), "row-map"),
         (("ci",), "stations"),
         (("wait", "join"), "join"),
-        (("wait",), "row-map"),
+        (("wait",), "fixed"),
     ],
 )
 def test_the_noise_is_that_of_what_is_measured(names: tuple[str, ...], usual: str) -> None:
