@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from fsspec.asyn import sync
 from obstore.store import S3Store
 
+from pipeline.errors import Transient
 from pipeline.storage.backend import StagedObject
 from pipeline.storage.retry import RetryPolicy
 from pipeline.storage.s3_connection import Access
@@ -103,8 +104,16 @@ class S3Client:
         If a thousand requests were retried together, they would hardly ever all succeed at a server
         that refuses one in a hundred.
         """
+        try:
+            return await call()  # First without the machinery, as `call_repeatedly`.
+        except Exception as error:
+            if not isinstance(error, Transient):
+                raise
+            first = error
         async for attempt in self._retry.contexts():
             with attempt:
+                if attempt.num == 1:
+                    raise first
                 return await call()
         raise AssertionError("stamina returns or raises")
 

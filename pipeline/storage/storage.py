@@ -58,12 +58,7 @@ class Storage:
         return backend(location.bucket) if callable(backend) else backend
 
     def _retry_call(self, call: Callable[[], T]) -> T:
-        for attempt in self._retry.contexts():
-            if attempt.num > 1:
-                current_tally().add_retry()
-            with attempt:
-                return call()
-        raise AssertionError("stamina returns or raises")
+        return self._retry.call(call, current_tally().add_retry)
 
     def objects(self, prefix: str) -> list[ObjectInfo]:
         """List all objects whose URI starts with the prefix, in any order.

@@ -46,6 +46,7 @@ from pipeline.runs.worker.code_report import naming_worker
 from pipeline.runs.worker.failures import failure_of
 from pipeline.runs.worker.null_types import fill_types, types_of_frames, types_of_text
 from pipeline.runs.worker.reduce import store_partial
+from pipeline.storage.retry import call_repeatedly
 
 T = TypeVar("T")
 
@@ -255,22 +256,20 @@ class BatchAttempt:
 
     def _run_work(self, chunk: Chunk, work: Callable[[], T]) -> T | None:
         """Run a chunk's work, retrying transient errors; record a failure otherwise."""
+        contexts = partial(
+            stamina.retry_context,
+            on=is_transient,
+            attempts=self.context.job.retries + 1,
+            timeout=CHUNK_BUDGET_SECONDS,
+        )
         try:
-            for attempt in stamina.retry_context(
-                on=is_transient,
-                attempts=self.context.job.retries + 1,
-                timeout=CHUNK_BUDGET_SECONDS,
-            ):
-                if attempt.num > 1:
-                    metrics.RETRIES.inc()
-                with attempt:
-                    return work()
+            return call_repeatedly(work, is_transient, contexts, metrics.RETRIES.inc)
         except BaseException as error:
             # Libraries may panic while they read or write; that must not end the batch.
             if is_from_signal(error):
                 raise
             self._add_failure(self._failure(chunk, error))
-        return None
+            return None
 
     def _failure(self, chunk: Chunk, error: BaseException) -> Failure:
         return failure_of(

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
 import polars as pl
@@ -256,8 +257,13 @@ def compute(
         compute_seconds=seconds - waited,
         left_out=source.left_out,
         filled=filled,
-        memory=psutil.Process().memory_info().rss,
+        memory=_this_process().memory_info().rss,
     )
+
+
+@cache
+def _this_process() -> psutil.Process:
+    return psutil.Process()
 
 
 def stage(context: RunContext, mapped: ComputedChunk, batch: str, worker: str) -> Completion:

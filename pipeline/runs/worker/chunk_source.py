@@ -232,6 +232,11 @@ class FragmentCopy:
         return trust.null_counts and trust.times
 
     @property
+    def types(self) -> pl.Schema:
+        """Types of the object's columns, as they are read."""
+        return self._types.schema
+
+    @property
     def columns(self) -> set[str]:
         """Top-level columns that the object has."""
         return set(self._footer.schema.columns)
@@ -557,7 +562,7 @@ class ChunkSource:
         left = n_rows
         for number, copy in enumerate(self._opened()):
             for step, lazy in enumerate(copy.frames(stored)):
-                shaped = self._shape(lazy, list(wanted), self._virtual_values(copy))
+                shaped = self._shape(lazy, list(wanted), copy.types, self._virtual_values(copy))
                 engine = copy.engine
                 if self._filter is not None:
                     # The filtered frame is in memory, so streaming has no use from here on.
@@ -566,7 +571,7 @@ class ChunkSource:
                     shaped, engine = kept.lazy(), "in-memory"
                 if not names:
                     shaped, engine = self._without_columns(shaped, engine).lazy(), "in-memory"
-                elif shaped.collect_schema().names() != names:
+                elif list(wanted) != names:
                     shaped = shaped.select(by_name(names))
                 if left is not None:
                     with naming(copy.uri, stored):
@@ -616,10 +621,20 @@ class ChunkSource:
         return kept
 
     def _shape(
-        self, lazy: pl.LazyFrame, names: list[str], partition: Mapping[str, Any]
+        self,
+        lazy: pl.LazyFrame,
+        names: list[str],
+        have: Mapping[str, pl.DataType],
+        partition: Mapping[str, Any],
     ) -> pl.LazyFrame:
-        """Order columns, cast them to the dataset's types, add Hive values and missing columns."""
-        have = lazy.collect_schema()
+        """Order columns, cast them to the dataset's types, add Hive values and missing columns.
+
+        Args:
+            lazy: Columns of the object.
+            names: Columns of the result.
+            have: Types of the object's columns. To ask Polars for them would parse the footer.
+            partition: Values of columns that the object does not have.
+        """
         changed: list[pl.Expr] = []
         for name in names:
             dtype: Any = self._schema[name]

@@ -6,6 +6,8 @@ it has the key's values.
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import polars as pl
 
 from partitioning import Chunk
@@ -13,6 +15,8 @@ from partitioning.model import PartitionValue
 from pipeline.errors import PartitionColumnError
 from pipeline.runs.ledger.keys import folder_of
 
+_EXACT = (pl.Boolean, pl.Date, pl.String)
+"""Types, besides integers, whose bounds are those of the rows: none is rounded or left out."""
 _SHOWN = 60
 """Maximum number of characters of a value that an error shows."""
 
@@ -33,11 +37,10 @@ def without_key_columns(frame: pl.DataFrame, chunk: Chunk, schema: pl.Schema) ->
     if not values:
         return frame
     if frame.height:
-        raws = dict(chunk.raw_partition)
         for name, value in values.items():
-            _refuse_other(
-                frame.get_column(name), value, schema[name], folder_of(name, raws[name]), chunk
-            )
+            column = frame.get_column(name)
+            if column.dtype != schema[name] or not _is_all(column, value):
+                _refuse_other(column, value, schema[name], chunk)
         if len(values) == frame.width:
             raise PartitionColumnError(
                 f"{_named(chunk)}: the result has {frame.height:,} rows but only the columns "
@@ -46,14 +49,24 @@ def without_key_columns(frame: pl.DataFrame, chunk: Chunk, schema: pl.Schema) ->
                 f"{_renaming(next(iter(values)))}"
             )
     # By position: `drop` would take a name such as `*` or `^k$` as a pattern.
-    kept = [at for at, name in enumerate(frame.columns) if name not in values]
-    return frame.select(pl.nth(kept)) if kept else pl.DataFrame()
+    return pl.DataFrame([series for series in frame if series.name not in values])
+
+
+def _is_all(column: pl.Series, value: PartitionValue) -> bool:
+    """Whether a column has this value in all rows."""
+    if column.dtype.is_integer() or column.dtype in _EXACT:
+        # Ten times as fast as a comparison of each row, where there are few rows.
+        if value is None:
+            return column.null_count() == len(column)
+        return not column.null_count() and column.min() == value and column.max() == value
+    return bool(column.eq_missing(pl.Series([value], dtype=column.dtype)).all())
 
 
 def _refuse_other(
-    column: pl.Series, value: PartitionValue, kind: pl.DataType, folder: str, chunk: Chunk
-) -> None:
+    column: pl.Series, value: PartitionValue, kind: pl.DataType, chunk: Chunk
+) -> NoReturn:
     name = column.name
+    folder = folder_of(name, dict(chunk.raw_partition)[name])
     subject = f"{_named(chunk)}: the transform's column {name!r}"
     rest = (
         f"but readers take it from the key of the output, {folder}/. Give the transform's own "
@@ -62,12 +75,11 @@ def _refuse_other(
     if column.dtype != kind:
         raise PartitionColumnError(f"{subject} is of type {column.dtype}, not {kind}, {rest}")
     own = pl.nth(0).ne_missing(pl.lit(value, dtype=kind))
-    differing = column.to_frame().filter(own).to_series()
-    if len(differing):
-        shown = repr(differing[0])[:_SHOWN] if differing[0] is not None else "null"
-        raise PartitionColumnError(
-            f"{subject} has other values than the input's partition, such as {shown}, {rest}"
-        )
+    other = column.to_frame().filter(own).to_series()[0]
+    shown = repr(other)[:_SHOWN] if other is not None else "null"
+    raise PartitionColumnError(
+        f"{subject} has other values than the input's partition, such as {shown}, {rest}"
+    )
 
 
 def _named(chunk: Chunk) -> str:
