@@ -28,8 +28,10 @@
     ├── ChunkTimeoutError
     ├── SchemaChangedError
     ├── StackError
+    ├── CheckError
     ├── RunFailedError
-    │   └── QuarantineLimitError
+    │   ├── QuarantineLimitError
+    │   └── ChecksFailedError
     ├── RunInterruptedError             130
     ├── RunCancelledError
     └── ConflictError                   3
@@ -308,6 +310,10 @@ class SchemaChangedError(ChunkmapError):
     """A chunk's output has other columns or types than earlier outputs."""
 
 
+class CheckError(ChunkmapError):
+    """A check of the result cannot be made: a column or a package is missing, a query is wrong."""
+
+
 class StackError(ChunkmapError):
     """A process of the embedded stack did not start or does not respond."""
 
@@ -318,6 +324,16 @@ class RunFailedError(ChunkmapError):
 
 class QuarantineLimitError(RunFailedError):
     """More objects could not be read than the job allows (`input.max_quarantined`)."""
+
+
+class ChecksFailedError(RunFailedError):
+    """Checks of the whole result refuse it (`checks`); nothing of it was published.
+
+    Attributes:
+        windows: Labels of the windows that are refused; empty for a run without windows.
+    """
+
+    windows: tuple[str, ...] = ()
 
 
 class RunInterruptedError(ChunkmapError):

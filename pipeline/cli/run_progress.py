@@ -16,6 +16,7 @@ WAITS = {
     "plan": "listing the input, reading footers",
     "start": "loading Prefect and Dask, connecting to both",
     "workers": "starting Dask workers on this machine",
+    "check": "checking the result",
     "publish": "making the files visible",
     "report": "writing the report",
 }

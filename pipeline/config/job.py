@@ -28,7 +28,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     NonNegativeInt,
     PositiveInt,
@@ -40,6 +39,8 @@ from pydantic import (
 from partitioning.dtypes import parse_type
 from partitioning.errors import WindowError
 from partitioning.windows import Windowing
+from pipeline.config.job_checks import Checks
+from pipeline.config.job_part import SHARE_SCHEMA, Function, Part, check_limit
 from pipeline.config.masking import mask_text, names_user
 from pipeline.config.units import Seconds, Size, format_size
 from pipeline.config.yaml_file import (
@@ -61,20 +62,8 @@ Filter = tuple[tuple[Term, ...], ...]
 """An OR of ANDs of terms."""
 
 OPERATORS = ("==", "!=", "<", "<=", ">", ">=", "in", "not in", "is null", "is not null")
-_FUNCTION_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
-_SHARE_PATTERN = r"^\d+(\.\d+)?\s*%$"
 _WITHOUT_VALUE = ("is null", "is not null")
 _WITH_LIST = ("in", "not in")
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        hide_input_in_errors=True,
-        populate_by_name=True,
-        use_attribute_docstrings=True,
-    )
 
 
 def _uris(value: Any) -> Any:
@@ -91,12 +80,6 @@ def _uri(value: str) -> str:
         raise ValueError(f"{message} ({error.hint})" if error.hint else message) from None
     if not value:
         raise ValueError("'' is neither s3://bucket/prefix/ nor a local path")
-    return value
-
-
-def _function(value: str) -> str:
-    if not re.fullmatch(_FUNCTION_PATTERN, value):
-        raise ValueError(f"{value!r} is not module:function")
     return value
 
 
@@ -125,22 +108,11 @@ def date_to_json(value: Any) -> dict[str, str]:
 
 
 def _limit(value: Any) -> int | str | None:
-    """Validate a number of chunks, or a share such as `5%`."""
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
-        return value
-    if isinstance(value, str) and re.fullmatch(_SHARE_PATTERN, value):
-        if float(value.rstrip(" %")) > 100:
-            raise ValueError(f"{value!r} is above 100%")
-        return value
-    raise ValueError(f"{value!r} is neither a number of chunks nor a share such as 5%")
+    return check_limit(value, "chunks")
 
 
 def _object_limit(value: Any) -> int | str | None:
-    """Validate a number of objects, or a share such as `1%`."""
-    try:
-        return _limit(value)
-    except ValueError as error:
-        raise ValueError(str(error).replace("number of chunks", "number of objects")) from None
+    return check_limit(value, "objects")
 
 
 def _term(term: Any) -> Term:
@@ -229,10 +201,6 @@ def _distinct(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
 
 
 ColumnName = Annotated[str, Field(min_length=1)]
-Function = Annotated[
-    str, AfterValidator(_function), WithJsonSchema({"type": "string", "pattern": _FUNCTION_PATTERN})
-]
-
 _TERM_SCHEMA: dict[str, Any] = {
     "type": "array",
     "prefixItems": [{"type": "string", "minLength": 1}, {"enum": list(OPERATORS)}, {}],
@@ -246,16 +214,9 @@ _FILTER_SCHEMA: dict[str, Any] = {
         {"type": "null"},
     ]
 }
-_SHARE_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        {"type": "integer", "minimum": 0},
-        {"type": "string", "pattern": _SHARE_PATTERN},
-        {"type": "null"},
-    ]
-}
 
 
-class Input(_Part):
+class Input(Part):
     """The dataset to read."""
 
     uri: Annotated[
@@ -277,14 +238,14 @@ class Input(_Part):
     `*.parquet`, `*.parq` and `*.pq`."""
     exclude: tuple[str, ...] = ()
     """Glob patterns of object names below the prefix, none of which may match."""
-    hive_types: dict[str, HiveType] = {}
+    hive_types: dict[str, HiveType] = Field(default={})
     """Types of Hive columns, such as `{zip: string}`. Default: int64 or date if all values of the
     column fit, else string. Folders of the output keep the spelling of the input."""
     schema_: Literal["identical", "union", "first"] = Field(default="identical", alias="schema")
     """Schemas of the input's files: `identical` refuses differences; `union` has all columns, each
     in a type that holds those of all files; `first` has those of the first file, and others must
     fit."""
-    types: dict[str, ColumnType] = {}
+    types: dict[str, ColumnType] = Field(default={})
     """Types to read columns as, regardless of the files: int8 to int128, uint8 to uint128, float32,
     float64, boolean, string, categorical, binary, date, time, datetime[us], datetime[us, UTC],
     duration[us], decimal[38, 2], list[int64]. A value that does not fit is an error."""
@@ -296,7 +257,7 @@ class Input(_Part):
     """Objects that are not readable Parquet: `fail` stops the run; `skip` leaves them out;
     `quarantine` leaves them out and keeps a record of each next to the output."""
     max_quarantined: Annotated[
-        int | str | None, BeforeValidator(_object_limit), WithJsonSchema(_SHARE_SCHEMA)
+        int | str | None, BeforeValidator(_object_limit), WithJsonSchema(SHARE_SCHEMA)
     ] = None
     """Maximum number of objects in quarantine, or share of the input's objects such as 1%; with
     more, nothing is published."""
@@ -313,7 +274,7 @@ class Input(_Part):
         return self
 
 
-class Chunks(_Part):
+class Chunks(Part):
     """How the input is cut into chunks."""
 
     target: Size = 128 * 2**20
@@ -337,7 +298,7 @@ class Chunks(_Part):
         return self
 
 
-class Output(_Part):
+class Output(Part):
     """The output that results are published to."""
 
     uri: Uri
@@ -374,7 +335,7 @@ class Output(_Part):
     """Number of replaced versions that are kept for `rollback`."""
 
 
-class Reduce(_Part):
+class Reduce(Part):
     """How the chunks' results are combined."""
 
     combine: Function
@@ -384,7 +345,7 @@ class Reduce(_Part):
     """Function that turns the last LazyFrame into the result, as `module:function`."""
 
 
-class WindowRule(_Part):
+class WindowRule(Part):
     """How the input's partitions are cut into windows, which a backfill runs and commits."""
 
     column: Annotated[str, Field(min_length=1)] | None = None
@@ -414,7 +375,7 @@ class WindowRule(_Part):
         return Windowing(column, self.grain, self.timezone, tuple(others))
 
 
-class Job(_Part):
+class Job(Part):
     """A job, as written in its file."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
@@ -423,7 +384,7 @@ class Job(_Part):
     chunks: Chunks = Chunks()
     transform: Function
     """Function from LazyFrame to LazyFrame, as `module:function`."""
-    params: Annotated[dict[str, Any], AfterValidator(_param)] = {}
+    params: Annotated[dict[str, Any], AfterValidator(_param)] = Field(default={})
     """Keyword arguments of the transform: JSON values, dates and times."""
     tables: tuple[Uri, ...] = ()
     """Tables (an object or a prefix) that the transform reads with `read_table`. Planning finds
@@ -434,12 +395,13 @@ class Job(_Part):
     rounds: PositiveInt = 3
     """Number of passes over the chunks left, each in smaller batches."""
     max_failures: Annotated[
-        int | str | None, BeforeValidator(_limit), WithJsonSchema(_SHARE_SCHEMA)
+        int | str | None, BeforeValidator(_limit), WithJsonSchema(SHARE_SCHEMA)
     ] = None
     """Maximum number of failed chunks, or share such as 5%; with more, the run stops."""
     chunk_timeout: Annotated[Seconds, Field(gt=0)] | None = None
     """Maximum duration of a chunk, in seconds."""
     reduce: Reduce | None = None
+    checks: Checks = Checks()
     window: WindowRule | None = None
     """Windows of a backfill. Default: the output has one commit per run."""
 
@@ -531,11 +493,30 @@ def _job_error(file: YamlFile, problems: ValidationError) -> JobError:
     errors = []
     for detail in problems.errors():
         location = tuple(detail["loc"])
+        is_missing = detail["type"] == "missing"
+        detail["loc"] = location = _written(file.data, location, is_missing=is_missing)
         text, hint = explain_error(detail, Job)
         errors.append((file.line(location) or sys.maxsize, f"{file.where(location)}: {text}", hint))
     errors.sort(key=lambda error: error[0])
     hints = [hint for _, _, hint in errors if hint]
     return JobError("\n".join(text for _, text, _ in errors), "\n".join(hints) or None)
+
+
+def _written(
+    data: Any, location: tuple[str | int, ...], *, is_missing: bool
+) -> tuple[str | int, ...]:
+    """Return a location without the kinds of checks, which Pydantic puts between its parts."""
+    kept: list[str | int] = []
+    for depth, part in enumerate(location, 1):
+        is_key = is_missing and depth == len(location)
+        if isinstance(data, dict) and part not in data and not is_key:
+            continue
+        kept.append(part)
+        if isinstance(data, dict):
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+    return tuple(kept)
 
 
 def _plain(value: Any) -> Any:

@@ -48,6 +48,7 @@ EXAMPLES = {
     "chunk_timeout": "10min",
     "reduce.combine": "shop.revenue:add",
     "reduce.finalize": "shop.revenue:round_totals",
+    "checks.run": "[{check: unique, columns: [order_id, line]}, {check: row_count, min: 1}]",
     "window.column": "day",
     "window.columns": "[year, month, day]",
     "window.grain": "month",

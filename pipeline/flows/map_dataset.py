@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from prefect import flow, task
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
+    create_table_artifact,
     update_progress_artifact,
 )
 from prefect.context import FlowRunContext
@@ -31,6 +32,7 @@ from pipeline.flows.event_sender import flush_events
 from pipeline.flows.executor import TASK_OPTIONS, DaskExecutor, run_reduce_steps
 from pipeline.flows.server import flow_run_page
 from pipeline.flows.worker_code import check_code
+from pipeline.quality.results import CheckResult
 from pipeline.report.humanize import plural
 from pipeline.runs.admin.known_outputs import remember_output
 from pipeline.runs.driver.early_plan import BackgroundPlan, EarlyPlan
@@ -228,14 +230,30 @@ class PrefectOrchestrator(Orchestrator):
             update_progress_artifact(self._artifact, progress=percent, description=text)
 
     @override
+    def show_checks(self, run: str, results: Sequence[CheckResult]) -> None:
+        rows = [
+            {
+                "check": result.name,
+                "outcome": result.outcome,
+                "found": result.message,
+                "examples": "\n".join(result.examples),
+            }
+            for result in results
+        ]
+        self._wait_for_request()
+        self._send(lambda: create_table_artifact(rows, key=f"checks-{run}"))
+
+    @override
     def show_report(self, run: str, report: StoredReport) -> None:
-        if self._request is not None:
-            self._request.join(FLUSH_SECONDS)
-            if self._request.is_alive():
-                return  # The server does not answer.
+        self._wait_for_request()
         self._send(lambda: create_markdown_artifact(markdown=report.markdown, key=f"run-{run}"))
         assert self._request is not None, "_send has started it"
         self._request.join(FLUSH_SECONDS)
+
+    def _wait_for_request(self) -> None:
+        """Wait for the last request, so that the next one is sent; not if the server is gone."""
+        if self._request is not None:
+            self._request.join(FLUSH_SECONDS)
 
     def _send(self, call: Callable[[], object]) -> None:
         """Call Prefect in a thread: a slow or unavailable server must not delay the run."""

@@ -46,6 +46,7 @@ _PHASE_COLOURS = {
     "plan": "plan",
     "map": "compute",
     "reduce": "encode",
+    "check": "plan",
     "publish": "upload",
     "report": "read",
 }

@@ -14,7 +14,7 @@ import io
 import json
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import polars as pl
@@ -134,6 +134,8 @@ class CommitEntry(_Record):
     """Number of unreadable objects that are left out (`input.on_bad_object`)."""
     quarantined: int = 0
     """Number of left-out objects in quarantine (`input.on_bad_object: quarantine`)."""
+    warnings: int = 0
+    """Number of checks that failed and only warn (`checks`)."""
 
     @property
     def adds_files(self) -> bool:
@@ -207,6 +209,17 @@ def run_of(commit: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckFigures:
+    """What a check of a commit's rows has found."""
+
+    name: str
+    outcome: str
+    """`passed` or `warned`."""
+    message: str
+    figures: Mapping[str, int | float]
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """A commit record."""
 
@@ -227,6 +240,8 @@ class Commit:
     """Unreadable objects, each with a tab and the reason; at most MAX_LEFT_OUT_NAMED."""
     quarantined: pl.DataFrame = field(default_factory=QUARANTINED.to_frame)
     """Objects in quarantine (schema QUARANTINED); at most MAX_LEFT_OUT_NAMED rows."""
+    checks: tuple[CheckFigures, ...] = ()
+    """What checks have found."""
 
     def to_bytes(self) -> bytes:
         """Return the record as a table file with a checksum."""
@@ -238,6 +253,7 @@ class Commit:
             "columns": self.columns,
             "hive_types": dict(self.hive_types),
             "left_out": self.left_out,
+            "checks": [asdict(check) for check in self.checks],
             "writer": uuid.uuid4().hex,
         }
         tables = {"files": self.files.to_arrow()}
@@ -271,6 +287,7 @@ class Commit:
             columns=dict(meta.get("columns", {})),
             hive_types=dict(meta.get("hive_types", {})),
             left_out=tuple(meta.get("left_out", ())),
+            checks=tuple(CheckFigures(**check) for check in meta.get("checks", ())),
             quarantined=quarantined,
             files=pl.DataFrame(pl.from_arrow(table)).cast(dict(FILES)),  # type: ignore[arg-type]
         )

@@ -45,6 +45,7 @@ WORKER_WRITES = [
     f"{RUN}completions/b-2.jsonl.zst",
     f"{RUN}partials/b-2.arrow",
     f"{RUN}reduced/1.arrow",
+    f"{RUN}checks/0.parquet",
     f"{STATE}staged/out/a/k=1/part.parquet.0123",
     f"{STATE}doctor/x/note",
     "out/a/k=1/part-0000001-0123456789abcdef.parquet",

@@ -14,7 +14,7 @@ import polars as pl
 from partitioning import Plan
 from pipeline.config.job import Job
 from pipeline.config.sections import BatchSettings
-from pipeline.errors import RunFailedError
+from pipeline.errors import ChecksFailedError, RunFailedError
 from pipeline.report.humanize import plural
 from pipeline.runs.backfill.progress import Ranks, WindowProgress
 from pipeline.runs.backfill.records import BackfillRecord
@@ -287,6 +287,8 @@ class BackfillRun:
             )
             with shared.publishing:
                 retry_until_available(publish)
+        except ChecksFailedError as error:
+            self._conflicts |= {label: str(error) for label in error.windows or windows}
         except CommitsConflictError as error:
             # Other runs have published these windows meanwhile.
             together = shared.record.options.all_or_nothing

@@ -9,10 +9,12 @@ from partitioning.listing import list_objects
 from pipeline.config.job import Job
 from pipeline.report.humanize import plural
 from pipeline.runs.driver.overlap import normalize_uris
+from pipeline.runs.ledger.check_files import checks_identity
 from pipeline.storage import Storage, StorageReader, parse
 
-FREE_KEYS = ("retries", "rounds", "max_failures", "chunk_timeout", "name")
-"""Keys of a job that may change when a run is resumed, as may those of FREE_NESTED_KEYS."""
+FREE_KEYS = ("retries", "rounds", "max_failures", "chunk_timeout", "name", "checks")
+"""Keys of a job that may change when a run is resumed, as may those of FREE_NESTED_KEYS.
+Of checks, what they need of each chunk may not."""
 FREE_NESTED_KEYS = {"input": {"changed_only", "max_quarantined"}, "output": {"schema_"}}
 
 
@@ -29,7 +31,8 @@ def differing_keys(stored: Job, job: Job) -> list[str]:
 
 def _identity(job: Job) -> dict[str, Any]:
     exclude: Any = {**FREE_NESTED_KEYS, **dict.fromkeys(FREE_KEYS, True)}
-    return normalize_uris(job).model_dump(exclude=exclude)
+    checks = checks_identity(job.checks)
+    return normalize_uris(job).model_dump(exclude=exclude) | ({"checks": checks} if checks else {})
 
 
 def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:

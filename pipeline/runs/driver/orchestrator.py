@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from typing_extensions import override
 
+from pipeline.quality.results import CheckResult
 from pipeline.runs.driver.executor import Executor, SerialExecutor
 from pipeline.runs.driver.report import StoredReport
 from pipeline.runs.driver.summary import MapProgress
@@ -40,6 +41,10 @@ class Orchestrator(Protocol):
         """Show the progress of the map stage."""
         ...
 
+    def show_checks(self, run: str, results: Sequence[CheckResult]) -> None:
+        """Show what the checks of the result have found."""
+        ...
+
     def show_report(self, run: str, report: StoredReport) -> None:
         """Show the report."""
         ...
@@ -66,6 +71,10 @@ class NoOrchestrator(Orchestrator):
 
     @override
     def show_progress(self, run: str, progress: MapProgress) -> None:
+        pass
+
+    @override
+    def show_checks(self, run: str, results: Sequence[CheckResult]) -> None:
         pass
 
     @override

@@ -34,6 +34,7 @@ from pipeline.errors import (
 from pipeline.report.humanize import plural
 from pipeline.runs.driver.appending import refuse_appending_again, refuse_losing_rows
 from pipeline.runs.driver.batching import GUESSED_SPEED
+from pipeline.runs.driver.check_stage import refuse_impossible
 from pipeline.runs.driver.former_folders import refuse_former_folders
 from pipeline.runs.driver.job_changes import input_changes, is_same_job
 from pipeline.runs.driver.origin import explain_code, origin_of
@@ -249,6 +250,7 @@ def plan_input(
         visible = pl.Schema({name: visible[name] for name in job.input.columns})
     probed = probe(transform, visible, tables)
     _refuse_missing_columns(job, probed)
+    refuse_impossible(job, probed.schema if probed.is_static else None)
     return PlannedInput(result, transform, probed, tables)
 
 
@@ -327,20 +329,22 @@ def plan_run(
     published = [record for record in same if _is_published(storage, record)]
     if len(published) < len(same) and not resume.replan:
         unfinished = [record for record in same if record not in published]
-        return _allow_widening(job, _resume(unfinished[-1], code, settings, storage, resume))
+        return _adopt_free_keys(job, _resume(unfinished[-1], code, settings, storage, resume))
     ledgers, done = (
         tuple(Ledger(storage, record.output, record.run) for record in records)
         for records in (same, published)
     )
     rebuild = Rebuild(storage, settings, job, code, records)
     new_run = _NewRun(settings, storage, code, ledgers, done, mapper, resume, rebuild)
-    return _allow_widening(job, new_run.plan(job))
+    return _adopt_free_keys(job, new_run.plan(job))
 
 
-def _allow_widening(job: Job, planned: PreparedRun) -> PreparedRun:
-    """Allow a run to widen the output's schema if the job does now; its stored job may not."""
+def _adopt_free_keys(job: Job, planned: PreparedRun) -> PreparedRun:
+    """Let a run widen the output's schema, and check its result, as the job says now."""
     if job.output.schema_ == "widen" and not planned.ledger.widens():
         planned.ledger.allow_widening()
+    if job.checks != planned.ledger.checks():
+        planned.ledger.use_checks(job.checks)
     return planned
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import polars as pl
 
 from pipeline.config.job import Job
 from pipeline.errors import StateError
+from pipeline.quality.results import CheckResult, refused
+from pipeline.runs.driver.check_stage import CheckStage, refuse
 from pipeline.runs.driver.commit import abort_duplicates, files_of, vanished_duplicates
 from pipeline.runs.driver.drafts import Drafting, WindowChunks, windowing_of
 from pipeline.runs.driver.reduce_stage import drop_partials, reduced_of
@@ -19,7 +22,7 @@ from pipeline.storage import Storage
 from pipeline.table.claims import finish_open_claim
 from pipeline.table.errors import CommitsConflictError, UploadsVanishedError, foreign_claim
 from pipeline.table.log import TableLog
-from pipeline.table.manifest import Commit, CommitEntry, Manifest
+from pipeline.table.manifest import CheckFigures, Commit, CommitEntry, Manifest
 from pipeline.table.publish import (
     Published,
     amend,
@@ -97,6 +100,8 @@ def publish_run(
         CommitsConflictError: other runs have published what this run would replace; unless
             `together`, the windows without a conflict are published.
         ForeignClaimError: another run must first map chunks of its claimed commit again.
+        ChecksFailedError: checks refuse the result, or that of some windows; unless `together`,
+            the other windows are published.
         SchemaChangedError: the chunks' schemas differ from each other or from files that stay in
             the output.
         UsageError: windows are given, and the job has none or a mode that replaces the output.
@@ -111,6 +116,8 @@ def publish_run(
     done = _results(ledger, job, progress)
     drafting = Drafting(table_log, record, job, ledger.plan(), progress, done, rule, windows or {})
     publish = publish_all if together or rule is None else _publish_without_conflicts
+    checking = CheckStage(storage, ledger, table_log, ledger.checks(), record)
+    results: dict[str | None, list[CheckResult]] = {}
     published: list[Commit] = []
     try:
         if vanished is not None:
@@ -121,6 +128,9 @@ def publish_run(
             released = released_names(entries, record.run)
             refuse_released(table_log, done, released)
             drafts = drafting.drafts(entries, released, without_failed=without_failed)
+            drafts = _checked(checking, drafts, done, windows, results)
+            if together or rule is None:
+                refuse(ledger.run, results)
             if not drafts:
                 break
             published += publish(table_log, drafts, ledger.accepted(), widens=ledger.widens).commits
@@ -133,9 +143,55 @@ def publish_run(
         raise
     own = [entry for entry in entries if entry.run == record.run]
     _finish(ledger, table_log, progress, manifest, own=own, published=published)
-    if job.reduce and ledger.published() is not None:
+    if (job.reduce or job.checks.run) and ledger.published() is not None:
         drop_partials(storage, ledger)
+    refuse(ledger.run, results)
     return manifest.number
+
+
+def check_run(storage: Storage, ledger: Ledger) -> list[CheckResult]:
+    """Check the whole result of a run, all of whose chunks are done. Raises as `CheckStage`."""
+    done = _results(ledger, ledger.job(), drop_retyped(ledger, ledger.read()))
+    table_log = TableLog(storage, ledger.output)
+    stage = CheckStage(storage, ledger, table_log, ledger.checks(), ledger.record())
+    return stage.results(done)
+
+
+def _checked(
+    checking: CheckStage,
+    drafts: Sequence[Commit],
+    done: pl.DataFrame,
+    windows: Mapping[str, WindowChunks] | None,
+    results: dict[str | None, list[CheckResult]],
+) -> list[Commit]:
+    """Check the result of each draft; return those that no check refuses, with what was found.
+
+    Args:
+        checking: Checks of the run.
+        drafts: Drafts of commits.
+        done: Completions of the run whose files are published (schema COMPLETIONS).
+        windows: Planned chunks of each window, if the run is published by windows.
+        results: Gets what the checks have found, by the label of the window.
+    """
+    passed = []
+    for draft in drafts:
+        label = draft.entry.window
+        if label not in results:
+            chunks = windows[label].chunks if windows and label is not None else None
+            rows = done if chunks is None else done.filter(pl.col("chunk").is_in(list(chunks)))
+            results[label] = checking.results(rows, label)
+        if not refused(results[label]):
+            passed.append(_with_results(draft, results[label]))
+    return passed
+
+
+def _with_results(draft: Commit, results: Sequence[CheckResult]) -> Commit:
+    if not results:
+        return draft
+    found = [CheckFigures(r.name, r.outcome, r.message, r.figures) for r in results]
+    warnings = sum(result.outcome == "warned" for result in results)
+    entry = draft.entry.model_copy(update={"warnings": warnings})
+    return replace(draft, entry=entry, checks=tuple(found))
 
 
 def _results(ledger: Ledger, job: Job, progress: Progress) -> pl.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from pipeline.runs.ledger.check_files import FOLDER as CHECK_FOLDER
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress
 from pipeline.runs.worker.reduce import tree
@@ -30,7 +31,7 @@ def without_partial(storage: Storage, ledger: Ledger, progress: Progress) -> lis
 
 
 def drop_partials(storage: Storage, ledger: Ledger) -> None:
-    """Delete the partials and intermediate results of a reduce whose result is published."""
-    for folder in ("partials/", "reduced/"):
+    """Delete what only the reduce and the checks of a published result needed."""
+    for folder in ("partials/", "reduced/", CHECK_FOLDER):
         for info in storage.objects(ledger.prefix + folder):
             storage.delete(info.uri)

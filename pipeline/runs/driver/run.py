@@ -14,12 +14,14 @@ from pipeline.config.job import Job
 from pipeline.config.settings import Settings
 from pipeline.errors import RunCancelledError
 from pipeline.processes import was_interrupted
+from pipeline.quality.results import CheckResult
 from pipeline.report.render import import_renderers
+from pipeline.runs.driver.check_stage import refuse
 from pipeline.runs.driver.heartbeat import Heartbeat
 from pipeline.runs.driver.map_stage import MapStage
 from pipeline.runs.driver.orchestrator import NoOrchestrator, Orchestrator
 from pipeline.runs.driver.plan import PreparedRun, ResumeOptions, plan_run
-from pipeline.runs.driver.publish import publish_run, until_published
+from pipeline.runs.driver.publish import check_run, publish_run, until_published
 from pipeline.runs.driver.quarantine import refuse_many_quarantined, unreadable_uris
 from pipeline.runs.driver.reduce_stage import partials_of, reduced_of, without_partial
 from pipeline.runs.driver.report import StoredReport, rows_filtered, store_report
@@ -77,6 +79,8 @@ class RunDriver:
     _cancel_checked: float = field(default_factory=time.monotonic)
     _round: int = 0
     _imports: Thread | None = None
+    _checked: tuple[CheckResult, ...] = ()
+    """What the checks of the result have found."""
 
     def __post_init__(self) -> None:
         self.heartbeat = Heartbeat.of(
@@ -149,12 +153,36 @@ class RunDriver:
             return progress, None
         refuse_many_quarantined(self.job, plan, unreadable_uris(plan, progress))
         self._reduce(progress)
+        self._check()
         self.listen("publish", None)
         publish = partial(publish_run, self.storage, ledger, vanished)
         with self.heartbeat.phase("publish"):
             return progress, retry_until_available(
                 lambda: self.orchestrator.step("publish", ledger.run, publish)
             )
+
+    def _check(self) -> None:
+        """Check the whole result, if the job has checks of it.
+
+        Publishing would do so too; this shows it as a step of its own.
+
+        Raises:
+            ChecksFailedError: checks refuse the result.
+            UploadsVanishedError: what the checks need of some chunks is not stored; they must be
+                mapped again.
+        """
+        ledger = self.planned.ledger
+        if not ledger.checks().run or ledger.published() is not None:
+            return
+        self.listen("check", None)
+        check = partial(check_run, self.storage, ledger)
+        with self.heartbeat.phase("check"):
+            results = retry_until_available(
+                lambda: self.orchestrator.step("quality_checks", ledger.run, check)
+            )
+        self._checked = tuple(results)
+        self.orchestrator.show_checks(ledger.run, results)
+        refuse(ledger.run, {None: results})
 
     def _reduce(self, progress: Progress) -> None:
         """Combine the chunks' partial results, if the job has a reduce that is not done.
@@ -270,6 +298,7 @@ class RunDriver:
                 *([map_stage.stopped] if map_stage and map_stage.stopped else []),
                 *progress.problems,
                 *progress.left_out(),
+                *(f"check {r.line}" for r in self._checked if r.outcome != "passed"),
                 *(f"the objects in quarantine are listed in {uri}" for uri in quarantine),
             ),
             errors=failure_lines(failed),

@@ -8,13 +8,15 @@ checked once, a column at a time, when their segment is read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
 import polars as pl
 
 from partitioning import Plan
+from pipeline.quality.figures import Wanted
+from pipeline.runs.ledger.check_files import is_checked
 from pipeline.runs.ledger.keys import are_keys_of, folders_of, former_folders_of
 from pipeline.runs.ledger.records import PARTIAL, REDUCE, Problems, Segment
 from pipeline.storage.tokens import ATTEMPT_PATTERN, TokenRule
@@ -78,6 +80,8 @@ class EntryChecks:
     tokens: TokenRule
     reduces: bool
     """Whether the job combines its chunks' results instead of staging them."""
+    wanted: Wanted = field(default_factory=Wanted)
+    """What the job's checks need to know of each staged result."""
 
     def check(self, segment: Segment) -> Segment:
         """Return the valid entries, and count the others as problems."""
@@ -101,7 +105,9 @@ class EntryChecks:
                 *map(_count, _COUNTS), *map(_seconds, _SECONDS)
             ),
             "a text is too long": pl.all_horizontal(
-                *(_text(name, MAX_NAME) for name in _NAMES), _text("encodings", 4 * MAX_NAME)
+                *(_text(name, MAX_NAME) for name in _NAMES),
+                _text("encodings", 4 * MAX_NAME),
+                _text("checked", MAX_TEXT),
             ),
             "its attempt is not a valid id": pl.col("attempt").str.contains(ATTEMPT_PATTERN),
             "its parts are not those of an upload": _are_short(rows["parts"], MAX_ETAG),
@@ -118,6 +124,7 @@ class EntryChecks:
     def _staged(self, rows: pl.DataFrame, problems: Problems) -> pl.DataFrame:
         """Check completions of chunks that were staged one by one."""
         rows, folders = self._of_plan(rows, problems)
+        rows, folders = self._with_figures(rows, problems, folders)
         keys = (are_keys_of(self.output, self.run, column) for column in folders)
         return self._tokens(rows, pl.any_horizontal(keys), problems)
 
@@ -128,7 +135,26 @@ class EntryChecks:
             & (pl.col("index") == 0)
         }
         key = are_keys_of(self.output, self.run)
+        rows, _ = self._with_figures(rows, problems)
         return self._tokens(_keep_valid(rows, checks, problems), key, problems)
+
+    def _with_figures(
+        self, rows: pl.DataFrame, problems: Problems, beside: pl.DataFrame | None = None
+    ) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Keep the rows with the figures that checks need; return them with the rows beside them.
+
+        Without figures a result would pass checks as if it had no nulls.
+        """
+        beside = rows.select() if beside is None else beside
+        if not self.wanted.identity():
+            return rows, beside
+        known = [
+            is_checked(attempt, count, text, self.wanted)
+            for attempt, count, text in rows.select("attempt", "rows_out", "checked").iter_rows()
+        ]
+        valid = pl.Series(known, dtype=pl.Boolean)
+        kept = _keep_valid(rows, {"it lacks the figures of the job's checks": valid}, problems)
+        return kept, beside.filter(valid) if beside.width else beside
 
     def _partials(self, rows: pl.DataFrame, problems: Problems) -> pl.DataFrame:
         """Check completions of chunks whose results were combined."""

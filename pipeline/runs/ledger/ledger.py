@@ -22,6 +22,7 @@ from partitioning import Plan
 from partitioning.integrity import checked_plan
 from pipeline.concurrency import map_concurrently
 from pipeline.config.job import Job, date_to_json, keys_at_default, parse_job
+from pipeline.config.job_checks import Checks
 from pipeline.errors import (
     AccessDeniedError,
     AlreadyExistsError,
@@ -29,6 +30,8 @@ from pipeline.errors import (
     StateError,
     UsageError,
 )
+from pipeline.quality.figures import Wanted
+from pipeline.runs.ledger.check_files import StoredChecks, checks_identity
 from pipeline.runs.ledger.checks import EntryChecks, sentences
 from pipeline.runs.ledger.completion_log import CompletionLog
 from pipeline.runs.ledger.records import (
@@ -93,6 +96,8 @@ def run_id(
     parts += [[table.model_dump(mode="json") for table in tables]] if tables else []
     seen = job.input.model_dump(mode="json", include={"filter", "columns", "object_column"})
     parts += [seen] if sees and any(seen.values()) else []
+    checked = checks_identity(job.checks)
+    parts += [{"checks": checked}] if checked else []
     return hashlib.sha256(
         json.dumps(parts, sort_keys=True, default=date_to_json).encode()
     ).hexdigest()[:16]
@@ -277,6 +282,19 @@ class Ledger:
             return True
         return self._storage.get_or_none(self.prefix + "widen.json") is not None
 
+    def use_checks(self, checks: Checks) -> None:
+        """Set the checks of the result, where they are other than those of the stored job."""
+        document = StoredChecks(checks=checks).model_dump_json(by_alias=True)
+        self._storage.put(self.prefix + "checks.json", seal_json(document.encode()))
+
+    def checks(self) -> Checks:
+        """Read the checks of the result. Raises StateError if they are damaged."""
+        uri = self.prefix + "checks.json"
+        blob = self._storage.get_or_none(uri)
+        return (
+            self.job().checks if blob is None else parse_stored(StoredChecks, blob.data, uri).checks
+        )
+
     def cancel(self) -> None:
         """Request the run's driver and workers to stop."""
         self._storage.put(self.prefix + "cancel.json", orjson.dumps({"at": time.time()}))
@@ -366,6 +384,7 @@ class Ledger:
                 prefix=self.prefix,
                 tokens=self._storage.token_rule(self.output),
                 reduces=self.job().reduce is not None,
+                wanted=Wanted.of(self.job().checks),
             )
         return self._checks.check(some)
 

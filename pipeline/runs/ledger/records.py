@@ -154,6 +154,8 @@ class Completion:
     """Requests that S3 refused for load since the batch's last completion."""
     request_limit: int = 0
     """Lowest limit on concurrent requests after such a refusal; 0 if none was refused."""
+    checked: str = ""
+    """What checks need of the result, as JSON (see `ledger.check_files`). Empty: nothing."""
 
 
 @dataclass(frozen=True, slots=True)

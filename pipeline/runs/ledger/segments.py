@@ -190,6 +190,7 @@ _LATER: Final[dict[str, Any]] = {
     **dict.fromkeys(("encode_seconds", "reads", "writes", "retries", "memory"), 0),
     "encodings": "",
     **dict.fromkeys(("throttled", "request_limit"), 0),
+    "checked": "",
 }
 """Columns of completions that earlier releases did not write, and what stands for them."""
 

@@ -20,7 +20,9 @@ from partitioning import Chunk, Filter, Plan, Term, filter_expr
 from pipeline.concurrency import single_flight
 from pipeline.config.job import Job, Output
 from pipeline.config.settings import Settings, load_settings
-from pipeline.errors import StateError, TransformError
+from pipeline.errors import CheckError, StateError, TransformError
+from pipeline.quality.figures import Wanted
+from pipeline.runs.ledger.check_files import checked_text, store_columns
 from pipeline.runs.ledger.keys import output_uri
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Completion, RunRecord, digest_of
@@ -277,6 +279,7 @@ def stage(context: RunContext, mapped: ComputedChunk, batch: str, worker: str) -
         mapped, compute_seconds=mapped.compute_seconds + encoding, encode_seconds=encoding
     )
     attempt = uuid.uuid4().hex
+    checked = check_figures(context, mapped.frame, attempt)
     uri = output_uri(context.ledger.output, context.record.run, mapped.chunk, attempt)
     staged = context.storage.stage(uri, data, attempt, staged_area(context.ledger.output))
     seconds = time.perf_counter() - clock
@@ -293,7 +296,29 @@ def stage(context: RunContext, mapped: ComputedChunk, batch: str, worker: str) -
         parts=staged.parts,
         sha256=hashlib.sha256(data).hexdigest(),
         encodings=encodings,
+        checked=checked,
     )
+
+
+def check_figures(context: RunContext, frame: pl.DataFrame, attempt: str) -> str:
+    """Measure what the job's checks need of a result, and store the columns that they look into.
+
+    Returns:
+        The figures, as the completion of the attempt holds them; empty if nothing is needed.
+
+    Raises:
+        CheckError: the result lacks a column that the checks name, or it is of another type.
+    """
+    wanted = Wanted.of(context.job.checks)
+    if not wanted.identity():
+        return ""
+    problem = wanted.problem(frame.schema)
+    if problem:
+        raise CheckError(problem, hint="fix the job's checks.run, or the transform")
+    kept = None
+    if wanted.keeps:
+        kept = store_columns(context.storage, context.ledger.prefix, attempt, frame, wanted.kept)
+    return checked_text(wanted.measure(frame), kept)
 
 
 def completion_of(

@@ -26,7 +26,14 @@ from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import REDUCE, Completion, digest_of
 from pipeline.runs.transforms.loading import load_transform
 from pipeline.runs.transforms.user_code import user_code
-from pipeline.runs.worker.chunk import RunContext, arrange, encode, open_run, schema_text
+from pipeline.runs.worker.chunk import (
+    RunContext,
+    arrange,
+    check_figures,
+    encode,
+    open_run,
+    schema_text,
+)
 from pipeline.runs.worker.code_report import naming_worker
 from pipeline.storage import Storage, join, staged_area
 from pipeline.storage.documents import reading, seal_bytes, unseal_bytes
@@ -153,6 +160,7 @@ def _stage(
 ) -> Completion:
     data, encodings = encode(frame, context.job)
     attempt, clock = uuid.uuid4().hex, time.perf_counter()
+    checked = check_figures(context, frame, attempt)
     uri = reduced_uri(context.ledger.output, context.record.run, attempt)
     staged = context.storage.stage(uri, data, attempt, staged_area(context.ledger.output))
     started, seconds = timing
@@ -178,6 +186,7 @@ def _stage(
         parts=staged.parts,
         sha256=hashlib.sha256(data).hexdigest(),
         encodings=encodings,
+        checked=checked,
     )
 
 

@@ -126,6 +126,7 @@ LATER = {
     **dict.fromkeys(("encode_seconds", "reads", "writes", "retries", "memory"), 0),
     "encodings": "",
     **dict.fromkeys(("throttled", "request_limit"), 0),
+    "checked": "",
 }
 """What entries of earlier releases do not say."""
 

@@ -1,0 +1,91 @@
+"""Find the values of a key that occur more than once in several frames together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from pipeline.concurrency import map_concurrently
+from pipeline.quality.evaluate import Found
+from pipeline.quality.results import MAX_EXAMPLES, example_of
+
+Read = Callable[[], pl.DataFrame]
+Hashes = npt.NDArray[np.uint64]
+
+ROWS_AT_ONCE: Final = 1 << 27
+"""Maximum number of rows whose hashes are in memory together: a gigabyte."""
+CONFIRMED_AT_ONCE: Final = 1000
+"""Number of hashes whose keys are compared in one pass."""
+
+
+def repeated_keys(frames: Sequence[Read], rows: int, columns: Sequence[str]) -> Found:
+    """Count the values of a key that occur more than once.
+
+    Hashes of 64 bits are compared first, which takes 8 bytes a row; keys with equal hashes are then
+    compared themselves, so that two keys with one hash do not count.
+
+    Args:
+        frames: Functions that read the frames, which have these columns. Each is called once for
+            each ROWS_AT_ONCE rows, and again if keys seem to be repeated.
+        rows: Number of rows of all frames.
+        columns: Columns of the key; nulls are equal to each other.
+    """
+    passes = max(1, -(-rows // ROWS_AT_ONCE))
+    count, examples = 0, list[str]()
+    for part in range(passes):
+        hashes = _repeated_hashes(frames, columns, part, passes)
+        confirmed = _confirm(frames, columns, hashes, examples)
+        count += confirmed
+    return Found(count, tuple(examples[:MAX_EXAMPLES]))
+
+
+def _key(read: Read, columns: Sequence[str]) -> pl.DataFrame:
+    frame = read().select(columns)
+    # Their codes differ from frame to frame.
+    coded = [name for name, kind in frame.schema.items() if kind in (pl.Categorical, pl.Enum)]
+    return frame.cast(dict.fromkeys(coded, pl.String)) if coded else frame
+
+
+def _repeated_hashes(
+    frames: Sequence[Read], columns: Sequence[str], part: int, passes: int
+) -> Hashes:
+    def hashes_of(read: Read) -> Hashes:
+        hashes = _key(read, columns).hash_rows().to_numpy()
+        return hashes if passes == 1 else hashes[hashes % passes == part]
+
+    several = map_concurrently(hashes_of, frames)
+    hashes = np.concatenate(several) if several else np.empty(0, np.uint64)
+    del several
+    hashes.sort()
+    return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+
+
+def _confirm(
+    frames: Sequence[Read], columns: Sequence[str], hashes: Hashes, examples: list[str]
+) -> int:
+    """Count the repeated keys among those with these hashes; add examples.
+
+    Once some are confirmed, the other hashes count as one key each.
+    """
+    for start in range(0, len(hashes), CONFIRMED_AT_ONCE):
+        wanted = pl.Series(hashes[start : start + CONFIRMED_AT_ONCE], dtype=pl.UInt64)
+
+        def keys_of(read: Read, wanted: pl.Series = wanted) -> pl.DataFrame:
+            frame = _key(read, columns)
+            some = frame.filter(frame.hash_rows().is_in(wanted.implode()))
+            return some.group_by(pl.all()).len("chunkmap_rows")
+
+        parts = [part for part in map_concurrently(keys_of, frames) if part.height]
+        keys = pl.concat(parts, how="vertical_relaxed").group_by(pl.exclude("chunkmap_rows")).sum()
+        repeated = keys.filter(pl.col("chunkmap_rows") > 1)
+        if repeated.height:
+            first = repeated.sort("chunkmap_rows", descending=True).head(MAX_EXAMPLES)
+            for row in first.to_dicts():
+                times = row.pop("chunkmap_rows")
+                examples.append(f"{example_of(row)} ({times:,} rows)")
+            return repeated.height + max(0, len(hashes) - start - CONFIRMED_AT_ONCE)
+    return 0

@@ -1,0 +1,288 @@
+"""Check the whole result of a run, or of a window, before it is published.
+
+Staged outputs cannot be read, so that checks work on what the workers stored with each completion:
+figures, and the columns whose values are needed. What was found is stored with the run: a driver
+that resumes it makes no check twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import polars as pl
+from typing_extensions import override
+
+from pipeline.concurrency import map_concurrently
+from pipeline.config.job import Job
+from pipeline.config.job_checks import Checks, RowCountCheck, SqlCheck, TotalCheck
+from pipeline.errors import (
+    CheckError,
+    ChecksFailedError,
+    JobError,
+    ObjectMissingError,
+    StateError,
+)
+from pipeline.quality.evaluate import Found, LastVersion, Subject, Values, evaluate
+from pipeline.quality.figures import Figures, Wanted
+from pipeline.quality.keys import repeated_keys
+from pipeline.quality.results import CheckResult, refused
+from pipeline.quality.sql import require_duckdb, rows_of
+from pipeline.report.humanize import plural
+from pipeline.runs.ledger.check_files import (
+    FOLDER,
+    RESULTS,
+    CheckedResult,
+    KeptColumns,
+    StoredResults,
+    columns_uri,
+)
+from pipeline.runs.ledger.ledger import Ledger
+from pipeline.runs.ledger.records import RunRecord
+from pipeline.storage import Storage
+from pipeline.storage.documents import parse_stored, seal_json
+from pipeline.table.errors import UploadsVanishedError
+from pipeline.table.log import TableLog
+from pipeline.table.manifest import Commit, CommitEntry
+
+SHOWN = 3
+"""Maximum number of failed checks that an error describes."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckStage:
+    """Checks what a run is about to publish."""
+
+    storage: Storage
+    ledger: Ledger
+    table_log: TableLog
+    checks: Checks
+    record: RunRecord
+
+    def results(self, done: pl.DataFrame, window: str | None = None) -> list[CheckResult]:
+        """Check a result, unless that is stored already.
+
+        Args:
+            done: Completions of its files (schema COMPLETIONS).
+            window: Label of its window; None: the whole run.
+
+        Raises:
+            UploadsVanishedError: columns that the checks need are not stored; map these chunks
+                again.
+            CheckError: a check cannot be made.
+        """
+        if not self.checks.run:
+            return []
+        last = self._last(done, window)
+        subject = self._digest(done, last)
+        folder = RESULTS if window is None else f"{RESULTS}/{window}"
+        uri = f"{self.ledger.prefix}{folder}.json"
+        blob = self.storage.get_or_none(uri)
+        if blob is not None:
+            stored = parse_stored(StoredResults, blob.data, uri)
+            if stored.subject == subject:
+                return list(stored.results)
+        results = self._evaluate(done, last)
+        document = StoredResults(subject=subject, at=time.time(), results=tuple(results))
+        self.storage.put(uri, seal_json(document.model_dump_json(indent=1).encode()))
+        return results
+
+    def _digest(self, done: pl.DataFrame, last: LastVersion) -> str:
+        """Hash the checks and everything that their results depend on."""
+        parts = [
+            self.checks.model_dump(mode="json"),
+            done["attempt"].sort().to_list(),
+            last.rows,
+            dict(sorted(last.totals.items())),
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def _evaluate(self, done: pl.DataFrame, last: LastVersion) -> list[CheckResult]:
+        checked = [
+            self._checked(*row) for row in done.select("attempt", "rows_out", "checked").iter_rows()
+        ]
+        figures = Figures.join(one.figures for one in checked)
+        kept = [one.kept for one in checked if one.kept is not None]
+        wanted = Wanted.of(self.checks)
+        with TemporaryDirectory(prefix="chunkmap-checks-") as folder:
+            values = KeptValues(self.storage, self.ledger.prefix, kept, Path(folder), wanted)
+            if wanted.keeps:
+                values.confirm(done["attempt"].to_list())
+            return evaluate(self.checks, Subject(figures, self.record.created, values, last))
+
+    def _checked(self, attempt: str, rows: int, text: str) -> CheckedResult:
+        try:
+            return CheckedResult.of(attempt, rows, text)
+        except ValueError as error:
+            raise StateError(self.ledger.prefix + "completions/", str(error)) from error
+
+    def _last(self, done: pl.DataFrame, window: str | None) -> LastVersion:
+        """Look up what the result is compared with, as far as checks ask for it."""
+        counts = any(isinstance(c, RowCountCheck) and c.of_last for c in self.checks.run)
+        totals = [
+            check.title
+            for check in self.checks.run
+            if isinstance(check, TotalCheck) and check.expected == "last"
+        ]
+        if not counts and not totals:
+            return LastVersion()
+        manifest = self.table_log.manifest()
+        earlier = [entry for entry in manifest.commits if self._is_earlier(entry, window)]
+        last = self.table_log.load(earlier[-1]) if earlier else None
+        rows = None
+        if counts and last is not None:
+            rows = last.entry.rows
+            if self.record.mode in ("overwrite", "overwrite-partitions"):
+                rows = self._replaced_rows(done)
+        return LastVersion(rows, _totals(last, totals))
+
+    def _is_earlier(self, entry: CommitEntry, window: str | None) -> bool:
+        of_window = window is None or entry.window == window
+        return entry.adds_files and entry.run != self.record.run and of_window
+
+    def _replaced_rows(self, done: pl.DataFrame) -> int | None:
+        """Count the rows of other runs' files that the result replaces; None if there are none."""
+        files = self.table_log.snapshot(self.table_log.manifest())
+        files = files.filter(~pl.col("commit").str.starts_with(self.record.run))
+        if self.record.mode == "overwrite-partitions":
+            folders = done["uri"].str.strip_prefix(self.ledger.output).str.replace(r"[^/]*$", "")
+            own = pl.col("key").str.replace(r"[^/]*$", "")
+            files = files.filter(own.is_in(folders.unique().implode()))
+        return int(files["rows"].sum()) if files.height else None
+
+
+def _totals(last: Commit | None, names: Collection[str]) -> Mapping[str, float]:
+    """Return the totals that checks of a commit have found, by the name of the check."""
+    stored = last.checks if last is not None else ()
+    return {
+        result.name: float(result.figures["total"])
+        for result in stored
+        if result.name in names and "total" in result.figures
+    }
+
+
+@dataclass(slots=True)
+class KeptValues(Values):
+    """The columns that a run's workers have stored for its checks."""
+
+    storage: Storage
+    prefix: str
+    kept: Sequence[KeptColumns]
+    folder: Path
+    """Folder of this machine for their files."""
+    wanted: Wanted
+    _fetched: bool = field(default=False, init=False)
+
+    def confirm(self, attempts: Collection[str]) -> None:
+        """Raise UploadsVanishedError unless the columns of all these attempts are stored."""
+        listed = {info.uri for info in self.storage.objects(self.prefix + FOLDER)}
+        stored = {k.attempt for k in self.kept if columns_uri(self.prefix, k.attempt) in listed}
+        lost = sorted(set(attempts) - stored)
+        if lost:
+            raise UploadsVanishedError(lost)
+
+    @override
+    def repeated(self, columns: tuple[str, ...]) -> Found:
+        frames = [partial(self._read, one, columns) for one in self.kept]
+        return repeated_keys(frames, sum(one.rows for one in self.kept), columns)
+
+    @override
+    def rows_of(self, query: str) -> Found:
+        if not self._fetched:
+            map_concurrently(self._fetch, self.kept)
+            self._fetched = True
+        return rows_of(query, self.folder) if self.kept else Found(0)
+
+    def _data(self, one: KeptColumns) -> bytes:
+        """Read stored columns; those that are lost or damaged must be made again."""
+        try:
+            data = self.storage.get(columns_uri(self.prefix, one.attempt)).data
+        except ObjectMissingError as error:
+            raise UploadsVanishedError([one.attempt]) from error
+        if hashlib.sha256(data).hexdigest() != one.sha256:
+            raise UploadsVanishedError([one.attempt])
+        return data
+
+    def _read(self, one: KeptColumns, columns: Sequence[str]) -> pl.DataFrame:
+        return pl.read_parquet(io.BytesIO(self._data(one)), columns=list(columns))
+
+    def _fetch(self, one: KeptColumns) -> None:
+        (self.folder / f"{one.attempt}.parquet").write_bytes(self._data(one))
+
+
+def stored_results(storage: Storage, ledger: Ledger) -> tuple[CheckResult, ...]:
+    """Read what the checks of a run's result have found; empty if they were not made."""
+    uri = f"{ledger.prefix}{RESULTS}.json"
+    blob = storage.get_or_none(uri)
+    return () if blob is None else parse_stored(StoredResults, blob.data, uri).results
+
+
+def refuse_impossible(job: Job, schema: pl.Schema | None) -> None:
+    """Refuse checks that cannot be made on the job's result.
+
+    Args:
+        job: The job.
+        schema: Columns of its chunks' results; None if they depend on the data.
+
+    Raises:
+        JobError: a column is missing or of another type, a query is wrong, or DuckDB is missing.
+    """
+    checks = job.checks
+    result = schema if job.reduce is None else None
+    problem = Wanted.of(checks).problem(result) if result is not None else None
+    if problem:
+        raise JobError(problem, hint="fix the job's checks.run, or the transform")
+    queries = [check for check in checks.run if isinstance(check, SqlCheck)]
+    if queries:
+        try:
+            require_duckdb()
+            if result is not None:
+                _try_queries(checks, queries, result)
+        except CheckError as error:
+            raise JobError(str(error), error.hint) from error
+
+
+def _try_queries(checks: Checks, queries: Sequence[SqlCheck], schema: pl.Schema) -> None:
+    """Run queries on no rows. Raises CheckError."""
+    kept = Wanted.of(checks).kept
+    with TemporaryDirectory(prefix="chunkmap-checks-") as folder:
+        frame = pl.DataFrame(schema=schema)
+        (frame if kept is None else frame[list(kept)]).write_parquet(Path(folder) / "0.parquet")
+        for check in queries:
+            rows_of(check.query, Path(folder))
+
+
+def refuse(run: str, by_window: Mapping[str | None, Sequence[CheckResult]]) -> None:
+    """Raise ChecksFailedError if checks refuse a run's result, or that of some windows.
+
+    Args:
+        run: Id of the run.
+        by_window: What checks have found, by the label of the window; None: the whole run.
+    """
+    failed = {label: refused(results) for label, results in by_window.items() if refused(results)}
+    if not failed:
+        return
+    first, results = next(iter(failed.items()))
+    lines = [result.line for result in results[:SHOWN]]
+    more = f" (and {len(results) - SHOWN} more)" if len(results) > SHOWN else ""
+    what = f"run {run}"
+    if first is not None:
+        others = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        what = f"window {first}{others} of run {run}"
+    verb = "refuses" if len(results) == 1 else "refuse"
+    error = ChecksFailedError(
+        f"{plural(len(results), 'check')} {verb} the result of {what}: {'; '.join(lines)}{more}; "
+        "nothing of it was published",
+        hint="if the data are wrong, fix them or the transform, then run the job with --replan; if "
+        "the check is, change its limit or set `severity: warn` in the job's checks.run, then run "
+        "the job again: finished work is kept",
+    )
+    error.windows = tuple(label for label in failed if label is not None)
+    raise error

@@ -1,0 +1,134 @@
+"""What a run stores for the checks of its result, next to its ledger.
+
+checks.json                the checks, where they are other than those of the stored job
+checks/<attempt>.parquet   columns of one result whose values checks need, of all chunks together
+check_results.json         what the checks have found (check_results/<window>.json in a backfill)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.config.job_checks import Checks
+from pipeline.quality.figures import Figures, Wanted
+from pipeline.quality.results import CheckResult
+from pipeline.storage import Storage
+from pipeline.storage.documents import Moment
+
+FOLDER = "checks/"
+"""Folder, below a run's prefix, of the columns that checks look into."""
+RESULTS = "check_results"
+
+
+class StoredChecks(BaseModel):
+    """The checks of a run's result."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    checks: Checks
+
+
+class StoredResults(BaseModel):
+    """What the checks of a run's result have found."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    subject: str
+    """Digest of the checks and of what was checked."""
+    at: Moment
+    """Time of the checks, in Unix seconds."""
+    results: tuple[CheckResult, ...]
+
+
+def checks_identity(checks: Checks) -> dict[str, Any]:
+    """Return what checks need of each chunk; empty without checks.
+
+    A run that needs anything else is another run.
+    """
+    return {"needs": Wanted.of(checks).identity()} if checks.run else {}
+
+
+@dataclass(frozen=True, slots=True)
+class KeptColumns:
+    """The stored columns of one result."""
+
+    attempt: str
+    sha256: str
+    bytes: int
+    rows: int
+
+
+def columns_uri(prefix: str, attempt: str) -> str:
+    """Return the URI of an attempt's stored columns."""
+    return f"{prefix}{FOLDER}{attempt}.parquet"
+
+
+def store_columns(
+    storage: Storage,
+    prefix: str,
+    attempt: str,
+    frame: pl.DataFrame,
+    columns: Sequence[str] | None,
+) -> KeptColumns:
+    """Store columns of a result; None stands for all."""
+    buffer = io.BytesIO()
+    kept = frame if columns is None else frame[list(columns)]
+    kept.write_parquet(buffer, compression="zstd", compression_level=1, statistics=False)
+    data = buffer.getvalue()
+    storage.put_new(columns_uri(prefix, attempt), data)
+    digest = hashlib.sha256(data).hexdigest()
+    return KeptColumns(attempt, digest, len(data), frame.height)
+
+
+def checked_text(figures: Figures, kept: KeptColumns | None) -> str:
+    """Format what is known of a result, for its completion."""
+    value = {"rows": figures.rows, **figures.to_json()}
+    if kept is not None:
+        value["kept"] = [kept.sha256, kept.bytes]
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def is_checked(attempt: str, rows: int, text: str, wanted: Wanted) -> bool:
+    """Whether a completion says what checks need to know of its result."""
+    try:
+        return text != "" and (
+            (CheckedResult.of(attempt, rows, text).kept is not None) == wanted.keeps
+        )
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedResult:
+    """What is known of the result of one attempt."""
+
+    figures: Figures
+    kept: KeptColumns | None
+
+    @classmethod
+    def of(cls, attempt: str, rows: int, text: str) -> Self:
+        """Read what `checked_text` wrote.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        try:
+            value: Mapping[str, Any] = json.loads(text) if text else {"rows": rows}
+            if value["rows"] != rows:
+                raise ValueError(f"it says {value['rows']} rows, not {rows}")
+            figures = Figures.from_json(rows, value)
+            kept = None
+            if "kept" in value:
+                digest, size = value["kept"]
+                kept = KeptColumns(attempt, str(digest), int(size), rows)
+        except (TypeError, AttributeError, KeyError, ArithmeticError) as error:
+            raise ValueError(f"it is no figures of checks: {text[:80]!r}") from error
+        return cls(figures, kept)

@@ -1,0 +1,57 @@
+"""Repeated keys, held against plain Polars."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.quality import keys
+from pipeline.quality.keys import repeated_keys
+
+KEY = st.tuples(st.none() | st.integers(0, 6), st.none() | st.sampled_from("ab"))
+
+
+def reads(frames: list[pl.DataFrame]) -> list[Any]:
+    return [partial(lambda frame: frame, frame) for frame in frames]
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(st.lists(KEY, max_size=6), max_size=5))
+def test_they_are_counted_as_polars_counts_them(chunks: list[list[Any]]) -> None:
+    schema = {"n": pl.Int64, "s": pl.String}
+    frames = [pl.DataFrame(chunk, schema=schema, orient="row") for chunk in chunks]
+    whole = pl.concat([pl.DataFrame(schema=schema), *frames])
+    expected = whole.group_by("n", "s").len().filter(pl.col("len") > 1)
+    found = repeated_keys(reads(frames), whole.height, ["n", "s"])
+    assert found.count == expected.height
+    assert bool(found.examples) == bool(expected.height)
+
+
+def test_they_are_found_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "ROWS_AT_ONCE", 100)
+    monkeypatch.setattr(keys, "CONFIRMED_AT_ONCE", 7)
+    frames = [pl.DataFrame({"n": range(500)}), pl.DataFrame({"n": range(400, 900)})]
+    assert repeated_keys(reads(frames), 1000, ["n"]).count == 100
+
+
+def test_two_keys_with_one_hash_are_two_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    collide = lambda frame, *args: (frame.to_series(0) // 2).cast(pl.UInt64)  # noqa: E731
+    monkeypatch.setattr(pl.DataFrame, "hash_rows", collide)
+    assert repeated_keys(reads([pl.DataFrame({"n": range(10)})]), 10, ["n"]).count == 0
+    frames = [pl.DataFrame({"n": [0, 1, 2]}), pl.DataFrame({"n": [1, 3]})]
+    found = repeated_keys(reads(frames), 5, ["n"])
+    assert found.examples == ("n=1 (2 rows)",)
+
+
+def test_categories_are_compared_by_their_text() -> None:
+    frames = [
+        pl.DataFrame({"c": pl.Series(["a", "b"], dtype=pl.Categorical)}),
+        pl.DataFrame({"c": pl.Series(["b", "c"], dtype=pl.Enum(["b", "c"]))}),
+    ]
+    found = repeated_keys(reads(frames), 4, ["c"])
+    assert (found.count, found.examples) == (1, ("c=b (2 rows)",))
