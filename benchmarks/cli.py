@@ -61,6 +61,9 @@ def run(  # noqa: PLR0917 - Typer takes them as they stand
     no_count: Annotated[
         bool, typer.Option("--no-count", help="Skip the untimed pass that counts S3 requests.")
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Add flame graphs of chunkmap (needs py-spy).")
+    ] = False,
     root: Root = ROOT,
     resume: Annotated[
         str | None, typer.Option(metavar="ID", help="Resume an interrupted session.")
@@ -82,6 +85,7 @@ def run(  # noqa: PLR0917 - Typer takes them as they stand
         count=not no_count,
         root=root,
         resume=resume,
+        profile=profile,
     )
     commands.run(request, environment, as_json=json)
 

@@ -30,12 +30,15 @@ from pipeline.report.page import (
 _KINDS = (LegendItem("cold: first time in a process", charts.COLD), LegendItem("warm", charts.OURS))
 
 
-def build_page(record: Record, earlier: Sequence[Record] = ()) -> Page:
+def build_page(
+    record: Record, earlier: Sequence[Record] = (), profiles: Sequence[str] = ()
+) -> Page:
     """The whole page.
 
     Args:
         record: The session.
         earlier: Other sessions of the same scale, oldest first, for the history.
+        profiles: Names of the flame graphs, which lie in a folder next to the page.
     """
     found = comparisons(record)
     sections = [
@@ -43,6 +46,7 @@ def build_page(record: Record, earlier: Sequence[Record] = ()) -> Page:
         _times(record),
         _memory(record),
         *_phases(record),
+        *_profiles(profiles),
         *_curves(record),
         *_history([*earlier, record]),
         *_details(record),
@@ -223,6 +227,15 @@ def _phases(record: Record) -> Iterator[Section]:
     if any(result.phases() for result in record.results):
         text = "Medians of chunkmap's warm runs. The report is made after the output is published."
         yield Section("Phases", (Table("", tables.phases(record)),), text)
+
+
+def _profiles(names: Sequence[str]) -> Iterator[Section]:
+    if names:
+        text = (
+            "Flame graphs of warm runs of chunkmap that were not timed: a hundred samples a second "
+            "of what Python threads do while they run. Files next to this page."
+        )
+        yield Section("Profiles", (Table("", tables.profiles(names)),), text)
 
 
 def _curves(record: Record) -> Iterator[Section]:

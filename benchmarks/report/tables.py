@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
+from urllib.parse import quote
 
 import polars as pl
 from markupsafe import Markup
@@ -13,6 +14,7 @@ from benchmarks.report.text import shown_ratio
 from benchmarks.suite.compare import Comparison
 from benchmarks.suite.environments import PEERS
 from benchmarks.suite.record import Record, Result
+from benchmarks.suite.session import PROFILES
 from benchmarks.suite.stats import Interval, median
 from pipeline.report import humanize
 from pipeline.report.tables import table_html
@@ -66,6 +68,18 @@ def costs(found: Sequence[Comparison]) -> Markup:
         "size": "Bytes written",
     }
     return _table(rows, labels, numbers=("cpu", "interval", "size"), markup=())
+
+
+def profiles(names: Sequence[str]) -> Markup:
+    """A row a workload, a link a process: files called `<workload>-<process>.svg`."""
+    rows: dict[str, dict[str, str]] = {}
+    for name in names:
+        workload, _, process = name.removesuffix(".svg").rpartition("-")
+        link = f'<a href="{quote(f"{PROFILES}/{name}")}">{escape(process)}</a>'
+        rows.setdefault(workload, {"workload": workload})[process] = link
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    labels = {key: key.capitalize() for key in columns}
+    return _table(list(rows.values()), labels, numbers=(), markup=columns[1:])
 
 
 def phase_rows(record: Record) -> tuple[list[str], list[list[str]]]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from benchmarks.report.markdown import build_markdown
 from benchmarks.suite.record import Record
+from benchmarks.suite.session import PROFILES, report_folder
 from pipeline.config.settings import Settings
 from pipeline.errors import UsageError
-from pipeline.private import state_folder
 from pipeline.report.page import render_page
 from pipeline.storage import open_storage
 
@@ -38,10 +38,11 @@ def write_report(
     from benchmarks.report.page import build_page
 
     uri = f"{root.rstrip('/')}/reports/{record.id}/"
-    folder = state_folder(settings.state_dir, "bench", "reports", record.id)
+    folder = report_folder(settings, record.id)
+    profiles = sorted(path.name for path in (folder / PROFILES).glob("*.svg"))
     markdown = build_markdown(record, uri + "report.html")
     texts = {
-        "report.html": render_page(build_page(record, earlier)),
+        "report.html": render_page(build_page(record, earlier, profiles)),
         "report.md": markdown,
         "report.json": record.model_dump_json(indent=1),
     }
@@ -49,6 +50,8 @@ def write_report(
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
         storage.put(uri + name, text.encode())
+    for name in profiles:
+        storage.put(f"{uri}{PROFILES}/{name}", (folder / PROFILES / name).read_bytes())
     return Written(folder / "report.html", uri + "report.html", markdown)
 
 

@@ -63,6 +63,12 @@ class Serving:
             self._process.stdout.close()
         self._scratch.cleanup()
 
+    @property
+    def pid(self) -> int:
+        """Id of the subject's process."""
+        assert self._process is not None
+        return self._process.pid
+
     def work(self) -> dict[str, Any]:
         """Do the work once; returns what the subject tells of it.
 

@@ -14,7 +14,15 @@ from benchmarks.suite.datasets import Card, Scale, ensure
 from benchmarks.suite.environments import PEERS, REFERENCE, PeerMissingError, environment_of
 from benchmarks.suite.expected import expect
 from benchmarks.suite.machine import cores, describe
-from benchmarks.suite.measure import Conditions, Contender, measure, measure_noise
+from benchmarks.suite.measure import (
+    Conditions,
+    Contender,
+    measure,
+    measure_noise,
+    remove,
+    spec_of,
+)
+from benchmarks.suite.profiling import find_program, profile
 from benchmarks.suite.record import Record, load_record, with_results
 from benchmarks.suite.settings import TRANSFORMS
 from benchmarks.suite.subjects import ProcessSubject
@@ -29,6 +37,8 @@ DEFAULT_ROOT = "s3://demo/bench/"
 BASELINE_PEERS = ("polars",)
 """Peers of the other workloads, unless the full matrix is requested."""
 NOISE_WORKLOAD = "row-map"
+PROFILES = "profiles"
+"""Folder of the flame graphs, below that of the report."""
 
 Echo = Callable[[str], None]
 
@@ -49,6 +59,7 @@ class Request:
             workloads that say so, or all with `full`.
         root: URI under which all benchmark data lives.
         resume: Id of a record to go on with.
+        profile: Whether flame graphs are made of chunkmap on each workload.
     """
 
     names: tuple[str, ...] = ()
@@ -60,6 +71,7 @@ class Request:
     count: bool = True
     root: str = DEFAULT_ROOT
     resume: str | None = None
+    profile: bool = False
 
     def command(self) -> str:
         """The command that asks for this."""
@@ -68,6 +80,7 @@ class Request:
         words += ["--repeat", str(self.repeat)] * (self.repeat != 1)
         words += ["--iterations", str(self.iterations)] * (self.iterations is not None)
         words += ["--full"] * self.full + ["--no-count"] * (not self.count)
+        words += ["--profile"] * self.profile
         words += ["--root", self.root] * (self.root != DEFAULT_ROOT)
         return shlex.join(words)
 
@@ -129,6 +142,11 @@ def is_counted(workload: Workload, request: Request) -> bool:
     return request.count and (request.full or workload.suite == "main" or workload.counted)
 
 
+def report_folder(settings: Settings, session: str, *parts: str) -> Path:
+    """The folder of a session's report on this machine, or a folder inside."""
+    return state_folder(settings.state_dir, "bench", "reports", session, *parts)
+
+
 def records_folder(settings: Settings) -> Path:
     """Where records are kept on this machine."""
     return settings.state_dir / "bench" / "records"
@@ -151,6 +169,8 @@ class Session:
                 f"the settings do not allow the workloads' transforms ({TRANSFORMS})",
                 hint="load them with benchmarks.suite.settings.suite_settings",
             )
+        if self.request.profile:
+            find_program()
         self.storage = open_storage(self.settings)
         self.record = self._begun()
 
@@ -167,6 +187,8 @@ class Session:
             self._measure_noise(noise_workload(workloads), cards)
         for workload in workloads:
             self._measure(workload, cards[workload.dataset])
+            if self.request.profile:
+                self._profile(workload, cards[workload.dataset])
         self._keep(self.record.model_copy(update={"complete": True}))
         pytest_storage.save(self.record, Path(".benchmarks"))
         return self.record
@@ -251,6 +273,44 @@ class Session:
                 tasks=tasks,
             )
             self._keep(with_results(self.record, found))
+
+    def _profile(self, workload: Workload, card: Card) -> None:
+        """Make flame graphs of chunkmap, driver and services, in a pass that is not timed."""
+        workers, tasks = variants(workload, self.request.scale)[-1]
+        subject = self._contender(REFERENCE).subject
+        folder = report_folder(self.settings, self.record.id, PROFILES)
+        if workers or list(folder.glob(f"{workload.name}-*.svg")):
+            return  # On clusters of its own, or done before the session was resumed.
+        assert isinstance(subject, ProcessSubject)
+        conditions = self._conditions(workload)
+        output = conditions.output(workload.name, REFERENCE, "profiled")
+        spec = spec_of(
+            conditions, workload, card, output, iterations=1, workers=workers, tasks=tasks
+        )
+        self.echo(f"{workload.name}: chunkmap again, for its flame graphs")
+        variables = self._contender(REFERENCE).variables
+        try:
+            profile(
+                subject,
+                spec,
+                variables,
+                services=self._services(),
+                folder=folder,
+                echo=self.echo,
+            )
+        except RuntimeError as error:
+            self.echo(f"{workload.name}: no profile: {error}")
+        finally:
+            remove(self.storage, conditions.output(workload.name))
+
+    def _services(self) -> dict[str, int]:
+        """Local services that work for chunkmap: name for the profile, and process id."""
+        names = {"dask": "workers", "prefect": "prefect"}
+        return {
+            names[service.name]: service.pid
+            for service in local.status(self.settings)
+            if service.name in names and service.pid is not None
+        }
 
     def _conditions(self, workload: Workload) -> Conditions:
         return Conditions(

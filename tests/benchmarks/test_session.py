@@ -86,7 +86,9 @@ def test_curves_have_points() -> None:
 
 
 def test_the_command_asks_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = Request(("main", "join"), "m", ("polars", "duckdb"), 7, 3, True, False, "s3://x/y/")
+    asked = Request(
+        ("main", "join"), "m", ("polars", "duckdb"), 7, 3, True, False, "s3://x/y/", None, True
+    )
     seen: list[Request] = []
     monkeypatch.setattr(
         "benchmarks.commands.run", lambda request, environment, *, as_json: seen.append(request)
