@@ -90,6 +90,19 @@ _KEPT_NAMES = frozenset(
 
 # weed sizes its caches by the machine's memory; without a limit it grew to 1.4 GB.
 _WEED_MEMORY = "600MiB"
+# By default the server writes each state of a task run in a transaction of its own, two thirds of
+# the processor time that a batch costs it, and looks for rarely used timeouts every five seconds.
+_PREFECT_SERVICES = {
+    f"PREFECT_SERVER_SERVICES_{name}": value
+    for name, value in {
+        "TASK_RUN_RECORDER_BATCH_SIZE": "50",
+        "TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+        "EVENT_PERSISTER_BATCH_SIZE": "200",
+        "EVENT_PERSISTER_FLUSH_INTERVAL": "1",
+        "PAUSE_EXPIRATIONS_LOOP_SECONDS": "60",
+        "CLEANUP_RECONCILER_LOOP_SECONDS": "60",
+    }.items()
+}
 # The longest path of a Unix socket is 104 bytes on macOS and 108 on Linux.
 _SOCKET_PATH = 100
 
@@ -192,6 +205,7 @@ def prefect(root: Path, ports: tuple[int, ...]) -> Launch:
         "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": ",".join(
             f"http://{name}:{port}" for name in (HOST, "localhost")
         ),
+        **_PREFECT_SERVICES,
         "PYTHONUNBUFFERED": "1",
     }
     options = ("--host", HOST, "--port", str(port), "--log-level", "WARNING")
