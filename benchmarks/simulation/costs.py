@@ -18,7 +18,7 @@ from pipeline.runs.worker.reduce import FAN_IN
 from pipeline.storage.s3_backend import COPIED_BYTES
 from pipeline.storage.s3_client import CONCURRENCY
 from pipeline.storage.s3_objects import PAGE
-from pipeline.storage.s3_uploads import PART_BYTES
+from pipeline.storage.s3_uploads import part_count
 
 PARTS_AT_ONCE = 4
 FOOTERS_AT_ONCE = PlannerSettings().footer_concurrency
@@ -97,7 +97,7 @@ class Costs:
     @property
     def parts(self) -> int:
         """Of a chunk's upload; none if there is no upload."""
-        return 0 if self.is_copied else math.ceil(self.output_bytes / PART_BYTES)
+        return 0 if self.is_copied else part_count(math.ceil(self.output_bytes))
 
     @property
     def is_whole(self) -> bool:

@@ -82,8 +82,13 @@ class Backend(Protocol):
         """Delete an object; a missing object is no error."""
         ...
 
-    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> StagedObject:
-        """Write without making visible; `area` is the prefix of temporary objects, if needed."""
+    def stage(
+        self, uri: str, data: memoryview, attempt: str, area: str, sha256: str | None = None
+    ) -> StagedObject:
+        """Write without making visible.
+
+        `area` is the prefix of temporary objects, if needed; `sha256` the content's, if known.
+        """
         ...
 
     def missing(self, staged: Sequence[StagedObject]) -> list[StagedObject]:

@@ -192,7 +192,9 @@ class LocalBackend(Backend):
             _path(uri).unlink(missing_ok=True)
 
     @override
-    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> StagedObject:
+    def stage(
+        self, uri: str, data: memoryview, attempt: str, area: str, sha256: str | None = None
+    ) -> StagedObject:
         """Write a temporary file, on the file system of the output."""
         temporary = Path(f"{_temporary(uri, area)}.{attempt}")
         with translating("stage", uri):

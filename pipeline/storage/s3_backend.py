@@ -64,10 +64,12 @@ class S3Backend(S3Objects):
         self._copies, self._uploads = Copies(self), Uploads(self)
 
     @override
-    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> StagedObject:
+    def stage(
+        self, uri: str, data: memoryview, attempt: str, area: str, sha256: str | None = None
+    ) -> StagedObject:
         if len(data) <= self._copied_bytes and self._copies.can(uri, attempt, area):
             return self._copies.stage(uri, data, attempt, area)
-        return self.wait(self._uploads.stage(uri, data, attempt))
+        return self._uploads.stage(uri, data, attempt, sha256)
 
     @override
     def missing(self, staged: Sequence[StagedObject]) -> list[StagedObject]:

@@ -35,8 +35,8 @@ class S3Client:
             retry: Policy for requests that are retried separately.
             requests: Maximum number of concurrent requests, or the limit shared with others.
         """
-        self._access = access
-        self._retry = retry or RetryPolicy()
+        self.access = access
+        self.policy = retry or RetryPolicy()
         self.requests = requests if isinstance(requests, Requests) else Requests(requests)
         self._stores: dict[str, S3Store] = {}
         self._prepared: Any = None
@@ -45,21 +45,21 @@ class S3Client:
     @property
     def service(self) -> str:
         """Name of the service in messages."""
-        return redacted(self._access.endpoint) if self._access.endpoint else "Amazon S3"
+        return redacted(self.access.endpoint) if self.access.endpoint else "Amazon S3"
 
     @property
     def lists_exactly(self) -> bool:
         """Whether obstore cannot list the bucket (see `Access.store`)."""
-        return self._access.expected_owner is not None
+        return self.access.expected_owner is not None
 
     @cached_property
     def _fs(self) -> Any:
-        return self._access.filesystem()
+        return self.access.filesystem()
 
     def store(self, bucket: str) -> S3Store:
         """Return the obstore client of a bucket, created once."""
         if bucket not in self._stores:
-            self._stores[bucket] = self._access.store(bucket)
+            self._stores[bucket] = self.access.store(bucket)
         return self._stores[bucket]
 
     def _send(self, action: str, uri: str, **arguments: Any) -> Any:
@@ -88,7 +88,7 @@ class S3Client:
     def _add_parameters(self, params: dict[str, Any], model: Any, **_: Any) -> None:
         """Add the bucket's parameters to a raw request, as far as the action knows them."""
         known = () if model.input_shape is None else model.input_shape.members
-        for name, value in self._access.parameters(known).items():
+        for name, value in self.access.parameters(known).items():
             params.setdefault(name, value)
 
     async def request(self, action: str, uri: str, **arguments: Any) -> Any:
@@ -110,7 +110,7 @@ class S3Client:
             if not isinstance(error, Transient):
                 raise
             first = error
-        async for attempt in self._retry.contexts():
+        async for attempt in self.policy.contexts():
             with attempt:
                 if attempt.num == 1:
                     raise first

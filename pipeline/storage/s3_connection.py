@@ -80,7 +80,7 @@ class Access:
         """
         headers = {OWNER_HEADER: self.expected_owner} if self.expected_owner else {}
         identity: dict[str, Any] = (
-            {} if self.anonymous else {"credential_provider": _Provider(self._credentials())}
+            {} if self.anonymous else {"credential_provider": _Provider(self.credentials())}
         )
         return S3Store(
             bucket,
@@ -109,7 +109,7 @@ class Access:
     def filesystem(self) -> S3FileSystem:
         """Create an s3fs client, for multipart uploads, copies and keys that obstore lacks."""
         # None if the credentials are given, or none are needed.
-        chain = None if self._names_identity else self._credentials()
+        chain = None if self._names_identity else self.credentials()
         frozen = None if chain is None else chain.get_frozen_credentials()
         static = self.key_id is not None or self.profile is None
         return S3FileSystem(
@@ -136,9 +136,14 @@ class Access:
             skip_instance_cache=True,
         )
 
+    def certificates(self) -> str | bool:
+        """Return the file of authorities that is set for AWS's clients; True: the usual ones."""
+        bundle = botocore.session.Session(profile=self.profile).get_config_variable("ca_bundle")
+        return bundle or True
+
     def provide(self) -> tuple[dict[str, str | None], int | None]:
         """Return the credentials, and when they expire, as Polars wants them."""
-        credentials = self._credentials()
+        credentials = self.credentials()
         frozen = credentials.get_frozen_credentials()
         expires = getattr(credentials, "_expiry_time", None)
         return {
@@ -151,7 +156,8 @@ class Access:
     def _names_identity(self) -> bool:
         return self.anonymous or self.key_id is not None
 
-    def _credentials(self) -> Credentials:
+    def credentials(self) -> Credentials:
+        """Return the credentials, which renew themselves; not for anonymous access."""
         if self.key_id is not None:
             from botocore.credentials import Credentials
 

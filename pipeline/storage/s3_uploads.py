@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
+from pipeline.concurrency import map_concurrently
 from pipeline.errors import (
     InvalidUriError,
     ObjectMissingError,
@@ -15,15 +16,26 @@ from pipeline.errors import (
     ThrottledError,
     TransientStorageError,
 )
+from pipeline.metrics import counted_here, current_tally
 from pipeline.storage.backend import StagedObject
 from pipeline.storage.s3_objects import PAGE, S3Objects
+from pipeline.storage.s3_part_sender import PartSender
 from pipeline.storage.s3_parts import completion_body
 from pipeline.uris import Location, parse
 
 log = logging.getLogger(__name__)
 
+ONE_PART_BYTES = 64 << 20
+"""Maximum size in bytes of an upload with one part, whose digest is that of the object."""
 PART_BYTES = 16 << 20
-"""Size of a part in bytes: 10,000 parts reach 156 GiB, and four in flight take little memory."""
+"""Size of a part in bytes of larger ones: 10,000 parts reach 156 GiB."""
+PARTS_AT_ONCE = 4
+"""Number of parts of an upload in flight."""
+
+
+def part_count(size: int) -> int:
+    """Return the number of parts of an upload of some bytes."""
+    return 1 if size <= ONE_PART_BYTES else -(-size // PART_BYTES)
 
 
 class Uploads:
@@ -32,30 +44,33 @@ class Uploads:
     def __init__(self, s3: S3Objects) -> None:
         self._s3 = s3
 
-    async def stage(self, uri: str, data: memoryview, attempt: str) -> StagedObject:
+    def stage(
+        self, uri: str, data: memoryview, attempt: str, sha256: str | None = None
+    ) -> StagedObject:
         """Begin an upload and send its parts."""
-        response = await self._s3.request(
-            "create_multipart_upload", uri, Metadata={"chunkmap-attempt": attempt}
+        response = self._s3.wait(
+            self._s3.request("create_multipart_upload", uri, Metadata={"chunkmap-attempt": attempt})
         )
-        upload = response["UploadId"]
-        gate = asyncio.Semaphore(4)
-
-        async def send(number: int, start: int) -> str:
-            async with gate:
-                part = await self._s3.retry(
-                    lambda: self._s3.request(
-                        "upload_part",
-                        uri,
-                        UploadId=upload,
-                        PartNumber=number,
-                        Body=bytes(data[start : start + PART_BYTES]),
-                    )
-                )
-            return str(part["ETag"]).strip('"')
-
-        starts = range(0, max(len(data), 1), PART_BYTES)
-        parts = await asyncio.gather(*(send(n, start) for n, start in enumerate(starts, 1)))
+        upload = str(response["UploadId"])
+        if part_count(len(data)) == 1:
+            parts = [self._send(uri, upload, 1, data, sha256)]
+        else:
+            pieces = [data[at : at + PART_BYTES] for at in range(0, len(data), PART_BYTES)]
+            send = counted_here(lambda part: self._send(uri, upload, *part))
+            parts = map_concurrently(send, enumerate(pieces, 1), PARTS_AT_ONCE)
         return StagedObject(uri, upload, tuple(parts), len(data), attempt)
+
+    def _send(
+        self, uri: str, upload: str, number: int, part: memoryview, sha256: str | None = None
+    ) -> str:
+        """Send a part, again after a transient error; return its ETag."""
+        return self._s3.policy.call(
+            lambda: self._sender.send(uri, upload, number, part, sha256), current_tally().add_retry
+        )
+
+    @cached_property
+    def _sender(self) -> PartSender:
+        return PartSender(self._s3)
 
     async def check(self, item: StagedObject) -> None:
         """Raise ObjectMissingError if the upload does not exist."""

@@ -163,9 +163,19 @@ class Storage:
         """Delete an object; a missing object is no error."""
         self._retry_call(lambda: self.backend(uri).delete(uri))
 
-    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> StagedObject:
-        """Write without making visible. A retry may leave an orphan, which vacuum finds."""
-        return self._retry_call(lambda: self.backend(uri).stage(uri, data, attempt, area))
+    def stage(
+        self, uri: str, data: memoryview, attempt: str, area: str, sha256: str | None = None
+    ) -> StagedObject:
+        """Write without making visible. A retry may leave an orphan, which vacuum finds.
+
+        Args:
+            uri: Where it will be visible.
+            data: The content.
+            attempt: Id of the attempt.
+            area: Prefix of temporary objects.
+            sha256: SHA-256 of the content in hexadecimal digits, if it is known.
+        """
+        return self._retry_call(lambda: self.backend(uri).stage(uri, data, attempt, area, sha256))
 
     def missing(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
         """Return those that have vanished and can never be completed."""

@@ -146,10 +146,10 @@ def test_every_worker_opens_the_run_once() -> None:
 
 def test_requests_and_dollars_are_counted() -> None:
     prices = {"put_1000": 0.005, "get_1000": 0.0004, "worker_hour": 3.6}
-    answer = simulate(case(2, 1000, wait_seconds=0.1), free(output_share=40.0, **prices))
+    answer = simulate(case(2, 1000, wait_seconds=0.1), free(output_share=80.0, **prices))
     assert answer.requests["CreateMultipartUpload"] == 1000
     assert answer.requests["CompleteMultipartUpload"] == 1000
-    assert answer.requests["UploadPart"] == 3000, "40 MB in parts of 16 MiB"
+    assert answer.requests["UploadPart"] == 5000, "80 MB in parts of 16 MiB"
     assert 3000 <= answer.requests["GetObject"] < 3600, "footers, footers again, columns; segments"
     assert answer.dollars["workers"] == pytest.approx(2 * answer.seconds * 0.001)
     gets = (answer.requests["GetObject"] + answer.requests["HeadObject"]) * 4e-7

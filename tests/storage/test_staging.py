@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from pipeline.errors import ObjectMissingError
 from pipeline.metrics import RequestTally, counting
-from pipeline.storage import StagedObject, s3_copies
+from pipeline.storage import StagedObject, s3_copies, s3_uploads
 from pipeline.storage.s3_backend import COPIED_BYTES
 from pipeline.storage.s3_uploads import PART_BYTES
 from tests.storage.conftest import PLACES, UPLOADS, Place, names
@@ -113,7 +116,8 @@ def test_all_that_is_staged_below_a_prefix_is_found(place: Place) -> None:
     assert place.storage.missing(staged) == staged[:2]
 
 
-def test_large_outputs_are_staged_in_parts(place: Place) -> None:
+def test_large_outputs_are_staged_in_parts(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_uploads, "ONE_PART_BYTES", PART_BYTES)
     data = os.urandom(PART_BYTES + 12345)
     staged = stage(place, "large", data)
     if place.server is not None:
@@ -125,6 +129,19 @@ def test_large_outputs_are_staged_in_parts(place: Place) -> None:
     assert bytes(place.storage.get_ranges(info, [edge])[0]) == data[slice(*edge)]
     place.storage.copy(staged.uri, place.uri("copy"))
     assert place.storage.get(place.uri("copy")).data == data
+
+
+@pytest.mark.parametrize("digest", [hashlib.sha256, None], ids=["known", "unknown"])
+def test_a_part_is_sent_with_a_digest(place: Place, digest: Callable[[bytes], Any] | None) -> None:
+    data = os.urandom(COPIED_BYTES + 1)
+    sha256 = digest(data).hexdigest() if digest else None
+    uri = place.uri("digest")
+    staged = place.storage.stage(
+        uri, memoryview(data), uuid.uuid4().hex, place.uri("area/"), sha256
+    )
+    assert len(staged.parts) <= 1
+    assert place.storage.complete([staged]) == []
+    assert place.storage.get(uri).data == data
 
 
 @pytest.mark.parametrize("size", [COPIED_BYTES, COPIED_BYTES + 1])

@@ -112,8 +112,10 @@ class Faulty:
     def delete(self, uri: str) -> None:
         return self._do("delete", lambda: self.inner.delete(uri))
 
-    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> StagedObject:
-        return self._do("stage", lambda: self.inner.stage(uri, data, attempt, area))
+    def stage(
+        self, uri: str, data: memoryview, attempt: str, area: str, sha256: str | None = None
+    ) -> StagedObject:
+        return self._do("stage", lambda: self.inner.stage(uri, data, attempt, area, sha256))
 
     def missing(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
         return self._do("missing", lambda: self.inner.missing(staged))

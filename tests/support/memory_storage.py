@@ -95,7 +95,9 @@ class MemoryBackend:
         with self._lock:
             self.stored.pop(uri, None)
 
-    def stage(self, uri: str, data: memoryview, attempt: str, area: str) -> StagedObject:
+    def stage(
+        self, uri: str, data: memoryview, attempt: str, area: str, sha256: str | None = None
+    ) -> StagedObject:
         with self._lock:
             upload = f"upload-{next(self._numbers)}"
             self.uploads[upload] = (uri, bytes(data), attempt)

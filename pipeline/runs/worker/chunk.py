@@ -281,7 +281,9 @@ def stage(context: RunContext, mapped: ComputedChunk, batch: str, worker: str) -
     attempt = uuid.uuid4().hex
     checked = check_figures(context, mapped.frame, attempt)
     uri = output_uri(context.ledger.output, context.record.run, mapped.chunk, attempt)
-    staged = context.storage.stage(uri, data, attempt, staged_area(context.ledger.output))
+    sha256 = hashlib.sha256(data).hexdigest()
+    area = staged_area(context.ledger.output)
+    staged = context.storage.stage(uri, data, attempt, area, sha256)
     seconds = time.perf_counter() - clock
     return completion_of(
         context,
@@ -294,7 +296,7 @@ def stage(context: RunContext, mapped: ComputedChunk, batch: str, worker: str) -
         uri=uri,
         upload=staged.upload,
         parts=staged.parts,
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256=sha256,
         encodings=encodings,
         checked=checked,
     )
