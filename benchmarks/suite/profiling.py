@@ -49,7 +49,10 @@ class Recording:
     def __init__(self, pid: int, path: Path, *, children: bool, program: str | None = None) -> None:
         """Prepare a recording of process `pid` into the SVG file `path`."""
         words = [program or find_program(), "record", "--pid", str(pid), "--output", str(path)]
-        self._command = [*words, "--format", "flamegraph", *["--subprocesses"] * children]
+        # Stopping the process for each sample would wake its waiting threads, which then count as
+        # busy; read while it runs, a stack is torn now and then, and left out.
+        words += ["--format", "flamegraph", "--nonblocking"]
+        self._command = words + ["--subprocesses"] * children
         self._path = path
         self.problem = ""
         """Why there is no file; empty if there is one, or not yet."""

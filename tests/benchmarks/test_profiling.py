@@ -95,9 +95,17 @@ def test_work_that_fails_ends_the_recording(subject: ProcessSubject, tmp_path: P
 
 
 @pytest.mark.skipif(shutil.which(PROGRAM) is None, reason="py-spy is not installed")
-def test_a_real_flame_graph_names_the_function(subject: ProcessSubject, tmp_path: Path) -> None:
+def test_a_real_flame_graph_names_what_works_and_not_what_waits(
+    subject: ProcessSubject, tmp_path: Path
+) -> None:
+    script = Path(subject.environment.command[1])
+    wait = "import queue, threading\n\ndef wait_for_it():\n    queue.SimpleQueue().get()\n"
+    start = "threading.Thread(target=wait_for_it, daemon=True).start()\n"
+    script.write_text(wait + start + WORK)
     (made,) = profile(subject, SPEC, {}, services={}, folder=tmp_path)
-    assert "burn_the_time" in made.read_text("utf-8")
+    text = made.read_text("utf-8")
+    assert "burn_the_time" in text
+    assert "wait_for_it" not in text, "a thread that waits does nothing"
 
 
 def test_a_session_without_py_spy_is_refused_at_once(
