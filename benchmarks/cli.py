@@ -176,6 +176,22 @@ def gate(
 
 
 @app.command()
+def fit(
+    groups: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[GROUP]…", help="engine, worker, planning, ledger, store; default all."
+        ),
+    ] = None,
+    environment: Environment = None,
+) -> None:
+    """Measure the parameters of the simulation."""
+    from benchmarks import commands
+
+    commands.fit(groups or (), environment)
+
+
+@app.command()
 def simulate(  # noqa: PLR0917 - Typer takes them as they stand
     workers: Annotated[str, typer.Option(metavar="N", help="Worker threads, each with one core.")],
     chunks: Annotated[

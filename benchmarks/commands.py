@@ -79,7 +79,7 @@ def aims(
     settings = load_settings(environment)
     records = [find_record(settings, name) for name in sessions]
     records = records or records_in(records_folder(settings))
-    judgements = judge(AIMS, records) + judge_simulated()
+    judgements = judge(AIMS, records) + judge_simulated(records)
     if docs is not None:
         update_docs(docs, "aims", build_aims_markdown(judgements))
     if as_json:
@@ -87,6 +87,17 @@ def aims(
         return
     out.print(columns(HEAD, aim_rows(judgements)))
     say(summary(judgements))
+
+
+def fit(groups: Sequence[str], environment: str | None) -> None:
+    """Measure the parameters of the simulation on the local stack, and store them."""
+    from benchmarks.simulation import fitting
+    from benchmarks.simulation.parameters import FILE
+
+    fitting.check_groups(groups)  # Before anything is started.
+    with stopped_by_sigterm(), _stack(environment) as settings:
+        fitting.fit(FILE, groups, settings)
+    say(f"parameters: {FILE}")
 
 
 def compare(before: str, after: str, environment: str | None, *, as_json: bool) -> None:

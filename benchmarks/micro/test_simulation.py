@@ -39,7 +39,7 @@ EACH = 16
 """Chunks for each thread."""
 ROW_GROUP = 4
 """Rows of a chunk."""
-NEAR = 0.25
+NEAR = 0.20
 
 
 @contextmanager

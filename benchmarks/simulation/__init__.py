@@ -9,5 +9,5 @@ answer.py         what came of it: time, where it goes, requests, cost, bottlene
 curve.py          the same on other numbers of workers
 charts.py         a plot for the terminal, a page for the browser
 probes.py         measure the parameters on a stack that is up
-fitting.py        and write them down: python -m benchmarks.simulation.fitting
+fitting.py        and write them down: chunkmap bench fit
 """

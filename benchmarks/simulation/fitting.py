@@ -1,47 +1,42 @@
 """Measure the parameters of the simulation and write them down.
 
-    chunkmap up && python -m benchmarks.simulation.fitting [engine worker planning ledger store]
-
-Takes about two minutes. The rest of the file (Amazon's documented limits, prices, groups
-that are not named) is kept.
+`chunkmap bench fit` takes about two minutes. The rest of the file (Amazon's documented limits,
+prices, groups that are not named) is kept.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks.simulation import probes, probes_engine
-from benchmarks.simulation.parameters import FILE
 from benchmarks.suite.machine import cores, describe
 from benchmarks.suite.session import DEFAULT_ROOT
-from benchmarks.suite.settings import suite_settings
 from pipeline.config.settings import Settings
+from pipeline.errors import UsageError
 from pipeline.storage import Storage, open_storage
 
 HERE = "here"
-COMMAND = "python -m benchmarks.simulation.fitting"
-
+COMMAND = "chunkmap bench fit"
 
 GROUPS = ("engine", "worker", "planning", "ledger", "store")
 
 
-def fit(path: Path, groups: Sequence[str] = GROUPS) -> None:
-    """Measure some groups of parameters, and put the figures into a file.
+def fit(path: Path, groups: Sequence[str], settings: Settings) -> None:
+    """Measure groups of parameters on the stack that is up, and put the figures into a file.
 
     Args:
         path: The file; its other values are kept.
-        groups: Of GROUPS.
+        groups: Of GROUPS; none means all.
+        settings: Of the stack; they allow the suite's transforms.
+
+    Raises:
+        UsageError: There is no such group.
     """
-    with suite_settings() as settings:
-        _fit(path, groups, settings)
-
-
-def _fit(path: Path, groups: Sequence[str], settings: Settings) -> None:
+    check_groups(groups)
     storage, machine = open_storage(settings), describe()
     mark = {"measured": f"{datetime.now(UTC):%Y-%m-%d}", "commit": machine.commit}
     said: dict[str, Any] = json.loads(path.read_text("utf-8"))
@@ -54,7 +49,7 @@ def _fit(path: Path, groups: Sequence[str], settings: Settings) -> None:
         "load": machine.load,
         "packages": machine.packages,
     }
-    for group in groups:
+    for group in groups or GROUPS:
         print(f"measuring: {group}", flush=True)
         for name, (value, how) in _measured(group, settings, storage).items():
             print(f"{name:<32} {value:<12.4g} {how}", flush=True)
@@ -83,8 +78,13 @@ def _entry(value: float, how: str, mark: dict[str, str]) -> dict[str, Any]:
     return {"value": kept, "source": how, **mark}
 
 
-if __name__ == "__main__":
-    asked = sys.argv[1:] or GROUPS
-    if unknown := set(asked) - set(GROUPS):
-        sys.exit(f"no group {', '.join(sorted(unknown))}: there are {', '.join(GROUPS)}")
-    fit(FILE, asked)
+def check_groups(groups: Sequence[str]) -> None:
+    """Refuse unknown groups.
+
+    Raises:
+        UsageError: There is no such group.
+    """
+    if unknown := sorted(set(groups) - set(GROUPS)):
+        raise UsageError(
+            f"no group {', '.join(unknown)} of parameters", hint=f"there are {', '.join(GROUPS)}"
+        )

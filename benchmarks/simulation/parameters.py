@@ -213,5 +213,5 @@ def _read(path: Path) -> dict[str, Any]:
         problem = str(error)
     raise UsageError(
         f"{path} holds no parameters: {problem}",
-        hint="write some with: python -m benchmarks.simulation.fitting FILE",
+        hint="write some with: chunkmap bench fit",
     )

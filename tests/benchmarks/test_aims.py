@@ -11,6 +11,9 @@ from typer.testing import CliRunner
 
 from benchmarks.report.aims import build_aims_markdown, summary
 from benchmarks.simulation.aims import judge_simulated
+from benchmarks.simulation.answer import simulate
+from benchmarks.simulation.case import Case
+from benchmarks.simulation.parameters import load_parameters
 from benchmarks.suite.aims import AIMS, Aim, Judgement, judge
 from benchmarks.suite.record import Noise, Record, Result
 from benchmarks.suite.session import Request, chosen
@@ -199,13 +202,40 @@ def test_the_command_measures_what_the_aim_is_about(
 
 
 def test_the_simulation_names_the_limits() -> None:
-    judged = judge_simulated()
-    assert len(judged) == 2
+    *judged, accuracy = judge_simulated()
+    assert (len(judged), accuracy.state) == (2, "not measured")
     for judgement in judged:
         assert judgement.figure is not None
         assert "limited by" in judgement.figure.note and "next" in judgement.figure.note
         reached = judgement.figure.value.value <= judgement.aim.limit
         assert judgement.state == ("met" if reached else "missed")
+
+
+def waiting(factor: float, *, workers: tuple[int, ...] = (1, 8, 32)) -> Record:
+    """A session whose runs took so many times as long as is predicted."""
+    parameters = load_parameters("here")
+    groups = card("row-groups").model_copy(update={"files": 10, "row_groups": 1000, "bytes": 10**5})
+    results = []
+    for number in workers:
+        chunks = number * 24
+        case = Case(
+            workers=number, chunks=chunks, stored_bytes=chunks * 100, files=10, wait_seconds=0.5
+        )
+        seconds = simulate(case, parameters).seconds * factor
+        results.append(result("wait", "chunkmap", around(seconds), workers=number, tasks=chunks))
+    return record(*results).model_copy(update={"datasets": (groups,)})
+
+
+@pytest.mark.parametrize(
+    ("factor", "state", "note"), [(1.0, "met", "+0% on"), (1.5, "missed", "-33% on")]
+)
+def test_the_simulation_is_held_against_what_was_measured(
+    factor: float, state: str, note: str
+) -> None:
+    accuracy = judge_simulated([waiting(factor)])[-1]
+    assert accuracy.state == state
+    assert accuracy.figure is not None and note in accuracy.figure.note
+    assert judge_simulated([waiting(1.0, workers=(1, 8))])[-1].state == "not measured"
 
 
 def test_the_command_prints_and_stores_the_table(tmp_path: Path) -> None:
@@ -229,7 +259,7 @@ def test_the_command_prints_and_stores_the_table(tmp_path: Path) -> None:
     )
     assert "old" not in text
     plain = CliRunner().invoke(app, words)
-    assert "of 20 aims met" in plain.output
+    assert "of 21 aims met" in plain.output
 
 
 def test_the_summary_counts() -> None:

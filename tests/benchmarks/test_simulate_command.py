@@ -13,6 +13,7 @@ from benchmarks.simulation import fitting, probes, probes_engine
 from benchmarks.simulation.case import parse_bytes, parse_count
 from benchmarks.simulation.parameters import FILE, load_parameters, sources, stores
 from pipeline.cli.app import app
+from pipeline.config.settings import Settings
 from pipeline.errors import UsageError
 
 # -- the file of parameters ---------------------------------------------------------------------
@@ -127,7 +128,7 @@ def test_fitting_writes_what_was_measured_and_keeps_the_rest(
     monkeypatch.setattr(probes_engine, "engine", lambda *_: {})
     monkeypatch.setattr(probes, "store", lambda *_: {"get_seconds": (0.002, "how")})
     monkeypatch.setattr(probes, "discard", lambda *_: None)
-    fitting.fit(file)
+    fitting.fit(file, (), Settings())
     before, after = (json.loads(path.read_text("utf-8")) for path in (FILE, file))
     entry = after["parameters"]["worker"]["chunk_seconds"]
     assert (entry["value"], entry["source"]) == (0.01235, "how")
@@ -135,6 +136,18 @@ def test_fitting_writes_what_was_measured_and_keeps_the_rest(
     assert after["stores"]["amazon"] == before["stores"]["amazon"]
     assert after["parameters"]["prices"] == before["parameters"]["prices"]
     assert after["made"]["command"] == fitting.COMMAND
+    assert load_parameters("here", file).store.get_seconds == 0.002
+
+
+def test_an_unknown_group_is_refused_before_anything_is_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("benchmarks.commands.local.up", lambda *_: pytest.fail("it was started"))
+    shown = CliRunner().invoke(app, ["bench", "fit", "workers"])
+    assert shown.exit_code != 0
+    assert isinstance(shown.exception, UsageError)
+    assert "no group workers" in str(shown.exception)
+    assert "engine, worker" in str(shown.exception.hint)
 
 
 def test_a_probe_is_of_the_fastest_quarter() -> None:
