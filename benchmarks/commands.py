@@ -110,6 +110,7 @@ def compare(before: str, after: str, environment: str | None, *, as_json: bool) 
             {
                 "workload": change.workload,
                 "peer": change.peer,
+                "what": change.what,
                 "before": change.before.value,
                 "after": change.after.value,
                 "says": change.says,
@@ -122,13 +123,14 @@ def compare(before: str, after: str, environment: str | None, *, as_json: bool) 
         (
             change.workload,
             change.peer,
+            change.what,
             _format(change.before),
             _format(change.after),
             change.says,
         )
         for change in ratio_changes
     ]
-    out.print(columns(("workload", "peer", first.id, second.id, ""), lines))
+    out.print(columns(("workload", "peer", "of", first.id, second.id, ""), lines))
 
 
 def history(environment: str | None, *, as_json: bool) -> None:
@@ -184,14 +186,13 @@ def gate(
             hint="measure the same workloads against the same peers",
         )
     if as_json:
-        names = [f"{change.workload} against {change.peer}" for change in worse]
+        names = [change.name for change in worse]
         print_json({"compared": len(ratio_changes), "worse": names, "lost": missing})
     else:
         for change in ratio_changes:
             mark = "[red]✗[/] " if change.is_regression else "[green]✓[/] "
             say(
-                f"{change.workload} against {change.peer}: {_format(change.before)} → "
-                f"{_format(change.after)}, {change.says}",
+                f"{change.name}: {_format(change.before)} → {_format(change.after)}, {change.says}",
                 mark=mark,
             )
         for name in missing:
@@ -268,4 +269,6 @@ def tell(line: str) -> None:
 
 
 def _format(ratio: Interval) -> str:
+    if ratio.low == ratio.high:
+        return f"{ratio.value:.2f}"
     return f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"

@@ -10,7 +10,7 @@ from benchmarks.simulation.parameters import Parameters, load_parameters
 from benchmarks.suite.aims import Aim, Figure, Judgement, judge
 from benchmarks.suite.environments import REFERENCE
 from benchmarks.suite.record import Record
-from benchmarks.suite.stats import Interval, median
+from benchmarks.suite.stats import exact, median
 from benchmarks.suite.workloads import WORKLOADS
 from pipeline.report.humanize import plural
 
@@ -77,7 +77,7 @@ def error_of(record: Record, parameters: Parameters) -> Figure | None:
     worst = abs(errors[workers])
     samples = min(len(point.samples()) for point in points)
     note = f"{errors[workers]:+.0%} on {plural(workers, 'thread')}"
-    return Figure(Interval(worst, worst, worst), samples, note)
+    return Figure(exact(worst), samples, note)
 
 
 def judge_simulated(records: Sequence[Record] = ()) -> list[Judgement]:
@@ -92,6 +92,6 @@ def judge_simulated(records: Sequence[Record] = ()) -> list[Judgement]:
         answer = simulate(case, parameters)
         minutes = answer.seconds / 60
         note = f"limited by {answer.limit.name}, next {answer.next_limit.name}"
-        figure = Figure(Interval(minutes, minutes, minutes), None, note)
+        figure = Figure(exact(minutes), None, note)
         judged.append(Judgement(aim, "met" if aim.is_met(minutes) else "missed", figure))
     return judged + judge([ACCURACY], records)

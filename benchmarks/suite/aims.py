@@ -13,7 +13,7 @@ from typing import Literal
 from benchmarks.suite.compare import Comparison, aim_of, comparisons
 from benchmarks.suite.environments import PEERS, REFERENCE
 from benchmarks.suite.record import Record, Result
-from benchmarks.suite.stats import Interval, median, noise_floor, ratio
+from benchmarks.suite.stats import Interval, exact, median, noise_floor, ratio
 from benchmarks.suite.workloads import DISTRIBUTED, ONE_PROCESS, WORKLOADS
 
 MAX_NOISE = 0.15
@@ -163,7 +163,7 @@ def largest_size(workload: str, peers: Sequence[str]) -> Callable[[Record], Figu
         if not sizes:
             return None
         most = max(sizes)
-        return Figure(_exact(most), None, f"{sizes[most]} writes the least")
+        return Figure(exact(most), None, f"{sizes[most]} writes the least")
 
     return figure
 
@@ -251,7 +251,7 @@ def requests_per_file(workload: str) -> Callable[[Record], Figure | None]:
     def figure(record: Record) -> Figure | None:
         ours = _ours(record, workload)
         value = ours.requests_per_file() if ours is not None else None
-        return None if value is None else Figure(_exact(value))
+        return None if value is None else Figure(exact(value))
 
     return figure
 
@@ -288,10 +288,6 @@ def _ours(record: Record, workload: str, tasks: int = 0) -> Result | None:
 
 def _median(values: Sequence[float]) -> Figure:
     return Figure(median(values), len(values))
-
-
-def _exact(value: float) -> Interval:
-    return Interval(value, value, value)
 
 
 # -- the table ----------------------------------------------------------------------------

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from benchmarks.suite.environments import REFERENCE
 from benchmarks.suite.record import Record, Result
-from benchmarks.suite.stats import Interval, Verdict, is_met, ratio, verdict
+from benchmarks.suite.stats import Interval, Verdict, exact, is_met, ratio, verdict
 from benchmarks.suite.workloads import WORKLOADS
 
 
@@ -96,6 +97,11 @@ def aim_of(workload: str, peer: str, scale: str) -> float | None:
     return next((aim.ratio for aim in aims if peer in aim.peers and scale in aim.scales), None)
 
 
+SIZE_FLOOR = 0.05
+"""As a share: outputs whose sizes differ by less count as equally large. Sizes have no noise, but a
+new version of Polars may move them a little."""
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """One ratio in two records."""
@@ -106,6 +112,13 @@ class Change:
     after: Interval
     floor: float
     """The larger of both records' noise floors, or what was set as the least difference."""
+    what: Literal["seconds", "bytes"] = "seconds"
+    """What the ratio is of: the times, or the bytes that were written."""
+
+    @property
+    def name(self) -> str:
+        """The comparison in words."""
+        return f"{self.workload} against {self.peer}" + ", bytes" * (self.what == "bytes")
 
     @property
     def is_regression(self) -> bool:
@@ -123,7 +136,9 @@ class Change:
 
 
 def changes(before: Record, after: Record, least: float = 0.0) -> list[Change]:
-    """Every ratio that both records have. Ratios, because absolute times are the machine's.
+    """Every ratio that both records have, of seconds and of bytes written.
+
+    Ratios, because absolute times are the machine's.
 
     Args:
         before: The earlier record.
@@ -131,17 +146,20 @@ def changes(before: Record, after: Record, least: float = 0.0) -> list[Change]:
         least: As a share: a smaller difference is none, however quiet the machine was.
     """
     old = {
-        (comparison.workload, comparison.theirs.subject): comparison.found
+        (comparison.workload, comparison.theirs.subject): comparison
         for comparison in comparisons(before)
     }
     floor = max(before.floor, after.floor, least)
     made = []
-    for comparison in comparisons(after):
-        was = old.get((comparison.workload, comparison.theirs.subject))
-        if was is not None and comparison.found is not None:
-            made.append(
-                Change(comparison.workload, comparison.theirs.subject, was, comparison.found, floor)
-            )
+    for now in comparisons(after):
+        was = old.get((now.workload, now.theirs.subject))
+        if was is None:
+            continue
+        names = (now.workload, now.theirs.subject)
+        if was.found is not None and now.found is not None:
+            made.append(Change(*names, was.found, now.found, floor))
+        if was.size is not None and now.size is not None:
+            made.append(Change(*names, exact(was.size), exact(now.size), SIZE_FLOOR, "bytes"))
     return made
 
 

@@ -24,6 +24,11 @@ class Interval:
     high: float
 
 
+def exact(value: float) -> Interval:
+    """A value that is known exactly."""
+    return Interval(value, value, value)
+
+
 def median(samples: Sequence[float]) -> Interval:
     """The median with its percentile bootstrap interval; of one sample, that sample.
 

@@ -81,7 +81,8 @@ def test_without_an_a_a_run_nothing_is_a_difference() -> None:
     [(1.0, 1.5, "worse"), (1.0, 1.01, "no difference"), (1.5, 1.0, "better")],
 )
 def test_changes(before: float, after: float, said: str) -> None:
-    (change,) = changes(of(before), of(after, 2))
+    change, size = changes(of(before), of(after, 2))
+    assert size.says == "no difference"
     assert (change.says, change.is_regression) == (said, said == "worse")
 
 
@@ -90,8 +91,27 @@ def test_a_slower_machine_is_no_regression() -> None:
     slow = record(
         result("row-map", "chunkmap", around(10.0)), result("row-map", "polars", around(10.0))
     )
-    (change,) = changes(of(1.0), slow)
-    assert not change.is_regression
+    assert not any(change.is_regression for change in changes(of(1.0), slow))
+
+
+@pytest.mark.parametrize(
+    ("factor", "says"), [(1.04, "no difference"), (1.1, "worse"), (0.9, "better")]
+)
+def test_a_larger_output_is_a_regression(factor: float, says: str) -> None:
+    """However fast it was written, and however noisy the machine."""
+    made = of(0.5, 2)
+    ours, theirs = made.results
+    process = ours.processes[0]
+    iterations = tuple(
+        each.model_copy(update={"bytes": each.bytes and int(each.bytes * factor)})
+        for each in process.iterations
+    )
+    larger = ours.model_copy(
+        update={"processes": (process.model_copy(update={"iterations": iterations}),)}
+    )
+    _, size = changes(of(1.0), made.model_copy(update={"results": (larger, theirs)}), 0.3)
+    assert (size.what, size.says) == ("bytes", says)
+    assert size.name == "row-map against polars, bytes"
 
 
 def test_what_failed_since_is_lost() -> None:
