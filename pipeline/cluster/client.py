@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.cluster.reachability import check_scheduler
+from pipeline.cluster.reachability import connect_scheduler
 from pipeline.cluster.tls import security_of
 from pipeline.config.sections import DaskSettings
 from pipeline.errors import EngineUnavailableError
@@ -137,8 +137,6 @@ def cluster_of(settings: DaskSettings) -> Iterator[ClusterClient]:
     Raises:
         EngineUnavailableError: No scheduler is set, or none answers there.
     """
-    from distributed import Client
-
     if settings.scheduler is None:
         raise EngineUnavailableError(
             "no running Dask cluster is set (dask.scheduler)",
@@ -146,11 +144,5 @@ def cluster_of(settings: DaskSettings) -> Iterator[ClusterClient]:
             "otherwise each run starts its own workers",
         )
     security = security_of(settings.tls)
-    check_scheduler(settings.scheduler, settings.connect_timeout, security)
-    with Client(
-        settings.scheduler,
-        security=security,
-        set_as_default=False,
-        timeout=settings.connect_timeout,
-    ) as client:
+    with connect_scheduler(settings.scheduler, settings.connect_timeout, security) as client:
         yield ClusterClient(client)

@@ -1,9 +1,9 @@
-"""Check that a scheduler answers within a time limit."""
+"""Connect to a scheduler within a time limit."""
 
 from __future__ import annotations
 
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import EngineUnavailableError
 
@@ -11,8 +11,20 @@ if TYPE_CHECKING:
     from distributed.security import Security
 
 
-def check_scheduler(address: str, timeout: float, security: Security | None = None) -> None:
-    """Raise EngineUnavailableError if no scheduler answers at the address within `timeout` s."""
+def connect_scheduler(
+    address: str, timeout: float, security: Security | None = None, kind: type[Any] | None = None
+) -> Any:
+    """Return a client of the scheduler at an address, which is not the process's default client.
+
+    Args:
+        address: The address.
+        timeout: Maximum seconds in which it must answer.
+        security: The TLS configuration; None without certificates.
+        kind: The class of the client; default Dask's.
+
+    Raises:
+        EngineUnavailableError: No scheduler answers there in time.
+    """
     from distributed import Client
 
     if address.startswith("tls://") and security is None:
@@ -20,25 +32,25 @@ def check_scheduler(address: str, timeout: float, security: Security | None = No
             f"the Dask scheduler at {address} (dask.scheduler) wants a certificate; none is set",
             hint="set dask.tls.ca, dask.tls.cert and dask.tls.key",
         )
-
-    problems: list[Exception | None] = []
+    make: Any = kind or Client
+    found: list[Any] = []
 
     def connect() -> None:
         try:
-            Client(address, timeout=timeout, security=security, set_as_default=False).close()
-            problems.append(None)
+            found.append(make(address, timeout=timeout, security=security, set_as_default=False))
         except (OSError, ValueError, ImportError, TypeError) as error:
-            problems.append(error)
+            found.append(error)
 
     # In a thread, because Dask waits forever for a silent server that accepts the connection.
-    thread = Thread(target=connect, name="check-scheduler", daemon=True)
+    thread = Thread(target=connect, name="connect-scheduler", daemon=True)
     thread.start()
     thread.join(timeout)
-    problem = problems[0] if problems else TimeoutError("it does not answer as a Dask scheduler")
-    if problem is not None:
+    client = found[0] if found else TimeoutError("it does not answer as a Dask scheduler")
+    if isinstance(client, Exception):
         raise EngineUnavailableError(
             f"no Dask scheduler answers at {address} (dask.scheduler) within {timeout:g} s: "
-            f"{problem}",
+            f"{client}",
             hint="start one, or `chunkmap up`, or unset dask.scheduler for a local cluster; "
             "a scheduler with TLS needs dask.tls",
-        ) from problem
+        ) from client
+    return client

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster.futures import connection_errors
 from pipeline.cluster.local_cluster import start_local_cluster
-from pipeline.cluster.reachability import check_scheduler
 from pipeline.cluster.resources import configure
 from pipeline.cluster.tls import security_of
 from pipeline.config.sections import DaskSettings
@@ -33,8 +32,9 @@ def task_runner(settings: DaskSettings, environment: Mapping[str, str]) -> DaskT
     security = security_of(settings.tls)
     options = {"security": security} if security else {}
     if settings.scheduler:
-        check_scheduler(settings.scheduler, settings.connect_timeout, security)
-        return DaskTaskRunner(address=settings.scheduler, client_kwargs=options)
+        from pipeline.cluster.connected_runner import ConnectedRunner
+
+        return ConnectedRunner.connect(settings.scheduler, settings.connect_timeout, options)
     adapt = settings.adapt.model_dump() if settings.adapt.maximum else None
     if settings.cluster_class:
         # Some cluster classes run the scheduler, or nannies, in the driver's process.

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.cluster.certificates import make
 from pipeline.cluster.local import credentials, services
-from pipeline.cluster.reachability import check_scheduler
+from pipeline.cluster.reachability import connect_scheduler
 from pipeline.cluster.task_runner import task_runner
 from pipeline.cluster.tls import security_of
 from pipeline.cluster.versions import check_versions
@@ -38,8 +38,8 @@ def test_a_runs_own_cluster(tmp_path: Path) -> None:
         assert address.startswith("tls://127.0.0.1:")
         assert runner.client.submit(sum, (40, 2)).result() == 42
         check_versions(runner)
-        with pytest.raises(EngineUnavailableError, match="ssl_context"):
-            check_scheduler(address, 5)
+        with pytest.raises(EngineUnavailableError, match="wants a certificate"):
+            connect_scheduler(address, 5).close()
 
 
 def test_the_stacks_cluster_has_certificates_of_its_own(tmp_path: Path) -> None:
@@ -71,9 +71,9 @@ def test_a_runs_own_cluster_asks_for_a_certificate_that_only_it_has(tmp_path: Pa
         assert address.startswith("tls://127.0.0.1:")
         assert runner.client.submit(sum, (40, 2)).result() == 42
         with pytest.raises(EngineUnavailableError):
-            check_scheduler(address.replace("tls://", "tcp://"), 5)
+            connect_scheduler(address.replace("tls://", "tcp://"), 5).close()
         with pytest.raises(EngineUnavailableError):
-            check_scheduler(address, 5, security_of(settings(tmp_path).tls))
+            connect_scheduler(address, 5, security_of(settings(tmp_path).tls)).close()
     assert own_variables() == before, "variables of the workers, secrets among them, stay behind"
 
 
