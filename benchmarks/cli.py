@@ -61,6 +61,12 @@ def run(  # noqa: PLR0917 - Typer takes them as they stand
     no_count: Annotated[
         bool, typer.Option("--no-count", help="Skip the untimed pass that counts S3 requests.")
     ] = False,
+    max_noise: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE", min=0.01, help="Repeat the A/A run until its noise is this low."
+        ),
+    ] = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="Add flame graphs of chunkmap (needs py-spy).")
     ] = False,
@@ -86,6 +92,7 @@ def run(  # noqa: PLR0917 - Typer takes them as they stand
         root=root,
         resume=resume,
         profile=profile,
+        max_noise=max_noise,
     )
     commands.run(request, environment, as_json=json)
 

@@ -1,4 +1,4 @@
-"""What the engine itself costs: chunks that are neither read nor staged, and very small ones.
+"""What the engine itself costs: chunks that are neither read nor staged.
 
     chunkmap up && pytest benchmarks/micro/test_overhead.py --benchmark-enable -s
 
@@ -9,15 +9,12 @@ scheduler's.
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
-import polars as pl
 import psutil
 import pytest
 from prefect import flow, task, unmapped
@@ -28,13 +25,8 @@ from pipeline.cluster import local
 from pipeline.cluster.task_runner import task_runner
 from pipeline.config.job import Job, parse_job
 from pipeline.config.settings import Settings
-from pipeline.flows.launch import launch
 from pipeline.flows.server import connect, talking_to
-from pipeline.runs.driver.plan import ResumeOptions
-from pipeline.storage import open_storage
 
-SMALL = 10_000
-"""Chunks of 4 KiB that are read and staged."""
 NAIVE = 300
 """Items for Prefect's own map: at some 50 ms each, more would only take longer."""
 
@@ -103,31 +95,6 @@ def test_ledger_only(benchmark: Any, settings: Settings, chunks: int) -> None:
     report(
         benchmark, chunks, driver_mb=driver_memory(chunks), scheduler_mb=scheduler_memory(settings)
     )
-
-
-@pytest.mark.timeout(1200)
-def test_small_chunks(benchmark: Any, settings: Settings) -> None:
-    """Chunks of 4 KiB, read, transformed, staged, recorded and published."""
-    storage = open_storage(settings)
-    prefix = "s3://demo/overhead-input/"
-    data = io.BytesIO()
-    pl.DataFrame({"id": range(500), "n": [i * 7 for i in range(500)]}).write_parquet(data)
-    missing = SMALL - len(storage.objects(prefix))
-    for number in range(SMALL - missing, SMALL):
-        storage.put(f"{prefix}{number:05d}.parquet", data.getvalue())
-    phases: dict[str, float] = {}
-
-    def run() -> None:
-        started = time.perf_counter()
-
-        def listen(phase: str, _: object) -> None:
-            phases.setdefault(phase, time.perf_counter() - started)
-
-        assert launch(job("small", prefix), settings, listen, ResumeOptions()).chunks == SMALL
-
-    benchmark.pedantic(run, rounds=1)
-    mapped = (phases["publish"] - phases["map"]) / SMALL * 1000
-    report(benchmark, SMALL, ms_mapped=mapped)
 
 
 @task

@@ -394,6 +394,8 @@ def _how(record: Record) -> tuple[tuple[str, str], ...]:
             for name, (a, b) in record.noise.pairs.items()
         )
         noise = f"The same subject as if it were two, on {record.noise.workload}: {pairs}."
+        if record.noise.attempts > 1:
+            noise += f" Run {record.noise.attempts} of several, repeated until it was quiet."
     return (
         ("Repeats", tables.repeats(record)),
         ("Noise", noise),

@@ -183,6 +183,8 @@ class Noise(_Model):
     """Subject to the two sets of samples."""
     floor: float
     """As a share: a ratio within 1 ± this is no difference."""
+    attempts: int = 1
+    """A/A runs until the floor was as low as was asked for; the last one counts."""
 
 
 class Machine(_Model):
@@ -209,7 +211,7 @@ class Record(_Model):
 
     schema_version: Literal[1, 2, 3] = SCHEMA_VERSION
     """2: `repeat` and `iterations` may be null. 3: iterations have `cpu_seconds`, `files` and
-    `bytes`, results `codecs`. Records of earlier versions are read as well."""
+    `bytes`, results `codecs`, noise `attempts`. Records of earlier versions are read as well."""
     id: str
     created: datetime
     scale: str

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.peers.protocol import Spec
 from benchmarks.suite import session as sessions
-from benchmarks.suite.session import Request, Session
+from benchmarks.suite.session import MAX_ATTEMPTS, Request, Session
 from benchmarks.suite.settings import TRANSFORMS
 from benchmarks.suite.subjects import Answer
 from pipeline.config.sections import TransformSettings
@@ -88,6 +88,25 @@ def test_a_complete_session_has_nothing_left(settings: Settings, tmp_path: Path)
     again = of(settings, asked(tmp_path, resume=done.id), ours, MadeUp("polars")).run()
     assert ours.calls == []
     assert again.results == done.results
+
+
+@pytest.mark.parametrize(
+    ("noisy", "attempts", "quiet"), [(0, 1, True), (12, 3, True), (1000, MAX_ATTEMPTS, False)]
+)
+def test_the_a_a_run_is_repeated_until_it_is_quiet(
+    settings: Settings, tmp_path: Path, noisy: int, attempts: int, quiet: bool
+) -> None:
+    """Each A/A run calls a subject six times; times are jumping in the first `noisy` calls."""
+
+    def seconds(call: int) -> float:
+        return (1.0, 2.0)[call % 2] if call <= noisy else 1.0
+
+    ours = MadeUp("chunkmap", seconds=seconds)
+    request = asked(tmp_path, names=("row-map",), max_noise=0.15)
+    record = of(settings, request, ours, MadeUp("polars")).run()
+    assert record.noise is not None
+    assert (record.noise.attempts, record.noise.floor <= 0.15) == (attempts, quiet)
+    assert len(ours.calls) == 6 * attempts + 3
 
 
 def test_there_must_be_such_a_session(settings: Settings, tmp_path: Path) -> None:

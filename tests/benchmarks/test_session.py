@@ -87,7 +87,17 @@ def test_curves_have_points() -> None:
 
 def test_the_command_asks_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Request(
-        ("main", "join"), "m", ("polars", "duckdb"), 7, 3, True, False, "s3://x/y/", None, True
+        ("main", "join"),
+        "m",
+        ("polars", "duckdb"),
+        7,
+        3,
+        True,
+        False,
+        "s3://x/y/",
+        None,
+        True,
+        0.15,
     )
     seen: list[Request] = []
     monkeypatch.setattr(
