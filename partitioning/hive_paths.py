@@ -28,6 +28,18 @@ def raw_of_object(uri: str) -> dict[str, str]:
     return dict(raw_values(uri.rpartition("/")[0]))
 
 
+_PLAIN: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~")
+
+
+def quote_value(text: str) -> str:
+    """Percent-encode a text as the value of a folder, so that all usual readers get it back.
+
+    Of ASCII, all but letters, digits and `_.-~` is encoded. Other characters stay as they are:
+    Spark would decode each of their bytes as a character of its own.
+    """
+    return "".join(c if c in _PLAIN or c > "\x7f" else f"%{ord(c):02X}" for c in text)
+
+
 def default_raw(value: object) -> str:
     """Return the default raw text of a value, if no writer has chosen another."""
     return NULL_VALUE if value is None else quote(str(value), safe="")

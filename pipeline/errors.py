@@ -302,6 +302,10 @@ class PartitionColumnError(TransformError):
     """A partition column of a result differs from the value in the output's key."""
 
 
+class PartitionLimitError(TransformError):
+    """The result has more partitions than the job allows (`output.max_partitions`)."""
+
+
 class ChunkTimeoutError(ChunkmapError):
     """A chunk took longer than the job's `chunk_timeout`; its worker exited."""
 
@@ -320,6 +324,10 @@ class StackError(ChunkmapError):
 
 class RunFailedError(ChunkmapError):
     """The run ended with chunks that failed; their errors are in its report."""
+
+
+class MergeFailedError(RunFailedError):
+    """Files could not be merged from the chunks' results; nothing was published."""
 
 
 class QuarantineLimitError(RunFailedError):

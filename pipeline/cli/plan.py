@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pipeline.runs.driver.plan import PlannedInput
     from pipeline.runs.driver.plan_changes import PlanChanges
 
+_LAYOUT_KEYS = {"partition_by", "file_bytes", "max_partitions", "sort_by"}
+"""Keys of the output that say into which files rows go."""
 BAR_WIDTH = 40
 """Characters of the longest bar of the histogram."""
 
@@ -49,6 +51,7 @@ def plan(
         changed = compare_with_published(storage, job, settings, planned.result.plan)
     if as_json:
         figures = {**planned.result.explain.to_dict(), "estimate": asdict(expected)}
+        figures |= {"layout": job.output.model_dump(include=_LAYOUT_KEYS)}
         figures |= {"columns": planned.probe.columns, "changes": changed and asdict(changed)}
         print_json({"plan": planned.result.plan.id, **figures})
         return
@@ -63,6 +66,8 @@ def plan(
 def _print_plan(
     planned: PlannedInput, job: Job, expected: Estimate, changed: PlanChanges | None
 ) -> None:
+    from pipeline.runs.driver.layout_text import layout_text
+
     explain = planned.result.explain
     columns = planned.probe.columns
     rows = {
@@ -75,6 +80,7 @@ def _print_plan(
         f"{byte_size(explain.bytes_listed)} stored, {byte_size(explain.bytes_decoded)} decoded",
         "columns": ", ".join(columns) if columns else "all (the columns read are unknown)",
         "output": f"{job.output.uri}, mode {job.output.mode}",
+        **({"layout": layout} if (layout := layout_text(job.output)) else {}),
         "changes": changed.text if changed else "nothing is published yet",
         "planned in": f"{explain.seconds:.2f} s, {plural(explain.requests, 'request')}",
     }

@@ -17,6 +17,7 @@ WAITS = {
     "start": "loading Prefect and Dask, connecting to both",
     "workers": "starting Dask workers on this machine",
     "check": "checking the result",
+    "merge": "merging the chunks' results into files",
     "publish": "making the files visible",
     "report": "writing the report",
 }

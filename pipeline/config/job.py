@@ -200,6 +200,7 @@ def _distinct(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return names
 
 
+_PARTITION_PATTERN = r"^[^/=%\x00-\x1f\x7f]+$"
 ColumnName = Annotated[str, Field(min_length=1)]
 _TERM_SCHEMA: dict[str, Any] = {
     "type": "array",
@@ -323,8 +324,22 @@ class Output(Part):
     """Target size of a row group: bytes of its rows in memory. With `row_group_rows` too, the one
     that is reached first counts."""
     sort_by: Annotated[tuple[ColumnName, ...], AfterValidator(_distinct)] = ()
-    """Columns of the result by which the rows of each file are sorted, ascending, nulls first.
-    Equal rows keep their order."""
+    """Columns of the result by which rows are sorted, ascending, nulls first; equal rows keep their
+    order. Each file is sorted, and with `partition_by` or `file_bytes` also the files of a
+    folder: each has its own range of the first column."""
+    partition_by: Annotated[
+        tuple[Annotated[str, Field(pattern=_PARTITION_PATTERN)], ...] | None,
+        Field(min_length=1),
+        AfterValidator(_distinct),
+    ] = None
+    """Columns of the result by which files are put into Hive folders, such as `month=2024-02/`:
+    text, integers, dates or booleans. The columns are in the folders' names, not in the files.
+    Default: the folders of the input."""
+    file_bytes: Size | None = None
+    """Target size of a file. The results of chunks are merged into files of about this size before
+    they are published. Default: one file per chunk; with `partition_by`, 128 MiB."""
+    max_partitions: PositiveInt = 10_000
+    """Maximum number of partitions that a run may have with `partition_by`."""
     dictionary: Annotated[tuple[ColumnName, ...] | None, AfterValidator(_distinct)] = None
     """Columns that are written with a dictionary; no other column is. Default: as `encoding`
     says."""
@@ -333,6 +348,17 @@ class Output(Part):
     group. Default: only Polars' writer, which writes small results, adds one."""
     keep_versions: NonNegativeInt = 1
     """Number of replaced versions that are kept for `rollback`."""
+
+    @property
+    def merges(self) -> bool:
+        """Whether files are merged from the results of several chunks."""
+        return self.partition_by is not None or self.file_bytes is not None
+
+    @property
+    def merge_key(self) -> str | None:
+        """The first column that rows within a partition are sorted by."""
+        names = (name for name in self.sort_by if name not in (self.partition_by or ()))
+        return next(names, None) if self.merges else None
 
 
 class Reduce(Part):
@@ -420,6 +446,22 @@ class Job(Part):
         return self
 
     @model_validator(mode="after")
+    def _merges(self) -> Self:
+        keys = ("partition_by", "file_bytes")
+        key = next((key for key in keys if getattr(self.output, key) is not None), None)
+        if key is not None and self.window is not None:
+            raise ValueError(
+                f"`window` and `output.{key}` exclude each other: a file may have rows of several "
+                "windows, so it could not be published or replaced with one of them"
+            )
+        if key is not None and self.reduce is not None:
+            raise ValueError(
+                f"`reduce` and `output.{key}` exclude each other: the result of a reduce is one "
+                "file"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _apart(self) -> Self:
         output = self.output.uri.rstrip("/") + "/"
         if re.fullmatch(r"s3://[^/]+/", output):
@@ -451,6 +493,13 @@ class Job(Part):
                 hint="store data in separate objects, and name their URIs in params",
             )
         return text
+
+
+LATER_OUTPUT_KEYS = (
+    *("encoding", "row_group_bytes", "sort_by", "dictionary", "page_index"),
+    *("partition_by", "file_bytes", "max_partitions"),
+)
+"""Keys of the output that releases have added (see `keys_at_default`)."""
 
 
 def keys_at_default(part: BaseModel, *names: str) -> set[str]:

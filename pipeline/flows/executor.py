@@ -28,8 +28,9 @@ from pipeline.flows.task_report import error_of
 from pipeline.flows.task_sender import Ended, SentTaskRun, TaskSender
 from pipeline.flows.worker_task import settings_of_run
 from pipeline.runs.driver.executor import Executor, Outcome
-from pipeline.runs.worker.batch import Batch, BatchResult, map_batch
+from pipeline.runs.worker.batch import Batch, BatchResult
 from pipeline.runs.worker.reduce import Step, reduce_step
+from pipeline.runs.worker.run_batch import run_batch
 from pipeline.runs.worker.run_settings import sent_settings
 
 PARAMETERS = ("run_uri", "fingerprint", "name", "spec", "types")
@@ -55,10 +56,10 @@ TASK_OPTIONS: dict[str, Any] = {
 
 @task(name="map-batch", task_run_name="{name}", **TASK_OPTIONS)
 def map_batch_task(run_uri: str, fingerprint: str, name: str, spec: str, types: str) -> BatchResult:
-    """Map one batch of chunks, on a Dask worker."""
+    """Map one batch of chunks, or merge one of files, on a Dask worker."""
     stop_profiler()
     batch = Batch(name, spec, types)
-    return map_batch(run_uri, fingerprint, batch, worker_name(), is_leaving, sent=settings_of_run())
+    return run_batch(run_uri, fingerprint, batch, worker_name(), is_leaving, sent=settings_of_run())
 
 
 @task(name="reduce", task_run_name="{name}", retries=2, **TASK_OPTIONS)

@@ -179,9 +179,13 @@ def requests(report: RunReport) -> Requests:
     return whole
 
 
+_WORKING = ("map", "reduce", "merge")
+"""Phases in which workers work."""
+
+
 def _working_seconds(report: RunReport, clock: Clock) -> float:
     """Return the active seconds in which workers were needed."""
-    working = [share for share in phase_shares(report, clock) if share.name in ("map", "reduce")]
+    working = [share for share in phase_shares(report, clock) if share.name in _WORKING]
     if working:
         return sum(share.seconds for share in working)
     ends = report.completions.select((pl.col("started") + pl.col("seconds")).max()).item()

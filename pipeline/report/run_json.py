@@ -84,6 +84,7 @@ SCHEMA: dict[str, Any] = {
                     "filter": _TEXT,
                     "columns": _list(_TEXT),
                     "schema": _TEXTS,
+                    "layout": _TEXT,
                     "encodings": {"type": "string"},
                     "commit": _TEXT,
                     "memory_limit": {"type": ["integer", "null"]},

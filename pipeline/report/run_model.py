@@ -238,6 +238,8 @@ class RunInfo:
     """Columns of the input that the job selects; empty for all."""
     schema: Mapping[str, str] = field(default_factory=dict)
     """Columns of the output, with their types; empty if unknown."""
+    layout: str = ""
+    """Partitions, sizes and order of the output's files; empty if all is at its default."""
     encodings: str = ""
     """Columns of the output by encoding; empty: the writer's defaults."""
     commit: str = ""

@@ -47,6 +47,7 @@ _PHASE_COLOURS = {
     "map": "compute",
     "reduce": "encode",
     "check": "plan",
+    "merge": "encode",
     "publish": "upload",
     "report": "read",
 }
@@ -397,6 +398,7 @@ def _facts(report: RunReport) -> tuple[Block, ...]:
         *((f"Parameter {name}", value) for name, value in run.params.items()),
         *([("Filter", run.filter)] if run.filter else []),
         *([("Columns", ", ".join(run.columns))] if run.columns else []),
+        *([("Layout", run.layout)] if run.layout else []),
         *([("Encodings", run.encodings)] if run.encodings else []),
         ("Fingerprint", run.fingerprint),
         *([("Commit", run.commit)] if run.commit else []),

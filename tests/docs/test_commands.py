@@ -95,7 +95,7 @@ def runs_something(page: Path) -> bool:
     return bool(programs) or any(line not in NOT_HERE for line in lines)
 
 
-LONG = ("backfills.md", "cluster.md", "benchmarks.md", "runs.md", "tutorial.md")
+LONG = ("backfills.md", "cluster.md", "benchmarks.md", "runs.md", "tutorial.md", "layouts.md")
 """Pages that take minutes."""
 
 

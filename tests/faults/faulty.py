@@ -22,6 +22,11 @@ def doubled(frame: pl.LazyFrame) -> pl.LazyFrame:
     return frame.with_columns(doubled=pl.col("value") * 2)
 
 
+def parted(frame: pl.LazyFrame) -> pl.LazyFrame:
+    """The same, and a column to partition by."""
+    return doubled(frame).with_columns(part=pl.col("id") % 3)
+
+
 def _holds(frame: pl.LazyFrame, row: int) -> bool:
     return row in frame.select("id").collect()["id"]
 

@@ -294,6 +294,8 @@ class Scenario:
     params: dict[str, Any] = field(default_factory=dict)
     changes: dict[str, Any] = field(default_factory=dict)
     """Further keys of the job."""
+    layout: dict[str, Any] = field(default_factory=dict)
+    """Further keys of the job's output."""
     mode: str = "error"
     output: str = ""
 
@@ -313,7 +315,7 @@ class Scenario:
             "chunks": {"max_rows": ROWS},
             "transform": f"{TRANSFORMS}:{self.transform}",
             "params": self.params,
-            "output": {"uri": self.output, "mode": self.mode},
+            "output": {"uri": self.output, "mode": self.mode, **self.layout},
             **self.changes,
         }
         path = self.world.folder / f"{self.name}.yaml"

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pipeline.runs.driver.reduce_stage import drop_partials
 from pipeline.runs.ledger.find import find_runs
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import RunRecord
@@ -71,6 +72,7 @@ def vacuum(
     replaced += expire_orphans(table_log, older_than, dry_run=dry_run)
     if not dry_run:
         storage.abort(uploads)
+        _drop_partials(storage, [record for record in records if record.run not in spared])
         move_orphans(table_log, [uri.removeprefix(table_log.output) for uri in orphans])
     return VacuumResult(
         output=table_log.output,
@@ -89,8 +91,15 @@ def discard_run(storage: Storage, ledger: Ledger) -> int:
     uploads = _abandoned(table_log, [], {ledger.run}, 0.0)
     uploads = [upload for upload in uploads if run_of_key(upload.uri) == ledger.run]
     storage.abort(uploads)
+    drop_partials(storage, ledger)
     ledger.void(progress.completions["attempt"].to_list())
     return len(uploads)
+
+
+def _drop_partials(storage: Storage, records: Iterable[RunRecord]) -> None:
+    """Delete partial results of runs that need none: published ones, and discarded ones."""
+    for record in records:
+        drop_partials(storage, Ledger(storage, record.output, record.run))
 
 
 def _abandoned(

@@ -16,7 +16,7 @@ from partitioning.explain import left_out_for_names
 from partitioning.listing import Listing, list_objects
 from partitioning.window_inputs import inputs_of_listing, outside_of_windows
 from partitioning.windows import Window, WindowFilter, Windowing
-from pipeline.config.job import Job, keys_at_default
+from pipeline.config.job import LATER_OUTPUT_KEYS, Job, keys_at_default
 from pipeline.config.settings import Settings
 from pipeline.errors import ConflictError, UsageError
 from pipeline.report.humanize import plural
@@ -210,7 +210,7 @@ def _request_digest(job: Job, asked: WindowSelection, options: Options) -> str:
     left_out["input"] = keys_at_default(job.input, *newer)
     if job.window is not None and not job.window.columns:
         left_out["window"] = {"columns"}
-    left_out["output"] = keys_at_default(job.output, "schema_", "encoding")
+    left_out["output"] = keys_at_default(job.output, "schema_", *LATER_OUTPUT_KEYS)
     text = job.model_dump_json(exclude=left_out)
     return digest(text, asked.words(), options.reprocess, options.idempotency_key)
 

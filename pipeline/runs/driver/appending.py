@@ -64,7 +64,7 @@ def refuse_losing_rows(job: Job, plan: Plan) -> None:
         return
     parts = [_NO_PARTITION] * len(status)
     names = [name for name in table.column_names if name.startswith(PARTITION_PREFIX)]
-    if job.output.mode == "overwrite-partitions" and names:
+    if job.output.mode == "overwrite-partitions" and names and not job.output.partition_by:
         parts = list(zip(*(table[name].to_pylist() for name in names), strict=True))
     replaced = {part for part, state in zip(parts, status, strict=True) if state == Status.PLANNED}
     lost = [
@@ -95,8 +95,8 @@ def _appended_objects(
     table_log: TableLog, manifest: Manifest, ledger: Ledger, uris: Collection[str]
 ) -> set[str]:
     """Select the objects that are in chunks of a run whose files a manifest has."""
-    if ledger.job().reduce is not None:
-        return set(uris)  # One file has the rows of all objects.
+    if ledger.job().reduce is not None or ledger.job().output.merges:
+        return set(uris)  # One file may have the rows of all objects.
     files = table_log.snapshot(manifest)
     ids = set(files["chunk"].to_list())
     indices = [index for index, chunk in enumerate(ledger.plan().chunk_ids) if chunk in ids]

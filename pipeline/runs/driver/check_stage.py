@@ -66,11 +66,14 @@ class CheckStage:
     checks: Checks
     record: RunRecord
 
+    files: pl.DataFrame | None = None
+    """Completions of the run's files, where these are merged from what was measured."""
+
     def results(self, done: pl.DataFrame, window: str | None = None) -> list[CheckResult]:
         """Check a result, unless that is stored already.
 
         Args:
-            done: Completions of its files (schema COMPLETIONS).
+            done: Completions with the figures of its rows (schema COMPLETIONS).
             window: Label of its window; None: the whole run.
 
         Raises:
@@ -80,7 +83,7 @@ class CheckStage:
         """
         if not self.checks.run:
             return []
-        last = self._last(done, window)
+        last = self._last(done if self.files is None else self.files, window)
         subject = self._digest(done, last)
         folder = RESULTS if window is None else f"{RESULTS}/{window}"
         uri = f"{self.ledger.prefix}{folder}.json"

@@ -18,9 +18,9 @@ from pipeline.runs.ledger.find import runs_of
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.transforms.loading import Transform, load_transform
 from pipeline.runs.transforms.reach import allows
-from pipeline.runs.worker.chunk import apply, filter_of, filter_polars, read_options
+from pipeline.runs.worker.chunk import apply, arrange, filter_of, filter_polars, read_options
 from pipeline.runs.worker.chunk_source import ChunkSource
-from pipeline.runs.worker.key_columns import without_key_columns
+from pipeline.runs.worker.stage_slices import by_folder
 from pipeline.storage import Storage, Tables
 
 
@@ -56,7 +56,7 @@ class DebugChunk:
         finally:
             source.close()
         if self.job.reduce is None:
-            without_key_columns(result, self.chunk, self.plan.dtypes)
+            by_folder(arrange(result, self.job), self.chunk, self.job, self.plan.dtypes)
         return result
 
     def step(self, run: StepThrough) -> None:

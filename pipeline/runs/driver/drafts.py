@@ -13,7 +13,7 @@ from pipeline.config.job import Job
 from pipeline.errors import UsageError
 from pipeline.runs.driver.commit import CommitWindow, draft_commit
 from pipeline.runs.driver.quarantine import left_out_of
-from pipeline.runs.driver.schemas import check_schemas, columns_of_run
+from pipeline.runs.driver.schemas import check_schemas, columns_of_run, hive_types_of
 from pipeline.runs.ledger.records import Progress, RunRecord
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Commit, CommitEntry, rule_of
@@ -122,8 +122,9 @@ class Drafting:
 
     def _draft(self, part: _Part, released: Sequence[str]) -> Commit:
         label, done = part.label, part.done
-        # One file of a reduce has the rows of all chunks.
-        of_chunks = self.progress.completions if self.job.reduce else done
+        # One file of a reduce has the rows of all chunks, and merged files those of several.
+        several = self.job.reduce is not None or self.job.output.merges
+        of_chunks = self.progress.completions if several else done
         # Objects that planning could not read count in the first commit.
         is_first = not any(commit.entry.window == label for commit in part.earlier)
         is_own = self._in_window(label) if is_first else lambda uri: False
@@ -139,7 +140,7 @@ class Drafting:
             window=window,
             released=released,
             columns=columns_of_run(self.progress, done),
-            hive_types=self.job.input.hive_types,
+            hive_types=hive_types_of(self.job, self.progress),
             left_out=left_out_of(self.job, self.record, self.plan, of_chunks, is_own),
         )
 

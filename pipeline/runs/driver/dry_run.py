@@ -21,13 +21,14 @@ from pipeline.runs.transforms.loading import load_transform
 from pipeline.runs.transforms.user_code import user_code
 from pipeline.runs.worker.chunk import (
     apply,
+    arrange,
     filter_of,
     filter_polars,
     read_options,
 )
 from pipeline.runs.worker.chunk_source import ChunkSource
-from pipeline.runs.worker.key_columns import without_key_columns
 from pipeline.runs.worker.reduce import call_and_collect
+from pipeline.runs.worker.stage_slices import by_folder
 from pipeline.storage import Storage
 
 
@@ -87,7 +88,7 @@ def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> 
                 whole = source.scan().collect()
             result = apply(planned.transform, source.scan())
             if job.reduce is None:
-                without_key_columns(result, chunk, planned.result.plan.dtypes)
+                by_folder(arrange(result, job), chunk, job, planned.result.plan.dtypes)
             columns = tuple(sorted(planned.probe.columns or source.columns_read))
         finally:
             source.close()

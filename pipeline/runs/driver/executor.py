@@ -11,7 +11,8 @@ from typing_extensions import override
 from pipeline.errors import ChunkmapError, is_transient
 from pipeline.report.humanize import plural
 from pipeline.runs.transforms.user_code import describe, is_from_signal
-from pipeline.runs.worker.batch import Batch, BatchResult, map_batch
+from pipeline.runs.worker.batch import Batch, BatchResult
+from pipeline.runs.worker.run_batch import run_batch
 
 Kind = Literal["finished", "error", "killed", "cancelled", "lost"]
 """How a batch ended: `killed` with its worker, `lost` with the scheduler."""
@@ -116,7 +117,7 @@ class SerialExecutor(Executor):
     @override
     def submit(self, batch: Batch) -> None:
         try:
-            result = map_batch(*self._run, batch)
+            result = run_batch(*self._run, batch)
             self._outcomes.append(Outcome.of_result(batch, result))
         except BaseException as error:
             if is_from_signal(error):

@@ -138,6 +138,10 @@ class Heartbeat:
             "bytes_in": progress.bytes_in,
             "bytes_out": progress.bytes_out,
         }
+        self.beat()
+
+    def beat(self) -> None:
+        """Write the record if a heartbeat is due."""
         if time.time() - self._written >= HEARTBEAT_SECONDS:
             with best_effort():
                 self.write()

@@ -397,7 +397,8 @@ class _NewRun:
         result, tables = planning.result, planning.tables.versions
         plan, uri = result.plan, job.output.uri
         code, same = self._code_of_run(job, plan, tables)
-        refuse_long_keys(uri, plan)
+        if job.output.partition_by is None:  # Otherwise folders are those of the result.
+            refuse_long_keys(uri, plan)
         sees = run_id(plan, job, code, tables=tables, sees=False) not in self._known
         run = run_id(plan, job, code, tables=tables, sees=sees)
         skips = job.input.on_bad_object == "skip" and self._fails_at_bad_objects(job, run)
@@ -411,7 +412,8 @@ class _NewRun:
         except OutputNotEmptyError as error:
             raise self.rebuild.explain(error) from error
         _refuse_after_backfills(manifest, job)
-        refuse_former_folders(table_log, mode, plan, [run])
+        if job.output.partition_by is None:
+            refuse_former_folders(table_log, mode, plan, [run])
         if job.output.mode == "append":
             earlier = [ledger for ledger in self.published if ledger.run != run]
             refuse_appending_again(table_log, manifest, earlier, plan)
@@ -504,7 +506,8 @@ def refuse_planned_columns(
     Raises:
         SchemaChangedError: names the columns and what to do.
     """
-    if job.reduce is not None or not probe.is_static or not manifest.commits:
+    in_other_folders = job.reduce is not None or job.output.partition_by is not None
+    if in_other_folders or not probe.is_static or not manifest.commits:
         return
     text = json.dumps(probe.result_columns)
     additions = [Addition(files, stored_columns(text, min(files.folders))) for files in planned]
@@ -641,7 +644,8 @@ def _resume(
     prepare_output(table_log, record.mode, record.run)
     notes = [f"resuming run {record.run}: its plan of {plural(record.chunks, 'chunk')} is frozen"]
     plan = ledger.plan()
-    refuse_former_folders(table_log, record.mode, plan, [record.run])
+    if job.output.partition_by is None:
+        refuse_former_folders(table_log, record.mode, plan, [record.run])
     changes = input_changes(storage, job, plan)
     if changes:
         notes.append(f"{changes}; --replan would plan them too")

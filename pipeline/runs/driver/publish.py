@@ -9,11 +9,12 @@ from typing import TypeVar
 import polars as pl
 
 from pipeline.config.job import Job
-from pipeline.errors import StateError
+from pipeline.errors import StateError, UsageError
 from pipeline.quality.results import CheckResult, refused
 from pipeline.runs.driver.check_stage import CheckStage, refuse
 from pipeline.runs.driver.commit import abort_duplicates, files_of, vanished_duplicates
 from pipeline.runs.driver.drafts import Drafting, WindowChunks, windowing_of
+from pipeline.runs.driver.merge_stage import as_merged, merge_plan_of, merged_of
 from pipeline.runs.driver.reduce_stage import drop_partials, reduced_of
 from pipeline.runs.driver.schemas import check_schemas, drop_retyped
 from pipeline.runs.ledger.ledger import Ledger
@@ -112,11 +113,17 @@ def publish_run(
     if vanished is not None:
         ledger.void(vanished.attempts)
     progress = drop_retyped(ledger, ledger.read())
+    if job.output.merges:
+        _refuse_unmerged(ledger, progress, without_failed=without_failed)
+        progress = _as_merged(ledger, progress)
     check_schemas(progress, open_columns=rule is not None)
     done = _results(ledger, job, progress)
+    # What checks need to know was measured on the results of chunks.
+    measured = progress.completions if job.output.merges else done
     drafting = Drafting(table_log, record, job, ledger.plan(), progress, done, rule, windows or {})
     publish = publish_all if together or rule is None else _publish_without_conflicts
-    checking = CheckStage(storage, ledger, table_log, ledger.checks(), record)
+    files = done if job.output.merges else None
+    checking = CheckStage(storage, ledger, table_log, ledger.checks(), record, files)
     results: dict[str | None, list[CheckResult]] = {}
     published: list[Commit] = []
     try:
@@ -128,7 +135,7 @@ def publish_run(
             released = released_names(entries, record.run)
             refuse_released(table_log, done, released)
             drafts = drafting.drafts(entries, released, without_failed=without_failed)
-            drafts = _checked(checking, drafts, done, windows, results)
+            drafts = _checked(checking, drafts, measured, windows, results)
             if together or rule is None:
                 refuse(ledger.run, results)
             if not drafts:
@@ -138,12 +145,14 @@ def publish_run(
         if not error.waits_for(record.run):
             raise foreign_claim(table_log.output, error) from error
         # Also void duplicates that are gone: they would be chosen next, one after the other.
-        error.attempts += vanished_duplicates(table_log, progress.duplicates)
+        others = pl.concat([progress.duplicates, progress.merged])
+        error.attempts += vanished_duplicates(table_log, others)
         ledger.void(error.attempts)
         raise
     own = [entry for entry in entries if entry.run == record.run]
     _finish(ledger, table_log, progress, manifest, own=own, published=published)
-    if (job.reduce or job.checks.run) and ledger.published() is not None:
+    has_partials = job.reduce is not None or job.output.merges or job.checks.run
+    if has_partials and ledger.published() is not None:
         drop_partials(storage, ledger)
     refuse(ledger.run, results)
     return manifest.number
@@ -151,9 +160,13 @@ def publish_run(
 
 def check_run(storage: Storage, ledger: Ledger) -> list[CheckResult]:
     """Check the whole result of a run, all of whose chunks are done. Raises as `CheckStage`."""
-    done = _results(ledger, ledger.job(), drop_retyped(ledger, ledger.read()))
+    progress, job = drop_retyped(ledger, ledger.read()), ledger.job()
+    if job.output.merges:
+        progress = _as_merged(ledger, progress)
+    files = _results(ledger, job, progress)
+    done = progress.completions if job.output.merges else files
     table_log = TableLog(storage, ledger.output)
-    stage = CheckStage(storage, ledger, table_log, ledger.checks(), ledger.record())
+    stage = CheckStage(storage, ledger, table_log, ledger.checks(), ledger.record(), files)
     return stage.results(done)
 
 
@@ -169,7 +182,7 @@ def _checked(
     Args:
         checking: Checks of the run.
         drafts: Drafts of commits.
-        done: Completions of the run whose files are published (schema COMPLETIONS).
+        done: Completions of the run with the figures of its rows (schema COMPLETIONS).
         windows: Planned chunks of each window, if the run is published by windows.
         results: Gets what the checks have found, by the label of the window.
     """
@@ -195,13 +208,40 @@ def _with_results(draft: Commit, results: Sequence[CheckResult]) -> Commit:
 
 
 def _results(ledger: Ledger, job: Job, progress: Progress) -> pl.DataFrame:
-    """Return the completions whose files are published: one per chunk, or that of the reduce."""
+    """Return the completions whose files are published: per chunk, merged, or of the reduce."""
+    if job.output.merges:
+        merge = merge_plan_of(ledger, progress)
+        assert merge is not None, "files are merged"
+        return merged_of(ledger, progress, merge)
     if job.reduce is None:
         return progress.completions
     done = reduced_of(ledger, progress)
     if done.is_empty() and progress.completions.height:
         raise StateError(ledger.prefix, "the result of its reduce is not stored", _RUN_AGAIN)
     return done
+
+
+def _refuse_unmerged(ledger: Ledger, progress: Progress, *, without_failed: bool) -> None:
+    """Refuse to publish a run whose files are not all merged."""
+    merge = merge_plan_of(ledger, progress)
+    if merge is not None and merged_of(ledger, progress, merge).height == merge.files.height:
+        return
+    reason = (
+        "its files are merged from the results of all chunks, so that it cannot be published "
+        "without some of them"
+        if without_failed
+        else "its files are not merged yet"
+    )
+    raise UsageError(
+        f"run {ledger.run}: {reason} (output.partition_by, output.file_bytes)",
+        hint=f"map what is left, and merge: chunkmap retry {ledger.run}",
+    )
+
+
+def _as_merged(ledger: Ledger, progress: Progress) -> Progress:
+    merge = merge_plan_of(ledger, progress)
+    assert merge is not None, "files are merged"
+    return as_merged(progress, merge)
 
 
 def _publish_without_conflicts(
@@ -244,7 +284,7 @@ def _finish(
         own: The run's commits in it and before.
         published: Commits that were published just now.
     """
-    attempts = pl.concat([progress.completions, progress.duplicates])
+    attempts = pl.concat([progress.completions, progress.duplicates, progress.merged])
     if published:
         files = pl.concat([commit.files for commit in published])
         theirs = attempts.join(files.select("chunk"), on="chunk", how="semi")

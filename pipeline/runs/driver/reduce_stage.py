@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from pipeline.concurrency import map_concurrently
 from pipeline.runs.ledger.check_files import FOLDER as CHECK_FOLDER
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress
@@ -33,5 +34,5 @@ def without_partial(storage: Storage, ledger: Ledger, progress: Progress) -> lis
 def drop_partials(storage: Storage, ledger: Ledger) -> None:
     """Delete what only the reduce and the checks of a published result needed."""
     for folder in ("partials/", "reduced/", CHECK_FOLDER):
-        for info in storage.objects(ledger.prefix + folder):
-            storage.delete(info.uri)
+        uris = [info.uri for info in storage.objects(ledger.prefix + folder)]
+        map_concurrently(storage.delete, uris)

@@ -40,6 +40,7 @@ from pipeline.report.run_model import (
 )
 from pipeline.runs.driver.estimate import Estimate, estimate
 from pipeline.runs.driver.heartbeat import DriverRecord
+from pipeline.runs.driver.layout_text import layout_text
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Origin, Progress, RunRecord
 from pipeline.storage import Storage
@@ -204,7 +205,8 @@ def report_of(
             filter=filter_text(job),
             columns=tuple(job.input.columns or ()),
             schema=_output_schema(progress),
-            encodings=_usual(progress, "encodings"),
+            layout=layout_text(job.output),
+            encodings=_usual(_made(progress, job), "encodings"),
             commit=origin.commit,
             memory_limit=settings.dask.memory_per_worker if settings else None,
         ),
@@ -293,15 +295,15 @@ def value_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
-def _usual(progress: Progress, name: str) -> str:
+def _usual(completions: pl.DataFrame, name: str) -> str:
     """Return the text that most completions have in a column; empty if there are none."""
-    usual = progress.completions[name].mode().sort()
+    usual = completions[name].mode().sort()
     return str(usual[0]) if len(usual) else ""
 
 
 def _output_schema(progress: Progress) -> dict[str, str]:
     """Return names and types of the output's columns, as most chunks have them."""
-    text = progress.schemas.get(_usual(progress, "schema"), "{}")
+    text = progress.schemas.get(_usual(progress.completions, "schema"), "{}")
     return {name: str(kind) for name, kind in json.loads(text).items()}
 
 
@@ -341,8 +343,14 @@ def _inputs(plan: Plan) -> pl.DataFrame:
 
 def _outputs(progress: Progress, job: Job) -> pl.DataFrame:
     """List the files that a run has made."""
-    done = progress.reduced if job.reduce is not None else progress.completions
-    return done.select("uri", bytes="bytes_out", rows="rows_out")
+    return _made(progress, job).select("uri", bytes="bytes_out", rows="rows_out")
+
+
+def _made(progress: Progress, job: Job) -> pl.DataFrame:
+    """Return the completions of files: those of chunks, merged ones, or that of the reduce."""
+    if job.output.merges:
+        return progress.merged.unique("chunk", keep="first", maintain_order=True)
+    return progress.reduced if job.reduce is not None else progress.completions
 
 
 def prices_of(settings: Settings | None) -> Prices | None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Thread
 
+import polars as pl
+
 from pipeline import logs
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
@@ -19,6 +21,7 @@ from pipeline.report.render import import_renderers
 from pipeline.runs.driver.check_stage import refuse
 from pipeline.runs.driver.heartbeat import Heartbeat
 from pipeline.runs.driver.map_stage import MapStage
+from pipeline.runs.driver.merge_stage import MergeStage
 from pipeline.runs.driver.orchestrator import NoOrchestrator, Orchestrator
 from pipeline.runs.driver.plan import PreparedRun, ResumeOptions, plan_run
 from pipeline.runs.driver.publish import check_run, publish_run, until_published
@@ -78,6 +81,8 @@ class RunDriver:
     map_stage: MapStage | None = None
     _cancel_checked: float = field(default_factory=time.monotonic)
     _round: int = 0
+    _merged: pl.DataFrame | None = None
+    """Completions of merged files, if this driver has merged."""
     _imports: Thread | None = None
     _checked: tuple[CheckResult, ...] = ()
     """What the checks of the result have found."""
@@ -153,6 +158,7 @@ class RunDriver:
             return progress, None
         refuse_many_quarantined(self.job, plan, unreadable_uris(plan, progress))
         self._reduce(progress)
+        self._merge()
         self._check()
         self.listen("publish", None)
         publish = partial(publish_run, self.storage, ledger, vanished)
@@ -202,6 +208,27 @@ class RunDriver:
             for level in tree(partials):
                 self.orchestrator.reduce(ledger.prefix, self.planned.fingerprint, level)
 
+    def _merge(self) -> None:
+        """Merge the chunks' results into files, if the job says so. Raises as `MergeStage.run`."""
+        if not self.job.output.merges:
+            return
+        self.listen("merge", None)
+        ledger = self.planned.ledger
+        with self.heartbeat.phase("merge"):
+            self._merged = MergeStage(
+                storage=self.storage,
+                ledger=ledger,
+                plan=self.planned.plan,
+                job=self.job,
+                limits=self.settings.batches,
+                executor=self.orchestrator.executor(ledger.prefix, self.planned.fingerprint),
+                tick=self._tick,
+            ).run()
+
+    def _tick(self) -> None:
+        self.heartbeat.beat()
+        self._refuse_cancelled()
+
     def _map(self) -> Progress:
         ledger = self.planned.ledger
         self.map_stage = MapStage(
@@ -230,6 +257,10 @@ class RunDriver:
             )
         self.listen("map", progress)
         self.orchestrator.show_progress(self.planned.ledger.run, progress)
+        self._refuse_cancelled()
+
+    def _refuse_cancelled(self) -> None:
+        """Raise RunCancelledError every few seconds, if the run was cancelled."""
         if time.monotonic() - self._cancel_checked >= CANCEL_SECONDS:
             self._cancel_checked = time.monotonic()
             if self._is_cancelled():
@@ -264,6 +295,10 @@ class RunDriver:
         report: StoredReport | None = None,
     ) -> RunSummary:
         done, failed = progress.completions, progress.failed()
+        files = done
+        if self.job.output.merges:
+            merged = progress.merged if self._merged is None else self._merged
+            files = merged.unique("chunk")
         map_stage, ledger = self.map_stage, self.planned.ledger
         quarantine: tuple[str, ...] = ()
         if manifest is not None and self.job.input.on_bad_object == "quarantine":
@@ -287,7 +322,7 @@ class RunDriver:
             rows_in=int(done["rows_in"].sum()),
             rows_out=int(done["rows_out"].sum()),
             bytes_in=int(done["bytes_in"].sum()),
-            bytes_out=int(done["bytes_out"].sum()),
+            bytes_out=int(files["bytes_out"].sum()),
             seconds=sum(phases.values()) or time.time() - self.heartbeat.record.started,
             phases=tuple(phases.items()),
             rows_filtered=rows_filtered(self.planned.plan, progress),

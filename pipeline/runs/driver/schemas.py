@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -92,6 +92,26 @@ def output_facts(job: Job, record: RunRecord, table_log: TableLog) -> OutputFact
         return [chunk for commit in commits for chunk in commit.files["chunk"].to_list()]
 
     return OutputFacts(types, published)
+
+
+_HIVE_TYPES = {
+    **{f"Int{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{"UInt8": "int16", "UInt16": "int32", "UInt32": "int64", "Date": "date"},
+}
+"""Types of Hive columns by those of results; others are read as text."""
+
+
+def hive_types_of(job: Job, progress: Progress) -> Mapping[str, str]:
+    """Return the types as which the partition columns of an output are to be read."""
+    names = job.output.partition_by
+    if names is None:
+        return job.input.hive_types
+    done = progress.completions.head(1)
+    text = progress.schemas.get(done["schema"][0], "{}") if done.height else "{}"
+    types: Columns = orjson.loads(text)
+    # 64 bits without a sign may not fit; then the values decide.
+    declared = {name: kind for name in names if (kind := types.get(name, "UInt64")) != "UInt64"}
+    return {name: _HIVE_TYPES.get(kind, "string") for name, kind in declared.items()}
 
 
 def columns_of_run(progress: Progress, done: pl.DataFrame) -> Columns:

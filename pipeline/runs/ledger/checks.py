@@ -18,7 +18,7 @@ from partitioning import Plan
 from pipeline.quality.figures import Wanted
 from pipeline.runs.ledger.check_files import is_checked
 from pipeline.runs.ledger.keys import are_keys_of, folders_of, former_folders_of
-from pipeline.runs.ledger.records import PARTIAL, REDUCE, Problems, Segment
+from pipeline.runs.ledger.records import MERGE, PARTIAL, REDUCE, Problems, Segment
 from pipeline.storage.tokens import ATTEMPT_PATTERN, TokenRule
 
 MAX_COUNT: Final = 1 << 44
@@ -80,6 +80,8 @@ class EntryChecks:
     tokens: TokenRule
     reduces: bool
     """Whether the job combines its chunks' results instead of staging them."""
+    merges: bool = False
+    """Whether the job merges its chunks' results into files instead of staging them."""
     wanted: Wanted = field(default_factory=Wanted)
     """What the job's checks need to know of each staged result."""
 
@@ -115,6 +117,11 @@ class EntryChecks:
             "its filled is not a list of columns": _are_short(rows["filled"], MAX_NAME),
         }
         rows = _keep_valid(rows, common, problems)
+        if self.merges:
+            of_merge = pl.col("batch").str.starts_with(MERGE)
+            merged = self._merged(rows.filter(of_merge), problems)
+            chunks = self._partials(rows.filter(~of_merge), problems)
+            return pl.concat([self._with_figures(chunks, problems)[0], merged])
         if not self.reduces:
             return self._staged(rows, problems)
         of_reduce = pl.col("batch") == REDUCE
@@ -156,12 +163,20 @@ class EntryChecks:
         kept = _keep_valid(rows, {"it lacks the figures of the job's checks": valid}, problems)
         return kept, beside.filter(valid) if beside.width else beside
 
+    def _merged(self, rows: pl.DataFrame, problems: Problems) -> pl.DataFrame:
+        """Check completions of merged files; the merge plan decides about folder and number."""
+        checks = {"it names no merged file": pl.col("chunk").str.contains(r"^merge/[0-9a-f]{32}$")}
+        rows = _keep_valid(rows, checks, problems)
+        below = rows["uri"].str.strip_prefix(self.output)
+        folders = below.str.extract(r"(?s)^(.*/)?[^/]*$", 1).fill_null("")
+        return self._tokens(rows, are_keys_of(self.output, self.run, folders), problems)
+
     def _partials(self, rows: pl.DataFrame, problems: Problems) -> pl.DataFrame:
         """Check completions of chunks whose results were combined."""
         rows, _ = self._of_plan(rows, problems)
         rest = pl.col("uri").str.strip_prefix(self.prefix)
         checks = {
-            "its result is no partial, and the job has a reduce": (pl.col("upload") == PARTIAL)
+            "its result is no partial, as those of its job are": (pl.col("upload") == PARTIAL)
             & (pl.col("parts").list.len() == 0),
             "it names a partial outside of its run": pl.col("uri").str.starts_with(self.prefix)
             & rest.str.contains(f"^{PARTIAL_NAME}$"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -9,7 +11,7 @@ import polars as pl
 from partitioning import Chunk, Plan
 from partitioning.hive_paths import NULL_VALUE, default_raw
 from partitioning.model import PARTITION_PREFIX, Status
-from pipeline.errors import InputError
+from pipeline.errors import InputError, PartitionColumnError
 from pipeline.table.keys import MAX_OUTPUT_KEY_BYTES
 from pipeline.uris import as_prefix, parse
 
@@ -32,8 +34,41 @@ def output_uri(output: str, run: str, chunk: Chunk, attempt: str) -> str:
         chunk: Chunk of the run's plan.
         attempt: Id of the attempt at the chunk.
     """
-    folders = "".join(f"{folder_of(name, raw)}/" for name, raw in chunk.raw_partition)
-    return f"{output}{folders}{_name(chunk.index, run, attempt)}"
+    return f"{output}{chunk_folder(chunk)}{_name(chunk.index, run, attempt)}"
+
+
+def chunk_folder(chunk: Chunk) -> str:
+    """Return the folder of a chunk's output, with a slash at its end; empty if it has none."""
+    return "".join(f"{folder_of(name, raw)}/" for name, raw in chunk.raw_partition)
+
+
+def file_uri(output: str, folder: str, number: int, run: str, attempt: str) -> str:
+    """Return the final URI of a merged file, or, without an attempt, what it begins with."""
+    return f"{output}{folder}{_name(number, run, attempt)}"
+
+
+def refuse_long_folders(output: str, folders: Collection[str]) -> None:
+    """Refuse folders with keys that are too long for S3, with what a rollback adds to them.
+
+    Raises:
+        PartitionColumnError: names both numbers and the folder.
+    """
+    at = parse(as_prefix(output))
+    if at.scheme != "s3" or not folders:
+        return
+    longest = max(folders, key=lambda folder: len(folder.encode()))
+    length = len((at.key + longest + _name(0, "0" * 16, "0" * 8)).encode())
+    if length > MAX_OUTPUT_KEY_BYTES:
+        raise PartitionColumnError(_too_long(output, longest, length))
+
+
+def _too_long(output: str, folder: str, length: int) -> str:
+    shown = folder if len(folder) <= _SHOWN else f"{folder[:_SHOWN]}…"
+    return (
+        f"a file below {output} would have a key of {length:,} bytes, but at most "
+        f"{MAX_OUTPUT_KEY_BYTES:,} are possible (S3's limit, minus what a rollback adds); its "
+        f"partition is {shown}"
+    )
 
 
 def reduced_uri(output: str, run: str, attempt: str) -> str:
@@ -61,11 +96,8 @@ def refuse_long_keys(output: str, plan: Plan) -> None:
     length = len(at.key.encode()) + longest + len(name)
     if length > MAX_OUTPUT_KEY_BYTES:
         folder = str(folders.filter(sizes == longest)[0])
-        shown = folder if len(folder) <= _SHOWN else f"{folder[:_SHOWN]}…"
         raise InputError(
-            f"a file below {output} would have a key of {length:,} bytes, but at most "
-            f"{MAX_OUTPUT_KEY_BYTES:,} are possible (S3's limit, minus what a rollback adds); its "
-            f"partition is {shown}",
+            _too_long(output, folder, length),
             hint="choose a shorter output prefix, or leave the partition out (input.exclude)",
         )
 

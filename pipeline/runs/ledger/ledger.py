@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -21,7 +22,13 @@ import polars as pl
 from partitioning import Plan
 from partitioning.integrity import checked_plan
 from pipeline.concurrency import map_concurrently
-from pipeline.config.job import Job, date_to_json, keys_at_default, parse_job
+from pipeline.config.job import (
+    LATER_OUTPUT_KEYS,
+    Job,
+    date_to_json,
+    keys_at_default,
+    parse_job,
+)
 from pipeline.config.job_checks import Checks
 from pipeline.errors import (
     AccessDeniedError,
@@ -34,7 +41,9 @@ from pipeline.quality.figures import Wanted
 from pipeline.runs.ledger.check_files import StoredChecks, checks_identity
 from pipeline.runs.ledger.checks import EntryChecks, sentences
 from pipeline.runs.ledger.completion_log import CompletionLog
+from pipeline.runs.ledger.merge_plan import MergePlan
 from pipeline.runs.ledger.records import (
+    MERGE,
     PARTIAL,
     REDUCE,
     RUN_VERSION,
@@ -60,9 +69,7 @@ from pipeline.table.errors import refuse_newer
 
 log = logging.getLogger(__name__)
 
-
-_LATER_KEYS = ("encoding", "row_group_bytes", "sort_by", "dictionary", "page_index")
-"""Keys of the output that ids of runs leave out at their defaults: releases have added them."""
+_MERGE_PLAN = re.compile(r"plan-([0-9]{4,9})\.arrow")
 
 
 def run_id(
@@ -86,7 +93,7 @@ def run_id(
     release 0.1.0.
     """
     # Options that may change in a mapped run do not count.
-    free = {"keep_versions", "schema_", *keys_at_default(job.output, *_LATER_KEYS)}
+    free = {"keep_versions", "schema_", *keys_at_default(job.output, *LATER_OUTPUT_KEYS)}
     output = job.output.model_dump(mode="json", exclude=free)
     output["uri"] = parse(job.output.uri).uri.rstrip("/")
     parts: list[Any] = [plan.id, job.transform, fingerprint, job.params, output]
@@ -326,6 +333,30 @@ class Ledger:
         data = pack_segment(entries, schemas)
         self._storage.put_new(f"{self.prefix}completions/{name}.jsonl.zst", data)
 
+    def last_merge_plan(self) -> MergePlan | None:
+        """Read the newest merge plan; None if there is none.
+
+        Raises:
+            StateError: it is damaged.
+        """
+        folder = self.prefix + "merge/"
+        names = (info.uri.removeprefix(folder) for info in self._storage.objects(folder))
+        numbers = [int(match[1]) for name in names if (match := _MERGE_PLAN.fullmatch(name))]
+        return self.merge_plan(max(numbers)) if numbers else None
+
+    def merge_plan(self, number: int) -> MergePlan:
+        """Read a merge plan. Raises StateError if it is missing or damaged."""
+        uri = self._merge_plan_uri(number)
+        with reading(uri, "run the job again with --replan"):
+            return MergePlan.unpack(self._storage.get(uri).data, number)
+
+    def store_merge_plan(self, number: int, data: bytes) -> None:
+        """Store a merge plan. Raises AlreadyExistsError if there is another of this number."""
+        self._storage.put_new(self._merge_plan_uri(number), data)
+
+    def _merge_plan_uri(self, number: int) -> str:
+        return f"{self.prefix}merge/plan-{number:04d}.arrow"
+
     def void(self, attempts: Iterable[str]) -> None:
         """Stop counting these attempts, because their staged outputs no longer exist."""
         self._void |= set(attempts)
@@ -346,14 +377,17 @@ class Ledger:
         counted = stored.completions.sort("index", "attempt")
         counted = counted.filter(~pl.col("attempt").is_in(list(self._void)))
         of_reduce = pl.col("batch") == REDUCE
+        of_merge = pl.col("batch").str.starts_with(MERGE)
+        of_chunk = ~of_reduce & ~of_merge
         aside = counted["attempt"].is_in(list(self._aside))
-        completions = counted.filter(~of_reduce & ~aside)
+        completions = counted.filter(of_chunk & ~aside)
         chosen = _choose(completions)
         return Progress(
             problems=sentences(stored.problems),
             completions=completions.filter(chosen),
-            duplicates=pl.concat([completions.filter(~chosen), counted.filter(~of_reduce & aside)]),
+            duplicates=pl.concat([completions.filter(~chosen), counted.filter(of_chunk & aside)]),
             reduced=counted.filter(of_reduce),
+            merged=counted.filter(of_merge),
             failures=stored.failures.sort("at"),
             schemas=stored.schemas,
         )
@@ -385,6 +419,7 @@ class Ledger:
                 tokens=self._storage.token_rule(self.output),
                 reduces=self.job().reduce is not None,
                 wanted=Wanted.of(self.job().checks),
+                merges=self.job().output.merges,
             )
         return self._checks.check(some)
 

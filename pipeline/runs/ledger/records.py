@@ -97,6 +97,9 @@ PARTIAL = "partial"
 REDUCE = "reduce"
 """Value of `Completion.batch` for the completion of a whole reduce instead of a chunk."""
 
+MERGE = "merge-"
+"""Start of `Completion.batch` for the completion of a merged file instead of a chunk."""
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:
@@ -233,6 +236,9 @@ class Progress:
     """Schemas of outputs, as JSON, by digest."""
     reduced: pl.DataFrame = field(default_factory=COMPLETIONS.to_frame)
     """Completions of whole reduces (schema COMPLETIONS); `chunk` names the reduce's last step."""
+    merged: pl.DataFrame = field(default_factory=COMPLETIONS.to_frame)
+    """Completions of merged files (schema COMPLETIONS); `chunk` is the file's id in its merge plan,
+    `index` its number there."""
     problems: tuple[str, ...] = ()
     """One sentence per kind of entry that is not counted, because it is unreadable or this run
     cannot have written it."""

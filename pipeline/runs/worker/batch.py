@@ -46,6 +46,7 @@ from pipeline.runs.worker.code_report import naming_worker
 from pipeline.runs.worker.failures import failure_of
 from pipeline.runs.worker.null_types import fill_types, types_of_frames, types_of_text
 from pipeline.runs.worker.reduce import store_partial
+from pipeline.runs.worker.stage_slices import stage_slices
 from pipeline.storage.retry import call_repeatedly
 
 T = TypeVar("T")
@@ -101,7 +102,9 @@ def map_batch(
     """
     with naming_worker(worker):
         context = open_run(run_uri, fingerprint, sent)
-    kind = BatchAttempt if context.job.reduce is None else ReducingBatchAttempt
+    kind = ReducingBatchAttempt if context.job.reduce is not None else BatchAttempt
+    if context.job.output.merges:
+        kind = SlicingBatchAttempt
     with logs.log_ids(run=context.record.run, batch=batch.name):
         return kind(context, batch, worker, is_leaving=is_leaving).run()
 
@@ -413,6 +416,15 @@ class ReducingBatchAttempt(BatchAttempt):
             )
             for entry, text, (_, filled) in zip(done, texts, pairs, strict=True)
         ]
+
+
+@dataclass(slots=True)
+class SlicingBatchAttempt(BatchAttempt):
+    """One attempt at a batch of a job whose files are merged: results are kept in slices."""
+
+    @override
+    def _stage(self, mapped: ComputedChunk) -> Completion:
+        return stage_slices(self.context, mapped, self.batch.name, self.worker)
 
 
 class Watchdog:

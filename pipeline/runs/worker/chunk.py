@@ -179,15 +179,20 @@ def arrange(frame: pl.DataFrame, job: Job) -> pl.DataFrame:
         raise TransformError(problem)
     if not job.output.sort_by:
         return frame
-    # By position: a name such as `*` or `^k$` would be taken as a pattern.
-    keys = [pl.nth(frame.columns.index(name)) for name in job.output.sort_by]
     with user_code(job.transform, "returned columns that cannot be sorted (output.sort_by):"):
-        return frame.sort(keys, maintain_order=True)
+        return sorted_rows(frame, job.output.sort_by)
+
+
+def sorted_rows(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+    """Sort rows by those of some columns that a frame has; equal rows keep their order."""
+    # By position: a name such as `*` or `^k$` would be taken as a pattern.
+    keys = [pl.nth(frame.columns.index(name)) for name in names if name in frame.columns]
+    return frame.sort(keys, maintain_order=True) if keys else frame
 
 
 def missing_column(output: Output, columns: Collection[str]) -> str:
     """Name a column that an output's settings name and a result lacks; empty if there is none."""
-    for key in ("sort_by", "dictionary"):
+    for key in ("partition_by", "sort_by", "dictionary"):
         for name in getattr(output, key) or ():
             if name not in columns:
                 near = get_close_matches(name, columns, 1)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -126,9 +127,7 @@ class FileFormat:
         """Return the rows of a row group; the same for equal frames."""
         if self.row_group_bytes is None or not frame.height:
             return self.row_group_rows
-        # Not `estimated_size`, which depends on how the frame was made.
-        row = frame.to_arrow(compat_level=OLDEST).nbytes / frame.height
-        rows = max(1, int(self.row_group_bytes / max(row, 1e-9)))
+        rows = max(1, int(self.row_group_bytes * frame.height / max(1, bytes_of(frame))))
         return min(rows, self.row_group_rows or MAX_ROW_GROUP_ROWS)
 
     def choose(self, frame: pl.DataFrame) -> dict[str, ColumnEncoding]:
@@ -158,6 +157,15 @@ class FileFormat:
         }
 
 
+def bytes_of(frame: pl.DataFrame) -> int:
+    """Return the bytes of a frame's rows in memory; the same for equal frames.
+
+    Unlike `estimated_size`, which depends on how the frame was made.
+    """
+    size: int = frame.to_arrow(compat_level=OLDEST).nbytes
+    return size
+
+
 def write_parquet(
     frame: pl.DataFrame, how: FileFormat
 ) -> tuple[memoryview, dict[str, ColumnEncoding]]:
@@ -178,6 +186,47 @@ def write_parquet(
         **how.arrow_options(chosen),
     )
     return sink.getbuffer(), chosen
+
+
+def write_frames(
+    frames: Iterable[pl.DataFrame], how: FileFormat
+) -> tuple[memoryview, dict[str, ColumnEncoding]]:
+    """Encode frames, one after the other, as one file; returns as `write_parquet` does.
+
+    Of flat frames, one row group is in memory at a time, and encodings are those that its first row
+    group chooses.
+    """
+    groups = _row_groups(frames, how)
+    first, second = next(groups), next(groups, None)
+    if second is None or not all(map(_is_flat, first.dtypes)):
+        rest = [] if second is None else [second, *groups]
+        return write_parquet(pl.concat([first, *rest]), how)
+    chosen, sink = how.choose(first), io.BytesIO()
+    table = first.to_arrow(compat_level=OLDEST)
+    with pq.ParquetWriter(sink, table.schema, **how.arrow_options(chosen)) as writer:
+        writer.write_table(table, row_group_size=first.height)
+        for group in (second, *groups):
+            table = group.to_arrow(compat_level=OLDEST)
+            writer.write_table(table, row_group_size=max(1, group.height))
+    return sink.getbuffer(), chosen
+
+
+def _row_groups(frames: Iterable[pl.DataFrame], how: FileFormat) -> Iterator[pl.DataFrame]:
+    """Cut frames anew into those of whole row groups; the last may be smaller."""
+    held: list[pl.DataFrame] = []
+    rows, count = 0, 0
+    for frame in frames:
+        held.append(frame)
+        count += frame.height
+        rows = rows or how.group_rows(frame) or DEFAULT_ROW_GROUP_ROWS
+        if count < rows:
+            continue
+        whole = pl.concat(held, rechunk=True)
+        ends = range(rows, count + 1, rows)
+        yield from (whole[end - rows : end] for end in ends)
+        held, count = [whole[ends[-1] :]], count - ends[-1]
+    if count or not rows:
+        yield pl.concat(held, rechunk=True)
 
 
 def encodings_text(chosen: dict[str, ColumnEncoding]) -> str:
