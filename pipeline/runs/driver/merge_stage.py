@@ -19,7 +19,7 @@ from partitioning import ObjectInfo, Plan
 from pipeline.concurrency import map_concurrently
 from pipeline.config.job import Job
 from pipeline.config.sections import BatchSettings
-from pipeline.errors import AlreadyExistsError, MergeFailedError, PartitionLimitError, StateError
+from pipeline.errors import AlreadyExistsError, MergeFailedError, StateError
 from pipeline.report.humanize import plural
 from pipeline.runs.driver.batching import Batcher, Throughput
 from pipeline.runs.driver.executor import Executor, Outcome
@@ -30,7 +30,7 @@ from pipeline.runs.ledger.keys import folders_of
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.merge_plan import MergePlan, batch_prefix
 from pipeline.runs.ledger.records import Progress
-from pipeline.runs.worker.slices import read_index
+from pipeline.runs.worker.slices import read_index, refuse_many
 from pipeline.storage import Storage
 from pipeline.storage.documents import reading
 from pipeline.storage.outages import retry_until_available
@@ -155,7 +155,9 @@ class MergeStage:
             }
         )
         slices = self._read_slices(done, infos)
-        self._refuse_many(slices)
+        if self.job.output.partition_by is not None:
+            count, limit = slices["folder"].n_unique(), self.job.output.max_partitions
+            refuse_many(count, limit, "the result")
         files, sources = plan_files(slices, self.job.output.file_bytes)
         schema = progress.schemas.get(done["schema"][0], "{}") if done.height else "{}"
         data = MergePlan.pack(partials, files, sources, schema)
@@ -192,16 +194,6 @@ class MergeStage:
             return indexes[0] if indexes else pl.DataFrame(schema={"folder": pl.String})
         shared = [name for name in own[0].columns if all(name in i.columns for i in own)]
         return pl.concat(index.select(shared) for index in own)
-
-    def _refuse_many(self, slices: pl.DataFrame) -> None:
-        count, limit = slices["folder"].n_unique(), self.job.output.max_partitions
-        if self.job.output.partition_by is not None and count > limit:
-            raise PartitionLimitError(
-                f"the result has {count:,} partitions (output.partition_by), more than the "
-                f"{limit:,} of output.max_partitions; nothing was published",
-                hint="partition by coarser values, e.g. months instead of days, or raise "
-                "output.max_partitions",
-            )
 
     def _stored(self) -> dict[str, ObjectInfo]:
         objects = retry_until_available(

@@ -17,6 +17,7 @@ import polars as pl
 
 from partitioning.hive_paths import NULL_VALUE, quote_value
 from pipeline.errors import PartitionColumnError, PartitionLimitError
+from pipeline.report.humanize import plural
 from pipeline.runs.ledger.keys import folder_of
 from pipeline.runs.worker.encoding import OLDEST, bytes_of
 
@@ -30,6 +31,7 @@ TAIL_BYTES: Final = 64 << 10
 MAX_INDEX: Final = 256 << 20
 """Maximum bytes of an index: that of 10,000 partitions has about 2 MB."""
 _ENDS: Final = 32 + 8 + len(MAGIC)
+_OF_CHUNK: Final = "the result of a chunk"
 _TEXTS: Final = (pl.String, pl.Categorical, pl.Enum)
 _EXACT: Final = (*_TEXTS, pl.Boolean, pl.Date, pl.Null)
 """Types, beside integers, whose values the name of a folder holds exactly."""
@@ -68,7 +70,7 @@ def split(frame: pl.DataFrame, names: Sequence[str], limit: int) -> list[tuple[s
     for name in names:
         column = _plain(frame.get_column(name))
         values = column.unique().sort()
-        _refuse_many(len(values), limit)
+        refuse_many(len(values), limit, _OF_CHUNK)
         raws = [_raw(name, text) for text in values.cast(pl.String)]
         known = pl.DataFrame({"value": values, "rank": range(len(values))})
         ranks = (
@@ -78,7 +80,7 @@ def split(frame: pl.DataFrame, names: Sequence[str], limit: int) -> list[tuple[s
         )
         both = codes * len(values) + ranks
         distinct = both.unique().sort()
-        _refuse_many(len(distinct), limit)
+        refuse_many(len(distinct), limit, _OF_CHUNK)
         pairs = (divmod(code, len(values)) for code in distinct)
         folders = [f"{folders[above]}{folder_of(name, raws[at])}/" for above, at in pairs]
         codes = distinct.search_sorted(both).cast(pl.Int64) if len(both) else both
@@ -111,11 +113,18 @@ def _plain(column: pl.Series) -> pl.Series:
     return column.cast(pl.String) if column.dtype in (*_TEXTS, pl.Null) else column
 
 
-def _refuse_many(count: int, limit: int) -> None:
+def refuse_many(count: int, limit: int, of: str) -> None:
+    """Raise PartitionLimitError if a result has more partitions than the job allows.
+
+    Args:
+        count: Number of partitions.
+        limit: Maximum number of them.
+        of: What has them, for the message.
+    """
     if count > limit:
         raise PartitionLimitError(
-            f"the result of a chunk has at least {count:,} partitions (output.partition_by), more "
-            f"than the {limit:,} of output.max_partitions",
+            f"{of} has {plural(count, 'partition')} (output.partition_by), more than the "
+            f"{limit:,} of output.max_partitions",
             hint="partition by coarser values, e.g. months instead of days, or raise "
             "output.max_partitions",
         )
