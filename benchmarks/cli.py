@@ -64,7 +64,7 @@ def run(  # noqa: PLR0917 - Typer takes them as they stand
     max_noise: Annotated[
         float | None,
         typer.Option(
-            metavar="SHARE", min=0.01, help="Repeat the A/A run until its noise is this low."
+            metavar="SHARE", min=0.01, help="Repeat the A/A run until it is this quiet."
         ),
     ] = None,
     profile: Annotated[
