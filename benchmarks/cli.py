@@ -63,9 +63,7 @@ def run(  # noqa: PLR0917 - Typer takes them as they stand
     ] = False,
     max_noise: Annotated[
         float | None,
-        typer.Option(
-            metavar="SHARE", min=0.01, help="Repeat the A/A run until it is this quiet."
-        ),
+        typer.Option(metavar="SHARE", min=0.01, help="Repeat the A/A run until it is this quiet."),
     ] = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="Add flame graphs of chunkmap (needs py-spy).")

@@ -83,9 +83,10 @@ def worker_pids(settings: Settings) -> list[int]:
     from pipeline.cluster.client import cluster_of
 
     with cluster_of(settings.dask) as cluster:
-        told = cluster.ask(_where).values()
+        answers = list(cluster.ask(_where).values())
+    told = [answer for answer in answers if not isinstance(answer, Exception)]
     here = [pid for machine, pid in told if machine == _where()[0]]
-    return here if len(here) == len(told) else []
+    return here if len(here) == len(answers) else []
 
 
 def _where() -> tuple[str, int]:
@@ -246,20 +247,24 @@ def _timed_run(state: State, spec: Spec, output: str) -> dict[str, Any]:
     return {**figures, "work_seconds": time.perf_counter() - clock, "cpu_seconds": None}
 
 
+WORK = {
+    "map": run,
+    "plan": plan,
+    "plan-again": plan_again,
+    "resume": resume,
+    "resume-half": resume_half,
+    "ledger": ledger,
+    "publish": publish,
+    "backfill": backfill,
+    "windows": backfill,
+}
+"""Workloads that are more than a run of a job, and `map` for all others."""
+
+
 if __name__ == "__main__":
     main(
         start,
-        {
-            "map": run,
-            "plan": plan,
-            "plan-again": plan_again,
-            "resume": resume,
-            "resume-half": resume_half,
-            "ledger": ledger,
-            "publish": publish,
-            "backfill": backfill,
-            "windows": backfill,
-        },
+        WORK,
         stop,
         ("chunkmap", "polars", "prefect", "distributed", "obstore"),
         workers_cpu,
