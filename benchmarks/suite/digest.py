@@ -19,6 +19,8 @@ from pipeline.storage import Storage
 
 AT_ONCE = 4
 """Files read at a time."""
+ROWS_AT_ONCE = 8_000_000
+"""Rows decoded at a time: some engines write all rows of a workload into one file."""
 TOLERANCE = 1e-9
 """Relative, of sums of floats: engines add in another order."""
 
@@ -89,12 +91,22 @@ def digest_of(storage: Storage, prefix: str, schema: Mapping[str, pl.DataType]) 
     if not found:
         raise ValueError(f"there is no Parquet file under {prefix}")
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return total(pool.map(lambda info: digest(read(storage, info.uri), schema), found))
+        return total(pool.map(lambda info: _digest_of_file(storage, info.uri, schema), found))
+
+
+def _digest_of_file(storage: Storage, uri: str, schema: Mapping[str, pl.DataType]) -> Digest:
+    lf = pl.scan_parquet(io.BytesIO(storage.get(uri).data))
+    rows = lf.select(pl.len()).collect().item()
+    parts = (lf.slice(start, ROWS_AT_ONCE) for start in range(0, rows or 1, ROWS_AT_ONCE))
+    return total(digest(_with_partitions(part.collect(), uri), schema) for part in parts)
 
 
 def read(storage: Storage, uri: str) -> pl.DataFrame:
     """A Parquet object, with the values of its Hive partitions as text columns."""
-    frame = pl.read_parquet(io.BytesIO(storage.get(uri).data))
+    return _with_partitions(pl.read_parquet(io.BytesIO(storage.get(uri).data)), uri)
+
+
+def _with_partitions(frame: pl.DataFrame, uri: str) -> pl.DataFrame:
     for part in uri.split("/")[:-1]:
         name, equals, value = part.partition("=")
         if equals and name not in frame.columns:

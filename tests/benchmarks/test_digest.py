@@ -1,5 +1,7 @@
 """A digest is the same for the same rows in any order and any files, and for no others."""
 
+from collections.abc import Mapping
+
 import polars as pl
 import pytest
 from hypothesis import given
@@ -59,6 +61,25 @@ def test_hive_values_are_columns(tmp_path) -> None:  # type: ignore[no-untyped-d
     expected = pl.DataFrame({"id": [1, 1], "day": ["2024-01-01", "2024-01-02"]})
     found = digest_of(storage, (tmp_path / "data").as_uri() + "/", schema)
     assert found.difference(digest(expected, schema)) == ""
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 10])
+def test_a_large_file_is_read_some_rows_at_a_time(tmp_path, monkeypatch, rows) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("benchmarks.suite.digest.ROWS_AT_ONCE", 3)
+    seen: list[int] = []
+
+    def counted(frame: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> Digest:
+        seen.append(frame.height)
+        return digest(frame, schema)
+
+    monkeypatch.setattr("benchmarks.suite.digest.digest", counted)
+    whole = frame([(n, str(n), n / 3) for n in range(rows)])
+    (tmp_path / "k=v").mkdir()
+    whole.write_parquet(tmp_path / "k=v" / "x.parquet", row_group_size=4)
+    schema = SCHEMA | {"k": pl.String()}
+    found = digest_of(open_storage(Settings()), tmp_path.as_uri() + "/", schema)
+    assert found.difference(digest(whole.with_columns(k=pl.lit("v")), schema)) == ""
+    assert (sum(seen), max(seen)) == (rows, min(3, rows))
 
 
 def test_nothing_is_no_result(tmp_path) -> None:  # type: ignore[no-untyped-def]
