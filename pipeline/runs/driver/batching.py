@@ -37,14 +37,21 @@ class Throughput:
     """Decoded bytes and overhead of the measured batches."""
     seconds: float = 0.0
     """Thread seconds of the measured batches."""
+    remembered: float = 0.0
+    """Speed of an earlier run of the same code, until a batch is measured; 0 if there is none."""
 
     @property
     def speed(self) -> float:
         """Cost units that a thread maps per second."""
-        return self.cost / self.seconds if self.is_known else GUESSED_SPEED
+        return self.cost / self.seconds if self.is_measured else self.remembered or GUESSED_SPEED
 
     @property
     def is_known(self) -> bool:
+        """Whether a batch has been measured, now or in an earlier run."""
+        return self.is_measured or self.remembered > 0
+
+    @property
+    def is_measured(self) -> bool:
         """Whether a batch has been measured."""
         return self.seconds >= 1e-9
 

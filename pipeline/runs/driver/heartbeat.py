@@ -10,9 +10,9 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt
 
 from pipeline.errors import StateError
 from pipeline.metrics import RequestCounts, process_requests
@@ -80,6 +80,8 @@ class DriverRecord(AttemptRecord):
     flow_run: str | None = None
     """URL of the run's page in Prefect's UI."""
     progress: dict[str, Any] = {}
+    speed: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    """Measured speed of a thread (see `batching.Throughput`), for the next run; 0: not measured."""
     earlier: list[AttemptRecord] = []
     """Attempts of the drivers before, oldest first."""
 

@@ -36,6 +36,7 @@ from pipeline.runs.driver.appending import refuse_appending_again, refuse_losing
 from pipeline.runs.driver.batching import GUESSED_SPEED
 from pipeline.runs.driver.check_stage import refuse_impossible
 from pipeline.runs.driver.former_folders import refuse_former_folders
+from pipeline.runs.driver.heartbeat import read_driver
 from pipeline.runs.driver.job_changes import input_changes, is_same_job
 from pipeline.runs.driver.origin import explain_code, origin_of
 from pipeline.runs.driver.overlap import refuse_overlap
@@ -73,6 +74,8 @@ class PreparedRun:
     """Whether the run was created just now."""
     notes: tuple[str, ...] = ()
     """Notes for the user, e.g. how the input has changed."""
+    speed: float = 0.0
+    """Speed of a thread in the last run of this code (see `DriverRecord.speed`); 0: unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,7 +441,13 @@ class _NewRun:
         if not is_new:
             # The user submits the run again to the output as it is now: no conflict with that.
             ledger.accept(manifest.number)
-        return PreparedRun(ledger, plan, self.code, is_new, notes if is_new else ())
+        return PreparedRun(
+            ledger, plan, self.code, is_new, notes if is_new else (), self._last_speed()
+        )
+
+    def _last_speed(self) -> float:
+        last = None if self.previous is None else read_driver(self.storage, self.previous.prefix)
+        return last.speed if last is not None and last.code == self.code else 0.0
 
     def _fails_at_bad_objects(self, job: Job, run: str) -> bool:
         """Whether there is a run of this id whose job fails at a bad object."""

@@ -10,6 +10,7 @@ from functools import partial
 from threading import Thread
 
 import polars as pl
+from cachetools import LRUCache
 
 from pipeline import logs
 from pipeline.config.job import Job
@@ -18,6 +19,7 @@ from pipeline.errors import RunCancelledError
 from pipeline.processes import was_interrupted
 from pipeline.quality.results import CheckResult
 from pipeline.report.render import import_renderers
+from pipeline.runs.driver.batching import Throughput
 from pipeline.runs.driver.check_stage import refuse
 from pipeline.runs.driver.heartbeat import Heartbeat
 from pipeline.runs.driver.map_stage import MapStage
@@ -64,6 +66,10 @@ def run_serially(
     driver = RunDriver(job, settings, storage, planned, NoOrchestrator(), resume)
     driver.heartbeat.begin(None, started)
     return driver.run()
+
+
+_speeds: LRUCache[str, float] = LRUCache(maxsize=64)
+"""Speeds of this process's runs, by the fingerprint of their code."""
 
 
 @dataclass(slots=True)
@@ -240,8 +246,17 @@ class RunDriver:
             listen=self._on_progress,
             only_failed=self.resume.only_failed,
             output=output_facts(self.job, ledger.record(), TableLog(self.storage, ledger.output)),
+            pace=Throughput(remembered=self._remembered_speed()),
         )
-        return self.map_stage.run()
+        progress = self.map_stage.run()
+        if self.map_stage.pace.is_measured:
+            self.heartbeat.record.speed = self.map_stage.pace.speed
+            _speeds[self.planned.fingerprint] = self.map_stage.pace.speed
+        return progress
+
+    def _remembered_speed(self) -> float:
+        """Return the speed of the last run of the same code, here or to this output; 0 if none."""
+        return _speeds.get(self.planned.fingerprint, 0.0) or self.planned.speed
 
     def _on_progress(self, progress: MapProgress) -> None:
         self.heartbeat.update(progress)

@@ -14,6 +14,7 @@ from pipeline.runs.driver.batching import (
     MIN_BATCH_DIVISOR,
     SHARED_SECONDS,
     Batcher,
+    Throughput,
 )
 from pipeline.runs.worker.batch import Batch, spec_of
 
@@ -145,3 +146,14 @@ def test_batches_that_took_no_time_teach_nothing() -> None:
     batcher = Batcher("p", [0, 1], [5, 5], seconds=1.0, max_chunks=10)
     batcher.pace.add(0, 0, 0.0)
     assert batcher.pace.speed == GUESSED_SPEED
+
+
+def test_a_remembered_speed_counts_until_a_batch_is_measured() -> None:
+    size = 1 << 20
+    pace = Throughput(remembered=10 * GUESSED_SPEED)
+    batcher = Batcher("p", range(10**6), [size] * 10**6, seconds=2, max_chunks=10**6, pace=pace)
+    sizes = [len(batch) for _ in range(2) if (batch := batcher.take(1)) is not None]
+    expected = 2 * 10 * GUESSED_SPEED / (size + CHUNK_OVERHEAD)
+    assert sizes == [pytest.approx(expected, abs=1)] * 2
+    pace.add(1, size, (size + CHUNK_OVERHEAD) / GUESSED_SPEED)
+    assert pace.speed == pytest.approx(GUESSED_SPEED)
