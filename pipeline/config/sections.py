@@ -221,7 +221,8 @@ class ReadingSettings(_Section):
     """How workers read chunks."""
 
     prefetch: bool = True
-    """Read the next chunk's bytes while the current chunk is transformed."""
+    """Read the next chunk's bytes while the current chunk is transformed, and those of up to 16
+    chunks while S3 is slow."""
 
 
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]

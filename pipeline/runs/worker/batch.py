@@ -44,7 +44,9 @@ from pipeline.runs.worker.chunk import (
 from pipeline.runs.worker.chunk_source import ChunkSource
 from pipeline.runs.worker.code_report import naming_worker
 from pipeline.runs.worker.failures import failure_of
+from pipeline.runs.worker.memory import WorkerMemory, worker_memory
 from pipeline.runs.worker.null_types import fill_types, types_of_frames, types_of_text
+from pipeline.runs.worker.read_ahead import MAX_CHUNKS
 from pipeline.runs.worker.reduce import store_partial
 from pipeline.runs.worker.stage_slices import stage_slices
 from pipeline.storage.retry import call_repeatedly
@@ -85,6 +87,7 @@ def map_batch(
     is_leaving: Callable[[], bool] = lambda: False,
     *,
     sent: str = "",
+    memory_limit: int = 0,
 ) -> BatchResult:
     """Map a batch's chunks and store their completions and failures.
 
@@ -99,6 +102,7 @@ def map_batch(
         is_leaving: Returns whether the worker is shutting down; then the batch ends after the
             current chunk, and the rest is handed back.
         sent: Settings of the run (see `sent_settings`).
+        memory_limit: Bytes of memory that this process may use; 0 for no limit.
     """
     with naming_worker(worker):
         context = open_run(run_uri, fingerprint, sent)
@@ -106,7 +110,22 @@ def map_batch(
     if context.job.output.merges:
         kind = SlicingBatchAttempt
     with logs.log_ids(run=context.record.run, batch=batch.name):
-        return kind(context, batch, worker, is_leaving=is_leaving).run()
+        memory = worker_memory(memory_limit)
+        return kind(context, batch, worker, is_leaving=is_leaving, memory=memory).run()
+
+
+@dataclass(slots=True)
+class _OpenedChunk:
+    """A chunk whose bytes are read ahead."""
+
+    chunk: Chunk
+    source: ChunkSource
+    reserved: int
+    """Bytes of memory reserved for it."""
+    has_columns: bool
+    """Whether the columns to read were known."""
+    reading: Future[None] | None = None
+    """Reading of its columns; None if nothing is read ahead."""
 
 
 @dataclass(slots=True)
@@ -118,9 +137,8 @@ class BatchAttempt:
     worker: str
     _: KW_ONLY
     is_leaving: Callable[[], bool] = lambda: False
+    memory: WorkerMemory = field(default_factory=lambda: worker_memory(0))
     attempt: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
-    columns: set[str] = field(default_factory=set)
-    """Columns that the last chunk has read; they are prefetched for the next one."""
     entries: list[Completion | Failure] = field(default_factory=list)
     """Entries that are not stored yet."""
     stored: list[Completion | Failure] = field(default_factory=list)
@@ -165,13 +183,15 @@ class BatchAttempt:
         return [index for index in self.batch.indices if index not in over]
 
     def _map(self, indices: list[int]) -> None:
-        with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "stage") as stager:
+        # Threads start when they are needed.
+        readers = ThreadPoolExecutor(MAX_CHUNKS, "read")
+        with readers as reader, ThreadPoolExecutor(1, "stage") as stager:
             staging: deque[tuple[ComputedChunk, Future[Completion]]] = deque()
             with closing(self._sources(indices, reader)) as sources:
                 for number, (chunk, source) in enumerate(sources, 1):
                     self.decoded += chunk.decoded_bytes
                     with logs.log_ids(chunk=chunk.id):
-                        with self._watch(chunk):
+                        with self.memory.admit(chunk.decoded_bytes), self._watch(chunk):
                             mapped = self._run_work(chunk, partial(self._compute, chunk, source))
                         # At most one result waits to be staged while the next is computed.
                         self._collect(staging)
@@ -188,40 +208,80 @@ class BatchAttempt:
     def _sources(
         self, indices: list[int], reader: ThreadPoolExecutor
     ) -> Generator[tuple[Chunk, ChunkSource], None, None]:
-        """Yield each chunk with its source; the next chunk is read while this one is computed."""
-        opened: deque[tuple[Chunk, ChunkSource, Future[None] | None]] = deque()
+        """Yield each chunk with its source; the next ones are read while it is computed."""
+        chunks = iter(self.context.plan.chunks(indices))
+        following = next(chunks, None)
+        opened: deque[_OpenedChunk] = deque()
+        computed: float | None = None
         try:
-            for chunk in self.context.plan.chunks(indices):
-                opened.append(self._open_ahead(chunk, reader))
-                if len(opened) > 1:
-                    yield from self._wait_for(*opened.popleft())
-            while opened:
-                yield from self._wait_for(*opened.popleft())
+            while opened or following is not None:
+                while (
+                    following is not None
+                    and (size := self._reserve(following, len(opened))) is not None
+                ):
+                    opened.append(self._open_ahead(following, size, reader))
+                    following = next(chunks, None)
+                current = opened.popleft()
+                try:
+                    self._wait_for(current, computed)
+                    clock = time.perf_counter()
+                    yield current.chunk, current.source
+                    computed = time.perf_counter() - clock
+                    self.context.ahead.columns = current.source.columns_read or self.columns
+                finally:
+                    self._close(current)
         finally:
-            for _, source, reading in opened:  # The batch ends early.
-                if reading is not None:
-                    reading.exception()
-                source.close()
+            for chunk in opened:  # The batch ends early.
+                if chunk.reading is not None:
+                    chunk.reading.exception()
+                self._close(chunk)
 
-    def _open_ahead(
-        self, chunk: Chunk, reader: ThreadPoolExecutor
-    ) -> tuple[Chunk, ChunkSource, Future[None] | None]:
-        source = open_chunk(self.context, chunk)
-        if not self.context.settings.reading.prefetch:
-            return chunk, source, None
-        return chunk, source, reader.submit(source.prefetch, self.columns)
+    def _reserve(self, chunk: Chunk, opened: int) -> int | None:
+        """Reserve memory to open a chunk ahead; return the bytes, or None if it is too early.
 
-    def _wait_for(
-        self, chunk: Chunk, source: ChunkSource, reading: Future[None] | None
-    ) -> Iterator[tuple[Chunk, ChunkSource]]:
+        The chunk that is next and the one after it are always opened.
+        """
+        if opened < 2:
+            return 0
+        is_early = opened > self.context.ahead.chunks or not self.context.settings.reading.prefetch
+        if is_early or not self.memory.reserve(chunk.stored_bytes):
+            return None
+        return chunk.stored_bytes
+
+    def _open_ahead(self, chunk: Chunk, reserved: int, reader: ThreadPoolExecutor) -> _OpenedChunk:
         try:
-            if reading is not None:
-                # An error of reading ahead is raised again, and handled, when the source is used.
-                reading.exception()
-            yield chunk, source
-        finally:
-            self.columns = source.columns_read or self.columns
-            source.close()
+            source = open_chunk(self.context, chunk)
+        except BaseException:
+            self.memory.release(reserved)
+            raise
+        opened = _OpenedChunk(chunk, source, reserved, has_columns=bool(self.columns))
+        if self.context.settings.reading.prefetch:
+            opened.reading = reader.submit(source.prefetch, self.columns)
+        return opened
+
+    def _wait_for(self, opened: _OpenedChunk, computed: float | None) -> None:
+        """Wait until a chunk is read.
+
+        Args:
+            opened: The chunk.
+            computed: Seconds in which the chunk before it was computed; None if it is the first.
+        """
+        if opened.reading is None:
+            return
+        clock = time.perf_counter()
+        # An error of reading ahead is raised again, and handled, when the source is used.
+        opened.reading.exception()
+        if computed is not None and opened.has_columns:
+            self.context.ahead.add(time.perf_counter() - clock, computed)
+
+    def _close(self, opened: _OpenedChunk) -> None:
+        opened.source.close()
+        self.memory.release(opened.reserved)
+
+    @property
+    def columns(self) -> set[str]:
+        """Columns that the run's last chunk has read; they are prefetched for the next ones."""
+        return self.context.ahead.columns
 
     def _compute(self, chunk: Chunk, source: ChunkSource) -> ComputedChunk:
         while True:

@@ -8,7 +8,7 @@ import math
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
 from typing import Any
@@ -36,6 +36,7 @@ from pipeline.runs.worker.encoding import (
 )
 from pipeline.runs.worker.key_columns import without_key_columns
 from pipeline.runs.worker.null_types import fill_types
+from pipeline.runs.worker.read_ahead import ReadAhead
 from pipeline.runs.worker.run_settings import received_settings
 from pipeline.storage import Storage, Tables, own_storage, staged_area
 
@@ -58,6 +59,8 @@ class RunContext:
     row_filter: pl.Expr | None
     tables: Tables
     """Tables that the transform may read, in the run's versions."""
+    ahead: ReadAhead = field(default_factory=ReadAhead)
+    """What this process has learnt about reading chunks of the run ahead."""
 
 
 @single_flight(2)

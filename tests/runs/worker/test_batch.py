@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import stamina
 
+from partitioning import Plan
 from pipeline.config.settings import Settings
 from pipeline.errors import (
     ObjectChangedError,
@@ -61,12 +62,13 @@ class Case:
         call: Callable[..., Any] = double,
         script: Script = nothing_wrong,
         settings: dict[str, Any] | None = None,
+        plan: Plan = PLAN,
         **job: Any,
     ) -> None:
         self.backend = MemoryBackend()
-        for number in range(6):
+        for number in range(len(plan)):
             self.backend.put(f"{INPUT}{number:03d}.parquet", parquet(2 * number, 2))
-        self.run: Run = run_of(self.backend.storage(), PLAN)
+        self.run: Run = run_of(self.backend.storage(), plan)
         self.faulty = Faulty(self.backend, script)
         storage = Storage({"s3": self.faulty}, AT_ONCE)
         self.context = RunContext(
@@ -75,10 +77,10 @@ class Case:
             ledger=Ledger(storage, OUTPUT, self.run.ledger.run),
             record=self.run.record,
             job=job_of(**job),
-            plan=PLAN,
+            plan=plan,
             transform=Transform("module:function", "code", call),
             code="code",
-            schema=PLAN.dtypes,
+            schema=plan.dtypes,
             row_filter=None,
             tables=Tables(),
         )

@@ -1,0 +1,181 @@
+"""Chunks are admitted by what chunks have taken, and one always is."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from threading import Barrier, Event, Lock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.runs.worker.memory import (
+    AHEAD_SHARE,
+    CHUNK_BYTES,
+    FIRST_RATIO,
+    USABLE_SHARE,
+    WorkerMemory,
+    peak_bytes,
+    resident_bytes,
+)
+
+MIB = 1 << 20
+BASE = 250 * MIB
+
+
+@dataclass
+class Process:
+    """A process whose memory is what its chunks take."""
+
+    now: int = BASE
+    highest: int = BASE
+    lock: Lock = field(default_factory=Lock)
+
+    def take(self, count: int) -> None:
+        with self.lock:
+            self.now += count
+            self.highest = max(self.highest, self.now)
+
+    def memory(self, limit: int) -> WorkerMemory:
+        return WorkerMemory(limit, lambda: self.now, lambda: self.highest)
+
+
+def fitting(memory: WorkerMemory, size: int) -> int:
+    """How many chunks of a size are admitted together, found without waiting."""
+    with ExitStack() as inside:
+        for number in range(100):
+            if not memory._fits(size + CHUNK_BYTES):
+                return number
+            inside.enter_context(memory.admit(size))
+    return 100
+
+
+def map_one(memory: WorkerMemory, process: Process, size: int, taken: int) -> None:
+    with memory.admit(size):
+        process.take(taken)
+    process.take(-taken)
+
+
+def test_a_chunk_that_takes_twice_what_was_planned_halves_what_is_admitted() -> None:
+    process = Process()
+    memory = process.memory(8 << 30)
+    size = 100 * MIB
+    before = fitting(memory, size)
+    assert before == int((USABLE_SHARE * (8 << 30) - BASE) / (FIRST_RATIO * (size + CHUNK_BYTES)))
+    map_one(memory, process, size, int(2 * FIRST_RATIO * (size + CHUNK_BYTES)))
+    assert fitting(memory, size) <= before // 2
+    # Chunks that take less are trusted again, little by little.
+    ratios = []
+    for _ in range(60):
+        map_one(memory, process, size, int(2 * (size + CHUNK_BYTES)))
+        ratios.append(memory.ratio)
+    assert ratios == sorted(ratios, reverse=True)
+    assert fitting(memory, size) > before
+
+
+def test_memory_that_the_allocator_keeps_is_not_taken_for_a_small_chunk() -> None:
+    process = Process()
+    memory = process.memory(8 << 30)
+    with memory.admit(1000 * MIB):
+        process.take(2000 * MIB)
+    before = memory.ratio
+    map_one(memory, process, 30 * MIB, 60 * MIB - 60 * MIB)
+    assert memory.ratio <= before
+
+
+@given(
+    st.integers(300, 4000),
+    st.lists(st.tuples(st.integers(0, 900), st.floats(0, 20)), min_size=1, max_size=30),
+    st.integers(1, 6),
+)
+def test_all_chunks_are_mapped_whatever_they_take(
+    limit: int, chunks: list[tuple[int, float]], threads: int
+) -> None:
+    process = Process()
+    memory = process.memory(limit * MIB)
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        size, ratio = chunks[number]
+        map_one(memory, process, size * MIB, int(ratio * size * MIB))
+        done.append(number)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for future in [pool.submit(work, number) for number in range(len(chunks))]:
+            future.result(20)
+    assert sorted(done) == list(range(len(chunks)))
+    assert not memory._admitted and not memory._waiting
+
+
+@given(st.integers(1, 64), st.floats(0.1, 12))
+def test_once_measured_equal_chunks_fit_the_limit(gibibytes: int, ratio: float) -> None:
+    process, size = Process(), 128 * MIB
+    memory = process.memory(gibibytes << 30)
+    taken = int(ratio * (size + CHUNK_BYTES))
+    map_one(memory, process, size, taken)
+    number = fitting(memory, size)
+    assert number >= 1
+    assert number == 1 or BASE + number * taken <= USABLE_SHARE * (gibibytes << 30)
+
+
+def test_a_large_chunk_waits_for_room_and_small_ones_behind_it_for_their_turn() -> None:
+    memory = Process().memory(2 << 30)
+    order: list[str] = []
+    with ThreadPoolExecutor(2) as pool:
+        inside = ExitStack()
+        inside.enter_context(memory.admit(100 * MIB))
+        entered = [Event(), Event()]
+
+        def enter(name: str, size: int, number: int) -> None:
+            entered[number].set()
+            with memory.admit(size):
+                order.append(name)
+
+        first = pool.submit(enter, "large", 2000 * MIB, 0)
+        while len(memory._waiting) < 1:
+            entered[0].wait(10)
+        second = pool.submit(enter, "small", 1 * MIB, 1)
+        while len(memory._waiting) < 2:
+            entered[1].wait(10)
+        assert order == []
+        inside.close()
+        first.result(10), second.result(10)
+    assert order == ["large", "small"]
+
+
+def test_without_a_limit_nobody_waits() -> None:
+    memory, start = WorkerMemory(0), Barrier(8)
+
+    def work(_: int) -> None:
+        with memory.admit(1 << 40):
+            start.wait(10)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+
+
+@pytest.mark.parametrize("limit", [0, 4 << 30])
+def test_reading_ahead_is_bounded(limit: int) -> None:
+    memory = Process().memory(limit)
+    reserved = 0
+    while memory.reserve(32 * MIB):
+        reserved += 32 * MIB
+    assert 0 < reserved <= (AHEAD_SHARE * limit or 256 * MIB)
+    memory.release(32 * MIB)
+    assert memory.reserve(32 * MIB)
+
+
+def test_nothing_more_is_read_ahead_while_chunks_fill_the_memory() -> None:
+    memory = Process().memory(1 << 30)
+    with memory.admit(250 * MIB):
+        assert not memory.reserve(32 * MIB)
+    assert memory.reserve(32 * MIB)
+
+
+def test_the_peak_of_a_process_outlives_what_it_was_used_for() -> None:
+    data = bytearray(64 * MIB)
+    with_data = resident_bytes()
+    del data
+    assert peak_bytes() >= with_data - 8 * MIB
