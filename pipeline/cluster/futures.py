@@ -120,6 +120,16 @@ def worker_name() -> str:
         return f"process-{os.getpid()}"
 
 
+def memory_limit() -> int:
+    """Return the bytes of memory that the current Dask worker may use; 0 for no limit."""
+    from distributed import get_worker
+
+    try:
+        return int(get_worker().memory_manager.memory_limit or 0)
+    except ValueError:
+        return 0
+
+
 def is_leaving() -> bool:
     """Whether the current Dask worker is stopping or retiring."""
     from distributed import get_worker

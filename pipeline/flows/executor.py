@@ -15,6 +15,7 @@ from pipeline.cluster.dask_profiler import stop_profiler
 from pipeline.cluster.futures import (
     connection_errors,
     is_leaving,
+    memory_limit,
     prioritised,
     wait_any,
     worker_name,
@@ -59,7 +60,15 @@ def map_batch_task(run_uri: str, fingerprint: str, name: str, spec: str, types: 
     """Map one batch of chunks, or merge one of files, on a Dask worker."""
     stop_profiler()
     batch = Batch(name, spec, types)
-    return run_batch(run_uri, fingerprint, batch, worker_name(), is_leaving, sent=settings_of_run())
+    return run_batch(
+        run_uri,
+        fingerprint,
+        batch,
+        worker_name(),
+        is_leaving,
+        sent=settings_of_run(),
+        memory_limit=memory_limit(),
+    )
 
 
 @task(name="reduce", task_run_name="{name}", retries=2, **TASK_OPTIONS)

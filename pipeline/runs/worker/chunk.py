@@ -10,11 +10,9 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import cache
 from typing import Any
 
 import polars as pl
-import psutil
 
 from partitioning import Chunk, Filter, Plan, Term, filter_expr
 from pipeline.concurrency import single_flight
@@ -35,6 +33,7 @@ from pipeline.runs.worker.encoding import (
     write_parquet,
 )
 from pipeline.runs.worker.key_columns import without_key_columns
+from pipeline.runs.worker.memory import resident_bytes
 from pipeline.runs.worker.null_types import fill_types
 from pipeline.runs.worker.read_ahead import ReadAhead
 from pipeline.runs.worker.run_settings import received_settings
@@ -267,13 +266,8 @@ def compute(
         compute_seconds=seconds - waited,
         left_out=source.left_out,
         filled=filled,
-        memory=_this_process().memory_info().rss,
+        memory=resident_bytes(),
     )
-
-
-@cache
-def _this_process() -> psutil.Process:
-    return psutil.Process()
 
 
 def stage(context: RunContext, mapped: ComputedChunk, batch: str, worker: str) -> Completion:

@@ -8,11 +8,12 @@ planned thus halves what is admitted after it.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from threading import Condition
 
 import psutil
@@ -21,8 +22,8 @@ FIRST_RATIO = 3.0
 """Memory per decoded byte until it is measured: the chunk, its result, and the next one's bytes."""
 CHUNK_BYTES = 8 << 20
 """Bytes added to the decoded bytes of each chunk, for what does not depend on its size."""
-MIN_MEASURED_BYTES = 32 << 20
-"""Decoded bytes of chunks below which the memory of other things would be taken for theirs."""
+OTHER_BYTES = 32 << 20
+"""Growth of a process that is not taken for its chunks': caches, log lines, connections."""
 USABLE_SHARE = 0.85
 """Share of a worker's memory that chunks may fill; at 95% Dask restarts the worker."""
 AHEAD_SHARE = 0.25
@@ -31,21 +32,53 @@ DEFAULT_AHEAD_BYTES = 256 << 20
 """Bytes that are read ahead by a process without a limit."""
 FORGET = 0.1
 """Weight of a measurement that is lower than the ratio so far; a higher one counts at once."""
+FULL_WEIGHT_BYTES = 128 << 20
+"""Decoded bytes of chunks whose measurement has its full weight; that of smaller ones has less."""
+
+
+@cache
+def _process(pid: int) -> psutil.Process:
+    return psutil.Process(pid)
 
 
 def resident_bytes() -> int:
     """Return the memory of this process now."""
-    return int(psutil.Process().memory_info().rss)
+    return int(_process(os.getpid()).memory_info().rss)
 
 
-def peak_bytes() -> int:
-    """Return the most memory that this process has had; where unknown, what it has now."""
+@cache
+def _peak_files(pid: int) -> tuple[int, int] | None:
+    """Open the files that tell and reset the peak of this process; None where there are none."""
     try:
-        status = Path("/proc/self/status").read_bytes()
+        return (
+            os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC),
+            os.open(f"/proc/{pid}/clear_refs", os.O_WRONLY | os.O_CLOEXEC),
+        )
     except OSError:
+        return None
+
+
+def take_peak() -> int:
+    """Return the most memory of this process since the last call; where unknown, what it has."""
+    files = _peak_files(os.getpid())
+    if files is None:
         return resident_bytes()
-    _, _, rest = status.partition(b"VmHWM:")
-    return int(rest.split()[0]) << 10 if rest else resident_bytes()
+    _, _, rest = os.pread(files[0], 1 << 14, 0).partition(b"VmHWM:")
+    with suppress(OSError):
+        os.write(files[1], b"5")
+    return int(rest.split(maxsplit=1)[0]) << 10 if rest else resident_bytes()
+
+
+@dataclass(slots=True, eq=False)
+class _Admitted:
+    """A chunk that is being mapped."""
+
+    size: int
+    """Its decoded bytes, with CHUNK_BYTES."""
+    least: int
+    """Least size of all chunks that were mapped at the same time, with it."""
+    peak: int = 0
+    """Most memory of the process meanwhile."""
 
 
 class WorkerMemory:
@@ -54,24 +87,22 @@ class WorkerMemory:
     def __init__(
         self,
         limit: int,
-        resident: Callable[[], int] = resident_bytes,
-        peak: Callable[[], int] = peak_bytes,
+        take_peak: Callable[[], int] = take_peak,
     ) -> None:
         """Create it.
 
         Args:
             limit: Bytes of memory that the process may use; 0 for no limit.
-            resident: Returns the bytes that it uses.
-            peak: Returns the most bytes that it has used.
+            take_peak: Returns the most bytes that it has used since the last call.
         """
         self.ratio = FIRST_RATIO
         """Memory per decoded byte (see CHUNK_BYTES) that is planned for the next chunk."""
         self._limit = limit
-        self._resident, self._peak = resident, peak
-        self._base = resident() if limit else 0
+        self._take_peak = take_peak
+        take_peak()  # Forget the peak of imports.
+        self._base = take_peak() if limit else 0
         self._highest = 0
-        self._admitted: list[int] = []
-        """Decoded bytes of each chunk that is being mapped, with CHUNK_BYTES."""
+        self._admitted: list[_Admitted] = []
         self._waiting: deque[object] = deque()
         self._ahead = 0
         self._changed = Condition()
@@ -89,7 +120,9 @@ class WorkerMemory:
             try:
                 # In order, so that small chunks do not keep a large one out for ever.
                 self._changed.wait_for(lambda: self._waiting[0] is turn and self._fits(size))
-                self._admitted.append(size)
+                self._measure()
+                chunk = _Admitted(size, self._size + size)
+                self._admitted.append(chunk)
             finally:
                 self._waiting.remove(turn)
                 self._changed.notify_all()
@@ -98,7 +131,10 @@ class WorkerMemory:
         finally:
             with self._changed:
                 self._measure()
-                self._admitted.remove(size)
+                self._trust(chunk)
+                self._admitted.remove(chunk)
+                for other in self._admitted:
+                    other.least = min(other.least, self._size)
                 self._changed.notify_all()
 
     def reserve(self, stored_bytes: int) -> bool:
@@ -108,7 +144,7 @@ class WorkerMemory:
             if not self._limit:
                 fits = after <= DEFAULT_AHEAD_BYTES
             else:
-                planned = self.ratio * sum(self._admitted) + after
+                planned = self.ratio * self._size + after
                 fits = after <= AHEAD_SHARE * self._limit and planned <= self._budget
             self._ahead += stored_bytes if fits else 0
             return fits
@@ -124,25 +160,32 @@ class WorkerMemory:
         return USABLE_SHARE * self._limit - self._base
 
     def _fits(self, size: int) -> bool:
-        planned = self.ratio * (sum(self._admitted) + size) + self._ahead
+        planned = self.ratio * (self._size + size) + self._ahead
         return not self._admitted or planned <= self._budget
 
+    @property
+    def _size(self) -> int:
+        return sum(chunk.size for chunk in self._admitted)
+
     def _measure(self) -> None:
-        """Measure the memory per decoded byte of the chunks that are being mapped."""
-        size = sum(self._admitted)
-        if size < MIN_MEASURED_BYTES:
-            return
-        peak = self._peak()
-        # The allocator keeps pages of earlier chunks for a while: only a new peak is theirs alone.
-        if peak > self._highest:
-            self._highest = peak
-            self.ratio = max(self.ratio, self._ratio_of(peak, size))
-        lower = self._ratio_of(self._resident(), size)
-        if lower < self.ratio:
-            self.ratio += FORGET * (lower - self.ratio)
+        """Measure what the chunks take that have been mapped together since the last change."""
+        peak = self._take_peak()
+        for chunk in self._admitted:
+            chunk.peak = max(chunk.peak, peak)
+        # The allocator keeps pages of earlier chunks for a while: only a new peak is theirs.
+        if self._admitted and peak > self._highest:
+            self.ratio = max(self.ratio, self._ratio_of(peak, self._size))
+        self._highest = max(self._highest, peak)
+
+    def _trust(self, chunk: _Admitted) -> None:
+        """Lower the ratio if a chunk has ended for which less would have been enough."""
+        ratio = self._ratio_of(chunk.peak, chunk.least)
+        if ratio < self.ratio:
+            weight = FORGET * min(1.0, chunk.size / FULL_WEIGHT_BYTES)
+            self.ratio += weight * (ratio - self.ratio)
 
     def _ratio_of(self, memory: int, size: int) -> float:
-        return max(1.0, (memory - self._base - self._ahead) / size)
+        return max(1.0, (memory - self._base - self._ahead - OTHER_BYTES) / size)
 
 
 @cache

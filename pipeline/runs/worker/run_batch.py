@@ -17,7 +17,11 @@ def run_batch(
     is_leaving: Callable[[], bool] = lambda: False,
     *,
     sent: str = "",
+    memory_limit: int = 0,
 ) -> BatchResult:
     """Map or merge what a batch names; arguments as of `map_batch`."""
-    call = map_batch if number_of(batch.name) is None else merge_batch
-    return call(run_uri, fingerprint, batch, worker, is_leaving, sent=sent)
+    if number_of(batch.name) is not None:
+        return merge_batch(run_uri, fingerprint, batch, worker, is_leaving, sent=sent)
+    return map_batch(
+        run_uri, fingerprint, batch, worker, is_leaving, sent=sent, memory_limit=memory_limit
+    )

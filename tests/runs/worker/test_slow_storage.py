@@ -72,5 +72,5 @@ def test_one_chunk_is_read_ahead_of_a_slow_transform() -> None:
 def test_full_memory_leaves_one_chunk_ahead(limit: int) -> None:
     case = Case(plan=PLAN)
     reads = SlowReads(case.backend, 0.02)
-    map_all(case, WorkerMemory(limit, lambda: limit, lambda: limit))
+    map_all(case, WorkerMemory(limit, lambda: limit))
     assert reads.most <= 2
