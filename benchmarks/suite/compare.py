@@ -48,6 +48,13 @@ class Comparison:
         return ours / theirs if known and ours and theirs else None
 
     @property
+    def requests(self) -> float | None:
+        """Our S3 requests of one iteration over theirs; None where either was not counted."""
+        ours, theirs = self.ours.traffic, self.theirs.traffic
+        known = self.found is not None and ours is not None and theirs is not None
+        return ours.total / theirs.total if known and ours and theirs and theirs.total else None
+
+    @property
     def met(self) -> bool | None:
         """Whether the aim is met; None without an aim, a ratio, or enough samples to tell."""
         if self.aim is None or self.found is None or self.said == "too few samples":
@@ -97,9 +104,9 @@ def aim_of(workload: str, peer: str, scale: str) -> float | None:
     return next((aim.ratio for aim in aims if peer in aim.peers and scale in aim.scales), None)
 
 
-SIZE_FLOOR = 0.05
-"""As a share: outputs whose sizes differ by less count as equally large. Sizes have no noise, but a
-new version of Polars may move them a little."""
+FLOORS = {"bytes": 0.05, "requests": 0.10}
+"""As a share: smaller differences of what has hardly any noise are none. A new version of Polars
+may move sizes a little, and a busy machine repeats requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +119,13 @@ class Change:
     after: Interval
     floor: float
     """The larger of both records' noise floors, or what was set as the least difference."""
-    what: Literal["seconds", "bytes"] = "seconds"
-    """What the ratio is of: the times, or the bytes that were written."""
+    what: Literal["seconds", "bytes", "requests"] = "seconds"
+    """What the ratio is of: the times, the bytes that were written, the requests to S3."""
 
     @property
     def name(self) -> str:
         """The comparison in words."""
-        return f"{self.workload} against {self.peer}" + ", bytes" * (self.what == "bytes")
+        return f"{self.workload} against {self.peer}" + f", {self.what}" * (self.what != "seconds")
 
     @property
     def is_regression(self) -> bool:
@@ -136,7 +143,7 @@ class Change:
 
 
 def changes(before: Record, after: Record, least: float = 0.0) -> list[Change]:
-    """Every ratio that both records have, of seconds and of bytes written.
+    """Every ratio that both records have, of seconds, of bytes written and of requests.
 
     Ratios, because absolute times are the machine's.
 
@@ -159,7 +166,11 @@ def changes(before: Record, after: Record, least: float = 0.0) -> list[Change]:
         if was.found is not None and now.found is not None:
             made.append(Change(*names, was.found, now.found, floor))
         if was.size is not None and now.size is not None:
-            made.append(Change(*names, exact(was.size), exact(now.size), SIZE_FLOOR, "bytes"))
+            ratios = exact(was.size), exact(now.size)
+            made.append(Change(*names, *ratios, FLOORS["bytes"], "bytes"))
+        if was.requests is not None and now.requests is not None:
+            ratios = exact(was.requests), exact(now.requests)
+            made.append(Change(*names, *ratios, FLOORS["requests"], "requests"))
     return made
 
 

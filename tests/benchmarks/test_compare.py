@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.suite.compare import changes, comparisons, lost
-from benchmarks.suite.record import Noise, Record
+from benchmarks.suite.record import Noise, Record, Traffic
 from benchmarks.suite.stats import noise_floor
 from pipeline.cli.app import app
 from tests.support.benchmark_records import around, bad, full_record, record, result
@@ -81,8 +81,9 @@ def test_without_an_a_a_run_nothing_is_a_difference() -> None:
     [(1.0, 1.5, "worse"), (1.0, 1.01, "no difference"), (1.5, 1.0, "better")],
 )
 def test_changes(before: float, after: float, said: str) -> None:
-    change, size = changes(of(before), of(after, 2))
-    assert size.says == "no difference"
+    change, size, requests = changes(of(before), of(after, 2))
+    assert (size.what, requests.what) == ("bytes", "requests")
+    assert size.says == requests.says == "no difference"
     assert (change.says, change.is_regression) == (said, said == "worse")
 
 
@@ -92,6 +93,20 @@ def test_a_slower_machine_is_no_regression() -> None:
         result("row-map", "chunkmap", around(10.0)), result("row-map", "polars", around(10.0))
     )
     assert not any(change.is_regression for change in changes(of(1.0), slow))
+
+
+@pytest.mark.parametrize(("more", "says"), [(5, "no difference"), (20, "worse"), (-40, "better")])
+def test_more_requests_are_a_regression(more: int, says: str) -> None:
+    """Of 105 requests; as many as the peer's before."""
+    made = of(0.5, 2)
+    ours, theirs = made.results
+    traffic = Traffic(requests={"GetObject": {"206": 105 + more}}, bytes_read=1, bytes_written=1)
+    results = (ours.model_copy(update={"traffic": traffic}), theirs)
+    *_, requests = changes(of(1.0), made.model_copy(update={"results": results}), 0.3)
+    assert (requests.name, requests.says) == ("row-map against polars, requests", says)
+    uncounted = (ours.model_copy(update={"traffic": None}), theirs)
+    compared = changes(of(1.0), made.model_copy(update={"results": uncounted}))
+    assert [change.what for change in compared] == ["seconds", "bytes"]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +124,7 @@ def test_a_larger_output_is_a_regression(factor: float, says: str) -> None:
     larger = ours.model_copy(
         update={"processes": (process.model_copy(update={"iterations": iterations}),)}
     )
-    _, size = changes(of(1.0), made.model_copy(update={"results": (larger, theirs)}), 0.3)
+    _, size, _ = changes(of(1.0), made.model_copy(update={"results": (larger, theirs)}), 0.3)
     assert (size.what, size.says) == ("bytes", says)
     assert size.name == "row-map against polars, bytes"
 
