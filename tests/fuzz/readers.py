@@ -22,6 +22,7 @@ from pipeline.runs.worker.encoding import (
     encodings_text,
     write_parquet,
 )
+from pipeline.runs.worker.slices import split
 from tests.runs.worker.test_encoding import line_items
 
 SCRIPT = r"""
@@ -31,23 +32,38 @@ import pyarrow.parquet as pq
 def as_texts(frame):
     return {name: [str(value) for value in frame[name]] for name in sorted(frame.columns)}
 
+def pairs(frame):
+    return sorted((int(row), "null" if value in (None, "None") or value != value else str(value))
+                  for row, value in zip(frame["row"], frame["text"]))
+
 def spark(path):
     import pyspark
     from pyspark.sql import SparkSession
     names = {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1",
-             "spark.driver.bindAddress": "127.0.0.1", "spark.sql.session.timeZone": "UTC"}
+             "spark.driver.bindAddress": "127.0.0.1", "spark.sql.session.timeZone": "UTC",
+             "spark.sql.sources.partitionColumnTypeInference.enabled": "false"}
     builder = SparkSession.builder.master("local[1]")
     for name, value in names.items():
         builder = builder.config(name, value)
     return f"pyspark {pyspark.__version__}", builder.getOrCreate().read.parquet(path).toPandas()
 
 def polars(path):
-    import polars
-    return f"polars {polars.__version__}", polars.read_parquet(path).to_pandas()
+    import os, polars
+    types = {"hive_schema": {"text": polars.String}} if os.path.isdir(path) else {}
+    return f"polars {polars.__version__}", polars.read_parquet(path, **types).to_pandas()
 
 def duckdb(path):
-    import duckdb
-    return f"duckdb {duckdb.__version__}", duckdb.sql(f"select * from '{path}'").df()
+    import duckdb, os
+    if os.path.isdir(path):
+        path += "/**/*.parquet', hive_types = {'text': VARCHAR}, hive_partitioning = 'true"
+    found = duckdb.sql(f"select * from read_parquet('{path}')")
+    return f"duckdb {duckdb.__version__}", found.df()
+
+def pyarrow(path):
+    import pyarrow, pyarrow.dataset as ds
+    types = ds.HivePartitioning(pyarrow.schema({"text": pyarrow.string()}))
+    table = ds.dataset(path, partitioning=types).to_table()
+    return f"pyarrow {pyarrow.__version__}", table.to_pandas()
 
 def daft(path):
     import daft
@@ -62,7 +78,7 @@ def fastparquet(path):
     import fastparquet
     return f"fastparquet {fastparquet.__version__}", fastparquet.ParquetFile(path).to_pandas()
 
-path, plain = sys.argv[1:]
+path, plain, layout, whole = sys.argv[1:]
 expected = as_texts(pq.read_table(plain).to_pandas())
 for read in (polars, duckdb, daft, datafusion, fastparquet, spark):
     try:
@@ -75,8 +91,35 @@ for read in (polars, duckdb, daft, datafusion, fastparquet, spark):
     wrong = [column for column in expected if found.get(column) != expected[column]]
     print(f"{name}: " + (f"differs in {', '.join(wrong)}" if wrong else "equal"))
     failed = globals().get("failed", False) or bool(wrong)
+texts = pairs(pq.read_table(whole).to_pandas())
+for read in (polars, duckdb, pyarrow, spark):
+    try:
+        name, frame = read(layout)
+    except ImportError:
+        continue
+    wrong = pairs(frame) != texts
+    print(f"{name}: partitions " + ("differ" if wrong else "equal"))
+    failed = failed or wrong
 sys.exit(failed)
 """
+TEXTS = [
+    *(
+        "a/b",
+        "c=d",
+        "100%",
+        "ä €",
+        "x y+z",
+        "..",
+        "\t\n",
+        "%2F",
+        "'\"\\",
+        "#?&:*[]{}",
+        "007",
+        "日本",
+    ),
+    *("2024-01-01", "true", "\x7f\x01", "null", "a.b~c-d_e", "ﬀ", None),
+]
+"""Values of a partition column that readers could take for others."""
 
 
 def frame_of_every_choice() -> pl.DataFrame:
@@ -92,6 +135,16 @@ def frame_of_every_choice() -> pl.DataFrame:
     ).with_columns(pl.col("key_or_null", "rate_or_null").cast(pl.Float64))
 
 
+def write_layout(folder: Path) -> pl.DataFrame:
+    """Write rows into Hive folders as a run does; return them."""
+    frame = pl.DataFrame({"row": range(3 * len(TEXTS)), "text": TEXTS * 3})
+    for below, rows in split(frame, ["text"], len(TEXTS)):
+        (folder / below).mkdir(parents=True)
+        data, _ = write_parquet(rows, FileFormat(Compression("zstd")))
+        (folder / below / "part.parquet").write_bytes(data)
+    return frame
+
+
 def main() -> int:
     """Compare; return 1 if a reader differs."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -104,8 +157,11 @@ def main() -> int:
         path.write_bytes(data)
         frame.write_parquet(plain, use_pyarrow=True)
         print(encodings_text(chosen))
+        layout, whole = Path(folder, "layout"), Path(folder, "whole.parquet")
+        write_layout(layout).write_parquet(whole, use_pyarrow=True)
+        files = [path, plain, layout, whole]
         for python in parser.parse_args().python:
-            failed |= subprocess.run([python, "-c", SCRIPT, path, plain], check=False).returncode
+            failed |= subprocess.run([python, "-c", SCRIPT, *files], check=False).returncode
     return failed
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date, timedelta
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,7 @@ from pipeline.runs.worker.encoding import (
     can_choose,
     choose_encodings,
     encodings_text,
+    write_frames,
     write_parquet,
 )
 
@@ -212,3 +216,47 @@ def test_a_page_index_is_written_where_it_is_asked_for(rows: int) -> None:
     column_chunk = pq.read_metadata(io.BytesIO(data)).row_group(0).column(0)
     assert column_chunk.has_offset_index and column_chunk.has_column_index
     assert_frame_equal(pl.read_parquet(io.BytesIO(data)), frame)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    ("how", "groups"),
+    [
+        (ZSTD, 1),
+        (replace(ZSTD, row_group_rows=40_000), 2),
+        (replace(ZSTD, row_group_rows=10_000, page_index=True), 7),
+        (replace(ZSTD, row_group_rows=7_000, dictionary=("key",)), 10),
+        (replace(DEFAULTS, row_group_rows=50_000), 2),
+    ],
+)
+def test_frames_are_written_as_one_file(how: FileFormat, groups: int, nested: bool) -> None:
+    frame = line_items()
+    if nested:
+        frame = frame.select("key", pl.concat_list("amount", "rate").alias("both"))
+        how = replace(how, dictionary=None)
+    cuts = [0, 1, 1, 9_000, 33_000, 33_001, frame.height]
+    parts = (frame[start:stop] for start, stop in pairwise(cuts))
+    data, _ = write_frames(parts, how)
+    file = pq.read_metadata(io.BytesIO(data))
+    assert_frame_equal(pl.read_parquet(io.BytesIO(data)), frame)
+    if not nested:  # Polars' writer, which writes nested columns, makes groups of equal size.
+        assert file.num_row_groups == groups
+    again, _ = write_frames(frame.iter_slices(5_000), how)
+    assert bytes(again) == bytes(data), "how frames are cut matters"
+
+
+def test_of_flat_frames_one_row_group_is_in_memory() -> None:
+    """Frames are taken as they are needed, and those of written row groups are let go."""
+    frame, alive = line_items(), list[weakref.ref[pl.DataFrame]]()
+    most = 0
+
+    def parts() -> Iterator[pl.DataFrame]:
+        nonlocal most
+        for part in frame.iter_slices(2_000):
+            alive.append(weakref.ref(part))
+            most = max(most, sum(known() is not None for known in alive))
+            yield part
+            del part
+
+    write_frames(parts(), replace(ZSTD, row_group_rows=8_000))
+    assert most <= 8, f"{most} frames of a quarter of a row group were alive"
