@@ -200,7 +200,7 @@ def write_frames(
     first, second = next(groups), next(groups, None)
     if second is None or not all(map(_is_flat, first.dtypes)):
         rest = [] if second is None else [second, *groups]
-        return write_parquet(pl.concat([first, *rest]), how)
+        return write_parquet(pl.concat([first, *rest], rechunk=True), how)
     chosen, sink = how.choose(first), io.BytesIO()
     table = first.to_arrow(compat_level=OLDEST)
     with pq.ParquetWriter(sink, table.schema, **how.arrow_options(chosen)) as writer:
