@@ -185,7 +185,9 @@ class FragmentCopy:
         part = self._fragment
         start, length = part.size - part.footer_size, part.footer_size - END
         wanted = range(part.row_group_start, part.row_group_stop)
-        selection = FooterSelection(statistics=None, encodings=True, groups=wanted)
+        # Of a small fragment they can save nothing, and take time.
+        statistics = frozenset[str]() if part.decoded_bytes <= SMALL_BYTES else None
+        selection = FooterSelection(statistics=statistics, encodings=True, groups=wanted)
         try:
             footer = read_footer(self._file.read(start, length), part.size, selection)
         except BadFooter as bad:
