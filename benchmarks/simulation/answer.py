@@ -188,9 +188,13 @@ def _requests(costs: Costs, mapping: Mapping) -> dict[str, float]:
         "ListParts": uploaded,
         "CompleteMultipartUpload": uploaded,
         "PutObject": copied + tally.segments + partials + tally.folds + 10,
-        "HeadObject": copied,
         "CopyObject": copied,
-        "ListObjects": listing + tally.batches + tally.listed // PAGE + tally.looks,
+        "DeleteObjects": costs.staged_pages,
+        "ListObjects": listing
+        + costs.staged_pages
+        + tally.batches
+        + tally.listed // PAGE
+        + tally.looks,
     }
 
 
@@ -198,8 +202,8 @@ def _dollars(
     requests: Map[str, float], parameters: Parameters, case: Case, seconds: float
 ) -> dict[str, float]:
     prices = parameters.prices
-    gets = requests["GetObject"] + requests["HeadObject"]
-    puts = sum(requests.values()) - gets
+    gets = requests["GetObject"]
+    puts = sum(requests.values()) - gets - requests["DeleteObjects"]  # which are free
     return {
         "GET requests": gets / 1000 * prices.get_1000,
         "PUT, POST and LIST requests": puts / 1000 * prices.put_1000,

@@ -230,12 +230,21 @@ class Costs:
         case, store = self.case, self.parameters.store
         if case.reduces:
             return 6 * store.put_seconds
+        # Uploads are looked at and completed; small outputs are listed by the page, and copied.
+        looks = 0 if self.is_copied else 1
         each = max(
             self.parameters.driver.publish_file_seconds,
-            (store.get_seconds + store.put_seconds) / CONCURRENCY,
-            2 / (store.puts_per_second * case.prefixes),
+            (looks * store.get_seconds + store.put_seconds) / CONCURRENCY,
+            (looks + 1) / (store.puts_per_second * case.prefixes),
         )
-        return case.chunks * each + 4 * store.put_seconds
+        listing = self.staged_pages * store.list_seconds
+        return case.chunks * each + listing + 4 * store.put_seconds
+
+    @property
+    def staged_pages(self) -> int:
+        """Pages of a listing of small outputs that are staged."""
+        is_listed = self.is_copied and not self.case.reduces
+        return math.ceil(self.case.chunks / PAGE) if is_listed else 0
 
     def reducing(self, partials: int) -> float:
         """Seconds to combine partial results in a tree, one step a Prefect task run."""
