@@ -29,6 +29,7 @@
     ├── SchemaChangedError
     ├── StackError
     ├── CheckError
+    ├── RowsRefusedError
     ├── RunFailedError
     │   ├── QuarantineLimitError
     │   └── ChecksFailedError
@@ -316,6 +317,10 @@ class SchemaChangedError(ChunkmapError):
 
 class CheckError(ChunkmapError):
     """A check of the result cannot be made: a column or a package is missing, a query is wrong."""
+
+
+class RowsRefusedError(ChunkmapError):
+    """Rows of a chunk's result break rules of the job's schema (`checks.rows`), which blocks."""
 
 
 class StackError(ChunkmapError):

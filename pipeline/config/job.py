@@ -39,7 +39,7 @@ from pydantic import (
 from partitioning.dtypes import parse_type
 from partitioning.errors import WindowError
 from partitioning.windows import Windowing
-from pipeline.config.job_checks import Checks
+from pipeline.config.job_checks import Checks, checks_of
 from pipeline.config.job_part import SHARE_SCHEMA, Function, Part, check_limit
 from pipeline.config.masking import mask_text, names_user
 from pipeline.config.units import Seconds, Size, format_size
@@ -427,7 +427,9 @@ class Job(Part):
     chunk_timeout: Annotated[Seconds, Field(gt=0)] | None = None
     """Maximum duration of a chunk, in seconds."""
     reduce: Reduce | None = None
-    checks: Checks = Checks()
+    checks: Annotated[
+        Checks, BeforeValidator(checks_of, json_schema_input_type=Checks | Function)
+    ] = Checks()
     window: WindowRule | None = None
     """Windows of a backfill. Default: the output has one commit per run."""
 

@@ -7,7 +7,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, WithJsonSchema, model_validator
 
-from pipeline.config.job_part import SHARE_PATTERN, Part
+from pipeline.config.job_part import (
+    SHARE_PATTERN,
+    SHARE_SCHEMA,
+    Function,
+    Part,
+    check_limit,
+)
 from pipeline.config.units import Seconds
 from pipeline.config.yaml_file import nearest
 
@@ -197,15 +203,60 @@ def _known(value: Any) -> Any:
     return value
 
 
+def _row_limit(value: Any) -> int | str | None:
+    return check_limit(value, "rows")
+
+
+class RowChecks(Part):
+    """Rules for each row, as a schema of dataframely. Needs the extra `checks`."""
+
+    schema_: Function = Field(alias="schema")
+    """Schema of the result, as `module:Class`: a subclass of `dataframely.Schema`. It is applied to
+    the result of each chunk, so that a rule about several rows, such as a primary key, sees one
+    chunk. Other columns of the result are allowed."""
+    severity: Literal["warn", "quarantine", "block"] = "block"
+    """Effect of rows that break rules: their chunk fails (`block`), they are left out and kept next
+    to the output (`quarantine`), or they are counted (`warn`)."""
+    max_quarantined: Annotated[
+        int | str | None, BeforeValidator(_row_limit), WithJsonSchema(SHARE_SCHEMA)
+    ] = None
+    """Maximum number of rows in quarantine, or share of all rows of the result such as 1%; with
+    more, nothing is published."""
+
+    @model_validator(mode="after")
+    def _limits_quarantine(self) -> Self:
+        if self.max_quarantined is not None and self.severity != "quarantine":
+            raise ValueError("`max_quarantined` needs `severity: quarantine`")
+        return self
+
+    @property
+    def title(self) -> str:
+        """Name of the check."""
+        return f"rows({self.schema_})"
+
+
+def _rows_of(value: Any) -> Any:
+    return {"schema": value} if isinstance(value, str) else value
+
+
 class Checks(Part):
     """Checks of the result. Nothing that a blocking check refuses is ever visible."""
 
+    rows: Annotated[
+        RowChecks | None,
+        BeforeValidator(_rows_of, json_schema_input_type=RowChecks | Function | None),
+    ] = None
     run: tuple[Annotated[RunCheck, BeforeValidator(_known)], ...] = ()
     """Checks of the whole result of a run (in a backfill: of each window), before it is published.
     Each is a mapping with `check` and the keys of that kind: `unique` (`columns`), `freshness`
     (`column`, `within`), `row_count` (`min`, `max`, `of_last`), `total` (`column`, `expected`,
     `tolerance`), `not_null` (`columns`, `share`) or `sql` (`query`, `columns`); and, for all,
     `severity` (`block` or `warn`) and `name`."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are none."""
+        return not self.run and self.rows is None
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -214,3 +265,8 @@ class Checks(Part):
         if twice is not None:
             raise ValueError(f"two checks are called {twice!r}: give one of them a `name`")
         return self
+
+
+def checks_of(value: Any) -> Any:
+    """Read the short form of checks: the schema of rows."""
+    return {"rows": value} if isinstance(value, str) else value

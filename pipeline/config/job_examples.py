@@ -51,6 +51,9 @@ EXAMPLES = {
     "chunk_timeout": "10min",
     "reduce.combine": "shop.revenue:add",
     "reduce.finalize": "shop.revenue:round_totals",
+    "checks.rows.schema": "shop.schemas:Sales",
+    "checks.rows.severity": "quarantine",
+    "checks.rows.max_quarantined": "1%",
     "checks.run": "[{check: unique, columns: [order_id, line]}, {check: row_count, min: 1}]",
     "window.column": "day",
     "window.columns": "[year, month, day]",
@@ -62,6 +65,11 @@ EXAMPLES = {
 _NEEDS: dict[str, dict[str, str]] = {
     "input.max_quarantined": {"input.on_bad_object": "quarantine"},
     "reduce.finalize": {"reduce.combine": "shop.revenue:add"},
+    "checks.rows.severity": {"checks.rows.schema": "shop.schemas:Sales"},
+    "checks.rows.max_quarantined": {
+        "checks.rows.schema": "shop.schemas:Sales",
+        "checks.rows.severity": "quarantine",
+    },
     "window.grain": {"window.column": "day"},
     "window.timezone": {"window.column": "day"},
 }
@@ -82,13 +90,18 @@ def example_lines(key: str) -> list[str]:
         ]
         return [line + "}" * line.count(": {") for line in lines]
     values = {**_NEEDS.get(key, {}), key: EXAMPLES[key]}
-    section, dot, _ = key.partition(".")
-    if not dot:
-        return [f"{key}: {EXAMPLES[key]}"]
-    return [
-        f"{section}:",
-        *(f"  {name.partition('.')[2]}: {text}" for name, text in values.items()),
-    ]
+    return _lines(nested(values) if "." in key else {key: EXAMPLES[key]})
+
+
+def _lines(values: dict[str, Any], indent: str = "") -> list[str]:
+    """Write nested texts of YAML as a file has them."""
+    lines = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{name}:", *_lines(value, f"{indent}  ")]
+        else:
+            lines.append(f"{indent}{name}: {value}")
+    return lines
 
 
 def nested(values: dict[str, Any]) -> dict[str, Any]:

@@ -28,12 +28,14 @@ def job_schema() -> dict[str, Any]:
 
 
 def _section(schema: dict[str, Any], name: str) -> dict[str, Any]:
-    if not name:
-        return schema
-    field = schema["properties"][name]
-    reference = field.get("$ref") or next(option["$ref"] for option in field["anyOf"])
-    found: dict[str, Any] = schema["$defs"][reference.rpartition("/")[2]]
-    return found
+    section = schema
+    for part in filter(None, name.split(".")):
+        field = section["properties"][part]
+        reference = field.get("$ref") or next(
+            option["$ref"] for option in field["anyOf"] if "$ref" in option
+        )
+        section = schema["$defs"][reference.rpartition("/")[2]]
+    return section
 
 
 def _json(text: str) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -14,6 +15,7 @@ from pipeline.config.job_checks import (
     Checks,
     FreshnessCheck,
     NotNullCheck,
+    RowChecks,
     RowCountCheck,
     RunCheck,
     SqlCheck,
@@ -21,8 +23,10 @@ from pipeline.config.job_checks import (
     UniqueCheck,
     share_of,
 )
+from pipeline.config.units import resolve_limit
 from pipeline.quality.figures import Figures, Number
-from pipeline.quality.results import CheckResult, Outcome
+from pipeline.quality.results import MAX_EXAMPLES, CheckResult, Outcome
+from pipeline.quality.rows import FailingRows
 from pipeline.report.humanize import duration, plural
 
 
@@ -80,6 +84,38 @@ class _Judged:
 def evaluate(checks: Checks, subject: Subject) -> list[CheckResult]:
     """Make all checks of a whole result, in their order."""
     return [_result(check, subject) for check in checks.run]
+
+
+def judge_rows(rows: RowChecks, chunks: Sequence[tuple[int, FailingRows]]) -> CheckResult:
+    """Sum up what the schema of rows has found in each chunk.
+
+    Args:
+        rows: The check.
+        chunks: Number of rows of each chunk's result, and what was found in it.
+    """
+    rules = Counter[str]()
+    for _, found in chunks:
+        rules.update(found.rules)
+    failing = sum(found.count for _, found in chunks)
+    is_kept = rows.severity == "quarantine"
+    whole = sum(count for count, _ in chunks) + (failing if is_kept else 0)
+    examples = tuple(text for _, found in chunks for text in found.examples)[:MAX_EXAMPLES]
+    message = f"{plural(whole, 'row')}, all of which keep the rules"
+    outcome: Outcome = "passed"
+    if failing:
+        message = (
+            f"{plural(failing, 'row')} of {whole:,} break rules: "
+            + FailingRows(failing, rules).text
+        )
+        outcome = "quarantined" if is_kept else "warned"
+    limit = rows.max_quarantined
+    if limit is not None and failing > resolve_limit(limit, whole):
+        message += f"; checks.rows.max_quarantined is {limit}"
+        outcome = "refused"
+    figures: dict[str, int | float] = {"rows": whole, "failing": failing}
+    return CheckResult(
+        name=rows.title, outcome=outcome, message=message, figures=figures, examples=examples
+    )
 
 
 def _result(check: RunCheck, subject: Subject) -> CheckResult:

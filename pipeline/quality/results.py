@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.config.masking import mask
 from pipeline.printable import printable_line
 
-Outcome = Literal["passed", "warned", "refused"]
+Outcome = Literal["passed", "warned", "quarantined", "refused"]
 MAX_EXAMPLES: Final = 3
 """Maximum number of rows that a result shows."""
 MAX_VALUE: Final = 60
@@ -26,7 +26,8 @@ class CheckResult(BaseModel):
 
     name: str
     outcome: Outcome
-    """`warned` and `refused`: it failed; only the latter keeps the result from being published."""
+    """What becomes of it: if it failed, `warned` is a note, `quarantined` rows are left out, and
+    `refused` keeps the result from being published."""
     message: str
     """What was found, with the figures and the limit."""
     figures: dict[str, int | float] = {}

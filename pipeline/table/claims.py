@@ -21,7 +21,7 @@ from pipeline.table.errors import (
     ManifestConflictError,
     UploadsVanishedError,
 )
-from pipeline.table.evidence import write_evidence
+from pipeline.table.evidence import publish_rejected, write_evidence
 from pipeline.table.head import manifest_uri
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Claim, Commit, CommitEntry, Head, Manifest
@@ -100,6 +100,13 @@ def _roll_forward(table_log: TableLog, claim: Claim) -> Manifest:
         commits = claimed_commits(table_log, claim.commits)
         _make_visible(table_log, commits)
         write_evidence(table_log, claim.base + 1, commits)
+        gone = publish_rejected(table_log, claim.base + 1, commits)
+        if gone:
+            vanished = vanished_from(commits, gone)
+            if vanished.commits:
+                raise vanished
+            # Of chunks that have no file of their own: mapped again, they would not be the same.
+            raise FilesMissingError(table_log.output, claim.base + 1, gone, len(gone))
         return table_log.write_manifest(claim.base, _listed(table_log, claim.base, commits))
     target, current = table_log.manifest(claim.rollback), table_log.manifest(claim.base)
     record = restore(table_log, target, current)

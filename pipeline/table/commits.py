@@ -149,4 +149,23 @@ def _apply_amendment(commit: Commit, amendment: Commit, number: int) -> Commit:
             "amendments": number,
         }
     )
-    return replace(commit, entry=entry, files=files)
+    return replace(commit, entry=entry, files=files, rejected=_of_attempts(commit, amendment))
+
+
+def _of_attempts(commit: Commit, amendment: Commit) -> pl.DataFrame:
+    """Return a commit's chunks with rows in quarantine, with the attempts of an amendment.
+
+    Another attempt at a chunk has the same rows, which are stored under its own name.
+    """
+    rejected = commit.rejected
+    if rejected.is_empty():
+        return rejected
+    other = amendment.files.select("chunk", other="attempt")
+    joined = rejected.join(other, on="chunk", how="left", maintain_order="left")
+    source = pl.col("source").str.replace_all(pl.col("attempt"), pl.col("other"), literal=True)
+    return joined.select(
+        "chunk",
+        attempt=pl.coalesce("other", "attempt"),
+        rows="rows",
+        source=pl.when(pl.col("other").is_null()).then("source").otherwise(source),
+    )

@@ -60,6 +60,15 @@ QUARANTINED = pl.Schema(_QUARANTINED)
 """Objects in quarantine, one row per chunk that lacks an object. `row_groups` is the half-open
 range of that chunk, `at` the time of discovery in Unix seconds. Objects that planning found
 unreadable belong to no chunk."""
+_REJECTED: dict[str, Any] = {
+    "chunk": pl.String,
+    "attempt": pl.String,
+    "rows": pl.Int64,
+    "source": pl.String,
+}
+REJECTED = pl.Schema(_REJECTED)
+"""Chunks with rows in quarantine. `source` is the name, below the output's state, of the object
+with these rows; it holds the attempt."""
 FILES = pl.Schema(_FILES)
 """Columns of a commit record: `key` is relative to the output, `sha256` is chunkmap's checksum."""
 
@@ -136,6 +145,8 @@ class CommitEntry(_Record):
     """Number of left-out objects in quarantine (`input.on_bad_object: quarantine`)."""
     warnings: int = 0
     """Number of checks that failed and only warn (`checks`)."""
+    rejected: int = 0
+    """Number of rows in quarantine (`checks.rows`)."""
 
     @property
     def adds_files(self) -> bool:
@@ -242,6 +253,8 @@ class Commit:
     """Objects in quarantine (schema QUARANTINED); at most MAX_LEFT_OUT_NAMED rows."""
     checks: tuple[CheckFigures, ...] = ()
     """What checks have found."""
+    rejected: pl.DataFrame = field(default_factory=REJECTED.to_frame)
+    """Chunks with rows in quarantine (schema REJECTED)."""
 
     def to_bytes(self) -> bytes:
         """Return the record as a table file with a checksum."""
@@ -259,6 +272,8 @@ class Commit:
         tables = {"files": self.files.to_arrow()}
         if self.quarantined.height:
             tables["quarantined"] = self.quarantined.to_arrow()
+        if self.rejected.height:
+            tables["rejected"] = self.rejected.to_arrow()
         return pack_tables(tables, meta)
 
     @classmethod
@@ -268,7 +283,7 @@ class Commit:
         Raises:
             ValueError, PlanFormatError, pyarrow.ArrowException: They are damaged, or another file.
         """
-        quarantined = QUARANTINED.to_frame()
+        quarantined, rejected = QUARANTINED.to_frame(), REJECTED.to_frame()
         if data.startswith(b"ARROW1"):  # The older format, without a checksum.
             with pa.ipc.open_file(io.BytesIO(data)) as reader:
                 table = reader.read_all()
@@ -279,6 +294,9 @@ class Commit:
             if meta["entry"].get("quarantined"):
                 frame = pl.DataFrame(pl.from_arrow(file.table("quarantined")))
                 quarantined = frame.cast(dict(QUARANTINED))  # type: ignore[arg-type]
+            if meta["entry"].get("rejected"):
+                frame = pl.DataFrame(pl.from_arrow(file.table("rejected")))
+                rejected = frame.cast(dict(REJECTED))  # type: ignore[arg-type]
         return cls(
             entry=CommitEntry(**meta["entry"]),
             base=meta["base"],
@@ -289,6 +307,7 @@ class Commit:
             left_out=tuple(meta.get("left_out", ())),
             checks=tuple(CheckFigures(**check) for check in meta.get("checks", ())),
             quarantined=quarantined,
+            rejected=rejected,
             files=pl.DataFrame(pl.from_arrow(table)).cast(dict(FILES)),  # type: ignore[arg-type]
         )
 

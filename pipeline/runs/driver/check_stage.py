@@ -23,6 +23,7 @@ from typing_extensions import override
 from pipeline.concurrency import map_concurrently
 from pipeline.config.job import Job
 from pipeline.config.job_checks import Checks, RowCountCheck, SqlCheck, TotalCheck
+from pipeline.config.settings import Settings
 from pipeline.errors import (
     CheckError,
     ChecksFailedError,
@@ -30,12 +31,13 @@ from pipeline.errors import (
     ObjectMissingError,
     StateError,
 )
-from pipeline.quality.evaluate import Found, LastVersion, Subject, Values, evaluate
+from pipeline.quality.evaluate import Found, LastVersion, Subject, Values, evaluate, judge_rows
 from pipeline.quality.figures import Figures, Wanted
 from pipeline.quality.keys import repeated_keys
 from pipeline.quality.results import CheckResult, refused
 from pipeline.quality.sql import require_duckdb, rows_of
 from pipeline.report.humanize import plural
+from pipeline.runs.driver.quarantine import rejected_of
 from pipeline.runs.ledger.check_files import (
     FOLDER,
     RESULTS,
@@ -46,6 +48,8 @@ from pipeline.runs.ledger.check_files import (
 )
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import RunRecord
+from pipeline.runs.transforms.loading import load_schema
+from pipeline.runs.transforms.user_code import user_code
 from pipeline.storage import Storage
 from pipeline.storage.documents import parse_stored, seal_json
 from pipeline.table.errors import UploadsVanishedError
@@ -69,11 +73,14 @@ class CheckStage:
     files: pl.DataFrame | None = None
     """Completions of the run's files, where these are merged from what was measured."""
 
-    def results(self, done: pl.DataFrame, window: str | None = None) -> list[CheckResult]:
+    def results(
+        self, done: pl.DataFrame, chunks: pl.DataFrame, window: str | None = None
+    ) -> list[CheckResult]:
         """Check a result, unless that is stored already.
 
         Args:
             done: Completions with the figures of its rows (schema COMPLETIONS).
+            chunks: Completions of its chunks; those of `done`, but for a reduce.
             window: Label of its window; None: the whole run.
 
         Raises:
@@ -81,10 +88,10 @@ class CheckStage:
                 again.
             CheckError: a check cannot be made.
         """
-        if not self.checks.run:
+        if self.checks.is_empty:
             return []
         last = self._last(done if self.files is None else self.files, window)
-        subject = self._digest(done, last)
+        subject = self._digest(done, chunks, last)
         folder = RESULTS if window is None else f"{RESULTS}/{window}"
         uri = f"{self.ledger.prefix}{folder}.json"
         blob = self.storage.get_or_none(uri)
@@ -92,22 +99,45 @@ class CheckStage:
             stored = parse_stored(StoredResults, blob.data, uri)
             if stored.subject == subject:
                 return list(stored.results)
-        results = self._evaluate(done, last)
+        self._confirm_rejected(chunks)
+        results = [*self._of_rows(chunks), *self._evaluate(done, last)]
         document = StoredResults(subject=subject, at=time.time(), results=tuple(results))
         self.storage.put(uri, seal_json(document.model_dump_json(indent=1).encode()))
         return results
 
-    def _digest(self, done: pl.DataFrame, last: LastVersion) -> str:
+    def _of_rows(self, chunks: pl.DataFrame) -> list[CheckResult]:
+        """Sum up what the schema of rows has found in each chunk."""
+        rows = self.checks.rows
+        if rows is None:
+            return []
+        columns = chunks.select("attempt", "rows_out", "checked").iter_rows()
+        found = [self._checked(*row) for row in columns]
+        return [judge_rows(rows, [(one.figures.rows, one.failing) for one in found])]
+
+    def _confirm_rejected(self, chunks: pl.DataFrame) -> None:
+        """Raise UploadsVanishedError unless all rows in quarantine are stored."""
+        rejected = rejected_of(self.ledger.job(), self.record, chunks)
+        if rejected.is_empty():
+            return
+        listed = {info.uri for info in self.storage.objects(self.ledger.prefix + FOLDER)}
+        lost = rejected.filter(~(self.ledger.state + pl.col("source")).is_in(listed))
+        if lost.height:
+            raise UploadsVanishedError(sorted(lost["attempt"].to_list()))
+
+    def _digest(self, done: pl.DataFrame, chunks: pl.DataFrame, last: LastVersion) -> str:
         """Hash the checks and everything that their results depend on."""
         parts = [
             self.checks.model_dump(mode="json"),
             done["attempt"].sort().to_list(),
+            chunks["attempt"].sort().to_list(),
             last.rows,
             dict(sorted(last.totals.items())),
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _evaluate(self, done: pl.DataFrame, last: LastVersion) -> list[CheckResult]:
+        if not self.checks.run:
+            return []
         checked = [
             self._checked(*row) for row in done.select("attempt", "rows_out", "checked").iter_rows()
         ]
@@ -227,17 +257,28 @@ def stored_results(storage: Storage, ledger: Ledger) -> tuple[CheckResult, ...]:
     return () if blob is None else parse_stored(StoredResults, blob.data, uri).results
 
 
-def refuse_impossible(job: Job, schema: pl.Schema | None) -> None:
+def refuse_impossible(job: Job, settings: Settings, schema: pl.Schema | None) -> None:
     """Refuse checks that cannot be made on the job's result.
 
     Args:
         job: The job.
+        settings: Settings of transforms.
         schema: Columns of its chunks' results; None if they depend on the data.
 
     Raises:
-        JobError: a column is missing or of another type, a query is wrong, or DuckDB is missing.
+        TransformNotAllowedError: the settings do not allow the module of the schema of rows.
+        JobError: a column is missing or of another type, a query is wrong, or a package is missing.
     """
     checks = job.checks
+    if checks.rows is not None:
+        try:
+            rows = load_schema(checks.rows.schema_, settings.transforms)
+            if schema is not None:
+                empty = rows.typed(pl.DataFrame(schema=schema))
+                with user_code(rows.name, kind=CheckError):
+                    rows.split(empty)
+        except CheckError as error:
+            raise JobError(str(error), error.hint) from error
     result = schema if job.reduce is None else None
     problem = Wanted.of(checks).problem(result) if result is not None else None
     if problem:
@@ -284,8 +325,8 @@ def refuse(run: str, by_window: Mapping[str | None, Sequence[CheckResult]]) -> N
         f"{plural(len(results), 'check')} {verb} the result of {what}: {'; '.join(lines)}{more}; "
         "nothing of it was published",
         hint="if the data are wrong, fix them or the transform, then run the job with --replan; if "
-        "the check is, change its limit or set `severity: warn` in the job's checks.run, then run "
-        "the job again: finished work is kept",
+        "the check is, change its limit or set `severity: warn` in the job's checks, then run the "
+        "job again: finished work is kept",
     )
     error.windows = tuple(label for label in failed if label is not None)
     raise error

@@ -19,6 +19,7 @@ from pipeline.table.log import TableLog
 from pipeline.table.manifest import (
     MAX_LEFT_OUT_NAMED,
     QUARANTINED,
+    REJECTED,
     Commit,
     CommitEntry,
     folders,
@@ -58,6 +59,7 @@ def draft_commit(
     columns: Columns | None = None,
     hive_types: Mapping[str, str] | None = None,
     left_out: LeftOut | None = None,
+    rejected: pl.DataFrame | None = None,
 ) -> Commit:
     """Draft a commit, not yet stored, from completions of a run or of one of its windows.
 
@@ -72,7 +74,9 @@ def draft_commit(
         columns: Columns of the files.
         hive_types: Types of partition columns that the job declares.
         left_out: Objects that could not be read.
+        rejected: Chunks with rows in quarantine (schema REJECTED).
     """
+    rejected = REJECTED.to_frame() if rejected is None else rejected
     files = files_of(record.output, done)
     absent, left_out = tuple(missing), left_out or LeftOut()
     # Partitions that an earlier commit of this run replaced hold this run's files now.
@@ -98,6 +102,7 @@ def draft_commit(
         columns=digest_columns(columns or {}),
         left_out=len({named.partition("\t")[0] for named in left_out.named}),
         quarantined=left_out.quarantined["uri"].n_unique(),
+        rejected=int(rejected["rows"].sum()),
     )
     replaced = set(folders(files)) - already if mode == "overwrite-partitions" else set()
     return Commit(
@@ -110,6 +115,7 @@ def draft_commit(
         hive_types=hive_types or {},
         left_out=left_out.named[:MAX_LEFT_OUT_NAMED],
         quarantined=left_out.quarantined.head(MAX_LEFT_OUT_NAMED),
+        rejected=rejected,
     )
 
 

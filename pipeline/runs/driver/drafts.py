@@ -12,7 +12,7 @@ from partitioning import Plan, Windowing
 from pipeline.config.job import Job
 from pipeline.errors import UsageError
 from pipeline.runs.driver.commit import CommitWindow, draft_commit
-from pipeline.runs.driver.quarantine import left_out_of
+from pipeline.runs.driver.quarantine import left_out_of, rejected_of
 from pipeline.runs.driver.schemas import check_schemas, columns_of_run, hive_types_of
 from pipeline.runs.ledger.records import Progress, RunRecord
 from pipeline.table.log import TableLog
@@ -142,6 +142,7 @@ class Drafting:
             columns=columns_of_run(self.progress, done),
             hive_types=hive_types_of(self.job, self.progress),
             left_out=left_out_of(self.job, self.record, self.plan, of_chunks, is_own),
+            rejected=rejected_of(self.job, self.record, of_chunks),
         )
 
     def _in_window(self, label: str | None) -> Callable[[str], bool]:

@@ -253,7 +253,7 @@ def plan_input(
         visible = pl.Schema({name: visible[name] for name in job.input.columns})
     probed = probe(transform, visible, tables)
     _refuse_missing_columns(job, probed)
-    refuse_impossible(job, probed.schema if probed.is_static else None)
+    refuse_impossible(job, settings, probed.schema if probed.is_static else None)
     return PlannedInput(result, transform, probed, tables)
 
 

@@ -135,7 +135,8 @@ def publish_run(
             released = released_names(entries, record.run)
             refuse_released(table_log, done, released)
             drafts = drafting.drafts(entries, released, without_failed=without_failed)
-            drafts = _checked(checking, drafts, measured, windows, results)
+            checked = (measured, progress.completions if job.reduce else measured)
+            drafts = _checked(checking, drafts, checked, windows, results)
             if together or rule is None:
                 refuse(ledger.run, results)
             if not drafts:
@@ -151,7 +152,7 @@ def publish_run(
         raise
     own = [entry for entry in entries if entry.run == record.run]
     _finish(ledger, table_log, progress, manifest, own=own, published=published)
-    has_partials = job.reduce is not None or job.output.merges or job.checks.run
+    has_partials = job.reduce is not None or job.output.merges or not job.checks.is_empty
     if has_partials and ledger.published() is not None:
         drop_partials(storage, ledger)
     refuse(ledger.run, results)
@@ -167,13 +168,13 @@ def check_run(storage: Storage, ledger: Ledger) -> list[CheckResult]:
     done = progress.completions if job.output.merges else files
     table_log = TableLog(storage, ledger.output)
     stage = CheckStage(storage, ledger, table_log, ledger.checks(), ledger.record(), files)
-    return stage.results(done)
+    return stage.results(done, progress.completions if job.reduce else done)
 
 
 def _checked(
     checking: CheckStage,
     drafts: Sequence[Commit],
-    done: pl.DataFrame,
+    completions: tuple[pl.DataFrame, pl.DataFrame],
     windows: Mapping[str, WindowChunks] | None,
     results: dict[str | None, list[CheckResult]],
 ) -> list[Commit]:
@@ -182,7 +183,7 @@ def _checked(
     Args:
         checking: Checks of the run.
         drafts: Drafts of commits.
-        done: Completions of the run with the figures of its rows (schema COMPLETIONS).
+        completions: Completions with the figures of the run's rows, and those of its chunks.
         windows: Planned chunks of each window, if the run is published by windows.
         results: Gets what the checks have found, by the label of the window.
     """
@@ -191,8 +192,11 @@ def _checked(
         label = draft.entry.window
         if label not in results:
             chunks = windows[label].chunks if windows and label is not None else None
-            rows = done if chunks is None else done.filter(pl.col("chunk").is_in(list(chunks)))
-            results[label] = checking.results(rows, label)
+            files, of_chunks = (
+                rows if chunks is None else rows.filter(pl.col("chunk").is_in(list(chunks)))
+                for rows in completions
+            )
+            results[label] = checking.results(files, of_chunks, label)
         if not refused(results[label]):
             passed.append(_with_results(draft, results[label]))
     return passed

@@ -16,8 +16,9 @@ from pipeline.errors import QuarantineLimitError
 from pipeline.printable import printable_line
 from pipeline.report.humanize import plural
 from pipeline.runs.driver.commit import LeftOut
+from pipeline.runs.ledger.check_files import CheckedResult, rejected_name
 from pipeline.runs.ledger.records import Progress, RunRecord
-from pipeline.table.manifest import QUARANTINED
+from pipeline.table.manifest import QUARANTINED, REJECTED
 
 _SHOWN = 3
 """Maximum number of objects that an error names."""
@@ -116,6 +117,29 @@ def left_out_of(
     if job.input.on_bad_object != "quarantine":
         rows = []
     return LeftOut(tuple(named), pl.DataFrame(rows, schema=QUARANTINED, orient="row"))
+
+
+def rejected_of(job: Job, record: RunRecord, done: pl.DataFrame) -> pl.DataFrame:
+    """List the chunks with rows in quarantine (schema REJECTED).
+
+    Args:
+        job: The job.
+        record: Record of the run.
+        done: Completions whose rows are in the commit (schema COMPLETIONS).
+    """
+    rows = job.checks.rows
+    if rows is None or rows.severity != "quarantine":
+        return REJECTED.to_frame()
+    columns = done.select("chunk", "attempt", "rows_out", "checked").iter_rows()
+    counts = [
+        (chunk, attempt, CheckedResult.of(attempt, count, text).failing.count)
+        for chunk, attempt, count, text in columns
+    ]
+    return pl.DataFrame(
+        [(*one, rejected_name(record.run, one[1])) for one in counts if one[2]],
+        schema=REJECTED,
+        orient="row",
+    )
 
 
 def _clean(reason: str) -> str:

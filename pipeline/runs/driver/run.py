@@ -38,7 +38,7 @@ from pipeline.runs.worker.reduce import tree
 from pipeline.storage import Storage
 from pipeline.storage.outages import best_effort, retry_until_available
 from pipeline.table.errors import UploadsVanishedError
-from pipeline.table.evidence import find_evidence
+from pipeline.table.evidence import find_evidence, find_rejected
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import run_of
 from pipeline.table.retention import locate
@@ -184,7 +184,7 @@ class RunDriver:
                 mapped again.
         """
         ledger = self.planned.ledger
-        if not ledger.checks().run or ledger.published() is not None:
+        if ledger.checks().is_empty or ledger.published() is not None:
             return
         self.listen("check", None)
         check = partial(check_run, self.storage, ledger)
@@ -320,6 +320,11 @@ class RunDriver:
             table_log = TableLog(self.storage, ledger.output)
             records = find_evidence(table_log, table_log.manifest(manifest))
             quarantine = tuple(uri for name, uri in records.items() if run_of(name) == ledger.run)
+        rejected: tuple[str, ...] = ()
+        if manifest is not None and self.job.checks.rows is not None:
+            table_log = TableLog(self.storage, ledger.output)
+            found = find_rejected(table_log, table_log.manifest(manifest))
+            rejected = tuple(uri for name, uri in found.items() if run_of(name) == ledger.run)
         phases: dict[str, float] = {}
         for name, _, seconds in self.heartbeat.record.phases if map_stage else []:
             phases[name] = phases.get(name, 0.0) + seconds
@@ -349,6 +354,7 @@ class RunDriver:
                 *progress.problems,
                 *progress.left_out(),
                 *(f"check {r.line}" for r in self._checked if r.outcome != "passed"),
+                *(f"the rows in quarantine are in {uri}" for uri in rejected),
                 *(f"the objects in quarantine are listed in {uri}" for uri in quarantine),
             ),
             errors=failure_lines(failed),

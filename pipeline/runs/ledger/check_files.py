@@ -2,6 +2,7 @@
 
 checks.json                the checks, where they are other than those of the stored job
 checks/<attempt>.parquet   columns of one result whose values checks need, of all chunks together
+checks/<attempt>.rejected.parquet   rows of one result in quarantine
 check_results.json         what the checks have found (check_results/<window>.json in a backfill)
 """
 
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.config.job_checks import Checks
 from pipeline.quality.figures import Figures, Wanted
 from pipeline.quality.results import CheckResult
+from pipeline.quality.rows import FailingRows
 from pipeline.storage import Storage
 from pipeline.storage.documents import Moment
 
@@ -53,7 +55,10 @@ def checks_identity(checks: Checks) -> dict[str, Any]:
 
     A run that needs anything else is another run.
     """
-    return {"needs": Wanted.of(checks).identity()} if checks.run else {}
+    identity = {"needs": Wanted.of(checks).identity()} if checks.run else {}
+    if checks.rows is not None:
+        identity["rows"] = checks.rows.model_dump(exclude={"max_quarantined"})
+    return identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,20 @@ class KeptColumns:
 def columns_uri(prefix: str, attempt: str) -> str:
     """Return the URI of an attempt's stored columns."""
     return f"{prefix}{FOLDER}{attempt}.parquet"
+
+
+def rejected_name(run: str, attempt: str) -> str:
+    """Return the name, below an output's state, of an attempt's rows in quarantine."""
+    return f"runs/{run}/{FOLDER}{attempt}.rejected.parquet"
+
+
+def store_rejected(
+    storage: Storage, state: str, run: str, attempt: str, rows: pl.DataFrame
+) -> None:
+    """Store rows in quarantine; publishing copies them next to the output."""
+    buffer = io.BytesIO()
+    rows.write_parquet(buffer, compression="zstd")
+    storage.put_new(state + rejected_name(run, attempt), buffer.getvalue())
 
 
 def store_columns(
@@ -88,11 +107,15 @@ def store_columns(
     return KeptColumns(attempt, digest, len(data), frame.height)
 
 
-def checked_text(figures: Figures, kept: KeptColumns | None) -> str:
+def checked_text(
+    figures: Figures, kept: KeptColumns | None = None, failing: FailingRows | None = None
+) -> str:
     """Format what is known of a result, for its completion."""
     value = {"rows": figures.rows, **figures.to_json()}
     if kept is not None:
         value["kept"] = [kept.sha256, kept.bytes]
+    if failing is not None and failing.count:
+        value["failing"] = failing.to_json()
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -112,6 +135,8 @@ class CheckedResult:
 
     figures: Figures
     kept: KeptColumns | None
+    failing: FailingRows
+    """Rows that break rules of the job's schema, kept or not."""
 
     @classmethod
     def of(cls, attempt: str, rows: int, text: str) -> Self:
@@ -129,6 +154,9 @@ class CheckedResult:
             if "kept" in value:
                 digest, size = value["kept"]
                 kept = KeptColumns(attempt, str(digest), int(size), rows)
+            failing = FailingRows()
+            if "failing" in value:
+                failing = FailingRows.from_json(value["failing"])
         except (TypeError, AttributeError, KeyError, ArithmeticError) as error:
             raise ValueError(f"it is no figures of checks: {text[:80]!r}") from error
-        return cls(figures, kept)
+        return cls(figures, kept, failing)

@@ -84,6 +84,8 @@ class EntryChecks:
     """Whether the job merges its chunks' results into files instead of staging them."""
     wanted: Wanted = field(default_factory=Wanted)
     """What the job's checks need to know of each staged result."""
+    checks_rows: bool = False
+    """Whether the job checks the rows of each chunk."""
 
     def check(self, segment: Segment) -> Segment:
         """Return the valid entries, and count the others as problems."""
@@ -121,7 +123,7 @@ class EntryChecks:
             of_merge = pl.col("batch").str.starts_with(MERGE)
             merged = self._merged(rows.filter(of_merge), problems)
             chunks = self._partials(rows.filter(~of_merge), problems)
-            return pl.concat([self._with_figures(chunks, problems)[0], merged])
+            return pl.concat([chunks, merged])
         if not self.reduces:
             return self._staged(rows, problems)
         of_reduce = pl.col("batch") == REDUCE
@@ -131,7 +133,8 @@ class EntryChecks:
     def _staged(self, rows: pl.DataFrame, problems: Problems) -> pl.DataFrame:
         """Check completions of chunks that were staged one by one."""
         rows, folders = self._of_plan(rows, problems)
-        rows, folders = self._with_figures(rows, problems, folders)
+        needs = bool(self.wanted.identity()) or self.checks_rows
+        rows, folders = self._with_figures(rows, problems, self.wanted, folders, is_needed=needs)
         keys = (are_keys_of(self.output, self.run, column) for column in folders)
         return self._tokens(rows, pl.any_horizontal(keys), problems)
 
@@ -142,21 +145,28 @@ class EntryChecks:
             & (pl.col("index") == 0)
         }
         key = are_keys_of(self.output, self.run)
-        rows, _ = self._with_figures(rows, problems)
+        needs = bool(self.wanted.identity())
+        rows, _ = self._with_figures(rows, problems, self.wanted, is_needed=needs)
         return self._tokens(_keep_valid(rows, checks, problems), key, problems)
 
+    @staticmethod
     def _with_figures(
-        self, rows: pl.DataFrame, problems: Problems, beside: pl.DataFrame | None = None
+        rows: pl.DataFrame,
+        problems: Problems,
+        wanted: Wanted,
+        beside: pl.DataFrame | None = None,
+        *,
+        is_needed: bool,
     ) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Keep the rows with the figures that checks need; return them with the rows beside them.
 
         Without figures a result would pass checks as if it had no nulls.
         """
         beside = rows.select() if beside is None else beside
-        if not self.wanted.identity():
+        if not is_needed:
             return rows, beside
         known = [
-            is_checked(attempt, count, text, self.wanted)
+            is_checked(attempt, count, text, wanted)
             for attempt, count, text in rows.select("attempt", "rows_out", "checked").iter_rows()
         ]
         valid = pl.Series(known, dtype=pl.Boolean)
@@ -174,6 +184,10 @@ class EntryChecks:
     def _partials(self, rows: pl.DataFrame, problems: Problems) -> pl.DataFrame:
         """Check completions of chunks whose results were combined."""
         rows, _ = self._of_plan(rows, problems)
+        # A reduce is measured at its end.
+        wanted = self.wanted if self.merges else Wanted()
+        needs = bool(wanted.identity()) or self.checks_rows
+        rows, _ = self._with_figures(rows, problems, wanted, is_needed=needs)
         rest = pl.col("uri").str.strip_prefix(self.prefix)
         checks = {
             "its result is no partial, as those of its job are": (pl.col("upload") == PARTIAL)

@@ -296,11 +296,12 @@ class Ledger:
 
     def checks(self) -> Checks:
         """Read the checks of the result. Raises StateError if they are damaged."""
+        stored = self.job().checks
+        if stored.is_empty:
+            return stored  # A job with checks is not the same as one without.
         uri = self.prefix + "checks.json"
         blob = self._storage.get_or_none(uri)
-        return (
-            self.job().checks if blob is None else parse_stored(StoredChecks, blob.data, uri).checks
-        )
+        return stored if blob is None else parse_stored(StoredChecks, blob.data, uri).checks
 
     def cancel(self) -> None:
         """Request the run's driver and workers to stop."""
@@ -420,6 +421,7 @@ class Ledger:
                 reduces=self.job().reduce is not None,
                 wanted=Wanted.of(self.job().checks),
                 merges=self.job().output.merges,
+                checks_rows=self.job().checks.rows is not None,
             )
         return self._checks.check(some)
 

@@ -21,6 +21,7 @@ from pipeline.config.job import Job
 from pipeline.config.sections import EXAMPLES, TransformSettings
 from pipeline.errors import JobError, TransformNotAllowedError
 from pipeline.own_packages import is_own, put_own_first
+from pipeline.quality.rows import RowSchema, require_dataframely
 from pipeline.runs.transforms.fingerprint import fingerprint, join_fingerprints, libraries
 from pipeline.runs.transforms.reach import Reach, Reached, allows
 from pipeline.runs.transforms.site_paths import add_new_paths
@@ -83,6 +84,39 @@ def load_transform(name: str, params: Mapping[str, Any], settings: TransformSett
         definitions=reached.definitions,
         notes=reached.notes,
     )
+
+
+def load_schema(name: str, settings: TransformSettings) -> RowSchema:
+    """Check and import a schema of dataframely, as `load_transform` does a transform.
+
+    Raises:
+        TransformNotAllowedError: the settings do not allow its module, or the class is not defined
+            in an allowed module.
+        JobError: there is no such module or class, it cannot be imported, or it is no schema.
+        CheckError: dataframely is not installed.
+    """
+    dataframely = require_dataframely()
+    module_name, _, class_name = name.partition(":")
+    with _lock:
+        _, sources = _read(name, settings)
+        module = _import(module_name, sources, settings)
+    schema = getattr(module, class_name, None)
+    if not isinstance(schema, type) or not issubclass(schema, dataframely.Schema):
+        kinds = [n for n, v in vars(module).items() if _is_schema(v, dataframely)]
+        raise JobError(
+            f"{name} (checks.rows) is no dataframely schema",
+            hint=f"{module_name} defines {', '.join(kinds)}"
+            if kinds
+            else "name a subclass of dataframely.Schema, as module:Class",
+        )
+    if not allows(settings.allowed, schema.__module__):
+        raise _not_defined(name, f"{schema.__module__}.{schema.__qualname__}")
+    return RowSchema(name, schema)
+
+
+def _is_schema(value: Any, dataframely: Any) -> bool:
+    is_class = isinstance(value, type) and issubclass(value, dataframely.Schema)
+    return is_class and value is not dataframely.Schema
 
 
 def _check_defined(name: str, value: Any, settings: TransformSettings) -> None:
@@ -164,19 +198,22 @@ def fingerprint_of(name: str, params: Mapping[str, Any], settings: TransformSett
 
 
 def job_fingerprint(job: Job, settings: TransformSettings) -> str:
-    """Compute the fingerprint of a job's code: its transform, and its reduce if it has one."""
+    """Compute the fingerprint of a job's code: its transform, its reduce and its schema of rows."""
     parts = [fingerprint_of(job.transform, job.params, settings)]
-    if job.reduce is not None:
-        names = [name for name in (job.reduce.combine, job.reduce.finalize) if name]
-        parts += [fingerprint_of(name, {}, settings) for name in names]
+    parts += [fingerprint_of(name, {}, settings) for name in other_names(job)]
     return join_fingerprints(parts)
+
+
+def other_names(job: Job) -> list[str]:
+    """List the functions and the schema of a job, without its transform."""
+    names = [job.reduce.combine, job.reduce.finalize] if job.reduce is not None else []
+    names += [job.checks.rows.schema_] if job.checks.rows is not None else []
+    return [name for name in names if name]
 
 
 def job_definitions(job: Job, settings: TransformSettings) -> dict[str, str]:
     """Hash each definition that a job's code reaches, and name the libraries that count."""
-    names = [job.transform]
-    if job.reduce is not None:
-        names += [name for name in (job.reduce.combine, job.reduce.finalize) if name]
+    names = [job.transform, *other_names(job)]
     with _lock:
         digests = [_read(name, settings)[0].digests for name in names]
     return {**{name: digest for some in digests for name, digest in some.items()}, **libraries()}

@@ -28,6 +28,8 @@ from pipeline.errors import (
     UnreadableObjectError,
     is_transient,
 )
+from pipeline.quality.figures import Figures
+from pipeline.runs.ledger.check_files import checked_text
 from pipeline.runs.ledger.ledger import segment_name
 from pipeline.runs.ledger.records import PARTIAL, Completion, Failure, digest_of
 from pipeline.runs.transforms.user_code import is_from_signal
@@ -36,6 +38,7 @@ from pipeline.runs.worker.chunk import (
     RunContext,
     completion_of,
     compute,
+    keep_rejected,
     open_chunk,
     open_run,
     schema_text,
@@ -426,12 +429,16 @@ class ReducingBatchAttempt(BatchAttempt):
 
     @override
     def _stage(self, mapped: ComputedChunk) -> Completion:
+        attempt, failing = uuid.uuid4().hex, mapped.failing
+        keep_rejected(self.context, mapped, attempt)
+        figures = Figures(mapped.frame.height)
         return completion_of(
             self.context,
             mapped,
             batch=self.batch.name,
             worker=self.worker,
-            attempt=uuid.uuid4().hex,
+            attempt=attempt,
+            checked="" if failing is None else checked_text(figures, failing=failing),
             stage_seconds=0.0,
             bytes_out=0,
             uri="",

@@ -18,13 +18,20 @@ from partitioning import Chunk, Filter, Plan, Term, filter_expr
 from pipeline.concurrency import single_flight
 from pipeline.config.job import Job, Output
 from pipeline.config.settings import Settings, load_settings
-from pipeline.errors import CheckError, StateError, TransformError
-from pipeline.quality.figures import Wanted
-from pipeline.runs.ledger.check_files import checked_text, store_columns
+from pipeline.errors import CheckError, RowsRefusedError, StateError, TransformError
+from pipeline.quality.figures import Figures, Wanted
+from pipeline.quality.rows import FailingRows, RowSchema, free_name
+from pipeline.report.humanize import plural
+from pipeline.runs.ledger.check_files import checked_text, store_columns, store_rejected
 from pipeline.runs.ledger.keys import output_uri
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Completion, RunRecord, digest_of
-from pipeline.runs.transforms.loading import Transform, job_fingerprint, load_transform
+from pipeline.runs.transforms.loading import (
+    Transform,
+    job_fingerprint,
+    load_schema,
+    load_transform,
+)
 from pipeline.runs.transforms.user_code import user_code
 from pipeline.runs.worker.chunk_source import ChunkSource, ReadOptions, engine_for
 from pipeline.runs.worker.encoding import (
@@ -60,6 +67,8 @@ class RunContext:
     """Tables that the transform may read, in the run's versions."""
     ahead: ReadAhead = field(default_factory=ReadAhead)
     """What this process has learnt about reading chunks of the run ahead."""
+    row_schema: RowSchema | None = None
+    """Rules for the rows of each chunk's result."""
 
 
 @single_flight(2)
@@ -103,7 +112,14 @@ def open_run(run_uri: str, fingerprint: str, sent: str = "") -> RunContext:
         schema=plan.dtypes,
         row_filter=filter_polars(filter_of(job), plan),
         tables=Tables(record.tables),
+        row_schema=row_schema_of(job, settings),
     )
+
+
+def row_schema_of(job: Job, settings: Settings) -> RowSchema | None:
+    """Load the schema of a job's rows, if it has one."""
+    rows = job.checks.rows
+    return None if rows is None else load_schema(rows.schema_, settings.transforms)
 
 
 def filter_of(job: Job) -> Filter:
@@ -226,6 +242,10 @@ class ComputedChunk:
     encode_seconds: float = 0.0
     memory: int = 0
     """Resident bytes of this process after the transform."""
+    failing: FailingRows | None = None
+    """Rows that break rules of the job's schema; None: it has none."""
+    rejected: pl.DataFrame | None = None
+    """These rows, if they are in quarantine instead of the frame."""
 
 
 def in_order(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
@@ -253,6 +273,7 @@ def compute(
     with context.tables.used():
         frame = apply(context.transform, source.scan(), chunk.decoded_bytes)
     frame, filled = fill_types(in_order(frame, context.record.columns), types or {})
+    frame, failing, rejected = check_rows(context, frame)
     seconds = time.perf_counter() - clock
     waited = min(source.waited_seconds, seconds)
     return ComputedChunk(
@@ -267,6 +288,41 @@ def compute(
         left_out=source.left_out,
         filled=filled,
         memory=resident_bytes(),
+        failing=failing,
+        rejected=None
+        if rejected is None
+        else rejected.with_columns(pl.lit(chunk.id).alias(free_name("chunkmap_chunk", rejected))),
+    )
+
+
+def check_rows(
+    context: RunContext, frame: pl.DataFrame
+) -> tuple[pl.DataFrame, FailingRows | None, pl.DataFrame | None]:
+    """Check the rows of a chunk's result.
+
+    Returns:
+        The rows to publish, what was found (None without a schema), and the rows to keep in
+        quarantine.
+
+    Raises:
+        RowsRefusedError: rows break rules, and the schema blocks.
+        CheckError: the frame does not fit the schema.
+    """
+    rows, schema = context.job.checks.rows, context.row_schema
+    if rows is None or schema is None:
+        return frame, None, None
+    with user_code(schema.name):
+        split = schema.split(schema.typed(frame))
+    found = split.found
+    if not found.count or rows.severity == "warn":
+        return schema.typed(frame), found, None
+    if rows.severity == "quarantine":
+        return split.passing, found, split.failing
+    raise RowsRefusedError(
+        f"{plural(found.count, 'row')} of {frame.height:,} break rules of {schema.name} "
+        f"(checks.rows): {found.text}; e.g. {found.examples[0]}",
+        hint="fix the data or the transform; or set checks.rows.severity to quarantine or warn, "
+        "and run the job with --replan",
     )
 
 
@@ -281,7 +337,8 @@ def stage(context: RunContext, mapped: ComputedChunk, batch: str, worker: str) -
         mapped, compute_seconds=mapped.compute_seconds + encoding, encode_seconds=encoding
     )
     attempt = uuid.uuid4().hex
-    checked = check_figures(context, mapped.frame, attempt)
+    checked = check_figures(context, mapped.frame, attempt, mapped.failing)
+    keep_rejected(context, mapped, attempt)
     uri = output_uri(context.ledger.output, context.record.run, mapped.chunk, attempt)
     sha256 = hashlib.sha256(data).hexdigest()
     area = staged_area(context.ledger.output)
@@ -304,7 +361,16 @@ def stage(context: RunContext, mapped: ComputedChunk, batch: str, worker: str) -
     )
 
 
-def check_figures(context: RunContext, frame: pl.DataFrame, attempt: str) -> str:
+def keep_rejected(context: RunContext, mapped: ComputedChunk, attempt: str) -> None:
+    """Store the rows of a chunk that are in quarantine, before its completion names them."""
+    if mapped.rejected is not None:
+        ledger = context.ledger
+        store_rejected(context.storage, ledger.state, ledger.run, attempt, mapped.rejected)
+
+
+def check_figures(
+    context: RunContext, frame: pl.DataFrame, attempt: str, failing: FailingRows | None = None
+) -> str:
     """Measure what the job's checks need of a result, and store the columns that they look into.
 
     Returns:
@@ -315,14 +381,14 @@ def check_figures(context: RunContext, frame: pl.DataFrame, attempt: str) -> str
     """
     wanted = Wanted.of(context.job.checks)
     if not wanted.identity():
-        return ""
+        return "" if failing is None else checked_text(Figures(frame.height), failing=failing)
     problem = wanted.problem(frame.schema)
     if problem:
         raise CheckError(problem, hint="fix the job's checks.run, or the transform")
     kept = None
     if wanted.keeps:
         kept = store_columns(context.storage, context.ledger.prefix, attempt, frame, wanted.kept)
-    return checked_text(wanted.measure(frame), kept)
+    return checked_text(wanted.measure(frame), kept, failing)
 
 
 def completion_of(

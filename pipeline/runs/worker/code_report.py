@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from pipeline.config.job import Job, parse_job
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError, JobError, TransformError, TransformNotAllowedError
-from pipeline.runs.transforms.loading import job_fingerprint, load_transform, module_exists
+from pipeline.runs.transforms.loading import (
+    job_fingerprint,
+    load_schema,
+    load_transform,
+    module_exists,
+    other_names,
+)
 from pipeline.runs.transforms.packages import imported_packages, versions_in_use
 from pipeline.runs.transforms.reach import allows
 from pipeline.runs.worker.run_settings import received_settings
@@ -39,11 +45,15 @@ def report_code(job: Job, settings: Settings) -> CodeReport:
     names = names_of(job)
     try:
         fingerprint = job_fingerprint(job, settings.transforms)
+        schema = job.checks.rows.schema_ if job.checks.rows is not None else None
         modules = [name.partition(":")[0] for name in names]
         packages = imported_packages(modules, settings.transforms)
         load_transform(job.transform, job.params, settings.transforms)
         for name in names[1:]:
-            load_transform(name, {}, settings.transforms)
+            if name == schema:
+                load_schema(name, settings.transforms)
+            else:
+                load_transform(name, {}, settings.transforms)
     except ChunkmapError as error:
         return CodeReport(problem=str(error), hint=error.hint or "")
     return CodeReport(fingerprint, versions_in_use(packages))
@@ -67,9 +77,8 @@ def report_received(job_text: str, sent: str) -> CodeReport:
 
 
 def names_of(job: Job) -> list[str]:
-    """List the functions of a job, its transform first."""
-    reduce = (job.reduce.combine, job.reduce.finalize) if job.reduce is not None else ()
-    return [job.transform, *(name for name in reduce if name)]
+    """List the functions and the schema of a job, its transform first."""
+    return [job.transform, *other_names(job)]
 
 
 def missing_modules(sent: str) -> dict[str, str]:

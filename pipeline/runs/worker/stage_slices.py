@@ -18,6 +18,7 @@ from pipeline.runs.worker.chunk import (
     arrange,
     check_figures,
     completion_of,
+    keep_rejected,
 )
 from pipeline.runs.worker.key_columns import without_key_columns
 from pipeline.runs.worker.slices import pack_slices, split
@@ -37,7 +38,8 @@ def stage_slices(context: RunContext, mapped: ComputedChunk, batch: str, worker:
     )
     attempt = uuid.uuid4().hex
     uri = join(context.ledger.prefix, "partials", f"{mapped.chunk.index:07d}-{attempt}.arrow")
-    checked = check_figures(context, mapped.frame, attempt)
+    checked = check_figures(context, mapped.frame, attempt, mapped.failing)
+    keep_rejected(context, mapped, attempt)
     context.storage.put_new(uri, data)
     return completion_of(
         context,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from contextlib import suppress
 from dataclasses import replace
@@ -261,7 +262,7 @@ def test_a_driver_that_dies_while_checking(small: Small, fault: Fault) -> None:
     )
     stage.run()
     kept = small.root / "kept"
-    shutil.copytree(small.root / "out.chunkmap", kept)
+    shutil.copytree(small.root / "out.chunkmap", kept, copy_function=os.link)
 
     def checked_and_published(script: Script, error: Any = KilledError) -> Faulty:
         faulty = Faulty(LocalBackend(), script, error)
@@ -280,7 +281,7 @@ def test_a_driver_that_dies_while_checking(small: Small, fault: Fault) -> None:
     for number in instants(requests, fault):
         for name in ("out", "out.chunkmap"):
             shutil.rmtree(small.root / name, ignore_errors=True)
-        shutil.copytree(kept, small.root / "out.chunkmap")
+        shutil.copytree(kept, small.root / "out.chunkmap", copy_function=os.link)
         checked_and_published(dies_at(number, fault))
         checked_and_published(lambda n, name: None)
         assert whole() == list(range(40)), number
@@ -288,7 +289,7 @@ def test_a_driver_that_dies_while_checking(small: Small, fault: Fault) -> None:
     for number in instants(requests, "lost", fault):
         for name in ("out", "out.chunkmap"):
             shutil.rmtree(small.root / name, ignore_errors=True)
-        shutil.copytree(kept, small.root / "out.chunkmap")
+        shutil.copytree(kept, small.root / "out.chunkmap", copy_function=os.link)
         checked_and_published(at(number, fault), lost)
         assert whole() == list(range(40)), number
 
