@@ -236,6 +236,17 @@ SCHEMA: dict[str, Any] = {
                 ),
                 "Estimates before the run, next to its figures; empty unless it is done.",
             ),
+            "checks": _list(
+                _object(
+                    {
+                        "name": _TEXT,
+                        "outcome": {"enum": ["passed", "warned", "quarantined", "refused"]},
+                        "found": _TEXT,
+                        "examples": _list(_TEXT),
+                    }
+                ),
+                "Checks of the result, with rows that failed.",
+            ),
             "not_counted": _list(
                 _TEXT, "One sentence per kind of entry that this run cannot have written."
             ),
@@ -304,6 +315,7 @@ def build_json(report: RunReport) -> str:
             for group in run_figures.failure_groups(report)[:MAX_GROUPS]
         ],
         "estimates": [asdict(each) for each in report.estimates],
+        "checks": [asdict(each) for each in report.checks],
         "not_counted": list(report.not_counted),
         "chunks": _chunks(report.completions),
     }

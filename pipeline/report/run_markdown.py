@@ -25,11 +25,12 @@ def build_markdown(report: RunReport, location: str | None) -> str:
         f"| {_text(card.label)} | **{_text(card.value)}** | {_text(card.note)} |"
         for card in run_text.cards(run, totals, report.pruned)
     ]
-    notice = run_text.notice(run, totals)
+    notice = run_text.notice(run, totals, is_refused=report.is_refused)
     if notice is not None:
         lines += ["", _text(notice.text)]
         if notice.command:
             lines += ["", *_fenced(notice.command)]
+    lines += _checks(report)
     lines += _failures(report)
     for sentence in report.not_counted:
         lines += ["", f"Not counted: {_text(sentence)}"]
@@ -37,6 +38,18 @@ def build_markdown(report: RunReport, location: str | None) -> str:
         lines += ["", f"[Full report](<{_address(location)}>)"]
     lines += ["", f"Run {_text(run.id)}"]
     return "\n".join(lines) + "\n"
+
+
+def _checks(report: RunReport) -> list[str]:
+    if not report.checks:
+        return []
+    lines = ["", "## Checks", "", "| check | outcome | found | example |", "|:--|:--|:--|:--|"]
+    lines += [
+        f"| {_text(check.name)} | {run_text.CHECK_OUTCOMES[check.outcome]} | {_text(check.found)} "
+        f"| {_text(next(iter(check.examples), ''))} |"
+        for check in report.checks
+    ]
+    return lines
 
 
 def _failures(report: RunReport) -> list[str]:

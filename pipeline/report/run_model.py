@@ -182,6 +182,18 @@ class Estimated:
 
 
 @dataclass(frozen=True, slots=True)
+class Checked:
+    """What a check of the result has found."""
+
+    name: str
+    outcome: Literal["passed", "warned", "quarantined", "refused"]
+    found: str
+    """Figures and limit, as a sentence."""
+    examples: tuple[str, ...] = ()
+    """Rows that failed, secrets masked and long values cut."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prices:
     """Prices of what a run uses, in one currency."""
 
@@ -280,6 +292,13 @@ class RunReport:
     """Prices from the settings; None if there are none."""
     estimates: tuple[Estimated, ...] = ()
     """Estimates before the run, next to its figures; empty unless it is done."""
+    checks: tuple[Checked, ...] = ()
+    """Checks of the result; empty if there are none, or they were not made yet."""
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether a check keeps the result from being published."""
+        return any(check.outcome == "refused" for check in self.checks)
 
     def __post_init__(self) -> None:
         """Cast both frames to their schemas.

@@ -80,6 +80,9 @@ def build_page(report: RunReport) -> Page:
         _estimates(report),
         Section("The run", _facts(report)),
     ]
+    checks = _checks(report)
+    if checks is not None:
+        sections.insert(0 if report.is_refused else 4, checks)
     if report.not_counted:
         sections.insert(0, Section("Not counted", tuple(map(Note, report.not_counted))))
     ended = run.finished if run.finished is not None else clock.finish
@@ -89,7 +92,7 @@ def build_page(report: RunReport) -> Page:
         summary=run_text.summary(run, totals),
         badge=state,
         badge_tone=tone,
-        notice=run_text.notice(run, totals),
+        notice=run_text.notice(run, totals, is_refused=report.is_refused),
         cards=run_text.cards(run, totals, report.pruned, _total_cost(costs, report)),
         sections=tuple(section for section in sections if section is not None),
         footer=f"Run {run.id}, as of {instant(ended)}. Sizes are in decimal units (1 MB is "
@@ -247,6 +250,22 @@ def _advice(
 ) -> Section | None:
     found = advice(report, totals, shares)
     return Section("Advice", (Facts("", tuple(found)),)) if found else None
+
+
+def _checks(report: RunReport) -> Section | None:
+    """Show what the checks of the result have found, with the rows of those that failed."""
+    if not report.checks:
+        return None
+    failed = [check for check in report.checks if check.outcome != "passed"]
+    examples = tuple(
+        Example(f"Rows of {check.name}", "\n".join(check.examples), open=check.outcome == "refused")
+        for check in failed
+        if check.examples
+    )
+    lead = f"{count(len(failed))} of {plural(len(report.checks), 'check')} failed."
+    if not failed:
+        lead = f"{plural(len(report.checks), 'check')} passed before the result was published."
+    return Section("Checks", (Table("", tables.checks_table(report.checks)), *examples), lead)
 
 
 def _attempts(report: RunReport) -> Section | None:

@@ -58,10 +58,26 @@ def summary(run: RunInfo, totals: Totals) -> str:
     return f"{done} were mapped in {took}, then the run failed. {published}"
 
 
-def notice(run: RunInfo, totals: Totals) -> Notice | None:
+CHECK_OUTCOMES: Mapping[str, str] = {
+    "passed": "passed",
+    "warned": "failed, warns only",
+    "quarantined": "rows in quarantine",
+    "refused": "failed, nothing was published",
+}
+
+
+def notice(run: RunInfo, totals: Totals, *, is_refused: bool = False) -> Notice | None:
     """Tell what to do next; None while the run is active."""
     if run.state == "running":
         return None
+    if is_refused and run.state != "done":
+        return Notice(
+            "What to do next: checks refuse the result (see below). If the data are wrong, correct "
+            "them or the transform and run the job with --replan; if a check is, change it in the "
+            "job and run that again. Every chunk is mapped, and kept.",
+            "",
+            "bad",
+        )
     if run.state == "done":
         command = f"chunkmap verify {shlex.quote(run.output)}"
         return Notice("Every planned chunk is mapped and published. To check it:", command, "good")

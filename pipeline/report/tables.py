@@ -12,7 +12,8 @@ from markupsafe import Markup
 
 from pipeline.report import humanize
 from pipeline.report.run_figures import Cost, FailureGroup
-from pipeline.report.run_model import PARTS, Attempt, CodeVersion, Estimated
+from pipeline.report.run_model import PARTS, Attempt, Checked, CodeVersion, Estimated
+from pipeline.report.run_text import CHECK_OUTCOMES
 
 _STYLE = re.compile(r"<style>.*?</style>", re.DOTALL)
 _NUMBERS = "right"
@@ -86,6 +87,21 @@ def estimates_table(estimates: Sequence[Estimated]) -> Markup:
     labels = {"name": "", "expected": "Estimate", "actual": "Actual", "ratio": "Actual / estimate"}
     frame = pl.DataFrame(rows, schema=dict.fromkeys(labels, pl.String))
     return table_html(frame, labels, numbers=("expected", "actual", "ratio"), markup=())
+
+
+def checks_table(checks: Sequence[Checked]) -> Markup:
+    """Render what checks of the result have found."""
+    rows = [
+        {
+            "name": check.name,
+            "outcome": CHECK_OUTCOMES[check.outcome],
+            "found": f'<span class="message">{escape(check.found)}</span>',
+        }
+        for check in checks
+    ]
+    labels = {"name": "Check", "outcome": "Outcome", "found": "Found"}
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(labels, pl.String))
+    return table_html(frame, labels, numbers=(), markup=("found",))
 
 
 def failures_table(groups: Sequence[FailureGroup]) -> Markup:

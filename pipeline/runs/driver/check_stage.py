@@ -250,13 +250,6 @@ class KeptValues(Values):
         (self.folder / f"{one.attempt}.parquet").write_bytes(self._data(one))
 
 
-def stored_results(storage: Storage, ledger: Ledger) -> tuple[CheckResult, ...]:
-    """Read what the checks of a run's result have found; empty if they were not made."""
-    uri = f"{ledger.prefix}{RESULTS}.json"
-    blob = storage.get_or_none(uri)
-    return () if blob is None else parse_stored(StoredResults, blob.data, uri).results
-
-
 def refuse_impossible(job: Job, settings: Settings, schema: pl.Schema | None) -> None:
     """Refuse checks that cannot be made on the job's result.
 

@@ -25,10 +25,12 @@ from pipeline.config.masking import mask
 from pipeline.config.sections import PriceSettings
 from pipeline.config.settings import Settings
 from pipeline.errors import JobError, StateError, StorageError
+from pipeline.quality.results import CheckResult
 from pipeline.report.humanize import plural
 from pipeline.report.render import render_html, render_json, render_markdown
 from pipeline.report.run_model import (
     Attempt,
+    Checked,
     CodeVersion,
     Estimated,
     Phase,
@@ -118,6 +120,8 @@ class ReportParts:
     plan: Plan
     progress: Progress
     is_published: bool
+    checks: tuple[CheckResult, ...] = ()
+    """What the checks of the result have found."""
     estimate: Estimate | None = None
     """What was to be expected before the run; None if that is unknown."""
 
@@ -126,7 +130,7 @@ def collect(ledger: Ledger) -> ReportParts:
     """Read what a run's report is made of."""
     is_published = ledger.published() is not None
     record, job, plan = ledger.record(), ledger.job(), ledger.plan()
-    return ReportParts(record, job, plan, ledger.read(), is_published)
+    return ReportParts(record, job, plan, ledger.read(), is_published, ledger.check_results())
 
 
 def _estimate(storage: Storage, parts: ReportParts, settings: Settings | None) -> Estimate | None:
@@ -225,6 +229,10 @@ def report_of(
         outputs=_outputs(progress, job),
         prices=prices_of(settings),
         estimates=tuple(_estimates(parts, attempts)),
+        checks=tuple(
+            Checked(result.name, result.outcome, result.message, result.examples)
+            for result in parts.checks
+        ),
     )
 
 

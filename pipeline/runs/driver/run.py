@@ -15,7 +15,7 @@ from cachetools import LRUCache
 from pipeline import logs
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
-from pipeline.errors import RunCancelledError
+from pipeline.errors import ChecksFailedError, RunCancelledError
 from pipeline.processes import was_interrupted
 from pipeline.quality.results import CheckResult
 from pipeline.report.render import import_renderers
@@ -145,6 +145,9 @@ class RunDriver:
         with drive_session(self.job.name, self.heartbeat.write) as session:
             try:
                 progress, manifest = until_published(ledger, self._map_and_publish)
+            except ChecksFailedError as error:
+                self._report_refused(error)
+                raise
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt) or was_interrupted():
                     ledger.cancel()  # Workers stop after their current chunk; resuming clears it.
@@ -301,6 +304,18 @@ class RunDriver:
         if manifest is None:
             raise RunIncompleteError(summary)
         return summary
+
+    def _report_refused(self, error: ChecksFailedError) -> None:
+        """Store and show the report of a run whose result is refused."""
+        self.heartbeat.fail((str(error),))
+        self.listen("report", None)
+        with best_effort():
+            ledger, record = self.planned.ledger, self.heartbeat.record
+            folder = self.settings.state_dir
+            report = store_report(
+                self.storage, ledger, record, "failed", folder, settings=self.settings
+            )
+            self.orchestrator.show_report(ledger.run, report)
 
     def _summarize(
         self,

@@ -38,7 +38,13 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.quality.figures import Wanted
-from pipeline.runs.ledger.check_files import StoredChecks, checks_identity
+from pipeline.quality.results import CheckResult
+from pipeline.runs.ledger.check_files import (
+    RESULTS,
+    StoredChecks,
+    StoredResults,
+    checks_identity,
+)
 from pipeline.runs.ledger.checks import EntryChecks, sentences
 from pipeline.runs.ledger.completion_log import CompletionLog
 from pipeline.runs.ledger.merge_plan import MergePlan
@@ -302,6 +308,14 @@ class Ledger:
         uri = self.prefix + "checks.json"
         blob = self._storage.get_or_none(uri)
         return stored if blob is None else parse_stored(StoredChecks, blob.data, uri).checks
+
+    def check_results(self) -> tuple[CheckResult, ...]:
+        """Read what the checks of the result have found; empty if they were not made."""
+        if self.job().checks.is_empty:
+            return ()
+        uri = f"{self.prefix}{RESULTS}.json"
+        blob = self._storage.get_or_none(uri)
+        return () if blob is None else parse_stored(StoredResults, blob.data, uri).results
 
     def cancel(self) -> None:
         """Request the run's driver and workers to stop."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema  # type: ignore[import-untyped]
 import polars as pl
 import pytest
 
@@ -19,7 +20,8 @@ from pipeline.config.job_checks import Checks
 from pipeline.errors import ChecksFailedError, JobError
 from pipeline.quality.evaluate import Subject, evaluate
 from pipeline.quality.results import CheckResult
-from pipeline.runs.driver.check_stage import refuse, stored_results
+from pipeline.report.run_json import SCHEMA
+from pipeline.runs.driver.check_stage import refuse
 from pipeline.runs.driver.drafts import WindowChunks
 from pipeline.runs.driver.executor import SerialExecutor
 from pipeline.runs.driver.map_stage import MapStage
@@ -179,7 +181,7 @@ def test_results_are_stored_with_the_run(small: Small, monkeypatch: Any) -> None
     monkeypatch.setattr("pipeline.runs.driver.check_stage.evaluate", counted)
     summary = small.run(job)
     assert len(calls) == 1, "publishing takes what was found"
-    [result] = stored_results(small.storage, small.ledger(summary))
+    [result] = small.ledger(summary).check_results()
     assert (result.name, result.outcome) == ("unique(id)", "passed")
     data = json.loads(small.storage.get(small.ledger(summary).prefix + "check_results.json").data)
     assert data["results"][0]["figures"] == {"repeated_keys": 0}
@@ -322,3 +324,16 @@ def test_a_chunk_without_its_figures_does_not_count(small: Small, text: str) -> 
     found = ledger.read()
     assert found.left(4) == [1] and "lacks the figures" in found.problems[0]
     assert small.run(job).mapped == 1 and small.rows().height == 40
+
+
+def test_the_report_of_a_refused_run_says_why(small: Small) -> None:
+    small.write("4.parquet", pl.DataFrame({"id": [3], "cents": [5]}))
+    with pytest.raises(ChecksFailedError):
+        small.run(checked(small, UNIQUE, {"check": "row_count", "min": 1}))
+    [prefix] = (small.root / "out.chunkmap" / "runs").iterdir()
+    page = (prefix / "report.html").read_text()
+    assert "checks refuse the result" in page and "unique(id)" in page and "id=3 (2 rows)" in page
+    document = json.loads((prefix / "report.json").read_text())
+    outcomes = {check["name"]: check["outcome"] for check in document["checks"]}
+    assert outcomes == {"unique(id)": "refused", "row_count": "passed"}
+    jsonschema.validate(document, SCHEMA)
