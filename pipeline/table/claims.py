@@ -105,7 +105,7 @@ def _roll_forward(table_log: TableLog, claim: Claim) -> Manifest:
             vanished = vanished_from(commits, gone)
             if vanished.commits:
                 raise vanished
-            # Of chunks that have no file of their own: mapped again, they would not be the same.
+            # The commit has no files of these chunks, in whose place others could be put.
             raise FilesMissingError(table_log.output, claim.base + 1, gone, len(gone))
         return table_log.write_manifest(claim.base, _listed(table_log, claim.base, commits))
     target, current = table_log.manifest(claim.rollback), table_log.manifest(claim.base)

@@ -182,6 +182,16 @@ def test_rows_are_checked_before_they_are_reduced(small: Small) -> None:
     assert ids(rejected(small)) == ids(FAILING)
 
 
+def test_rows_are_checked_before_they_are_merged(small: Small) -> None:
+    run = [{"check": "unique", "columns": ["id"]}, {"check": "row_count", "max": PASSING.height}]
+    output = {"file_bytes": "1MiB"}
+    summary = small.run(checked(small, "quarantine", run=run, output=output))
+    assert len(list((small.root / "out").rglob("*.parquet"))) == 1
+    assert ids(small.rows()) == ids(PASSING)
+    assert ids(rejected(small)) == ids(FAILING)
+    assert not small.storage.objects(small.ledger(summary).prefix + "checks/")
+
+
 def test_the_whole_is_checked_without_what_is_in_quarantine(small: Small) -> None:
     run = [{"check": "row_count", "max": PASSING.height}, {"check": "unique", "columns": ["id"]}]
     assert small.run(checked(small, "quarantine", run=run)).state == "done"
