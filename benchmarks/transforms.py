@@ -31,6 +31,11 @@ def row_map(lf: pl.LazyFrame) -> pl.LazyFrame:
     )
 
 
+def by_month(lf: pl.LazyFrame) -> pl.LazyFrame:
+    """Each line item's revenue and charge, and the month in which it is shipped."""
+    return row_map(lf).with_columns(month=pl.col("l_shipdate").dt.strftime("%Y-%m"))
+
+
 def few_rows(lf: pl.LazyFrame) -> pl.LazyFrame:
     """One line item in two thousand."""
     return lf.filter(

@@ -40,6 +40,11 @@ def row_map(frame: Any) -> Any:
     )
 
 
+def by_month(frame: Any) -> Any:
+    """The same, with the month."""
+    return row_map(frame).with_column("month", col("l_shipdate").strftime("%Y-%m"))
+
+
 def few_rows(frame: Any) -> Any:
     """A filter that keeps little."""
     return frame.where(
@@ -61,14 +66,15 @@ def strings(frame: Any) -> Any:
     )
 
 
-QUERIES = {"row-map": row_map, "few-rows": few_rows, "strings": strings}
+QUERIES = {"row-map": row_map, "partition-by": by_month, "few-rows": few_rows, "strings": strings}
 
 
 def write(config: IOConfig, spec: Spec, output: str) -> int:
     """Map and write; returns the rows that were written, if it tells."""
     frame = daft.read_parquet(spec.glob(), io_config=config)
     mapped = QUERIES[spec.workload](frame)
-    mapped.write_parquet(output, compression="zstd", io_config=config)
+    keys = list(spec.keys) or None
+    mapped.write_parquet(output, compression="zstd", partition_cols=keys, io_config=config)
     return 0
 
 

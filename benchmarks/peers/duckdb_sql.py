@@ -12,13 +12,14 @@ from duckdb_extensions import import_extension
 
 from benchmarks.peers.protocol import Spec, main, own_cpu, s3
 
-QUERIES = {
-    "row-map": """
+ROW_MAP = """
         SELECT l_orderkey, l_linenumber, l_suppkey, l_shipdate,
                l_extendedprice * (1 - l_discount) AS revenue,
                l_extendedprice * (1 - l_discount) * (1 + l_tax) AS charge,
-               'EUR' AS currency
-        FROM {input}""",
+               'EUR' AS currency"""
+QUERIES = {
+    "row-map": ROW_MAP + " FROM {input}",
+    "partition-by": ROW_MAP + ", strftime(l_shipdate, '%Y-%m') AS month FROM {input}",
     "few-rows": """
         SELECT l_orderkey, l_linenumber, l_shipdate, l_extendedprice, l_comment
         FROM {input}

@@ -56,6 +56,11 @@ def row_map(frame: Any) -> Any:
     )
 
 
+def by_month(frame: Any) -> Any:
+    """The same, with the month."""
+    return row_map(frame).withColumn("month", F.date_format("l_shipdate", "yyyy-MM"))
+
+
 def few_rows(frame: Any) -> Any:
     """A filter that keeps little."""
     kept = frame.where(
@@ -78,7 +83,7 @@ def strings(frame: Any) -> Any:
     )
 
 
-QUERIES = {"row-map": row_map, "few-rows": few_rows, "strings": strings}
+QUERIES = {"row-map": row_map, "partition-by": by_month, "few-rows": few_rows, "strings": strings}
 
 
 def write(session: SparkSession, spec: Spec, output: str) -> dict[str, Any]:
@@ -93,10 +98,14 @@ def write(session: SparkSession, spec: Spec, output: str) -> dict[str, Any]:
         _copy([(store, info.path, str(folder / "in" / Path(info.path).name)) for info in sources])
         copied = time.perf_counter() - clock
         frame = session.read.parquet(str(folder / "in"))
-        QUERIES[spec.workload](frame).write.parquet(str(folder / "out"))
+        writer = QUERIES[spec.workload](frame).write.partitionBy(*spec.keys)
+        writer.parquet(str(folder / "out"))
         clock = time.perf_counter()
-        made = sorted((folder / "out").glob("*.parquet"))
-        _copy([(None, str(path), output.removeprefix("s3://") + path.name) for path in made], store)
+        made = sorted((folder / "out").rglob("*.parquet"))
+        target = output.removeprefix("s3://")
+        names = [path.relative_to(folder / "out").as_posix() for path in made]
+        pairs = zip(made, names, strict=True)
+        _copy([(None, str(path), target + name) for path, name in pairs], store)
         return {"copy_seconds": copied + time.perf_counter() - clock, "files": len(made)}
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -247,7 +247,7 @@ def spec_of(
         "chunks": dict(workload.chunks),
         "transform": f"benchmarks.transforms:{workload.transform}",
         "params": params,
-        "output": {"uri": output, "compression": "zstd"},
+        "output": {"uri": output, "compression": "zstd", **workload.output},
     }
     if workload.rows_per_task and workload.kind != "backfill":  # whose windows are selected
         job["input"]["filter"] = [["id", "<", tasks * workload.rows_per_task]]

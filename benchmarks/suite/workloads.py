@@ -59,6 +59,7 @@ class Workload:
         workers: Worker threads to run on one after the other, for a scaling curve.
         sizes: Numbers of tasks to run one after the other, by scale, for a curve of their cost.
         reduce: Functions of benchmarks.transforms that combine and finalize, if it reduces.
+        output: Settings of the output, as in a job file.
         keys: Columns whose values are the output's Hive partitions.
         rows_per_task: Rows of one chunk, where only as many chunks are mapped as there are tasks:
             those with the lowest `id`.
@@ -85,6 +86,7 @@ class Workload:
     sizes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: MappingProxyType({}))
     reduce: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     keys: tuple[str, ...] = ()
+    output: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     rows_per_task: int = 0
     tasks_per_worker: int = 0
     iterations: int = 4
@@ -122,6 +124,17 @@ WORKLOADS: Mapping[str, Workload] = {
                 RatioAim(ONE_PROCESS, 0.90, "l"),
                 RatioAim(DISTRIBUTED, 0.40, "ml"),
             ),
+        ),
+        Workload(
+            "partition-by",
+            "the same, into the 84 partitions of a computed month",
+            "map",
+            "lineitem",
+            "by_month",
+            peers=("polars", "duckdb", "daft", "pyspark"),
+            keys=("month",),
+            output=MappingProxyType({"partition_by": ["month"]}),
+            aims=(RatioAim(("pyspark",), 1.0, "sm"),),
         ),
         Workload(
             "few-rows",
