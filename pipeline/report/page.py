@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from markupsafe import Markup, escape
 
 from pipeline.printable import printable
+from pipeline.report.vega_bundle import vega_bundle
 
 Tone = Literal["plain", "good", "warn", "bad"]
 _ASSETS = Path(__file__).parent / "assets"
@@ -262,11 +263,8 @@ def _policy(scripts: Sequence[str], *, is_live: bool) -> str:
 
 @cache
 def _vega_bundle() -> str:
-    import vl_convert
-
-    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     # The braces keep the bundle's thousands of names out of the global scope.
-    return _script("{" + bundle + "}")
+    return _script("{" + vega_bundle() + "}")
 
 
 @cache

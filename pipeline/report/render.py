@@ -4,7 +4,7 @@
     render_json(report)       for programs; SCHEMA in run_json.py describes it
     render_markdown(report)   a short summary, for a Prefect artifact or a chat message
 
-Each needs only a RunReport, and reads nothing from disk or network.
+Each needs only a RunReport. Nothing is loaded from the network.
 """
 
 from __future__ import annotations
