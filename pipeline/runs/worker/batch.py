@@ -13,7 +13,7 @@ from contextlib import closing
 from contextvars import copy_context
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from functools import partial
-from threading import Timer
+from threading import Lock, Timer
 from typing import TypeVar
 
 import polars as pl
@@ -131,6 +131,16 @@ class _OpenedChunk:
     """Reading of its columns; None if nothing is read ahead."""
 
 
+@dataclass(frozen=True, slots=True)
+class _StagedChunk:
+    """A computed chunk whose result is being staged."""
+
+    mapped: ComputedChunk
+    work: Future[Completion]
+    reserved: int
+    """Bytes of memory reserved for it."""
+
+
 @dataclass(slots=True)
 class BatchAttempt:
     """One attempt at a batch."""
@@ -152,6 +162,10 @@ class BatchAttempt:
     decoded: int = 0
     left: int = 0
     """Number of chunks to hand back."""
+    turn: Lock = field(default_factory=Lock)
+    """Held while a result is encoded."""
+    staged: float = field(default_factory=time.perf_counter)
+    """Time of the last wait for a result to be staged."""
     requests: metrics.RequestTally = field(default_factory=metrics.RequestTally)
     """Requests to S3 that no completion has counted yet."""
     work: metrics.ActiveBatch = field(init=False)
@@ -188,25 +202,46 @@ class BatchAttempt:
     def _map(self, indices: list[int]) -> None:
         # Threads start when they are needed.
         readers = ThreadPoolExecutor(MAX_CHUNKS, "read")
-        with readers as reader, ThreadPoolExecutor(1, "stage") as stager:
-            staging: deque[tuple[ComputedChunk, Future[Completion]]] = deque()
+        with readers as reader, ThreadPoolExecutor(MAX_CHUNKS, "stage") as stager:
+            staging: deque[_StagedChunk] = deque()
             with closing(self._sources(indices, reader)) as sources:
                 for number, (chunk, source) in enumerate(sources, 1):
                     self.decoded += chunk.decoded_bytes
                     with logs.log_ids(chunk=chunk.id):
                         with self.memory.admit(chunk.decoded_bytes), self._watch(chunk):
                             mapped = self._run_work(chunk, partial(self._compute, chunk, source))
-                        # At most one result waits to be staged while the next is computed.
-                        self._collect(staging)
-                        if mapped is not None:
+                        reserved = self._make_room(staging, chunk)
+                        if mapped is None:
+                            self.memory.release(reserved)
+                        else:
                             staged = stager.submit(copy_context().run, self._stage, mapped)
-                            staging.append((mapped, staged))
+                            staging.append(_StagedChunk(mapped, staged, reserved))
                     self._flush_if_due()
                     self.work.done = number
                     if self.is_leaving():
                         self.left = len(indices) - number
                         break
-            self._collect(staging)
+            while staging:
+                self._collect(staging.popleft())
+
+    def _make_room(self, staging: deque[_StagedChunk], chunk: Chunk) -> int:
+        """Wait until a chunk's result may be staged; return the bytes of memory reserved for it.
+
+        One result is staged while the next chunk is computed, and more while storage is slow.
+        """
+        uploads = self.context.uploads
+        clock = time.perf_counter()
+        while staging:
+            if not staging[0].work.done() and len(staging) < uploads.chunks:
+                size = chunk.decoded_bytes
+                if self.memory.reserve(size):
+                    return size
+            uploading = self._collect(staging.popleft())
+            waited = time.perf_counter() - clock
+            # Not the time in which the result waited for others to be encoded.
+            uploads.add(min(waited, uploading), clock - self.staged)
+            clock = self.staged = time.perf_counter()
+        return 0
 
     def _sources(
         self, indices: list[int], reader: ThreadPoolExecutor
@@ -359,18 +394,24 @@ class BatchAttempt:
             )
 
     def _stage(self, mapped: ComputedChunk) -> Completion:
-        return stage(self.context, mapped, self.batch.name, self.worker)
+        return stage(self.context, mapped, self.batch.name, self.worker, self.turn)
 
-    def _collect(self, staging: deque[tuple[ComputedChunk, Future[Completion]]]) -> None:
-        while staging:
-            mapped, work = staging.popleft()
-            error = work.exception()
-            if error is not None and is_transient(error):
-                done = self._run_work(mapped.chunk, partial(self._stage, mapped))
-            else:
-                done = self._run_work(mapped.chunk, work.result)
-            if done is not None:
-                self._add_completion(mapped, done)
+    def _collect(self, staged: _StagedChunk) -> float:
+        """Wait until a result is staged, and add its completion; return the seconds of its upload.
+
+        It is staged again after a transient error.
+        """
+        error = staged.work.exception()
+        self.memory.release(staged.reserved)
+        mapped = staged.mapped
+        if error is not None and is_transient(error):
+            done = self._run_work(mapped.chunk, partial(self._stage, mapped))
+        else:
+            done = self._run_work(mapped.chunk, staged.work.result)
+        if done is None:
+            return 0.0
+        self._add_completion(mapped, done)
+        return done.stage_seconds
 
     def _add_completion(self, mapped: ComputedChunk, done: Completion) -> None:
         self.schemas.setdefault(mapped.frame_schema)
@@ -491,7 +532,7 @@ class SlicingBatchAttempt(BatchAttempt):
 
     @override
     def _stage(self, mapped: ComputedChunk) -> Completion:
-        return stage_slices(self.context, mapped, self.batch.name, self.worker)
+        return stage_slices(self.context, mapped, self.batch.name, self.worker, self.turn)
 
 
 class Watchdog:

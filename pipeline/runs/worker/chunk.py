@@ -8,6 +8,7 @@ import math
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
@@ -42,9 +43,11 @@ from pipeline.runs.worker.encoding import (
 from pipeline.runs.worker.key_columns import without_key_columns
 from pipeline.runs.worker.memory import resident_bytes
 from pipeline.runs.worker.null_types import fill_types
-from pipeline.runs.worker.read_ahead import ReadAhead
+from pipeline.runs.worker.read_ahead import Overlap, ReadAhead
 from pipeline.runs.worker.run_settings import received_settings
 from pipeline.storage import Storage, Tables, own_storage, staged_area
+
+_NO_TURN = nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,8 @@ class RunContext:
     """Tables that the transform may read, in the run's versions."""
     ahead: ReadAhead = field(default_factory=ReadAhead)
     """What this process has learnt about reading chunks of the run ahead."""
+    uploads: Overlap = field(default_factory=Overlap)
+    """What it has learnt about staging results."""
     row_schema: RowSchema | None = None
     """Rules for the rows of each chunk's result."""
 
@@ -326,13 +331,28 @@ def check_rows(
     )
 
 
-def stage(context: RunContext, mapped: ComputedChunk, batch: str, worker: str) -> Completion:
-    """Encode and stage a computed chunk; return its completion."""
-    clock = time.perf_counter()
-    frame = arrange(mapped.frame, context.job)
-    frame = without_key_columns(frame, mapped.chunk, context.schema)
-    data, encodings = encode(frame, context.job)
-    encoding, clock = time.perf_counter() - clock, time.perf_counter()
+def stage(
+    context: RunContext,
+    mapped: ComputedChunk,
+    batch: str,
+    worker: str,
+    turn: AbstractContextManager[object] = _NO_TURN,
+) -> Completion:
+    """Encode and stage a computed chunk; return its completion.
+
+    Args:
+        context: Context of the run.
+        mapped: The chunk.
+        batch: Name of its batch.
+        worker: Name of the worker.
+        turn: Held while the result is encoded, so that a batch encodes one at a time.
+    """
+    with turn:
+        clock = time.perf_counter()
+        frame = arrange(mapped.frame, context.job)
+        frame = without_key_columns(frame, mapped.chunk, context.schema)
+        data, encodings = encode(frame, context.job)
+        encoding, clock = time.perf_counter() - clock, time.perf_counter()
     mapped = replace(
         mapped, compute_seconds=mapped.compute_seconds + encoding, encode_seconds=encoding
     )

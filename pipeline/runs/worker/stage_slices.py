@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import polars as pl
@@ -25,14 +26,21 @@ from pipeline.runs.worker.slices import pack_slices, split
 from pipeline.storage import join
 
 
-def stage_slices(context: RunContext, mapped: ComputedChunk, batch: str, worker: str) -> Completion:
-    """Store the result of a computed chunk in slices; return its completion."""
-    clock = time.perf_counter()
+def stage_slices(
+    context: RunContext,
+    mapped: ComputedChunk,
+    batch: str,
+    worker: str,
+    turn: AbstractContextManager[object],
+) -> Completion:
+    """Store the result of a computed chunk in slices; return its completion (see `stage`)."""
     job = context.job
-    parts = by_folder(arrange(mapped.frame, job), mapped.chunk, job, context.schema)
-    refuse_long_folders(context.ledger.output, [folder for folder, _ in parts])
-    data = pack_slices(parts, job.output.merge_key)
-    encoding, clock = time.perf_counter() - clock, time.perf_counter()
+    with turn:
+        clock = time.perf_counter()
+        parts = by_folder(arrange(mapped.frame, job), mapped.chunk, job, context.schema)
+        refuse_long_folders(context.ledger.output, [folder for folder, _ in parts])
+        data = pack_slices(parts, job.output.merge_key)
+        encoding, clock = time.perf_counter() - clock, time.perf_counter()
     mapped = replace(
         mapped, compute_seconds=mapped.compute_seconds + encoding, encode_seconds=encoding
     )
