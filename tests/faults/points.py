@@ -32,7 +32,6 @@ class Point:
 
 PLANNING = (
     Point("list the input", "ListObjectsV2", "/in/"),
-    Point("look at an object", "HeadObject", "/in/"),
     Point("read a footer", "GetObject", "/in/", 5),
     Point("read the pointer", "GetObject", "HEAD.json"),
     Point("store the plan", "PutObject", "plan.arrow"),
