@@ -244,10 +244,11 @@ class KeptValues(Values):
         return data
 
     def _read(self, one: KeptColumns, columns: Sequence[str]) -> pl.DataFrame:
-        return pl.read_parquet(io.BytesIO(self._data(one)), columns=list(columns))
+        return pl.read_ipc(io.BytesIO(self._data(one)), columns=list(columns))
 
     def _fetch(self, one: KeptColumns) -> None:
-        (self.folder / f"{one.attempt}.parquet").write_bytes(self._data(one))
+        frame = pl.read_ipc(io.BytesIO(self._data(one)))
+        frame.write_parquet(self.folder / f"{one.attempt}.parquet", compression="lz4")
 
 
 def refuse_impossible(job: Job, settings: Settings, schema: pl.Schema | None) -> None:

@@ -1,7 +1,7 @@
 """What a run stores for the checks of its result, next to its ledger.
 
 checks.json                the checks, where they are other than those of the stored job
-checks/<attempt>.parquet   columns of one result whose values checks need, of all chunks together
+checks/<attempt>.arrow   columns of one result whose values checks need, of all chunks together
 checks/<attempt>.rejected.parquet   rows of one result in quarantine
 check_results.json         what the checks have found (check_results/<window>.json in a backfill)
 """
@@ -73,7 +73,7 @@ class KeptColumns:
 
 def columns_uri(prefix: str, attempt: str) -> str:
     """Return the URI of an attempt's stored columns."""
-    return f"{prefix}{FOLDER}{attempt}.parquet"
+    return f"{prefix}{FOLDER}{attempt}.arrow"
 
 
 def rejected_name(run: str, attempt: str) -> str:
@@ -100,7 +100,7 @@ def store_columns(
     """Store columns of a result; None stands for all."""
     buffer = io.BytesIO()
     kept = frame if columns is None else frame[list(columns)]
-    kept.write_parquet(buffer, compression="zstd", compression_level=1, statistics=False)
+    kept.write_ipc(buffer, compression="zstd")  # Faster than Parquet, and smaller for sorted keys.
     data = buffer.getvalue()
     storage.put_new(columns_uri(prefix, attempt), data)
     digest = hashlib.sha256(data).hexdigest()
