@@ -24,7 +24,8 @@
     ├── UnreadableObjectError
     │   └── WrongPageIndexError
     ├── TransformError
-    │   └── PartitionColumnError
+    │   ├── PartitionColumnError
+    │   └── PartitionLimitError
     ├── ChunkTimeoutError
     ├── SchemaChangedError
     ├── StackError
@@ -32,7 +33,8 @@
     ├── RowsRefusedError
     ├── RunFailedError
     │   ├── QuarantineLimitError
-    │   └── ChecksFailedError
+    │   ├── ChecksFailedError
+    │   └── MergeFailedError
     ├── RunInterruptedError             130
     ├── RunCancelledError
     └── ConflictError                   3

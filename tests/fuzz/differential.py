@@ -15,7 +15,7 @@ from tests.fuzz.parent import Result, done
 SECONDS: Final = 120.0
 """Of each stage of one file."""
 _SHOWN: Final = 20
-_FINE: Final = ("equal", "refused in planning", "refused in reading", "read by chunkmap alone")
+_FINE: Final = ("equal", "refused in planning", "refused in reading", "refused by others")
 _EXTENSIONS: Final = (".parquet", ".parq", ".pq")
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import dask
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client
 
 from pipeline.cluster import local_cluster
 from pipeline.cluster.dask_profiler import stop_profiler
 from pipeline.cluster.local_cluster import start_local_cluster
+from tests.support.plain_dask import plain_client
 
 pytestmark = pytest.mark.integration
 
@@ -29,8 +30,7 @@ def test_our_workers_have_no_profiler() -> None:
 def test_a_batch_stops_the_profiler_of_other_workers() -> None:
     with (
         dask.config.set({"distributed.worker.profile.enabled": True}),
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster, set_as_default=False) as client,
+        plain_client() as client,
     ):
         assert set(*client.run(profilers).values()) == {"profile", "profile-cycle"}
         client.submit(stop_profiler).result()
