@@ -2,8 +2,8 @@
 # Only python3 (3.11 or newer), make and git must be installed.
 PYTHON ?= python3
 VENV ?= .venv
-# Test processes: one more than CI's two cores, since tests on real stacks mostly wait.
-JOBS ?= 3
+# Test processes: two more than the two cores of CI, since tests on real stacks wait half of the time.
+JOBS ?= 4
 ARGS ?=
 # Number for some targets: random schedules (20), workers (2), changed footers (2000).
 N ?=

@@ -95,7 +95,10 @@ def runs_something(page: Path) -> bool:
     return bool(programs) or any(line not in NOT_HERE for line in lines)
 
 
-LONG = ("backfills.md", "cluster.md", "benchmarks.md", "runs.md", "tutorial.md", "layouts.md")
+LONG = (
+    *("backfills.md", "benchmarks.md", "checks.md", "cluster.md"),
+    *("layouts.md", "runs.md", "tutorial.md"),
+)
 """Pages that take minutes."""
 
 

@@ -18,11 +18,9 @@ AFTER: Act = "lose"
 DEATHS = [(p, act) for p in POINTS for act in ((BEFORE, AFTER) if p.writes else (BEFORE,))]
 SHORT = {
     "lose store the run",
-    "lose store completions",
     "lose claim the output",
     "refuse complete an upload",
     "lose copy an object",
-    "lose remove what was copied",
     "lose move the pointer",
 }
 

@@ -110,7 +110,7 @@ S3_DEATHS = [point for point in (*MAPPING, *PUBLISHING) if point.writes]
 
 @pytest.mark.parametrize(
     "point",
-    mostly_long(S3_DEATHS, {"store completions", "complete an upload"}, lambda point: point.name),
+    mostly_long(S3_DEATHS, {"complete an upload"}, lambda point: point.name),
 )
 def test_the_s3_server_dies_and_comes_back(new: NewScenario, point: Point) -> None:
     scenario = new()

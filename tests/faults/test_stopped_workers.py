@@ -16,6 +16,7 @@ from tests.faults.world import ROWS
 pytestmark = pytest.mark.faults
 
 
+@pytest.mark.long
 def test_a_zombie_changes_nothing(new: NewScenario, cluster: Cluster) -> None:
     scenario = new(transform="gated")
     folder = scenario.world.folder / scenario.name

@@ -8,7 +8,7 @@ from pipeline.errors import SchemaChangedError
 from pipeline.runs.driver.plan import ResumeOptions
 from pipeline.runs.driver.summary import RunIncompleteError
 from tests.faults.cluster import Cluster
-from tests.faults.conftest import NewScenario
+from tests.faults.conftest import NewScenario, mostly_long
 from tests.faults.invariants import check_output, oracle, read_all
 from tests.faults.world import CHUNKS, ROWS, Ended, Scenario
 
@@ -40,7 +40,7 @@ def test_one_chunk_raises(new: NewScenario) -> None:
     assert not read_all(scenario, scenario.output).keys
 
 
-@pytest.mark.parametrize("kind", ["panic", "exit", "interrupt"])
+@pytest.mark.parametrize("kind", mostly_long(["panic", "exit", "interrupt"], {"exit"}))
 def test_one_chunk_raises_what_is_no_exception(
     new: NewScenario, cluster: Cluster, kind: str
 ) -> None:

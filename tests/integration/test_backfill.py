@@ -189,6 +189,7 @@ def test_pausing_by_command_is_seen_in_prefect(world: World, slowly: Any) -> Non
     assert prefect_state(world, driver) == "COMPLETED"
 
 
+@pytest.mark.long
 def test_another_driver_goes_on_where_one_was_killed(world: World, slowly: Any) -> None:
     process = slowly("killed-days")
     driver_at_work(world, "killed-days", process)

@@ -51,10 +51,8 @@ def job(world: World, name: str) -> str:
     )
 
 
-@pytest.mark.parametrize(
-    "terminal",
-    [pytest.param(True, id="terminal"), pytest.param(False, id="pipe", marks=pytest.mark.long)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "pipe"])
 def test_every_look_at_a_run_that_failed(world: World, terminal: bool) -> None:
     name = f"hostile-{'terminal' if terminal else 'pipe'}"
     variables = world.variables()

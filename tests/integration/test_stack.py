@@ -132,6 +132,7 @@ def test_only_this_user_may_read_the_secrets(running: Running) -> None:
     assert {stat.S_IMODE((root / name).stat().st_mode) for name in names} == {0o600}
 
 
+@pytest.mark.long
 def test_a_stack_of_an_older_version_is_told_and_started_again(running: Running) -> None:
     """As `up` of an older version wrote it: nothing but S3's credentials."""
     before = running.folder.load()

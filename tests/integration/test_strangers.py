@@ -225,7 +225,7 @@ def _connects(path: str) -> bool:
 # -- Dask -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", ["tcp", "tls"])
+@pytest.mark.parametrize("scheme", [pytest.param("tcp", marks=pytest.mark.long), "tls"])
 def test_no_process_of_dask_takes_a_strangers_message(
     services: dict[str, Service], tmp_path: Path, scheme: str
 ) -> None:

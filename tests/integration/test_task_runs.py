@@ -246,6 +246,7 @@ def test_a_batch_that_runs_is_shown_as_running(guarded: Guarded) -> None:
     assert {run["state_type"] for run in found} <= {"COMPLETED", "CANCELLED"}
 
 
+@pytest.mark.long
 def test_a_batch_whose_worker_dies_has_crashed(guarded: Guarded) -> None:
     job = guarded.world.job("dying", "shop.transforms:dies", rounds=1, input={"include": ["0*"]})
     answer = guarded.run(job)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from zlib import crc32
 
-STEP = 3
+STEP = 5
 
 
 def instants(count: int, *case: object) -> range:
-    """Every third of a protocol's requests, from a start that differs by case; all with CHAOS set.
+    """Every fifth of a protocol's requests, from a start that differs by case; all with CHAOS set.
 
     Args:
         count: Number of the requests.

@@ -65,8 +65,7 @@ def test_two_runs_publish_at_once(mode: str, theirs: str, plan: Plan) -> None:
     backend, run = ready(mode)
     theirs_of = run_of(backend.storage(), plan, theirs, "theirs")
     theirs_of.complete()
-    # Every request where they meet in the same partitions, every third one otherwise.
-    for number in range(0, requests(backend, run), 1 if plan is OTHER else 3):
+    for number in instants(requests(backend, run), mode, theirs, plan is OTHER):
         shared = copied(backend)
         other = theirs_of.again(shared.storage())
         lost: list[Run] = []
