@@ -2,8 +2,8 @@
 # Only python3 (3.11 or newer), make and git must be installed.
 PYTHON ?= python3
 VENV ?= .venv
-# Test processes: two more than the two cores of CI, since tests on real stacks wait half of the time.
-JOBS ?= 4
+# Test processes: one more than the two cores of CI; each starts stacks of its own.
+JOBS ?= 3
 ARGS ?=
 # Number for some targets: random schedules (20), workers (2), changed footers (2000).
 N ?=

@@ -59,6 +59,7 @@ def test_the_prefect_server_dies_and_comes_back(new: NewScenario, cluster: Clust
     check_everything(scenario)
 
 
+@pytest.mark.long
 def test_the_scheduler_dies_and_comes_back(new: NewScenario, cluster: Cluster) -> None:
     scenario = new()
     rule = _fresh(STEPS["mapping"])

@@ -49,6 +49,7 @@ def test_the_same_job_twice_at_once(new: NewScenario) -> None:
     check_everything(scenario, redone=CHUNKS)
 
 
+@pytest.mark.long
 def test_the_second_driver_watches_the_first(new: NewScenario) -> None:
     scenario = new()
     held = Held(Point("in the middle", "PutObject", "completions/", 3), "first")

@@ -144,6 +144,7 @@ def test_prefect_shows_a_flow_run_for_each_run(world: World) -> None:
     assert {"2024-02-25 to 2024-02-28", "2024-02-29 to 2024-03-03"} <= names
 
 
+@pytest.mark.long
 def test_cancelling_in_prefect_cancels_it(world: World, slowly: Any) -> None:
     process = slowly("cancelled-days")
     driver = driver_at_work(world, "cancelled-days", process)
@@ -161,6 +162,7 @@ def test_cancelling_in_prefect_cancels_it(world: World, slowly: Any) -> None:
     assert "cancelled" in refused.err
 
 
+@pytest.mark.long
 def test_pausing_in_prefect_pauses_it(world: World, slowly: Any) -> None:
     process = slowly("paused-days")
     driver = driver_at_work(world, "paused-days", process)

@@ -76,6 +76,7 @@ def test_what_a_transform_prints_leaves_the_result_alone(world: World) -> None:
     assert f"[run={answer.data['run']} batch=" in log
 
 
+@pytest.mark.long
 def test_a_run_in_the_background_ends_without_the_command(world: World) -> None:
     job = world.job("detached", "shop.transforms:slow")
     started = world.chunkmap("run", job, "--detach", "--json").data

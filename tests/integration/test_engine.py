@@ -37,6 +37,7 @@ def test_a_batch_stops_the_profiler_of_other_workers() -> None:
         assert list(client.run(profilers).values()) == [[]]
 
 
+@pytest.mark.long
 def test_a_local_cluster_replaces_nannies_that_gave_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """As one does whose worker is ended while it starts."""
     monkeypatch.setattr(local_cluster, "REPLACE_SECONDS", 0.2)
@@ -47,6 +48,7 @@ def test_a_local_cluster_replaces_nannies_that_gave_up(monkeypatch: pytest.Monke
         assert before not in client.scheduler_info()["workers"]
 
 
+@pytest.mark.long
 def test_each_cluster_of_a_process_has_its_own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nannies leave theirs in the process, and would prefer them to what they are told."""
     monkeypatch.setenv("CHUNKMAP_ONE", "the process's own")

@@ -15,7 +15,7 @@ from pipeline.runs.ledger.ledger import Ledger
 from tests.faults.world import await_that
 from tests.integration.world import World
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 
 def make_limit(world: World, name: str, slots: int) -> None:

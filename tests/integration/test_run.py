@@ -73,6 +73,7 @@ def test_nulls_take_the_type_of_other_chunks(world: World) -> None:
     assert world.storage.objects("s3://demo/out/remarks.chunkmap/staged/") == []
 
 
+@pytest.mark.long
 def test_objects_in_quarantine_are_listed_beside_the_output(world: World) -> None:
     source = "s3://demo/quarantined/"
     good = parquet(sales(0, 1000))

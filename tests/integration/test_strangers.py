@@ -165,6 +165,7 @@ def _is_spoken_to(port: int, context: ssl.SSLContext | None) -> bool:
     return answer[3:4] == b"\x04"  # the type of a frame of settings
 
 
+@pytest.mark.long
 def test_seaweedfss_own_shell_needs_its_certificate(
     world: World, services: dict[str, Service], secret: bytes, tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ from tests.faults.world import Process, await_that
 from tests.integration.own_cluster import PATIENCE, OwnCluster, own_cluster
 from tests.integration.world import Answer, World
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("guarded")]
+pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("guarded"), pytest.mark.long]
 
 AUTH = "admin:only-the-driver-has-it"
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -246,7 +246,6 @@ def test_a_batch_that_runs_is_shown_as_running(guarded: Guarded) -> None:
     assert {run["state_type"] for run in found} <= {"COMPLETED", "CANCELLED"}
 
 
-@pytest.mark.long
 def test_a_batch_whose_worker_dies_has_crashed(guarded: Guarded) -> None:
     job = guarded.world.job("dying", "shop.transforms:dies", rounds=1, input={"include": ["0*"]})
     answer = guarded.run(job)

@@ -14,6 +14,7 @@ from tests.integration.world import World, parquet, sales, tear_down
 # One stack for all of them, and none of the shared one's: its workers are small.
 # Four workers die and come back, which takes each of them up to a minute on a busy machine.
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.integration,
     pytest.mark.xdist_group("memory"),
     pytest.mark.timeout(600),

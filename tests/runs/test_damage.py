@@ -106,7 +106,7 @@ def test_all_kinds_of_objects_are_there(objects: list[str]) -> None:
 MAY_BE_NONE = ("driver", "published", "accepted")
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_damaged_object_of_a_run_is_named_or_means_the_same(
     data: st.DataObject, objects: list[str]
@@ -243,7 +243,7 @@ def unchecked(data: bytes) -> bytes:
 OLD = unchecked(PLAN.to_bytes())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(at=st.integers(0, len(OLD) - 1), bit=st.integers(0, 7))
 def test_a_changed_byte_of_a_plan_without_checksum_is_noticed_where_it_matters(
     at: int, bit: int
@@ -301,7 +301,7 @@ def backfill_meaning(world: Days, store: BackfillStore) -> dict[str, Any]:
     return answers(readers)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_damaged_object_of_a_backfill_is_named_or_means_the_same(
     data: st.DataObject, world: Any

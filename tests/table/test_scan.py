@@ -174,6 +174,7 @@ def test_amendments_and_later_commits_have_names_of_their_own() -> None:
 # -- a thousand windows -------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_thousand_windows_in_groups() -> None:
     """Each group by a process that knows nothing yet: requests and bytes a group do not grow."""
     count, group = 1000, 10

@@ -157,7 +157,7 @@ def in_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("in_ranges")
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(table=tables(), options=writers, parts=st.integers(2, 20), verified=st.booleans())
 def test_the_parts_of_a_row_group_are_the_whole(
@@ -268,7 +268,7 @@ def test_a_file_by_polars() -> None:
 
 @pytest.mark.usefixtures("in_ranges")
 @settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     version=st.sampled_from(["1.0", "2.0"]), at=st.floats(0, 1, exclude_max=True),
