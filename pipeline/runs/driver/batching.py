@@ -134,4 +134,7 @@ class Batcher:
         if self._last is None and share < least:
             # Round up to a whole chunk, so that no chunks are left over.
             self._last = share + 0.49 * self._costs[self._position]
-        return min(max(share / 2, least if self._last is None else self._last), most)
+        if self._last is not None:
+            # If chunks take longer since then, a last batch must not take longer than the least.
+            least = min(self._last, least + 0.49 * self._costs[self._position])
+        return min(max(share / 2, least), most)

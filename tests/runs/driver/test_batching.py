@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.runs.driver.batching import (
@@ -40,6 +42,14 @@ def test_a_spec_of_many_is_short() -> None:
     seconds=st.floats(0.1, 100),
     most=st.integers(1, 100),
     speeds=st.lists(st.floats(1e-3, 1e3), max_size=5),
+)
+@example(  # Chunks take longer after the size of the last batches was chosen.
+    indices=[4, 36, 48, 83, 95],
+    seed=Random(0.5005708048115801),
+    threads=[8],
+    seconds=20.0,
+    most=10,
+    speeds=[0.01, 1.0, 0.125],
 )
 def test_each_chunk_is_in_one_batch_within_the_bounds(
     indices: list[int],
