@@ -101,7 +101,7 @@ class LedgerOnlyRun(BatchAttempt):
                     sha256="",
                 )
             )
-            self._flush_if_due()
+            self.flush_if_due()
 
 
 @task(name="map-batch", task_run_name="{name}", persist_result=False, cache_policy=NO_CACHE)

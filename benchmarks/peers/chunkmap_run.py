@@ -185,7 +185,7 @@ def backfill(state: State, spec: Spec, output: str) -> dict[str, Any]:
     storage = open_storage(state.settings)
     selection = WindowSelection()
     if spec.tasks:
-        # Of the dataset `windows`, the first so many.
+        # The first windows of the dataset, as many as the scale asks for.
         end = FIRST_WINDOW + timedelta(days=spec.tasks)
         selection = WindowSelection(start=str(FIRST_WINDOW), end=str(end))
     drafted = draft(job_of(spec, output), state.settings, storage, selection, Options())

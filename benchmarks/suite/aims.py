@@ -281,7 +281,7 @@ def _ok(record: Record, workload: str) -> list[Result]:
 
 
 def _ours(record: Record, workload: str, tasks: int = 0) -> Result | None:
-    """Our result with the most tasks, or with just so many."""
+    """Our result with the most tasks, or with exactly this number of tasks."""
     found = [result for result in _ok(record, workload) if not tasks or result.tasks == tasks]
     return max(found, key=lambda result: result.tasks, default=None)
 

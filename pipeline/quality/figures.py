@@ -176,13 +176,13 @@ class Figures:
     def join(cls, several: Iterable[Figures]) -> Self:
         """Join the figures of several chunks."""
         rows, totals, latest, nulls = 0, dict[str, Number](), dict[str, int](), dict[str, int]()
-        for one in several:
-            rows += one.rows
-            for name, total in one.totals.items():
+        for part in several:
+            rows += part.rows
+            for name, total in part.totals.items():
                 totals[name] = totals.get(name, 0) + total
-            for name, value in one.latest.items():
+            for name, value in part.latest.items():
                 latest[name] = max(value, latest.get(name, value))
-            for name, count in one.nulls.items():
+            for name, count in part.nulls.items():
                 nulls[name] = nulls.get(name, 0) + count
         return cls(rows, totals, latest, nulls)
 

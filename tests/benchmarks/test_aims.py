@@ -212,7 +212,7 @@ def test_the_simulation_names_the_limits() -> None:
 
 
 def waiting(factor: float, *, workers: tuple[int, ...] = (1, 8, 32)) -> Record:
-    """A session whose runs took so many times as long as is predicted."""
+    """A session whose runs took `factor` times as long as predicted."""
     parameters = load_parameters("here")
     groups = card("row-groups").model_copy(update={"files": 10, "row_groups": 1000, "bytes": 10**5})
     results = []

@@ -42,7 +42,7 @@ def dies_at(number: int, fault: Fault) -> Script:
 
 
 def each(name: str, times: int, fault: Fault) -> Script:
-    """Fail the first so many calls of one name."""
+    """Fail the first calls of one name."""
     left = [times]
 
     def script(number: int, called: str) -> Fault:

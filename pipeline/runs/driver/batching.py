@@ -102,9 +102,14 @@ class Batcher:
         self._last: float | None = None
         """Cost of each thread's last batch, once less than a smallest batch per thread is left."""
 
+    @property
+    def is_done(self) -> bool:
+        """Whether no chunk is left."""
+        return self._position >= len(self._indices)
+
     def take(self, threads: int) -> Batch | None:
         """Return the next batch for a cluster of this many threads; None if no chunk is left."""
-        if self._position >= len(self._indices):
+        if self.is_done:
             return None
         budget = self._budget(max(1, threads))
         start, cost = self._position, 0.0

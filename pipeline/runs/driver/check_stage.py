@@ -112,7 +112,7 @@ class CheckStage:
             return []
         columns = chunks.select("attempt", "rows_out", "checked").iter_rows()
         found = [self._checked(*row) for row in columns]
-        return [judge_rows(rows, [(one.figures.rows, one.failing) for one in found])]
+        return [judge_rows(rows, [(result.figures.rows, result.failing) for result in found])]
 
     def _confirm_rejected(self, chunks: pl.DataFrame) -> None:
         """Raise UploadsVanishedError unless all rows in quarantine are stored."""
@@ -141,8 +141,8 @@ class CheckStage:
         checked = [
             self._checked(*row) for row in done.select("attempt", "rows_out", "checked").iter_rows()
         ]
-        figures = Figures.join(one.figures for one in checked)
-        kept = [one.kept for one in checked if one.kept is not None]
+        figures = Figures.join(result.figures for result in checked)
+        kept = [result.kept for result in checked if result.kept is not None]
         wanted = Wanted.of(self.checks)
         with TemporaryDirectory(prefix="chunkmap-checks-") as folder:
             values = KeptValues(self.storage, self.ledger.prefix, kept, Path(folder), wanted)
@@ -223,8 +223,8 @@ class KeptValues(Values):
 
     @override
     def repeated(self, columns: tuple[str, ...]) -> Found:
-        frames = [partial(self._read, one, columns) for one in self.kept]
-        return repeated_keys(frames, sum(one.rows for one in self.kept), columns)
+        frames = [partial(self._read, kept, columns) for kept in self.kept]
+        return repeated_keys(frames, sum(kept.rows for kept in self.kept), columns)
 
     @override
     def rows_of(self, query: str) -> Found:
@@ -233,22 +233,22 @@ class KeptValues(Values):
             self._fetched = True
         return rows_of(query, self.folder) if self.kept else Found(0)
 
-    def _data(self, one: KeptColumns) -> bytes:
+    def _data(self, kept: KeptColumns) -> bytes:
         """Read stored columns; those that are lost or damaged must be made again."""
         try:
-            data = self.storage.get(columns_uri(self.prefix, one.attempt)).data
+            data = self.storage.get(columns_uri(self.prefix, kept.attempt)).data
         except ObjectMissingError as error:
-            raise UploadsVanishedError([one.attempt]) from error
-        if hashlib.sha256(data).hexdigest() != one.sha256:
-            raise UploadsVanishedError([one.attempt])
+            raise UploadsVanishedError([kept.attempt]) from error
+        if hashlib.sha256(data).hexdigest() != kept.sha256:
+            raise UploadsVanishedError([kept.attempt])
         return data
 
-    def _read(self, one: KeptColumns, columns: Sequence[str]) -> pl.DataFrame:
-        return pl.read_ipc(io.BytesIO(self._data(one)), columns=list(columns))
+    def _read(self, kept: KeptColumns, columns: Sequence[str]) -> pl.DataFrame:
+        return pl.read_ipc(io.BytesIO(self._data(kept)), columns=list(columns))
 
-    def _fetch(self, one: KeptColumns) -> None:
-        frame = pl.read_ipc(io.BytesIO(self._data(one)))
-        frame.write_parquet(self.folder / f"{one.attempt}.parquet", compression="lz4")
+    def _fetch(self, kept: KeptColumns) -> None:
+        frame = pl.read_ipc(io.BytesIO(self._data(kept)))
+        frame.write_parquet(self.folder / f"{kept.attempt}.parquet", compression="lz4")
 
 
 def refuse_impossible(job: Job, settings: Settings, schema: pl.Schema | None) -> None:

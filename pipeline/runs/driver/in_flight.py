@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 
 from pipeline.config.sections import BatchSettings
+from pipeline.runs.driver.batching import Batcher
 from pipeline.runs.driver.executor import Executor, Outcome
 from pipeline.runs.worker.batch import Batch
 
@@ -33,6 +34,17 @@ class InFlightBatches:
         self._copies[batch.name] = 1
         self._since[batch.name] = time.monotonic()
         self._executor.submit(batch)
+
+    def fill(self, batcher: Batcher) -> int:
+        """Submit batches until enough are in flight for the cluster's threads; return how many."""
+        threads, submitted = self._executor.threads, 0
+        while len(self) < threads * self._limits.in_flight_per_thread:
+            batch = batcher.take(threads)
+            if batch is None:
+                break
+            self.submit(batch)
+            submitted += 1
+        return submitted
 
     def wait_completed(self, seconds: float) -> Iterator[Outcome]:
         """Yield the outcome of each batch that ended: of its first copy to finish, or its last."""

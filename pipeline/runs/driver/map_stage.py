@@ -38,6 +38,11 @@ RETYPE_PASSES = 2
 """Maximum number of times that chunks are mapped again for a column's type; one is usual."""
 
 
+def pause(past: int) -> None:
+    """Wait before a round, the longer the more rounds have passed, for what may pass."""
+    time.sleep(PAUSE_SECONDS * 2 ** (past - 1) * random.uniform(0.5, 1.5))
+
+
 @dataclass(slots=True)
 class MapStage:
     """Maps the chunks of one run in rounds."""
@@ -109,7 +114,7 @@ class MapStage:
                 break
             past = self.rounds - before
             if past:
-                time.sleep(PAUSE_SECONDS * 2 ** (past - 1) * random.uniform(0.5, 1.5))
+                pause(past)
             self.rounds += 1
             self._run_round(left)
             progress = retry_until_available(self.ledger.read)
@@ -197,21 +202,14 @@ class MapStage:
             in_flight.drop_all()
 
     def _run_batches(self, batcher: Batcher, in_flight: InFlightBatches) -> None:
-        more = True
-        while more or in_flight:
-            threads = self.executor.threads
-            limit = 0 if self.is_paused() else threads * self.limits.in_flight_per_thread
-            while more and len(in_flight) < limit:
-                batch = batcher.take(threads)
-                more = batch is not None
-                if batch is not None:
-                    in_flight.submit(batch)
-                    self.batches += 1
+        while not batcher.is_done or in_flight:
+            if not self.is_paused():
+                self.batches += in_flight.fill(batcher)
             for outcome in in_flight.wait_completed(1.0):
                 self._handle(outcome)
                 if outcome.result is not None and outcome.result.left:
                     self._resubmit(outcome.batch, in_flight)
-            if not more:
+            if batcher.is_done:
                 in_flight.resubmit_stragglers(self.limits.seconds)
             self._counter.count_if_due(in_flight)
             self._report()

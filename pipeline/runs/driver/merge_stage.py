@@ -24,6 +24,7 @@ from pipeline.report.humanize import plural
 from pipeline.runs.driver.batching import Batcher, Throughput
 from pipeline.runs.driver.executor import Executor, Outcome
 from pipeline.runs.driver.in_flight import InFlightBatches
+from pipeline.runs.driver.map_stage import pause
 from pipeline.runs.driver.merge_planning import plan_files
 from pipeline.runs.driver.schemas import check_schemas, drop_retyped
 from pipeline.runs.ledger.keys import folders_of
@@ -101,7 +102,6 @@ class MergeStage:
     """Called at least every few seconds; may raise, to stop."""
     pace: Throughput = field(default_factory=Throughput)
     errors: list[str] = field(default_factory=list)
-    batches: int = 0
 
     def run(self) -> pl.DataFrame:
         """Merge until no file is left; return one completion per file.
@@ -125,6 +125,8 @@ class MergeStage:
             futile = futile + 1 if done.height == before else 0
             if futile >= self.job.rounds:
                 raise self._failed(merge, _without(merge, done))
+            if futile:
+                pause(futile)
         return done
 
     def _failed(self, merge: MergePlan, left: Sequence[int]) -> MergeFailedError:
@@ -225,18 +227,11 @@ class MergeStage:
             in_flight.drop_all()
 
     def _run_batches(self, batcher: Batcher, in_flight: InFlightBatches) -> None:
-        more = True
-        while more or in_flight:
-            threads = self.executor.threads
-            while more and len(in_flight) < threads * self.limits.in_flight_per_thread:
-                batch = batcher.take(threads)
-                more = batch is not None
-                if batch is not None:
-                    in_flight.submit(batch)
-                    self.batches += 1
+        while not batcher.is_done or in_flight:
+            in_flight.fill(batcher)
             for outcome in in_flight.wait_completed(1.0):
                 self._handle(outcome)
-            if not more:
+            if batcher.is_done:
                 in_flight.resubmit_stragglers(self.limits.seconds)
             self.tick()
 

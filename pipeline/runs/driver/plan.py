@@ -407,7 +407,7 @@ class _NewRun:
         skips = job.input.on_bad_object == "skip" and self._fails_at_bad_objects(job, run)
         if skips:
             run = run_id(plan, job, code, tables=tables, skips=True, sees=sees)
-        is_new = self.previous is None or self.previous.run != run
+        is_new = run not in self._known
         table_log = TableLog(self.storage, uri)
         mode = self.rebuild.mode(wanted=self.resume.rebuild)
         try:

@@ -131,15 +131,12 @@ def rejected_of(job: Job, record: RunRecord, done: pl.DataFrame) -> pl.DataFrame
     if rows is None or rows.severity != "quarantine":
         return REJECTED.to_frame()
     columns = done.select("chunk", "attempt", "rows_out", "checked").iter_rows()
-    counts = [
-        (chunk, attempt, CheckedResult.of(attempt, count, text).failing.count)
-        for chunk, attempt, count, text in columns
+    rejected = [
+        (chunk, attempt, count, rejected_name(record.run, attempt))
+        for chunk, attempt, made, text in columns
+        if (count := CheckedResult.of(attempt, made, text).failing.count)
     ]
-    return pl.DataFrame(
-        [(*one, rejected_name(record.run, one[1])) for one in counts if one[2]],
-        schema=REJECTED,
-        orient="row",
-    )
+    return pl.DataFrame(rejected, schema=REJECTED, orient="row")
 
 
 def _clean(reason: str) -> str:

@@ -142,15 +142,14 @@ class _StagedChunk:
 
 
 @dataclass(slots=True)
-class BatchAttempt:
-    """One attempt at a batch."""
+class Attempt:
+    """One attempt at a batch: what it has done, stored a segment at a time."""
 
     context: RunContext
     batch: Batch
     worker: str
     _: KW_ONLY
     is_leaving: Callable[[], bool] = lambda: False
-    memory: WorkerMemory = field(default_factory=lambda: worker_memory(0))
     attempt: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     entries: list[Completion | Failure] = field(default_factory=list)
     """Entries that are not stored yet."""
@@ -161,13 +160,76 @@ class BatchAttempt:
     flushed: float = field(default_factory=time.monotonic)
     decoded: int = 0
     left: int = 0
-    """Number of chunks to hand back."""
+    """Number of chunks or files to hand back."""
+    requests: metrics.RequestTally = field(default_factory=metrics.RequestTally)
+    """Requests to S3 that no completion has counted yet."""
+
+    def retry(self, work: Callable[[], T]) -> T:
+        """Do a chunk's or a file's work, again after a transient error."""
+        contexts = partial(
+            stamina.retry_context,
+            on=is_transient,
+            attempts=self.context.job.retries + 1,
+            timeout=CHUNK_BUDGET_SECONDS,
+        )
+        return call_repeatedly(work, is_transient, contexts, metrics.RETRIES.inc)
+
+    def add(self, done: Completion, schema: str) -> None:
+        """Add a completion, with the requests that were made since the last one."""
+        self.schemas.setdefault(schema)
+        self.entries.append(replace(done, **asdict(self.requests.take())))
+
+    def flush_if_due(self) -> None:
+        """Store what is not stored yet, if it is time to; then end if the run is cancelled."""
+        limits = self.context.settings.batches
+        late = time.monotonic() - self.flushed >= limits.flush_seconds
+        if late or len(self.entries) >= limits.flush_chunks:
+            self.flush()
+            if self.context.ledger.is_cancelled():
+                run = self.context.record.run
+                raise RunCancelledError(f"run {run} was cancelled; finished work is kept")
+
+    def flush(self) -> None:
+        """Store what is not stored yet, as one segment."""
+        if self.entries:
+            self.segments += 1
+            name = segment_name(self.batch.name, self.attempt, self.segments)
+            self.context.ledger.write_segment(name, self.entries, self.schemas)
+            self.count(self.entries)
+            self.stored += self.entries
+            self.entries = []
+        self.flushed = time.monotonic()
+
+    def count(self, stored: Iterable[Completion | Failure]) -> None:
+        """Count entries, once they are stored, in the process's metrics."""
+
+    def result(self, seconds: float) -> BatchResult:
+        """Return what was stored, in numbers."""
+        done = [entry for entry in self.stored if isinstance(entry, Completion)]
+        return BatchResult(
+            batch=self.batch.name,
+            done=len(done),
+            failed=len(self.stored) - len(done),
+            rows_in=sum(c.rows_in for c in done),
+            rows_out=sum(c.rows_out for c in done),
+            bytes_in=sum(c.bytes_in for c in done),
+            bytes_out=sum(c.bytes_out for c in done),
+            decoded_bytes=self.decoded,
+            seconds=seconds,
+            left=self.left,
+        )
+
+
+@dataclass(slots=True)
+class BatchAttempt(Attempt):
+    """One attempt at a batch of chunks."""
+
+    _: KW_ONLY
+    memory: WorkerMemory = field(default_factory=lambda: worker_memory(0))
     turn: Lock = field(default_factory=Lock)
     """Held while a result is encoded."""
     staged: float = field(default_factory=time.perf_counter)
     """Time of the last wait for a result to be staged."""
-    requests: metrics.RequestTally = field(default_factory=metrics.RequestTally)
-    """Requests to S3 that no completion has counted yet."""
     work: metrics.ActiveBatch = field(init=False)
 
     def run(self) -> BatchResult:
@@ -180,8 +242,8 @@ class BatchAttempt:
             metrics.track_batch(run, self.batch.name, len(indices)) as self.work,
         ):
             self._map(indices)
-            self._flush()
-        result = self._result(time.perf_counter() - clock)
+            self.flush()
+        result = self.result(time.perf_counter() - clock)
         log.info(
             "%d chunks done, %d failed, %d handed back in %.1f s",
             *(result.done, result.failed, result.left, result.seconds),
@@ -216,7 +278,7 @@ class BatchAttempt:
                         else:
                             staged = stager.submit(copy_context().run, self._stage, mapped)
                             staging.append(_StagedChunk(mapped, staged, reserved))
-                    self._flush_if_due()
+                    self.flush_if_due()
                     self.work.done = number
                     if self.is_leaving():
                         self.left = len(indices) - number
@@ -357,14 +419,8 @@ class BatchAttempt:
 
     def _run_work(self, chunk: Chunk, work: Callable[[], T]) -> T | None:
         """Run a chunk's work, retrying transient errors; record a failure otherwise."""
-        contexts = partial(
-            stamina.retry_context,
-            on=is_transient,
-            attempts=self.context.job.retries + 1,
-            timeout=CHUNK_BUDGET_SECONDS,
-        )
         try:
-            return call_repeatedly(work, is_transient, contexts, metrics.RETRIES.inc)
+            return self.retry(work)
         except BaseException as error:
             # Libraries may panic while they read or write; that must not end the batch.
             if is_from_signal(error):
@@ -393,6 +449,9 @@ class BatchAttempt:
                 *(failure.index, failure.where, failure.error, failure.message),
             )
 
+    def _keep(self, mapped: ComputedChunk, done: Completion) -> None:
+        self.add(done, mapped.frame_schema)
+
     def _stage(self, mapped: ComputedChunk) -> Completion:
         return stage(self.context, mapped, self.batch.name, self.worker, self.turn)
 
@@ -410,33 +469,11 @@ class BatchAttempt:
             done = self._run_work(mapped.chunk, staged.work.result)
         if done is None:
             return 0.0
-        self._add_completion(mapped, done)
+        self._keep(mapped, done)
         return done.stage_seconds
 
-    def _add_completion(self, mapped: ComputedChunk, done: Completion) -> None:
-        self.schemas.setdefault(mapped.frame_schema)
-        self.entries.append(replace(done, **asdict(self.requests.take())))
-
-    def _flush_if_due(self) -> None:
-        limits = self.context.settings.batches
-        late = time.monotonic() - self.flushed >= limits.flush_seconds
-        if late or len(self.entries) >= limits.flush_chunks:
-            self._flush()
-            if self.context.ledger.is_cancelled():
-                run = self.context.record.run
-                raise RunCancelledError(f"run {run} was cancelled; finished work is kept")
-
-    def _flush(self) -> None:
-        if self.entries:
-            self.segments += 1
-            name = segment_name(self.batch.name, self.attempt, self.segments)
-            self.context.ledger.write_segment(name, self.entries, self.schemas)
-            self._count(self.entries)
-            self.stored += self.entries
-            self.entries = []
-        self.flushed = time.monotonic()
-
-    def _count(self, stored: Iterable[Completion | Failure]) -> None:
+    @override
+    def count(self, stored: Iterable[Completion | Failure]) -> None:
         for entry in stored:
             if isinstance(entry, Completion):
                 metrics.CHUNKS.inc()
@@ -444,21 +481,6 @@ class BatchAttempt:
                 metrics.ROWS.labels("out").inc(entry.rows_out)
                 metrics.BYTES.labels("in").inc(entry.bytes_in)
                 metrics.BYTES.labels("out").inc(entry.bytes_out)
-
-    def _result(self, seconds: float) -> BatchResult:
-        done = [entry for entry in self.stored if isinstance(entry, Completion)]
-        return BatchResult(
-            batch=self.batch.name,
-            done=len(done),
-            failed=len(self.stored) - len(done),
-            rows_in=sum(c.rows_in for c in done),
-            rows_out=sum(c.rows_out for c in done),
-            bytes_in=sum(c.bytes_in for c in done),
-            bytes_out=sum(c.bytes_out for c in done),
-            decoded_bytes=self.decoded,
-            seconds=seconds,
-            left=self.left,
-        )
 
 
 @dataclass(slots=True)
@@ -489,12 +511,12 @@ class ReducingBatchAttempt(BatchAttempt):
         )
 
     @override
-    def _add_completion(self, mapped: ComputedChunk, done: Completion) -> None:
-        BatchAttempt._add_completion(self, mapped, done)
+    def _keep(self, mapped: ComputedChunk, done: Completion) -> None:
+        BatchAttempt._keep(self, mapped, done)
         self.frames.append(mapped.frame)
 
     @override
-    def _flush(self) -> None:
+    def flush(self) -> None:
         if self.frames:
             # One partial for all chunks of the segment, which count together or not at all.
             name = segment_name(self.batch.name, self.attempt, self.segments + 1)
@@ -505,7 +527,7 @@ class ReducingBatchAttempt(BatchAttempt):
                 *(replace(entry, uri=uri, bytes_out=size) for entry in done),
             ]
             self.frames = []
-        BatchAttempt._flush(self)
+        BatchAttempt.flush(self)
 
     def _fill_types(self, done: list[Completion]) -> list[Completion]:
         """Cast all-null columns to the types that they have in the segment's other chunks."""

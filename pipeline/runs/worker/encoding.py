@@ -212,7 +212,7 @@ def write_frames(
 
 
 def _row_groups(frames: Iterable[pl.DataFrame], how: FileFormat) -> Iterator[pl.DataFrame]:
-    """Cut frames anew into those of whole row groups; the last may be smaller."""
+    """Regroup frames into whole row groups; the last may be smaller."""
     held: list[pl.DataFrame] = []
     rows, count = 0, 0
     for frame in frames:

@@ -12,31 +12,29 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any, Final
 
 import polars as pl
-import stamina
 
 from partitioning import ObjectInfo
 from pipeline import logs, metrics
 from pipeline.concurrency import map_concurrently, single_flight
-from pipeline.errors import RunCancelledError, StateError, is_transient
+from pipeline.errors import StateError
 from pipeline.runs.ledger.keys import file_uri
-from pipeline.runs.ledger.ledger import Ledger, segment_name
+from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.merge_plan import MergePlan, number_of
 from pipeline.runs.ledger.records import Completion, digest_of
 from pipeline.runs.transforms.user_code import user_code
-from pipeline.runs.worker.batch import CHUNK_BUDGET_SECONDS, Batch, BatchResult
+from pipeline.runs.worker.batch import Attempt, Batch, BatchResult
 from pipeline.runs.worker.chunk import RunContext, open_run, sorted_rows
 from pipeline.runs.worker.code_report import naming_worker
 from pipeline.runs.worker.encoding import FileFormat, encodings_text, write_frames, write_parquet
 from pipeline.runs.worker.slices import read_slice, sort_key
 from pipeline.storage import staged_area
 from pipeline.storage.documents import reading
-from pipeline.storage.retry import call_repeatedly
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +65,7 @@ def merge_batch(
     assert number is not None, "other batches map chunks"
     plan = _open_plan(context.ledger, number)
     with logs.log_ids(run=context.record.run, batch=batch.name):
-        return _MergeAttempt(context, plan, batch, worker, is_leaving).run()
+        return _MergeAttempt(context, batch, worker, plan, is_leaving=is_leaving).run()
 
 
 @single_flight(2)
@@ -81,28 +79,18 @@ def _open_plan(ledger: Ledger, number: int) -> MergePlan:
 
 
 @dataclass(slots=True)
-class _MergeAttempt:
+class _MergeAttempt(Attempt):
     """One attempt at a batch of files."""
 
-    context: RunContext
     plan: MergePlan
-    batch: Batch
-    worker: str
-    is_leaving: Callable[[], bool]
-    attempt: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
-    entries: list[Completion] = field(default_factory=list)
-    """Completions that are not stored yet."""
-    stored: list[Completion] = field(default_factory=list)
-    segments: int = 0
-    flushed: float = field(default_factory=time.monotonic)
-    requests: metrics.RequestTally = field(default_factory=metrics.RequestTally)
 
     def run(self) -> BatchResult:
         """Merge the files that no earlier attempt at the batch has merged."""
-        clock, left = time.perf_counter(), 0
+        clock = time.perf_counter()
         before = self.context.ledger.of_batch(self.batch.name).completions
         over = set(before["index"].to_list())
         indices = [index for index in self.batch.indices if index not in over]
+        self.decoded = int(self.plan.files["bytes"].gather(indices).sum())
         run = self.context.record.run
         with (
             metrics.counting(self.requests),
@@ -110,57 +98,22 @@ class _MergeAttempt:
         ):
             try:
                 for number, index in enumerate(indices, 1):
-                    done = self._retry(index)
-                    self.entries.append(replace(done, **asdict(self.requests.take())))
+                    self.add(self.retry(partial(self._merge, index)), self.plan.schema)
                     work.done = number
-                    self._flush_if_due()
+                    self.flush_if_due()
                     if self.is_leaving():
-                        left = len(indices) - number
+                        self.left = len(indices) - number
                         break
             finally:
-                self._flush()
-        seconds = time.perf_counter() - clock
-        log.info("%d files merged, %d handed back in %.1f s", len(self.stored), left, seconds)
-        return BatchResult(
-            batch=self.batch.name,
-            done=len(self.stored),
-            failed=0,
-            rows_in=sum(entry.rows_in for entry in self.stored),
-            rows_out=sum(entry.rows_out for entry in self.stored),
-            bytes_in=sum(entry.bytes_in for entry in self.stored),
-            bytes_out=sum(entry.bytes_out for entry in self.stored),
-            decoded_bytes=int(self.plan.files["bytes"].gather(indices).sum()),
-            seconds=seconds,
-            left=left,
+                self.flush()
+        result = self.result(time.perf_counter() - clock)
+        log.info(
+            "%d files merged, %d handed back in %.1f s", result.done, result.left, result.seconds
         )
+        return result
 
-    def _retry(self, index: int) -> Completion:
-        contexts = partial(
-            stamina.retry_context,
-            on=is_transient,
-            attempts=self.context.job.retries + 1,
-            timeout=CHUNK_BUDGET_SECONDS,
-        )
-        work = partial(merge_file, self.context, self.plan, index, self.batch.name, self.worker)
-        return call_repeatedly(work, is_transient, contexts, metrics.RETRIES.inc)
-
-    def _flush_if_due(self) -> None:
-        limits = self.context.settings.batches
-        late = time.monotonic() - self.flushed >= limits.flush_seconds
-        if late or len(self.entries) >= limits.flush_chunks:
-            self._flush()
-            if self.context.ledger.is_cancelled():
-                run = self.context.record.run
-                raise RunCancelledError(f"run {run} was cancelled; finished work is kept")
-
-    def _flush(self) -> None:
-        if self.entries:
-            self.segments += 1
-            name = segment_name(self.batch.name, self.attempt, self.segments)
-            self.context.ledger.write_segment(name, self.entries, [self.plan.schema])
-            self.stored += self.entries
-            self.entries = []
-        self.flushed = time.monotonic()
+    def _merge(self, index: int) -> Completion:
+        return merge_file(self.context, self.plan, index, self.batch.name, self.worker)
 
 
 def merge_file(
