@@ -7,10 +7,11 @@ from xdist.scheduler.loadscope import LoadScopeScheduling
 
 CLUSTER = "tests/faults with a cluster"
 _PAGE = "tests/docs/test_commands.py::test_the_page_does_what_it_says"
-_WITH_CLUSTER = {
+WITH_CLUSTER = {
     f"tests/faults/test_{name}.py"
     for name in (
         "driver_dies",
+        "merges_die",
         "services_die",
         "stopped_workers",
         "transforms_misbehave",
@@ -18,7 +19,7 @@ _WITH_CLUSTER = {
         "workers_leave",
     )
 }
-_ON_STACKS = (
+ON_STACKS = (
     CLUSTER,
     f"{_PAGE}[README.md]",
     f"{_PAGE}[tutorial.md]",
@@ -30,11 +31,14 @@ _ON_STACKS = (
     "tests/integration/test_bad_input.py",
     "tests/integration/test_cli.py",
     "tests/integration/test_cluster.py",
+    "tests/integration/test_strangers.py",
     "tests/integration/test_stack.py",
     "tests/integration/test_task_runs.py",
     "tests/faults/test_two_at_once.py",
     "tests/faults/test_replies.py",
     "tests/integration/test_limits.py",
+    "tests/integration/test_hostile_text.py",
+    "tests/integration/test_worker_memory.py",
     "tests/faults/test_inputs_change.py",
 )
 """The longest first, so that the processes end at about the same time."""
@@ -46,7 +50,7 @@ def scope_of(nodeid: str) -> str:
     if nodeid.startswith(_PAGE):
         return nodeid
     module = nodeid.partition("::")[0]
-    return CLUSTER if module in _WITH_CLUSTER else nodeid.rsplit("::", 1)[0]
+    return CLUSTER if module in WITH_CLUSTER else nodeid.rsplit("::", 1)[0]
 
 
 def rank(nodeid: str) -> tuple[int, int]:
@@ -56,8 +60,8 @@ def rank(nodeid: str) -> tuple[int, int]:
     short ones at the end fill the time that one process has left over.
     """
     scope = scope_of(nodeid)
-    if scope in _ON_STACKS:
-        return 1, _ON_STACKS.index(scope)
+    if scope in ON_STACKS:
+        return 1, ON_STACKS.index(scope)
     return (2 if nodeid.startswith(_SHORT) else 0), 0
 
 
