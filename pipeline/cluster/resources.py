@@ -38,6 +38,9 @@ NANNY_BYTES = 192 << 20
 
 DASK: dict[str, Any] = {
     "distributed": {
+        # Each process measures its event loop's delay so often. Every 20 ms, as Dask does, an idle
+        # process takes one percent of a core.
+        "admin": {"tick": {"interval": "200 ms"}},
         "deploy": {
             # A cluster in the process of a driver, or of `chunkmap up`, closes the nanny of a
             # worker that has been away for this long, by default 15 s, and never starts another. A

@@ -58,7 +58,7 @@ def share_bar(shares: Sequence[Share], colours: Sequence[str]) -> dict[str, Any]
             x=alt.X(
                 "start:Q", axis=None, scale=alt.Scale(domain=[0, max(before, 1e-9)], padding=0)
             ),
-            x2="stop:Q",
+            x2=alt.X2("stop:Q"),
             color=alt.Color("colour:N", scale=None),
             tooltip=[
                 alt.Tooltip("part:N", title="Part"),
@@ -110,7 +110,7 @@ def timeline(
     def part(start: str, stop: str, colour: str) -> alt.Chart:
         bar: alt.Chart = base.mark_bar(
             color=COLOURS[colour], stroke="var(--paper)", strokeWidth=hairline, aria=False
-        ).encode(x=_time_axis(start, seconds), x2=f"{stop}:Q")
+        ).encode(x=_time_axis(start, seconds), x2=alt.X2(f"{stop}:Q"))
         return bar
 
     layers: list[alt.Chart] = [
@@ -145,7 +145,7 @@ def utilisation(
         .mark_rect(aria=False)
         .encode(
             x=_time_axis("start", seconds),
-            x2="stop:Q",
+            x2=alt.X2("stop:Q"),
             y=_rows_axis(rows),
             color=alt.Color(
                 "busy:Q",
@@ -191,12 +191,12 @@ def rate_over_time(
     area = base.mark_area(interpolate="step-after", line={"interpolate": "step-after"}, aria=False)
     # Invisible bars show a tooltip at any position of the pointer.
     hover = base.mark_bar(opacity=0, aria=False).encode(
-        x2="stop:Q", tooltip=[alt.Tooltip("shown:N", title="Rate")]
+        x2=alt.X2("stop:Q"), tooltip=[alt.Tooltip("shown:N", title="Rate")]
     )
     rule = (
         alt.Chart(alt.NamedData("mean"))
         .mark_rule(strokeDash=[4, 4], color="var(--soft)")
-        .encode(y="value:Q")
+        .encode(y=alt.Y("value:Q"))
     )
     chart = alt.layer(area, rule, hover).properties(width="container", height=190)
     return to_spec(chart, {"series": rows, "mean": [{"value": mean}]})
@@ -220,14 +220,14 @@ def histogram(
         .mark_bar(stroke="var(--paper)", strokeWidth=1, aria=False)
         .encode(
             x=x,
-            x2="stop:Q",
+            x2=alt.X2("stop:Q"),
             y=alt.Y(
                 "count:Q",
                 title=None,
                 axis=alt.Axis(labelExpr=COUNT_LABEL, tickCount=4, tickMinStep=1),
                 scale=alt.Scale(domain=[0, top * 1.25], nice=False, padding=0),
             ),
-            y2=alt.datum(0),
+            y2=alt.Y2Datum(0),
             tooltip=[
                 alt.Tooltip("start:Q", title="From (s)", format=",.3~f"),
                 alt.Tooltip("stop:Q", title="To (s)", format=",.3~f"),
@@ -237,12 +237,14 @@ def histogram(
     )
     marked = alt.Chart(alt.NamedData("marks")).encode(x=alt.X("value:Q"))
     rules = marked.mark_rule(color="var(--ink)", strokeWidth=1, strokeDash=[4, 4]).encode(
-        y="y:Q", y2=alt.datum(0)
+        y=alt.Y("y:Q"), y2=alt.Y2Datum(0)
     )
-    labels = marked.mark_text(align="left", dx=4, baseline="top").encode(y="y:Q", text="label:N")
+    labels = marked.mark_text(align="left", dx=4, baseline="top").encode(
+        y=alt.Y("y:Q"), text=alt.Text("label:N")
+    )
     halo = marked.mark_text(
         align="left", dx=4, baseline="top", stroke="var(--paper)", strokeWidth=3
-    ).encode(y="y:Q", text="label:N")
+    ).encode(y=alt.Y("y:Q"), text=alt.Text("label:N"))
     # Labels are above the bars, each lower than the last, so that close labels do not overlap.
     placed = [
         {"value": value, "label": label, "y": top * (1.24 - 0.11 * place)}
@@ -291,7 +293,7 @@ def _marks(failures: bool, pauses: bool, rows: Sequence[str], seconds: float) ->
         layers.append(base.mark_rule(strokeDash=[2, 3], strokeWidth=1.5, color="var(--soft)"))
         layers.append(
             base.mark_text(align="left", baseline="bottom", dx=4).encode(
-                y=alt.value(-2), text="label:N"
+                y=alt.value(-2), text=alt.Text("label:N")
             )
         )
     if failures:

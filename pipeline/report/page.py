@@ -17,13 +17,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from markupsafe import Markup, escape
 
 from pipeline.printable import printable
 from pipeline.report.vega_bundle import vega_bundle
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 Tone = Literal["plain", "good", "warn", "bad"]
 _ASSETS = Path(__file__).parent / "assets"
@@ -153,6 +156,22 @@ def render_page(page: Page) -> str:
     Raises:
         ValueError: A script contains the end tag of its own element.
     """
+    has_charts = any(block.kind == "chart" for part in page.sections for block in part.blocks)
+    scripts = [_vega_bundle(), _asset("page.js")] if has_charts or page.is_live else []
+    if page.is_live:
+        scripts.append(_asset("live.js"))
+    return _template().render(
+        page=page,
+        style=_Asset(_asset("page.css")),
+        scripts=[_Asset(script) for script in scripts],
+        policy=_policy(scripts, is_live=page.is_live),
+        theme=vega_theme(),
+    )
+
+
+@cache
+def _template() -> Template:
+    """Compile the page's template, once per process."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -164,17 +183,7 @@ def render_page(page: Page) -> str:
         finalize=_escape_controls,
     )
     environment.filters["json"] = script_json
-    has_charts = any(block.kind == "chart" for part in page.sections for block in part.blocks)
-    scripts = [_vega_bundle(), _asset("page.js")] if has_charts or page.is_live else []
-    if page.is_live:
-        scripts.append(_asset("live.js"))
-    return environment.get_template("page.html.j2").render(
-        page=page,
-        style=_Asset(_asset("page.css")),
-        scripts=[_Asset(script) for script in scripts],
-        policy=_policy(scripts, is_live=page.is_live),
-        theme=vega_theme(),
-    )
+    return environment.get_template("page.html.j2")
 
 
 class _Asset(Markup):

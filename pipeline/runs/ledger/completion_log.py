@@ -93,7 +93,9 @@ class CompletionLog:
     def of_batch(self, batch: str) -> Segment:
         """Return what one batch has stored."""
         listed = self._storage.objects(f"{self._folder}{batch}-")
-        names = (info.uri.removeprefix(self._folder) for info in listed if info.size <= MAX_PACKED)
+        names = [info.uri.removeprefix(self._folder) for info in listed if info.size <= MAX_PACKED]
+        if not names:
+            return EMPTY  # As nearly always: only a batch that Dask runs again has stored anything.
         return unpack_segments(map(self._fetch, names), self._check)
 
     def compact(self) -> None:

@@ -62,7 +62,7 @@ WHOLE_BYTES = 512 << 10
 """Maximum size of objects that are read whole, in one request instead of two."""
 FRAGMENTS_AT_ONCE = 8
 """Number of small fragments of a chunk that are read at a time."""
-STEP_BYTES = 32 << 20
+STEP_BYTES = 16 << 20
 """Decoded bytes of the row groups that are decoded together. Each step parses the footer again,
 which for a hundred columns takes as long as decoding a small row group; larger steps take more
 memory and save nothing."""

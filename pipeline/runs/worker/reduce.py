@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 import time
 import uuid
@@ -34,6 +35,7 @@ from pipeline.runs.worker.chunk import (
     open_run,
     schema_text,
 )
+from pipeline.runs.worker.chunk_source import engine_for
 from pipeline.runs.worker.code_report import naming_worker
 from pipeline.storage import Storage, join, staged_area
 from pipeline.storage.documents import reading, seal_bytes, unseal_bytes
@@ -120,7 +122,9 @@ def combine(context: RunContext, frames: Sequence[pl.DataFrame]) -> pl.DataFrame
     name = context.job.reduce.combine
     call = load_transform(name, {}, context.settings.transforms).call
     with context.tables.used():
-        result = call_and_collect(name, call, [frame.lazy() for frame in frames])
+        result = call_and_collect(
+            name, call, [frame.lazy() for frame in frames], sum(map(_bytes_of, frames))
+        )
     if result.schema != frames[0].schema:
         raise TransformError(
             f"{name} changed the columns from {dict(frames[0].schema)} to {dict(result.schema)}",
@@ -138,16 +142,32 @@ def finalize(context: RunContext, frame: pl.DataFrame) -> pl.DataFrame:
         return frame
     with context.tables.used():
         return call_and_collect(
-            name, load_transform(name, {}, context.settings.transforms).call, frame.lazy()
+            name,
+            load_transform(name, {}, context.settings.transforms).call,
+            frame.lazy(),
+            _bytes_of(frame),
         )
 
 
-def call_and_collect(name: str, call: Callable[..., Any], argument: Any) -> pl.DataFrame:
-    """Call a user's function and collect the LazyFrame that it returns."""
+def _bytes_of(frame: pl.DataFrame) -> int:
+    return int(frame.estimated_size())
+
+
+def call_and_collect(
+    name: str, call: Callable[..., Any], argument: Any, size: float = math.inf
+) -> pl.DataFrame:
+    """Call a user's function and collect the LazyFrame that it returns.
+
+    Args:
+        name: The function's name, for errors.
+        call: The function.
+        argument: What it is called with.
+        size: Bytes of the frames in `argument`, if known.
+    """
     with user_code(name):
         result = call(argument)
         if isinstance(result, pl.LazyFrame):
-            return result.collect(engine="streaming")
+            return result.collect(engine=engine_for(size))
     raise TransformError(f"{name} returned {type(result).__name__}, not a LazyFrame")
 
 
