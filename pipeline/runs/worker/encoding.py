@@ -42,6 +42,8 @@ MAX_DISTINCT_SHARE = 0.25
 """Share of distinct values of a column above which no dictionary is tried."""
 MAX_DICTIONARY_BYTES = 1_000_000
 """Size at which the writer gives up a dictionary (its page has 1 MiB)."""
+CACHED_DICTIONARY_BYTES = 32 << 10
+"""Size of a dictionary up to which looking values up in it takes the least time."""
 MAX_DELTA_RANGE = 1 << 30
 """Range of a column's values below which each difference fits in 32 bits."""
 OLDEST = pl.CompatLevel.oldest()
@@ -318,13 +320,15 @@ class _Trials:
     def _cost(self, name: str, column: Any, how: ColumnEncoding) -> float:
         """Estimate nanoseconds per value: those of encoding, and what its bytes are worth."""
         stored: float = column.total_compressed_size
+        dictionary = 0.0
         if column.dictionary_page_offset is not None:
             # A row group has one dictionary, larger than the sample's, for many more rows.
             page = column.data_page_offset - column.dictionary_page_offset
             share = SAMPLE_ROWS / min(self.rows, DEFAULT_ROW_GROUP_ROWS)
-            stored += page * (self.dictionaries[name] * share - 1)
+            dictionary = page * self.dictionaries[name]
+            stored += dictionary * share - page
         per_value = stored / SAMPLE_ROWS
-        return BYTE_NANOSECONDS * per_value + _nanoseconds(how, per_value)
+        return BYTE_NANOSECONDS * per_value + _nanoseconds(how, per_value, dictionary)
 
 
 def _dictionaries(frame: pl.DataFrame, sample: pl.DataFrame) -> dict[str, float]:
@@ -376,16 +380,21 @@ def _all_distinct(found: int, rows: int) -> float:
     return high
 
 
-def _nanoseconds(how: ColumnEncoding, stored: float) -> float:
+def _nanoseconds(how: ColumnEncoding, stored: float, dictionary: float) -> float:
     """Estimate the time to encode and compress a value, as measured on TPC-H's lineitem.
 
     Args:
         how: How it is written.
         stored: Bytes of a value in the file.
+        dictionary: Bytes of the dictionary, if it has one.
     """
     if how.encoding == "plain":
         return 24.0 if how.level == 1 else 10.0 + 6.5 * stored
-    return (11.0 if how.encoding == "delta" else 13.0) + (0.0 if how.level == 1 else 1.5)
+    if how.encoding == "delta":
+        return 11.0 if how.level == 1 else 12.5
+    # Each value is looked up in a hash table, more slowly where it does not fit in a core's cache.
+    misses = 3.0 * math.log2(max(1.0, dictionary / CACHED_DICTIONARY_BYTES))
+    return (13.0 if how.level == 1 else 14.5) + misses
 
 
 def _options(chosen: dict[str, ColumnEncoding], compression: Compression) -> dict[str, Any]:
