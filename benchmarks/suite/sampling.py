@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,6 +15,12 @@ import psutil
 
 SECONDS = 0.1
 """Between samples: a peak shorter than this may be missed."""
+LISTED_SECONDS = 0.5
+"""Between two looks for new processes, each of which reads the table of all processes."""
+GROWTH = 1.01
+"""Growth of resident memory at which proportional memory is measured again. To measure it, the
+kernel walks all pages of a process and holds up its page faults meanwhile: ten times per second,
+that took a tenth of two cores, most of it from whoever has the most processes."""
 
 
 @dataclass(slots=True)
@@ -47,6 +55,10 @@ class Sampler:
     services: tuple[int, ...] = ()
     use: TreeUse = field(default_factory=TreeUse)
     _seen: dict[tuple[int, float], _Seen] = field(default_factory=dict)
+    _tree: list[psutil.Process] = field(default_factory=list)
+    _listed: float = -math.inf
+    _resident: float = 0.0
+    """Resident bytes of the tree above which its proportional memory is measured again."""
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -69,12 +81,18 @@ class Sampler:
             self._sample()
 
     def _sample(self) -> None:
-        total = 0
-        for process in _trees((self.root, *self.services)):
+        now = time.monotonic()
+        if now - self._listed >= LISTED_SECONDS:
+            self._tree, self._listed = _trees((self.root, *self.services)), now
+        resident = 0
+        for process in self._tree:
             # It began after sampling did, so all that it used counts.
             self._note(process, 0.0)
-            total += memory_of(process)
-        self.use.peak_bytes = max(self.use.peak_bytes, total)
+            with suppress(psutil.Error):
+                resident += process.memory_info().rss
+        if resident > self._resident:
+            self._resident = resident * GROWTH
+            self.use.peak_bytes = max(self.use.peak_bytes, sum(map(memory_of, self._tree)))
 
     def _note(self, process: psutil.Process, first: float | None) -> None:
         with suppress(psutil.Error):
@@ -86,12 +104,19 @@ class Sampler:
 
 
 def _trees(roots: Iterable[int]) -> list[psutil.Process]:
+    """List processes and all that they have started, in one pass over the table of processes."""
+    children: dict[int, list[psutil.Process]] = {}
+    known: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter(["ppid"]):
+        known[process.pid] = process
+        children.setdefault(process.info["ppid"], []).append(process)
     found: dict[int, psutil.Process] = {}
-    for pid in roots:
-        with suppress(psutil.Error):
-            root = psutil.Process(pid)
-            found[pid] = root
-            found |= {child.pid: child for child in root.children(recursive=True)}
+    waiting = [known[pid] for pid in roots if pid in known]
+    while waiting:
+        process = waiting.pop()
+        if process.pid not in found:
+            found[process.pid] = process
+            waiting += children.get(process.pid, ())
     return list(found.values())
 
 
