@@ -14,8 +14,9 @@ from pydantic_core import PydanticUndefined
 
 from pipeline.cli.app import app
 from pipeline.cli.help import examples_in
+from pipeline.config.file_examples import FileExamples
 from pipeline.config.job import Job
-from pipeline.config.job_examples import example_lines
+from pipeline.config.job_examples import JOB_EXAMPLES
 from pipeline.config.job_schema import job_schema
 from pipeline.config.settings import Settings
 from pipeline.config.units import format_size, parse_size
@@ -105,10 +106,10 @@ def _job() -> Iterator[str]:
     yield "and the schema is next to it: `chunkmap schema > job.schema.json`, or"
     yield "[the file in this repository](job.schema.json). `chunkmap init` does both."
     yield from ("", "## Keys at the top")
-    yield from _keys(Job, "")
+    yield from _keys(Job, "", JOB_EXAMPLES)
 
 
-def _keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
+def _keys(model: type[BaseModel], prefix: str, examples: FileExamples) -> Iterator[str]:
     sections = []
     for name, field in model.model_fields.items():
         key = f"{prefix}{field.alias or name}"
@@ -123,10 +124,10 @@ def _keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
         facts.append(f"Default: {default}." if default and not field.is_required() else "")
         if any(facts):
             yield from (" ".join(filter(None, facts)), "")
-        yield from ("```yaml", *example_lines(key), "```")
+        yield from ("```yaml", *examples.lines(key), "```")
     for key, inner in sections:
         yield from ("", f"## `{key}`", "", inspect.getdoc(inner) or "")
-        yield from _keys(inner, f"{key}.")
+        yield from _keys(inner, f"{key}.", examples)
 
 
 def _values(annotation: Any) -> str:

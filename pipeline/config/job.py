@@ -17,7 +17,6 @@ nesting, and aliases that repeat 100,000 values. The transform must be defined i
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from datetime import date, datetime
 from decimal import Decimal
@@ -31,7 +30,6 @@ from pydantic import (
     Field,
     NonNegativeInt,
     PositiveInt,
-    ValidationError,
     WithJsonSchema,
     model_validator,
 )
@@ -43,15 +41,9 @@ from pipeline.config.job_checks import Checks, checks_of
 from pipeline.config.job_part import SHARE_SCHEMA, Function, Part, check_limit
 from pipeline.config.masking import mask_text, names_user
 from pipeline.config.units import Seconds, Size, format_size
-from pipeline.config.yaml_file import (
-    YamlFile,
-    change_yaml,
-    dump_yaml,
-    explain_error,
-    parse_yaml,
-    read_yaml,
-)
+from pipeline.config.yaml_file import change_yaml, dump_yaml, parse_yaml, read_yaml
 from pipeline.config.yaml_loader import MAX_BYTES
+from pipeline.config.yaml_model import validate
 from pipeline.errors import InvalidUriError, JobError
 from pipeline.uris import parse
 
@@ -524,50 +516,13 @@ def load_job(path: str | Path, changes: Sequence[str] = ()) -> Job:
         JobError: The file is missing, is not YAML, or has a key that is unknown, missing or
             mistyped. The message names the file and the line.
     """
-    return _validate(change_yaml(read_yaml(Path(path), JobError), changes, "--set", JobError))
+    file = change_yaml(read_yaml(Path(path), JobError), changes, "--set", JobError)
+    return validate(file, Job, JobError)
 
 
 def parse_job(text: str, name: str = "job.yaml") -> Job:
     """Read a job from a file's text; `name` is for messages. Raises as `load_job`."""
-    return _validate(parse_yaml(text, name, JobError))
-
-
-def _validate(file: YamlFile) -> Job:
-    try:
-        return Job.model_validate(file.data)
-    except ValidationError as problems:
-        raise _job_error(file, problems) from None
-
-
-def _job_error(file: YamlFile, problems: ValidationError) -> JobError:
-    """Return all problems of a file as one error, in the order of its lines."""
-    errors = []
-    for detail in problems.errors():
-        location = tuple(detail["loc"])
-        is_missing = detail["type"] == "missing"
-        detail["loc"] = location = _written(file.data, location, is_missing=is_missing)
-        text, hint = explain_error(detail, Job)
-        errors.append((file.line(location) or sys.maxsize, f"{file.where(location)}: {text}", hint))
-    errors.sort(key=lambda error: error[0])
-    hints = [hint for _, _, hint in errors if hint]
-    return JobError("\n".join(text for _, text, _ in errors), "\n".join(hints) or None)
-
-
-def _written(
-    data: Any, location: tuple[str | int, ...], *, is_missing: bool
-) -> tuple[str | int, ...]:
-    """Return a location without the kinds of checks, which Pydantic puts between its parts."""
-    kept: list[str | int] = []
-    for depth, part in enumerate(location, 1):
-        is_key = is_missing and depth == len(location)
-        if isinstance(data, dict) and part not in data and not is_key:
-            continue
-        kept.append(part)
-        if isinstance(data, dict):
-            data = data.get(part)
-        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
-            data = data[part]
-    return tuple(kept)
+    return validate(parse_yaml(text, name, JobError), Job, JobError)
 
 
 def _plain(value: Any) -> Any:

@@ -1,11 +1,11 @@
 """An example per key of the job file, for the reference pages and the JSON Schema.
 
-Each is the YAML text of a value that the key accepts in the job `base_job()`; tests check that.
+Each is the YAML text of a value that the key accepts; tests check that.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from pipeline.config.file_examples import FileExamples
 
 EXAMPLES = {
     "name": "daily-revenue",
@@ -76,41 +76,9 @@ _NEEDS: dict[str, dict[str, str]] = {
 """Other keys that a key needs, with their values."""
 
 
-def example_values(key: str) -> dict[str, str]:
-    """Return the keys and YAML values of a job that shows a key; all are needed for it."""
-    base = ("name", "input.uri", "transform", "output.uri")
-    return {name: EXAMPLES[name] for name in base} | _NEEDS.get(key, {}) | {key: EXAMPLES[key]}
-
-
-def example_lines(key: str) -> list[str]:
-    """Return the lines of YAML that set a key to its example, with what it needs beside it."""
-    if key == "transform":  # In the smallest job that there is.
-        lines = [
-            f"{name.replace('.', ': {')}: {text}" for name, text in example_values(key).items()
-        ]
-        return [line + "}" * line.count(": {") for line in lines]
-    values = {**_NEEDS.get(key, {}), key: EXAMPLES[key]}
-    return _lines(nested(values) if "." in key else {key: EXAMPLES[key]})
-
-
-def _lines(values: dict[str, Any], indent: str = "") -> list[str]:
-    """Write nested texts of YAML as a file has them."""
-    lines = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            lines += [f"{indent}{name}:", *_lines(value, f"{indent}  ")]
-        else:
-            lines.append(f"{indent}{name}: {value}")
-    return lines
-
-
-def nested(values: dict[str, Any]) -> dict[str, Any]:
-    """Nest a mapping of dotted keys."""
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        *above, last = key.split(".")
-        inside = out
-        for name in above:
-            inside = inside.setdefault(name, {})
-        inside[last] = value
-    return out
+JOB_EXAMPLES = FileExamples(
+    EXAMPLES,
+    base=("name", "input.uri", "transform", "output.uri"),
+    needs=_NEEDS,
+    whole="transform",
+)

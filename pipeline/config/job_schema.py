@@ -6,9 +6,11 @@ An editor with a YAML language server uses it where a job begins with a line suc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from pipeline.config.job import Job
 from pipeline.config.job_examples import EXAMPLES
@@ -19,12 +21,23 @@ TITLE = "chunkmap job"
 
 
 def job_schema() -> dict[str, Any]:
-    """Return the schema: keys, types, values, defaults, and what the reference says of each."""
-    schema = _plain(Job.model_json_schema(by_alias=True))
-    for key, text in EXAMPLES.items():
+    """Return the schema of job files."""
+    return schema_of(Job, TITLE, EXAMPLES)
+
+
+def schema_of(model: type[BaseModel], title: str, examples: Mapping[str, str]) -> dict[str, Any]:
+    """Return a schema: keys, types, values, defaults, and what the reference says of each.
+
+    Args:
+        model: Model of the file.
+        title: Title of the schema.
+        examples: YAML text of an example, by dotted key.
+    """
+    schema = _plain(model.model_json_schema(by_alias=True))
+    for key, text in examples.items():
         section, _, name = key.rpartition(".")
         _section(schema, section)["properties"][name]["examples"] = [_json(text)]
-    return {"$schema": DIALECT, "title": TITLE, **schema}
+    return {"$schema": DIALECT, "title": title, **schema}
 
 
 def _section(schema: dict[str, Any], name: str) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 import yaml
 
+from pipeline.config.file_examples import nested
 from pipeline.config.job import Job, load_job, parse_job
-from pipeline.config.job_examples import EXAMPLES, example_lines, example_values, nested
+from pipeline.config.job_examples import EXAMPLES, JOB_EXAMPLES
 from pipeline.config.job_schema import job_schema
 from pipeline.config.yaml_file import dump_yaml, parse_yaml
 from pipeline.errors import JobError
@@ -54,18 +55,18 @@ def test_it_is_a_schema_that_describes_each_key() -> None:
 
 @pytest.mark.parametrize("key", EXAMPLES)
 def test_an_example_is_accepted_by_both(key: str) -> None:
-    values = {name: parse_job_value(text) for name, text in example_values(key).items()}
+    values = {name: parse_job_value(text) for name, text in JOB_EXAMPLES.values(key).items()}
     text = dump_yaml(nested(values))
     job = parse_job(text)
     assert not list(CHECK.iter_errors(as_json(text)))
     if "." in key or key in ("retries", "params"):
-        least = {name: values[name] for name in example_values("name") if name != key}
+        least = {name: values[name] for name in JOB_EXAMPLES.values("name") if name != key}
         others = {name: values[name] for name in values if name not in (key, *least)}
         without = nested(least | others)
         assert job.model_dump() != (
             Job.model_validate(without).model_dump() if is_valid(without) else None
         ), "an example differs from the default"
-    assert yaml.safe_load("\n".join(example_lines(key)))
+    assert yaml.safe_load("\n".join(JOB_EXAMPLES.lines(key)))
 
 
 def parse_job_value(text: str) -> Any:
