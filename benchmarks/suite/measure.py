@@ -22,6 +22,8 @@ from benchmarks.suite.workloads import Workload, bound_params
 from pipeline.storage import Storage
 
 Echo = Callable[[str], None]
+LARGE_BYTES = 256 << 20
+"""Bytes of a removed output above which their disk space is returned at once."""
 _PLAIN = ("work_seconds", "rows", "output", "cpu_seconds")
 
 
@@ -55,6 +57,7 @@ class Conditions:
         repeat: Processes of each subject.
         iterations: Times that each of them does the work; None: what the workload says.
         endpoint: The S3 endpoint, for the counting pass; None counts nothing.
+        reclaim: Returns the disk space of removed outputs to the system.
     """
 
     root: str
@@ -63,6 +66,7 @@ class Conditions:
     repeat: int = 1
     iterations: int | None = None
     endpoint: str | None = None
+    reclaim: Callable[[], None] = lambda: None
 
     def output(self, *names: str) -> str:
         """A prefix for one process to write under."""
@@ -146,7 +150,8 @@ def measure(
             if checker is not None and not tally.error:
                 tally.error = checker.problem(answer.iterations)
                 tally.wrong = tally.error != ""
-            remove(storage, conditions.output(workload.name, worker.name))
+            if remove(storage, conditions.output(workload.name, worker.name)) > LARGE_BYTES:
+                conditions.reclaim()
             echo(_line(workload, worker, tally))
 
     traffic = {}
@@ -200,6 +205,7 @@ def measure_noise(
         conditions.scale,
         conditions.repeat,
         conditions.iterations,
+        reclaim=conditions.reclaim,
     )
     found = measure(storage, quiet, workload, card, twins, expected=expected, echo=echo)
     bad = [result for result in found if result.state != "ok"]
@@ -213,10 +219,12 @@ def measure_noise(
     return Noise(workload=workload.name, pairs=pairs, floor=noise_floor(list(pairs.values())))
 
 
-def remove(storage: Storage, prefix: str) -> None:
-    """Remove everything below a prefix."""
+def remove(storage: Storage, prefix: str) -> int:
+    """Remove everything below a prefix; return its bytes."""
+    found = list(storage.objects(prefix))
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda info: storage.delete(info.uri), storage.objects(prefix)))
+        list(pool.map(lambda info: storage.delete(info.uri), found))
+    return sum(info.size for info in found)
 
 
 def spec_of(

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from benchmarks.suite import pytest_storage
@@ -333,6 +334,7 @@ class Session:
             repeat=self.request.repeat,
             iterations=self.request.iterations,
             endpoint=self._endpoint() if is_counted(workload, self.request) else None,
+            reclaim=partial(local.reclaim_space, self.settings),
         )
 
     def _endpoint(self) -> str | None:

@@ -1,6 +1,7 @@
 """The embedded stack itself: started twice at once, looked at, killed, repaired and stopped."""
 
 import json
+import os
 import re
 import stat
 from collections.abc import Iterator
@@ -181,3 +182,15 @@ def test_a_killed_stack_is_repaired_with_its_data_ports_and_credentials(running:
     }
     assert after.s3 == before.s3
     assert open_storage(running.settings).get("s3://demo/kept").data == b"kept"
+
+
+def test_the_disk_space_of_deleted_objects_is_returned(running: Running) -> None:
+    storage = open_storage(running.settings)
+    root, uri = running.folder.root, "s3://demo/large"
+    size = 20 << 20
+    storage.put(uri, os.urandom(size))
+    storage.delete(uri)
+    before = local.stored_bytes(root)
+    assert before > size
+    local.reclaim_space(running.settings)
+    assert local.stored_bytes(root) < before - size // 2

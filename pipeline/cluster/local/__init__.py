@@ -7,9 +7,12 @@ account of the machine can reach these ports, so each requires a secret that is 
 
 from __future__ import annotations
 
+import subprocess
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from pipeline.cluster.local import processes
+from pipeline.cluster.local import processes, services
 from pipeline.cluster.local.credentials import PREFECT_PASSWORD
 from pipeline.cluster.local.start import (
     TITLES,
@@ -36,11 +39,18 @@ __all__ = [
     "down",
     "is_elsewhere",
     "prefect_login",
+    "reclaim_space",
     "s3_variables",
     "status",
     "up",
 ]
 
+LARGE_BYTES = 1 << 30
+"""Bytes on disk of the stack's S3 above which `down` returns the space of deleted objects."""
+GARBAGE_SHARE = 0.1
+"""Share of deleted objects in a file of S3 from which on the file is written anew."""
+RECLAIM_SECONDS = 120
+"""Maximum duration of that."""
 _OWN_S3 = ("s3.endpoint_url", "s3.profile", "s3.access_key_id")
 
 
@@ -157,6 +167,9 @@ def down(settings: Settings, echo: Echo = print, wait: Wait = _unseen) -> None:
     with folder.lock():
         state = folder.load() or StackState(settings.environment)
         running = [service for service in state.services.values() if service.alive]
+        if state.alive("s3") and stored_bytes(folder.root) > LARGE_BYTES:
+            wait("S3 to return the space of deleted objects")
+            _reclaim(folder, state)
         if running:
             wait(", ".join(TITLES[service.name] for service in running) + " to stop")
         stopped = processes.stop(folder.marker())
@@ -165,6 +178,36 @@ def down(settings: Settings, echo: Echo = print, wait: Wait = _unseen) -> None:
         echo(f"{TITLES[service.name]}: stopped (process {service.pid})")
     if not stopped:
         echo("The local stack is not up.")
+
+
+def reclaim_space(settings: Settings) -> None:
+    """Return the disk space of deleted objects to the system, if the stack's S3 runs.
+
+    SeaweedFS keeps it until an administrator asks for it. Without that, a disk is full after some
+    dozen benchmarks, of which no object is left.
+    """
+    folder = StateFolder(settings.state_dir)
+    state = folder.load()
+    if state is not None and state.alive("s3"):
+        _reclaim(folder, state)
+
+
+def _reclaim(folder: StateFolder, state: StackState) -> None:
+    command = services.s3_shell(folder.root, state.services["s3"].ports)
+    with suppress(OSError, subprocess.SubprocessError):  # There will be another time.
+        subprocess.run(
+            command,
+            input=f"lock\nvolume.vacuum -garbageThreshold={GARBAGE_SHARE}\nunlock\n",
+            text=True,
+            capture_output=True,
+            timeout=RECLAIM_SECONDS,
+            check=False,
+        )
+
+
+def stored_bytes(root: Path) -> int:
+    """Count the bytes on disk that the S3 of a stack holds, deleted objects included."""
+    return sum(file.stat().st_size for file in (root / "s3").glob("*.dat"))
 
 
 def status(settings: Settings) -> list[ServiceStatus]:

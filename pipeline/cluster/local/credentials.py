@@ -16,7 +16,7 @@ from pipeline.private import make_folder, write_file
 REGION = "us-east-1"
 PREFECT_PASSWORD = "prefect-password"
 """Name of the file with the password of the Prefect UI and API."""
-_TLS, _SEAWEEDFS, _AUTHORITY = "tls", "seaweedfs", "seaweedfs-tls"
+_TLS, SEAWEEDFS, _AUTHORITY = "tls", "seaweedfs", "seaweedfs-tls"
 
 
 def s3_settings(root: Path, port: int) -> dict[str, str]:
@@ -44,7 +44,7 @@ def s3_settings(root: Path, port: int) -> dict[str, str]:
 
 def s3_security(root: Path) -> Path:
     """Write the security.toml for one start of the stack's SeaweedFS; returns its folder."""
-    folder = make_folder(root / _SEAWEEDFS)
+    folder = make_folder(root / SEAWEEDFS)
     authority = _without_expiring(root / _AUTHORITY)
     for name, text in seaweedfs.certificates(authority, CA_DAYS).items():
         write_file(folder / name, text)

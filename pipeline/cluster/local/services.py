@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.cluster.local.credentials import (
     PREFECT_PASSWORD,
+    SEAWEEDFS,
     make_tls,
     prefect_password,
     s3_security,
@@ -181,6 +182,13 @@ def s3(root: Path, ports: tuple[int, ...]) -> Launch:
         # It creates sockets in /tmp to which other accounts could connect.
         umask=OTHER_USERS,
     )
+
+
+def s3_shell(root: Path, ports: tuple[int, ...]) -> tuple[str, ...]:
+    """Return the command of the administrator's shell of a SeaweedFS that `s3` has started."""
+    port = dict(zip(_WEED_PORTS, ports[1:], strict=True))
+    master = f"{HOST}:{port['master.port']}.{port['master.port.grpc']}"
+    return (_weed(), f"-config_dir={root / SEAWEEDFS}", "shell", f"-master={master}")
 
 
 def prefect(root: Path, ports: tuple[int, ...]) -> Launch:
