@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pipeline.cli.output import columns, notes, out, print_json, say
 from pipeline.config.settings import Settings, load_settings
-from pipeline.errors import UsageError
+from pipeline.errors import StateError, UsageError
 from pipeline.processes import command_started
 from pipeline.report.humanize import byte_size, plural
 from pipeline.runs.admin.known_outputs import named_outputs
@@ -15,6 +16,9 @@ from pipeline.runs.backfill.listing import KnownRuns
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage, open_storage
 from pipeline.table.manifest import CommitEntry, Manifest
+
+if TYPE_CHECKING:
+    from pipeline.table.log import TableLog
 
 
 def _ledger(run: str, output: str | None, settings: Settings, storage: Storage) -> Ledger:
@@ -115,11 +119,14 @@ def history(output: str, environment: str | None, *, as_json: bool) -> None:
     current = table_log.head()[0].current
     # Read oldest first: each manifest is replayed from the one before.
     added = [(table_log.manifest(n), table_log.added(n)) for n in range(1, current + 1)][::-1]
+    is_table = bool(table_log.manifest(current).table)
+    versions = _table_versions(table_log) if is_table else {}
     if as_json:
         # Only the commits that each adds: full lists would grow with the square of the versions.
         manifests = [
             {
                 **manifest.model_dump(exclude={"full", "commits"}),
+                **({"table_version": versions.get(manifest.number)} if is_table else {}),
                 "commits": [entry.model_dump() for entry in new],
             }
             for manifest, new in added
@@ -131,9 +138,31 @@ def history(output: str, environment: str | None, *, as_json: bool) -> None:
         return
     by_windows = any(entry.window for _, new in added for entry in new)
     rows = [_history_row(manifest, new, by_windows=by_windows) for manifest, new in added]
-    windows = ("windows",) if by_windows else ()
-    names = ("manifest", "published", "action", "run", *windows, "files", "rows", "bytes")
+    windows, table = (("windows",) if by_windows else ()), (("delta",) if is_table else ())
+    if is_table:
+        labels = [_table_label(manifest, versions) for manifest, _ in added]
+        rows = [(row[0], label, *row[1:]) for row, label in zip(rows, labels, strict=True)]
+    names = ("manifest", *table, "published", "action", "run", *windows, "files", "rows", "bytes")
     out.print(columns(names, rows, right=("files", "rows", "bytes")))
+
+
+def _table_versions(table_log: TableLog) -> dict[int, int]:
+    """Return the version of an output's table by manifest; warn if its log cannot be read."""
+    from pipeline.table.delta.look import table_versions
+
+    try:
+        return table_versions(table_log)
+    except StateError as error:
+        say(str(error), mark="[yellow]")
+        return {}
+
+
+def _table_label(manifest: Manifest, versions: dict[int, int]) -> str:
+    if manifest.number in versions:
+        return str(versions[manifest.number])
+    # It is committed by the next command that publishes, or its version has expired.
+    is_pending = manifest.table and manifest.number > max(versions, default=0)
+    return "pending" if is_pending else ""
 
 
 _ACTIONS = {
@@ -179,10 +208,13 @@ def rollback(output: str, to: int | None, environment: str | None, *, as_json: b
     table_log = TableLog(open_storage(load_settings(environment)), output)
     before = table_log.head()[0].current
     manifest = publishing.rollback(table_log, to)
+    version = _table_versions(table_log).get(manifest.number) if manifest.table else None
     if as_json:
-        print_json(manifest.model_dump())
+        print_json(manifest.model_dump() | ({"table_version": version} if manifest.table else {}))
         return
     say(f"{table_log.output}: manifest {manifest.number} has the files of {manifest.rollback_of}")
+    if version is not None:
+        say(f"it is version {version} of the Delta table")
     say(f"to undo it: chunkmap rollback {table_log.output} --to {before}", mark="[dim]")
 
 
@@ -215,6 +247,11 @@ def vacuum(
         f"{done.output}: {plural(done.uploads, 'abandoned upload')} {would}aborted, "
         f"{plural(done.replaced, 'file')} of old versions {would}deleted"
     )
+    if done.table:
+        say(
+            "files that older versions of the Delta table name are kept; its own vacuum deletes "
+            f"them: DeltaTable({done.output!r}).vacuum()"
+        )
     if done.strays:
         say(
             f"{plural(len(done.strays), 'file')} that no manifest names {would}moved to "

@@ -291,6 +291,14 @@ class Chunks(Part):
         return self
 
 
+class Table(Part):
+    """The table that an output is, for the engines that read it."""
+
+    format: Literal["delta"]
+    """Format of the table: `delta`, a Delta Lake table, whose log is in the output. It needs the
+    extra `tables`."""
+
+
 class Output(Part):
     """The output that results are published to."""
 
@@ -339,7 +347,11 @@ class Output(Part):
     """Write a page index into every file, by which readers with a filter skip pages within a row
     group. Default: only Polars' writer, which writes small results, adds one."""
     keep_versions: NonNegativeInt = 1
-    """Number of replaced versions that are kept for `rollback`."""
+    """Number of replaced versions that are kept for `rollback`. A table keeps all of them, until
+    its own vacuum deletes them."""
+    table: Table | None = None
+    """Commit the files to a table too. An output that is a table stays one. Its columns change only
+    with `schema: widen`."""
 
     @property
     def merges(self) -> bool:
@@ -456,6 +468,22 @@ class Job(Part):
         return self
 
     @model_validator(mode="after")
+    def _tables(self) -> Self:
+        if self.output.table is None:
+            return self
+        if self.chunks.cross_partitions:
+            raise ValueError(
+                "`output.table` and `chunks.cross_partitions` exclude each other: all files of a "
+                "table are in folders of the same partition columns"
+            )
+        if self.output.keep_versions != type(self.output).model_fields["keep_versions"].default:
+            raise ValueError(
+                "`output.table` and `output.keep_versions` exclude each other: a table keeps the "
+                "files of older versions until its own vacuum deletes them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _apart(self) -> Self:
         output = self.output.uri.rstrip("/") + "/"
         if re.fullmatch(r"s3://[^/]+/", output):
@@ -491,7 +519,7 @@ class Job(Part):
 
 LATER_OUTPUT_KEYS = (
     *("encoding", "row_group_bytes", "sort_by", "dictionary", "page_index"),
-    *("partition_by", "file_bytes", "max_partitions"),
+    *("partition_by", "file_bytes", "max_partitions", "table"),
 )
 """Keys of the output that releases have added (see `keys_at_default`)."""
 

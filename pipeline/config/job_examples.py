@@ -45,6 +45,7 @@ EXAMPLES = {
     "output.dictionary": "[country]",
     "output.page_index": "true",
     "output.keep_versions": "3",
+    "output.table.format": "delta",
     "retries": "5",
     "rounds": "2",
     "max_failures": "5%",

@@ -26,7 +26,7 @@ from pipeline.storage.backend import Backend, Blob, StagedObject
 from pipeline.storage.local_backend import LocalBackend
 from pipeline.storage.retry import RetryPolicy
 from pipeline.storage.s3_backend import S3Backend
-from pipeline.storage.s3_connection import access_of
+from pipeline.storage.s3_connection import Access, access_of
 from pipeline.storage.s3_requests import Requests
 from pipeline.storage.tokens import TokenRule
 from pipeline.uris import parse, staged_area, state_prefix
@@ -59,6 +59,10 @@ class Storage:
 
     def _retry_call(self, call: Callable[[], T]) -> T:
         return self._retry.call(call, current_tally().add_retry)
+
+    def retrying(self, call: Callable[[], T]) -> T:
+        """Call a function of another library on objects, again after transient errors."""
+        return self._retry_call(call)
 
     def objects(self, prefix: str) -> list[ObjectInfo]:
         """List all objects whose URI starts with the prefix, in any order.
@@ -202,6 +206,20 @@ class Storage:
         """Whether writes to a URI use the service's conditions."""
         return getattr(self.backend(uri), "conditional", True)
 
+    def client_options(self, uri: str) -> dict[str, str]:
+        """Return the options with which libraries on object_store reach a URI; they hold secrets.
+
+        There are none for local files.
+        """
+        access = getattr(self.backend(uri), "access", None)
+        if not isinstance(access, Access):
+            return {}
+        options = client_options(access, parse(uri).bucket)
+        if access.key_id is None and not access.anonymous:
+            found, _ = access.provide()
+            options |= {name: value for name, value in found.items() if value}
+        return options
+
     def token_rule(self, output: str) -> TokenRule:
         """Return the rule for tokens of outputs that are staged for an output.
 
@@ -305,14 +323,19 @@ _opened_lock = Lock()
 
 def scan_options(settings: Settings, uri: str) -> dict[str, str]:
     """Return the options with which Polars scans the bucket of a URI; they hold secrets."""
-    access = access_of(settings.s3, parse(uri).bucket)
+    bucket = parse(uri).bucket
+    return client_options(access_of(settings.s3, bucket), bucket)
+
+
+def client_options(access: Access, bucket: str) -> dict[str, str]:
+    """Return the options of libraries on object_store for a bucket, with given credentials."""
     secrets = {
         "aws_access_key_id": access.key_id,
         "aws_secret_access_key": access.secret,
         "aws_session_token": access.token,
     }
     options = {name: value for name, value in secrets.items() if value}
-    for name, value in access.options(parse(uri).bucket).items():
+    for name, value in access.options(bucket).items():
         options[name] = str(value).lower() if isinstance(value, bool) else value
     return options | ({"aws_allow_http": "true"} if access.endpoint else {})
 

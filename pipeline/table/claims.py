@@ -28,10 +28,10 @@ from pipeline.table.manifest import Claim, Commit, CommitEntry, Head, Manifest
 from pipeline.table.retention import (
     kept_versions,
     move_orphans,
-    move_replaced,
     restore,
     visible_keys,
 )
+from pipeline.table.settle import settle
 
 COMPLETE_AT_ONCE = 1000
 """Number of uploads that are completed in one call."""
@@ -52,7 +52,7 @@ def finish_open_claim(table_log: TableLog) -> Manifest:
         head, etag = table_log.head()
         if head.publishing is None:
             manifest = table_log.manifest(head.current)
-            move_replaced(table_log, manifest)
+            settle(table_log, manifest)
             return manifest
         finish_claim(table_log, head, etag)
 
@@ -91,7 +91,7 @@ def finish_claim(
     elif is_found and not explains(table_log, claim, manifest):
         raise ManifestConflictError(manifest_uri(table_log.state, manifest.number))
     with suppress(PreconditionFailedError):
-        table_log.move_head(Head(current=manifest.number), etag)
+        table_log.move_head(Head.at(manifest), etag)
 
 
 def _roll_forward(table_log: TableLog, claim: Claim) -> Manifest:

@@ -4,7 +4,9 @@ StateError
 ├── DamagedStateError        restore the object, or chunkmap repair
 ├── HeadBehindError          chunkmap repair
 ├── ManifestConflictError    chunkmap repair
-└── FilesMissingError        restore the files, or roll back to a kept version
+├── FilesMissingError        restore the files, or roll back to a kept version
+├── DamagedTableError        restore the Delta log
+└── TableChangedError        restore the Delta table's version, or choose another output
 StorageError
 └── UploadsVanishedError     map the chunks again
 ConflictError
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.errors import ConflictError, StateError, StorageError, backup_of
+from pipeline.errors import ConflictError, StateError, StorageError, UsageError, backup_of
 from pipeline.report.humanize import plural
 from pipeline.table.manifest import CommitEntry, run_of
 
@@ -79,6 +81,21 @@ class FilesMissingError(StateError):
             f"version: chunkmap rollback {output}; list them: chunkmap verify {output}",
         )
         self.keys = tuple(keys)
+
+
+class DamagedTableError(StateError):
+    """The log of a Delta table cannot be read, or needs a feature that is not supported."""
+
+    def __init__(self, uri: str, why: str) -> None:
+        super().__init__(
+            uri,
+            f"the Delta log is damaged, or not supported: {why}",
+            hint=f"restore it from {backup_of(uri)}",
+        )
+
+
+class TableChangedError(StateError):
+    """Another writer has changed the files of a table that chunkmap publishes."""
 
 
 def damage_hint(uri: str) -> str:
@@ -183,3 +200,11 @@ class ForeignClaimError(ConflictError):
 def foreign_claim(output: str, error: UploadsVanishedError) -> ForeignClaimError:
     """Return the error for a claim of another run, which only that run's job can finish."""
     return ForeignClaimError(output, run_of(error.commit or ""), error)
+
+
+def plain_run(output: str, who: str) -> UsageError:
+    """Return the error for a run or job without `output.table` at an output that is a table."""
+    return UsageError(
+        f"{output} is a Delta table, and {who} would publish plain files to it",
+        hint="set output.table to {format: delta} in the job, or choose another output",
+    )

@@ -101,6 +101,7 @@ class TableLog(CommitRecords):
             commits=tuple(joined.from_iterable(reversed(lists))),
             rollback_of=top.rollback_of,
             full=full,
+            table=top.table,
         )
 
     def _read_records(self, numbers: Sequence[int]) -> list[ManifestRecord]:
@@ -180,14 +181,17 @@ class TableLog(CommitRecords):
         grown = rollback_of is None and commits[: len(previous.commits)] == previous.commits
         full = previous.full if grown else number
         record_base = base_of(number, full) if grown else 0
+        # Once a table, an output stays one.
+        table = previous.table or next((entry.table for entry in commits if entry.table), "")
         record = ManifestRecord(
-            version=MANIFEST_VERSION,
+            version=MANIFEST_VERSION if table else MANIFEST_VERSION - 1,
             number=number,
             created=time.time(),
             base=record_base,
             full=full,
             commits=commits[len(self.manifest(record_base).commits) :],
             rollback_of=rollback_of,
+            table=table,
         )
         data = seal_json(record.model_dump_json(indent=1, exclude_defaults=True).encode())
         uri = manifest_uri(self.state, number)

@@ -26,10 +26,11 @@ from partitioning.table_file import TableFile, pack_tables
 from partitioning.windows import Windowing
 from pipeline.table.columns import Columns
 
-HEAD_VERSION = 1
-"""Format of HEAD.json."""
-MANIFEST_VERSION = 3
-"""Format of manifests: 1 repeats all commits, 2 has new commits, 3 also entries without files."""
+HEAD_VERSION = 2
+"""Format of HEAD.json: 2 if the output is a table, which older releases would not commit to."""
+MANIFEST_VERSION = 4
+"""Format of manifests: 1 repeats all commits, 2 has new commits, 3 also entries without files, 4 is
+of an output that is a table."""
 MAX_LEFT_OUT_NAMED = 10_000
 """Maximum number of left-out objects that a commit record names."""
 LEVEL_SIZE = 32
@@ -106,6 +107,20 @@ class Head(_Record):
     writer: str = ""
     """Id of the write; it distinguishes a lost response from a lost race."""
 
+    @classmethod
+    def at(
+        cls, manifest: Manifest, claim: Claim | None = None, *, makes_table: bool = False
+    ) -> Head:
+        """Return a pointer to a manifest, with the claim of a publisher.
+
+        Args:
+            manifest: The manifest.
+            claim: The claim.
+            makes_table: Whether a claimed commit is of a table.
+        """
+        version = 2 if makes_table or manifest.table else 1
+        return cls(version=version, current=manifest.number, publishing=claim)
+
 
 class CommitEntry(_Record):
     """A commit as a manifest lists it."""
@@ -147,6 +162,8 @@ class CommitEntry(_Record):
     """Number of checks that failed and only warn (`checks`)."""
     rejected: int = 0
     """Number of rows in quarantine (`checks.rows`)."""
+    table: str = ""
+    """Format of the table that the output is from here on (`output.table`): `delta`, or none."""
 
     @property
     def adds_files(self) -> bool:
@@ -167,6 +184,8 @@ class Manifest(_Record):
     full: int = 0
     """Number of the manifest since which the list has only grown. This manifest has all commits of
     the manifests since then."""
+    table: str = ""
+    """Format of the table that the output is: `delta`, or none. Later manifests have it too."""
 
 
 class ManifestRecord(_Record):
@@ -182,6 +201,8 @@ class ManifestRecord(_Record):
     """Number as in `Manifest`; None for the manifest itself."""
     commits: tuple[CommitEntry, ...]
     rollback_of: int | None = None
+    table: str = ""
+    """Format of the table as in `Manifest`."""
 
 
 def base_of(number: int, full: int) -> int:

@@ -43,11 +43,11 @@ from pipeline.table.retention import (
     kept_versions,
     locate,
     move_orphans,
-    move_replaced,
     orphans_among,
-    visible_keys,
+    unnamed_keys,
 )
 from pipeline.table.schemas import Addition, refuse_other_columns
+from pipeline.table.settle import settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +148,8 @@ def _settle_others(table_log: TableLog, run: str) -> tuple[Manifest, list[Commit
 
 
 def _unknown_files(table_log: TableLog, manifest: Manifest, own: list[Commit]) -> list[str]:
-    named = set(table_log.keys(manifest.commits))
-    named.update(key for commit in own for key in commit.files["key"].to_list())
-    return sorted(set(visible_keys(table_log)) - named)
+    own_keys = {key for commit in own for key in commit.files["key"].to_list()}
+    return sorted(unnamed_keys(table_log, manifest) - own_keys)
 
 
 def never() -> bool:
@@ -201,6 +200,11 @@ def _refuse_columns(
 ) -> None:
     additions = [Addition(Footprint.of(commit), commit.columns) for commit in commits]
     refuse_other_columns(table_log, manifest, additions, widens)
+    if manifest.table or any(commit.entry.table for commit in commits):
+        # Only tables need their library.
+        from pipeline.table.delta.commit import refuse_other_tables
+
+        refuse_other_tables(table_log, manifest, commits, widens)
 
 
 def _freeze(table_log: TableLog, drafts: Sequence[Commit]) -> list[Commit]:
@@ -234,7 +238,7 @@ def _claim_and_finish(
         published = {entry.name for entry in entries}
         unpublished = [commit for commit in commits if commit.entry.name not in published]
         if not unpublished:
-            move_replaced(table_log, current)
+            settle(table_log, current)
             return Published(current, already, tuple(commits))
         _refuse_conflicts(table_log, unpublished, current, accepted)
         _refuse_columns(table_log, unpublished, current, widens)
@@ -242,11 +246,13 @@ def _claim_and_finish(
         if table_log.moved != current.number:
             # Its publisher may have died before it moved the replaced files; with another manifest
             # on top, nothing would move them.
-            move_replaced(table_log, current)
+            settle(table_log, current)
         claim = Claim(commits=tuple(c.entry.name for c in unpublished), base=head.current)
+        makes_table = any(commit.entry.table for commit in unpublished)
         # If another process wins the race, repeat with its state.
         with suppress(PreconditionFailedError, AlreadyExistsError):
-            writer = table_log.move_head(Head(current=head.current, publishing=claim), etag)
+            pointer = Head.at(current, claim, makes_table=makes_table)
+            writer = table_log.move_head(pointer, etag)
 
 
 def _refuse_released(commits: Sequence[Commit], entries: Sequence[CommitEntry]) -> None:
@@ -373,14 +379,17 @@ def rollback(table_log: TableLog, number: int | None = None) -> Manifest:
             locate(table_log, table_log.manifest(target), current.number - kept + 1)
         except FilesMissingError as error:
             error.hint = (
-                f"the output keeps replaced files of {kept} earlier "
+                "a table keeps replaced files until its own vacuum deletes them; choose a later "
+                f"version: chunkmap history {table_log.output}"
+                if current.table
+                else f"the output keeps replaced files of {kept} earlier "
                 f"{'version' if kept == 1 else 'versions'} (output.keep_versions); choose a later "
                 f"one: chunkmap history {table_log.output}"
             )
             raise
         with suppress(PreconditionFailedError, AlreadyExistsError):
             claim = Claim(base=current.number, rollback=target)
-            table_log.move_head(Head(current=current.number, publishing=claim), etag)
+            table_log.move_head(Head.at(current, claim), etag)
             return finish_open_claim(table_log)
 
 

@@ -40,6 +40,7 @@ from pipeline.table.retention import (
     move_orphans,
     orphans_among,
     replaced_keys,
+    unnamed_keys,
     visible_keys,
 )
 
@@ -52,6 +53,7 @@ Situation = Literal[
     "files missing",
     "claim lost",
     "orphan files",
+    "table differs",
 ]
 
 
@@ -136,7 +138,10 @@ def _problems(table_log: TableLog, newest: int) -> Iterator[Problem]:
     elif claim is not None:
         yield _claim_problem(table_log, claim)
     else:
-        yield from _file_problems(table_log, table_log.manifest(head.current))
+        manifest = table_log.manifest(head.current)
+        yield from _file_problems(table_log, manifest)
+        if manifest.table:
+            yield from _table_problems(table_log, manifest)
 
 
 def _is_explained(table_log: TableLog, claim: Claim) -> bool:
@@ -213,7 +218,7 @@ def _file_problems(table_log: TableLog, manifest: Manifest) -> Iterator[Problem]
             else "",
         )
     # Files that the manifest has just replaced are moved by the next command, and kept.
-    unnamed = visible.difference(keys)
+    unnamed = unnamed_keys(table_log, manifest)
     unnamed -= set(replaced_keys(table_log, manifest)) if unnamed else set()
     if not unnamed:
         return
@@ -235,6 +240,25 @@ def _file_problems(table_log: TableLog, manifest: Manifest) -> Iterator[Problem]
             f"for example {orphans[0]}",
             f"move them to {table_log.state}orphaned/, where vacuum deletes them later",
         )
+
+
+def _table_problems(table_log: TableLog, manifest: Manifest) -> Iterator[Problem]:
+    # Only tables need their library.
+    from pipeline.table.delta.look import table_problems
+
+    problems = table_problems(table_log, manifest)
+    if not problems:
+        return
+    is_behind = "commits what is missing" in problems[0]
+    yield Problem(
+        "table differs",
+        "; ".join(problems),
+        "commit what is missing to the Delta log" if is_behind else "",
+        ""
+        if is_behind
+        else "restore the table's version before that (DeltaTable.restore), or its log from "
+        f"{backup_of(table_log.output)}",
+    )
 
 
 # -- actions -----------------------------------------------------------------------------------
@@ -259,8 +283,8 @@ def _give_up_unpublished(table_log: TableLog, newest: int, etag: str | None) -> 
     entry = release_entry(before, newest + 1, names)
     # If a publisher or another repair was faster, its result counts: diagnose again.
     with suppress(ManifestConflictError, PreconditionFailedError, AlreadyExistsError):
-        table_log.write_manifest(newest, (*before.commits, entry))
-        table_log.move_head(Head(current=newest + 1), etag)
+        released = table_log.write_manifest(newest, (*before.commits, entry))
+        table_log.move_head(Head.at(released), etag)
         clear_commits(table_log, names)
 
 
@@ -289,10 +313,8 @@ def _copy_missing(table_log: TableLog) -> None:
 
 
 def _move_orphans(table_log: TableLog) -> None:
-    named = table_log.keys(finish_open_claim(table_log).commits)
-    move_orphans(
-        table_log, orphans_among(table_log, set(visible_keys(table_log)).difference(named))
-    )
+    unnamed = unnamed_keys(table_log, finish_open_claim(table_log))
+    move_orphans(table_log, orphans_among(table_log, unnamed))
 
 
 _ACTIONS = {
@@ -304,4 +326,5 @@ _ACTIONS = {
     "files missing": _copy_missing,
     "claim lost": _give_up_forgotten,
     "orphan files": _move_orphans,
+    "table differs": finish_open_claim,
 }

@@ -14,6 +14,7 @@ from itertools import chain
 
 import polars as pl
 
+from partitioning import ObjectInfo
 from pipeline.concurrency import map_concurrently
 from pipeline.errors import ObjectMissingError
 from pipeline.table.errors import FilesMissingError
@@ -23,6 +24,8 @@ from pipeline.table.log import TableLog
 from pipeline.table.manifest import FILES, Commit, CommitEntry, Manifest
 from pipeline.table.replay import may_overlap
 
+DELTA_LOG = "_delta_log/"
+"""Folder of the log of an output that is a Delta table, in the output."""
 MAX_FOLDERS_LISTED = 64
 """Maximum number of folders that are listed separately; for more, the whole output is listed."""
 COPY_ATTEMPTS = 3
@@ -39,8 +42,8 @@ def move_replaced(table_log: TableLog, manifest: Manifest) -> int:
     if not replaced:
         table_log.moved = manifest.number
         return 0
-    existing = _existing_uris(table_log, {key.rpartition("/")[0] for key in replaced})
-    keys = [key for key in replaced if table_log.output + key in existing]
+    existing = existing_objects(table_log, replaced)
+    keys = [key for key in replaced if key in existing]
     keep = kept_versions(manifest)
     _move_aside(table_log, keys, f"{table_log.state}replaced/{manifest.number}/" if keep else None)
     expire_replaced(table_log, manifest)
@@ -70,15 +73,24 @@ def kept_versions(manifest: Manifest) -> int:
     return manifest.commits[-1].keep_versions if manifest.commits else 1
 
 
-def _existing_uris(table_log: TableLog, folders: set[str]) -> set[str]:
-    """List the objects in these folders; for many folders or the top folder, in the output."""
+def existing_objects(table_log: TableLog, keys: Iterable[str]) -> dict[str, ObjectInfo]:
+    """Return the objects of some keys that are in the output, by key.
+
+    It lists their folders; if they are many, or the top folder is one, the whole output.
+    """
+    wanted = set(keys)
+    if not wanted:
+        return {}
+    folders = {key.rpartition("/")[0] for key in wanted}
     whole = "" in folders or len(folders) > MAX_FOLDERS_LISTED
-    prefixes = [""] if whole else [f"{folder}/" for folder in folders]
+    prefixes = [""] if whole else [f"{folder}/" for folder in sorted(folders)]
 
-    def list_prefix(prefix: str) -> list[str]:
-        return [info.uri for info in table_log.storage.objects(table_log.output + prefix)]
+    def list_prefix(prefix: str) -> list[ObjectInfo]:
+        return table_log.storage.objects(table_log.output + prefix)
 
-    return set(chain.from_iterable(map_concurrently(list_prefix, prefixes)))
+    listed = chain.from_iterable(map_concurrently(list_prefix, prefixes))
+    found = {info.uri.removeprefix(table_log.output): info for info in listed}
+    return {key: found[key] for key in wanted & found.keys()}
 
 
 def replaced_keys(table_log: TableLog, manifest: Manifest) -> list[str]:
@@ -207,6 +219,29 @@ def visible_keys(table_log: TableLog) -> list[str]:
     return [
         i.uri.removeprefix(table_log.output) for i in table_log.storage.objects(table_log.output)
     ]
+
+
+def unnamed_keys(table_log: TableLog, manifest: Manifest) -> set[str]:
+    """Return the keys of the objects in the output that neither a manifest nor a table's log needs.
+
+    A table keeps its log, and the files of older versions until its own vacuum deletes them.
+
+    Args:
+        table_log: Table log of the output.
+        manifest: The current manifest.
+    """
+    unnamed = set(visible_keys(table_log)).difference(table_log.keys(manifest.commits))
+    if not manifest.table:
+        return unnamed
+    unnamed = {key for key in unnamed if not key.startswith(DELTA_LOG)}
+    return unnamed - _published_keys(table_log, manifest) if unnamed else unnamed
+
+
+def _published_keys(table_log: TableLog, manifest: Manifest) -> set[str]:
+    """Return the keys of all files that this manifest or an earlier one has named."""
+    entries = [e for e in table_log.history(manifest.number) if e.mode != "release"]
+    footprints = table_log.footprints(entries)
+    return {key for commit in footprints for keys in commit.folders.values() for key in keys}
 
 
 def restore(table_log: TableLog, target: Manifest, current: Manifest) -> Commit | None:

@@ -33,7 +33,7 @@ def _names(requirements: list[str]) -> set[str]:
     ("folder", "extras"),
     [
         ("partitioning", ()),
-        ("pipeline", ("local", "checks")),
+        ("pipeline", ("local", "checks", "tables")),
         ("benchmarks", ("bench", "local")),
     ],
 )

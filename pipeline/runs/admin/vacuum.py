@@ -19,7 +19,7 @@ from pipeline.table.claims import finish_open_claim
 from pipeline.table.keys import run_of_key
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Manifest
-from pipeline.table.retention import expire_orphans, expire_replaced, move_orphans
+from pipeline.table.retention import expire_orphans, expire_replaced, move_orphans, unnamed_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,8 @@ class VacuumResult:
     spared: tuple[str, ...]
     """Ids of unfinished runs whose staged outputs were kept."""
     dry_run: bool
+    table: str = ""
+    """Format of the table that the output is, whose older versions keep their files."""
 
 
 def vacuum(
@@ -81,6 +83,7 @@ def vacuum(
         strays=tuple(orphans),
         spared=tuple(spared),
         dry_run=dry_run,
+        table=manifest.table,
     )
 
 
@@ -119,12 +122,11 @@ def _orphans(
     table_log: TableLog, manifest: Manifest, records: list[RunRecord], spared: list[str]
 ) -> list[str]:
     """List published files of known runs that neither the current manifest nor a claim names."""
-    named = set(table_log.keys(manifest.commits))
     runs = {record.run for record in records} - set(spared)
     orphans = [
-        info.uri
-        for info in table_log.storage.objects(table_log.output)
-        if info.uri.removeprefix(table_log.output) not in named and run_of_key(info.uri) in runs
+        table_log.output + key
+        for key in sorted(unnamed_keys(table_log, manifest))
+        if run_of_key(key) in runs
     ]
     head, _ = table_log.head()
     if head.publishing is not None or head.current != manifest.number:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,6 +24,7 @@ from pipeline.storage import Storage
 from pipeline.table.evidence import find_evidence
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Manifest
+from pipeline.table.retention import unnamed_keys
 
 FILES_AT_ONCE = 8
 """Number of files read at the same time."""
@@ -64,12 +64,17 @@ def verify_output(storage: Storage, output: str) -> Verification:
         raise UsageError(f"{output} has no manifest: chunkmap has published nothing there")
     manifest = table_log.manifest(head.current)
     files = table_log.snapshot(manifest)
-    problems = list(_unknown_files(table_log, files))
+    problems = list(_unknown_files(table_log, manifest))
     if head.publishing is not None:
         named = " ".join(head.publishing.commits) or f"rollback to {head.publishing.rollback}"
         problems.append(f"{named} is being published, or was interrupted")
     left, window_problems = _check_windows(table_log, manifest)
     problems += window_problems
+    if manifest.table:
+        # Only tables need their library.
+        from pipeline.table.delta.look import table_problems
+
+        problems += table_problems(table_log, manifest)
     evidence = find_evidence(table_log, manifest)
     rows = files.select("key", "rows", "bytes", "sha256").iter_rows()
     problems += filter(None, map_concurrently(partial(_problem, table_log), rows, FILES_AT_ONCE))
@@ -124,12 +129,9 @@ def _check_windows(table_log: TableLog, manifest: Manifest) -> tuple[int, list[s
     return left, problems
 
 
-def _unknown_files(table_log: TableLog, files: pl.DataFrame) -> Iterator[str]:
-    named = set(files["key"].to_list())
-    for info in table_log.storage.objects(table_log.output):
-        key = info.uri.removeprefix(table_log.output)
-        if key not in named:
-            yield f"{info.uri} is in the output, but no manifest names it"
+def _unknown_files(table_log: TableLog, manifest: Manifest) -> Iterator[str]:
+    for key in sorted(unnamed_keys(table_log, manifest)):
+        yield f"{table_log.output}{key} is in the output, but no manifest names it"
 
 
 def _problem(table_log: TableLog, file: tuple[str, int, int, str]) -> str | None:

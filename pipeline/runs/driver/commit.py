@@ -54,6 +54,7 @@ def draft_commit(
     earlier: Sequence[Commit] = (),
     keep_versions: int = 1,
     *,
+    table: str = "",
     window: CommitWindow | None = None,
     released: Collection[str] = (),
     columns: Columns | None = None,
@@ -69,6 +70,7 @@ def draft_commit(
         missing: Ids of planned chunks (of the window) that the commit lacks.
         earlier: Published commits of the same run (and window), to which this one adds.
         keep_versions: Number of replaced versions to keep.
+        table: Format of the table that the output is, if it is one.
         window: Window of the commit; default the whole run.
         released: Names of the run's commits that a repair has released; they cannot be reused.
         columns: Columns of the files.
@@ -103,6 +105,7 @@ def draft_commit(
         left_out=len({named.partition("\t")[0] for named in left_out.named}),
         quarantined=left_out.quarantined["uri"].n_unique(),
         rejected=int(rejected["rows"].sum()),
+        table=table,
     )
     replaced = set(folders(files)) - already if mode == "overwrite-partitions" else set()
     return Commit(

@@ -137,6 +137,7 @@ class Drafting:
             part.missing,
             part.earlier,
             self.job.output.keep_versions,
+            table=self.job.output.table.format if self.job.output.table is not None else "",
             window=window,
             released=released,
             columns=columns_of_run(self.progress, done),

@@ -42,6 +42,7 @@ from pipeline.runs.driver.origin import explain_code, origin_of
 from pipeline.runs.driver.overlap import refuse_overlap
 from pipeline.runs.driver.quarantine import refuse_many_quarantined
 from pipeline.runs.driver.rebuild import Rebuild
+from pipeline.runs.driver.tables import refuse_tables
 from pipeline.runs.ledger.find import runs_of
 from pipeline.runs.ledger.keys import folders_of, refuse_long_keys
 from pipeline.runs.ledger.ledger import Ledger, run_id
@@ -514,12 +515,14 @@ def refuse_planned_columns(
 
     Raises:
         SchemaChangedError: names the columns and what to do.
+        UsageError: the output cannot be the table that it is, or is to be.
     """
     in_other_folders = job.reduce is not None or job.output.partition_by is not None
+    text = json.dumps(probe.result_columns if probe.is_static and job.reduce is None else {})
+    additions = [Addition(files, stored_columns(text, min(files.folders))) for files in planned]
+    refuse_tables(table_log, manifest, job, additions[0].columns if additions else {})
     if in_other_folders or not probe.is_static or not manifest.commits:
         return
-    text = json.dumps(probe.result_columns)
-    additions = [Addition(files, stored_columns(text, min(files.folders))) for files in planned]
     widens = job.output.schema_ == "widen"
     refuse_other_columns(table_log, manifest, additions, lambda: widens)
 

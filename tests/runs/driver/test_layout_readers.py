@@ -12,6 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
+from deltalake import DeltaTable
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
@@ -64,6 +65,7 @@ LAYOUTS = st.fixed_dictionaries(
         "file_bytes": st.none() | st.integers(1, 4000),
         "sort_by": st.lists(st.sampled_from([*KINDS, "real", "id"]), max_size=3, unique=True),
         "dictionary": st.none() | st.just(["id"]),
+        "table": st.none() | st.just({"format": "delta"}),
     }
 )
 
@@ -96,11 +98,23 @@ def test_readers_agree(
     as_texts = expected.with_columns(
         pl.col(name).cast(pl.String) for name in names if frame.schema[name] == pl.Boolean
     )
-    for found in read(small.root / "out", names).values():
+    readers = read(small.root / "out", names)
+    if layout["table"] is not None:
+        readers |= read_delta(small.root / "out")
+    for found in readers.values():
         got = found.select(sorted(found.columns)).sort("id")
         assert_frame_equal(got, as_texts, check_exact=True)
     rows = small.rows()
     assert_frame_equal(rows.select(sorted(rows.columns)).sort("id"), as_texts)
+
+
+def read_delta(out: Path) -> dict[str, pl.DataFrame]:
+    """The rows of a table, whose log knows the types of its partition columns."""
+    arrow = DeltaTable(out).to_pyarrow_table()
+    return {
+        "polars of the table": pl.scan_delta(str(out)).collect(),
+        "delta-rs": pl.DataFrame(pl.from_arrow(arrow)),
+    }
 
 
 def read(out: Path, names: list[str]) -> dict[str, pl.DataFrame]:

@@ -1,0 +1,278 @@
+"""The Delta log of a table, through `deltalake`: the only module to import it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, Final
+from urllib.parse import unquote
+
+from pipeline.config.masking import mask_text
+from pipeline.errors import AccessDeniedError, TransientStorageError, UsageError
+from pipeline.storage import Storage
+from pipeline.storage.documents import problem_of
+from pipeline.table.delta.actions import Changes, TableFile, TableSchema
+from pipeline.table.delta.types import DeltaType, field_json
+from pipeline.table.errors import DamagedTableError
+
+APP_ID: Final = "chunkmap"
+"""Name under which a table holds the number of the manifest that it has (Delta's `txn`)."""
+_MANIFEST: Final = "chunkmap.manifest"
+_RUNS: Final = "chunkmap.runs"
+_DENIED: Final = re.compile(
+    r"\b40[13]\b|Forbidden|AccessDenied|Unauthori[sz]ed|InvalidAccessKeyId|SignatureDoesNotMatch"
+    r"|necessary privileges|valid authentication"
+)
+_STORE: Final = re.compile(
+    r"Generic \w+ error|ObjectStore|object store|error sending request|[Tt]imed? ?out|\b50[0234]\b"
+)
+
+
+_FRAME: Final = re.compile(r"\s*(\d+: |at |stack backtrace)")
+
+
+class LostRaceError(Exception):
+    """Another writer has made the next version of the table."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableState:
+    """A version of a Delta table."""
+
+    version: int
+    manifest: int | None
+    """Number of the manifest that it has; None if chunkmap has never committed to it."""
+    schema: TableSchema
+
+
+class DeltaLog:
+    """Reads and writes the log of one Delta table. Each commit is tried once."""
+
+    def __init__(self, storage: Storage, uri: str) -> None:
+        self._storage, self._uri = storage, uri
+        self._table: Any = None
+
+    def read(self) -> TableState | None:
+        """Read the newest version; None if there is no table.
+
+        Raises:
+            DamagedTableError: The log cannot be read.
+        """
+        from deltalake import DeltaTable
+        from deltalake.exceptions import TableNotFoundError
+
+        with self._errors():
+            try:
+                self._table = DeltaTable(_path(self._uri), storage_options=self._options())
+            except TableNotFoundError:
+                return None
+            metadata = self._table.metadata()
+            fields = json.loads(self._table.schema().to_json())["fields"]
+            return TableState(
+                self._table.version(),
+                self._table.transaction_version(APP_ID),
+                TableSchema(
+                    {field["name"]: field["type"] for field in fields},
+                    tuple(metadata.partition_columns),
+                ),
+            )
+
+    def files(self) -> set[str]:
+        """Return the keys of the files of the version that was read last."""
+        with self._errors():
+            # As URIs relative to the table, which are percent-encoded.
+            paths = self._table.get_add_actions(flatten=True).column("path").to_pylist()
+        return {unquote(path) for path in paths}
+
+    def figures(self) -> dict[str, tuple[int | None, int]]:
+        """Return rows and bytes of the files of the version that was read last, by key."""
+        with self._errors():
+            actions = self._table.get_add_actions(flatten=True)
+            columns = [actions.column(n).to_pylist() for n in ("path", "num_records", "size_bytes")]
+        return {unquote(path): (rows, size) for path, rows, size in zip(*columns, strict=True)}
+
+    def manifests(self) -> dict[int, int]:
+        """Return the version of the table for each manifest that it has had, newest first."""
+        with self._errors():
+            history = self._table.history()
+        return {
+            int(commit[_MANIFEST]): commit["version"]
+            for commit in history
+            if str(commit.get(_MANIFEST, "")).isdigit()
+        }
+
+    def others_since(self, manifest: int) -> list[str]:
+        """Describe the commits of other writers since the one that has a manifest."""
+        with self._errors():
+            history = self._table.history()
+        found = []
+        for commit in history:
+            if str(commit.get(_MANIFEST, "")) == str(manifest):
+                break
+            if _RUNS not in commit:
+                found.append(f"version {commit['version']}: {commit.get('operation', 'unknown')}")
+        return found
+
+    def create(
+        self, schema: TableSchema, files: Sequence[TableFile], statistics: Mapping[str, str],
+        manifest: int, runs: str,
+    ) -> None:  # fmt: skip
+        """Create the table, as version 0.
+
+        Raises:
+            LostRaceError: There is a table.
+        """
+        from deltalake.transaction import create_table_with_add_actions
+
+        with self._errors(is_commit=True):
+            create_table_with_add_actions(
+                _path(self._uri),
+                _schema(schema),
+                [_added(file, statistics) for file in files],
+                mode="error",
+                partition_by=list(schema.partitions),
+                storage_options=self._options(),
+                commit_properties=_properties(manifest, runs),
+            )
+
+    def add_columns(self, columns: Mapping[str, DeltaType], runs: str) -> None:
+        """Add nullable columns, as a version of its own.
+
+        Args:
+            columns: Types by name.
+            runs: Ids of the runs whose files have them.
+
+        Raises:
+            LostRaceError: Another writer was faster.
+        """
+        from deltalake import CommitProperties, Field
+
+        fields = [Field.from_json(json.dumps(field_json(*pair))) for pair in columns.items()]
+        with self._errors(is_commit=True):
+            self._table.alter.add_columns(
+                fields,
+                commit_properties=CommitProperties(
+                    custom_metadata={_RUNS: runs}, max_commit_retries=0
+                ),
+            )
+
+    def commit(
+        self, schema: TableSchema, changes: Changes, statistics: Mapping[str, str],
+        manifest: int, runs: str, *, replaces_all: bool,
+    ) -> None:  # fmt: skip
+        """Commit the files of a manifest, as the version after the one that was read last.
+
+        Args:
+            schema: Columns of the table.
+            changes: The files.
+            statistics: Statistics of the added files, by key.
+            manifest: Number of the manifest.
+            runs: Ids of the runs whose commits it adds.
+            replaces_all: Whether no earlier file stays, so that columns may have other types.
+
+        Raises:
+            LostRaceError: Another writer was faster.
+        """
+        actions = [_added(file, statistics) for file in changes.added]
+        with self._errors(is_commit=True):
+            self._table.create_write_transaction(
+                actions if replaces_all else [*actions, *map(_removed, changes.removed)],
+                mode="overwrite" if replaces_all else "append",
+                schema=_schema(schema),
+                partition_by=list(schema.partitions),
+                commit_properties=_properties(manifest, runs),
+            )
+
+    def _options(self) -> dict[str, str]:
+        options = self._storage.client_options(self._uri)
+        if not options:
+            return {}
+        if "aws_access_key_id" in options and "aws_session_token" not in options:
+            self._refuse_token()
+        return options | {
+            "conditional_put": "etag",
+            "connect_timeout": "5s",
+            "timeout": "60s",
+            "max_retries": "5",
+            "retry_timeout": "60s",
+        }
+
+    def _refuse_token(self) -> None:
+        # The library would add the variable to our credentials, and S3 refuse both.
+        if os.environ.get("AWS_SESSION_TOKEN"):
+            raise UsageError(
+                f"{self._uri}: the variable AWS_SESSION_TOKEN belongs to other credentials than "
+                "those of the settings, and the Delta library would mix them",
+                hint="unset AWS_SESSION_TOKEN, or set s3.session_token",
+            )
+
+    @contextmanager
+    def _errors(self, *, is_commit: bool = False) -> Iterator[None]:
+        """Turn errors of the library into chunkmap's, without secrets and backtraces."""
+        from deltalake.exceptions import CommitFailedError, DeltaError
+
+        try:
+            yield
+        except BaseException as error:
+            is_panic = type(error).__name__ == "PanicException"
+            if not (is_panic or isinstance(error, DeltaError | OSError)):
+                raise
+            message = mask_text(problem_of(Exception(_without_backtrace(str(error)))))
+            if is_commit and (isinstance(error, CommitFailedError) or "already exists" in message):
+                raise LostRaceError(message) from None
+            uri = f"{self._uri}_delta_log/"
+            if _DENIED.search(message):
+                raise AccessDeniedError("read or write the Delta log", uri, message) from None
+            if _STORE.search(message) or isinstance(error, OSError):
+                raise TransientStorageError(f"{uri}: {message}") from None
+            raise DamagedTableError(uri, message) from None
+
+
+def _without_backtrace(message: str) -> str:
+    lines = takewhile(lambda line: not _FRAME.match(line), message.splitlines())
+    return ": ".join(filter(None, (line.strip().rstrip(":") for line in lines)))
+
+
+def _path(uri: str) -> str:
+    return uri.removeprefix("file://")
+
+
+def _schema(schema: TableSchema) -> Any:
+    from deltalake import Schema
+
+    fields = [field_json(*pair) for pair in schema.columns.items()]
+    return Schema.from_json(json.dumps({"type": "struct", "fields": fields}))
+
+
+def _properties(manifest: int, runs: str) -> Any:
+    from deltalake import CommitProperties, Transaction
+
+    return CommitProperties(
+        custom_metadata={_MANIFEST: str(manifest), _RUNS: runs},
+        # The next version is decided on what was read: another writer's commit is looked at first.
+        max_commit_retries=0,
+        app_transactions=[Transaction(APP_ID, manifest)],
+    )
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _added(file: TableFile, statistics: Mapping[str, str]) -> Any:
+    from deltalake.transaction import AddAction
+
+    values = dict(file.values)
+    return AddAction(file.key, file.bytes, values, _now(), True, statistics[file.key])
+
+
+def _removed(file: TableFile) -> Any:
+    from deltalake.transaction import RemoveAction
+
+    return RemoveAction(file.key, True, _now(), file.bytes, dict(file.values))
