@@ -8,6 +8,7 @@ one marks a run without heartbeats as Crashed; the other reacts to that by runni
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
@@ -36,10 +37,11 @@ def automations(
     """
     any_run = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
     heartbeat = "prefect.flow-run.heartbeat"
-    parameters = {
+    parameters: dict[str, Any] = {
         name: {"__prefect_kind": "jinja", "template": f"{{{{ flow_run.parameters['{name}'] }}}}"}
         for name in ("output", "backfill")
     }
+    parameters["only_if_dead"] = True
     return [
         AutomationCore(
             name=MARK_CRASHED,

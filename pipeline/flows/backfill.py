@@ -17,7 +17,7 @@ from typing_extensions import override
 from pipeline.cluster.task_runner import sharing
 from pipeline.cluster.versions import check_versions
 from pipeline.config.settings import Settings, load_settings
-from pipeline.errors import ChunkmapError, RunCancelledError
+from pipeline.errors import ChunkmapError, RunCancelledError, RunInterruptedError
 from pipeline.flows.event_sender import flush_events
 from pipeline.flows.executor import DaskExecutor, map_batch_task
 from pipeline.flows.run_state import RunStateWatcher
@@ -117,6 +117,14 @@ def backfill_flow(output: str, backfill: str) -> Any:
     except RunCancelledError as error:
         current.ended.append(error)
         return Cancelled(message=str(error))
+    except KeyboardInterrupt:
+        # As a crash, an automation would undo it: it resumes what has crashed.
+        interrupted = RunInterruptedError(
+            f"backfill {backfill} was interrupted: completed chunks are kept",
+            hint=f"resume with: chunkmap backfill resume {backfill}",
+        )
+        current.ended.append(interrupted)
+        return Cancelled(message=str(interrupted))
     except ChunkmapError as error:
         current.ended.append(error)
         raise

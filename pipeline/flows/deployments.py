@@ -15,8 +15,9 @@ from uuid import UUID
 
 from prefect import flow
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate, WorkPoolUpdate
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.states import Completed
 from prefect.utilities.callables import parameter_schema
 from prefect.workers.process import ProcessWorker
 
@@ -28,6 +29,10 @@ from pipeline.flows.backfill import BackfillOptions, backfill_flow, backfill_opt
 from pipeline.flows.map_dataset import FlowOptions, map_dataset, options
 from pipeline.flows.server import HEARTBEAT_SECONDS, check_server
 from pipeline.logs import set_up_driver
+from pipeline.runs.backfill.store import BackfillStore
+from pipeline.runs.driver.heartbeat import Heartbeat
+from pipeline.runs.driver.session import follow
+from pipeline.storage import open_storage
 
 
 @flow(
@@ -62,23 +67,42 @@ def run_job(job: str) -> None:
     persist_result=False,
     result_serializer="json",
 )
-def resume_backfill(output: str, backfill: str) -> Any:
+def resume_backfill(output: str, backfill: str, only_if_dead: bool = False) -> Any:
     """Drive or resume a stored backfill, on the cluster that the settings name.
 
     Args:
         output: The URI of its output.
         backfill: Its id.
+        only_if_dead: Whether to do nothing unless its driver died, as S3 knows it. Automations
+            ask for that: to Prefect, an interrupted driver, and one that only watched, crash too.
 
     Returns:
         The final state of the backfill's flow run, which becomes that of this one.
     """
     settings = load_settings()
     set_up_driver(settings.logs.format, settings.logs.level)
+    store = BackfillStore(open_storage(settings), output, backfill)
+    if only_if_dead and (reason := reason_not_to_resume(store)):
+        return Completed(message=f"not resumed: {reason}")
     check_server(settings.prefect)
     runner: Any = task_runner(settings.dask, settings.s3.environment())
     drive_flow: Any = backfill_flow.with_options(task_runner=runner)
     with backfill_options(BackfillOptions(settings)):
         return drive_flow(output, backfill, return_state=True)
+
+
+def reason_not_to_resume(store: BackfillStore) -> str:
+    """Return why a backfill needs no other driver; empty if its driver has died.
+
+    While a driver seems alive, this waits for its end, or until its heartbeat expires: the driver
+    of another machine that has just died seems alive for a minute.
+    """
+    for _ in follow(Heartbeat.of(store.storage, store.prefix)):
+        pass
+    driver = store.driver()
+    if driver is None or driver.state == "running":
+        return ""
+    return f"its driver ended ({driver.state})"
 
 
 DEPLOYMENTS: tuple[tuple[Any, str, str], ...] = (
@@ -107,18 +131,26 @@ async def register(client: PrefectClient, pool: str, folder: str) -> dict[str, U
         await client.update_work_pool(pool, WorkPoolUpdate(base_job_template=template))
     ids = {}
     for deployed_flow, name, description in DEPLOYMENTS:
-        ids[f"{deployed_flow.name}/{name}"] = await client.create_deployment(
-            flow_id=await client.create_flow(deployed_flow),
-            name=name,
-            description=description,
-            entrypoint=f"pipeline.flows.deployments.{deployed_flow.fn.__name__}",
-            work_pool_name=pool,
-            job_variables={
+        full_name = f"{deployed_flow.name}/{name}"
+        fields: dict[str, Any] = {
+            "description": description,
+            "entrypoint": f"pipeline.flows.deployments.{deployed_flow.fn.__name__}",
+            "work_pool_name": pool,
+            "job_variables": {
                 "working_dir": folder,
                 "env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)},
             },
-            parameter_openapi_schema=parameter_schema(deployed_flow).model_dump(),
-        )
+            "parameter_openapi_schema": parameter_schema(deployed_flow).model_dump(),
+        }
+        flow_id = await client.create_flow(deployed_flow)
+        try:
+            known = await client.read_deployment_by_name(full_name)
+        except ObjectNotFound:
+            ids[full_name] = await client.create_deployment(flow_id=flow_id, name=name, **fields)
+        else:
+            # To create it again would delete its schedules, and other things that users have set.
+            await client.update_deployment(known.id, DeploymentUpdate(**fields))
+            ids[full_name] = known.id
     return ids
 
 

@@ -13,7 +13,12 @@ from urllib.parse import urlsplit
 
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
-from pipeline.errors import ChunkmapError, EngineUnavailableError, RunCancelledError
+from pipeline.errors import (
+    ChunkmapError,
+    EngineUnavailableError,
+    RunCancelledError,
+    RunInterruptedError,
+)
 from pipeline.flows.server import check_access, connect, drain, talking_to
 from pipeline.logs import set_up_driver
 from pipeline.processes import exit_without_waiting, exits_without_waiting
@@ -169,7 +174,7 @@ def _run_flow(
         except Exception as error:
             if not ended or isinstance(error, ChunkmapError):
                 raise
-            if not isinstance(ended[0], RunCancelledError):
+            if not isinstance(ended[0], RunCancelledError | RunInterruptedError):
                 # The run is over, and its ledger is what counts; only Prefect does not know.
                 exit_without_waiting()
             if isinstance(ended[0], ChunkmapError):

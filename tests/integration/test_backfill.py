@@ -1,16 +1,22 @@
 """`chunkmap backfill` on the real stack: to its end, cancelled, paused, killed, fixed."""
 
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from pipeline.flows.automations import RESUME_CRASHED
+from pipeline.flows.deployments import reason_not_to_resume, resume_backfill
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.driver.heartbeat import DriverRecord
 from pipeline.table.log import TableLog
@@ -101,6 +107,17 @@ def prefect_state(world: World, driver: DriverRecord) -> str:
     run = str(driver.flow_run).rpartition("/")[2]
     [shown] = ask_prefect(world, "flow_runs", flow_runs={"id": {"any_": [run]}})
     return str(shown["state_type"])
+
+
+@contextmanager
+def settings_of_stack(world: World) -> Iterator[None]:
+    """Let this process load the settings of the stack, as a worker of a pool in its folder does."""
+    before = Path.cwd()
+    os.chdir(world.root)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 @pytest.fixture
@@ -205,3 +222,41 @@ def test_another_driver_goes_on_where_one_was_killed(world: World, slowly: Any) 
     assert done.code == 0, done.err
     assert_frame_equal(frame(world, "killed-days"), sales(0, EACH * len(DAYS)))
     assert published(world, "killed-days") == len(DAYS)
+
+
+def test_an_interrupted_backfill_stays_interrupted(world: World, slowly: Any) -> None:
+    """An automation resumes what Prefect calls crashed, and asks S3 before it does."""
+    process = slowly("interrupted-days")
+    driver = driver_at_work(world, "interrupted-days", process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert prefect_state(world, driver) == "CANCELLED"
+    store = the_backfill(world, "interrupted-days")
+    assert reason_not_to_resume(store) == "its driver ended (interrupted)"
+    output = output_of("interrupted-days")
+    with settings_of_stack(world):
+        state = resume_backfill.fn(output, store.backfill, only_if_dead=True)
+    assert state.is_completed()
+    assert state.message == "not resumed: its driver ended (interrupted)"
+    assert published(world, "interrupted-days") < len(DAYS)
+
+
+def test_registering_deployments_again_keeps_what_users_have_set(world: World) -> None:
+    def register() -> dict[str, Any]:
+        command = (sys.executable, "-P", "-m", "pipeline.flows.deployments", "--watchdog", "on")
+        variables = world.variables(**world.settings.prefect.environment())
+        subprocess.run(command, cwd=world.root, env=variables, check=True, capture_output=True)
+        [found] = world.ask_prefect(
+            "deployments/filter", {"deployments": {"name": {"any_": ["backfill"]}}}
+        )
+        return dict(found)
+
+    before = register()
+    schedule = {"active": False, "schedule": {"cron": "0 2 * * *", "timezone": "Europe/Berlin"}}
+    world.ask_prefect(f"deployments/{before['id']}/schedules", [schedule])
+    after = register()
+    assert after["id"] == before["id"]
+    assert [each["schedule"]["cron"] for each in after["schedules"]] == ["0 2 * * *"]
+    automations = world.ask_prefect("automations/filter", {})
+    assert [each["name"] for each in automations].count(RESUME_CRASHED) == 1
