@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.config.masking import mask
 from pipeline.printable import printable_line
+from pipeline.report.humanize import plural
 
 Outcome = Literal["passed", "warned", "quarantined", "refused"]
 MAX_EXAMPLES: Final = 3
@@ -40,6 +41,24 @@ class CheckResult(BaseModel):
         """The result as one line."""
         shown = f", e.g. {self.examples[0]}" if self.examples else ""
         return f"{self.name}: {self.message}{shown}"
+
+
+def checks_text(made: int, warned: int, rejected: int) -> str:
+    """Sum up what checks found in words; empty without checks.
+
+    Args:
+        made: Number of checks that were made.
+        warned: Number of those that failed and only warn.
+        rejected: Number of rows in quarantine.
+    """
+    if not made:
+        return ""
+    if not warned and not rejected:
+        return f"{made:,} passed"
+    parts = [f"{made:,} made"]
+    parts += [f"{warned:,} warned"] if warned else []
+    parts += [f"{plural(rejected, 'row')} in quarantine"] if rejected else []
+    return ", ".join(parts)
 
 
 def refused(results: Iterable[CheckResult]) -> list[CheckResult]:

@@ -110,14 +110,14 @@ def expire_evidence(table_log: TableLog, manifest: Manifest, kept: int, *, dry_r
     first = max(1, manifest.number - kept)
     alive: set[str] = set()
     for number in range(first, manifest.number + 1):
-        alive |= _alive(table_log, table_log.manifest(number))
+        alive |= names_alive(table_log, table_log.manifest(number))
     old = [uri for number, name, uri in stored if number <= manifest.number and name not in alive]
     for uri in [] if dry_run else old:
         table_log.storage.delete(uri)
     return len(old)
 
 
-def _alive(table_log: TableLog, manifest: Manifest) -> set[str]:
+def names_alive(table_log: TableLog, manifest: Manifest) -> set[str]:
     """Return the names of the commits of a version whose records are kept.
 
     These are the commits with live files, and for each window the newest commit if it has none.

@@ -158,8 +158,10 @@ class CommitEntry(_Record):
     """Number of unreadable objects that are left out (`input.on_bad_object`)."""
     quarantined: int = 0
     """Number of left-out objects in quarantine (`input.on_bad_object: quarantine`)."""
+    checks: int = 0
+    """Number of checks of its rows that were made (`checks`)."""
     warnings: int = 0
-    """Number of checks that failed and only warn (`checks`)."""
+    """Number of those that failed and only warn."""
     rejected: int = 0
     """Number of rows in quarantine (`checks.rows`)."""
     table: str = ""
@@ -246,7 +248,7 @@ class CheckFigures:
 
     name: str
     outcome: str
-    """`passed` or `warned`."""
+    """`passed`, `warned` or `quarantined`."""
     message: str
     figures: Mapping[str, int | float]
 

@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import dataframely as dy
 import polars as pl
 
 NO_EXCEPTIONS: dict[str, type[BaseException]] = {
@@ -25,6 +26,21 @@ def doubled(frame: pl.LazyFrame) -> pl.LazyFrame:
 def parted(frame: pl.LazyFrame) -> pl.LazyFrame:
     """The same, and a column to partition by."""
     return doubled(frame).with_columns(part=pl.col("id") % 3)
+
+
+def keeps_rules() -> pl.Expr:
+    """What `Kept` asks of a row."""
+    return pl.col("id") % 50 != 3
+
+
+class Kept(dy.Schema):
+    """A schema that some rows of each chunk break."""
+
+    id = dy.Int64()
+
+    @dy.rule()
+    def not_three(cls) -> pl.Expr:
+        return keeps_rules()
 
 
 def _holds(frame: pl.LazyFrame, row: int) -> bool:

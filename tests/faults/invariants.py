@@ -12,8 +12,9 @@ from polars.testing import assert_frame_equal
 from pipeline.runs.driver.summary import RunSummary
 from pipeline.runs.ledger.records import Progress
 from pipeline.storage import StagedObject
+from pipeline.table.evidence import find_rejected
 from pipeline.table.log import TableLog
-from tests.faults.faulty import doubled
+from tests.faults.faulty import doubled, keeps_rules
 from tests.faults.world import Scenario
 
 Oracle = Callable[[pl.LazyFrame], pl.LazyFrame]
@@ -100,6 +101,24 @@ def check_everything(
     assert (again.state, again.mapped) == ("done", 0), again
     assert TableLog(scenario.storage, scenario.output).head() == before, "it was published again"
     return again
+
+
+def check_quarantine(scenario: Scenario, expected: pl.DataFrame) -> None:
+    """The quarantine of the published commits: each of these rows once, and nothing else."""
+    table_log = TableLog(scenario.storage, scenario.output)
+    folders = find_rejected(table_log, table_log.manifest()).values()
+    seen = [read_all(scenario, folder).frame for folder in folders]
+    rows = pl.concat(seen).sort("id")
+    assert_frame_equal(rows.select(expected.columns), expected)
+    every = read_all(scenario, f"{scenario.ledger.state}quarantine/").frame
+    assert every.height == rows.height, "there are rows of no commit"
+
+
+def check_checked(scenario: Scenario) -> None:
+    """Hold all invariants against a run of a job with `CHECKED`, and its quarantine."""
+    check_everything(scenario, transform=lambda frame: doubled(frame).filter(keeps_rules()))
+    whole = doubled(read_all(scenario, scenario.input).frame.lazy())
+    check_quarantine(scenario, whole.filter(~keeps_rules()).sort("id").collect())
 
 
 def unfinished(scenario: Scenario) -> list[StagedObject]:

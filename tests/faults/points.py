@@ -62,5 +62,16 @@ PUBLISHING = (
     Point("note the publication", "PutObject", "published.json"),
     Point("store the report", "PutObject", "report.html"),
 )
+CHECKING = (
+    Point("store rows in quarantine", "PutObject", ".rejected.parquet", 3),
+    Point("store a completion of checked rows", "PutObject", "completions/", 3),
+    Point("store columns for checks", "PutObject", "/checks/", 4),
+    Point("list what is stored for checks", "ListObjectsV2", "/checks/"),
+    Point("read columns", "GetObject", "/checks/", 3),
+    Point("store what checks have found", "PutObject", "check_results"),
+    Point("copy rows in quarantine", "CopyObject", "quarantine/rows/", 3),
+    Point("drop what checks needed", "DeleteObject", "/checks/", 2),
+)
+"""Steps of a run with checks, beside the others."""
 POINTS = (*PLANNING, *MAPPING, *PUBLISHING)
 WRITES = tuple(point for point in POINTS if point.writes)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
 from tests.faults.cluster import Cluster
 from tests.faults.conftest import NewScenario, mostly_long
-from tests.faults.invariants import check_everything
-from tests.faults.points import POINTS, Point
+from tests.faults.invariants import check_checked, check_everything
+from tests.faults.points import CHECKING, POINTS, Point
 from tests.faults.rules import Act, Rule
-from tests.faults.world import CHUNKS
+from tests.faults.world import CHECKED, CHUNKS
 
 pytestmark = pytest.mark.faults
 
 BEFORE: Act = "refuse"
 AFTER: Act = "lose"
-DEATHS = [(p, act) for p in POINTS for act in ((BEFORE, AFTER) if p.writes else (BEFORE,))]
 SHORT = {
     "lose store the run",
     "lose claim the output",
@@ -25,11 +26,16 @@ SHORT = {
 }
 
 
+def deaths(points: Iterable[Point]) -> list[tuple[Point, Act]]:
+    """Before each step, and after each that has an effect."""
+    return [(p, act) for p in points for act in ((BEFORE, AFTER) if p.writes else (BEFORE,))]
+
+
 def _named(death: tuple[Point, Act]) -> str:
     return f"{death[1]} {death[0].name}"
 
 
-@pytest.mark.parametrize("death", mostly_long(DEATHS, SHORT, _named))
+@pytest.mark.parametrize("death", mostly_long(deaths(POINTS), SHORT, _named))
 def test_a_serial_driver_dies(new: NewScenario, death: tuple[Point, Act]) -> None:
     scenario, (point, act) = new(), death
     scenario.inject(rule := point.rule(act))
@@ -41,6 +47,22 @@ def test_a_serial_driver_dies(new: NewScenario, death: tuple[Point, Act]) -> Non
     scenario.inject()
     scenario.run_here()
     check_everything(scenario)
+
+
+@pytest.mark.parametrize(
+    "death", mostly_long(deaths(CHECKING), {"lose copy rows in quarantine"}, _named)
+)
+def test_a_serial_driver_dies_while_checking(new: NewScenario, death: tuple[Point, Act]) -> None:
+    scenario, (point, act) = new(changes=CHECKED), death
+    scenario.inject(rule := point.rule(act))
+    driver = scenario.start_serially()
+    rule.call = driver.kill
+    ended = driver.wait()
+    assert rule.happened.wait(5), ended
+    assert ended.code == -9
+    scenario.inject()
+    scenario.run_here()
+    check_checked(scenario)
 
 
 FLOW_DEATHS = {

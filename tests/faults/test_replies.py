@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.faults.conftest import NewScenario, mostly_long
-from tests.faults.invariants import check_everything, unfinished
-from tests.faults.points import POINTS, WRITES, Point
+from tests.faults.invariants import check_checked, check_everything, unfinished
+from tests.faults.points import CHECKING, POINTS, WRITES, Point
 from tests.faults.rules import Act, Rule
-from tests.faults.world import CHUNKS
+from tests.faults.world import CHECKED, CHUNKS
 
 pytestmark = pytest.mark.faults
 
@@ -45,6 +45,17 @@ def test_every_step_fails_once(new: NewScenario, act: Act) -> None:
     scenario.run_here()
     assert [name for name, rule in rules.items() if not rule.happened.is_set()] == []
     check_everything(scenario)
+
+
+@pytest.mark.parametrize("act", mostly_long(ACTS, ()))
+def test_every_step_of_checks_fails_once(new: NewScenario, act: Act) -> None:
+    scenario = new(changes=CHECKED)
+    points = [point for point in CHECKING if point.writes or act != "lose"]
+    rules = {point.name: point.rule(act) for point in points}
+    scenario.inject(*rules.values())
+    scenario.run_here()
+    assert [name for name, rule in rules.items() if not rule.happened.is_set()] == []
+    check_checked(scenario)
 
 
 @pytest.mark.parametrize("seed", mostly_long(range(4), {"1"}))

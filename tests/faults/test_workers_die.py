@@ -6,9 +6,9 @@ import pytest
 
 from tests.faults.cluster import Cluster
 from tests.faults.conftest import NewScenario, mostly_long
-from tests.faults.invariants import check_everything
+from tests.faults.invariants import check_checked, check_everything
 from tests.faults.rules import Rule
-from tests.faults.world import CHUNKS
+from tests.faults.world import CHECKED, CHUNKS
 
 pytestmark = pytest.mark.faults
 
@@ -44,3 +44,21 @@ def test_a_worker_dies(new: NewScenario, cluster: Cluster, step: str) -> None:
     assert rule.happened.is_set()
     assert ended.code == 0, ended
     check_everything(scenario)
+
+
+CHECKS = {
+    "storing rows in quarantine": Rule("refuse", "PutObject", ".rejected.parquet", "w0", nth=2),
+    "having stored rows in quarantine": Rule("lose", "PutObject", ".rejected", "w0", nth=2),
+    "having stored columns for checks": Rule("lose", "PutObject", "/checks/", "w0", nth=3),
+}
+
+
+@pytest.mark.parametrize("step", mostly_long(CHECKS, {"having stored rows in quarantine"}))
+def test_a_worker_dies_while_it_checks(new: NewScenario, cluster: Cluster, step: str) -> None:
+    scenario, rule = new(changes=CHECKED), CHECKS[step]
+    rule.call = cluster.workers["w0"].kill
+    scenario.inject(rule)
+    ended = cluster.start(scenario).wait()
+    assert rule.happened.is_set()
+    assert ended.code == 0, ended
+    check_checked(scenario)

@@ -45,6 +45,13 @@ COPIED_BYTES = 5445
 START_SECONDS = 60.0
 RUN_SECONDS = 120.0
 TRANSFORMS = "tests.faults.faulty"
+CHECKED: dict[str, Any] = {
+    "checks": {
+        "rows": {"schema": f"{TRANSFORMS}:Kept", "severity": "quarantine"},
+        "run": [{"check": "unique", "columns": ["id"]}],
+    }
+}
+"""Keys of a job that checks rows and the whole."""
 READER = ("READER0123456789", "only-reads-and-lists")
 """Credentials that may read and list, and nothing else."""
 

@@ -149,6 +149,7 @@ class BackfillDriver:
         )
         published = published_by(table_log, record, windows)
         self.progress.mark([label for label in self.progress.labels if label in published], "done")
+        self.progress.note_checks(published.values())
         # Count what the last driver did not save.
         uncounted = windows.filter(pl.col("label").is_in(self.progress.unfinished(published)))
         Recount(LedgerCache(self.store), record, windows, self.progress).count_runs(

@@ -19,7 +19,7 @@ from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage, changed_tables
 from pipeline.storage.table_versions import TableVersion
 from pipeline.table.log import TableLog
-from pipeline.table.manifest import run_of
+from pipeline.table.manifest import CommitEntry, run_of
 
 
 def materialised_windows(table_log: TableLog, rule: Windowing) -> dict[str, OutputWindow]:
@@ -81,8 +81,10 @@ def failed_before(storage: Storage, backfills: Iterable[BackfillRecord]) -> froz
     return frozenset(failed)
 
 
-def published_by(table_log: TableLog, record: BackfillRecord, windows: pl.DataFrame) -> set[str]:
-    """Return the labels of the windows that a backfill has published, even if replaced since.
+def published_by(
+    table_log: TableLog, record: BackfillRecord, windows: pl.DataFrame
+) -> dict[str, CommitEntry]:
+    """Return the commits of the windows that a backfill has published, even if replaced since.
 
     Reads only; a claimed commit that is not finished does not count.
 
@@ -90,8 +92,11 @@ def published_by(table_log: TableLog, record: BackfillRecord, windows: pl.DataFr
         table_log: Log of the output.
         record: Record of the backfill.
         windows: Windows to check (schema WINDOWS).
+
+    Returns:
+        The last commit of each window, by its label.
     """
     mapped = windows.filter(pl.col("run").is_not_null())
     wanted, runs = set(mapped["label"].to_list()), set(mapped["run"].to_list())
     ours = [entry for entry in table_log.entries(record.base) if entry.run in runs]
-    return {entry.window for entry in ours if entry.window is not None} & wanted
+    return {entry.window: entry for entry in ours if entry.window in wanted}

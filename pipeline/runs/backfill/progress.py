@@ -11,10 +11,11 @@ import numpy.typing as npt
 import polars as pl
 
 from pipeline.report.humanize import plural
-from pipeline.runs.backfill.records import PROGRESS, State
+from pipeline.runs.backfill.records import CHECKED, PROGRESS, State
 from pipeline.runs.backfill.selection import EMPTY
 from pipeline.runs.driver.summary import failure_kinds
 from pipeline.runs.ledger.records import Progress
+from pipeline.table.manifest import CommitEntry
 
 Ranks = npt.NDArray[np.int64]
 _SUMMED = ("rows_in", "rows_out", "bytes_in", "bytes_out", "reads", "writes", "retries")
@@ -46,7 +47,7 @@ class WindowProgress:
             for why in windows["skipped"].to_list()
         ]
         count = len(self.labels)
-        self._figures = {name: np.zeros(count) for name in _COUNTED}
+        self._figures = {name: np.zeros(count) for name in (*_COUNTED, *CHECKED)}
         self._errors: dict[str, list[WindowError]] = {}
         self._started = np.full(count, np.inf)
         self._ended = np.zeros(count)
@@ -61,7 +62,7 @@ class WindowProgress:
         if progress["label"].to_list() != self.labels:
             return False
         with self._lock:
-            for name in _COUNTED:
+            for name in self._figures:
                 self._figures[name] = progress[name].cast(pl.Float64).to_numpy().copy()
             self._started = progress["started"].fill_null(np.inf).to_numpy().copy()
             self._ended = progress["ended"].fill_null(0.0).to_numpy().copy()
@@ -77,6 +78,15 @@ class WindowProgress:
         with self._lock:
             for label in labels:
                 self.states[self.rank[label]] = state
+
+    def note_checks(self, commits: Iterable[CommitEntry]) -> None:
+        """Set what checks have found in the rows of windows, from the commits of these."""
+        with self._lock:
+            for entry in commits:
+                if entry.window in self.rank:
+                    rank = self.rank[entry.window]
+                    for name in CHECKED:
+                        self._figures[name][rank] = getattr(entry, name)
 
     def update(self, progress: Progress, owner: Ranks, labels: Iterable[str]) -> list[str]:
         """Refresh the figures of a run's windows from its ledger.
@@ -142,6 +152,7 @@ class WindowProgress:
                 "rows_out": int(self._figures["rows_out"].sum()),
                 "bytes_in": int(self._figures["bytes_in"].sum()),
                 "bytes_out": int(self._figures["bytes_out"].sum()),
+                **{name: int(self._figures[name].sum()) for name in CHECKED},
             }
 
     def frame(self) -> pl.DataFrame:

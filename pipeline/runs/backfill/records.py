@@ -192,10 +192,17 @@ _PROGRESS: dict[str, Any] = {
     "reads": pl.Int64,  # requests to S3 that read
     "writes": pl.Int64,  # requests to S3 that write or list
     "retries": pl.Int64,  # storage operations that were tried again
+    "checks": pl.Int64,  # made of its rows, as its commit says
+    "warnings": pl.Int64,  # of these, failed ones that only warn
+    "rejected": pl.Int64,  # rows in quarantine, as its commit says
 }
 PROGRESS = pl.Schema(_PROGRESS)
 """Columns of the windows' progress, one row per window, in the same order."""
-LATER = ("reads", "writes", "retries")
+REQUESTS = ("reads", "writes", "retries")
+"""Columns of the progress with requests to S3."""
+CHECKED = ("checks", "warnings", "rejected")
+"""Columns of the progress with what checks have found."""
+LATER = (*REQUESTS, *CHECKED)
 """Columns of the progress that earlier releases did not write."""
 
 State = Literal["waiting", "mapping", "staged", "done", "failed", "skipped", "empty"]

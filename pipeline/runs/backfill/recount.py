@@ -44,7 +44,9 @@ class Recount:
             return
         store = self.ledgers.store
         table_log = TableLog(store.storage, store.output)
-        published |= published_by(table_log, self.record, left)
+        found = published_by(table_log, self.record, left)
+        self.progress.note_checks(found.values())
+        published |= found.keys()
         self._set_states(published, self.count_runs(self._started_runs(left, driver)))
 
     def count_runs(self, runs: Sequence[str]) -> set[str]:

@@ -16,7 +16,7 @@ from pipeline.config.settings import Settings
 from pipeline.report.backfill_model import BackfillReport, Calendar
 from pipeline.report.run_model import Attempt, CodeVersion, Requests
 from pipeline.runs.backfill.calendar_layout import lay_out
-from pipeline.runs.backfill.records import LATER
+from pipeline.runs.backfill.records import REQUESTS
 from pipeline.runs.backfill.status import BackfillStatus, read_status
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.driver.report import (
@@ -106,7 +106,7 @@ def report_of(
     windows = _described(status, codes)
     layout = lay_out(windows, record.grain, MAX_CALENDAR_ROWS)
     attempts = attempts_of(status.driver)
-    requests = Requests(*(int(windows[name].sum() or 0) for name in LATER))
+    requests = Requests(*(int(windows[name].sum() or 0) for name in REQUESTS))
     for attempt in attempts:
         requests = requests.plus(attempt.requests)
     return BackfillReport(

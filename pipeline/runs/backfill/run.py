@@ -100,7 +100,9 @@ class BackfillRun:
     _published: float = field(default_factory=time.monotonic)
     _full: list[str] = field(default_factory=list)
     _conflicts: dict[str, str] = field(default_factory=dict)
-    """Reason why a completed window was not published, by its label."""
+    """Why a completed window was not published over what other runs have, by its label."""
+    _refused: dict[str, str] = field(default_factory=dict)
+    """What checks say of a completed window that they refuse, by its label."""
     _is_mapped: bool = False
     """Whether the map stage has ended, so that the types of columns are final."""
     _output_types: Columns = field(default_factory=dict)
@@ -262,7 +264,8 @@ class BackfillRun:
     def _publish(self, vanished: UploadsVanishedError | None) -> None:
         """Publish the windows that are done: one commit each, together in one manifest."""
         shared, window_progress = self.shared, self.shared.progress
-        if shared.record.options.all_or_nothing and len(self._full) < len(self.labels):
+        options = shared.record.options
+        if options.all_or_nothing and len(self._full) < len(self.labels):
             return
         staged = set(window_progress.in_state("staged"))
         windows = {
@@ -282,23 +285,34 @@ class BackfillRun:
                 self.ledger,
                 vanished,
                 windows=windows,
-                together=shared.record.options.all_or_nothing,
+                together=options.all_or_nothing,
                 table_log=shared.table_log,
             )
             with shared.publishing:
                 retry_until_available(publish)
         except ChecksFailedError as error:
-            self._conflicts |= {label: str(error) for label in error.windows or windows}
+            refused = windows if options.all_or_nothing else error.windows
+            self._refused |= {label: str(error) for label in refused}
         except CommitsConflictError as error:
             # Other runs have published these windows meanwhile.
-            together = shared.record.options.all_or_nothing
-            lost = windows if together else error.windows
+            lost = windows if options.all_or_nothing else error.windows
             self._conflicts |= {label: str(error) for label in lost}
-        window_progress.mark([label for label in windows if label not in self._conflicts], "done")
+        held = {*self._conflicts, *self._refused}
+        window_progress.mark([label for label in windows if label not in held], "done")
+        self._note_checks()
         # With reprocess missing, a conflict is fine: the output lacks these windows no more.
-        options = shared.record.options
         missing = options.reprocess == "missing" and not options.all_or_nothing
         window_progress.mark(self._conflicts, "skipped" if missing else "failed")
+        window_progress.mark(self._refused, "failed")
+
+    def _note_checks(self) -> None:
+        """Take what checks have found from the commits of the run's windows."""
+        if self.shared.job.checks.is_empty:
+            return
+        with best_effort(), self.shared.publishing:
+            commits = self.shared.table_log.entries(self.shared.record.base)
+            own = [entry for entry in commits if entry.run == self.ledger.run]
+            self.shared.progress.note_checks(own)
 
     def _chunks_of(self, label: str) -> list[str]:
         ids = self.plan.chunk_ids
@@ -316,5 +330,5 @@ class BackfillRun:
         errors = progress.failed()
         mine = [int(self.owner[index]) in ours for index in errors["index"].to_list()]
         reasons = failure_lines(errors.filter(pl.Series(mine, dtype=pl.Boolean)))
-        reasons += tuple(dict.fromkeys(self._conflicts.values()))
+        reasons += tuple(dict.fromkeys([*self._refused.values(), *self._conflicts.values()]))
         raise WindowsFailedError(self.ledger.run, failed, reasons)

@@ -15,6 +15,8 @@ from typing import Any
 
 import polars as pl
 
+from pipeline.concurrency import map_concurrently
+from pipeline.quality.results import CheckResult, refused
 from pipeline.report.backfill_model import BackfillFailure
 from pipeline.runs.backfill.progress import WindowProgress
 from pipeline.runs.backfill.records import BackfillRecord, Control
@@ -23,10 +25,13 @@ from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.driver.heartbeat import DriverRecord
 from pipeline.runs.driver.session import is_driven_elsewhere
 from pipeline.runs.driver.summary import failure_kinds
+from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import FAILURES
 
 MAX_LEDGERS_READ = 20
 """Maximum number of runs whose failures are read for the table of errors."""
+MAX_REFUSED_READ = 20
+"""Maximum number of refused windows whose checks are read."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +63,8 @@ class BackfillStatus:
     """Kinds of failures, the most frequent first."""
     reasons: Mapping[str, str]
     """Error of a failed chunk of each window that has some, by label."""
+    refused: Mapping[str, tuple[CheckResult, ...]]
+    """Checks that refuse windows, by the window's label; of at most MAX_REFUSED_READ windows."""
     errors_of: int
     """Number of runs whose failures were read."""
     errors_in: int
@@ -89,6 +96,10 @@ class BackfillStatus:
             "bytes_per_second": self.bytes_per_second,
             "eta_seconds": self.eta_seconds,
             "errors": [asdict(error) for error in self.errors],
+            "refused": {
+                label: [result.model_dump(mode="json") for result in results]
+                for label, results in self.refused.items()
+            },
             "windows": self.windows.to_dicts(),
         }
 
@@ -117,6 +128,7 @@ def read_status(store: BackfillStore) -> BackfillStatus:
     joined = windows.join(window_progress.frame(), on="label", how="left", maintain_order="left")
     failing = _failing(joined)
     failures = _failures(ledgers, failing[:MAX_LEDGERS_READ])
+    by_checks = _refused(store, joined)
     at = driver.seen if alive and driver is not None else time.time()
     speed = _speed(joined, driver, at)
     return BackfillStatus(
@@ -132,7 +144,8 @@ def read_status(store: BackfillStore) -> BackfillStatus:
         bytes_per_second=speed.bytes if speed else None,
         eta_seconds=speed.eta if speed and alive and not control.paused else None,
         errors=_errors(failures),
-        reasons=_reasons(failures),
+        reasons=_reasons(failures) | _refusals(by_checks),
+        refused=by_checks,
         errors_of=len(failing[:MAX_LEDGERS_READ]),
         errors_in=len(failing),
     )
@@ -186,6 +199,28 @@ def _reasons(failures: pl.DataFrame) -> dict[str, str]:
     return {
         label: f"{error}: {message.partition(chr(10))[0]}"
         for label, error, message in first.select("window", "error", "message").iter_rows()
+    }
+
+
+def _refused(store: BackfillStore, joined: pl.DataFrame) -> dict[str, tuple[CheckResult, ...]]:
+    """Read which checks refuse the windows that have failed without a failed chunk."""
+    is_mapped = (pl.col("done") == pl.col("chunks")) & (pl.col("failed") == 0)
+    held = joined.filter((pl.col("state") == "failed") & is_mapped & pl.col("run").is_not_null())
+
+    def read(row: tuple[str, str]) -> list[CheckResult]:
+        label, run = row
+        return refused(Ledger(store.storage, store.output, run).check_results(label))
+
+    rows = held.select("label", "run").head(MAX_REFUSED_READ).rows()
+    results = zip(rows, map_concurrently(read, rows), strict=True)
+    return {label: tuple(found) for (label, _), found in results if found}
+
+
+def _refusals(by_window: Mapping[str, Sequence[CheckResult]]) -> dict[str, str]:
+    """Return the reason why checks refuse each window."""
+    return {
+        label: "ChecksFailedError: " + "; ".join(result.line for result in results)
+        for label, results in by_window.items()
     }
 
 

@@ -40,11 +40,11 @@ from pipeline.report.humanize import plural
 from pipeline.runs.driver.quarantine import rejected_of
 from pipeline.runs.ledger.check_files import (
     FOLDER,
-    RESULTS,
     CheckedResult,
     KeptColumns,
     StoredResults,
     columns_uri,
+    results_name,
 )
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import RunRecord
@@ -92,8 +92,7 @@ class CheckStage:
             return []
         last = self._last(done if self.files is None else self.files, window)
         subject = self._digest(done, chunks, last)
-        folder = RESULTS if window is None else f"{RESULTS}/{window}"
-        uri = f"{self.ledger.prefix}{folder}.json"
+        uri = f"{self.ledger.prefix}{results_name(window)}"
         blob = self.storage.get_or_none(uri)
         if blob is not None:
             stored = parse_stored(StoredResults, blob.data, uri)

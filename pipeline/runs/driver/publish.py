@@ -18,12 +18,12 @@ from pipeline.runs.driver.merge_stage import as_merged, merge_plan_of, merged_of
 from pipeline.runs.driver.reduce_stage import drop_partials, reduced_of
 from pipeline.runs.driver.schemas import check_schemas, drop_retyped
 from pipeline.runs.ledger.ledger import Ledger
-from pipeline.runs.ledger.records import Progress
+from pipeline.runs.ledger.records import Progress, RunRecord
 from pipeline.storage import Storage
 from pipeline.table.claims import finish_open_claim
 from pipeline.table.errors import CommitsConflictError, UploadsVanishedError, foreign_claim
 from pipeline.table.log import TableLog
-from pipeline.table.manifest import CheckFigures, Commit, CommitEntry, Manifest
+from pipeline.table.manifest import CheckFigures, Commit, CommitEntry, Manifest, run_of
 from pipeline.table.publish import (
     Published,
     amend,
@@ -160,15 +160,29 @@ def publish_run(
 
 
 def check_run(storage: Storage, ledger: Ledger) -> list[CheckResult]:
-    """Check the whole result of a run, all of whose chunks are done. Raises as `CheckStage`."""
+    """Check the whole result of a run, all of whose chunks are done. Raises as `CheckStage`.
+
+    A result that is published or claimed already is decided, and is not checked again.
+    """
+    table_log = TableLog(storage, ledger.output)
+    if _is_decided(table_log, ledger.record()):
+        return []
     progress, job = drop_retyped(ledger, ledger.read()), ledger.job()
     if job.output.merges:
         progress = _as_merged(ledger, progress)
     files = _results(ledger, job, progress)
     done = progress.completions if job.output.merges else files
-    table_log = TableLog(storage, ledger.output)
     stage = CheckStage(storage, ledger, table_log, ledger.checks(), ledger.record(), files)
     return stage.results(done, progress.completions if job.reduce else done)
+
+
+def _is_decided(table_log: TableLog, record: RunRecord) -> bool:
+    """Whether a commit of the whole run is published or claimed: whoever meets it finishes it."""
+    head, _ = table_log.head()
+    claimed = head.publishing.commits if head.publishing is not None else ()
+    entries = table_log.history(head.current, record.base)
+    published = (e for e in entries if e.run == record.run and e.window is None and not e.missing)
+    return any(run_of(name) == record.run for name in claimed) or any(published)
 
 
 def _checked(
@@ -207,7 +221,7 @@ def _with_results(draft: Commit, results: Sequence[CheckResult]) -> Commit:
         return draft
     found = [CheckFigures(r.name, r.outcome, r.message, r.figures) for r in results]
     warnings = sum(result.outcome == "warned" for result in results)
-    entry = draft.entry.model_copy(update={"warnings": warnings})
+    entry = draft.entry.model_copy(update={"checks": len(found), "warnings": warnings})
     return replace(draft, entry=entry, checks=tuple(found))
 
 

@@ -71,6 +71,11 @@ class KeptColumns:
     rows: int
 
 
+def results_name(window: str | None) -> str:
+    """Return the name, below a run's prefix, of what checks have found in a window or in all."""
+    return f"{RESULTS}.json" if window is None else f"{RESULTS}/{window}.json"
+
+
 def columns_uri(prefix: str, attempt: str) -> str:
     """Return the URI of an attempt's stored columns."""
     return f"{prefix}{FOLDER}{attempt}.arrow"

@@ -40,10 +40,10 @@ from pipeline.errors import (
 from pipeline.quality.figures import Wanted
 from pipeline.quality.results import CheckResult
 from pipeline.runs.ledger.check_files import (
-    RESULTS,
     StoredChecks,
     StoredResults,
     checks_identity,
+    results_name,
 )
 from pipeline.runs.ledger.checks import EntryChecks, sentences
 from pipeline.runs.ledger.completion_log import CompletionLog
@@ -309,11 +309,15 @@ class Ledger:
         blob = self._storage.get_or_none(uri)
         return stored if blob is None else parse_stored(StoredChecks, blob.data, uri).checks
 
-    def check_results(self) -> tuple[CheckResult, ...]:
-        """Read what the checks of the result have found; empty if they were not made."""
+    def check_results(self, window: str | None = None) -> tuple[CheckResult, ...]:
+        """Read what the checks of the result have found; empty if they were not made.
+
+        Args:
+            window: Label of a window; None: the whole run.
+        """
         if self.job().checks.is_empty:
             return ()
-        uri = f"{self.prefix}{RESULTS}.json"
+        uri = f"{self.prefix}{results_name(window)}"
         blob = self._storage.get_or_none(uri)
         return () if blob is None else parse_stored(StoredResults, blob.data, uri).results
 

@@ -96,6 +96,8 @@ class Case:
 @pytest.fixture
 def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     monkeypatch.chdir(tmp_path)
+    # Most of what a run of a few rows takes.
+    monkeypatch.setattr("pipeline.runs.driver.report.render_html", lambda report: "")
     small = Small(tmp_path, CODE)
     with (tmp_path / "conf" / "base.yaml").open("a") as file:
         file.write("batches: {flush_chunks: 1}\n")  # Each file's completion is stored at once.
