@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.output import columns, notes, out, print_json, say
+from pipeline.concurrency import map_concurrently
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import StateError, UsageError
 from pipeline.processes import command_started
+from pipeline.quality.results import checks_text
 from pipeline.report.humanize import byte_size, plural
 from pipeline.runs.admin.known_outputs import named_outputs
 from pipeline.runs.backfill.listing import KnownRuns
@@ -122,12 +125,16 @@ def history(output: str, environment: str | None, *, as_json: bool) -> None:
     is_table = bool(table_log.manifest(current).table)
     versions = _table_versions(table_log) if is_table else {}
     if as_json:
+        found = _check_results(table_log, [entry for _, new in added for entry in new])
         # Only the commits that each adds: full lists would grow with the square of the versions.
         manifests = [
             {
                 **manifest.model_dump(exclude={"full", "commits"}),
                 **({"table_version": versions.get(manifest.number)} if is_table else {}),
-                "commits": [entry.model_dump() for entry in new],
+                "commits": [
+                    entry.model_dump() | {"check_results": found.get(entry.name, [])}
+                    for entry in new
+                ],
             }
             for manifest, new in added
         ]
@@ -137,12 +144,16 @@ def history(output: str, environment: str | None, *, as_json: bool) -> None:
         say("nothing is published yet")
         return
     by_windows = any(entry.window for _, new in added for entry in new)
-    rows = [_history_row(manifest, new, by_windows=by_windows) for manifest, new in added]
-    windows, table = (("windows",) if by_windows else ()), (("delta",) if is_table else ())
+    checked = any(entry.checks for _, new in added for entry in new)
+    rows = [
+        _history_row(manifest, new, by_windows=by_windows, checked=checked)
+        for manifest, new in added
+    ]
     if is_table:
         labels = [_table_label(manifest, versions) for manifest, _ in added]
         rows = [(row[0], label, *row[1:]) for row, label in zip(rows, labels, strict=True)]
-    names = ("manifest", *table, "published", "action", "run", *windows, "files", "rows", "bytes")
+    names = ["manifest", *["delta"] * is_table, "published", "action", "run"]
+    names += ["windows"] * by_windows + ["files", "rows", "bytes"] + ["checks"] * checked
     out.print(columns(names, rows, right=("files", "rows", "bytes")))
 
 
@@ -165,6 +176,18 @@ def _table_label(manifest: Manifest, versions: dict[int, int]) -> str:
     return "pending" if is_pending else ""
 
 
+def _check_results(
+    table_log: TableLog, entries: Sequence[CommitEntry]
+) -> dict[str, list[dict[str, Any]]]:
+    """Read what checks have found in the rows of some commits, by the commit's name."""
+    checked = [entry for entry in entries if entry.checks]
+    found = map_concurrently(lambda entry: table_log.load(entry).checks, checked)
+    return {
+        entry.name: [asdict(result) for result in results]
+        for entry, results in zip(checked, found, strict=True)
+    }
+
+
 _ACTIONS = {
     "error": "publish",
     "append": "append",
@@ -175,7 +198,7 @@ _ACTIONS = {
 
 
 def _history_row(
-    manifest: Manifest, new: Sequence[CommitEntry], *, by_windows: bool
+    manifest: Manifest, new: Sequence[CommitEntry], *, by_windows: bool, checked: bool
 ) -> tuple[object, ...]:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.created))
     released = [name for entry in new for name in entry.releases]
@@ -183,7 +206,7 @@ def _history_row(
         action = f"rollback to {manifest.rollback_of}"
         if manifest.rollback_of is None:
             action = f"repair: gave up {', '.join(released)}" if released else "repair"
-        return (manifest.number, when, action, *[""] * (5 if by_windows else 4))
+        return (manifest.number, when, action, *[""] * (4 + by_windows + checked))
     labels = sorted(entry.window for entry in new if entry.window)
     windows = "".join(labels[:1])
     if len(labels) > 1:
@@ -197,6 +220,16 @@ def _history_row(
         f"{sum(entry.files for entry in new):,}",
         f"{sum(entry.rows for entry in new):,}",
         byte_size(sum(entry.bytes for entry in new)),
+        *([checks_of(new)] if checked else []),
+    )
+
+
+def checks_of(entries: Sequence[CommitEntry]) -> str:
+    """Sum up what checks found in the rows of some commits."""
+    return checks_text(
+        sum(entry.checks for entry in entries),
+        sum(entry.warnings for entry in entries),
+        sum(entry.rejected for entry in entries),
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.cli.output import bad, columns, out, print_json, say, show_pairs
 from pipeline.config.settings import explain, load_settings
 from pipeline.errors import UsageError
+from pipeline.quality.results import checks_text
 from pipeline.report.humanize import byte_size, plural
 
 if TYPE_CHECKING:
@@ -147,6 +148,15 @@ def verify(output: str, environment: str | None, *, as_json: bool = False) -> in
             bad(problem)
         if found.left_out:
             say(f"  left out: {plural(found.left_out, 'unreadable object')}")
+        made = len(found.checks)
+        warned = [check for check in found.checks if check.outcome == "warned"]
+        if made:
+            say(f"  checks: {checks_text(made, len(warned), found.rejected)}")
+        for check in warned:
+            window = f"window {check.window}: " if check.window else ""
+            say(f"  {window}check {check.name}: {check.message}")
+        for uri in found.rejected_in:
+            say(f"  rows in quarantine: {uri}")
         for uri in found.quarantine:
             say(f"  in quarantine: {uri}")
         if found.missing_chunks:

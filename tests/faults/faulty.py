@@ -33,7 +33,7 @@ def keeps_rules() -> pl.Expr:
     return pl.col("id") % 50 != 3
 
 
-class Kept(dy.Schema):
+class Kept(dy.Schema):  # type: ignore[misc]
     """A schema that some rows of each chunk break."""
 
     id = dy.Int64()

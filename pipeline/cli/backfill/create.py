@@ -24,6 +24,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.processes import command_started, record_interrupts, was_interrupted
+from pipeline.quality.results import checks_text
 from pipeline.report.humanize import byte_rate, byte_size, duration, plural
 from pipeline.runs.admin.known_outputs import remember_output
 from pipeline.runs.backfill.plan import (
@@ -334,12 +335,14 @@ def _places(store: BackfillStore, settings: Settings) -> dict[str, str]:
 def _show(summary: BackfillSummary, places: dict[str, str]) -> None:
     """Show the figures."""
     counts = summary.counts
+    checks = checks_text(counts["checks"], counts["warnings"], counts["rejected"])
     rows = {
         "windows": _windows_line(summary),
         "chunks": f"{counts['chunks_done']:,} of {counts['chunks']:,} done, "
         f"{counts['chunks_failed']:,} failed",
         "rows": f"{counts['rows_in']:,} in, {counts['rows_out']:,} out",
         "bytes": f"{byte_size(counts['bytes_in'])} read, {byte_size(counts['bytes_out'])} written",
+        **({"checks": checks} if checks else {}),
         "time": f"{duration(summary.seconds)}, {plural(summary.batches, 'batch', 'batches')}",
         "output": summary.output,
         "report": places["local_report"] or places["report"] or "none",

@@ -17,6 +17,7 @@ from pipeline.cli.backfill.find import find
 from pipeline.cli.output import columns, live, out, pairs, print_json, say
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import UsageError
+from pipeline.quality.results import checks_text
 from pipeline.report.humanize import byte_rate, byte_size, duration, plural
 from pipeline.runs.admin.known_outputs import named_outputs
 from pipeline.runs.backfill.calendar_layout import lay_out
@@ -160,6 +161,9 @@ def _figures(status: BackfillStatus) -> dict[str, object]:
         "rows": f"{counts['rows_in']:,} in, {counts['rows_out']:,} out",
         "bytes": f"{byte_size(counts['bytes_in'])} read, {byte_size(counts['bytes_out'])} written",
     }
+    checks = checks_text(counts["checks"], counts["warnings"], counts["rejected"])
+    if checks:
+        rows["checks"] = checks
     if status.rows_per_second is not None and status.bytes_per_second is not None:
         rows["speed"] = (
             f"{status.rows_per_second:,.0f} rows/s, {byte_rate(status.bytes_per_second)}"
@@ -189,6 +193,9 @@ def _error_lines(status: BackfillStatus) -> list[RenderableType]:
         )
         place = (f"window {group.window}", *failure_place(asdict(group)))
         lines += [Text(f"    {text}", style="dim") for text in place]
+    for label, results in list(status.refused.items())[:MAX_ERRORS]:
+        text = "; ".join(result.line for result in results)[:MAX_MESSAGE]
+        lines.append(Text.assemble(("  ✗ ", "red"), f"window {label} is refused: {text}"))
     more = len(status.errors) - MAX_ERRORS
     if more > 0:
         lines.append(Text(f"    … and {plural(more, 'other error')}", style="dim"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 
@@ -19,15 +19,28 @@ from pipeline.errors import (
     StateError,
     UsageError,
 )
+from pipeline.report.humanize import plural
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage
-from pipeline.table.evidence import find_evidence
+from pipeline.table.evidence import find_evidence, find_rejected, names_alive
 from pipeline.table.log import TableLog
-from pipeline.table.manifest import Manifest
+from pipeline.table.manifest import Commit, Manifest
 from pipeline.table.retention import unnamed_keys
 
 FILES_AT_ONCE = 8
 """Number of files read at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommitCheck:
+    """What one check has found in the rows of a commit."""
+
+    commit: str
+    window: str | None
+    name: str
+    outcome: str
+    message: str
+    figures: Mapping[str, int | float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +61,12 @@ class Verification:
     published yet."""
     problems: tuple[str, ...]
     """One sentence per problem; empty if there is none."""
+    checks: tuple[CommitCheck, ...] = ()
+    """What checks have found in the rows of the manifest's commits."""
+    rejected: int = 0
+    """Number of rows in quarantine of these commits."""
+    rejected_in: tuple[str, ...] = ()
+    """URIs of the folders that hold these rows."""
     notes: tuple[str, ...] = ()
     """Entries refused in the ledgers of the manifest's runs; they do not affect the output."""
 
@@ -76,6 +95,9 @@ def verify_output(storage: Storage, output: str) -> Verification:
 
         problems += table_problems(table_log, manifest)
     evidence = find_evidence(table_log, manifest)
+    rejected = find_rejected(table_log, manifest)
+    checked = _checked_commits(table_log, manifest)
+    problems += _lost_rows(table_log, checked, rejected)
     rows = files.select("key", "rows", "bytes", "sha256").iter_rows()
     problems += filter(None, map_concurrently(partial(_problem, table_log), rows, FILES_AT_ONCE))
     return Verification(
@@ -88,8 +110,45 @@ def verify_output(storage: Storage, output: str) -> Verification:
         quarantine=tuple(sorted(evidence.values())),
         missing_chunks=left + sum(e.missing for e in manifest.commits if e.window is None),
         problems=tuple(problems),
+        checks=tuple(
+            CommitCheck(commit.entry.name, commit.entry.window, **asdict(found))
+            for commit in checked
+            for found in commit.checks
+        ),
+        rejected=sum(entry.rejected for entry in manifest.commits),
+        rejected_in=tuple(sorted(rejected.values())),
         notes=_ledger_notes(table_log, manifest),
     )
+
+
+def _checked_commits(table_log: TableLog, manifest: Manifest) -> list[Commit]:
+    """Load the commits of a manifest whose rows were checked."""
+    entries = [entry for entry in manifest.commits if entry.checks or entry.rejected]
+    return map_concurrently(table_log.load, entries, FILES_AT_ONCE)
+
+
+def _lost_rows(
+    table_log: TableLog, commits: Sequence[Commit], folders: Mapping[str, str]
+) -> Iterator[str]:
+    """Describe rows in quarantine that are not stored, or not as many as a commit says."""
+    alive = names_alive(table_log, table_log.manifest()) if commits else set()
+    wanted = [
+        (folders.get(commit.entry.name, ""), attempt, rows, commit.entry.name)
+        for commit in commits
+        if commit.entry.name in alive
+        for attempt, rows in commit.rejected.select("attempt", "rows").iter_rows()
+    ]
+
+    def problem(item: tuple[str, str, int, str]) -> str | None:
+        folder, attempt, rows, commit = item
+        uri = f"{folder}{attempt}.parquet"
+        blob = table_log.storage.get_or_none(uri) if folder else None
+        if blob is None:
+            return f"{plural(rows, 'row')} in quarantine of commit {commit} are missing"
+        stored = pq.read_metadata(pa.BufferReader(blob.data)).num_rows
+        return None if stored == rows else f"{uri} has {stored} rows, the commit says {rows}"
+
+    yield from filter(None, map_concurrently(problem, wanted, FILES_AT_ONCE))
 
 
 def _ledger_notes(table_log: TableLog, manifest: Manifest) -> tuple[str, ...]:

@@ -99,4 +99,4 @@ def published_by(
     mapped = windows.filter(pl.col("run").is_not_null())
     wanted, runs = set(mapped["label"].to_list()), set(mapped["run"].to_list())
     ours = [entry for entry in table_log.entries(record.base) if entry.run in runs]
-    return {entry.window: entry for entry in ours if entry.window in wanted}
+    return {entry.window: entry for entry in ours if entry.window and entry.window in wanted}
