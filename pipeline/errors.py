@@ -24,6 +24,7 @@
     ├── UnreadableObjectError
     │   └── WrongPageIndexError
     ├── TransformError
+    │   ├── GroupsFailedError
     │   ├── PartitionColumnError
     │   └── PartitionLimitError
     ├── ChunkTimeoutError
@@ -299,6 +300,18 @@ class StateError(ChunkmapError):
 
 class TransformError(ChunkmapError):
     """The transform cannot be loaded, raised an error, or returned something invalid."""
+
+
+class GroupsFailedError(TransformError):
+    """A function failed for groups of a reduced result (`then`).
+
+    Attributes:
+        groups: Their keys, for the record of the failure.
+    """
+
+    def __init__(self, message: str, groups: str) -> None:
+        super().__init__(message)
+        self.groups = groups
 
 
 class PartitionColumnError(TransformError):

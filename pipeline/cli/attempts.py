@@ -25,28 +25,31 @@ def show_attempts(attempts: pl.DataFrame, total: int) -> None:
     if total > attempts.height:
         say(f"the last {attempts.height:,} of {plural(total, 'attempt')} (--limit N shows more)")
     has_windows = attempts["window"].null_count() < attempts.height
-    rows = [_row(row, has_windows=has_windows) for row in attempts.iter_rows(named=True)]
+    both = attempts["unit"].n_unique() > 1
+    rows = [_row(row, has_windows=has_windows, both=both) for row in attempts.iter_rows(named=True)]
     window = ("window",) if has_windows else ()
-    names = ("at", *window, "chunk", "outcome", "took", "worker", "")
-    out.print(columns(names, rows, right=("chunk", "took")))
+    units = attempts["unit"].unique()
+    number = units[0] if len(units) == 1 else "chunk or piece"
+    names = ("at", *window, number, "outcome", "took", "worker", "")
+    out.print(columns(names, rows, right=(number, "took")))
     traces = attempts.filter(pl.col("trace").fill_null("") != "").unique("trace", keep="last")
     for row in traces.sort("at").tail(MAX_TRACES).iter_rows(named=True):
         say("")
         of_window = f" of {row['window']}" if has_windows else ""
-        say(f"chunk {row['index']}{of_window} on {row['worker']}", mark="[bold red]")
+        say(f"{row['unit']} {row['index']}{of_window} on {row['worker']}", mark="[bold red]")
         if row["where"]:
             say(row["where"])
         say(row["trace"].rstrip())
 
 
-def _row(row: dict[str, object], *, has_windows: bool) -> tuple[object, ...]:
+def _row(row: dict[str, object], *, has_windows: bool, both: bool) -> tuple[object, ...]:
     at, seconds = row["at"], row["seconds"]
     assert isinstance(at, float)
     first_line = str(row["message"] or "").partition("\n")[0][:MAX_MESSAGE]
     return (
         time.strftime("%m-%d %H:%M:%S", time.localtime(at)),
         *([row["window"]] if has_windows else []),
-        row["index"],
+        f"{row['unit']} {row['index']}" if both else row["index"],
         row["outcome"],
         duration(seconds) if isinstance(seconds, float) else "",
         row["worker"],

@@ -15,7 +15,7 @@ from pipeline.report.humanize import byte_size, duration, plural
 if TYPE_CHECKING:
     import polars as pl
 
-    from pipeline.runs.driver.dry_run import Trial
+    from pipeline.runs.driver.dry_run import GroupTrial, Trial
     from pipeline.runs.driver.estimate import Estimate
     from pipeline.runs.driver.plan import PlannedInput
     from pipeline.runs.driver.plan_changes import PlanChanges
@@ -52,6 +52,7 @@ def plan(
     if as_json:
         figures = {**planned.result.explain.to_dict(), "estimate": asdict(expected)}
         figures |= {"layout": job.output.model_dump(include=_LAYOUT_KEYS)}
+        figures |= {"then": job.then and job.then.model_dump(mode="json")}
         figures |= {"columns": planned.probe.columns, "changes": changed and asdict(changed)}
         print_json({"plan": planned.result.plan.id, **figures})
         return
@@ -67,6 +68,7 @@ def _print_plan(
     planned: PlannedInput, job: Job, expected: Estimate, changed: PlanChanges | None
 ) -> None:
     from pipeline.runs.driver.layout_text import layout_text
+    from pipeline.runs.driver.then_stage import then_text
 
     explain = planned.result.explain
     columns = planned.probe.columns
@@ -81,6 +83,7 @@ def _print_plan(
         "columns": ", ".join(columns) if columns else "all (the columns read are unknown)",
         "output": f"{job.output.uri}, mode {job.output.mode}",
         **({"layout": layout} if (layout := layout_text(job.output)) else {}),
+        **({"then": then} if (then := then_text(job)) else {}),
         "changes": changed.text if changed else "nothing is published yet",
         "planned in": f"{explain.seconds:.2f} s, {plural(explain.requests, 'request')}",
     }
@@ -158,6 +161,8 @@ def _print_trial(trial: Trial, job: Job, rows: int) -> None:
     out.print()
     with pl.Config(tbl_rows=rows, tbl_hide_dataframe_shape=True, tbl_width_chars=out.width):
         out.print(str(trial.head))
+    if trial.group is not None:
+        _print_group(trial.group, job, rows)
     for note in trial.notes:
         warn(note)
     if trial.differs and job.reduce is not None:
@@ -167,6 +172,20 @@ def _print_trial(trial: Trial, job: Job, rows: int) -> None:
             f"{trial.differs}. A transform that groups, sorts or drops duplicates does so within "
             "each chunk, so its result depends on where chunks are cut."
         )
+
+
+def _print_group(group: GroupTrial, job: Job, rows: int) -> None:
+    import polars as pl
+
+    assert job.then is not None, "only a job with `then` has groups"
+    out.print()
+    figures = {
+        "rows": f"{group.rows_in:,} in, {group.rows_out:,} out",
+        "groups": f"{group.groups:,} in the reduced result of this chunk",
+    }
+    show_pairs(f"{job.then.function} on the group {group.key}", figures)
+    with pl.Config(tbl_rows=rows, tbl_hide_dataframe_shape=True, tbl_width_chars=out.width):
+        out.print(str(group.head))
 
 
 def _schemas(trial: Trial) -> list[tuple[str, str, str, str]]:
@@ -195,4 +214,7 @@ def _print_trial_json(trial: Trial) -> None:
     data["schema_out"] = _schema(trial.schema_out)
     data["head"] = trial.head.to_dicts()
     data["chunk"] = trial.chunk.id
+    if trial.group is not None:
+        data["group"]["schema_out"] = _schema(trial.group.schema_out)
+        data["group"]["head"] = trial.group.head.to_dicts()
     print_json(data)

@@ -158,7 +158,7 @@ def run_job(
             raise KeyboardInterrupt  # A library swallowed the first one.
         display.phase(phase)
         if progress is not None:
-            display.mapping(progress)
+            display.mapping(progress, "then" if phase == "then" else "map")
 
     def outcome_of(summary: RunSummary) -> Outcome:
         here = _with_local_report(summary, settings)
@@ -232,6 +232,7 @@ def show(outcome: Outcome, *, as_json: bool = False) -> None:
         "rows": rows_text(summary.rows_in, summary.rows_out, summary.rows_filtered),
         "bytes": f"{byte_size(summary.bytes_in)} read, {byte_size(summary.bytes_out)} written",
         "chunks": f"{summary.chunks:,} ({summary.mapped:,} mapped now, {summary.failed:,} failed)",
+        "groups": _groups(summary),
         "batches": f"{summary.batches:,} in {plural(summary.rounds, 'round')}",
         "time": _time(outcome),
         "output": summary.output,
@@ -241,6 +242,18 @@ def show(outcome: Outcome, *, as_json: bool = False) -> None:
     show_pairs(f"{summary.job} · run {summary.run}", _known(rows))
     for line in summary.errors:
         bad(line)
+
+
+def _groups(summary: RunSummary) -> str:
+    """Say how many pieces of the reduced result are mapped; empty if the job maps none."""
+    then = summary.then
+    if then is None:
+        return ""
+    failed = f", {then.failed:,} failed" if then.failed else ""
+    return (
+        f"{then.done:,} of {plural(then.pieces, 'piece')} mapped{failed} ({then.rows_in:,} reduced "
+        f"rows in, {then.rows_out:,} out)"
+    )
 
 
 def _time(outcome: Outcome) -> str:

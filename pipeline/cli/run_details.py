@@ -19,6 +19,7 @@ from pipeline.runs.backfill.listing import KnownRuns
 from pipeline.runs.driver.heartbeat import read_driver
 from pipeline.runs.driver.preflight import explain_unreachable_s3
 from pipeline.runs.driver.report import fetch_report, store_report
+from pipeline.runs.driver.then_stage import pieces_of
 from pipeline.runs.ledger.attempts import attempts_of_run
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage, open_storage
@@ -43,7 +44,12 @@ def logs(
     """Show every attempt at the chunks of a run, and the tracebacks of those that failed."""
     settings = load_settings(environment)
     ledger = _known_runs(output, settings).ledger(run)
-    rows = attempts_of_run(ledger.run, ledger.read())
+    progress = ledger.read()
+    rows = attempts_of_run(ledger.run, progress)
+    pieces = pieces_of(ledger, progress) if ledger.job().then is not None else None
+    if pieces is not None and not chunks:
+        of_pieces = attempts_of_run(ledger.run, pieces.progress, unit="piece")
+        rows = pl.concat([rows, of_pieces]).sort("at")
     if chunks:
         rows = rows.filter(pl.col("index").is_in(chunks))
     if only_failed:

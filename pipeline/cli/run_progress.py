@@ -17,6 +17,8 @@ WAITS = {
     "start": "loading Prefect and Dask, connecting to both",
     "workers": "starting Dask workers on this machine",
     "check": "checking the result",
+    "reduce": "combining the chunks' results",
+    "then": "planning the groups of the reduced result",
     "merge": "merging the chunks' results into files",
     "publish": "making the files visible",
     "report": "writing the report",
@@ -32,6 +34,7 @@ class Display(LiveBar):
         self._phase = ""
         self._watched = False
         self._first: MapProgress | None = None
+        self._first_group: MapProgress | None = None
         self._now: MapProgress | None = None
 
     @property
@@ -67,11 +70,15 @@ class Display(LiveBar):
             f"{plural(len(plan), 'chunk')}, {byte_size(plan.decoded_bytes)} decoded"
         )
 
-    def mapping(self, now: MapProgress) -> None:
-        """Show the progress of the map stage."""
-        self._first, self._now = self._first or now, now
-        counted = f"{now.done:,}/{plural(now.chunks, 'chunk')}"
-        self.draw("map", counted, (now.done, now.chunks), _rest(now, self._first), now.errors)
+    def mapping(self, now: MapProgress, phase: str = "map") -> None:
+        """Show the progress of the map stage, or of that over groups."""
+        if phase == "then":
+            first = self._first_group = self._first_group or now
+        else:
+            self._now = now
+            first = self._first = self._first or now
+        counted = f"{now.done:,}/{plural(now.chunks, now.unit)}"
+        self.draw(phase, counted, (now.done, now.chunks), _rest(now, first), now.errors)
 
 
 def _rest(now: MapProgress, first: MapProgress) -> str:

@@ -17,6 +17,7 @@ from pipeline.report.humanize import byte_size, plural
 if TYPE_CHECKING:
     from pipeline.runs.admin.status import RunStatus
     from pipeline.runs.backfill.listing import Entry, Listing
+    from pipeline.runs.driver.summary import ThenFigures
 
 _COLUMNS = ("run", "job", "state", "done", "chunks", "rows out", "created")
 NEWEST = 20
@@ -114,6 +115,7 @@ def _show_run(run: RunStatus) -> None:
     rows = {
         "state": run.state,
         "chunks": f"{run.done:,} of {run.chunks:,} done, {run.failed:,} failed",
+        **({"groups": _groups(run.then)} if run.then is not None else {}),
         "rows": f"{run.rows_in:,} in, {run.rows_out:,} out",
         "bytes": f"{byte_size(run.bytes_in)} read, {byte_size(run.bytes_out)} written",
         "created": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.created)),
@@ -125,6 +127,11 @@ def _show_run(run: RunStatus) -> None:
     show_pairs(f"{run.job} · run {run.run}", rows)
     for line in (*run.errors, *run.problems):
         bad(line)
+
+
+def _groups(then: ThenFigures) -> str:
+    pieces = plural(then.pieces, "piece")
+    return f"{then.done:,} of {pieces} of the reduced result mapped, {then.failed:,} failed"
 
 
 def verify(output: str, environment: str | None, *, as_json: bool = False) -> int:

@@ -375,6 +375,30 @@ class Reduce(Part):
     """Function that turns the last LazyFrame into the result, as `module:function`."""
 
 
+def _then(value: Any) -> Any:
+    """Read the short form of `then`: its function."""
+    return {"function": value} if isinstance(value, str) else value
+
+
+class Then(Part):
+    """A function that is mapped over the groups of the reduced result.
+
+    `then: module:function` is short for a function whose groups are the rows.
+    """
+
+    function: Function
+    """Function from LazyFrame to LazyFrame, as `module:function`. It gets the rows of one group, in
+    the order of the reduced result."""
+    by: Annotated[tuple[ColumnName, ...], AfterValidator(_distinct)] = ()
+    """Columns of the reduced result whose values make up a group; nulls are equal to each other.
+    Default: each row is a group, as a `group_by` makes them."""
+    params: Annotated[dict[str, Any], AfterValidator(_param)] = Field(default={})
+    """Keyword arguments of the function: JSON values, dates and times."""
+    max_groups: PositiveInt | None = None
+    """Maximum number of groups in a piece. A piece is mapped, fails and is retried as a whole, and
+    is one file. Default: as many as make about 100 pieces, of at most `chunks.target` each."""
+
+
 class WindowRule(Part):
     """How the input's partitions are cut into windows, which a backfill runs and commits."""
 
@@ -421,7 +445,8 @@ class Job(Part):
     those that the transform reads on no rows; list others here. A run reads the planned version."""
     output: Output
     retries: NonNegativeInt = 3
-    """Number of retries of a chunk after transient errors."""
+    """Number of retries of a chunk after transient errors. This and the next three keys hold for
+    the pieces of `then` too."""
     rounds: PositiveInt = 3
     """Number of passes over the chunks left, each in smaller batches."""
     max_failures: Annotated[
@@ -431,6 +456,9 @@ class Job(Part):
     chunk_timeout: Annotated[Seconds, Field(gt=0)] | None = None
     """Maximum duration of a chunk, in seconds."""
     reduce: Reduce | None = None
+    then: Annotated[
+        Then | None, BeforeValidator(_then, json_schema_input_type=Then | Function | None)
+    ] = None
     checks: Annotated[
         Checks, BeforeValidator(checks_of, json_schema_input_type=Checks | Function)
     ] = Checks()
@@ -452,6 +480,15 @@ class Job(Part):
         return self
 
     @model_validator(mode="after")
+    def _groups(self) -> Self:
+        if self.then is not None and self.reduce is None:
+            raise ValueError(
+                "`then` needs `reduce`: rows of a group may be in any chunk, so that groups are "
+                "whole only in a reduced result; without one, map with `transform` alone"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _merges(self) -> Self:
         keys = ("partition_by", "file_bytes")
         key = next((key for key in keys if getattr(self.output, key) is not None), None)
@@ -463,7 +500,7 @@ class Job(Part):
         if key is not None and self.reduce is not None:
             raise ValueError(
                 f"`reduce` and `output.{key}` exclude each other: the result of a reduce is one "
-                "file"
+                "file, and with `then` each file has whole groups"
             )
         return self
 

@@ -52,6 +52,10 @@ EXAMPLES = {
     "chunk_timeout": "10min",
     "reduce.combine": "shop.revenue:add",
     "reduce.finalize": "shop.revenue:round_totals",
+    "then.function": "shop.forecast:forecast",
+    "then.by": "[country, product]",
+    "then.params": "{days: 28}",
+    "then.max_groups": "50",
     "checks.rows.schema": "shop.schemas:Sales",
     "checks.rows.severity": "quarantine",
     "checks.rows.max_quarantined": "1%",
@@ -63,9 +67,15 @@ EXAMPLES = {
 }
 """Text of an example value, by dotted key."""
 
+_THEN = {
+    "reduce.combine": "shop.revenue:add",
+    "then.function": "shop.forecast:forecast",
+    "then.by": "[country, product]",
+}
 _NEEDS: dict[str, dict[str, str]] = {
     "input.max_quarantined": {"input.on_bad_object": "quarantine"},
     "reduce.finalize": {"reduce.combine": "shop.revenue:add"},
+    **{f"then.{name}": _THEN for name in ("function", "by", "params", "max_groups")},
     "checks.rows.severity": {"checks.rows.schema": "shop.schemas:Sales"},
     "checks.rows.max_quarantined": {
         "checks.rows.schema": "shop.schemas:Sales",

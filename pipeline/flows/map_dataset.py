@@ -217,7 +217,7 @@ class PrefectOrchestrator(Orchestrator):
             self._updated = time.monotonic()
             percent = 100.0 * progress.done / max(1, progress.chunks)
             text = (
-                f"{progress.done:,} of {plural(progress.chunks, 'chunk')}, "
+                f"{progress.done:,} of {plural(progress.chunks, progress.unit)}, "
                 f"{progress.failed:,} failed"
             )
             self._send(lambda: self._show(f"progress-{run}", percent, text))

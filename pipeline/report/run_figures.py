@@ -142,14 +142,18 @@ def totals(report: RunReport, clock: Clock) -> Totals:
     names = pl.concat([report.completions["worker"], report.failures["worker"]])
     workers = names.filter(~names.is_in(["", DRIVER])).n_unique()
     rows_in = int(done["rows_in"].sum())
+    # The results of chunks are not what is written, if they are reduced and mapped again.
+    made = done.select(pl.col("rows_out", "bytes_out").sum()).row(0)
+    if report.groups is not None:
+        made = report.groups.rows_out, report.groups.bytes_out
     return Totals(
         chunks_planned=report.run.chunks_planned,
         chunks_done=done.height,
         chunks_failed=report.failures.filter("final")["chunk"].n_unique(),
         rows_in=rows_in,
-        rows_out=int(done["rows_out"].sum()),
+        rows_out=int(made[0]),
         bytes_in=int(done["bytes_in"].sum()),
-        bytes_out=int(done["bytes_out"].sum()),
+        bytes_out=int(made[1]),
         workers=workers,
         attempts_redone=duplicates + retried,
         seconds_redone=max(
@@ -179,7 +183,7 @@ def requests(report: RunReport) -> Requests:
     return whole
 
 
-_WORKING = ("map", "reduce", "merge")
+_WORKING = ("map", "reduce", "then", "merge")
 """Phases in which workers work."""
 
 
@@ -349,10 +353,14 @@ def per_worker(spans: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def failure_groups(report: RunReport) -> list[FailureGroup]:
-    """Group failed attempts by kind; kinds with chunks still failed first, then by attempts."""
+def failure_groups(failures: pl.DataFrame) -> list[FailureGroup]:
+    """Group failed attempts by kind; kinds with chunks still failed first, then by attempts.
+
+    Args:
+        failures: Failed attempts (schema FAILURE_SCHEMA) at chunks, or at pieces of groups.
+    """
     frame = (
-        report.failures.with_columns(kind=MESSAGE_KIND)
+        failures.with_columns(kind=MESSAGE_KIND)
         .sort("at")
         .group_by("error", "kind", maintain_order=True)
         .agg(

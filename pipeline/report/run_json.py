@@ -16,7 +16,7 @@ import polars as pl
 from pipeline.printable import escaped_json
 from pipeline.report import run_figures, run_timeline
 from pipeline.report.advice import advice
-from pipeline.report.run_model import COMPLETION_SCHEMA, Pruned, RunReport
+from pipeline.report.run_model import COMPLETION_SCHEMA, MappedGroups, Pruned, RunReport
 
 VERSION = 1
 MAX_CHUNKS = 20_000
@@ -53,6 +53,28 @@ _REQUESTS = _object(
 _FILE = _object({"uri": _TEXT, "bytes": _COUNT, "rows": {"type": ["integer", "null"]}})
 _TEXTS = {"type": "object", "additionalProperties": _TEXT}
 _SHARE = _object({"name": _TEXT, "seconds": _NUMBER, "share": _NUMBER})
+
+_FAILURES = _list(
+    _object(
+        {
+            "error": _TEXT,
+            "attempts": _COUNT,
+            "chunks": _COUNT,
+            "chunks_final": _COUNT,
+            "transient": {"type": "boolean"},
+            "first_at": _NUMBER,
+            "last_at": _NUMBER,
+            "chunk": _TEXT,
+            "index": _COUNT,
+            "worker": _TEXT,
+            "message": _TEXT,
+            "trace": _TEXT,
+            "where": _TEXT,
+            "line": _TEXT,
+        }
+    ),
+    f"By kind, with an example each; at most {MAX_GROUPS}.",
+)
 
 SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -204,27 +226,26 @@ SCHEMA: dict[str, Any] = {
                     }
                 )
             ),
-            "failures": _list(
-                _object(
-                    {
-                        "error": _TEXT,
-                        "attempts": _COUNT,
-                        "chunks": _COUNT,
-                        "chunks_final": _COUNT,
-                        "transient": {"type": "boolean"},
-                        "first_at": _NUMBER,
-                        "last_at": _NUMBER,
-                        "chunk": _TEXT,
-                        "index": _COUNT,
-                        "worker": _TEXT,
-                        "message": _TEXT,
-                        "trace": _TEXT,
-                        "where": _TEXT,
-                        "line": _TEXT,
-                    }
-                ),
-                f"By kind, with an example each; at most {MAX_GROUPS}.",
-            ),
+            "failures": _FAILURES,
+            "groups": {
+                "anyOf": [
+                    {"type": "null"},
+                    _object(
+                        {
+                            "function": _TEXT,
+                            "by": _list(_TEXT),
+                            "params": _TEXTS,
+                            **dict.fromkeys(
+                                ("pieces", "done", "failed", "rows_in", "rows_out", "bytes_out"),
+                                _COUNT,
+                            ),
+                            **dict.fromkeys(("seconds", "longest"), _NUMBER),
+                            "failures": _FAILURES,
+                        },
+                        "What was mapped over the groups of the reduced result.",
+                    ),
+                ]
+            },
             "estimates": _list(
                 _object(
                     {
@@ -306,14 +327,8 @@ def build_json(report: RunReport) -> str:
         if spans.height
         else [],
         "workers": run_figures.per_worker(spans).to_dicts(),
-        "failures": [
-            {
-                **asdict(group),
-                "message": group.message[:MAX_MESSAGE],
-                "trace": group.trace[:MAX_MESSAGE],
-            }
-            for group in run_figures.failure_groups(report)[:MAX_GROUPS]
-        ],
+        "failures": _failures(report.failures),
+        "groups": None if report.groups is None else _groups(report.groups),
         "estimates": [asdict(each) for each in report.estimates],
         "checks": [asdict(each) for each in report.checks],
         "not_counted": list(report.not_counted),
@@ -321,6 +336,22 @@ def build_json(report: RunReport) -> str:
     }
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return escaped_json(text)  # It may be shown in a terminal.
+
+
+def _failures(failures: pl.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {
+            **asdict(group),
+            "message": group.message[:MAX_MESSAGE],
+            "trace": group.trace[:MAX_MESSAGE],
+        }
+        for group in run_figures.failure_groups(failures)[:MAX_GROUPS]
+    ]
+
+
+def _groups(mapped: MappedGroups) -> dict[str, Any]:
+    values = {part.name: getattr(mapped, part.name) for part in fields(mapped)}
+    return values | {"params": dict(mapped.params), "failures": _failures(mapped.failures)}
 
 
 def _chunks(completions: pl.DataFrame) -> dict[str, Any]:

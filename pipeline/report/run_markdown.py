@@ -6,7 +6,7 @@ import re
 
 from pipeline.printable import printable
 from pipeline.report import run_figures, run_text, run_timeline
-from pipeline.report.humanize import count
+from pipeline.report.humanize import count, plural
 from pipeline.report.run_model import RunReport
 
 MAX_GROUPS = 5
@@ -25,12 +25,13 @@ def build_markdown(report: RunReport, location: str | None) -> str:
         f"| {_text(card.label)} | **{_text(card.value)}** | {_text(card.note)} |"
         for card in run_text.cards(run, totals, report.pruned)
     ]
-    notice = run_text.notice(run, totals, is_refused=report.is_refused)
+    notice = run_text.notice(run, totals, report.groups, is_refused=report.is_refused)
     if notice is not None:
         lines += ["", _text(notice.text)]
         if notice.command:
             lines += ["", *_fenced(notice.command)]
     lines += _checks(report)
+    lines += _groups(report)
     lines += _failures(report)
     for sentence in report.not_counted:
         lines += ["", f"Not counted: {_text(sentence)}"]
@@ -52,15 +53,27 @@ def _checks(report: RunReport) -> list[str]:
     return lines
 
 
+def _groups(report: RunReport) -> list[str]:
+    mapped = report.groups
+    if mapped is None:
+        return []
+    done = f"{count(mapped.done)} of {plural(mapped.pieces, 'piece')} of groups"
+    what = f"{mapped.function} {run_text.groups_text(mapped.by)}"
+    return ["", _text(f"{what}: {done} mapped, {count(mapped.failed)} failed.")]
+
+
 def _failures(report: RunReport) -> list[str]:
-    groups = run_figures.failure_groups(report)
+    groups = [(group, "chunk") for group in run_figures.failure_groups(report.failures)]
+    if report.groups is not None:
+        of_pieces = run_figures.failure_groups(report.groups.failures)
+        groups = [*((group, "piece") for group in of_pieces), *groups]
     if not groups:
         return []
     lines = ["", "## Failures", "", "| error | attempts | still failed | example |"]
     lines.append("|:--|--:|--:|:--|")
-    for group in groups[:MAX_GROUPS]:
+    for group, unit in groups[:MAX_GROUPS]:
         first = next(iter(group.message.strip().splitlines()), "")[:160]
-        places = [f"chunk {group.index}"]
+        places = [f"{unit} {group.index}"]
         places += [f"at {group.line}"] if group.line else []
         places += [group.where] if group.where else []
         first = f"{first} ({', '.join(places)})"

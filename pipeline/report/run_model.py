@@ -81,7 +81,7 @@ empty if unknown."""
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One span of the run as its driver saw it: start, plan, map, reduce, publish or report."""
+    """One span of the run as its driver saw it, such as plan, map or publish."""
 
     name: str
     started: float
@@ -193,6 +193,37 @@ class Checked:
     """Rows that failed, secrets masked and long values cut."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class MappedGroups:
+    """What was mapped over the groups of the reduced result (`then`)."""
+
+    function: str
+    """`module:function`."""
+    by: tuple[str, ...]
+    """Columns whose values make up a group; empty if each row is one."""
+    params: Mapping[str, str] = field(default_factory=dict)
+    """Parameters of the function as texts, secrets masked."""
+    pieces: int = 0
+    """Pieces of the reduced result, each with whole groups, which is one file; 0: not reduced."""
+    done: int = 0
+    failed: int = 0
+    """Pieces that were still failed at the end."""
+    rows_in: int = 0
+    rows_out: int = 0
+    bytes_out: int = 0
+    seconds: float = 0.0
+    """Seconds of all workers."""
+    longest: float = 0.0
+    """Seconds of the piece that took longest."""
+    failures: pl.DataFrame = field(default_factory=FAILURE_SCHEMA.to_frame)
+    """Failed attempts at pieces (schema FAILURE_SCHEMA); `where` names the groups."""
+
+    def __post_init__(self) -> None:
+        """Cast the failures to their schema."""
+        failures = _conform(self.failures, FAILURE_SCHEMA, "failures of groups")
+        object.__setattr__(self, "failures", failures)
+
+
 @dataclass(frozen=True, slots=True)
 class Prices:
     """Prices of what a run uses, in one currency."""
@@ -294,6 +325,8 @@ class RunReport:
     """Estimates before the run, next to its figures; empty unless it is done."""
     checks: tuple[Checked, ...] = ()
     """Checks of the result; empty if there are none, or they were not made yet."""
+    groups: MappedGroups | None = None
+    """What was mapped over the groups of the reduced result; None if the job maps none."""
 
     @property
     def is_refused(self) -> bool:

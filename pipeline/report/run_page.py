@@ -31,7 +31,7 @@ from pipeline.report.page import (
     Table,
     link,
 )
-from pipeline.report.run_model import PARTS, RunReport
+from pipeline.report.run_model import PARTS, MappedGroups, RunReport
 
 MAX_BARS = 3_000
 """Maximum completions to draw one by one; with more, the timeline shows how busy workers were."""
@@ -46,6 +46,7 @@ _PHASE_COLOURS = {
     "plan": "plan",
     "map": "compute",
     "reduce": "encode",
+    "then": "compute",
     "check": "plan",
     "merge": "encode",
     "publish": "upload",
@@ -83,6 +84,8 @@ def build_page(report: RunReport) -> Page:
     checks = _checks(report)
     if checks is not None:
         sections.insert(0 if report.is_refused else 4, checks)
+    if report.groups is not None:
+        sections.insert(0 if report.groups.failed else 4, _groups(report.groups))
     if report.not_counted:
         sections.insert(0, Section("Not counted", tuple(map(Note, report.not_counted))))
     ended = run.finished if run.finished is not None else clock.finish
@@ -92,7 +95,7 @@ def build_page(report: RunReport) -> Page:
         summary=run_text.summary(run, totals),
         badge=state,
         badge_tone=tone,
-        notice=run_text.notice(run, totals, is_refused=report.is_refused),
+        notice=run_text.notice(run, totals, report.groups, is_refused=report.is_refused),
         cards=run_text.cards(run, totals, report.pruned, _total_cost(costs, report)),
         sections=tuple(section for section in sections if section is not None),
         footer=f"Run {run.id}, as of {instant(ended)}. Sizes are in decimal units (1 MB is "
@@ -365,7 +368,7 @@ def _time_sentence(shares: list[run_figures.Share]) -> str:
 
 
 def _failures(report: RunReport) -> Section:
-    groups = run_figures.failure_groups(report)
+    groups = run_figures.failure_groups(report.failures)
     if not groups:
         return Section("Failures", (Note("No attempt failed."),))
     attempts = report.failures.height
@@ -386,18 +389,42 @@ def _failures(report: RunReport) -> Section:
             f" The {MAX_GROUPS} main kinds of {count(len(groups))} are shown; the others account "
             f"for {plural(rest, 'attempt')}."
         )
-    shown = groups[:MAX_GROUPS]
+    return Section("Failures", _kinds_of_failure(groups[:MAX_GROUPS], "chunk"), lead)
+
+
+def _kinds_of_failure(groups: list[run_figures.FailureGroup], unit: str) -> tuple[Block, ...]:
+    """Show kinds of failure in a table, and an example of each."""
     examples = tuple(
         Example(
-            f"{group.error} in chunk {group.index}"
+            f"{group.error} in {unit} {group.index}"
             + (f", at {group.line}" if group.line else "")
             + (f", on {group.worker}" if group.worker else ""),
             _example(group),
             open=at == 0 and bool(group.chunks_final),
         )
-        for at, group in enumerate(shown)
+        for at, group in enumerate(groups)
     )
-    return Section("Failures", (Table("By kind", tables.failures_table(shown)), *examples), lead)
+    title = "By kind" if unit == "chunk" else f"Failures of {unit}s by kind"
+    return (Table(title, tables.failures_table(groups, unit)), *examples)
+
+
+def _groups(mapped: MappedGroups) -> Section:
+    """Show what was mapped over the groups of the reduced result."""
+    lead = f"{count(mapped.done)} of {plural(mapped.pieces, 'piece')} of groups are mapped."
+    if mapped.failed:
+        lead += f" {plural(mapped.failed, 'piece')} still failed at the end."
+    if not mapped.pieces:
+        lead = "The chunks' results are not reduced yet, or their result has no rows."
+    facts = [
+        ("Function", mapped.function),
+        ("Mapped", run_text.groups_text(mapped.by)),
+        *((f"Parameter {name}", value) for name, value in mapped.params.items()),
+        ("Rows", f"{count(mapped.rows_in)} in, {count(mapped.rows_out)} out"),
+        ("Time of workers", f"{duration(mapped.seconds)}, longest {duration(mapped.longest)}"),
+    ]
+    kinds = run_figures.failure_groups(mapped.failures)[:MAX_GROUPS]
+    failures = _kinds_of_failure(kinds, "piece") if kinds else ()
+    return Section("Groups", (*failures, Facts("Then", tuple(facts))), lead)
 
 
 def _example(group: run_figures.FailureGroup) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pipeline.report.humanize import (
     byte_rate,
@@ -18,7 +18,7 @@ from pipeline.report.humanize import (
 )
 from pipeline.report.page import Card, Notice, Tone
 from pipeline.report.run_figures import Totals
-from pipeline.report.run_model import Pruned, Requests, RunInfo
+from pipeline.report.run_model import MappedGroups, Pruned, Requests, RunInfo
 
 STATES: Mapping[str, tuple[str, Tone]] = {
     "done": ("Done", "good"),
@@ -66,7 +66,14 @@ CHECK_OUTCOMES: Mapping[str, str] = {
 }
 
 
-def notice(run: RunInfo, totals: Totals, *, is_refused: bool = False) -> Notice | None:
+def groups_text(by: Sequence[str]) -> str:
+    """Say what a function gets: the rows of a group, or each row."""
+    return f"per group of {', '.join(by)}" if by else "per row"
+
+
+def notice(
+    run: RunInfo, totals: Totals, groups: MappedGroups | None = None, *, is_refused: bool = False
+) -> Notice | None:
     """Tell what to do next; None while the run is active."""
     if run.state == "running":
         return None
@@ -81,6 +88,14 @@ def notice(run: RunInfo, totals: Totals, *, is_refused: bool = False) -> Notice 
     if run.state == "done":
         command = f"chunkmap verify {shlex.quote(run.output)}"
         return Notice("Every planned chunk is mapped and published. To check it:", command, "good")
+    if groups is not None and groups.failed:
+        return Notice(
+            f"What to do next: {plural(groups.failed, 'piece')} of groups failed. Fix the cause "
+            "(see the groups below), then run this. Every chunk and the "
+            f"{plural(groups.done, 'completed piece')} are kept.",
+            run.resume_command or "",
+            "bad",
+        )
     left, kept = plural(totals.chunks_left, "chunk"), totals.chunks_done
     what = f"What to do next: {left} left. "
     if totals.chunks_failed:

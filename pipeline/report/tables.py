@@ -104,7 +104,7 @@ def checks_table(checks: Sequence[Checked]) -> Markup:
     return table_html(frame, labels, numbers=(), markup=("found",))
 
 
-def failures_table(groups: Sequence[FailureGroup]) -> Markup:
+def failures_table(groups: Sequence[FailureGroup], unit: str = "chunk") -> Markup:
     """Render the kinds of failure, with counts and the first line of an example."""
     rows = [
         {
@@ -122,16 +122,18 @@ def failures_table(groups: Sequence[FailureGroup]) -> Markup:
         "error": "Error",
         "message": "Example",
         "attempts": "Attempts",
-        "chunks": "Chunks",
+        "chunks": f"{unit.capitalize()}s",
         "final": "Still failed",
         "kind": "Transient",
         "last": "Last seen (UTC)",
     }
+    # Names of columns are ids of the page, which may have a table of each unit.
+    names = {name: name if unit == "chunk" else f"{unit}-{name}" for name in labels}
     return table_html(
-        pl.DataFrame(rows, schema=dict.fromkeys(labels, pl.String)),
-        labels,
-        numbers=("attempts", "chunks", "final"),
-        markup=("error", "message"),
+        pl.DataFrame(rows, schema=dict.fromkeys(labels, pl.String)).rename(names),
+        {names[name]: label for name, label in labels.items()},
+        numbers=tuple(names[name] for name in ("attempts", "chunks", "final")),
+        markup=(names["error"], names["message"]),
     )
 
 

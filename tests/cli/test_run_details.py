@@ -78,6 +78,63 @@ def test_logs_list_each_attempt_and_show_what_failed(shop: Path) -> None:
     )
 
 
+GROUPS = """
+def partial(lf):
+    return lf
+
+def joined(frames):
+    import polars as pl
+    return pl.concat(frames)
+
+def least(lf, *, bad: int = -1):
+    if lf.collect()["n"][0] == bad:
+        raise ValueError("this one is bad")
+    return lf
+"""
+
+
+def test_groups_are_shown_by_every_command(shop: Path) -> None:
+    """`plan`, `check`, `status`, `logs` and `report` speak of what is mapped over groups."""
+    job = json.loads((shop / "job.yaml").read_text())
+    name = job["transform"].partition(":")[0]
+    (shop / f"{name}.py").write_text(GROUPS)
+    job |= {
+        "transform": f"{name}:partial",
+        "reduce": {"combine": f"{name}:joined"},
+        "then": {"function": f"{name}:least", "by": ["n"]},
+    }
+    (shop / "job.yaml").write_text(json.dumps(job))
+    planned = give("plan", "job.yaml", cwd=shop)
+    assert f"{name}:least per group of n" in planned.stdout.replace("\n", " ").replace("  ", "")
+    assert json.loads(give("plan", "job.yaml", "--json", cwd=shop).stdout)["then"]["by"] == ["n"]
+    checked = json.loads(give("check", "job.yaml", "--json", cwd=shop).stdout)
+    assert checked["group"]["key"] == "n=0" and checked["group"]["head"] == [{"n": 0}]
+    assert "on the group n=0" in give("check", "job.yaml", cwd=shop).stdout
+    bad = give("check", "job.yaml", "--set", "then.params.bad=0", cwd=shop)
+    assert bad.returncode == 1 and "this one is bad (group n=0)" in bad.stderr
+
+    failed = run(shop, "then.params.bad=2")
+    status = give("status", failed, cwd=shop).stdout
+    assert "3 of 4 pieces of the reduced result mapped, 1 failed" in " ".join(status.split())
+    assert "1 piece failed" in status and "group n=2" in status
+    told = json.loads(give("status", failed, "--json", cwd=shop).stdout)
+    assert told["then"] == {"pieces": 4, "done": 3, "failed": 1, "rows_in": 3, "rows_out": 3}
+    logs = give("logs", failed, cwd=shop).stdout
+    assert "chunk 0" in logs and "piece 0" in logs
+    assert "piece 2 on serial" in logs and "in least" in logs
+    of_failed = json.loads(give("logs", failed, "--failed", "--json", cwd=shop).stdout)
+    assert [(row["unit"], row["index"]) for row in of_failed["attempts"]] == [("piece", 2)]
+    report = json.loads(give("report", failed, "--json", cwd=shop).stdout)
+    written = json.loads((Path(report["local_report"]).parent / "report.json").read_text())
+    assert written["groups"]["failed"] == 1
+    assert written["groups"]["failures"][0]["where"] == "group n=2, 1 of the 1 in its piece"
+    page = Path(report["local_report"]).read_text()
+    assert "3 of 4 pieces of groups are mapped. 1 piece still failed at the end." in page
+
+    done = run(shop)
+    assert json.loads(give("status", done, "--json", cwd=shop).stdout)["then"]["done"] == 4
+
+
 def test_last_is_the_newest_run(shop: Path) -> None:
     run(shop)
     newest = run(shop, "output.mode=overwrite", "input.filter=[[n, '>', 1]]")

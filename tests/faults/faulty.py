@@ -43,6 +43,11 @@ class Kept(dy.Schema):  # type: ignore[misc]
         return keeps_rules()
 
 
+def joined(frames: list[pl.LazyFrame]) -> pl.LazyFrame:
+    """A reduce that keeps all rows."""
+    return pl.concat(frames)
+
+
 def _holds(frame: pl.LazyFrame, row: int) -> bool:
     return row in frame.select("id").collect()["id"]
 

@@ -18,7 +18,7 @@ import pytest
 from pipeline.report.render import render_html, render_json, render_markdown
 from pipeline.report.run_json import MAX_CHUNKS, SCHEMA
 from pipeline.report.run_model import RunReport
-from tests.support.report_samples import NASTY, all_failed, empty, hostile, make
+from tests.support.report_samples import NASTY, all_failed, empty, groups, hostile, make
 
 REPORTS = {
     "done": make(300),
@@ -30,6 +30,7 @@ REPORTS = {
     "empty and failed": empty("failed"),
     "all failed": all_failed(),
     "hostile": hostile(),
+    "groups": replace(make(40, error_rate=0, state="failed"), groups=groups()),
 }
 every_report = pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS.keys())
 

@@ -148,7 +148,7 @@ def test_failures_alike_but_for_names_and_numbers_are_one_kind() -> None:
                 failure("c", "Timeout", "connection refused"),
                 failure("c", "Other", "no bytes for 60 s from s3://lake/1.parquet"),
             ),
-        )
+        ).failures
     )
     assert [(g.error, g.attempts, g.chunks_final) for g in groups] == [
         ("Timeout", 2, 1),

@@ -121,3 +121,20 @@ def test_a_reduce_ends_right_with_these_rights(
     found = read(server, job)
     assert found["station"].to_list() == ["a", "b"]
     assert found["greatest"].to_list() == [FILES - 1.0] * 2
+
+
+def test_a_map_over_groups_ends_right_with_these_rights(
+    server: Roles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, worker = on(server.driver), on(server.worker)
+    monkeypatch.setattr(chunk, "own_storage", lambda: worker)
+    then = {"function": "pipeline.examples.stations:finalize", "by": ["station"]}
+    reduce = {"combine": "pipeline.examples.stations:combine"}
+    checks = {"run": [{"check": "unique", "columns": ["station"]}]}
+    job = job_of("partial", reduce=reduce, then=then, checks=checks)
+    summary = run_serially(job, load_settings(), driver)
+    assert summary.then is not None and summary.then.pieces == 2
+    found = read(server, job).sort("station")
+    assert found["station"].to_list() == ["a", "b"]
+    assert found["greatest"].to_list() == [FILES - 1.0] * 2
+    assert not verify_output(driver, job.output.uri).problems

@@ -12,6 +12,7 @@ from pipeline.report.run_model import (
     COMPLETION_SCHEMA,
     FAILURE_SCHEMA,
     OPTIONAL,
+    MappedGroups,
     Phase,
     RunInfo,
     RunReport,
@@ -191,4 +192,25 @@ def hostile() -> RunReport:
             **dict.fromkeys(("message", "trace", "where", "line"), text),
         ),
         (Phase(NASTY, START, 3.0),),
+        groups=groups(NASTY),
+    )
+
+
+def groups(name: str = "shop.forecast:forecast") -> MappedGroups:
+    """Pieces of a reduced result, one of which failed in two ways."""
+    failed = make(30, final_rate=0.2, error_rate=0.3, state="failed").failures
+    text = pl.lit(name) + pl.int_range(pl.len()).cast(pl.String)
+    return MappedGroups(
+        name,
+        (name, "day"),
+        {name: name},
+        pieces=12,
+        done=11,
+        failed=1,
+        rows_in=400,
+        rows_out=90,
+        bytes_out=12_345,
+        seconds=61.5,
+        longest=20.0,
+        failures=failed.with_columns(**dict.fromkeys(("error", "message", "where", "line"), text)),
     )

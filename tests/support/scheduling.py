@@ -11,6 +11,7 @@ WITH_CLUSTER = {
     f"tests/faults/test_{name}.py"
     for name in (
         "driver_dies",
+        "groups_die",
         "merges_die",
         "services_die",
         "stopped_workers",

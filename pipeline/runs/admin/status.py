@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pipeline.errors import (
     ChunkmapError,
@@ -14,7 +15,8 @@ from pipeline.errors import (
 )
 from pipeline.runs.driver.heartbeat import DriverRecord, read_driver
 from pipeline.runs.driver.session import is_driven_elsewhere
-from pipeline.runs.driver.summary import failure_lines
+from pipeline.runs.driver.summary import ThenFigures, failure_lines
+from pipeline.runs.driver.then_stage import pieces_of
 from pipeline.runs.ledger.find import find_runs
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import RunRecord
@@ -52,6 +54,8 @@ class RunStatus:
     page: str
     """URL of the run's page in Prefect's UI; empty if it was driven without Prefect."""
     errors: tuple[str, ...]
+    then: ThenFigures | None = None
+    """Pieces of the reduced result; None if the job has no `then`, or it did not begin."""
     problems: tuple[str, ...] = ()
     """Problems of its stored state: entries that are not counted, damaged objects."""
 
@@ -77,7 +81,7 @@ def status_of(storage: Storage, record: RunRecord) -> RunStatus:
 def damaged_run(run: str, output: str, error: ChunkmapError) -> RunStatus:
     """Return the status of a run whose state cannot be read."""
     problem = f"{error}. {error.hint}" if error.hint else str(error)
-    figures = dict.fromkeys(
+    figures: dict[str, Any] = dict.fromkeys(
         ("chunks", "done", "failed", "rows_in", "rows_out", "bytes_in", "bytes_out"), 0
     )
     return RunStatus(
@@ -99,8 +103,13 @@ def _state(storage: Storage, record: RunRecord) -> RunStatus:
     ledger = Ledger(storage, record.output, record.run)
     progress = ledger.read()
     done, failed = progress.completions, progress.failed()
+    pieces = pieces_of(ledger, progress) if ledger.job().then is not None else None
+    errors = failure_lines(failed)
+    if pieces is not None:
+        errors += failure_lines(pieces.progress.failed(), "piece")
     seen = read_driver(storage, ledger.prefix)
     state, driver = _liveness(ledger, seen)
+    made = done if pieces is None else pieces.progress.completions
     return RunStatus(
         run=record.run,
         job=record.job,
@@ -109,16 +118,17 @@ def _state(storage: Storage, record: RunRecord) -> RunStatus:
         done=done.height,
         failed=failed.height,
         rows_in=int(done["rows_in"].sum()),
-        rows_out=int(done["rows_out"].sum()),
+        rows_out=int(made["rows_out"].sum()),
         bytes_in=int(done["bytes_in"].sum()),
-        bytes_out=int(done["bytes_out"].sum()),
+        bytes_out=int(made["bytes_out"].sum()),
         created=record.created,
         driver=driver,
         output=record.output,
         report=ledger.prefix + "report.html" if state in _REPORTED else "",
         page=(seen.flow_run if seen else None) or "",
-        errors=failure_lines(failed),
-        problems=progress.problems,
+        errors=errors,
+        then=None if pieces is None else pieces.figures,
+        problems=progress.problems + (() if pieces is None else pieces.progress.problems),
     )
 
 

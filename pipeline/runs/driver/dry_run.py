@@ -27,9 +27,25 @@ from pipeline.runs.worker.chunk import (
     read_options,
 )
 from pipeline.runs.worker.chunk_source import ChunkSource
+from pipeline.runs.worker.groups import GroupMap, group_sizes, groups_of, in_groups
 from pipeline.runs.worker.reduce import call_and_collect
 from pipeline.runs.worker.stage_slices import by_folder
 from pipeline.storage import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class GroupTrial:
+    """Result of the function `then` on one group of one small chunk's reduced result."""
+
+    key: str
+    """Values of the group."""
+    groups: int
+    """Groups of that reduced result."""
+    rows_in: int
+    rows_out: int
+    schema_out: pl.Schema
+    head: pl.DataFrame
+    """The first rows of the result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +72,8 @@ class Trial:
     differs: str | None
     """How the result of the halves differs from that of the whole, or, with a reduce, how
     `combine` depends on the grouping of chunks; None if it does not."""
+    group: GroupTrial | None = None
+    """Result of `then` on the first group; None without one."""
 
 
 def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> Trial:
@@ -72,6 +90,7 @@ def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> 
 
     Raises:
         PartitionColumnError: the result could not be written below its partition.
+        TransformError: a function failed, or the reduced result lacks columns of the groups.
     """
     planned = plan_input(job, settings, storage)
     chunk, explain = _smallest(planned), planned.result.explain
@@ -115,7 +134,38 @@ def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> 
             differs=_difference(result, halves)
             if job.reduce is None
             else _reduce_problem(job.reduce.combine, planned, settings, whole),
+            group=_try_group(job, settings, result, rows),
         )
+
+
+def _try_group(
+    job: Job, settings: Settings, partial_result: pl.DataFrame, rows: int
+) -> GroupTrial | None:
+    """Reduce the result of one chunk, and call `then` with its first group."""
+    if job.then is None or job.reduce is None:
+        return None
+    names = (job.reduce.combine, job.reduce.finalize)
+    combine, finalize = (
+        None if name is None else load_transform(name, {}, settings.transforms) for name in names
+    )
+    assert combine is not None, "a reduce has a function that combines"
+    reduced = call_and_collect(combine.name, combine.call, [partial_result.lazy()])
+    if finalize is not None:
+        reduced = call_and_collect(finalize.name, finalize.call, reduced.lazy())
+    grouped = in_groups(reduced, job.then.by)
+    key, group = next(groups_of(grouped, job.then.by), ("", reduced.head(0)))
+    if group.is_empty():
+        return None
+    function = load_transform(job.then.function, job.then.params, settings.transforms)
+    result = GroupMap(function.name, function.call, job.then.by)(group.lazy()).collect()
+    return GroupTrial(
+        key=key,
+        groups=len(group_sizes(grouped, job.then.by)),
+        rows_in=group.height,
+        rows_out=result.height,
+        schema_out=result.schema,
+        head=result.head(rows),
+    )
 
 
 def _reduce_problem(

@@ -238,6 +238,8 @@ def plan_input(
     """
     refuse_overlap(job)
     transform = load_transform(job.transform, job.params, settings.transforms)
+    if job.then is not None:
+        load_transform(job.then.function, job.then.params, settings.transforms)
     reader, tables = StorageReader(storage), declared_tables(job)
     request = replace(plan_request(job, settings, None), keep=keep)
     choose = partial(_columns_read, transform, tables) if request.columns is None else None

@@ -17,6 +17,7 @@ from pipeline.runs.driver.drafts import Drafting, WindowChunks, windowing_of
 from pipeline.runs.driver.merge_stage import as_merged, merge_plan_of, merged_of
 from pipeline.runs.driver.reduce_stage import drop_partials, reduced_of
 from pipeline.runs.driver.schemas import check_schemas, drop_retyped
+from pipeline.runs.driver.then_stage import then_results
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress, RunRecord
 from pipeline.storage import Storage
@@ -117,7 +118,7 @@ def publish_run(
         _refuse_unmerged(ledger, progress, without_failed=without_failed)
         progress = _as_merged(ledger, progress)
     check_schemas(progress, open_columns=rule is not None)
-    done = _results(ledger, job, progress)
+    progress, done = _results(ledger, job, progress)
     # What checks need to know was measured on the results of chunks.
     measured = progress.completions if job.output.merges else done
     drafting = Drafting(table_log, record, job, ledger.plan(), progress, done, rule, windows or {})
@@ -170,7 +171,7 @@ def check_run(storage: Storage, ledger: Ledger) -> list[CheckResult]:
     progress, job = drop_retyped(ledger, ledger.read()), ledger.job()
     if job.output.merges:
         progress = _as_merged(ledger, progress)
-    files = _results(ledger, job, progress)
+    progress, files = _results(ledger, job, progress)
     done = progress.completions if job.output.merges else files
     stage = CheckStage(storage, ledger, table_log, ledger.checks(), ledger.record(), files)
     return stage.results(done, progress.completions if job.reduce else done)
@@ -225,18 +226,23 @@ def _with_results(draft: Commit, results: Sequence[CheckResult]) -> Commit:
     return replace(draft, entry=entry, checks=tuple(found))
 
 
-def _results(ledger: Ledger, job: Job, progress: Progress) -> pl.DataFrame:
-    """Return the completions whose files are published: per chunk, merged, or of the reduce."""
+def _results(ledger: Ledger, job: Job, progress: Progress) -> tuple[Progress, pl.DataFrame]:
+    """Return the completions whose files are published, and the progress with their schemas.
+
+    They are those of chunks, of merged files, of the reduce, or of its groups.
+    """
     if job.output.merges:
         merge = merge_plan_of(ledger, progress)
         assert merge is not None, "files are merged"
-        return merged_of(ledger, progress, merge)
+        return progress, merged_of(ledger, progress, merge)
+    if job.then is not None:
+        return then_results(ledger, progress)
     if job.reduce is None:
-        return progress.completions
+        return progress, progress.completions
     done = reduced_of(ledger, progress)
     if done.is_empty() and progress.completions.height:
         raise StateError(ledger.prefix, "the result of its reduce is not stored", _RUN_AGAIN)
-    return done
+    return progress, done
 
 
 def _refuse_unmerged(ledger: Ledger, progress: Progress, *, without_failed: bool) -> None:

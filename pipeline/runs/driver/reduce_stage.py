@@ -17,10 +17,15 @@ def partials_of(ledger: Ledger, progress: Progress) -> list[str]:
     return sorted({uri.removeprefix(ledger.prefix) for uri in progress.completions["uri"]})
 
 
+def last_step(ledger: Ledger, progress: Progress) -> str:
+    """Return the name of the last step of the reduce of a run's partials; empty if it has none."""
+    partials = partials_of(ledger, progress)
+    return tree(partials)[-1][0].name if partials else ""
+
+
 def reduced_of(ledger: Ledger, progress: Progress) -> pl.DataFrame:
     """Return the completion of the reduce of these partials (schema COMPLETIONS), or no row."""
-    partials = partials_of(ledger, progress)
-    last = tree(partials)[-1][0].name if partials else ""
+    last = last_step(ledger, progress)
     return progress.reduced.filter(pl.col("chunk") == last).sort("attempt").head(1)
 
 

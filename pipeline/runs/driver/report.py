@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from pipeline.report.run_model import (
     Checked,
     CodeVersion,
     Estimated,
+    MappedGroups,
     Phase,
     Prices,
     Pruned,
@@ -43,6 +44,7 @@ from pipeline.report.run_model import (
 from pipeline.runs.driver.estimate import Estimate, estimate
 from pipeline.runs.driver.heartbeat import DriverRecord
 from pipeline.runs.driver.layout_text import layout_text
+from pipeline.runs.driver.then_stage import Pieces, pieces_of
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Origin, Progress, RunRecord
 from pipeline.storage import Storage
@@ -124,13 +126,18 @@ class ReportParts:
     """What the checks of the result have found."""
     estimate: Estimate | None = None
     """What was to be expected before the run; None if that is unknown."""
+    pieces: Pieces | None = None
+    """Pieces of the reduced result; None if there are none."""
 
 
 def collect(ledger: Ledger) -> ReportParts:
     """Read what a run's report is made of."""
     is_published = ledger.published() is not None
     record, job, plan = ledger.record(), ledger.job(), ledger.plan()
-    return ReportParts(record, job, plan, ledger.read(), is_published, ledger.check_results())
+    progress = ledger.read()
+    pieces = pieces_of(ledger, progress) if job.then is not None else None
+    results = ledger.check_results()
+    return ReportParts(record, job, plan, progress, is_published, results, pieces=pieces)
 
 
 def _estimate(storage: Storage, parts: ReportParts, settings: Settings | None) -> Estimate | None:
@@ -181,7 +188,6 @@ def report_of(
     """
     command = command or f"chunkmap retry {parts.record.run}"
     record, job, progress = parts.record, parts.job, parts.progress
-    final = set(progress.failed()["attempt"].to_list())
     origin = record.origin or Origin()
     attempts = attempts_of(driver)
     return RunReport(
@@ -208,14 +214,15 @@ def report_of(
             params={name: value_text(value) for name, value in mask(job.params).items()},
             filter=filter_text(job),
             columns=tuple(job.input.columns or ()),
-            schema=_output_schema(progress),
+            schema=_output_schema(progress if parts.pieces is None else parts.pieces.progress),
             layout=layout_text(job.output),
-            encodings=_usual(_made(progress, job), "encodings"),
+            encodings=_usual(_made(parts), "encodings"),
             commit=origin.commit,
             memory_limit=settings.dask.memory_per_worker if settings else None,
         ),
         completions=pl.concat([progress.completions, progress.duplicates]),
-        failures=progress.failures.with_columns(final=pl.col("attempt").is_in(final)),
+        failures=_failures(progress),
+        groups=_groups(parts),
         phases=tuple(phase for attempt in attempts for phase in attempt.phases),
         not_counted=(
             *progress.problems,
@@ -226,7 +233,7 @@ def report_of(
         versions=_versions(parts, attempts),
         pruned=pruned_of(origin),
         inputs=_inputs(parts.plan),
-        outputs=_outputs(progress, job),
+        outputs=_outputs(parts),
         prices=prices_of(settings),
         estimates=tuple(_estimates(parts, attempts)),
         checks=tuple(
@@ -349,13 +356,45 @@ def _inputs(plan: Plan) -> pl.DataFrame:
     return objects.select("uri", bytes="size", rows=pl.lit(None, pl.Int64))
 
 
-def _outputs(progress: Progress, job: Job) -> pl.DataFrame:
+def _failures(progress: Progress) -> pl.DataFrame:
+    """Return failed attempts, with whether their chunk is still failed."""
+    final = set(progress.failed()["attempt"].to_list())
+    return progress.failures.with_columns(final=pl.col("attempt").is_in(final))
+
+
+def _groups(parts: ReportParts) -> MappedGroups | None:
+    """Describe what was mapped over the groups of the reduced result."""
+    then, pieces = parts.job.then, parts.pieces
+    if then is None:
+        return None
+    params = {name: value_text(value) for name, value in mask(then.params).items()}
+    if pieces is None:
+        return MappedGroups(then.function, then.by, params)
+    done = pieces.progress.completions
+    return MappedGroups(
+        then.function,
+        then.by,
+        params,
+        **asdict(pieces.figures),
+        bytes_out=int(done["bytes_out"].sum()),
+        seconds=float(done["seconds"].sum()),
+        longest=float(done.select(pl.col("seconds").max()).item() or 0.0),
+        failures=_failures(pieces.progress),
+    )
+
+
+def _outputs(parts: ReportParts) -> pl.DataFrame:
     """List the files that a run has made."""
-    return _made(progress, job).select("uri", bytes="bytes_out", rows="rows_out")
+    return _made(parts).select("uri", bytes="bytes_out", rows="rows_out")
 
 
-def _made(progress: Progress, job: Job) -> pl.DataFrame:
-    """Return the completions of files: those of chunks, merged ones, or that of the reduce."""
+def _made(parts: ReportParts) -> pl.DataFrame:
+    """Return the completions of files: of chunks, merged ones, of the reduce or its groups."""
+    progress, job = parts.progress, parts.job
+    if job.then is not None:
+        return (
+            progress.reduced.head(0) if parts.pieces is None else parts.pieces.progress.completions
+        )
     if job.output.merges:
         return progress.merged.unique("chunk", keep="first", maintain_order=True)
     return progress.reduced if job.reduce is not None else progress.completions

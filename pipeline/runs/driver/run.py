@@ -1,4 +1,7 @@
-"""Drive a run to its end: attach or map, reduce, publish, report. The same with every executor."""
+"""Drive a run to its end: attach or map, reduce, map groups, merge, check, publish, report.
+
+The same with every executor.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,7 @@ from pipeline.runs.driver.report import StoredReport, rows_filtered, store_repor
 from pipeline.runs.driver.schemas import output_facts
 from pipeline.runs.driver.session import drive_session, follow, followed_progress
 from pipeline.runs.driver.summary import MapProgress, RunIncompleteError, RunSummary, failure_lines
+from pipeline.runs.driver.then_stage import Pieces, ThenStage, pieces_of
 from pipeline.runs.ledger.records import Progress
 from pipeline.runs.worker.reduce import tree
 from pipeline.storage import Storage
@@ -87,6 +91,8 @@ class RunDriver:
     map_stage: MapStage | None = None
     _cancel_checked: float = field(default_factory=time.monotonic)
     _round: int = 0
+    _pieces: Pieces | None = None
+    """Pieces of the reduced result, if this driver has mapped them."""
     _merged: pl.DataFrame | None = None
     """Completions of merged files, if this driver has merged."""
     _imports: Thread | None = None
@@ -153,7 +159,7 @@ class RunDriver:
                     ledger.cancel()  # Workers stop after their current chunk; resuming clears it.
                 raise
             session.state = "done" if manifest is not None else "failed"
-            self.heartbeat.fail(failure_lines(progress.failed()))
+            self.heartbeat.fail(self._failure_lines(progress))
         self.listen("report", None)
         return self._report(session.state, progress, manifest)
 
@@ -167,6 +173,8 @@ class RunDriver:
             return progress, None
         refuse_many_quarantined(self.job, plan, unreadable_uris(plan, progress))
         self._reduce(progress)
+        if not self._map_groups():
+            return progress, None
         self._merge()
         self._check()
         self.listen("publish", None)
@@ -216,6 +224,42 @@ class RunDriver:
                 raise UploadsVanishedError(lost)
             for level in tree(partials):
                 self.orchestrator.reduce(ledger.prefix, self.planned.fingerprint, level)
+
+    def _map_groups(self) -> bool:
+        """Map the groups of the reduced result, if the job does so; return whether all are mapped.
+
+        Raises:
+            UploadsVanishedError: pieces of the reduced result are not stored.
+        """
+        ledger = self.planned.ledger
+        if self.job.then is None or not len(self.planned.plan):
+            return True
+        self.listen("then", None)
+        with self.heartbeat.phase("then"):
+            stage = ThenStage(
+                storage=self.storage,
+                ledger=ledger,
+                job=self.job,
+                settings=self.settings,
+                executor=lambda uri: self.orchestrator.executor(uri, self.planned.fingerprint),
+                listen=self._on_groups,
+                only_failed=self.resume.only_failed,
+            )
+            self._pieces = stage.run()
+        return not self._pieces.left
+
+    def _on_groups(self, progress: MapProgress) -> None:
+        self.heartbeat.beat()
+        self.listen("then", progress)
+        self.orchestrator.show_progress(self.planned.ledger.run, progress)
+        self._refuse_cancelled()
+
+    def _failure_lines(self, progress: Progress) -> tuple[str, ...]:
+        """Describe the chunks that failed, or the pieces of the reduced result."""
+        failed = progress.failed()
+        if failed.is_empty() and self._pieces is not None:
+            return failure_lines(self._pieces.progress.failed(), "piece")
+        return failure_lines(failed)
 
     def _merge(self) -> None:
         """Merge the chunks' results into files, if the job says so. Raises as `MergeStage.run`."""
@@ -326,6 +370,11 @@ class RunDriver:
     ) -> RunSummary:
         done, failed = progress.completions, progress.failed()
         files = done
+        if self.job.then is not None and self._pieces is None:
+            self._pieces = pieces_of(self.planned.ledger, progress)
+        then = None if self._pieces is None else self._pieces.figures
+        if self._pieces is not None:
+            files = self._pieces.progress.completions
         if self.job.output.merges:
             merged = progress.merged if self._merged is None else self._merged
             files = merged.unique("chunk")
@@ -355,7 +404,7 @@ class RunDriver:
             batches=map_stage.batches if map_stage else 0,
             rounds=map_stage.rounds if map_stage else 0,
             rows_in=int(done["rows_in"].sum()),
-            rows_out=int(done["rows_out"].sum()),
+            rows_out=int((done if then is None else files)["rows_out"].sum()),
             bytes_in=int(done["bytes_in"].sum()),
             bytes_out=int(files["bytes_out"].sum()),
             seconds=sum(phases.values()) or time.time() - self.heartbeat.record.started,
@@ -372,7 +421,8 @@ class RunDriver:
                 *(f"the rows in quarantine are in {uri}" for uri in rejected),
                 *(f"the objects in quarantine are listed in {uri}" for uri in quarantine),
             ),
-            errors=failure_lines(failed),
+            errors=self._failure_lines(progress),
+            then=then,
             left_out=len(unreadable_uris(self.planned.plan, progress)),
             quarantine=quarantine,
         )

@@ -36,7 +36,7 @@ def drop_retyped(ledger: Ledger, progress: Progress) -> Progress:
     return ledger.read()
 
 
-def check_schemas(progress: Progress, open_columns: bool = False) -> None:
+def check_schemas(progress: Progress, open_columns: bool = False, *, unit: str = "chunk") -> None:
     """Raise SchemaChangedError if chunks have different columns or types.
 
     The order of columns does not matter: files are read by name.
@@ -44,6 +44,7 @@ def check_schemas(progress: Progress, open_columns: bool = False) -> None:
     Args:
         progress: Progress of the run.
         open_columns: Accept differences in columns that are all null in some chunks.
+        unit: Noun for what was mapped.
     """
     counts = progress.completions.group_by("schema").agg(pl.len(), pl.col("index").min())
     if counts.height < 2:
@@ -59,7 +60,7 @@ def check_schemas(progress: Progress, open_columns: bool = False) -> None:
         if open_columns:
             changes = [change for change in changes if not _is_open(change)]
         if changes:
-            raise _schema_error(odd, usual, changes)
+            raise _schema_error(odd, usual, changes, unit)
 
 
 def _is_open(change: Difference) -> bool:
@@ -68,12 +69,12 @@ def _is_open(change: Difference) -> bool:
 
 
 def _schema_error(
-    odd: dict[str, Any], usual: dict[str, Any], changes: Sequence[Difference]
+    odd: dict[str, Any], usual: dict[str, Any], changes: Sequence[Difference], unit: str
 ) -> SchemaChangedError:
     return SchemaChangedError(
-        f"the transform returned another schema on {odd['len']} chunks (e.g. chunk "
+        f"the transform returned another schema on {odd['len']} {unit}s (e.g. {unit} "
         f"{odd['index']}) than on the other {usual['len']}: {', '.join(map(str, changes))}",
-        hint="run the job again: columns that are all null then take the other chunks' types"
+        hint=f"run the job again: columns that are all null then take the other {unit}s' types"
         if all(map(_is_open, changes))
         else "cast these columns in the transform, then run the job with --replan",
     )

@@ -34,6 +34,20 @@ class MapProgress:
     """Chunks done before this driver began."""
     errors: tuple[str, ...] = ()
     """Kinds of failures so far (see `failure_lines`)."""
+    unit: str = "chunk"
+    """Noun for what is mapped."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThenFigures:
+    """How far the pieces of a reduced result are mapped (`then`)."""
+
+    pieces: int
+    """Pieces of the reduced result, each with whole groups; 0 before it is reduced."""
+    done: int
+    failed: int
+    rows_in: int
+    rows_out: int
 
 
 MAX_KINDS = 10
@@ -76,6 +90,15 @@ class RunSummary:
     """Name and seconds of each phase of this driver; empty if it has mapped nothing."""
     quarantine: tuple[str, ...] = ()
     """URIs of the records of quarantined objects, once the run is published."""
+    then: ThenFigures | None = None
+    """Pieces of the reduced result; None if the job has no `then`, or it did not begin."""
+
+    @property
+    def failure_text(self) -> str:
+        """What has failed, in numbers."""
+        if not self.failed and self.then is not None:
+            return f"{self.then.failed:,} of {plural(self.then.pieces, 'piece')} of groups failed"
+        return f"{self.failed:,} of {plural(self.chunks, 'chunk')} failed"
 
 
 class RunIncompleteError(RunFailedError):
@@ -86,13 +109,15 @@ class RunIncompleteError(RunFailedError):
     """
 
     def __init__(self, summary: RunSummary) -> None:
+        debug = ""
+        if summary.failed:
+            command = f"chunkmap retry {summary.run} --debug-chunk N"
+            debug = f" To debug one chunk in this terminal: {command}"
         super().__init__(
-            f"run {summary.run} ended with {summary.failed:,} of "
-            f"{plural(summary.chunks, 'chunk')} failed; "
+            f"run {summary.run} ended with {summary.failure_text}; "
             "nothing was published, all finished work is kept",
-            hint="fix the cause and rerun the job; only failed chunks are retried "
-            "(pass --accept-code if you changed the transform). To debug one in this terminal: "
-            f"chunkmap retry {summary.run} --debug-chunk N",
+            hint="fix the cause and rerun the job; only what failed is retried "
+            "(pass --accept-code if you changed the code)." + debug,
         )
         self.summary = summary
 
@@ -115,27 +140,29 @@ def failure_kinds(failed: pl.DataFrame, *more: pl.Expr) -> pl.DataFrame:
     )
 
 
-def failure_lines(failed: pl.DataFrame) -> tuple[str, ...]:
+def failure_lines(failed: pl.DataFrame, unit: str = "chunk") -> tuple[str, ...]:
     """Describe each kind of error among the last failures (schema FAILURES).
 
     The first line has the error, further lines where it happened: the chunk with its objects, rows
-    and partition, and the line of the user's code.
+    and partition (or the piece with its groups), and the line of the user's code.
     """
     kinds = failure_kinds(failed)
-    lines = ["\n".join(_kind_lines(row)) for row in kinds.head(MAX_KINDS).iter_rows(named=True)]
+    lines = [
+        "\n".join(_kind_lines(row, unit)) for row in kinds.head(MAX_KINDS).iter_rows(named=True)
+    ]
     rest = kinds.height - MAX_KINDS
     return (*lines, *([f"and {plural(rest, 'other error')}"] if rest > 0 else []))
 
 
-def _kind_lines(kind: dict[str, Any]) -> Iterator[str]:
+def _kind_lines(kind: dict[str, Any], unit: str) -> Iterator[str]:
     first = kind["message"].partition("\n")[0]
-    yield f"{plural(kind['chunks'], 'chunk')} failed: {kind['error']}: {first}"
-    yield from failure_place(kind)
+    yield f"{plural(kind['chunks'], unit)} failed: {kind['error']}: {first}"
+    yield from failure_place(kind, unit)
 
 
-def failure_place(failure: dict[str, Any]) -> Iterator[str]:
+def failure_place(failure: dict[str, Any], unit: str = "chunk") -> Iterator[str]:
     """Say where a failure happened: the chunk and its rows, and the line of the user's code."""
     where = f": {failure['where']}" if failure["where"] else ""
-    yield f"e.g. chunk {failure['index']}{where}"
+    yield f"e.g. {unit} {failure['index']}{where}"
     if failure["line"]:
         yield f"at {failure['line']}"

@@ -10,6 +10,7 @@ from pipeline.runs.ledger.records import Progress
 
 _ATTEMPTS: dict[str, Any] = {
     "window": pl.String,  # null for a run without windows
+    "unit": pl.String,  # what was mapped: chunk, or piece of the reduced result
     "index": pl.Int64,  # of the chunk in its run
     "chunk": pl.String,
     "run": pl.String,
@@ -34,13 +35,16 @@ ATTEMPTS = pl.Schema(_ATTEMPTS)
 """Columns of `attempts_of_run`, one row per attempt."""
 
 
-def attempts_of_run(run: str, progress: Progress, windows: list[str] | None = None) -> pl.DataFrame:
+def attempts_of_run(
+    run: str, progress: Progress, windows: list[str] | None = None, unit: str = "chunk"
+) -> pl.DataFrame:
     """List all attempts at a run's chunks, oldest first (schema ATTEMPTS).
 
     Args:
         run: Id of the run.
         progress: What its ledger holds.
         windows: Label of each chunk's window, if it has windows.
+        unit: Noun for what was mapped.
     """
     parts = [
         progress.completions.with_columns(outcome=pl.lit("done")),
@@ -48,7 +52,8 @@ def attempts_of_run(run: str, progress: Progress, windows: list[str] | None = No
     ]
     done = pl.concat(parts).with_columns(at=pl.col("started"))
     failed = progress.failures.with_columns(outcome=pl.lit("failed"))
-    entries = pl.concat([done, failed], how="diagonal").with_columns(run=pl.lit(run))
+    entries = pl.concat([done, failed], how="diagonal")
+    entries = entries.with_columns(run=pl.lit(run), unit=pl.lit(unit))
     if windows is not None:
         labels = [windows[index] for index in entries["index"].to_list()]
         entries = entries.with_columns(window=pl.Series(labels, dtype=pl.String))

@@ -80,6 +80,8 @@ class EntryChecks:
     tokens: TokenRule
     reduces: bool
     """Whether the job combines its chunks' results instead of staging them."""
+    groups: bool = False
+    """Whether the job maps the groups of the reduced result, which is stored in pieces then."""
     merges: bool = False
     """Whether the job merges its chunks' results into files instead of staging them."""
     wanted: Wanted = field(default_factory=Wanted)
@@ -144,6 +146,13 @@ class EntryChecks:
             "it names no step of the reduce": pl.col("chunk").str.contains(f"^{NODE_NAME}$")
             & (pl.col("index") == 0)
         }
+        if self.groups:
+            checks["its result is not in pieces, as those of its job are"] = (
+                (pl.col("upload") == PARTIAL)
+                & (pl.col("parts").list.len() == 0)
+                & (pl.col("uri") == pl.lit(self.prefix + "reduced/") + pl.col("attempt") + "/")
+            )
+            return _keep_valid(rows, checks, problems)
         key = are_keys_of(self.output, self.run)
         needs = bool(self.wanted.identity())
         rows, _ = self._with_figures(rows, problems, self.wanted, is_needed=needs)

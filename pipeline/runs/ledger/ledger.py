@@ -111,6 +111,7 @@ def run_id(
     parts += [seen] if sees and any(seen.values()) else []
     checked = checks_identity(job.checks)
     parts += [{"checks": checked}] if checked else []
+    parts += [{"then": job.then.model_dump(exclude={"params"})}] if job.then is not None else []
     return hashlib.sha256(
         json.dumps(parts, sort_keys=True, default=date_to_json).encode()
     ).hexdigest()[:16]
@@ -119,7 +120,14 @@ def run_id(
 class Ledger:
     """Reads and writes one run's state in storage."""
 
-    def __init__(self, storage: Storage, output: str, run: str, plan: Plan | None = None) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        output: str,
+        run: str,
+        plan: Plan | None = None,
+        folder: str = "",
+    ) -> None:
         """Name a run, without reading anything.
 
         Args:
@@ -127,6 +135,7 @@ class Ledger:
             output: URI of the output prefix.
             run: Id of the run.
             plan: Plan of the run, if the caller has it: entries are checked against it.
+            folder: Folder of plan and completions below the run's, with a slash at its end.
         """
         self._storage = storage
         self._plan = plan
@@ -136,7 +145,8 @@ class Ledger:
         self.run = run
         self.output = parse(output).uri.rstrip("/") + "/"
         self.state = state_prefix(self.output)
-        self.prefix = join(self.state, "runs", run) + "/"
+        self.run_prefix = join(self.state, "runs", run) + "/"
+        self.prefix = self.run_prefix + folder
         self._log = CompletionLog(storage, self.prefix, self._check)
         self._void: set[str] = set()
         self._aside: set[str] = set()
@@ -206,6 +216,10 @@ class Ledger:
         state, _, run = run_uri.rstrip("/").rpartition("/runs/")
         return cls(storage, state.removesuffix(".chunkmap"), run)
 
+    def whole_job(self) -> Job:
+        """Read the job of the run, of which a stage may do a part."""
+        return self.job()
+
     def know(self, plan: Plan, job: Job) -> None:
         """Set the run's plan and job, which the caller has read."""
         self._plan, self._job = plan, job
@@ -217,7 +231,7 @@ class Ledger:
             UsageError: there is no such run.
             StateError: the record is damaged, another run's, or of a newer release.
         """
-        uri = self.prefix + "run.json"
+        uri = self.run_prefix + "run.json"
         try:
             data = self._storage.get(uri).data
         except ObjectMissingError as error:
@@ -231,7 +245,7 @@ class Ledger:
     def job(self) -> Job:
         """Read the job as of the run's creation. Raises StateError if it is damaged."""
         if self._job is None:
-            uri = self.prefix + "job.yaml"
+            uri = self.run_prefix + "job.yaml"
             self._job = _parse_cached(parse_text(self._storage.get(uri).data, uri), uri)
         return self._job
 
@@ -250,7 +264,7 @@ class Ledger:
 
     def _number(self, name: str) -> int | None:
         """Read the manifest number of an advisory note; None if there is none or it is damaged."""
-        uri = self.prefix + name
+        uri = self.run_prefix + name
         blob = self._storage.get_or_none(uri)
         try:
             return None if blob is None else parse_number(blob.data, "manifest", uri)
@@ -261,16 +275,16 @@ class Ledger:
     def note_published(self, manifest: int) -> None:
         """Record the manifest that published the run. Advisory: it only saves reading manifests."""
         self._storage.put(
-            self.prefix + "published.json", seal_json(orjson.dumps({"manifest": manifest}))
+            self.run_prefix + "published.json", seal_json(orjson.dumps({"manifest": manifest}))
         )
 
     def mark_expired(self) -> None:
         """Record that the run's plan, completions and reports are deleted."""
-        self._storage.put(self.prefix + "expired.json", orjson.dumps({"at": time.time()}))
+        self._storage.put(self.run_prefix + "expired.json", orjson.dumps({"at": time.time()}))
 
     def is_expired(self) -> bool:
         """Whether the run's plan, completions and reports are deleted, since nothing needs them."""
-        return self._storage.get_or_none(self.prefix + "expired.json") is not None
+        return self._storage.get_or_none(self.run_prefix + "expired.json") is not None
 
     def accept(self, manifest: int) -> None:
         """Record that manifests up to this one are no conflict for the run.
@@ -278,7 +292,7 @@ class Ledger:
         The run's base stays the same: its own commits are searched from there.
         """
         self._storage.put(
-            self.prefix + "accepted.json", seal_json(orjson.dumps({"manifest": manifest}))
+            self.run_prefix + "accepted.json", seal_json(orjson.dumps({"manifest": manifest}))
         )
 
     def accepted(self) -> int:
@@ -287,25 +301,25 @@ class Ledger:
 
     def allow_widening(self) -> None:
         """Record that this run may widen the output's schema, even if its stored job does not."""
-        self._storage.put(self.prefix + "widen.json", orjson.dumps({"at": time.time()}))
+        self._storage.put(self.run_prefix + "widen.json", orjson.dumps({"at": time.time()}))
 
     def widens(self) -> bool:
         """Whether this run may add columns to the output or widen types."""
         if self.job().output.schema_ == "widen":
             return True
-        return self._storage.get_or_none(self.prefix + "widen.json") is not None
+        return self._storage.get_or_none(self.run_prefix + "widen.json") is not None
 
     def use_checks(self, checks: Checks) -> None:
         """Set the checks of the result, where they are other than those of the stored job."""
         document = StoredChecks(checks=checks).model_dump_json(by_alias=True)
-        self._storage.put(self.prefix + "checks.json", seal_json(document.encode()))
+        self._storage.put(self.run_prefix + "checks.json", seal_json(document.encode()))
 
     def checks(self) -> Checks:
         """Read the checks of the result. Raises StateError if they are damaged."""
         stored = self.job().checks
         if stored.is_empty:
             return stored  # A job with checks is not the same as one without.
-        uri = self.prefix + "checks.json"
+        uri = self.run_prefix + "checks.json"
         blob = self._storage.get_or_none(uri)
         return stored if blob is None else parse_stored(StoredChecks, blob.data, uri).checks
 
@@ -317,24 +331,24 @@ class Ledger:
         """
         if self.job().checks.is_empty:
             return ()
-        uri = f"{self.prefix}{results_name(window)}"
+        uri = f"{self.run_prefix}{results_name(window)}"
         blob = self._storage.get_or_none(uri)
         return () if blob is None else parse_stored(StoredResults, blob.data, uri).results
 
     def cancel(self) -> None:
         """Request the run's driver and workers to stop."""
-        self._storage.put(self.prefix + "cancel.json", orjson.dumps({"at": time.time()}))
+        self._storage.put(self.run_prefix + "cancel.json", orjson.dumps({"at": time.time()}))
 
     def is_cancelled(self) -> bool:
         """Whether a stop was requested."""
         # For missing objects, S3 denies access to clients without the right to list, e.g. workers.
         with suppress(AccessDeniedError):
-            return self._storage.get_or_none(self.prefix + "cancel.json") is not None
+            return self._storage.get_or_none(self.run_prefix + "cancel.json") is not None
         return False
 
     def clear_cancel(self) -> None:
         """Withdraw the request to stop, when a driver starts."""
-        self._storage.delete(self.prefix + "cancel.json")
+        self._storage.delete(self.run_prefix + "cancel.json")
 
     def write_segment(
         self,
@@ -437,6 +451,7 @@ class Ledger:
                 prefix=self.prefix,
                 tokens=self._storage.token_rule(self.output),
                 reduces=self.job().reduce is not None,
+                groups=self.job().then is not None,
                 wanted=Wanted.of(self.job().checks),
                 merges=self.job().output.merges,
                 checks_rows=self.job().checks.rows is not None,

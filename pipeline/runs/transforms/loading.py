@@ -198,22 +198,39 @@ def fingerprint_of(name: str, params: Mapping[str, Any], settings: TransformSett
 
 
 def job_fingerprint(job: Job, settings: TransformSettings) -> str:
-    """Compute the fingerprint of a job's code: its transform, its reduce and its schema of rows."""
-    parts = [fingerprint_of(job.transform, job.params, settings)]
-    parts += [fingerprint_of(name, {}, settings) for name in other_names(job)]
+    """Compute the fingerprint of a job's code: all its functions, and its schema of rows."""
+    parts = [fingerprint_of(name, params, settings) for name, params in named_code(job)]
     return join_fingerprints(parts)
 
 
-def other_names(job: Job) -> list[str]:
-    """List the functions and the schema of a job, without its transform."""
-    names = [job.reduce.combine, job.reduce.finalize] if job.reduce is not None else []
-    names += [job.checks.rows.schema_] if job.checks.rows is not None else []
-    return [name for name in names if name]
+def named_code(job: Job) -> list[tuple[str, Mapping[str, Any]]]:
+    """List the functions and the schema of a job with their parameters, its transform first."""
+    code: list[tuple[str, Mapping[str, Any]]] = [(job.transform, job.params)]
+    if job.reduce is not None:
+        code.append((job.reduce.combine, {}))
+        code += [(job.reduce.finalize, {})] if job.reduce.finalize is not None else []
+    code += [(job.checks.rows.schema_, {})] if job.checks.rows is not None else []
+    code += [(job.then.function, job.then.params)] if job.then is not None else []
+    return code
+
+
+def load_functions(job: Job, settings: TransformSettings) -> None:
+    """Load all functions and the schema of a job, to find out whether that is possible.
+
+    Raises:
+        TransformNotAllowedError, JobError, CheckError: as `load_transform` and `load_schema`.
+    """
+    schema = job.checks.rows.schema_ if job.checks.rows is not None else None
+    for name, params in named_code(job):
+        if name == schema:
+            load_schema(name, settings)
+        else:
+            load_transform(name, params, settings)
 
 
 def job_definitions(job: Job, settings: TransformSettings) -> dict[str, str]:
     """Hash each definition that a job's code reaches, and name the libraries that count."""
-    names = [job.transform, *other_names(job)]
+    names = [name for name, _ in named_code(job)]
     with _lock:
         digests = [_read(name, settings)[0].digests for name in names]
     return {**{name: digest for some in digests for name, digest in some.items()}, **libraries()}

@@ -41,7 +41,10 @@ def user_code(
     except BaseException as error:
         if is_from_signal(error):
             raise
-        raise _own_cause(error) or kind(f"{name} {failed} {describe(error)}") from error
+        own = _own_cause(error)
+        if own is error:
+            raise  # With its cause, which a traceback is shown from.
+        raise own or kind(f"{name} {failed} {describe(error)}") from error
 
 
 def _own_cause(error: BaseException) -> ChunkmapError | None:

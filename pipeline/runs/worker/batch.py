@@ -408,7 +408,8 @@ class BatchAttempt(Attempt):
         limit = self.context.job.chunk_timeout
         error = ChunkTimeoutError(
             f"the chunk was not done after {limit:g} s (chunk_timeout); its worker has exited",
-            hint="raise chunk_timeout, or plan again with a smaller chunks.target",
+            hint="raise chunk_timeout, or plan again with a smaller chunks.target (or "
+            "then.max_groups)",
         )
         try:
             entries = [*self.entries, self._failure(chunk, error)]

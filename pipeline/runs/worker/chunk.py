@@ -27,6 +27,7 @@ from pipeline.runs.ledger.check_files import checked_text, store_columns, store_
 from pipeline.runs.ledger.keys import output_uri
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Completion, RunRecord, digest_of
+from pipeline.runs.ledger.then import ThenLedger, open_ledger
 from pipeline.runs.transforms.loading import (
     Transform,
     job_fingerprint,
@@ -40,6 +41,7 @@ from pipeline.runs.worker.encoding import (
     encodings_text,
     write_parquet,
 )
+from pipeline.runs.worker.groups import GroupMap
 from pipeline.runs.worker.key_columns import without_key_columns
 from pipeline.runs.worker.memory import resident_bytes
 from pipeline.runs.worker.null_types import fill_types
@@ -81,7 +83,7 @@ def open_run(run_uri: str, fingerprint: str, sent: str = "") -> RunContext:
     """Open a run's context from storage and this process's settings.
 
     Args:
-        run_uri: `<output>.chunkmap/runs/<run>/`.
+        run_uri: `<output>.chunkmap/runs/<run>/`, or that of a plan of pieces below it.
         fingerprint: Fingerprint of the driver's code.
         sent: Settings of the run (see `sent_settings`).
 
@@ -89,13 +91,17 @@ def open_run(run_uri: str, fingerprint: str, sent: str = "") -> RunContext:
         TransformError: this worker has other code.
     """
     settings, storage = received_settings(load_settings(), sent), own_storage()
-    ledger = Ledger.open(storage, run_uri)
+    ledger = open_ledger(storage, run_uri)
     job, plan = ledger.job(), ledger.plan()
     transform = load_transform(job.transform, job.params, settings.transforms)
-    code = job_fingerprint(job, settings.transforms)
+    code = job_fingerprint(ledger.whole_job(), settings.transforms)
+    if isinstance(ledger, ThenLedger):
+        call = GroupMap(transform.name, transform.call, ledger.by)
+        transform = replace(transform, call=call)
     if code != fingerprint:
         raise TransformError(
-            f"this worker's {job.transform} has fingerprint {code}, the driver's {fingerprint}",
+            f"this worker's {ledger.whole_job().transform} has fingerprint {code}, the driver's "
+            f"{fingerprint}",
             hint="deploy the driver's version of the code to the workers; differences on each "
             "worker: chunkmap cluster doctor --job JOB.yaml",
         )
@@ -407,7 +413,8 @@ def check_figures(
         raise CheckError(problem, hint="fix the job's checks.run, or the transform")
     kept = None
     if wanted.keeps:
-        kept = store_columns(context.storage, context.ledger.prefix, attempt, frame, wanted.kept)
+        prefix = context.ledger.run_prefix
+        kept = store_columns(context.storage, prefix, attempt, frame, wanted.kept)
     return checked_text(wanted.measure(frame), kept, failing)
 
 

@@ -12,10 +12,9 @@ from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError, JobError, TransformError, TransformNotAllowedError
 from pipeline.runs.transforms.loading import (
     job_fingerprint,
-    load_schema,
-    load_transform,
+    load_functions,
     module_exists,
-    other_names,
+    named_code,
 )
 from pipeline.runs.transforms.packages import imported_packages, versions_in_use
 from pipeline.runs.transforms.reach import allows
@@ -45,15 +44,9 @@ def report_code(job: Job, settings: Settings) -> CodeReport:
     names = names_of(job)
     try:
         fingerprint = job_fingerprint(job, settings.transforms)
-        schema = job.checks.rows.schema_ if job.checks.rows is not None else None
         modules = [name.partition(":")[0] for name in names]
         packages = imported_packages(modules, settings.transforms)
-        load_transform(job.transform, job.params, settings.transforms)
-        for name in names[1:]:
-            if name == schema:
-                load_schema(name, settings.transforms)
-            else:
-                load_transform(name, {}, settings.transforms)
+        load_functions(job, settings.transforms)
     except ChunkmapError as error:
         return CodeReport(problem=str(error), hint=error.hint or "")
     return CodeReport(fingerprint, versions_in_use(packages))
@@ -78,7 +71,7 @@ def report_received(job_text: str, sent: str) -> CodeReport:
 
 def names_of(job: Job) -> list[str]:
     """List the functions and the schema of a job, its transform first."""
-    return [job.transform, *other_names(job)]
+    return [name for name, _ in named_code(job)]
 
 
 def missing_modules(sent: str) -> dict[str, str]:

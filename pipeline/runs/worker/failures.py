@@ -13,7 +13,7 @@ from types import CodeType
 from typing import Any
 
 from partitioning import Chunk
-from pipeline.errors import TransformError, Transient
+from pipeline.errors import GroupsFailedError, TransformError, Transient
 from pipeline.runs.ledger.records import Failure
 from pipeline.runs.transforms.reach import allows
 from pipeline.runs.transforms.user_code import message_of
@@ -58,7 +58,7 @@ def failure_of(
         message=message_of(error)[:MESSAGE_CHARACTERS],
         transient=isinstance(error, Transient),
         trace=_trace(error, frames),
-        where=where_of(chunk),
+        where=error.groups if isinstance(error, GroupsFailedError) else where_of(chunk),
         line=line,
     )
 

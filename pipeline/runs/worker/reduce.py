@@ -24,7 +24,7 @@ from pipeline.errors import AccessDeniedError, StateError, TransformError
 from pipeline.runs.ledger.checks import NODE_NAME, PARTIAL_NAME
 from pipeline.runs.ledger.keys import reduced_uri
 from pipeline.runs.ledger.ledger import Ledger
-from pipeline.runs.ledger.records import REDUCE, Completion, digest_of
+from pipeline.runs.ledger.records import PARTIAL, REDUCE, Completion, digest_of
 from pipeline.runs.transforms.loading import load_transform
 from pipeline.runs.transforms.user_code import user_code
 from pipeline.runs.worker.chunk import (
@@ -37,6 +37,7 @@ from pipeline.runs.worker.chunk import (
 )
 from pipeline.runs.worker.chunk_source import engine_for
 from pipeline.runs.worker.code_report import naming_worker
+from pipeline.runs.worker.groups import store_pieces
 from pipeline.storage import Storage, join, staged_area
 from pipeline.storage.documents import reading, seal_bytes, unseal_bytes
 
@@ -98,8 +99,10 @@ def reduce_step(
     frames = [_from_ipc(storage.get(uri).data, uri) for uri in _inputs(ledger, step)]
     result = combine(context, frames)
     if step.is_last:
-        final = arrange(finalize(context, result), context.job)
-        done = _stage(context, step, final, worker, (started, time.perf_counter() - clock))
+        final, stage = finalize(context, result), _store_for_groups
+        if context.job.then is None:
+            final, stage = arrange(final, context.job), _stage
+        done = stage(context, step, final, worker, (started, time.perf_counter() - clock))
         ledger.write_segment(f"reduce-{done.attempt}", [done], [schema_text(final)])
     else:
         storage.put(ledger.prefix + step.name, _to_ipc(result))
@@ -178,35 +181,82 @@ def _stage(
     worker: str,
     timing: tuple[float, float],
 ) -> Completion:
+    """Stage the result of the reduce as a file of the output."""
     data, encodings = encode(frame, context.job)
     attempt, clock = uuid.uuid4().hex, time.perf_counter()
     checked = check_figures(context, frame, attempt)
     uri = reduced_uri(context.ledger.output, context.record.run, attempt)
     staged = context.storage.stage(uri, data, attempt, staged_area(context.ledger.output))
-    started, seconds = timing
-    return Completion(
-        chunk=step.name,
-        index=0,
-        batch=REDUCE,
+    return _completion(
+        context,
+        step,
+        frame,
+        worker,
+        timing,
         attempt=attempt,
-        worker=worker,
-        started=started,
-        seconds=time.time() - started,
-        read_seconds=0.0,
-        compute_seconds=seconds,
         stage_seconds=time.perf_counter() - clock,
-        rows_in=frame.height,
-        rows_out=frame.height,
-        bytes_in=0,
         bytes_out=len(data),
-        code=context.code,
-        schema=digest_of(schema_text(frame)),
         uri=uri,
         upload=staged.upload,
         parts=staged.parts,
         sha256=hashlib.sha256(data).hexdigest(),
         encodings=encodings,
         checked=checked,
+    )
+
+
+def _store_for_groups(
+    context: RunContext,
+    step: Step,
+    frame: pl.DataFrame,
+    worker: str,
+    timing: tuple[float, float],
+) -> Completion:
+    """Store the result of the reduce in pieces, over which `then` is mapped."""
+    attempt, clock = uuid.uuid4().hex, time.perf_counter()
+    uri = f"{context.ledger.prefix}reduced/{attempt}/"
+    size = store_pieces(context.storage, uri, frame, context.job)
+    return _completion(
+        context,
+        step,
+        frame,
+        worker,
+        timing,
+        attempt=attempt,
+        stage_seconds=time.perf_counter() - clock,
+        bytes_out=size,
+        uri=uri,
+        upload=PARTIAL,
+        parts=(),
+        sha256="",
+    )
+
+
+def _completion(
+    context: RunContext,
+    step: Step,
+    frame: pl.DataFrame,
+    worker: str,
+    timing: tuple[float, float],
+    **where: Any,
+) -> Completion:
+    """Make the completion of a reduce; `where` holds the fields of its stored result."""
+    started, seconds = timing
+    return Completion(
+        chunk=step.name,
+        index=0,
+        batch=REDUCE,
+        worker=worker,
+        started=started,
+        seconds=time.time() - started,
+        read_seconds=0.0,
+        compute_seconds=seconds,
+        rows_in=frame.height,
+        rows_out=frame.height,
+        bytes_in=0,
+        code=context.code,
+        schema=digest_of(schema_text(frame)),
+        **where,
     )
 
 
