@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,19 +58,26 @@ def backends() -> dict[str, Backend]:
 
 
 @pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest, backends: dict[str, Backend], tmp_path: Path) -> Place:
+def place(
+    request: pytest.FixtureRequest, backends: dict[str, Backend], tmp_path: Path
+) -> Iterator[Place]:
     param: str = request.param
     name = param.removesuffix(UPLOADS)
     if name in ("memory", "local"):
         backend: Backend = MemoryBackend() if name == "memory" else LocalBackend()
         scheme = "s3" if name == "memory" else "file"
         prefix = f"file://{tmp_path}/data/" if name == "local" else "s3://memory/data/"
-        return Place(name, backend, Storage({scheme: backend}, QUICK), prefix)
+        yield Place(name, backend, Storage({scheme: backend}, QUICK), prefix)
+        return
     server: Server = request.getfixturevalue(name)
     copied = 0 if param.endswith(UPLOADS) else COPIED_BYTES
     backend = backends.setdefault(param, S3Backend(server.access, copied_bytes=copied))
     prefix = f"s3://{server.bucket}/{uuid.uuid4().hex}/"
-    return Place(name, backend, Storage({"s3": backend}, QUICK), prefix, server)
+    place = Place(name, backend, Storage({"s3": backend}, QUICK), prefix, server)
+    yield place
+    if name == "moto":  # It keeps everything in memory.
+        for info in place.storage.objects(prefix):
+            place.storage.delete(info.uri)
 
 
 def skip_on(place: Place, name: str, reason: str) -> None:
