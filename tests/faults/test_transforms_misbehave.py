@@ -72,6 +72,7 @@ def test_one_chunk_hangs(new: NewScenario, cluster: Cluster) -> None:
     _others_are_done(scenario, cluster.start(scenario).wait(), "ChunkTimeoutError")
 
 
+@pytest.mark.chaos  # In tests/integration too: test_task_runs.py, test_worker_memory.py.
 def test_one_chunk_kills_its_process(new: NewScenario, cluster: Cluster) -> None:
     for name in list(cluster.workers):
         cluster.workers.pop(name).stop()
