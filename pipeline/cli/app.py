@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -158,6 +159,44 @@ def run(
         rebuild=rebuild,
         take_over=take_over,
         detach=detach,
+        as_json=json,
+    )
+
+
+@app.command(
+    rich_help_panel=JOBS,
+    epilog=examples("ingest orders.yaml", "ingest orders.yaml --from 2024-03-01 --to 2024-04-01"),
+)
+def ingest(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE.yaml", help="What to ingest; `-` is standard input.", show_default=False
+        ),
+    ],
+    change: Set = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="DATE", help="Beginning of the window.")
+    ] = None,
+    end: Annotated[
+        str | None, typer.Option("--to", metavar="DATE", help="End of the window, exclusive.")
+    ] = None,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Ask again for what is already published.")
+    ] = False,
+    environment: Environment = None,
+    json: Json = False,
+) -> None:
+    """Turn pages of an HTTP API into Parquet, or resume."""
+    from pipeline.cli import ingest as ingesting
+
+    ingesting.ingest(
+        file,
+        environment,
+        changes=change or (),
+        start=start,
+        end=end,
+        refresh=refresh,
         as_json=json,
     )
 
@@ -436,12 +475,19 @@ def vacuum(
 app.command("clean", hidden=True, deprecated=True)(vacuum)
 
 
-@app.command(rich_help_panel=SETUP, epilog=examples("schema > job.schema.json"))
-def schema() -> None:
+@app.command(
+    rich_help_panel=SETUP,
+    epilog=examples("schema > job.schema.json", "schema --ingest > ingest.schema.json"),
+)
+def schema(
+    ingest: Annotated[
+        bool, typer.Option("--ingest", help="That of the file of an ingest.")
+    ] = False,
+) -> None:
     """Print the JSON Schema of the job file, for editors."""
     from pipeline.cli import init as starting
 
-    starting.print_schema()
+    starting.print_schema(of_ingests=ingest)
 
 
 @app.command(rich_help_panel=SETUP, epilog=examples("config -e compose"))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from pipeline.cli.output import out, print_json, say
+from pipeline.config.ingest_examples import ingest_schema
 from pipeline.config.job_schema import TITLE, job_schema
 from pipeline.config.job_template import (
     PACKAGE,
@@ -97,6 +98,7 @@ def _is_old_schema(path: str, text: str) -> bool:
     return stored != text and TITLE in stored
 
 
-def print_schema() -> None:
+def print_schema(*, of_ingests: bool = False) -> None:
     """Print the JSON Schema of the job file."""
-    out.print(json.dumps(job_schema(), indent=1), soft_wrap=True)
+    schema = ingest_schema() if of_ingests else job_schema()
+    out.print(json.dumps(schema, indent=1), soft_wrap=True)

@@ -15,13 +15,18 @@ from pydantic_core import PydanticUndefined
 from pipeline.cli.app import app
 from pipeline.cli.help import examples_in
 from pipeline.config.file_examples import FileExamples
+from pipeline.config.ingest import Ingest
+from pipeline.config.ingest_examples import INGEST_EXAMPLES, ingest_schema
 from pipeline.config.job import Job
 from pipeline.config.job_examples import JOB_EXAMPLES
 from pipeline.config.job_schema import job_schema
 from pipeline.config.settings import Settings
 from pipeline.config.units import format_size, parse_size
 
-PAGES = ("commands.md", "job.md", "job.schema.json", "settings.md")
+PAGES = (
+    *("commands.md", "ingest.md", "ingest.schema.json"),
+    *("job.md", "job.schema.json", "settings.md"),
+)
 _NOTE = "<!-- Written by `make reference` from the code. Change the docstrings there. -->"
 
 
@@ -29,6 +34,8 @@ def pages() -> dict[str, str]:
     """Render each page, by file name."""
     return {
         "commands.md": _page("Commands", _commands()),
+        "ingest.md": _page("The file of an ingest", _ingest()),
+        "ingest.schema.json": json.dumps(ingest_schema(), indent=1) + "\n",
         "job.md": _page("The job file", _job()),
         "job.schema.json": json.dumps(job_schema(), indent=1) + "\n",
         "settings.md": _page("Settings", _model(Settings, "", _doc(Settings.__module__))),
@@ -107,6 +114,17 @@ def _job() -> Iterator[str]:
     yield "[the file in this repository](job.schema.json). `chunkmap init` does both."
     yield from ("", "## Keys at the top")
     yield from _keys(Job, "", JOB_EXAMPLES)
+
+
+def _ingest() -> Iterator[str]:
+    """Describe each key of the file of an ingest."""
+    yield from (_doc(Ingest.__module__), "")
+    yield "Editors check and complete it, if it begins with the line"
+    yield from ("", "```yaml", "# yaml-language-server: $schema=ingest.schema.json", "```", "")
+    yield "and the schema is next to it: `chunkmap schema --ingest > ingest.schema.json`, or"
+    yield "[the file in this repository](ingest.schema.json)."
+    yield from ("", "## Keys at the top")
+    yield from _keys(Ingest, "", INGEST_EXAMPLES)
 
 
 def _keys(model: type[BaseModel], prefix: str, examples: FileExamples) -> Iterator[str]:

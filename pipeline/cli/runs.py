@@ -261,16 +261,18 @@ def vacuum(
     as_json: bool,
 ) -> None:
     """Abort abandoned uploads and move files aside that no manifest names."""
+    from pipeline.ingest.vacuum import ingest_states
     from pipeline.runs.admin import vacuum
 
     storage = open_storage(load_settings(environment))
-    runs = KnownRuns(storage, [output])
+    runs, ingests = KnownRuns(storage, [output]), ingest_states(storage, output)
     done = vacuum.vacuum(
         storage,
         output,
         older_than=older_than,
         dry_run=dry_run,
-        discard=[runs.ledger(run).run for run in discard],
+        discard=[ingests.matching(run) or runs.ledger(run).run for run in discard],
+        others=ingests.finished,
     )
     if as_json:
         print_json(done)
@@ -298,18 +300,21 @@ def vacuum_state(
     output: str, environment: str | None, *, older_than: float, dry_run: bool, as_json: bool
 ) -> None:
     """Expire the state of old runs and backfills that no version needs."""
+    from pipeline.ingest.vacuum import expire_ingests
     from pipeline.runs.backfill.vacuum_state import vacuum_state as expire
 
     settings = load_settings(environment)
+    storage = open_storage(settings)
     done = expire(
-        open_storage(settings),
+        storage,
         output,
         older_than=older_than,
         dry_run=dry_run,
         local=settings.state_dir,
     )
+    ingests = expire_ingests(storage, output, older_than=older_than, dry_run=dry_run)
     if as_json:
-        print_json(done)
+        print_json(asdict(done) | {"ingests": asdict(ingests)})
         return
     would = "would be " if dry_run else ""
     say(
@@ -317,6 +322,13 @@ def vacuum_state(
         f"{plural(len(done.backfills), 'backfill')} {would}deleted: "
         f"{plural(done.objects, 'object')}, {byte_size(done.bytes)}"
     )
+    if ingests.ingests:
+        say(
+            f"the pages of {plural(len(ingests.ingests), 'ingest')} {would}deleted: "
+            f"{plural(ingests.objects, 'object')}, {byte_size(ingests.bytes)}"
+        )
+    if ingests.unfinished:
+        say(f"kept unfinished ingests: {', '.join(ingests.unfinished)}")
     if done.needed:
         say(f"kept {plural(len(done.needed), 'old run')} that the current or a kept version needs")
     if done.unfinished:

@@ -75,6 +75,12 @@ def _uri(value: str) -> str:
     return value
 
 
+def refuse_whole_bucket(output: str) -> None:
+    """Raise ValueError for an output that is a whole bucket."""
+    if re.fullmatch(r"s3://[^/]+/", output.rstrip("/") + "/"):
+        raise ValueError(f"output {output} is a whole bucket; name a prefix in it")
+
+
 def _param(value: Any, at: str = "") -> Any:
     """Validate a parameter: JSON, with dates and times."""
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
@@ -523,8 +529,7 @@ class Job(Part):
     @model_validator(mode="after")
     def _apart(self) -> Self:
         output = self.output.uri.rstrip("/") + "/"
-        if re.fullmatch(r"s3://[^/]+/", output):
-            raise ValueError(f"output {self.output.uri} is a whole bucket; name a prefix in it")
+        refuse_whole_bucket(self.output.uri)
         for uri in self.input.uri:
             source = uri.rstrip("/") + "/"
             if source.startswith(output) or output.startswith(source):

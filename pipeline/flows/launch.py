@@ -28,6 +28,8 @@ from pipeline.runs.driver.summary import RunSummary
 from pipeline.storage import open_storage
 
 if TYPE_CHECKING:
+    from pipeline.config.ingest import Ingest
+    from pipeline.ingest.run import IngestOptions, IngestSummary
     from pipeline.runs.backfill.driver import Listener as BackfillListener
     from pipeline.runs.backfill.records import BackfillResumeOptions
     from pipeline.runs.backfill.store import BackfillStore
@@ -156,6 +158,31 @@ def launch_backfill(
     with backfill_options(flow_options):
         call = partial(flow, store.output, store.backfill)
         return _run_flow(api_url, flow_options.ended, call, beats=True)
+
+
+def launch_ingest(
+    definition: Ingest, settings: Settings, ingest_options: IngestOptions
+) -> IngestSummary:
+    """Run an ingest as the flow `ingest`, in this process.
+
+    Args:
+        definition: The definition.
+        settings: Where its output and the Prefect server are.
+        ingest_options: How to run it.
+
+    Raises:
+        EngineUnavailableError: No Prefect server answers.
+        And what `pipeline.ingest.ingest` raises.
+    """
+    api_url = connect(settings.prefect)
+    set_up_driver(settings.logs.format, settings.logs.level)
+    from pipeline.flows.ingest import IngestFlowOptions, ingest_flow
+    from pipeline.flows.ingest import ingest_options as options_of_flow
+
+    flow_options = IngestFlowOptions(settings, ingest_options)
+    with options_of_flow(flow_options):
+        call = partial(ingest_flow, definition.name, definition.to_yaml())
+        return _run_flow(api_url, flow_options.ended, call)
 
 
 def _run_flow(

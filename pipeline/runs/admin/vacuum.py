@@ -7,7 +7,7 @@ are first moved to `orphaned/`, and deleted by a later vacuum.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from pipeline.runs.driver.reduce_stage import drop_partials
@@ -47,6 +47,7 @@ def vacuum(
     older_than: float = 7 * 86400.0,
     dry_run: bool = False,
     discard: Iterable[str] = (),
+    others: Mapping[str, bool] | None = None,
 ) -> VacuumResult:
     """Abort abandoned uploads, and move or delete files that no manifest names.
 
@@ -56,20 +57,24 @@ def vacuum(
         older_than: Minimum age of what is removed, in seconds.
         dry_run: Only count what would be removed.
         discard: Ids of unfinished runs whose staged outputs are aborted too.
+        others: Whether each of the output's writers that are no runs, such as ingests, is finished,
+            by id.
     """
     table_log = TableLog(storage, output)
     manifest = finish_open_claim(table_log)
     runs = find_runs(storage, table_log.output)
-    records, discarded = runs.records, set(discard)
+    records, discarded, others = runs.records, set(discard), others or {}
     # A damaged run may be unfinished: keep its staged outputs.
     unfinished = [
         record.run
         for record in records
         if Ledger(storage, record.output, record.run).published() is None
     ] + list(runs.damaged)
+    finished = [record.run for record in records] + [run for run, ended in others.items() if ended]
+    unfinished += [run for run, ended in others.items() if not ended]
     spared = [run for run in unfinished if run not in discarded]
     uploads = _abandoned(table_log, spared, discarded, older_than)
-    orphans = _orphans(table_log, manifest, records, spared)
+    orphans = _orphans(table_log, manifest, {*finished, *discarded}.difference(spared))
     replaced = expire_replaced(table_log, manifest, dry_run=dry_run)
     replaced += expire_orphans(table_log, older_than, dry_run=dry_run)
     if not dry_run:
@@ -118,11 +123,8 @@ def _abandoned(
     ]
 
 
-def _orphans(
-    table_log: TableLog, manifest: Manifest, records: list[RunRecord], spared: list[str]
-) -> list[str]:
+def _orphans(table_log: TableLog, manifest: Manifest, runs: Collection[str]) -> list[str]:
     """List published files of known runs that neither the current manifest nor a claim names."""
-    runs = {record.run for record in records} - set(spared)
     orphans = [
         table_log.output + key
         for key in sorted(unnamed_keys(table_log, manifest))

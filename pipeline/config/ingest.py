@@ -1,0 +1,370 @@
+"""Load the file of an ingest: which pages of an HTTP API become Parquet, and where.
+
+    name: orders
+    http:
+      url: https://shop.example/api/orders
+      params: {status: paid}
+      auth: {header: Authorization, value: "Bearer {secret}", env: SHOP_TOKEN}
+      records: data
+      pages: {by: cursor, parameter: after, path: meta.next_cursor}
+    window: {from: 2024-03-01, to: 2024-04-01, parameters: [created_from, created_to]}
+    types: {created_at: "datetime[us, UTC]", total: "decimal[18, 2]"}
+    output: {uri: s3://shop/orders/, mode: append}
+
+The file holds no secret: `http.auth` names where it is. Requests that were answered are not made
+again when `schema`, `types`, limits, speeds or the format of files change.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+import polars as pl
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from partitioning.dtypes import parse_type
+from pipeline.config.job import CompressionText, Uri, refuse_whole_bucket
+from pipeline.config.job_part import Part
+from pipeline.config.masking import is_secret_name, names_user
+from pipeline.config.units import Seconds, Size
+from pipeline.config.yaml_file import change_yaml, dump_yaml, parse_yaml, read_yaml
+from pipeline.config.yaml_model import validate
+from pipeline.errors import JobError
+
+PLACEHOLDER = "{secret}"
+"""What stands for the secret in the value of a header."""
+MAX_WINDOWS = 10_000
+"""Maximum number of steps that a window is cut into."""
+Param = bool | int | float | str | date
+_SCALARS = (pl.Boolean, pl.String, pl.Date, pl.Time, pl.Datetime, pl.Decimal)
+_TOKEN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_PATH = r"^[^.]+(\.[^.]+)*$"
+
+HeaderName = Annotated[str, Field(pattern=_TOKEN)]
+JsonPath = Annotated[str, Field(pattern=_PATH)]
+"""Names of nested keys, joined by dots."""
+
+
+def _address(value: str) -> str:
+    if names_user(value):
+        raise ValueError("an address must not hold credentials; name them in http.auth")
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{value!r} is not an address such as https://shop.example/api/orders")
+    if parts.query or parts.fragment:
+        raise ValueError("an address without its query; parameters are in http.params")
+    return value
+
+
+def _no_secrets(values: dict[str, Any]) -> dict[str, Any]:
+    for name in values:
+        if is_secret_name(name):
+            raise ValueError(
+                f"{name!r} looks like a secret, which this file must not hold; use http.auth"
+            )
+    return values
+
+
+def _type(text: str) -> str:
+    _refuse_type(parse_type(text), text)
+    return text
+
+
+def _refuse_type(kind: pl.DataType, text: str) -> None:
+    if isinstance(kind, pl.List):
+        inner: Any = kind.inner
+        if not (isinstance(inner, pl.Datetime) and inner.time_zone):
+            return _refuse_type(inner, text)
+    elif kind.is_integer() or kind.is_float() or isinstance(kind, _SCALARS):
+        return None
+    raise ValueError(
+        f"{text!r} is no type that values of JSON are read as: use a number, boolean, string, "
+        "date, "
+        "time, datetime[us, UTC], decimal[18, 2], or a list of one of them without a time zone"
+    )
+
+
+class Auth(Part):
+    """A header that holds a secret."""
+
+    header: HeaderName = "Authorization"
+    """Name of the header."""
+    value: str = f"Bearer {PLACEHOLDER}"
+    """Value of the header; `{secret}` stands for the secret."""
+    env: Annotated[str, Field(pattern=_VARIABLE)] | None = None
+    """Name of the environment variable that holds the secret."""
+    secret: Annotated[str, Field(min_length=1)] | None = None
+    """Name of the Prefect Secret block that holds the secret."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.env is None) == (self.secret is None):
+            raise ValueError("set `env` or `secret`: where the secret is")
+        if PLACEHOLDER not in self.value:
+            raise ValueError(f"`value` must contain {PLACEHOLDER}, which stands for the secret")
+        return self
+
+
+class Pages(Part):
+    """How one page leads to the next."""
+
+    by: Literal["none", "page", "offset", "cursor", "link"] = "none"
+    """`none`: there is one page. `page`: pages have numbers. `offset`: a page begins at a record.
+    `cursor`: a page holds the cursor of the next. `link`: a page has the address of the next."""
+    parameter: Annotated[str, Field(min_length=1)] | None = None
+    """Query parameter of the number, offset or cursor. Default: `page`, `offset` or `cursor`."""
+    path: JsonPath | None = None
+    """Keys that lead to the next page's cursor, or address. Default for `link`: the Link header."""
+    first: NonNegativeInt = 1
+    """Number of the first page."""
+    size_parameter: Annotated[str, Field(min_length=1)] | None = None
+    """Query parameter of the page size."""
+    size: PositiveInt | None = None
+    """Page size that is asked for."""
+    total: JsonPath | None = None
+    """Keys that lead to the number of records of all pages. Default: pages end with an empty "
+    "one."""
+    last: JsonPath | None = None
+    """Keys that lead to the number of the last page."""
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether a page can be requested without the page before it."""
+        return self.by in ("page", "offset")
+
+    @property
+    def name(self) -> str:
+        """Name of the query parameter."""
+        return self.parameter or self.by
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.by == "cursor" and self.path is None:
+            raise ValueError("`by: cursor` needs `path`: where a page has the cursor of the next")
+        if self.path is not None and self.by not in ("cursor", "link"):
+            raise ValueError(f"`path` does not go with `by: {self.by}`")
+        if self.parameter is not None and self.by not in ("page", "offset", "cursor"):
+            raise ValueError(f"`parameter` does not go with `by: {self.by}`")
+        if (self.size is None) != (self.size_parameter is None):
+            raise ValueError("set `size` and `size_parameter`, or neither")
+        if self.total is not None and (self.size is None or not self.is_numbered):
+            raise ValueError("`total` needs `by: page` or `offset`, and `size`")
+        if self.last is not None and self.by != "page":
+            raise ValueError("`last` needs `by: page`")
+        return self
+
+
+class Http(Part):
+    """The HTTP API to read."""
+
+    url: Annotated[str, AfterValidator(_address)]
+    """Address of the records, without a query."""
+    params: Annotated[dict[str, Param], AfterValidator(_no_secrets)] = Field(default={})
+    """Query parameters of each request."""
+    headers: Annotated[dict[HeaderName, str], AfterValidator(_no_secrets)] = Field(default={})
+    """Headers of each request, none of them secret."""
+    auth: Auth | None = None
+    records: JsonPath | None = None
+    """Keys that lead to the list of records in a page. Default: the page is the list. Where it is
+    an object, that is the only record."""
+    pages: Pages = Pages()
+    max_pages: PositiveInt = 10_000
+    """Maximum number of pages; with more, the ingest fails and keeps what it has."""
+    max_page_bytes: Size = 64 * 2**20
+    """Maximum size of a page."""
+    concurrency: Annotated[PositiveInt, Field(le=256)] = 8
+    """Maximum number of requests at a time: of numbered pages, and of the steps of a window."""
+    requests_per_second: PositiveFloat | None = None
+    """Maximum number of requests per second."""
+    timeout: Annotated[Seconds, Field(gt=0)] = 30.0
+    """Seconds to wait for the next bytes of an answer."""
+    retries: NonNegativeInt = 5
+    """Number of retries of a request after a passing failure: no answer, 429, 5xx, a cut answer."""
+    max_wait: Seconds = 300.0
+    """Maximum seconds that an answer may ask to wait (`Retry-After`)."""
+
+
+def _moment(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value if value.tzinfo else value.replace(tzinfo=UTC)
+    if isinstance(value, date):
+        return datetime(value.year, value.month, value.day, tzinfo=UTC)
+    if isinstance(value, str):
+        try:
+            return _moment(datetime.fromisoformat(value))
+        except ValueError:
+            pass
+    raise ValueError(
+        f"{value!r} is not a date such as 2024-03-01, or a time such as 2024-03-01T12:00"
+    )
+
+
+Moment = Annotated[
+    datetime, BeforeValidator(_moment, json_schema_input_type=Annotated[str, Field(min_length=10)])
+]
+
+
+class IngestWindow(Part):
+    """The range of dates that is asked for."""
+
+    from_: Moment = Field(alias="from")
+    """Beginning: a date, or a time; without an offset, in UTC."""
+    to: Moment
+    """End, which is not part of it."""
+    parameters: tuple[Annotated[str, Field(min_length=1)], Annotated[str, Field(min_length=1)]]
+    """Query parameters of the beginning and the end."""
+    format: Annotated[str, Field(min_length=2)] = "%Y-%m-%d"
+    """Format of their values, as strftime has it."""
+    step: Annotated[Seconds, Field(gt=0)] | None = None
+    """Length of the steps that are asked for at the same time, e.g. `1d`. Default: the whole."""
+    includes_end: bool = False
+    """Whether the API includes the end: the last second or, in a format of dates, day before `to`
+    is sent instead."""
+
+    @model_validator(mode="after")
+    def _forward(self) -> Self:
+        if self.from_ >= self.to:
+            raise ValueError(
+                f"the window ends at {self.to:%Y-%m-%d %H:%M}, which is not after its beginning"
+            )
+        if self.step is not None and self._seconds / self.step > MAX_WINDOWS:
+            raise ValueError(
+                f"{self._seconds / self.step:,.0f} steps are more than {MAX_WINDOWS:,}: set a "
+                "longer `step`"
+            )
+        return self
+
+    @property
+    def _seconds(self) -> float:
+        return (self.to - self.from_).total_seconds()
+
+    def steps(self) -> list[tuple[datetime, datetime]]:
+        """Return beginning and end of each step."""
+        length = timedelta(seconds=self.step or self._seconds)
+        starts = [self.from_]
+        while starts[-1] + length < self.to:
+            starts.append(starts[-1] + length)
+        return list(zip(starts, [*starts[1:], self.to], strict=True))
+
+    def values(self, start: datetime, end: datetime) -> tuple[tuple[str, str], tuple[str, str]]:
+        """Return the query parameters of a step."""
+        if self.includes_end:
+            has_time = re.search(r"%[HMSIpsTXc]", self.format) is not None
+            end -= timedelta(seconds=1) if has_time else timedelta(days=1)
+        first, last = self.parameters
+        return (first, start.strftime(self.format)), (last, end.strftime(self.format))
+
+    @property
+    def label(self) -> str:
+        """The window for people, such as `2024-03-01 to 2024-04-01`."""
+        return f"{_shown(self.from_)} to {_shown(self.to)}"
+
+
+def _shown(moment: datetime) -> str:
+    text = moment.strftime("%Y-%m-%d %H:%M").removesuffix(" 00:00")
+    return text
+
+
+class IngestOutput(Part):
+    """The output that the rows are published to."""
+
+    uri: Uri
+    """Prefix of the output, which contains published Parquet only."""
+    mode: Literal["error", "append", "overwrite", "overwrite-partitions"] = "error"
+    """Files that the output has already: `error` refuses an output with files; `append` keeps them;
+    `overwrite` replaces all files; `overwrite-partitions` replaces those in the Hive partitions
+    that get new files."""
+    file_bytes: Size = 128 * 2**20
+    """Target size of a file."""
+    partition_by: tuple[Annotated[str, Field(pattern=r"^[^/=%\x00-\x1f\x7f]+$")], ...] = ()
+    """Columns by which files are put into Hive folders: text, integers, dates or booleans. They are
+    in the folders' names, not in the files."""
+    max_partitions: PositiveInt = 1_000
+    """Maximum number of partitions of a file's rows with `partition_by`."""
+    compression: CompressionText = "zstd"
+    """Compression of the files: `zstd`, `snappy`, `lz4`, `gzip`, `brotli` or `uncompressed`; a
+    level can follow, e.g. `zstd:3`."""
+    keep_versions: NonNegativeInt = 1
+    """Number of replaced versions that are kept for `rollback`."""
+
+    @model_validator(mode="after")
+    def _has_partitions(self) -> Self:
+        refuse_whole_bucket(self.uri)
+        if self.mode == "overwrite-partitions" and not self.partition_by:
+            raise ValueError("`mode: overwrite-partitions` needs `partition_by`")
+        return self
+
+
+class Ingest(Part):
+    """An ingest, as written in its file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
+    """Name of the ingest: letters, digits and `-_.`."""
+    http: Http
+    window: IngestWindow | None = None
+    schema_: Literal["pinned", "widen", "fail"] = Field(default="pinned", alias="schema")
+    """What happens when records have other fields than the output: `pinned` leaves new fields out
+    and fills missing ones with nulls; `widen` adds new fields, and takes a wider type; `fail`
+    fails. Differences are always reported, and a value that does not fit its type always fails."""
+    types: dict[str, Annotated[str, AfterValidator(_type)]] = Field(default={})
+    """Types of columns that JSON does not carry: date, time, `datetime[us, UTC]`, `decimal[18, 2]`,
+    int8 to int64, float32, and lists. As string, a value that is no text becomes its JSON."""
+    output: IngestOutput
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.window is not None:
+            own = {*self.http.params, self.http.pages.name if self.http.pages.by != "none" else ""}
+            twice = [name for name in self.window.parameters if name in own]
+            if twice or len(set(self.window.parameters)) < 2:
+                raise ValueError(
+                    f"query parameter {(twice or self.window.parameters)[0]!r} is set twice"
+                )
+        return self
+
+    def to_yaml(self) -> str:
+        """Return the text of a file that loads to an equal ingest; defaults are left out."""
+        data = self.model_dump(by_alias=True, exclude_defaults=True)
+        return dump_yaml(_plain(data))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def load_ingest(path: str | Path, changes: Sequence[str] = ()) -> Ingest:
+    """Read the file of an ingest.
+
+    Args:
+        path: The file; `-` is standard input.
+        changes: Values to set or replace, such as `window.from=2024-03-01`, in the syntax of YAML.
+
+    Raises:
+        JobError: The file is missing, is not YAML, or has a key that is unknown, missing or
+            mistyped. The message names the file and the line.
+    """
+    file = change_yaml(read_yaml(Path(path), JobError), changes, "--set", JobError)
+    return validate(file, Ingest, JobError)
+
+
+def parse_ingest(text: str, name: str = "ingest.yaml") -> Ingest:
+    """Read an ingest from a file's text; `name` is for messages. Raises as `load_ingest`."""
+    return validate(parse_yaml(text, name, JobError), Ingest, JobError)

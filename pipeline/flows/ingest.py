@@ -1,0 +1,162 @@
+"""The flow `ingest`: fetch pages, plan files, stage and publish them, each a task."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import UUID
+
+from prefect import flow, task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+from prefect.blocks.system import Secret
+from prefect.cache_policies import NO_CACHE
+from prefect.utilities.annotations import quote
+
+from pipeline.config.ingest import Auth, Ingest, parse_ingest
+from pipeline.config.settings import Settings, load_settings
+from pipeline.errors import ChunkmapError, UsageError
+from pipeline.ingest.run import (
+    IngestOptions,
+    IngestProgress,
+    IngestSummary,
+    ingest,
+    secret_of_environment,
+)
+from pipeline.report.humanize import byte_size, plural
+
+ARTIFACT_SECONDS = 5.0
+"""Seconds between two updates of the progress artifact."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class IngestFlowOptions:
+    """Arguments of the flow that Prefect need not store."""
+
+    settings: Settings
+    options: IngestOptions = field(default_factory=IngestOptions)
+    ended: list[IngestSummary | ChunkmapError] = field(default_factory=list)
+    """The summary or error, added when it ends, even if Prefect fails afterwards."""
+
+
+_options: ContextVar[IngestFlowOptions | None] = ContextVar("ingest_options", default=None)
+
+
+@contextmanager
+def ingest_options(options: IngestFlowOptions) -> Iterator[None]:
+    """Run the flow with these options; without them, it takes the settings of the environment."""
+    token = _options.set(options)
+    try:
+        yield
+    finally:
+        _options.reset(token)
+
+
+@task(name="step", task_run_name="{name} {own}", persist_result=False, cache_policy=NO_CACHE)
+def ingest_step(name: str, own: str, work: Callable[[], Any]) -> Any:
+    """Do a step of an ingest, e.g. publish it."""
+    return work()
+
+
+@flow(
+    name="ingest",
+    flow_run_name="{name}",
+    persist_result=False,
+    result_serializer="json",
+    validate_parameters=False,
+)
+def ingest_flow(name: str, definition: str) -> IngestSummary:
+    """Ingest the pages of an API into an output, or go on with an ingest that was stopped.
+
+    Args:
+        name: The name of the ingest, for the Prefect UI.
+        definition: The text of its file.
+
+    Raises:
+        SourceError: The source refuses, or answers something unusable; stored pages are kept.
+    """
+    current = _options.get() or IngestFlowOptions(load_settings())
+    parsed = parse_ingest(definition)
+    shown = _Artifact(f"ingest-{name.lower().replace('_', '-').replace('.', '-')}")
+
+    def listen(progress: IngestProgress) -> None:
+        current.options.listen(progress)
+        shown.update(progress)
+
+    options = replace(current.options, listen=listen, step=_step, secret=_secret)
+    try:
+        summary = ingest(parsed, current.settings, options)
+    except ChunkmapError as error:
+        current.ended.append(error)
+        raise
+    current.ended.append(summary)
+    shown.summarize(parsed, summary)
+    return summary
+
+
+def _step(name: str, own: str, work: Callable[[], Any]) -> Any:
+    do_step: Any = ingest_step.with_options(name=name)
+    call: Any = quote(work)
+    return do_step(name, own, call)
+
+
+def _secret(auth: Auth) -> str | None:
+    """Return the secret of a header, also from a Prefect Secret block."""
+    if auth.secret is None:
+        return secret_of_environment(auth)
+    try:
+        block: Any = Secret.load(auth.secret)
+    except ValueError as error:
+        raise UsageError(
+            f"Prefect has no Secret block {auth.secret!r} (http.auth.secret)",
+            hint="create it in Prefect's UI (Blocks, Secret), or with prefect.blocks.system.Secret",
+        ) from error
+    value = block.get()
+    return value if isinstance(value, str) else None
+
+
+@dataclass(slots=True)
+class _Artifact:
+    """Shows the progress in Prefect, for people: without the server, the ingest continues."""
+
+    key: str
+    _id: UUID | None = None
+    _updated: float = 0.0
+
+    def update(self, progress: IngestProgress) -> None:
+        if progress.phase == "fetch" and time.monotonic() - self._updated < ARTIFACT_SECONDS:
+            return
+        self._updated = time.monotonic()
+        fetched = progress.fetched
+        share = fetched.done / max(1, fetched.feeds)
+        percent = 90.0 * share if progress.phase == "fetch" else 95.0
+        pages, records = plural(fetched.pages, "page"), plural(fetched.records, "record")
+        text = f"{progress.phase}: {pages}, {records}"
+        with suppress(Exception):
+            if self._id is None:
+                created: Any = create_progress_artifact(percent, key=self.key, description=text)
+                self._id = created
+            else:
+                update_progress_artifact(self._id, progress=percent, description=text)
+
+    def summarize(self, definition: Ingest, summary: IngestSummary) -> None:
+        lines = [
+            f"{plural(summary.records, 'record')} of {plural(summary.pages, 'page')} of "
+            f"{definition.http.url} are in manifest {summary.manifest} of {summary.output}: "
+            f"{plural(summary.files, 'file')}, {byte_size(summary.bytes)}.",
+            *summary.notes,
+        ]
+        with suppress(Exception):
+            if self._id is not None:
+                update_progress_artifact(self._id, progress=100.0, description="published")
+            create_markdown_artifact(markdown="\n\n".join(lines), key=f"{self.key}-result")

@@ -1,0 +1,379 @@
+"""Make requests of an HTTP API: retried, paced, limited, and checked before an answer is used.
+
+The secret is in the client's headers and nowhere else: errors do not chain those of httpx, which
+hold the request, and what a server sends is searched for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from itertools import count
+from typing import Any
+
+import httpx
+import stamina
+
+from pipeline.config.ingest import PLACEHOLDER, Http
+from pipeline.config.masking import MASK, mask_text
+from pipeline.errors import UsageError
+from pipeline.ingest.errors import SourceDeniedError, SourceError, SourceUnavailableError
+from pipeline.ingest.paging import Answer
+from pipeline.printable import printable_line
+
+THROTTLED_FACTOR = 4
+"""How many times more often than after a failure a request is retried that the source throttles."""
+MAX_EXCERPT = 200
+"""Maximum number of characters of an answer that an error shows."""
+_RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+_JSON = re.compile(r"(application|text)/([\w.+-]+\+)?(json|javascript)\s*(;.*)?", re.IGNORECASE)
+_SECRET = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """Seconds between two attempts at a request: doubled after each, with jitter."""
+
+    first: float = 0.5
+    most: float = 30.0
+
+
+@dataclass(slots=True)
+class RequestCounts:
+    """What a client has done."""
+
+    requests: int = 0
+    retries: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """An answer that has passed the checks."""
+
+    answer: Answer
+    body: bytes
+
+
+@dataclass(slots=True)
+class Pace:
+    """When the next request may be made: so many per second, none while the source asks to wait."""
+
+    per_second: float | None
+    _next: float = 0.0
+    _paused: float = 0.0
+
+    async def turn(self) -> None:
+        """Wait until a request may be made."""
+        now = time.monotonic()
+        if self.per_second is not None:
+            at = max(now, self._next)
+            self._next = at + 1.0 / self.per_second
+            await asyncio.sleep(at - now)
+        while (left := self._paused - time.monotonic()) > 0:
+            await asyncio.sleep(left)
+
+    def pause(self, seconds: float) -> None:
+        """Hold all requests back."""
+        self._paused = max(self._paused, time.monotonic() + seconds)
+
+
+@dataclass(slots=True)
+class Client:
+    """Reads pages of one API."""
+
+    http: Http
+    waits: Waits
+    _secret: str
+    _httpx: httpx.AsyncClient
+    _pace: Pace
+    _open: asyncio.Semaphore
+    counts: RequestCounts = field(default_factory=RequestCounts)
+
+    async def get(self, address: str) -> Page:
+        """Read a page.
+
+        Raises:
+            SourceError: The source refuses, or answers something else than JSON.
+            SourceUnavailableError: It has not answered in all attempts.
+        """
+        async with self._open:
+            attempts = stamina.retry_context(
+                on=self._retried(),
+                attempts=None,
+                timeout=None,
+                wait_initial=self.waits.first,
+                wait_max=self.waits.most,
+                wait_jitter=self.waits.first,
+            )
+            async for attempt in attempts:
+                with attempt:
+                    self.counts.retries += attempt.num > 1
+                    return await self._once(address)
+        raise AssertionError("stamina returns or raises")
+
+    def _retried(self) -> Callable[[Exception], bool | float]:
+        failed, throttled = count(1), count(1)
+        most = self.http.retries
+
+        def is_retried(error: Exception) -> bool | float:
+            if not isinstance(error, SourceUnavailableError):
+                return False
+            again = (
+                next(throttled) <= most * THROTTLED_FACTOR
+                if error.throttled
+                else next(failed) <= most
+            )
+            if again and error.wait is not None:
+                self._pace.pause(error.wait)
+                return 0.0
+            return again
+
+        return is_retried
+
+    async def _once(self, address: str) -> Page:
+        await self._pace.turn()
+        self.counts.requests += 1
+        try:
+            async with self._httpx.stream("GET", address) as response:
+                await self._check_status(response, address)
+                if response.status_code == httpx.codes.NO_CONTENT:
+                    return Page(Answer(None), b"")
+                self._check_head(response, address)
+                body = await self._read(response, address)
+                link = response.links.get("next", {}).get("url")
+        except httpx.HTTPError as error:
+            raise self._translate(error, address) from None
+        self.counts.bytes += len(body)
+        if self._secret and self._secret.encode() in body:
+            # A server that repeats requests, such as a test server: it must not get into storage.
+            body = body.replace(self._secret.encode(), MASK.encode())
+        if self._secret and link and self._secret in link:
+            raise SourceError(
+                f"{address}: the next page's address contains the secret of http.auth, which "
+                "would be "
+                "stored",
+                hint="use pages of another kind (http.pages.by), if the API has some",
+            )
+        return Page(Answer(self._parse(body, address), link), body)
+
+    # -- checks of an answer ---------------------------------------------------------------------
+
+    async def _check_status(self, response: httpx.Response, address: str) -> None:
+        status = response.status_code
+        if response.is_success:
+            return
+        wait = _retry_after(response.headers.get("retry-after"))
+        said = f"{status} {response.reason_phrase}".strip()
+        if status in (401, 403) and wait is None:
+            raise SourceDeniedError(f"{address} answers {said}", hint=self._auth_hint(status))
+        if status in _RETRIED or (status == 403 and wait is not None):
+            raise self._come_back(f"{address} answers {said}", status, wait)
+        if response.is_redirect:
+            target = httpx.URL(response.headers.get("location", ""))
+            host = f" to {target.scheme}://{target.host}" if target.host else ""
+            raise SourceError(
+                f"{address} answers {said}: it redirects{host}, which is not followed, since "
+                "another "
+                "host must not get the credentials",
+                hint="set http.url to the address that it redirects to",
+            )
+        body = await self._excerpt(response)
+        raise SourceError(
+            f"{address} answers {said}" + (f": {body}" if body else ""),
+            hint="check http.url and http.params against the documentation of the API",
+        )
+
+    def _come_back(self, message: str, status: int, wait: float | None) -> SourceError:
+        if wait is not None and wait > self.http.max_wait:
+            return SourceError(
+                f"{message} and asks to wait {wait:,.0f} s, longer than the "
+                f"{self.http.max_wait:,.0f} s "
+                "of http.max_wait",
+                hint="give the command again later, raise http.max_wait, or set "
+                "http.requests_per_second",
+            )
+        error = SourceUnavailableError(message, hint=_LATER)
+        error.wait, error.throttled = wait, status in (403, 429) or wait is not None
+        return error
+
+    def _auth_hint(self, status: int) -> str:
+        auth = self.http.auth
+        if auth is None:
+            return "the API requires credentials: name where they are in http.auth"
+        where = f"the variable {auth.env}" if auth.env else f"the Secret block {auth.secret}"
+        if status == 403:
+            return f"give the token in {where} the right to read this, or use another one"
+        return (
+            f"the token in {where} is wrong or has expired: replace it, and give the command again"
+        )
+
+    def _check_head(self, response: httpx.Response, address: str) -> None:
+        kind = response.headers.get("content-type", "")
+        if not _JSON.fullmatch(kind.strip()):
+            raise SourceError(
+                f"{address} answers {kind or 'something without a content type'}, not JSON",
+                hint="check http.url; some APIs need http.headers: {Accept: application/json}",
+            )
+        length = response.headers.get("content-length", "")
+        if length.isdigit() and int(length) > self.http.max_page_bytes:
+            raise self._too_large(address, int(length))
+
+    async def _read(self, response: httpx.Response, address: str) -> bytes:
+        body = bytearray()
+        async for piece in response.aiter_bytes():
+            body += piece
+            if len(body) > self.http.max_page_bytes:
+                raise self._too_large(address, len(body))
+        return bytes(body)
+
+    def _too_large(self, address: str, size: int) -> SourceError:
+        return SourceError(
+            f"{address} answers {size:,} bytes or more; http.max_page_bytes is "
+            f"{self.http.max_page_bytes:,}",
+            hint="ask for smaller pages (http.pages.size), or raise http.max_page_bytes",
+        )
+
+    def _parse(self, body: bytes, address: str) -> Any:
+        try:
+            return json.loads(body, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            # A connection that was cut without a length looks like this.
+            problem = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise SourceUnavailableError(
+                f"{address} answers {len(body):,} bytes that are not JSON: {problem}", hint=_LATER
+            ) from None
+
+    async def _excerpt(self, response: httpx.Response) -> str:
+        body = bytearray()
+        async for piece in response.aiter_bytes():
+            body += piece
+            if len(body) > MAX_EXCERPT * 4:
+                break
+        text = " ".join(bytes(body).decode("utf-8", "replace").split())
+        text = text.replace(self._secret, MASK) if self._secret else text
+        text = printable_line(mask_text(text))
+        return text if len(text) <= MAX_EXCERPT else text[:MAX_EXCERPT] + " …"
+
+    def _translate(self, error: httpx.HTTPError, address: str) -> SourceError:
+        """Turn an error of httpx into ours, which does not hold the request with its headers."""
+        causes = _causes(error)
+        if any(isinstance(c, ssl.SSLCertVerificationError) for c in causes):
+            why = next(
+                c.verify_message for c in causes if isinstance(c, ssl.SSLCertVerificationError)
+            )
+            return SourceError(
+                f"{address}: the server's certificate is not accepted: {why}",
+                hint="check the host in http.url; for an authority of your own, set "
+                "SSL_CERT_FILE to "
+                "its certificate",
+            )
+        if any(isinstance(c, socket.gaierror) and c.errno in _NO_NAME for c in causes):
+            return SourceError(
+                f"{address}: there is no host {httpx.URL(address).host!r}",
+                hint="check http.url, and the DNS of this machine",
+            )
+        if isinstance(error, httpx.TimeoutException):
+            return SourceUnavailableError(
+                f"{address} has sent nothing for {self.http.timeout:g} s (http.timeout)",
+                hint=_LATER,
+            )
+        if isinstance(
+            error, httpx.UnsupportedProtocol | httpx.LocalProtocolError | httpx.DecodingError
+        ):
+            return SourceError(f"{address}: {type(error).__name__}: {mask_text(str(error))}")
+        text = mask_text(str(error)) or type(error).__name__
+        return SourceUnavailableError(f"{address}: {text}", hint=_LATER)
+
+
+_LATER = "pages that were fetched are kept: give the command again when the source answers"
+_NO_NAME = {getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name)}
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    found: list[BaseException] = []
+    left: list[BaseException | None] = [error]
+    while left:
+        cause = left.pop()
+        if cause is None or cause in found:
+            continue
+        found.append(cause)
+        left += [cause.__cause__, cause.__context__, *getattr(cause, "exceptions", ())]
+    return found
+
+
+def _retry_after(text: str | None) -> float | None:
+    """Return the seconds of a Retry-After header: a number, or the date at which to come back."""
+    if text is None:
+        return None
+    text = text.strip()
+    if re.fullmatch(r"\d{1,9}(\.\d+)?", text):
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None
+
+
+@asynccontextmanager
+async def open_client(http: Http, secret: str | None, waits: Waits) -> AsyncIterator[Client]:
+    """Open a client.
+
+    Args:
+        http: The API.
+        secret: The secret of `http.auth`.
+        waits: Waits between attempts.
+
+    Raises:
+        UsageError: The secret cannot be sent in a header.
+    """
+    headers = {"Accept": "application/json", "User-Agent": "chunkmap", **http.headers}
+    if http.auth is not None:
+        headers[http.auth.header] = http.auth.value.replace(
+            PLACEHOLDER, checked_secret(http, secret)
+        )
+    client = httpx.AsyncClient(
+        headers=headers,
+        timeout=http.timeout,
+        follow_redirects=False,
+        # Without TLS, the certificates of authorities would be read for nothing.
+        verify=http.url.startswith("https:"),
+        limits=httpx.Limits(max_connections=http.concurrency),
+    )
+    async with client:
+        pace = Pace(http.requests_per_second)
+        yield Client(http, waits, secret or "", client, pace, asyncio.Semaphore(http.concurrency))
+
+
+def checked_secret(http: Http, secret: str | None) -> str:
+    """Return the secret of `http.auth`, if it can be sent in a header. The error does not show it.
+
+    Raises:
+        UsageError: It is missing, or has characters that a header cannot have.
+    """
+    assert http.auth is not None, "only a definition with http.auth has a secret"
+    where = f"variable {http.auth.env}" if http.auth.env else f"Secret block {http.auth.secret}"
+    if not secret:
+        raise UsageError(
+            f"the {where} holds no secret (http.auth)",
+            hint=f"export {http.auth.env}=…" if http.auth.env else "set its value in Prefect",
+        )
+    if not _SECRET.fullmatch(secret):
+        raise UsageError(
+            f"the secret in the {where} has characters that a header cannot have (http.auth): "
+            "a line "
+            "break, spaces around it, or letters beyond ASCII"
+        )
+    return secret

@@ -1,0 +1,237 @@
+"""Know which request follows a page. Pure: addresses and parsed answers in, addresses out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from math import ceil
+from typing import Any
+from urllib.parse import urlencode, urljoin, urlsplit
+
+from pipeline.config.ingest import Ingest
+from pipeline.ingest.errors import SourceError
+from pipeline.report.humanize import plural
+
+Pairs = tuple[tuple[str, str], ...]
+MAX_ADDRESS = 16_384
+"""Maximum number of characters of an address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Pages, each of which leads to the next: those of an ingest, or of a step of its window."""
+
+    number: int
+    params: Pairs
+    """Query parameters of its requests, without that of the page."""
+    label: str = ""
+    """Its step of the window, for messages."""
+
+
+def feeds_of(ingest: Ingest) -> list[Feed]:
+    """Return the feeds of an ingest."""
+    params = tuple((name, _text(value)) for name, value in ingest.http.params.items())
+    pages = ingest.http.pages
+    if pages.size is not None and pages.size_parameter is not None:
+        params = (*params, (pages.size_parameter, str(pages.size)))
+    if ingest.window is None:
+        return [Feed(0, params)]
+    steps = (ingest.window.values(*step) for step in ingest.window.steps())
+    return [
+        Feed(number, (*params, *step), f"{step[0][1]} to {step[1][1]}")
+        for number, step in enumerate(steps)
+    ]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value.isoformat() if isinstance(value, date) else str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the answer to a request says."""
+
+    document: Any
+    """The parsed JSON; None where there is no content."""
+    link: str | None = None
+    """Target of its Link header to the next page."""
+
+
+class Paging:
+    """The requests of an ingest."""
+
+    def __init__(self, ingest: Ingest) -> None:
+        self._http = ingest.http
+        self._pages = ingest.http.pages
+
+    def records(self, answer: Answer, address: str) -> list[dict[str, Any]]:
+        """Return the records of a page.
+
+        Raises:
+            SourceError: It has none where the definition says, or they are no objects.
+        """
+        if answer.document is None:
+            return []
+        path = self._http.records
+        found = self._at(answer.document, path, address) if path else answer.document
+        if isinstance(found, dict):
+            found = [found]
+        elif found is None and path:
+            found = []
+        if not isinstance(found, list):
+            raise SourceError(
+                f"{address}: {_where(path)} is {kind_of(found)}, not a list of records",
+                hint="set http.records to the keys that lead to the list",
+            )
+        for number, record in enumerate(found, 1):
+            if not isinstance(record, dict):
+                raise SourceError(
+                    f"{address}: record {number} is {kind_of(record)}, not an object with fields",
+                    hint="set http.records to the keys that lead to a list of objects",
+                )
+        return found
+
+    def first(self, feed: Feed) -> str:
+        """Return the address of a feed's first page."""
+        return self.numbered(feed, 1, 0) if self._pages.is_numbered else self._address(feed.params)
+
+    def numbered(self, feed: Feed, number: int, step: int) -> str:
+        """Return the address of a numbered page.
+
+        Args:
+            feed: The feed.
+            number: Number of the page, from 1.
+            step: Number of records of a full page.
+        """
+        at = (number - 1) * step if self._pages.by == "offset" else number - 1 + self._pages.first
+        return self._address((*feed.params, (self._pages.name, str(at))))
+
+    def following(
+        self, feed: Feed, address: str, answer: Answer, *, number: int, records: int, step: int
+    ) -> str | None:
+        """Return the address of the page that follows; None after the last.
+
+        Args:
+            feed: The feed.
+            address: Address of the page.
+            answer: The answer.
+            number: Number of the page, from 1.
+            records: Number of its records.
+            step: Number of records of a full page.
+
+        Raises:
+            SourceError: The answer does not say what follows, or names another host.
+        """
+        pages = self._pages
+        if pages.by == "none":
+            return None
+        if pages.is_numbered:
+            last = self.last(answer, address)
+            is_last = records == 0 if last is None else number >= last
+            return None if is_last else self.numbered(feed, number + 1, step)
+        if pages.by == "cursor":
+            cursor = self._next(answer, address)
+            if cursor in (None, "", False):
+                return None
+            if not isinstance(cursor, str | int):
+                raise SourceError(
+                    f"{address}: {_where(pages.path)} is {kind_of(cursor)}, not a cursor",
+                    hint="set http.pages.path to the keys that lead to the next cursor",
+                )
+            return self._address((*feed.params, (pages.name, str(cursor))))
+        link = answer.link if pages.path is None else self._next(answer, address)
+        return self._linked(address, link)
+
+    def last(self, answer: Answer, address: str) -> int | None:
+        """Return the number of the last page, from 1; None if pages do not say."""
+        pages = self._pages
+        path = pages.last or pages.total
+        if path is None or answer.document is None:
+            return None
+        value = self._at(answer.document, path, address)
+        if isinstance(value, str) and value.isdigit():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise SourceError(
+                f"{address}: {_where(path)} is {kind_of(value)}, not a number of pages or records",
+                hint="set http.pages.total or http.pages.last to the keys that lead to it",
+            )
+        if pages.last is not None:
+            return value + 1 - pages.first
+        return ceil(value / (pages.size or 1))
+
+    def check(self, address: str) -> str:
+        """Return an address that an answer or a stored page names, if it is one of the source.
+
+        Raises:
+            SourceError: It leads to another host, which must not get the credentials.
+        """
+        own, other = urlsplit(self._http.url), urlsplit(address)
+        if len(address) > MAX_ADDRESS:
+            raise SourceError(f"the next page's address has {plural(len(address), 'character')}")
+        if (own.scheme, own.netloc) != (other.scheme, other.netloc):
+            raise SourceError(
+                f"a page of {self._http.url} names {other.scheme}://{other.hostname} as the "
+                "host of the "
+                "next page, which must not get the credentials",
+                hint="set http.url to that host, if it is the right one",
+            )
+        return address
+
+    def _linked(self, address: str, link: Any) -> str | None:
+        if link in (None, "", False):
+            return None
+        if not isinstance(link, str):
+            raise SourceError(
+                f"{address}: {_where(self._pages.path)} is {kind_of(link)}, not an address",
+                hint="set http.pages.path to the keys that lead to the next page's address",
+            )
+        return self.check(urljoin(address, link))
+
+    def _next(self, answer: Answer, address: str) -> Any:
+        path = self._pages.path
+        assert path is not None, "the definition says where the cursor is"
+        document = answer.document
+        # Many APIs leave the cursor out of the last page, and what holds it, too.
+        for name in path.split("."):
+            if not isinstance(document, Mapping):
+                return None
+            document = document.get(name)
+        return document
+
+    def _at(self, document: Any, path: str, address: str) -> Any:
+        found = document
+        for name in path.split("."):
+            if not isinstance(found, Mapping) or name not in found:
+                keys = ", ".join(map(repr, list(found)[:20])) if isinstance(found, Mapping) else ""
+                raise SourceError(
+                    f"{address}: the page has no {path!r}"
+                    + (f": there are the keys {keys}" if keys else f": it is {kind_of(found)}"),
+                    hint="fix the keys in http.records or http.pages; the API may also have "
+                    "changed",
+                )
+            found = found[name]
+        return found
+
+    def _address(self, params: Pairs) -> str:
+        return f"{self._http.url}?{urlencode(params)}" if params else self._http.url
+
+
+def _where(path: str | None) -> str:
+    return repr(path) if path else "the page"
+
+
+def kind_of(value: Any) -> str:
+    """Describe the kind of a JSON value."""
+    kinds: tuple[tuple[Any, str], ...] = (
+        (type(None), "null"),
+        (bool, "a boolean"),
+        (str, "a text"),
+        (int, "a whole number"),
+        (list, "a list"),
+        (dict, "an object"),
+    )
+    return next((text for kind, text in kinds if isinstance(value, kind)), "a number")

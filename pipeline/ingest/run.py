@@ -1,0 +1,325 @@
+"""Drive an ingest from its first request to its commit."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.config.ingest import Auth, Ingest, load_ingest
+from pipeline.config.settings import Settings, load_settings
+from pipeline.errors import UsageError
+from pipeline.ingest.client import Waits, checked_secret
+from pipeline.ingest.fetch import FetchProgress, fetch_pages
+from pipeline.ingest.paging import Feed, Paging, feeds_of
+from pipeline.ingest.plan import PageReader, plan_files
+from pipeline.ingest.publish import IngestPublisher
+from pipeline.ingest.schema import drift_text
+from pipeline.ingest.stage import Staging
+from pipeline.ingest.store import (
+    Drift,
+    IngestPlan,
+    IngestRecord,
+    IngestStore,
+    PageRecord,
+    as_output,
+    ingest_id,
+)
+from pipeline.report.humanize import plural
+from pipeline.storage import Storage, open_storage
+from pipeline.table.errors import plain_run
+from pipeline.table.log import TableLog
+from pipeline.table.manifest import CommitEntry
+from pipeline.table.publish import prepare_output
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class IngestProgress:
+    """How far an ingest is."""
+
+    phase: str
+    """`fetch`, `plan`, `stage` or `publish`."""
+    fetched: FetchProgress = field(default_factory=FetchProgress)
+    files: int = 0
+    """Number of files that are staged."""
+    of_files: int = 0
+
+
+Listener = Callable[[IngestProgress], None]
+Step = Callable[[str, str, Callable[[], Any]], Any]
+"""Runs a step, given its name, the ingest's id and what it does."""
+
+
+def run_step(name: str, ingest: str, work: Callable[[], T]) -> T:
+    """Run a step of an ingest here."""
+    return work()
+
+
+def secret_of_environment(auth: Auth) -> str | None:
+    """Return the secret of a header from its environment variable.
+
+    Raises:
+        UsageError: It is in a Prefect Secret block, which only a flow can read.
+    """
+    if auth.env is None:
+        raise UsageError(
+            f"the secret is in the Prefect Secret block {auth.secret} (http.auth.secret), and "
+            "no Prefect "
+            "server is set",
+            hint="set PREFECT_API_URL (`chunkmap up` starts a server), or name a variable in "
+            "http.auth.env",
+        )
+    return os.environ.get(auth.env)
+
+
+@dataclass(frozen=True, slots=True)
+class IngestOptions:
+    """How an ingest is run."""
+
+    refresh: bool = False
+    """Whether to ask for everything again, as another ingest, if the last one is published."""
+    waits: Waits = field(default_factory=Waits)
+    """Waits between attempts at a request."""
+    listen: Listener = lambda progress: None
+    step: Step = run_step
+    secret: Callable[[Auth], str | None] = secret_of_environment
+    """Returns the secret of a header."""
+
+
+@dataclass(frozen=True, slots=True)
+class IngestSummary:
+    """The result of an ingest."""
+
+    name: str
+    ingest: str
+    """Id."""
+    output: str
+    manifest: int
+    """Number of the current manifest."""
+    already: bool
+    """Whether it was published before, so that there was nothing to do."""
+    window: str
+    pages: int
+    asked: int
+    """Number of pages that were asked for now; the others were stored."""
+    requests: int
+    """Number of requests now, with retries and those for pages after the last."""
+    retries: int
+    records: int
+    rows: int
+    files: int
+    bytes: int
+    """Bytes of the files."""
+    drift: Drift
+    """How the records differ from the output's columns."""
+    notes: tuple[str, ...]
+    """What a user should know, in sentences."""
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return asdict(self) | {"drift": self.drift.model_dump()}
+
+
+def ingest(
+    definition: Ingest | str | Path,
+    settings: Settings | None = None,
+    options: IngestOptions | None = None,
+    *,
+    storage: Storage | None = None,
+) -> IngestSummary:
+    """Ingest the pages of an API, or go on with an ingest that was stopped; exactly once.
+
+    Args:
+        definition: The definition, or its file.
+        settings: Where the output's storage is; default those of the environment.
+        options: How to run it.
+        storage: The storage; default that of the settings.
+
+    Raises:
+        SourceError: The source refuses, or answers something unusable. Stored pages are kept.
+        SchemaChangedError: The records do not fit the output's columns. Stored pages are kept.
+        UsageError: The secret is missing, or the output cannot be used.
+        ConflictError: Others have published what this ingest would replace.
+    """
+    definition = definition if isinstance(definition, Ingest) else load_ingest(definition)
+    storage = storage or open_storage(settings or load_settings())
+    return _Driver(definition, storage, options or IngestOptions()).run()
+
+
+class _Driver:
+    """Runs one ingest."""
+
+    def __init__(self, definition: Ingest, storage: Storage, options: IngestOptions) -> None:
+        self._definition = definition
+        self._storage = storage
+        self._options = options
+        self._paging = Paging(definition)
+        self._output = as_output(definition.output.uri)
+        self._table_log = TableLog(storage, self._output)
+        self._fetched = FetchProgress()
+        self._started = time.monotonic()
+
+    def run(self) -> IngestSummary:
+        """Do what is left."""
+        number, store, record = self._last_round()
+        if record is not None:
+            publisher = self._publisher(record, store)
+            done = publisher.published()
+            if done is not None and not self._options.refresh:
+                return self._summary(record, store, done, already=True)
+            if done is not None:
+                self._refuse_twice(done)
+                number, store, record = number + 1, self._store(number + 1), None
+        auth = self._definition.http.auth
+        secret = None if auth is None else self._options.secret(auth)
+        if auth is not None:
+            secret = checked_secret(self._definition.http, secret)
+        mode, own = self._definition.output.mode, store.ingest
+        manifest = prepare_output(self._table_log, mode, own)
+        if manifest.table:
+            raise plain_run(self._output, f"ingest {own}")
+        record = record or store.create(self._record(number, own, manifest.number))
+        publisher = self._publisher(record, store, manifest.number if self._options.refresh else 0)
+        feeds = feeds_of(self._definition)
+        pages = self._step("fetch", own, partial(self._fetch, store, feeds, secret))
+        reader = PageReader(store, self._paging)
+        self._tell("plan")
+        plan = publisher.frozen_plan() or self._step(
+            "plan",
+            own,
+            partial(plan_files, self._definition, store, reader, self._table_log, pages),
+        )
+        staging = Staging(self._definition, store, reader, plan, pages, self._staged)
+        entry = self._step("publish", own, partial(publisher.publish, staging))
+        manifest_number = self._table_log.head()[0].current
+        store.note_published(manifest_number)
+        return self._summary(record, store, entry, plan=plan)
+
+    def _step(self, name: str, own: str, work: Callable[[], T]) -> T:
+        result: T = self._options.step(name, own, work)
+        return result
+
+    # -- which ingest ----------------------------------------------------------------------------
+
+    def _store(self, number: int) -> IngestStore:
+        return IngestStore(
+            self._storage,
+            self._output,
+            ingest_id(self._definition, number),
+            self._paging,
+            self._definition.http.max_page_bytes,
+        )
+
+    def _last_round(self) -> tuple[int, IngestStore, IngestRecord | None]:
+        """Return the last ingest of this definition, or the first one if there is none yet."""
+        number, store = 1, self._store(1)
+        record = store.record()
+        while record is not None:
+            following = self._store(number + 1)
+            found = following.record()
+            if found is None:
+                break
+            number, store, record = number + 1, following, found
+        return number, store, record
+
+    def _refuse_twice(self, done: CommitEntry) -> None:
+        """Refuse to append the same records again."""
+        live = {entry.name for entry in self._table_log.manifest().commits}
+        if self._definition.output.mode == "append" and done.name in live:
+            raise UsageError(
+                f"{self._output} already has the rows of ingest {done.run}, and the mode is "
+                "append: it "
+                "would have them twice",
+                hint="choose another window, or set output.mode to overwrite or "
+                "overwrite-partitions",
+            )
+
+    def _record(self, number: int, own: str, base: int) -> IngestRecord:
+        definition = self._definition
+        return IngestRecord(
+            ingest=own,
+            name=definition.name,
+            url=definition.http.url,
+            window="" if definition.window is None else definition.window.label,
+            round=number,
+            output=self._output,
+            mode=definition.output.mode,
+            base=base,
+            created=time.time(),
+        )
+
+    def _publisher(
+        self, record: IngestRecord, store: IngestStore, accepted: int = 0
+    ) -> IngestPublisher:
+        return IngestPublisher(self._definition, record, store, self._table_log, accepted)
+
+    # -- progress and result ---------------------------------------------------------------------
+
+    def _fetch(self, store: IngestStore, feeds: list[Feed], secret: str | None) -> list[PageRecord]:
+        self._tell("fetch")
+        pages, self._fetched = fetch_pages(
+            self._definition.http,
+            store,
+            feeds,
+            secret=secret,
+            waits=self._options.waits,
+            listen=self._heard,
+        )
+        return pages
+
+    def _heard(self, progress: FetchProgress) -> None:
+        self._options.listen(IngestProgress("fetch", progress))
+
+    def _staged(self, files: int, of_files: int) -> None:
+        phase = "publish" if files == of_files else "stage"
+        self._options.listen(IngestProgress(phase, self._fetched, files, of_files))
+
+    def _tell(self, phase: str) -> None:
+        self._options.listen(IngestProgress(phase, self._fetched))
+
+    def _summary(
+        self,
+        record: IngestRecord,
+        store: IngestStore,
+        entry: CommitEntry,
+        *,
+        plan: IngestPlan | None = None,
+        already: bool = False,
+    ) -> IngestSummary:
+        plan = plan or store.plan(entry.code)
+        drift = Drift() if plan is None else plan.drift
+        return IngestSummary(
+            name=record.name,
+            ingest=record.ingest,
+            output=self._output,
+            manifest=self._table_log.head()[0].current,
+            already=already,
+            window=record.window,
+            pages=self._fetched.pages if plan is None else plan.pages,
+            asked=self._fetched.asked,
+            requests=self._fetched.requests,
+            retries=self._fetched.retries,
+            records=entry.rows if plan is None else plan.records,
+            rows=entry.rows,
+            files=entry.files,
+            bytes=entry.bytes,
+            drift=drift,
+            notes=tuple(_notes(drift, self._definition.schema_)),
+            seconds=time.monotonic() - self._started,
+        )
+
+
+def _notes(drift: Drift, rule: str) -> list[str]:
+    notes = []
+    if drift.new and rule == "pinned":
+        fields = plural(len(drift.new), "new field")
+        notes.append(f"left out {fields} that the output does not have (schema: widen adds them)")
+    text = drift_text(drift)
+    return [*notes, f"compared with the output: {text}"] if text else notes
