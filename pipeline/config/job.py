@@ -498,11 +498,16 @@ class Job(Part):
     def _merges(self) -> Self:
         keys = ("partition_by", "file_bytes")
         key = next((key for key in keys if getattr(self.output, key) is not None), None)
-        if key is not None and self.window is not None:
-            raise ValueError(
-                f"`window` and `output.{key}` exclude each other: a file may have rows of several "
-                "windows, so it could not be published or replaced with one of them"
-            )
+        names = self.output.partition_by
+        if self.window is not None and names and self.output.mode == "overwrite-partitions":
+            lacking = [name for name in self.window.windowing().columns if name not in names]
+            if lacking:
+                raise ValueError(
+                    f"`window` and `output.partition_by` without {', '.join(lacking)} exclude each "
+                    "other in mode overwrite-partitions: a folder would have rows of several "
+                    f"windows, none of which could be replaced alone; add {', '.join(lacking)} to "
+                    "`output.partition_by`, or set `output.mode` to append"
+                )
         if key is not None and self.reduce is not None:
             raise ValueError(
                 f"`reduce` and `output.{key}` exclude each other: the result of a reduce is one "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,11 +19,12 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.report.humanize import plural
+from pipeline.runs.driver.publish import published_chunks
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage
 from pipeline.table.evidence import find_evidence, find_rejected, names_alive
 from pipeline.table.log import TableLog
-from pipeline.table.manifest import Commit, Manifest
+from pipeline.table.manifest import Commit, CommitEntry, Manifest
 from pipeline.table.retention import unnamed_keys
 
 FILES_AT_ONCE = 8
@@ -171,14 +171,14 @@ def _check_windows(table_log: TableLog, manifest: Manifest) -> tuple[int, list[s
     All manifests count: chunks that were replaced since have been published too.
     """
     runs = dict.fromkeys(entry.run for entry in manifest.commits if entry.window is not None)
-    published = Counter({run: 0 for run in runs})
+    commits: dict[str, list[CommitEntry]] = {run: [] for run in runs}
     for entry in table_log.entries():
         if entry.run in runs:
-            published[entry.run] += entry.files
+            commits[entry.run].append(entry)
     left, problems = 0, []
-    for run, count in published.items():
+    for run, entries in commits.items():
         ledger = Ledger(table_log.storage, table_log.output, run)
-        chunks = ledger.record().chunks
+        chunks, count = ledger.record().chunks, published_chunks(ledger, entries)
         left += chunks - count
         if count > chunks or (count < chunks and ledger.published() is not None):
             problems.append(

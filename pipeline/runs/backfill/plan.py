@@ -473,7 +473,8 @@ def create(storage: Storage, drafted: Draft) -> tuple[BackfillStore, bool] | Non
     record = drafted.record
     store = BackfillStore(storage, record.output, record.backfill)
     table_log = TableLog(storage, record.output)
-    if drafted.plan is not None:
+    in_own_folders = drafted.job.output.partition_by is None  # Others are those of the result.
+    if drafted.plan is not None and in_own_folders:
         runs = drafted.windows["run"].drop_nulls().to_list()
         refuse_former_folders(table_log, record.mode, drafted.plan, runs)
     if drafted.existing is not None:
@@ -482,7 +483,8 @@ def create(storage: Storage, drafted: Draft) -> tuple[BackfillStore, bool] | Non
     if drafted.plan is None or not record.todo:
         locate(table_log, table_log.manifest())  # Check that no files were deleted.
         return None
-    refuse_long_keys(record.output, drafted.plan)
+    if in_own_folders:
+        refuse_long_keys(record.output, drafted.plan)
     # The last publisher may have died on the way.
     prepare_output(table_log, record.mode, record.backfill)
     return store, store.create(record, drafted.windows, drafted.plan, drafted.job)

@@ -22,6 +22,7 @@ from pipeline.runs.driver.batching import Throughput
 from pipeline.runs.driver.drafts import WindowChunks, in_window
 from pipeline.runs.driver.executor import Executor
 from pipeline.runs.driver.map_stage import MapStage
+from pipeline.runs.driver.merge_stage import MergeStage
 from pipeline.runs.driver.publish import publish_run, until_published
 from pipeline.runs.driver.quarantine import refuse_many_quarantined, unreadable_uris
 from pipeline.runs.driver.result_types import OutputFacts
@@ -170,6 +171,7 @@ class BackfillRun:
         def map_and_publish(vanished: UploadsVanishedError | None) -> Progress:
             progress = self._map(executor, wanted, vanished)
             if publishes:
+                self._merge(executor, vanished)
                 self._publish_in_turn(vanished)
             return progress
 
@@ -216,7 +218,39 @@ class BackfillRun:
         self._on_count(progress)
         return progress
 
+    def _merge(self, executor: Executor, vanished: UploadsVanishedError | None) -> None:
+        """Merge the results of complete windows into files, if the job says so.
+
+        Raises as `MergeStage.run`.
+        """
+        shared = self.shared
+        if not shared.job.output.merges:
+            return
+        labels = set(self._full).intersection(shared.progress.in_state("staged"))
+        if vanished is not None:
+            # A commit of this run may wait for files of windows that are done or not wanted.
+            named = {f"{self.ledger.run}-{label}": label for label in self.labels}
+            commits = (commit.partition(".")[0] for commit in vanished.commits)
+            labels |= {named[commit] for commit in commits if commit in named}
+        stage = MergeStage(
+            storage=shared.storage,
+            ledger=self.ledger,
+            plan=self.plan,
+            job=shared.job,
+            limits=shared.limits,
+            executor=executor,
+            windows={label: self._chunks_of(label) for label in self.labels if label in labels},
+            tick=shared.check_control,
+            is_paused=shared.is_paused,
+        )
+        stage.run()
+        self._refused |= stage.refused
+        shared.progress.mark(stage.refused, "failed")
+
     def _published_chunks(self, facts: OutputFacts) -> Collection[str]:
+        if self.shared.job.output.merges:
+            done = set(self.shared.progress.in_state("done"))
+            return [c for label in self.labels if label in done for c in self._chunks_of(label)]
         with self.shared.publishing:
             return facts.published()
 
@@ -235,7 +269,9 @@ class BackfillRun:
     def _listen(self, progress: MapProgress) -> None:
         self.shared.check_control()
         due = time.monotonic() - self._published >= PUBLISH_SECONDS
-        if due and not self.shared.record.options.all_or_nothing:
+        # Results are merged when all of them are mapped.
+        waits = self.shared.record.options.all_or_nothing or self.shared.job.output.merges
+        if due and not waits:
             self._published = time.monotonic()
             # If uploads vanished, their chunks are mapped again at the end.
             try:

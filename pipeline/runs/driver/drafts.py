@@ -28,6 +28,8 @@ class WindowChunks:
     """Ids of the chunks (see `partitioning.windows_of_plan`)."""
     inputs: str = ""
     """Digest of the window's objects (see `partitioning.inputs_of_plan`)."""
+    files: Sequence[str] | None = None
+    """Ids of its merged files; None: each chunk is a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class _Part:
 
     label: str | None
     """Label of the window; None: the whole run."""
-    inputs: str
+    window: WindowChunks
     done: pl.DataFrame
     """Completions that are not published yet (schema COMPLETIONS)."""
     missing: Sequence[str]
@@ -96,7 +98,7 @@ class Drafting:
             rest = done.filter(~pl.col("chunk").is_in(list(already)))
             if rest.is_empty() and (own or not already.isdisjoint(window.chunks)):
                 continue
-            part = _Part(label, window.inputs, rest, missing, earlier)
+            part = _Part(label, window, rest, missing, earlier)
             drafts.append(self._draft(part, released))
         if self.rule is not None:
             self._refuse_open_columns(drafts)
@@ -106,13 +108,12 @@ class Drafting:
         """Return chunks and completions of each commit, by the label of its window."""
         if self.rule is None:
             return {None: (WindowChunks(self.plan.chunk_ids), self.done)}
-        owner = pl.DataFrame(
-            {
-                "chunk": [chunk for part in self.windows.values() for chunk in part.chunks],
-                "window": [label for label, part in self.windows.items() for _ in part.chunks],
-            },
-            schema={"chunk": pl.String, "window": pl.String},
-        )
+        pairs = [
+            (file, label)
+            for label, part in self.windows.items()
+            for file in (part.chunks if part.files is None else part.files)
+        ]
+        owner = pl.DataFrame(pairs, {"chunk": pl.String, "window": pl.String}, orient="row")
         joined = self.done.join(owner, on="chunk", how="inner", maintain_order="left")
         parts = joined.partition_by("window", as_dict=True, include_key=False)
         return {
@@ -125,12 +126,14 @@ class Drafting:
         # One file of a reduce has the rows of all chunks, and merged files those of several.
         several = self.job.reduce is not None or self.job.output.merges
         of_chunks = self.progress.completions if several else done
+        if several and label is not None:
+            of_chunks = of_chunks.filter(pl.col("chunk").is_in(list(part.window.chunks)))
         # Objects that planning could not read count in the first commit.
         is_first = not any(commit.entry.window == label for commit in part.earlier)
         is_own = self._in_window(label) if is_first else lambda uri: False
         window = None
         if label is not None and self.rule is not None:
-            window = CommitWindow(label, self.rule, part.inputs)
+            window = CommitWindow(label, self.rule, part.window.inputs)
         return draft_commit(
             self.record,
             done,
@@ -154,6 +157,9 @@ class Drafting:
     def _refuse_open_columns(self, drafts: Sequence[Commit]) -> None:
         """Raise SchemaChangedError if a column is all null in some of these windows only."""
         chunks = {chunk for draft in drafts for chunk in draft.files["chunk"].to_list()}
+        if self.job.output.merges:
+            labels = {draft.entry.window for draft in drafts}
+            chunks = {c for label, w in self.windows.items() if label in labels for c in w.chunks}
         done = self.progress.completions.filter(pl.col("chunk").is_in(list(chunks)))
         check_schemas(replace(self.progress, completions=done))
 

@@ -7,7 +7,7 @@ at sort keys, so that each file has its own range of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Final
 
@@ -18,6 +18,31 @@ from pipeline.runs.ledger.merge_plan import FILES, SOURCES
 
 DEFAULT_FILE_BYTES: Final = 128 << 20
 """Target size of files, if a job names none."""
+
+
+def plan_windows(
+    slices: Mapping[str, pl.DataFrame], target: int | None
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Plan the files of some windows, each of which has rows of one of them.
+
+    Args:
+        slices: As of `plan_files`, by the label of the window.
+        target: Target bytes of a file.
+
+    Returns:
+        The files, with their `window`, and the sources of each.
+    """
+    files, sources, count = [], [], 0
+    for label, own in slices.items():
+        made, parts = plan_files(own, target)
+        if made.height:
+            files.append(made.with_columns(window=pl.lit(label)))
+            sources.append(parts.with_columns(pl.col("file") + count))
+            count += made.height
+    if not files:
+        empty, none = plan_files(pl.DataFrame(schema={"folder": pl.String}), target)
+        return empty.with_columns(window=pl.lit(None, pl.String)), none
+    return pl.concat(files), pl.concat(sources)
 
 
 def plan_files(slices: pl.DataFrame, target: int | None) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -35,6 +60,8 @@ def plan_files(slices: pl.DataFrame, target: int | None) -> tuple[pl.DataFrame, 
     files: list[pl.DataFrame] = []
     sources: list[pl.DataFrame] = []
     number = 0
+    if slices.is_empty():
+        return FILES.to_frame(), SOURCES.to_frame()
     ordered = slices.sort("folder", "partial", "offset")
     for own in ordered.partition_by("folder", maintain_order=True):
         size, rows = int(own["length"].sum()), int(own["rows"].sum())
@@ -55,8 +82,6 @@ def plan_files(slices: pl.DataFrame, target: int | None) -> tuple[pl.DataFrame, 
                 )
             )
             number += 1
-    if not files:
-        return FILES.to_frame(), SOURCES.to_frame()
     ends = [name for name in ("low", "high") if name in files[0].columns]
     return (
         pl.concat(files).select(*FILES, *ends),

@@ -8,17 +8,19 @@ from typing import TypeVar
 
 import polars as pl
 
+from partitioning.window_inputs import windows_of_plan
 from pipeline.config.job import Job
 from pipeline.errors import StateError, UsageError
 from pipeline.quality.results import CheckResult, refused
 from pipeline.runs.driver.check_stage import CheckStage, refuse
 from pipeline.runs.driver.commit import abort_duplicates, files_of, vanished_duplicates
 from pipeline.runs.driver.drafts import Drafting, WindowChunks, windowing_of
-from pipeline.runs.driver.merge_stage import as_merged, merge_plan_of, merged_of
+from pipeline.runs.driver.merge_stage import as_merged, merge_parts, merged_of
 from pipeline.runs.driver.reduce_stage import drop_partials, reduced_of
 from pipeline.runs.driver.schemas import check_schemas, drop_retyped
 from pipeline.runs.driver.then_stage import then_results
 from pipeline.runs.ledger.ledger import Ledger
+from pipeline.runs.ledger.merge_plan import MergePart
 from pipeline.runs.ledger.records import Progress, RunRecord
 from pipeline.storage import Storage
 from pipeline.table.claims import finish_open_claim
@@ -114,11 +116,12 @@ def publish_run(
     if vanished is not None:
         ledger.void(vanished.attempts)
     progress = drop_retyped(ledger, ledger.read())
+    parts = []
     if job.output.merges:
-        _refuse_unmerged(ledger, progress, without_failed=without_failed)
-        progress = _as_merged(ledger, progress)
+        parts = _merged_parts(ledger, progress, windows, without_failed=without_failed)
+        progress, windows = as_merged(progress, parts), _with_files(windows, parts)
     check_schemas(progress, open_columns=rule is not None)
-    progress, done = _results(ledger, job, progress)
+    progress, done = _results(ledger, job, progress, parts)
     # What checks need to know was measured on the results of chunks.
     measured = progress.completions if job.output.merges else done
     drafting = Drafting(table_log, record, job, ledger.plan(), progress, done, rule, windows or {})
@@ -153,9 +156,6 @@ def publish_run(
         raise
     own = [entry for entry in entries if entry.run == record.run]
     _finish(ledger, table_log, progress, manifest, own=own, published=published)
-    has_partials = job.reduce is not None or job.output.merges or not job.checks.is_empty
-    if has_partials and ledger.published() is not None:
-        drop_partials(storage, ledger)
     refuse(ledger.run, results)
     return manifest.number
 
@@ -169,9 +169,11 @@ def check_run(storage: Storage, ledger: Ledger) -> list[CheckResult]:
     if _is_decided(table_log, ledger.record()):
         return []
     progress, job = drop_retyped(ledger, ledger.read()), ledger.job()
+    parts: list[MergePart] = []
     if job.output.merges:
-        progress = _as_merged(ledger, progress)
-    progress, files = _results(ledger, job, progress)
+        parts = _merged_parts(ledger, progress, None)
+        progress = as_merged(progress, parts)
+    progress, files = _results(ledger, job, progress, parts)
     done = progress.completions if job.output.merges else files
     stage = CheckStage(storage, ledger, table_log, ledger.checks(), ledger.record(), files)
     return stage.results(done, progress.completions if job.reduce else done)
@@ -206,15 +208,32 @@ def _checked(
     for draft in drafts:
         label = draft.entry.window
         if label not in results:
-            chunks = windows[label].chunks if windows and label is not None else None
-            files, of_chunks = (
-                rows if chunks is None else rows.filter(pl.col("chunk").is_in(list(chunks)))
-                for rows in completions
-            )
-            results[label] = checking.results(files, of_chunks, label)
+            files, of_chunks = completions
+            stage = checking
+            if windows and label is not None:
+                window = windows[label]
+                files, of_chunks = (_of(window.chunks, rows) for rows in completions)
+                if checking.files is not None:
+                    stage = replace(checking, files=_of(window.files or (), checking.files))
+            results[label] = stage.results(files, of_chunks, label)
         if not refused(results[label]):
             passed.append(_with_results(draft, results[label]))
     return passed
+
+
+def _with_files(
+    windows: Mapping[str, WindowChunks] | None, parts: Sequence[MergePart]
+) -> Mapping[str, WindowChunks] | None:
+    """Add the ids of their merged files to windows."""
+    files = {part.label: part.ids() for part in parts}
+    return windows and {
+        label: replace(window, files=files.get(label, [])) for label, window in windows.items()
+    }
+
+
+def _of(ids: Sequence[str], rows: pl.DataFrame) -> pl.DataFrame:
+    """Select the completions of some chunks or files."""
+    return rows.filter(pl.col("chunk").is_in(list(ids)))
 
 
 def _with_results(draft: Commit, results: Sequence[CheckResult]) -> Commit:
@@ -226,15 +245,15 @@ def _with_results(draft: Commit, results: Sequence[CheckResult]) -> Commit:
     return replace(draft, entry=entry, checks=tuple(found))
 
 
-def _results(ledger: Ledger, job: Job, progress: Progress) -> tuple[Progress, pl.DataFrame]:
+def _results(
+    ledger: Ledger, job: Job, progress: Progress, parts: Sequence[MergePart]
+) -> tuple[Progress, pl.DataFrame]:
     """Return the completions whose files are published, and the progress with their schemas.
 
     They are those of chunks, of merged files, of the reduce, or of its groups.
     """
     if job.output.merges:
-        merge = merge_plan_of(ledger, progress)
-        assert merge is not None, "files are merged"
-        return progress, merged_of(ledger, progress, merge)
+        return progress, merged_of(ledger, progress, parts)
     if job.then is not None:
         return then_results(ledger, progress)
     if job.reduce is None:
@@ -245,11 +264,29 @@ def _results(ledger: Ledger, job: Job, progress: Progress) -> tuple[Progress, pl
     return progress, done
 
 
-def _refuse_unmerged(ledger: Ledger, progress: Progress, *, without_failed: bool) -> None:
-    """Refuse to publish a run whose files are not all merged."""
-    merge = merge_plan_of(ledger, progress)
-    if merge is not None and merged_of(ledger, progress, merge).height == merge.files.height:
-        return
+def _merged_parts(
+    ledger: Ledger,
+    progress: Progress,
+    windows: Mapping[str, WindowChunks] | None,
+    *,
+    without_failed: bool = False,
+) -> list[MergePart]:
+    """Return the parts of merge plans that are to be published, all of whose files are merged.
+
+    Raises:
+        UsageError: files of the run, or of these windows, are not merged yet.
+    """
+    labels: set[str | None] = {None} if windows is None else set(windows)
+    parts = [part for part in merge_parts(ledger, progress) if part.label in labels]
+    # A window without chunks is published empty, and one that lacks chunks is not published.
+    needed = labels - {part.label for part in parts}
+    if windows is not None:
+        completed = set(progress.completions["chunk"].to_list())
+        needed = {w for w, c in windows.items() if w in needed and c.chunks}
+        needed = {w for w in needed if completed.issuperset(windows[str(w)].chunks)}
+    merged = merged_of(ledger, progress, parts)
+    if not needed and merged.height == sum(len(part.indices) for part in parts):
+        return parts
     reason = (
         "its files are merged from the results of all chunks, so that it cannot be published "
         "without some of them"
@@ -260,12 +297,6 @@ def _refuse_unmerged(ledger: Ledger, progress: Progress, *, without_failed: bool
         f"run {ledger.run}: {reason} (output.partition_by, output.file_bytes)",
         hint=f"map what is left, and merge: chunkmap retry {ledger.run}",
     )
-
-
-def _as_merged(ledger: Ledger, progress: Progress) -> Progress:
-    merge = merge_plan_of(ledger, progress)
-    assert merge is not None, "files are merged"
-    return as_merged(progress, merge)
 
 
 def _publish_without_conflicts(
@@ -298,7 +329,7 @@ def _finish(
     own: Sequence[CommitEntry],
     published: Sequence[Commit],
 ) -> None:
-    """Abort duplicates, and record the run as published once all its planned chunks are.
+    """Abort duplicates; once all planned chunks are published, note that, and drop partials.
 
     Args:
         ledger: Ledger of the run.
@@ -314,10 +345,33 @@ def _finish(
         theirs = attempts.join(files.select("chunk"), on="chunk", how="semi")
         abort_duplicates(table_log, theirs.join(files.select("attempt"), on="attempt", how="anti"))
     is_complete = any(entry.window is None and not entry.missing for entry in own)
-    is_complete |= sum(entry.files for entry in own) >= len(ledger.plan())
-    if not own or not is_complete or ledger.published() is not None:
-        return
+    is_complete |= published_chunks(ledger, own) >= len(ledger.plan())
+    if own and is_complete and ledger.published() is None:
+        _note_published(ledger, table_log, attempts, manifest, own)
+    job = ledger.job()
+    has_partials = job.reduce is not None or job.output.merges or not job.checks.is_empty
+    if has_partials and ledger.published() is not None:
+        drop_partials(table_log.storage, ledger)
+
+
+def _note_published(
+    ledger: Ledger,
+    table_log: TableLog,
+    attempts: pl.DataFrame,
+    manifest: Manifest,
+    own: Sequence[CommitEntry],
+) -> None:
+    """Record the run as published, without duplicates."""
     # A driver that published some of it may have died before it aborted duplicates.
     chosen = pl.concat([commit.files.select("attempt") for commit in table_log.load_all(own)])
     abort_duplicates(table_log, attempts.join(chosen, on="attempt", how="anti"))
     ledger.note_published(manifest.number)
+
+
+def published_chunks(ledger: Ledger, commits: Sequence[CommitEntry]) -> int:
+    """Count the planned chunks of a run that its commits of windows have."""
+    job = ledger.job()
+    if not job.output.merges or job.window is None:
+        return sum(entry.files for entry in commits)
+    labels = {entry.window for entry in commits if not entry.missing}
+    return sum(label in labels for label in windows_of_plan(ledger.plan(), job.window.windowing()))

@@ -366,16 +366,16 @@ class Ledger:
         data = pack_segment(entries, schemas)
         self._storage.put_new(f"{self.prefix}completions/{name}.jsonl.zst", data)
 
-    def last_merge_plan(self) -> MergePlan | None:
-        """Read the newest merge plan; None if there is none.
+    def merge_plans(self) -> list[MergePlan]:
+        """Read the merge plans, newest first.
 
         Raises:
-            StateError: it is damaged.
+            StateError: one is damaged.
         """
         folder = self.prefix + "merge/"
         names = (info.uri.removeprefix(folder) for info in self._storage.objects(folder))
         numbers = [int(match[1]) for name in names if (match := _MERGE_PLAN.fullmatch(name))]
-        return self.merge_plan(max(numbers)) if numbers else None
+        return map_concurrently(self.merge_plan, sorted(numbers, reverse=True))
 
     def merge_plan(self, number: int) -> MergePlan:
         """Read a merge plan. Raises StateError if it is missing or damaged."""

@@ -1,13 +1,14 @@
 """The merge plan of a run: which rows of which partial results make up each file of its output.
 
 Stored once, in the run's state, when all chunks are done. If partial results are lost later, their
-chunks are mapped again and another plan, with a higher number, takes its place.
+chunks are mapped again and another plan, with a higher number, takes its place. In a backfill,
+plans are made of the windows that are complete, and each file has rows of one window.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -42,12 +43,14 @@ _SOURCES: dict[str, Any] = {
     "take": pl.Int64,
 }
 PARTIALS: Final = pl.Schema(_PARTIALS)
-"""One partial result per chunk, in the plan's order, with the attempt that made it."""
+"""One partial result per chunk, in the plan's order, with the attempt that made it; in a backfill
+also `window`, the label of its window."""
 FILES: Final = pl.Schema(_FILES)
 """Files in order. `bytes` is that of their sources. Where sorted partitions are cut, also `low` and
 `high`: a file has the rows with low <= key < high; the first file of its folder has also those
 below and the nulls, the last those above. Then `rows` counts what all sources have.
-`folder_rows` are those of all files of its folder."""
+`folder_rows` are those of all files of its folder; in a backfill, of its window, whose label is
+`window`."""
 SOURCES: Final = pl.Schema(_SOURCES)
 """Slices of each file, in order: `take` rows after the first `skip` rows."""
 
@@ -105,9 +108,19 @@ class MergePlan:
         """Return the ids of all files, in order."""
         return [self.id_of(index) for index in range(self.files.height)]
 
-    def fits(self, attempts: Collection[str]) -> bool:
-        """Whether all its partial results are among those of these attempts."""
-        return set(self.partials["attempt"].to_list()) <= set(attempts)
+    def parts(self) -> list[MergePart]:
+        """Return its parts: one for each window, or one for the whole run."""
+        if "window" not in self.partials.columns:
+            attempts = self.partials["attempt"].to_list()
+            return [MergePart(self, None, frozenset(attempts), range(self.files.height))]
+        files: dict[str, list[int]] = {}
+        for index, label in enumerate(self.files["window"]):
+            files.setdefault(label, []).append(index)
+        by_window = self.partials.group_by("window", maintain_order=True).agg("attempt")
+        return [
+            MergePart(self, label, frozenset(attempts), files.get(label, []))
+            for label, attempts in by_window.iter_rows()
+        ]
 
     def done(self, merged: pl.DataFrame, output: str, run: str) -> pl.DataFrame:
         """Choose one completion per file that is merged, in the order of files.
@@ -131,6 +144,28 @@ class MergePlan:
         mine = merged.join(planned, on=["chunk", "index"], how="inner")
         mine = mine.filter(pl.col("uri").str.starts_with(pl.col("start"))).drop("start")
         return mine.sort("index", "attempt").unique("index", keep="first", maintain_order=True)
+
+
+@dataclass(frozen=True, slots=True)
+class MergePart:
+    """The files of a merge plan that are published together."""
+
+    plan: MergePlan
+    label: str | None
+    """Label of their window; None: the whole run."""
+    attempts: frozenset[str]
+    """Attempts that made the partial results of which they are merged."""
+    indices: Sequence[int]
+    """Numbers of the files in the plan."""
+
+    def ids(self) -> list[str]:
+        """Return the ids of its files."""
+        return [self.plan.id_of(index) for index in self.indices]
+
+    def done(self, merged: pl.DataFrame, output: str, run: str) -> pl.DataFrame:
+        """Choose one completion per file that is merged (see `MergePlan.done`)."""
+        done = self.plan.done(merged, output, run)
+        return done if self.label is None else done.filter(pl.col("index").is_in(self.indices))
 
 
 def number_of(batch: str) -> int | None:
