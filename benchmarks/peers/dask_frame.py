@@ -28,6 +28,12 @@ def row_map(frame: Any) -> Any:
     return kept.assign(revenue=net, charge=net * (1 + frame.l_tax), currency="EUR")
 
 
+def by_month(frame: Any) -> Any:
+    """The same, with the month."""
+    mapped = row_map(frame)
+    return mapped.assign(month=dd.to_datetime(mapped.l_shipdate).dt.strftime("%Y-%m"))
+
+
 def few_rows(frame: Any) -> Any:
     """A filter that keeps little."""
     kept = frame[
@@ -48,14 +54,20 @@ def strings(frame: Any) -> Any:
     )
 
 
-QUERIES = {"row-map": row_map, "few-rows": few_rows, "strings": strings}
+QUERIES = {"row-map": row_map, "partition-by": by_month, "few-rows": few_rows, "strings": strings}
 
 
 def write(client: Client, spec: Spec, output: str) -> None:
-    """Map and write one file a partition."""
+    """Map and write one file a partition, or one for each Hive partition of it."""
     frame = dd.read_parquet(spec.input, storage_options=s3().fsspec())
     mapped = QUERIES[spec.workload](frame)
-    mapped.to_parquet(output, storage_options=s3().fsspec(), compression="zstd", write_index=False)
+    mapped.to_parquet(
+        output,
+        storage_options=s3().fsspec(),
+        compression="zstd",
+        write_index=False,
+        partition_on=list(spec.keys) or None,
+    )
 
 
 def plan(client: Client, spec: Spec, output: str) -> dict[str, int]:

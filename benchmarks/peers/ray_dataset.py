@@ -43,11 +43,18 @@ def write(store: fs.S3FileSystem, spec: Spec, output: str) -> None:
         spec.input.removeprefix("s3://"), filesystem=store, columns=_columns(spec)
     )
     mapped = data.map_batches(batch, batch_format="pyarrow", batch_size=None)
-    mapped.write_parquet(output.removeprefix("s3://"), filesystem=store, compression="zstd")
+    mapped.write_parquet(
+        output.removeprefix("s3://"),
+        partition_cols=list(spec.keys) or None,
+        filesystem=store,
+        compression="zstd",
+    )
 
 
+LINE = "l_orderkey l_linenumber l_suppkey l_shipdate l_extendedprice l_discount l_tax"
 COLUMNS = {
-    "row-map": "l_orderkey l_linenumber l_suppkey l_shipdate l_extendedprice l_discount l_tax",
+    "row-map": LINE,
+    "partition-by": LINE,
     "few-rows": "l_orderkey l_linenumber l_shipdate l_extendedprice l_comment l_quantity "
     "l_discount l_shipmode",
     "strings": "l_orderkey l_linenumber l_comment l_shipmode l_shipinstruct",

@@ -113,11 +113,13 @@ def _workload(result: Result) -> str:
 
 
 def output_cells(result: Result) -> tuple[str, str]:
-    """The bytes (codec) that were written, and the requests for each file of them."""
+    """The bytes (codec) and files that were written, and the requests for each of these files."""
     size, requests = result.output_bytes(), result.requests_per_file()
+    files = round(result.output_files() or 0)
     codecs = f" ({', '.join(codec.lower() for codec in result.codecs)})" if result.codecs else ""
+    what = f"{codecs}, {humanize.plural(files, 'file')}"
     return (
-        "–" if not size else humanize.byte_size(size) + codecs,
+        "–" if not size else humanize.byte_size(size) + what,
         "–" if requests is None else f"{requests:.2f}",
     )
 

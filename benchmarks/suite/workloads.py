@@ -131,10 +131,10 @@ WORKLOADS: Mapping[str, Workload] = {
             "map",
             "lineitem",
             "by_month",
-            peers=("polars", "duckdb", "daft", "pyspark"),
+            peers=("polars", "duckdb", "daft", *DISTRIBUTED),
             keys=("month",),
             output=MappingProxyType({"partition_by": ["month"]}),
-            aims=(RatioAim(("pyspark",), 1.0, "sm"),),
+            aims=(RatioAim(DISTRIBUTED, 1.0, "sm"),),
         ),
         Workload(
             "few-rows",

@@ -359,7 +359,7 @@ def test_a_column_that_is_missing_is_refused_in_planning(small: Small) -> None:
 def test_a_reduce_with_a_layout_is_refused() -> None:
     text = "name: a\ninput: {uri: s3://a/b/}\ntransform: a:b\nreduce: {combine: a:b}\n"
     text += "output: {uri: s3://a/c/, partition_by: [x]}\n"
-    with pytest.raises(JobError, match="`reduce` and `output.partition_by` exclude"):
+    with pytest.raises(JobError, match=r"`reduce` and `output\.partition_by` exclude"):
         parse_job(text)
 
 
