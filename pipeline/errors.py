@@ -4,6 +4,7 @@
     ├── UsageError                      2
     │   ├── SettingsError
     │   ├── JobError
+    │   ├── LoadFileError
     │   ├── InvalidUriError
     │   ├── InputError
     │   ├── OutputNotEmptyError
@@ -108,6 +109,10 @@ class SettingsError(UsageError):
 
 class JobError(UsageError):
     """The job file is missing, is not YAML, or has a key or value that is not allowed."""
+
+
+class LoadFileError(UsageError):
+    """The load file is missing, is not YAML, or has a key or value that is not allowed."""
 
 
 class InvalidUriError(UsageError):

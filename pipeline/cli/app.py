@@ -29,6 +29,7 @@ from pipeline.cli.options import (
     Set,
     TakeOver,
     age,
+    outputs,
 )
 from pipeline.cli.terminal import guard_streams
 from pipeline.errors import UsageError
@@ -470,6 +471,63 @@ def vacuum(
         discard=discard or [],
         as_json=json,
     )
+
+
+@app.command(
+    rich_help_panel=OUTPUTS,
+    epilog=examples(
+        "load load.yaml",
+        "load s3://bucket/prefix/ --into warehouse.duckdb --table revenue",
+        "load load.yaml --mode replace --dry-run",
+    ),
+)
+def load(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="LOAD.yaml|OUTPUT",
+            help="The load file; with --into, URI of an output prefix.",
+            show_default=False,
+            autocompletion=outputs,
+        ),
+    ],
+    into: Annotated[
+        str | None, typer.Option(metavar="URI", help="Database, e.g. warehouse.duckdb.")
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option(metavar="TABLE", help="Table, or schema.table.")
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option(metavar="MODE", help="append, replace or merge; default append.")
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Merge by this column; repeatable."),
+    ] = None,
+    schema: Annotated[
+        str | None,
+        typer.Option(metavar="RULE", help="match, or widen to add columns; default match."),
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of a manifest; default the current.")
+    ] = None,
+    change: Set = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would load.")] = False,
+    environment: Environment = None,
+    json: Json = False,
+) -> None:
+    """Load the new commits of an output into a database."""
+    from pipeline.cli import load as loading
+
+    options = {
+        "into.uri": into,
+        "into.table": table,
+        "into.mode": mode,
+        "into.key": tuple(key or ()),
+        "into.schema": schema,
+        "input.version": version,
+    }
+    loading.load(source, options, environment, changes=change or (), dry_run=dry_run, as_json=json)
 
 
 app.command("clean", hidden=True, deprecated=True)(vacuum)

@@ -1,4 +1,4 @@
-"""Write the reference pages of docs/ from the code: commands, job file, settings."""
+"""Write the reference pages of docs/ from the code: commands, job and load file, settings."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from pipeline.config.ingest_examples import INGEST_EXAMPLES, ingest_schema
 from pipeline.config.job import Job
 from pipeline.config.job_examples import JOB_EXAMPLES
 from pipeline.config.job_schema import job_schema
+from pipeline.config.load_examples import LOAD_EXAMPLES
+from pipeline.config.load_file import LoadFile
 from pipeline.config.settings import Settings
 from pipeline.config.units import format_size, parse_size
 
 PAGES = (
     *("commands.md", "ingest.md", "ingest.schema.json"),
-    *("job.md", "job.schema.json", "settings.md"),
+    *("job.md", "job.schema.json", "load.md", "settings.md"),
 )
 _NOTE = "<!-- Written by `make reference` from the code. Change the docstrings there. -->"
 
@@ -37,6 +39,7 @@ def pages() -> dict[str, str]:
         "ingest.md": _page("The file of an ingest", _ingest()),
         "ingest.schema.json": json.dumps(ingest_schema(), indent=1) + "\n",
         "job.md": _page("The job file", _job()),
+        "load.md": _page("The load file", _load()),
         "job.schema.json": json.dumps(job_schema(), indent=1) + "\n",
         "settings.md": _page("Settings", _model(Settings, "", _doc(Settings.__module__))),
     }
@@ -125,6 +128,12 @@ def _ingest() -> Iterator[str]:
     yield "[the file in this repository](ingest.schema.json)."
     yield from ("", "## Keys at the top")
     yield from _keys(Ingest, "", INGEST_EXAMPLES)
+
+
+def _load() -> Iterator[str]:
+    """Describe each key of the load file."""
+    yield from (_doc(LoadFile.__module__), "", "## Keys at the top")
+    yield from _keys(LoadFile, "", LOAD_EXAMPLES)
 
 
 def _keys(model: type[BaseModel], prefix: str, examples: FileExamples) -> Iterator[str]:

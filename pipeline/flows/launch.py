@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from pipeline.config.job import Job
+from pipeline.config.load_file import LoadFile
 from pipeline.config.settings import Settings
 from pipeline.errors import (
     ChunkmapError,
@@ -30,6 +31,8 @@ from pipeline.storage import open_storage
 if TYPE_CHECKING:
     from pipeline.config.ingest import Ingest
     from pipeline.ingest.run import IngestOptions, IngestSummary
+    from pipeline.load.loader import Listener as LoadListener
+    from pipeline.load.loader import LoadSummary
     from pipeline.runs.backfill.driver import Listener as BackfillListener
     from pipeline.runs.backfill.records import BackfillResumeOptions
     from pipeline.runs.backfill.store import BackfillStore
@@ -182,6 +185,29 @@ def launch_ingest(
     flow_options = IngestFlowOptions(settings, ingest_options)
     with options_of_flow(flow_options):
         call = partial(ingest_flow, definition.name, definition.to_yaml())
+        return _run_flow(api_url, flow_options.ended, call)
+
+
+def launch_load(file: LoadFile, settings: Settings, listen: LoadListener) -> LoadSummary:
+    """Load an output as the flow `load`, in this process.
+
+    Args:
+        file: What is loaded into which table.
+        settings: Where the output and Prefect are.
+        listen: Called with the progress.
+
+    Raises:
+        EngineUnavailableError: No Prefect server answers.
+        ChunkmapError: See `pipeline.load.errors`.
+    """
+    api_url = connect(settings.prefect)
+    set_up_driver(settings.logs.format, settings.logs.level)
+    from pipeline.flows.load import LoadOptions, load_flow, load_options
+
+    flow: Any = load_flow
+    flow_options = LoadOptions(settings, listen)
+    with load_options(flow_options):
+        call = partial(flow, file.name, file.to_yaml())
         return _run_flow(api_url, flow_options.ended, call)
 
 

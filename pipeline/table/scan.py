@@ -55,22 +55,50 @@ def scan(
     settings: Settings, uri: str, version: int | None = None, window: str | None = None
 ) -> pl.LazyFrame:
     """Scan the rows of an output as `scan_output` does, with these settings."""
-    import polars as pl
-
     table_log = TableLog(open_storage(settings), uri)
-    manifest = table_log.manifest(version)
-    places = locate(table_log, manifest)
+    version_scan = VersionScan.of(settings, table_log, table_log.manifest(version))
+    manifest, places = version_scan.manifest, version_scan.places
     selected = places if window is None else _select_window(uri, manifest, places, window)
     if not selected:
         which = "" if window is None else f" of window {window}"
         raise UsageError(f"{uri} has no published files{which} (manifest {manifest.number})")
-    options = scan_arguments(settings, uri)
-    schema = _widened_schema(table_log, manifest, selected, options)
-    if schema is not None:
-        upcast = pl.ScanCastOptions(integer_cast="upcast", float_cast="upcast")
-        options |= {"schema": schema, "missing_columns": "insert", "cast_options": upcast}
-    files = {key: _path(place) for key, place in selected.items()}
-    return _scan(files, _Hive.of(list(places), _declared_types(table_log, manifest)), options)
+    return version_scan.frame(selected)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionScan:
+    """Scans files of one version of an output; what they have in common is found once."""
+
+    settings: Settings
+    table_log: TableLog
+    manifest: Manifest
+    places: Mapping[str, str]
+    """URI of each file, by key."""
+    hive: _Hive
+
+    @classmethod
+    def of(cls, settings: Settings, table_log: TableLog, manifest: Manifest) -> VersionScan:
+        """Find the files of a version.
+
+        Raises:
+            FilesMissingError: The version is no longer kept, or its files were deleted.
+        """
+        places = locate(table_log, manifest)
+        hive = _Hive.of(list(places), _declared_types(table_log, manifest))
+        return cls(settings, table_log, manifest, places, hive)
+
+    def frame(self, keys: Iterable[str]) -> pl.LazyFrame:
+        """Scan some files, at least one; missing columns of widened outputs are nulls."""
+        import polars as pl
+
+        selected = {key: self.places[key] for key in keys}
+        options = scan_arguments(self.settings, self.table_log.output)
+        schema = _widened_schema(self.table_log, self.manifest, selected, options)
+        if schema is not None:
+            upcast = pl.ScanCastOptions(integer_cast="upcast", float_cast="upcast")
+            options |= {"schema": schema, "missing_columns": "insert", "cast_options": upcast}
+        files = {key: _path(place) for key, place in selected.items()}
+        return _scan(files, self.hive, options)
 
 
 def _path(place: str) -> str:

@@ -33,7 +33,7 @@ def _names(requirements: list[str]) -> set[str]:
     ("folder", "extras"),
     [
         ("partitioning", ()),
-        ("pipeline", ("local", "checks", "tables")),
+        ("pipeline", ("local", "sql", "checks", "tables")),
         ("benchmarks", ("bench", "local")),
     ],
 )

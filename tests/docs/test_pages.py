@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.job import load_job
+from pipeline.config.load_file import parse_load_file
 from tests.contracts.source import ROOT, repository_files
 from tests.docs.pages import LANGUAGES, Block, Command, blocks, commands, links, missing, read
 
@@ -36,6 +37,8 @@ def test_every_block_is_of_a_kind_that_is_tested(page: Path, tmp_path: Path) -> 
             job = tmp_path / "job.yaml"
             job.write_text(block.text, "utf-8")
             load_job(job)
+        elif block.language == "yaml" and re.match(r"name:.*^into:", block.text, re.M | re.S):
+            parse_load_file(block.text)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -1,0 +1,153 @@
+"""Read the load file: which output goes into which table of which database.
+
+name: revenue
+input: {uri: s3://shop/revenue/}
+into:
+uri: warehouse.duckdb
+table: finance.revenue
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
+
+from pipeline.config.file_examples import nested
+from pipeline.config.job_part import Part
+from pipeline.config.masking import names_user
+from pipeline.config.yaml_file import YamlFile, change_yaml, dump_yaml, parse_yaml, read_yaml
+from pipeline.config.yaml_model import validate
+from pipeline.errors import InvalidUriError, LoadFileError
+from pipeline.uris import parse
+
+_DUCKDB_SUFFIXES = (".duckdb", ".ddb")
+
+
+def _database(uri: str) -> str:
+    is_path = uri.endswith(_DUCKDB_SUFFIXES) and "://" not in uri
+    if not (is_path or re.match("duckdb:/*[^/]", uri)):
+        raise ValueError(
+            "names no database that can be loaded: write duckdb:FILE, or a path that ends in "
+            ".duckdb"
+        )
+    return uri
+
+
+def duckdb_path(uri: str) -> Path:
+    """Return the path of a DuckDB file: `duckdb:a.duckdb`, `duckdb:///tmp/a.duckdb`, or a path."""
+    rest = uri.removeprefix("duckdb:")
+    return Path(rest.removeprefix("//")).expanduser().absolute()
+
+
+def split_table(text: str) -> tuple[str | None, str]:
+    """Return schema and name of a table: `finance.revenue`, or `revenue` in the default schema."""
+    schema, dot, name = text.partition(".")
+    return (schema, name) if dot else (None, text)
+
+
+def _table(text: str) -> str:
+    if not re.fullmatch(r"[^.\x00]+(\.[^.\x00]+)?", text):
+        raise ValueError(f"{text!r} is neither a table nor schema.table")
+    return text
+
+
+def _output(uri: str) -> str:
+    if names_user(uri):
+        raise ValueError("a URI with credentials in it is not accepted: it would be stored")
+    try:
+        return parse(uri).uri
+    except InvalidUriError as error:
+        raise ValueError(str(error)) from None
+
+
+class LoadInput(Part):
+    """What is loaded."""
+
+    uri: Annotated[str, AfterValidator(_output)]
+    """URI of a published output."""
+    version: PositiveInt | None = None
+    """Number of a manifest, as `chunkmap history` lists them. Default: the current one when the
+    load begins."""
+
+
+class LoadInto(Part):
+    """Where it is loaded."""
+
+    uri: Annotated[str, AfterValidator(_database)]
+    """Database: `duckdb:FILE`, or a path that ends in `.duckdb`. The file is created if it does not
+    exist."""
+    table: Annotated[str, AfterValidator(_table)]
+    """Table, or `schema.table`, as the database stores the names: upper and lower case are kept.
+    The table is created if it does not exist; the schema is not."""
+    mode: Literal["append", "replace", "merge"] = "append"
+    """`append`: add the commits that the table lacks. `replace`: replace all rows by the current
+    version, in one transaction. `merge`: like append, but rows of new commits replace rows of the
+    table that have the same key."""
+    key: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Columns that identify a row, for mode merge."""
+    schema_: Literal["match", "widen"] = Field("match", alias="schema")
+    """`match`: the table must have the columns of the output. `widen`: the table gets the columns
+    that it lacks."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LoadInto:
+        if (self.mode == "merge") != bool(self.key):
+            raise ValueError("mode merge needs `key`, and no other mode has one")
+        if len(set(self.key)) < len(self.key):
+            raise ValueError("`key` names a column twice")
+        return self
+
+
+class LoadFile(Part):
+    """A load."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    """Name of the load, for people."""
+    input: LoadInput
+    into: LoadInto
+
+    def to_yaml(self) -> str:
+        """Return the text of a file that loads to an equal load; defaults are left out."""
+        return dump_yaml(self.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+
+
+def read_load_file(
+    path: Path, options: Mapping[str, object], changes: Sequence[str] = ()
+) -> LoadFile:
+    """Read a load file.
+
+    Args:
+        path: The file; `-` is standard input.
+        options: Values that replace those of the file, by dotted key.
+        changes: Values to set or replace, such as `into.mode=replace`, in the syntax of YAML.
+
+    Raises:
+        LoadFileError: It is missing or wrong; the message names file and line.
+    """
+    file = change_yaml(read_yaml(path, LoadFileError), changes, "--set", LoadFileError)
+    return validate(_with_options(file, options), LoadFile, LoadFileError)
+
+
+def load_file_of(options: Mapping[str, object]) -> LoadFile:
+    """Return a load from values by dotted key. Raises as `read_load_file`."""
+    return validate(_with_options(YamlFile("load", {}, {}), options), LoadFile, LoadFileError)
+
+
+def _with_options(file: YamlFile, options: Mapping[str, object]) -> YamlFile:
+    given = nested({key: value for key, value in options.items() if value not in (None, ())})
+    data = dict(file.data)
+    for key, value in given.items():
+        section = data.get(key)
+        both = isinstance(value, dict) and isinstance(section, dict)
+        data[key] = section | value if both else value
+    return replace(file, data=data)
+
+
+def parse_load_file(text: str, name: str = "load.yaml") -> LoadFile:
+    """Read a load file's text; `name` is for messages. Raises as `load_load_file`."""
+    return validate(parse_yaml(text, name, LoadFileError), LoadFile, LoadFileError)

@@ -1,0 +1,79 @@
+"""The flow `load`: a published output into a database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from prefect import flow
+
+from pipeline.config.load_file import parse_load_file
+from pipeline.config.settings import Settings, load_settings
+from pipeline.errors import ChunkmapError
+from pipeline.load.connect import open_destination, request_of
+from pipeline.load.loader import Listener, LoadProgress, LoadSummary, load
+from pipeline.storage import open_storage
+
+
+def _ignore(progress: LoadProgress) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Arguments of the flow that Prefect need not store."""
+
+    settings: Settings
+    listen: Listener = _ignore
+    ended: list[LoadSummary | ChunkmapError] = field(default_factory=list)
+    """The summary or error of the load, added when it ends, even if Prefect fails afterwards."""
+
+
+_options: ContextVar[LoadOptions | None] = ContextVar("load_options", default=None)
+
+
+@contextmanager
+def load_options(options: LoadOptions) -> Iterator[None]:
+    """Run the flow with these options; without them, it takes the settings of the environment."""
+    token = _options.set(options)
+    try:
+        yield
+    finally:
+        _options.reset(token)
+
+
+@flow(
+    name="load",
+    flow_run_name="{name}",
+    persist_result=False,
+    result_serializer="json",
+    validate_parameters=False,
+)
+def load_flow(name: str, load_yaml: str) -> LoadSummary:
+    """Load what a table lacks of a published output; run it again to load what is new.
+
+    Args:
+        name: The name of the load, for the Prefect UI.
+        load_yaml: The text of the load file.
+
+    Raises:
+        ChunkmapError: See `pipeline.load.errors`; what is committed stays loaded.
+    """
+    current = _options.get() or LoadOptions(load_settings())
+    try:
+        file = parse_load_file(load_yaml)
+        destination = open_destination(file.into)
+        summary = load(
+            request_of(file),
+            destination,
+            current.settings,
+            open_storage(current.settings),
+            current.listen,
+        )
+    except ChunkmapError as error:
+        current.ended.append(error)
+        raise
+    current.ended.append(summary)
+    return summary

@@ -1,0 +1,538 @@
+"""Load an output into a database: pin a version, then commit by commit what the table lacks."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from pipeline.config.settings import Settings
+from pipeline.errors import ChunkmapError, UsageError, is_transient
+from pipeline.load.batches import BatchStream, OutputVersion, check_error, sums_text
+from pipeline.load.column_types import Column, UnsupportedTypeError
+from pipeline.load.destination import Destination, Session, TableName, quoted
+from pipeline.load.errors import DestinationError, LoadFailedError, TableMismatchError
+from pipeline.load.ledger import LEDGER, LoadLedger
+from pipeline.load.plan import CommitFiles, LoadedCommit, Mode, pending
+from pipeline.report.humanize import plural
+from pipeline.storage import Storage
+from pipeline.storage.outages import retry_until_available
+
+MAX_NAMED = 8
+"""Maximum number of columns that a message names."""
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """What is loaded, and how."""
+
+    output: str
+    """URI of the output."""
+    table: TableName
+    mode: Mode = "append"
+    key: tuple[str, ...] = ()
+    """Columns by which rows are merged."""
+    widen: bool = False
+    """Whether the table gets the columns that it lacks."""
+    version: int | None = None
+    """Number of a manifest; default the current."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far a load is."""
+
+    commits: int
+    """Commits that this load has committed."""
+    of_commits: int
+    """Commits that were pending when it began."""
+    rows: int
+    """Rows that this load has sent."""
+    of_rows: int
+    seconds: float
+
+
+Listener = Callable[[LoadProgress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSummary:
+    """What a load did."""
+
+    output: str
+    manifest: int
+    destination: str
+    table: str
+    mode: str
+    commits: tuple[str, ...]
+    """Commits that this load brought."""
+    rows: int
+    """Rows of these commits."""
+    held: int
+    """Commits that the table had already."""
+    created: bool
+    """Whether this load created the table."""
+    added: tuple[str, ...]
+    """Columns that this load added to the table."""
+    seconds: float
+    dry_run: bool = False
+
+
+def load(
+    request: LoadRequest,
+    destination: Destination,
+    settings: Settings,
+    storage: Storage,
+    listen: Listener = lambda progress: None,
+) -> LoadSummary:
+    """Load what the table lacks of a version; to call it again loads nothing twice.
+
+    Raises:
+        DestinationError, TableMismatchError, ReplacedCommitsError: Nothing was loaded.
+        LoadFailedError: The database refuses rows; commits before it are loaded.
+        DestinationUnavailableError, DestinationBusyError: Call it again.
+    """
+    return Loader.of(request, destination, settings, storage, listen).run()
+
+
+def preview(
+    request: LoadRequest, destination: Destination, settings: Settings, storage: Storage
+) -> LoadSummary:
+    """Return what `load` would do; writes nothing. Raises as `load`."""
+    return Loader.of(request, destination, settings, storage).preview()
+
+
+@dataclass
+class Loader:
+    """Loads one version of an output into one table.
+
+    Each transaction waits for other loads of the table, reads what the table has, loads the first
+    commit that it lacks, and records it. So whatever happened to the transaction before, e.g. if
+    the reply to its COMMIT was lost, the next one finds out.
+    """
+
+    request: LoadRequest
+    destination: Destination
+    source: OutputVersion
+    columns: tuple[Column, ...]
+    listen: Listener = lambda progress: None
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _session: Session | None = None
+    _started: float = field(default_factory=time.monotonic)
+    _done: dict[str, int] = field(default_factory=dict)
+    _sent: int = 0
+    _todo: tuple[int, int] = (0, 0)
+    _held: int | None = None
+    _created: bool = False
+    _added: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        request: LoadRequest,
+        destination: Destination,
+        settings: Settings,
+        storage: Storage,
+        listen: Listener = lambda progress: None,
+    ) -> Loader:
+        """Pin the version, and refuse what no attempt can load."""
+        if destination.dialect.fold(request.table.name) == LEDGER:
+            raise UsageError(f"{LEDGER} records what was loaded and cannot be loaded into")
+        source = OutputVersion.of(settings, storage, request.output, request.version)
+        columns = _columns(source, destination)
+        names = [column.name for column in columns]
+        for name in request.key:
+            if name not in names:
+                raise UsageError(
+                    f"{source.version.output} has no column {name} to merge by",
+                    hint="its columns: " + _named(names),
+                )
+        return cls(request, destination, source, columns, listen)
+
+    def run(self) -> LoadSummary:
+        """Load until nothing is pending."""
+        try:
+            while self._step_again():
+                pass
+        finally:
+            self._disconnect()
+        return self._summary()
+
+    def _step_again(self) -> bool:
+        try:
+            return self._step()
+        except ChunkmapError as error:
+            # An address that has never answered is an error, not an outage.
+            if self._held is None or not is_transient(error):
+                raise
+        return retry_until_available(self._step)
+
+    def _step(self) -> bool:
+        """Do one transaction; returns whether more may be pending."""
+        session = self._session = self._session or self.destination.connect()
+        try:
+            more = self._transaction(session)
+        except BaseException:
+            # It may be broken, so the next attempt begins with a new one.
+            self._disconnect()
+            raise
+        return more
+
+    def _disconnect(self) -> None:
+        if self._session is not None:
+            self._session.rollback()
+            self._session.close()
+            self._session = None
+
+    def _transaction(self, session: Session) -> bool:
+        version, request = self.source.version, self.request
+        session.begin(request.table)
+        self._check_schema(session)
+        ledger = LoadLedger(session, request.table)
+        ledger.create()
+        loaded = ledger.read(version.output)
+        self._count(loaded)
+        todo = pending(version, loaded, request.mode, str(request.table))
+        if self._held is None:
+            self._held = len(loaded) if request.mode != "replace" or not todo else 0
+            self._todo = len(todo), sum(commit.rows for commit in todo)
+        if not todo:
+            session.rollback()
+            return False
+        commits = todo if request.mode == "replace" else todo[:1]
+        created, added = self._prepare_table(session)
+        if request.mode == "replace":
+            self._empty(session, ledger)
+        before = self._sent
+        try:
+            stream = self._insert(session, commits)
+        except BaseException:
+            self._sent = before
+            raise
+        known = {commit.name for commit in loaded}
+        for commit in commits:
+            write = ledger.renew if commit.name in known else ledger.record
+            write(
+                version.output, version.manifest, commit, self.id,
+                sums_text(stream.sums[commit.name]),
+            )  # fmt: skip
+        if request.mode == "replace":
+            ledger.forget(version.output, sorted(known - {commit.name for commit in commits}))
+        self._created, self._added = self._created or created, self._added or added
+        session.commit()
+        self._done |= {commit.name: commit.rows for commit in commits}
+        self._tell()
+        return request.mode != "replace"
+
+    def _count(self, loaded: Sequence[LoadedCommit]) -> None:
+        """Count commits whose transaction is committed although its reply was lost."""
+        self._done |= {commit.name: commit.rows for commit in loaded if commit.load == self.id}
+
+    def _check_schema(self, session: Session) -> None:
+        schema = self.request.table.schema
+        if schema is not None and not session.schema_exists(schema):
+            raise DestinationError(
+                f"{self.destination.where} has no schema {schema}",
+                hint=f"create it: CREATE SCHEMA {quoted(schema)}",
+            )
+
+    # -- the table --------------------------------------------------------------------------------
+
+    def _prepare_table(self, session: Session) -> tuple[bool, tuple[str, ...]]:
+        """Create or widen the table, or check that it fits; returns what was done."""
+        table = self.request.table
+        created, lacking = self._changes(session)
+        if created:
+            session.run(f"CREATE TABLE {table.sql} ({_definitions(self.columns)})")
+        for column in lacking:
+            definition = _definitions([column])
+            session.run(f"ALTER TABLE {table.sql} ADD COLUMN {definition}")
+        return created, tuple(column.name for column in lacking)
+
+    def _changes(self, session: Session) -> tuple[bool, tuple[Column, ...]]:
+        """Return whether the table must be created, and the columns that it must get.
+
+        Raises:
+            TableMismatchError: Its columns differ in another way.
+        """
+        table, fold = self.request.table, session.dialect.fold
+        existing = session.columns(table)
+        if existing is None:
+            return True, ()
+        columns = {fold(name): column for name, column in existing.items()}
+        wanted = {fold(column.name): column for column in self.columns}
+        lacking = [column for name, column in wanted.items() if name not in columns]
+        unknown = [
+            name
+            for name, column in existing.items()
+            if fold(name) not in wanted and not column.has_default
+        ]
+        others = {
+            column.name: (columns[name].kind, column.type.sql)
+            for name, column in wanted.items()
+            if name in columns
+            and not session.dialect.holds(session.spelled(column.type.sql), columns[name].kind)
+        }
+        problems = [f"{name} is {old} and must hold {new}" for name, (old, new) in others.items()]
+        if lacking and not self.request.widen:
+            problems.append(f"it lacks {_named([column.name for column in lacking])}")
+        if unknown:
+            problems.append(f"the output has no {_named(unknown)}")
+        if problems:
+            raise TableMismatchError(
+                f"table {table} does not have the columns of {self.source.version.output}: "
+                + "; ".join(problems),
+                hint=self._advice(lacking, unknown, list(others)),
+            )
+        return False, tuple(lacking)
+
+    def _advice(
+        self, lacking: Sequence[Column], unknown: Sequence[str], others: Sequence[str]
+    ) -> str:
+        table = self.request.table.sql
+        if others:
+            column = next(column for column in self.columns if column.name == others[0])
+            return (
+                f"change the table (ALTER TABLE {table} ALTER COLUMN {quoted(column.name)} TYPE "
+                f"{column.type.sql}), cast the column in the transform, or load into another table"
+            )
+        if unknown:
+            return (
+                f"drop the column (ALTER TABLE {table} DROP COLUMN {quoted(unknown[0])}), give it "
+                "a default, or load into another table"
+            )
+        return f"let {plural(len(lacking), 'column')} be added: --schema widen"
+
+    def _empty(self, session: Session, ledger: LoadLedger) -> None:
+        """Delete all rows of a table that holds nothing but this output."""
+        table, output = self.request.table, self.source.version.output
+        other = ledger.other_output(output)
+        if other is not None:
+            raise LoadFailedError(
+                f"table {table} also has rows of {other}, which mode replace would delete",
+                hint="load each output into a table of its own, or use mode append or merge",
+            )
+        is_ours = bool(ledger.read(output))
+        if not is_ours and session.rows(f"SELECT 1 FROM {table.sql} LIMIT 1"):
+            raise LoadFailedError(
+                f"table {table} has rows that no load has brought, which mode replace would delete",
+                hint=f"empty it (DELETE FROM {table.sql}), or load into another table",
+            )
+        session.run(f"DELETE FROM {table.sql}")
+
+    # -- the rows ---------------------------------------------------------------------------------
+
+    def _insert(self, session: Session, commits: Sequence[CommitFiles]) -> BatchStream:
+        """Insert the rows of commits, and reconcile them with the manifest."""
+        table = self.request.table
+        stream = BatchStream(self.source, self.columns, commits, self._sent_rows)
+        expected = sum(commit.rows for commit in commits)
+        if not (self.request.mode == "merge" or self._needs_casts(session)):
+            self._send(session, table, stream, expected)
+            if self.request.mode == "replace":
+                self._reconcile(session, table, stream, expected)
+            return stream
+        staging = session.create_staging(_definitions(self.columns))
+        self._send(session, staging, stream, expected)
+        self._reconcile(session, staging, stream, expected)
+        names = ", ".join(quoted(column.name) for column in self.columns)
+        if self.request.mode == "merge":
+            self._merge(session, staging, expected)
+        else:
+            session.run(f"INSERT INTO {table.sql} ({names}) SELECT {names} FROM {staging.sql}")
+        session.drop_staging()
+        return stream
+
+    def _needs_casts(self, session: Session) -> bool:
+        """Whether columns of the table have other types than those in which values are sent."""
+        existing = session.columns(self.request.table) or {}
+        kinds = {session.dialect.fold(name): column.kind for name, column in existing.items()}
+        return any(
+            kinds[session.dialect.fold(column.name)] != session.spelled(column.type.sql)
+            for column in self.columns
+        )
+
+    def _send(self, session: Session, table: TableName, stream: BatchStream, expected: int) -> None:
+        try:
+            inserted = session.insert(table, stream.reader)
+        except Exception:
+            if stream.error is not None:
+                check_error(stream.error)
+            raise
+        if inserted != expected:
+            raise LoadFailedError(
+                f"{self.destination.where} took {inserted:,} rows for table "
+                f"{self.request.table}, and the manifest says {expected:,}; nothing was committed",
+                hint="look for triggers or rules of the table that drop or add rows",
+            )
+
+    def _reconcile(
+        self, session: Session, table: TableName, stream: BatchStream, expected: int
+    ) -> None:
+        """Compare count and exact sums of a table with what was read."""
+        summed = [column.name for column in self.columns if column.is_summed]
+        parts = ["count(*)", *(f"sum({quoted(name)})" for name in summed)]
+        [(count, *sums)] = session.rows(f"SELECT {', '.join(parts)} FROM {table.sql}")
+        differing = [] if count == expected else [f"{count:,} rows instead of {expected:,}"]
+        for name, value in zip(summed, sums, strict=True):
+            total = sum((Decimal(of[name]) for of in stream.sums.values()), Decimal(0))
+            if _exact(value) != total:
+                differing.append(f"a sum of {name} of {value} instead of {total}")
+        if differing:
+            raise LoadFailedError(
+                f"table {self.request.table} would have {', '.join(differing)}; nothing was "
+                "committed",
+                hint="look for triggers or rules of the table that change rows",
+            )
+
+    def _merge(self, session: Session, staging: TableName, expected: int) -> None:
+        """Update the rows of the table that have the key of a staged row, and insert the others."""
+        table, keys = self.request.table, [quoted(name) for name in self.request.key]
+        self._check_keys(session, staging, keys)
+        names = [quoted(column.name) for column in self.columns]
+        same = " AND ".join(f"t.{key} = s.{key}" for key in keys)
+        values = ", ".join(f"{name} = s.{name}" for name in names if name not in keys)
+        updated = 0
+        if values:
+            updated = session.run(
+                f"UPDATE {table.sql} AS t SET {values} FROM {staging.sql} AS s WHERE {same}"
+            )
+        else:
+            [(updated,)] = session.rows(
+                f"SELECT count(*) FROM {table.sql} AS t, {staging.sql} AS s WHERE {same}"
+            )
+        inserted = session.run(
+            f"INSERT INTO {table.sql} ({', '.join(names)}) "
+            f"SELECT {', '.join(f's.{name}' for name in names)} FROM {staging.sql} AS s "
+            f"WHERE NOT EXISTS (SELECT 1 FROM {table.sql} AS t WHERE {same})"
+        )
+        if updated + inserted != expected:
+            raise LoadFailedError(
+                f"table {table} has several rows with the same key "
+                f"({', '.join(self.request.key)}): {updated:,} rows would be updated and "
+                f"{inserted:,} inserted for {expected:,} rows; nothing was committed",
+                hint="remove its duplicates, or merge by a key that is unique",
+            )
+
+    def _check_keys(self, session: Session, staging: TableName, keys: Sequence[str]) -> None:
+        """Raise LoadFailedError if a key of the staged rows is null or not unique."""
+        columns, spelled = ", ".join(keys), ", ".join(self.request.key)
+        nulls = " OR ".join(f"{key} IS NULL" for key in keys)
+        [(empty,)] = session.rows(f"SELECT count(*) FROM {staging.sql} WHERE {nulls}")
+        if empty:
+            raise LoadFailedError(
+                f"{plural(empty, 'row')} of {self.source.version.output} have no key ({spelled})",
+                hint="filter or fill them in the transform, or merge by another key",
+            )
+        twice = session.rows(
+            f"SELECT {columns}, count(*) FROM {staging.sql} GROUP BY {columns} "
+            "HAVING count(*) > 1 LIMIT 1"
+        )
+        if twice:
+            *values, count = twice[0]
+            pairs = zip(self.request.key, values, strict=True)
+            example = ", ".join(f"{name} = {value}" for name, value in pairs)
+            raise LoadFailedError(
+                f"a commit of {self.source.version.output} has {count:,} rows with the key "
+                f"{example}",
+                hint="make the key unique in the transform, or merge by more columns",
+            )
+
+    # -- progress ---------------------------------------------------------------------------------
+
+    def _sent_rows(self, rows: int) -> None:
+        self._sent += rows
+        self._tell()
+
+    def _tell(self) -> None:
+        commits, rows = self._todo
+        seconds = time.monotonic() - self._started
+        self.listen(LoadProgress(len(self._done), commits, min(self._sent, rows), rows, seconds))
+
+    def _summary(self, *, dry_run: bool = False) -> LoadSummary:
+        return LoadSummary(
+            output=self.source.version.output,
+            manifest=self.source.version.manifest,
+            destination=self.destination.where,
+            table=str(self.request.table),
+            mode=self.request.mode,
+            commits=tuple(self._done),
+            rows=sum(self._done.values()),
+            held=self._held or 0,
+            created=self._created,
+            added=self._added,
+            seconds=time.monotonic() - self._started,
+            dry_run=dry_run,
+        )
+
+    def preview(self) -> LoadSummary:
+        """Return what `run` would do; writes nothing."""
+        session = self._session = self.destination.look()
+        try:
+            loaded: list[LoadedCommit] = []
+            if session is None:
+                self._created = True
+            else:
+                self._check_schema(session)
+                ledger = LoadLedger(session, self.request.table)
+                loaded = ledger.read(self.source.version.output) if ledger.exists() else []
+                self._created, added = self._changes(session)
+                self._added = tuple(column.name for column in added)
+        finally:
+            self._disconnect()
+        table = str(self.request.table)
+        todo = pending(self.source.version, loaded, self.request.mode, table)
+        self._held = len(loaded) if self.request.mode != "replace" or not todo else 0
+        self._done = {commit.name: commit.rows for commit in todo}
+        return self._summary(dry_run=True)
+
+
+def _columns(source: OutputVersion, destination: Destination) -> tuple[Column, ...]:
+    """Return the columns of a version with their types in a database.
+
+    Raises:
+        TableMismatchError: A type has no counterpart, or a name cannot be that of a column.
+    """
+    dialect = destination.dialect
+    columns: list[Column] = []
+    problems: list[str] = []
+    names: dict[str, str] = {}
+    for name, dtype in source.schema().items():
+        try:
+            columns.append(Column(name, dtype, dialect.type_of(dtype)))
+        except UnsupportedTypeError as error:
+            problems.append(f"column {name} ({dtype}): {error}")
+        other = names.setdefault(dialect.fold(name), name)
+        if other != name:
+            problems.append(f"columns {other} and {name} have the same name in {dialect.name}")
+        if not name or "\0" in name:
+            problems.append(f"column {name!r} has no name that {dialect.name} accepts")
+        if dialect.max_name_bytes is not None and len(name.encode()) > dialect.max_name_bytes:
+            problems.append(
+                f"column {name} is longer than {dialect.max_name_bytes} bytes, and "
+                f"{dialect.name} would cut its name"
+            )
+    if problems:
+        raise TableMismatchError(
+            f"{source.version.output} cannot be loaded into {destination.where}: "
+            + "; ".join(problems[:MAX_NAMED]),
+            hint="rename, cast or drop these columns in the transform",
+        )
+    return tuple(columns)
+
+
+def _definitions(columns: Sequence[Column]) -> str:
+    return ", ".join(f"{quoted(column.name)} {column.type.sql}" for column in columns)
+
+
+def _named(names: Sequence[str]) -> str:
+    """Name some columns of many."""
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
+
+
+def _exact(value: Any) -> Decimal:
+    return Decimal(0) if value is None else Decimal(value)
