@@ -16,6 +16,7 @@ from pipeline.cli.help import JOBS, OUTPUTS, RUNS, SETUP, START, App, examples
 from pipeline.cli.options import (
     AcceptCode,
     DebugChunk,
+    DebugPiece,
     Detach,
     Environment,
     InOutput,
@@ -288,6 +289,7 @@ def retry(
     accept_code: AcceptCode = False,
     failed: OnlyFailed = False,
     debug_chunk: DebugChunk = None,
+    debug_piece: DebugPiece = None,
     take_over: TakeOver = False,
     environment: Environment = None,
     json: Json = False,
@@ -297,6 +299,8 @@ def retry(
 
     if debug_chunk is not None:
         raise typer.Exit(runs.debug(run, output, environment, debug_chunk))
+    if debug_piece is not None:
+        raise typer.Exit(runs.debug(run, output, environment, debug_piece, of_then=True))
     runs.retry(
         run,
         output,

@@ -21,7 +21,8 @@ from pipeline.storage import open_storage
 def debug_chunk(job: Job, settings: Settings, index: int, ledger: Ledger | None = None) -> int:
     """Map one chunk here and open Python's debugger where the user's code fails.
 
-    `breakpoint()` in a transform works too. Without a terminal, the error ends the command.
+    `breakpoint()` in a transform works too. Without a terminal, the error ends the command. With
+    the ledger of a plan of pieces, it is a piece of a reduced result.
 
     Returns:
         Exit code: 1 if the chunk fails.
@@ -32,7 +33,8 @@ def debug_chunk(job: Job, settings: Settings, index: int, ledger: Ledger | None 
     with explain_unreachable_s3(settings):
         found = find_chunk(job, settings, open_storage(settings), index, ledger)
     of_run = f" of run {found.run}" if found.run else ""
-    say(f"chunk {index}{of_run}: {where_of(found.chunk)}")
+    unit = ledger.unit if ledger else "chunk"
+    say(f"{unit} {index}{of_run}: {where_of(found.chunk)}")
     clock = time.perf_counter()
     try:
         result = found.map()

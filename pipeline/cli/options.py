@@ -110,3 +110,9 @@ DebugChunk = Annotated[
         "--debug-chunk", metavar="N", min=0, help="Map this chunk here, in Python's debugger."
     ),
 ]
+DebugPiece = Annotated[
+    int | None,
+    typer.Option(
+        "--debug-piece", metavar="N", min=0, help="Map these groups here, in Python's debugger."
+    ),
+]

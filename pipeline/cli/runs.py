@@ -56,12 +56,27 @@ def retry(
     show(outcome, as_json=as_json)
 
 
-def debug(run: str, output: str | None, environment: str | None, index: int) -> int:
-    """Map one chunk of a run in this terminal; returns the exit code."""
+def debug(
+    run: str, output: str | None, environment: str | None, index: int, *, of_then: bool = False
+) -> int:
+    """Map one chunk of a run in this terminal, or one piece of its reduced result.
+
+    Returns:
+        The exit code.
+    """
     from pipeline.cli.debug import debug_chunk
+    from pipeline.runs.driver.then_stage import pieces_of
 
     settings = load_settings(environment)
     ledger = _ledger(run, output, settings, open_storage(settings))
+    if of_then:
+        pieces = pieces_of(ledger, ledger.read()) if ledger.job().then is not None else None
+        if pieces is None:
+            raise UsageError(
+                f"run {ledger.run} has no pieces of a reduced result (then), or none yet",
+                hint=f"show how far it is: chunkmap status {ledger.run}",
+            )
+        ledger = pieces.ledger
     return debug_chunk(ledger.job(), settings, index, ledger)
 
 

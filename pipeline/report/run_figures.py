@@ -144,8 +144,10 @@ def totals(report: RunReport, clock: Clock) -> Totals:
     rows_in = int(done["rows_in"].sum())
     # The results of chunks are not what is written, if they are reduced and mapped again.
     made = done.select(pl.col("rows_out", "bytes_out").sum()).row(0)
+    memory = int(report.completions["memory"].max() or 0)  # type: ignore[arg-type]
     if report.groups is not None:
         made = report.groups.rows_out, report.groups.bytes_out
+        memory = max(memory, report.groups.memory)
     return Totals(
         chunks_planned=report.run.chunks_planned,
         chunks_done=done.height,
@@ -162,7 +164,7 @@ def totals(report: RunReport, clock: Clock) -> Totals:
         attempts_failed=report.failures.height,
         rows_filtered=max(0, (report.run.rows_done or rows_in) - rows_in),
         requests=requests(report),
-        memory=int(report.completions["memory"].max() or 0),  # type: ignore[arg-type]
+        memory=memory,
         worker_seconds=workers * _working_seconds(report, clock),
         wall_seconds=clock.wall_seconds,
         paused_seconds=clock.paused_seconds,
@@ -172,15 +174,22 @@ def totals(report: RunReport, clock: Clock) -> Totals:
 
 def requests(report: RunReport) -> Requests:
     """Add up the requests to S3 of workers, per completion, and of drivers, per attempt."""
-    limit = pl.col("request_limit")
-    sums = report.completions.select(
-        pl.col("reads", "writes", "retries", "throttled").sum(),
-        limit.filter(limit > 0).min().fill_null(0),
-    ).row(0, named=True)
-    whole = Requests(**{name: int(value) for name, value in sums.items()})
+    whole = requests_of(report.completions)
+    if report.groups is not None:
+        whole = whole.plus(report.groups.requests)
     for attempt in report.attempts:
         whole = whole.plus(attempt.requests)
     return whole
+
+
+def requests_of(completions: pl.DataFrame) -> Requests:
+    """Add up the requests to S3 of some completions."""
+    limit = pl.col("request_limit")
+    sums = completions.select(
+        pl.col("reads", "writes", "retries", "throttled").sum(),
+        limit.filter(limit > 0).min().fill_null(0),
+    ).row(0, named=True)
+    return Requests(**{name: int(value) for name, value in sums.items()})
 
 
 _WORKING = ("map", "reduce", "then", "merge")

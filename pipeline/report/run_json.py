@@ -350,7 +350,9 @@ def _failures(failures: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _groups(mapped: MappedGroups) -> dict[str, Any]:
-    values = {part.name: getattr(mapped, part.name) for part in fields(mapped)}
+    # Requests and memory are among the totals.
+    names = [part.name for part in fields(mapped) if part.name not in ("requests", "memory")]
+    values = {name: getattr(mapped, name) for name in names}
     return values | {"params": dict(mapped.params), "failures": _failures(mapped.failures)}
 
 

@@ -215,6 +215,10 @@ class MappedGroups:
     """Seconds of all workers."""
     longest: float = 0.0
     """Seconds of the piece that took longest."""
+    requests: Requests = NO_REQUESTS
+    """Requests to S3 of these pieces."""
+    memory: int = 0
+    """Bytes of the largest worker."""
     failures: pl.DataFrame = field(default_factory=FAILURE_SCHEMA.to_frame)
     """Failed attempts at pieces (schema FAILURE_SCHEMA); `where` names the groups."""
 

@@ -124,6 +124,9 @@ def test_groups_are_shown_by_every_command(shop: Path) -> None:
     assert "piece 2 on serial" in logs and "in least" in logs
     of_failed = json.loads(give("logs", failed, "--failed", "--json", cwd=shop).stdout)
     assert [(row["unit"], row["index"]) for row in of_failed["attempts"]] == [("piece", 2)]
+    debugged = give("retry", failed, "--debug-piece", "2", cwd=shop)
+    assert debugged.returncode == 1 and f"piece 2 of run {failed}: " in debugged.stdout
+    assert "this one is bad (group n=2)" in debugged.stderr
     report = json.loads(give("report", failed, "--json", cwd=shop).stdout)
     written = json.loads((Path(report["local_report"]).parent / "report.json").read_text())
     assert written["groups"]["failed"] == 1

@@ -16,10 +16,18 @@ from pipeline.errors import UsageError
 from pipeline.runs.driver.plan import plan_input, runs_of_job
 from pipeline.runs.ledger.find import runs_of
 from pipeline.runs.ledger.ledger import Ledger
-from pipeline.runs.transforms.loading import Transform, load_transform
+from pipeline.runs.transforms.loading import Transform
 from pipeline.runs.transforms.reach import allows
-from pipeline.runs.worker.chunk import apply, arrange, filter_of, filter_polars, read_options
+from pipeline.runs.worker.chunk import (
+    apply,
+    arrange,
+    filter_of,
+    filter_polars,
+    read_options,
+    transform_of,
+)
 from pipeline.runs.worker.chunk_source import ChunkSource
+from pipeline.runs.worker.groups import GroupMap
 from pipeline.runs.worker.stage_slices import by_folder
 from pipeline.storage import Storage, Tables
 
@@ -61,10 +69,13 @@ class DebugChunk:
 
     def step(self, run: StepThrough) -> None:
         """Call the transform on the chunk's frame through a debugger."""
-        source = self.source()
+        source, call = self.source(), self.transform.call
         try:
             with self.tables.used():
-                run(self.transform.call, source.scan())
+                if isinstance(call, GroupMap):
+                    run(call.function, call.first_failed(source.scan()))
+                else:
+                    run(call, source.scan())
         finally:
             source.close()
 
@@ -83,8 +94,8 @@ def find_chunk(
         settings: Which modules are allowed; how to plan.
         storage: Where input and output are.
         index: Number of the chunk.
-        ledger: Run whose plan has it; default the unfinished, else the last run of the job. If it
-            has not run yet, its input is planned.
+        ledger: Run whose plan has it, or a plan of pieces of its reduced result; default the
+            unfinished, else the last run of the job. If it has not run yet, its input is planned.
 
     Raises:
         UsageError: The plan has no such chunk.
@@ -95,10 +106,11 @@ def find_chunk(
         plan, tables, transform = planned.result.plan, planned.tables, planned.transform
     else:
         plan, tables = ledger.plan(), Tables(ledger.record().tables)
-        transform = load_transform(job.transform, job.params, settings.transforms)
+        transform = transform_of(ledger, job, settings)
     if not 0 <= index < len(plan):
+        unit = ledger.unit if ledger else "chunk"
         raise UsageError(
-            f"there is no chunk {index}: the plan has {len(plan):,}, from 0 to {len(plan) - 1:,}"
+            f"there is no {unit} {index}: the plan has {len(plan):,}, from 0 to {len(plan) - 1:,}"
         )
     [chunk] = plan.chunks([index])
     run = ledger.run if ledger else None

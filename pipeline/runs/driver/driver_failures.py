@@ -31,14 +31,13 @@ class DriverFailures:
 
     ledger: Ledger
     plan: Plan
-    unit: str = "chunk"
-    """Noun for what is mapped; pieces of a reduced result have other names of batches."""
     _prefixes: list[str] = field(default_factory=lambda: [f"driver-{uuid.uuid4().hex[:8]}-"])
     """Name prefixes of this driver's batches; the first is that of its own records."""
 
     def new_prefix(self, round_number: int) -> str:
         """Return a name prefix for further batches."""
-        stage = "then-" if self.unit == "piece" else ""
+        # Pieces of a reduced result have other names of batches.
+        stage = "" if self.ledger.unit == "chunk" else "then-"
         self._prefixes.append(f"{stage}r{round_number}-{uuid.uuid4().hex[:4]}-")
         return self._prefixes[-1]
 
@@ -60,12 +59,12 @@ class DriverFailures:
         """
         [chunk] = self.plan.chunks(outcome.batch.indices)
         smaller = f"a chunks.target below {byte_size(target)}"
-        if self.unit == "piece":
+        if self.ledger.unit == "piece":
             smaller = "a smaller then.max_groups"
         message = (
-            f"the worker died while this {self.unit}, of {byte_size(chunk.decoded_bytes)} decoded, "
-            f"was the only one in flight: {outcome.detail}. If it ran out of memory, plan again "
-            f"(--replan) with {smaller}"
+            f"the worker died while this {self.ledger.unit}, of {byte_size(chunk.decoded_bytes)} "
+            f"decoded, was the only one in flight: {outcome.detail}. If it ran out of memory, plan "
+            f"again (--replan) with {smaller}"
         )
         self.record(outcome.batch.indices, "WorkerKilledError", message, transient=False)
 

@@ -31,8 +31,6 @@ class LedgerCounter:
     ledger: Ledger
     on_count: Callable[[Progress], None]
     """Callback with what is stored, after each count."""
-    unit: str = "chunk"
-    """Noun for what is counted."""
     totals: dict[str, int] = field(default_factory=dict)
     """Chunks done and failed, rows and bytes, as last counted."""
     errors: tuple[str, ...] = ()
@@ -51,7 +49,7 @@ class LedgerCounter:
             name: int(done[name].sum()) for name in ("rows_in", "rows_out", "bytes_in", "bytes_out")
         }
         failed = progress.failed()
-        self.errors = failure_lines(failed, self.unit) if failed.height else ()
+        self.errors = failure_lines(failed, self.ledger.unit) if failed.height else ()
         self.totals |= {"done": done.height, "failed": failed.height}
 
     def count_soon(self) -> None:

@@ -62,8 +62,6 @@ class MapStage:
     is_paused: Callable[[], bool] = lambda: False
     """Returns whether no further batch may be submitted now."""
     output: OutputFacts = field(default_factory=OutputFacts)
-    unit: str = "chunk"
-    """Noun for what is mapped."""
     pace: Throughput = field(default_factory=Throughput)
     started: float = field(default_factory=time.time)
     batches: int = 0
@@ -81,9 +79,9 @@ class MapStage:
     """Number of times that a batch came back because its worker shut down."""
 
     def __post_init__(self) -> None:
-        self.failures = DriverFailures(self.ledger, self.plan, self.unit)
+        self.failures = DriverFailures(self.ledger, self.plan)
         self._types = ResultTypes(self.output)
-        self._counter = LedgerCounter(self.ledger, self.on_count, self.unit)
+        self._counter = LedgerCounter(self.ledger, self.on_count)
 
     def run(self) -> Progress:
         """Map until no chunk is left, the rounds are used up, or only final failures remain."""
@@ -236,7 +234,7 @@ class MapStage:
             return False
         failed = self._counter.totals["failed"] - self._failed_before
         if failed > resolve_limit(limit, len(self.plan)):
-            self.stopped = f"{plural(failed, self.unit)} failed, and max_failures is {limit}"
+            self.stopped = f"{plural(failed, self.ledger.unit)} failed, and max_failures is {limit}"
         return bool(self.stopped)
 
     def _handle(self, outcome: Outcome) -> None:
@@ -263,7 +261,7 @@ class MapStage:
                 seconds=time.time() - self.started,
                 resumed=self.resumed,
                 errors=self._counter.errors,
-                unit=self.unit,
+                unit=self.ledger.unit,
                 **self._counter.totals,
             )
         )

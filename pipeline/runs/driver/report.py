@@ -26,6 +26,7 @@ from pipeline.config.sections import PriceSettings
 from pipeline.config.settings import Settings
 from pipeline.errors import JobError, StateError, StorageError
 from pipeline.quality.results import CheckResult
+from pipeline.report import run_figures
 from pipeline.report.humanize import plural
 from pipeline.report.render import render_html, render_json, render_markdown
 from pipeline.report.run_model import (
@@ -379,6 +380,8 @@ def _groups(parts: ReportParts) -> MappedGroups | None:
         bytes_out=int(done["bytes_out"].sum()),
         seconds=float(done["seconds"].sum()),
         longest=float(done.select(pl.col("seconds").max()).item() or 0.0),
+        requests=run_figures.requests_of(done),
+        memory=int(done.select(pl.col("memory").max()).item() or 0),
         failures=_failures(pieces.progress),
     )
 

@@ -415,6 +415,7 @@ class RunDriver:
             notes=(
                 *self.planned.notes,
                 *([map_stage.stopped] if map_stage and map_stage.stopped else []),
+                *([self._pieces.stopped] if self._pieces and self._pieces.stopped else []),
                 *progress.problems,
                 *progress.left_out(),
                 *(f"check {r.line}" for r in self._checked if r.outcome != "passed"),

@@ -109,15 +109,14 @@ class RunIncompleteError(RunFailedError):
     """
 
     def __init__(self, summary: RunSummary) -> None:
-        debug = ""
-        if summary.failed:
-            command = f"chunkmap retry {summary.run} --debug-chunk N"
-            debug = f" To debug one chunk in this terminal: {command}"
+        unit = "chunk" if summary.failed or summary.then is None else "piece"
+        command = f"chunkmap retry {summary.run} --debug-{unit} N"
         super().__init__(
             f"run {summary.run} ended with {summary.failure_text}; "
             "nothing was published, all finished work is kept",
             hint="fix the cause and rerun the job; only what failed is retried "
-            "(pass --accept-code if you changed the code)." + debug,
+            "(pass --accept-code if you changed the code). To debug one in this terminal: "
+            f"{command}",
         )
         self.summary = summary
 

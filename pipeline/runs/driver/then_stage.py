@@ -43,6 +43,8 @@ class Pieces:
     ledger: ThenLedger
     plan: Plan
     progress: Progress
+    stopped: str = ""
+    """Reason why mapping them stopped early, if this driver has mapped them and it did."""
 
     @property
     def left(self) -> int:
@@ -98,7 +100,7 @@ def then_results(run: Ledger, progress: Progress) -> tuple[Progress, pl.DataFram
             hint=f"map what is left: chunkmap retry {run.run}",
         )
     own = pieces.progress
-    check_schemas(own, unit="piece")
+    check_schemas(own, unit=pieces.ledger.unit)
     # Those of earlier plans are aborted when the run is published.
     former = [ThenLedger(run, number).read() for number in range(1, pieces.ledger.number)]
     attempts = [part for each in (own, *former) for part in (each.completions, each.duplicates)]
@@ -135,8 +137,9 @@ class ThenStage:
         pieces = self._pieces()
         if pieces.left:
             pieces.ledger.know(pieces.plan, pieces.ledger.job())
-            done = self._map_stage(pieces).run()
-            pieces = replace(pieces, progress=drop_retyped(pieces.ledger, done))
+            stage = self._map_stage(pieces)
+            done = drop_retyped(pieces.ledger, stage.run())
+            pieces = replace(pieces, progress=done, stopped=stage.stopped)
         return pieces
 
     def _map_stage(self, pieces: Pieces) -> MapStage:
@@ -152,7 +155,6 @@ class ThenStage:
             listen=self.listen,
             only_failed=self.only_failed and has_failed,
             output=output_facts(job, ledger.record(), table_log),
-            unit="piece",
         )
 
     # -- plan -----------------------------------------------------------------------------------

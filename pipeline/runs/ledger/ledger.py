@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import orjson
 import polars as pl
@@ -119,6 +119,9 @@ def run_id(
 
 class Ledger:
     """Reads and writes one run's state in storage."""
+
+    unit: ClassVar[str] = "chunk"
+    """Noun for what its plan has."""
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from typing import Final
+from typing import ClassVar, Final
 
 from typing_extensions import override
 
@@ -29,6 +29,8 @@ _RUN_URI: Final = re.compile(r"(?s)(.*/runs/[^/]+/)then/([0-9]{4,9})/?")
 
 class ThenLedger(Ledger):
     """Reads and writes the state of `then` in one run."""
+
+    unit: ClassVar[str] = "piece"
 
     def __init__(self, run: Ledger, number: int) -> None:
         """Name a plan of pieces, without reading anything.

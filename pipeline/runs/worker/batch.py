@@ -446,8 +446,9 @@ class BatchAttempt(Attempt):
             metrics.QUARANTINED.inc()
         with logs.log_ids(chunk=failure.chunk):
             log.warning(
-                "chunk %d failed (%s): %s: %s",
-                *(failure.index, failure.where, failure.error, failure.message),
+                "%s %d failed (%s): %s: %s",
+                *(self.context.ledger.unit, failure.index, failure.where),
+                *(failure.error, failure.message),
             )
 
     def _keep(self, mapped: ComputedChunk, done: Completion) -> None:

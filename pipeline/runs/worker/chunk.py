@@ -93,11 +93,8 @@ def open_run(run_uri: str, fingerprint: str, sent: str = "") -> RunContext:
     settings, storage = received_settings(load_settings(), sent), own_storage()
     ledger = open_ledger(storage, run_uri)
     job, plan = ledger.job(), ledger.plan()
-    transform = load_transform(job.transform, job.params, settings.transforms)
+    transform = transform_of(ledger, job, settings)
     code = job_fingerprint(ledger.whole_job(), settings.transforms)
-    if isinstance(ledger, ThenLedger):
-        call = GroupMap(transform.name, transform.call, ledger.by)
-        transform = replace(transform, call=call)
     if code != fingerprint:
         raise TransformError(
             f"this worker's {ledger.whole_job().transform} has fingerprint {code}, the driver's "
@@ -125,6 +122,14 @@ def open_run(run_uri: str, fingerprint: str, sent: str = "") -> RunContext:
         tables=Tables(record.tables),
         row_schema=row_schema_of(job, settings),
     )
+
+
+def transform_of(ledger: Ledger, job: Job, settings: Settings) -> Transform:
+    """Load what maps a chunk of a run, or the groups of a piece of its reduced result."""
+    transform = load_transform(job.transform, job.params, settings.transforms)
+    if not isinstance(ledger, ThenLedger):
+        return transform
+    return replace(transform, call=GroupMap(transform.name, transform.call, ledger.by))
 
 
 def row_schema_of(job: Job, settings: Settings) -> RowSchema | None:

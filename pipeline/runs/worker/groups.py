@@ -183,6 +183,18 @@ class GroupMap:
             raise self._error(failed, count) from failed[0][1]
         return _joined(self.name, results).lazy()
 
+    def first_failed(self, frame: pl.LazyFrame) -> pl.LazyFrame:
+        """Return the rows of the first group for which the function fails; of none, no rows."""
+        whole = frame.collect()
+        for _, rows in groups_of(whole, self.by):
+            try:
+                self._map(rows)
+            except BaseException as error:
+                if is_from_signal(error):
+                    raise
+                return rows.lazy()
+        return whole.head(0).lazy()
+
     def _map(self, rows: pl.DataFrame) -> pl.DataFrame:
         result = self.function(rows.lazy())
         if not isinstance(result, pl.LazyFrame):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from pipeline.config.job import Job, parse_job
 from pipeline.errors import (
     ChecksFailedError,
     ConflictError,
+    GroupsFailedError,
     JobError,
+    RunCancelledError,
     SchemaChangedError,
     TransformError,
     TransformNotAllowedError,
@@ -24,6 +27,7 @@ from pipeline.errors import (
 )
 from pipeline.runs.admin.vacuum import discard_run, vacuum
 from pipeline.runs.admin.verify import verify_output
+from pipeline.runs.driver.debug import DebugChunk, find_chunk, user_traceback
 from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.driver.summary import RunIncompleteError
 from pipeline.runs.driver.then_stage import pieces_of
@@ -198,13 +202,70 @@ def test_a_failed_group_is_named_with_the_users_traceback(small: Small) -> None:
     assert "raised ValueError: nothing to share in 3 (group k=3)" in error
     assert "e.g. piece 1: group k=3, 1 of the 3 in its piece" in error
     assert f"{small.module}.py" in error and "in share" in error
-    assert raised.value.hint is not None and "--debug-chunk" not in raised.value.hint
+    assert raised.value.hint is not None and "--debug-piece N" in raised.value.hint
     ledger = small.ledger(summary)
     pieces = pieces_of(ledger, ledger.read())
     assert pieces is not None
     assert pieces.progress.failures["trace"][0].startswith("Your code (most recent call last):")
     with pytest.raises(UsageError, match="1 of 3 pieces are not mapped"):
         publish_run(small.storage, ledger, without_failed=True)
+
+
+def test_a_piece_is_debugged_in_this_process(small: Small) -> None:
+    """It is mapped as on a worker; a debugger gets the group that fails."""
+    with pytest.raises(RunIncompleteError) as raised:
+        small.run(job_of(small, then={"params": {"bad": [3]}}))
+    ledger = small.ledger(raised.value.summary)
+    pieces = pieces_of(ledger, ledger.read())
+    assert pieces is not None
+    own = pieces.ledger
+
+    def found(index: int) -> DebugChunk:
+        return find_chunk(own.job(), small.settings, small.storage, index, own)
+
+    assert_frame_equal(found(0).map(), oracle()[: found(0).chunk.rows])
+    with pytest.raises(GroupsFailedError) as failed:
+        found(1).map()
+    trace = user_traceback(failed.value, small.settings.transforms.allowed)
+    assert [frame.name for frame in traceback.extract_tb(trace)][-1] == "share"
+    stepped = []
+    found(1).step(lambda function, frame: stepped.append(frame.collect()["k"].unique().to_list()))
+    assert stepped == [[3]]
+    with pytest.raises(UsageError, match="there is no piece 3: the plan has 3, from 0 to 2"):
+        found(3)
+
+
+def test_too_many_failed_pieces_stop_the_run(small: Small) -> None:
+    then = {"params": {"bad": [None, 1, 3, 6]}, "max_groups": 1}
+    with pytest.raises(RunIncompleteError) as raised:
+        small.run(job_of(small, then=then, max_failures=1))
+    summary = raised.value.summary
+    assert any("pieces failed, and max_failures is 1" in note for note in summary.notes)
+    assert summary.failed == 0 and summary.then is not None and summary.then.failed > 1
+
+
+def test_a_run_is_cancelled_while_groups_are_mapped(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.runs.driver.run.CANCEL_SECONDS", 0.0)
+    cancelling = f"""
+import glob, pathlib
+
+def cancelling(lf):
+    [run] = glob.glob("{small.root}/out.chunkmap/runs/*/")
+    if not pathlib.Path("{small.root}/cancelled").exists():
+        pathlib.Path("{small.root}/cancelled").touch()
+        pathlib.Path(run, "cancel.json").write_text("{{}}")
+    return share(lf)
+"""
+    small.code(CODE + cancelling)
+    job = job_of(small, "cancelling", then={"max_groups": 1})
+    with pytest.raises(RunCancelledError):
+        small.run(job)
+    assert not (small.root / "out").exists()
+    summary = small.run(job)
+    assert summary.mapped == 0
+    assert_frame_equal(pl.concat(files(small)), oracle())
 
 
 def test_changed_code_is_told_and_only_failed_pieces_are_mapped_again(small: Small) -> None:
