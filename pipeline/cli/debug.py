@@ -37,15 +37,16 @@ def debug_chunk(job: Job, settings: Settings, index: int, ledger: Ledger | None 
     say(f"{unit} {index}{of_run}: {where_of(found.chunk)}")
     clock = time.perf_counter()
     try:
-        result = found.map()
+        results = found.map()
     except TransformError as error:
         if not sys.stdin.isatty():
             raise
         bad(str(error))
         _open_debugger(found, error, settings)
         return 1
+    rows = sum(result.height for result in results.values())
     say(
-        f"it works here: {found.chunk.rows:,} planned rows, {result.height:,} rows out, in "
+        f"it works here: {found.chunk.rows:,} planned rows, {rows:,} rows out, in "
         f"{duration(time.perf_counter() - clock)}; nothing was stored"
     )
     return 0

@@ -81,7 +81,10 @@ def _print_plan(
         "bytes": f"{byte_size(expected.bytes_to_read)} to read of "
         f"{byte_size(explain.bytes_listed)} stored, {byte_size(explain.bytes_decoded)} decoded",
         "columns": ", ".join(columns) if columns else "all (the columns read are unknown)",
-        "output": f"{job.output.uri}, mode {job.output.mode}",
+        **{
+            "output" if not job.outputs else f"output {name}": f"{output.uri}, mode {output.mode}"
+            for name, output in job.all_outputs.items()
+        },
         **({"layout": layout} if (layout := layout_text(job.output)) else {}),
         **({"then": then} if (then := then_text(job)) else {}),
         "changes": changed.text if changed else "nothing is published yet",
@@ -156,11 +159,14 @@ def _print_trial(trial: Trial, job: Job, rows: int) -> None:
         **{f"table {uri}": version for uri, version in trial.tables.items()},
     }
     show_pairs(f"{job.transform} on one chunk of {trial.rows_in:,} rows", figures)
-    out.print()
-    out.print(columns(("column", "in", "out", ""), _schemas(trial)))
-    out.print()
-    with pl.Config(tbl_rows=rows, tbl_hide_dataframe_shape=True, tbl_width_chars=out.width):
-        out.print(str(trial.head))
+    names = [f" {name}" for name in job.outputs] or [""]
+    frames = (trial.head, *trial.further.values())
+    for name, frame in zip(names, frames, strict=True):
+        out.print()
+        out.print(columns(("column", "in", f"out{name}", ""), _schemas(trial, frame.schema)))
+        out.print()
+        with pl.Config(tbl_rows=rows, tbl_hide_dataframe_shape=True, tbl_width_chars=out.width):
+            out.print(str(frame))
     if trial.group is not None:
         _print_group(trial.group, job, rows)
     for note in trial.notes:
@@ -188,20 +194,20 @@ def _print_group(group: GroupTrial, job: Job, rows: int) -> None:
         out.print(str(group.head))
 
 
-def _schemas(trial: Trial) -> list[tuple[str, str, str, str]]:
+def _schemas(trial: Trial, result: pl.Schema) -> list[tuple[str, str, str, str]]:
     """Make one row per column: its type before and after, and whether it is read or dropped."""
-    before, after = _schema(trial.schema_in), _schema(trial.schema_out)
+    before, after = _schema(trial.schema_in), _schema(result)
     return [
-        (name, before.get(name, ""), after.get(name, ""), _column_use(name, trial))
+        (name, before.get(name, ""), after.get(name, ""), _column_use(name, trial, result))
         for name in {**before, **after}
     ]
 
 
-def _column_use(name: str, trial: Trial) -> str:
+def _column_use(name: str, trial: Trial, result: pl.Schema) -> str:
     if name not in trial.schema_in:
         return "new"
     use = "read" if name in trial.columns_read else "not read"
-    return use if name in trial.schema_out else f"{use}, dropped"
+    return use if name in result else f"{use}, dropped"
 
 
 def _schema(schema: pl.Schema) -> dict[str, str]:
@@ -213,6 +219,10 @@ def _print_trial_json(trial: Trial) -> None:
     data["schema_in"] = _schema(trial.schema_in)
     data["schema_out"] = _schema(trial.schema_out)
     data["head"] = trial.head.to_dicts()
+    data["further"] = {
+        name: {"schema": _schema(frame.schema), "head": frame.to_dicts()}
+        for name, frame in trial.further.items()
+    }
     data["chunk"] = trial.chunk.id
     if trial.group is not None:
         data["group"]["schema_out"] = _schema(trial.group.schema_out)

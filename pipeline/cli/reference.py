@@ -140,7 +140,7 @@ def _keys(model: type[BaseModel], prefix: str, examples: FileExamples) -> Iterat
     sections = []
     for name, field in model.model_fields.items():
         key = f"{prefix}{field.alias or name}"
-        inner = _section(field.annotation)
+        inner = None if _is_mapping(field.annotation) else _section(field.annotation)
         if inner is not None:
             sections.append((key, inner))
             continue

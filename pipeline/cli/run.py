@@ -235,7 +235,7 @@ def show(outcome: Outcome, *, as_json: bool = False) -> None:
         "groups": _groups(summary),
         "batches": f"{summary.batches:,} in {plural(summary.rounds, 'round')}",
         "time": _time(outcome),
-        "output": summary.output,
+        **_outputs(summary),
         "report": summary.local_report or summary.report,
         "Prefect UI": outcome.page,
     }
@@ -254,6 +254,17 @@ def _groups(summary: RunSummary) -> str:
         f"{then.done:,} of {plural(then.pieces, 'piece')} mapped{failed} ({then.rows_in:,} reduced "
         f"rows in, {then.rows_out:,} out)"
     )
+
+
+def _outputs(summary: RunSummary) -> dict[str, str]:
+    """Name the output; of several, each with its rows."""
+    if not summary.outputs:
+        return {"output": summary.output}
+    return {
+        f"output {each.name}": f"{each.output}, {plural(each.rows, 'row')}"
+        + (f", manifest {each.manifest}" if each.manifest else "")
+        for each in summary.outputs
+    }
 
 
 def _time(outcome: Outcome) -> str:
@@ -283,7 +294,7 @@ def _show_complete(outcome: Outcome) -> None:
         f"{summary.rows_out:,} rows out, published in manifest {summary.manifest}."
     )
     places = {
-        "output": summary.output,
+        **_outputs(summary),
         "report": summary.local_report or summary.report,
         "Prefect UI": outcome.page,
     }

@@ -17,6 +17,7 @@ from pipeline.report.humanize import byte_size, plural
 from pipeline.runs.admin.known_outputs import named_outputs
 from pipeline.runs.backfill.listing import KnownRuns
 from pipeline.runs.ledger.ledger import Ledger
+from pipeline.runs.ledger.records import RunRecord
 from pipeline.storage import Storage, open_storage
 from pipeline.table.manifest import CommitEntry, Manifest
 
@@ -106,26 +107,38 @@ def publish(
     """Publish the completed chunks of a run."""
     from pipeline.runs.driver.publish import publish_run
     from pipeline.runs.driver.quarantine import refuse_many_quarantined, unreadable_uris
+    from pipeline.runs.driver.several_outputs import publish_several
 
     settings = load_settings(environment)
     storage = open_storage(settings)
     ledger = _ledger(run, output, settings, storage)
     record, done = ledger.record(), ledger.read().completions.height
-    if done < record.chunks and not without_failed:
-        raise UsageError(
-            f"run {ledger.run} has {record.chunks - done:,} of "
-            f"{plural(record.chunks, 'chunk')} left",
-            hint=f"chunkmap retry {ledger.run}, or publish without them: --without-failed",
-        )
+    if done < record.chunks and (record.outputs or not without_failed):
+        raise _unfinished(record, done)
     unreadable = unreadable_uris(ledger.plan(), ledger.read())
     refuse_many_quarantined(ledger.job(), ledger.plan(), unreadable)
-    manifest = publish_run(storage, ledger, without_failed=without_failed)
+    if record.outputs:
+        manifest = publish_several(storage, ledger)
+    else:
+        manifest = publish_run(storage, ledger, without_failed=without_failed)
     if as_json:
         left_out = record.chunks - done
         print_json({"run": ledger.run, "manifest": manifest, "chunks": done, "missing": left_out})
         return
     say(
         f"run {ledger.run}: {done:,} of {plural(record.chunks, 'chunk')} are in manifest {manifest}"
+    )
+
+
+def _unfinished(record: RunRecord, done: int) -> UsageError:
+    left = f"run {record.run} has {record.chunks - done:,} of {plural(record.chunks, 'chunk')} left"
+    if record.outputs:
+        return UsageError(
+            f"{left}, and several outputs, which are published whole",
+            hint=f"chunkmap retry {record.run}",
+        )
+    return UsageError(
+        left, hint=f"chunkmap retry {record.run}, or publish without them: --without-failed"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +16,15 @@ class FileExamples:
     """Keys that each file needs."""
     needs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Other keys that a key needs, with their values."""
+    instead: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """Keys of the base that a file with another key does not have."""
     whole: str = ""
     """Key whose example is the smallest file."""
 
     def values(self, key: str) -> dict[str, str]:
         """Return the keys and YAML values of a file that shows a key; all are needed for it."""
-        base = {name: self.texts[name] for name in self.base}
+        names = (name for name in self.base if name not in self.instead.get(key, ()))
+        base = {name: self.texts[name] for name in names}
         return base | dict(self.needs.get(key, {})) | {key: self.texts[key]}
 
     def lines(self, key: str) -> list[str]:

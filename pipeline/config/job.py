@@ -27,9 +27,11 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     NonNegativeInt,
     PositiveInt,
+    ValidationError,
     WithJsonSchema,
     model_validator,
 )
@@ -435,8 +437,19 @@ class WindowRule(Part):
         return Windowing(column, self.grain, self.timezone, tuple(others))
 
 
+OutputName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$", max_length=100)]
+
+
+def _one_of_two(schema: dict[str, Any]) -> None:
+    """Let a job file have `output` or `outputs`."""
+    schema["required"].remove("output")
+    schema["oneOf"] = [{"required": ["output"]}, {"required": ["outputs"]}]
+
+
 class Job(Part):
     """A job, as written in its file."""
+
+    model_config = ConfigDict(json_schema_extra=_one_of_two)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
     """Name of the job: letters, digits and `-_.`; part of run names."""
@@ -450,6 +463,9 @@ class Job(Part):
     """Tables (an object or a prefix) that the transform reads with `read_table`. Planning finds
     those that the transform reads on no rows; list others here. A run reads the planned version."""
     output: Output
+    outputs: dict[OutputName, Output] = Field(default={})
+    """Several outputs instead of `output`, by name: the transform returns a LazyFrame for each of
+    these names, as a dict. A run is published to all of them, or to none."""
     retries: NonNegativeInt = 3
     """Number of retries of a chunk after transient errors. This and the next three keys hold for
     the pieces of `then` too."""
@@ -470,6 +486,53 @@ class Job(Part):
     ] = Checks()
     window: WindowRule | None = None
     """Windows of a backfill. Default: the output has one commit per run."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_output(cls, data: Any) -> Any:
+        """Let `output` be the first of several outputs."""
+        if not isinstance(data, dict) or not isinstance(data.get("outputs"), dict):
+            return data
+        if not data["outputs"]:
+            return {key: value for key, value in data.items() if key != "outputs"}
+        if "output" in data:
+            raise ValueError("set `output` or `outputs`, not both")
+        first = next(iter(data["outputs"].values()))
+        # Problems of an output are reported where it is written.
+        try:
+            first = Output.model_validate(first)
+        except ValidationError:
+            first = Output.model_construct(uri="")
+        return {**data, "output": first}
+
+    @model_validator(mode="after")
+    def _several(self) -> Self:
+        if not self.outputs:
+            return self
+        for key, is_set in (
+            ("reduce", self.reduce is not None),
+            ("window", self.window is not None),
+            ("checks", not self.checks.is_empty),
+        ):
+            if is_set:
+                raise ValueError(f"`outputs` and `{key}` exclude each other: write a job for each")
+        for name, output in self.outputs.items():
+            if output.table is not None:
+                raise ValueError(
+                    f"outputs.{name}.table: several outputs are not tables; write a job for each"
+                )
+            if output.merges:
+                key = "file_bytes" if output.partition_by is None else "partition_by"
+                raise ValueError(
+                    f"outputs.{name}.{key}: the files of several outputs are not merged; write a "
+                    "job for each output"
+                )
+        if len({output.mode == "append" for output in self.outputs.values()}) > 1:
+            raise ValueError(
+                "`append` must be the mode of all outputs or of none: a run that appends reads "
+                "only what is new for all of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _windows(self) -> Self:
@@ -533,16 +596,29 @@ class Job(Part):
 
     @model_validator(mode="after")
     def _apart(self) -> Self:
-        output = self.output.uri.rstrip("/") + "/"
-        refuse_whole_bucket(self.output.uri)
-        for uri in self.input.uri:
-            source = uri.rstrip("/") + "/"
-            if source.startswith(output) or output.startswith(source):
-                raise ValueError(
-                    f"input {uri} and output {self.output.uri} overlap: the next run would read "
-                    "the output of this one"
-                )
+        outputs = [output.uri.rstrip("/") + "/" for output in self.all_outputs.values()]
+        for at, output in enumerate(outputs):
+            refuse_whole_bucket(output)
+            for uri in self.input.uri:
+                source = uri.rstrip("/") + "/"
+                if source.startswith(output) or output.startswith(source):
+                    raise ValueError(
+                        f"input {uri} and output {output} overlap: the next run would read "
+                        "the output of this one"
+                    )
+            for other in outputs[:at]:
+                if other.startswith(output) or output.startswith(other):
+                    raise ValueError(f"outputs {other} and {output} lie within each other")
         return self
+
+    @property
+    def all_outputs(self) -> dict[str, Output]:
+        """The outputs by name; a single output has the name `output`."""
+        return self.outputs or {"output": self.output}
+
+    def of_output(self, name: str) -> Self:
+        """Return the job with one of its several outputs as `output`."""
+        return self.model_copy(update={"output": self.outputs[name]})
 
     def to_yaml(self) -> str:
         """Return the text of a file that loads to an equal job; defaults are left out.
@@ -551,6 +627,8 @@ class Job(Part):
             JobError: The file would be too large to be loaded.
         """
         data = _plain(self.model_dump(by_alias=True, exclude_defaults=True))
+        if self.outputs:
+            del data["output"]  # It is the first of them.
         if len(self.input.uri) == 1:
             data["input"]["uri"] = self.input.uri[0]
         if "target" in data.get("chunks", {}):

@@ -46,6 +46,7 @@ EXAMPLES = {
     "output.page_index": "true",
     "output.keep_versions": "3",
     "output.table.format": "delta",
+    "outputs": "{sales: {uri: s3://shop/sold/}, refunds: {uri: s3://shop/refunds/}}",
     "retries": "5",
     "rounds": "2",
     "max_failures": "5%",
@@ -91,5 +92,6 @@ JOB_EXAMPLES = FileExamples(
     EXAMPLES,
     base=("name", "input.uri", "transform", "output.uri"),
     needs=_NEEDS,
+    instead={"outputs": ("output.uri",)},
     whole="transform",
 )

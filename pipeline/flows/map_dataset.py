@@ -141,7 +141,8 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
     # Quoted: Prefect would look into it for results of other tasks.
     task_parameter: Any = quote(job)
     planned = plan_task(name, task_parameter)
-    remember_output(current.settings.state_dir, job.output.uri)
+    for output in job.all_outputs.values():
+        remember_output(current.settings.state_dir, output.uri)
     driver = RunDriver(
         job,
         current.settings,

@@ -7,14 +7,16 @@ that can never be finished is released by storing a release as the manifest afte
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 import polars as pl
 
 from pipeline.concurrency import map_concurrently
-from pipeline.errors import PreconditionFailedError
+from pipeline.errors import ChunkmapError, PreconditionFailedError
 from pipeline.storage import StagedObject
+from pipeline.table.decision import Decision, await_decision
 from pipeline.table.errors import (
     DamagedStateError,
     FilesMissingError,
@@ -32,6 +34,8 @@ from pipeline.table.retention import (
     visible_keys,
 )
 from pipeline.table.settle import settle
+
+log = logging.getLogger(__name__)
 
 COMPLETE_AT_ONCE = 1000
 """Number of uploads that are completed in one call."""
@@ -58,15 +62,24 @@ def finish_open_claim(table_log: TableLog) -> Manifest:
 
 
 def finish_claim(
-    table_log: TableLog, head: Head, etag: str | None, *, is_own: bool = False
+    table_log: TableLog,
+    head: Head,
+    etag: str | None,
+    *,
+    is_own: bool = False,
+    with_others: bool = True,
 ) -> None:
     """Roll a claim forward to its end. Any driver may do so; doing it twice changes nothing.
+
+    A claim that is part of a decision on several outputs is rolled forward with those of the other
+    outputs, or withdrawn, as the decision says.
 
     Args:
         table_log: Table log of the output.
         head: The pointer, with the claim.
         etag: ETag of the pointer.
         is_own: This process has just made the claim, so its manifest is not looked for.
+        with_others: Finish the claims of the same decision on other outputs too.
 
     Raises:
         UploadsVanishedError, FilesMissingError: Some files can no longer be made visible.
@@ -74,6 +87,12 @@ def finish_claim(
     """
     claim = head.publishing
     assert claim is not None, "only a claim is finished"
+    decision = None
+    if claim.decision is not None:
+        decision = await_decision(table_log.storage, claim.decision)
+        if not decision.publishes(table_log.output, claim):
+            withdraw_claim(table_log, head, etag)
+            return
     # If the manifest is stored, all its files have been made visible.
     manifest = None if is_own else table_log.stored_manifest(claim.base + 1)
     is_found = manifest is not None
@@ -92,6 +111,29 @@ def finish_claim(
         raise ManifestConflictError(manifest_uri(table_log.state, manifest.number))
     with suppress(PreconditionFailedError):
         table_log.move_head(Head.at(manifest), etag)
+    if decision is not None and with_others:
+        _finish_others(table_log, decision, claim.decision)
+
+
+def withdraw_claim(table_log: TableLog, head: Head, etag: str | None) -> None:
+    """Take back a claim whose decision is not to publish; nothing of it was visible."""
+    with suppress(PreconditionFailedError):
+        table_log.move_head(Head.at(table_log.manifest(head.current)), etag)
+
+
+def _finish_others(table_log: TableLog, decision: Decision, uri: str | None) -> None:
+    """Roll the claims of a decision on other outputs forward, as far as that is possible here."""
+    for decided in decision.outputs:
+        if decided.output == table_log.output:
+            continue
+        other = TableLog(table_log.storage, decided.output)
+        try:
+            head, etag = other.head()
+            if head.publishing is not None and head.publishing.decision == uri:
+                finish_claim(other, head, etag, with_others=False)
+        except ChunkmapError as error:
+            # Whoever next works on that output meets its claim, and the error.
+            log.warning("%s is not published yet, and was decided to be: %s", other.output, error)
 
 
 def _roll_forward(table_log: TableLog, claim: Claim) -> Manifest:

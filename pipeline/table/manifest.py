@@ -27,7 +27,8 @@ from partitioning.windows import Windowing
 from pipeline.table.columns import Columns
 
 HEAD_VERSION = 2
-"""Format of HEAD.json: 2 if the output is a table, which older releases would not commit to."""
+"""Format of HEAD.json: 2 if the output is a table, which older releases would not commit to, or has
+a claim with a decision, which they must not finish."""
 MANIFEST_VERSION = 4
 """Format of manifests: 1 repeats all commits, 2 has new commits, 3 also entries without files, 4 is
 of an output that is a table."""
@@ -87,6 +88,8 @@ class Claim(_Record):
     """Names of the commits that are added together, in this order."""
     rollback: int | None = None
     """Number of the manifest that is restored instead."""
+    decision: str | None = None
+    """URI of the decision on several outputs that the claim is a part of (see `table.decision`)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -101,6 +104,7 @@ class Head(_Record):
     """The pointer."""
 
     version: int = 1
+    """Format (see HEAD_VERSION)."""
     current: int = 0
     """Number of the current manifest; 0 for an empty output."""
     publishing: Claim | None = None
@@ -118,7 +122,8 @@ class Head(_Record):
             claim: The claim.
             makes_table: Whether a claimed commit is of a table.
         """
-        version = 2 if makes_table or manifest.table else 1
+        is_decided = claim is not None and claim.decision is not None
+        version = 2 if makes_table or manifest.table or is_decided else 1
         return cls(version=version, current=manifest.number, publishing=claim)
 
 

@@ -186,13 +186,8 @@ def publish_all(
         CommitsConflictError: Commits of other runs since the drafts' base touched files that some
             drafts replace. Nothing was published; the other drafts can be published without them.
     """
-    # Before anything is frozen: with another schema rule the run can still publish later.
-    number = table_log.head()[0].current
-    entries = table_log.history(number, min(draft.base for draft in drafts))
-    published = {entry.name for entry in entries}
-    unpublished = [draft for draft in drafts if draft.entry.name not in published]
-    _refuse_columns(table_log, unpublished, table_log.manifest(number), widens)
-    return _claim_and_finish(table_log, _freeze(table_log, drafts), accepted, widens)
+    commits = freeze(table_log, drafts, widens)
+    return _claim_and_finish(table_log, commits, accepted, widens)
 
 
 def _refuse_columns(
@@ -207,8 +202,21 @@ def _refuse_columns(
         refuse_other_tables(table_log, manifest, commits, widens)
 
 
-def _freeze(table_log: TableLog, drafts: Sequence[Commit]) -> list[Commit]:
-    """Store the commit records that are not stored yet, if all their staged outputs exist."""
+def freeze(
+    table_log: TableLog, drafts: Sequence[Commit], widens: Callable[[], bool]
+) -> list[Commit]:
+    """Store the commit records that are not stored yet, if all their staged outputs exist.
+
+    Raises:
+        SchemaChangedError: Files that stay in the output have other columns.
+        UploadsVanishedError: Some staged outputs no longer exist; map their chunks again.
+    """
+    # Before anything is frozen: with another schema rule the run can still publish later.
+    number = table_log.head()[0].current
+    entries = table_log.history(number, min(draft.base for draft in drafts))
+    published = {entry.name for entry in entries}
+    unpublished = [draft for draft in drafts if draft.entry.name not in published]
+    _refuse_columns(table_log, unpublished, table_log.manifest(number), widens)
     staged = staged_of(table_log.output, pl.concat([draft.files for draft in drafts]))
     table_log.storage.check_staged(staged, table_log.output)
     gone = {item.attempt for item in table_log.storage.missing(staged)} if staged else set()
@@ -231,28 +239,43 @@ def _claim_and_finish(
             finish_claim(table_log, head, etag, is_own=head.writer == writer)
             continue
         current = table_log.manifest(head.current)
-        # The history also has commits that an overwrite or a rollback has replaced since.
-        base = min(commit.base for commit in commits)
-        entries = table_log.history(current.number, base)
-        _refuse_released(commits, entries)
-        published = {entry.name for entry in entries}
-        unpublished = [commit for commit in commits if commit.entry.name not in published]
+        unpublished = claimable(table_log, commits, current, accepted, widens)
         if not unpublished:
-            settle(table_log, current)
             return Published(current, already, tuple(commits))
-        _refuse_conflicts(table_log, unpublished, current, accepted)
-        _refuse_columns(table_log, unpublished, current, widens)
         already = False
-        if table_log.moved != current.number:
-            # Its publisher may have died before it moved the replaced files; with another manifest
-            # on top, nothing would move them.
-            settle(table_log, current)
         claim = Claim(commits=tuple(c.entry.name for c in unpublished), base=head.current)
         makes_table = any(commit.entry.table for commit in unpublished)
         # If another process wins the race, repeat with its state.
         with suppress(PreconditionFailedError, AlreadyExistsError):
             pointer = Head.at(current, claim, makes_table=makes_table)
             writer = table_log.move_head(pointer, etag)
+
+
+def claimable(
+    table_log: TableLog,
+    commits: Sequence[Commit],
+    current: Manifest,
+    accepted: int,
+    widens: Callable[[], bool],
+) -> list[Commit]:
+    """Return the frozen commits that are to be published on top of the current manifest.
+
+    Raises as `publish_all`.
+    """
+    # The history also has commits that an overwrite or a rollback has replaced since.
+    base = min(commit.base for commit in commits)
+    entries = table_log.history(current.number, base)
+    _refuse_released(commits, entries)
+    published = {entry.name for entry in entries}
+    unpublished = [commit for commit in commits if commit.entry.name not in published]
+    if unpublished:
+        _refuse_conflicts(table_log, unpublished, current, accepted)
+        _refuse_columns(table_log, unpublished, current, widens)
+    if not unpublished or table_log.moved != current.number:
+        # Its publisher may have died before it moved the replaced files; with another manifest on
+        # top, nothing would move them.
+        settle(table_log, current)
+    return unpublished
 
 
 def _refuse_released(commits: Sequence[Commit], entries: Sequence[CommitEntry]) -> None:

@@ -28,6 +28,7 @@ from pipeline.table.claims import (
     release,
     release_entry,
 )
+from pipeline.table.decision import read_decision
 from pipeline.table.errors import DamagedStateError, ManifestConflictError
 from pipeline.table.head import stored_manifests
 from pipeline.table.log import TableLog
@@ -186,8 +187,18 @@ def _claim_problem(table_log: TableLog, claim: Claim) -> Problem:
     staged = [item for commit in commits for item in own_staged(table_log, commit)]
     gone = files - len(staged) + len(table_log.storage.missing(staged))
     runs = sorted({run_of(name) for name in claim.commits})
+    decision = None if claim.decision is None else read_decision(table_log.storage, claim.decision)
+    others = "".join(
+        f" and to {decided.output}"
+        for decided in (decision.outputs if decision is not None else ())
+        if decided.output != table_log.output
+    )
     message = (
-        f"run {', '.join(runs)} has begun to publish {plural(files, 'file')} and has not finished; "
+        f"run {', '.join(runs)} has begun to publish {plural(files, 'file')} here{others}, and has "
+        "not finished; "
+        if others
+        else f"run {', '.join(runs)} has begun to publish {plural(files, 'file')} and has not "
+        "finished; "
     )
     message += f"{gone:,} of them have vanished" if gone else "none of them has vanished"
     if len(commits) < len(claim.commits):

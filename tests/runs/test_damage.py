@@ -200,7 +200,7 @@ def test_a_run_of_a_newer_release_is_refused() -> None:
     backend, run = make_run()
     uri = run.ledger.prefix + "run.json"
     backend.stored[uri] = _Stored(of_a_newer_release(backend.stored[uri].data))
-    with pytest.raises(StateError, match="format 9; this chunkmap supports 1"):
+    with pytest.raises(StateError, match="format 9; this chunkmap supports 2"):
         Ledger(backend.storage(), OUTPUT, run.ledger.run).record()
     [listed] = list_runs(backend.storage(), OUTPUT)
     assert listed.state == "damaged"

@@ -101,13 +101,16 @@ def damaged_run(run: str, output: str, error: ChunkmapError) -> RunStatus:
 
 def _state(storage: Storage, record: RunRecord) -> RunStatus:
     ledger = Ledger(storage, record.output, record.run)
+    # Of several outputs, the first has the driver's record, the failures and the report.
+    first = Ledger(storage, record.first_output, record.run)
     progress = ledger.read()
-    done, failed = progress.completions, progress.failed()
+    done = progress.completions
+    failed = (first.read() if record.outputs else progress).failed()
     pieces = pieces_of(ledger, progress) if ledger.job().then is not None else None
     errors = failure_lines(failed)
     if pieces is not None:
         errors += failure_lines(pieces.progress.failed(), "piece")
-    seen = read_driver(storage, ledger.prefix)
+    seen = read_driver(storage, first.prefix)
     state, driver = _liveness(ledger, seen)
     made = done if pieces is None else pieces.progress.completions
     return RunStatus(
@@ -124,7 +127,7 @@ def _state(storage: Storage, record: RunRecord) -> RunStatus:
         created=record.created,
         driver=driver,
         output=record.output,
-        report=ledger.prefix + "report.html" if state in _REPORTED else "",
+        report=first.prefix + "report.html" if state in _REPORTED else "",
         page=(seen.flow_run if seen else None) or "",
         errors=errors,
         then=None if pieces is None else pieces.figures,

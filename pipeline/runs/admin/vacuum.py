@@ -93,7 +93,11 @@ def vacuum(
 
 
 def discard_run(storage: Storage, ledger: Ledger) -> int:
-    """Abort everything that a run has staged; return the number of uploads."""
+    """Abort everything that a run has staged, for all its outputs; return the number of uploads."""
+    return sum(_discard(storage, each) for each in ledger.of_outputs())
+
+
+def _discard(storage: Storage, ledger: Ledger) -> int:
     progress = ledger.read()
     table_log = TableLog(storage, ledger.output)
     uploads = _abandoned(table_log, [], {ledger.run}, 0.0)

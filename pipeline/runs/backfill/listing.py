@@ -181,11 +181,12 @@ class KnownRuns:
     def _find(self, wanted: str) -> tuple[str, str, RunRecord | StateError]:
         records = self.records
         if wanted == LAST and records:
-            return records[0].output, records[0].run, records[0]
-        matches = [record for record in records if record.run.startswith(wanted)]
+            return self._of_first_output(records[0])
+        # A run of several outputs has a record at each of them.
+        matches = list({r.run: r for r in records if r.run.startswith(wanted)}.values())
         damaged = [found for found in self._damaged if found[1].startswith(wanted)]
         if len(matches) + len(damaged) == 1:
-            return damaged[0] if damaged else (matches[0].output, matches[0].run, matches[0])
+            return damaged[0] if damaged else self._of_first_output(matches[0])
         names = [*map(_named, matches), *(f"{run} (damaged)" for _, run, _ in damaged)]
         if not names:
             raise self._none(wanted)
@@ -195,6 +196,12 @@ class KnownRuns:
             + (f" and {rest:,} older ones" if rest > 0 else ""),
             hint="type more letters of the id",
         )
+
+    def _of_first_output(self, record: RunRecord) -> tuple[str, str, RunRecord]:
+        """Return a run's record at the first of its outputs."""
+        if record.output != record.first_output:
+            record = Ledger(self.storage, record.first_output, record.run).record()
+        return record.output, record.run, record
 
     def _none(self, wanted: str) -> UsageError:
         for backfill in self._backfills:

@@ -204,7 +204,7 @@ def is_over(store: BackfillStore) -> bool:
 def _request_digest(job: Job, asked: WindowSelection, options: Options) -> str:
     free = {"retries", "rounds", "max_failures", "chunk_timeout", "name"}
     # Leave out newer keys at their defaults, so that stored requests keep their digest.
-    free |= keys_at_default(job, "tables", "checks")
+    free |= keys_at_default(job, "tables", "checks", "outputs", "then")
     left_out: dict[str, Any] = dict.fromkeys(free, True)
     newer = ("hive_types", "types", "int96", "object_column", "verify_checksums", "max_quarantined")
     left_out["input"] = keys_at_default(job.input, *newer)

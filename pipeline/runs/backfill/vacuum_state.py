@@ -120,7 +120,7 @@ def _ledger(storage: Storage, run: RunRecord) -> Ledger:
 
 def _ended(storage: Storage, run: RunRecord) -> float | None:
     """Return when a run was last driven, in Unix seconds; None while it is."""
-    driver = read_driver(storage, _ledger(storage, run).prefix)
+    driver = read_driver(storage, Ledger(storage, run.first_output, run.run).prefix)
     if is_driven_elsewhere(driver, ""):
         return None
     return max(run.created, driver.seen if driver is not None else 0.0)

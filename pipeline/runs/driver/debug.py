@@ -19,11 +19,11 @@ from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.transforms.loading import Transform
 from pipeline.runs.transforms.reach import allows
 from pipeline.runs.worker.chunk import (
-    apply,
     arrange,
     filter_of,
     filter_polars,
     read_options,
+    results_of,
     transform_of,
 )
 from pipeline.runs.worker.chunk_source import ChunkSource
@@ -55,17 +55,23 @@ class DebugChunk:
             options=read_options(self.job),
         )
 
-    def map(self) -> pl.DataFrame:
-        """Map the chunk as a worker would, without storing the result. Raises as a worker would."""
+    def map(self) -> dict[str, pl.DataFrame]:
+        """Map the chunk as a worker would; return the result for each output, and store nothing.
+
+        Raises as a worker would.
+        """
         source = self.source()
         try:
             with self.tables.used():
-                result = apply(self.transform, source.scan(), self.chunk.decoded_bytes)
+                results = results_of(
+                    self.transform, source.scan(), self.job, self.chunk.decoded_bytes
+                )
         finally:
             source.close()
-        if self.job.reduce is None:
-            by_folder(arrange(result, self.job), self.chunk, self.job, self.plan.dtypes)
-        return result
+        for name, result in results.items() if self.job.reduce is None else ():
+            job = self.job.of_output(name) if self.job.outputs else self.job
+            by_folder(arrange(result, job), self.chunk, job, self.plan.dtypes)
+        return results
 
     def step(self, run: StepThrough) -> None:
         """Call the transform on the chunk's frame through a debugger."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
@@ -25,6 +25,7 @@ from pipeline.runs.worker.chunk import (
     filter_of,
     filter_polars,
     read_options,
+    results_of,
 )
 from pipeline.runs.worker.chunk_source import ChunkSource
 from pipeline.runs.worker.groups import GroupMap, group_sizes, groups_of, in_groups
@@ -58,6 +59,7 @@ class Trial:
     schema_out: pl.Schema
     rows_in: int
     rows_out: int
+    """Number of rows of the result; of several outputs, of all of them."""
     head: pl.DataFrame
     """The first rows of the result."""
     rows_out_halves: int
@@ -74,6 +76,8 @@ class Trial:
     `combine` depends on the grouping of chunks; None if it does not."""
     group: GroupTrial | None = None
     """Result of `then` on the first group; None without one."""
+    further: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+    """The first rows of the results for the outputs after the first, by name."""
 
 
 def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> Trial:
@@ -105,25 +109,28 @@ def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> 
         try:
             with user_code(chunk.fragments[0].uri, "cannot be read:", InputError):
                 whole = source.scan().collect()
-            result = apply(planned.transform, source.scan())
-            if job.reduce is None:
-                by_folder(arrange(result, job), chunk, job, planned.result.plan.dtypes)
+            results = results_of(planned.transform, source.scan(), job)
+            for name, frame in results.items() if job.reduce is None else ():
+                own = job.of_output(name) if job.outputs else job
+                by_folder(arrange(frame, own), chunk, own, planned.result.plan.dtypes)
             columns = tuple(sorted(planned.probe.columns or source.columns_read))
         finally:
             source.close()
         middle = whole.height // 2
         halves = [
-            apply(planned.transform, half.lazy()) for half in (whole[:middle], whole[middle:])
+            results_of(planned.transform, half.lazy(), job)
+            for half in (whole[:middle], whole[middle:])
         ]
+        first, *others = results
         return Trial(
             chunk=chunk,
             columns_read=columns,
             schema_in=whole.schema,
-            schema_out=result.schema,
+            schema_out=results[first].schema,
             rows_in=whole.height,
-            rows_out=result.height,
-            head=result.head(rows),
-            rows_out_halves=sum(half.height for half in halves),
+            rows_out=sum(frame.height for frame in results.values()),
+            head=results[first].head(rows),
+            rows_out_halves=sum(frame.height for half in halves for frame in half.values()),
             code=planned.transform.fingerprint,
             definitions=planned.transform.definitions,
             notes=(
@@ -131,10 +138,11 @@ def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> 
                 *left_out_for_names(explain.objects_unnamed, explain.unnamed_example),
             ),
             tables={table.uri: table.label for table in planned.tables.versions},
-            differs=_difference(result, halves)
+            differs=_differences(results, halves)
             if job.reduce is None
             else _reduce_problem(job.reduce.combine, planned, settings, whole),
-            group=_try_group(job, settings, result, rows),
+            group=_try_group(job, settings, results[first], rows),
+            further={name: results[name].head(rows) for name in others},
         )
 
 
@@ -166,6 +174,17 @@ def _try_group(
         schema_out=result.schema,
         head=result.head(rows),
     )
+
+
+def _differences(
+    results: Mapping[str, pl.DataFrame], halves: Sequence[Mapping[str, pl.DataFrame]]
+) -> str | None:
+    """Describe how the results of the halves differ from those of the whole, if they do."""
+    for name, whole in results.items():
+        difference = _difference(whole, [half[name] for half in halves])
+        if difference is not None:
+            return difference if len(results) == 1 else f"output {name}: {difference}"
+    return None
 
 
 def _reduce_problem(

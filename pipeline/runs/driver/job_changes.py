@@ -31,6 +31,8 @@ def differing_keys(stored: Job, job: Job) -> list[str]:
 
 def _identity(job: Job) -> dict[str, Any]:
     exclude: Any = {**FREE_NESTED_KEYS, **dict.fromkeys(FREE_KEYS, True)}
+    if job.outputs:
+        exclude["outputs"] = {name: FREE_NESTED_KEYS["output"] for name in job.outputs}
     checks = checks_identity(job.checks)
     return normalize_uris(job).model_dump(exclude=exclude) | ({"checks": checks} if checks else {})
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -22,7 +22,7 @@ from pipeline.runs.driver.driver_failures import DriverFailures
 from pipeline.runs.driver.executor import Executor, Outcome
 from pipeline.runs.driver.in_flight import InFlightBatches
 from pipeline.runs.driver.ledger_counter import LedgerCounter
-from pipeline.runs.driver.result_types import OutputFacts, ResultTypes
+from pipeline.runs.driver.result_types import OutputFacts, ResultTypes, SeveralResultTypes
 from pipeline.runs.driver.summary import MapProgress
 from pipeline.runs.driver.suspects import Suspects
 from pipeline.runs.ledger.ledger import Ledger
@@ -62,6 +62,10 @@ class MapStage:
     is_paused: Callable[[], bool] = lambda: False
     """Returns whether no further batch may be submitted now."""
     output: OutputFacts = field(default_factory=OutputFacts)
+    further: Mapping[str, tuple[Callable[[Progress], Progress], OutputFacts]] = field(
+        default_factory=dict
+    )
+    """Per output after the first: its progress, given that of the first, and its facts."""
     pace: Throughput = field(default_factory=Throughput)
     started: float = field(default_factory=time.time)
     batches: int = 0
@@ -81,6 +85,9 @@ class MapStage:
     def __post_init__(self) -> None:
         self.failures = DriverFailures(self.ledger, self.plan)
         self._types = ResultTypes(self.output)
+        if self.further:
+            types = {n: (read, ResultTypes(facts)) for n, (read, facts) in self.further.items()}
+            self._types = SeveralResultTypes(self.output, further=types)
         self._counter = LedgerCounter(self.ledger, self.on_count)
 
     def run(self) -> Progress:

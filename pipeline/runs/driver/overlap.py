@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from partitioning.globs import compile_glob, has_magic, literal_prefix, matches_any
 from partitioning.listing import is_hidden
-from pipeline.config.job import Job
+from pipeline.config.job import Job, Output
 from pipeline.errors import UsageError
 from pipeline.uris import STATE_SUFFIX, as_prefix, parse
 
@@ -21,13 +21,28 @@ _SUFFIXES = (".parquet", ".parq", ".pq")
 
 
 def refuse_overlap(job: Job) -> None:
-    """Compare a job's input with its output. Reads nothing but links of the file system.
+    """Compare a job's input with its outputs. Reads nothing but links of the file system.
 
     Raises:
-        UsageError: the input matches the output; input or output lies in an output's state; or some
-            S3 services would take the output's URI for another prefix.
+        UsageError: the input matches an output; outputs lie within each other; input or output lies
+            in an output's state; or some S3 services would take the output's URI for another
+            prefix.
     """
-    output = job.output.uri
+    uris = [output.uri for output in job.all_outputs.values()]
+    for at, uri in enumerate(uris):
+        _refuse_input(job, uri)
+        for other in uris[:at]:
+            if _is_within(_segments(uri), _segments(other)) or _is_within(
+                _segments(other), _segments(uri)
+            ):
+                raise UsageError(
+                    f"outputs {other} and {uri} lie within each other",
+                    hint="choose outputs outside of each other",
+                )
+
+
+def _refuse_input(job: Job, output: str) -> None:
+    """Compare a job's input with one of its outputs. Raises as `refuse_overlap`."""
     _refuse_ambiguous_output(output)
     target = _segments(output)
     for uri in job.input.uri:
@@ -55,11 +70,15 @@ def refuse_overlap(job: Job) -> None:
 def normalize_uris(job: Job) -> Job:
     """Return the job with its URIs in normal form."""
     source = {"uri": tuple(parse(uri).uri for uri in job.input.uri)}
-    output = {"uri": as_prefix(parse(job.output.uri).uri)}
+
+    def normal(output: Output) -> Output:
+        return output.model_copy(update={"uri": as_prefix(parse(output.uri).uri)})
+
     return job.model_copy(
         update={
             "input": job.input.model_copy(update=source),
-            "output": job.output.model_copy(update=output),
+            "output": normal(job.output),
+            "outputs": {name: normal(output) for name, output in job.outputs.items()},
         }
     )
 

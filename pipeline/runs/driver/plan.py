@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -45,12 +45,12 @@ from pipeline.runs.driver.rebuild import Rebuild
 from pipeline.runs.driver.tables import refuse_tables
 from pipeline.runs.ledger.find import runs_of
 from pipeline.runs.ledger.keys import folders_of, refuse_long_keys
-from pipeline.runs.ledger.ledger import Ledger, run_id
+from pipeline.runs.ledger.ledger import FurtherOutput, Ledger, run_id
 from pipeline.runs.ledger.records import RunRecord
 from pipeline.runs.transforms.fingerprint import scheme_of
 from pipeline.runs.transforms.loading import Transform, job_fingerprint, load_transform
 from pipeline.runs.transforms.user_code import is_from_signal
-from pipeline.runs.worker.chunk import filter_of, missing_column
+from pipeline.runs.worker.chunk import filter_of, missing_column, not_a_frame, wrong_outputs
 from pipeline.storage import Storage, StorageReader, Tables, parse, replaced_tables
 from pipeline.storage.table_versions import TableVersion
 from pipeline.table.columns import Columns, stored_columns
@@ -89,11 +89,18 @@ class Probe:
     """Schema of its result; None if unknown."""
     is_static: bool = False
     """Whether the result has this schema for any data."""
+    further: Mapping[str, pl.Schema] = field(default_factory=dict)
+    """Schemas of the results for the outputs after the first, if there are several; empty if
+    unknown."""
 
     @property
     def result_columns(self) -> Columns:
         """Names and types of the result's columns; empty if unknown."""
         return {name: str(kind) for name, kind in (self.schema or {}).items()}
+
+    def of_output(self, name: str) -> Probe:
+        """Return the probe for an output after the first."""
+        return replace(self, schema=self.further.get(name), further={})
 
 
 UNKNOWN_PROBE = Probe(None, None)
@@ -128,21 +135,27 @@ def plan_request(job: Job, settings: Settings, size_columns: tuple[str, ...] | N
     )
 
 
-def probe(transform: Transform, schema: pl.Schema, tables: Tables | None = None) -> Probe:
+def probe(
+    transform: Transform,
+    schema: pl.Schema,
+    tables: Tables | None = None,
+    outputs: Collection[str] = (),
+) -> Probe:
     """Run a transform on no rows, and record the columns and tables that it reads.
 
     Args:
         transform: Transform of the job.
         schema: Schema of the data.
         tables: Records the tables that the transform reads, with their versions.
+        outputs: Names of the outputs, if there are several.
 
     Raises:
-        JobError: the transform does not return a LazyFrame.
+        JobError: the transform does not return a LazyFrame, or one for each of the outputs.
         InputError: it needs a column that the data lacks, or a table that cannot be read.
     """
     tables = tables or Tables(is_open=True)
     with tables.used():
-        probed = _probe(transform, schema)
+        probed = _probe(transform, schema, outputs)
     if probed == UNKNOWN_PROBE and tables.problem is not None:
         raise InputError(
             f"{transform.name} reads a table that cannot be read: {tables.problem}",
@@ -151,7 +164,7 @@ def probe(transform: Transform, schema: pl.Schema, tables: Tables | None = None)
     return probed
 
 
-def _probe(transform: Transform, schema: pl.Schema) -> Probe:
+def _probe(transform: Transform, schema: pl.Schema, outputs: Collection[str]) -> Probe:
     columns: set[str] = set()
 
     def no_rows(
@@ -163,10 +176,21 @@ def _probe(transform: Transform, schema: pl.Schema) -> Probe:
 
     try:
         result = transform.call(register_io_source(no_rows, schema=schema, validate_schema=True))
-        if isinstance(result, pl.LazyFrame):
-            static = None if columns else _static_schema(result)
-            collected = result.collect().schema
-            return Probe(tuple(sorted(columns)), collected, is_static=collected == static)
+        problem = (
+            wrong_outputs(transform.name, result, outputs)
+            if outputs
+            else ("" if isinstance(result, pl.LazyFrame) else not_a_frame(transform.name, result))
+        )
+        if not problem:
+            frames = {name: result[name] for name in outputs} or {"": result}
+            static = [None if columns else _static_schema(frame) for frame in frames.values()]
+            collected = [frame.schema for frame in pl.collect_all(list(frames.values()))]
+            return Probe(
+                tuple(sorted(columns)),
+                collected[0],
+                is_static=collected == static,
+                further=dict(list(zip(frames, collected, strict=True))[1:]),
+            )
     except pl.exceptions.ColumnNotFoundError as error:
         missing = str(error).splitlines()[0]
         raise InputError(
@@ -178,11 +202,7 @@ def _probe(transform: Transform, schema: pl.Schema) -> Probe:
             raise
         # Some transforms fail on no rows only; mapping shows whether this one works.
         return UNKNOWN_PROBE
-    kind = type(result).__name__
-    raise JobError(
-        f"{transform.name} returned {kind}, not a LazyFrame",
-        hint="return the frame's query itself, without .collect()",
-    )
+    raise JobError(problem, hint="return the frame's query itself, without .collect()")
 
 
 def _static_schema(result: pl.LazyFrame) -> pl.Schema | None:
@@ -242,7 +262,9 @@ def plan_input(
         load_transform(job.then.function, job.then.params, settings.transforms)
     reader, tables = StorageReader(storage), declared_tables(job)
     request = replace(plan_request(job, settings, None), keep=keep)
-    choose = partial(_columns_read, transform, tables) if request.columns is None else None
+    choose = None
+    if request.columns is None:
+        choose = partial(_columns_read, transform, tables, tuple(job.outputs))
     result = plan_dataset(
         request,
         reader,
@@ -254,8 +276,10 @@ def plan_input(
     visible = result.plan.dtypes
     if job.input.columns is not None:
         visible = pl.Schema({name: visible[name] for name in job.input.columns})
-    probed = probe(transform, visible, tables)
+    probed = probe(transform, visible, tables, job.outputs)
     _refuse_missing_columns(job, probed)
+    for name in list(job.outputs)[1:]:
+        _refuse_missing_columns(job.of_output(name), probed.of_output(name))
     refuse_impossible(job, settings, probed.schema if probed.is_static else None)
     return PlannedInput(result, transform, probed, tables)
 
@@ -285,10 +309,10 @@ def declared_tables(job: Job) -> Tables:
 
 
 def _columns_read(
-    transform: Transform, tables: Tables, schema: pl.Schema
+    transform: Transform, tables: Tables, outputs: Collection[str], schema: pl.Schema
 ) -> tuple[str, ...] | None:
     """Return the columns that the transform reads; None if unknown."""
-    return probe(transform, schema, tables).columns
+    return probe(transform, schema, tables, outputs).columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +354,8 @@ def plan_run(
     code = job_fingerprint(job, settings.transforms)
     records = runs_of(storage, job.output.uri)
     if resume.run is not None:
-        return _resume(_find_record(records, resume.run), code, settings, storage, resume)
+        record = _find_record(records, resume.run)
+        return _resume(record, code, settings, storage, resume)
     same = runs_of_job(job, storage, records)
     published = [record for record in same if _is_published(storage, record)]
     if len(published) < len(same) and not resume.replan:
@@ -347,6 +372,11 @@ def plan_run(
 
 def _adopt_free_keys(job: Job, planned: PreparedRun) -> PreparedRun:
     """Let a run widen the output's schema, and check its result, as the job says now."""
+    if job.outputs:
+        for output, ledger in zip(job.outputs.values(), planned.ledger.of_outputs(), strict=False):
+            if output.schema_ == "widen" and not ledger.widens():
+                ledger.allow_widening()
+        return planned  # Several outputs have no checks.
     if job.output.schema_ == "widen" and not planned.ledger.widens():
         planned.ledger.allow_widening()
     if job.checks != planned.ledger.checks():
@@ -401,33 +431,28 @@ class _NewRun:
 
     def _store(self, job: Job, planning: PlannedInput, abort_days: float | None) -> PreparedRun:
         result, tables = planning.result, planning.tables.versions
-        plan, uri = result.plan, job.output.uri
+        plan = result.plan
         code, same = self._code_of_run(job, plan, tables)
         if job.output.partition_by is None:  # Otherwise folders are those of the result.
-            refuse_long_keys(uri, plan)
+            for output in job.all_outputs.values():
+                refuse_long_keys(output.uri, plan)
         sees = run_id(plan, job, code, tables=tables, sees=False) not in self._known
         run = run_id(plan, job, code, tables=tables, sees=sees)
         skips = job.input.on_bad_object == "skip" and self._fails_at_bad_objects(job, run)
         if skips:
             run = run_id(plan, job, code, tables=tables, skips=True, sees=sees)
         is_new = run not in self._known
-        table_log = TableLog(self.storage, uri)
         mode = self.rebuild.mode(wanted=self.resume.rebuild)
-        try:
-            manifest = prepare_output(table_log, mode, run)
-        except OutputNotEmptyError as error:
-            raise self.rebuild.explain(error) from error
-        _refuse_after_backfills(manifest, job)
-        if job.output.partition_by is None:
-            refuse_former_folders(table_log, mode, plan, [run])
-        if job.output.mode == "append":
-            earlier = [ledger for ledger in self.published if ledger.run != run]
-            refuse_appending_again(table_log, manifest, earlier, plan)
-        refuse_losing_rows(job, plan)
+        manifest = self._prepare_output(job, planning.probe, plan, run, mode)
+        further = []
+        for name in list(job.outputs)[1:]:
+            own, probe = job.of_output(name), planning.probe.of_output(name)
+            other = self._prepare_output(own, probe, plan, run, own.output.mode)
+            if own.output.mode == "append":
+                _refuse_uneven(job, manifest, own, other, self.published)
+            columns = tuple(probe.result_columns)
+            further.append(FurtherOutput(own.output.uri, own.output.mode, other.number, columns))
         notes = (*result.explain.warnings, *_check_lifecycle(job, plan, abort_days), *same)
-        replacing = job.model_copy(update={"output": job.output.model_copy(update={"mode": mode})})
-        footprints = planned_footprints(replacing, plan)
-        refuse_planned_columns(table_log, manifest, job, planning.probe, footprints)
         ledger = Ledger.create(
             self.storage,
             job,
@@ -440,13 +465,46 @@ class _NewRun:
             sees=sees,
             mode=mode,
             origin=origin_of(job, self.settings, result),
+            further=further,
         )
         if not is_new:
             # The user submits the run again to the output as it is now: no conflict with that.
-            ledger.accept(manifest.number)
+            numbers = (manifest.number, *(output.base for output in further))
+            for each, number in zip(ledger.of_outputs(), numbers, strict=True):
+                each.accept(number)
         return PreparedRun(
             ledger, plan, self.code, is_new, notes if is_new else (), self._last_speed()
         )
+
+    def _prepare_output(self, job: Job, probe: Probe, plan: Plan, run: str, mode: str) -> Manifest:
+        """Check an output before its run is stored, and finish open claims of others.
+
+        Args:
+            job: The job, with this output.
+            probe: Probe of its transform, with the schema of this output.
+            plan: Plan of its input.
+            run: Id of the run.
+            mode: Mode of the run.
+
+        Returns:
+            The current manifest of the output.
+        """
+        table_log = TableLog(self.storage, job.output.uri)
+        try:
+            manifest = prepare_output(table_log, mode, run)
+        except OutputNotEmptyError as error:
+            raise self.rebuild.explain(error) from error
+        _refuse_after_backfills(manifest, job)
+        if job.output.partition_by is None:
+            refuse_former_folders(table_log, mode, plan, [run])
+        if job.output.mode == "append":
+            earlier = [ledger for ledger in self.published if ledger.run != run]
+            refuse_appending_again(table_log, manifest, earlier, plan)
+        refuse_losing_rows(job, plan)
+        replacing = job.model_copy(update={"output": job.output.model_copy(update={"mode": mode})})
+        footprints = planned_footprints(replacing, plan)
+        refuse_planned_columns(table_log, manifest, job, probe, footprints)
+        return manifest
 
     def _last_speed(self) -> float:
         last = None if self.previous is None else read_driver(self.storage, self.previous.prefix)
@@ -490,6 +548,33 @@ class _NewRun:
             )
         return self.code, (
             f"{explanation}; the input is mapped again (--accept-code would resume that run)",
+        )
+
+
+def _refuse_uneven(
+    job: Job, manifest: Manifest, further: Job, other: Manifest, earlier: Sequence[Ledger]
+) -> None:
+    """Raise UsageError if two outputs that are appended to have other runs of the job.
+
+    What these runs have read is not read again, so its rows would be in one output only.
+
+    Args:
+        job: The job, with the first output.
+        manifest: Current manifest of the first output.
+        further: The job with another output.
+        other: Current manifest of that output.
+        earlier: Ledgers of published runs of the same job.
+    """
+    first, second = ({entry.run for entry in m.commits} for m in (manifest, other))
+    uneven = [ledger.run for ledger in earlier if (ledger.run in first) != (ledger.run in second)]
+    if uneven:
+        has, lacks = further.output.uri, job.output.uri
+        if uneven[0] in first:
+            has, lacks = lacks, has
+        raise UsageError(
+            f"{has} has the rows of run {uneven[0]}, and {lacks} lacks them, so that appending "
+            "would leave them with different rows",
+            hint=f"roll {has} back too, or {lacks} forward: chunkmap history {lacks}",
         )
 
 
@@ -654,12 +739,13 @@ def _resume(
             hint="make a new plan with the new table: --replan; or restore the earlier version",
         )
     ledger = Ledger(storage, record.output, record.run)
-    table_log = TableLog(storage, record.output)
-    prepare_output(table_log, record.mode, record.run)
     notes = [f"resuming run {record.run}: its plan of {plural(record.chunks, 'chunk')} is frozen"]
     plan = ledger.plan()
-    if job.output.partition_by is None:
-        refuse_former_folders(table_log, record.mode, plan, [record.run])
+    for each in ledger.of_outputs():
+        table_log, mode = TableLog(storage, each.output), each.record().mode
+        prepare_output(table_log, mode, record.run)
+        if job.output.partition_by is None:
+            refuse_former_folders(table_log, mode, plan, [record.run])
     changes = input_changes(storage, job, plan)
     if changes:
         notes.append(f"{changes}; --replan would plan them too")

@@ -53,9 +53,10 @@ def preflight(job: Job, settings: Settings, storage: Storage) -> None:
 
     Raises:
         JobError, TransformNotAllowedError: the transform does not exist or is not allowed.
-        EngineUnavailableError, BucketMissingError, AccessDeniedError: the output's state cannot
-            be read.
+        EngineUnavailableError, BucketMissingError, AccessDeniedError: the state of an output
+            cannot be read.
     """
     load_transform(job.transform, job.params, settings.transforms)
     with explain_unreachable_s3(settings):
-        TableLog(storage, job.output.uri).head()
+        for output in job.all_outputs.values():
+            TableLog(storage, output.uri).head()

@@ -155,7 +155,7 @@ def publish_run(
         ledger.void(error.attempts)
         raise
     own = [entry for entry in entries if entry.run == record.run]
-    _finish(ledger, table_log, progress, manifest, own=own, published=published)
+    finish_run(ledger, table_log, progress, manifest, own=own, published=published)
     refuse(ledger.run, results)
     return manifest.number
 
@@ -320,7 +320,7 @@ def _publish_without_conflicts(
     return published
 
 
-def _finish(
+def finish_run(
     ledger: Ledger,
     table_log: TableLog,
     progress: Progress,

@@ -38,11 +38,16 @@ class Rebuild:
         """Return the mode of a new run: that of the job, or `overwrite` for a rebuild.
 
         Raises:
-            UsageError: The job appends, or the output has files of other jobs.
+            UsageError: The job appends, has several outputs, or the output has files of other jobs.
         """
         mode = self.job.output.mode
         if not wanted or mode in ("overwrite", "overwrite-partitions"):
             return mode
+        if self.job.outputs:
+            raise UsageError(
+                "--rebuild replaces one output, and this job has several",
+                hint="set the mode of each to overwrite, or name other outputs",
+            )
         if mode == "append":
             raise UsageError(
                 "--rebuild replaces the whole output, and this job appends to it",
@@ -71,7 +76,9 @@ class Rebuild:
             return error
         return OutputNotEmptyError(
             f"{error.message}: {self._difference(record)}",
-            hint="replace its result: --rebuild; or choose another output, or set output.mode to "
+            hint="choose another output, or set its mode to append or overwrite"
+            if self.job.outputs
+            else "replace its result: --rebuild; or choose another output, or set output.mode to "
             "append or overwrite",
         )
 

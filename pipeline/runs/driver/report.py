@@ -45,6 +45,7 @@ from pipeline.report.run_model import (
 from pipeline.runs.driver.estimate import Estimate, estimate
 from pipeline.runs.driver.heartbeat import DriverRecord
 from pipeline.runs.driver.layout_text import layout_text
+from pipeline.runs.driver.several_outputs import completions_of_outputs, with_sums
 from pipeline.runs.driver.then_stage import Pieces, pieces_of
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Origin, Progress, RunRecord
@@ -129,6 +130,8 @@ class ReportParts:
     """What was to be expected before the run; None if that is unknown."""
     pieces: Pieces | None = None
     """Pieces of the reduced result; None if there are none."""
+    further: tuple[pl.DataFrame, ...] = ()
+    """Completions for the outputs after the first, if there are several."""
 
 
 def collect(ledger: Ledger) -> ReportParts:
@@ -137,8 +140,17 @@ def collect(ledger: Ledger) -> ReportParts:
     record, job, plan = ledger.record(), ledger.job(), ledger.plan()
     progress = ledger.read()
     pieces = pieces_of(ledger, progress) if job.then is not None else None
-    results = ledger.check_results()
-    return ReportParts(record, job, plan, progress, is_published, results, pieces=pieces)
+    further = [] if not job.outputs else completions_of_outputs(ledger, progress.completions)[1:]
+    return ReportParts(
+        record,
+        job,
+        plan,
+        progress,
+        is_published,
+        ledger.check_results(),
+        pieces=pieces,
+        further=tuple(rows for _, rows in further),
+    )
 
 
 def _estimate(storage: Storage, parts: ReportParts, settings: Settings | None) -> Estimate | None:
@@ -196,7 +208,7 @@ def report_of(
             id=record.run,
             job=record.job,
             input=" ".join(job.input.uri),
-            output=record.output,
+            output=", ".join(record.outputs or (record.output,)),
             mode=record.mode,
             transform=record.transform,
             fingerprint=record.fingerprint,
@@ -221,7 +233,9 @@ def report_of(
             commit=origin.commit,
             memory_limit=settings.dask.memory_per_worker if settings else None,
         ),
-        completions=pl.concat([progress.completions, progress.duplicates]),
+        completions=pl.concat(
+            [with_sums(progress.completions, parts.further), progress.duplicates]
+        ),
         failures=_failures(progress),
         groups=_groups(parts),
         phases=tuple(phase for attempt in attempts for phase in attempt.phases),
@@ -388,7 +402,8 @@ def _groups(parts: ReportParts) -> MappedGroups | None:
 
 def _outputs(parts: ReportParts) -> pl.DataFrame:
     """List the files that a run has made."""
-    return _made(parts).select("uri", bytes="bytes_out", rows="rows_out")
+    made = [_made(parts), *parts.further]
+    return pl.concat([m.select("uri", bytes="bytes_out", rows="rows_out") for m in made])
 
 
 def _made(parts: ReportParts) -> pl.DataFrame:

@@ -33,10 +33,19 @@ from pipeline.runs.driver.publish import check_run, publish_run, until_published
 from pipeline.runs.driver.quarantine import refuse_many_quarantined, unreadable_uris
 from pipeline.runs.driver.reduce_stage import partials_of, reduced_of, without_partial
 from pipeline.runs.driver.report import StoredReport, rows_filtered, store_report
+from pipeline.runs.driver.result_types import OutputFacts
 from pipeline.runs.driver.schemas import output_facts
 from pipeline.runs.driver.session import drive_session, follow, followed_progress
-from pipeline.runs.driver.summary import MapProgress, RunIncompleteError, RunSummary, failure_lines
+from pipeline.runs.driver.several_outputs import follow_first, output_figures, publish_several
+from pipeline.runs.driver.summary import (
+    MapProgress,
+    OutputFigures,
+    RunIncompleteError,
+    RunSummary,
+    failure_lines,
+)
 from pipeline.runs.driver.then_stage import Pieces, ThenStage, pieces_of
+from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress
 from pipeline.runs.worker.reduce import tree
 from pipeline.storage import Storage
@@ -132,16 +141,23 @@ class RunDriver:
         Raises:
             FilesMissingError: files of the current manifest were deleted.
         """
-        ledger = self.planned.ledger
+        ledgers = self.planned.ledger.of_outputs()
+        numbers = [manifest, *(ledger.published() or 0 for ledger in ledgers[1:])]
+        return tuple(
+            f"the run was published as manifest {number}, which has been replaced or rolled back "
+            f"since; to restore it: chunkmap rollback {ledger.output} --to {number}"
+            for ledger, number in zip(ledgers, numbers, strict=True)
+            if not self._is_current(ledger)
+        )
+
+    def _is_current(self, ledger: Ledger) -> bool:
+        """Whether the current manifest of an output has the run; then check its files."""
         table_log = TableLog(self.storage, ledger.output)
         current = table_log.manifest()
-        if any(entry.run == ledger.run for entry in current.commits):
+        is_current = any(entry.run == ledger.run for entry in current.commits)
+        if is_current:
             locate(table_log, current)
-            return ()
-        return (
-            f"the run was published as manifest {manifest}, which has been replaced or rolled back "
-            f"since; to restore it: chunkmap rollback {ledger.output} --to {manifest}",
-        )
+        return is_current
 
     def _drive(self) -> RunSummary:
         ledger = self.planned.ledger
@@ -178,7 +194,8 @@ class RunDriver:
         self._merge()
         self._check()
         self.listen("publish", None)
-        publish = partial(publish_run, self.storage, ledger, vanished)
+        publish_all = publish_several if self.job.outputs else publish_run
+        publish = partial(publish_all, self.storage, ledger, vanished)
         with self.heartbeat.phase("publish"):
             return progress, retry_until_available(
                 lambda: self.orchestrator.step("publish", ledger.run, publish)
@@ -293,6 +310,7 @@ class RunDriver:
             listen=self._on_progress,
             only_failed=self.resume.only_failed,
             output=output_facts(self.job, ledger.record(), TableLog(self.storage, ledger.output)),
+            further=self._further_facts(),
             pace=Throughput(remembered=self._remembered_speed()),
         )
         progress = self.map_stage.run()
@@ -300,6 +318,17 @@ class RunDriver:
             self.heartbeat.record.speed = self.map_stage.pace.speed
             _speeds[self.planned.fingerprint] = self.map_stage.pace.speed
         return progress
+
+    def _further_facts(self) -> dict[str, tuple[Callable[[Progress], Progress], OutputFacts]]:
+        """Return how far the outputs after the first are, and the facts about them."""
+        ledgers = self.planned.ledger.of_outputs() if self.job.outputs else []
+        return {
+            name: (
+                partial(follow_first, ledger),
+                output_facts(ledger.job(), ledger.record(), TableLog(self.storage, ledger.output)),
+            )
+            for name, ledger in list(zip(self.job.outputs, ledgers, strict=False))[1:]
+        }
 
     def _remembered_speed(self) -> float:
         """Return the speed of the last run of the same code, here or to this output; 0 if none."""
@@ -379,6 +408,9 @@ class RunDriver:
             merged = progress.merged if self._merged is None else self._merged
             files = merged.unique("chunk")
         map_stage, ledger = self.map_stage, self.planned.ledger
+        outputs: tuple[OutputFigures, ...] = ()
+        if self.job.outputs:
+            outputs = output_figures(self.job, ledger, done, manifest)
         quarantine: tuple[str, ...] = ()
         if manifest is not None and self.job.input.on_bad_object == "quarantine":
             table_log = TableLog(self.storage, ledger.output)
@@ -404,9 +436,10 @@ class RunDriver:
             batches=map_stage.batches if map_stage else 0,
             rounds=map_stage.rounds if map_stage else 0,
             rows_in=int(done["rows_in"].sum()),
-            rows_out=int((done if then is None else files)["rows_out"].sum()),
+            rows_out=sum(o.rows for o in outputs)
+            or int((done if then is None else files)["rows_out"].sum()),
             bytes_in=int(done["bytes_in"].sum()),
-            bytes_out=int(files["bytes_out"].sum()),
+            bytes_out=sum(o.bytes for o in outputs) or int(files["bytes_out"].sum()),
             seconds=sum(phases.values()) or time.time() - self.heartbeat.record.started,
             phases=tuple(phases.items()),
             rows_filtered=rows_filtered(self.planned.plan, progress),
@@ -426,4 +459,5 @@ class RunDriver:
             then=then,
             left_out=len(unreadable_uris(self.planned.plan, progress)),
             quarantine=quarantine,
+            outputs=outputs,
         )

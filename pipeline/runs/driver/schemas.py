@@ -23,17 +23,23 @@ from pipeline.table.schemas import types_of_output
 
 def drop_retyped(ledger: Ledger, progress: Progress) -> Progress:
     """Set aside completions whose chunks were mapped again for a column's type, and read again."""
+    replaced = retyped_attempts(progress)
+    if not replaced:
+        return progress
+    ledger.set_aside(replaced)
+    return ledger.read()
+
+
+def retyped_attempts(progress: Progress) -> list[str]:
+    """Return the attempts at chunks that were mapped again for a column's type."""
     odd = odd_attempts(progress, agreed_types(progress))
     attempts = pl.concat([progress.completions, progress.duplicates])
     others = attempts.join(odd, on="attempt", how="anti")
     replaced = odd.join(others, on="chunk", how="semi")
     # A partial counts as a whole: set it aside only if all its chunks were mapped again.
     kept = odd.join(replaced, on="attempt", how="anti").filter(pl.col("upload") == PARTIAL)
-    replaced = replaced.join(kept, on="uri", how="anti")
-    if replaced.is_empty():
-        return progress
-    ledger.set_aside(replaced["attempt"].to_list())
-    return ledger.read()
+    retyped: list[str] = replaced.join(kept, on="uri", how="anti")["attempt"].to_list()
+    return retyped
 
 
 def check_schemas(progress: Progress, open_columns: bool = False, *, unit: str = "chunk") -> None:

@@ -55,6 +55,20 @@ MAX_KINDS = 10
 
 
 @dataclass(frozen=True, slots=True)
+class OutputFigures:
+    """What a run has written to one of several outputs."""
+
+    name: str
+    """Name of the output in the job."""
+    output: str
+    """URI of the output prefix."""
+    manifest: int | None
+    """Number of the manifest that was current when the run was published there; None before."""
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunSummary:
     """Result of a run in figures."""
 
@@ -92,6 +106,9 @@ class RunSummary:
     """URIs of the records of quarantined objects, once the run is published."""
     then: ThenFigures | None = None
     """Pieces of the reduced result; None if the job has no `then`, or it did not begin."""
+    outputs: tuple[OutputFigures, ...] = ()
+    """Figures of each output, if there are several; `output` and `manifest` are of the first, and
+    `rows_out` and `bytes_out` of all."""
 
     @property
     def failure_text(self) -> str:

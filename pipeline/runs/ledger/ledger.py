@@ -11,8 +11,9 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Self
 
@@ -72,6 +73,7 @@ from pipeline.storage.documents import (
 )
 from pipeline.storage.table_versions import TableVersion
 from pipeline.table.errors import refuse_newer
+from pipeline.uris import as_prefix
 
 log = logging.getLogger(__name__)
 
@@ -112,9 +114,33 @@ def run_id(
     checked = checks_identity(job.checks)
     parts += [{"checks": checked}] if checked else []
     parts += [{"then": job.then.model_dump(exclude={"params"})}] if job.then is not None else []
+    parts += [{"outputs": _identities(job)}] if job.outputs else []
     return hashlib.sha256(
         json.dumps(parts, sort_keys=True, default=date_to_json).encode()
     ).hexdigest()[:16]
+
+
+def _identities(job: Job) -> list[Any]:
+    """Return what counts of several outputs: their names, and what counts of a single one."""
+    identities = []
+    for name, output in job.outputs.items():
+        free = {"keep_versions", "schema_", *keys_at_default(output, *LATER_OUTPUT_KEYS)}
+        values = output.model_dump(mode="json", exclude=free)
+        identities.append([name, values | {"uri": parse(output.uri).uri.rstrip("/")}])
+    return identities
+
+
+@dataclass(frozen=True, slots=True)
+class FurtherOutput:
+    """What the record of a run says of an output after the first."""
+
+    uri: str
+    mode: str
+    """Output mode (see `RunRecord.mode`)."""
+    base: int
+    """Number of the manifest that was current when the run was created."""
+    columns: tuple[str, ...] = ()
+    """Names of the result's columns (see `RunRecord.columns`)."""
 
 
 class Ledger:
@@ -170,14 +196,17 @@ class Ledger:
         sees: bool = True,
         mode: str | None = None,
         origin: Origin | None = None,
+        further: Sequence[FurtherOutput] = (),
     ) -> Self:
         """Store a run's record, job and plan, each once; open an existing run as it is.
 
-        The output mode is that of the job, if no other is given (see `RunRecord.mode`).
+        The output mode is that of the job, if no other is given (see `RunRecord.mode`). If the job
+        has several outputs, `further` are those after the first; each gets a ledger of its own.
         """
         run = run_id(plan, job, fingerprint, backfill, tables, skips=skips, sees=sees)
         ledger = cls(storage, job.output.uri, run, plan)
         record = RunRecord(
+            version=RUN_VERSION if further else 1,
             run=ledger.run,
             job=job.name,
             plan=plan.id,
@@ -193,17 +222,32 @@ class Ledger:
             tables=tables,
             columns=tuple(columns),
             origin=origin,
+            outputs=(ledger.output, *(cls(storage, f.uri, run).output for f in further))
+            if further
+            else (),
         )
-        # The record comes last: a run with a record is complete. Another plan of the same chunks
-        # may differ in estimates or skipped objects: the first one stored counts.
         parts = {"plan.arrow": plan.to_bytes(), "job.yaml": seal_text(job.to_yaml())}
-        is_first = map_concurrently(lambda part: ledger._put_first(*part), parts.items())
+        # The first output's record comes last: a run with a record is complete.
+        for extra in further:
+            own = cls(storage, extra.uri, run)
+            values = {"output": own.output, "mode": extra.mode, "base": extra.base}
+            own._store(record.model_copy(update=values | {"columns": extra.columns}), parts)
+        is_first = ledger._store(record, parts)
         ledger._stored_plan = plan if is_first[0] else None
         ledger._job = job if is_first[1] else None
-        with suppress(AlreadyExistsError):
-            document = seal_json(record.model_dump_json(indent=1).encode())
-            storage.put_new(ledger.prefix + "run.json", document)
         return ledger
+
+    def _store(self, record: RunRecord, parts: Mapping[str, bytes]) -> list[bool]:
+        """Store a run's plan and job, then its record; return which of the parts were new.
+
+        Another plan of the same chunks may differ in estimates or skipped objects: the first one
+        stored counts.
+        """
+        is_first = map_concurrently(lambda part: self._put_first(*part), parts.items())
+        fields = set() if record.outputs else {"outputs"}
+        document = seal_json(record.model_dump_json(indent=1, exclude=fields).encode())
+        self._put_first("run.json", document)
+        return is_first
 
     def _put_first(self, name: str, data: bytes) -> bool:
         """Store an object unless there is one; return whether it was stored."""
@@ -246,11 +290,25 @@ class Ledger:
         return record
 
     def job(self) -> Job:
-        """Read the job as of the run's creation. Raises StateError if it is damaged."""
+        """Read the job as of the run's creation. Raises StateError if it is damaged.
+
+        Of several outputs, `output` is that of this ledger.
+        """
         if self._job is None:
             uri = self.run_prefix + "job.yaml"
-            self._job = _parse_cached(parse_text(self._storage.get(uri).data, uri), uri)
+            job = _parse_cached(parse_text(self._storage.get(uri).data, uri), uri)
+            names = [
+                name
+                for name, output in job.outputs.items()
+                if same_place(as_prefix(parse(output.uri).uri), self.output)
+            ]
+            self._job = job.of_output(names[0]) if names else job
         return self._job
+
+    def of_outputs(self) -> list[Ledger]:
+        """Return the run's ledgers, one per output; this one alone if the run has one output."""
+        others = [Ledger(self._storage, uri, self.run, self._plan) for uri in self.record().outputs]
+        return [self if other.output == self.output else other for other in others] or [self]
 
     def plan(self) -> Plan:
         """Read the frozen plan. Raises StateError if it is damaged."""

@@ -14,8 +14,9 @@ from pipeline.report.humanize import plural
 from pipeline.storage.documents import BackfillId, Moment, RunId
 from pipeline.storage.table_versions import TableVersion
 
-RUN_VERSION = 1
-"""Format of a run's stored state. Older releases refuse a run with a higher one."""
+RUN_VERSION = 2
+"""Format of a run's stored state: 2 has several outputs. Older releases refuse a run with a higher
+one."""
 
 
 class Planning(BaseModel):
@@ -61,7 +62,8 @@ class RunRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    version: int = RUN_VERSION
+    version: int = 1
+    """Format (see RUN_VERSION)."""
     run: RunId
     """Id: 16 hex digits, derived from plan, transform, parameters and output."""
     job: str
@@ -90,6 +92,14 @@ class RunRecord(BaseModel):
     """Time of creation, in Unix seconds."""
     origin: Origin | None = None
     """Where code and input came from. None in old records."""
+    outputs: tuple[str, ...] = ()
+    """URIs of all outputs of the run, if it has several. Each has a ledger of the run; that of the
+    first also has the driver's record, the failures and the report."""
+
+    @property
+    def first_output(self) -> str:
+        """URI of the output whose ledger has the driver's record, the failures and the report."""
+        return self.outputs[0] if self.outputs else self.output
 
 
 PARTIAL = "partial"

@@ -43,12 +43,13 @@ from pipeline.runs.worker.chunk import (
     open_run,
     schema_text,
     stage,
+    stage_further,
 )
 from pipeline.runs.worker.chunk_source import ChunkSource
 from pipeline.runs.worker.code_report import naming_worker
 from pipeline.runs.worker.failures import failure_of
 from pipeline.runs.worker.memory import WorkerMemory, worker_memory
-from pipeline.runs.worker.null_types import fill_types, types_of_frames, types_of_text
+from pipeline.runs.worker.null_types import fill_types, types_by_output, types_of_frames
 from pipeline.runs.worker.read_ahead import MAX_CHUNKS
 from pipeline.runs.worker.reduce import store_partial
 from pipeline.runs.worker.stage_slices import stage_slices
@@ -112,6 +113,8 @@ def map_batch(
     kind = ReducingBatchAttempt if context.job.reduce is not None else BatchAttempt
     if context.job.output.merges:
         kind = SlicingBatchAttempt
+    elif context.further:
+        kind = SeveralOutputsBatchAttempt
     with logs.log_ids(run=context.record.run, batch=batch.name):
         memory = worker_memory(memory_limit)
         return kind(context, batch, worker, is_leaving=is_leaving, memory=memory).run()
@@ -194,11 +197,15 @@ class Attempt:
         if self.entries:
             self.segments += 1
             name = segment_name(self.batch.name, self.attempt, self.segments)
+            self.before_flush(name)
             self.context.ledger.write_segment(name, self.entries, self.schemas)
             self.count(self.entries)
             self.stored += self.entries
             self.entries = []
         self.flushed = time.monotonic()
+
+    def before_flush(self, name: str) -> None:
+        """Store what must be stored before the entries are, under the name of their segment."""
 
     def count(self, stored: Iterable[Completion | Failure]) -> None:
         """Count entries, once they are stored, in the process's metrics."""
@@ -389,7 +396,7 @@ class BatchAttempt(Attempt):
             try:
                 source.prefetch(self.columns)
                 seconds = time.perf_counter() - clock
-                types = types_of_text(self.batch.types)
+                types = types_by_output(self.batch.types)
                 return compute(self.context, chunk, source, seconds, types)
             except UnreadableObjectError as error:
                 # Map the whole chunk again: rows of the object may have been used already.
@@ -557,6 +564,36 @@ class SlicingBatchAttempt(BatchAttempt):
     @override
     def _stage(self, mapped: ComputedChunk) -> Completion:
         return stage_slices(self.context, mapped, self.batch.name, self.worker, self.turn)
+
+
+@dataclass(slots=True)
+class SeveralOutputsBatchAttempt(BatchAttempt):
+    """One attempt at a batch of a job with several outputs.
+
+    A chunk is done when the ledger of the first output says so, which is written last.
+    """
+
+    further: dict[str, list[Completion]] = field(default_factory=dict)
+    """Completions for the outputs after the first, by attempt, that are not stored yet."""
+
+    @override
+    def _stage(self, mapped: ComputedChunk) -> Completion:
+        done = BatchAttempt._stage(self, mapped)
+        self.further[done.attempt] = stage_further(self.context, mapped, done, self.turn)
+        return done
+
+    @override
+    def _keep(self, mapped: ComputedChunk, done: Completion) -> None:
+        BatchAttempt._keep(self, mapped, done)
+        for result in mapped.further:
+            self.schemas.setdefault(result.frame_schema)
+
+    @override
+    def before_flush(self, name: str) -> None:
+        done = [entry.attempt for entry in self.entries if isinstance(entry, Completion)]
+        rows = [self.further.pop(attempt) for attempt in done]
+        for output, entries in zip(self.context.further, zip(*rows, strict=True), strict=False):
+            output.ledger.write_segment(name, entries, self.schemas)
 
 
 class Watchdog:

@@ -53,6 +53,19 @@ _NO_TURN = nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
+class FurtherLedger:
+    """The ledger of an output after the first, where a run has several."""
+
+    name: str
+    """Name of the output in the job."""
+    ledger: Ledger
+    job: Job
+    """The job with this output as `output`."""
+    columns: tuple[str, ...]
+    """Names of its files' columns, in the order that all of them have. Empty if unknown."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunContext:
     """Everything needed to map chunks of one run; opened once per process."""
 
@@ -76,6 +89,8 @@ class RunContext:
     """What it has learnt about staging results."""
     row_schema: RowSchema | None = None
     """Rules for the rows of each chunk's result."""
+    further: tuple[FurtherLedger, ...] = ()
+    """The outputs after the first, if there are several."""
 
 
 @single_flight(2)
@@ -108,6 +123,10 @@ def open_run(run_uri: str, fingerprint: str, sent: str = "") -> RunContext:
             ledger.prefix + "plan.arrow", f"it is plan {plan.id}, but the run has {record.plan}"
         )
     ledger.know(plan, job)
+    further = []
+    for name, other in list(zip(job.outputs, ledger.of_outputs(), strict=False))[1:]:
+        other.know(plan, job.of_output(name))
+        further.append(FurtherLedger(name, other, other.job(), other.record().columns))
     return RunContext(
         storage=storage,
         settings=settings,
@@ -121,6 +140,7 @@ def open_run(run_uri: str, fingerprint: str, sent: str = "") -> RunContext:
         row_filter=filter_polars(filter_of(job), plan),
         tables=Tables(record.tables),
         row_schema=row_schema_of(job, settings),
+        further=tuple(further),
     )
 
 
@@ -186,9 +206,66 @@ def apply(transform: Transform, frame: pl.LazyFrame, size: float = math.inf) -> 
     with user_code(transform.name):
         result = transform.call(frame)
         if not isinstance(result, pl.LazyFrame):
-            kind = type(result).__name__
-            raise TransformError(f"{transform.name} returned {kind}, not a LazyFrame")
+            raise TransformError(not_a_frame(transform.name, result))
         return result.collect(engine=engine_for(size))
+
+
+def not_a_frame(transform: str, result: object) -> str:
+    """Say that a transform returned something else than a LazyFrame."""
+    more = "; for several outputs, name them in the job (outputs)"
+    return f"{transform} returned {type(result).__name__}, not a LazyFrame" + (
+        more if isinstance(result, dict) else ""
+    )
+
+
+def apply_all(
+    transform: Transform, frame: pl.LazyFrame, names: Collection[str], size: float = math.inf
+) -> dict[str, pl.DataFrame]:
+    """Run a transform of several outputs on a frame; the input is read once for all of them.
+
+    Args:
+        transform: Transform of the job.
+        frame: Its input.
+        names: Names of the outputs.
+        size: Decoded bytes of the input, if known.
+
+    Raises:
+        TransformError: the transform raised, or did not return a LazyFrame for each output.
+        ChunkmapError: the frame could not be read.
+    """
+    with user_code(transform.name):
+        result = transform.call(frame)
+        problem = wrong_outputs(transform.name, result, names)
+        if problem:
+            raise TransformError(problem)
+        frames = pl.collect_all([result[name] for name in names], engine=engine_for(size))
+    return dict(zip(names, frames, strict=True))
+
+
+def results_of(
+    transform: Transform, frame: pl.LazyFrame, job: Job, size: float = math.inf
+) -> dict[str, pl.DataFrame]:
+    """Run a job's transform on a frame; return its result for each output, by name.
+
+    Raises as `apply` and `apply_all`.
+    """
+    if job.outputs:
+        return apply_all(transform, frame, job.outputs, size)
+    return {name: apply(transform, frame, size) for name in job.all_outputs}
+
+
+def wrong_outputs(transform: str, result: object, names: Collection[str]) -> str:
+    """Say why a result is not a LazyFrame for each of these outputs; empty if it is."""
+    wanted = f"a dict with a LazyFrame for each of its outputs ({', '.join(names)})"
+    if not isinstance(result, dict):
+        return f"{transform} returned {type(result).__name__}, not {wanted}"
+    if set(result) != set(names):
+        keys = ", ".join(map(str, result)) or "none"
+        return f"{transform} returned a dict with the keys {keys}, not {wanted}"
+    odd = next((n for n in names if not isinstance(result[n], pl.LazyFrame)), None)
+    if odd is None:
+        return ""
+    return f"{transform} returned {type(result[odd]).__name__} for {odd}, not a LazyFrame"
 
 
 def encode(frame: pl.DataFrame, job: Job) -> tuple[memoryview, str]:
@@ -239,6 +316,18 @@ def missing_column(output: Output, columns: Collection[str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class FurtherResult:
+    """The result of a chunk for an output after the first."""
+
+    output: FurtherLedger
+    frame: pl.DataFrame
+    frame_schema: str
+    """Schema of the frame, as JSON."""
+    filled: tuple[str, ...] = ()
+    """Names of cast all-null columns (see `Completion.filled`)."""
+
+
+@dataclass(frozen=True, slots=True)
 class ComputedChunk:
     """A chunk that is computed, but not staged."""
 
@@ -262,6 +351,8 @@ class ComputedChunk:
     """Rows that break rules of the job's schema; None: it has none."""
     rejected: pl.DataFrame | None = None
     """These rows, if they are in quarantine instead of the frame."""
+    further: tuple[FurtherResult, ...] = ()
+    """Results for the outputs after the first."""
 
 
 def in_order(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
@@ -281,14 +372,29 @@ def compute(
     chunk: Chunk,
     source: ChunkSource,
     read_seconds: float,
-    types: Mapping[str, pl.DataType] | None = None,
+    types: Mapping[str, Mapping[str, pl.DataType]] | None = None,
 ) -> ComputedChunk:
-    """Transform a chunk, and cast all-null columns of the result to `types`."""
+    """Transform a chunk, and cast all-null columns of the results to types.
+
+    Args:
+        context: Context of the run.
+        chunk: The chunk.
+        source: Where it is read from.
+        read_seconds: Seconds in which it was read ahead.
+        types: Types of columns by the name of the output; that of the first is empty.
+    """
     started = time.time()
     clock = time.perf_counter()
+    types, size = types or {}, chunk.decoded_bytes
     with context.tables.used():
-        frame = apply(context.transform, source.scan(), chunk.decoded_bytes)
-    frame, filled = fill_types(in_order(frame, context.record.columns), types or {})
+        frames = results_of(context.transform, source.scan(), context.job, size)
+    frame = next(iter(frames.values()))
+    frame, filled = fill_types(in_order(frame, context.record.columns), types.get("", {}))
+    further = []
+    for output in context.further:
+        other = in_order(frames[output.name], output.columns)
+        other, others_filled = fill_types(other, types.get(output.name, {}))
+        further.append(FurtherResult(output, other, schema_text(other), others_filled))
     frame, failing, rejected = check_rows(context, frame)
     seconds = time.perf_counter() - clock
     waited = min(source.waited_seconds, seconds)
@@ -308,6 +414,7 @@ def compute(
         rejected=None
         if rejected is None
         else rejected.with_columns(pl.lit(chunk.id).alias(free_name("chunkmap_chunk", rejected))),
+        further=tuple(further),
     )
 
 
@@ -348,6 +455,9 @@ def stage(
     batch: str,
     worker: str,
     turn: AbstractContextManager[object] = _NO_TURN,
+    *,
+    attempt: str = "",
+    to: FurtherLedger | None = None,
 ) -> Completion:
     """Encode and stage a computed chunk; return its completion.
 
@@ -357,22 +467,25 @@ def stage(
         batch: Name of its batch.
         worker: Name of the worker.
         turn: Held while the result is encoded, so that a batch encodes one at a time.
+        attempt: Id of the attempt; default a new one.
+        to: Another output than the first.
     """
+    job, ledger = (to.job, to.ledger) if to is not None else (context.job, context.ledger)
     with turn:
         clock = time.perf_counter()
-        frame = arrange(mapped.frame, context.job)
+        frame = arrange(mapped.frame, job)
         frame = without_key_columns(frame, mapped.chunk, context.schema)
-        data, encodings = encode(frame, context.job)
+        data, encodings = encode(frame, job)
         encoding, clock = time.perf_counter() - clock, time.perf_counter()
     mapped = replace(
         mapped, compute_seconds=mapped.compute_seconds + encoding, encode_seconds=encoding
     )
-    attempt = uuid.uuid4().hex
+    attempt = attempt or uuid.uuid4().hex
     checked = check_figures(context, mapped.frame, attempt, mapped.failing)
     keep_rejected(context, mapped, attempt)
-    uri = output_uri(context.ledger.output, context.record.run, mapped.chunk, attempt)
+    uri = output_uri(ledger.output, context.record.run, mapped.chunk, attempt)
     sha256 = hashlib.sha256(data).hexdigest()
-    area = staged_area(context.ledger.output)
+    area = staged_area(ledger.output)
     staged = context.storage.stage(uri, data, attempt, area, sha256)
     seconds = time.perf_counter() - clock
     return completion_of(
@@ -390,6 +503,32 @@ def stage(
         encodings=encodings,
         checked=checked,
     )
+
+
+def stage_further(
+    context: RunContext,
+    mapped: ComputedChunk,
+    done: Completion,
+    turn: AbstractContextManager[object] = _NO_TURN,
+) -> list[Completion]:
+    """Stage a chunk's results for the outputs after the first; return their completions.
+
+    Args:
+        context: Context of the run.
+        mapped: The chunk.
+        done: Completion for the first output, whose attempt the others share.
+        turn: As of `stage`.
+    """
+    completions = []
+    for result in mapped.further:
+        own = replace(
+            mapped, frame=result.frame, frame_schema=result.frame_schema, filled=result.filled
+        )
+        attempt, to = done.attempt, result.output
+        completions.append(
+            stage(context, own, done.batch, done.worker, turn, attempt=attempt, to=to)
+        )
+    return completions
 
 
 def keep_rejected(context: RunContext, mapped: ComputedChunk, attempt: str) -> None:

@@ -35,6 +35,14 @@ def types_of_text(text: str) -> Types:
     return {name: kind for name, kind in types.items() if kind is not None}
 
 
+def types_by_output(text: str) -> dict[str, Types]:
+    """Parse the types that come with a batch, by the name of the output; the first has none."""
+    values = json.loads(text) if text else {}
+    if not any(isinstance(value, dict) for value in values.values()):
+        return {"": types_of_text(text)}
+    return {name: types_of_text(json.dumps(types)) for name, types in values.items()}
+
+
 def fill_types(
     frame: pl.DataFrame, types: Mapping[str, pl.DataType]
 ) -> tuple[pl.DataFrame, tuple[str, ...]]:
