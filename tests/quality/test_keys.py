@@ -32,6 +32,29 @@ def test_they_are_counted_as_polars_counts_them(chunks: list[list[Any]]) -> None
     assert bool(found.examples) == bool(expected.height)
 
 
+ORDERED = st.lists(st.tuples(st.integers(-3, 9), st.sampled_from(["", "a", "b", "é"])), max_size=9)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(ORDERED.map(sorted), max_size=4))
+def test_they_are_counted_in_frames_that_are_in_order(chunks: list[list[Any]]) -> None:
+    schema = {"n": pl.Int64, "s": pl.String}
+    frames = [pl.DataFrame(chunk, schema=schema, orient="row") for chunk in chunks]
+    whole = pl.concat([pl.DataFrame(schema=schema), *frames])
+    expected = whole.group_by("n", "s").len().filter(pl.col("len") > 1)
+    assert repeated_keys(reads(frames), whole.height, ["n", "s"]).count == expected.height
+
+
+def test_frames_that_are_in_order_and_apart_are_not_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pl.DataFrame, "hash_rows", None)
+    frames = [
+        pl.DataFrame({"n": [5, 5, 6], "s": ["a", "b", "a"]}),
+        pl.DataFrame({"n": [], "s": []}, schema={"n": pl.Int64, "s": pl.String}),
+        pl.DataFrame({"n": [1, 5], "s": ["x", "A"]}),
+    ]
+    assert repeated_keys(reads(frames), 5, ["n", "s"]).count == 0
+
+
 def test_they_are_found_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys, "ROWS_AT_ONCE", 100)
     monkeypatch.setattr(keys, "CONFIRMED_AT_ONCE", 7)
@@ -42,7 +65,7 @@ def test_they_are_found_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_keys_with_one_hash_are_two_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     collide = lambda frame, *args: (frame.to_series(0) // 2).cast(pl.UInt64)  # noqa: E731
     monkeypatch.setattr(pl.DataFrame, "hash_rows", collide)
-    assert repeated_keys(reads([pl.DataFrame({"n": range(10)})]), 10, ["n"]).count == 0
+    assert repeated_keys(reads([pl.DataFrame({"n": [*range(1, 10), 0]})]), 10, ["n"]).count == 0
     frames = [pl.DataFrame({"n": [0, 1, 2]}), pl.DataFrame({"n": [1, 3]})]
     found = repeated_keys(reads(frames), 5, ["n"])
     assert found.examples == ("n=1 (2 rows)",)
