@@ -496,7 +496,7 @@ def load(
         ),
     ],
     into: Annotated[
-        str | None, typer.Option(metavar="URI", help="Database, e.g. warehouse.duckdb.")
+        str | None, typer.Option(metavar="URI", help="Database: FILE.duckdb, or postgresql://…")
     ] = None,
     table: Annotated[
         str | None, typer.Option(metavar="TABLE", help="Table, or schema.table.")

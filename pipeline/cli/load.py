@@ -63,13 +63,14 @@ def _file(source: str, options: Mapping[str, object], changes: Sequence[str]) ->
 
 
 def _preview(file: LoadFile, settings: Settings) -> LoadSummary:
+    from pipeline.flows.launch import load_password
     from pipeline.load.connect import open_destination, request_of
     from pipeline.load.loader import preview
     from pipeline.runs.driver.preflight import explain_unreachable_s3
     from pipeline.storage import open_storage
 
     with explain_unreachable_s3(settings):
-        destination = open_destination(file.into)
+        destination = open_destination(file.into, load_password(file, settings))
         return preview(request_of(file), destination, settings, open_storage(settings))
 
 
@@ -85,7 +86,7 @@ def _load(file: LoadFile, settings: Settings, *, quiet: bool) -> LoadSummary:
     try:
         with display, record_interrupts(), explain_unreachable_s3(settings):
             display.begin("load", "reading what the table lacks")
-            if settings.prefect.api_url is not None:
+            if settings.prefect.api_url is not None or file.into.password_block is not None:
                 return launch_load(file, settings, display.loading)
             destination = open_destination(file.into)
             storage = open_storage(settings)

@@ -1,10 +1,13 @@
 """Read the load file: which output goes into which table of which database.
 
-name: revenue
-input: {uri: s3://shop/revenue/}
-into:
-uri: warehouse.duckdb
-table: finance.revenue
+    name: revenue
+    input: {uri: s3://shop/revenue/}
+    into:
+      uri: postgresql://loader@db.example.com/shop
+      table: finance.revenue
+
+A load file holds no password. PostgreSQL's own places for it work (`PGPASSWORD`, `~/.pgpass`, a
+service file), and so do a variable or a Secret block of Prefect that the file names.
 """
 
 from __future__ import annotations
@@ -14,28 +17,51 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from pipeline.config.file_examples import nested
 from pipeline.config.job_part import Part
-from pipeline.config.masking import names_user
+from pipeline.config.masking import is_secret_name, names_user
 from pipeline.config.yaml_file import YamlFile, change_yaml, dump_yaml, parse_yaml, read_yaml
 from pipeline.config.yaml_model import validate
 from pipeline.errors import InvalidUriError, LoadFileError
 from pipeline.uris import parse
 
+Kind = Literal["duckdb", "postgresql"]
 _DUCKDB_SUFFIXES = (".duckdb", ".ddb")
+_LIBPQ_SCHEMES = ("postgresql", "postgres")
 
 
-def _database(uri: str) -> str:
-    is_path = uri.endswith(_DUCKDB_SUFFIXES) and "://" not in uri
-    if not (is_path or re.match("duckdb:/*[^/]", uri)):
+def kind_of(uri: str) -> Kind:
+    """Return the kind of database that a URI names.
+
+    Raises:
+        ValueError: It names none, or holds a password.
+    """
+    scheme, colon, rest = uri.partition(":")
+    if uri.endswith(_DUCKDB_SUFFIXES) and "://" not in uri:
+        return "duckdb"
+    if colon and scheme == "duckdb" and rest.strip("/"):
+        return "duckdb"
+    if colon and scheme in _LIBPQ_SCHEMES and rest.startswith("//"):
+        _refuse_password(uri)
+        return "postgresql"
+    raise ValueError(
+        "names no database that can be loaded: write duckdb:FILE, a path that ends in .duckdb, or "
+        "postgresql://user@host/database"
+    )
+
+
+def _refuse_password(uri: str) -> None:
+    parts = urlsplit(uri)
+    names = [name for name, _ in parse_qsl(parts.query) if is_secret_name(name)]
+    if ":" in parts.netloc.rpartition("@")[0] or names:
         raise ValueError(
-            "names no database that can be loaded: write duckdb:FILE, or a path that ends in "
-            ".duckdb"
+            "has a password in it, which would be stored and shown: set PGPASSWORD, ~/.pgpass, "
+            "password_env or password_block instead"
         )
-    return uri
 
 
 def duckdb_path(uri: str) -> Path:
@@ -48,6 +74,11 @@ def split_table(text: str) -> tuple[str | None, str]:
     """Return schema and name of a table: `finance.revenue`, or `revenue` in the default schema."""
     schema, dot, name = text.partition(".")
     return (schema, name) if dot else (None, text)
+
+
+def _database(uri: str) -> str:
+    kind_of(uri)
+    return uri
 
 
 def _table(text: str) -> str:
@@ -79,8 +110,8 @@ class LoadInto(Part):
     """Where it is loaded."""
 
     uri: Annotated[str, AfterValidator(_database)]
-    """Database: `duckdb:FILE`, or a path that ends in `.duckdb`. The file is created if it does not
-    exist."""
+    """Database: `duckdb:FILE`, a path that ends in `.duckdb`, or
+    `postgresql://user@host/database` with any parameter of libpq, e.g. `?sslmode=verify-full`."""
     table: Annotated[str, AfterValidator(_table)]
     """Table, or `schema.table`, as the database stores the names: upper and lower case are kept.
     The table is created if it does not exist; the schema is not."""
@@ -93,6 +124,10 @@ class LoadInto(Part):
     schema_: Literal["match", "widen"] = Field("match", alias="schema")
     """`match`: the table must have the columns of the output. `widen`: the table gets the columns
     that it lacks."""
+    password_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """Variable that holds the password."""
+    password_block: Annotated[str, Field(min_length=1)] | None = None
+    """Secret block of Prefect that holds the password."""
 
     @model_validator(mode="after")
     def _consistent(self) -> LoadInto:
@@ -100,6 +135,10 @@ class LoadInto(Part):
             raise ValueError("mode merge needs `key`, and no other mode has one")
         if len(set(self.key)) < len(self.key):
             raise ValueError("`key` names a column twice")
+        if self.password_env and self.password_block:
+            raise ValueError("set `password_env` or `password_block`, not both")
+        if kind_of(self.uri) == "duckdb" and (self.password_env or self.password_block):
+            raise ValueError("a DuckDB file has no password")
         return self
 
 

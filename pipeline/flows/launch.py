@@ -211,6 +211,17 @@ def launch_load(file: LoadFile, settings: Settings, listen: LoadListener) -> Loa
         return _run_flow(api_url, flow_options.ended, call)
 
 
+def load_password(file: LoadFile, settings: Settings) -> str | None:
+    """Return the password in the Secret block that a load file names; None if it names none."""
+    if file.into.password_block is None:
+        return None
+    api_url = connect(settings.prefect)
+    from pipeline.flows.load import password_of
+
+    with talking_to(api_url, PREFECT_RETRIES):
+        return password_of(file.into)
+
+
 def _run_flow(
     api_url: str,
     ended: Sequence[T | ChunkmapError],

@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 from prefect import flow
+from prefect.blocks.system import Secret
 
-from pipeline.config.load_file import parse_load_file
+from pipeline.config.load_file import LoadInto, parse_load_file
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError
 from pipeline.load.connect import open_destination, request_of
+from pipeline.load.errors import DestinationError
 from pipeline.load.loader import Listener, LoadProgress, LoadSummary, load
 from pipeline.storage import open_storage
 
@@ -56,7 +59,7 @@ def load_flow(name: str, load_yaml: str) -> LoadSummary:
 
     Args:
         name: The name of the load, for the Prefect UI.
-        load_yaml: The text of the load file.
+        load_yaml: The text of the load file. It holds no password.
 
     Raises:
         ChunkmapError: See `pipeline.load.errors`; what is committed stays loaded.
@@ -64,7 +67,7 @@ def load_flow(name: str, load_yaml: str) -> LoadSummary:
     current = _options.get() or LoadOptions(load_settings())
     try:
         file = parse_load_file(load_yaml)
-        destination = open_destination(file.into)
+        destination = open_destination(file.into, password_of(file.into))
         summary = load(
             request_of(file),
             destination,
@@ -77,3 +80,27 @@ def load_flow(name: str, load_yaml: str) -> LoadSummary:
         raise
     current.ended.append(summary)
     return summary
+
+
+def password_of(into: LoadInto) -> str | None:
+    """Return the password in the Secret block that a load file names; None if it names none.
+
+    Raises:
+        DestinationError: There is no such block, or it holds no text.
+    """
+    if into.password_block is None:
+        return None
+    hint = "create it in the Prefect UI (Blocks, Secret), or with `prefect block create secret`"
+    try:
+        block: Any = Secret.load(into.password_block)
+        value = block.get()
+    except ValueError as error:
+        raise DestinationError(
+            f"Prefect has no Secret block {into.password_block} (into.password_block)", hint=hint
+        ) from error
+    if not isinstance(value, str) or not value:
+        raise DestinationError(
+            f"Prefect's Secret block {into.password_block} holds no text (into.password_block)",
+            hint="store the password as text",
+        )
+    return value

@@ -25,23 +25,26 @@ def load_output(
     key: str | Sequence[str] = (),
     schema: Literal["match", "widen"] = "match",
     version: int | None = None,
+    password: str | None = None,
     listen: Listener = _ignore,
 ) -> LoadSummary:
     """Load into a database what its table lacks of an output; calling it again loads nothing twice.
 
     Args:
         uri: The output prefix.
-        into: The database: `duckdb:FILE`, or a path that ends in `.duckdb`.
+        into: The database: `duckdb:FILE`, a path that ends in `.duckdb`, or
+            `postgresql://user@host/database`.
         table: The table, or `schema.table`; it is created if it does not exist.
         mode: `append` adds the commits that the table lacks, `replace` replaces all rows in one
             transaction, `merge` replaces rows with the same key.
         key: Columns that identify a row, for mode `merge`.
         schema: Whether the table must have the output's columns, or gets those that it lacks.
         version: Number of a manifest; default the current.
+        password: Password of the database's user; default PGPASSWORD, ~/.pgpass and the like.
         listen: Called with the progress.
 
     Raises:
-        DestinationError: The database cannot be opened.
+        DestinationError: The database cannot be reached with this address, user or password.
         TableMismatchError: The table has other columns.
         ReplacedCommitsError: Rows that the table has left the output (mode `append`).
         LoadFailedError: The database refuses the rows; the transaction was rolled back.
@@ -59,5 +62,5 @@ def load_output(
             "into.schema": schema,
         }
     )
-    destination = open_destination(file.into)
+    destination = open_destination(file.into, password)
     return load(request_of(file), destination, settings, open_storage(settings), listen)

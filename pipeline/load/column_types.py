@@ -82,6 +82,65 @@ def _decimal_holds(wanted: str, existing: str) -> bool:
     return other_scale >= scale and other_digits - other_scale >= digits - scale
 
 
+# -- PostgreSQL -----------------------------------------------------------------------------------
+
+_POSTGRES: dict[type[pl.DataType], tuple[str, pa.DataType]] = {
+    pl.Boolean: ("boolean", pa.bool_()),
+    pl.Int8: ("smallint", pa.int16()),
+    pl.Int16: ("smallint", pa.int16()),
+    pl.Int32: ("integer", pa.int32()),
+    pl.Int64: ("bigint", pa.int64()),
+    pl.UInt8: ("smallint", pa.int16()),
+    pl.UInt16: ("integer", pa.int32()),
+    pl.UInt32: ("bigint", pa.int64()),
+    pl.UInt64: ("numeric(20,0)", pa.decimal128(20, 0)),
+    pl.Float32: ("real", pa.float32()),
+    pl.Float64: ("double precision", pa.float64()),
+    pl.String: ("text", pa.large_string()),
+    pl.Categorical: ("text", pa.large_string()),
+    pl.Enum: ("text", pa.large_string()),
+    pl.Binary: ("bytea", pa.large_binary()),
+    pl.Date: ("date", pa.date32()),
+    pl.Time: ("time without time zone", pa.time64("us")),
+    pl.Duration: ("interval", pa.duration("us")),
+}
+
+
+def postgres_type(dtype: pl.DataType) -> SqlType:
+    """Return PostgreSQL's type for a type of Polars.
+
+    Raises:
+        UnsupportedTypeError: There is none.
+    """
+    if isinstance(dtype, pl.Decimal):
+        return SqlType(
+            f"numeric({dtype.precision},{dtype.scale})",
+            pa.decimal128(dtype.precision, dtype.scale),
+        )
+    if isinstance(dtype, pl.Datetime):
+        if dtype.time_zone is None:
+            return SqlType("timestamp without time zone", pa.timestamp("us"))
+        return SqlType("timestamp with time zone", pa.timestamp("us", "UTC"))
+    if dtype.is_nested():
+        _check_json(dtype)
+        return SqlType("jsonb", pa.json_(pa.large_string()), is_json=True)
+    found = _POSTGRES.get(type(dtype))
+    if found is None:
+        raise _unsupported(dtype)
+    return SqlType(*found)
+
+
+def _check_json(dtype: pl.DataType) -> None:
+    """Raise UnsupportedTypeError for what JSON cannot hold."""
+    if isinstance(dtype, pl.Struct):
+        for item in dtype.fields:
+            _check_json(_instance(item.dtype))
+    elif isinstance(dtype, pl.List | pl.Array):
+        _check_json(_instance(dtype.inner))
+    elif isinstance(dtype, pl.Binary | pl.Duration | pl.Object | pl.Null):
+        raise UnsupportedTypeError(f"JSON has no counterpart of {dtype} inside of it")
+
+
 # -- DuckDB ---------------------------------------------------------------------------------------
 
 _DUCKDB: dict[type[pl.DataType], tuple[str, pa.DataType]] = {
@@ -151,6 +210,19 @@ def _unsupported(dtype: pl.DataType) -> UnsupportedTypeError:
     return UnsupportedTypeError(f"there is no counterpart of {dtype}")
 
 
+POSTGRES = Dialect(
+    "PostgreSQL",
+    postgres_type,
+    wider={
+        "smallint": ("integer", "bigint", "numeric"),
+        "integer": ("bigint", "numeric", "double precision"),
+        "bigint": ("numeric", "numeric(20,0)"),
+        "real": ("double precision",),
+        "text": ("character varying",),
+        "jsonb": ("json",),
+    },
+    max_name_bytes=63,
+)
 DUCKDB = Dialect(
     "DuckDB",
     duckdb_type,

@@ -342,7 +342,10 @@ class Loader:
         if self.request.mode == "merge":
             self._merge(session, staging, expected)
         else:
-            session.run(f"INSERT INTO {table.sql} ({names}) SELECT {names} FROM {staging.sql}")
+            inserted = session.run(
+                f"INSERT INTO {table.sql} ({names}) SELECT {names} FROM {staging.sql}"
+            )
+            self._check_inserted(inserted, expected)
         session.drop_staging()
         return stream
 
@@ -362,6 +365,9 @@ class Loader:
             if stream.error is not None:
                 check_error(stream.error)
             raise
+        self._check_inserted(inserted, expected)
+
+    def _check_inserted(self, inserted: int, expected: int) -> None:
         if inserted != expected:
             raise LoadFailedError(
                 f"{self.destination.where} took {inserted:,} rows for table "
