@@ -73,6 +73,32 @@ def test_nulls_take_the_type_of_other_chunks(world: World) -> None:
     assert world.storage.objects("s3://demo/out/remarks.chunkmap/staged/") == []
 
 
+def test_several_outputs_survive_a_driver_that_is_killed(world: World) -> None:
+    """Killed while it maps, then run again: the rows of each output, once, and nothing else."""
+    job = world.job("several", "shop.transforms:split", params={"seconds": 0.2})
+    file = world.root / job
+    values = json.loads(file.read_text())
+    del values["output"]
+    uris = {name: f"s3://demo/out/{name}/" for name in ("dear", "cheap")}
+    file.write_text(json.dumps(values | {"outputs": {n: {"uri": u} for n, u in uris.items()}}))
+    with world.start("run", job) as process:
+        while not any(run.done for run in list_runs(world.storage, uris["dear"])):
+            assert process.poll() is None, process.communicate()
+        process.kill()
+        process.communicate()
+    assert not any(world.objects(uri) for uri in uris.values())
+    said = world.chunkmap("run", job, "--json").data
+    assert (said["state"], [o["manifest"] for o in said["outputs"]]) == ("done", [1, 1])
+    assert said["mapped"] < said["chunks"]
+    rows = sales(0, ROWS)
+    assert_frame_equal(world.frame(uris["dear"]).sort("id"), rows.filter(pl.col("price") > 50))
+    cheap = rows.filter(pl.col("price") <= 50).select("id")
+    assert_frame_equal(world.frame(uris["cheap"]).sort("id"), cheap)
+    for uri in uris.values():
+        verified = world.chunkmap("verify", uri, "--json").data
+        assert (verified["problems"], verified["notes"]) == ([], [])
+
+
 @pytest.mark.long
 def test_objects_in_quarantine_are_listed_beside_the_output(world: World) -> None:
     source = "s3://demo/quarantined/"

@@ -101,6 +101,12 @@ def groups(frame: pl.LazyFrame) -> pl.LazyFrame:
     return frame.group_by("shop").agg(pl.col("price").sum()).sort("shop")
 
 
+def split(frame: pl.LazyFrame, seconds: float = 0.0) -> dict[str, pl.LazyFrame]:
+    is_dear = pl.col("price") > 50
+    frame = slow(frame, seconds)
+    return {"dear": frame.filter(is_dear), "cheap": frame.filter(~is_dear).select("id")}
+
+
 def remarks(frame: pl.LazyFrame) -> pl.LazyFrame:
     ids = frame.select("id").collect()["id"].to_list()
     return pl.LazyFrame({"id": ids, "remark": [[str(i)] if i % 6000 > 5900 else None for i in ids]})

@@ -13,7 +13,7 @@ from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage
 from pipeline.storage.s3_backend import COPIED_BYTES, S3Backend
 from pipeline.table.log import TableLog
-from tests.servers.fixtures import seaweedfs  # noqa: F401
+from tests.servers.fixtures import moto, seaweedfs  # noqa: F401
 from tests.servers.launching import BUCKET, Server
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.runs_by_hand import Run, job_of

@@ -17,12 +17,14 @@ from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.driver.several_outputs import publish_several
 from pipeline.runs.ledger.ledger import FurtherOutput, Ledger
 from pipeline.storage import Backend, Storage
+from pipeline.storage.s3_backend import COPIED_BYTES, S3Backend
 from pipeline.table import decision, manifest
 from pipeline.table.claims import finish_open_claim
 from pipeline.table.errors import CommitsConflictError, UploadsVanishedError
 from pipeline.table.log import TableLog
 from pipeline.table.publish import prepare_output, rollback
 from pipeline.table.repair import diagnose, repair
+from tests.servers.launching import Server
 from tests.support.faulty_storage import Fault, Faulty, KilledError, Script, at, dies_at
 from tests.support.instants import instants
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
@@ -83,7 +85,10 @@ class Several:
 
 
 def several(backend: MemoryBackend, mode: str, plan: Plan = PLAN, code: str = "code") -> Several:
-    storage = backend.storage()
+    return several_on(backend.storage(), mode, plan, code)
+
+
+def several_on(storage: Storage, mode: str, plan: Plan, code: str) -> Several:
     job = Job.model_validate(
         {
             "name": "test",
@@ -414,6 +419,41 @@ def test_an_attempt_that_one_output_lacks_is_mapped_again() -> None:
     run.again(backend).publish()
     assert state(backend) == (list(range(6)), list(range(6)))
     assert attempts(backend, FIRST) == attempts(backend, SECOND)
+
+
+@pytest.mark.parametrize("copied_bytes", [0, COPIED_BYTES], ids=["uploads", "copies"])
+def test_on_s3(moto: Server, copied_bytes: int) -> None:
+    """A driver dies once both outputs are claimed, and once it has decided."""
+    moto.client().create_bucket(Bucket="out")
+    real = S3Backend(moto.access, copied_bytes=copied_bytes)
+    run = several_on(Storage({"s3": real}), "append", PLAN, f"on S3 {copied_bytes}")
+    run.complete()
+    counted = Faulty(real, dies_at(10**6, "before"), KilledError)
+    for call in ("put_new", "complete"):
+        dying = Faulty(real, dies_when(call, after="put_if"), KilledError)
+        with suppress(KilledError):
+            run.again(dying).publish()
+    run.again(counted).publish()
+    for output in BOTH:
+        table_log = TableLog(Storage({"s3": real}), output)
+        assert table_log.head()[0].publishing is None
+        assert len(table_log.keys(table_log.manifest().commits)) == len(PLAN)
+    for info in list(run.storage.objects("s3://out/")):
+        run.storage.delete(info.uri)
+
+
+def dies_when(call: str, after: str) -> Script:
+    """End at the first call of a name that follows another call, as `dies_at`."""
+    seen = [False, False]
+
+    def script(number: int, name: str) -> Fault:
+        if seen[1] or (seen[0] and name == call):
+            seen[1] = True
+            return "before"
+        seen[0] |= name == after
+        return None
+
+    return script
 
 
 def test_a_discarded_run_leaves_nothing_staged() -> None:
