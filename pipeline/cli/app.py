@@ -189,7 +189,7 @@ def ingest(
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Turn pages of an HTTP API into Parquet, or resume."""
+    """Turn an HTTP API or files into Parquet, or resume."""
     from pipeline.cli import ingest as ingesting
 
     ingesting.ingest(

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pipeline.ingest.run import IngestOptions, IngestProgress, IngestSummary
 
 WAITS = {
-    "fetch": "asking the source for its first pages",
-    "plan": "reading the pages, finding the types of fields",
+    "fetch": "asking for pages, or finding files",
+    "plan": "reading everything, finding the types of fields",
     "stage": "writing Parquet",
     "publish": "making the files visible",
 }
@@ -84,7 +84,7 @@ def show(summary: IngestSummary, *, as_json: bool = False) -> None:
     if summary.already:
         say(
             f"Ingest {summary.ingest} is published: {plural(summary.rows, 'row')} in manifest "
-            f"{summary.manifest} or before. To ask for everything again: --refresh"
+            f"{summary.manifest} or before. To read everything again: --refresh"
         )
         return
     asked = f"{summary.asked:,} asked for now" + (
@@ -93,7 +93,8 @@ def show(summary: IngestSummary, *, as_json: bool = False) -> None:
     rows = {
         "state": f"published, manifest {summary.manifest}",
         "window": summary.window,
-        "pages": f"{summary.pages:,} ({asked})",
+        "pages": f"{summary.pages:,} ({asked})" if summary.source == "http" else "",
+        "read": plural(summary.pages, "file") if summary.source == "files" else "",
         "rows": f"{summary.rows:,}",
         "files": f"{summary.files:,}, {byte_size(summary.bytes)}",
         "time": duration(summary.seconds),
@@ -131,5 +132,4 @@ class IngestDisplay(LiveBar):
             self.draw("fetch", plural(fetched.pages, "page"), share, rest)
         elif now.phase == "stage":
             share = (now.files, now.of_files)
-            rest = f"{plural(fetched.records, 'record')} of {plural(fetched.pages, 'page')}"
-            self.draw("stage", f"{now.files:,}/{plural(now.of_files, 'file')}", share, rest)
+            self.draw("stage", f"{now.files:,}/{plural(now.of_files, 'file')}", share, "staged")

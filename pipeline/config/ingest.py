@@ -1,4 +1,4 @@
-"""Load the file of an ingest: which pages of an HTTP API become Parquet, and where.
+"""Load the file of an ingest: what becomes Parquet, and where: pages of an HTTP API, or files.
 
     name: orders
     http:
@@ -11,8 +11,9 @@
     types: {created_at: "datetime[us, UTC]", total: "decimal[18, 2]"}
     output: {uri: s3://shop/orders/, mode: append}
 
-The file holds no secret: `http.auth` names where it is. Requests that were answered are not made
-again when `schema`, `types`, limits, speeds or the format of files change.
+Instead of `http` and `window`, `files: {uri: s3://shop/exports/2024-*.csv.gz}` reads files. The
+file of an ingest holds no secret: `http.auth` names where it is. Requests that were answered are
+not made again when `schema`, `types`, limits, speeds or the format of files change.
 """
 
 from __future__ import annotations
@@ -198,6 +199,35 @@ class Http(Part):
     """Maximum seconds that an answer may ask to wait (`Retry-After`)."""
 
 
+FileFormatName = Literal["csv", "ndjson", "json", "parquet", "arrow"]
+
+
+def _uris(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+class Files(Part):
+    """The files to read."""
+
+    uri: Annotated[
+        tuple[Uri, ...],
+        BeforeValidator(_uris, json_schema_input_type=str | tuple[str, ...]),
+        Field(min_length=1),
+    ]
+    """File, prefix that ends with a slash, or glob in S3 or on disk; or a list of them."""
+    format: FileFormatName | None = None
+    """Format of the files. Default: by the ends of their names, such as `.csv` or `.jsonl.gz`.
+    Files may be compressed by gzip, zstd or zip, which their first bytes tell."""
+    records: JsonPath | None = None
+    """Keys that lead to the list of records in a JSON file. Default: the file is the list."""
+    separator: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    """Character between the values of a CSV file; of `.tsv` files, a tab."""
+    nulls: tuple[str, ...] = ("",)
+    """Texts that stand for no value in a CSV file."""
+    max_bytes: Size = 2**30
+    """Maximum size of a file, decompressed: a file is read whole."""
+
+
 def _moment(value: Any) -> Any:
     if isinstance(value, datetime):
         return value if value.tzinfo else value.replace(tzinfo=UTC)
@@ -314,7 +344,8 @@ class Ingest(Part):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
     """Name of the ingest: letters, digits and `-_.`."""
-    http: Http
+    http: Http | None = None
+    files: Files | None = None
     window: IngestWindow | None = None
     schema_: Literal["pinned", "widen", "fail"] = Field(default="pinned", alias="schema")
     """What happens when records have other fields than the output: `pinned` leaves new fields out
@@ -327,7 +358,19 @@ class Ingest(Part):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
+        if (self.http is None) == (self.files is None):
+            raise ValueError("set `http` or `files`: what is ingested")
+        for uri in self.files.uri if self.files is not None else ():
+            source, output = uri.rstrip("/") + "/", self.output.uri.rstrip("/") + "/"
+            if source.startswith(output) or output.startswith(source):
+                raise ValueError(f"files {uri} and output {self.output.uri} overlap")
+        return self
+
+    @model_validator(mode="after")
+    def _has_parameters(self) -> Self:
         if self.window is not None:
+            if self.http is None:
+                raise ValueError("`window` needs `http`: it sets query parameters")
             own = {*self.http.params, self.http.pages.name if self.http.pages.by != "none" else ""}
             twice = [name for name in self.window.parameters if name in own]
             if twice or len(set(self.window.parameters)) < 2:

@@ -5,14 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.config.file_examples import FileExamples
-from pipeline.config.ingest import Ingest
+from pipeline.config.ingest import Files, Http, Ingest, IngestOutput
 from pipeline.config.job_schema import schema_of
 
 TITLE = "chunkmap ingest"
+_URL = {"http.url": "https://shop.example/api/orders"}
+_FILES = {"files.uri": "s3://shop/exports/2024-*.csv.gz"}
 _AUTH = {"http.auth.env": "SHOP_TOKEN"}
 _CURSOR = {"http.pages.by": "cursor", "http.pages.path": "meta.next"}
 _NUMBERED = {"http.pages.by": "page"}
 _SIZED = {"http.pages.size": "100", "http.pages.size_parameter": "per_page"}
+_PAGES: dict[str, dict[str, str]] = {
+    "by": {},
+    "parameter": _CURSOR,
+    "path": _CURSOR,
+    "first": _NUMBERED,
+    "size_parameter": _NUMBERED | _SIZED,
+    "size": _NUMBERED | _SIZED,
+    "total": _NUMBERED | _SIZED,
+    "last": _NUMBERED,
+}
+"""Other keys that a key of `http.pages` needs."""
+_WINDOW_KEYS = ("from", "to", "parameters", "format", "step", "includes_end")
 _WINDOW = {
     "window.from": "2024-03-01",
     "window.to": "2024-04-01",
@@ -45,6 +59,12 @@ INGEST_EXAMPLES = FileExamples(
         "http.timeout": "10s",
         "http.retries": "8",
         "http.max_wait": "15min",
+        "files.uri": "s3://shop/exports/2024-*.csv.gz",
+        "files.format": "ndjson",
+        "files.records": "data.items",
+        "files.separator": '";"',
+        "files.nulls": '["", "NA"]',
+        "files.max_bytes": "256MiB",
         "window.from": "2024-03-01",
         "window.to": "2024-04-01",
         "window.parameters": "[created_from, created_to]",
@@ -61,19 +81,16 @@ INGEST_EXAMPLES = FileExamples(
         "output.compression": "zstd:3",
         "output.keep_versions": "3",
     },
-    base=("name", "http.url", "output.uri"),
+    base=("name", "output.uri"),
     needs={
-        "http.auth.header": _AUTH,
-        "http.auth.value": _AUTH,
-        "http.pages.parameter": _CURSOR,
-        "http.pages.path": _CURSOR,
-        "http.pages.first": _NUMBERED,
-        "http.pages.size_parameter": {**_NUMBERED, **_SIZED},
-        "http.pages.size": {**_NUMBERED, **_SIZED},
-        "http.pages.total": {**_NUMBERED, **_SIZED},
-        "http.pages.last": _NUMBERED,
-        **{f"window.{name}": _WINDOW for name in ("format", "step", "includes_end")},
-        **{f"window.{name}": _WINDOW for name in ("from", "to", "parameters")},
+        **{name: _URL for name in ("name", "schema", "types")},
+        **{f"output.{name}": _URL for name in IngestOutput.model_fields},
+        **{f"http.{name}": _URL for name in Http.model_fields},
+        **{f"http.auth.{name}": _URL | _AUTH for name in ("header", "value")},
+        **{f"http.auth.{name}": _URL for name in ("env", "secret")},
+        **{f"http.pages.{name}": _URL | needs for name, needs in _PAGES.items()},
+        **{f"files.{name}": _FILES for name in Files.model_fields},
+        **{f"window.{name}": _URL | _WINDOW for name in _WINDOW_KEYS},
     },
     whole="http.url",
 )

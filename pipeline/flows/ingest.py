@@ -29,8 +29,8 @@ from pipeline.ingest.run import (
     IngestProgress,
     IngestSummary,
     ingest,
-    secret_of_environment,
 )
+from pipeline.ingest.sources import secret_of_environment
 from pipeline.report.humanize import byte_size, plural
 
 ARTIFACT_SECONDS = 5.0
@@ -150,9 +150,10 @@ class _Artifact:
                 update_progress_artifact(self._id, progress=percent, description=text)
 
     def summarize(self, definition: Ingest, summary: IngestSummary) -> None:
+        unit = "page" if summary.source == "http" else "file"
         lines = [
-            f"{plural(summary.records, 'record')} of {plural(summary.pages, 'page')} of "
-            f"{definition.http.url} are in manifest {summary.manifest} of {summary.output}: "
+            f"{plural(summary.records, 'record')} of {plural(summary.pages, unit)} of "
+            f"{definition.name} are in manifest {summary.manifest} of {summary.output}: "
             f"{plural(summary.files, 'file')}, {byte_size(summary.bytes)}.",
             *summary.notes,
         ]

@@ -1,4 +1,4 @@
-"""Ingest: the pages of an HTTP API become Parquet, published exactly once.
+"""Ingest: the pages of an HTTP API, or files, become Parquet, published exactly once.
 
 A page that was fetched is stored before the next is asked for, so an ingest that was stopped goes
 on after it. When all pages are stored, the schema and the files are planned from them, the files

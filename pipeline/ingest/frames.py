@@ -60,7 +60,7 @@ def frame_of(
             try:
                 values.append(None if value is None else convert(value))
             except MisfitError as error:
-                raise _misfit(name, kind, f"record {number} of {where}", str(error)) from None
+                raise misfit(name, kind, f"record {number} of {where}", str(error)) from None
         columns.append(_series(name, kind, values, where))
     return pl.DataFrame(columns, height=len(records))
 
@@ -73,10 +73,18 @@ def _series(name: str, kind: pl.DataType, values: list[Any], where: str) -> pl.S
         return pl.Series(name, values, dtype=kind, strict=True)
     except (pl.exceptions.PolarsError, TypeError, OverflowError, UnicodeError, ValueError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
-        raise _misfit(name, kind, where, lines[0]) from None
+        raise misfit(name, kind, where, lines[0]) from None
 
 
-def _misfit(name: str, kind: pl.DataType, where: str, found: str) -> SchemaChangedError:
+def misfit(name: str, kind: pl.DataType, where: str, found: str) -> SchemaChangedError:
+    """Return the error for a value that does not fit its type.
+
+    Args:
+        name: Name of the field.
+        kind: Its type.
+        where: Record that has the value.
+        found: What it is instead.
+    """
     return SchemaChangedError(
         f"field {name!r} is {kind}, but {where} has {found}",
         hint=f"declare a type that holds it, e.g. types: {{{name}: string}}, and give the command "

@@ -9,7 +9,7 @@ from math import ceil
 from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
-from pipeline.config.ingest import Ingest
+from pipeline.config.ingest import Http, Ingest
 from pipeline.ingest.errors import SourceError
 from pipeline.report.humanize import plural
 
@@ -31,6 +31,7 @@ class Feed:
 
 def feeds_of(ingest: Ingest) -> list[Feed]:
     """Return the feeds of an ingest."""
+    assert ingest.http is not None, "only APIs have feeds"
     params = tuple((name, _text(value)) for name, value in ingest.http.params.items())
     pages = ingest.http.pages
     if pages.size is not None and pages.size_parameter is not None:
@@ -63,9 +64,9 @@ class Answer:
 class Paging:
     """The requests of an ingest."""
 
-    def __init__(self, ingest: Ingest) -> None:
-        self._http = ingest.http
-        self._pages = ingest.http.pages
+    def __init__(self, http: Http) -> None:
+        self._http = http
+        self._pages = http.pages
 
     def records(self, answer: Answer, address: str) -> list[dict[str, Any]]:
         """Return the records of a page.

@@ -1,86 +1,39 @@
-"""Plan the files of an ingest from its stored pages: their columns, and which pages each holds."""
+"""Plan the files of an ingest from its rows: their columns, and which pages or files each holds."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
 from partitioning.dtypes import parse_type
-from pipeline.concurrency import map_concurrently
 from pipeline.config.ingest import Ingest
 from pipeline.errors import SchemaChangedError
 from pipeline.ingest.errors import SourceError
-from pipeline.ingest.frames import frame_of, needs_exact_numbers, parse_records
-from pipeline.ingest.paging import Answer, Paging
-from pipeline.ingest.schema import ContradictionError, Types, add_types, contradiction, decide
-from pipeline.ingest.store import IngestPlan, IngestStore, PageRecord, find_ingests, total
+from pipeline.ingest.rows import Rows, Unit
+from pipeline.ingest.schema import Types, decide
+from pipeline.ingest.store import IngestPlan, IngestStore, find_ingests
+from pipeline.report.humanize import plural
 from pipeline.runs.worker.encoding import Compression, FileFormat, write_parquet
 from pipeline.table.column_types import parse_dtype
 from pipeline.table.log import TableLog
 from pipeline.table.schemas import types_of_output
 
-SAMPLE_BYTES = 4 << 20
-"""Bytes of pages that are encoded to learn how large files become."""
 MAX_BYTES_OF_FILE = 512 << 20
-"""Maximum bytes of the pages of a file: its rows are in memory."""
-PAGES_AT_ONCE = 16
-"""Number of pages that are read at the same time."""
+"""Maximum bytes of the pages, or files, of a file: its rows are in memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class PageReader:
-    """Reads the rows of stored pages."""
-
-    store: IngestStore
-    paging: Paging
-
-    def documents(
-        self, pages: Sequence[PageRecord], *, exact: bool = False
-    ) -> Iterator[tuple[PageRecord, list[dict[str, Any]]]]:
-        """Yield the records of pages, in order."""
-        for start in range(0, len(pages), PAGES_AT_ONCE):
-            some = pages[start : start + PAGES_AT_ONCE]
-            for page, body in zip(some, map_concurrently(self.store.body, some), strict=True):
-                document = parse_records(body, exact=exact) if body else None
-                yield page, self.paging.records(Answer(document), page.address)
-
-    def frame(
-        self, pages: Sequence[PageRecord], types: Types, texts: frozenset[str]
-    ) -> pl.DataFrame:
-        """Return the rows of pages.
-
-        Raises:
-            SchemaChangedError: A value does not fit its type.
-        """
-        exact = needs_exact_numbers(types)
-        frames = [
-            frame_of(records, types, texts, page.address)
-            for page, records in self.documents(pages, exact=exact)
-        ]
-        empty = pl.DataFrame(schema=pl.Schema(types))
-        return pl.concat([empty, *frames], rechunk=True)
-
-
-def plan_files(
-    ingest: Ingest,
-    store: IngestStore,
-    reader: PageReader,
-    table_log: TableLog,
-    pages: list[PageRecord],
-) -> IngestPlan:
+def plan_files(ingest: Ingest, store: IngestStore, rows: Rows, table_log: TableLog) -> IngestPlan:
     """Plan the files of an ingest, or find its plan.
 
     Args:
         ingest: The definition.
         store: State of the ingest.
-        reader: Reads its pages.
+        rows: Its rows.
         table_log: Table log of the output.
-        pages: All its pages.
 
     Raises:
         SchemaChangedError: The records do not fit the output, as the definition says.
@@ -91,28 +44,29 @@ def plan_files(
     stored = store.plan(digest)
     if stored is not None:
         return stored
-    if not total(pages) and ingest.output.mode == "overwrite":
+    found = rows.find(declared, pinned)
+    if not found.rows and ingest.output.mode == "overwrite":
         raise SourceError(
-            f"{ingest.http.url} has no records, and the mode is overwrite: the output would be "
-            "emptied",
-            hint="check http.params and window; what is published stays",
+            f"{rows.place} has no records, and the mode is overwrite: the output would be emptied",
+            hint="check what is asked for; what is published stays",
         )
-    decision = decide(_found(reader, pages, declared), pinned, declared, ingest.schema_)
+    decision = decide(found.types, pinned, declared, ingest.schema_)
     types = decision.types
-    if not types and total(pages):
+    if not types and found.rows:
         raise SchemaChangedError(
-            f"the {total(pages):,} records of {ingest.http.url} have no field with a value",
+            f"no field of the {plural(found.rows, 'record')} of {rows.place} has a value",
             hint="declare the types of fields without values (types)",
         )
-    ratio = _ratio(ingest, reader, pages, types)
+    ratio = _ratio(ingest, rows, types) if found.rows else 1.0
     plan = IngestPlan(
         ingest=store.ingest,
         plan=digest,
         columns={name: str(kind) for name, kind in types.items()},
         drift=decision.drift,
-        pages=len(pages),
-        records=total(pages),
-        files=tuple(cut_files(pages, ingest.output.file_bytes / ratio)),
+        pages=len(rows.units),
+        records=found.rows,
+        ratio=ratio,
+        files=tuple(cut_files(rows.units, ingest.output.file_bytes / ratio)) if found.rows else (),
     )
     return store.put_plan(plan)
 
@@ -186,32 +140,17 @@ def _digest(ingest: Ingest, pinned: Types | None) -> str:
         list(ingest.types.items()),
         ingest.schema_,
         [output.file_bytes, output.partition_by, output.compression],
+        None if ingest.files is None else ingest.files.model_dump(exclude={"uri", "max_bytes"}),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _found(reader: PageReader, pages: list[PageRecord], declared: Types) -> Types:
-    """Return the types of all records."""
-    found: Types = {}
-    for page, records in reader.documents(pages):
-        try:
-            add_types(found, records, declared)
-        except ContradictionError as error:
-            raise contradiction(error, f"records up to {page.address}") from None
-    return found
-
-
-def _ratio(ingest: Ingest, reader: PageReader, pages: list[PageRecord], types: Types) -> float:
-    """Return the bytes of a file per byte of its pages, as a sample shows."""
-    sample: list[PageRecord] = []
-    for page in pages:
-        sample.append(page)
-        if sum(page.bytes for page in sample) >= SAMPLE_BYTES:
-            break
-    size = sum(page.bytes for page in sample)
-    if not total(sample) or not size:
+def _ratio(ingest: Ingest, rows: Rows, types: Types) -> float:
+    """Return the bytes of a file per byte that is read, as a sample shows."""
+    frame, size = rows.sample(types, text_columns(ingest))
+    if not frame.height or not size:
         return 1.0
-    data, _ = write_parquet(reader.frame(sample, types, text_columns(ingest)), file_format(ingest))
+    data, _ = write_parquet(frame, file_format(ingest))
     return max(len(data) / size, 1e-3)
 
 
@@ -220,13 +159,13 @@ def file_format(ingest: Ingest) -> FileFormat:
     return FileFormat(Compression.parse(ingest.output.compression))
 
 
-def cut_files(pages: Sequence[PageRecord], size: float) -> Iterator[tuple[int, int]]:
-    """Yield half-open ranges of pages with about so many bytes; none of them has no records."""
-    start, held, records = 0, 0, 0
-    for number, page in enumerate(pages):
-        held, records = held + page.bytes, records + page.records
-        if records and (held >= min(size, MAX_BYTES_OF_FILE)):
+def cut_files(units: Sequence[Unit], size: float) -> Iterator[tuple[int, int]]:
+    """Yield half-open ranges of units with about so many bytes; none of them has no rows."""
+    start, held, has_rows = 0, 0, False
+    for number, unit in enumerate(units):
+        held, has_rows = held + unit.bytes, has_rows or unit.has_rows
+        if has_rows and held >= min(size, MAX_BYTES_OF_FILE):
             yield start, number + 1
-            start, held, records = number + 1, 0, 0
-    if records:
-        yield start, len(pages)
+            start, held, has_rows = number + 1, 0, False
+    if has_rows:
+        yield start, len(units)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,19 +12,18 @@ from typing import Any, TypeVar
 from pipeline.config.ingest import Auth, Ingest, load_ingest
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import UsageError
-from pipeline.ingest.client import Waits, checked_secret
-from pipeline.ingest.fetch import FetchProgress, fetch_pages
-from pipeline.ingest.paging import Feed, Paging, feeds_of
-from pipeline.ingest.plan import PageReader, plan_files
+from pipeline.ingest.client import Waits
+from pipeline.ingest.fetch import FetchProgress
+from pipeline.ingest.plan import plan_files
 from pipeline.ingest.publish import IngestPublisher
 from pipeline.ingest.schema import drift_text
+from pipeline.ingest.sources import FileSource, HttpSource, Source, secret_of_environment
 from pipeline.ingest.stage import Staging
 from pipeline.ingest.store import (
     Drift,
     IngestPlan,
     IngestRecord,
     IngestStore,
-    PageRecord,
     as_output,
     ingest_id,
 )
@@ -61,23 +59,6 @@ def run_step(name: str, ingest: str, work: Callable[[], T]) -> T:
     return work()
 
 
-def secret_of_environment(auth: Auth) -> str | None:
-    """Return the secret of a header from its environment variable.
-
-    Raises:
-        UsageError: It is in a Prefect Secret block, which only a flow can read.
-    """
-    if auth.env is None:
-        raise UsageError(
-            f"the secret is in the Prefect Secret block {auth.secret} (http.auth.secret), and "
-            "no Prefect "
-            "server is set",
-            hint="set PREFECT_API_URL (`chunkmap up` starts a server), or name a variable in "
-            "http.auth.env",
-        )
-    return os.environ.get(auth.env)
-
-
 @dataclass(frozen=True, slots=True)
 class IngestOptions:
     """How an ingest is run."""
@@ -104,8 +85,11 @@ class IngestSummary:
     """Number of the current manifest."""
     already: bool
     """Whether it was published before, so that there was nothing to do."""
+    source: str
+    """`http` or `files`."""
     window: str
     pages: int
+    """Number of pages or files that were read."""
     asked: int
     """Number of pages that were asked for now; the others were stored."""
     requests: int
@@ -134,7 +118,7 @@ def ingest(
     *,
     storage: Storage | None = None,
 ) -> IngestSummary:
-    """Ingest the pages of an API, or go on with an ingest that was stopped; exactly once.
+    """Ingest the pages of an API, or files, or go on with an ingest that was stopped; exactly once.
 
     Args:
         definition: The definition, or its file.
@@ -153,6 +137,10 @@ def ingest(
     return _Driver(definition, storage, options or IngestOptions()).run()
 
 
+_Round = tuple[int, IngestStore, IngestRecord | None]
+"""Number, store and record of an ingest of a definition."""
+
+
 class _Driver:
     """Runs one ingest."""
 
@@ -160,47 +148,57 @@ class _Driver:
         self._definition = definition
         self._storage = storage
         self._options = options
-        self._paging = Paging(definition)
         self._output = as_output(definition.output.uri)
         self._table_log = TableLog(storage, self._output)
-        self._fetched = FetchProgress()
         self._started = time.monotonic()
+        self._source = self._open()
+
+    def _open(self) -> Source:
+        definition, options = self._definition, self._options
+        if definition.files is not None:
+            return FileSource(definition.files, self._storage)
+        assert definition.http is not None, "a definition has one of them"
+        return HttpSource(definition, definition.http, options.secret, options.waits, self._heard)
 
     def run(self) -> IngestSummary:
         """Do what is left."""
-        number, store, record = self._last_round()
+        rounds = self._rounds()
+        number, store, record = rounds[-1]
         if record is not None:
-            publisher = self._publisher(record, store)
-            done = publisher.published()
-            if done is not None and not self._options.refresh:
+            done = self._publisher(record, store).published()
+            if done is not None and not self._is_more(rounds, done):
                 return self._summary(record, store, done, already=True)
             if done is not None:
-                self._refuse_twice(done)
                 number, store, record = number + 1, self._store(number + 1), None
-        auth = self._definition.http.auth
-        secret = None if auth is None else self._options.secret(auth)
-        if auth is not None:
-            secret = checked_secret(self._definition.http, secret)
+        self._source.prepare()
         mode, own = self._definition.output.mode, store.ingest
         manifest = prepare_output(self._table_log, mode, own)
         if manifest.table:
             raise plain_run(self._output, f"ingest {own}")
-        record = record or store.create(self._record(number, own, manifest.number))
+        if record is None:
+            self._source.begin(store)
+            record = store.create(self._record(number, own, manifest.number))
         publisher = self._publisher(record, store, manifest.number if self._options.refresh else 0)
-        feeds = feeds_of(self._definition)
-        pages = self._step("fetch", own, partial(self._fetch, store, feeds, secret))
-        reader = PageReader(store, self._paging)
+        self._tell("fetch")
+        rows = self._step("fetch", own, partial(self._source.rows, store))
         self._tell("plan")
         plan = publisher.frozen_plan() or self._step(
-            "plan",
-            own,
-            partial(plan_files, self._definition, store, reader, self._table_log, pages),
+            "plan", own, partial(plan_files, self._definition, store, rows, self._table_log)
         )
-        staging = Staging(self._definition, store, reader, plan, pages, self._staged)
+        staging = Staging(self._definition, store, rows, plan, self._staged)
         entry = self._step("publish", own, partial(publisher.publish, staging))
-        manifest_number = self._table_log.head()[0].current
-        store.note_published(manifest_number)
+        store.note_published(self._table_log.head()[0].current)
         return self._summary(record, store, entry, plan=plan)
+
+    def _is_more(self, rounds: Sequence[_Round], done: CommitEntry) -> bool:
+        """Whether another ingest follows one that is published: with new files, or on request."""
+        mode = self._definition.output.mode
+        live = {entry.run for entry in self._table_log.manifest().commits}
+        if mode == "append" and self._source.left([s for _, s, _ in rounds if s.ingest in live]):
+            return True
+        if self._options.refresh:
+            self._refuse_twice(done)
+        return self._options.refresh
 
     def _step(self, name: str, own: str, work: Callable[[], T]) -> T:
         result: T = self._options.step(name, own, work)
@@ -209,25 +207,20 @@ class _Driver:
     # -- which ingest ----------------------------------------------------------------------------
 
     def _store(self, number: int) -> IngestStore:
-        return IngestStore(
-            self._storage,
-            self._output,
-            ingest_id(self._definition, number),
-            self._paging,
-            self._definition.http.max_page_bytes,
-        )
+        own = ingest_id(self._definition, number)
+        return self._source.store(IngestStore(self._storage, self._output, own))
 
-    def _last_round(self) -> tuple[int, IngestStore, IngestRecord | None]:
-        """Return the last ingest of this definition, or the first one if there is none yet."""
-        number, store = 1, self._store(1)
-        record = store.record()
-        while record is not None:
-            following = self._store(number + 1)
+    def _rounds(self) -> list[_Round]:
+        """Return all ingests of this definition; the last may not have begun yet."""
+        store = self._store(1)
+        rounds: list[_Round] = [(1, store, store.record())]
+        while rounds[-1][2] is not None:
+            following = self._store(len(rounds) + 1)
             found = following.record()
             if found is None:
                 break
-            number, store, record = number + 1, following, found
-        return number, store, record
+            rounds.append((len(rounds) + 1, following, found))
+        return rounds
 
     def _refuse_twice(self, done: CommitEntry) -> None:
         """Refuse to append the same records again."""
@@ -246,7 +239,7 @@ class _Driver:
         return IngestRecord(
             ingest=own,
             name=definition.name,
-            url=definition.http.url,
+            url=self._source.place[:1000],
             window="" if definition.window is None else definition.window.label,
             round=number,
             output=self._output,
@@ -262,27 +255,15 @@ class _Driver:
 
     # -- progress and result ---------------------------------------------------------------------
 
-    def _fetch(self, store: IngestStore, feeds: list[Feed], secret: str | None) -> list[PageRecord]:
-        self._tell("fetch")
-        pages, self._fetched = fetch_pages(
-            self._definition.http,
-            store,
-            feeds,
-            secret=secret,
-            waits=self._options.waits,
-            listen=self._heard,
-        )
-        return pages
-
     def _heard(self, progress: FetchProgress) -> None:
         self._options.listen(IngestProgress("fetch", progress))
 
     def _staged(self, files: int, of_files: int) -> None:
         phase = "publish" if files == of_files else "stage"
-        self._options.listen(IngestProgress(phase, self._fetched, files, of_files))
+        self._options.listen(IngestProgress(phase, self._source.fetched, files, of_files))
 
     def _tell(self, phase: str) -> None:
-        self._options.listen(IngestProgress(phase, self._fetched))
+        self._options.listen(IngestProgress(phase, self._source.fetched))
 
     def _summary(
         self,
@@ -294,24 +275,25 @@ class _Driver:
         already: bool = False,
     ) -> IngestSummary:
         plan = plan or store.plan(entry.code)
-        drift = Drift() if plan is None else plan.drift
+        drift, fetched = Drift() if plan is None else plan.drift, self._source.fetched
         return IngestSummary(
             name=record.name,
             ingest=record.ingest,
             output=self._output,
             manifest=self._table_log.head()[0].current,
             already=already,
+            source="http" if self._definition.http is not None else "files",
             window=record.window,
-            pages=self._fetched.pages if plan is None else plan.pages,
-            asked=self._fetched.asked,
-            requests=self._fetched.requests,
-            retries=self._fetched.retries,
+            pages=fetched.pages if plan is None else plan.pages,
+            asked=fetched.asked,
+            requests=fetched.requests,
+            retries=fetched.retries,
             records=entry.rows if plan is None else plan.records,
             rows=entry.rows,
             files=entry.files,
             bytes=entry.bytes,
             drift=drift,
-            notes=tuple(_notes(drift, self._definition.schema_)),
+            notes=(*self._source.notes, *_notes(drift, self._definition.schema_)),
             seconds=time.monotonic() - self._started,
         )
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import polars as pl
 
 from pipeline.config.ingest import Ingest
 from pipeline.errors import PartitionColumnError
-from pipeline.ingest.plan import PageReader, chunk_of, file_format, text_columns, types_of
-from pipeline.ingest.store import IngestPlan, IngestStore, PageRecord, StagedFile, StagedPart
+from pipeline.ingest.plan import chunk_of, file_format, text_columns, types_of
+from pipeline.ingest.rows import Rows
+from pipeline.ingest.store import IngestPlan, IngestStore, StagedFile, StagedPart
 from pipeline.runs.ledger.keys import file_uri, refuse_long_folders
 from pipeline.runs.worker.encoding import write_parquet
 from pipeline.runs.worker.slices import split
@@ -26,9 +28,8 @@ class Staging:
 
     ingest: Ingest
     store: IngestStore
-    reader: PageReader
+    rows: Rows
     plan: IngestPlan
-    pages: Sequence[PageRecord]
     listen: Callable[[int, int], None]
     """Called with the number of files that are staged, and of all."""
 
@@ -61,8 +62,13 @@ class Staging:
     def _stage(self, number: int) -> StagedFile:
         start, end = self.plan.files[number]
         types = types_of(self.plan)
-        frame = self.reader.frame(self.pages[start:end], types, text_columns(self.ingest))
-        parts = tuple(self._stage_part(number, *part) for part in self._by_folder(frame))
+        frame = self.rows.frame(start, end, types, text_columns(self.ingest))
+        size = self.plan.ratio * sum(unit.bytes for unit in self.rows.units[start:end])
+        parts = tuple(
+            self._stage_part(number, folder, rows)
+            for folder, whole in self._by_folder(frame)
+            for rows in _cut(whole, size / self.ingest.output.file_bytes)
+        )
         staged = StagedFile(
             ingest=self.store.ingest,
             plan=self.plan.plan,
@@ -75,7 +81,7 @@ class Staging:
 
     def _by_folder(self, frame: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
         output = self.ingest.output
-        if not output.partition_by:
+        if not output.partition_by or not frame.height:
             return [("", frame)]
         for name in output.partition_by:
             if name not in frame.columns:
@@ -104,6 +110,12 @@ class Staging:
             bytes=len(data),
             sha256=digest,
         )
+
+
+def _cut(frame: pl.DataFrame, files: float) -> Iterator[pl.DataFrame]:
+    """Cut the rows of something large into so many files of about the same size."""
+    rows = max(1, ceil(frame.height / max(1, round(files))))
+    return (frame[start : start + rows] for start in range(0, frame.height, rows))
 
 
 def files_of(output: str, staged: Sequence[StagedFile]) -> pl.DataFrame:

@@ -1,6 +1,7 @@
 """Read and write the state of an ingest: `<output>.chunkmap/ingests/<id>/`.
 
     ingest.json                       what is ingested, once
+    sources.json                      files that are read, with their versions, once
     pages/<feed>-<page>.zst           an answer with the address of the next, once
     plans/<plan>.json                 schema and files, once
     files/<plan>/<file>-<attempt>.json  a staged file, once
@@ -106,6 +107,22 @@ class PageRecord(_Stored):
     fetched: Moment
 
 
+class SourceFile(_Stored):
+    """A file that an ingest reads, in the version that was found."""
+
+    uri: str
+    etag: str
+    size: NonNegativeInt
+
+
+class SourceFiles(_Stored):
+    """The files that an ingest reads; found once."""
+
+    version: int = INGEST_VERSION
+    ingest: RunId
+    files: tuple[SourceFile, ...]
+
+
 class Drift(_Stored):
     """How records differ from the output's columns."""
 
@@ -130,7 +147,10 @@ class IngestPlan(_Stored):
     """Types as Polars spells them, by name, in order."""
     drift: Drift
     pages: NonNegativeInt
+    """Number of pages or files that are read."""
     records: NonNegativeInt
+    ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Bytes of files per byte that is read, as a sample shows."""
     files: tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
     """Half-open range of pages of each file, in the order of feeds and pages."""
 
@@ -166,14 +186,19 @@ def ingest_id(ingest: Ingest, number: int) -> str:
     What only changes how answers are read, or how fast they are asked for, does not count.
     """
     http, window = ingest.http, ingest.window
-    parts: list[Any] = [
-        {
+    source: Any = None
+    if http is not None:
+        source = {
             "url": http.url,
             "params": http.params,
             "headers": http.headers,
             "records": http.records,
             "pages": http.pages.model_dump(exclude_defaults=True),
-        },
+        }
+    elif ingest.files is not None:
+        source = {"files": ingest.files.uri}
+    parts: list[Any] = [
+        source,
         None if window is None else window.model_dump(mode="json"),
         [parse(ingest.output.uri).uri.rstrip("/"), ingest.output.mode],
         number,
@@ -266,6 +291,27 @@ class IngestStore:
 
     def _put_new(self, name: str, document: BaseModel) -> None:
         self.storage.put_new(self.prefix + name, seal_json(document.model_dump_json().encode()))
+
+    # -- files that are read ---------------------------------------------------------------------
+
+    def sources(self) -> tuple[SourceFile, ...]:
+        """Read which files are ingested; none for an API. Raises StateError if it is damaged."""
+        uri = self.prefix + "sources.json"
+        blob = self.storage.get_or_none(uri)
+        if blob is None:
+            return ()
+        stored = parse_stored(SourceFiles, blob.data, uri)
+        refuse_newer(uri, stored.version, INGEST_VERSION)
+        if stored.ingest != self.ingest:
+            raise StateError(uri, f"it is of ingest {stored.ingest}")
+        return stored.files
+
+    def put_sources(self, files: Sequence[SourceFile]) -> tuple[SourceFile, ...]:
+        """Store which files are ingested, unless it is stored; return those that count."""
+        with suppress(AlreadyExistsError):
+            self._put_new("sources.json", SourceFiles(ingest=self.ingest, files=tuple(files)))
+            return tuple(files)
+        return self.sources()
 
     # -- pages -----------------------------------------------------------------------------------
 

@@ -51,6 +51,7 @@ def test_an_ingest_is_read_and_written(text: str) -> None:
 
 def test_the_documented_defaults() -> None:
     ingest = parse_ingest(LEAST)
+    assert ingest.http is not None
     assert (ingest.schema_, ingest.output.mode, ingest.http.pages.by) == ("pinned", "error", "none")
     assert (ingest.http.retries, ingest.http.concurrency, ingest.http.timeout) == (5, 8, 30.0)
 

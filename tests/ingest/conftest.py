@@ -47,14 +47,12 @@ class World:
 
     def definition(self, **changes: Any) -> Ingest:
         """The definition of an ingest of the API; nested keys as dicts."""
-        data: dict[str, Any] = {
-            "name": "orders",
-            "http": {"url": self.api.url, "records": "data"},
-            "output": {"uri": OUTPUT},
-        }
+        data: dict[str, Any] = {"name": "orders", "output": {"uri": OUTPUT}}
+        if "files" not in changes:
+            data["http"] = {"url": self.api.url, "records": "data"}
         for key, value in changes.items():
             data[key] = {**data[key], **value} if isinstance(data.get(key), dict) else value
-        if "pages" not in data["http"]:
+        if "pages" not in data.get("http", {"pages": None}):
             data["http"]["pages"] = PAGES[self.api.by]
         return Ingest.model_validate(data)
 
@@ -65,10 +63,10 @@ class World:
             self.ingest(Storage({"s3": dying}, AT_ONCE), **changes)
         return dying.calls
 
-    def calls(self) -> list[str]:
+    def calls(self, **changes: Any) -> list[str]:
         """Requests of storage of an ingest, which changes nothing here."""
         counted = Faulty(copied(self.backend), lambda n, name: None)
-        self.ingest(Storage({"s3": counted}, AT_ONCE))
+        self.ingest(Storage({"s3": counted}, AT_ONCE), **changes)
         return counted.calls
 
     def forget(self) -> None:

@@ -31,7 +31,9 @@ Worlds = Callable[..., World]
 def store_of(it: World) -> IngestStore:
     """The state of the only ingest."""
     [record] = find_ingests(it.backend.storage(), OUTPUT).records
-    return IngestStore(it.backend.storage(), OUTPUT, record.ingest, Paging(it.definition()))
+    http = it.definition().http
+    assert http is not None
+    return IngestStore(it.backend.storage(), OUTPUT, record.ingest, Paging(http))
 
 
 def pages_of(it: World) -> list[PageRecord]:

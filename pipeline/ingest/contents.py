@@ -1,0 +1,282 @@
+"""Read the contents of files: decompress within a limit, and parse. Pure: bytes in, rows out."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Callable
+from typing import Any, Final
+
+import polars as pl
+import zstandard
+
+from pipeline.config.ingest import FileFormatName
+from pipeline.ingest.frames import MisfitError, converter, misfit, parse_records
+from pipeline.ingest.schema import Types
+from pipeline.report.humanize import plural
+
+_ENDINGS: Final[dict[str, FileFormatName]] = {
+    "csv": "csv",
+    "tsv": "csv",
+    "ndjson": "ndjson",
+    "jsonl": "ndjson",
+    "json": "json",
+    "parquet": "parquet",
+    "parq": "parquet",
+    "pq": "parquet",
+    "arrow": "arrow",
+    "feather": "arrow",
+    "ipc": "arrow",
+}
+COMPRESSED: Final = ("gz", "gzip", "zst", "zstd", "zip")
+_LEADING_ZERO: Final = r"^[+-]?0\d"
+_WHOLE: Final = r"^[+-]?\d{1,18}$"
+_NUMBER: Final = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+
+
+class ContentError(ValueError):
+    """A file is not what its name or the definition says."""
+
+
+def format_of(name: str) -> FileFormatName | None:
+    """Return the format that a name ends in, without that of its compression; None if unknown."""
+    parts = name.lower().split(".")
+    while parts and parts[-1] in COMPRESSED:
+        parts.pop()
+    return _ENDINGS.get(parts[-1]) if parts else None
+
+
+def decompress(data: bytes, most: int) -> bytes:
+    """Return the content of a file; its first bytes say whether it is compressed, and how.
+
+    Raises:
+        ContentError: It is damaged, would be larger than `most` bytes, or is an archive of several.
+    """
+    try:
+        if data.startswith(b"\x1f\x8b"):
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+                return _limited(stream.read(most + 1), most)
+        if data.startswith(b"\x28\xb5\x2f\xfd"):
+            reader = zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True)
+            return _limited(reader.read(most + 1), most)
+        if data.startswith(b"PK\x03\x04"):
+            return _unzip(data, most)
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError, zipfile.BadZipFile) as error:
+        raise ContentError(f"it cannot be decompressed: {error}") from None
+    return _limited(data, most)
+
+
+def _unzip(data: bytes, most: int) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        files = [info for info in archive.infolist() if not info.is_dir()]
+        if len(files) != 1:
+            raise ContentError(f"the archive holds {plural(len(files), 'file')}, not one")
+        try:
+            with archive.open(files[0]) as stream:
+                return _limited(stream.read(most + 1), most)
+        except (RuntimeError, NotImplementedError) as error:
+            raise ContentError(f"the archive cannot be read: {error}") from None
+
+
+def _limited(data: bytes, most: int) -> bytes:
+    if len(data) > most:
+        raise ContentError(f"it has more than {most:,} bytes (files.max_bytes)")
+    return data
+
+
+# -- JSON -----------------------------------------------------------------------------------------
+
+
+def json_records(data: bytes, path: str | None, *, exact: bool) -> list[dict[str, Any]]:
+    """Return the records of a JSON document.
+
+    Raises:
+        ContentError: It is not JSON, or has no list of objects there.
+    """
+    document = _parse(lambda: parse_records(data, exact=exact) if data.strip() else [])
+    for name in path.split(".") if path else ():
+        if not isinstance(document, dict) or name not in document:
+            raise ContentError(f"it has no {path!r} (files.records)")
+        document = document[name]
+    if isinstance(document, dict):
+        document = [document]
+    if not isinstance(document, list):
+        raise ContentError("it is no list of records (files.records)")
+    return _objects(document)
+
+
+def ndjson_records(data: bytes, *, exact: bool) -> list[dict[str, Any]]:
+    """Return the records of lines of JSON.
+
+    Raises:
+        ContentError: A line is not JSON, or no object.
+    """
+    lines = [line for line in data.split(b"\n") if line.strip()]
+    return _objects(
+        [
+            _parse(lambda line=line: parse_records(line, exact=exact), f"line {number}: ")  # type: ignore[misc]
+            for number, line in enumerate(lines, 1)
+        ]
+    )
+
+
+def _parse(parse: Callable[[], Any], where: str = "") -> Any:
+    try:
+        return parse()
+    except (ValueError, RecursionError) as error:
+        raise ContentError(f"{where}it is not JSON: {error}") from None
+
+
+def _objects(records: list[Any]) -> list[dict[str, Any]]:
+    for number, record in enumerate(records, 1):
+        if not isinstance(record, dict):
+            shown = json.dumps(record, default=str)[:60]
+            raise ContentError(f"record {number} is no object with fields: {shown}")
+    return records
+
+
+# -- CSV ------------------------------------------------------------------------------------------
+
+
+def csv_frame(data: bytes, separator: str, nulls: tuple[str, ...]) -> pl.DataFrame:
+    """Return a CSV file as a frame of texts.
+
+    Raises:
+        ContentError: It is no CSV file.
+    """
+    if not data.strip():
+        return pl.DataFrame()
+    try:
+        return pl.read_csv(
+            data,
+            separator=separator,
+            null_values=list(nulls),
+            infer_schema=False,
+        )
+    except (pl.exceptions.PolarsError, ValueError) as error:
+        lines = str(error).splitlines() or ["unreadable"]
+        raise ContentError(f"it is no CSV file: {lines[0]}") from None
+
+
+def csv_types(frame: pl.DataFrame, declared: Types) -> Types:
+    """Return the types of texts: whole and other numbers, booleans, or text.
+
+    Numbers with leading zeros are text: they are codes.
+    """
+    types: Types = {}
+    for column in frame.get_columns():
+        if column.name in declared or column.null_count() == len(column):
+            types[column.name] = pl.Null()
+        elif column.str.contains(_LEADING_ZERO).any():
+            types[column.name] = pl.String()
+        elif column.str.contains(_WHOLE).all():
+            types[column.name] = pl.Int64()
+        elif column.str.contains(_NUMBER).all():
+            types[column.name] = pl.Float64()
+        elif column.str.to_lowercase().is_in(["true", "false"]).all():
+            types[column.name] = pl.Boolean()
+        else:
+            types[column.name] = pl.String()
+    return types
+
+
+def typed_csv(frame: pl.DataFrame, types: Types, where: str) -> pl.DataFrame:
+    """Return texts as columns of decided types.
+
+    Raises:
+        SchemaChangedError: A value does not fit its type.
+    """
+    columns = []
+    for name, kind in types.items():
+        if name not in frame.columns:
+            columns.append(pl.Series(name, [None] * frame.height, dtype=kind))
+        else:
+            columns.append(_typed(frame.get_column(name), kind, where))
+    return pl.DataFrame(columns, height=frame.height)
+
+
+def _typed(column: pl.Series, kind: pl.DataType, where: str) -> pl.Series:
+    if kind == pl.String():
+        return column
+    if kind == pl.Boolean():
+        lower = column.str.to_lowercase()
+        cast = lower.replace_strict(
+            ["true", "false"], [True, False], default=None, return_dtype=pl.Boolean
+        )
+    elif kind.is_integer() or kind.is_float():
+        cast = column.str.strip_chars().cast(kind, strict=False)
+    else:
+        return _converted(column, kind, where)
+    wrong = (cast.is_null() & column.is_not_null()).arg_true()
+    if len(wrong):
+        row = int(wrong[0])
+        raise misfit(column.name, kind, f"row {row + 1} of {where}", f"the text {column[row]!r}")
+    return cast
+
+
+def _converted(column: pl.Series, kind: pl.DataType, where: str) -> pl.Series:
+    """Convert texts one by one, as those of JSON."""
+    plain = pl.Datetime(kind.time_unit) if isinstance(kind, pl.Datetime) else kind
+    convert, values = converter(kind), []
+    for row, value in enumerate(column.to_list(), 1):
+        try:
+            values.append(None if value is None else convert(value))
+        except MisfitError as error:
+            raise misfit(column.name, kind, f"row {row} of {where}", str(error)) from None
+    done = pl.Series(column.name, values, dtype=plain)
+    if isinstance(kind, pl.Datetime) and kind.time_zone:
+        return done.dt.replace_time_zone("UTC").dt.convert_time_zone(kind.time_zone)
+    return done
+
+
+# -- Parquet and Arrow ----------------------------------------------------------------------------
+
+
+def columnar_frame(data: bytes, kind: FileFormatName) -> pl.DataFrame:
+    """Return a Parquet or Arrow file as a frame; categories become texts.
+
+    Raises:
+        ContentError: It is not readable.
+    """
+    try:
+        source = io.BytesIO(data)
+        if kind == "parquet":
+            frame = pl.read_parquet(source, use_pyarrow=False, hive_partitioning=False)
+        elif data.startswith(b"ARROW1"):
+            frame = pl.read_ipc(source)
+        else:
+            frame = pl.read_ipc_stream(source)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
+        lines = str(error).splitlines() or ["unreadable"]
+        raise ContentError(f"it is no {kind} file: {lines[0]}") from None
+    texts = (pl.Categorical, pl.Enum)
+    names = [name for name, dtype in frame.schema.items() if isinstance(dtype, texts)]
+    return frame.with_columns(frame.get_column(name).cast(pl.String) for name in names)
+
+
+def typed_columns(
+    frame: pl.DataFrame, types: Types, texts: frozenset[str], where: str
+) -> pl.DataFrame:
+    """Return a frame with decided columns: others are left out, missing ones are null.
+
+    Raises:
+        SchemaChangedError: A value does not fit its type.
+    """
+    columns = []
+    for name, kind in types.items():
+        if name not in frame.columns:
+            columns.append(pl.Series(name, [None] * frame.height, dtype=kind))
+            continue
+        column = frame.get_column(name)
+        if column.dtype == pl.String and kind != pl.String() and name not in texts:
+            columns.append(_typed(column, kind, where))
+            continue
+        try:
+            columns.append(column.cast(kind, strict=True))
+        except (pl.exceptions.PolarsError, TypeError) as error:
+            lines = str(error).splitlines() or [str(column.dtype)]
+            raise misfit(name, kind, where, lines[0]) from None
+    return pl.DataFrame(columns, height=frame.height)

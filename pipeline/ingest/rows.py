@@ -1,0 +1,126 @@
+"""The rows of an ingest, in units that files are made of: pages of an API, or files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import polars as pl
+
+from pipeline.concurrency import map_concurrently
+from pipeline.ingest.frames import frame_of, needs_exact_numbers, parse_records
+from pipeline.ingest.paging import Answer, Paging
+from pipeline.ingest.schema import ContradictionError, Types, add_types, contradiction
+from pipeline.ingest.store import IngestStore, PageRecord, total
+
+SAMPLE_BYTES = 4 << 20
+"""Bytes of pages that are encoded to learn how large files become."""
+PAGES_AT_ONCE = 16
+"""Number of pages that are read at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A part of the rows that is not divided between files."""
+
+    bytes: int
+    has_rows: bool = True
+    """Whether it may have rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What reading all rows has found."""
+
+    types: Types
+    rows: int
+
+
+class Rows(Protocol):
+    """The rows of an ingest."""
+
+    @property
+    def place(self) -> str:
+        """Where they are from, for messages."""
+        ...
+
+    @property
+    def units(self) -> Sequence[Unit]:
+        """The units, in order."""
+        ...
+
+    def find(self, declared: Types, pinned: Types | None) -> Found:
+        """Read all rows; return the types of fields that are not declared.
+
+        Args:
+            declared: Types that the definition declares.
+            pinned: Types of the output, if it has some.
+
+        Raises:
+            SchemaChangedError: A field has values that no type holds.
+        """
+        ...
+
+    def frame(self, start: int, end: int, types: Types, texts: frozenset[str]) -> pl.DataFrame:
+        """Return the rows of some units.
+
+        Raises:
+            SchemaChangedError: A value does not fit its type.
+        """
+        ...
+
+    def sample(self, types: Types, texts: frozenset[str]) -> tuple[pl.DataFrame, float]:
+        """Return some rows, and the bytes of the units that they are from."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PageRows:
+    """The rows of stored pages."""
+
+    store: IngestStore
+    paging: Paging
+    pages: Sequence[PageRecord]
+    place: str
+
+    @property
+    def units(self) -> Sequence[Unit]:
+        """The pages."""
+        return [Unit(page.bytes, has_rows=page.records > 0) for page in self.pages]
+
+    def find(self, declared: Types, pinned: Types | None) -> Found:
+        """Return the types of all records."""
+        types: Types = {}
+        for page, records in self._documents(self.pages, exact=False):
+            try:
+                add_types(types, records, declared)
+            except ContradictionError as error:
+                raise contradiction(error, f"records up to {page.address}") from None
+        return Found(types, total(self.pages))
+
+    def frame(self, start: int, end: int, types: Types, texts: frozenset[str]) -> pl.DataFrame:
+        """Return the rows of some pages."""
+        exact = needs_exact_numbers(types)
+        frames = [
+            frame_of(records, types, texts, page.address)
+            for page, records in self._documents(self.pages[start:end], exact=exact)
+        ]
+        return pl.concat([pl.DataFrame(schema=pl.Schema(types)), *frames], rechunk=True)
+
+    def sample(self, types: Types, texts: frozenset[str]) -> tuple[pl.DataFrame, float]:
+        """Return the rows of the first pages."""
+        end, size = 0, 0
+        while end < len(self.pages) and size < SAMPLE_BYTES:
+            size += self.pages[end].bytes
+            end += 1
+        return self.frame(0, end, types, texts), float(size)
+
+    def _documents(
+        self, pages: Sequence[PageRecord], *, exact: bool
+    ) -> Iterator[tuple[PageRecord, list[dict[str, Any]]]]:
+        for start in range(0, len(pages), PAGES_AT_ONCE):
+            some = pages[start : start + PAGES_AT_ONCE]
+            for page, body in zip(some, map_concurrently(self.store.body, some), strict=True):
+                document = parse_records(body, exact=exact) if body else None
+                yield page, self.paging.records(Answer(document), page.address)
