@@ -34,7 +34,7 @@ def _names(requirements: list[str]) -> set[str]:
     [
         ("partitioning", ()),
         ("pipeline", ("local", "sql", "checks", "tables")),
-        ("benchmarks", ("bench", "local")),
+        ("benchmarks", ("bench", "local", "sql")),
     ],
 )
 def test_imports_are_declared(folder: str, extras: tuple[str, ...]) -> None:
