@@ -25,6 +25,7 @@ from pipeline.runs.backfill.records import BackfillResumeOptions
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.driver.run import run_serially
 from pipeline.runs.ledger.ledger import Ledger, run_id
+from pipeline.runs.worker import chunk
 from pipeline.storage import Storage, open_storage
 from pipeline.table.log import TableLog
 from pipeline.table.publish import rollback
@@ -79,6 +80,7 @@ def sample(
         patch.setenv("SAMPLE_IS_FIXED", "1")
         patch.syspath_prepend(make.TRANSFORMS)
         settings = load_settings()
+        chunk.open_run.cache_clear()  # Samples have runs of the same names, on other servers.
         yield Sample(request.param, settings, open_storage(settings), server.client())
 
 
