@@ -176,8 +176,7 @@ class Paging:
         if (own.scheme, own.netloc) != (other.scheme, other.netloc):
             raise SourceError(
                 f"a page of {self._http.url} names {other.scheme}://{other.hostname} as the "
-                "host of the "
-                "next page, which must not get the credentials",
+                "host of the next page, which must not get the credentials",
                 hint="set http.url to that host, if it is the right one",
             )
         return address

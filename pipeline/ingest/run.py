@@ -228,8 +228,7 @@ class _Driver:
         if self._definition.output.mode == "append" and done.name in live:
             raise UsageError(
                 f"{self._output} already has the rows of ingest {done.run}, and the mode is "
-                "append: it "
-                "would have them twice",
+                "append: it would have them twice",
                 hint="choose another window, or set output.mode to overwrite or "
                 "overwrite-partitions",
             )

@@ -1,14 +1,18 @@
 """The other commands on the real stack: plan, check, status, verify, config, up, down."""
 
+import json
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.ingest.conftest import orders
 from tests.integration.world import COMMAND, ROWS, World, parquet, sales
+from tests.servers.api import Api, serving
 
 pytestmark = pytest.mark.integration
 
@@ -93,6 +97,55 @@ def test_a_run_in_the_background_ends_without_the_command(world: World) -> None:
     assert world.chunkmap("verify", "s3://demo/out/detached/").code == 0
     refused = world.chunkmap("run", world.job("nowhere", input={"uri": "s3://demo/no/"}), "-d")
     assert refused.code == 2 and "no object at s3://demo/no/" in refused.err
+
+
+SECRET_BLOCK = """
+from pipeline.config.settings import load_settings
+import os
+
+os.environ.update(load_settings().prefect.environment())
+from prefect.blocks.system import Secret
+
+Secret(value="s3cr3t-of-the-shop").save("shop-token", overwrite=True)
+"""
+
+
+def test_an_ingest_is_a_flow_and_one_that_was_killed_goes_on(world: World) -> None:
+    """With its secret in a Secret block; no page that was stored is asked for again."""
+    asked, released = threading.Event(), threading.Event()
+
+    def script(query: str, times: int) -> None:
+        if query == "after=c20" and times == 1:
+            asked.set()
+            released.wait(60)
+
+    command = [sys.executable, "-P", "-c", SECRET_BLOCK]
+    subprocess.run(command, cwd=world.root, env=world.variables(), check=True)
+    with serving(Api(orders(45), by="cursor", script=script)) as api:
+        (world.root / "ingest.yaml").write_text(
+            f"name: shop\nhttp:\n  url: {api.url}\n  auth: {{secret: shop-token}}\n"
+            "  records: data\n  pages: {by: cursor, parameter: after, path: meta.next}\n"
+            "output: {uri: s3://demo/out/ingested/}\n",
+            "utf-8",
+        )
+        with world.start("ingest", "ingest.yaml") as process:
+            assert asked.wait(100)
+            process.kill()
+        released.set()
+        answer = world.chunkmap("ingest", "ingest.yaml", "--json")
+        assert answer.code == 0, answer.err
+        assert (answer.data["rows"], answer.data["asked"]) == (45, 3)
+        assert api.twice() == ["after=c20"], "it was not stored"
+        assert api.headers[0]["Authorization"] == "Bearer s3cr3t-of-the-shop"
+    assert world.frame("s3://demo/out/ingested/")["id"].sort().to_list() == list(range(45))
+    names = {"flows": {"name": {"any_": ["ingest"]}}, "sort": "START_TIME_DESC"}
+    [last, *_] = world.ask_prefect("flow_runs/filter", names)
+    assert (last["name"], last["state"]["type"]) == ("shop", "COMPLETED")
+    tasks = {"flow_runs": {"id": {"any_": [last["id"]]}}}
+    steps = {run["name"].partition(" ")[0] for run in world.ask_prefect("task_runs/filter", tasks)}
+    assert steps <= {"fetch", "plan", "publish"}
+    shown = json.dumps([last, world.ask_prefect("artifacts/filter", {})])
+    assert "s3cr3t" not in shown
 
 
 def test_verify_sees_what_was_changed_lost_and_added(world: World, done: str) -> None:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -111,8 +111,9 @@ class _Answers(Handler):
         if reply.missing:
             self.send_header("Connection", "close")
             self.close_connection = True
-        self.end_headers()
-        self.wfile.write(reply.body[: len(reply.body) - reply.missing])
+        with suppress(BrokenPipeError, ConnectionResetError):  # Who asked has died.
+            self.end_headers()
+            self.wfile.write(reply.body[: len(reply.body) - reply.missing])
 
 
 @contextmanager
