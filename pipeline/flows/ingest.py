@@ -62,7 +62,13 @@ def ingest_options(options: IngestFlowOptions) -> Iterator[None]:
         _options.reset(token)
 
 
-@task(name="step", task_run_name="{name} {own}", persist_result=False, cache_policy=NO_CACHE)
+@task(
+    name="step",
+    task_run_name="{name} {own}",
+    persist_result=False,
+    result_serializer="json",
+    cache_policy=NO_CACHE,
+)
 def ingest_step(name: str, own: str, work: Callable[[], Any]) -> Any:
     """Do a step of an ingest, e.g. publish it."""
     return work()
