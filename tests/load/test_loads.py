@@ -194,7 +194,7 @@ def test_partition_columns_are_loaded(target: Target) -> None:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("mode", ["append", "replace"])
+@pytest.mark.parametrize("mode", ["append", pytest.param("replace", marks=pytest.mark.long)])
 def test_a_killed_load_is_repeated_without_loss_or_duplicates(
     target: Target, killers: dict[str, Killer], step: str, mode: str
 ) -> None:

@@ -258,7 +258,9 @@ def cut(target: PostgresTarget, cuts: int = 1, *, before: bool) -> Iterator[Post
 
 @pytest.mark.faults
 @pytest.mark.parametrize("before", [False, True], ids=["reply lost", "COMMIT lost"])
-@pytest.mark.parametrize("mode", ["append", "replace", "merge"])
+@pytest.mark.parametrize(
+    "mode", ["append", "replace", pytest.param("merge", marks=pytest.mark.long)]
+)
 def test_a_commit_whose_reply_is_lost_is_looked_up(
     target: PostgresTarget, mode: str, before: bool
 ) -> None:
