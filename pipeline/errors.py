@@ -314,8 +314,8 @@ class GroupsFailedError(TransformError):
         groups: Their keys, for the record of the failure.
     """
 
-    def __init__(self, message: str, groups: str) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, groups: str, hint: str | None = None) -> None:
+        super().__init__(message, hint)
         self.groups = groups
 
 

@@ -15,6 +15,7 @@ ARGUMENTS: dict[type[ChunkmapError], tuple[Any, ...]] = {
     errors.StateError: ("s3://bucket/key", "it is empty"),
     errors.UnreadableObjectError: ("s3://bucket/key", "row group 1, column a"),
     errors.WrongPageIndexError: ("s3://bucket/key", "row group 1, column a"),
+    errors.GroupsFailedError: ("it raised ValueError", "country='DE'"),
     errors.ObjectChangedError: ("s3://bucket/key", '"planned"', '"found"'),
 }
 ALL = sorted(
