@@ -9,6 +9,7 @@ from partitioning.errors import (
     ColumnError,
     FilterError,
     HiveTypeError,
+    MissingFilesError,
     NoParquetError,
     PlanFormatError,
     PlanningError,
@@ -23,7 +24,7 @@ from partitioning.fsspec_reader import FsspecReader
 from partitioning.model import Chunk, Fragment, ObjectInfo, Plan, Skipped
 from partitioning.planner import MapStage, Progress, plan_dataset
 from partitioning.reader import Reader, Tail, TailRequest
-from partitioning.request import PlanRequest
+from partitioning.request import PinnedFiles, PlanRequest
 from partitioning.snapshot import Changes
 from partitioning.window_inputs import (
     WindowInput,
@@ -48,8 +49,10 @@ __all__ = [
     "Grain",
     "HiveTypeError",
     "MapStage",
+    "MissingFilesError",
     "NoParquetError",
     "ObjectInfo",
+    "PinnedFiles",
     "Plan",
     "PlanFormatError",
     "PlanRequest",

@@ -54,6 +54,10 @@ class SchemaMismatchError(PlanningError):
     """The objects' columns differ in a way that the schema rule does not allow."""
 
 
+class MissingFilesError(PlanningError):
+    """Files that a table's log names do not exist, or are not the ones that it names."""
+
+
 class TableFormatError(PlanningError):
     """The input is in the folder of a Delta Lake, Iceberg or Hudi table."""
 

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import compress
 
-from partitioning.errors import NoParquetError, WindowError
+from partitioning.errors import MissingFilesError, NoParquetError, WindowError
 from partitioning.globs import compile_glob, has_magic, literal_prefix, matches_any
 from partitioning.hive_paths import raw_values
 from partitioning.model import ObjectInfo
 from partitioning.reader import Reader
-from partitioning.request import PlanRequest
+from partitioning.request import PinnedFiles, PlanRequest
 from partitioning.table_formats import TableRoot, refuse_inside_tables, refuse_tables, table_root
 from partitioning.windows import WindowFilter, no_column
 
@@ -54,12 +54,15 @@ def list_objects(request: PlanRequest, reader: Reader) -> Listing:
 
     Raises:
         NoParquetError: The input, or an item of a list, has no object.
+        MissingFilesError: A file of `request.pinned` does not exist.
         TableFormatError: The input is in the folder of a Delta Lake, Iceberg or Hudi table.
         WindowError: `request.keep` does not fit the Hive columns or their values.
     """
     uris = request.uri if isinstance(request.uri, tuple) else (request.uri,)
     if not uris:
         raise NoParquetError("the input is an empty list")
+    if request.pinned is not None:
+        return _list_pinned(uris[0], request.pinned, request, reader)
     listing = Listing()
     seen: set[str] = set()
     heads = _heads([u for u in uris if not u.endswith("/")], reader, listing)
@@ -80,6 +83,38 @@ def list_objects(request: PlanRequest, reader: Reader) -> Listing:
         _keep_windows(listing, request.keep, lenient=request.schema == "union")
     if not listing.objects:
         raise NoParquetError(_explain_empty(uris, listing))
+    return listing
+
+
+def _list_pinned(prefix: str, pinned: PinnedFiles, request: PlanRequest, reader: Reader) -> Listing:
+    """List the files of a version of a table.
+
+    Raises:
+        NoParquetError: The version has no files.
+        MissingFilesError: A file is missing, or has another size than the log says.
+    """
+    if not pinned.directories:
+        raise NoParquetError(f"{pinned.label} has no files")
+    listing = Listing()
+    for info in _count_requests(reader.list(prefix), listing):
+        listing.listed += 1
+        if info.uri in pinned.directories:
+            listing.objects.append(info)
+            listing.directories.append(pinned.directories[info.uri])
+    missing = sorted(pinned.directories.keys() - {info.uri for info in listing.objects})
+    if missing:
+        raise MissingFilesError(
+            f"{len(missing):,} of {len(pinned.directories):,} files of {pinned.label} do not exist "
+            f"any more, for example {missing[0]}"
+        )
+    for info in listing.objects:
+        if info.size != pinned.sizes[info.uri]:
+            raise MissingFilesError(
+                f"{info.uri} has {info.size:,} bytes, and {pinned.sizes[info.uri]:,} in the log of "
+                f"{pinned.label}: it was overwritten"
+            )
+    if request.keep is not None:
+        _keep_windows(listing, request.keep, lenient=False)
     return listing
 
 

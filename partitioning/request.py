@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -12,6 +13,20 @@ from partitioning.windows import WindowFilter
 MIB: Final = 2**20
 _FIGURES_VERSION: Final = 2
 """Version of the figures read from footers: plans of another version share no footers."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedFiles:
+    """The files of one version of a table, which are planned instead of all objects of a prefix."""
+
+    label: str
+    """What they are, for messages."""
+    directories: Mapping[str, str]
+    """Directory with the Hive values of each file, by URI."""
+    sizes: Mapping[str, int]
+    """Bytes of each file, by URI."""
+    hive_types: tuple[tuple[str, str], ...] = ()
+    """(Hive column, type of `hive.HIVE_TYPES`) of all partition columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +52,8 @@ class PlanRequest:
     hive_types: tuple[tuple[str, str], ...] = ()
     """(Hive column, type of `hive.HIVE_TYPES`) instead of inferred types. They affect what a
     transform and a filter see; partitions are identified by the text of their folders."""
+    pinned: PinnedFiles | None = None
+    """The files to plan below the prefix `uri`; `include` and `exclude` then do not count."""
     include: tuple[str, ...] = ()
     """Globs of objects; empty means `*.parquet`, `*.parq` and `*.pq`. A pattern without a slash is
     matched with the last segment of a key, one with a slash with the key below the prefix."""
@@ -122,6 +139,7 @@ class PlanRequest:
             "changed_only": self.changed_only,
             "chunks": {name: getattr(self, name) for name in chunks},
             "read_key": self.read_key(),
+            **({} if self.pinned is None else {"pinned": self.pinned.label}),
             **({} if self.keep is None else {"keep": self.keep.describe()}),
             **({"hive_types": dict(self.hive_types)} if self.hive_types else {}),
         }

@@ -23,9 +23,11 @@ PLANNING_HINTS = {
     "HiveTypeError": "change input.hive_types, or exclude the differing objects (input.exclude)",
     "SchemaMismatchError": "set input.schema to union or first, or exclude the differing objects "
     "(input.exclude)",
-    "TableFormatError": "write the table's current rows to a plain folder with an engine that "
-    "reads it (Spark, DuckDB, Polars' scan_delta or scan_iceberg), and name that as input.uri; or "
-    "exclude the table (input.exclude)",
+    "TableFormatError": "read a Delta table with input.table; write the current rows of others to "
+    "a plain folder with an engine that reads them (Spark, DuckDB, Polars' scan_iceberg), and name "
+    "that as input.uri; or exclude the table (input.exclude)",
+    "MissingFilesError": "the table's vacuum has deleted or replaced files: choose a newer version "
+    "(input.version), or restore them",
     "FilterError": "fix input.filter: each term is [column, operator, value]",
     "ColumnError": "fix input.columns",
     "TargetError": "fix chunks in the job file",

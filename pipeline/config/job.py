@@ -217,15 +217,34 @@ _FILTER_SCHEMA: dict[str, Any] = {
 }
 
 
+def _table_as_uri(data: Any) -> Any:
+    """Let the prefix of a table stand for the input's URI."""
+    if isinstance(data, dict) and "table" in data and "uri" not in data:
+        return {"uri": data["table"], **data}
+    return data
+
+
+def _uri_or_table(schema: dict[str, Any]) -> None:
+    """Say in the JSON Schema that one of the two keys is needed."""
+    del schema["required"]
+    schema["anyOf"] = [{"required": ["uri"]}, {"required": ["table"]}]
+
+
 class Input(Part):
     """The dataset to read."""
+
+    model_config = ConfigDict(json_schema_extra=_uri_or_table)
 
     uri: Annotated[
         tuple[Uri, ...],
         BeforeValidator(_uris, json_schema_input_type=str | tuple[str, ...]),
         Field(min_length=1),
     ]
-    """Prefix or list of prefixes."""
+    """Prefix or list of prefixes. Needed, unless `table` is set."""
+    table: Uri | None = None
+    """Prefix of a Delta table to read instead: the files of one version, as its log names them."""
+    version: NonNegativeInt | None = None
+    """Version of the table. Default: the newest when the run is planned."""
     columns: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Columns that the transform may use. Default: those that it needs, which Polars determines."""
     filter: Annotated[Filter | None, BeforeValidator(_filter), WithJsonSchema(_FILTER_SCHEMA)] = (
@@ -267,6 +286,28 @@ class Input(Part):
     decoded twice."""
     changed_only: bool = False
     """Read only objects that are new or changed since the output was last published."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_table(cls, data: Any) -> Any:
+        return _table_as_uri(data)
+
+    @model_validator(mode="after")
+    def _reads_table(self) -> Self:
+        if self.table is None:
+            if self.version is not None:
+                raise ValueError("`version` needs `table`")
+            return self
+        if self.uri != (self.table,):
+            raise ValueError("set `uri` or `table`, not both")
+        own = {"include", "exclude", "hive_types", "changed_only", "schema_"}
+        for name in sorted(own - keys_at_default(self, *own)):
+            key = name.removesuffix("_")
+            raise ValueError(
+                f"`table` and `{key}` exclude each other: the table's log says which files are "
+                "read, and their columns"
+            )
+        return self
 
     @model_validator(mode="after")
     def _limits_quarantine(self) -> Self:
@@ -595,6 +636,23 @@ class Job(Part):
         return self
 
     @model_validator(mode="after")
+    def _table_input(self) -> Self:
+        if self.input.table is None:
+            return self
+        if any(output.mode == "append" for output in self.all_outputs.values()):
+            raise ValueError(
+                "`input.table` and mode append exclude each other: a table's files are rewritten "
+                "(OPTIMIZE), so that rows would be appended again; overwrite, or overwrite "
+                "partitions"
+            )
+        if self.window is not None:
+            raise ValueError(
+                "`input.table` and `window` exclude each other: each window would read another "
+                "version"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _apart(self) -> Self:
         outputs = [output.uri.rstrip("/") + "/" for output in self.all_outputs.values()]
         for at, output in enumerate(outputs):
@@ -629,7 +687,9 @@ class Job(Part):
         data = _plain(self.model_dump(by_alias=True, exclude_defaults=True))
         if self.outputs:
             del data["output"]  # It is the first of them.
-        if len(self.input.uri) == 1:
+        if self.input.table is not None:
+            del data["input"]["uri"]
+        elif len(self.input.uri) == 1:
             data["input"]["uri"] = self.input.uri[0]
         if "target" in data.get("chunks", {}):
             data["chunks"]["target"] = _exact_size(self.chunks.target)

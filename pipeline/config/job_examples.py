@@ -10,6 +10,8 @@ from pipeline.config.file_examples import FileExamples
 EXAMPLES = {
     "name": "daily-revenue",
     "input.uri": "s3://shop/sales/",
+    "input.table": "s3://shop/sales_delta/",
+    "input.version": "12",
     "input.columns": "[id, price, day]",
     "input.filter": '[[day, ">=", 2024-01-01], [country, in, [DE, FR]]]',
     "input.include": '["*.parquet", "*.snappy"]',
@@ -74,6 +76,7 @@ _THEN = {
     "then.by": "[country, product]",
 }
 _NEEDS: dict[str, dict[str, str]] = {
+    "input.version": {"input.table": "s3://shop/sales_delta/"},
     "input.max_quarantined": {"input.on_bad_object": "quarantine"},
     "reduce.finalize": {"reduce.combine": "shop.revenue:add"},
     **{f"then.{name}": _THEN for name in ("function", "by", "params", "max_groups")},
@@ -92,6 +95,10 @@ JOB_EXAMPLES = FileExamples(
     EXAMPLES,
     base=("name", "input.uri", "transform", "output.uri"),
     needs=_NEEDS,
-    instead={"outputs": ("output.uri",)},
+    instead={
+        "input.table": ("input.uri",),
+        "input.version": ("input.uri",),
+        "outputs": ("output.uri",),
+    },
     whole="transform",
 )

@@ -206,7 +206,10 @@ def _request_digest(job: Job, asked: WindowSelection, options: Options) -> str:
     # Leave out newer keys at their defaults, so that stored requests keep their digest.
     free |= keys_at_default(job, "tables", "checks", "outputs", "then")
     left_out: dict[str, Any] = dict.fromkeys(free, True)
-    newer = ("hive_types", "types", "int96", "object_column", "verify_checksums", "max_quarantined")
+    newer = (
+        *("hive_types", "types", "int96", "object_column", "verify_checksums", "max_quarantined"),
+        *("table", "version"),
+    )
     left_out["input"] = keys_at_default(job.input, *newer)
     if job.window is not None and not job.window.columns:
         left_out["window"] = {"columns"}

@@ -7,8 +7,10 @@ from typing import Any
 from partitioning import Plan, PlanningError, PlanRequest
 from partitioning.listing import list_objects
 from pipeline.config.job import Job
+from pipeline.errors import InputError, StateError
 from pipeline.report.humanize import plural
 from pipeline.runs.driver.overlap import normalize_uris
+from pipeline.runs.driver.tables import pinned_request
 from pipeline.runs.ledger.check_files import checks_identity
 from pipeline.storage import Storage, StorageReader, parse
 
@@ -53,8 +55,9 @@ def input_changes(storage: Storage, job: Job, plan: Plan) -> str | None:
         exclude=job.input.exclude,
     )
     try:
+        request = pinned_request(storage, job, request)
         listed = list_objects(request, StorageReader(storage)).objects
-    except PlanningError as error:
+    except (PlanningError, InputError, StateError) as error:
         return f"the input cannot be listed any more ({error})"
     now = {info.uri: (info.etag.strip('"'), info.size) for info in listed}
     objects = plan.table("objects").select(["uri", "etag", "size"]).to_pylist()

@@ -69,7 +69,10 @@ def _refuse_input(job: Job, output: str) -> None:
 
 def normalize_uris(job: Job) -> Job:
     """Return the job with its URIs in normal form."""
-    source = {"uri": tuple(parse(uri).uri for uri in job.input.uri)}
+    source: dict[str, object] = {"uri": tuple(parse(uri).uri for uri in job.input.uri)}
+    if job.input.table is not None:
+        table = as_prefix(parse(job.input.table).uri)
+        source = {"uri": (table,), "table": table}
 
     def normal(output: Output) -> Output:
         return output.model_copy(update={"uri": as_prefix(parse(output.uri).uri)})

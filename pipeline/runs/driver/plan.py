@@ -42,7 +42,7 @@ from pipeline.runs.driver.origin import explain_code, origin_of
 from pipeline.runs.driver.overlap import refuse_overlap
 from pipeline.runs.driver.quarantine import refuse_many_quarantined
 from pipeline.runs.driver.rebuild import Rebuild
-from pipeline.runs.driver.tables import refuse_tables
+from pipeline.runs.driver.tables import pinned_request, refuse_tables
 from pipeline.runs.ledger.find import runs_of
 from pipeline.runs.ledger.keys import folders_of, refuse_long_keys
 from pipeline.runs.ledger.ledger import FurtherOutput, Ledger, run_id
@@ -229,6 +229,8 @@ class PlannedInput:
     probe: Probe
     tables: Tables
     """Tables that the job declares or that the transform was seen to read."""
+    notes: tuple[str, ...] = ()
+    """Notes for the user."""
 
 
 def plan_input(
@@ -262,6 +264,7 @@ def plan_input(
         load_transform(job.then.function, job.then.params, settings.transforms)
     reader, tables = StorageReader(storage), declared_tables(job)
     request = replace(plan_request(job, settings, None), keep=keep)
+    request = pinned_request(storage, job, request)
     choose = None
     if request.columns is None:
         choose = partial(_columns_read, transform, tables, tuple(job.outputs))
@@ -281,7 +284,8 @@ def plan_input(
     for name in list(job.outputs)[1:]:
         _refuse_missing_columns(job.of_output(name), probed.of_output(name))
     refuse_impossible(job, settings, probed.schema if probed.is_static else None)
-    return PlannedInput(result, transform, probed, tables)
+    notes = () if request.pinned is None else (f"reads {request.pinned.label}",)
+    return PlannedInput(result, transform, probed, tables, notes)
 
 
 def _refuse_missing_columns(job: Job, probed: Probe) -> None:
@@ -452,7 +456,12 @@ class _NewRun:
                 _refuse_uneven(job, manifest, own, other, self.published)
             columns = tuple(probe.result_columns)
             further.append(FurtherOutput(own.output.uri, own.output.mode, other.number, columns))
-        notes = (*result.explain.warnings, *_check_lifecycle(job, plan, abort_days), *same)
+        notes = (
+            *planning.notes,
+            *result.explain.warnings,
+            *_check_lifecycle(job, plan, abort_days),
+            *same,
+        )
         ledger = Ledger.create(
             self.storage,
             job,

@@ -1,15 +1,44 @@
-"""Refuse in planning what cannot become a table (`output.table`)."""
+"""Tables as inputs (`input.table`), and what cannot become one (`output.table`)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 
+from partitioning import PlanRequest
 from pipeline.config.job import Job
 from pipeline.errors import JobError, UsageError
+from pipeline.storage import Storage, as_prefix, parse
 from pipeline.table.columns import Columns
 from pipeline.table.errors import plain_run
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Manifest
+
+
+def pinned_request(storage: Storage, job: Job, request: PlanRequest) -> PlanRequest:
+    """Return the request for the files of the table that a job reads; the same, if it reads none.
+
+    Raises:
+        UsageError: The library is missing.
+        InputError: There is no such table or version, or chunkmap cannot read it.
+    """
+    if job.input.table is None:
+        return request
+    _require_library("input.table")
+    # Only tables need it, and commands are to start fast.
+    from pipeline.table.delta.input import pinned_files
+
+    uri = as_prefix(parse(job.input.table).uri)
+    pinned = pinned_files(storage, uri, job.input.version)
+    return replace(request, uri=(uri,), pinned=pinned, hive_types=pinned.hive_types, schema="union")
+
+
+def _require_library(key: str) -> None:
+    if find_spec("deltalake") is None:
+        raise UsageError(
+            f"{key} needs the package deltalake, which is not installed",
+            hint="pip install 'chunkmap[tables]'",
+        )
 
 
 def refuse_tables(table_log: TableLog, manifest: Manifest, job: Job, columns: Columns) -> None:
@@ -32,11 +61,7 @@ def refuse_tables(table_log: TableLog, manifest: Manifest, job: Job, columns: Co
         if manifest.table:
             raise plain_run(table_log.output, f"job {job.name}")
         return
-    if find_spec("deltalake") is None:
-        raise UsageError(
-            "output.table needs the package deltalake, which is not installed",
-            hint="pip install 'chunkmap[tables]'",
-        )
+    _require_library("output.table")
     if not table_log.storage.is_conditional(table_log.output):
         raise UsageError(
             f"{table_log.output} cannot be a Delta table: the service ignores conditions on writes "

@@ -58,8 +58,8 @@ class DeltaLog:
         self._storage, self._uri = storage, uri
         self._table: Any = None
 
-    def read(self) -> TableState | None:
-        """Read the newest version; None if there is no table.
+    def read(self, version: int | None = None) -> TableState | None:
+        """Read a version, default the newest; None if there is no table.
 
         Raises:
             DamagedTableError: The log cannot be read.
@@ -69,7 +69,9 @@ class DeltaLog:
 
         with self._errors():
             try:
-                self._table = DeltaTable(_path(self._uri), storage_options=self._options())
+                self._table = DeltaTable(
+                    _path(self._uri), version=version, storage_options=self._options()
+                )
             except TableNotFoundError:
                 return None
             metadata = self._table.metadata()
@@ -96,6 +98,34 @@ class DeltaLog:
             actions = self._table.get_add_actions(flatten=True)
             columns = [actions.column(n).to_pylist() for n in ("path", "num_records", "size_bytes")]
         return {unquote(path): (rows, size) for path, rows, size in zip(*columns, strict=True)}
+
+    def partitions(self, names: Sequence[str]) -> list[tuple[str, int, dict[str, Any]]]:
+        """Return path (percent-encoded), bytes and partition values of the files that were read."""
+        with self._errors():
+            actions = self._table.get_add_actions(flatten=True)
+            paths, sizes = (actions.column(n).to_pylist() for n in ("path", "size_bytes"))
+            values = [actions.column(f"partition.{name}").to_pylist() for name in names]
+        rows = zip(*values, strict=True) if names else ([()] * len(paths))
+        return [
+            (path, size, dict(zip(names, row, strict=True)))
+            for path, size, row in zip(paths, sizes, rows, strict=True)
+        ]
+
+    def reader_features(self) -> frozenset[str]:
+        """Return the features that readers of the version need that was read last."""
+        with self._errors():
+            return frozenset(self._table.protocol().reader_features or ())
+
+    def property(self, name: str) -> str | None:
+        """Return a property of the version that was read last."""
+        with self._errors():
+            value = self._table.metadata().configuration.get(name)
+        return None if value is None else str(value)
+
+    def files_with_deletions(self) -> int:
+        """Return the number of files with deletion vectors, of the version that was read last."""
+        with self._errors():
+            return sum(batch.num_rows for batch in self._table.deletion_vectors())
 
     def manifests(self) -> dict[int, int]:
         """Return the version of the table for each manifest that it has had, newest first."""
