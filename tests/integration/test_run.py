@@ -262,7 +262,7 @@ def count(holder, name):
         return call(*arguments, **named)
     setattr(holder, name, counted)
 
-count(job, "_validate")
+count(job, "validate")
 count(S3Services, "_create")
 count(Ledger, "read")
 
@@ -287,5 +287,5 @@ def test_a_driver_parses_its_job_once_and_has_one_client(world: World) -> None:
         check=True,
     )
     counts = ast.literal_eval(done.stderr.splitlines()[-1])
-    assert (counts["_validate"], counts["_create"]) == (1, 1)
+    assert (counts["validate"], counts["_create"]) == (1, 1)
     assert counts["read"] <= 4, "after the first round, to publish, to report, and to sum up"
