@@ -54,10 +54,15 @@ def kind_of(uri: str) -> Kind:
     )
 
 
+_PASSWORD = re.compile(r"//[^@/]*:(?!\d*(?:[/?]|$))[^@]*@")
+"""A password of any characters: with `/`, `?` or `#` in it, `urlsplit` finds none. Digits before a
+slash are a port."""
+
+
 def _refuse_password(uri: str) -> None:
     parts = urlsplit(uri)
     names = [name for name, _ in parse_qsl(parts.query) if is_secret_name(name)]
-    if ":" in parts.netloc.rpartition("@")[0] or names:
+    if ":" in parts.netloc.rpartition("@")[0] or _PASSWORD.search(uri) or names:
         raise ValueError(
             "has a password in it, which would be stored and shown: set PGPASSWORD, ~/.pgpass, "
             "password_env or password_block instead"

@@ -233,13 +233,16 @@ class _Fetching:
         following = self.paging.following(
             feed, address, page.answer, number=number, records=records, step=step or records
         )
+        last = None
+        if self.http.pages.is_numbered:
+            last = self.paging.last(page.answer, address, step or records)
         record = PageRecord(
             ingest=self.store.ingest,
             feed=feed.number,
             number=number,
             address=address,
             next=following,
-            last=self.paging.last(page.answer, address) if self.http.pages.is_numbered else None,
+            last=last,
             records=records,
             bytes=len(page.body),
             fetched=time.time(),

@@ -130,8 +130,10 @@ class Paging:
         if pages.by == "none":
             return None
         if pages.is_numbered:
-            last = self.last(answer, address)
+            last = self.last(answer, address, step)
             is_last = records == 0 if last is None else number >= last
+            if is_last and last is not None:
+                self._refuse_fewer(answer, address, (number - 1) * step + records)
             return None if is_last else self.numbered(feed, number + 1, step)
         if pages.by == "cursor":
             cursor = self._next(answer, address)
@@ -146,8 +148,34 @@ class Paging:
         link = answer.link if pages.path is None else self._next(answer, address)
         return self._linked(address, link)
 
-    def last(self, answer: Answer, address: str) -> int | None:
-        """Return the number of the last page, from 1; None if pages do not say."""
+    def _refuse_fewer(self, answer: Answer, address: str, found: int) -> None:
+        """Refuse a feed that ends before its pages have had as many records as they say."""
+        total = self._total(answer, address) if self._pages.total and not self._pages.last else 0
+        if found < (total or 0):
+            raise SourceError(
+                f"{address}: the pages end after {plural(found, 'record')}, but there are "
+                f"{total:,} ({self._pages.total})",
+                hint="ask for a page size that the API allows (http.pages.size), or leave out "
+                "http.pages.total: then pages are read until one is empty",
+            )
+
+    def last(self, answer: Answer, address: str, step: int) -> int | None:
+        """Return the number of the last page, from 1; None if pages do not say.
+
+        Args:
+            answer: The answer.
+            address: Address of the page.
+            step: Number of records of a full page, which may be fewer than were asked for.
+        """
+        value = self._total(answer, address)
+        if value is None:
+            return None
+        if self._pages.last is not None:
+            return value + 1 - self._pages.first
+        return ceil(value / step) if step else 0
+
+    def _total(self, answer: Answer, address: str) -> int | None:
+        """Return the number of pages or records that a page names; None if it does not."""
         pages = self._pages
         path = pages.last or pages.total
         if path is None or answer.document is None:
@@ -160,9 +188,7 @@ class Paging:
                 f"{address}: {_where(path)} is {kind_of(value)}, not a number of pages or records",
                 hint="set http.pages.total or http.pages.last to the keys that lead to it",
             )
-        if pages.last is not None:
-            return value + 1 - pages.first
-        return ceil(value / (pages.size or 1))
+        return value
 
     def check(self, address: str) -> str:
         """Return an address that an answer or a stored page names, if it is one of the source.

@@ -42,6 +42,11 @@ class LoadLedger:
         """Name of the ledger's table."""
         return TableName(self.table.schema, LEDGER)
 
+    @property
+    def _table(self) -> str:
+        """Name of the table as the database compares names: in DuckDB, `Orders` is `orders`."""
+        return self.session.dialect.fold(self.table.name)
+
     def create(self) -> None:
         """Create the ledger's table if it does not exist."""
         columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
@@ -59,7 +64,7 @@ class LoadLedger:
         rows = self.session.rows(
             "SELECT commit_name, manifest, rows_loaded, files_digest, load_id "
             f"FROM {self.name.sql} WHERE table_name = $1 AND output = $2",
-            (self.table.name, output),
+            (self._table, output),
         )
         return [LoadedCommit(str(a), int(b), int(c), str(d), str(e)) for a, b, c, d, e in rows]
 
@@ -67,7 +72,7 @@ class LoadLedger:
         """Return another output that the table has rows of; None if there is none."""
         rows = self.session.rows(
             f"SELECT min(output) FROM {self.name.sql} WHERE table_name = $1 AND output <> $2",
-            (self.table.name, output),
+            (self._table, output),
         )
         return None if rows[0][0] is None else str(rows[0][0])
 
@@ -76,7 +81,7 @@ class LoadLedger:
     ) -> None:
         """Record that the table has a commit."""
         values = (
-            *(self.table.name, output, commit.name, manifest, len(commit.keys), commit.rows),
+            *(self._table, output, commit.name, manifest, len(commit.keys), commit.rows),
             *(json.dumps(dict(sums)), commit.digest, load),
         )
         names = list(_COLUMNS)[: len(values)]
@@ -91,7 +96,7 @@ class LoadLedger:
             self.session.run(
                 f"DELETE FROM {self.name.sql} "
                 "WHERE table_name = $1 AND output = $2 AND commit_name = $3",
-                (self.table.name, output, name),
+                (self._table, output, name),
             )
 
     def renew(
@@ -104,7 +109,7 @@ class LoadLedger:
             "files_digest = $8, load_id = $9, loaded_at = now() "
             "WHERE table_name = $1 AND output = $2 AND commit_name = $3",
             (
-                *(self.table.name, output, commit.name, manifest, len(commit.keys), commit.rows),
+                *(self._table, output, commit.name, manifest, len(commit.keys), commit.rows),
                 *(json.dumps(dict(sums)), commit.digest, load),
             ),
         )

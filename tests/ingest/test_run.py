@@ -68,6 +68,22 @@ def test_all_records_of_each_kind_of_pages_arrive_once(
     assert (entry.run, entry.rows, entry.mode) == (summary.ingest, count, "error")
 
 
+def test_a_page_size_that_the_api_caps_loses_nothing(world: Worlds) -> None:
+    it = world(35, by="page")
+    it.ingest(http={"pages": {**PAGES["page-of-total"], "size": 1000}})
+    assert it.frame().equals(expected(35))
+
+
+def test_pages_that_end_before_their_total_are_refused(world: Worlds) -> None:
+    body = b'{"data": [{"id": 1}], "meta": {"total": 3}}'
+    empty = b'{"data": [], "meta": {"total": 3}}'
+    pages = PAGES["page-of-total"]
+    it = world(0, script=lambda query, times: Reply(body=body if "page=1" in query else empty))
+    with pytest.raises(SourceError, match="end after 2 records, but there are 3"):
+        it.ingest(http={"pages": pages})
+    assert not it.table_log.manifest().commits
+
+
 def test_a_page_without_pages_is_one(world: Worlds) -> None:
     it = world(8, by="none")
     assert it.ingest(http={"pages": {"by": "none"}}).rows == 8

@@ -55,6 +55,17 @@ def test_only_new_commits_are_appended(target: Target) -> None:
     assert records == [(3, 1, '{"id": "6"}'), (1, 3, '{"id": "4"}'), (1, 3, '{"id": "5"}')]
 
 
+def test_a_table_is_one_in_whatever_case_the_database_finds_it(target: Target) -> None:
+    target.output.add(ids(1, 2))
+    target.load()
+    again = target.load(table="T")
+    if target.database.dialect.fold("T") == "t":
+        assert (again.rows, again.held, again.created) == (0, 1, False)
+    else:
+        assert (again.rows, again.held, again.created) == (2, 0, True)
+    assert target.rows("SELECT id FROM t ORDER BY id") == [(1,), (2,)]
+
+
 def test_a_version_is_pinned(target: Target) -> None:
     target.output.add(ids(1))
     target.output.add(ids(2))

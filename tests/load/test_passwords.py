@@ -61,6 +61,7 @@ def test_a_password_comes_from_the_block_that_is_named(monkeypatch: pytest.Monke
     ("uri", "more"),
     [
         ("postgresql://loader:hush@db.example.com/shop", {}),
+        *((f"postgresql://loader:hush{odd}x@db.example.com/shop", {}) for odd in "#?/"),
         ("postgresql://loader@db.example.com/shop?password=hush", {}),
         (URI, {"password_env": "A", "password_block": "b"}),
         ("a.duckdb", {"password_env": "A"}),
@@ -70,6 +71,11 @@ def test_a_password_in_the_file_and_two_places_are_refused(uri: str, more: dict[
     with pytest.raises(LoadFileError) as caught:
         file(uri=uri, **more)
     assert "hush" not in str(caught.value)
+
+
+def test_a_port_is_no_password() -> None:
+    assert file(uri="postgresql://loader@db.example.com:5432/shop?application_name=a@b")
+    assert file(uri="postgresql://db.example.com:5432/shop?application_name=a@b")
 
 
 def test_the_file_that_prefect_stores_has_no_password() -> None:
