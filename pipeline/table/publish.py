@@ -376,6 +376,7 @@ def rollback(table_log: TableLog, number: int | None = None) -> Manifest:
     Raises:
         UsageError: There is no such manifest.
         FilesMissingError: Its files are no longer kept.
+        SchemaChangedError: The output is a Delta table, which cannot have these files.
     """
     while True:
         current = finish_open_claim(table_log)
@@ -410,6 +411,11 @@ def rollback(table_log: TableLog, number: int | None = None) -> Manifest:
                 f"one: chunkmap history {table_log.output}"
             )
             raise
+        if current.table:
+            # Only tables need their library.
+            from pipeline.table.delta.commit import refuse_rollback
+
+            refuse_rollback(table_log, table_log.manifest(target))
         with suppress(PreconditionFailedError, AlreadyExistsError):
             claim = Claim(base=current.number, rollback=target)
             table_log.move_head(Head.at(current, claim), etag)

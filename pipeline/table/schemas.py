@@ -54,7 +54,7 @@ def refuse_other_columns(
     old = {entry.columns for entry in manifest.commits if entry.adds_files and entry.files}
     if not new or (old <= new and len(new) == 1):
         return  # The usual case, which reads nothing.
-    staying = _staying_commits(table_log, manifest, [item.footprint for item in additions])
+    staying = staying_commits(table_log, manifest, [item.footprint for item in additions])
     current: Columns = {}
     for columns in _distinct_columns(table_log, staying):
         current = widen(current, columns) or current
@@ -66,7 +66,7 @@ def refuse_other_columns(
             raise _refusal(table_log.output, item, current, staying)
 
 
-def _staying_commits(
+def staying_commits(
     table_log: TableLog, manifest: Manifest, on_top: Sequence[Footprint]
 ) -> list[CommitEntry]:
     """Return the commits of a manifest that keep live files after others are added."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import polars as pl
 import pyarrow as pa
@@ -20,12 +22,13 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from partitioning import ObjectInfo
-from pipeline.errors import JobError, SchemaChangedError
+from pipeline.config.job import Job
+from pipeline.errors import JobError, SchemaChangedError, StateError
 from pipeline.table.delta.actions import delta_columns, schema_of
 from pipeline.table.delta.statistics import MAX_COLUMNS, read_statistics
 from pipeline.table.delta.types import column_problems, name_problems, partition_values
 from pipeline.table.log import TableLog
-from pipeline.table.publish import rollback
+from pipeline.table.publish import prepare_output, rollback
 from tests.support.small import Small
 from tests.support.stores import DictReader
 
@@ -210,6 +213,61 @@ def test_a_narrower_type_does_not_become_wider(small: Small) -> None:
         small.run(job)
 
 
+def plain_first(small: Small, first: Any, second: Any) -> Callable[..., Job]:
+    """An output of plain files whose id has one type, and jobs for an input that has another."""
+    value = None if first == pl.Null else 1
+    small.write("a.parquet", pl.DataFrame({"id": pl.Series([value], dtype=first)}))
+    small.run(small.job())
+    (small.root / "in" / "a.parquet").unlink()
+    small.write("b.parquet", pl.DataFrame({"id": pl.Series([2], dtype=second)}))
+    return small.job
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(pl.Int64, pl.Int32), (pl.Int32, pl.Int64), (pl.Null, pl.Int64)]
+)
+def test_plain_files_that_do_not_fit_do_not_become_a_table(
+    small: Small, first: Any, second: Any
+) -> None:
+    job = plain_first(small, first, second)
+    with pytest.raises(SchemaChangedError, match="'id' is of type") as caught:
+        small.run(job(**table(small, schema="widen")))
+    assert "overwrite" in str(caught.value.hint)
+    assert not (small.root / "out" / "_delta_log").exists()
+    assert small.rows()["id"].to_list() == [None if first == pl.Null else 1]
+    small.run(job(mode="overwrite", **table(small, schema="widen")))
+    assert read(small)["id"].to_list() == [2]
+
+
+def test_a_table_is_not_rolled_back_to_files_of_types_that_delta_lacks(small: Small) -> None:
+    job = plain_first(small, pl.UInt8, pl.Int64)
+    small.run(job(mode="overwrite", **table(small, schema="widen")))
+    with pytest.raises(SchemaChangedError, match="UInt8, which Delta lacks") as caught:
+        rollback(TableLog(small.storage, small.output), 1)
+    assert "chunkmap history" in str(caught.value.hint)
+    assert read(small)["id"].to_list() == [2]
+    rollback(TableLog(small.storage, small.output), 0)  # Empty fits.
+    assert read(small).is_empty()
+
+
+def test_a_table_is_not_rolled_back_to_other_partition_columns(small: Small) -> None:
+    small.write("a.parquet", pl.DataFrame({"id": [1], "k": [1]}))
+    small.run(small.job())
+    small.run(small.job(mode="overwrite", **table(small, schema="widen", partition_by=["k"])))
+    table_log = TableLog(small.storage, small.output)
+    with pytest.raises(SchemaChangedError, match="has no partition columns, the table k="):
+        rollback(table_log, 1)
+    assert table_log.head()[0].current == 2
+    # Where such a version is current all the same, the error says what to do, and that works.
+    with patch("pipeline.table.delta.commit.refuse_rollback"), pytest.raises(StateError) as caught:
+        rollback(table_log, 1)
+    assert "move _delta_log/ away" in str(caught.value.hint)
+    shutil.rmtree(small.root / "out" / "_delta_log")
+    prepare_output(TableLog(small.storage, small.output), "append", "0" * 16)
+    assert DeltaTable(f"{small.root}/out").metadata().partition_columns == []
+    assert_frame_equal(read(small), pl.DataFrame({"id": [1], "k": [1]}))
+
+
 def test_a_timestamp_without_a_zone_may_come_later(small: Small) -> None:
     """It is a feature that the table must then have."""
     small.write("a.parquet", pl.DataFrame({"id": [1]}))
@@ -238,6 +296,8 @@ def test_a_table_is_made_with_the_first_rows(small: Small) -> None:
         ("k=", {"k": "string"}, "empty text"),
         ("k=x", {"k": "long"}, "'x'"),
         ("k=300", {"k": "byte"}, "'300'"),
+        ("k=0000-00-00", {"k": "date"}, "'0000-00-00'"),
+        ("k=2024-02-31", {"k": "date"}, "'2024-02-31'"),
         ("k=1/j=2", {"j": "long", "k": "long"}, "has k=/j=, the table j=/k="),
     ],
 )

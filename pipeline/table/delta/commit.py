@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import polars as pl
 
-from pipeline.errors import SchemaChangedError
+from pipeline.errors import SchemaChangedError, StateError, backup_of
 from pipeline.storage import StorageReader
 from pipeline.table.columns import Columns, digest_columns
 from pipeline.table.delta.actions import (
@@ -36,8 +36,9 @@ from pipeline.table.delta.types import (
 from pipeline.table.errors import TableChangedError, plain_run
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Commit, CommitEntry, Manifest, folders
+from pipeline.table.replay import Footprint
 from pipeline.table.retention import existing_objects, expire_replaced
-from pipeline.table.schemas import columns_of
+from pipeline.table.schemas import columns_of, staying_commits
 
 MAX_RACES: Final = 1000
 """Maximum number of commits of other processes that are waited for in a row."""
@@ -58,6 +59,7 @@ def settle_table(table_log: TableLog, manifest: Manifest, log: DeltaLog | None =
         TableChangedError: Another writer has changed the table's files, or the output's state was
             restored from a copy.
         DamagedTableError: The Delta log cannot be read.
+        StateError: The table cannot have the manifest's files.
     """
     log, has_committed = log or DeltaLog(table_log.storage, table_log.output), False
     for _ in range(MAX_RACES):
@@ -68,6 +70,13 @@ def settle_table(table_log: TableLog, manifest: Manifest, log: DeltaLog | None =
             has_committed = True
         except LostRaceError:
             continue  # Look at what the other process did.
+        except (ValueError, KeyError) as error:
+            raise StateError(
+                table_log.output,
+                f"its Delta table cannot have the files of manifest {manifest.number}: {error}",
+                hint="move _delta_log/ away to have a new one made; if that is refused too, "
+                f"restore the output and its state from {backup_of(table_log.output)}",
+            ) from error
     if has_committed:
         expire_replaced(table_log, manifest)
     table_log.moved = manifest.number
@@ -230,6 +239,7 @@ def refuse_other_tables(
         if commit.files.height:
             _refuse_commit(table_log, commit, state, widens)
     if state is None:
+        _refuse_first_columns(table_log, manifest, commits)
         _refuse_folders(table_log, manifest, commits)
 
 
@@ -298,6 +308,66 @@ def refuse_changes(
         else "cast these columns to the table's types in the transform, or replace the whole "
         "table (output.mode: overwrite, output.schema: widen)",
     )
+
+
+def _refuse_first_columns(
+    table_log: TableLog, manifest: Manifest, commits: Sequence[Commit]
+) -> None:
+    """Refuse a first version of a table whose files have different or unfit columns."""
+    staying = staying_commits(table_log, manifest, [Footprint.of(commit) for commit in commits])
+    columns = [columns_of(table_log, entry) for entry in staying if entry.files]
+    columns += [commit.columns for commit in commits if commit.files.height]
+    problems = _problems_together(columns)
+    if problems:
+        raise SchemaChangedError(
+            f"{table_log.output} cannot be a Delta table with the files that stay in it: "
+            f"{'; '.join(problems)}",
+            hint="replace the whole output (output.mode: overwrite, output.schema: widen), or "
+            "choose another output",
+        )
+
+
+def _problems_together(files: Sequence[Columns]) -> list[str]:
+    """Describe why files cannot be in one table: columns that Delta lacks, or of several types."""
+    together: dict[str, DeltaType] = {}
+    problems: list[str] = []
+    for columns in files:
+        unfit = column_problems(columns)
+        problems += unfit
+        for name, kind in ({} if unfit else delta_columns(columns)).items():
+            other = together.setdefault(name, kind)
+            if other != kind:
+                problems.append(f"column {name!r} is of type {other}, but also of type {kind}")
+    return list(dict.fromkeys([*problems, *name_problems(list(together))]))
+
+
+def refuse_rollback(table_log: TableLog, target: Manifest) -> None:
+    """Refuse to make the files of a manifest current again if the table cannot have them.
+
+    Args:
+        table_log: Table log of an output that is a table.
+        target: A manifest, perhaps from before the output was a table.
+
+    Raises:
+        SchemaChangedError: The files have other partition columns, or columns that Delta lacks.
+    """
+    files = table_log.snapshot(target)
+    if files.is_empty():
+        return
+    problems = _problems_together(_live_columns(table_log, target, files))
+    state = table_log.storage.retrying(DeltaLog(table_log.storage, table_log.output).read)
+    try:
+        schema = _schema_at(table_log, target, files) if state is None else state.schema
+        if not problems:
+            changes_between(files.clear(), files, schema)
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
+        raise SchemaChangedError(
+            f"the Delta table {table_log.output} cannot have the files of manifest "
+            f"{target.number}: {'; '.join(problems)}",
+            hint=f"choose a later version: chunkmap history {table_log.output}",
+        )
 
 
 def _refuse_folders(table_log: TableLog, manifest: Manifest, commits: Sequence[Commit]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import date
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
@@ -177,9 +179,16 @@ def _value(name: str, raw: str, kind: DeltaType) -> str | None:
         if not re.fullmatch(r"-?[0-9]{1,19}", text) or not -limit <= int(text) < limit:
             raise ValueError(f"partition column {name!r} is of type {kind}, but has {text!r}")
         return str(int(text))
-    if kind == "date" and not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+    if kind == "date" and not _is_date(text):
         raise ValueError(f"partition column {name!r} is of type date, but has {text!r}")
     return text
+
+
+def _is_date(text: str) -> bool:
+    # One day that no calendar has makes the whole table unreadable.
+    with suppress(ValueError):
+        return date.fromisoformat(text).isoformat() == text
+    return False
 
 
 def _instance(kind: Any) -> pl.DataType:
