@@ -34,6 +34,9 @@ _ENDINGS: Final[dict[str, FileFormatName]] = {
 COMPRESSED: Final = ("gz", "gzip", "zst", "zstd", "zip")
 _LEADING_ZERO: Final = r"^[+-]?0\d"
 _WHOLE: Final = r"^[+-]?\d{1,18}$"
+_DIGITS: Final = r"^[+-]?\d+$"
+_LONG: Final = r"^[+-]?\d{16,}$"
+"""More digits than a float holds."""
 _NUMBER: Final = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
 
@@ -174,6 +177,11 @@ def csv_types(frame: pl.DataFrame, declared: Types) -> Types:
             types[column.name] = pl.String()
         elif column.str.contains(_WHOLE).all():
             types[column.name] = pl.Int64()
+        elif column.str.contains(_LONG).any():
+            is_whole = column.str.contains(_DIGITS).all()
+            numbers = column.cast(pl.Int64, strict=False)
+            fits = is_whole and numbers.null_count() == column.null_count()
+            types[column.name] = pl.Int64() if fits else pl.String()
         elif column.str.contains(_NUMBER).all():
             types[column.name] = pl.Float64()
         elif column.str.to_lowercase().is_in(["true", "false"]).all():
@@ -275,8 +283,36 @@ def typed_columns(
             columns.append(_typed(column, kind, where))
             continue
         try:
-            columns.append(column.cast(kind, strict=True))
-        except (pl.exceptions.PolarsError, TypeError) as error:
+            columns.append(_cast(column, kind))
+        except (pl.exceptions.PolarsError, TypeError, MisfitError) as error:
             lines = str(error).splitlines() or [str(column.dtype)]
             raise misfit(name, kind, where, lines[0]) from None
     return pl.DataFrame(columns, height=frame.height)
+
+
+def _cast(column: pl.Series, kind: pl.DataType) -> pl.Series:
+    """Cast a column, if no value changes.
+
+    Raises:
+        MisfitError: Some would.
+        PolarsError: A value does not fit.
+    """
+    have = column.dtype
+    if have in (kind, pl.Null()):
+        return column.cast(kind, strict=True)
+    if not _may_become(have, kind):
+        raise MisfitError(f"values of type {have}")
+    result = column.cast(kind, strict=True)
+    if kind != pl.String():
+        differs = result.cast(have, strict=False).ne_missing(column)
+        if differs.any():
+            raise MisfitError(f"{column.filter(differs)[0]!r} ({have}), which would change")
+    return result
+
+
+def _may_become(have: pl.DataType, kind: pl.DataType) -> bool:
+    if isinstance(have, pl.Datetime) and isinstance(kind, pl.Datetime):
+        return (have.time_zone is None) == (kind.time_zone is None)
+    if have.is_temporal() or kind.is_temporal() or kind == pl.Boolean() or have == pl.Boolean():
+        return kind == pl.String() or type(have) is type(kind)
+    return True

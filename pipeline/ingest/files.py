@@ -157,7 +157,7 @@ class FileRows:
     def _frame(self, source: SourceFile, types: Types, texts: frozenset[str]) -> pl.DataFrame:
         kind, data = self._read(source)
         if kind in ("json", "ndjson"):
-            exact = needs_exact_numbers(types)
+            exact = needs_exact_numbers(types, texts)
             return frame_of(
                 self._records(source, kind, data, exact=exact), types, texts, source.uri
             )

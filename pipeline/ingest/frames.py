@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
@@ -27,9 +28,14 @@ class MisfitError(ValueError):
     """A value does not fit its type. The message says what it is instead."""
 
 
-def needs_exact_numbers(types: Types) -> bool:
-    """Whether numbers must be parsed as decimals: as floats they would not be exact."""
-    return any("Decimal" in str(kind) for kind in types.values())
+def needs_exact_numbers(types: Types, texts: frozenset[str]) -> bool:
+    """Whether numbers must be parsed as decimals: as floats they would not be exact.
+
+    Args:
+        types: Types of the columns.
+        texts: Columns declared as string, which may have numbers.
+    """
+    return bool(texts) or any("Decimal" in str(kind) for kind in types.values())
 
 
 def parse_records(body: bytes, *, exact: bool) -> Any:
@@ -59,8 +65,9 @@ def frame_of(
             value = record.get(name)
             try:
                 values.append(None if value is None else convert(value))
-            except MisfitError as error:
-                raise misfit(name, kind, f"record {number} of {where}", str(error)) from None
+            except (MisfitError, ArithmeticError) as error:
+                found = str(error) if isinstance(error, MisfitError) else "a value out of range"
+                raise misfit(name, kind, f"record {number} of {where}", found) from None
         columns.append(_series(name, kind, values, where))
     return pl.DataFrame(columns, height=len(records))
 
@@ -71,7 +78,13 @@ def _series(name: str, kind: pl.DataType, values: list[Any], where: str) -> pl.S
             plain = pl.Series(name, values, dtype=pl.Datetime(kind.time_unit), strict=True)
             return plain.dt.replace_time_zone("UTC").dt.convert_time_zone(kind.time_zone)
         return pl.Series(name, values, dtype=kind, strict=True)
-    except (pl.exceptions.PolarsError, TypeError, OverflowError, UnicodeError, ValueError) as error:
+    except (
+        pl.exceptions.PolarsError,
+        TypeError,
+        ArithmeticError,
+        UnicodeError,
+        ValueError,
+    ) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise misfit(name, kind, where, lines[0]) from None
 
@@ -154,7 +167,10 @@ def _whole(value: Any) -> int:
 def _float(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         _refuse(value)
-    return float(value)
+    number = float(value)
+    if not math.isfinite(number) or (isinstance(value, int) and int(number) != value):
+        _refuse(value, ", which a float does not hold")
+    return number
 
 
 def _boolean(value: Any) -> bool:
@@ -172,6 +188,8 @@ def _text(value: Any) -> str:
 def _any_text(value: Any) -> str:
     if isinstance(value, str):
         return value
+    if isinstance(value, Decimal):
+        return str(value)
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_number)
 
 
@@ -210,8 +228,12 @@ def _decimal_of(kind: pl.Decimal) -> _Convert:
             _refuse(value)
         if not number.is_finite():
             _refuse(value)
-        _, digits, exponent = number.normalize().as_tuple()
+        # Not normalize(), which rounds to 28 digits.
+        _, digits, exponent = number.as_tuple()
         assert isinstance(exponent, int), "finite numbers have one"
+        while len(digits) > 1 and digits[-1] == 0:
+            digits, exponent = digits[:-1], exponent + 1
+        exponent = exponent if number else 0
         if -exponent > scale or len(digits) + exponent > precision - scale:
             _refuse(value)
         return number
@@ -229,6 +251,8 @@ def _datetime_of(kind: pl.Datetime) -> _Convert:
             _refuse(value, "; a time is written 2024-03-01T12:30:00Z")
         if _FINER.search(value):
             _refuse(value, ", which is finer than microseconds")
+        if kind.time_unit == "ms" and moment.microsecond % 1000:
+            _refuse(value, ", which is finer than milliseconds")
         if zone is None:
             if moment.tzinfo is not None:
                 _refuse(value, ", which has an offset: declare datetime[us, UTC]")

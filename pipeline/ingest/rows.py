@@ -101,7 +101,7 @@ class PageRows:
 
     def frame(self, start: int, end: int, types: Types, texts: frozenset[str]) -> pl.DataFrame:
         """Return the rows of some pages."""
-        exact = needs_exact_numbers(types)
+        exact = needs_exact_numbers(types, texts)
         frames = [
             frame_of(records, types, texts, page.address)
             for page, records in self._documents(self.pages[start:end], exact=exact)
