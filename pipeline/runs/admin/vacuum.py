@@ -10,6 +10,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from pipeline.errors import UsageError
 from pipeline.runs.driver.reduce_stage import drop_partials
 from pipeline.runs.ledger.find import find_runs
 from pipeline.runs.ledger.ledger import Ledger
@@ -93,8 +94,22 @@ def vacuum(
 
 
 def discard_run(storage: Storage, ledger: Ledger) -> int:
-    """Abort everything that a run has staged, for all its outputs; return the number of uploads."""
-    return sum(_discard(storage, each) for each in ledger.of_outputs())
+    """Abort everything that a run has staged, for all its outputs; return the number of uploads.
+
+    What a driver that died had begun to publish is published first: nothing of it can be undone.
+
+    Raises:
+        UsageError: the run has several outputs, and is published now.
+    """
+    outputs = ledger.of_outputs()
+    manifests = [finish_open_claim(TableLog(storage, each.output)) for each in outputs]
+    names_run = [any(entry.run == ledger.run for entry in each.commits) for each in manifests]
+    if len(outputs) > 1 and any(names_run):
+        raise UsageError(
+            f"run {ledger.run} is published: a driver that died had decided it for all its outputs",
+            hint="to take it back, roll each output back: chunkmap rollback OUTPUT",
+        )
+    return sum(_discard(storage, each) for each in outputs)
 
 
 def _discard(storage: Storage, ledger: Ledger) -> int:

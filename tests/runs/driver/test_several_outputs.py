@@ -19,7 +19,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.runs.admin.status import list_runs
-from pipeline.runs.admin.vacuum import vacuum
+from pipeline.runs.admin.vacuum import discard_run, vacuum
 from pipeline.runs.admin.verify import verify_output
 from pipeline.runs.backfill.listing import KnownRuns
 from pipeline.runs.backfill.vacuum_state import vacuum_state
@@ -28,9 +28,11 @@ from pipeline.runs.driver.dry_run import try_transform
 from pipeline.runs.driver.job_changes import is_same_job
 from pipeline.runs.driver.summary import RunIncompleteError
 from pipeline.runs.ledger.ledger import Ledger
+from pipeline.table import publish_outputs
 from pipeline.table.log import TableLog
 from pipeline.table.publish import rollback
 from pipeline.table.scan import scan_output
+from tests.support.faulty_storage import KilledError
 from tests.support.small import Small
 
 CODE = """
@@ -350,3 +352,22 @@ def test_outputs_that_lie_within_each_other_by_links_are_refused(small: Small) -
     inside = {"even": {"uri": uri(small, "even")}, "odd": {"uri": f"file://{small.root}/link/odd/"}}
     with pytest.raises(ChunkmapError, match="lie within each other"):
         small.run(job(small, outputs=inside))
+
+
+def test_a_decided_run_is_published_rather_than_discarded(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = publish_outputs._finish
+
+    def dies(parts: Any, decision: str) -> None:
+        finish(parts[:1], decision)
+        raise KilledError
+
+    with monkeypatch.context() as patched, pytest.raises(KilledError):
+        patched.setattr(publish_outputs, "_finish", dies)
+        small.run(job(small))
+    ledger = KnownRuns(small.storage, [uri(small, "even")]).ledger("last")
+    with pytest.raises(UsageError, match="is published: a driver that died had decided it"):
+        discard_run(small.storage, ledger)
+    assert [len(rows) for rows in published(small).values()] == [6, 6]
+    assert {verify_output(small.storage, uri(small, name)).problems for name in NAMES} == {()}
