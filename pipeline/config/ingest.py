@@ -53,6 +53,9 @@ Param = bool | int | float | str | date
 _SCALARS = (pl.Boolean, pl.String, pl.Date, pl.Time, pl.Datetime, pl.Decimal)
 _TOKEN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_SECRETS = frozenset({"cookie", "jwt", "key", "session", "sessionid", "session_id"})
+"""Names of parameters and headers that hold secrets, in requests."""
+_HAS_TIME = re.compile(r"%[-_0^#EO]*[HIklMSfpPrRsTXc+]")
 _PATH = r"^[^.]+(\.[^.]+)*$"
 
 HeaderName = Annotated[str, Field(pattern=_TOKEN)]
@@ -73,7 +76,7 @@ def _address(value: str) -> str:
 
 def _no_secrets(values: dict[str, Any]) -> dict[str, Any]:
     for name in values:
-        if is_secret_name(name):
+        if is_secret_name(name) or name.lower() in _SECRETS:
             raise ValueError(
                 f"{name!r} looks like a secret, which this file must not hold; use http.auth"
             )
@@ -262,8 +265,8 @@ class IngestWindow(Part):
     step: Annotated[Seconds, Field(gt=0)] | None = None
     """Length of the steps that are asked for at the same time, e.g. `1d`. Default: the whole."""
     includes_end: bool = False
-    """Whether the API includes the end: the last second or, in a format of dates, day before `to`
-    is sent instead."""
+    """Whether the API includes the end: the last second (with `%f`, microsecond; in a format of
+    dates, day) before `to` is sent instead. With times finer than seconds, use `%f`."""
 
     @model_validator(mode="after")
     def _forward(self) -> Self:
@@ -293,10 +296,25 @@ class IngestWindow(Part):
     def values(self, start: datetime, end: datetime) -> tuple[tuple[str, str], tuple[str, str]]:
         """Return the query parameters of a step."""
         if self.includes_end:
-            has_time = re.search(r"%[HMSIpsTXc]", self.format) is not None
-            end -= timedelta(seconds=1) if has_time else timedelta(days=1)
+            end -= self._unit
+        if self._has_time and "%z" not in self._directives:
+            start, end = start.astimezone(UTC), end.astimezone(UTC)
         first, last = self.parameters
         return (first, start.strftime(self.format)), (last, end.strftime(self.format))
+
+    @property
+    def _directives(self) -> str:
+        return self.format.replace("%%", "")
+
+    @property
+    def _has_time(self) -> bool:
+        return _HAS_TIME.search(self._directives) is not None
+
+    @property
+    def _unit(self) -> timedelta:
+        if not self._has_time:
+            return timedelta(days=1)
+        return timedelta(microseconds=1) if "%f" in self._directives else timedelta(seconds=1)
 
     @property
     def label(self) -> str:

@@ -36,6 +36,8 @@ class FetchProgress:
     """Number of feeds all of whose pages are stored."""
     requests: int = 0
     retries: int = 0
+    unsaid: int = 0
+    """Number of feeds that ended at a first page without the keys of http.pages.path."""
     seconds: float = 0.0
 
 
@@ -236,6 +238,9 @@ class _Fetching:
         last = None
         if self.http.pages.is_numbered:
             last = self.paging.last(page.answer, address, step or records)
+        self.client.refuse_secret(address, following)
+        if number == 1 and following is None and self.paging.lacks_path(page.answer):
+            self._tell(unsaid=self._progress.unsaid + 1)
         record = PageRecord(
             ingest=self.store.ingest,
             feed=feed.number,

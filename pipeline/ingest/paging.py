@@ -9,6 +9,8 @@ from math import ceil
 from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
+import httpx
+
 from pipeline.config.ingest import Http, Ingest
 from pipeline.ingest.errors import SourceError
 from pipeline.report.humanize import plural
@@ -148,6 +150,17 @@ class Paging:
         link = answer.link if pages.path is None else self._next(answer, address)
         return self._linked(address, link)
 
+    def lacks_path(self, answer: Answer) -> bool:
+        """Whether a page does not have the keys that lead to the next: it has no null there."""
+        found, path = answer.document, self._pages.path
+        for name in path.split(".") if path else ():
+            if found is None:
+                return False
+            if not isinstance(found, Mapping) or name not in found:
+                return True
+            found = found[name]
+        return False
+
     def _refuse_fewer(self, answer: Answer, address: str, found: int) -> None:
         """Refuse a feed that ends before its pages have had as many records as they say."""
         total = self._total(answer, address) if self._pages.total and not self._pages.last else 0
@@ -196,9 +209,13 @@ class Paging:
         Raises:
             SourceError: It leads to another host, which must not get the credentials.
         """
-        own, other = urlsplit(self._http.url), urlsplit(address)
         if len(address) > MAX_ADDRESS:
             raise SourceError(f"the next page's address has {plural(len(address), 'character')}")
+        try:
+            own, other = urlsplit(self._http.url), urlsplit(address)
+            httpx.URL(address)
+        except (ValueError, httpx.InvalidURL) as error:
+            raise self._no_address(error) from None
         if (own.scheme, own.netloc) != (other.scheme, other.netloc):
             raise SourceError(
                 f"a page of {self._http.url} names {other.scheme}://{other.hostname} as the "
@@ -215,7 +232,17 @@ class Paging:
                 f"{address}: {_where(self._pages.path)} is {kind_of(link)}, not an address",
                 hint="set http.pages.path to the keys that lead to the next page's address",
             )
-        return self.check(urljoin(address, link))
+        try:
+            target = urljoin(address, link)
+        except ValueError as error:
+            raise self._no_address(error) from None
+        return self.check(target)
+
+    def _no_address(self, error: Exception) -> SourceError:
+        return SourceError(
+            f"a page of {self._http.url} names a next page whose address is none: {error}",
+            hint="check http.pages.path, or read by another kind of pages (http.pages.by)",
+        )
 
     def _next(self, answer: Answer, address: str) -> Any:
         path = self._pages.path

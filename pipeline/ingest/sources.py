@@ -115,6 +115,11 @@ class HttpSource:
             waits=self.waits,
             listen=self.listen,
         )
+        if self.fetched.unsaid:
+            self.notes = (
+                f"{plural(self.fetched.unsaid, 'feed')} ended at the first page, which has no "
+                f"{self.http.pages.path!r} (http.pages.path): check that there are no more pages",
+            )
         return PageRows(store, Paging(self.http), pages, self.place)
 
 
