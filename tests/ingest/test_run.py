@@ -59,7 +59,8 @@ def test_all_records_of_each_kind_of_pages_arrive_once(
     if count:
         assert it.frame().equals(expected(count))
     assert (summary.rows, summary.records, summary.already) == (count, count, False)
-    assert summary.asked == len(it.state("/pages/"))
+    # Pages that were asked for ahead may be stored without being told.
+    assert summary.asked <= len(it.state("/pages/"))
     # Where pages do not say which is the last, some after it are asked for.
     assert summary.pages == summary.asked or kind in ("page", "offset")
     assert not it.api.twice()
@@ -112,11 +113,13 @@ def test_an_ingest_that_dies_at_any_request_of_storage_is_finished_by_the_next(
     world: Worlds, by: str, fault: Fault
 ) -> None:
     it = world(25, by=by)
-    calls = it.calls()
+    # One at a time: how many pages are asked for ahead is a matter of time.
+    http = {"concurrency": 1}
+    calls = it.calls(http=http)
     assert len(calls) > 12
     for number in instants(len(calls), by, fault):
         it.forget()
-        called = it.dies(number, fault)
+        called = it.dies(number, fault, http=http)
         stored = {page.address for page in pages_of(it)}
         it.api.queries.clear()
         it.ingest()
