@@ -2,6 +2,7 @@
 
     PlanningError
     ├── NoParquetError       no object to plan
+    ├── MissingFilesError    files of a table version that are gone
     ├── BadObjectsError      objects that are not readable Parquet, all of them
     ├── SchemaMismatchError  objects with different columns
     ├── HiveTypeError        a declared type that does not fit the values of a Hive column
