@@ -14,7 +14,12 @@ from pipeline.errors import ChunkmapError, UsageError, is_transient
 from pipeline.load.batches import BatchStream, OutputVersion, check_error, sums_text
 from pipeline.load.column_types import Column, UnsupportedTypeError
 from pipeline.load.destination import Destination, Session, TableName, quoted
-from pipeline.load.errors import DestinationError, LoadFailedError, TableMismatchError
+from pipeline.load.errors import (
+    DestinationBusyError,
+    DestinationError,
+    LoadFailedError,
+    TableMismatchError,
+)
 from pipeline.load.ledger import LEDGER, LoadLedger
 from pipeline.load.plan import CommitFiles, LoadedCommit, Mode, pending
 from pipeline.report.humanize import plural
@@ -121,6 +126,7 @@ class Loader:
     listen: Listener = lambda progress: None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     _session: Session | None = None
+    _has_answered: bool = False
     _started: float = field(default_factory=time.monotonic)
     _done: dict[str, int] = field(default_factory=dict)
     _sent: int = 0
@@ -165,14 +171,24 @@ class Loader:
         try:
             return self._step()
         except ChunkmapError as error:
-            # An address that has never answered is an error, not an outage.
-            if self._held is None or not is_transient(error):
+            if not (is_transient(error) and self._is_outage(error)):
                 raise
         return retry_until_available(self._step)
+
+    def _is_outage(self, error: ChunkmapError) -> bool:
+        """Whether a transient error is worth waiting for.
+
+        That of an address that has never answered is not, nor that of another load, which was
+        waited for.
+        """
+        if isinstance(error, DestinationBusyError):
+            return self._held is not None
+        return self._has_answered
 
     def _step(self) -> bool:
         """Do one transaction; returns whether more may be pending."""
         session = self._session = self._session or self.destination.connect()
+        self._has_answered = True
         try:
             more = self._transaction(session)
         except BaseException:
@@ -192,7 +208,8 @@ class Loader:
         session.begin(request.table)
         self._check_schema(session)
         ledger = LoadLedger(session, request.table)
-        ledger.create()
+        if not ledger.exists():
+            self._create_ledger(session, ledger)
         loaded = ledger.read(version.output)
         self._count(loaded)
         todo = pending(version, loaded, request.mode, str(request.table))
@@ -226,6 +243,18 @@ class Loader:
         self._done |= {commit.name: commit.rows for commit in commits}
         self._tell()
         return request.mode != "replace"
+
+    def _create_ledger(self, session: Session, ledger: LoadLedger) -> None:
+        """Create the ledger's table, and begin the transaction again.
+
+        It has a transaction of its own: in that of a commit, the first loads of all other tables
+        of the schema would wait until its rows are sent, and then fail.
+        """
+        session.rollback()
+        session.begin(ledger.name)
+        ledger.create()
+        session.commit()
+        session.begin(self.request.table)
 
     def _count(self, loaded: Sequence[LoadedCommit]) -> None:
         """Count commits whose transaction is committed although its reply was lost."""

@@ -143,7 +143,9 @@ class PostgresSession(Session):
 
     @override
     def begin(self, table: TableName) -> None:
-        # The transaction begins with the first statement.
+        # With one snapshot per transaction, the default of some servers and users, it would not
+        # see what loads that it has waited for have committed.
+        self.run("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         schema = table.schema or str(self.rows("SELECT current_schema()")[0][0])
         self._lock(f"{schema}.{table.name}")
 
@@ -262,7 +264,8 @@ class PostgresSession(Session):
         text = self._database.without_password(_message(error))
         where = self._database.where
         again = "load again: nothing is loaded twice"
-        if not state or state[:2] in ("08", "57") or state in ("40001", "40P01"):
+        is_stopped = state[:2] in ("08", "57") and state != _CANCELLED
+        if not state or is_stopped or state in ("40001", "40P01"):
             return DestinationUnavailableError(
                 f"the transaction with {where} broke off: {text}",
                 hint=f"check that it is running, then {again}",
@@ -276,6 +279,7 @@ class PostgresSession(Session):
         return LoadFailedError(f"{where}: {text} (SQLSTATE {state})")
 
 
+_CANCELLED = "57014"
 _SETTINGS = ("42501", "3F000", "25006", "28")
 _HINTS = {
     "42501": "let the database's owner grant the right, e.g. GRANT USAGE, CREATE ON SCHEMA … and "
@@ -284,6 +288,8 @@ _HINTS = {
     "25006": "load into the primary server: this one is read-only",
     "28": "check the user and the password",
     "53100": "free space on the database's disk, then load again: nothing is loaded twice",
+    _CANCELLED: "raise the time limit of this user (ALTER ROLE … SET statement_timeout), or see who "
+    "has cancelled it; then load again: nothing is loaded twice",
     "53": "give the database more resources, then load again: nothing is loaded twice",
     "22021": "remove U+0000 from text in the transform: PostgreSQL cannot store it",
     "22P05": "remove U+0000 from text in the transform: PostgreSQL cannot store it",

@@ -114,11 +114,13 @@ class PostgresTarget(Target):
     port: int | None = None
     """Port of a proxy to the server; None is the server's."""
     wait_seconds: float = 60.0
+    settings: tuple[str, ...] = ()
+    """Settings of its sessions, such as `lock_timeout=1s`."""
 
     @property
     @override
     def database(self) -> PostgreSQL:
-        uri = with_search_path(self.server.uri(port=self.port), self.schema)
+        uri = with_search_path(self.server.uri(port=self.port), self.schema, *self.settings)
         return PostgreSQL(uri, PASSWORD, wait_seconds=self.wait_seconds)
 
     @property

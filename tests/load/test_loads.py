@@ -210,12 +210,29 @@ def test_a_killed_load_is_repeated_without_loss_or_duplicates(
     target: Target, killers: dict[str, Killer], step: str, mode: str
 ) -> None:
     target.output.add(ids(1, 2))
+    target.load(table="before")  # It makes the ledger's table, in a transaction of its own.
     target.output.add(ids(3))
     kind = "duckdb" if isinstance(target, DuckDBTarget) else "postgresql"
     killers[kind].load_and_die(target.output.uri, target.into, mode, step)
     target.load(mode=mode)
     assert target.rows() == [(1, "v1"), (2, "v2"), (3, "v3")]
-    assert target.rows("SELECT sum(rows_loaded)::int, count(*) FROM _chunkmap_loads") == [(3, 2)]
+    assert target.rows(
+        "SELECT sum(rows_loaded)::int, count(*) FROM _chunkmap_loads WHERE table_name = 't'"
+    ) == [(3, 2)]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("step", ["commit-before", "commit-after"])
+def test_a_first_load_that_is_killed_at_the_ledger_is_repeated(
+    target: Target, killers: dict[str, Killer], step: str
+) -> None:
+    target.output.add(ids(1, 2))
+    kind = "duckdb" if isinstance(target, DuckDBTarget) else "postgresql"
+    killers[kind].load_and_die(target.output.uri, target.into, "append", step)
+    assert target.has_table("_chunkmap_loads") == (step == "commit-after")
+    assert not target.has_table("t")
+    assert target.load().rows == 2
+    assert target.rows() == [(1, "v1"), (2, "v2")]
 
 
 def test_an_error_of_the_files_rolls_the_commit_back(

@@ -88,6 +88,7 @@ def test_the_file_that_prefect_stores_has_no_password() -> None:
         ("53100", LoadFailedError, "free space"),
         ("53200", LoadFailedError, "more resources"),
         ("57P01", DestinationUnavailableError, "load again"),
+        ("57014", LoadFailedError, "statement_timeout"),
         ("08006", DestinationUnavailableError, "load again"),
         ("40P01", DestinationUnavailableError, "load again"),
         (None, DestinationUnavailableError, "load again"),

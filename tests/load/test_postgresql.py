@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from pipeline.load import postgresql
 from pipeline.load.errors import (
     DestinationBusyError,
     DestinationError,
@@ -266,6 +267,7 @@ def test_a_commit_whose_reply_is_lost_is_looked_up(
 ) -> None:
     for number in range(3):
         target.output.add(ids(number))
+    target.load(table="before")  # The ledger's table is there.
     key = ("id",) if mode == "merge" else ()
     cuts = 1 if mode == "replace" else 2
     with cut(target, cuts, before=before) as through:
@@ -273,6 +275,14 @@ def test_a_commit_whose_reply_is_lost_is_looked_up(
     assert target.rows("SELECT id FROM t ORDER BY id") == [(0,), (1,), (2,)]
     assert (summary.rows, len(summary.commits)) == (3, 3)
     assert target.load(mode=mode, key=key).rows == 0
+
+
+@pytest.mark.faults
+def test_a_first_load_goes_on_where_the_ledger_s_commit_is_lost(target: PostgresTarget) -> None:
+    target.output.add(ids(1))
+    with cut(target, before=True) as through:
+        assert through.load().rows == 1
+    assert target.rows() == [(1, "v1")]
 
 
 @pytest.mark.faults
@@ -312,6 +322,76 @@ def test_two_processes_load_everything_once(target: PostgresTarget) -> None:
     figures = [json.loads(process.communicate(timeout=100)[0]) for process in both]
     assert target.rows("SELECT id FROM t ORDER BY id") == [(i,) for i in range(5)]
     assert sum(rows for rows, _ in figures) == 5
+
+
+def test_first_loads_of_two_tables_do_not_wait_for_each_other(target: PostgresTarget) -> None:
+    target.output.add(ids(1))
+    other = replace(target, settings=("lock_timeout=1s",))
+    during: list[int] = []
+
+    def listen(now: LoadProgress) -> None:
+        if now.rows and not now.commits:
+            during.append(other.load(table="other").rows)
+
+    assert target.load(listen).rows == 1
+    assert during == [1]
+    assert target.rows("SELECT table_name FROM _chunkmap_loads ORDER BY 1") == [("other",), ("t",)]
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_a_load_sees_what_it_has_waited_for_whatever_the_default_isolation(
+    target: PostgresTarget, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target.output.add(ids(1))
+    target.load(table="before")  # The ledger's table is there.
+    holder = target.database.connect()
+    holder.begin(target.request().table)
+
+    def load_meanwhile(seconds: float) -> None:
+        monkeypatch.undo()
+        holder.rollback()
+        holder.close()
+        assert target.load().rows == 1
+
+    monkeypatch.setattr(postgresql.time, "sleep", load_meanwhile)
+    level = level.replace(" ", "\\ ")
+    strict = replace(target, settings=(f"default_transaction_isolation={level}",))
+    summary = strict.load()
+    assert (summary.rows, summary.held) == (0, 1)
+    assert target.rows() == [(1, "v1")]
+
+
+def test_a_ledger_of_others_suffices_without_the_right_to_create(target: PostgresTarget) -> None:
+    user = f"u{target.schema}"
+    target.output.add(ids(1))
+    target.run(f"CREATE ROLE {user} LOGIN PASSWORD 'loader-secret'")
+    target.load(table="before")
+    target.run(
+        "CREATE TABLE t (id int8, v text)",
+        f"GRANT USAGE ON SCHEMA {target.schema} TO {user}",
+        f"GRANT SELECT, INSERT ON t, _chunkmap_loads TO {user}",
+    )
+    uri = target.database.uri.replace("loader@", f"{user}@")
+
+    class Reader(PostgresTarget):
+        @property
+        def database(self) -> PostgreSQL:
+            return PostgreSQL(uri, "loader-secret")
+
+    assert Reader(target.output, target.server, target.schema).load().rows == 1
+
+
+def test_a_statement_that_takes_too_long_is_not_repeated(target: PostgresTarget) -> None:
+    target.output.add(ids(1))
+    target.run(
+        "CREATE TABLE t (id bigint, v text)",
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN PERFORM pg_sleep(10); RETURN NEW; END'",
+        "CREATE TRIGGER slow BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION slow()",
+    )
+    with pytest.raises(LoadFailedError, match="statement timeout") as caught:
+        replace(target, settings=("statement_timeout=200",)).load()
+    assert "statement_timeout" in (caught.value.hint or "")
 
 
 def test_a_load_that_runs_for_long_is_named(target: PostgresTarget) -> None:

@@ -204,6 +204,7 @@ class CuttingProxy:
                 end.shutdown(socket.SHUT_RDWR)
 
 
-def with_search_path(uri: str, schema: str) -> str:
-    """Return an address whose default schema is another one."""
-    return uri + ("&" if "?" in uri else "?") + "options=" + quote(f"-csearch_path={schema}")
+def with_search_path(uri: str, schema: str, *settings: str) -> str:
+    """Return an address whose default schema is another one, and other settings of a session."""
+    options = " ".join(f"-c{setting}" for setting in (f"search_path={schema}", *settings))
+    return uri + ("&" if "?" in uri else "?") + "options=" + quote(options)
