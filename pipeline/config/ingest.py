@@ -37,28 +37,22 @@ from pydantic import (
 )
 
 from partitioning.dtypes import parse_type
+from pipeline.config.http_auth import Auth, HeaderName, refuse_secrets
 from pipeline.config.job import CompressionText, Uri, refuse_whole_bucket
 from pipeline.config.job_part import Part
-from pipeline.config.masking import is_secret_name, names_user
+from pipeline.config.masking import names_user
 from pipeline.config.units import Seconds, Size
 from pipeline.config.yaml_file import change_yaml, dump_yaml, parse_yaml, read_yaml
 from pipeline.config.yaml_model import validate
 from pipeline.errors import JobError
 
-PLACEHOLDER = "{secret}"
-"""What stands for the secret in the value of a header."""
 MAX_WINDOWS = 10_000
 """Maximum number of steps that a window is cut into."""
 Param = bool | int | float | str | date
 _SCALARS = (pl.Boolean, pl.String, pl.Date, pl.Time, pl.Datetime, pl.Decimal)
-_TOKEN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
-_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
-_SECRETS = frozenset({"cookie", "jwt", "key", "session", "sessionid", "session_id"})
-"""Names of parameters and headers that hold secrets, in requests."""
 _HAS_TIME = re.compile(r"%[-_0^#EO]*[HIklMSfpPrRsTXc+]")
 _PATH = r"^[^.]+(\.[^.]+)*$"
 
-HeaderName = Annotated[str, Field(pattern=_TOKEN)]
 JsonPath = Annotated[str, Field(pattern=_PATH)]
 """Names of nested keys, joined by dots."""
 
@@ -72,15 +66,6 @@ def _address(value: str) -> str:
     if parts.query or parts.fragment:
         raise ValueError("an address without its query; parameters are in http.params")
     return value
-
-
-def _no_secrets(values: dict[str, Any]) -> dict[str, Any]:
-    for name in values:
-        if is_secret_name(name) or name.lower() in _SECRETS:
-            raise ValueError(
-                f"{name!r} looks like a secret, which this file must not hold; use http.auth"
-            )
-    return values
 
 
 def _type(text: str) -> str:
@@ -100,27 +85,6 @@ def _refuse_type(kind: pl.DataType, text: str) -> None:
         "date, "
         "time, datetime[us, UTC], decimal[18, 2], or a list of one of them without a time zone"
     )
-
-
-class Auth(Part):
-    """A header that holds a secret."""
-
-    header: HeaderName = "Authorization"
-    """Name of the header."""
-    value: str = f"Bearer {PLACEHOLDER}"
-    """Value of the header; `{secret}` stands for the secret."""
-    env: Annotated[str, Field(pattern=_VARIABLE)] | None = None
-    """Name of the environment variable that holds the secret."""
-    secret: Annotated[str, Field(min_length=1)] | None = None
-    """Name of the Prefect Secret block that holds the secret."""
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.env is None) == (self.secret is None):
-            raise ValueError("set `env` or `secret`: where the secret is")
-        if PLACEHOLDER not in self.value:
-            raise ValueError(f"`value` must contain {PLACEHOLDER}, which stands for the secret")
-        return self
 
 
 class Pages(Part):
@@ -177,9 +141,9 @@ class Http(Part):
 
     url: Annotated[str, AfterValidator(_address)]
     """Address of the records, without a query."""
-    params: Annotated[dict[str, Param], AfterValidator(_no_secrets)] = Field(default={})
+    params: Annotated[dict[str, Param], AfterValidator(refuse_secrets)] = Field(default={})
     """Query parameters of each request."""
-    headers: Annotated[dict[HeaderName, str], AfterValidator(_no_secrets)] = Field(default={})
+    headers: Annotated[dict[HeaderName, str], AfterValidator(refuse_secrets)] = Field(default={})
     """Headers of each request, none of them secret."""
     auth: Auth | None = None
     records: JsonPath | None = None

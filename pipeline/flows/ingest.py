@@ -21,7 +21,8 @@ from prefect.blocks.system import Secret
 from prefect.cache_policies import NO_CACHE
 from prefect.utilities.annotations import quote
 
-from pipeline.config.ingest import Auth, Ingest, parse_ingest
+from pipeline.config.http_auth import Auth
+from pipeline.config.ingest import Ingest, parse_ingest
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError, UsageError
 from pipeline.ingest.run import (

@@ -9,13 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import socket
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from itertools import count
 from typing import Any
 from urllib.parse import unquote, unquote_plus
@@ -23,30 +20,25 @@ from urllib.parse import unquote, unquote_plus
 import httpx
 import stamina
 
-from pipeline.config.ingest import PLACEHOLDER, Http
+from pipeline.config.ingest import Http
 from pipeline.config.masking import MASK, mask_text
-from pipeline.errors import UsageError
+from pipeline.http_answers import (
+    RETRIED_STATUSES,
+    THROTTLED_FACTOR,
+    Waits,
+    certificate_problem,
+    is_unknown_host,
+    retry_after,
+)
 from pipeline.ingest.errors import SourceDeniedError, SourceError, SourceUnavailableError
 from pipeline.ingest.paging import Answer
 from pipeline.printable import printable_line
 
-THROTTLED_FACTOR = 4
-"""How many times more often than after a failure a request is retried that the source throttles."""
 MAX_EXCERPT = 200
 """Maximum number of characters of an answer that an error shows."""
 MIN_MASKED = 8
 """Minimum length of a secret that is masked in answers; a shorter one is refused there."""
-_RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _JSON = re.compile(r"(application|text)/([\w.+-]+\+)?(json|javascript)\s*(;.*)?", re.IGNORECASE)
-_SECRET = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
-
-
-@dataclass(frozen=True, slots=True)
-class Waits:
-    """Seconds between two attempts at a request: doubled after each, with jitter."""
-
-    first: float = 0.5
-    most: float = 30.0
 
 
 @dataclass(slots=True)
@@ -199,11 +191,11 @@ class Client:
         status = response.status_code
         if response.is_success:
             return
-        wait = _retry_after(response.headers.get("retry-after"))
+        wait = retry_after(response.headers.get("retry-after"))
         said = f"{status} {response.reason_phrase}".strip()
         if status in (401, 403) and wait is None:
             raise SourceDeniedError(f"{address} answers {said}", hint=self._auth_hint(status))
-        if status in _RETRIED or (status == 403 and wait is not None):
+        if status in RETRIED_STATUSES or (status == 403 and wait is not None):
             raise self._come_back(f"{address} answers {said}", status, wait)
         if response.is_redirect:
             target = httpx.URL(response.headers.get("location", ""))
@@ -293,18 +285,15 @@ class Client:
 
     def _translate(self, error: httpx.HTTPError, address: str) -> SourceError:
         """Turn an error of httpx into ours, which does not hold the request with its headers."""
-        causes = _causes(error)
-        if any(isinstance(c, ssl.SSLCertVerificationError) for c in causes):
-            why = next(
-                c.verify_message for c in causes if isinstance(c, ssl.SSLCertVerificationError)
-            )
+        why = certificate_problem(error)
+        if why is not None:
             return SourceError(
                 f"{address}: the server's certificate is not accepted: {why}",
                 hint="check the host in http.url; for an authority of your own, set "
                 "SSL_CERT_FILE to "
                 "its certificate",
             )
-        if any(isinstance(c, socket.gaierror) and c.errno in _NO_NAME for c in causes):
+        if is_unknown_host(error):
             return SourceError(
                 f"{address}: there is no host {httpx.URL(address).host!r}",
                 hint="check http.url, and the DNS of this machine",
@@ -323,7 +312,6 @@ class Client:
 
 
 _LATER = "pages that were fetched are kept: give the command again when the source answers"
-_NO_NAME = {getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name)}
 
 
 def _json(value: Any) -> str:
@@ -332,31 +320,6 @@ def _json(value: Any) -> str:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    found: list[BaseException] = []
-    left: list[BaseException | None] = [error]
-    while left:
-        cause = left.pop()
-        if cause is None or cause in found:
-            continue
-        found.append(cause)
-        left += [cause.__cause__, cause.__context__, *getattr(cause, "exceptions", ())]
-    return found
-
-
-def _retry_after(text: str | None) -> float | None:
-    """Return the seconds of a Retry-After header: a number, or the date at which to come back."""
-    if text is None:
-        return None
-    text = text.strip()
-    if re.fullmatch(r"\d{1,9}(\.\d+)?", text):
-        return float(text)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
 
 
 @asynccontextmanager
@@ -373,9 +336,7 @@ async def open_client(http: Http, secret: str | None, waits: Waits) -> AsyncIter
     """
     headers = {"Accept": "application/json", "User-Agent": "chunkmap", **http.headers}
     if http.auth is not None:
-        headers[http.auth.header] = http.auth.value.replace(
-            PLACEHOLDER, checked_secret(http, secret)
-        )
+        headers[http.auth.header] = http.auth.header_value(secret)
     client = httpx.AsyncClient(
         headers=headers,
         timeout=http.timeout,
@@ -387,25 +348,3 @@ async def open_client(http: Http, secret: str | None, waits: Waits) -> AsyncIter
     async with client:
         pace = Pace(http.requests_per_second)
         yield Client(http, waits, secret or "", client, pace, asyncio.Semaphore(http.concurrency))
-
-
-def checked_secret(http: Http, secret: str | None) -> str:
-    """Return the secret of `http.auth`, if it can be sent in a header. The error does not show it.
-
-    Raises:
-        UsageError: It is missing, or has characters that a header cannot have.
-    """
-    assert http.auth is not None, "only a definition with http.auth has a secret"
-    where = f"variable {http.auth.env}" if http.auth.env else f"Secret block {http.auth.secret}"
-    if not secret:
-        raise UsageError(
-            f"the {where} holds no secret (http.auth)",
-            hint=f"export {http.auth.env}=…" if http.auth.env else "set its value in Prefect",
-        )
-    if not _SECRET.fullmatch(secret):
-        raise UsageError(
-            f"the secret in the {where} has characters that a header cannot have (http.auth): "
-            "a line "
-            "break, spaces around it, or letters beyond ASCII"
-        )
-    return secret

@@ -12,7 +12,8 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from pipeline.config.ingest import Http
-from pipeline.ingest.client import Client, Waits, open_client
+from pipeline.http_answers import Waits
+from pipeline.ingest.client import Client, open_client
 from pipeline.ingest.errors import PageLimitError, SourceError
 from pipeline.ingest.paging import Feed, Paging
 from pipeline.ingest.store import IngestStore, PageRecord, total

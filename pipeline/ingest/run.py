@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.config.ingest import Auth, Ingest, load_ingest
+from pipeline.config.http_auth import Auth
+from pipeline.config.ingest import Ingest, load_ingest
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import UsageError
-from pipeline.ingest.client import Waits
+from pipeline.http_answers import Waits
 from pipeline.ingest.fetch import FetchProgress
 from pipeline.ingest.plan import plan_files
 from pipeline.ingest.publish import IngestPublisher

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.config.ingest import Auth, Files, Http, Ingest
+from pipeline.config.http_auth import Auth
+from pipeline.config.ingest import Files, Http, Ingest
 from pipeline.errors import UsageError
-from pipeline.ingest.client import Waits, checked_secret
+from pipeline.http_answers import Waits
 from pipeline.ingest.fetch import FetchProgress, fetch_pages
 from pipeline.ingest.files import FileRows, find_files
 from pipeline.ingest.paging import Paging, feeds_of
@@ -91,7 +92,7 @@ class HttpSource:
         """Look the secret up."""
         auth = self.http.auth
         if auth is not None:
-            self._secret = checked_secret(self.http, self.secret_of(auth))
+            self._secret = auth.checked(self.secret_of(auth))
 
     def store(self, prefix: IngestStore) -> IngestStore:
         """Return the store, which checks addresses."""

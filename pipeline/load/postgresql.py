@@ -288,8 +288,8 @@ _HINTS = {
     "25006": "load into the primary server: this one is read-only",
     "28": "check the user and the password",
     "53100": "free space on the database's disk, then load again: nothing is loaded twice",
-    _CANCELLED: "raise the time limit of this user (ALTER ROLE … SET statement_timeout), or see who "
-    "has cancelled it; then load again: nothing is loaded twice",
+    _CANCELLED: "raise the time limit of this user (ALTER ROLE … SET statement_timeout), or see "
+    "who has cancelled it; then load again: nothing is loaded twice",
     "53": "give the database more resources, then load again: nothing is loaded twice",
     "22021": "remove U+0000 from text in the transform: PostgreSQL cannot store it",
     "22P05": "remove U+0000 from text in the transform: PostgreSQL cannot store it",

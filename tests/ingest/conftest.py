@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from pipeline.config.ingest import Ingest
+from pipeline.http_answers import Waits
 from pipeline.ingest import IngestOptions, IngestSummary, ingest
-from pipeline.ingest.client import Waits
 from pipeline.storage import Storage
 from pipeline.table.log import TableLog
 from tests.servers.api import Api, serving

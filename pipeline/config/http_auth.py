@@ -1,0 +1,89 @@
+"""The header that authorises requests. A file names where its secret is, never the secret itself."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config.job_part import Part
+from pipeline.config.masking import is_secret_name
+from pipeline.errors import UsageError
+
+PLACEHOLDER = "{secret}"
+"""What stands for the secret in the value of a header."""
+_TOKEN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_SECRETS = frozenset({"cookie", "jwt", "key", "session", "sessionid", "session_id"})
+"""Names of parameters and headers that hold secrets, in requests."""
+_SECRET = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
+
+HeaderName = Annotated[str, Field(pattern=_TOKEN)]
+
+
+def refuse_secrets(values: dict[str, Any]) -> dict[str, Any]:
+    """Refuse headers or parameters whose name is that of a secret.
+
+    Raises:
+        ValueError: There is one.
+    """
+    for name in values:
+        if names_secret(name):
+            raise ValueError(
+                f"{name!r} looks like a secret, which this file must not hold; use http.auth"
+            )
+    return values
+
+
+def names_secret(name: str) -> bool:
+    """Whether a parameter or a header of this name holds a secret."""
+    return is_secret_name(name) or name.lower() in _SECRETS
+
+
+class Auth(Part):
+    """A header that holds a secret."""
+
+    header: HeaderName = "Authorization"
+    """Name of the header."""
+    value: str = f"Bearer {PLACEHOLDER}"
+    """Value of the header; `{secret}` stands for the secret."""
+    env: Annotated[str, Field(pattern=_VARIABLE)] | None = None
+    """Name of the environment variable that holds the secret."""
+    secret: Annotated[str, Field(min_length=1)] | None = None
+    """Name of the Prefect Secret block that holds the secret."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.env is None) == (self.secret is None):
+            raise ValueError("set `env` or `secret`: where the secret is")
+        if PLACEHOLDER not in self.value:
+            raise ValueError(f"`value` must contain {PLACEHOLDER}, which stands for the secret")
+        return self
+
+    @property
+    def where(self) -> str:
+        """Place of the secret, for messages."""
+        return f"variable {self.env}" if self.env else f"Secret block {self.secret}"
+
+    def checked(self, secret: str | None) -> str:
+        """Return the secret if it can be sent in a header. The error does not show it.
+
+        Raises:
+            UsageError: It is missing, or has characters that a header cannot have.
+        """
+        if not secret:
+            raise UsageError(
+                f"the {self.where} holds no secret (http.auth)",
+                hint=f"export {self.env}=…" if self.env else "set its value in Prefect",
+            )
+        if not _SECRET.fullmatch(secret):
+            raise UsageError(
+                f"the secret in the {self.where} has characters that a header cannot have "
+                "(http.auth): a line break, spaces around it, or letters beyond ASCII"
+            )
+        return secret
+
+    def header_value(self, secret: str | None) -> str:
+        """Return the value of the header. Raises UsageError as `checked`."""
+        return self.value.replace(PLACEHOLDER, self.checked(secret))
