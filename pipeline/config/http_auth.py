@@ -1,4 +1,4 @@
-"""The header that authorises requests. A file names where its secret is, never the secret itself."""
+"""The header that authorises requests. A file names where its secret is, and never holds it."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ from typing import Any
 import polars as pl
 import pytest
 
-from pipeline.load import postgresql
 from pipeline.load.errors import (
     DestinationBusyError,
     DestinationError,
@@ -353,7 +352,7 @@ def test_a_load_sees_what_it_has_waited_for_whatever_the_default_isolation(
         holder.close()
         assert target.load().rows == 1
 
-    monkeypatch.setattr(postgresql.time, "sleep", load_meanwhile)
+    monkeypatch.setattr("pipeline.load.postgresql.time.sleep", load_meanwhile)
     level = level.replace(" ", "\\ ")
     strict = replace(target, settings=(f"default_transaction_isolation={level}",))
     summary = strict.load()
