@@ -95,6 +95,7 @@ def measure(
     echo: Echo = lambda line: None,
     workers: int = 0,
     tasks: int = 0,
+    keep: Callable[[Result], None] = lambda result: None,
 ) -> list[Result]:
     """Measure contenders on one workload; each gets a result, whatever becomes of it.
 
@@ -108,6 +109,7 @@ def measure(
         echo: Told what goes on.
         workers: Worker threads of a cluster of chunkmap's own; 0 for the one that runs.
         tasks: How many tasks, where their cost is measured; a peer may have a limit.
+        keep: Called with the result of each contender once it is timed, without its requests.
     """
     tallies = {contender.name: _Tally() for contender in contenders}
     alive = [contender for contender in contenders if contender.subject is not None]
@@ -153,6 +155,13 @@ def measure(
             if remove(storage, conditions.output(workload.name, worker.name)) > LARGE_BYTES:
                 conditions.reclaim()
             echo(_line(workload, worker, tally))
+            if number == conditions.repeat - 1:
+                task_count = counts[worker.name]
+                keep(
+                    _result(
+                        workload, worker, tally, traffic=None, workers=workers, tasks=task_count
+                    )
+                )
 
     traffic = {}
     if conditions.endpoint is not None and not workers:

@@ -162,7 +162,10 @@ def records_folder(settings: Settings) -> Path:
 
 @dataclass(slots=True)
 class Session:
-    """Measures what was requested; the record is stored after each workload."""
+    """Measures what was requested; the record is stored as soon as a subject is measured.
+
+    A session that is resumed does not count requests of what was measured before.
+    """
 
     settings: Settings
     request: Request
@@ -285,6 +288,7 @@ class Session:
                 echo=self.echo,
                 workers=workers,
                 tasks=tasks,
+                keep=lambda result: self._keep(with_results(self.record, [result])),
             )
             self._keep(with_results(self.record, found))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,6 +81,33 @@ def test_an_interrupted_session_goes_on_where_it_stopped(
         iteration.work_seconds
         for iteration in record.of("row-map", "chunkmap")[0].processes[0].iterations
     ]
+
+
+def test_what_was_timed_in_a_workload_is_kept(settings: Settings, tmp_path: Path) -> None:
+    """Whichever of the two comes second is interrupted: the first one's times are stored."""
+    request = asked(tmp_path, names=("row-map",), repeat=1)
+    ours, theirs = Interrupted("chunkmap"), Interrupted("polars")
+    begun = of(settings, request, ours, theirs)
+    calls: list[str] = []
+    for subject in (ours, theirs):
+        run = subject.run
+
+        def once(spec: Spec, variables: Mapping[str, str], run: Any = run) -> Answer:
+            calls.append(spec.workload)
+            if len(calls) == 4 + 2:  # The A/A run takes four.
+                raise KeyboardInterrupt
+            answer: Answer = run(spec, variables)
+            return answer
+
+        subject.run = once  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        begun.run()
+    stored = json.loads(begun.path.read_text("utf-8"))
+    assert [len(result["processes"]) for result in stored["results"]] == [1]
+    again = asked(tmp_path, names=("row-map",), resume=begun.record.id)
+    record = of(settings, again, MadeUp("chunkmap"), MadeUp("polars")).run()
+    assert record.complete
+    assert len(record.results) == 2
 
 
 def test_a_complete_session_has_nothing_left(settings: Settings, tmp_path: Path) -> None:
