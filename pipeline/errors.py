@@ -5,6 +5,7 @@
     │   ├── SettingsError
     │   ├── JobError
     │   ├── LoadFileError
+    │   ├── DeployFileError
     │   ├── InvalidUriError
     │   ├── InputError
     │   ├── OutputNotEmptyError
@@ -113,6 +114,10 @@ class JobError(UsageError):
 
 class LoadFileError(UsageError):
     """The load file is missing, is not YAML, or has a key or value that is not allowed."""
+
+
+class DeployFileError(UsageError):
+    """prefect.yaml or an environment's file is missing, not YAML, or has something not allowed."""
 
 
 class InvalidUriError(UsageError):

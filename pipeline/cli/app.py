@@ -560,6 +560,91 @@ def config(environment: Environment = None, json: Json = False) -> None:
     status.config(environment, as_json=json)
 
 
+@app.command(
+    rich_help_panel=SETUP,
+    epilog=examples(
+        "deploy dev --dry-run",
+        "deploy prod",
+        'deploy job.yaml --cron "0 2 * * *" --timezone Europe/Berlin',
+    ),
+)
+def deploy(
+    what: Annotated[
+        str,
+        typer.Argument(metavar="ENV|JOB", help="Environment in conf/deploy, or a job file."),
+    ],
+    cron: Annotated[
+        str | None, typer.Option(metavar="CRON", help="Schedule of the job file.")
+    ] = None,
+    interval: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Time between two runs of the job file.")
+    ] = None,
+    rrule: Annotated[
+        str | None, typer.Option(metavar="RRULE", help="Recurrence rule of the job file.")
+    ] = None,
+    timezone: Annotated[
+        str | None, typer.Option(metavar="ZONE", help="Time zone of the schedule; default UTC.")
+    ] = None,
+    lookback: Annotated[
+        str | None,
+        typer.Option(metavar="SPAN", help="Windows to compare with late input again, e.g. 3d."),
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="ENV", help="Environment of the job file; default dev."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the changes, make none.")
+    ] = False,
+    adopt: Annotated[
+        bool, typer.Option("--adopt", help="Take over what was not made by this command.")
+    ] = False,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove what the environment has made.")
+    ] = False,
+    environment: Environment = None,
+    json: Json = False,
+) -> None:
+    """Deploy an environment, or a job with a schedule, to Prefect."""
+    from pipeline.cli import deploy as deploying
+
+    deploying.deploy(
+        what,
+        environment,
+        {"cron": cron, "interval": interval, "rrule": rrule, "timezone": timezone},
+        lookback=lookback,
+        to=to,
+        dry_run=dry_run,
+        adopt=adopt,
+        remove=remove,
+        as_json=json,
+    )
+
+
+@app.command(rich_help_panel=SETUP, epilog=examples("receive prod --port 8321"))
+def receive(
+    what: Annotated[str, typer.Argument(metavar="ENV", help="Environment in conf/deploy.")],
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for a free one.")] = 8321,
+    token_env: Annotated[
+        str, typer.Option("--token-env", metavar="NAME", help="Variable that holds the token.")
+    ] = "RECEIVER_TOKEN",
+    quiet: Annotated[
+        str, typer.Option(metavar="DURATION", help="Time without objects that ends a burst.")
+    ] = "10s",
+    longest: Annotated[
+        str, typer.Option(metavar="DURATION", help="Longest time that a burst is gathered.")
+    ] = "5min",
+    environment: Environment = None,
+) -> None:
+    """Receive S3's notifications about new objects and start runs."""
+    from pipeline.cli import deploy as deploying
+
+    deploying.receive(
+        what, environment, host=host, port=port, token_env=token_env, quiet=quiet, longest=longest
+    )
+
+
 app.add_typer(commands.app, name="backfill", rich_help_panel=JOBS)
 app.add_typer(cluster.app, name="cluster", rich_help_panel=SETUP)
 app.add_typer(tls.app, name="tls", rich_help_panel=SETUP)

@@ -20,6 +20,7 @@ from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError, RunCancelledError, RunInterruptedError
 from pipeline.flows.event_sender import flush_events
 from pipeline.flows.executor import DaskExecutor, map_batch_task
+from pipeline.flows.run_events import BACKFILL, reported, reporting_windows
 from pipeline.flows.run_state import RunStateWatcher
 from pipeline.flows.server import flow_run_page, patient
 from pipeline.flows.worker_code import check_code
@@ -102,18 +103,21 @@ def backfill_flow(output: str, backfill: str) -> Any:
     assert context is not None, "a flow runs in a flow run's context"
     check_versions(context.task_runner)
     check_code(context.task_runner, store.job(), current.settings)
+    about = {"backfill": backfill, "job": store.record().job}
     driver = BackfillDriver(
         store,
         current.settings,
         PrefectBackfillOrchestrator(store),
         current.resume,
         current.listen,
-        publish=current.publish,
+        publish=reporting_windows(current.publish, about),
     )
     if current.began is not None:
         driver.heartbeat.start(current.began)
     try:
-        summary = driver.run()
+        with reported(BACKFILL, output, about) as complete:
+            summary = driver.run()
+            complete(summary)
     except RunCancelledError as error:
         current.ended.append(error)
         return Cancelled(message=str(error))

@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from prefect import flow
+from prefect import flow, runtime
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
@@ -26,13 +27,21 @@ from pipeline.config.job import load_job, parse_job
 from pipeline.config.settings import load_settings
 from pipeline.flows.automations import create_automations, delete_automations
 from pipeline.flows.backfill import BackfillOptions, backfill_flow, backfill_options
-from pipeline.flows.map_dataset import FlowOptions, map_dataset, options
+from pipeline.flows.event_sender import flush_events
+from pipeline.flows.map_dataset import FLUSH_SECONDS, FlowOptions, map_dataset, options
+from pipeline.flows.run_events import LATE, emit
 from pipeline.flows.server import HEARTBEAT_SECONDS, check_server
 from pipeline.logs import set_up_driver
+from pipeline.runs.backfill.output_windows import materialised_windows
+from pipeline.runs.backfill.plan import create as create_backfill
+from pipeline.runs.backfill.plan import draft, refuse_unfit
+from pipeline.runs.backfill.records import Options
+from pipeline.runs.backfill.scheduled import reason_late, scheduled_windows
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.driver.heartbeat import Heartbeat
 from pipeline.runs.driver.session import follow
 from pipeline.storage import open_storage
+from pipeline.table.log import TableLog
 
 
 @flow(
@@ -89,6 +98,75 @@ def resume_backfill(output: str, backfill: str, only_if_dead: bool = False) -> A
     drive_flow: Any = backfill_flow.with_options(task_runner=runner)
     with backfill_options(BackfillOptions(settings)):
         return drive_flow(output, backfill, return_state=True)
+
+
+@flow(
+    name="windows",
+    persist_result=False,
+    result_serializer="json",
+    validate_parameters=False,
+)
+def run_windows(job: str, lookback: str | None = None) -> Any:
+    """Process the last complete window of a job, and those that missed runs have left out.
+
+    Which window that is follows from the time for which the run was scheduled: late runs and
+    repeated ones process what they would have on time, and nothing twice.
+
+    Args:
+        job: The path of a job file in the worker's folder, or its text. It has a `window`.
+        lookback: Span of windows that are processed again if their input has changed, e.g. `3d`.
+
+    Returns:
+        The final state of the backfill's flow run, which becomes that of this one.
+    """
+    settings = load_settings()
+    set_up_driver(settings.logs.format, settings.logs.level)
+    parsed = parse_job(job) if "\n" in job else load_job(job)
+    check_server(settings.prefect)
+    storage = open_storage(settings)
+    options = Options(reprocess="changed" if lookback else "missing")
+    refuse_unfit(parsed, options)
+    assert parsed.window is not None, "refused before"
+    rule = parsed.window.windowing()
+    labels = materialised_windows(TableLog(storage, parsed.output.uri), rule)
+    scheduled = runtime.flow_run.scheduled_start_time or datetime.now(UTC)
+    selection = scheduled_windows(rule, labels, scheduled, lookback)
+    drafted = draft(parsed, settings, storage, selection, options)
+    created = create_backfill(storage, drafted)
+    if created is None:
+        return Completed(message=f"nothing to do: {drafted.up_to_date}")
+    store, _ = created
+    runner: Any = task_runner(settings.dask, settings.s3.environment())
+    drive_flow: Any = backfill_flow.with_options(task_runner=runner)
+    with backfill_options(BackfillOptions(settings)):
+        return drive_flow(store.output, store.backfill, return_state=True)
+
+
+@flow(
+    name="deadline",
+    persist_result=False,
+    result_serializer="json",
+    validate_parameters=False,
+)
+def check_deadline(job: str) -> Any:
+    """Emit the event `chunkmap.output.late` unless a job's output is done by the scheduled time.
+
+    Args:
+        job: The text of the job file. With a `window`, the last complete window must be published;
+            otherwise, something must have been published in the last day.
+    """
+    settings = load_settings()
+    set_up_driver(settings.logs.format, settings.logs.level)
+    parsed = parse_job(job)
+    storage = open_storage(settings)
+    scheduled = runtime.flow_run.scheduled_start_time or datetime.now(UTC)
+    why = reason_late(parsed, TableLog(storage, parsed.output.uri), scheduled)
+    if why is None:
+        return Completed(message="on time")
+    message = f"{why} by {scheduled:%Y-%m-%d %H:%M %Z}"
+    emit(LATE, parsed.output.uri, {"job": parsed.name, "message": message})
+    flush_events(FLUSH_SECONDS)
+    return Completed(name="Late", message=message)
 
 
 def reason_not_to_resume(store: BackfillStore) -> str:

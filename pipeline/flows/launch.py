@@ -29,7 +29,10 @@ from pipeline.runs.driver.summary import RunSummary
 from pipeline.storage import open_storage
 
 if TYPE_CHECKING:
+    from pipeline.config.deploy_file import Deployed
     from pipeline.config.ingest import Ingest
+    from pipeline.flows.deploy.deploy import DeployResult
+    from pipeline.flows.object_events import Debouncer
     from pipeline.ingest.run import IngestOptions, IngestSummary
     from pipeline.load.loader import Listener as LoadListener
     from pipeline.load.loader import LoadSummary
@@ -220,6 +223,47 @@ def load_password(file: LoadFile, settings: Settings) -> str | None:
 
     with talking_to(api_url, PREFECT_RETRIES):
         return password_of(file.into)
+
+
+def launch_deploy(deployed: Deployed, settings: Settings, **options: bool) -> DeployResult:
+    """Deploy an environment to the Prefect server of the settings. See `deploy`.
+
+    Raises:
+        EngineUnavailableError: No Prefect server answers.
+        And what `deploy` raises.
+    """
+    api_url = connect(settings.prefect)
+    from pipeline.flows.deploy.deploy import DeployOptions, deploy
+
+    with talking_to(api_url, PREFECT_RETRIES):
+        return deploy(deployed, DeployOptions(**options))
+
+
+def launch_receiver(
+    settings: Settings,
+    token: str,
+    bursts: Debouncer,
+    address: tuple[str, int],
+    started: Callable[[int], None],
+) -> None:
+    """Receive notifications about new objects until the process is told to stop.
+
+    Args:
+        settings: Where the Prefect server is.
+        token: What senders must know.
+        bursts: Gathers the objects of a burst.
+        address: Address and port to listen at.
+        started: Called with the port.
+
+    Raises:
+        EngineUnavailableError: No Prefect server answers.
+    """
+    api_url = connect(settings.prefect)
+    set_up_driver(settings.logs.format, settings.logs.level)
+    from pipeline.flows.receiver import Receiver, serve
+
+    with talking_to(api_url, PREFECT_RETRIES):
+        serve(Receiver(token, bursts), *address, started)
 
 
 def _run_flow(

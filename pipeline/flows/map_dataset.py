@@ -30,6 +30,7 @@ from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError
 from pipeline.flows.event_sender import flush_events
 from pipeline.flows.executor import TASK_OPTIONS, DaskExecutor, run_reduce_steps
+from pipeline.flows.run_events import RUN, reported
 from pipeline.flows.server import flow_run_page
 from pipeline.flows.worker_code import check_code
 from pipeline.quality.results import CheckResult
@@ -157,8 +158,11 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
         driver.heartbeat.begin(current.began, started)
     else:
         driver.heartbeat.begin(current.began, early.started, early.seconds)
+    about = {"run": planned.ledger.run, "job": job.name}
     try:
-        summary = driver.run()
+        with reported(RUN, planned.ledger.output, about) as complete:
+            summary = driver.run()
+            complete(summary)
     except ChunkmapError as error:
         current.ended.append(error)
         raise

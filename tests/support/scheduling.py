@@ -28,6 +28,7 @@ ON_STACKS = (
     "tests/examples/test_reductions.py",
     "tests/benchmarks/test_expected.py",
     "tests/integration/test_run.py",
+    "tests/integration/test_deploy.py",
     "tests/integration/test_backfill.py",
     "tests/integration/test_bad_input.py",
     "tests/integration/test_cli.py",

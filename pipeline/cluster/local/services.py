@@ -102,6 +102,9 @@ _PREFECT_SERVICES = {
         "EVENT_PERSISTER_FLUSH_INTERVAL": "1",
         "PAUSE_EXPIRATIONS_LOOP_SECONDS": "60",
         "CLEANUP_RECONCILER_LOOP_SECONDS": "60",
+        # Otherwise its database grows without end: what counts is in S3.
+        "DB_VACUUM_ENABLED": "events,flow_runs",
+        "DB_VACUUM_RETENTION_PERIOD": str(30 * 86_400),
     }.items()
 }
 # The longest path of a Unix socket is 104 bytes on macOS and 108 on Linux.

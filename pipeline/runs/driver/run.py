@@ -459,5 +459,6 @@ class RunDriver:
             then=then,
             left_out=len(unreadable_uris(self.planned.plan, progress)),
             quarantine=quarantine,
+            rejected=rejected,
             outputs=outputs,
         )

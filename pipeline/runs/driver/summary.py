@@ -104,6 +104,8 @@ class RunSummary:
     """Name and seconds of each phase of this driver; empty if it has mapped nothing."""
     quarantine: tuple[str, ...] = ()
     """URIs of the records of quarantined objects, once the run is published."""
+    rejected: tuple[str, ...] = ()
+    """URIs of the files with quarantined rows, once the run is published."""
     then: ThenFigures | None = None
     """Pieces of the reduced result; None if the job has no `then`, or it did not begin."""
     outputs: tuple[OutputFigures, ...] = ()

@@ -1,0 +1,193 @@
+"""Deploy flows to the Prefect server: `chunkmap deploy`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.cli.output import columns, out, print_json, say
+from pipeline.config.deploy_file import Deployed, Override, Schedule, read_deployed
+from pipeline.config.job import load_job
+from pipeline.config.settings import load_settings
+from pipeline.config.units import parse_seconds
+from pipeline.config.yaml_file import YamlFile
+from pipeline.config.yaml_model import validate
+from pipeline.errors import DeployFileError, UsageError
+from pipeline.report.humanize import duration, plural
+
+if TYPE_CHECKING:
+    from pipeline.flows.deploy.deploy import DeployResult
+
+SIGNS = {"create": "+", "update": "~", "remove": "-"}
+DEFAULT_ENVIRONMENT = "dev"
+MIN_TOKEN = 16
+"""Characters of the shortest token that a receiver accepts."""
+MAX_SHOWN = 60
+"""Characters of a value in the list of changes."""
+
+
+def deploy(
+    what: str,
+    environment: str | None,
+    schedule: Mapping[str, Any],
+    *,
+    lookback: str | None,
+    to: str | None,
+    dry_run: bool,
+    adopt: bool,
+    remove: bool,
+    as_json: bool,
+) -> None:
+    """Deploy an environment, or one job file into one, and show the changes."""
+    folder = Path.cwd()
+    if what.endswith((".yaml", ".yml")):
+        deployed = _read_job(Path(what), to or DEFAULT_ENVIRONMENT, schedule, lookback, folder)
+        prune = False
+    elif any(value is not None for value in schedule.values()) or to or lookback:
+        raise UsageError(
+            f"schedule options are for a job file, and {what} is an environment",
+            hint=f"set the schedules of {what} in conf/deploy/{what}.yaml",
+        )
+    else:
+        deployed, prune = read_deployed(folder, what, _variables(folder), _version(folder)), True
+    settings = load_settings(environment)
+    from pipeline.flows.launch import launch_deploy
+
+    result = launch_deploy(
+        deployed, settings, dry_run=dry_run, adopt=adopt, prune=prune, remove=remove
+    )
+    show(result, dry_run=dry_run, as_json=as_json)
+
+
+def receive(
+    what: str,
+    environment: str | None,
+    *,
+    host: str,
+    port: int,
+    token_env: str,
+    quiet: str,
+    longest: str,
+) -> None:
+    """Receive notifications about the inputs of an environment's deployments."""
+    folder = Path.cwd()
+    watched = read_deployed(folder, what, _variables(folder)).watched
+    if not watched:
+        raise UsageError(
+            f"no deployment of {what} waits for objects",
+            hint="set `on_objects: true` for a deployment with a `job` in its file",
+        )
+    token = os.environ.get(token_env, "")
+    if len(token) < MIN_TOKEN:
+        raise UsageError(
+            f"the variable {token_env} must hold a token of at least {MIN_TOKEN} characters",
+            hint=f"export {token_env}=$(openssl rand -hex 32)",
+        )
+    try:
+        seconds, most = parse_seconds(quiet), parse_seconds(longest)
+    except ValueError as error:
+        raise UsageError(f"--quiet or --longest: {error}") from None
+    from pipeline.flows.launch import launch_receiver
+    from pipeline.flows.object_events import Debouncer
+
+    def started(bound: int) -> None:
+        say(f"http://{host}:{bound}/objects takes notifications about {', '.join(watched)}")
+
+    bursts = Debouncer(watched, seconds, most)
+    launch_receiver(load_settings(environment), token, bursts, (host, port), started)
+
+
+def _read_job(
+    path: Path,
+    environment: str,
+    schedule: Mapping[str, Any],
+    lookback: str | None,
+    folder: Path,
+) -> Deployed:
+    """Return an environment with nothing but the deployment of a job."""
+    given = {key: value for key, value in schedule.items() if value is not None}
+    timing = {key: value for key, value in given.items() if key != "timezone"}
+    if given and len(timing) != 1:
+        raise UsageError("give exactly one of --cron, --interval and --rrule with a time zone")
+    job = load_job(path)
+    if lookback is not None and job.window is None:
+        raise UsageError(
+            f"--lookback needs windows, and job {job.name} has none",
+            hint="add `window: {column: ds, grain: day}` to it",
+        )
+    override = Override(
+        like="run" if job.window is None else "windows",
+        job=path.resolve(),
+        parameters={} if lookback is None else {"lookback": lookback},
+        schedule=_schedule(given) if given else None,
+    )
+    deployed = read_deployed(
+        folder, environment, _variables(folder), _version(folder), {job.name: override}
+    )
+    return deployed.only(job.name)
+
+
+def _schedule(options: Mapping[str, Any]) -> Schedule:
+    if "interval" not in options:
+        return validate(YamlFile("options", dict(options), {}), Schedule, DeployFileError)
+    try:
+        seconds = parse_seconds(options["interval"])
+    except ValueError as error:
+        raise UsageError(f"--interval: {error}") from None
+    values = {**options, "interval": seconds}
+    return validate(YamlFile("options", values, {}), Schedule, DeployFileError)
+
+
+def _variables(folder: Path) -> dict[str, str]:
+    return {**os.environ, "PWD": str(folder)}
+
+
+def _version(folder: Path) -> str | None:
+    """Return the commit of the folder; None if it is no repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        result = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip() or None
+
+
+def show(result: DeployResult, *, dry_run: bool = False, as_json: bool = False) -> None:
+    """Print the changes of a deploy."""
+    if as_json:
+        print_json({**result.to_dict(), "dry_run": dry_run})
+        return
+    rows = [
+        (SIGNS[change.action], change.kind, change.name, field)
+        for change in result.changes
+        for field in (_fields(change.fields) or [""])
+    ]
+    if rows:
+        out.print(columns(("", "kind", "name", "change"), rows))
+    count = plural(len(result.changes), "change")
+    same = f"{result.unchanged} unchanged"
+    if dry_run:
+        say(f"{result.environment}: {count} to make, {same}; nothing was changed")
+    elif result.changes:
+        say(f"{result.environment}: {count}, {same}, in {duration(result.seconds)}")
+    else:
+        say(f"{result.environment}: nothing to change, {same}")
+
+
+def _fields(fields: tuple[tuple[str, Any, Any], ...]) -> list[str]:
+    return [
+        f"{field} (changed)"
+        if isinstance(old, dict) or isinstance(new, dict)
+        else f"{field}: {_short(old)} → {_short(new)}"
+        for field, old, new in fields
+    ]
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"

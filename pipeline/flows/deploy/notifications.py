@@ -1,0 +1,130 @@
+"""Tell people about incidents: a block for each receiver, and an automation for each incident.
+
+The server sends the messages, so they come even when the driver is dead.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from prefect.events.actions import SendNotification
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+
+from pipeline.config.deploy_file import Deployed, Notify
+from pipeline.flows.deploy.kinds import UNKNOWN, automation_resource
+from pipeline.flows.deploy.resources import Resource
+
+RECOVERY_TIME = timedelta(days=30)
+"""How long after a failure a completed run counts as its recovery."""
+WATCHED_FLOWS = (
+    "chunkmap",
+    "map_dataset",
+    "backfill",
+    "windows",
+    "resume",
+    "ingest",
+    "load",
+    "pipeline",
+)
+"""Flows whose crashes are told."""
+_FAILED = ("chunkmap.run.failed", "chunkmap.backfill.failed", "chunkmap.backfill.held")
+_LATE = ("chunkmap.output.late",)
+_DONE = ("chunkmap.run.completed", "chunkmap.backfill.completed")
+_OUTPUT = "{{ event.resource.id }}"
+_NAME = "{{ event.payload.job }}"
+_ID = "{{ event.payload.run or event.payload.backfill }}"
+_LINK = "{% if flow_run %}{{ flow_run|ui_url }}{% endif %}"
+
+
+class Message(NamedTuple):
+    """What triggers a message, and its text."""
+
+    expect: tuple[str, ...]
+    subject: str
+    body: str
+    after: tuple[str, ...] = ()
+
+
+MESSAGES = {
+    "failed": Message(
+        _FAILED,
+        f"{_NAME} failed",
+        "{{ event.payload.message }}\n{{ event.payload.hint }}\n"
+        f"output {_OUTPUT}, chunkmap status {_ID}\n{_LINK}",
+    ),
+    "crashed": Message(
+        ("prefect.flow-run.Crashed",),
+        "{{ flow_run.name }} crashed",
+        "Its process died or was silent; finished work is kept.\n"
+        f"See what is left: chunkmap status; run it again to resume.\n{_LINK}",
+    ),
+    "quarantined": Message(
+        ("chunkmap.rows.quarantined",),
+        f"{_NAME}: rows or objects in quarantine",
+        "{{ event.payload.rows|join(' ') }} {{ event.payload.objects|join(' ') }}\n"
+        f"output {_OUTPUT}, chunkmap status {_ID}\n{_LINK}",
+    ),
+    "late": Message(
+        _LATE,
+        f"{_NAME} is late",
+        "{{ event.payload.message }}\n"
+        f"output {_OUTPUT}; see why: chunkmap status, chunkmap history {_OUTPUT}",
+    ),
+    "recovered": Message(
+        _DONE, f"{_NAME} is published again", f"output {_OUTPUT}\n{_LINK}", (*_FAILED, *_LATE)
+    ),
+}
+"""Messages by incident."""
+
+
+def notification_resources(deployed: Deployed) -> list[Resource]:
+    """Return the blocks and automations of an environment's receivers."""
+    resources = []
+    for name, (notify, url) in deployed.notify.items():
+        block = f"chunkmap-{deployed.environment.replace('_', '-')}-{name}"
+        slug, fields = _block(notify, name, url)
+        resources.append(Resource("block", f"{slug}/{block}", fields))
+        for incident in notify.on:
+            title = f"chunkmap {deployed.environment}: tell {name} what {incident}"
+            resources.append(
+                automation_resource(_automation(title, MESSAGES[incident]), f"{slug}/{block}")
+            )
+    return resources
+
+
+def _block(notify: Notify, name: str, url: str) -> tuple[str, dict[str, Any]]:
+    """Return the slug of the receiver's block, and its values."""
+    if notify.kind == "webhook":
+        return "custom-webhook", {
+            "name": name,
+            "url": "{{url}}",
+            "method": "POST",
+            "json_data": {"subject": "{{subject}}", "body": "{{body}}"},
+            "secrets": {"url": url},
+        }
+    return ("ms-teams-webhook" if notify.kind == "teams" else "slack-webhook"), {"url": url}
+
+
+def _automation(title: str, message: Message) -> AutomationCore:
+    is_crash = message.expect == MESSAGES["crashed"].expect
+    match = {"prefect.resource.id": "prefect.flow-run.*" if is_crash else "*"}
+    related = {"prefect.resource.role": "flow", "prefect.resource.name": list(WATCHED_FLOWS)}
+    return AutomationCore(
+        name=title,
+        description="Made by chunkmap deploy.",
+        trigger=EventTrigger(
+            after=set(message.after),
+            expect=set(message.expect),
+            match=ResourceSpecification(match),
+            match_related=ResourceSpecification(related if is_crash else {}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=RECOVERY_TIME if message.after else timedelta(0),
+        ),
+        actions=[
+            SendNotification(block_document_id=UNKNOWN, subject=message.subject, body=message.body)
+        ],
+    )

@@ -1,0 +1,153 @@
+"""What prefect.yaml and the file of an environment say together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.config.deploy_file import (
+    Deployed,
+    Override,
+    RunLimit,
+    Schedule,
+    environments,
+    read_deployed,
+)
+from pipeline.errors import DeployFileError, UsageError
+from tests.contracts.source import ROOT
+
+PROJECT: dict[str, Any] = {
+    "name": "shop",
+    "deployments": [
+        {
+            "name": "run",
+            "entrypoint": "pipeline.flows.deployments.run_job",
+            "tags": ["chunkmap"],
+            "work_pool": {"name": "any", "job_variables": {"env": {"A": "1", "B": "1"}}},
+        },
+        {"name": "load", "entrypoint": "pipeline.flows.load.load_flow"},
+    ],
+}
+VARIABLES = {"PWD": "/here", "TOKEN": "hush"}
+
+
+def write(folder: Path, environment: dict[str, Any], project: dict[str, Any] = PROJECT) -> None:
+    (folder / "conf" / "deploy").mkdir(parents=True, exist_ok=True)
+    (folder / "prefect.yaml").write_text(yaml.safe_dump(project))
+    (folder / "conf" / "deploy" / "prod.yaml").write_text(yaml.safe_dump(environment))
+
+
+def read(folder: Path, environment: dict[str, Any], **more: Any) -> Deployed:
+    write(folder, {"work_pool": {"name": "prod"}, **environment}, **more)
+    return read_deployed(folder, "prod", VARIABLES, "c0ffee")
+
+
+def test_an_environment_is_put_over_prefect_yaml(tmp_path: Path) -> None:
+    deployed = read(
+        tmp_path,
+        {
+            "suffix": "-prod",
+            "settings": "compose",
+            "tags": ["prod"],
+            "job_variables": {"working_dir": "{{ $PWD }}", "env": {"B": "2"}},
+            "secrets": {"shop-token": {"env": "TOKEN"}},
+            "deployments": {
+                "load": {"enabled": False},
+                "run": {"concurrency_limit": 3, "job_variables": {"env": {"C": "3"}}},
+            },
+        },
+    )
+    [run] = deployed.deployments
+    assert (run.name, run.version, run.tags) == ("run-prod", "c0ffee", ("chunkmap", "prod"))
+    assert run.limit == RunLimit(limit=3, collision_strategy="ENQUEUE")
+    assert run.job_variables == {
+        "working_dir": "/here",
+        "env": {"A": "1", "B": "2", "C": "3", "CHUNKMAP_ENVIRONMENT": "compose"},
+    }
+    assert deployed.secrets == {"shop-token": "hush"}
+
+
+def test_a_job_becomes_a_deployment_with_its_text(tmp_path: Path) -> None:
+    job = {
+        "name": "orders",
+        "input": {"uri": "s3://shop/orders/"},
+        "transform": "examples.orders:euros",
+        "output": {"uri": "s3://shop/euros/"},
+    }
+    (tmp_path / "orders.yaml").write_text(json.dumps(job))
+    timing = {"cron": "0 2 * * *", "timezone": "Europe/Berlin"}
+    new = {"like": "run", "job": "orders.yaml", "schedule": timing, "parameters": {"x": 1}}
+    deployed = read(tmp_path, {"deployments": {"orders": new}})
+    assert [each.key for each in deployed.deployments] == ["run", "load", "orders"]
+    [orders] = deployed.only("orders").deployments
+    assert yaml.safe_load(orders.parameters["job"]) == job
+    assert orders.parameters["x"] == 1
+    assert orders.schedule == Schedule(cron="0 2 * * *", timezone="Europe/Berlin")
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"work_pol": {}}, "prod.yaml:1: unknown key `work_pol`; did you mean `work_pool`?"),
+        ({"deployments": {"runn": {}}}, "prefect.yaml has no deployment 'runn'"),
+        ({"deployments": {"run": {"like": "load"}}}, "`like` is for new names"),
+        ({"deployments": {"run": {"queue": "fast"}}}, "the work pool prod has no queue 'fast'"),
+        ({"deployments": {"run": {"schedule": {}}}}, "exactly one of `cron`, `interval`"),
+        ({"deployments": {"run": {"job": "a", "load": "b"}}}, "one of `job`, `ingest` and `load`"),
+        ({"deployments": {"run": {"job": "none.yaml"}}}, "none.yaml does not exist"),
+        ({"tags": ["{{ $NOWHERE }}"]}, "the variable NOWHERE is not set"),
+        ({"secrets": {"a": {"env": "NOWHERE"}}}, "secrets.a: the variable NOWHERE is not set"),
+        ({"work_pool": {"name": "p", "type": "docker"}}, "type docker needs `job_template`"),
+        ({"results": "/tmp/here"}, "`results`"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, environment: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        read(tmp_path, environment)
+    assert message in str(error.value)
+
+
+def test_two_schedules_of_one_deployment_are_refused(tmp_path: Path) -> None:
+    schedules = [{"cron": "0 2 * * *"}, {"cron": "0 3 * * *"}]
+    project = {"deployments": [{**PROJECT["deployments"][0], "schedules": schedules}]}
+    with pytest.raises(DeployFileError, match="2 schedules"):
+        read(tmp_path, {}, project=project)
+
+
+def test_what_is_no_environment(tmp_path: Path) -> None:
+    write(tmp_path, {"work_pool": {"name": "prod"}})
+    with pytest.raises(DeployFileError, match="no environment 'prd'") as error:
+        read_deployed(tmp_path, "prd", {})
+    assert error.value.hint == "environments: prod"
+    with pytest.raises(DeployFileError, match="is no name"):
+        read_deployed(tmp_path, "../prod", {})
+
+
+def test_a_template_is_one(tmp_path: Path) -> None:
+    (tmp_path / "template.json").write_text('{"variables": {}}')
+    pool = {"name": "prod", "type": "docker", "job_template": "template.json"}
+    with pytest.raises(DeployFileError, match="not a base job template"):
+        read(tmp_path, {"work_pool": pool})
+
+
+@pytest.mark.parametrize("name", environments(ROOT))
+def test_the_environments_of_the_repository(name: str) -> None:
+    deployed = read_deployed(ROOT, name, {"PWD": "/here"})
+    names = [each.key for each in deployed.deployments]
+    assert names[:5] == ["run", "backfill", "windows", "ingest", "load"]
+    if name != "dev":
+        # Code comes with the image, never from a folder that only one machine has.
+        assert all(each.job_variables["working_dir"] == "/app" for each in deployed.deployments)
+
+
+def test_overrides_replace_those_of_the_file(tmp_path: Path) -> None:
+    write(tmp_path, {"work_pool": {"name": "p"}, "deployments": {"run": {"queue": "default"}}})
+    more = {"run": Override(description="another")}
+    deployed = read_deployed(tmp_path, "prod", {}, None, more)
+    assert [(each.description, each.queue) for each in deployed.deployments[:1]] == [
+        ("another", None)
+    ]

@@ -1,0 +1,456 @@
+"""Deploy environments to a real Prefect server, and let a real worker run what is scheduled."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Condition, Thread
+from typing import Any
+from urllib.request import Request, urlopen
+
+import polars as pl
+import pytest
+import yaml
+
+from pipeline.config.deploy_file import read_deployed
+from pipeline.flows.deploy.deploy import DeployOptions, deploy
+from pipeline.flows.server import talking_to
+from tests.contracts.source import ROOT
+from tests.integration.test_backfill import awaited, published
+from tests.integration.world import COMMAND, Answer, World, parquet, sales
+
+pytestmark = pytest.mark.integration
+
+POOL = "deploy-tests"
+TOLD = """
+import polars as pl
+
+
+def fails(frame: pl.LazyFrame, *, broken: bool) -> pl.LazyFrame:
+    def check(rows: pl.DataFrame) -> pl.DataFrame:
+        if broken and rows.height:
+            raise ValueError("as the test wants")
+        return rows
+
+    return frame.map_batches(check)
+"""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with the repository's prefect.yaml and environments of the test."""
+
+    world: World
+    root: Path
+
+    def write(self, name: str, **environment: Any) -> None:
+        folder = self.root / "conf" / "deploy"
+        folder.mkdir(parents=True, exist_ok=True)
+        values = {
+            "suffix": f"-{name}",
+            "work_pool": {"name": f"{POOL}-{name}"},
+            "deployments": {"benchmarks": {"enabled": False}},
+            **environment,
+        }
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
+
+    def deploy(self, *arguments: str, **variables: str) -> Answer:
+        clock = time.perf_counter()
+        access = self.world.settings.prefect.environment()
+        done = subprocess.run(
+            [*COMMAND, "deploy", *arguments],
+            cwd=self.root,
+            env=self.world.variables(**access, **variables),
+            capture_output=True,
+            text=True,
+            timeout=250,
+            check=False,
+        )
+        return Answer(done.returncode, done.stdout, done.stderr, time.perf_counter() - clock)
+
+    def changes(
+        self, name: str, remove: bool = False, **variables: str
+    ) -> list[tuple[str, str, str]]:
+        """Deploy in this process; return the changes."""
+        deployed = read_deployed(self.root, name, {**variables, "PWD": str(self.root)})
+        settings = self.world.settings.prefect
+        access = {key: value for key, value in settings.environment().items() if value}
+        with pytest.MonkeyPatch.context() as patch:
+            for key, value in access.items():
+                patch.setenv(key, value)
+            with talking_to(access["PREFECT_API_URL"], 3):
+                result = deploy(deployed, DeployOptions(remove=remove))
+        return [(change.action, change.kind, change.name) for change in result.changes]
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        body = {"deployments": {"name": {"any_": [name]}}}
+        [found] = self.world.ask_prefect("deployments/filter", body)
+        return dict(found)
+
+
+def start_worker(world: World, pool: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool],
+        cwd=world.root,
+        env=world.variables(**world.settings.prefect.environment()),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def stop_worker(worker: subprocess.Popen[str]) -> None:
+    os.killpg(worker.pid, signal.SIGTERM)
+    worker.wait(60)
+
+
+@pytest.fixture
+def project(world: World, tmp_path: Path) -> Project:
+    (tmp_path / "prefect.yaml").write_text((ROOT / "prefect.yaml").read_text())
+    return Project(world, tmp_path)
+
+
+def test_deployment_creation(project: Project) -> None:
+    for name in ("one", "two", "three"):
+        project.write(
+            name,
+            tags=[name],
+            variables={f"deploy_test_{name}": {"rows": 3}},
+            limits={f"deploy-test-{name}": {"limit": 2}},
+            results=f"s3://demo/results/{name}/",
+            secrets={f"deploy-test-{name}": {"env": "SHOP_TOKEN"}},
+            work_pool={"name": f"{POOL}-{name}", "queues": {"urgent": {"priority": 1}}},
+        )
+        made = project.changes(name, SHOP_TOKEN="hush-1234")
+        kinds = [kind for _, kind, _ in made]
+        assert kinds.count("deployment") == 5
+        assert {action for action, _, _ in made} == {"create"}
+        assert project.changes(name, SHOP_TOKEN="hush-1234") == []
+    found = project.deployment("run-two")
+    assert found["work_pool_name"] == f"{POOL}-two"
+    assert found["tags"] == ["chunkmap", "two"]
+    answer = project.deploy("two", "--dry-run", SHOP_TOKEN="hush-5678")
+    assert "secret/deploy-test-two" in answer.out
+    assert "hush" not in answer.out + answer.err
+    assert "nothing was changed" in answer.out
+
+
+def test_only_what_was_made_is_changed_and_removed(project: Project) -> None:
+    timing = {"cron": "0 2 * * *", "timezone": "Europe/Berlin"}
+    project.write(
+        "four", deployments={"benchmarks": {"enabled": False}, "run": {"schedule": timing}}
+    )
+    project.changes("four")
+    run = project.deployment("run-four")
+    by_hand = {"active": False, "schedule": {"cron": "0 5 * * *", "timezone": "UTC"}}
+    project.world.ask_prefect(f"deployments/{run['id']}/schedules", [by_hand])
+
+    def schedules() -> set[tuple[str, bool]]:
+        found = project.deployment("run-four")["schedules"]
+        return {(each["schedule"]["cron"], each["active"]) for each in found}
+
+    timing["cron"] = "0 3 * * *"
+    project.write(
+        "four", deployments={"benchmarks": {"enabled": False}, "run": {"schedule": timing}}
+    )
+    assert project.changes("four") == [("update", "schedule", "chunkmap/run-four")]
+    assert schedules() == {("0 3 * * *", True), ("0 5 * * *", False)}
+    project.write("four", deployments={name: {"enabled": False} for name in ("benchmarks", "load")})
+    assert project.changes("four") == [
+        ("remove", "schedule", "chunkmap/run-four"),
+        ("remove", "deployment", "load/load-four"),
+    ]
+    assert schedules() == {("0 5 * * *", False)}
+    # Another environment may not take what it has not made.
+    project.write("five", suffix="-four")
+    answer = project.deploy("five")
+    assert answer.code == 3
+    assert "chunkmap/run-four" in answer.err
+    assert "--adopt" in answer.err
+    gone = project.changes("four", remove=True)
+    assert ("remove", "work pool", f"{POOL}-four") in gone
+    assert project.changes("four", remove=True) == []
+
+
+@pytest.mark.long
+def test_a_stopped_deploy_is_completed(project: Project) -> None:
+    project.write("six", variables={f"deploy_test_six_{n}": n for n in range(5)})
+    code = (
+        "import os, pipeline.flows.deploy.deploy as d\n"
+        "real, seen = d._apply, []\n"
+        "async def apply(client, change, wanted):\n"
+        "    await real(client, change, wanted)\n"
+        "    seen.append(change)\n"
+        "    if len(seen) == 4: os._exit(9)\n"
+        "d._apply = apply\n"
+        "from pipeline.cli import main; main()\n"
+    )
+    variables = project.world.variables(**project.world.settings.prefect.environment())
+    command = [sys.executable, "-P", "-c", code, "deploy", "six"]
+    done = subprocess.run(
+        command, cwd=project.root, env=variables, capture_output=True, check=False
+    )
+    assert done.returncode == 9
+    # What it had made is known: without it in the file, it goes.
+    project.write("six")
+    removed = [name for action, _, name in project.changes("six") if action == "remove"]
+    assert removed == ["deploy_test_six_2", "deploy_test_six_1", "deploy_test_six_0"][::-1]
+    project.changes("six", remove=True)
+
+
+@pytest.mark.long
+def test_a_job_runs_by_schedule(project: Project, world: World) -> None:
+    """One process worker runs the job that a schedule of the server starts."""
+    project.write("seven", job_variables={"working_dir": str(world.root)})
+    job = world.job("deployed-job")
+    path = str(world.root / job)
+    answer = project.deploy(path, "--to", "seven", "--cron", "* * * * *")
+    assert answer.code == 0, answer.err
+    assert "chunkmap/deployed-job-seven" in answer.out
+    worker = start_worker(world, f"{POOL}-seven")
+    try:
+        awaited(lambda: world.storage.objects("s3://demo/out/deployed-job/"), worker)
+    finally:
+        project.changes("seven", remove=True)
+        stop_worker(worker)
+    assert world.frame("s3://demo/out/deployed-job/").height > 0
+
+
+@pytest.mark.long
+def test_one_job_follows_another_by_event(project: Project, world: World) -> None:
+    """The event of the first job's output starts the second, which a worker runs."""
+    first = world.job("event-first")
+    second = world.job("event-second", source="s3://demo/out/event-first/")
+    (project.root / second).write_text((world.root / second).read_text())
+    after = [{"output": "s3://demo/out/event-first/"}]
+    project.write(
+        "nine",
+        job_variables={"working_dir": str(world.root)},
+        deployments={
+            "benchmarks": {"enabled": False},
+            "second": {"like": "run", "job": second, "after": after},
+        },
+    )
+    assert ("create", "automation") in {each[:2] for each in project.changes("nine")}
+    assert project.changes("nine") == []
+    worker = start_worker(world, f"{POOL}-nine")
+    try:
+        answer = world.chunkmap("run", first)
+        assert answer.code == 0, answer.err
+        world.await_some("s3://demo/out/event-second/", worker)
+    finally:
+        project.changes("nine", remove=True)
+        stop_worker(worker)
+    body = {"filter": {"event": {"prefix": ["chunkmap.run."]}, "order": "ASC"}}
+    events = world.ask_prefect("events/filter", body)["events"]
+    of_first = [
+        (each["event"], each["payload"].get("rows"))
+        for each in events
+        if each["resource"]["prefect.resource.id"] == "s3://demo/out/event-first/"
+    ]
+    assert of_first == [
+        ("chunkmap.run.started", None),
+        ("chunkmap.run.completed", world.frame("s3://demo/out/event-first/").height),
+    ]
+
+
+@pytest.mark.long
+def test_people_are_told_of_failures_crashes_lateness_and_recovery(
+    project: Project, world: World
+) -> None:
+    with Webhook() as webhook:
+        late = world.job("told-late")
+        (project.root / late).write_text((world.root / late).read_text())
+        timing = {"cron": "0 2 * * *"}
+        project.write(
+            "ten",
+            job_variables={"working_dir": str(world.root)},
+            notify={"ops": {"kind": "webhook", "env": "OPS_URL"}},
+            deployments={"benchmarks": {"enabled": False}},
+        )
+        project.changes("ten", OPS_URL=webhook.url)
+        assert project.changes("ten", OPS_URL=webhook.url) == []
+        (world.root / "shop" / "told.py").write_text(TOLD)
+        broken = world.job("told-failed", "shop.told:fails", params={"broken": True}, retries=0)
+        assert world.chunkmap("run", broken).code == 1
+        message = webhook.await_message("told-failed failed")
+        assert "nothing was published" in message["body"]
+        assert "chunkmap status" in message["body"]
+        fixed = world.job("told-failed", "shop.told:fails", params={"broken": False})
+        assert world.chunkmap("run", fixed).code == 0
+        webhook.await_message("told-failed is published again")
+        # A flow run whose process is gone, as Prefect tells it.
+        killed = world.start("run", world.job("told-crashed", "shop.transforms:slow"))
+        world.await_some("s3://demo/out/told-crashed.chunkmap/", killed)
+        run = flow_run(world, "told-crashed")
+        killed.kill()
+        killed.communicate()
+        state = {"state": {"type": "CRASHED", "name": "Crashed"}, "force": True}
+        world.ask_prefect(f"flow_runs/{run}/set_state", state)
+        webhook.await_message("told-crashed crashed")
+        # What should have been published, and is not.
+        override = {"like": "run", "job": late, "schedule": timing, "expect_done_by": "06:00"}
+        code = (
+            "from pipeline.flows.deployments import check_deadline\n"
+            f"check_deadline(open({late!r}).read())"
+        )
+        access = world.settings.prefect.environment()
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code],
+            cwd=world.root,
+            env=world.variables(**access),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "published nothing" in webhook.await_message("told-late is late")["body"]
+        project.write("ten", deployments={"benchmarks": {"enabled": False}, "told": override})
+        assert ("create", "schedule", "deadline/told-deadline-ten") in project.changes("ten")
+        project.changes("ten", remove=True)
+        assert len(webhook.subjects()) == len(set(webhook.subjects())), "one message per incident"
+
+
+def test_new_objects_start_one_run_for_a_burst(project: Project, world: World) -> None:
+    """From an object that is put to a published output: notification, event, run, commit."""
+    source, token = "s3://demo/arrivals/", "a-token-of-the-tests"
+    job = world.job("arrived", source=source, output={"mode": "append"})
+    (project.root / job).write_text((world.root / job).read_text())
+    project.write(
+        "eleven",
+        job_variables={"working_dir": str(world.root)},
+        deployments={
+            "benchmarks": {"enabled": False},
+            "arrived": {"like": "run", "job": job, "on_objects": True},
+        },
+    )
+    project.changes("eleven")
+    access = world.settings.prefect.environment()
+    receiver = subprocess.Popen(
+        [*COMMAND, "receive", "eleven", "--port", "0", "--quiet", "1s"],
+        cwd=project.root,
+        env=world.variables(**access, RECEIVER_TOKEN=token),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    worker = start_worker(world, f"{POOL}-eleven")
+
+    def arrive(*numbers: int) -> None:
+        for number in numbers:
+            world.storage.put(f"{source}{number}.parquet", parquet(sales(number * 100, 100)))
+            record = {
+                "eventName": "ObjectCreated:Put",
+                "s3": {
+                    "bucket": {"name": "demo"},
+                    "object": {"key": f"arrivals/{number}.parquet"},
+                },
+            }
+            body = json.dumps({"Records": [record]}).encode()
+            for _ in range(2):  # Senders repeat.
+                request = Request(url, body, {"Authorization": f"Bearer {token}"})
+                with urlopen(request) as answer:
+                    assert answer.status == 202
+
+    def runs() -> list[str]:
+        body = {"flow_runs": {"name": {"any_": ["arrived"]}}}
+        return [each["state_type"] for each in world.ask_prefect("flow_runs/filter", body)]
+
+    try:
+        assert receiver.stdout is not None
+        url = receiver.stdout.readline().split()[0]
+        arrive(1, 2, 3)
+        awaited(lambda: published(world, "arrived") == 1)
+        assert world.frame("s3://demo/out/arrived/")["id"].n_unique() == rows_of(1, 2, 3)
+        arrive(4, 5)
+        awaited(lambda: published(world, "arrived") == 2)
+        assert world.frame("s3://demo/out/arrived/").height == rows_of(1, 2, 3, 4, 5)
+        assert len(runs()) == 2
+    finally:
+        project.changes("eleven", remove=True)
+        receiver.terminate()
+        receiver.communicate(timeout=60)
+        stop_worker(worker)
+
+
+def rows_of(*numbers: int) -> int:
+    frames = [sales(number * 100, 100) for number in numbers]
+    return sum(frame.filter(pl.col("price") > 10).height for frame in frames)
+
+
+def flow_run(world: World, name: str) -> str:
+    body = {"flow_runs": {"name": {"any_": [name]}}}
+    [found] = world.ask_prefect("flow_runs/filter", body)
+    return str(found["id"])
+
+
+class Webhook:
+    """A receiver of messages on this machine."""
+
+    def __enter__(self) -> Webhook:
+        self.messages: list[dict[str, str]] = []
+        self.changed = Condition()
+        messages, changed = self.messages, self.changed
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                size = int(self.headers["Content-Length"])
+                with changed:
+                    messages.append(json.loads(self.rfile.read(size)))
+                    changed.notify_all()
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        Thread(target=self._server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}/hook"
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def subjects(self) -> list[str]:
+        """Subjects of the messages about this test's jobs."""
+        return [each["subject"] for each in self.messages if "told-" in each["subject"]]
+
+    def await_message(self, subject: str) -> dict[str, str]:
+        with self.changed:
+            found = self.changed.wait_for(
+                lambda: next((m for m in self.messages if m["subject"] == subject), None), 60
+            )
+        assert found is not None, (subject, self.messages)
+        return found
+
+
+@pytest.mark.long
+def test_prefects_own_command_takes_the_file(project: Project) -> None:
+    (project.root / "prefect.yaml").write_text(
+        (ROOT / "prefect.yaml").read_text().replace("name: chunkmap}", f"name: {POOL}-eight}}")
+    )
+    project.write("eight")
+    project.changes("eight", remove=True)
+    project.changes("eight")
+    access = project.world.settings.prefect.environment()
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--name", "run"],
+        cwd=project.root,
+        env=project.world.variables(**access, PREFECT_HOME=str(project.root / "home")),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = project.deployment("run")
+    assert json.dumps(found["entrypoint"]) == '"pipeline.flows.deployments.run_job"'
+    project.changes("eight", remove=True)
