@@ -14,14 +14,20 @@ from contextlib import suppress
 import polars as pl
 
 from pipeline.concurrency import map_concurrently
-from pipeline.errors import ChunkmapError, PreconditionFailedError
+from pipeline.errors import (
+    AccessDeniedError,
+    ChunkmapError,
+    PreconditionFailedError,
+    is_transient,
+)
 from pipeline.storage import StagedObject
-from pipeline.table.decision import Decision, await_decision
+from pipeline.table.decision import Decision, await_decision, read_decision
 from pipeline.table.errors import (
     DamagedStateError,
     FilesMissingError,
     ManifestConflictError,
     UploadsVanishedError,
+    damage_hint,
 )
 from pipeline.table.evidence import publish_rejected, write_evidence
 from pipeline.table.head import manifest_uri
@@ -84,19 +90,19 @@ def finish_claim(
     Raises:
         UploadsVanishedError, FilesMissingError: Some files can no longer be made visible.
         ManifestConflictError: The next manifest is stored, and does not match the claim.
+        DamagedStateError: Its decision is damaged, and the next manifest is not stored.
     """
     claim = head.publishing
     assert claim is not None, "only a claim is finished"
-    decision = None
-    if claim.decision is not None:
-        decision = await_decision(table_log.storage, claim.decision)
-        if not decision.publishes(table_log.output, claim):
-            withdraw_claim(table_log, head, etag)
-            return
-    # If the manifest is stored, all its files have been made visible.
+    # If the manifest is stored, all its files have been made visible: then it was decided so.
     manifest = None if is_own else table_log.stored_manifest(claim.base + 1)
-    is_found = manifest is not None
+    is_found, decision = manifest is not None, None
     if manifest is None:
+        if claim.decision is not None:
+            decision = _decision_of(table_log, claim.decision)
+            if not decision.publishes(table_log.output, claim):
+                withdraw_claim(table_log, head, etag)
+                return
         try:
             manifest = _roll_forward(table_log, claim)
         except (UploadsVanishedError, FilesMissingError, ManifestConflictError):
@@ -111,8 +117,17 @@ def finish_claim(
         raise ManifestConflictError(manifest_uri(table_log.state, manifest.number))
     with suppress(PreconditionFailedError):
         table_log.move_head(Head.at(manifest), etag)
-    if decision is not None and with_others:
-        _finish_others(table_log, decision, claim.decision)
+    if claim.decision is not None and with_others:
+        _finish_others(table_log, claim.decision, decision)
+
+
+def _decision_of(table_log: TableLog, uri: str) -> Decision:
+    """Return the decision on a claim, as `await_decision`."""
+    try:
+        return await_decision(table_log.storage, uri)
+    except DamagedStateError as error:
+        error.hint = damage_hint(uri, table_log.output)
+        raise
 
 
 def withdraw_claim(table_log: TableLog, head: Head, etag: str | None) -> None:
@@ -121,19 +136,33 @@ def withdraw_claim(table_log: TableLog, head: Head, etag: str | None) -> None:
         table_log.move_head(Head.at(table_log.manifest(head.current)), etag)
 
 
-def _finish_others(table_log: TableLog, decision: Decision, uri: str | None) -> None:
-    """Roll the claims of a decision on other outputs forward, as far as that is possible here."""
-    for decided in decision.outputs:
+def _finish_others(table_log: TableLog, uri: str, decision: Decision | None) -> None:
+    """Roll the claims of a decision on other outputs forward, as far as that is possible here.
+
+    Args:
+        table_log: Table log of the output whose claim is finished.
+        uri: URI of the decision.
+        decision: The decision, if it was read before.
+    """
+    try:
+        decision = decision or read_decision(table_log.storage, uri)
+    except ChunkmapError as error:
+        # As below.
+        log.warning(
+            "the outputs that were decided with %s are not known: %s", table_log.output, error
+        )
+        return
+    for decided in decision.outputs if decision is not None else ():
         if decided.output == table_log.output:
             continue
-        other = TableLog(table_log.storage, decided.output)
         try:
+            other = TableLog(table_log.storage, decided.output)
             head, etag = other.head()
             if head.publishing is not None and head.publishing.decision == uri:
                 finish_claim(other, head, etag, with_others=False)
         except ChunkmapError as error:
             # Whoever next works on that output meets its claim, and the error.
-            log.warning("%s is not published yet, and was decided to be: %s", other.output, error)
+            log.warning("%s is not published yet, and was decided to be: %s", decided.output, error)
 
 
 def _roll_forward(table_log: TableLog, claim: Claim) -> Manifest:
@@ -235,6 +264,25 @@ def release(table_log: TableLog, head: Head, etag: str | None) -> Manifest:
         table_log.write_manifest(claim.base, (*before.commits, entry))
     finish_claim(table_log, head, etag)
     return table_log.manifest(claim.base + 1)
+
+
+def finish_or_release(table_log: TableLog, head: Head, etag: str | None) -> None:
+    """Finish a claim, or give it up if it can never be finished.
+
+    Args:
+        table_log: Table log of the output.
+        head: The pointer, with the claim.
+        etag: ETag of the pointer.
+
+    Raises:
+        TransientStorageError, AccessDeniedError: Storage failed; it may be called again.
+    """
+    try:
+        finish_claim(table_log, head, etag)
+    except ChunkmapError as error:
+        if is_transient(error) or isinstance(error, AccessDeniedError):
+            raise
+        release(table_log, head, etag)
 
 
 def release_entry(before: Manifest, number: int, names: Sequence[str]) -> CommitEntry:

@@ -17,10 +17,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.errors import AlreadyExistsError
+from pipeline.errors import AlreadyExistsError, StateError
 from pipeline.storage import Storage, join, state_prefix
 from pipeline.storage.documents import parse_stored, seal_json
-from pipeline.table.errors import refuse_newer
+from pipeline.table.errors import DamagedStateError, refuse_newer
 from pipeline.table.manifest import Claim
 
 DECISION_VERSION = 1
@@ -69,14 +69,26 @@ def read_decision(storage: Storage, uri: str) -> Decision | None:
     """Read a decision; None if there is none yet.
 
     Raises:
-        StateError: It is damaged, or of a newer release.
+        DamagedStateError: It is damaged.
+        StateError: It is of a newer release.
     """
     blob = storage.get_or_none(uri)
     if blob is None:
         return None
-    decision = parse_stored(Decision, blob.data, uri)
+    try:
+        decision = parse_stored(Decision, blob.data, uri)
+    except StateError as error:
+        raise DamagedStateError(uri, error) from error
     refuse_newer(uri, decision.version, DECISION_VERSION)
     return decision
+
+
+def is_decided(storage: Storage, uri: str) -> bool:
+    """Whether a decision is stored, also a damaged one. Raises StateError if it is newer."""
+    try:
+        return read_decision(storage, uri) is not None
+    except DamagedStateError:
+        return True
 
 
 def decide(storage: Storage, uri: str, outputs: Sequence[DecidedOutput] = ()) -> Decision:
@@ -91,7 +103,8 @@ def decide(storage: Storage, uri: str, outputs: Sequence[DecidedOutput] = ()) ->
         storage.put_new(uri, seal_json(decision.model_dump_json(indent=1).encode()))
     except AlreadyExistsError:
         stored = read_decision(storage, uri)
-        assert stored is not None, "decisions are never deleted"
+        if stored is None:
+            raise DamagedStateError(uri, "it was deleted") from None
         return stored
     return decision
 

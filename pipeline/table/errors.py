@@ -31,7 +31,8 @@ class DamagedStateError(StateError):
     """
 
     def __init__(self, uri: str, why: object, *, etag: str | None = None) -> None:
-        super().__init__(uri, f"it is damaged: {' '.join(str(why).split())}", damage_hint(uri))
+        problem = " ".join(str(why).removeprefix(f"{uri} cannot be used: ").split())
+        super().__init__(uri, f"it is damaged: {problem}", damage_hint(uri))
         self.etag = etag
 
 
@@ -98,9 +99,10 @@ class TableChangedError(StateError):
     """Another writer has changed the files of a table that chunkmap publishes."""
 
 
-def damage_hint(uri: str) -> str:
-    """Return the hint for a damaged object of an output's state."""
-    return f"restore it from {backup_of(uri)}; show other fixes: chunkmap repair {_output_of(uri)}"
+def damage_hint(uri: str, output: str = "") -> str:
+    """Return the hint for a damaged object of an output's state, or of another's that it needs."""
+    output = output or _output_of(uri)
+    return f"restore it from {backup_of(uri)}; show other fixes: chunkmap repair {output}"
 
 
 def refuse_newer(uri: str, version: int, known: int) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
+import polars as pl
+
 from pipeline.errors import AlreadyExistsError, ConflictError, PreconditionFailedError
-from pipeline.table.claims import finish_claim, finish_open_claim, staged_of
+from pipeline.table.claims import finish_claim, finish_open_claim, own_staged, staged_of
 from pipeline.table.decision import (
     DecidedOutput,
     decide,
     decision_uri,
-    read_decision,
+    is_decided,
 )
 from pipeline.table.errors import UploadsVanishedError, foreign_claim
 from pipeline.table.log import TableLog
@@ -42,7 +44,7 @@ def publish_outputs(parts: Sequence[OutputCommit], run: str) -> None:
     Readers may see one output before the other.
 
     Args:
-        parts: The commits, of which the first output keeps the decision.
+        parts: The frozen commits, of which the first output keeps the decision.
         run: Id of their run.
 
     Raises:
@@ -53,14 +55,13 @@ def publish_outputs(parts: Sequence[OutputCommit], run: str) -> None:
         ConflictError: Other processes kept withdrawing the decision.
     """
     storage, first = parts[0].table_log.storage, parts[0].table_log.output
-    frozen = [_freeze(part) for part in parts]
-    _refuse_vanished(frozen)
+    _refuse_vanished(parts)
     # All publishers claim in one order, so that they do not wait for each other.
-    ordered = sorted(frozen, key=lambda part: part.table_log.output)
+    ordered = sorted(parts, key=lambda part: part.table_log.output)
     withdrawn = 0
     for number in count(1):
         uri = decision_uri(first, run, number)
-        if read_decision(storage, uri) is None:
+        if not is_decided(storage, uri):
             if _publish(ordered, uri):
                 return
             withdrawn += 1
@@ -72,26 +73,60 @@ def publish_outputs(parts: Sequence[OutputCommit], run: str) -> None:
             )
 
 
-def _freeze(part: OutputCommit) -> OutputCommit:
-    """Freeze a commit; amend it where it was frozen with attempts that no longer count."""
-    log, draft = part.table_log, part.commit
+def freeze_part(part: OutputCommit) -> OutputCommit:
+    """Freeze the commit of an output; return it as it was frozen first. Raises as `freeze`."""
+    [stored] = freeze(part.table_log, [part.commit], part.widens)
+    return replace(part, commit=stored)
+
+
+def amend_part(frozen: OutputCommit, files: pl.DataFrame) -> OutputCommit:
+    """Amend a frozen commit with other attempts, so that no reader can see two of a chunk.
+
+    An attempt is replaced once nobody can make it visible any more. So staged ones are dropped
+    first, unless the commit is claimed: then those that still exist count, and are kept.
+
+    Args:
+        frozen: The commit of an output, as it is frozen.
+        files: Files of the attempts that are to be published (schema FILES).
+    """
+    log, name = frozen.table_log, frozen.commit.entry.name
     while True:
-        [stored] = freeze(log, [draft], part.widens)
-        others = draft.files.join(stored.files.select("chunk"), on="chunk", how="semi")
+        stored = log.commit(name)
+        assert stored is not None, "it is frozen"
+        frozen = replace(frozen, commit=stored)
+        others = files.join(stored.files.select("chunk"), on="chunk", how="semi")
         others = others.join(stored.files.select("attempt"), on="attempt", how="anti")
         if others.is_empty():
-            return OutputCommit(log, stored, part.accepted, part.widens)
+            return frozen
+        former = stored.files.join(others.select("chunk"), on="chunk", how="semi")
+        if not _is_claimed(frozen):
+            log.storage.abort(own_staged(log, replace(stored, files=former)))
+        gone = former.filter(pl.col("attempt").is_in(vanished_attempts(log, former)))
+        others = others.join(gone.select("chunk"), on="chunk", how="semi")
+        others = others.filter(~pl.col("attempt").is_in(vanished_attempts(log, others)))
+        if others.is_empty():
+            return frozen
         with suppress(AlreadyExistsError):
             log.amend(stored, others)
+
+
+def _is_claimed(part: OutputCommit) -> bool:
+    claim = part.table_log.head()[0].publishing
+    return claim is not None and part.commit.entry.name in claim.commits
+
+
+def vanished_attempts(table_log: TableLog, files: pl.DataFrame) -> list[str]:
+    """Return the attempts whose files (schema FILES) are neither staged nor visible any more."""
+    staged = staged_of(table_log.output, files)
+    table_log.storage.check_staged(staged, table_log.output)
+    return [item.attempt for item in table_log.storage.missing(staged)]
 
 
 def _refuse_vanished(parts: Sequence[OutputCommit]) -> None:
     """Raise UploadsVanishedError if staged outputs of frozen commits no longer exist."""
     gone: set[str] = set()
     for part in parts:
-        staged = staged_of(part.table_log.output, part.commit.files)
-        part.table_log.storage.check_staged(staged, part.table_log.output)
-        gone |= {item.attempt for item in part.table_log.storage.missing(staged)}
+        gone |= set(vanished_attempts(part.table_log, part.commit.files))
     if gone:
         raise UploadsVanishedError(sorted(gone))
 

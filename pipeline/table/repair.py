@@ -5,27 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.errors import (
-    AccessDeniedError,
-    AlreadyExistsError,
-    ChunkmapError,
-    PreconditionFailedError,
-    backup_of,
-    is_transient,
-)
+from pipeline.errors import AlreadyExistsError, PreconditionFailedError, backup_of
 from pipeline.report.humanize import plural
 from pipeline.table.claims import (
     clear_commits,
     explains,
-    finish_claim,
     finish_open_claim,
+    finish_or_release,
     own_staged,
-    release,
     release_entry,
 )
 from pipeline.table.decision import read_decision
@@ -52,6 +44,7 @@ Situation = Literal[
     "publish unfinished",
     "rollback unfinished",
     "files missing",
+    "decision damaged",
     "claim lost",
     "orphan files",
     "table differs",
@@ -187,12 +180,11 @@ def _claim_problem(table_log: TableLog, claim: Claim) -> Problem:
     staged = [item for commit in commits for item in own_staged(table_log, commit)]
     gone = files - len(staged) + len(table_log.storage.missing(staged))
     runs = sorted({run_of(name) for name in claim.commits})
-    decision = None if claim.decision is None else read_decision(table_log.storage, claim.decision)
-    others = "".join(
-        f" and to {decided.output}"
-        for decided in (decision.outputs if decision is not None else ())
-        if decided.output != table_log.output
-    )
+    try:
+        decided = _decided_outputs(table_log, claim)
+    except DamagedStateError as error:
+        return _decision_problem(runs, error)
+    others = "".join(f" and to {output}" for output in decided if output != table_log.output)
     message = (
         f"run {', '.join(runs)} has begun to publish {plural(files, 'file')} here{others}, and has "
         "not finished; "
@@ -207,6 +199,35 @@ def _claim_problem(table_log: TableLog, claim: Claim) -> Problem:
     retry = "; ".join(f"chunkmap retry {run}" for run in runs)
     advice = f"to keep its completed chunks, map only the lost ones: {retry}" if gone else _ALIVE
     return Problem("publish unfinished", message, _FINISH, advice)
+
+
+def _decided_outputs(table_log: TableLog, claim: Claim) -> list[str]:
+    """Return the outputs to which a claim is published together; empty if that is not decided.
+
+    Raises:
+        DamagedStateError: The decision is damaged, and the claim cannot be finished without it.
+    """
+    try:
+        uri = claim.decision
+        decision = None if uri is None else read_decision(table_log.storage, uri)
+    except DamagedStateError:
+        if table_log.stored_manifest(claim.base + 1) is None:
+            raise
+        decision = None  # It is published here.
+    return [decided.output for decided in decision.outputs] if decision else []
+
+
+def _decision_problem(runs: Sequence[str], error: DamagedStateError) -> Problem:
+    retry = "; ".join(f"chunkmap retry {run}" for run in runs)
+    return Problem(
+        "decision damaged",
+        f"run {', '.join(runs)} has begun to publish here and to other outputs, and whether that "
+        f"was decided is not known: {error}",
+        "give it up here: its chunks are mapped again. Other outputs may have it already, and are "
+        f"left as they are; then publish it to those that lack it: {retry}",
+        f"to publish it without mapping anything again, restore {error.uri} from "
+        f"{backup_of(error.uri)}",
+    )
 
 
 _FINISH = "finish it, or give it up if that is not possible: its chunks are mapped again"
@@ -307,14 +328,8 @@ def _give_up_forgotten(table_log: TableLog) -> None:
 
 def _settle_claim(table_log: TableLog) -> None:
     head, etag = table_log.head()
-    if head.publishing is None:
-        return
-    try:
-        finish_claim(table_log, head, etag)
-    except ChunkmapError as error:
-        if is_transient(error) or isinstance(error, AccessDeniedError):
-            raise
-        release(table_log, head, etag)
+    if head.publishing is not None:
+        finish_or_release(table_log, head, etag)
 
 
 def _copy_missing(table_log: TableLog) -> None:
@@ -333,6 +348,7 @@ _ACTIONS = {
     "head behind": _fix_pointer,
     "head damaged": _fix_pointer,
     "publish unfinished": _settle_claim,
+    "decision damaged": _settle_claim,
     "rollback unfinished": _settle_claim,
     "files missing": _copy_missing,
     "claim lost": _give_up_forgotten,

@@ -17,9 +17,10 @@ from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.driver.several_outputs import publish_several
 from pipeline.runs.ledger.ledger import FurtherOutput, Ledger
 from pipeline.storage import Backend, Storage
+from pipeline.storage.documents import seal_json
 from pipeline.storage.s3_backend import COPIED_BYTES, S3Backend
 from pipeline.table import decision, manifest
-from pipeline.table.claims import finish_open_claim
+from pipeline.table.claims import finish_open_claim, staged_of
 from pipeline.table.errors import CommitsConflictError, UploadsVanishedError
 from pipeline.table.log import TableLog
 from pipeline.table.publish import prepare_output, rollback
@@ -351,13 +352,79 @@ def test_a_command_meets_a_decided_claim(command: str, output: str) -> None:
     assert state(backend) == state(healthy)
 
 
-def test_a_damaged_decision_is_named() -> None:
+def damage_decision(backend: MemoryBackend, run: Several) -> str:
+    uri = decision.decision_uri(FIRST, run.ledger.run, 1)
+    assert uri in backend.stored
+    backend.put(uri, b"{}x")
+    return uri
+
+
+def situations(backend: MemoryBackend, output: str) -> list[str]:
+    return [p.situation for p in diagnose(TableLog(backend.storage(), output)).problems]
+
+
+@pytest.mark.parametrize("output", BOTH)
+def test_a_damaged_decision_is_named(output: str) -> None:
     backend, run = ready("error")
     die_decided(backend, run)
+    uri = damage_decision(backend, run)
+    before = dict(backend.stored)
+    with pytest.raises(StateError, match=f"{uri} cannot be used: it is damaged: Invalid") as found:
+        meet(backend, output)
+    assert f"chunkmap repair {output}" in str(found.value.hint)
+    [problem] = diagnose(TableLog(backend.storage(), output)).problems
+    assert problem.situation == "decision damaged"
+    assert uri in problem.message
+    assert uri in problem.advice
+    assert f"chunkmap retry {run.ledger.run}" in problem.action
+    assert backend.stored == before
+
+
+def test_claims_whose_decision_is_damaged_are_given_up() -> None:
+    backend, run = ready("append")
+    die_decided(backend, run)
+    damage_decision(backend, run)
+    before = rows(backend, FIRST), rows(backend, SECOND)
+    for output in BOTH:
+        assert repair(TableLog(backend.storage(), output))[-1].problems == ()
+    assert state(backend) == before
+    run.again(backend).publish()
+    assert set(range(6)) <= set(rows(backend, FIRST))
+    assert rows(backend, FIRST) == rows(backend, SECOND)
+    assert state(backend)
+    assert attempts(backend, FIRST) == attempts(backend, SECOND)
+    assert not backend.uploads
+
+
+def test_an_output_that_is_published_needs_no_decision() -> None:
+    """Its manifest is stored when the decision is damaged; the other output is not as far."""
+    backend, run = ready("append")
+    calls = requests(backend, run)
+    stored = next(n for n in range(calls.index("complete"), len(calls)) if calls[n] == "put_new")
+    killed(backend, run, stored, "after")
+    damage_decision(backend, run)
+    assert situations(backend, FIRST) == ["publish unfinished"]
+    assert situations(backend, SECOND) == ["decision damaged"]
+    meet(backend, FIRST)
+    published = rows(backend, FIRST)
+    assert set(range(6)) <= set(published)
+    assert repair(TableLog(backend.storage(), SECOND))[-1].problems == ()
+    assert state(backend)[0] == published
+    run.again(backend).publish()
+    assert state(backend) == (published, published)
+    assert not backend.uploads
+
+
+def test_a_decision_of_a_newer_release_is_left_to_it() -> None:
+    backend, run = ready("append")
+    die_decided(backend, run)
     uri = decision.decision_uri(FIRST, run.ledger.run, 1)
-    backend.put(uri, b"{}x")
-    with pytest.raises(StateError, match=f"{uri} cannot be used"):
-        meet(backend, SECOND)
+    later = decision.Decision(version=decision.DECISION_VERSION + 1, verdict="publish")
+    backend.put(uri, seal_json(later.model_dump_json().encode()))
+    before = dict(backend.stored)
+    with pytest.raises(StateError, match=f"{uri} cannot be used: it has format"):
+        repair(TableLog(backend.storage(), SECOND))
+    assert backend.stored == before
 
 
 @pytest.mark.parametrize("output", BOTH)
@@ -374,6 +441,7 @@ def test_uploads_vanish_before_it_is_decided(output: str) -> None:
     assert set(range(6)) <= set(rows(backend, FIRST))
     assert rows(backend, FIRST) == rows(backend, SECOND)
     assert attempts(backend, FIRST) == attempts(backend, SECOND)
+    assert not backend.uploads
 
 
 @pytest.mark.parametrize("output", BOTH)
@@ -389,6 +457,77 @@ def test_uploads_vanish_after_it_is_decided(output: str) -> None:
     run.again(backend).publish()
     assert rows(backend, FIRST) == rows(backend, SECOND)
     assert set(range(6)) <= set(rows(backend, FIRST))
+
+
+def lose_one(backend: MemoryBackend, output: str) -> None:
+    """An upload of an output expires."""
+    del backend.uploads[
+        min(n for n, (uri, _, _) in backend.uploads.items() if uri.startswith(output))
+    ]
+
+
+@pytest.mark.parametrize("output", BOTH)
+def test_what_is_visible_is_not_amended(output: str) -> None:
+    """An upload expired in one output; in the other, all files were made visible."""
+    backend, run = ready("append")
+    die_decided(backend, run)
+    [other] = set(BOTH) - {output}
+    commit = TableLog(backend.storage(), other).commit(run.ledger.run)
+    assert commit is not None
+    assert not backend.complete(staged_of(other, commit.files))
+    lose_one(backend, output)
+    run.again(backend).publish()
+    found = state(backend)
+    assert found[0] == found[1]
+    assert set(range(6)) <= set(found[0])
+    assert not backend.uploads
+
+
+def test_what_another_process_makes_visible_is_not_amended() -> None:
+    """It has read the commit, and sleeps while a driver maps what expired in the other output."""
+    backend, run = ready("append")
+    die_decided(backend, run)
+    lose_one(backend, FIRST)
+
+    def amend() -> None:
+        # It dies before it aborts duplicates.
+        dying = Faulty(backend, dies_when("abort", after="complete"), KilledError)
+        with suppress(KilledError):
+            run.again(dying).publish()
+
+    counted = Faulty(copied(backend), lambda n, name: None)
+    finish_open_claim(TableLog(Storage({"s3": counted}, AT_ONCE), SECOND))
+    number = counted.calls.index("complete")
+    sleeper = Faulty(backend, stalled_at(number, amend))
+    finish_open_claim(TableLog(Storage({"s3": sleeper}, AT_ONCE), SECOND))
+    found = state(backend)
+    assert found[0] == found[1]
+    assert set(range(6)) <= set(found[0])
+    run.again(backend).publish()
+    assert state(backend) == found
+    assert not backend.uploads
+
+
+def test_commits_that_are_claimed_keep_their_attempts() -> None:
+    """A driver chose attempts, and sleeps while another one publishes others and dies."""
+    backend, run = ready("append")
+    calls = requests(backend, run)
+    for number in instants(calls.index("complete"), "claimed"):
+        shared = copied(backend)
+
+        def meanwhile(shared: MemoryBackend = shared) -> None:
+            dying = Faulty(shared, dies_when("put_new", after="complete"), KilledError)
+            other = run.again(dying)
+            for index in range(len(PLAN)):
+                other.complete(index, attempt=f"{index:032x}")  # Readers choose the smallest.
+            with suppress(KilledError):
+                other.publish()
+
+        run.again(Faulty(shared, stalled_at(number, meanwhile))).publish()
+        found = state(shared)
+        assert found[0] == found[1], f"at request {number}"
+        assert set(range(6)) <= set(found[0]), f"at request {number}"
+        assert attempts(shared, FIRST) == attempts(shared, SECOND), f"at request {number}"
 
 
 def test_all_outputs_have_the_same_attempt_of_a_chunk() -> None:

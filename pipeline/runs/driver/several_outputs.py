@@ -21,12 +21,18 @@ from pipeline.runs.driver.summary import OutputFigures
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress, RunRecord
 from pipeline.storage import Storage
-from pipeline.table.claims import finish_open_claim
+from pipeline.table.claims import claimed_commits, finish_open_claim, vanished_from
 from pipeline.table.errors import UploadsVanishedError, foreign_claim
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import CommitEntry, Manifest, run_of
 from pipeline.table.publish import amend, refuse_released, released_names
-from pipeline.table.publish_outputs import OutputCommit, publish_outputs
+from pipeline.table.publish_outputs import (
+    OutputCommit,
+    amend_part,
+    freeze_part,
+    publish_outputs,
+    vanished_attempts,
+)
 
 
 @dataclass(slots=True)
@@ -47,6 +53,11 @@ class _RunOutput:
     def every(self) -> pl.DataFrame:
         """All completions."""
         return pl.concat([self.progress.completions, self.progress.duplicates])
+
+    @property
+    def files(self) -> pl.DataFrame:
+        """Files of the chosen attempts (schema FILES)."""
+        return files_of(self.table_log.output, self.progress.completions)
 
     def choose(self, attempts: pl.Series) -> None:
         """Choose these attempts."""
@@ -176,7 +187,7 @@ def publish_several(
     try:
         for output in outputs:
             if vanished is not None:
-                _amend_claimed(output, vanished)
+                _amend_claimed(output)
         while True:
             for output in outputs:
                 output.look()
@@ -224,17 +235,26 @@ def _output(storage: Storage, ledger: Ledger, progress: Progress) -> _RunOutput:
     return _RunOutput(ledger, ledger.record(), TableLog(storage, ledger.output), progress)
 
 
-def _amend_claimed(output: _RunOutput, vanished: UploadsVanishedError) -> None:
-    """Amend the run's claimed commit with attempts at chunks that were mapped again."""
-    head, _ = output.table_log.head()
-    run = output.ledger.run
-    if head.publishing is not None and any(run_of(n) == run for n in head.publishing.commits):
-        files = files_of(output.table_log.output, output.progress.completions)
-        amend(output.table_log, vanished, run, files)
+def _amend_claimed(output: _RunOutput) -> None:
+    """Amend the run's claimed commit with attempts at chunks that were mapped again.
+
+    Only where the claimed attempts vanished from this output: others may be visible already, or
+    another driver is about to make them visible.
+
+    Raises:
+        UploadsVanishedError: chunks have not been mapped again.
+    """
+    log, run = output.table_log, output.ledger.run
+    head, _ = log.head()
+    names = head.publishing.commits if head.publishing is not None else ()
+    for commit in claimed_commits(log, [name for name in names if run_of(name) == run]):
+        gone = vanished_attempts(log, commit.files)
+        if gone:
+            amend(log, vanished_from([commit], gone), run, output.files)
 
 
 def _parts(outputs: Sequence[_RunOutput]) -> list[OutputCommit]:
-    """Draft a commit for each output that lacks the run."""
+    """Freeze a commit for each output that lacks the run, with the same attempts."""
     released = [released_names(output.entries, output.ledger.run) for output in outputs]
     for output, names in zip(outputs, released, strict=True):
         refuse_released(output.table_log, output.progress.completions, names)
@@ -243,13 +263,11 @@ def _parts(outputs: Sequence[_RunOutput]) -> list[OutputCommit]:
         draft = _draft(output, names)
         if draft is None:
             continue
-        stored = draft.table_log.commit(draft.commit.entry.name)
-        if not parts and stored is not None:
-            # It was frozen before other attempts were stored; all outputs go by it.
-            _choose_frozen(outputs, stored.files)
-            draft = _draft(output, names)
-            assert draft is not None, "other attempts at the same chunks"
-        parts.append(draft)
+        frozen = freeze_part(draft)
+        if not parts:
+            # It may have been frozen before other attempts were stored; all outputs go by it.
+            _choose_frozen(outputs, frozen.commit.files)
+        parts.append(amend_part(frozen, output.files))
     return parts
 
 
