@@ -85,13 +85,15 @@ def cancel(
     run: str, output: str | None, environment: str | None, *, discard: bool, as_json: bool
 ) -> None:
     """Ask the driver of a run to stop; keep its staged outputs, or abort them."""
-    from pipeline.runs.admin.vacuum import discard_run
+    from pipeline.runs.admin.vacuum import discard_run, settle_run
 
     settings = load_settings(environment)
     storage = open_storage(settings)
     ledger = _ledger(run, output, settings, storage)
     if ledger.published() is not None:
         raise UsageError(f"run {ledger.run} is published already")
+    if discard:
+        settle_run(storage, ledger)  # What is published is not cancelled.
     ledger.cancel()
     aborted = discard_run(storage, ledger) if discard else 0
     if as_json:

@@ -601,3 +601,16 @@ def test_a_discarded_run_leaves_nothing_staged() -> None:
     assert len(backend.uploads) == 6, "the run is unfinished"
     assert discard_run(backend.storage(), run.ledger) == 6
     assert not backend.uploads
+
+
+def test_a_run_is_discarded_beside_a_damaged_decision_of_another() -> None:
+    backend, run = ready("append")
+    die_decided(backend, run)
+    damage_decision(backend, run)
+    theirs = single(backend, SECOND, "append")
+    before = dict(backend.uploads)
+    assert discard_run(theirs.storage, theirs.ledger) == len(EARLIER)
+    assert len(backend.uploads) == len(before) - len(EARLIER)
+    with pytest.raises(StateError, match="it is damaged"):
+        discard_run(backend.storage(), run.again(backend).ledger)
+    assert len(backend.uploads) == len(before) - len(EARLIER), "it may be published"

@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 import polars as pl
 import pytest
 
-from pipeline.errors import StateError
-from pipeline.runs.admin.vacuum import vacuum
+from pipeline.errors import StateError, UsageError
+from pipeline.runs.admin.vacuum import discard_run, vacuum
 from pipeline.runs.admin.verify import verify_output
 from pipeline.runs.driver.commit import draft_commit, files_of
 from pipeline.runs.driver.publish import publish_run
@@ -24,7 +24,7 @@ from tests.support.instants import instants
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.outputs import check_settled, copied, keys_of, rows, visible
 from tests.support.publishing import APART, OTHER, PLAN, publish, ready
-from tests.support.runs_by_hand import OUTPUT, Run
+from tests.support.runs_by_hand import OUTPUT, Run, run_of
 from tests.table.conftest import Output
 
 MODES = ["append", "overwrite", "overwrite-partitions"]
@@ -37,13 +37,17 @@ def table_log_of(backend: Backend) -> TableLog:
 def claimed(mode: str) -> tuple[MemoryBackend, Run]:
     """A run has claimed, died, and lost an upload."""
     backend, run = ready(mode)
+    die_claimed(backend, run)
+    del backend.uploads[sorted(backend.uploads)[0]]
+    return backend, run
+
+
+def die_claimed(backend: MemoryBackend, run: Run) -> None:
     counted = Faulty(copied(backend), lambda n, name: None)
     publish(run.again(Storage({"s3": counted}, AT_ONCE)))
     dying = Faulty(backend, dies_at(counted.calls.index("complete"), "before"), KilledError)
     with pytest.raises(KilledError):
         publish(run.again(Storage({"s3": dying}, AT_ONCE)))
-    del backend.uploads[sorted(backend.uploads)[0]]
-    return backend, run
 
 
 def publish_again(backend: MemoryBackend, run: Run) -> None:
@@ -85,6 +89,40 @@ def test_it_is_given_up_and_mapped_again(mode: str) -> None:
     assert rows({key: visible(backend)[key] for key in own}) == list(range(6))
     publish_again(backend, run)
     check_settled(backend)
+
+
+def test_a_run_is_discarded_beside_an_unfinished_claim() -> None:
+    """The claim of another run, whose uploads vanished, is none of its business."""
+    backend, run = claimed("append")
+    other = run_of(backend.storage(), APART, "append", "another")
+    other.complete()
+    head = table_log_of(backend).head()
+    assert discard_run(other.storage, other.ledger) == len(APART)
+    assert table_log_of(backend).head() == head
+    publish_again(backend, run)
+    check_settled(backend)
+
+
+def test_a_discarded_run_gives_up_a_claim_that_cannot_be_finished() -> None:
+    backend, run = claimed("append")
+    before = {key: data for key, data in visible(backend).items() if run.ledger.run not in key}
+    discard_run(backend.storage(), run.again(backend.storage()).ledger)
+    assert visible(backend) == before
+    assert backend.uploads == {}
+    check_settled(backend)
+    publish_again(backend, run)
+    check_settled(backend)
+
+
+def test_a_run_whose_claim_can_be_finished_is_not_discarded() -> None:
+    backend, run = ready("append")
+    die_claimed(backend, run)
+    with pytest.raises(UsageError, match=f"is published to {OUTPUT}: its driver had begun") as said:
+        discard_run(backend.storage(), run.again(backend.storage()).ledger)
+    assert f"chunkmap rollback {OUTPUT}" in str(said.value.hint)
+    check_settled(backend)
+    own = keys_of(run, visible(backend))
+    assert rows({key: visible(backend)[key] for key in own}) == list(range(6))
 
 
 @pytest.mark.parametrize("fault", ["before", "after", "late"])

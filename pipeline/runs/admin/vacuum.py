@@ -11,15 +11,17 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from pipeline.errors import UsageError
+from pipeline.runs.driver.publish import is_complete
 from pipeline.runs.driver.reduce_stage import drop_partials
 from pipeline.runs.ledger.find import find_runs
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import RunRecord
 from pipeline.storage import StagedObject, Storage
-from pipeline.table.claims import finish_open_claim
+from pipeline.table.claims import finish_claim, finish_open_claim, finish_or_release
 from pipeline.table.keys import run_of_key
 from pipeline.table.log import TableLog
-from pipeline.table.manifest import Manifest
+from pipeline.table.manifest import Manifest, run_of
+from pipeline.table.publish import commits_of
 from pipeline.table.retention import expire_orphans, expire_replaced, move_orphans, unnamed_keys
 
 
@@ -96,20 +98,44 @@ def vacuum(
 def discard_run(storage: Storage, ledger: Ledger) -> int:
     """Abort everything that a run has staged, for all its outputs; return the number of uploads.
 
-    What a driver that died had begun to publish is published first: nothing of it can be undone.
+    What a driver that died had begun to publish is published first (see `settle_run`).
 
     Raises:
-        UsageError: the run has several outputs, and is published now.
+        UsageError, UploadsVanishedError, StateError: as `settle_run`; nothing was aborted.
+    """
+    settle_run(storage, ledger)
+    return sum(_discard(storage, each) for each in ledger.of_outputs())
+
+
+def settle_run(storage: Storage, ledger: Ledger) -> None:
+    """Finish what a driver had begun to publish of a run; refuse a run that is published.
+
+    Claims of other runs are left alone. A claim that cannot be finished is given up, unless the run
+    has several outputs: it may be published to some of them already.
+
+    Raises:
+        UsageError: the run is published.
+        UploadsVanishedError, StateError: the claim on one of several outputs cannot be finished.
     """
     outputs = ledger.of_outputs()
-    manifests = [finish_open_claim(TableLog(storage, each.output)) for each in outputs]
-    names_run = [any(entry.run == ledger.run for entry in each.commits) for each in manifests]
-    if len(outputs) > 1 and any(names_run):
+    logs = [TableLog(storage, each.output) for each in outputs]
+    for table_log in logs:
+        head, etag = table_log.head()
+        names = head.publishing.commits if head.publishing is not None else ()
+        if any(run_of(name) == ledger.run for name in names):
+            finish = finish_claim if len(outputs) > 1 else finish_or_release
+            finish(table_log, head, etag)
+    done = [
+        each.output
+        for each, table_log in zip(outputs, logs, strict=True)
+        if is_complete(each, commits_of(table_log, each.run, each.record().base))
+    ]
+    if done:
         raise UsageError(
-            f"run {ledger.run} is published: a driver that died had decided it for all its outputs",
-            hint="to take it back, roll each output back: chunkmap rollback OUTPUT",
+            f"run {ledger.run} is published to {', '.join(done)}: its driver had begun to publish "
+            "it",
+            hint=f"to take it back, roll back: {'; '.join(f'chunkmap rollback {u}' for u in done)}",
         )
-    return sum(_discard(storage, each) for each in outputs)
 
 
 def _discard(storage: Storage, ledger: Ledger) -> int:

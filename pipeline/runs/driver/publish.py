@@ -344,14 +344,19 @@ def finish_run(
         files = pl.concat([commit.files for commit in published])
         theirs = attempts.join(files.select("chunk"), on="chunk", how="semi")
         abort_duplicates(table_log, theirs.join(files.select("attempt"), on="attempt", how="anti"))
-    is_complete = any(entry.window is None and not entry.missing for entry in own)
-    is_complete |= published_chunks(ledger, own) >= len(ledger.plan())
-    if own and is_complete and ledger.published() is None:
+    if is_complete(ledger, own) and ledger.published() is None:
         _note_published(ledger, table_log, attempts, manifest, own)
     job = ledger.job()
     has_partials = job.reduce is not None or job.output.merges or not job.checks.is_empty
     if has_partials and ledger.published() is not None:
         drop_partials(table_log.storage, ledger)
+
+
+def is_complete(ledger: Ledger, own: Sequence[CommitEntry]) -> bool:
+    """Whether a run's commits have all planned chunks."""
+    if any(entry.window is None and not entry.missing for entry in own):
+        return True
+    return bool(own) and published_chunks(ledger, own) >= len(ledger.plan())
 
 
 def _note_published(
