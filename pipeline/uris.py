@@ -111,6 +111,15 @@ def same_place(first: str, second: str) -> bool:
     return os.path.realpath(parse(first).key) == os.path.realpath(parse(second).key)
 
 
+def link_target(prefix: str) -> str | None:
+    """Return the folder that a local prefix is a symbolic link to; None if it is no link."""
+    at = parse(prefix)
+    path = at.key.rstrip("/")
+    if at.scheme != "file" or not os.path.islink(path):
+        return None
+    return as_prefix(f"file://{os.path.realpath(path)}")
+
+
 def as_prefix(uri: str) -> str:
     """Return the URI with exactly one slash at its end."""
     return uri.rstrip("/") + "/"

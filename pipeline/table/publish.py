@@ -48,6 +48,7 @@ from pipeline.table.retention import (
 )
 from pipeline.table.schemas import Addition, refuse_other_columns
 from pipeline.table.settle import settle
+from pipeline.uris import link_target
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +76,27 @@ def prepare_output(table_log: TableLog, mode: str, run: str) -> Manifest:
     Raises:
         OutputNotEmptyError: The output has files that no manifest names or, in mode `error`, files
             of another run.
-        UsageError: The service cannot keep two drivers apart.
+        UsageError: The service cannot keep two drivers apart, or a new output is a link.
     """
     _, etag = table_log.head()
-    if etag is not None:  # A claim may have to be finished below.
+    if etag is None:
+        _refuse_link(table_log.output)
+    else:  # A claim may have to be finished below.
         require_conditional_writes(table_log.storage, table_log.output)
     manifest = _prepare(table_log, mode, run)
     if etag is None:  # Last, so that a refused output is left untouched.
         require_conditional_writes(table_log.storage, table_log.output)
     return manifest
+
+
+def _refuse_link(output: str) -> None:
+    """Refuse an output by another name than its folder's, beside which its state would lie."""
+    target = link_target(output)
+    if target is not None:
+        raise UsageError(
+            f"output {output} is a symbolic link to {target}, which would count as another output",
+            hint=f"name the folder itself: {target}",
+        )
 
 
 def _prepare(table_log: TableLog, mode: str, run: str) -> Manifest:

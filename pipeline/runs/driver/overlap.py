@@ -28,9 +28,15 @@ def refuse_overlap(job: Job) -> None:
             in an output's state; or some S3 services would take the output's URI for another
             prefix.
     """
+    for output in job.all_outputs.values():
+        _refuse_input(job, output.uri)
+    refuse_nested_outputs(job)
+
+
+def refuse_nested_outputs(job: Job) -> None:
+    """Refuse outputs that are the same folder, or lie within each other. Raises UsageError."""
     uris = [output.uri for output in job.all_outputs.values()]
     for at, uri in enumerate(uris):
-        _refuse_input(job, uri)
         for other in uris[:at]:
             if _is_within(_segments(uri), _segments(other)) or _is_within(
                 _segments(other), _segments(uri)

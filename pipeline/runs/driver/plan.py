@@ -39,7 +39,7 @@ from pipeline.runs.driver.former_folders import refuse_former_folders
 from pipeline.runs.driver.heartbeat import read_driver
 from pipeline.runs.driver.job_changes import input_changes, is_same_job
 from pipeline.runs.driver.origin import explain_code, origin_of
-from pipeline.runs.driver.overlap import refuse_overlap
+from pipeline.runs.driver.overlap import refuse_nested_outputs, refuse_overlap
 from pipeline.runs.driver.quarantine import refuse_many_quarantined
 from pipeline.runs.driver.rebuild import Rebuild
 from pipeline.runs.driver.tables import pinned_request, refuse_tables
@@ -355,6 +355,7 @@ def plan_run(
     """
     if resume.run is None:
         refuse_overlap(job)
+    refuse_nested_outputs(job)  # Links may have changed since the run was planned.
     code = job_fingerprint(job, settings.transforms)
     records = runs_of(storage, job.output.uri)
     if resume.run is not None:

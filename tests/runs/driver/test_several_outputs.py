@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from pipeline.cli.runs import cancel
 from pipeline.config.job import Job, parse_job
 from pipeline.errors import (
     ChunkmapError,
@@ -350,8 +351,42 @@ def test_jobs_that_are_refused(more: dict[str, Any], message: str) -> None:
 def test_outputs_that_lie_within_each_other_by_links_are_refused(small: Small) -> None:
     (small.root / "link").symlink_to(small.root / "even")
     inside = {"even": {"uri": uri(small, "even")}, "odd": {"uri": f"file://{small.root}/link/odd/"}}
-    with pytest.raises(ChunkmapError, match="lie within each other"):
-        small.run(job(small, outputs=inside))
+    alias = {"even": inside["even"], "odd": {"uri": f"file://{small.root}/link"}}
+    for outputs in (inside, alias):
+        with pytest.raises(ChunkmapError, match="lie within each other"):
+            small.run(job(small, outputs=outputs))
+    assert list_runs(small.storage, uri(small, "even")) == []
+
+
+def test_an_output_that_became_a_link_to_another_is_refused(small: Small) -> None:
+    with pytest.raises(RunIncompleteError) as failed:
+        small.run(job(small, "failing"))
+    (small.root / "odd").symlink_to(small.root / "even")
+    with pytest.raises(UsageError, match="lie within each other"):
+        small.run(job(small, "failing"), run=failed.value.summary.run)
+    assert not (small.root / "even").exists()
+
+
+def test_a_link_is_no_new_output(small: Small) -> None:
+    """Its state would lie beside the link, where nobody looks who names the folder."""
+    (small.root / "even").mkdir()
+    (small.root / "link").symlink_to("even")
+    linked = {"even": {"uri": f"file://{small.root}/link/"}, "odd": {"uri": uri(small, "odd")}}
+    alone = small.job("one", "error", output={"uri": f"{small.root}/link"})
+    for refused in (job(small, outputs=linked), alone):
+        with pytest.raises(
+            UsageError, match=r"/link/ is a symbolic link to .*/even/, which"
+        ) as said:
+            small.run(refused)
+        assert said.value.hint == f"name the folder itself: {uri(small, 'even')}"
+    assert not (small.root / "link.chunkmap").exists()
+    # A folder that was replaced by a link stays the output that it was.
+    small.run(small.job("one", "append", output={"uri": uri(small, "moved")}))
+    (small.root / "moved").rename(small.root / "elsewhere")
+    (small.root / "moved").symlink_to("elsewhere")
+    small.write("3.parquet", numbers(3 * ROWS))
+    small.run(small.job("one", "append", output={"uri": uri(small, "moved")}))
+    assert sorted(read(small, "moved")["n"].to_list()) == list(range(16))
 
 
 def test_a_decided_run_is_published_rather_than_discarded(
@@ -367,7 +402,12 @@ def test_a_decided_run_is_published_rather_than_discarded(
         patched.setattr(publish_outputs, "_finish", dies)
         small.run(job(small))
     ledger = KnownRuns(small.storage, [uri(small, "even")]).ledger("last")
-    with pytest.raises(UsageError, match="is published: a driver that died had decided it"):
+    with pytest.raises(
+        UsageError, match=r"is published to .*/even/, .*/odd/: its driver had begun"
+    ):
+        cancel(ledger.run, uri(small, "odd"), None, discard=True, as_json=True)
+    assert not ledger.is_cancelled()
+    with pytest.raises(UsageError, match="is published to"):
         discard_run(small.storage, ledger)
     assert [len(rows) for rows in published(small).values()] == [6, 6]
     assert {verify_output(small.storage, uri(small, name)).problems for name in NAMES} == {()}
