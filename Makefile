@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 # Sphinx and its theme have an environment of their own.
 DOCS ?= build/docs/venv
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-SOURCES := chunkmap_main.py partitioning pipeline benchmarks deploy docs tests
+SOURCES := chunkmap_main.py partitioning pipeline benchmarks deploy docs examples tests
 LOCK := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet
 COMPOSE ?= docker compose -f docker-compose.dask.yml

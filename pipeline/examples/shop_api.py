@@ -53,6 +53,9 @@ class Shop(BaseHTTPRequestHandler):
         following = str(end) if end < len(orders) else None
         return self._send(200, {"data": orders[start:end], "meta": {"next": following}})
 
+    def log_message(self, *_: object) -> None:
+        """Write no line per request."""
+
     def _send(self, status: int, document: object, headers: dict[str, str] | None = None) -> None:
         body = json.dumps(document).encode()
         self.send_response(status)

@@ -154,7 +154,9 @@ class _Artifact:
                 created: Any = create_progress_artifact(percent, key=self.key, description=text)
                 self._id = created
             else:
-                update_progress_artifact(self._id, progress=percent, description=text)
+                # Pages are fetched in an event loop, where Prefect would return a coroutine.
+                update: Any = update_progress_artifact
+                update(self._id, progress=percent, description=text, _sync=True)
 
     def summarize(self, definition: Ingest, summary: IngestSummary) -> None:
         unit = "page" if summary.source == "http" else "file"

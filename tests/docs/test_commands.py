@@ -96,7 +96,7 @@ def runs_something(page: Path) -> bool:
 
 
 LONG = (
-    *("backfills.md", "benchmarks.md", "checks.md", "cluster.md"),
+    *("backfills.md", "benchmarks.md", "checks.md", "cluster.md", "examples.md"),
     *("groups.md", "ingest.md", "layouts.md", "load.md", "runs.md", "tables.md", "tutorial.md"),
 )
 """Pages that take minutes."""
