@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.ingest.run import IngestOptions, IngestProgress, IngestSummary
 
 WAITS = {
-    "fetch": "asking for pages, or finding files",
+    "fetch": "asking for pages, finding files, or reading rows",
     "plan": "reading everything, finding the types of fields",
     "stage": "writing Parquet",
     "publish": "making the files visible",
@@ -95,6 +95,7 @@ def show(summary: IngestSummary, *, as_json: bool = False) -> None:
         "window": summary.window,
         "pages": f"{summary.pages:,} ({asked})" if summary.source == "http" else "",
         "read": plural(summary.pages, "file") if summary.source == "files" else "",
+        "parts": f"{summary.pages:,}" if summary.source in ("sql", "source") else "",
         "rows": f"{summary.rows:,}",
         "files": f"{summary.files:,}, {byte_size(summary.bytes)}",
         "time": duration(summary.seconds),
@@ -126,10 +127,9 @@ class IngestDisplay(LiveBar):
             retries = f", {plural(fetched.retries, 'retry', 'retries')}" if fetched.retries else ""
             rest = (
                 f"{plural(fetched.records, 'record')}, {byte_size(fetched.bytes)}, {speed:.1f} "
-                "pages/s"
-                f"{retries}"
+                f"{fetched.unit}s/s{retries}"
             )
-            self.draw("fetch", plural(fetched.pages, "page"), share, rest)
+            self.draw("fetch", plural(fetched.pages, fetched.unit), share, rest)
         elif now.phase == "stage":
             share = (now.files, now.of_files)
             self.draw("stage", f"{now.files:,}/{plural(now.of_files, 'file')}", share, "staged")

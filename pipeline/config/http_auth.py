@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -43,6 +43,9 @@ def names_secret(name: str) -> bool:
 
 class Auth(Part):
     """A header that holds a secret."""
+
+    key: ClassVar[str] = "http.auth"
+    """Key of this section, for messages."""
 
     header: HeaderName = "Authorization"
     """Name of the header."""

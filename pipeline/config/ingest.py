@@ -1,4 +1,4 @@
-"""Load the file of an ingest: what becomes Parquet, and where: pages of an HTTP API, or files.
+"""Load the file of an ingest: what becomes Parquet, and where.
 
     name: orders
     http:
@@ -11,9 +11,11 @@
     types: {created_at: "datetime[us, UTC]", total: "decimal[18, 2]"}
     output: {uri: s3://shop/orders/, mode: append}
 
-Instead of `http` and `window`, `files: {uri: s3://shop/exports/2024-*.csv.gz}` reads files. The
-file of an ingest holds no secret: `http.auth` names where it is. Requests that were answered are
-not made again when `schema`, `types`, limits, speeds or the format of files change.
+Instead of `http` and `window`, `files: {uri: s3://shop/exports/2024-*.csv.gz}` reads files,
+`sql: {url: {env: SHOP_DATABASE}, table: orders}` a database, and `source: module:function` what a
+function yields. The file of an ingest holds no secret: `http.auth` and `sql.url` name where it is.
+Requests that were answered are not made again when `schema`, `types`, limits, speeds or the format
+of files change.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from pydantic import (
 
 from partitioning.dtypes import parse_type
 from pipeline.config.http_auth import Auth, HeaderName, refuse_secrets
+from pipeline.config.ingest_rows import DatabaseUrl, RowFunction, Sql, section_of_function
 from pipeline.config.job import CompressionText, Uri, refuse_whole_bucket
 from pipeline.config.job_part import Part
 from pipeline.config.masking import names_user
@@ -85,6 +88,10 @@ def _refuse_type(kind: pl.DataType, text: str) -> None:
         "date, "
         "time, datetime[us, UTC], decimal[18, 2], or a list of one of them without a time zone"
     )
+
+
+SecretPlace = Auth | DatabaseUrl
+"""Where a secret is: in a variable (`env`), or in a Prefect Secret block (`secret`)."""
 
 
 class Pages(Part):
@@ -328,6 +335,11 @@ class Ingest(Part):
     """Name of the ingest: letters, digits and `-_.`."""
     http: Http | None = None
     files: Files | None = None
+    sql: Sql | None = None
+    source: Annotated[
+        RowFunction | None,
+        BeforeValidator(section_of_function, json_schema_input_type=str | RowFunction | None),
+    ] = None
     window: IngestWindow | None = None
     schema_: Literal["pinned", "widen", "fail"] = Field(default="pinned", alias="schema")
     """What happens when records have other fields than the output: `pinned` leaves new fields out
@@ -340,8 +352,11 @@ class Ingest(Part):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if (self.http is None) == (self.files is None):
-            raise ValueError("set `http` or `files`: what is ingested")
+        sources = (self.http, self.files, self.sql, self.source)
+        if sources.count(None) != len(sources) - 1:
+            raise ValueError("set one of `http`, `files`, `sql` and `source`: what is ingested")
+        if self.sql is not None and self.sql.incremental and self.output.mode != "append":
+            raise ValueError("`sql.incremental` needs `output.mode: append`: it adds new rows")
         for uri in self.files.uri if self.files is not None else ():
             source, output = uri.rstrip("/") + "/", self.output.uri.rstrip("/") + "/"
             if source.startswith(output) or output.startswith(source):
@@ -360,6 +375,15 @@ class Ingest(Part):
                     f"query parameter {(twice or self.window.parameters)[0]!r} is set twice"
                 )
         return self
+
+    @property
+    def kind(self) -> Literal["http", "files", "sql", "source"]:
+        """Key of what is ingested."""
+        if self.http is not None:
+            return "http"
+        if self.files is not None:
+            return "files"
+        return "sql" if self.sql is not None else "source"
 
     def to_yaml(self) -> str:
         """Return the text of a file that loads to an equal ingest; defaults are left out."""

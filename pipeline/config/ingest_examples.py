@@ -6,11 +6,14 @@ from typing import Any
 
 from pipeline.config.file_examples import FileExamples
 from pipeline.config.ingest import Files, Http, Ingest, IngestOutput
+from pipeline.config.ingest_rows import DatabaseUrl, Incremental
 from pipeline.config.job_schema import schema_of
 
 TITLE = "chunkmap ingest"
 _URL = {"http.url": "https://shop.example/api/orders"}
 _FILES = {"files.uri": "s3://shop/exports/2024-*.csv.gz"}
+_SQL = {"sql.url.env": "SHOP_DATABASE", "sql.table": "orders"}
+_INCREMENTAL = {"sql.incremental.column": "updated_at", "output.mode": "append"}
 _AUTH = {"http.auth.env": "SHOP_TOKEN"}
 _CURSOR = {"http.pages.by": "cursor", "http.pages.path": "meta.next"}
 _NUMBERED = {"http.pages.by": "page"}
@@ -65,6 +68,17 @@ INGEST_EXAMPLES = FileExamples(
         "files.separator": '";"',
         "files.nulls": '["", "NA"]',
         "files.max_bytes": "256MiB",
+        "sql.url.value": "sqlite:shop.db",
+        "sql.url.env": "SHOP_DATABASE",
+        "sql.url.secret": "shop-database",
+        "sql.table": "public.orders",
+        "sql.query": "SELECT id, total::numeric(18, 2) FROM orders",
+        "sql.split_by": "id",
+        "sql.connections": "8",
+        "sql.incremental.column": "updated_at",
+        "sql.incremental.lag": "5m",
+        "source.function": "shop.orders:read",
+        "source.params": "{since: 2024-03-01}",
         "window.from": "2024-03-01",
         "window.to": "2024-04-01",
         "window.parameters": "[created_from, created_to]",
@@ -90,6 +104,12 @@ INGEST_EXAMPLES = FileExamples(
         **{f"http.auth.{name}": _URL for name in ("env", "secret")},
         **{f"http.pages.{name}": _URL | needs for name, needs in _PAGES.items()},
         **{f"files.{name}": _FILES for name in Files.model_fields},
+        **{f"sql.url.{name}": {"sql.table": "orders"} for name in DatabaseUrl.model_fields},
+        "sql.table": {"sql.url.env": "SHOP_DATABASE"},
+        "sql.query": {"sql.url.env": "SHOP_DATABASE"},
+        **{f"sql.{name}": _SQL for name in ("split_by", "connections")},
+        **{f"sql.incremental.{name}": _SQL | _INCREMENTAL for name in Incremental.model_fields},
+        "source.params": {"source.function": "shop.orders:read"},
         **{f"window.{name}": _URL | _WINDOW for name in _WINDOW_KEYS},
     },
     whole="http.url",

@@ -21,8 +21,7 @@ from prefect.blocks.system import Secret
 from prefect.cache_policies import NO_CACHE
 from prefect.utilities.annotations import quote
 
-from pipeline.config.http_auth import Auth
-from pipeline.config.ingest import Ingest, parse_ingest
+from pipeline.config.ingest import Ingest, SecretPlace, parse_ingest
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError, UsageError
 from pipeline.ingest.run import (
@@ -117,15 +116,15 @@ def _step(name: str, own: str, work: Callable[[], Any]) -> Any:
     return do_step(name, own, call)
 
 
-def _secret(auth: Auth) -> str | None:
-    """Return the secret of a header, also from a Prefect Secret block."""
-    if auth.secret is None:
-        return secret_of_environment(auth)
+def _secret(place: SecretPlace) -> str | None:
+    """Return a secret, also from a Prefect Secret block."""
+    if place.secret is None:
+        return secret_of_environment(place)
     try:
-        block: Any = Secret.load(auth.secret)
+        block: Any = Secret.load(place.secret)
     except ValueError as error:
         raise UsageError(
-            f"Prefect has no Secret block {auth.secret!r} (http.auth.secret)",
+            f"Prefect has no Secret block {place.secret!r} ({place.key}.secret)",
             hint="create it in Prefect's UI (Blocks, Secret), or with prefect.blocks.system.Secret",
         ) from error
     value = block.get()
@@ -147,7 +146,7 @@ class _Artifact:
         fetched = progress.fetched
         share = fetched.done / max(1, fetched.feeds)
         percent = 90.0 * share if progress.phase == "fetch" else 95.0
-        pages, records = plural(fetched.pages, "page"), plural(fetched.records, "record")
+        pages, records = plural(fetched.pages, fetched.unit), plural(fetched.records, "record")
         text = f"{progress.phase}: {pages}, {records}"
         with suppress(Exception):
             if self._id is None:
@@ -159,7 +158,7 @@ class _Artifact:
                 update(self._id, progress=percent, description=text, _sync=True)
 
     def summarize(self, definition: Ingest, summary: IngestSummary) -> None:
-        unit = "page" if summary.source == "http" else "file"
+        unit = {"http": "page", "files": "file"}.get(summary.source, "part")
         lines = [
             f"{plural(summary.records, 'record')} of {plural(summary.pages, unit)} of "
             f"{definition.name} are in manifest {summary.manifest} of {summary.output}: "

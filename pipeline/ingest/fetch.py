@@ -40,6 +40,8 @@ class FetchProgress:
     unsaid: int = 0
     """Number of feeds that ended at a first page without the keys of http.pages.path."""
     seconds: float = 0.0
+    unit: str = "page"
+    """What is counted as a page."""
 
 
 def fetch_pages(

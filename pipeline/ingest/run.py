@@ -9,16 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.config.http_auth import Auth
-from pipeline.config.ingest import Ingest, load_ingest
+from pipeline.config.ingest import Ingest, SecretPlace, load_ingest
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import UsageError
 from pipeline.http_answers import Waits
 from pipeline.ingest.fetch import FetchProgress
+from pipeline.ingest.functions import FunctionSource
 from pipeline.ingest.plan import plan_files
 from pipeline.ingest.publish import IngestPublisher
 from pipeline.ingest.schema import drift_text
 from pipeline.ingest.sources import FileSource, HttpSource, Source, secret_of_environment
+from pipeline.ingest.sql import SqlSource
 from pipeline.ingest.stage import Staging
 from pipeline.ingest.store import (
     Drift,
@@ -70,8 +71,8 @@ class IngestOptions:
     """Waits between attempts at a request."""
     listen: Listener = lambda progress: None
     step: Step = run_step
-    secret: Callable[[Auth], str | None] = secret_of_environment
-    """Returns the secret of a header."""
+    secret: Callable[[SecretPlace], str | None] = secret_of_environment
+    """Returns the secret of a header, or the address of a database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +88,10 @@ class IngestSummary:
     already: bool
     """Whether it was published before, so that there was nothing to do."""
     source: str
-    """`http` or `files`."""
+    """`http`, `files`, `sql` or `source`."""
     window: str
     pages: int
-    """Number of pages or files that were read."""
+    """Number of pages, files or parts that were read."""
     asked: int
     """Number of pages that were asked for now; the others were stored."""
     requests: int
@@ -119,11 +120,12 @@ def ingest(
     *,
     storage: Storage | None = None,
 ) -> IngestSummary:
-    """Ingest the pages of an API, or files, or go on with an ingest that was stopped; exactly once.
+    """Ingest what a definition names, or go on with an ingest that was stopped; exactly once.
 
     Args:
         definition: The definition, or its file.
-        settings: Where the output's storage is; default those of the environment.
+        settings: Where the output's storage is, and which modules may be imported; default those
+            of the environment.
         options: How to run it.
         storage: The storage; default that of the settings.
 
@@ -134,30 +136,39 @@ def ingest(
         ConflictError: Others have published what this ingest would replace.
     """
     definition = definition if isinstance(definition, Ingest) else load_ingest(definition)
-    storage = storage or open_storage(settings or load_settings())
-    return _Driver(definition, storage, options or IngestOptions()).run()
+    settings = settings or load_settings()
+    storage = storage or open_storage(settings)
+    return _Driver(definition, storage, options or IngestOptions(), settings).run()
 
 
 _Round = tuple[int, IngestStore, IngestRecord | None]
-"""Number, store and record of an ingest of a definition."""
+"""Number, store and record of an ingest of a definition; of the last one, the record is read."""
 
 
 class _Driver:
     """Runs one ingest."""
 
-    def __init__(self, definition: Ingest, storage: Storage, options: IngestOptions) -> None:
+    def __init__(
+        self, definition: Ingest, storage: Storage, options: IngestOptions, settings: Settings
+    ) -> None:
         self._definition = definition
         self._storage = storage
         self._options = options
         self._output = as_output(definition.output.uri)
         self._table_log = TableLog(storage, self._output)
         self._started = time.monotonic()
-        self._source = self._open()
+        self._source = self._open(settings)
 
-    def _open(self) -> Source:
+    def _open(self, settings: Settings) -> Source:
         definition, options = self._definition, self._options
         if definition.files is not None:
             return FileSource(definition.files, self._storage)
+        if definition.sql is not None:
+            return SqlSource(
+                definition, definition.sql, self._table_log, options.secret, self._heard
+            )
+        if definition.source is not None:
+            return FunctionSource(definition, definition.source, settings.transforms, self._heard)
         assert definition.http is not None, "a definition has one of them"
         return HttpSource(definition, definition.http, options.secret, options.waits, self._heard)
 
@@ -213,15 +224,25 @@ class _Driver:
 
     def _rounds(self) -> list[_Round]:
         """Return all ingests of this definition; the last may not have begun yet."""
-        store = self._store(1)
-        rounds: list[_Round] = [(1, store, store.record())]
-        while rounds[-1][2] is not None:
-            following = self._store(len(rounds) + 1)
-            found = following.record()
+        last, record = self._last_round()
+        earlier: list[_Round] = [(number, self._store(number), None) for number in range(1, last)]
+        return [*earlier, (last, self._store(last), record)]
+
+    def _last_round(self) -> tuple[int, IngestRecord | None]:
+        """Find the last ingest of this definition by bisection: there may be thousands."""
+        last, record, end = 1, self._store(1).record(), 2
+        if record is None:
+            return last, None
+        while (found := self._store(end).record()) is not None:
+            last, record, end = end, found, 2 * end
+        while end - last > 1:
+            middle = (last + end) // 2
+            found = self._store(middle).record()
             if found is None:
-                break
-            rounds.append((len(rounds) + 1, following, found))
-        return rounds
+                end = middle
+            else:
+                last, record = middle, found
+        return last, record
 
     def _refuse_twice(self, done: CommitEntry) -> None:
         """Refuse to append the same records again."""
@@ -282,7 +303,7 @@ class _Driver:
             output=self._output,
             manifest=self._table_log.head()[0].current,
             already=already,
-            source="http" if self._definition.http is not None else "files",
+            source=self._definition.kind,
             window=record.window,
             pages=fetched.pages if plan is None else plan.pages,
             asked=fetched.asked,

@@ -1,4 +1,7 @@
-"""What an ingest reads: an HTTP API, or files. Each gives the rows that files are made of."""
+"""What an ingest reads: an HTTP API, or files. Each gives the rows that files are made of.
+
+`sql.py` and `functions.py` have the others.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.config.http_auth import Auth
-from pipeline.config.ingest import Files, Http, Ingest
+from pipeline.config.ingest import Files, Http, Ingest, SecretPlace
 from pipeline.errors import UsageError
 from pipeline.http_answers import Waits
 from pipeline.ingest.fetch import FetchProgress, fetch_pages
@@ -54,20 +56,20 @@ class Source(Protocol):
         ...
 
 
-def secret_of_environment(auth: Auth) -> str | None:
-    """Return the secret of a header from its environment variable.
+def secret_of_environment(place: SecretPlace) -> str | None:
+    """Return a secret from its environment variable.
 
     Raises:
         UsageError: It is in a Prefect Secret block, which only a flow can read.
     """
-    if auth.env is None:
+    if place.env is None:
         raise UsageError(
-            f"the secret is in the Prefect Secret block {auth.secret} (http.auth.secret), and no "
-            "Prefect server is set",
+            f"the secret is in the Prefect Secret block {place.secret} ({place.key}.secret), and "
+            "no Prefect server is set",
             hint="set PREFECT_API_URL (`chunkmap up` starts a server), or name a variable in "
-            "http.auth.env",
+            f"{place.key}.env",
         )
-    return os.environ.get(auth.env)
+    return os.environ.get(place.env)
 
 
 @dataclass(slots=True)
@@ -76,7 +78,7 @@ class HttpSource:
 
     definition: Ingest
     http: Http
-    secret_of: Callable[[Auth], str | None]
+    secret_of: Callable[[SecretPlace], str | None]
     waits: Waits
     listen: Callable[[FetchProgress], None]
     fetched: FetchProgress = field(default_factory=FetchProgress)

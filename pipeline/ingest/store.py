@@ -3,6 +3,7 @@
     ingest.json                       what is ingested, once
     sources.json                      files that are read, with their versions, once
     pages/<feed>-<page>.zst           an answer with the address of the next, once
+    reading.json, readings/           rows that are read as a whole (see `readings.py`)
     plans/<plan>.json                 schema and files, once
     files/<plan>/<file>-<attempt>.json  a staged file, once
     published.json                    the manifest that published it; advisory
@@ -197,6 +198,11 @@ def ingest_id(ingest: Ingest, number: int) -> str:
         }
     elif ingest.files is not None:
         source = {"files": ingest.files.uri}
+    elif ingest.sql is not None:
+        column = ingest.sql.incremental and ingest.sql.incremental.column
+        source = {"table": ingest.sql.table, "query": ingest.sql.query, "column": column}
+    elif ingest.source is not None:
+        source = {"function": ingest.source.function, "params": ingest.source.params}
     parts: list[Any] = [
         source,
         None if window is None else window.model_dump(mode="json"),

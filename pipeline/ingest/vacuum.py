@@ -12,8 +12,9 @@ from pipeline.ingest.store import IngestRecord, IngestStore, as_output, find_ing
 from pipeline.storage import Storage
 from pipeline.table.log import TableLog
 
-EXPIRED = ("pages/", "files/")
-"""Folders of a published ingest that expire; its record and its plan, with the schema, stay."""
+EXPIRED = ("pages/", "files/", "readings/")
+"""Folders of a published ingest that expire; its record, its plan with the schema, and its
+watermark stay."""
 
 
 @dataclass(frozen=True, slots=True)

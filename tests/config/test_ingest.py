@@ -128,6 +128,51 @@ def test_secrets_in_a_file_are_refused_and_not_shown(text: str) -> None:
     assert "pw" not in str(caught.value)
 
 
+ROWS = """\
+name: orders
+sql: {url: {env: SHOP}, table: orders, incremental: {column: at, lag: 5m}}
+output: {uri: s3://shop/orders/, mode: append}
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ROWS,
+        ROWS.replace("{env: SHOP}", "sqlite:shop.db"),
+        "name: a\nsource: shop.rows:read\noutput: {uri: s3://shop/a/}\n",
+    ],
+)
+def test_an_ingest_of_rows_is_read_and_written(text: str) -> None:
+    ingest = parse_ingest(text)
+    assert parse_ingest(ingest.to_yaml()) == ingest
+    assert ingest.kind == ("source" if "source" in text else "sql")
+    assert not list(CHECK.iter_errors(as_json(text)))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("table: orders", "table: orders, query: SELECT 1", "set `table` or `query`"),
+        ("table: orders", "table: a.b.c", "is neither a table nor schema.table"),
+        ("{env: SHOP}", "{env: SHOP, secret: shop}", "set one of `value`, `env` and `secret`"),
+        ("{env: SHOP}", "postgresql://me:pw@h/d", "has a password in it"),
+        ("{env: SHOP}", "'postgresql://me@h/d?password=pw'", "has a password in it"),
+        ("{env: SHOP}", "postgresql://me:a/pw@h/d", "encode characters of the password"),
+        ("{env: SHOP}", "mysql://h/d", "a function that yields its rows"),
+        ("mode: append", "mode: overwrite", "`sql.incremental` needs `output.mode: append`"),
+        ("lag: 5m", "lag: 0s", "greater than 0"),
+        ("sql:", "source: a:b\nsql:", "set one of `http`, `files`, `sql` and `source`"),
+        ("sql:", "source: {function: a:b, params: {token: pw}}\nfiles:", "looks like a secret"),
+    ],
+)
+def test_what_is_wrong_with_rows_is_named(old: str, new: str, complaint: str) -> None:
+    assert old in ROWS
+    with pytest.raises(JobError) as caught:
+        parse_ingest(ROWS.replace(old, new))
+    assert complaint in str(caught.value) and "pw" not in str(caught.value)
+
+
 @pytest.mark.parametrize("key", INGEST_EXAMPLES.texts)
 def test_an_example_is_accepted_by_both(key: str) -> None:
     values = {

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from pipeline.config.ingest import Ingest
+from pipeline.config.settings import Settings
 from pipeline.http_answers import Waits
 from pipeline.ingest import IngestOptions, IngestSummary, ingest
 from pipeline.storage import Storage
@@ -44,11 +45,12 @@ class World:
 
     api: Api
     backend: MemoryBackend = field(default_factory=MemoryBackend)
+    settings: Settings | None = None
 
     def definition(self, **changes: Any) -> Ingest:
         """The definition of an ingest of the API; nested keys as dicts."""
         data: dict[str, Any] = {"name": "orders", "output": {"uri": OUTPUT}}
-        if "files" not in changes:
+        if not {"files", "sql", "source"} & set(changes):
             data["http"] = {"url": self.api.url, "records": "data"}
         for key, value in changes.items():
             data[key] = {**data[key], **value} if isinstance(data.get(key), dict) else value
@@ -82,7 +84,10 @@ class World:
     ) -> IngestSummary:
         how = IngestOptions(**{"waits": FAST, **(options or {})})
         return ingest(
-            self.definition(**changes), options=how, storage=storage or self.backend.storage()
+            self.definition(**changes),
+            self.settings,
+            how,
+            storage=storage or self.backend.storage(),
         )
 
     @property

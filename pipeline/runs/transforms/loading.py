@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -63,6 +63,33 @@ def load_transform(name: str, params: Mapping[str, Any], settings: TransformSett
             defined in an allowed module.
         JobError: there is no such module or function, or it cannot be imported.
     """
+    function, reached = _load(name, settings)
+    _check_params(name, function, (None,), params)
+    return Transform(
+        name=name,
+        fingerprint=fingerprint(name, reached, params),
+        call=partial(function, **params),
+        definitions=reached.definitions,
+        notes=reached.notes,
+    )
+
+
+def load_row_function(
+    name: str, params: Mapping[str, Any], settings: TransformSettings
+) -> Callable[[], Any]:
+    """Check and import a function that yields the rows of an ingest, and bind its parameters.
+
+    Raises:
+        TransformNotAllowedError: as `load_transform`.
+        JobError: as `load_transform`.
+    """
+    function, _ = _load(name, settings)
+    _check_params(name, function, (), params)
+    return partial(function, **params)
+
+
+def _load(name: str, settings: TransformSettings) -> tuple[Callable[..., Any], Reached]:
+    """Check and import a function; return it, and the code that it reaches."""
     module_name, _, function_name = name.partition(":")
     with _lock:
         reached, sources = _read(name, settings)
@@ -76,14 +103,7 @@ def load_transform(name: str, params: Mapping[str, Any], settings: TransformSett
             hint=f"did you mean {module_name}:{near[0]}?" if near else None,
         )
     _check_defined(name, function, settings)
-    _check_params(name, function, params)
-    return Transform(
-        name=name,
-        fingerprint=fingerprint(name, reached, params),
-        call=partial(function, **params),
-        definitions=reached.definitions,
-        notes=reached.notes,
-    )
+    return function, reached
 
 
 def load_schema(name: str, settings: TransformSettings) -> RowSchema:
@@ -168,18 +188,22 @@ def _is_defined_in_allowed(function: Any, settings: TransformSettings) -> bool:
     return os.path.abspath(file) == os.path.abspath(function.__code__.co_filename)
 
 
-def _check_params(name: str, function: Callable[..., Any], params: Mapping[str, Any]) -> None:
+def _check_params(
+    name: str, function: Callable[..., Any], arguments: Sequence[None], params: Mapping[str, Any]
+) -> None:
+    """Raise unless a function takes parameters after its arguments: the frame, or none."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         return  # Not written in Python; calling it will fail if the parameters do not fit.
     try:
-        signature.bind(None, **params)
+        signature.bind(*arguments, **params)
     except TypeError as error:
-        takes = ", ".join(list(signature.parameters)[1:]) or "none"
+        takes = ", ".join(list(signature.parameters)[len(arguments) :]) or "none"
+        frame = "the frame and " if arguments else ""
         raise JobError(
-            f"{name} cannot be called with the frame and params {list(params)}: {error}",
-            hint=f"fix the job's params; {name} takes {takes}",
+            f"{name} cannot be called with {frame}params {list(params)}: {error}",
+            hint=f"fix {'the job' if arguments else 'the ingest'}'s params; {name} takes {takes}",
         ) from error
 
 
