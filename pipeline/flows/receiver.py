@@ -208,8 +208,10 @@ def serve(receiver: Receiver, host: str, port: int, started: Callable[[int], Non
 
 
 def make_server(receiver: Receiver, host: str, port: int) -> tuple[uvicorn.Server, socket]:
-    """Return a server that is not running yet, and the socket that it is to listen at."""
+    """Return a server that is not running yet, and the socket at which senders wait for it."""
     config = uvicorn.Config(
         receiver.app(), host, port, log_level="warning", access_log=False, server_header=False
     )
-    return uvicorn.Server(config), config.bind_socket()
+    listener = config.bind_socket()
+    listener.listen()
+    return uvicorn.Server(config), listener

@@ -319,6 +319,7 @@ def test_people_are_told_of_failures_crashes_lateness_and_recovery(
         assert len(webhook.subjects()) == len(set(webhook.subjects())), "one message per incident"
 
 
+@pytest.mark.long
 def test_new_objects_start_one_run_for_a_burst(project: Project, world: World) -> None:
     """From an object that is put to a published output: notification, event, run, commit."""
     source, token = "s3://demo/arrivals/", "a-token-of-the-tests"
