@@ -46,9 +46,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves to `make test-long` what would take `make test` beyond twelve minutes."""
-    wanted = bool(os.environ.get("LONG"))
-    left_out = [item for item in items if bool(item.get_closest_marker("long")) != wanted]
-    if wanted or left_out:
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    if left_out and not os.environ.get("LONG"):
         config.hook.pytest_deselected(items=left_out)
         kept = set(items) - set(left_out)
         items[:] = [item for item in items if item in kept]
