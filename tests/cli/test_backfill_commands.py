@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.backfill.summary import BackfillSummary
 from pipeline.runs.driver.heartbeat import Heartbeat
 from tests.support.backfills import Days, days
+from tests.support.forks import give
 
 LEAP = days("2024-02-26", 8)
 BAD = ["2024-02-28", "2024-03-01"]
@@ -310,11 +309,5 @@ print(sorted({"prefect", "distributed", "dask"} & set(sys.modules)), file=sys.st
 """
     backfill = terminal.only().backfill
     for command in ("status", "report"):
-        said = subprocess.run(
-            [sys.executable, "-P", "-c", look, command, backfill],
-            cwd=terminal.world.root,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert said.stderr.strip().endswith("[]"), command
+        said = give(command, backfill, code=look, cwd=terminal.world.root)
+        assert said.returncode == 0 and said.stderr.strip().endswith("[]"), (command, said.stderr)

@@ -9,17 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.forks import MAIN, REPOSITORY, give
+
 COMMAND = (sys.executable, "-P", "-c")
-MAIN = "from pipeline.cli import main; main()"
-REPOSITORY = str(Path(__file__).parents[2])
 
 
-def give(
-    *arguments: str, cwd: Path | None = None, code: str = MAIN
-) -> subprocess.CompletedProcess[str]:
+def start(*arguments: str, code: str = MAIN) -> subprocess.CompletedProcess[str]:
+    """Give a command to an interpreter of its own, with what it imports itself."""
     return subprocess.run(
         [*COMMAND, code, *arguments],
-        cwd=cwd,
         env={**os.environ, "PYTHONPATH": REPOSITORY, "COLUMNS": "80"},
         capture_output=True,
         text=True,
@@ -41,7 +39,7 @@ slow = {"prefect", "distributed", "dask", "polars", "pyarrow", "obstore", "botoc
 print(sorted(slow & set(sys.modules)), file=sys.stderr)
 """
     for arguments in (("--help",), ("run", "--help"), ("backfill", "create", "--help")):
-        said = give(*arguments, code=look)
+        said = start(*arguments, code=look)
         assert (said.returncode, said.stderr.strip()) == (0, "[]")
 
 
@@ -49,7 +47,7 @@ def test_help_answers_in_half_a_second() -> None:
     def seconds() -> float:
         # Of the processor: a clock would measure what else this machine does.
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert give("--help").returncode == 0
+        assert start("--help").returncode == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

@@ -17,7 +17,8 @@ from pipeline.config.settings import load_settings
 from pipeline.runs.admin.known_outputs import remember_output
 from pipeline.runs.driver.run import run_serially
 from pipeline.storage import open_storage
-from tests.cli.test_command_line import COMMAND, MAIN, REPOSITORY
+from tests.cli.test_command_line import COMMAND
+from tests.support.forks import MAIN, REPOSITORY
 
 LOWERED = () if os.getuid() else ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 """What makes permissions count for root, too."""

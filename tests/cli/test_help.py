@@ -13,7 +13,7 @@ import typer
 
 from pipeline.cli.app import app
 from pipeline.cli.help import JOBS, OUTPUTS, RUNS, SETUP, START, examples_in
-from tests.cli.test_command_line import MAIN, give
+from tests.support.forks import MAIN, give
 
 ROOT: Any = typer.main.get_command(app)
 
@@ -93,6 +93,8 @@ def test_the_shell_completes(
     assert all(f'"{word}"' in shown.replace("\\", "") for word in offered), shown
 
 
-def test_completion_scripts_are_printed() -> None:
+def test_completion_scripts_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It would look for a shell above this process, which may have none.
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
     code = f"import sys; sys.argv[0] = 'chunkmap'; {MAIN}"
     assert "_CHUNKMAP_COMPLETE" in give("--show-completion", "bash", code=code).stdout

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_command_line import give
 from tests.ingest.conftest import orders
 from tests.servers.api import Api, Reply, serving
+from tests.support.forks import give
 
 FILE = """\
 name: orders

@@ -12,7 +12,7 @@ import yaml
 
 from pipeline.config.job_template import Column, Template, name_of_input
 from pipeline.errors import UsageError
-from tests.cli.test_command_line import give
+from tests.support.forks import give
 
 ODD = 'a "quoted"\n\x1b[31m \\ column'
 

@@ -14,7 +14,7 @@ from pipeline.runs.admin.known_outputs import remember_output
 from pipeline.runs.driver.run import run_serially
 from pipeline.runs.driver.summary import RunIncompleteError
 from pipeline.storage import open_storage
-from tests.cli.test_command_line import give
+from tests.support.forks import give
 
 TRANSFORM = """
 import polars as pl

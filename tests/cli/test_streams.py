@@ -10,7 +10,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tests.cli.test_command_line import COMMAND, MAIN, REPOSITORY
+from tests.cli.test_command_line import COMMAND
+from tests.support.forks import MAIN, REPOSITORY
 
 TALKS = """
 import os, sys

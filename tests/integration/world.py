@@ -26,10 +26,11 @@ from pipeline.cluster.local.credentials import s3_settings
 from pipeline.cluster.local.state import StateFolder
 from pipeline.config.settings import Settings, load_settings
 from pipeline.storage import Storage, open_storage
+from tests.support import forks
 
 ROWS = 6_000
 FILES = 6
-COMMAND = (sys.executable, "-P", "-c", "from pipeline.cli import main; main()")
+COMMAND = (sys.executable, "-P", "-c", forks.MAIN)
 """As the installed `chunkmap` does, from whatever folder."""
 REPOSITORY = Path(__file__).parents[2]
 
@@ -163,9 +164,10 @@ class World:
     def chunkmap(self, *arguments: str, **variables: str) -> Answer:
         """Give a command."""
         clock = time.perf_counter()
-        with self.start(*arguments, **variables) as process:
-            out, err = process.communicate(timeout=250)
-        return Answer(process.returncode, out, err, time.perf_counter() - clock)
+        said = forks.give(
+            *arguments, cwd=self.root, variables=self.variables(**variables), seconds=250
+        )
+        return Answer(said.returncode, said.stdout, said.stderr, time.perf_counter() - clock)
 
     def job(
         self, name: str, transform: str = "shop.transforms:total", source: str = "", **more: Any

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import pty
 import re
-import subprocess
-import sys
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-MAIN = "from pipeline.cli import main; main()"
-REPOSITORY = Path(__file__).parents[2]
+from tests.support import forks
+from tests.support.forks import MAIN
 
 ESCAPES = {
     "colour": "\x1b[31;1mred",
@@ -61,25 +59,21 @@ def give(
     """Give a command in a folder, on a terminal of 150 columns or without one."""
     variables = {
         **os.environ,
-        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONPATH": forks.REPOSITORY,
         "TERM": "xterm-256color",
         "COLUMNS": "150",
         **(environment or {}),
     }
-    command = [sys.executable, "-P", "-c", code, *arguments]
     if not terminal:
-        done = subprocess.run(
-            command, cwd=folder, env=variables, capture_output=True, timeout=240, check=False
-        )
-        return Printed(done.returncode, done.stdout, done.stderr)
+        done = forks.give(*arguments, code=code, cwd=folder, variables=variables, seconds=240)
+        return Printed(done.returncode, done.stdout.encode(), done.stderr.encode())
     ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        command, cwd=folder, env=variables, stdin=theirs, stdout=theirs, stderr=theirs
-    ) as process:
-        os.close(theirs)
-        printed = b"".join(_read(ours))
-        os.close(ours)
-    return Printed(process.returncode, printed, b"")
+    process = forks.forks()
+    process.start(code, arguments, str(folder), variables, theirs, theirs, theirs)
+    os.close(theirs)
+    printed = b"".join(_read(ours))
+    os.close(ours)
+    return Printed(process.wait(240), printed, b"")
 
 
 def _read(ours: int) -> Iterator[bytes]:

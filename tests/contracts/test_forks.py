@@ -1,0 +1,37 @@
+"""Commands of tests that are forked are as those that are started: see tests/support/forks.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.forks import give
+
+LOOK = """
+import os, sys
+print(os.getcwd(), sorted(os.environ), sys.argv[1:], __name__, end="")
+print(sys.stdin.read(), file=sys.stderr, end="")
+sys.left = sys.argv  # Nothing of it is left for the next one.
+sys.exit(hasattr(sys, "left") + 2)
+"""
+
+
+def test_a_fork_has_a_folder_variables_streams_and_an_exit_code_of_its_own(tmp_path: Path) -> None:
+    said = give("a", "b c", code=LOOK, cwd=tmp_path, variables={"ONE": "1"})
+    assert said.stdout == f"{tmp_path} ['ONE'] ['a', 'b c'] __main__"
+    assert (said.stderr, said.returncode) == ("", 3)
+    next_one = give(code="import sys; sys.exit(hasattr(sys, 'left'))")
+    assert next_one.returncode == 0
+
+
+def test_an_error_is_a_traceback() -> None:
+    said = give(code="1 / 0")
+    assert said.returncode == 1
+    assert "ZeroDivisionError" in said.stderr
+
+
+def test_one_that_takes_too_long_is_killed_and_the_next_is_not_concerned() -> None:
+    with pytest.raises(TimeoutError):
+        give(code="import time; time.sleep(600)", seconds=0.1)
+    assert give(code="print('next')").stdout == "next\n"
