@@ -4,7 +4,9 @@ import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
+from zlib import crc32
 
 import pytest
 
@@ -13,6 +15,11 @@ from tests.support import scheduling
 _FOREIGN = ("AWS_", "CHUNKMAP_", "PREFECT_", "DASK_")
 CONTRACT_KEYS = pytest.StashKey[dict[str, str]]()
 _PREFECT_HOME = tempfile.mkdtemp(prefix="chunkmap-tests-prefect-")
+_PAGES = (
+    ("pipeline.runs.driver.report", "render_html"),
+    ("pipeline.runs.backfill.report", "render"),
+)
+"""Which functions draw the page of a run, and that of a backfill."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -53,6 +60,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item in kept]
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: scheduling.rank(item.nodeid))
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the pages of runs and backfills empty: drawing one takes as long as a small run.
+
+    They are drawn where a test asks for `drawn`, and in every tenth test, so that runs of all
+    kinds have a page somewhere; in all tests with LONG set.
+    """
+    asks = "drawn" in request.fixturenames or "LONG" in os.environ
+    if asks or crc32(request.node.nodeid.encode()) % 10 == 0:
+        return
+    for module, function in _PAGES:
+        if module in sys.modules:
+            monkeypatch.setattr(f"{module}.{function}", lambda report: "")
+
+
+@pytest.fixture
+def drawn() -> None:
+    """A test that asks for it has the pages of its runs drawn."""
 
 
 def pytest_collection_finish() -> None:

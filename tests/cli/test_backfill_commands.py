@@ -239,6 +239,7 @@ def test_other_code_is_a_conflict_until_it_is_accepted(terminal: Terminal) -> No
     assert "8 of 8 published" in terminal.give("create", job, "--accept-code")
 
 
+@pytest.mark.usefixtures("drawn")
 def test_report(terminal: Terminal) -> None:
     terminal.give("create", terminal.failing(), code=1)
     told = terminal.object("report", terminal.only().backfill)

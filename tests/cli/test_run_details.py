@@ -93,6 +93,7 @@ def least(lf, *, bad: int = -1):
 """
 
 
+@pytest.mark.usefixtures("drawn")
 def test_groups_are_shown_by_every_command(shop: Path) -> None:
     """`plan`, `check`, `status`, `logs` and `report` speak of what is mapped over groups."""
     job = json.loads((shop / "job.yaml").read_text())
@@ -147,6 +148,7 @@ def test_last_is_the_newest_run(shop: Path) -> None:
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_report_is_fetched_or_made(shop: Path) -> None:
     done = run(shop)
     told = json.loads(give("report", "--json", cwd=shop).stdout)

@@ -69,6 +69,7 @@ def read(server: Roles, job: Job) -> pl.DataFrame:
     return pl.concat(pl.read_parquet(io.BytesIO(data)) for data in found)
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("copied", [COPIED_BYTES, 0], ids=["copies", "uploads"])
 def test_a_run_ends_right_with_these_rights_whatever_a_worker_has_written(
     server: Roles, copied: int, monkeypatch: pytest.MonkeyPatch

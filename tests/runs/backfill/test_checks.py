@@ -67,6 +67,7 @@ def killed(store: BackfillStore) -> None:
     store.storage.delete(store.prefix + "progress.arrow")
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("is_killed", [False, True])
 def test_figures_of_windows(
     world: Days, capsys: pytest.CaptureFixture[str], is_killed: bool

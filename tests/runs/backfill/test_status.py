@@ -187,6 +187,7 @@ def test_a_forecast_is_told_by_earlier_runs(world: Days) -> None:
     assert other.seconds is None
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_report_is_stored_and_here(world: Days) -> None:
     store = failing(world)
     uri, local = store_report(store, world.root / ".chunkmap")

@@ -326,6 +326,7 @@ def test_a_chunk_without_its_figures_does_not_count(small: Small, text: str) -> 
     assert small.run(job).mapped == 1 and small.rows().height == 40
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_report_of_a_refused_run_says_why(small: Small) -> None:
     small.write("4.parquet", pl.DataFrame({"id": [3], "cents": [5]}))
     with pytest.raises(ChecksFailedError):

@@ -99,6 +99,7 @@ def test_the_bytes_to_read_are_those_that_a_run_reads(
     assert bytes_to_read(plan) == pytest.approx(summary.bytes_in, rel=0.01)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_report_holds_estimates_against_the_run(small: Small) -> None:
     small.run(small.job("same", mode="overwrite"))
     small.write("7.parquet", pl.DataFrame({"a": range(1000), "b": range(1000)}))

@@ -76,6 +76,7 @@ def values(small: Small) -> list[int]:
     return sorted(set(small.rows()["v"].to_list()))
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_commit_tells_what_it_goes_without(small: Small) -> None:
     bad = damage(small.root / "in" / "1.parquet")
     worse = spoil(small.root / "in" / "3.parquet")

@@ -138,6 +138,7 @@ FUNCTIONS: dict[str, plain.Rows] = {
 }
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_run_is_the_transform_of_each_chunk(world: World, name: str) -> None:
     summary = world.run(world.job(name))

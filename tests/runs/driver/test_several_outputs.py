@@ -147,6 +147,7 @@ def test_each_result_goes_to_its_output(small: Small) -> None:
     assert published(small) == {"even": [0, 2, 4, 6, 8, 10], "odd": [1, 3, 5, 7, 9, 11]}
 
 
+@pytest.mark.usefixtures("drawn")
 def test_its_report_has_the_files_of_all_outputs(small: Small) -> None:
     summary = small.run(job(small))
     prefix = Ledger(small.storage, uri(small, "even"), summary.run).prefix

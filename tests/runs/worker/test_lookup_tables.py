@@ -176,6 +176,7 @@ def _replacing(small: Small, opened: Callable[..., chunk.RunContext]) -> Callabl
     return open_run
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_report_and_the_check_name_the_version(small: Small) -> None:
     job = small.job("priced", params={"table": table(small)})
     summary = small.run(job)

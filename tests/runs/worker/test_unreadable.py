@@ -49,6 +49,7 @@ def test_an_error_names_object_and_columns_and_not_the_transform(world: World) -
     assert caught.value.summary.failed == 1
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("chunks", [{"per_file": True}, {"per_partition": True}])
 def test_with_skip_it_is_left_out_and_listed(world: World, chunks: dict[str, bool]) -> None:
     path = damage(world, 3)
