@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import version
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -432,8 +433,13 @@ def environment() -> dict[str, str]:
     return {
         "Python": platform.python_version(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
-        **{name: version(name) for name in packages},
+        **{name: _version(name) for name in packages},
     }
+
+
+@cache
+def _version(package: str) -> str:
+    return metadata.version(package)
 
 
 def fetch_report(storage: Storage, uri: str, folder: Path, run: str) -> str | None:
