@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +31,19 @@ REPORTS = {
     "all failed": all_failed(),
     "hostile": hostile(),
 }
+
+
+LONG = {"done", "one", "all failed"}
+"""Reports that a browser draws in `make test-long` only: others have all of their charts."""
+
+
+def browsed(reports: Mapping[str, object]) -> Any:
+    """Parametrizes a test with reports."""
+    params = [
+        pytest.param(report, id=name, marks=pytest.mark.long if name in LONG else ())
+        for name, report in reports.items()
+    ]
+    return pytest.mark.parametrize("report", params)
 
 
 def browse(page: Path | str, profile: Path) -> tuple[str, list[str]]:
@@ -58,7 +73,7 @@ def browse(page: Path | str, profile: Path) -> tuple[str, list[str]]:
     return done.stdout, re.findall(r"CONSOLE.*", done.stderr)
 
 
-@pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS.keys())
+@browsed(REPORTS)
 def test_charts_are_drawn_in_silence(report: RunReport, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     page.write_text(render_html(report), encoding="utf-8")

@@ -541,9 +541,9 @@ def _tested(machine: type[Output], examples: int) -> Any:
     return case
 
 
-TestOutput = _tested(Output, 80)
-TestRepairs = _tested(Repairs, 40)
-TestAppends = _tested(Appends, 60)
+TestOutput = _tested(Output, 40)
+TestRepairs = _tested(Repairs, 15)
+TestAppends = _tested(Appends, 30)
 # Many more, in `make test-long`.
 TestOutputLonger = pytest.mark.long(_tested(Output, 1_000))
 TestRepairsLonger = pytest.mark.long(_tested(Repairs, 500))

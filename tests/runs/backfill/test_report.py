@@ -16,7 +16,7 @@ from pipeline.report.backfill_page import active_seconds, rows_filtered
 from pipeline.report.run_model import Attempt, CodeVersion
 from pipeline.runs.backfill.calendar_layout import STATES, lay_out
 from pipeline.runs.backfill.report import render
-from tests.report.test_chromium import BROWSER, browse
+from tests.report.test_chromium import BROWSER, browse, browsed
 from tests.support.report_samples import FINGERPRINT, NASTY, START
 
 ERROR = f"Oops: {NASTY}"
@@ -146,7 +146,7 @@ def test_hostile_names_stay_text() -> None:
 
 @pytest.mark.chromium
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine")
-@pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS.keys())
+@browsed(REPORTS)
 def test_charts_are_drawn_in_silence(report: BackfillReport, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     page.write_text(render(report), encoding="utf-8")
