@@ -6,6 +6,7 @@
     │   ├── JobError
     │   ├── LoadFileError
     │   ├── DeployFileError
+    │   ├── PipelineFileError
     │   ├── InvalidUriError
     │   ├── InputError
     │   ├── OutputNotEmptyError
@@ -118,6 +119,10 @@ class LoadFileError(UsageError):
 
 class DeployFileError(UsageError):
     """prefect.yaml or an environment's file is missing, not YAML, or has something not allowed."""
+
+
+class PipelineFileError(UsageError):
+    """The pipeline file is missing or wrong, or a parameter has no such value."""
 
 
 class InvalidUriError(UsageError):

@@ -32,6 +32,7 @@ from pipeline.cli.options import (
     age,
     outputs,
 )
+from pipeline.cli.pipelines import commands as pipeline_commands
 from pipeline.cli.terminal import guard_streams
 from pipeline.errors import UsageError
 from pipeline.processes import exit_process
@@ -539,17 +540,20 @@ app.command("clean", hidden=True, deprecated=True)(vacuum)
 
 @app.command(
     rich_help_panel=SETUP,
-    epilog=examples("schema > job.schema.json", "schema --ingest > ingest.schema.json"),
+    epilog=examples("schema > job.schema.json", "schema --pipeline > pipeline.schema.json"),
 )
 def schema(
     ingest: Annotated[
         bool, typer.Option("--ingest", help="That of the file of an ingest.")
     ] = False,
+    pipeline: Annotated[
+        bool, typer.Option("--pipeline", help="That of the pipeline file.")
+    ] = False,
 ) -> None:
     """Print the JSON Schema of the job file, for editors."""
     from pipeline.cli import init as starting
 
-    starting.print_schema(of_ingests=ingest)
+    starting.print_schema(of_ingests=ingest, of_pipelines=pipeline)
 
 
 @app.command(rich_help_panel=SETUP, epilog=examples("config -e compose"))
@@ -646,6 +650,7 @@ def receive(
 
 
 app.add_typer(commands.app, name="backfill", rich_help_panel=JOBS)
+app.add_typer(pipeline_commands.app, name="pipeline", rich_help_panel=JOBS)
 app.add_typer(cluster.app, name="cluster", rich_help_panel=SETUP)
 app.add_typer(tls.app, name="tls", rich_help_panel=SETUP)
 bench.add_bench(app)

@@ -82,7 +82,7 @@ def _load(file: LoadFile, settings: Settings, *, quiet: bool) -> LoadSummary:
     from pipeline.runs.driver.preflight import explain_unreachable_s3
     from pipeline.storage import open_storage
 
-    display = _Display(quiet=quiet)
+    display = LoadDisplay(quiet=quiet)
     try:
         with display, record_interrupts(), explain_unreachable_s3(settings):
             display.begin("load", "reading what the table lacks")
@@ -100,7 +100,7 @@ def _load(file: LoadFile, settings: Settings, *, quiet: bool) -> LoadSummary:
         ) from error
 
 
-class _Display(LiveBar):
+class LoadDisplay(LiveBar):
     """Shows the progress of a load."""
 
     def loading(self, now: LoadProgress) -> None:

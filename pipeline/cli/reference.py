@@ -22,12 +22,20 @@ from pipeline.config.job_examples import JOB_EXAMPLES
 from pipeline.config.job_schema import job_schema
 from pipeline.config.load_examples import LOAD_EXAMPLES
 from pipeline.config.load_file import LoadFile
+from pipeline.config.pipeline_examples import (
+    PARAMETER_EXAMPLES,
+    PIPELINE_EXAMPLES,
+    STAGE_EXAMPLES,
+    pipeline_schema,
+)
+from pipeline.config.pipeline_file import Parameter, PipelineFile, Stage
 from pipeline.config.settings import Settings
 from pipeline.config.units import format_size, parse_size
 
 PAGES = (
     *("commands.md", "ingest.md", "ingest.schema.json"),
-    *("job.md", "job.schema.json", "load.md", "settings.md"),
+    *("job.md", "job.schema.json", "load.md", "pipeline.md", "pipeline.schema.json"),
+    "settings.md",
 )
 _NOTE = "<!-- Written by `make reference` from the code. Change the docstrings there. -->"
 
@@ -41,6 +49,8 @@ def pages() -> dict[str, str]:
         "job.md": _page("The job file", _job()),
         "load.md": _page("The load file", _load()),
         "job.schema.json": json.dumps(job_schema(), indent=1) + "\n",
+        "pipeline.md": _page("The pipeline file", _pipeline()),
+        "pipeline.schema.json": json.dumps(pipeline_schema(), indent=1) + "\n",
         "settings.md": _page("Settings", _model(Settings, "", _doc(Settings.__module__))),
     }
 
@@ -136,6 +146,23 @@ def _load() -> Iterator[str]:
     yield from _keys(LoadFile, "", LOAD_EXAMPLES)
 
 
+def _pipeline() -> Iterator[str]:
+    """Describe each key of the pipeline file."""
+    yield from (_doc(PipelineFile.__module__), "")
+    yield "Editors check and complete it, if it begins with the line"
+    yield from ("", "```yaml", "# yaml-language-server: $schema=pipeline.schema.json", "```", "")
+    yield "and the schema is next to it: `chunkmap schema --pipeline > pipeline.schema.json`, or"
+    yield "[the file in this repository](pipeline.schema.json)."
+    for title, model, examples in (
+        ("Keys at the top", PipelineFile, PIPELINE_EXAMPLES),
+        ("A stage: each item of `pipeline`", Stage, STAGE_EXAMPLES),
+        ("A parameter: each value of `parameters`", Parameter, PARAMETER_EXAMPLES),
+    ):
+        yield from ("", f"## {title}")
+        for name, field in model.model_fields.items():
+            yield from _key(field.alias or name, field, examples)
+
+
 def _keys(model: type[BaseModel], prefix: str, examples: FileExamples) -> Iterator[str]:
     sections = []
     for name, field in model.model_fields.items():
@@ -144,17 +171,22 @@ def _keys(model: type[BaseModel], prefix: str, examples: FileExamples) -> Iterat
         if inner is not None:
             sections.append((key, inner))
             continue
-        yield from ("", f"### `{key}`", "", *(field.description or "").splitlines(), "")
-        facts = [f"Values: {values}." if (values := _values(field.annotation)) else ""]
-        facts.append("Required." if field.is_required() else "")
-        default = _default(field)
-        facts.append(f"Default: {default}." if default and not field.is_required() else "")
-        if any(facts):
-            yield from (" ".join(filter(None, facts)), "")
-        yield from ("```yaml", *examples.lines(key), "```")
+        yield from _key(key, field, examples)
     for key, inner in sections:
         yield from ("", f"## `{key}`", "", inspect.getdoc(inner) or "")
         yield from _keys(inner, f"{key}.", examples)
+
+
+def _key(key: str, field: Any, examples: FileExamples) -> Iterator[str]:
+    """Describe a key: meaning, values, default and an example."""
+    yield from ("", f"### `{key}`", "", *(field.description or "").splitlines(), "")
+    facts = [f"Values: {values}." if (values := _values(field.annotation)) else ""]
+    facts.append("Required." if field.is_required() else "")
+    default = _default(field)
+    facts.append(f"Default: {default}." if default and not field.is_required() else "")
+    if any(facts):
+        yield from (" ".join(filter(None, facts)), "")
+    yield from ("```yaml", *examples.lines(key), "```")
 
 
 def _values(annotation: Any) -> str:
@@ -197,7 +229,7 @@ def _default(field: Any) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
-    if value in (None, PydanticUndefined, (), {}):
+    if value in (None, PydanticUndefined, (), {}, ""):
         return ""
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"

@@ -730,6 +730,11 @@ def load_job(path: str | Path, changes: Sequence[str] = ()) -> Job:
             mistyped. The message names the file and the line.
     """
     file = change_yaml(read_yaml(Path(path), JobError), changes, "--set", JobError)
+    if "pipeline" in file.data:
+        raise JobError(
+            f"{file.where(('pipeline',))}: this is a pipeline, not a job",
+            hint=f"chunkmap pipeline run {path}; for many dates: chunkmap pipeline backfill {path}",
+        )
     return validate(file, Job, JobError)
 
 

@@ -44,6 +44,9 @@ def _section(schema: dict[str, Any], name: str) -> dict[str, Any]:
     section = schema
     for part in filter(None, name.split(".")):
         field = section["properties"][part]
+        # A list or mapping of sections is described by that of its items.
+        patterns = field.get("patternProperties", {})
+        field = field.get("items") or next(iter(patterns.values()), field)
         reference = field.get("$ref") or next(
             option["$ref"] for option in field["anyOf"] if "$ref" in option
         )

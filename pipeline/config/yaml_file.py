@@ -97,15 +97,33 @@ def change_yaml(
         UsageError: As the given subclass: a change is not `key=value`, its value is not YAML, or
             it names a key in something that is no mapping.
     """
-    data = copy.deepcopy(file.data) if changes else file.data
-    changed: dict[Location, str] = {}
+    values = {}
     for change in changes:
         key, equals, text = change.partition("=")
         at = tuple(key.strip().split("."))
         if not equals or not all(at):
             raise error(f"{option} {change} is not KEY=VALUE", hint=f"{option} params.rate=1.1")
         source = f"{option} {key.strip()}"
-        value = parse_yaml(f"value: {text}", source, error).data["value"]
+        values[at] = (parse_yaml(f"value: {text}", source, error).data["value"], source)
+    return set_values(file, values, error)
+
+
+def set_values(
+    file: YamlFile, values: Mapping[tuple[str, ...], tuple[Any, str]], error: type[UsageError]
+) -> YamlFile:
+    """Set or replace values of a file.
+
+    Args:
+        file: The file.
+        values: Value and its source, for messages, by location.
+        error: Class of the error.
+
+    Raises:
+        UsageError: As the given subclass: a location is inside of something that is no mapping.
+    """
+    data = copy.deepcopy(file.data) if values else file.data
+    changed = dict(file.changed)
+    for at, (value, source) in values.items():
         inside = data
         for depth, name in enumerate(at[:-1], 1):
             if inside.get(name) is None:
@@ -230,6 +248,8 @@ def dotted(location: Location) -> str:
 def known_keys(model: type[BaseModel], location: Location) -> list[str]:
     """Return the keys that a model has at a location, as they are written in files."""
     for part in location:
+        if isinstance(part, int):
+            continue
         fields = {field.alias or name: field for name, field in model.model_fields.items()}
         field = fields.get(str(part))
         inner = _model_in(field.annotation) if field else None

@@ -31,11 +31,15 @@ from pipeline.storage import open_storage
 if TYPE_CHECKING:
     from pipeline.config.deploy_file import Deployed
     from pipeline.config.ingest import Ingest
+    from pipeline.config.pipeline_file import Pipeline
     from pipeline.flows.deploy.deploy import DeployResult
     from pipeline.flows.object_events import Debouncer
     from pipeline.ingest.run import IngestOptions, IngestSummary
     from pipeline.load.loader import Listener as LoadListener
     from pipeline.load.loader import LoadSummary
+    from pipeline.pipelines.driver import PipelineOptions
+    from pipeline.pipelines.listener import PipelineListener
+    from pipeline.pipelines.summary import PipelineSummary
     from pipeline.runs.backfill.driver import Listener as BackfillListener
     from pipeline.runs.backfill.records import BackfillResumeOptions
     from pipeline.runs.backfill.store import BackfillStore
@@ -211,6 +215,40 @@ def launch_load(file: LoadFile, settings: Settings, listen: LoadListener) -> Loa
     flow_options = LoadOptions(settings, listen)
     with load_options(flow_options):
         call = partial(flow, file.name, file.to_yaml())
+        return _run_flow(api_url, flow_options.ended, call)
+
+
+def launch_pipeline(
+    pipeline: Pipeline,
+    settings: Settings,
+    pipeline_options: PipelineOptions,
+    listen: PipelineListener,
+) -> PipelineSummary:
+    """Run a pipeline as the flow `pipeline`, in this process; jobs run on the cluster.
+
+    Args:
+        pipeline: The pipeline with the values of its parameters.
+        settings: Where and how to run it.
+        pipeline_options: Which stages to run.
+        listen: Called with the progress.
+
+    Raises:
+        EngineUnavailableError: No Prefect server answers, or no scheduler for a stage that maps.
+        And what `pipeline.pipelines.driver.run_stages` raises.
+    """
+    api_url = connect(settings.prefect)
+    set_up_driver(settings.logs.format, settings.logs.level)
+    from pipeline.config.templates import text_of
+    from pipeline.flows.pipeline import PipelineFlowOptions, run_pipeline
+    from pipeline.flows.pipeline import pipeline_options as options_of_flow
+
+    name = f"{pipeline.name} {pipeline.label}".strip()
+    flow: Any = run_pipeline.with_options(flow_run_name=name.replace("{", "{{").replace("}", "}}"))
+    flow_options = PipelineFlowOptions(settings, _runner, pipeline, pipeline_options, listen)
+    values = {name: text_of(value) for name, value in pipeline.parameters.items()}
+    chosen = (pipeline_options.start_from, pipeline_options.only)
+    with options_of_flow(flow_options):
+        call = partial(flow, pipeline.source, values, *chosen)
         return _run_flow(api_url, flow_options.ended, call)
 
 

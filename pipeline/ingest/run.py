@@ -141,6 +141,16 @@ def ingest(
     return _Driver(definition, storage, options or IngestOptions(), settings).run()
 
 
+def published_ingest(
+    definition: Ingest, storage: Storage, settings: Settings
+) -> IngestSummary | None:
+    """Return the summary of an ingest that has nothing left to do; None if it has.
+
+    Asks no API and writes nothing; files are listed. Raises StateError if its state is damaged.
+    """
+    return _Driver(definition, storage, IngestOptions(), settings).published()
+
+
 _Round = tuple[int, IngestStore, IngestRecord | None]
 """Number, store and record of an ingest of a definition; of the last one, the record is read."""
 
@@ -201,6 +211,15 @@ class _Driver:
         entry = self._step("publish", own, partial(publisher.publish, staging))
         store.note_published(self._table_log.head()[0].current)
         return self._summary(record, store, entry, plan=plan)
+
+    def published(self) -> IngestSummary | None:
+        """Return the summary if all is published; None if something is left."""
+        rounds = self._rounds()
+        _, store, record = rounds[-1]
+        done = None if record is None else self._publisher(record, store).published()
+        if record is None or done is None or self._is_more(rounds, done):
+            return None
+        return self._summary(record, store, done, already=True)
 
     def _is_more(self, rounds: Sequence[_Round], done: CommitEntry) -> bool:
         """Whether another ingest follows one that is published: with new files, or on request."""

@@ -96,8 +96,9 @@ def runs_something(page: Path) -> bool:
 
 
 LONG = (
-    *("backfills.md", "benchmarks.md", "checks.md", "cluster.md", "examples.md"),
-    *("groups.md", "ingest.md", "layouts.md", "load.md", "runs.md", "tables.md", "tutorial.md"),
+    *("backfills.md", "benchmarks.md", "checks.md", "cluster.md", "deploying.md", "examples.md"),
+    *("groups.md", "ingest.md", "layouts.md", "load.md", "pipelines.md"),
+    *("runs.md", "tables.md", "tutorial.md"),
 )
 """Pages that take minutes."""
 

@@ -1,0 +1,1 @@
+"""`chunkmap pipeline`."""

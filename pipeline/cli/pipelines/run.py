@@ -1,0 +1,229 @@
+"""Run a pipeline and show what its stages have done: `chunkmap pipeline run` and `backfill`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.cli.errors import PLANNING_HINTS
+from pipeline.cli.output import bad, columns, out, print_json, say, warn
+from pipeline.cli.pipelines.display import PipelineDisplay, result_line
+from pipeline.config.pipeline_file import Pipeline, PipelineSource, dates, read_pipeline
+from pipeline.config.settings import Settings, load_settings
+from pipeline.errors import PipelineFileError, RunInterruptedError
+from pipeline.processes import record_interrupts, was_interrupted
+from pipeline.report.humanize import duration, plural
+
+if TYPE_CHECKING:
+    from pipeline.pipelines.driver import PipelineOptions
+    from pipeline.pipelines.summary import PipelineSummary, StageFailedError
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A pipeline file with the values that the command line gives."""
+
+    path: Path
+    changes: tuple[str, ...]
+    params: tuple[str, ...]
+    date: str | None
+    environment: str | None
+
+    def read(self) -> PipelineSource:
+        """Read the file."""
+        return read_pipeline(self.path, self.changes)
+
+    def values(self, source: PipelineSource) -> dict[str, Any]:
+        """Return the values of parameters.
+
+        Raises:
+            PipelineFileError: An option is not NAME=VALUE.
+        """
+        values: dict[str, Any] = {}
+        for text in self.params:
+            name, equals, value = text.partition("=")
+            if not equals:
+                raise PipelineFileError(
+                    f"--param {text} is not NAME=VALUE", hint="--param country=DE"
+                )
+            values[name.strip()] = value
+        if self.date is not None:
+            values[source.date_parameter] = self.date
+        return values
+
+    def command(self, word: str, *more: str) -> str:
+        """Return the command that goes on, for hints."""
+        words = ["chunkmap", "pipeline", word, str(self.path), *more]
+        words += [part for change in self.changes for part in ("--set", change)]
+        words += [part for param in self.params for part in ("--param", param)]
+        words += ["--date", self.date] if self.date else []
+        words += ["--environment", self.environment] if self.environment else []
+        return shlex.join(words)
+
+
+def options(
+    start_from: str | None,
+    only: str | None,
+    *,
+    accept_code: bool = False,
+    replan: bool = False,
+) -> PipelineOptions:
+    """Return which stages are run.
+
+    Raises:
+        PipelineFileError: Both options are given.
+    """
+    from pipeline.pipelines.driver import PipelineOptions
+    from pipeline.runs.driver.plan import ResumeOptions
+
+    if start_from is not None and only is not None:
+        raise PipelineFileError("--from and --only exclude each other: use one of them")
+    resume = ResumeOptions(accept_code=accept_code, replan=replan)
+    return PipelineOptions(start_from, only, resume)
+
+
+def run(request: Request, chosen: PipelineOptions, *, as_json: bool) -> None:
+    """Run a pipeline and show the result."""
+    source, settings = request.read(), load_settings(request.environment)
+    pipeline = source.resolve(request.values(source))
+    with _showing_failures(request.command("run"), as_json=as_json):
+        summary = _run(pipeline, settings, chosen, quiet=as_json)
+    if as_json:
+        print_json(summary.to_dict())
+    else:
+        show(summary)
+
+
+@contextmanager
+def _showing_failures(again: str, *, as_json: bool) -> Iterator[None]:
+    """Show the stages of a pipeline that fails, and name the command that goes on."""
+    from pipeline.pipelines.summary import StageFailedError
+
+    try:
+        yield
+    except StageFailedError as error:
+        if not as_json:
+            show(error.summary)
+            for line in getattr(getattr(error.__cause__, "summary", None), "errors", ()):
+                bad(line)
+        _complete_hint(error, again)
+        raise
+    except BaseException as error:
+        if not (isinstance(error, KeyboardInterrupt) or was_interrupted()):
+            raise
+        raise RunInterruptedError(
+            "interrupted: what the stages have done is kept", hint=f"go on with: {again}"
+        ) from error
+
+
+def _complete_hint(error: StageFailedError, again: str) -> None:
+    hint = error.hint or PLANNING_HINTS.get(type(error.__cause__).__name__)
+    go_on = f"then go on at this stage with: {again}"
+    error.hint = f"{hint}\n{go_on}" if hint else f"fix the cause, {go_on}"
+
+
+def _run(
+    pipeline: Pipeline, settings: Settings, chosen: PipelineOptions, *, quiet: bool
+) -> PipelineSummary:
+    """Run it as a flow if there is a Prefect server, or if it needs one; else in this process."""
+    display = PipelineDisplay(quiet=quiet)
+    with display, record_interrupts(display.stopping):
+        if settings.prefect.api_url is not None or pipeline.needs_prefect:
+            from pipeline.flows.launch import launch_pipeline
+
+            return launch_pipeline(pipeline, settings, chosen, display)
+        from pipeline.pipelines.driver import run_stages
+        from pipeline.pipelines.runner import LocalRunner
+        from pipeline.storage import open_storage
+
+        storage = open_storage(settings)
+        runner = LocalRunner(settings, storage, display)
+        return run_stages(pipeline, settings, storage, runner, options=chosen, listen=display)
+
+
+def show(summary: PipelineSummary) -> None:
+    """Print what each stage has done."""
+    for stage in summary.stages:
+        for note in stage.notes:
+            warn(f"{stage.name}: {note}")
+    title = f"{summary.pipeline} · run {summary.run} · {summary.state}"
+    label = ", ".join(f"{name} {value}" for name, value in summary.parameters.items())
+    say(f"{title}{f' · {label}' if label else ''} · {duration(summary.seconds)}", mark="[bold]")
+    rows = [
+        (
+            stage.name,
+            f"{stage.kind} {stage.source}",
+            stage.state,
+            f"{stage.rows:,}" if stage.published or stage.rows else "",
+            duration(stage.seconds) if stage.state != "left out" else "",
+            _what(stage.output, stage.manifest, stage.reason if stage.state != "failed" else ""),
+        )
+        for stage in summary.stages
+    ]
+    out.print(columns(("stage", "does", "state", "rows", "time", "result"), rows, ("rows",)))
+
+
+def _what(output: str, manifest: int, reason: str) -> str:
+    where = f"{output}, manifest {manifest}" if manifest else output
+    return "; ".join(filter(None, (where, reason)))
+
+
+def backfill(
+    request: Request, start: str, end: str, days: int, *, recheck: bool, as_json: bool
+) -> None:
+    """Run a pipeline for each date of a range, one after the other; stop at the first failure."""
+    source, settings = request.read(), load_settings(request.environment)
+    name = source.date_parameter
+    values = request.values(source)
+    if name in values:
+        raise PipelineFileError(f"--param {name}: a backfill sets it, from --from to --to")
+    first, last = _date("--from", start), _date("--to", end)
+    if first >= last:
+        raise PipelineFileError(f"--to {end} is not after --from {start}")
+    # All of them at once, so that nothing runs if one is wrong.
+    pipelines = [source.resolve({**values, name: day}) for day in dates(first, last, days)]
+    done = set() if recheck else _finished(pipelines, settings)
+    given = ("--from", start, "--to", end, *(("--days", str(days)) if days > 1 else ()))
+    again = request.command("backfill", *given)
+    summaries: list[dict[str, Any]] = []
+    rows = []
+    for pipeline in pipelines:
+        if pipeline.run in done:
+            rows.append((pipeline.label, "done before", ""))
+            continue
+        with _showing_failures(again, as_json=as_json):
+            summary = _run(pipeline, settings, options(None, None), quiet=as_json)
+        summaries.append(summary.to_dict())
+        stages = ", ".join(result_line(stage) for stage in summary.stages)
+        rows.append((pipeline.label, summary.state, stages))
+    if as_json:
+        print_json({"pipeline": source.file.name, "done_before": len(done), "runs": summaries})
+        return
+    say(
+        f"{source.file.name}: {plural(len(summaries), 'run')}, {len(done):,} done before",
+        mark="[bold]",
+    )
+    out.print(columns(("run", "state", "stages"), rows))
+
+
+def _date(option: str, text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise PipelineFileError(f"{option} {text} is not a date such as 2024-03-01") from None
+
+
+def _finished(pipelines: list[Pipeline], settings: Settings) -> set[str]:
+    """Return the ids of runs that have finished with the same definitions and code."""
+    from pipeline.pipelines.driver import is_finished
+    from pipeline.runs.driver.preflight import explain_unreachable_s3
+    from pipeline.storage import open_storage
+
+    storage = open_storage(settings)
+    with explain_unreachable_s3(settings):
+        return {p.run for p in pipelines if is_finished(p, settings, storage)}

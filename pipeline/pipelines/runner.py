@@ -1,0 +1,94 @@
+"""What a pipeline needs of its host: run a stage, and show those that did not run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from pipeline.config.ingest import Ingest
+from pipeline.config.job import Job
+from pipeline.config.load_file import LoadFile, LoadInto
+from pipeline.config.settings import Settings
+from pipeline.ingest.run import IngestOptions, IngestSummary, ingest
+from pipeline.load.connect import open_destination, request_of
+from pipeline.load.loader import LoadSummary, load
+from pipeline.pipelines.listener import PipelineListener
+from pipeline.pipelines.summary import StageResult
+from pipeline.runs.driver.early_plan import EarlyPlan
+from pipeline.runs.driver.orchestrator import NoOrchestrator
+from pipeline.runs.driver.plan import ResumeOptions, plan_run
+from pipeline.runs.driver.run import RunDriver
+from pipeline.runs.driver.summary import RunSummary
+from pipeline.storage import Storage
+
+
+class StageRunner(Protocol):
+    """Runs stages, in a process or on a cluster. Each of them is exactly-once by itself."""
+
+    def ingest(self, stage: str, definition: Ingest, *, refresh: bool) -> IngestSummary:
+        """Ingest; with `refresh`, again what is published."""
+        ...
+
+    def map(self, stage: str, job: Job, early: EarlyPlan, resume: ResumeOptions) -> RunSummary:
+        """Run a job; its plan is there unless workers must make it."""
+        ...
+
+    def load(self, stage: str, file: LoadFile) -> LoadSummary:
+        """Load."""
+        ...
+
+    def call(self, stage: str, work: Callable[[], Any]) -> Any:
+        """Call a function."""
+        ...
+
+    def passed(self, result: StageResult) -> None:
+        """Show a stage that had nothing to do, or was skipped."""
+        ...
+
+    def password(self, into: LoadInto) -> str | None:
+        """Return the password that a load file names elsewhere than in a variable."""
+        ...
+
+
+class LocalRunner:
+    """Runs stages in this process, without Prefect and Dask."""
+
+    def __init__(
+        self, settings: Settings, storage: Storage, listen: PipelineListener | None = None
+    ) -> None:
+        self._settings = settings
+        self._storage = storage
+        self._listen = listen or PipelineListener()
+
+    def ingest(self, stage: str, definition: Ingest, *, refresh: bool) -> IngestSummary:
+        """Ingest."""
+        options = IngestOptions(refresh=refresh, listen=self._listen.ingesting)
+        return ingest(definition, self._settings, options, storage=self._storage)
+
+    def map(self, stage: str, job: Job, early: EarlyPlan, resume: ResumeOptions) -> RunSummary:
+        """Run a job, chunk by chunk."""
+        settings, storage = self._settings, self._storage
+        run = early.run or plan_run(job, settings, storage, resume)
+        driver = RunDriver(
+            job, settings, storage, run, NoOrchestrator(), resume, self._listen.mapping
+        )
+        driver.heartbeat.begin(None, early.started)
+        return driver.run()
+
+    def load(self, stage: str, file: LoadFile) -> LoadSummary:
+        """Load."""
+        destination = open_destination(file.into)
+        return load(
+            request_of(file), destination, self._settings, self._storage, self._listen.loading
+        )
+
+    def call(self, stage: str, work: Callable[[], Any]) -> Any:
+        """Call a function."""
+        return work()
+
+    def passed(self, result: StageResult) -> None:
+        """Show nothing."""
+
+    def password(self, into: LoadInto) -> str | None:
+        """Return none: variables and the database's own places are read elsewhere."""
+        return None
