@@ -410,7 +410,12 @@ def split(column: str, least: int, greatest: int, connections: int) -> Iterator[
 
 def _column(field: pa.Field, selection: Selection, place: str) -> Column:
     metadata = field.metadata or {}
-    kind = metadata.get(b"POSTGRESQL:type", b"unknown").decode(errors="replace")
+    if b"POSTGRESQL:type" not in metadata:
+        raise UsageError(
+            "adbc-driver-postgresql does not say which types columns have",
+            hint="pip install --upgrade 'chunkmap[sql]'",
+        )
+    kind = metadata[b"POSTGRESQL:type"].decode(errors="replace")
     typmod = int(metadata.get(b"POSTGRESQL:typmod", b"-1"))
     declared = selection.declared.get(field.name)
     is_array = pa.types.is_list(field.type)

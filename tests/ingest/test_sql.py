@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from pipeline.errors import (
 )
 from pipeline.ingest import readings
 from pipeline.ingest.errors import SourceDeniedError, SourceError, SourceUnavailableError
+from pipeline.ingest.postgresql import PostgreSQL
 from pipeline.ingest.vacuum import expire_ingests
 from pipeline.runs.admin.verify import verify_output
 from pipeline.storage import Storage
@@ -502,8 +504,6 @@ def test_parallel_queries_read_one_snapshot(
         "INSERT INTO orders SELECT i, 'n' || i FROM generate_series(-500, 1499) i",
         "INSERT INTO orders VALUES (NULL, 'none')",
     )
-    from pipeline.ingest.postgresql import PostgreSQL
-
     opened, joined = [], PostgreSQL._join
 
     def join(self: PostgreSQL, cursor: Any, snapshot: str) -> None:
@@ -626,3 +626,23 @@ def test_a_connection_that_is_lost_midway_is_named(it: World, in_postgres: Shop)
     assert is_transient(caught.value) and "from the beginning" in (caught.value.hint or "")
     in_postgres.run("INSERT INTO orders VALUES (10, '')")
     assert it.ingest(sql=query).rows == 10
+
+
+@pytest.mark.integration
+def test_a_server_that_is_restarted_midway_is_named(it: World) -> None:
+    """What was read before counts for nothing, and the next attempt reads everything."""
+    with postgres() as server:
+        server.run("CREATE TABLE orders AS SELECT i AS id FROM generate_series(1, 40000) i")
+        url, joined = server.socket_uri, PostgreSQL._join
+
+        def join(self: PostgreSQL, cursor: Any, snapshot: str) -> None:
+            joined(self, cursor, snapshot)
+            server.stop(signal.SIGQUIT)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PostgreSQL, "_join", join)
+            with pytest.raises(SourceUnavailableError, match="broke off"):
+                it.ingest(sql={"url": url, "table": "orders"})
+        server.start()
+        server.run("INSERT INTO orders VALUES (0)")
+        assert it.ingest(sql={"url": url, "table": "orders"}).rows == 40001
