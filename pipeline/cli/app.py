@@ -497,7 +497,8 @@ def load(
         ),
     ],
     into: Annotated[
-        str | None, typer.Option(metavar="URI", help="Database: FILE.duckdb, or postgresql://…")
+        str | None,
+        typer.Option(metavar="URI", help="FILE.duckdb, postgresql://…, delta:s3://… or https://…"),
     ] = None,
     table: Annotated[
         str | None, typer.Option(metavar="TABLE", help="Table, or schema.table.")
@@ -521,7 +522,7 @@ def load(
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Load the new commits of an output into a database."""
+    """Load the new commits of an output into a database, a Delta table or an endpoint."""
     from pipeline.cli import load as loading
 
     options = {
@@ -540,12 +541,17 @@ app.command("clean", hidden=True, deprecated=True)(vacuum)
 
 @app.command(
     rich_help_panel=SETUP,
-    epilog=examples("schema > job.schema.json", "schema --pipeline > pipeline.schema.json"),
+    epilog=examples(
+        "schema > job.schema.json",
+        "schema --load > load.schema.json",
+        "schema --pipeline > pipeline.schema.json",
+    ),
 )
 def schema(
     ingest: Annotated[
         bool, typer.Option("--ingest", help="That of the file of an ingest.")
     ] = False,
+    load: Annotated[bool, typer.Option("--load", help="That of the load file.")] = False,
     pipeline: Annotated[
         bool, typer.Option("--pipeline", help="That of the pipeline file.")
     ] = False,
@@ -553,7 +559,7 @@ def schema(
     """Print the JSON Schema of the job file, for editors."""
     from pipeline.cli import init as starting
 
-    starting.print_schema(of_ingests=ingest, of_pipelines=pipeline)
+    starting.print_schema(of_ingests=ingest, of_loads=load, of_pipelines=pipeline)
 
 
 @app.command(rich_help_panel=SETUP, epilog=examples("config -e compose"))

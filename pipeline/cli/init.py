@@ -15,6 +15,7 @@ from pipeline.config.job_template import (
     Template,
     name_of_input,
 )
+from pipeline.config.load_examples import load_schema
 from pipeline.config.pipeline_examples import pipeline_schema
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import UsageError
@@ -99,17 +100,23 @@ def _is_old_schema(path: str, text: str) -> bool:
     return stored != text and TITLE in stored
 
 
-def print_schema(*, of_ingests: bool = False, of_pipelines: bool = False) -> None:
+def print_schema(
+    *, of_ingests: bool = False, of_loads: bool = False, of_pipelines: bool = False
+) -> None:
     """Print the JSON Schema of the job file, or of another file.
 
     Raises:
-        UsageError: Both others are asked for.
+        UsageError: Several others are asked for.
     """
-    if of_ingests and of_pipelines:
-        raise UsageError("--ingest and --pipeline exclude each other: print one schema at a time")
+    if of_ingests + of_loads + of_pipelines > 1:
+        raise UsageError(
+            "--ingest, --load and --pipeline exclude each other: print one schema at a time"
+        )
     schema = job_schema()
     if of_ingests:
         schema = ingest_schema()
+    elif of_loads:
+        schema = load_schema()
     elif of_pipelines:
         schema = pipeline_schema()
     out.print(json.dumps(schema, indent=1), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Load a published output into a database: `chunkmap load`."""
+"""Load a published output into a database, a Delta table or an endpoint: `chunkmap load`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING
 
 from pipeline.cli.output import print_json, say, show_pairs
 from pipeline.cli.progress_bar import LiveBar
-from pipeline.config.load_file import LoadFile, load_file_of, read_load_file
+from pipeline.config.load_file import (
+    DATABASES,
+    LoadFile,
+    kind_of,
+    load_file_of,
+    read_load_file,
+)
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import RunInterruptedError, UsageError
 from pipeline.processes import record_interrupts, was_interrupted
 from pipeline.report.humanize import duration, plural
 
 if TYPE_CHECKING:
-    from pipeline.load.loader import LoadProgress, LoadSummary
+    from pipeline.load.records import LoadProgress, LoadSummary
 
 
 def load(
@@ -50,7 +56,7 @@ def _file(source: str, options: Mapping[str, object], changes: Sequence[str]) ->
     if options["into.uri"] is None:
         if "://" in source:
             raise UsageError(
-                f"{source} is an output: name the database too",
+                f"{source} is an output: name the database, or another destination, too",
                 hint=f"chunkmap load {source} --into warehouse.duckdb --table NAME",
             )
         return read_load_file(Path(source), options, changes)
@@ -58,39 +64,42 @@ def _file(source: str, options: Mapping[str, object], changes: Sequence[str]) ->
         raise UsageError("--set changes a load file, and --into makes one needless: use either")
     last = source.rstrip("/").rpartition("/")[2]
     name = re.sub(r"[^A-Za-z0-9._-]", "-", last).lstrip("._-")[:100] or "load"
-    table = options["into.table"] or last
+    table = options["into.table"] or (last if _is_database(options["into.uri"]) else None)
     return load_file_of({"name": name, "input.uri": source, **options, "into.table": table})
 
 
+def _is_database(uri: object) -> bool:
+    try:
+        return kind_of(str(uri)) in DATABASES
+    except ValueError:
+        return True  # It is refused when the file is made of it.
+
+
 def _preview(file: LoadFile, settings: Settings) -> LoadSummary:
-    from pipeline.flows.launch import load_password
-    from pipeline.load.connect import open_destination, request_of
-    from pipeline.load.loader import preview
+    from pipeline.flows.launch import load_secret
+    from pipeline.load.connect import open_load
     from pipeline.runs.driver.preflight import explain_unreachable_s3
     from pipeline.storage import open_storage
 
     with explain_unreachable_s3(settings):
-        destination = open_destination(file.into, load_password(file, settings))
-        return preview(request_of(file), destination, settings, open_storage(settings))
+        secret = load_secret(file, settings)
+        return open_load(file, settings, open_storage(settings), secret=secret).preview()
 
 
 def _load(file: LoadFile, settings: Settings, *, quiet: bool) -> LoadSummary:
     """Load as a flow run if a Prefect server is set, else in this process alone."""
     from pipeline.flows.launch import launch_load
-    from pipeline.load.connect import open_destination, request_of
-    from pipeline.load.loader import load as load_directly
+    from pipeline.load.connect import open_load
     from pipeline.runs.driver.preflight import explain_unreachable_s3
     from pipeline.storage import open_storage
 
     display = LoadDisplay(quiet=quiet)
     try:
         with display, record_interrupts(), explain_unreachable_s3(settings):
-            display.begin("load", "reading what the table lacks")
-            if settings.prefect.api_url is not None or file.into.password_block is not None:
+            display.begin("load", "reading what the destination lacks")
+            if settings.prefect.api_url is not None or file.into.secret_block is not None:
                 return launch_load(file, settings, display.loading)
-            destination = open_destination(file.into)
-            storage = open_storage(settings)
-            return load_directly(request_of(file), destination, settings, storage, display.loading)
+            return open_load(file, settings, open_storage(settings), display.loading).run()
     except BaseException as error:
         if not (isinstance(error, KeyboardInterrupt) or was_interrupted()):
             raise
@@ -114,9 +123,10 @@ class LoadDisplay(LiveBar):
 
 def _show(file: LoadFile, summary: LoadSummary) -> None:
     commits = plural(len(summary.commits), "commit")
+    place = f"table {summary.table}" if summary.table else summary.destination
     if not summary.commits:
         say(
-            f"Nothing to load: table {summary.table} has all of manifest {summary.manifest} "
+            f"Nothing to load: {place} has all of manifest {summary.manifest} "
             f"({plural(summary.held, 'commit')})."
         )
         return
@@ -127,8 +137,9 @@ def _show(file: LoadFile, summary: LoadSummary) -> None:
     rows = {
         verb: f"{commits}, {plural(summary.rows, 'row')} ({summary.mode})",
         "had before": plural(summary.held, "commit") if summary.held else "",
-        "table": summary.table + (f" ({notes})" if notes else ""),
-        "database": summary.destination,
+        "requests": f"{summary.requests:,}" if summary.requests else "",
+        "table": summary.table + (f" ({notes})" if notes else "") if summary.table else notes,
+        "into": summary.destination,
         "output": f"{summary.output} manifest {summary.manifest}",
         "time": duration(summary.seconds),
     }

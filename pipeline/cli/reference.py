@@ -20,7 +20,7 @@ from pipeline.config.ingest_examples import INGEST_EXAMPLES, ingest_schema
 from pipeline.config.job import Job
 from pipeline.config.job_examples import JOB_EXAMPLES
 from pipeline.config.job_schema import job_schema
-from pipeline.config.load_examples import LOAD_EXAMPLES
+from pipeline.config.load_examples import LOAD_EXAMPLES, load_schema
 from pipeline.config.load_file import LoadFile
 from pipeline.config.pipeline_examples import (
     PARAMETER_EXAMPLES,
@@ -34,8 +34,8 @@ from pipeline.config.units import format_size, parse_size
 
 PAGES = (
     *("commands.md", "ingest.md", "ingest.schema.json"),
-    *("job.md", "job.schema.json", "load.md", "pipeline.md", "pipeline.schema.json"),
-    "settings.md",
+    *("job.md", "job.schema.json", "load.md", "load.schema.json"),
+    *("pipeline.md", "pipeline.schema.json", "settings.md"),
 )
 _NOTE = "<!-- Written by `make reference` from the code. Change the docstrings there. -->"
 
@@ -48,6 +48,7 @@ def pages() -> dict[str, str]:
         "ingest.schema.json": json.dumps(ingest_schema(), indent=1) + "\n",
         "job.md": _page("The job file", _job()),
         "load.md": _page("The load file", _load()),
+        "load.schema.json": json.dumps(load_schema(), indent=1) + "\n",
         "job.schema.json": json.dumps(job_schema(), indent=1) + "\n",
         "pipeline.md": _page("The pipeline file", _pipeline()),
         "pipeline.schema.json": json.dumps(pipeline_schema(), indent=1) + "\n",
@@ -142,7 +143,12 @@ def _ingest() -> Iterator[str]:
 
 def _load() -> Iterator[str]:
     """Describe each key of the load file."""
-    yield from (_doc(LoadFile.__module__), "", "## Keys at the top")
+    yield from (_doc(LoadFile.__module__), "")
+    yield "Editors check and complete it, if it begins with the line"
+    yield from ("", "```yaml", "# yaml-language-server: $schema=load.schema.json", "```", "")
+    yield "and the schema is next to it: `chunkmap schema --load > load.schema.json`, or"
+    yield "[the file in this repository](load.schema.json)."
+    yield from ("", "## Keys at the top")
     yield from _keys(LoadFile, "", LOAD_EXAMPLES)
 
 

@@ -1,10 +1,13 @@
-"""Read the load file: which output goes into which table of which database.
+"""Read the load file: which output goes into which table of which database, or to which endpoint.
 
     name: revenue
     input: {uri: s3://shop/revenue/}
     into:
       uri: postgresql://loader@db.example.com/shop
       table: finance.revenue
+
+Instead of a table of a database, `into: {uri: "delta:s3://lake/revenue/"}` is a Delta table, and
+`into: {uri: "https://api.example.com/revenue"}` an HTTP endpoint that gets the rows in batches.
 
 A load file holds no password. PostgreSQL's own places for it work (`PGPASSWORD`, `~/.pgpass`, a
 service file), and so do a variable or a Secret block of Prefect that the file names.
@@ -19,23 +22,33 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import AfterValidator, Field, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from pipeline.config.file_examples import nested
+from pipeline.config.http_auth import Auth, HeaderName, names_secret, refuse_secrets
 from pipeline.config.job_part import Part
 from pipeline.config.masking import is_secret_name, names_user
+from pipeline.config.units import Seconds, Size
 from pipeline.config.yaml_file import YamlFile, change_yaml, dump_yaml, parse_yaml, read_yaml
 from pipeline.config.yaml_model import validate
 from pipeline.errors import InvalidUriError, LoadFileError
-from pipeline.uris import parse
+from pipeline.uris import as_prefix, parse
 
-Kind = Literal["duckdb", "postgresql"]
+Kind = Literal["duckdb", "postgresql", "delta", "http"]
+DATABASES: frozenset[Kind] = frozenset({"duckdb", "postgresql"})
 _DUCKDB_SUFFIXES = (".duckdb", ".ddb")
 _LIBPQ_SCHEMES = ("postgresql", "postgres")
 
 
 def kind_of(uri: str) -> Kind:
-    """Return the kind of database that a URI names.
+    """Return the kind of destination that a URI names.
 
     Raises:
         ValueError: It names none, or holds a password.
@@ -48,9 +61,16 @@ def kind_of(uri: str) -> Kind:
     if colon and scheme in _LIBPQ_SCHEMES and rest.startswith("//"):
         _refuse_password(uri)
         return "postgresql"
+    if colon and scheme == "delta" and rest.strip("/"):
+        _output(rest)
+        return "delta"
+    if colon and scheme in ("http", "https") and rest.startswith("//"):
+        _refuse_secret_address(uri)
+        return "http"
     raise ValueError(
-        "names no database that can be loaded: write duckdb:FILE, a path that ends in .duckdb, or "
-        "postgresql://user@host/database"
+        "names no database that can be loaded: write duckdb:FILE, a path that ends in .duckdb, "
+        "postgresql://user@host/database, delta:s3://bucket/table/, or the https:// address of an "
+        "endpoint"
     )
 
 
@@ -67,6 +87,23 @@ def _refuse_password(uri: str) -> None:
             "has a password in it, which would be stored and shown: set PGPASSWORD, ~/.pgpass, "
             "password_env or password_block instead"
         )
+
+
+def _refuse_secret_address(uri: str) -> None:
+    """Refuse the address of an endpoint that is none, or has a secret in it."""
+    parts = urlsplit(uri)
+    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    if names_user(uri) or any(map(names_secret, names)):
+        raise ValueError(
+            "has a secret in it, which would be stored and shown: name where it is in http.auth"
+        )
+    if not parts.hostname or parts.fragment:
+        raise ValueError("is no address such as https://api.example.com/rows")
+
+
+def delta_uri(uri: str) -> str:
+    """Return the prefix of a Delta table: `delta:s3://lake/sales/`, or `delta:/data/sales`."""
+    return as_prefix(parse(uri.removeprefix("delta:")).uri)
 
 
 def duckdb_path(uri: str) -> Path:
@@ -111,15 +148,39 @@ class LoadInput(Part):
     load begins."""
 
 
+class LoadRequests(Part):
+    """How rows are sent to an HTTP endpoint."""
+
+    format: Literal["ndjson", "array"] = "ndjson"
+    """`ndjson`: a body has one JSON object per line. `array`: a body is one JSON array of
+    objects."""
+    rows: Annotated[PositiveInt, Field(le=100_000)] = 1000
+    """Maximum number of rows of a request."""
+    max_bytes: Annotated[Size, Field(le=256 * 2**20)] = 2**20
+    """Maximum size of a request's body."""
+    headers: Annotated[dict[HeaderName, str], AfterValidator(refuse_secrets)] = Field(default={})
+    """Headers of each request, none of them secret."""
+    auth: Auth | None = None
+    requests_per_second: PositiveFloat | None = None
+    """Maximum number of requests per second."""
+    timeout: Annotated[Seconds, Field(gt=0)] = 30.0
+    """Seconds to wait for the answer to a request."""
+    retries: NonNegativeInt = 5
+    """Number of retries of a request after a passing failure: no answer, 409, 429, 5xx."""
+    max_wait: Seconds = 300.0
+    """Maximum seconds that an answer may ask to wait (`Retry-After`)."""
+
+
 class LoadInto(Part):
     """Where it is loaded."""
 
     uri: Annotated[str, AfterValidator(_database)]
     """Database: `duckdb:FILE`, a path that ends in `.duckdb`, or
-    `postgresql://user@host/database` with any parameter of libpq, e.g. `?sslmode=verify-full`."""
-    table: Annotated[str, AfterValidator(_table)]
-    """Table, or `schema.table`, as the database stores the names: upper and lower case are kept.
-    The table is created if it does not exist; the schema is not."""
+    `postgresql://user@host/database` with any parameter of libpq, e.g. `?sslmode=verify-full`.
+    Delta table: `delta:s3://bucket/table/` or `delta:/path/`. Endpoint: its `https://` address."""
+    table: Annotated[str, AfterValidator(_table)] | None = None
+    """Table of a database, or `schema.table`, as the database stores the names: upper and lower
+    case are kept. The table is created if it does not exist; the schema is not."""
     mode: Literal["append", "replace", "merge"] = "append"
     """`append`: add the commits that the table lacks. `replace`: replace all rows by the current
     version, in one transaction. `merge`: like append, but rows of new commits replace rows of the
@@ -133,6 +194,29 @@ class LoadInto(Part):
     """Variable that holds the password."""
     password_block: Annotated[str, Field(min_length=1)] | None = None
     """Secret block of Prefect that holds the password."""
+    http: LoadRequests = LoadRequests()
+
+    @property
+    def secret_block(self) -> str | None:
+        """Secret block of Prefect that a load needs."""
+        return self.password_block or (self.http.auth.secret if self.http.auth else None)
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> LoadInto:
+        kind = kind_of(self.uri)
+        if kind in DATABASES and self.table is None:
+            raise ValueError("a database needs `table`")
+        if kind not in DATABASES and self.table is not None:
+            raise ValueError("`table` names a table of a database; the URI is all that others need")
+        if kind != "http" and self.http != LoadRequests():
+            raise ValueError("`http` is for endpoints: uri: https://…")
+        if kind != "postgresql" and (self.password_env or self.password_block):
+            raise ValueError(_NO_PASSWORD[kind])
+        if kind == "http" and (self.mode, self.schema_) != ("append", "match"):
+            raise ValueError("an endpoint gets new rows only: `mode` and `schema` do not apply")
+        if kind == "delta" and self.mode == "merge":
+            raise ValueError("a Delta table is not merged into: use mode append or replace")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> LoadInto:
@@ -142,9 +226,15 @@ class LoadInto(Part):
             raise ValueError("`key` names a column twice")
         if self.password_env and self.password_block:
             raise ValueError("set `password_env` or `password_block`, not both")
-        if kind_of(self.uri) == "duckdb" and (self.password_env or self.password_block):
-            raise ValueError("a DuckDB file has no password")
         return self
+
+
+_NO_PASSWORD = {
+    "duckdb": "a DuckDB file has no password",
+    "delta": "the keys of a Delta table in S3 are in the settings (s3), not in a password",
+    "http": "name the token of an endpoint in `http.auth`",
+}
+"""Why a destination has no password, by its kind."""
 
 
 class LoadFile(Part):

@@ -394,7 +394,7 @@ def _needs_prefect(definition: Definition) -> bool:
         auth = definition.http.auth if definition.http else None
         return auth is not None and auth.secret is not None
     if isinstance(definition, LoadFile):
-        return definition.into.password_block is not None
+        return definition.into.secret_block is not None
     return isinstance(definition, Job)
 
 

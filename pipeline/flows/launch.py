@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from pipeline.flows.deploy.deploy import DeployResult
     from pipeline.flows.object_events import Debouncer
     from pipeline.ingest.run import IngestOptions, IngestSummary
-    from pipeline.load.loader import Listener as LoadListener
-    from pipeline.load.loader import LoadSummary
+    from pipeline.load.records import Listener as LoadListener
+    from pipeline.load.records import LoadSummary
     from pipeline.pipelines.driver import PipelineOptions
     from pipeline.pipelines.listener import PipelineListener
     from pipeline.pipelines.summary import PipelineSummary
@@ -199,7 +199,7 @@ def launch_load(file: LoadFile, settings: Settings, listen: LoadListener) -> Loa
     """Load an output as the flow `load`, in this process.
 
     Args:
-        file: What is loaded into which table.
+        file: What is loaded, and where.
         settings: Where the output and Prefect are.
         listen: Called with the progress.
 
@@ -252,15 +252,15 @@ def launch_pipeline(
         return _run_flow(api_url, flow_options.ended, call)
 
 
-def load_password(file: LoadFile, settings: Settings) -> str | None:
-    """Return the password in the Secret block that a load file names; None if it names none."""
-    if file.into.password_block is None:
+def load_secret(file: LoadFile, settings: Settings) -> str | None:
+    """Return the secret in the Secret block that a load file names; None if it names none."""
+    if file.into.secret_block is None:
         return None
     api_url = connect(settings.prefect)
-    from pipeline.flows.load import password_of
+    from pipeline.flows.load import secret_of
 
     with talking_to(api_url, PREFECT_RETRIES):
-        return password_of(file.into)
+        return secret_of(file.into)
 
 
 def launch_deploy(deployed: Deployed, settings: Settings, **options: bool) -> DeployResult:

@@ -1,4 +1,4 @@
-"""The flow `load`: a published output into a database."""
+"""The flow `load`: a published output into a database, a Delta table or an endpoint."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from prefect.blocks.system import Secret
 from pipeline.config.load_file import LoadInto, parse_load_file
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError
-from pipeline.load.connect import open_destination, request_of
+from pipeline.load.connect import open_load
 from pipeline.load.errors import DestinationError
-from pipeline.load.loader import Listener, LoadProgress, LoadSummary, load
+from pipeline.load.records import Listener, LoadProgress, LoadSummary
 from pipeline.storage import open_storage
 
 
@@ -55,7 +55,7 @@ def load_options(options: LoadOptions) -> Iterator[None]:
     validate_parameters=False,
 )
 def load_flow(name: str, load_yaml: str) -> LoadSummary:
-    """Load what a table lacks of a published output; run it again to load what is new.
+    """Load what a destination lacks of a published output; run it again to load what is new.
 
     Args:
         name: The name of the load, for the Prefect UI.
@@ -67,14 +67,10 @@ def load_flow(name: str, load_yaml: str) -> LoadSummary:
     current = _options.get() or LoadOptions(load_settings())
     try:
         file = parse_load_file(load_yaml)
-        destination = open_destination(file.into, password_of(file.into))
-        summary = load(
-            request_of(file),
-            destination,
-            current.settings,
-            open_storage(current.settings),
-            current.listen,
-        )
+        settings = current.settings
+        secret = secret_of(file.into)
+        load = open_load(file, settings, open_storage(settings), current.listen, secret)
+        summary = load.run()
     except ChunkmapError as error:
         current.ended.append(error)
         raise
@@ -82,25 +78,26 @@ def load_flow(name: str, load_yaml: str) -> LoadSummary:
     return summary
 
 
-def password_of(into: LoadInto) -> str | None:
-    """Return the password in the Secret block that a load file names; None if it names none.
+def secret_of(into: LoadInto) -> str | None:
+    """Return the secret in the Secret block that a load file names; None if it names none.
 
     Raises:
         DestinationError: There is no such block, or it holds no text.
     """
-    if into.password_block is None:
+    if into.secret_block is None:
         return None
+    name, key = into.secret_block, "password_block" if into.password_block else "http.auth.secret"
     hint = "create it in the Prefect UI (Blocks, Secret), or with `prefect block create secret`"
     try:
-        block: Any = Secret.load(into.password_block)
+        block: Any = Secret.load(name)
         value = block.get()
     except ValueError as error:
         raise DestinationError(
-            f"Prefect has no Secret block {into.password_block} (into.password_block)", hint=hint
+            f"Prefect has no Secret block {name} (into.{key})", hint=hint
         ) from error
     if not isinstance(value, str) or not value:
         raise DestinationError(
-            f"Prefect's Secret block {into.password_block} holds no text (into.password_block)",
-            hint="store the password as text",
+            f"Prefect's Secret block {name} holds no text (into.{key})",
+            hint="store the secret as text",
         )
     return value

@@ -26,10 +26,10 @@ from pipeline.config.pipeline_file import Pipeline, read_pipeline
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError
 from pipeline.flows.ingest import IngestFlowOptions, ingest_flow, ingest_options
-from pipeline.flows.load import LoadOptions, load_flow, load_options, password_of
+from pipeline.flows.load import LoadOptions, load_flow, load_options, secret_of
 from pipeline.flows.map_dataset import FlowOptions, map_dataset, options
 from pipeline.ingest.run import IngestOptions, IngestSummary
-from pipeline.load.loader import LoadSummary
+from pipeline.load.records import LoadSummary
 from pipeline.pipelines.driver import PipelineOptions, run_stages
 from pipeline.pipelines.listener import PipelineListener
 from pipeline.pipelines.runner import StageRunner
@@ -197,7 +197,7 @@ class PrefectRunner(StageRunner):
 
     def password(self, into: LoadInto) -> str | None:
         """Return the password in a Secret block."""
-        return password_of(into)
+        return secret_of(into)
 
 
 def _outcome(call: Callable[[], T], ended: Sequence[T | ChunkmapError]) -> T:

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pipeline.config.load_file import load_file_of
 from pipeline.config.settings import load_settings
-from pipeline.load.connect import open_destination, request_of
-from pipeline.load.loader import Listener, LoadProgress, LoadSummary, load
+from pipeline.load.connect import open_load
+from pipeline.load.records import Listener, LoadProgress, LoadSummary
 from pipeline.storage import open_storage
 
 
@@ -19,7 +19,7 @@ def _ignore(progress: LoadProgress) -> None:
 def load_output(
     uri: str,
     into: str,
-    table: str,
+    table: str | None = None,
     *,
     mode: Literal["append", "replace", "merge"] = "append",
     key: str | Sequence[str] = (),
@@ -28,19 +28,23 @@ def load_output(
     password: str | None = None,
     listen: Listener = _ignore,
 ) -> LoadSummary:
-    """Load into a database what its table lacks of an output; calling it again loads nothing twice.
+    """Load what a destination lacks of an output; calling it again loads nothing twice.
+
+    An endpoint gets rows at least once (see docs/guides/load.md).
 
     Args:
         uri: The output prefix.
-        into: The database: `duckdb:FILE`, a path that ends in `.duckdb`, or
-            `postgresql://user@host/database`.
-        table: The table, or `schema.table`; it is created if it does not exist.
+        into: The destination: `duckdb:FILE`, a path that ends in `.duckdb`,
+            `postgresql://user@host/database`, `delta:s3://bucket/table/`, or the address of an
+            HTTP endpoint.
+        table: Table of a database, or `schema.table`; it is created if it does not exist.
         mode: `append` adds the commits that the table lacks, `replace` replaces all rows in one
             transaction, `merge` replaces rows with the same key.
         key: Columns that identify a row, for mode `merge`.
         schema: Whether the table must have the output's columns, or gets those that it lacks.
         version: Number of a manifest; default the current.
         password: Password of the database's user; default PGPASSWORD, ~/.pgpass and the like.
+            Endpoints with a token need a load file.
         listen: Called with the progress.
 
     Raises:
@@ -62,5 +66,4 @@ def load_output(
             "into.schema": schema,
         }
     )
-    destination = open_destination(file.into, password)
-    return load(request_of(file), destination, settings, open_storage(settings), listen)
+    return open_load(file, settings, open_storage(settings), listen, password).run()

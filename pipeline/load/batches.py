@@ -115,6 +115,8 @@ class BatchStream:
     commits: Sequence[CommitFiles]
     progressed: Callable[[int], None] = lambda rows: None
     """Called with the number of rows of each batch."""
+    skip: int = 0
+    """Number of rows of the first commit that are not read."""
     rows: dict[str, int] = field(default_factory=dict)
     """Rows that were read so far, by commit."""
     sums: dict[str, dict[str, int | Decimal]] = field(default_factory=dict)
@@ -124,29 +126,32 @@ class BatchStream:
     @property
     def reader(self) -> pa.RecordBatchReader:
         """A reader of the batches, for one use."""
-        return pa.RecordBatchReader.from_batches(self.schema, self._kept())
+        return pa.RecordBatchReader.from_batches(self.schema, self.batches())
 
     @property
     def schema(self) -> pa.Schema:
         """The schema of the batches."""
         return pa.schema([(column.name, column.type.arrow) for column in self.columns])
 
-    def _kept(self) -> Iterator[pa.RecordBatch]:
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the batches, for one use."""
+        skip = self.skip
         try:
             for commit in self.commits:
-                yield from self._batches(commit)
+                yield from self._batches(commit, skip)
+                skip = 0
         except BaseException as error:
             self.error = error
             raise
 
-    def _batches(self, commit: CommitFiles) -> Iterator[pa.RecordBatch]:
-        self.rows[commit.name] = 0
+    def _batches(self, commit: CommitFiles, skip: int) -> Iterator[pa.RecordBatch]:
+        self.rows[commit.name] = skip
         sums: dict[str, int | Decimal] = {
             column.name: 0 for column in self.columns if column.is_summed
         }
         self.sums[commit.name] = sums
         with _reading(self.source.version.output):
-            for frame in self._frames(commit):
+            for frame in self._frames(commit, skip):
                 for column in self.columns:
                     if column.is_summed:
                         sums[column.name] = _add(sums[column.name], frame[column.name])
@@ -160,8 +165,10 @@ class BatchStream:
                 hint=f"check the files: chunkmap verify {self.source.version.output}",
             )
 
-    def _frames(self, commit: CommitFiles) -> Iterable[pl.DataFrame]:
+    def _frames(self, commit: CommitFiles, skip: int) -> Iterable[pl.DataFrame]:
         frame = self.source.scan.frame(commit.keys)
+        if skip:
+            frame = frame.slice(skip)
         present = frame.collect_schema()
         selected = frame.select(
             pl.col(column.name).cast(column.dtype)

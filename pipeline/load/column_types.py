@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -60,6 +61,8 @@ class Dialect:
     """Returns a name as the database compares it."""
     max_name_bytes: int | None = None
     """Maximum length of names; longer ones would be cut."""
+    refused_in_names: re.Pattern[str] | None = None
+    """Characters that names cannot have."""
 
     def holds(self, wanted: str, existing: str) -> bool:
         """Whether a column of an existing type holds all values of a type."""
@@ -68,7 +71,7 @@ class Dialect:
         return _decimal_holds(wanted, existing)
 
 
-_DECIMAL = re.compile(r"(?:numeric|DECIMAL)\((\d+),\s*(-?\d+)\)")
+_DECIMAL = re.compile(r"(?:numeric|decimal)\((\d+),\s*(-?\d+)\)", re.IGNORECASE)
 
 
 def _decimal_holds(wanted: str, existing: str) -> bool:
@@ -139,6 +142,100 @@ def _check_json(dtype: pl.DataType) -> None:
         _check_json(_instance(dtype.inner))
     elif isinstance(dtype, pl.Binary | pl.Duration | pl.Object | pl.Null):
         raise UnsupportedTypeError(f"JSON has no counterpart of {dtype} inside of it")
+
+
+# -- JSON -----------------------------------------------------------------------------------------
+
+_NO_JSON = (pl.Binary, pl.Duration)
+
+
+def json_type(dtype: pl.DataType) -> SqlType:
+    """Return how a type of Polars is sent as JSON; nested values stay nested.
+
+    Raises:
+        UnsupportedTypeError: JSON has no counterpart.
+    """
+    if dtype.is_nested():
+        _check_json(dtype)
+        empty = pl.Series([], dtype=dtype).to_arrow(compat_level=pl.CompatLevel.oldest())
+        return SqlType("JSON", empty.type)
+    if isinstance(dtype, _NO_JSON):
+        raise UnsupportedTypeError(f"JSON has no counterpart of {dtype}")
+    if type(dtype) in _DUCKDB or isinstance(dtype, pl.Decimal):
+        return SqlType("JSON", duckdb_type(dtype).arrow)
+    if isinstance(dtype, pl.Datetime):
+        return SqlType("JSON", pa.timestamp("us", "UTC" if dtype.time_zone else None))
+    raise _unsupported(dtype)
+
+
+# -- Delta ----------------------------------------------------------------------------------------
+
+_DELTA: dict[type[pl.DataType], tuple[str, pa.DataType]] = {
+    pl.Boolean: ("boolean", pa.bool_()),
+    pl.Int8: ("byte", pa.int8()),
+    pl.Int16: ("short", pa.int16()),
+    pl.Int32: ("integer", pa.int32()),
+    pl.Int64: ("long", pa.int64()),
+    pl.UInt8: ("short", pa.int16()),
+    pl.UInt16: ("integer", pa.int32()),
+    pl.UInt32: ("long", pa.int64()),
+    pl.UInt64: ("decimal(20,0)", pa.decimal128(20, 0)),
+    pl.Float32: ("float", pa.float32()),
+    pl.Float64: ("double", pa.float64()),
+    pl.String: ("string", pa.large_string()),
+    pl.Categorical: ("string", pa.large_string()),
+    pl.Enum: ("string", pa.large_string()),
+    pl.Binary: ("binary", pa.large_binary()),
+    pl.Date: ("date", pa.date32()),
+}
+
+
+def delta_table_type(dtype: pl.DataType) -> SqlType:
+    """Return the type of a Delta table for a type of Polars.
+
+    Raises:
+        UnsupportedTypeError: There is none.
+    """
+    if isinstance(dtype, pl.Decimal):
+        kind = pa.decimal128(dtype.precision, dtype.scale)
+        return SqlType(f"decimal({dtype.precision},{dtype.scale})", kind)
+    if isinstance(dtype, pl.Datetime):
+        if dtype.time_zone is None:
+            return SqlType("timestamp_ntz", pa.timestamp("us"))
+        return SqlType("timestamp", pa.timestamp("us", "UTC"))
+    if isinstance(dtype, pl.List):
+        inner = delta_table_type(_instance(dtype.inner))
+        return SqlType(f"array<{inner.sql}>", pa.large_list(inner.arrow))
+    if isinstance(dtype, pl.Struct):
+        fields = [(item.name, delta_table_type(_instance(item.dtype))) for item in dtype.fields]
+        if not fields:
+            raise UnsupportedTypeError("a struct without fields")
+        names = ",".join(f"{name}:{kind.sql}" for name, kind in fields)
+        return SqlType(f"struct<{names}>", pa.struct([(n, kind.arrow) for n, kind in fields]))
+    found = _DELTA.get(type(dtype))
+    if found is None:
+        raise _unsupported(dtype)
+    return SqlType(*found)
+
+
+def arrow_type_of_delta(kind: str) -> pa.DataType | None:
+    """Return the Arrow type of a plain type of a Delta table; None for others."""
+    decimal = _DECIMAL.fullmatch(kind)
+    if decimal is not None:
+        return pa.decimal128(int(decimal[1]), int(decimal[2]))
+    return next((arrow for name, arrow in _DELTA.values() if name == kind), None)
+
+
+def spelled_delta_type(kind: str | Mapping[str, Any]) -> str:
+    """Return a type of a Delta schema as `delta_table_type` spells it."""
+    if isinstance(kind, str):
+        return kind.replace(" ", "")
+    if kind.get("type") == "array":
+        return f"array<{spelled_delta_type(kind['elementType'])}>"
+    if kind.get("type") == "struct":
+        pairs = ((field["name"], spelled_delta_type(field["type"])) for field in kind["fields"])
+        return f"struct<{','.join(f'{name}:{inner}' for name, inner in pairs)}>"
+    return f"map<{spelled_delta_type(kind['keyType'])},{spelled_delta_type(kind['valueType'])}>"
 
 
 # -- DuckDB ---------------------------------------------------------------------------------------
@@ -222,6 +319,19 @@ POSTGRES = Dialect(
         "jsonb": ("json",),
     },
     max_name_bytes=63,
+)
+JSON = Dialect("JSON", json_type)
+DELTA = Dialect(
+    "Delta",
+    delta_table_type,
+    wider={
+        "byte": ("short", "integer", "long"),
+        "short": ("integer", "long"),
+        "integer": ("long", "double"),
+        "float": ("double",),
+    },
+    fold=str.casefold,
+    refused_in_names=re.compile(r"[ ,;{}()\n\t=]"),
 )
 DUCKDB = Dialect(
     "DuckDB",

@@ -29,6 +29,8 @@ from pipeline.load.errors import DestinationBusyError, DestinationError, LoadFai
 WAIT_SECONDS = 60.0
 """Seconds to wait for another process that has the file open."""
 _SOURCE = "_chunkmap_batches"
+_UNWRITTEN = "Could not write file"
+"""Part of the message where a COMMIT fails because the disk is full."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,8 @@ class DuckDBSession(Session):
         try:
             yield
         except duckdb.TransactionException as error:
+            if _UNWRITTEN in str(error):
+                raise self._full(error) from error
             raise DestinationBusyError(
                 f"another load changes the same table of {self._where}: {_first_line(error)}",
                 hint="load again: nothing is loaded twice",
@@ -209,9 +213,12 @@ class DuckDBSession(Session):
                 hint="fix the rows in the transform, or the table's constraint",
             ) from error
         except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
-            raise LoadFailedError(
-                f"{self._where} cannot be written: {_first_line(error)}",
-                hint="free space on its disk, then load again: nothing is loaded twice",
-            ) from error
+            raise self._full(error) from error
         except duckdb.Error as error:
             raise LoadFailedError(f"{self._where}: {_first_line(error)}") from error
+
+    def _full(self, error: Exception) -> LoadFailedError:
+        return LoadFailedError(
+            f"{self._where} cannot be written: {_first_line(error)}",
+            hint="free space on its disk, then load again: nothing is loaded twice",
+        )

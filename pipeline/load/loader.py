@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -12,7 +11,8 @@ from typing import Any
 from pipeline.config.settings import Settings
 from pipeline.errors import ChunkmapError, UsageError, is_transient
 from pipeline.load.batches import BatchStream, OutputVersion, check_error, sums_text
-from pipeline.load.column_types import Column, UnsupportedTypeError
+from pipeline.load.column_types import Column
+from pipeline.load.columns import Differences, columns_of, named
 from pipeline.load.destination import Destination, Session, TableName, quoted
 from pipeline.load.errors import (
     DestinationBusyError,
@@ -22,12 +22,10 @@ from pipeline.load.errors import (
 )
 from pipeline.load.ledger import LEDGER, LoadLedger
 from pipeline.load.plan import CommitFiles, LoadedCommit, Mode, pending
+from pipeline.load.records import Listener, LoadMeter, LoadSummary
 from pipeline.report.humanize import plural
 from pipeline.storage import Storage
 from pipeline.storage.outages import retry_until_available
-
-MAX_NAMED = 8
-"""Maximum number of columns that a message names."""
 
 
 @dataclass(frozen=True)
@@ -44,46 +42,6 @@ class LoadRequest:
     """Whether the table gets the columns that it lacks."""
     version: int | None = None
     """Number of a manifest; default the current."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadProgress:
-    """How far a load is."""
-
-    commits: int
-    """Commits that this load has committed."""
-    of_commits: int
-    """Commits that were pending when it began."""
-    rows: int
-    """Rows that this load has sent."""
-    of_rows: int
-    seconds: float
-
-
-Listener = Callable[[LoadProgress], None]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadSummary:
-    """What a load did."""
-
-    output: str
-    manifest: int
-    destination: str
-    table: str
-    mode: str
-    commits: tuple[str, ...]
-    """Commits that this load brought."""
-    rows: int
-    """Rows of these commits."""
-    held: int
-    """Commits that the table had already."""
-    created: bool
-    """Whether this load created the table."""
-    added: tuple[str, ...]
-    """Columns that this load added to the table."""
-    seconds: float
-    dry_run: bool = False
 
 
 def load(
@@ -123,14 +81,10 @@ class Loader:
     destination: Destination
     source: OutputVersion
     columns: tuple[Column, ...]
-    listen: Listener = lambda progress: None
+    meter: LoadMeter
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     _session: Session | None = None
     _has_answered: bool = False
-    _started: float = field(default_factory=time.monotonic)
-    _done: dict[str, int] = field(default_factory=dict)
-    _sent: int = 0
-    _todo: tuple[int, int] = (0, 0)
     _held: int | None = None
     _created: bool = False
     _added: tuple[str, ...] = ()
@@ -148,15 +102,15 @@ class Loader:
         if destination.dialect.fold(request.table.name) == LEDGER:
             raise UsageError(f"{LEDGER} records what was loaded and cannot be loaded into")
         source = OutputVersion.of(settings, storage, request.output, request.version)
-        columns = _columns(source, destination)
+        columns = columns_of(source, destination.dialect, destination.where)
         names = [column.name for column in columns]
         for name in request.key:
             if name not in names:
                 raise UsageError(
                     f"{source.version.output} has no column {name} to merge by",
-                    hint="its columns: " + _named(names),
+                    hint="its columns: " + named(names),
                 )
-        return cls(request, destination, source, columns, listen)
+        return cls(request, destination, source, columns, LoadMeter(listen))
 
     def run(self) -> LoadSummary:
         """Load until nothing is pending."""
@@ -212,10 +166,10 @@ class Loader:
             self._create_ledger(session, ledger)
         loaded = ledger.read(version.output)
         self._count(loaded)
-        todo = pending(version, loaded, request.mode, str(request.table))
+        todo = pending(version, loaded, request.mode, f"table {request.table}")
         if self._held is None:
             self._held = len(loaded) if request.mode != "replace" or not todo else 0
-            self._todo = len(todo), sum(commit.rows for commit in todo)
+            self.meter.expect(todo)
         if not todo:
             session.rollback()
             return False
@@ -223,11 +177,11 @@ class Loader:
         created, added = self._prepare_table(session)
         if request.mode == "replace":
             self._empty(session, ledger)
-        before = self._sent
+        before = self.meter.sent
         try:
             stream = self._insert(session, commits)
         except BaseException:
-            self._sent = before
+            self.meter.sent = before
             raise
         known = {commit.name for commit in loaded}
         for commit in commits:
@@ -240,8 +194,8 @@ class Loader:
             ledger.forget(version.output, sorted(known - {commit.name for commit in commits}))
         self._created, self._added = self._created or created, self._added or added
         session.commit()
-        self._done |= {commit.name: commit.rows for commit in commits}
-        self._tell()
+        self.meter.done |= {commit.name: commit.rows for commit in commits}
+        self.meter.tell()
         return request.mode != "replace"
 
     def _create_ledger(self, session: Session, ledger: LoadLedger) -> None:
@@ -258,7 +212,7 @@ class Loader:
 
     def _count(self, loaded: Sequence[LoadedCommit]) -> None:
         """Count commits whose transaction is committed although its reply was lost."""
-        self._done |= {commit.name: commit.rows for commit in loaded if commit.load == self.id}
+        self.meter.done |= {commit.name: commit.rows for commit in loaded if commit.load == self.id}
 
     def _check_schema(self, session: Session) -> None:
         schema = self.request.table.schema
@@ -287,53 +241,36 @@ class Loader:
         Raises:
             TableMismatchError: Its columns differ in another way.
         """
-        table, fold = self.request.table, session.dialect.fold
+        table = self.request.table
         existing = session.columns(table)
         if existing is None:
             return True, ()
-        columns = {fold(name): column for name, column in existing.items()}
-        wanted = {fold(column.name): column for column in self.columns}
-        lacking = [column for name, column in wanted.items() if name not in columns]
-        unknown = [
-            name
-            for name, column in existing.items()
-            if fold(name) not in wanted and not column.has_default
-        ]
-        others = {
-            column.name: (columns[name].kind, column.type.sql)
-            for name, column in wanted.items()
-            if name in columns
-            and not session.dialect.holds(session.spelled(column.type.sql), columns[name].kind)
-        }
-        problems = [f"{name} is {old} and must hold {new}" for name, (old, new) in others.items()]
-        if lacking and not self.request.widen:
-            problems.append(f"it lacks {_named([column.name for column in lacking])}")
-        if unknown:
-            problems.append(f"the output has no {_named(unknown)}")
+        spellings = {column.name: session.spelled(column.type.sql) for column in self.columns}
+        differences = Differences.between(self.columns, existing, session.dialect, spellings)
+        problems = differences.problems(widen=self.request.widen)
         if problems:
             raise TableMismatchError(
                 f"table {table} does not have the columns of {self.source.version.output}: "
                 + "; ".join(problems),
-                hint=self._advice(lacking, unknown, list(others)),
+                hint=self._advice(differences),
             )
-        return False, tuple(lacking)
+        return False, differences.lacking
 
-    def _advice(
-        self, lacking: Sequence[Column], unknown: Sequence[str], others: Sequence[str]
-    ) -> str:
+    def _advice(self, differences: Differences) -> str:
         table = self.request.table.sql
-        if others:
-            column = next(column for column in self.columns if column.name == others[0])
+        if differences.others:
+            column, _ = differences.others[0]
             return (
                 f"change the table (ALTER TABLE {table} ALTER COLUMN {quoted(column.name)} TYPE "
                 f"{column.type.sql}), cast the column in the transform, or load into another table"
             )
-        if unknown:
+        if differences.unknown:
+            column_name = quoted(differences.unknown[0])
             return (
-                f"drop the column (ALTER TABLE {table} DROP COLUMN {quoted(unknown[0])}), give it "
-                "a default, or load into another table"
+                f"drop the column (ALTER TABLE {table} DROP COLUMN {column_name}), give it a "
+                "default, or load into another table"
             )
-        return f"let {plural(len(lacking), 'column')} be added: --schema widen"
+        return f"let {plural(len(differences.lacking), 'column')} be added: --schema widen"
 
     def _empty(self, session: Session, ledger: LoadLedger) -> None:
         """Delete all rows of a table that holds nothing but this output."""
@@ -357,7 +294,7 @@ class Loader:
     def _insert(self, session: Session, commits: Sequence[CommitFiles]) -> BatchStream:
         """Insert the rows of commits, and reconcile them with the manifest."""
         table = self.request.table
-        stream = BatchStream(self.source, self.columns, commits, self._sent_rows)
+        stream = BatchStream(self.source, self.columns, commits, self.meter.count)
         expected = sum(commit.rows for commit in commits)
         if not (self.request.mode == "merge" or self._needs_casts(session)):
             self._send(session, table, stream, expected)
@@ -478,15 +415,6 @@ class Loader:
 
     # -- progress ---------------------------------------------------------------------------------
 
-    def _sent_rows(self, rows: int) -> None:
-        self._sent += rows
-        self._tell()
-
-    def _tell(self) -> None:
-        commits, rows = self._todo
-        seconds = time.monotonic() - self._started
-        self.listen(LoadProgress(len(self._done), commits, min(self._sent, rows), rows, seconds))
-
     def _summary(self, *, dry_run: bool = False) -> LoadSummary:
         return LoadSummary(
             output=self.source.version.output,
@@ -494,12 +422,12 @@ class Loader:
             destination=self.destination.where,
             table=str(self.request.table),
             mode=self.request.mode,
-            commits=tuple(self._done),
-            rows=sum(self._done.values()),
+            commits=tuple(self.meter.done),
+            rows=sum(self.meter.done.values()),
             held=self._held or 0,
             created=self._created,
             added=self._added,
-            seconds=time.monotonic() - self._started,
+            seconds=self.meter.seconds,
             dry_run=dry_run,
         )
 
@@ -518,55 +446,15 @@ class Loader:
                 self._added = tuple(column.name for column in added)
         finally:
             self._disconnect()
-        table = str(self.request.table)
+        table = f"table {self.request.table}"
         todo = pending(self.source.version, loaded, self.request.mode, table)
         self._held = len(loaded) if self.request.mode != "replace" or not todo else 0
-        self._done = {commit.name: commit.rows for commit in todo}
+        self.meter.done = {commit.name: commit.rows for commit in todo}
         return self._summary(dry_run=True)
-
-
-def _columns(source: OutputVersion, destination: Destination) -> tuple[Column, ...]:
-    """Return the columns of a version with their types in a database.
-
-    Raises:
-        TableMismatchError: A type has no counterpart, or a name cannot be that of a column.
-    """
-    dialect = destination.dialect
-    columns: list[Column] = []
-    problems: list[str] = []
-    names: dict[str, str] = {}
-    for name, dtype in source.schema().items():
-        try:
-            columns.append(Column(name, dtype, dialect.type_of(dtype)))
-        except UnsupportedTypeError as error:
-            problems.append(f"column {name} ({dtype}): {error}")
-        other = names.setdefault(dialect.fold(name), name)
-        if other != name:
-            problems.append(f"columns {other} and {name} have the same name in {dialect.name}")
-        if not name or "\0" in name:
-            problems.append(f"column {name!r} has no name that {dialect.name} accepts")
-        if dialect.max_name_bytes is not None and len(name.encode()) > dialect.max_name_bytes:
-            problems.append(
-                f"column {name} is longer than {dialect.max_name_bytes} bytes, and "
-                f"{dialect.name} would cut its name"
-            )
-    if problems:
-        raise TableMismatchError(
-            f"{source.version.output} cannot be loaded into {destination.where}: "
-            + "; ".join(problems[:MAX_NAMED]),
-            hint="rename, cast or drop these columns in the transform",
-        )
-    return tuple(columns)
 
 
 def _definitions(columns: Sequence[Column]) -> str:
     return ", ".join(f"{quoted(column.name)} {column.type.sql}" for column in columns)
-
-
-def _named(names: Sequence[str]) -> str:
-    """Name some columns of many."""
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more
 
 
 def _exact(value: Any) -> Decimal:

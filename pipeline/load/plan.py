@@ -66,7 +66,11 @@ def digest_of_keys(keys: Iterable[str]) -> str:
 
 
 def pending(
-    version: Version, loaded: Sequence[LoadedCommit], mode: Mode, table: str
+    version: Version,
+    loaded: Sequence[LoadedCommit],
+    mode: Mode,
+    place: str,
+    remedy: str | None = None,
 ) -> tuple[CommitFiles, ...]:
     """Return the commits that are to be loaded, in the manifest's order.
 
@@ -76,7 +80,8 @@ def pending(
         mode: With `append`, a row of the output is a row of the table, so commits that the table
             has must still be whole. With `merge`, rows that left the output stay. With `replace`,
             all commits are pending unless the table has exactly this version.
-        table: Name of the table, for messages.
+        place: Where they are loaded, such as `table sales`, for messages.
+        remedy: What to do if that is refused, where `replace` is not possible.
 
     Raises:
         ReplacedCommitsError: Commits that the table has were replaced or rolled back.
@@ -96,10 +101,10 @@ def pending(
         )
     ]
     if lost:
-        raise _refusal(version, lost, table, _why_lost(version, lost), merge=False)
+        raise _refusal(version, lost, place, _why_lost(version, lost), remedy or _REPLACE)
     if changed and mode == "append":
         why = "later commits replaced files of it"
-        raise _refusal(version, changed, table, why, merge=True)
+        raise _refusal(version, changed, place, why, remedy or _REPLACE + _OR_MERGE)
     held_names = {commit.name for commit in loaded}
     return tuple(commit for commit in version.commits if commit.name not in held_names)
 
@@ -107,20 +112,22 @@ def pending(
 def _why_lost(version: Version, lost: Sequence[LoadedCommit]) -> str:
     newest = max(commit.manifest for commit in lost)
     if newest > version.manifest:
-        return f"the table has it from manifest {newest}, which is newer"
+        return f"it comes from manifest {newest}, which is newer"
     return "it was rolled back"
 
 
 def _refusal(
-    version: Version, commits: Sequence[LoadedCommit], table: str, why: str, *, merge: bool
+    version: Version, commits: Sequence[LoadedCommit], place: str, why: str, remedy: str
 ) -> ReplacedCommitsError:
     rows = sum(commit.rows for commit in commits)
     more = f" (and {plural(len(commits) - 1, 'other commit')})" if len(commits) > 1 else ""
-    by_key = ", or update its rows by a key: --mode merge --key COLUMN" if merge else ""
     return ReplacedCommitsError(
-        f"new commits of {version.output} cannot be added to table {table}: manifest "
+        f"new commits of {version.output} cannot be added to {place}: manifest "
         f"{version.manifest} no longer has all of the {plural(rows, 'row')} of commit "
-        f"{commits[0].name}{more} that the table has, since {why}",
-        hint="replace what the table has of this output in one transaction: --mode replace"
-        + by_key,
+        f"{commits[0].name}{more} that are in it, since {why}",
+        hint=remedy,
     )
+
+
+_REPLACE = "replace what the table has of this output in one transaction: --mode replace"
+_OR_MERGE = ", or update its rows by a key: --mode merge --key COLUMN"

@@ -20,8 +20,7 @@ from pipeline.config.settings import Settings
 from pipeline.config.templates import text_of
 from pipeline.errors import ChunkmapError, ConflictError, PipelineFileError, TransformError
 from pipeline.ingest.run import published_ingest
-from pipeline.load.connect import open_destination, request_of
-from pipeline.load.loader import preview
+from pipeline.load.connect import open_load
 from pipeline.pipelines.listener import PipelineListener
 from pipeline.pipelines.runner import StageRunner
 from pipeline.pipelines.state import FINISHED, PipelineRecord, PipelineStore, StageNote
@@ -281,8 +280,8 @@ class _Driver:
         ).run()
 
     def _look_at_load(self, stage: ResolvedStage, file: LoadFile) -> _Look:
-        destination = open_destination(file.into, self._runner.password(file.into))
-        summary = preview(request_of(file), destination, self._settings, self._storage)
+        secret = self._runner.password(file.into)
+        summary = open_load(file, self._settings, self._storage, secret=secret).preview()
         if summary.commits or summary.created or summary.added:
             return _Look(None)
         return _Look(self._unchanged(stage, "the table has all of it", summary))

@@ -10,8 +10,8 @@ from pipeline.config.job import Job
 from pipeline.config.load_file import LoadFile, LoadInto
 from pipeline.config.settings import Settings
 from pipeline.ingest.run import IngestOptions, IngestSummary, ingest
-from pipeline.load.connect import open_destination, request_of
-from pipeline.load.loader import LoadSummary, load
+from pipeline.load.connect import open_load
+from pipeline.load.records import LoadSummary
 from pipeline.pipelines.listener import PipelineListener
 from pipeline.pipelines.summary import StageResult
 from pipeline.runs.driver.early_plan import EarlyPlan
@@ -77,10 +77,7 @@ class LocalRunner:
 
     def load(self, stage: str, file: LoadFile) -> LoadSummary:
         """Load."""
-        destination = open_destination(file.into)
-        return load(
-            request_of(file), destination, self._settings, self._storage, self._listen.loading
-        )
+        return open_load(file, self._settings, self._storage, self._listen.loading).run()
 
     def call(self, stage: str, work: Callable[[], Any]) -> Any:
         """Call a function."""

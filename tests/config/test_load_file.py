@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 import yaml
 
 from pipeline.config.file_examples import nested
-from pipeline.config.load_examples import LOAD_EXAMPLES
+from pipeline.config.load_examples import LOAD_EXAMPLES, load_schema
 from pipeline.config.load_file import (
     LoadFile,
     duckdb_path,
@@ -28,10 +30,40 @@ into:
 """
 
 
+SCHEMA = load_schema()
+CHECK = jsonschema.Draft202012Validator(SCHEMA)
+
+
+def test_the_schema_describes_each_key() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    for section in (SCHEMA, *SCHEMA["$defs"].values()):
+        for name, field in section["properties"].items():
+            if "$ref" not in json.dumps(field):
+                assert field.get("description") and field.get("examples"), name
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("uri: a.duckdb", "url: a.duckdb"),
+        ("uri: a.duckdb", "uri: a.duckdb\n  mode: upsert"),
+        ("uri: a.duckdb", "uri: https://h/\n  http: {rows: 0}"),
+        ("name: sales", "name: a/b"),
+        ("name: sales", "nam: sales"),
+    ],
+)
+def test_what_the_schema_can_refuse_it_refuses(old: str, new: str) -> None:
+    with pytest.raises(LoadFileError):
+        parse_load_file(TEXT.replace(old, new))
+    assert list(CHECK.iter_errors(yaml.safe_load(TEXT.replace(old, new))))
+    assert not list(CHECK.iter_errors(yaml.safe_load(TEXT)))
+
+
 @pytest.mark.parametrize("key", LOAD_EXAMPLES.texts)
 def test_examples_are_accepted_and_written_again(key: str) -> None:
     values = {name: yaml.safe_load(text) for name, text in LOAD_EXAMPLES.values(key).items()}
     file = LoadFile.model_validate(nested(values))
+    assert not list(CHECK.iter_errors(nested(values)))
     assert parse_load_file(file.to_yaml()) == file
     assert yaml.safe_load("\n".join(LOAD_EXAMPLES.lines(key)))
 

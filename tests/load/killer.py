@@ -48,13 +48,13 @@ def _die(step: str, session: Any) -> None:
     name, _, when = step.partition("-")
     original = getattr(session, name)
 
-    def dies(self: Any, *arguments: Any) -> None:
+    def dies(self: Any, *arguments: Any, **options: Any) -> None:
         if when == "during":
             table, reader = arguments
             schema = reader.schema
             original(self, table, pa.RecordBatchReader.from_batches(schema, _some(reader)))
         elif when == "after":
-            original(self, *arguments)
+            original(self, *arguments, **options)
         os._exit(DIED)
 
     setattr(session, name, dies)
@@ -68,17 +68,22 @@ def _some(reader: Any) -> Iterator[Any]:
 def _load(session: str, output: str, into: str, mode: str, step: str) -> None:
     from pipeline.config.load_file import load_file_of
     from pipeline.config.settings import load_settings
-    from pipeline.load.connect import open_destination, request_of
-    from pipeline.load.loader import load
+    from pipeline.load.connect import open_load
     from pipeline.storage import open_storage
 
     module, _, name = session.partition(":")
     _die(step, getattr(importlib.import_module(module), name))
     file = load_file_of(
-        {"name": "t", "input.uri": output, "into.uri": into, "into.table": "t", "into.mode": mode}
+        {
+            "name": "t",
+            "input.uri": output,
+            "into.uri": into,
+            "into.table": None if into.startswith("delta:") else "t",
+            "into.mode": mode,
+        }
     )
     settings = load_settings()
-    load(request_of(file), open_destination(file.into), settings, open_storage(settings))
+    open_load(file, settings, open_storage(settings)).run()
 
 
 def _main(session: str) -> None:

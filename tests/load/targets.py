@@ -14,8 +14,9 @@ from typing_extensions import override
 
 from pipeline.load.destination import Destination, TableName
 from pipeline.load.duckdb_file import DuckDBFile
-from pipeline.load.loader import LoadProgress, LoadRequest, LoadSummary, load, preview
+from pipeline.load.loader import LoadRequest, load, preview
 from pipeline.load.postgresql import PostgreSQL
+from pipeline.load.records import LoadProgress, LoadSummary
 from tests.servers.postgres import PASSWORD, Postgres, with_search_path
 from tests.support.published_frames import Frames
 

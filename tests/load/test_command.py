@@ -13,7 +13,7 @@ import pytest
 import pipeline
 from pipeline.cli.load import load
 from pipeline.errors import LoadFileError, UsageError
-from pipeline.load.loader import LoadProgress
+from pipeline.load.records import LoadProgress
 from tests.support.published_frames import Frames
 
 OPTIONS: dict[str, Any] = {"into.uri": None, "into.table": None, "into.mode": None}
@@ -60,7 +60,7 @@ def test_a_file_is_loaded_and_shown_as_json(
 
 
 def test_a_half_given_load_is_refused(output: Frames) -> None:
-    with pytest.raises(UsageError, match="name the database too") as caught:
+    with pytest.raises(UsageError, match="name the database, or another") as caught:
         give(output.uri)
     assert f"chunkmap load {output.uri} --into" in (caught.value.hint or "")
     with pytest.raises(LoadFileError, match="names no database"):
@@ -87,3 +87,15 @@ def test_programs_load_too(output: Frames) -> None:
     )
     assert first.rows == seen[-1] == 2
     assert pipeline.load_output(output.uri, "duckdb:a.duckdb", "t").rows == 0
+
+
+def test_a_delta_table_is_loaded_and_shown(
+    output: Frames, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output.add(pl.DataFrame({"id": [1, 2]}))
+    give(output.uri, uri="delta:lake/t")
+    text = re.sub(r" +", " ", capsys.readouterr().out)
+    for part in ("loaded 1 commit, 2 rows (append)", "table created", "into Delta table file://"):
+        assert part in text
+    give(output.uri, uri="delta:lake/t")
+    assert shown(capsys, "lake/t/ has all of manifest 1 (1 commit).")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +15,12 @@ import duckdb
 import polars as pl
 import pytest
 
-from pipeline.load.errors import DestinationBusyError, DestinationError, TableMismatchError
+from pipeline.load.errors import (
+    DestinationBusyError,
+    DestinationError,
+    LoadFailedError,
+    TableMismatchError,
+)
 from tests.load.targets import DuckDBTarget, ids
 from tests.load.typed import TYPES
 from tests.support.published_frames import Frames
@@ -85,6 +93,32 @@ def test_another_table_is_refused_or_widened(target: DuckDBTarget) -> None:
     assert "--schema widen" in (caught.value.hint or "")
     assert target.load(widen=True).added == ("v",)
     assert target.rows() == [(1, "v1")]
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """Let the operating system refuse to make files larger than this, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.faults
+def test_a_full_disk_is_named_and_what_is_repeated_is_there_once(target: DuckDBTarget) -> None:
+    target.output.add(ids(-1))
+    target.load()
+    numbers = pl.DataFrame({"id": range(100_000)})
+    hashes = pl.col("id").hash(1).cast(pl.String) + pl.col("id").hash(2).cast(pl.String)
+    target.output.add(numbers.with_columns(v=hashes))
+    with files_up_to(2 << 20), pytest.raises(LoadFailedError, match="cannot be written") as caught:
+        target.load()
+    assert "free space" in (caught.value.hint or "")
+    assert target.rows("SELECT id FROM t") == [(-1,)]
+    assert target.load().rows == 100_000
+    assert target.rows("SELECT count(*), count(DISTINCT id) FROM t") == [(100_001, 100_001)]
 
 
 def test_a_file_that_another_process_has_open_is_named(target: DuckDBTarget) -> None:

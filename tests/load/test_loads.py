@@ -21,7 +21,7 @@ from pipeline.load.errors import (
     ReplacedCommitsError,
     TableMismatchError,
 )
-from pipeline.load.loader import LoadProgress, LoadSummary
+from pipeline.load.records import LoadProgress, LoadSummary
 from tests.load.killer import Killer
 from tests.load.targets import DuckDBTarget, Target, ids
 from tests.support.published_frames import Frames

@@ -11,7 +11,7 @@ from prefect.blocks.system import Secret
 
 from pipeline.config.load_file import LoadFile, LoadInto, load_file_of
 from pipeline.errors import ChunkmapError, LoadFileError, is_transient
-from pipeline.flows.load import password_of
+from pipeline.flows.load import secret_of
 from pipeline.load.connect import open_destination
 from pipeline.load.errors import DestinationError, DestinationUnavailableError, LoadFailedError
 from pipeline.load.postgresql import PostgreSQL, PostgresSession
@@ -48,13 +48,13 @@ def test_a_password_comes_from_the_block_that_is_named(monkeypatch: pytest.Monke
         return blocks[name]
 
     monkeypatch.setattr(Secret, "load", load)
-    assert password_of(into()) is None
-    assert password_of(into(password_block="warehouse")) == "hush"
+    assert secret_of(into()) is None
+    assert secret_of(into(password_block="warehouse")) == "hush"
     with pytest.raises(DestinationError, match="no Secret block other") as caught:
-        password_of(into(password_block="other"))
+        secret_of(into(password_block="other"))
     assert "Blocks, Secret" in (caught.value.hint or "")
     with pytest.raises(DestinationError, match="holds no text"):
-        password_of(into(password_block="number"))
+        secret_of(into(password_block="number"))
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,11 @@ from pipeline.load.errors import (
     LoadFailedError,
     TableMismatchError,
 )
-from pipeline.load.loader import LoadProgress
 from pipeline.load.postgresql import PostgreSQL, PostgresSession
+from pipeline.load.records import LoadProgress
 from tests.load.targets import PostgresTarget, ids
 from tests.load.typed import TYPES
-from tests.servers.postgres import PASSWORD, CuttingProxy, postgres
+from tests.servers.postgres import PASSWORD, CuttingProxy, can_mount, postgres
 
 pytestmark = pytest.mark.integration
 
@@ -305,6 +305,29 @@ def test_the_database_may_be_restarted_meanwhile(
         summary = there.load(listen)
         assert seen and summary.rows == 4
         assert there.rows("SELECT id FROM t ORDER BY id") == [(0,), (1,), (2,), (3,)]
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(not can_mount(), reason="no disk can be mounted here")
+def test_a_full_disk_is_named_and_what_is_repeated_is_there_once(target: PostgresTarget) -> None:
+    frame = pl.DataFrame({"id": range(60_000)}).with_columns(v=pl.lit("x" * 100))
+    target.output.add(ids(-1))
+    with postgres(disk_bytes=24 << 20) as server:
+        server.run_alone(f"CREATE TABLESPACE small LOCATION '{server.folder}/disk'")
+        server.run(f"CREATE SCHEMA {target.schema}")
+        there = replace(target, server=server, settings=("default_tablespace=small",))
+        assert there.load().rows == 1
+        filler = "SELECT repeat('y', 1000) FROM generate_series(1, 16000)"
+        there.run(f"CREATE TABLE filler TABLESPACE small AS {filler}")
+        target.output.add(frame)
+        with pytest.raises(LoadFailedError, match="No space left on device") as caught:
+            there.load()
+        assert "free space" in (caught.value.hint or "")
+        assert there.rows("SELECT id FROM t") == [(-1,)]
+        there.run("DROP TABLE filler")
+        server.run_alone(f"VACUUM {target.schema}.t")
+        assert there.load().rows == 60_000
+        assert there.rows("SELECT count(*), count(DISTINCT id) FROM t") == [(60_001, 60_001)]
 
 
 @pytest.mark.faults

@@ -23,6 +23,7 @@ from pipeline.cluster.local.processes import free_ports
 
 USER, PASSWORD = "loader", "p:w/d @?é"
 START_SECONDS = 60.0
+_NOBODY = 65534
 _MISSING = "PostgreSQL's programs are missing (Debian: apt-get install postgresql)"
 
 
@@ -51,12 +52,15 @@ class Postgres:
     folder: Path
     port: int
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    disk_bytes: int = 0
+    """Size of a disk of its own at `folder/disk`, which only the server sees; 0 is none."""
 
     def start(self) -> None:
         """Start the server and wait until it takes connections."""
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
+                    *self._on_disk(),
                     *(program("postgres"), "-D", str(self.folder / "data")),
                     *("-k", str(self.folder), "-p", str(self.port)),
                     *("-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"),
@@ -66,7 +70,7 @@ class Postgres:
                 stdout=log,
                 stderr=log,
                 env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
-                **_as_user(),
+                **({} if self.disk_bytes else _as_user()),
             )
         deadline = time.monotonic() + START_SECONDS
         while True:
@@ -78,6 +82,17 @@ class Postgres:
                 if ended or time.monotonic() > deadline:
                     raise AssertionError((self.folder / "log").read_text()[-2000:]) from error
             time.sleep(0.05)
+
+    def _on_disk(self) -> list[str]:
+        """Words before the server's command that mount its disk, in a namespace of its own."""
+        if not self.disk_bytes:
+            return []
+        disk = self.folder / "disk"
+        disk.mkdir(exist_ok=True)
+        script = 'mount -t tmpfs -o "$1" tmpfs "$2" && shift 2 && exec "$@"'
+        options = f"size={self.disk_bytes},mode=0700,uid={_NOBODY},gid={_NOBODY}"
+        as_nobody = ("setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups")
+        return ["unshare", "--mount", "sh", "-c", script, "sh", options, str(disk), *as_nobody]
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """Stop the server: SIGINT ends connections, SIGQUIT ends it as a crash does."""
@@ -100,6 +115,13 @@ class Postgres:
 
         return dbapi.connect(self.socket_uri)
 
+    def run_alone(self, statement: str) -> None:
+        """Execute a statement that no transaction may have, such as VACUUM."""
+        from adbc_driver_postgresql import dbapi
+
+        with dbapi.connect(self.socket_uri, autocommit=True) as own, own.cursor() as cursor:
+            cursor.execute(statement)
+
     def run(self, *statements: str) -> list[tuple[Any, ...]]:
         """Execute statements in one transaction; return the rows of the last."""
         with self.connect() as connection, connection.cursor() as cursor:
@@ -110,14 +132,30 @@ class Postgres:
         return found
 
 
+def can_mount() -> bool:
+    """Whether this process may mount a disk in a namespace of its own."""
+    if os.geteuid() != 0 or not all(map(shutil.which, ("unshare", "setpriv", "mount"))):
+        return False
+    script = 'mount -t tmpfs tmpfs "$0"'
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", script, folder], check=False, capture_output=True
+        )
+    return done.returncode == 0
+
+
 @contextmanager
-def postgres() -> Iterator[Postgres]:
-    """Start a server, and remove it and its folder at the end."""
+def postgres(disk_bytes: int = 0) -> Iterator[Postgres]:
+    """Start a server, and remove it and its folder at the end.
+
+    Args:
+        disk_bytes: Size of a disk of its own (see `Postgres`).
+    """
     initdb = program("initdb")
     pytest.importorskip("adbc_driver_postgresql")
     # Not below pytest's folder, which other users may not enter; and sockets have short paths.
     folder = Path(tempfile.mkdtemp(prefix="chunkmap-pg-"))
-    server = Postgres(folder, free_ports(1)[0])
+    server = Postgres(folder, free_ports(1)[0], disk_bytes=disk_bytes)
     try:
         (folder / "password").write_text(PASSWORD)
         if os.geteuid() == 0:

@@ -22,7 +22,8 @@ from pipeline.runs.admin.vacuum import vacuum
 from pipeline.runs.admin.verify import verify_output
 from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.driver.tables import refuse_tables
-from pipeline.table.delta.log import DeltaLog, LostRaceError
+from pipeline.table.delta.library import LostRaceError
+from pipeline.table.delta.log import DeltaLog
 from pipeline.table.errors import DamagedTableError, FilesMissingError, TableChangedError
 from pipeline.table.publish import prepare_output, rollback
 from pipeline.table.repair import diagnose

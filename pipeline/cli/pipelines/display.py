@@ -18,7 +18,7 @@ from pipeline.report.humanize import duration, plural
 
 if TYPE_CHECKING:
     from pipeline.ingest.run import IngestProgress
-    from pipeline.load.loader import LoadProgress
+    from pipeline.load.records import LoadProgress
     from pipeline.pipelines.summary import StageResult
     from pipeline.runs.driver.summary import MapProgress
 

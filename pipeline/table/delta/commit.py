@@ -25,7 +25,8 @@ from pipeline.table.delta.actions import (
     evolution,
     schema_of,
 )
-from pipeline.table.delta.log import DeltaLog, LostRaceError, TableState
+from pipeline.table.delta.library import LostRaceError
+from pipeline.table.delta.log import DeltaLog, TableState
 from pipeline.table.delta.statistics import read_statistics, row_count
 from pipeline.table.delta.types import (
     DeltaType,

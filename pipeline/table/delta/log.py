@@ -1,44 +1,23 @@
-"""The Delta log of a table, through `deltalake`: the only module to import it."""
+"""The Delta log of a table, through `deltalake`."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, Final
 from urllib.parse import unquote
 
-from pipeline.config.masking import mask_text
-from pipeline.errors import AccessDeniedError, TransientStorageError, UsageError
 from pipeline.storage import Storage
-from pipeline.storage.documents import problem_of
 from pipeline.table.delta.actions import Changes, TableFile, TableSchema
+from pipeline.table.delta.library import library_errors, library_options, library_path
 from pipeline.table.delta.types import DeltaType, field_json
-from pipeline.table.errors import DamagedTableError
 
 APP_ID: Final = "chunkmap"
 """Name under which a table holds the number of the manifest that it has (Delta's `txn`)."""
 _MANIFEST: Final = "chunkmap.manifest"
 _RUNS: Final = "chunkmap.runs"
-_DENIED: Final = re.compile(
-    r"\b40[13]\b|Forbidden|AccessDenied|Unauthori[sz]ed|InvalidAccessKeyId|SignatureDoesNotMatch"
-    r"|necessary privileges|valid authentication"
-)
-_STORE: Final = re.compile(
-    r"Generic \w+ error|ObjectStore|object store|error sending request|[Tt]imed? ?out|\b50[0234]\b"
-)
-
-
-_FRAME: Final = re.compile(r"\s*(\d+: |at |stack backtrace)")
-
-
-class LostRaceError(Exception):
-    """Another writer has made the next version of the table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +46,12 @@ class DeltaLog:
         from deltalake import DeltaTable
         from deltalake.exceptions import TableNotFoundError
 
-        with self._errors():
+        with library_errors(self._uri):
             try:
                 self._table = DeltaTable(
-                    _path(self._uri), version=version, storage_options=self._options()
+                    library_path(self._uri),
+                    version=version,
+                    storage_options=library_options(self._storage, self._uri),
                 )
             except TableNotFoundError:
                 return None
@@ -87,21 +68,21 @@ class DeltaLog:
 
     def files(self) -> set[str]:
         """Return the keys of the files of the version that was read last."""
-        with self._errors():
+        with library_errors(self._uri):
             # As URIs relative to the table, which are percent-encoded.
             paths = self._table.get_add_actions(flatten=True).column("path").to_pylist()
         return {unquote(path) for path in paths}
 
     def figures(self) -> dict[str, tuple[int | None, int]]:
         """Return rows and bytes of the files of the version that was read last, by key."""
-        with self._errors():
+        with library_errors(self._uri):
             actions = self._table.get_add_actions(flatten=True)
             columns = [actions.column(n).to_pylist() for n in ("path", "num_records", "size_bytes")]
         return {unquote(path): (rows, size) for path, rows, size in zip(*columns, strict=True)}
 
     def partitions(self, names: Sequence[str]) -> list[tuple[str, int, dict[str, Any]]]:
         """Return path (percent-encoded), bytes and partition values of the files that were read."""
-        with self._errors():
+        with library_errors(self._uri):
             actions = self._table.get_add_actions(flatten=True)
             paths, sizes = (actions.column(n).to_pylist() for n in ("path", "size_bytes"))
             values = [actions.column(f"partition.{name}").to_pylist() for name in names]
@@ -113,23 +94,23 @@ class DeltaLog:
 
     def reader_features(self) -> frozenset[str]:
         """Return the features that readers of the version need that was read last."""
-        with self._errors():
+        with library_errors(self._uri):
             return frozenset(self._table.protocol().reader_features or ())
 
     def property(self, name: str) -> str | None:
         """Return a property of the version that was read last."""
-        with self._errors():
+        with library_errors(self._uri):
             value = self._table.metadata().configuration.get(name)
         return None if value is None else str(value)
 
     def files_with_deletions(self) -> int:
         """Return the number of files with deletion vectors, of the version that was read last."""
-        with self._errors():
+        with library_errors(self._uri):
             return sum(batch.num_rows for batch in self._table.deletion_vectors())
 
     def manifests(self) -> dict[int, int]:
         """Return the version of the table for each manifest that it has had, newest first."""
-        with self._errors():
+        with library_errors(self._uri):
             history = self._table.history()
         return {
             int(commit[_MANIFEST]): commit["version"]
@@ -139,7 +120,7 @@ class DeltaLog:
 
     def others_since(self, manifest: int) -> list[str]:
         """Describe the commits of other writers since the one that has a manifest."""
-        with self._errors():
+        with library_errors(self._uri):
             history = self._table.history()
         found = []
         for commit in history:
@@ -160,14 +141,14 @@ class DeltaLog:
         """
         from deltalake.transaction import create_table_with_add_actions
 
-        with self._errors(is_commit=True):
+        with library_errors(self._uri, is_commit=True):
             create_table_with_add_actions(
-                _path(self._uri),
+                library_path(self._uri),
                 _schema(schema),
                 [_added(file, statistics) for file in files],
                 mode="error",
                 partition_by=list(schema.partitions),
-                storage_options=self._options(),
+                storage_options=library_options(self._storage, self._uri),
                 commit_properties=_properties(manifest, runs),
             )
 
@@ -184,7 +165,7 @@ class DeltaLog:
         from deltalake import CommitProperties, Field
 
         fields = [Field.from_json(json.dumps(field_json(*pair))) for pair in columns.items()]
-        with self._errors(is_commit=True):
+        with library_errors(self._uri, is_commit=True):
             self._table.alter.add_columns(
                 fields,
                 commit_properties=CommitProperties(
@@ -210,7 +191,7 @@ class DeltaLog:
             LostRaceError: Another writer was faster.
         """
         actions = [_added(file, statistics) for file in changes.added]
-        with self._errors(is_commit=True):
+        with library_errors(self._uri, is_commit=True):
             self._table.create_write_transaction(
                 actions if replaces_all else [*actions, *map(_removed, changes.removed)],
                 mode="overwrite" if replaces_all else "append",
@@ -218,59 +199,6 @@ class DeltaLog:
                 partition_by=list(schema.partitions),
                 commit_properties=_properties(manifest, runs),
             )
-
-    def _options(self) -> dict[str, str]:
-        options = self._storage.client_options(self._uri)
-        if not options:
-            return {}
-        if "aws_access_key_id" in options and "aws_session_token" not in options:
-            self._refuse_token()
-        return options | {
-            "conditional_put": "etag",
-            "connect_timeout": "5s",
-            "timeout": "60s",
-            "max_retries": "5",
-            "retry_timeout": "60s",
-        }
-
-    def _refuse_token(self) -> None:
-        # The library would add the variable to our credentials, and S3 refuse both.
-        if os.environ.get("AWS_SESSION_TOKEN"):
-            raise UsageError(
-                f"{self._uri}: the variable AWS_SESSION_TOKEN belongs to other credentials than "
-                "those of the settings, and the Delta library would mix them",
-                hint="unset AWS_SESSION_TOKEN, or set s3.session_token",
-            )
-
-    @contextmanager
-    def _errors(self, *, is_commit: bool = False) -> Iterator[None]:
-        """Turn errors of the library into chunkmap's, without secrets and backtraces."""
-        from deltalake.exceptions import CommitFailedError, DeltaError
-
-        try:
-            yield
-        except BaseException as error:
-            is_panic = type(error).__name__ == "PanicException"
-            if not (is_panic or isinstance(error, DeltaError | OSError)):
-                raise
-            message = mask_text(problem_of(Exception(_without_backtrace(str(error)))))
-            if is_commit and (isinstance(error, CommitFailedError) or "already exists" in message):
-                raise LostRaceError(message) from None
-            uri = f"{self._uri}_delta_log/"
-            if _DENIED.search(message):
-                raise AccessDeniedError("read or write the Delta log", uri, message) from None
-            if _STORE.search(message) or isinstance(error, OSError):
-                raise TransientStorageError(f"{uri}: {message}") from None
-            raise DamagedTableError(uri, message) from None
-
-
-def _without_backtrace(message: str) -> str:
-    lines = takewhile(lambda line: not _FRAME.match(line), message.splitlines())
-    return ": ".join(filter(None, (line.strip().rstrip(":") for line in lines)))
-
-
-def _path(uri: str) -> str:
-    return uri.removeprefix("file://")
 
 
 def _schema(schema: TableSchema) -> Any:
