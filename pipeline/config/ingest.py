@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import polars as pl
 from pydantic import (
@@ -39,9 +39,10 @@ from pydantic import (
 )
 
 from partitioning.dtypes import parse_type
-from pipeline.config.http_auth import Auth, HeaderName, refuse_secrets
+from partitioning.globs import has_magic
+from pipeline.config.http_auth import Auth, HeaderName, names_secret, refuse_secrets
 from pipeline.config.ingest_rows import DatabaseUrl, RowFunction, Sql, section_of_function
-from pipeline.config.job import CompressionText, Uri, refuse_whole_bucket
+from pipeline.config.job import CompressionText, Uri, check_uri, refuse_whole_bucket
 from pipeline.config.job_part import Part
 from pipeline.config.masking import names_user
 from pipeline.config.units import Seconds, Size
@@ -53,6 +54,8 @@ MAX_WINDOWS = 10_000
 """Maximum number of steps that a window is cut into."""
 Param = bool | int | float | str | date
 _SCALARS = (pl.Boolean, pl.String, pl.Date, pl.Time, pl.Datetime, pl.Decimal)
+_SIGNED = ("signature", "sig")
+"""Ends of the names of parameters of signed URLs."""
 _HAS_TIME = re.compile(r"%[-_0^#EO]*[HIklMSfpPrRsTXc+]")
 _PATH = r"^[^.]+(\.[^.]+)*$"
 
@@ -173,33 +176,63 @@ class Http(Part):
     """Maximum seconds that an answer may ask to wait (`Retry-After`)."""
 
 
-FileFormatName = Literal["csv", "ndjson", "json", "parquet", "arrow"]
+FileFormatName = Literal["csv", "ndjson", "json", "parquet", "arrow", "excel"]
 
 
 def _uris(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def is_url(uri: str) -> bool:
+    """Whether a file is named by a URL of HTTP."""
+    return uri.lower().startswith(("http://", "https://"))
+
+
+def _file(value: str) -> str:
+    if not is_url(value):
+        return check_uri(value)
+    if names_user(value):
+        raise ValueError("a URL must not hold credentials; files are read without any")
+    parts = urlsplit(value)
+    if not parts.hostname or parts.fragment or any(c.isspace() for c in value):
+        raise ValueError(f"{value!r} is not a URL such as https://data.example/orders.csv")
+    if has_magic(parts.path):
+        raise ValueError("a URL names one file, without wildcards; give a list of URLs")
+    for name, _ in parse_qsl(parts.query):
+        if names_secret(name) or name.lower().endswith(_SIGNED):
+            raise ValueError(
+                f"{name!r} looks like a secret, which this file must not hold: copy the file to "
+                "S3, and read it there"
+            )
+    return value
+
+
 class Files(Part):
     """The files to read."""
 
     uri: Annotated[
-        tuple[Uri, ...],
+        tuple[Annotated[str, AfterValidator(_file)], ...],
         BeforeValidator(_uris, json_schema_input_type=str | tuple[str, ...]),
         Field(min_length=1),
     ]
-    """File, prefix that ends with a slash, or glob in S3 or on disk; or a list of them."""
+    """File, prefix that ends with a slash, or glob in S3 or on disk; or URL of a file, which is
+    downloaded once; or a list of them."""
     format: FileFormatName | None = None
     """Format of the files. Default: by the ends of their names, such as `.csv` or `.jsonl.gz`.
     Files may be compressed by gzip, zstd or zip, which their first bytes tell."""
     records: JsonPath | None = None
     """Keys that lead to the list of records in a JSON file. Default: the file is the list."""
+    sheet: Annotated[str, Field(min_length=1)] | None = None
+    """Name of the sheet of an Excel workbook. Default: its only one."""
     separator: Annotated[str, Field(min_length=1, max_length=1)] = ","
     """Character between the values of a CSV file; of `.tsv` files, a tab."""
     nulls: tuple[str, ...] = ("",)
     """Texts that stand for no value in a CSV file."""
     max_bytes: Size = 2**30
-    """Maximum size of a file, decompressed: a file is read whole."""
+    """Maximum size of a file that is read whole, decompressed, and of a record of others."""
+    range_bytes: Annotated[Size, Field(ge=1)] = 32 * 2**20
+    """Size of the ranges into which CSV and NDJSON files are cut that are larger and not
+    compressed. They are read side by side, by the Dask cluster if there is one."""
 
 
 def _moment(value: Any) -> Any:

@@ -64,7 +64,8 @@ def _uris(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-def _uri(value: str) -> str:
+def check_uri(value: str) -> str:
+    """Return a URI of S3 or of a local file; raises ValueError for others."""
     if names_user(value):
         raise ValueError("a URI must not hold credentials; set those of S3 in the settings (s3.…)")
     try:
@@ -190,7 +191,7 @@ CompressionText = Annotated[
     AfterValidator(_compression),
     WithJsonSchema({"type": "string", "pattern": _COMPRESSION_PATTERN}),
 ]
-Uri = Annotated[str, AfterValidator(_uri)]
+Uri = Annotated[str, AfterValidator(check_uri)]
 
 
 def _distinct(names: tuple[str, ...] | None) -> tuple[str, ...] | None:

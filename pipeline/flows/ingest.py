@@ -24,6 +24,7 @@ from prefect.utilities.annotations import quote
 from pipeline.config.ingest import Ingest, SecretPlace, parse_ingest
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError, UsageError
+from pipeline.flows.ingest_workers import LEAST_RANGES, ClusterWorkers
 from pipeline.ingest.run import (
     IngestOptions,
     IngestProgress,
@@ -31,7 +32,9 @@ from pipeline.ingest.run import (
     ingest,
 )
 from pipeline.ingest.sources import secret_of_environment
+from pipeline.ingest.workers import LocalWorkers
 from pipeline.report.humanize import byte_size, plural
+from pipeline.storage import open_storage
 
 ARTIFACT_SECONDS = 5.0
 """Seconds between two updates of the progress artifact."""
@@ -99,9 +102,14 @@ def ingest_flow(name: str, definition: str) -> IngestSummary:
         current.options.listen(progress)
         shown.update(progress)
 
-    options = replace(current.options, listen=listen, step=_step, secret=_secret)
+    storage = open_storage(current.settings)
+    least_bytes = LEAST_RANGES * (parsed.files.range_bytes if parsed.files is not None else 0)
     try:
-        summary = ingest(parsed, current.settings, options)
+        with ClusterWorkers(current.settings, LocalWorkers(storage), least_bytes) as workers:
+            options = replace(
+                current.options, listen=listen, step=_step, secret=_secret, workers=workers
+            )
+            summary = ingest(parsed, current.settings, options, storage=storage)
     except ChunkmapError as error:
         current.ended.append(error)
         raise

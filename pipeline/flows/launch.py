@@ -73,12 +73,12 @@ def prepare(job: Job, settings: Settings, resume: ResumeOptions) -> EarlyPlan:
         And what `plan_run` raises.
     """
     check_access(settings.prefect)
-    if not (_answers(settings.dask.scheduler) and _is_installed(settings.dask.cluster_class)):
+    if not (answers(settings.dask.scheduler) and _is_installed(settings.dask.cluster_class)):
         return EarlyPlan(None, time.time(), 0.0)
     return plan_early(job, settings, open_storage(settings), resume)
 
 
-def _answers(address: str | None) -> bool:
+def answers(address: str | None) -> bool:
     """Whether a scheduler seems to answer; true if none is set, or there is no quick way to ask.
 
     A scheduler speaks first, unless the connection is encrypted.

@@ -8,6 +8,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import polars as pl
@@ -27,17 +28,18 @@ _ENDINGS: Final[dict[str, FileFormatName]] = {
     "parquet": "parquet",
     "parq": "parquet",
     "pq": "parquet",
+    "xlsx": "excel",
+    "xlsm": "excel",
     "arrow": "arrow",
     "feather": "arrow",
     "ipc": "arrow",
 }
+_QUICK: Final = (pl.Int64(), pl.Float64(), pl.Boolean())
+"""Types of which Polars reads the same values in a CSV file as in texts."""
 COMPRESSED: Final = ("gz", "gzip", "zst", "zstd", "zip")
-_LEADING_ZERO: Final = r"^[+-]?0\d"
-_WHOLE: Final = r"^[+-]?\d{1,18}$"
-_DIGITS: Final = r"^[+-]?\d+$"
-_LONG: Final = r"^[+-]?\d{16,}$"
-"""More digits than a float holds."""
-_NUMBER: Final = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_GZIP, _ZSTD, _ZIP = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"
+COMPRESSED_STARTS: Final = (_GZIP, _ZSTD, _ZIP)
+"""First bytes of compressed files."""
 
 
 class ContentError(ValueError):
@@ -59,13 +61,13 @@ def decompress(data: bytes, most: int) -> bytes:
         ContentError: It is damaged, would be larger than `most` bytes, or is an archive of several.
     """
     try:
-        if data.startswith(b"\x1f\x8b"):
+        if data.startswith(_GZIP):
             with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
                 return _limited(stream.read(most + 1), most)
-        if data.startswith(b"\x28\xb5\x2f\xfd"):
+        if data.startswith(_ZSTD):
             reader = zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True)
             return _limited(reader.read(most + 1), most)
-        if data.startswith(b"PK\x03\x04"):
+        if data.startswith(_ZIP):
             return _unzip(data, most)
     except (OSError, EOFError, zlib.error, zstandard.ZstdError, zipfile.BadZipFile) as error:
         raise ContentError(f"it cannot be decompressed: {error}") from None
@@ -86,8 +88,13 @@ def _unzip(data: bytes, most: int) -> bytes:
 
 def _limited(data: bytes, most: int) -> bytes:
     if len(data) > most:
-        raise ContentError(f"it has more than {most:,} bytes (files.max_bytes)")
+        raise limit_error(most)
     return data
+
+
+def limit_error(most: int) -> ContentError:
+    """Return the error of a file that is too large."""
+    return ContentError(f"it has more than {most:,} bytes (files.max_bytes)")
 
 
 # -- JSON -----------------------------------------------------------------------------------------
@@ -152,43 +159,40 @@ def csv_frame(data: bytes, separator: str, nulls: tuple[str, ...]) -> pl.DataFra
     """
     if not data.strip():
         return pl.DataFrame()
+    if data.count(b'"') % 2:
+        raise ContentError("a quote is never closed")
+    return _read_csv(data, separator, nulls, {})
+
+
+def typed_csv_frame(
+    data: bytes, separator: str, nulls: tuple[str, ...], types: Types, where: str
+) -> pl.DataFrame:
+    """Return a CSV file as a frame of decided types.
+
+    Raises:
+        ContentError: It is no CSV file.
+        SchemaChangedError: A value does not fit its type.
+    """
+    # Polars reads an empty text in quotes as no number, whether or not it stands for no value.
+    quick = {n: kind for n, kind in types.items() if kind in _QUICK and "" in nulls}
+    if quick and data.strip() and not data.count(b'"') % 2:
+        with suppress(ContentError):  # The values that do not fit are found in texts.
+            return typed_csv(_read_csv(data, separator, nulls, quick), types, where)
+    return typed_csv(csv_frame(data, separator, nulls), types, where)
+
+
+def _read_csv(data: bytes, separator: str, nulls: tuple[str, ...], types: Types) -> pl.DataFrame:
     try:
         return pl.read_csv(
             data,
             separator=separator,
             null_values=list(nulls),
             infer_schema=False,
+            schema_overrides=types,
         )
     except (pl.exceptions.PolarsError, ValueError) as error:
         lines = str(error).splitlines() or ["unreadable"]
         raise ContentError(f"it is no CSV file: {lines[0]}") from None
-
-
-def csv_types(frame: pl.DataFrame, declared: Types) -> Types:
-    """Return the types of texts: whole and other numbers, booleans, or text.
-
-    Numbers with leading zeros are text: they are codes.
-    """
-    types: Types = {}
-    for column in frame.get_columns():
-        if column.name in declared or column.null_count() == len(column):
-            types[column.name] = pl.Null()
-        elif column.str.contains(_LEADING_ZERO).any():
-            types[column.name] = pl.String()
-        elif column.str.contains(_WHOLE).all():
-            types[column.name] = pl.Int64()
-        elif column.str.contains(_LONG).any():
-            is_whole = column.str.contains(_DIGITS).all()
-            numbers = column.cast(pl.Int64, strict=False)
-            fits = is_whole and numbers.null_count() == column.null_count()
-            types[column.name] = pl.Int64() if fits else pl.String()
-        elif column.str.contains(_NUMBER).all():
-            types[column.name] = pl.Float64()
-        elif column.str.to_lowercase().is_in(["true", "false"]).all():
-            types[column.name] = pl.Boolean()
-        else:
-            types[column.name] = pl.String()
-    return types
 
 
 def typed_csv(frame: pl.DataFrame, types: Types, where: str) -> pl.DataFrame:
@@ -207,7 +211,7 @@ def typed_csv(frame: pl.DataFrame, types: Types, where: str) -> pl.DataFrame:
 
 
 def _typed(column: pl.Series, kind: pl.DataType, where: str) -> pl.Series:
-    if kind == pl.String():
+    if kind == column.dtype:
         return column
     if kind == pl.Boolean():
         lower = column.str.to_lowercase()

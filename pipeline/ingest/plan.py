@@ -10,12 +10,18 @@ from typing import Any
 import polars as pl
 
 from partitioning.dtypes import parse_type
-from pipeline.config.ingest import Ingest
+from pipeline.config.ingest import Files, Ingest
 from pipeline.errors import SchemaChangedError
 from pipeline.ingest.errors import SourceError
 from pipeline.ingest.rows import Rows, Unit
 from pipeline.ingest.schema import Types, decide
-from pipeline.ingest.store import IngestPlan, IngestStore, find_ingests
+from pipeline.ingest.store import (
+    CUTS_VERSION,
+    INGEST_VERSION,
+    IngestPlan,
+    IngestStore,
+    find_ingests,
+)
 from pipeline.report.humanize import plural
 from pipeline.runs.worker.encoding import Compression, FileFormat, write_parquet
 from pipeline.table.column_types import parse_dtype
@@ -24,6 +30,8 @@ from pipeline.table.schemas import types_of_output
 
 MAX_BYTES_OF_FILE = 512 << 20
 """Maximum bytes of the pages, or files, of a file: its rows are in memory."""
+_NOT_PLANNED = {"uri", "max_bytes", "range_bytes"}
+"""Keys of `files` that a plan does not follow from."""
 
 
 def plan_files(ingest: Ingest, store: IngestStore, rows: Rows, table_log: TableLog) -> IngestPlan:
@@ -40,7 +48,7 @@ def plan_files(ingest: Ingest, store: IngestStore, rows: Rows, table_log: TableL
         SourceError: There are no records, and the output would be emptied.
     """
     pinned, declared = pinned_types(table_log, store), declared_types(ingest)
-    digest = _digest(ingest, pinned)
+    digest = _digest(ingest, pinned, rows.cuts)
     stored = store.plan(digest)
     if stored is not None:
         return stored
@@ -60,10 +68,12 @@ def plan_files(ingest: Ingest, store: IngestStore, rows: Rows, table_log: TableL
     ratio = _ratio(ingest, rows, types) if found.rows else 1.0
     plan = IngestPlan(
         ingest=store.ingest,
+        version=CUTS_VERSION if rows.cuts else INGEST_VERSION,
         plan=digest,
         columns={name: str(kind) for name, kind in types.items()},
         drift=decision.drift,
-        pages=len(rows.units),
+        pages=rows.count,
+        units=len(rows.units) if rows.cuts else None,
         records=found.rows,
         ratio=ratio,
         files=tuple(cut_files(rows.units, ingest.output.file_bytes / ratio)) if found.rows else (),
@@ -132,7 +142,7 @@ def _parsed(columns: dict[str, str]) -> Types:
     return types
 
 
-def _digest(ingest: Ingest, pinned: Types | None) -> str:
+def _digest(ingest: Ingest, pinned: Types | None, cuts: str) -> str:
     """Derive the id of a plan from all that it follows from, besides the pages."""
     output = ingest.output
     parts: list[Any] = [
@@ -140,9 +150,16 @@ def _digest(ingest: Ingest, pinned: Types | None) -> str:
         list(ingest.types.items()),
         ingest.schema_,
         [output.file_bytes, output.partition_by, output.compression],
-        None if ingest.files is None else ingest.files.model_dump(exclude={"uri", "max_bytes"}),
+        None if ingest.files is None else _of_files(ingest.files),
+        *([cuts] if cuts else []),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _of_files(files: Files) -> dict[str, Any]:
+    """Return the keys that a plan follows from; newer ones only where they are set."""
+    values = files.model_dump(exclude=_NOT_PLANNED)
+    return {key: value for key, value in values.items() if key != "sheet" or value is not None}
 
 
 def _ratio(ingest: Ingest, rows: Rows, types: Types) -> float:

@@ -15,7 +15,7 @@ import hashlib
 import io
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
@@ -311,6 +311,16 @@ class PartRows:
         """The parts."""
         return [Unit(part.bytes, has_rows=part.rows > 0) for part in self.reading.parts]
 
+    @property
+    def count(self) -> int:
+        """Number of parts."""
+        return len(self.reading.parts)
+
+    @property
+    def cuts(self) -> str:
+        """Nothing: parts are not cut."""
+        return ""
+
     def find(self, declared: Types, pinned: Types | None) -> Found:
         """Return the types that hold the values of all parts."""
         types: Types = {}
@@ -322,12 +332,15 @@ class PartRows:
 
     def frame(self, start: int, end: int, types: Types, texts: frozenset[str]) -> pl.DataFrame:
         """Return the rows of some parts."""
-        where = f"part of {self.place}"
-        frames = [
-            typed_columns(self._read(part), types, texts, where)
-            for part in self.reading.parts[start:end]
-        ]
+        frames = self.frames(start, end, types, texts)
         return pl.concat([pl.DataFrame(schema=pl.Schema(types)), *frames], rechunk=True)
+
+    def frames(
+        self, start: int, end: int, types: Types, texts: frozenset[str]
+    ) -> Iterator[pl.DataFrame]:
+        """Read some parts, one after the other."""
+        for part in self.reading.parts[start:end]:
+            yield typed_columns(self._read(part), types, texts, f"part of {self.place}")
 
     def sample(self, types: Types, texts: frozenset[str]) -> tuple[pl.DataFrame, float]:
         """Return the rows of the first parts."""

@@ -50,6 +50,16 @@ class Rows(Protocol):
         """The units, in order."""
         ...
 
+    @property
+    def count(self) -> int:
+        """Number of pages or files."""
+        ...
+
+    @property
+    def cuts(self) -> str:
+        """Digest of how files are cut into units; empty if they are not."""
+        ...
+
     def find(self, declared: Types, pinned: Types | None) -> Found:
         """Read all rows; return the types of fields that are not declared.
 
@@ -68,6 +78,12 @@ class Rows(Protocol):
         Raises:
             SchemaChangedError: A value does not fit its type.
         """
+        ...
+
+    def frames(
+        self, start: int, end: int, types: Types, texts: frozenset[str]
+    ) -> Iterator[pl.DataFrame]:
+        """Read what `frame` returns, little by little if that takes less memory."""
         ...
 
     def sample(self, types: Types, texts: frozenset[str]) -> tuple[pl.DataFrame, float]:
@@ -89,6 +105,16 @@ class PageRows:
         """The pages."""
         return [Unit(page.bytes, has_rows=page.records > 0) for page in self.pages]
 
+    @property
+    def count(self) -> int:
+        """Number of pages."""
+        return len(self.pages)
+
+    @property
+    def cuts(self) -> str:
+        """Nothing: pages are not cut."""
+        return ""
+
     def find(self, declared: Types, pinned: Types | None) -> Found:
         """Return the types of all records."""
         types: Types = {}
@@ -107,6 +133,12 @@ class PageRows:
             for page, records in self._documents(self.pages[start:end], exact=exact)
         ]
         return pl.concat([pl.DataFrame(schema=pl.Schema(types)), *frames], rechunk=True)
+
+    def frames(
+        self, start: int, end: int, types: Types, texts: frozenset[str]
+    ) -> Iterator[pl.DataFrame]:
+        """Read the rows of some pages."""
+        yield self.frame(start, end, types, texts)
 
     def sample(self, types: Types, texts: frozenset[str]) -> tuple[pl.DataFrame, float]:
         """Return the rows of the first pages."""

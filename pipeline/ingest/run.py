@@ -29,6 +29,7 @@ from pipeline.ingest.store import (
     as_output,
     ingest_id,
 )
+from pipeline.ingest.workers import LocalWorkers, Workers
 from pipeline.report.humanize import plural
 from pipeline.storage import Storage, open_storage
 from pipeline.table.errors import plain_run
@@ -71,6 +72,8 @@ class IngestOptions:
     """Waits between attempts at a request."""
     listen: Listener = lambda progress: None
     step: Step = run_step
+    workers: Workers | None = None
+    """What reads and writes files; default threads of this process."""
     secret: Callable[[SecretPlace], str | None] = secret_of_environment
     """Returns the secret of a header, or the address of a database."""
 
@@ -167,12 +170,15 @@ class _Driver:
         self._output = as_output(definition.output.uri)
         self._table_log = TableLog(storage, self._output)
         self._started = time.monotonic()
+        self._workers = options.workers or LocalWorkers(storage)
         self._source = self._open(settings)
 
     def _open(self, settings: Settings) -> Source:
         definition, options = self._definition, self._options
         if definition.files is not None:
-            return FileSource(definition.files, self._storage)
+            return FileSource(
+                definition, definition.files, self._storage, self._workers, options.waits
+            )
         if definition.sql is not None:
             return SqlSource(
                 definition, definition.sql, self._table_log, options.secret, self._heard
@@ -207,7 +213,7 @@ class _Driver:
         plan = publisher.frozen_plan() or self._step(
             "plan", own, partial(plan_files, self._definition, store, rows, self._table_log)
         )
-        staging = Staging(self._definition, store, rows, plan, self._staged)
+        staging = Staging(self._definition, store, rows, plan, self._staged, self._stagers)
         entry = self._step("publish", own, partial(publisher.publish, staging))
         store.note_published(self._table_log.head()[0].current)
         return self._summary(record, store, entry, plan=plan)
@@ -230,6 +236,11 @@ class _Driver:
         if self._options.refresh:
             self._refuse_twice(done)
         return self._options.refresh
+
+    @property
+    def _stagers(self) -> Workers | None:
+        """What stages files; pages are parsed by the interpreter, so threads would not help."""
+        return None if self._definition.files is None else self._workers
 
     def _step(self, name: str, own: str, work: Callable[[], T]) -> T:
         result: T = self._options.step(name, own, work)

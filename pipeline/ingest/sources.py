@@ -13,11 +13,15 @@ from typing import Protocol
 from pipeline.config.ingest import Files, Http, Ingest, SecretPlace
 from pipeline.errors import UsageError
 from pipeline.http_answers import Waits
+from pipeline.ingest.download import Downloads
 from pipeline.ingest.fetch import FetchProgress, fetch_pages
 from pipeline.ingest.files import FileRows, find_files
 from pipeline.ingest.paging import Paging, feeds_of
+from pipeline.ingest.pieces import PieceReader
+from pipeline.ingest.ranges import Cutting
 from pipeline.ingest.rows import PageRows, Rows
 from pipeline.ingest.store import IngestStore, SourceFile
+from pipeline.ingest.workers import Workers
 from pipeline.report.humanize import plural
 from pipeline.storage import Storage
 
@@ -128,10 +132,13 @@ class HttpSource:
 
 @dataclass(slots=True)
 class FileSource:
-    """Files in S3 or on disk."""
+    """Files in S3, on disk, or at URLs."""
 
+    definition: Ingest
     files: Files
     storage: Storage
+    workers: Workers
+    waits: Waits = field(default_factory=Waits)
     fetched: FetchProgress = field(default_factory=FetchProgress)
     notes: tuple[str, ...] = ()
     _found: list[SourceFile] | None = None
@@ -141,6 +148,10 @@ class FileSource:
     def place(self) -> str:
         """The files, as the definition names them."""
         return ", ".join(self.files.uri)
+
+    @property
+    def _downloads(self) -> Downloads:
+        return Downloads(self.files, self.waits)
 
     def prepare(self) -> None:
         """Do nothing: files are found when an ingest begins."""
@@ -152,7 +163,7 @@ class FileSource:
     def left(self, before: Sequence[IngestStore]) -> bool:
         """Find the files that were not read before."""
         seen = {file.uri: file.etag for store in before for file in store.sources()}
-        found = find_files(self.storage, self.files)
+        found = find_files(self.storage, self.files, self._downloads)
         changed = [file for file in found if file.etag != seen.get(file.uri, file.etag)]
         if changed:
             self.notes = (
@@ -165,9 +176,13 @@ class FileSource:
     def begin(self, store: IngestStore) -> None:
         """Find the files, and store which they are."""
         if self._found is None:
-            self._found = find_files(self.storage, self.files)
+            self._found = find_files(self.storage, self.files, self._downloads)
         store.put_sources(self._found)
 
     def rows(self, store: IngestStore) -> Rows:
         """Return the rows of the files, as they were when the ingest began."""
-        return FileRows(self.storage, self.files, store.sources())
+        cutting = Cutting(self.storage, self.files, self.workers)
+        sources = store.sources()
+        stored = self._downloads.store(store, sources)
+        cut = cutting.pieces(store, sources, tuple(self.definition.types), stored)
+        return FileRows(self.files, PieceReader(self.storage, self.files), cut, self.workers)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import ceil
+from typing import Self
 
 import polars as pl
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from pipeline.config.ingest import Ingest
-from pipeline.errors import PartitionColumnError
+from pipeline.errors import PartitionColumnError, StateError
 from pipeline.ingest.plan import chunk_of, file_format, text_columns, types_of
 from pipeline.ingest.rows import Rows
 from pipeline.ingest.store import IngestPlan, IngestStore, StagedFile, StagedPart
+from pipeline.ingest.workers import Workers
+from pipeline.report.humanize import plural
 from pipeline.runs.ledger.keys import file_uri, refuse_long_folders
-from pipeline.runs.worker.encoding import write_parquet
+from pipeline.runs.worker.encoding import write_frames, write_parquet
 from pipeline.runs.worker.slices import split
-from pipeline.storage import StagedObject, staged_area
+from pipeline.storage import StagedObject, Storage, staged_area
 from pipeline.table.manifest import FILES
 
 
@@ -32,6 +37,21 @@ class Staging:
     plan: IngestPlan
     listen: Callable[[int, int], None]
     """Called with the number of files that are staged, and of all."""
+    workers: Workers | None = None
+    """What stages files; None: this, one after the other."""
+
+    def __post_init__(self) -> None:
+        """Refuse a plan of other units.
+
+        Raises:
+            StateError: The files are cut otherwise than the plan was made for.
+        """
+        units = self.plan.pages if self.plan.units is None else self.plan.units
+        if units != len(self.rows.units):
+            raise StateError(
+                f"{self.store.prefix}plans/{self.plan.plan}.json",
+                f"it has {plural(units, 'unit')} instead of {len(self.rows.units):,}",
+            )
 
     def all(self, void: Collection[str]) -> list[StagedFile]:
         """Stage the files that are not staged yet; return one for each planned file, in order.
@@ -43,11 +63,11 @@ class Staging:
         for staged in self.store.staged(self.plan):
             if all(part.attempt not in void for part in staged.parts):
                 chosen.setdefault(staged.number, staged)
-        for number in range(len(self.plan.files)):
-            self.listen(number, len(self.plan.files))
-            if number not in chosen:
-                chosen[number] = self._stage(number)
-        self.listen(len(self.plan.files), len(self.plan.files))
+        left = [number for number in range(len(self.plan.files)) if number not in chosen]
+        self.listen(len(chosen), len(self.plan.files))
+        for staged in self._stage_all(left):
+            chosen[staged.number] = staged
+            self.listen(len(chosen), len(self.plan.files))
         return [chosen[number] for number in range(len(self.plan.files))]
 
     def duplicates(self, chosen: Collection[str]) -> list[StagedObject]:
@@ -59,16 +79,45 @@ class Staging:
             if part.attempt not in chosen
         ]
 
-    def _stage(self, number: int) -> StagedFile:
+    def _stage_all(self, numbers: Sequence[int]) -> Iterator[StagedFile]:
+        if self.workers is None:
+            yield from map(self.stage, numbers)
+            return
+        works = [StageFile.of(self, number) for number in numbers]
+        for at, staged in self.workers.map(works):
+            if (staged.ingest, staged.plan, staged.number) != (
+                self.store.ingest,
+                self.plan.plan,
+                numbers[at],
+            ):
+                raise StateError(self.store.prefix, "a worker returned another file")
+            yield staged
+
+    def bytes_of(self, number: int) -> int:
+        """Return the number of bytes that a planned file is made of."""
         start, end = self.plan.files[number]
-        types = types_of(self.plan)
-        frame = self.rows.frame(start, end, types, text_columns(self.ingest))
-        size = self.plan.ratio * sum(unit.bytes for unit in self.rows.units[start:end])
-        parts = tuple(
-            self._stage_part(number, folder, rows)
-            for folder, whole in self._by_folder(frame)
-            for rows in _cut(whole, size / self.ingest.output.file_bytes)
-        )
+        return sum(unit.bytes for unit in self.rows.units[start:end])
+
+    def held_of(self, number: int) -> int:
+        """Return the number of those that are in memory at a time."""
+        start, end = self.plan.files[number]
+        if self._is_streamed(number):
+            return max(unit.bytes for unit in self.rows.units[start:end])
+        return self.bytes_of(number)
+
+    def _files_of(self, number: int) -> float:
+        """Return the number of files of the target size that a planned file would be."""
+        return self.plan.ratio * self.bytes_of(number) / self.ingest.output.file_bytes
+
+    def _is_streamed(self, number: int) -> bool:
+        """Whether units are written one after the other: only one of them is in memory."""
+        start, end = self.plan.files[number]
+        is_one = not self.ingest.output.partition_by and round(self._files_of(number)) <= 1
+        return is_one and end - start > 1
+
+    def stage(self, number: int) -> StagedFile:
+        """Stage a planned file, and note it."""
+        parts = tuple(self._stage_parts(number))
         staged = StagedFile(
             ingest=self.store.ingest,
             plan=self.plan.plan,
@@ -78,6 +127,22 @@ class Staging:
         )
         self.store.note_staged(staged)
         return staged
+
+    def _stage_parts(self, number: int) -> Iterator[StagedPart]:
+        start, end = self.plan.files[number]
+        types, texts = types_of(self.plan), text_columns(self.ingest)
+        how = file_format(self.ingest)
+        if self._is_streamed(number):
+            empty = pl.DataFrame(schema=pl.Schema(types))
+            counted = _Counted(chain([empty], self.rows.frames(start, end, types, texts)))
+            data, _ = write_frames(counted, how)
+            yield self._stage_part(number, "", data, counted.rows)
+            return
+        frame = self.rows.frame(start, end, types, texts)
+        for folder, whole in self._by_folder(frame):
+            for rows in _cut(whole, self._files_of(number)):
+                data, _ = write_parquet(rows, how)
+                yield self._stage_part(number, folder, data, rows.height)
 
     def _by_folder(self, frame: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
         output = self.ingest.output
@@ -94,9 +159,8 @@ class Staging:
         refuse_long_folders(self.store.output, [folder for folder, _ in parts])
         return parts
 
-    def _stage_part(self, number: int, folder: str, frame: pl.DataFrame) -> StagedPart:
+    def _stage_part(self, number: int, folder: str, data: memoryview, rows: int) -> StagedPart:
         output, attempt = self.store.output, uuid.uuid4().hex
-        data, _ = write_parquet(frame, file_format(self.ingest))
         digest = hashlib.sha256(data).hexdigest()
         uri = file_uri(output, folder, number, self.store.ingest, attempt)
         staged = self.store.storage.stage(uri, data, attempt, staged_area(output), digest)
@@ -106,10 +170,67 @@ class Staging:
             attempt=attempt,
             upload=staged.upload,
             parts=staged.parts,
-            rows=frame.height,
+            rows=rows,
             bytes=len(data),
             sha256=digest,
         )
+
+
+class _Counted:
+    """Frames whose rows are counted as they pass."""
+
+    def __init__(self, frames: Iterable[pl.DataFrame]) -> None:
+        self._frames, self.rows = frames, 0
+
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        for frame in self._frames:
+            self.rows += frame.height
+            yield frame
+
+
+class StageFile(BaseModel):
+    """The work of staging a planned file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    definition: str
+    """Text of the definition's file."""
+    ingest: str
+    plan: str
+    number: int
+    bytes: int
+    """Number of bytes that are read."""
+    _staging: Staging | None = PrivateAttr(default=None)
+    """What stages it in this process; others open it."""
+
+    @classmethod
+    def of(cls, staging: Staging, number: int) -> Self:
+        """Return the work of a planned file."""
+        work = cls(
+            definition=staging.ingest.to_yaml(),
+            ingest=staging.store.ingest,
+            plan=staging.plan.plan,
+            number=number,
+            bytes=staging.bytes_of(number),
+        )
+        work._staging = staging
+        return work
+
+    @property
+    def name(self) -> str:
+        """What it is, for people."""
+        return f"write file {self.number + 1}"
+
+    @property
+    def held(self) -> int:
+        """Number of those that are in memory at a time."""
+        assert self._staging is not None, "other processes do one at a time"
+        return self._staging.held_of(self.number)
+
+    def do(self, storage: Storage) -> StagedFile:
+        """Stage the file."""
+        assert self._staging is not None, "other processes use `pipeline.ingest.remote`"
+        return self._staging.stage(self.number)
 
 
 def _cut(frame: pl.DataFrame, files: float) -> Iterator[pl.DataFrame]:

@@ -2,6 +2,8 @@
 
     ingest.json                       what is ingested, once
     sources.json                      files that are read, with their versions, once
+    ranges.json                       where the large ones of them are cut, once
+    downloads/<number>                a file from a URL, once
     pages/<feed>-<page>.zst           an answer with the address of the next, once
     reading.json, readings/           rows that are read as a whole (see `readings.py`)
     plans/<plan>.json                 schema and files, once
@@ -23,13 +25,23 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from threading import Lock
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal, Self
 
 import orjson
 import zstandard
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    StringConstraints,
+    model_validator,
+)
 
+from partitioning import ObjectInfo
 from pipeline.concurrency import map_concurrently
 from pipeline.config.ingest import Ingest
 from pipeline.errors import AlreadyExistsError, StateError
@@ -51,6 +63,8 @@ from pipeline.table.errors import refuse_newer
 
 INGEST_VERSION: Final = 1
 """Format of an ingest's stored state. Older releases refuse an ingest with a higher one."""
+CUTS_VERSION: Final = 2
+"""Format of the plan of an ingest whose files are cut, which older releases would read whole."""
 CACHED_BYTES: Final = 64 << 20
 """Maximum bytes of pages that are kept in memory instead of being read again."""
 MAX_HEADER: Final = 64 << 10
@@ -124,6 +138,31 @@ class SourceFiles(_Stored):
     files: tuple[SourceFile, ...]
 
 
+class CutFile(_Stored):
+    """Where a file is cut, at ends of records."""
+
+    uri: str
+    kind: Literal["csv", "ndjson"]
+    header: NonNegativeInt
+    """Bytes of the names of columns."""
+    starts: tuple[NonNegativeInt, ...]
+    """Offset of each piece, ascending from 0."""
+
+    @model_validator(mode="after")
+    def _ascend(self) -> Self:
+        if self.starts[:1] != (0,) or any(a >= b for a, b in pairwise(self.starts)):
+            raise ValueError("its pieces are not one after the other")
+        return self
+
+
+class CutFiles(_Stored):
+    """How files are cut; decided once."""
+
+    version: int = CUTS_VERSION
+    ingest: RunId
+    files: tuple[CutFile, ...]
+
+
 class Drift(_Stored):
     """How records differ from the output's columns."""
 
@@ -153,7 +192,10 @@ class IngestPlan(_Stored):
     ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Bytes of files per byte that is read, as a sample shows."""
     files: tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
-    """Half-open range of pages of each file, in the order of feeds and pages."""
+    """Half-open range of units of each file: of pages, in the order of feeds, files, or pieces of
+    files."""
+    units: NonNegativeInt | None = None
+    """Number of units, where files are cut; None: `pages`."""
 
 
 class StagedPart(_Stored):
@@ -319,6 +361,39 @@ class IngestStore:
             return tuple(files)
         return self.sources()
 
+    def cuts(self) -> tuple[CutFile, ...]:
+        """Read where files are cut; none if none is. Raises StateError if it is damaged."""
+        uri = self.prefix + "ranges.json"
+        blob = self.storage.get_or_none(uri)
+        if blob is None:
+            return ()
+        stored = parse_stored(CutFiles, blob.data, uri)
+        refuse_newer(uri, stored.version, CUTS_VERSION)
+        if stored.ingest != self.ingest:
+            raise StateError(uri, f"it is of ingest {stored.ingest}")
+        return stored.files
+
+    def put_cuts(self, files: Sequence[CutFile]) -> tuple[CutFile, ...]:
+        """Store where files are cut, unless it is stored; return what counts."""
+        if not files:
+            return ()
+        with suppress(AlreadyExistsError):
+            self._put_new("ranges.json", CutFiles(ingest=self.ingest, files=tuple(files)))
+            return tuple(files)
+        return self.cuts()
+
+    def download(self, number: int) -> ObjectInfo:
+        """Return where a downloaded file is. Raises ObjectMissingError."""
+        return self.storage.head(self._download_uri(number))
+
+    def put_download(self, number: int, data: bytes) -> None:
+        """Store a downloaded file, unless it is stored."""
+        with suppress(AlreadyExistsError):
+            self.storage.put_new(self._download_uri(number), data)
+
+    def _download_uri(self, number: int) -> str:
+        return f"{self.prefix}downloads/{number:05d}"
+
     # -- pages -----------------------------------------------------------------------------------
 
     def put_page(self, page: PageRecord, body: bytes) -> PageRecord:
@@ -396,7 +471,7 @@ class IngestStore:
         if blob is None:
             return None
         stored = parse_stored(IngestPlan, blob.data, uri)
-        refuse_newer(uri, stored.version, INGEST_VERSION)
+        refuse_newer(uri, stored.version, CUTS_VERSION)
         if (stored.ingest, stored.plan) != (self.ingest, plan):
             raise StateError(uri, f"it is plan {stored.plan} of ingest {stored.ingest}")
         return stored

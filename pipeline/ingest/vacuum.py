@@ -12,7 +12,7 @@ from pipeline.ingest.store import IngestRecord, IngestStore, as_output, find_ing
 from pipeline.storage import Storage
 from pipeline.table.log import TableLog
 
-EXPIRED = ("pages/", "files/", "readings/")
+EXPIRED = ("pages/", "downloads/", "files/", "readings/")
 """Folders of a published ingest that expire; its record, its plan with the schema, and its
 watermark stay."""
 

@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 
 from pipeline.errors import SchemaChangedError
-from pipeline.ingest.contents import csv_types, typed_columns
+from pipeline.ingest.contents import typed_columns
 from pipeline.ingest.frames import frame_of, needs_exact_numbers, parse_records
+from pipeline.ingest.texts import look_at
 
 BERLIN = datetime(2024, 3, 1, 13, tzinfo=ZoneInfo("Europe/Berlin"))
 
@@ -64,7 +65,7 @@ def test_values_of_json_that_fit_are_taken() -> None:
     ],
 )
 def test_whole_numbers_of_csv_never_become_floats(values: list[str], kind: pl.DataType) -> None:
-    assert csv_types(pl.DataFrame({"x": values}), {}) == {"x": kind}
+    assert look_at(pl.Series("x", values)).dtype == kind
 
 
 @pytest.mark.parametrize(

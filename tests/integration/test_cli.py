@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from tests.ingest.conftest import orders
@@ -146,6 +147,28 @@ def test_an_ingest_is_a_flow_and_one_that_was_killed_goes_on(world: World) -> No
     assert steps <= {"fetch", "plan", "publish"}
     shown = json.dumps([last, world.ask_prefect("artifacts/filter", {})])
     assert "s3cr3t" not in shown
+
+
+def test_ranges_of_a_large_file_are_read_and_written_by_dask(world: World) -> None:
+    """Each is a task run with the name of what it does."""
+    text = b"id,note\n" + b"".join(b'%d,"line\nof ""%d"""\n' % (i, i) for i in range(3000))
+    world.storage.put("s3://demo/csv/notes.csv", text)
+    (world.root / "notes.yaml").write_text(
+        "name: notes\nfiles: {uri: s3://demo/csv/notes.csv, range_bytes: 10000}\n"
+        "output: {uri: s3://demo/out/notes/, file_bytes: 8000}\n",
+        "utf-8",
+    )
+    answer = world.chunkmap("ingest", "notes.yaml", "--json")
+    assert answer.code == 0, answer.err
+    frame = world.frame("s3://demo/out/notes/").sort("id")
+    assert frame.equals(pl.read_csv(text))
+    assert answer.data["files"] > 1
+    names = {"flow_runs": {"name": {"any_": ["notes"]}}}
+    runs = [run["name"] for run in world.ask_prefect("task_runs/filter", names)]
+    ranges = [name for name in runs if name.startswith("range ")]
+    assert len(ranges) >= len(text) // 10_000
+    assert "range 1 of s3://demo/csv/notes.csv" in ranges
+    assert "write file 1" in runs
 
 
 def test_verify_sees_what_was_changed_lost_and_added(world: World, done: str) -> None:

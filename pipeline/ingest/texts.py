@@ -1,0 +1,104 @@
+"""Find what the texts of a CSV column look like: whole or other numbers, booleans, or text.
+
+What is found in parts of a column is merged, and says the same as the whole column would.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict
+
+_LEADING_ZERO: Final = r"^[+-]?0[0-9]"
+"""Numbers with leading zeros are codes."""
+_DIGITS: Final = r"^[+-]?[0-9]+$"
+_LONG: Final = r"^[+-]?[0-9]{16,}$"
+"""More digits than a float holds."""
+_LONG_BYTES: Final = 16
+_NUMBER: Final = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+_BOOLEANS: Final = ("true", "false")
+_SAMPLE_ROWS: Final = 1_000
+"""Number of values that are looked at first: one that is no number makes the column text."""
+
+
+class Look(BaseModel):
+    """What texts look like. Without any, all of them are everything."""
+
+    model_config = ConfigDict(frozen=True)
+
+    seen: bool = False
+    """Whether there are texts."""
+    text: bool = False
+    """Whether one of them can only be text, or two contradict each other."""
+    whole: bool = True
+    """Whether all are whole numbers that fit Int64."""
+    long: bool = False
+    """Whether one has more digits than a float holds."""
+    number: bool = True
+    boolean: bool = True
+
+    def merged(self, other: Look) -> Look:
+        """Return what these texts and others look like together."""
+        return Look(
+            seen=self.seen or other.seen,
+            text=self.text or other.text,
+            whole=self.whole and other.whole,
+            long=self.long or other.long,
+            number=self.number and other.number,
+            boolean=self.boolean and other.boolean,
+        )
+
+    @property
+    def dtype(self) -> pl.DataType:
+        """The type of the column; Null without texts."""
+        if not self.seen:
+            return pl.Null()
+        if self.text:
+            return pl.String()
+        if self.whole:
+            return pl.Int64()
+        if self.number and not self.long:
+            return pl.Float64()
+        return pl.Boolean() if self.boolean else pl.String()
+
+
+_TEXT: Final = Look(seen=True, text=True, whole=False, number=False, boolean=False)
+
+
+def look_at(column: pl.Series) -> Look:
+    """Return what the texts of a column look like."""
+    values = column.drop_nulls()
+    if values.is_empty():
+        return Look()
+    if len(values) > _SAMPLE_ROWS and _look(values.head(_SAMPLE_ROWS)).text:
+        return _TEXT
+    return _look(values)
+
+
+def _look(values: pl.Series) -> Look:
+    # A column of booleans, or of whole numbers as they are usually written, needs no search.
+    if values.is_in(_BOOLEANS).all():
+        return Look(seen=True, whole=False, number=False)
+    numbers = values.cast(pl.Int64, strict=False)
+    fits = not numbers.null_count()
+    if not (fits and (numbers.cast(pl.String) == values).all()):
+        if values.str.contains(_LEADING_ZERO).any():
+            return _TEXT
+        fits = fits and values.str.contains(_DIGITS).all()
+        if not fits and not _are_numbers(values):
+            are_booleans = values.str.to_lowercase().is_in(_BOOLEANS).all()
+            return Look(seen=True, whole=False, number=False) if are_booleans else _TEXT
+    may_be_long = (values.str.len_bytes().max() or 0) >= _LONG_BYTES  # type: ignore[operator]
+    long = may_be_long and values.str.contains(_LONG).any()
+    if long and not fits:
+        return _TEXT
+    return Look(seen=True, whole=fits, long=long, boolean=False)
+
+
+def _are_numbers(values: pl.Series) -> bool:
+    numbers = values.cast(pl.Float64, strict=False)
+    if numbers.null_count():
+        return False
+    # What is read as infinite or not a number may be a word.
+    return bool(numbers.is_finite().all() or values.str.contains(_NUMBER).all())
