@@ -353,7 +353,7 @@ def test_columns_follow_the_rule_for_files_too(it: World) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("name: a\noutput: {uri: s3://b/o/}\n", "set `http` or `files`"),
+        ("name: a\noutput: {uri: s3://b/o/}\n", "set one of `http`, `files`"),
         ("name: a\nfiles: {uri: s3://b/o/in/}\noutput: {uri: s3://b/o/}\n", "overlap"),
         (
             "name: a\nfiles: {uri: s3://b/in/}\nwindow: {from: 2024-01-01, to: 2024-01-02, "

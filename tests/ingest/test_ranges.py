@@ -260,7 +260,7 @@ def test_lines_of_json_in_pieces_have_the_rows_and_types_of_the_whole(
     records: list[dict[str, Any]], size: int, end: str
 ) -> None:
     data = end.join(json.dumps(record) for record in records).encode()
-    results = []
+    results: list[Any] = []
     for ranges in (1 << 20, size):
         try:
             results.append(read(rows_of(data, ranges, "s3://in/a.jsonl")))
@@ -273,7 +273,10 @@ def test_lines_of_json_in_pieces_have_the_rows_and_types_of_the_whole(
 # -- ingests --------------------------------------------------------------------------------------
 
 TEXT = b"id,name,n\n" + b"".join(b'%d,"a\nb%d",%d\r\n' % (i, i, i * 3) for i in range(200))
-SMALL = {"files": {"uri": FOLDER, "range_bytes": 500}, "output": {"file_bytes": 4000}}
+SMALL: dict[str, Any] = {
+    "files": {"uri": FOLDER, "range_bytes": 500},
+    "output": {"file_bytes": 4000},
+}
 
 
 @pytest.fixture
