@@ -173,7 +173,11 @@ def test_missing_and_unknown_parameters(given: dict[str, Any], says: str) -> Non
             "mapp: totals.yaml",
             r"yaml:10: unknown key .*you mean `map`",
         ),
-        ("map: totals.yaml", "load: x.yaml\n    map: x.yaml", r"daily\.yaml:9: a stage has one of"),
+        (
+            "map: totals.yaml",
+            "load: x.yaml\n    map: x.yaml",
+            r"daily\.yaml:9: .*: a stage has one of",
+        ),
         ("call: examples", "call: 3", r"daily\.yaml:17:"),
         ("needs: [totals]", "needs: [total]", "needs 'total'.* did you mean totals"),
         ("name: totals\n    map", "name: ingest\n    map", "two stages have the name 'ingest'"),
