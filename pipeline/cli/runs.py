@@ -291,17 +291,20 @@ def vacuum(
     as_json: bool,
 ) -> None:
     """Abort abandoned uploads and move files aside that no manifest names."""
-    from pipeline.ingest.vacuum import ingest_states
+    from pipeline.ingest.vacuum import discard_ingests, ingest_states
     from pipeline.runs.admin import vacuum
 
     storage = open_storage(load_settings(environment))
     runs, ingests = KnownRuns(storage, [output]), ingest_states(storage, output)
+    discarded = [ingests.matching(run) or runs.ledger(run).run for run in discard]
+    if not dry_run:
+        discard_ingests(storage, output, discarded)
     done = vacuum.vacuum(
         storage,
         output,
         older_than=older_than,
         dry_run=dry_run,
-        discard=[ingests.matching(run) or runs.ledger(run).run for run in discard],
+        discard=discarded,
         others=ingests.finished,
     )
     if as_json:

@@ -8,28 +8,35 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from pipeline.config.job_part import Part
-from pipeline.config.masking import is_secret_name
+from pipeline.config.masking import is_secret_name, mask_text
 from pipeline.errors import UsageError
 
 PLACEHOLDER = "{secret}"
 """What stands for the secret in the value of a header."""
 _TOKEN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
-_SECRETS = frozenset({"cookie", "jwt", "key", "session", "sessionid", "session_id"})
+_SECRET_NAME = re.compile(
+    r"(^|[-_.])(cookie2?|jwt|otp|sid|sessid|session(_?id)?|[a-z]*sess(ion)?id)$"
+    r"|(?<![a-z])(api|app|auth|client|consumer|license|licence|product|service|session|subscription"
+    r"|user|x)[-_.]?key$"
+    r"|^key$",
+    re.IGNORECASE,
+)
 """Names of parameters and headers that hold secrets, in requests."""
 _SECRET = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 
 HeaderName = Annotated[str, Field(pattern=_TOKEN)]
+HeaderValue = Annotated[str, Field(pattern=r"^[\x20-\x7e\t]*$")]
 
 
 def refuse_secrets(values: dict[str, Any]) -> dict[str, Any]:
-    """Refuse headers or parameters whose name is that of a secret.
+    """Refuse headers or parameters whose name or value is that of a secret.
 
     Raises:
         ValueError: There is one.
     """
-    for name in values:
-        if names_secret(name):
+    for name, value in values.items():
+        if names_secret(name) or (isinstance(value, str) and mask_text(value) != value):
             raise ValueError(
                 f"{name!r} looks like a secret, which this file must not hold; use http.auth"
             )
@@ -38,7 +45,7 @@ def refuse_secrets(values: dict[str, Any]) -> dict[str, Any]:
 
 def names_secret(name: str) -> bool:
     """Whether a parameter or a header of this name holds a secret."""
-    return is_secret_name(name) or name.lower() in _SECRETS
+    return is_secret_name(name) or _SECRET_NAME.search(name) is not None
 
 
 class Auth(Part):
@@ -49,7 +56,7 @@ class Auth(Part):
 
     header: HeaderName = "Authorization"
     """Name of the header."""
-    value: str = f"Bearer {PLACEHOLDER}"
+    value: HeaderValue = f"Bearer {PLACEHOLDER}"
     """Value of the header; `{secret}` stands for the secret."""
     env: Annotated[str, Field(pattern=_VARIABLE)] | None = None
     """Name of the environment variable that holds the secret."""

@@ -40,7 +40,7 @@ from pydantic import (
 
 from partitioning.dtypes import parse_type
 from partitioning.globs import has_magic
-from pipeline.config.http_auth import Auth, HeaderName, names_secret, refuse_secrets
+from pipeline.config.http_auth import Auth, HeaderName, HeaderValue, names_secret, refuse_secrets
 from pipeline.config.ingest_rows import DatabaseUrl, RowFunction, Sql, section_of_function
 from pipeline.config.job import CompressionText, Uri, check_uri, refuse_whole_bucket
 from pipeline.config.job_part import Part
@@ -97,6 +97,19 @@ SecretPlace = Auth | DatabaseUrl
 """Where a secret is: in a variable (`env`), or in a Prefect Secret block (`secret`)."""
 
 
+class HttpAuth(Auth):
+    """A header, or a query parameter, that holds a secret."""
+
+    parameter: Annotated[str, Field(min_length=1)] | None = None
+    """Query parameter that holds the secret, instead of a header."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.parameter is not None and self.model_fields_set & {"header", "value"}:
+            raise ValueError("set `parameter`, or `header` and `value`")
+        return self
+
+
 class Pages(Part):
     """How one page leads to the next."""
 
@@ -107,6 +120,9 @@ class Pages(Part):
     """Query parameter of the number, offset or cursor. Default: `page`, `offset` or `cursor`."""
     path: JsonPath | None = None
     """Keys that lead to the next page's cursor, or address. Default for `link`: the Link header."""
+    optional: bool = False
+    """Whether the API leaves `path` out where there is one page only. Otherwise that is an error
+    unless another page has it, or the page has no records."""
     first: NonNegativeInt = 1
     """Number of the first page."""
     size_parameter: Annotated[str, Field(min_length=1)] | None = None
@@ -133,6 +149,8 @@ class Pages(Part):
     def _agree(self) -> Self:
         if self.by == "cursor" and self.path is None:
             raise ValueError("`by: cursor` needs `path`: where a page has the cursor of the next")
+        if self.optional and self.path is None:
+            raise ValueError("`optional` needs `path`: what a page may lack")
         if self.path is not None and self.by not in ("cursor", "link"):
             raise ValueError(f"`path` does not go with `by: {self.by}`")
         if self.parameter is not None and self.by not in ("page", "offset", "cursor"):
@@ -153,9 +171,11 @@ class Http(Part):
     """Address of the records, without a query."""
     params: Annotated[dict[str, Param], AfterValidator(refuse_secrets)] = Field(default={})
     """Query parameters of each request."""
-    headers: Annotated[dict[HeaderName, str], AfterValidator(refuse_secrets)] = Field(default={})
+    headers: Annotated[dict[HeaderName, HeaderValue], AfterValidator(refuse_secrets)] = Field(
+        default={}
+    )
     """Headers of each request, none of them secret."""
-    auth: Auth | None = None
+    auth: HttpAuth | None = None
     records: JsonPath | None = None
     """Keys that lead to the list of records in a page. Default: the page is the list. Where it is
     an object, that is the only record."""
@@ -163,13 +183,15 @@ class Http(Part):
     max_pages: PositiveInt = 10_000
     """Maximum number of pages; with more, the ingest fails and keeps what it has."""
     max_page_bytes: Size = 64 * 2**20
-    """Maximum size of a page."""
+    """Maximum size of a page, decompressed."""
     concurrency: Annotated[PositiveInt, Field(le=256)] = 8
     """Maximum number of requests at a time: of numbered pages, and of the steps of a window."""
     requests_per_second: PositiveFloat | None = None
     """Maximum number of requests per second."""
     timeout: Annotated[Seconds, Field(gt=0)] = 30.0
     """Seconds to wait for the next bytes of an answer."""
+    page_timeout: Annotated[Seconds, Field(gt=0)] = 300.0
+    """Seconds in which an answer must have come as a whole."""
     retries: NonNegativeInt = 5
     """Number of retries of a request after a passing failure: no answer, 429, 5xx, a cut answer."""
     max_wait: Seconds = 300.0

@@ -1,27 +1,29 @@
 """Make requests of an HTTP API: retried, paced, limited, and checked before an answer is used.
 
-The secret is in the client's headers and nowhere else: errors do not chain those of httpx, which
-hold the request, and what a server sends is searched for it.
+The secret is in the client's requests and nowhere else: errors do not chain those of httpx, which
+hold the request, its log is muted, and what a server sends is searched for the secret.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
-from urllib.parse import unquote, unquote_plus
+from urllib.parse import unquote, urlencode
 
 import httpx
 import stamina
 
 from pipeline.config.ingest import Http
-from pipeline.config.masking import MASK, mask_text
+from pipeline.config.masking import MASK
 from pipeline.http_answers import (
     RETRIED_STATUSES,
     THROTTLED_FACTOR,
@@ -30,14 +32,16 @@ from pipeline.http_answers import (
     is_unknown_host,
     retry_after,
 )
+from pipeline.ingest.body import ACCEPTED, BodyError, UnknownEncodingError, read_body
 from pipeline.ingest.errors import SourceDeniedError, SourceError, SourceUnavailableError
-from pipeline.ingest.paging import Answer
-from pipeline.printable import printable_line
+from pipeline.ingest.frames import TwiceError, unique_pairs
+from pipeline.ingest.paging import Answer, without_parameter
+from pipeline.ingest.secret import Secret
 
 MAX_EXCERPT = 200
 """Maximum number of characters of an answer that an error shows."""
-MIN_MASKED = 8
-"""Minimum length of a secret that is masked in answers; a shorter one is refused there."""
+MAX_READ = 16_384
+"""Maximum number of bytes of an answer that is read for an error."""
 _JSON = re.compile(r"(application|text)/([\w.+-]+\+)?(json|javascript)\s*(;.*)?", re.IGNORECASE)
 
 
@@ -87,7 +91,7 @@ class Client:
 
     http: Http
     waits: Waits
-    _secret: str
+    _secret: Secret
     _httpx: httpx.AsyncClient
     _pace: Pace
     _open: asyncio.Semaphore
@@ -138,46 +142,59 @@ class Client:
         await self._pace.turn()
         self.counts.requests += 1
         try:
-            async with self._httpx.stream("GET", address) as response:
+            async with (
+                asyncio.timeout(self.http.page_timeout),
+                self._httpx.stream("GET", self._with_secret(address)) as response,
+            ):
                 await self._check_status(response, address)
                 if response.status_code == httpx.codes.NO_CONTENT:
                     return Page(Answer(None), b"")
                 self._check_head(response, address)
                 body = await self._read(response, address)
                 link = response.links.get("next", {}).get("url")
+        except TimeoutError:
+            raise SourceUnavailableError(
+                f"{address} has not sent a whole answer in {self.http.page_timeout:g} s "
+                "(http.page_timeout)",
+                hint=_LATER,
+            ) from None
         except httpx.HTTPError as error:
             raise self._translate(error, address) from None
         self.counts.bytes += len(body)
-        body = self._without_secret(body, address)
-        document = self._parse(body, address)
-        # Escapes hide it from a search of the bytes, e.g. `\\/` for a slash.
-        if self._secret and b"\\" in body and _json(self._secret) in _json(document):
+        masked = self._secret.masked_body(body)
+        if masked is None:
             raise self._repeats(address)
+        document = self._parse(masked, address, is_masked=masked != body)
+        if link and self._parameter:
+            link = without_parameter(link, self._parameter)
         self.refuse_secret(address, link)
-        return Page(Answer(document, link), body)
+        return Page(Answer(document, link), masked)
+
+    @property
+    def _parameter(self) -> str | None:
+        return self.http.auth.parameter if self.http.auth is not None else None
+
+    def _with_secret(self, address: str) -> str:
+        """Add the parameter that holds the secret, which no stored address has."""
+        if self._parameter is None:
+            return address
+        joint = "&" if "?" in address else "?"
+        return f"{address}{joint}{urlencode({self._parameter: self._secret.text})}"
 
     def refuse_secret(self, address: str, following: str | None) -> None:
         """Refuse the address of a next page that holds the secret: it would be stored.
 
         Raises:
-            SourceError: It does, plain or quoted.
+            SourceError: It does, plain, quoted, or masked.
         """
-        forms = (following, unquote(following), unquote_plus(following)) if following else ()
-        if self._secret and any(self._secret in form for form in forms):
+        if not following or not self._secret.text:
+            return
+        if self._secret.is_in(following) or MASK in unquote(following):
             raise SourceError(
                 f"{address}: the next page's address contains the secret of http.auth, which "
                 "would be stored",
                 hint="use pages of another kind (http.pages.by), if the API has some",
             )
-
-    def _without_secret(self, body: bytes, address: str) -> bytes:
-        """Mask the secret in a body: some servers repeat requests, e.g. test servers."""
-        secret = self._secret.encode()
-        if not secret or secret not in body:
-            return body
-        if len(secret) < MIN_MASKED:  # It may be part of any value, which the mask would damage.
-            raise self._repeats(address)
-        return body.replace(secret, MASK.encode())
 
     def _repeats(self, address: str) -> SourceError:
         return SourceError(
@@ -192,14 +209,15 @@ class Client:
         if response.is_success:
             return
         wait = retry_after(response.headers.get("retry-after"))
-        said = f"{status} {response.reason_phrase}".strip()
+        said = f"{status} {self._secret.masked(response.reason_phrase)[:MAX_EXCERPT]}".strip()
         if status in (401, 403) and wait is None:
             raise SourceDeniedError(f"{address} answers {said}", hint=self._auth_hint(status))
         if status in RETRIED_STATUSES or (status == 403 and wait is not None):
             raise self._come_back(f"{address} answers {said}", status, wait)
         if response.is_redirect:
-            target = httpx.URL(response.headers.get("location", ""))
+            target = _url(response.headers.get("location", ""))
             host = f" to {target.scheme}://{target.host}" if target.host else ""
+            host = self._secret.masked(host)
             raise SourceError(
                 f"{address} answers {said}: it redirects{host}, which is not followed, since "
                 "another "
@@ -237,7 +255,7 @@ class Client:
         )
 
     def _check_head(self, response: httpx.Response, address: str) -> None:
-        kind = response.headers.get("content-type", "")
+        kind = self._secret.masked(response.headers.get("content-type", ""))[:MAX_EXCERPT]
         if not _JSON.fullmatch(kind.strip()):
             raise SourceError(
                 f"{address} answers {kind or 'something without a content type'}, not JSON",
@@ -248,12 +266,22 @@ class Client:
             raise self._too_large(address, int(length))
 
     async def _read(self, response: httpx.Response, address: str) -> bytes:
-        body = bytearray()
-        async for piece in response.aiter_bytes():
-            body += piece
-            if len(body) > self.http.max_page_bytes:
-                raise self._too_large(address, len(body))
-        return bytes(body)
+        limit = self.http.max_page_bytes
+        try:
+            body, is_more = await read_body(response.aiter_raw(), response.headers, limit)
+        except UnknownEncodingError as error:
+            encoding = self._secret.masked(str(error))[:MAX_EXCERPT]
+            raise SourceError(
+                f"{address} answers in the encoding {encoding!r}, and was asked for gzip or none",
+                hint="set http.headers: {Accept-Encoding: identity}, if the API has such answers",
+            ) from None
+        except BodyError as error:
+            raise SourceUnavailableError(
+                f"{address} answers bytes that gzip cannot decompress: {error}", hint=_LATER
+            ) from None
+        if is_more:
+            raise self._too_large(address, limit + 1)
+        return body
 
     def _too_large(self, address: str, size: int) -> SourceError:
         return SourceError(
@@ -262,10 +290,19 @@ class Client:
             hint="ask for smaller pages (http.pages.size), or raise http.max_page_bytes",
         )
 
-    def _parse(self, body: bytes, address: str) -> Any:
+    def _parse(self, body: bytes, address: str, *, is_masked: bool) -> Any:
         try:
-            return json.loads(body, parse_constant=_refuse_constant)
+            if json.detect_encoding(body) not in ("utf-8", "utf-8-sig"):
+                raise ValueError("it is not in UTF-8")
+            return json.loads(body, parse_constant=_refuse_constant, object_pairs_hook=unique_pairs)
+        except TwiceError as error:
+            raise SourceError(
+                f"{address}: {self._secret.masked(str(error))}, of which one value would be lost",
+                hint="whoever runs the API has to fix it",
+            ) from None
         except (ValueError, RecursionError) as error:
+            if is_masked:  # The mask is no number, for example.
+                raise self._repeats(address) from None
             # A connection that was cut without a length looks like this.
             problem = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
             raise SourceUnavailableError(
@@ -273,14 +310,14 @@ class Client:
             ) from None
 
     async def _excerpt(self, response: httpx.Response) -> str:
-        body = bytearray()
-        async for piece in response.aiter_bytes():
-            body += piece
-            if len(body) > MAX_EXCERPT * 4:
-                break
-        text = " ".join(bytes(body).decode("utf-8", "replace").split())
-        text = text.replace(self._secret, MASK) if self._secret else text
-        text = printable_line(mask_text(text))
+        try:
+            body, is_more = await read_body(response.aiter_raw(), response.headers, MAX_READ)
+        except (BodyError, UnknownEncodingError):
+            return ""
+        text = body.decode("utf-8", "replace")
+        if is_more:  # A secret may be cut at the end.
+            text = text[: MAX_READ - 4 * len(self._secret.text)]
+        text = self._secret.masked(" ".join(text.split()))
         return text if len(text) <= MAX_EXCERPT else text[:MAX_EXCERPT] + " …"
 
     def _translate(self, error: httpx.HTTPError, address: str) -> SourceError:
@@ -306,16 +343,20 @@ class Client:
         if isinstance(
             error, httpx.UnsupportedProtocol | httpx.LocalProtocolError | httpx.DecodingError
         ):
-            return SourceError(f"{address}: {type(error).__name__}: {mask_text(str(error))}")
-        text = mask_text(str(error)) or type(error).__name__
+            text = self._secret.masked(str(error))
+            return SourceError(f"{address}: {type(error).__name__}: {text}")
+        text = self._secret.masked(str(error)) or type(error).__name__
         return SourceUnavailableError(f"{address}: {text}", hint=_LATER)
 
 
 _LATER = "pages that were fetched are kept: give the command again when the source answers"
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value)[1:-1]
+def _url(text: str) -> httpx.URL:
+    try:
+        return httpx.URL(text)
+    except httpx.InvalidURL:
+        return httpx.URL("")
 
 
 def _refuse_constant(name: str) -> Any:
@@ -334,9 +375,14 @@ async def open_client(http: Http, secret: str | None, waits: Waits) -> AsyncIter
     Raises:
         UsageError: The secret cannot be sent in a header.
     """
-    headers = {"Accept": "application/json", "User-Agent": "chunkmap", **http.headers}
+    headers = httpx.Headers(
+        {"Accept": "application/json", "Accept-Encoding": ACCEPTED, "User-Agent": "chunkmap"}
+    )
+    headers.update(http.headers)
     if http.auth is not None:
-        headers[http.auth.header] = http.auth.header_value(secret)
+        value = http.auth.header_value(secret)
+        if http.auth.parameter is None:
+            headers[http.auth.header] = value
     client = httpx.AsyncClient(
         headers=headers,
         timeout=http.timeout,
@@ -345,6 +391,23 @@ async def open_client(http: Http, secret: str | None, waits: Waits) -> AsyncIter
         verify=http.url.startswith("https:"),
         limits=httpx.Limits(max_connections=http.concurrency),
     )
-    async with client:
-        pace = Pace(http.requests_per_second)
-        yield Client(http, waits, secret or "", client, pace, asyncio.Semaphore(http.concurrency))
+    token = _is_muted.set(True)
+    try:
+        async with client:
+            pace = Pace(http.requests_per_second)
+            limit = asyncio.Semaphore(http.concurrency)
+            yield Client(http, waits, Secret(secret or ""), client, pace, limit)
+    finally:
+        _is_muted.reset(token)
+
+
+_is_muted: ContextVar[bool] = ContextVar("is_muted", default=False)
+
+
+def _is_logged(record: logging.LogRecord) -> bool:
+    """Whether a line of httpx is not of our requests: it may have their secret."""
+    return not _is_muted.get()
+
+
+for _name in ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy"):
+    logging.getLogger(_name).addFilter(_is_logged)

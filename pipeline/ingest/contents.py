@@ -220,6 +220,10 @@ def _typed(column: pl.Series, kind: pl.DataType, where: str) -> pl.Series:
         )
     elif kind.is_integer() or kind.is_float():
         cast = column.str.strip_chars().cast(kind, strict=False)
+        if kind.is_float():  # E.g. 1e400.
+            cast = pl.select(
+                pl.when(~(cast.is_infinite() & column.str.contains(r"\d"))).then(cast)
+            ).to_series()
     else:
         return _converted(column, kind, where)
     wrong = (cast.is_null() & column.is_not_null()).arg_true()

@@ -3,6 +3,7 @@
 SourceError                     fix the definition, or ask whoever runs the source
 ├── SourceUnavailableError      may pass on a retry; afterwards, give the command again
 ├── SourceDeniedError           fix the secret, or its rights
+├── SourceFileError             give the ingest up, and begin again
 └── PageLimitError              raise the limit, or narrow what is asked for
 """
 
@@ -31,6 +32,10 @@ class SourceDeniedError(SourceError):
     """A source refuses the credentials, or requires some."""
 
     exit_code = 2
+
+
+class SourceFileError(SourceError):
+    """A file has changed or vanished since the ingest has found it."""
 
 
 class PageLimitError(SourceError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
@@ -15,7 +16,7 @@ from pipeline.config.ingest import Http
 from pipeline.http_answers import Waits
 from pipeline.ingest.client import Client, open_client
 from pipeline.ingest.errors import PageLimitError, SourceError
-from pipeline.ingest.paging import Feed, Paging
+from pipeline.ingest.paging import Answer, Feed, Paging
 from pipeline.ingest.store import IngestStore, PageRecord, total
 from pipeline.report.humanize import plural
 
@@ -37,8 +38,6 @@ class FetchProgress:
     """Number of feeds all of whose pages are stored."""
     requests: int = 0
     retries: int = 0
-    unsaid: int = 0
-    """Number of feeds that ended at a first page without the keys of http.pages.path."""
     seconds: float = 0.0
     unit: str = "page"
     """What is counted as a page."""
@@ -133,7 +132,17 @@ class _Fetching:
             pages = [page for found in await asyncio.gather(*tasks) for page in found]
         finally:
             await _cancel(tasks)
+        await self._refuse_unnamed(pages)
         return pages, self._progress
+
+    async def _refuse_unnamed(self, pages: list[PageRecord]) -> None:
+        """Refuse pages none of which names the next: the keys that lead to it may be wrong."""
+        if self.http.pages.optional or any(page.names_next for page in pages):
+            return
+        for page in pages:
+            if page.records:
+                body = await asyncio.to_thread(self.store.body, page)
+                raise self.paging.unnamed(Answer(json.loads(body)), page.address)
 
     async def _feed(self, feed: Feed, stored: list[int]) -> list[PageRecord]:
         if self.http.pages.is_numbered:
@@ -175,7 +184,7 @@ class _Fetching:
                 f"page {page.number} is stored as the answer to {page.address}, but the page "
                 "before it "
                 f"leads to {address}",
-                hint="begin again: --refresh",
+                hint=self.store.begin_again,
             )
 
     # -- pages that have numbers -----------------------------------------------------------------
@@ -242,8 +251,6 @@ class _Fetching:
         if self.http.pages.is_numbered:
             last = self.paging.last(page.answer, address, step or records)
         self.client.refuse_secret(address, following)
-        if number == 1 and following is None and self.paging.lacks_path(page.answer):
-            self._tell(unsaid=self._progress.unsaid + 1)
         record = PageRecord(
             ingest=self.store.ingest,
             feed=feed.number,
@@ -251,6 +258,7 @@ class _Fetching:
             address=address,
             next=following,
             last=last,
+            names_next=self.paging.names_next(page.answer),
             records=records,
             bytes=len(page.body),
             fetched=time.time(),

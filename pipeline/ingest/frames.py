@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from decimal import Decimal, InvalidOperation
+from struct import pack, unpack
 from typing import Any, NoReturn
 from zoneinfo import ZoneInfo
 
@@ -20,8 +21,15 @@ from pipeline.printable import printable_line
 
 MAX_SHOWN = 60
 """Maximum number of characters of a value that an error shows."""
-_FINER = re.compile(r"\.\d{6}\d*[1-9]")
+EXACT_FLOATS = 2**53
+"""Below it, floats hold every whole number."""
+_FINER = re.compile(r"[.,]\d{6}\d*[1-9]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,9})?", re.ASCII)
 _Convert = Callable[[Any], Any]
+
+
+class TwiceError(ValueError):
+    """An object has a key twice: one of the values would be lost."""
 
 
 class MisfitError(ValueError):
@@ -39,8 +47,27 @@ def needs_exact_numbers(types: Types, texts: frozenset[str]) -> bool:
 
 
 def parse_records(body: bytes, *, exact: bool) -> Any:
-    """Parse the body of a page that has been parsed before."""
-    return json.loads(body, parse_float=Decimal if exact else None)
+    """Parse JSON.
+
+    Raises:
+        ValueError: It is none.
+        TwiceError: An object has a key twice.
+    """
+    return json.loads(body, parse_float=Decimal if exact else None, object_pairs_hook=unique_pairs)
+
+
+def unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs of an object.
+
+    Raises:
+        TwiceError: It has a key twice.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise TwiceError(f"an object has the key {printable_line(twice)[:MAX_SHOWN]!r} twice")
+    return found
 
 
 def frame_of(
@@ -65,8 +92,8 @@ def frame_of(
             value = record.get(name)
             try:
                 values.append(None if value is None else convert(value))
-            except (MisfitError, ArithmeticError) as error:
-                found = str(error) if isinstance(error, MisfitError) else "a value out of range"
+            except (MisfitError, ArithmeticError, RecursionError) as error:
+                found = _problem(error)
                 raise misfit(name, kind, f"record {number} of {where}", found) from None
         columns.append(_series(name, kind, values, where))
     return pl.DataFrame(columns, height=len(records))
@@ -87,6 +114,12 @@ def _series(name: str, kind: pl.DataType, values: list[Any], where: str) -> pl.S
     ) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise misfit(name, kind, where, lines[0]) from None
+
+
+def _problem(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "a value that is nested too deeply"
+    return str(error) if isinstance(error, MisfitError) else "a value out of range"
 
 
 def misfit(name: str, kind: pl.DataType, where: str, found: str) -> SchemaChangedError:
@@ -114,7 +147,7 @@ def converter(kind: pl.DataType) -> _Convert:
     if kind.is_integer():
         return _whole
     if kind.is_float():
-        return _float
+        return _single if isinstance(kind, pl.Float32) else _float
     if isinstance(kind, pl.Decimal):
         return _decimal_of(kind)
     if isinstance(kind, pl.Datetime):
@@ -161,6 +194,8 @@ def _struct_of(kind: pl.Struct) -> _Convert:
 def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or value % 1:
         _refuse(value)
+    if isinstance(value, float) and abs(value) >= EXACT_FLOATS:
+        _refuse(value, ", of which a float has lost digits")
     return int(value)
 
 
@@ -170,6 +205,18 @@ def _float(value: Any) -> float:
     number = float(value)
     if not math.isfinite(number) or (isinstance(value, int) and int(number) != value):
         _refuse(value, ", which a float does not hold")
+    return number
+
+
+def _single(value: Any) -> float:
+    """Return a number of 32 bits: fractions are rounded, whole numbers are not."""
+    number = _float(value)
+    try:
+        [rounded] = unpack("<f", pack("<f", number))
+    except OverflowError:
+        _refuse(value, ", which a float of 32 bits does not hold")
+    if isinstance(value, int) and rounded != value:
+        _refuse(value, ", which a float of 32 bits does not hold")
     return number
 
 
@@ -188,15 +235,21 @@ def _text(value: Any) -> str:
 def _any_text(value: Any) -> str:
     if isinstance(value, str):
         return value
+    return _json_of(value)
+
+
+def _json_of(value: Any) -> str:
+    """Encode a JSON value, with numbers as they were written."""
     if isinstance(value, Decimal):
         return str(value)
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_number)
-
-
-def _number(value: Any) -> Any:
-    """Encode a number that was parsed exactly."""
-    assert isinstance(value, Decimal), "JSON has no other values"
-    return float(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(_json_of, value))}]"
+    if isinstance(value, dict):
+        pairs = (f"{json.dumps(k, ensure_ascii=False)}:{_json_of(v)}" for k, v in value.items())
+        return f"{{{','.join(pairs)}}}"
+    if isinstance(value, float) and not math.isfinite(value):
+        _refuse(value, ", which JSON does not have")
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _date(value: Any) -> date:
@@ -223,17 +276,20 @@ def _decimal_of(kind: pl.Decimal) -> _Convert:
         if isinstance(value, bool) or not isinstance(value, str | int | Decimal):
             _refuse(value)
         try:
-            number = Decimal(value.strip() if isinstance(value, str) else value)
+            if isinstance(value, str):
+                value = value.strip()
+                if not _NUMBER.fullmatch(value):
+                    _refuse(value)
+            number = Decimal(value)
         except InvalidOperation:
             _refuse(value)
-        if not number.is_finite():
-            _refuse(value)
+        if not number:  # Its exponent may be any.
+            return Decimal(0)
         # Not normalize(), which rounds to 28 digits.
         _, digits, exponent = number.as_tuple()
         assert isinstance(exponent, int), "finite numbers have one"
         while len(digits) > 1 and digits[-1] == 0:
             digits, exponent = digits[:-1], exponent + 1
-        exponent = exponent if number else 0
         if -exponent > scale or len(digits) + exponent > precision - scale:
             _refuse(value)
         return number
@@ -258,7 +314,10 @@ def _datetime_of(kind: pl.Datetime) -> _Convert:
                 _refuse(value, ", which has an offset: declare datetime[us, UTC]")
             return moment
         # Without an offset, it is in the time zone of the column.
-        moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=zone)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=zone)
+            if moment.utcoffset() != moment.replace(fold=1).utcoffset():
+                _refuse(value, f", which {zone} does not have, or has twice: it needs an offset")
         return moment.astimezone(UTC).replace(tzinfo=None)
 
     return convert

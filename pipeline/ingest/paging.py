@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date
 from math import ceil
 from typing import Any
-from urllib.parse import urlencode, urljoin, urlsplit
+from urllib.parse import unquote_plus, urlencode, urljoin, urlsplit
 
 import httpx
 
@@ -29,6 +29,14 @@ class Feed:
     """Query parameters of its requests, without that of the page."""
     label: str = ""
     """Its step of the window, for messages."""
+
+
+def without_parameter(address: str, name: str) -> str:
+    """Return an address without a query parameter."""
+    start, mark, query = address.partition("?")
+    query, anchor, rest = query.partition("#")
+    kept = [part for part in query.split("&") if unquote_plus(part.partition("=")[0]) != name]
+    return start + (mark if any(kept) else "") + "&".join(kept) + anchor + rest
 
 
 def feeds_of(ingest: Ingest) -> list[Feed]:
@@ -146,20 +154,34 @@ class Paging:
                     f"{address}: {_where(pages.path)} is {kind_of(cursor)}, not a cursor",
                     hint="set http.pages.path to the keys that lead to the next cursor",
                 )
-            return self._address((*feed.params, (pages.name, str(cursor))))
+            try:
+                return self._address((*feed.params, (pages.name, str(cursor))))
+            except UnicodeError:
+                raise SourceError(
+                    f"{address}: {_where(pages.path)} is a text that no address can hold",
+                    hint="whoever runs the API has to fix it",
+                ) from None
         link = answer.link if pages.path is None else self._next(answer, address)
         return self._linked(address, link)
 
-    def lacks_path(self, answer: Answer) -> bool:
-        """Whether a page does not have the keys that lead to the next: it has no null there."""
-        found, path = answer.document, self._pages.path
-        for name in path.split(".") if path else ():
-            if found is None:
-                return False
-            if not isinstance(found, Mapping) or name not in found:
-                return True
-            found = found[name]
-        return False
+    def names_next(self, answer: Answer) -> bool:
+        """Whether a page has the keys that lead to the next, if only with null."""
+        path = self._pages.path
+        if path is None:
+            return True
+        return answer.document is not None and not _missing(answer.document, path)[0]
+
+    def unnamed(self, answer: Answer, address: str) -> SourceError:
+        """Return the error for a feed whose only page lacks the keys that lead to the next."""
+        path = self._pages.path
+        assert path is not None, "pages without a path have no keys to lack"
+        _, above, found = _missing(answer.document, path)
+        return SourceError(
+            f"{address}: the page has no {path!r} (http.pages.path), so it does not say whether "
+            f"another follows: {_keys_of(found, above)}",
+            hint="fix http.pages.path; if the API leaves it out where there is one page only, set "
+            "http.pages.optional: true, and give the command again, which asks for nothing again",
+        )
 
     def _refuse_fewer(self, answer: Answer, address: str, found: int) -> None:
         """Refuse a feed that ends before its pages have had as many records as they say."""
@@ -236,6 +258,9 @@ class Paging:
             target = urljoin(address, link)
         except ValueError as error:
             raise self._no_address(error) from None
+        auth = self._http.auth
+        if auth is not None and auth.parameter is not None:
+            target = without_parameter(target, auth.parameter)
         return self.check(target)
 
     def _no_address(self, error: Exception) -> SourceError:
@@ -259,10 +284,8 @@ class Paging:
         found = document
         for name in path.split("."):
             if not isinstance(found, Mapping) or name not in found:
-                keys = ", ".join(map(repr, list(found)[:20])) if isinstance(found, Mapping) else ""
                 raise SourceError(
-                    f"{address}: the page has no {path!r}"
-                    + (f": there are the keys {keys}" if keys else f": it is {kind_of(found)}"),
+                    f"{address}: the page has no {path!r}: {_keys_of(found)}",
                     hint="fix the keys in http.records or http.pages; the API may also have "
                     "changed",
                 )
@@ -271,6 +294,28 @@ class Paging:
 
     def _address(self, params: Pairs) -> str:
         return f"{self._http.url}?{urlencode(params)}" if params else self._http.url
+
+
+def _missing(document: Any, path: str) -> tuple[bool, str, Any]:
+    """Return whether a document lacks the keys of a path; where they end, and what is there.
+
+    A null on the way stands for all below it.
+    """
+    found, above = document, ""
+    for name in path.split("."):
+        if found is None:
+            break
+        if not isinstance(found, Mapping) or name not in found:
+            return True, above, found
+        found, above = found[name], f"{above}.{name}".lstrip(".")
+    return False, above, found
+
+
+def _keys_of(found: Any, above: str = "") -> str:
+    where = f" in {above!r}" if above else ""
+    if isinstance(found, Mapping) and found:
+        return f"there are the keys {', '.join(map(repr, list(found)[:20]))}{where}"
+    return f"{repr(above) if above else 'it'} is {kind_of(found)}"
 
 
 def _where(path: str | None) -> str:

@@ -9,6 +9,7 @@ from itertools import count
 import polars as pl
 
 from pipeline.config.ingest import Ingest
+from pipeline.errors import UsageError
 from pipeline.ingest.plan import plan_of_chunk
 from pipeline.ingest.stage import Staging, files_of
 from pipeline.ingest.store import IngestPlan, IngestRecord, IngestStore
@@ -75,7 +76,9 @@ class IngestPublisher:
     def _publish(
         self, staging: Staging, void: set[str], vanished: UploadsVanishedError | None
     ) -> CommitEntry:
+        self._refuse_discarded()
         files = files_of(self.store.output, staging.all(void))
+        self._refuse_discarded()
         if vanished is not None and vanished.commits:
             amend(self.table_log, vanished, self.record.ingest, files)
         finish_open_claim(self.table_log)
@@ -94,6 +97,15 @@ class IngestPublisher:
         assert entry is not None, "it is published"
         self._abort_duplicates(staging, entry)
         return entry
+
+    def _refuse_discarded(self) -> None:
+        """Refuse to publish what a user has given up meanwhile: another ingest may read it too."""
+        if self.store.is_discarded() and self.published() is None:
+            raise UsageError(
+                f"ingest {self.record.ingest} of {self.store.output} was given up (vacuum "
+                "--discard) while it ran",
+                hint="give the command again, which reads everything as it is now",
+            )
 
     def _abort_duplicates(self, staging: Staging, entry: CommitEntry) -> None:
         """Abort what attempts have staged that were not chosen."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 from pipeline.config.ingest import Ingest, SecretPlace, load_ingest
 from pipeline.config.settings import Settings, load_settings
-from pipeline.errors import UsageError
+from pipeline.errors import ObjectChangedError, ObjectMissingError, UsageError
 from pipeline.http_answers import Waits
+from pipeline.ingest.errors import SourceFileError
 from pipeline.ingest.fetch import FetchProgress
 from pipeline.ingest.functions import FunctionSource
 from pipeline.ingest.plan import plan_files
@@ -27,6 +28,7 @@ from pipeline.ingest.store import (
     IngestRecord,
     IngestStore,
     as_output,
+    find_ingests,
     ingest_id,
 )
 from pipeline.ingest.workers import LocalWorkers, Workers
@@ -154,10 +156,6 @@ def published_ingest(
     return _Driver(definition, storage, IngestOptions(), settings).published()
 
 
-_Round = tuple[int, IngestStore, IngestRecord | None]
-"""Number, store and record of an ingest of a definition; of the last one, the record is read."""
-
-
 class _Driver:
     """Runs one ingest."""
 
@@ -190,13 +188,13 @@ class _Driver:
 
     def run(self) -> IngestSummary:
         """Do what is left."""
-        rounds = self._rounds()
-        number, store, record = rounds[-1]
+        number, record = self._last_round()
+        store = self._store(number)
         if record is not None:
             done = self._publisher(record, store).published()
-            if done is not None and not self._is_more(rounds, done):
+            if done is not None and not self._is_more(done):
                 return self._summary(record, store, done, already=True)
-            if done is not None:
+            if done is not None or store.is_discarded():
                 number, store, record = number + 1, self._store(number + 1), None
         self._source.prepare()
         mode, own = self._definition.output.mode, store.ingest
@@ -204,34 +202,35 @@ class _Driver:
         if manifest.table:
             raise plain_run(self._output, f"ingest {own}")
         if record is None:
+            if self._definition.files is not None and mode == "append":
+                self._source.left(self._read_before())
             self._source.begin(store)
             record = store.create(self._record(number, own, manifest.number))
         publisher = self._publisher(record, store, manifest.number if self._options.refresh else 0)
         self._tell("fetch")
-        rows = self._step("fetch", own, partial(self._source.rows, store))
+        rows = self._step("fetch", store, partial(self._source.rows, store))
         self._tell("plan")
         plan = publisher.frozen_plan() or self._step(
-            "plan", own, partial(plan_files, self._definition, store, rows, self._table_log)
+            "plan", store, partial(plan_files, self._definition, store, rows, self._table_log)
         )
         staging = Staging(self._definition, store, rows, plan, self._staged, self._stagers)
-        entry = self._step("publish", own, partial(publisher.publish, staging))
+        entry = self._step("publish", store, partial(publisher.publish, staging))
         store.note_published(self._table_log.head()[0].current)
         return self._summary(record, store, entry, plan=plan)
 
     def published(self) -> IngestSummary | None:
         """Return the summary if all is published; None if something is left."""
-        rounds = self._rounds()
-        _, store, record = rounds[-1]
+        number, record = self._last_round()
+        store = self._store(number)
         done = None if record is None else self._publisher(record, store).published()
-        if record is None or done is None or self._is_more(rounds, done):
+        if record is None or done is None or self._is_more(done):
             return None
         return self._summary(record, store, done, already=True)
 
-    def _is_more(self, rounds: Sequence[_Round], done: CommitEntry) -> bool:
+    def _is_more(self, done: CommitEntry) -> bool:
         """Whether another ingest follows one that is published: with new files, or on request."""
         mode = self._definition.output.mode
-        live = {entry.run for entry in self._table_log.manifest().commits}
-        if mode == "append" and self._source.left([s for _, s, _ in rounds if s.ingest in live]):
+        if mode == "append" and self._source.left(self._read_before()):
             return True
         if self._options.refresh:
             self._refuse_twice(done)
@@ -242,8 +241,35 @@ class _Driver:
         """What stages files; pages are parsed by the interpreter, so threads would not help."""
         return None if self._definition.files is None else self._workers
 
-    def _step(self, name: str, own: str, work: Callable[[], T]) -> T:
-        result: T = self._options.step(name, own, work)
+    def _read_before(self) -> list[IngestStore]:
+        """Return the ingests whose rows the output has, or gets: of all definitions.
+
+        Raises:
+            StateError: The record of one is damaged, so that it is not known what it has read.
+        """
+        found = find_ingests(self._storage, self._output)
+        for error in found.damaged.values():
+            raise error
+        stores = [IngestStore(self._storage, self._output, each.ingest) for each in found.records]
+        published = {entry.run for entry in self._table_log.entries()}
+        live = {entry.run for entry in self._table_log.manifest().commits}
+        return [
+            store
+            for store in stores
+            if (store.ingest in live)
+            or (store.ingest not in published and not store.is_discarded())
+        ]
+
+    def _step(self, name: str, store: IngestStore, work: Callable[[], T]) -> T:
+        try:
+            result: T = self._options.step(name, store.ingest, work)
+        except (ObjectChangedError, ObjectMissingError) as error:
+            if all(source.uri != error.uri for source in store.sources()):
+                raise
+            raise SourceFileError(
+                f"{error.message}; ingest {store.ingest} reads the version that it has found",
+                hint=store.begin_again,
+            ) from error
         return result
 
     # -- which ingest ----------------------------------------------------------------------------
@@ -251,12 +277,6 @@ class _Driver:
     def _store(self, number: int) -> IngestStore:
         own = ingest_id(self._definition, number)
         return self._source.store(IngestStore(self._storage, self._output, own))
-
-    def _rounds(self) -> list[_Round]:
-        """Return all ingests of this definition; the last may not have begun yet."""
-        last, record = self._last_round()
-        earlier: list[_Round] = [(number, self._store(number), None) for number in range(1, last)]
-        return [*earlier, (last, self._store(last), record)]
 
     def _last_round(self) -> tuple[int, IngestRecord | None]:
         """Find the last ingest of this definition by bisection: there may be thousands."""

@@ -13,6 +13,7 @@ import polars as pl
 
 from pipeline.errors import SchemaChangedError
 from pipeline.ingest.store import Drift
+from pipeline.printable import printable_line
 
 Types = dict[str, pl.DataType]
 """Types by the name of the column, in order."""
@@ -66,8 +67,28 @@ def add_types(types: Types, records: Iterable[Mapping[str, Any]], declared: Iter
                 before is simple or (simple is _NULL and before is not None)
             ):
                 continue
-            found = type_of(value, name)
-            types[name] = found if before is None else merge(before, found, name)
+            try:
+                found = type_of(value, name)
+                types[name] = found if before is None else merge(before, found, name)
+            except RecursionError:
+                raise _unfit(name, "is nested too deeply") from None
+            if before is None:
+                _refuse_name(name, types[name])
+
+
+def _refuse_name(name: str, kind: pl.DataType) -> None:
+    """Refuse names of fields that no file can hold: they are not valid Unicode."""
+    try:
+        f"{name}{kind}".encode()
+    except UnicodeError:
+        raise _unfit(name, "has a name that is no valid text") from None
+
+
+def _unfit(name: str, problem: str) -> SchemaChangedError:
+    shown = printable_line(name)[:100]
+    return SchemaChangedError(
+        f"field {shown!r} {problem}", hint="whoever makes the records has to fix it"
+    )
 
 
 def type_of(value: Any, path: str) -> pl.DataType:

@@ -20,6 +20,7 @@ from pipeline.ingest.paging import Paging, feeds_of
 from pipeline.ingest.pieces import PieceReader
 from pipeline.ingest.ranges import Cutting
 from pipeline.ingest.rows import PageRows, Rows
+from pipeline.ingest.secret import MIN_MASKED
 from pipeline.ingest.store import IngestStore, SourceFile
 from pipeline.ingest.workers import Workers
 from pipeline.report.humanize import plural
@@ -99,6 +100,12 @@ class HttpSource:
         auth = self.http.auth
         if auth is not None:
             self._secret = auth.checked(self.secret_of(auth))
+            if len(self._secret) >= MIN_MASKED and self._secret in self.http.model_dump_json():
+                raise UsageError(
+                    f"the definition contains the secret of the {auth.where}, which would be "
+                    "stored",
+                    hint="take it out of http.url, http.params and http.headers",
+                )
 
     def store(self, prefix: IngestStore) -> IngestStore:
         """Return the store, which checks addresses."""
@@ -122,11 +129,6 @@ class HttpSource:
             waits=self.waits,
             listen=self.listen,
         )
-        if self.fetched.unsaid:
-            self.notes = (
-                f"{plural(self.fetched.unsaid, 'feed')} ended at the first page, which has no "
-                f"{self.http.pages.path!r} (http.pages.path): check that there are no more pages",
-            )
         return PageRows(store, Paging(self.http), pages, self.place)
 
 

@@ -9,6 +9,7 @@
     plans/<plan>.json                 schema and files, once
     files/<plan>/<file>-<attempt>.json  a staged file, once
     published.json                    the manifest that published it; advisory
+    discarded.json                    it was given up, once
 
 Nothing is rewritten, so two processes at a time do no harm. What is read is untrusted: documents
 have checksums, sizes are limited, and addresses must be those of the source.
@@ -116,6 +117,8 @@ class PageRecord(_Stored):
     """Address of the page that follows; None after the last."""
     last: NonNegativeInt | None = None
     """Number of the last page, if the page says it."""
+    names_next: bool = True
+    """Whether it has the keys that lead to the next page, if only with null."""
     records: NonNegativeInt
     bytes: NonNegativeInt
     """Size of the body."""
@@ -236,7 +239,7 @@ def ingest_id(ingest: Ingest, number: int) -> str:
             "params": http.params,
             "headers": http.headers,
             "records": http.records,
-            "pages": http.pages.model_dump(exclude_defaults=True),
+            "pages": http.pages.model_dump(exclude_defaults=True, exclude={"optional"}),
         }
     elif ingest.files is not None:
         source = {"files": ingest.files.uri}
@@ -299,6 +302,14 @@ class IngestStore:
         """URI of its state, with a slash at its end."""
         return f"{ingests_prefix(self.output)}{self.ingest}/"
 
+    @property
+    def begin_again(self) -> str:
+        """How users give it up, so that the same command begins another one: a hint."""
+        return (
+            f"give up what was read: chunkmap vacuum {self.output} --discard {self.ingest}; then "
+            "give the command again, which reads everything as it is now"
+        )
+
     # -- record ----------------------------------------------------------------------------------
 
     def record(self) -> IngestRecord | None:
@@ -336,6 +347,16 @@ class IngestStore:
         """Note the manifest that published it, which saves reading manifests."""
         document = orjson.dumps({"manifest": manifest, "at": time.time()})
         self.storage.put(self.prefix + "published.json", seal_json(document))
+
+    def is_discarded(self) -> bool:
+        """Whether a user has given it up: the same command then begins another one."""
+        return self.storage.get_or_none(self.prefix + "discarded.json") is not None
+
+    def note_discarded(self) -> None:
+        """Note that a user has given it up."""
+        with suppress(AlreadyExistsError):
+            document = orjson.dumps({"ingest": self.ingest, "at": time.time()})
+            self.storage.put_new(self.prefix + "discarded.json", seal_json(document))
 
     def _put_new(self, name: str, document: BaseModel) -> None:
         self.storage.put_new(self.prefix + name, seal_json(document.model_dump_json().encode()))

@@ -190,7 +190,9 @@ def test_the_secret_is_sent_and_nowhere_else(
     """Also of an API that repeats what it was sent."""
     monkeypatch.setenv("SHOP_TOKEN", SECRET)
     caplog.set_level(logging.DEBUG)
-    echo = json.dumps({"data": [{"id": 1, "you": f"key {SECRET}"}], "meta": {}}).encode()
+    echo = json.dumps(
+        {"data": [{"id": 1, "you": f"key {SECRET}"}], "meta": {"next": None}}
+    ).encode()
     it = world(0, by="cursor", script=lambda query, times: Reply(body=echo))
     summary = it.ingest(http=AUTH)
     assert it.api.headers[0]["X-Key"] == f"key {SECRET}"

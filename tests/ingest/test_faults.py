@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from pipeline.config.ingest import Http, IngestWindow
 from pipeline.ingest.errors import SourceError
-from tests.ingest.conftest import World, orders
+from tests.ingest.conftest import PAGES, World, orders
 from tests.servers.api import Reply
 
 Worlds = Callable[..., World]
@@ -20,13 +21,47 @@ def _page(records: list[dict[str, object]], **meta: object) -> Reply:
     return Reply(body=json.dumps({"data": records, "meta": meta}).encode())
 
 
-@pytest.mark.parametrize(("meta", "notes"), [({}, 1), ({"next": None}, 0)])
-def test_a_first_page_without_the_keys_of_the_next_is_noted(
-    world: Worlds, meta: dict[str, object], notes: int
+@pytest.mark.parametrize(
+    "pages",
+    [{"by": "cursor", "path": "meta.nxt"}, {"by": "link", "path": "meta.nxt"}],
+    ids=lambda pages: str(pages["by"]),
+)
+def test_a_page_that_does_not_say_what_follows_is_refused_with_its_keys(
+    world: Worlds, pages: dict[str, Any]
 ) -> None:
-    it = world(by="cursor", script=lambda query, times: _page(orders(3), **meta))
-    found = [note for note in it.ingest().notes if "meta.next" in note]
-    assert len(found) == notes
+    it = world(script=lambda query, times: _page(orders(3), next="c3"))
+    with pytest.raises(SourceError, match=r"no 'meta.nxt' .* the keys 'next' in 'meta'") as caught:
+        it.ingest(http={"pages": pages})
+    assert caught.value.hint is not None
+    assert "http.pages.optional: true" in caught.value.hint
+    assert it.table_log.head()[0].current == 0
+
+
+def test_an_api_that_leaves_the_cursor_out_of_a_single_page_is_read_when_that_is_declared(
+    world: Worlds,
+) -> None:
+    it = world(by="cursor", script=lambda query, times: _page(orders(3)))
+    with pytest.raises(SourceError, match=r"no 'meta.next'"):
+        it.ingest()
+    summary = it.ingest(http={"pages": PAGES["cursor"] | {"optional": True}})
+    assert (summary.rows, summary.asked) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    "page", [_page([]), _page(orders(3), next=None), _page(orders(3), next=""), Reply(204, b"")]
+)
+def test_a_page_that_says_that_none_follows_is_the_last(world: Worlds, page: Reply) -> None:
+    it = world(by="cursor", script=lambda query, times: page)
+    assert it.ingest(output={"mode": "append"}).pages == 1
+
+
+def test_one_step_of_a_window_that_names_a_next_page_vouches_for_the_others(
+    world: Worlds,
+) -> None:
+    it = world(15, by="cursor")
+    it.api.script = lambda query, times: None if "a=2024-03-01" in query else _page(orders(2))
+    window = {"from": "2024-03-01", "to": "2024-03-04", "parameters": ["a", "b"], "step": "1d"}
+    assert it.ingest(window=window).rows == 19
 
 
 @pytest.mark.parametrize("link", ["http://[", "/x\x01y"])

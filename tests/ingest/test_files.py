@@ -17,15 +17,18 @@ import zstandard
 
 from pipeline.config.ingest import parse_ingest
 from pipeline.errors import (
+    ChunkmapError,
     InputError,
     JobError,
-    ObjectChangedError,
     SchemaChangedError,
     UnreadableObjectError,
     UsageError,
 )
 from pipeline.ingest.contents import ContentError, decompress, format_of
+from pipeline.ingest.errors import SourceFileError
+from pipeline.ingest.vacuum import discard_ingests
 from pipeline.runs.admin.verify import verify_output
+from pipeline.table.publish import rollback
 from tests.ingest.conftest import OUTPUT, World
 from tests.servers.api import Api
 from tests.support.faulty_storage import Fault
@@ -269,8 +272,75 @@ def test_a_file_that_changes_meanwhile_is_refused(it: World) -> None:
     calls = it.calls(files={"uri": FOLDER})
     it.dies(calls.index("stage"), files={"uri": FOLDER})
     put(it, "1.csv", FRAME[:5])
-    with pytest.raises(ObjectChangedError, match=r"1.csv changed"):
+    with pytest.raises(SourceFileError, match=r"1.csv changed") as caught:
         ingest(it)
+    discard(it, caught.value)
+    assert ingest(it).rows == 5
+
+
+def discard(it: World, error: ChunkmapError) -> None:
+    """Do what the hint of an error says."""
+    assert error.hint is not None
+    assert "then give the command again" in error.hint
+    words = error.hint.partition("chunkmap ")[2].partition(";")[0].split()
+    assert words[:3] == ["vacuum", OUTPUT, "--discard"]
+    discard_ingests(it.backend.storage(), OUTPUT, words[3:])
+
+
+@pytest.mark.parametrize("change", ["changed", "vanished"])
+def test_an_ingest_whose_file_is_not_what_it_was_has_a_way_on(it: World, change: str) -> None:
+    """Rows of other files, which are in the output already, do not come again."""
+    put(it, "1.csv", FRAME[:10])
+    ingest(it, **APPEND)
+    put(it, "2.csv", FRAME[10:20])
+    put(it, "3.csv", FRAME[20:30])
+    calls = it.calls(files={"uri": FOLDER}, **APPEND)
+    it.dies(calls.index("stage"), files={"uri": FOLDER}, **APPEND)
+    if change == "changed":
+        put(it, "3.csv", FRAME[20:25])
+    else:
+        del it.backend.stored[FOLDER + "3.csv"]
+    for _ in range(2):
+        with pytest.raises(SourceFileError, match=r"3\.csv") as caught:
+            ingest(it, **APPEND)
+    discard(it, caught.value)
+    ingest(it, **APPEND)
+    assert it.frame().equals(FRAME[: 25 if change == "changed" else 20])
+    assert ingest(it, **APPEND).already
+
+
+def test_a_wider_pattern_reads_only_the_files_that_another_has_not_read(it: World) -> None:
+    put(it, "a1.csv", FRAME[:10])
+    put(it, "b1.csv", FRAME[10:20])
+    assert ingest(it, FOLDER + "a*", **APPEND).rows == 10
+    wider = ingest(it, FOLDER + "*", **APPEND)
+    assert (wider.rows, wider.pages) == (10, 1)
+    assert ingest(it, FOLDER + "*", **APPEND).already
+    put(it, "a2.csv", FRAME[20:30])
+    assert ingest(it, FOLDER + "*", **APPEND).rows == 10
+    assert ingest(it, FOLDER + "a*", **APPEND).already
+    assert ingest(it, [FOLDER + "a2.csv", FOLDER + "b1.csv"], **APPEND).rows == 0
+    assert it.frame().equals(FRAME[:30])
+
+
+def test_files_of_an_ingest_that_is_not_finished_are_left_to_it(it: World) -> None:
+    put(it, "a1.csv", FRAME[:10])
+    put(it, "b1.csv", FRAME[10:20])
+    narrow: dict[str, Any] = {"files": {"uri": FOLDER + "a*"}, **APPEND}
+    it.dies(it.calls(**narrow).index("stage"), **narrow)
+    assert ingest(it, **APPEND).rows == 10
+    it.ingest(**narrow)
+    assert it.frame().equals(FRAME[:20])
+
+
+def test_files_of_an_ingest_that_was_rolled_back_are_read_again(it: World) -> None:
+    put(it, "a1.csv", FRAME[:10])
+    put(it, "b1.csv", FRAME[10:20])
+    ingest(it, FOLDER + "b*", **APPEND)
+    ingest(it, FOLDER + "a*", **APPEND)
+    rollback(it.table_log, 1)
+    assert ingest(it, **APPEND).rows == 10
+    assert it.frame().equals(FRAME[:20])
 
 
 def test_large_files_are_cut_and_small_ones_put_together(it: World) -> None:

@@ -15,7 +15,7 @@ from pipeline.errors import OutputNotEmptyError, SchemaChangedError, StateError,
 from pipeline.ingest.errors import PageLimitError, SourceError, SourceUnavailableError
 from pipeline.ingest.paging import Paging
 from pipeline.ingest.store import IngestStore, PageRecord, find_ingests
-from pipeline.ingest.vacuum import expire_ingests, ingest_states
+from pipeline.ingest.vacuum import discard_ingests, expire_ingests, ingest_states
 from pipeline.runs.admin.vacuum import vacuum
 from pipeline.runs.admin.verify import verify_output
 from pipeline.storage import Storage
@@ -474,5 +474,28 @@ def test_an_unfinished_ingest_can_be_given_up(world: Worlds) -> None:
     assert states.matching(own[:4]) == own
     done = vacuum(storage, OUTPUT, older_than=0.0, others=states.finished, discard=[own])
     assert (done.uploads, it.backend.uploads) == (1, {})
-    it.ingest()
+    it.api.queries.clear()
+    discard_ingests(storage, OUTPUT, [own])
+    assert it.ingest().ingest != own
+    assert len(it.api.queries) == 3
     assert it.frame().equals(expected(25))
+    assert it.ingest().already
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+def test_an_ingest_that_is_given_up_while_it_publishes_is_there_once(
+    world: Worlds, fault: Fault
+) -> None:
+    """What had begun to be published is finished; what had not, never is."""
+    it = world(5)
+    changes: dict[str, Any] = {"output": {"mode": "append"}}
+    counted = it.calls(**changes)
+    for number in range(counted.index("stage"), len(counted)):
+        it.forget()
+        it.dies(number, fault, **changes)
+        storage = it.backend.storage()
+        ids = list(ingest_states(storage, OUTPUT).finished)
+        discard_ingests(storage, OUTPUT, ids)
+        vacuum(storage, OUTPUT, older_than=0.0, others={}, discard=ids)
+        it.ingest(**changes)
+        assert it.frame().equals(expected(5))

@@ -88,8 +88,8 @@ class Api:
         has_more = self.endless or end < len(records)
         meta: dict[str, Any] = {"total": len(records), "pages": -(-len(records) // self.size)}
         headers = {}
-        if self.by == "cursor" and has_more:
-            meta["next"] = f"c{end}"
+        if self.by == "cursor" and (has_more or start == 0):  # The last of several has no key.
+            meta["next"] = f"c{end}" if has_more else None
         if self.by == "link" and has_more:
             rest = "".join(f"{k}={v}&" for k, v in params.items() if k != "page")
             headers["Link"] = f'<{self.url}?{rest}page={end // self.size + 1}>; rel="next"'
