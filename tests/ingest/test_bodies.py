@@ -55,7 +55,7 @@ def test_what_is_compressed_is_read_as_it_was(step: int) -> None:
     assert read(b"", 5) == (b"", False)
 
 
-@pytest.mark.parametrize("data", [b"no gzip", gzip.compress(b"x" * 99)[:-5]])
+@pytest.mark.parametrize("data", [b"no gzip", gzip.compress(b"x" * 99)[:-5]], ids=["other", "cut"])
 def test_what_cannot_be_decompressed_is_refused(data: bytes) -> None:
     with pytest.raises(BodyError):
         read(data, 1000)
