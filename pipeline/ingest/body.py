@@ -16,8 +16,13 @@ class BodyError(Exception):
     """A body cannot be decompressed."""
 
 
-class UnknownEncodingError(Exception):
-    """A body is compressed in a way that was not asked for. The message is its name."""
+def is_readable(headers: Mapping[str, str]) -> bool:
+    """Whether a body is compressed as it was asked for, or not at all."""
+    return _encoding(headers) in _PLAIN | _GZIP
+
+
+def _encoding(headers: Mapping[str, str]) -> str:
+    return headers.get("content-encoding", "").strip().lower()
 
 
 async def read_body(
@@ -27,7 +32,7 @@ async def read_body(
 
     Args:
         pieces: The bytes as they are sent.
-        headers: Headers of the answer.
+        headers: Headers of the answer, which is readable.
         limit: Maximum bytes that are read.
 
     Returns:
@@ -35,15 +40,9 @@ async def read_body(
 
     Raises:
         BodyError: It is damaged, or ends too early.
-        UnknownEncodingError: It is compressed in another way than by gzip.
     """
-    name = headers.get("content-encoding", "").strip()
-    encoding = name.lower()
-    if encoding in _PLAIN:
-        return await _plain(pieces, limit)
-    if encoding in _GZIP:
-        return await _gunzip(pieces, limit)
-    raise UnknownEncodingError(name)
+    read = _plain if _encoding(headers) in _PLAIN else _gunzip
+    return await read(pieces, limit)
 
 
 async def _plain(pieces: AsyncIterator[bytes], limit: int) -> tuple[bytes, bool]:

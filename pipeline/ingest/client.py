@@ -32,7 +32,7 @@ from pipeline.http_answers import (
     is_unknown_host,
     retry_after,
 )
-from pipeline.ingest.body import ACCEPTED, BodyError, UnknownEncodingError, read_body
+from pipeline.ingest.body import ACCEPTED, BodyError, is_readable, read_body
 from pipeline.ingest.errors import SourceDeniedError, SourceError, SourceUnavailableError
 from pipeline.ingest.frames import TwiceError, unique_pairs
 from pipeline.ingest.paging import Answer, without_parameter
@@ -142,24 +142,29 @@ class Client:
         await self._pace.turn()
         self.counts.requests += 1
         try:
-            async with (
-                asyncio.timeout(self.http.page_timeout),
-                self._httpx.stream("GET", self._with_secret(address)) as response,
-            ):
-                await self._check_status(response, address)
-                if response.status_code == httpx.codes.NO_CONTENT:
-                    return Page(Answer(None), b"")
-                self._check_head(response, address)
-                body = await self._read(response, address)
-                link = response.links.get("next", {}).get("url")
+            return await self._answer(address)
         except TimeoutError:
-            raise SourceUnavailableError(
+            failure: SourceError = SourceUnavailableError(
                 f"{address} has not sent a whole answer in {self.http.page_timeout:g} s "
                 "(http.page_timeout)",
                 hint=_LATER,
-            ) from None
+            )
         except httpx.HTTPError as error:
-            raise self._translate(error, address) from None
+            failure = self._translate(error, address)
+        # Not in its block: the context of an error is pickled with it, and holds the headers.
+        raise failure
+
+    async def _answer(self, address: str) -> Page:
+        async with (
+            asyncio.timeout(self.http.page_timeout),
+            self._httpx.stream("GET", self._with_secret(address)) as response,
+        ):
+            await self._check_status(response, address)
+            if response.status_code == httpx.codes.NO_CONTENT:
+                return Page(Answer(None), b"")
+            self._check_head(response, address)
+            body = await self._read(response, address)
+            link = response.links.get("next", {}).get("url")
         self.counts.bytes += len(body)
         masked = self._secret.masked_body(body)
         if masked is None:
@@ -267,14 +272,14 @@ class Client:
 
     async def _read(self, response: httpx.Response, address: str) -> bytes:
         limit = self.http.max_page_bytes
-        try:
-            body, is_more = await read_body(response.aiter_raw(), response.headers, limit)
-        except UnknownEncodingError as error:
-            encoding = self._secret.masked(str(error))[:MAX_EXCERPT]
+        if not is_readable(response.headers):
+            encoding = self._secret.masked(response.headers["content-encoding"])[:MAX_EXCERPT]
             raise SourceError(
                 f"{address} answers in the encoding {encoding!r}, and was asked for gzip or none",
                 hint="set http.headers: {Accept-Encoding: identity}, if the API has such answers",
-            ) from None
+            )
+        try:
+            body, is_more = await read_body(response.aiter_raw(), response.headers, limit)
         except BodyError as error:
             raise SourceUnavailableError(
                 f"{address} answers bytes that gzip cannot decompress: {error}", hint=_LATER
@@ -310,9 +315,11 @@ class Client:
             ) from None
 
     async def _excerpt(self, response: httpx.Response) -> str:
+        if not is_readable(response.headers):
+            return ""
         try:
             body, is_more = await read_body(response.aiter_raw(), response.headers, MAX_READ)
-        except (BodyError, UnknownEncodingError):
+        except BodyError:
             return ""
         text = body.decode("utf-8", "replace")
         if is_more:  # A secret may be cut at the end.

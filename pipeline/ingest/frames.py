@@ -24,6 +24,8 @@ MAX_SHOWN = 60
 EXACT_FLOATS = 2**53
 """Below it, floats hold every whole number."""
 _FINER = re.compile(r"[.,]\d{6}\d*[1-9]")
+_FIRST_NS, _LAST_NS = datetime(1677, 9, 23), datetime(2262, 4, 10)
+"""Days between which every time has nanoseconds of 64 bits, in each time zone."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,9})?", re.ASCII)
 _Convert = Callable[[Any], Any]
 
@@ -145,7 +147,7 @@ def converter(kind: pl.DataType) -> _Convert:
     if isinstance(kind, pl.Struct):
         return _struct_of(kind)
     if kind.is_integer():
-        return _whole
+        return _whole_of(kind)
     if kind.is_float():
         return _single if isinstance(kind, pl.Float32) else _float
     if isinstance(kind, pl.Decimal):
@@ -191,12 +193,22 @@ def _struct_of(kind: pl.Struct) -> _Convert:
     return convert_struct
 
 
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or value % 1:
-        _refuse(value)
-    if isinstance(value, float) and abs(value) >= EXACT_FLOATS:
-        _refuse(value, ", of which a float has lost digits")
-    return int(value)
+def _whole_of(kind: pl.DataType) -> _Convert:
+    bits = int("".join(filter(str.isdigit, str(kind))))
+    is_signed = kind.is_signed_integer()
+    least = -(2 ** (bits - 1)) if is_signed else 0
+    most = 2 ** (bits - is_signed) - 1
+
+    def convert(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or value % 1:
+            _refuse(value)
+        if isinstance(value, float) and abs(value) >= EXACT_FLOATS:
+            _refuse(value, ", of which a float has lost digits")
+        if not least <= value <= most:  # Polars makes it null, inside of a struct.
+            _refuse(value, f", which does not fit into {bits} bits")
+        return int(value)
+
+    return convert
 
 
 def _float(value: Any) -> float:
@@ -307,6 +319,8 @@ def _datetime_of(kind: pl.Datetime) -> _Convert:
             _refuse(value, "; a time is written 2024-03-01T12:30:00Z")
         if _FINER.search(value):
             _refuse(value, ", which is finer than microseconds")
+        if kind.time_unit == "ns" and not _FIRST_NS <= moment.replace(tzinfo=None) <= _LAST_NS:
+            _refuse(value, ", which nanoseconds do not reach")
         if kind.time_unit == "ms" and moment.microsecond % 1000:
             _refuse(value, ", which is finer than milliseconds")
         if zone is None:

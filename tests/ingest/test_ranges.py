@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from pipeline.config.ingest import Files
 from pipeline.errors import (
-    ObjectChangedError,
     StateError,
     UnreadableObjectError,
     UsageError,
 )
 from pipeline.ingest import remote, run
 from pipeline.ingest.contents import csv_frame, typed_csv
+from pipeline.ingest.errors import SourceFileError
 from pipeline.ingest.files import FileRows
 from pipeline.ingest.pieces import FindPiece, PieceFound, PieceReader
 from pipeline.ingest.ranges import Cutting, whole_file
@@ -336,7 +336,7 @@ def test_a_large_file_that_changes_meanwhile_is_refused(it: World) -> None:
     calls = it.calls(**SMALL)
     it.dies(calls.index("stage"), **SMALL)
     it.backend.put(FOLDER + "1.csv", TEXT + b"1,2,3\n")
-    with pytest.raises(ObjectChangedError, match=r"1.csv changed"):
+    with pytest.raises(SourceFileError, match=r"1.csv changed"):
         it.ingest(**SMALL)
 
 

@@ -51,6 +51,7 @@ def _echoes(secret: str) -> dict[str, Reply]:
         "redirect": Reply(302, headers={"Location": f"http://{quote(secret, safe='')}.example/"}),
         "error": Reply(400, f"{'no ' * 70}{secret} is wrong".encode()),
         "denied": Reply(401, secret.encode()),
+        "cut": Reply(body=page(), missing=9),
         "away": Reply(503, secret.encode()),
     }
 

@@ -42,6 +42,8 @@ def from_json(text: str, kind: pl.DataType, *, is_text: bool = False) -> list[An
         ("9007199254740993.0", pl.Int64()),
         ("9223372036854775808", pl.Int64()),
         ("[300]", pl.List(pl.Int8)),
+        ('{"a": 9223372036854775808}', pl.Struct({"a": pl.Int64})),
+        ('["9999-01-01T00:00"]', pl.List(pl.Datetime("ns"))),
         ("true", pl.Int64()),
         ("true", pl.Float64()),
         ("true", pl.Decimal(9, 2)),
