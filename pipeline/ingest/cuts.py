@@ -19,11 +19,12 @@ _QUOTE, _LF, _CR = b'"\n\r'
 _BOM: Final = b"\xef\xbb\xbf"
 _BLOCK: Final = 4 << 20
 """Bytes whose quotes are looked at together."""
-# Possessive, so that a part without an end costs one pass.
-_RECORD: Final = rb'[^"\n]*+(?:"[^"]*+"[^"\n]*+)*+\n'
+# Possessive, so that a part without an end costs few passes; not the group, which Python before
+# 3.11.5 matches wrongly (gh-106052). Given back, it is followed by a quote, never by a line's end.
+_RECORD: Final = rb'[^"\n]*+(?:"[^"]*+"[^"\n]*+)*\n'
 _OUTSIDE: Final = re.compile(_RECORD)
 _INSIDE: Final = re.compile(rb'[^"]*+"' + _RECORD)
-_HEADER: Final = re.compile(rb"(?:\r?\n)*+" + _RECORD)
+_HEADER: Final = re.compile(rb"(?:\r?\n)*(?!\r?\n)" + _RECORD)
 
 
 def record_end(data: bytes, at: int, end: int, *, inside: bool) -> int | None:
