@@ -51,6 +51,7 @@ def output_of(stack: World, example: str, *arguments: str, **variables: str) -> 
     return done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.integration
 def test_many_files_equal_the_loop_over_them(stack: World) -> None:
     shown = output_of(stack, "many_files", "--files", "24")
@@ -58,6 +59,7 @@ def test_many_files_equal_the_loop_over_them(stack: World) -> None:
     assert missing(("read … 24 files", "rows … 9,600", "…times as fast"), shown) is None
 
 
+@pytest.mark.long
 @pytest.mark.integration
 def test_a_large_set_is_mapped_over_workers(stack: World) -> None:
     shown = output_of(stack, "distributed", "--objects", "2")
@@ -65,6 +67,7 @@ def test_a_large_set_is_mapped_over_workers(stack: World) -> None:
     assert missing(lines, shown) is None
 
 
+@pytest.mark.long
 @pytest.mark.integration
 def test_apis_are_asked_at_once(stack: World) -> None:
     shown = output_of(stack, "async_apis", "--latency", "0.02")
@@ -72,6 +75,7 @@ def test_apis_are_asked_at_once(stack: World) -> None:
     assert missing((*requests, "│ USD ┆ 100 …"), shown) is None
 
 
+@pytest.mark.long
 @pytest.mark.integration
 def test_map_aggregate_map_forecasts_each_product(stack: World) -> None:
     shown = output_of(stack, "map_aggregate_map")
@@ -79,6 +83,7 @@ def test_map_aggregate_map_forecasts_each_product(stack: World) -> None:
     assert missing(lines, shown) is None
 
 
+@pytest.mark.long
 @pytest.mark.integration
 def test_a_month_gets_from_parquet_to_duckdb(stack: World) -> None:
     shown = output_of(stack, "parquet_polars_duckdb")

@@ -26,7 +26,6 @@ ON_STACKS = (
     f"{_PAGE}[tutorial.md]",
     f"{_PAGE}[runs.md]",
     "tests/examples/test_reductions.py",
-    "tests/examples/test_programs.py",
     "tests/benchmarks/test_expected.py",
     "tests/integration/test_run.py",
     "tests/integration/test_deploy.py",
