@@ -392,7 +392,8 @@ def _outputs(definition: Definition) -> list[str]:
 def _needs_prefect(definition: Definition) -> bool:
     if isinstance(definition, Ingest):
         auth = definition.http.auth if definition.http else None
-        return auth is not None and auth.secret is not None
+        places = (auth, definition.sql.url if definition.sql else None)
+        return any(place is not None and place.secret is not None for place in places)
     if isinstance(definition, LoadFile):
         return definition.into.secret_block is not None
     return isinstance(definition, Job)

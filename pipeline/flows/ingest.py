@@ -107,7 +107,7 @@ def ingest_flow(name: str, definition: str) -> IngestSummary:
     try:
         with ClusterWorkers(current.settings, LocalWorkers(storage), least_bytes) as workers:
             options = replace(
-                current.options, listen=listen, step=_step, secret=_secret, workers=workers
+                current.options, listen=listen, step=_step, secret=secret_of_place, workers=workers
             )
             summary = ingest(parsed, current.settings, options, storage=storage)
     except ChunkmapError as error:
@@ -124,7 +124,7 @@ def _step(name: str, own: str, work: Callable[[], Any]) -> Any:
     return do_step(name, own, call)
 
 
-def _secret(place: SecretPlace) -> str | None:
+def secret_of_place(place: SecretPlace) -> str | None:
     """Return a secret, also from a Prefect Secret block."""
     if place.secret is None:
         return secret_of_environment(place)

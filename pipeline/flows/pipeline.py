@@ -19,13 +19,18 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from prefect.utilities.annotations import quote
 
-from pipeline.config.ingest import Ingest
+from pipeline.config.ingest import Ingest, SecretPlace
 from pipeline.config.job import Job
 from pipeline.config.load_file import LoadFile, LoadInto
 from pipeline.config.pipeline_file import Pipeline, read_pipeline
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError
-from pipeline.flows.ingest import IngestFlowOptions, ingest_flow, ingest_options
+from pipeline.flows.ingest import (
+    IngestFlowOptions,
+    ingest_flow,
+    ingest_options,
+    secret_of_place,
+)
 from pipeline.flows.load import LoadOptions, load_flow, load_options, secret_of
 from pipeline.flows.map_dataset import FlowOptions, map_dataset, options
 from pipeline.ingest.run import IngestOptions, IngestSummary
@@ -195,8 +200,12 @@ class PrefectRunner(StageRunner):
         show: Any = passed_task
         show(result.name, result.state, result.reason)
 
-    def password(self, into: LoadInto) -> str | None:
-        """Return the password in a Secret block."""
+    def ingest_secret(self, place: SecretPlace) -> str | None:
+        """Return the secret, also from a Secret block."""
+        return secret_of_place(place)
+
+    def load_secret(self, into: LoadInto) -> str | None:
+        """Return the secret in a Secret block."""
         return secret_of(into)
 
 

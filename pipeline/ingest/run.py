@@ -147,13 +147,28 @@ def ingest(
 
 
 def published_ingest(
-    definition: Ingest, storage: Storage, settings: Settings
+    definition: Ingest,
+    storage: Storage,
+    settings: Settings,
+    secret: Callable[[SecretPlace], str | None] = secret_of_environment,
 ) -> IngestSummary | None:
     """Return the summary of an ingest that has nothing left to do; None if it has.
 
-    Asks no API and writes nothing; files are listed. Raises StateError if its state is damaged.
+    Asks no API and writes nothing; files are listed, and a database that is read by a watermark is
+    asked for newer rows.
+
+    Args:
+        definition: The definition.
+        storage: Where the output is.
+        settings: Where code is.
+        secret: Returns the secret of a database's address.
+
+    Raises:
+        StateError: Its state is damaged.
+        UsageError: The secret is missing.
     """
-    return _Driver(definition, storage, IngestOptions(), settings).published()
+    options = IngestOptions(secret=secret)
+    return _Driver(definition, storage, options, settings).published()
 
 
 class _Driver:

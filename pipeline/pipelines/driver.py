@@ -237,7 +237,9 @@ class _Driver:
     def _look(self, stage: ResolvedStage, digest: str, before: StageNote | None) -> _Look:
         definition = stage.definition
         if isinstance(definition, Ingest):
-            summary = published_ingest(definition, self._storage, self._settings)
+            summary = published_ingest(
+                definition, self._storage, self._settings, self._runner.ingest_secret
+            )
             if summary is None:
                 return _Look(None)
             if stage.refresh and not self._is_refreshed(before, summary.ingest):
@@ -280,7 +282,7 @@ class _Driver:
         ).run()
 
     def _look_at_load(self, stage: ResolvedStage, file: LoadFile) -> _Look:
-        secret = self._runner.password(file.into)
+        secret = self._runner.load_secret(file.into)
         summary = open_load(file, self._settings, self._storage, secret=secret).preview()
         if summary.commits or summary.created or summary.added:
             return _Look(None)
@@ -387,7 +389,7 @@ class _Driver:
             return replace(
                 done,
                 rows=self._rows(summary.output, summary.manifest),
-                output=f"{summary.destination} {summary.table}",
+                output=f"{summary.destination} {summary.table}".strip(),
                 manifest=summary.manifest,
                 # Other runs may have loaded newer versions: what counts is what this one needs.
                 version=_digest([stage.definition.to_yaml(), self._needed_versions(stage)]),

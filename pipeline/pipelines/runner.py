@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from pipeline.config.ingest import Ingest
+from pipeline.config.ingest import Ingest, SecretPlace
 from pipeline.config.job import Job
 from pipeline.config.load_file import LoadFile, LoadInto
 from pipeline.config.settings import Settings
 from pipeline.ingest.run import IngestOptions, IngestSummary, ingest
+from pipeline.ingest.sources import secret_of_environment
 from pipeline.load.connect import open_load
 from pipeline.load.records import LoadSummary
 from pipeline.pipelines.listener import PipelineListener
@@ -45,8 +46,12 @@ class StageRunner(Protocol):
         """Show a stage that had nothing to do, or was skipped."""
         ...
 
-    def password(self, into: LoadInto) -> str | None:
-        """Return the password that a load file names elsewhere than in a variable."""
+    def ingest_secret(self, place: SecretPlace) -> str | None:
+        """Return the secret of an ingest."""
+        ...
+
+    def load_secret(self, into: LoadInto) -> str | None:
+        """Return the secret that a load file names elsewhere than in a variable."""
         ...
 
 
@@ -86,6 +91,10 @@ class LocalRunner:
     def passed(self, result: StageResult) -> None:
         """Show nothing."""
 
-    def password(self, into: LoadInto) -> str | None:
+    def ingest_secret(self, place: SecretPlace) -> str | None:
+        """Return the secret in a variable."""
+        return secret_of_environment(place)
+
+    def load_secret(self, into: LoadInto) -> str | None:
         """Return none: variables and the database's own places are read elsewhere."""
         return None

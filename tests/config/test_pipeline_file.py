@@ -291,6 +291,27 @@ def test_a_pipeline_is_not_taken_for_a_job(tmp_path: Path) -> None:
     assert "chunkmap pipeline backfill" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize(
+    ("stage", "needs"),
+    [
+        ("ingest: {name: a, files: {uri: s3://i/}, output: {uri: s3://o/a/}}", False),
+        ("ingest: {name: a, http: {url: 'https://h/', auth: {env: T}}, output: {uri: s3://o/a/}}",
+         False),
+        ("ingest: {name: a, http: {url: 'https://h/', auth: {secret: t}}, output: {uri: s3://o/a/}}",
+         True),
+        ("ingest: {name: a, sql: {url: {secret: t}, query: SELECT 1}, output: {uri: s3://o/a/}}",
+         True),
+        ("load: {name: a, input: {uri: s3://o/a/}, into: {uri: 'postgresql://u@h/d', table: t, "
+         "password_block: p}}", True),
+        ("load: {name: a, input: {uri: s3://o/a/}, into: {uri: a.duckdb, table: t}}", False),
+        ("call: a:b", False),
+    ],
+)  # fmt: skip
+def test_what_needs_prefect(stage: str, needs: bool) -> None:
+    pipeline = parse_pipeline(LEAST + f"pipeline:\n  - {stage}\n").resolve()
+    assert pipeline.needs_prefect is needs
+
+
 def test_a_value_cannot_change_the_structure(tmp_path: Path) -> None:
     evil = "DE', output: {uri: s3://other/} # {{ date }}\n"
     job = resolved(tmp_path, country=evil).stages[1].definition
