@@ -13,7 +13,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Literal, Self
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict
@@ -28,6 +28,8 @@ from pipeline.storage.documents import Moment
 FOLDER = "checks/"
 """Folder, below a run's prefix, of the columns that checks look into."""
 RESULTS = "check_results"
+_SAMPLE_ROWS: Final = 10_000
+"""Rows by which a codec is chosen."""
 
 
 class StoredChecks(BaseModel):
@@ -103,13 +105,28 @@ def store_columns(
     columns: Sequence[str] | None,
 ) -> KeptColumns:
     """Store columns of a result; None stands for all."""
-    buffer = io.BytesIO()
     kept = frame if columns is None else frame[list(columns)]
-    kept.write_ipc(buffer, compression="zstd")  # Faster than Parquet, and smaller for sorted keys.
-    data = buffer.getvalue()
+    data = pack_columns(kept)
     storage.put_new(columns_uri(prefix, attempt), data)
     digest = hashlib.sha256(data).hexdigest()
     return KeptColumns(attempt, digest, len(data), frame.height)
+
+
+def pack_columns(frame: pl.DataFrame) -> bytes:
+    """Return the bytes of a file of columns, by the codec that pays for them.
+
+    The values of a sorted key take an eighth of the bytes with zstd, in the same time. Those of an
+    unordered one hardly fewer, in three times the time.
+    """
+    sample = frame.head(_SAMPLE_ROWS)
+    is_orderly = 2 * len(_ipc(sample, "zstd")) <= len(_ipc(sample, "lz4"))
+    return _ipc(frame, "zstd" if is_orderly else "lz4")
+
+
+def _ipc(frame: pl.DataFrame, codec: Literal["lz4", "zstd"]) -> bytes:
+    buffer = io.BytesIO()
+    frame.write_ipc(buffer, compression=codec)  # Faster than Parquet.
+    return buffer.getvalue()
 
 
 def checked_text(
