@@ -41,7 +41,7 @@ NAMES = {"chunkmap": "chunkmap", "polars": "Polars, one process", "duckdb": "Duc
 
 
 def blocks(size: int) -> Iterator[bytes]:
-    """Yield a CSV file of at least so many bytes."""
+    """Yield the pieces of a CSV file of at least this size in bytes."""
     made, number = 0, 0
     while made < size:
         ids = pl.int_range(number * BLOCK_ROWS, (number + 1) * BLOCK_ROWS, eager=True)
@@ -92,7 +92,7 @@ def command(name: str, target: str) -> tuple[list[str], dict[str, str]]:
 
 def measure(server: Server, repeats: int) -> dict[str, list[dict[str, float]]]:
     """Run all ways in turns; return what each came to."""
-    found: dict[str, list[dict[str, float]]] = {}
+    samples: dict[str, list[dict[str, float]]] = {}
     for number in range(repeats):
         for name in NAMES:
             target = f"s3://{BUCKET}/out/{name}-{number}/"
@@ -108,11 +108,12 @@ def measure(server: Server, repeats: int) -> dict[str, list[dict[str, float]]]:
                 text=True,
                 env={**os.environ, **server.environment(), **variables},
             )
-            one: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-            print(f"{number + 1}  {name:<9} {one['seconds']:7.2f} s  {byte_size(int(one['peak']))}")
-            found.setdefault(name, []).append(one)
+            sample: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+            peak = byte_size(int(sample["peak"]))
+            print(f"{number + 1}  {name:<9} {sample['seconds']:7.2f} s  {peak}")
+            samples.setdefault(name, []).append(sample)
             clear(server, target)
-    return found
+    return samples
 
 
 def clear(server: Server, target: str) -> None:
@@ -123,17 +124,17 @@ def clear(server: Server, target: str) -> None:
             files.rm(folder, recursive=True)
 
 
-def table(size: int, found: dict[str, list[dict[str, float]]]) -> str:
+def table(size: int, samples: dict[str, list[dict[str, float]]]) -> str:
     """What was measured, in Markdown."""
     medians = {
-        name: statistics.median(one["seconds"] for one in each) for name, each in found.items()
+        name: statistics.median(run["seconds"] for run in runs) for name, runs in samples.items()
     }
     text = [
         f"| a CSV file of {byte_size(size)} | median | ratio | peak memory |",
         "|---|---:|---:|---:|",
     ]
     for name, seconds in medians.items():
-        peak = max(one["peak"] for one in found[name])
+        peak = max(run["peak"] for run in samples[name])
         ratio = seconds / medians.get("polars", seconds)
         text.append(f"| {NAMES[name]} | {seconds:.1f} s | {ratio:.2f} | {byte_size(int(peak))} |")
     return "\n".join(text) + "\n"

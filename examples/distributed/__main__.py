@@ -2,7 +2,7 @@
 
 Millions of taxi trips are in S3, in many objects. Each worker reads, transforms and stages the
 chunks that it gets; when all are done, they are published at once. While it runs, look at the pages
-of Prefect and Dask that `chunkmap up` names, or stop it by Ctrl-C and start it again: it goes on.
+of Prefect and Dask that `chunkmap up` names, or stop it by Ctrl-C and start it again: it resumes.
 
     chunkmap up
     python -m examples.distributed [--objects 24] [--workers 4]

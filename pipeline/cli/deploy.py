@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.output import columns, out, print_json, say
+from pipeline.cli.output import columns, out, print_json, say, warn
 from pipeline.config.deploy_file import Deployed, Override, Schedule, read_deployed
 from pipeline.config.job import load_job
 from pipeline.config.settings import load_settings
@@ -169,6 +169,8 @@ def show(result: DeployResult, *, dry_run: bool = False, as_json: bool = False) 
     ]
     if rows:
         out.print(columns(("", "kind", "name", "change"), rows))
+    for name in result.used:
+        warn(f"{name} was not made by {result.environment}: it is used as it is")
     count = plural(len(result.changes), "change")
     same = f"{result.unchanged} unchanged"
     if dry_run:

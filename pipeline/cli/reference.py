@@ -130,13 +130,18 @@ def _job() -> Iterator[str]:
     yield from _keys(Job, "", JOB_EXAMPLES)
 
 
+def _schema_note(schema: str, option: str = "") -> Iterator[str]:
+    """Say how editors use the JSON Schema of a file."""
+    yield "Editors check and complete it, if it begins with the line"
+    yield from ("", "```yaml", f"# yaml-language-server: $schema={schema}", "```", "")
+    yield f"and the schema is next to it: `chunkmap schema {option}> {schema}`, or"
+    yield f"[the file in this repository]({schema})."
+
+
 def _ingest() -> Iterator[str]:
     """Describe each key of the file of an ingest."""
     yield from (_doc(Ingest.__module__), "")
-    yield "Editors check and complete it, if it begins with the line"
-    yield from ("", "```yaml", "# yaml-language-server: $schema=ingest.schema.json", "```", "")
-    yield "and the schema is next to it: `chunkmap schema --ingest > ingest.schema.json`, or"
-    yield "[the file in this repository](ingest.schema.json)."
+    yield from _schema_note("ingest.schema.json", "--ingest ")
     yield from ("", "## Keys at the top")
     yield from _keys(Ingest, "", INGEST_EXAMPLES)
 
@@ -144,10 +149,7 @@ def _ingest() -> Iterator[str]:
 def _load() -> Iterator[str]:
     """Describe each key of the load file."""
     yield from (_doc(LoadFile.__module__), "")
-    yield "Editors check and complete it, if it begins with the line"
-    yield from ("", "```yaml", "# yaml-language-server: $schema=load.schema.json", "```", "")
-    yield "and the schema is next to it: `chunkmap schema --load > load.schema.json`, or"
-    yield "[the file in this repository](load.schema.json)."
+    yield from _schema_note("load.schema.json", "--load ")
     yield from ("", "## Keys at the top")
     yield from _keys(LoadFile, "", LOAD_EXAMPLES)
 
@@ -155,10 +157,7 @@ def _load() -> Iterator[str]:
 def _pipeline() -> Iterator[str]:
     """Describe each key of the pipeline file."""
     yield from (_doc(PipelineFile.__module__), "")
-    yield "Editors check and complete it, if it begins with the line"
-    yield from ("", "```yaml", "# yaml-language-server: $schema=pipeline.schema.json", "```", "")
-    yield "and the schema is next to it: `chunkmap schema --pipeline > pipeline.schema.json`, or"
-    yield "[the file in this repository](pipeline.schema.json)."
+    yield from _schema_note("pipeline.schema.json", "--pipeline ")
     for title, model, examples in (
         ("Keys at the top", PipelineFile, PIPELINE_EXAMPLES),
         ("A stage: each item of `pipeline`", Stage, STAGE_EXAMPLES),

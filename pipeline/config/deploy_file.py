@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -276,8 +276,10 @@ class Deployed:
     Attributes:
         environment: Name of the environment.
         job_template: Base job template of the pool; None for Prefect's default.
-        secrets: Values of Secret blocks by name.
-        notify: Receivers of messages by name, with their URLs.
+        secrets: Variables that hold the values of Secret blocks, by name.
+        notify: Receivers of messages by name.
+        shell: Variables of the shell that deploys. Those of secrets are looked up when they are
+            needed, so what needs none can be done where they are not set.
     """
 
     environment: str
@@ -287,9 +289,18 @@ class Deployed:
     watchdog: bool
     results: str | None
     secrets: Mapping[str, str]
-    notify: Mapping[str, tuple[Notify, str]]
+    notify: Mapping[str, Notify]
     variables: Json
     limits: Mapping[str, SlotLimit]
+    shell: Mapping[str, str] = field(repr=False)
+
+    def secret(self, variable: str) -> str:
+        """Return the value of a variable that holds a secret.
+
+        Raises:
+            DeployFileError: It is not set.
+        """
+        return _variable(variable, self.shell, str(ENVIRONMENTS / f"{self.environment}.yaml"))
 
     @property
     def watched(self) -> list[str]:
@@ -372,16 +383,11 @@ def read_deployed(
         deployments=deployments,
         watchdog=overlay.watchdog,
         results=overlay.results,
-        secrets={
-            name: _variable(source.env, variables, f"{file.name}: secrets.{name}")
-            for name, source in overlay.secrets.items()
-        },
-        notify={
-            name: (each, _variable(each.env, variables, f"{file.name}: notify.{name}"))
-            for name, each in overlay.notify.items()
-        },
+        secrets={name: source.env for name, source in overlay.secrets.items()},
+        notify=overlay.notify,
         variables=overlay.variables,
         limits=overlay.limits,
+        shell=variables,
     )
 
 

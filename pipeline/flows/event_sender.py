@@ -14,10 +14,13 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from threading import Condition, Lock, Thread
 from typing import Any, cast
+from uuid import UUID
 
 import httpx
 import orjson
+from cachetools import LRUCache
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.context import FlowRunContext
 from prefect.events.related import related_resources_from_run_context
 from prefect.exceptions import PrefectException
 from prefect.settings import get_current_settings
@@ -54,6 +57,15 @@ class Origin:
             resources = self.context.copy().run(asyncio.run, _related())
             self._related = [dict(resource.items()) for resource in resources]
         return self._related
+
+
+def current_origin() -> Origin:
+    """Return the origin of the current flow run: one for all its events, with one request."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return Origin()
+    with _lock:
+        return _origins.setdefault(context.flow_run.id, Origin())
 
 
 async def _related() -> list[Any]:
@@ -202,6 +214,7 @@ def _with_related(origin: Origin, event: bytes) -> bytes:
 
 
 _senders: dict[tuple[Any, ...], EventSender] = {}
+_origins: LRUCache[UUID, Origin] = LRUCache(maxsize=64)
 _lock = Lock()
 
 

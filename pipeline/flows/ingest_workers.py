@@ -95,7 +95,7 @@ class ClusterWorkers:
                 raise EngineUnavailableError(f"no scheduler answers at {dask.scheduler}")
             runner = task_runner(dask, self.settings.s3.environment())
         except EngineUnavailableError as error:
-            log.warning("%s; the ingest goes on in this process", error)
+            log.warning("%s; the ingest continues in this process", error)
             self._is_away = True
             return None
         entered: Any = self._stack.enter_context(runner.duplicate())  # type: ignore[no-untyped-call]

@@ -100,7 +100,7 @@ def run_pipeline(
     start_from: str | None = None,
     only: str | None = None,
 ) -> PipelineSummary:
-    """Run the stages of a pipeline, or go on with one that was stopped.
+    """Run the stages of a pipeline, or resume one that was stopped.
 
     Args:
         file: Path of the pipeline file.

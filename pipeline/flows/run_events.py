@@ -16,7 +16,7 @@ import orjson
 
 from pipeline.config.masking import mask_text
 from pipeline.errors import ChecksFailedError, ChunkmapError
-from pipeline.flows.event_sender import Origin, event_sender
+from pipeline.flows.event_sender import Origin, current_origin, event_sender
 from pipeline.runs.backfill.summary import BackfillSummary
 from pipeline.runs.driver.summary import RunSummary
 from pipeline.runs.ledger.ledger import Ledger
@@ -52,7 +52,7 @@ def emit(event: str, output: str, payload: Mapping[str, Any], origin: Origin | N
         "related": [],
         "payload": dict(payload),
     }
-    sender.send(origin or Origin(), [orjson.dumps(body)])
+    sender.send(origin or current_origin(), [orjson.dumps(body)])
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def reported(
     Yields:
         A function to call with the summary of one that is complete.
     """
-    origin = Origin()
+    origin = current_origin()
     emit(f"{kind}.started", output, payload, origin)
     summaries: list[Summary] = []
     try:
@@ -98,7 +98,7 @@ def reporting_windows(
         publish: The function.
         payload: What identifies the backfill.
     """
-    origin = Origin()
+    origin = current_origin()
 
     def publish_and_emit(storage: Any, ledger: Ledger, *args: Any, **options: Any) -> int:
         windows = list(options.get("windows") or ())

@@ -21,7 +21,7 @@ from prefect.context import FlowRunContext
 from prefect.settings import get_current_settings
 
 from pipeline.cluster.futures import fate, listen, pickled, submit
-from pipeline.flows.event_sender import Origin, event_sender
+from pipeline.flows.event_sender import current_origin, event_sender
 from pipeline.flows.task_report import ErrorReport, LogLine, TaskReport, read_report
 from pipeline.flows.task_run_events import TaskRunHistory, TaskRunTemplate
 from pipeline.flows.worker_context import worker_context
@@ -99,7 +99,7 @@ class TaskSender:
         self._runner, self._name = runner, task.fn.__name__
         self._parcel = pickled((task, worker_context(), sent))
         self._template = TaskRunTemplate(task, parameters)
-        self._events, self._origin = event_sender(), Origin()
+        self._events, self._origin = event_sender(), current_origin()
         self._has_logs = get_current_settings().logging.to_api.enabled
         self.tags = self._template.tags
         listen(runner, RUNNING, _note_running)

@@ -281,7 +281,7 @@ class _Fetching:
             f"{self.http.url} has more than {plural(self.http.max_pages, 'page')} "
             "(http.max_pages), or "
             "never ends",
-            hint="raise http.max_pages and give the command again, which goes on after them; or "
+            hint="raise http.max_pages and give the command again, which resumes after them; or "
             "narrow what is asked for",
         )
 

@@ -125,7 +125,7 @@ def ingest(
     *,
     storage: Storage | None = None,
 ) -> IngestSummary:
-    """Ingest what a definition names, or go on with an ingest that was stopped; exactly once.
+    """Ingest what a definition names, or resume an ingest that was stopped; exactly once.
 
     Args:
         definition: The definition, or its file.

@@ -86,7 +86,7 @@ class EndpointLoad:
 
     def _pending(self) -> tuple[Sequence[CommitFiles], int]:
         """Return the commits to send, and how many rows of the first of them are acknowledged."""
-        # In this order: another load that goes on meanwhile is then noticed at the first batch.
+        # In this order: another load that runs meanwhile is then noticed at the first batch.
         progress = self.store.progress()
         loaded = self.store.commits()
         begun = None if progress is None else _begun(progress, loaded)

@@ -32,7 +32,7 @@ MAX_READ = 64 << 10
 """Maximum number of bytes of an answer that are read, so that the connection can be used again."""
 _IN_PROGRESS = 409
 """Status for a key whose first request is still being processed."""
-_AGAIN = "load again when it answers: the load goes on after the last batch that was acknowledged"
+_AGAIN = "load again when it answers: the load resumes after the last batch that was acknowledged"
 _CONTENT_TYPES = {"ndjson": "application/x-ndjson", "array": "application/json"}
 
 

@@ -164,7 +164,7 @@ class LoadStore:
     def _busy(self) -> DestinationBusyError:
         return DestinationBusyError(
             f"another load of {self.output} into {self.destination} is running",
-            hint="wait until it is done, then load again: it goes on after the last batch that was "
+            hint="wait until it is done, then load again: it resumes after the last batch that was "
             "acknowledged",
         )
 

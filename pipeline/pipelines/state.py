@@ -137,7 +137,7 @@ class PipelineStore:
         return record, blob.etag
 
     def begin(self, pipeline: Pipeline, *, again: bool) -> PipelineRecord:
-        """Return the notes on a run that begins or goes on.
+        """Return the notes on a run that begins or resumes.
 
         Args:
             pipeline: The pipeline.

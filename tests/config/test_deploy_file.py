@@ -68,7 +68,8 @@ def test_an_environment_is_put_over_prefect_yaml(tmp_path: Path) -> None:
         "working_dir": "/here",
         "env": {"A": "1", "B": "2", "C": "3", "CHUNKMAP_ENVIRONMENT": "compose"},
     }
-    assert deployed.secrets == {"shop-token": "hush"}
+    assert deployed.secret(deployed.secrets["shop-token"]) == "hush"
+    assert "hush" not in repr(deployed)
 
 
 def test_a_job_becomes_a_deployment_with_its_text(tmp_path: Path) -> None:
@@ -100,7 +101,6 @@ def test_a_job_becomes_a_deployment_with_its_text(tmp_path: Path) -> None:
         ({"deployments": {"run": {"job": "a", "load": "b"}}}, "one of `job`, `ingest` and `load`"),
         ({"deployments": {"run": {"job": "none.yaml"}}}, "none.yaml does not exist"),
         ({"tags": ["{{ $NOWHERE }}"]}, "the variable NOWHERE is not set"),
-        ({"secrets": {"a": {"env": "NOWHERE"}}}, "secrets.a: the variable NOWHERE is not set"),
         ({"work_pool": {"name": "p", "type": "docker"}}, "type docker needs `job_template`"),
         ({"results": "/tmp/here"}, "`results`"),
     ],
@@ -109,6 +109,12 @@ def test_mistakes_are_named(tmp_path: Path, environment: dict[str, Any], message
     with pytest.raises(UsageError) as error:
         read(tmp_path, environment)
     assert message in str(error.value)
+
+
+def test_secrets_are_looked_up_when_they_are_needed(tmp_path: Path) -> None:
+    deployed = read(tmp_path, {"secrets": {"a": {"env": "NOWHERE"}}})
+    with pytest.raises(DeployFileError, match=r"prod\.yaml: the variable NOWHERE is not set"):
+        deployed.secret(deployed.secrets["a"])
 
 
 def test_two_schedules_of_one_deployment_are_refused(tmp_path: Path) -> None:

@@ -169,6 +169,16 @@ def test_only_what_was_made_is_changed_and_removed(project: Project) -> None:
         ("remove", "deployment", "load/load-four"),
     ]
     assert schedules() == {("0 5 * * *", False)}
+    # A pool that something else has made is used, and neither changed nor removed.
+    pool = {"name": f"{POOL}-shared", "type": "process", "base_job_template": {}}
+    project.world.ask_prefect("work_pools/", pool)
+    project.write("shared", work_pool={"name": f"{POOL}-shared", "concurrency_limit": 3})
+    assert all(kind != "work pool" for _, kind, _ in project.changes("shared"))
+    assert all(kind != "work pool" for _, kind, _ in project.changes("shared", remove=True))
+    [found] = project.world.ask_prefect(
+        "work_pools/filter", {"work_pools": {"name": {"any_": [f"{POOL}-shared"]}}}
+    )
+    assert found["concurrency_limit"] is None
     # Another environment may not take what it has not made.
     project.write("five", suffix="-four")
     answer = project.deploy("five")

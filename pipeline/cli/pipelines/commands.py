@@ -54,7 +54,7 @@ def run(  # noqa: PLR0917 - Typer takes them as they stand
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Run a pipeline, or go on where it stopped."""
+    """Run a pipeline, or resume one that stopped."""
     from pipeline.cli.pipelines import run as running
 
     running.run(
@@ -104,7 +104,7 @@ def backfill(  # noqa: PLR0917 - Typer takes them as they stand
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Run a pipeline for each date of a range, oldest first, or go on."""
+    """Run a pipeline for each date of a range, oldest first."""
     from pipeline.cli.pipelines import run as running
 
     running.backfill(

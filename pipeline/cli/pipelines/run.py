@@ -57,7 +57,7 @@ class Request:
         return values
 
     def command(self, word: str, *more: str) -> str:
-        """Return the command that goes on, for hints."""
+        """Return the command that resumes the run, for hints."""
         words = ["chunkmap", "pipeline", word, str(self.path), *more]
         words += [part for change in self.changes for part in ("--set", change)]
         words += [part for param in self.params for part in ("--param", param)]
@@ -101,7 +101,7 @@ def run(request: Request, chosen: PipelineOptions, *, as_json: bool) -> None:
 
 @contextmanager
 def _showing_failures(again: str, *, as_json: bool) -> Iterator[None]:
-    """Show the stages of a pipeline that fails, and name the command that goes on."""
+    """Show the stages of a pipeline that fails, and name the command that resumes it."""
     from pipeline.pipelines.summary import StageFailedError
 
     try:
@@ -117,14 +117,14 @@ def _showing_failures(again: str, *, as_json: bool) -> Iterator[None]:
         if not (isinstance(error, KeyboardInterrupt) or was_interrupted()):
             raise
         raise RunInterruptedError(
-            "interrupted: what the stages have done is kept", hint=f"go on with: {again}"
+            "interrupted: what the stages have done is kept", hint=f"resume with: {again}"
         ) from error
 
 
 def _complete_hint(error: StageFailedError, again: str) -> None:
     hint = error.hint or PLANNING_HINTS.get(type(error.__cause__).__name__)
-    go_on = f"then go on at this stage with: {again}"
-    error.hint = f"{hint}\n{go_on}" if hint else f"fix the cause, {go_on}"
+    resume = f"then resume at this stage with: {again}"
+    error.hint = f"{hint}\n{resume}" if hint else f"fix the cause, {resume}"
 
 
 def _run(

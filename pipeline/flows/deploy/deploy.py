@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from time import perf_counter
 from typing import Any
@@ -25,6 +25,7 @@ from pipeline.flows.deploy.kinds import (
     UNKNOWN,
     automation_resource,
     flow_and_schema,
+    refuse_other_type,
     schedule_fields,
 )
 from pipeline.flows.deploy.notifications import notification_resources
@@ -35,6 +36,8 @@ Listen = Callable[[Change], None]
 
 RESUME = "resume/backfill"
 """Deployment that resumes a backfill, without the environment's suffix."""
+SHARED_KINDS = ("work pool", "work queue")
+"""Kinds that several environments, and others, may use. A queue `default` comes with its pool."""
 NAMES_PER_VARIABLE = 20
 """Names of resources in one variable, whose value Prefect limits to 5,000 characters."""
 
@@ -47,13 +50,15 @@ class DeployResult:
         environment: The environment.
         changes: What was changed, or would be.
         unchanged: Number of resources that are as wanted.
+        used: Work pools and queues that something else has made: they are used as they are.
         seconds: Duration.
     """
 
     environment: str
     changes: tuple[Change, ...]
     unchanged: int
-    seconds: float
+    used: tuple[str, ...] = ()
+    seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -72,6 +77,7 @@ class DeployResult:
                 for change in self.changes
             ],
             "unchanged": self.unchanged,
+            "used": list(self.used),
             "seconds": round(self.seconds, 3),
         }
 
@@ -111,28 +117,30 @@ def deploy(
 
     Raises:
         ConflictError: A resource of that name exists that this environment has not made, or the
-            server returns something else than it was told.
+            server returns something else than was set.
         DeployFileError: An entrypoint is no flow, or a schedule is none.
     """
     began = perf_counter()
-    changes, unchanged = asyncio.run(
-        _deploy(deployed.environment, resources_of(deployed), options, listen)
-    )
-    return DeployResult(deployed.environment, changes, unchanged, perf_counter() - began)
+    # To remove an environment, only its name is needed.
+    resources = [] if options.remove and options.prune else resources_of(deployed)
+    result = asyncio.run(_deploy(deployed.environment, resources, options, listen))
+    return replace(result, seconds=perf_counter() - began)
 
 
 async def _deploy(
     environment: str, resources: list[Resource], options: DeployOptions, listen: Listen
-) -> tuple[tuple[Change, ...], int]:
-    """Return the changes, and the number of resources that are as wanted."""
+) -> DeployResult:
     wanted = [] if options.remove else resources
-    keys = {resource.key for resource in wanted}
     async with get_client() as client:
         record = Record(client, environment)
         made = await record.read()
         removable = made if options.prune else made & _keys_of_jobs(resources)
-        actual = await _read(client, keys | removable)
-        _check_owned(wanted, actual, made, adopt=options.adopt)
+        actual = await _read(client, {resource.key for resource in wanted} | removable)
+        shared: list[Resource] = []
+        if not options.adopt:
+            shared = _shared(wanted, actual, made)
+            wanted = [resource for resource in wanted if resource not in shared]
+        keys = {resource.key for resource in wanted}
         changes = compare(wanted, actual, removable)
         if not options.dry_run:
             # Names are stored before anything is made: what a stopped deploy has made stays known.
@@ -143,7 +151,8 @@ async def _deploy(
             await _read_back(client, wanted)
             await record.write((made - removable) | keys)
     touched = sum(change.action != "remove" for change in changes)
-    return tuple(changes), len(wanted) - touched
+    used = tuple(f"{resource.kind} {resource.name}" for resource in shared)
+    return DeployResult(environment, tuple(changes), len(wanted) - touched, used)
 
 
 def _keys_of_jobs(resources: list[Resource]) -> set[Key]:
@@ -178,8 +187,9 @@ def resources_of(deployed: Deployed) -> list[Resource]:
         resources.append(Resource("variable", name, {"value": value}))
     for name, limit in deployed.limits.items():
         resources.append(Resource("limit", name, limit.model_dump()))
-    for name, secret in deployed.secrets.items():
-        resources.append(Resource("block", f"secret/{name}", {"value": secret}))
+    for name, variable in deployed.secrets.items():
+        fields = {"value": deployed.secret(variable)}
+        resources.append(Resource("block", f"secret/{name}", fields))
     variables: dict[str, str] = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
     if deployed.results is not None:
         block = f"remote-file-system/chunkmap-results-{deployed.environment.replace('_', '-')}"
@@ -273,28 +283,26 @@ async def _read(client: PrefectClient, keys: Iterable[Key]) -> dict[Key, Mapping
     return actual
 
 
-def _check_owned(
-    wanted: list[Resource],
-    actual: Mapping[Key, Mapping[str, Any]],
-    made: set[Key],
-    *,
-    adopt: bool,
-) -> None:
-    """Refuse to change what something else has made.
+def _shared(
+    wanted: list[Resource], actual: Mapping[Key, Mapping[str, Any]], made: set[Key]
+) -> list[Resource]:
+    """Return what exists and this environment has not made: work pools and queues, used as is.
 
-    Work pools and their queues may be shared, and a queue `default` comes with a pool.
+    Raises:
+        ConflictError: Something else exists that it has not made, or a pool of another type.
     """
-    shared = ("work pool", "work queue")
-    foreign = [
-        f"{resource.kind} {resource.name}"
-        for resource in wanted
-        if resource.key in actual and resource.key not in made and resource.kind not in shared
-    ]
-    if foreign and not adopt:
+    foreign = [each for each in wanted if each.key in actual and each.key not in made]
+    shared = [each for each in foreign if each.kind in SHARED_KINDS]
+    taken = [f"{each.kind} {each.name}" for each in foreign if each.kind not in SHARED_KINDS]
+    if taken:
         raise ConflictError(
-            f"the server has what this environment has not made: {', '.join(foreign)}",
+            f"the server has what this environment has not made: {', '.join(taken)}",
             hint="take it over with --adopt, or choose other names (`suffix`)",
         )
+    for resource in shared:
+        if resource.kind == "work pool":
+            refuse_other_type(resource.name, actual[resource.key]["type"], resource.fields["type"])
+    return shared
 
 
 async def _apply(client: PrefectClient, change: Change, wanted: list[Resource]) -> None:
@@ -317,7 +325,7 @@ async def _read_back(client: PrefectClient, wanted: list[Resource]) -> None:
             for change in left
         )
         raise ConflictError(
-            f"the server does not have what it was told: {names}",
+            f"the server does not have what was set: {names}",
             hint="was somebody else deploying? Give the command again",
         )
 

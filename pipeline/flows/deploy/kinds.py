@@ -92,17 +92,22 @@ class WorkPools:
             await client.create_work_pool(WorkPoolCreate(name=name, **fields))
         except ObjectAlreadyExists:
             pool = await client.read_work_pool(name)
-            if pool.type != fields["type"]:
-                raise ConflictError(
-                    f"the work pool {name} is of type {pool.type}, not {fields['type']}",
-                    hint="name another pool in the environment's file, or remove this one",
-                ) from None
+            refuse_other_type(name, pool.type, fields["type"])
             changed = {key: value for key, value in fields.items() if key != "type"}
             await client.update_work_pool(name, WorkPoolUpdate(**changed))
 
     async def remove(self, client: PrefectClient, name: str) -> None:
         """Delete the pool with its queues."""
         await client.delete_work_pool(name)
+
+
+def refuse_other_type(pool: str, there: str, wanted: str) -> None:
+    """Raise ConflictError if a work pool has another type: it cannot change."""
+    if there != wanted:
+        raise ConflictError(
+            f"the work pool {pool} is of type {there}, not {wanted}",
+            hint="name another pool in the environment's file, or remove this one",
+        )
 
 
 class WorkQueues:

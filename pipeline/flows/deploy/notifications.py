@@ -82,9 +82,9 @@ MESSAGES = {
 def notification_resources(deployed: Deployed) -> list[Resource]:
     """Return the blocks and automations of an environment's receivers."""
     resources = []
-    for name, (notify, url) in deployed.notify.items():
+    for name, notify in deployed.notify.items():
         block = f"chunkmap-{deployed.environment.replace('_', '-')}-{name}"
-        slug, fields = _block(notify, name, url)
+        slug, fields = _block(notify, name, deployed.secret(notify.env))
         resources.append(Resource("block", f"{slug}/{block}", fields))
         for incident in notify.on:
             title = f"chunkmap {deployed.environment}: tell {name} what {incident}"
