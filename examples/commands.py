@@ -11,12 +11,11 @@ COMMAND = Path(sys.executable).with_name("chunkmap")
 """The command of the environment that runs the example."""
 
 
-def chunkmap(*words: str | Path, **variables: str) -> float:
+def chunkmap(*words: str | Path) -> float:
     """Show a command and run it; a command that fails ends this program with its exit code.
 
     Args:
         words: What follows `chunkmap`.
-        variables: Variables of the environment that the command gets besides.
 
     Returns:
         Seconds that it took.
@@ -24,7 +23,7 @@ def chunkmap(*words: str | Path, **variables: str) -> float:
     line = shlex.join(map(str, words)).replace(f"{Path.cwd()}{os.sep}", "")
     print(f"\n$ chunkmap {line}", flush=True)
     clock = time.perf_counter()
-    done = subprocess.run([COMMAND, *words], env={**os.environ, **variables}, check=False)
+    done = subprocess.run([COMMAND, *words], check=False)
     if done.returncode:
         raise SystemExit(done.returncode)
     return time.perf_counter() - clock

@@ -131,13 +131,12 @@ def _read_job(
 
 
 def _schedule(options: Mapping[str, Any]) -> Schedule:
-    if "interval" not in options:
-        return validate(YamlFile("options", dict(options), {}), Schedule, DeployFileError)
-    try:
-        seconds = parse_seconds(options["interval"])
-    except ValueError as error:
-        raise UsageError(f"--interval: {error}") from None
-    values = {**options, "interval": seconds}
+    values = dict(options)
+    if "interval" in values:
+        try:
+            values["interval"] = parse_seconds(values["interval"])
+        except ValueError as error:
+            raise UsageError(f"--interval: {error}") from None
     return validate(YamlFile("options", values, {}), Schedule, DeployFileError)
 
 

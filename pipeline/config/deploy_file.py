@@ -134,6 +134,12 @@ class Trigger(Part):
     event: Annotated[str, Field(pattern=r"^chunkmap\.[a-z.]+$")] = "chunkmap.run.completed"
     """Event, e.g. `chunkmap.window.published` (docs/guides/deploying.md lists them)."""
 
+    @model_validator(mode="after")
+    def _is_received(self) -> Trigger:
+        if self.event == OBJECTS_CREATED and "*" in self.output:
+            raise ValueError(f"the event {OBJECTS_CREATED} has a prefix, without `*`")
+        return self
+
 
 class Override(Part):
     """What is different for one deployment, or a deployment that only this environment has."""
@@ -151,14 +157,15 @@ class Override(Part):
     description: str | None = None
     schedule: Schedule | None = None
     expect_done_by: Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")] | None = None
-    """Time of day, e.g. `06:00`, in the schedule's time zone, at which the output is looked at:
-    unless it has what the schedule was to publish, the event `chunkmap.output.late` follows."""
+    """Time of day, e.g. `06:00`, on the days and in the time zone of the schedule, at which the
+    output is checked: unless it has what the schedule was to publish, the event
+    `chunkmap.output.late` follows."""
     after: tuple[Trigger, ...] = ()
     """Events after which it runs."""
     on_objects: bool = False
-    """Whether it runs after new objects in the input of its `job`, of which `chunkmap receive` is
-    told. Runs then follow each other, unless `concurrency_limit` says otherwise: each sees what the
-    one before has done."""
+    """Whether it runs after new objects in the input of its `job`, which `chunkmap receive`
+    receives. Runs then follow each other, unless `concurrency_limit` says otherwise: each sees
+    what the one before has done."""
     parameters: Json = Field(default_factory=dict)
     concurrency_limit: RunLimit | PositiveInt | None = None
     queue: Name | None = None
@@ -356,8 +363,8 @@ def read_deployed(
             f"no environment {environment!r}: {ENVIRONMENTS / path.name} does not exist",
             hint=f"environments: {', '.join(environments(folder)) or 'none'}",
         )
-    project_yaml = _filled(read_yaml(folder / PROJECT_FILE, DeployFileError), variables)
-    file = _filled(read_yaml(path, DeployFileError), variables)
+    project_yaml = _fill_variables(read_yaml(folder / PROJECT_FILE, DeployFileError), variables)
+    file = _fill_variables(read_yaml(path, DeployFileError), variables)
     project = validate(project_yaml, ProjectFile, DeployFileError)
     overlay = validate(file, EnvironmentFile, DeployFileError)
     overrides = {**overlay.deployments, **(more or {})}
@@ -391,7 +398,7 @@ def read_deployed(
     )
 
 
-def _filled(file: YamlFile, variables: Mapping[str, str]) -> YamlFile:
+def _fill_variables(file: YamlFile, variables: Mapping[str, str]) -> YamlFile:
     """Replace `{{ $NAME }}` in the values of a file by variables, as Prefect does."""
 
     def fill(value: Any) -> Any:
@@ -488,15 +495,19 @@ def _deadline(deployment: Deployment, time: str | None, suffix: str, file: YamlF
     where = file.where(("deployments", deployment.key))
     if "job" not in deployment.parameters or deployment.schedule is None:
         raise DeployFileError(f"{where}: `expect_done_by` needs a `job` and a `schedule`")
+    days = (deployment.schedule.cron or "").split()[2:]
+    if len(days) != 3:
+        raise DeployFileError(f"{where}: `expect_done_by` needs a `cron` of five fields")
     hour, _, minute = time.partition(":")
     return replace(
         deployment,
         name=f"{deployment.name.removesuffix(suffix)}-deadline{suffix}",
         entrypoint=DEADLINE,
-        description=f"Tells if {deployment.name} is not done by {time}.",
+        description=f"Reports if {deployment.name} is not done by {time}.",
         parameters={"job": deployment.parameters["job"]},
         schedule=Schedule(
-            cron=f"{int(minute)} {int(hour)} * * *", timezone=deployment.schedule.timezone
+            cron=" ".join([str(int(minute)), str(int(hour)), *days]),
+            timezone=deployment.schedule.timezone,
         ),
         after=(),
         limit=None,

@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
@@ -369,10 +369,9 @@ class Pipeline:
         text = json.dumps([self.name, values], sort_keys=True)
         return hashlib.sha256(f"pipeline {text}".encode()).hexdigest()[:16]
 
-    @property
-    def needs_prefect(self) -> bool:
-        """Whether a stage needs Prefect: it maps, or its secret is in a block."""
-        return any(_needs_prefect(stage.definition) for stage in self.stages)
+    def needs_prefect(self, names: Collection[str]) -> bool:
+        """Whether one of these stages needs Prefect: it maps, or its secret is in a block."""
+        return any(_needs_prefect(each.definition) for each in self.stages if each.name in names)
 
     @property
     def label(self) -> str:
@@ -426,15 +425,21 @@ class PipelineSource:
             hint="name one of its parameters `date`: `parameters: {date: date}`",
         )
 
-    def resolve(self, given: Mapping[str, Any] | None = None) -> Pipeline:
+    def resolve(
+        self, given: Mapping[str, Any] | None = None, today: date | None = None
+    ) -> Pipeline:
         """Return the pipeline with these values of its parameters.
+
+        Args:
+            given: The values; parameters that are not given have their defaults.
+            today: Date that `today` and `yesterday` count from; default the present one in UTC.
 
         Raises:
             PipelineFileError: A parameter is unknown, missing or of another type, or a template is
                 wrong.
             JobError, LoadFileError: A definition is wrong; the message names file and line.
         """
-        values = self._values(given or {})
+        values = self._values(given or {}, today)
         stages = tuple(
             self._stage(stage, index, values) for index, stage in enumerate(self.file.pipeline)
         )
@@ -452,7 +457,7 @@ class PipelineSource:
                         hint="choose another prefix, next to it",
                     )
 
-    def _values(self, given: Mapping[str, Any]) -> dict[str, Value]:
+    def _values(self, given: Mapping[str, Any], today: date | None) -> dict[str, Value]:
         known, name = self.file.parameters, self.yaml.name
         for unknown in (key for key in given if key not in known):
             near = nearest(unknown, list(known))
@@ -469,7 +474,7 @@ class PipelineSource:
                     hint=f"give it: --param {key}={_EXAMPLES[parameter.type]}, or set its default",
                 )
             try:
-                values[key] = parameter_value(parameter.type, value)
+                values[key] = parameter_value(parameter.type, value, today)
             except ValueError as problem:
                 raise PipelineFileError(f"{name}: parameter {key}: {problem}") from None
         return values

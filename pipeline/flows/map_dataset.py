@@ -44,7 +44,8 @@ from pipeline.runs.driver.report import StoredReport
 from pipeline.runs.driver.run import Listener, RunDriver
 from pipeline.runs.driver.summary import MapProgress, RunSummary
 from pipeline.runs.worker.reduce import Step
-from pipeline.storage import open_storage
+from pipeline.storage import Storage, open_storage
+from pipeline.table.log import TableLog
 
 ARTIFACT_SECONDS = 5.0
 """Seconds between two updates of the progress artifact."""
@@ -132,6 +133,27 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
     """
     current = _current_options()
     job = current.job or parse_job(job_yaml)
+    storage = open_storage(current.settings)
+    first = next(iter(job.all_outputs.values()))
+    about = {"job": job.name}
+    try:
+        with reported(RUN, TableLog(storage, first.uri).output, about) as complete:
+            driver = _prepare(current, name, job, storage)
+            about["run"] = driver.planned.ledger.run
+            try:
+                summary = driver.run()
+            except ChunkmapError as error:
+                current.ended.append(error)
+                raise
+            complete(summary)
+    finally:
+        flush_events(FLUSH_SECONDS)
+    current.ended.append(summary)
+    return summary
+
+
+def _prepare(current: FlowOptions, name: str, job: Job, storage: Storage) -> RunDriver:
+    """Check the workers, plan the run, and return its driver."""
     context = FlowRunContext.get()
     assert context is not None, "a flow runs in a flow run's context"
     check_versions(context.task_runner)
@@ -147,7 +169,7 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
     driver = RunDriver(
         job,
         current.settings,
-        open_storage(current.settings),
+        storage,
         planned,
         PrefectOrchestrator(),
         current.resume,
@@ -158,18 +180,7 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
         driver.heartbeat.begin(current.began, started)
     else:
         driver.heartbeat.begin(current.began, early.started, early.seconds)
-    about = {"run": planned.ledger.run, "job": job.name}
-    try:
-        with reported(RUN, planned.ledger.output, about) as complete:
-            summary = driver.run()
-            complete(summary)
-    except ChunkmapError as error:
-        current.ended.append(error)
-        raise
-    finally:
-        flush_events(FLUSH_SECONDS)
-    current.ended.append(summary)
-    return summary
+    return driver
 
 
 @dataclass(slots=True)

@@ -87,7 +87,7 @@ def _of_seaweedfs(message: Mapping[str, Any]) -> list[str]:
     if message["event_type"] not in ("create", "update", "rename"):
         return []
     path = message["key"]
-    entry = (message.get("message") or {}).get("new_entry") or {}
+    entry = _mapping(_mapping(message, "message"), "new_entry")
     if not path.startswith(SEAWEEDFS_ROOT) or entry.get("is_directory"):
         return []
     bucket, _, key = path.removeprefix(SEAWEEDFS_ROOT).partition("/")
@@ -152,11 +152,16 @@ class Debouncer:
         return due
 
     def put_back(self, burst: Burst) -> None:
-        """Put back a burst that could not be told; what has come meanwhile is added to it."""
+        """Put back a burst that could not be sent; objects that came meanwhile are added."""
         later = self._pending.get(burst.prefix)
         if later is not None:
             burst.latest, burst.count = later.latest, burst.count + later.count
         self._pending[burst.prefix] = burst
+
+    @property
+    def pending(self) -> int:
+        """Number of notifications in the bursts that are not due yet."""
+        return sum(burst.count for burst in self._pending.values())
 
     @property
     def next_due(self) -> float | None:
@@ -174,7 +179,7 @@ class Burst:
 
     Attributes:
         prefix: The prefix.
-        first: Seconds, by the caller's clock, when the first one was told.
+        first: Seconds, by the caller's clock, when the first one was received.
         latest: The same of the latest.
         count: Number of notifications.
         example: URI of the latest object.

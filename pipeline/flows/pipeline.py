@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -35,6 +36,7 @@ from pipeline.flows.load import LoadOptions, load_flow, load_options, secret_of
 from pipeline.flows.map_dataset import FlowOptions, map_dataset, options
 from pipeline.ingest.run import IngestOptions, IngestSummary
 from pipeline.load.records import LoadSummary
+from pipeline.logs import set_up_driver
 from pipeline.pipelines.driver import PipelineOptions, run_stages
 from pipeline.pipelines.listener import PipelineListener
 from pipeline.pipelines.runner import StageRunner
@@ -114,7 +116,10 @@ def run_pipeline(
     """
     current = _options.get() or _options_of_environment(start_from, only)
     try:
-        pipeline = current.pipeline or read_pipeline(file).resolve(parameters)
+        # A late run has the date of its schedule, not that of the clock.
+        scheduled = flow_run.scheduled_start_time or datetime.now(UTC)
+        today = scheduled.astimezone(UTC).date()
+        pipeline = current.pipeline or read_pipeline(file).resolve(parameters, today)
         storage = open_storage(current.settings)
         runner = PrefectRunner(current)
         summary = run_stages(
@@ -138,8 +143,10 @@ def _options_of_environment(start_from: str | None, only: str | None) -> Pipelin
     def runner(settings: Settings) -> Any:
         return task_runner(settings.dask, settings.s3.environment())
 
+    settings = load_settings()
+    set_up_driver(settings.logs.format, settings.logs.level)
     chosen = PipelineOptions(start_from=start_from, only=only)
-    return PipelineFlowOptions(load_settings(), runner, options=chosen)
+    return PipelineFlowOptions(settings, runner, options=chosen)
 
 
 @task(name="stage", task_run_name="{stage}", **_TASK_OPTIONS)

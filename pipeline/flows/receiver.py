@@ -1,7 +1,7 @@
-"""Receive notifications about new objects over HTTP, and tell the Prefect server about each burst.
+"""Receive notifications about new objects over HTTP, and emit a Prefect event per burst.
 
-What was told and not yet passed on when the receiver dies is found by the next scheduled run of the
-job, which compares its input with what it has published.
+Notifications that have not been passed on when the receiver dies are found by the next scheduled
+run of the job, which compares its input with what it has published.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ from pipeline.flows.object_events import Burst, Debouncer, NotificationError, cr
 
 MAX_BYTES = 1 << 20
 """Maximum size of a message; SNS and SQS send at most 1 MiB."""
-MAX_QUEUED = 100_000
-"""Maximum number of notifications that wait to be told to Prefect."""
 REQUESTS_PER_SECOND = 200.0
 """Maximum mean speed of requests; a burst may have as many at once."""
 RETRY_SECONDS = 5.0
@@ -80,7 +78,6 @@ class Receiver:
     token: str
     debouncer: Debouncer
     limit: RateLimit = field(default_factory=lambda: RateLimit(REQUESTS_PER_SECOND))
-    _queued: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def app(self) -> Starlette:
@@ -100,11 +97,11 @@ class Receiver:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        # Whoever stops the receiver loses nothing that was taken.
-        await self._tell(self.debouncer.take(time.monotonic(), all_of_them=True))
+        # What was received is not lost when the receiver is stopped, unless Prefect is away.
+        await self._send(self.debouncer.take(time.monotonic(), all_of_them=True))
 
     async def _health(self, request: Request) -> JSONResponse:
-        return JSONResponse({"queued": self._queued})
+        return JSONResponse({"pending": self.debouncer.pending})
 
     async def _objects(self, request: Request) -> JSONResponse:
         if not self._is_authorised(request.headers.get("authorization", "")):
@@ -117,7 +114,7 @@ class Receiver:
         try:
             message = json.loads(body)
             if isinstance(message, dict) and message.get("Type") == "SubscriptionConfirmation":
-                # Not opened here: whoever knows the token could make the receiver ask any host.
+                # Not opened here: a sender with the token could make the receiver ask any host.
                 log.warning("to confirm the subscription, open %s", message.get("SubscribeURL"))
                 return JSONResponse({"objects": 0}, 202)
             uris = created_objects(message)
@@ -125,11 +122,8 @@ class Receiver:
             return JSONResponse({"error": str(error)}, 422)
         except (ValueError, RecursionError):
             return JSONResponse({"error": "not JSON"}, 400)
-        if self._queued + len(uris) > MAX_QUEUED:
-            return JSONResponse({"error": "the queue is full"}, 503, {"Retry-After": "10"})
         now = time.monotonic()
         watched = sum(self.debouncer.add(uri, now) for uri in uris)
-        self._queued += watched
         self._changed.set()
         return JSONResponse({"objects": watched}, 202)
 
@@ -151,23 +145,24 @@ class Receiver:
                 await asyncio.wait_for(self._changed.wait(), wait)
             self._changed.clear()
             bursts = self.debouncer.take(time.monotonic())
-            if not await self._tell(bursts):
+            if not await self._send(bursts):
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _tell(self, bursts: Sequence[Burst]) -> bool:
-        """Tell Prefect about bursts; return whether it was there. If not, they are kept."""
-        told = True
-        for burst in bursts:
-            try:
-                await _emit(burst)
-                self._queued -= burst.count
-                log.info("%d new objects below %s", burst.count, burst.prefix)
-            except Exception as error:
-                # Whatever the client raises: the burst must not be lost.
-                log.warning("the Prefect server takes no event: %s", error)
+    async def _send(self, bursts: Sequence[Burst]) -> bool:
+        """Send an event per burst; return whether all were sent. The others are kept."""
+        waiting = list(bursts)
+        try:
+            while waiting:
+                await _emit(waiting[0])
+                log.info("%d new objects below %s", waiting[0].count, waiting[0].prefix)
+                waiting.pop(0)
+        except Exception as error:
+            # Whatever the client raises: the burst must not be lost.
+            log.warning("the Prefect server takes no event: %s", error)
+        finally:
+            for burst in waiting:  # Also if the receiver is stopped meanwhile.
                 self.debouncer.put_back(burst)
-                told = False
-        return told
+        return not waiting
 
 
 async def _read(request: Request) -> bytes | None:
@@ -194,7 +189,7 @@ async def _emit(burst: Burst) -> None:
 
 
 def serve(receiver: Receiver, host: str, port: int, started: Callable[[int], None]) -> None:
-    """Serve until the process is told to stop.
+    """Serve until the process is stopped.
 
     Args:
         receiver: The receiver.

@@ -1,4 +1,4 @@
-"""Tell the Prefect server what happens to runs and backfills, so that automations can react.
+"""Send events about runs and backfills to the Prefect server, so that automations can react.
 
 The resource of each event is the output's URI. Events are sent in the background; a run continues
 without the server. Their payloads hold figures and messages, never parameters or data.
@@ -64,7 +64,7 @@ def reported(
     Args:
         kind: `RUN` or `BACKFILL`.
         output: URI of the output.
-        payload: What identifies it: its id and its job.
+        payload: What identifies it: its id and its job. The id may be added in the block.
 
     Yields:
         A function to call with the summary of one that is complete.
@@ -79,6 +79,9 @@ def reported(
         raise
     except KeyboardInterrupt:
         emit(f"{kind}.interrupted", output, payload, origin)
+        raise
+    except Exception as error:
+        emit(f"{kind}.failed", output, {**payload, **_error(error)}, origin)
         raise
     for summary in summaries:
         emit(f"{kind}.completed", output, {**payload, **_figures(summary)}, origin)
@@ -122,11 +125,11 @@ def _named(windows: list[str]) -> dict[str, Any]:
     return {"windows": len(windows), "labels": windows[:MAX_LABELS]}
 
 
-def _error(error: ChunkmapError) -> dict[str, Any]:
+def _error(error: Exception) -> dict[str, Any]:
     return {
         "error": type(error).__name__,
-        "message": mask_text(error.message),
-        "hint": mask_text(error.hint or ""),
+        "message": mask_text(str(error)),
+        "hint": mask_text(getattr(error, "hint", None) or ""),
     }
 
 

@@ -190,12 +190,11 @@ class PipelineStore:
         )
 
     def all(self) -> list[PipelineRecord]:
-        """Read the notes on all runs, oldest first. Raises StateError if some are damaged."""
+        """Read the notes on all runs, in no order. Raises StateError if some are damaged."""
         names = (info.uri.removeprefix(self.prefix) for info in self.storage.objects(self.prefix))
         runs = [name.removesuffix(".json") for name in names if name.endswith(".json")]
         records = map_concurrently(self.read, [run for run in runs if "/" not in run])
-        found = [record for record in records if record is not None]
-        return sorted(found, key=lambda record: record.created)
+        return [record for record in records if record is not None]
 
 
 def notes_of(record: PipelineRecord | None) -> Mapping[str, StageNote]:

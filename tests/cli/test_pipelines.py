@@ -78,17 +78,17 @@ def test_a_failure_shows_the_stages_and_the_next_step(
     with pytest.raises(StageRefusedError) as caught:
         run(request(), options(None, None), as_json=False)
     assert "orders ingest daily.yaml failed" in shown(capsys)
-    assert "chunkmap pipeline run daily.yaml --date 2024-03-01" in str(caught.value.hint)
+    assert "chunkmap pipeline run daily.yaml --param" in str(caught.value.hint)
 
 
 def test_ctrl_c_names_the_command_that_goes_on(api: Api) -> None:
-    def interrupt(query: str, times: int) -> Reply:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     import pipeline.pipelines.driver as driver
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "published_ingest", lambda *_: interrupt("", 0))
+        patch.setattr(driver, "published_ingest", interrupt)
         with pytest.raises(RunInterruptedError) as caught:
             run(request(), options(None, None), as_json=True)
     assert "chunkmap pipeline run daily.yaml" in str(caught.value.hint)

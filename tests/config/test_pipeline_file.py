@@ -309,7 +309,7 @@ def test_a_pipeline_is_not_taken_for_a_job(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_needs_prefect(stage: str, needs: bool) -> None:
     pipeline = parse_pipeline(LEAST + f"pipeline:\n  - {stage}\n").resolve()
-    assert pipeline.needs_prefect is needs
+    assert pipeline.needs_prefect([each.name for each in pipeline.stages]) is needs
 
 
 def test_a_value_cannot_change_the_structure(tmp_path: Path) -> None:

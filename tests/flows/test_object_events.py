@@ -76,12 +76,20 @@ def test_created_objects(message: Any, uris: list[str]) -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=5)
+    | st.sampled_from(["create", "/buckets/a/b", "Object Created", "s3:ObjectCreated:Put", "{}"]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
             st.sampled_from(
-                ["Records", "body", "Message", "s3", "bucket", "object", "key", "name", "eventName"]
+                [
+                    *("Records", "body", "Message", "s3", "bucket", "object", "key", "name"),
+                    *("eventName", "event_type", "message", "new_entry", "detail", "detail-type"),
+                    *("Sns", "Event"),
+                ]
             )
             | st.text(max_size=3),
             inner,
@@ -99,6 +107,12 @@ def test_anything_else_is_refused(message: Any) -> None:
     except NotificationError:
         return
     assert all(uri.startswith("s3://") for uri in uris)
+
+
+@pytest.mark.parametrize("part", [{"message": "x"}, {"message": {"new_entry": [1]}}])
+def test_a_damaged_message_of_seaweedfs_is_refused(part: dict[str, Any]) -> None:
+    with pytest.raises(NotificationError):
+        created_objects({**SEAWEEDFS, **part})
 
 
 def test_envelopes_in_each_other_have_an_end() -> None:

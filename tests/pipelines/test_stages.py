@@ -203,13 +203,16 @@ def test_a_reply_that_is_lost_is_no_conflict(
     put_if = storage.put_if
 
     def lost(uri: str, data: bytes, etag: str) -> None:
-        if losing.pop() if losing else False:
-            raise PreconditionFailedError(uri)
         put_if(uri, data, etag)
+        if losing and losing.pop():
+            raise PreconditionFailedError(uri)
 
     monkeypatch.setattr(storage, "put_if", lost)
     summary = folder.run(folder.pipeline(A + B))
     assert folder.states(summary) == ["done", "done"] and not losing
+    assert summary.attempt == 1
+    losing.append(True)
+    assert folder.run(folder.pipeline(A + B)).attempt == 2 and not losing
 
 
 def test_a_stage_that_cannot_be_fingerprinted_stops_all(folder: Folder) -> None:

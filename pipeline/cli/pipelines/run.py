@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline.cli.errors import PLANNING_HINTS
 from pipeline.cli.output import bad, columns, out, print_json, say, warn
 from pipeline.cli.pipelines.display import PipelineDisplay, result_line
+from pipeline.concurrency import map_concurrently
 from pipeline.config.pipeline_file import Pipeline, PipelineSource, dates, read_pipeline
 from pipeline.config.settings import Settings, load_settings
+from pipeline.config.templates import text_of
 from pipeline.errors import PipelineFileError, RunInterruptedError
 from pipeline.processes import record_interrupts, was_interrupted
 from pipeline.report.humanize import duration, plural
@@ -56,12 +58,17 @@ class Request:
             values[source.date_parameter] = self.date
         return values
 
-    def command(self, word: str, *more: str) -> str:
-        """Return the command that resumes the run, for hints."""
+    def command(self, word: str, params: Iterable[str], *more: str) -> str:
+        """Return the command that resumes the run, for hints.
+
+        Args:
+            word: What follows `chunkmap pipeline`.
+            params: NAME=VALUE of the parameters.
+            more: Further options.
+        """
         words = ["chunkmap", "pipeline", word, str(self.path), *more]
         words += [part for change in self.changes for part in ("--set", change)]
-        words += [part for param in self.params for part in ("--param", param)]
-        words += ["--date", self.date] if self.date else []
+        words += [part for param in params for part in ("--param", param)]
         words += ["--environment", self.environment] if self.environment else []
         return shlex.join(words)
 
@@ -91,12 +98,23 @@ def run(request: Request, chosen: PipelineOptions, *, as_json: bool) -> None:
     """Run a pipeline and show the result."""
     source, settings = request.read(), load_settings(request.environment)
     pipeline = source.resolve(request.values(source))
-    with _showing_failures(request.command("run"), as_json=as_json):
+    # With all values: a default such as `yesterday` may mean another date then.
+    params = [f"{name}={text_of(value)}" for name, value in pipeline.parameters.items()]
+    again = request.command("run", params, *_flags(chosen))
+    with _showing_failures(again, as_json=as_json):
         summary = _run(pipeline, settings, chosen, quiet=as_json)
     if as_json:
         print_json(summary.to_dict())
     else:
         show(summary)
+
+
+def _flags(chosen: PipelineOptions) -> list[str]:
+    """Return the options of the command that choose stages, and how runs are resumed."""
+    words = ["--from", chosen.start_from] if chosen.start_from else []
+    words += ["--only", chosen.only] if chosen.only else []
+    words += ["--accept-code"] * chosen.resume.accept_code + ["--replan"] * chosen.resume.replan
+    return words
 
 
 @contextmanager
@@ -131,13 +149,15 @@ def _run(
     pipeline: Pipeline, settings: Settings, chosen: PipelineOptions, *, quiet: bool
 ) -> PipelineSummary:
     """Run it as a flow if there is a Prefect server, or if it needs one; else in this process."""
+    from pipeline.pipelines.driver import chosen_stages, run_stages
+
     display = PipelineDisplay(quiet=quiet)
     with display, record_interrupts(display.stopping):
-        if settings.prefect.api_url is not None or pipeline.needs_prefect:
+        needs_prefect = pipeline.needs_prefect(chosen_stages(pipeline, chosen))
+        if settings.prefect.api_url is not None or needs_prefect:
             from pipeline.flows.launch import launch_pipeline
 
             return launch_pipeline(pipeline, settings, chosen, display)
-        from pipeline.pipelines.driver import run_stages
         from pipeline.pipelines.runner import LocalRunner
         from pipeline.storage import open_storage
 
@@ -189,7 +209,7 @@ def backfill(
     pipelines = [source.resolve({**values, name: day}) for day in dates(first, last, days)]
     done = set() if recheck else _finished(pipelines, settings)
     given = ("--from", start, "--to", end, *(("--days", str(days)) if days > 1 else ()))
-    again = request.command("backfill", *given)
+    again = request.command("backfill", request.params, *given)
     summaries: list[dict[str, Any]] = []
     rows = []
     for pipeline in pipelines:
@@ -226,4 +246,5 @@ def _finished(pipelines: list[Pipeline], settings: Settings) -> set[str]:
 
     storage = open_storage(settings)
     with explain_unreachable_s3(settings):
-        return {p.run for p in pipelines if is_finished(p, settings, storage)}
+        finished = map_concurrently(lambda each: is_finished(each, settings, storage), pipelines)
+    return {each.run for each, is_done in zip(pipelines, finished, strict=True) if is_done}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -34,10 +35,12 @@ from pipeline.flows.server import HEARTBEAT_SECONDS
 
 Listen = Callable[[Change], None]
 
-RESUME = "resume/backfill"
-"""Deployment that resumes a backfill, without the environment's suffix."""
+RESUME = "backfill"
+"""Key of the deployment that resumes a backfill."""
 SHARED_KINDS = ("work pool", "work queue")
 """Kinds that several environments, and others, may use. A queue `default` comes with its pool."""
+MAX_VARIABLES = 200
+"""Maximum number of variables that the server returns at once, for 4,000 resources."""
 NAMES_PER_VARIABLE = 20
 """Names of resources in one variable, whose value Prefect limits to 5,000 characters."""
 
@@ -201,7 +204,7 @@ def resources_of(deployed: Deployed) -> list[Resource]:
     for deployment in deployed.deployments:
         resource = _deployment(deployment, pool.name, variables)
         resources.append(resource)
-        if resource.name.startswith(RESUME):
+        if deployment.key == RESUME:
             resume = resource.name
         if deployment.schedule is not None:
             resources.append(_schedule(resource.name, deployment))
@@ -293,12 +296,15 @@ def _shared(
     """
     foreign = [each for each in wanted if each.key in actual and each.key not in made]
     shared = [each for each in foreign if each.kind in SHARED_KINDS]
-    taken = [f"{each.kind} {each.name}" for each in foreign if each.kind not in SHARED_KINDS]
+    taken = [each for each in foreign if each.kind not in SHARED_KINDS]
     if taken:
-        raise ConflictError(
-            f"the server has what this environment has not made: {', '.join(taken)}",
-            hint="take it over with --adopt, or choose other names (`suffix`)",
-        )
+        names = ", ".join(f"{each.kind} {each.name}" for each in taken)
+        hint = "take it over with --adopt, or choose other names (`suffix`)"
+        if all(each.kind == "automation" for each in taken):
+            hint = (
+                "one environment of a server has the `watchdog`: leave it out here, or --adopt it"
+            )
+        raise ConflictError(f"the server has what this environment has not made: {names}", hint)
     for resource in shared:
         if resource.kind == "work pool":
             refuse_other_type(resource.name, actual[resource.key]["type"], resource.fields["type"])
@@ -364,22 +370,26 @@ class Record:
             for start in range(0, len(ordered), NAMES_PER_VARIABLE)
         }
         known = await self._variables()
-        for name, value in parts.items():
+        names = list(parts)
+        if len(ordered) > sum(len(value) for value in known.values() if isinstance(value, list)):
+            # A name that moves to the next variable is there before it leaves its own.
+            names.reverse()
+        for name in names:
             if name not in known:
-                await self._client.create_variable(VariableCreate(name=name, value=value))
-            elif known[name] != value:
-                await self._client.update_variable(VariableUpdate(name=name, value=value))
+                await self._client.create_variable(VariableCreate(name=name, value=parts[name]))
+            elif known[name] != parts[name]:
+                await self._client.update_variable(VariableUpdate(name=name, value=parts[name]))
         for name in known.keys() - parts.keys():
             await self._client.delete_variable_by_name(name)
 
     async def _variables(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        while True:
-            name = f"{self._prefix}{len(found)}"
-            variable = await self._client.read_variable_by_name(name)
-            if variable is None:
-                return found
-            found[name] = variable.value
+        """Return the variables, also those of a deploy that was stopped between two of them."""
+        path: Any = "/variables/filter"
+        body = {"variables": {"name": {"like_": f"{self._prefix}%"}}, "limit": MAX_VARIABLES}
+        response = await self._client.request("POST", path, json=body)
+        found = {each["name"]: each["value"] for each in response.json()}
+        pattern = re.compile(re.escape(self._prefix) + r"\d+")
+        return {name: value for name, value in found.items() if pattern.fullmatch(name)}
 
 
 def _is_key(item: object) -> bool:

@@ -1,4 +1,4 @@
-"""Tell people about incidents: a block for each receiver, and an automation for each incident.
+"""Notify people of incidents: a block per receiver, and an automation per incident.
 
 The server sends the messages, so they come even when the driver is dead.
 """
@@ -28,7 +28,7 @@ WATCHED_FLOWS = (
     "load",
     "pipeline",
 )
-"""Flows whose crashes are told."""
+"""Flows whose crashes are reported."""
 _FAILED = ("chunkmap.run.failed", "chunkmap.backfill.failed", "chunkmap.backfill.held")
 _LATE = ("chunkmap.output.late",)
 _DONE = ("chunkmap.run.completed", "chunkmap.backfill.completed")
@@ -87,7 +87,7 @@ def notification_resources(deployed: Deployed) -> list[Resource]:
         slug, fields = _block(notify, name, deployed.secret(notify.env))
         resources.append(Resource("block", f"{slug}/{block}", fields))
         for incident in notify.on:
-            title = f"chunkmap {deployed.environment}: tell {name} what {incident}"
+            title = f"chunkmap {deployed.environment}: notify {name}: {incident}"
             resources.append(
                 automation_resource(_automation(title, MESSAGES[incident]), f"{slug}/{block}")
             )

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.config.masking import mask
+
 KINDS = (
     "work pool",
     "work queue",
@@ -96,7 +98,7 @@ def _differences(
     return tuple(
         ("value", "…", "another value")
         if resource.kind in MASKED_KINDS
-        else (field, there.get(field), value)
+        else (field, mask(there.get(field), field), mask(value, field))
         for field, value in resource.fields.items()
         if there.get(field) != value
     )
