@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
 import ssl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+
+import httpx
 
 RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed."""
@@ -22,6 +28,36 @@ class Waits:
 
     first: float = 0.5
     most: float = 30.0
+
+
+_is_muted: ContextVar[bool] = ContextVar("is_muted", default=False)
+
+
+def _is_logged(record: logging.LogRecord) -> bool:
+    """Whether a line of httpx is not of our requests."""
+    return not _is_muted.get()
+
+
+for _name in ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy"):
+    logging.getLogger(_name).addFilter(_is_logged)
+
+
+@contextmanager
+def muted_httpx() -> Iterator[None]:
+    """Keep httpx from logging the requests of the block, which may have a secret."""
+    token = _is_muted.set(True)
+    try:
+        yield
+    finally:
+        _is_muted.reset(token)
+
+
+def url_of(text: str) -> httpx.URL:
+    """Return an address that a server names; an empty one if it is none."""
+    try:
+        return httpx.URL(text)
+    except httpx.InvalidURL:
+        return httpx.URL("")
 
 
 def retry_after(text: str | None) -> float | None:

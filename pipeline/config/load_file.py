@@ -32,7 +32,7 @@ from pydantic import (
 )
 
 from pipeline.config.file_examples import nested
-from pipeline.config.http_auth import Auth, HeaderName, names_secret, refuse_secrets
+from pipeline.config.http_auth import Auth, HeaderName, HeaderValue, names_secret, refuse_secrets
 from pipeline.config.job_part import Part
 from pipeline.config.masking import is_secret_name, names_user
 from pipeline.config.units import Seconds, Size
@@ -158,7 +158,9 @@ class LoadRequests(Part):
     """Maximum number of rows of a request."""
     max_bytes: Annotated[Size, Field(le=256 * 2**20)] = 2**20
     """Maximum size of a request's body."""
-    headers: Annotated[dict[HeaderName, str], AfterValidator(refuse_secrets)] = Field(default={})
+    headers: Annotated[dict[HeaderName, HeaderValue], AfterValidator(refuse_secrets)] = Field(
+        default={}
+    )
     """Headers of each request, none of them secret."""
     auth: Auth | None = None
     requests_per_second: PositiveFloat | None = None
@@ -166,7 +168,8 @@ class LoadRequests(Part):
     timeout: Annotated[Seconds, Field(gt=0)] = 30.0
     """Seconds to wait for the answer to a request."""
     retries: NonNegativeInt = 5
-    """Number of retries of a request after a passing failure: no answer, 409, 429, 5xx."""
+    """Number of retries of a request after a passing failure: no answer, 408, 409, 425,
+    429, 500, 502, 503, 504."""
     max_wait: Seconds = 300.0
     """Maximum seconds that an answer may ask to wait (`Retry-After`)."""
 
@@ -283,5 +286,5 @@ def _with_options(file: YamlFile, options: Mapping[str, object]) -> YamlFile:
 
 
 def parse_load_file(text: str, name: str = "load.yaml") -> LoadFile:
-    """Read a load file's text; `name` is for messages. Raises as `load_load_file`."""
+    """Read a load file's text; `name` is for messages. Raises as `read_load_file`."""
     return validate(parse_yaml(text, name, LoadFileError), LoadFile, LoadFileError)

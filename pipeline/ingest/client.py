@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -24,19 +22,21 @@ import stamina
 
 from pipeline.config.ingest import Http
 from pipeline.config.masking import MASK
+from pipeline.config.secret import Secret
 from pipeline.http_answers import (
     RETRIED_STATUSES,
     THROTTLED_FACTOR,
     Waits,
     certificate_problem,
     is_unknown_host,
+    muted_httpx,
     retry_after,
+    url_of,
 )
 from pipeline.ingest.body import ACCEPTED, BodyError, is_readable, read_body
 from pipeline.ingest.errors import SourceDeniedError, SourceError, SourceUnavailableError
 from pipeline.ingest.frames import TwiceError, unique_pairs
 from pipeline.ingest.paging import Answer, without_parameter
-from pipeline.ingest.secret import Secret
 
 MAX_EXCERPT = 200
 """Maximum number of characters of an answer that an error shows."""
@@ -220,7 +220,7 @@ class Client:
         if status in RETRIED_STATUSES or (status == 403 and wait is not None):
             raise self._come_back(f"{address} answers {said}", status, wait)
         if response.is_redirect:
-            target = _url(response.headers.get("location", ""))
+            target = url_of(response.headers.get("location", ""))
             host = f" to {target.scheme}://{target.host}" if target.host else ""
             host = self._secret.masked(host)
             raise SourceError(
@@ -359,13 +359,6 @@ class Client:
 _LATER = "pages that were fetched are kept: give the command again when the source answers"
 
 
-def _url(text: str) -> httpx.URL:
-    try:
-        return httpx.URL(text)
-    except httpx.InvalidURL:
-        return httpx.URL("")
-
-
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
@@ -398,23 +391,8 @@ async def open_client(http: Http, secret: str | None, waits: Waits) -> AsyncIter
         verify=http.url.startswith("https:"),
         limits=httpx.Limits(max_connections=http.concurrency),
     )
-    token = _is_muted.set(True)
-    try:
+    with muted_httpx():
         async with client:
             pace = Pace(http.requests_per_second)
             limit = asyncio.Semaphore(http.concurrency)
             yield Client(http, waits, Secret(secret or ""), client, pace, limit)
-    finally:
-        _is_muted.reset(token)
-
-
-_is_muted: ContextVar[bool] = ContextVar("is_muted", default=False)
-
-
-def _is_logged(record: logging.LogRecord) -> bool:
-    """Whether a line of httpx is not of our requests: it may have their secret."""
-    return not _is_muted.get()
-
-
-for _name in ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy"):
-    logging.getLogger(_name).addFilter(_is_logged)

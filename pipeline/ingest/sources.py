@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pipeline.config.ingest import Files, Http, Ingest, SecretPlace
+from pipeline.config.secret import MIN_MASKED
 from pipeline.errors import UsageError
 from pipeline.http_answers import Waits
 from pipeline.ingest.download import Downloads
@@ -20,7 +21,6 @@ from pipeline.ingest.paging import Paging, feeds_of
 from pipeline.ingest.pieces import PieceReader
 from pipeline.ingest.ranges import Cutting
 from pipeline.ingest.rows import PageRows, Rows
-from pipeline.ingest.secret import MIN_MASKED
 from pipeline.ingest.store import IngestStore, SourceFile
 from pipeline.ingest.workers import Workers
 from pipeline.report.humanize import plural

@@ -117,6 +117,8 @@ class BatchStream:
     """Called with the number of rows of each batch."""
     skip: int = 0
     """Number of rows of the first commit that are not read."""
+    with_sums: bool = False
+    """Whether columns are summed."""
     rows: dict[str, int] = field(default_factory=dict)
     """Rows that were read so far, by commit."""
     sums: dict[str, dict[str, int | Decimal]] = field(default_factory=dict)
@@ -146,15 +148,13 @@ class BatchStream:
 
     def _batches(self, commit: CommitFiles, skip: int) -> Iterator[pa.RecordBatch]:
         self.rows[commit.name] = skip
-        sums: dict[str, int | Decimal] = {
-            column.name: 0 for column in self.columns if column.is_summed
-        }
+        summed = [column.name for column in self.columns if self.with_sums and column.is_summed]
+        sums: dict[str, int | Decimal] = dict.fromkeys(summed, 0)
         self.sums[commit.name] = sums
         with _reading(self.source.version.output):
             for frame in self._frames(commit, skip):
-                for column in self.columns:
-                    if column.is_summed:
-                        sums[column.name] = _add(sums[column.name], frame[column.name])
+                for name in summed:
+                    sums[name] = _add(sums[name], frame[name])
                 yield self._batch(frame)
                 self.rows[commit.name] += frame.height
                 self.progressed(frame.height)

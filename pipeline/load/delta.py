@@ -33,7 +33,8 @@ from pipeline.load.plan import CommitFiles, LoadedCommit, pending
 from pipeline.load.records import Listener, LoadMeter, LoadSummary
 from pipeline.load.store import LoadStore
 from pipeline.report.humanize import plural
-from pipeline.storage import Storage, same_place, state_prefix
+from pipeline.runs.driver.overlap import lie_within
+from pipeline.storage import Storage, state_prefix
 from pipeline.storage.outages import retry_until_available
 from pipeline.table.delta.library import (
     LostRaceError,
@@ -66,6 +67,8 @@ class DeltaLoad:
     _epoch: int = 0
     _present: dict[str, LoadedCommit] = field(default_factory=dict)
     """Commits that the table is known to have in this epoch, by application id."""
+    _recorded: list[LoadedCommit] | None = None
+    """Commits that were recorded for this epoch when they were last read; None to read again."""
     _absent: set[str] = field(default_factory=set)
     """Application ids that the table did not have when they were looked up."""
 
@@ -77,9 +80,10 @@ class DeltaLoad:
         uri = delta_uri(file.into.uri)
         source = OutputVersion.of(settings, storage, file.input.uri, file.input.version)
         output = source.version.output
-        if same_place(uri, output) or uri.startswith((output, state_prefix(output))):
+        if lie_within(uri, output) or lie_within(uri, state_prefix(output)):
+            # A VACUUM of the table would delete an output in its folder.
             raise UsageError(
-                f"the Delta table {uri} would be in the output that is loaded",
+                f"the Delta table {uri} and the output {output} lie within each other",
                 hint="name another place (into.uri); chunkmap publishes an output itself as a "
                 "Delta table with output.table: delta",
             )
@@ -138,7 +142,7 @@ class DeltaLoad:
         if is_whole:
             self._refuse_other_rows(table)
         elif table.transaction_version(self._app_id(todo[0], self._epoch)) is not None:
-            self._absent.clear()  # Another load has just brought it.
+            self._forget_absent()  # Another load has just brought it.
             return True
         commits = todo if is_whole else todo[:1]
         try:
@@ -147,7 +151,7 @@ class DeltaLoad:
             newest = self._open()
             if newest is not None and newest.version() == table.version():
                 raise LoadFailedError(f"{self.where} refuses the commit: {error}") from None
-            self._absent.clear()  # Look at what the other writer did.
+            self._forget_absent()  # Look at what the other writer did.
             return True
         self.meter.done |= {commit.name: commit.rows for commit in commits}
         self.meter.tell()
@@ -203,15 +207,17 @@ class DeltaLoad:
         if epoch != self._epoch or table is None:
             self._epoch = epoch
             self._present.clear()
-            self._absent.clear()
+            self._forget_absent()
         if table is None:
             return []
         version = self.source.version
+        if self._recorded is None:
+            self._recorded = self.store.commits(epoch)
         # Those of this version are looked up even if their record is lost.
         candidates = [
             LoadedCommit(commit.name, version.manifest, commit.rows, commit.digest, "")
             for commit in version.commits
-        ] + self.store.commits(epoch)
+        ] + self._recorded
         for commit in candidates:
             app_id = self._app_id(commit, epoch)
             if app_id in self._present or app_id in self._absent:
@@ -221,6 +227,11 @@ class DeltaLoad:
             else:
                 self._present[app_id] = commit
         return list(self._present.values())
+
+    def _forget_absent(self) -> None:
+        """Look up again what the table did not have: another load may have brought it."""
+        self._absent.clear()
+        self._recorded = None
 
     @property
     def _app(self) -> str:

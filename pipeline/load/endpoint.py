@@ -128,7 +128,7 @@ class EndpointLoad:
 
     def _batches(self, stream: BatchStream, commit: CommitFiles, skip: int) -> Iterator[Batch]:
         first = skip
-        for lines in _grouped(_lines(stream, commit, skip), self.file.into.http, commit):
+        for lines in _group(_lines(stream, commit, skip), self.file.into.http, commit):
             body = _body(lines, self.file.into.http)
             place = [self.source.version.output, commit.name, commit.digest, first]
             key = hashlib.sha256(json.dumps(place).encode() + b"\0" + body).hexdigest()[:32]
@@ -203,10 +203,7 @@ def _not_json(what: str, error: ValueError) -> LoadFailedError:
 
 
 def _json(value: Any) -> bytes:
-    text = json.dumps(
-        value, ensure_ascii=False, allow_nan=False, default=_text, separators=(",", ":")
-    )
-    return text.encode()
+    return _encoder.encode(value).encode()
 
 
 def _text(value: Any) -> str:
@@ -218,7 +215,13 @@ def _text(value: Any) -> str:
     raise TypeError(f"no type of JSON columns: {type(value).__name__}")
 
 
-def _grouped(
+# Made once: json.dumps makes one per call.
+_encoder = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, default=_text, separators=(",", ":")
+)
+
+
+def _group(
     lines: Iterator[bytes], requests: LoadRequests, commit: CommitFiles
 ) -> Iterator[list[bytes]]:
     """Group rows to requests. The groups depend on the rows alone, so a repeated load has them too.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 
 import httpx
 import stamina
 
 from pipeline.config.load_file import LoadRequests
-from pipeline.config.masking import MASK, mask_text
+from pipeline.config.secret import Secret
 from pipeline.errors import ChunkmapError
 from pipeline.http_answers import (
     RETRIED_STATUSES,
@@ -20,10 +20,11 @@ from pipeline.http_answers import (
     Waits,
     certificate_problem,
     is_unknown_host,
+    muted_httpx,
     retry_after,
+    url_of,
 )
 from pipeline.load.errors import DestinationError, DestinationUnavailableError, LoadFailedError
-from pipeline.printable import printable_line
 from pipeline.uris import redacted
 
 MAX_EXCERPT = 200
@@ -60,11 +61,9 @@ class EndpointClient:
     uri: str
     requests: LoadRequests
     waits: Waits
-    _secret: str
+    _secret: Secret
     _httpx: httpx.Client
     _next: float = 0.0
-    sent: int = field(default=0)
-    """Requests that were made, with those that failed."""
 
     @property
     def where(self) -> str:
@@ -96,9 +95,7 @@ class EndpointClient:
         most = self.requests.retries
 
         def is_retried(error: Exception) -> bool | float:
-            if not isinstance(error, _Failure) or error.is_final:
-                return False
-            if error.wait is not None and error.wait > self.requests.max_wait:
+            if not isinstance(error, _Failure):
                 return False
             again = (
                 next(throttled) <= most * THROTTLED_FACTOR
@@ -111,7 +108,6 @@ class EndpointClient:
 
     def _once(self, batch: Batch) -> None:
         self._pace()
-        self.sent += 1
         headers = {"Idempotency-Key": batch.key}
         try:
             with self._httpx.stream(
@@ -124,8 +120,9 @@ class EndpointClient:
                     return
                 raise self._refusal(answer, batch)
         except httpx.HTTPError as error:
-            # Errors of httpx hold the request with its headers.
-            raise self._translated(error, batch) from None
+            failure = self._translate(error)
+        # Not in its block: the context of an error is pickled with it, and holds the headers.
+        raise failure
 
     def _pace(self) -> None:
         if self.requests.requests_per_second is not None:
@@ -137,37 +134,38 @@ class EndpointClient:
     def _refusal(self, answer: httpx.Response, batch: Batch) -> ChunkmapError:
         status = answer.status_code
         wait = retry_after(answer.headers.get("retry-after"))
-        said = f"{self.where} answers {status} {answer.reason_phrase}".strip()
+        reason = self._secret.masked(answer.reason_phrase)[:MAX_EXCERPT]
+        message = f"{self.where} answers {status} {reason}".strip()
         rows = f"rows {batch.first + 1:,} to {batch.end:,}"
         if status in (401, 403) and wait is None:
-            return DestinationError(said, hint=self._auth_hint(status))
+            return DestinationError(message, hint=self._auth_hint(status))
         if status in RETRIED_STATUSES or status in (401, 403, _IN_PROGRESS):
             is_throttled = status in (403, 429) or wait is not None
-            return self._failure(said, wait, is_throttled=is_throttled)
+            return self._failure(message, wait, is_throttled=is_throttled)
         if answer.is_redirect:
-            target = httpx.URL(answer.headers.get("location", ""))
-            to = f" to {target.scheme}://{target.host}" if target.host else ""
+            target = url_of(answer.headers.get("location", ""))
+            host = self._secret.masked(target.host)
+            to = f" to {target.scheme}://{host}" if host else ""
             return DestinationError(
-                f"{said}: it redirects{to}, which is not followed, since another host must not get "
-                "the rows and the credentials",
+                f"{message}: it redirects{to}, which is not followed, since another host must not "
+                "get the rows and the credentials",
                 hint="set into.uri to the address that it redirects to",
             )
         if status == 413:
             return LoadFailedError(
-                f"{said} to a body of {len(batch.body):,} bytes",
+                f"{message} to a body of {len(batch.body):,} bytes",
                 hint="send smaller batches: into.http.max_bytes, into.http.rows",
             )
-        excerpt = self._excerpt(_read(answer, MAX_EXCERPT * 4))
+        excerpt = self._excerpt(answer)
         return LoadFailedError(
-            f"{said} to {rows}" + (f": {excerpt}" if excerpt else ""),
+            f"{message} to {rows}" + (f": {excerpt}" if excerpt else ""),
             hint="check into.uri and into.http against the documentation of the endpoint, or fix "
             "the rows in the transform",
         )
 
     def _failure(
         self, message: str, wait: float | None = None, *, is_throttled: bool = False
-    ) -> _Failure:
-        hint = _AGAIN
+    ) -> ChunkmapError:
         if wait is not None and wait > self.requests.max_wait:
             message += (
                 f" and asks to wait {wait:,.0f} s, longer than the {self.requests.max_wait:,.0f} s "
@@ -176,7 +174,8 @@ class EndpointClient:
             hint = (
                 "load again later, raise into.http.max_wait, or set into.http.requests_per_second"
             )
-        error = _Failure(message, hint=hint)
+            return DestinationUnavailableError(message, hint=hint)
+        error = _Failure(message, hint=_AGAIN)
         error.wait, error.is_throttled = wait, is_throttled
         return error
 
@@ -188,7 +187,7 @@ class EndpointClient:
             return f"give the token in the {auth.where} the right to write, or use another one"
         return f"the token in the {auth.where} is wrong or has expired: replace it, and load again"
 
-    def _translated(self, error: httpx.HTTPError, batch: Batch) -> ChunkmapError:
+    def _translate(self, error: httpx.HTTPError) -> ChunkmapError:
         why = certificate_problem(error)
         if why is not None:
             return DestinationError(
@@ -205,18 +204,22 @@ class EndpointClient:
             return self._failure(
                 f"{self.where} has not answered for {self.requests.timeout:g} s (into.http.timeout)"
             )
-        text = self._masked(str(error)) or type(error).__name__
-        failure = self._failure(f"{self.where}: {text}")
-        failure.is_final = isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError)
-        return failure
+        text = self._secret.masked(str(error)) or type(error).__name__
+        if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
+            # It fails in the same way each time.
+            return DestinationError(f"{self.where}: {text}", hint="check into.uri and into.http")
+        return self._failure(f"{self.where}: {text}")
 
-    def _excerpt(self, body: bytes) -> str:
-        text = self._masked(" ".join(body.decode("utf-8", "replace").split()))
+    def _excerpt(self, answer: httpx.Response) -> str:
+        """Return the beginning of an answer's text; nothing of a compressed one."""
+        if answer.headers.get("content-encoding", "identity").lower() != "identity":
+            return ""
+        body = _read(answer, MAX_READ)
+        text = body.decode("utf-8", "replace")
+        if len(body) >= MAX_READ:
+            text = text[: -4 * len(self._secret.text) or None]  # A secret may be cut at the end.
+        text = self._secret.masked(" ".join(text.split()))
         return text if len(text) <= MAX_EXCERPT else text[:MAX_EXCERPT] + " …"
-
-    def _masked(self, text: str) -> str:
-        text = text.replace(self._secret, MASK) if self._secret else text
-        return printable_line(mask_text(text))
 
 
 class _Failure(DestinationUnavailableError):
@@ -225,13 +228,11 @@ class _Failure(DestinationUnavailableError):
     wait: float | None = None
     """Seconds that the endpoint asks to wait."""
     is_throttled: bool = False
-    is_final: bool = False
-    """Whether it fails in the same way each time."""
 
 
 def _read(answer: httpx.Response, most: int) -> bytes:
     body = bytearray()
-    for piece in answer.iter_bytes():
+    for piece in answer.iter_raw():  # As it is sent: a small body may decompress to a large one.
         body += piece
         if len(body) >= most:
             break
@@ -253,11 +254,15 @@ def open_endpoint(
     Raises:
         UsageError: The secret is missing, or cannot be sent in a header.
     """
-    headers = {
-        "User-Agent": "chunkmap",
-        "Content-Type": _CONTENT_TYPES[requests.format],
-        **requests.headers,
-    }
+    # Names are the same in any case, so that those of the file replace ours.
+    headers = httpx.Headers(
+        {
+            "User-Agent": "chunkmap",
+            "Content-Type": _CONTENT_TYPES[requests.format],
+            "Accept-Encoding": "identity",
+        }
+    )
+    headers.update(requests.headers)
     if requests.auth is not None:
         headers[requests.auth.header] = requests.auth.header_value(secret)
     client = httpx.Client(
@@ -267,5 +272,5 @@ def open_endpoint(
         # Without TLS, the certificates of authorities would be read for nothing.
         verify=uri.startswith("https:"),
     )
-    with client:
-        yield EndpointClient(uri, requests, waits, secret or "", client)
+    with muted_httpx(), client:
+        yield EndpointClient(uri, requests, waits, Secret(secret or ""), client)

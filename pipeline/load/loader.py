@@ -294,7 +294,7 @@ class Loader:
     def _insert(self, session: Session, commits: Sequence[CommitFiles]) -> BatchStream:
         """Insert the rows of commits, and reconcile them with the manifest."""
         table = self.request.table
-        stream = BatchStream(self.source, self.columns, commits, self.meter.count)
+        stream = BatchStream(self.source, self.columns, commits, self.meter.count, with_sums=True)
         expected = sum(commit.rows for commit in commits)
         if not (self.request.mode == "merge" or self._needs_casts(session)):
             self._send(session, table, stream, expected)

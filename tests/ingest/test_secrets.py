@@ -15,9 +15,9 @@ import pytest
 import zstandard
 
 from pipeline.config.ingest import Http, Ingest, parse_ingest
+from pipeline.config.secret import Secret
 from pipeline.errors import ChunkmapError, JobError, UsageError
 from pipeline.ingest.errors import SourceError
-from pipeline.ingest.secret import Secret
 from tests.ingest.conftest import World, orders
 from tests.servers.api import Reply
 

@@ -60,9 +60,13 @@ class Forks:
     ) -> None:  # fmt: skip
         """Run code in a new process with these streams, as `python -c` would; then `wait`."""
         self._busy.acquire()
-        job = json.dumps([code, arguments, folder, dict(variables)])
-        socket.send_fds(self._ours, [b"\n"], streams)
-        self._ours.sendall(job.encode() + b"\n")
+        try:
+            job = json.dumps([code, arguments, folder, dict(variables)])
+            socket.send_fds(self._ours, [b"\n"], streams)
+            self._ours.sendall(job.encode() + b"\n")
+        except BaseException:
+            self._busy.release()
+            raise
 
     def wait(self, seconds: float) -> int:
         """Return the exit code of the process that was started last.

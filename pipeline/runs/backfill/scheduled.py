@@ -12,7 +12,7 @@ from pipeline.runs.backfill.output_windows import materialised_windows
 from pipeline.runs.backfill.plan import WindowSelection
 from pipeline.table.log import TableLog
 
-ONE = {"hour": "1h", "day": "1d", "month": "1mo"}
+SPAN_OF_GRAIN = {"hour": "1h", "day": "1d", "month": "1mo"}
 """Span of one window, by grain."""
 
 
@@ -34,12 +34,12 @@ def scheduled_windows(
         UsageError: The windows are values and have no order in time.
         WindowError: The lookback is no span of time.
     """
-    if rule.grain not in ONE:
+    if rule.grain not in SPAN_OF_GRAIN:
         raise UsageError(
             "windows of the grain value have no schedule",
             hint="set window.grain to hour, day or month",
         )
-    windows = rule.last(ONE[rule.grain], scheduled)
+    windows = rule.last(SPAN_OF_GRAIN[rule.grain], scheduled)
     first, last = windows[0], windows[-1]
     if lookback is not None:
         first = min(first, rule.last(lookback, scheduled)[0])
@@ -59,8 +59,8 @@ def reason_late(job: Job, table_log: TableLog, scheduled: datetime) -> str | Non
     """
     if job.window is not None:
         rule = job.window.windowing()
-        if rule.grain in ONE:
-            last = rule.last(ONE[rule.grain], scheduled)[-1].label
+        if rule.grain in SPAN_OF_GRAIN:
+            last = rule.last(SPAN_OF_GRAIN[rule.grain], scheduled)[-1].label
             is_done = last in materialised_windows(table_log, rule)
             return None if is_done else f"window {last} of {job.name} is not published"
     manifest = table_log.manifest()

@@ -38,13 +38,17 @@ def refuse_nested_outputs(job: Job) -> None:
     uris = [output.uri for output in job.all_outputs.values()]
     for at, uri in enumerate(uris):
         for other in uris[:at]:
-            if _is_within(_segments(uri), _segments(other)) or _is_within(
-                _segments(other), _segments(uri)
-            ):
+            if lie_within(uri, other):
                 raise UsageError(
                     f"outputs {other} and {uri} lie within each other",
                     hint="choose outputs outside of each other",
                 )
+
+
+def lie_within(one: str, other: str) -> bool:
+    """Whether a URI is the same folder as another, or one lies in the other; resolves links."""
+    parts, others = _segments(one), _segments(other)
+    return _is_within(parts, others) or _is_within(others, parts)
 
 
 def _refuse_input(job: Job, output: str) -> None:
@@ -57,7 +61,7 @@ def _refuse_input(job: Job, output: str) -> None:
                 f"input {uri} lies in the state folder of an output, which is not data",
                 hint="read the output itself; older versions: pipeline.scan_output(uri, version)",
             )
-        if _is_within(_segments(uri), target) or _is_within(target, _segments(uri)):
+        if lie_within(uri, output):
             raise UsageError(
                 f"input {uri} and output {output} lie within each other: "
                 "the next run would read what this one wrote",

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from partitioning.errors import WindowError
 from partitioning.windows import Windowing
 from pipeline.errors import UsageError
 from pipeline.runs.backfill.scheduled import scheduled_windows
@@ -44,7 +45,7 @@ def test_what_missed_runs_have_left_out_is_added() -> None:
 def test_a_lookback_reaches_further() -> None:
     done = ["2024-03-09"]
     assert labels(DAYS, done, NOON, "3d") == ["2024-03-07", "2024-03-08", "2024-03-09"]
-    with pytest.raises(Exception, match="not a span"):
+    with pytest.raises(WindowError, match="not a span"):
         labels(DAYS, done, NOON, "soon")
 
 
