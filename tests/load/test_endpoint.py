@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any
+from urllib.parse import quote
 
 import polars as pl
 import pytest
 
 from pipeline.config.load_file import LoadFile, load_file_of
-from pipeline.errors import LoadFileError, StateError, UsageError
+from pipeline.errors import ChunkmapError, LoadFileError, StateError, UsageError
 from pipeline.http_answers import Waits
 from pipeline.load.connect import open_load
 from pipeline.load.endpoint import EndpointLoad
@@ -203,7 +205,30 @@ def test_refused_credentials_are_not_sent_again(
     [request] = sender.endpoint.requests
     assert request.headers["Authorization"] == f"Bearer {SECRET}"
     assert SECRET not in str(caught.value) + repr(caught.value) + str(caught.value.hint)
-    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(400, SECRET.replace("/", "\\/").encode()),
+        Answer(400, quote(SECRET).encode()),
+        Answer(400, gzip.compress(SECRET.encode()), {"Content-Encoding": "gzip"}),
+        Answer(302, headers={"Location": "https://host:none/"}),
+        Answer(is_lost=True),
+    ],
+)
+def test_no_spelling_of_a_secret_is_shown(
+    sender: Sender, answer: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROWS_TOKEN", SECRET)
+    sender.endpoint.script = lambda number: answer
+    sender.output.add(ids(1))
+    with pytest.raises(ChunkmapError) as caught:
+        sender.load(auth={"env": "ROWS_TOKEN"}, retries=0)
+    shown = f"{caught.value!s} {caught.value.hint}"
+    assert "tok-3n" not in shown
+    # The context is pickled with an error, and the request of an error of httpx holds the headers.
+    assert caught.value.__context__ is None
 
 
 def test_a_secret_is_stored_and_shown_nowhere(
