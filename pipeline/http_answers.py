@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import socket
 import ssl
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import cache
 
 import httpx
 
@@ -50,6 +52,16 @@ def muted_httpx() -> Iterator[None]:
         yield
     finally:
         _is_muted.reset(token)
+
+
+def ssl_context() -> ssl.SSLContext:
+    """Return what checks certificates; reading the authorities takes longer than a request."""
+    return _ssl_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+
+
+@cache
+def _ssl_context(file: str | None, folder: str | None) -> ssl.SSLContext:
+    return httpx.create_ssl_context()
 
 
 def url_of(text: str) -> httpx.URL:

@@ -130,8 +130,7 @@ class Pages(Part):
     size: PositiveInt | None = None
     """Page size that is asked for."""
     total: JsonPath | None = None
-    """Keys that lead to the number of records of all pages. Default: pages end with an empty "
-    "one."""
+    """Keys that lead to the number of records of all pages. Default: the last page is empty."""
     last: JsonPath | None = None
     """Keys that lead to the number of the last page."""
 

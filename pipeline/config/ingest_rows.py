@@ -18,6 +18,10 @@ DatabaseKind = Literal["postgresql", "sqlite"]
 _AUTHORITY = re.compile(r"[^/?#]*")
 _HAS_NO_PORT = re.compile(r":(?!\d*(,|$))(?![^\[]*\])")
 """A colon before something that is no port: a password with a slash in it, and no `@` after."""
+_NOT_VALID = (
+    "is not a valid address: encode characters of the password such as @ as %40, / as %2F, # as "
+    "%23, ? as %3F, [ as %5B and ] as %5D"
+)
 
 
 def database_kind(url: str) -> DatabaseKind:
@@ -34,11 +38,12 @@ def database_kind(url: str) -> DatabaseKind:
         assert authority is not None, "the pattern fits everything"
         user, _, hosts = authority[0].rpartition("@")
         path = rest[2 + len(authority[0]) :].partition("?")[0]
-        if "@" in user + path or _HAS_NO_PORT.search(hosts):
-            raise ValueError(
-                "is not a valid address: encode characters of the password such as @ as %40, / as "
-                "%2F, # as %23 and ? as %3F"
-            )
+        if set("@[]") & set(user) or "@" in path or _HAS_NO_PORT.search(hosts):
+            raise ValueError(_NOT_VALID)
+        try:
+            urlsplit(url.strip())
+        except ValueError:
+            raise ValueError(_NOT_VALID) from None
         return "postgresql"
     if scheme in ("mysql", "mariadb"):
         raise ValueError(

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Self
 
 from prefect import task
@@ -25,6 +26,8 @@ from pipeline.ingest.workers import LocalWorkers, Work
 LEAST_RANGES = 4
 """Number of ranges of bytes below which works are done in this process: to connect takes some
 seconds."""
+IN_FLIGHT = 200
+"""Maximum number of works that are sent and not done: each is a task run on Prefect's server."""
 ATTEMPTS = 3
 """Maximum number of times that a work is sent whose worker died."""
 
@@ -63,9 +66,14 @@ class ClusterWorkers:
         if sender is None:
             yield from self.local.map(works)
             return
-        left = [(_send(sender, work), i, 1) for i, work in enumerate(works)]
+        waiting = iter(enumerate(works))
+        left: list[tuple[SentTaskRun, int, int]] = []
         try:
-            while left:
+            while True:
+                some = islice(waiting, IN_FLIGHT - len(left))
+                left += [(_send(sender, work), i, 1) for i, work in some]
+                if not left:
+                    return
                 wait_any([sent.future for sent, _, _ in left], 1.0)
                 for sent, i, attempt in list(left):
                     ended = sent.ended()

@@ -96,5 +96,5 @@ def other_watermark(watermark: Watermark, place: str) -> UsageError:
     return UsageError(
         f"the output was read up to {watermark.value!r} of column {watermark.column!r}, which is "
         f"no value of this column of {place} now",
-        hint="ingest into another output, or name another column (sql.incremental.column)",
+        hint="ingest into another output",
     )

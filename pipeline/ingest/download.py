@@ -24,7 +24,9 @@ from pipeline.http_answers import (
     Waits,
     certificate_problem,
     is_unknown_host,
+    muted_httpx,
     retry_after,
+    ssl_context,
 )
 from pipeline.ingest.errors import SourceDeniedError, SourceError, SourceUnavailableError
 from pipeline.ingest.store import IngestStore, SourceFile
@@ -74,8 +76,9 @@ class Downloads:
             SourceError: A file has changed since it was found, is too large, or is refused.
         """
         numbered = [(n, source) for n, source in enumerate(sources) if is_url(source.uri)]
-        large = [pair for pair in numbered if pair[1].size > LARGE]
-        small = [pair for pair in numbered if pair[1].size <= LARGE]
+        # Servers that name no length may send a large file.
+        small = [pair for pair in numbered if 0 < pair[1].size <= LARGE]
+        large = [pair for pair in numbered if pair not in small]
         infos = map_concurrently(lambda pair: self._stored(store, *pair), small, AT_ONCE)
         infos += [self._stored(store, *pair) for pair in large]
         return {source.uri: info for (_, source), info in zip(small + large, infos, strict=True)}
@@ -84,20 +87,18 @@ class Downloads:
         try:
             return store.download(number)
         except ObjectMissingError:
-            store.put_download(number, self._retry(source.uri, lambda c: self._read(c, source)))
+            hint = store.begin_again
+            data = self._retry(source.uri, lambda client: self._read(client, source, hint))
+            store.put_download(number, data)
             return store.download(number)
 
-    def _read(self, client: httpx.Client, source: SourceFile) -> bytes:
+    def _read(self, client: httpx.Client, source: SourceFile, begin_again: str) -> bytes:
         url, limit = source.uri, self.files.max_bytes
         with client.stream("GET", url) as response:
             _check(response, url)
             found = _source(response, url)
             if found.etag != source.etag:
-                raise SourceError(
-                    f"{url} changed after it was found",
-                    hint="begin again, with the file as it is now: give up the ingest "
-                    "(`chunkmap vacuum OUTPUT --discard ID`), and give the command again",
-                )
+                raise SourceError(f"{url} changed after it was found", hint=begin_again)
             body = bytearray()
             # Raw: what is compressed for the way is decompressed within the limit, as files are.
             for part in response.iter_raw():
@@ -134,12 +135,16 @@ def _wait(error: Exception) -> bool | float:
 @contextmanager
 def _client(url: str) -> Iterator[httpx.Client]:
     try:
-        with httpx.Client(
-            headers={"User-Agent": "chunkmap", "Accept-Encoding": "identity"},
-            timeout=TIMEOUT,
-            follow_redirects=True,
-            max_redirects=MAX_REDIRECTS,
-        ) as client:
+        with (
+            muted_httpx(),
+            httpx.Client(
+                headers={"User-Agent": "chunkmap", "Accept-Encoding": "identity"},
+                verify=ssl_context(),
+                timeout=TIMEOUT,
+                follow_redirects=True,
+                max_redirects=MAX_REDIRECTS,
+            ) as client,
+        ):
             yield client
     except httpx.TooManyRedirects:
         raise SourceError(f"{url} redirects more than {MAX_REDIRECTS} times") from None

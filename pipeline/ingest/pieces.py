@@ -172,7 +172,7 @@ class PieceReader:
         """Return the content of a piece, with the header before it."""
         limit = self.files.max_bytes
         try:
-            if piece.bytes > limit:
+            if piece.is_whole and piece.bytes > limit:  # Cutting has limited the others.
                 raise ContentError(
                     f"it has {piece.bytes:,} bytes, more than {limit:,} (files.max_bytes)"
                 )

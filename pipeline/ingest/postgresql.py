@@ -163,7 +163,7 @@ class PostgreSQL(Database):
                 raise
             raise SourceError(
                 "the snapshot of one connection to PostgreSQL is not known to another: "
-                f"{self._without_secrets(_message(error))}",
+                f"{self._message(error)}",
                 hint="name one server in the address (sql.url), not a pool of several",
             ) from None
 
@@ -184,7 +184,7 @@ class PostgreSQL(Database):
             raise self._unreachable(error) from None
 
     def _unreachable(self, error: adbc_driver_manager.Error) -> ChunkmapError:
-        text = self._without_secrets(_message(error))
+        text = self._message(error)
         if re.search(_INVALID_ADDRESS, text):  # The message may hold a part of the password.
             return UsageError(
                 "the address of the database is not valid (sql.url)",
@@ -200,10 +200,12 @@ class PostgreSQL(Database):
             "command again",
         )
 
-    def _without_secrets(self, text: str) -> str:
+    def _message(self, error: Exception) -> str:
+        """Return the server's message, masked before it is cut: a part of a secret is one too."""
+        text = str(error)
         for secret in self._secrets:
             text = text.replace(secret, MASK)
-        return text
+        return _message(text)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -217,7 +219,7 @@ class PostgreSQL(Database):
         """Return the error that an error of the driver means, by its SQLSTATE."""
         found = re.search(r"SQLSTATE: (\w{5})", str(error))
         state = getattr(error, "sqlstate", None) or (found[1] if found else "")
-        text = self._without_secrets(_message(error))
+        text = self._message(error)
         if isinstance(error, adbc_driver_manager.NotSupportedError):
             return SourceError(
                 f"{self.place} cannot be read: {text}", hint="cast the column in sql.query to text"
@@ -263,9 +265,9 @@ _HINTS = {
 """Hints by the beginning of the SQLSTATE."""
 
 
-def _message(error: Exception) -> str:
+def _message(text: str) -> str:
     """Return the server's message without the driver's words around it."""
-    text = re.sub(r"\. SQLSTATE: \w+$", "", str(error).strip()).strip()
+    text = re.sub(r"\. SQLSTATE: \w+$", "", text.strip()).strip()
     text = re.sub(r"\s*Query was:.*", "", text, flags=re.DOTALL)
     found = re.search(r"(?:ERROR|FATAL):\s+(.*)", text, re.DOTALL)
     text = found[1] if found else re.sub(r"^[A-Z_]+: (\[libpq\] )?", "", text)
@@ -286,7 +288,7 @@ def _select(columns: Sequence[Column], source: str, part: str | None) -> str:
     """Return a query, with the dimensions of arrays after the columns."""
     names = [column.expression for column in columns]
     names += [f"array_ndims({quoted(c.name)})" for c in columns if c.is_array]
-    more = "" if part is None else f"{' AND ' if ' WHERE ' in source else ' WHERE '}({part})"
+    more = "" if part is None else f" AND ({part})"
     return f"SELECT {', '.join(names)} {source}{more}"
 
 
@@ -324,7 +326,7 @@ class _Session:
 
     def condition(self, selection: Selection, columns: list[Column]) -> tuple[str, str | None]:
         """Return FROM and WHERE, and with a lag the literal of the value that is not read yet."""
-        source, incremental = f"FROM {selection.relation}", selection.sql.incremental
+        source, incremental = f"FROM {selection.relation} WHERE true", selection.sql.incremental
         if incremental is None:
             return source, None
         place, name = self._database.place, incremental.column
@@ -335,7 +337,7 @@ class _Session:
         if kind not in _WATERMARKS or (incremental.lag is not None and kind not in _TIMES):
             allowed = list(_TIMES) if incremental.lag is not None else list(_WATERMARKS)
             raise no_watermark(name, kind, ", ".join(allowed))
-        if self.one(f"SELECT 1 {source} WHERE {quoted(name)} IS NULL LIMIT 1") is not None:
+        if self.one(f"SELECT 1 {source} AND {quoted(name)} IS NULL LIMIT 1") is not None:
             raise no_value(name, place)
         rules: list[str] = []
         after, low, high = selection.after, "", None
@@ -349,7 +351,7 @@ class _Session:
             start = end if after is None else f"greatest({end}, {low})"
             high = f"{literal(str(self.one(f'SELECT ({start})::text')))}::{kind}"
             rules.append(f"{quoted(name)} < {high}")
-        return source + (f" WHERE {' AND '.join(rules)}" if rules else ""), high
+        return " AND ".join([source, *rules]), high
 
     def watermark(
         self, selection: Selection, columns: list[Column], source: str, high: str | None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, Self
 
@@ -19,6 +19,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from partitioning import ObjectInfo
+from pipeline.concurrency import map_concurrently
 from pipeline.config.ingest import Files
 from pipeline.errors import StateError, UnreadableObjectError, UsageError
 from pipeline.ingest.contents import COMPRESSED_STARTS, ContentError
@@ -26,7 +27,7 @@ from pipeline.ingest.cuts import HEADER_BYTES, header_end, line_end, quotes_fit,
 from pipeline.ingest.pieces import Piece, PieceFound, PieceReader, format_of_uri, separator_of
 from pipeline.ingest.schema import Types
 from pipeline.ingest.store import CutFile, IngestStore, SourceFile
-from pipeline.ingest.workers import Workers, results
+from pipeline.ingest.workers import Workers
 from pipeline.report.humanize import plural
 from pipeline.storage import Storage
 
@@ -150,7 +151,7 @@ class _Scan:
         """Read on until the first record ends that ends at or after an offset."""
         size, limit = self.work.file.size, self.work.files.max_bytes
         if self.work.inside is None:  # A guess is not worth much.
-            limit = min(limit, at + 4 * self.work.size + 4 * _TAIL)
+            limit = min(limit, 4 * self.work.size + 4 * _TAIL)
         if base + at >= size:
             return data, size - base
         more = 2 * _TAIL
@@ -158,7 +159,7 @@ class _Scan:
             have = base + len(data)
             if have >= size:
                 return data, size - base
-            if len(data) > limit:
+            if len(data) - at > limit:
                 raise self.reader.unreadable(
                     self.work.file,
                     ContentError(
@@ -169,6 +170,76 @@ class _Scan:
             data += self.reader.range(self.work.file, have, min(size, have + more))
             more *= 2
         return data, end
+
+
+@dataclass(slots=True)
+class FileScan:
+    """The ranges of a file, and what reading them has found."""
+
+    file: Piece
+    reader: PieceReader
+    size: int
+    """Size of ranges."""
+    count: int
+    """Number of ranges."""
+    declared: tuple[str, ...]
+    ranges: dict[int, RangeFound] = field(default_factory=dict)
+    states: list[bool] = field(default_factory=list)
+    """Whether each range begins inside quotes."""
+    problem: str = ""
+    """Why the file cannot be cut."""
+
+    def work(self, number: int, inside: bool | None) -> ScanRange:
+        """Return the work of reading a range."""
+        return ScanRange(
+            file=self.file,
+            files=self.reader.files,
+            number=number,
+            size=self.size,
+            inside=inside,
+            declared=self.declared,
+        )
+
+    def decide(self) -> None:
+        """Decide which ranges begin inside quotes.
+
+        Raises:
+            UnreadableObjectError: A quote is never closed.
+        """
+        inside = False
+        for number in range(self.count):
+            found = self.ranges[number]
+            if not found.fits[inside]:
+                offset = number * self.size
+                self.problem = f"has a quote inside a value without quotes after byte {offset:,}"
+                return
+            self.states.append(inside)
+            inside ^= found.odd
+        if inside:
+            raise self.reader.unreadable(self.file, ContentError("a quote is never closed"))
+
+    def wrong(self) -> list[int]:
+        """Return the ranges that were read as what they are not."""
+        return [i for i, state in enumerate(self.states) if not self.ranges[i].is_read(state)]
+
+    def pieces(self) -> tuple[CutFile, list[PieceFound]]:
+        """Return where the file is cut, and what is known of its pieces.
+
+        Raises:
+            StateError: The pieces do not fit together.
+        """
+        ordered = (self.ranges[i] for i in range(self.count))
+        cut = [
+            (r.piece, r.found) for r in ordered if r.piece is not None and r.piece[1] > r.piece[0]
+        ]
+        starts = tuple(start for (start, _), _ in cut)
+        if [*starts, self.file.size] != [0, *(end for (_, end), _ in cut)]:
+            problem = "workers have cut it into pieces that do not fit together"
+            raise StateError(self.file.uri, problem)
+        kind, header = _cut_kind(self.file), self.file.header
+        return CutFile(uri=self.file.uri, kind=kind, header=header, starts=starts), [
+            found for _, found in cut
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,15 +264,17 @@ class Cutting:
             UsageError: A file was cut as one of another format.
         """
         wholes = [whole_file(source, self.files, stored.get(source.uri)) for source in sources]
-        known = {cut.uri: cut for cut in store.cuts()}
+        decided = store.cuts()
         found: dict[str, list[PieceFound]] = {}
-        if not known:
-            own = [self._cut(file, declared, found) for file in wholes if self._is_large(file)]
-            counted = store.put_cuts(own)
-            if counted != tuple(own):  # Another driver was first.
+        if decided is None:
+            own = self._cut([file for file in wholes if self._is_large(file)], declared, found)
+            decided = store.put_cuts(own)
+            if decided != tuple(own):  # Another driver was first.
                 found = {}
-            known = {cut.uri: cut for cut in counted}
-        by_file = {file.uri: _pieces(file, known.get(file.uri)) for file in wholes}
+        known = {cut.uri: cut for cut in decided}
+        by_file = {
+            file.uri: _pieces(file, known.get(file.uri), store.begin_again) for file in wholes
+        }
         return CutPieces(
             [piece for pieces in by_file.values() for piece in pieces],
             _digest(list(known.values())) if known else "",
@@ -216,9 +289,39 @@ class Cutting:
         return file.kind in ("csv", "ndjson") and file.size > self.files.range_bytes
 
     def _cut(
-        self, file: Piece, declared: Sequence[str], found: dict[str, list[PieceFound]]
-    ) -> CutFile:
-        """Cut a file, or leave it whole where that is not possible."""
+        self,
+        files: Sequence[Piece],
+        declared: Sequence[str],
+        found: dict[str, list[PieceFound]],
+    ) -> list[CutFile]:
+        """Cut files, or leave them whole where that is not possible; all ranges at once."""
+        begun = map_concurrently(lambda file: self._begin(file, declared), files)
+        scans = [scan for scan in begun if isinstance(scan, FileScan)]
+        self._read([(scan, i, None) for scan in scans for i in range(scan.count)])
+        for scan in scans:
+            scan.decide()
+        left = [scan for scan in scans if not scan.problem]
+        self._read([(scan, i, scan.states[i]) for scan in left for i in scan.wrong()])
+        cuts: list[CutFile] = []
+        for each in begun:
+            if isinstance(each, CutFile):
+                cuts.append(each)
+            elif each.problem:
+                cuts.append(self._whole(each.file, each.problem))
+            else:
+                cut, found[each.file.uri] = each.pieces()
+                cuts.append(cut)
+        return cuts
+
+    def _read(self, ranges: Sequence[tuple[FileScan, int, bool | None]]) -> None:
+        """Read ranges of several files, and note what each has."""
+        works = [scan.work(number, inside) for scan, number, inside in ranges]
+        for at, result in self.workers.map(works):
+            scan, number, _ = ranges[at]
+            scan.ranges[number] = result
+
+    def _begin(self, file: Piece, declared: Sequence[str]) -> FileScan | CutFile:
+        """Read the beginning of a file; return what is to be read, or that it stays whole."""
         reader = PieceReader(self.storage, self.files)
         beginning = reader.range(file, 0, min(file.size, HEADER_BYTES))
         if beginning.startswith(COMPRESSED_STARTS):
@@ -229,7 +332,6 @@ class Cutting:
             if header is None:
                 return self._whole(file, f"has no line of {HEADER_BYTES:,} bytes or less")
         assert header is not None, "files without one are read whole"
-        file = file.model_copy(update={"header": header})
         size = max(self.files.range_bytes, header, 1)
         count = -(-file.size // size)
         if count > MAX_RANGES:
@@ -238,38 +340,8 @@ class Cutting:
                 f"{MAX_RANGES:,}",
                 hint="raise files.range_bytes",
             )
-
-        def scan(number: int, inside: bool | None) -> ScanRange:
-            return ScanRange(
-                file=file,
-                files=self.files,
-                number=number,
-                size=size,
-                inside=inside,
-                declared=tuple(declared),
-            )
-
-        ranges: list[RangeFound] = results(self.workers, [scan(i, None) for i in range(count)])
-        states, inside = [], False
-        for number, found_range in enumerate(ranges):
-            if not found_range.fits[inside]:
-                where = f"has a quote inside a value without quotes after byte {number * size:,}"
-                return self._whole(file, where)
-            states.append(inside)
-            inside ^= found_range.odd
-        if inside:
-            raise reader.unreadable(file, ContentError("a quote is never closed"))
-        wrong = [i for i, state in enumerate(states) if not ranges[i].is_read(state)]
-        again = results(self.workers, [scan(i, states[i]) for i in wrong])
-        for number, found_range in zip(wrong, again, strict=True):
-            ranges[number] = found_range
-        whole = [one for one in ranges if one.piece is not None and one.piece[1] > one.piece[0]]
-        found[file.uri] = [one.found for one in whole]
-        starts = tuple(one.piece[0] for one in whole if one.piece)
-        ends = [one.piece[1] for one in whole if one.piece]
-        if [*starts, file.size] != [0, *ends]:
-            raise StateError(file.uri, "workers have cut it into pieces that do not fit together")
-        return CutFile(uri=file.uri, kind=_cut_kind(file), header=header, starts=starts)
+        file = file.model_copy(update={"header": header})
+        return FileScan(file, reader, size, count, tuple(declared))
 
     def _whole(self, file: Piece, problem: str = "") -> CutFile:
         """Leave a file whole, if it can be read like that."""
@@ -316,13 +388,13 @@ def _cut_kind(file: Piece) -> Literal["csv", "ndjson"]:
     return "ndjson" if file.kind == "ndjson" else "csv"
 
 
-def _pieces(file: Piece, cut: CutFile | None) -> list[Piece]:
+def _pieces(file: Piece, cut: CutFile | None, begin_again: str) -> list[Piece]:
     if cut is None:
         return [file]
     if cut.kind != file.kind:
         raise UsageError(
             f"{file.uri} was cut as {cut.kind}, and now it is {file.kind} (files.format)",
-            hint="give up the ingest (`chunkmap vacuum OUTPUT --discard ID`) and begin again",
+            hint=begin_again,
         )
     ends = [*cut.starts[1:], file.size]
     return [

@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Lock
 from typing import Annotated, Final
 
@@ -51,6 +52,8 @@ READING_VERSION: Final = 1
 """Format of `reading.json`. Older releases refuse one with a higher number."""
 PART_BYTES: Final = 16 << 20
 """Bytes in memory at which rows become a part."""
+MAX_FRAMES: Final = 4_096
+"""Number of frames at which rows become a part: those of nulls alone have no size."""
 MAX_PART_BYTES: Final = 1 << 30
 """Maximum size of a part, decompressed."""
 BEGAN_AGAIN: Final = (
@@ -252,7 +255,7 @@ class PartStream:
             some = frame[start : start + rows]
             self._frames.append(some)
             self._bytes += int(some.estimated_size())
-            if self._bytes >= PART_BYTES:
+            if self._bytes >= PART_BYTES or len(self._frames) >= MAX_FRAMES:
                 self.close()
                 self._types = types
 
@@ -298,7 +301,7 @@ def _aligned(frame: pl.DataFrame, types: Types) -> pl.DataFrame:
     return pl.DataFrame(columns, height=frame.height)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PartRows:
     """The rows of a reading that is at its end."""
 
@@ -306,7 +309,7 @@ class PartRows:
     reading: Reading
     place: str
 
-    @property
+    @cached_property
     def units(self) -> Sequence[Unit]:
         """The parts."""
         return [Unit(part.bytes, has_rows=part.rows > 0) for part in self.reading.parts]
@@ -373,8 +376,7 @@ class PartRows:
         reading_id = self.reading.reading
         uri = _part_uri(self.store, reading_id, part.stream, part.number)
         data = self.store.storage.get(uri).data
-        hint = f"delete what is below {self.store.prefix}: the command then reads its source again"
-        with reading(uri, hint):
+        with reading(uri, self.store.begin_again):
             if hashlib.sha256(data).hexdigest() != part.sha256:
                 raise ValueError("its content does not match its checksum")
             if zstandard.frame_content_size(data) != part.bytes:

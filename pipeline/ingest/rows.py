@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import polars as pl
@@ -91,7 +92,7 @@ class Rows(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PageRows:
     """The rows of stored pages."""
 
@@ -100,7 +101,7 @@ class PageRows:
     pages: Sequence[PageRecord]
     place: str
 
-    @property
+    @cached_property
     def units(self) -> Sequence[Unit]:
         """The pages."""
         return [Unit(page.bytes, has_rows=page.records > 0) for page in self.pages]

@@ -204,7 +204,7 @@ class _Driver:
     def run(self) -> IngestSummary:
         """Do what is left."""
         number, record = self._last_round()
-        store = self._store(number)
+        store, done = self._store(number), None
         if record is not None:
             done = self._publisher(record, store).published()
             if done is not None and not self._is_more(done):
@@ -217,7 +217,8 @@ class _Driver:
         if manifest.table:
             raise plain_run(self._output, f"ingest {own}")
         if record is None:
-            if self._definition.files is not None and mode == "append":
+            is_found = done is not None or mode != "append"
+            if self._definition.files is not None and not is_found:
                 self._source.left(self._read_before())
             self._source.begin(store)
             record = store.create(self._record(number, own, manifest.number))
@@ -254,7 +255,9 @@ class _Driver:
     @property
     def _stagers(self) -> Workers | None:
         """What stages files; pages are parsed by the interpreter, so threads would not help."""
-        return None if self._definition.files is None else self._workers
+        if self._definition.files is not None:
+            return self._workers
+        return None if self._definition.http is not None else LocalWorkers(self._storage)
 
     def _read_before(self) -> list[IngestStore]:
         """Return the ingests whose rows the output has, or gets: of all definitions.
@@ -262,6 +265,8 @@ class _Driver:
         Raises:
             StateError: The record of one is damaged, so that it is not known what it has read.
         """
+        if self._definition.files is None:  # Others do not ask.
+            return []
         found = find_ingests(self._storage, self._output)
         for error in found.damaged.values():
             raise error

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.config.ingest import Ingest, SecretPlace
-from pipeline.config.ingest_rows import DatabaseUrl, Sql, database_kind
+from pipeline.config.ingest_rows import DatabaseUrl, Incremental, Sql, database_kind
 from pipeline.errors import ConflictError, UsageError
 from pipeline.ingest.database import Database, Selection
 from pipeline.ingest.fetch import FetchProgress
@@ -14,6 +14,7 @@ from pipeline.ingest.plan import declared_types
 from pipeline.ingest.readings import (
     BEGAN_AGAIN,
     PartRows,
+    Reading,
     ReadingWriter,
     Watermark,
     discard_others,
@@ -111,7 +112,7 @@ class SqlSource:
             raise ConflictError(
                 f"ingest {store.ingest} has read rows from {_shown(reading.after)} on, and the "
                 f"output has changed since: it ends at {_shown(after)}",
-                hint=f"delete what is below {store.prefix}, and give the command again",
+                hint=store.begin_again,
             )
         discard_others(store, reading.reading)
         return PartRows(store, reading, self.place)
@@ -140,20 +141,33 @@ class SqlSource:
         if incremental is None:
             return None
         log = self.table_log
-        commits = log.manifest().commits
-        ours = {ingest_id(self.definition, number + 1) for number in range(len(commits) + 1)}
-        for entry in reversed(commits):
-            if entry.run == own:
+        for entry in reversed(log.manifest().commits):
+            store = IngestStore(log.storage, log.output, entry.run)
+            reading = None if entry.run == own else load_reading(store)
+            if reading is None or not self._is_ours(store, reading):
                 continue
-            reading = load_reading(IngestStore(log.storage, log.output, entry.run))
-            mark = None if reading is None else reading.watermark
-            if reading is None or mark is None or mark.column != incremental.column:
-                continue
-            if mark.value is not None and (
-                reading.name == self.definition.name or reading.ingest in ours
-            ):
-                return mark
+            if reading.watermark is None or reading.watermark.column != incremental.column:
+                raise _read_otherwise(log.output, reading, incremental)
+            if reading.watermark.value is not None:
+                return reading.watermark
         return None
+
+    def _is_ours(self, store: IngestStore, reading: Reading) -> bool:
+        """Whether a reading is of this definition, or of one of the same name."""
+        if reading.name == self.definition.name:
+            return True
+        record = store.record()
+        return record is not None and ingest_id(self.definition, record.round) == store.ingest
+
+
+def _read_otherwise(output: str, reading: Reading, incremental: Incremental) -> UsageError:
+    """Return the error for rows that were read by another column: they would be there twice."""
+    before = "as a whole" if reading.watermark is None else f"by {reading.watermark.column!r}"
+    return UsageError(
+        f"{output} has the rows of ingest {reading.ingest}, which were read {before}; by "
+        f"{incremental.column!r} they would be read again (sql.incremental.column)",
+        hint="ingest into another output, or under another name if the rows are others",
+    )
 
 
 def _shown(mark: Watermark | None) -> str:

@@ -137,17 +137,18 @@ class SQLite(Database):
         if name not in known:  # SQLite would take the name for a text.
             key = "sql.incremental.column"
             raise no_column(name, self.place, dict.fromkeys(known), key)
-        kind = f"SELECT typeof({column}) {source} WHERE typeof({column})"
-        if self._one(connection, f"{kind} = 'null' LIMIT 1", []):
+        kinds = {
+            kind for (kind,) in connection.execute(f"SELECT DISTINCT typeof({column}) {source}")
+        }
+        if "null" in kinds:
             raise no_value(name, self.place)
-        if self._one(connection, f"{kind} = 'blob' LIMIT 1", []):
+        if "blob" in kinds:
             raise no_watermark(name, "blob", "integer, real or text")
         after = selection.after
         if after is None or after.value is None:
             return source, []
         value = after.value
-        same = "'text'" if isinstance(value, str) else "'integer', 'real'"
-        if self._one(connection, f"{kind} NOT IN ({same}) LIMIT 1", []):
+        if kinds - ({"text"} if isinstance(value, str) else {"integer", "real"}):
             raise other_watermark(after, self.place)
         # A parameter has no affinity, which a text that looks like a number depends on.
         return f"{source} WHERE {column} {'>' if after.is_read else '>='} ?", [value]

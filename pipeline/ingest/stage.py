@@ -83,7 +83,8 @@ class Staging:
         if self.workers is None:
             yield from map(self.stage, numbers)
             return
-        works = [StageFile.of(self, number) for number in numbers]
+        definition = self.ingest.to_yaml()
+        works = [StageFile.of(self, number, definition) for number in numbers]
         for at, staged in self.workers.map(works):
             if (staged.ingest, staged.plan, staged.number) != (
                 self.store.ingest,
@@ -204,10 +205,10 @@ class StageFile(BaseModel):
     """What stages it in this process; others open it."""
 
     @classmethod
-    def of(cls, staging: Staging, number: int) -> Self:
+    def of(cls, staging: Staging, number: int, definition: str) -> Self:
         """Return the work of a planned file."""
         work = cls(
-            definition=staging.ingest.to_yaml(),
+            definition=definition,
             ingest=staging.store.ingest,
             plan=staging.plan.plan,
             number=number,

@@ -382,12 +382,12 @@ class IngestStore:
             return tuple(files)
         return self.sources()
 
-    def cuts(self) -> tuple[CutFile, ...]:
-        """Read where files are cut; none if none is. Raises StateError if it is damaged."""
+    def cuts(self) -> tuple[CutFile, ...] | None:
+        """Read where files are cut; None if it is not decided. Raises StateError if damaged."""
         uri = self.prefix + "ranges.json"
         blob = self.storage.get_or_none(uri)
         if blob is None:
-            return ()
+            return None
         stored = parse_stored(CutFiles, blob.data, uri)
         refuse_newer(uri, stored.version, CUTS_VERSION)
         if stored.ingest != self.ingest:
@@ -395,13 +395,13 @@ class IngestStore:
         return stored.files
 
     def put_cuts(self, files: Sequence[CutFile]) -> tuple[CutFile, ...]:
-        """Store where files are cut, unless it is stored; return what counts."""
-        if not files:
-            return ()
+        """Store where files are cut, if only that none is; return what counts."""
         with suppress(AlreadyExistsError):
             self._put_new("ranges.json", CutFiles(ingest=self.ingest, files=tuple(files)))
             return tuple(files)
-        return self.cuts()
+        stored = self.cuts()
+        assert stored is not None, "it already exists"
+        return stored
 
     def download(self, number: int) -> ObjectInfo:
         """Return where a downloaded file is. Raises ObjectMissingError."""

@@ -138,6 +138,12 @@ def test_new_urls_are_appended(it: World, site: Site) -> None:
     site.replies["/a.csv"] = file(CSV * 2, '"2"')
     again = ingest(it, site, "/a.csv", **append)
     assert "1 file changed after being ingested" in again.notes[0]
+    more = ingest(it, site, "/a.csv", "/b.csv", **append)
+    assert (more.already, more.rows) == (False, 1)
+    assert it.frame()["id"].to_list() == [1, 2, 3]
+    site.asked.clear()
+    assert ingest(it, site, "/a.csv", "/b.csv", **append).already
+    assert sorted(site.asked) == ["/a.csv", "/b.csv"], "files are found once"
 
 
 @pytest.mark.parametrize(
@@ -171,7 +177,7 @@ def test_redirects_are_followed(it: World, site: Site) -> None:
     assert ingest(it, site, "/a.csv").rows == 2
 
 
-def test_an_unknown_host_is_named(it: World) -> None:
+def test_a_host_that_does_not_answer_is_named(it: World) -> None:
     with pytest.raises(SourceUnavailableError, match=r"http://127\.0\.0\.1:1/a\.csv"):
         it.ingest(files={"uri": "http://127.0.0.1:1/a.csv"})
 

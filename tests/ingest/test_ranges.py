@@ -352,6 +352,32 @@ def test_stored_cuts_are_checked(it: World) -> None:
         it.ingest(**SMALL)
 
 
+def test_how_files_are_cut_is_decided_once(it: World) -> None:
+    whole = {**SMALL, "files": {"uri": FOLDER}}
+    it.dies(it.calls(**whole).index("stage"), **whole)
+    assert it.ingest(**SMALL).rows == 200
+
+
+def test_a_piece_may_be_larger_than_a_record(it: World) -> None:
+    """The limit is one of what is read as a whole: a record, or a file that is not cut."""
+    row = b'1,"%s",1\n' % (b"x" * 560)
+    it.backend.put(FOLDER + "1.csv", b"id,name,n\n" + row * 9)
+    assert it.ingest(**{**SMALL, "files": {**SMALL["files"], "max_bytes": 600}}).rows == 9
+
+
+def test_ranges_of_all_files_are_read_at_the_same_time(it: World) -> None:
+    it.backend.put(FOLDER + "2.csv", TEXT)
+    counts: list[int] = []
+
+    class Counted:
+        def map(self, works: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+            counts.append(len(works))
+            yield from ((i, work.do(it.backend.storage())) for i, work in enumerate(works))
+
+    it.ingest(options={"workers": Counted()}, **SMALL)
+    assert counts[0] == 2 * -(-len(TEXT) // 500)
+
+
 class Elsewhere:
     """Does works as another process does: all that it knows is text."""
 

@@ -155,7 +155,9 @@ def test_an_ingest_whose_source_fails_goes_on_after_the_last_page(world: Worlds,
     it.api.queries.clear()
     summary = it.ingest()
     assert it.frame().equals(expected(45))
-    assert summary.asked == summary.pages - kept
+    # Numbered pages are asked for ahead, so perhaps also after the last.
+    most = 8 if by in ("page", "offset") else 0
+    assert 0 <= summary.asked - (summary.pages - kept) <= most
     assert broken in it.api.queries
     assert not it.api.twice()
 

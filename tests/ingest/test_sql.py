@@ -28,6 +28,7 @@ from pipeline.errors import (
 from pipeline.ingest import readings
 from pipeline.ingest.errors import SourceDeniedError, SourceError, SourceUnavailableError
 from pipeline.ingest.postgresql import PostgreSQL
+from pipeline.ingest.store import IngestStore
 from pipeline.ingest.vacuum import expire_ingests
 from pipeline.runs.admin.verify import verify_output
 from pipeline.storage import Storage
@@ -253,7 +254,38 @@ def test_no_rows_are_no_error(it: World, in_sqlite: Shop) -> None:
     shop.run("INSERT INTO orders VALUES (1, 'x')")
     assert new_rows(it) == 1
     with pytest.raises(UsageError, match="has no column 'nr'"):
-        new_rows(it, column="nr")
+        it.ingest(name="others", **incremental("nr"))
+
+
+def test_rows_are_not_read_twice_by_another_column(it: World, in_sqlite: Shop) -> None:
+    in_sqlite.fill(10)
+    new_rows(it)
+    with pytest.raises(
+        UsageError, match="which were read by 'id'; by 'price' they would"
+    ) as caught:
+        new_rows(it, column="price")
+    assert "another output" in (caught.value.hint or "")
+    it.forget()
+    it.ingest(sql=sql(), output={"mode": "append"})
+    with pytest.raises(UsageError, match="which were read as a whole"):
+        new_rows(it)
+
+
+def test_a_renamed_ingest_goes_on_after_its_rows(it: World, in_sqlite: Shop) -> None:
+    """Its id counts, also after ingests that were given up."""
+    in_sqlite.fill(10)
+    for _ in range(2):
+        it.dies(it.calls(**incremental()).index("stage"), **incremental())
+        [name] = {name.partition("/")[0] for name in it.state("ingest.json")} - given_up(it)
+        IngestStore(it.backend.storage(), OUTPUT, name).note_discarded()
+    new_rows(it)
+    in_sqlite.add(10)
+    assert it.ingest(name="renamed", **incremental()).rows == 1
+    assert it.frame().equals(Shop.rows(*range(11)))
+
+
+def given_up(it: World) -> set[str]:
+    return {name.partition("/")[0] for name in it.state("discarded.json")}
 
 
 def test_large_results_become_many_parts(
@@ -309,7 +341,8 @@ def test_a_missing_or_wrong_address_is_named(it: World, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     "url",
     [
-        *(f"postgresql://u:hu{odd}sh@h/d" for odd in "@/#?"),
+        *(f"postgresql://u:hu{odd}sh@h/d" for odd in "@/#?[]"),
+        "postgresql://u:p@[::1/d",
         "postgresql://u:12/hush@h/d",
         "sqlite:",
         "mariadb://h/d",
@@ -331,7 +364,7 @@ def test_a_damaged_part_is_named(it: World, in_sqlite: Shop) -> None:
     it.backend.put(uri, data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(StateError, match="does not match its checksum") as caught:
         it.ingest(sql=sql())
-    assert "delete what is below" in (caught.value.hint or "")
+    assert "--discard" in (caught.value.hint or "")
 
 
 # -- SQLite ----------------------------------------------------------------------------------------
@@ -494,9 +527,16 @@ def test_values_that_would_change_are_refused_or_declared(
         assert it.frame()["v"].to_list() == [kept]
 
 
+def test_a_secret_is_masked_before_a_message_is_cut() -> None:
+    url = "postgresql://u:hush-hush@h/d"
+    message = PostgreSQL(url, "t")._message(ValueError("ERROR: " + "x" * 495 + " hush-hush"))
+    assert message.startswith("xxx") and "hus" not in message
+
+
 @pytest.mark.integration
+@pytest.mark.parametrize("rows", [{}, {"query": "SELECT * FROM orders WHERE name <> 'x'"}])
 def test_parallel_queries_read_one_snapshot(
-    it: World, in_postgres: Shop, monkeypatch: pytest.MonkeyPatch
+    it: World, in_postgres: Shop, monkeypatch: pytest.MonkeyPatch, rows: dict[str, str]
 ) -> None:
     """Rows move between ranges while they are read; each arrives once, as it was."""
     in_postgres.run(
@@ -513,7 +553,7 @@ def test_parallel_queries_read_one_snapshot(
         in_postgres.run("UPDATE orders SET id = 999 - id, name = 'changed'")
 
     monkeypatch.setattr(PostgreSQL, "_join", join)
-    summary = it.ingest(sql=sql(split_by="id", connections=3))
+    summary = it.ingest(sql=sql(split_by="id", connections=3, **rows))
     assert len(opened) == 3 and len(set(opened)) == 1
     assert summary.rows == 2001
     frame = it.frame()
