@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, model_valid
 
 from pipeline.config.ingest import load_ingest
 from pipeline.config.job import load_job
-from pipeline.config.job_part import Part
+from pipeline.config.job_part import Part, VariableName
 from pipeline.config.load_file import read_load_file
 from pipeline.config.yaml_file import YamlFile, read_yaml
 from pipeline.config.yaml_model import validate
@@ -108,7 +108,7 @@ class SlotLimit(Part):
 class SecretSource(Part):
     """Where the value of a Secret block comes from when it is deployed."""
 
-    env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    env: VariableName
     """Variable that holds the secret."""
 
 
@@ -118,7 +118,7 @@ Incident = Literal["failed", "crashed", "quarantined", "late", "recovered"]
 class Notify(Part):
     """Where messages about incidents go."""
 
-    env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    env: VariableName
     """Variable that holds the URL, which is kept in a block."""
     kind: Literal["slack", "teams", "webhook", "apprise"] = "apprise"
     """`apprise`: any URL of Apprise, e.g. `mailtos://…` or `pagerduty://…`. `webhook`: a POST with

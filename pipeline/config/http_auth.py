@@ -7,14 +7,13 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.job_part import Part
+from pipeline.config.job_part import Part, VariableName
 from pipeline.config.masking import is_secret_name, mask_text
 from pipeline.errors import UsageError
 
 PLACEHOLDER = "{secret}"
 """What stands for the secret in the value of a header."""
 _TOKEN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
-_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _SECRET_NAME = re.compile(
     r"(^|[-_.])(cookie2?|jwt|otp|sid|sessid|session(_?id)?|[a-z]*sess(ion)?id)$"
     r"|(?<![a-z])(api|app|auth|client|consumer|license|licence|product|service|session|subscription"
@@ -58,7 +57,7 @@ class Auth(Part):
     """Name of the header."""
     value: HeaderValue = f"Bearer {PLACEHOLDER}"
     """Value of the header; `{secret}` stands for the secret."""
-    env: Annotated[str, Field(pattern=_VARIABLE)] | None = None
+    env: VariableName | None = None
     """Name of the environment variable that holds the secret."""
     secret: Annotated[str, Field(min_length=1)] | None = None
     """Name of the Prefect Secret block that holds the secret."""

@@ -8,12 +8,10 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
-from pipeline.config.job_part import Function, Part
+from pipeline.config.job_part import Function, Part, VariableName
 from pipeline.config.masking import is_secret_name
 from pipeline.config.units import Seconds
 
-VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
-"""Pattern of the name of an environment variable."""
 DatabaseKind = Literal["postgresql", "sqlite"]
 _AUTHORITY = re.compile(r"[^/?#]*")
 _HAS_NO_PORT = re.compile(r":(?!\d*(,|$))(?![^\[]*\])")
@@ -80,7 +78,7 @@ class DatabaseUrl(Part):
     value: Annotated[str, AfterValidator(_public_url)] | None = None
     """The address itself, without a password, e.g. `sqlite:shop.db`. Instead of a section, `url`
     can be this text."""
-    env: Annotated[str, Field(pattern=VARIABLE)] | None = None
+    env: VariableName | None = None
     """Name of the environment variable that holds the address, with its password:
     `postgresql://user:password@host/database` with any parameter of libpq, or `sqlite:FILE`."""
     secret: Annotated[str, Field(min_length=1)] | None = None

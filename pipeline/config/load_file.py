@@ -33,7 +33,7 @@ from pydantic import (
 
 from pipeline.config.file_examples import nested
 from pipeline.config.http_auth import Auth, HeaderName, HeaderValue, names_secret, refuse_secrets
-from pipeline.config.job_part import Part
+from pipeline.config.job_part import Part, VariableName
 from pipeline.config.masking import is_secret_name, names_user
 from pipeline.config.units import Seconds, Size
 from pipeline.config.yaml_file import YamlFile, change_yaml, dump_yaml, parse_yaml, read_yaml
@@ -193,7 +193,7 @@ class LoadInto(Part):
     schema_: Literal["match", "widen"] = Field("match", alias="schema")
     """`match`: the table must have the columns of the output. `widen`: the table gets the columns
     that it lacks."""
-    password_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    password_env: VariableName | None = None
     """Variable that holds the password."""
     password_block: Annotated[str, Field(min_length=1)] | None = None
     """Secret block of Prefect that holds the password."""

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.config.job_part import VariableName
 from pipeline.config.units import Seconds, Size, SizeOrNone
 
 
@@ -266,7 +267,7 @@ class BucketSettings(_Section):
     """Region of the bucket."""
     profile: str | None = None
     """Profile of ~/.aws/config and ~/.aws/credentials that has its credentials."""
-    env_prefix: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    env_prefix: VariableName | None = None
     """Prefix of the variables that hold its credentials, e.g. `ARCHIVE_` for
     ARCHIVE_AWS_ACCESS_KEY_ID, ARCHIVE_AWS_SECRET_ACCESS_KEY and ARCHIVE_AWS_SESSION_TOKEN. Workers
     need them too."""

@@ -275,7 +275,7 @@ class Client:
         if not is_readable(response.headers):
             encoding = self._secret.masked(response.headers["content-encoding"])[:MAX_EXCERPT]
             raise SourceError(
-                f"{address} answers in the encoding {encoding!r}, and was asked for gzip or none",
+                f"{address} answers in the encoding {encoding!r}; gzip or none was requested",
                 hint="set http.headers: {Accept-Encoding: identity}, if the API has such answers",
             )
         try:
@@ -303,7 +303,7 @@ class Client:
         except TwiceError as error:
             raise SourceError(
                 f"{address}: {self._secret.masked(str(error))}, of which one value would be lost",
-                hint="whoever runs the API has to fix it",
+                hint="report it to the provider of the API",
             ) from None
         except (ValueError, RecursionError) as error:
             if is_masked:  # The mask is no number, for example.

@@ -1,6 +1,6 @@
 """Errors of sources.
 
-SourceError                     fix the definition, or ask whoever runs the source
+SourceError                     fix the definition, or contact the owner of the source
 ├── SourceUnavailableError      may pass on a retry; afterwards, give the command again
 ├── SourceDeniedError           fix the secret, or its rights
 ├── SourceFileError             give the ingest up, and begin again

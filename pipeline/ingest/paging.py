@@ -159,7 +159,7 @@ class Paging:
             except UnicodeError:
                 raise SourceError(
                     f"{address}: {_where(pages.path)} is a text that no address can hold",
-                    hint="whoever runs the API has to fix it",
+                    hint="report it to the provider of the API",
                 ) from None
         link = answer.link if pages.path is None else self._next(answer, address)
         return self._linked(address, link)

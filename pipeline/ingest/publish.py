@@ -99,11 +99,11 @@ class IngestPublisher:
         return entry
 
     def _refuse_discarded(self) -> None:
-        """Refuse to publish what a user has given up meanwhile: another ingest may read it too."""
+        """Refuse to publish what was discarded meanwhile: another ingest may read it too."""
         if self.store.is_discarded() and self.published() is None:
             raise UsageError(
-                f"ingest {self.record.ingest} of {self.store.output} was given up (vacuum "
-                "--discard) while it ran",
+                f"ingest {self.record.ingest} of {self.store.output} was discarded (chunkmap "
+                "vacuum --discard) while it ran",
                 hint="give the command again, which reads everything as it is now",
             )
 

@@ -87,7 +87,7 @@ def _refuse_name(name: str, kind: pl.DataType) -> None:
 def _unfit(name: str, problem: str) -> SchemaChangedError:
     shown = printable_line(name)[:100]
     return SchemaChangedError(
-        f"field {shown!r} {problem}", hint="whoever makes the records has to fix it"
+        f"field {shown!r} {problem}", hint="correct the records at their source"
     )
 
 

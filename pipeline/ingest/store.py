@@ -9,7 +9,7 @@
     plans/<plan>.json                 schema and files, once
     files/<plan>/<file>-<attempt>.json  a staged file, once
     published.json                    the manifest that published it; advisory
-    discarded.json                    it was given up, once
+    discarded.json                    it was discarded, once
 
 Nothing is rewritten, so two processes at a time do no harm. What is read is untrusted: documents
 have checksums, sizes are limited, and addresses must be those of the source.
@@ -306,7 +306,7 @@ class IngestStore:
     def begin_again(self) -> str:
         """How users give it up, so that the same command begins another one: a hint."""
         return (
-            f"give up what was read: chunkmap vacuum {self.output} --discard {self.ingest}; then "
+            f"discard what was read: chunkmap vacuum {self.output} --discard {self.ingest}; then "
             "give the command again, which reads everything as it is now"
         )
 
@@ -349,11 +349,11 @@ class IngestStore:
         self.storage.put(self.prefix + "published.json", seal_json(document))
 
     def is_discarded(self) -> bool:
-        """Whether a user has given it up: the same command then begins another one."""
+        """Whether it was discarded: the same command then begins another one."""
         return self.storage.get_or_none(self.prefix + "discarded.json") is not None
 
     def note_discarded(self) -> None:
-        """Note that a user has given it up."""
+        """Note that it was discarded."""
         with suppress(AlreadyExistsError):
             document = orjson.dumps({"ingest": self.ingest, "at": time.time()})
             self.storage.put_new(self.prefix + "discarded.json", seal_json(document))
