@@ -23,6 +23,7 @@ from pipeline.cli.options import (
     JobFile,
     Json,
     LastRun,
+    Local,
     OnlyFailed,
     OnlyOutput,
     Output,
@@ -130,7 +131,7 @@ def demo(
 
 @app.command(
     rich_help_panel=JOBS,
-    epilog=examples("run job.yaml", "run job.yaml --detach", "run job.yaml --set params.rate=1.1"),
+    epilog=examples("run job.yaml", "run job.yaml --local", "run job.yaml --set params.rate=1.1"),
 )
 def run(
     job: JobFile,
@@ -145,6 +146,7 @@ def run(
     ] = False,
     take_over: TakeOver = False,
     debug_chunk: DebugChunk = None,
+    local: Local = False,
     detach: Detach = False,
     json: Json = False,
 ) -> None:
@@ -161,6 +163,7 @@ def run(
         replan=replan,
         rebuild=rebuild,
         take_over=take_over,
+        local=local,
         detach=detach,
         as_json=json,
     )
@@ -292,6 +295,7 @@ def retry(
     debug_chunk: DebugChunk = None,
     debug_piece: DebugPiece = None,
     take_over: TakeOver = False,
+    local: Local = False,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
@@ -309,6 +313,7 @@ def retry(
         accept_code=accept_code,
         only_failed=failed,
         take_over=take_over,
+        local=local,
         as_json=json,
     )
 

@@ -102,6 +102,9 @@ AcceptCode = Annotated[
 TakeOver = Annotated[
     bool, typer.Option("--take-over", help="Take over even if another driver seems alive.")
 ]
+Local = Annotated[
+    bool, typer.Option("--local", help="Use processes of this machine: no Prefect, no Dask.")
+]
 Detach = Annotated[bool, typer.Option("--detach", "-d", help="Drive it in a background process.")]
 OnlyFailed = Annotated[bool, typer.Option("--failed", help="Retry failed chunks only.")]
 DebugChunk = Annotated[

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from pipeline.processes import command_started, record_interrupts, was_interrupt
 from pipeline.report.humanize import byte_rate, byte_size, duration, plural
 
 if TYPE_CHECKING:
+    from pipeline.local.workers import LocalWorkers
     from pipeline.runs.driver.plan import ResumeOptions
     from pipeline.runs.driver.summary import RunSummary
 
@@ -49,22 +50,43 @@ def run(
     replan: bool,
     rebuild: bool = False,
     take_over: bool,
+    local: bool = False,
     detach: bool = False,
     as_json: bool,
 ) -> None:
     """Run a job file and show the result, or drive the run in the background."""
     job, settings = load_job(path, changes), load_settings(environment)
-    from pipeline.runs.driver.plan import ResumeOptions
+    with local_workers(settings, wanted=local and not detach) as workers:
+        from pipeline.runs.driver.plan import ResumeOptions
 
-    resume = ResumeOptions(
-        accept_code=accept_code, replan=replan, rebuild=rebuild, take_over=take_over
-    )
-    if detach and _detach(job, settings, environment, resume, as_json=as_json):
+        resume = ResumeOptions(
+            accept_code=accept_code, replan=replan, rebuild=rebuild, take_over=take_over
+        )
+        if detach and _detach(job, settings, environment, resume, local=local, as_json=as_json):
+            return
+        flags = [word for change in changes for word in ("--set", change)]
+        flags += ["--local"] if local else []
+        again = shlex.join(["chunkmap", "run", str(path), *flags])
+        began = command_started()
+        outcome = run_job(
+            job, settings, again, resume, quiet=as_json, began=began, workers=workers
+        )
+    show(outcome, as_json=as_json)
+
+
+@contextmanager
+def local_workers(settings: Settings, *, wanted: bool) -> Iterator[LocalWorkers | None]:
+    """Start worker processes of this machine, if wanted; they end with the block.
+
+    Do so first: they are ready when the run is planned.
+    """
+    if not wanted:
+        yield None
         return
-    flags = [word for change in changes for word in ("--set", change)]
-    again = shlex.join(["chunkmap", "run", str(path), *flags])
-    began = command_started()
-    show(run_job(job, settings, again, resume, quiet=as_json, began=began), as_json=as_json)
+    from pipeline.local.workers import LocalWorkers
+
+    with LocalWorkers(settings) as workers:
+        yield workers
 
 
 def debug(path: Path, environment: str | None, index: int, *, changes: Sequence[str] = ()) -> int:
@@ -75,7 +97,13 @@ def debug(path: Path, environment: str | None, index: int, *, changes: Sequence[
 
 
 def _detach(
-    job: Job, settings: Settings, environment: str | None, resume: ResumeOptions, *, as_json: bool
+    job: Job,
+    settings: Settings,
+    environment: str | None,
+    resume: ResumeOptions,
+    *,
+    local: bool,
+    as_json: bool,
 ) -> bool:
     """Plan a run here and drive it in a background process; return False if nothing is left.
 
@@ -99,6 +127,7 @@ def _detach(
         warn(note)
     remember_output(settings.state_dir, ledger.output)
     flags = {"--accept-code": resume.accept_code, "--take-over": resume.take_over}
+    flags["--local"] = local
     command = ["retry", ledger.run, "--output", ledger.output]
     command += [flag for flag, is_set in flags.items() if is_set]
     command += ["--environment", environment] if environment else []
@@ -130,6 +159,7 @@ def run_job(
     *,
     quiet: bool = False,
     began: float | None = None,
+    workers: LocalWorkers | None = None,
 ) -> Outcome:
     """Run a job.
 
@@ -140,6 +170,7 @@ def run_job(
         resume: How to resume an unfinished run.
         quiet: Show no progress.
         began: Unix seconds when the command started; default now.
+        workers: Worker processes of this machine to use instead of Prefect and Dask.
 
     Raises:
         RunIncompleteError: Some chunks failed. Unless quiet, the summary has been shown.
@@ -162,14 +193,24 @@ def run_job(
 
     def outcome_of(summary: RunSummary) -> Outcome:
         here = _with_local_report(summary, settings)
-        return Outcome(here, _page(here, settings), display.watched, display.bytes_in)
+        page = "" if workers is not None else _page(here, settings)
+        return Outcome(here, page, display.watched, display.bytes_in)
 
     try:
         # First of all, so that an invalid job does not show up in Prefect as a failed run.
+        resume = resume or ResumeOptions()
+        if workers is not None:
+            from pipeline.local.launch import run_locally
+
+            show_plan = display.planned
+            with display, record_interrupts(display.stopping):
+                summary = run_locally(
+                    job, settings, listen, resume, workers, planned=show_plan, began=began
+                )
+            return outcome_of(summary)
         preflight(job, settings, open_storage(settings))
         from pipeline.flows.launch import launch, prepare
 
-        resume = resume or ResumeOptions()
         with display, record_interrupts(display.stopping):
             listen("plan", None)
             early = prepare(job, settings, resume)

@@ -38,22 +38,31 @@ def retry(
     accept_code: bool,
     only_failed: bool,
     take_over: bool = False,
+    local: bool = False,
     as_json: bool,
 ) -> None:
     """Resume a run by its id: failed chunks and, unless `only_failed`, those never attempted."""
-    from pipeline.cli.run import run_job, show
+    from pipeline.cli.run import local_workers, run_job, show
     from pipeline.runs.driver.plan import ResumeOptions
 
     settings = load_settings(environment)
-    ledger = _ledger(run, output, settings, open_storage(settings))
-    if ledger.published() is not None:
-        say(f"run {ledger.run} is published: there is nothing to retry", console=notes)
-    again = f"chunkmap retry {ledger.run}"
-    resume = ResumeOptions(
-        accept_code=accept_code, take_over=take_over, run=ledger.run, only_failed=only_failed
-    )
-    began = command_started()
-    outcome = run_job(ledger.job(), settings, again, resume, quiet=as_json, began=began)
+    with local_workers(settings, wanted=local) as workers:
+        ledger = _ledger(run, output, settings, open_storage(settings))
+        if ledger.published() is not None:
+            say(f"run {ledger.run} is published: there is nothing to retry", console=notes)
+        again = f"chunkmap retry {ledger.run}" + (" --local" if local else "")
+        resume = ResumeOptions(
+            accept_code=accept_code, take_over=take_over, run=ledger.run, only_failed=only_failed
+        )
+        outcome = run_job(
+            ledger.job(),
+            settings,
+            again,
+            resume,
+            quiet=as_json,
+            began=command_started(),
+            workers=workers,
+        )
     show(outcome, as_json=as_json)
 
 

@@ -59,9 +59,11 @@ __all__ = [
     "Settings",
     "TlsSettings",
     "TransformSettings",
+    "adopt_settings",
     "explain",
     "ignored_credentials",
     "load_settings",
+    "own_settings",
 ]
 
 
@@ -144,6 +146,19 @@ def load_settings(
     if not (stack.values or secrets.values):
         return first
     return _validate([named, *files, stack, standard, *above, secrets], cwd)
+
+
+def own_settings() -> Settings:
+    """Return the settings of this process: those that its driver gave it, else `load_settings`."""
+    return _adopted[-1] if _adopted else load_settings()
+
+
+def adopt_settings(settings: Settings) -> None:
+    """Use these settings in this process, a worker that a driver on this machine has started."""
+    _adopted[:] = [settings]
+
+
+_adopted: list[Settings] = []
 
 
 def ignored_credentials(settings: Settings) -> list[str]:

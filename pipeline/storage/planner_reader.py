@@ -7,7 +7,7 @@ import builtins
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
@@ -20,8 +20,10 @@ from pipeline.errors import (
     StorageError,
     Transient,
 )
-from pipeline.storage.s3_objects import S3Objects
 from pipeline.storage.storage import Storage, own_storage
+
+if TYPE_CHECKING:
+    from pipeline.storage.s3_objects import S3Objects
 
 _BLOCK_SIZE = 256
 """Number of tails that are read together. Blocks are yielded one by one, which limits memory."""
@@ -70,6 +72,10 @@ class StorageReader(Reader):
             backend = self._storage.backend(request.object.uri)
         except InvalidUriError:
             return None  # Reading it raises the error.
+        if not request.object.uri.startswith("s3"):
+            return None
+        from pipeline.storage.s3_objects import S3Objects
+
         return backend if isinstance(backend, S3Objects) else None
 
     def _read_tail(self, request: TailRequest) -> Tail:

@@ -20,7 +20,6 @@ from pipeline.errors import (
     Transient,
     UsageError,
 )
-from pipeline.storage.s3_objects import S3Objects
 from pipeline.storage.storage import Storage
 from pipeline.uris import join, parse, state_prefix
 
@@ -42,6 +41,10 @@ def require_conditional_writes(storage: Storage, output: str) -> None:
     Raises:
         UsageError: They do not work.
     """
+    if parse(output).scheme != "s3":
+        return
+    from pipeline.storage.s3_objects import S3Objects
+
     backend = storage.backend(output)
     if not isinstance(backend, S3Objects) or not backend.conditional:
         return

@@ -1,4 +1,8 @@
-"""Translate errors of S3 clients and of the file system into chunkmap's errors."""
+"""Translate errors of S3 clients and of the file system into chunkmap's errors.
+
+The clients' classes are imported with their first error, since a process that works on local files
+loads no client.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,7 @@ import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import botocore.exceptions
-import obstore.exceptions as foreign
+from typing import TYPE_CHECKING
 
 from pipeline.errors import (
     AccessDeniedError,
@@ -22,6 +24,9 @@ from pipeline.errors import (
     TransientStorageError,
 )
 from pipeline.uris import parse, redacted
+
+if TYPE_CHECKING:
+    import obstore.exceptions as foreign
 
 _MISSING = {"NoSuchKey", "NoSuchUpload", "404", "NotFound"}
 _DENIED = {
@@ -147,6 +152,9 @@ def _unspellable(error: Exception, action: str, uri: str) -> ObjectRefusedError:
 
 def status_of(error: Exception) -> str:
     """Return the HTTP status of a client's error; `none` if there was no response."""
+    import botocore.exceptions
+    import obstore.exceptions as foreign
+
     match error:
         case foreign.AlreadyExistsError() | foreign.PreconditionError():
             return "412"
@@ -166,31 +174,24 @@ def status_of(error: Exception) -> str:
 
 def translate(error: Exception, action: str, uri: str) -> Exception:
     """Return chunkmap's error for a client's error; unknown errors are returned unchanged."""
+    if isinstance(error, StorageError):
+        return error
+    of_client = None if uri.startswith("file:") else _from_client(error, action, uri)
+    if of_client is not None:
+        return of_client
     match error:
-        case StorageError():
-            return error
-        case foreign.BaseError():
-            return _from_obstore(error, action, uri)
         case FileNotFoundError():
             if "<Code>NoSuchBucket</Code>" in str(error):
                 return BucketMissingError(parse(uri).bucket)
             return ObjectMissingError(uri)
-        case botocore.exceptions.ClientError():
-            details = error.response.get("Error", {})
-            meta = error.response.get("ResponseMetadata", {})
-            status = int(meta.get("HTTPStatusCode", 0))
-            text = details.get("Message") or ""
-            return from_code(details.get("Code", ""), status, action, uri, text)
         case PermissionError() if uri.startswith("file:"):
             right = _RIGHTS.get(action, action).removeprefix("s3:")
             verb = next((verb for part, verb in _VERBS.items() if part in right), "write")
             hint = "check the permissions of the file and its folders"
             return AccessDeniedError(verb, uri, hint=hint)
-        case botocore.exceptions.NoCredentialsError() | PermissionError():
+        case PermissionError():
             return from_code("AccessDenied", 403, action, uri, "")
-        case botocore.exceptions.ParamValidationError():
-            return ObjectRefusedError(f"{action} {redacted(uri)!r}: {error}")
-        case botocore.exceptions.BotoCoreError() | TimeoutError() | ConnectionError():
+        case TimeoutError() | ConnectionError():
             return TransientStorageError(f"{action} {uri}: {error}")
         case OSError():
             kind = ObjectRefusedError if error.errno in _REFUSED_FILES else StorageError
@@ -204,7 +205,32 @@ def translate(error: Exception, action: str, uri: str) -> Exception:
     return error
 
 
+def _from_client(error: Exception, action: str, uri: str) -> StorageError | None:
+    """Translate an error of a class of obstore or botocore; None for others."""
+    import botocore.exceptions
+    import obstore.exceptions as foreign
+
+    match error:
+        case foreign.BaseError():
+            return _from_obstore(error, action, uri)
+        case botocore.exceptions.ClientError():
+            details = error.response.get("Error", {})
+            meta = error.response.get("ResponseMetadata", {})
+            status = int(meta.get("HTTPStatusCode", 0))
+            text = details.get("Message") or ""
+            return from_code(details.get("Code", ""), status, action, uri, text)
+        case botocore.exceptions.NoCredentialsError():
+            return from_code("AccessDenied", 403, action, uri, "")
+        case botocore.exceptions.ParamValidationError():
+            return ObjectRefusedError(f"{action} {redacted(uri)!r}: {error}")
+        case botocore.exceptions.BotoCoreError():
+            return TransientStorageError(f"{action} {uri}: {error}")
+    return None
+
+
 def _from_obstore(error: foreign.BaseError, action: str, uri: str) -> StorageError:
+    import obstore.exceptions as foreign
+
     match error:
         case foreign.AlreadyExistsError():
             return AlreadyExistsError(uri)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from threading import Lock
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from partitioning import ObjectInfo
 from pipeline.config.sections import S3Settings
-from pipeline.config.settings import Settings, load_settings
+from pipeline.config.settings import Settings, own_settings
 from pipeline.errors import (
     AlreadyExistsError,
     InvalidUriError,
@@ -25,11 +25,12 @@ from pipeline.metrics import current_tally
 from pipeline.storage.backend import Backend, Blob, StagedObject
 from pipeline.storage.local_backend import LocalBackend
 from pipeline.storage.retry import RetryPolicy
-from pipeline.storage.s3_backend import S3Backend
-from pipeline.storage.s3_connection import Access, access_of
-from pipeline.storage.s3_requests import Requests
 from pipeline.storage.tokens import TokenRule
 from pipeline.uris import parse, staged_area, state_prefix
+
+if TYPE_CHECKING:
+    from pipeline.storage.s3_backend import S3Backend
+    from pipeline.storage.s3_connection import Access
 
 T = TypeVar("T")
 
@@ -211,6 +212,10 @@ class Storage:
 
         There are none for local files.
         """
+        if not uri.startswith("s3"):
+            return {}
+        from pipeline.storage.s3_connection import Access
+
         access = getattr(self.backend(uri), "access", None)
         if not isinstance(access, Access):
             return {}
@@ -275,12 +280,13 @@ class Storage:
 class S3Services:
     """The S3 backends of a process: one for `s3`, and one per key of `s3.buckets`.
 
-    A backend is created on first use. All backends share the limit `s3.max_requests`.
+    A backend is created on first use, and the clients of S3 are imported then: it takes as long as
+    a small run on local files. All backends share the limit `s3.max_requests`.
     """
 
     def __init__(self, s3: S3Settings) -> None:
         self._s3 = s3
-        self._requests = Requests(s3.max_requests)
+        self._requests: Any = None
         self._backends: dict[str | None, S3Backend] = {}
         self._lock = Lock()
 
@@ -293,6 +299,12 @@ class S3Services:
             return self._backends[key]
 
     def _create(self, bucket: str) -> S3Backend:
+        from pipeline.storage.s3_backend import S3Backend
+        from pipeline.storage.s3_connection import access_of
+        from pipeline.storage.s3_requests import Requests
+
+        if self._requests is None:
+            self._requests = Requests(self._s3.max_requests)
         return S3Backend(
             access_of(self._s3, bucket),
             requests=self._requests,
@@ -323,6 +335,8 @@ _opened_lock = Lock()
 
 def scan_options(settings: Settings, uri: str) -> dict[str, str]:
     """Return the options with which Polars scans the bucket of a URI; they hold secrets."""
+    from pipeline.storage.s3_connection import access_of
+
     bucket = parse(uri).bucket
     return client_options(access_of(settings.s3, bucket), bucket)
 
@@ -347,6 +361,8 @@ def scan_arguments(settings: Settings, uri: str) -> dict[str, Any]:
     """
     if not uri.startswith("s3"):
         return {}
+    from pipeline.storage.s3_connection import access_of
+
     access = access_of(settings.s3, parse(uri).bucket)
     options: dict[str, Any] = {"storage_options": scan_options(settings, uri)}
     return options if access.anonymous else {**options, "credential_provider": access.provide}
@@ -354,4 +370,4 @@ def scan_arguments(settings: Settings, uri: str) -> dict[str, Any]:
 
 def own_storage() -> Storage:
     """Open the storage for the settings of this process (see `open_storage`)."""
-    return open_storage(load_settings())
+    return open_storage(own_settings())

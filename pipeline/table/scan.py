@@ -13,7 +13,7 @@ import pyarrow as pa
 from partitioning import HiveTypeError
 from partitioning.hive import parse
 from partitioning.hive_paths import raw_values
-from pipeline.config.settings import Settings, load_settings
+from pipeline.config.settings import Settings, own_settings
 from pipeline.errors import UsageError
 from pipeline.report.humanize import plural
 from pipeline.storage import open_storage, scan_arguments
@@ -48,7 +48,7 @@ def scan_output(uri: str, version: int | None = None, window: str | None = None)
         UsageError: The output has no published files, or no such window.
         FilesMissingError: That version is no longer kept, or its files were deleted.
     """
-    return scan(load_settings(), uri, version, window)
+    return scan(own_settings(), uri, version, window)
 
 
 def scan(

@@ -18,7 +18,7 @@ import polars as pl
 from partitioning import Chunk, Filter, Plan, Term, filter_expr
 from pipeline.concurrency import single_flight
 from pipeline.config.job import Job, Output
-from pipeline.config.settings import Settings, load_settings
+from pipeline.config.settings import Settings, own_settings
 from pipeline.errors import CheckError, RowsRefusedError, StateError, TransformError
 from pipeline.quality.figures import Figures, Wanted
 from pipeline.quality.rows import FailingRows, RowSchema, free_name
@@ -105,7 +105,7 @@ def open_run(run_uri: str, fingerprint: str, sent: str = "") -> RunContext:
     Raises:
         TransformError: this worker has other code.
     """
-    settings, storage = received_settings(load_settings(), sent), own_storage()
+    settings, storage = received_settings(own_settings(), sent), own_storage()
     ledger = open_ledger(storage, run_uri)
     job, plan = ledger.job(), ledger.plan()
     transform = transform_of(ledger, job, settings)
