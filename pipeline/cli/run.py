@@ -68,9 +68,7 @@ def run(
         flags += ["--local"] if local else []
         again = shlex.join(["chunkmap", "run", str(path), *flags])
         began = command_started()
-        outcome = run_job(
-            job, settings, again, resume, quiet=as_json, began=began, workers=workers
-        )
+        outcome = run_job(job, settings, again, resume, quiet=as_json, began=began, workers=workers)
     show(outcome, as_json=as_json)
 
 

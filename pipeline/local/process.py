@@ -75,7 +75,7 @@ def _is_leaving() -> bool:
     return _driver[0].poll()
 
 
-def map_here(
+def map_here(  # noqa: PLR0917 - arguments travel by position
     run_uri: str, fingerprint: str, batch: Batch, sent: str, memory_limit: int, worker: str
 ) -> BatchResult:
     """Map a batch of chunks, or merge one of files, in this worker."""

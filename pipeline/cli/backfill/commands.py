@@ -37,6 +37,7 @@ from pipeline.cli.options import (
     InOutput,
     JobFile,
     Json,
+    Local,
     OnlyFailed,
     OnlyOutput,
     Set,
@@ -128,6 +129,7 @@ def create(  # noqa: PLR0917 - Typer takes them as they stand
     idempotency_key: Key = "",
     accept_code: AcceptCode = False,
     take_over: TakeOver = False,
+    local: Local = False,
     detach: Detach = False,
     environment: Environment = None,
     json: Json = False,
@@ -156,6 +158,7 @@ def create(  # noqa: PLR0917 - Typer takes them as they stand
         changes=change or (),
         accept_code=accept_code,
         take_over=take_over,
+        local=local,
         detach=detach,
         as_json=json,
     )
@@ -200,6 +203,7 @@ def resume(  # noqa: PLR0917 - Typer takes them as they stand
     backfill: Id,
     accept_code: AcceptCode = False,
     take_over: TakeOver = False,
+    local: Local = False,
     detach: Detach = False,
     output: InOutput = None,
     environment: Environment = None,
@@ -214,6 +218,7 @@ def resume(  # noqa: PLR0917 - Typer takes them as they stand
         environment,
         accept_code=accept_code,
         take_over=take_over,
+        local=local,
         detach=detach,
         as_json=json,
     )
@@ -228,6 +233,7 @@ def retry(  # noqa: PLR0917 - Typer takes them as they stand
     window: WindowNames = None,
     accept_code: AcceptCode = False,
     take_over: TakeOver = False,
+    local: Local = False,
     detach: Detach = False,
     output: InOutput = None,
     environment: Environment = None,
@@ -244,6 +250,7 @@ def retry(  # noqa: PLR0917 - Typer takes them as they stand
         windows=window or [],
         accept_code=accept_code,
         take_over=take_over,
+        local=local,
         detach=detach,
         as_json=json,
     )
@@ -323,10 +330,11 @@ def report(  # noqa: PLR0917 - Typer takes them as they stand
 def drive(
     backfill: Id,
     again: Annotated[str, typer.Option(help="How to resume, as JSON.")] = "{}",
+    local: Local = False,
     output: InOutput = None,
     environment: Environment = None,
 ) -> None:
     """Drive a stored backfill (started by `--detach`)."""
     from pipeline.cli.backfill import create
 
-    create.drive_stored(backfill, output, environment, again)
+    create.drive_stored(backfill, output, environment, again, local=local)

@@ -36,6 +36,7 @@ def resume(
     *,
     accept_code: bool,
     take_over: bool,
+    local: bool,
     detach: bool,
     as_json: bool,
 ) -> None:
@@ -55,7 +56,7 @@ def resume(
         _confirm(store, control, f"is resumed: {status.who} drives it", as_json=as_json)
         return
     options = BackfillResumeOptions(accept_code=accept_code, take_over=take_over)
-    drive(store, settings, options, environment, detach=detach, as_json=as_json)
+    drive(store, settings, options, environment, local=local, detach=detach, as_json=as_json)
 
 
 def retry(
@@ -67,6 +68,7 @@ def retry(
     windows: list[str],
     accept_code: bool,
     take_over: bool,
+    local: bool,
     detach: bool,
     as_json: bool,
 ) -> None:
@@ -93,7 +95,7 @@ def retry(
         return
     store.change(CHANGED_BY, lambda _: {"paused": False})
     options = BackfillResumeOptions(only, only_failed, accept_code=accept_code, take_over=take_over)
-    drive(store, settings, options, environment, detach=detach, as_json=as_json)
+    drive(store, settings, options, environment, local=local, detach=detach, as_json=as_json)
 
 
 def _windows_to_retry(

@@ -162,6 +162,7 @@ def create(
     changes: Sequence[str] = (),
     accept_code: bool,
     take_over: bool,
+    local: bool,
     detach: bool,
     as_json: bool,
 ) -> None:
@@ -200,12 +201,15 @@ def create(
         settings,
         BackfillResumeOptions(accept_code=accept_code, take_over=take_over),
         environment,
+        local=local,
         detach=detach,
         as_json=as_json,
     )
 
 
-def drive_stored(backfill: str, output: str | None, environment: str | None, again: str) -> None:
+def drive_stored(
+    backfill: str, output: str | None, environment: str | None, again: str, *, local: bool
+) -> None:
     """Drive a backfill in the background process that `--detach` started.
 
     Args:
@@ -213,13 +217,14 @@ def drive_stored(backfill: str, output: str | None, environment: str | None, aga
         output: The output of the backfill.
         environment: The environment of the settings.
         again: The fields of `BackfillResumeOptions`, as JSON.
+        local: Use worker processes of this machine.
     """
     from pipeline.cli.backfill.find import find
 
     settings = load_settings(environment)
     store = find(backfill, output, settings)
     resume = BackfillResumeOptions(**json.loads(again))
-    drive(store, settings, resume, environment, detach=False, as_json=False)
+    drive(store, settings, resume, environment, local=local, detach=False, as_json=False)
 
 
 def drive(
@@ -228,6 +233,7 @@ def drive(
     resume: BackfillResumeOptions,
     environment: str | None,
     *,
+    local: bool,
     detach: bool,
     as_json: bool,
 ) -> None:
@@ -240,9 +246,9 @@ def drive(
     """
     resume = _with_code(store, settings, resume)
     if detach:
-        _detach(store, settings, environment, resume, as_json=as_json)
+        _detach(store, settings, environment, resume, local=local, as_json=as_json)
         return
-    summary = _drive_here(store, settings, resume, quiet=as_json)
+    summary = _drive_here(store, settings, resume, local=local, quiet=as_json)
     places = _places(store, settings)
     print_json(asdict(summary) | places) if as_json else _show(summary, places)
 
@@ -253,12 +259,14 @@ def _detach(
     environment: str | None,
     resume: BackfillResumeOptions,
     *,
+    local: bool,
     as_json: bool,
 ) -> None:
     backfill = store.backfill
     command = ["backfill", "drive", backfill, "--output", store.output]
     command += ["--again", json.dumps(asdict(resume))]
     command += ["--environment", environment] if environment else []
+    command += ["--local"] if local else []
     take_over = resume.take_over
     started = start_detached(
         "backfill", backfill, command, settings, store.driver, take_over=take_over
@@ -291,7 +299,12 @@ def _with_code(
 
 
 def _drive_here(
-    store: BackfillStore, settings: Settings, resume: BackfillResumeOptions, *, quiet: bool
+    store: BackfillStore,
+    settings: Settings,
+    resume: BackfillResumeOptions,
+    *,
+    local: bool,
+    quiet: bool,
 ) -> BackfillSummary:
     display = BackfillDisplay(quiet=quiet)
 
@@ -301,10 +314,17 @@ def _drive_here(
         display.show(progress, phase)
 
     try:
-        from pipeline.flows.launch import launch_backfill
-
+        began = command_started()
         with display, record_interrupts(display.stopping):
-            return launch_backfill(store, settings, listen, resume, began=command_started())
+            if local:
+                from pipeline.local.launch import backfill_locally
+                from pipeline.local.workers import LocalWorkers
+
+                with LocalWorkers(settings) as workers:
+                    return backfill_locally(store, settings, listen, resume, workers, began=began)
+            from pipeline.flows.launch import launch_backfill
+
+            return launch_backfill(store, settings, listen, resume, began=began)
     except (BackfillIncompleteError, BackfillHeldError) as error:
         places = _places(store, settings)
         if not quiet:
@@ -315,7 +335,8 @@ def _drive_here(
             raise
         raise RunInterruptedError(
             "interrupted: completed chunks are kept",
-            hint=f"resume with: chunkmap backfill resume {store.backfill}",
+            hint=f"resume with: chunkmap backfill resume {store.backfill}"
+            + (" --local" if local else ""),
         ) from error
 
 
