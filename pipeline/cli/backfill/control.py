@@ -36,7 +36,7 @@ def resume(
     *,
     accept_code: bool,
     take_over: bool,
-    local: bool,
+    local: bool = False,
     detach: bool,
     as_json: bool,
 ) -> None:
@@ -68,7 +68,7 @@ def retry(
     windows: list[str],
     accept_code: bool,
     take_over: bool,
-    local: bool,
+    local: bool = False,
     detach: bool,
     as_json: bool,
 ) -> None:

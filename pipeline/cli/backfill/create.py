@@ -162,7 +162,7 @@ def create(
     changes: Sequence[str] = (),
     accept_code: bool,
     take_over: bool,
-    local: bool,
+    local: bool = False,
     detach: bool,
     as_json: bool,
 ) -> None:
@@ -233,7 +233,7 @@ def drive(
     resume: BackfillResumeOptions,
     environment: str | None,
     *,
-    local: bool,
+    local: bool = False,
     detach: bool,
     as_json: bool,
 ) -> None:
@@ -259,7 +259,7 @@ def _detach(
     environment: str | None,
     resume: BackfillResumeOptions,
     *,
-    local: bool,
+    local: bool = False,
     as_json: bool,
 ) -> None:
     backfill = store.backfill
@@ -303,7 +303,7 @@ def _drive_here(
     settings: Settings,
     resume: BackfillResumeOptions,
     *,
-    local: bool,
+    local: bool = False,
     quiet: bool,
 ) -> BackfillSummary:
     display = BackfillDisplay(quiet=quiet)
