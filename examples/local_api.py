@@ -33,13 +33,14 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(api: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+def serving(api: type[BaseHTTPRequestHandler], port: int = 0) -> Iterator[str]:
     """Serve an API in threads of this process; yields its address, without a path.
 
     Args:
         api: What answers a request.
+        port: Port; 0 is a free one.
     """
-    with _Server(("127.0.0.1", 0), api) as server:
+    with _Server(("127.0.0.1", port), api) as server:
         threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_port}"

@@ -5,13 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import date
 
 import duckdb
 import pytest
 
+from pipeline.cluster.local.processes import free_ports
+from pipeline.table.scan import scan
 from tests.contracts.source import ROOT, imports_of, python_files
 from tests.docs.pages import missing, read
 from tests.integration.world import World, tear_down
+from tests.servers.postgres import PASSWORD, Postgres, postgres
 
 PROGRAMS = sorted(path.parent.name for path in (ROOT / "examples").glob("*/__main__.py"))
 PUBLIC = {
@@ -42,12 +46,13 @@ def output_of(stack: World, example: str, *arguments: str, **variables: str) -> 
         cwd=stack.root,
         env=stack.variables(**variables),
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         timeout=200,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout
     return done.stdout
 
 
@@ -91,6 +96,49 @@ def test_a_month_gets_from_parquet_to_duckdb(stack: World) -> None:
     with duckdb.connect(stack.root / "shop.duckdb", read_only=True) as connection:
         months = connection.sql("SELECT month, count(*) FROM orders GROUP BY ALL").fetchall()
     assert months == [("2024-01", 44444)]
+
+
+@pytest.fixture(scope="module")
+def warehouse() -> Iterator[Postgres]:
+    with postgres() as server:
+        yield server
+
+
+@pytest.mark.long
+@pytest.mark.integration
+def test_daily_orders_get_into_both_databases_once(stack: World, warehouse: Postgres) -> None:
+    day = ("daily_etl", "2024-03-05", "--port", str(free_ports(1)[0]))
+    into = ("--postgres", warehouse.uri())
+    first, again = (output_of(stack, *day, *into, PGPASSWORD=PASSWORD) for _ in range(2))
+    assert PASSWORD not in first + again
+    stages = ("orders", "revenue", "duckdb", "postgresql")
+    done = [f"{stage} done, 33 rows …" for stage in stages]
+    assert missing((*done, "announce done …"), first) is None
+    assert "ANNOUNCEMENT: the 33 orders of 2024-03-05 are in the warehouse\n" in first
+    unchanged = [f"{stage} unchanged, 33 rows …" for stage in stages]
+    assert missing((*unchanged, "announce unchanged …"), again) is None
+    assert "ANNOUNCEMENT" not in again
+    query = "SELECT count(*), count(DISTINCT id), CAST(sum(revenue * 100) AS BIGINT) FROM revenue"
+    with duckdb.connect(stack.root / "shop.duckdb", read_only=True) as connection:
+        rows = connection.sql(query).fetchall()
+    assert rows == warehouse.run(query)
+    assert rows[0][:2] == (33, 33)
+
+
+@pytest.mark.long
+@pytest.mark.integration
+def test_what_is_done_depends_on_the_data_and_the_day(stack: World) -> None:
+    shown = output_of(stack, "conditional", "--port", str(free_ports(1)[0]))
+    assert shown.count("ALARM: no orders on 2024-03-08\n") == shown.count("ALARM") == 1
+    friday = ("alarm done …", "totals skipped …", "by_hour skipped …", "week skipped …")
+    saturday = ("alarm skipped …", "totals skipped …", "by_hour done, 12 …", "week skipped …")
+    sunday = ("alarm skipped …", "totals done, 2 rows …", "by_hour skipped …", "week done, 2 …")
+    assert missing((*friday, *saturday, *sunday), shown) is None
+    week = scan(stack.settings, "s3://demo/examples/conditional/2024-03-10/week/").collect()
+    assert dict(week.select("day", "orders").iter_rows()) == {
+        date(2024, 3, 9): 150,
+        date(2024, 3, 10): 40,
+    }
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
