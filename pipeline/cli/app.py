@@ -581,21 +581,20 @@ def config(environment: Environment = None, json: Json = False) -> None:
         "deploy dev --dry-run",
         "deploy prod",
         'deploy job.yaml --cron "0 2 * * *" --timezone Europe/Berlin',
+        'deploy pipeline.yaml --cron "0 5 * * *" --param country=DE',
     ),
 )
 def deploy(
     what: Annotated[
         str,
-        typer.Argument(metavar="ENV|JOB", help="Environment in conf/deploy, or a job file."),
+        typer.Argument(metavar="ENV|FILE", help="Environment in conf/deploy, or file."),
     ],
-    cron: Annotated[
-        str | None, typer.Option(metavar="CRON", help="Schedule of the job file.")
-    ] = None,
+    cron: Annotated[str | None, typer.Option(metavar="CRON", help="Schedule of the file.")] = None,
     interval: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Time between two runs of the job file.")
+        str | None, typer.Option(metavar="DURATION", help="Time between two runs of the file.")
     ] = None,
     rrule: Annotated[
-        str | None, typer.Option(metavar="RRULE", help="Recurrence rule of the job file.")
+        str | None, typer.Option(metavar="RRULE", help="Recurrence rule of the file.")
     ] = None,
     timezone: Annotated[
         str | None, typer.Option(metavar="ZONE", help="Time zone of the schedule; default UTC.")
@@ -606,7 +605,11 @@ def deploy(
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option("--to", metavar="ENV", help="Environment of the job file; default dev."),
+        typer.Option("--to", metavar="ENV", help="Environment of the file; default dev."),
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Parameter of the pipeline file."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the changes, make none.")
@@ -620,7 +623,7 @@ def deploy(
     environment: Environment = None,
     json: Json = False,
 ) -> None:
-    """Deploy an environment, or a job with a schedule, to Prefect."""
+    """Deploy an environment, or a job or pipeline with a schedule, to Prefect."""
     from pipeline.cli import deploy as deploying
 
     deploying.deploy(
@@ -628,6 +631,7 @@ def deploy(
         environment,
         {"cron": cron, "interval": interval, "rrule": rrule, "timezone": timezone},
         lookback=lookback,
+        params=param or (),
         to=to,
         dry_run=dry_run,
         adopt=adopt,

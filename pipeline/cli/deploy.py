@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.output import columns, out, print_json, say, warn
-from pipeline.config.deploy_file import Deployed, Override, Schedule, read_deployed
+from pipeline.config.deploy_file import Override, Schedule, read_deployed
 from pipeline.config.job import load_job
+from pipeline.config.pipeline_file import parameter_values, read_pipeline
 from pipeline.config.settings import load_settings
 from pipeline.config.units import parse_seconds
-from pipeline.config.yaml_file import YamlFile
+from pipeline.config.yaml_file import YamlFile, read_yaml
 from pipeline.config.yaml_model import validate
 from pipeline.errors import DeployFileError, UsageError
 from pipeline.report.humanize import duration, plural
@@ -35,20 +36,28 @@ def deploy(
     schedule: Mapping[str, Any],
     *,
     lookback: str | None,
+    params: Sequence[str],
     to: str | None,
     dry_run: bool,
     adopt: bool,
     remove: bool,
     as_json: bool,
 ) -> None:
-    """Deploy an environment, or one job file into one, and show the changes."""
+    """Deploy an environment, or one job or pipeline file into one, and show the changes."""
     folder = Path.cwd()
     if what.endswith((".yaml", ".yml")):
-        deployed = _read_job(Path(what), to or DEFAULT_ENVIRONMENT, schedule, lookback, folder)
-        prune = False
-    elif any(value is not None for value in schedule.values()) or to or lookback:
+        name, override = _read_file(Path(what), schedule, lookback, params)
+        environment_files = read_deployed(
+            folder,
+            to or DEFAULT_ENVIRONMENT,
+            _variables(folder),
+            _version(folder),
+            {name: override},
+        )
+        deployed, prune = environment_files.only(name), False
+    elif any(value is not None for value in schedule.values()) or to or lookback or params:
         raise UsageError(
-            f"schedule options are for a job file, and {what} is an environment",
+            f"schedule options are for a job or pipeline file, and {what} is an environment",
             hint=f"set the schedules of {what} in conf/deploy/{what}.yaml",
         )
     else:
@@ -100,18 +109,29 @@ def receive(
     launch_receiver(load_settings(environment), token, bursts, (host, port), started)
 
 
-def _read_job(
-    path: Path,
-    environment: str,
-    schedule: Mapping[str, Any],
-    lookback: str | None,
-    folder: Path,
-) -> Deployed:
-    """Return an environment with nothing but the deployment of a job."""
+def _read_file(
+    path: Path, schedule: Mapping[str, Any], lookback: str | None, params: Sequence[str]
+) -> tuple[str, Override]:
+    """Return the name and the deployment of a job or a pipeline."""
     given = {key: value for key, value in schedule.items() if value is not None}
     timing = {key: value for key, value in given.items() if key != "timezone"}
     if given and len(timing) != 1:
         raise UsageError("give exactly one of --cron, --interval and --rrule with a time zone")
+    timed = _schedule(given) if given else None
+    if "pipeline" in read_yaml(path, DeployFileError).data:
+        source = read_pipeline(path)
+        if lookback is not None:
+            raise UsageError(f"--lookback is for a job with windows, and {path} is a pipeline")
+        values = parameter_values(params)
+        override = Override(
+            like="pipeline",
+            pipeline=path.resolve(),
+            parameters={"parameters": values} if values else {},
+            schedule=timed,
+        )
+        return source.file.name, override
+    if params:
+        raise UsageError(f"--param is for a pipeline, and {path} is a job")
     job = load_job(path)
     if lookback is not None and job.window is None:
         raise UsageError(
@@ -122,12 +142,9 @@ def _read_job(
         like="run" if job.window is None else "windows",
         job=path.resolve(),
         parameters={} if lookback is None else {"lookback": lookback},
-        schedule=_schedule(given) if given else None,
+        schedule=timed,
     )
-    deployed = read_deployed(
-        folder, environment, _variables(folder), _version(folder), {job.name: override}
-    )
-    return deployed.only(job.name)
+    return job.name, override
 
 
 def _schedule(options: Mapping[str, Any]) -> Schedule:

@@ -19,9 +19,10 @@ from pipeline.config.ingest import load_ingest
 from pipeline.config.job import load_job
 from pipeline.config.job_part import Part, VariableName
 from pipeline.config.load_file import read_load_file
+from pipeline.config.pipeline_file import read_pipeline
 from pipeline.config.yaml_file import YamlFile, read_yaml
 from pipeline.config.yaml_model import validate
-from pipeline.errors import DeployFileError
+from pipeline.errors import DeployFileError, UsageError
 
 PROJECT_FILE = Path("prefect.yaml")
 ENVIRONMENTS = Path("conf/deploy")
@@ -152,6 +153,8 @@ class Override(Part):
     """Ingest file whose text the runs get."""
     load: Path | None = None
     """Load file whose text the runs get."""
+    pipeline: Path | None = None
+    """Pipeline file whose text the runs get, with the files of its stages."""
     enabled: bool = True
     """Whether the environment has it."""
     description: str | None = None
@@ -175,8 +178,9 @@ class Override(Part):
 
     @model_validator(mode="after")
     def _one_text(self) -> Override:
-        if sum(path is not None for path in (self.job, self.ingest, self.load)) > 1:
-            raise ValueError("set one of `job`, `ingest` and `load`")
+        paths = (self.job, self.ingest, self.load, self.pipeline)
+        if sum(path is not None for path in paths) > 1:
+            raise ValueError("set one of `job`, `ingest`, `load` and `pipeline`")
         return self
 
 
@@ -376,6 +380,10 @@ def read_deployed(
         _resolve(name, project, overlay, overrides.get(name, Override()), folder, version)
         for name in wanted
     ]
+    for each in resolved:
+        override = overrides.get(each.key)
+        if override is not None and override.pipeline is not None:
+            _check_parameters(each, folder / override.pipeline)
     deadlines = [
         _deadline(each, overrides[each.key].expect_done_by, overlay.suffix, file)
         for each in resolved
@@ -528,7 +536,28 @@ def _text_of(override: Override, folder: Path) -> Json:
     if override.load is not None:
         file = read_load_file(folder / override.load, {})
         return {"name": file.name, "load_yaml": file.to_yaml()}
+    if override.pipeline is not None:
+        return {"file": read_pipeline(folder / override.pipeline).to_yaml()}
     return {}
+
+
+def _check_parameters(deployment: Deployment, path: Path) -> None:
+    """Refuse a pipeline whose runs would lack a parameter, or have one of another type.
+
+    Without a schedule or an event, whoever starts a run gives it its parameters.
+    """
+    schedule = deployment.schedule
+    if schedule is None and not deployment.after:
+        return
+    parameters = {**deployment.parameters, **(schedule.parameters if schedule else {})}
+    try:
+        read_pipeline(path).resolve(parameters.get("parameters"))
+    except UsageError as problem:
+        in_file = "in conf/deploy: `parameters: {parameters: {NAME: VALUE}}`"
+        raise DeployFileError(
+            f"deployment {deployment.name}: {problem}",
+            hint=f"{problem.hint}; {in_file}" if problem.hint else None,
+        ) from None
 
 
 def _inputs(override: Override, name: str, folder: Path) -> tuple[str, ...]:

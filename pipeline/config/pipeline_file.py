@@ -20,6 +20,7 @@ refuse must become visible.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -425,6 +426,19 @@ class PipelineSource:
             hint="name one of its parameters `date`: `parameters: {date: date}`",
         )
 
+    def to_yaml(self) -> str:
+        """Return the text of the pipeline and of the files of its stages, as one file.
+
+        Raises:
+            JobError, LoadFileError: A file is missing, or not YAML.
+        """
+        data = copy.deepcopy(self.yaml.data)
+        for index, stage in enumerate(self.file.pipeline):
+            if stage.kind != "call":
+                error = LoadFileError if stage.kind == "load" else JobError
+                data["pipeline"][index][stage.kind] = self._yaml_of(stage, index, error).data
+        return dump_yaml(data)
+
     def resolve(
         self, given: Mapping[str, Any] | None = None, today: date | None = None
     ) -> Pipeline:
@@ -502,14 +516,8 @@ class PipelineSource:
     def _definition(
         self, stage: Stage, index: int, values: Mapping[str, Value]
     ) -> Ingest | Job | LoadFile:
-        given = getattr(stage, stage.kind)
         error: type[UsageError] = LoadFileError if stage.kind == "load" else JobError
-        if isinstance(given, str):
-            if given not in self._files:
-                self._files[given] = read_yaml(self.folder / given, error)
-            file = self._files[given]
-        else:
-            file = YamlFile(self.yaml.name, given, self._lines(index, stage.kind))
+        file = self._yaml_of(stage, index, error)
         changes = {
             tuple(key.split(".")): (value, self.yaml.where(("pipeline", index, "set", key)))
             for key, value in stage.set_.items()
@@ -520,6 +528,15 @@ class PipelineSource:
         return (
             validate(file, Job, error) if stage.kind == "map" else validate(file, LoadFile, error)
         )
+
+    def _yaml_of(self, stage: Stage, index: int, error: type[UsageError]) -> YamlFile:
+        """Return the file of a stage, or the keys that it holds itself."""
+        given = getattr(stage, stage.kind)
+        if not isinstance(given, str):
+            return YamlFile(self.yaml.name, given, self._lines(index, stage.kind))
+        if given not in self._files:
+            self._files[given] = read_yaml(self.folder / given, error)
+        return self._files[given]
 
     def _lines(self, index: int, key: str) -> dict[Location, int]:
         """Return the lines of what a stage holds itself, by their place in it."""
@@ -579,6 +596,21 @@ def _source(yaml: YamlFile, folder: Path) -> PipelineSource:
                 f"{at}: `when: {stage.when}` of stage {stage.name}: {problem}"
             ) from None
     return source
+
+
+def parameter_values(options: Iterable[str]) -> dict[str, str]:
+    """Return the values of the options `--param NAME=VALUE`, by name.
+
+    Raises:
+        PipelineFileError: An option is not NAME=VALUE.
+    """
+    values = {}
+    for text in options:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise PipelineFileError(f"--param {text} is not NAME=VALUE", hint="--param country=DE")
+        values[name.strip()] = value
+    return values
 
 
 def dates(start: date, end: date, days: int = 1) -> Iterable[date]:

@@ -23,7 +23,7 @@ from prefect.utilities.annotations import quote
 from pipeline.config.ingest import Ingest, SecretPlace
 from pipeline.config.job import Job
 from pipeline.config.load_file import LoadFile, LoadInto
-from pipeline.config.pipeline_file import Pipeline, read_pipeline
+from pipeline.config.pipeline_file import Pipeline, parse_pipeline, read_pipeline
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError
 from pipeline.flows.ingest import (
@@ -85,8 +85,19 @@ def pipeline_options(flow_options: PipelineFlowOptions) -> Iterator[None]:
 
 def _run_name() -> str:
     given: Mapping[str, Any] = flow_run.parameters
-    values = (given.get("parameters") or {}).items()
-    return " ".join([given["file"], ", ".join(f"{name} {value}" for name, value in values)]).strip()
+    try:
+        pipeline = _resolve(given["file"], given.get("parameters"))
+    except ChunkmapError:  # The flow run itself says what is wrong.
+        return "pipeline"
+    return f"{pipeline.name} {pipeline.label}".strip()
+
+
+def _resolve(file: str, parameters: Mapping[str, Any] | None) -> Pipeline:
+    """Read a pipeline file, or its text; `today` and `yesterday` count from the scheduled time."""
+    source = parse_pipeline(file) if "\n" in file else read_pipeline(file)
+    # A late run has the date of its schedule, not that of the clock.
+    scheduled = flow_run.scheduled_start_time or datetime.now(UTC)
+    return source.resolve(parameters, scheduled.astimezone(UTC).date())
 
 
 @flow(
@@ -105,7 +116,7 @@ def run_pipeline(
     """Run the stages of a pipeline, or resume one that was stopped.
 
     Args:
-        file: Path of the pipeline file.
+        file: Path of the pipeline file, or its text with the files of its stages in it.
         parameters: Values of its parameters; those that are not given have their defaults.
         start_from: First stage to run; those before it are left as they are.
         only: The only stage to run.
@@ -116,10 +127,7 @@ def run_pipeline(
     """
     current = _options.get() or _options_of_environment(start_from, only)
     try:
-        # A late run has the date of its schedule, not that of the clock.
-        scheduled = flow_run.scheduled_start_time or datetime.now(UTC)
-        today = scheduled.astimezone(UTC).date()
-        pipeline = current.pipeline or read_pipeline(file).resolve(parameters, today)
+        pipeline = current.pipeline or _resolve(file, parameters)
         storage = open_storage(current.settings)
         runner = PrefectRunner(current)
         summary = run_stages(

@@ -17,6 +17,7 @@ from pipeline.config.deploy_file import (
     environments,
     read_deployed,
 )
+from pipeline.config.pipeline_file import parse_pipeline, read_pipeline
 from pipeline.errors import DeployFileError, UsageError
 from tests.contracts.source import ROOT
 
@@ -30,6 +31,7 @@ PROJECT: dict[str, Any] = {
             "work_pool": {"name": "any", "job_variables": {"env": {"A": "1", "B": "1"}}},
         },
         {"name": "load", "entrypoint": "pipeline.flows.load.load_flow"},
+        {"name": "pipeline", "entrypoint": "pipeline.flows.pipeline.run_pipeline"},
     ],
 }
 VARIABLES = {"PWD": "/here", "TOKEN": "hush"}
@@ -61,7 +63,7 @@ def test_an_environment_is_put_over_prefect_yaml(tmp_path: Path) -> None:
             },
         },
     )
-    [run] = deployed.deployments
+    [run, _] = deployed.deployments
     assert (run.name, run.version, run.tags) == ("run-prod", "c0ffee", ("chunkmap", "prod"))
     assert run.limit == RunLimit(limit=3, collision_strategy="ENQUEUE")
     assert run.job_variables == {
@@ -83,11 +85,75 @@ def test_a_job_becomes_a_deployment_with_its_text(tmp_path: Path) -> None:
     timing = {"cron": "0 2 * * *", "timezone": "Europe/Berlin"}
     new = {"like": "run", "job": "orders.yaml", "schedule": timing, "parameters": {"x": 1}}
     deployed = read(tmp_path, {"deployments": {"orders": new}})
-    assert [each.key for each in deployed.deployments] == ["run", "load", "orders"]
+    assert [each.key for each in deployed.deployments] == ["run", "load", "pipeline", "orders"]
     [orders] = deployed.only("orders").deployments
     assert yaml.safe_load(orders.parameters["job"]) == job
     assert orders.parameters["x"] == 1
     assert orders.schedule == Schedule(cron="0 2 * * *", timezone="Europe/Berlin")
+
+
+DAILY = """\
+name: daily
+state: s3://shop/pipelines/daily/
+parameters: {date: {type: date, default: yesterday}, country: string}
+pipeline:
+  - map: totals.yaml
+    set: {params.country: "{{ country }}"}
+  - {load: {name: warehouse, input: {uri: s3://shop/totals/}, into: {uri: w.duckdb, table: t}}}
+"""
+TOTALS = """\
+name: totals
+input: {uri: s3://shop/orders/, filter: [[day, "==", "{{ date }}"]]}
+transform: examples.totals:totals
+output: {uri: s3://shop/totals/, mode: overwrite-partitions}
+"""
+
+
+def test_a_pipeline_becomes_a_deployment_with_the_files_of_its_stages(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "daily.yaml").write_text(DAILY)
+    (tmp_path / "files" / "totals.yaml").write_text(TOTALS)
+    daily = {
+        "like": "pipeline",
+        "pipeline": "files/daily.yaml",
+        "schedule": {"cron": "0 5 * * *"},
+        "parameters": {"parameters": {"country": "DE"}},
+    }
+    deployed = read(tmp_path, {"deployments": {"daily": daily}})
+    [deployment] = deployed.only("daily").deployments
+    assert deployment.parameters["parameters"] == {"country": "DE"}
+    # Where the files are not, it is the same pipeline: same id, same definitions.
+    there = parse_pipeline(deployment.parameters["file"]).resolve({"country": "DE"})
+    here = read_pipeline(tmp_path / "files" / "daily.yaml").resolve({"country": "DE"})
+    assert there.run == here.run
+    assert [each.definition for each in there.stages] == [each.definition for each in here.stages]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "files/daily.yaml: parameter country has no value"),
+        ({"land": "DE"}, "has no parameter 'land'"),
+        ({"country": "DE", "date": "someday"}, "parameter date: 'someday' is not a date"),
+    ],
+)
+def test_parameters_of_scheduled_pipelines_are_checked(
+    tmp_path: Path, given: dict[str, str], message: str
+) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "daily.yaml").write_text(DAILY)
+    (tmp_path / "files" / "totals.yaml").write_text(TOTALS)
+    daily = {
+        "like": "pipeline",
+        "pipeline": "files/daily.yaml",
+        "parameters": {"parameters": given},
+    }
+    # By hand, a run can still be given what it needs.
+    read(tmp_path, {"deployments": {"daily": daily}})
+    with pytest.raises(DeployFileError) as error:
+        read(tmp_path, {"deployments": {"daily": {**daily, "schedule": {"cron": "0 5 * * *"}}}})
+    assert message in str(error.value)
+    assert str(error.value).startswith("deployment daily: ")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +164,7 @@ def test_a_job_becomes_a_deployment_with_its_text(tmp_path: Path) -> None:
         ({"deployments": {"run": {"like": "load"}}}, "`like` is for new names"),
         ({"deployments": {"run": {"queue": "fast"}}}, "the work pool prod has no queue 'fast'"),
         ({"deployments": {"run": {"schedule": {}}}}, "exactly one of `cron`, `interval`"),
-        ({"deployments": {"run": {"job": "a", "load": "b"}}}, "one of `job`, `ingest` and `load`"),
+        ({"deployments": {"run": {"job": "a", "load": "b"}}}, "set one of `job`, `ingest`, `load`"),
         ({"deployments": {"run": {"job": "none.yaml"}}}, "none.yaml does not exist"),
         ({"tags": ["{{ $NOWHERE }}"]}, "the variable NOWHERE is not set"),
         ({"work_pool": {"name": "p", "type": "docker"}}, "type docker needs `job_template`"),
@@ -144,7 +210,7 @@ def test_a_template_is_one(tmp_path: Path) -> None:
 def test_the_environments_of_the_repository(name: str) -> None:
     deployed = read_deployed(ROOT, name, {"PWD": "/here"})
     names = [each.key for each in deployed.deployments]
-    assert names[:5] == ["run", "backfill", "windows", "ingest", "load"]
+    assert names[:6] == ["run", "backfill", "windows", "ingest", "load", "pipeline"]
     if name != "dev":
         # Code comes with the image, never from a folder that only one machine has.
         assert all(each.job_variables["working_dir"] == "/app" for each in deployed.deployments)

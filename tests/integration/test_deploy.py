@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Condition, Thread
@@ -131,7 +132,7 @@ def test_deployment_creation(project: Project) -> None:
         )
         made = project.changes(name, SHOP_TOKEN="hush-1234")
         kinds = [kind for _, kind, _ in made]
-        assert kinds.count("deployment") == 5
+        assert kinds.count("deployment") == 6
         assert {action for action, _, _ in made} == {"create"}
         assert project.changes(name, SHOP_TOKEN="hush-1234") == []
     found = project.deployment("run-two")
@@ -232,6 +233,56 @@ def test_a_job_runs_by_schedule(project: Project, world: World) -> None:
         project.changes("seven", remove=True)
         stop_worker(worker)
     assert world.frame("s3://demo/out/deployed-job/").height > 0
+
+
+@pytest.mark.long
+def test_a_late_run_of_a_pipeline_has_the_date_of_its_schedule(
+    project: Project, world: World
+) -> None:
+    """A worker, which has none of the pipeline's files, runs it a week after its time."""
+    project.write("twelve", job_variables={"working_dir": str(world.root)})
+    job = json.loads((world.root / world.job("by-date")).read_text())
+    job["output"]["uri"] = "s3://demo/out/by-date/{{ date }}/"
+    (project.root / "by-date.yaml").write_text(json.dumps(job))
+    pipeline = {
+        "name": "dated",
+        "state": "s3://demo/out/dated-state/",
+        "parameters": {"date": {"type": "date", "default": "yesterday"}, "rate": "number"},
+        "pipeline": [{"map": "by-date.yaml", "set": {"params.rate": "{{ rate }}"}}],
+    }
+    path = project.root / "dated.yaml"
+    path.write_text(json.dumps(pipeline))
+    command = (str(path), "--to", "twelve", "--cron", "0 5 1 1 *")
+    refused = project.deploy(*command, "--dry-run")
+    assert refused.code == 2
+    assert "parameter rate has no value" in refused.err
+    answer = project.deploy(*command, "--param", "rate=2")
+    assert answer.code == 0, answer.err
+    assert "pipeline/dated-twelve" in answer.out
+    scheduled = (datetime.now(UTC) - timedelta(days=7)).replace(hour=5)
+    state = {
+        "type": "SCHEDULED",
+        "state_details": {"scheduled_time": scheduled.isoformat()},
+    }
+    deployment = project.deployment("dated-twelve")["id"]
+    run = world.ask_prefect(f"deployments/{deployment}/create_flow_run", {"state": state})
+    worker = start_worker(world, f"{POOL}-twelve")
+    day = (scheduled - timedelta(days=1)).date()
+    body = {"flow_runs": {"id": {"any_": [run["id"]]}}}
+
+    def ended() -> dict[str, Any] | None:
+        [found] = world.ask_prefect("flow_runs/filter", body)
+        return found if found["state_type"] in ("COMPLETED", "FAILED", "CRASHED") else None
+
+    try:
+        found = awaited(ended, worker)
+    finally:
+        project.changes("twelve", remove=True)
+        stop_worker(worker)
+    assert (found["state_type"], found["name"]) == ("COMPLETED", f"dated date {day}, rate 2.0")
+    frame = world.frame(f"s3://demo/out/by-date/{day}/")
+    assert frame.height > 0
+    assert (frame["total"] == frame["price"] * 2).all()
 
 
 @pytest.mark.long

@@ -14,7 +14,13 @@ from pipeline.cli.errors import PLANNING_HINTS
 from pipeline.cli.output import bad, columns, out, print_json, say, warn
 from pipeline.cli.pipelines.display import PipelineDisplay, result_line
 from pipeline.concurrency import map_concurrently
-from pipeline.config.pipeline_file import Pipeline, PipelineSource, dates, read_pipeline
+from pipeline.config.pipeline_file import (
+    Pipeline,
+    PipelineSource,
+    dates,
+    parameter_values,
+    read_pipeline,
+)
 from pipeline.config.settings import Settings, load_settings
 from pipeline.config.templates import text_of
 from pipeline.errors import PipelineFileError, RunInterruptedError
@@ -46,14 +52,7 @@ class Request:
         Raises:
             PipelineFileError: An option is not NAME=VALUE.
         """
-        values: dict[str, Any] = {}
-        for text in self.params:
-            name, equals, value = text.partition("=")
-            if not equals:
-                raise PipelineFileError(
-                    f"--param {text} is not NAME=VALUE", hint="--param country=DE"
-                )
-            values[name.strip()] = value
+        values: dict[str, Any] = dict(parameter_values(self.params))
         if self.date is not None:
             values[source.date_parameter] = self.date
         return values
