@@ -8,17 +8,24 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache
+from itertools import count
+from typing import Any
 
 import httpx
+import stamina
+
+from pipeline.errors import Transient
 
 RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed."""
+DENIED_STATUSES = frozenset({401, 403})
+"""Statuses of servers that refuse the credentials, or require some."""
 THROTTLED_FACTOR = 4
 """How many times more often than after a failure a request is retried that the server throttles."""
 _NO_NAME = {getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name)}
@@ -30,6 +37,78 @@ class Waits:
 
     first: float = 0.5
     most: float = 30.0
+
+
+class PassingFailure(Transient):
+    """A request failed, and may succeed if it is made again. Mixed into errors.
+
+    Attributes:
+        wait: Seconds that the server asks to wait; None if it does not say.
+        throttled: Whether it answers that it gets too many requests.
+    """
+
+    wait: float | None = None
+    throttled: bool = False
+
+
+def attempts(retries: int, waits: Waits, pause: Callable[[float], None] | None = None) -> Any:
+    """Return the attempts at a request, for `for` or `async for`: until one succeeds.
+
+    They end with the error of the last one, if it is no `PassingFailure`, or there were enough.
+
+    Args:
+        retries: Number of retries after failures; `THROTTLED_FACTOR` times as many while the server
+            throttles.
+        waits: Waits between two attempts, unless the server says how long.
+        pause: Called with the seconds that the server asks to wait, if somebody else waits them.
+    """
+    failed, throttled = count(1), count(1)
+
+    def is_retried(error: Exception) -> bool | float:
+        if not isinstance(error, PassingFailure):
+            return False
+        again = (
+            next(throttled) <= retries * THROTTLED_FACTOR
+            if error.throttled
+            else next(failed) <= retries
+        )
+        if not again or error.wait is None:
+            return again
+        if pause is None:
+            return error.wait
+        pause(error.wait)
+        return 0.0
+
+    return stamina.retry_context(
+        on=is_retried,
+        attempts=None,
+        timeout=None,
+        wait_initial=waits.first,
+        wait_max=waits.most,
+        wait_jitter=waits.first,
+    )
+
+
+def is_retried_status(status: int, wait: float | None) -> bool:
+    """Whether the same request may succeed later; one that is denied, if the server says when.
+
+    Args:
+        status: Status of the answer.
+        wait: Seconds of its Retry-After header.
+    """
+    return status in RETRIED_STATUSES or (status in DENIED_STATUSES and wait is not None)
+
+
+def is_throttled(status: int, wait: float | None) -> bool:
+    """Whether a server that answers so gets too many requests."""
+    return status == 429 or wait is not None
+
+
+def too_long(wait: float | None, most: float, key: str) -> str:
+    """Return the end of a message about a wait beyond the limit; empty for a shorter wait."""
+    if wait is None or wait <= most:
+        return ""
+    return f" and asks to wait {wait:,.0f} s, longer than the {most:,.0f} s of {key}"
 
 
 _is_muted: ContextVar[bool] = ContextVar("is_muted", default=False)
@@ -109,3 +188,24 @@ def certificate_problem(error: BaseException) -> str | None:
 def is_unknown_host(error: BaseException) -> bool:
     """Whether a server's name was not found."""
     return any(isinstance(c, socket.gaierror) and c.errno in _NO_NAME for c in causes(error))
+
+
+def lasting_problem(error: BaseException, url: str, key: str) -> tuple[str, str] | None:
+    """Return message and hint for a connection that fails each time; None if it may succeed later.
+
+    Args:
+        error: Error of the connection.
+        url: Address of the server.
+        key: Key that has the address, for the hint.
+    """
+    why = certificate_problem(error)
+    if why is not None:
+        return (
+            f"the server's certificate is not accepted: {why}",
+            f"check the host in {key}; for an authority of your own, set SSL_CERT_FILE to its "
+            "certificate",
+        )
+    if is_unknown_host(error):
+        host = httpx.URL(url).host
+        return f"there is no host {host!r}", f"check {key}, and the DNS of this machine"
+    return None

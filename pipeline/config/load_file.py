@@ -68,7 +68,7 @@ def kind_of(uri: str) -> Kind:
         _refuse_secret_address(uri)
         return "http"
     raise ValueError(
-        "names no database that can be loaded: write duckdb:FILE, a path that ends in .duckdb, "
+        "names no destination: write duckdb:FILE, a path that ends in .duckdb, "
         "postgresql://user@host/database, delta:s3://bucket/table/, or the https:// address of an "
         "endpoint"
     )

@@ -17,14 +17,14 @@ from prefect.artifacts import (
     create_progress_artifact,
     update_progress_artifact,
 )
-from prefect.blocks.system import Secret
 from prefect.cache_policies import NO_CACHE
 from prefect.utilities.annotations import quote
 
 from pipeline.config.ingest import Ingest, SecretPlace, parse_ingest
 from pipeline.config.settings import Settings, load_settings
-from pipeline.errors import ChunkmapError, UsageError
+from pipeline.errors import ChunkmapError
 from pipeline.flows.ingest_workers import LEAST_RANGES, ClusterWorkers
+from pipeline.flows.secret_blocks import read_secret_block
 from pipeline.ingest.run import (
     IngestOptions,
     IngestProgress,
@@ -125,18 +125,14 @@ def _step(name: str, own: str, work: Callable[[], Any]) -> Any:
 
 
 def secret_of_place(place: SecretPlace) -> str | None:
-    """Return a secret, also from a Prefect Secret block."""
+    """Return a secret, also from a Prefect Secret block.
+
+    Raises:
+        UsageError: There is no such block, or it holds no text.
+    """
     if place.secret is None:
         return secret_of_environment(place)
-    try:
-        block: Any = Secret.load(place.secret)
-    except ValueError as error:
-        raise UsageError(
-            f"Prefect has no Secret block {place.secret!r} ({place.key}.secret)",
-            hint="create it in Prefect's UI (Blocks, Secret), or with prefect.blocks.system.Secret",
-        ) from error
-    value = block.get()
-    return value if isinstance(value, str) else None
+    return read_secret_block(place.secret, f"{place.key}.secret")
 
 
 @dataclass(slots=True)

@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
 
 from prefect import flow
-from prefect.blocks.system import Secret
 
 from pipeline.config.load_file import LoadInto, parse_load_file
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError
+from pipeline.flows.secret_blocks import read_secret_block
 from pipeline.load.connect import open_load
-from pipeline.load.errors import DestinationError
 from pipeline.load.records import Listener, LoadProgress, LoadSummary
 from pipeline.storage import open_storage
 
@@ -82,22 +80,9 @@ def secret_of(into: LoadInto) -> str | None:
     """Return the secret in the Secret block that a load file names; None if it names none.
 
     Raises:
-        DestinationError: There is no such block, or it holds no text.
+        UsageError: There is no such block, or it holds no text.
     """
     if into.secret_block is None:
         return None
-    name, key = into.secret_block, "password_block" if into.password_block else "http.auth.secret"
-    hint = "create it in the Prefect UI (Blocks, Secret), or with `prefect block create secret`"
-    try:
-        block: Any = Secret.load(name)
-        value = block.get()
-    except ValueError as error:
-        raise DestinationError(
-            f"Prefect has no Secret block {name} (into.{key})", hint=hint
-        ) from error
-    if not isinstance(value, str) or not value:
-        raise DestinationError(
-            f"Prefect's Secret block {name} holds no text (into.{key})",
-            hint="store the secret as text",
-        )
-    return value
+    key = "into.password_block" if into.password_block else "into.http.auth.secret"
+    return read_secret_block(into.secret_block, key)

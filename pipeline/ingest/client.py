@@ -10,27 +10,27 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 from urllib.parse import unquote, urlencode
 
 import httpx
-import stamina
 
 from pipeline.config.ingest import Http
 from pipeline.config.masking import MASK
 from pipeline.config.secret import Secret
 from pipeline.http_answers import (
-    RETRIED_STATUSES,
-    THROTTLED_FACTOR,
+    DENIED_STATUSES,
     Waits,
-    certificate_problem,
-    is_unknown_host,
+    attempts,
+    is_retried_status,
+    is_throttled,
+    lasting_problem,
     muted_httpx,
     retry_after,
+    too_long,
     url_of,
 )
 from pipeline.ingest.body import ACCEPTED, BodyError, is_readable, read_body
@@ -105,38 +105,11 @@ class Client:
             SourceUnavailableError: It has not answered in all attempts.
         """
         async with self._open:
-            attempts = stamina.retry_context(
-                on=self._retried(),
-                attempts=None,
-                timeout=None,
-                wait_initial=self.waits.first,
-                wait_max=self.waits.most,
-                wait_jitter=self.waits.first,
-            )
-            async for attempt in attempts:
+            async for attempt in attempts(self.http.retries, self.waits, self._pace.pause):
                 with attempt:
                     self.counts.retries += attempt.num > 1
                     return await self._once(address)
         raise AssertionError("stamina returns or raises")
-
-    def _retried(self) -> Callable[[Exception], bool | float]:
-        failed, throttled = count(1), count(1)
-        most = self.http.retries
-
-        def is_retried(error: Exception) -> bool | float:
-            if not isinstance(error, SourceUnavailableError):
-                return False
-            again = (
-                next(throttled) <= most * THROTTLED_FACTOR
-                if error.throttled
-                else next(failed) <= most
-            )
-            if again and error.wait is not None:
-                self._pace.pause(error.wait)
-                return 0.0
-            return again
-
-        return is_retried
 
     async def _once(self, address: str) -> Page:
         await self._pace.turn()
@@ -215,10 +188,10 @@ class Client:
             return
         wait = retry_after(response.headers.get("retry-after"))
         said = f"{status} {self._secret.masked(response.reason_phrase)[:MAX_EXCERPT]}".strip()
-        if status in (401, 403) and wait is None:
-            raise SourceDeniedError(f"{address} answers {said}", hint=self._auth_hint(status))
-        if status in RETRIED_STATUSES or (status == 403 and wait is not None):
+        if is_retried_status(status, wait):
             raise self._come_back(f"{address} answers {said}", status, wait)
+        if status in DENIED_STATUSES:
+            raise SourceDeniedError(f"{address} answers {said}", hint=self._auth_hint(status))
         if response.is_redirect:
             target = url_of(response.headers.get("location", ""))
             host = f" to {target.scheme}://{target.host}" if target.host else ""
@@ -236,16 +209,14 @@ class Client:
         )
 
     def _come_back(self, message: str, status: int, wait: float | None) -> SourceError:
-        if wait is not None and wait > self.http.max_wait:
+        if beyond := too_long(wait, self.http.max_wait, "http.max_wait"):
             return SourceError(
-                f"{message} and asks to wait {wait:,.0f} s, longer than the "
-                f"{self.http.max_wait:,.0f} s "
-                "of http.max_wait",
+                message + beyond,
                 hint="give the command again later, raise http.max_wait, or set "
                 "http.requests_per_second",
             )
         error = SourceUnavailableError(message, hint=_LATER)
-        error.wait, error.throttled = wait, status in (403, 429) or wait is not None
+        error.wait, error.throttled = wait, is_throttled(status, wait)
         return error
 
     def _auth_hint(self, status: int) -> str:
@@ -329,19 +300,9 @@ class Client:
 
     def _translate(self, error: httpx.HTTPError, address: str) -> SourceError:
         """Turn an error of httpx into ours, which does not hold the request with its headers."""
-        why = certificate_problem(error)
-        if why is not None:
-            return SourceError(
-                f"{address}: the server's certificate is not accepted: {why}",
-                hint="check the host in http.url; for an authority of your own, set "
-                "SSL_CERT_FILE to "
-                "its certificate",
-            )
-        if is_unknown_host(error):
-            return SourceError(
-                f"{address}: there is no host {httpx.URL(address).host!r}",
-                hint="check http.url, and the DNS of this machine",
-            )
+        lasting = lasting_problem(error, address, "http.url")
+        if lasting is not None:
+            return SourceError(f"{address}: {lasting[0]}", hint=lasting[1])
         if isinstance(error, httpx.TimeoutException):
             return SourceUnavailableError(
                 f"{address} has sent nothing for {self.http.timeout:g} s (http.timeout)",

@@ -225,7 +225,7 @@ def _typed(column: pl.Series, kind: pl.DataType, where: str) -> pl.Series:
                 pl.when(~(cast.is_infinite() & column.str.contains(r"\d"))).then(cast)
             ).to_series()
     else:
-        return _converted(column, kind, where)
+        return _convert_texts(column, kind, where)
     wrong = (cast.is_null() & column.is_not_null()).arg_true()
     if len(wrong):
         row = int(wrong[0])
@@ -233,7 +233,7 @@ def _typed(column: pl.Series, kind: pl.DataType, where: str) -> pl.Series:
     return cast
 
 
-def _converted(column: pl.Series, kind: pl.DataType, where: str) -> pl.Series:
+def _convert_texts(column: pl.Series, kind: pl.DataType, where: str) -> pl.Series:
     """Convert texts one by one, as those of JSON."""
     plain = pl.Datetime(kind.time_unit) if isinstance(kind, pl.Datetime) else kind
     convert, values = converter(kind), []

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import httpx
-import stamina
 
 from partitioning import ObjectInfo
 from pipeline.concurrency import map_concurrently
@@ -20,10 +19,12 @@ from pipeline.config.ingest import Files, is_url
 from pipeline.config.masking import mask_text
 from pipeline.errors import InputError, ObjectMissingError
 from pipeline.http_answers import (
-    RETRIED_STATUSES,
+    DENIED_STATUSES,
     Waits,
-    certificate_problem,
-    is_unknown_host,
+    attempts,
+    is_retried_status,
+    is_throttled,
+    lasting_problem,
     muted_httpx,
     retry_after,
     ssl_context,
@@ -38,7 +39,7 @@ AT_ONCE: Final = 4
 LARGE: Final = 64 << 20
 """Bytes of a file that is downloaded alone."""
 RETRIES: Final = 5
-"""Number of retries of a request after a passing failure."""
+"""Number of retries of a request after a passing failure (see `attempts`)."""
 TIMEOUT: Final = 30.0
 """Seconds to wait for the next bytes."""
 MAX_WAIT: Final = 300.0
@@ -112,24 +113,10 @@ class Downloads:
         return bytes(body)
 
     def _retry(self, url: str, work: Callable[[httpx.Client], T]) -> T:
-        attempts = stamina.retry_context(
-            on=_wait,
-            attempts=RETRIES + 1,
-            timeout=None,
-            wait_initial=self.waits.first,
-            wait_max=self.waits.most,
-            wait_jitter=self.waits.first,
-        )
-        for attempt in attempts:
+        for attempt in attempts(RETRIES, self.waits):
             with attempt, _client(url) as client:
                 return work(client)
         raise AssertionError("stamina returns or raises")
-
-
-def _wait(error: Exception) -> bool | float:
-    if not isinstance(error, SourceUnavailableError):
-        return False
-    return True if error.wait is None else error.wait
 
 
 @contextmanager
@@ -155,18 +142,9 @@ def _client(url: str) -> Iterator[httpx.Client]:
             f"{url}: the server has sent nothing for {TIMEOUT:g} s", hint=_LATER
         ) from None
     except httpx.HTTPError as error:
-        problem = certificate_problem(error)
-        if problem is not None:
-            raise SourceError(
-                f"{url}: the server's certificate is not accepted: {problem}",
-                hint="check the host in files.uri; for an authority of your own, set "
-                "SSL_CERT_FILE to its certificate",
-            ) from None
-        if is_unknown_host(error):
-            raise SourceError(
-                f"{url}: there is no host {httpx.URL(url).host!r}",
-                hint="check files.uri, and the DNS of this machine",
-            ) from None
+        lasting = lasting_problem(error, url, "files.uri")
+        if lasting is not None:
+            raise SourceError(f"{url}: {lasting[0]}", hint=lasting[1]) from None
         text = mask_text(str(error)) or type(error).__name__
         raise SourceUnavailableError(f"{url}: {text}", hint=_LATER) from None
 
@@ -179,16 +157,16 @@ def _check(response: httpx.Response, url: str) -> None:
         raise SourceError(f"{url} redirects to an address without TLS")
     if status in (404, 410):
         raise InputError(f"no file at {url} (files.uri): the server answers {status}")
-    if status in RETRIED_STATUSES:
-        wait = retry_after(response.headers.get("retry-after"))
+    wait = retry_after(response.headers.get("retry-after"))
+    if is_retried_status(status, wait):
         if wait is not None and wait > MAX_WAIT:
             raise SourceError(
                 f"{said} and asks to wait {wait:,.0f} s", hint="give the command again later"
             )
         error = SourceUnavailableError(said, hint=_LATER)
-        error.wait = wait
+        error.wait, error.throttled = wait, is_throttled(status, wait)
         raise error
-    if status in (401, 403):
+    if status in DENIED_STATUSES:
         raise SourceDeniedError(
             said, hint="files are read without credentials: copy it to S3, and read it there"
         )

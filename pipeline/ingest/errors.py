@@ -9,23 +9,16 @@ SourceError                     fix the definition, or contact the owner of the 
 
 from __future__ import annotations
 
-from pipeline.errors import ChunkmapError, Transient
+from pipeline.errors import ChunkmapError
+from pipeline.http_answers import PassingFailure
 
 
 class SourceError(ChunkmapError):
     """A source answered something that cannot be used."""
 
 
-class SourceUnavailableError(SourceError, Transient):
-    """A source did not answer, answered in part, or asked to come back later.
-
-    Attributes:
-        wait: Seconds that the source asks to wait; None if it does not say.
-        throttled: Whether it answers that it gets too many requests.
-    """
-
-    wait: float | None = None
-    throttled: bool = False
+class SourceUnavailableError(SourceError, PassingFailure):
+    """A source did not answer, answered in part, or asked to come back later."""
 
 
 class SourceDeniedError(SourceError):

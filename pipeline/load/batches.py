@@ -182,11 +182,11 @@ class BatchStream:
 
     def _batch(self, frame: pl.DataFrame) -> pa.RecordBatch:
         table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-        arrays = [_converted(table[column.name], column) for column in self.columns]
+        arrays = [_convert_values(table[column.name], column) for column in self.columns]
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
 
-def _converted(values: Any, column: Column) -> pa.Array:
+def _convert_values(values: Any, column: Column) -> pa.Array:
     """Convert the values of a batch to the type in which they are sent, or raise."""
     array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     if isinstance(array, pa.ChunkedArray):

@@ -10,6 +10,8 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
+from pipeline.table.delta.types import REFUSED_IN_NAMES, arrow_type, delta_type, type_problem
+
 MAX_EXACT_DIGITS = 28
 """Maximum digits of decimals that are summed: the sum of a batch has 38 at most."""
 
@@ -170,24 +172,17 @@ def json_type(dtype: pl.DataType) -> SqlType:
 
 # -- Delta ----------------------------------------------------------------------------------------
 
-_DELTA: dict[type[pl.DataType], tuple[str, pa.DataType]] = {
-    pl.Boolean: ("boolean", pa.bool_()),
-    pl.Int8: ("byte", pa.int8()),
-    pl.Int16: ("short", pa.int16()),
-    pl.Int32: ("integer", pa.int32()),
-    pl.Int64: ("long", pa.int64()),
-    pl.UInt8: ("short", pa.int16()),
-    pl.UInt16: ("integer", pa.int32()),
-    pl.UInt32: ("long", pa.int64()),
-    pl.UInt64: ("decimal(20,0)", pa.decimal128(20, 0)),
-    pl.Float32: ("float", pa.float32()),
-    pl.Float64: ("double", pa.float64()),
-    pl.String: ("string", pa.large_string()),
-    pl.Categorical: ("string", pa.large_string()),
-    pl.Enum: ("string", pa.large_string()),
-    pl.Binary: ("binary", pa.large_binary()),
-    pl.Date: ("date", pa.date32()),
+_DELTA_STORES: dict[type[pl.DataType], pl.DataType] = {
+    pl.UInt8: pl.Int16(),
+    pl.UInt16: pl.Int32(),
+    pl.UInt32: pl.Int64(),
+    pl.UInt64: pl.Decimal(20, 0),
+    pl.Categorical: pl.String(),
+    pl.Enum: pl.String(),
 }
+"""Types that hold all values of types that Delta lacks."""
+_LARGE = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
+"""Arrow types of texts and bytes as Polars has them, which need no copy."""
 
 
 def delta_table_type(dtype: pl.DataType) -> SqlType:
@@ -196,13 +191,7 @@ def delta_table_type(dtype: pl.DataType) -> SqlType:
     Raises:
         UnsupportedTypeError: There is none.
     """
-    if isinstance(dtype, pl.Decimal):
-        kind = pa.decimal128(dtype.precision, dtype.scale)
-        return SqlType(f"decimal({dtype.precision},{dtype.scale})", kind)
-    if isinstance(dtype, pl.Datetime):
-        if dtype.time_zone is None:
-            return SqlType("timestamp_ntz", pa.timestamp("us"))
-        return SqlType("timestamp", pa.timestamp("us", "UTC"))
+    stored = _DELTA_STORES.get(type(dtype), dtype)
     if isinstance(dtype, pl.List):
         inner = delta_table_type(_instance(dtype.inner))
         return SqlType(f"array<{inner.sql}>", pa.large_list(inner.arrow))
@@ -212,18 +201,13 @@ def delta_table_type(dtype: pl.DataType) -> SqlType:
             raise UnsupportedTypeError("a struct without fields")
         names = ",".join(f"{name}:{kind.sql}" for name, kind in fields)
         return SqlType(f"struct<{names}>", pa.struct([(n, kind.arrow) for n, kind in fields]))
-    found = _DELTA.get(type(dtype))
-    if found is None:
+    # Times of any unit and zone are sent; one that does not fit microseconds is an error then.
+    if type_problem(stored) is not None and not isinstance(stored, pl.Datetime):
         raise _unsupported(dtype)
-    return SqlType(*found)
-
-
-def arrow_type_of_delta(kind: str) -> pa.DataType | None:
-    """Return the Arrow type of a plain type of a Delta table; None for others."""
-    decimal = _DECIMAL.fullmatch(kind)
-    if decimal is not None:
-        return pa.decimal128(int(decimal[1]), int(decimal[2]))
-    return next((arrow for name, arrow in _DELTA.values() if name == kind), None)
+    kind = delta_type(stored)
+    arrow = arrow_type(kind)
+    assert isinstance(kind, str) and arrow is not None, "nested types were handled above"
+    return SqlType(kind, _LARGE.get(arrow, arrow))
 
 
 def spelled_delta_type(kind: str | Mapping[str, Any]) -> str:
@@ -331,7 +315,7 @@ DELTA = Dialect(
         "float": ("double",),
     },
     fold=str.casefold,
-    refused_in_names=re.compile(r"[ ,;{}()\n\t=]"),
+    refused_in_names=REFUSED_IN_NAMES,
 )
 DUCKDB = Dialect(
     "DuckDB",

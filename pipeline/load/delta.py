@@ -19,13 +19,7 @@ from pipeline.config.load_file import LoadFile, delta_uri
 from pipeline.config.settings import Settings
 from pipeline.errors import ChunkmapError, TransientStorageError, UsageError, is_transient
 from pipeline.load.batches import BatchStream, OutputVersion, check_error
-from pipeline.load.column_types import (
-    DELTA,
-    Column,
-    SqlType,
-    arrow_type_of_delta,
-    spelled_delta_type,
-)
+from pipeline.load.column_types import DELTA, Column, SqlType, spelled_delta_type
 from pipeline.load.columns import Differences, columns_of, named
 from pipeline.load.destination import TableColumn
 from pipeline.load.errors import DestinationError, LoadFailedError, TableMismatchError
@@ -43,6 +37,7 @@ from pipeline.table.delta.library import (
     library_path,
 )
 from pipeline.table.delta.log import APP_ID
+from pipeline.table.delta.types import arrow_type
 from pipeline.table.errors import DamagedTableError
 
 _REMEDY = "replace all rows of the table in one commit: --mode replace"
@@ -390,4 +385,4 @@ def _as_in_table(own: SqlType, kind: str | None) -> SqlType:
     """Return the type in which values are sent: the table's, if it is a wider one."""
     if kind is None or kind == own.sql:
         return own
-    return SqlType(kind, arrow_type_of_delta(kind) or own.arrow)
+    return SqlType(kind, arrow_type(kind) or own.arrow)

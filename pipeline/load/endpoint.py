@@ -168,12 +168,12 @@ def _lines(stream: BatchStream, commit: CommitFiles, skip: int) -> Iterator[byte
     number = skip
     for batch in stream.batches():
         for start in range(0, batch.num_rows, ROWS_CONVERTED):
-            for row in _converted(batch.slice(start, ROWS_CONVERTED), commit):
+            for row in _convert_rows(batch.slice(start, ROWS_CONVERTED), commit):
                 number += 1
                 yield _line(row, commit, number)
 
 
-def _converted(batch: Any, commit: CommitFiles) -> list[dict[str, Any]]:
+def _convert_rows(batch: Any, commit: CommitFiles) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = batch.to_pylist()
     except ValueError as error:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count
 
 import httpx
-import stamina
 
 from pipeline.config.load_file import LoadRequests
 from pipeline.config.secret import Secret
 from pipeline.errors import ChunkmapError
 from pipeline.http_answers import (
-    RETRIED_STATUSES,
-    THROTTLED_FACTOR,
+    DENIED_STATUSES,
+    PassingFailure,
     Waits,
-    certificate_problem,
-    is_unknown_host,
+    attempts,
+    is_retried_status,
+    is_throttled,
+    lasting_problem,
     muted_httpx,
     retry_after,
+    too_long,
     url_of,
 )
 from pipeline.load.errors import DestinationError, DestinationUnavailableError, LoadFailedError
@@ -78,33 +79,10 @@ class EndpointClient:
             DestinationUnavailableError: It has not acknowledged it in all attempts.
             LoadFailedError: It refuses the rows.
         """
-        for attempt in stamina.retry_context(
-            on=self._retried(),
-            attempts=None,
-            timeout=None,
-            wait_initial=self.waits.first,
-            wait_max=self.waits.most,
-            wait_jitter=self.waits.first,
-        ):
+        for attempt in attempts(self.requests.retries, self.waits):
             with attempt:
                 return self._once(batch)
         raise AssertionError("stamina returns or raises")
-
-    def _retried(self) -> Callable[[Exception], bool | float]:
-        failed, throttled = count(1), count(1)
-        most = self.requests.retries
-
-        def is_retried(error: Exception) -> bool | float:
-            if not isinstance(error, _Failure):
-                return False
-            again = (
-                next(throttled) <= most * THROTTLED_FACTOR
-                if error.is_throttled
-                else next(failed) <= most
-            )
-            return error.wait if again and error.wait is not None else again
-
-        return is_retried
 
     def _once(self, batch: Batch) -> None:
         self._pace()
@@ -137,11 +115,10 @@ class EndpointClient:
         reason = self._secret.masked(answer.reason_phrase)[:MAX_EXCERPT]
         message = f"{self.where} answers {status} {reason}".strip()
         rows = f"rows {batch.first + 1:,} to {batch.end:,}"
-        if status in (401, 403) and wait is None:
+        if is_retried_status(status, wait) or status == _IN_PROGRESS:
+            return self._failure(message, wait, throttled=is_throttled(status, wait))
+        if status in DENIED_STATUSES:
             return DestinationError(message, hint=self._auth_hint(status))
-        if status in RETRIED_STATUSES or status in (401, 403, _IN_PROGRESS):
-            is_throttled = status in (403, 429) or wait is not None
-            return self._failure(message, wait, is_throttled=is_throttled)
         if answer.is_redirect:
             target = url_of(answer.headers.get("location", ""))
             host = self._secret.masked(target.host)
@@ -164,19 +141,16 @@ class EndpointClient:
         )
 
     def _failure(
-        self, message: str, wait: float | None = None, *, is_throttled: bool = False
+        self, message: str, wait: float | None = None, *, throttled: bool = False
     ) -> ChunkmapError:
-        if wait is not None and wait > self.requests.max_wait:
-            message += (
-                f" and asks to wait {wait:,.0f} s, longer than the {self.requests.max_wait:,.0f} s "
-                "of into.http.max_wait"
-            )
+        if beyond := too_long(wait, self.requests.max_wait, "into.http.max_wait"):
+            message += beyond
             hint = (
                 "load again later, raise into.http.max_wait, or set into.http.requests_per_second"
             )
             return DestinationUnavailableError(message, hint=hint)
         error = _Failure(message, hint=_AGAIN)
-        error.wait, error.is_throttled = wait, is_throttled
+        error.wait, error.throttled = wait, throttled
         return error
 
     def _auth_hint(self, status: int) -> str:
@@ -188,18 +162,9 @@ class EndpointClient:
         return f"the token in the {auth.where} is wrong or has expired: replace it, and load again"
 
     def _translate(self, error: httpx.HTTPError) -> ChunkmapError:
-        why = certificate_problem(error)
-        if why is not None:
-            return DestinationError(
-                f"{self.where}: the server's certificate is not accepted: {why}",
-                hint="check the host in into.uri; for an authority of your own, set SSL_CERT_FILE "
-                "to its certificate",
-            )
-        if is_unknown_host(error):
-            return DestinationError(
-                f"{self.where}: there is no host {httpx.URL(self.uri).host!r}",
-                hint="check into.uri, and the DNS of this machine",
-            )
+        lasting = lasting_problem(error, self.uri, "into.uri")
+        if lasting is not None:
+            return DestinationError(f"{self.where}: {lasting[0]}", hint=lasting[1])
         if isinstance(error, httpx.TimeoutException):
             return self._failure(
                 f"{self.where} has not answered for {self.requests.timeout:g} s (into.http.timeout)"
@@ -222,12 +187,8 @@ class EndpointClient:
         return text if len(text) <= MAX_EXCERPT else text[:MAX_EXCERPT] + " …"
 
 
-class _Failure(DestinationUnavailableError):
+class _Failure(DestinationUnavailableError, PassingFailure):
     """A request that may succeed if it is made again."""
-
-    wait: float | None = None
-    """Seconds that the endpoint asks to wait."""
-    is_throttled: bool = False
 
 
 def _read(answer: httpx.Response, most: int) -> bytes:

@@ -91,7 +91,7 @@ class LoadStore:
             rows=commit.rows, epoch=epoch, manifest=manifest,
         )  # fmt: skip
         with suppress(AlreadyExistsError):
-            self.storage.put_new(self._uri(commit.name, commit.digest, epoch), _sealed(record))
+            self.storage.put_new(self._uri(commit.name, commit.digest, epoch), _seal_record(record))
 
     def _uri(self, commit: str, digest: str, epoch: int) -> str:
         return f"{self._folder(epoch)}{commit}-{digest[:16]}.json"
@@ -151,9 +151,9 @@ class LoadStore:
         )  # fmt: skip
         try:
             if self._etag is None:
-                self.storage.put_new(uri, _sealed(record))
+                self.storage.put_new(uri, _seal_record(record))
             else:
-                self.storage.put_if(uri, _sealed(record), self._etag)
+                self.storage.put_if(uri, _seal_record(record), self._etag)
         except (AlreadyExistsError, PreconditionFailedError):
             raise self._busy() from None
         blob = self.storage.get(uri)
@@ -174,5 +174,5 @@ class LoadStore:
             raise StateError(uri, f"it is of a load into {record.destination}")
 
 
-def _sealed(record: _Record) -> bytes:
+def _seal_record(record: _Record) -> bytes:
     return seal_json(record.model_dump_json().encode())

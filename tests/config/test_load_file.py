@@ -71,8 +71,8 @@ def test_examples_are_accepted_and_written_again(key: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("a.duckdb", "mysql://h/d", "load.yaml:4: `into.uri`.*names no database"),
-        ("a.duckdb", "'duckdb:'", "names no database"),
+        ("a.duckdb", "mysql://h/d", "load.yaml:4: `into.uri`.*names no destination"),
+        ("a.duckdb", "'duckdb:'", "names no destination"),
         ("finance.sales", "a.b.c", "load.yaml:5: `into.table`: 'a.b.c' is neither a table"),
         ("s3://b/out/", "s3://k:secret@b/out/", "credentials"),
         ("table: finance.sales", "tabel: x", "did you mean `table`"),

@@ -36,6 +36,7 @@ def first(reply: Reply, times: int = 1) -> Callable[[str, int], Reply | None]:
         Reply(503),
         Reply(408),
         Reply(429, headers={"Retry-After": "0"}),
+        Reply(401, headers={"Retry-After": "0"}),
         Reply(403, headers={"Retry-After": "0"}),
         Reply(body=json.dumps({"data": orders(5)}).encode(), missing=20),
         Reply(body=b'{"data": [{"id": 1}'),

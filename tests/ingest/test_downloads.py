@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.config.ingest import parse_ingest
 from pipeline.errors import ChunkmapError, InputError, JobError
+from pipeline.ingest.download import RETRIES
 from pipeline.ingest.errors import SourceDeniedError, SourceError, SourceUnavailableError
 from pipeline.ingest.vacuum import EXPIRED
 from tests.ingest.conftest import World
@@ -121,13 +122,14 @@ def test_passing_failures_are_asked_again(it: World, site: Site) -> None:
         "/a.csv": [
             Reply(503, b""),
             file(),
-            Reply(429, b"", headers={"Retry-After": "0"}),
+            # A server that says when to come back is asked more often.
+            *[Reply(429, b"", headers={"Retry-After": "0"})] * (RETRIES + 1),
             file(missing=5),
             file(),
         ]
     }
     assert ingest(it, site, "/a.csv").rows == 2
-    assert len(site.asked) == 5
+    assert len(site.asked) == RETRIES + 5
 
 
 def test_new_urls_are_appended(it: World, site: Site) -> None:

@@ -63,7 +63,7 @@ def test_a_half_given_load_is_refused(output: Frames) -> None:
     with pytest.raises(UsageError, match="name the database, or another") as caught:
         give(output.uri)
     assert f"chunkmap load {output.uri} --into" in (caught.value.hint or "")
-    with pytest.raises(LoadFileError, match="names no database"):
+    with pytest.raises(LoadFileError, match="names no destination"):
         give(output.uri, uri="mysql://host/db")
     with pytest.raises(UsageError, match="--set"):
         load(output.uri, OPTIONS | {"into.uri": "a.duckdb"}, None, changes=["a=1"],

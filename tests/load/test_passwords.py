@@ -10,7 +10,7 @@ import pytest
 from prefect.blocks.system import Secret
 
 from pipeline.config.load_file import LoadFile, LoadInto, load_file_of
-from pipeline.errors import ChunkmapError, LoadFileError, is_transient
+from pipeline.errors import ChunkmapError, LoadFileError, UsageError, is_transient
 from pipeline.flows.load import secret_of
 from pipeline.load.connect import open_destination
 from pipeline.load.errors import DestinationError, DestinationUnavailableError, LoadFailedError
@@ -50,10 +50,10 @@ def test_a_password_comes_from_the_block_that_is_named(monkeypatch: pytest.Monke
     monkeypatch.setattr(Secret, "load", load)
     assert secret_of(into()) is None
     assert secret_of(into(password_block="warehouse")) == "hush"
-    with pytest.raises(DestinationError, match="no Secret block other") as caught:
+    with pytest.raises(UsageError, match="no Secret block other") as caught:
         secret_of(into(password_block="other"))
     assert "Blocks, Secret" in (caught.value.hint or "")
-    with pytest.raises(DestinationError, match="holds no text"):
+    with pytest.raises(UsageError, match="holds no text"):
         secret_of(into(password_block="number"))
 
 

@@ -69,7 +69,7 @@ _ARROW: Final = {
     "timestamp": pa.timestamp("us", "UTC"),
     "timestamp_ntz": pa.timestamp("us"),
 }
-_REFUSED_IN_NAMES: Final = re.compile(r"[ ,;{}()\n\t=]")
+REFUSED_IN_NAMES: Final = re.compile(r"[ ,;{}()\n\t=]")
 """Characters that Spark refuses in the names of a Delta table's columns."""
 
 
@@ -92,7 +92,7 @@ def name_problems(names: Sequence[str]) -> Iterator[str]:
     """Yield the problems of the names of a table's columns."""
     seen: dict[str, str] = {}
     for name in names:
-        if _REFUSED_IN_NAMES.search(name):
+        if REFUSED_IN_NAMES.search(name):
             yield (
                 f"column {name!r} has a character that Delta tables refuse in names (space, tab, "
                 "line feed or one of ,;{}()=): rename it"
