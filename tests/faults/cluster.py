@@ -108,10 +108,13 @@ class Cluster:
 
     def start(self, scenario: Scenario, *flags: str, client: str = "driver") -> Command:
         """`chunkmap run JOB --json`."""
+        return self.give("run", str(scenario.file), *flags, client=client)
+
+    def give(self, *words: str, client: str = "driver") -> Command:
+        """A command of `chunkmap`, with `--json`."""
         code = "from pipeline.cli import main; main()"
         environment = {**self.environment(client), "CHUNKMAP_DASK__SCHEDULER": self.address}
-        arguments = ("-c", code, "run", str(scenario.file), "--json", *flags)
-        return Command(arguments, environment, self.world.folder)
+        return Command(("-c", code, *words, "--json"), environment, self.world.folder)
 
 
 def worker_process(nanny: Process) -> psutil.Process:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+
+import polars as pl
 import pytest
 
+from pipeline.cluster.local.services import BUCKET
 from tests.faults.cluster import Cluster
 from tests.faults.conftest import NewScenario, mostly_long
 from tests.faults.invariants import check_checked, check_everything
 from tests.faults.rules import Rule
-from tests.faults.world import CHECKED, CHUNKS
+from tests.faults.world import CHECKED, CHUNKS, World
 
 pytestmark = pytest.mark.faults
 
@@ -62,3 +66,36 @@ def test_a_worker_dies_while_it_checks(new: NewScenario, cluster: Cluster, step:
     assert rule.happened.is_set()
     assert ended.code == 0, ended
     check_checked(scenario)
+
+
+PARTS = {
+    "reading a piece": Rule("refuse", "GetObject", "/in.csv", "w0", nth=2),
+    "having staged a file": Rule("lose", "PutObject|UploadPart", client="w0"),
+}
+"""Steps of an ingest of a large file, whose pieces and files are task runs on the cluster."""
+
+
+@pytest.mark.parametrize("step", mostly_long(PARTS, {"having staged a file"}))
+def test_a_worker_dies_while_it_ingests(world: World, cluster: Cluster, step: str) -> None:
+    """Another worker does its part, in the same command; docs/guides/ingest.md has a row."""
+    place = f"s3://{BUCKET}/{step.replace(' ', '-')}/"
+    text = b"id,note\n" + b"".join(b'%d,"line\nof ""%d"""\n' % (i, i) for i in range(3000))
+    world.storage.put(f"{place}in.csv", text)
+    file = world.folder / f"{step.replace(' ', '-')}.yaml"
+    file.write_text(
+        f"name: notes\nfiles: {{uri: {place}in.csv, range_bytes: 10000}}\n"
+        f"output: {{uri: {place}out/, file_bytes: 8000}}\n"
+    )
+    rule = PARTS[step]
+    rule.call = cluster.workers["w0"].kill
+    world.proxy.reset(rule)
+    ended = cluster.give("ingest", str(file)).wait()
+    assert rule.happened.is_set()
+    assert ended.code == 0, ended
+    assert ended.summary["rows"] == 3000
+    objects = world.storage.objects(f"{place}out/")
+    frames = [pl.read_parquet(io.BytesIO(world.storage.get(info.uri).data)) for info in objects]
+    assert len(frames) > 1
+    assert pl.concat(frames).sort("id").equals(pl.read_csv(text))
+    again = cluster.give("ingest", str(file)).wait()
+    assert (again.code, again.summary["already"]) == (0, True)
