@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections import Counter
 from zlib import crc32
 
 import pytest
@@ -53,13 +54,28 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves to `make test-long` what would take `make test` beyond twelve minutes."""
-    left_out = [item for item in items if item.get_closest_marker("long")]
+    left_out = [item for item in items if item.get_closest_marker("long")] + _not_sampled(items)
     if left_out and not os.environ.get("LONG"):
         config.hook.pytest_deselected(items=left_out)
         kept = set(items) - set(left_out)
         items[:] = [item for item in items if item in kept]
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: scheduling.rank(item.nodeid))
+
+
+def _not_sampled(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return the cases of tests marked `sampled(n)` but every n-th."""
+    counts: Counter[str] = Counter()
+    left_out: list[pytest.Item] = []
+    for item in items:
+        marker = item.get_closest_marker("sampled")
+        if marker is None:
+            continue
+        test = item.nodeid.partition("[")[0]
+        if counts[test] % marker.args[0]:
+            left_out.append(item)
+        counts[test] += 1
+    return left_out
 
 
 @pytest.fixture(autouse=True)

@@ -118,6 +118,7 @@ def test_a_complete_session_has_nothing_left(settings: Settings, tmp_path: Path)
     assert again.results == done.results
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("noisy", "attempts", "quiet"), [(0, 1, True), (12, 3, True), (1000, MAX_ATTEMPTS, False)]
 )

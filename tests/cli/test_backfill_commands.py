@@ -248,6 +248,7 @@ def test_report(terminal: Terminal) -> None:
     assert terminal.world.storage.get(told["report"]).data.decode() == page
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("change", "flags", "part"),
     [

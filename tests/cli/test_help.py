@@ -30,6 +30,7 @@ def commands(group: Any = ROOT, above: tuple[str, ...] = ()) -> Iterator[tuple[s
 COMMANDS = dict(commands())
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_flag_is_its_name_alone(name: str) -> None:
     for option in COMMANDS[name].params:

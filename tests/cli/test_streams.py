@@ -69,6 +69,7 @@ def shell(folder: Path, line: str, **environment: str) -> subprocess.CompletedPr
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("command", ["check", "plan"])
 def test_what_a_transform_prints_is_not_in_the_result(shop: Path, command: str) -> None:
     said = shell(shop, f"chunkmap {command} job.yaml --json")
@@ -85,6 +86,7 @@ def test_a_job_comes_from_a_pipe_with_values_set(shop: Path) -> None:
     assert "mode append" in said.stdout
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("command", ["config", "config --json", "--help", "plan job.yaml"])
 def test_a_reader_that_leaves_is_no_failure(shop: Path, command: str) -> None:
     said = shell(shop, f"chunkmap {command} 2>errors | true; echo ${{PIPESTATUS[0]}}")
@@ -93,6 +95,7 @@ def test_a_reader_that_leaves_is_no_failure(shop: Path, command: str) -> None:
     assert "BrokenPipe" not in (shop / "errors").read_text()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("command", ["config", "config --json", "--help", "plan job.yaml"])
 def test_a_full_disk_is_named(shop: Path, command: str) -> None:
     said = shell(shop, f"chunkmap {command} > /dev/full")
@@ -112,6 +115,7 @@ def test_closed_streams_are_no_failure(shop: Path) -> None:
     assert json.loads(said.stdout)["rows_in"] == 2
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("command", ["plan job.yaml --explain", "check job.yaml", "nosuch", "-h"])
 def test_a_terminal_that_knows_ascii_alone(shop: Path, command: str) -> None:
     said = shell(shop, f"chunkmap {command}", PYTHONIOENCODING="ascii")

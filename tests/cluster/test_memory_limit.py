@@ -8,6 +8,7 @@ from tests.support.plain_dask import plain_client
 LIMIT = 700_000_000
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.integration
 @pytest.mark.parametrize(("given", "found"), [(LIMIT, LIMIT), (0, 0)])
 def test_a_worker_knows_its_limit(given: int, found: int) -> None:

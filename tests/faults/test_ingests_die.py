@@ -153,6 +153,7 @@ def _number(requests: list[tuple[str, str]], stage: str) -> int:
     return found[1 if part == "pages/" else 0]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("fault", ["before", "after"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_driver_that_is_killed_is_followed_by_the_same_command(

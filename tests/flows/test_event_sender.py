@@ -140,6 +140,7 @@ def test_log_lines_go_too(server: Server) -> None:
     assert [line["message"] for line in server.lines] == ["one"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("status", [408, 429, 502, 503, 504])
 def test_a_busy_server_is_asked_again(server: Server, status: int) -> None:
     server.answers = [status, status]
@@ -151,6 +152,7 @@ def test_a_busy_server_is_asked_again(server: Server, status: int) -> None:
     assert server.numbers == [1, 2, 3]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("status", [401, 403, 422, 500])
 def test_what_a_server_refuses_is_said_and_left(
     server: Server, status: int, caplog: pytest.LogCaptureFixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -38,13 +39,15 @@ FILES = (
 def test_changes_are_refused_or_read(tmp_path: Path) -> None:
     outcomes: Counter[str] = Counter()
     failures: list[str] = []
-    for case, result in done(cases(tmp_path, SEED, range(250), FILES)):
+    for case, result in done(
+        cases(tmp_path, SEED, range(1500 if "LONG" in os.environ else 100), FILES)
+    ):
         outcomes[result.outcome] += 1
         if not is_fine(case, result):
             failures.append(report(case, result, SEED))
     assert not failures, "\n".join(failures)
-    assert outcomes["equal"] > 50
-    assert outcomes["refused in planning"] > 50
+    assert outcomes["equal"] > 20
+    assert outcomes["refused in planning"] > 20
 
 
 def changed(file: str, path: Steps, new: Node | None) -> bytes:
@@ -146,6 +149,7 @@ def test_a_tree_is_written_as_it_was_read() -> None:
         assert footer_of(with_footer(data, footer)) == footer
 
 
+@pytest.mark.long
 def test_planning_takes_no_more_memory_than_ten_times_the_footer(tmp_path: Path) -> None:
     table = pa.table({f"column_{i}": pa.array(range(20), pa.int64()) for i in range(500)})
     data = corpus.by_pyarrow(table, row_group_size=1, use_dictionary=False)
@@ -166,6 +170,7 @@ def test_planning_takes_no_more_memory_than_ten_times_the_footer(tmp_path: Path)
         child.close()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("how", "outcome"),
     [

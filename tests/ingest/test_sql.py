@@ -493,6 +493,7 @@ def test_values_of_postgresql_are_exact(it: World, in_postgres: Shop) -> None:
     assert {name: row[name] for name in shown} == shown
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.integration
 @pytest.mark.parametrize(
     ("value", "message", "declared", "kept"),
@@ -580,6 +581,7 @@ def test_a_lag_leaves_late_commits_to_the_next_ingest(it: World, in_postgres: Sh
     assert new_rows(it, column="at", incremental={}) is None
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.integration
 @pytest.mark.parametrize(
     ("kind", "first", "second"),

@@ -21,6 +21,7 @@ def profilers(dask_worker: Any) -> list[str]:
     return sorted(name for name in dask_worker.periodic_callbacks if "profile" in name)
 
 
+@pytest.mark.long
 def test_our_workers_have_no_profiler() -> None:
     with start_local_cluster(1) as cluster, Client(cluster, set_as_default=False) as client:
         [found] = client.run(profilers).values()

@@ -99,6 +99,7 @@ FORGED: dict[str, Any] = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("what", FORGED)
 def test_a_forged_report_fails_its_batch_and_nothing_else(
     runner: Any, monkeypatch: pytest.MonkeyPatch, what: str

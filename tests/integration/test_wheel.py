@@ -115,6 +115,7 @@ def test_it_is_the_wheel_that_runs(installed: Installed) -> None:
     assert installed.give("--version").startswith("chunkmap ")
 
 
+@pytest.mark.long
 def test_a_users_own_packages_of_these_names_do_not_matter(installed: Installed) -> None:
     (installed.folder / "data").mkdir()
     pl.DataFrame({"price": [1, 2, 3]}).write_parquet(installed.folder / "data" / "a.parquet")

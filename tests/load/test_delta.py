@@ -104,6 +104,7 @@ def test_a_preview_writes_nothing(target: DeltaTarget, tmp_path: Path) -> None:
     assert target.open().preview().rows == 0
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.faults
 @pytest.mark.parametrize("step", ["_create-after", "_write-before", "_write-after"])
 @pytest.mark.parametrize("mode", ["append", "replace"])

@@ -203,6 +203,7 @@ def test_partition_columns_are_loaded(target: Target) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.faults
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("mode", ["append", pytest.param("replace", marks=pytest.mark.long)])

@@ -256,6 +256,7 @@ def cut(target: PostgresTarget, cuts: int = 1, *, before: bool) -> Iterator[Post
         proxy.close()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.faults
 @pytest.mark.parametrize("before", [False, True], ids=["reply lost", "COMMIT lost"])
 @pytest.mark.parametrize(

@@ -145,6 +145,7 @@ def test_a_source_that_refuses_stops_the_pipeline(folder: Folder, shop: Api) -> 
     assert folder.states(folder.run(daily(folder, shop, "2024-03-01"))) == ["done"] * 4
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.faults
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("stage", ["orders", "totals", "warehouse"])

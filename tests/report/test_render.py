@@ -64,6 +64,7 @@ class Reader(HTMLParser):
             self.text += data
 
 
+@pytest.mark.sampled(3)
 @every_report
 def test_the_page_loads_nothing(report: RunReport) -> None:
     page = Reader(render_html(report))
@@ -80,6 +81,7 @@ def test_the_page_loads_nothing(report: RunReport) -> None:
             assert not re.search(r'"url":|"\$schema"|"format":\{"type"', text)
 
 
+@pytest.mark.sampled(3)
 @every_report
 def test_the_policy_allows_the_scripts_of_the_page_and_no_other(report: RunReport) -> None:
     page = Reader(render_html(report))
@@ -97,6 +99,7 @@ def test_the_policy_allows_the_scripts_of_the_page_and_no_other(report: RunRepor
     assert digests == allowed
 
 
+@pytest.mark.sampled(3)
 @every_report
 def test_every_chart_has_a_title_and_words(report: RunReport) -> None:
     page = Reader(render_html(report))
@@ -175,6 +178,7 @@ def test_the_longest_timeline_of_single_chunks_is_small() -> None:
     assert len(render_html(make(3000, threads=2)).encode()) < 3_000_000
 
 
+@pytest.mark.sampled(3)
 @every_report
 def test_the_json_follows_its_schema(report: RunReport) -> None:
     value = json.loads(render_json(report))

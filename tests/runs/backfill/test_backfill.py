@@ -43,6 +43,7 @@ def states(world: Days, store: BackfillStore) -> dict[str, str]:
     return dict(progress.select("label", "state").iter_rows())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("per_run", [None, 1, 3, 100])
 @pytest.mark.parametrize("backwards", [False, True])
 def test_every_window_is_a_commit(world: Days, per_run: int | None, backwards: bool) -> None:

@@ -144,6 +144,7 @@ def test_hostile_names_stay_text() -> None:
     assert 'href="javascript' not in html
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.chromium
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine")
 @browsed(REPORTS)

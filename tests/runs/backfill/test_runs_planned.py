@@ -12,6 +12,7 @@ from pipeline.runs.ledger.find import runs_of
 from tests.support.backfills import Days, days
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "options",
     [

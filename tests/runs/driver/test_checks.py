@@ -250,6 +250,7 @@ def test_windows_are_checked_one_by_one(small: Small, together: bool) -> None:
     assert days == (set() if together else {"ds=2024-01-01", "ds=2024-01-03"})
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("fault", ["before", "after"])
 def test_a_driver_that_dies_while_checking(small: Small, fault: Fault) -> None:
     """At any request: the next one publishes what passes, once, and nothing that is refused."""

@@ -241,6 +241,7 @@ def some(count: int, *case: object) -> Sequence[int]:
     return chosen if "CHAOS" in os.environ else chosen[at : at + 1]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fault", ["before", "after"])
 @pytest.mark.parametrize("kind", ALL)
 def test_any_request_may_be_the_last(new: NewCase, kind: str, fault: Fault) -> None:
@@ -258,6 +259,7 @@ def test_any_request_may_be_the_last(new: NewCase, kind: str, fault: Fault) -> N
         again.check(PASSING, FAILING)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fault", ["before", "after"])
 @pytest.mark.parametrize("kind", ALL)
 def test_any_request_may_be_the_last_of_a_worker(new: NewCase, kind: str, fault: Fault) -> None:
@@ -274,6 +276,7 @@ def test_any_request_may_be_the_last_of_a_worker(new: NewCase, kind: str, fault:
         again.check(PASSING, FAILING)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("fault", ["before", "after"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_check_refuses_is_never_visible(new: NewCase, kind: str, fault: Fault) -> None:
@@ -292,6 +295,7 @@ def test_what_a_check_refuses_is_never_visible(new: NewCase, kind: str, fault: F
         assert not [uri for uri in again.backend.stored if uri.startswith(f"{STATE}commits/")]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fault", ["before", "after"])
 @pytest.mark.parametrize("kind", WINDOWED)
 def test_a_window_that_a_check_refuses_is_never_visible(
@@ -320,6 +324,7 @@ def test_a_window_that_a_check_refuses_is_never_visible(
 NAMES = sorted({*CHANGES - {"abort"}, "stage", "get", "get_ranges", "objects"})
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_reply_to_a_request_is_lost(new: NewCase, name: str) -> None:
     kinds = list(ALL) if "CHAOS" in os.environ else [list(ALL)[NAMES.index(name) % len(ALL)]]

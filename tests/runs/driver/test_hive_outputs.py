@@ -224,6 +224,7 @@ def test_declared_text_is_what_the_transform_sees(world: World) -> None:
     assert rows.rows() == [(0, "01234", "01234"), (1, "01234", "01234")]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("kind", "raw", "wanted", "dtype"),
     [
@@ -376,6 +377,7 @@ def test_a_result_that_the_key_contradicts_is_refused(
         try_transform(job, world.settings, world.storage, 5)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("function", ["same", "without_key", "key_alone_of_nothing"])
 @pytest.mark.parametrize("folder", ["k=de", "k=01", "k=2024-01-05", "k=a%20b", "k=%FF"])
 def test_a_result_that_says_what_the_key_says_is_written(

@@ -125,6 +125,7 @@ def check(small: Small, whole: pl.DataFrame, names: list[str], sort_by: list[str
         assert_frame_equal(pl.concat(frames), expected[row])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("names", "file_bytes", "sort_by"),
     [

@@ -80,6 +80,7 @@ def manifest(small: Small) -> int:
 # -- what is refused --------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("function", ["typed", "peeks"])
 @pytest.mark.parametrize(
     ("new", "words"),
