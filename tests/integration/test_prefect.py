@@ -1,0 +1,141 @@
+"""What tests of a Prefect pipeline usually show, of chunkmap's flows on the real servers.
+
+Deployments are in test_deploy.py.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal, assert_series_equal
+
+from tests.integration.world import ROWS, Answer, World, parquet, sales
+
+pytestmark = pytest.mark.integration
+
+TRANSFORMS = """
+from pathlib import Path
+
+import polars as pl
+
+
+def flaky(frame: pl.LazyFrame, path: str) -> pl.LazyFrame:
+    def once(rows: pl.DataFrame) -> pl.DataFrame:
+        try:
+            if rows.height:
+                open(path, "x").close()
+        except FileExistsError:
+            return rows
+        if rows.height:
+            raise ConnectionError("the service was away for a moment")
+        return rows
+
+    return frame.map_batches(once)
+
+
+def refuses(frame: pl.LazyFrame) -> pl.LazyFrame:
+    def refuse(rows: pl.DataFrame) -> pl.DataFrame:
+        if rows.height:
+            raise ValueError("no such price")
+        return rows
+
+    return frame.map_batches(refuse)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def transforms(world: World) -> None:
+    (world.root / "shop" / "flows.py").write_text(TRANSFORMS)
+
+
+@pytest.fixture(scope="module")
+def mapped(world: World) -> Answer:
+    """A run whose chunks take a while."""
+    return world.chunkmap("run", world.job("shown", "shop.transforms:slow"), "--json")
+
+
+def flow_run(world: World, answer: Answer) -> dict[str, Any]:
+    """The flow run of a command."""
+    page = answer.data["prefect_ui"].rpartition("/")[2]
+    [found] = world.ask_prefect("flow_runs/filter", {"flow_runs": {"id": {"any_": [page]}}})
+    return dict(found)
+
+
+def batches(world: World, run: dict[str, Any]) -> list[dict[str, Any]]:
+    """The task runs of a flow run that map chunks."""
+    asked = {"flow_runs": {"id": {"any_": [run["id"]]}}, "limit": 200}
+    found = world.ask_prefect("task_runs/filter", asked)
+    return [task for task in found if task["name"].startswith("r1-")]
+
+
+def test_flow_execution(world: World, mapped: Answer) -> None:
+    assert mapped.code == 0, mapped.err
+    run = flow_run(world, mapped)
+    assert (run["name"], run["state_type"]) == ("shown", "COMPLETED")
+    assert_frame_equal(world.frame("s3://demo/out/shown/"), sales(0, ROWS))
+
+
+def test_parallel_execution(world: World, mapped: Answer) -> None:
+    """Batches run at the same time, on two workers."""
+    spans = [(b["start_time"], b["end_time"]) for b in batches(world, flow_run(world, mapped))]
+    spans.sort()
+    assert any(later < end for (_, end), (later, _) in pairwise(spans))
+
+
+def test_caching(world: World, mapped: Answer) -> None:
+    """A run of the same input and code is not made again."""
+    again = world.chunkmap("run", "shown.yaml", "--json")
+    assert (again.code, again.data["run"], again.data["mapped"]) == (0, mapped.data["run"], 0)
+    assert not batches(world, flow_run(world, again))
+
+
+def test_dynamic_mapping(world: World) -> None:
+    """What is mapped follows from what is there when the flow runs."""
+    source, chunks = "s3://demo/grows/", []
+    for number in range(2):
+        world.storage.put(f"{source}{number}.parquet", parquet(sales(number * 1000, 1000)))
+        job = world.job("grows", source=source, output={"mode": "overwrite"})
+        said = world.chunkmap("run", job, "--json").data
+        chunks.append(said["chunks"])
+        assert said["mapped"] == said["chunks"]
+    assert chunks[1] == 2 * chunks[0]
+    expected = sales(0, 2000).filter(pl.col("price") > 10)["id"]
+    assert_series_equal(world.frame("s3://demo/out/grows/")["id"], expected)
+
+
+def test_task_retry(world: World) -> None:
+    """A chunk that fails for a passing reason is mapped again, by the same flow run."""
+    params = {"path": str(world.root / "failed-once")}
+    said = world.chunkmap("run", world.job("flaky", "shop.flows:flaky", params=params), "--json")
+    assert said.code == 0, said.err
+    assert (world.root / "failed-once").exists()
+    assert (said.data["failed"], said.data["mapped"]) == (0, said.data["chunks"])
+    assert flow_run(world, said)["state_type"] == "COMPLETED"
+    assert_frame_equal(world.frame("s3://demo/out/flaky/"), sales(0, ROWS))
+
+
+def test_error_handling(world: World) -> None:
+    """A failure for good fails the flow run, with its reason, and publishes nothing."""
+    said = world.chunkmap("run", world.job("refuses", "shop.flows:refuses"), "--json")
+    assert (said.code, said.data["state"]) == (1, "failed")
+    run = flow_run(world, said)
+    assert run["state_type"] == "FAILED"
+    assert "ValueError: no such price" in run["state"]["message"] + str(said.data["errors"])
+    assert not world.objects("s3://demo/out/refuses/")
+
+
+def test_subflows(world: World) -> None:
+    """A stage of a pipeline is a flow run of its own below that of the pipeline."""
+    stage = {"name": "staged", "map": world.job("staged")}
+    text = f"name: nested\nstate: s3://demo/pipelines/nested/\npipeline: [{stage}]\n"
+    (world.root / "nested.yaml").write_text(text)
+    answer = world.chunkmap("pipeline", "run", "nested.yaml", "--json")
+    assert answer.code == 0, answer.err
+    asked = {"flows": {"name": {"any_": ["pipeline"]}}, "sort": "START_TIME_DESC"}
+    [parent] = [r for r in world.ask_prefect("flow_runs/filter", asked) if r["name"] == "nested"]
+    below = {"flow_runs": {"parent_flow_run_id": {"any_": [parent["id"]]}}}
+    [child] = world.ask_prefect("flow_runs/filter", below)
+    assert (child["name"], child["state_type"]) == ("staged", "COMPLETED")
