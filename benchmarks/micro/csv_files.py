@@ -25,7 +25,6 @@ from typing import Any
 
 import polars as pl
 
-from benchmarks.micro.layout_memory import peak_bytes
 from benchmarks.micro.planning_server import BUCKET, Server, filesystem, serve
 from benchmarks.peers.protocol import Spec
 from benchmarks.report.write import update_docs
@@ -33,6 +32,7 @@ from benchmarks.suite.environments import PEERS, PeerMissingError, environment_o
 from pipeline.config.ingest import Ingest
 from pipeline.config.settings import load_settings
 from pipeline.report.humanize import byte_size
+from pipeline.runs.worker.memory import take_peak
 
 PLACE = "csv files"
 SOURCE = f"s3://{BUCKET}/csv/sales.csv"
@@ -76,7 +76,7 @@ def ingest_here(output: str) -> dict[str, float]:
     started = time.perf_counter()
     summary = ingest(definition, load_settings())
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "peak": peak_bytes(), "rows": summary.rows}
+    return {"seconds": seconds, "peak": take_peak(), "rows": summary.rows}
 
 
 def command(name: str, target: str) -> tuple[list[str], dict[str, str]]:

@@ -13,7 +13,7 @@ from contextlib import closing
 from contextvars import copy_context
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from functools import partial
-from threading import Lock, Timer
+from threading import Timer
 from typing import TypeVar
 
 import polars as pl
@@ -50,7 +50,7 @@ from pipeline.runs.worker.code_report import naming_worker
 from pipeline.runs.worker.failures import failure_of
 from pipeline.runs.worker.memory import WorkerMemory, worker_memory
 from pipeline.runs.worker.null_types import fill_types, types_by_output, types_of_frames
-from pipeline.runs.worker.read_ahead import MAX_CHUNKS
+from pipeline.runs.worker.read_ahead import MAX_CHUNKS, Turn
 from pipeline.runs.worker.reduce import store_partial
 from pipeline.runs.worker.stage_slices import stage_slices
 from pipeline.storage.retry import call_repeatedly
@@ -233,7 +233,7 @@ class BatchAttempt(Attempt):
 
     _: KW_ONLY
     memory: WorkerMemory = field(default_factory=lambda: worker_memory(0))
-    turn: Lock = field(default_factory=Lock)
+    turn: Turn = field(default_factory=Turn)
     """Held while a result is encoded."""
     staged: float = field(default_factory=time.perf_counter)
     """Time of the last wait for a result to be staged."""
@@ -305,10 +305,9 @@ class BatchAttempt(Attempt):
                 size = chunk.decoded_bytes
                 if self.memory.reserve(size):
                     return size
-            uploading = self._collect(staging.popleft())
-            waited = time.perf_counter() - clock
-            # Not the time in which the result waited for others to be encoded.
-            uploads.add(min(waited, uploading), clock - self.staged)
+            self._collect(staging.popleft())
+            # While one is encoded, to stage more at a time would gain nothing.
+            uploads.add(self.turn.idle_seconds(clock), clock - self.staged)
             clock = self.staged = time.perf_counter()
         return 0
 
@@ -464,8 +463,8 @@ class BatchAttempt(Attempt):
     def _stage(self, mapped: ComputedChunk) -> Completion:
         return stage(self.context, mapped, self.batch.name, self.worker, self.turn)
 
-    def _collect(self, staged: _StagedChunk) -> float:
-        """Wait until a result is staged, and add its completion; return the seconds of its upload.
+    def _collect(self, staged: _StagedChunk) -> None:
+        """Wait until a result is staged, and add its completion.
 
         It is staged again after a transient error.
         """
@@ -476,10 +475,8 @@ class BatchAttempt(Attempt):
             done = self._run_work(mapped.chunk, partial(self._stage, mapped))
         else:
             done = self._run_work(mapped.chunk, staged.work.result)
-        if done is None:
-            return 0.0
-        self._keep(mapped, done)
-        return done.stage_seconds
+        if done is not None:
+            self._keep(mapped, done)
 
     @override
     def count(self, stored: Iterable[Completion | Failure]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
+from threading import Lock
 
 MAX_CHUNKS = 16
 """Maximum number of chunks read ahead of the one in computation, and of results being staged."""
@@ -53,3 +55,24 @@ class ReadAhead(Overlap):
 
     columns: set[str] = field(default_factory=set)
     """Columns that the last chunk has read; they are prefetched for the next ones."""
+
+
+class Turn:
+    """Lets one thread at a time into its block, and tells since when none is inside."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._left = time.perf_counter()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._left = time.perf_counter()
+        self._lock.release()
+
+    def idle_seconds(self, since: float) -> float:
+        """Seconds from a time of `perf_counter`, or from when the last thread left, until now."""
+        if self._lock.locked():
+            return 0.0
+        return max(0.0, time.perf_counter() - max(since, self._left))

@@ -188,8 +188,9 @@ def pack_slices(parts: Sequence[tuple[str, pl.DataFrame]], key: str | None = Non
     packed = io.BytesIO()
     _with_samples(table, parts, key).write_ipc_stream(packed, compression="zstd")
     body = packed.getvalue()
-    ends = body, hashlib.sha256(body).digest(), len(body).to_bytes(8, "little"), MAGIC
-    return b"".join((sink.getvalue(), *ends))
+    for part in (body, hashlib.sha256(body).digest(), len(body).to_bytes(8, "little"), MAGIC):
+        sink.write(part)
+    return sink.getvalue()
 
 
 _INDEX: dict[str, Any] = {

@@ -66,7 +66,11 @@ class SlowStaging:
     """Counts the results that are staged at a time, and those encoded; each takes a while."""
 
     def __init__(
-        self, backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch, seconds: float
+        self,
+        backend: MemoryBackend,
+        monkeypatch: pytest.MonkeyPatch,
+        seconds: float,
+        encoding: float = 0.001,
     ) -> None:
         self.staged, self.encoded = Together(), Together()
         inner, encode = backend.stage, chunk.encode
@@ -78,7 +82,7 @@ class SlowStaging:
 
         def encode_one(*arguments: Any) -> tuple[memoryview, str]:
             with self.encoded:
-                time.sleep(0.001)
+                time.sleep(encoding)
                 return encode(*arguments)
 
         backend.stage = stage  # type: ignore[method-assign, assignment]
@@ -118,7 +122,7 @@ def test_full_memory_leaves_one_chunk_ahead(limit: int) -> None:
 
 def test_more_results_are_staged_while_uploads_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(plan=PLAN)
-    staging = SlowStaging(case.backend, monkeypatch, 0.05)
+    staging = SlowStaging(case.backend, monkeypatch, 0.15)
     map_all(case, WorkerMemory(0))
     assert staging.staged.most >= 4
     assert staging.encoded.most == 1
@@ -131,6 +135,14 @@ def test_one_result_is_staged_of_a_slow_transform(monkeypatch: pytest.MonkeyPatc
     map_all(case, WorkerMemory(0))
     assert staging.staged.most == 1
     assert case.context.uploads.chunks == 1
+
+
+def test_no_more_results_are_staged_than_are_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(plan=PLAN)
+    staging = SlowStaging(case.backend, monkeypatch, 0.01, encoding=0.02)
+    map_all(case, WorkerMemory(0))
+    assert case.context.uploads.chunks <= 2
+    assert staging.staged.most <= 2
 
 
 def test_full_memory_leaves_one_result_staged(monkeypatch: pytest.MonkeyPatch) -> None:
