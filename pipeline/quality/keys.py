@@ -21,13 +21,18 @@ ROWS_AT_ONCE: Final = 1 << 27
 """Maximum number of rows whose hashes are in memory together: a gigabyte."""
 CONFIRMED_AT_ONCE: Final = 1000
 """Number of hashes whose keys are compared in one pass."""
+_FIRST_ROWS: Final = 1000
+"""Rows of a frame that mostly show if it is in no order."""
+_MARK_BITS: Final = 20
+"""Bits of a hash by which those are looked up whose half occurs more than once."""
+_MARKS: Final = np.uint32((1 << _MARK_BITS) - 1)
 
 
 def repeated_keys(frames: Sequence[Read], rows: int, columns: Sequence[str]) -> Found:
     """Count the values of a key that occur more than once.
 
     Where each frame is in the order of its keys and has a range of its own, as files often are, no
-    key can be there twice. Otherwise hashes of 64 bits are compared first, which takes 8 bytes a
+    key can be there twice. Otherwise hashes of 64 bits are compared first, which takes 12 bytes a
     row; keys with equal hashes are then compared themselves, so that two keys with one hash do not
     count.
 
@@ -84,8 +89,11 @@ def _rising(read: Read, columns: Sequence[str]) -> _Bounds | tuple[()] | None:
         value, before = pl.nth(at), pl.nth(at).shift(1)
         rises = (value > before) | ((value == before) & rises)
     has_nulls = pl.any_horizontal(pl.nth(at).has_nulls() for at in range(frame.width))
-    nulls, rising = frame.select(nulls=has_nulls, rising=rises.slice(1).all()).row(0)
-    return None if nulls or not rising else (frame.row(0), frame.row(-1))
+    for part in (frame.head(_FIRST_ROWS), frame):
+        nulls, rising = part.select(nulls=has_nulls, rising=rises.slice(1).all()).row(0)
+        if nulls or not rising:
+            return None
+    return frame.row(0), frame.row(-1)
 
 
 def _repeated_hashes(
@@ -98,8 +106,22 @@ def _repeated_hashes(
     several = map_concurrently(hashes_of, frames)
     hashes = np.concatenate(several) if several else np.empty(0, np.uint64)
     del several
-    hashes.sort()
-    return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+    return repeats_of(hashes)
+
+
+def repeats_of(hashes: Hashes) -> Hashes:
+    """Return the hashes that occur more than once, in order."""
+    # Half of each is sorted in half the time. Few are equal by chance: 1,000 of 3 million.
+    halves = hashes.view(np.uint32)[::2]
+    marked = np.zeros(1 << _MARK_BITS, np.bool_)
+    marked[_repeated(halves) & _MARKS] = True
+    return np.unique(_repeated(hashes[marked[halves & _MARKS]]))
+
+
+def _repeated(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    ordered = np.sort(values)
+    found: npt.NDArray[Any] = ordered[1:][ordered[1:] == ordered[:-1]]
+    return found
 
 
 def _confirm(

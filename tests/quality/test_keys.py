@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.quality import keys
-from pipeline.quality.keys import repeated_keys
+from pipeline.quality.keys import repeated_keys, repeats_of
 
 KEY = st.tuples(st.none() | st.integers(0, 6), st.none() | st.sampled_from("ab"))
 
@@ -78,3 +80,13 @@ def test_categories_are_compared_by_their_text() -> None:
     ]
     found = repeated_keys(reads(frames), 4, ["c"])
     assert (found.count, found.examples) == (1, ("c=b (2 rows)",))
+
+
+# Halves and marks that are equal, of hashes that are not.
+HALF = st.sampled_from([0, 1, 1 << 20, (1 << 32) - 1])
+
+
+@given(st.lists(st.tuples(HALF, HALF).map(lambda halves: halves[0] << 32 | halves[1])))
+def test_hashes_that_are_equal_in_part_do_not_count(hashes: list[int]) -> None:
+    found = repeats_of(np.array(hashes, np.uint64))
+    assert found.tolist() == sorted(value for value, times in Counter(hashes).items() if times > 1)
