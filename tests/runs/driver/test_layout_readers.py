@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
 from datetime import date
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import duckdb
 import polars as pl
@@ -17,6 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
+from benchmarks.suite.environments import PEERS, PeerMissingError, environment_of
 from partitioning.hive_paths import NULL_VALUE
 from tests.support.small import Small
 
@@ -76,28 +80,50 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
     return Small(tmp_path, CODE)
 
 
-@settings(
-    max_examples=12,
-    deadline=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+def generated(examples: int) -> settings:
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def clear(small: Small, *folders: str) -> None:
+    for folder in folders:
+        shutil.rmtree(small.root / folder, ignore_errors=True)
+
+
+def publish(
+    small: Small, frame: pl.DataFrame, layout: dict[str, Any], files: int, mode: str = "append"
+) -> None:
+    clear(small, "in")
+    each = -(-frame.height // files)
+    for number, part in enumerate(frame.iter_slices(each)):
+        small.write(f"{number}.parquet", part)
+    small.run(small.job(output=layout, mode=mode))
+
+
+def rows_of(frame: pl.DataFrame, names: list[str]) -> pl.DataFrame:
+    """The rows as readers see them: the name of a folder holds booleans as text."""
+    return (
+        frame.select(sorted(frame.columns))
+        .sort("id")
+        .with_columns(
+            pl.col(name).cast(pl.String) for name in names if frame.schema[name] == pl.Boolean
+        )
+    )
+
+
+@generated(12)
 @given(frame=frames(), layout=LAYOUTS, files=st.integers(1, 3))
 def test_readers_agree(
     small: Small, frame: pl.DataFrame, layout: dict[str, Any], files: int
 ) -> None:
-    for folder in ("in", "out", "out.chunkmap"):
-        shutil.rmtree(small.root / folder, ignore_errors=True)
-    each = -(-frame.height // files)
-    for number, part in enumerate(frame.iter_slices(each)):
-        small.write(f"{number}.parquet", part)
-    small.run(small.job(output=layout))
+    clear(small, "out", "out.chunkmap")
+    publish(small, frame, layout, files)
     names = layout["partition_by"]
-    expected = frame.select(sorted(frame.columns)).sort("id")
-    # The name of a folder holds booleans as text.
-    as_texts = expected.with_columns(
-        pl.col(name).cast(pl.String) for name in names if frame.schema[name] == pl.Boolean
-    )
+    as_texts = rows_of(frame, names)
     readers = read(small.root / "out", names)
     if layout["table"] is not None:
         readers |= read_delta(small.root / "out")
@@ -136,3 +162,69 @@ def read(out: Path, names: list[str]) -> dict[str, pl.DataFrame]:
         "pyarrow": pl.DataFrame(pl.from_arrow(table)),
         "duckdb": duckdb.sql(query).pl(),
     }
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_pyspark_reads_the_same(small: Small) -> None:
+    """Of a Delta table it reads the files that the log names, as Delta's classes would tell it."""
+    state = Path(__file__).parents[3] / ".chunkmap"
+    try:
+        python = environment_of(PEERS["pyspark"], state).command[0]
+    except PeerMissingError as error:
+        pytest.skip(str(error))
+    cases: list[dict[str, Any]] = []
+    expected: list[pl.DataFrame] = []
+
+    @generated(10)
+    @given(frame=frames(), layout=LAYOUTS, files=st.integers(1, 3))
+    def write(frame: pl.DataFrame, layout: dict[str, Any], files: int) -> None:
+        names, folder = layout["partition_by"], small.root / "written" / str(len(cases))
+        clear(small, "out", "out.chunkmap")
+        is_table = layout["table"] is not None
+        if is_table:  # Its first version stays in the folder.
+            publish(small, frame.head(1), layout, 1, "overwrite")
+        publish(small, frame, layout, files, "overwrite")
+        folder.parent.mkdir(exist_ok=True)
+        shutil.move(small.root / "out", folder)
+        cases.append(
+            {
+                "folder": str(folder),
+                "files": [str(folder / key) for key in live_keys(folder)] if is_table else [],
+                "schema": spark_schema(frame, names),
+                "target": str(small.root / "read" / str(len(cases))),
+            }
+        )
+        expected.append(rows_of(frame, names))
+
+    write()
+    (small.root / "cases.json").write_text(json.dumps(cases), "utf-8")
+    script = Path(__file__).parents[2] / "support" / "read_with_pyspark.py"
+    subprocess.run([python, script, "cases.json"], cwd=small.root, check=True)
+    for case, rows in zip(cases, expected, strict=True):
+        found = pl.read_parquet(Path(case["target"], "*.parquet"))
+        got = found.select(sorted(found.columns)).sort("id")
+        assert_frame_equal(got, rows, check_exact=True)
+    assert any(case["files"] for case in cases)
+
+
+def live_keys(table: Path) -> list[str]:
+    """The files of the newest version of a Delta table, read from its log as the protocol says."""
+    live: dict[str, None] = {}
+    for commit in sorted((table / "_delta_log").glob("*.json")):
+        for line in commit.read_text("utf-8").splitlines():
+            action = json.loads(line)
+            if "add" in action:
+                live[unquote(action["add"]["path"])] = None
+            elif "remove" in action:
+                live.pop(unquote(action["remove"]["path"]))
+    return list(live)
+
+
+def spark_schema(frame: pl.DataFrame, names: list[str]) -> str:
+    """The columns as Spark declares them."""
+    kinds = {pl.Int64: "BIGINT", pl.Int8: "TINYINT", pl.Date: "DATE", pl.Float32: "FLOAT"}
+    kinds |= {pl.String: "STRING", pl.Boolean: "BOOLEAN"}
+    kept = {n: kind for n, kind in frame.schema.items() if n not in names}
+    folders = {n: pl.String() if frame.schema[n] == pl.Boolean else frame.schema[n] for n in names}
+    return ", ".join(f"{n} {kinds[type(kind)]}" for n, kind in (kept | folders).items())
