@@ -33,7 +33,9 @@ def ask_prefect(world: World, path: str, **filters: Any) -> list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def first(world: World) -> Answer:
-    job = world.job("sales", input={"filter": [["id", ">", 1499]]}, params={"rate": 2.0})
+    checks = {"run": [{"check": "row_count", "min": 1}]}
+    source = {"filter": [["id", ">", 1499]]}
+    job = world.job("sales", input=source, params={"rate": 2.0}, checks=checks)
     return world.chunkmap("run", job, "--json")
 
 
@@ -131,15 +133,17 @@ def test_prefect_shows_the_run(world: World, first: Answer) -> None:
     (shown,) = ask_prefect(world, "flow_runs", flow_runs={"id": {"any_": [flow_run]}})
     assert (shown["name"], shown["state_type"]) == ("sales", "COMPLETED")
     tasks = ask_prefect(world, "task_runs", flow_runs={"id": {"any_": [flow_run]}})
-    # Never one task run a chunk: batches, the plan and the publishing.
-    assert len(tasks) == first.data["batches"] + 2 < first.data["chunks"] + 2
-    names = {task["name"] for task in tasks}
-    assert {"plan sales", f"publish {first.data['run']}"} <= names
-    assert sum(bool(re.fullmatch(r"r1-[0-9a-f]+-\d{5}", name)) for name in names) == len(names) - 2
+    # Never one task run a chunk: batches, the plan, the checks and the publishing.
+    assert len(tasks) == first.data["batches"] + 3 < first.data["chunks"] + 3
+    names, run = {task["name"] for task in tasks}, first.data["run"]
+    assert {"plan sales", f"quality_checks {run}", f"publish {run}"} <= names
+    assert sum(bool(re.fullmatch(r"r1-[0-9a-f]+-\d{5}", name)) for name in names) == len(names) - 3
     artifacts = ask_prefect(world, "artifacts", flow_runs={"id": {"any_": [flow_run]}})
     by_type = {artifact["type"]: artifact for artifact in artifacts}
     assert by_type["progress"]["data"] == 100
     assert first.data["report"] in by_type["markdown"]["data"]
+    [checked] = json.loads(by_type["table"]["data"])
+    assert (checked["check"], checked["outcome"]) == ("row_count", "passed")
 
 
 def test_again_maps_nothing_and_says_so(world: World, first: Answer) -> None:
