@@ -11,7 +11,7 @@ import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-NAMES = ("partitioning", "pipeline")
+NAMES = ("chunkmap", "partitioning", "pipeline")
 """Top-level packages of chunkmap."""
 FOLDER = Path(__file__).resolve().parents[1]
 """Folder that holds them."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -15,6 +16,7 @@ from pydantic import (
     Field,
     NonNegativeInt,
     PositiveInt,
+    PrivateAttr,
     SecretStr,
     model_validator,
 )
@@ -176,6 +178,29 @@ class TransformSettings(_Section):
     Importing a module also runs its parent packages, which therefore count as part of it."""
     path: tuple[str, ...] = (".",)
     """Folders that are searched for these modules before the installed packages."""
+    allow_by_value: bool | None = None
+    """Whether programs and notebooks may send functions to workers by value: lambdas, closures,
+    functions of no allowed module. Whoever may submit a run may then run any code on the workers.
+    Default: only to worker processes of the same machine (`--local`)."""
+
+    _functions: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def functions(self) -> Mapping[str, Any]:
+        """Functions that a program sends by value (`ValueFunction`), by their names in the job."""
+        return self._functions
+
+    def with_functions(self, functions: Mapping[str, Any]) -> Self:
+        """Return these settings with functions that are sent by value."""
+        copy = self.model_copy()
+        copy._functions = dict(functions)
+        return copy
+
+    @property
+    def users_modules(self) -> tuple[str, ...]:
+        """Return the modules whose frames are the user's in a traceback."""
+        sent = (name for value in self._functions.values() for name in value.modules)
+        return (*self.allowed, *sorted(set(sent)))
 
     @property
     def allowed(self) -> tuple[str, ...]:

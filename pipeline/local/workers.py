@@ -179,6 +179,8 @@ class _Worker:
 
     def call(self, call: _Call) -> Any:
         """Do a call in the process; raises what the call raises, or WorkerDiedError."""
+        if self._process is not None and self._process.poll() is not None:
+            self._describe_end()  # It died while it was idle: no call is to blame.
         with self._lock:
             if self._connection is None and not self._is_leaving:
                 self._start()

@@ -76,7 +76,10 @@ def commit_of(module: str) -> str:
     Returns:
         An empty text if the file is in no repository, or there is no git.
     """
-    spec = find_spec(module)
+    try:
+        spec = find_spec(module)
+    except (ImportError, ValueError):
+        return ""  # A notebook's functions, or those of another program.
     if spec is None or not spec.has_location or spec.origin is None:
         return ""
     folder = Path(spec.origin).parent

@@ -125,7 +125,10 @@ class RunIncompleteError(RunFailedError):
 
     Attributes:
         summary: The run's figures.
+        run: The run, if the Python API raises this.
     """
+
+    run: Any = None
 
     def __init__(self, summary: RunSummary) -> None:
         unit = "chunk" if summary.failed or summary.then is None else "piece"

@@ -22,6 +22,12 @@ from pipeline.config.sections import EXAMPLES, TransformSettings
 from pipeline.errors import JobError, TransformNotAllowedError
 from pipeline.own_packages import is_own, put_own_first
 from pipeline.quality.rows import RowSchema, require_dataframely
+from pipeline.runs.transforms.by_value import (
+    MAIN,
+    ValueFunction,
+    refuse_by_value,
+    refuse_program_function,
+)
 from pipeline.runs.transforms.fingerprint import fingerprint, join_fingerprints, libraries
 from pipeline.runs.transforms.reach import Reach, Reached, allows
 from pipeline.runs.transforms.site_paths import add_new_paths
@@ -90,6 +96,9 @@ def load_row_function(
 
 def _load(name: str, settings: TransformSettings) -> tuple[Callable[..., Any], Reached]:
     """Check and import a function; return it, and the code that it reaches."""
+    sent = _sent_by_value(name, settings)
+    if sent is not None:
+        return sent.load(), sent.reached
     module_name, _, function_name = name.partition(":")
     with _lock:
         reached, sources = _read(name, settings)
@@ -217,8 +226,28 @@ def fingerprint_of(name: str, params: Mapping[str, Any], settings: TransformSett
             imported there from a module that they do not allow.
         JobError: there is no such module.
     """
+    return fingerprint(name, _reached(name, settings), params)
+
+
+def _reached(name: str, settings: TransformSettings) -> Reached:
+    """Find the code that a function reaches, without importing it."""
+    sent = _sent_by_value(name, settings)
+    if sent is not None:
+        return sent.reached
     with _lock:
-        return fingerprint(name, _read(name, settings)[0], params)
+        return _read(name, settings)[0]
+
+
+def _sent_by_value(name: str, settings: TransformSettings) -> ValueFunction | None:
+    """Return a function that is sent by value; None if it is a module's.
+
+    Raises:
+        TransformNotAllowedError: the settings do not allow that.
+    """
+    sent: ValueFunction | None = settings.functions.get(name)
+    if sent is not None and not settings.allow_by_value:
+        raise refuse_by_value(name)
+    return sent
 
 
 def job_fingerprint(job: Job, settings: TransformSettings) -> str:
@@ -255,8 +284,7 @@ def load_functions(job: Job, settings: TransformSettings) -> None:
 def job_definitions(job: Job, settings: TransformSettings) -> dict[str, str]:
     """Hash each definition that a job's code reaches, and name the libraries that count."""
     names = [name for name, _ in named_code(job)]
-    with _lock:
-        digests = [_read(name, settings)[0].digests for name in names]
+    digests = [_reached(name, settings).digests for name in names]
     return {**{name: digest for some in digests for name, digest in some.items()}, **libraries()}
 
 
@@ -265,6 +293,8 @@ def _read(name: str, settings: TransformSettings) -> tuple[Reached, Sources]:
     module_name, colon, function = name.partition(":")
     if not colon:
         raise JobError(f"transform {name!r} is not of the form module:function")
+    if module_name == MAIN:
+        raise refuse_program_function(name)
     if is_own(module_name) and not allows((EXAMPLES,), module_name):
         package = module_name.partition(".")[0]
         raise TransformNotAllowedError(

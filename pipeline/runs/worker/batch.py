@@ -442,7 +442,7 @@ class BatchAttempt(Attempt):
             self.batch.name,
             self.worker,
             call=self.context.transform.call,
-            allow=self.context.settings.transforms.allowed,
+            allow=self.context.settings.transforms.users_modules,
         )
 
     def _add_failure(self, failure: Failure) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pipeline.config.job import Job, parse_job
-from pipeline.config.settings import Settings, load_settings
+from pipeline.config.settings import Settings, own_settings
 from pipeline.errors import ChunkmapError, JobError, TransformError, TransformNotAllowedError
 from pipeline.runs.transforms.loading import (
     job_fingerprint,
@@ -44,8 +44,10 @@ def report_code(job: Job, settings: Settings) -> CodeReport:
     names = names_of(job)
     try:
         fingerprint = job_fingerprint(job, settings.transforms)
-        modules = [name.partition(":")[0] for name in names]
+        sent = settings.transforms.functions
+        modules = [name.partition(":")[0] for name in names if name not in sent]
         packages = imported_packages(modules, settings.transforms)
+        packages += [package for value in sent.values() for package in value.packages]
         load_functions(job, settings.transforms)
     except ChunkmapError as error:
         return CodeReport(problem=str(error), hint=error.hint or "")
@@ -54,11 +56,18 @@ def report_code(job: Job, settings: Settings) -> CodeReport:
 
 def report_received(job_text: str, sent: str) -> CodeReport:
     """Report a job's code on a worker (see `received_settings`)."""
-    own = load_settings()
+    own = own_settings()
     job = parse_job(job_text)
-    report = report_code(job, received_settings(own, sent))
+    try:
+        settings = received_settings(own, sent)
+    except TransformNotAllowedError as error:
+        return CodeReport(problem=str(error), hint=error.hint or "")
+    report = report_code(job, settings)
     refused = [
-        name for name in names_of(job) if not allows(own.transforms.allowed, name.partition(":")[0])
+        name
+        for name in names_of(job)
+        if name not in settings.transforms.functions
+        and not allows(own.transforms.allowed, name.partition(":")[0])
     ]
     if refused:
         problem = (
@@ -76,7 +85,7 @@ def names_of(job: Job) -> list[str]:
 
 def missing_modules(sent: str) -> dict[str, str]:
     """Describe which modules of a driver's allow-list this worker refuses or does not find."""
-    own = load_settings()
+    own = own_settings()
     settings = received_settings(own, sent).transforms
     problems = {}
     for name in json.loads(sent)["transforms"]["allow"]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.config.sections import BatchSettings, ReadingSettings, TransformSettings
 from pipeline.config.settings import Settings
+from pipeline.runs.transforms.by_value import ValueFunction, refuse_by_value
 from pipeline.runs.transforms.reach import allows
 
 SECTIONS = ("transforms", "batches", "reading")
@@ -18,6 +19,9 @@ def sent_settings(settings: Settings) -> str:
     """Return, as JSON, the settings that workers use for a run of this process."""
     sections = {name: getattr(settings, name).model_dump(mode="json") for name in SECTIONS}
     sections["transforms"]["path"] = [str(Path(p).resolve()) for p in settings.transforms.path]
+    functions = settings.transforms.functions
+    if functions:
+        sections["functions"] = {name: value.to_json() for name, value in functions.items()}
     return json.dumps(sections)
 
 
@@ -30,6 +34,9 @@ def received_settings(own: Settings, sent: str) -> Settings:
     Args:
         own: Settings of this process.
         sent: Result of `sent_settings`; empty for a run that sends none.
+
+    Raises:
+        TransformNotAllowedError: The run sends functions by value, and this worker allows none.
     """
     if not sent:
         return own
@@ -42,8 +49,14 @@ def received_settings(own: Settings, sent: str) -> Settings:
             "path": tuple(dict.fromkeys([*folders, *own.transforms.path])),
         }
     )
+    functions = {
+        name: ValueFunction.from_json(name, data)
+        for name, data in sections.get("functions", {}).items()
+    }
+    for name in functions if not own.transforms.allow_by_value else ():
+        raise refuse_by_value(name)
     update = {
-        "transforms": transforms,
+        "transforms": transforms.with_functions(functions),
         "batches": BatchSettings.model_validate(sections["batches"]),
         "reading": ReadingSettings.model_validate(sections["reading"]),
     }
