@@ -26,6 +26,7 @@ RUN --mount=type=secret,id=pip --mount=type=secret,id=ca \
       --require-hashes --only-binary :all: -r deploy/locks/image.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY chunkmap_main.py chunkmap_main.py
+COPY chunkmap chunkmap
 COPY partitioning partitioning
 COPY pipeline pipeline
 # The demo job, to which a link in the package points.

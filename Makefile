@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 # Sphinx and its theme have an environment of their own.
 DOCS ?= build/docs/venv
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-SOURCES := chunkmap_main.py partitioning pipeline benchmarks deploy docs examples tests
+SOURCES := chunkmap_main.py chunkmap partitioning pipeline benchmarks deploy docs examples tests
 LOCK := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate \
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet
 COMPOSE ?= docker compose -f docker-compose.dask.yml
@@ -138,6 +138,7 @@ $(DOCS)/.installed: docs/requirements.txt
 
 reference: $(STAMP) ## write docs/reference from the code
 	@$(BIN)/python -m pipeline.cli.reference
+	@$(BIN)/python -m docs.api_reference
 
 clean: ## remove .venv and caches (but not .chunkmap, the servers' state)
 	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -66,7 +66,7 @@ def _box(room: str) -> str:
 
 @cache
 def _imports() -> list[tuple[str, str]]:
-    graph = grimp.build_graph("partitioning", "pipeline", "benchmarks", cache_dir=None)
+    graph = grimp.build_graph("chunkmap", "partitioning", "pipeline", "benchmarks", cache_dir=None)
     return [
         (module, target)
         for module in sorted(graph.modules)

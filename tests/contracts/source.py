@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("partitioning", "pipeline")
+PACKAGES = ("chunkmap", "partitioning", "pipeline")
 
 
 class Import(NamedTuple):

@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 from tests.contracts.source import ROOT, imports_of, python_files
 
 PEERS = ROOT / "benchmarks" / "peers"
-OURS = {"partitioning", "pipeline", "benchmarks"}
+OURS = {"chunkmap", "partitioning", "pipeline", "benchmarks"}
 
 
 def _names(requirements: list[str]) -> set[str]:
@@ -32,6 +32,7 @@ def _names(requirements: list[str]) -> set[str]:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
+        ("chunkmap", ()),
         ("partitioning", ()),
         ("pipeline", ("local", "sql", "checks", "tables")),
         ("benchmarks", ("bench", "local", "sql")),

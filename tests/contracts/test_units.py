@@ -19,7 +19,7 @@ WRITTEN = {
 
 
 def modules() -> Iterator[Path]:
-    for package in ("pipeline", "partitioning"):
+    for package in ("chunkmap", "pipeline", "partitioning"):
         for module in sorted((ROOT / package).rglob("*.py")):
             name = str(module.relative_to(ROOT))
             if not name.startswith(tuple(WRITTEN)):

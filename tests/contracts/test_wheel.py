@@ -10,7 +10,7 @@ import pytest
 
 from tests.contracts.source import ROOT, repository_files
 
-PACKAGED = {"chunkmap_main.py", "partitioning", "pipeline"}
+PACKAGED = {"chunkmap_main.py", "chunkmap", "partitioning", "pipeline"}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_the_wheel_holds_the_packages_whole(wheel: Path) -> None:
         if path.relative_to(ROOT).parts[0] in PACKAGED
     }
     assert held == expected
-    assert {"pipeline/py.typed", "partitioning/py.typed"} <= held
+    assert {"chunkmap/py.typed", "pipeline/py.typed", "partitioning/py.typed"} <= held
 
 
 def test_without_a_checkout_bench_says_where_the_suite_is(wheel: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ LIMITS = re.compile(r"\{_?(MAX|MIN)_[A-Z_]+:,\}|none of its \{")
 """What is never one, or is not counted."""
 
 
-@pytest.mark.parametrize("folder", ["pipeline"])
+@pytest.mark.parametrize("folder", ["chunkmap", "pipeline"])
 def test_counts_agree_with_their_nouns(folder: str) -> None:
     hits = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"

@@ -122,11 +122,35 @@ def test_a_users_own_packages_of_these_names_do_not_matter(installed: Installed)
     job = installed.job("job.yaml", "data/", "out/")
     assert json.loads(installed.give("check", job, "--json"))["rows_out"] == 2
     assert json.loads(installed.give("plan", job, "--json"))["rows"] == 3
+    assert json.loads(installed.give("run", job, "--local", "--json"))["rows_out"] == 2
     shadowed = installed.job("own.yaml", "data/", "out/", "pipeline.mine:dear")
     refused = installed.give("check", shadowed, code=2)
     assert "two packages cannot share a name" in refused
     assert "rename your folder, e.g. to my_pipeline" in refused
     assert "not part of the installed package" in installed.give("bench", "simulate", code=2)
+
+
+IN_PYTHON = """
+import sys
+import polars as pl
+import chunkmap as cm
+
+pl.DataFrame({"price": [1, 2, 3]}).write_parquet("data/a.parquet", mkdir=True)
+cm.connect("local", dask={"workers": 1})
+run = cm.read("data/").map(lambda lf: lf.filter(pl.col("price") > 1)).write("out/").run()
+print(cm.__file__, run.state, cm.scan("out/").collect()["price"].to_list())
+print(sorted({"prefect", "dask", "distributed", "botocore", "obstore"} & set(sys.modules)))
+"""
+
+
+def test_python_needs_no_services_and_loads_none(program: Path, tmp_path: Path) -> None:
+    python = program.with_name("python")
+    done = subprocess.run(
+        [python, "-c", IN_PYTHON], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    first, modules = done.stdout.splitlines()
+    assert first.startswith(str(program.parents[1])) and first.endswith("done [2, 3]")
+    assert modules == "[]"
 
 
 @pytest.mark.long

@@ -259,7 +259,7 @@ def build(root: Path) -> World:
     """Make the folder and start its stack."""
     (root / "conf").mkdir(parents=True, exist_ok=True)
     (root / "conf" / "base.yaml").write_text(
-        "transforms: {allow: [shop]}\n"
+        "transforms: {allow: [shop], allow_by_value: true}\n"
         "batches: {seconds: 0.5, max_chunks: 4}\n"
         # Several commands at once on few cores: the stack may take long to answer, and it will.
         "dask: {workers: 2, connect_timeout: 60}\n"

@@ -1,10 +1,11 @@
 """Worker processes of this machine: calls, errors, deaths, and their end with the driver."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,13 @@ def test_a_worker_that_dies_fails_its_call_and_is_replaced(workers: LocalWorkers
     assert workers.submit(local_calls.name_and_process).result(SECONDS)[0] == "local-0"
 
 
+def test_a_worker_that_died_while_idle_fails_no_call(workers: LocalWorkers) -> None:
+    _, process = workers.submit(local_calls.name_and_process).result(SECONDS)
+    os.kill(process, signal.SIGKILL)
+    _wait_until(lambda: not _is_running(process))
+    assert workers.submit(local_calls.name_and_process).result(SECONDS)[1] != process
+
+
 def test_what_a_transform_prints_is_a_log_line(
     workers: LocalWorkers, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,17 +103,19 @@ def test_workers_end_when_their_driver_is_killed(tmp_path: Path) -> None:
         worker = int(driver.stdout.readline())
         assert _is_running(worker)
         driver.kill()
-    deadline = time.monotonic() + SECONDS
-    while _is_running(worker) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not _is_running(worker)
+    _wait_until(lambda: not _is_running(worker))
 
 
 def _wait_for(path: Path) -> int:
-    deadline = time.monotonic() + SECONDS
-    while not (path.exists() and path.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    _wait_until(lambda: path.exists() and bool(path.read_text()))
     return int(path.read_text())
+
+
+def _wait_until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def _is_running(process: int) -> bool:
