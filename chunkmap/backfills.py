@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _SELECTION = ("last", "values", "exclude", "allow_missing")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Backfill:
     """A backfill, planned by `Job.backfill`; `run` creates and drives it."""
 
@@ -191,6 +191,9 @@ class Backfill:
         if self._store is None:
             raise UsageError("the backfill is planned, but not created yet: call `run`")
         return self._store
+
+    def __repr__(self) -> str:
+        return f"Backfill({plural(self.windows, 'window')} of {self.job})"
 
     def _repr_html_(self) -> str:
         record = self.draft.record

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from chunkmap.driving import hinting
 from chunkmap.functions import Functions
 from chunkmap.jobs import Job
 from pipeline.errors import JobError
@@ -171,6 +172,10 @@ class Mapped:
 
     def to_job(self, output: Mapping[str, Any], name: str | None = None) -> Job:
         """Make the job with this section `output`; arguments otherwise as of `write`."""
+        with hinting():
+            return self._job(output, name)
+
+    def _job(self, output: Mapping[str, Any], name: str | None) -> Job:
         functions = Functions()
         first = functions.add(self.function, self.dataset.condition)
         keys: dict[str, Any] = {

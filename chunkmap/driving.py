@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from contextvars import copy_context
 from threading import Event, Thread
 from typing import TypeVar
 
+from pipeline.errors import ChunkmapError
 from pipeline.processes import record_interrupts, was_interrupted
 
 T = TypeVar("T")
@@ -30,6 +32,18 @@ class Stop:
             raise KeyboardInterrupt
 
 
+@contextmanager
+def hinting() -> Iterator[None]:
+    """Have tracebacks show the hint of an error, too."""
+    try:
+        yield
+    except ChunkmapError as error:
+        note = f"next: {error.hint}"
+        if error.hint and note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+        raise
+
+
 def drive(work: Callable[[Stop], T]) -> T:
     """Do work here, or in a thread where an event loop runs in this one, as in a notebook.
 
@@ -37,15 +51,16 @@ def drive(work: Callable[[Stop], T]) -> T:
         KeyboardInterrupt: Ctrl-C, or the notebook's stop button; the work has ended.
     """
     stop = Stop()
-    if not _in_event_loop():
-        with record_interrupts():
-            return work(stop)
-    future = _in_thread(work, stop)
-    try:
-        return future.result()
-    except KeyboardInterrupt:
-        stop.set()
-        return future.result()
+    with hinting():
+        if not _in_event_loop():
+            with record_interrupts():
+                return work(stop)
+        future = _in_thread(work, stop)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            stop.set()
+            return future.result()
 
 
 async def drive_async(work: Callable[[Stop], T]) -> T:
@@ -53,7 +68,8 @@ async def drive_async(work: Callable[[Stop], T]) -> T:
     stop = Stop()
     future = asyncio.wrap_future(_in_thread(work, stop))
     try:
-        return await asyncio.shield(future)
+        with hinting():
+            return await asyncio.shield(future)
     except asyncio.CancelledError:
         stop.set()
         await asyncio.wait([future])

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pipeline.storage import Storage
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Job:
     """A job, as `Mapped.write` makes it or a file has it."""
 
@@ -270,6 +270,11 @@ class Job:
 
         settings = settings_with(self.functions)
         return settings, open_storage(settings)
+
+    def __repr__(self) -> str:
+        job = self.definition
+        outputs = ", ".join(output.uri for output in job.all_outputs.values())
+        return f"Job({job.name}: {job.transform} from {', '.join(job.input.uri)} to {outputs})"
 
     def _repr_html_(self) -> str:
         job = self.definition

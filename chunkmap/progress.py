@@ -56,8 +56,11 @@ class Progress:
             self._task = bar.add_task("start", total=None, text="")
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._stack.close()
+        if self._handle is not None and kind is None:
+            # What the call returns is shown instead.
+            self._handle.update(import_module("IPython.display").HTML(""))
 
     def show(self, phase: str, done: int = 0, total: int = 0, unit: str = "chunk") -> None:
         """Show a phase and, if it has parts, how many of them are done."""

@@ -86,6 +86,12 @@ def test_a_function_by_value_cannot_be_written(orders: cm.Dataset) -> None:
     assert refused.value.hint and "transforms.allow" in refused.value.hint
 
 
+def test_tracebacks_show_the_next_step(orders: cm.Dataset) -> None:
+    with pytest.raises(cm.errors.InputError) as missing:
+        orders.map(lambda lf: lf.select("euros")).write("out/").plan()
+    assert missing.value.__notes__ == [f"next: {missing.value.hint}"]
+
+
 def test_by_value_is_refused_where_the_settings_say_so(orders: cm.Dataset, tmp_path: Path) -> None:
     transforms = {"allow_by_value": False}
     here = cm.places.Local(cm.places.load_settings(overrides={"transforms": transforms}))
