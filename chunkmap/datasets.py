@@ -92,7 +92,8 @@ class Dataset:
         Args:
             function: A function from LazyFrame to LazyFrame, or its name `module:function`. One of
                 an allowed module (`transforms.allow`) goes by name; others (lambdas, closures,
-                functions of a notebook) by value, where the settings allow that.
+                functions of a notebook) by value, where the settings allow that. Of a class with
+                `__call__`, each process makes one instance, which keeps e.g. a model or a client.
             params: Keyword arguments of the function: JSON values, dates and times.
             retries: Retries of a chunk after transient errors; default 3.
             timeout: Maximum duration of a chunk, in seconds or such as "5m".

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import Lock
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +45,7 @@ class Functions:
                 hint="pass a function from LazyFrame to LazyFrame, or its name module:function",
             )
         if isinstance(function, type):
-            raise JobError(
-                f"{function.__qualname__} is a class, but a transform must be a function",
-                hint="pass an instance that can be called, or a function",
-            )
+            function = _Stateful(function)
         from pipeline.runs.transforms.by_value import refuse_by_value, send_by_value
         from pipeline.runs.transforms.loading import load_transform
 
@@ -76,6 +74,32 @@ class _Filtered:
 
     def __call__(self, frame: pl.LazyFrame, **params: Any) -> Any:
         return self.function(frame.filter(self.condition), **params)
+
+
+class _Stateful:
+    """A class whose instance is made once per process, by the first chunk there, and called."""
+
+    def __init__(self, kind: type) -> None:
+        if "__call__" not in {name for base in kind.__mro__[:-1] for name in vars(base)}:
+            raise JobError(
+                f"{kind.__qualname__} is a class without __call__",
+                hint="give it a method __call__ from LazyFrame to LazyFrame, or pass a function",
+            )
+        self.kind = kind
+        self.__name__, self.__module__ = kind.__name__, kind.__module__
+
+    def __call__(self, frame: pl.LazyFrame, **params: Any) -> Any:
+        with _making:
+            made = self.__dict__.get("made") or self.kind()
+            self.__dict__["made"] = made
+        return made(frame, **params)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "made"}
+
+
+_making = Lock()
+"""Held while an instance is made, since the threads of a worker share it."""
 
 
 def _name_of(function: Callable[..., Any]) -> str | None:

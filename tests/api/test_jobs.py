@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -109,6 +110,29 @@ def test_what_is_left_of_a_filter_is_applied_to_rows(orders: cm.Dataset) -> None
     assert job.definition.input.filter == ((("ds", "==", date(2024, 1, 1)),),)
     job.run(progress=False)
     assert cm.scan("out/").collect()["id"].to_list() == list(range(ROWS, 2 * ROWS, 2))
+
+
+def test_a_class_is_made_once_per_process(orders: cm.Dataset, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+
+    class Counting:
+        """Knows for how many chunks it was used."""
+
+        def __init__(self) -> None:
+            self.chunks = 0
+            with made.open("a", encoding="utf-8") as processes:
+                processes.write(f"{os.getpid()}\n")
+
+        def __call__(self, lf: pl.LazyFrame, *, step: int) -> pl.LazyFrame:
+            self.chunks += step
+            return lf.with_columns(n=pl.lit(self.chunks))
+
+    job = orders.map(Counting, params={"step": 2}, chunks={"per_file": True}).write("out/")
+    job.run()
+    processes = made.read_text().split()
+    assert len(processes) == len(set(processes)) <= 2  # This process, which plans, and the worker.
+    numbers = cm.scan("out/").collect()["n"].unique().to_list()
+    assert len(numbers) == 3 and all(number % 2 == 0 for number in numbers)
 
 
 def _fails_above(limit: int) -> Any:
@@ -282,7 +306,7 @@ def test_what_is_wrong_with_a_job_is_said_when_it_is_made(orders: cm.Dataset) ->
         orders.map(euros).write("out/", mode="overwrites")
     with pytest.raises(cm.errors.JobError, match="is no function"):
         orders.map(3).write("out/")  # type: ignore[arg-type]
-    with pytest.raises(cm.errors.JobError, match="is a class"):
+    with pytest.raises(cm.errors.JobError, match="a class without __call__"):
         orders.map(dict).write("out/")
     with pytest.raises(cm.errors.JobError, match="reduce"):
         orders.map(euros).then(euros).write("out/")
