@@ -135,7 +135,8 @@ class Backfill:
                 hint="resume with the new code: run(accept_code=True)",
             )
         refuse_replaced_tables(record)
-        resume = BackfillResumeOptions(**options, code=code)
+        flags: dict[str, Any] = {**options}
+        resume = BackfillResumeOptions(**flags, code=code)
         with Progress(record.job, quiet=not progress) as shown:
 
             def listen(now: WindowProgress, phase: str) -> None:

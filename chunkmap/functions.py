@@ -36,32 +36,34 @@ class Functions:
             JobError: It is no function, or cannot be sent.
             TransformNotAllowedError: It would be sent by value, which the settings do not allow.
         """
-        settings = current().settings.transforms
         if isinstance(function, str) and condition is None:
             return function
-        if not isinstance(function, str) and not callable(function):
-            raise JobError(
-                f"a {type(function).__name__} is no function",
-                hint="pass a function from LazyFrame to LazyFrame, or its name module:function",
-            )
-        if isinstance(function, type):
-            function = _Stateful(function)
         from pipeline.runs.transforms.by_value import refuse_by_value, send_by_value
         from pipeline.runs.transforms.loading import load_transform
 
-        name = function if isinstance(function, str) else _name_of(function)
+        settings, call = current().settings.transforms, _callable(function)
+        name = call if isinstance(call, str) else _name_of(call)
         if name is not None and condition is None and _is_allowed(name, settings):
             return name
         if not settings.allow_by_value:
-            raise refuse_by_value(name or getattr(function, "__name__", str(function)))
-        if isinstance(function, str):
-            loaded: Any = load_transform(function, {}, settings).call
-            function = loaded.func
+            raise refuse_by_value(str(name or getattr(call, "__name__", call)))
+        if isinstance(call, str):
+            call = load_transform(call, {}, settings).call.func  # type: ignore[attr-defined]
         if condition is not None:
-            function = _Filtered(function, condition)
-        value = send_by_value(function, tuple(self.sent))
+            call = _Filtered(call, condition)
+        value = send_by_value(call, tuple(self.sent))
         self.sent[value.name] = value
         return value.name
+
+
+def _callable(function: Any) -> Any:
+    """Return a function, or its name; of a class, what makes an instance in each process."""
+    if not isinstance(function, str) and not callable(function):
+        raise JobError(
+            f"a {type(function).__name__} is no function",
+            hint="pass a function from LazyFrame to LazyFrame, or its name module:function",
+        )
+    return _Stateful(function) if isinstance(function, type) else function
 
 
 class _Filtered:

@@ -67,7 +67,7 @@ def history(uri: str) -> pl.DataFrame:
                 },
             }
         )
-    schema = {
+    schema: dict[str, Any] = {
         "version": pl.Int64,
         "published": pl.Float64,
         "action": pl.String,

@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -29,13 +30,15 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_first_result_from_a_cold_start(benchmark: BenchmarkFixture, job: Path) -> None:
-    command = [Path(sys.executable).with_name("chunkmap"), "run", job, "--local", "--json"]
+    program = Path(sys.executable).with_name("chunkmap")
+    command = [str(program), "run", str(job), "--local", "--json"]
 
     def run() -> bytes:
         return subprocess.run([*command, "--replan"], check=True, capture_output=True).stdout
 
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    answer = json.loads(benchmark.pedantic(run, rounds=3, warmup_rounds=1))
+    measure: Any = benchmark.pedantic
+    answer = json.loads(measure(run, rounds=3, warmup_rounds=1))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     benchmark.extra_info["cpu_seconds"] = round(used / 4, 2)

@@ -39,6 +39,7 @@ def main(descriptor: int) -> None:
         _begin(connection.recv())
         while True:
             call, arguments = connection.recv()
+            connection.send_bytes(b"begun")
             connection.send_bytes(_answer(call, arguments))
     except (EOFError, OSError):
         pass  # The driver has ended, or needs no more workers.

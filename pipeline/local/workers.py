@@ -27,6 +27,8 @@ from pipeline.own_packages import FOLDER
 
 STOP_SECONDS = 4.0
 """Seconds that a worker may take to end; short, because a user waits for it."""
+START_ATTEMPTS = 3
+"""Processes that are started for a call before it fails."""
 START = (
     "import json, signal, sys\n"
     "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
@@ -179,17 +181,30 @@ class _Worker:
 
     def call(self, call: _Call) -> Any:
         """Do a call in the process; raises what the call raises, or WorkerDiedError."""
-        if self._process is not None and self._process.poll() is not None:
-            self._describe_end()  # It died while it was idle: no call is to blame.
+        for _ in range(START_ATTEMPTS):
+            connection = self._connected()
+            try:
+                connection.send((call.call, (*call.arguments, self.name)))
+                connection.recv_bytes()
+            except (EOFError, OSError) as broken:
+                # It has not begun the call, so it died while it was idle, or when it started.
+                died = WorkerDiedError(self._describe_end())
+                died.__cause__ = broken
+            else:
+                return self._result(connection)
+        raise died
+
+    def _connected(self) -> Connection:
+        """Return the connection to the process; start another one if it has died."""
         with self._lock:
             if self._connection is None and not self._is_leaving:
                 self._start()
-            connection = self._connection
-        if connection is None:
-            raise WorkerDiedError(f"worker {self.name} was stopped")
-        arguments = (*call.arguments, self.name)
+            if self._connection is None:
+                raise WorkerDiedError(f"worker {self.name} was stopped")
+            return self._connection
+
+    def _result(self, connection: Connection) -> Any:
         try:
-            connection.send((call.call, arguments))
             result, error = connection.recv()
         except (EOFError, OSError) as broken:
             raise WorkerDiedError(self._describe_end()) from broken

@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 
 import chunkmap as cm
+from pipeline.config.settings import load_settings
 
 ROWS = 30
 
@@ -95,7 +96,7 @@ def test_tracebacks_show_the_next_step(orders: cm.Dataset) -> None:
 
 def test_by_value_is_refused_where_the_settings_say_so(orders: cm.Dataset, tmp_path: Path) -> None:
     transforms = {"allow_by_value": False}
-    here = cm.places.Local(cm.places.load_settings(overrides={"transforms": transforms}))
+    here = cm.places.Local(load_settings(overrides={"transforms": transforms}))
     token = cm.places._current.set(here)
     try:
         with pytest.raises(cm.errors.TransformNotAllowedError, match="allow_by_value"):

@@ -12,6 +12,7 @@ import pytest
 from pipeline.config.settings import load_settings
 from pipeline.local.launch import backfill_locally, run_locally
 from pipeline.local.workers import LocalWorkers
+from pipeline.processes import record_interrupts
 from pipeline.runs.backfill.plan import WindowSelection, create, draft
 from pipeline.runs.backfill.records import BackfillResumeOptions, Options
 from pipeline.runs.driver.plan import ResumeOptions
@@ -82,11 +83,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
 
 
 @pytest.fixture
-def local(shared: Local, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Local:
+def local(shared: Local, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Local]:
     """The same folder, with another output for each test."""
     monkeypatch.chdir(shared.root)
     monkeypatch.setattr(Local, "output", f"file://{tmp_path}/out/")
-    return shared
+    with record_interrupts():  # As a command does; others may have left one behind.
+        yield shared
 
 
 def test_the_output_is_that_of_the_serial_executor(local: Local, tmp_path: Path) -> None:

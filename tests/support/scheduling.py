@@ -41,6 +41,7 @@ ON_STACKS = (
     "tests/faults/test_replies.py",
     "tests/integration/test_limits.py",
     "tests/integration/test_hostile_text.py",
+    "tests/integration/test_api.py",
     "tests/integration/test_worker_memory.py",
     "tests/faults/test_inputs_change.py",
 )
