@@ -13,13 +13,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
 
 from pipeline.config.ingest import load_ingest
 from pipeline.config.job import load_job
 from pipeline.config.job_part import Part, VariableName
 from pipeline.config.load_file import read_load_file
 from pipeline.config.pipeline_file import read_pipeline
+from pipeline.config.units import parse_seconds
 from pipeline.config.yaml_file import YamlFile, read_yaml
 from pipeline.config.yaml_model import validate
 from pipeline.errors import DeployFileError, UsageError
@@ -31,12 +39,14 @@ ENVIRONMENT_PATTERN = r"^[a-z][a-z0-9_]{0,39}$"
 environment has made are kept."""
 OBJECTS_CREATED = "chunkmap.objects.created"
 """Event that tells of new objects below a prefix, which `chunkmap receive` emits."""
-DEADLINE = "pipeline.flows.deployments.check_deadline"
-"""Flow that looks at an output at a time of day."""
+DEADLINE = "pipeline.flows.deadline.check_deadline"
+"""Flow that looks at an output at a time of day, or some time after a scheduled start."""
 VARIABLE = re.compile(r"\{\{\s*\$(\w+)\s*\}\}")
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.:-]{0,99}$")]
 Json = dict[str, Any]
+Span = Annotated[float, BeforeValidator(parse_seconds), Field(ge=60)]
+"""Seconds, at least 60; a number, or a text with a unit."""
 T = TypeVar("T")
 
 
@@ -163,6 +173,9 @@ class Override(Part):
     """Time of day, e.g. `06:00`, on the days and in the time zone of the schedule, at which the
     output is checked: unless it has what the schedule was to publish, the event
     `chunkmap.output.late` follows."""
+    expect_within: Span | None = None
+    """Time after the scheduled start of each run, e.g. `2h`, at which the output is checked in the
+    same way. For any kind of schedule."""
     after: tuple[Trigger, ...] = ()
     """Events after which it runs."""
     on_objects: bool = False
@@ -182,6 +195,17 @@ class Override(Part):
         if sum(path is not None for path in paths) > 1:
             raise ValueError("set one of `job`, `ingest`, `load` and `pipeline`")
         return self
+
+    @model_validator(mode="after")
+    def _one_deadline(self) -> Override:
+        if self.expect_done_by is not None and self.expect_within is not None:
+            raise ValueError("set one of `expect_done_by` and `expect_within`")
+        return self
+
+    @property
+    def has_deadline(self) -> bool:
+        """Whether its output is checked."""
+        return self.expect_done_by is not None or self.expect_within is not None
 
 
 class EnvironmentFile(Part):
@@ -385,9 +409,9 @@ def read_deployed(
         if override is not None and override.pipeline is not None:
             _check_parameters(each, folder / override.pipeline)
     deadlines = [
-        _deadline(each, overrides[each.key].expect_done_by, overlay.suffix, file)
+        _deadline(each, overrides[each.key], overlay.suffix, file)
         for each in resolved
-        if each.key in overrides and overrides[each.key].expect_done_by is not None
+        if each.key in overrides and overrides[each.key].has_deadline
     ]
     deployments = (*resolved, *deadlines)
     _check_queues(deployments, overlay.work_pool, file)
@@ -497,28 +521,49 @@ def _resolve(  # noqa: PLR0917 - the files, and where and when they are read
     )
 
 
-def _deadline(deployment: Deployment, time: str | None, suffix: str, file: YamlFile) -> Deployment:
-    """Return the deployment that looks at the output of another at a time of day."""
-    assert time is not None, "checked before"
+def _deadline(
+    deployment: Deployment, override: Override, suffix: str, file: YamlFile
+) -> Deployment:
+    """Return the deployment that looks at the output of another."""
     where = file.where(("deployments", deployment.key))
-    if "job" not in deployment.parameters or deployment.schedule is None:
-        raise DeployFileError(f"{where}: `expect_done_by` needs a `job` and a `schedule`")
-    days = (deployment.schedule.cron or "").split()[2:]
-    if len(days) != 3:
-        raise DeployFileError(f"{where}: `expect_done_by` needs a `cron` of five fields")
-    hour, _, minute = time.partition(":")
+    key = "expect_within" if override.expect_done_by is None else "expect_done_by"
+    schedule = deployment.schedule
+    if "job" not in deployment.parameters or schedule is None:
+        raise DeployFileError(f"{where}: `{key}` needs a `job` and a `schedule`")
+    parameters: Json = {"job": deployment.parameters["job"]}
+    if override.expect_done_by is None:
+        assert override.expect_within is not None, "one of them is set"
+        parameters["within"] = override.expect_within
+        expected = f"{override.expect_within:g} s after its scheduled start"
+        schedule = schedule.model_copy(update={"parameters": {}})
+    else:
+        expected = f"by {override.expect_done_by}"
+        schedule = _daily(schedule, override.expect_done_by, where)
     return replace(
         deployment,
         name=f"{deployment.name.removesuffix(suffix)}-deadline{suffix}",
         entrypoint=DEADLINE,
-        description=f"Reports if {deployment.name} is not done by {time}.",
-        parameters={"job": deployment.parameters["job"]},
-        schedule=Schedule(
-            cron=" ".join([str(int(minute)), str(int(hour)), *days]),
-            timezone=deployment.schedule.timezone,
-        ),
+        description=f"Reports if {deployment.name} is not done {expected}.",
+        parameters=parameters,
+        schedule=schedule,
         after=(),
         limit=None,
+    )
+
+
+def _daily(schedule: Schedule, time: str, where: str) -> Schedule:
+    """Return a schedule at a time of day, on the days of another."""
+    days = (schedule.cron or "").split()[2:]
+    if len(days) != 3:
+        raise DeployFileError(
+            f"{where}: `expect_done_by` needs a `cron` of five fields",
+            hint="for other schedules, set `expect_within`",
+        )
+    hour, _, minute = time.partition(":")
+    return Schedule(
+        cron=" ".join([str(int(minute)), str(int(hour)), *days]),
+        timezone=schedule.timezone,
+        active=schedule.active,
     )
 
 

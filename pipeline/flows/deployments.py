@@ -27,16 +27,14 @@ from pipeline.config.job import load_job, parse_job
 from pipeline.config.settings import load_settings
 from pipeline.flows.automations import create_automations, delete_automations
 from pipeline.flows.backfill import BackfillOptions, backfill_flow, backfill_options
-from pipeline.flows.event_sender import flush_events
-from pipeline.flows.map_dataset import FLUSH_SECONDS, FlowOptions, map_dataset, options
-from pipeline.flows.run_events import LATE, emit
+from pipeline.flows.map_dataset import FlowOptions, map_dataset, options
 from pipeline.flows.server import HEARTBEAT_SECONDS, check_server
 from pipeline.logs import set_up_driver
 from pipeline.runs.backfill.output_windows import materialised_windows
 from pipeline.runs.backfill.plan import create as create_backfill
 from pipeline.runs.backfill.plan import draft, refuse_unfit
 from pipeline.runs.backfill.records import Options
-from pipeline.runs.backfill.scheduled import reason_late, scheduled_windows
+from pipeline.runs.backfill.scheduled import scheduled_windows
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.driver.heartbeat import Heartbeat
 from pipeline.runs.driver.session import follow
@@ -140,33 +138,6 @@ def run_windows(job: str, lookback: str | None = None) -> Any:
     drive_flow: Any = backfill_flow.with_options(task_runner=runner)
     with backfill_options(BackfillOptions(settings)):
         return drive_flow(store.output, store.backfill, return_state=True)
-
-
-@flow(
-    name="deadline",
-    persist_result=False,
-    result_serializer="json",
-    validate_parameters=False,
-)
-def check_deadline(job: str) -> Any:
-    """Emit the event `chunkmap.output.late` unless a job's output is done by the scheduled time.
-
-    Args:
-        job: The text of the job file. With a `window`, the last complete window must be published;
-            otherwise, something must have been published in the last day.
-    """
-    settings = load_settings()
-    set_up_driver(settings.logs.format, settings.logs.level)
-    parsed = parse_job(job)
-    storage = open_storage(settings)
-    scheduled = runtime.flow_run.scheduled_start_time or datetime.now(UTC)
-    why = reason_late(parsed, TableLog(storage, parsed.output.uri), scheduled)
-    if why is None:
-        return Completed(message="on time")
-    message = f"{why} by {scheduled:%Y-%m-%d %H:%M %Z}"
-    emit(LATE, parsed.output.uri, {"job": parsed.name, "message": message})
-    flush_events(FLUSH_SECONDS)
-    return Completed(name="Late", message=message)
 
 
 def reason_not_to_resume(store: BackfillStore) -> str:

@@ -75,19 +75,13 @@ def test_an_environment_is_put_over_prefect_yaml(tmp_path: Path) -> None:
 
 
 def test_a_job_becomes_a_deployment_with_its_text(tmp_path: Path) -> None:
-    job = {
-        "name": "orders",
-        "input": {"uri": "s3://shop/orders/"},
-        "transform": "examples.orders:euros",
-        "output": {"uri": "s3://shop/euros/"},
-    }
-    (tmp_path / "orders.yaml").write_text(json.dumps(job))
+    (tmp_path / "orders.yaml").write_text(json.dumps(ORDERS))
     timing = {"cron": "0 2 * * *", "timezone": "Europe/Berlin"}
     new = {"like": "run", "job": "orders.yaml", "schedule": timing, "parameters": {"x": 1}}
     deployed = read(tmp_path, {"deployments": {"orders": new}})
     assert [each.key for each in deployed.deployments] == ["run", "load", "pipeline", "orders"]
     [orders] = deployed.only("orders").deployments
-    assert yaml.safe_load(orders.parameters["job"]) == job
+    assert yaml.safe_load(orders.parameters["job"]) == ORDERS
     assert orders.parameters["x"] == 1
     assert orders.schedule == Schedule(cron="0 2 * * *", timezone="Europe/Berlin")
 
@@ -154,6 +148,46 @@ def test_parameters_of_scheduled_pipelines_are_checked(
         read(tmp_path, {"deployments": {"daily": {**daily, "schedule": {"cron": "0 5 * * *"}}}})
     assert message in str(error.value)
     assert str(error.value).startswith("deployment daily: ")
+ORDERS = {
+    "name": "orders",
+    "input": {"uri": "s3://shop/orders/"},
+    "transform": "examples.orders:euros",
+    "output": {"uri": "s3://shop/euros/"},
+}
+
+
+@pytest.mark.parametrize(
+    ("expected", "parameters", "schedule"),
+    [
+        (
+            {"expect_done_by": "06:05"},
+            {},
+            Schedule(cron="5 6 * * 1-5", timezone="Europe/Berlin", active=False),
+        ),
+        (
+            {"expect_within": "2h"},
+            {"within": 7200},
+            Schedule(cron="0 2 * * 1-5", timezone="Europe/Berlin", active=False),
+        ),
+    ],
+)
+def test_a_deadline_is_a_deployment_of_its_own(
+    tmp_path: Path, expected: dict[str, str], parameters: dict[str, Any], schedule: Schedule
+) -> None:
+    (tmp_path / "orders.yaml").write_text(json.dumps(ORDERS))
+    timing = {
+        "cron": "0 2 * * 1-5",
+        "timezone": "Europe/Berlin",
+        "parameters": {"lookback": "3d"},
+        "active": False,
+    }
+    new = {"like": "run", "job": "orders.yaml", "schedule": timing, **expected}
+    deployed = read(tmp_path, {"suffix": "-prod", "deployments": {"orders": new}})
+    orders, deadline = deployed.only("orders").deployments
+    assert deadline.name == "orders-deadline-prod"
+    assert deadline.parameters == {"job": orders.parameters["job"], **parameters}
+    assert deadline.schedule == schedule
+    assert deadline.limit is None
 
 
 @pytest.mark.parametrize(
@@ -169,6 +203,12 @@ def test_parameters_of_scheduled_pipelines_are_checked(
         ({"tags": ["{{ $NOWHERE }}"]}, "the variable NOWHERE is not set"),
         ({"work_pool": {"name": "p", "type": "docker"}}, "type docker needs `job_template`"),
         ({"results": "/tmp/here"}, "`results`"),
+        ({"deployments": {"run": {"expect_within": "2h"}}}, "needs a `job` and a `schedule`"),
+        ({"deployments": {"run": {"expect_within": "1s"}}}, "`deployments.run.expect_within`"),
+        (
+            {"deployments": {"run": {"expect_within": "2h", "expect_done_by": "06:00"}}},
+            "one of `expect_done_by` and `expect_within`",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, environment: dict[str, Any], message: str) -> None:

@@ -360,7 +360,7 @@ def test_people_are_told_of_failures_crashes_lateness_and_recovery(
         # What should have been published, and is not.
         override = {"like": "run", "job": late, "schedule": timing, "expect_done_by": "06:00"}
         code = (
-            "from pipeline.flows.deployments import check_deadline\n"
+            "from pipeline.flows.deadline import check_deadline\n"
             f"check_deadline(open({late!r}).read())"
         )
         access = world.settings.prefect.environment()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterable
+from datetime import datetime
 
 from partitioning.windows import Window, Windowing
 from pipeline.config.job import Job
@@ -49,13 +49,21 @@ def scheduled_windows(
     return WindowSelection(start=_start(first), end=_end(last), allow_missing=True)
 
 
-def reason_late(job: Job, table_log: TableLog, scheduled: datetime) -> str | None:
-    """Return what an output lacks that a daily schedule was to publish; None if nothing.
+def reason_late(
+    job: Job,
+    table_log: TableLog,
+    scheduled: datetime,
+    since: datetime,
+    has_completed: Callable[[], bool] = lambda: False,
+) -> str | None:
+    """Return what an output lacks that a schedule was to publish; None if nothing.
 
     Args:
         job: The job.
         table_log: Log of its output.
-        scheduled: When the output was to be complete, with a time zone.
+        scheduled: Moment whose last complete window was to be published, with a time zone.
+        since: Moment since which a job without windows was to publish, with a time zone.
+        has_completed: Whether a run of such a job has ended since then with nothing to publish.
     """
     if job.window is not None:
         rule = job.window.windowing()
@@ -64,10 +72,9 @@ def reason_late(job: Job, table_log: TableLog, scheduled: datetime) -> str | Non
             is_done = last in materialised_windows(table_log, rule)
             return None if is_done else f"window {last} of {job.name} is not published"
     manifest = table_log.manifest()
-    since = (scheduled - timedelta(days=1)).timestamp()
-    if manifest.number and manifest.created >= since:
+    if (manifest.number and manifest.created >= since.timestamp()) or has_completed():
         return None
-    return f"{job.name} has published nothing for a day"
+    return f"{job.name} has published nothing"
 
 
 def _start(window: Window) -> str:
