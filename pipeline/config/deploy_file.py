@@ -37,6 +37,8 @@ ENVIRONMENTS = Path("conf/deploy")
 ENVIRONMENT_PATTERN = r"^[a-z][a-z0-9_]{0,39}$"
 """Prefect accepts no other characters in the names of variables, in which the names of what an
 environment has made are kept."""
+SWEEP, RUN, BACKFILL = "sweep", "run", "backfill"
+"""Deployments of prefect.yaml that the sweep needs: itself, and those that resume."""
 OBJECTS_CREATED = "chunkmap.objects.created"
 """Event that tells of new objects below a prefix, which `chunkmap receive` emits."""
 DEADLINE = "pipeline.flows.deadline.check_deadline"
@@ -137,6 +139,15 @@ class Notify(Part):
     on: tuple[Incident, ...] = ("failed", "crashed", "quarantined", "late", "recovered")
 
 
+class Sweep(Part):
+    """A scheduled search for drivers that died, in S3, whatever Prefect knows."""
+
+    every: Span = 600.0
+    """Time between two sweeps, e.g. `10m`."""
+    outputs: tuple[Annotated[str, Field(pattern=r"^\S+$")], ...] = ()
+    """URIs of further outputs; those of the deployments' jobs are always looked at."""
+
+
 class Trigger(Part):
     """An event after which a deployment runs."""
 
@@ -182,6 +193,8 @@ class Override(Part):
     """Whether it runs after new objects in the input of its `job`, which `chunkmap receive`
     receives. Runs then follow each other, unless `concurrency_limit` says otherwise: each sees
     what the one before has done."""
+    resume: bool = False
+    """Whether the sweep resumes runs and backfills of its `job` whose driver died."""
     parameters: Json = Field(default_factory=dict)
     concurrency_limit: RunLimit | PositiveInt | None = None
     queue: Name | None = None
@@ -194,6 +207,8 @@ class Override(Part):
         paths = (self.job, self.ingest, self.load, self.pipeline)
         if sum(path is not None for path in paths) > 1:
             raise ValueError("set one of `job`, `ingest`, `load` and `pipeline`")
+        if self.resume and self.job is None:
+            raise ValueError("`resume` needs a `job`")
         return self
 
     @model_validator(mode="after")
@@ -224,6 +239,8 @@ class EnvironmentFile(Part):
     """Prefect's pull steps, e.g. `git_clone`; default those of prefect.yaml."""
     watchdog: bool = False
     """Whether backfills whose driver dies are resumed."""
+    sweep: Sweep | None = None
+    """Search for dead drivers; None for none."""
     results: Annotated[str, Field(pattern=r"^s3://.+/$")] | None = None
     """Prefix in S3 of the results that Prefect stores, made a block."""
     secrets: dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")], SecretSource] = Field(
@@ -413,6 +430,12 @@ def read_deployed(
         for each in resolved
         if each.key in overrides and overrides[each.key].has_deadline
     ]
+    if overlay.sweep is not None:
+        resolved = _with_sweep(resolved, overlay, overlay.sweep, overrides, folder)
+    elif any(override.resume for override in overrides.values()):
+        raise DeployFileError(
+            f"{file.name}: `resume` needs a `sweep`", hint="add `sweep: {every: 10m}` to it"
+        )
     deployments = (*resolved, *deadlines)
     _check_queues(deployments, overlay.work_pool, file)
     return Deployed(
@@ -519,6 +542,45 @@ def _resolve(  # noqa: PLR0917 - the files, and where and when they are read
         queue=_first(override.queue, base.work_pool.work_queue_name, default=None),
         pull=pull,
     )
+
+
+def _with_sweep(
+    deployments: list[Deployment],
+    overlay: EnvironmentFile,
+    sweep: Sweep,
+    overrides: Mapping[str, Override],
+    folder: Path,
+) -> list[Deployment]:
+    """Return deployments with the schedule and the parameters of the sweep."""
+    keys = {each.key for each in deployments}
+    resumes = overlay.watchdog or any(override.resume for override in overrides.values())
+    missing = [key for key in (SWEEP, *((RUN, BACKFILL) if resumes else ())) if key not in keys]
+    if missing:
+        raise DeployFileError(
+            f"`sweep` needs the deployment {missing[0]!r}, which the environment does not have"
+        )
+    outputs: dict[str, bool] = dict.fromkeys(sweep.outputs, False)
+    for key, override in overrides.items():
+        if override.job is None or key not in keys:
+            continue
+        first = next(iter(load_job(folder / override.job).all_outputs.values()))
+        outputs[first.uri] = outputs.get(first.uri, False) or override.resume
+    parameters: Json = {
+        "outputs": list(outputs),
+        "resume": [uri for uri, is_resumed in outputs.items() if is_resumed],
+        "suffix": overlay.suffix,
+        "resume_backfills": overlay.watchdog,
+    }
+    schedule, limit = (
+        Schedule(interval=sweep.every),
+        RunLimit(limit=1, collision_strategy="CANCEL_NEW"),
+    )
+    return [
+        replace(each, schedule=schedule, limit=limit, parameters={**each.parameters, **parameters})
+        if each.key == SWEEP
+        else each
+        for each in deployments
+    ]
 
 
 def _deadline(

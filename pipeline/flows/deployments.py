@@ -30,14 +30,15 @@ from pipeline.flows.backfill import BackfillOptions, backfill_flow, backfill_opt
 from pipeline.flows.map_dataset import FlowOptions, map_dataset, options
 from pipeline.flows.server import HEARTBEAT_SECONDS, check_server
 from pipeline.logs import set_up_driver
+from pipeline.runs.backfill.dead_drivers import reason_not_to_resume, reason_not_to_resume_run
 from pipeline.runs.backfill.output_windows import materialised_windows
 from pipeline.runs.backfill.plan import create as create_backfill
 from pipeline.runs.backfill.plan import draft, refuse_unfit
 from pipeline.runs.backfill.records import Options
 from pipeline.runs.backfill.scheduled import scheduled_windows
 from pipeline.runs.backfill.store import BackfillStore
-from pipeline.runs.driver.heartbeat import Heartbeat
-from pipeline.runs.driver.session import follow
+from pipeline.runs.driver.plan import ResumeOptions
+from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import open_storage
 from pipeline.table.log import TableLog
 
@@ -49,11 +50,12 @@ from pipeline.table.log import TableLog
     result_serializer="json",
     validate_parameters=False,
 )
-def run_job(job: str) -> None:
+def run_job(job: str, run: str | None = None) -> Any:
     """Run a job, or resume its unfinished run, on the cluster that the settings name.
 
     Args:
         job: The path of a job file in the worker's folder, or its text.
+        run: Id of a run to resume if its driver died, as S3 knows it; otherwise nothing is done.
 
     Raises:
         RunIncompleteError: Some chunks failed; nothing was published, completed work is kept.
@@ -61,11 +63,16 @@ def run_job(job: str) -> None:
     settings = load_settings()
     set_up_driver(settings.logs.format, settings.logs.level)
     parsed = parse_job(job) if "\n" in job else load_job(job)
+    if run is not None:
+        storage, first = open_storage(settings), next(iter(parsed.all_outputs.values()))
+        if reason := reason_not_to_resume_run(storage, Ledger(storage, first.uri, run)):
+            return Completed(message=f"run {run} is not resumed: {reason}")
     check_server(settings.prefect)
     runner: Any = task_runner(settings.dask, settings.s3.environment())
     map_flow: Any = map_dataset.with_options(task_runner=runner)
-    with options(FlowOptions(settings)):
+    with options(FlowOptions(settings, resume=ResumeOptions(run=run))):
         map_flow(parsed.name, parsed.to_yaml())
+    return Completed()
 
 
 @flow(
@@ -138,20 +145,6 @@ def run_windows(job: str, lookback: str | None = None) -> Any:
     drive_flow: Any = backfill_flow.with_options(task_runner=runner)
     with backfill_options(BackfillOptions(settings)):
         return drive_flow(store.output, store.backfill, return_state=True)
-
-
-def reason_not_to_resume(store: BackfillStore) -> str:
-    """Return why a backfill needs no other driver; empty if its driver has died.
-
-    While a driver seems alive, this waits for its end, or until its heartbeat expires: the driver
-    of another machine that has just died seems alive for a minute.
-    """
-    for _ in follow(Heartbeat.of(store.storage, store.prefix)):
-        pass
-    driver = store.driver()
-    if driver is None or driver.state == "running":
-        return ""
-    return f"its driver ended ({driver.state})"
 
 
 DEPLOYMENTS: tuple[tuple[Any, str, str], ...] = (

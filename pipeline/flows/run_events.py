@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import orjson
 
@@ -32,7 +32,13 @@ QUARANTINED = "chunkmap.rows.quarantined"
 LATE = "chunkmap.output.late"
 
 
-def emit(event: str, output: str, payload: Mapping[str, Any], origin: Origin | None = None) -> None:
+def emit(
+    event: str,
+    output: str,
+    payload: Mapping[str, Any],
+    origin: Origin | None = None,
+    event_id: UUID | None = None,
+) -> None:
     """Queue an event about an output.
 
     Args:
@@ -40,12 +46,13 @@ def emit(event: str, output: str, payload: Mapping[str, Any], origin: Origin | N
         output: URI of the output.
         payload: JSON values.
         origin: The flow run; default the current one.
+        event_id: Id of the event; default a new one.
     """
     sender = event_sender()
     if sender is None:
         return
     body = {
-        "id": str(uuid4()),
+        "id": str(event_id or uuid4()),
         "occurred": datetime.now(UTC).isoformat(),
         "event": event,
         "resource": {"prefect.resource.id": output, "prefect.resource.name": output},

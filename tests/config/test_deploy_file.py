@@ -148,6 +148,8 @@ def test_parameters_of_scheduled_pipelines_are_checked(
         read(tmp_path, {"deployments": {"daily": {**daily, "schedule": {"cron": "0 5 * * *"}}}})
     assert message in str(error.value)
     assert str(error.value).startswith("deployment daily: ")
+
+
 ORDERS = {
     "name": "orders",
     "input": {"uri": "s3://shop/orders/"},
@@ -250,7 +252,8 @@ def test_a_template_is_one(tmp_path: Path) -> None:
 def test_the_environments_of_the_repository(name: str) -> None:
     deployed = read_deployed(ROOT, name, {"PWD": "/here"})
     names = [each.key for each in deployed.deployments]
-    assert names[:6] == ["run", "backfill", "windows", "ingest", "load", "pipeline"]
+    assert names[:5] == ["run", "backfill", "windows", "ingest", "load"]
+    assert names[5:7] == ["pipeline", "sweep"]
     if name != "dev":
         # Code comes with the image, never from a folder that only one machine has.
         assert all(each.job_variables["working_dir"] == "/app" for each in deployed.deployments)
@@ -263,3 +266,62 @@ def test_overrides_replace_those_of_the_file(tmp_path: Path) -> None:
     assert [(each.description, each.queue) for each in deployed.deployments[:1]] == [
         ("another", None)
     ]
+
+
+SWEPT = {
+    "deployments": [
+        {"name": name, "entrypoint": f"pipeline.flows.{name}"}
+        for name in ("run", "backfill", "sweep")
+    ]
+}
+
+
+def test_the_sweep_looks_at_the_outputs_of_all_jobs(tmp_path: Path) -> None:
+    (tmp_path / "orders.yaml").write_text(json.dumps(ORDERS))
+    other = {**ORDERS, "name": "other", "output": {"uri": "s3://shop/other/"}}
+    (tmp_path / "other.yaml").write_text(json.dumps(other))
+    environment = {
+        "suffix": "-prod",
+        "sweep": {"every": "5m", "outputs": ["s3://shop/by-hand/"]},
+        "deployments": {
+            "orders": {"like": "run", "job": "orders.yaml", "resume": True},
+            "other": {"like": "run", "job": "other.yaml"},
+        },
+    }
+    deployed = read(tmp_path, environment, project=SWEPT)
+    [sweep] = deployed.only("sweep").deployments
+    assert sweep.schedule == Schedule(interval=300)
+    assert sweep.limit == RunLimit(limit=1, collision_strategy="CANCEL_NEW")
+    assert sweep.parameters == {
+        "outputs": ["s3://shop/by-hand/", "s3://shop/euros/", "s3://shop/other/"],
+        "resume": ["s3://shop/euros/"],
+        "suffix": "-prod",
+        "resume_backfills": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"deployments": {"orders": {"like": "run", "resume": True}}}, "`resume` needs a `job`"),
+        (
+            {"deployments": {"orders": {"like": "run", "job": "orders.yaml", "resume": True}}},
+            "prod.yaml: `resume` needs a `sweep`",
+        ),
+        (
+            {"sweep": {}, "watchdog": True, "deployments": {"backfill": {"enabled": False}}},
+            "`sweep` needs the deployment 'backfill'",
+        ),
+        (
+            {"sweep": {}, "deployments": {"sweep": {"enabled": False}}},
+            "`sweep` needs the deployment 'sweep'",
+        ),
+    ],
+)
+def test_a_sweep_needs_what_resumes(
+    tmp_path: Path, environment: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "orders.yaml").write_text(json.dumps(ORDERS))
+    with pytest.raises(DeployFileError) as error:
+        read(tmp_path, environment, project=SWEPT)
+    assert message in str(error.value)

@@ -16,7 +16,8 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from pipeline.flows.automations import RESUME_CRASHED
-from pipeline.flows.deployments import reason_not_to_resume, resume_backfill
+from pipeline.flows.deployments import resume_backfill
+from pipeline.runs.backfill.dead_drivers import reason_not_to_resume
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.driver.heartbeat import DriverRecord
 from pipeline.table.log import TableLog

@@ -132,7 +132,7 @@ def test_deployment_creation(project: Project) -> None:
         )
         made = project.changes(name, SHOP_TOKEN="hush-1234")
         kinds = [kind for _, kind, _ in made]
-        assert kinds.count("deployment") == 6
+        assert kinds.count("deployment") == 7
         assert {action for action, _, _ in made} == {"create"}
         assert project.changes(name, SHOP_TOKEN="hush-1234") == []
     found = project.deployment("run-two")

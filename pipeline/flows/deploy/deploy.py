@@ -18,7 +18,7 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.workers.process import ProcessWorker
 from pydantic import ValidationError
 
-from pipeline.config.deploy_file import Deployed, Deployment, Trigger
+from pipeline.config.deploy_file import BACKFILL, Deployed, Deployment, Trigger
 from pipeline.errors import ConflictError, DeployFileError, StateError
 from pipeline.flows.automations import automations
 from pipeline.flows.deploy.kinds import (
@@ -35,8 +35,6 @@ from pipeline.flows.server import HEARTBEAT_SECONDS
 
 Listen = Callable[[Change], None]
 
-RESUME = "backfill"
-"""Key of the deployment that resumes a backfill."""
 SHARED_KINDS = ("work pool", "work queue")
 """Kinds that several environments, and others, may use. A queue `default` comes with its pool."""
 MAX_VARIABLES = 200
@@ -204,7 +202,7 @@ def resources_of(deployed: Deployed) -> list[Resource]:
     for deployment in deployed.deployments:
         resource = _deployment(deployment, pool.name, variables)
         resources.append(resource)
-        if deployment.key == RESUME:
+        if deployment.key == BACKFILL:
             resume = resource.name
         if deployment.schedule is not None:
             resources.append(_schedule(resource.name, deployment))
@@ -255,7 +253,7 @@ def _schedule(name: str, deployment: Deployment) -> Resource:
 def _watchdog(resume: str) -> list[Resource]:
     if not resume:
         raise DeployFileError(
-            f"`watchdog` needs the deployment {RESUME}, which the environment does not have"
+            f"`watchdog` needs the deployment {BACKFILL}, which the environment does not have"
         )
     return [automation_resource(automation, resume) for automation in automations(UNKNOWN)]
 

@@ -55,7 +55,7 @@ MESSAGES = {
         f"output {_OUTPUT}, chunkmap status {_ID}\n{_LINK}",
     ),
     "crashed": Message(
-        ("prefect.flow-run.Crashed",),
+        ("prefect.flow-run.Crashed", "prefect.flow-run.Silent"),
         "{{ flow_run.name }} crashed",
         "Its process died or was silent; finished work is kept.\n"
         f"See what is left: chunkmap status; run it again to resume.\n{_LINK}",

@@ -295,8 +295,7 @@ class Ledger:
         Of several outputs, `output` is that of this ledger.
         """
         if self._job is None:
-            uri = self.run_prefix + "job.yaml"
-            job = _parse_cached(parse_text(self._storage.get(uri).data, uri), uri)
+            job = _parse_cached(self.job_text(), self.run_prefix + "job.yaml")
             names = [
                 name
                 for name, output in job.outputs.items()
@@ -304,6 +303,11 @@ class Ledger:
             ]
             self._job = job.of_output(names[0]) if names else job
         return self._job
+
+    def job_text(self) -> str:
+        """Read the text of the job, with all outputs. Raises StateError if it is damaged."""
+        uri = self.run_prefix + "job.yaml"
+        return parse_text(self._storage.get(uri).data, uri)
 
     def of_outputs(self) -> list[Ledger]:
         """Return the run's ledgers, one per output; this one alone if the run has one output."""
