@@ -88,6 +88,21 @@ class PrefectSettings(_Section):
         }
 
 
+class LineageSettings(_Section):
+    """OpenLineage events about runs and backfills. Needs the extra `lineage`."""
+
+    url: HttpAddress | None = None
+    """Address of their receiver, such as http://marquez:5000. Default: none are sent."""
+    endpoint: Annotated[str, Field(pattern=r"^[A-Za-z0-9._~/-]+$")] = "api/v1/lineage"
+    """Path below the address."""
+    namespace: Annotated[str, Field(min_length=1)] = "chunkmap"
+    """Namespace of the jobs, e.g. one per environment."""
+    api_key: SecretStr | None = None
+    """Key that the receiver asks for. Set it as CHUNKMAP_LINEAGE__API_KEY."""
+    timeout: Seconds = 5.0
+    """Seconds to wait for an answer."""
+
+
 class TlsSettings(_Section):
     """Certificates; if set, all Dask connections are encrypted and authenticate both sides."""
 

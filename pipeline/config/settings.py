@@ -33,6 +33,7 @@ from pipeline.config.sections import (
     AdaptSettings,
     BatchSettings,
     DaskSettings,
+    LineageSettings,
     LogSettings,
     PlannerSettings,
     PrefectSettings,
@@ -50,6 +51,7 @@ __all__ = [
     "AdaptSettings",
     "BatchSettings",
     "DaskSettings",
+    "LineageSettings",
     "LogSettings",
     "PlannerSettings",
     "PrefectSettings",
@@ -89,6 +91,7 @@ class Settings(BaseSettings):
     reading: ReadingSettings = ReadingSettings()
     s3: S3Settings = S3Settings()
     logs: LogSettings = LogSettings()
+    lineage: LineageSettings = LineageSettings()
     prices: PriceSettings = PriceSettings()
     state_dir: Path = Path(".chunkmap")
     """Local folder of the embedded stack's data and logs, and of fetched reports."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from prefect import flow
@@ -20,6 +21,7 @@ from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError, RunCancelledError, RunInterruptedError
 from pipeline.flows.event_sender import flush_events
 from pipeline.flows.executor import DaskExecutor, map_batch_task
+from pipeline.flows.lineage import LineageFacts, lineage
 from pipeline.flows.run_events import BACKFILL, reported, reporting_windows
 from pipeline.flows.run_state import RunStateWatcher
 from pipeline.flows.server import flow_run_page, patient
@@ -115,8 +117,11 @@ def backfill_flow(output: str, backfill: str) -> Any:
     if current.began is not None:
         driver.heartbeat.start(current.began)
     try:
-        with reported(BACKFILL, output, about) as complete:
+        facts = partial(_facts, store)
+        sends = lineage(current.settings.lineage, store.storage, facts)
+        with reported(BACKFILL, output, about) as complete, sends as done:
             summary = driver.run()
+            done(summary)
             complete(summary)
     except RunCancelledError as error:
         current.ended.append(error)
@@ -152,6 +157,11 @@ def map_windows(name: str) -> None:
         name: The windows of the run.
     """
     _do_work(name)
+
+
+def _facts(store: BackfillStore) -> LineageFacts:
+    tables = store.record().tables or ()
+    return LineageFacts("backfill", store.backfill, store.job(), store.plan(), tables)
 
 
 def _do_work(name: str) -> None:

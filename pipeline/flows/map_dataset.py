@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Thread
 from typing import Any
 from uuid import UUID
@@ -30,6 +31,7 @@ from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError
 from pipeline.flows.event_sender import flush_events
 from pipeline.flows.executor import TASK_OPTIONS, DaskExecutor, run_reduce_steps
+from pipeline.flows.lineage import LineageFacts, lineage
 from pipeline.flows.run_events import RUN, reported
 from pipeline.flows.server import flow_run_page
 from pipeline.flows.worker_code import check_code
@@ -140,8 +142,11 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
         with reported(RUN, TableLog(storage, first.uri).output, about) as complete:
             driver = _prepare(current, name, job, storage)
             about["run"] = driver.planned.ledger.run
+            facts = partial(_facts, job, driver.planned)
             try:
-                summary = driver.run()
+                with lineage(current.settings.lineage, storage, facts) as done:
+                    summary = driver.run()
+                    done(summary)
             except ChunkmapError as error:
                 current.ended.append(error)
                 raise
@@ -150,6 +155,11 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
         flush_events(FLUSH_SECONDS)
     current.ended.append(summary)
     return summary
+
+
+def _facts(job: Job, planned: PreparedRun) -> LineageFacts:
+    record = planned.ledger.record()
+    return LineageFacts("run", record.run, job, planned.plan, record.tables or ())
 
 
 def _prepare(current: FlowOptions, name: str, job: Job, storage: Storage) -> RunDriver:

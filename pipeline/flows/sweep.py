@@ -32,7 +32,7 @@ from pipeline.logs import set_up_driver
 from pipeline.report.humanize import duration, plural
 from pipeline.runs.backfill.dead_drivers import MAX_DEATHS, DeadDriver, find_dead_drivers
 from pipeline.runs.ledger.ledger import Ledger
-from pipeline.storage import Storage, open_storage, same_place
+from pipeline.storage import Storage, open_storage, parse
 
 log = logging.getLogger(__name__)
 
@@ -66,13 +66,13 @@ def sweep_drivers(
     """
     settings = load_settings()
     set_up_driver(settings.logs.format, settings.logs.level)
-    storage, resumed = open_storage(settings), list(resume)
+    storage, resumed = open_storage(settings), {_prefix(uri) for uri in resume}
     lines: list[str] = []
     problems: list[str] = []
     for output in outputs:
         try:
             for dead in find_dead_drivers(storage, output):
-                is_wanted = any(same_place(dead.output, uri) for uri in resumed)
+                is_wanted = _prefix(dead.output) in resumed
                 if dead.kind == "backfill":
                     is_wanted = is_wanted or resume_backfills
                 report_dead(dead)
@@ -86,6 +86,10 @@ def sweep_drivers(
     if problems:
         return Failed(message="; ".join((*problems, *lines)))
     return Completed(message="; ".join(lines) or "no driver has died")
+
+
+def _prefix(uri: str) -> str:
+    return parse(uri).uri.rstrip("/") + "/"
 
 
 def report_dead(dead: DeadDriver) -> None:

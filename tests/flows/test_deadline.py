@@ -97,9 +97,7 @@ def test_what_is_published_since_the_start_is_on_time(
     # What another run has published before is not what this one was to publish.
     start = datetime.now(UTC) + timedelta(seconds=1)
     late = prefect.check(job_of(), within=2 * HOUR, start=start.isoformat())
-    assert late.startswith(
-        f"test has published nothing since {start:%Y-%m-%d %H:%M} UTC within 2 h"
-    )
+    assert late.startswith("test has published nothing within 2 h of its start at ")
     [(event, output, payload)] = prefect.events
     assert (event, output) == ("chunkmap.output.late", OUTPUT)
     assert payload == {"job": "test", "message": late}
