@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.cluster.certificates import WARN_DAYS
@@ -18,8 +18,10 @@ from pipeline.config.job import Job
 from pipeline.config.masking import mask_text
 from pipeline.config.settings import Settings
 from pipeline.errors import AccessDeniedError, ChunkmapError
+from pipeline.flows.finding import Finding, Level
 from pipeline.flows.secret_settings import held_secrets
-from pipeline.flows.server import check_server
+from pipeline.flows.server import connect
+from pipeline.flows.server_doctor import examine_server
 from pipeline.flows.worker_code import find_mismatches
 from pipeline.runs.transforms.loading import module_exists
 from pipeline.runs.worker.code_report import ALLOW_HINT, missing_modules, report_code
@@ -35,8 +37,6 @@ from pipeline.storage import (
     state_prefix,
 )
 
-Level = Literal["ok", "warning", "error"]
-
 ASK_SECONDS = 20.0
 """Maximum seconds of a check on a worker; a busy worker takes longer than an idle one."""
 SKEW_WARNING, SKEW_ERROR = 2.0, 60.0
@@ -48,19 +48,6 @@ MIN_MEMORY = 1_000_000_000
 """Bytes below which a worker has little memory left after its imports."""
 DAY = 86_400.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The result of one check."""
-
-    level: Level
-    what: str
-    """Subject of the check."""
-    said: str
-    """Result of the check."""
-    fix: str = ""
-    """What to do about it."""
 
 
 def examine(settings: Settings, output: str | None, job: Job | None = None) -> Iterator[Finding]:
@@ -76,7 +63,10 @@ def examine(settings: Settings, output: str | None, job: Job | None = None) -> I
 
 
 def _findings(settings: Settings, output: str | None, job: Job | None) -> Iterator[Finding]:
-    yield _check("Prefect", lambda: f"answers at {check_server(settings.prefect)}")
+    reached = _check("Prefect", lambda: f"answers at {connect(settings.prefect)}")
+    yield reached
+    if reached.level == "ok" and settings.prefect.api_url is not None:
+        yield from examine_server(settings.prefect.api_url, settings.batches.concurrency_limit)
     try:
         with cluster_of(settings.dask) as cluster:
             yield Finding("ok", "Dask", f"the scheduler answers at {cluster.scheduler}")
