@@ -21,7 +21,7 @@ from prefect.context import FlowRunContext
 
 from partitioning import Plan
 from pipeline.config.job import Job
-from pipeline.config.masking import mask_text
+from pipeline.config.masking import mask
 from pipeline.config.sections import LineageSettings
 from pipeline.errors import UsageError
 from pipeline.runs.backfill.summary import BackfillSummary
@@ -127,7 +127,7 @@ class Sender:
                 self._post(build())
             except Exception as error:
                 # Anything: the run must not depend on it.
-                log.warning("lineage: an event was not sent: %s", mask_text(str(error)))
+                log.warning("lineage: an event was not sent: %s", mask(str(error)))
 
 
 class _Events:
@@ -152,7 +152,7 @@ class _Events:
         facets: dict[str, Any] = {}
         if error is not None:
             facets["errorMessage"] = facet_v2.error_message_run.ErrorMessageRunFacet(
-                message=mask_text(f"{type(error).__name__}: {error}"),
+                message=str(mask(f"{type(error).__name__}: {error}")),
                 programmingLanguage="python",
             )
         return self._event(kind, outputs=self._outputs({}), facets=facets)

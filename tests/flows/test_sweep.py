@@ -179,7 +179,7 @@ def test_drivers_that_die_again_and_again_are_not_replaced(prefect: Prefect, run
 
 def test_one_output_that_cannot_be_read_hides_no_other(prefect: Prefect, run: Run) -> None:
     beat(run.storage, run.ledger.prefix)
-    state = swept(("s3//wrong", OUTPUT))
+    state = swept(("s3:///wrong/", OUTPUT))
     assert state.is_failed()
-    assert str(state.message).startswith("s3//wrong: ")
+    assert str(state.message).startswith("s3:///wrong/: ")
     assert run.ledger.run in str(state.message)
