@@ -68,6 +68,7 @@ COPY --from=environment /opt/chunkmap /opt/chunkmap
 WORKDIR /app
 COPY deploy deploy
 COPY conf conf
+COPY prefect.yaml prefect.yaml
 ENV PATH=/opt/chunkmap/bin:$PATH CHUNKMAP_ENVIRONMENT=compose CHUNKMAP_CONF=/app/conf \
     CHUNKMAP_STATE_DIR=/tmp/chunkmap PREFECT_HOME=/tmp/prefect
 RUN chmod -R a=rX /app

@@ -11,7 +11,6 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
@@ -80,19 +79,3 @@ def _of(*flows: str) -> ResourceSpecification:
     return ResourceSpecification(
         {"prefect.resource.role": "flow", "prefect.resource.name": list(flows)}
     )
-
-
-async def create_automations(
-    client: PrefectClient, deployment: UUID, heartbeat_timeout: timedelta = HEARTBEAT_TIMEOUT
-) -> None:
-    """Create both automations, replacing existing ones."""
-    await delete_automations(client)
-    for automation in automations(deployment, heartbeat_timeout):
-        await client.create_automation(automation)
-
-
-async def delete_automations(client: PrefectClient) -> None:
-    """Delete both automations, if they exist."""
-    for name in (MARK_CRASHED, RESUME_CRASHED):
-        for automation in await client.read_automations_by_name(name):
-            await client.delete_automation(automation.id)

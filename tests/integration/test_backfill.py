@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from pipeline.flows.automations import RESUME_CRASHED
 from pipeline.flows.deployments import resume_backfill
 from pipeline.runs.backfill.dead_drivers import reason_not_to_resume
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
@@ -241,23 +239,3 @@ def test_an_interrupted_backfill_stays_interrupted(world: World, slowly: Any) ->
     assert state.is_completed()
     assert state.message == "not resumed: its driver ended (interrupted)"
     assert published(world, "interrupted-days") < len(DAYS)
-
-
-def test_registering_deployments_again_keeps_what_users_have_set(world: World) -> None:
-    def register() -> dict[str, Any]:
-        command = (sys.executable, "-P", "-m", "pipeline.flows.deployments", "--watchdog", "on")
-        variables = world.variables(**world.settings.prefect.environment())
-        subprocess.run(command, cwd=world.root, env=variables, check=True, capture_output=True)
-        [found] = world.ask_prefect(
-            "deployments/filter", {"deployments": {"name": {"any_": ["backfill"]}}}
-        )
-        return dict(found)
-
-    before = register()
-    schedule = {"active": False, "schedule": {"cron": "0 2 * * *", "timezone": "Europe/Berlin"}}
-    world.ask_prefect(f"deployments/{before['id']}/schedules", [schedule])
-    after = register()
-    assert after["id"] == before["id"]
-    assert [each["schedule"]["cron"] for each in after["schedules"]] == ["0 2 * * *"]
-    automations = world.ask_prefect("automations/filter", {})
-    assert [each["name"] for each in automations].count(RESUME_CRASHED) == 1
