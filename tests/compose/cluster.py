@@ -60,8 +60,11 @@ class Cluster:
     """Files that change what the compose file says."""
 
     def __post_init__(self) -> None:
-        with reserved_ports(4) as ports:
-            names = ("PREFECT_PORT", "DASHBOARD_PORT", "S3_PORT", "PROMETHEUS_PORT")
+        with reserved_ports(5) as ports:
+            names = (
+                *("PREFECT_PORT", "DASHBOARD_PORT", "S3_PORT", "PROMETHEUS_PORT"),
+                "GRAFANA_PORT",
+            )
             self.ports = dict(zip(names, ports, strict=True))
         self.variables |= {name: str(port) for name, port in self.ports.items()}
         self.variables |= {

@@ -24,6 +24,7 @@ PROFILES = {
     "redis": "redis",
     "prefect-services": "redis",
     "prometheus": "monitoring",
+    "grafana": "monitoring",
     "driver": "driver",
 }
 SECRET = re.compile(r"password|secret|token|auth_string|api_key", re.IGNORECASE)
@@ -161,7 +162,7 @@ def test_ports_are_published_on_the_loopback_address_alone(name: str) -> None:
     for port in SERVICES[name]["ports"]:
         assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port)
         # Dask's own, PostgreSQL's and Redis's are nobody's business outside.
-        assert port.rpartition(":")[2] in {"4200", "8787", "8333", "9090"}
+        assert port.rpartition(":")[2] in {"4200", "8787", "8333", "9090", "3000"}
 
 
 def test_networks_are_apart() -> None:
