@@ -21,8 +21,14 @@ import pytest
 import yaml
 
 from pipeline.config.deploy_file import read_deployed
+from pipeline.flows.deadline import check_later
 from pipeline.flows.deploy.deploy import DeployOptions, deploy
 from pipeline.flows.server import talking_to
+from pipeline.runs.backfill.dead_drivers import DEAD_SECONDS
+from pipeline.runs.driver.heartbeat import DriverRecord, read_driver
+from pipeline.runs.ledger.find import find_runs
+from pipeline.runs.ledger.ledger import Ledger
+from pipeline.storage.documents import seal_json
 from tests.contracts.source import ROOT
 from tests.integration.test_backfill import awaited, published
 from tests.integration.world import COMMAND, Answer, World, parquet, sales
@@ -350,12 +356,11 @@ def test_people_are_told_of_failures_crashes_lateness_and_recovery(
         webhook.await_message("told-failed is published again")
         # A flow run whose process is gone, as Prefect tells it.
         killed = world.start("run", world.job("told-crashed", "shop.transforms:slow"))
-        world.await_some("s3://demo/out/told-crashed.chunkmap/", killed)
-        run = flow_run(world, "told-crashed")
+        _, driver = driver_of(world, "told-crashed", killed)
         killed.kill()
         killed.communicate()
         state = {"state": {"type": "CRASHED", "name": "Crashed"}, "force": True}
-        world.ask_prefect(f"flow_runs/{run}/set_state", state)
+        world.ask_prefect(f"flow_runs/{page_id(driver)}/set_state", state)
         webhook.await_message("told-crashed crashed")
         # What should have been published, and is not.
         override = {"like": "run", "job": late, "schedule": timing, "expect_done_by": "06:00"}
@@ -442,15 +447,96 @@ def test_new_objects_start_one_run_for_a_burst(project: Project, world: World) -
         stop_worker(worker)
 
 
+@pytest.mark.long
+def test_a_dead_driver_is_found_and_its_run_resumed(project: Project, world: World) -> None:
+    """kill -9; the sweep, run by a worker, tells Prefect, and another driver publishes."""
+    path = world.job("swept", "shop.transforms:slow")
+    (project.root / path).write_text((world.root / path).read_text())
+    project.write(
+        "twelve",
+        job_variables={"working_dir": str(world.root)},
+        sweep={"every": "1h"},
+        deployments={
+            "benchmarks": {"enabled": False},
+            "swept": {"like": "run", "job": path, "resume": True},
+        },
+    )
+    project.changes("twelve")
+    killed = world.start("run", path)
+    prefix, driver = driver_of(world, "swept", killed)
+    killed.kill()
+    killed.communicate()
+    silent = driver.model_copy(update={"seen": driver.seen - 2 * DEAD_SECONDS})
+    world.storage.put(prefix + "driver.json", seal_json(silent.model_dump_json().encode()))
+    worker = start_worker(world, f"{POOL}-twelve")
+    try:
+        sweep = project.deployment("sweep-twelve")["id"]
+        for _ in range(2):
+            world.ask_prefect(f"deployments/{sweep}/create_flow_run", {})
+        awaited(lambda: published(world, "swept") == 1)
+    finally:
+        project.changes("twelve", remove=True)
+        stop_worker(worker)
+    [found] = world.ask_prefect(
+        "flow_runs/filter", {"flow_runs": {"id": {"any_": [page_id(driver)]}}}
+    )
+    assert (found["state_type"], found["state_name"]) == ("CRASHED", "Silent")
+    body = {"flow_runs": {"name": {"any_": ["swept"]}}, "flows": {"name": {"any_": ["chunkmap"]}}}
+    assert len(world.ask_prefect("flow_runs/filter", body)) == 1, "it was resumed once"
+
+
+@pytest.mark.long
+def test_a_check_after_the_start_is_scheduled_once(project: Project, world: World) -> None:
+    path = world.job("within")
+    (project.root / path).write_text((world.root / path).read_text())
+    timing = {"cron": "0 2 * * *"}
+    override = {"like": "run", "job": path, "schedule": timing, "expect_within": "2h"}
+    project.write("thirteen", deployments={"benchmarks": {"enabled": False}, "within": override})
+    project.changes("thirteen")
+    deadline = project.deployment("within-deadline-thirteen")
+    start = datetime(2030, 3, 1, 2, tzinfo=UTC)
+    access = world.settings.prefect.environment()
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in access.items():
+            patch.setenv(key, value)
+        patch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", deadline["id"])
+        with talking_to(access["PREFECT_API_URL"], 3):
+            for _ in range(2):
+                check_later(start + timedelta(hours=2), start)
+    body = {"deployments": {"id": {"any_": [deadline["id"]]}}, "limit": 200}
+    runs = world.ask_prefect("flow_runs/filter", body)
+    [made] = [each for each in runs if each["parameters"].get("start")]
+    assert made["expected_start_time"].startswith("2030-03-01T04:00:00")
+    assert made["parameters"]["start"] == start.isoformat()
+    assert made["parameters"]["within"] == 7200
+    project.changes("thirteen", remove=True)
+
+
 def rows_of(*numbers: int) -> int:
     frames = [sales(number * 100, 100) for number in numbers]
     return sum(frame.filter(pl.col("price") > 10).height for frame in frames)
 
 
-def flow_run(world: World, name: str) -> str:
-    body = {"flow_runs": {"name": {"any_": [name]}}}
-    [found] = world.ask_prefect("flow_runs/filter", body)
-    return str(found["id"])
+def driver_of(world: World, name: str, process: subprocess.Popen[str]) -> tuple[str, DriverRecord]:
+    """The prefix of the only run of an output, and its driver's record, once there is one."""
+    output = f"s3://demo/out/{name}/"
+
+    def found() -> tuple[str, DriverRecord] | None:
+        for record in find_runs(world.storage, output).records:
+            prefix = Ledger(world.storage, output, record.run).prefix
+            driver = read_driver(world.storage, prefix)
+            if driver is not None:
+                return prefix, driver
+        return None
+
+    result: tuple[str, DriverRecord] = awaited(found, process)
+    return result
+
+
+def page_id(driver: DriverRecord) -> str:
+    """The id of a driver's flow run."""
+    assert driver.flow_run is not None
+    return driver.flow_run.rpartition("/")[2]
 
 
 class Webhook:
