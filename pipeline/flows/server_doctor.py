@@ -25,7 +25,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import PrefectException
 from pydantic import ValidationError
 
-from pipeline.flows.finding import Finding
+from pipeline.flows.finding import Finding, Level
 from pipeline.flows.server import talking_to
 from pipeline.report.humanize import duration, plural
 
@@ -162,7 +162,7 @@ def version_finding(ours: str, theirs: str) -> Finding:
     if client == server:
         return Finding("ok", what, said)
     # Prefect supports servers that are newer than their clients.
-    level = "error" if server < client else "warning"
+    level: Level = "error" if server < client else "warning"
     return Finding(level, what, said, "give both the same version; update the server first")
 
 

@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import jsonschema  # type: ignore[import-untyped]
 import prefect
@@ -94,7 +95,7 @@ def test_the_worker_of_processes_fills_it(tmp_path: Path) -> None:
     values = {"working_dir": str(tmp_path), "env": {"A": "1"}}
     # It asks nothing of a server, and would start one where no address is set.
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
-        filled = asyncio.run(
+        filled: Any = asyncio.run(
             ProcessJobConfiguration.from_template_and_values(template_of("process"), values)
         )
     assert (filled.working_dir, filled.stream_output) == (tmp_path, True)
@@ -106,7 +107,9 @@ def test_job_variables_of_the_environments_fit(name: str) -> None:
     deployed = read_deployed(ROOT, name, {"PWD": "/here"})
     template = deployed.job_template or PREFECTS[deployed.pool.type]
     for deployment in deployed.deployments:
-        action = DeploymentCreate.model_construct(job_variables=deployment.job_variables)
+        action = DeploymentCreate.model_construct(
+            name="d", flow_id=UUID(int=1), job_variables=deployment.job_variables
+        )
         action.check_valid_configuration(template)
         unknown = deployment.job_variables.keys() - template["variables"]["properties"].keys()
         assert not unknown, f"{deployment.name}: nothing uses {unknown}"

@@ -36,12 +36,12 @@ LANGUAGE = {
 
 def ours() -> dict[str, tuple[str, ...]]:
     """The labels of each series that chunkmap exports, by its name."""
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
     for each in vars(metrics).values():
         if isinstance(each, MetricWrapperBase):
-            for suffix in SUFFIXES[each._type]:
+            for suffix in SUFFIXES[str(each._type)]:
                 labels = each._labelnames + (("le",) if suffix == "_bucket" else ())
-                found[each._name + suffix] = labels
+                found[str(each._name) + suffix] = labels
     return found
 
 
@@ -59,7 +59,7 @@ def names_in(expression: str) -> set[str]:
 @pytest.fixture(scope="module")
 def of_dask() -> Iterator[dict[str, set[str]]]:
     """The labels of each series that a scheduler and a worker really serve, by its name."""
-    with plain_client(processes=False) as client:
+    with plain_client(processes=False, protocol="tcp://") as client:
         assert client.submit(sum, (1, 2)).result() == 3
         found: dict[str, set[str]] = {}
         for address in dashboards(client):

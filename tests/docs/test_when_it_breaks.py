@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 import re
 import shlex
+from typing import Any
 
 import pytest
 import typer.main
@@ -22,7 +23,7 @@ OTHER_KINDS = {"FileError"}
 
 
 def subclasses(base: type) -> set[type]:
-    found = set(base.__subclasses__())
+    found: set[type] = set(base.__subclasses__())
     return found.union(*map(subclasses, found))
 
 
@@ -64,7 +65,7 @@ def test_it_knows_every_exit_code(errors: set[type]) -> None:
 @pytest.mark.parametrize("command", commands())
 def test_its_commands_exist_with_their_options(command: str) -> None:
     """What is written in capitals stands for a value."""
-    found = typer.main.get_command(app)
+    found: Any = typer.main.get_command(app)
     words = shlex.split(command)[1:]
     while words and hasattr(found, "commands") and words[0] in found.commands:
         found = found.commands[words.pop(0)]

@@ -7,9 +7,9 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import State, StateType
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Completed, Running, State
+from prefect.states import Completed, Running
 
 from pipeline.flows import sweep
 from tests.runs.backfill.test_dead_drivers import beat
