@@ -14,6 +14,7 @@ from prefect.states import Completed
 from pipeline.cluster.task_runner import task_runner
 from pipeline.config.job import load_job, parse_job
 from pipeline.config.settings import load_settings
+from pipeline.errors import ChunkmapError
 from pipeline.flows.backfill import BackfillOptions, backfill_flow, backfill_options
 from pipeline.flows.map_dataset import FlowOptions, map_dataset, options
 from pipeline.flows.server import check_server
@@ -31,9 +32,20 @@ from pipeline.storage import open_storage
 from pipeline.table.log import TableLog
 
 
+def _name_of_run() -> str:
+    """Return the job's name, or its path: its whole text would be no name."""
+    job = str(runtime.flow_run.parameters.get("job", ""))
+    if "\n" not in job:
+        return job
+    try:
+        return parse_job(job).name
+    except ChunkmapError:
+        return "a job with mistakes"  # The flow itself names them.
+
+
 @flow(
     name="chunkmap",
-    flow_run_name="{job}",
+    flow_run_name=_name_of_run,
     persist_result=False,
     result_serializer="json",
     validate_parameters=False,

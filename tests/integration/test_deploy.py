@@ -427,7 +427,10 @@ def test_new_objects_start_one_run_for_a_burst(project: Project, world: World) -
                     assert answer.status == 202
 
     def runs() -> list[str]:
-        body = {"flow_runs": {"name": {"any_": ["arrived"]}}}
+        body = {
+            "flow_runs": {"name": {"any_": ["arrived"]}},
+            "flows": {"name": {"any_": ["chunkmap"]}},
+        }
         return [each["state_type"] for each in world.ask_prefect("flow_runs/filter", body)]
 
     try:

@@ -35,7 +35,8 @@ _DONE = ("chunkmap.run.completed", "chunkmap.backfill.completed")
 _OUTPUT = "{{ event.resource.id }}"
 _NAME = "{{ event.payload.job }}"
 _ID = "{{ event.payload.run or event.payload.backfill }}"
-_LINK = "{% if flow_run %}{{ flow_run|ui_url }}{% endif %}"
+_LINK = "{% if flow_run %}{{ flow_run|ui_url or '' }}{% endif %}"
+"""Address of the flow run; empty where the server does not know that of its pages."""
 
 
 class Message(NamedTuple):
