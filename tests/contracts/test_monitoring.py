@@ -89,7 +89,7 @@ def test_every_metric_exists(of_dask: dict[str, set[str]]) -> None:
 def test_what_is_grouped_by_is_a_label(of_dask: dict[str, set[str]]) -> None:
     labels = {**{name: set(of) for name, of in ours().items()}, **of_dask}
     for expression in expressions():
-        for grouped, inner in re.findall(r"by \(([^)]*)\) \((?:rate\()?([a-z_]+)", expression):
+        for grouped, inner in re.findall(r"by \(([^)]*)\) \((?:rate\()?([a-z0-9_]+)", expression):
             wanted = {label.strip() for label in grouped.split(",")} - {"instance"}
             assert wanted <= labels[inner], expression
         for name, label in re.findall(r"(\w+)\{(\w+)[!=]", expression):
