@@ -456,7 +456,7 @@ def test_a_dead_driver_is_found_and_its_run_resumed(project: Project, world: Wor
     path = world.job("swept", "shop.transforms:slow")
     (project.root / path).write_text((world.root / path).read_text())
     project.write(
-        "twelve",
+        "fourteen",
         job_variables={"working_dir": str(world.root)},
         sweep={"every": "1h"},
         deployments={
@@ -464,21 +464,21 @@ def test_a_dead_driver_is_found_and_its_run_resumed(project: Project, world: Wor
             "swept": {"like": "run", "job": path, "resume": True},
         },
     )
-    project.changes("twelve")
+    project.changes("fourteen")
     killed = world.start("run", path)
     prefix, driver = driver_of(world, "swept", killed)
     killed.kill()
     killed.communicate()
     silent = driver.model_copy(update={"seen": driver.seen - 2 * DEAD_SECONDS})
     world.storage.put(prefix + "driver.json", seal_json(silent.model_dump_json().encode()))
-    worker = start_worker(world, f"{POOL}-twelve")
+    worker = start_worker(world, f"{POOL}-fourteen")
     try:
-        sweep = project.deployment("sweep-twelve")["id"]
+        sweep = project.deployment("sweep-fourteen")["id"]
         for _ in range(2):
             world.ask_prefect(f"deployments/{sweep}/create_flow_run", {})
         awaited(lambda: published(world, "swept") == 1)
     finally:
-        project.changes("twelve", remove=True)
+        project.changes("fourteen", remove=True)
         stop_worker(worker)
     [found] = world.ask_prefect(
         "flow_runs/filter", {"flow_runs": {"id": {"any_": [page_id(driver)]}}}
@@ -494,9 +494,9 @@ def test_a_check_after_the_start_is_scheduled_once(project: Project, world: Worl
     (project.root / path).write_text((world.root / path).read_text())
     timing = {"cron": "0 2 * * *"}
     override = {"like": "run", "job": path, "schedule": timing, "expect_within": "2h"}
-    project.write("thirteen", deployments={"benchmarks": {"enabled": False}, "within": override})
-    project.changes("thirteen")
-    deadline = project.deployment("within-deadline-thirteen")
+    project.write("fifteen", deployments={"benchmarks": {"enabled": False}, "within": override})
+    project.changes("fifteen")
+    deadline = project.deployment("within-deadline-fifteen")
     start = datetime(2030, 3, 1, 2, tzinfo=UTC)
     access = world.settings.prefect.environment()
     with pytest.MonkeyPatch.context() as patch:
@@ -512,7 +512,7 @@ def test_a_check_after_the_start_is_scheduled_once(project: Project, world: Worl
     assert made["expected_start_time"].startswith("2030-03-01T04:00:00")
     assert made["parameters"]["start"] == start.isoformat()
     assert made["parameters"]["within"] == 7200
-    project.changes("thirteen", remove=True)
+    project.changes("fifteen", remove=True)
 
 
 def rows_of(*numbers: int) -> int:
