@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -38,10 +39,19 @@ def hinting() -> Iterator[None]:
     try:
         yield
     except ChunkmapError as error:
-        note = f"next: {error.hint}"
+        note = f"next: {_in_python(error.hint or '')}"
         if error.hint and note not in getattr(error, "__notes__", ()):
             error.add_note(note)
         raise
+
+
+def _in_python(hint: str) -> str:
+    """Name arguments of `run` where a hint names flags of the command of that name."""
+
+    def argument(flag: re.Match[str]) -> str:
+        return f"run({flag[1].replace('-', '_')}=True)"
+
+    return re.sub(r"--(accept-code|replan|rebuild|take-over)\b", argument, hint)
 
 
 def drive(work: Callable[[Stop], T]) -> T:

@@ -161,8 +161,9 @@ def test_failures_are_a_frame_and_retry_goes_on(orders: cm.Dataset) -> None:
     assert "TransformError" in run._repr_html_()
     assert job(3 * ROWS).run(check=False).state == "failed"
     # A changed value in a closure is other code, and is named.
-    with pytest.raises(cm.errors.ConflictError, match="checked"):
+    with pytest.raises(cm.errors.ConflictError, match="checked") as changed:
         job(1000).run()
+    assert "run(accept_code=True)" in changed.value.__notes__[0]
     done = job(1000).run(accept_code=True)
     assert (done.id, done.state) == (run.id, "done")
     assert done.summary is not None and done.summary.mapped == 1
