@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
@@ -266,13 +267,24 @@ class PrefectOrchestrator(Orchestrator):
             }
             for result in results
         ]
+        outcomes = Counter(result.outcome for result in results)
+        found = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(outcomes.items()))
         self._wait_for_request()
-        self._send(lambda: create_table_artifact(rows, key=f"checks-{run}"))
+        self._send(
+            lambda: create_table_artifact(
+                rows, key=f"checks-{run}", description=f"{plural(len(rows), 'check')}: {found}"
+            )
+        )
 
     @override
     def show_report(self, run: str, report: StoredReport) -> None:
         self._wait_for_request()
-        self._send(lambda: create_markdown_artifact(markdown=report.markdown, key=f"run-{run}"))
+        title = report.markdown.partition("\n")[0].lstrip("# ")
+        self._send(
+            lambda: create_markdown_artifact(
+                markdown=report.markdown, key=f"run-{run}", description=title
+            )
+        )
         assert self._request is not None, "_send has started it"
         self._request.join(FLUSH_SECONDS)
 

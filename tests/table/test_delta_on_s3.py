@@ -86,6 +86,7 @@ def output(served: tuple[Server, Proxy]) -> S3Output:
 ACTS: tuple[Act, ...] = ("lose", "503", "reset", "late")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("act", mostly_long(ACTS, {"lose"}))
 def test_a_request_of_the_commit_fails_or_loses_its_reply(output: S3Output, act: Act) -> None:
     rules = [

@@ -40,6 +40,7 @@ def with_a_past(output: Output) -> bytes:
     return old
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("kind", ["gone", "old"])
 def test_every_command_refuses_and_changes_nothing(output: Output, kind: str, command: str) -> None:
@@ -53,6 +54,7 @@ def test_every_command_refuses_and_changes_nothing(output: Output, kind: str, co
     assert output.snapshot() == before
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("kind", ["gone", "old", "empty", "cut", "not JSON", "of another type"])
 def test_repair_points_to_the_newest_manifest(output: Output, kind: str) -> None:
     old, uri = with_a_past(output), output.table_log.head_file.uri
@@ -125,6 +127,7 @@ def test_a_new_output_over_old_state_is_refused(output: Output) -> None:
     assert output.table_log.state in problem.advice
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", ["manifests/3.json", "commits/{run}.arrow"])
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped"])
 def test_damaged_manifests_and_commit_records_are_named(

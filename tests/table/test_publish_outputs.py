@@ -243,6 +243,7 @@ def stalled_at(number: int, meanwhile: Callable[[], object]) -> Script:
     return script
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("mode", MODES)
 def test_two_drivers_publish_one_run(mode: str) -> None:
     backend, run = ready(mode)
@@ -255,6 +256,7 @@ def test_two_drivers_publish_one_run(mode: str) -> None:
         assert state(shared) == state(healthy), f"at request {number}"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("output", BOTH)
 @pytest.mark.parametrize("mode", ["error", "overwrite"])
 def test_another_run_publishes_to_one_of_them(mode: str, output: str) -> None:
@@ -315,6 +317,7 @@ COMMANDS: dict[str, Callable[[MemoryBackend, str], object]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("output", BOTH)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_meets_an_undecided_claim(command: str, output: str) -> None:
@@ -341,6 +344,7 @@ def state_of_heads(backend: MemoryBackend) -> list[int]:
     ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("output", BOTH)
 @pytest.mark.parametrize("command", ["vacuum", "repair", "prepare"])
 def test_a_command_meets_a_decided_claim(command: str, output: str) -> None:

@@ -32,7 +32,7 @@ _COUNTS: dict[ServiceName, int] = {
     "prefect": services.PREFECT_PORTS,
     "dask": services.DASK_PORTS,
 }
-_START_SECONDS = 120.0
+_START_SECONDS = 300.0
 WORKERS_SECONDS = 60.0
 """Seconds that `up` waits for a worker to come back before it restarts the Dask cluster. All
 workers may be away for a while if chunks of a job run out of memory."""
