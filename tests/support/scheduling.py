@@ -32,6 +32,7 @@ ON_STACKS = (
     "tests/integration/test_backfill.py",
     "tests/integration/test_bad_input.py",
     "tests/integration/test_cli.py",
+    "tests/integration/test_prefect.py",
     "tests/integration/test_pipelines.py",
     "tests/integration/test_cluster.py",
     "tests/integration/test_strangers.py",
