@@ -172,9 +172,10 @@ def test_log_lines_have_ids(cluster: OwnCluster, ran: dict[str, Any]) -> None:
 def test_doctor_finds_nothing_wrong(cluster: OwnCluster) -> None:
     found = findings(cluster, "--output", "s3://demo/out/examined/", code=0)
     assert {check["level"] for check in found.values()} <= {"ok", "warning"}
-    for name in ("Prefect version", "Prefect services", "Prefect limits"):
+    for name in ("Prefect version", "Prefect services"):
         assert found[name]["level"] == "ok", found[name]
-    assert "late runs" in found
+    # Other tests have deployments on this server.
+    assert {"Prefect limits", "late runs"} <= found.keys()
     for name in ("Prefect", "Dask", "versions", "clocks", "TLS", "S3, from here"):
         assert found[name]["level"] == "ok", found[name]
     assert found["S3, from workers"]["level"] == "ok"
