@@ -30,8 +30,9 @@ from pipeline.runs.transforms.user_code import describe, is_from_signal
 from pipeline.runs.transforms.value_digests import ValueDigests
 
 MAIN = "__main__"
-MAX_BYTES = 32 << 20
-"""Maximum size of a function with what it uses; larger data belong in an object or a table."""
+MAX_BYTES = 1 << 20
+"""Maximum size of a function with what it uses, which goes along with each batch; larger data
+belong in an object or a table."""
 _registry = Lock()
 """Held while modules are registered with cloudpickle, whose list belongs to the process."""
 

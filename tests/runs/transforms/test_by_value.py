@@ -156,7 +156,7 @@ def test_what_cannot_be_sent_is_named() -> None:
 
 def test_a_function_with_large_values_is_refused() -> None:
     with pytest.raises(JobError, match="at most"):
-        send_by_value(_closure(bytes(40 << 20)))
+        send_by_value(_closure(bytes(2 << 20)))
 
 
 def test_names_of_functions_in_a_job() -> None:
