@@ -130,7 +130,7 @@ class Run:
         return Report(Path(path), uri)
 
     def cancel(self) -> None:
-        """Ask the driver of the run to stop; finished work is kept, and `retry` goes on."""
+        """Ask the driver of the run to stop; finished work is kept, and `retry` resumes the run."""
         self._ledger().cancel()
 
     def _repr_html_(self) -> str:

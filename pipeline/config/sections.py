@@ -195,7 +195,7 @@ class TransformSettings(_Section):
     """Folders that are searched for these modules before the installed packages."""
     allow_by_value: bool | None = None
     """Whether programs and notebooks may send functions to workers by value: lambdas, closures,
-    functions of no allowed module. Whoever may submit a run may then run any code on the workers.
+    functions outside the allowed modules. All who may submit runs can then run any code on the workers.
     Default: only to worker processes of the same machine (`--local`)."""
 
     _functions: dict[str, Any] = PrivateAttr(default_factory=dict)
