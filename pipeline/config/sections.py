@@ -195,8 +195,8 @@ class TransformSettings(_Section):
     """Folders that are searched for these modules before the installed packages."""
     allow_by_value: bool | None = None
     """Whether programs and notebooks may send functions to workers by value: lambdas, closures,
-    functions outside the allowed modules. All who may submit runs can then run any code on the workers.
-    Default: only to worker processes of the same machine (`--local`)."""
+    functions outside the allowed modules. All who may submit runs can then run any code on the
+    workers. Default: only to worker processes of the same machine (`--local`)."""
 
     _functions: dict[str, Any] = PrivateAttr(default_factory=dict)
 
