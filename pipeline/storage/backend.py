@@ -36,6 +36,15 @@ class StagedObject:
     """Time of creation in Unix seconds; set by listings only."""
 
 
+@dataclass(frozen=True, slots=True)
+class ObjectStart:
+    """The first bytes of one version of an object."""
+
+    info: ObjectInfo
+    size: int
+    """Number of bytes."""
+
+
 class Backend(Protocol):
     """Operations that `Storage` needs of a kind of storage. All URIs are of this kind."""
 
@@ -88,6 +97,19 @@ class Backend(Protocol):
         """Write without making visible.
 
         `area` is the prefix of temporary objects, if needed; `sha256` the content's, if known.
+        """
+        ...
+
+    def can_extend(self, source: str, uri: str, size: int) -> bool:
+        """Whether `extend` can put the first `size` bytes of an object at the start of another."""
+        ...
+
+    def extend(
+        self, start: ObjectStart, tail: memoryview, uri: str, attempt: str, area: str
+    ) -> StagedObject:
+        """Stage the start of an object, then `tail`; the start is copied where it is.
+
+        Raises ObjectChangedError, ObjectMissingError.
         """
         ...
 

@@ -28,7 +28,7 @@ from pipeline.errors import (
     StateError,
     StorageError,
 )
-from pipeline.storage.backend import Backend, Blob, StagedObject
+from pipeline.storage.backend import Backend, Blob, ObjectStart, StagedObject
 from pipeline.storage.s3_errors import translating
 from pipeline.storage.tokens import TokenRule
 from pipeline.uris import parse
@@ -42,6 +42,8 @@ def _path(uri: str) -> Path:
 
 _SCRATCH_SUFFIX = ".chunkmap~"
 """Suffix of locks and half-written files, which listings leave out."""
+COPY_BYTES = 4 << 20
+"""Bytes that are copied at a time between file systems that cannot copy to each other."""
 
 
 def _etag(status: os.stat_result) -> str:
@@ -85,6 +87,23 @@ def _refuse_links(path: str) -> None:
                 "it is a symbolic link, and files deleted in it would be deleted elsewhere",
                 hint="find out what created the link, and remove it",
             )
+
+
+def _copy_start(source: int, target: int, size: int) -> None:
+    """Copy the first bytes of an open file to the start of another."""
+    copied = 0
+    while copied < size:
+        try:
+            count = os.copy_file_range(source, target, size - copied, copied, copied)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            # The file systems cannot copy to each other.
+            data = os.pread(source, min(size - copied, COPY_BYTES), copied)
+            count = os.pwrite(target, data, copied)
+        if not count:
+            return  # The file was cut short, which its version shows.
+        copied += count
 
 
 class LocalBackend(Backend):
@@ -202,6 +221,31 @@ class LocalBackend(Backend):
             temporary.write_bytes(data)
             etag = _etag(temporary.stat())
         return StagedObject(uri, str(temporary), (etag,), len(data), attempt)
+
+    @override
+    def can_extend(self, source: str, uri: str, size: int) -> bool:
+        return True
+
+    @override
+    def extend(
+        self, start: ObjectStart, tail: memoryview, uri: str, attempt: str, area: str
+    ) -> StagedObject:
+        """Let the kernel copy; file systems with copy on write share the blocks."""
+        temporary = Path(f"{_temporary(uri, area)}.{attempt}")
+        source, size = start.info, start.size
+        with translating("get", source.uri), _path(source.uri).open("rb") as origin:
+            with translating("stage", uri):
+                temporary.parent.mkdir(parents=True, exist_ok=True)
+                with temporary.open("wb") as file:
+                    _copy_start(origin.fileno(), file.fileno(), size)
+                    file.seek(size)
+                    file.write(tail)
+                etag = _etag(temporary.stat())
+            now = _etag(os.fstat(origin.fileno()))
+        if now != source.etag:
+            temporary.unlink()
+            raise ObjectChangedError(source.uri, source.etag, now)
+        return StagedObject(uri, str(temporary), (etag,), size + len(tail), attempt)
 
     @override
     def missing(self, staged: Sequence[StagedObject]) -> list[StagedObject]:

@@ -29,13 +29,13 @@ from pipeline.errors import (
     StorageError,
     TransientStorageError,
 )
-from pipeline.storage.backend import StagedObject
+from pipeline.storage.backend import ObjectStart, StagedObject
 from pipeline.storage.retry import RetryPolicy
 from pipeline.storage.s3_connection import Access
 from pipeline.storage.s3_copies import Copies, is_copy, source_of
 from pipeline.storage.s3_objects import S3Objects
 from pipeline.storage.s3_requests import DEFAULT_MAX_REQUESTS, Requests
-from pipeline.storage.s3_uploads import PART_BYTES, Uploads
+from pipeline.storage.s3_uploads import MAX_COPY_BYTES, MIN_COPY_BYTES, PART_BYTES, Uploads
 from pipeline.storage.tokens import UPLOAD_ID_PATTERN, TokenRule
 from pipeline.uris import parse
 
@@ -70,6 +70,16 @@ class S3Backend(S3Objects):
         if len(data) <= self._copied_bytes and self._copies.can(uri, attempt, area):
             return self._copies.stage(uri, data, attempt, area)
         return self._uploads.stage(uri, data, attempt, sha256)
+
+    @override
+    def can_extend(self, source: str, uri: str, size: int) -> bool:
+        return MIN_COPY_BYTES <= size <= MAX_COPY_BYTES
+
+    @override
+    def extend(
+        self, start: ObjectStart, tail: memoryview, uri: str, attempt: str, area: str
+    ) -> StagedObject:
+        return self._uploads.extend(start, tail, uri, attempt)
 
     @override
     def missing(self, staged: Sequence[StagedObject]) -> list[StagedObject]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PreconditionFailedError, StorageError
 
 if TYPE_CHECKING:
     from pipeline.storage.s3_objects import S3Objects
+
+COPIES_AT_ONCE = 4
+"""Number of parts of an upload that are copied at a time."""
 
 
 def completion_body(parts: Sequence[str]) -> dict[str, Any]:
@@ -32,20 +37,8 @@ async def copy_in_parts(s3: S3Objects, origin: dict[str, Any], target: str, size
     upload = (await s3.request("create_multipart_upload", target))["UploadId"]
     step = max(s3.copy_bytes // 5, 1)
     try:
-        parts = []
-        for number, start in enumerate(range(0, size, step), 1):
-            response = await s3.request(
-                "upload_part_copy",
-                target,
-                UploadId=upload,
-                PartNumber=number,
-                CopySourceRange=f"bytes={start}-{min(start + step, size) - 1}",
-                **origin,
-            )
-            parts.append(str(response["CopyPartResult"]["ETag"]).strip('"'))
-        # Some servers ignore the condition.
-        if await _etag(s3, origin["CopySource"]) != origin["CopySourceIfMatch"]:
-            raise PreconditionFailedError(target)
+        spans = [(start, min(start + step, size)) for start in range(0, size, step)]
+        parts = await copy_parts(s3, origin, target, upload, spans)
         body = completion_body(parts)
         await s3.request("complete_multipart_upload", target, UploadId=upload, MultipartUpload=body)
     except BaseException:
@@ -53,6 +46,50 @@ async def copy_in_parts(s3: S3Objects, origin: dict[str, Any], target: str, size
         with suppress(StorageError):
             await s3.request("abort_multipart_upload", target, UploadId=upload)
         raise
+
+
+async def copy_parts(
+    s3: S3Objects,
+    origin: dict[str, Any],
+    target: str,
+    upload: str,
+    spans: Sequence[tuple[int, int]],
+) -> list[str]:
+    """Copy half-open ranges of one version of an object as the first parts of an upload.
+
+    Args:
+        s3: The service.
+        origin: `CopySource` and `CopySourceIfMatch`.
+        target: URI of the upload.
+        upload: Its id.
+        spans: The ranges; each but the last of the upload has at least 5 MiB.
+
+    Returns:
+        ETags of the parts.
+
+    Raises:
+        PreconditionFailedError: The source is now another version.
+    """
+    gate = asyncio.Semaphore(COPIES_AT_ONCE)
+
+    async def copy(number: int, span: tuple[int, int]) -> str:
+        async with gate:
+            response = await s3.request(
+                "upload_part_copy",
+                target,
+                UploadId=upload,
+                PartNumber=number,
+                CopySourceRange=f"bytes={span[0]}-{span[1] - 1}",
+                **origin,
+            )
+        return str(response["CopyPartResult"]["ETag"]).strip('"')
+
+    copies = (s3.retry(partial(copy, *item)) for item in enumerate(spans, 1))
+    parts = await asyncio.gather(*copies)
+    # Some servers ignore the condition.
+    if await _etag(s3, origin["CopySource"]) != origin["CopySourceIfMatch"]:
+        raise PreconditionFailedError(target)
+    return parts
 
 
 async def _etag(s3: S3Objects, source: dict[str, str]) -> str:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from pipeline.concurrency import map_concurrently
 from pipeline.errors import (
     InvalidUriError,
+    ObjectChangedError,
     ObjectMissingError,
     ObjectRefusedError,
+    PreconditionFailedError,
+    StorageError,
     ThrottledError,
     TransientStorageError,
 )
 from pipeline.metrics import counted_here, current_tally
-from pipeline.storage.backend import StagedObject
+from pipeline.storage.backend import ObjectStart, StagedObject
 from pipeline.storage.s3_objects import PAGE, S3Objects
 from pipeline.storage.s3_part_sender import PartSender
-from pipeline.storage.s3_parts import completion_body
+from pipeline.storage.s3_parts import completion_body, copy_parts
 from pipeline.uris import Location, parse
 
 log = logging.getLogger(__name__)
@@ -29,6 +33,14 @@ ONE_PART_BYTES = 64 << 20
 """Maximum size in bytes of an upload with one part, whose digest is that of the object."""
 PART_BYTES = 16 << 20
 """Size of a part in bytes of larger ones: 10,000 parts reach 156 GiB."""
+MIN_COPY_BYTES = 5 << 20
+"""Minimum size of a part that others follow.
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html"""
+COPY_PART_BYTES = 64 << 20
+"""Minimum size of a copied part in bytes, if there are several: a server copies parts in parallel,
+and at most 5 GiB at a time."""
+MAX_COPY_BYTES = COPY_PART_BYTES * 9_000
+"""Maximum size in bytes of what is copied, so that parts are left of the 10,000 of an upload."""
 PARTS_AT_ONCE = 4
 """Number of parts of an upload in flight."""
 
@@ -36,6 +48,16 @@ PARTS_AT_ONCE = 4
 def part_count(size: int) -> int:
     """Return the number of parts of an upload of some bytes."""
     return 1 if size <= ONE_PART_BYTES else -(-size // PART_BYTES)
+
+
+def copied_spans(size: int) -> list[tuple[int, int]]:
+    """Cut the first bytes of an object into half-open ranges of about the same size.
+
+    Args:
+        size: Number of bytes, at least MIN_COPY_BYTES.
+    """
+    count = max(1, size // COPY_PART_BYTES)
+    return [(size * at // count, size * (at + 1) // count) for at in range(count)]
 
 
 class Uploads:
@@ -48,10 +70,7 @@ class Uploads:
         self, uri: str, data: memoryview, attempt: str, sha256: str | None = None
     ) -> StagedObject:
         """Begin an upload and send its parts."""
-        response = self._s3.wait(
-            self._s3.request("create_multipart_upload", uri, Metadata={"chunkmap-attempt": attempt})
-        )
-        upload = str(response["UploadId"])
+        upload = self._begin(uri, attempt)
         if part_count(len(data)) == 1:
             parts = [self._send(uri, upload, 1, data, sha256)]
         else:
@@ -59,6 +78,42 @@ class Uploads:
             send = counted_here(lambda part: self._send(uri, upload, *part))
             parts = map_concurrently(send, enumerate(pieces, 1), PARTS_AT_ONCE)
         return StagedObject(uri, upload, tuple(parts), len(data), attempt)
+
+    def extend(self, start: ObjectStart, tail: memoryview, uri: str, attempt: str) -> StagedObject:
+        """Begin an upload; copy its first parts from a version of an object, send the others.
+
+        Raises:
+            ObjectChangedError: The object is another version.
+        """
+        upload = self._begin(uri, attempt)
+        source, spans = start.info, copied_spans(start.size)
+        at = parse(source.uri)
+        origin = {
+            "CopySource": {"Bucket": at.bucket, "Key": at.key},
+            "CopySourceIfMatch": f'"{source.etag}"',
+        }
+        staged = StagedObject(uri, upload, (), start.size + len(tail), attempt)
+        try:
+            copied = self._s3.wait(copy_parts(self._s3, origin, uri, upload, spans))
+            pieces = [tail[at : at + PART_BYTES] for at in range(0, len(tail), PART_BYTES)]
+            send = counted_here(lambda part: self._send(uri, upload, *part))
+            sent = map_concurrently(send, enumerate(pieces, len(spans) + 1), PARTS_AT_ONCE)
+        except BaseException as error:
+            with suppress(StorageError):
+                self.abort([staged])
+            if isinstance(error, PreconditionFailedError):
+                raise ObjectChangedError(source.uri, source.etag, None) from error
+            if isinstance(error, ObjectMissingError):
+                self._s3.head(source.uri)  # Tells if that is what is missing.
+            raise
+        return replace(staged, parts=(*copied, *sent))
+
+    def _begin(self, uri: str, attempt: str) -> str:
+        """Begin an upload; return its id."""
+        response = self._s3.wait(
+            self._s3.request("create_multipart_upload", uri, Metadata={"chunkmap-attempt": attempt})
+        )
+        return str(response["UploadId"])
 
     def _send(
         self, uri: str, upload: str, number: int, part: memoryview, sha256: str | None = None

@@ -22,7 +22,7 @@ from pipeline.errors import (
     TransientStorageError,
 )
 from pipeline.metrics import current_tally
-from pipeline.storage.backend import Backend, Blob, StagedObject
+from pipeline.storage.backend import Backend, Blob, ObjectStart, StagedObject
 from pipeline.storage.local_backend import LocalBackend
 from pipeline.storage.retry import RetryPolicy
 from pipeline.storage.tokens import TokenRule
@@ -181,6 +181,40 @@ class Storage:
             sha256: SHA-256 of the content in hexadecimal digits, if it is known.
         """
         return self._retry_call(lambda: self.backend(uri).stage(uri, data, attempt, area, sha256))
+
+    def can_extend(self, source: str, uri: str, size: int) -> bool:
+        """Whether `extend` copies on the server's side, without fetching the bytes.
+
+        Args:
+            source: URI of the object to copy from.
+            uri: Where the result will be visible.
+            size: Number of bytes to copy.
+        """
+        backend = self.backend(uri)
+        return backend is self.backend(source) and backend.can_extend(source, uri, size)
+
+    def extend(
+        self, start: ObjectStart, tail: memoryview, uri: str, attempt: str, area: str
+    ) -> StagedObject:
+        """Stage the start of an object followed by other bytes, without making it visible.
+
+        Args:
+            start: What to copy (see `can_extend`); another version of the object is refused.
+            tail: The bytes after these.
+            uri: Where it will be visible.
+            attempt: Id of the attempt.
+            area: Prefix of temporary objects.
+
+        Raises:
+            ObjectChangedError: The object is another version.
+            InvalidUriError: The server cannot copy from one to the other.
+        """
+        if not self.can_extend(start.info.uri, uri, start.size):
+            raise InvalidUriError(
+                f"{start.info.uri} cannot be copied to {uri} on the server's side: it is too "
+                "small, or the two are on different services"
+            )
+        return self._retry_call(lambda: self.backend(uri).extend(start, tail, uri, attempt, area))
 
     def missing(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
         """Return those that have vanished and can never be completed."""

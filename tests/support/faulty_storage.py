@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 from partitioning import ObjectInfo
 from pipeline.errors import TransientStorageError
 from pipeline.storage import Backend, Blob, StagedObject
+from pipeline.storage.backend import ObjectStart
 from pipeline.storage.tokens import TokenRule
 
 T = TypeVar("T")
@@ -116,6 +117,14 @@ class Faulty:
         self, uri: str, data: memoryview, attempt: str, area: str, sha256: str | None = None
     ) -> StagedObject:
         return self._do("stage", lambda: self.inner.stage(uri, data, attempt, area, sha256))
+
+    def can_extend(self, source: str, uri: str, size: int) -> bool:
+        return self.inner.can_extend(source, uri, size)
+
+    def extend(
+        self, start: ObjectStart, tail: memoryview, uri: str, attempt: str, area: str
+    ) -> StagedObject:
+        return self._do("extend", lambda: self.inner.extend(start, tail, uri, attempt, area))
 
     def missing(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
         return self._do("missing", lambda: self.inner.missing(staged))

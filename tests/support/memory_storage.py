@@ -16,6 +16,7 @@ from pipeline.errors import (
     PreconditionFailedError,
 )
 from pipeline.storage import Blob, RetryPolicy, StagedObject, Storage
+from pipeline.storage.backend import ObjectStart
 from pipeline.storage.tokens import TokenRule
 
 AT_ONCE = RetryPolicy(attempts=4, seconds=30.0, wait_initial=0.0, wait_max=0.0)
@@ -102,6 +103,15 @@ class MemoryBackend:
             upload = f"upload-{next(self._numbers)}"
             self.uploads[upload] = (uri, bytes(data), attempt)
         return StagedObject(uri, upload, ("part",), len(data), attempt)
+
+    def can_extend(self, source: str, uri: str, size: int) -> bool:
+        return True
+
+    def extend(
+        self, start: ObjectStart, tail: memoryview, uri: str, attempt: str, area: str
+    ) -> StagedObject:
+        [kept] = self.get_ranges(start.info, [(0, start.size)])
+        return self.stage(uri, memoryview(bytes(kept) + bytes(tail)), attempt, area)
 
     def missing(self, staged: Sequence[StagedObject]) -> list[StagedObject]:
         with self._lock:
