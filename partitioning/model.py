@@ -303,6 +303,23 @@ class Plan:
             else unpack_schema(bytes.fromhex(stored))[0]
         )
 
+    @property
+    def object_bytes(self) -> int:
+        """Size of all objects that the chunks read, in bytes."""
+        objects = self._file.table("objects")
+        planned = pc.equal(objects["status"], Status.PLANNED)
+        return int(pc.sum(objects.filter(planned)["size"]).as_py() or 0)
+
+    @cached_property
+    def hive_columns(self) -> tuple[str, ...]:
+        """Names of the columns whose values are in the folders of the objects."""
+        names = self._file.table("objects").column_names
+        return tuple(
+            name.removeprefix(PARTITION_PREFIX)
+            for name in names
+            if name.startswith(PARTITION_PREFIX)
+        )
+
     @cached_property
     def skipped(self) -> tuple[Skipped, ...]:
         """Bad objects that the plan leaves out."""

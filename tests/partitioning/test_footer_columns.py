@@ -1,0 +1,305 @@
+"""Footers of files that keep columns of another one as their bytes are."""
+
+from __future__ import annotations
+
+import io
+import string
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from partitioning import footer_columns
+from partitioning.footer_columns import (
+    FooterEdit,
+    compose_footer,
+    row_counts,
+    unreferenced_bytes,
+    why_not_composed,
+)
+from partitioning.parquet_footer import BadFooter
+from tests.support.parquet_file import check_file, composed, footer_of, written
+
+KINDS: dict[str, tuple[pa.DataType, st.SearchStrategy[Any]]] = {
+    "int": (pa.int64(), st.integers(-(2**63), 2**63 - 1)),
+    "small": (pa.int16(), st.integers(-5, 5)),
+    "unsigned": (pa.uint32(), st.integers(0, 2**32 - 1)),
+    "float": (pa.float64(), st.floats(allow_nan=False)),
+    "bool": (pa.bool_(), st.booleans()),
+    "text": (pa.string(), st.text(max_size=8)),
+    "bytes": (pa.binary(), st.binary(max_size=8)),
+    "time": (pa.timestamp("us", "Europe/Berlin"), st.integers(0, 10**15)),
+    "local": (pa.timestamp("ms"), st.integers(0, 10**12)),
+    "duration": (pa.duration("us"), st.integers(-(10**9), 10**9)),
+    "decimal": (
+        pa.decimal128(12, 2),
+        st.integers(-(10**9), 10**9).map(lambda n: Decimal(n).scaleb(-2)),
+    ),
+    "category": (pa.dictionary(pa.int32(), pa.string()), st.sampled_from(["a", "b", "c"])),
+    "list": (pa.list_(pa.int32()), st.lists(st.none() | st.integers(0, 9), max_size=3)),
+    "struct": (
+        pa.struct([("x", pa.int32()), ("y", pa.list_(pa.string()))]),
+        st.fixed_dictionaries({"x": st.integers(0, 9), "y": st.none() | st.just(["a", "b"])}),
+    ),
+}
+names = st.text(string.ascii_lowercase + "ü .*^", min_size=1, max_size=4)
+
+
+@st.composite
+def tables(draw: st.DrawFn, rows: int, least: int = 0) -> pa.Table:
+    columns = {}
+    for name in draw(st.lists(names, unique=True, min_size=least, max_size=4)):
+        kind, values = KINDS[draw(st.sampled_from(sorted(KINDS)))]
+        some = draw(st.lists(st.none() | values, min_size=rows, max_size=rows))
+        columns[name] = pa.array(some, kind)
+    return pa.table(columns)
+
+
+@st.composite
+def edits(draw: st.DrawFn) -> tuple[pa.Table, list[int], pa.Table, FooterEdit]:
+    """A table, the rows of its row groups, new columns, and what becomes of the old ones."""
+    groups = draw(st.lists(st.integers(0, 5), min_size=1, max_size=3))
+    old = draw(tables(sum(groups), least=1))
+    new = draw(tables(sum(groups)))
+    first, *others = old.column_names
+    new = new.select([name for name in new.column_names if name != first])
+    if others and draw(st.booleans()):  # Replace one.
+        replaced = draw(st.sampled_from(others))
+        if replaced not in new.column_names:
+            columns = {name: new[name] for name in new.column_names}
+            new = pa.table({**columns, replaced: pa.array(range(sum(groups)), pa.int32())})
+    keep = [n for n in others if n not in new.column_names and draw(st.booleans())]
+    rename: dict[str, str] = {}
+    for name in [first, *keep]:
+        target = draw(names)
+        taken = {*old.column_names, *new.column_names, *rename.values()}
+        if target not in taken and draw(st.booleans()):
+            rename[name] = target
+    return old, groups, new, FooterEdit((first, *keep), rename)
+
+
+def expected(old: pa.Table, new: pa.Table, edit: FooterEdit) -> pa.Table:
+    """The plain way."""
+    columns = {}
+    for name in old.column_names:
+        if name in edit.keep:
+            columns[edit.target(name)] = old[name]
+        elif name in new.column_names:
+            columns[name] = new[name]
+    columns |= {name: new[name] for name in new.column_names if name not in columns}
+    return pa.table(columns)
+
+
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
+@given(edits(), st.booleans())
+def test_composed_files_are_read_as_plain_ones(
+    case: tuple[pa.Table, list[int], pa.Table, FooterEdit], index: bool
+) -> None:
+    old_table, groups, new_table, edit = case
+    old = written(old_table, groups, write_page_index=index)
+    new = written(new_table, groups) if new_table.num_columns else None
+    assert why_not_composed(footer_of(old), len(old), edit, new_table.column_names) is None
+    assert row_counts(footer_of(old), len(old)) == groups
+    file = composed(old, new, edit)
+    check_file(file)
+    whole = expected(old_table, new_table, edit)
+    back = pq.read_table(io.BytesIO(file))
+    assert back.schema.equals(pq.read_table(io.BytesIO(written(whole, groups))).schema)
+    assert back.to_pydict() == whole.to_pydict()
+    plain = pl.read_parquet(io.BytesIO(written(whole, groups)))
+    assert pl.read_parquet(io.BytesIO(file)).equals(plain)
+
+
+@pytest.fixture
+def table() -> pa.Table:
+    count = 60
+    return pa.table(
+        {
+            "n": pa.array(range(count), pa.int64()),
+            "text": pa.array([f"row {n % 7}" for n in range(count)]),
+            "tags": pa.array([[n] * (n % 3) for n in range(count)]),
+            "at": pa.array([datetime(2024, 1, 1, tzinfo=UTC) + timedelta(n) for n in range(count)]),
+        }
+    )
+
+
+GROUPS = [20, 0, 15, 25]
+NEW = pa.table({"twice": pa.array(range(0, 120, 2), pa.int64())})
+
+
+def readers(file: Path) -> Iterator[tuple[str, list[int], list[int]]]:
+    """What each reader finds in `n` and `twice` where n is at least 50."""
+    wanted = pl.col("n") >= 50
+    scan = pl.scan_parquet(file).filter(wanted)
+    for engine in ("in-memory", "streaming"):
+        found = scan.collect(engine=engine)
+        yield engine, found["n"].to_list(), found["twice"].to_list()
+    arrow = pq.read_table(file, filters=[("n", ">=", 50)])
+    yield "pyarrow", arrow["n"].to_pylist(), arrow["twice"].to_pylist()
+    rows = duckdb.sql(f"SELECT n, twice FROM '{file}' WHERE n >= 50 ORDER BY n").fetchall()
+    yield "duckdb", [n for n, _ in rows], [twice for _, twice in rows]
+
+
+@pytest.mark.parametrize("writer", ["pyarrow", "polars", "duckdb"])
+def test_readers_prune_and_agree(table: pa.Table, tmp_path: Path, writer: str) -> None:
+    """Statistics, page indexes, dictionaries and Bloom filters of kept columns still hold."""
+    source = tmp_path / "old.parquet"
+    if writer == "pyarrow":
+        groups = GROUPS
+        source.write_bytes(written(table, groups, write_page_index=True))
+    elif writer == "polars":
+        groups = [20, 20, 20]
+        pl.DataFrame(pl.from_arrow(table)).write_parquet(source, row_group_size=20)
+    else:
+        connection = duckdb.connect()
+        connection.register("t", table)
+        connection.execute(f"COPY t TO '{source}' (FORMAT parquet)")
+        groups = [60]
+    old = source.read_bytes()
+    groups = row_counts(footer_of(old), len(old))
+    edit = FooterEdit(tuple(table.column_names))
+    file = tmp_path / "new.parquet"
+    file.write_bytes(composed(old, written(NEW, groups), edit))
+    check_file(file.read_bytes())
+    for name, found, twice in readers(file):
+        assert found == list(range(50, 60)), name
+        assert twice == list(range(100, 120, 2)), name
+
+
+def test_the_writer_and_other_metadata_stay(table: pa.Table) -> None:
+    named = table.replace_schema_metadata({"owner": "sales", "pandas": "{}"})
+    old = written(named, GROUPS)
+    edit = FooterEdit(("n", "text"), {"text": "words"})
+    metadata = pq.read_metadata(io.BytesIO(composed(old, written(NEW, GROUPS), edit)))
+    assert metadata.created_by == pq.read_metadata(io.BytesIO(old)).created_by
+    assert metadata.metadata is not None
+    assert metadata.metadata[b"owner"] == b"sales"
+    # It would name columns that are gone.
+    assert b"pandas" not in metadata.metadata
+
+
+def test_the_order_of_rows_stays_where_its_columns_do(table: pa.Table) -> None:
+    order = [pq.SortingColumn(0), pq.SortingColumn(1)]
+    old = written(table, GROUPS, sorting_columns=order)
+
+    def sorted_by(edit: FooterEdit) -> list[int]:
+        file = composed(old, written(NEW, GROUPS), edit)
+        columns = pq.read_metadata(io.BytesIO(file)).row_group(0).sorting_columns
+        return [column.column_index for column in columns]
+
+    assert sorted_by(FooterEdit(("n", "text", "at"))) == [0, 1]
+    assert sorted_by(FooterEdit(("n", "at"))) == [0]
+
+
+def test_bytes_that_nothing_refers_to(table: pa.Table) -> None:
+    old = written(table, GROUPS)
+    assert (
+        unreferenced_bytes(footer_of(old), len(old), FooterEdit(("n", "text", "tags", "at"))) == 0
+    )
+    metadata = pq.read_metadata(io.BytesIO(old))
+    groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
+    dropped = sum(group.column(1).total_compressed_size for group in groups)
+    edit = FooterEdit(("n", "tags", "at"))
+    assert unreferenced_bytes(footer_of(old), len(old), edit) == dropped
+
+
+@pytest.mark.parametrize(
+    ("edit", "new", "reason"),
+    [
+        (FooterEdit(("text",)), [], "first column, 'n', is not kept"),
+        (FooterEdit(()), ["x"], "none of its columns"),
+        (FooterEdit(("n", "other")), [], "no column 'other'"),
+        (FooterEdit(("n", "text"), {"text": "n"}), [], "one name"),
+    ],
+)
+def test_why_a_file_is_written_anew(
+    table: pa.Table, edit: FooterEdit, new: list[str], reason: str
+) -> None:
+    old = written(table, GROUPS)
+    found = why_not_composed(footer_of(old), len(old), edit, new)
+    assert found is not None
+    assert reason in found
+
+
+def with_field(footer: bytes, number: int) -> bytes:
+    """Add an unknown field, a text, at the end of a struct."""
+    fields = footer_columns._fields(footer)
+    return footer_columns._struct([*fields, footer_columns._Field(number, 8, b"\x03new")])
+
+
+def test_unknown_fields_of_a_file_are_refused_and_of_a_column_survive(table: pa.Table) -> None:
+    old = written(table, GROUPS)
+    footer = with_field(footer_of(old), 30)
+    edit = FooterEdit(tuple(table.column_names))
+    reason = why_not_composed(footer, len(old) - len(footer_of(old)) + len(footer), edit, ["x"])
+    assert reason == "its footer has the unknown field 30"
+    # In the first column chunk of the first row group.
+    fields = footer_columns._fields(footer_of(old))
+    groups = footer_columns._items(footer_columns._find(fields, 4))
+    group = footer_columns._fields(groups[0])
+    chunks = footer_columns._items(footer_columns._find(group, 1))
+    chunks[0] = with_field(chunks[0], 40)
+    group = footer_columns._replace(group, footer_columns._list(1, chunks), 1)
+    groups[0] = footer_columns._struct(group)
+    fields = footer_columns._replace(fields, footer_columns._list(4, groups), 4)
+    body = footer_columns._struct(fields)
+    end = len(old) - 8 - len(footer_of(old))
+    file = old[:end] + body + len(body).to_bytes(4, "little") + b"PAR1"
+    made = composed(file, written(NEW, GROUPS), edit)
+    assert chunks[0] in footer_of(made)
+    assert pq.read_table(io.BytesIO(made))["n"].to_pylist() == list(range(60))
+
+
+def test_row_groups_must_fit(table: pa.Table) -> None:
+    old = written(table, GROUPS)
+    edit = FooterEdit(tuple(table.column_names))
+    with pytest.raises(BadFooter, match="row groups"):
+        composed(old, written(NEW, [60]), edit)
+    with pytest.raises(BadFooter, match="rows, the new columns"):
+        composed(old, written(NEW, [15, 5, 15, 25]), edit)
+    with pytest.raises(BadFooter, match="an index"):
+        composed(old, written(NEW, GROUPS, write_page_index=True), edit)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_damaged_footers_are_refused(data: st.DataObject) -> None:
+    columns = {"a": [1, 2, 3], "b": ["x", "y", None], "c": [[1], [], None]}
+    old = written(pa.table(columns), [2, 1])
+    footer = bytearray(footer_of(old))
+    for _ in range(data.draw(st.integers(1, 3))):
+        footer[data.draw(st.integers(0, len(footer) - 1))] = data.draw(st.integers(0, 255))
+    cut = bytes(footer[: data.draw(st.integers(len(footer) - 3, len(footer)))])
+    edit, new = FooterEdit(("a", "b"), {"b": "z"}), written(pa.table({"d": [1, 2, 3]}), [2, 1])
+    try:
+        if why_not_composed(cut, len(old), edit, ["d"]) is None:
+            shift = len(old) - 8 - len(cut) - 4
+            compose_footer(cut, footer_of(new), size=len(old), shift=shift, edit=edit)
+    except BadFooter:
+        pass
+
+
+@pytest.mark.long
+def test_wide_footers_take_seconds() -> None:
+    """A footer above 16 MB: 5,000 columns in 16 row groups."""
+    names = [f"a_column_with_a_long_name_{n}" for n in range(5000)]
+    wide = pa.table({name: [1, 2] * 8 for name in names})
+    old = written(wide, [1] * 16)
+    assert len(footer_of(old)) > 10 << 20
+    new = written(pa.table({"new": range(16)}), [1] * 16)
+    file = composed(old, new, FooterEdit(tuple(names), {names[7]: "seventh"}))
+    back = pq.read_table(io.BytesIO(file), columns=["new", "seventh", names[4999]])
+    assert back.to_pydict() == {
+        "new": list(range(16)),
+        "seventh": [1, 2] * 8,
+        names[4999]: [1, 2] * 8,
+    }
