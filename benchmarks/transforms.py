@@ -31,6 +31,36 @@ def row_map(lf: pl.LazyFrame) -> pl.LazyFrame:
     )
 
 
+def measures(lf: pl.LazyFrame) -> pl.LazyFrame:
+    """Each line item's revenue and charge, and the month in which it is shipped."""
+    net = pl.col("l_extendedprice") * (1 - pl.col("l_discount"))
+    return lf.select(
+        revenue=net,
+        charge=net * (1 + pl.col("l_tax")),
+        month=pl.col("l_shipdate").dt.strftime("%Y-%m"),
+    )
+
+
+def with_measures(lf: pl.LazyFrame) -> pl.LazyFrame:
+    """All sixteen columns, and those of `measures`."""
+    net = pl.col("l_extendedprice") * (1 - pl.col("l_discount"))
+    return lf.with_columns(
+        revenue=net,
+        charge=net * (1 + pl.col("l_tax")),
+        month=pl.col("l_shipdate").dt.strftime("%Y-%m"),
+    )
+
+
+def no_columns(lf: pl.LazyFrame) -> pl.LazyFrame:
+    """Nothing new, where only a name changes."""
+    return lf.select([])
+
+
+def renamed(lf: pl.LazyFrame) -> pl.LazyFrame:
+    """All columns, one of them under another name."""
+    return lf.rename({"l_comment": "comment"})
+
+
 def by_month(lf: pl.LazyFrame) -> pl.LazyFrame:
     """Each line item's revenue and charge, and the month in which it is shipped."""
     return row_map(lf).with_columns(month=pl.col("l_shipdate").dt.strftime("%Y-%m"))

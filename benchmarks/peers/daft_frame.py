@@ -45,6 +45,18 @@ def by_month(frame: Any) -> Any:
     return row_map(frame).with_column("month", col("l_shipdate").strftime("%Y-%m"))
 
 
+def with_measures(frame: Any) -> Any:
+    """All columns, and three more."""
+    net = col("l_extendedprice") * (lit(1) - col("l_discount"))
+    return frame.with_columns(
+        {
+            "revenue": net,
+            "charge": net * (lit(1) + col("l_tax")),
+            "month": col("l_shipdate").strftime("%Y-%m"),
+        }
+    )
+
+
 def few_rows(frame: Any) -> Any:
     """A filter that keeps little."""
     return frame.where(
@@ -66,7 +78,13 @@ def strings(frame: Any) -> Any:
     )
 
 
-QUERIES = {"row-map": row_map, "partition-by": by_month, "few-rows": few_rows, "strings": strings}
+QUERIES = {
+    "row-map": row_map,
+    "partition-by": by_month,
+    "add-columns": with_measures,
+    "few-rows": few_rows,
+    "strings": strings,
+}
 
 
 def write(config: IOConfig, spec: Spec, output: str) -> int:

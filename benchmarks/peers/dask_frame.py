@@ -34,6 +34,13 @@ def by_month(frame: Any) -> Any:
     return mapped.assign(month=dd.to_datetime(mapped.l_shipdate).dt.strftime("%Y-%m"))
 
 
+def with_measures(frame: Any) -> Any:
+    """All columns, and three more."""
+    net = frame.l_extendedprice * (1 - frame.l_discount)
+    month = dd.to_datetime(frame.l_shipdate).dt.strftime("%Y-%m")
+    return frame.assign(revenue=net, charge=net * (1 + frame.l_tax), month=month)
+
+
 def few_rows(frame: Any) -> Any:
     """A filter that keeps little."""
     kept = frame[
@@ -54,7 +61,13 @@ def strings(frame: Any) -> Any:
     )
 
 
-QUERIES = {"row-map": row_map, "partition-by": by_month, "few-rows": few_rows, "strings": strings}
+QUERIES = {
+    "row-map": row_map,
+    "partition-by": by_month,
+    "add-columns": with_measures,
+    "few-rows": few_rows,
+    "strings": strings,
+}
 
 
 def write(client: Client, spec: Spec, output: str) -> None:

@@ -20,6 +20,11 @@ ROW_MAP = """
 QUERIES = {
     "row-map": ROW_MAP + " FROM {input}",
     "partition-by": ROW_MAP + ", strftime(l_shipdate, '%Y-%m') AS month FROM {input}",
+    "add-columns": """
+        SELECT *, l_extendedprice * (1 - l_discount) AS revenue,
+               l_extendedprice * (1 - l_discount) * (1 + l_tax) AS charge,
+               strftime(l_shipdate, '%Y-%m') AS month
+        FROM {input}""",
     "few-rows": """
         SELECT l_orderkey, l_linenumber, l_shipdate, l_extendedprice, l_comment
         FROM {input}

@@ -61,6 +61,17 @@ def by_month(frame: Any) -> Any:
     return row_map(frame).withColumn("month", F.date_format("l_shipdate", "yyyy-MM"))
 
 
+def with_measures(frame: Any) -> Any:
+    """All columns, and three more."""
+    net = F.col("l_extendedprice") * (1 - F.col("l_discount"))
+    return frame.select(
+        "*",
+        net.alias("revenue"),
+        (net * (1 + F.col("l_tax"))).alias("charge"),
+        F.date_format("l_shipdate", "yyyy-MM").alias("month"),
+    )
+
+
 def few_rows(frame: Any) -> Any:
     """A filter that keeps little."""
     kept = frame.where(
@@ -83,7 +94,13 @@ def strings(frame: Any) -> Any:
     )
 
 
-QUERIES = {"row-map": row_map, "partition-by": by_month, "few-rows": few_rows, "strings": strings}
+QUERIES = {
+    "row-map": row_map,
+    "partition-by": by_month,
+    "add-columns": with_measures,
+    "few-rows": few_rows,
+    "strings": strings,
+}
 
 
 def write(session: SparkSession, spec: Spec, output: str) -> dict[str, Any]:

@@ -262,7 +262,7 @@ def spec_of(
         "name": f"bench-{workload.name}",
         "input": {"uri": card.uri},
         "chunks": dict(workload.chunks),
-        "transform": f"benchmarks.transforms:{workload.transform}",
+        "transform": f"benchmarks.transforms:{workload.own_transform or workload.transform}",
         "params": params,
         "output": {"uri": output, "compression": "zstd", **workload.output},
     }

@@ -60,6 +60,7 @@ class Workload:
         sizes: Numbers of tasks to run one after the other, by scale, for a curve of their cost.
         reduce: Functions of benchmarks.transforms that combine and finalize, if it reduces.
         output: Settings of the output, as in a job file.
+        own_transform: Function that chunkmap maps instead, where its output keeps columns.
         keys: Columns whose values are the output's Hive partitions.
         rows_per_task: Rows of one chunk, where only as many chunks are mapped as there are tasks:
             those with the lowest `id`.
@@ -87,6 +88,7 @@ class Workload:
     reduce: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     keys: tuple[str, ...] = ()
     output: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    own_transform: str = ""
     rows_per_task: int = 0
     tasks_per_worker: int = 0
     iterations: int = 4
@@ -135,6 +137,28 @@ WORKLOADS: Mapping[str, Workload] = {
             keys=("month",),
             output=MappingProxyType({"partition_by": ["month"]}),
             aims=(RatioAim(DISTRIBUTED, 1.0, "sm"),),
+        ),
+        Workload(
+            "add-columns",
+            "three computed columns beside all sixteen, which stay as they are",
+            "map",
+            "lineitem",
+            "with_measures",
+            own_transform="measures",
+            peers=("polars", "duckdb", "daft", *DISTRIBUTED),
+            output=MappingProxyType({"keep": "all"}),
+            aims=(RatioAim((*ONE_PROCESS, *DISTRIBUTED), 0.25, "sm"),),
+            counted=True,
+        ),
+        Workload(
+            "rename-column",
+            "one of sixteen columns under another name",
+            "map",
+            "lineitem",
+            "renamed",
+            own_transform="no_columns",
+            output=MappingProxyType({"keep": "all", "rename": {"l_comment": "comment"}}),
+            aims=(RatioAim(("polars",), 0.05, "sm"),),
         ),
         Workload(
             "few-rows",
