@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from chunkmap.driving import hinting
 from chunkmap.functions import Functions
@@ -109,6 +109,37 @@ class Dataset:
             keys["chunks"] = chunks if isinstance(chunks, Mapping) else {"target": chunks}
         return Mapped(self, function, keys)
 
+    def add_columns(
+        self,
+        function: Function,
+        *,
+        keep: Literal["all"] | Sequence[str] = "all",
+        rename: Mapping[str, str] | None = None,
+        max_garbage: str | None = None,
+        **options: Any,
+    ) -> Mapped:
+        """Map a function that returns only new or replaced columns; keep others as they are.
+
+        The bytes of kept columns are neither decoded nor sent over the network: where input and
+        output are in the same object store, it copies them itself. There is one file for each of
+        the input.
+
+        Args:
+            function: Function of `map`. It returns one row for each row of its input, in its
+                order, e.g. `lambda lf: lf.select(total=pl.col("price") * pl.col("count"))`.
+            keep: Columns of the input that are kept.
+            rename: New names of kept columns, by the old one.
+            max_garbage: Maximum share of a file that dropped and replaced columns may leave
+                behind, e.g. "20%"; above it the file is written anew.
+            options: Further arguments of `map`.
+        """
+        output: dict[str, Any] = {"keep": keep if keep == "all" else tuple(keep)}
+        if rename:
+            output["rename"] = dict(rename)
+        if max_garbage is not None:
+            output["max_garbage"] = max_garbage
+        return replace(self.map(function, **options), output=output)
+
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
@@ -122,6 +153,8 @@ class Mapped:
     finalize: Function | None = None
     then_function: Function | None = None
     then_keys: Mapping[str, Any] = field(default_factory=dict)
+    output: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of the section `output` that belong to the map."""
 
     def reduce(self, combine: Function, finalize: Function | None = None) -> Mapped:
         """Combine the results of all chunks into one.
@@ -169,7 +202,7 @@ class Mapped:
             JobError: Keys do not fit together, or a function cannot be sent to workers.
             TransformNotAllowedError: The settings do not allow a function.
         """
-        return self.to_job({"uri": str(uri), "mode": mode, **options}, name)
+        return self.to_job({"uri": str(uri), "mode": mode, **self.output, **options}, name)
 
     def to_job(self, output: Mapping[str, Any], name: str | None = None) -> Job:
         """Make the job with this section `output`; arguments otherwise as of `write`."""
@@ -197,7 +230,7 @@ class Mapped:
 
     def collect(self, limit: str | int = "1GB") -> pl.DataFrame:
         """Map on this machine, and return the result without storing it. See `Job.collect`."""
-        return self.to_job({"uri": "collected/"}).collect(limit)
+        return self.to_job({"uri": "collected/", **self.output}).collect(limit)
 
 
 def _job_name(function: str) -> str:

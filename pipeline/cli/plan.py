@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.runs.driver.estimate import Estimate
     from pipeline.runs.driver.plan import PlannedInput
     from pipeline.runs.driver.plan_changes import PlanChanges
+    from pipeline.runs.worker.keep import Comparison
 
 _LAYOUT_KEYS = {"partition_by", "file_bytes", "max_partitions", "sort_by"}
 """Keys of the output that say into which files rows go."""
@@ -87,10 +88,25 @@ def _print_plan(
         },
         **({"layout": layout} if (layout := layout_text(job.output)) else {}),
         **({"then": then} if (then := then_text(job)) else {}),
+        **({"kept": kept} if (kept := _kept_text(planned, job)) else {}),
         "changes": changed.text if changed else "nothing is published yet",
         "planned in": f"{explain.seconds:.2f} s, {plural(explain.requests, 'request')}",
     }
     show_pairs(f"plan {planned.result.plan.id[:16]} (nothing was written)", rows)
+
+
+def _kept_text(planned: PlannedInput, job: Job) -> str:
+    """Say what files keep of the input's; empty if they are written whole."""
+    if job.output.keep is None:
+        return ""
+    new, dtypes = planned.probe.new_columns, planned.result.plan.dtypes
+    names = [name for name in dtypes if job.output.keep == "all" or name in job.output.keep]
+    kept = [n for n in names if n not in new and n not in planned.result.plan.hive_columns]
+    size = byte_size(planned.result.plan.object_bytes)
+    return (
+        f"{plural(len(kept), 'column')} as they are: of {size}, what belongs to them is copied "
+        "where it is, not read"
+    )
 
 
 def _print_estimate(expected: Estimate) -> None:
@@ -169,6 +185,8 @@ def _print_trial(trial: Trial, job: Job, rows: int) -> None:
             out.print(str(frame))
     if trial.group is not None:
         _print_group(trial.group, job, rows)
+    if trial.ways is not None:
+        _print_ways(trial.ways)
     for note in trial.notes:
         warn(note)
     if trial.differs and job.reduce is not None:
@@ -178,6 +196,22 @@ def _print_trial(trial: Trial, job: Job, rows: int) -> None:
             f"{trial.differs}. A transform that groups, sorts or drops duplicates does so within "
             "each chunk, so its result depends on where chunks are cut."
         )
+
+
+def _print_ways(ways: Comparison) -> None:
+    if ways.rewritten:
+        warn(f"The file of this object would be written anew, not kept: {ways.rewritten}.")
+        return
+    out.print()
+    figures = {
+        "kept": f"{plural(ways.kept, 'column')}, with {byte_size(ways.copied)} copied where it is",
+        "moved": f"{byte_size(ways.read)} read and {byte_size(ways.added)} written, instead of "
+        f"{byte_size(ways.anew)} written anew",
+        "compared": "every value and type is the same as in a file written anew"
+        if ways.differs is None
+        else f"it differs from a file written anew: {ways.differs}",
+    }
+    show_pairs("its file", figures)
 
 
 def _print_group(group: GroupTrial, job: Job, rows: int) -> None:

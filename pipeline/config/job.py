@@ -39,7 +39,7 @@ from pydantic import (
 from partitioning.dtypes import parse_type
 from partitioning.errors import WindowError
 from partitioning.windows import Windowing
-from pipeline.config.job_checks import Checks, checks_of
+from pipeline.config.job_checks import Checks, Share, checks_of
 from pipeline.config.job_part import SHARE_SCHEMA, Function, Part, check_limit
 from pipeline.config.masking import mask_text, names_user
 from pipeline.config.units import Seconds, Size, format_size
@@ -201,6 +201,12 @@ def _distinct(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return names
 
 
+def _distinct_or_all(
+    names: Literal["all"] | tuple[str, ...] | None,
+) -> Literal["all"] | tuple[str, ...] | None:
+    return names if names == "all" else _distinct(names)
+
+
 _PARTITION_PATTERN = r"^[^/=%\x00-\x1f\x7f]+$"
 ColumnName = Annotated[str, Field(min_length=1)]
 _TERM_SCHEMA: dict[str, Any] = {
@@ -349,6 +355,13 @@ class Table(Part):
     extra `tables`."""
 
 
+_NOT_WITH_KEEP = {
+    *("row_group_rows", "row_group_bytes", "sort_by"),
+    *("partition_by", "file_bytes", "page_index", "table"),
+}
+"""Keys that would change the rows, row groups or files that an output keeps."""
+
+
 class Output(Part):
     """The output that results are published to."""
 
@@ -399,9 +412,43 @@ class Output(Part):
     keep_versions: NonNegativeInt = 1
     """Number of replaced versions that are kept for `rollback`. A table keeps all of them, until
     its own vacuum deletes them."""
+    keep: Annotated[
+        Literal["all"] | tuple[ColumnName, ...] | None,
+        AfterValidator(_distinct_or_all),
+    ] = None
+    """Columns of the input that each file keeps, as their bytes are: `all`, or a list. The
+    transform returns only new or replaced columns, one row for each row of the input, in its order.
+    There is one file for each of the input."""
+    rename: dict[ColumnName, ColumnName] = Field(default={})
+    """New names of kept columns, by the old one."""
+    max_garbage: Share = "20%"
+    """Maximum share of a file with `keep` that may be the bytes of dropped and replaced columns.
+    Where it would be more, the file is decoded and written anew."""
     table: Table | None = None
     """Commit the files to a table too. An output that is a table stays one. Its columns change only
     with `schema: widen`."""
+
+    @model_validator(mode="after")
+    def _keeps(self) -> Self:
+        if self.keep is None:
+            for key in ("rename", "max_garbage"):
+                if key not in keys_at_default(self, key):
+                    raise ValueError(f"`{key}` needs `keep`, which says what files keep")
+            return self
+        for key in sorted(_NOT_WITH_KEEP - keys_at_default(self, *_NOT_WITH_KEEP)):
+            raise ValueError(
+                f"`keep` and `{key}` exclude each other: kept columns stay as the input's files "
+                "have them, row group by row group"
+            )
+        if self.keep != "all":
+            for name in self.rename:
+                if name not in self.keep:
+                    raise ValueError(f"rename: {name!r} is not among the columns of `keep`")
+        targets = list(self.rename.values())
+        for at, name in enumerate(targets):
+            if name in targets[:at]:
+                raise ValueError(f"rename: two columns would be named {name!r}")
+        return self
 
     @property
     def merges(self) -> bool:
@@ -621,6 +668,29 @@ class Job(Part):
         return self
 
     @model_validator(mode="after")
+    def _keeps(self) -> Self:
+        if all(output.keep is None for output in self.all_outputs.values()):
+            return self
+        for key, is_set, reason in (
+            ("outputs", bool(self.outputs), "write a job for each output"),
+            ("reduce", self.reduce is not None, "the result of a reduce is one file"),
+            ("input.filter", self.input.filter is not None, "a file keeps all rows"),
+            ("input.types", bool(self.input.types), "kept columns keep their types"),
+            (
+                "input.on_bad_object",
+                self.input.on_bad_object != "fail",
+                "a file without its rows could not be told from an empty one",
+            ),
+            ("checks.rows", self.checks.rows is not None, "kept columns are not decoded"),
+            ("chunks.per_partition", self.chunks.per_partition, "each file is a chunk"),
+            ("chunks.cross_partitions", self.chunks.cross_partitions, "each file is a chunk"),
+            ("chunks.max_rows", self.chunks.max_rows is not None, "each file is a chunk"),
+        ):
+            if is_set:
+                raise ValueError(f"`output.keep` and `{key}` exclude each other: {reason}")
+        return self
+
+    @model_validator(mode="after")
     def _tables(self) -> Self:
         if self.output.table is None:
             return self
@@ -706,6 +776,7 @@ class Job(Part):
 LATER_OUTPUT_KEYS = (
     *("encoding", "row_group_bytes", "sort_by", "dictionary", "page_index"),
     *("partition_by", "file_bytes", "max_partitions", "table"),
+    *("keep", "rename", "max_garbage"),
 )
 """Keys of the output that releases have added (see `keys_at_default`)."""
 

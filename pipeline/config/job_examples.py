@@ -46,6 +46,9 @@ EXAMPLES = {
     "output.sort_by": "[day, id]",
     "output.dictionary": "[country]",
     "output.page_index": "true",
+    "output.keep": "all",
+    "output.rename": "{amount: price}",
+    "output.max_garbage": "50%",
     "output.keep_versions": "3",
     "output.table.format": "delta",
     "outputs": "{sales: {uri: s3://shop/sold/}, refunds: {uri: s3://shop/refunds/}}",
@@ -78,6 +81,8 @@ _THEN = {
 _NEEDS: dict[str, dict[str, str]] = {
     "input.version": {"input.table": "s3://shop/sales_delta/"},
     "input.max_quarantined": {"input.on_bad_object": "quarantine"},
+    "output.rename": {"output.keep": "all"},
+    "output.max_garbage": {"output.keep": "all"},
     "reduce.finalize": {"reduce.combine": "shop.revenue:add"},
     **{f"then.{name}": _THEN for name in ("function", "by", "params", "max_groups")},
     "checks.rows.severity": {"checks.rows.schema": "shop.schemas:Sales"},

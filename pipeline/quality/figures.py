@@ -63,6 +63,13 @@ class Wanted:
         )
 
     @property
+    def columns(self) -> frozenset[str] | None:
+        """All columns that are looked into; None: every column."""
+        if self.kept is None:
+            return None
+        return frozenset((*self.totals, *self.latest, *self.nulls, *self.kept))
+
+    @property
     def keeps(self) -> bool:
         """Whether values are needed, not only figures."""
         return self.kept is None or bool(self.kept)

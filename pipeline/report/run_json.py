@@ -108,6 +108,7 @@ SCHEMA: dict[str, Any] = {
                     "schema": _TEXTS,
                     "layout": _TEXT,
                     "encodings": {"type": "string"},
+                    "kept": {"type": "string"},
                     "commit": _TEXT,
                     "memory_limit": {"type": ["integer", "null"]},
                 }

@@ -289,6 +289,8 @@ class RunInfo:
     """Partitions, sizes and order of the output's files; empty if all is at its default."""
     encodings: str = ""
     """Columns of the output by encoding; empty: the writer's defaults."""
+    kept: str = ""
+    """What files keep of the input's as it is; empty if they are written whole."""
     commit: str = ""
     """Git commit of the code when the run was planned; empty if unknown."""
     memory_limit: int | None = None

@@ -446,6 +446,7 @@ def _facts(report: RunReport) -> tuple[Block, ...]:
         *([("Columns", ", ".join(run.columns))] if run.columns else []),
         *([("Layout", run.layout)] if run.layout else []),
         *([("Encodings", run.encodings)] if run.encodings else []),
+        *([("Kept columns", run.kept)] if run.kept else []),
         ("Fingerprint", run.fingerprint),
         *([("Commit", run.commit)] if run.commit else []),
         *((f"Table {uri}", version) for uri, version in run.tables.items()),

@@ -96,7 +96,8 @@ def runs_something(page: Path) -> bool:
 
 
 LONG = (
-    *("backfills.md", "benchmarks.md", "checks.md", "cluster.md", "deploying.md", "examples.md"),
+    *("backfills.md", "benchmarks.md", "checks.md", "cluster.md", "columns.md", "deploying.md"),
+    "examples.md",
     *("groups.md", "ingest.md", "layouts.md", "load.md", "pipelines.md"),
     *("runs.md", "tables.md", "tutorial.md"),
 )

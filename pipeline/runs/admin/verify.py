@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from pipeline.runs.driver.publish import published_chunks
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage
 from pipeline.table.evidence import find_evidence, find_rejected, names_alive
+from pipeline.table.file_digests import has_digest
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import Commit, CommitEntry, Manifest
 from pipeline.table.retention import unnamed_keys
@@ -202,7 +202,7 @@ def _problem(table_log: TableLog, file: tuple[str, int, int, str]) -> str | None
         return f"{uri} is missing"
     if len(data) != size:
         return f"{uri} has {len(data)} bytes, the manifest says {size}"
-    if hashlib.sha256(data).hexdigest() != sha256:
+    if not has_digest(data, sha256):
         return f"{uri} has another checksum than the manifest says"
     actual = pq.read_metadata(pa.BufferReader(data)).num_rows
     return None if actual == rows else f"{uri} has {actual} rows, the manifest says {rows}"

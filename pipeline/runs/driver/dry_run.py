@@ -26,9 +26,12 @@ from pipeline.runs.worker.chunk import (
     filter_polars,
     read_options,
     results_of,
+    virtual_columns,
 )
 from pipeline.runs.worker.chunk_source import ChunkSource
 from pipeline.runs.worker.groups import GroupMap, group_sizes, groups_of, in_groups
+from pipeline.runs.worker.keep import Comparison, compare_ways, kept_of, refuse_other_count
+from pipeline.runs.worker.key_columns import without_key_columns
 from pipeline.runs.worker.reduce import call_and_collect
 from pipeline.runs.worker.stage_slices import by_folder
 from pipeline.storage import Storage
@@ -78,6 +81,8 @@ class Trial:
     """Result of `then` on the first group; None without one."""
     further: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     """The first rows of the results for the outputs after the first, by name."""
+    ways: Comparison | None = None
+    """The file with kept columns beside one written anew; None if nothing is kept."""
 
 
 def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> Trial:
@@ -114,6 +119,7 @@ def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> 
                 own = job.of_output(name) if job.outputs else job
                 by_folder(arrange(frame, own), chunk, own, planned.result.plan.dtypes)
             columns = tuple(sorted(planned.probe.columns or source.columns_read))
+            ways = _compare_ways(job, storage, planned, chunk, results)
         finally:
             source.close()
         middle = whole.height // 2
@@ -143,7 +149,36 @@ def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> 
             else _reduce_problem(job.reduce.combine, planned, settings, whole),
             group=_try_group(job, settings, results[first], rows),
             further={name: results[name].head(rows) for name in others},
+            ways=ways,
         )
+
+
+def _compare_ways(
+    job: Job,
+    storage: Storage,
+    planned: PlannedInput,
+    chunk: Chunk,
+    results: Mapping[str, pl.DataFrame],
+) -> Comparison | None:
+    """Make the file of an object that keeps columns in both ways, if the job keeps any.
+
+    Raises:
+        TransformError: the result does not have the rows of the object.
+    """
+    plan = planned.result.plan
+    kept = kept_of(job.output, plan.dtypes, virtual_columns(job, plan))
+    if kept is None:
+        return None
+    [frame] = results.values()
+    refuse_other_count(planned.transform.name, frame, chunk.rows)
+    frame = without_key_columns(frame, chunk, plan.dtypes)
+    # Opened again, to count what the transform alone reads.
+    source = ChunkSource(storage, chunk, plan.dtypes, options=read_options(job))
+    try:
+        source.prefetch(planned.probe.columns or ())
+        return compare_ways(storage, source, chunk, kept, frame, to=job.output)
+    finally:
+        source.close()
 
 
 def _try_group(

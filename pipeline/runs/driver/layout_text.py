@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import polars as pl
+
 from pipeline.config.job import Output
-from pipeline.report.humanize import byte_size, count
+from pipeline.report.humanize import byte_size, count, plural
 from pipeline.runs.driver.merge_planning import DEFAULT_FILE_BYTES
 
 
@@ -24,4 +26,30 @@ def layout_text(output: Output) -> str:
         parts.append(f"dictionaries of {', '.join(output.dictionary)}")
     if output.page_index:
         parts.append("a page index")
+    if output.keep is not None:
+        named = "all columns" if output.keep == "all" else ", ".join(output.keep)
+        parts.append(f"{named} kept as they are")
+    if output.rename:
+        parts.append(", ".join(f"{old} as {new}" for old, new in output.rename.items()))
     return "; ".join(parts)
+
+
+def kept_text(output: Output, completions: pl.DataFrame) -> str:
+    """Describe what the files of a run keep of the input's; empty if the job keeps nothing.
+
+    Args:
+        output: The output of the job.
+        completions: Completions of its chunks.
+    """
+    if output.keep is None or completions.is_empty():
+        return ""
+    copied, written = int(completions["copied"].sum()), int(completions["bytes_out"].sum())
+    text = f"{byte_size(copied)} of {byte_size(written)} were copied where they are"
+    anew = completions.filter(pl.col("rewritten") != "")
+    if anew.height:
+        reasons = anew["rewritten"].value_counts(sort=True)
+        text += (
+            f"; {plural(anew.height, 'file')} written anew, such as chunk {anew['index'][0]}: "
+            f"{reasons['rewritten'][0]}"
+        )
+    return text

@@ -29,6 +29,7 @@ from pipeline.errors import (
     ObjectMissingError,
     OutputNotEmptyError,
     StateError,
+    TransformError,
     UsageError,
 )
 from pipeline.report.humanize import plural
@@ -50,7 +51,14 @@ from pipeline.runs.ledger.records import RunRecord
 from pipeline.runs.transforms.fingerprint import scheme_of
 from pipeline.runs.transforms.loading import Transform, job_fingerprint, load_transform
 from pipeline.runs.transforms.user_code import is_from_signal
-from pipeline.runs.worker.chunk import filter_of, missing_column, not_a_frame, wrong_outputs
+from pipeline.runs.worker.chunk import (
+    filter_of,
+    missing_column,
+    not_a_frame,
+    virtual_columns,
+    wrong_outputs,
+)
+from pipeline.runs.worker.keep import kept_of, result_schema, row_problem
 from pipeline.storage import Storage, StorageReader, Tables, parse, replaced_tables
 from pipeline.storage.table_versions import TableVersion
 from pipeline.table.columns import Columns, stored_columns
@@ -89,6 +97,8 @@ class Probe:
     """Schema of its result; None if unknown."""
     is_static: bool = False
     """Whether the result has this schema for any data."""
+    new_columns: tuple[str, ...] = ()
+    """Columns that the transform returns, where the output keeps others of the input."""
     further: Mapping[str, pl.Schema] = field(default_factory=dict)
     """Schemas of the results for the outputs after the first, if there are several; empty if
     unknown."""
@@ -126,7 +136,7 @@ def plan_request(job: Job, settings: Settings, size_columns: tuple[str, ...] | N
         changed_only=source.changed_only,
         target=chunks.target,
         max_rows=chunks.max_rows,
-        per_file=chunks.per_file,
+        per_file=chunks.per_file or job.output.keep is not None,
         per_partition=chunks.per_partition,
         cross_partitions=chunks.cross_partitions,
         footer_concurrency=limits.footer_concurrency,
@@ -140,6 +150,8 @@ def probe(
     schema: pl.Schema,
     tables: Tables | None = None,
     outputs: Collection[str] = (),
+    *,
+    keeps: bool = False,
 ) -> Probe:
     """Run a transform on no rows, and record the columns and tables that it reads.
 
@@ -148,14 +160,16 @@ def probe(
         schema: Schema of the data.
         tables: Records the tables that the transform reads, with their versions.
         outputs: Names of the outputs, if there are several.
+        keeps: Whether the output keeps columns, so that the transform must keep the rows.
 
     Raises:
-        JobError: the transform does not return a LazyFrame, or one for each of the outputs.
+        JobError: the transform does not return a LazyFrame, or one for each of the outputs, or it
+            may change which rows there are.
         InputError: it needs a column that the data lacks, or a table that cannot be read.
     """
     tables = tables or Tables(is_open=True)
     with tables.used():
-        probed = _probe(transform, schema, outputs)
+        probed = _probe(transform, schema, outputs, keeps=keeps)
     if probed == UNKNOWN_PROBE and tables.problem is not None:
         raise InputError(
             f"{transform.name} reads a table that cannot be read: {tables.problem}",
@@ -164,7 +178,9 @@ def probe(
     return probed
 
 
-def _probe(transform: Transform, schema: pl.Schema, outputs: Collection[str]) -> Probe:
+def _probe(
+    transform: Transform, schema: pl.Schema, outputs: Collection[str], *, keeps: bool
+) -> Probe:
     columns: set[str] = set()
 
     def no_rows(
@@ -181,7 +197,8 @@ def _probe(transform: Transform, schema: pl.Schema, outputs: Collection[str]) ->
             if outputs
             else ("" if isinstance(result, pl.LazyFrame) else not_a_frame(transform.name, result))
         )
-        if not problem:
+        refused = row_problem(transform.name, result) if keeps and not problem else None
+        if not problem and refused is None:
             frames = {name: result[name] for name in outputs} or {"": result}
             static = [None if columns else _static_schema(frame) for frame in frames.values()]
             collected = [frame.schema for frame in pl.collect_all(list(frames.values()))]
@@ -202,6 +219,8 @@ def _probe(transform: Transform, schema: pl.Schema, outputs: Collection[str]) ->
             raise
         # Some transforms fail on no rows only; mapping shows whether this one works.
         return UNKNOWN_PROBE
+    if refused is not None:
+        raise JobError(str(refused), hint=refused.hint)
     raise JobError(problem, hint="return the frame's query itself, without .collect()")
 
 
@@ -279,13 +298,31 @@ def plan_input(
     visible = result.plan.dtypes
     if job.input.columns is not None:
         visible = pl.Schema({name: visible[name] for name in job.input.columns})
-    probed = probe(transform, visible, tables, job.outputs)
+    probed = probe(transform, visible, tables, job.outputs, keeps=job.output.keep is not None)
+    probed = with_kept(job, result.plan, probed)
     _refuse_missing_columns(job, probed)
     for name in list(job.outputs)[1:]:
         _refuse_missing_columns(job.of_output(name), probed.of_output(name))
     refuse_impossible(job, settings, probed.schema if probed.is_static else None)
     notes = () if request.pinned is None else (f"reads {request.pinned.label}",)
     return PlannedInput(result, transform, probed, tables, notes)
+
+
+def with_kept(job: Job, plan: Plan, probed: Probe) -> Probe:
+    """Add the columns that files keep of the input to the result of a probe.
+
+    Raises:
+        JobError: a column that is to be kept does not exist, or contradicts another.
+    """
+    try:
+        kept = kept_of(job.output, plan.dtypes, virtual_columns(job, plan))
+        if kept is None or probed.schema is None:
+            return probed
+        new = pl.Schema({n: t for n, t in probed.schema.items() if n not in plan.hive_columns})
+        schema = result_schema(kept, plan.dtypes, new)
+        return replace(probed, schema=schema, new_columns=tuple(new))
+    except TransformError as error:
+        raise JobError(str(error), hint=error.hint) from error
 
 
 def _refuse_missing_columns(job: Job, probed: Probe) -> None:

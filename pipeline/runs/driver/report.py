@@ -45,7 +45,7 @@ from pipeline.report.run_model import (
 )
 from pipeline.runs.driver.estimate import Estimate, estimate
 from pipeline.runs.driver.heartbeat import DriverRecord
-from pipeline.runs.driver.layout_text import layout_text
+from pipeline.runs.driver.layout_text import kept_text, layout_text
 from pipeline.runs.driver.several_outputs import completions_of_outputs, with_sums
 from pipeline.runs.driver.then_stage import Pieces, pieces_of
 from pipeline.runs.ledger.ledger import Ledger
@@ -231,6 +231,7 @@ def report_of(
             schema=_output_schema(progress if parts.pieces is None else parts.pieces.progress),
             layout=layout_text(job.output),
             encodings=_usual(_made(parts), "encodings"),
+            kept=kept_text(job.output, progress.completions),
             commit=origin.commit,
             memory_limit=settings.dask.memory_per_worker if settings else None,
         ),

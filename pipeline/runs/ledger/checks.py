@@ -44,6 +44,7 @@ NODE_NAME: Final = r"reduced/[0-9a-f]{32}\.arrow"
 _COUNTS: Final = (
     *("rows_in", "rows_out", "bytes_in", "bytes_out"),
     *("reads", "writes", "retries", "throttled", "request_limit", "memory"),
+    "copied",
 )
 _SECONDS: Final = (
     *("seconds", "read_seconds", "compute_seconds", "stage_seconds", "started"),
@@ -114,6 +115,7 @@ class EntryChecks:
                 *(_text(name, MAX_NAME) for name in _NAMES),
                 _text("encodings", 4 * MAX_NAME),
                 _text("checked", MAX_TEXT),
+                _text("rewritten", 4 * MAX_NAME),
             ),
             "its attempt is not a valid id": pl.col("attempt").str.contains(ATTEMPT_PATTERN),
             "its parts are not those of an upload": _are_short(rows["parts"], MAX_ETAG),

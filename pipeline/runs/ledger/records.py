@@ -169,6 +169,10 @@ class Completion:
     """Lowest limit on concurrent requests after such a refusal; 0 if none was refused."""
     checked: str = ""
     """What checks need of the result, as JSON (see `ledger.check_files`). Empty: nothing."""
+    copied: int = 0
+    """Bytes of the file that the store has copied from the input's (see `output.keep`)."""
+    rewritten: str = ""
+    """Why a file whose columns are to be kept was written anew. Empty: it was not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,6 +191,8 @@ _LATER: Final[dict[str, Any]] = {
     "encodings": "",
     **dict.fromkeys(("throttled", "request_limit"), 0),
     "checked": "",
+    "copied": 0,
+    "rewritten": "",
 }
 """Columns of completions that earlier releases did not write, and what stands for them."""
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -42,6 +41,18 @@ from pipeline.runs.worker.encoding import (
     write_parquet,
 )
 from pipeline.runs.worker.groups import GroupMap
+from pipeline.runs.worker.keep import (
+    Kept,
+    KeptFile,
+    kept_file,
+    kept_of,
+    make_tail,
+    refuse_other_count,
+    refuse_other_rows,
+    result_schema,
+    stage_file,
+    whole_frame,
+)
 from pipeline.runs.worker.key_columns import without_key_columns
 from pipeline.runs.worker.memory import resident_bytes
 from pipeline.runs.worker.null_types import fill_types
@@ -50,6 +61,8 @@ from pipeline.runs.worker.run_settings import received_settings
 from pipeline.storage import Storage, Tables, own_storage, staged_area
 
 _NO_TURN = nullcontext()
+MAX_REASON = 500
+"""Characters of the reason why a file was written anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +104,8 @@ class RunContext:
     """Rules for the rows of each chunk's result."""
     further: tuple[FurtherLedger, ...] = ()
     """The outputs after the first, if there are several."""
+    kept: Kept | None = None
+    """Columns of the input that files keep as they are; None: all are written."""
 
 
 @single_flight(2)
@@ -141,7 +156,14 @@ def open_run(run_uri: str, fingerprint: str, sent: str = "") -> RunContext:
         tables=Tables(record.tables),
         row_schema=row_schema_of(job, settings),
         further=tuple(further),
+        kept=kept_of(job.output, plan.dtypes, virtual_columns(job, plan)),
     )
+
+
+def virtual_columns(job: Job, plan: Plan) -> frozenset[str]:
+    """Return the columns of a job's input that are not in its files."""
+    named = job.input.object_column
+    return frozenset((*plan.hive_columns, *([named] if named is not None else ())))
 
 
 def transform_of(ledger: Ledger, job: Job, settings: Settings) -> Transform:
@@ -191,13 +213,19 @@ def open_chunk(context: RunContext, chunk: Chunk) -> ChunkSource:
     )
 
 
-def apply(transform: Transform, frame: pl.LazyFrame, size: float = math.inf) -> pl.DataFrame:
+def apply(
+    transform: Transform,
+    frame: pl.LazyFrame,
+    size: float = math.inf,
+    check: Callable[[str, pl.LazyFrame], None] = lambda name, result: None,
+) -> pl.DataFrame:
     """Run a transform on a frame.
 
     Args:
         transform: Transform of the job.
         frame: Its input.
         size: Decoded bytes of the input, if known.
+        check: Looks at the result before it is collected; takes the transform's name, too.
 
     Raises:
         TransformError: the transform raised, or did not return a LazyFrame.
@@ -207,6 +235,7 @@ def apply(transform: Transform, frame: pl.LazyFrame, size: float = math.inf) -> 
         result = transform.call(frame)
         if not isinstance(result, pl.LazyFrame):
             raise TransformError(not_a_frame(transform.name, result))
+        check(transform.name, result)
         return result.collect(engine=engine_for(size))
 
 
@@ -251,6 +280,8 @@ def results_of(
     """
     if job.outputs:
         return apply_all(transform, frame, job.outputs, size)
+    if job.output.keep is not None:
+        return {"output": apply(transform, frame, size, refuse_other_rows)}
     return {name: apply(transform, frame, size) for name in job.all_outputs}
 
 
@@ -277,6 +308,17 @@ def encode(frame: pl.DataFrame, job: Job) -> tuple[memoryview, str]:
     with user_code(job.transform, "returned a frame that cannot be written:"):
         data, chosen = write_parquet(frame, FileFormat.of(job.output))
         return data, encodings_text(chosen)
+
+
+def encode_tail(file: KeptFile, frame: pl.DataFrame, job: Job) -> tuple[memoryview, str]:
+    """Encode new columns, and make what follows the bytes of the old file.
+
+    Returns:
+        The bytes, and the new columns by encoding.
+    """
+    with user_code(job.transform, "returned a frame that cannot be written:"):
+        tail = make_tail(file, frame, FileFormat.of(job.output))
+        return tail.data, encodings_text(tail.encodings)
 
 
 def arrange(frame: pl.DataFrame, job: Job) -> pl.DataFrame:
@@ -353,6 +395,12 @@ class ComputedChunk:
     """These rows, if they are in quarantine instead of the frame."""
     further: tuple[FurtherResult, ...] = ()
     """Results for the outputs after the first."""
+    file: KeptFile | None = None
+    """File whose columns are kept beside those of the frame; None: the frame is the whole file."""
+    rewritten: str = ""
+    """Why a file of which columns are to be kept is written anew."""
+    measured: pl.DataFrame | None = None
+    """Columns that checks look into, if they are not those of the frame."""
 
 
 def in_order(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
@@ -364,7 +412,12 @@ def in_order(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
 
 def schema_text(frame: pl.DataFrame) -> str:
     """Format a frame's schema as JSON."""
-    return json.dumps({name: str(kind) for name, kind in frame.schema.items()})
+    return types_text(frame.schema)
+
+
+def types_text(schema: pl.Schema) -> str:
+    """Format a schema as JSON."""
+    return json.dumps({name: str(kind) for name, kind in schema.items()})
 
 
 def compute(
@@ -396,12 +449,13 @@ def compute(
         other, others_filled = fill_types(other, types.get(output.name, {}))
         further.append(FurtherResult(output, other, schema_text(other), others_filled))
     frame, failing, rejected = check_rows(context, frame)
+    kept = keep_columns(context, chunk, source, frame)
     seconds = time.perf_counter() - clock
     waited = min(source.waited_seconds, seconds)
     return ComputedChunk(
         chunk=chunk,
-        frame=frame,
-        frame_schema=schema_text(frame),
+        frame=kept.frame,
+        frame_schema=types_text(kept.schema),
         rows_in=chunk.rows - source.rows_left_out - source.rows_filtered,
         bytes_in=source.bytes_read,
         started=started - read_seconds,
@@ -415,7 +469,48 @@ def compute(
         if rejected is None
         else rejected.with_columns(pl.lit(chunk.id).alias(free_name("chunkmap_chunk", rejected))),
         further=tuple(further),
+        file=kept.file,
+        rewritten=kept.rewritten,
+        measured=kept.measured,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptResult:
+    """The result of a chunk, with what its file keeps of the input."""
+
+    frame: pl.DataFrame
+    schema: pl.Schema
+    """Schema of the file, without the columns in its key."""
+    file: KeptFile | None = None
+    rewritten: str = ""
+    measured: pl.DataFrame | None = None
+
+
+def keep_columns(
+    context: RunContext, chunk: Chunk, source: ChunkSource, frame: pl.DataFrame
+) -> _KeptResult:
+    """Decide how a chunk's file gets the columns that it keeps, if the job keeps any.
+
+    Raises:
+        TransformError: the result does not have the rows of the input.
+    """
+    if context.kept is None:
+        return _KeptResult(frame, frame.schema)
+    refuse_other_count(context.transform.name, frame, chunk.rows)
+    frame = without_key_columns(frame, chunk, context.schema)
+    frame = frame if frame.width else pl.DataFrame(height=chunk.rows)
+    schema = result_schema(context.kept, context.schema, frame.schema)
+    share = context.job.output.max_garbage
+    file = kept_file(source, chunk, context.kept, frame.columns, share)
+    if isinstance(file, str):
+        whole = whole_frame(source, context.kept, frame)
+        return _KeptResult(whole, schema, rewritten=file)
+    wanted = Wanted.of(context.job.checks)
+    measured = None
+    if wanted.identity():
+        measured = whole_frame(source, context.kept, frame, wanted.columns)
+    return _KeptResult(frame, schema, file, measured=measured)
 
 
 def check_rows(
@@ -475,18 +570,27 @@ def stage(
         clock = time.perf_counter()
         frame = arrange(mapped.frame, job)
         frame = without_key_columns(frame, mapped.chunk, context.schema)
-        data, encodings = encode(frame, job)
+        if mapped.file is None:
+            data, encodings = encode(frame, job)
+        else:
+            data, encodings = encode_tail(mapped.file, frame, job)
         encoding, clock = time.perf_counter() - clock, time.perf_counter()
     mapped = replace(
         mapped, compute_seconds=mapped.compute_seconds + encoding, encode_seconds=encoding
     )
     attempt = attempt or uuid.uuid4().hex
-    checked = check_figures(context, mapped.frame, attempt, mapped.failing)
+    measured = mapped.frame if mapped.measured is None else mapped.measured
+    checked = check_figures(context, measured, attempt, mapped.failing)
     keep_rejected(context, mapped, attempt)
     uri = output_uri(ledger.output, context.record.run, mapped.chunk, attempt)
-    sha256 = hashlib.sha256(data).hexdigest()
-    area = staged_area(ledger.output)
-    staged = context.storage.stage(uri, data, attempt, area, sha256)
+    result = stage_file(
+        context.storage,
+        mapped.file,
+        data,
+        uri=uri,
+        attempt=attempt,
+        area=staged_area(ledger.output),
+    )
     seconds = time.perf_counter() - clock
     return completion_of(
         context,
@@ -495,11 +599,12 @@ def stage(
         worker=worker,
         attempt=attempt,
         stage_seconds=seconds,
-        bytes_out=len(data),
+        bytes_out=result.staged.size,
         uri=uri,
-        upload=staged.upload,
-        parts=staged.parts,
-        sha256=sha256,
+        upload=result.staged.upload,
+        parts=result.staged.parts,
+        sha256=result.sha256,
+        copied=result.copied,
         encodings=encodings,
         checked=checked,
     )
@@ -582,6 +687,7 @@ def completion_of(
         left_out=mapped.left_out,
         filled=mapped.filled,
         encode_seconds=mapped.encode_seconds,
+        rewritten=mapped.rewritten[:MAX_REASON],
         memory=mapped.memory,
         **where,
     )

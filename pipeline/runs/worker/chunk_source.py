@@ -239,6 +239,13 @@ class FragmentCopy:
         return self._types.schema
 
     @property
+    def footer(self) -> bytes:
+        """The object's own footer, without its length and the magic bytes."""
+        fragment = self._fragment
+        start = fragment.size - fragment.footer_size
+        return bytes(self._file.read(start, fragment.footer_size - END))
+
+    @property
     def columns(self) -> set[str]:
         """Top-level columns that the object has."""
         return set(self._footer.schema.columns)
@@ -468,7 +475,8 @@ class ChunkSource:
         self._unreadable: dict[str, str] = {}
         self._storage = storage
         self._chunk = chunk
-        self._schema = schema
+        self.schema = schema
+        """Schema of the dataset, as Polars reads it."""
         self._visible = pl.Schema({n: schema[n] for n in options.columns or schema})
         self._filter = row_filter
         self._filter_columns = (
@@ -485,6 +493,11 @@ class ChunkSource:
         self.waited_seconds = 0.0
         """Seconds in which a scan waited for bytes; scans at the same time both count."""
         self._tally = metrics.current_tally()
+
+    def footer_of_object(self) -> tuple[bytes, pl.Schema]:
+        """Return the footer of a chunk's only object, and the types of its columns as read."""
+        copies = self._opened()
+        return copies[0].footer, copies[0].types
 
     @property
     def bytes_read(self) -> int:
@@ -639,7 +652,7 @@ class ChunkSource:
         """
         changed: list[pl.Expr] = []
         for name in names:
-            dtype: Any = self._schema[name]
+            dtype: Any = self.schema[name]
             if name in partition:
                 changed.append(pl.lit(partition[name], dtype=dtype).alias(name))
             elif name not in have:

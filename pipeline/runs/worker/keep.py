@@ -1,0 +1,444 @@
+"""Keep columns of an input file as their bytes are (`output.keep`).
+
+Column chunks may lie anywhere in a Parquet file. So a file with new columns is the bytes of the old
+one up to its footer, the new column chunks, and a new footer: kept columns are neither decoded nor
+sent over the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from partitioning import Chunk, ObjectInfo
+from partitioning.footer_columns import (
+    FooterEdit,
+    compose_footer,
+    row_counts,
+    unreferenced_bytes,
+    why_not_composed,
+)
+from partitioning.parquet_footer import END, MAGIC, BadFooter
+from pipeline.config.job import Output
+from pipeline.config.job_checks import share_of
+from pipeline.errors import TransformError
+from pipeline.runs.worker.chunk_source import ChunkSource, by_name
+from pipeline.runs.worker.encoding import OLDEST, ColumnEncoding, FileFormat, write_parquet
+from pipeline.storage import Storage
+from pipeline.storage.backend import ObjectStart, StagedObject
+from pipeline.table.file_digests import digest_of_end
+
+_CHANGES: Final = re.compile(
+    r"\s*(FILTER|SORT BY|AGGREGATE|UNIQUE|SLICE|UNION|HCONCAT|EXPLODE|UNPIVOT|UNNEST|GROUP BY|"
+    r"MERGE SORTED|OPAQUE_PYTHON|(?:INNER|RIGHT|FULL|OUTER|CROSS|SEMI|ANTI|ASOF|IEJOIN|NESTED LOOP)"
+    r"(?: \w+)* ?JOIN)\b"
+)
+"""Start of a line of Polars' query plan that may change, drop, add or reorder rows."""
+_LEFT_JOIN: Final = re.compile(r"(\s*)LEFT JOIN:")
+_RIGHT_PLAN: Final = re.compile(r"(\s*)RIGHT PLAN ON:")
+_ORDERED: Final = ("left", "left_right")
+"""Values of `maintain_order` that keep the order of a join's left side."""
+
+
+class Kept(NamedTuple):
+    """The columns that an output keeps of a dataset."""
+
+    names: tuple[str, ...]
+    """Their names in the dataset, in its order."""
+    rename: Mapping[str, str]
+    """New names of some of them, by the old one."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Their names in the output."""
+        return tuple(self.rename.get(name, name) for name in self.names)
+
+
+def kept_of(output: Output, schema: pl.Schema, virtual: Collection[str]) -> Kept | None:
+    """Return what an output keeps of a dataset; None if it keeps nothing as it is.
+
+    Args:
+        output: The output of a job.
+        schema: Schema of the dataset.
+        virtual: Its columns that are not in its files, such as those of Hive partitions.
+
+    Raises:
+        TransformError: a column that is to be kept or renamed is not in the files, or two columns
+            would have one name.
+    """
+    if output.keep is None:
+        return None
+    stored = [name for name in schema if name not in virtual]
+    names = stored if output.keep == "all" else output.keep
+    for name in (*names, *output.rename):
+        if name not in stored:
+            reason = "is in the keys of the files" if name in schema else "is not in the input"
+            raise TransformError(
+                f"output.keep: the column {name!r} {reason}; files have {', '.join(stored)}"
+            )
+    kept = Kept(tuple(name for name in stored if name in names), dict(output.rename))
+    for name, target in kept.rename.items():
+        if target in virtual or kept.targets.count(target) > 1:
+            raise TransformError(
+                f"output.rename: {name!r} cannot be named {target!r}, which is another column"
+            )
+    return kept
+
+
+def result_schema(kept: Kept, schema: pl.Schema, new: pl.Schema) -> pl.Schema:
+    """Return the columns of a file: those that are kept or replaced, in their order, then new ones.
+
+    Args:
+        kept: What is kept of the dataset.
+        schema: Schema of the dataset.
+        new: Columns that the transform returns.
+
+    Raises:
+        TransformError: a new column has the old or the new name of a renamed one, or nothing would
+            be kept.
+    """
+    for old, target in kept.rename.items():
+        if old in new or target in new:
+            clash = old if old in new else target
+            raise TransformError(
+                f"the transform returns a column {clash!r}, and output.rename names {old!r} "
+                f"{target!r}; return it under another name, or leave {old!r} out of output.keep"
+            )
+    replaced = [name for name in kept.names if name in new]
+    if kept.names and len(replaced) == len(kept.names):
+        raise TransformError(
+            "the transform returns every kept column of the input, so that nothing would be kept "
+            "as it is (output.keep); return only new or replaced columns: end it with "
+            ".select(…) instead of .with_columns(…)"
+        )
+    pairs = [(kept.rename.get(name, name), new.get(name, schema[name])) for name in kept.names]
+    return pl.Schema({**dict(pairs), **{n: kind for n, kind in new.items() if n not in replaced}})
+
+
+# -- one row for each row -----------------------------------------------------------------------
+
+
+def refuse_other_rows(name: str, result: pl.LazyFrame) -> None:
+    """Raise TransformError for a query that may drop, add or reorder rows (see `row_problem`)."""
+    problem = row_problem(name, result)
+    if problem is not None:
+        raise problem
+
+
+def row_problem(name: str, result: pl.LazyFrame) -> TransformError | None:
+    """Say how a query may drop, add or reorder rows, as far as its plan shows; None if it may not.
+
+    Args:
+        name: Name of the transform.
+        result: What it returned.
+    """
+    plan = result.explain(optimized=False)
+    joins = False
+    for line in _own_lines(plan):
+        step = _CHANGES.match(line)
+        if step is not None:
+            return TransformError(
+                f"{name} has the step {step[1]} in its query, which may drop, add or reorder rows; "
+                "with output.keep, each row of the result belongs to the row of the input at its "
+                "place",
+                hint="use expressions alone (over, replace_strict …) or a left join with "
+                "maintain_order='left'; or leave output.keep out",
+            )
+        joins |= _LEFT_JOIN.match(line) is not None
+    if joins and not _joins_keep_order(result):
+        return TransformError(
+            f"{name} joins without maintain_order='left', so that rows may come in any order; with "
+            "output.keep, each row of the result belongs to the row of the input at its place",
+            hint="lf.join(other, on=…, how='left', maintain_order='left')",
+        )
+    return None
+
+
+def _own_lines(plan: str) -> Iterator[str]:
+    """Yield the lines of a query plan, without those of the right sides of joins."""
+    indent: int | None = None
+    for line in plan.splitlines():
+        if indent is not None:
+            if line.strip().startswith("END ") and len(line) - len(line.lstrip()) == indent:
+                indent = None
+            continue
+        right = _RIGHT_PLAN.match(line)
+        if right is not None:
+            indent = len(right[1])
+            continue
+        yield line
+
+
+def _joins_keep_order(result: pl.LazyFrame) -> bool:
+    """Whether all joins of a query keep the order of their left sides; False if unknown.
+
+    A plan as text does not say so, and a plan with a scan of ours cannot be serialized.
+    """
+    try:
+        query = result._ldf.visit()
+        while True:
+            node = query.view_current_node()
+            if type(node).__name__ == "Join" and node.options[-1] not in _ORDERED:
+                return False
+            inputs = query.get_inputs()
+            if not inputs:
+                return True
+            query.set_node(inputs[0])  # The left side.
+    except (AttributeError, TypeError, IndexError, NotImplementedError):
+        return False
+
+
+def refuse_other_count(name: str, frame: pl.DataFrame, rows: int) -> None:
+    """Raise TransformError if a result with columns has another number of rows than its input."""
+    if frame.width and frame.height != rows:
+        raise TransformError(
+            f"{name} returned {frame.height:,} rows for {rows:,} rows of the input; with "
+            "output.keep, each row of the result belongs to the row of the input at its place"
+        )
+
+
+# -- files --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class KeptFile:
+    """A file of the input whose columns are kept as they are."""
+
+    info: ObjectInfo
+    footer: bytes
+    """Its metadata, without its length and the magic bytes."""
+    edit: FooterEdit
+
+    @property
+    def end(self) -> int:
+        """Where the column chunks and indexes of the file end, and its footer begins."""
+        return self.info.size - END - len(self.footer)
+
+
+def kept_file(
+    source: ChunkSource, chunk: Chunk, kept: Kept, new: Collection[str], max_garbage: str
+) -> KeptFile | str:
+    """Return the file whose columns can be kept, or the reason why it must be written anew.
+
+    Args:
+        source: The chunk, opened.
+        chunk: A chunk that is a whole object.
+        kept: What is kept.
+        new: Names of the columns that the transform returned.
+        max_garbage: Maximum share of the file that nothing may refer to, such as `20%`.
+    """
+    fragment = chunk.fragments[0]
+    footer, types = source.footer_of_object()
+    for name in kept.names:
+        if name not in types:
+            return f"it has no column {name!r}, which other files have"
+        if name not in new and types[name] != source.schema[name]:
+            return f"its column {name!r} is {types[name]}, in other files {source.schema[name]}"
+    edit = FooterEdit(
+        keep=tuple(name for name in kept.names if name not in new),
+        rename=kept.rename,
+    )
+    try:
+        reason = why_not_composed(footer, fragment.size, edit, tuple(new))
+        garbage = 0 if reason else unreferenced_bytes(footer, fragment.size, edit)
+        rows = 0 if reason else sum(row_counts(footer, fragment.size))
+    except BadFooter as bad:
+        return str(bad.args[1])
+    if reason:
+        return reason
+    if rows != chunk.rows:
+        return f"its footer has {rows:,} rows, and {chunk.rows:,} were planned"
+    if garbage > share_of(max_garbage) * fragment.size:
+        share = garbage / fragment.size
+        return f"{share:.0%} of it would be dropped or replaced columns (output.max_garbage)"
+    return KeptFile(ObjectInfo(fragment.uri, fragment.etag, fragment.size), footer, edit)
+
+
+def whole_frame(
+    source: ChunkSource, kept: Kept, new: pl.DataFrame, only: Collection[str] | None = None
+) -> pl.DataFrame:
+    """Decode kept columns, and return them with new ones, in the order of the file.
+
+    Args:
+        source: The chunk.
+        kept: What is kept.
+        new: The new columns.
+        only: Names of columns in the file that are wanted; default all.
+    """
+    wanted = [
+        (name, target)
+        for name, target in zip(kept.names, kept.targets, strict=True)
+        if only is None or target in only
+    ]
+    names = [name for name, _ in wanted if name not in new.columns]
+    frame = source.scan().select(by_name(names)).collect(engine="streaming")
+    columns = [
+        (new if name in new.columns else frame)[name].alias(target) for name, target in wanted
+    ]
+    others = [name for name in new.columns if name not in kept.names]
+    return pl.DataFrame(columns + [new[n] for n in others if only is None or n in only])
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """What follows the bytes of the old file."""
+
+    data: memoryview
+    """New column chunks, the new footer, its length and the magic bytes."""
+    encodings: dict[str, ColumnEncoding]
+
+
+def make_tail(file: KeptFile, new: pl.DataFrame, how: FileFormat) -> Tail:
+    """Encode new columns in the row groups of the old file, and make the footer of both.
+
+    Raises:
+        BadFooter: the two footers do not fit.
+    """
+    rows = row_counts(file.footer, file.info.size)
+    chunks, footer = b"", None
+    encodings: dict[str, ColumnEncoding] = {}
+    if new.width:
+        encoded, encodings = _encode(new, rows, how)
+        length = int.from_bytes(encoded[-END:-4], "little")
+        footer = bytes(encoded[-END - length : -END])
+        chunks = bytes(encoded[len(MAGIC) : -END - length])
+    made = compose_footer(
+        file.footer, footer, size=file.info.size, shift=file.end - len(MAGIC), edit=file.edit
+    )
+    tail = b"".join((chunks, made, len(made).to_bytes(4, "little"), MAGIC))
+    return Tail(memoryview(tail), encodings)
+
+
+def _encode(
+    new: pl.DataFrame, rows: Sequence[int], how: FileFormat
+) -> tuple[memoryview, dict[str, ColumnEncoding]]:
+    """Encode a frame in row groups of these numbers of rows."""
+    sink = io.BytesIO()
+    chosen = how.choose(new)
+    table = new.to_arrow(compat_level=OLDEST)
+    with pq.ParquetWriter(sink, table.schema, **how.arrow_options(chosen)) as writer:
+        for start, count in _spans(rows):
+            writer.write_table(table.slice(start, count), row_group_size=max(1, count))
+    return sink.getbuffer(), chosen
+
+
+def _spans(counts: Iterable[int]) -> Iterator[tuple[int, int]]:
+    start = 0
+    for count in counts:
+        yield start, count
+        start += count
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFile:
+    """A staged file that starts with the bytes of another."""
+
+    staged: StagedObject
+    copied: int
+    """Bytes that were copied where the old file is, without being read here."""
+    sha256: str
+    """Digest of the file, or of its end (see `digest_of_end`)."""
+
+
+def stage_file(
+    storage: Storage, file: KeptFile | None, tail: memoryview, *, uri: str, attempt: str, area: str
+) -> StagedFile:
+    """Stage a file of the old file's bytes and a tail, or of the tail alone.
+
+    A small file, or one at another service, is put together here.
+
+    Raises:
+        ObjectChangedError: the old file is another version now.
+    """
+    if file is None:
+        sha256 = hashlib.sha256(tail).hexdigest()
+        return StagedFile(storage.stage(uri, tail, attempt, area, sha256), 0, sha256)
+    if storage.can_extend(file.info.uri, uri, file.end):
+        start = ObjectStart(file.info, file.end)
+        staged = storage.extend(start, tail, uri, attempt, area)
+        return StagedFile(staged, file.end, digest_of_end(tail, file.end))
+    [kept] = storage.get_ranges(file.info, [(0, file.end)])
+    data = memoryview(b"".join((kept, tail)))
+    sha256 = hashlib.sha256(data).hexdigest()
+    return StagedFile(storage.stage(uri, data, attempt, area, sha256), 0, sha256)
+
+
+# -- both ways ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A file made of kept bytes, beside the same file written anew."""
+
+    kept: int
+    """Number of kept columns."""
+    read: int
+    """Bytes of the old file that the transform needs."""
+    copied: int
+    """Bytes of the old file that stay as they are."""
+    added: int
+    """Bytes of the new columns and the new footer."""
+    anew: int
+    """Bytes of the file, written anew."""
+    rewritten: str
+    """Why the file would be written anew; empty if its columns can be kept."""
+    differs: str | None
+    """How the two differ; None if they have the same columns, types and values."""
+
+
+def compare_ways(
+    storage: Storage,
+    source: ChunkSource,
+    chunk: Chunk,
+    kept: Kept,
+    new: pl.DataFrame,
+    *,
+    to: Output,
+) -> Comparison:
+    """Make the file of one object in both ways, here, and compare every value. Stores nothing.
+
+    Args:
+        storage: Where the object is.
+        source: The chunk, opened.
+        chunk: A chunk that is a whole object.
+        kept: What is kept of the dataset.
+        new: Result of the transform.
+        to: The output.
+    """
+    read, how = source.bytes_read, FileFormat.of(to)
+    whole = whole_frame(source, kept, new)
+    anew = len(write_parquet(whole, how)[0])
+    file = kept_file(source, chunk, kept, new.columns, to.max_garbage)
+    if isinstance(file, str):
+        return Comparison(len(kept.names), read, 0, 0, anew, file, None)
+    tail = make_tail(file, new, how).data
+    [start] = storage.get_ranges(file.info, [(0, file.end)])
+    made = pl.read_parquet(io.BytesIO(b"".join((start, tail))), hive_partitioning=False)
+    return Comparison(
+        kept=len(file.edit.keep),
+        read=read,
+        copied=file.end,
+        added=len(tail),
+        anew=anew,
+        rewritten="",
+        differs=_difference(made, whole),
+    )
+
+
+def _difference(made: pl.DataFrame, whole: pl.DataFrame) -> str | None:
+    if made.columns != whole.columns:
+        return f"columns {', '.join(made.columns)} instead of {', '.join(whole.columns)}"
+    for name, kind in whole.schema.items():
+        column = made[name]
+        if column.dtype != kind:
+            return f"column {name!r} is {column.dtype} instead of {kind}"
+        if not column.equals(whole[name], null_equal=True):
+            return f"column {name!r} has other values"
+    return None
