@@ -15,6 +15,7 @@ from pathlib import Path
 
 import polars as pl
 
+from partitioning.footer_columns import FooterEdit
 from pipeline.runs.worker.encoding import (
     MIN_ROWS,
     Compression,
@@ -24,6 +25,7 @@ from pipeline.runs.worker.encoding import (
 )
 from pipeline.runs.worker.slices import split
 from tests.runs.worker.test_encoding import line_items
+from tests.support.parquet_file import composed, written
 
 SCRIPT = r"""
 import sys
@@ -41,7 +43,8 @@ def spark(path):
     from pyspark.sql import SparkSession
     names = {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1",
              "spark.driver.bindAddress": "127.0.0.1", "spark.sql.session.timeZone": "UTC",
-             "spark.sql.sources.partitionColumnTypeInference.enabled": "false"}
+             "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
+             "spark.sql.files.maxPartitionBytes": "30000"}  # Many splits of one file.
     builder = SparkSession.builder.master("local[1]")
     for name, value in names.items():
         builder = builder.config(name, value)
@@ -78,19 +81,25 @@ def fastparquet(path):
     import fastparquet
     return f"fastparquet {fastparquet.__version__}", fastparquet.ParquetFile(path).to_pandas()
 
-path, plain, layout, whole = sys.argv[1:]
-expected = as_texts(pq.read_table(plain).to_pandas())
-for read in (polars, duckdb, daft, datafusion, fastparquet, spark):
+path, plain, layout, whole, kept = sys.argv[1:]
+whole_frame = pq.read_table(plain).to_pandas()
+in_order, by_wide = as_texts(whole_frame), as_texts(whole_frame.sort_values("wide"))
+failed = False
+readers = (polars, duckdb, daft, datafusion, fastparquet, spark)
+for read, path in [(read, file) for read in readers for file in (path, kept)]:
     try:
         name, frame = read(path)
     except ImportError:
         continue
-    found = as_texts(frame)
+    if path == kept:
+        # Spark reads the splits of a file in any order.
+        name, frame = f"{name}, kept columns", frame.sort_values("wide")
+    found, expected = as_texts(frame), by_wide if path == kept else in_order
     for column in [c for c in expected if str(expected[c][0]).count("-") == 2]:
         found[column] = [text[:10] for text in found[column]]
     wrong = [column for column in expected if found.get(column) != expected[column]]
     print(f"{name}: " + (f"differs in {', '.join(wrong)}" if wrong else "equal"))
-    failed = globals().get("failed", False) or bool(wrong)
+    failed = failed or bool(wrong)
 texts = pairs(pq.read_table(whole).to_pandas())
 for read in (polars, duckdb, pyarrow, spark):
     try:
@@ -135,6 +144,17 @@ def frame_of_every_choice() -> pl.DataFrame:
     ).with_columns(pl.col("key_or_null", "rate_or_null").cast(pl.Float64))
 
 
+def with_kept_columns(frame: pl.DataFrame) -> bytes:
+    """Write a file whose first columns are those of an older one, in many row groups."""
+    names, counts = frame.columns, [frame.height // 16] * 15
+    counts.append(frame.height - sum(counts))
+    half = len(names) // 2
+    old = frame.select(names[:half]).to_arrow(compat_level=pl.CompatLevel.oldest())
+    new = frame.select(names[half:]).to_arrow(compat_level=pl.CompatLevel.oldest())
+    file = written(old, counts, write_page_index=True)
+    return composed(file, written(new, counts), FooterEdit(tuple(names[:half])))
+
+
 def write_layout(folder: Path) -> pl.DataFrame:
     """Write rows into Hive folders as a run does; return them."""
     frame = pl.DataFrame({"row": range(3 * len(TEXTS)), "text": TEXTS * 3})
@@ -159,7 +179,9 @@ def main() -> int:
         print(encodings_text(chosen))
         layout, whole = Path(folder, "layout"), Path(folder, "whole.parquet")
         write_layout(layout).write_parquet(whole, use_pyarrow=True)
-        files = [path, plain, layout, whole]
+        kept = Path(folder, "kept.parquet")
+        kept.write_bytes(with_kept_columns(frame))
+        files = [path, plain, layout, whole, kept]
         for python in parser.parse_args().python:
             failed |= subprocess.run([python, "-c", SCRIPT, *files], check=False).returncode
     return failed

@@ -43,6 +43,16 @@ def states(world: Days, store: BackfillStore) -> dict[str, str]:
     return dict(progress.select("label", "state").iter_rows())
 
 
+def test_windows_keep_columns(world: Days) -> None:
+    kept = {"uri": world.output, "mode": "overwrite-partitions", "keep": "all"}
+    job = world.job("only_double", output=kept)
+    assert world.run(job, canary="1").counts["done"] == len(LEAP)
+    assert_frame_equal(world.rows(), world.expected())
+    replaced = world.job("only_double", output={**kept, "keep": ["id", "value"]})
+    world.run(replaced, reprocess="all", all_or_nothing=True)
+    assert_frame_equal(world.rows(), world.expected())
+
+
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("per_run", [None, 1, 3, 100])
 @pytest.mark.parametrize("backwards", [False, True])
