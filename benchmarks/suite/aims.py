@@ -168,6 +168,23 @@ def largest_size(workload: str, peers: Sequence[str]) -> Callable[[Record], Figu
     return figure
 
 
+def network_ratio(workload: str, peers: Sequence[str]) -> Callable[[Record], Figure | None]:
+    """Our bytes over the network, both ways, over those of the peer that moves the fewest."""
+
+    def figure(record: Record) -> Figure | None:
+        ratios = {
+            compared.moved: PEERS[compared.theirs.subject].title
+            for compared in _compared(record, workload, peers)
+            if compared.moved is not None
+        }
+        if not ratios:
+            return None
+        most = max(ratios)
+        return Figure(exact(most), None, f"{ratios[most]} moves the least")
+
+    return figure
+
+
 def cpu_ratio(workload: str, peer: str) -> Callable[[Record], Figure | None]:
     """Our workers' processor time over a peer's own."""
 
@@ -348,6 +365,21 @@ AIMS = (
         cpu_ratio("row-map", "polars"),
         _run("row-map", "m", _SIX),
     ),
+    _against(
+        "add-columns",
+        "s",
+        (*ONE_PROCESS, *DISTRIBUTED),
+        "three columns beside sixteen kept ones, against the fastest that writes all",
+    ),
+    Aim(
+        "three columns beside sixteen kept ones, bytes over the network",
+        "s",
+        0.34,
+        TIMES,
+        network_ratio("add-columns", (*ONE_PROCESS, *DISTRIBUTED)),
+        _run("add-columns", "s", _SIX),
+    ),
+    _against("rename-column", "s", ("polars",), "one column renamed, against Polars", _POLARS),
     _against("stations", "m", ("polars",), "stations, 100 million rows, against Polars", _POLARS),
     _against("stations", "l", ("polars",), "stations, 1,000 million rows, against Polars", _POLARS),
     Aim(

@@ -55,6 +55,13 @@ class Comparison:
         return ours.total / theirs.total if known and ours and theirs and theirs.total else None
 
     @property
+    def moved(self) -> float | None:
+        """Our bytes over the network of one iteration over theirs; None if not counted."""
+        ours, theirs = self.ours.traffic, self.theirs.traffic
+        known = self.found is not None and ours is not None and theirs is not None
+        return ours.moved / theirs.moved if known and ours and theirs and theirs.moved else None
+
+    @property
     def met(self) -> bool | None:
         """Whether the aim is met; None without an aim, a ratio, or enough samples to tell."""
         if self.aim is None or self.found is None or self.said == "too few samples":

@@ -74,6 +74,11 @@ class Traffic(_Model):
     """Of requests' bodies."""
 
     @property
+    def moved(self) -> int:
+        """Bytes both ways."""
+        return self.bytes_read + self.bytes_written
+
+    @property
     def total(self) -> int:
         """Requests of all kinds."""
         return sum(sum(by_status.values()) for by_status in self.requests.values())
