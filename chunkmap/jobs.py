@@ -235,7 +235,10 @@ class Job:
         settings = settings_with(self.functions)
         try:
             host = place if isinstance(place, Local) else Local(place.settings)
-            job = self._changed(output={"uri": f"{folder}/out/"}, outputs={}).definition
+            # What is kept belongs to the result; layouts and modes do not matter here.
+            kept = self.definition.output.model_dump(include={"keep", "rename"})
+            output = {"uri": f"{folder}/out/", **(kept if kept["keep"] is not None else {})}
+            job = self._changed(output=output, outputs={}).definition
             settings = settings.model_copy(
                 update={
                     "state_dir": folder / "state",

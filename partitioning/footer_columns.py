@@ -24,6 +24,7 @@ from partitioning.parquet_footer import (
     BadFooter,
     Contradiction,
     FileSchema,
+    Footer,
     FooterSelection,
     empty_file,
     parse_schema,
@@ -105,7 +106,7 @@ def row_counts(footer: bytes, size: int) -> list[int]:
 
 
 def why_not_composed(
-    footer: bytes, size: int, edit: FooterEdit, new: Collection[str]
+    footer: bytes, size: int, edit: FooterEdit, new: Collection[str], parsed: Footer | None = None
 ) -> str | None:
     """Return why a file cannot keep columns as they are, in words; None if it can.
 
@@ -114,11 +115,12 @@ def why_not_composed(
         size: Size of the file in bytes.
         edit: What becomes of its columns.
         new: Names of added and replaced columns.
+        parsed: The parsed footer, if it is at hand.
 
     Raises:
         BadFooter: the footer is damaged, or needs what is not supported.
     """
-    parsed = read_footer(footer, size, FooterSelection())
+    parsed = parsed or read_footer(footer, size, FooterSelection())
     columns = parsed.schema.columns
     missing = [name for name in edit.keep if name not in columns]
     if missing:
@@ -136,19 +138,19 @@ def why_not_composed(
         unknown = {f.number for f in _fields(footer)} - _KNOWN_META
         for group in _groups(footer):
             unknown |= {f.number for f in group} - _KNOWN_GROUP
+        try:
+            _arrow_types(_File.of(footer))
+        except Contradiction as error:
+            return str(error)
     return f"its footer has the unknown field {min(unknown)}" if unknown else None
 
 
-def unreferenced_bytes(footer: bytes, size: int, edit: FooterEdit) -> int:
-    """Return the bytes of the column chunks that are not kept, to which nothing would refer.
-
-    Arguments and errors are those of `why_not_composed`.
-    """
-    parsed = read_footer(footer, size, FooterSelection())
+def unreferenced_bytes(footer: Footer, edit: FooterEdit) -> int:
+    """Return the bytes of the column chunks that are not kept, to which nothing would refer."""
     kept = frozenset(edit.keep)
     return sum(
         chunk.compressed
-        for group in parsed.groups
+        for group in footer.groups
         for chunk in group.columns
         if chunk.leaf.column not in kept
     )
@@ -553,14 +555,13 @@ class _Composition:
 def _arrow_types(file: _File) -> dict[str, pa.Field]:
     """Return the columns of a file in Arrow's types, as stored in it or derived from Parquet's."""
     stored = file.pairs().get(_ARROW)
-    for arrow in dict.fromkeys((stored, None)):
-        try:
-            schema = pq.read_schema(io.BytesIO(empty_file(file.schema, arrow)))
-        except (pa.ArrowException, OSError, ValueError):
-            continue
-        if tuple(schema.names) == file.schema.columns:
-            return {one.name: one for one in schema}
-    raise Contradiction("its schema has types that Arrow does not have")
+    try:
+        schema = pq.read_schema(io.BytesIO(empty_file(file.schema, stored)))
+    except (pa.ArrowException, OSError, ValueError):
+        raise Contradiction("pyarrow does not know the types of its schema") from None
+    if tuple(schema.names) != file.schema.columns:
+        raise Contradiction("its Arrow schema has other columns")
+    return {one.name: one for one in schema}
 
 
 def _renamed_element(element: bytes, name: str) -> bytes:

@@ -314,3 +314,16 @@ def test_what_is_wrong_with_a_job_is_said_when_it_is_made(orders: cm.Dataset) ->
         orders.map(euros).then(euros).write("out/")
     with pytest.raises(cm.errors.UsageError, match="neither an address"):
         cm.connect(3)
+
+
+def test_columns_are_added_beside_kept_ones(orders: cm.Dataset) -> None:
+    added = orders.add_columns(lambda lf: lf.select(eur=pl.col("usd") * 2), max_garbage="50%")
+    run = added.write("added/").run()
+    assert run.state == "done"
+    out = cm.scan("added/").collect().sort("id")
+    assert out.columns == ["id", "usd", "eur", "ds"]
+    assert out["eur"].to_list() == (out["usd"] * 2).to_list()
+    renamed = orders.add_columns(lambda lf: lf.select([]), keep=["id"], rename={"id": "order"})
+    assert renamed.collect().columns == ["order", "ds"]
+    with pytest.raises(cm.errors.JobError, match="FILTER"):
+        orders.add_columns(lambda lf: lf.filter(pl.col("id") > 1)).write("never/").plan()

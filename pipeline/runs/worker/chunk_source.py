@@ -239,6 +239,12 @@ class FragmentCopy:
         return self._types.schema
 
     @property
+    def odd_columns(self) -> frozenset[str]:
+        """Columns whose types Polars does not read, or takes for others."""
+        types = self._types
+        return types.by_pyarrow if types.is_read_by_polars else frozenset(types.schema)
+
+    @property
     def footer(self) -> bytes:
         """The object's own footer, without its length and the magic bytes."""
         fragment = self._fragment
@@ -494,10 +500,14 @@ class ChunkSource:
         """Seconds in which a scan waited for bytes; scans at the same time both count."""
         self._tally = metrics.current_tally()
 
-    def footer_of_object(self) -> tuple[bytes, pl.Schema]:
-        """Return the footer of a chunk's only object, and the types of its columns as read."""
-        copies = self._opened()
-        return copies[0].footer, copies[0].types
+    def footer_of_object(self) -> tuple[bytes, pl.Schema, frozenset[str]]:
+        """Return the footer of a chunk's only object, and the types of its columns as read.
+
+        Returns:
+            Also the columns whose types Polars would take for others.
+        """
+        [copy] = self._opened()
+        return copy.footer, copy.types, copy.odd_columns
 
     @property
     def bytes_read(self) -> int:

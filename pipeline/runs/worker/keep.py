@@ -18,6 +18,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from partitioning import Chunk, ObjectInfo
+from partitioning.footer_arrays import read_footer
 from partitioning.footer_columns import (
     FooterEdit,
     compose_footer,
@@ -25,7 +26,7 @@ from partitioning.footer_columns import (
     unreferenced_bytes,
     why_not_composed,
 )
-from partitioning.parquet_footer import END, MAGIC, BadFooter
+from partitioning.parquet_footer import END, MAGIC, BadFooter, FooterSelection
 from pipeline.config.job import Output
 from pipeline.config.job_checks import share_of
 from pipeline.errors import TransformError
@@ -235,26 +236,28 @@ def kept_file(
         max_garbage: Maximum share of the file that nothing may refer to, such as `20%`.
     """
     fragment = chunk.fragments[0]
-    footer, types = source.footer_of_object()
+    footer, types, odd = source.footer_of_object()
     for name in kept.names:
         if name not in types:
             return f"it has no column {name!r}, which other files have"
         if name not in new and types[name] != source.schema[name]:
             return f"its column {name!r} is {types[name]}, in other files {source.schema[name]}"
+        if name not in new and name in odd:
+            return f"its column {name!r} has a type that readers take for different ones"
     edit = FooterEdit(
         keep=tuple(name for name in kept.names if name not in new),
         rename=kept.rename,
     )
     try:
-        reason = why_not_composed(footer, fragment.size, edit, tuple(new))
-        garbage = 0 if reason else unreferenced_bytes(footer, fragment.size, edit)
-        rows = 0 if reason else sum(row_counts(footer, fragment.size))
+        parsed = read_footer(footer, fragment.size, FooterSelection())
+        reason = why_not_composed(footer, fragment.size, edit, tuple(new), parsed)
     except BadFooter as bad:
         return str(bad.args[1])
     if reason:
         return reason
-    if rows != chunk.rows:
-        return f"its footer has {rows:,} rows, and {chunk.rows:,} were planned"
+    if parsed.rows != chunk.rows:
+        return f"its footer has {parsed.rows:,} rows, and {chunk.rows:,} were planned"
+    garbage = unreferenced_bytes(parsed, edit)
     if garbage > share_of(max_garbage) * fragment.size:
         share = garbage / fragment.size
         return f"{share:.0%} of it would be dropped or replaced columns (output.max_garbage)"

@@ -192,6 +192,15 @@ def test_files_of_different_types(small: Small) -> None:
     assert "Int32" in reasons[FILES]
 
 
+def test_types_that_readers_take_for_different_ones(small: Small) -> None:
+    for path in (small.root / "in").iterdir():
+        path.unlink()
+    path = small.root / "in" / "0.parquet"
+    write(path, frame(0).to_arrow(), [ROWS], use_deprecated_int96_timestamps=True)
+    keep(small, "doubled")
+    assert "'when'" in completions(small)["rewritten"][0]
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
