@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.runs.driver.plan_changes import PlanChanges
     from pipeline.runs.worker.keep import Comparison
 
-_LAYOUT_KEYS = {"partition_by", "file_bytes", "max_partitions", "sort_by"}
+_LAYOUT_KEYS = {"partition_by", "file_bytes", "max_partitions", "sort_by", "keep", "rename"}
 """Keys of the output that say into which files rows go."""
 BAR_WIDTH = 40
 """Characters of the longest bar of the histogram."""
@@ -88,24 +88,24 @@ def _print_plan(
         },
         **({"layout": layout} if (layout := layout_text(job.output)) else {}),
         **({"then": then} if (then := then_text(job)) else {}),
-        **({"kept": kept} if (kept := _kept_text(planned, job)) else {}),
+        **({"kept": kept} if (kept := _kept_text(planned, job, expected)) else {}),
         "changes": changed.text if changed else "nothing is published yet",
         "planned in": f"{explain.seconds:.2f} s, {plural(explain.requests, 'request')}",
     }
     show_pairs(f"plan {planned.result.plan.id[:16]} (nothing was written)", rows)
 
 
-def _kept_text(planned: PlannedInput, job: Job) -> str:
+def _kept_text(planned: PlannedInput, job: Job, expected: Estimate) -> str:
     """Say what files keep of the input's; empty if they are written whole."""
     if job.output.keep is None:
         return ""
-    new, dtypes = planned.probe.new_columns, planned.result.plan.dtypes
-    names = [name for name in dtypes if job.output.keep == "all" or name in job.output.keep]
-    kept = [n for n in names if n not in new and n not in planned.result.plan.hive_columns]
-    size = byte_size(planned.result.plan.object_bytes)
+    plan, new = planned.result.plan, planned.probe.new_columns
+    names = plan.dtypes if job.output.keep == "all" else job.output.keep
+    kept = [name for name in names if name not in new and name not in plan.hive_columns]
+    size = byte_size(plan.object_bytes)
     return (
-        f"{plural(len(kept), 'column')} as they are: of {size}, what belongs to them is copied "
-        "where it is, not read"
+        f"{plural(len(kept), 'column')} as they are: {byte_size(expected.bytes_to_read)} are read "
+        f"and up to {size} copied where they are; written anew, {size} would be read and written"
     )
 
 
