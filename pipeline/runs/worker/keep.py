@@ -305,13 +305,13 @@ def make_tail(file: KeptFile, new: pl.DataFrame, how: FileFormat) -> Tail:
         BadFooter: the two footers do not fit.
     """
     rows = row_counts(file.footer, file.info.size)
-    chunks, footer = b"", None
+    chunks, footer = memoryview(b""), None
     encodings: dict[str, ColumnEncoding] = {}
     if new.width:
         encoded, encodings = _encode(new, rows, how)
         length = int.from_bytes(encoded[-END:-4], "little")
         footer = bytes(encoded[-END - length : -END])
-        chunks = bytes(encoded[len(MAGIC) : -END - length])
+        chunks = encoded[len(MAGIC) : -END - length]
     made = compose_footer(
         file.footer, footer, size=file.info.size, shift=file.end - len(MAGIC), edit=file.edit
     )
