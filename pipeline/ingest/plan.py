@@ -13,7 +13,7 @@ from partitioning.dtypes import parse_type
 from pipeline.config.ingest import Files, Ingest
 from pipeline.errors import SchemaChangedError
 from pipeline.ingest.errors import SourceError
-from pipeline.ingest.rows import Rows, Unit
+from pipeline.ingest.rows import PageRows, Rows, Unit
 from pipeline.ingest.schema import Types, decide
 from pipeline.ingest.store import (
     CUTS_VERSION,
@@ -164,6 +164,8 @@ def _of_files(files: Files) -> dict[str, Any]:
 
 def _ratio(ingest: Ingest, rows: Rows, types: Types) -> float:
     """Return the bytes of a file per byte that is read, as a sample shows."""
+    if isinstance(rows, PageRows) and sum(u.bytes for u in rows.units) <= ingest.output.file_bytes:
+        return 1.0  # One file, without encoding a sample: Parquet is smaller than JSON.
     frame, size = rows.sample(types, text_columns(ingest))
     if not frame.height or not size:
         return 1.0
