@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from pipeline.config.job import Job, parse_job
 from pipeline.config.masking import MASK, is_secret_name, mask, mask_text
 from pipeline.config.settings import explain, load_settings
 from pipeline.errors import JobError, SettingsError
+from tests.support import forks
 
 SECRET = "hunter2"
 
@@ -95,17 +93,9 @@ def write(folder: Path, text: str) -> None:
     (folder / "conf" / "base.yaml").write_text(text)
 
 
-def give(folder: Path, *arguments: str, **variables: str) -> str:
+def give(folder: Path, *arguments: str) -> str:
     """All that a command prints."""
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", "from pipeline.cli import main; main()", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **variables},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = forks.give(*arguments, cwd=folder)
     return done.stdout + done.stderr
 
 

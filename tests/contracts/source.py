@@ -2,7 +2,6 @@
 
 import ast
 import subprocess
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,15 @@ class Import(NamedTuple):
     module: str
     target: str
     line: int
+
+
+class Names(NamedTuple):
+    """What a file binds itself, in whatever block, and what it imports."""
+
+    imports: tuple[Import, ...]
+    taken: tuple[Import, ...]
+    """Names that it imports from a module: that module, the name, and the line."""
+    bound: frozenset[str]
 
 
 @cache
@@ -52,22 +60,39 @@ def modules() -> frozenset[str]:
     return frozenset(module_name(path) for path in python_files(*PACKAGES))
 
 
-def imports_of(path: Path) -> Iterator[Import]:
+def imports_of(path: Path) -> tuple[Import, ...]:
     """Every import in a file, wherever it stands (in functions and for type checking too).
 
     `from a import b` counts as `a.b` when that is a module of ours, else as `a`.
     """
+    return names_of(path).imports
+
+
+@cache
+def names_of(path: Path) -> Names:
+    """What a file binds and imports; it is parsed once for all tests."""
     module = module_name(path)
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    imports: list[Import] = []
+    taken: list[Import] = []
+    bound: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"), str(path))):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield Import(module, alias.name, node.lineno)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*above, base] if base else above)
-            for alias in node.names:
-                inner = f"{base}.{alias.name}"
-                yield Import(module, inner if inner in modules() else base, node.lineno)
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                bound.add(node.name)
+            case ast.Name(ctx=ast.Store()):
+                bound.add(node.id)
+            case ast.Import():
+                imports += [Import(module, alias.name, node.lineno) for alias in node.names]
+            case ast.ImportFrom():
+                base = node.module or ""
+                if node.level:
+                    above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                    base = ".".join([*above, base] if base else above)
+                for alias in node.names:
+                    inner = f"{base}.{alias.name}"
+                    is_module = inner in modules()
+                    imports.append(Import(module, inner if is_module else base, node.lineno))
+                    if not is_module:
+                        taken.append(Import(base, alias.name, node.lineno))
+    return Names(tuple(imports), tuple(taken), frozenset(bound))

@@ -1,6 +1,7 @@
 """Short files, and nothing in the repository that ties it to one machine or gives a secret away."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ FORBIDDEN = {
 }
 
 
+@cache
 def _texts() -> list[tuple[Path, str]]:
     found = []
     for path in repository_files():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import dask
@@ -11,6 +12,7 @@ from distributed import Client
 
 from pipeline.cluster import local_cluster
 from pipeline.cluster.dask_profiler import stop_profiler
+from pipeline.cluster.futures import memory_limit
 from pipeline.cluster.local_cluster import start_local_cluster
 from tests.support.plain_dask import plain_client
 
@@ -26,16 +28,6 @@ def test_our_workers_have_no_profiler() -> None:
     with start_local_cluster(1) as cluster, Client(cluster, set_as_default=False) as client:
         [found] = client.run(profilers).values()
     assert found == []
-
-
-def test_a_batch_stops_the_profiler_of_other_workers() -> None:
-    with (
-        dask.config.set({"distributed.worker.profile.enabled": True}),
-        plain_client() as client,
-    ):
-        assert set(*client.run(profilers).values()) == {"profile", "profile-cycle"}
-        client.submit(stop_profiler).result()
-        assert list(client.run(profilers).values()) == [[]]
 
 
 @pytest.mark.long
@@ -66,3 +58,26 @@ def test_each_cluster_of_a_process_has_its_own_variables(monkeypatch: pytest.Mon
 
 def variables() -> list[str | None]:
     return [os.environ.get(name) for name in ("CHUNKMAP_ONE", "CHUNKMAP_TWO")]
+
+
+LIMIT = 700_000_000
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[Client]:
+    """A client of a worker that somebody else has started, in their way."""
+    with (
+        dask.config.set({"distributed.worker.profile.enabled": True}),
+        plain_client(memory_limit=LIMIT) as client,
+    ):
+        yield client
+
+
+def test_a_batch_stops_the_profiler_of_other_workers(plain: Client) -> None:
+    assert set(*plain.run(profilers).values()) == {"profile", "profile-cycle"}
+    plain.submit(stop_profiler).result()
+    assert list(plain.run(profilers).values()) == [[]]
+
+
+def test_a_worker_knows_its_limit(plain: Client) -> None:
+    assert plain.submit(memory_limit).result(60) == LIMIT

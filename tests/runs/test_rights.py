@@ -21,8 +21,8 @@ from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import PARTIAL
 from pipeline.runs.worker import chunk
 from pipeline.storage import RetryPolicy, Storage
-from pipeline.storage.s3_backend import COPIED_BYTES, S3Backend
-from tests.servers.launching import Server
+from pipeline.storage.s3_backend import COPIED_BYTES
+from tests.servers.launching import Server, backend_of
 from tests.servers.roles import Roles, roles
 from tests.support.runs_by_hand import Run
 
@@ -47,7 +47,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roles]:
 
 
 def on(server: Server, copied: int = COPIED_BYTES) -> Storage:
-    return Storage({"s3": S3Backend(server.access, copied_bytes=copied)}, QUICK)
+    return Storage({"s3": backend_of(server.access, copied)}, QUICK)
 
 
 def job_of(function: str, **more: Any) -> Job:

@@ -24,11 +24,13 @@ PLACES: list[Any] = [
     "local",
     "moto",
     pytest.param("seaweedfs", marks=pytest.mark.integration),
-    pytest.param("ministack", marks=pytest.mark.integration),
+    pytest.param("ministack", marks=[pytest.mark.integration, pytest.mark.long]),
 ]
 if "CONTRACT_S3" in os.environ:
     # Also on a service that runs already: CONTRACT_S3=http://… AWS_ACCESS_KEY_ID=… pytest
     PLACES.append("external")
+FOR_MANY_REQUESTS = [pytest.param(p, marks=pytest.mark.long) if p == "moto" else p for p in PLACES]
+"""The same for tests of a thousand requests, of which moto takes a hundred per second."""
 UPLOADS = "-uploads"
 """After a server's name: all outputs are staged as multipart uploads, small ones too."""
 
@@ -57,6 +59,14 @@ def backends() -> dict[str, Backend]:
     return {}
 
 
+@pytest.fixture(scope="session")
+def moto_client(moto: Server) -> Iterator[Any]:  # noqa: F811
+    """A client that deletes many objects at once."""
+    client = moto.client()
+    yield client
+    client.close()
+
+
 @pytest.fixture(params=PLACES)
 def place(
     request: pytest.FixtureRequest, backends: dict[str, Backend], tmp_path: Path
@@ -74,10 +84,14 @@ def place(
     backend = backends.setdefault(param, S3Backend(server.access, copied_bytes=copied))
     prefix = f"s3://{server.bucket}/{uuid.uuid4().hex}/"
     place = Place(name, backend, Storage({"s3": backend}, QUICK), prefix, server)
+    client = request.getfixturevalue("moto_client") if name == "moto" else None
     yield place
-    if name == "moto":  # It keeps everything in memory.
-        for info in place.storage.objects(prefix):
-            place.storage.delete(info.uri)
+    if client is not None:  # Moto keeps everything in memory.
+        root = f"s3://{server.bucket}/"
+        keys = [info.uri.removeprefix(root) for info in place.storage.objects(prefix)]
+        for start in range(0, len(keys), 1000):
+            some = [{"Key": key} for key in keys[start : start + 1000]]
+            client.delete_objects(Bucket=server.bucket, Delete={"Objects": some, "Quiet": True})
 
 
 def skip_on(place: Place, name: str, reason: str) -> None:

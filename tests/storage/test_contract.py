@@ -16,7 +16,7 @@ from pipeline.errors import (
     ObjectMissingError,
     PreconditionFailedError,
 )
-from tests.storage.conftest import Place, names, skip_on
+from tests.storage.conftest import FOR_MANY_REQUESTS, Place, names, skip_on
 
 ODD_KEYS = [
     "a[1].parquet", "a1.parquet", "star*.parquet", "what?.parquet", "hash#.parquet",
@@ -108,6 +108,7 @@ def test_a_prefix_is_a_prefix_of_uris(place: Place) -> None:
     assert names(place, place.uri("none/")) == []
 
 
+@pytest.mark.parametrize("place", FOR_MANY_REQUESTS, indirect=True)
 def test_a_listing_pages(place: Place) -> None:
     keys = [f"n/{number:04d}" for number in range(1100 if place.name != "moto" else 1010)]
     with ThreadPoolExecutor(8) as pool:

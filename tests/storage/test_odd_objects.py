@@ -16,7 +16,7 @@ from tests.servers.launching import BUCKET, Server
 pytestmark = pytest.mark.integration
 
 
-@pytest.mark.parametrize("name", ["seaweedfs", "ministack"])
+@pytest.mark.parametrize("name", ["seaweedfs", pytest.param("ministack", marks=pytest.mark.long)])
 def test_a_key_with_a_control_character(name: str, request: pytest.FixtureRequest) -> None:
     server: Server = request.getfixturevalue(name)
     storage = Storage({"s3": S3Backend(server.access)})

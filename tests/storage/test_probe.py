@@ -157,7 +157,9 @@ def test_a_service_is_tried_once_per_bucket_and_output(prefix: str, seaweedfs: S
         assert requests(output, through) > 5
 
 
-@pytest.mark.parametrize("name", ["seaweedfs", "ministack", "moto"])
+@pytest.mark.parametrize(
+    "name", ["seaweedfs", pytest.param("ministack", marks=pytest.mark.long), "moto"]
+)
 def test_the_servers_of_our_tests_honour_conditions(
     name: str, prefix: str, request: pytest.FixtureRequest
 ) -> None:

@@ -82,7 +82,7 @@ ALL = READS | WRITES | UPLOADS
     [
         "moto",
         pytest.param("seaweedfs", marks=pytest.mark.integration),
-        pytest.param("ministack", marks=pytest.mark.integration),
+        pytest.param("ministack", marks=[pytest.mark.integration, pytest.mark.long]),
     ],
 )
 def test_a_missing_bucket(

@@ -23,7 +23,7 @@ BOTH_WAYS = [
     *["external" + UPLOADS for place in PLACES if place == "external"],
     "moto" + UPLOADS,
     pytest.param("seaweedfs" + UPLOADS, marks=pytest.mark.integration),
-    pytest.param("ministack" + UPLOADS, marks=pytest.mark.integration),
+    pytest.param("ministack" + UPLOADS, marks=[pytest.mark.integration, pytest.mark.long]),
 ]
 pytestmark = pytest.mark.parametrize("place", BOTH_WAYS, indirect=True)
 

@@ -17,13 +17,14 @@ from pipeline.storage.local_backend import LocalBackend
 from pipeline.storage.s3_backend import S3Backend
 from pipeline.storage.s3_connection import Access
 from pipeline.storage.tokens import TokenRule
+from tests.support.examples import fewer
 from tests.support.runs_by_hand import OUTPUT, plan_of
 from tests.support.stores import DictReader, parquet
 
 VALUES = st.sampled_from(["1", "02", "x", "a b", "ü", "2024-01-05", "..", "a%2Fb"])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=fewer(40), deadline=None)
 @given(
     folders=st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=8),
     crosses=st.booleans(),

@@ -17,7 +17,7 @@ from pipeline.storage.s3_backend import S3Backend
 from pipeline.storage.s3_connection import Access
 from pipeline.table.log import TableLog
 from tests.servers.http import Handler, serve
-from tests.storage.conftest import PLACES, Place
+from tests.storage.conftest import FOR_MANY_REQUESTS, PLACES, Place
 
 MANY = 1100
 """More than S3 lists at once."""
@@ -42,7 +42,7 @@ def begin(place: Place, names: list[str]) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    "place", [p for p in PLACES if p not in ("memory", "local")], indirect=True
+    "place", [p for p in FOR_MANY_REQUESTS if p not in ("memory", "local")], indirect=True
 )
 def test_all_of_many_uploads_are_found(place: Place) -> None:
     own = begin(place, [f"out/k={n % 7}/{n:04d}" for n in range(MANY - 20)] + ["out/same"] * 20)

@@ -11,10 +11,10 @@ from partitioning import Plan
 from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage
-from pipeline.storage.s3_backend import COPIED_BYTES, S3Backend
+from pipeline.storage.s3_backend import COPIED_BYTES
 from pipeline.table.log import TableLog
 from tests.servers.fixtures import moto, seaweedfs  # noqa: F401
-from tests.servers.launching import BUCKET, Server
+from tests.servers.launching import BUCKET, Server, backend_of
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.runs_by_hand import Run, job_of
 
@@ -68,5 +68,5 @@ def output(request: pytest.FixtureRequest) -> Output:
         return Output(Storage({"s3": MemoryBackend()}, AT_ONCE), f"s3://out/{name}/")
     server: Server = request.getfixturevalue("seaweedfs")
     copied = COPIED_BYTES if request.param == "copies" else 0
-    backend = S3Backend(server.access, copied_bytes=copied)
+    backend = backend_of(server.access, copied)
     return Output(Storage({"s3": backend}), f"s3://{BUCKET}/{name}/")

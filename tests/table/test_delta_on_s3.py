@@ -18,7 +18,6 @@ from pipeline.errors import AccessDeniedError, UsageError
 from pipeline.runs.driver.publish import publish_run
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage
-from pipeline.storage.s3_backend import S3Backend
 from pipeline.table.delta.log import DeltaLog
 from pipeline.table.log import TableLog
 from pipeline.table.publish import prepare_output
@@ -26,7 +25,7 @@ from tests.faults.conftest import mostly_long
 from tests.faults.proxy import Proxy, running_proxy
 from tests.faults.rules import Act, Rule
 from tests.servers.fixtures import moto, seaweedfs  # noqa: F401
-from tests.servers.launching import BUCKET, Server
+from tests.servers.launching import BUCKET, Server, backend_of
 from tests.support.runs_by_hand import Run, job_of, plan_of
 
 PLAN, OTHER = plan_of(3, folders=(0, 1)), plan_of(4, folders=(1, 2))
@@ -42,7 +41,7 @@ class S3Output:
 
     def storage(self, client: str = "driver") -> Storage:
         access = replace(self.server.access, endpoint=self.proxy.endpoint(client))
-        return Storage({"s3": S3Backend(access)})
+        return Storage({"s3": backend_of(access)})
 
     def run(self, plan: Plan, mode: str, code: str) -> Run:
         storage, job = self.storage(), job_of(mode, self.uri)
@@ -56,7 +55,7 @@ class S3Output:
 
     def check(self, manifest: int) -> None:
         """Each manifest was committed once, and the table has the files of the last."""
-        storage = Storage({"s3": S3Backend(self.server.access)})
+        storage = Storage({"s3": backend_of(self.server.access)})
         options = storage.client_options(self.uri)
         table = DeltaTable(self.uri, storage_options=options)
         numbers = [int(commit["chunkmap.manifest"]) for commit in table.history()]
@@ -110,7 +109,7 @@ def test_processes_that_race_commit_once(output: S3Output) -> None:
     with ThreadPoolExecutor(len(runs)) as pool:
         list(pool.map(publish, runs))
     prepare_output(TableLog(output.storage(), output.uri), "append", "0" * 16)
-    storage = Storage({"s3": S3Backend(output.server.access)})
+    storage = Storage({"s3": backend_of(output.server.access)})
     table = DeltaTable(output.uri, storage_options=storage.client_options(output.uri))
     numbers = [int(commit["chunkmap.manifest"]) for commit in table.history()]
     assert sorted(set(numbers)) == sorted(numbers)
@@ -124,7 +123,7 @@ def test_errors_name_the_log_and_no_secret(output: S3Output) -> None:
     secret = "not-the-secret-of-this-server"
     access = replace(output.server.access, secret=secret)
     with pytest.raises(AccessDeniedError, match="_delta_log/") as caught:
-        DeltaLog(Storage({"s3": S3Backend(access)}), output.uri).read()
+        DeltaLog(Storage({"s3": backend_of(access)}), output.uri).read()
     assert secret not in str(caught.value)
 
 

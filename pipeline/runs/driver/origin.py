@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -83,11 +84,19 @@ def commit_of(module: str) -> str:
     if spec is None or not spec.has_location or spec.origin is None:
         return ""
     folder = Path(spec.origin).parent
+    if not _may_be_tracked(folder):
+        return ""
     # Tracked files only: a package installed below a repository is not of its commit.
     tracked = _git(folder, "ls-files", "--error-unmatch", spec.origin)
     if not tracked:
         return ""
     return _git(folder, "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*")
+
+
+def _may_be_tracked(folder: Path) -> bool:
+    """Whether git could find a repository of a folder: it is not asked where there is none."""
+    folders = (folder, *folder.parents)
+    return "GIT_DIR" in os.environ or any((each / ".git").exists() for each in folders)
 
 
 def _git(folder: Path, *arguments: str) -> str:

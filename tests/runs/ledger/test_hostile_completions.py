@@ -25,11 +25,10 @@ from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Completion
 from pipeline.storage import RetryPolicy, StagedObject, Storage, StorageReader, staged_area
 from pipeline.storage.local_backend import LocalBackend
-from pipeline.storage.s3_backend import S3Backend
 from pipeline.table.errors import UploadsVanishedError
 from pipeline.table.log import TableLog
 from pipeline.table.publish import publish
-from tests.servers.launching import Server
+from tests.servers.launching import Server, backend_of
 from tests.servers.roles import Roles, roles
 from tests.support.runs_by_hand import Run, job_of, parquet
 
@@ -127,7 +126,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roles]:
 
 
 def on(server: Server) -> Storage:
-    return Storage({"s3": S3Backend(server.access)}, QUICK)
+    return Storage({"s3": backend_of(server.access)}, QUICK)
 
 
 @pytest.fixture(params=[pytest.param("s3", marks=pytest.mark.integration), "file"])
