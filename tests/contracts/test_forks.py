@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from tests.support.forks import give
+from tests.support.forks import forks, give
 
 LOOK = """
 import os, sys
@@ -35,3 +36,14 @@ def test_one_that_takes_too_long_is_killed_and_the_next_is_not_concerned() -> No
     with pytest.raises(TimeoutError):
         give(code="import time; time.sleep(600)", seconds=0.1)
     assert give(code="print('next')").stdout == "next\n"
+
+
+def test_several_run_at_once_and_can_be_killed() -> None:
+    with open(os.devnull, "r+b") as nothing:
+        streams = [nothing.fileno()] * 3
+        sleeper = forks().start("import time; time.sleep(600)", (), "/", {}, *streams)
+    assert give(code="print('meanwhile')").stdout == "meanwhile\n"
+    assert not sleeper.has_ended
+    sleeper.kill()
+    assert sleeper.wait(60) == -9
+    assert sleeper.has_ended

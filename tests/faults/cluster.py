@@ -20,6 +20,7 @@ from pipeline.cluster.local.processes import HOST, answers, free_ports
 from pipeline.cluster.resources import ALLOWED_FAILURES, PRELOAD
 from pipeline.config.sections import PrefectSettings
 from tests.faults.world import Command, Process, Scenario, World, await_that
+from tests.support import forks
 
 DASK = {
     "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(ALLOWED_FAILURES),
@@ -112,9 +113,9 @@ class Cluster:
 
     def give(self, *words: str, client: str = "driver") -> Command:
         """A command of `chunkmap`, with `--json`."""
-        code = "from pipeline.cli import main; main()"
         environment = {**self.environment(client), "CHUNKMAP_DASK__SCHEDULER": self.address}
-        return Command(("-c", code, *words, "--json"), environment, self.world.folder)
+        words = (*words, "--json")
+        return Command(forks.MAIN, words, environment, self.world.folder, flows=True)
 
 
 def worker_process(nanny: Process) -> psutil.Process:

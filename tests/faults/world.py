@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import subprocess
-import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -36,6 +36,7 @@ from pipeline.storage import Storage, open_storage
 from tests.contracts.source import ROOT
 from tests.faults.proxy import Proxy, running_proxy
 from tests.faults.rules import Rule
+from tests.support import forks
 
 FILES, GROUPS, ROWS = 12, 2, 500
 """Objects, row groups of an object, rows of a row group: a row group is a chunk."""
@@ -256,17 +257,22 @@ class Ended:
 class Command:
     """A driver as a process: the `chunkmap` command, or its serial twin."""
 
-    def __init__(self, arguments: tuple[str, ...], environment: Mapping[str, str], folder: Path):
+    def __init__(
+        self,
+        code: str,
+        words: tuple[str, ...],
+        environment: Mapping[str, str],
+        folder: Path,
+        *,
+        flows: bool = False,
+    ) -> None:
         self._since = time.monotonic()
-        self._process = subprocess.Popen(
-            (sys.executable, *arguments),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=folder,
-            env=dict(environment),
-            start_new_session=True,
-        )
+        self._streams = (tempfile.TemporaryFile(), tempfile.TemporaryFile())  # noqa: SIM115
+        numbers = [stream.fileno() for stream in self._streams]
+        with open(os.devnull) as nothing:
+            self._process = forks.forks(flows=flows).start(
+                _TRACED + code, words, str(folder), environment, nothing.fileno(), *numbers
+            )
 
     def kill(self, *_: object) -> None:
         """Kill -9, at once."""
@@ -274,20 +280,32 @@ class Command:
 
     @property
     def has_ended(self) -> bool:
-        return self._process.poll() is not None
+        return self._process.has_ended
 
     def wait(self, seconds: float = RUN_SECONDS) -> Ended:
         """Its end; when it does not come in time, the process is killed and the test fails."""
         try:
-            out, err = self._process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            self._process.send_signal(signal.SIGABRT)
-            out, err = self._process.communicate()
-            raise AssertionError(f"no end within {seconds:g} s: {err.decode()[-6000:]}") from None
-        text = out.decode()
+            code = self._process.wait(seconds)
+        except TimeoutError:
+            self._process.kill(signal.SIGABRT)
+            self._process.wait(RUN_SECONDS)
+            error = self._printed()[1][-6000:]
+            raise AssertionError(f"no end within {seconds:g} s: {error}") from None
+        text, error = self._printed()
         summary = json.loads(text) if text.startswith("{") else {}
-        taken = time.monotonic() - self._since
-        return Ended(self._process.returncode, summary, err.decode()[-4000:], taken)
+        return Ended(code, summary, error[-4000:], time.monotonic() - self._since)
+
+    def _printed(self) -> list[str]:
+        printed = []
+        for stream in self._streams:
+            stream.seek(0)
+            printed.append(stream.read().decode())
+            stream.close()
+        return printed
+
+
+_TRACED = "import faulthandler; faulthandler.enable()\n"
+"""One that is ended with SIGABRT says where it was."""
 
 
 @dataclass
@@ -341,10 +359,11 @@ class Scenario:
 
     def start_serially(self, client: str = "driver", **environment: str) -> Command:
         """A process that runs the job without Prefect and Dask."""
-        arguments = ("-m", "tests.faults.serial_driver", str(self.file))
-        return Command(
-            arguments, {**self.world.environment(client), **environment}, self.world.folder
+        code = (
+            "import sys; from tests.faults.serial_driver import main; sys.exit(main(sys.argv[1]))"
         )
+        variables = {**self.world.environment(client), **environment}
+        return Command(code, (str(self.file),), variables, self.world.folder)
 
     def run_here(self, resume: ResumeOptions | None = None) -> RunSummary:
         """Run the job serially in this process, which is the proxy's client `driver`."""

@@ -2,7 +2,7 @@
 
 `chunkmap` alone takes a second to import it. A forked process has, as one that is started, memory,
 a working directory, variables, streams and an exit code of its own. It cannot be used to test
-what an import does, nor for processes that something is done to while they run.
+what an import does.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -30,15 +34,69 @@ IMPORTED = (
 """Not the command line, whose consoles read their variables when it is imported."""
 NOT_IMPORTED = {"dask", "distributed", "pipeline.cli", "prefect"}
 """They read their variables when they are imported, too."""
+FLOWS = (
+    *IMPORTED,
+    *("pipeline.cluster.task_runner", "pipeline.flows.backfill", "pipeline.flows.ingest"),
+    "pipeline.flows.map_dataset",
+)
+"""For commands that are flows: they tell Prefect its server also if it was imported before."""
+START_SECONDS = 120.0
+"""Seconds that the first one may take, whose imports come before."""
+_SIZE = "!I"
+
+
+class Forked:
+    """A process that was forked; it can be waited for, looked at and killed."""
+
+    def __init__(self, status: int) -> None:
+        self._status = status
+        self._text = b""
+        self._code: int | None = None
+        self.pid = int(self._line(START_SECONDS))
+
+    @property
+    def has_ended(self) -> bool:
+        with suppress(TimeoutError):
+            self.wait(0)
+        return self._code is not None
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal, by default -9, unless it has ended."""
+        if self._code is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def wait(self, seconds: float) -> int:
+        """Return its exit code.
+
+        Raises:
+            TimeoutError: it takes longer than this.
+        """
+        if self._code is None:
+            self._code = int(self._line(seconds))
+            os.close(self._status)
+        return self._code
+
+    def _line(self, seconds: float) -> bytes:
+        end = time.monotonic() + seconds
+        while b"\n" not in self._text:
+            left = max(0.0, end - time.monotonic())
+            if not select.select([self._status], [], [], left)[0]:
+                raise TimeoutError
+            data = os.read(self._status, 100)
+            assert data, "the process that forks others has ended"
+            self._text += data
+        line, _, self._text = self._text.partition(b"\n")
+        return line
 
 
 class Forks:
-    """A process of this one that forks others, one at a time."""
+    """A process of this one that forks others."""
 
-    def __init__(self) -> None:
-        self._busy = Lock()
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._sending = Lock()
         self._ours, theirs = socket.socketpair()
-        code = f"from tests.support.forks import _serve; exec(_serve({theirs.fileno()}))"
+        code = f"from tests.support.forks import _serve; exec(_serve({theirs.fileno()}, {names}))"
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", code],
             env={**os.environ, "PYTHONPATH": REPOSITORY},
@@ -57,40 +115,23 @@ class Forks:
     def start(
         self, code: str, arguments: tuple[str, ...], folder: str, variables: Mapping[str, str],
         *streams: int,
-    ) -> None:  # fmt: skip
-        """Run code in a new process with these streams, as `python -c` would; then `wait`."""
-        self._busy.acquire()
+    ) -> Forked:  # fmt: skip
+        """Run code in a new process with these streams, as `python -c` would."""
+        job = json.dumps([code, arguments, folder, dict(variables)]).encode()
+        ours, theirs = os.pipe()
         try:
-            job = json.dumps([code, arguments, folder, dict(variables)])
-            socket.send_fds(self._ours, [b"\n"], streams)
-            self._ours.sendall(job.encode() + b"\n")
-        except BaseException:
-            self._busy.release()
-            raise
-
-    def wait(self, seconds: float) -> int:
-        """Return the exit code of the process that was started last.
-
-        Raises:
-            TimeoutError: it takes longer than this; it is killed.
-        """
-        self._ours.settimeout(seconds)
-        try:
-            said = self._ours.recv(20)
-        except TimeoutError:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            forks.cache_clear()
-            raise
+            with self._sending:
+                socket.send_fds(self._ours, [struct.pack(_SIZE, len(job))], (*streams, theirs))
+                self._ours.sendall(job)
         finally:
-            self._busy.release()
-        assert said, "the process that forks others has ended"
-        return int(said)
+            os.close(theirs)
+        return Forked(ours)
 
 
 @cache
-def forks() -> Forks:
-    """Return the process that forks others for this one."""
-    return Forks()
+def forks(*, flows: bool = False) -> Forks:
+    """Return the process that forks others for this one; it may have imported Prefect and Dask."""
+    return Forks(FLOWS if flows else IMPORTED)
 
 
 def give(
@@ -99,6 +140,7 @@ def give(
     cwd: Path | None = None,
     variables: Mapping[str, str] | None = None,
     seconds: float = 60.0,
+    flows: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run `chunkmap` with these arguments, or other code, and return what it has printed.
 
@@ -108,15 +150,24 @@ def give(
         cwd: Its folder, default this process's.
         variables: Its environment, default this process's and a terminal of 80 columns.
         seconds: How long it may take.
+        flows: Whether Prefect and Dask are imported already, which takes seconds.
+
+    Raises:
+        TimeoutError: it takes longer; it is killed.
     """
     if variables is None:
         variables = {**os.environ, "PYTHONPATH": REPOSITORY, "COLUMNS": "80"}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         with open(os.devnull) as nothing:
             streams = (nothing.fileno(), out.fileno(), err.fileno())
-            process = forks()
-            process.start(code, arguments, str(cwd or Path.cwd()), variables, *streams)
+            folder = str(cwd or Path.cwd())
+            process = forks(flows=flows).start(code, arguments, folder, variables, *streams)
+        try:
             ended = process.wait(seconds)
+        except TimeoutError:
+            process.kill()
+            process.wait(seconds)
+            raise
         for file in (out, err):
             file.seek(0)
         return subprocess.CompletedProcess(
@@ -124,28 +175,48 @@ def give(
         )
 
 
-def _serve(descriptor: int) -> str:
+def _serve(descriptor: int, names: tuple[str, ...]) -> str:
     """Fork a process per request; return, in each of them, the code that it is to run."""
-    for name in IMPORTED:
+    for name in names:
         import_module(name)
-    assert not NOT_IMPORTED & sys.modules.keys()
+    unwanted = {"pipeline.cli"} if names == FLOWS else NOT_IMPORTED
+    assert not unwanted & sys.modules.keys()
     theirs = socket.socket(fileno=descriptor)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Nobody here waits for who waits below.
     while True:
-        mark, streams, _, _ = socket.recv_fds(theirs, 1, 3)
+        mark, descriptors, _, _ = socket.recv_fds(theirs, struct.calcsize(_SIZE), 4)
         if not mark:
             os._exit(0)
-        with theirs.makefile("rb") as reader:
-            job = reader.readline()
-        child = os.fork()
-        if child == 0:
+        job = _received(theirs, struct.unpack(_SIZE, mark)[0])
+        if os.fork() == 0:
             theirs.close()
-            code, arguments, folder, variables = json.loads(job)
-            _become(arguments, folder, variables, streams)
-            return str(code)
-        for stream in streams:
-            os.close(stream)
-        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        theirs.sendall(str(ended).encode())
+            return _child(job, *descriptors)
+        for each in descriptors:
+            os.close(each)
+
+
+def _received(theirs: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        data += theirs.recv(size - len(data))
+    return data
+
+
+def _child(job: bytes, *descriptors: int) -> str:
+    """Fork once more: one process runs the code that this returns, and the other waits for it."""
+    *streams, status = descriptors
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    child = os.fork()
+    if child == 0:
+        os.close(status)
+        code, arguments, folder, variables = json.loads(job)
+        _become(arguments, folder, variables, streams)
+        return str(code)
+    for stream in streams:
+        os.close(stream)
+    os.write(status, b"%d\n" % child)
+    os.write(status, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    os._exit(0)
 
 
 def _become(
@@ -158,3 +229,5 @@ def _become(
     os.environ.clear()
     os.environ.update(variables)
     sys.argv = ["-c", *arguments]
+    if "dask" in sys.modules:
+        sys.modules["dask"].config.refresh()  # It has read other variables.
