@@ -100,7 +100,7 @@ bench-gate: $(STAMP) ## compare a few ratios with benchmarks/baseline.json (4 mi
 	@$(BIN)/chunkmap bench gate --baseline benchmarks/baseline.json --least 0.3
 
 chaos: $(STAMP) ## run fault tests with N=20 random schedules (SEED=n repeats one)
-	@CHAOS=$(or $(N),20) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -m faults --timeout 600 \
+	@LONG=1 CHAOS=$(or $(N),20) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -m faults --timeout 600 \
 	  $(if $(SEED),tests/faults/test_schedules.py -s,tests/faults) $(ARGS)
 	@$(if $(SEED),,CHAOS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope tests/table tests/runs/driver -k "publish or release or rollback")
 

@@ -119,6 +119,7 @@ def test_a_file_of_tpch_holds_plain_types_in_row_groups() -> None:
     assert kinds <= {"int32", "int64", "double", "string", "date32[day]"}
 
 
+@pytest.mark.long
 @pytest.mark.integration
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_answers(lineitem: list[pl.DataFrame], name: str) -> None:

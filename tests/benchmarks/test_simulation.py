@@ -26,6 +26,7 @@ from benchmarks.simulation.parameters import (
 )
 from pipeline.config.sections import BatchSettings
 from pipeline.runs.worker.batch import Batch
+from tests.support.examples import fewer
 
 PLENTY = 1e18
 
@@ -223,7 +224,7 @@ def test_a_queue_serves_in_the_order_of_arrival() -> None:
 amounts = st.floats(0, 0.2)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=fewer(40), deadline=None)
 @given(
     workers=st.integers(1, 40),
     chunks=st.integers(1, 3000),
@@ -255,7 +256,7 @@ def _obeys_bounds(answer: Answer) -> None:
     assert in_all == pytest.approx(mapping * answer.case.workers, rel=0.02, abs=3.0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=fewer(25), deadline=None)
 @given(chunks=st.integers(200, 3000), wait=st.floats(0.05, 1.0), more=st.integers(2, 6))
 def test_more_workers_are_never_much_slower(chunks: int, wait: float, more: int) -> None:
     """But for the tail: one batch of at most 5 s may be in other hands."""

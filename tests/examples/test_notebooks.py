@@ -11,6 +11,7 @@ from tests.contracts.source import ROOT
 NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.py"))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_notebook_runs_without_services(notebook: Path, tmp_path: Path) -> None:
     done = subprocess.run(

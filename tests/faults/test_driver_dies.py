@@ -17,13 +17,7 @@ pytestmark = pytest.mark.faults
 
 BEFORE: Act = "refuse"
 AFTER: Act = "lose"
-SHORT = {
-    "lose store the run",
-    "lose claim the output",
-    "refuse complete an upload",
-    "lose copy an object",
-    "lose move the pointer",
-}
+SHORT = {"lose store the run", "refuse complete an upload", "lose move the pointer"}
 
 
 def deaths(points: Iterable[Point]) -> list[tuple[Point, Act]]:

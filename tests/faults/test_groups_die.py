@@ -35,7 +35,7 @@ POINTS = (
     Point("store completions of pieces", "PutObject", "then/0001/completions/"),
     Point("drop a piece", "DeleteObject", "reduced/", 2),
 )
-SHORT = {"lose store the plan of pieces", "refuse stage an object"}
+SHORT = {"lose store the plan of pieces"}
 DEATHS: list[tuple[Point, Act]] = [
     (point, act)
     for point in POINTS
@@ -82,6 +82,7 @@ STEPS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", mostly_long(STEPS, {"mapping groups"}))
 def test_a_worker_dies(new: NewScenario, cluster: Cluster, step: str) -> None:
     scenario, rule = new(**GROUPED), STEPS[step]

@@ -30,6 +30,7 @@ def _cut(scenario: Scenario) -> None:
     scenario.storage.put(scenario.input + LAST, data[: len(data) // 2])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("change", [_replace, _delete, _cut])
 def test_the_input_changes_during_the_run(new: NewScenario, change: object) -> None:
     scenario = new(own_input=True)
@@ -52,6 +53,7 @@ def test_the_input_changes_during_the_run(new: NewScenario, change: object) -> N
     check_everything(scenario)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("sizes", "group"),
     [([1], ROWS), ([0], ROWS), ([0, 1, 0], ROWS), ([200_000], 200_000)],

@@ -29,7 +29,7 @@ POINTS = (
     Point("store completions of files", "PutObject", "completions/merge-"),
     Point("drop a partial result", "DeleteObject", "partials/", 2),
 )
-SHORT = {"lose store the merge plan", "refuse stage an object"}
+SHORT = {"refuse stage an object"}
 DEATHS: list[tuple[Point, Act]] = [
     (point, act)
     for point in POINTS
@@ -74,6 +74,7 @@ STEPS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", mostly_long(STEPS, {"merging"}))
 def test_a_worker_dies(new: NewScenario, cluster: Cluster, step: str) -> None:
     scenario, rule = new(**MERGED), STEPS[step]
@@ -85,6 +86,7 @@ def test_a_worker_dies(new: NewScenario, cluster: Cluster, step: str) -> None:
     check_everything(scenario)
 
 
+@pytest.mark.long
 def test_a_flow_dies_while_its_workers_merge(new: NewScenario, cluster: Cluster) -> None:
     scenario = new(**MERGED)
     rule = Rule("pass", "PutObject", "/staged/", nth=2)

@@ -40,6 +40,7 @@ def test_one_chunk_raises(new: NewScenario) -> None:
     assert not read_all(scenario, scenario.output).keys
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", mostly_long(["panic", "exit", "interrupt"], {"exit"}))
 def test_one_chunk_raises_what_is_no_exception(
     new: NewScenario, cluster: Cluster, kind: str

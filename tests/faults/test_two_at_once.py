@@ -67,6 +67,7 @@ def test_the_second_driver_watches_the_first(new: NewScenario) -> None:
     check_everything(scenario)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("point", mostly_long(PUBLISHING, {"complete an upload"}, _named))
 def test_two_drivers_publish_one_run(new: NewScenario, point: Point) -> None:
     scenario = new()
@@ -99,6 +100,7 @@ def _two_jobs(new: NewScenario, mode: str) -> tuple[Scenario, Scenario]:
 RACES = [point for point in PUBLISHING if point.name in ("freeze the commit", "claim the output")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("point", mostly_long(RACES, {"claim the output"}, _named))
 def test_two_appends_at_once(new: NewScenario, point: Point) -> None:
     one, other = _two_jobs(new, "append")

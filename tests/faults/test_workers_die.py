@@ -57,6 +57,7 @@ CHECKS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", mostly_long(CHECKS, {"having stored rows in quarantine"}))
 def test_a_worker_dies_while_it_checks(new: NewScenario, cluster: Cluster, step: str) -> None:
     scenario, rule = new(changes=CHECKED), CHECKS[step]
@@ -75,6 +76,7 @@ PARTS = {
 """Steps of an ingest of a large file, whose pieces and files are task runs on the cluster."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", mostly_long(PARTS, {"having staged a file"}))
 def test_a_worker_dies_while_it_ingests(world: World, cluster: Cluster, step: str) -> None:
     """Another worker does its part, in the same command; docs/guides/ingest.md has a row."""

@@ -184,6 +184,7 @@ def access(world: World, who: tuple[str, str]) -> dict[str, str]:
     }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("who", "right", "thing"),
     [

@@ -12,18 +12,35 @@ import polars as pl
 import pytest
 
 from tests.ingest.conftest import orders
-from tests.integration.world import COMMAND, ROWS, World, parquet, sales
+from tests.integration.world import COMMAND, ROWS, Answer, World, parquet, sales
 from tests.servers.api import Api, serving
 
 pytestmark = pytest.mark.integration
 
 
+FOREIGN = {
+    "AWS_PROFILE": "not-on-this-machine",
+    "AWS_ACCESS_KEY_ID": "AKIAFOREIGN",
+    "AWS_SECRET_ACCESS_KEY": "foreign",
+    "AWS_SESSION_TOKEN": "foreign",
+    "AWS_REGION": "eu-west-1",
+}
+"""What the shell of a data engineer holds."""
+
+
 @pytest.fixture(scope="module")
-def done(world: World) -> str:
-    """A run that is done; its id."""
-    answer = world.chunkmap("run", world.job("looked-at"), "--json")
+def ran(world: World) -> Answer:
+    """A run from the shell of a data engineer, whose transform prints."""
+    job = world.job("looked-at", "shop.transforms:talks")
+    answer = world.chunkmap("run", job, "--json", **FOREIGN)
     assert answer.code == 0, answer.err
-    return str(answer.data["run"])
+    return answer
+
+
+@pytest.fixture(scope="module")
+def done(ran: Answer) -> str:
+    """A run that is done; its id."""
+    return str(ran.data["run"])
 
 
 def test_plan_says_what_would_run_and_writes_nothing(world: World) -> None:
@@ -72,13 +89,12 @@ def test_status_of_one_run(world: World, done: str) -> None:
     assert wrong.data["hint"] == f"did you mean {done}?"
 
 
-def test_what_a_transform_prints_leaves_the_result_alone(world: World) -> None:
-    answer = world.chunkmap("run", world.job("talks", "shop.transforms:talks"), "--json")
-    assert answer.data["state"] == "done"
-    assert "a transform is called" in answer.err
+def test_what_a_transform_prints_leaves_the_result_alone(world: World, ran: Answer) -> None:
+    assert ran.data["state"] == "done"
+    assert "a transform is called" in ran.err
     log = (world.root / ".chunkmap" / "logs" / "dask.log").read_text()
     assert "PRINTED pipeline.printed: a transform has" in log
-    assert f"[run={answer.data['run']} batch=" in log
+    assert f"[run={ran.data['run']} batch=" in log
 
 
 @pytest.mark.long
@@ -111,6 +127,7 @@ Secret(value="s3cr3t-of-the-shop").save("shop-token", overwrite=True)
 """
 
 
+@pytest.mark.long
 def test_an_ingest_is_a_flow_and_one_that_was_killed_goes_on(world: World) -> None:
     """With its secret in a Secret block; no page that was stored is asked for again."""
     asked, released = threading.Event(), threading.Event()
@@ -220,16 +237,6 @@ def test_up_is_one_object_too(world: World) -> None:
     assert [service["state"] for service in said["services"]] == ["running"] * 3
 
 
-FOREIGN = {
-    "AWS_PROFILE": "not-on-this-machine",
-    "AWS_ACCESS_KEY_ID": "AKIAFOREIGN",
-    "AWS_SECRET_ACCESS_KEY": "foreign",
-    "AWS_SESSION_TOKEN": "foreign",
-    "AWS_REGION": "eu-west-1",
-}
-"""What the shell of a data engineer holds."""
-
-
 def test_head_shows_the_first_rows(world: World, done: str) -> None:
     output = "s3://demo/out/looked-at/"
     shown = world.chunkmap("head", output, "--rows", "3")
@@ -244,10 +251,9 @@ def test_head_shows_the_first_rows(world: World, done: str) -> None:
     assert world.chunkmap("head", "s3://demo/sales/").code == 2
 
 
-def test_credentials_of_another_s3_change_nothing_and_up_says_so(world: World) -> None:
-    answer = world.chunkmap("run", world.job("foreign"), "--json", **FOREIGN)
-    assert answer.code == 0, answer.err
-    assert world.objects("s3://demo/out/foreign/")
+def test_credentials_of_another_s3_change_nothing_and_up_says_so(world: World, ran: Answer) -> None:
+    assert ran.data["state"] == "done"
+    assert world.objects("s3://demo/out/looked-at/")
     lost = world.chunkmap("plan", world.job("foreign", source="s3://mine/x/"), "--json", **FOREIGN)
     assert (lost.code, lost.data["error"]) == (2, "BucketMissingError")
     assert "AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_SESSION_TOKEN: not used" in lost.data["hint"]

@@ -32,6 +32,7 @@ from pipeline.storage.documents import seal_json
 from tests.contracts.source import ROOT
 from tests.integration.test_backfill import awaited, published
 from tests.integration.world import COMMAND, Answer, World, parquet, sales
+from tests.support import forks
 
 pytestmark = pytest.mark.integration
 
@@ -71,14 +72,13 @@ class Project:
     def deploy(self, *arguments: str, **variables: str) -> Answer:
         clock = time.perf_counter()
         access = self.world.settings.prefect.environment()
-        done = subprocess.run(
-            [*COMMAND, "deploy", *arguments],
+        done = forks.give(
+            "deploy",
+            *arguments,
             cwd=self.root,
-            env=self.world.variables(**access, **variables),
-            capture_output=True,
-            text=True,
-            timeout=250,
-            check=False,
+            variables=self.world.variables(**access, **variables),
+            seconds=250,
+            flows=True,
         )
         return Answer(done.returncode, done.stdout, done.stderr, time.perf_counter() - clock)
 
@@ -126,7 +126,7 @@ def project(world: World, tmp_path: Path) -> Project:
 
 
 def test_deployment_creation(project: Project) -> None:
-    for name in ("one", "two", "three"):
+    for name in ("one", "two"):
         project.write(
             name,
             tags=[name],

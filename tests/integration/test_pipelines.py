@@ -12,7 +12,7 @@ from tests.ingest.conftest import orders
 from tests.integration.world import World
 from tests.servers.api import Api, serving
 
-pytestmark = [pytest.mark.integration, pytest.mark.long]
+pytestmark = pytest.mark.integration
 
 CALLS = """
 def tell(facts, path):

@@ -61,6 +61,7 @@ def test_the_report_is_in_s3_and_here(world: World, first: Answer) -> None:
     assert report["run"]["id"] == first.data["run"]
 
 
+@pytest.mark.long
 def test_nulls_take_the_type_of_other_chunks(world: World) -> None:
     said = world.chunkmap("run", world.job("remarks", "shop.transforms:remarks"), "--json").data
     assert said["chunks"] == said["mapped"] > 4
@@ -75,6 +76,7 @@ def test_nulls_take_the_type_of_other_chunks(world: World) -> None:
     assert world.storage.objects("s3://demo/out/remarks.chunkmap/staged/") == []
 
 
+@pytest.mark.long
 def test_several_outputs_survive_a_driver_that_is_killed(world: World) -> None:
     """Killed while it maps, then run again: the rows of each output, once, and nothing else."""
     job = world.job("several", "shop.transforms:split", params={"seconds": 0.2})
@@ -221,6 +223,7 @@ def picky(frame: pl.LazyFrame) -> pl.LazyFrame:
 """
 
 
+@pytest.mark.long
 def test_a_failed_chunk_is_fixed_alone(world: World) -> None:
     module = world.root / "shop" / "picky.py"
     module.write_text(BROKEN)
@@ -281,6 +284,7 @@ module.main()
 """
 
 
+@pytest.mark.long
 def test_a_driver_parses_its_job_once_and_has_one_client(world: World) -> None:
     job = world.job("parsed-once")
     done = subprocess.run(

@@ -16,7 +16,8 @@ from pipeline.cluster.local import processes
 from pipeline.cluster.local.state import StateFolder
 from tests.integration.world import REPOSITORY
 
-pytestmark = pytest.mark.integration
+# tests/contracts/test_wheel.py looks into the wheel, and runs a command from it.
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 JOB = """\
 name: mine
@@ -115,7 +116,6 @@ def test_it_is_the_wheel_that_runs(installed: Installed) -> None:
     assert installed.give("--version").startswith("chunkmap ")
 
 
-@pytest.mark.long
 def test_a_users_own_packages_of_these_names_do_not_matter(installed: Installed) -> None:
     (installed.folder / "data").mkdir()
     pl.DataFrame({"price": [1, 2, 3]}).write_parquet(installed.folder / "data" / "a.parquet")
@@ -153,7 +153,6 @@ def test_python_needs_no_services_and_loads_none(program: Path, tmp_path: Path) 
     assert modules == "[]"
 
 
-@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_first_hour(installed: Installed) -> None:
     """What the README does in a checkout, from the wheel alone."""

@@ -25,29 +25,29 @@ ON_STACKS = (
     f"{_PAGE}[README.md]",
     f"{_PAGE}[tutorial.md]",
     f"{_PAGE}[runs.md]",
-    "tests/examples/test_reductions.py",
-    "tests/benchmarks/test_expected.py",
     "tests/integration/test_run.py",
+    "tests/integration/test_cluster.py",
+    "tests/faults/test_two_at_once.py",
+    "tests/integration/test_pipelines.py",
     "tests/integration/test_deploy.py",
+    "tests/integration/test_api.py",
     "tests/integration/test_backfill.py",
-    "tests/integration/test_bad_input.py",
     "tests/integration/test_cli.py",
     "tests/integration/test_prefect.py",
-    "tests/integration/test_pipelines.py",
-    "tests/integration/test_cluster.py",
     "tests/integration/test_strangers.py",
+    "tests/integration/test_bad_input.py",
+    "tests/faults/test_replies.py",
+    "tests/faults/test_inputs_change.py",
+    "tests/examples/test_reductions.py",
     "tests/integration/test_stack.py",
     "tests/integration/test_task_runs.py",
-    "tests/faults/test_two_at_once.py",
-    "tests/faults/test_replies.py",
+    "tests/integration/test_worker_memory.py",
     "tests/integration/test_limits.py",
     "tests/integration/test_hostile_text.py",
-    "tests/integration/test_api.py",
-    "tests/integration/test_worker_memory.py",
-    "tests/faults/test_inputs_change.py",
+    "tests/benchmarks/test_expected.py",
 )
 """The longest first, so that the processes end at about the same time."""
-_SHORT = ("tests/contracts/", "tests/partitioning/", "tests/examples/")
+_SHORT = ("tests/contracts/", "tests/examples/")
 
 
 def scope_of(nodeid: str) -> str:
