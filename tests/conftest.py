@@ -11,16 +11,18 @@ from zlib import crc32
 
 import pytest
 
-from tests.support import scheduling
+from tests.support import examples, scheduling
 
 _FOREIGN = ("AWS_", "CHUNKMAP_", "PREFECT_", "DASK_")
 CONTRACT_KEYS = pytest.StashKey[dict[str, str]]()
 _PREFECT_HOME = tempfile.mkdtemp(prefix="chunkmap-tests-prefect-")
-_PAGES = (
+_RENDERERS = (
     ("pipeline.runs.driver.report", "render_html"),
+    ("pipeline.runs.driver.report", "render_json"),
+    ("pipeline.runs.driver.report", "render_markdown"),
     ("pipeline.runs.backfill.report", "render"),
 )
-"""Which functions draw the page of a run, and that of a backfill."""
+"""Which functions render the report of a run, and the page of a backfill."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[CONTRACT_KEYS] = {n: v for n, v in foreign.items() if n.startswith("AWS_")}
     for name in foreign:
         del os.environ[name]
+    examples.load_profile()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # As in the background of a shell: Ctrl-C would do nothing to us, and to what we start.
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -80,22 +83,22 @@ def _not_sampled(items: list[pytest.Item]) -> list[pytest.Item]:
 
 @pytest.fixture(autouse=True)
 def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the pages of runs and backfills empty: drawing one takes as long as a small run.
+    """Leaves the reports of runs and backfills empty: to render one takes as long as a small run.
 
-    They are drawn where a test asks for `drawn`, and in every tenth test, so that runs of all
-    kinds have a page somewhere; in all tests with LONG set.
+    They are drawn where a test asks for `drawn`, and in every 40th test; in all tests with LONG
+    set.
     """
     asks = "drawn" in request.fixturenames or "LONG" in os.environ
-    if asks or crc32(request.node.nodeid.encode()) % 10 == 0:
+    if asks or crc32(request.node.nodeid.encode()) % 40 == 0:
         return
-    for module, function in _PAGES:
+    for module, function in _RENDERERS:
         if module in sys.modules:
-            monkeypatch.setattr(f"{module}.{function}", lambda report: "")
+            monkeypatch.setattr(f"{module}.{function}", lambda *_: "{}")
 
 
 @pytest.fixture
 def drawn() -> None:
-    """A test that asks for it has the pages of its runs drawn."""
+    """A test that asks for it has the reports of its runs rendered."""
 
 
 def pytest_collection_finish() -> None:

@@ -72,7 +72,7 @@ def test_a_folder_that_cannot_be_written(shop: Path, command: str) -> None:
         assert "next:" in said.stderr
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("command", ["status", "logs", "report", "up", "backfill list"])
 def test_a_state_folder_that_cannot_be_read(shop: Path, command: str) -> None:
     remember_output(shop / ".chunkmap", str(shop / "out"))

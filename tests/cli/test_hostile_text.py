@@ -72,6 +72,7 @@ def job(folder: Path, transform: str, **more: Any) -> str:
     return "job.yaml"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("command", "transform"),
     [("check", "renamed"), ("check", "fails"), ("check", "breaks"), ("plan", "same")],

@@ -86,7 +86,7 @@ def test_a_job_comes_from_a_pipe_with_values_set(shop: Path) -> None:
     assert "mode append" in said.stdout
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("command", ["config", "config --json", "--help", "plan job.yaml"])
 def test_a_reader_that_leaves_is_no_failure(shop: Path, command: str) -> None:
     said = shell(shop, f"chunkmap {command} 2>errors | true; echo ${{PIPESTATUS[0]}}")
@@ -95,7 +95,7 @@ def test_a_reader_that_leaves_is_no_failure(shop: Path, command: str) -> None:
     assert "BrokenPipe" not in (shop / "errors").read_text()
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("command", ["config", "config --json", "--help", "plan job.yaml"])
 def test_a_full_disk_is_named(shop: Path, command: str) -> None:
     said = shell(shop, f"chunkmap {command} > /dev/full")

@@ -28,6 +28,7 @@ def mapped(case: Case, after: int, batch: Batch = ALL) -> BatchResult:
     return BatchAttempt(case.context, batch, "worker", is_leaving=leaving_after(after)).run()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("prefetch", [True, False])
 @pytest.mark.parametrize("after", range(6))
 def test_the_chunk_at_hand_is_the_last(after: int, prefetch: bool) -> None:

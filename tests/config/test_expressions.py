@@ -18,6 +18,7 @@ from pipeline.config.expressions import (
     kind_of,
     parse,
 )
+from tests.support.examples import fewer
 
 FACTS: Facts = {
     "rows": 12,
@@ -149,7 +150,7 @@ CONDITIONS = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=fewer(200), deadline=None)
 @given(CONDITIONS)
 def test_conditions_have_the_values_that_python_gives(condition: tuple[str, bool]) -> None:
     text, value = condition
@@ -157,7 +158,7 @@ def test_conditions_have_the_values_that_python_gives(condition: tuple[str, bool
         assert value_of(text) is value
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=fewer(200), deadline=None)
 @given(st.text(alphabet="rows date()[]<>=!,.+-'\"01dw_andornt ", max_size=60))
 def test_any_text_has_a_value_or_is_refused(text: str) -> None:
     try:

@@ -127,7 +127,7 @@ def in_a_stored_job(text: str, folder: Path) -> None:
     run.again(storage).ledger.job()
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "read", [in_job_file, in_job_text, in_settings, in_a_variable, in_a_stored_job]
 )

@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -145,6 +146,7 @@ _GROUPS: Final = (
 )  # fmt: skip
 
 
+@cache
 def footers() -> dict[str, bytes]:
     """Return 50 files by name; the same each time."""
     some = _mixed(*SOME)

@@ -170,7 +170,7 @@ def test_planning_takes_no_more_memory_than_ten_times_the_footer(tmp_path: Path)
         child.close()
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("how", "outcome"),
     [

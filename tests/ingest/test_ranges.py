@@ -34,6 +34,7 @@ from pipeline.runs.admin.verify import verify_output
 from pipeline.storage import Storage
 from tests.ingest.conftest import OUTPUT, World
 from tests.servers.api import Api
+from tests.support.examples import fewer
 from tests.support.faulty_storage import Fault
 from tests.support.instants import instants
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
@@ -102,7 +103,7 @@ def csv_files(draw: st.DrawFn) -> tuple[list[list[str | None]], bytes]:
     return rows, (end.join(lines) + last).encode()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=fewer(60), deadline=None)
 @given(csv_files(), st.integers(1, 60))
 def test_a_csv_file_in_pieces_has_the_rows_and_types_of_the_whole(
     file: tuple[list[list[str | None]], bytes], size: int
@@ -254,7 +255,7 @@ _JSON = st.dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=fewer(40), deadline=None)
 @given(st.lists(_JSON, max_size=12), st.integers(1, 60), st.sampled_from(["\n", "\r\n", "\n\n"]))
 def test_lines_of_json_in_pieces_have_the_rows_and_types_of_the_whole(
     records: list[dict[str, Any]], size: int, end: str

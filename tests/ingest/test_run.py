@@ -107,6 +107,7 @@ def test_the_same_ingest_again_asks_for_nothing(world: Worlds) -> None:
     assert it.backend.stored == stored
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("by", ["cursor", "page"])
 @pytest.mark.parametrize("fault", ["before", "after"])
 def test_an_ingest_that_dies_at_any_request_of_storage_is_finished_by_the_next(

@@ -24,6 +24,7 @@ from pipeline.ingest.schema import (
     type_of,
     without_nulls,
 )
+from tests.support.examples import fewer
 
 INT, FLOAT, TEXT, NULL = pl.Int64(), pl.Float64(), pl.String(), pl.Null()
 
@@ -77,7 +78,7 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=fewer(80))
 @given(st.lists(JSON, min_size=1, max_size=5))
 def test_each_value_fits_the_type_that_was_found_for_all(values: list[Any]) -> None:
     """Whatever the order in which values come, and a frame of them has them all."""

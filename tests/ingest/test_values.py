@@ -16,6 +16,7 @@ from pipeline.ingest.contents import ContentError, json_records, typed_columns
 from pipeline.ingest.frames import frame_of, needs_exact_numbers, parse_records
 from pipeline.ingest.schema import ContradictionError, Types, add_types, decide
 from pipeline.ingest.texts import look_at
+from tests.support.examples import fewer
 
 BERLIN = datetime(2024, 3, 1, 13, tzinfo=ZoneInfo("Europe/Berlin"))
 
@@ -119,7 +120,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=fewer(150), deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from("xy"), VALUES), min_size=1, max_size=3))
 def test_json_arrives_as_it_is_or_is_refused(records: list[dict[str, Any]]) -> None:
     text = json.dumps(records).encode()
@@ -137,7 +138,7 @@ def test_json_arrives_as_it_is_or_is_refused(records: list[dict[str, Any]]) -> N
         assert is_same(record, row), (record, row)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=fewer(80), deadline=None)
 @given(VALUES)
 def test_json_as_text_is_the_same_json(value: Any) -> None:
     text = json.dumps(value)

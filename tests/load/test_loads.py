@@ -222,6 +222,7 @@ def test_a_killed_load_is_repeated_without_loss_or_duplicates(
     ) == [(3, 2)]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.faults
 @pytest.mark.parametrize("step", ["commit-before", "commit-after"])
 def test_a_first_load_that_is_killed_at_the_ledger_is_repeated(

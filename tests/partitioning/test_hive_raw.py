@@ -23,6 +23,7 @@ from partitioning import (
 from partitioning.hive import HIVE_TYPES
 from partitioning.model import Chunk
 from pipeline.runs.ledger.keys import folders_of, former_folders_of, output_uri
+from tests.support.examples import fewer
 from tests.support.stores import DictReader, ids, parquet
 
 FILE = parquet(ids(0, 3), 1)
@@ -55,7 +56,7 @@ RAWS = st.one_of(
 NAMES = ["k", "a.b", "x[1]", "*", "ü", "k k", "^k$"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=fewer(200), deadline=None)
 @given(
     raws=st.lists(st.tuples(RAWS, RAWS), min_size=1, max_size=6),
     names=st.permutations(NAMES),

@@ -25,6 +25,7 @@ from partitioning import (
 from partitioning.footers import FooterBatch
 from partitioning.model import chunk_id, fragment_identity
 from partitioning.table_file import pack_tables
+from tests.support.examples import fewer
 from tests.support.stores import DictReader, dataset, ids, parquet, read
 
 
@@ -59,7 +60,7 @@ def row_ids(plan: Plan, objects: dict[str, bytes]) -> list[int]:
     return [i for c in plan.chunks() for table in read(c, objects) for i in table["id"].to_pylist()]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=fewer(100), deadline=None)
 @given(datasets(), requests, st.integers(0, 2**16))
 def test_each_row_once_and_the_listing_order_does_not_matter(
     objects: dict[str, bytes], request: PlanRequest, seed: int
@@ -79,7 +80,7 @@ def test_each_row_once_and_the_listing_order_does_not_matter(
         assert alone or request.max_rows is None or chunk.rows <= request.max_rows
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=fewer(100), deadline=None)
 @given(datasets(), datasets(), requests, requests)
 def test_planning_again_gives_the_plan_that_planning_afresh_gives(
     before: dict[str, bytes], after: dict[str, bytes], first: PlanRequest, second: PlanRequest
@@ -101,7 +102,7 @@ def test_planning_again_gives_the_plan_that_planning_afresh_gives(
     assert len(reader.lengths) == read if is_known else read <= len(reader.lengths) <= len(after)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=fewer(50), deadline=None)
 @given(datasets(), st.sampled_from([None, (), ("id",), ("p",)]))
 def test_columns_chosen_by_a_schema_are_columns_that_were_given(
     objects: dict[str, bytes], columns: tuple[str, ...] | None
@@ -146,7 +147,7 @@ TERMS = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=fewer(150), deadline=None)
 @given(mixed(), mixed(), st.lists(st.sampled_from(TERMS), max_size=2), st.integers(0, 99))
 def test_planning_again_is_exact_with_a_filter_and_several_schemas(
     before: dict[str, bytes],
@@ -160,7 +161,7 @@ def test_planning_again_is_exact_with_a_filter_and_several_schemas(
     assert again.to_bytes() == plan_dataset(request, DictReader(after)).plan.to_bytes()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=fewer(50), deadline=None)
 @given(datasets(), requests, st.data())
 def test_a_stored_plan_gives_any_chunk_alone(
     objects: dict[str, bytes], request: PlanRequest, data: st.DataObject

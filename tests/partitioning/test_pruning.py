@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from partitioning import FilterError, Plan, PlanRequest, Term, filter_expr, plan_dataset
 from partitioning.filters import Bound, Filter
 from partitioning.pruning import Stats, may_match
+from tests.support.examples import fewer
 from tests.support.stores import DictReader, parquet, read
 
 NAIVE = datetime(2024, 1, 1)
@@ -174,7 +175,7 @@ def rows_left(plan: Plan, objects: dict[str, bytes], filters: Filter) -> set[int
     return found
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=fewer(250), deadline=None)
 @given(cases())
 def test_what_is_left_is_what_filtering_everything_leaves(
     case: tuple[dict[str, bytes], list[dict[str, Any]], Filter],

@@ -21,6 +21,7 @@ from partitioning import (
 )
 from partitioning.listing import Listing, list_objects
 from partitioning.window_inputs import OutsideInput, label_of_folder, outside_of_windows
+from tests.support.examples import fewer
 from tests.support.stores import DictReader, ids, parquet
 
 FILE = parquet(ids(0, 3))
@@ -64,7 +65,7 @@ def test_several_columns_are_one_date(
     assert list(inputs_of_listing(listing_of(folder), rule)) == [label]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=fewer(60), deadline=None)
 @given(
     moment=st.datetimes(datetime(1, 1, 1), datetime(9999, 12, 31)),
     width=st.sampled_from(["{}", "{:02d}"]),

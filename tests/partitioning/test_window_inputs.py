@@ -27,6 +27,7 @@ from partitioning import (
 )
 from partitioning.listing import list_objects
 from tests.partitioning.test_planner import datasets, requests
+from tests.support.examples import fewer
 from tests.support.stores import DictReader, ids, parquet
 
 DAYS = [f"2024-{month:02d}-{day:02d}" for month in (1, 2, 3) for day in (1, 15, 28)]
@@ -48,7 +49,7 @@ def plan_of(objects: dict[str, bytes], request: PlanRequest = REQUEST) -> Plan:
 # -- some of a plan's chunks --------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=fewer(150), deadline=None)
 @given(datasets(), requests, st.randoms(use_true_random=False), st.booleans())
 def test_taken_chunks_are_the_same_chunks(
     objects: dict[str, bytes], request: PlanRequest, rng: random.Random, pruned: bool

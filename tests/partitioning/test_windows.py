@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from partitioning import Window, WindowError, Windowing
+from tests.support.examples import fewer
 
 ZONES = ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Australia/Lord_Howe",
          "Africa/Cairo", "America/Havana", "Pacific/Apia"]  # fmt: skip
@@ -163,7 +164,7 @@ def test_values_have_no_ranges() -> None:
 
 
 @given(MOMENTS, st.integers(0, 800), st.sampled_from(ZONES), GRAINS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=fewer(300), deadline=None)
 def test_windows_tile_time(begin: datetime, days: int, zone: str, grain: str) -> None:
     """Whatever clocks do: no gap, no overlap, unique labels that sort, each its own value."""
     rule = Windowing("ds", grain, zone)  # type: ignore[arg-type]
@@ -184,7 +185,7 @@ def test_windows_tile_time(begin: datetime, days: int, zone: str, grain: str) ->
 
 
 @given(MOMENTS, st.sampled_from(ZONES), GRAINS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=fewer(300), deadline=None)
 def test_each_moment_is_in_one_window_and_its_local_date_names_it(
     moment: datetime, zone: str, grain: str
 ) -> None:

@@ -166,7 +166,7 @@ def test_killed_at_a_request_of_storage_and_repeated(folder: Folder, shop: Api) 
     """The driver ends at one of its requests; the next one goes on, until none ends."""
     pipeline = daily(folder, shop, "2024-03-01")
     ended = 0
-    for number in instants(400, "pipeline"):
+    for number in instants(400, "pipeline", step=12):
         dying = Faulty(LocalBackend(), dies_at(number, "after"), KilledError)
         storage = Storage({"file": dying, "s3": dying}, RetryPolicy(attempts=1))
         try:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.config.job_checks import Checks
 from pipeline.quality.figures import Figures, Wanted
+from tests.support.examples import fewer
 
 WANTED = Wanted(totals=("n", "price", "^x$"), latest=("at", "day"), nulls=("at", "n"), kept=("n",))
 SCHEMA = pl.Schema(
@@ -50,7 +51,7 @@ def stored(figures: Figures) -> Figures:
     return Figures.from_json(figures.rows, json.loads(json.dumps(figures.to_json())))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=fewer(60))
 @given(st.lists(st.lists(ROW, max_size=5), max_size=4))
 def test_joined_figures_are_those_of_all_rows(chunks: list[list[dict[str, Any]]]) -> None:
     joined = Figures.join(stored(WANTED.measure(frame_of(chunk))) for chunk in chunks)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.quality import keys
 from pipeline.quality.keys import repeated_keys, repeats_of
+from tests.support.examples import fewer
 
 KEY = st.tuples(st.none() | st.integers(0, 6), st.none() | st.sampled_from("ab"))
 
@@ -22,7 +23,7 @@ def reads(frames: list[pl.DataFrame]) -> list[Any]:
     return [partial(lambda frame: frame, frame) for frame in frames]
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=fewer(80))
 @given(st.lists(st.lists(KEY, max_size=6), max_size=5))
 def test_they_are_counted_as_polars_counts_them(chunks: list[list[Any]]) -> None:
     schema = {"n": pl.Int64, "s": pl.String}
@@ -37,7 +38,7 @@ def test_they_are_counted_as_polars_counts_them(chunks: list[list[Any]]) -> None
 ORDERED = st.lists(st.tuples(st.integers(-3, 9), st.sampled_from(["", "a", "b", "é"])), max_size=9)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=fewer(150))
 @given(st.lists(ORDERED.map(sorted), max_size=4))
 def test_they_are_counted_in_frames_that_are_in_order(chunks: list[list[Any]]) -> None:
     schema = {"n": pl.Int64, "s": pl.String}

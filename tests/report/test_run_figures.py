@@ -23,6 +23,7 @@ from pipeline.report.run_model import (
     Requests,
     RunReport,
 )
+from tests.support.examples import fewer
 from tests.support.report_samples import START, all_failed, empty, info, make
 
 moments = st.floats(0, 500, allow_nan=False).map(lambda at: round(at, 3))
@@ -59,7 +60,7 @@ def failures(*rows: tuple[object, ...]) -> pl.DataFrame:
 
 
 @given(st.lists(st.tuples(workers, moments, lengths), min_size=1, max_size=30))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=fewer(60))
 def test_lanes_and_concurrency(rows: list[tuple[str, float, float]]) -> None:
     report = RunReport(info(), completions([(f"c{at}", *row) for at, row in enumerate(rows)]))
     spans = run_timeline.spans(report, run_timeline.make_clock(report))
@@ -78,7 +79,7 @@ def test_lanes_and_concurrency(rows: list[tuple[str, float, float]]) -> None:
 
 
 @given(st.lists(st.tuples(workers, moments, lengths), min_size=1, max_size=30))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=fewer(60))
 def test_throughput_adds_up_to_the_rows(rows: list[tuple[str, float, float]]) -> None:
     report = RunReport(info(), completions([(f"c{at}", *row) for at, row in enumerate(rows)]))
     clock = run_timeline.make_clock(report)
@@ -90,7 +91,7 @@ def test_throughput_adds_up_to_the_rows(rows: list[tuple[str, float, float]]) ->
 
 
 @given(st.lists(st.tuples(workers, moments, lengths), min_size=1, max_size=20))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=fewer(60))
 def test_utilisation_adds_up_to_the_busy_time(rows: list[tuple[str, float, float]]) -> None:
     report = RunReport(info(), completions([(f"c{at}", *row) for at, row in enumerate(rows)]))
     clock = run_timeline.make_clock(report)

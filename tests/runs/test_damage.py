@@ -30,6 +30,7 @@ from pipeline.runs.ledger.records import RunRecord
 from pipeline.runs.worker import reduce
 from pipeline.storage.documents import parse_stored, report_folder, seal_json
 from tests.support.backfills import Days, days
+from tests.support.examples import fewer
 from tests.support.memory_storage import MemoryBackend, _Stored
 from tests.support.outputs import copied
 from tests.support.runs_by_hand import OUTPUT, Run, plan_of, run_of
@@ -112,7 +113,7 @@ def test_all_kinds_of_objects_are_there(objects: list[str]) -> None:
 MAY_BE_NONE = ("driver", "published", "accepted")
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=fewer(120), deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_damaged_object_of_a_run_is_named_or_means_the_same(
     data: st.DataObject, objects: list[str], sound_meaning: dict[str, Any]
@@ -248,7 +249,7 @@ def unchecked(data: bytes) -> bytes:
 OLD = unchecked(PLAN.to_bytes())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=fewer(100), deadline=None)
 @given(at=st.integers(0, len(OLD) - 1), bit=st.integers(0, 7))
 def test_a_changed_byte_of_a_plan_without_checksum_is_noticed_where_it_matters(
     at: int, bit: int
@@ -313,7 +314,7 @@ def sound_backfill(world: Any) -> dict[str, Any]:
     return found
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=fewer(80), deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_damaged_object_of_a_backfill_is_named_or_means_the_same(
     data: st.DataObject, world: Any, sound_backfill: dict[str, Any]

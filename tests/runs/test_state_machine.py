@@ -40,6 +40,7 @@ from pipeline.table.keys import original_key
 from pipeline.table.log import TableLog
 from pipeline.table.publish import prepare_output, rollback
 from pipeline.table.repair import repair
+from tests.support.examples import fewer
 from tests.support.faulty_storage import CHANGES, Fault, Faulty, KilledError, Script, lost
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.outputs import check_manifests, check_settled, rows, visible
@@ -541,9 +542,9 @@ def _tested(machine: type[Output], examples: int) -> Any:
     return case
 
 
-TestOutput = _tested(Output, 40)
-TestRepairs = _tested(Repairs, 15)
-TestAppends = _tested(Appends, 30)
+TestOutput = _tested(Output, fewer(40))
+TestRepairs = _tested(Repairs, fewer(15))
+TestAppends = _tested(Appends, fewer(30))
 # Many more, in `make test-long`.
 TestOutputLonger = pytest.mark.long(_tested(Output, 1_000))
 TestRepairsLonger = pytest.mark.long(_tested(Repairs, 500))

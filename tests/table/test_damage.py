@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import StateError
 from pipeline.table.log import TableLog
+from tests.support.examples import fewer
 from tests.support.memory_storage import MemoryBackend
 from tests.support.outputs import copied
 from tests.support.publishing import OTHER, PLAN, published
@@ -34,7 +35,7 @@ def states() -> list[str]:
     return sorted(u for u in published_twice().stored if any(kind in u for kind in kinds))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=fewer(300))
 @given(st.data())
 def test_damage_is_reported(data: st.DataObject) -> None:
     uri = data.draw(st.sampled_from(states()))

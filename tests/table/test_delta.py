@@ -191,6 +191,7 @@ def publish(output: DeltaOutput, run: str) -> None:
     publish_run(storage, Ledger(storage, output.uri, run))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fault", ["before", "after"])
 @pytest.mark.parametrize("mode", ["error", "append", "overwrite-partitions", "rollback"])
 def test_a_publisher_dies_at_any_request(tmp_path: Path, mode: str, fault: Fault) -> None:

@@ -29,6 +29,7 @@ from pipeline.table.delta.statistics import MAX_COLUMNS, read_statistics
 from pipeline.table.delta.types import column_problems, name_problems, partition_values
 from pipeline.table.log import TableLog
 from pipeline.table.publish import prepare_output, rollback
+from tests.support.examples import fewer
 from tests.support.small import Small
 from tests.support.stores import DictReader
 
@@ -356,7 +357,7 @@ def statistics(frame: pl.DataFrame, **options: Any) -> dict[str, Any]:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=fewer(60), deadline=None)
 @given(rows=ROWS, polars=st.booleans())
 def test_statistics_bound_the_values(rows: list[dict[str, Any]], polars: bool) -> None:
     frame = pl.DataFrame(rows, schema=KINDS)

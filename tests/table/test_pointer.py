@@ -83,6 +83,7 @@ def test_repair_points_to_the_newest_manifest(output: Output, kind: str) -> None
     assert run.ledger.published() == output.table_log.head()[0].current == 5
 
 
+@pytest.mark.sampled(3)
 def test_versions_that_were_kept_can_still_be_gone_back_to(output: Output) -> None:
     output.publish(PLAN, "overwrite", "a")
     output.publish(OTHER, "overwrite", "b")
@@ -93,6 +94,7 @@ def test_versions_that_were_kept_can_still_be_gone_back_to(output: Output) -> No
     assert verify_output(output.storage, output.uri).problems == ()
 
 
+@pytest.mark.sampled(3)
 def test_a_pointer_with_a_claim_that_explains_the_manifest_is_rolled_forward(
     output: Output,
 ) -> None:
@@ -114,6 +116,7 @@ def test_a_pointer_with_a_claim_that_explains_the_manifest_is_rolled_forward(
     assert output.visible() == output.named()
 
 
+@pytest.mark.sampled(3)
 def test_a_new_output_over_old_state_is_refused(output: Output) -> None:
     """Files and pointer removed by hand: the old manifests must not be adopted."""
     with_a_past(output)
@@ -149,6 +152,7 @@ def test_damaged_manifests_and_commit_records_are_named(
         diagnose(output.table_log)
 
 
+@pytest.mark.sampled(3)
 def test_formats_of_a_newer_release_are_refused(output: Output) -> None:
     with_a_past(output)
     for uri in (output.table_log.state + "manifests/3.json", output.table_log.head_file.uri):

@@ -184,6 +184,7 @@ def die_decided(backend: MemoryBackend, run: Several) -> None:
     killed(backend, run, requests(backend, run).index("complete"))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_driver_dies_anywhere(mode: str) -> None:
     backend, run = ready(mode)
@@ -194,7 +195,7 @@ def test_a_driver_dies_anywhere(mode: str) -> None:
     assert after != before
     assert after[0] == after[1]
     ends = set()
-    for number in instants(len(requests(backend, run)), mode):
+    for number in instants(len(requests(backend, run)), mode, step=12):
         shared = copied(backend)
         killed(shared, run, number, "before" if number % 2 else "after")
         meet(shared, *BOTH)
@@ -221,6 +222,7 @@ def test_whoever_meets_one_claim_finishes_both(output: str) -> None:
         assert set(range(6)) <= set(rows(backend, each))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_reply_is_lost(mode: str) -> None:
     backend, run = ready(mode)

@@ -14,6 +14,7 @@ from pipeline.runs.driver.publish import publish_run
 from pipeline.storage import Storage
 from pipeline.table.log import TableLog
 from pipeline.table.manifest import CommitEntry, Head, Manifest, base_of, chain
+from tests.support.examples import fewer
 from tests.support.faulty_storage import Faulty
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.outputs import check_settled
@@ -44,7 +45,7 @@ def counted(backend: MemoryBackend) -> tuple[TableLog, Faulty]:
 # -- folding ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=fewer(60), deadline=None)
 @given(st.lists(st.sampled_from(["add", "add", "add", "many", "overwrite", "back"]), max_size=120))
 def test_manifests_assemble_to_the_lists_they_were_made_from(steps: list[str]) -> None:
     backend = MemoryBackend()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from partitioning.windows import Windowing
 from pipeline.runs.backfill.calendar_layout import STATES, lay_out
+from tests.support.examples import fewer
 
 
 def windows(labels: list[str], states: list[str] | None = None, done: int = 0) -> pl.DataFrame:
@@ -70,7 +71,7 @@ def test_a_day_with_an_hour_twice() -> None:
     assert (cells.height, cells["column"].to_list()[2]) == (23, 3)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=fewer(40))
 @given(st.integers(1, 3_000), st.integers(1, 20))
 def test_values_fill_lines(count: int, rows: int) -> None:
     every = [f"v{number:05}" for number in range(count)]
@@ -81,7 +82,7 @@ def test_values_fill_lines(count: int, rows: int) -> None:
     assert len(set(places)) == len(places) and places == sorted(places)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=fewer(40))
 @given(st.lists(st.sampled_from(STATES), min_size=1, max_size=80), st.sampled_from([1, 3, 60]))
 def test_a_cell_says_what_matters_most(states: list[str], rows: int) -> None:
     start = datetime(2024, 1, 1, tzinfo=UTC)

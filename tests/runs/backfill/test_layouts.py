@@ -81,6 +81,7 @@ def whole(world: Days) -> None:
     assert not [path for path in left if path.is_file()]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("per_run", [1, 2, None])
 def test_windows_by_partitions_of_the_result(world: Days, per_run: int | None) -> None:
     summary = world.run(job(world), windows_per_run=per_run)

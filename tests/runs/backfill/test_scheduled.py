@@ -13,6 +13,7 @@ from partitioning.errors import WindowError
 from partitioning.windows import Windowing
 from pipeline.errors import UsageError
 from pipeline.runs.backfill.scheduled import scheduled_windows
+from tests.support.examples import fewer
 
 DAYS = Windowing("ds", "day")
 NOON = datetime(2024, 3, 10, 12, tzinfo=UTC)
@@ -61,7 +62,7 @@ def test_values_have_no_schedule() -> None:
         scheduled_windows(Windowing("shop", "value"), [], NOON)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=fewer(40))
 @given(
     st.lists(st.integers(0, 12), max_size=6),
     st.sets(st.integers(0, 12)),

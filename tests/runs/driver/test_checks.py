@@ -302,6 +302,7 @@ def completion_of(row: dict[str, Any]) -> Completion:
     return Completion(**row | lists)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"rows": 10}', '{"rows": 9, "kept": ["0", 1]}'])
 def test_a_chunk_without_its_figures_does_not_count(small: Small, text: str) -> None:
     """Otherwise it would pass the checks as if nothing were wrong with it."""

@@ -335,6 +335,7 @@ def test_the_reply_to_a_request_is_lost(new: NewCase, name: str) -> None:
         assert name in own.calls
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["put", "put_new", "copy", "put_if"])
 def test_a_request_arrives_late(new: NewCase, name: str) -> None:
     """It was made again meanwhile; then it changes nothing any more."""

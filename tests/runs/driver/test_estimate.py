@@ -84,6 +84,7 @@ def test_a_forecast_counts_the_overhead_of_each_run(small: Small) -> None:
     assert alone.memory_bytes >= WORKER_BYTES
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("rows", [100, 60_000])
 @pytest.mark.parametrize("function", ["same", "one"])
 def test_the_bytes_to_read_are_those_that_a_run_reads(

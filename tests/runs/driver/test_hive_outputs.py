@@ -350,6 +350,7 @@ def test_a_request_of_an_earlier_release_is_the_same_request() -> None:
 # -- a transform's own values -------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("function", "folder", "said"),
     [

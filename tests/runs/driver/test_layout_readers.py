@@ -22,6 +22,7 @@ from polars.testing import assert_frame_equal
 
 from benchmarks.suite.environments import PEERS, PeerMissingError, environment_of
 from partitioning.hive_paths import NULL_VALUE
+from tests.support.examples import fewer
 from tests.support.small import Small
 
 CODE = """
@@ -82,7 +83,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
 
 def generated(examples: int) -> settings:
     return settings(
-        max_examples=examples,
+        max_examples=fewer(examples),
         deadline=None,
         phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),

@@ -30,6 +30,7 @@ from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.worker import merge, slices
 from pipeline.table.log import TableLog
 from pipeline.table.publish import rollback
+from tests.support.examples import fewer
 from tests.support.small import Small
 
 CODE = """
@@ -395,7 +396,7 @@ def test_vacuum_drops_the_partial_results_of_published_runs(small: Small) -> Non
     assert not left.exists()
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=fewer(200), deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_every_text_survives_as_the_name_of_a_folder(text: str) -> None:
     raw = quote_value(text)

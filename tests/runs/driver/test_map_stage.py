@@ -23,6 +23,7 @@ from pipeline.runs.driver.summary import MapProgress
 from pipeline.runs.driver.suspects import FUTILE_BATCHES
 from pipeline.runs.ledger.records import Completion, Failure, Progress
 from pipeline.runs.worker.batch import Batch, BatchResult
+from tests.support.examples import fewer
 from tests.support.memory_storage import MemoryBackend
 from tests.support.runs_by_hand import Run, job_of, plan_of, run_of
 
@@ -196,7 +197,9 @@ def test_what_is_done_is_not_mapped_again() -> None:
 
 
 @settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=fewer(30),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(killers=st.frozensets(st.integers(0, 39), max_size=4), most=st.integers(1, 1000))
 def test_chunks_that_kill_end_up_alone(killers: frozenset[int], most: int) -> None:
@@ -218,7 +221,9 @@ def test_chunks_that_kill_end_up_alone(killers: frozenset[int], most: int) -> No
 
 
 @settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=fewer(30),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     killers=st.frozensets(st.integers(0, 39), max_size=4),
@@ -263,6 +268,7 @@ def test_a_batch_that_ends_badly_once_is_mapped_again(kind: Kind) -> None:
     assert any("on purpose" in detail for detail in work.suspects.errors)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", ["error", "lost", "cancelled", "killed"])
 @pytest.mark.parametrize("most", [1, 2, 5])
 def test_rounds_are_bounded_and_every_chunk_left_says_why(kind: Kind, most: int) -> None:
@@ -278,7 +284,9 @@ def test_rounds_are_bounded_and_every_chunk_left_says_why(kind: Kind, most: int)
 
 
 @settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=fewer(30),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(culprits=st.frozensets(st.integers(0, 39), max_size=4), most=st.integers(1, 1000))
 def test_a_batch_that_fails_as_a_whole_is_cut_down_to_its_culprit(

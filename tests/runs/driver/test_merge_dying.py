@@ -22,6 +22,7 @@ from pipeline.runs.worker import chunk
 from pipeline.storage import Storage
 from pipeline.table.log import TableLog
 from tests.support.faulty_storage import Faulty, KilledError, Script, dies_at, each
+from tests.support.instants import instants
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.small import Small
 
@@ -114,7 +115,9 @@ def test_nothing_goes_wrong(case: Case) -> None:
 def test_any_request_may_be_the_last(case: Case, fault: Any) -> None:
     requests = len(Case(case.small, case.patch).run()[1])
     first = requests // 4  # Planning is not changed by layouts.
-    for number in range(first + (fault == "after"), requests, 8):
+    for number in instants(requests, "merge", fault, step=16):
+        if number < first:
+            continue
         again = Case(case.small, case.patch)
         with pytest.raises(BaseException):  # noqa: B017
             again.run(dies_at(number, fault))
@@ -128,6 +131,7 @@ def test_any_request_may_be_the_last(case: Case, fault: Any) -> None:
             assert calls.count("stage") == done["index"].n_unique() - len(merged)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["stage", "put_new", "get_ranges", "complete", "put_if"])
 def test_the_reply_to_a_request_is_lost(case: Case, name: str) -> None:
     _, calls = case.run_with(each(name, 3, "after"))

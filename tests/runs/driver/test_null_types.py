@@ -66,6 +66,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("value", "kind"), KINDS, ids=str)
 def test_chunks_without_a_value_take_the_type_of_the_others(
     small: Small, value: Any, kind: pl.DataType

@@ -205,6 +205,7 @@ def test_a_column_of_nulls_takes_the_type_that_comes_later(small: Small) -> None
     assert small.rows()["a"].to_list() == [None] * 6 + ["1"] * 6
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "new", [{"a": "String"}, {"a": "UInt32"}, {"b": "Int32"}, {"a": "Int32", "b": "Int8"}]
 )

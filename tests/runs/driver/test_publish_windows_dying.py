@@ -37,6 +37,7 @@ def ready(mode: str) -> tuple[MemoryBackend, Storage]:
     return backend, backend.storage()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fault", ["before", "after"])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_driver_that_dies_at_any_request_is_finished_by_the_next(mode: str, fault: Fault) -> None:

@@ -150,6 +150,7 @@ def test_a_chunk_with_rows_that_block_fails_for_good(small: Small, short: bool) 
     assert not (small.root / "out").exists()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("limit", "passes"), [(7, True), (6, False), ("18%", True), ("17%", False)]
 )

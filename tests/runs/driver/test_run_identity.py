@@ -26,6 +26,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
     return small
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("more", "rows", "columns"),
     [

@@ -16,6 +16,7 @@ from partitioning import ColumnError, SchemaMismatchError, Term
 from partitioning.dtypes import can_become, pack_schema, parse_type, unpack_schema, wider_type
 from pipeline.errors import UnreadableObjectError
 from tests.runs.worker.test_types import by_polars, one, read
+from tests.support.examples import fewer
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 Pair = tuple[pa.DataType, list[Any]]
@@ -177,7 +178,7 @@ DTYPES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=fewer(300), deadline=None)
 @given(DTYPES, DTYPES)
 def test_the_wider_type_is_one_that_both_become(one_type: Any, other: Any) -> None:
     wider = wider_type(one_type, other)
@@ -189,7 +190,7 @@ def test_the_wider_type_is_one_that_both_become(one_type: Any, other: Any) -> No
         assert wider_type(wider, one_type) == wider
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=fewer(100), deadline=None)
 @given(st.dictionaries(st.text(min_size=1, max_size=5), DTYPES, min_size=1, max_size=4))
 def test_a_stored_schema_is_the_schema(types: dict[str, Any]) -> None:
     schema = pl.Schema(types)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pipeline.runs.ledger.ledger import segment_name
 from pipeline.runs.ledger.records import COMPLETIONS, PARTIAL, REDUCE, Completion
 from pipeline.runs.ledger.segments import MAX_TEXT, pack_segment, unpack_segments
+from tests.support.examples import fewer
 from tests.support.memory_storage import MemoryBackend
 from tests.support.runs_by_hand import OUTPUT, Run, job_of, plan_of, run_of
 
@@ -333,7 +334,7 @@ SOUND = pack_segment(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=fewer(300), deadline=None)
 @given(at=st.integers(0, len(SOUND) - 1), bit=st.integers(0, 7), cut=st.booleans())
 def test_a_changed_or_cut_segment_is_told_or_means_the_same(at: int, bit: int, cut: bool) -> None:
     """Ours carry a checksum, so that no other values come out of them."""

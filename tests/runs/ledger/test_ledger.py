@@ -16,6 +16,7 @@ from pipeline.runs.ledger.find import runs_of
 from pipeline.runs.ledger.ledger import Ledger, run_id, segment_name
 from pipeline.runs.ledger.records import COMPLETIONS, FAILURES, Completion, Failure, Progress
 from pipeline.storage import Storage
+from tests.support.examples import fewer
 from tests.support.faulty_storage import Faulty
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.runs_by_hand import (
@@ -177,7 +178,7 @@ def test_what_a_batch_left_behind(run: Run) -> None:
     assert progress.failures["index"].to_list() == [1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=fewer(60), deadline=None)
 @given(
     steps=st.lists(
         st.one_of(

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import fewer
 from tests.support.sources import Folder
 
 MODULES = 3
@@ -118,7 +119,7 @@ def place() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=fewer(60), deadline=None)
 @given(program=programs(), data=st.data())
 def test_exactly_what_is_reached_counts(
     place: Path, program: list[Definition], data: st.DataObject

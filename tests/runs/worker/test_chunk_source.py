@@ -25,6 +25,7 @@ from pipeline.runs.worker import chunk_source, sparse_file
 from pipeline.runs.worker.chunk_source import ChunkSource, ReadOptions
 from pipeline.storage import Storage, StorageReader
 from tests.support import plain
+from tests.support.examples import fewer
 from tests.support.faulty_storage import Faulty, each
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 
@@ -173,7 +174,9 @@ QUERIES: dict[str, plain.Rows] = {
 
 @pytest.mark.usefixtures("in_ranges")
 @settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=fewer(80),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(made=objects(), cut=cuts(), name=st.sampled_from(sorted(QUERIES)))
 def test_chunks_are_the_dataset(
@@ -195,7 +198,7 @@ def test_chunks_are_the_dataset(
     assert_frame_equal(pl.concat(collected(storage, plan, query)), plain.mapped(pieces, query))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=fewer(25), deadline=None)
 @given(made=objects(), cut=cuts(), least=st.integers(0, 40))
 def test_the_jobs_filter_takes_rows_away_and_counts_them(
     made: tuple[dict[str, bytes], dict[str, pl.DataType]], cut: dict[str, Any], least: int

@@ -30,6 +30,7 @@ from pipeline.runs.worker.encoding import (
     write_frames,
     write_parquet,
 )
+from tests.support.examples import fewer
 
 ROWS = 2 * MIN_ROWS
 ZSTD = FileFormat(Compression("zstd"))
@@ -90,7 +91,7 @@ def test_the_same_frame_is_written_as_the_same_bytes() -> None:
     assert write_parquet(line_items(), ZSTD)[0] == write_parquet(line_items(), ZSTD)[0]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=fewer(40))
 @given(
     st.sampled_from(FLAT).flatmap(
         lambda dtype: dataframes(

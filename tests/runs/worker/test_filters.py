@@ -33,6 +33,7 @@ from tests.fuzz.thrift_tree import (
     with_footer,
     written_by,
 )
+from tests.support.examples import fewer
 from tests.support.memory_storage import MemoryBackend
 
 URI: Final = "s3://b/t/a.parquet"
@@ -287,7 +288,7 @@ def rows_left(data: bytes, term: Term) -> set[int]:
 
 
 @pytest.mark.parametrize("lie", LIES)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=fewer(80), deadline=None)
 @given(data=st.data())
 def test_no_row_is_lost_and_none_too_many(lie: str, data: st.DataObject) -> None:
     change, names = LIES[lie]

@@ -21,6 +21,7 @@ from pipeline.runs.worker.groups import (
     in_groups,
     key_text,
 )
+from tests.support.examples import fewer
 
 KEYS: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
     "int": (pl.Int64, st.integers(-2, 2)),
@@ -63,7 +64,7 @@ def oracle(frame: pl.DataFrame, by: list[str]) -> dict[tuple[Any, ...], list[int
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=fewer(150), deadline=None)
 @given(frames())
 def test_groups_are_whole_and_keep_their_order(case: tuple[pl.DataFrame, list[str]]) -> None:
     frame, by = case
@@ -74,7 +75,7 @@ def test_groups_are_whole_and_keep_their_order(case: tuple[pl.DataFrame, list[st
     assert [len(group) for group in groups] == group_sizes(ordered, by)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=fewer(200), deadline=None)
 @given(
     st.lists(st.integers(1, 50), max_size=300),
     st.floats(0.0, 100.0),

@@ -14,6 +14,7 @@ from partitioning import Chunk, Fragment
 from partitioning.model import PartitionValue
 from pipeline.errors import PartitionColumnError, Transient
 from pipeline.runs.worker.key_columns import without_key_columns
+from tests.support.examples import fewer
 
 KINDS: dict[type, pl.DataType] = {str: pl.String(), int: pl.Int64(), date: pl.Date()}
 VALUES = st.one_of(
@@ -40,7 +41,7 @@ def chunk_of(name: str, value: PartitionValue, raw: str) -> Chunk:
     return Chunk("0" * 32, 7, fragment.partition, (fragment,))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=fewer(150), deadline=None)
 @given(
     name=st.sampled_from(["k", "*", "^k$", "ü", "a.b"]),
     value=VALUES,

@@ -26,6 +26,7 @@ from pipeline.runs.worker import chunk_source, sparse_file
 from pipeline.runs.worker.chunk_source import ChunkSource, ReadOptions
 from pipeline.storage import Storage, StorageReader
 from tests.fuzz import corpus
+from tests.support.examples import fewer
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 
 URI = "s3://b/t/a.parquet"
@@ -157,7 +158,9 @@ def in_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("in_ranges")
 @settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=fewer(80),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(table=tables(), options=writers, parts=st.integers(2, 20), verified=st.booleans())
 def test_the_parts_of_a_row_group_are_the_whole(
@@ -186,7 +189,9 @@ def part_of(chunk: Chunk, start: int, stop: int) -> Chunk:
 
 @pytest.mark.usefixtures("in_ranges")
 @settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=fewer(100),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(table=tables(), options=writers, data=st.data())
 def test_any_rows_of_a_row_group_can_be_read(
@@ -268,7 +273,9 @@ def test_a_file_by_polars() -> None:
 
 @pytest.mark.usefixtures("in_ranges")
 @settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=fewer(100),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     version=st.sampled_from(["1.0", "2.0"]), at=st.floats(0, 1, exclude_max=True),
@@ -307,7 +314,7 @@ def footer_of(data: bytes) -> Any:
     return parse_footer(data[-8 - length : -8], len(data), FooterSelection(encodings=True))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=fewer(100), deadline=None)
 @given(table=tables(), options=writers)
 def test_a_page_that_has_other_rows_than_its_index_says_is_found_out(
     table: pa.Table, options: dict[str, Any]
