@@ -17,12 +17,14 @@ _FOREIGN = ("AWS_", "CHUNKMAP_", "PREFECT_", "DASK_")
 CONTRACT_KEYS = pytest.StashKey[dict[str, str]]()
 _PREFECT_HOME = tempfile.mkdtemp(prefix="chunkmap-tests-prefect-")
 _RENDERERS = (
+    ("pipeline.runs.driver.report", "_estimate"),
+    ("pipeline.runs.driver.report", "report_of"),
     ("pipeline.runs.driver.report", "render_html"),
     ("pipeline.runs.driver.report", "render_json"),
     ("pipeline.runs.driver.report", "render_markdown"),
     ("pipeline.runs.backfill.report", "render"),
 )
-"""Which functions render the report of a run, and the page of a backfill."""
+"""Which functions compose and render the report of a run, and the page of a backfill."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -93,7 +95,7 @@ def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         return
     for module, function in _RENDERERS:
         if module in sys.modules:
-            monkeypatch.setattr(f"{module}.{function}", lambda *_: "{}")
+            monkeypatch.setattr(f"{module}.{function}", lambda *_, **__: "{}")
 
 
 @pytest.fixture
