@@ -182,9 +182,11 @@ def _serve(descriptor: int, names: tuple[str, ...]) -> str:
     unwanted = {"pipeline.cli"} if names == FLOWS else NOT_IMPORTED
     assert not unwanted & sys.modules.keys()
     theirs = socket.socket(fileno=descriptor)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Nobody here waits for who waits below.
     while True:
         mark, descriptors, _, _ = socket.recv_fds(theirs, struct.calcsize(_SIZE), 4)
+        with suppress(ChildProcessError):  # Their processor time counts as this process's.
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
         if not mark:
             os._exit(0)
         job = _received(theirs, struct.unpack(_SIZE, mark)[0])
@@ -205,7 +207,6 @@ def _received(theirs: socket.socket, size: int) -> bytes:
 def _child(job: bytes, *descriptors: int) -> str:
     """Fork once more: one process runs the code that this returns, and the other waits for it."""
     *streams, status = descriptors
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     child = os.fork()
     if child == 0:
         os.close(status)
