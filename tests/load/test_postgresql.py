@@ -285,6 +285,7 @@ def test_a_first_load_goes_on_where_the_ledger_s_commit_is_lost(target: Postgres
     assert target.rows() == [(1, "v1")]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.faults
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["restart", "crash"])
 def test_the_database_may_be_restarted_meanwhile(

@@ -107,6 +107,7 @@ def test_footers_of_each_kind_say_the_same_either_way() -> None:
     assert outcome(read(CORPUS)) == outcome(by_parser(CORPUS))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("column", [None, "int32", "string", "id"])
 def test_changed_footers_say_the_same_either_way(column: str | None) -> None:
     random = Random(f"fields {column}")
@@ -137,6 +138,7 @@ def changed_bytes(own: bytes, random: Random) -> bytes:
     return own[:at] + new + own[at + count :]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("column", [None, "int32"])
 def test_damaged_footers_say_the_same_either_way(column: str | None) -> None:
     random = Random(f"bytes {column}")

@@ -122,6 +122,7 @@ def test_a_level_keeps_the_rest_out() -> None:
     assert [line.rpartition(": ")[2] for line in done.stderr.splitlines()] == ["but this"] * 3
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("style", ["json", "text"])
 def test_a_driver_writes_lines_for_machines_alone(style: str) -> None:
     """Also where the handlers that there are have been told to keep quiet."""

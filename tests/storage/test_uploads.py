@@ -53,6 +53,7 @@ def test_all_of_many_uploads_are_found(place: Place) -> None:
     assert all(upload.created > 0 for upload in found)
 
 
+@pytest.mark.long
 @pytest.mark.integration
 @pytest.mark.parametrize("place", ["seaweedfs"], indirect=True)
 def test_cleaning_aborts_all_of_many_uploads(place: Place) -> None:

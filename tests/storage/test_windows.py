@@ -16,6 +16,7 @@ HOURS = ["2024-10-27T00:30Z", "2024-10-27T01:30Z"]
 VALUES = ["a b", "1.5", "süd"]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("column", "grain", "values", "labels"),
     [

@@ -145,6 +145,7 @@ def test_mode_error_accepts_its_own_run_after_other_runs(theirs: str) -> None:
     prepare_output(TableLog(backend.storage(), OUTPUT), "error", run.ledger.run)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("theirs", ["append", "overwrite"])
 @pytest.mark.parametrize("plan", [OTHER, APART], ids=["same partitions", "other partitions"])

@@ -57,6 +57,7 @@ def test_two_drivers_publish_one_run(mode: str) -> None:
         assert head(shared) == head(healthy)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("theirs", MODES[1:])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("plan", [OTHER, APART], ids=["same partitions", "other partitions"])

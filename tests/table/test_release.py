@@ -186,6 +186,7 @@ def test_a_sleeper_meets_its_released_claim(mode: str) -> None:
         assert keys_of(run, visible(backend)) == []
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("damage", ["missing", "damaged", "a foreign source", "a foreign key"])
 def test_a_claim_whose_record_cannot_be_believed_is_given_up(output: Output, damage: str) -> None:
     """By hand, or by an earlier release that believed what a worker wrote."""

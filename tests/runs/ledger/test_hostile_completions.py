@@ -146,6 +146,7 @@ def attack(scene: Scene, worker: Run, change: Change) -> None:
         worker.store(change(scene, worker.completion(1, attempt)))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_publishing_touches_nothing_else(stage: Scene, kind: str) -> None:
     driver, worker = stage.run()
@@ -162,6 +163,7 @@ def test_publishing_touches_nothing_else(stage: Scene, kind: str) -> None:
     assert stage.rows() == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_giving_a_run_up_touches_nothing_else(stage: Scene, kind: str) -> None:
     driver, worker = stage.run()
@@ -172,6 +174,7 @@ def test_giving_a_run_up_touches_nothing_else(stage: Scene, kind: str) -> None:
     assert stage.victims() == before
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_commit_that_was_frozen_with_it_is_refused(stage: Scene, kind: str) -> None:
     """By an earlier release, say, which believed what it read."""
