@@ -113,7 +113,7 @@ differential: $(STAMP) ## read the Parquet files below FOLDER=… with chunkmap 
 
 lock: $(STAMP) ## resolve constraints.txt again (ARGS=--upgrade for newer versions)
 	@$(LOCK) pyproject.toml --extra local --extra checks --extra tables --extra sql \
-	  --extra excel --extra lineage --extra cluster --extra bench --extra dev \
+	  --extra excel --extra lineage --extra traces --extra cluster --extra bench --extra dev \
 	  --output-file constraints.txt $(ARGS)
 	@{ echo "# constraints.txt without hashes, for \`pip install -c\`. Written by \`make lock\`."; \
 	  sed -E '/^(#| +--hash)/d; s/ \\$$//' constraints.txt; } > pip-constraints.txt

@@ -51,6 +51,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Self
 
+from pipeline.masking import mask_text
+
 
 class Transient:
     """Mark an error that may pass on a retry."""
@@ -61,7 +63,7 @@ class ChunkmapError(Exception):
 
     Attributes:
         exit_code: Exit code of a command that ends with it.
-        message: One sentence that names the thing that is wrong.
+        message: One sentence that names the thing that is wrong; secrets in it are masked.
         hint: The next step, a sentence or a command, if there is one.
         end_state: State of the run or backfill that ends with it.
     """
@@ -70,9 +72,9 @@ class ChunkmapError(Exception):
     end_state: ClassVar[str] = "failed"
 
     def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = mask_text(message)
+        self.hint = None if hint is None else mask_text(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return self.message

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from typing_extensions import override
 
+from pipeline.masking import mask_text
 from pipeline.printable import one_line_json, printable, printable_line
 
 _ids: ContextVar[dict[str, str]] = ContextVar("ids", default={})  # noqa: B039 - not changed
@@ -33,6 +34,12 @@ def log_ids(**ids: str) -> Iterator[None]:
 def current_ids() -> dict[str, str]:
     """Return the ids that log lines of this thread have now."""
     return dict(_ids.get())
+
+
+def with_ids(line: str) -> str:
+    """Append the ids of this thread to a line."""
+    ids = printable_line(" ".join(f"{name}={value}" for name, value in _ids.get().items()))
+    return f"{line} [{ids}]" if ids else line
 
 
 PRINTED = logging.WARNING + 5
@@ -75,12 +82,12 @@ class JsonFormatter(logging.Formatter):
             "time": f"{seconds}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": mask_text(record.getMessage()),
             "process": record.process,
             **_ids.get(),
         }
         if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
+            line["error"] = mask_text(self.formatException(record.exc_info))
         return one_line_json(line)
 
 
@@ -92,11 +99,10 @@ class TextFormatter(logging.Formatter):
 
     @override
     def format(self, record: logging.LogRecord) -> str:
-        first, *rest = printable(super().format(record)).split("\n", 1)
-        ids = printable_line(" ".join(f"{name}={value}" for name, value in _ids.get().items()))
+        first, *rest = printable(mask_text(super().format(record))).split("\n", 1)
         # Indentation keeps lines of a message or a traceback from looking like a record.
         rest = [indent(lines, "    ", lambda line: True) for lines in rest]
-        return "\n".join([f"{first} [{ids}]" if ids else first, *rest])
+        return "\n".join([with_ids(first), *rest])
 
 
 def set_up(

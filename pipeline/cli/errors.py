@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cli.terminal import results
-from pipeline.config.masking import mask_text
 from pipeline.errors import ChunkmapError
+from pipeline.masking import mask_text
 from pipeline.printable import error_text, one_line_json, printable
 
 PLANNING_HINTS = {

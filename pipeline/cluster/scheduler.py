@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline.config.masking import mask_text
 from pipeline.errors import ChunkmapError
+from pipeline.masking import mask_text
 from pipeline.printable import error_text
 
 

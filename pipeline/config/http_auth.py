@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from pipeline.config.job_part import Part, VariableName
-from pipeline.config.masking import is_secret_name, mask_text
 from pipeline.errors import UsageError
+from pipeline.masking import is_secret_name, mask_text
 
 PLACEHOLDER = "{secret}"
 """What stands for the secret in the value of a header."""

@@ -44,11 +44,11 @@ from pipeline.config.http_auth import Auth, HeaderName, HeaderValue, names_secre
 from pipeline.config.ingest_rows import DatabaseUrl, RowFunction, Sql, section_of_function
 from pipeline.config.job import CompressionText, Uri, check_uri, refuse_whole_bucket
 from pipeline.config.job_part import Part
-from pipeline.config.masking import names_user
 from pipeline.config.units import Seconds, Size
 from pipeline.config.yaml_file import change_yaml, dump_yaml, parse_yaml, read_yaml
 from pipeline.config.yaml_model import validate
 from pipeline.errors import JobError
+from pipeline.masking import names_user
 
 MAX_WINDOWS = 10_000
 """Maximum number of steps that a window is cut into."""

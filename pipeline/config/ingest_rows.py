@@ -9,8 +9,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
 from pipeline.config.job_part import Function, Part, VariableName
-from pipeline.config.masking import is_secret_name
 from pipeline.config.units import Seconds
+from pipeline.masking import is_secret_name
 
 DatabaseKind = Literal["postgresql", "sqlite"]
 _AUTHORITY = re.compile(r"[^/?#]*")

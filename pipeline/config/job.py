@@ -41,12 +41,12 @@ from partitioning.errors import WindowError
 from partitioning.windows import Windowing
 from pipeline.config.job_checks import Checks, Share, checks_of
 from pipeline.config.job_part import SHARE_SCHEMA, Function, Part, check_limit
-from pipeline.config.masking import mask_text, names_user
 from pipeline.config.units import Seconds, Size, format_size
 from pipeline.config.yaml_file import change_yaml, dump_yaml, parse_yaml, read_yaml
 from pipeline.config.yaml_loader import MAX_BYTES
 from pipeline.config.yaml_model import validate
 from pipeline.errors import InvalidUriError, JobError
+from pipeline.masking import mask_text, names_user
 from pipeline.uris import parse
 
 Value = bool | int | float | str | date | datetime | Decimal | None

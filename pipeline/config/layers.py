@@ -44,6 +44,7 @@ _STANDARD = (
     ("AWS_ACCESS_KEY_ID", ("s3", "access_key_id")),
     ("AWS_SECRET_ACCESS_KEY", ("s3", "secret_access_key")),
     ("AWS_SESSION_TOKEN", ("s3", "session_token")),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", ("traces", "endpoint")),
 )
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 """Variables that name another S3 than the embedded stack's."""
@@ -90,7 +91,7 @@ def flag_layer(overrides: Mapping[str, Any] | None) -> Layer:
 
 
 def standard_layer(environ: Mapping[str, str]) -> Layer:
-    """Read the variables of AWS, Prefect and Dask."""
+    """Read the variables of AWS, Prefect, Dask and OpenTelemetry."""
     values: dict[str, Any] = {}
     names: dict[Location, str] = {}
     for name, location in _STANDARD:

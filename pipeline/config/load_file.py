@@ -34,11 +34,11 @@ from pydantic import (
 from pipeline.config.file_examples import nested
 from pipeline.config.http_auth import Auth, HeaderName, HeaderValue, names_secret, refuse_secrets
 from pipeline.config.job_part import Part, VariableName
-from pipeline.config.masking import is_secret_name, names_user
 from pipeline.config.units import Seconds, Size
 from pipeline.config.yaml_file import YamlFile, change_yaml, dump_yaml, parse_yaml, read_yaml
 from pipeline.config.yaml_model import validate
 from pipeline.errors import InvalidUriError, LoadFileError
+from pipeline.masking import is_secret_name, names_user
 from pipeline.uris import as_prefix, parse
 
 Kind = Literal["duckdb", "postgresql", "delta", "http"]

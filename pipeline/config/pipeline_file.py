@@ -46,7 +46,6 @@ from pipeline.config.ingest import Ingest
 from pipeline.config.job import Job, Uri
 from pipeline.config.job_part import Function, Part
 from pipeline.config.load_file import LoadFile
-from pipeline.config.masking import is_secret_name
 from pipeline.config.templates import fill, text_of
 from pipeline.config.yaml_file import (
     STANDARD_INPUT,
@@ -61,6 +60,7 @@ from pipeline.config.yaml_file import (
 )
 from pipeline.config.yaml_model import validate
 from pipeline.errors import JobError, LoadFileError, PipelineFileError, UsageError
+from pipeline.masking import is_secret_name
 from pipeline.uris import as_prefix
 from pipeline.uris import parse as parse_uri
 

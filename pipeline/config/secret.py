@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from urllib.parse import unquote, unquote_plus
 
-from pipeline.config.masking import MASK, mask_text
+from pipeline.masking import MASK, mask_text
 from pipeline.printable import printable_line
 
 MIN_MASKED = 8

@@ -89,7 +89,7 @@ class PrefectSettings(_Section):
 
 
 class LineageSettings(_Section):
-    """OpenLineage events about runs and backfills. Needs the extra `lineage`."""
+    """OpenLineage events about runs, backfills, ingests and loads. Needs the extra `lineage`."""
 
     url: HttpAddress | None = None
     """Address of their receiver, such as http://marquez:5000. Default: none are sent."""
@@ -101,6 +101,15 @@ class LineageSettings(_Section):
     """Key that the receiver asks for. Set it as CHUNKMAP_LINEAGE__API_KEY."""
     timeout: Seconds = 5.0
     """Seconds to wait for an answer."""
+
+
+class TraceSettings(_Section):
+    """OpenTelemetry traces of runs and backfills. Needs the extra `traces`, also on workers."""
+
+    endpoint: HttpAddress | None = None
+    """Address of a collector that takes OTLP over HTTP, such as http://collector:4318. Default:
+    there are no traces. Headers that it asks for are in OTEL_EXPORTER_OTLP_HEADERS.
+    From OTEL_EXPORTER_OTLP_ENDPOINT."""
 
 
 class TlsSettings(_Section):

@@ -28,7 +28,6 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipeline.config import layers
-from pipeline.config.masking import MASK, mask
 from pipeline.config.sections import (
     AdaptSettings,
     BatchSettings,
@@ -41,10 +40,12 @@ from pipeline.config.sections import (
     ReadingSettings,
     S3Settings,
     TlsSettings,
+    TraceSettings,
     TransformSettings,
 )
 from pipeline.config.yaml_file import Location, dotted, explain_error
 from pipeline.errors import SettingsError
+from pipeline.masking import MASK, mask
 
 __all__ = [
     "MASK",
@@ -60,6 +61,7 @@ __all__ = [
     "S3Settings",
     "Settings",
     "TlsSettings",
+    "TraceSettings",
     "TransformSettings",
     "adopt_settings",
     "explain",
@@ -92,6 +94,7 @@ class Settings(BaseSettings):
     s3: S3Settings = S3Settings()
     logs: LogSettings = LogSettings()
     lineage: LineageSettings = LineageSettings()
+    traces: TraceSettings = TraceSettings()
     prices: PriceSettings = PriceSettings()
     state_dir: Path = Path(".chunkmap")
     """Local folder of the embedded stack's data and logs, and of fetched reports."""

@@ -19,9 +19,9 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from pipeline.config.masking import MASK, is_secret_name, mask_text
 from pipeline.config.yaml_loader import MAX_BYTES, Dumper, Loader
 from pipeline.errors import UsageError
+from pipeline.masking import MASK, is_secret_name, mask_text
 
 Location = tuple[str | int, ...]
 STANDARD_INPUT = Path("-")

@@ -19,10 +19,11 @@ from pipeline.cluster.task_runner import sharing
 from pipeline.cluster.versions import check_versions
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError, RunCancelledError, RunInterruptedError
-from pipeline.flows.event_sender import flush_events
 from pipeline.flows.executor import DaskExecutor, map_batch_task
-from pipeline.flows.lineage import LineageFacts, lineage
+from pipeline.flows.lineage import lineage
+from pipeline.flows.lineage_facts import LineageFacts, facts_of_job
 from pipeline.flows.run_events import BACKFILL, reported, reporting_windows
+from pipeline.flows.run_logs import flow_logs
 from pipeline.flows.run_state import RunStateWatcher
 from pipeline.flows.server import flow_run_page, patient
 from pipeline.flows.worker_code import check_code
@@ -39,8 +40,6 @@ from pipeline.storage import open_storage
 BY_PREFECT = "Prefect"
 """Author, as stored, of changes to the desired state that were made in the Prefect UI or API."""
 
-FLUSH_SECONDS = 3.0
-"""Seconds that a finished backfill waits for Prefect to take the last events."""
 SUBFLOW_RETRIES = 4
 """Retries of requests for a subflow: with SQLite, Prefect is busy for moments."""
 
@@ -119,7 +118,7 @@ def backfill_flow(output: str, backfill: str) -> Any:
     try:
         facts = partial(_facts, store)
         sends = lineage(current.settings.lineage, store.storage, facts)
-        with reported(BACKFILL, output, about) as complete, sends as done:
+        with flow_logs(), reported(BACKFILL, output, about) as complete, sends as done:
             summary = driver.run()
             done(summary)
             complete(summary)
@@ -137,8 +136,6 @@ def backfill_flow(output: str, backfill: str) -> Any:
     except ChunkmapError as error:
         current.ended.append(error)
         raise
-    finally:
-        flush_events(FLUSH_SECONDS)
     current.ended.append(summary)
     return summary
 
@@ -161,7 +158,7 @@ def map_windows(name: str) -> None:
 
 def _facts(store: BackfillStore) -> LineageFacts:
     tables = store.record().tables or ()
-    return LineageFacts("backfill", store.backfill, store.job(), store.plan(), tables)
+    return facts_of_job("backfill", store.backfill, store.job(), store.plan(), tables)
 
 
 def _do_work(name: str) -> None:
@@ -169,7 +166,8 @@ def _do_work(name: str) -> None:
     # variables that it names cannot be pickled.
     work = _work.get()
     assert work is not None, f"{name} is a part of a backfill, not a flow to start"
-    work(_executor)
+    with flow_logs(flush_seconds=0.0):  # The backfill's own flow run waits.
+        work(_executor)
 
 
 def _executor(run_uri: str, fingerprint: str, priority: Callable[[], int]) -> Executor:

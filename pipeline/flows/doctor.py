@@ -15,7 +15,6 @@ from pipeline.cluster.client import ClusterClient, cluster_of
 from pipeline.cluster.process_info import ProcessInfo, about, versions
 from pipeline.cluster.versions import few
 from pipeline.config.job import Job
-from pipeline.config.masking import mask_text
 from pipeline.config.settings import Settings
 from pipeline.errors import AccessDeniedError, ChunkmapError
 from pipeline.flows.finding import Finding, Level
@@ -23,6 +22,7 @@ from pipeline.flows.secret_settings import held_secrets
 from pipeline.flows.server import connect
 from pipeline.flows.server_doctor import examine_server
 from pipeline.flows.worker_code import find_mismatches
+from pipeline.masking import mask_text
 from pipeline.runs.transforms.loading import module_exists
 from pipeline.runs.worker.code_report import ALLOW_HINT, missing_modules, report_code
 from pipeline.runs.worker.run_settings import sent_settings

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -24,6 +25,9 @@ from pipeline.config.ingest import Ingest, SecretPlace, parse_ingest
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError
 from pipeline.flows.ingest_workers import LEAST_RANGES, ClusterWorkers
+from pipeline.flows.lineage import lineage
+from pipeline.flows.lineage_facts import facts_of_ingest
+from pipeline.flows.run_logs import flow_logs, masked_errors
 from pipeline.flows.secret_blocks import read_secret_block
 from pipeline.ingest.run import (
     IngestOptions,
@@ -33,6 +37,7 @@ from pipeline.ingest.run import (
 )
 from pipeline.ingest.sources import secret_of_environment
 from pipeline.ingest.workers import LocalWorkers
+from pipeline.masking import mask_text
 from pipeline.report.humanize import byte_size, plural
 from pipeline.storage import open_storage
 
@@ -74,7 +79,8 @@ def ingest_options(options: IngestFlowOptions) -> Iterator[None]:
 )
 def ingest_step(name: str, own: str, work: Callable[[], Any]) -> Any:
     """Do a step of an ingest, e.g. publish it."""
-    return work()
+    with masked_errors():
+        return work()
 
 
 @flow(
@@ -104,12 +110,16 @@ def ingest_flow(name: str, definition: str) -> IngestSummary:
 
     storage = open_storage(current.settings)
     least_bytes = LEAST_RANGES * (parsed.files.range_bytes if parsed.files is not None else 0)
+    local = LocalWorkers(storage)
     try:
-        with ClusterWorkers(current.settings, LocalWorkers(storage), least_bytes) as workers:
+        with flow_logs(), ClusterWorkers(current.settings, local, least_bytes) as workers:
             options = replace(
                 current.options, listen=listen, step=_step, secret=secret_of_place, workers=workers
             )
-            summary = ingest(parsed, current.settings, options, storage=storage)
+            facts = partial(facts_of_ingest, parsed, secret_of_place)
+            with lineage(current.settings.lineage, storage, facts) as done:
+                summary = ingest(parsed, current.settings, options, storage=storage)
+                done(summary)
     except ChunkmapError as error:
         current.ended.append(error)
         raise
@@ -172,4 +182,6 @@ class _Artifact:
         with suppress(Exception):
             if self._id is not None:
                 update_progress_artifact(self._id, progress=100.0, description="published")
-            create_markdown_artifact(markdown="\n\n".join(lines), key=f"{self.key}-result")
+            create_markdown_artifact(
+                markdown=mask_text("\n\n".join(lines)), key=f"{self.key}-result"
+            )

@@ -1,4 +1,4 @@
-"""Emit OpenLineage events about runs and backfills, if `lineage.url` is set.
+"""Emit OpenLineage events about runs, backfills, ingests and loads, if `lineage.url` is set.
 
 They hold names, versions, schemas and figures, never parameters or data. They are sent in the
 background by the OpenLineage client; a run continues without the receiver.
@@ -19,19 +19,19 @@ from uuid import uuid4
 
 from prefect.context import FlowRunContext
 
-from partitioning import Plan
-from pipeline.config.job import Job
-from pipeline.config.masking import mask
 from pipeline.config.sections import LineageSettings
 from pipeline.errors import UsageError
+from pipeline.flows.lineage_facts import LineageFacts, dataset_name
+from pipeline.ingest.run import IngestSummary
+from pipeline.load.records import LoadSummary
+from pipeline.masking import mask
 from pipeline.runs.backfill.summary import BackfillSummary
 from pipeline.runs.driver.summary import RunSummary
-from pipeline.storage import Storage, parse
-from pipeline.storage.table_versions import TableVersion
+from pipeline.storage import Storage
 from pipeline.table.log import TableLog
 from pipeline.table.schemas import types_of_output
 
-Summary = RunSummary | BackfillSummary
+Summary = RunSummary | BackfillSummary | IngestSummary | LoadSummary
 Post = Callable[[Any], object]
 
 FLUSH_SECONDS = 5.0
@@ -39,25 +39,10 @@ FLUSH_SECONDS = 5.0
 STATES = {"cancelled": "ABORT", "interrupted": "ABORT"}
 """Types of events by the end state of an error; others are failures."""
 
+LOADED = "loaded"
+"""Name of the figures of a load's destination."""
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class LineageFacts:
-    """What the events of one run or backfill say.
-
-    Attributes:
-        kind: `run` or `backfill`.
-        id: Its id.
-        plan: Its plan; only figures and the schema are read.
-        tables: Further tables that the transform reads.
-    """
-
-    kind: str
-    id: str
-    job: Job
-    plan: Plan
-    tables: tuple[TableVersion, ...]
 
 
 @contextmanager
@@ -67,7 +52,7 @@ def lineage(
     facts: Callable[[], LineageFacts],
     connect: Callable[[LineageSettings], Post] | None = None,
 ) -> Iterator[Callable[[Summary], None]]:
-    """Emit that a run or backfill starts, and how it ends.
+    """Emit that a run, backfill, ingest or load starts, and how it ends.
 
     Args:
         settings: Where to; without a URL, nothing is done.
@@ -139,11 +124,14 @@ class _Events:
         # Each driver is a run of its own, as in Prefect: one that was resumed starts twice.
         known = context.flow_run if context is not None else None
         self._run = str(known.id if known is not None else uuid4())
+        self._id = facts.id
 
     def started(self) -> Any:
         return self._event("START", outputs=self._outputs({}))
 
     def completed(self, summary: Summary) -> Any:
+        if isinstance(summary, IngestSummary):
+            self._id = summary.ingest
         return self._event("COMPLETE", outputs=self._outputs(figures_of(summary)))
 
     def failed(self, kind: str, error: Exception | None) -> Any:
@@ -161,13 +149,10 @@ class _Events:
         from openlineage.client import event_v2, facet_v2
 
         facts = self._facts
-        tags = facet_v2.tags_run.TagsRunFacet(
-            tags=[
-                facet_v2.tags_run.TagsRunFacetFields(
-                    key=f"chunkmap.{facts.kind}", value=facts.id, source="chunkmap"
-                )
-            ]
+        tag = facet_v2.tags_run.TagsRunFacetFields(
+            key=f"chunkmap.{facts.kind}", value=self._id, source="chunkmap"
         )
+        tags = {"tags": facet_v2.tags_run.TagsRunFacet(tags=[tag])} if self._id else {}
         job_type = facet_v2.job_type_job.JobTypeJobFacet(
             processingType="BATCH", integration="CHUNKMAP", jobType=facts.kind.upper()
         )
@@ -175,10 +160,10 @@ class _Events:
             eventTime=datetime.now(UTC).isoformat(),
             eventType=event_v2.RunState[kind],
             producer=f"urn:chunkmap:{metadata.version('chunkmap')}",
-            run=event_v2.Run(runId=self._run, facets={"tags": tags, **(facets or {})}),
+            run=event_v2.Run(runId=self._run, facets={**tags, **(facets or {})}),
             job=event_v2.Job(
                 namespace=self._settings.namespace,
-                name=facts.job.name,
+                name=facts.name,
                 facets={"jobType": job_type},
             ),
             inputs=self._inputs(),
@@ -188,32 +173,28 @@ class _Events:
     def _inputs(self) -> list[Any]:
         from openlineage.client import event_v2, facet_v2
 
-        facts, plan = self._facts, self._facts.plan
-        uris = (facts.job.input.table,) if facts.job.input.table else facts.job.input.uri
-        schema = _schema({name: str(kind) for name, kind in plan.dtypes.items()})
-        statistics = facet_v2.input_statistics_input_dataset.InputStatisticsInputDatasetFacet(
-            rowCount=plan.rows, size=plan.stored_bytes, fileCount=plan.objects
-        )
-        inputs = [
-            event_v2.InputDataset(
-                *dataset_name(uri),
-                facets={"schema": schema, "version": _version(plan.id)},
-                # The figures of a plan are those of all its inputs together.
-                inputFacets={"inputStatistics": statistics} if len(uris) == 1 else {},
-            )
-            for uri in uris
-        ]
-        for table in facts.tables:
-            facets = {"version": _version(table.label)}
-            inputs.append(event_v2.InputDataset(*dataset_name(table.uri), facets=facets))
+        inputs = []
+        for source in self._facts.inputs:
+            facets: dict[str, Any] = {}
+            further: dict[str, Any] = {}
+            if source.types:
+                facets["schema"] = _schema(source.types)
+            if source.version:
+                facets["version"] = _version(source.version)
+            if source.counts is not None:
+                rows, size, files = source.counts
+                make = facet_v2.input_statistics_input_dataset.InputStatisticsInputDatasetFacet
+                further["inputStatistics"] = make(rowCount=rows, size=size, fileCount=files)
+            dataset = event_v2.InputDataset(*source.dataset, facets=facets, inputFacets=further)
+            inputs.append(dataset)
         return inputs
 
     def _outputs(self, figures: Mapping[str, Figures]) -> list[Any]:
-        from openlineage.client import event_v2, facet_v2
+        from openlineage.client import event_v2
 
-        outputs = []
-        for output in self._facts.job.all_outputs.values():
-            table_log = TableLog(self._storage, output.uri)
+        facts, outputs = self._facts, []
+        for uri in facts.outputs:
+            table_log = TableLog(self._storage, uri)
             facets: dict[str, Any] = {}
             further: dict[str, Any] = {}
             found = figures.get(table_log.output)
@@ -221,13 +202,13 @@ class _Events:
                 number = found.manifest or table_log.manifest().number
                 facets["version"] = _version(str(number))
                 facets["schema"] = _schema(types_of_output(table_log))
-                further["outputStatistics"] = (
-                    facet_v2.output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
-                        rowCount=found.rows, size=found.bytes
-                    )
-                )
-            name = dataset_name(output.uri)
+                further["outputStatistics"] = _statistics(found)
+            name = dataset_name(uri)
             outputs.append(event_v2.OutputDataset(*name, facets=facets, outputFacets=further))
+        if facts.into is not None:
+            loaded = {name: _statistics(each) for name, each in figures.items() if name == LOADED}
+            further = {"outputStatistics": loaded[LOADED]} if loaded else {}
+            outputs.append(event_v2.OutputDataset(*facts.into, facets={}, outputFacets=further))
         return outputs
 
 
@@ -236,12 +217,17 @@ class Figures:
     """What was published to an output; without a manifest, it is the current one."""
 
     rows: int
-    bytes: int
+    bytes: int | None
+    """None if unknown."""
     manifest: int | None = None
 
 
 def figures_of(summary: Summary) -> dict[str, Figures]:
-    """Return the figures of each output."""
+    """Return the figures of each output by its URI, and of a destination by LOADED."""
+    if isinstance(summary, LoadSummary):
+        return {LOADED: Figures(summary.rows, None)}
+    if isinstance(summary, IngestSummary):
+        return {summary.output: Figures(summary.rows, summary.bytes, summary.manifest)}
     if isinstance(summary, BackfillSummary):
         counts = summary.counts
         return {summary.output: Figures(counts.get("rows_out", 0), counts.get("bytes_out", 0))}
@@ -252,15 +238,6 @@ def figures_of(summary: Summary) -> dict[str, Figures]:
     return {summary.output: Figures(summary.rows_out, summary.bytes_out, summary.manifest)}
 
 
-def dataset_name(uri: str) -> tuple[str, str]:
-    """Return namespace and name of a dataset, as OpenLineage names those in S3 and on disk."""
-    location = parse(uri)
-    path = location.key.rstrip("/")
-    if location.scheme == "s3":
-        return f"s3://{location.bucket}", path or "/"
-    return "file", path or "/"
-
-
 def _schema(types: Mapping[str, str]) -> Any:
     from openlineage.client import facet_v2
 
@@ -269,6 +246,13 @@ def _schema(types: Mapping[str, str]) -> Any:
     return facet_v2.schema_dataset.SchemaDatasetFacet(
         fields=[make(name=name, type=kind) for name, kind in fields]
     )
+
+
+def _statistics(figures: Figures) -> Any:
+    from openlineage.client import facet_v2
+
+    make = facet_v2.output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet
+    return make(rowCount=figures.rows, size=figures.bytes)
 
 
 def _version(text: str) -> Any:

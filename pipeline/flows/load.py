@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 
 from prefect import flow
 
 from pipeline.config.load_file import LoadInto, parse_load_file
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError
+from pipeline.flows.lineage import lineage
+from pipeline.flows.lineage_facts import facts_of_load
+from pipeline.flows.run_logs import flow_logs
 from pipeline.flows.secret_blocks import read_secret_block
 from pipeline.load.connect import open_load
 from pipeline.load.records import Listener, LoadProgress, LoadSummary
@@ -63,12 +67,17 @@ def load_flow(name: str, load_yaml: str) -> LoadSummary:
         ChunkmapError: See `pipeline.load.errors`; what is committed stays loaded.
     """
     current = _options.get() or LoadOptions(load_settings())
+    settings = current.settings
     try:
-        file = parse_load_file(load_yaml)
-        settings = current.settings
-        secret = secret_of(file.into)
-        load = open_load(file, settings, open_storage(settings), current.listen, secret)
-        summary = load.run()
+        with flow_logs():
+            file = parse_load_file(load_yaml)
+            secret = secret_of(file.into)
+            storage = open_storage(settings)
+            load = open_load(file, settings, storage, current.listen, secret)
+            facts = partial(facts_of_load, file, storage)
+            with lineage(settings.lineage, storage, facts) as done:
+                summary = load.run()
+                done(summary)
     except ChunkmapError as error:
         current.ended.append(error)
         raise

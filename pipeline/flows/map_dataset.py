@@ -30,12 +30,14 @@ from pipeline.cluster.versions import check_versions
 from pipeline.config.job import Job, parse_job
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError
-from pipeline.flows.event_sender import flush_events
 from pipeline.flows.executor import TASK_OPTIONS, DaskExecutor, run_reduce_steps
-from pipeline.flows.lineage import LineageFacts, lineage
+from pipeline.flows.lineage import lineage
+from pipeline.flows.lineage_facts import LineageFacts, facts_of_job
 from pipeline.flows.run_events import RUN, reported
+from pipeline.flows.run_logs import FLUSH_SECONDS, flow_logs, masked_errors
 from pipeline.flows.server import flow_run_page
 from pipeline.flows.worker_code import check_code
+from pipeline.masking import mask, mask_text
 from pipeline.quality.results import CheckResult
 from pipeline.report.humanize import plural
 from pipeline.runs.admin.known_outputs import remember_output
@@ -52,8 +54,6 @@ from pipeline.table.log import TableLog
 
 ARTIFACT_SECONDS = 5.0
 """Seconds between two updates of the progress artifact."""
-FLUSH_SECONDS = 3.0
-"""Seconds that a finished run waits for Prefect to take its last events, and its report."""
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,8 @@ def plan_task(job_name: str, job: Job) -> PreparedRun:
 @task(name="step", task_run_name="{name} {run}", **TASK_OPTIONS)
 def step_task(name: str, run: str, work: Callable[[], Any]) -> Any:
     """Do a step of a run, e.g. publish it."""
-    return work()
+    with masked_errors():
+        return work()
 
 
 @flow(
@@ -139,28 +140,26 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
     storage = open_storage(current.settings)
     first = next(iter(job.all_outputs.values()))
     about = {"job": job.name}
-    try:
-        with reported(RUN, TableLog(storage, first.uri).output, about) as complete:
-            driver = _prepare(current, name, job, storage)
-            about["run"] = driver.planned.ledger.run
-            facts = partial(_facts, job, driver.planned)
-            try:
-                with lineage(current.settings.lineage, storage, facts) as done:
-                    summary = driver.run()
-                    done(summary)
-            except ChunkmapError as error:
-                current.ended.append(error)
-                raise
-            complete(summary)
-    finally:
-        flush_events(FLUSH_SECONDS)
+    output = TableLog(storage, first.uri).output
+    with flow_logs(), reported(RUN, output, about) as complete:
+        driver = _prepare(current, name, job, storage)
+        about["run"] = driver.planned.ledger.run
+        facts = partial(_facts, job, driver.planned)
+        try:
+            with lineage(current.settings.lineage, storage, facts) as done:
+                summary = driver.run()
+                done(summary)
+        except ChunkmapError as error:
+            current.ended.append(error)
+            raise
+        complete(summary)
     current.ended.append(summary)
     return summary
 
 
 def _facts(job: Job, planned: PreparedRun) -> LineageFacts:
     record = planned.ledger.record()
-    return LineageFacts("run", record.run, job, planned.plan, record.tables or ())
+    return facts_of_job("run", record.run, job, planned.plan, record.tables or ())
 
 
 def _prepare(current: FlowOptions, name: str, job: Job, storage: Storage) -> RunDriver:
@@ -272,7 +271,9 @@ class PrefectOrchestrator(Orchestrator):
         self._wait_for_request()
         self._send(
             lambda: create_table_artifact(
-                rows, key=f"checks-{run}", description=f"{plural(len(rows), 'check')}: {found}"
+                mask(rows),
+                key=f"checks-{run}",
+                description=f"{plural(len(rows), 'check')}: {found}",
             )
         )
 
@@ -282,7 +283,7 @@ class PrefectOrchestrator(Orchestrator):
         title = report.markdown.partition("\n")[0].lstrip("# ")
         self._send(
             lambda: create_markdown_artifact(
-                markdown=report.markdown, key=f"run-{run}", description=title
+                markdown=mask_text(report.markdown), key=f"run-{run}", description=title
             )
         )
         assert self._request is not None, "_send has started it"

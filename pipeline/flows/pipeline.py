@@ -34,6 +34,7 @@ from pipeline.flows.ingest import (
 )
 from pipeline.flows.load import LoadOptions, load_flow, load_options, secret_of
 from pipeline.flows.map_dataset import FlowOptions, map_dataset, options
+from pipeline.flows.run_logs import flow_logs, masked_errors
 from pipeline.ingest.run import IngestOptions, IngestSummary
 from pipeline.load.records import LoadSummary
 from pipeline.logs import set_up_driver
@@ -130,14 +131,15 @@ def run_pipeline(
         pipeline = current.pipeline or _resolve(file, parameters)
         storage = open_storage(current.settings)
         runner = PrefectRunner(current)
-        summary = run_stages(
-            pipeline,
-            current.settings,
-            storage,
-            runner,
-            options=current.options,
-            listen=current.listen,
-        )
+        with flow_logs():
+            summary = run_stages(
+                pipeline,
+                current.settings,
+                storage,
+                runner,
+                options=current.options,
+                listen=current.listen,
+            )
     except ChunkmapError as error:
         current.ended.append(error)
         raise
@@ -160,7 +162,8 @@ def _options_of_environment(start_from: str | None, only: str | None) -> Pipelin
 @task(name="stage", task_run_name="{stage}", **_TASK_OPTIONS)
 def call_task(stage: str, work: Callable[[], Any]) -> Any:
     """Call the function of a stage."""
-    return work()
+    with masked_errors():
+        return work()
 
 
 @task(name="stage", task_run_name="{stage}: {state}", **_TASK_OPTIONS)

@@ -14,9 +14,9 @@ from uuid import UUID, uuid4
 
 import orjson
 
-from pipeline.config.masking import mask_text
 from pipeline.errors import ChecksFailedError, ChunkmapError
 from pipeline.flows.event_sender import Origin, current_origin, event_sender
+from pipeline.masking import mask
 from pipeline.runs.backfill.summary import BackfillSummary
 from pipeline.runs.driver.summary import RunSummary
 from pipeline.runs.ledger.ledger import Ledger
@@ -44,7 +44,7 @@ def emit(
     Args:
         event: Its name, e.g. `chunkmap.run.completed`.
         output: URI of the output.
-        payload: JSON values.
+        payload: JSON values; secrets in them are masked.
         origin: The flow run; default the current one.
         event_id: Id of the event; default a new one.
     """
@@ -57,7 +57,7 @@ def emit(
         "event": event,
         "resource": {"prefect.resource.id": output, "prefect.resource.name": output},
         "related": [],
-        "payload": dict(payload),
+        "payload": mask(payload),
     }
     sender.send(origin or current_origin(), [orjson.dumps(body)])
 
@@ -135,8 +135,8 @@ def _named(windows: list[str]) -> dict[str, Any]:
 def _error(error: Exception) -> dict[str, Any]:
     return {
         "error": type(error).__name__,
-        "message": mask_text(str(error)),
-        "hint": mask_text(getattr(error, "hint", None) or ""),
+        "message": str(error),
+        "hint": getattr(error, "hint", None) or "",
     }
 
 

@@ -22,13 +22,13 @@ from prefect.events.filters import EventFilter, EventIDFilter
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed, Crashed, Failed
 
-from pipeline.config.masking import mask_text
 from pipeline.config.settings import load_settings
 from pipeline.errors import ChunkmapError
 from pipeline.flows.event_sender import flush_events
-from pipeline.flows.map_dataset import FLUSH_SECONDS
 from pipeline.flows.run_events import emit
+from pipeline.flows.run_logs import FLUSH_SECONDS
 from pipeline.logs import set_up_driver
+from pipeline.masking import mask_text
 from pipeline.report.humanize import duration, plural
 from pipeline.runs.backfill.dead_drivers import MAX_DEATHS, DeadDriver, find_dead_drivers
 from pipeline.runs.ledger.ledger import Ledger

@@ -20,6 +20,7 @@ from pipeline.errors import (
     TransformError,
     TransformNotAllowedError,
 )
+from pipeline.masking import mask_text
 
 MAX_REPORT_BYTES = 1 << 20
 MAX_STATES = 50
@@ -113,6 +114,7 @@ def error_of(report: ErrorReport) -> ChunkmapError:
 
 
 def cut(text: str) -> str:
-    """Shorten a text to the limit, without characters that JSON or Prefect's database refuse."""
+    """Mask secrets and shorten to the limit, without characters that Prefect's database refuses."""
+    text = mask_text(text)
     short = text if len(text) <= MAX_LINE else text[: MAX_LINE - 3] + "..."
     return short.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()

@@ -10,7 +10,7 @@ other work for a batch takes 3 ms. Here they are pickled once, without secrets
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from prefect.settings import get_current_settings
 
 from pipeline.cluster.futures import fate, listen, pickled, submit
 from pipeline.flows.event_sender import current_origin, event_sender
+from pipeline.flows.run_logs import LineLimit
 from pipeline.flows.task_report import ErrorReport, LogLine, TaskReport, read_report
 from pipeline.flows.task_run_events import TaskRunHistory, TaskRunTemplate
 from pipeline.flows.worker_context import worker_context
@@ -101,6 +102,7 @@ class TaskSender:
         self._template = TaskRunTemplate(task, parameters)
         self._events, self._origin = event_sender(), current_origin()
         self._has_logs = get_current_settings().logging.to_api.enabled
+        self._limit = LineLimit("the logs of the workers")
         self.tags = self._template.tags
         listen(runner, RUNNING, _note_running)
 
@@ -128,11 +130,13 @@ class TaskSender:
         self,
         events: Sequence[bytes],
         history: TaskRunHistory | None = None,
-        lines: Sequence[LogLine] = (),
+        lines: tuple[LogLine, ...] = (),
     ) -> None:
         """Queue events, and log lines of a task run, for the Prefect server."""
         if self._events is not None and (events or lines):
-            logs = history.lines(lines) if history is not None and self._has_logs else []
+            logs: list[Mapping[str, Any]] = []
+            if history is not None and self._has_logs:
+                logs = history.lines(self._limit.admit_lines(lines))
             self._events.send(self._origin, events, logs)
 
 

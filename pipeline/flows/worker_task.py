@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from threading import Lock
 from typing import Any, NamedTuple, get_args
 from uuid import UUID
@@ -33,6 +33,7 @@ from pydantic_core import to_jsonable_python
 from pipeline.cluster.futures import announce
 from pipeline.concurrency import single_flight
 from pipeline.errors import ChunkmapError, is_transient
+from pipeline.flows.run_logs import TaskLines, collecting
 from pipeline.flows.task_report import (
     MAX_CHARACTERS,
     MAX_LINE,
@@ -209,11 +210,12 @@ _lock = Lock()
 
 @contextmanager
 def _collect_lines(task_run_id: str) -> Iterator[list[LogLine]]:
-    """Collect the log lines of a task run instead of sending them to Prefect."""
+    """Collect the log lines of a task run, Prefect's and ours, instead of sending them."""
     handlers.set_api_log_sink(_collect)
     lines = _lines[task_run_id] = []
     try:
-        yield lines
+        with collecting(TaskLines(partial(_add, lines))):
+            yield lines
     finally:
         del _lines[task_run_id]
 
@@ -225,14 +227,14 @@ def _collect(log: dict[str, Any]) -> None:
         if PREFECT_API_URL.value():  # Drivers share a process with workers in tests.
             handlers.APILogWorker.instance().send(log)
         return
+    at = datetime.fromisoformat(log["timestamp"]).timestamp()
+    _add(lines, log["name"], log["level"], at, log["message"])
+
+
+def _add(lines: list[LogLine], logger: str, level: int, at: float, message: str) -> None:
     with _lock:
         room = MAX_CHARACTERS - sum(len(line.message) for line in lines)
-        if len(lines) < MAX_LINES and room > len(log["message"][:MAX_LINE]):
-            lines.append(
-                LogLine(
-                    logger=log["name"][:200],
-                    level=min(100, max(0, log["level"])),
-                    at=datetime.fromisoformat(log["timestamp"]).timestamp(),
-                    message=cut(log["message"]),
-                )
-            )
+        if len(lines) < MAX_LINES and room > len(message[:MAX_LINE]):
+            level = min(100, max(0, level))
+            line = LogLine(logger=logger[:200], level=level, at=at, message=cut(message))
+            lines.append(line)

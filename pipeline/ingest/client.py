@@ -19,7 +19,6 @@ from urllib.parse import unquote, urlencode
 import httpx
 
 from pipeline.config.ingest import Http
-from pipeline.config.masking import MASK
 from pipeline.config.secret import Secret
 from pipeline.http_answers import (
     DENIED_STATUSES,
@@ -37,6 +36,7 @@ from pipeline.ingest.body import ACCEPTED, BodyError, is_readable, read_body
 from pipeline.ingest.errors import SourceDeniedError, SourceError, SourceUnavailableError
 from pipeline.ingest.frames import TwiceError, unique_pairs
 from pipeline.ingest.paging import Answer, without_parameter
+from pipeline.masking import MASK
 
 MAX_EXCERPT = 200
 """Maximum number of characters of an answer that an error shows."""

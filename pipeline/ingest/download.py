@@ -16,7 +16,6 @@ import httpx
 from partitioning import ObjectInfo
 from pipeline.concurrency import map_concurrently
 from pipeline.config.ingest import Files, is_url
-from pipeline.config.masking import mask_text
 from pipeline.errors import InputError, ObjectMissingError
 from pipeline.http_answers import (
     DENIED_STATUSES,
@@ -31,6 +30,7 @@ from pipeline.http_answers import (
 )
 from pipeline.ingest.errors import SourceDeniedError, SourceError, SourceUnavailableError
 from pipeline.ingest.store import IngestStore, SourceFile
+from pipeline.masking import mask_text
 
 T = TypeVar("T")
 

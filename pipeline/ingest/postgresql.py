@@ -22,7 +22,6 @@ from adbc_driver_postgresql import dbapi
 from typing_extensions import override
 
 from pipeline.config.ingest_rows import secrets_of
-from pipeline.config.masking import MASK
 from pipeline.errors import ChunkmapError, SchemaChangedError, UsageError
 from pipeline.ingest.database import (
     AGAIN,
@@ -36,6 +35,7 @@ from pipeline.ingest.database import (
 )
 from pipeline.ingest.errors import SourceDeniedError, SourceError, SourceUnavailableError
 from pipeline.ingest.readings import ReadingWriter, Watermark
+from pipeline.masking import MASK
 
 CONNECT_SECONDS = 10
 """Seconds to wait for a server's first answer; `connect_timeout` in the address wins."""

@@ -16,7 +16,6 @@ import pyarrow as pa
 from adbc_driver_postgresql import dbapi
 from typing_extensions import override
 
-from pipeline.config.masking import MASK
 from pipeline.errors import ChunkmapError
 from pipeline.load.column_types import POSTGRES, Dialect
 from pipeline.load.destination import (
@@ -32,6 +31,7 @@ from pipeline.load.errors import (
     DestinationUnavailableError,
     LoadFailedError,
 )
+from pipeline.masking import MASK
 
 WAIT_SECONDS = 300.0
 """Seconds to wait for another load of the same table."""

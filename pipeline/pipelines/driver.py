@@ -14,13 +14,13 @@ from pipeline.config.expressions import ExpressionError, Value
 from pipeline.config.ingest import Ingest
 from pipeline.config.job import Job
 from pipeline.config.load_file import LoadFile
-from pipeline.config.masking import mask_text
 from pipeline.config.pipeline_file import OWN_FACTS, STAGE_FACTS, Call, Pipeline, ResolvedStage
 from pipeline.config.settings import Settings
 from pipeline.config.templates import text_of
 from pipeline.errors import ChunkmapError, ConflictError, PipelineFileError, TransformError
 from pipeline.ingest.run import published_ingest
 from pipeline.load.connect import open_load
+from pipeline.masking import mask_text
 from pipeline.pipelines.listener import PipelineListener
 from pipeline.pipelines.runner import StageRunner
 from pipeline.pipelines.state import FINISHED, PipelineRecord, PipelineStore, StageNote

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.config.masking import mask
+from pipeline.masking import mask
 from pipeline.printable import printable_line
 from pipeline.report.humanize import plural
 

@@ -10,9 +10,9 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.config.job import Job, parse_job
-from pipeline.config.masking import MASK, is_secret_name, mask, mask_text
 from pipeline.config.settings import explain, load_settings
 from pipeline.errors import JobError, SettingsError
+from pipeline.masking import MASK, is_secret_name, mask, mask_text
 from tests.support import forks
 
 SECRET = "hunter2"
@@ -65,6 +65,48 @@ def test_a_secret_in_a_structure_is_masked_and_the_rest_is_not(value: Any) -> No
 )
 def test_what_is_no_secret_is_shown(value: Any) -> None:
     assert mask(value) == value
+
+
+FORMS = [
+    f"cannot connect: host=h password={SECRET} user=me",
+    f"password = {SECRET}",
+    f"token={SECRET},next",
+    f"AWS_SECRET_ACCESS_KEY={SECRET}/x+y",
+    f"export PGPASSWORD='{SECRET}'; psql",
+    f"401 for Authorization: Basic {SECRET}",
+    f"> authorization: AWS4-HMAC-SHA256 Credential=K, Signature={SECRET}",
+    f"Cookie: session={SECRET}; a={SECRET}",
+    f"config:\n  password: {SECRET}\n  host: h",
+    f"{{password: {SECRET}, host: h}}",
+    f"connect(host='h', password='{SECRET}')",
+    f'{{"api_key": "{SECRET}"}}',
+    f"curl --api-key={SECRET} h",
+    f"postgresql://me:{SECRET}@h/db?a=1",
+    f"https://h/p?X-Amz-Signature={SECRET}&a=1",
+    f"Bearer {SECRET * 2} is refused",
+]
+"""Secrets as errors of libraries and of users' code show them."""
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_every_form_is_masked_in_a_text_and_once_is_enough(text: str) -> None:
+    shown = mask_text(f"before: {text}") if "\n" not in text else mask_text(text)
+    assert SECRET not in shown
+    assert MASK in shown
+    assert mask_text(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://b/token=3/part.parquet, rows 0 to 9",
+        "invalid token: expected text",
+        "filter: token == 3",
+        "2 + 2 = 4 and x: 1",
+    ],
+)
+def test_a_text_without_secrets_is_kept(text: str) -> None:
+    assert mask_text(text) == text
 
 
 def test_text_keeps_what_only_looks_like_an_assignment() -> None:

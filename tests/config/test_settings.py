@@ -12,9 +12,9 @@ import pytest
 from pydantic import BaseModel
 
 from pipeline.config.layers import CREDENTIAL_VARIABLES
-from pipeline.config.masking import MASK
 from pipeline.config.settings import Settings, explain, ignored_credentials, load_settings
 from pipeline.errors import SettingsError
+from pipeline.masking import MASK
 from pipeline.processes import start_time
 
 SECRET = "wJalrXUtnFEMI"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.masking import MASK
 from pipeline.config.settings import explain, load_settings
+from pipeline.masking import MASK
 from pipeline.processes import start_time
 
 PASSWORD = "chunkmap:0123456789"

@@ -34,7 +34,7 @@ def _names(requirements: list[str]) -> set[str]:
     [
         ("chunkmap", ()),
         ("partitioning", ()),
-        ("pipeline", ("local", "sql", "checks", "tables", "lineage")),
+        ("pipeline", ("local", "sql", "checks", "tables", "lineage", "traces")),
         ("benchmarks", ("bench", "local", "sql")),
     ],
 )

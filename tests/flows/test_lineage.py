@@ -6,22 +6,40 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import duckdb
 import jsonschema  # type: ignore[import-untyped]
+import polars as pl
 import pytest
 
+from pipeline.config.ingest import Ingest
+from pipeline.config.load_file import LoadFile
 from pipeline.config.sections import LineageSettings
-from pipeline.errors import RunCancelledError, UsageError
+from pipeline.config.settings import load_settings
+from pipeline.errors import ChunkmapError, RunCancelledError, UsageError
 from pipeline.flows import lineage as module
-from pipeline.flows.lineage import LineageFacts, dataset_name, lineage
+from pipeline.flows.lineage import lineage
+from pipeline.flows.lineage_facts import (
+    LineageFacts,
+    dataset_name,
+    facts_of_ingest,
+    facts_of_job,
+    facts_of_load,
+)
+from pipeline.ingest.run import ingest
+from pipeline.load.connect import open_load
 from pipeline.runs.backfill.summary import BackfillSummary
 from pipeline.runs.driver.summary import RunSummary
+from pipeline.storage import own_storage
 from tests.support.backfills import Days, days
 from tests.support.memory_storage import MemoryBackend
+from tests.support.published_frames import Frames
 from tests.support.publishing import PLAN, publish
 from tests.support.runs_by_hand import OUTPUT, Run, run_of
 
@@ -62,6 +80,13 @@ class Receiver:
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
+    with receiving() as receiver:
+        yield receiver
+
+
+@contextmanager
+def receiving() -> Iterator[Receiver]:
+    """Run a receiver."""
     receiver = Receiver()
     thread = Thread(target=receiver.server.serve_forever, args=(0.02,))
     thread.start()
@@ -79,7 +104,7 @@ def run() -> Run:
 
 
 def facts_of(run: Run) -> Callable[[], LineageFacts]:
-    return lambda: LineageFacts("run", run.ledger.run, run.ledger.job(), run.plan, ())
+    return lambda: facts_of_job("run", run.ledger.run, run.ledger.job(), run.plan, ())
 
 
 def summary_of(run: Run, manifest: int) -> RunSummary:
@@ -166,7 +191,7 @@ def test_a_backfill(receiver: Receiver, tmp_path: Path, monkeypatch: pytest.Monk
     store = made.create(made.job())
 
     def facts() -> LineageFacts:
-        return LineageFacts("backfill", store.backfill, store.job(), store.plan(), ())
+        return facts_of_job("backfill", store.backfill, store.job(), store.plan(), ())
 
     with lineage(receiver.settings, made.storage, facts) as done:
         summary = made.drive(store)
@@ -179,6 +204,131 @@ def test_a_backfill(receiver: Receiver, tmp_path: Path, monkeypatch: pytest.Monk
     assert int(output["facets"]["version"]["datasetVersion"]) == made.manifest_numbers()
     names = {each["name"] for each in output["facets"]["schema"]["fields"]}
     assert names == {"id", "value", "twice"}
+
+
+def test_an_ingest(receiver: Receiver, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text('{"id": 1, "name": "a"}\n{"id": 2, "name": "b"}\n')
+    definition = Ingest.model_validate(
+        {
+            "name": "people",
+            "files": {"uri": [f"{tmp_path}/in/*.jsonl"]},
+            "output": {"uri": f"{tmp_path}/out/"},
+        }
+    )
+    storage = own_storage()
+    facts = partial(facts_of_ingest, definition, lambda place: None)
+    with lineage(receiver.settings, storage, facts) as done:
+        summary = ingest(definition, storage=storage)
+        done(summary)
+    started, completed = bodies(receiver)
+    assert (started["eventType"], completed["eventType"]) == ("START", "COMPLETE")
+    assert completed["job"]["facets"]["jobType"]["jobType"] == "INGEST"
+    assert completed["job"]["name"] == "people"
+    [source] = started["inputs"]
+    assert (source["namespace"], source["name"]) == ("file", f"{tmp_path}/in")
+    [output] = completed["outputs"]
+    assert (output["namespace"], output["name"]) == ("file", f"{tmp_path}/out")
+    assert output["facets"]["version"]["datasetVersion"] == str(summary.manifest)
+    fields = {each["name"]: each["type"] for each in output["facets"]["schema"]["fields"]}
+    assert fields == {"id": "Int64", "name": "String"}
+    assert output["outputFacets"]["outputStatistics"]["rowCount"] == 2
+    tags = {each["key"]: each["value"] for each in completed["run"]["facets"]["tags"]["tags"]}
+    assert tags["chunkmap.ingest"] == summary.ingest
+
+
+def test_a_load(receiver: Receiver, tmp_path: Path) -> None:
+    output = Frames.of(tmp_path)
+    output.add(pl.DataFrame({"id": [1, 2, 3]}))
+    path = tmp_path / "warehouse.duckdb"
+    file = LoadFile.model_validate(
+        {
+            "name": "warehouse",
+            "input": {"uri": output.uri},
+            "into": {"uri": f"duckdb:{path}", "table": "sales.orders"},
+        }
+    )
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("CREATE SCHEMA sales")
+    storage = own_storage()
+    with lineage(receiver.settings, storage, partial(facts_of_load, file, storage)) as done:
+        done(open_load(file, load_settings(), storage).run())
+    started, completed = bodies(receiver)
+    [source] = started["inputs"]
+    assert source["facets"]["version"]["datasetVersion"] == "1"
+    assert [each["name"] for each in source["facets"]["schema"]["fields"]] == ["id"]
+    [into] = completed["outputs"]
+    assert (into["namespace"], into["name"]) == ("file", f"{path}#sales.orders")
+    assert into["outputFacets"]["outputStatistics"]["rowCount"] == 3
+    assert "outputStatistics" not in started["outputs"][0]["outputFacets"]
+
+
+def test_an_ingest_that_fails(receiver: Receiver, tmp_path: Path) -> None:
+    definition = Ingest.model_validate(
+        {
+            "name": "people",
+            "files": {"uri": [f"{tmp_path}/none/a.jsonl"]},
+            "output": {"uri": f"{tmp_path}/out/"},
+        }
+    )
+    storage = own_storage()
+    facts = partial(facts_of_ingest, definition, lambda place: None)
+    with pytest.raises(ChunkmapError), lineage(receiver.settings, storage, facts) as done:
+        done(ingest(definition, storage=storage))
+    assert [event["eventType"] for event in bodies(receiver)] == ["START", "FAIL"]
+
+
+PASSWORD = "hush-1234"
+SHOP = f"postgresql://me:{PASSWORD}@db.example:5433/shop?sslmode=require"
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        (
+            {"http": {"url": "https://api.example:8443/v1/orders"}},
+            [("https://api.example:8443", "/v1/orders")],
+        ),
+        (
+            {"files": {"uri": ["s3://b/in/2024/*.csv", "https://h.example/a.csv"]}},
+            [("s3://b", "in/2024"), ("https://h.example", "/a.csv")],
+        ),
+        (
+            {"sql": {"url": {"env": "SHOP"}, "table": "public.orders"}},
+            [("postgres://db.example:5433", "shop.public.orders")],
+        ),
+        (
+            {"sql": {"url": {"env": "SHOP"}, "query": "SELECT 1 AS id"}},
+            [("postgres://db.example:5433", "shop")],
+        ),
+        ({"sql": {"url": "sqlite:shop.db", "table": "orders"}}, [("file", "shop.db#orders")]),
+        ({"sql": {"url": {"env": "MISSING"}, "table": "orders"}}, []),
+        ({"source": "shop.rows:orders"}, [("python", "shop.rows:orders")]),
+    ],
+)
+def test_names_of_what_is_ingested(source: dict[str, Any], names: list[tuple[str, str]]) -> None:
+    """As OpenLineage names them, without credentials."""
+    definition = Ingest.model_validate({"name": "a", "output": {"uri": "s3://b/out/"}, **source})
+    facts = facts_of_ingest(definition, lambda place: SHOP if place.env == "SHOP" else None)
+    assert [each.dataset for each in facts.inputs] == names
+    assert PASSWORD not in str(facts)
+
+
+@pytest.mark.parametrize(
+    ("into", "name"),
+    [
+        (
+            {"uri": "postgresql://me@db.example/shop", "table": "orders"},
+            ("postgres://db.example:5432", "shop.orders"),
+        ),
+        ({"uri": "delta:s3://lake/orders/"}, ("s3://lake", "orders")),
+        ({"uri": "https://h.example/rows?a=1"}, ("https://h.example", "/rows")),
+    ],
+)
+def test_names_of_destinations(into: dict[str, str], name: tuple[str, str], run: Run) -> None:
+    publish(run)
+    data = {"name": "a", "input": {"uri": OUTPUT}, "into": into}
+    assert facts_of_load(LoadFile.model_validate(data), run.storage).into == name
 
 
 def test_off_by_default_and_nothing_is_imported(run: Run) -> None:

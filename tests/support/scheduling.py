@@ -34,6 +34,7 @@ ON_STACKS = (
     "tests/integration/test_backfill.py",
     "tests/integration/test_cli.py",
     "tests/integration/test_prefect.py",
+    "tests/integration/test_observability.py",
     "tests/integration/test_strangers.py",
     "tests/integration/test_bad_input.py",
     "tests/faults/test_replies.py",

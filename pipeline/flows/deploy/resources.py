@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.config.masking import mask
+from pipeline.masking import mask
 
 KINDS = (
     "work pool",

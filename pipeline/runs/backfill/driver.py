@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from partitioning.window_inputs import windows_of_plan
-from pipeline import logs
+from pipeline import logs, traces
 from pipeline.config.settings import Settings
 from pipeline.config.units import resolve_limit
 from pipeline.errors import ChunkmapError, EngineUnavailableError, RunCancelledError
@@ -98,7 +98,12 @@ class BackfillDriver:
             BackfillHeldError: the canary failed, or the backfill pauses after it.
             RunCancelledError: the backfill was cancelled.
         """
-        with logs.log_ids(backfill=self.store.backfill):
+        store, endpoint = self.store, self.settings.traces.endpoint
+        facts = {"chunkmap.backfill": store.backfill, "chunkmap.output": store.output}
+        with (
+            logs.log_ids(backfill=store.backfill),
+            self.heartbeat.traced(endpoint, f"backfill {store.backfill}", facts),
+        ):
             return self._attach_or_drive()
 
     def _attach_or_drive(self) -> BackfillSummary:
@@ -200,8 +205,10 @@ class BackfillDriver:
             run.drive(executor, step.only, publishes=step.publishes)
 
         name = f"canary: {run.name}" if step.is_canary else run.name
-        with logs.log_ids(run=run.ledger.run):
-            log.info("%s: started, %d windows", name, len(run.labels))
+        facts = {"chunkmap.run": run.ledger.run}
+        with logs.log_ids(run=run.ledger.run), traces.span(f"run {name}", facts):
+            windows = plural(len(run.labels), "window")
+            log.info("%s: started, %s of %s", name, windows, plural(len(run.plan), "chunk"))
             self.orchestrator.run(name, work)
             log.info("%s: done", name)
 
@@ -225,6 +232,7 @@ class BackfillDriver:
             self.progress.mark(labels, "failed")
         outcome.failed += len(labels)
         outcome.notes.append(str(error))
+        log.info("%s: %s", run.name, error)
         limit = options.max_failures
         if limit is not None and outcome.failed > resolve_limit(limit, self.shared.record.todo):
             outcome.notes.append(

@@ -11,8 +11,8 @@ from typing import Any
 import polars as pl
 
 from pipeline.config.job import Job
-from pipeline.config.masking import mask
 from pipeline.config.settings import Settings
+from pipeline.masking import mask
 from pipeline.report.backfill_model import BackfillReport, Calendar
 from pipeline.report.run_model import Attempt, CodeVersion, Requests
 from pipeline.runs.backfill.calendar_layout import lay_out

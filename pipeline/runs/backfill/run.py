@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from partitioning import Plan
+from pipeline import traces
 from pipeline.config.job import Job
 from pipeline.config.sections import BatchSettings
 from pipeline.errors import ChecksFailedError, RunFailedError
@@ -36,6 +38,8 @@ from pipeline.storage.outages import best_effort, retry_until_available
 from pipeline.table.columns import Columns
 from pipeline.table.errors import CommitsConflictError, ForeignClaimError, UploadsVanishedError
 from pipeline.table.log import TableLog
+
+log = logging.getLogger(__name__)
 
 PUBLISH_SECONDS = 30.0
 """Seconds between two publishes of completed windows while the run is still being mapped."""
@@ -324,7 +328,7 @@ class BackfillRun:
                 together=options.all_or_nothing,
                 table_log=shared.table_log,
             )
-            with shared.publishing:
+            with shared.publishing, traces.span("publish"):
                 retry_until_available(publish)
         except ChecksFailedError as error:
             refused = windows if options.all_or_nothing else error.windows
@@ -334,7 +338,9 @@ class BackfillRun:
             lost = windows if options.all_or_nothing else error.windows
             self._conflicts |= {label: str(error) for label in lost}
         held = {*self._conflicts, *self._refused}
-        window_progress.mark([label for label in windows if label not in held], "done")
+        done = [label for label in windows if label not in held]
+        window_progress.mark(done, "done")
+        log.info("%s: published %s", self.name, plural(len(done), "window"))
         self._note_checks()
         # With reprocess missing, a conflict is fine: the output lacks these windows no more.
         missing = options.reprocess == "missing" and not options.all_or_nothing

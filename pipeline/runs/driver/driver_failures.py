@@ -11,6 +11,7 @@ from functools import partial
 import polars as pl
 
 from partitioning import Plan
+from pipeline.masking import mask_text
 from pipeline.report.humanize import byte_size
 from pipeline.runs.driver.executor import Outcome
 from pipeline.runs.ledger.ledger import Ledger
@@ -79,7 +80,7 @@ class DriverFailures:
                 worker="driver",
                 at=time.time(),
                 error=error,
-                message=message[:MESSAGE_CHARACTERS],
+                message=mask_text(message)[:MESSAGE_CHARACTERS],
                 transient=transient,
                 trace="",
                 where=where_of(chunk),

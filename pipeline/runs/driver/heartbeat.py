@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt
 
+from pipeline import traces
 from pipeline.errors import StateError
 from pipeline.metrics import RequestCounts, process_requests
 from pipeline.processes import start_time
@@ -202,9 +203,26 @@ class Heartbeat:
         self.record.end_phase(started)
         self.record.phases.append((name, started, 0.0))
         try:
-            yield
+            with traces.span(name):
+                yield
         finally:
             self.record.end_phase(time.time())
+
+    @contextmanager
+    def traced(self, endpoint: str | None, name: str, facts: traces.Attributes) -> Iterator[None]:
+        """Trace the block, and what went before it since the start of the command.
+
+        Args:
+            endpoint: The collector's address; None: trace nothing.
+            name: Name of the span.
+            facts: What it is about.
+        """
+        with traces.tracing(endpoint), traces.span(name, facts, self.record.started):
+            for phase, started, seconds in self.record.phases:
+                traces.record_span(phase, started, started + seconds, {})
+            yield
+            counts = {name: getattr(self.record, name) for name in ("reads", "writes", "retries")}
+            traces.set_attributes({f"s3.{name}": count for name, count in counts.items()})
 
     def _count_requests(self) -> None:
         now, before = process_requests.counts(), self._requests

@@ -5,6 +5,7 @@ Works with any `Executor`.
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -29,6 +30,8 @@ from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Progress
 from pipeline.runs.worker.batch import Batch
 from pipeline.storage.outages import retry_until_available
+
+log = logging.getLogger(__name__)
 
 PAUSE_SECONDS = 2.0
 """Seconds before the second round; doubled for each further round, with jitter."""
@@ -252,6 +255,7 @@ class MapStage:
             if result.failed and self.job.max_failures is not None:
                 self._counter.count_soon()  # Count now, to check the limit.
             return
+        log.warning("batch %s: %s: %s", outcome.batch.name, outcome.kind, outcome.detail)
         self.suspects.add(outcome)
         if outcome.kind == "error":
             # The batch failed as a whole: record its error for each of its chunks.

@@ -10,9 +10,9 @@ import polars as pl
 from partitioning import Plan
 from partitioning.model import Status
 from pipeline.config.job import Job
-from pipeline.config.masking import mask_text
 from pipeline.config.units import resolve_limit
 from pipeline.errors import QuarantineLimitError
+from pipeline.masking import mask_text
 from pipeline.printable import printable_line
 from pipeline.report.humanize import plural
 from pipeline.runs.driver.commit import LeftOut

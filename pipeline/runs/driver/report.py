@@ -22,10 +22,10 @@ from partitioning.model import Skipped
 from partitioning.window_inputs import windows_of_plan
 from pipeline.concurrency import map_concurrently
 from pipeline.config.job import Job
-from pipeline.config.masking import mask
 from pipeline.config.sections import PriceSettings
 from pipeline.config.settings import Settings
 from pipeline.errors import JobError, StateError, StorageError
+from pipeline.masking import mask
 from pipeline.quality.results import CheckResult
 from pipeline.report import run_figures
 from pipeline.report.humanize import plural

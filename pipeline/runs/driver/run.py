@@ -21,6 +21,7 @@ from pipeline.config.settings import Settings
 from pipeline.errors import ChecksFailedError, RunCancelledError
 from pipeline.processes import was_interrupted
 from pipeline.quality.results import CheckResult
+from pipeline.report.humanize import plural
 from pipeline.report.render import import_renderers
 from pipeline.runs.driver.batching import Throughput
 from pipeline.runs.driver.check_stage import refuse
@@ -120,7 +121,12 @@ class RunDriver:
             RunIncompleteError: some chunks failed; nothing was published.
             RunCancelledError: the run was cancelled.
         """
-        with logs.log_ids(run=self.planned.ledger.run):
+        ledger, endpoint = self.planned.ledger, self.settings.traces.endpoint
+        facts = {"chunkmap.run": ledger.run, "chunkmap.output": ledger.output}
+        with (
+            logs.log_ids(run=ledger.run),
+            self.heartbeat.traced(endpoint, f"run {self.job.name}", facts),
+        ):
             return self._attach_or_drive()
 
     def _attach_or_drive(self) -> RunSummary:
@@ -164,6 +170,7 @@ class RunDriver:
         if not self.planned.is_new:
             retry_until_available(ledger.clear_cancel)
         self.heartbeat.runs(self.planned.fingerprint, self.job.transform)
+        self._log_plan()
         with drive_session(self.job.name, self.heartbeat.write) as session:
             try:
                 progress, manifest = until_published(ledger, self._map_and_publish)
@@ -175,9 +182,22 @@ class RunDriver:
                     ledger.cancel()  # Workers stop after their current chunk; resuming clears it.
                 raise
             session.state = "done" if manifest is not None else "failed"
-            self.heartbeat.fail(self._failure_lines(progress))
+            failures = self._failure_lines(progress)
+            self.heartbeat.fail(failures)
+            for line in failures:
+                log.info("%s: %s", self.job.name, line)  # Commands show them as well.
+            if manifest is not None:
+                log.info("%s: published version %d of %s", self.job.name, manifest, ledger.output)
         self.listen("report", None)
         return self._report(session.state, progress, manifest)
+
+    def _log_plan(self) -> None:
+        plan = self.planned.plan
+        log.info(
+            "%s: %s %s of %s, %d rows",
+            *(self.job.name, "planned" if self.planned.is_new else "resumed"),
+            *(plural(len(plan), "chunk"), plural(plan.objects, "object"), plan.rows),
+        )
 
     def _map_and_publish(
         self, vanished: UploadsVanishedError | None

@@ -21,7 +21,7 @@ import stamina
 from typing_extensions import override
 
 from partitioning import Chunk
-from pipeline import logs, metrics
+from pipeline import logs, metrics, traces
 from pipeline.errors import (
     ChunkTimeoutError,
     RunCancelledError,
@@ -200,9 +200,17 @@ class Attempt:
             self.before_flush(name)
             self.context.ledger.write_segment(name, self.entries, self.schemas)
             self.count(self.entries)
+            if traces.is_on():
+                for entry in self.entries:
+                    trace_entry(entry, self.unit)
             self.stored += self.entries
             self.entries = []
         self.flushed = time.monotonic()
+
+    @property
+    def unit(self) -> str:
+        """Name of what a completion is about: chunk, piece or file."""
+        return self.context.ledger.unit
 
     def before_flush(self, name: str) -> None:
         """Store what must be stored before the entries are, under the name of their segment."""
@@ -591,6 +599,29 @@ class SeveralOutputsBatchAttempt(BatchAttempt):
         rows = [self.further.pop(attempt) for attempt in done]
         for output, entries in zip(self.context.further, zip(*rows, strict=True), strict=False):
             output.ledger.write_segment(name, entries, self.schemas)
+
+
+def trace_entry(entry: Completion | Failure, unit: str) -> None:
+    """Make the span of a chunk (or piece, or file), once the ledger has its entry."""
+    facts: dict[str, str | int] = {
+        f"chunkmap.{unit}": entry.chunk,
+        f"chunkmap.{unit}.index": entry.index,
+        "chunkmap.attempt": entry.attempt,
+    }
+    if isinstance(entry, Failure):
+        error = f"{entry.error}: {entry.message}"
+        traces.record_span(unit, entry.at, entry.at, facts, error)
+        return
+    facts |= {
+        "chunkmap.rows_in": entry.rows_in,
+        "chunkmap.rows_out": entry.rows_out,
+        "chunkmap.bytes_in": entry.bytes_in,
+        "chunkmap.bytes_out": entry.bytes_out,
+        "s3.reads": entry.reads,
+        "s3.writes": entry.writes,
+        "s3.retries": entry.retries,
+    }
+    traces.record_span(unit, entry.started, entry.started + entry.seconds, facts)
 
 
 class Watchdog:

@@ -14,6 +14,7 @@ from typing import Any
 
 from partitioning import Chunk
 from pipeline.errors import GroupsFailedError, TransformError, Transient
+from pipeline.masking import mask_text
 from pipeline.runs.ledger.records import Failure
 from pipeline.runs.transforms.reach import allows
 from pipeline.runs.transforms.user_code import message_of
@@ -55,7 +56,8 @@ def failure_of(
         worker=worker,
         at=time.time(),
         error=type(error).__name__,
-        message=message_of(error)[:MESSAGE_CHARACTERS],
+        # Masked before it is cut: a part of a secret is one too.
+        message=mask_text(message_of(error))[:MESSAGE_CHARACTERS],
         transient=isinstance(error, Transient),
         trace=_trace(error, frames),
         where=error.groups if isinstance(error, GroupsFailedError) else where_of(chunk),
@@ -111,7 +113,7 @@ def _query_of(call: Callable[..., Any]) -> str:
 
 def _trace(error: BaseException, frames: Sequence[Frame]) -> str:
     """Format a traceback, with the user's own frames before all of them."""
-    whole = "".join(traceback.format_exception(error))[-TRACE_CHARACTERS:]
+    whole = mask_text("".join(traceback.format_exception(error)))[-TRACE_CHARACTERS:]
     if not frames:
         return whole
     lines = ["Your code (most recent call last):"]
@@ -119,7 +121,7 @@ def _trace(error: BaseException, frames: Sequence[Frame]) -> str:
         lines += [f"  {_place(code, number)}", *([f"    {source}"] if source else [])]
     raised = _raised(error)
     lines.append(f"{type(raised).__name__}: {message_of(raised)}")
-    text = "\n".join(lines)
+    text = mask_text("\n".join(lines))
     if len(text) > TRACE_CHARACTERS:
         text = f"{text[: TRACE_CHARACTERS // 2]}\n…\n{text[-TRACE_CHARACTERS // 2 :]}"
     return f"{text}\n\nAll frames:\n{whole}"

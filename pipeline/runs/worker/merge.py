@@ -18,6 +18,7 @@ from itertools import groupby
 from typing import Any, Final
 
 import polars as pl
+from typing_extensions import override
 
 from partitioning import ObjectInfo
 from pipeline import logs, metrics
@@ -83,6 +84,11 @@ class _MergeAttempt(Attempt):
     """One attempt at a batch of files."""
 
     plan: MergePlan
+
+    @property
+    @override
+    def unit(self) -> str:
+        return "file"
 
     def run(self) -> BatchResult:
         """Merge the files that no earlier attempt at the batch has merged."""

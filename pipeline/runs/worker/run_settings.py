@@ -4,25 +4,44 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+from pipeline import traces
 from pipeline.config.sections import BatchSettings, ReadingSettings, TransformSettings
 from pipeline.config.settings import Settings
 from pipeline.runs.transforms.by_value import ValueFunction, refuse_by_value
 from pipeline.runs.transforms.reach import allows
+from pipeline.traces import TraceParent
 
 SECTIONS = ("transforms", "batches", "reading")
 """Sections of the settings that a run sends; others concern a process, e.g. its access to S3."""
+TRACES = "traces"
+"""Key of the span that is sent with them: the first, so that it is found without reading all."""
 
 
 def sent_settings(settings: Settings) -> str:
-    """Return, as JSON, the settings that workers use for a run of this process."""
-    sections = {name: getattr(settings, name).model_dump(mode="json") for name in SECTIONS}
+    """Return, as JSON, the settings that workers use for a run of this process.
+
+    With traces, the current span is with them: those of the workers are below it.
+    """
+    parent = traces.current_parent()
+    sections: dict[str, Any] = {} if parent is None else {TRACES: parent}
+    sections |= {name: getattr(settings, name).model_dump(mode="json") for name in SECTIONS}
     sections["transforms"]["path"] = [str(Path(p).resolve()) for p in settings.transforms.path]
     functions = settings.transforms.functions
     if functions:
         sections["functions"] = {name: value.to_json() for name, value in functions.items()}
     return json.dumps(sections)
+
+
+@lru_cache(16)
+def sent_parent(sent: str) -> TraceParent | None:
+    """Return the span that was sent with the settings of a run; None if none was."""
+    if not sent.startswith(f'{{"{TRACES}": '):
+        return None
+    return TraceParent(*json.loads(sent)[TRACES])
 
 
 def received_settings(own: Settings, sent: str) -> Settings:

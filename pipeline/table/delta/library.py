@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from itertools import takewhile
 from typing import Final
 
-from pipeline.config.masking import mask_text
 from pipeline.errors import AccessDeniedError, TransientStorageError, UsageError
+from pipeline.masking import mask_text
 from pipeline.storage import Storage
 from pipeline.storage.documents import problem_of
 from pipeline.table.errors import DamagedTableError

@@ -1,4 +1,8 @@
-"""Mask secrets in printed text: values with secret names, and credentials in URLs."""
+"""Mask secrets in all text that leaves a process: errors, logs, events, artifacts, reports.
+
+`mask_text` is the one function for text, `mask` for structures. Errors of chunkmap mask their own
+messages, and so do log lines and recorded failures.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,17 @@ _USER_IN_URL = re.compile(
 )
 _QUOTED_PAIR = re.compile(r"""((["'])([\w.-]+)\2\s*[:=]\s*)(["'])(.*?)\4""")
 _PARAMETER = re.compile(r"""([?&]([\w.-]+)=)([^\s&;,#"']+)""")
-_PAIR = re.compile(r"""(?<![\w./-])(([\w.-]+)=)("[^"]*"|'[^']*'|[^\s&;,#"']+)""")
+# Not after a slash: a folder `token=1` is a Hive partition.
+_PAIR = re.compile(
+    r"""(?<![\w./-])(-{0,2}([\w.-]+) ?=(?!=) ?)(?!\*{8})("[^"]*"|'[^']*'|[^\s&;"']+)"""
+)
+_HEADER = re.compile(
+    r"""\b((?:(?:proxy-)?authorization|(?:set-)?cookie)\s*:\s*)([^\r\n"'}]+)""", re.IGNORECASE
+)
+# At the start of a line or of a mapping, since `bad token: expected text` is prose.
+_LINE = re.compile(
+    r"""((?:^|[{,]|\\n)[ \t]*(?:- )?([\w.-]+):[ \t]+)(?!\*{8})([^\s,{}"'][^\r\n,{}]*)""", re.M
+)
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE)
 _ASSIGNMENT = re.compile(r"(-{0,2}([A-Za-z_][\w.-]*)=).*", re.DOTALL)
 
@@ -51,7 +65,7 @@ def mask(value: Any, name: object = "") -> Any:
         assignment = _ASSIGNMENT.fullmatch(value)
         if assignment and is_secret_name(assignment[2]):
             return assignment[1] + MASK
-        return _PAIR.sub(_pair, mask_text(value))
+        return mask_text(value)
     if isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes):
         return _mask_items(list(value))
     return value if isinstance(value, int | float) else mask_text(str(value))
@@ -77,16 +91,23 @@ def _mask_items(items: list[Any]) -> list[Any]:
 
 
 def mask_text(text: str) -> str:
-    """Mask users and passwords of URLs, secret parameters and the like in a text.
+    """Mask users and passwords of URLs, assignments of secrets, headers and the like in a text.
 
-    Plain assignments are not masked: `token=1/` may be a Hive partition.
+    To mask it twice changes nothing. Folders of Hive partitions are kept.
 
     >>> mask_text("tcp://me:pw@host:80/a?token=x&b=1")
     'tcp://********@host:80/a?token=********&b=1'
+    >>> mask_text("password=x: s3://b/token=3/a.parquet is missing")
+    'password=******** s3://b/token=3/a.parquet is missing'
     """
+    if not any(sign in text for sign in "=:") and "earer" not in text and "asic" not in text:
+        return text  # Most texts: nothing in them can match.
     text = _USER_IN_URL.sub(rf"\1{MASK}@", text)
+    text = _HEADER.sub(rf"\1{MASK}", text)
     text = _QUOTED_PAIR.sub(_quoted_pair, text)
     text = _PARAMETER.sub(_pair, text)
+    text = _PAIR.sub(_pair, text)
+    text = _LINE.sub(_pair, text)
     return _BEARER.sub(rf"\1 {MASK}", text)
 
 
