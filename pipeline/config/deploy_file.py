@@ -600,6 +600,7 @@ def _deadline(
         schedule = schedule.model_copy(update={"parameters": {}})
     else:
         expected = f"by {override.expect_done_by}"
+        parameters |= {"cron": schedule.cron, "timezone": schedule.timezone}
         schedule = _daily(schedule, override.expect_done_by, where)
     return replace(
         deployment,

@@ -6,8 +6,10 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from prefect import flow, runtime
+from prefect._vendor.croniter import croniter  # type: ignore[attr-defined]
 from prefect.client.orchestration import get_client
 from prefect.deployments import run_deployment
 from prefect.events.filters import (
@@ -21,8 +23,8 @@ from prefect.states import Completed
 from pipeline.config.job import parse_job
 from pipeline.config.settings import load_settings
 from pipeline.flows.event_sender import flush_events
-from pipeline.flows.map_dataset import FLUSH_SECONDS
 from pipeline.flows.run_events import LATE, RUN, emit
+from pipeline.flows.run_logs import FLUSH_SECONDS
 from pipeline.logs import set_up_driver
 from pipeline.report.humanize import duration
 from pipeline.runs.backfill.scheduled import reason_late
@@ -36,17 +38,26 @@ from pipeline.table.log import TableLog
     result_serializer="json",
     validate_parameters=False,
 )
-def check_deadline(job: str, within: float | None = None, start: str | None = None) -> Any:
+def check_deadline(
+    job: str,
+    within: float | None = None,
+    start: str | None = None,
+    cron: str | None = None,
+    timezone: str = "UTC",
+) -> Any:
     """Emit the event `chunkmap.output.late` unless a job's output is done in time.
 
     Args:
         job: The text of the job file. With a `window`, the window that was the last complete one
-            must be published; otherwise something must have been published, or a run that found
-            nothing to do must have ended, in the last day, or since the start.
+            at the scheduled start of the job's run must be published; otherwise something must
+            have been published, or a run that found nothing to do must have ended, since then.
         within: Seconds from the scheduled start of this run, which is also that of the job's,
             until the output is to be done; None: until the scheduled start. This run then only
             schedules another, since the cron expression of that moment need not exist.
         start: Scheduled start of the job's run, in ISO 8601: given to that other run.
+        cron: Schedule of the job's runs, of which the last before this one counts. Without it
+            and `within`, the last complete window is that of now, and the start is a day ago.
+        timezone: Time zone of `cron`.
     """
     settings = load_settings()
     set_up_driver(settings.logs.format, settings.logs.level)
@@ -55,6 +66,8 @@ def check_deadline(job: str, within: float | None = None, start: str | None = No
     if within is None:
         by = f"by {scheduled:%Y-%m-%d %H:%M %Z}"
         since = scheduled - timedelta(days=1)
+        if cron is not None:
+            scheduled = since = last_start(cron, timezone, scheduled)
     elif start is None and runtime.deployment.id:
         due = scheduled + timedelta(seconds=within)
         check_later(due, scheduled)
@@ -72,6 +85,15 @@ def check_deadline(job: str, within: float | None = None, start: str | None = No
     emit(LATE, table_log.output, {"job": parsed.name, "message": message})
     flush_events(FLUSH_SECONDS)
     return Completed(name="Late", message=message)
+
+
+def last_start(cron: str, timezone: str, before: datetime) -> datetime:
+    """Return the last moment of a schedule before another: a run of that moment has no time yet."""
+    # Without a zone, since croniter does not know those of the standard library.
+    local = before.astimezone(ZoneInfo(timezone)).replace(tzinfo=None)
+    times: Any = croniter
+    found: datetime = times(cron, local).get_prev(datetime)
+    return found.replace(tzinfo=ZoneInfo(timezone)).astimezone(UTC)
 
 
 def check_later(due: datetime, scheduled: datetime) -> None:

@@ -163,7 +163,7 @@ ORDERS = {
     [
         (
             {"expect_done_by": "06:05"},
-            {},
+            {"cron": "0 2 * * 1-5", "timezone": "Europe/Berlin"},
             Schedule(cron="5 6 * * 1-5", timezone="Europe/Berlin", active=False),
         ),
         (

@@ -35,11 +35,12 @@ class Prefect:
         self.completed = False
 
     @property
-    def runtime(self) -> Any:
-        return SimpleNamespace(
-            flow_run=SimpleNamespace(scheduled_start_time=self.scheduled),
-            deployment=SimpleNamespace(id=str(DEPLOYMENT)),
-        )
+    def flow_run(self) -> Any:
+        return SimpleNamespace(scheduled_start_time=self.scheduled)
+
+    @property
+    def deployment(self) -> Any:
+        return SimpleNamespace(id=str(DEPLOYMENT))
 
     def emit(self, event: str, output: str, payload: Any) -> None:
         self.events.append((event, output, payload))
@@ -56,7 +57,7 @@ class Prefect:
 @pytest.fixture
 def prefect(monkeypatch: pytest.MonkeyPatch) -> Prefect:
     prefect = Prefect()
-    monkeypatch.setattr(deadline, "runtime", prefect.runtime)
+    monkeypatch.setattr(deadline, "runtime", prefect)
     monkeypatch.setattr(deadline, "emit", prefect.emit)
     monkeypatch.setattr(deadline, "run_deployment", prefect.run_deployment)
     monkeypatch.setattr(deadline, "flush_events", lambda seconds: True)
@@ -130,3 +131,43 @@ def test_the_window_is_that_of_the_start(
     prefect.completed = True  # Of a job with windows, only the window counts.
     late = prefect.check(job, within=2 * HOUR, start="2024-03-10T23:00:00+00:00")
     assert late.startswith("window 2024-03-09 of daily is not published within 2 h of its start")
+
+
+def test_the_window_of_a_time_of_day_is_that_of_the_schedule(
+    prefect: Prefect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run of 22:00 makes the day before; at 00:30, when it is checked, that day is over."""
+    monkeypatch.chdir(tmp_path)
+    made = Days(tmp_path)
+    made.write(days("2024-03-08", 1))
+    job = made.job()
+    made.run(job, WindowSelection(start="2024-03-08", end="2024-03-09"))
+    prefect.scheduled = datetime(2024, 3, 10, 0, 30, tzinfo=UTC)
+    assert prefect.check(job, cron="0 22 * * *") == "on time"
+    prefect.scheduled = datetime(2024, 3, 11, 0, 30, tzinfo=UTC)
+    late = prefect.check(job, cron="0 22 * * *")
+    assert late == "window 2024-03-09 of daily is not published by 2024-03-11 00:30 UTC"
+
+
+def test_a_late_run_of_yesterday_is_not_one_of_today(
+    prefect: Prefect, backend: MemoryBackend
+) -> None:
+    published(backend, PLAN, "append")
+    minute = datetime.now(UTC) + timedelta(minutes=2)
+    prefect.scheduled = minute + timedelta(hours=4)  # What is there was published before.
+    late = prefect.check(job_of(), cron=f"{minute.minute} {minute.hour} * * *")
+    assert late.startswith("test has published nothing by")
+
+
+@pytest.mark.parametrize(
+    ("cron", "timezone", "before", "start"),
+    [
+        ("0 2 * * *", "UTC", "2024-03-10T06:00+00:00", "2024-03-10T02:00+00:00"),
+        ("0 2 * * *", "Europe/Berlin", "2024-07-10T06:00+00:00", "2024-07-10T00:00+00:00"),
+        ("0 22 * * 1-5", "UTC", "2024-03-11T06:00+00:00", "2024-03-08T22:00+00:00"),
+        ("0 6 * * *", "UTC", "2024-03-10T06:00+00:00", "2024-03-09T06:00+00:00"),
+    ],
+)
+def test_the_last_start_before_a_moment(cron: str, timezone: str, before: str, start: str) -> None:
+    found = deadline.last_start(cron, timezone, datetime.fromisoformat(before))
+    assert found == datetime.fromisoformat(start)
