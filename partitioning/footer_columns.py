@@ -63,7 +63,18 @@ _OFFSETS: Final = frozenset((9, 10, 11))
 """Offsets of the first data page, index page and dictionary page."""
 _BLOOM: Final = 14
 _ARROW: Final = b"ARROW:schema"
-_PANDAS: Final = b"pandas"
+_NAMING: Final = frozenset((
+    b"pandas",
+    b"geo",
+    b"org.apache.spark.sql.parquet.row.metadata",
+    b"org.apache.spark.sql.parquet.row.attributes",
+    b"parquet.avro.schema",
+    b"avro.schema",
+    b"iceberg.schema",
+))  # fmt: skip
+"""Pairs that name columns, and by which some reader finds them or gives them types."""
+_COMPLETE: Final = _NAMING - {b"pandas", b"geo"}
+"""Those that name all columns: Spark and Avro's reader do not see others."""
 _ORDER: Final = b"\x1c\x00\x00"
 """A column order: that of the column's type."""
 
@@ -523,13 +534,12 @@ class _Composition:
     def _pairs(self) -> Iterator[bytes]:
         """Yield the pairs, as stored, but for those that name the columns."""
         arrow = self._arrow_schema()
-        changed = {c.name for c in self._old.columns} != {
-            place.target for place in self._places if not place.is_new
-        }
+        kept = [place.target for place in self._places if not place.is_new]
+        changed = [c.name for c in self._old.columns] != kept
+        dropped = _NAMING if changed else _COMPLETE if len(kept) < len(self._places) else ()
         for raw in _items(_find(self._old.fields, _PAIRS)):
             found, _ = read_struct(raw, 0, {1: BYTES})
-            # That of pandas names all columns, and which are its index.
-            if found.get(1) == _ARROW or (found.get(1) == _PANDAS and changed):
+            if found.get(1) == _ARROW or found.get(1) in dropped:
                 continue
             yield raw
         if arrow is not None:

@@ -188,6 +188,34 @@ def test_the_writer_and_other_metadata_stay(table: pa.Table) -> None:
     assert b"pandas" not in metadata.metadata
 
 
+@pytest.mark.parametrize(
+    ("key", "stays"),
+    [
+        ("org.apache.spark.sql.parquet.row.metadata", False),
+        ("parquet.avro.schema", False),
+        ("org.apache.spark.version", True),
+        ("pandas", True),
+        ("geo", True),
+    ],
+)
+def test_metadata_by_which_readers_find_columns(table: pa.Table, key: str, stays: bool) -> None:
+    """Spark and Avro's reader would not see a column that theirs does not name."""
+    old = written(table.replace_schema_metadata({key: "{}"}), GROUPS)
+    names = tuple(table.column_names)
+    metadata = pq.read_metadata(io.BytesIO(composed(old, written(NEW, GROUPS), FooterEdit(names))))
+    assert (key.encode() in (metadata.metadata or {})) == stays
+    same = pq.read_metadata(io.BytesIO(composed(old, None, FooterEdit(names))))
+    assert key.encode() in (same.metadata or {})
+
+
+@pytest.mark.parametrize("key", ["pandas", "geo", "org.apache.spark.sql.parquet.row.metadata"])
+def test_metadata_of_columns_that_swap_their_names(table: pa.Table, key: str) -> None:
+    old = written(table.replace_schema_metadata({key: "{}"}), GROUPS)
+    edit = FooterEdit(tuple(table.column_names), {"n": "text", "text": "n"})
+    metadata = pq.read_metadata(io.BytesIO(composed(old, None, edit)))
+    assert key.encode() not in (metadata.metadata or {})
+
+
 def test_the_order_of_rows_stays_where_its_columns_do(table: pa.Table) -> None:
     order = [pq.SortingColumn(0), pq.SortingColumn(1)]
     old = written(table, GROUPS, sorting_columns=order)

@@ -191,13 +191,14 @@ def _probe(
         yield pl.DataFrame(schema={name: schema[name] for name in names})
 
     try:
-        result = transform.call(register_io_source(no_rows, schema=schema, validate_schema=True))
+        given = register_io_source(no_rows, schema=schema, validate_schema=True)
+        result = transform.call(given)
         problem = (
             wrong_outputs(transform.name, result, outputs)
             if outputs
             else ("" if isinstance(result, pl.LazyFrame) else not_a_frame(transform.name, result))
         )
-        refused = row_problem(transform.name, result) if keeps and not problem else None
+        refused = row_problem(transform.name, given, result) if keeps and not problem else None
         if not problem and refused is None:
             frames = {name: result[name] for name in outputs} or {"": result}
             static = [None if columns else _static_schema(frame) for frame in frames.values()]

@@ -217,7 +217,7 @@ def apply(
     transform: Transform,
     frame: pl.LazyFrame,
     size: float = math.inf,
-    check: Callable[[str, pl.LazyFrame], None] = lambda name, result: None,
+    check: Callable[[str, pl.LazyFrame, pl.LazyFrame], None] = lambda name, given, result: None,
 ) -> pl.DataFrame:
     """Run a transform on a frame.
 
@@ -225,7 +225,8 @@ def apply(
         transform: Transform of the job.
         frame: Its input.
         size: Decoded bytes of the input, if known.
-        check: Looks at the result before it is collected; takes the transform's name, too.
+        check: Looks at the result before it is collected; takes the transform's name and
+            the frame, too.
 
     Raises:
         TransformError: the transform raised, or did not return a LazyFrame.
@@ -235,7 +236,7 @@ def apply(
         result = transform.call(frame)
         if not isinstance(result, pl.LazyFrame):
             raise TransformError(not_a_frame(transform.name, result))
-        check(transform.name, result)
+        check(transform.name, frame, result)
         return result.collect(engine=engine_for(size))
 
 

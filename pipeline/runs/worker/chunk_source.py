@@ -506,7 +506,8 @@ class ChunkSource:
         Returns:
             Also the columns whose types Polars would take for others.
         """
-        [copy] = self._opened()
+        # Row groups without rows part an object into several fragments.
+        copy = self._opened()[0]
         return copy.footer, copy.types, copy.odd_columns
 
     @property

@@ -42,6 +42,10 @@ _CHANGES: Final = re.compile(
     r"(?: \w+)* ?JOIN)\b"
 )
 """Start of a line of Polars' query plan that may change, drop, add or reorder rows."""
+_REVERSED: Final = 'col("__POLARS_INTERNAL_HEIGHT_COLUMN").reverse()'
+"""What `LazyFrame.reverse` selects, besides the columns."""
+_NO_COLUMNS: Final = "DF [];"
+"""What Polars plans for `select([])`, instead of the input."""
 _LEFT_JOIN: Final = re.compile(r"(\s*)LEFT JOIN:")
 _RIGHT_PLAN: Final = re.compile(r"(\s*)RIGHT PLAN ON:")
 _ORDERED: Final = ("left", "left_right")
@@ -126,33 +130,45 @@ def result_schema(kept: Kept, schema: pl.Schema, new: pl.Schema) -> pl.Schema:
 # -- one row for each row -----------------------------------------------------------------------
 
 
-def refuse_other_rows(name: str, result: pl.LazyFrame) -> None:
+def refuse_other_rows(name: str, given: pl.LazyFrame, result: pl.LazyFrame) -> None:
     """Raise TransformError for a query that may drop, add or reorder rows (see `row_problem`)."""
-    problem = row_problem(name, result)
+    problem = row_problem(name, given, result)
     if problem is not None:
         raise problem
 
 
-def row_problem(name: str, result: pl.LazyFrame) -> TransformError | None:
+def row_problem(name: str, given: pl.LazyFrame, result: pl.LazyFrame) -> TransformError | None:
     """Say how a query may drop, add or reorder rows, as far as its plan shows; None if it may not.
 
     Args:
         name: Name of the transform.
+        given: Its input, which is a scan or a frame.
         result: What it returned.
     """
+    starts = (given.explain(optimized=False).splitlines()[0], _NO_COLUMNS)
     plan = result.explain(optimized=False)
-    joins = False
+    joins = reads_input = False
     for line in _own_lines(plan):
-        step = _CHANGES.match(line)
+        match = _CHANGES.match(line)
+        step = match[1] if match is not None else "REVERSE" if _REVERSED in line else None
         if step is not None:
             return TransformError(
-                f"{name} has the step {step[1]} in its query, which may drop, add or reorder rows; "
+                f"{name} has the step {step} in its query, which may drop, add or reorder rows; "
                 "with output.keep, each row of the result belongs to the row of the input at its "
                 "place",
                 hint="use expressions alone (over, replace_strict …) or a left join with "
                 "maintain_order='left'; or leave output.keep out",
             )
         joins |= _LEFT_JOIN.match(line) is not None
+        reads_input |= line.strip().startswith(starts)
+    if not reads_input:
+        return TransformError(
+            f"{name} returns rows of another frame than its input (of one that it collected, or "
+            "the left side of a join); with output.keep, each row of the result belongs to the "
+            "row of the input at its place",
+            hint="begin the query with the input: lf.select(…), lf.join(other, on=…, how='left', "
+            "maintain_order='left'); call Python in expressions (pl.col(…).map_batches)",
+        )
     if joins and not _joins_keep_order(result):
         return TransformError(
             f"{name} joins without maintain_order='left', so that rows may come in any order; with "
@@ -201,7 +217,10 @@ def refuse_other_count(name: str, frame: pl.DataFrame, rows: int) -> None:
     if frame.width and frame.height != rows:
         raise TransformError(
             f"{name} returned {frame.height:,} rows for {rows:,} rows of the input; with "
-            "output.keep, each row of the result belongs to the row of the input at its place"
+            "output.keep, each row of the result belongs to the row of the input at its place",
+            hint="a value alone is one row: lf.with_columns(x=pl.lit(1)).select('x')"
+            if frame.height == 1
+            else "leave output.keep out, to write all columns of other rows",
         )
 
 
@@ -323,6 +342,9 @@ def _encode(
     new: pl.DataFrame, rows: Sequence[int], how: FileFormat
 ) -> tuple[memoryview, dict[str, ColumnEncoding]]:
     """Encode a frame in row groups of these numbers of rows."""
+    for name, kind in new.schema.items():
+        if kind == pl.Object:  # Arrow would get the addresses of the objects.
+            raise TransformError(f"column {name!r} has Python objects, not a type of Parquet")
     sink = io.BytesIO()
     chosen = how.choose(new)
     table = new.to_arrow(compat_level=OLDEST)

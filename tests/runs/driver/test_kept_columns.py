@@ -58,6 +58,22 @@ def looked_up_twice(frame):
     names = pl.LazyFrame({"n": [1, 1], "name": ["one", "uno"]})
     return frame.join(names, on="n", how="left", maintain_order="left").select("name")
 
+def reversed_rows(frame):
+    return frame.reverse().select(twice=pl.col("n"))
+
+def other_frame(frame):
+    return pl.LazyFrame({"twice": range(40)})
+
+def collected(frame):
+    return frame.collect().sort("n", descending=True).lazy().select(twice="n")
+
+def joined_to(frame):
+    other = pl.LazyFrame({"n": range(40)}).select(pl.col("n").reverse())
+    return other.join(frame, on="n", how="left", maintain_order="left").select(twice="n")
+
+def objects(frame):
+    return frame.select(o=pl.col("n").map_elements(lambda n: object(), return_dtype=pl.Object))
+
 def counted(frame):
     return frame.select(twice=pl.lit(0)).map_batches(lambda rows: rows)
 """
@@ -201,6 +217,14 @@ def test_types_that_readers_take_for_different_ones(small: Small) -> None:
     assert "'when'" in completions(small)["rewritten"][0]
 
 
+def test_row_groups_without_rows(small: Small) -> None:
+    """They part a file into several fragments."""
+    write(small.root / "in" / "1.parquet", frame(ROWS).to_arrow(), [0, 15, 0, 25, 0])
+    out = keep(small, "doubled")
+    assert_frame_equal(out, WHOLE.with_columns(twice=pl.col("n") * 2))
+    assert set(completions(small)["rewritten"]) == {""}
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
@@ -208,6 +232,10 @@ def test_types_that_readers_take_for_different_ones(small: Small) -> None:
         ("some_rows", "FILTER"),
         ("in_order", "SORT"),
         ("counted", "OPAQUE_PYTHON"),
+        ("reversed_rows", "REVERSE"),
+        ("other_frame", "another frame"),
+        ("collected", "another frame"),
+        ("joined_to", "another frame"),
     ],
 )
 def test_other_rows_are_refused_before_the_run(small: Small, function: str, reason: str) -> None:
@@ -222,6 +250,12 @@ def test_another_number_of_rows_is_refused(small: Small, function: str) -> None:
         small.run(small.job(function, output={"keep": "all"}))
     assert "rows for 40 rows" in ledger(small).read().failures["message"][0]
     assert not published(small)
+
+
+def test_python_objects_are_refused(small: Small) -> None:
+    with pytest.raises(RunIncompleteError):
+        small.run(small.job("objects", output={"keep": "all"}))
+    assert "Python objects" in ledger(small).read().failures["message"][0]
 
 
 def test_joins_must_keep_the_order(small: Small) -> None:
