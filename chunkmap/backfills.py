@@ -174,8 +174,16 @@ class Backfill:
         """Stop for good; what is published stays."""
         self._created().change("python", lambda _: {"cancelled": True})
 
+    @property
+    def state(self) -> str:
+        """The state, such as planned, running or done; done, too, if there is nothing to do."""
+        if self._store is None:
+            return "planned" if self.windows else "done"
+        return self.status.state
+
+    @property
     def status(self) -> BackfillStatus:
-        """Return the state of the backfill and of its windows, as they are stored now."""
+        """The state of the backfill and of its windows, as they are stored now."""
         from pipeline.runs.backfill.status import read_status
 
         return read_status(self._created())
@@ -189,6 +197,11 @@ class Backfill:
         return Report(Path(path), uri)
 
     def _created(self) -> BackfillStore:
+        if self._store is None and not self.windows:
+            raise UsageError(
+                "the backfill has nothing to do, so that none was created",
+                hint='do windows again that are done: backfill(…, reprocess="all")',
+            )
         if self._store is None:
             raise UsageError("the backfill is planned, but not created yet: call `run`")
         return self._store
@@ -203,6 +216,6 @@ class Backfill:
             "runs": plural(record.runs, "run"),
             "chunks": f"{record.chunks:,}",
             "output": self.job.definition.output.uri,
-            "state": self.status().state if self._store is not None else "planned",
+            "state": self.state,
         }
         return pairs_html(f"backfill of {record.job}", rows)

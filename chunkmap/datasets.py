@@ -85,6 +85,8 @@ class Dataset:
         retries: int | None = None,
         timeout: float | str | None = None,
         chunks: str | int | Mapping[str, Any] | None = None,
+        concurrency: int | None = None,
+        resources: Mapping[str, float] | None = None,
         **options: Any,
     ) -> Mapped:
         """Map a function over the chunks of the dataset.
@@ -98,6 +100,11 @@ class Dataset:
             retries: Retries of a chunk after transient errors; default 3.
             timeout: Maximum duration of a chunk, in seconds or such as "5m".
             chunks: Target size of a chunk such as "128MiB", or the section `chunks` of a job file.
+            concurrency: Maximum number of chunks that a worker process maps at a time, e.g. because
+                they share a device; on this machine alone, maximum number of processes that map,
+                each of which makes an instance of a class.
+            resources: Dask resources that each batch needs of its worker, such as `{"GPU": 1}`;
+                workers offer them by `dask.resources`.
             options: Further keys of the job file, e.g. `max_failures="5%"` or `checks={…}`.
         """
         keys: dict[str, Any] = {"params": dict(params or {}), **options}
@@ -107,6 +114,10 @@ class Dataset:
             keys["chunk_timeout"] = timeout
         if chunks is not None:
             keys["chunks"] = chunks if isinstance(chunks, Mapping) else {"target": chunks}
+        if concurrency is not None:
+            keys["concurrency"] = concurrency
+        if resources is not None:
+            keys["resources"] = dict(resources)
         return Mapped(self, function, keys)
 
     def add_columns(

@@ -64,7 +64,9 @@ def frame_html(page: str, height: int = 600) -> str:
     return str(
         Markup(
             "<iframe srcdoc='{}' sandbox='allow-scripts' "
-            "style='width:100%;height:{}px;border:1px solid #888'></iframe>"
+            "style='display:block;box-sizing:border-box;width:100%;height:{}px;"
+            "border:1px solid #888'>"
+            "</iframe>"
         ).format(escape(page), height)
     )
 

@@ -31,7 +31,9 @@ class Local:
         if transforms.allow_by_value is None:
             # Functions stay on this machine, where their user may run anything anyway.
             transforms = transforms.model_copy(update={"allow_by_value": True})
-        self.settings = settings.model_copy(update={"transforms": transforms})
+        # Processes of this machine need no access to a cluster.
+        dask = settings.dask.with_client(None, None)
+        self.settings = settings.model_copy(update={"transforms": transforms, "dask": dask})
         self._lock = Lock()
         self._workers: LocalWorkers | None = None
         self._tokens: list[Token[Local | Cluster | None]] = []
@@ -49,7 +51,8 @@ class Local:
 
     def __repr__(self) -> str:
         count = self.settings.dask.workers
-        return f"chunkmap.local(): {count or 'a process per core'} on this machine"
+        processes = f"{count} process{'es' * (count > 1)}" if count else "a process per core"
+        return f"chunkmap.local(): {processes} on this machine"
 
     def workers(self) -> LocalWorkers:
         """Return the worker processes; the first is started now, if there is none yet."""
@@ -184,8 +187,9 @@ def connect(
     """Choose where the runs of this process are made, until the next call.
 
     Args:
-        target: Address of a Dask scheduler (`tls://…`), a `dask.distributed.Client`, or `"local"`.
-            Default: the cluster of the settings or of `chunkmap up`, else this machine.
+        target: Address of a Dask scheduler (`tls://…`), a `dask.distributed.Client` that you have,
+            or `"local"`. Default: the cluster of the settings or of `chunkmap up`, else this
+            machine. Workers of a cluster need chunkmap in the same version, and their own settings.
         environment: Also read conf/<environment>.yaml.
         settings: Further settings by their sections, e.g. `prefect={"api_url": "http://…"}`.
 
@@ -193,8 +197,9 @@ def connect(
         The place, as `local` returns it, or the cluster.
 
     Raises:
-        UsageError: The target is none of these.
-        SettingsError: The settings name no Prefect server for the cluster.
+        UsageError: The target is none of these, or a client that is closed or asynchronous.
+        VersionMismatchError: The client's workers lack chunkmap, or have other packages.
+        SettingsError: A setting is unknown or mistyped.
     """
     changes: dict[str, Any] = {**settings}
     place: Local | Cluster
@@ -202,10 +207,11 @@ def connect(
         place = Local(load_settings(environment, changes))
     elif target is None:
         place = _default(load_settings(environment, changes))
-    else:
-        address = target if isinstance(target, str) else _address_of(target)
-        changes["dask"] = {**changes.get("dask", {}), "scheduler": address}
+    elif isinstance(target, str):
+        changes["dask"] = {**changes.get("dask", {}), "scheduler": target}
         place = Cluster(load_settings(environment, changes))
+    else:
+        place = Cluster(_with_client(load_settings(environment, changes), target))
     with _lock:
         before, _connected[:] = list(_connected), [place]
     for other in before:
@@ -214,15 +220,29 @@ def connect(
     return place
 
 
-def _address_of(client: Any) -> str:
-    scheduler = getattr(client, "scheduler", None)
-    address = getattr(scheduler, "address", None)
-    if not isinstance(address, str):
+def _with_client(settings: Settings, client: Any) -> Settings:
+    """Return settings for the cluster of a Dask client; a run makes a client of its own there."""
+    status, scheduler = getattr(client, "status", None), getattr(client, "scheduler", None)
+    if not isinstance(status, str) or not hasattr(client, "scheduler_info"):
         raise UsageError(
             f"a {type(client).__name__} is neither an address nor a Dask client",
             hint='pass e.g. "tls://scheduler:8786", a dask.distributed.Client, or "local"',
         )
-    return address
+    if status != "running" or scheduler is None:
+        raise UsageError(
+            f"the Dask client is not connected: it is {status}",
+            hint="make a new one: dask.distributed.Client(…)",
+        )
+    if client.asynchronous:
+        raise UsageError(
+            "the Dask client is asynchronous",
+            hint="pass the address of its scheduler: connect(client.scheduler.address)",
+        )
+    from pipeline.cluster.versions import refuse_other_versions
+
+    refuse_other_versions(client)
+    dask = settings.dask.with_client(scheduler.address, client.security)
+    return settings.model_copy(update={"dask": dask})
 
 
 def current() -> Local | Cluster:

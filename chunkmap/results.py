@@ -47,8 +47,9 @@ class Run:
 
         return Ledger(self._storage(), self.output, self.id)
 
+    @property
     def status(self) -> RunStatus:
-        """Return the state and the figures of the run, as they are stored now."""
+        """The state and the figures of the run, as they are stored now."""
         from pipeline.runs.admin.status import status_of
 
         return status_of(self._storage(), self._ledger().record())
@@ -56,7 +57,7 @@ class Run:
     @property
     def state(self) -> str:
         """The state, such as done, failed or running."""
-        return self.status().state
+        return self.status.state
 
     @property
     def failed(self) -> pl.DataFrame:
@@ -134,7 +135,7 @@ class Run:
         self._ledger().cancel()
 
     def _repr_html_(self) -> str:
-        status = self.status()
+        status = self.status
         seconds = self.summary.seconds if self.summary is not None else None
         rows: dict[str, Any] = {
             "state": status.state,

@@ -23,6 +23,7 @@
     │   ├── ObjectChangedError
     │   ├── AlreadyExistsError
     │   └── PreconditionFailedError
+    ├── FunctionMissingError            (Transient)
     ├── StateError
     ├── UnreadableObjectError
     │   └── WrongPageIndexError
@@ -300,6 +301,10 @@ class PreconditionFailedError(StorageError):
 def backup_of(uri: str) -> str:
     """Name where a lost object may still be."""
     return "a backup" if uri.startswith("file:") else "a backup or an older version in the bucket"
+
+
+class FunctionMissingError(ChunkmapError, Transient):
+    """A worker lacks a function that is sent by value; the driver sends it, and it may retry."""
 
 
 class StateError(ChunkmapError):

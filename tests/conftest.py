@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
+from pathlib import Path
 from zlib import crc32
 
 import pytest
@@ -16,6 +17,8 @@ from tests.support import examples, scheduling
 _FOREIGN = ("AWS_", "CHUNKMAP_", "PREFECT_", "DASK_")
 CONTRACT_KEYS = pytest.StashKey[dict[str, str]]()
 _PREFECT_HOME = tempfile.mkdtemp(prefix="chunkmap-tests-prefect-")
+_STATE = Path(__file__).parents[1] / ".chunkmap"
+"""The state folder of whoever works in this checkout."""
 _RENDERERS = (
     ("pipeline.runs.driver.report", "_estimate"),
     ("pipeline.runs.driver.report", "report_of"),
@@ -55,6 +58,23 @@ def pytest_configure(config: pytest.Config) -> None:
         "PREFECT_HOME": _PREFECT_HOME,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
+    _guard_state_folder()
+
+
+def _guard_state_folder() -> None:
+    """Have tests fail that keep state in the checkout, where it is its user's."""
+    from pipeline import private
+
+    make_folder = private.make_folder
+
+    def make_folder_of_a_test(folder: Path) -> Path:
+        assert _STATE not in (folder.absolute(), *folder.absolute().parents), (
+            "a test keeps state in the checkout: give its settings a state_dir, or chdir to "
+            "tmp_path before they are loaded"
+        )
+        return make_folder(folder)
+
+    private.make_folder = make_folder_of_a_test
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -29,7 +29,7 @@ job = rides.map(lambda lf: lf.with_columns(km=pl.col("meters") / 1000)).write(
 backfill = job.backfill("2024-01", "2024-04", column="ds", grain="month", canary=1)
 print(backfill.windows, "windows")
 backfill.run()
-print(backfill.status().state)
+print(backfill.status.state)
 february = cm.scan(f"{FOLDER}/km/", window="2024-02").select(pl.len()).collect().item()
 assert february == 29 * 10
 

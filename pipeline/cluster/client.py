@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.cluster.reachability import connect_scheduler
-from pipeline.cluster.tls import security_of
+from pipeline.cluster.tls import client_security
 from pipeline.config.sections import DaskSettings
 from pipeline.errors import EngineUnavailableError
 
@@ -75,6 +75,25 @@ class ClusterClient:
             return by_address
         remaining = {worker.address for worker in self.workers()}
         return {address: answer for address, answer in by_address.items() if address in remaining}
+
+    def tell(
+        self, addresses: Sequence[str], call: Callable[..., Any], *arguments: Any, seconds: float
+    ) -> None:
+        """Call a function in some workers; large arguments go to the scheduler once.
+
+        Workers that do not answer are ignored, and so are errors.
+        """
+        if not addresses:
+            return
+
+        async def run() -> None:
+            called = self._client.run(
+                call, *arguments, workers=list(addresses), on_error="ignore", asynchronous=True
+            )
+            with suppress(OSError, TimeoutError):
+                await asyncio.wait_for(called, seconds)
+
+        self._client.sync(run)
 
     def ask_scheduler(self, question: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function in the scheduler's process; returns its result or exception."""
@@ -143,6 +162,6 @@ def cluster_of(settings: DaskSettings) -> Iterator[ClusterClient]:
             "start one with `chunkmap up` or in compose, or set CHUNKMAP_DASK__SCHEDULER; "
             "otherwise each run starts its own workers",
         )
-    security = security_of(settings.tls)
+    security = client_security(settings)
     with connect_scheduler(settings.scheduler, settings.connect_timeout, security) as client:
         yield ClusterClient(client)

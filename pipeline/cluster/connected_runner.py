@@ -1,4 +1,4 @@
-"""A task runner of a flow that begins with a client that is connected already."""
+"""Task runners of flows for a cluster at an address."""
 
 from __future__ import annotations
 
@@ -12,7 +12,26 @@ from typing_extensions import override
 from pipeline.cluster.reachability import connect_scheduler
 
 
-class ConnectedRunner(DaskTaskRunner):
+class AddressRunner(DaskTaskRunner):
+    """A task runner for the cluster at its address, whatever clients the program has of its own.
+
+    Prefect's would take the program's default client, and make its own the default.
+    """
+
+    @property
+    @override
+    def client(self) -> PrefectDaskClient:
+        """Client of the scheduler at the address."""
+        if not self._client:
+            made: Any = PrefectDaskClient
+            self._client = self._exit_stack.enter_context(
+                made(self.address, **{**self.client_kwargs, "set_as_default": False})
+            )
+        client: PrefectDaskClient = self._client
+        return client
+
+
+class ConnectedRunner(AddressRunner):
     """A task runner whose first flow run uses the client that has found the scheduler.
 
     To connect takes as long as to plan a small run, so it is done once.

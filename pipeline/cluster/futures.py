@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ def pickled(value: Any) -> bytes:
 
 
 def submit(
-    runner: DaskTaskRunner, key: str, function: Callable[..., Any], *arguments: Any
+    runner: DaskTaskRunner,
+    key: str,
+    function: Callable[..., Any],
+    *arguments: Any,
+    resources: Mapping[str, float] | None = None,
 ) -> Future[Any]:
     """Run a function on the cluster.
 
@@ -33,10 +38,12 @@ def submit(
         key: The unique key of Dask's future.
         function: A function of a module that workers have.
         arguments: Its arguments.
+        resources: Resources that it needs of its worker; Dask waits for a worker that has them.
     """
     # With a key and not pure: otherwise Dask pickles everything to derive a name.
     client: Any = runner.client
-    future: Future[Any] = client.submit(function, *arguments, key=key, pure=False)
+    needs = dict(resources) if resources else None
+    future: Future[Any] = client.submit(function, *arguments, key=key, pure=False, resources=needs)
     return future
 
 
@@ -63,6 +70,15 @@ def listen(runner: DaskTaskRunner, topic: str, take: Callable[[Any], None]) -> N
     """
     client: Any = runner.client
     client.subscribe_topic(topic, lambda event: take(event[1]))
+
+
+def call_worker(
+    runner: DaskTaskRunner, address: str, function: Callable[..., Any], *arguments: Any
+) -> None:
+    """Call a function in a worker without waiting for it, as a handler of `listen` must."""
+    client: Any = runner.client
+    call = partial(client.run, function, *arguments, workers=[address], on_error="ignore")
+    client.loop.add_callback(partial(call, asynchronous=True))
 
 
 @contextmanager
@@ -118,6 +134,16 @@ def worker_name() -> str:
         return str(get_worker().name)
     except ValueError:
         return f"process-{os.getpid()}"
+
+
+def worker_address() -> str | None:
+    """Return the address of the current Dask worker; None outside one."""
+    from distributed import get_worker
+
+    try:
+        return str(get_worker().address)
+    except ValueError:
+        return None
 
 
 def memory_limit() -> int:

@@ -30,6 +30,7 @@ def start_local_cluster(
     dashboard_port: int = 0,
     local_directory: str | None = None,
     tls: Mapping[str, str] | None = None,
+    resources: Mapping[str, float] | None = None,
 ) -> LocalCluster:
     """Start worker processes on this machine, reachable from this machine only.
 
@@ -43,6 +44,7 @@ def start_local_cluster(
         local_directory: The folder for workers' files. Default: a temporary folder.
         tls: The settings `dask.tls`. Default: a certificate for this cluster only, which clients
             take from the cluster.
+        resources: Resources of Dask that each worker offers. Default: none.
 
     Returns:
         The cluster, with all workers running. Close it after use.
@@ -71,6 +73,7 @@ def start_local_cluster(
             dashboard_address=f"127.0.0.1:{dashboard_port}",
             local_directory=None if local_directory is None else str(Path(local_directory)),
             preload=list(PRELOAD),
+            resources=dict(resources or {}) or None,
         )
     except BaseException:
         variables.restore()

@@ -115,6 +115,7 @@ def serve_worker(
             name=name,
             nthreads=profile.threads,
             memory_limit=profile.memory,
+            resources=dict(dask.resources) or None,
             host=host,
             dashboard_address=_with_host(pages, host),
             dashboard=False,

@@ -5,11 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.cluster.certificates import ephemeral
-from pipeline.config.sections import TlsSettings
+from pipeline.config.sections import DaskSettings, TlsSettings
 from pipeline.errors import SettingsError
 
 if TYPE_CHECKING:
     from distributed.security import Security
+
+
+def client_security(settings: DaskSettings) -> Security | None:
+    """Make the TLS configuration of this process's clients.
+
+    Raises:
+        SettingsError: As `security_of`.
+    """
+    given: Security | None = settings.security
+    return security_of(settings.tls) if given is None else given
 
 
 def security_of(settings: TlsSettings) -> Security | None:

@@ -46,9 +46,14 @@ def refuse_other_versions(client: Any, seconds: float = ASK_SECONDS) -> None:
             f"{name} {ours[name]} here, {theirs} on {few(workers)}"
             for (name, theirs), workers in sorted(wrong.items())
         ]
+        hint = "give the driver and the workers the same image, or the same constraints.txt"
+        if ("chunkmap", "none") in wrong:
+            hint = (
+                "workers import chunkmap: install it and its packages where they run, in the "
+                "versions that are here"
+            )
         raise VersionMismatchError(
-            "versions of the cluster's workers differ: " + "; ".join(lines),
-            "give the driver and the workers the same image, or the same constraints.txt",
+            "versions of the cluster's workers differ: " + "; ".join(lines), hint
         )
 
 

@@ -209,6 +209,7 @@ def _distinct_or_all(
 
 _PARTITION_PATTERN = r"^[^/=%\x00-\x1f\x7f]+$"
 ColumnName = Annotated[str, Field(min_length=1)]
+ResourceName = Annotated[str, Field(min_length=1, max_length=100)]
 _TERM_SCHEMA: dict[str, Any] = {
     "type": "array",
     "prefixItems": [{"type": "string", "minLength": 1}, {"enum": list(OPERATORS)}, {}],
@@ -566,6 +567,13 @@ class Job(Part):
     """Maximum number of failed chunks, or share such as 5%; with more, the run stops."""
     chunk_timeout: Annotated[Seconds, Field(gt=0)] | None = None
     """Maximum duration of a chunk, in seconds."""
+    concurrency: PositiveInt | None = None
+    """Maximum number of chunks that a worker process maps at a time, e.g. because the transform
+    uses a device or much memory; with `--local`, the maximum number of worker processes that map.
+    Default: one per thread of the worker. This and the next key hold for pieces of `then` too."""
+    resources: dict[ResourceName, Annotated[float, Field(gt=0)]] = Field(default={})
+    """Resources of Dask that each batch needs of its worker, such as `{GPU: 1}`. Workers offer them
+    by the setting `dask.resources`; others map nothing. With `--local` they are not checked."""
     reduce: Reduce | None = None
     then: Annotated[
         Then | None, BeforeValidator(_then, json_schema_input_type=Then | Function | None)

@@ -56,6 +56,8 @@ EXAMPLES = {
     "rounds": "2",
     "max_failures": "5%",
     "chunk_timeout": "10min",
+    "concurrency": "1",
+    "resources": "{GPU: 1}",
     "reduce.combine": "shop.revenue:add",
     "reduce.finalize": "shop.revenue:round_totals",
     "then.function": "shop.forecast:forecast",

@@ -372,7 +372,13 @@ class Pipeline:
 
     def needs_prefect(self, names: Collection[str]) -> bool:
         """Whether one of these stages needs Prefect: it maps, or its secret is in a block."""
-        return any(_needs_prefect(each.definition) for each in self.stages if each.name in names)
+        chosen = [each.definition for each in self.stages if each.name in names]
+        return any(isinstance(each, Job) or _has_secret_block(each) for each in chosen)
+
+    def with_secret_block(self, names: Collection[str]) -> list[str]:
+        """Return those of these stages whose secret is in a Secret block of Prefect."""
+        chosen = [each for each in self.stages if each.name in names]
+        return [each.name for each in chosen if _has_secret_block(each.definition)]
 
     @property
     def label(self) -> str:
@@ -389,14 +395,12 @@ def _outputs(definition: Definition) -> list[str]:
     return [definition.input.uri] if isinstance(definition, LoadFile) else []
 
 
-def _needs_prefect(definition: Definition) -> bool:
+def _has_secret_block(definition: Definition) -> bool:
     if isinstance(definition, Ingest):
         auth = definition.http.auth if definition.http else None
         places = (auth, definition.sql.url if definition.sql else None)
         return any(place is not None and place.secret is not None for place in places)
-    if isinstance(definition, LoadFile):
-        return definition.into.secret_block is not None
-    return isinstance(definition, Job)
+    return isinstance(definition, LoadFile) and definition.into.secret_block is not None
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,8 @@ class DaskSettings(_Section):
     memory_per_worker: Size | None = None
     """Memory limit of a worker, in bytes. Default: an equal share of the machine's memory, or the
     container's limit."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(default={})
+    """Resources that workers offer to jobs that ask for them, such as `{GPU: 1}`."""
     connect_timeout: Seconds = 10.0
     """Seconds to wait for the scheduler's first response."""
     cluster_class: str | None = None
@@ -173,6 +175,25 @@ class DaskSettings(_Section):
     it below the grace period of the platform: 10 s with Docker, 30 s with Kubernetes."""
     lifetime: Seconds | None = None
     """Seconds after which a worker retires and a new one replaces it. Default: never."""
+
+    _security: Any = PrivateAttr(default=None)
+
+    @property
+    def security(self) -> Any:
+        """TLS configuration of a client that a program has, which counts instead of `tls`."""
+        return self._security
+
+    def with_client(self, scheduler: str | None, security: Any) -> Self:
+        """Return these settings for the cluster of a client that a program has.
+
+        Args:
+            scheduler: Address of its scheduler; None for no cluster.
+            security: TLS configuration of the client (`distributed.Security`); None without TLS.
+        """
+        other = {"cluster_class": None, "adapt": AdaptSettings(), "tls": TlsSettings()}
+        copy = self.model_copy(update={"scheduler": scheduler, **other})
+        copy._security = security
+        return copy
 
     @model_validator(mode="after")
     def _one_cluster(self) -> DaskSettings:

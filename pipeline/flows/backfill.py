@@ -15,7 +15,7 @@ from prefect.context import FlowRunContext
 from prefect.states import Cancelled
 from typing_extensions import override
 
-from pipeline.cluster.task_runner import sharing
+from pipeline.cluster.task_runner import check_resources, sharing
 from pipeline.cluster.versions import check_versions
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import ChunkmapError, RunCancelledError, RunInterruptedError
@@ -33,7 +33,7 @@ from pipeline.runs.backfill.records import BackfillResumeOptions, Control
 from pipeline.runs.backfill.run import Publish
 from pipeline.runs.backfill.store import BackfillStore
 from pipeline.runs.backfill.summary import BackfillSummary
-from pipeline.runs.driver.executor import Executor
+from pipeline.runs.driver.executor import Executor, WorkerNeeds
 from pipeline.runs.driver.publish import publish_run
 from pipeline.storage import open_storage
 
@@ -62,7 +62,7 @@ class BackfillOptions:
 
 
 _options: ContextVar[BackfillOptions | None] = ContextVar("backfill_options", default=None)
-_work: ContextVar[Callable[[ExecutorOf], None] | None] = ContextVar("work", default=None)
+_work: ContextVar[Callable[[], None] | None] = ContextVar("work", default=None)
 
 
 @contextmanager
@@ -97,18 +97,21 @@ def backfill_flow(output: str, backfill: str) -> Any:
         BackfillIncompleteError: Some windows failed.
         BackfillHeldError: It stopped after its canary.
         VersionMismatchError: The workers' packages, code or allow-list differ from those here.
+        EngineUnavailableError: No worker offers the resources that the job asks for.
     """
     current = _current_options()
     store = BackfillStore(open_storage(current.settings), output, backfill)
     context = FlowRunContext.get()
     assert context is not None, "a flow runs in a flow run's context"
     check_versions(context.task_runner)
-    check_code(context.task_runner, store.job(), current.settings)
+    job = store.job()
+    check_resources(context.task_runner, job.resources)
+    check_code(context.task_runner, job, current.settings)
     about = {"backfill": backfill, "job": store.record().job}
     driver = BackfillDriver(
         store,
         current.settings,
-        PrefectBackfillOrchestrator(store),
+        PrefectBackfillOrchestrator(store, WorkerNeeds.of(job)),
         current.resume,
         current.listen,
         publish=reporting_windows(current.publish, about),
@@ -167,10 +170,12 @@ def _do_work(name: str) -> None:
     work = _work.get()
     assert work is not None, f"{name} is a part of a backfill, not a flow to start"
     with flow_logs(flush_seconds=0.0):  # The backfill's own flow run waits.
-        work(_executor)
+        work()
 
 
-def _executor(run_uri: str, fingerprint: str, priority: Callable[[], int]) -> Executor:
+def _executor(
+    needs: WorkerNeeds, run_uri: str, fingerprint: str, priority: Callable[[], int]
+) -> Executor:
     context = FlowRunContext.get()
     assert context is not None, "a flow runs in a flow run's context"
     current = _current_options()
@@ -182,6 +187,7 @@ def _executor(run_uri: str, fingerprint: str, priority: Callable[[], int]) -> Ex
         priority=priority,
         limit=current.settings.batches.concurrency_limit,
         settings=current.settings,
+        needs=needs,
     )
 
 
@@ -190,6 +196,8 @@ class PrefectBackfillOrchestrator(BackfillOrchestrator):
     """Prefect as the host of a backfill."""
 
     store: BackfillStore
+    needs: WorkerNeeds = field(default_factory=WorkerNeeds)
+    """What the batches of its job need of workers."""
     _watcher: RunStateWatcher = field(default_factory=RunStateWatcher)
     _paused: bool = False
     """Whether Prefect's flow run was paused at the last call of `agree`."""
@@ -206,8 +214,9 @@ class PrefectBackfillOrchestrator(BackfillOrchestrator):
         assert context is not None, "threads inherit the flow's context"
         runner: Any = context.task_runner
         ends: list[BaseException | None] = []
+        executor_of: ExecutorOf = partial(_executor, self.needs)
 
-        def work_and_record_end(executor_of: ExecutorOf) -> None:
+        def work_and_record_end() -> None:
             try:
                 work(executor_of)
             except BaseException as error:
@@ -225,7 +234,7 @@ class PrefectBackfillOrchestrator(BackfillOrchestrator):
                 raise ends[0] from None
             log.warning("Prefect has no flow run of %s: %s", name, error)
             if not ends:
-                work(_executor)
+                work(executor_of)
         finally:
             _work.reset(token)
 

@@ -21,18 +21,19 @@ from pipeline.cluster.futures import (
     worker_name,
 )
 from pipeline.cluster.resources import NO_WORKERS_SECONDS
-from pipeline.cluster.task_runner import thread_count
+from pipeline.cluster.task_runner import lacking_resources, slot_count
 from pipeline.config.settings import Settings
 from pipeline.errors import EngineUnavailableError, RunFailedError
 from pipeline.flows.concurrency_slots import Slots
 from pipeline.flows.task_report import error_of
 from pipeline.flows.task_sender import Ended, SentTaskRun, TaskSender
 from pipeline.flows.worker_task import settings_of_run
-from pipeline.runs.driver.executor import Executor, Outcome
+from pipeline.runs.driver.executor import Executor, Outcome, WorkerNeeds
+from pipeline.runs.ledger.merge_plan import number_of
 from pipeline.runs.worker.batch import Batch, BatchResult
 from pipeline.runs.worker.reduce import Step, reduce_step
 from pipeline.runs.worker.run_batch import run_batch
-from pipeline.runs.worker.run_settings import sent_settings
+from pipeline.runs.worker.run_settings import sent_functions, sent_settings
 
 PARAMETERS = ("run_uri", "fingerprint", "name", "spec", "types")
 """Parameters of a task that maps a batch."""
@@ -87,7 +88,8 @@ def run_reduce_steps(
         ChunkmapError: A step failed, or was lost. Results of completed steps are kept.
     """
     names = ("run_uri", "fingerprint", "name", "step")
-    sender = TaskSender(runner, reduce_task, names, sent_settings(settings))
+    functions = sent_functions(settings)
+    sender = TaskSender(runner, reduce_task, names, sent_settings(settings), functions)
     common = {"run_uri": run_uri, "fingerprint": fingerprint}
     left = [sender.submit(**common, name=step.name, step=step) for step in steps]
     try:
@@ -126,6 +128,7 @@ class DaskExecutor(Executor):
         priority: Callable[[], int] = lambda: 0,
         limit: str | None = None,
         settings: Settings | None = None,
+        needs: WorkerNeeds | None = None,
     ) -> None:
         """Make an executor; call it in the flow run to which the task runs are to belong.
 
@@ -137,11 +140,14 @@ class DaskExecutor(Executor):
             priority: Returns the current priority of batches; Dask runs higher ones first.
             limit: A global concurrency limit of Prefect, of which each batch holds a slot.
             settings: Settings that the workers use, within the limits of their own; default theirs.
+            needs: What its batches need of workers; those that merge files need nothing.
         """
         self._priority = priority
         self._runner = runner
         sent = "" if settings is None else sent_settings(settings)
-        self._sender = TaskSender(runner, task_of_batch, PARAMETERS, sent)
+        functions = {} if settings is None else sent_functions(settings)
+        self._sender = TaskSender(runner, task_of_batch, PARAMETERS, sent, functions)
+        self._needs = needs or WorkerNeeds()
         self._common = {"run_uri": run_uri, "fingerprint": fingerprint}
         self._in_flight: dict[SentTaskRun, Batch] = {}
         self._waiting: dict[str, list[Batch]] = {}
@@ -162,11 +168,14 @@ class DaskExecutor(Executor):
         # cluster scales up only if there is work.
         now = time.monotonic()
         if not self._threads or now - self._counted > COUNT_SECONDS:
-            self._threads = thread_count(self._runner)
+            needs = self._needs
+            self._threads = slot_count(self._runner, needs.concurrency, needs.resources)
             self._counted = now
         if self._threads:
             self._served = now
         elif now - self._served > NO_WORKERS_SECONDS:
+            if self._threads == 0 and self._needs.resources:
+                raise lacking_resources(self._needs.resources)
             raise EngineUnavailableError(
                 f"the Dask cluster has had no worker for {NO_WORKERS_SECONDS:g} s",
                 hint="start workers (`chunkmap up` restarts those of the local stack), then run "
@@ -188,7 +197,11 @@ class DaskExecutor(Executor):
         try:
             with prioritised(self._priority()):
                 sent = self._sender.submit(
-                    **self._common, name=batch.name, spec=batch.spec, types=batch.types
+                    self._needs.resources if number_of(batch.name) is None else None,
+                    **self._common,
+                    name=batch.name,
+                    spec=batch.spec,
+                    types=batch.types,
                 )
         except connection_errors() as error:
             self._threads = None

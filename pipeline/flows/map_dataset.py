@@ -25,7 +25,7 @@ from prefect.context import FlowRunContext
 from prefect.utilities.annotations import quote
 from typing_extensions import override
 
-from pipeline.cluster.task_runner import cluster_mapper
+from pipeline.cluster.task_runner import check_resources, cluster_mapper
 from pipeline.cluster.versions import check_versions
 from pipeline.config.job import Job, parse_job
 from pipeline.config.settings import Settings, load_settings
@@ -42,7 +42,7 @@ from pipeline.quality.results import CheckResult
 from pipeline.report.humanize import plural
 from pipeline.runs.admin.known_outputs import remember_output
 from pipeline.runs.driver.early_plan import BackgroundPlan, EarlyPlan
-from pipeline.runs.driver.executor import Executor
+from pipeline.runs.driver.executor import Executor, WorkerNeeds
 from pipeline.runs.driver.orchestrator import Orchestrator, T
 from pipeline.runs.driver.plan import PreparedRun, ResumeOptions, plan_run
 from pipeline.runs.driver.report import StoredReport
@@ -134,6 +134,7 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
     Raises:
         RunIncompleteError: Some chunks failed; nothing was published, completed work is kept.
         VersionMismatchError: The workers' packages, code or allow-list differ from those here.
+        EngineUnavailableError: No worker offers the resources that the job asks for.
     """
     current = _current_options()
     job = current.job or parse_job(job_yaml)
@@ -167,6 +168,7 @@ def _prepare(current: FlowOptions, name: str, job: Job, storage: Storage) -> Run
     context = FlowRunContext.get()
     assert context is not None, "a flow runs in a flow run's context"
     check_versions(context.task_runner)
+    check_resources(context.task_runner, job.resources)
     check_code(context.task_runner, job, current.settings)
     started = time.time()
     if not isinstance(current.early, EarlyPlan) or current.early.run is None:
@@ -181,7 +183,7 @@ def _prepare(current: FlowOptions, name: str, job: Job, storage: Storage) -> Run
         current.settings,
         storage,
         planned,
-        PrefectOrchestrator(),
+        PrefectOrchestrator(WorkerNeeds.of(job)),
         current.resume,
         current.listen,
     )
@@ -200,6 +202,8 @@ class PrefectOrchestrator(Orchestrator):
     Its artifacts are for people: if the server is unavailable, the run continues without them.
     """
 
+    needs: WorkerNeeds = field(default_factory=WorkerNeeds)
+    """What the batches of the run need of workers."""
     _artifact: UUID | None = None
     _request: Thread | None = None
     _updated: float = 0.0
@@ -220,6 +224,7 @@ class PrefectOrchestrator(Orchestrator):
             fingerprint,
             limit=settings.batches.concurrency_limit,
             settings=settings,
+            needs=self.needs,
         )
 
     @override

@@ -12,21 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from prefect import Task
 from prefect.context import FlowRunContext
 from prefect.settings import get_current_settings
 
-from pipeline.cluster.futures import fate, listen, pickled, submit
+from pipeline.cluster.futures import call_worker, fate, listen, pickled, submit
 from pipeline.flows.event_sender import current_origin, event_sender
 from pipeline.flows.run_logs import LineLimit
 from pipeline.flows.task_report import ErrorReport, LogLine, TaskReport, read_report
 from pipeline.flows.task_run_events import TaskRunHistory, TaskRunTemplate
 from pipeline.flows.worker_context import worker_context
-from pipeline.flows.worker_task import RUNNING, TaskRunNames, run_packed
+from pipeline.flows.worker_task import LACKING, RUNNING, TaskRunNames, run_packed
+from pipeline.runs.worker.run_settings import keep_functions
 
 if TYPE_CHECKING:
     from pipeline.runs.driver.executor import Kind
@@ -87,7 +90,12 @@ class TaskSender:
     """Submits runs of one task, with plain parameters, from the flow run in which it is made."""
 
     def __init__(
-        self, runner: Any, task: Task[..., Any], parameters: Sequence[str], sent: str = ""
+        self,
+        runner: Any,
+        task: Task[..., Any],
+        parameters: Sequence[str],
+        sent: str = "",
+        functions: Mapping[str, bytes] = MappingProxyType({}),
     ) -> None:
         """Pickle the task and its context, which all task runs share.
 
@@ -96,8 +104,11 @@ class TaskSender:
             task: The task, which must not be async or have assets.
             parameters: The names of its parameters.
             sent: The settings of the run (see `sent_settings`); empty: workers use their own.
+            functions: Pickled functions that these name, by digest. A worker that lacks one, e.g.
+                since it has just joined the cluster, asks for it.
         """
-        self._runner, self._name = runner, task.fn.__name__
+        self.runner, self.functions = runner, functions
+        self._name, self._digests = task.fn.__name__, tuple(functions)
         self._parcel = pickled((task, worker_context(), sent))
         self._template = TaskRunTemplate(task, parameters)
         self._events, self._origin = event_sender(), current_origin()
@@ -105,9 +116,14 @@ class TaskSender:
         self._limit = LineLimit("the logs of the workers")
         self.tags = self._template.tags
         listen(runner, RUNNING, _note_running)
+        if functions:
+            _senders.add(self)
+            listen(runner, LACKING, partial(_send_functions, runner))
 
-    def submit(self, **parameters: Any) -> SentTaskRun:
-        """Start a task run, named by its parameter `name`."""
+    def submit(
+        self, resources: Mapping[str, float] | None = None, /, **parameters: Any
+    ) -> SentTaskRun:
+        """Start a task run, named by its parameter `name`, on a worker that has the resources."""
         context = FlowRunContext.get()
         if context is not None:
             context.flow_run_suspension_request.raise_if_requested()
@@ -121,7 +137,8 @@ class TaskSender:
             None if flow_run is None else str(flow_run),
         )
         key = f"{self._name}-{history.id}"
-        future = submit(self._runner, key, run_packed, self._parcel, tuple(names), parameters)
+        arguments = (self._parcel, tuple(names), parameters, self._digests)
+        future = submit(self.runner, key, run_packed, *arguments, resources=resources)
         sent = _sent[str(history.id)] = SentTaskRun(self, future, history)
         self.send_events(first)
         return sent
@@ -142,6 +159,25 @@ class TaskSender:
 
 _sent: WeakValueDictionary[str, SentTaskRun] = WeakValueDictionary()
 """Task runs in flight of this process, by id."""
+
+
+_senders: WeakSet[TaskSender] = WeakSet()
+"""Senders of this process whose task runs need functions that are sent by value."""
+
+
+def _send_functions(runner: Any, message: object) -> None:
+    """Send a worker the functions that it says it lacks, if they are of runs on this cluster."""
+    match message:
+        case [str(address), [*digests]]:
+            known = {
+                digest: parcel
+                for sender in list(_senders)
+                if sender.runner is runner
+                for digest, parcel in sender.functions.items()
+            }
+            found = [known[digest] for digest in digests if digest in known]
+            if found:
+                call_worker(runner, address, keep_functions, found)
 
 
 def _note_running(message: object) -> None:

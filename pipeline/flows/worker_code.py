@@ -13,10 +13,17 @@ from pipeline.config.job import Job
 from pipeline.config.settings import Settings
 from pipeline.errors import VersionMismatchError
 from pipeline.runs.worker.code_report import CodeReport, report_code, report_received
-from pipeline.runs.worker.run_settings import sent_settings
+from pipeline.runs.worker.run_settings import (
+    keep_functions,
+    lacking_functions,
+    sent_functions,
+    sent_settings,
+)
 
 CODE_SECONDS = 20.0
 """Maximum seconds in which a worker imports a job's code."""
+SEND_SECONDS = 60.0
+"""Maximum seconds in which all workers get a function that is sent by value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,7 @@ def find_mismatches(cluster: ClusterClient, job: Job, settings: Settings) -> lis
     """Compare a job's code in this process with that of each worker."""
     ours = report_code(job, settings)
     names = {worker.address: worker.name for worker in cluster.workers()}
+    _send_functions(cluster, sent_functions(settings))
     answers = cluster.ask(
         report_on_worker, job.to_yaml(), sent_settings(settings), seconds=CODE_SECONDS
     )
@@ -60,6 +68,16 @@ def find_mismatches(cluster: ClusterClient, job: Job, settings: Settings) -> lis
             for problem in _differences(job, ours, report):
                 found.setdefault(problem, []).append(names.get(address, address))
     return [Mismatch(problem, tuple(some), hint) for (problem, hint), some in found.items()]
+
+
+def _send_functions(cluster: ClusterClient, functions: dict[str, bytes]) -> None:
+    """Send functions by value to the workers that lack them; others ask for them later."""
+    if not functions:
+        return
+    answers = cluster.ask(lacking_functions, list(functions), seconds=CODE_SECONDS)
+    for digest, parcel in functions.items():
+        those = [at for at, lacks in answers.items() if isinstance(lacks, list) and digest in lacks]
+        cluster.tell(those, keep_functions, [parcel], seconds=SEND_SECONDS)
 
 
 async def report_on_worker(job_text: str, sent: str) -> CodeReport:

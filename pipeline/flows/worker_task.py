@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
@@ -30,7 +30,7 @@ from prefect.task_engine import run_task_sync
 from pydantic import PrivateAttr
 from pydantic_core import to_jsonable_python
 
-from pipeline.cluster.futures import announce
+from pipeline.cluster.futures import announce, worker_address
 from pipeline.concurrency import single_flight
 from pipeline.errors import ChunkmapError, is_transient
 from pipeline.flows.run_logs import TaskLines, collecting
@@ -47,12 +47,19 @@ from pipeline.flows.task_report import (
     TaskReport,
     cut,
 )
+from pipeline.runs.transforms.parcels import KEPT
 from pipeline.runs.transforms.user_code import is_from_signal, message_of
+from pipeline.runs.worker.run_settings import lacking_functions
 
 MAX_UNPICKLED = 8
 """Maximum parcels that a worker keeps unpickled, one per flow run on the cluster."""
 RUNNING = "chunkmap-running"
 """Topic of the Dask events by which workers announce that a task run has started."""
+LACKING = "chunkmap-lacking"
+"""Topic of the events by which workers ask for functions that are sent by value."""
+FETCH_SECONDS = 5.0
+"""Seconds after which a worker asks again."""
+FETCH_ATTEMPTS = 6
 
 
 class TaskRunNames(NamedTuple):
@@ -95,14 +102,21 @@ def _state_report(state: State[Any]) -> StateReport:
     )
 
 
-def run_packed(parcel: bytes, names: tuple[Any, ...], parameters: dict[str, Any]) -> bytes:
+def run_packed(
+    parcel: bytes,
+    names: tuple[Any, ...],
+    parameters: dict[str, Any],
+    functions: Sequence[str] = (),
+) -> bytes:
     """Run a task on a worker; returns a `TaskReport` as JSON.
 
     Args:
         parcel: The pickled task, context and settings, the same for all task runs of a flow run.
         names: The fields of `TaskRunNames`.
         parameters: The parameters of the task.
+        functions: Digests of the functions that the task needs, and that are sent by value.
     """
+    _fetch_functions(functions)
     task, context, sent = _unpickle(parcel)
     identity = TaskRunNames(*names)
     # Without tags, for whose limits the engine would request slots from the server; the driver
@@ -132,6 +146,21 @@ def run_packed(parcel: bytes, names: tuple[Any, ...], parameters: dict[str, Any]
         error=error,
     )
     return report.model_dump_json().encode()
+
+
+def _fetch_functions(digests: Sequence[str]) -> None:
+    """Ask the driver for functions that this worker lacks, and wait for them.
+
+    Without an answer the task run fails with an error that may pass.
+    """
+    lacking = lacking_functions(digests)
+    address = worker_address() if lacking else None
+    if address is None:
+        return
+    for _ in range(FETCH_ATTEMPTS):
+        announce(LACKING, [address, lacking])
+        if KEPT.wait_for(lacking, FETCH_SECONDS):
+            return
 
 
 def _error_report(error: BaseException) -> ErrorReport:

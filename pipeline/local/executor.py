@@ -12,10 +12,11 @@ from pipeline.config.settings import Settings
 from pipeline.errors import is_transient
 from pipeline.local.process import map_here, reduce_here
 from pipeline.local.workers import LocalWorkers, WorkerDiedError
-from pipeline.runs.driver.executor import IDLE_SECONDS, Executor, Outcome
+from pipeline.runs.driver.executor import IDLE_SECONDS, Executor, Outcome, WorkerNeeds
+from pipeline.runs.ledger.merge_plan import number_of
 from pipeline.runs.worker.batch import Batch
 from pipeline.runs.worker.reduce import Step
-from pipeline.runs.worker.run_settings import sent_settings
+from pipeline.runs.worker.run_settings import sent_functions, sent_settings
 
 STEP_RETRIES = 2
 """Retries of a step of a reduce after a transient error, or after its worker died."""
@@ -25,7 +26,12 @@ class LocalExecutor(Executor):
     """Runs batches in worker processes of this machine."""
 
     def __init__(
-        self, workers: LocalWorkers, run_uri: str, fingerprint: str, settings: Settings
+        self,
+        workers: LocalWorkers,
+        run_uri: str,
+        fingerprint: str,
+        settings: Settings,
+        needs: WorkerNeeds | None = None,
     ) -> None:
         """Make an executor for one run; several may share the workers.
 
@@ -34,21 +40,27 @@ class LocalExecutor(Executor):
             run_uri: `<output>.chunkmap/runs/<run>/`.
             fingerprint: The fingerprint of the driver's code.
             settings: Settings of the run.
+            needs: What its batches need; of the resources this machine has what it has.
         """
         self._workers = workers
         self._run = run_uri, fingerprint
-        self._sent = sent_settings(settings)
+        self._sent, self._functions = sent_settings(settings), sent_functions(settings)
+        concurrency = None if needs is None else needs.concurrency
+        self._threads = min(workers.count, concurrency or workers.count)
         self._in_flight: dict[Future[Any], Batch] = {}
 
     @property
     @override
     def threads(self) -> int:
-        return self._workers.count
+        return self._threads
 
     @override
     def submit(self, batch: Batch) -> None:
         arguments = (*self._run, batch, self._sent, self._workers.memory)
-        self._in_flight[self._workers.submit(map_here, *arguments)] = batch
+        # Merging is not what the job limits.
+        among = self._threads if number_of(batch.name) is None else None
+        future = self._workers.submit(map_here, *arguments, functions=self._functions, among=among)
+        self._in_flight[future] = batch
 
     @override
     def wait(self, seconds: float) -> list[Outcome]:
@@ -84,10 +96,10 @@ def run_reduce_steps(
     Raises:
         ChunkmapError: A step failed. Results of completed steps are kept.
     """
-    sent = sent_settings(settings)
+    sent, functions = sent_settings(settings), sent_functions(settings)
 
     def submit(step: Step) -> Future[Any]:
-        return workers.submit(reduce_here, run_uri, fingerprint, step, sent)
+        return workers.submit(reduce_here, run_uri, fingerprint, step, sent, functions=functions)
 
     left = [(submit(step), step, STEP_RETRIES) for step in steps]
     try:

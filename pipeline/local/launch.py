@@ -61,7 +61,7 @@ def run_locally(
     planned(run)
     for output in job.all_outputs.values():
         remember_output(settings.state_dir, output.uri)
-    host = LocalOrchestrator(workers, settings)
+    host = LocalOrchestrator(workers, settings, job)
     driver = RunDriver(job, settings, storage, run, host, resume, listen)
     driver.heartbeat.begin(began, started)
     return driver.run()
@@ -85,7 +85,7 @@ def backfill_locally(
     from pipeline.runs.backfill.driver import BackfillDriver
 
     set_up_driver(settings.logs.format, settings.logs.level)
-    host = LocalBackfillOrchestrator(workers, settings)
+    host = LocalBackfillOrchestrator(workers, settings, store.job())
     driver = BackfillDriver(store, settings, host, resume, listen)
     if began is not None:
         driver.heartbeat.start(began)

@@ -21,6 +21,7 @@ from pipeline.runs.transforms.user_code import describe
 from pipeline.runs.worker.batch import Batch, BatchResult
 from pipeline.runs.worker.reduce import Step, reduce_step
 from pipeline.runs.worker.run_batch import run_batch
+from pipeline.runs.worker.run_settings import keep_functions, lacking_functions
 
 _driver: list[Connection] = []
 """The connection to the driver, once the process serves it."""
@@ -38,8 +39,11 @@ def main(descriptor: int) -> None:
     try:
         _begin(connection.recv())
         while True:
-            call, arguments = connection.recv()
-            connection.send_bytes(b"begun")
+            call, arguments, digests = connection.recv()
+            lacking = lacking_functions(digests)
+            connection.send(lacking)  # The call has begun.
+            if lacking:
+                keep_functions(connection.recv())
             connection.send_bytes(_answer(call, arguments))
     except (EOFError, OSError):
         pass  # The driver has ended, or needs no more workers.

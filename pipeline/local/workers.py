@@ -11,12 +11,14 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Condition, Lock, Thread
+from types import MappingProxyType
 from typing import Any, Self
 
 from pipeline.cluster.resources import for_machine
@@ -70,15 +72,14 @@ class LocalWorkers:
         """Bytes of memory of each worker."""
         self._settings = settings
         self._environment = {**os.environ, **profile.environment(), **settings.s3.environment()}
-        self._queue: SimpleQueue[_Call | None] = SimpleQueue()
-        self._lock = Lock()
+        self._changed = Condition()
         self._workers: list[_Worker] = []
-        self._waiting = 0
+        self._waiting: deque[_Call] = deque()
         """Calls that no worker has begun."""
-        self._idle = 0
-        """Workers that wait for a call, or are being started."""
+        self._idle: set[int] = set()
+        """Numbers of the workers that wait for a call, or are being started."""
         self._is_closed = False
-        with self._lock:
+        with self._changed:
             self._add_worker()
 
     def __enter__(self) -> Self:
@@ -87,62 +88,88 @@ class LocalWorkers:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    def submit(
+        self,
+        call: Callable[..., Any],
+        *arguments: Any,
+        functions: Mapping[str, bytes] = MappingProxyType({}),
+        among: int | None = None,
+    ) -> Future[Any]:
         """Call a module function in a worker, which gets the worker's name after the arguments.
+
+        Args:
+            call: The function.
+            arguments: Its arguments.
+            functions: Pickled functions that it needs, by digest; those that a worker lacks are
+                sent to it.
+            among: Number of workers, the first ones, one of which is to do it; default all.
 
         Returns:
             The result; its error is what the function raised, or WorkerDiedError.
         """
         future: Future[Any] = Future()
-        with self._lock:
+        among = self.count if among is None else min(among, self.count)
+        with self._changed:
             if self._is_closed:
                 raise RuntimeError("the workers have been closed")
-            self._waiting += 1
-            if self._waiting > self._idle and len(self._workers) < self.count:
+            idle = sum(number < among for number in self._idle)
+            if len(self._waiting) >= idle and len(self._workers) < among:
                 self._add_worker()
-            self._queue.put(_Call(future, call, arguments))
+            self._waiting.append(_Call(future, call, arguments, functions, among))
+            self._changed.notify_all()
         return future
 
     def close(self) -> None:
         """End all workers: after their current chunk, or by force after some seconds."""
-        with self._lock:
+        with self._changed:
             self._is_closed = True
             workers, self._workers = self._workers, []
-        for _ in workers:
-            self._queue.put(None)
+            self._changed.notify_all()
         for worker in workers:
             worker.leave()
         for worker in workers:
             worker.stop()
 
     def _add_worker(self) -> None:
-        worker = _Worker(f"local-{len(self._workers)}", self._settings, self._environment)
+        number = len(self._workers)
+        worker = _Worker(f"local-{number}", self._settings, self._environment)
         self._workers.append(worker)
-        self._idle += 1
-        Thread(target=self._serve, args=(worker,), name=worker.name, daemon=True).start()
+        self._idle.add(number)
+        Thread(target=self._serve, args=(number, worker), name=worker.name, daemon=True).start()
 
-    def _serve(self, worker: _Worker) -> None:
+    def _serve(self, number: int, worker: _Worker) -> None:
         """Give calls to a worker until there are no more."""
-        while (call := self._queue.get()) is not None:
-            with self._lock:
-                self._waiting -= 1
-                self._idle -= 1
+        while (call := self._next(number)) is not None:
             if call.future.set_running_or_notify_cancel():
                 try:
                     call.future.set_result(worker.call(call))
                 except BaseException as error:
                     call.future.set_exception(error)
-            with self._lock:
-                self._idle += 1
+
+    def _next(self, number: int) -> _Call | None:
+        """Wait for a call that a worker is to do; None once the workers are closed."""
+        with self._changed:
+            self._idle.add(number)
+            while True:
+                for call in self._waiting:
+                    if number < call.among:
+                        self._waiting.remove(call)
+                        self._idle.discard(number)
+                        return call
+                if self._is_closed:
+                    return None
+                self._changed.wait()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _Call:
-    __slots__ = ("arguments", "call", "future")
+    """A call that waits for a worker."""
 
-    def __init__(
-        self, future: Future[Any], call: Callable[..., Any], arguments: tuple[Any, ...]
-    ) -> None:
-        self.future, self.call, self.arguments = future, call, arguments
+    future: Future[Any]
+    call: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    functions: Mapping[str, bytes]
+    among: int
 
 
 class _Worker:
@@ -184,14 +211,14 @@ class _Worker:
         for _ in range(START_ATTEMPTS):
             connection = self._connected()
             try:
-                connection.send((call.call, (*call.arguments, self.name)))
-                connection.recv_bytes()
+                connection.send((call.call, (*call.arguments, self.name), tuple(call.functions)))
+                lacking = connection.recv()
             except (EOFError, OSError) as broken:
                 # It has not begun the call, so it died while it was idle, or when it started.
                 died = WorkerDiedError(self._describe_end())
                 died.__cause__ = broken
             else:
-                return self._result(connection)
+                return self._result(connection, [call.functions[digest] for digest in lacking])
         raise died
 
     def _connected(self) -> Connection:
@@ -203,8 +230,11 @@ class _Worker:
                 raise WorkerDiedError(f"worker {self.name} was stopped")
             return self._connection
 
-    def _result(self, connection: Connection) -> Any:
+    def _result(self, connection: Connection, functions: list[bytes]) -> Any:
+        """Send functions that the worker lacks for the call, and wait for its end."""
         try:
+            if functions:
+                connection.send(functions)
             result, error = connection.recv()
         except (EOFError, OSError) as broken:
             raise WorkerDiedError(self._describe_end()) from broken

@@ -16,7 +16,7 @@ from pipeline.load.records import LoadSummary
 from pipeline.pipelines.listener import PipelineListener
 from pipeline.pipelines.summary import StageResult
 from pipeline.runs.driver.early_plan import EarlyPlan
-from pipeline.runs.driver.orchestrator import NoOrchestrator
+from pipeline.runs.driver.orchestrator import NoOrchestrator, Orchestrator
 from pipeline.runs.driver.plan import ResumeOptions, plan_run
 from pipeline.runs.driver.run import RunDriver
 from pipeline.runs.driver.summary import RunSummary
@@ -71,14 +71,18 @@ class LocalRunner:
         return ingest(definition, self._settings, options, storage=self._storage)
 
     def map(self, stage: str, job: Job, early: EarlyPlan, resume: ResumeOptions) -> RunSummary:
-        """Run a job, chunk by chunk."""
+        """Run a job."""
         settings, storage = self._settings, self._storage
         run = early.run or plan_run(job, settings, storage, resume)
         driver = RunDriver(
-            job, settings, storage, run, NoOrchestrator(), resume, self._listen.mapping
+            job, settings, storage, run, self.host(job), resume, self._listen.mapping
         )
         driver.heartbeat.begin(None, early.started)
         return driver.run()
+
+    def host(self, job: Job) -> Orchestrator:
+        """Return what hosts the run of a job: here nothing, so that chunks are mapped in turn."""
+        return NoOrchestrator()
 
     def load(self, stage: str, file: LoadFile) -> LoadSummary:
         """Load."""

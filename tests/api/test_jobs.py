@@ -15,16 +15,18 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 
 import chunkmap as cm
 from pipeline.config.settings import load_settings
+from tests.support.api_snippet import DAYS, facts, run_snippet
 
 ROWS = 30
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[cm.places.Local]:
-    with cm.local(workers=1) as here:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[cm.places.Local]:
+    with cm.local(workers=1, state_dir=str(tmp_path_factory.mktemp("state"))) as here:
         yield here
 
 
@@ -67,6 +69,26 @@ def test_the_example_of_the_package(orders: cm.Dataset) -> None:
     assert found["eur"].to_list() == (expected["usd"] * 0.92).to_list()
     again = job.run().summary
     assert again is not None and again.mapped == 0
+
+
+def test_the_program_of_the_introduction(place: cm.places.Local, tmp_path: Path) -> None:
+    for number, day in enumerate(DAYS):
+        folder = tmp_path / "orders" / f"ds={day}"
+        folder.mkdir(parents=True)
+        pl.DataFrame({"id": [number], "usd": [number * 10.0]}).write_parquet(folder / "a.parquet")
+    cell = run_snippet(f"{tmp_path}/orders/", f"{tmp_path}/orders-eur/")
+    found = facts(cell)
+    assert found["total"] == pytest.approx((10 + 20 + 30) * 0.92)
+    assert found["states"] == ["done"] * 4 and found["ids"]
+    # The run has published all windows already.
+    assert (found["rows"], found["windows"], found["report"]) == (3, [0, 3], True)
+    with pytest.raises(cm.errors.UsageError, match="nothing to do"):
+        cell["backfill"].report()
+    assert found["done"] == [True, 0]
+    names = ["chunk", "error", "message", "where", "traceback", "objects"]
+    assert found["failed"] == [0, names]
+    with pytest.raises(cm.errors.JobError, match="cannot be written to a file"):
+        cell["job"].to_yaml(tmp_path / "orders.yaml")
 
 
 def test_a_job_and_its_yaml_are_the_same_run(
@@ -134,6 +156,22 @@ def test_a_class_is_made_once_per_process(orders: cm.Dataset, tmp_path: Path) ->
     assert len(processes) == len(set(processes)) <= 2  # This process, which plans, and the worker.
     numbers = cm.scan("out/").collect()["n"].unique().to_list()
     assert len(numbers) == 3 and all(number % 2 == 0 for number in numbers)
+
+
+def test_a_class_is_made_by_as_many_processes_as_it_allows(orders: cm.Dataset) -> None:
+    class Model:
+        def __call__(self, lf: pl.LazyFrame) -> pl.LazyFrame:
+            return lf.with_columns(process=pl.lit(os.getpid()))
+
+    mapped = orders.map(Model, chunks={"per_file": True}, concurrency=1, resources={"GPU": 1})
+    job = mapped.write("out/")
+    keys = yaml.safe_load(job.definition.to_yaml())
+    assert (keys["concurrency"], keys["resources"]) == (1, {"GPU": 1.0})
+    batches = {"max_chunks": 1, "seconds": 0.01}
+    with cm.local(workers=3, batches=batches, state_dir=str(Path("state").absolute())) as here:
+        job.run()
+        assert len(here.workers()._workers) == 1
+    assert cm.scan("out/").collect()["process"].n_unique() == 1
 
 
 def _fails_above(limit: int) -> Any:
@@ -284,7 +322,7 @@ def test_a_backfill_publishes_window_by_window(orders: cm.Dataset) -> None:
     assert backfill.windows == 2
     assert "2 to do" in backfill._repr_html_()
     backfill.run()
-    assert backfill.status().state == "done"
+    assert backfill.status.state == "done"
     assert cm.scan("out/").select(pl.len()).collect().item() == 2 * ROWS
     assert cm.scan("out/", window="2024-01-02").collect().height == ROWS
     with pytest.raises(cm.errors.UsageError, match="no option 'canari'"):

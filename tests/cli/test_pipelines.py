@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from pipeline.cli.pipelines import show
 from pipeline.cli.pipelines.run import Request, backfill, options, run
 from pipeline.errors import PipelineFileError, RunInterruptedError
 from pipeline.pipelines.summary import StageRefusedError
+from pipeline.table.scan import scan_output
 from tests.pipelines.test_whole import ORDERS, in_table, of_day
 from tests.servers.api import Api, Reply, serving
 
@@ -114,6 +117,53 @@ def test_a_backfill_goes_on(api: Api, capsys: pytest.CaptureFixture[str], tmp_pa
     assert len(in_table(tmp_path)) == len(ORDERS)
     backfill(request(None), "2024-03-01", "2024-03-05", 2, recheck=True, as_json=True)
     assert len(json.loads(capsys.readouterr().out)["runs"]) == 2
+
+
+MAPS = """\
+name: daily
+state: notes/
+pipeline:
+  - name: copy
+    map:
+      name: copy
+      input: {uri: in/}
+      transform: copies:copy
+      output: {uri: out, mode: overwrite}
+"""
+COPY = """
+import os
+
+def copy(lf):
+    import polars as pl
+    return lf.with_columns(process=pl.lit(os.getpid()))
+"""
+
+
+def test_worker_processes_of_this_machine_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CHUNKMAP_TRANSFORMS__ALLOW", "copies")
+    monkeypatch.setenv("CHUNKMAP_DASK__WORKERS", "1")
+    # Nothing is asked of it.
+    monkeypatch.setenv("CHUNKMAP_PREFECT__API_URL", "http://127.0.0.1:9/api")
+    (tmp_path / "in").mkdir()
+    pl.DataFrame({"n": [1, 2]}).write_parquet("in/a.parquet")
+    Path("copies.py").write_text(COPY)
+    Path("daily.yaml").write_text(MAPS)
+    run(request(None), options(None, None), local=True, as_json=False)
+    assert "copy map daily.yaml done 2" in shown(capsys)
+    [process] = scan_output(f"{tmp_path}/out").collect()["process"].unique().to_list()
+    assert process != os.getpid()
+
+
+def test_secret_blocks_are_refused_without_prefect(
+    api: Api, capsys: pytest.CaptureFixture[str]
+) -> None:
+    auth = "http: {auth: {secret: api-token}, "
+    Path("daily.yaml").write_text(FILE.replace("http: {", auth).replace("URL", api.url))
+    with pytest.raises(PipelineFileError, match="the secret of orders is in a Secret block"):
+        run(request(), options(None, None), local=True, as_json=True)
 
 
 @pytest.mark.parametrize(

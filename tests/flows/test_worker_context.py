@@ -192,11 +192,11 @@ def _dumped(settings: BaseSettings) -> Any:
 
 def test_what_is_sent_is_small_and_made_once(submitted: Any) -> None:
     with flow_context():
-        function, (parcel, names, parameters), options = submitted()
+        function, (parcel, names, parameters, functions), options = submitted()
     assert function is run_packed
     assert len(parcel) < 20_000
     assert (parameters, names[1]) == (PARAMETERS, "b1")
-    assert not options["pure"]
+    assert not options["pure"] and not functions and options["resources"] is None
 
 
 def test_a_workers_environment_gives_its_settings_nothing(

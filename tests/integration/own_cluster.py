@@ -72,6 +72,7 @@ class OwnCluster:
             "CHUNKMAP_TRANSFORMS__PATH": str(self.world.root),
             "CHUNKMAP_LOGS__FORMAT": "json",
             "CHUNKMAP_DASK__STOP_SECONDS": "10",
+            "CHUNKMAP_DASK__RESOURCES": "{GPU: 1}",
             **more,
         }
         command = (sys.executable, "-m", "pipeline.cluster.worker", "--name", name)

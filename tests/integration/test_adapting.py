@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pipeline.cluster.task_runner import task_runner, thread_count
+from pipeline.cluster.task_runner import slot_count, task_runner
 from pipeline.config.sections import DaskSettings
 from tests.faults.world import await_that
 
@@ -28,7 +28,7 @@ def test_workers_come_with_the_work_and_go_with_it() -> None:
     with task_runner(settings, {}) as runner:
         client = runner.client
         futures = client.map(nap, range(8), pure=False)
-        await_that(lambda: thread_count(runner) == 2, "a second worker", PATIENCE)
+        await_that(lambda: slot_count(runner) == 2, "a second worker", PATIENCE)
         assert client.gather(futures) == list(range(8))
         del futures
-        await_that(lambda: thread_count(runner) == 1, "one worker", PATIENCE)
+        await_that(lambda: slot_count(runner) == 1, "one worker", PATIENCE)

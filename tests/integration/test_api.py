@@ -4,15 +4,18 @@ import json
 import subprocess
 import sys
 
+import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from tests.integration.world import World
+from tests.integration.world import REPOSITORY, World, parquet
+from tests.support.api_snippet import DAYS
 
 pytestmark = pytest.mark.integration
 
 PROGRAM = """
 import asyncio
+import sys
 import json
 import polars as pl
 import chunkmap as cm
@@ -25,26 +28,32 @@ async def in_an_event_loop():
     return job("s3://demo/out/api-stack/").run(progress=False)
 
 on_stack = asyncio.run(in_an_event_loop())
-FACTOR = 2.0
+sys.path.insert(0, sys.argv[1])
+from tests.support.api_snippet import facts, run_snippet
 
-def by_value(uri):
-    sales = cm.read("s3://demo/sales/", filter=pl.col("id") > 1499)
-    double = lambda lf: lf.filter(pl.col("price") > 10).with_columns(total=pl.col("price") * FACTOR)
-    return sales.map(double).write(uri)
-
-sent = by_value("s3://demo/out/api-value/").run()
+ORDERS = "s3://demo/api-orders/"
+there = facts(run_snippet(ORDERS, "s3://demo/out/api-eur-there/"))
 with cm.local(workers=1):
-    here = job("s3://demo/out/api-local/").run()
+    named = job("s3://demo/out/api-local/")
+    here = named.run()
+    named.to_yaml("api.yaml")
+    again = cm.Job.from_yaml("api.yaml").run()
+    assert (again.id, again.summary.mapped) == (here.id, 0)
+    same = facts(run_snippet(ORDERS, "s3://demo/out/api-eur-here/"))
 print(json.dumps({
-    "states": [on_stack.state, sent.state, here.state],
-    "pages": [run.status().page for run in (on_stack, sent, here)],
+    "states": [on_stack.state, here.state],
+    "pages": [run.status.page for run in (on_stack, here)],
+    "snippet": [there, same],
 }))
 """
 
 
 def test_the_stack_and_this_machine_make_the_same_output(world: World) -> None:
+    for number, day in enumerate(DAYS):
+        data = parquet(pl.DataFrame({"id": [number], "usd": [number * 10.0]}))
+        world.storage.put(f"s3://demo/api-orders/ds={day}/a.parquet", data)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", PROGRAM, str(REPOSITORY)],
         cwd=world.root,
         env=world.variables(),
         capture_output=True,
@@ -53,10 +62,14 @@ def test_the_stack_and_this_machine_make_the_same_output(world: World) -> None:
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["states"] == ["done", "done", "done"]
-    assert all(result["pages"][:2]) and not result["pages"][2]
-    places = ("stack", "value", "local")
-    first, *others = (world.frame(f"s3://demo/out/api-{place}/").sort("id") for place in places)
-    for other in others:
-        assert_frame_equal(first, other)
-    assert first.height > 1000
+    assert result["states"] == ["done", "done"]
+    assert result["pages"][0] and not result["pages"][1]
+    there, here = (world.frame(f"s3://demo/out/api-{place}/") for place in ("stack", "local"))
+    assert_frame_equal(there, here)
+    assert there.height > 1000
+    there, here = result["snippet"]
+    assert there == here
+    assert there["total"] == pytest.approx((10 + 20 + 30) * 0.92)
+    assert there["states"] == ["done"] * 4 and there["ids"]
+    places = ("s3://demo/out/api-eur-there/", "s3://demo/out/api-eur-here/")
+    assert_frame_equal(*(world.frame(place) for place in places))

@@ -33,9 +33,10 @@ def cluster(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="module")
 def ran(cluster: OwnCluster) -> dict[str, Any]:
-    """A job that ran over TLS; its summary."""
+    """A job that ran over TLS, on a worker that offers what it needs; its summary."""
     world = cluster.world
-    answer = world.chunkmap("run", world.job("secured"), "--json", **cluster.client)
+    job = world.job("secured", resources={"GPU": 1})
+    answer = world.chunkmap("run", job, "--json", **cluster.client)
     assert answer.code == 0, answer.err
     return answer.data
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from pipeline.config.settings import Settings, load_settings
 from pipeline.errors import RunFailedError
 from pipeline.local.workers import LocalWorkers, WorkerDiedError
+from pipeline.runs.transforms.parcels import parcel_digest
 from tests.support import local_calls
 
 SECONDS = 60.0
@@ -84,6 +86,43 @@ def test_a_worker_that_does_not_end_is_killed(
     with pytest.raises(WorkerDiedError):
         call.result(SECONDS)
     assert not _is_running(process)
+
+
+def test_a_call_for_the_first_workers_waits_for_them(tmp_path: Path) -> None:
+    busy = tmp_path / "busy"
+    with LocalWorkers(_settings(2)) as pool:
+        first = pool.submit(local_calls.wait_until_gone, str(busy), among=1)
+        _wait_until(busy.exists)
+        waiting = pool.submit(local_calls.name_and_process, among=1)
+        others = [pool.submit(local_calls.name_and_process).result(SECONDS) for _ in range(2)]
+        assert {name for name, _ in others} == {"local-1"}
+        assert not waiting.running() and not waiting.done()
+        busy.unlink()
+        assert first.result(SECONDS) == waiting.result(SECONDS)[0] == "local-0"
+
+
+def test_a_function_is_sent_to_each_worker_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    send = Connection._send_bytes  # type: ignore[attr-defined]
+
+    def count(connection: Connection, data: bytes) -> None:
+        sent.append(len(data))
+        send(connection, data)
+
+    monkeypatch.setattr(Connection, "_send_bytes", count)
+    parcel = os.urandom(200_000)
+    functions = {parcel_digest(parcel): parcel}
+    settings = load_settings(
+        overrides={"dask": {"workers": 1}, "transforms": {"allow_by_value": True}}
+    )
+    with LocalWorkers(settings) as pool:
+        for _ in range(50):
+            pool.submit(local_calls.name_and_process, functions=functions).result(SECONDS)
+        assert 200_000 < sum(sent) < 300_000
+        with pytest.raises(WorkerDiedError):
+            pool.submit(local_calls.die).result(SECONDS)
+        pool.submit(local_calls.name_and_process, functions=functions).result(SECONDS)
+    assert 400_000 < sum(sent) < 500_000
 
 
 def test_workers_end_when_their_driver_is_killed(tmp_path: Path) -> None:

@@ -34,6 +34,14 @@ def print_line(text: str, worker: str) -> None:
     print(text)
 
 
+def wait_until_gone(path: str, worker: str) -> str:
+    """Say that it began, and go on until the file is removed."""
+    Path(path).write_text(worker)
+    while Path(path).exists():
+        time.sleep(0.01)
+    return worker
+
+
 def touch_and_wait(path: str, worker: str) -> None:
     """Say that it began, and go on for longer than a test."""
     Path(path).write_text(str(os.getpid()))

@@ -45,6 +45,7 @@ ON_STACKS = (
     "tests/integration/test_worker_memory.py",
     "tests/integration/test_limits.py",
     "tests/integration/test_hostile_text.py",
+    "tests/integration/test_dask_client.py",
     "tests/benchmarks/test_expected.py",
 )
 """The longest first, so that the processes end at about the same time."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.help import App, examples
-from pipeline.cli.options import AcceptCode, Environment, Json, Set
+from pipeline.cli.options import AcceptCode, Environment, Json, Local, Set
 
 app = App("pipeline", "Run stages of a pipeline: ingest, map, load, call.")
 
@@ -40,6 +40,7 @@ Replan = Annotated[bool, typer.Option("--replan", help="Make new plans instead o
     epilog=examples(
         "pipeline run daily.yaml --date 2024-03-01",
         "pipeline run daily.yaml --param country=DE --from warehouse",
+        "pipeline run daily.yaml --local",
     )
 )
 def run(  # noqa: PLR0917 - Typer takes them as they stand
@@ -51,6 +52,7 @@ def run(  # noqa: PLR0917 - Typer takes them as they stand
     only: Only = None,
     accept_code: AcceptCode = False,
     replan: Replan = False,
+    local: Local = False,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
@@ -60,6 +62,7 @@ def run(  # noqa: PLR0917 - Typer takes them as they stand
     running.run(
         running.Request(file, tuple(change or ()), tuple(param or ()), date, environment),
         running.options(start_from, only, accept_code=accept_code, replan=replan),
+        local=local,
         as_json=json,
     )
 
@@ -101,6 +104,7 @@ def backfill(  # noqa: PLR0917 - Typer takes them as they stand
     ] = False,
     change: Set = None,
     param: Param = None,
+    local: Local = False,
     environment: Environment = None,
     json: Json = False,
 ) -> None:
@@ -113,6 +117,7 @@ def backfill(  # noqa: PLR0917 - Typer takes them as they stand
         end,
         days,
         recheck=recheck,
+        local=local,
         as_json=json,
     )
 

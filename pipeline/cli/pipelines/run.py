@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.cli.errors import PLANNING_HINTS
 from pipeline.cli.output import bad, columns, out, print_json, say, warn
 from pipeline.cli.pipelines.display import PipelineDisplay, result_line
+from pipeline.cli.run import local_workers
 from pipeline.concurrency import map_concurrently
+from pipeline.config.job import Job
 from pipeline.config.pipeline_file import (
     Pipeline,
     PipelineSource,
@@ -28,6 +30,7 @@ from pipeline.processes import record_interrupts, was_interrupted
 from pipeline.report.humanize import duration, plural
 
 if TYPE_CHECKING:
+    from pipeline.local.workers import LocalWorkers
     from pipeline.pipelines.driver import PipelineOptions
     from pipeline.pipelines.summary import PipelineSummary, StageFailedError
 
@@ -93,15 +96,18 @@ def options(
     return PipelineOptions(start_from, only, resume)
 
 
-def run(request: Request, chosen: PipelineOptions, *, as_json: bool) -> None:
+def run(request: Request, chosen: PipelineOptions, *, local: bool = False, as_json: bool) -> None:
     """Run a pipeline and show the result."""
     source, settings = request.read(), load_settings(request.environment)
     pipeline = source.resolve(request.values(source))
     # With all values: a default such as `yesterday` may mean another date then.
     params = [f"{name}={text_of(value)}" for name, value in pipeline.parameters.items()]
-    again = request.command("run", params, *_flags(chosen))
-    with _showing_failures(again, as_json=as_json):
-        summary = _run(pipeline, settings, chosen, quiet=as_json)
+    again = request.command("run", params, *_flags(chosen), *["--local"] * local)
+    with (
+        _workers([pipeline], settings, wanted=local) as workers,
+        _showing_failures(again, as_json=as_json),
+    ):
+        summary = _run(pipeline, settings, chosen, quiet=as_json, local=local, workers=workers)
     if as_json:
         print_json(summary.to_dict())
     else:
@@ -144,16 +150,36 @@ def _complete_hint(error: StageFailedError, again: str) -> None:
     error.hint = f"{hint}\n{resume}" if hint else f"fix the cause, {resume}"
 
 
+def _workers(
+    pipelines: list[Pipeline], settings: Settings, *, wanted: bool
+) -> AbstractContextManager[LocalWorkers | None]:
+    """Start worker processes of this machine, if they are wanted and pipelines map something."""
+    definitions = [stage.definition for each in pipelines for stage in each.stages]
+    maps = any(isinstance(definition, Job) for definition in definitions)
+    return local_workers(settings, wanted=wanted and maps)
+
+
 def _run(
-    pipeline: Pipeline, settings: Settings, chosen: PipelineOptions, *, quiet: bool
+    pipeline: Pipeline,
+    settings: Settings,
+    chosen: PipelineOptions,
+    *,
+    quiet: bool,
+    local: bool,
+    workers: LocalWorkers | None,
 ) -> PipelineSummary:
-    """Run it as a flow if there is a Prefect server, or if it needs one; else in this process."""
+    """Run it as a flow if there is a Prefect server, or if it needs one; else in this process.
+
+    With `local`, it runs in this process, and jobs in the worker processes.
+    """
     from pipeline.pipelines.driver import chosen_stages, run_stages
 
     display = PipelineDisplay(quiet=quiet)
     with display, record_interrupts(display.stopping):
-        needs_prefect = pipeline.needs_prefect(chosen_stages(pipeline, chosen))
-        if settings.prefect.api_url is not None or needs_prefect:
+        stages = chosen_stages(pipeline, chosen)
+        if local:
+            _refuse_secret_blocks(pipeline.with_secret_block(stages))
+        elif settings.prefect.api_url is not None or pipeline.needs_prefect(stages):
             from pipeline.flows.launch import launch_pipeline
 
             return launch_pipeline(pipeline, settings, chosen, display)
@@ -162,7 +188,21 @@ def _run(
 
         storage = open_storage(settings)
         runner = LocalRunner(settings, storage, display)
+        if workers is not None:
+            from pipeline.local.pipelines import LocalWorkersRunner
+
+            runner = LocalWorkersRunner(settings, storage, display, workers)
         return run_stages(pipeline, settings, storage, runner, options=chosen, listen=display)
+
+
+def _refuse_secret_blocks(stages: list[str]) -> None:
+    if stages:
+        raise PipelineFileError(
+            f"the secret of {', '.join(stages)} is in a Secret block of Prefect, which --local "
+            "does not ask",
+            hint="name a variable of the environment instead (env, password_env), or run it "
+            "without --local",
+        )
 
 
 def show(summary: PipelineSummary) -> None:
@@ -193,7 +233,14 @@ def _what(output: str, manifest: int, reason: str) -> str:
 
 
 def backfill(
-    request: Request, start: str, end: str, days: int, *, recheck: bool, as_json: bool
+    request: Request,
+    start: str,
+    end: str,
+    days: int,
+    *,
+    recheck: bool,
+    local: bool = False,
+    as_json: bool,
 ) -> None:
     """Run a pipeline for each date of a range, one after the other; stop at the first failure."""
     source, settings = request.read(), load_settings(request.environment)
@@ -208,18 +255,23 @@ def backfill(
     pipelines = [source.resolve({**values, name: day}) for day in dates(first, last, days)]
     done = set() if recheck else _finished(pipelines, settings)
     given = ("--from", start, "--to", end, *(("--days", str(days)) if days > 1 else ()))
-    again = request.command("backfill", request.params, *given)
+    again = request.command("backfill", request.params, *given, *["--local"] * local)
     summaries: list[dict[str, Any]] = []
     rows = []
-    for pipeline in pipelines:
-        if pipeline.run in done:
-            rows.append((pipeline.label, "done before", ""))
-            continue
-        with _showing_failures(again, as_json=as_json):
-            summary = _run(pipeline, settings, options(None, None), quiet=as_json)
-        summaries.append(summary.to_dict())
-        stages = ", ".join(result_line(stage) for stage in summary.stages)
-        rows.append((pipeline.label, summary.state, stages))
+    chosen = options(None, None)
+    left = [pipeline for pipeline in pipelines if pipeline.run not in done]
+    with _workers(left, settings, wanted=local) as workers:
+        for pipeline in pipelines:
+            if pipeline.run in done:
+                rows.append((pipeline.label, "done before", ""))
+                continue
+            with _showing_failures(again, as_json=as_json):
+                summary = _run(
+                    pipeline, settings, chosen, quiet=as_json, local=local, workers=workers
+                )
+            summaries.append(summary.to_dict())
+            stages = ", ".join(result_line(stage) for stage in summary.stages)
+            rows.append((pipeline.label, summary.state, stages))
     if as_json:
         print_json({"pipeline": source.file.name, "done_before": len(done), "runs": summaries})
         return

@@ -250,6 +250,7 @@ def dask(root: Path, ports: tuple[int, ...], sizes: DaskSettings, s3_port: int) 
         "workers": sizes.workers,
         "threads": sizes.threads_per_worker,
         "memory": sizes.memory_per_worker,
+        "resources": sizes.resources,
         "scheduler_port": scheduler,
         "dashboard_port": pages,
         "tls": tls_settings(root, "worker"),

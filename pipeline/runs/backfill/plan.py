@@ -203,6 +203,7 @@ def is_over(store: BackfillStore) -> bool:
 
 def _request_digest(job: Job, asked: WindowSelection, options: Options) -> str:
     free = {"retries", "rounds", "max_failures", "chunk_timeout", "name"}
+    free |= {"concurrency", "resources"}
     # Leave out newer keys at their defaults, so that stored requests keep their digest.
     free |= keys_at_default(job, "tables", "checks", "outputs", "then")
     left_out: dict[str, Any] = dict.fromkeys(free, True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, Self
 
 from typing_extensions import override
 
+from pipeline.config.job import Job
 from pipeline.errors import ChunkmapError, is_transient
 from pipeline.report.humanize import plural
 from pipeline.runs.transforms.user_code import describe, is_from_signal
@@ -79,6 +81,21 @@ def _problem_of(batch: Batch, result: object) -> str:
     if type(seconds) is not float or not 0.0 <= seconds < MAX_SECONDS:
         return f"the time {str(seconds)[:40]}"
     return ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerNeeds:
+    """What the batches of a job need of workers."""
+
+    concurrency: int | None = None
+    """Maximum number of chunks that a worker maps at a time; None for one per thread."""
+    resources: Mapping[str, float] = field(default_factory=dict)
+    """Amounts of Dask's resources that each batch needs, by name."""
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        """Return what a job asks for."""
+        return cls(job.concurrency, dict(job.resources))
 
 
 class Executor(Protocol):

@@ -14,7 +14,10 @@ from pipeline.runs.driver.tables import pinned_request
 from pipeline.runs.ledger.check_files import checks_identity
 from pipeline.storage import Storage, StorageReader, parse
 
-FREE_KEYS = ("retries", "rounds", "max_failures", "chunk_timeout", "name", "checks")
+FREE_KEYS = (
+    *("retries", "rounds", "max_failures", "chunk_timeout", "concurrency", "resources"),
+    *("name", "checks"),
+)
 """Keys of a job that may change when a run is resumed, as may those of FREE_NESTED_KEYS.
 Of checks, what they need of each chunk may not."""
 FREE_NESTED_KEYS = {"input": {"changed_only", "max_quarantined"}, "output": {"schema_"}}

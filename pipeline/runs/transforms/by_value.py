@@ -1,8 +1,9 @@
 """Send functions to workers by value: lambdas, closures, functions of a notebook or a program.
 
 A job names them like others, `module:function`; what they are travels beside the job, over the
-driver's own connection to its workers, and is stored nowhere. The settings of both sides must allow
-it (`transforms.allow_by_value`), which is checked before anything is unpickled.
+driver's own connection to its workers, once to each (`parcels.py`), and is stored nowhere. The
+settings of both sides must allow it (`transforms.allow_by_value`), which is checked before anything
+is unpickled.
 
 Code of the user's own modules that such a function uses is sent with it, as this process has it.
 Libraries are not: workers import them.
@@ -13,7 +14,6 @@ from __future__ import annotations
 import pickle
 import re
 import sys
-from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,15 +24,17 @@ from typing import Any
 
 from pipeline.concurrency import single_flight
 from pipeline.errors import JobError, TransformNotAllowedError
+from pipeline.report.humanize import byte_size
 from pipeline.runs.transforms.packages import versions_in_use
+from pipeline.runs.transforms.parcels import Parcels, parcel_digest
 from pipeline.runs.transforms.reach import Reached
 from pipeline.runs.transforms.user_code import describe, is_from_signal
 from pipeline.runs.transforms.value_digests import ValueDigests
 
 MAIN = "__main__"
-MAX_BYTES = 1 << 20
-"""Maximum size of a function with what it uses, which goes along with each batch; larger data
-belong in an object or a table."""
+MAX_BYTES = 16_000_000
+"""Maximum size of a function with what it uses, which is sent to each worker process once; larger
+data belong in an object or a table."""
 _registry = Lock()
 """Held while modules are registered with cloudpickle, whose list belongs to the process."""
 
@@ -81,17 +83,21 @@ class ValueFunction:
         return function
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON, for the settings that are sent with a run."""
+        """Return what batches say of it, as JSON: the function itself by its digest."""
         return {
-            "parcel": b64encode(self.parcel).decode(),
+            "parcel": parcel_digest(self.parcel),
             "digests": self.digests,
             "packages": list(self.packages),
         }
 
     @classmethod
-    def from_json(cls, name: str, data: dict[str, Any]) -> ValueFunction:
-        """Return what `to_json` wrote; nothing is unpickled."""
-        parcel = b64decode(data["parcel"])
+    def from_json(cls, name: str, data: dict[str, Any], parcels: Parcels) -> ValueFunction:
+        """Return what `to_json` wrote, with the function itself; nothing is unpickled.
+
+        Raises:
+            FunctionMissingError: This process has not got the function.
+        """
+        parcel = parcels.get(data["parcel"])
         return cls(name, parcel, dict(data["digests"]), tuple(data["packages"]))
 
 
@@ -126,8 +132,8 @@ def send_by_value(function: Callable[..., Any], taken: Sequence[str] = ()) -> Va
         ) from error
     if len(parcel) > MAX_BYTES:
         raise JobError(
-            f"{name} is {len(parcel):,} bytes with the values that it uses; at most "
-            f"{MAX_BYTES:,} are sent to workers",
+            f"{name} is {byte_size(len(parcel))} with the values that it uses; at most "
+            f"{byte_size(MAX_BYTES)} are sent to workers",
             hint="write large values to Parquet, and read them in the function: read_table(uri)",
         )
     packages = tuple(sorted(walk.packages))

@@ -33,6 +33,7 @@ from pipeline.runs.ledger.check_files import checked_text
 from pipeline.runs.ledger.ledger import segment_name
 from pipeline.runs.ledger.records import PARTIAL, Completion, Failure, digest_of
 from pipeline.runs.transforms.user_code import is_from_signal
+from pipeline.runs.worker.call_limit import limited_calls
 from pipeline.runs.worker.chunk import (
     ComputedChunk,
     RunContext,
@@ -285,7 +286,11 @@ class BatchAttempt(Attempt):
                 for number, (chunk, source) in enumerate(sources, 1):
                     self.decoded += chunk.decoded_bytes
                     with logs.log_ids(chunk=chunk.id):
-                        with self.memory.admit(chunk.decoded_bytes), self._watch(chunk):
+                        with (
+                            limited_calls(self.context.job),
+                            self.memory.admit(chunk.decoded_bytes),
+                            self._watch(chunk),
+                        ):
                             mapped = self._run_work(chunk, partial(self._compute, chunk, source))
                         reserved = self._make_room(staging, chunk)
                         if mapped is None:

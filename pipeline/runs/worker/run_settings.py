@@ -1,17 +1,21 @@
-"""Send settings with a run to its workers; a worker's own allow-list stays the upper limit."""
+"""Send settings with a run to its workers; a worker's own allow-list stays the upper limit.
+
+Functions that are sent by value go separately, once to each process: settings name them by digests.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pipeline import traces
 from pipeline.config.sections import BatchSettings, ReadingSettings, TransformSettings
-from pipeline.config.settings import Settings
+from pipeline.config.settings import Settings, own_settings
 from pipeline.runs.transforms.by_value import ValueFunction, refuse_by_value
+from pipeline.runs.transforms.parcels import KEPT, Parcels, parcel_digest
 from pipeline.runs.transforms.reach import allows
 from pipeline.traces import TraceParent
 
@@ -44,7 +48,25 @@ def sent_parent(sent: str) -> TraceParent | None:
     return TraceParent(*json.loads(sent)[TRACES])
 
 
-def received_settings(own: Settings, sent: str) -> Settings:
+def sent_functions(settings: Settings) -> dict[str, bytes]:
+    """Return the pickled functions that are sent by value in a run of this process, by digest."""
+    parcels = (value.parcel for value in settings.transforms.functions.values())
+    return {parcel_digest(parcel): parcel for parcel in parcels}
+
+
+def keep_functions(parcels: Iterable[bytes]) -> None:
+    """Keep pickled functions that a driver has sent, unless this process allows none."""
+    if own_settings().transforms.allow_by_value:
+        KEPT.add(parcels)
+
+
+def lacking_functions(digests: Iterable[str]) -> list[str]:
+    """Return those of some functions that this process allows, but has not got."""
+    lacking = KEPT.lacking(digests)
+    return lacking if lacking and own_settings().transforms.allow_by_value else []
+
+
+def received_settings(own: Settings, sent: str, parcels: Parcels = KEPT) -> Settings:
     """Apply the settings of a run to those of a worker.
 
     Modules are searched in the run's folders that exist here, then in the worker's own. Code that
@@ -53,9 +75,11 @@ def received_settings(own: Settings, sent: str) -> Settings:
     Args:
         own: Settings of this process.
         sent: Result of `sent_settings`; empty for a run that sends none.
+        parcels: Functions that this process has received.
 
     Raises:
         TransformNotAllowedError: The run sends functions by value, and this worker allows none.
+        FunctionMissingError: One of them has not arrived here.
     """
     if not sent:
         return own
@@ -68,12 +92,10 @@ def received_settings(own: Settings, sent: str) -> Settings:
             "path": tuple(dict.fromkeys([*folders, *own.transforms.path])),
         }
     )
-    functions = {
-        name: ValueFunction.from_json(name, data)
-        for name, data in sections.get("functions", {}).items()
-    }
-    for name in functions if not own.transforms.allow_by_value else ():
+    named = sections.get("functions", {})
+    for name in named if not own.transforms.allow_by_value else ():
         raise refuse_by_value(name)
+    functions = {name: ValueFunction.from_json(name, data, parcels) for name, data in named.items()}
     update = {
         "transforms": transforms.with_functions(functions),
         "batches": BatchSettings.model_validate(sections["batches"]),

@@ -16,10 +16,11 @@ import pytest
 
 from pipeline.config.sections import TransformSettings
 from pipeline.config.settings import Settings
-from pipeline.errors import JobError, TransformNotAllowedError
+from pipeline.errors import FunctionMissingError, JobError, TransformNotAllowedError
 from pipeline.runs.transforms.by_value import ValueFunction, send_by_value
 from pipeline.runs.transforms.loading import fingerprint_of, load_transform
-from pipeline.runs.worker.run_settings import received_settings, sent_settings
+from pipeline.runs.transforms.parcels import Parcels, parcel_digest
+from pipeline.runs.worker.run_settings import received_settings, sent_functions, sent_settings
 
 FACTOR = 2
 BASE = """
@@ -156,7 +157,7 @@ def test_what_cannot_be_sent_is_named() -> None:
 
 def test_a_function_with_large_values_is_refused() -> None:
     with pytest.raises(JobError, match="at most"):
-        send_by_value(_closure(bytes(2 << 20)))
+        send_by_value(_closure(bytes(17_000_000)))
 
 
 def test_names_of_functions_in_a_job() -> None:
@@ -208,10 +209,36 @@ def test_a_worker_that_allows_none_unpickles_nothing(tmp_path: Path) -> None:
     with pytest.raises(TransformNotAllowedError, match="allow_by_value"):
         received_settings(Settings(), sent_settings(driver))
     assert not exploded.exists()
-    received_settings(
-        Settings(transforms=TransformSettings(allow_by_value=True)), sent_settings(driver)
-    )
+    own, kept = Settings(transforms=TransformSettings(allow_by_value=True)), Parcels()
+    with pytest.raises(FunctionMissingError):
+        received_settings(own, sent_settings(driver), kept)
+    kept.add(sent_functions(driver).values())
+    received = received_settings(own, sent_settings(driver), kept)
+    assert received.transforms.functions[sent.name] == sent
     assert not exploded.exists()  # Before the function is called for.
+
+
+def test_settings_name_a_function_and_do_not_hold_it() -> None:
+    large = send_by_value(_closure(os.urandom(2_000_000)))
+    driver = Settings()
+    transforms = driver.transforms.with_functions({large.name: large})
+    driver = driver.model_copy(update={"transforms": transforms})
+    assert len(sent_settings(driver)) < 10_000
+    [(digest, parcel)] = sent_functions(driver).items()
+    assert digest in sent_settings(driver) and parcel == large.parcel
+
+
+def test_functions_that_were_used_longest_ago_are_forgotten() -> None:
+    kept = Parcels(limit=10)
+    first, second, third = b"1" * 4, b"2" * 4, b"3" * 4
+    kept.add([first, second])
+    assert kept.get(parcel_digest(first)) == first
+    kept.add([third])
+    digests = [parcel_digest(parcel) for parcel in (first, second, third)]
+    assert kept.lacking(digests) == [digests[1]]
+    assert not kept.wait_for(digests, 0.0)
+    kept.add([b"4" * 40])
+    assert kept.get(parcel_digest(b"4" * 40)) and kept.lacking(digests) == digests
 
 
 def test_a_function_of_another_program_says_where_it_is() -> None:
