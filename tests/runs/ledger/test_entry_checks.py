@@ -128,6 +128,8 @@ LATER = {
     "encodings": "",
     **dict.fromkeys(("throttled", "request_limit"), 0),
     "checked": "",
+    "copied": 0,
+    "rewritten": "",
 }
 """What entries of earlier releases do not say."""
 
