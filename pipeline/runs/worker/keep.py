@@ -42,6 +42,8 @@ _CHANGES: Final = re.compile(
     r"(?: \w+)* ?JOIN)\b"
 )
 """Start of a line of Polars' query plan that may change, drop, add or reorder rows."""
+MAX_GROUP_ROWS: Final = 64 << 20
+"""Rows of the largest row group that pyarrow writes."""
 _REVERSED: Final = 'col("__POLARS_INTERNAL_HEIGHT_COLUMN").reverse()'
 """What `LazyFrame.reverse` selects, besides the columns."""
 _NO_COLUMNS: Final = "DF [];"
@@ -276,6 +278,9 @@ def kept_file(
         return reason
     if parsed.rows != chunk.rows:
         return f"its footer has {parsed.rows:,} rows, and {chunk.rows:,} were planned"
+    most = max((group.rows for group in parsed.groups), default=0)
+    if most > MAX_GROUP_ROWS:
+        return f"it has a row group of {most:,} rows, more than {MAX_GROUP_ROWS:,}"
     garbage = unreferenced_bytes(parsed, edit)
     if garbage > share_of(max_garbage) * fragment.size:
         share = garbage / fragment.size

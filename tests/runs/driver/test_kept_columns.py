@@ -181,6 +181,15 @@ def test_a_file_with_much_garbage_is_written_anew(small: Small) -> None:
     assert "max_garbage" in done["rewritten"][0]
 
 
+def test_a_row_group_that_is_too_large_is_written_anew(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.runs.worker.keep.MAX_GROUP_ROWS", 19)
+    out = keep(small, "doubled")
+    assert_frame_equal(out, WHOLE.with_columns(twice=pl.col("n") * 2))
+    assert "row group of 20 rows" in completions(small)["rewritten"][0]
+
+
 def test_a_file_whose_first_column_is_replaced_is_written_anew(small: Small) -> None:
     out = keep(small, "first_replaced", max_garbage="100%")
     assert_frame_equal(out, WHOLE.with_columns(pl.col("n") + 1))
