@@ -37,6 +37,8 @@ _LINE = re.compile(
     r"""((?:^|[{,]|\\n)[ \t]*(?:- )?([\w.-]+):[ \t]+)(?!\*{8})([^\s,{}"'][^\r\n,{}]*)""", re.M
 )
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE)
+_PLACEHOLDERS = ("…", "$(", "${")
+"""What stands for a value in a command that is to be typed."""
 _ASSIGNMENT = re.compile(r"(-{0,2}([A-Za-z_][\w.-]*)=).*", re.DOTALL)
 
 
@@ -121,4 +123,5 @@ def _quoted_pair(match: re.Match[str]) -> str:
 
 
 def _pair(match: re.Match[str]) -> str:
-    return match[1] + MASK if is_secret_name(match[2]) else match[0]
+    is_secret = is_secret_name(match[2]) and not match[3].startswith(_PLACEHOLDERS)
+    return match[1] + MASK if is_secret else match[0]

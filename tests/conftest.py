@@ -119,6 +119,18 @@ def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings that are loaded in the checkout keep state elsewhere."""
+    monkeypatch.setenv("CHUNKMAP_STATE_DIR", str(tmp_path / ".chunkmap"))
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test runs in a folder of its own, where default settings keep state."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
 def drawn() -> None:
     """A test that asks for it has the reports of its runs rendered."""
 

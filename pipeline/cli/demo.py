@@ -110,7 +110,7 @@ def _stack(environment: str | None, *, keep: bool, quiet: bool) -> Iterator[_Sta
     settings = load_settings(environment)
     ignored += ignored_credentials(settings)
     if ignored:
-        warn(f"{', '.join(ignored)}: not used by the demo, which has an S3 of its own")
+        warn(f"not used by the demo, which has an S3 of its own: {', '.join(ignored)}")
     try:
         yield _Stack(settings, is_local=True, stays=stays)
     finally:

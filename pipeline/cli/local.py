@@ -51,7 +51,7 @@ def warn_of_ignored(settings: Settings) -> None:
     ignored = ignored_credentials(settings)
     if ignored:
         warn(
-            f"{', '.join(ignored)}: not used, since the S3 of the local stack is. To use another "
+            f"not used: {', '.join(ignored)}, since the S3 of the local stack is. To use another "
             "one, set its AWS_ENDPOINT_URL_S3, or CHUNKMAP_S3__PROFILE"
         )
 

@@ -25,6 +25,8 @@ from pipeline.runs.driver.run import run_serially
 from pipeline.storage import Storage, open_storage, own_storage
 from tests.support import tpch
 
+pytestmark = pytest.mark.usefixtures("own_state")
+
 MADE = {
     "measurements": lambda: generating.measurements(3, 2000, 500, 1),
     "row-groups": lambda: generating.row_groups(2, 20, 4, 1),

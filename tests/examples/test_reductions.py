@@ -18,6 +18,8 @@ from pipeline.runs.driver.run import run_serially
 from pipeline.storage import own_storage
 from tests.support import tpch
 
+pytestmark = pytest.mark.usefixtures("own_state")
+
 
 @pytest.fixture(scope="module")
 def lineitem(tmp_path_factory: pytest.TempPathFactory) -> Path:

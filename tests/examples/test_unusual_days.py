@@ -6,6 +6,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import polars as pl
+import pytest
 from polars.testing import assert_frame_equal
 
 from pipeline import scan_output
@@ -13,6 +14,8 @@ from pipeline.config.job import Job
 from pipeline.config.settings import load_settings
 from pipeline.runs.driver.run import run_serially
 from pipeline.storage import own_storage
+
+pytestmark = pytest.mark.usefixtures("own_state")
 
 NAME = "pipeline.examples.unusual_days"
 DAYS, STATIONS = 30, 12

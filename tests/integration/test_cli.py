@@ -256,9 +256,9 @@ def test_credentials_of_another_s3_change_nothing_and_up_says_so(world: World, r
     assert world.objects("s3://demo/out/looked-at/")
     lost = world.chunkmap("plan", world.job("foreign", source="s3://mine/x/"), "--json", **FOREIGN)
     assert (lost.code, lost.data["error"]) == (2, "BucketMissingError")
-    assert "AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_SESSION_TOKEN: not used" in lost.data["hint"]
+    assert "not used: AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_SESSION_TOKEN" in lost.data["hint"]
     up = world.chunkmap("up", **FOREIGN)
-    assert "AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_SESSION_TOKEN: not used" in up.err
+    assert "not used: AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_SESSION_TOKEN" in up.err
     assert "not used" not in world.chunkmap("up").err
 
 

@@ -99,13 +99,13 @@ def test_lineage_of_an_ingest_and_a_load(world: World, tmp_path: Path) -> None:
     from tests.flows.test_lineage import bodies, receiving
 
     world.storage.put(
-        "s3://demo/notes/1.jsonl", b'{"id": 1, "note": "a"}\n{"id": 2, "note": "b"}\n'
+        "s3://demo/lineage-notes/1.jsonl", b'{"id": 1, "note": "a"}\n{"id": 2, "note": "b"}\n'
     )
     (world.root / "notes.yaml").write_text(
-        "name: notes\nfiles: {uri: 's3://demo/notes/'}\noutput: {uri: 's3://demo/out/notes/'}\n"
+        "name: notes\nfiles: {uri: 's3://demo/lineage-notes/'}\noutput: {uri: 's3://demo/out/lineage-notes/'}\n"
     )
     (world.root / "load-notes.yaml").write_text(
-        "name: load-notes\ninput: {uri: 's3://demo/out/notes/'}\n"
+        "name: load-notes\ninput: {uri: 's3://demo/out/lineage-notes/'}\n"
         f"into: {{uri: 'duckdb:{tmp_path}/notes.duckdb', table: notes}}\n"
     )
     with receiving() as receiver:

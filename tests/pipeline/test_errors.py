@@ -69,7 +69,7 @@ def test_exit_codes_are_those_of_the_kind(error: type[ChunkmapError]) -> None:
 
 def test_the_type_says_whether_an_error_is_transient() -> None:
     marked = {error.__name__ for error in ALL if issubclass(error, Transient)}
-    assert marked == {"TransientStorageError", "ThrottledError"}
+    assert marked == {"FunctionMissingError", "TransientStorageError", "ThrottledError"}
     assert is_transient(make(errors.TransientStorageError))
     assert not is_transient(make(errors.TransformError))
     assert not is_transient(TimeoutError())

@@ -26,7 +26,7 @@ from tests.servers.launching import Server, backend_of
 from tests.servers.roles import Roles, roles
 from tests.support.runs_by_hand import Run
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_state")]
 
 QUICK = RetryPolicy(attempts=3, seconds=30.0, wait_initial=0.01, wait_max=0.05)
 FILES, ROWS = 40, 6

@@ -30,6 +30,8 @@ from tests.servers import launching
 from tests.servers.http import Proxy, serve
 from tests.servers.launching import BUCKET, Server
 
+pytestmark = pytest.mark.usefixtures("own_folder")
+
 ARCHIVE = "archive-2026"
 OWNER = "111122223333"
 KEY = "arn:aws:kms:us-east-1:111122223333:key/1234abcd"

@@ -30,7 +30,7 @@ from pipeline.table.log import TableLog
 from tests.servers.forgetful import CONDITIONS, forgetful
 from tests.servers.launching import BUCKET, Server
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_folder")]
 
 
 def settings_of(server: Server, **s3: object) -> Settings:

@@ -42,7 +42,7 @@ def explain_unreachable_s3(settings: Settings) -> Iterator[None]:
         # Probably a bucket of the user's own.
         raise BucketMissingError(
             error.bucket,
-            hint=f"{ignored}: not used, since the S3 of the local stack is "
+            hint=f"not used: {ignored}, since the S3 of the local stack is "
             f"({settings.s3.endpoint_url}); stop it with `chunkmap down`, or set the "
             "AWS_ENDPOINT_URL_S3 of the bucket",
         ) from error

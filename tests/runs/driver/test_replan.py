@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import polars as pl
+import pytest
 
 from pipeline.config.job import Job
 from pipeline.config.settings import Settings
 from pipeline.runs.driver.plan import ResumeOptions, plan_run
 from pipeline.runs.driver.run import run_serially
 from pipeline.storage import open_storage
+
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_a_run_before_the_last_is_not_new(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from pipeline.runs.driver.plan import ResumeOptions, plan_run
 from pipeline.runs.driver.run import run_serially
 from pipeline.storage import open_storage
 
+pytestmark = pytest.mark.usefixtures("own_folder")
+
 
 def test_a_run_after_another_knows_its_speed(tmp_path: Path) -> None:
     settings = Settings()
