@@ -121,7 +121,7 @@ def test_lineage_of_an_ingest_and_a_load(world: World, tmp_path: Path) -> None:
         ("load-notes", "COMPLETE"),
     ]
     [output] = events[1]["outputs"]
-    assert (output["namespace"], output["name"]) == ("s3://demo", "out/notes")
+    assert (output["namespace"], output["name"]) == ("s3://demo", "out/lineage-notes")
     [loaded] = events[3]["outputs"]
     assert loaded["outputFacets"]["outputStatistics"]["rowCount"] == 2
     # The run of the events is the flow run.
