@@ -111,7 +111,11 @@ differential: $(STAMP) ## read the Parquet files below FOLDER=… with chunkmap 
 	@test -n "$(FOLDER)" || { echo "which files? make differential FOLDER=corpus" >&2; exit 2; }
 	@$(BIN)/python -m tests.fuzz.differential "$(FOLDER)" $(ARGS)
 
-lock: $(STAMP) ## resolve constraints.txt again (ARGS=--upgrade for newer versions)
+# Not $(STAMP): what is locked now may contradict the bounds that it is to be resolved by.
+$(BIN)/uv:
+	@$(MAKE) --no-print-directory $(STAMP)
+
+lock: | $(BIN)/uv ## resolve constraints.txt again (ARGS=--upgrade for newer versions)
 	@$(LOCK) pyproject.toml --extra local --extra checks --extra tables --extra sql \
 	  --extra excel --extra lineage --extra traces --extra cluster --extra bench --extra dev \
 	  --output-file constraints.txt $(ARGS)

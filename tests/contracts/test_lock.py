@@ -138,6 +138,13 @@ def test_the_upper_bound_that_keeps_prefect_starting() -> None:
     assert fastapi.specifier.contains("0.139.2")
 
 
+def test_the_upper_bound_that_keeps_prefects_schedules() -> None:
+    """prefect 3.8 makes no scheduled run with newer SQLAlchemy, and says so in its log alone."""
+    sqlalchemy = next(Requirement(text) for text in declared() if text.startswith("sqlalchemy"))
+    assert not sqlalchemy.specifier.contains("2.1.0")
+    assert sqlalchemy.specifier.contains("2.0.58")
+
+
 def test_the_constraints_for_pip_are_the_same_pins_without_hashes() -> None:
     """Pip refuses hashes in what `-c` names, unless every requirement has one."""
     text = (ROOT / "pip-constraints.txt").read_text("utf-8")

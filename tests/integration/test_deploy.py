@@ -150,6 +150,17 @@ def test_deployment_creation(project: Project) -> None:
     assert "nothing was changed" in answer.out
 
 
+def test_a_schedule_makes_runs(project: Project) -> None:
+    """The server makes them: no worker has to be there."""
+    timing = {"cron": "0 2 * * *", "timezone": "Europe/Berlin"}
+    project.write("nine", deployments={"run": {"schedule": timing}})
+    project.changes("nine")
+    wanted = {"deployments": {"id": {"any_": [project.deployment("run-nine")["id"]]}}}
+    runs = awaited(lambda: project.world.ask_prefect("flow_runs/filter", wanted))
+    assert {run["state_type"] for run in runs} == {"SCHEDULED"}
+    project.changes("nine", remove=True)
+
+
 def test_only_what_was_made_is_changed_and_removed(project: Project) -> None:
     timing = {"cron": "0 2 * * *", "timezone": "Europe/Berlin"}
     project.write(
