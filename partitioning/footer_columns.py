@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,8 +36,6 @@ from partitioning.thrift import (
     LIST,
     LISTS,
     STRUCT,
-    Many,
-    Struct,
     ThriftError,
     read_list_header,
     read_struct,
@@ -101,38 +99,115 @@ class _Field(NamedTuple):
     raw: bytes
 
 
-def row_counts(footer: bytes, size: int) -> list[int]:
-    """Return the number of rows of each row group.
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A top-level column of a file."""
 
-    Args:
-        footer: Metadata of a file, without its length and the magic bytes.
-        size: Size of the file in bytes.
-
-    Raises:
-        BadFooter: it cannot be parsed.
-    """
-    with _naming_place(footer, size):
-        found, _ = read_struct(footer, 0, {_ROW_GROUPS: Many(Struct({_ROWS: INTEGER}))})
-        return [group.get(_ROWS, -1) for group in found.get(_ROW_GROUPS, ())]
+    name: str
+    elements: tuple[bytes, ...]
+    """Its schema elements, depth first."""
+    leaves: range
+    """Positions of its leaves."""
 
 
-def why_not_composed(
-    footer: bytes, size: int, edit: FooterEdit, new: Collection[str], parsed: Footer | None = None
-) -> str | None:
+class _Group(NamedTuple):
+    """A row group, as stored."""
+
+    fields: list[_Field]
+    """Its fields; that of the column chunks is empty."""
+    chunks: list[bytes]
+    """Its column chunks."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFooter:
+    """A footer, parsed, and as stored: cut into the parts that another is composed of."""
+
+    parsed: Footer
+    """The footer, checked."""
+    fields: tuple[_Field, ...]
+    """Its fields; that of the row groups is empty."""
+    groups: tuple[_Group, ...]
+    root: bytes
+    """First schema element."""
+    columns: tuple[_Column, ...]
+    start: int
+    """Offset of the footer in its file."""
+
+    @classmethod
+    def read(cls, footer: bytes, size: int) -> StoredFooter:
+        """Read a footer.
+
+        Args:
+            footer: Metadata of a file, without its length and the magic bytes.
+            size: Size of the file in bytes.
+
+        Raises:
+            BadFooter: it is damaged, or needs what is not supported.
+        """
+        parsed, start = read_footer(footer, size, FooterSelection()), size - END - len(footer)
+        with _naming_place(start):
+            fields, lists, _ = _cut(footer, 0, {_ROW_GROUPS: _groups_at})
+            stored = _find(fields, _SCHEMA)
+            if stored is None or stored.kind not in LISTS:
+                raise ThriftError("it has no schema")
+            root, *elements = _items(stored)
+            columns = tuple(_columns(parsed.schema, elements))
+        groups = tuple(lists.get(_ROW_GROUPS, ()))
+        return cls(parsed, tuple(fields), groups, root, columns, start)
+
+    @property
+    def rows(self) -> list[int]:
+        """Number of rows of each row group."""
+        return [group.rows for group in self.parsed.groups]
+
+    @property
+    def orders(self) -> list[bytes]:
+        """Orders of the leaves' values; empty if the footer does not say."""
+        found = _items(_find(self.fields, _ORDERS))
+        return found if len(found) == len(self.parsed.schema.leaves) else []
+
+    @property
+    def pairs(self) -> list[tuple[bytes, bytes]]:
+        """Key of each pair of key-value metadata, and the pair as stored."""
+        stored = _items(_find(self.fields, _PAIRS))
+        return [(read_struct(raw, 0, {1: BYTES})[0].get(1, b""), raw) for raw in stored]
+
+    def arrow_types(self) -> dict[str, pa.Field]:
+        """Return the columns in Arrow's types, as stored or derived from Parquet's.
+
+        Raises:
+            Contradiction: there are none.
+        """
+        schema = self.parsed.schema
+        try:
+            types = pq.read_schema(io.BytesIO(empty_file(schema, self.parsed.arrow_schema)))
+        except (pa.ArrowException, OSError, ValueError):
+            raise Contradiction("pyarrow does not know the types of its schema") from None
+        if tuple(types.names) != schema.columns:
+            raise Contradiction("its Arrow schema has other columns")
+        return {one.name: one for one in types}
+
+    def unreferenced_bytes(self, edit: FooterEdit) -> int:
+        """Return the bytes of the columns that are not kept, to which nothing would refer."""
+        kept = frozenset(edit.keep)
+        return sum(
+            chunk.compressed
+            for group in self.parsed.groups
+            for chunk in group.columns
+            if chunk.leaf.column not in kept
+        )
+
+
+def why_not_composed(footer: StoredFooter, edit: FooterEdit, new: Collection[str]) -> str | None:
     """Return why a file cannot keep columns as they are, in words; None if it can.
 
     Args:
-        footer: Metadata of the file, without its length and the magic bytes.
-        size: Size of the file in bytes.
+        footer: Its footer.
         edit: What becomes of its columns.
         new: Names of added and replaced columns.
-        parsed: The parsed footer, if it is at hand.
-
-    Raises:
-        BadFooter: the footer is damaged, or needs what is not supported.
     """
-    parsed = parsed or read_footer(footer, size, FooterSelection())
-    columns = parsed.schema.columns
+    columns = footer.parsed.schema.columns
     missing = [name for name in edit.keep if name not in columns]
     if missing:
         return f"it has no column {missing[0]!r}"
@@ -145,30 +220,20 @@ def why_not_composed(
     if columns[0] not in edit.keep:
         # parquet-java assigns a row group to the split that has the offset of its first column.
         return f"its first column, {columns[0]!r}, is not kept, by whose place Spark splits files"
-    with _naming_place(footer, size):
-        unknown = {f.number for f in _fields(footer)} - _KNOWN_META
-        for group in _groups(footer):
-            unknown |= {f.number for f in group} - _KNOWN_GROUP
-        try:
-            _arrow_types(_File.of(footer))
-        except Contradiction as error:
-            return str(error)
-    return f"its footer has the unknown field {min(unknown)}" if unknown else None
-
-
-def unreferenced_bytes(footer: Footer, edit: FooterEdit) -> int:
-    """Return the bytes of the column chunks that are not kept, to which nothing would refer."""
-    kept = frozenset(edit.keep)
-    return sum(
-        chunk.compressed
-        for group in footer.groups
-        for chunk in group.columns
-        if chunk.leaf.column not in kept
-    )
+    unknown = {f.number for f in footer.fields} - _KNOWN_META
+    for group in footer.groups:
+        unknown |= {f.number for f in group.fields} - _KNOWN_GROUP
+    if unknown:
+        return f"its footer has the unknown field {min(unknown)}"
+    try:
+        footer.arrow_types()
+    except Contradiction as error:
+        return str(error)
+    return None
 
 
 def compose_footer(
-    old: bytes, new: bytes | None, *, size: int, shift: int, edit: FooterEdit
+    old: StoredFooter, new: StoredFooter | None, shift: int, edit: FooterEdit
 ) -> bytes:
     """Return the footer of kept columns and new ones.
 
@@ -176,25 +241,24 @@ def compose_footer(
     of the old file, since readers decide by it which statistics they trust.
 
     Args:
-        old: Metadata of the old file, without its length and the magic bytes.
-        new: Those of a file of the new columns alone, with the same row groups, and without page
+        old: Footer of the old file.
+        new: Footer of a file of the new columns alone, with the same row groups, and without page
             indexes and Bloom filters; None if there are no new columns.
-        size: Size of the old file in bytes.
         shift: Added to the offsets in `new`.
         edit: What becomes of the old file's columns.
 
     Raises:
-        BadFooter: one of them is damaged, or they do not fit.
+        BadFooter: they do not fit.
     """
-    with _naming_place(old, size):
+    with _naming_place(old.start):
         return _Composition(old, new, shift, edit).footer()
 
 
 class _naming_place:
     """Turns errors of parsing into BadFooter."""
 
-    def __init__(self, footer: bytes, size: int) -> None:
-        self._start = size - END - len(footer)
+    def __init__(self, start: int) -> None:
+        self._start = start
 
     def __enter__(self) -> None:
         pass
@@ -220,11 +284,18 @@ def _fields(data: bytes, at: int = 0) -> list[_Field]:
         ThriftError: it is damaged, or has a field twice.
         IndexError: it is truncated.
     """
-    return _fields_and_end(data, at)[0]
+    return _cut(data, at, {})[0]
 
 
-def _fields_and_end(data: bytes, at: int) -> tuple[list[_Field], int]:
+def _cut(
+    data: bytes, at: int, lists: Mapping[int, Callable[[bytes, int], tuple[list[Any], int]]]
+) -> tuple[list[_Field], dict[int, list[Any]], int]:
+    """Return the fields of a struct, some of its lists cut by functions, and its end.
+
+    So a footer is walked once, however deep it is cut. Fields that are cut are empty here.
+    """
     found: list[_Field] = []
+    parts: dict[int, list[Any]] = {}
     number = 0
     while True:
         head = data[at]
@@ -237,11 +308,40 @@ def _fields_and_end(data: bytes, at: int) -> tuple[list[_Field], int]:
         else:
             value, at = read_varint(data, at)
             number = (value >> 1) ^ -(value & 1)
+        if number in lists and kind in LISTS:
+            parts[number], at = lists[number](data, at)
+            found.append(_Field(number, kind, b""))
+            continue
         end = skip(data, at, kind)
         found.append(_Field(number, kind, data[at:end]))
         at = end
     if len({f.number for f in found}) < len(found):
         raise ThriftError("a field occurs twice")
+    return found, parts, at
+
+
+def _structs_at(data: bytes, at: int) -> tuple[list[bytes], int]:
+    """Return the elements of a list of structs, and its end."""
+    element, count, at = read_list_header(data, at)
+    if count and element != STRUCT:
+        raise ThriftError("a list of another kind than structs")
+    found = []
+    for _ in range(count):
+        end = skip(data, at, STRUCT)
+        found.append(data[at:end])
+        at = end
+    return found, at
+
+
+def _groups_at(data: bytes, at: int) -> tuple[list[_Group], int]:
+    """Return the row groups of a list, and its end."""
+    element, count, at = read_list_header(data, at)
+    if count and element != STRUCT:
+        raise ThriftError("row groups that are not structs")
+    found = []
+    for _ in range(count):
+        fields, lists, at = _cut(data, at, {_COLUMNS: _structs_at})
+        found.append(_Group(fields, lists.get(_COLUMNS, [])))
     return found, at
 
 
@@ -310,67 +410,11 @@ def _items(of: _Field | None, kind: int = STRUCT) -> list[bytes]:
     return found
 
 
-def _groups(footer: bytes) -> Iterator[list[_Field]]:
-    for raw in _items(_find(_fields(footer), _ROW_GROUPS)):
-        yield _fields(raw)
-
-
 def _text(value: bytes) -> bytes:
     return write_varint(len(value)) + value
 
 
 # -- two files as one ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Column:
-    """A top-level column of a file."""
-
-    name: str
-    elements: tuple[bytes, ...]
-    """Its schema elements, depth first."""
-    leaves: range
-    """Positions of its leaves."""
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """A footer, as stored."""
-
-    fields: tuple[_Field, ...]
-    schema: FileSchema
-    root: bytes
-    """First schema element."""
-    columns: tuple[_Column, ...]
-
-    @classmethod
-    def of(cls, footer: bytes) -> _File:
-        fields = _fields(footer)
-        stored = _find(fields, _SCHEMA)
-        if stored is None or stored.kind not in LISTS:
-            raise ThriftError("it has no schema")
-        schema = parse_schema(stored.raw)
-        root, *elements = _items(stored)
-        return cls(tuple(fields), schema, root, tuple(_columns(schema, elements)))
-
-    def rows(self, group: Sequence[_Field]) -> int:
-        found = _find(group, _ROWS)
-        return -1 if found is None else _number(found.raw)
-
-    @property
-    def orders(self) -> list[bytes]:
-        """Orders of the leaves' values; empty if the footer does not say."""
-        found = _items(_find(self.fields, _ORDERS))
-        return found if len(found) == len(self.schema.leaves) else []
-
-    def pairs(self) -> dict[bytes, bytes | None]:
-        """Return key-value metadata."""
-        found = {}
-        for raw in _items(_find(self.fields, _PAIRS)):
-            values = {f.number: f.raw for f in _fields(raw) if f.kind == BINARY}
-            texts = {n: value[read_varint(value, 0)[1] :] for n, value in values.items()}
-            found[texts.get(1, b"")] = texts.get(2)
-        return found
 
 
 def _columns(schema: FileSchema, elements: Sequence[bytes]) -> Iterator[_Column]:
@@ -404,10 +448,11 @@ class _Place:
 class _Composition:
     """Composes two footers."""
 
-    def __init__(self, old: bytes, new: bytes | None, shift: int, edit: FooterEdit) -> None:
+    def __init__(
+        self, old: StoredFooter, new: StoredFooter | None, shift: int, edit: FooterEdit
+    ) -> None:
         self._shift, self._edit = shift, edit
-        self._old = _File.of(old)
-        self._new = None if new is None else _File.of(new)
+        self._old, self._new = old, new
         self._places = list(self._placed())
 
     def _placed(self) -> Iterator[_Place]:
@@ -443,43 +488,34 @@ class _Composition:
             yield from others
 
     def _row_groups(self) -> Iterator[bytes]:
-        old = _items(_find(self._old.fields, _ROW_GROUPS))
-        new = [] if self._new is None else _items(_find(self._new.fields, _ROW_GROUPS))
-        if self._new is not None and len(old) != len(new):
+        old, new = self._old.rows, self._old.rows if self._new is None else self._new.rows
+        if len(old) != len(new):
             raise Contradiction(f"{len(old)} row groups, the new columns have {len(new)}")
-        for number, raw in enumerate(old):
-            group = _fields(raw)
-            added = _fields(new[number]) if self._new is not None else []
-            if self._new is not None and self._new.rows(added) != self._old.rows(group):
-                raise Contradiction(
-                    f"row group {number} has {self._old.rows(group)} rows, the new columns "
-                    f"{self._new.rows(added)}"
-                )
-            yield _struct(self._row_group(group, added))
+        for number, (ours, theirs) in enumerate(zip(old, new, strict=True)):
+            if ours != theirs:
+                raise Contradiction(f"row group {number} has {ours} rows, the new columns {theirs}")
+            yield _struct(self._row_group(number))
 
-    def _row_group(self, group: Sequence[_Field], added: Sequence[_Field]) -> Sequence[_Field]:
-        old, new = _items(_find(group, _COLUMNS)), _items(_find(added, _COLUMNS))
-        if len(old) != len(self._old.schema.leaves):
-            raise Contradiction("a row group has not as many columns as the schema")
-        if self._new is not None and len(new) != len(self._new.schema.leaves):
-            raise Contradiction("a row group of new columns has not as many as their schema")
+    def _row_group(self, number: int) -> Sequence[_Field]:
         chunks: list[bytes] = []
+        total = stored = 0
         for place in self._places:
+            of = self._new if place.is_new and self._new is not None else self._old
             for leaf in place.column.leaves:
-                if place.is_new:
-                    chunks.append(self._shifted(new[leaf]))
-                elif place.is_renamed:
-                    chunks.append(_renamed_chunk(old[leaf], place.target))
-                else:
-                    chunks.append(old[leaf])
-        sizes = [_sizes(chunk) for chunk in chunks]
-        group = _replace(group, _list(_COLUMNS, chunks), _COLUMNS)
-        group = _replace(group, _integer(_TOTAL, sum(size for size, _ in sizes)), _TOTAL)
+                raw, parsed = of.groups[number].chunks[leaf], of.parsed.groups[number].columns[leaf]
+                chunks.append(self._chunk(place, raw))
+                total, stored = total + parsed.uncompressed, stored + parsed.compressed
+        group = _replace(self._old.groups[number].fields, _list(_COLUMNS, chunks), _COLUMNS)
+        group = _replace(group, _integer(_TOTAL, total), _TOTAL)
         if _find(group, _COMPRESSED) is not None:
-            stored = sum(size for _, size in sizes)
             group = _replace(group, _integer(_COMPRESSED, stored), _COMPRESSED)
         ordered = self._sorted(group)
         return _replace(group, _list(_SORTED, ordered) if ordered else None, _SORTED)
+
+    def _chunk(self, place: _Place, raw: bytes) -> bytes:
+        if place.is_new:
+            return self._shifted(raw)
+        return _renamed_chunk(raw, place.target) if place.is_renamed else raw
 
     def _sorted(self, group: Sequence[_Field]) -> list[bytes]:
         """Return by which columns the rows are sorted: up to the first that is not kept."""
@@ -537,18 +573,14 @@ class _Composition:
         kept = [place.target for place in self._places if not place.is_new]
         changed = [c.name for c in self._old.columns] != kept
         dropped = _NAMING if changed else _COMPLETE if len(kept) < len(self._places) else ()
-        for raw in _items(_find(self._old.fields, _PAIRS)):
-            found, _ = read_struct(raw, 0, {1: BYTES})
-            if found.get(1) == _ARROW or found.get(1) in dropped:
-                continue
-            yield raw
+        yield from (r for key, r in self._old.pairs if key != _ARROW and key not in dropped)
         if arrow is not None:
             yield _struct([_Field(1, BINARY, _text(_ARROW)), _Field(2, BINARY, _text(arrow))])
 
     def _arrow_schema(self) -> bytes | None:
         """Return the Arrow schema of all columns; None if Parquet's says the same."""
-        old = _arrow_types(self._old)
-        new = {} if self._new is None else _arrow_types(self._new)
+        old = self._old.arrow_types()
+        new = {} if self._new is None else self._new.arrow_types()
         types = [
             (new if place.is_new else old)[place.column.name].with_name(place.target)
             for place in self._places
@@ -557,21 +589,10 @@ class _Composition:
         stored = write_list_header(STRUCT, 1 + sum(len(p.column.elements) for p in self._places))
         plain = pq.read_schema(io.BytesIO(empty_file(parse_schema(stored + together), None)))
         whole = pa.schema(types)
-        if plain.equals(whole, check_metadata=False) and _ARROW not in self._old.pairs():
+        is_stored = self._old.parsed.arrow_schema is not None
+        if plain.equals(whole, check_metadata=False) and not is_stored:
             return None
         return base64.b64encode(whole.serialize().to_pybytes())
-
-
-def _arrow_types(file: _File) -> dict[str, pa.Field]:
-    """Return the columns of a file in Arrow's types, as stored in it or derived from Parquet's."""
-    stored = file.pairs().get(_ARROW)
-    try:
-        schema = pq.read_schema(io.BytesIO(empty_file(file.schema, stored)))
-    except (pa.ArrowException, OSError, ValueError):
-        raise Contradiction("pyarrow does not know the types of its schema") from None
-    if tuple(schema.names) != file.schema.columns:
-        raise Contradiction("its Arrow schema has other columns")
-    return {one.name: one for one in schema}
 
 
 def _renamed_element(element: bytes, name: str) -> bytes:
@@ -592,13 +613,3 @@ def _renamed_chunk(chunk: bytes, name: str) -> bytes:
     renamed = _list(_PATH, [_text(name.encode()), *path[1:]], BINARY)
     meta = _replace(meta, renamed, _PATH)
     return _struct(_replace(fields, _Field(_META, STRUCT, _struct(meta)), _META))
-
-
-def _sizes(chunk: bytes) -> tuple[int, int]:
-    """Return the uncompressed and the stored bytes of a column chunk."""
-    wanted = {_META: Struct({_UNCOMPRESSED: INTEGER, _STORED: INTEGER})}
-    meta = read_struct(chunk, 0, wanted)[0].get(_META, {})
-    sizes = meta.get(_UNCOMPRESSED, -1), meta.get(_STORED, -1)
-    if min(sizes) < 0:
-        raise Contradiction("a column chunk has no size")
-    return sizes

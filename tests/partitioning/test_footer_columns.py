@@ -19,16 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from partitioning import footer_columns
-from partitioning.footer_arrays import read_footer
 from partitioning.footer_columns import (
     FooterEdit,
+    StoredFooter,
     compose_footer,
-    row_counts,
-    unreferenced_bytes,
     why_not_composed,
 )
-from partitioning.parquet_footer import BadFooter, FooterSelection
-from tests.support.parquet_file import check_file, composed, footer_of, written
+from partitioning.parquet_footer import BadFooter
+from tests.support.parquet_file import check_file, composed, footer_of, stored, written
 
 KINDS: dict[str, tuple[pa.DataType, st.SearchStrategy[Any]]] = {
     "int": (pa.int64(), st.integers(-(2**63), 2**63 - 1)),
@@ -108,8 +106,8 @@ def test_composed_files_are_read_as_plain_ones(
     old_table, groups, new_table, edit = case
     old = written(old_table, groups, write_page_index=index)
     new = written(new_table, groups) if new_table.num_columns else None
-    assert why_not_composed(footer_of(old), len(old), edit, new_table.column_names) is None
-    assert row_counts(footer_of(old), len(old)) == groups
+    assert why_not_composed(stored(old), edit, new_table.column_names) is None
+    assert stored(old).rows == groups
     file = composed(old, new, edit)
     check_file(file)
     whole = expected(old_table, new_table, edit)
@@ -166,7 +164,7 @@ def test_readers_prune_and_agree(table: pa.Table, tmp_path: Path, writer: str) -
         connection.execute(f"COPY t TO '{source}' (FORMAT parquet)")
         groups = [60]
     old = source.read_bytes()
-    groups = row_counts(footer_of(old), len(old))
+    groups = stored(old).rows
     edit = FooterEdit(tuple(table.column_names))
     file = tmp_path / "new.parquet"
     file.write_bytes(composed(old, written(NEW, groups), edit))
@@ -231,13 +229,13 @@ def test_the_order_of_rows_stays_where_its_columns_do(table: pa.Table) -> None:
 
 def test_bytes_that_nothing_refers_to(table: pa.Table) -> None:
     old = written(table, GROUPS)
-    footer = read_footer(footer_of(old), len(old), FooterSelection())
-    assert unreferenced_bytes(footer, FooterEdit(("n", "text", "tags", "at"))) == 0
+    footer = stored(old)
+    assert footer.unreferenced_bytes(FooterEdit(("n", "text", "tags", "at"))) == 0
     metadata = pq.read_metadata(io.BytesIO(old))
     groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
     dropped = sum(group.column(1).total_compressed_size for group in groups)
     edit = FooterEdit(("n", "tags", "at"))
-    assert unreferenced_bytes(footer, edit) == dropped
+    assert footer.unreferenced_bytes(edit) == dropped
 
 
 @pytest.mark.parametrize(
@@ -249,11 +247,11 @@ def test_bytes_that_nothing_refers_to(table: pa.Table) -> None:
         (FooterEdit(("n", "text"), {"text": "n"}), [], "one name"),
     ],
 )
-def test_why_a_file_is_written_anew(
+def test_why_a_file_is_rewritten(
     table: pa.Table, edit: FooterEdit, new: list[str], reason: str
 ) -> None:
     old = written(table, GROUPS)
-    found = why_not_composed(footer_of(old), len(old), edit, new)
+    found = why_not_composed(stored(old), edit, new)
     assert found is not None
     assert reason in found
 
@@ -268,7 +266,8 @@ def test_unknown_fields_of_a_file_are_refused_and_of_a_column_survive(table: pa.
     old = written(table, GROUPS)
     footer = with_field(footer_of(old), 30)
     edit = FooterEdit(tuple(table.column_names))
-    reason = why_not_composed(footer, len(old) - len(footer_of(old)) + len(footer), edit, ["x"])
+    size = len(old) - len(footer_of(old)) + len(footer)
+    reason = why_not_composed(StoredFooter.read(footer, size), edit, ["x"])
     assert reason == "its footer has the unknown field 30"
     # In the first column chunk of the first row group.
     fields = footer_columns._fields(footer_of(old))
@@ -309,25 +308,25 @@ def test_damaged_footers_are_refused(data: st.DataObject) -> None:
     cut = bytes(footer[: data.draw(st.integers(len(footer) - 3, len(footer)))])
     edit, new = FooterEdit(("a", "b"), {"b": "z"}), written(pa.table({"d": [1, 2, 3]}), [2, 1])
     try:
-        if why_not_composed(cut, len(old), edit, ["d"]) is None:
-            shift = len(old) - 8 - len(cut) - 4
-            compose_footer(cut, footer_of(new), size=len(old), shift=shift, edit=edit)
+        damaged = StoredFooter.read(cut, len(old))
+        if why_not_composed(damaged, edit, ["d"]) is None:
+            compose_footer(damaged, stored(new), damaged.start - 4, edit)
     except BadFooter:
         pass
 
 
 @pytest.mark.long
 def test_wide_footers_take_seconds() -> None:
-    """A footer above 16 MB: 5,000 columns in 16 row groups."""
+    """A footer above 16 MB: 5,000 columns in 24 row groups."""
     names = [f"a_column_with_a_long_name_{n}" for n in range(5000)]
-    wide = pa.table({name: [1, 2] * 8 for name in names})
-    old = written(wide, [1] * 16)
-    assert len(footer_of(old)) > 10 << 20
-    new = written(pa.table({"new": range(16)}), [1] * 16)
+    wide = pa.table({name: [1, 2] * 12 for name in names})
+    old = written(wide, [1] * 24)
+    assert len(footer_of(old)) > 16 << 20
+    new = written(pa.table({"new": range(24)}), [1] * 24)
     file = composed(old, new, FooterEdit(tuple(names), {names[7]: "seventh"}))
     back = pq.read_table(io.BytesIO(file), columns=["new", "seventh", names[4999]])
     assert back.to_pydict() == {
-        "new": list(range(16)),
-        "seventh": [1, 2] * 8,
-        names[4999]: [1, 2] * 8,
+        "new": list(range(24)),
+        "seventh": [1, 2] * 12,
+        names[4999]: [1, 2] * 12,
     }

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from partitioning.footer_columns import FooterEdit, compose_footer
+from partitioning.footer_columns import FooterEdit, StoredFooter, compose_footer
 
 MAGIC, END = b"PAR1", 8
 
@@ -32,17 +32,17 @@ def footer_of(file: bytes) -> bytes:
     return file[-END - length : -END]
 
 
+def stored(file: bytes) -> StoredFooter:
+    """Footer of a file, as it is composed with another."""
+    return StoredFooter.read(footer_of(file), len(file))
+
+
 def composed(old: bytes, new: bytes | None, edit: FooterEdit) -> bytes:
     """The old file's bytes up to its footer, the new column chunks, and the footer of both."""
-    end = len(old) - END - len(footer_of(old))
-    footer = compose_footer(
-        footer_of(old),
-        None if new is None else footer_of(new),
-        size=len(old),
-        shift=end - len(MAGIC),
-        edit=edit,
-    )
-    chunks = b"" if new is None else new[len(MAGIC) : len(new) - END - len(footer_of(new))]
+    added = None if new is None else stored(new)
+    end = stored(old).start
+    footer = compose_footer(stored(old), added, end - len(MAGIC), edit)
+    chunks = b"" if new is None or added is None else new[len(MAGIC) : added.start]
     return old[:end] + chunks + footer + len(footer).to_bytes(4, "little") + MAGIC
 
 

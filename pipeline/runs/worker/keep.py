@@ -18,15 +18,13 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from partitioning import Chunk, ObjectInfo
-from partitioning.footer_arrays import read_footer
 from partitioning.footer_columns import (
     FooterEdit,
+    StoredFooter,
     compose_footer,
-    row_counts,
-    unreferenced_bytes,
     why_not_composed,
 )
-from partitioning.parquet_footer import END, MAGIC, BadFooter, FooterSelection
+from partitioning.parquet_footer import END, MAGIC, BadFooter
 from pipeline.config.job import Output
 from pipeline.config.job_checks import share_of
 from pipeline.errors import TransformError
@@ -234,20 +232,19 @@ class KeptFile:
     """A file of the input whose columns are kept as they are."""
 
     info: ObjectInfo
-    footer: bytes
-    """Its metadata, without its length and the magic bytes."""
+    footer: StoredFooter
     edit: FooterEdit
 
     @property
     def end(self) -> int:
         """Where the column chunks and indexes of the file end, and its footer begins."""
-        return self.info.size - END - len(self.footer)
+        return self.footer.start
 
 
 def kept_file(
     source: ChunkSource, chunk: Chunk, kept: Kept, new: Collection[str], max_garbage: str
 ) -> KeptFile | str:
-    """Return the file whose columns can be kept, or the reason why it must be written anew.
+    """Return the file whose columns can be kept, or the reason why it must be rewritten.
 
     Args:
         source: The chunk, opened.
@@ -257,7 +254,7 @@ def kept_file(
         max_garbage: Maximum share of the file that nothing may refer to, such as `20%`.
     """
     fragment = chunk.fragments[0]
-    footer, types, odd = source.footer_of_object()
+    raw, types, odd = source.footer_of_object()
     for name in kept.names:
         if name not in types:
             return f"it has no column {name!r}, which other files have"
@@ -270,18 +267,18 @@ def kept_file(
         rename=kept.rename,
     )
     try:
-        parsed = read_footer(footer, fragment.size, FooterSelection())
-        reason = why_not_composed(footer, fragment.size, edit, tuple(new), parsed)
+        footer = StoredFooter.read(raw, fragment.size)
+        reason = why_not_composed(footer, edit, tuple(new))
     except BadFooter as bad:
         return str(bad.args[1])
     if reason:
         return reason
-    if parsed.rows != chunk.rows:
-        return f"its footer has {parsed.rows:,} rows, and {chunk.rows:,} were planned"
-    most = max((group.rows for group in parsed.groups), default=0)
+    if footer.parsed.rows != chunk.rows:
+        return f"its footer has {footer.parsed.rows:,} rows, and {chunk.rows:,} were planned"
+    most = max(footer.rows, default=0)
     if most > MAX_GROUP_ROWS:
         return f"it has a row group of {most:,} rows, more than {MAX_GROUP_ROWS:,}"
-    garbage = unreferenced_bytes(parsed, edit)
+    garbage = footer.unreferenced_bytes(edit)
     if garbage > share_of(max_garbage) * fragment.size:
         share = garbage / fragment.size
         return f"{share:.0%} of it would be dropped or replaced columns (output.max_garbage)"
@@ -328,17 +325,14 @@ def make_tail(file: KeptFile, new: pl.DataFrame, how: FileFormat) -> Tail:
     Raises:
         BadFooter: the two footers do not fit.
     """
-    rows = row_counts(file.footer, file.info.size)
     chunks, footer = memoryview(b""), None
     encodings: dict[str, ColumnEncoding] = {}
     if new.width:
-        encoded, encodings = _encode(new, rows, how)
+        encoded, encodings = _encode(new, file.footer.rows, how)
         length = int.from_bytes(encoded[-END:-4], "little")
-        footer = bytes(encoded[-END - length : -END])
-        chunks = encoded[len(MAGIC) : -END - length]
-    made = compose_footer(
-        file.footer, footer, size=file.info.size, shift=file.end - len(MAGIC), edit=file.edit
-    )
+        footer = StoredFooter.read(bytes(encoded[-END - length : -END]), len(encoded))
+        chunks = encoded[len(MAGIC) : footer.start]
+    made = compose_footer(file.footer, footer, file.end - len(MAGIC), file.edit)
     tail = b"".join((chunks, made, len(made).to_bytes(4, "little"), MAGIC))
     return Tail(memoryview(tail), encodings)
 
@@ -405,7 +399,7 @@ def stage_file(
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A file made of kept bytes, beside the same file written anew."""
+    """A file made of kept bytes, compared with the same file rewritten."""
 
     kept: int
     """Number of kept columns."""
@@ -415,10 +409,10 @@ class Comparison:
     """Bytes of the old file that stay as they are."""
     added: int
     """Bytes of the new columns and the new footer."""
-    anew: int
-    """Bytes of the file, written anew."""
-    rewritten: str
-    """Why the file would be written anew; empty if its columns can be kept."""
+    rewritten: int
+    """Bytes of the rewritten file."""
+    reason: str
+    """Why the file would be rewritten; empty if its columns can be kept."""
     differs: str | None
     """How the two differ; None if they have the same columns, types and values."""
 
@@ -444,10 +438,10 @@ def compare_ways(
     """
     read, how = source.bytes_read, FileFormat.of(to)
     whole = whole_frame(source, kept, new)
-    anew = len(write_parquet(whole, how)[0])
+    rewritten = len(write_parquet(whole, how)[0])
     file = kept_file(source, chunk, kept, new.columns, to.max_garbage)
     if isinstance(file, str):
-        return Comparison(len(kept.names), read, 0, 0, anew, file, None)
+        return Comparison(len(kept.names), read, 0, 0, rewritten, file, None)
     tail = make_tail(file, new, how).data
     [start] = storage.get_ranges(file.info, [(0, file.end)])
     made = pl.read_parquet(io.BytesIO(b"".join((start, tail))), hive_partitioning=False)
@@ -456,8 +450,8 @@ def compare_ways(
         read=read,
         copied=file.end,
         added=len(tail),
-        anew=anew,
-        rewritten="",
+        rewritten=rewritten,
+        reason="",
         differs=_difference(made, whole),
     )
 
