@@ -33,22 +33,21 @@ def row_map(lf: pl.LazyFrame) -> pl.LazyFrame:
 
 def measures(lf: pl.LazyFrame) -> pl.LazyFrame:
     """Each line item's revenue and charge, and the month in which it is shipped."""
-    net = pl.col("l_extendedprice") * (1 - pl.col("l_discount"))
-    return lf.select(
-        revenue=net,
-        charge=net * (1 + pl.col("l_tax")),
-        month=pl.col("l_shipdate").dt.strftime("%Y-%m"),
-    )
+    return lf.select(_measures())
 
 
 def with_measures(lf: pl.LazyFrame) -> pl.LazyFrame:
     """All sixteen columns, and those of `measures`."""
+    return lf.with_columns(_measures())
+
+
+def _measures() -> list[pl.Expr]:
     net = pl.col("l_extendedprice") * (1 - pl.col("l_discount"))
-    return lf.with_columns(
-        revenue=net,
-        charge=net * (1 + pl.col("l_tax")),
-        month=pl.col("l_shipdate").dt.strftime("%Y-%m"),
-    )
+    return [
+        net.alias("revenue"),
+        (net * (1 + pl.col("l_tax"))).alias("charge"),
+        pl.col("l_shipdate").dt.strftime("%Y-%m").alias("month"),
+    ]
 
 
 def no_columns(lf: pl.LazyFrame) -> pl.LazyFrame:

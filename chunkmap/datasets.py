@@ -141,7 +141,7 @@ class Dataset:
             keep: Columns of the input that are kept.
             rename: New names of kept columns, by the old one.
             max_garbage: Maximum share of a file that dropped and replaced columns may leave
-                behind, e.g. "20%"; above it the file is written anew.
+                behind, e.g. "20%"; above it the file is rewritten.
             options: Further arguments of `map`.
         """
         output: dict[str, Any] = {"keep": keep if keep == "all" else tuple(keep)}

@@ -151,36 +151,31 @@ def slowest_ratio(workload: str, peers: Sequence[str]) -> Callable[[Record], Fig
     return figure
 
 
-def largest_size(workload: str, peers: Sequence[str]) -> Callable[[Record], Figure | None]:
-    """Our output's bytes over those of the peer that writes the fewest."""
+def largest_of(
+    workload: str,
+    peers: Sequence[str],
+    share: Callable[[Comparison], float | None],
+    does: str,
+) -> Callable[[Record], Figure | None]:
+    """Our share of what a peer writes or moves, beside the peer that does so the least.
+
+    Args:
+        workload: The workload.
+        peers: The peers.
+        share: What is compared, ours over theirs; None if it was not measured.
+        does: What the peer does, in a word.
+    """
 
     def figure(record: Record) -> Figure | None:
-        sizes = {
-            compared.size: PEERS[compared.theirs.subject].title
+        shares = {
+            value: PEERS[compared.theirs.subject].title
             for compared in _compared(record, workload, peers)
-            if compared.size is not None
+            if (value := share(compared)) is not None
         }
-        if not sizes:
+        if not shares:
             return None
-        most = max(sizes)
-        return Figure(exact(most), None, f"{sizes[most]} writes the least")
-
-    return figure
-
-
-def network_ratio(workload: str, peers: Sequence[str]) -> Callable[[Record], Figure | None]:
-    """Our bytes over the network, both ways, over those of the peer that moves the fewest."""
-
-    def figure(record: Record) -> Figure | None:
-        ratios = {
-            compared.moved: PEERS[compared.theirs.subject].title
-            for compared in _compared(record, workload, peers)
-            if compared.moved is not None
-        }
-        if not ratios:
-            return None
-        most = max(ratios)
-        return Figure(exact(most), None, f"{ratios[most]} moves the least")
+        most = max(shares)
+        return Figure(exact(most), None, f"{shares[most]} {does} the least")
 
     return figure
 
@@ -327,6 +322,7 @@ def _run(workload: str, scale: str, options: str = "") -> str:
     return f"chunkmap bench run {workload}{sized} {options}".strip()
 
 
+EVERYBODY = (*ONE_PROCESS, *DISTRIBUTED)
 _POLARS = " --against polars"
 _THREE = "".join(f" --against {peer}" for peer in ONE_PROCESS)
 AIMS = (
@@ -348,7 +344,7 @@ AIMS = (
         "m",
         1.0,
         TIMES,
-        largest_size("row-map", ONE_PROCESS),
+        largest_of("row-map", ONE_PROCESS, lambda it: it.size, "writes"),
         _run("row-map", "m", _SIX),
     ),
     _against(
@@ -368,15 +364,15 @@ AIMS = (
     _against(
         "add-columns",
         "s",
-        (*ONE_PROCESS, *DISTRIBUTED),
+        EVERYBODY,
         "three columns beside sixteen kept ones, against the fastest that writes all",
     ),
     Aim(
         "three columns beside sixteen kept ones, bytes over the network",
         "s",
-        0.34,
+        1 / 3,
         TIMES,
-        network_ratio("add-columns", (*ONE_PROCESS, *DISTRIBUTED)),
+        largest_of("add-columns", EVERYBODY, lambda it: it.moved, "moves"),
         _run("add-columns", "s", _SIX),
     ),
     _against("rename-column", "s", ("polars",), "one column renamed, against Polars", _POLARS),

@@ -105,7 +105,8 @@ def _kept_text(planned: PlannedInput, job: Job, expected: Estimate) -> str:
     size = byte_size(plan.object_bytes)
     return (
         f"{plural(len(kept), 'column')} as they are: {byte_size(expected.bytes_to_read)} are read "
-        f"and up to {size} copied where they are; written anew, {size} would be read and written"
+        f"and up to {size} copied where they are; to rewrite the files, {size} would be read and "
+        "written"
     )
 
 
@@ -199,17 +200,17 @@ def _print_trial(trial: Trial, job: Job, rows: int) -> None:
 
 
 def _print_ways(ways: Comparison) -> None:
-    if ways.rewritten:
-        warn(f"The file of this object would be written anew, not kept: {ways.rewritten}.")
+    if ways.reason:
+        warn(f"The file of this object would be rewritten: {ways.reason}.")
         return
     out.print()
     figures = {
         "kept": f"{plural(ways.kept, 'column')}, with {byte_size(ways.copied)} copied where it is",
         "moved": f"{byte_size(ways.read)} read and {byte_size(ways.added)} written, instead of "
-        f"{byte_size(ways.anew)} written anew",
-        "compared": "every value and type is the same as in a file written anew"
+        f"{byte_size(ways.rewritten)} for a rewritten file",
+        "compared": "every value and type is the same as in a rewritten file"
         if ways.differs is None
-        else f"it differs from a file written anew: {ways.differs}",
+        else f"it differs from a rewritten file: {ways.differs}",
     }
     show_pairs("its file", figures)
 

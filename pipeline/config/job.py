@@ -424,7 +424,7 @@ class Output(Part):
     """New names of kept columns, by the old one."""
     max_garbage: Share = "20%"
     """Maximum share of a file with `keep` that may be the bytes of dropped and replaced columns.
-    Where it would be more, the file is decoded and written anew."""
+    Where it would be more, the file is rewritten."""
     table: Table | None = None
     """Commit the files to a table too. An output that is a table stays one. Its columns change only
     with `schema: widen`."""

@@ -48,7 +48,7 @@ __all__ = [
 LARGE_BYTES = 1 << 30
 """Bytes on disk of the stack's S3 above which `down` returns the space of deleted objects."""
 GARBAGE_SHARE = 0.1
-"""Share of deleted objects in a file of S3 from which on the file is written anew."""
+"""Share of deleted objects in a file of S3 from which on the file is rewritten."""
 RECLAIM_SECONDS = 120
 """Maximum duration of that."""
 _OWN_S3 = ("s3.endpoint_url", "s3.profile", "s3.access_key_id")

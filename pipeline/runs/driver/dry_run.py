@@ -82,7 +82,7 @@ class Trial:
     further: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     """The first rows of the results for the outputs after the first, by name."""
     ways: Comparison | None = None
-    """The file with kept columns beside one written anew; None if nothing is kept."""
+    """The file with kept columns, compared with a rewritten one; None if nothing is kept."""
 
 
 def try_transform(job: Job, settings: Settings, storage: Storage, rows: int) -> Trial:

@@ -45,11 +45,11 @@ def kept_text(output: Output, completions: pl.DataFrame) -> str:
         return ""
     copied, written = int(completions["copied"].sum()), int(completions["bytes_out"].sum())
     text = f"{byte_size(copied)} of {byte_size(written)} were copied where they are"
-    anew = completions.filter(pl.col("rewritten") != "")
-    if anew.height:
-        reasons = anew["rewritten"].value_counts(sort=True)
+    rewritten = completions.filter(pl.col("rewritten") != "")
+    if rewritten.height:
+        reasons = rewritten["rewritten"].value_counts(sort=True)
         text += (
-            f"; {plural(anew.height, 'file')} written anew, such as chunk {anew['index'][0]}: "
+            f"; {plural(rewritten.height, 'file')} rewritten, most often because "
             f"{reasons['rewritten'][0]}"
         )
     return text

@@ -172,7 +172,7 @@ class Completion:
     copied: int = 0
     """Bytes of the file that the store has copied from the input's (see `output.keep`)."""
     rewritten: str = ""
-    """Why a file whose columns are to be kept was written anew. Empty: it was not."""
+    """Why a file whose columns are to be kept was rewritten. Empty: it was not."""
 
 
 @dataclass(frozen=True, slots=True)

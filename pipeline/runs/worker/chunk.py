@@ -62,7 +62,7 @@ from pipeline.storage import Storage, Tables, own_storage, staged_area
 
 _NO_TURN = nullcontext()
 MAX_REASON = 500
-"""Characters of the reason why a file was written anew."""
+"""Characters of the reason why a file was rewritten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,7 +399,7 @@ class ComputedChunk:
     file: KeptFile | None = None
     """File whose columns are kept beside those of the frame; None: the frame is the whole file."""
     rewritten: str = ""
-    """Why a file of which columns are to be kept is written anew."""
+    """Why a file of which columns are to be kept is rewritten."""
     measured: pl.DataFrame | None = None
     """Columns that checks look into, if they are not those of the frame."""
 

@@ -172,7 +172,7 @@ def test_a_column_is_replaced_at_its_place(small: Small) -> None:
     assert set(completions(small)["rewritten"]) == {""}
 
 
-def test_a_file_with_much_garbage_is_written_anew(small: Small) -> None:
+def test_a_file_with_much_garbage_is_rewritten(small: Small) -> None:
     out = keep(small, "replaced", max_garbage="1%")
     upper = pl.col("text").str.to_uppercase()
     assert_frame_equal(out, WHOLE.with_columns(upper, size=pl.col("text").str.len_chars()))
@@ -181,7 +181,7 @@ def test_a_file_with_much_garbage_is_written_anew(small: Small) -> None:
     assert "max_garbage" in done["rewritten"][0]
 
 
-def test_a_row_group_that_is_too_large_is_written_anew(
+def test_a_row_group_that_is_too_large_is_rewritten(
     small: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.runs.worker.keep.MAX_GROUP_ROWS", 19)
@@ -190,7 +190,7 @@ def test_a_row_group_that_is_too_large_is_written_anew(
     assert "row group of 20 rows" in completions(small)["rewritten"][0]
 
 
-def test_a_file_whose_first_column_is_replaced_is_written_anew(small: Small) -> None:
+def test_a_file_whose_first_column_is_replaced_is_rewritten(small: Small) -> None:
     out = keep(small, "first_replaced", max_garbage="100%")
     assert_frame_equal(out, WHOLE.with_columns(pl.col("n") + 1))
     assert "first column" in completions(small)["rewritten"][0]
@@ -204,7 +204,7 @@ def test_columns_are_dropped_and_renamed(small: Small) -> None:
 
 
 def test_files_of_different_types(small: Small) -> None:
-    """One whose column has another type is written anew in the dataset's."""
+    """One whose column has another type is rewritten in the dataset's."""
     odd = frame(1000).with_columns(pl.col("n").cast(pl.Int32))
     odd.write_parquet(small.root / "in" / "9.parquet")
     job = small.job("doubled", output={"keep": "all"})
@@ -344,12 +344,12 @@ def test_both_ways_are_compared(small: Small) -> None:
     job = small.job("doubled", output={"keep": "all"})
     ways = try_transform(job, small.settings, small.storage, 3).ways
     assert ways is not None
-    assert (ways.kept, ways.rewritten, ways.differs) == (4, "", None)
+    assert (ways.kept, ways.reason, ways.differs) == (4, "", None)
     assert ways.copied + ways.added > 0
     plain = small.job("doubled")
     assert try_transform(plain, small.settings, small.storage, 3).ways is None
     first = small.job("first_replaced", output={"keep": "all"})
     ways = try_transform(first, small.settings, small.storage, 3).ways
     assert ways is not None
-    assert "first column" in ways.rewritten
+    assert "first column" in ways.reason
     assert not published(small)
