@@ -20,7 +20,7 @@ from chunkmap import errors
 from chunkmap.backfills import Backfill
 from chunkmap.datasets import Dataset, Mapped, read
 from chunkmap.jobs import Job, Plan, Preview
-from chunkmap.outputs import history, rollback, scan, vacuum, verify
+from chunkmap.outputs import adopt, history, rollback, scan, vacuum, verify
 from chunkmap.places import connect, local
 from chunkmap.results import Report, Run
 
@@ -33,6 +33,7 @@ __all__ = [
     "Preview",
     "Report",
     "Run",
+    "adopt",
     "connect",
     "errors",
     "history",

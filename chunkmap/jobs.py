@@ -132,7 +132,8 @@ class Job:
             check: Raise an error if chunks failed; otherwise the run that is returned says so.
             accept_code: Resume even if the code has changed.
             replan: Make a new plan instead of resuming.
-            rebuild: Replace what this job has published, in mode `error`.
+            rebuild: Replace what this job has published, in mode `error`; or map again what it has
+                made of its own input.
             take_over: Take over even if another driver seems alive.
             progress: Show how far it is, in a terminal or notebook.
 

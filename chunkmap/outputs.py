@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from pipeline.runs.admin.vacuum import VacuumResult
     from pipeline.runs.admin.verify import Verification
+    from pipeline.table.adopt import Adoption
 
 
 def scan(uri: str, version: int | None = None, window: str | None = None) -> pl.LazyFrame:
@@ -60,7 +61,9 @@ def history(uri: str) -> pl.DataFrame:
                 "version": number,
                 "published": manifest.created,
                 "action": action if back is None else f"rollback to {back}",
-                "runs": list(dict.fromkeys(entry.run for entry in added)) if back is None else [],
+                "runs": list(dict.fromkeys(entry.run for entry in added if entry.run))
+                if back is None
+                else [],
                 **{
                     name: sum(getattr(entry, name) for entry in added) if back is None else 0
                     for name in ("files", "rows", "bytes")
@@ -92,6 +95,25 @@ def rollback(uri: str, to: int | None = None) -> int:
     from pipeline.table import publish
 
     return publish.rollback(_log(uri), to).number
+
+
+def adopt(uri: str, *, dry_run: bool = False) -> Adoption:
+    """Take the Parquet files of a prefix into a first version of it, without touching them.
+
+    A job may then have the prefix as its input and as its output, if its files keep columns and
+    its mode is "overwrite" or "overwrite-partitions". Files that a run replaces are kept for
+    `rollback`, and deleted with the last of `output.keep_versions` that has them, although chunkmap
+    did not write them. Doing it twice changes nothing; new files are taken by a further version.
+
+    Args:
+        uri: Prefix of the files, which becomes an output.
+        dry_run: Only return what would be adopted.
+    """
+    from pipeline.storage import open_storage
+    from pipeline.table.adopt import adopt as take
+    from pipeline.uris import parse
+
+    return take(open_storage(current().settings), parse(uri).uri, dry_run=dry_run)
 
 
 def verify(uri: str) -> Verification:

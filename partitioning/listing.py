@@ -91,7 +91,7 @@ def _list_pinned(prefix: str, pinned: PinnedFiles, request: PlanRequest, reader:
 
     Raises:
         NoParquetError: The version has no files.
-        MissingFilesError: A file is missing, or has another size than the log says.
+        MissingFilesError: A file is missing, or is another version than the log says.
     """
     if not pinned.directories:
         raise NoParquetError(f"{pinned.label} has no files")
@@ -112,6 +112,12 @@ def _list_pinned(prefix: str, pinned: PinnedFiles, request: PlanRequest, reader:
             raise MissingFilesError(
                 f"{info.uri} has {info.size:,} bytes, and {pinned.sizes[info.uri]:,} in the log of "
                 f"{pinned.label}: it was overwritten"
+            )
+        etag = info.etag.strip('"')
+        if pinned.etags.get(info.uri, etag) != etag:
+            raise MissingFilesError(
+                f"{info.uri} has the version {etag}, and {pinned.etags[info.uri]} in {pinned.label}"
+                ": it was overwritten"
             )
     if request.keep is not None:
         _keep_windows(listing, request.keep, lenient=False)

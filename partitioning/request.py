@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from partitioning.errors import TargetError
@@ -27,6 +27,8 @@ class PinnedFiles:
     """Bytes of each file, by URI."""
     hive_types: tuple[tuple[str, str], ...] = ()
     """(Hive column, type of `hive.HIVE_TYPES`) of all partition columns."""
+    etags: Mapping[str, str] = field(default_factory=dict)
+    """Version mark of each file whose version matters, without quotes, by URI."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from pipeline.cli.options import (
     OnlyFailed,
     OnlyOutput,
     Output,
+    Prefix,
     RunId,
     Set,
     TakeOver,
@@ -276,6 +277,24 @@ def head(
     from pipeline.cli import head as heading
 
     heading.head(output, environment, rows=rows, version=version, as_json=json)
+
+
+@app.command(
+    rich_help_panel=OUTPUTS,
+    epilog=examples("adopt s3://bucket/prefix/ --dry-run", "adopt s3://bucket/prefix/"),
+)
+def adopt(
+    prefix: Prefix,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be adopted.")
+    ] = False,
+    environment: Environment = None,
+    json: Json = False,
+) -> None:
+    """Make existing Parquet files an output, without touching them."""
+    from pipeline.cli import adopt as adopting
+
+    adopting.adopt(prefix, environment, dry_run=dry_run, as_json=json)
 
 
 @app.command(rich_help_panel=OUTPUTS, epilog=examples("verify s3://bucket/prefix/"))

@@ -70,6 +70,9 @@ Output = Annotated[
         autocompletion=outputs,
     ),
 ]
+Prefix = Annotated[
+    str, typer.Argument(metavar="PREFIX", help="URI of a prefix.", show_default=False)
+]
 RunId = Annotated[
     str,
     typer.Argument(

@@ -89,10 +89,16 @@ def _print_plan(
         **({"layout": layout} if (layout := layout_text(job.output)) else {}),
         **({"then": then} if (then := then_text(job)) else {}),
         **({"kept": kept} if (kept := _kept_text(planned, job, expected)) else {}),
-        "changes": changed.text if changed else "nothing is published yet",
+        "changes": changed.text if changed else _without_changes(planned),
         "planned in": f"{explain.seconds:.2f} s, {plural(explain.requests, 'request')}",
     }
     show_pairs(f"plan {planned.result.plan.id[:16]} (nothing was written)", rows)
+
+
+def _without_changes(planned: PlannedInput) -> str:
+    if planned.version is not None:
+        return f"in place: the files of version {planned.version} are replaced"
+    return "nothing is published yet"
 
 
 def _kept_text(planned: PlannedInput, job: Job, expected: Estimate) -> str:

@@ -232,6 +232,7 @@ _ACTIONS = {
     "append": "append",
     "overwrite": "overwrite",
     "overwrite-partitions": "overwrite partitions",
+    "adopt": "adopt",
 }
 """What a commit of each output mode did. Mode `error` publishes to an output without files."""
 
@@ -254,7 +255,7 @@ def _history_row(
         manifest.number,
         when,
         ", ".join(dict.fromkeys(_ACTIONS.get(entry.mode, entry.mode) for entry in new)),
-        ", ".join(dict.fromkeys(entry.run for entry in new)),
+        ", ".join(dict.fromkeys(entry.run for entry in new if entry.run)),
         *([windows] if by_windows else []),
         f"{sum(entry.files for entry in new):,}",
         f"{sum(entry.rows for entry in new):,}",

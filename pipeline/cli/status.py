@@ -153,6 +153,11 @@ def verify(output: str, environment: str | None, *, as_json: bool = False) -> in
         )
         for problem in (*found.problems, *found.notes):
             bad(problem)
+        if found.adopted:
+            say(
+                f"  adopted: {plural(found.adopted, 'file')} without a digest; sizes, rows and "
+                "versions were compared"
+            )
         if found.left_out:
             say(f"  left out: {plural(found.left_out, 'unreadable object')}")
         made = len(found.checks)

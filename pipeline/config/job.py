@@ -738,15 +738,24 @@ class Job(Part):
             refuse_whole_bucket(output)
             for uri in self.input.uri:
                 source = uri.rstrip("/") + "/"
+                if source == output and self.replaces_what_it_keeps:
+                    continue
                 if source.startswith(output) or output.startswith(source):
                     raise ValueError(
                         f"input {uri} and output {output} overlap: the next run would read "
-                        "the output of this one"
+                        "the output of this one; to change files where they are: `chunkmap adopt`, "
+                        "then `output.keep` and mode overwrite or overwrite-partitions"
                     )
             for other in outputs[:at]:
                 if other.startswith(output) or output.startswith(other):
                     raise ValueError(f"outputs {other} and {output} lie within each other")
         return self
+
+    @property
+    def replaces_what_it_keeps(self) -> bool:
+        """Whether files are made of those that they replace, if the input is the output."""
+        is_replaced = self.output.mode in ("overwrite", "overwrite-partitions")
+        return self.output.keep is not None and not self.outputs and is_replaced
 
     @property
     def all_outputs(self) -> dict[str, Output]:

@@ -37,6 +37,7 @@ from pipeline.table.retention import (
     kept_versions,
     move_orphans,
     restore,
+    restored_by,
     visible_keys,
 )
 from pipeline.table.settle import settle
@@ -47,8 +48,14 @@ COMPLETE_AT_ONCE = 1000
 """Number of uploads that are completed in one call."""
 
 
+def staged_by(output: str, commits: Sequence[Commit]) -> list[StagedObject]:
+    """Return the tokens of what some commits have staged; adopted files were never staged."""
+    own = [commit.files for commit in commits if not commit.entry.adopts]
+    return staged_of(output, pl.concat(own)) if own else []
+
+
 def staged_of(output: str, files: pl.DataFrame) -> list[StagedObject]:
-    """Return the tokens of a commit record's files."""
+    """Return the tokens of a run's files, as in its commit record."""
     columns = ["key", "upload", "parts", "bytes", "attempt"]
     return [
         StagedObject(output + key, upload, tuple(parts), size, attempt)
@@ -186,7 +193,7 @@ def _roll_forward(table_log: TableLog, claim: Claim) -> Manifest:
 
 
 def _make_visible(table_log: TableLog, commits: Sequence[Commit]) -> None:
-    staged = [item for commit in commits for item in staged_of(table_log.output, commit.files)]
+    staged = staged_by(table_log.output, commits)
     table_log.storage.check_staged(staged, table_log.output)
     gone: set[str] = set()
     for start in range(0, len(staged), COMPLETE_AT_ONCE):
@@ -310,15 +317,16 @@ def _clear_released(table_log: TableLog, claim: Claim) -> None:
     if claim.rollback is None:
         clear_commits(table_log, claim.commits)
         return
-    # Only files that this rollback restores have keys with this suffix.
-    suffix = f".r{claim.base + 1}.parquet"
-    restored = [key for key in visible_keys(table_log) if key.endswith(suffix)]
-    move_orphans(table_log, restored)
+    # Only files that this rollback restores have keys with this number.
+    move_orphans(table_log, restored_by(visible_keys(table_log), claim.base + 1))
 
 
 def clear_commits(table_log: TableLog, names: Sequence[str]) -> None:
-    """Abort the staged outputs of released commits, and move their visible files away."""
-    commits = table_log.readable(names)
+    """Abort the staged outputs of released commits, and move their visible files away.
+
+    Files of an adoption stay where they are.
+    """
+    commits = [commit for commit in table_log.readable(names) if not commit.entry.adopts]
     for commit in commits:
         table_log.storage.abort(own_staged(table_log, commit))
     released = {key for commit in commits for key in commit.files["key"].to_list()}
@@ -328,5 +336,5 @@ def clear_commits(table_log: TableLog, names: Sequence[str]) -> None:
 def own_staged(table_log: TableLog, commit: Commit) -> list[StagedObject]:
     """Return the tokens of a commit's files, without those that staging cannot have made."""
     rule = table_log.storage.token_rule(table_log.output)
-    staged = staged_of(table_log.output, commit.files)
+    staged = staged_by(table_log.output, [commit])
     return [item for item in staged if rule.allows(item.uri, item.upload, item.attempt)]

@@ -204,6 +204,22 @@ def foreign_claim(output: str, error: UploadsVanishedError) -> ForeignClaimError
     return ForeignClaimError(output, run_of(error.commit or ""), error)
 
 
+def changed_files(output: str, state: str, keys: Sequence[str]) -> ConflictError:
+    """Return the error for adopted files that have another version than when they were adopted.
+
+    Args:
+        output: URI of the output.
+        state: URI of its state.
+        keys: Keys of these files, relative to the output.
+    """
+    return ConflictError(
+        f"{plural(len(keys), 'adopted file')} of {output} {'was' if len(keys) == 1 else 'were'} "
+        f"changed or deleted by others since, for example {keys[0]}",
+        hint=f"restore {'it' if len(keys) == 1 else 'them'} from {backup_of(output)}; or start "
+        f"over, which loses the earlier versions: delete {state}, then chunkmap adopt {output}",
+    )
+
+
 def plain_run(output: str, who: str) -> UsageError:
     """Return the error for a run or job without `output.table` at an output that is a table."""
     return UsageError(

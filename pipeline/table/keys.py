@@ -18,7 +18,7 @@ MAX_KEY_BYTES = 1024
 MAX_OUTPUT_KEY_BYTES = MAX_KEY_BYTES - 16
 """Maximum length of an output file's key; a rollback makes it longer (see `restored_key`)."""
 
-_RESTORED = re.compile(r"\.r\d+(?=\.parquet$)")
+_RESTORED = re.compile(r"\.r(\d+)(?=\.(?:parquet|parq|pq)$)", re.IGNORECASE)
 _RUN = re.compile(r"part-\d+-([0-9a-f]{16})(?:-[0-9a-f]{8})?(?:\.r\d+)?\.parquet")
 
 
@@ -29,7 +29,14 @@ def original_key(key: str) -> str:
 
 def restored_key(key: str, manifest: int) -> str:
     """Return the key that a rollback, in this manifest, gives to a replaced file."""
-    return f"{original_key(key).removesuffix('.parquet')}.r{manifest}.parquet"
+    stem, _, suffix = original_key(key).rpartition(".")
+    return f"{stem}.r{manifest}.{suffix}"
+
+
+def restoring_manifest(key: str) -> int | None:
+    """Return the number of the manifest whose rollback gave a file its key; None if none did."""
+    match = _RESTORED.search(key)
+    return int(match[1]) if match else None
 
 
 def run_of_key(key: str) -> str | None:

@@ -23,6 +23,7 @@ from pipeline.table.errors import (
 )
 from pipeline.table.head import MAX_BYTES, HeadFile, manifest_uri
 from pipeline.table.manifest import (
+    ADOPT,
     FILES,
     MANIFEST_VERSION,
     CommitEntry,
@@ -32,13 +33,14 @@ from pipeline.table.manifest import (
     base_of,
     chain,
     folders,
+    is_adoption,
 )
 from pipeline.table.replay import Footprint, live_folders, renamed_keys
 
 MAX_CACHED_MANIFESTS = 8
 """Maximum number of cached manifests with all their commits."""
-_NOT_A_COMMIT = re.compile(r"\.a\d+$|^restore-")
-"""Names of amendments, and of the records of rollbacks."""
+_NOT_A_COMMIT = re.compile(rf"\.a\d+$|^(restore|{ADOPT})-")
+"""Names of amendments, of the records of rollbacks, and of adoptions, which are never given up."""
 EMPTY = Manifest(number=0, created=0.0, commits=())
 
 
@@ -102,6 +104,7 @@ class TableLog(CommitRecords):
             rollback_of=top.rollback_of,
             full=full,
             table=top.table,
+            adopted=top.adopted,
         )
 
     def _read_records(self, numbers: Sequence[int]) -> list[ManifestRecord]:
@@ -183,8 +186,11 @@ class TableLog(CommitRecords):
         record_base = base_of(number, full) if grown else 0
         # Once a table, an output stays one.
         table = previous.table or next((entry.table for entry in commits if entry.table), "")
+        # Older releases must not meet the commit of an adoption, even if it is released.
+        named = (name for entry in commits for name in (entry.name, *entry.releases))
+        adopted = previous.adopted or any(map(is_adoption, named))
         record = ManifestRecord(
-            version=MANIFEST_VERSION if table else MANIFEST_VERSION - 1,
+            version=MANIFEST_VERSION if adopted else 4 if table else 3,
             number=number,
             created=time.time(),
             base=record_base,
@@ -192,6 +198,7 @@ class TableLog(CommitRecords):
             commits=commits[len(self.manifest(record_base).commits) :],
             rollback_of=rollback_of,
             table=table,
+            adopted=adopted,
         )
         data = seal_json(record.model_dump_json(indent=1, exclude_defaults=True).encode())
         uri = manifest_uri(self.state, number)

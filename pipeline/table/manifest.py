@@ -26,12 +26,15 @@ from partitioning.table_file import TableFile, pack_tables
 from partitioning.windows import Windowing
 from pipeline.table.columns import Columns
 
-HEAD_VERSION = 2
+HEAD_VERSION = 3
 """Format of HEAD.json: 2 if the output is a table, which older releases would not commit to, or has
-a claim with a decision, which they must not finish."""
-MANIFEST_VERSION = 4
+a claim with a decision, which they must not finish; 3 if files were adopted, which they might move
+away as if they were staged."""
+MANIFEST_VERSION = 5
 """Format of manifests: 1 repeats all commits, 2 has new commits, 3 also entries without files, 4 is
-of an output that is a table."""
+of an output that is a table, 5 of one with adopted files."""
+ADOPT = "adopt"
+"""Mode of a commit that takes existing files as they are (see `table.adopt`)."""
 MAX_LEFT_OUT_NAMED = 10_000
 """Maximum number of left-out objects that a commit record names."""
 LEVEL_SIZE = 32
@@ -113,7 +116,12 @@ class Head(_Record):
 
     @classmethod
     def at(
-        cls, manifest: Manifest, claim: Claim | None = None, *, makes_table: bool = False
+        cls,
+        manifest: Manifest,
+        claim: Claim | None = None,
+        *,
+        makes_table: bool = False,
+        adopts: bool = False,
     ) -> Head:
         """Return a pointer to a manifest, with the claim of a publisher.
 
@@ -121,9 +129,12 @@ class Head(_Record):
             manifest: The manifest.
             claim: The claim.
             makes_table: Whether a claimed commit is of a table.
+            adopts: Whether a claimed commit adopts files.
         """
         is_decided = claim is not None and claim.decision is not None
         version = 2 if makes_table or manifest.table or is_decided else 1
+        if adopts or manifest.adopted:
+            version = 3
         return cls(version=version, current=manifest.number, publishing=claim)
 
 
@@ -134,8 +145,8 @@ class CommitEntry(_Record):
     run: str
     mode: str
     """Effect on earlier files: `overwrite` drops all of them, `overwrite-partitions` those of its
-    partitions. `restore` (of a rollback) renames files, and `release` (of a repair) excludes
-    commits from being published."""
+    partitions. `adopt` takes existing files as they are. `restore` (of a rollback) renames files,
+    and `release` (of a repair) excludes commits from being published."""
     files: int
     rows: int
     bytes: int
@@ -171,11 +182,23 @@ class CommitEntry(_Record):
     """Number of rows in quarantine (`checks.rows`)."""
     table: str = ""
     """Format of the table that the output is from here on (`output.table`): `delta`, or none."""
+    in_place: bool = False
+    """Whether its files were made of those that it replaces, which no other commit may replace."""
 
     @property
     def adds_files(self) -> bool:
-        """Whether it is a commit of a run."""
+        """Whether it is a commit of a run, or adopts files."""
         return self.mode not in ("restore", "release")
+
+    @property
+    def adopts(self) -> bool:
+        """Whether its files were there before, so that it has staged none."""
+        return self.mode == ADOPT
+
+    @property
+    def source(self) -> str:
+        """Where its files come from, for messages."""
+        return "chunkmap adopt" if self.adopts else f"run {self.run}"
 
 
 class Manifest(_Record):
@@ -193,6 +216,8 @@ class Manifest(_Record):
     the manifests since then."""
     table: str = ""
     """Format of the table that the output is: `delta`, or none. Later manifests have it too."""
+    adopted: bool = False
+    """Whether files were adopted in this version or an earlier one."""
 
 
 class ManifestRecord(_Record):
@@ -210,6 +235,8 @@ class ManifestRecord(_Record):
     rollback_of: int | None = None
     table: str = ""
     """Format of the table as in `Manifest`."""
+    adopted: bool = False
+    """As in `Manifest`."""
 
 
 def base_of(number: int, full: int) -> int:
@@ -240,6 +267,11 @@ def rule_of(windowing: Windowing) -> str:
     Several columns are joined by `=`, which cannot occur in the name of a Hive column.
     """
     return f"{'='.join(windowing.columns)}/{windowing.grain}/{windowing.timezone}"
+
+
+def is_adoption(commit: str) -> bool:
+    """Whether the name of a commit is that of an adoption (see `table.adopt`)."""
+    return commit.startswith(f"{ADOPT}-")
 
 
 def run_of(commit: str) -> str:

@@ -21,25 +21,28 @@ from pipeline.errors import (
 )
 from pipeline.report.humanize import plural
 from pipeline.storage import require_conditional_writes
+from pipeline.table.adopted import adopted_versions, is_version
 from pipeline.table.claims import (
     claimed_commits,
     finish_claim,
     finish_open_claim,
-    staged_of,
+    staged_by,
     vanished_from,
 )
 from pipeline.table.errors import (
     CommitsConflictError,
     FilesMissingError,
     UploadsVanishedError,
+    changed_files,
     foreign_claim,
 )
 from pipeline.table.keys import run_of_key
 from pipeline.table.log import TableLog
-from pipeline.table.manifest import Claim, Commit, CommitEntry, Head, Manifest, run_of
+from pipeline.table.manifest import ADOPT, Claim, Commit, CommitEntry, Head, Manifest, run_of
 from pipeline.table.replay import Footprint, may_overlap
 from pipeline.table.retention import (
     claimed_files,
+    existing_objects,
     kept_versions,
     locate,
     move_orphans,
@@ -80,7 +83,7 @@ def prepare_output(table_log: TableLog, mode: str, run: str) -> Manifest:
     """
     _, etag = table_log.head()
     if etag is None:
-        _refuse_link(table_log.output)
+        refuse_link(table_log.output)
     else:  # A claim may have to be finished below.
         require_conditional_writes(table_log.storage, table_log.output)
     manifest = _prepare(table_log, mode, run)
@@ -89,7 +92,7 @@ def prepare_output(table_log: TableLog, mode: str, run: str) -> Manifest:
     return manifest
 
 
-def _refuse_link(output: str) -> None:
+def refuse_link(output: str) -> None:
     """Refuse an output by another name than its folder's, beside which its state would lie."""
     target = link_target(output)
     if target is not None:
@@ -106,8 +109,8 @@ def _prepare(table_log: TableLog, mode: str, run: str) -> Manifest:
     if mode == "error" and others and not commits_of(table_log, run, 0):
         files = sum(entry.files for entry in others)
         error = OutputNotEmptyError(
-            f"{table_log.output} already has {plural(files, 'file')} of run "
-            f"{others[-1].run}, and the mode is `error`",
+            f"{table_log.output} already has {plural(files, 'file')} of {others[-1].source}, and "
+            "the mode is `error`",
             hint="choose another output, or set output.mode to append or overwrite",
         )
         error.run = others[-1].run
@@ -131,6 +134,8 @@ def _refuse_unknown(table_log: TableLog, manifest: Manifest, run: str, keys: lis
     if not unknown:
         return
     hint = "choose another output, or move them away"
+    if not manifest.table:
+        hint += f"; or take them over as they are: chunkmap adopt {table_log.output}"
     if any(key in claimed for key in unknown):
         hint = f"a claim was lost; show the fix: chunkmap repair {table_log.output}"
     elif any(map(run_of_key, unknown)):
@@ -230,7 +235,7 @@ def freeze(
     published = {entry.name for entry in entries}
     unpublished = [draft for draft in drafts if draft.entry.name not in published]
     _refuse_columns(table_log, unpublished, table_log.manifest(number), widens)
-    staged = staged_of(table_log.output, pl.concat([draft.files for draft in drafts]))
+    staged = staged_by(table_log.output, drafts)
     table_log.storage.check_staged(staged, table_log.output)
     gone = {item.attempt for item in table_log.storage.missing(staged)} if staged else set()
     if gone:
@@ -260,7 +265,8 @@ def _claim_and_finish(
         makes_table = any(commit.entry.table for commit in unpublished)
         # If another process wins the race, repeat with its state.
         with suppress(PreconditionFailedError, AlreadyExistsError):
-            pointer = Head.at(current, claim, makes_table=makes_table)
+            adopts = any(commit.entry.adopts for commit in unpublished)
+            pointer = Head.at(current, claim, makes_table=makes_table, adopts=adopts)
             writer = table_log.move_head(pointer, etag)
 
 
@@ -283,6 +289,7 @@ def claimable(
     unpublished = [commit for commit in commits if commit.entry.name not in published]
     if unpublished:
         _refuse_conflicts(table_log, unpublished, current, accepted)
+        _refuse_changed(table_log, unpublished, current)
         _refuse_columns(table_log, unpublished, current, widens)
     if not unpublished or table_log.moved != current.number:
         # Its publisher may have died before it moved the replaced files; with another manifest on
@@ -331,18 +338,47 @@ def _refuse_conflicts(
     """Raise for commits that conflict; appends and overwrites of other partitions never do."""
     conflicts = []
     for commit in commits:
-        other = _find_conflict(table_log, commit, current, max(commit.base, accepted))
+        base = max(commit.base, accepted)
+        other = _find_conflict(table_log, commit, current, base)
         if other is not None:
-            conflicts.append((commit.entry, other))
+            conflicts.append((commit.entry, f"{other.source} has published to"))
+        elif commit.entry.in_place and _is_rolled_back(table_log, current, base):
+            conflicts.append((commit.entry, "there was a rollback of"))
     if conflicts:
-        entry, other = conflicts[0]
-        which = f"window {entry.window} of run {entry.run}" if entry.window else f"run {entry.run}"
+        entry, event = conflicts[0]
+        which = f"window {entry.window} of run {entry.run}" if entry.window else entry.source
         more = f" (and {len(conflicts) - 1} more)" if len(conflicts) > 1 else ""
         raise CommitsConflictError(
-            f"run {other.run} has published to {table_log.output} since {which}{more} began, and "
-            f"the mode is {entry.mode}",
+            f"{event} {table_log.output} since {which}{more} began, and the mode is {entry.mode}",
             [entry for entry, _ in conflicts],
         )
+
+
+def _is_rolled_back(table_log: TableLog, current: Manifest, base: int) -> bool:
+    """Whether commits of a base manifest are gone, whose files were the input of a run in place."""
+    names = {entry.name for entry in current.commits}
+    return any(e.adds_files and e.name not in names for e in table_log.manifest(base).commits)
+
+
+def _refuse_changed(table_log: TableLog, commits: Sequence[Commit], current: Manifest) -> None:
+    """Refuse to replace adopted files that others have changed since: their rows would be lost.
+
+    Raises:
+        ConflictError: Some of these files have another version than the adopted one.
+    """
+    rules = [Footprint.of(commit).drop_rule() for commit in commits if not commit.entry.adopts]
+    if not current.adopted or not rules:
+        return
+    live = set(table_log.keys(current.commits))
+    marks = {
+        key: mark
+        for key, mark in adopted_versions(table_log, current.commits).items()
+        if key in live and any(drops(key.rpartition("/")[0]) for drops in rules)
+    }
+    existing = existing_objects(table_log, marks)
+    changed = sorted(key for key, info in existing.items() if not is_version(info, marks[key]))
+    if changed:
+        raise changed_files(table_log.output, table_log.state, changed)
 
 
 def _find_conflict(
@@ -354,6 +390,8 @@ def _find_conflict(
     for other in current.commits:
         if other.name in base_names or not other.adds_files:
             continue
+        if mode == ADOPT:
+            return other  # It may have adopted the same files.
         if other.run == commit.entry.run:
             if _repeats(table_log, commit, other):
                 return other
@@ -401,6 +439,7 @@ def rollback(table_log: TableLog, number: int | None = None) -> Manifest:
                 "before that",
                 hint=f"list the versions: chunkmap history {table_log.output}",
             )
+        _refuse_before_adoption(table_log, current, target)
         if not 0 <= target < current.number:
             raise UsageError(
                 f"{table_log.output} has no manifest {target} before the current manifest "
@@ -433,6 +472,21 @@ def rollback(table_log: TableLog, number: int | None = None) -> Manifest:
             claim = Claim(base=current.number, rollback=target)
             table_log.move_head(Head.at(current, claim), etag)
             return finish_open_claim(table_log)
+
+
+def _refuse_before_adoption(table_log: TableLog, current: Manifest, target: int) -> None:
+    """Refuse a version before files were adopted, for which a rollback would move these away."""
+    if not current.adopted or not 0 <= target < current.number:
+        return
+    before = {entry.name for entry in table_log.history(target)}
+    adopted = (entry for entry in table_log.history(current.number) if entry.adopts)
+    files = sum(entry.files for entry in adopted if entry.name not in before)
+    if files:
+        raise UsageError(
+            f"version {target} of {table_log.output} is from before {plural(files, 'file')} were "
+            "adopted, which chunkmap did not write: a rollback would move them away",
+            hint=f"choose a later version: chunkmap history {table_log.output}",
+        )
 
 
 def _version_before(table_log: TableLog, manifest: Manifest) -> int:

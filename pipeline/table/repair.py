@@ -24,7 +24,7 @@ from pipeline.table.decision import read_decision
 from pipeline.table.errors import DamagedStateError, ManifestConflictError
 from pipeline.table.head import stored_manifests
 from pipeline.table.log import TableLog
-from pipeline.table.manifest import Claim, Head, Manifest, run_of
+from pipeline.table.manifest import Claim, Head, Manifest, is_adoption, run_of
 from pipeline.table.retention import (
     claimed_files,
     copy_back,
@@ -177,6 +177,13 @@ def _claim_problem(table_log: TableLog, claim: Claim) -> Problem:
         )
     commits = table_log.readable(claim.commits)
     files = sum(commit.files.height for commit in commits)
+    if any(map(is_adoption, claim.commits)):
+        return Problem(
+            "publish unfinished",
+            f"chunkmap adopt has begun to adopt {plural(files, 'file')}, and has not finished",
+            "finish it, or give it up if that is not possible: the files stay where they are",
+            "if it still works on it, wait for it",
+        )
     staged = [item for commit in commits for item in own_staged(table_log, commit)]
     gone = files - len(staged) + len(table_log.storage.missing(staged))
     runs = sorted({run_of(name) for name in claim.commits})

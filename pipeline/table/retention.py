@@ -6,6 +6,7 @@ orphaned/<s>/<key>   file that no manifest names, moved out of the output at sec
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,12 +18,15 @@ import polars as pl
 from partitioning import ObjectInfo
 from pipeline.concurrency import map_concurrently
 from pipeline.errors import ObjectMissingError
+from pipeline.table.adopted import adopted_versions, is_version
 from pipeline.table.errors import FilesMissingError
 from pipeline.table.evidence import expire_evidence
-from pipeline.table.keys import kept_uri, original_key, restored_key
+from pipeline.table.keys import kept_uri, original_key, restored_key, restoring_manifest
 from pipeline.table.log import TableLog
-from pipeline.table.manifest import FILES, Commit, CommitEntry, Manifest
+from pipeline.table.manifest import ADOPT, FILES, Commit, CommitEntry, Manifest
 from pipeline.table.replay import may_overlap
+
+log = logging.getLogger(__name__)
 
 DELTA_LOG = "_delta_log/"
 """Folder of the log of an output that is a Delta table, in the output."""
@@ -37,6 +41,7 @@ def move_replaced(table_log: TableLog, manifest: Manifest) -> int:
 
     Each file is first copied next to the output. If a driver dies in between, the next driver moves
     the rest. The keys are never current again (see `table.keys`), so a late DELETE does no harm.
+    A file that another program has written over an adopted one stays where it is.
     """
     replaced = replaced_keys(table_log, manifest)
     if not replaced:
@@ -44,11 +49,24 @@ def move_replaced(table_log: TableLog, manifest: Manifest) -> int:
         return 0
     existing = existing_objects(table_log, replaced)
     keys = [key for key in replaced if key in existing]
+    if manifest.adopted:
+        keys = _without_foreign(table_log, manifest, {key: existing[key] for key in keys})
     keep = kept_versions(manifest)
     _move_aside(table_log, keys, f"{table_log.state}replaced/{manifest.number}/" if keep else None)
     expire_replaced(table_log, manifest)
     table_log.moved = manifest.number
     return len(keys)
+
+
+def _without_foreign(
+    table_log: TableLog, manifest: Manifest, replaced: Mapping[str, ObjectInfo]
+) -> list[str]:
+    """Return the keys of replaced files, without adopted ones that have another version now."""
+    marks = adopted_versions(table_log, table_log.manifest(manifest.number - 1).commits)
+    foreign = {k for k, info in replaced.items() if k in marks and not is_version(info, marks[k])}
+    for key in sorted(foreign):
+        log.warning("%s%s was written anew by others, and is left there", table_log.output, key)
+    return [key for key in replaced if key not in foreign]
 
 
 def move_orphans(table_log: TableLog, keys: Collection[str]) -> None:
@@ -100,7 +118,7 @@ def replaced_keys(table_log: TableLog, manifest: Manifest) -> list[str]:
     before, after = table_log.manifest(manifest.number - 1).commits, manifest.commits
     added = after[len(before) :]
     if after[: len(before)] == before:
-        if all(entry.mode in ("error", "append", "release") for entry in added):
+        if all(entry.mode in ("error", "append", ADOPT, "release") for entry in added):
             return []
         # Other commits are not affected, so their records need not be read.
         before = tuple(old for old in before if any(may_overlap(old, new) for new in added))
@@ -297,25 +315,37 @@ def orphans_among(table_log: TableLog, keys: Iterable[str]) -> list[str]:
     """Return the keys among some keys, none of them current, that are from old commits.
 
     They were replaced, or claimed and released. A late publisher, rollback or DELETE has left them,
-    and no manifest will ever name them again.
+    and no manifest will ever name them again. A file at the key of an adopted one is such a file
+    only if it is still the adopted version: others may have written it anew.
     """
-    entries = table_log.entries()
+    keys, entries = list(keys), table_log.entries()
     released = [name for entry in entries for name in entry.releases]
     names = {commit.entry.name for commit in table_log.readable(released)}
     names |= {entry.name for entry in entries if entry.mode != "release"}
-    past = {
-        original_key(key)
-        for versions in map_concurrently(table_log.versions, sorted(names))
-        for commit in versions
-        for key in commit.files["key"].to_list()
-    }
-    return [key for key in keys if original_key(key) in past]
+    marks = adopted_versions(table_log, entries)
+    past: set[str] = set()
+    copies: set[str] = set()  # What rollbacks made of adopted files.
+    for versions in map_concurrently(table_log.versions, sorted(names)):
+        for commit in versions:
+            if not commit.entry.adopts:
+                keys_of = commit.files["key"].to_list()
+                past |= {original_key(key) for key in keys_of}.difference(marks)
+                copies |= {key for key in keys_of if original_key(key) in marks}
+    orphans = [key for key in keys if original_key(key) in past or key in copies]
+    left = existing_objects(table_log, [key for key in keys if key in marks])
+    return orphans + [key for key, info in left.items() if is_version(info, marks[key])]
+
+
+def restored_by(keys: Iterable[str], number: int) -> list[str]:
+    """Return the keys among some keys that the rollback of a manifest has made."""
+    return [key for key in keys if restoring_manifest(key) == number]
 
 
 def claimed_files(table_log: TableLog, number: int) -> dict[str, str]:
     """Return the files of frozen commits that no manifest up to a number lists: run by key.
 
-    Such files are in the output while their commit is claimed, or if the claim was lost.
+    Such files are in the output while their commit is claimed, or if the claim was lost. Files of
+    adoptions are there anyway, and do not count.
     """
     commits = table_log.readable(table_log.unpublished(number))
     return {key: commit.entry.run for commit in commits for key in commit.files["key"].to_list()}

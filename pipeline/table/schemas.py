@@ -124,15 +124,18 @@ def _refusal(
     output: str, item: Addition, current: Mapping[str, str], staying: Sequence[CommitEntry]
 ) -> SchemaChangedError:
     differing = differences(current, item.columns)
-    run = item.footprint.entry.run
+    entry = item.footprint.entry
     whole = "replace the whole output (output.mode: overwrite)"
-    if all(column.is_safe for column in differing):
+    if entry.adopts:
+        hint = "move the new files away, and publish their rows with a job in mode append"
+    elif all(column.is_safe for column in differing):
         hint = f"let the output be widened (output.schema: widen), or {whole}"
     else:
         hint = f"cast these columns to the output's types in the transform, or {whole}"
     return SchemaChangedError(
-        f"{'run ' + run if run else 'the job'} has other columns than the files that stay in "
-        f"{output} (of run {staying[-1].run}), and no reader could read them together: "
+        f"{entry.source if entry.run or entry.adopts else 'the job'} has other columns than the "
+        f"files that stay in {output} (of {staying[-1].source}), and no reader could read them "
+        "together: "
         f"{', '.join(map(str, differing))} (in the output / new)",
         hint=hint,
     )

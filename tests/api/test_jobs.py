@@ -316,6 +316,18 @@ def test_versions_of_an_output(orders: cm.Dataset) -> None:
     assert cm.vacuum("out/", dry_run=True).uploads == 0
 
 
+def test_files_get_a_column_where_they_are(orders: cm.Dataset) -> None:
+    assert cm.adopt("orders/").files == 3
+    job = orders.add_columns(lambda lf: lf.select(eur=pl.col("usd") * 2))
+    in_place = job.write("orders/", mode="overwrite-partitions")
+    first = in_place.run()
+    assert in_place.run().id == first.id
+    assert cm.history("orders/")["action"].to_list() == ["overwrite-partitions", "adopt"]
+    assert cm.history("orders/")["runs"].to_list() == [[first.id], []]
+    totals = cm.scan("orders/").select(pl.col("eur", "usd").sum()).collect()
+    assert totals["eur"].item() == 2 * totals["usd"].item() > 0
+
+
 def test_a_backfill_publishes_window_by_window(orders: cm.Dataset) -> None:
     job = orders.map(euros).write("out/", mode="overwrite-partitions")
     backfill = job.backfill("2024-01-01", "2024-01-03", column="ds", canary=1)

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
+from typing import NamedTuple
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -23,8 +25,9 @@ from pipeline.runs.ledger.ledger import Ledger
 from pipeline.storage import Storage
 from pipeline.table.evidence import find_evidence, find_rejected, names_alive
 from pipeline.table.file_digests import has_digest
+from pipeline.table.keys import original_key
 from pipeline.table.log import TableLog
-from pipeline.table.manifest import Commit, CommitEntry, Manifest
+from pipeline.table.manifest import Commit, CommitEntry, Manifest, is_adoption
 from pipeline.table.retention import unnamed_keys
 
 FILES_AT_ONCE = 8
@@ -69,6 +72,9 @@ class Verification:
     """URIs of the folders that hold these rows."""
     notes: tuple[str, ...] = ()
     """Entries refused in the ledgers of the manifest's runs; they do not affect the output."""
+    adopted: int = 0
+    """Number of files that chunkmap did not write: they have no digest, so that their sizes, rows
+    and versions are checked."""
 
 
 def verify_output(storage: Storage, output: str) -> Verification:
@@ -98,8 +104,8 @@ def verify_output(storage: Storage, output: str) -> Verification:
     rejected = find_rejected(table_log, manifest)
     checked = _checked_commits(table_log, manifest)
     problems += _lost_rows(table_log, checked, rejected)
-    rows = files.select("key", "rows", "bytes", "sha256").iter_rows()
-    problems += filter(None, map_concurrently(partial(_problem, table_log), rows, FILES_AT_ONCE))
+    stored = _stored_files(files)
+    problems += filter(None, map_concurrently(partial(_problem, table_log), stored, FILES_AT_ONCE))
     return Verification(
         output=table_log.output,
         manifest=manifest.number,
@@ -118,6 +124,7 @@ def verify_output(storage: Storage, output: str) -> Verification:
         rejected=sum(entry.rejected for entry in manifest.commits),
         rejected_in=tuple(sorted(rejected.values())),
         notes=_ledger_notes(table_log, manifest),
+        adopted=sum(file.is_adopted for file in stored),
     )
 
 
@@ -161,7 +168,7 @@ def _ledger_notes(table_log: TableLog, manifest: Manifest) -> tuple[str, ...]:
             problems = (f"its ledger cannot be read: {error}",)
         return [f"run {run}: {problem}" for problem in problems]
 
-    runs = list(dict.fromkeys(entry.run for entry in manifest.commits))
+    runs = list(dict.fromkeys(e.run for e in manifest.commits if not e.adopts))
     return tuple(chain.from_iterable(map_concurrently(notes, runs)))
 
 
@@ -193,16 +200,42 @@ def _unknown_files(table_log: TableLog, manifest: Manifest) -> Iterator[str]:
         yield f"{table_log.output}{key} is in the output, but no manifest names it"
 
 
-def _problem(table_log: TableLog, file: tuple[str, int, int, str]) -> str | None:
-    key, rows, size, sha256 = file
-    uri = table_log.output + key
+class _StoredFile(NamedTuple):
+    """A file as a manifest describes it."""
+
+    key: str
+    rows: int
+    bytes: int
+    sha256: str
+    is_adopted: bool
+    mark: str
+    """Version mark of an adopted file; empty for what a rollback has made of it."""
+
+
+def _stored_files(files: pl.DataFrame) -> list[_StoredFile]:
+    columns = ["key", "rows", "bytes", "sha256", "commit", "parts"]
+    stored = []
+    for key, rows, size, sha256, commit, parts in files.select(columns).iter_rows():
+        is_adopted = is_adoption(commit)
+        mark = parts[0] if is_adopted and original_key(key) == key else ""
+        stored.append(_StoredFile(key, rows, size, sha256, is_adopted, mark))
+    return stored
+
+
+def _problem(table_log: TableLog, file: _StoredFile) -> str | None:
+    uri = table_log.output + file.key
     try:
-        data = table_log.storage.get(uri).data
+        blob = table_log.storage.get(uri)
     except ObjectMissingError:
         return f"{uri} is missing"
-    if len(data) != size:
-        return f"{uri} has {len(data)} bytes, the manifest says {size}"
-    if not has_digest(data, sha256):
+    data = blob.data
+    if len(data) != file.bytes:
+        return f"{uri} has {len(data)} bytes, the manifest says {file.bytes}"
+    if file.is_adopted:
+        if file.mark and blob.etag.strip('"') != file.mark:
+            return f"{uri} is another version than was adopted: others have written it since"
+    elif not has_digest(data, file.sha256):
         return f"{uri} has another checksum than the manifest says"
     actual = pq.read_metadata(pa.BufferReader(data)).num_rows
+    rows = file.rows
     return None if actual == rows else f"{uri} has {actual} rows, the manifest says {rows}"

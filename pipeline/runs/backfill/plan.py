@@ -33,7 +33,7 @@ from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.backfill.windows_table import chunks_of, members_of, windows_table
 from pipeline.runs.driver.former_folders import refuse_former_folders
 from pipeline.runs.driver.origin import explain_code, origin_of
-from pipeline.runs.driver.overlap import refuse_overlap
+from pipeline.runs.driver.overlap import refuse_in_place, refuse_overlap
 from pipeline.runs.driver.plan import (
     PlannedInput,
     plan_input,
@@ -139,6 +139,7 @@ def draft(
     """
     refuse_unfit(job, options)
     refuse_overlap(job)
+    refuse_in_place(job, "a backfill")
     code = job_fingerprint(job, settings.transforms)
     request = _request_digest(job, asked, options)
     earlier = backfills_of(storage, job.output.uri)

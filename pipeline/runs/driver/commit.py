@@ -55,6 +55,7 @@ def draft_commit(
     keep_versions: int = 1,
     *,
     table: str = "",
+    in_place: bool = False,
     window: CommitWindow | None = None,
     released: Collection[str] = (),
     columns: Columns | None = None,
@@ -71,6 +72,7 @@ def draft_commit(
         earlier: Published commits of the same run (and window), to which this one adds.
         keep_versions: Number of replaced versions to keep.
         table: Format of the table that the output is, if it is one.
+        in_place: Whether the files were made of those that the commit replaces.
         window: Window of the commit; default the whole run.
         released: Names of the run's commits that a repair has released; they cannot be reused.
         columns: Columns of the files.
@@ -106,6 +108,7 @@ def draft_commit(
         quarantined=left_out.quarantined["uri"].n_unique(),
         rejected=int(rejected["rows"].sum()),
         table=table,
+        in_place=in_place,
     )
     replaced = set(folders(files)) - already if mode == "overwrite-partitions" else set()
     return Commit(

@@ -12,6 +12,7 @@ from partitioning import Plan, Windowing
 from pipeline.config.job import Job
 from pipeline.errors import UsageError
 from pipeline.runs.driver.commit import CommitWindow, draft_commit
+from pipeline.runs.driver.overlap import is_in_place
 from pipeline.runs.driver.quarantine import left_out_of, rejected_of
 from pipeline.runs.driver.schemas import check_schemas, columns_of_run, hive_types_of
 from pipeline.runs.ledger.records import Progress, RunRecord
@@ -141,6 +142,7 @@ class Drafting:
             part.earlier,
             self.job.output.keep_versions,
             table=self.job.output.table.format if self.job.output.table is not None else "",
+            in_place=is_in_place(self.job),
             window=window,
             released=released,
             columns=columns_of_run(self.progress, done),

@@ -1,18 +1,17 @@
 """Refuse a job whose input matches its own output, however their URIs are spelled.
 
-The next run would read what this one wrote, and an appending job would grow without end.
+The next run would read what this one wrote, and an appending job would grow without end. A job that
+keeps columns may change the files that it reads (see `in_place`).
 """
 
 from __future__ import annotations
-
-import os
-from collections.abc import Sequence
 
 from partitioning.globs import compile_glob, has_magic, literal_prefix, matches_any
 from partitioning.listing import is_hidden
 from pipeline.config.job import Job, Output
 from pipeline.errors import UsageError
-from pipeline.uris import STATE_SUFFIX, as_prefix, parse
+from pipeline.table.output_uri import refuse_ambiguous_output, segments, state_folder
+from pipeline.uris import as_prefix, parse
 
 FILE_START = "part-"
 """Prefix of the names of published files (see `pipeline.runs.worker.chunk.output_uri`)."""
@@ -22,6 +21,8 @@ _SUFFIXES = (".parquet", ".parq", ".pq")
 
 def refuse_overlap(job: Job) -> None:
     """Compare a job's input with its outputs. Reads nothing but links of the file system.
+
+    A job in place is not refused here (see `is_in_place`).
 
     Raises:
         UsageError: the input matches an output; outputs lie within each other; input or output lies
@@ -45,29 +46,62 @@ def refuse_nested_outputs(job: Job) -> None:
                 )
 
 
+def is_in_place(job: Job) -> bool:
+    """Whether a job replaces the files that it reads, which keep columns as they are.
+
+    Its input is its output, and each file is made of the one that it replaces.
+    """
+    return (
+        job.replaces_what_it_keeps
+        and job.input.table is None
+        and len(job.input.uri) == 1
+        and not has_magic(job.input.uri[0])
+        and segments(job.input.uri[0]) == segments(job.output.uri)
+    )
+
+
+def refuse_in_place(job: Job, what: str) -> None:
+    """Refuse a job in place where each file must be replaced exactly once, together.
+
+    Raises:
+        UsageError: the job is in place.
+    """
+    if is_in_place(job):
+        raise own_input(job.input.uri[0], job.output.uri, f"{what} cannot change its own input: ")
+
+
+def own_input(uri: str, output: str, why: str = "") -> UsageError:
+    """Return the error for an input that is the output of its own job."""
+    return UsageError(
+        f"{why}input {uri} and output {output} lie within each other: "
+        "the next run would read what this one wrote",
+        hint="choose an output outside of the input; or, to change files where they are: chunkmap "
+        f"adopt {output}, then a run of a job with this input and output, output.keep, and "
+        "output.mode overwrite or overwrite-partitions",
+    )
+
+
 def lie_within(one: str, other: str) -> bool:
     """Whether a URI is the same folder as another, or one lies in the other; resolves links."""
-    parts, others = _segments(one), _segments(other)
+    parts, others = segments(one), segments(other)
     return _is_within(parts, others) or _is_within(others, parts)
 
 
 def _refuse_input(job: Job, output: str) -> None:
     """Compare a job's input with one of its outputs. Raises as `refuse_overlap`."""
-    _refuse_ambiguous_output(output)
-    target = _segments(output)
+    refuse_ambiguous_output(output)
+    target = segments(output)
     for uri in job.input.uri:
-        if _state_folder(_segments(uri)):
+        if state_folder(segments(uri)):
             raise UsageError(
                 f"input {uri} lies in the state folder of an output, which is not data",
                 hint="read the output itself; older versions: pipeline.scan_output(uri, version)",
             )
         if lie_within(uri, output):
-            raise UsageError(
-                f"input {uri} and output {output} lie within each other: "
-                "the next run would read what this one wrote",
-                hint="choose an output outside of the input",
-            )
-        if has_magic(uri) and _may_match(_segments(uri, glob=True), target):
+            if is_in_place(job):
+                continue
+            raise own_input(uri, output)
+        if has_magic(uri) and _may_match(segments(uri, glob=True), target):
             if _left_out(uri, output, job.input.exclude):
                 continue
             raise UsageError(
@@ -94,55 +128,6 @@ def normalize_uris(job: Job) -> Job:
             "outputs": {name: normal(output) for name, output in job.outputs.items()},
         }
     )
-
-
-def _refuse_ambiguous_output(output: str) -> None:
-    at = parse(output)
-    folder = _state_folder(_segments(output))
-    if folder:
-        raise UsageError(
-            f"output {output} lies in {folder}, the state folder of another output",
-            hint="choose an output outside of it",
-        )
-    names = at.key.rstrip("/").split("/")
-    if at.scheme == "s3" and any(name in ("", ".", "..") for name in names):
-        raise UsageError(
-            f"output {output} contains an empty segment, `.` or `..`, which some S3 services "
-            "take for another prefix",
-            hint=f"write s3://{at.bucket}/{'/'.join(_resolved(names))}/",
-        )
-
-
-def _state_folder(segments: Sequence[str]) -> str | None:
-    """Return the first segment that is the name of an output's state folder."""
-    ends = (s for s in segments if s.endswith(STATE_SUFFIX) and s != STATE_SUFFIX)
-    return next(ends, None)
-
-
-def _segments(uri: str, *, glob: bool = False) -> list[str]:
-    """Split a URI into scheme, bucket and names; resolve links, empty names, `.` and `..`.
-
-    Args:
-        uri: URI of an object or a prefix.
-        glob: Whether the URI may be a glob; links are resolved up to its first wildcard.
-    """
-    at = parse(uri)
-    names = at.key.split("/")
-    if at.scheme == "file":
-        fixed = next((n for n, name in enumerate(names) if glob and has_magic(name)), len(names))
-        real = os.path.realpath("/" + "/".join(names[:fixed]))
-        names = [*real.split("/"), *names[fixed:]]
-    return [at.scheme, at.bucket, *_resolved(names)]
-
-
-def _resolved(names: Sequence[str]) -> list[str]:
-    kept: list[str] = []
-    for name in names:
-        if name == "..":
-            del kept[-1:]
-        elif name not in ("", "."):
-            kept.append(name)
-    return kept
 
 
 def _is_within(inner: list[str], outer: list[str]) -> bool:

@@ -38,9 +38,15 @@ from pipeline.runs.driver.batching import GUESSED_SPEED
 from pipeline.runs.driver.check_stage import refuse_impossible
 from pipeline.runs.driver.former_folders import refuse_former_folders
 from pipeline.runs.driver.heartbeat import read_driver
+from pipeline.runs.driver.in_place import (
+    InPlace,
+    find_in_place,
+    refuse_other_folders,
+    refuse_outdated,
+)
 from pipeline.runs.driver.job_changes import input_changes, is_same_job
 from pipeline.runs.driver.origin import explain_code, origin_of
-from pipeline.runs.driver.overlap import refuse_nested_outputs, refuse_overlap
+from pipeline.runs.driver.overlap import is_in_place, refuse_nested_outputs, refuse_overlap
 from pipeline.runs.driver.quarantine import refuse_many_quarantined
 from pipeline.runs.driver.rebuild import Rebuild
 from pipeline.runs.driver.tables import pinned_request, refuse_tables
@@ -85,6 +91,8 @@ class PreparedRun:
     """Notes for the user, e.g. how the input has changed."""
     speed: float = 0.0
     """Speed of a thread in the last run of this code (see `DriverRecord.speed`); 0: unknown."""
+    is_contained: bool = False
+    """Whether the current version has what the run made, perhaps in files of later runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +259,8 @@ class PlannedInput:
     """Tables that the job declares or that the transform was seen to read."""
     notes: tuple[str, ...] = ()
     """Notes for the user."""
+    version: int | None = None
+    """Number of the output's manifest whose files are read, if the job is in place."""
 
 
 def plan_input(
@@ -261,6 +271,7 @@ def plan_input(
     *,
     mapper: Any = None,
     keep: WindowFilter | None = None,
+    in_place: InPlace | None = None,
 ) -> PlannedInput:
     """Plan a job's input, or some windows of it. Writes nothing.
 
@@ -271,11 +282,12 @@ def plan_input(
         previous: Earlier plan, for `input.changed_only` and for footers that need not be read.
         mapper: Reads the footers of large inputs elsewhere (see `partitioning.plan_dataset`).
         keep: Selects the windows to plan; default all.
+        in_place: Files to plan, if the job is in place; default those that have to be mapped.
 
     Raises:
         PlanningError: the input cannot be planned (missing, bad objects, differing schemas …).
         JobError, InputError, TransformNotAllowedError: the transform does not fit.
-        UsageError: the input matches the output.
+        UsageError: the input matches the output, or the job is in place and has nothing to do.
         QuarantineLimitError: more objects are bad than the job allows.
     """
     refuse_overlap(job)
@@ -284,7 +296,14 @@ def plan_input(
         load_transform(job.then.function, job.then.params, settings.transforms)
     reader, tables = StorageReader(storage), declared_tables(job)
     request = replace(plan_request(job, settings, None), keep=keep)
-    request = pinned_request(storage, job, request)
+    if in_place is None and is_in_place(job):
+        in_place = find_in_place(job, storage, job_fingerprint(job, settings.transforms))
+        if in_place is not None and in_place.done_by:
+            raise in_place.nothing_to_do()
+    if in_place is not None:
+        request = in_place.request(request)
+    else:
+        request = pinned_request(storage, job, request)
     choose = None
     if request.columns is None:
         choose = partial(_columns_read, transform, tables, tuple(job.outputs))
@@ -296,6 +315,8 @@ def plan_input(
         choose_columns=choose,
     )
     refuse_many_quarantined(job, result.plan, {skipped.uri for skipped in result.plan.skipped})
+    if in_place is not None:
+        refuse_other_folders(job, in_place, result.plan)
     visible = result.plan.dtypes
     if job.input.columns is not None:
         visible = pl.Schema({name: visible[name] for name in job.input.columns})
@@ -306,7 +327,8 @@ def plan_input(
         _refuse_missing_columns(job.of_output(name), probed.of_output(name))
     refuse_impossible(job, settings, probed.schema if probed.is_static else None)
     notes = () if request.pinned is None else (f"reads {request.pinned.label}",)
-    return PlannedInput(result, transform, probed, tables, notes)
+    version = None if in_place is None else in_place.manifest.number
+    return PlannedInput(result, transform, probed, tables, notes, version)
 
 
 def with_kept(job: Job, plan: Plan, probed: Probe) -> Probe:
@@ -453,6 +475,10 @@ class _NewRun:
         return {ledger.run for ledger in self.same}
 
     def plan(self, job: Job) -> PreparedRun:
+        again = self.resume.rebuild
+        in_place = find_in_place(job, self.storage, self.code, again=again, settle=True)
+        if in_place is not None and in_place.done_by:
+            return self._done(in_place)
         previous = self.previous
         if job.output.mode == "append" or job.input.changed_only:
             # Only published runs count: what they appended is not appended again.
@@ -463,7 +489,9 @@ class _NewRun:
         with ThreadPoolExecutor(1) as pool:
             # Asked in parallel: the first request of its kind is slow.
             days = pool.submit(self.storage.abort_days, job.output.uri)
-            planning = plan_input(job, self.settings, self.storage, before, mapper=self.mapper)
+            planning = plan_input(
+                job, self.settings, self.storage, before, mapper=self.mapper, in_place=in_place
+            )
         result = planning.result
         if previous is not None and before is not None and not len(result.plan):
             unchanged = result.explain.objects_unchanged
@@ -471,6 +499,16 @@ class _NewRun:
             notes = (note, *_replaced_tables_notes(previous.record(), planning.tables.versions))
             return PreparedRun(previous, before, self.code, False, notes)
         return self._store(job, planning, days.result())
+
+    def _done(self, in_place: InPlace) -> PreparedRun:
+        """Return the run that has made all files of an output that is its own input."""
+        ledger = Ledger(self.storage, in_place.table_log.output, in_place.done_by)
+        plan = _plan_of(ledger)
+        nothing = in_place.nothing_to_do()
+        if plan is None:
+            raise nothing
+        note = f"{nothing.message}; {nothing.hint}"
+        return PreparedRun(ledger, plan, self.code, False, (note,), is_contained=True)
 
     def _store(self, job: Job, planning: PlannedInput, abort_days: float | None) -> PreparedRun:
         result, tables = planning.result, planning.tables.versions
@@ -487,6 +525,12 @@ class _NewRun:
         is_new = run not in self._known
         mode = self.rebuild.mode(wanted=self.resume.rebuild)
         manifest = self._prepare_output(job, planning.probe, plan, run, mode)
+        if planning.version not in (None, manifest.number):
+            raise ConflictError(
+                f"version {manifest.number} of {job.output.uri} was published while the run was "
+                f"planned, which reads version {planning.version}",
+                hint="run the job again",
+            )
         further = []
         for name in list(job.outputs)[1:]:
             own, probe = job.of_output(name), planning.probe.of_output(name)
@@ -791,10 +835,12 @@ def _resume(
     plan = ledger.plan()
     for each in ledger.of_outputs():
         table_log, mode = TableLog(storage, each.output), each.record().mode
-        prepare_output(table_log, mode, record.run)
+        manifest = prepare_output(table_log, mode, record.run)
+        if is_in_place(job):
+            refuse_outdated(table_log, record, plan, manifest)
         if job.output.partition_by is None:
             refuse_former_folders(table_log, mode, plan, [record.run])
-    changes = input_changes(storage, job, plan)
+    changes = None if is_in_place(job) else input_changes(storage, job, plan)
     if changes:
         notes.append(f"{changes}; --replan would plan them too")
     return PreparedRun(ledger, plan, code, False, tuple(notes))

@@ -13,6 +13,7 @@ from pipeline.config.job import Job
 from pipeline.config.settings import Settings
 from pipeline.errors import JobError, ObjectMissingError, StateError, UsageError
 from pipeline.report.humanize import byte_size, count, plural
+from pipeline.runs.driver.overlap import is_in_place
 from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import Origin
 from pipeline.runs.transforms.fingerprint import changed_names
@@ -100,8 +101,11 @@ def compare_with_published(
         plan: Plan of its input.
 
     Returns:
-        The changes; None if nothing is published, or not by runs whose state is there.
+        The changes; None if nothing is published, or not by runs whose state is there, or the job
+        is in place.
     """
+    if is_in_place(job):
+        return None  # The files of its runs are its input.
     table_log = TableLog(storage, job.output.uri)
     manifest = table_log.manifest()
     entries = [entry for entry in manifest.commits if entry.adds_files and entry.run]

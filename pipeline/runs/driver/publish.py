@@ -16,6 +16,7 @@ from pipeline.runs.driver.check_stage import CheckStage, refuse
 from pipeline.runs.driver.commit import abort_duplicates, files_of, vanished_duplicates
 from pipeline.runs.driver.drafts import Drafting, WindowChunks, windowing_of
 from pipeline.runs.driver.merge_stage import as_merged, merge_parts, merged_of
+from pipeline.runs.driver.overlap import refuse_in_place
 from pipeline.runs.driver.reduce_stage import drop_partials, reduced_of
 from pipeline.runs.driver.schemas import check_schemas, drop_retyped
 from pipeline.runs.driver.then_stage import then_results
@@ -112,6 +113,8 @@ def publish_run(
     """
     table_log = table_log or TableLog(storage, ledger.output)
     record, job = ledger.record(), ledger.job()
+    if without_failed:
+        refuse_in_place(job, "a publish without failed chunks")
     rule = None if windows is None else windowing_of(record, job)
     if vanished is not None:
         ledger.void(vanished.attempts)

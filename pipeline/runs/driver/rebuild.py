@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.config.job import Job
@@ -20,6 +20,7 @@ from pipeline.runs.ledger.ledger import Ledger
 from pipeline.runs.ledger.records import RunRecord
 from pipeline.storage import Storage
 from pipeline.table.log import TableLog
+from pipeline.table.manifest import CommitEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +54,23 @@ class Rebuild:
                 "--rebuild replaces the whole output, and this job appends to it",
                 hint="set output.mode to overwrite for one run, or name another output",
             )
-        others = sorted({run for run in self._published_runs() if not self._is_own(run)})
+        others = [e for e in self._published() if e.adopts or not self._is_own(e.run)]
         if others:
+            source = (
+                "adopted files"
+                if others[0].adopts
+                else f"files of run {others[0].run}, which is of another job"
+            )
             raise UsageError(
                 f"--rebuild replaces what job {self.job.name} has published, but "
-                f"{self.job.output.uri} also has files of run {others[0]}, which is of another job",
+                f"{self.job.output.uri} also has {source}",
                 hint="choose another output, or set output.mode to overwrite",
             )
         return "overwrite"
 
-    def _published_runs(self) -> Iterable[str]:
+    def _published(self) -> list[CommitEntry]:
         manifest = TableLog(self.storage, self.job.output.uri).manifest()
-        return (entry.run for entry in manifest.commits if entry.adds_files)
+        return [entry for entry in manifest.commits if entry.adds_files]
 
     def _is_own(self, run: str) -> bool:
         return any(record.run == run and record.job == self.job.name for record in self.records)

@@ -137,7 +137,8 @@ class RunDriver:
         manifest = ledger.published()
         if manifest is None:
             return self._drive()
-        notes, progress = self._check_output(manifest), ledger.read()
+        notes = () if self.planned.is_contained else self._check_output(manifest)
+        progress = ledger.read()
         summary = self._summarize("done", progress, manifest)
         return replace(summary, notes=(*summary.notes, *notes))
 

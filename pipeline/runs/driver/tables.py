@@ -61,6 +61,11 @@ def refuse_tables(table_log: TableLog, manifest: Manifest, job: Job, columns: Co
         if manifest.table:
             raise plain_run(table_log.output, f"job {job.name}")
         return
+    if manifest.adopted:
+        raise UsageError(
+            f"{table_log.output} has adopted files, and cannot become a table",
+            hint="choose another output, or drop output.table",
+        )
     _require_library("output.table")
     if not table_log.storage.is_conditional(table_log.output):
         raise UsageError(
