@@ -19,7 +19,6 @@ from pipeline.runs.backfill.dead_drivers import reason_not_to_resume
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.driver.heartbeat import DriverRecord
 from pipeline.table.log import TableLog
-from tests.integration.test_run import ask_prefect
 from tests.integration.world import World, parquet, sales
 
 pytestmark = pytest.mark.integration
@@ -104,7 +103,7 @@ def set_state(world: World, driver: DriverRecord, state: str) -> None:
 
 def prefect_state(world: World, driver: DriverRecord) -> str:
     run = str(driver.flow_run).rpartition("/")[2]
-    [shown] = ask_prefect(world, "flow_runs", flow_runs={"id": {"any_": [run]}})
+    [shown] = world.in_prefect("flow_runs", flow_runs={"id": {"any_": [run]}})
     return str(shown["state_type"])
 
 
@@ -156,8 +155,9 @@ def test_prefect_shows_a_flow_run_for_each_run(world: World) -> None:
     path = job(world, "shown-days")
     made = world.chunkmap("backfill", "create", path, "--windows-per-run", "4", "--json")
     assert made.code == 0, made.err
-    names = {run["name"] for run in ask_prefect(world, "flow_runs")}
-    assert {"2024-02-25 to 2024-02-28", "2024-02-29 to 2024-03-03"} <= names
+    below = {"parent_flow_run_id": {"any_": [world.flow_run_of(made)["id"]]}}
+    names = [run["name"] for run in world.in_prefect("flow_runs", flow_runs=below)]
+    assert sorted(names) == ["2024-02-25 to 2024-02-28", "2024-02-29 to 2024-03-03"]
 
 
 @pytest.mark.long

@@ -156,13 +156,12 @@ def test_an_ingest_is_a_flow_and_one_that_was_killed_goes_on(world: World) -> No
         assert api.twice() == ["after=c20"], "it was not stored"
         assert api.headers[0]["Authorization"] == "Bearer s3cr3t-of-the-shop"
     assert world.frame("s3://demo/out/ingested/")["id"].sort().to_list() == list(range(45))
-    names = {"flows": {"name": {"any_": ["ingest"]}}, "sort": "START_TIME_DESC"}
-    [last, *_] = world.ask_prefect("flow_runs/filter", names)
-    assert (last["name"], last["state"]["type"]) == ("shop", "COMPLETED")
-    tasks = {"flow_runs": {"id": {"any_": [last["id"]]}}}
-    steps = {run["name"].partition(" ")[0] for run in world.ask_prefect("task_runs/filter", tasks)}
+    named = {"name": {"any_": ["shop"]}}
+    last, _killed = world.in_prefect("flow_runs", flow_runs=named, sort="START_TIME_DESC")
+    assert last["state"]["type"] == "COMPLETED"
+    steps = {run["name"].partition(" ")[0] for run in world.tasks_of(last)}
     assert steps <= {"fetch", "plan", "publish"}
-    shown = json.dumps([last, world.ask_prefect("artifacts/filter", {})])
+    shown = json.dumps([last, world.in_prefect("artifacts", flow_runs=named)])
     assert "s3cr3t" not in shown
 
 
@@ -180,8 +179,7 @@ def test_ranges_of_a_large_file_are_read_and_written_by_dask(world: World) -> No
     frame = world.frame("s3://demo/out/notes/").sort("id")
     assert frame.equals(pl.read_csv(text))
     assert answer.data["files"] > 1
-    names = {"flow_runs": {"name": {"any_": ["notes"]}}}
-    runs = [run["name"] for run in world.ask_prefect("task_runs/filter", names)]
+    runs = [run["name"] for run in world.tasks_of(world.flow_run_of("notes"))]
     ranges = [name for name in runs if name.startswith("range ")]
     assert len(ranges) >= len(text) // 10_000
     assert "range 1 of s3://demo/csv/notes.csv" in ranges

@@ -32,12 +32,6 @@ def transforms(world: World) -> None:
     (world.root / "shop" / "observed.py").write_text(TRANSFORMS)
 
 
-def flow_run(world: World, name: str) -> dict[str, Any]:
-    """The flow run of a job."""
-    [found] = world.ask_prefect("flow_runs/filter", {"flow_runs": {"name": {"any_": [name]}}})
-    return dict(found)
-
-
 def logs_of(world: World, run: dict[str, Any]) -> list[dict[str, Any]]:
     """The log lines of a flow run, as its page in Prefect shows them."""
     asked = {"logs": {"flow_run_id": {"any_": [run["id"]]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
@@ -50,7 +44,7 @@ def test_prefect_shows_our_log_lines(world: World) -> None:
     assert said.code == 1, said.err
     run, failed = said.data["run"], said.data["failed"]
     assert failed >= 1
-    shown = flow_run(world, "observed")
+    shown = world.flow_run_of(said)
     lines = logs_of(world, shown)
     messages = [line["message"] for line in lines]
     [planned] = [m for m in messages if m.startswith("observed: planned ")]
@@ -78,7 +72,7 @@ def test_traces_and_the_version_that_is_published(world: World) -> None:
             lambda: sum(span.name == "chunk" for span in collector.spans) >= chunks
         )
         spans = list(collector.spans)
-    messages = [line["message"] for line in logs_of(world, flow_run(world, "traced"))]
+    messages = [line["message"] for line in logs_of(world, world.flow_run_of(said))]
     run = f"[run={said.data['run']}]"
     assert f"traced: published version 1 of s3://demo/out/traced/ {run}" in messages
     assert len({span.trace for span in spans}) == 1
@@ -101,28 +95,32 @@ def test_lineage_of_an_ingest_and_a_load(world: World, tmp_path: Path) -> None:
     world.storage.put(
         "s3://demo/lineage-notes/1.jsonl", b'{"id": 1, "note": "a"}\n{"id": 2, "note": "b"}\n'
     )
-    (world.root / "notes.yaml").write_text(
-        "name: notes\nfiles: {uri: 's3://demo/lineage-notes/'}\noutput: {uri: 's3://demo/out/lineage-notes/'}\n"
+    (world.root / "lineage-notes.yaml").write_text(
+        "name: lineage-notes\nfiles: {uri: 's3://demo/lineage-notes/'}\n"
+        "output: {uri: 's3://demo/out/lineage-notes/'}\n"
     )
-    (world.root / "load-notes.yaml").write_text(
-        "name: load-notes\ninput: {uri: 's3://demo/out/lineage-notes/'}\n"
+    (world.root / "load-lineage-notes.yaml").write_text(
+        "name: load-lineage-notes\ninput: {uri: 's3://demo/out/lineage-notes/'}\n"
         f"into: {{uri: 'duckdb:{tmp_path}/notes.duckdb', table: notes}}\n"
     )
     with receiving() as receiver:
         url = {"CHUNKMAP_LINEAGE__URL": str(receiver.settings.url)}
-        for command in (("ingest", "notes.yaml"), ("load", "load-notes.yaml")):
+        for command in (
+            ("ingest", "lineage-notes.yaml"),
+            ("load", "load-lineage-notes.yaml"),
+        ):
             said = world.chunkmap(*command, "--json", **url)
             assert said.code == 0, said.err
         events = bodies(receiver)
     assert [(event["job"]["name"], event["eventType"]) for event in events] == [
-        ("notes", "START"),
-        ("notes", "COMPLETE"),
-        ("load-notes", "START"),
-        ("load-notes", "COMPLETE"),
+        ("lineage-notes", "START"),
+        ("lineage-notes", "COMPLETE"),
+        ("load-lineage-notes", "START"),
+        ("load-lineage-notes", "COMPLETE"),
     ]
     [output] = events[1]["outputs"]
     assert (output["namespace"], output["name"]) == ("s3://demo", "out/lineage-notes")
     [loaded] = events[3]["outputs"]
     assert loaded["outputFacets"]["outputStatistics"]["rowCount"] == 2
     # The run of the events is the flow run.
-    assert events[0]["run"]["runId"] == flow_run(world, "notes")["id"]
+    assert events[0]["run"]["runId"] == world.flow_run_of("lineage-notes")["id"]

@@ -43,10 +43,10 @@ pipeline:
 """
 
 
-def runs_of(world: World, name: str) -> list[dict[str, Any]]:
-    """The flow runs of a flow, newest first."""
-    asked = {"flows": {"name": {"any_": [name]}}, "sort": "START_TIME_DESC"}
-    return list(world.ask_prefect("flow_runs/filter", asked))
+def runs_of(world: World) -> list[dict[str, Any]]:
+    """The flow runs of this pipeline, newest first."""
+    named = {"name": {"any_": ["whole least 40"]}}
+    return world.in_prefect("flow_runs", flow_runs=named, sort="START_TIME_DESC")
 
 
 def test_a_pipeline_that_was_killed_goes_on_and_is_then_unchanged(world: World) -> None:
@@ -72,22 +72,19 @@ def test_a_pipeline_that_was_killed_goes_on_and_is_then_unchanged(world: World) 
         with duckdb.connect(str(world.root / "whole.duckdb")) as connection:
             ids = [row[0] for row in connection.execute("SELECT id FROM totals").fetchall()]
         assert sorted(ids) == list(range(21, 45))
-        newest, killed = runs_of(world, "pipeline")
-        assert (newest["name"], newest["state"]["type"]) == ("whole least 40", "COMPLETED")
+        newest, killed = runs_of(world)
+        assert newest["state"]["type"] == "COMPLETED"
         assert killed["state"]["type"] != "COMPLETED"
-        names = {run["name"] for flow in ("ingest", "map_dataset", "load")
-                 for run in runs_of(world, flow)}  # fmt: skip
-        assert {"orders", "totals", "warehouse"} <= names
+        below = {"parent_flow_run_id": {"any_": [newest["id"]]}}
+        stages = world.in_prefect("flow_runs", flow_runs=below)
+        assert {stage["name"] for stage in stages} == {"orders", "totals", "warehouse"}
         again = world.chunkmap("pipeline", "run", "whole.yaml")
         assert again.code == 0, again.err
         assert again.out.count("unchanged") == 3 and "skipped" in again.out
         assert (world.root / "told.txt").read_text() == "24\n"
         assert api.twice() == ["after=c20"]
-    [newest, *_] = runs_of(world, "pipeline")
-    tasks = {"flow_runs": {"id": {"any_": [newest["id"]]}}}
-    shown = {
-        run["name"]: run["state"]["name"] for run in world.ask_prefect("task_runs/filter", tasks)
-    }
+    [newest, *_] = runs_of(world)
+    shown = {run["name"]: run["state"]["name"] for run in world.tasks_of(newest)}
     assert shown == {
         "orders: unchanged": "Skipped",
         "totals: unchanged": "Skipped",

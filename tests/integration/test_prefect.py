@@ -54,38 +54,34 @@ def mapped(world: World) -> Answer:
     return world.chunkmap("run", world.job("shown", "shop.transforms:slow"), "--json")
 
 
-def flow_run(world: World, answer: Answer) -> dict[str, Any]:
-    """The flow run of a command."""
-    page = answer.data["prefect_ui"].rpartition("/")[2]
-    [found] = world.ask_prefect("flow_runs/filter", {"flow_runs": {"id": {"any_": [page]}}})
-    return dict(found)
-
-
-def batches(world: World, run: dict[str, Any]) -> list[dict[str, Any]]:
-    """The task runs of a flow run that map chunks."""
-    asked = {"flow_runs": {"id": {"any_": [run["id"]]}}, "limit": 200}
-    found = world.ask_prefect("task_runs/filter", asked)
-    return [task for task in found if task["name"].startswith("r1-")]
+def batches(world: World, run: Answer) -> list[dict[str, Any]]:
+    """The task runs of a command that map chunks."""
+    tasks = world.tasks_of(world.flow_run_of(run))
+    return [task for task in tasks if task["name"].startswith("r1-")]
 
 
 def test_flow_execution(world: World, mapped: Answer) -> None:
     assert mapped.code == 0, mapped.err
-    run = flow_run(world, mapped)
+    run = world.flow_run_of(mapped)
     assert (run["name"], run["state_type"]) == ("shown", "COMPLETED")
     assert_frame_equal(world.frame("s3://demo/out/shown/"), sales(0, ROWS))
 
 
 def test_parallel_execution(world: World, mapped: Answer) -> None:
     """Batches run at the same time, on two workers."""
-    spans = [(b["start_time"], b["end_time"]) for b in batches(world, flow_run(world, mapped))]
+    spans = [(b["start_time"], b["end_time"]) for b in batches(world, mapped)]
     spans.sort()
     assert any(later < end for (_, end), (later, _) in pairwise(spans))
 
 
 def test_caching(world: World, mapped: Answer) -> None:
     """A run of the same input and code is not made again."""
-    asked = {"task_runs": {"name": {"like_": "r1-"}}}
+    asked = {
+        "flow_runs": {"name": {"any_": ["shown"]}},
+        "task_runs": {"name": {"like_": "r1-"}},
+    }
     before = world.ask_prefect("task_runs/count", asked)
+    assert before == mapped.data["batches"]
     again = world.chunkmap("run", "shown.yaml", "--json")
     assert (again.code, again.data["run"], again.data["mapped"]) == (0, mapped.data["run"], 0)
     # Its page is still that of the flow run that mapped the chunks.
@@ -116,7 +112,7 @@ def test_task_retry(world: World) -> None:
     assert said.code == 0, said.err
     assert (world.root / "died").exists()
     assert said.data["failed"] == 0
-    assert flow_run(world, said)["state_type"] == "COMPLETED"
+    assert world.flow_run_of(said)["state_type"] == "COMPLETED"
     assert_frame_equal(world.frame("s3://demo/out/dies/"), sales(0, ROWS))
 
 
@@ -124,7 +120,7 @@ def test_error_handling(world: World) -> None:
     """A failure for good fails the flow run, with its reason, and publishes nothing."""
     said = world.chunkmap("run", world.job("refuses", "shop.flows:refuses"), "--json")
     assert (said.code, said.data["state"]) == (1, "failed")
-    [run] = world.ask_prefect("flow_runs/filter", {"flow_runs": {"name": {"any_": ["refuses"]}}})
+    run = world.flow_run_of(said)
     assert run["state_type"] == "FAILED"
     assert "ValueError: no such price" in str(said.data["errors"])
     assert f"run {said.data['run']} ended with" in run["state"]["message"]
@@ -139,8 +135,6 @@ def test_subflows(world: World) -> None:
     (world.root / "nested.yaml").write_text(text)
     answer = world.chunkmap("pipeline", "run", "nested.yaml", "--json")
     assert answer.code == 0, answer.err
-    asked = {"flows": {"name": {"any_": ["pipeline"]}}, "sort": "START_TIME_DESC"}
-    [parent] = [r for r in world.ask_prefect("flow_runs/filter", asked) if r["name"] == "nested"]
-    below = {"flow_runs": {"parent_flow_run_id": {"any_": [parent["id"]]}}}
-    [child] = world.ask_prefect("flow_runs/filter", below)
+    below = {"parent_flow_run_id": {"any_": [world.flow_run_of("nested")["id"]]}}
+    [child] = world.in_prefect("flow_runs", flow_runs=below)
     assert (child["name"], child["state_type"]) == ("staged", "COMPLETED")

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
@@ -24,11 +23,6 @@ def oracle(rate: float = 1.0, above: int = -1) -> pl.DataFrame:
     """What `total` makes of everything, by Polars alone."""
     rows = sales(0, ROWS).filter(pl.col("id") > above, pl.col("price") > 10)
     return rows.with_columns(total=pl.col("price") * rate)
-
-
-def ask_prefect(world: World, path: str, **filters: Any) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = world.ask_prefect(f"{path}/filter", {"limit": 200, **filters})
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -131,16 +125,15 @@ def test_objects_in_quarantine_are_listed_beside_the_output(world: World) -> Non
 
 
 def test_prefect_shows_the_run(world: World, first: Answer) -> None:
-    flow_run = first.data["prefect_ui"].rpartition("/")[2]
-    (shown,) = ask_prefect(world, "flow_runs", flow_runs={"id": {"any_": [flow_run]}})
+    shown = world.flow_run_of(first)
     assert (shown["name"], shown["state_type"]) == ("sales", "COMPLETED")
-    tasks = ask_prefect(world, "task_runs", flow_runs={"id": {"any_": [flow_run]}})
+    tasks = world.tasks_of(shown)
     # Never one task run a chunk: batches, the plan, the checks and the publishing.
     assert len(tasks) == first.data["batches"] + 3 < first.data["chunks"] + 3
     names, run = {task["name"] for task in tasks}, first.data["run"]
     assert {"plan sales", f"quality_checks {run}", f"publish {run}"} <= names
     assert sum(bool(re.fullmatch(r"r1-[0-9a-f]+-\d{5}", name)) for name in names) == len(names) - 3
-    artifacts = ask_prefect(world, "artifacts", flow_runs={"id": {"any_": [flow_run]}})
+    artifacts = world.in_prefect("artifacts", flow_runs={"id": {"any_": [shown["id"]]}})
     by_type = {artifact["type"]: artifact for artifact in artifacts}
     assert by_type["progress"]["data"] == 100
     assert first.data["report"] in by_type["markdown"]["data"]

@@ -224,7 +224,7 @@ def test_doctor_says_which_workers_hold_secrets_of_prefect(guarded: Guarded) -> 
 
 def test_a_batch_that_runs_is_shown_as_running(guarded: Guarded) -> None:
     world = guarded.world
-    job = world.job("shown", "shop.transforms:slow", params={"seconds": 1.5})
+    job = world.job("guarded-shown", "shop.transforms:slow", params={"seconds": 1.5})
     with world.start("run", job, "--json", **guarded.driver) as process:
         seen: list[dict[str, Any]] = []
 
@@ -247,10 +247,12 @@ def test_a_batch_that_runs_is_shown_as_running(guarded: Guarded) -> None:
 
 
 def test_a_batch_whose_worker_dies_has_crashed(guarded: Guarded) -> None:
-    job = guarded.world.job("dying", "shop.transforms:dies", rounds=1, input={"include": ["0*"]})
+    job = guarded.world.job(
+        "guarded-dying", "shop.transforms:dies", rounds=1, input={"include": ["0*"]}
+    )
     answer = guarded.run(job)
     assert answer.code == 1, answer.err
-    named = {"flow_runs": {"name": {"any_": ["dying"]}}}
+    named = {"flow_runs": {"name": {"any_": ["guarded-dying"]}}}
     [flow_run] = guarded.ask("POST", "flow_runs/filter", named)
     found = await_ended(guarded, flow_run["id"], 1)
     assert {run["state_type"] for run in found} == {"CRASHED"}

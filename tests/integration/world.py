@@ -212,6 +212,27 @@ class World:
         with urlopen(Request(f"{api}/{path}", json.dumps(body).encode(), headers)) as answer:
             return json.load(answer)
 
+    def in_prefect(self, kind: str, **filters: Any) -> list[dict[str, Any]]:
+        """What Prefect has of a kind, e.g. "flow_runs", that passes filters, e.g. by `flow_run_of`.
+
+        Other tests use the server meanwhile: without a filter by what is the test's own, the result
+        has theirs, too.
+        """
+        return list(self.ask_prefect(f"{kind}/filter", {"limit": 200, **filters}))
+
+    def flow_run_of(self, run: Answer | str) -> dict[str, Any]:
+        """The flow run of a command that printed its page, or of this name, which no other has."""
+        if isinstance(run, Answer):
+            wanted = {"id": {"any_": [run.data["prefect_ui"].rpartition("/")[2]]}}
+        else:
+            wanted = {"name": {"any_": [run]}}
+        [found] = self.in_prefect("flow_runs", flow_runs=wanted)
+        return found
+
+    def tasks_of(self, flow_run: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The task runs of a flow run."""
+        return self.in_prefect("task_runs", flow_runs={"id": {"any_": [flow_run["id"]]}})
+
     def objects(self, *prefixes: str) -> set[tuple[str, str]]:
         """Everything in S3 whose URI begins with one of these, with its ETag."""
         found = self.storage.objects("s3://demo/")
