@@ -42,7 +42,7 @@ NAMED = re.compile(
 
 def test_each_name_in_the_shared_world_is_one_modules() -> None:
     """Another module's job of that name would have its file, its output and its flow runs."""
-    users = defaultdict(set)
+    users: defaultdict[str, set[str]] = defaultdict(set)
     for module in _with_parameter("world: World", "integration"):
         for job, file in NAMED.findall((ROOT / module).read_text("utf-8")):
             users[job or file].add(module)

@@ -126,4 +126,4 @@ def own_cluster(world: World, folder: Path) -> Iterator[OwnCluster]:
         yield cluster
     finally:
         for process in (*cluster.workers.values(), scheduler):
-            process.stop()
+            process.kill()  # Each would take seconds to say goodbye to those that end as well.
