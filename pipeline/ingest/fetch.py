@@ -17,6 +17,7 @@ from pipeline.http_answers import Waits
 from pipeline.ingest.client import Client, open_client
 from pipeline.ingest.errors import PageLimitError, SourceError
 from pipeline.ingest.paging import Answer, Feed, Paging
+from pipeline.ingest.parsed import ParsedPages
 from pipeline.ingest.store import IngestStore, PageRecord, total
 from pipeline.report.humanize import plural
 
@@ -51,6 +52,7 @@ def fetch_pages(
     secret: str | None,
     waits: Waits,
     listen: Callable[[FetchProgress], None],
+    parsed: ParsedPages,
 ) -> tuple[list[PageRecord], FetchProgress]:
     """Fetch all pages of an ingest that are not stored.
 
@@ -61,6 +63,7 @@ def fetch_pages(
         secret: The secret of `http.auth`.
         waits: Waits between attempts at a request.
         listen: Called with the progress.
+        parsed: Is told what is in the pages that are fetched.
 
     Returns:
         All pages, in the order of feeds and pages, and the progress at the end.
@@ -74,7 +77,7 @@ def fetch_pages(
 
     async def work() -> tuple[list[PageRecord], FetchProgress]:
         async with open_client(http, secret, waits) as client:
-            fetching = _Fetching(http, store, paging, client, listen)
+            fetching = _Fetching(http, store, paging, client, listen, parsed)
             return await fetching.all(feeds)
 
     return run_in_loop(work)
@@ -121,6 +124,7 @@ class _Fetching:
     paging: Paging
     client: Client
     listen: Callable[[FetchProgress], None]
+    parsed: ParsedPages
     _progress: FetchProgress = field(default_factory=FetchProgress)
     _started: float = field(default_factory=time.monotonic)
 
@@ -243,7 +247,8 @@ class _Fetching:
 
     async def _fetch(self, feed: Feed, number: int, address: str, step: int) -> PageRecord:
         page = await self.client.get(address)
-        records = len(self.paging.records(page.answer, address))
+        found = self.paging.records(page.answer, address)
+        records = len(found)
         following = self.paging.following(
             feed, address, page.answer, number=number, records=records, step=step or records
         )
@@ -264,6 +269,8 @@ class _Fetching:
             fetched=time.time(),
         )
         stored = await asyncio.to_thread(self.store.put_page, record, page.body)
+        if stored is record:  # Otherwise, another process has stored its answer before.
+            self.parsed.add(record, found)
         self._tell(asked=self._progress.asked + 1)
         return stored
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -12,7 +12,14 @@ import polars as pl
 from pipeline.concurrency import map_concurrently
 from pipeline.ingest.frames import frame_of, needs_exact_numbers, parse_records
 from pipeline.ingest.paging import Answer, Paging
-from pipeline.ingest.schema import ContradictionError, Types, add_types, contradiction
+from pipeline.ingest.parsed import ParsedPages
+from pipeline.ingest.schema import (
+    ContradictionError,
+    Types,
+    add_known_types,
+    add_types,
+    contradiction,
+)
 from pipeline.ingest.store import IngestStore, PageRecord, total
 
 SAMPLE_BYTES = 4 << 20
@@ -100,6 +107,8 @@ class PageRows:
     paging: Paging
     pages: Sequence[PageRecord]
     place: str
+    parsed: ParsedPages = field(default_factory=ParsedPages)
+    """What is known of those that were fetched now."""
 
     @cached_property
     def units(self) -> Sequence[Unit]:
@@ -119,9 +128,15 @@ class PageRows:
     def find(self, declared: Types, pinned: Types | None) -> Found:
         """Return the types of all records."""
         types: Types = {}
-        for page, records in self._documents(self.pages, exact=False):
+        unknown = [page for page in self.pages if self.parsed.types(page) is None]
+        documents = self._documents(unknown, exact=False)
+        for page in self.pages:
+            known = self.parsed.types(page)
             try:
-                add_types(types, records, declared)
+                if known is None:
+                    add_types(types, next(documents)[1], declared)
+                else:
+                    add_known_types(types, known)
             except ContradictionError as error:
                 raise contradiction(error, f"records up to {page.address}") from None
         return Found(types, total(self.pages))
@@ -154,6 +169,13 @@ class PageRows:
     ) -> Iterator[tuple[PageRecord, list[dict[str, Any]]]]:
         for start in range(0, len(pages), PAGES_AT_ONCE):
             some = pages[start : start + PAGES_AT_ONCE]
-            for page, body in zip(some, map_concurrently(self.store.body, some), strict=True):
-                document = parse_records(body, exact=exact) if body else None
-                yield page, self.paging.records(Answer(document), page.address)
+            # Those that are kept have numbers that are not exact.
+            kept = [None if exact else self.parsed.records(page) for page in some]
+            read = [page for page, records in zip(some, kept, strict=True) if records is None]
+            bodies = iter(map_concurrently(self.store.body, read))
+            for page, records in zip(some, kept, strict=True):
+                yield page, self._parse(page, next(bodies), exact) if records is None else records
+
+    def _parse(self, page: PageRecord, body: bytes, exact: bool) -> list[dict[str, Any]]:
+        document = parse_records(body, exact=exact) if body else None
+        return self.paging.records(Answer(document), page.address)

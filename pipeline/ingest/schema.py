@@ -76,6 +76,17 @@ def add_types(types: Types, records: Iterable[Mapping[str, Any]], declared: Iter
                 _refuse_name(name, types[name])
 
 
+def add_known_types(types: Types, more: Types) -> None:
+    """Add types of other records, as `add_types` has found them, to those found before.
+
+    Raises:
+        ContradictionError: A field has values of different kinds.
+    """
+    for name, kind in more.items():
+        before = types.get(name)
+        types[name] = kind if before is None else merge(before, kind, name)
+
+
 def _refuse_name(name: str, kind: pl.DataType) -> None:
     """Refuse names of fields that no file can hold: they are not valid Unicode."""
     try:

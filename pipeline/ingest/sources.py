@@ -18,6 +18,7 @@ from pipeline.ingest.download import Downloads
 from pipeline.ingest.fetch import FetchProgress, fetch_pages
 from pipeline.ingest.files import FileRows, find_files
 from pipeline.ingest.paging import Paging, feeds_of
+from pipeline.ingest.parsed import ParsedPages
 from pipeline.ingest.pieces import PieceReader
 from pipeline.ingest.ranges import Cutting
 from pipeline.ingest.rows import PageRows, Rows
@@ -121,6 +122,7 @@ class HttpSource:
 
     def rows(self, store: IngestStore) -> Rows:
         """Fetch the pages that are not stored."""
+        parsed = ParsedPages(frozenset(self.definition.types))
         pages, self.fetched = fetch_pages(
             self.http,
             store,
@@ -128,8 +130,9 @@ class HttpSource:
             secret=self._secret,
             waits=self.waits,
             listen=self.listen,
+            parsed=parsed,
         )
-        return PageRows(store, Paging(self.http), pages, self.place)
+        return PageRows(store, Paging(self.http), pages, self.place, parsed)
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.errors import OutputNotEmptyError, SchemaChangedError, StateError, UsageError
 from pipeline.ingest.errors import PageLimitError, SourceError, SourceUnavailableError
+from pipeline.ingest.frames import parse_records
 from pipeline.ingest.paging import Paging
 from pipeline.ingest.store import IngestStore, PageRecord, find_ingests
 from pipeline.ingest.vacuum import discard_ingests, expire_ingests, ingest_states
@@ -385,6 +386,79 @@ def test_declared_types_are_exact(world: Worlds) -> None:
     it.api.records = [{"id": 3, "total": "1.00", "at": "2024-03-02T00:00:00Z", "tags": ["b"]}]
     with pytest.raises(OutputNotEmptyError):
         it.ingest(http={"params": {"next": 1}})
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The bodies of pages that are parsed after they were fetched."""
+    bodies = []
+
+    def parse(body: bytes, *, exact: bool) -> Any:
+        bodies.append(body)
+        return parse_records(body, exact=exact)
+
+    monkeypatch.setattr("pipeline.ingest.rows.parse_records", parse)
+    return bodies
+
+
+@pytest.mark.parametrize("by", ["cursor", "page"])
+def test_pages_are_parsed_once(world: Worlds, parsed: list[bytes], by: str) -> None:
+    it = world(35, by=by)
+    it.ingest()
+    assert parsed == []
+    assert it.frame().equals(expected(35))
+
+
+def test_only_pages_that_another_process_has_fetched_are_parsed_again(
+    world: Worlds, parsed: list[bytes]
+) -> None:
+    it = world(35, by="cursor")
+    calls = it.calls()
+    assert parsed == []
+    stores = [number for number, call in enumerate(calls) if call == "put_new"]
+    it.dies(stores[3])  # The record of the ingest comes before the pages.
+    stored = len(pages_of(it))
+    assert 0 < stored < 4
+    it.ingest()
+    assert len(parsed) == 2 * stored  # For their types, and for their rows.
+    assert it.frame().equals(expected(35))
+
+
+def test_records_beyond_a_limit_are_not_kept(
+    world: Worlds, parsed: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = world(35, by="cursor")
+    monkeypatch.setattr("pipeline.ingest.parsed.KEPT_BYTES", 1000)
+    it.ingest()
+    assert len(parsed) == 3, "one page of four is kept, and the types of all"
+    assert it.frame().equals(expected(35))
+
+
+def test_the_page_that_another_process_has_stored_meanwhile_counts(
+    world: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = world(35, by="cursor")
+    put_page = IngestStore.put_page
+
+    def second(store: IngestStore, page: PageRecord, body: bytes) -> PageRecord:
+        if page.number == 2:
+            other = body.replace(b'"n1"', b'"of another"')
+            put_page(store, page.model_copy(update={"bytes": len(other)}), other)
+        return put_page(store, page, body)
+
+    monkeypatch.setattr(IngestStore, "put_page", second)
+    it.ingest()
+    names = it.frame()["name"].to_list()
+    assert names[10:20].count("of another") == names[20:30].count("n1") > 0
+    assert "n1" not in names[10:20]
+
+
+def test_a_page_with_two_kinds_of_values_is_named_with_those_before_it(world: Worlds) -> None:
+    it = world(0, by="cursor", size=2)
+    it.api.records = [{"id": i, "code": i} for i in range(3)] + [{"id": 3, "code": "x"}]
+    with pytest.raises(SchemaChangedError, match="'code' is Int64 and String in records up to"):
+        it.ingest()
+    assert len(pages_of(it)) == 2
 
 
 def test_pages_become_files_of_a_size(world: Worlds) -> None:

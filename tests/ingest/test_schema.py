@@ -17,6 +17,7 @@ from pipeline.ingest.frames import frame_of
 from pipeline.ingest.schema import (
     ContradictionError,
     Types,
+    add_known_types,
     add_types,
     decide,
     fits,
@@ -100,6 +101,30 @@ def test_each_value_fits_the_type_that_was_found_for_all(values: list[Any]) -> N
             assert row == pytest.approx(value)
         else:
             assert (row is None) <= (without_nulls(type_of(value, "x")) is None or value is None)
+
+
+RECORDS = st.lists(st.dictionaries(st.sampled_from("xyz"), JSON, max_size=3), max_size=3)
+
+
+@settings(deadline=None, max_examples=fewer(80))
+@given(st.lists(RECORDS, max_size=4))
+def test_types_of_pages_add_up_to_those_of_all_records(pages: list[list[dict[str, Any]]]) -> None:
+    """With the fields, also nested ones, in the same order; and a contradiction is one."""
+
+    def by_page() -> Types:
+        types: Types = {}
+        for page in pages:
+            add_known_types(types, found(*page))
+        return types
+
+    try:
+        whole = found(*(record for page in pages for record in page))
+    except ContradictionError:
+        with pytest.raises(ContradictionError):
+            by_page()
+        return
+    assert list(by_page().items()) == list(whole.items())
+    assert str(by_page()) == str(whole)
 
 
 def test_at_first_contact_fields_without_a_value_become_no_column() -> None:
