@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from json import dumps
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 MASK = "********"
 
@@ -40,6 +42,19 @@ _BEARER = re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE)
 _PLACEHOLDERS = ("…", "$(", "${")
 """What stands for a value in a command that is to be typed."""
 _ASSIGNMENT = re.compile(r"(-{0,2}([A-Za-z_][\w.-]*)=).*", re.DOTALL)
+_hidden: list[tuple[str, ...]] = [()]
+"""Secrets of this process, as texts may spell them; longer ones first."""
+
+
+def hide(secret: str) -> None:
+    """Mask a secret wherever a text has it from now on, also without a name that tells so.
+
+    Args:
+        secret: Text that is long enough to be nothing else.
+    """
+    quoted = (quote(secret), quote(secret, safe=""), quote_plus(secret))
+    forms = {secret, dumps(secret)[1:-1], repr(secret)[1:-1], *quoted}
+    _hidden[0] = tuple(sorted({*_hidden[0], *forms}, key=len, reverse=True))
 
 
 def is_secret_name(name: object) -> bool:
@@ -102,6 +117,8 @@ def mask_text(text: str) -> str:
     >>> mask_text("password=x: s3://b/token=3/a.parquet is missing")
     'password=******** s3://b/token=3/a.parquet is missing'
     """
+    for secret in _hidden[0]:
+        text = text.replace(secret, MASK)
     if not any(sign in text for sign in "=:") and "earer" not in text and "asic" not in text:
         return text  # Most texts: nothing in them can match.
     text = _USER_IN_URL.sub(rf"\1{MASK}@", text)

@@ -548,7 +548,9 @@ class Job(Part):
     transform: Function
     """Function from LazyFrame to LazyFrame, as `module:function`."""
     params: Annotated[dict[str, Any], AfterValidator(_param)] = Field(default={})
-    """Keyword arguments of the transform: JSON values, dates and times."""
+    """Keyword arguments of the transform: JSON values, dates and times. Secrets are in environment
+    variables of the driver and the workers: `{from_env: SHOP_TOKEN}` stands for the value of one,
+    at any depth. The job has its name only, and the value is masked in logs and errors."""
     tables: tuple[Uri, ...] = ()
     """Tables (an object or a prefix) that the transform reads with `read_table`. Planning finds
     those that the transform reads on no rows; list others here. A run reads the planned version."""

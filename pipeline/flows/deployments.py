@@ -16,7 +16,7 @@ from pipeline.config.job import load_job, parse_job
 from pipeline.config.settings import load_settings
 from pipeline.errors import ChunkmapError
 from pipeline.flows.backfill import BackfillOptions, backfill_flow, backfill_options
-from pipeline.flows.map_dataset import FlowOptions, map_dataset, options
+from pipeline.flows.map_dataset import FlowOptions, map_dataset, options, shown_job
 from pipeline.flows.server import check_server
 from pipeline.logs import set_up_driver
 from pipeline.runs.backfill.dead_drivers import reason_not_to_resume, reason_not_to_resume_run
@@ -70,8 +70,8 @@ def run_job(job: str, run: str | None = None) -> Any:
     check_server(settings.prefect)
     runner: Any = task_runner(settings.dask, settings.s3.environment())
     map_flow: Any = map_dataset.with_options(task_runner=runner)
-    with options(FlowOptions(settings, resume=ResumeOptions(run=run))):
-        map_flow(parsed.name, parsed.to_yaml())
+    with options(FlowOptions(settings, resume=ResumeOptions(run=run), job=parsed)):
+        map_flow(parsed.name, shown_job(parsed))
     return Completed()
 
 

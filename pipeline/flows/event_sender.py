@@ -48,14 +48,17 @@ class Origin:
     Create it in the context of the flow run.
     """
 
-    context: Context = field(default_factory=copy_context)
+    context: Context | None = field(default_factory=copy_context)
+    """None when they are known: a context holds all that its flow run has in memory."""
     _related: list[dict[str, str]] | None = None
 
     def related(self) -> list[dict[str, str]]:
         """List flow run, flow, deployment, work pool and tags; reads them once from the server."""
         if self._related is None:
+            assert self.context is not None, "it is kept until they are known"
             resources = self.context.copy().run(asyncio.run, _related())
             self._related = [dict(resource.items()) for resource in resources]
+            self.context = None
         return self._related
 
 

@@ -22,6 +22,7 @@ from pipeline.errors import (
 )
 from pipeline.flows.server import check_access, connect, drain, talking_to
 from pipeline.logs import set_up_driver
+from pipeline.masking import mask, mask_text
 from pipeline.processes import exit_without_waiting, exits_without_waiting
 from pipeline.runs.driver.early_plan import BackgroundPlan, EarlyPlan, plan_early
 from pipeline.runs.driver.plan import ResumeOptions
@@ -126,7 +127,7 @@ def launch(
     listen("start", None)
     api_url = connect(settings.prefect)
     set_up_driver(settings.logs.format, settings.logs.level)
-    from pipeline.flows.map_dataset import FlowOptions, map_dataset, options
+    from pipeline.flows.map_dataset import FlowOptions, map_dataset, options, shown_job
 
     flow: Any = map_dataset.with_options(task_runner=_runner(settings))
     plan = early or BackgroundPlan(
@@ -136,7 +137,7 @@ def launch(
         listen("workers", None)
     flow_options = FlowOptions(settings, listen, resume, job, plan, began)
     with options(flow_options):
-        return _run_flow(api_url, flow_options.ended, partial(flow, job.name, job.to_yaml()))
+        return _run_flow(api_url, flow_options.ended, partial(flow, job.name, shown_job(job)))
 
 
 def launch_backfill(
@@ -245,10 +246,10 @@ def launch_pipeline(
     name = f"{pipeline.name} {pipeline.label}".strip()
     flow: Any = run_pipeline.with_options(flow_run_name=name.replace("{", "{{").replace("}", "}}"))
     flow_options = PipelineFlowOptions(settings, _runner, pipeline, pipeline_options, listen)
-    values = {name: text_of(value) for name, value in pipeline.parameters.items()}
+    values = mask({name: text_of(value) for name, value in pipeline.parameters.items()})
     chosen = (pipeline_options.start_from, pipeline_options.only)
     with options_of_flow(flow_options):
-        call = partial(flow, pipeline.source, values, *chosen)
+        call = partial(flow, mask_text(pipeline.source), values, *chosen)
         return _run_flow(api_url, flow_options.ended, call)
 
 

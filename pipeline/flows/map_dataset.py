@@ -80,6 +80,17 @@ class FlowOptions:
         return None if early is None or early.run is None else early
 
 
+def shown_job(job: Job) -> str:
+    """Return the text of a job for Prefect, which shows parameters of flow runs: without secrets.
+
+    The flow itself takes the job from its options.
+    """
+    changes: dict[str, Any] = {"params": mask(job.params)}
+    if job.then is not None:
+        changes["then"] = job.then.model_copy(update={"params": mask(job.then.params)})
+    return mask_text(job.model_copy(update=changes).to_yaml())
+
+
 _options: ContextVar[FlowOptions | None] = ContextVar("options", default=None)
 
 
@@ -129,7 +140,7 @@ def map_dataset(name: str, job_yaml: str) -> RunSummary:
 
     Args:
         name: The name of the job, for the Prefect UI.
-        job_yaml: The text of the job file.
+        job_yaml: The text of the job file; with a job in the options, it is only shown.
 
     Raises:
         RunIncompleteError: Some chunks failed; nothing was published, completed work is kept.

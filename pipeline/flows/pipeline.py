@@ -33,7 +33,7 @@ from pipeline.flows.ingest import (
     secret_of_place,
 )
 from pipeline.flows.load import LoadOptions, load_flow, load_options, secret_of
-from pipeline.flows.map_dataset import FlowOptions, map_dataset, options
+from pipeline.flows.map_dataset import FlowOptions, map_dataset, options, shown_job
 from pipeline.flows.run_logs import flow_logs, masked_errors
 from pipeline.ingest.run import IngestOptions, IngestSummary
 from pipeline.load.records import LoadSummary
@@ -199,7 +199,7 @@ class PrefectRunner(StageRunner):
         given = FlowOptions(self._settings, listen, resume, job, early)
         subflow: Any = map_dataset.with_options(flow_run_name=stage, task_runner=runner)
         with options(given):
-            return _outcome(partial(subflow, job.name, job.to_yaml()), given.ended)
+            return _outcome(partial(subflow, job.name, shown_job(job)), given.ended)
 
     def load(self, stage: str, file: LoadFile) -> LoadSummary:
         """Load, as the flow `load`."""

@@ -11,11 +11,13 @@ import orjson
 import pytest
 
 from partitioning import Chunk
+from pipeline.config.job import Job
 from pipeline.config.sections import LineageSettings
 from pipeline.errors import RunFailedError, TransformError
 from pipeline.flows import run_events
 from pipeline.flows.event_sender import Origin
 from pipeline.flows.lineage import lineage
+from pipeline.flows.map_dataset import shown_job
 from pipeline.flows.run_events import RUN, reported
 from pipeline.flows.run_logs import flow_logs
 from pipeline.flows.task_report import cut
@@ -81,6 +83,32 @@ def test_other_errors_that_end_a_flow(form: str) -> None:
     text = logging.Formatter().format(record)
     assert "KeyError" in text
     assert SECRET not in text
+
+
+def test_parameters_of_flow_runs() -> None:
+    """Prefect stores them, and shows them to everybody."""
+    job = Job.model_validate(
+        {
+            "name": "prices",
+            "input": {"uri": "s3://in/t/"},
+            "transform": "shop.prices:euros",
+            "params": {
+                "rate": 0.9,
+                "password": SECRET,
+                "http": {"headers": [{"name": "Authorization", "value": SECRET}]},
+                "database": f"postgresql://me:{SECRET}@h/db",
+                "api_key": {"from_env": "SHOP_KEY"},
+            },
+            "reduce": {"combine": "shop.prices:add"},
+            "then": {"function": "shop.prices:send", "params": {"token": [SECRET], "days": 3}},
+            "output": {"uri": "s3://out/t/"},
+        }
+    )
+    text = shown_job(job)
+    assert SECRET not in text
+    for shown in ("rate: 0.9", "h/db", "days: 3", "shop.prices:euros", "s3://out/t/"):
+        assert shown in text
+    assert SECRET in job.to_yaml(), "the job itself is as it was"
 
 
 @forms

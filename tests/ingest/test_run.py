@@ -428,7 +428,7 @@ def test_records_beyond_a_limit_are_not_kept(
     world: Worlds, parsed: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     it = world(35, by="cursor")
-    monkeypatch.setattr("pipeline.ingest.parsed.KEPT_BYTES", 1000)
+    monkeypatch.setattr("pipeline.ingest.parsed.KEPT_BYTES", 700)
     it.ingest()
     assert len(parsed) == 3, "one page of four is kept, and the types of all"
     assert it.frame().equals(expected(35))

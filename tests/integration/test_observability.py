@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.world import World
+from pipeline.runs.ledger.ledger import Ledger
+from tests.integration.world import PLANTED, World
 from tests.support.otlp import collecting
 
 pytestmark = pytest.mark.integration
@@ -17,10 +18,10 @@ TRANSFORMS = """
 import polars as pl
 
 
-def refuses_some(frame: pl.LazyFrame) -> pl.LazyFrame:
+def refuses_some(frame: pl.LazyFrame, token: str, password: str) -> pl.LazyFrame:
     def refuse(rows: pl.DataFrame) -> pl.DataFrame:
         if rows.height and rows["id"].max() >= 5_900:
-            raise ValueError("no such price, password=hunter2")
+            raise ValueError(f"no such price for {token}, password={password}")
         return rows
 
     return frame.map_batches(refuse)
@@ -39,8 +40,14 @@ def logs_of(world: World, run: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_prefect_shows_our_log_lines(world: World) -> None:
-    """Of a run in which some chunks fail: from the driver and from workers, with ids."""
-    said = world.chunkmap("run", world.job("observed", "shop.observed:refuses_some"), "--json")
+    """Of a run in which some chunks fail: from the driver and from workers, with ids.
+
+    And nothing of it shows the two secrets that the function has.
+    """
+    variable, secret = PLANTED
+    params = {"token": {"from_env": variable}, "password": "hunter2"}
+    job = world.job("observed", "shop.observed:refuses_some", params=params)
+    said = world.chunkmap("run", job, "--json")
     assert said.code == 1, said.err
     run, failed = said.data["run"], said.data["failed"]
     assert failed >= 1
@@ -58,7 +65,19 @@ def test_prefect_shows_our_log_lines(world: World) -> None:
     assert all(f"[run={run} batch=" in line["message"] for line in chunks)
     assert all(" chunk=" in line["message"] for line in chunks)
     assert "ValueError: no such price" in chunks[0]["message"]
-    assert "hunter2" not in str(messages) + str(shown)
+    own = {"id": {"any_": [shown["id"]]}}
+    related = {"related": {"id": [f"prefect.flow-run.{shown['id']}"]}}
+    ledger = Ledger(world.storage, "s3://demo/out/observed/", run)
+    everything = (
+        *(said.out, said.err, lines, shown, world.tasks_of(shown)),
+        world.in_prefect("artifacts", flow_runs=own),
+        world.ask_prefect("events/filter", {"filter": related, "limit": 50})["events"],
+        *(ledger.read().failures.to_dicts(), Path(said.data["local_report"]).read_text()),
+    )
+    assert variable in str(shown["parameters"])
+    for text in everything:
+        assert text
+        assert secret not in str(text) and "hunter2" not in str(text)
 
 
 def test_traces_and_the_version_that_is_published(world: World) -> None:

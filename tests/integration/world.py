@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
@@ -19,13 +19,14 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import polars as pl
+import psutil
 
-from pipeline.cluster import local
 from pipeline.cluster.local import processes
 from pipeline.cluster.local.credentials import s3_settings
 from pipeline.cluster.local.state import StateFolder
 from pipeline.config.settings import Settings, load_settings
 from pipeline.storage import Storage, open_storage
+from tests.faults.world import await_that
 from tests.support import forks
 
 ROWS = 6_000
@@ -38,6 +39,8 @@ FLOWS = {
     *(("backfill", "create"), ("backfill", "resume"), ("cluster", "doctor"), ("cluster", "status")),
 }
 """Commands that import Prefect or Dask."""
+PLANTED = "WORLD_TOKEN", "planted-4b1d-token"
+"""A secret in the environment of all commands, and so of the stack's workers: it may be nowhere."""
 UPS = "ups.json"
 """What the two commands printed that started the stack."""
 
@@ -287,8 +290,9 @@ def fill(storage: Storage) -> None:
     storage.put("s3://demo/out/held/other.txt", b"mine")
 
 
-def build(root: Path) -> World:
+def build(world: World) -> None:
     """Make the folder and start its stack."""
+    root = world.root
     (root / "conf").mkdir(parents=True, exist_ok=True)
     (root / "conf" / "base.yaml").write_text(
         "transforms: {allow: [shop], allow_by_value: true}\n"
@@ -302,11 +306,9 @@ def build(root: Path) -> World:
     (root / "shop" / "__init__.py").touch()
     (root / "shop" / "transforms.py").write_text(TRANSFORMS)
     (root / "secret" / "__init__.py").write_text("open('imported', 'w').close()\n")
-    world = World(root)
     _allow_others(world)
     _start_twice(world)
     fill(world.storage)
-    return world
 
 
 def _start_twice(world: World) -> None:
@@ -332,16 +334,19 @@ def _allow_others(world: World) -> None:
 
 
 def tear_down(world: World) -> None:
-    """Stop the stack; nothing of it may be left."""
-    local.down(load_settings(cwd=world.root), lambda line: None)
-    assert not processes.marked(StateFolder(world.root / ".chunkmap").marker())
+    """Kill the stack, which others see to be stopped: all tests wait for its end."""
+    marker = StateFolder(world.root / ".chunkmap").marker()
+    for process in processes.marked(marker):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    await_that(lambda: not processes.marked(marker), "the end of the stack")
 
 
 @contextmanager
 def shared(folder: Path) -> Iterator[World]:
     """One world for all test processes: the first one makes it, the last one ends it."""
     users = folder / "users"
-    world = World(folder / "world")
+    world = World(folder / "world", dict([PLANTED]))
 
     def counted(change: int, act: Callable[[World], object], when: Sequence[int]) -> None:
         with (folder / "lock").open("w") as lock:
@@ -351,7 +356,7 @@ def shared(folder: Path) -> Iterator[World]:
                 act(world)
             users.write_text(str(count))
 
-    counted(1, lambda one: build(one.root), when=[1])
+    counted(1, build, when=[1])
     try:
         yield world
     finally:

@@ -30,6 +30,7 @@ from pipeline.runs.transforms.by_value import (
 )
 from pipeline.runs.transforms.fingerprint import fingerprint, join_fingerprints, libraries
 from pipeline.runs.transforms.reach import Reach, Reached, allows
+from pipeline.runs.transforms.secret_params import resolve_params
 from pipeline.runs.transforms.site_paths import add_new_paths
 from pipeline.runs.transforms.source import Module, Sources
 from pipeline.runs.transforms.user_code import describe, is_from_signal
@@ -67,14 +68,15 @@ def load_transform(name: str, params: Mapping[str, Any], settings: TransformSett
     Raises:
         TransformNotAllowedError: the settings do not allow its module, or the function is not
             defined in an allowed module.
-        JobError: there is no such module or function, or it cannot be imported.
+        JobError: there is no such module or function, it cannot be imported, or a parameter is in
+            an environment variable that is not set.
     """
     function, reached = _load(name, settings)
     _check_params(name, function, (None,), params)
     return Transform(
         name=name,
         fingerprint=fingerprint(name, reached, params),
-        call=partial(function, **params),
+        call=partial(function, **resolve_params(params)),
         definitions=reached.definitions,
         notes=reached.notes,
     )
@@ -91,7 +93,7 @@ def load_row_function(
     """
     function, _ = _load(name, settings)
     _check_params(name, function, (), params)
-    return partial(function, **params)
+    return partial(function, **resolve_params(params))
 
 
 def _load(name: str, settings: TransformSettings) -> tuple[Callable[..., Any], Reached]:

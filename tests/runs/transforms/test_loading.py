@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import uuid
@@ -9,10 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import polars as pl
 import pytest
 
+from pipeline import masking
 from pipeline.config.sections import TransformSettings
 from pipeline.errors import JobError, TransformNotAllowedError
 from pipeline.runs.transforms.loading import fingerprint_of, load_transform
@@ -239,6 +242,51 @@ def test_parameters_are_bound(package: Package) -> None:
         ),
     )
     assert package.run(by=3) == [3, 6]
+
+
+@pytest.fixture
+def hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Secrets of a test are not masked in others."""
+    monkeypatch.setattr(masking, "_hidden", [()])
+
+
+@pytest.mark.usefixtures("hidden")
+def test_a_secret_comes_from_the_environment_and_is_masked(
+    package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package.write("main", run("pl.lit(params['http']['tokens'][0]).alias('a')"))
+    params: dict[str, Any] = {"http": {"tokens": [{"from_env": "SHOP_TOKEN"}]}}
+    found = []
+    for token in ('planted-"1"/é', "planted-2-of-it"):
+        monkeypatch.setenv("SHOP_TOKEN", token)
+        assert set(package.run(**params)) == {token}
+        found.append(package.fingerprint(**params))
+        for text in (token, json.dumps(token), repr(token), quote(token), quote(token, safe="")):
+            assert "planted" not in masking.mask_text(f"401 for {text} of it")
+            assert "planted" not in str(masking.mask({"why": [text]}))
+    assert found[0] == found[1], "a new value makes no new run"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"from_env": "NOT_SET_HERE"}, r"NOT_SET_HERE \(params\.by\) is not set"),
+        ({"from_env": "SHORT_TOKEN"}, r"SHORT_TOKEN \(params\.by\) has fewer than 8 characters"),
+        ({"from_env": ""}, "names an environment variable"),
+        ({"from_env": ["SHORT_TOKEN"]}, "names an environment variable"),
+        ({"from_env": "SHORT_TOKEN", "default": "x"}, "stands alone"),
+        ({"a": [{"from_env": "NOT_SET_HERE"}]}, r"\(params\.by\.a\) is not set"),
+    ],
+)
+@pytest.mark.usefixtures("hidden")
+def test_a_secret_that_cannot_be_had_is_named(
+    package: Package, monkeypatch: pytest.MonkeyPatch, value: Any, said: str
+) -> None:
+    monkeypatch.setenv("SHORT_TOKEN", "abc")
+    package.write("main", run("pl.lit(1).alias('a')"))
+    with pytest.raises(JobError, match=said) as refused:
+        package.run(by=value)
+    assert "abc" not in str(refused.value)
 
 
 def test_a_changed_module_is_imported_anew(package: Package) -> None:
