@@ -31,7 +31,7 @@ EXAMPLES = {
     "chunks.per_partition": "true",
     "chunks.cross_partitions": "true",
     "transform": "shop.revenue:revenue",
-    "params": "{currency: EUR, since: 2024-01-01, rates: [1.1, 1.2], token: {from_env: SHOP_TOKEN}}",
+    "params": "{currency: EUR, since: 2024-01-01, rates: [1.1], token: {from_env: SHOP_TOKEN}}",
     "tables": "[s3://shop/countries.parquet]",
     "output.uri": "s3://shop/revenue/",
     "output.mode": "append",
