@@ -59,6 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
     _guard_state_folder()
+    gc.disable()  # Until all tests are collected: nearly all that is made until then stays.
 
 
 def _guard_state_folder() -> None:
@@ -115,7 +116,7 @@ def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         return
     for module, function in _RENDERERS:
         if module in sys.modules:
-            monkeypatch.setattr(f"{module}.{function}", lambda *_, **__: "{}")
+            monkeypatch.setattr(sys.modules[module], function, lambda *_, **__: "{}")
 
 
 @pytest.fixture
@@ -140,6 +141,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

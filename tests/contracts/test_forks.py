@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.support.forks import forks, give
+from tests.support.forks import forks, give, program, start
 
 LOOK = """
 import os, sys
@@ -47,3 +49,41 @@ def test_several_run_at_once_and_can_be_killed() -> None:
     sleeper.kill()
     assert sleeper.wait(60) == -9
     assert sleeper.has_ended
+
+
+def test_a_program_forks_for_whoever_starts_it(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    variables, descriptor = program(tmp_path / "look", LOOK, flows=False)
+    done = subprocess.run(
+        ["bash", "-c", "echo typed | ../look a 'b c'"],
+        cwd=tmp_path / "folder",
+        env={**variables, "ONE": "1", "PATH": os.environ["PATH"]},
+        pass_fds=[descriptor],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith(f"{tmp_path}/folder [") and "'ONE'" in done.stdout
+    assert done.stdout.endswith("['a', 'b c'] __main__") and "FORKS" not in done.stdout
+    assert (done.stderr, done.returncode) == ("typed\n", 3)
+
+
+def test_one_that_was_started_can_be_interrupted_and_tells_what_it_printed() -> None:
+    code = """
+import time
+try:
+    print("waits", flush=True)
+    time.sleep(600)
+except KeyboardInterrupt:
+    print("told to stop")
+    raise SystemExit(130)
+"""
+    with start(code=code) as running:
+        assert running.poll() is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.wait(0.05)
+        while not os.pread(running._printed[0].fileno(), 5, 0):
+            assert running.poll() is None
+        running.send_signal(signal.SIGINT)
+        assert running.communicate(60) == ("waits\ntold to stop\n", "")
+    assert (running.poll(), running.returncode) == (130, 130)

@@ -13,6 +13,7 @@ from pipeline.cluster.local import processes
 from pipeline.cluster.local.state import StateFolder
 from tests.contracts.source import ROOT, repository_files
 from tests.docs.pages import Block, blocks, commands, missing, read
+from tests.support import forks
 
 PAGES = [path for path in repository_files() if path.suffix == ".md"]
 BIN = Path(sys.executable).parent
@@ -32,18 +33,17 @@ NOT_HERE = (
 SHORTER = {} if "LONG" in os.environ else {"make demo": "make demo ARGS=--keep"}
 """Commands that the page says, too, with which the commands after them need not start services."""
 
-SMALL_DEMO = f"""#!{sys.executable}
+SMALL_DEMO = f"""
 import sys
-
-from chunkmap_main import main
 
 if sys.argv[1:2] == ["demo"]:
     import pipeline.cli.demo
 
     pipeline.cli.demo.SCALE_FACTOR = 0.1
-main()
+{forks.MAIN}
 """
-"""The command with a tenth of the demo's data; `make test-long` has it as it is."""
+"""The command with a tenth of the demo's data, forked from a process that has imported what it
+needs; `make test-long` has it as it is."""
 
 
 class Checkout:
@@ -56,11 +56,13 @@ class Checkout:
             (shutil.copytree if source.is_dir() else shutil.copy2)(source, folder / item)
         self.variables = {"PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "120"}
         self.bin = BIN
+        self.inherited: tuple[int, ...] = ()
         if "LONG" not in os.environ:
             self.bin = folder / ".bin"
             self.bin.mkdir()
-            (self.bin / "chunkmap").write_text(SMALL_DEMO)
-            (self.bin / "chunkmap").chmod(0o755)
+            variables, descriptor = forks.program(self.bin / "chunkmap", SMALL_DEMO)
+            self.variables |= variables
+            self.inherited = (descriptor,)
             self.variables["PATH"] = f"{self.bin}:{self.variables['PATH']}"
             self.variables["CHUNKMAP_DASK__WORKERS"] = "1"
         # What make takes for "installed"; it has to be newer than the copied requirements.
@@ -79,6 +81,7 @@ class Checkout:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            pass_fds=self.inherited,
         )
         assert done.returncode == 0, f"$ {line}\n{done.stdout}\nexit code {done.returncode}"
         return done.stdout

@@ -1,14 +1,13 @@
 """The Python API on the real stack: the same output as on this machine alone."""
 
 import json
-import subprocess
-import sys
 
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
 from tests.integration.world import REPOSITORY, World, parquet
+from tests.support import forks
 from tests.support.api_snippet import DAYS
 
 pytestmark = pytest.mark.integration
@@ -52,13 +51,14 @@ def test_the_stack_and_this_machine_make_the_same_output(world: World) -> None:
     for number, day in enumerate(DAYS):
         data = parquet(pl.DataFrame({"id": [number], "usd": [number * 10.0]}))
         world.storage.put(f"s3://demo/api-orders/ds={day}/a.parquet", data)
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(REPOSITORY)],
+    variables = world.variables()
+    done = forks.give(
+        str(REPOSITORY),
+        code=PROGRAM,
         cwd=world.root,
-        env=world.variables(),
-        capture_output=True,
-        text=True,
-        check=False,
+        variables=variables,
+        seconds=250,
+        flows=True,
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])

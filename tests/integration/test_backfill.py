@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,8 @@ from pipeline.runs.backfill.dead_drivers import reason_not_to_resume
 from pipeline.runs.backfill.store import BackfillStore, backfills_of
 from pipeline.runs.driver.heartbeat import DriverRecord
 from pipeline.table.log import TableLog
-from tests.integration.world import World, parquet, sales
+from tests.integration.world import AnyProcess, World, parquet, sales
+from tests.support import forks
 
 pytestmark = pytest.mark.integration
 
@@ -71,7 +71,7 @@ def published(world: World, name: str) -> int:
     return len(TableLog(world.storage, output_of(name)).manifest().commits)
 
 
-def awaited(what: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> Any:
+def awaited(what: Callable[[], Any], process: AnyProcess | None = None) -> Any:
     """What a question answers, once it answers with something true. S3 has no event to wait for."""
     deadline = time.monotonic() + 120
     while not (answer := what()):
@@ -81,7 +81,7 @@ def awaited(what: Callable[[], Any], process: subprocess.Popen[str] | None = Non
     return answer
 
 
-def driver_at_work(world: World, name: str, process: subprocess.Popen[str]) -> DriverRecord:
+def driver_at_work(world: World, name: str, process: AnyProcess) -> DriverRecord:
     """The driver, once it has published something and has not yet published all."""
 
     def seen() -> DriverRecord | None:
@@ -119,11 +119,11 @@ def settings_of_stack(world: World) -> Iterator[None]:
 
 
 @pytest.fixture
-def slowly(world: World) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+def slowly(world: World) -> Iterator[Callable[[str], forks.Running]]:
     """Starts a backfill that takes a second a window, one run at a time."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[forks.Running] = []
 
-    def start(name: str) -> subprocess.Popen[str]:
+    def start(name: str) -> forks.Running:
         path = job(world, name, "slow", params={"seconds": 0.6})
         command = ("backfill", "create", path, "--windows-per-run", "1", "--max-active", "2")
         started.append(world.start(*command, "--json"))

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import ssl
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from pipeline.cluster.process_info import ProcessInfo, about
 from tests.faults.world import await_that
 from tests.integration.own_cluster import PATIENCE, OwnCluster, own_cluster
 from tests.integration.world import READER, ROWS, World
+from tests.support import forks
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("own-cluster")]
 
@@ -42,7 +42,7 @@ def ran(cluster: OwnCluster) -> dict[str, Any]:
 
 
 @contextmanager
-def running(world: World, job: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+def running(world: World, job: str, **variables: str) -> Iterator[forks.Running]:
     """A run that is interrupted at the end of the block, unless it has ended."""
     process = world.start("run", job, "--json", **variables)
     try:

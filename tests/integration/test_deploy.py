@@ -531,7 +531,7 @@ def rows_of(*numbers: int) -> int:
     return sum(frame.filter(pl.col("price") > 10).height for frame in frames)
 
 
-def driver_of(world: World, name: str, process: subprocess.Popen[str]) -> tuple[str, DriverRecord]:
+def driver_of(world: World, name: str, process: forks.Running) -> tuple[str, DriverRecord]:
     """The prefix of the only run of an output, and its driver's record, once there is one."""
     output = f"s3://demo/out/{name}/"
 

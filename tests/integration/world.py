@@ -124,6 +124,9 @@ def remarks(frame: pl.LazyFrame) -> pl.LazyFrame:
 '''
 
 
+AnyProcess = subprocess.Popen[str] | forks.Running
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a command said."""
@@ -159,16 +162,13 @@ class World:
     def variables(self, **more: str) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": str(REPOSITORY), **self.environment, **more}
 
-    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, **variables: str) -> forks.Running:
         """Give a command and do not wait for it."""
-        return subprocess.Popen(
-            [*COMMAND, *arguments],
+        return forks.start(
+            *arguments,
             cwd=self.root,
-            env=self.variables(**variables),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            variables=self.variables(**variables),
+            flows=_is_flow(arguments),
         )
 
     def chunkmap(self, *arguments: str, **variables: str) -> Answer:
@@ -179,7 +179,7 @@ class World:
             cwd=self.root,
             variables=self.variables(**variables),
             seconds=250,
-            flows=arguments[0] in FLOWS or arguments[:2] in FLOWS,
+            flows=_is_flow(arguments),
         )
         return Answer(said.returncode, said.stdout, said.stderr, time.perf_counter() - clock)
 
@@ -247,13 +247,17 @@ class World:
         frames = [pl.read_parquet(BytesIO(self.storage.get(uri).data)) for uri in found]
         return pl.concat(frames).sort("id")
 
-    def await_some(self, prefix: str, process: subprocess.Popen[str]) -> None:
+    def await_some(self, prefix: str, process: AnyProcess) -> None:
         """Return when there is an object below a prefix; the process must run on meanwhile."""
         deadline = time.monotonic() + 90
         while not self.storage.objects(prefix):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline, f"nothing below {prefix}"
             time.sleep(0.05)  # S3 has no event to wait for
+
+
+def _is_flow(arguments: Sequence[str]) -> bool:
+    return arguments[0] in FLOWS or tuple(arguments[:2]) in FLOWS
 
 
 def sales(start: int, rows: int) -> pl.DataFrame:

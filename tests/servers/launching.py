@@ -221,12 +221,8 @@ def _first_that_starts(folder: Path, name: str, prepare: Any) -> Iterator[Server
                 yield server
                 return
         finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.kill()  # It has nothing to keep, and could take seconds to end.
+            process.wait()
     raise RuntimeError(f"{name} did not start: {(own / 'server.log').read_text()[-2000:]}")
 
 

@@ -24,6 +24,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
+from typing import IO
 
 REPOSITORY = str(Path(__file__).parents[2])
 MAIN = "from pipeline.cli import main; main()"
@@ -105,6 +106,7 @@ class Forks:
             start_new_session=True,
         )
         theirs.close()
+        self.descriptor = self._ours.fileno()
         atexit.register(self.close)
 
     def close(self) -> None:
@@ -134,6 +136,72 @@ def forks(*, flows: bool = False) -> Forks:
     return Forks(FLOWS if flows else IMPORTED)
 
 
+class Running:
+    """A command that runs, with what tests use of `subprocess.Popen`."""
+
+    def __init__(self, process: Forked, arguments: tuple[str, ...], *printed: IO[bytes]) -> None:
+        self._process, self._arguments, self._printed = process, arguments, printed
+        self._texts: list[str] = []
+        self.pid = process.pid
+        self.returncode: int | None = None
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.communicate()
+
+    def poll(self) -> int | None:
+        """Return its exit code, or None while it runs."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float = START_SECONDS) -> int:
+        """Return its exit code. Raises TimeoutExpired."""
+        try:
+            self.returncode = self._process.wait(timeout)
+        except TimeoutError:
+            raise subprocess.TimeoutExpired(self._arguments, timeout) from None
+        return self.returncode
+
+    def communicate(self, timeout: float = START_SECONDS) -> tuple[str, str]:
+        """Wait for its end; return what it has printed."""
+        self.wait(timeout)
+        for file in self._printed[len(self._texts) :]:
+            file.seek(0)
+            self._texts.append(file.read().decode())
+            file.close()
+        out, err = self._texts
+        return out, err
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal, unless it has ended."""
+        self._process.kill(number)
+
+    def kill(self) -> None:
+        """Send -9, unless it has ended."""
+        self._process.kill()
+
+
+def start(
+    *arguments: str,
+    code: str = MAIN,
+    cwd: Path | None = None,
+    variables: Mapping[str, str] | None = None,
+    flows: bool = False,
+) -> Running:
+    """Start `chunkmap` with these arguments, or other code. For the arguments, see `give`."""
+    if variables is None:
+        variables = {**os.environ, "PYTHONPATH": REPOSITORY, "COLUMNS": "80"}
+    out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
+    with open(os.devnull) as nothing:
+        streams = (nothing.fileno(), out.fileno(), err.fileno())
+        folder = str(cwd or Path.cwd())
+        process = forks(flows=flows).start(code, arguments, folder, variables, *streams)
+    return Running(process, arguments, out, err)
+
+
 def give(
     *arguments: str,
     code: str = MAIN,
@@ -155,24 +223,46 @@ def give(
     Raises:
         TimeoutError: it takes longer; it is killed.
     """
-    if variables is None:
-        variables = {**os.environ, "PYTHONPATH": REPOSITORY, "COLUMNS": "80"}
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        with open(os.devnull) as nothing:
-            streams = (nothing.fileno(), out.fileno(), err.fileno())
-            folder = str(cwd or Path.cwd())
-            process = forks(flows=flows).start(code, arguments, folder, variables, *streams)
+    with start(*arguments, code=code, cwd=cwd, variables=variables, flows=flows) as running:
         try:
-            ended = process.wait(seconds)
-        except TimeoutError:
-            process.kill()
-            process.wait(seconds)
-            raise
-        for file in (out, err):
-            file.seek(0)
-        return subprocess.CompletedProcess(
-            arguments, ended, out.read().decode(), err.read().decode()
-        )
+            out, err = running.communicate(seconds)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            raise TimeoutError from None
+        assert running.returncode is not None
+        return subprocess.CompletedProcess(arguments, running.returncode, out, err)
+
+
+CLIENT = """#!{python} -IS
+import fcntl, json, os, socket, struct, sys
+
+variables = dict(os.environ)
+forks = socket.socket(fileno=int(variables.pop("{variable}")))
+job = json.dumps([{code!r}, sys.argv[1:], os.getcwd(), variables]).encode()
+status, theirs = os.pipe()
+with open({lock!r}, "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    socket.send_fds(forks, [struct.pack("{size}", len(job))], [0, 1, 2, theirs])
+    forks.sendall(job)
+os.close(theirs)
+with os.fdopen(status) as lines:
+    pid, code = map(int, lines.read().split())
+os._exit(code if code >= 0 else 128 - code)
+"""
+VARIABLE = "TESTS_FORKS"
+
+
+def program(path: Path, code: str, *, flows: bool = True) -> tuple[dict[str, str], int]:
+    """Write a program that runs code in a fork, with its own arguments, folder and streams.
+
+    Returns:
+        Variables for the processes that start it, and the descriptor that they must inherit.
+    """
+    descriptor = forks(flows=flows).descriptor
+    values = {"python": sys.executable, "lock": str(path.with_suffix(".lock")), "size": _SIZE}
+    path.write_text(CLIENT.format(code=code, variable=VARIABLE, **values))
+    path.chmod(0o755)
+    return {VARIABLE: str(descriptor)}, descriptor
 
 
 def _serve(descriptor: int, names: tuple[str, ...]) -> str:
