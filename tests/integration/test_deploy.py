@@ -51,6 +51,13 @@ def fails(frame: pl.LazyFrame, *, broken: bool) -> pl.LazyFrame:
 """
 
 
+TWO = {
+    name: {"enabled": False}
+    for name in ("backfill", "windows", "ingest", "pipeline", "sweep", "benchmarks")
+}
+"""Of the deployments, run and load are left."""
+
+
 @dataclass(frozen=True)
 class Project:
     """A folder with the repository's prefect.yaml and environments of the test."""
@@ -163,9 +170,7 @@ def test_a_schedule_makes_runs(project: Project) -> None:
 
 def test_only_what_was_made_is_changed_and_removed(project: Project) -> None:
     timing = {"cron": "0 2 * * *", "timezone": "Europe/Berlin"}
-    project.write(
-        "four", deployments={"benchmarks": {"enabled": False}, "run": {"schedule": timing}}
-    )
+    project.write("four", deployments={**TWO, "run": {"schedule": timing}})
     project.changes("four")
     run = project.deployment("run-four")
     by_hand = {"active": False, "schedule": {"cron": "0 5 * * *", "timezone": "UTC"}}
@@ -176,12 +181,10 @@ def test_only_what_was_made_is_changed_and_removed(project: Project) -> None:
         return {(each["schedule"]["cron"], each["active"]) for each in found}
 
     timing["cron"] = "0 3 * * *"
-    project.write(
-        "four", deployments={"benchmarks": {"enabled": False}, "run": {"schedule": timing}}
-    )
+    project.write("four", deployments={**TWO, "run": {"schedule": timing}})
     assert project.changes("four") == [("update", "schedule", "chunkmap/run-four")]
     assert schedules() == {("0 3 * * *", True), ("0 5 * * *", False)}
-    project.write("four", deployments={name: {"enabled": False} for name in ("benchmarks", "load")})
+    project.write("four", deployments={**TWO, "load": {"enabled": False}})
     assert project.changes("four") == [
         ("remove", "schedule", "chunkmap/run-four"),
         ("remove", "deployment", "load/load-four"),
@@ -190,7 +193,8 @@ def test_only_what_was_made_is_changed_and_removed(project: Project) -> None:
     # A pool that something else has made is used, and neither changed nor removed.
     pool = {"name": f"{POOL}-shared", "type": "process", "base_job_template": {}}
     project.world.ask_prefect("work_pools/", pool)
-    project.write("shared", work_pool={"name": f"{POOL}-shared", "concurrency_limit": 3})
+    shared = {"name": f"{POOL}-shared", "concurrency_limit": 3}
+    project.write("shared", work_pool=shared, deployments=TWO)
     assert all(kind != "work pool" for _, kind, _ in project.changes("shared"))
     assert all(kind != "work pool" for _, kind, _ in project.changes("shared", remove=True))
     [found] = project.world.ask_prefect(
@@ -198,7 +202,7 @@ def test_only_what_was_made_is_changed_and_removed(project: Project) -> None:
     )
     assert found["concurrency_limit"] is None
     # Another environment may not take what it has not made.
-    project.write("five", suffix="-four")
+    project.write("five", suffix="-four", deployments=TWO)
     answer = project.deploy("five")
     assert answer.code == 3
     assert "chunkmap/run-four" in answer.err
