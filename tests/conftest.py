@@ -2,11 +2,13 @@
 
 import gc
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
 from collections import Counter
+from itertools import count
 from pathlib import Path
 from zlib import crc32
 
@@ -17,6 +19,7 @@ from tests.support import examples, scheduling
 _FOREIGN = ("AWS_", "CHUNKMAP_", "PREFECT_", "DASK_")
 CONTRACT_KEYS = pytest.StashKey[dict[str, str]]()
 _PREFECT_HOME = tempfile.mkdtemp(prefix="chunkmap-tests-prefect-")
+_folders = count()
 _STATE = Path(__file__).parents[1] / ".chunkmap"
 """The state folder of whoever works in this checkout."""
 _RENDERERS = (
@@ -117,6 +120,15 @@ def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     for module, function in _RENDERERS:
         if module in sys.modules:
             monkeypatch.setattr(sys.modules[module], function, lambda *_, **__: "{}")
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the test. To number it, pytest's own fixture lists those of all tests before."""
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    path = tmp_path_factory.getbasetemp() / f"{name}-{next(_folders)}"
+    path.mkdir(mode=0o700)
+    return path
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import RLock
 
 from partitioning import ObjectInfo
@@ -23,12 +24,12 @@ AT_ONCE = RetryPolicy(attempts=4, seconds=30.0, wait_initial=0.0, wait_max=0.0)
 """Tries again without waiting."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Stored:
     data: bytes
     attempt: str = ""
 
-    @property
+    @cached_property
     def etag(self) -> str:
         return hashlib.md5(self.data).hexdigest()
 
