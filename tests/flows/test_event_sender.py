@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -120,6 +122,32 @@ def test_many_go_in_one_request_and_in_order(server: Server) -> None:
     assert server.numbers == list(range(1000))
     assert len(server.requests) < 20
     assert server.authorized == {"Basic bWU6c2VjcmV0"}
+
+
+class Held:
+    """Stands for the plan, the ledger and the cluster's client of a run."""
+
+
+HELD: ContextVar[Held] = ContextVar("held")
+
+
+def test_a_flow_run_is_let_go_when_its_resources_are_known(server: Server) -> None:
+    """Origins are kept for later events: not what was in the context of their flow runs."""
+    held = Held()
+    token = HELD.set(held)
+    origin = Origin()
+    HELD.reset(token)
+    left = weakref.ref(held)
+    del held, token
+    with sender_to(server.port) as sender:
+        assert left() is not None
+        sender.send(origin, events(1))
+        assert sender.flush(WAIT)
+        gc.collect()
+        assert left() is None
+        sender.send(origin, events(2))
+        assert sender.flush(WAIT)
+    assert server.numbers == [1, 2]
 
 
 def test_each_names_the_flow_run_that_it_is_of(server: Server) -> None:
