@@ -150,7 +150,6 @@ def drawn() -> None:
 
 def pytest_collection_finish() -> None:
     """Spares the garbage collector what lives as long as the process: modules, and the tests."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     gc.enable()

@@ -133,13 +133,14 @@ HELD: ContextVar[Held] = ContextVar("held")
 
 def test_a_flow_run_is_let_go_when_its_resources_are_known(server: Server) -> None:
     """Origins are kept for later events: not what was in the context of their flow runs."""
-    held = Held()
-    token = HELD.set(held)
-    origin = Origin()
-    HELD.reset(token)
-    left = weakref.ref(held)
-    del held, token
     with sender_to(server.port) as sender:
+        held = Held()
+        token = HELD.set(held)
+        origin = Origin()
+        HELD.reset(token)
+        left = weakref.ref(held)
+        del held, token
+        gc.collect()
         assert left() is not None
         sender.send(origin, events(1))
         assert sender.flush(WAIT)
