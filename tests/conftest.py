@@ -111,11 +111,11 @@ def _not_sampled(items: list[pytest.Item]) -> list[pytest.Item]:
 def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the reports of runs and backfills empty: to render one takes as long as a small run.
 
-    They are drawn where a test asks for `drawn`, and in every 40th test; in all tests with LONG
+    They are drawn where a test asks for `drawn`, and in every 200th test; in all tests with LONG
     set.
     """
     asks = "drawn" in request.fixturenames or "LONG" in os.environ
-    if asks or crc32(request.node.nodeid.encode()) % 40 == 0:
+    if asks or crc32(request.node.nodeid.encode()) % 200 == 0:
         return
     for module, function in _RENDERERS:
         if module in sys.modules:
