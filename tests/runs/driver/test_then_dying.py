@@ -28,6 +28,7 @@ from pipeline.runs.worker import chunk
 from pipeline.storage import Storage, StorageReader
 from pipeline.table.log import TableLog
 from tests.support.faulty_storage import Faulty, KilledError, Script, dies_at, each
+from tests.support.instants import instants
 from tests.support.memory_storage import AT_ONCE, MemoryBackend
 from tests.support.small import Small
 
@@ -145,7 +146,7 @@ def test_nothing_goes_wrong(case: Case) -> None:
 def test_any_request_may_be_the_last(case: Case) -> None:
     calls = Case(case.small, case.patch).run()[1]
     first = len(calls) // 4  # Planning is not changed by `then`.
-    numbers = {*range(first, len(calls), 15)}
+    numbers = {number for number in instants(len(calls), "then") if number >= first}
     numbers |= {at for at, name in enumerate(calls) if name == "stage"}
     mapped_before = set()
     for number in sorted(numbers):
