@@ -51,7 +51,7 @@ def test_prefect_shows_our_log_lines(world: World) -> None:
     assert said.code == 1, said.err
     run, failed = said.data["run"], said.data["failed"]
     assert failed >= 1
-    shown = world.flow_run_of(said)
+    shown = world.flow_run_of("observed")
     lines = logs_of(world, shown)
     messages = [line["message"] for line in lines]
     [planned] = [m for m in messages if m.startswith("observed: planned ")]
@@ -72,7 +72,8 @@ def test_prefect_shows_our_log_lines(world: World) -> None:
         *(said.out, said.err, lines, shown, world.tasks_of(shown)),
         world.in_prefect("artifacts", flow_runs=own),
         world.ask_prefect("events/filter", {"filter": related, "limit": 50})["events"],
-        *(ledger.read().failures.to_dicts(), Path(said.data["local_report"]).read_text()),
+        ledger.read().failures.to_dicts(),
+        world.storage.get(f"{ledger.prefix}report.html").data.decode(),
     )
     assert variable in str(shown["parameters"])
     for text in everything:

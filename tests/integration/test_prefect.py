@@ -120,7 +120,7 @@ def test_error_handling(world: World) -> None:
     """A failure for good fails the flow run, with its reason, and publishes nothing."""
     said = world.chunkmap("run", world.job("refuses", "shop.flows:refuses"), "--json")
     assert (said.code, said.data["state"]) == (1, "failed")
-    run = world.flow_run_of(said)
+    run = world.flow_run_of("refuses")
     assert run["state_type"] == "FAILED"
     assert "ValueError: no such price" in str(said.data["errors"])
     assert f"run {said.data['run']} ended with" in run["state"]["message"]
