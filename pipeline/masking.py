@@ -13,6 +13,8 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 MASK = "********"
+FROM_ENV = "from_env"
+"""Key of what stands for the value of an environment variable: its name is no secret."""
 
 _SECRET_NAME = re.compile(
     r"pass(word|wd|phrase)|pwd|secret|token|credential|authorization|signature"
@@ -72,7 +74,7 @@ def mask(value: Any, name: object = "") -> Any:
         value: Text, a number, or lists and mappings of such.
         name: Name of the value, e.g. its key.
     """
-    if value is None or isinstance(value, bool):
+    if value is None or isinstance(value, bool) or _is_reference(value):
         return value
     if is_secret_name(name) or hasattr(value, "get_secret_value"):
         return MASK
@@ -86,6 +88,13 @@ def mask(value: Any, name: object = "") -> Any:
     if isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes):
         return _mask_items(list(value))
     return value if isinstance(value, int | float) else mask_text(str(value))
+
+
+def _is_reference(value: object) -> bool:
+    if not isinstance(value, Mapping) or set(value) != {FROM_ENV}:
+        return False
+    variable = value[FROM_ENV]
+    return isinstance(variable, str) and variable.isidentifier()
 
 
 def _mask_mapping(value: Mapping[Any, Any]) -> dict[Any, Any]:

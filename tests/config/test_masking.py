@@ -40,6 +40,7 @@ SHOWN: list[Any] = [
     {"private_key": SECRET},
     {"credentials": [SECRET]},
     {"auth": {"user": "me", "word": SECRET}},
+    {"token": {"from_env": f"{SECRET}-2"}},
 ]
 
 
@@ -61,6 +62,7 @@ def test_a_secret_in_a_structure_is_masked_and_the_rest_is_not(value: Any) -> No
         {"args": ["--host", "h", "-v"], "image": "r:5000/a@sha256:123"},
         {"url": "http://127.0.0.1:8786/a@b?x=1", "tcp": "tcp://[::1]:8786"},
         {"path": "s3://b/token=3/a@b.parquet", "tokens": True},
+        {"token": {"from_env": "SHOP_TOKEN"}},
     ],
 )
 def test_what_is_no_secret_is_shown(value: Any) -> None:

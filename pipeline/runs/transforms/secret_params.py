@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from pipeline.config.secret import MIN_MASKED
 from pipeline.errors import JobError
-from pipeline.masking import hide
-
-FROM_ENV: Final = "from_env"
-"""Key of a parameter whose value is that of an environment variable."""
+from pipeline.masking import FROM_ENV, hide
 
 
 def resolve_params(params: Mapping[str, Any]) -> dict[str, Any]:
