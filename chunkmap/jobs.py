@@ -16,7 +16,7 @@ from chunkmap.places import Local, Planned, current, settings_with
 from chunkmap.progress import Progress
 from chunkmap.results import Run
 from pipeline.config.job import Job as FileJob
-from pipeline.config.job import load_job
+from pipeline.config.job import Output, load_job
 from pipeline.config.settings import Settings
 from pipeline.config.units import parse_size
 from pipeline.config.yaml_file import YamlFile
@@ -100,7 +100,7 @@ class Job:
         plan, threads = planned.result.plan, settings.dask.threads_per_worker or 1
         expected = estimate(storage, self.definition, plan, threads)
         changes = compare_with_published(storage, self.definition, settings, plan)
-        return Plan(planned, expected, changes)
+        return Plan(planned, expected, changes, self.definition.output)
 
     def preview(self, rows: int = 5) -> Preview:
         """Run the function on one small chunk, in this process. Writes nothing.
@@ -369,6 +369,7 @@ class Plan:
     expected: Estimate
     changes: PlanChanges | None
     """Comparison with what is published."""
+    output: Output
 
     @property
     def chunks(self) -> int:
@@ -389,6 +390,13 @@ class Plan:
     def memory_bytes(self) -> int:
         """Estimated memory of a worker."""
         return self.expected.memory_bytes
+
+    @property
+    def kept(self) -> str:
+        """What files keep of the input's, in words; empty if they are written whole."""
+        from pipeline.runs.driver.layout_text import kept_columns_text
+
+        return kept_columns_text(self.output, self.planned, self.bytes_to_read)
 
     @property
     def seconds(self) -> float | None:
@@ -412,6 +420,7 @@ class Plan:
             f"{byte_size(explain.bytes_decoded)} decoded",
             "requests": f"{explain.requests:,} to plan",
             "columns": ", ".join(columns) if columns else "all (the columns read are unknown)",
+            "kept": self.kept,
             "memory": f"about {byte_size(self.memory_bytes)} per worker",
             "time": duration(self.seconds) if self.seconds else "unknown: no earlier run",
             "changes": self.changes.text if self.changes else "nothing is published yet",

@@ -68,11 +68,12 @@ def plan(
 def _print_plan(
     planned: PlannedInput, job: Job, expected: Estimate, changed: PlanChanges | None
 ) -> None:
-    from pipeline.runs.driver.layout_text import layout_text
+    from pipeline.runs.driver.layout_text import kept_columns_text, layout_text
     from pipeline.runs.driver.then_stage import then_text
 
     explain = planned.result.explain
     columns = planned.probe.columns
+    kept = kept_columns_text(job.output, planned, expected.bytes_to_read)
     rows = {
         "objects": f"{explain.objects_planned:,} of {explain.objects_listed:,} listed",
         "row groups": f"{explain.row_groups - explain.row_groups_pruned:,} of "
@@ -88,7 +89,7 @@ def _print_plan(
         },
         **({"layout": layout} if (layout := layout_text(job.output)) else {}),
         **({"then": then} if (then := then_text(job)) else {}),
-        **({"kept": kept} if (kept := _kept_text(planned, job, expected)) else {}),
+        **({"kept": kept} if kept else {}),
         "changes": changed.text if changed else _without_changes(planned),
         "planned in": f"{explain.seconds:.2f} s, {plural(explain.requests, 'request')}",
     }
@@ -99,21 +100,6 @@ def _without_changes(planned: PlannedInput) -> str:
     if planned.version is not None:
         return f"in place: the files of version {planned.version} are replaced"
     return "nothing is published yet"
-
-
-def _kept_text(planned: PlannedInput, job: Job, expected: Estimate) -> str:
-    """Say what files keep of the input's; empty if they are written whole."""
-    if job.output.keep is None:
-        return ""
-    plan, new = planned.result.plan, planned.probe.new_columns
-    names = plan.dtypes if job.output.keep == "all" else job.output.keep
-    kept = [name for name in names if name not in new and name not in plan.hive_columns]
-    size = byte_size(plan.object_bytes)
-    return (
-        f"{plural(len(kept), 'column')} as they are: {byte_size(expected.bytes_to_read)} are read "
-        f"and up to {size} copied where they are; to rewrite the files, {size} would be read and "
-        "written"
-    )
 
 
 def _print_estimate(expected: Estimate) -> None:

@@ -368,6 +368,10 @@ def test_what_is_wrong_with_a_job_is_said_when_it_is_made(orders: cm.Dataset) ->
 
 def test_columns_are_added_beside_kept_ones(orders: cm.Dataset) -> None:
     added = orders.add_columns(lambda lf: lf.select(eur=pl.col("usd") * 2), max_garbage="50%")
+    plan = added.write("added/").plan()
+    assert "2 columns as they are" in plan.kept
+    assert plan.kept in repr(plan) and plan.kept in plan._repr_html_()
+    assert "kept" not in repr(orders.map(euros).write("mapped/").plan())
     run = added.write("added/").run()
     assert run.state == "done"
     out = cm.scan("added/").collect().sort("id")

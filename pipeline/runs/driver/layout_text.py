@@ -7,6 +7,7 @@ import polars as pl
 from pipeline.config.job import Output
 from pipeline.report.humanize import byte_size, count, plural
 from pipeline.runs.driver.merge_planning import DEFAULT_FILE_BYTES
+from pipeline.runs.driver.plan import PlannedInput
 
 
 def layout_text(output: Output) -> str:
@@ -32,6 +33,26 @@ def layout_text(output: Output) -> str:
     if output.rename:
         parts.append(", ".join(f"{old} as {new}" for old, new in output.rename.items()))
     return "; ".join(parts)
+
+
+def kept_columns_text(output: Output, planned: PlannedInput, to_read: int) -> str:
+    """Describe what files will keep of the input's; empty if the job keeps nothing.
+
+    Args:
+        output: The output of the job.
+        planned: Plan of its input.
+        to_read: Estimated bytes that workers request.
+    """
+    if output.keep is None:
+        return ""
+    plan, new = planned.result.plan, planned.probe.new_columns
+    names = plan.dtypes if output.keep == "all" else output.keep
+    kept = [name for name in names if name not in new and name not in plan.hive_columns]
+    size = byte_size(plan.object_bytes)
+    return (
+        f"{plural(len(kept), 'column')} as they are: {byte_size(to_read)} are read and up to "
+        f"{size} copied where they are; to rewrite the files, {size} would be read and written"
+    )
 
 
 def kept_text(output: Output, completions: pl.DataFrame) -> str:
