@@ -6,10 +6,11 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from itertools import chain
 from typing import Any
 
 import polars as pl
@@ -44,10 +45,11 @@ from pipeline.runs.worker.groups import GroupMap
 from pipeline.runs.worker.keep import (
     Kept,
     KeptFile,
+    Tail,
+    batches_of,
     kept_file,
     kept_of,
     make_tail,
-    refuse_other_count,
     refuse_other_rows,
     result_schema,
     stage_file,
@@ -213,11 +215,29 @@ def open_chunk(context: RunContext, chunk: Chunk) -> ChunkSource:
     )
 
 
+def query_of(transform: Transform, frame: pl.LazyFrame, *, keeps: bool = False) -> pl.LazyFrame:
+    """Call a transform with a frame, and return its query.
+
+    Args:
+        transform: Transform of the job.
+        frame: Its input.
+        keeps: Whether the result must have the rows of the input (see `refuse_other_rows`).
+
+    Raises:
+        TransformError: the transform raised, or did not return a LazyFrame, or its query may drop,
+            add or reorder rows.
+    """
+    with user_code(transform.name):
+        result = transform.call(frame)
+        if not isinstance(result, pl.LazyFrame):
+            raise TransformError(not_a_frame(transform.name, result))
+        if keeps:
+            refuse_other_rows(transform.name, frame, result)
+        return result
+
+
 def apply(
-    transform: Transform,
-    frame: pl.LazyFrame,
-    size: float = math.inf,
-    check: Callable[[str, pl.LazyFrame, pl.LazyFrame], None] = lambda name, given, result: None,
+    transform: Transform, frame: pl.LazyFrame, size: float = math.inf, *, keeps: bool = False
 ) -> pl.DataFrame:
     """Run a transform on a frame.
 
@@ -225,19 +245,15 @@ def apply(
         transform: Transform of the job.
         frame: Its input.
         size: Decoded bytes of the input, if known.
-        check: Looks at the result before it is collected; takes the transform's name and
-            the frame, too.
+        keeps: As of `query_of`.
 
     Raises:
-        TransformError: the transform raised, or did not return a LazyFrame.
+        TransformError: as `query_of`, or the query raised.
         ChunkmapError: the frame could not be read.
     """
+    query = query_of(transform, frame, keeps=keeps)
     with user_code(transform.name):
-        result = transform.call(frame)
-        if not isinstance(result, pl.LazyFrame):
-            raise TransformError(not_a_frame(transform.name, result))
-        check(transform.name, frame, result)
-        return result.collect(engine=engine_for(size))
+        return query.collect(engine=engine_for(size))
 
 
 def not_a_frame(transform: str, result: object) -> str:
@@ -281,9 +297,8 @@ def results_of(
     """
     if job.outputs:
         return apply_all(transform, frame, job.outputs, size)
-    if job.output.keep is not None:
-        return {"output": apply(transform, frame, size, refuse_other_rows)}
-    return {name: apply(transform, frame, size) for name in job.all_outputs}
+    keeps = job.output.keep is not None
+    return {name: apply(transform, frame, size, keeps=keeps) for name in job.all_outputs}
 
 
 def wrong_outputs(transform: str, result: object, names: Collection[str]) -> str:
@@ -311,15 +326,19 @@ def encode(frame: pl.DataFrame, job: Job) -> tuple[memoryview, str]:
         return data, encodings_text(chosen)
 
 
-def encode_tail(file: KeptFile, frame: pl.DataFrame, job: Job) -> tuple[memoryview, str]:
-    """Encode new columns, and make what follows the bytes of the old file.
+def encode_tail(
+    file: KeptFile, frames: Iterable[pl.DataFrame], schema: pl.Schema, job: Job
+) -> Tail:
+    """Encode new columns as they come, and make what follows the bytes of the old file.
 
-    Returns:
-        The bytes, and the new columns by encoding.
+    Args:
+        file: The old file.
+        frames: New columns of its rows, in order.
+        schema: Schema of the frames.
+        job: The job.
     """
     with user_code(job.transform, "returned a frame that cannot be written:"):
-        tail = make_tail(file, frame, FileFormat.of(job.output))
-        return tail.data, encodings_text(tail.encodings)
+        return make_tail(file, frames, schema, FileFormat.of(job.output))
 
 
 def arrange(frame: pl.DataFrame, job: Job) -> pl.DataFrame:
@@ -397,7 +416,9 @@ class ComputedChunk:
     further: tuple[FurtherResult, ...] = ()
     """Results for the outputs after the first."""
     file: KeptFile | None = None
-    """File whose columns are kept beside those of the frame; None: the frame is the whole file."""
+    """File whose columns are kept; None: the frame is the whole file."""
+    tail: Tail | None = None
+    """New columns of a file whose columns are kept, encoded; the frame has none."""
     rewritten: str = ""
     """Why a file of which columns are to be kept is rewritten."""
     measured: pl.DataFrame | None = None
@@ -439,9 +460,66 @@ def compute(
     """
     started = time.time()
     clock = time.perf_counter()
-    types, size = types or {}, chunk.decoded_bytes
+    types = types or {}
     with context.tables.used():
-        frames = results_of(context.transform, source.scan(), context.job, size)
+        if context.kept is not None:
+            result = keep_columns(context, context.kept, chunk, source, types.get("", {}))
+        else:
+            result = _transform(context, chunk, source, types)
+    seconds = time.perf_counter() - clock
+    waited = min(source.waited_seconds, seconds)
+    rejected = result.rejected
+    return ComputedChunk(
+        chunk=chunk,
+        frame=result.frame,
+        frame_schema=types_text(result.schema),
+        rows_in=chunk.rows - source.rows_left_out - source.rows_filtered,
+        bytes_in=source.bytes_read,
+        started=started - read_seconds,
+        read_seconds=read_seconds + waited,
+        compute_seconds=seconds - waited,
+        left_out=source.left_out,
+        filled=result.filled,
+        encode_seconds=result.encode_seconds,
+        memory=resident_bytes(),
+        failing=result.failing,
+        rejected=None
+        if rejected is None
+        else rejected.with_columns(pl.lit(chunk.id).alias(free_name("chunkmap_chunk", rejected))),
+        further=result.further,
+        file=result.file,
+        tail=result.tail,
+        rewritten=result.rewritten,
+        measured=result.measured,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """The result of a chunk; fields as of `ComputedChunk`."""
+
+    frame: pl.DataFrame
+    schema: pl.Schema
+    """Schema of the file, without the columns in its key, or of the frame."""
+    filled: tuple[str, ...] = ()
+    failing: FailingRows | None = None
+    rejected: pl.DataFrame | None = None
+    further: tuple[FurtherResult, ...] = ()
+    file: KeptFile | None = None
+    tail: Tail | None = None
+    encode_seconds: float = 0.0
+    rewritten: str = ""
+    measured: pl.DataFrame | None = None
+
+
+def _transform(
+    context: RunContext,
+    chunk: Chunk,
+    source: ChunkSource,
+    types: Mapping[str, Mapping[str, pl.DataType]],
+) -> _Result:
+    """Transform a chunk, cast all-null columns, and check rows."""
+    frames = results_of(context.transform, source.scan(), context.job, chunk.decoded_bytes)
     frame = next(iter(frames.values()))
     frame, filled = fill_types(in_order(frame, context.record.columns), types.get("", {}))
     further = []
@@ -450,68 +528,66 @@ def compute(
         other, others_filled = fill_types(other, types.get(output.name, {}))
         further.append(FurtherResult(output, other, schema_text(other), others_filled))
     frame, failing, rejected = check_rows(context, frame)
-    kept = keep_columns(context, chunk, source, frame)
-    seconds = time.perf_counter() - clock
-    waited = min(source.waited_seconds, seconds)
-    return ComputedChunk(
-        chunk=chunk,
-        frame=kept.frame,
-        frame_schema=types_text(kept.schema),
-        rows_in=chunk.rows - source.rows_left_out - source.rows_filtered,
-        bytes_in=source.bytes_read,
-        started=started - read_seconds,
-        read_seconds=read_seconds + waited,
-        compute_seconds=seconds - waited,
-        left_out=source.left_out,
-        filled=filled,
-        memory=resident_bytes(),
-        failing=failing,
-        rejected=None
-        if rejected is None
-        else rejected.with_columns(pl.lit(chunk.id).alias(free_name("chunkmap_chunk", rejected))),
-        further=tuple(further),
-        file=kept.file,
-        rewritten=kept.rewritten,
-        measured=kept.measured,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _KeptResult:
-    """The result of a chunk, with what its file keeps of the input."""
-
-    frame: pl.DataFrame
-    schema: pl.Schema
-    """Schema of the file, without the columns in its key."""
-    file: KeptFile | None = None
-    rewritten: str = ""
-    measured: pl.DataFrame | None = None
+    return _Result(frame, frame.schema, filled, failing, rejected, tuple(further))
 
 
 def keep_columns(
-    context: RunContext, chunk: Chunk, source: ChunkSource, frame: pl.DataFrame
-) -> _KeptResult:
-    """Decide how a chunk's file gets the columns that it keeps, if the job keeps any.
+    context: RunContext,
+    kept: Kept,
+    chunk: Chunk,
+    source: ChunkSource,
+    types: Mapping[str, pl.DataType],
+) -> _Result:
+    """Transform a chunk whose file keeps columns, and encode the new ones as they come.
+
+    Checks of the whole result, and a file that is rewritten, need all of them at once.
 
     Raises:
         TransformError: the result does not have the rows of the input.
     """
-    if context.kept is None:
-        return _KeptResult(frame, frame.schema)
-    refuse_other_count(context.transform.name, frame, chunk.rows)
-    frame = without_key_columns(frame, chunk, context.schema)
-    frame = frame if frame.width else pl.DataFrame(height=chunk.rows)
-    schema = result_schema(context.kept, context.schema, frame.schema)
-    share = context.job.output.max_garbage
-    file = kept_file(source, chunk, context.kept, frame.columns, share)
-    if isinstance(file, str):
-        whole = whole_frame(source, context.kept, frame)
-        return _KeptResult(whole, schema, rewritten=file)
-    wanted = Wanted.of(context.job.checks)
-    measured = None
-    if wanted.identity():
-        measured = whole_frame(source, context.kept, frame, wanted.columns)
-    return _KeptResult(frame, schema, file, measured=measured)
+    transform, job = context.transform, context.job
+    query = query_of(transform, source.scan(), keeps=True)
+    wanted = Wanted.of(job.checks)
+    engine, at_once = engine_for(chunk.decoded_bytes), bool(wanted.identity())
+    batches = batches_of(transform.name, query, chunk.rows, engine, at_once=at_once)
+    computing = 0.0
+    filled: tuple[str, ...] = ()
+
+    def shaped() -> Iterator[pl.DataFrame]:
+        nonlocal computing, filled
+        clock = time.perf_counter()
+        for batch in batches:
+            new, filled = fill_types(batch, types)
+            new = without_key_columns(new, chunk, context.schema)
+            computing += time.perf_counter() - clock
+            yield new
+            clock = time.perf_counter()
+
+    with closing(batches):
+        rest = shaped()
+        new = next(rest)
+        frames = chain((new,), rest)
+        problem = missing_column(job.output, new.columns)
+        if problem:
+            raise TransformError(problem)
+        schema = result_schema(kept, context.schema, new.schema)
+        file = kept_file(source, chunk, kept, new.columns, job.output.max_garbage)
+        if isinstance(file, str):
+            whole = whole_frame(source, kept, pl.concat(frames) if new.width else new)
+            return _Result(whole, schema, filled, rewritten=file)
+        measured = whole_frame(source, kept, new, wanted.columns) if at_once else None
+        clock, computing = time.perf_counter(), 0.0
+        tail = encode_tail(file, frames, new.schema, job)
+        encoding = time.perf_counter() - clock - computing
+        return _Result(
+            pl.DataFrame(height=chunk.rows),
+            schema,
+            filled,
+            file=file,
+            tail=tail,
+            encode_seconds=encoding,
+            measured=measured,
+        )
 
 
 def check_rows(
@@ -569,15 +645,16 @@ def stage(
     job, ledger = (to.job, to.ledger) if to is not None else (context.job, context.ledger)
     with turn:
         clock = time.perf_counter()
-        frame = arrange(mapped.frame, job)
-        frame = without_key_columns(frame, mapped.chunk, context.schema)
-        if mapped.file is None:
-            data, encodings = encode(frame, job)
+        if mapped.tail is not None:
+            data, encodings = mapped.tail.data, encodings_text(mapped.tail.encodings)
         else:
-            data, encodings = encode_tail(mapped.file, frame, job)
+            frame = arrange(mapped.frame, job)
+            data, encodings = encode(without_key_columns(frame, mapped.chunk, context.schema), job)
         encoding, clock = time.perf_counter() - clock, time.perf_counter()
     mapped = replace(
-        mapped, compute_seconds=mapped.compute_seconds + encoding, encode_seconds=encoding
+        mapped,
+        compute_seconds=mapped.compute_seconds + encoding,
+        encode_seconds=mapped.encode_seconds + encoding,
     )
     attempt = attempt or uuid.uuid4().hex
     measured = mapped.frame if mapped.measured is None else mapped.measured

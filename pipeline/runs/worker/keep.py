@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final, NamedTuple
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from partitioning import Chunk, ObjectInfo
@@ -28,26 +30,33 @@ from partitioning.parquet_footer import END, MAGIC, BadFooter
 from pipeline.config.job import Output
 from pipeline.config.job_checks import share_of
 from pipeline.errors import TransformError
-from pipeline.runs.worker.chunk_source import ChunkSource, by_name
-from pipeline.runs.worker.encoding import OLDEST, ColumnEncoding, FileFormat, write_parquet
+from pipeline.runs.transforms.user_code import user_code
+from pipeline.runs.worker.chunk_source import ChunkSource, Engine, by_name
+from pipeline.runs.worker.encoding import (
+    DEFAULT_ROW_GROUP_ROWS,
+    OLDEST,
+    ColumnEncoding,
+    FileFormat,
+    write_parquet,
+)
 from pipeline.storage import Storage
 from pipeline.storage.backend import ObjectStart, StagedObject
 from pipeline.table.file_digests import digest_of_end
 
-_CHANGES: Final = re.compile(
-    r"\s*(FILTER|SORT BY|AGGREGATE|UNIQUE|SLICE|UNION|HCONCAT|EXPLODE|UNPIVOT|UNNEST|GROUP BY|"
-    r"MERGE SORTED|OPAQUE_PYTHON|(?:INNER|RIGHT|FULL|OUTER|CROSS|SEMI|ANTI|ASOF|IEJOIN|NESTED LOOP)"
-    r"(?: \w+)* ?JOIN)\b"
-)
-"""Start of a line of Polars' query plan that may change, drop, add or reorder rows."""
 MAX_GROUP_ROWS: Final = 64 << 20
 """Rows of the largest row group that pyarrow writes."""
+READ_BYTES: Final = 64 << 20
+"""Bytes of an old file that are read at a time where the store cannot copy them."""
+_KEEPS_ROWS: Final = ("π ", "simple π ", "WITH COLUMNS ", "ROW INDEX ", "hint.", "CACHE")
+"""Starts of the steps of a query, in Polars' graph of it, that keep all rows at their places."""
 _REVERSED: Final = 'col("__POLARS_INTERNAL_HEIGHT_COLUMN").reverse()'
-"""What `LazyFrame.reverse` selects, besides the columns."""
-_NO_COLUMNS: Final = "DF [];"
+"""What `LazyFrame.reverse` selects, besides the columns; the graph does not show it."""
+_NO_COLUMNS: Final = "TABLE\\nπ */0"
 """What Polars plans for `select([])`, instead of the input."""
-_LEFT_JOIN: Final = re.compile(r"(\s*)LEFT JOIN:")
-_RIGHT_PLAN: Final = re.compile(r"(\s*)RIGHT PLAN ON:")
+_LEFT_JOIN: Final = "JOIN LEFT\\n"
+_STEP: Final = re.compile(r'  ("[0-9a-f-]+"|p\d+)\[label="(.*)"\]')
+_EDGE: Final = re.compile(r'  ("[0-9a-f-]+"|p\d+) -> ("[0-9a-f-]+"|p\d+)')
+_STEP_NAME: Final = re.compile(r"[A-Z_]+(?: [A-Z_]+)*\b")
 _ORDERED: Final = ("left", "left_right")
 """Values of `maintain_order` that keep the order of a join's left side."""
 
@@ -106,8 +115,8 @@ def result_schema(kept: Kept, schema: pl.Schema, new: pl.Schema) -> pl.Schema:
         new: Columns that the transform returns.
 
     Raises:
-        TransformError: a new column has the old or the new name of a renamed one, or nothing would
-            be kept.
+        TransformError: a new column has the old or the new name of a renamed one, or a type that is
+            not written, or nothing would be kept.
     """
     for old, target in kept.rename.items():
         if old in new or target in new:
@@ -123,8 +132,27 @@ def result_schema(kept: Kept, schema: pl.Schema, new: pl.Schema) -> pl.Schema:
             "as it is (output.keep); return only new or replaced columns: end it with "
             ".select(…) instead of .with_columns(…)"
         )
+    _refuse_types(new)
     pairs = [(kept.rename.get(name, name), new.get(name, schema[name])) for name in kept.names]
     return pl.Schema({**dict(pairs), **{n: kind for n, kind in new.items() if n not in replaced}})
+
+
+def _refuse_types(new: pl.Schema) -> None:
+    """Raise TransformError if a new column has a type that pyarrow does not write."""
+    for name, kind in new.items():
+        if kind == pl.Object:  # Arrow would get the addresses of the objects.
+            raise TransformError(f"column {name!r} has Python objects, not a type of Parquet")
+        try:
+            table = pl.DataFrame(schema={name: kind}).to_arrow(compat_level=OLDEST)
+            pq.ParquetWriter(io.BytesIO(), table.schema).close()
+        except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException):
+            cast = "Int64" if kind.is_integer() else "String"
+            raise TransformError(
+                f"the new column {name!r} is {kind}, which cannot be written beside kept columns "
+                "(output.keep)",
+                hint=f"cast it to another type, such as pl.col({name!r}).cast(pl.{cast}), or leave "
+                "output.keep out",
+            ) from None
 
 
 # -- one row for each row -----------------------------------------------------------------------
@@ -145,23 +173,17 @@ def row_problem(name: str, given: pl.LazyFrame, result: pl.LazyFrame) -> Transfo
         given: Its input, which is a scan or a frame.
         result: What it returned.
     """
-    starts = (given.explain(optimized=False).splitlines()[0], _NO_COLUMNS)
-    plan = result.explain(optimized=False)
-    joins = reads_input = False
-    for line in _own_lines(plan):
-        match = _CHANGES.match(line)
-        step = match[1] if match is not None else "REVERSE" if _REVERSED in line else None
-        if step is not None:
-            return TransformError(
-                f"{name} has the step {step} in its query, which may drop, add or reorder rows; "
-                "with output.keep, each row of the result belongs to the row of the input at its "
-                "place",
-                hint="use expressions alone (over, replace_strict …) or a left join with "
-                "maintain_order='left'; or leave output.keep out",
-            )
-        joins |= _LEFT_JOIN.match(line) is not None
-        reads_input |= line.strip().startswith(starts)
-    if not reads_input:
+    *steps, start = _steps(result)
+    joins = False
+    for step in steps:
+        if step.startswith(_LEFT_JOIN):
+            joins = True
+        elif not step.startswith(_KEEPS_ROWS):
+            shown = _STEP_NAME.match(step)
+            return _other_rows(name, step[:20] if shown is None else shown[0])
+    if _REVERSED in result.explain(optimized=False):
+        return _other_rows(name, "REVERSE")
+    if start not in (*_steps(given)[-1:], _NO_COLUMNS):
         return TransformError(
             f"{name} returns rows of another frame than its input (of one that it collected, or "
             "the left side of a join); with output.keep, each row of the result belongs to the "
@@ -178,19 +200,38 @@ def row_problem(name: str, given: pl.LazyFrame, result: pl.LazyFrame) -> Transfo
     return None
 
 
-def _own_lines(plan: str) -> Iterator[str]:
-    """Yield the lines of a query plan, without those of the right sides of joins."""
-    indent: int | None = None
-    for line in plan.splitlines():
-        if indent is not None:
-            if line.strip().startswith("END ") and len(line) - len(line.lstrip()) == indent:
-                indent = None
-            continue
-        right = _RIGHT_PLAN.match(line)
-        if right is not None:
-            indent = len(right[1])
-            continue
-        yield line
+def _other_rows(name: str, step: str) -> TransformError:
+    return TransformError(
+        f"{name} has the step {step} in its query, which may drop, add or reorder rows; with "
+        "output.keep, each row of the result belongs to the row of the input at its place",
+        hint="use expressions alone (over, replace_strict …) or a left join with "
+        "maintain_order='left'; or leave output.keep out",
+    )
+
+
+def _steps(query: pl.LazyFrame) -> list[str]:
+    """Return the steps of a query from its last one to its first, without right sides of joins.
+
+    They come from Polars' graph of the query, where each step is a line, and line breaks of names
+    and texts are escaped. `LazyFrame.explain` shows these as they are, so that a text can look like
+    a step, or hide one.
+    """
+    graph = query.show_graph(optimized=False, raw_output=True, engine="in-memory", plan_stage="ir")
+    labels: dict[str, str] = {}
+    inputs: dict[str, str] = {}
+    is_input: set[str] = set()
+    for line in graph.split("\n"):
+        if step := _STEP.fullmatch(line):
+            labels[step[1]] = step[2]
+        elif edge := _EDGE.fullmatch(line):
+            inputs.setdefault(edge[2], edge[1])  # The left side of a join is the first.
+            is_input.add(edge[1])
+    at = next((node for node in labels if node not in is_input), None)
+    steps = []
+    while at is not None:
+        steps.append(labels.pop(at, ""))
+        at = inputs.get(at)
+    return steps or [""]
 
 
 def _joins_keep_order(result: pl.LazyFrame) -> bool:
@@ -212,16 +253,64 @@ def _joins_keep_order(result: pl.LazyFrame) -> bool:
         return False
 
 
+def batches_of(
+    name: str, query: pl.LazyFrame, rows: int, engine: Engine, *, at_once: bool
+) -> Generator[pl.DataFrame, None, None]:
+    """Collect the query of a transform, and yield its rows in order: at least one frame.
+
+    The streaming engine yields them while it reads the input, as far as the query lets it, and
+    waits while they are not taken. What needs all rows at once (such as a sum or a rank) sees all.
+
+    Args:
+        name: Name of the transform.
+        query: What it returned.
+        rows: Rows of the input.
+        engine: Polars' engine.
+        at_once: Whether to yield all rows in one frame.
+
+    Raises:
+        TransformError: the result has columns, and another number of rows; or it raised.
+    """
+    if at_once or engine == "in-memory":
+        with user_code(name):
+            frame = query.collect(engine=engine)
+        refuse_other_count(name, frame, rows)
+        yield frame
+        return
+    with user_code(name):
+        batches = query.collect_batches(maintain_order=True, lazy=True, engine=engine)
+    found, width = 0, -1
+    while True:
+        with user_code(name):
+            batch = next(batches, None)
+        if batch is None:
+            break
+        found, width = found + batch.height, batch.width
+        if width and found > rows:
+            raise _other_count(name, found, rows, "at least ")
+        yield batch
+    if width < 0:  # Without rows there may be no batch.
+        with user_code(name):
+            empty = pl.DataFrame(schema=query.collect_schema())
+        yield empty
+    elif width and found != rows:
+        raise _other_count(name, found, rows)
+
+
 def refuse_other_count(name: str, frame: pl.DataFrame, rows: int) -> None:
     """Raise TransformError if a result with columns has another number of rows than its input."""
     if frame.width and frame.height != rows:
-        raise TransformError(
-            f"{name} returned {frame.height:,} rows for {rows:,} rows of the input; with "
-            "output.keep, each row of the result belongs to the row of the input at its place",
-            hint="a value alone is one row: lf.with_columns(x=pl.lit(1)).select('x')"
-            if frame.height == 1
-            else "leave output.keep out, to write all columns of other rows",
-        )
+        raise _other_count(name, frame.height, rows)
+
+
+def _other_count(name: str, found: int, rows: int, least: str = "") -> TransformError:
+    return TransformError(
+        f"{name} returned {least}{found:,} rows for {rows:,} rows of the input; with "
+        "output.keep, each row of the result belongs to the row of the input at its place",
+        hint="a value alone is one row: lf.with_columns(x=pl.lit(1)).select('x')"
+        if found == 1
+        else "leave output.keep out, to write all columns of other rows",
+    )
 
 
 # -- files --------------------------------------------------------------------------------------
@@ -319,45 +408,79 @@ class Tail:
     encodings: dict[str, ColumnEncoding]
 
 
-def make_tail(file: KeptFile, new: pl.DataFrame, how: FileFormat) -> Tail:
+def make_tail(
+    file: KeptFile, frames: Iterable[pl.DataFrame], schema: pl.Schema, how: FileFormat
+) -> Tail:
     """Encode new columns in the row groups of the old file, and make the footer of both.
+
+    One row group is in memory at a time, besides what is encoded.
+
+    Args:
+        file: The old file.
+        frames: New columns of its rows, in their order.
+        schema: Schema of the frames.
+        how: How columns are written.
 
     Raises:
         BadFooter: the two footers do not fit.
     """
-    chunks, footer = memoryview(b""), None
+    sink, footer = io.BytesIO(), None
     encodings: dict[str, ColumnEncoding] = {}
-    if new.width:
-        encoded, encodings = _encode(new, file.footer.rows, how)
-        length = int.from_bytes(encoded[-END:-4], "little")
-        footer = StoredFooter.read(bytes(encoded[-END - length : -END]), len(encoded))
-        chunks = encoded[len(MAGIC) : footer.start]
+    if schema:
+        encodings = _encode(frames, schema, file.footer.rows, how, sink)
+        with sink.getbuffer() as encoded:
+            length = int.from_bytes(encoded[-END:-4], "little")
+            footer = StoredFooter.read(bytes(encoded[-END - length : -END]), len(encoded))
+        sink.truncate(footer.start)
+    else:
+        sink.write(MAGIC)
     made = compose_footer(file.footer, footer, file.end - len(MAGIC), file.edit)
-    tail = b"".join((chunks, made, len(made).to_bytes(4, "little"), MAGIC))
-    return Tail(memoryview(tail), encodings)
+    sink.seek(0, io.SEEK_END)
+    sink.writelines((made, len(made).to_bytes(4, "little"), MAGIC))
+    return Tail(sink.getbuffer()[len(MAGIC) :], encodings)
 
 
 def _encode(
-    new: pl.DataFrame, rows: Sequence[int], how: FileFormat
-) -> tuple[memoryview, dict[str, ColumnEncoding]]:
-    """Encode a frame in row groups of these numbers of rows."""
-    for name, kind in new.schema.items():
-        if kind == pl.Object:  # Arrow would get the addresses of the objects.
-            raise TransformError(f"column {name!r} has Python objects, not a type of Parquet")
-    sink = io.BytesIO()
-    chosen = how.choose(new)
-    table = new.to_arrow(compat_level=OLDEST)
-    with pq.ParquetWriter(sink, table.schema, **how.arrow_options(chosen)) as writer:
-        for start, count in _spans(rows):
-            writer.write_table(table.slice(start, count), row_group_size=max(1, count))
-    return sink.getbuffer(), chosen
+    frames: Iterable[pl.DataFrame],
+    schema: pl.Schema,
+    rows: Sequence[int],
+    how: FileFormat,
+    sink: io.BytesIO,
+) -> dict[str, ColumnEncoding]:
+    """Write frames in row groups of these numbers of rows; return the chosen encodings.
+
+    They are those for the first DEFAULT_ROW_GROUP_ROWS rows, in whole row groups.
+    """
+    groups = _row_groups(frames, rows)
+    first: list[pl.DataFrame] = []
+    count = 0
+    while count < DEFAULT_ROW_GROUP_ROWS and (group := next(groups, None)) is not None:
+        first.append(group)
+        count += group.height
+    chosen = how.choose(pl.concat(first)) if first else {}
+    empty = pl.DataFrame(schema=schema).to_arrow(compat_level=OLDEST)
+    with pq.ParquetWriter(sink, empty.schema, **how.arrow_options(chosen)) as writer:
+        freed = (first.pop(0) for _ in range(len(first)))
+        for group in chain(freed, groups):
+            table = group.to_arrow(compat_level=OLDEST)
+            writer.write_table(table, row_group_size=max(1, group.height))
+    return chosen
 
 
-def _spans(counts: Iterable[int]) -> Iterator[tuple[int, int]]:
-    start = 0
+def _row_groups(frames: Iterable[pl.DataFrame], counts: Sequence[int]) -> Iterator[pl.DataFrame]:
+    """Regroup frames into row groups of these numbers of rows, which they have in sum."""
+    source = iter(frames)
+    held = next(source)
     for count in counts:
-        yield start, count
-        start += count
+        parts, rows = [held], held.height
+        while rows < count:
+            parts.append(next(source))
+            rows += parts[-1].height
+        whole = pl.concat(parts) if len(parts) > 1 else held
+        yield whole[:count].rechunk()
+        held = whole[count:]
+    for _ in source:  # Whether there are more rows is known at the end.
+        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,8 +511,11 @@ def stage_file(
         start = ObjectStart(file.info, file.end)
         staged = storage.extend(start, tail, uri, attempt, area)
         return StagedFile(staged, file.end, digest_of_end(tail, file.end))
-    [kept] = storage.get_ranges(file.info, [(0, file.end)])
-    data = memoryview(b"".join((kept, tail)))
+    data = memoryview(bytearray(file.end + len(tail)))
+    for at in range(0, file.end, READ_BYTES):  # Not all of it twice in memory.
+        [part] = storage.get_ranges(file.info, [(at, min(at + READ_BYTES, file.end))])
+        data[at : at + len(part)] = part
+    data[file.end :] = tail
     sha256 = hashlib.sha256(data).hexdigest()
     return StagedFile(storage.stage(uri, data, attempt, area, sha256), 0, sha256)
 
@@ -442,7 +568,7 @@ def compare_ways(
     file = kept_file(source, chunk, kept, new.columns, to.max_garbage)
     if isinstance(file, str):
         return Comparison(len(kept.names), read, 0, 0, rewritten, file, None)
-    tail = make_tail(file, new, how).data
+    tail = make_tail(file, [new], new.schema, how).data
     [start] = storage.get_ranges(file.info, [(0, file.end)])
     made = pl.read_parquet(io.BytesIO(b"".join((start, tail))), hive_partitioning=False)
     return Comparison(
