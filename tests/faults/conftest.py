@@ -27,13 +27,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def mostly_long(
-    cases: Iterable[object], short: Container[str], name: Callable[[Any], str] = str
+    cases: Iterable[object],
+    short: Container[str],
+    name: Callable[[Any], str] = str,
+    *,
+    longer: Container[str] = (),
 ) -> list[Any]:
-    """Parameters of which only the named ones are in the short form."""
-    return [
-        pytest.param(case, id=name(case), marks=() if name(case) in short else pytest.mark.chaos)
-        for case in cases
-    ]
+    """Parameters of which only some are in `make test` (short) or `make test-long` (longer)."""
+
+    def marks(case: object) -> Any:
+        if name(case) in short:
+            return ()
+        return pytest.mark.long if name(case) in longer else pytest.mark.chaos
+
+    return [pytest.param(case, id=name(case), marks=marks(case)) for case in cases]
 
 
 @pytest.fixture(scope="session")

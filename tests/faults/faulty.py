@@ -23,6 +23,11 @@ def doubled(frame: pl.LazyFrame) -> pl.LazyFrame:
     return frame.with_columns(doubled=pl.col("value") * 2)
 
 
+def added(frame: pl.LazyFrame) -> pl.LazyFrame:
+    """The column alone, for files that keep the others."""
+    return doubled(frame).select("doubled")
+
+
 def parted(frame: pl.LazyFrame) -> pl.LazyFrame:
     """The same, and a column to partition by."""
     return doubled(frame).with_columns(part=pl.col("id") % 3)

@@ -50,7 +50,7 @@ class Request:
             case "GET":
                 return "ListParts" if upload else "GetObject"
             case "PUT" if self.copies:
-                return "CopyObject"
+                return "UploadPartCopy" if upload else "CopyObject"
             case "PUT":
                 return "UploadPart" if upload else "PutObject"
             case "POST" if "delete" in self.query:

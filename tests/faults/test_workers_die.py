@@ -11,7 +11,8 @@ from pipeline.cluster.local.services import BUCKET
 from tests.faults.cluster import Cluster
 from tests.faults.conftest import NewScenario, mostly_long
 from tests.faults.invariants import check_checked, check_everything
-from tests.faults.rules import Rule
+from tests.faults.large import KEEPING, write
+from tests.faults.rules import Act, Rule
 from tests.faults.world import CHECKED, CHUNKS, World
 
 pytestmark = pytest.mark.faults
@@ -67,6 +68,21 @@ def test_a_worker_dies_while_it_checks(new: NewScenario, cluster: Cluster, step:
     assert rule.happened.is_set()
     assert ended.code == 0, ended
     check_checked(scenario)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("act", mostly_long(("refuse", "lose"), {"lose"}))
+def test_a_worker_dies_while_it_copies(
+    new: NewScenario, world: World, cluster: Cluster, act: Act
+) -> None:
+    scenario = new(input=write(world), **KEEPING)
+    rule = Rule(act, "UploadPartCopy", client="w[01]")
+    rule.call = lambda request: cluster.workers[request.client].kill()
+    scenario.inject(rule)
+    ended = cluster.start(scenario).wait()
+    assert rule.happened.is_set()
+    assert ended.code == 0, ended
+    check_everything(scenario)
 
 
 PARTS = {

@@ -26,6 +26,7 @@ from partitioning.footer_columns import (
     why_not_composed,
 )
 from partitioning.parquet_footer import BadFooter
+from tests.support.fastparquet_file import fastparquet_file
 from tests.support.parquet_file import check_file, composed, footer_of, stored, written
 
 KINDS: dict[str, tuple[pa.DataType, st.SearchStrategy[Any]]] = {
@@ -50,7 +51,7 @@ KINDS: dict[str, tuple[pa.DataType, st.SearchStrategy[Any]]] = {
         st.fixed_dictionaries({"x": st.integers(0, 9), "y": st.none() | st.just(["a", "b"])}),
     ),
 }
-names = st.text(string.ascii_lowercase + "ü .*^", min_size=1, max_size=4)
+names = st.text(string.ascii_lowercase + "ü☃ .*^$\"'`\\\n/=%", min_size=1, max_size=4)
 
 
 @st.composite
@@ -148,30 +149,103 @@ def readers(file: Path) -> Iterator[tuple[str, list[int], list[int]]]:
     yield "duckdb", [n for n, _ in rows], [twice for _, twice in rows]
 
 
-@pytest.mark.parametrize("writer", ["pyarrow", "polars", "duckdb"])
+@pytest.mark.parametrize("writer", ["pyarrow", "polars", "streaming", "duckdb"])
 def test_readers_prune_and_agree(table: pa.Table, tmp_path: Path, writer: str) -> None:
     """Statistics, page indexes, dictionaries and Bloom filters of kept columns still hold."""
     source = tmp_path / "old.parquet"
+    frame = pl.DataFrame(pl.from_arrow(table))
     if writer == "pyarrow":
-        groups = GROUPS
-        source.write_bytes(written(table, groups, write_page_index=True))
+        source.write_bytes(written(table, GROUPS, write_page_index=True))
     elif writer == "polars":
-        groups = [20, 20, 20]
-        pl.DataFrame(pl.from_arrow(table)).write_parquet(source, row_group_size=20)
+        frame.write_parquet(source, row_group_size=20)
+    elif writer == "streaming":
+        frame.lazy().sink_parquet(source, row_group_size=20)
     else:
         connection = duckdb.connect()
         connection.register("t", table)
         connection.execute(f"COPY t TO '{source}' (FORMAT parquet)")
-        groups = [60]
     old = source.read_bytes()
-    groups = stored(old).rows
-    edit = FooterEdit(tuple(table.column_names))
     file = tmp_path / "new.parquet"
-    file.write_bytes(composed(old, written(NEW, groups), edit))
+    file.write_bytes(
+        composed(old, written(NEW, stored(old).rows), FooterEdit(tuple(table.column_names)))
+    )
     check_file(file.read_bytes())
     for name, found, twice in readers(file):
         assert found == list(range(50, 60)), name
         assert twice == list(range(100, 120, 2)), name
+
+
+def test_a_file_by_fastparquet(tmp_path: Path) -> None:
+    """It has pandas' metadata, no Arrow schema, and nulls as fastparquet writes them."""
+    old, file = fastparquet_file(), tmp_path / "new.parquet"
+    assert stored(old).rows == [25, 35]
+    edit = FooterEdit(("n", "text"), {"text": "words"})
+    file.write_bytes(composed(old, written(NEW, [25, 35]), edit))
+    check_file(file.read_bytes())
+    words = [None if n % 7 == 0 else f"row {n % 5}" for n in range(60)]
+    frame = pl.read_parquet(file)
+    assert frame.to_dict(as_series=False) == {
+        "n": list(range(60)), "words": words, "twice": list(range(0, 120, 2)),
+    }  # fmt: skip
+    assert pq.read_table(file).to_pydict() == frame.to_dict(as_series=False)
+    for name, found, twice in readers(file):
+        assert (found, twice) == (list(range(50, 60)), list(range(100, 120, 2))), name
+
+
+def test_page_indexes_and_bloom_filters_stay(table: pa.Table, tmp_path: Path) -> None:
+    edit = FooterEdit(("n", "text"), {"text": "words"})
+    old = written(table, GROUPS, write_page_index=True)
+    group = pq.read_metadata(io.BytesIO(composed(old, written(NEW, GROUPS), edit))).row_group(0)
+    has = [
+        (column.has_offset_index, column.has_column_index) for column in map(group.column, range(3))
+    ]
+    assert has == [(True, True), (True, True), (False, False)]
+    source, file = tmp_path / "old.parquet", tmp_path / "new.parquet"
+    connection = duckdb.connect()
+    connection.register("t", table)
+    connection.execute(f"COPY t TO '{source}' (FORMAT parquet)")
+    file.write_bytes(composed(source.read_bytes(), written(NEW, [60]), edit))
+    offsets = connection.sql(
+        f"SELECT path_in_schema, bloom_filter_offset FROM parquet_metadata('{file}')"
+    ).fetchall()
+    assert {name for name, offset in offsets if offset} >= {"words"}
+
+    def excluded(text: str) -> Any:
+        probe = (
+            f"SELECT bloom_filter_excludes FROM parquet_bloom_probe('{file}', 'words', '{text}')"
+        )
+        return connection.sql(probe).fetchall()
+
+    assert excluded("row 3") == [(False,)]
+    assert excluded("no such row") == [(True,)]
+
+
+def test_pairs_that_are_there_twice(table: pa.Table) -> None:
+    """Those of users stay; there is one Arrow schema, of all columns."""
+    plain = written(table.replace_schema_metadata({"owner": "sales"}), GROUPS)
+    fields = footer_columns._fields(footer_of(plain))
+    twice = footer_columns._items(footer_columns._find(fields, 5)) * 2
+    body = footer_columns._struct(
+        footer_columns._replace(fields, footer_columns._list(5, twice), 5)
+    )
+    end = len(plain) - 8 - len(footer_of(plain))
+    old = plain[:end] + body + len(body).to_bytes(4, "little") + b"PAR1"
+    assert len(stored(old).pairs) == 4
+    made = composed(old, written(NEW, GROUPS), FooterEdit(tuple(table.column_names)))
+    assert [key for key, _ in stored(made).pairs] == [b"owner", b"owner", b"ARROW:schema"]
+    back = pq.read_table(io.BytesIO(made))
+    assert back.column_names == [*table.column_names, "twice"]
+    assert back.schema.field("at").type == table.schema.field("at").type
+
+
+def test_a_file_without_row_groups(table: pa.Table) -> None:
+    old, edit = written(table[:0], []), FooterEdit(("n", "at"), {"at": "when"})
+    for new in (None, written(NEW[:0], [])):
+        made = composed(old, new, edit)
+        check_file(made)
+        names = ["n", "when", *([] if new is None else ["twice"])]
+        assert pq.read_table(io.BytesIO(made)).column_names == names
+        assert pl.read_parquet(io.BytesIO(made)).columns == names
 
 
 def test_the_writer_and_other_metadata_stay(table: pa.Table) -> None:

@@ -18,13 +18,19 @@ from partitioning import MissingFilesError, NoParquetError
 from pipeline.config.job import Job, parse_job
 from pipeline.errors import InputError
 from pipeline.runs.driver.job_changes import input_changes
+from pipeline.runs.driver.plan import plan_input
 from pipeline.table.delta.input import pinned_files
 from pipeline.table.errors import DamagedTableError
 from tests.support.small import Small
 
 CODE = """
+import polars as pl
+
 def same(frame):
     return frame
+
+def twice(frame):
+    return frame.select(twice=pl.col("id") * 2)
 """
 
 
@@ -262,6 +268,24 @@ def test_deletion_vectors_are_refused_with_the_reason(small: Small) -> None:
     with pytest.raises(InputError, match=r"deletion vectors, .* 1 of its files") as caught:
         pinned_files(small.storage, small.input, None)
     assert "PURGE" in str(caught.value.hint)
+    kept = small.job(
+        "twice", mode="overwrite", input={"table": small.input}, output={"keep": "all"}
+    )
+    with pytest.raises(InputError, match="deletion vectors"):  # Its files have other rows.
+        plan_input(kept, small.settings, small.storage)
+
+
+def test_kept_columns_of_a_version(small: Small) -> None:
+    write(small, pl.DataFrame({"id": [1, 2, 3], "k": ["a", "b", "a"]}), partition_by=["k"])
+    write(small, pl.DataFrame({"id": [4], "more": ["x"], "k": ["b"]}), schema_mode="merge")
+    DeltaTable(small.root / "in").delete("id = 1")
+    kept = small.job(
+        "twice", mode="overwrite", input={"table": small.input}, output={"keep": "all"}
+    )
+    small.run(kept)
+    rows = small.rows()
+    out = rows.select(sorted(rows.columns)).sort("id")
+    assert_frame_equal(out, expected(small).with_columns(twice=pl.col("id") * 2).sort("id"))
 
 
 def test_a_feature_without_deleted_rows_is_no_reason(small: Small) -> None:

@@ -55,7 +55,7 @@ class Case:
     @property
     def job(self) -> Job:
         output = {"uri": OUTPUT, "mode": "error", "keep": "all"}
-        return self.small.job("doubled", input={"uri": INPUT}, output=output)
+        return self.small.job("doubled", input={"uri": INPUT}, output=output, retries=0)
 
     def run(self, script: Script = lambda n, name: None) -> list[str]:
         """Run the job as another process does; return its requests."""
@@ -121,6 +121,23 @@ def test_the_reply_to_a_request_is_lost(case: Case, name: str) -> None:
     calls = case.run_with(each(name, 3, "after"))
     assert name in calls
     vacuum(case.storage, OUTPUT, older_than=0.0)  # A retry may leave a staged object.
+    case.check()
+
+
+def test_a_copy_that_never_succeeds_fails_its_chunk_alone(case: Case) -> None:
+    """The other files are staged, and are not made again."""
+    tries, most = 0, 2 * AT_ONCE.attempts  # A result is staged once more after transient errors.
+
+    def fails(number: int, name: str) -> Fault:
+        nonlocal tries
+        tries += name == "extend"
+        return "before" if name == "extend" and tries <= most else None
+
+    with pytest.raises(RunIncompleteError):
+        case.run_with(fails)
+    assert case.ledger.read().failures["transient"].to_list() == [True]
+    assert list(case.backend.objects(OUTPUT)) == []
+    assert case.run().count("extend") == 1
     case.check()
 
 
