@@ -409,6 +409,8 @@ class Plan:
         return self.planned.result.explain.warnings
 
     def _rows(self) -> dict[str, str]:
+        from pipeline.runs.driver.plan_changes import changes_text
+
         explain, columns = self.planned.result.explain, self.planned.probe.columns
         groups = explain.row_groups - explain.row_groups_pruned
         return {
@@ -423,7 +425,7 @@ class Plan:
             "kept": self.kept,
             "memory": f"about {byte_size(self.memory_bytes)} per worker",
             "time": duration(self.seconds) if self.seconds else "unknown: no earlier run",
-            "changes": self.changes.text if self.changes else "nothing is published yet",
+            "changes": changes_text(self.changes, self.planned.version),
             "warnings": "; ".join(self.warnings),
         }
 

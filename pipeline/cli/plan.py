@@ -69,6 +69,7 @@ def _print_plan(
     planned: PlannedInput, job: Job, expected: Estimate, changed: PlanChanges | None
 ) -> None:
     from pipeline.runs.driver.layout_text import kept_columns_text, layout_text
+    from pipeline.runs.driver.plan_changes import changes_text
     from pipeline.runs.driver.then_stage import then_text
 
     explain = planned.result.explain
@@ -90,16 +91,10 @@ def _print_plan(
         **({"layout": layout} if (layout := layout_text(job.output)) else {}),
         **({"then": then} if (then := then_text(job)) else {}),
         **({"kept": kept} if kept else {}),
-        "changes": changed.text if changed else _without_changes(planned),
+        "changes": changes_text(changed, planned.version),
         "planned in": f"{explain.seconds:.2f} s, {plural(explain.requests, 'request')}",
     }
     show_pairs(f"plan {planned.result.plan.id[:16]} (nothing was written)", rows)
-
-
-def _without_changes(planned: PlannedInput) -> str:
-    if planned.version is not None:
-        return f"in place: the files of version {planned.version} are replaced"
-    return "nothing is published yet"
 
 
 def _print_estimate(expected: Estimate) -> None:

@@ -89,6 +89,20 @@ class PlanChanges:
         return f"against manifest {self.manifest} (run {self.run}): {changes}"
 
 
+def changes_text(changes: PlanChanges | None, version: int | None) -> str:
+    """Describe the changes of a plan since the current version of its output.
+
+    Args:
+        changes: The changes; None without a run to compare with.
+        version: Number of the manifest whose files are replaced, if the job is in place.
+    """
+    if changes is not None:
+        return changes.text
+    if version is not None:
+        return f"in place: the files of version {version} are replaced"
+    return "nothing is published yet"
+
+
 def compare_with_published(
     storage: Storage, job: Job, settings: Settings, plan: Plan
 ) -> PlanChanges | None:
