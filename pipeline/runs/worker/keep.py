@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import polars as pl
 import pyarrow as pa
@@ -183,7 +183,9 @@ def row_problem(name: str, given: pl.LazyFrame, result: pl.LazyFrame) -> Transfo
             return _other_rows(name, step[:20] if shown is None else shown[0])
     if _REVERSED in result.explain(optimized=False):
         return _other_rows(name, "REVERSE")
-    if start not in (*_steps(given)[-1:], _NO_COLUMNS):
+    scan = _scan_of(result)
+    is_other = scan is not None and scan is not _scan_of(given)
+    if is_other or start not in (*_steps(given)[-1:], _NO_COLUMNS):
         return TransformError(
             f"{name} returns rows of another frame than its input (of one that it collected, or "
             "the left side of a join); with output.keep, each row of the result belongs to the "
@@ -234,23 +236,41 @@ def _steps(query: pl.LazyFrame) -> list[str]:
     return steps or [""]
 
 
-def _joins_keep_order(result: pl.LazyFrame) -> bool:
-    """Whether all joins of a query keep the order of their left sides; False if unknown.
+_UNKNOWN: Final = (AttributeError, TypeError, IndexError, ValueError, NotImplementedError)
+"""What Polars raises where it does not show a step of a query."""
 
-    A plan as text does not say so, and a plan with a scan of ours cannot be serialized.
+
+def _nodes(query: pl.LazyFrame) -> Iterator[Any]:
+    """Yield the steps of an optimized query as Polars shows them, from its last one to its first.
+
+    Of joins only the left side. A plan as text says less, and a plan with a scan of ours cannot be
+    serialized.
     """
+    nodes = query._ldf.visit()
+    while True:
+        yield nodes.view_current_node()
+        inputs = nodes.get_inputs()
+        if not inputs:
+            return
+        nodes.set_node(inputs[0])
+
+
+def _joins_keep_order(result: pl.LazyFrame) -> bool:
+    """Whether all joins of a query keep the order of their left sides; False if unknown."""
     try:
-        query = result._ldf.visit()
-        while True:
-            node = query.view_current_node()
-            if type(node).__name__ == "Join" and node.options[-1] not in _ORDERED:
-                return False
-            inputs = query.get_inputs()
-            if not inputs:
-                return True
-            query.set_node(inputs[0])  # The left side.
-    except (AttributeError, TypeError, IndexError, NotImplementedError):
+        joins = [node for node in _nodes(result) if type(node).__name__ == "Join"]
+        return all(node.options[-1] in _ORDERED for node in joins)
+    except _UNKNOWN:
         return False
+
+
+def _scan_of(query: pl.LazyFrame) -> object:
+    """Return the function that reads the input of a query; None if it has no such scan."""
+    try:
+        *_, first = _nodes(query)
+        return first.options[0] if type(first).__name__ == "PythonScan" else None
+    except _UNKNOWN:
+        return None
 
 
 def batches_of(

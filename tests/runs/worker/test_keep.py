@@ -90,6 +90,19 @@ def test_a_text_hides_no_step(text: str) -> None:
         assert step in str(row_problem("f", scan, result))
 
 
+def test_another_scan_is_another_frame() -> None:
+    """Polars shows both in the same words."""
+    scan, other = Source(1).scan, Source(1).scan
+    for result in (
+        other.select(x=N),
+        other.join(scan, on="n", how="left", maintain_order="left").select(x=N),
+    ):
+        assert "another frame" in str(row_problem("f", scan, result))
+    assert (
+        row_problem("f", scan, scan.join(other, on="n", how="left", maintain_order="left")) is None
+    )
+
+
 @pytest.mark.parametrize(
     ("query", "step"),
     [
