@@ -8,6 +8,7 @@ what an import does.
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import select
@@ -17,6 +18,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -97,7 +99,7 @@ class Forks:
     def __init__(self, names: tuple[str, ...]) -> None:
         self._sending = Lock()
         self._ours, theirs = socket.socketpair()
-        code = f"from tests.support.forks import _serve; exec(_serve({theirs.fileno()}, {names}))"
+        code = _SERVER.format(theirs.fileno(), names)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", code],
             env={**os.environ, "PYTHONPATH": REPOSITORY},
@@ -265,12 +267,40 @@ def program(path: Path, code: str, *, flows: bool = True) -> tuple[dict[str, str
     return {VARIABLE: str(descriptor)}, descriptor
 
 
+_SERVER = """
+from tests.support.forks import _end, _serve
+code = _serve({}, {})
+try:
+    exec(code)
+except SystemExit as end:
+    _end(end)
+else:
+    _end(SystemExit())
+"""
+
+
+def _end(end: SystemExit) -> None:
+    """End a forked process as the interpreter does, but without taking its modules apart.
+
+    That would take longer than most commands: each object of the modules is touched, and its page
+    of memory copied, which was shared with other forks until then.
+    """
+    if not isinstance(end.code, int | None):
+        raise end
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit((end.code or 0) & 0xFF)
+
+
 def _serve(descriptor: int, names: tuple[str, ...]) -> str:
     """Fork a process per request; return, in each of them, the code that it is to run."""
     for name in names:
         import_module(name)
     unwanted = {"pipeline.cli"} if names == FLOWS else NOT_IMPORTED
     assert not unwanted & sys.modules.keys()
+    gc.freeze()  # Collections in the forks leave what was imported alone.
     theirs = socket.socket(fileno=descriptor)
     while True:
         mark, descriptors, _, _ = socket.recv_fds(theirs, struct.calcsize(_SIZE), 4)
