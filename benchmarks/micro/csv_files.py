@@ -3,7 +3,7 @@
     python -m benchmarks.micro.csv_files --docs docs/guides/ingest.md
 
 A SeaweedFS of its own holds the file. Each repeat is a process of its own, and they take turns; the
-median counts. chunkmap reads twice, to find types that hold all values, where the others look at
+median counts. chunkmap looks at all values to find types that hold them, where the others look at
 the first rows; it stages, publishes and records, in threads of one process, without Prefect and
 Dask.
 """

@@ -234,15 +234,20 @@ def _typed(column: pl.Series, kind: pl.DataType, where: str) -> pl.Series:
 
 
 def _convert_texts(column: pl.Series, kind: pl.DataType, where: str) -> pl.Series:
-    """Convert texts one by one, as those of JSON."""
+    """Convert texts as those of JSON, each of them once."""
     plain = pl.Datetime(kind.time_unit) if isinstance(kind, pl.Datetime) else kind
+    texts = column.drop_nulls().unique(maintain_order=True)
     convert, values = converter(kind), []
-    for row, value in enumerate(column.to_list(), 1):
+    for text in texts:
         try:
-            values.append(None if value is None else convert(value))
+            values.append(convert(text))
         except MisfitError as error:
+            row = int((column == text).arg_max() or 0) + 1
             raise misfit(column.name, kind, f"row {row} of {where}", str(error)) from None
-    done = pl.Series(column.name, values, dtype=plain)
+    numbers = column.replace_strict(
+        texts, pl.Series(range(len(texts)), dtype=pl.UInt32), default=None, return_dtype=pl.UInt32
+    )
+    done = pl.Series(column.name, values, dtype=plain).gather(numbers)
     if isinstance(kind, pl.Datetime) and kind.time_zone:
         return done.dt.replace_time_zone("UTC").dt.convert_time_zone(kind.time_zone)
     return done

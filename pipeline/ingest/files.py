@@ -131,9 +131,7 @@ class FileRows:
         """Read the pieces that are not known yet; return what is found in each."""
         known = dict(self.cut.found)
         left = [piece for piece in self.cut.pieces if piece not in known]
-        works = [
-            FindPiece(piece=piece, files=self.files, declared=tuple(declared)) for piece in left
-        ]
+        works = [FindPiece.of(piece, self.reader, declared) for piece in left]
         known |= zip(left, results(self.workers, works), strict=True)
         return [known[piece] for piece in self.cut.pieces]
 

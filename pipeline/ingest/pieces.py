@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PrivateAttr
 
 from partitioning import ObjectInfo
 from pipeline.config.ingest import FileFormatName, Files, is_url
@@ -21,13 +21,15 @@ from pipeline.ingest.contents import (
     json_records,
     ndjson_records,
     typed_columns,
+    typed_csv,
     typed_csv_frame,
 )
 from pipeline.ingest.cuts import line_end, record_end
 from pipeline.ingest.excel import excel_frame
 from pipeline.ingest.frames import frame_of, needs_exact_numbers
+from pipeline.ingest.kept_frames import KeptFrames
 from pipeline.ingest.schema import ContradictionError, Types, add_types, contradiction
-from pipeline.ingest.texts import Look, look_at
+from pipeline.ingest.texts import Look, read_texts
 from pipeline.storage import Storage
 from pipeline.table.column_types import parse_dtype
 
@@ -101,6 +103,8 @@ class PieceReader:
 
     storage: Storage
     files: Files
+    kept: KeptFrames | None = None
+    """Keeps rows of CSV that were read for their types, so that they are not read again."""
 
     def find(self, piece: Piece, declared: Types) -> PieceFound:
         """Read a piece; return the types of its fields that are not declared.
@@ -123,10 +127,11 @@ class PieceReader:
             return PieceFound(rows=len(records), types=_texts(types))
         if piece.kind == "csv":
             frame = self._csv(piece, data)
-            looks = {
-                column.name: Look() if column.name in declared else look_at(column)
-                for column in frame.get_columns()
-            }
+            columns = frame.get_columns()
+            read = [(Look(), c) if c.name in declared else read_texts(c) for c in columns]
+            if self.kept is not None:
+                self.kept.put(piece, pl.DataFrame([values for _, values in read]))
+            looks = {column.name: look for look, column in read}
             return PieceFound(rows=frame.height, looks=looks)
         frame = self._columnar(piece, data)
         types = {n: pl.Null() if n in declared else dtype for n, dtype in frame.schema.items()}
@@ -138,6 +143,9 @@ class PieceReader:
         Raises:
             SchemaChangedError: A value does not fit its type.
         """
+        kept = None if self.kept is None else self.kept.get(piece, types)
+        if kept is not None:
+            return typed_csv(kept, types, piece.place)
         data = self._read(piece)
         if piece.kind in ("json", "ndjson"):
             exact = needs_exact_numbers(types, texts)
@@ -236,6 +244,15 @@ class FindPiece(BaseModel):
     piece: Piece
     files: Files
     declared: tuple[str, ...] = Field(default=())
+    _reader: PieceReader | None = PrivateAttr(default=None)
+    """What reads it in this process; others make one."""
+
+    @classmethod
+    def of(cls, piece: Piece, reader: PieceReader, declared: Types) -> Self:
+        """Return the work of a piece."""
+        work = cls(piece=piece, files=reader.files, declared=tuple(declared))
+        work._reader = reader
+        return work
 
     @property
     def name(self) -> str:
@@ -255,4 +272,5 @@ class FindPiece(BaseModel):
     def do(self, storage: Storage) -> PieceFound:
         """Read the piece."""
         declared: Types = dict.fromkeys(self.declared, pl.Null())
-        return PieceReader(storage, self.files).find(self.piece, declared)
+        reader = self._reader or PieceReader(storage, self.files)
+        return reader.find(self.piece, declared)

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Literal, Self
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, PrivateAttr
 
 from partitioning import ObjectInfo
 from pipeline.concurrency import map_concurrently
@@ -77,6 +77,8 @@ class ScanRange(BaseModel):
     inside: bool | None = None
     """Whether it begins inside quotes; None if it is not known."""
     declared: tuple[str, ...] = ()
+    _reader: PieceReader | None = PrivateAttr(default=None)
+    """What reads it in this process; others make one."""
 
     @property
     def name(self) -> str:
@@ -95,7 +97,7 @@ class ScanRange(BaseModel):
 
     def do(self, storage: Storage) -> RangeFound:
         """Read the range."""
-        return _Scan(self, PieceReader(storage, self.files)).run()
+        return _Scan(self, self._reader or PieceReader(storage, self.files)).run()
 
 
 @dataclass(slots=True)
@@ -191,7 +193,7 @@ class FileScan:
 
     def work(self, number: int, inside: bool | None) -> ScanRange:
         """Return the work of reading a range."""
-        return ScanRange(
+        work = ScanRange(
             file=self.file,
             files=self.reader.files,
             number=number,
@@ -199,6 +201,8 @@ class FileScan:
             inside=inside,
             declared=self.declared,
         )
+        work._reader = self.reader
+        return work
 
     def decide(self) -> None:
         """Decide which ranges begin inside quotes.
@@ -246,9 +250,13 @@ class FileScan:
 class Cutting:
     """Cuts the files of an ingest, or finds how they were cut."""
 
-    storage: Storage
-    files: Files
+    reader: PieceReader
     workers: Workers
+
+    @property
+    def files(self) -> Files:
+        """How files are read."""
+        return self.reader.files
 
     def pieces(
         self,
@@ -322,7 +330,7 @@ class Cutting:
 
     def _begin(self, file: Piece, declared: Sequence[str]) -> FileScan | CutFile:
         """Read the beginning of a file; return what is to be read, or that it stays whole."""
-        reader = PieceReader(self.storage, self.files)
+        reader = self.reader
         beginning = reader.range(file, 0, min(file.size, HEADER_BYTES))
         if beginning.startswith(COMPRESSED_STARTS):
             return self._whole(file)
@@ -347,7 +355,7 @@ class Cutting:
         """Leave a file whole, if it can be read like that."""
         limit = self.files.max_bytes
         if problem and file.size > limit:
-            raise PieceReader(self.storage, self.files).unreadable(
+            raise self.reader.unreadable(
                 file,
                 ContentError(
                     f"it {problem}, so it cannot be cut, and it has {file.size:,} bytes, more than "

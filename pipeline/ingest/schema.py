@@ -29,6 +29,8 @@ _SIMPLE: dict[type, pl.DataType] = {
 }
 MAX_SHOWN = 8
 """Maximum number of columns that a message names."""
+MAX_DEPTH = 100
+"""Maximum number of lists and objects within each other in a value."""
 
 
 class ContradictionError(Exception):
@@ -102,18 +104,27 @@ def _unfit(name: str, problem: str) -> SchemaChangedError:
     )
 
 
-def type_of(value: Any, path: str) -> pl.DataType:
-    """Return the type of a JSON value."""
+def type_of(value: Any, path: str, depth: int = 0) -> pl.DataType:
+    """Return the type of a JSON value.
+
+    Raises:
+        ContradictionError: Items of a list have no common type.
+        RecursionError: It is nested too deeply.
+    """
     simple = _SIMPLE.get(type(value))
     if simple is not None:
         return simple
+    if depth == MAX_DEPTH:
+        raise RecursionError
     if isinstance(value, list):
         inner: pl.DataType = _NULL
         for item in value:
-            inner = merge(inner, type_of(item, f"{path}[]"), f"{path}[]")
+            inner = merge(inner, type_of(item, f"{path}[]", depth + 1), f"{path}[]")
         return pl.List(inner)
     assert isinstance(value, dict), "JSON has no other values"
-    return pl.Struct({name: type_of(item, f"{path}.{name}") for name, item in value.items()})
+    return pl.Struct(
+        {name: type_of(item, f"{path}.{name}", depth + 1) for name, item in value.items()}
+    )
 
 
 def merge(first: pl.DataType, second: pl.DataType, path: str) -> pl.DataType:

@@ -17,6 +17,7 @@ from pipeline.http_answers import Waits
 from pipeline.ingest.download import Downloads
 from pipeline.ingest.fetch import FetchProgress, fetch_pages
 from pipeline.ingest.files import FileRows, find_files
+from pipeline.ingest.kept_frames import KeptFrames
 from pipeline.ingest.paging import Paging, feeds_of
 from pipeline.ingest.parsed import ParsedPages
 from pipeline.ingest.pieces import PieceReader
@@ -186,8 +187,9 @@ class FileSource:
 
     def rows(self, store: IngestStore) -> Rows:
         """Return the rows of the files, as they were when the ingest began."""
-        cutting = Cutting(self.storage, self.files, self.workers)
+        reader = PieceReader(self.storage, self.files, KeptFrames())
+        cutting = Cutting(reader, self.workers)
         sources = store.sources()
         stored = self._downloads.store(store, sources)
         cut = cutting.pieces(store, sources, tuple(self.definition.types), stored)
-        return FileRows(self.files, PieceReader(self.storage, self.files), cut, self.workers)
+        return FileRows(self.files, reader, cut, self.workers)

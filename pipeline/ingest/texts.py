@@ -68,37 +68,51 @@ _TEXT: Final = Look(seen=True, text=True, whole=False, number=False, boolean=Fal
 
 def look_at(column: pl.Series) -> Look:
     """Return what the texts of a column look like."""
-    values = column.drop_nulls()
-    if values.is_empty():
-        return Look()
-    if len(values) > _SAMPLE_ROWS and _look(values.head(_SAMPLE_ROWS)).text:
-        return _TEXT
-    return _look(values)
+    return read_texts(column)[0]
 
 
-def _look(values: pl.Series) -> Look:
+def read_texts(column: pl.Series) -> tuple[Look, pl.Series]:
+    """Return what the texts of a column look like, and its values of that type, or else the texts.
+
+    Columns that are text need no second look: they are mostly seen to be in the first rows.
+    """
+    if column.null_count() == len(column):
+        return Look(), column
+    if len(column) > _SAMPLE_ROWS and _read(column.head(_SAMPLE_ROWS))[0].text:
+        return _TEXT, column
+    return _read(column)
+
+
+def _read(column: pl.Series) -> tuple[Look, pl.Series]:
     # A column of booleans, or of whole numbers as they are usually written, needs no search.
-    if values.is_in(_BOOLEANS).all():
-        return Look(seen=True, whole=False, number=False)
-    numbers = values.cast(pl.Int64, strict=False)
-    fits = not numbers.null_count()
-    if not (fits and (numbers.cast(pl.String) == values).all()):
-        if values.str.contains(_LEADING_ZERO).any():
-            return _TEXT
-        fits = fits and values.str.contains(_DIGITS).all()
-        if not fits and not _are_numbers(values):
-            are_booleans = values.str.to_lowercase().is_in(_BOOLEANS).all()
-            return Look(seen=True, whole=False, number=False) if are_booleans else _TEXT
-    may_be_long = (values.str.len_bytes().max() or 0) >= _LONG_BYTES  # type: ignore[operator]
-    long = may_be_long and values.str.contains(_LONG).any()
+    nulls = column.null_count()
+    if nulls == len(column):
+        return Look(), column
+    if column.head(nulls + 1).is_in(_BOOLEANS).any() and column.is_in(_BOOLEANS).all():
+        return Look(seen=True, whole=False, number=False), column == "true"
+    numbers = column.cast(pl.Int64, strict=False)
+    fits = numbers.null_count() == nulls
+    if not (fits and (numbers.cast(pl.String) == column).all()):
+        if column.str.contains(_LEADING_ZERO).any():
+            return _TEXT, column
+        fits = fits and column.str.contains(_DIGITS).all()
+    values: pl.Series | None = numbers if fits else _as_floats(column)
+    if values is None:
+        are_booleans = column.str.to_lowercase().is_in(_BOOLEANS).all()
+        return (Look(seen=True, whole=False, number=False) if are_booleans else _TEXT), column
+    may_be_long = (column.str.len_bytes().max() or 0) >= _LONG_BYTES  # type: ignore[operator]
+    long = may_be_long and column.str.contains(_LONG).any()
     if long and not fits:
-        return _TEXT
-    return Look(seen=True, whole=fits, long=long, boolean=False)
+        return _TEXT, column
+    return Look(seen=True, whole=fits, long=long, boolean=False), values
 
 
-def _are_numbers(values: pl.Series) -> bool:
-    numbers = values.cast(pl.Float64, strict=False)
-    if numbers.null_count():
-        return False
+def _as_floats(column: pl.Series) -> pl.Series | None:
+    """Return numbers; None if a text is none. Those that are too large stay texts."""
+    numbers = column.cast(pl.Float64, strict=False)
+    if numbers.null_count() > column.null_count():
+        return None
+    if numbers.is_finite().all():
+        return numbers
     # What is read as infinite or not a number may be a word.
-    return bool(numbers.is_finite().all() or values.str.contains(_NUMBER).all())
+    return column if column.str.contains(_NUMBER).all() else None

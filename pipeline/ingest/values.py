@@ -157,11 +157,13 @@ def _decimals(name: str, values: Sequence[Any]) -> pl.Series:
 
 
 def _nested(name: str, values: Sequence[Any], where: str) -> pl.Series:
-    plain = [None if value is None else _plain(value) for value in values]
     kind: pl.DataType = pl.Null()
     try:
+        plain = [None if value is None else _plain(value) for value in values]
         for value in plain:
             kind = merge(kind, type_of(value, name), name)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     except ContradictionError as error:
         first, second = error.types
         raise ValueError(f"{error.path} is {first} and {second}") from None

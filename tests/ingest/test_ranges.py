@@ -24,6 +24,7 @@ from pipeline.ingest import remote, run
 from pipeline.ingest.contents import csv_frame, typed_csv
 from pipeline.ingest.errors import SourceFileError
 from pipeline.ingest.files import FileRows
+from pipeline.ingest.kept_frames import KeptFrames
 from pipeline.ingest.pieces import FindPiece, PieceFound, PieceReader
 from pipeline.ingest.ranges import Cutting, whole_file
 from pipeline.ingest.rows import Found
@@ -44,8 +45,10 @@ FOLDER = "s3://in/exports/"
 SOURCE = SourceFile(uri=URI, etag="e", size=9)
 
 
-def rows_of(data: bytes, size: int, uri: str = URI, **more: Any) -> FileRows:
-    """The rows of a file in memory, cut by ranges of a size."""
+def rows_of(
+    data: bytes, size: int, uri: str = URI, *, keeps: bool = False, **more: Any
+) -> FileRows:
+    """The rows of a file in memory, cut by ranges of a size; kept on disk once they are read."""
     backend = MemoryBackend()
     backend.put(uri, data)
     storage = Storage({"s3": backend}, AT_ONCE)
@@ -54,10 +57,11 @@ def rows_of(data: bytes, size: int, uri: str = URI, **more: Any) -> FileRows:
     store = IngestStore(storage, OUTPUT, "0" * 16)
     info = storage.head(uri)
     source = SourceFile(uri=uri, etag=info.etag, size=info.size)
-    cut = Cutting(storage, files, workers).pieces(store, [source], ())
-    again = Cutting(storage, files, workers).pieces(store, [source], ())
+    reader = PieceReader(storage, files, KeptFrames() if keeps else None)
+    cut = Cutting(reader, workers).pieces(store, [source], ())
+    again = Cutting(reader, workers).pieces(store, [source], ())
     assert (again.pieces, again.cuts) == (cut.pieces, cut.cuts)
-    return FileRows(files, PieceReader(storage, files), cut, workers)
+    return FileRows(files, reader, cut, workers)
 
 
 def read(rows: FileRows) -> tuple[Found, pl.DataFrame]:

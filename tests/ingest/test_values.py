@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from pipeline.errors import SchemaChangedError
 from pipeline.ingest.contents import ContentError, json_records, typed_columns
 from pipeline.ingest.frames import frame_of, needs_exact_numbers, parse_records
-from pipeline.ingest.schema import ContradictionError, Types, add_types, decide
+from pipeline.ingest.schema import MAX_DEPTH, ContradictionError, Types, add_types, decide
 from pipeline.ingest.texts import look_at
+from pipeline.ingest.values import frame_of_records
+from pipeline.runs.worker.encoding import Compression, FileFormat, write_parquet
 from tests.support.examples import fewer
 
 BERLIN = datetime(2024, 3, 1, 13, tzinfo=ZoneInfo("Europe/Berlin"))
@@ -101,12 +103,28 @@ def test_names_that_are_no_text_are_refused() -> None:
         from_json(r'{"\ud800": 1}', pl.Struct({"\ud800": pl.Int64}))
 
 
-def test_what_is_nested_too_deeply_is_refused() -> None:
-    deep = parse_records(b'[{"x": %b1%b}]' % (b"[" * 900, b"]" * 900), exact=False)
-    for _ in range(50):
-        deep = [{"x": [deep[0]["x"]]}]
+@pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 480, 950, 5_000])
+def test_what_is_nested_too_deeply_is_refused(depth: int) -> None:
+    """However much of the interpreter's own limit is left."""
+    deep: Any = 1
+    for _ in range(depth):
+        deep = [deep]
+    for records in ([{"x": deep}], [{"x": 1}, {"x": {"y": deep}}]):
+        with pytest.raises(SchemaChangedError, match="nested too deeply"):
+            add_types({}, records, ())
     with pytest.raises(SchemaChangedError, match="nested too deeply"):
-        add_types({}, deep, ())
+        frame_of_records([{"x": deep}], {}, "here")
+
+
+def test_what_is_nested_deeply_is_written() -> None:
+    deep: Any = 1
+    for _ in range(MAX_DEPTH):
+        deep = [deep]
+    types: Types = {}
+    add_types(types, [{"x": deep}], ())
+    frame = frame_of([{"x": deep}], types, frozenset(), "here")
+    data, _ = write_parquet(frame, FileFormat(Compression.parse("zstd:3")))
+    assert pl.read_parquet(bytes(data)).equals(frame)
 
 
 VALUES = st.recursive(
