@@ -109,7 +109,8 @@ def test_what_is_nested_too_deeply_is_refused(depth: int) -> None:
     deep: Any = 1
     for _ in range(depth):
         deep = [deep]
-    for records in ([{"x": deep}], [{"x": 1}, {"x": {"y": deep}}]):
+    mixed: list[dict[str, Any]] = [{"x": 1}, {"x": {"y": deep}}]
+    for records in ([{"x": deep}], mixed):
         with pytest.raises(SchemaChangedError, match="nested too deeply"):
             add_types({}, records, ())
     with pytest.raises(SchemaChangedError, match="nested too deeply"):
