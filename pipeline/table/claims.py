@@ -63,10 +63,18 @@ def staged_of(output: str, files: pl.DataFrame) -> list[StagedObject]:
     ]
 
 
-def finish_open_claim(table_log: TableLog) -> Manifest:
-    """Finish the open claim, if there is one; return the current manifest."""
+def finish_open_claim(
+    table_log: TableLog, pointer: tuple[Head, str | None] | None = None
+) -> Manifest:
+    """Finish the open claim, if there is one; return the current manifest.
+
+    Args:
+        table_log: Table log of the output.
+        pointer: The pointer and its ETag, if the caller has just read them.
+    """
     while True:
-        head, etag = table_log.head()
+        head, etag = pointer or table_log.head()
+        pointer = None
         if head.publishing is None:
             manifest = table_log.manifest(head.current)
             settle(table_log, manifest)
@@ -81,7 +89,7 @@ def finish_claim(
     *,
     is_own: bool = False,
     with_others: bool = True,
-) -> None:
+) -> Manifest | None:
     """Roll a claim forward to its end. Any driver may do so; doing it twice changes nothing.
 
     A claim that is part of a decision on several outputs is rolled forward with those of the other
@@ -93,6 +101,9 @@ def finish_claim(
         etag: ETag of the pointer.
         is_own: This process has just made the claim, so its manifest is not looked for.
         with_others: Finish the claims of the same decision on other outputs too.
+
+    Returns:
+        The manifest after the claim's base, if this call has moved the pointer to it.
 
     Raises:
         UploadsVanishedError, FilesMissingError: Some files can no longer be made visible.
@@ -109,12 +120,12 @@ def finish_claim(
             decision = _decision_of(table_log, claim.decision)
             if not decision.publishes(table_log.output, claim):
                 withdraw_claim(table_log, head, etag)
-                return
+                return None
         try:
             manifest = _roll_forward(table_log, claim)
         except (UploadsVanishedError, FilesMissingError, ManifestConflictError):
             if table_log.head()[1] != etag:
-                return  # Another process finished it meanwhile, and its files were replaced.
+                return None  # Another process finished it meanwhile; its files were replaced.
             manifest, is_found = table_log.stored_manifest(claim.base + 1), True
             if manifest is None:
                 raise
@@ -122,10 +133,13 @@ def finish_claim(
         _clear_released(table_log, claim)
     elif is_found and not explains(table_log, claim, manifest):
         raise ManifestConflictError(manifest_uri(table_log.state, manifest.number))
+    moved = None
     with suppress(PreconditionFailedError):
         table_log.move_head(Head.at(manifest), etag)
+        moved = manifest
     if claim.decision is not None and with_others:
         _finish_others(table_log, claim.decision, decision)
+    return moved
 
 
 def _decision_of(table_log: TableLog, uri: str) -> Decision:

@@ -81,12 +81,13 @@ def prepare_output(table_log: TableLog, mode: str, run: str) -> Manifest:
             of another run.
         UsageError: The service cannot keep two drivers apart, or a new output is a link.
     """
-    _, etag = table_log.head()
+    pointer = table_log.head()
+    _, etag = pointer
     if etag is None:
         refuse_link(table_log.output)
     else:  # A claim may have to be finished below.
         require_conditional_writes(table_log.storage, table_log.output)
-    manifest = _prepare(table_log, mode, run)
+    manifest = _prepare(table_log, mode, run, pointer)
     if etag is None:  # Last, so that a refused output is left untouched.
         require_conditional_writes(table_log.storage, table_log.output)
     return manifest
@@ -102,8 +103,10 @@ def refuse_link(output: str) -> None:
         )
 
 
-def _prepare(table_log: TableLog, mode: str, run: str) -> Manifest:
-    manifest, own = _settle_others(table_log, run)
+def _prepare(
+    table_log: TableLog, mode: str, run: str, pointer: tuple[Head, str | None] | None = None
+) -> Manifest:
+    manifest, own = _settle_others(table_log, run, pointer)
     others = [entry for entry in manifest.commits if entry.adds_files and entry.run != run]
     # A run that has published is done, even if other runs have published since.
     if mode == "error" and others and not commits_of(table_log, run, 0):
@@ -148,14 +151,16 @@ def _refuse_unknown(table_log: TableLog, manifest: Manifest, run: str, keys: lis
     )
 
 
-def _settle_others(table_log: TableLog, run: str) -> tuple[Manifest, list[Commit]]:
+def _settle_others(
+    table_log: TableLog, run: str, pointer: tuple[Head, str | None] | None
+) -> tuple[Manifest, list[Commit]]:
     """Finish an open claim, unless it is this run's own and lacks uploads, to be mapped again.
 
     Returns:
         The current manifest, and the commits of an open claim of this run.
     """
     try:
-        return finish_open_claim(table_log), []
+        return finish_open_claim(table_log, pointer), []
     except UploadsVanishedError as error:
         own = [c for c in claimed_commits(table_log, error.commits) if c.entry.run == run]
         if not own:
@@ -204,8 +209,9 @@ def publish_all(
         CommitsConflictError: Commits of other runs since the drafts' base touched files that some
             drafts replace. Nothing was published; the other drafts can be published without them.
     """
-    commits = freeze(table_log, drafts, widens)
-    return _claim_and_finish(table_log, commits, accepted, widens)
+    pointer = table_log.head()
+    commits = freeze(table_log, drafts, widens, pointer[0].current)
+    return _claim_and_finish(table_log, commits, accepted, widens, pointer)
 
 
 def _refuse_columns(
@@ -221,16 +227,24 @@ def _refuse_columns(
 
 
 def freeze(
-    table_log: TableLog, drafts: Sequence[Commit], widens: Callable[[], bool]
+    table_log: TableLog,
+    drafts: Sequence[Commit],
+    widens: Callable[[], bool],
+    number: int,
 ) -> list[Commit]:
     """Store the commit records that are not stored yet, if all their staged outputs exist.
+
+    Args:
+        table_log: Table log of the output.
+        drafts: The commits.
+        widens: As of `publish_all`.
+        number: Number of the current manifest.
 
     Raises:
         SchemaChangedError: Files that stay in the output have other columns.
         UploadsVanishedError: Some staged outputs no longer exist; map their chunks again.
     """
     # Before anything is frozen: with another schema rule the run can still publish later.
-    number = table_log.head()[0].current
     entries = table_log.history(number, min(draft.base for draft in drafts))
     published = {entry.name for entry in entries}
     unpublished = [draft for draft in drafts if draft.entry.name not in published]
@@ -247,27 +261,36 @@ def freeze(
 
 
 def _claim_and_finish(
-    table_log: TableLog, commits: list[Commit], accepted: int, widens: Callable[[], bool]
+    table_log: TableLog,
+    commits: list[Commit],
+    accepted: int,
+    widens: Callable[[], bool],
+    pointer: tuple[Head, str | None],
 ) -> Published:
     names, already, writer = {commit.entry.name for commit in commits}, True, ""
     while True:
-        head, etag = table_log.head()
+        head, etag = pointer
         if head.publishing is not None:
             already &= names.isdisjoint(head.publishing.commits)
-            finish_claim(table_log, head, etag, is_own=head.writer == writer)
-            continue
-        current = table_log.manifest(head.current)
-        unpublished = claimable(table_log, commits, current, accepted, widens)
-        if not unpublished:
-            return Published(current, already, tuple(commits))
-        already = False
-        claim = Claim(commits=tuple(c.entry.name for c in unpublished), base=head.current)
-        makes_table = any(commit.entry.table for commit in unpublished)
-        # If another process wins the race, repeat with its state.
-        with suppress(PreconditionFailedError, AlreadyExistsError):
-            adopts = any(commit.entry.adopts for commit in unpublished)
-            pointer = Head.at(current, claim, makes_table=makes_table, adopts=adopts)
-            writer = table_log.move_head(pointer, etag)
+            is_own = head.writer == writer
+            finished = finish_claim(table_log, head, etag, is_own=is_own)
+            if is_own and finished is not None:
+                # The pointer is what this process has written, unless others have moved it since.
+                head = Head.at(finished)
+        if head.publishing is None:
+            current = table_log.manifest(head.current)
+            unpublished = claimable(table_log, commits, current, accepted, widens)
+            if not unpublished:
+                return Published(current, already, tuple(commits))
+            already = False
+            claim = Claim(commits=tuple(c.entry.name for c in unpublished), base=head.current)
+            makes_table = any(commit.entry.table for commit in unpublished)
+            # If another process wins the race, repeat with its state.
+            with suppress(PreconditionFailedError, AlreadyExistsError):
+                adopts = any(commit.entry.adopts for commit in unpublished)
+                claimed = Head.at(current, claim, makes_table=makes_table, adopts=adopts)
+                writer = table_log.move_head(claimed, etag)
+        pointer = table_log.head()
 
 
 def claimable(

@@ -75,7 +75,8 @@ def publish_outputs(parts: Sequence[OutputCommit], run: str) -> None:
 
 def freeze_part(part: OutputCommit) -> OutputCommit:
     """Freeze the commit of an output; return it as it was frozen first. Raises as `freeze`."""
-    [stored] = freeze(part.table_log, [part.commit], part.widens)
+    number = part.table_log.head()[0].current
+    [stored] = freeze(part.table_log, [part.commit], part.widens, number)
     return replace(part, commit=stored)
 
 

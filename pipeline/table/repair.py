@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -350,7 +350,7 @@ def _move_orphans(table_log: TableLog) -> None:
     move_orphans(table_log, orphans_among(table_log, unnamed))
 
 
-_ACTIONS = {
+_ACTIONS: dict[str, Callable[[TableLog], object]] = {
     "head missing": _fix_pointer,
     "head behind": _fix_pointer,
     "head damaged": _fix_pointer,

@@ -189,7 +189,7 @@ def test_a_record_of_another_run_is_refused() -> None:
         run.ledger.prefix + "run.json"
     ]
     with pytest.raises(StateError, match=f"it is the record of run {run.ledger.run}"):
-        other.ledger.record()
+        other.again(other.storage).ledger.record()
 
 
 # -- what later releases wrote -----------------------------------------------------------------

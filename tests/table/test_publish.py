@@ -69,6 +69,28 @@ def test_publishing_twice_is_once(mode: str) -> None:
     assert backend.stored == before
 
 
+def test_a_publish_sends_few_requests() -> None:
+    """A small run waits for each of them; what was just read or written is not read again."""
+    backend, run = ready("error")
+    counted = Faulty(copied(backend), lambda n, name: None)
+    known = run.again(Storage({"s3": counted}, AT_ONCE))
+    known.ledger.record()
+    known.ledger.plan()
+    known.ledger.read()
+    counted.calls.clear()
+    publish(known)
+    steps = {
+        "what is new in the ledger": ["after"],
+        "the pointer, and whether it was lost": ["get", "objects"],
+        "which manifests are no conflict, and the pointer as it is now": ["get", "get"],
+        "what is staged is there, and is frozen": ["missing", "put_new"],
+        "the claim, its ETag, and whether the commit was amended": ["put_new", "get", "get"],
+        "all is visible, the manifest, and the pointer to it": ["complete", "put_new", "put_if"],
+        "the note, unless there is one": ["get", "put"],
+    }
+    assert counted.calls == [call for calls in steps.values() for call in calls]
+
+
 def test_the_manifest_adds_up() -> None:
     backend, run = ready("append")
     publish(run)

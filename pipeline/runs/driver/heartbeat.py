@@ -108,6 +108,8 @@ class Heartbeat:
     _written: float = field(default=0.0)
     _requests: RequestCounts = field(default_factory=process_requests.counts)
     _is_first: bool = True
+    _found: tuple[DriverRecord | None] | None = None
+    """The last driver's record, as this driver found it; None: not read yet."""
 
     @classmethod
     def of(cls, storage: Storage, prefix: str, flow_run: str | None = None) -> Heartbeat:
@@ -126,7 +128,9 @@ class Heartbeat:
 
     def stored(self) -> DriverRecord | None:
         """Read the record of the last driver, this or another."""
-        return read_driver(self.storage, self.uri.removesuffix("driver.json"))
+        record = read_driver(self.storage, self.uri.removesuffix("driver.json"))
+        self._found = (record,)
+        return record
 
     def update(self, progress: MapProgress) -> None:
         """Record progress; write it if a heartbeat is due."""
@@ -152,7 +156,7 @@ class Heartbeat:
     def write(self, state: str | None = None) -> None:
         """Store the record now. The first time, keep what it says about earlier drivers."""
         if self._is_first:
-            before = read_driver(self.storage, self.uri.removesuffix("driver.json"))
+            [before] = self._found or (self.stored(),)
             if before is not None and before.driver != self.record.driver:
                 attempts = [_attempt_of(attempt) for attempt in before.attempts]
                 self.record.earlier = attempts[-MAX_ATTEMPTS:]

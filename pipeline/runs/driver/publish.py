@@ -136,8 +136,8 @@ def publish_run(
     try:
         if vanished is not None:
             amend(table_log, vanished, record.run, files_of(table_log.output, done))
+        manifest = finish_open_claim(table_log)
         while True:
-            manifest = finish_open_claim(table_log)
             entries = table_log.history(manifest.number, record.base)
             released = released_names(entries, record.run)
             refuse_released(table_log, done, released)
@@ -148,7 +148,9 @@ def publish_run(
                 refuse(ledger.run, results)
             if not drafts:
                 break
-            published += publish(table_log, drafts, ledger.accepted(), widens=ledger.widens).commits
+            result = publish(table_log, drafts, ledger.accepted(), widens=ledger.widens)
+            manifest = result.manifest
+            published += result.commits
     except UploadsVanishedError as error:
         if not error.waits_for(record.run):
             raise foreign_claim(table_log.output, error) from error

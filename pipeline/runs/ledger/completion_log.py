@@ -33,6 +33,9 @@ BLOCK_SEGMENTS = 256
 """Maximum number of segments whose bytes are in memory at once."""
 BLOCK_BYTES = 64 << 20
 """Maximum bytes of segments in memory at once, unless a single one has more."""
+FEW_SEGMENTS = 16
+"""Number of new segments that are read without looking for a base: they cost less than a listing
+and a base. Nearly all runs have no more, and read their ledger several times."""
 _SEGMENT = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,240}\.jsonl\.zst")
 _BASE = re.compile(r"base-([0-9]{6,9})\.arrow")
 _OLD_BASE = re.compile(r"base-[0-9]+\.arrow")
@@ -86,9 +89,14 @@ class CompletionLog:
         """Reasons that were logged."""
 
     def read(self, since: str = "") -> Segment:
-        """Read what is new, and return everything, in any order (see `Ledger.read`)."""
+        """Read what is new, and return everything, in any order (see `Ledger.read`).
+
+        If nothing is new, this is the object that was returned before.
+        """
         self._read_new(since)
-        return join(self._loads)
+        if len(self._loads) > 1:
+            self._loads = [join(self._loads)]
+        return self._loads[0]
 
     def of_batch(self, batch: str) -> Segment:
         """Return what one batch has stored."""
@@ -111,7 +119,8 @@ class CompletionLog:
         try:
             self._storage.put_new(self._base_uri(number), pack_base(whole, names))
         except AlreadyExistsError:
-            self._read_new()  # Another process has compacted them: use its base.
+            self._read_base()  # Another process has compacted them: use its base.
+            self._read_new()
         else:
             self._newest = number
             self._take_base(whole, names)
@@ -123,11 +132,12 @@ class CompletionLog:
 
     def _read_new(self, since: str = "") -> None:
         """Read what is new."""
-        if not since:
-            self._read_base()
         listed = self._storage.after(self._folder, since)
         by_name = {info.uri.removeprefix(self._folder): info for info in listed}
         new = sorted(by_name.keys() - self._names - self._compacted)
+        if len(new) > FEW_SEGMENTS and not since:
+            self._read_base()
+            new = sorted(by_name.keys() - self._names - self._compacted)
         if new:
             self._loads.append(self._read_segments([(name, by_name[name].size) for name in new]))
             self._names |= set(new)

@@ -170,6 +170,8 @@ class Ledger:
         self._plan = plan
         self._stored_plan: Plan | None = None
         self._job: Job | None = None
+        self._record: RunRecord | None = None
+        self._published: int | None = None
         self._checks: EntryChecks | None = None
         self.run = run
         self.output = parse(output).uri.rstrip("/") + "/"
@@ -179,6 +181,8 @@ class Ledger:
         self._log = CompletionLog(storage, self.prefix, self._check)
         self._void: set[str] = set()
         self._aside: set[str] = set()
+        self._last: tuple[Segment, tuple[int, int], Progress] | None = None
+        """The progress that was read last, after what it was made of."""
 
     @classmethod
     def create(
@@ -235,10 +239,11 @@ class Ledger:
         is_first = ledger._store(record, parts)
         ledger._stored_plan = plan if is_first[0] else None
         ledger._job = job if is_first[1] else None
+        ledger._record = record if is_first[2] else None
         return ledger
 
     def _store(self, record: RunRecord, parts: Mapping[str, bytes]) -> list[bool]:
-        """Store a run's plan and job, then its record; return which of the parts were new.
+        """Store a run's plan and job, then its record; return which of the three were new.
 
         Another plan of the same chunks may differ in estimates or skipped objects: the first one
         stored counts.
@@ -246,8 +251,7 @@ class Ledger:
         is_first = map_concurrently(lambda part: self._put_first(*part), parts.items())
         fields = set() if record.outputs else {"outputs"}
         document = seal_json(record.model_dump_json(indent=1, exclude=fields).encode())
-        self._put_first("run.json", document)
-        return is_first
+        return [*is_first, self._put_first("run.json", document)]
 
     def _put_first(self, name: str, data: bytes) -> bool:
         """Store an object unless there is one; return whether it was stored."""
@@ -272,12 +276,17 @@ class Ledger:
         self._plan, self._job = plan, job
 
     def record(self) -> RunRecord:
-        """Read the run's record.
+        """Read the run's record, once: it never changes.
 
         Raises:
             UsageError: there is no such run.
             StateError: the record is damaged, another run's, or of a newer release.
         """
+        if self._record is None:
+            self._record = self._read_record()
+        return self._record
+
+    def _read_record(self) -> RunRecord:
         uri = self.run_prefix + "run.json"
         try:
             data = self._storage.get(uri).data
@@ -325,7 +334,9 @@ class Ledger:
 
     def published(self) -> int | None:
         """Read the number of the manifest that published this run, as recorded by its driver."""
-        return self._number("published.json")
+        if self._published is None:
+            self._published = self._number("published.json")
+        return self._published
 
     def _number(self, name: str) -> int | None:
         """Read the manifest number of an advisory note; None if there is none or it is damaged."""
@@ -342,6 +353,7 @@ class Ledger:
         self._storage.put(
             self.run_prefix + "published.json", seal_json(orjson.dumps({"manifest": manifest}))
         )
+        self._published = manifest
 
     def mark_expired(self) -> None:
         """Record that the run's plan, completions and reports are deleted."""
@@ -472,6 +484,17 @@ class Ledger:
                 takes a minute.
         """
         stored = self._log.read(since)
+        without = len(self._void), len(self._aside)  # Both only grow.
+        if self._last is not None and self._last[0] is stored and self._last[1] == without:
+            return self._last[2]
+        self._last = None
+        progress = self._count(stored)
+        if not since:  # Otherwise batches are in flight, and the next time there is more.
+            self._last = stored, without, progress
+        return progress
+
+    def _count(self, stored: Segment) -> Progress:
+        """Choose among what is stored."""
         counted = stored.completions.sort("index", "attempt")
         counted = counted.filter(~pl.col("attempt").is_in(list(self._void)))
         of_reduce = pl.col("batch") == REDUCE

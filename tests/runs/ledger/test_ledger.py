@@ -165,8 +165,31 @@ def test_a_segment_is_read_once() -> None:
     backend.calls.clear()
     run.complete(2)
     backend.calls.clear()
-    assert run.ledger.read().left(5) == [3, 4]
-    assert backend.calls == ["objects", "after", "get"]
+    progress = run.ledger.read()
+    assert progress.left(5) == [3, 4]
+    assert backend.calls == ["after", "get"]
+    backend.calls.clear()
+    assert run.ledger.read() is progress, "nothing is new"
+    assert backend.calls == ["after"]
+    run.ledger.void(progress.completions["attempt"].head(1))
+    assert run.ledger.read().left(5) == [0, 3, 4]
+    run.ledger.set_aside(progress.completions["attempt"].tail(1))
+    assert run.ledger.read().left(5) == [0, 2, 3, 4]
+
+
+def test_what_never_changes_is_read_once() -> None:
+    backend = Faulty(MemoryBackend(), lambda n, name: None)
+    run = run_of(Storage({"s3": backend}, AT_ONCE), PLAN)
+    backend.calls.clear()
+    assert run.ledger.record() == run.again(run.storage).ledger.record()
+    assert backend.calls == ["get"], "whoever has stored it knows it"
+    assert run.ledger.published() is None
+    backend.calls.clear()
+    assert run.ledger.published() is None, "another driver may have published it meanwhile"
+    assert backend.calls == ["get"]
+    run.again(run.storage).ledger.note_published(3)
+    assert run.ledger.published() == run.ledger.published() == 3
+    assert backend.calls == ["get", "put", "get"]
 
 
 def test_what_a_batch_left_behind(run: Run) -> None:
@@ -231,10 +254,10 @@ def test_a_folded_run_takes_few_requests() -> None:
     backend.calls.clear()
     assert reader.ledger.read().duplicates.height == 29
     # The base, the plan and the job, which its entries are checked against.
-    assert backend.calls == ["objects", "get", "get", "get", "after"]
+    assert backend.calls == ["after", "objects", "get", "get", "get"]
     backend.calls.clear()
     assert reader.ledger.read().duplicates.height == 29
-    assert backend.calls == ["objects", "after"]
+    assert backend.calls == ["after"]
     assert reader.ledger.uncompacted == 0
 
 
