@@ -119,8 +119,7 @@ def timeline(
     ]
     layers += _marks(bool(failures.height), bool(pauses), rows, seconds)
     height = max(70, min(620, len(rows) * lanes * 22, 90 + len(rows) * lanes * 12))
-    chart = alt.layer(*layers).properties(width="container", height=height)
-    return to_spec(chart, _add_marks({"chunks": spans.to_dicts()}, failures, pauses))
+    return layered(layers, height, _add_marks({"chunks": spans.to_dicts()}, failures, pauses))
 
 
 def utilisation(
@@ -161,8 +160,7 @@ def utilisation(
     )
     layers = [base, *_marks(bool(failures.height), bool(pauses), rows, seconds)]
     height = max(70, min(620, len(rows) * 24))
-    chart = alt.layer(*layers).properties(width="container", height=height)
-    return to_spec(chart, _add_marks({"cells": data.to_dicts()}, failures, pauses))
+    return layered(layers, height, _add_marks({"cells": data.to_dicts()}, failures, pauses))
 
 
 def rate_over_time(
@@ -198,8 +196,7 @@ def rate_over_time(
         .mark_rule(strokeDash=[4, 4], color="var(--soft)")
         .encode(y=alt.Y("value:Q"))
     )
-    chart = alt.layer(area, rule, hover).properties(width="container", height=190)
-    return to_spec(chart, {"series": rows, "mean": [{"value": mean}]})
+    return layered((area, rule, hover), 190, {"series": rows, "mean": [{"value": mean}]})
 
 
 def histogram(
@@ -250,8 +247,7 @@ def histogram(
         {"value": value, "label": label, "y": top * (1.24 - 0.11 * place)}
         for place, (value, label) in enumerate(marks)
     ]
-    chart = alt.layer(bars, rules, halo, labels).properties(width="container", height=210)
-    return to_spec(chart, {"bins": bins.to_dicts(), "marks": placed})
+    return layered((bars, rules, halo, labels), 210, {"bins": bins.to_dicts(), "marks": placed})
 
 
 def _time_axis(field: str, seconds: float) -> alt.X:
@@ -332,6 +328,20 @@ def _add_marks(
             {"at": at, "label": f"paused for {duration(length)}"} for at, length in pauses
         ]
     return data
+
+
+def layered(
+    layers: Sequence[alt.Chart], height: int, data: dict[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """Draw charts over each other, as wide as the page; return a specification with their data.
+
+    `alt.layer` would copy each chart several times, in search of parameters that they share: most
+    of the time of a small run's report.
+    """
+    drawn = [to_spec(layer, {}) for layer in layers]
+    for layer in drawn:
+        del layer["datasets"]
+    return {"layer": drawn, "width": "container", "height": height, "datasets": data}
 
 
 def to_spec(chart: alt.TopLevelMixin, data: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
