@@ -84,7 +84,7 @@ def test_a_pipeline_that_was_killed_goes_on_and_is_then_unchanged(world: World) 
         assert (world.root / "told.txt").read_text() == "24\n"
         assert api.twice() == ["after=c20"]
     [newest, *_] = runs_of(world)
-    shown = {run["name"]: run["state"]["name"] for run in world.tasks_of(newest)}
+    shown = {run["name"]: run["state"]["name"] for run in world.tasks_of(newest, 4)}
     assert shown == {
         "orders: unchanged": "Skipped",
         "totals: unchanged": "Skipped",

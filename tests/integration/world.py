@@ -232,9 +232,20 @@ class World:
         [found] = self.in_prefect("flow_runs", flow_runs=wanted)
         return found
 
-    def tasks_of(self, flow_run: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The task runs of a flow run."""
-        return self.in_prefect("task_runs", flow_runs={"id": {"any_": [flow_run["id"]]}})
+    def tasks_of(self, flow_run: Mapping[str, Any], at_least: int = 1) -> list[dict[str, Any]]:
+        """The task runs of a flow run, once there are as many, and all have ended.
+
+        The server records them after their run, a second of them at a time.
+        """
+        found: list[dict[str, Any]] = []
+
+        def all_recorded() -> bool:
+            wanted = {"id": {"any_": [flow_run["id"]]}}
+            found[:] = self.in_prefect("task_runs", flow_runs=wanted)
+            return len(found) >= at_least and all(run["end_time"] for run in found)
+
+        await_that(all_recorded, f"{at_least} task runs of {flow_run['name']}")
+        return found
 
     def objects(self, *prefixes: str) -> set[tuple[str, str]]:
         """Everything in S3 whose URI begins with one of these, with its ETag."""
