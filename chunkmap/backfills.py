@@ -212,10 +212,17 @@ class Backfill:
     def _repr_html_(self) -> str:
         record = self.draft.record
         rows = {
-            "windows": f"{record.todo:,} to do",
+            "windows": f"{record.todo:,} of {record.windows:,} to do"
+            if record.todo
+            else f"none of {record.windows:,} to do: the output has them",
+            **({} if self._store is None else {"published": self._published()}),
             "runs": plural(record.runs, "run"),
             "chunks": f"{record.chunks:,}",
             "output": self.job.definition.output.uri,
             "state": self.state,
         }
         return pairs_html(f"backfill of {record.job}", rows)
+
+    def _published(self) -> str:
+        counts = self.status.counts
+        return f"{plural(counts['done'], 'window')}; {counts['failed']:,} failed"

@@ -332,9 +332,12 @@ def test_a_backfill_publishes_window_by_window(orders: cm.Dataset) -> None:
     job = orders.map(euros).write("out/", mode="overwrite-partitions")
     backfill = job.backfill("2024-01-01", "2024-01-03", column="ds", canary=1)
     assert backfill.windows == 2
-    assert "2 to do" in backfill._repr_html_()
+    assert "2 of 2 to do" in backfill._repr_html_()
     backfill.run()
     assert backfill.status.state == "done"
+    assert "2 windows; 0 failed" in backfill._repr_html_()
+    again = job.backfill("2024-01-01", "2024-01-03", column="ds")
+    assert "none of 2 to do: the output has them" in again._repr_html_()
     assert cm.scan("out/").select(pl.len()).collect().item() == 2 * ROWS
     assert cm.scan("out/", window="2024-01-02").collect().height == ROWS
     with pytest.raises(cm.errors.UsageError, match="no option 'canari'"):
