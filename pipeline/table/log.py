@@ -40,7 +40,7 @@ from pipeline.table.replay import Footprint, live_folders, renamed_keys
 MAX_CACHED_MANIFESTS = 8
 """Maximum number of cached manifests with all their commits."""
 _NOT_A_COMMIT = re.compile(rf"\.a\d+$|^(restore|{ADOPT})-")
-"""Names of amendments, of the records of rollbacks, and of adoptions, which are never given up."""
+"""Names of amendments, of the records of rollbacks, and of adoptions, which are never discarded."""
 EMPTY = Manifest(number=0, created=0.0, commits=())
 
 

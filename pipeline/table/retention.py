@@ -65,7 +65,7 @@ def _without_foreign(
     marks = adopted_versions(table_log, table_log.manifest(manifest.number - 1).commits)
     foreign = {k for k, info in replaced.items() if k in marks and not is_version(info, marks[k])}
     for key in sorted(foreign):
-        log.warning("%s%s was written anew by others, and is left there", table_log.output, key)
+        log.warning("%s%s was replaced by others, and is left there", table_log.output, key)
     return [key for key in replaced if key not in foreign]
 
 
@@ -316,7 +316,7 @@ def orphans_among(table_log: TableLog, keys: Iterable[str]) -> list[str]:
 
     They were replaced, or claimed and released. A late publisher, rollback or DELETE has left them,
     and no manifest will ever name them again. A file at the key of an adopted one is such a file
-    only if it is still the adopted version: others may have written it anew.
+    only if it is still the adopted version: others may have replaced it.
     """
     keys, entries = list(keys), table_log.entries()
     released = [name for entry in entries for name in entry.releases]

@@ -51,7 +51,7 @@ def test_several_run_at_once_and_can_be_killed() -> None:
     assert sleeper.has_ended
 
 
-def test_a_program_forks_for_whoever_starts_it(tmp_path: Path) -> None:
+def test_a_program_forks_for_those_who_start_it(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     variables, descriptor = program(tmp_path / "look", LOOK, flows=False)
     done = subprocess.run(
