@@ -93,7 +93,7 @@ CHANGES = {
     "moment", mostly_long(CHANGES, {"as the copy begins"}, longer={"after the copy"})
 )
 def test_a_source_is_replaced(new: NewScenario, world: World, moment: str) -> None:
-    """Its chunk fails, and nothing is published; with the old bytes it goes on."""
+    """Its chunk fails, and nothing is published; with the old bytes it resumes."""
     scenario = new(input=write(world), **KEEPING)
     source, other, rule = f"{scenario.input}0.parquet", large(0, seed=1), CHANGES[moment]
     rule.call = lambda request: scenario.storage.put(source, other)
