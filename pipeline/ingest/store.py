@@ -304,7 +304,7 @@ class IngestStore:
 
     @property
     def begin_again(self) -> str:
-        """How users give it up, so that the same command begins another one: a hint."""
+        """How users discard it, so that the same command begins another one: a hint."""
         return (
             f"discard what was read: chunkmap vacuum {self.output} --discard {self.ingest}; then "
             "give the command again, which reads everything as it is now"

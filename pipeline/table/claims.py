@@ -288,7 +288,7 @@ def release(table_log: TableLog, head: Head, etag: str | None) -> Manifest:
 
 
 def finish_or_release(table_log: TableLog, head: Head, etag: str | None) -> None:
-    """Finish a claim, or give it up if it can never be finished.
+    """Finish a claim, or withdraw it if it can never be finished.
 
     Args:
         table_log: Table log of the output.

@@ -181,7 +181,7 @@ def _claim_problem(table_log: TableLog, claim: Claim) -> Problem:
         return Problem(
             "publish unfinished",
             f"chunkmap adopt has begun to adopt {plural(files, 'file')}, and has not finished",
-            "finish it, or give it up if that is not possible: the files stay where they are",
+            "finish it, or withdraw it if that is not possible: the files stay where they are",
             "if it still works on it, wait for it",
         )
     staged = [item for commit in commits for item in own_staged(table_log, commit)]
@@ -230,14 +230,14 @@ def _decision_problem(runs: Sequence[str], error: DamagedStateError) -> Problem:
         "decision damaged",
         f"run {', '.join(runs)} has begun to publish here and to other outputs, and whether that "
         f"was decided is not known: {error}",
-        "give it up here: its chunks are mapped again. Other outputs may have it already, and are "
+        "withdraw it here: its chunks are mapped again. Other outputs may have it already, and are "
         f"left as they are; then publish it to those that lack it: {retry}",
         f"to publish it without mapping anything again, restore {error.uri} from "
         f"{backup_of(error.uri)}",
     )
 
 
-_FINISH = "finish it, or give it up if that is not possible: its chunks are mapped again"
+_FINISH = "finish it, or withdraw it if that is not possible: its chunks are mapped again"
 _ALIVE = "if a driver is working on it (chunkmap status), wait for it"
 
 

@@ -86,7 +86,7 @@ class BackfillHeldError(RunFailedError):
             f"backfill {summary.backfill} is paused: {why} "
             f"({canary.failed_chunks:,} of {plural(attempted, 'chunk')} failed)",
             hint=f"to continue: chunkmap backfill resume {summary.backfill}; "
-            f"to give it up: chunkmap backfill cancel {summary.backfill}",
+            f"to cancel it: chunkmap backfill cancel {summary.backfill}",
         )
         self.summary = summary
         self.failed = failed
