@@ -1,11 +1,12 @@
-"""Loads into PostgreSQL beside plain ADBC COPY of the same files.
+"""Loads into PostgreSQL beside plain ADBC COPY of the same files, and dlt.
 
     python -m benchmarks.micro.loading --rows 10000000 --repeats 3
 
 Both read the same Parquet from this machine's disk and bring it into a new table in one
 transaction; they take turns, and the best of each counts. Plain COPY records nothing and checks
-nothing. Without `--into` it starts a server of its own (PostgreSQL's programs must be installed),
-with fsync on.
+nothing. dlt is measured once, where `--dlt` names a Python with `dlt[postgres]` and pyarrow; its
+start is not in its time. Without `--into` it starts a server of its own (PostgreSQL's programs must
+be installed), with fsync on.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,23 @@ from pipeline.runs.driver.run import run_serially
 from pipeline.storage import open_storage
 
 FILES = 20
+_DLT = """
+import sys, time
+import dlt
+import pyarrow.dataset as ds
+
+address, files, folder = sys.argv[1:]
+
+@dlt.resource(name="by_dlt")
+def rows():
+    yield from ds.dataset(files, format="parquet").to_batches()
+
+made = dlt.pipeline("bench", pipelines_dir=folder, dataset_name="public",
+                    destination=dlt.destinations.postgres(address))
+started = time.perf_counter()
+made.run(rows, write_disposition="replace", loader_file_format="csv")
+print(made.last_trace.last_normalize_info.row_counts["by_dlt"], time.perf_counter() - started)
+"""
 
 
 def published(folder: Path, rows: int, settings: Settings) -> str:
@@ -76,13 +94,13 @@ def server(folder: Path) -> Iterator[str]:
     data, port = folder / "data", free_ports(1)[0]
     initdb = ["initdb", "-D", str(data), "-U", "bench", "--auth=trust", "--no-locale", "-E", "UTF8"]
     subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, **user)
-    options = f"-k {folder} -p {port} -c listen_addresses='' -c max_wal_size=4GB"
+    options = f"-k {folder} -p {port} -c listen_addresses=127.0.0.1 -c max_wal_size=4GB"
     control = ["pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log")]
     subprocess.run(
         [*control, "-o", options, "start"], check=True, stdout=subprocess.DEVNULL, **user
     )
     try:
-        yield f"postgresql:///postgres?host={folder}&port={port}&user=bench"
+        yield f"postgresql://bench:none@127.0.0.1:{port}/postgres"
     finally:
         subprocess.run(
             [*control, "-m", "fast", "stop"], check=True, stdout=subprocess.DEVNULL, **user
@@ -107,6 +125,15 @@ def chunkmap_load(uri: str, output: str, settings: Settings) -> Callable[[], int
     """Return a function that loads the output into a new table."""
     request = LoadRequest(output, TableName(None, "loaded"))
     return lambda: load(request, PostgreSQL(uri), settings, open_storage(settings)).rows
+
+
+def dlt_load(python: str, uri: str, files: Path) -> tuple[int, float]:
+    """Load the files with dlt in a process of its own; return the rows and its seconds."""
+    with tempfile.TemporaryDirectory(prefix="chunkmap-dlt-") as folder:
+        command = [python, "-c", _DLT, uri, str(files), folder]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    rows, seconds = done.stdout.split()[-2:]
+    return int(rows), float(seconds)
 
 
 def _drop(uri: str) -> None:
@@ -146,6 +173,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dlt", metavar="PYTHON", help="also measure dlt, with this Python")
     parser.add_argument("--into", help="URI of a database; default a server of its own")
     given = parser.parse_args()
     rows = given.rows // FILES * FILES
@@ -155,10 +183,16 @@ def main() -> int:
         folder = Path(name)
         output = published(folder, rows, settings)
         files = folder / "out"
-        if given.into:
-            return measure(given.into, output, files, settings, rows, given.repeats)
-        with tempfile.TemporaryDirectory(prefix="chunkmap-pg-") as home, server(Path(home)) as uri:
-            return measure(uri, output, files, settings, rows, given.repeats)
+        with ExitStack() as stack:
+            uri = given.into
+            if uri is None:
+                home = stack.enter_context(tempfile.TemporaryDirectory(prefix="chunkmap-pg-"))
+                uri = stack.enter_context(server(Path(home)))
+            result = measure(uri, output, files, settings, rows, given.repeats)
+            if given.dlt:
+                loaded, seconds = dlt_load(given.dlt, uri, files)
+                print(f"dlt: {loaded:,} rows in {seconds:.2f} s, {loaded / seconds:,.0f} rows/s")
+            return result
 
 
 if __name__ == "__main__":
