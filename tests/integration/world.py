@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -208,10 +209,12 @@ class World:
             "Authorization": f"Basic {base64.b64encode(password).decode()}",
             "Content-Type": "application/json",
         }
-        token = Request(f"{api}/csrf-token?client=tests", headers=headers)
+        # The server keeps one token per client, and other tests ask at the same time.
+        client = uuid.uuid4().hex
+        token = Request(f"{api}/csrf-token?client={client}", headers=headers)
         with urlopen(token) as answer:
             headers["Prefect-Csrf-Token"] = json.load(answer)["token"]
-        headers["Prefect-Csrf-Client"] = "tests"
+        headers["Prefect-Csrf-Client"] = client
         with urlopen(Request(f"{api}/{path}", json.dumps(body).encode(), headers)) as answer:
             return json.load(answer)
 
